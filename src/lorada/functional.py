@@ -1,0 +1,211 @@
+"""The map of LoRaDA as pure functions: Eqs. 6-17 of the paper, the fast form beside the slow one.
+
+    Attn_s = s (W_a + PE)(W_b + PE),   s = 1 / inverse_scale              (Eqs. 6-10)
+    Attn^  = Attn + repeat(Attn_s, h / h_s)                               (Eqs. 12, 14-17)
+    O      = Attn^ V = Attn V + repeat(Attn_s, h / h_s) V                 (Eq. 13)
+
+The last line is why nothing here needs the attention map: the second term stands alone.
+``add_map_reference`` keeps the paper's own form, and the tests hold the two against each other.
+
+Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, K keys, N map length,
+M = min(N, K), R rank, D head width. Readings of what the paper leaves open: docs/paper.md.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Align = Literal["start", "end"]
+Ablation = Literal["no_negative", "softmax", "full_rank", "no_position"]
+
+
+def position_embedding(length: int, like: Tensor) -> Float[Tensor, " N"]:
+    """PE(pos) = 10000^(-2 pos / length) for pos = 0 … length-1 (Eq. 7), on the device of ``like``."""
+    position = torch.arange(length, device=like.device, dtype=torch.float64)
+    return torch.pow(10000.0, -2.0 * position / length).to(like.dtype)
+
+
+def position_factors(
+    w_a: Float[Tensor, "S N R"], w_b: Float[Tensor, "S R N"]
+) -> tuple[Float[Tensor, "S N R"], Float[Tensor, "S R N"]]:
+    """Both factors with PE added along their token dimension (Eqs. 8-9), out of place."""
+    pe = position_embedding(w_a.shape[1], w_a)
+    return w_a + pe[:, None], w_b + pe
+
+
+def low_rank_map(
+    w_a: Float[Tensor, "S N R"],
+    w_b: Float[Tensor, "S R N"],
+    inverse_scale: float,
+    *,
+    position: bool = True,
+) -> Float[Tensor, "S N N"]:
+    """Attn_s = (W_a + PE)(W_b + PE) / inverse_scale (Eqs. 7-10), before any causal mask."""
+    if position:
+        w_a, w_b = position_factors(w_a, w_b)
+    return w_a @ w_b / inverse_scale
+
+
+def full_rank_map(
+    w: Float[Tensor, "H N N"], inverse_scale: float, *, position: bool = True
+) -> Float[Tensor, "H N N"]:
+    """The map of the ¬L ablation (FMAM): (W + PE(i) PE(j)) / inverse_scale."""
+    if position:
+        pe = position_embedding(w.shape[-1], w)
+        w = w + pe[:, None] * pe
+    return w / inverse_scale
+
+
+def visible_pairs(size: int, causal: bool, window: int | None, like: Tensor) -> Tensor | None:
+    """Which (query, key) pairs of a ``size`` × ``size`` map exist, as booleans; None for all.
+
+    ``causal`` keeps the lower triangle (Eq. 11), ``window`` the last ``window`` keys of each query.
+    """
+    if not causal and window is None:
+        return None
+    distance = torch.arange(size, device=like.device)
+    distance = distance[:, None] - distance
+    keep = distance >= 0 if causal else distance == distance
+    if window is not None:
+        keep = keep & (distance.abs() < window)
+    return keep
+
+
+def mask_map(map_: Float[Tensor, "*S N N"], causal: bool, window: int | None) -> Tensor:
+    """Attn_s ⊙ M (Eq. 11), with the band of a sliding window where there is one."""
+    keep = visible_pairs(map_.shape[-1], causal, window, map_)
+    return map_ if keep is None else map_ * keep
+
+
+def softmax_map(
+    map_: Float[Tensor, "S N N"],
+    causal: bool,
+    window: int | None = None,
+    keys: Tensor | None = None,
+) -> Tensor:
+    """The map of the ¬S ablation: a softmax over the keys a row may see, zero elsewhere.
+
+    Args:
+        map_: the raw map, (S, N, N).
+        causal: whether a row sees only its own and earlier keys.
+        window: how many keys back a row sees; None for all.
+        keys: (B, N) booleans, the map positions that hold a token; None for all of them.
+
+    Returns:
+        (S, N, N), or (B, S, N, N) where ``keys`` is given.
+    """
+    keep = visible_pairs(map_.shape[-1], causal, window, map_)
+    if keys is not None:
+        keep = keys[:, None, None, :] if keep is None else keep & keys[:, None, None, :]
+    if keep is None:
+        return map_.softmax(-1)
+    # A row that sees no key at all is a row without a token: zero, not the NaN of an empty softmax.
+    return torch.where(keep, map_, torch.finfo(map_.dtype).min).softmax(-1) * keep
+
+
+def apply_map(
+    map_: Float[Tensor, "*B S T M"], value: Float[Tensor, "B G M D"], heads: int
+) -> Float[Tensor, "B H T D"]:
+    """Tile(map) · V, with the map heads tiled (head i uses map i mod S) and V shared by groups.
+
+    The values are never expanded to the query heads: a group's maps are stacked along the rows
+    instead, and the batch along the columns, so that this is one matrix product per group.
+    """
+    batch, groups, keys, width = value.shape
+    queries = map_.shape[-2]
+    tiles = heads // map_.shape[-3]
+    if map_.dim() == 4:
+        tiled = map_.repeat(1, tiles, 1, 1).view(batch, groups, -1, keys)
+        return (tiled @ value).view(batch, heads, queries, width)
+    tiled = map_.repeat(tiles, 1, 1).view(groups, -1, keys)
+    columns = value.permute(1, 2, 0, 3).reshape(groups, keys, batch * width)
+    product = (tiled @ columns).view(groups, heads // groups, queries, batch, width)
+    return product.permute(3, 0, 1, 2, 4).reshape(batch, heads, queries, width)
+
+
+def map_value_product(
+    w_a: Float[Tensor, "S N R"],
+    w_b: Float[Tensor, "S R N"],
+    value: Float[Tensor, "B G K D"],
+    inverse_scale: float,
+    *,
+    heads: int,
+    align: Align = "start",
+    causal: bool = False,
+    window: int | None = None,
+    position: bool = True,
+) -> Float[Tensor, "B H M D"]:
+    """The second term of O = Attn·V + tile(Attn_s)·V on the M = min(N, K) tokens the map covers.
+
+    Args:
+        w_a: left factor.
+        w_b: right factor.
+        value: values of a whole, unpadded sequence.
+        inverse_scale: 1 / s.
+        heads: query heads H, a multiple of S and of G.
+        align: whether the map lies on the first (Eqs. 14-15) or the last (Eq. 16) M tokens.
+        causal: lower triangle only (Eq. 11).
+        window: width of a sliding attention window, in tokens; None without one.
+        position: False for the ¬P ablation.
+
+    Returns:
+        What is to be added to the attention output of the first or the last M tokens.
+    """
+    size = min(w_a.shape[1], value.shape[2])
+    if position:
+        w_a, w_b = position_factors(w_a, w_b)
+    if align == "start":
+        w_a, w_b, value = w_a[:, :size], w_b[:, :, :size], value[:, :, :size]
+    else:
+        w_a, w_b, value = w_a[:, -size:], w_b[:, :, -size:], value[:, :, -size:]
+    w_a = w_a / inverse_scale
+    if causal or window is not None:
+        return apply_map(mask_map(w_a @ w_b, causal, window), value, heads)
+    # Without a mask the n × n map never has to exist: W_a (W_b V).
+    tiles = heads // w_a.shape[0]
+    inner = apply_map(w_b, value, heads)
+    return w_a.repeat(tiles, 1, 1) @ inner
+
+
+def add_map_reference(
+    attention: Float[Tensor, "B H T K"],
+    map_: Float[Tensor, "S N N"],
+    *,
+    align: Align = "start",
+    causal: bool = False,
+    ablation: Ablation | None = None,
+) -> Float[Tensor, "B H T K"]:
+    """Eqs. 12-17 in the paper's own form, on a full attention map: the slow twin of the fast term.
+
+    For unpadded sequences; with a cache (T < K) the queries are the last T tokens. The ablations
+    ¬L and ¬P change how ``map_`` is made (``full_rank_map``, ``position=False``), not this step.
+
+    Args:
+        attention: probabilities after the softmax.
+        map_: Attn_s without any mask.
+        align: map on the first (Eqs. 14-15) or the last (Eq. 16) tokens.
+        causal: whether the model is causal (Eq. 11).
+        ablation: ``softmax`` (¬S) normalises the map before adding it; ``no_negative`` (¬N) adds
+            it to the scores before the softmax, which on probabilities is
+            softmax(x + a) = p·exp(a) / Σ p·exp(a) with p = softmax(x).
+
+    Returns:
+        The fused map Attn^.
+    """
+    heads, queries, keys = attention.shape[1:]
+    length = map_.shape[-1]
+    size = min(length, keys)
+    piece = map_[:, :size, :size] if align == "start" else map_[:, length - size :, length - size :]
+    piece = softmax_map(piece, causal) if ablation == "softmax" else mask_map(piece, causal, None)
+    offset = 0 if align == "start" else keys - size
+    full = attention.new_zeros(heads, keys, keys)
+    full[:, offset : offset + size, offset : offset + size] = piece.repeat(
+        heads // map_.shape[0], 1, 1
+    )
+    full = full[:, keys - queries :]
+    if ablation == "no_negative":
+        weighted = attention * full.exp()
+        return weighted / weighted.sum(-1, keepdim=True)
+    return attention + full

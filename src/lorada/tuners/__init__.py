@@ -1,0 +1,7 @@
+"""PEFT tuners, one file per idea; importing this package makes their types known to PEFT."""
+
+from lorada.tuners.bottleneck import BottleneckConfig
+from lorada.tuners.lmam import LmamConfig
+from lorada.tuners.stack import LoradaConfig
+
+__all__ = ["BottleneckConfig", "LmamConfig", "LoradaConfig"]

@@ -1,0 +1,222 @@
+"""Parts that are attached beside a module instead of wrapped around it.
+
+An attached part is a child module of the one it adapts (``self_attn.lmam``, ``mlp.bneck``). The
+base keeps its modules and names, so LoRA paths stay what they are in a plain LoRA file, a second
+adapter finds the same modules as the first, and ``unload`` only has to remove the child.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.error import NoMatchingPeftModuleError
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lorada.tuners.types import PREFIX, LoradaPeftConfig
+
+
+def within_layer(name: str) -> str:
+    """The part of a module name behind its layer index: ``model.layers.3.self_attn`` → self_attn."""
+    return re.sub(r"^.*\.\d+\.", "", name)
+
+
+class AttachedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+    """A child module that holds one part's parameters for any number of adapters."""
+
+    def __init__(self, host: nn.Module, parent: nn.Module) -> None:
+        super().__init__()
+        # In a tuple, the host is not registered as a submodule of its own child.
+        self._host = (host,)
+        self._disable_adapters = False
+        self._active_adapter: list[str] = []
+        self.merged_adapters: list[str] = []
+        self._mixed: list[str] | None = None
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def host(self) -> nn.Module:
+        """The module this part adapts."""
+        return self._host[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """Attached parts have no base weight; PEFT's property would look for one without end."""
+        raise AttributeError("an attached part has no weight of its own")
+
+    def update_layer(self, adapter_name: str, config: Any, model: nn.Module) -> None:
+        """Create the parameters of an adapter."""
+        raise NotImplementedError
+
+    def detach_from_host(self) -> None:
+        """Remove every hook that this part has put on the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def host_device(self) -> torch.device:
+        """The device that new parameters belong on."""
+        parameter = next(self.host.parameters(), None)
+        return parameter.device if parameter is not None else torch.device("cpu")
+
+    def shares(self) -> list[tuple[str, list[bool] | None]]:
+        """The adapters at work in this call, each with the samples it serves (None: all)."""
+        if self._disable_adapters:
+            return []
+        present = self._get_available_adapters()
+        if self._mixed is None:
+            return [(name, None) for name in self.active_adapters if name in present]
+        names = [name for name in dict.fromkeys(self._mixed) if name in present]
+        return [(name, [name == mixed for mixed in self._mixed]) for name in names]
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        target = device or self.host_device()
+        for container in self.adapter_layer_names:
+            entries = getattr(self, container)
+            if adapter_name in entries and entries[adapter_name].device.type != "meta":
+                entries[adapter_name] = nn.Parameter(
+                    entries[adapter_name].detach().to(target),
+                    requires_grad=entries[adapter_name].requires_grad,
+                )
+
+    def extra_repr(self) -> str:
+        """The adapters this part holds."""
+        return f"adapters={sorted(self._get_available_adapters())}"
+
+
+class AttachedModel(BaseTuner):  # type: ignore[misc]
+    """A tuner that attaches one kind of layer; subclasses say which, where and under what name."""
+
+    prefix = PREFIX
+    child: str
+    tuner_layer_cls: type[AttachedLayer]
+    target_module_mapping: dict[str, list[str]] = {}
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Attach the part to its targets; a state dict is not needed to find them."""
+        try:
+            super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+        except NoMatchingPeftModuleError as error:
+            config = self.peft_config[adapter_name]
+            chosen = {
+                name: getattr(config, name, None)
+                for name in ("target_modules", "layers_to_transform", "stacks")
+            }
+            asked = ", ".join(f"{name}={value}" for name, value in chosen.items() if value)
+            raise ValueError(
+                f"{asked} matched no module that can hold this part; "
+                f"this model has {', '.join(self.candidates()) or 'none'}"
+            ) from error
+
+    def candidates(self) -> list[str]:
+        """Names, within a layer, of the modules of this model that can hold the part."""
+        raise NotImplementedError
+
+    def _create_and_replace(
+        self,
+        peft_config: LoradaPeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer = getattr(target, self.child, None)
+        if layer is None:
+            layer = self.tuner_layer_cls(target, parent)
+            layer.update_layer(adapter_name, peft_config, self.model)
+            target.add_module(self.child, layer)
+        else:
+            layer.update_layer(adapter_name, peft_config, self.model)
+        layer.train(target.training)
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError(
+            f"{type(self).__name__.removesuffix('Model')} parts cannot be merged into the weights; "
+            "merge_weights() merges the parts that can be and keeps the rest as an adapter"
+        )
+
+    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
+        if merge:
+            self._check_merge_allowed()
+        detach_all(self.model)
+        model: nn.Module = super()._unload_and_optionally_merge(merge=False, **kwargs)
+        return model
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        with mixed_batch(self.model, kwargs.get("adapter_names"), self.training):
+            yield
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
+        check_fits(model, remapped)
+        return remapped
+
+
+def detach_all(model: nn.Module) -> None:
+    """Remove every attached part, hooks included."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, AttachedLayer):
+                child.detach_from_host()
+                delattr(module, name)
+
+
+@contextmanager
+def mixed_batch(model: nn.Module, names: list[str] | None, training: bool) -> Iterator[None]:
+    """Serve each sample of a batch by its own adapter, as PEFT's ``adapter_names`` asks.
+
+    Raises:
+        ValueError: in training mode, as in PEFT.
+    """
+    if names is None:
+        yield
+        return
+    if training:
+        raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+    layers = [module for module in model.modules() if isinstance(module, AttachedLayer)]
+    try:
+        for layer in layers:
+            layer._mixed = list(names)
+        yield
+    finally:
+        for layer in layers:
+            layer._mixed = None
+
+
+def check_fits(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
+    """Refuse adapter weights that belong to another architecture or shape.
+
+    Raises:
+        ValueError: naming the first tensor that has no place or another shape.
+    """
+    places = model.state_dict()
+    for key, tensor in state_dict.items():
+        if key not in places:
+            raise ValueError(
+                f"the adapter was saved for another architecture: this model has no place for {key}"
+            )
+        if places[key].shape != tensor.shape and places[key].dtype.is_floating_point:
+            raise ValueError(
+                f"the adapter was saved for another model size or head count: {key} is "
+                f"{tuple(tensor.shape)}, this model needs {tuple(places[key].shape)}"
+            )

@@ -1,0 +1,245 @@
+"""LMAM, the low-rank multi-head attention map module, as a PEFT tuner.
+
+    Attn^ = Attn + repeat((W_a + PE)(W_b + PE) s, h / h_s)                (Eqs. 6-17)
+
+``LmamConfig`` says what the map is, ``LmamLayer`` owns its factors as the child ``lmam`` of a
+self-attention module, ``LmamModel`` places it. The sum itself happens in ``attention``.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import torch
+from peft.tuners.tuners_utils import _ExcludedModule
+from torch import nn
+
+from lorada import attention
+from lorada.attention import AttentionMap
+from lorada.functional import Ablation, Align, position_embedding
+from lorada.tuners.attach import AttachedLayer, AttachedModel, within_layer
+from lorada.tuners.types import (
+    LoradaPeftConfig,
+    LoradaType,
+    register,
+    require_choice,
+    require_positive,
+)
+
+
+@dataclass
+class LmamConfig(LoradaPeftConfig):
+    """Where and how large the map is.
+
+    Attributes:
+        rank: r, the rank of the map.
+        length: n, how many tokens the map covers.
+        heads: h_s, how many maps the attention heads share by tiling; None for one per head.
+        inverse_scale: 1/s of Eq. 10. The paper's recipes carry 255, 4096*600 and others; the
+            default is chosen so that the map learns (docs/scale.md).
+        align: ``start`` lays the map on the first ``length`` tokens of a sample (Eqs. 14-15),
+            ``end`` on the last (Eq. 16).
+        positions: ``token`` counts real tokens; ``raw`` counts slots of the padded matrix and
+            treats pads as tokens, as the paper's code does.
+        ablation: ``no_negative``, ``softmax``, ``full_rank`` or ``no_position`` (Table 9).
+        init: ``zero`` starts W_b at -PE, so that the map is zero at step 0 and W_a is normal;
+            ``normal`` draws both factors from N(0, 0.02²), which leaves PE alone in the map.
+        learning_rate: of the map's factors where `lorada train` builds the optimizer; None for
+            the rate of everything else.
+        target_modules: names of self-attention modules; None for all of them.
+        exclude_modules: names or a regex of modules to leave out.
+        stacks: ``encoder`` and/or ``decoder`` of an encoder-decoder model; None for both.
+
+    Raises:
+        ValueError: for a value out of range.
+    """
+
+    rank: int = field(default=2)
+    length: int = field(default=128)
+    heads: int | None = field(default=None)
+    inverse_scale: float = field(default=4.0)
+    align: Align = field(default="start")
+    positions: str = field(default="token")
+    ablation: Ablation | None = field(default=None)
+    init: str = field(default="zero")
+    learning_rate: float | None = field(default=None)
+    target_modules: list[str] | str | None = field(default=None)
+    exclude_modules: list[str] | str | None = field(default=None)
+    stacks: list[str] | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = LoradaType.LMAM
+        require_positive(self, "rank", "length", "inverse_scale")
+        if self.heads is not None:
+            require_positive(self, "heads")
+        if self.learning_rate is not None:
+            require_positive(self, "learning_rate")
+        require_choice(self, "align", get_args(Align))
+        require_choice(self, "positions", ("token", "raw"))
+        require_choice(self, "ablation", (None, *get_args(Ablation)))
+        require_choice(self, "init", ("zero", "normal"))
+        if isinstance(self.target_modules, set | tuple):
+            self.target_modules = sorted(self.target_modules)
+
+
+class LmamLayer(AttachedLayer):
+    """The factors of the maps of one self-attention module.
+
+    ``lora_w_a`` (h_s, n, r) and ``lora_w_b`` (h_s, r, n) by adapter name; ``lora_w`` (h, n, n)
+    where the ablation is ``full_rank``.
+    """
+
+    adapter_layer_names = ("lora_w_a", "lora_w_b", "lora_w")
+    other_param_names = ("configs",)
+
+    def __init__(self, host: nn.Module, parent: nn.Module) -> None:
+        super().__init__(host, parent)
+        self.lora_w_a = nn.ParameterDict()
+        self.lora_w_b = nn.ParameterDict()
+        self.lora_w = nn.ParameterDict()
+        self.configs: dict[str, LmamConfig] = {}
+        self._baked: dict[str, torch.Tensor] = {}
+        attention.install()
+        self._handles.append(host.register_forward_pre_hook(self._check_dispatch))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A model that was unpickled in a new process finds the attention functions unwrapped.
+        super().__setstate__(state)
+        attention.install()
+
+    def _check_dispatch(self, host: nn.Module, args: Any) -> None:
+        implementation = host.config._attn_implementation
+        if not attention.is_installed(implementation):
+            raise ValueError(
+                f"attn_implementation={implementation!r} was registered after the map was placed "
+                "and would silently ignore it: call lorada.attention.install() after registering"
+            )
+
+    def update_layer(self, adapter_name: str, config: LmamConfig, model: nn.Module) -> None:
+        """Create the factors of an adapter.
+
+        Raises:
+            ValueError: if ``heads`` does not divide the attention heads.
+        """
+        total = attention.head_count(self.host)
+        heads = total if config.heads is None or config.ablation == "full_rank" else config.heads
+        if total % heads:
+            divisors = ", ".join(str(h) for h in range(1, total + 1) if total % h == 0)
+            raise ValueError(
+                f"heads={heads} does not divide the {total} attention heads: use one of {divisors}"
+            )
+        device = self.host_device()
+        self.configs[adapter_name] = config
+        self._baked.pop(adapter_name, None)
+        n, r = config.length, config.rank
+        if config.ablation == "full_rank":
+            self.lora_w[adapter_name] = nn.Parameter(torch.zeros(heads, n, n, device=device))
+        else:
+            self.lora_w_a[adapter_name] = nn.Parameter(torch.empty(heads, n, r, device=device))
+            self.lora_w_b[adapter_name] = nn.Parameter(torch.empty(heads, r, n, device=device))
+        self._initialise(adapter_name, config)
+
+    def _initialise(self, adapter_name: str, config: LmamConfig) -> None:
+        with torch.no_grad():
+            if adapter_name in self.lora_w:
+                if not config.init_weights:
+                    self.lora_w[adapter_name].normal_()
+                return
+            w_a, w_b = self.lora_w_a[adapter_name], self.lora_w_b[adapter_name]
+            if not config.init_weights:
+                w_a.normal_()
+                w_b.normal_()
+            elif config.init == "normal":
+                w_a.normal_(std=0.02)
+                w_b.normal_(std=0.02)
+            else:
+                w_a.normal_(std=1 / math.sqrt(config.rank))
+                w_b.zero_()
+                if config.ablation != "no_position":
+                    w_b.sub_(position_embedding(config.length, w_b))
+
+    def maps(self) -> list[AttentionMap]:
+        """The maps of the adapters that are active in this call."""
+        return [self._map(name, samples) for name, samples in self.shares()]
+
+    def _map(self, name: str, samples: list[bool] | None) -> AttentionMap:
+        config = self.configs[name]
+        if name in self.lora_w:
+            factors: tuple[torch.Tensor, ...] = (self.lora_w[name],)
+        else:
+            factors = (self.lora_w_a[name], self.lora_w_b[name])
+        return AttentionMap(
+            factors,
+            config.inverse_scale,
+            config.align,
+            config.positions,
+            config.ablation,
+            self._baked.get(name),
+            None if samples is None else torch.tensor(samples, device=factors[0].device),
+        )
+
+    def bake(self) -> None:
+        """Compute the finished maps once, for inference; ``train()`` goes back to the factors."""
+        self._baked = {}
+        with torch.no_grad():
+            self._baked = {name: self._map(name, None).dense() for name in self.configs}
+
+    def train(self, mode: bool = True) -> "LmamLayer":
+        """Switch the mode; training forgets what ``bake`` computed."""
+        if mode:
+            self._baked = {}
+        super().train(mode)
+        return self
+
+
+class LmamModel(AttachedModel):
+    """Places a map on every self-attention module that an ``LmamConfig`` names."""
+
+    child = attention.CHILD
+    tuner_layer_cls = LmamLayer
+
+    def _prepare_adapter_config(self, peft_config: LmamConfig, model_config: Any) -> LmamConfig:
+        found = attention.self_attentions(self.model)
+        if not found:
+            kinds = sorted(
+                {type(m).__name__ for _, m in self.model.named_modules() if "ttention" in str(type(m))}
+            )
+            raise ValueError(
+                "no self-attention module of this model dispatches through transformers' attention "
+                f"interface, so a map would have no effect; found {', '.join(kinds) or 'none at all'}"
+            )
+        if peft_config.target_modules is None:
+            peft_config.target_modules = self.candidates()
+        return peft_config
+
+    def candidates(self) -> list[str]:
+        """Names, within a layer, of the self-attention modules of this model."""
+        return sorted({within_layer(name) for name in attention.self_attentions(self.model)})
+
+    def _check_target_module_exists(self, peft_config: LmamConfig, key: str) -> Any:  # type: ignore[override]
+        matched = AttachedModel._check_target_module_exists(peft_config, key)
+        if not matched or isinstance(matched, _ExcludedModule):
+            return matched
+        if not attention.dispatches(self.model.get_submodule(key)):
+            raise ValueError(
+                f"target_modules matches {key}, which is not a self-attention module that can hold "
+                f"a map; this model has {', '.join(self.candidates()) or 'none'}"
+            )
+        if peft_config.stacks and not any(s in key.split(".") for s in peft_config.stacks):
+            return False
+        return True
+
+    def bake(self) -> None:
+        """Precompute every map for inference (the paper's offline Attn_s)."""
+        bake(self.model)
+
+
+def bake(model: nn.Module) -> None:
+    """Precompute every map of a model for inference."""
+    for module in model.modules():
+        if isinstance(module, LmamLayer):
+            module.bake()
+
+
+register(LoradaType.LMAM, LmamConfig, LmamModel)

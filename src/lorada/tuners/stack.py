@@ -1,0 +1,364 @@
+"""``LoradaConfig(parts=[…])``: any number of PEFT configs, ours or PEFT's, as one adapter.
+
+A stack is a composite tuner. Each part is placed by its own ordinary tuner; everything that PEFT
+does afterwards (activating, disabling, casting, saving) works on the tuner layers it finds in the
+model, whichever tuner put them there. So LoRaDA-LA is a list of three parts and not a class.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import set_additional_trainable_modules
+from torch import Tensor, nn
+
+from lorada.tuners.attach import AttachedLayer, AttachedModel, check_fits, detach_all, mixed_batch
+from lorada.tuners.lmam import bake
+from lorada.tuners.types import PREFIX, LoradaPeftConfig, LoradaType, register
+
+FORWARDED = ("layers_to_transform", "layers_pattern")
+
+
+@dataclass
+class LoradaConfig(LoradaPeftConfig):
+    """A stack of parts that is one adapter: one config file, one safetensors file.
+
+    Attributes:
+        parts: PEFT configs, or their dictionaries as in adapter_config.json. Options that are set
+            on the stack itself (``layers_to_transform``, ``modules_to_save``, ``init_weights``,
+            ``inference_mode``) hold for every part that does not say otherwise.
+
+    Raises:
+        ValueError: for an empty stack, or a part that PEFT does not inject into layers.
+    """
+
+    parts: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = LoradaType.LORADA
+        if not self.parts:
+            raise ValueError("LoradaConfig needs at least one part, such as LmamConfig()")
+        self.parts = [_as_config(part) for part in self.parts]
+        for part in self.parts:
+            _refuse_unstackable(part)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as JSON-ready data, parts included."""
+        own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "parts"}
+        parts = [
+            {key: sorted(value) if isinstance(value, set) else value for key, value in part.items()}
+            for part in (part.to_dict() for part in self.parts)
+        ]
+        return {**own, "parts": parts}
+
+
+def _as_config(part: Any) -> PeftConfig:
+    if isinstance(part, PeftConfig):
+        return part
+    if isinstance(part, dict) and "peft_type" in part:
+        known = {str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_TUNER_MAPPING}
+        if part["peft_type"] not in known:
+            raise ValueError(
+                f"peft_type={part['peft_type']!r} of a part is unknown to this peft and lorada; "
+                "upgrade them, or leave the part out"
+            )
+        return PeftConfig.from_peft_type(**part)
+    raise ValueError(f"a part must be a PEFT config or its dictionary with peft_type, not {part!r}")
+
+
+def _refuse_unstackable(part: PeftConfig) -> None:
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(part.peft_type)
+    name = type(part).__name__
+    if part.is_prompt_learning or part.is_adaption_prompt or isinstance(part, LoradaConfig):
+        raise ValueError(f"{name} cannot be a part: PEFT does not place it in the model's layers")
+    if tuner is None or not issubclass(tuner, BaseTuner) or tuner.uses_shared_state:
+        raise ValueError(f"{name} cannot be a part: it keeps weights outside the model's layers")
+
+
+class LoradaModel(BaseTuner):  # type: ignore[misc]
+    """Places the parts of a stack, each by its own tuner, and joins what they save and load."""
+
+    prefix = PREFIX
+    tuner_layer_cls = BaseTunerLayer
+    target_module_mapping: dict[str, list[str]] = {}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Plain attributes, not submodules: every tuner's ``model`` is this tuner's ``model``.
+        self.__dict__["_tuners"] = {}
+        super().__init__(*args, **kwargs)
+
+    def tuners(self) -> list[BaseTuner]:
+        """The tuners of all parts of all adapters."""
+        return [tuner for tuners in self.__dict__["_tuners"].values() for tuner in tuners]
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Place every part of an adapter; a later adapter leaves the trainability of earlier ones.
+
+        Raises:
+            ValueError: if two parts of one kind want the same module.
+        """
+        config = self.peft_config[adapter_name]
+        stacked = any(isinstance(module, BaseTunerLayer) for module in model.modules())
+        before = [(p, p.requires_grad) for p in model.parameters()] if stacked else []
+        self.__dict__["_tuners"][adapter_name] = []
+        saved = model.__dict__.pop("peft_config", None)
+        try:
+            for part in config.parts:
+                self._inject_part(model, adapter_name, part, low_cpu_mem_usage)
+        except Exception:
+            del self.__dict__["_tuners"][adapter_name]
+            raise
+        finally:
+            model.__dict__.pop("peft_config", None)
+            if saved is not None:
+                model.peft_config = saved  # type: ignore[assignment]
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        set_additional_trainable_modules(
+            model=model,
+            peft_config=config,
+            model_config=BaseTuner.get_model_config(model),
+            adapter_name=adapter_name,
+            activate_adapter=adapter_name in self.active_adapters,
+        )
+        for parameter, requires_grad in before:
+            parameter.requires_grad = requires_grad
+
+    def _inject_part(
+        self, model: nn.Module, adapter_name: str, part: PeftConfig, low_cpu_mem_usage: bool
+    ) -> None:
+        config: LoradaConfig = self.peft_config[adapter_name]
+        own_modules = getattr(part, "modules_to_save", None)
+        part.inference_mode = config.inference_mode
+        for name in FORWARDED:
+            if hasattr(part, name) and getattr(part, name) is None:
+                setattr(part, name, getattr(config, name))
+        if not config.init_weights:
+            for name in ("init_weights", "init_lora_weights", "init_ia3_weights"):
+                if hasattr(part, name):
+                    setattr(part, name, False)
+        if hasattr(part, "modules_to_save") and own_modules is None:
+            part.modules_to_save = config.modules_to_save  # so that no part adapts such a module
+        tuner_cls = PEFT_TYPE_TO_TUNER_MAPPING[part.peft_type]
+        model.__dict__.pop("peft_config", None)  # a tuner that sees one joins it instead
+        placed = self.__dict__["_tuners"][adapter_name]
+        tuner = tuner_cls(
+            model, {adapter_name: part}, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage
+        )
+        if hasattr(part, "modules_to_save"):
+            part.modules_to_save = own_modules
+        for other in placed:
+            shared = set(tuner.targeted_module_names) & set(other.targeted_module_names)
+            if shared and tuner.tuner_layer_cls is other.tuner_layer_cls:
+                raise ValueError(
+                    f"two parts of type {part.peft_type} both target {sorted(shared)[0]}: "
+                    "give them different target_modules"
+                )
+        placed.append(tuner)
+
+    def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError("parts are placed by their own tuners")
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward, through a part that extends it (AdaLoRA adds to the loss)."""
+        for tuner in self.tuners():
+            if type(tuner).forward is not BaseTuner.forward:
+                return tuner(*args, **kwargs)
+        return self.model(*args, **kwargs)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter with all its parts."""
+        super().delete_adapter(adapter_name)
+        self.__dict__["_tuners"].pop(adapter_name, None)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        names = kwargs.pop("adapter_names", None)
+        with ExitStack() as stack:
+            stack.enter_context(mixed_batch(self.model, names, self.training))
+            for tuner_cls in dict.fromkeys(type(tuner) for tuner in self.tuners()):
+                if issubclass(tuner_cls, AttachedModel) or not hasattr(
+                    tuner_cls, "_enable_peft_forward_hooks"
+                ):
+                    continue
+                # Called on the stack: an inner tuner is no submodule and never sees eval().
+                own = {**kwargs, "adapter_names": self._names_known_to(tuner_cls, names)}
+                stack.enter_context(tuner_cls._enable_peft_forward_hooks(self, *args, **own))
+            yield
+
+    def _names_known_to(
+        self, tuner_cls: type[BaseTuner], names: list[str] | None
+    ) -> list[str] | None:
+        """``adapter_names`` with the base where an adapter has no part of this kind."""
+        if names is None:
+            return None
+        layers = [m for m in self.modules() if isinstance(m, tuner_cls.tuner_layer_cls)]
+        known = {name for layer in layers for name in layer._get_available_adapters()}
+        unknown = set(names) - {"__base__", *self.peft_config}
+        if unknown:
+            raise ValueError(
+                f"adapter_names has {sorted(unknown)[0]!r}; "
+                f"loaded are {', '.join(sorted(self.peft_config))}"
+            )
+        return [name if name in known else "__base__" for name in names]
+
+    def __getattr__(self, name: str) -> Any:
+        """What the stack and the model lack, a part's tuner may have (``update_and_allocate``)."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            for tuner in self.__dict__.get("_tuners", {}).values():
+                for part in tuner:
+                    if name in vars(type(part)):
+                        return getattr(part, name)
+            raise
+
+    # Saving and loading: a part's own hooks on the part's own keys, PEFT's structure for the rest.
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: LoradaConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        everything = super()._get_adapter_state_dict(
+            model, config, adapter_name, state_dict, unwanted_adapter_names
+        )
+        joined: dict[str, Tensor] = {}
+        for part in config.parts:
+            tuner_cls = PEFT_TYPE_TO_TUNER_MAPPING[part.peft_type]
+            foreign = _keys_of_others(model, tuner_cls.tuner_layer_cls, everything)
+            saved = tuner_cls._get_adapter_state_dict(
+                model, part, adapter_name, state_dict, unwanted_adapter_names
+            )
+            joined.update({key: value for key, value in saved.items() if key not in foreign})
+        return joined
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls,
+        model: nn.Module,
+        config: LoradaConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        for part in config.parts:
+            tuner_cls = PEFT_TYPE_TO_TUNER_MAPPING[part.peft_type]
+            if not issubclass(tuner_cls, AttachedModel):
+                state_dict = tuner_cls._remap_adapter_state_dict_for_load(
+                    model, part, adapter_name, state_dict
+                )
+        state_dict = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
+        check_fits(model, state_dict)
+        return state_dict
+
+    # Merging and baking.
+
+    def _check_merge_allowed(self) -> None:
+        parts = [part for name in self.active_adapters for part in self.peft_config[name].parts]
+        kept = sorted({type(part).__name__ for part in parts if not _merges(part)})
+        if kept:
+            raise ValueError(
+                f"parts of {', '.join(kept)} cannot be merged into the weights: merge_weights() "
+                "merges the parts that can be and returns the merged model with the rest as an "
+                "adapter"
+            )
+        super()._check_merge_allowed()
+
+    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
+        if merge:
+            self._check_merge_allowed()
+            self._merge_nested(**kwargs)
+        detach_all(self.model)
+        model: nn.Module = super()._unload_and_optionally_merge(merge, **kwargs)
+        return model
+
+    def _merge_nested(
+        self,
+        adapter_names: list[str] | None = None,
+        safe_merge: bool = False,
+        progressbar: bool = False,
+    ) -> None:
+        # PEFT merges only the outermost layer of a module; parts on the same module are nested.
+        for module in self.model.modules():
+            nested = []
+            inner = getattr(module, "base_layer", None) if _wraps(module) else None
+            while isinstance(inner, BaseTunerLayer):
+                nested.append(inner)
+                inner = getattr(inner, "base_layer", None)
+            for layer in reversed(nested):
+                if not layer.merged:
+                    layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+
+    def merge_weights(self) -> nn.Module:
+        """Merge the parts of the active adapter that can be merged and keep the rest.
+
+        Returns:
+            A ``PeftModel`` over the merged base whose adapter holds the remaining parts; the
+            merged base itself if nothing remains. The model this is called on is used up.
+        """
+        name = self.active_adapters[0]
+        config: LoradaConfig = self.peft_config[name]
+        merged, rest = (
+            [part for part in config.parts if _merges(part) is wanted] for wanted in (True, False)
+        )
+        state = get_peft_model_state_dict(self, adapter_name=name)
+        attached = {n for n, module in self.named_modules() if isinstance(module, AttachedLayer)}
+        kept = {
+            f"base_model.{key}": value.clone()
+            for key, value in state.items()
+            if any(key.startswith(f"{layer}.") for layer in attached)
+        }
+        config.parts = merged
+        base = self._unload_and_optionally_merge(merge=True, adapter_names=[name])
+        if not rest:
+            return base
+        model = get_peft_model(base, LoradaConfig(parts=rest, task_type=config.task_type))
+        set_peft_model_state_dict(model, kept)
+        return model.train(self.training)
+
+    def bake(self) -> None:
+        """Precompute every map of the stack for inference."""
+        bake(self.model)
+
+
+def _wraps(module: nn.Module) -> bool:
+    return isinstance(module, BaseTunerLayer) and not isinstance(module, AttachedLayer)
+
+
+def _keys_of_others(
+    model: nn.Module, layer_cls: type[BaseTunerLayer], keys: Iterable[str]
+) -> set[str]:
+    """The keys that belong to tuner layers of another class than ``layer_cls``."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+    others = set()
+    for key in keys:
+        owner = key
+        while owner and owner not in layers:
+            owner = owner.rpartition(".")[0]
+        if owner and not isinstance(layers[owner], layer_cls):
+            others.add(key)
+    return others
+
+
+def _merges(part: PeftConfig) -> bool:
+    return not issubclass(PEFT_TYPE_TO_TUNER_MAPPING[part.peft_type], AttachedModel)
+
+
+register(LoradaType.LORADA, LoradaConfig, LoradaModel)

@@ -1,0 +1,81 @@
+"""The PEFT types of this package, and what every config of ours says in ``adapter_config.json``."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from peft import PeftConfig
+from peft.mapping import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    PEFT_TYPE_TO_PREFIX_MAPPING,
+    PEFT_TYPE_TO_TUNER_MAPPING,
+)
+from peft.tuners.tuners_utils import BaseTuner
+
+from lorada.version import __version__
+
+# transformers' own loading inserts the adapter name behind this one prefix, for every part of a
+# stack, so all our parameters start with the prefix that LoRA's do.
+PREFIX = "lora"
+
+
+class LoradaType(str, Enum):
+    """Our PEFT types. Name equals value: PEFT looks types up by the plain string of a JSON file."""
+
+    LMAM = "LMAM"
+    BOTTLENECK = "BOTTLENECK"
+    LORADA = "LORADA"
+
+
+def register(peft_type: LoradaType, config: type[PeftConfig], tuner: type[BaseTuner]) -> None:
+    """Enter a config and its tuner in PEFT's public tables (PEFT's own helper insists on its enum)."""
+    PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config  # type: ignore[index]
+    PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = tuner  # type: ignore[index]
+    PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = PREFIX  # type: ignore[index]
+
+
+@dataclass
+class LoradaPeftConfig(PeftConfig):
+    """Fields that all our configs share.
+
+    Attributes:
+        layers_to_transform: indices of the layers that get the part; None for all.
+        layers_pattern: name of the module list that the indices count, where PEFT cannot tell.
+        modules_to_save: modules trained and saved whole, such as a classification head.
+        init_weights: False leaves the start random, so that a fresh adapter changes the model
+            (PEFT's tests use it).
+        usage: written into adapter_config.json for a reader who meets the file without this
+            package.
+        lorada_version: the version that wrote the adapter.
+    """
+
+    layers_to_transform: list[int] | int | None = field(default=None)
+    layers_pattern: list[str] | str | None = field(default=None)
+    modules_to_save: list[str] | None = field(default=None)
+    init_weights: bool = field(default=True)
+    usage: str = field(default="pip install lorada, then `import lorada` before loading with peft")
+    lorada_version: str = field(default=__version__)
+
+
+def require_positive(config: object, *names: str) -> None:
+    """Refuse values that are not above zero, naming the field and the value.
+
+    Raises:
+        ValueError: for the first such field.
+    """
+    for name in names:
+        value: Any = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ValueError(f"{name}={value!r} must be a number above 0")
+
+
+def require_choice(config: object, name: str, choices: tuple[Any, ...]) -> None:
+    """Refuse a value that is not one of ``choices``, naming them.
+
+    Raises:
+        ValueError: for any other value.
+    """
+    value = getattr(config, name)
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name}={value!r} is not one of {listed}")
