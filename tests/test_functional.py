@@ -1,0 +1,332 @@
+"""The fast term against the paper's own form, forward and backward, and Eqs. 6-17 by hand."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from conftest import assert_close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
+
+from lorada.functional import (
+    add_map_reference,
+    apply_map,
+    full_rank_map,
+    low_rank_map,
+    map_value_product,
+    mask_map,
+    position_embedding,
+    position_factors,
+    softmax_map,
+    visible_pairs,
+)
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
+EXAMPLES = settings(deadline=None, max_examples=40)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of one random comparison: S divides H and G divides H; N may be above or below K."""
+
+    batch: int
+    heads: int
+    map_heads: int
+    groups: int
+    tokens: int
+    length: int
+    rank: int
+    width: int
+    causal: bool
+    window: int | None
+    align: str
+    position: bool
+    seed: int
+
+    def draw(self, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        """Probabilities (B, H, K, K), W_a, W_b and values (B, G, K, D)."""
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator, dtype=dtype)
+
+        scores = normal(self.batch, self.heads, self.tokens, self.tokens)
+        keep = visible_pairs(self.tokens, self.causal, self.window, scores)
+        if keep is not None:
+            scores = scores.masked_fill(~keep, -math.inf)
+        return (
+            scores.softmax(-1),
+            normal(self.map_heads, self.length, self.rank),
+            normal(self.map_heads, self.rank, self.length),
+            normal(self.batch, self.groups, self.tokens, self.width),
+        )
+
+    @property
+    def options(self) -> dict:
+        names = ("heads", "align", "causal", "window", "position")
+        return {name: getattr(self, name) for name in names}
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    heads = draw(st.sampled_from([1, 2, 4, 6]))
+    divisors = st.sampled_from([d for d in range(1, heads + 1) if heads % d == 0])
+    causal = draw(st.booleans())
+    return Case(
+        batch=draw(st.integers(1, 3)),
+        heads=heads,
+        map_heads=draw(divisors),
+        groups=draw(divisors),
+        tokens=draw(st.integers(1, 9)),
+        length=draw(st.integers(1, 9)),
+        rank=draw(st.integers(1, 3)),
+        width=draw(st.integers(1, 4)),
+        causal=causal,
+        window=draw(st.none() | st.integers(1, 6)) if causal else None,
+        align=draw(st.sampled_from(["start", "end"])),
+        position=draw(st.booleans()),
+        seed=draw(st.integers(0, 2**31)),
+    )
+
+
+def expanded(value: torch.Tensor, heads: int) -> torch.Tensor:
+    """Values of each query head: the copy that the fast form never makes."""
+    return value.repeat_interleave(heads // value.shape[1], 1)
+
+
+def banded(map_: torch.Tensor, window: int | None) -> torch.Tensor:
+    """The map within a sliding window, which the reference (of unwindowed models) leaves out."""
+    if window is None:
+        return map_
+    return map_ * torch.ones_like(map_).triu(1 - window)
+
+
+def slow_output(case: Case, attention, w_a, w_b, value) -> torch.Tensor:
+    """Attn^ V with the full attention map (Eqs. 12-17)."""
+    map_ = banded(low_rank_map(w_a, w_b, 7.0, position=case.position), case.window)
+    fused = add_map_reference(attention, map_, align=case.align, causal=case.causal)
+    return fused @ expanded(value, case.heads)
+
+
+def fast_output(case: Case, attention, w_a, w_b, value) -> torch.Tensor:
+    """Attn V, and the second term added on the first or the last M tokens."""
+    term = map_value_product(w_a, w_b, value, 7.0, **case.options)
+    size, output = term.shape[2], attention @ expanded(value, case.heads)
+    before, after = (0, case.tokens - size) if case.align == "start" else (case.tokens - size, 0)
+    return output + torch.nn.functional.pad(term, (0, 0, before, after))
+
+
+@DTYPES
+@EXAMPLES
+@given(case=cases())
+def test_fast_term_equals_the_papers_form_forward_and_backward(dtype, case):
+    attention, *inputs = case.draw(dtype)
+    results = []
+    for form in (slow_output, fast_output):
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+        output = form(case, attention, *leaves)
+        weights = torch.linspace(-1, 1, output.numel(), dtype=dtype).view_as(output)
+        results.append((output, *torch.autograd.grad((output * weights).sum(), leaves)))
+    for slow, fast in zip(*results, strict=True):
+        assert_close(fast, slow)
+
+
+@pytest.mark.parametrize("ablation", ["softmax", "full_rank"])
+@EXAMPLES
+@given(case=cases())
+def test_ablations_through_apply_map_equal_the_papers_form(ablation, case):
+    attention, w_a, w_b, value = case.draw(torch.float64)
+    if ablation == "full_rank":
+        w = (w_a @ w_b).repeat(case.heads // case.map_heads, 1, 1)
+        map_ = full_rank_map(w, 7.0, position=case.position)
+    else:
+        map_ = low_rank_map(w_a, w_b, 7.0, position=case.position)
+    fused = add_map_reference(
+        attention, map_, align=case.align, causal=case.causal,
+        ablation="softmax" if ablation == "softmax" else None,
+    )  # fmt: skip
+    size = min(case.length, case.tokens)
+    part = slice(0, size) if case.align == "start" else slice(-size, None)
+    piece = map_[:, part, part]
+    piece = (softmax_map if ablation == "softmax" else mask_map)(piece, case.causal, None)
+    output = attention @ expanded(value, case.heads)
+    output[:, :, part] += apply_map(piece, value[:, :, part], case.heads)
+    assert_close(output, fused @ expanded(value, case.heads))
+
+
+@EXAMPLES
+@given(case=cases())
+def test_no_negative_on_probabilities_equals_adding_the_map_to_the_scores(case):
+    _, w_a, w_b, _ = case.draw(torch.float64)
+    scores = torch.randn(case.batch, case.heads, case.tokens, case.tokens, dtype=torch.float64)
+    if case.causal:
+        scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -math.inf)
+    map_ = low_rank_map(w_a, w_b, 7.0, position=case.position)
+    size = min(case.length, case.tokens)
+    part = slice(0, size) if case.align == "start" else slice(-size, None)
+    tiled = map_[:, part, part].repeat(case.heads // case.map_heads, 1, 1)
+    shifted = scores.clone()
+    shifted[:, :, part, part] += tiled
+    fused = add_map_reference(
+        scores.softmax(-1), map_, align=case.align, causal=case.causal, ablation="no_negative"
+    )
+    assert_close(fused, shifted.softmax(-1))
+
+
+def test_position_embedding_is_equation_7():
+    expected = torch.tensor([1.0, 0.01, 0.0001, 0.000001], dtype=torch.float64)
+    assert_close(position_embedding(4, expected), expected)  # 10000^(-2·pos/4) = 100^-pos
+
+
+def test_position_embedding_is_added_once_and_out_of_place():
+    w_a, w_b = torch.zeros(2, 4, 3, dtype=torch.float64), torch.zeros(2, 3, 4, dtype=torch.float64)
+    for _ in range(2):  # the printed code would add it a second time
+        with_a, with_b = position_factors(w_a, w_b)
+        assert_close(with_a, position_embedding(4, w_a)[None, :, None].expand(2, 4, 3))
+        assert_close(with_b, position_embedding(4, w_a).expand(2, 3, 4))
+    assert not w_a.any()
+    assert not w_b.any()
+
+
+def test_map_of_zero_factors_is_rank_times_the_product_of_positions():
+    w_a, w_b = torch.zeros(1, 2, 3, dtype=torch.float64), torch.zeros(1, 3, 2, dtype=torch.float64)
+    pe = [1.0, 1e-4]  # 10000^(-2·pos/2)
+    expected = torch.tensor([[3 * a * b / 5 for b in pe] for a in pe], dtype=torch.float64)
+    assert_close(low_rank_map(w_a, w_b, 5.0)[0], expected)
+
+
+def test_low_rank_map_by_hand():
+    w_a = torch.tensor([[[1.0, 2.0], [3.0, -4.0]]], dtype=torch.float64)
+    w_b = torch.tensor([[[5.0, 6.0], [7.0, 8.0]]], dtype=torch.float64)
+    expected = torch.tensor([[[19.0, 22.0], [-13.0, -14.0]]], dtype=torch.float64) / 255
+    assert_close(low_rank_map(w_a, w_b, 255.0, position=False), expected)
+
+
+def test_no_position_leaves_the_factors_alone():
+    w_a, w_b = torch.randn(2, 3, 1), torch.randn(2, 1, 3)
+    assert_close(low_rank_map(w_a, w_b, 1.0, position=False), w_a @ w_b)
+    assert not torch.allclose(low_rank_map(w_a, w_b, 1.0), w_a @ w_b)
+
+
+def test_full_rank_map_at_zero_is_the_product_of_positions_at_the_same_scale():
+    pe = torch.tensor([1.0, 1e-4], dtype=torch.float64)
+    zeros = torch.zeros(3, 2, 2, dtype=torch.float64)
+    assert_close(full_rank_map(zeros, 8.0), (torch.outer(pe, pe) / 8).expand(3, 2, 2))
+    assert not full_rank_map(zeros, 8.0, position=False).any()
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 6])
+@pytest.mark.parametrize("map_heads", [1, 2, 3, 6])
+def test_head_i_uses_map_i_modulo_the_number_of_maps(map_heads, groups):
+    maps = torch.arange(1.0, map_heads + 1, dtype=torch.float64).view(-1, 1, 1)
+    value = torch.ones(2, groups, 1, 1, dtype=torch.float64)
+    expected = [float(head % map_heads + 1) for head in range(6)]
+    per_sample = maps.expand(2, -1, 1, 1)
+    for form in (maps, per_sample):
+        assert apply_map(form, value, 6)[:, :, 0, 0].tolist() == [expected, expected]
+    fused = add_map_reference(torch.zeros(1, 6, 1, 1, dtype=torch.float64), maps)
+    assert fused[0, :, 0, 0].tolist() == expected
+
+
+def test_values_are_shared_by_consecutive_query_heads_of_a_group():
+    value = torch.tensor([10.0, 20.0], dtype=torch.float64).view(1, 2, 1, 1)
+    one = torch.ones(1, 1, 1, dtype=torch.float64)
+    assert apply_map(one, value, 4).flatten().tolist() == [10.0, 10.0, 20.0, 20.0]
+
+
+@EXAMPLES
+@given(case=cases())
+def test_maps_per_sample_equal_one_map_for_all_samples(case):
+    _, w_a, w_b, value = case.draw(torch.float64)
+    value = value[:, :, : case.length]
+    map_ = (w_a @ w_b)[:, :, : value.shape[2]]
+    per_sample = map_.expand(case.batch, -1, -1, -1)
+    assert_close(apply_map(per_sample, value, case.heads), apply_map(map_, value, case.heads))
+
+
+def test_causal_map_is_the_lower_triangle_with_its_diagonal():
+    ones = torch.ones(1, 4, 4)
+    assert mask_map(ones, True, None)[0].tolist() == torch.ones(4, 4).tril().tolist()
+    assert mask_map(ones, False, None) is ones
+
+
+def test_window_keeps_each_token_and_the_ones_just_before_it():
+    expected = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    assert mask_map(torch.ones(1, 4, 4), True, 2)[0].tolist() == expected
+
+
+def test_start_map_is_cut_to_its_upper_left_corner_on_a_short_sample():
+    map_ = torch.arange(9, dtype=torch.float64).view(1, 3, 3)
+    fused = add_map_reference(torch.zeros(1, 1, 2, 2, dtype=torch.float64), map_)
+    assert fused[0, 0].tolist() == [[0, 1], [3, 4]]
+
+
+def test_start_map_leaves_tokens_beyond_its_length_alone():
+    attention = torch.zeros(1, 1, 5, 5)
+    fused = add_map_reference(attention, torch.ones(1, 2, 2))
+    assert fused[0, 0].nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+
+
+def test_end_map_lies_on_the_last_tokens_as_in_equation_16():
+    map_ = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
+    fused = add_map_reference(torch.zeros(1, 1, 3, 3), map_, align="end")
+    assert fused[0, 0].tolist() == [[0, 0, 0], [0, 1, 2], [0, 3, 4]]
+
+
+def test_last_token_of_a_short_sample_uses_the_last_row_and_column_of_an_end_map():
+    map_ = torch.arange(9, dtype=torch.float32).view(1, 3, 3)
+    fused = add_map_reference(torch.zeros(1, 1, 2, 2), map_, align="end")
+    assert fused[0, 0].tolist() == [[4, 5], [7, 8]]  # map[n-N:, n-N:]
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_cached_queries_use_the_last_rows_of_the_full_map(causal):
+    attention = torch.rand(1, 2, 5, 5, dtype=torch.float64)
+    map_ = torch.randn(2, 4, 4, dtype=torch.float64)
+    whole = add_map_reference(attention, map_, causal=causal)
+    assert_close(add_map_reference(attention[:, :, 3:], map_, causal=causal), whole[:, :, 3:])
+
+
+def test_softmax_ablation_normalises_over_the_keys_a_row_may_see():
+    weights = [[[1, 9, 9], [1, 3, 9], [1, 1, 2]]]  # those above the diagonal must not count
+    expected = torch.tensor([[1, 0, 0], [0.25, 0.75, 0], [0.25, 0.25, 0.5]], dtype=torch.float64)
+    map_ = torch.tensor(weights, dtype=torch.float64).log()
+    assert_close(softmax_map(map_, causal=True)[0], expected)
+
+
+def test_softmax_ablation_cuts_the_map_before_normalising_and_skips_rows_past_it():
+    attention = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+    short = add_map_reference(attention, torch.randn(1, 3, 3).double(), ablation="softmax")
+    assert_close(short.sum(-1), torch.ones(1, 1, 2, dtype=torch.float64))
+    attention = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
+    long = add_map_reference(attention, torch.randn(1, 3, 3).double(), ablation="softmax")
+    assert_close(long.sum(-1)[0, 0], torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64))
+
+
+def test_softmax_ablation_gives_padded_keys_nothing_and_an_empty_row_zero_not_nan():
+    keys = torch.tensor([[True, False, True], [False, False, False]])
+    weights = softmax_map(torch.randn(2, 3, 3).double(), False, keys=keys)
+    assert weights.shape == (2, 2, 3, 3)
+    assert not weights[0, ..., 1].any()
+    assert_close(weights[0].sum(-1), torch.ones(2, 3, dtype=torch.float64))
+    assert not weights[1].any()
+
+
+def test_map_is_signed_and_may_push_attention_below_zero():
+    fused = add_map_reference(torch.full((1, 1, 2, 2), 0.5), -torch.ones(1, 2, 2), causal=True)
+    assert fused[0, 0].tolist() == [[-0.5, 0.5], [-0.5, -0.5]]
+
+
+def test_inverse_scale_divides_the_map():
+    w_a, w_b = torch.randn(1, 3, 2).double(), torch.randn(1, 2, 3).double()
+    value = torch.randn(1, 1, 3, 2).double()
+    assert_close(low_rank_map(w_a, w_b, 255.0) * 255, low_rank_map(w_a, w_b, 1.0))
+    term = map_value_product(w_a, w_b, value, 255.0, heads=1)
+    assert_close(term * 255, map_value_product(w_a, w_b, value, 1.0, heads=1))
+
+
+def test_wrong_shapes_are_refused_while_tests_run():
+    with pytest.raises(TypeCheckError):
+        low_rank_map(torch.zeros(2, 3, 4), torch.zeros(2, 3, 3), 1.0)
