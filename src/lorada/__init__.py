@@ -1,7 +1,42 @@
 """LoRaDA: a low-rank, signed attention map as a PEFT adapter, stacked with any other."""
 
+from typing import TYPE_CHECKING, Any
+
 from lorada import functional
+from lorada.explain import EffectSize, explain
 from lorada.tuners import BottleneckConfig, LmamConfig, LoradaConfig
 from lorada.version import __version__
 
-__all__ = ["BottleneckConfig", "LmamConfig", "LoradaConfig", "__version__", "functional"]
+if TYPE_CHECKING:
+    from lorada.methods import METHODS, build_method
+    from lorada.tasks import TASKS
+
+__all__ = [
+    "METHODS",
+    "TASKS",
+    "BottleneckConfig",
+    "EffectSize",
+    "LmamConfig",
+    "LoradaConfig",
+    "__version__",
+    "build_method",
+    "explain",
+    "functional",
+]
+
+# What `import lorada` must do is make the PEFT types known; the rest loads when it is asked for.
+_LAZY = {
+    "METHODS": "lorada.methods",
+    "build_method": "lorada.methods",
+    "TASKS": "lorada.tasks",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'lorada' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value

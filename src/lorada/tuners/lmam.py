@@ -44,7 +44,7 @@ class LmamConfig(LoradaPeftConfig):
         ablation: ``no_negative``, ``softmax``, ``full_rank`` or ``no_position`` (Table 9).
         init: ``zero`` starts W_b at -PE, so that the map is zero at step 0 and W_a is normal;
             ``normal`` draws both factors from N(0, 0.02²), which leaves PE alone in the map.
-        learning_rate: of the map's factors where `lorada train` builds the optimizer; None for
+        map_learning_rate: of the map's factors where `lorada train` builds the optimizer; None for
             the rate of everything else.
         target_modules: names of self-attention modules; None for all of them.
         exclude_modules: names or a regex of modules to leave out.
@@ -62,7 +62,7 @@ class LmamConfig(LoradaPeftConfig):
     positions: str = field(default="token")
     ablation: Ablation | None = field(default=None)
     init: str = field(default="zero")
-    learning_rate: float | None = field(default=None)
+    map_learning_rate: float | None = field(default=None)
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
     stacks: list[str] | None = field(default=None)
@@ -73,8 +73,8 @@ class LmamConfig(LoradaPeftConfig):
         require_positive(self, "rank", "length", "inverse_scale")
         if self.heads is not None:
             require_positive(self, "heads")
-        if self.learning_rate is not None:
-            require_positive(self, "learning_rate")
+        if self.map_learning_rate is not None:
+            require_positive(self, "map_learning_rate")
         require_choice(self, "align", get_args(Align))
         require_choice(self, "positions", ("token", "raw"))
         require_choice(self, "ablation", (None, *get_args(Ablation)))

@@ -1,0 +1,227 @@
+"""What the maps of a model do on a batch: the maps themselves, negative ratio, effect size.
+
+    negative ratio = share of entries below 0 among the pairs a row may see within min(n, N)
+    effect size    = ‖tile(Attn_s) V‖ / ‖Attn V‖ over the real tokens of the batch (Frobenius)
+
+Figures 1 and 3 of the paper show the first two; the third says whether a map does anything at
+all, which at the paper's scale for LLMs it does not (METHODS.md 5).
+"""
+
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lorada.attention import Observation, observe, spread_map
+
+logger = logging.getLogger(__name__)
+
+NEGLIGIBLE = 1e-3  # effect sizes below this are reported as doing nothing
+
+
+@dataclass(frozen=True)
+class LayerMaps:
+    """One attention layer on one batch.
+
+    Attributes:
+        layer: name of the attention module.
+        softmax: Attn, (B, H, T, K).
+        map: tile(Attn_s), masked as the layer uses it, (B, H, T, K).
+        fused: Attn^ = Attn + tile(Attn_s), (B, H, T, K).
+        negative_ratio: share of entries of ``fused`` below 0 by head, (H,).
+        map_negative_ratio: the same of ``map``, (H,).
+        effect_size: ‖tile(Attn_s) V‖ / ‖Attn V‖.
+    """
+
+    layer: str
+    softmax: Tensor
+    map: Tensor
+    fused: Tensor
+    negative_ratio: Tensor
+    map_negative_ratio: Tensor
+    effect_size: float
+
+
+def explain(model: nn.Module, batch: Mapping[str, Tensor]) -> list[LayerMaps]:
+    """Run a model once and return, layer by layer, the softmax map, the LMAM map and their sum.
+
+    Args:
+        model: a model with a map in at least one layer.
+        batch: keyword arguments of its forward.
+
+    Raises:
+        ValueError: if no map was active.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    layers: list[LayerMaps] = []
+
+    def keep(seen: Observation) -> None:
+        if seen.module in names:
+            layers.append(_layer_maps(names[seen.module], seen))
+
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), observe(keep):
+            model(**batch)
+    finally:
+        model.train(was_training)
+    if not layers:
+        raise ValueError("this model has no active map: load or enable an adapter with LmamConfig")
+    return layers
+
+
+def _layer_maps(name: str, seen: Observation) -> LayerMaps:
+    queries, keys, heads = seen.query.shape[2], seen.key.shape[2], seen.query.shape[1]
+    visible = _visible(seen)
+    key = seen.key.repeat_interleave(heads // seen.key.shape[1], dim=1)
+    scores = (seen.query.float() @ key.float().transpose(-1, -2)) * seen.scaling
+    softmax = scores.masked_fill(~visible, float("-inf")).softmax(-1).nan_to_num()
+    map_ = spread_map(
+        seen.attention_map, seen.span, queries, keys, seen.causal, seen.window, heads
+    ).expand_as(softmax)
+    fused = softmax + map_
+    rows, inside = seen.span.query_rows(seen.attention_map.length, queries, scores.device)
+    slots, real = seen.span.key_slots(seen.attention_map.length, keys, scores.device)
+    columns = torch.zeros(real.shape[0], keys, dtype=torch.bool, device=scores.device)
+    columns = columns.scatter_(-1, slots, real)
+    pairs = visible & inside[:, None, :, None] & columns[:, None, None, :]
+    pairs = pairs.expand_as(fused)
+    return LayerMaps(
+        name,
+        softmax,
+        map_,
+        fused,
+        _share_below_zero(fused, pairs),
+        _share_below_zero(map_, pairs),
+        effect_size(seen),
+    )
+
+
+def _share_below_zero(values: Tensor, pairs: Tensor) -> Tensor:
+    return ((values < 0) & pairs).sum((0, 2, 3)) / pairs.sum((0, 2, 3)).clamp(min=1)
+
+
+def _visible(seen: Observation) -> Tensor:
+    """(B or 1, 1, T, K) booleans: which keys each query attends to."""
+    queries, keys = seen.query.shape[2], seen.key.shape[2]
+    if seen.mask is not None and seen.mask.dim() == 4:
+        mask = seen.mask[..., :keys]
+        return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    device = seen.query.device
+    if seen.mask is not None:
+        visible = seen.mask[:, None, None, -keys:].bool().expand(-1, -1, queries, -1)
+    else:
+        visible = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
+    if seen.causal:
+        causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+        visible = visible & causal
+    return visible
+
+
+def effect_size(seen: Observation) -> float:
+    """‖tile(Attn_s) V‖ / ‖Attn V‖ of one attention call, over its real tokens."""
+    real = seen.span.real_queries(seen.query.shape[2], seen.query.device)[..., None, None]
+    return float((seen.term * real).norm() / (seen.output.float() * real).norm().clamp(min=1e-12))
+
+
+class EffectSize(TrainerCallback):  # type: ignore[misc]
+    """Logs the mean effect size of a model's maps, ‖Attn_s·V‖ / ‖Attn·V‖, with each log line.
+
+    For transformers' Trainer and TRL's trainers alike::
+
+        Trainer(..., callbacks=[EffectSize()])
+
+    The number is measured in the training forward of the step that is logged, and is added to the
+    log line as ``effect_size`` (and ``effect_size_max``, the largest layer's). When training ends
+    with less than 1e-3, a warning says that the map is numerically nothing.
+
+    Attributes:
+        by_layer: the effect size of each layer at the last measurement, by module name.
+    """
+
+    def __init__(self) -> None:
+        self.by_layer: dict[str, float] = {}
+        self._sums: dict[str, list[float]] = {}
+        self._names: dict[nn.Module, str] = {}
+        self._watching: AbstractContextManager[None] | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Learn the names of the model's layers."""
+        model: nn.Module = kwargs["model"]
+        self._names = {module: name for name, module in model.named_modules()}
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start to measure if this step will be logged."""
+        step = state.global_step + 1
+        every = max(int(state.logging_steps or args.logging_steps or 1), 1)
+        if step % every == 0 or step == state.max_steps or (step == 1 and args.logging_first_step):
+            self._sums = {}
+            self._watch()
+
+    def _watch(self) -> None:
+        self._unwatch()
+        self._watching = observe(self._observe)
+        self._watching.__enter__()
+
+    def _unwatch(self) -> None:
+        if self._watching is not None:
+            self._watching.__exit__(None, None, None)
+            self._watching = None
+
+    def _observe(self, seen: Observation) -> None:
+        name = self._names.get(seen.module)
+        if name is not None and seen.module.training:
+            self._sums.setdefault(name, []).append(effect_size(seen))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop measuring."""
+        self._unwatch()
+        if self._sums:
+            self.by_layer = {name: sum(v) / len(v) for name, v in self._sums.items()}
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the effect size to the log line."""
+        if logs is None or "loss" not in logs or not self.by_layer:
+            return
+        values = {"effect_size": self.mean, "effect_size_max": max(self.by_layer.values())}
+        logs.update(values)
+        if state.log_history:
+            state.log_history[-1].update(values)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say so if the map does nothing."""
+        self._unwatch()
+        if self.by_layer and self.mean < NEGLIGIBLE:
+            logger.warning(
+                "the effect size of the map is %.1e, below %.0e: it is numerically nothing; "
+                "lower inverse_scale or raise the learning rate",
+                self.mean,
+                NEGLIGIBLE,
+            )
+
+    @property
+    def mean(self) -> float:
+        """The mean over layers at the last measurement; NaN before the first."""
+        values = list(self.by_layer.values())
+        return sum(values) / len(values) if values else float("nan")

@@ -1,0 +1,1 @@
+"""From a recipe to a trained adapter, its scores and its ``result.json``."""

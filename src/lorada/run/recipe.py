@@ -1,0 +1,216 @@
+"""A recipe: everything that decides a run, from a YAML file and ``key=value`` overrides.
+
+Both are the same thing: a key sets a field of the recipe, of one part of the method
+(``lmam.rank``), or of transformers' TrainingArguments (``training.learning_rate``); a bare key
+does where only one of them has a field of that name.
+"""
+
+import dataclasses
+import os
+import tempfile
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
+from peft import PeftConfig
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from transformers import TrainingArguments
+
+from lorada.errors import unknown
+from lorada.methods import METHODS, PARTS, part_names
+from lorada.tasks import TASKS
+
+TRAINING = "training"
+RECIPE_FILE = "recipe.yaml"
+
+
+class Recipe(BaseModel):
+    """What a run is made of."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str = Field("lorada_la", description="a name of `lorada methods`")
+    model: str = Field(description="a hub id, a folder, smollm2-135m or minilm-l6")
+    task: str = Field("jsonl", description="a name of `lorada tasks`")
+    data: str | None = Field(None, description="training rows: a .jsonl or .csv file")
+    eval_data: str | None = Field(None, description="held-out rows, in the same form")
+    output: str = Field(description="folder of the run")
+    from_adapter: str | None = Field(None, description="a saved PEFT adapter to start from")
+    max_length: int = Field(512, gt=0, description="tokens of a row; longer rows are cut")
+    loss_on: Literal["response", "all"] = Field("response", description="tokens that count")
+    max_new_tokens: int = Field(32, gt=0, description="tokens generated for an answer")
+    eval_batch_size: int = Field(32, gt=0, description="rows generated at once")
+    dtype: str = Field("float32", description="of the base: float32, bfloat16 or float16")
+    trust_remote_code: bool = Field(False, description="run code that a model repository ships")
+    parts: dict[str, dict[str, Any]] = Field({}, description="settings of parts, by part")
+    training: dict[str, Any] = Field({}, description="settings of TrainingArguments")
+
+    def save(self, folder: Path) -> None:
+        """Write the recipe into a run folder."""
+        text = yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+        write_whole(folder / RECIPE_FILE, text)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that it is either there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(name, path)
+
+
+def builtin_recipes() -> dict[str, Path]:
+    """The recipes that ship with the package, by name."""
+    folder = Path(str(files("lorada"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(source: str | None, overrides: list[str], options: dict[str, Any]) -> Recipe:
+    """Make a recipe from a file or built-in name, ``key=value`` strings and command-line options.
+
+    Args:
+        source: path of a YAML file, or the name of a built-in recipe; None to start empty.
+        overrides: ``key=value``; the value is read as YAML.
+        options: recipe fields given as command-line options; None values are left out.
+
+    Raises:
+        ValueError: for an unknown key (with the nearest names), an ambiguous key (with the full
+            ones), or a value of the wrong type (naming the field, the value and the type).
+    """
+    settings = _read_yaml(source) if source is not None else {}
+    settings.update({key: value for key, value in options.items() if value is not None})
+    pairs = [_split(override) for override in overrides]
+    # Which keys exist depends on the method, so that is settled first.
+    for key, value in pairs:
+        if key == "method":
+            settings[key] = value
+    values: dict[str, Any] = {"parts": {}, TRAINING: {}}
+    parts = part_names(str(settings.get("method", Recipe.model_fields["method"].default)))
+    for key, value in [*settings.items(), *pairs]:
+        _assign(values, parts, key, value)
+    try:
+        recipe = Recipe(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise ValueError(f"the recipe has no {name}: pass --{name} or {name}=…") from error
+        raise ValueError(f"{name}={first['input']!r}: {first['msg'].lower()}") from error
+    if recipe.task not in TASKS:
+        raise unknown("task", recipe.task, TASKS)
+    return recipe
+
+
+def _read_yaml(source: str) -> dict[str, Any]:
+    recipes = builtin_recipes()
+    path = recipes.get(source, Path(source))
+    if not path.is_file():
+        if path.suffix in (".yaml", ".yml") or os.sep in source:
+            raise FileNotFoundError(f"no recipe at {path}")
+        raise unknown("recipe", source, recipes)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where else ""
+        raise ValueError(f"{path}{line} is not YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must be a mapping of keys to values")
+    return data
+
+
+def _split(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"{override!r} is not key=value")
+    try:
+        return key.strip(), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the value of {override!r} is not YAML") from error
+
+
+def _assign(values: dict[str, Any], parts: list[str], key: str, value: Any) -> None:
+    """Set one key, which may be full (``lmam.rank``), bare (``rank``) or a section with a dict."""
+    sections = [*parts, TRAINING]
+    if key == "parts" and isinstance(value, dict):
+        for part, settings in value.items():
+            _assign(values, parts, part, settings)
+        return
+    if key in sections and (isinstance(value, dict) or value is None):
+        for name, inner in (value or {}).items():
+            _set(values, parts, key, name, inner)
+        return
+    section, dot, name = key.partition(".")
+    if dot:
+        if section not in sections:
+            raise unknown("override", key, [f"{s}.…" for s in sections])
+        _set(values, parts, section, name, value)
+        return
+    owners = [s for s in sections if key in _known(s)]
+    if key in Recipe.model_fields and key not in ("parts", TRAINING):
+        if owners:
+            owners = []  # the recipe's own field wins: a run has one output, one model
+        values[key] = value
+    elif not owners:
+        known = [k for k in Recipe.model_fields if k not in ("parts", TRAINING)]
+        raise unknown("override", key, [*known, *(n for s in sections for n in _known(s))])
+    elif len(owners) > 1:
+        full = ", ".join(f"{owner}.{key}" for owner in owners)
+        raise ValueError(f"{key} is a setting of several sections: write {full}")
+    else:
+        _set(values, parts, owners[0], key, value)
+
+
+def _set(values: dict[str, Any], parts: list[str], section: str, name: str, value: Any) -> None:
+    known = _known(section)
+    if name not in known:
+        raise unknown(f"setting of {section}", name, known)
+    checked = _checked(section, name, value)
+    if section == TRAINING:
+        values[TRAINING][name] = checked
+    else:
+        values["parts"].setdefault(section, {})[name] = checked
+
+
+@cache
+def _known(section: str) -> dict[str, Any]:
+    """The fields of a section with their types."""
+    owner = TrainingArguments if section == TRAINING else PARTS[section]
+    try:
+        hints = get_type_hints(owner)
+    except NameError:
+        hints = {}
+    hidden = {f.name for f in dataclasses.fields(PeftConfig)} | {"output_dir", "usage"}
+    if section == TRAINING:
+        hidden = {"output_dir", "resume_from_checkpoint"}
+    return {
+        f.name: hints.get(f.name, Any)
+        for f in dataclasses.fields(owner)
+        if f.init and f.name not in hidden
+    }
+
+
+def _checked(section: str, name: str, value: Any) -> Any:
+    """A value as its field's type takes it ("1e-3" is a number), or an error that names both."""
+    hint = _known(section)[name]
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(hint)
+    except Exception:  # a type that pydantic has no schema for is checked by its own class
+        return value
+    try:
+        checked = adapter.validate_python(value)
+    except ValidationError as error:
+        raise ValueError(
+            f"{section}.{name}={value!r}: {error.errors()[0]['msg'].lower()}"
+        ) from error
+    # Enums and the like go back to what YAML can hold.
+    plain = isinstance(checked, bool | int | float | str | list | dict | None)
+    return checked if plain else value
+
+
+def list_methods() -> dict[str, str]:
+    """Method names and their one-line summaries."""
+    return {name: method.summary for name, method in METHODS.items()}

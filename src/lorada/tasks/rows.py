@@ -1,0 +1,110 @@
+"""Reading a user's own file of rows: JSON Lines or CSV, with errors that say where and why."""
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+Row = dict[str, Any]
+Form = Literal["prompt", "messages", "label"]
+
+# The fields of each form; a file has one form throughout.
+FORMS: dict[Form, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "prompt": ("prompt", "response"),
+    "label": ("text", "label"),
+}
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """All rows of a .jsonl, .json (one row a line) or .csv file, in order.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for an empty file, a broken line (with its number), or another encoding.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no data file at {path}: pass --data FILE (.jsonl or .csv)")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 (byte {error.start}): convert it, for example with iconv"
+        ) from error
+    rows = _csv_rows(path, text) if path.suffix == ".csv" else _json_rows(path, text)
+    if not rows:
+        raise ValueError(f"{path} has no rows")
+    return rows
+
+
+def _json_rows(path: Path, text: str) -> list[Row]:
+    rows = []
+    # Not splitlines(): a JSON string may hold U+2028, which is no line end in JSON Lines.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} line {number} is not JSON: {error.msg}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path} line {number} is not a JSON object with named fields")
+        rows.append(row)
+    return rows
+
+
+def _csv_rows(path: Path, text: str) -> list[Row]:
+    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    rows: list[Row] = []
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"{path} line {reader.line_num} has another number of fields than the header "
+                    f"({', '.join(reader.fieldnames or [])})"
+                )
+            rows.append(dict(row))
+    except csv.Error as error:
+        raise ValueError(f"{path} line {reader.line_num} is not CSV: {error}") from error
+    return rows
+
+
+def form_of(rows: list[Row], path: str | Path) -> Form:
+    """Which form the rows have; all must have the fields of the first.
+
+    Raises:
+        ValueError: naming the row and the missing field.
+    """
+    for form, fields in FORMS.items():
+        if all(field in rows[0] for field in fields):
+            break
+    else:
+        wanted = " or ".join("/".join(fields) for fields in FORMS.values())
+        raise ValueError(f"{path} row 1 has fields {', '.join(rows[0])}; needed are {wanted}")
+    for number, row in enumerate(rows, start=1):
+        for field in fields:
+            if row.get(field) is None:
+                raise ValueError(f"{path} row {number} has no field {field!r}")
+            if form == "messages":
+                _check_messages(row[field], f"{path} row {number}")
+            elif field != "label" and not isinstance(row[field], str):
+                raise ValueError(f"{path} row {number}: {field} is not a text: {row[field]!r}")
+    return form
+
+
+def _check_messages(messages: Any, where: str) -> None:
+    good = isinstance(messages, list) and messages
+    for message in messages if good else []:
+        good = good and isinstance(message, dict) and {"role", "content"} <= message.keys()
+    if not good or messages[-1]["role"] != "assistant":
+        raise ValueError(
+            f"{where}: messages must be a list of role/content objects that ends with the assistant"
+        )
+
+
+def fingerprint(rows: list[Row]) -> str:
+    """sha256 of the rows' content, for ``result.json``."""
+    text = "\n".join(json.dumps(row, sort_keys=True, ensure_ascii=False) for row in rows)
+    return hashlib.sha256(text.encode()).hexdigest()
