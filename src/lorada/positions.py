@@ -41,7 +41,9 @@ class TokenSpan:
         inside = inside & (slots >= 0) & (slots < key_len)
         return slots.clamp(0, key_len - 1), inside
 
-    def query_rows(self, length: int, query_len: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def query_rows(
+        self, length: int, query_len: int, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
         """(B, T) map row of each query, and whether the map has such a row for a real token."""
         slots = _column(self.first, device) + torch.arange(query_len, device=device)
         rows = slots - _column(self.origin, device)
@@ -90,6 +92,8 @@ def locate(
     start: Slot
     stop: Slot
     first: Slot
+    if mask is None and query_len == key_len:
+        _refuse_packing(position_ids, None)
     if positions == "raw" or mask is None:
         start, stop, first = _unpadded(query_len, key_len, position_ids, window)
     else:
@@ -108,8 +112,10 @@ def _unpadded(
         return start, key_len, key_len - query_len
     if query_len == 1:
         return 0, key_len, key_len - 1
-    # Several queries, more slots and no mask: the prefill of a static cache, whose tail is empty.
-    return 0, query_len, 0
+    # Several queries, more slots and no mask: the prefill of a static cache, whose tail is empty,
+    # or a later chunk under a flash kernel. Only positions tell them apart.
+    first = 0 if position_ids is None else position_ids[:, 0]
+    return 0, first + query_len, first
 
 
 def _from_mask(
@@ -121,17 +127,18 @@ def _from_mask(
 ) -> tuple[Slot, Slot, Slot]:
     visible = _visible(mask, query_len, key_len)
     if query_len == key_len:
-        # Behind a window the last query does not see every token; without one it does.
-        keys = visible.any(-2) if window is not None else visible[:, -1]
+        # Any query, for behind a window, or in a packed row, the last one does not see every token.
+        keys = visible.any(-2)
         _refuse_packing(position_ids, keys)
-    else:
-        keys = visible[:, -1]
-    start, stop = _ends(keys)
-    if query_len == key_len:
+        start, stop = _ends(keys)
         return start, stop, torch.zeros_like(start)
-    # A pad at the head of the queries sees nothing; then the last query tells where they sit.
-    head_seen = visible[:, 0].any(-1)
-    first = torch.where(head_seen, _ends(visible[:, 0])[1] - 1, stop - query_len)
+    start, stop = _ends(visible[:, -1])
+    if mask.dim() == 2:  # of a flash kernel: it says nothing of the queries, which come last
+        first = torch.full_like(stop, key_len - query_len)
+    else:
+        # A pad at the head of the queries sees nothing; then the last query tells where they sit.
+        head_seen = visible[:, 0].any(-1)
+        first = torch.where(head_seen, _ends(visible[:, 0])[1] - 1, stop - query_len)
     if window is not None and key_len >= window:
         start = stop - 1 - _last_position(position_ids, window)
     return start, stop, first
@@ -170,11 +177,12 @@ def _last_position(position_ids: Tensor | None, window: int) -> Tensor:
     return position_ids[:, -1]
 
 
-def _refuse_packing(position_ids: Tensor | None, keys: Tensor) -> None:
-    if position_ids is None or position_ids.shape[-1] != keys.shape[-1]:
+def _refuse_packing(position_ids: Tensor | None, keys: Tensor | None) -> None:
+    if position_ids is None or (keys is not None and keys.shape[-1] != position_ids.shape[-1]):
         return
-    real = keys[:, 1:] & keys[:, :-1]
-    restarts = (position_ids[:, 1:] < position_ids[:, :-1]) & real
+    restarts = position_ids[:, 1:] < position_ids[:, :-1]
+    if keys is not None:
+        restarts = restarts & keys[:, 1:] & keys[:, :-1]
     if not torch.compiler.is_compiling() and bool(restarts.any()):
         raise ValueError(
             "position_ids restart within a row: several sequences packed into one row are not "

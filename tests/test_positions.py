@@ -1,0 +1,258 @@
+"""``locate`` against a twin that simply writes down which token every slot and row holds.
+
+Columns are the places of the padded matrix; a cache shows attention some of them as key slots.
+"""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from lorada.positions import locate
+
+EXAMPLES = settings(deadline=None, max_examples=150)
+CPU = torch.device("cpu")
+Token = int | None  # the index of a token within its sample; None for a pad or an empty slot
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One attention call on a padded batch, spelled out.
+
+    Attributes:
+        rows: for each sample, the token in every column of the padded matrix.
+        seen: columns processed so far, this call's included.
+        queries: T; the queries are the last T of them.
+        first_column: the column that key slot 0 holds.
+        key_len: K; slots past ``seen`` are empty.
+        window: in columns.
+    """
+
+    rows: list[list[Token]]
+    seen: int
+    queries: int
+    first_column: int
+    key_len: int
+    window: int | None
+
+    @property
+    def query_columns(self) -> range:
+        return range(self.seen - self.queries, self.seen)
+
+    def token(self, sample: int, column: int) -> Token:
+        return self.rows[sample][column] if column < self.seen else None
+
+    def slots(self, sample: int) -> list[Token]:
+        columns = range(self.first_column, self.first_column + self.key_len)
+        return [self.token(sample, column) for column in columns]
+
+    def mask(self, form: str) -> torch.Tensor | None:
+        """The mask that transformers would hand over: (B, K), or (B, 1, T, K) bool or additive."""
+        if form == "none":
+            return None
+        slots = [[token is not None for token in self.slots(i)] for i in range(len(self.rows))]
+        keys = torch.tensor(slots)
+        if form == "2d":
+            return keys.long()
+        query = torch.tensor(list(self.query_columns))[:, None]
+        distance = query - (torch.arange(self.key_len) + self.first_column)
+        see = (distance >= 0) & (distance < (self.window or 10**6))
+        mask = (see & keys[:, None])[:, None]
+        return mask if form == "bool" else torch.where(mask, 0.0, torch.finfo(torch.float32).min)
+
+    def position_ids(self) -> torch.Tensor:
+        """As `generate` makes them: token indices, and 0 for pads."""
+        return torch.tensor([[row[c] or 0 for c in self.query_columns] for row in self.rows])
+
+    def keys_of_map(self, sample: int, length: int, align: str) -> list[Token]:
+        """The slot of each map position, by searching for the token that belongs there."""
+        slots, shift = self.slots(sample), self.shift(sample, length, align)
+        return [slots.index(m + shift) if m + shift in slots else None for m in range(length)]
+
+    def rows_of_map(self, sample: int, length: int, align: str) -> list[Token]:
+        """The map row of each query."""
+        shift = self.shift(sample, length, align)
+        tokens = [self.token(sample, column) for column in self.query_columns]
+        rows = [None if token is None else token - shift for token in tokens]
+        return [row if row is not None and 0 <= row < length else None for row in rows]
+
+    def shift(self, sample: int, length: int, align: str) -> int:
+        """The token of map position 0."""
+        count = sum(token is not None for token in self.rows[sample][: self.seen])
+        return 0 if align == "start" else count - length
+
+
+def padded(left: int, tokens: int, right: int) -> list[Token]:
+    return [None] * left + list(range(tokens)) + [None] * right
+
+
+@st.composite
+def batches(draw: st.DrawFn, sides: tuple[str, ...]) -> list[list[Token]]:
+    width = draw(st.integers(1, 9))
+    rows = []
+    for _ in range(draw(st.integers(1, 3))):
+        left = draw(st.integers(0, width - 1)) if "left" in sides else 0
+        right = draw(st.integers(0, width - 1 - left)) if "right" in sides else 0
+        rows.append(padded(left, width - left - right, right))
+    return rows
+
+
+@st.composite
+def whole(draw: st.DrawFn) -> Scene:
+    """Training or prefill: T = K, pads on either side or both."""
+    rows = draw(batches(draw(st.sampled_from([(), ("left",), ("right",), ("left", "right")]))))
+    window = draw(st.none() | st.integers(1, 9))
+    return Scene(rows, len(rows[0]), len(rows[0]), 0, len(rows[0]), window)
+
+
+@st.composite
+def cached(draw: st.DrawFn) -> Scene:
+    """A decoding step or a later chunk of a prefill on a growing cache; pads on the left."""
+    rows = draw(batches(draw(st.sampled_from([(), ("left",)]))))
+    seen = draw(st.integers(1, len(rows[0])))
+    queries = draw(st.just(1) | st.integers(1, seen))
+    return Scene(rows, seen, queries, 0, seen, None)
+
+
+@st.composite
+def static(draw: st.DrawFn) -> Scene:
+    """A cache of fixed size, whose tail is empty."""
+    rows = draw(batches(draw(st.sampled_from([(), ("left",)]))))
+    seen = draw(st.integers(1, len(rows[0])))
+    queries = draw(st.integers(1, seen))
+    return Scene(rows, seen, queries, 0, seen + draw(st.integers(1, 4)), None)
+
+
+@st.composite
+def static_prefill(draw: st.DrawFn) -> Scene:
+    """The first call on a cache of fixed size, with pads on the right."""
+    rows = draw(batches(("right",)))
+    seen = len(rows[0])
+    return Scene(rows, seen, seen, 0, seen + draw(st.integers(1, 4)), None)
+
+
+@st.composite
+def sliding(draw: st.DrawFn) -> Scene:
+    """A cache that keeps only what the window of the oldest query still reaches."""
+    rows = draw(batches(draw(st.sampled_from([(), ("left",)]))))
+    seen = draw(st.integers(1, len(rows[0])))
+    queries = draw(st.just(1) | st.integers(1, seen))
+    window = draw(st.integers(2, 6))
+    dropped = max(seen - queries - window + 1, 0)
+    fixed = draw(st.booleans()) and seen < window
+    key_len = window if fixed else seen - dropped
+    # On a full cache, a sample that has not begun yet has pads for queries: nobody reads those.
+    assume(key_len < window or all(row[seen - 1] is not None for row in rows))
+    return Scene(rows, seen, queries, dropped, key_len, window)
+
+
+def check(
+    scene: Scene, form: str, length: int, align: str, position_ids: torch.Tensor | None
+) -> None:
+    mask = scene.mask(form)
+    span = locate(
+        scene.queries, scene.key_len, mask, position_ids,
+        length=length, align=align, window=scene.window,
+    )  # fmt: skip
+    batch = len(scene.rows)
+    for (index, inside), twin in (
+        (span.key_slots(length, scene.key_len, CPU), scene.keys_of_map),
+        (span.query_rows(length, scene.queries, CPU), scene.rows_of_map),
+    ):
+        found = torch.where(inside, index, -1).expand(batch, -1).tolist()
+        expected = [twin(sample, length, align) for sample in range(batch)]
+        assert found == [[-1 if at is None else at for at in row] for row in expected]
+    real = span.real_queries(scene.queries, CPU).expand(batch, -1).tolist()
+    columns = scene.query_columns
+    assert real == [[row[column] is not None for column in columns] for row in scene.rows]
+
+
+LENGTHS = st.integers(1, 9)
+ALIGNS = st.sampled_from(["start", "end"])
+FORMS = st.sampled_from(["bool", "additive"])
+
+
+@EXAMPLES
+@given(whole(), st.sampled_from(["bool", "additive", "2d"]), LENGTHS, ALIGNS, st.booleans())
+def test_tokens_of_a_padded_batch_are_found(scene, form, length, align, with_positions):
+    check(scene, form, length, align, scene.position_ids() if with_positions else None)
+
+
+@EXAMPLES
+@given(whole(), FORMS, LENGTHS, ALIGNS)
+def test_positions_that_count_from_the_pad_change_nothing(scene, form, length, align):
+    check(scene, form, length, align, torch.arange(scene.queries)[None])
+
+
+@EXAMPLES
+@given(cached(), st.sampled_from(["bool", "additive", "2d"]), LENGTHS, ALIGNS)
+def test_tokens_behind_a_growing_cache_are_found(scene, form, length, align):
+    check(scene, form, length, align, scene.position_ids())
+
+
+@EXAMPLES
+@given(static() | static_prefill(), FORMS, LENGTHS, ALIGNS)
+def test_empty_slots_of_a_static_cache_hold_no_token(scene, form, length, align):
+    check(scene, form, length, align, scene.position_ids())
+
+
+@EXAMPLES
+@given(sliding(), FORMS, LENGTHS, ALIGNS)
+def test_tokens_behind_a_sliding_cache_that_dropped_keys_are_found(scene, form, length, align):
+    check(scene, form, length, align, scene.position_ids())
+
+
+@EXAMPLES
+@given(whole() | cached() | static() | sliding(), LENGTHS, ALIGNS)
+def test_without_a_mask_every_column_is_a_token(scene, length, align):
+    assume(all(token is not None for row in scene.rows for token in row))
+    # One query on half-empty slots never comes without a mask.
+    assume(scene.queries > 1 or scene.key_len == scene.seen - scene.first_column)
+    # A windowed layer gets no mask only while no key is out of sight.
+    assume(scene.window is None or scene.key_len == scene.seen - scene.first_column)
+    check(scene, "none", length, align, scene.position_ids())
+
+
+def test_prefill_of_a_static_cache_without_mask_or_positions_starts_at_slot_zero():
+    check(Scene([padded(0, 3, 0)], 3, 3, 0, 8, None), "none", 4, "start", None)
+
+
+@pytest.mark.parametrize("mask", [None, torch.tensor([[0, 0, 1, 1, 1]])], ids=["no-mask", "mask"])
+def test_raw_positions_count_slots_and_take_pads_for_tokens(mask):
+    position_ids = None if mask is None else torch.tensor([[1, 1, 0, 1, 2]])  # 1 for pads
+    span = locate(5, 5, mask, position_ids, length=3, positions="raw")
+    slots, inside = span.key_slots(3, 5, CPU)
+    assert slots.tolist() == [[0, 1, 2]]
+    assert inside.all()
+    assert span.real_queries(5, CPU).all()
+
+
+class BlockMask:
+    """Stands for flex attention's mask, which is no tensor."""
+
+
+@pytest.mark.parametrize(
+    "mask", [torch.ones(2, 3, 3), torch.ones(3), BlockMask()], ids=["3d", "1d", "object"]
+)
+def test_mask_of_an_unknown_form_is_an_error(mask):
+    with pytest.raises(ValueError, match="unknown form"):
+        locate(3, 3, mask, None, length=2)
+
+
+@pytest.mark.parametrize("window", [None, 3], ids=["full", "windowed"])
+@pytest.mark.parametrize("with_mask", [True, False], ids=["mask", "no-mask"])
+def test_several_sequences_in_one_row_are_an_error(with_mask, window):
+    position_ids = torch.tensor([[0, 1, 2, 0, 1]])
+    segment = torch.tensor([0, 0, 0, 1, 1])
+    mask = torch.ones(5, 5).tril().bool() & (segment[:, None] == segment)
+    with pytest.raises(ValueError, match="packed into one row"):
+        locate(5, 5, mask[None, None] if with_mask else None, position_ids, length=2, window=window)
+
+
+@pytest.mark.parametrize("with_mask", [True, False], ids=["mask", "no-mask"])
+def test_unknown_positions_behind_a_window_that_dropped_keys_are_an_error(with_mask):
+    mask = torch.ones(1, 1, 1, 4, dtype=torch.bool) if with_mask else None
+    with pytest.raises(ValueError, match="position_ids"):
+        locate(1, 4, mask, None, length=6, window=4)
