@@ -1,0 +1,320 @@
+"""One call of a wrapped attention function against the paper's form on the full attention map."""
+
+import functools
+import math
+
+import pytest
+import torch
+from conftest import TINY, WINDOW, assert_close
+from peft import get_peft_model
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from lorada import LmamConfig
+from lorada import attention as lorada_attention
+from lorada.functional import add_map_reference, full_rank_map, low_rank_map
+
+LENGTH = 6  # n; longer than the window, shorter than the long samples
+ABLATIONS = (None, "no_negative", "softmax", "full_rank", "no_position")
+HOSTS = {
+    "llama": "model.layers.0.self_attn",
+    "mistral": "model.layers.0.self_attn",
+    "bert": "bert.encoder.layer.0.attention.self",
+}
+# Every model under every ablation, but ¬S behind a window, which the reference does not state.
+CASES = [(name, ablation) for name in HOSTS for ablation in ABLATIONS]
+CASES.remove(("mistral", "softmax"))
+
+
+def kinds(*names: str) -> pytest.MarkDecorator:
+    """The cases of these models."""
+    chosen = [case for case in CASES if case[0] in names]
+    ids = [f"{name}-{ablation or 'whole'}" for name, ablation in chosen]
+    return pytest.mark.parametrize(("name", "ablation"), chosen, ids=ids)
+
+
+ALIGNS = pytest.mark.parametrize("align", ["start", "end"])
+
+
+def fresh_host(name: str, **options) -> nn.Module:
+    """A real self-attention module that holds a map large enough to matter."""
+    config = LmamConfig(
+        **{"rank": 2, "length": LENGTH, "inverse_scale": 2.0, "init_weights": False, **options}
+    )
+    return get_peft_model(TINY[name](), config).base_model.model.get_submodule(HOSTS[name])
+
+
+host = functools.cache(fresh_host)  # for tests that leave the module as it is
+
+
+class Inputs:
+    """Random queries, keys and values of one call, and the mask between them."""
+
+    def __init__(self, module: nn.Module, tokens: int, batch: int = 1, queries: int | None = None):
+        self.module, self.tokens = module, tokens
+        self.causal = module.is_causal
+        self.window = getattr(module.config, "sliding_window", None)
+        self.groups = 2 if self.causal else 4
+        self.query = torch.randn(batch, 4, queries or tokens, 8)
+        self.key = torch.randn(batch, self.groups, tokens, 8)
+        self.value = torch.randn(batch, self.groups, tokens, 8)
+        self.pads = torch.zeros(batch, tokens, dtype=torch.bool)
+
+    @property
+    def visible(self) -> Tensor:
+        """(B, 1, T, K) booleans."""
+        rows, columns = torch.arange(self.tokens)[:, None], torch.arange(self.tokens)
+        see = columns <= rows if self.causal else columns == columns
+        if self.window is not None:
+            see = see & (rows - columns < self.window)
+        see = see.expand(self.tokens, self.tokens)[-self.query.shape[2] :]
+        return (see & ~self.pads[:, None, :])[:, None]
+
+    def call(self, implementation: str, mask: Tensor | None = None, **kwargs) -> Tensor:
+        """The output (B, H, T, D) of the registered function; additive mask for eager.
+
+        ``sdpa-unmasked`` gets no mask, as transformers calls it when nothing is padded.
+        """
+        mask = self.visible if mask is None else mask
+        if implementation == "sdpa-unmasked":
+            implementation, mask = "sdpa", None
+        if implementation == "eager":
+            mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
+        if self.window is not None:
+            kwargs = {"sliding_window": self.window, "position_ids": self.position_ids, **kwargs}
+        function = ALL_ATTENTION_FUNCTIONS[implementation]
+        output, _ = function(
+            self.module, self.query, self.key, self.value, mask,
+            **{"dropout": 0.0, "scaling": 8**-0.5, **kwargs},
+        )  # fmt: skip
+        return output.transpose(1, 2)
+
+    @property
+    def position_ids(self) -> Tensor:
+        return torch.arange(self.tokens)[None, -self.query.shape[2] :]
+
+    def sample(self, index: int) -> "Inputs":
+        """One sample without its pads."""
+        keep = ~self.pads[index]
+        alone = Inputs(self.module, int(keep.sum()))
+        for part in ("query", "key", "value"):
+            setattr(alone, part, getattr(self, part)[index : index + 1, :, keep])
+        return alone
+
+    def probabilities(self) -> Tensor:
+        key = self.key.repeat_interleave(4 // self.groups, 1)
+        scores = self.query @ key.mT / math.sqrt(8)
+        return scores.masked_fill(~self.visible, -math.inf).softmax(-1)
+
+    def reference(self) -> Tensor:
+        """Attn^ V in the paper's form."""
+        (held,) = self.module.lmam.maps()
+        make = full_rank_map if held.ablation == "full_rank" else low_rank_map
+        map_ = make(*held.factors, 2.0, position=held.ablation != "no_position")
+        if self.window is not None:
+            map_ = map_ * torch.ones_like(map_).triu(1 - self.window)
+        inner = held.ablation if held.ablation in ("no_negative", "softmax") else None
+        fused = add_map_reference(
+            self.probabilities(), map_, align=held.align, causal=self.causal, ablation=inner
+        )
+        return fused @ self.value.repeat_interleave(4 // self.groups, 1)
+
+
+def implementations(inputs: Inputs) -> list[str]:
+    """What transformers may call for these inputs: no mask while no key is out of sight."""
+    whole = inputs.query.shape[2] in (1, inputs.tokens)
+    unmasked = whole and (inputs.window is None or inputs.tokens < inputs.window)
+    return ["sdpa", "eager", "sdpa-unmasked"] if unmasked else ["sdpa", "eager"]
+
+
+@kinds("llama", "mistral", "bert")
+@ALIGNS
+@pytest.mark.parametrize("tokens", [3, LENGTH, 9])
+def test_whole_samples_equal_the_papers_form(name, ablation, align, tokens):
+    inputs = Inputs(host(name, align=align, ablation=ablation), tokens, batch=2)
+    for implementation in implementations(inputs):
+        assert_close(inputs.call(implementation), inputs.reference())
+
+
+@kinds("llama", "mistral", "bert")
+@ALIGNS
+def test_padded_samples_equal_the_papers_form_on_their_tokens_alone(name, ablation, align):
+    inputs = Inputs(host(name, align=align, ablation=ablation), 9, batch=4)
+    inputs.pads[1, :4] = inputs.pads[2, 7:] = inputs.pads[3, :2] = inputs.pads[3, 8:] = True
+    for implementation in ("sdpa", "eager"):
+        output = inputs.call(implementation)
+        for index in range(4):
+            found = output[index : index + 1, :, ~inputs.pads[index]]
+            assert_close(found, inputs.sample(index).reference())
+
+
+@kinds("llama", "mistral")
+@ALIGNS
+@pytest.mark.parametrize("queries", [1, 2])
+def test_cached_queries_equal_the_papers_form(name, ablation, align, queries):
+    module = host(name, align=align, ablation=ablation)
+    for tokens in (3, 5, 8):
+        inputs = Inputs(module, tokens, batch=2, queries=queries)
+        for implementation in implementations(inputs):
+            assert_close(inputs.call(implementation), inputs.reference())
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_maps_are_tiled_over_the_heads(name, heads):
+    inputs = Inputs(host(name, heads=heads), 9)
+    for implementation in implementations(inputs):
+        assert_close(inputs.call(implementation), inputs.reference())
+
+
+def test_softmax_ablation_behind_a_window_normalises_over_the_window():
+    inputs = Inputs(host("mistral", ablation="softmax"), 9)
+    inputs.value = torch.zeros_like(inputs.value)
+    inputs.value[:, :, 2] = 1.0  # what each row gives to key 2
+    map_ = low_rank_map(*inputs.module.lmam.maps()[0].factors, 2.0)
+    expected = inputs.probabilities()[0, :, :, 2]
+    for row in range(2, LENGTH):  # later rows are past the map; row 5 still sees key 2
+        keys = slice(max(0, row - WINDOW + 1), row + 1)
+        weights = map_[:, row, keys].softmax(-1)
+        expected[:, row] += weights[:, 2 - keys.start]
+    for implementation in implementations(inputs):
+        assert_close(inputs.call(implementation)[0, :, :, 0], expected)
+
+
+def test_an_end_map_follows_the_last_tokens_when_a_row_is_decoded():
+    inputs = Inputs(host("llama", align="end"), 9, queries=1)
+    map_ = low_rank_map(*inputs.module.lmam.maps()[0].factors, 2.0)
+    value = inputs.value.repeat_interleave(2, 1)
+    term = map_[None, :, -1:] @ value[:, :, -LENGTH:]  # the last row, on the last n tokens
+    assert_close(inputs.call("sdpa"), inputs.probabilities() @ value + term)
+
+
+@ALIGNS
+def test_raw_positions_index_the_padded_matrix_and_leave_pads_in(align):
+    inputs = Inputs(host("llama", align=align, positions="raw"), 9)
+    inputs.pads[0, :4] = True
+    # The reference reads the padded matrix as it stands, pads' values included.
+    assert_close(inputs.call("sdpa")[:, :, 4:], inputs.reference()[:, :, 4:])
+    alone = inputs.sample(0).reference()
+    assert not torch.allclose(inputs.call("sdpa")[:, :, 4:], alone, atol=0.1)
+
+
+def test_mask_of_an_unknown_form_is_an_error():
+    with pytest.raises(ValueError, match="unknown form"):
+        Inputs(host("llama"), 9).call("sdpa", mask=torch.ones(1, 9, 9))
+
+
+def test_no_negative_under_a_mask_of_keys_alone_is_an_error():
+    with pytest.raises(ValueError, match="no_negative ablation needs"):
+        Inputs(host("llama", ablation="no_negative"), 9).call("sdpa", mask=torch.ones(1, 9))
+
+
+def test_packing_announced_by_sequence_lengths_is_an_error():
+    with pytest.raises(ValueError, match="packed into one row"):
+        Inputs(host("llama"), 9).call("sdpa", cu_seq_lens_q=torch.tensor([0, 4, 9]))
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_module_without_an_active_map_passes_through_bit_identically(implementation):
+    inputs = Inputs(fresh_host("llama"), 9)
+    function = ALL_ATTENTION_FUNCTIONS[implementation]
+    with_map = inputs.call(implementation)
+    inputs.module.lmam.enable_adapters(False)
+    disabled = inputs.call(implementation)
+    del inputs.module.lmam
+    without = inputs.call(implementation)
+    mask = inputs.visible
+    if implementation == "eager":
+        mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
+    original, _ = function.__wrapped__(
+        inputs.module, inputs.query, inputs.key, inputs.value, mask, scaling=8**-0.5, dropout=0.0
+    )
+    assert torch.equal(disabled, original.transpose(1, 2))
+    assert torch.equal(without, original.transpose(1, 2))
+    assert not torch.allclose(with_map, without, atol=0.1)
+
+
+@pytest.mark.parametrize("ablation", [None, "softmax"])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_dropout_never_touches_the_term(implementation, ablation):
+    module = fresh_host("llama", ablation=ablation).train()
+    inputs = Inputs(module, 9)
+    terms = []
+    with lorada_attention.observe(lambda seen: terms.append((seen.output, seen.term))):
+        calm = inputs.call(implementation)
+        dropped = inputs.call(implementation, dropout=0.9)
+    (attended, term), (dropped_attended, same_term) = terms
+    assert not torch.allclose(attended, dropped_attended, atol=0.1)
+    assert torch.equal(term, same_term)
+    assert_close(calm.transpose(1, 2) - attended, term)
+    assert_close(dropped.transpose(1, 2) - dropped_attended, term)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "sdpa-unmasked"])
+@pytest.mark.parametrize("ablation", [None, "softmax"])
+def test_autocast_leaves_the_map_in_full_precision(implementation, ablation):
+    inputs = Inputs(host("llama", ablation=ablation), 9)
+    terms = []
+    with lorada_attention.observe(lambda seen: terms.append(seen.term)):
+        inputs.call(implementation)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inputs.call(implementation)
+    plain, autocast = terms
+    assert autocast.dtype == torch.float32
+    assert torch.equal(plain, autocast)
+
+
+@pytest.fixture
+def _restored():
+    """Put the wrappers back whatever a test does to them."""
+    yield
+    lorada_attention.install()
+
+
+@pytest.mark.usefixtures("_restored")
+def test_install_twice_wraps_once_and_uninstall_restores_the_originals():
+    lorada_attention.uninstall()
+    names = set(ALL_ATTENTION_FUNCTIONS.valid_keys())
+    originals = {name: ALL_ATTENTION_FUNCTIONS[name] for name in names}
+    assert "sdpa" in names
+    assert not any(hasattr(function, "adds_map") for function in originals.values())
+    lorada_attention.install()
+    wrapped = {name: ALL_ATTENTION_FUNCTIONS[name] for name in ALL_ATTENTION_FUNCTIONS.valid_keys()}
+    assert set(wrapped) == names | {"eager"}
+    assert all(wrapped[name].__wrapped__ is originals[name] for name in names)
+    lorada_attention.install()
+    assert all(ALL_ATTENTION_FUNCTIONS[name] is wrapped[name] for name in wrapped)
+    lorada_attention.uninstall()
+    assert {name: ALL_ATTENTION_FUNCTIONS[name] for name in names} == originals
+    assert set(ALL_ATTENTION_FUNCTIONS.valid_keys()) == names
+
+
+@pytest.fixture
+def late_implementation():
+    """Registers an attention function that no wrapper has seen; removes it afterwards."""
+    original = ALL_ATTENTION_FUNCTIONS["sdpa"].__wrapped__
+
+    def late(*args, **kwargs):
+        return original(*args, **kwargs)
+
+    def register() -> str:
+        AttentionInterface.register("late", late)
+        AttentionMaskInterface.register("late", sdpa_mask)
+        return "late"
+
+    yield register
+    AttentionInterface._global_mapping.pop("late")
+    AttentionMaskInterface._global_mapping.pop("late")
+
+
+def test_implementation_registered_later_is_an_error_until_it_is_installed(late_implementation):
+    model = get_peft_model(TINY["llama"](), LmamConfig(length=LENGTH, init_weights=False))
+    tokens = torch.arange(3, 12)[None]
+    expected = model(tokens).logits
+    model.base_model.model.set_attn_implementation(late_implementation())
+    with pytest.raises(ValueError, match=r"'late' was registered after the map .*install\(\)"):
+        model(tokens)
+    lorada_attention.install()
+    assert_close(model(tokens).logits, expected)
