@@ -1,0 +1,290 @@
+"""A map inside whole models: implementations, padding, caches, generation, precision, training."""
+
+import pytest
+import torch
+from conftest import DECODERS, ENCODERS, TINY, assert_close
+from peft import PeftModel, get_peft_model
+from torch import Tensor
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    DynamicCache,
+    FalconConfig,
+    FalconForCausalLM,
+    StaticCache,
+)
+
+from lorada import LmamConfig
+from lorada import attention as lorada_attention
+
+LENGTH = 6  # n; longer than Mistral's window of 4, shorter than the long samples
+PAD = 1  # RoBERTa counts its positions around this id
+SAMPLES = [torch.arange(10, 10 + size) * 7 % 83 + 5 for size in (3, 9, 6, 12)]
+ABLATIONS = (None, "no_negative", "softmax", "full_rank")
+MODELS = pytest.mark.parametrize("name", [*DECODERS, *ENCODERS])
+CAUSAL = pytest.mark.parametrize("name", DECODERS)
+ALIGNS = pytest.mark.parametrize("align", ["start", "end"])
+
+
+def adapted(name: str, implementation: str = "sdpa", **options) -> PeftModel:
+    """A tiny model with a random map; the same weights and map for the same arguments."""
+    base = TINY[name](attn_implementation=implementation)
+    defaults = {"rank": 2, "length": LENGTH, "inverse_scale": 2.0, "init_weights": False}
+    return get_peft_model(base, LmamConfig(**{**defaults, **options})).eval()
+
+
+def pad(samples: list[Tensor], side: str) -> dict[str, Tensor]:
+    """A padded batch as a data collator builds it."""
+    width = max(len(sample) for sample in samples)
+    ids = torch.full((len(samples), width), PAD)
+    for row, sample in zip(ids, samples, strict=True):
+        row[slice(width - len(sample), None) if side == "left" else slice(len(sample))] = sample
+    return {"input_ids": ids, "attention_mask": (ids != PAD).long()}
+
+
+def counted(mask: Tensor) -> Tensor:
+    """Position ids that count real tokens."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def alone(model: PeftModel, sample: Tensor) -> Tensor:
+    """Logits of one sample without padding or cache."""
+    with torch.no_grad():
+        options = {"use_cache": False} if model.config.model_type not in ENCODERS else {}
+        return model(input_ids=sample[None], **options).logits[0]
+
+
+def in_batch(model: PeftModel, side: str) -> list[Tensor]:
+    """Logits of every sample's own tokens, from one padded batch."""
+    batch = pad(SAMPLES, side)
+    extra = {}
+    if model.config.model_type == "bert":  # absolute positions: the base itself must be told
+        extra["position_ids"] = counted(batch["attention_mask"])
+    with torch.no_grad():
+        logits = model(**batch, **extra).logits
+    return [row[mask.bool()] for row, mask in zip(logits, batch["attention_mask"], strict=True)]
+
+
+@MODELS
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_map_clearly_changes_the_logits_of_every_token(name, ablation):
+    model = adapted(name, ablation=ablation)
+    with_map = alone(model, SAMPLES[1][:LENGTH])
+    with model.disable_adapter():
+        without = alone(model, SAMPLES[1][:LENGTH])
+    first = 1 if ablation == "no_negative" and name in DECODERS else 0  # one key: softmax is 1
+    assert ((with_map - without).abs().amax(-1)[first:] > 0.05).all()
+    assert torch.equal(without, TINY[name]()(SAMPLES[1][None, :LENGTH]).logits[0])
+
+
+@MODELS
+@pytest.mark.parametrize("ablation", ABLATIONS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_sdpa_equals_eager(name, ablation, side):
+    outputs = [in_batch(adapted(name, form, ablation=ablation), side) for form in ("sdpa", "eager")]
+    for sdpa, eager in zip(*outputs, strict=True):
+        assert_close(sdpa, eager)
+
+
+@MODELS
+@ALIGNS
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_padding_on_either_side_changes_nothing(name, align, ablation):
+    model = adapted(name, align=align, ablation=ablation)
+    expected = [alone(model, sample) for sample in SAMPLES]
+    for side in ("left", "right"):
+        for found, one_by_one in zip(in_batch(model, side), expected, strict=True):
+            assert_close(found, one_by_one)
+
+
+def stepwise(model: PeftModel, sizes: list[int], cache, batch: dict[str, Tensor]) -> Tensor:
+    """Logits of a batch fed in chunks of these sizes into a cache."""
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    positions, logits, at = counted(mask), [], 0
+    for size in sizes:
+        step = slice(at, at + size)
+        with torch.no_grad():
+            out = model(
+                input_ids=ids[:, step], attention_mask=mask[:, : at + size],
+                position_ids=positions[:, step], past_key_values=cache, use_cache=True,
+            )  # fmt: skip
+        logits.append(out.logits)
+        at += size
+    return torch.cat(logits, 1)
+
+
+@CAUSAL
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("sizes", [[1] * 12, [5] + [1] * 7, [2, 5, 1, 4]], ids=str)
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_cached_steps_equal_the_uncached_forward(name, cache, sizes, ablation):
+    model = adapted(name, ablation=ablation)
+    for samples in (SAMPLES, SAMPLES[-1:]):  # padded on the left, and one sample without a pad
+        batch = pad(samples, "left")
+        if cache == "dynamic":
+            store = DynamicCache(config=model.config)
+        else:
+            store = StaticCache(config=model.config, max_cache_len=15)
+        logits = stepwise(model, sizes, store, batch)
+        for row, mask, sample in zip(logits, batch["attention_mask"], samples, strict=True):
+            assert_close(row[mask.bool()], alone(model, sample))
+
+
+@CAUSAL
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_generate_equals_the_uncached_forward(name, cache, beams):
+    model = adapted(name)
+    batch = pad(SAMPLES, "left")
+    options = {"max_new_tokens": 6, "do_sample": False, "num_beams": beams, "pad_token_id": PAD}
+    options |= {"eos_token_id": None, "bos_token_id": None}
+    cached = model.generate(**batch, cache_implementation=cache, **options)
+    for sample, row in zip(SAMPLES, cached, strict=True):
+        uncached = model.generate(input_ids=sample[None], use_cache=False, **options)
+        assert row[-6:].tolist() == uncached[0, -6:].tolist()
+    if beams == 1:
+        greedy = SAMPLES[0]
+        for _ in range(6):
+            greedy = torch.cat([greedy, alone(model, greedy)[-1:].argmax(-1)])
+        assert cached[0, -6:].tolist() == greedy[-6:].tolist()
+
+
+@CAUSAL
+def test_chunked_prefill_generates_the_same(name):
+    model = adapted(name)
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": PAD, "eos_token_id": None}
+    whole = model.generate(**pad(SAMPLES, "left"), **options)
+    chunked = model.generate(**pad(SAMPLES, "left"), prefill_chunk_size=4, **options)
+    assert chunked.tolist() == whole.tolist()
+
+
+def test_packed_rows_are_an_error_in_a_model():
+    model = adapted("llama")
+    packed = torch.cat(SAMPLES[:2])[None]
+    positions = torch.cat([torch.arange(3), torch.arange(9)])[None]
+    for use_cache in (True, False):
+        with pytest.raises(ValueError, match="packed into one row"):
+            model(input_ids=packed, position_ids=positions, use_cache=use_cache)
+
+
+@pytest.mark.parametrize("positions", ["token", "raw"])
+def test_only_raw_positions_make_padding_matter(positions):
+    model = adapted("llama", positions=positions)
+    padded = in_batch(model, "left")[0]
+    difference = (padded - alone(model, SAMPLES[0])).abs().max()
+    assert (difference > 0.05) == (positions == "raw")
+
+
+def test_layers_without_a_map_see_the_original_function():
+    model = adapted("llama", layers_to_transform=[1])
+    seen = []
+    with lorada_attention.observe(lambda call: seen.append(call.module.layer_idx)):
+        alone(model, SAMPLES[0])
+    assert seen == [1]
+
+
+@pytest.mark.parametrize(
+    ("config", "model_class"),
+    [(FalconConfig, FalconForCausalLM), (BloomConfig, BloomForCausalLM)],
+    ids=["falcon", "bloom"],
+)
+def test_model_that_does_not_dispatch_its_attention_is_an_error(config, model_class):
+    base = model_class(
+        config(vocab_size=96, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+    )
+    with pytest.raises(ValueError, match="no self-attention module of this model dispatches"):
+        get_peft_model(base, LmamConfig(length=LENGTH))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "bert"])
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_map_stays_in_fp32_on_a_half_precision_base(name, dtype, ablation):
+    base = TINY[name]().to(dtype)
+    config = LmamConfig(length=LENGTH, inverse_scale=2.0, init_weights=False, ablation=ablation)
+    model = get_peft_model(base, config)
+    terms = []
+    with lorada_attention.observe(lambda call: terms.append(call.term)):
+        batch = pad(SAMPLES, "right")
+        logits = model(**batch).logits
+    assert logits.dtype == dtype
+    assert logits[batch["attention_mask"].bool()].isfinite().all()
+    assert all(term.dtype == torch.float32 for term in terms)
+    assert bool(terms) == (ablation != "no_negative")
+    logits.float().sum().backward()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert {parameter.dtype for parameter in trained} == {torch.float32}
+    assert all(parameter.grad.isfinite().all() and parameter.grad.any() for parameter in trained)
+
+
+def map_gradients(model: PeftModel, side: str) -> dict[str, Tensor]:
+    model.zero_grad()
+    batch = pad(SAMPLES, side)
+    logits = model(**batch, **({} if model.config.model_type in ENCODERS else {"use_cache": False}))
+    (logits.logits.log_softmax(-1)[..., 7] * batch["attention_mask"]).sum().backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "non-reentrant"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "bert"])
+@pytest.mark.parametrize("ablation", [None, "no_negative"])
+def test_gradient_checkpointing_gives_the_same_gradients(name, use_reentrant, ablation):
+    model = adapted(name, ablation=ablation).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        module.dropout_prob = 0.0  # of BERT's attention
+    expected = map_gradients(model, "left")
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.enable_input_require_grads()
+    calls = []
+    with lorada_attention.observe(calls.append):
+        found = map_gradients(model, "left")
+    assert ablation == "no_negative" or len(calls) == 4  # two layers, computed twice
+    assert expected
+    for name_, gradient in expected.items():
+        assert gradient.any()
+        assert_close(found[name_], gradient)
+
+
+@pytest.mark.parametrize("name", [*DECODERS, "roberta"])  # BERT itself depends on the side
+def test_gradients_do_not_depend_on_the_padding_side(name):
+    model = adapted(name)
+    left, right = (map_gradients(model, side) for side in ("left", "right"))
+    for key, gradient in left.items():
+        assert_close(right[key], gradient)
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_baked_maps_give_the_same_logits_until_training_resumes(name, ablation):
+    model = adapted(name, ablation=ablation)
+    expected = alone(model, SAMPLES[1])
+    model.base_model.bake()
+    assert_close(alone(model, SAMPLES[1]), expected)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1.0)
+    assert_close(alone(model, SAMPLES[1]), expected)  # what was baked
+    model.train()
+    assert not torch.allclose(alone(model.eval(), SAMPLES[1]), expected, atol=0.05)
+
+
+def test_default_start_changes_nothing_and_lets_the_map_learn():
+    model = get_peft_model(TINY["llama"](), LmamConfig(length=LENGTH))
+    with_map = alone(model, SAMPLES[1])
+    with model.disable_adapter():
+        assert_close(with_map, alone(model, SAMPLES[1]))
+    gradients = map_gradients(model, "left")
+    assert all(g.any() for key, g in gradients.items() if "lora_w_b" in key)
+
+
+def test_heads_that_do_not_divide_the_attention_heads_are_an_error():
+    with pytest.raises(ValueError, match="heads=3 does not divide the 4 attention heads"):
+        adapted("llama", heads=3)
+
+
+def test_target_that_cannot_hold_a_map_is_an_error():
+    with pytest.raises(ValueError, match="q_proj, which is not a self-attention module"):
+        adapted("llama", target_modules=["q_proj"])
