@@ -191,6 +191,13 @@ def test_an_end_map_follows_the_last_tokens_when_a_row_is_decoded():
     assert_close(inputs.call("sdpa"), inputs.probabilities() @ value + term)
 
 
+def test_decoding_past_a_start_map_adds_nothing_at_all():
+    inputs = Inputs(host("llama"), LENGTH + 1, queries=1)
+    function = ALL_ATTENTION_FUNCTIONS["sdpa"].__wrapped__
+    expected, _ = function(inputs.module, inputs.query, inputs.key, inputs.value, None)
+    assert torch.equal(inputs.call("sdpa-unmasked"), expected.transpose(1, 2))
+
+
 @ALIGNS
 def test_raw_positions_index_the_padded_matrix_and_leave_pads_in(align):
     inputs = Inputs(host("llama", align=align, positions="raw"), 9)

@@ -6,6 +6,8 @@ from conftest import DECODERS, ENCODERS, TINY, assert_close
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BloomConfig,
     BloomForCausalLM,
     DynamicCache,
@@ -156,6 +158,47 @@ def test_chunked_prefill_generates_the_same(name):
     whole = model.generate(**pad(SAMPLES, "left"), **options)
     chunked = model.generate(**pad(SAMPLES, "left"), prefill_chunk_size=4, **options)
     assert chunked.tolist() == whole.tolist()
+
+
+def bart(**options) -> PeftModel:
+    config = BartConfig(
+        vocab_size=96, d_model=24, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, init_std=0.2,
+        max_position_embeddings=32, forced_eos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    base = BartForConditionalGeneration(config)
+    defaults = {"length": LENGTH, "inverse_scale": 2.0, "init_weights": False}
+    return get_peft_model(base, LmamConfig(**defaults, **options)).eval()
+
+
+@pytest.mark.parametrize("stacks", [None, ["encoder"], ["decoder"]], ids=str)
+def test_encoder_gets_the_full_map_decoder_the_lower_triangle_cross_attention_none(stacks):
+    model, seen = bart(stacks=stacks), {}
+    names = {module: name for name, module in model.named_modules()}
+
+    def look(call: lorada_attention.Observation) -> None:
+        stack, layer = names[call.module].removeprefix("base_model.model.model.").split(".", 1)
+        seen[stack] = (layer, call.causal)
+
+    with lorada_attention.observe(look):
+        model(input_ids=SAMPLES[1][None], decoder_input_ids=SAMPLES[2][None])
+    expected = {"encoder": ("layers.0.self_attn", False), "decoder": ("layers.0.self_attn", True)}
+    assert seen == {stack: expected[stack] for stack in stacks or expected}
+
+
+def test_decoder_of_an_encoder_decoder_steps_through_its_cache_as_uncached():
+    model, target = bart(), SAMPLES[3][None]
+    batch = pad(SAMPLES[1:2], "right")
+    with torch.no_grad():
+        expected = model(**batch, decoder_input_ids=target, use_cache=False).logits
+        cache, steps = None, []
+        for at in range(target.shape[1]):
+            step = target[:, at : at + 1]
+            out = model(**batch, decoder_input_ids=step, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            steps.append(out.logits)
+    assert_close(torch.cat(steps, 1), expected)
 
 
 def test_packed_rows_are_an_error_in_a_model():
