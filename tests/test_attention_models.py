@@ -248,12 +248,14 @@ def test_map_stays_in_fp32_on_a_half_precision_base(name, dtype, ablation):
     model = get_peft_model(base, config)
     terms = []
     with lorada_attention.observe(lambda call: terms.append(call.term)):
+        plain = model(SAMPLES[1][None]).logits  # no mask: another path than that of the batch
         batch = pad(SAMPLES, "right")
         logits = model(**batch).logits
-    assert logits.dtype == dtype
+    assert plain.dtype == logits.dtype == dtype
+    assert plain.isfinite().all()
     assert logits[batch["attention_mask"].bool()].isfinite().all()
     assert all(term.dtype == torch.float32 for term in terms)
-    assert bool(terms) == (ablation != "no_negative")
+    assert len(terms) == (0 if ablation == "no_negative" else 4)  # two calls of two layers
     logits.float().sum().backward()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert {parameter.dtype for parameter in trained} == {torch.float32}
