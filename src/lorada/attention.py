@@ -254,8 +254,7 @@ class _Call:
         if term is None and not _observers:
             return result
         full = _place(term, at, output)
-        if attention_map.samples is not None:
-            full = full * attention_map.samples[:, None, None, None]
+        full = self.for_its_samples(attention_map, full)
         for observer in _observers:
             observer(
                 Observation(
@@ -329,14 +328,20 @@ class _Call:
             return softmax_map(map_, self.causal, self.window, keys)
         return mask_map(map_, self.causal, self.window)
 
+    def for_its_samples(self, attention_map: AttentionMap, full: Tensor) -> Tensor:
+        """Zero for the samples that other maps serve; beam search repeats each sample."""
+        if attention_map.samples is None:
+            return full
+        beams = self.query.shape[0] // len(attention_map.samples)
+        return full * attention_map.samples.repeat_interleave(beams)[:, None, None, None]
+
     def mask_with(self, attention_map: AttentionMap, mask: Tensor | None) -> Tensor:
         """The additive mask of ¬N: the map goes into the scores (B, H, T, K), before the softmax."""
         queries, keys = self.query.shape[2], self.key.shape[2]
         dtype, device = self.query.dtype, self.query.device
         full = spread_map(attention_map, self.span(attention_map), queries, keys, self.causal,
                           self.window, self.heads)  # fmt: skip
-        if attention_map.samples is not None:
-            full = full * attention_map.samples[:, None, None, None]
+        full = self.for_its_samples(attention_map, full)
         blocked = torch.finfo(dtype).min
         if mask is None:
             if not self.causal or queries == 1:
