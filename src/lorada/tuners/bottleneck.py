@@ -144,7 +144,9 @@ class BottleneckLayer(AttachedLayer):
         for name, samples in self.shares():
             term = self.adapt(name, inputs[self.configs[name].adapter_input])
             if samples is not None:
-                term = term * torch.tensor(samples, device=term.device).view(-1, 1, 1)
+                mine = torch.tensor(samples, device=term.device)
+                beams = len(term) // len(mine)  # beam search repeats each sample
+                term = term * mine.repeat_interleave(beams).view(-1, 1, 1)
             result = result + term.to(output.dtype)
         return result
 
