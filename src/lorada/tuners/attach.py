@@ -8,7 +8,7 @@ adapter finds the same modules as the first, and ``unload`` only has to remove t
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -20,7 +20,7 @@ from lorada.tuners.types import PREFIX, LoradaPeftConfig
 
 
 def within_layer(name: str) -> str:
-    """The part of a module name behind its layer index: ``model.layers.3.self_attn`` → self_attn."""
+    """A module name behind its layer index: ``model.layers.3.self_attn`` → ``self_attn``."""
     return re.sub(r"^.*\.\d+\.", "", name)
 
 
@@ -95,7 +95,7 @@ class AttachedModel(BaseTuner):  # type: ignore[misc]
     prefix = PREFIX
     child: str
     tuner_layer_cls: type[AttachedLayer]
-    target_module_mapping: dict[str, list[str]] = {}
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def inject_adapter(
         self,
@@ -143,6 +143,11 @@ class AttachedModel(BaseTuner):  # type: ignore[misc]
             layer.update_layer(adapter_name, peft_config, self.model)
         layer.train(target.training)
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if not autocast_adapter_dtype:
+            cast_to_host(self.model, adapter_name)
+
     def _check_merge_allowed(self) -> None:
         raise ValueError(
             f"{type(self).__name__.removesuffix('Model')} parts cannot be merged into the weights; "
@@ -179,6 +184,17 @@ def detach_all(model: nn.Module) -> None:
             if isinstance(child, AttachedLayer):
                 child.detach_from_host()
                 delattr(module, name)
+
+
+def cast_to_host(model: nn.Module, adapter_name: str) -> None:
+    """Give an adapter's attached parameters the dtype of the modules they are attached to."""
+    for layer in model.modules():
+        if isinstance(layer, AttachedLayer):
+            dtypes = [p.dtype for p in layer.host.parameters() if p.dtype.is_floating_point]
+            for container in layer.adapter_layer_names:
+                if adapter_name in getattr(layer, container):
+                    parameter = getattr(layer, container)[adapter_name]
+                    parameter.data = parameter.data.to(dtypes[0])
 
 
 @contextmanager

@@ -57,12 +57,12 @@ class LmamConfig(LoradaPeftConfig):
     rank: int = field(default=2)
     length: int = field(default=128)
     heads: int | None = field(default=None)
-    inverse_scale: float = field(default=4.0)
+    inverse_scale: float = field(default=1.0)
     align: Align = field(default="start")
     positions: str = field(default="token")
     ablation: Ablation | None = field(default=None)
     init: str = field(default="zero")
-    map_learning_rate: float | None = field(default=None)
+    map_learning_rate: float | None = field(default=5e-3)
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
     stacks: list[str] | None = field(default=None)
@@ -71,6 +71,7 @@ class LmamConfig(LoradaPeftConfig):
         super().__post_init__()
         self.peft_type = LoradaType.LMAM
         require_positive(self, "rank", "length", "inverse_scale")
+        self.inverse_scale = float(self.inverse_scale)  # 255 in a recipe, 255.0 in the maths
         if self.heads is not None:
             require_positive(self, "heads")
         if self.map_learning_rate is not None:
@@ -202,12 +203,11 @@ class LmamModel(AttachedModel):
     def _prepare_adapter_config(self, peft_config: LmamConfig, model_config: Any) -> LmamConfig:
         found = attention.self_attentions(self.model)
         if not found:
-            kinds = sorted(
-                {type(m).__name__ for _, m in self.model.named_modules() if "ttention" in str(type(m))}
-            )
+            classes = {type(module).__name__ for module in self.model.modules()}
+            kinds = sorted(name for name in classes if "ttention" in name)
             raise ValueError(
                 "no self-attention module of this model dispatches through transformers' attention "
-                f"interface, so a map would have no effect; found {', '.join(kinds) or 'none at all'}"
+                f"interface, so a map would have no effect; found {', '.join(kinds) or 'none'}"
             )
         if peft_config.target_modules is None:
             peft_config.target_modules = self.candidates()
@@ -226,9 +226,7 @@ class LmamModel(AttachedModel):
                 f"target_modules matches {key}, which is not a self-attention module that can hold "
                 f"a map; this model has {', '.join(self.candidates()) or 'none'}"
             )
-        if peft_config.stacks and not any(s in key.split(".") for s in peft_config.stacks):
-            return False
-        return True
+        return not peft_config.stacks or any(s in key.split(".") for s in peft_config.stacks)
 
     def bake(self) -> None:
         """Precompute every map for inference (the paper's offline Attn_s)."""

@@ -5,10 +5,11 @@ does afterwards (activating, disabling, casting, saving) works on the tuner laye
 model, whichever tuner put them there. So LoRaDA-LA is a list of three parts and not a class.
 """
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
@@ -16,8 +17,24 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 
-from lorada.tuners.attach import AttachedLayer, AttachedModel, check_fits, detach_all, mixed_batch
+from lorada.tuners.attach import (
+    AttachedLayer,
+    AttachedModel,
+    cast_to_host,
+    check_fits,
+    detach_all,
+    mixed_batch,
+)
 from lorada.tuners.lmam import bake
+from lorada.tuners.nesting import (
+    check_order,
+    keys_of_others,
+    merge_inner,
+    names_alone,
+    rename,
+    tuner_of,
+    within_reach,
+)
 from lorada.tuners.types import PREFIX, LoradaPeftConfig, LoradaType, register
 
 FORWARDED = ("layers_to_transform", "layers_pattern")
@@ -59,7 +76,7 @@ class LoradaConfig(LoradaPeftConfig):
 
 def _as_config(part: Any) -> PeftConfig:
     if isinstance(part, PeftConfig):
-        return part
+        return copy.deepcopy(part)  # placing a part fills it in; the caller's stays as it is
     if isinstance(part, dict) and "peft_type" in part:
         known = {str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_TUNER_MAPPING}
         if part["peft_type"] not in known:
@@ -85,7 +102,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
 
     prefix = PREFIX
     tuner_layer_cls = BaseTunerLayer
-    target_module_mapping: dict[str, list[str]] = {}
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Plain attributes, not submodules: every tuner's ``model`` is this tuner's ``model``.
@@ -117,6 +134,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         try:
             for part in config.parts:
                 self._inject_part(model, adapter_name, part, low_cpu_mem_usage)
+            check_order(model, adapter_name, config.parts)
         except Exception:
             del self.__dict__["_tuners"][adapter_name]
             raise
@@ -150,12 +168,13 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
                     setattr(part, name, False)
         if hasattr(part, "modules_to_save") and own_modules is None:
             part.modules_to_save = config.modules_to_save  # so that no part adapts such a module
-        tuner_cls = PEFT_TYPE_TO_TUNER_MAPPING[part.peft_type]
+        tuner_cls = tuner_of(part)
         model.__dict__.pop("peft_config", None)  # a tuner that sees one joins it instead
         placed = self.__dict__["_tuners"][adapter_name]
-        tuner = tuner_cls(
-            model, {adapter_name: part}, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage
-        )
+        with within_reach(model, tuner_cls):
+            tuner = tuner_cls(
+                model, {adapter_name: part}, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage
+            )
         if hasattr(part, "modules_to_save"):
             part.modules_to_save = own_modules
         for other in placed:
@@ -177,6 +196,11 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
                 return tuner(*args, **kwargs)
         return self.model(*args, **kwargs)
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if not autocast_adapter_dtype:
+            cast_to_host(self.model, adapter_name)
+
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter with all its parts."""
         super().delete_adapter(adapter_name)
@@ -185,16 +209,21 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         names = kwargs.pop("adapter_names", None)
+        tuner_classes = list(dict.fromkeys(type(tuner) for tuner in self.tuners()))
         with ExitStack() as stack:
             stack.enter_context(mixed_batch(self.model, names, self.training))
-            for tuner_cls in dict.fromkeys(type(tuner) for tuner in self.tuners()):
-                if issubclass(tuner_cls, AttachedModel) or not hasattr(
-                    tuner_cls, "_enable_peft_forward_hooks"
-                ):
+            for tuner_cls in tuner_classes:
+                if issubclass(tuner_cls, AttachedModel):
                     continue
-                # Called on the stack: an inner tuner is no submodule and never sees eval().
-                own = {**kwargs, "adapter_names": self._names_known_to(tuner_cls, names)}
-                stack.enter_context(tuner_cls._enable_peft_forward_hooks(self, *args, **own))
+                if names is not None and "_enable_peft_forward_hooks" not in vars(tuner_cls):
+                    raise ValueError(
+                        f"adapter_names: {tuner_cls.__name__.removesuffix('Model')} serves one "
+                        "adapter at a time, so no batch is mixed while one of its kind is loaded"
+                    )
+                if hasattr(tuner_cls, "_enable_peft_forward_hooks"):
+                    # Called on the stack: an inner tuner is no submodule and never sees eval().
+                    own = {**kwargs, "adapter_names": self._names_known_to(tuner_cls, names)}
+                    stack.enter_context(tuner_cls._enable_peft_forward_hooks(self, *args, **own))
             yield
 
     def _names_known_to(
@@ -240,13 +269,13 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         )
         joined: dict[str, Tensor] = {}
         for part in config.parts:
-            tuner_cls = PEFT_TYPE_TO_TUNER_MAPPING[part.peft_type]
-            foreign = _keys_of_others(model, tuner_cls.tuner_layer_cls, everything)
+            tuner_cls = tuner_of(part)
+            foreign = keys_of_others(model, tuner_cls, everything)
             saved = tuner_cls._get_adapter_state_dict(
                 model, part, adapter_name, state_dict, unwanted_adapter_names
             )
             joined.update({key: value for key, value in saved.items() if key not in foreign})
-        return joined
+        return rename(joined, names_alone(model, adapter_name))
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -256,8 +285,10 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         adapter_name: str,
         state_dict: dict[str, Tensor],
     ) -> dict[str, Tensor]:
+        here = {alone: name for name, alone in names_alone(model, adapter_name).items()}
+        state_dict = rename(state_dict, here)
         for part in config.parts:
-            tuner_cls = PEFT_TYPE_TO_TUNER_MAPPING[part.peft_type]
+            tuner_cls = tuner_of(part)
             if not issubclass(tuner_cls, AttachedModel):
                 state_dict = tuner_cls._remap_adapter_state_dict_for_load(
                     model, part, adapter_name, state_dict
@@ -269,6 +300,10 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         return state_dict
 
     # Merging and baking.
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """No: ``peft.convert_to_lora`` reads one set of target modules, a stack has several."""
+        return False
 
     def _check_merge_allowed(self) -> None:
         parts = [part for name in self.active_adapters for part in self.peft_config[name].parts]
@@ -284,27 +319,11 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         if merge:
             self._check_merge_allowed()
-            self._merge_nested(**kwargs)
+            safe, names = kwargs.get("safe_merge", False), kwargs.get("adapter_names")
+            merge_inner(self.model, safe_merge=safe, adapter_names=names)
         detach_all(self.model)
         model: nn.Module = super()._unload_and_optionally_merge(merge, **kwargs)
         return model
-
-    def _merge_nested(
-        self,
-        adapter_names: list[str] | None = None,
-        safe_merge: bool = False,
-        progressbar: bool = False,
-    ) -> None:
-        # PEFT merges only the outermost layer of a module; parts on the same module are nested.
-        for module in self.model.modules():
-            nested = []
-            inner = getattr(module, "base_layer", None) if _wraps(module) else None
-            while isinstance(inner, BaseTunerLayer):
-                nested.append(inner)
-                inner = getattr(inner, "base_layer", None)
-            for layer in reversed(nested):
-                if not layer.merged:
-                    layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
 
     def merge_weights(self) -> nn.Module:
         """Merge the parts of the active adapter that can be merged and keep the rest.
@@ -338,27 +357,8 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         bake(self.model)
 
 
-def _wraps(module: nn.Module) -> bool:
-    return isinstance(module, BaseTunerLayer) and not isinstance(module, AttachedLayer)
-
-
-def _keys_of_others(
-    model: nn.Module, layer_cls: type[BaseTunerLayer], keys: Iterable[str]
-) -> set[str]:
-    """The keys that belong to tuner layers of another class than ``layer_cls``."""
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
-    others = set()
-    for key in keys:
-        owner = key
-        while owner and owner not in layers:
-            owner = owner.rpartition(".")[0]
-        if owner and not isinstance(layers[owner], layer_cls):
-            others.add(key)
-    return others
-
-
 def _merges(part: PeftConfig) -> bool:
-    return not issubclass(PEFT_TYPE_TO_TUNER_MAPPING[part.peft_type], AttachedModel)
+    return not issubclass(tuner_of(part), AttachedModel)
 
 
 register(LoradaType.LORADA, LoradaConfig, LoradaModel)

@@ -19,7 +19,7 @@ from lorada.version import __version__
 PREFIX = "lora"
 
 
-class LoradaType(str, Enum):
+class LoradaType(str, Enum):  # noqa: UP042
     """Our PEFT types. Name equals value: PEFT looks types up by the plain string of a JSON file."""
 
     LMAM = "LMAM"
@@ -28,7 +28,7 @@ class LoradaType(str, Enum):
 
 
 def register(peft_type: LoradaType, config: type[PeftConfig], tuner: type[BaseTuner]) -> None:
-    """Enter a config and its tuner in PEFT's public tables (PEFT's own helper insists on its enum)."""
+    """Enter a config and its tuner in PEFT's public tables; PEFT's helper wants its own enum."""
     PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config  # type: ignore[index]
     PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = tuner  # type: ignore[index]
     PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = PREFIX  # type: ignore[index]

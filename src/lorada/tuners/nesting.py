@@ -1,0 +1,135 @@
+"""Several wrapping parts on one module, and several adapters with different parts there.
+
+PEFT wraps: LoRA and then IA3 on one module give ``IA3(base_layer=LoRA(base_layer=Linear))``. Within
+one adapter the order is that of its parts. A second adapter must find the layers of the first, and
+its file must not depend on what else was loaded, so names are saved as if it were alone.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
+
+from lorada.tuners.attach import AttachedLayer
+
+BASE = ".base_layer"
+
+
+def tuner_of(part: PeftConfig) -> type[BaseTuner]:
+    """The tuner that places a part."""
+    tuner_cls: type[BaseTuner] = PEFT_TYPE_TO_TUNER_MAPPING[part.peft_type]
+    return tuner_cls
+
+
+def layer_kind(layer: nn.Module) -> type:
+    """The kind of tuner layer a layer is: the most special, as AdaLoRA's are LoRA layers too."""
+    kinds = {tuner.tuner_layer_cls for tuner in PEFT_TYPE_TO_TUNER_MAPPING.values()
+             if hasattr(tuner, "tuner_layer_cls")}  # fmt: skip
+    return next((cls for cls in type(layer).__mro__ if cls in kinds), type(layer))
+
+
+def chains(model: nn.Module) -> dict[str, list[BaseTunerLayer]]:
+    """The wrapping layers of each adapted module, outermost first, by the module's name."""
+    found = {}
+    for name, module in model.named_modules():
+        if not _wraps(module) or name.endswith(BASE):
+            continue
+        chain = [module]
+        while _wraps(inner := chain[-1].base_layer):
+            chain.append(inner)
+        found[name] = chain
+    return found
+
+
+def _wraps(module: Any) -> bool:
+    return (
+        isinstance(module, BaseTunerLayer)
+        and not isinstance(module, AttachedLayer)
+        and hasattr(module, "base_layer")
+    )
+
+
+@contextmanager
+def within_reach(model: nn.Module, tuner_cls: type[BaseTuner]) -> Iterator[None]:
+    """Let a tuner meet its own nested layers, so that it adds to them instead of wrapping again."""
+    outer = []
+    for name, chain in chains(model).items():
+        for layer in chain[1:]:
+            if layer_kind(layer) is tuner_cls.tuner_layer_cls:
+                parent = model.get_submodule(name.rpartition(".")[0])
+                outer.append((parent, name.rpartition(".")[2], chain[0]))
+                setattr(parent, outer[-1][1], layer)
+    try:
+        yield
+    finally:
+        for parent, child, layer in outer:
+            setattr(parent, child, layer)
+
+
+def check_order(model: nn.Module, adapter_name: str, parts: list[PeftConfig]) -> None:
+    """Refuse an adapter whose parts are nested in another order than it would have by itself.
+
+    Raises:
+        ValueError: naming the module.
+    """
+    wanted = [tuner_of(part).tuner_layer_cls for part in parts]
+    for name, chain in chains(model).items():
+        kinds = [layer_kind(layer) for layer in reversed(chain) if _holds(layer, adapter_name)]
+        if kinds != sorted(kinds, key=wanted.index):
+            raise ValueError(
+                f"adapter {adapter_name!r} applies its parts to {name} in another order than an "
+                "adapter that is loaded already: load it into a model of its own"
+            )
+
+
+def names_alone(model: nn.Module, adapter_name: str) -> dict[str, str]:
+    """Names of an adapter's wrapping layers → the names they have where it is the only adapter."""
+    names = {}
+    for name, chain in chains(model).items():
+        own = [depth for depth, layer in enumerate(chain) if _holds(layer, adapter_name)]
+        names.update({name + BASE * depth: name + BASE * i for i, depth in enumerate(own)})
+    return names
+
+
+def rename(state_dict: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """A state dict with the keys of some modules renamed."""
+    renamed = {}
+    for key, value in state_dict.items():
+        owner = _owner(key, names)
+        renamed[names[owner] + key[len(owner) :] if owner else key] = value
+    return renamed
+
+
+def keys_of_others(model: nn.Module, tuner_cls: type[BaseTuner], keys: Iterable[str]) -> set[str]:
+    """The keys that belong to tuner layers of another kind than those of ``tuner_cls``."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+    owners = {key: _owner(key, layers) for key in keys}
+    return {
+        key
+        for key, owner in owners.items()
+        if owner and layer_kind(layers[owner]) is not tuner_cls.tuner_layer_cls
+    }
+
+
+def _owner(key: str, names: dict[str, Any]) -> str:
+    """The longest of ``names`` that ``key`` lies under; empty if none."""
+    owner = key.rpartition(".")[0]
+    while owner and owner not in names:
+        owner = owner.rpartition(".")[0]
+    return owner
+
+
+def _holds(layer: BaseTunerLayer, adapter_name: str) -> bool:
+    return adapter_name in layer._get_available_adapters()
+
+
+def merge_inner(model: nn.Module, **kwargs: Any) -> None:
+    """Merge the layers that PEFT does not see: it merges only the outermost of a module."""
+    for chain in chains(model).values():
+        for layer in reversed(chain[1:]):
+            if not layer.merged:
+                layer.merge(**kwargs)
