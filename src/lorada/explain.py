@@ -86,7 +86,7 @@ def _layer_maps(name: str, seen: Observation) -> LayerMaps:
         seen.attention_map, seen.span, queries, keys, seen.causal, seen.window, heads
     ).expand_as(softmax)
     fused = softmax + map_
-    rows, inside = seen.span.query_rows(seen.attention_map.length, queries, scores.device)
+    _, inside = seen.span.query_rows(seen.attention_map.length, queries, scores.device)
     slots, real = seen.span.key_slots(seen.attention_map.length, keys, scores.device)
     columns = torch.zeros(real.shape[0], keys, dtype=torch.bool, device=scores.device)
     columns = columns.scatter_(-1, slots, real)

@@ -49,13 +49,13 @@ class Method:
     source: str = ""
 
 
+MAP = {"rank": 2, "length": 128}
 LLM_LORA = {"target_modules": ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]}
-ROBERTA_FFN = r".*\.layer\.\d+\.(intermediate|output)\.dense"
 
 METHODS: dict[str, Method] = {
     "lmam": Method(
         "the low-rank attention map alone",
-        {"llama": {"lmam": {"rank": 2, "length": 128}}, "roberta": {"lmam": {"rank": 2, "length": 128}}},
+        {"llama": {"lmam": MAP}, "roberta": {"lmam": MAP}},
         source="METHODS.md 6",
     ),
     "fmam": Method(
@@ -102,7 +102,7 @@ METHODS: dict[str, Method] = {
         "LoRaDA-A: the map with Adapter-FFN",
         {
             "llama": {
-                "lmam": {"rank": 2, "length": 128},
+                "lmam": MAP,
                 "bottleneck": {"rank": 18, "scale": 4.0},
             },
             "roberta": {
@@ -116,7 +116,7 @@ METHODS: dict[str, Method] = {
         "LoRaDA-LA: the map with LoRA and Adapter-FFN",
         {
             "llama": {
-                "lmam": {"rank": 2, "length": 128},
+                "lmam": MAP,
                 "lora": {
                     "r": 1, "lora_alpha": 2, "lora_dropout": 0.05,
                     "target_modules": ["o_proj", "down_proj"],
@@ -207,7 +207,7 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
         )
     settings = {part: dict(values) for part, values in method.parts[family].items()}
     if plus_map:
-        settings = {"lmam": {"rank": 2, "length": 128}, **settings}
+        settings = {"lmam": dict(MAP), **settings}
     for part, values in part_overrides(list(settings), overrides).items():
         settings[part].update(values)
     task_type = TaskType.CAUSAL_LM if family == "llama" else TaskType.SEQ_CLS
@@ -253,4 +253,6 @@ def select_trainable(model: nn.Module, rule: str) -> None:
             "this method is not defined for this model"
         )
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in set(chosen) or name.split(".")[0] in ("classifier", "score"))
+        parameter.requires_grad_(
+            name in set(chosen) or name.split(".")[0] in ("classifier", "score")
+        )

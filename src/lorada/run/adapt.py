@@ -48,7 +48,9 @@ def load_base(recipe: Recipe, labels: int | None = None) -> PreTrainedModel:
     )
 
 
-def adapt(base: PreTrainedModel, plan: Plan, recipe: Recipe, labels: int | None) -> nn.Module:
+def adapt(
+    base: PreTrainedModel, plan: Plan, recipe: Recipe, labels: int | None
+) -> PeftModel | PreTrainedModel:
     """Place a method on a model, ready to train."""
     if plan.config is None:
         if recipe.from_adapter is not None:
@@ -129,15 +131,11 @@ def parameter_counts(model: nn.Module) -> dict[str, Any]:
             continue
         if parameter.requires_grad:
             trainable += parameter.numel()
-        if not adapted or not _is_adapter_parameter(name):
+        if not adapted or ".lora_" not in name:
             base += parameter.numel()
     return {
         "trainable": trainable,
         "total": base,
         "percent": 100 * trainable / base,
-        "percent_of_all": 100 * trainable / (base + trainable) if adapted else 100 * trainable / base,
+        "percent_of_all": 100 * trainable / (base + trainable if adapted else base),
     }
-
-
-def _is_adapter_parameter(name: str) -> bool:
-    return ".lora_" in name

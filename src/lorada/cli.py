@@ -1,0 +1,284 @@
+"""The command line: ``lorada train``, ``evaluate``, ``generate``, ``methods``, ``params`` …
+
+Every command ends with the next one to try. A user's mistake is one line and exit code 2.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+console = Console()
+errors = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON, for programs")]
+RunFolder = Annotated[Path, typer.Argument(help="folder of a finished run")]
+
+
+def main() -> None:
+    """Entry point: run a command, and turn a user's mistake into one line and exit code 2."""
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
+    )
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("LORADA_DEBUG"):
+            raise
+        _fail(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:  # click's own errors carry their message and code
+        if hasattr(error, "format_message"):
+            _fail(error.format_message())
+        raise
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _next(command: str) -> None:
+    console.print(f"next: [bold]{command}[/bold]", highlight=False)
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+@app.command(no_args_is_help=True)
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="a YAML file or the name of a built-in recipe")
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
+    method: Annotated[str | None, typer.Option(help="see `lorada methods`")] = None,
+    model: Annotated[str | None, typer.Option(help="hub id, folder, or a packaged name")] = None,
+    task: Annotated[str | None, typer.Option(help="see `lorada tasks`")] = None,
+    data: Annotated[str | None, typer.Option(help="training rows, .jsonl or .csv")] = None,
+    output: Annotated[str | None, typer.Option(help="folder of the run")] = None,
+    from_adapter: Annotated[
+        str | None, typer.Option("--from", help="a saved PEFT adapter to start from")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="continue the run in --output")] = False,
+    overwrite: Annotated[bool, typer.Option(help="delete the run in --output first")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a method on a model and your rows."""
+    pairs = list(overrides or [])
+    if recipe is not None and "=" in recipe:  # `lorada train --method lora rank=4`
+        pairs, recipe = [recipe, *pairs], None
+    options = {
+        "method": method, "model": model, "task": task, "data": data, "output": output,
+        "from_adapter": from_adapter,
+    }  # fmt: skip
+    from lorada.run.recipe import RECIPE_FILE, load_recipe
+
+    if resume and recipe is None and output and (Path(output) / RECIPE_FILE).is_file():
+        recipe = str(Path(output) / RECIPE_FILE)
+    loaded = load_recipe(recipe, pairs, options)
+    from lorada.run.train import train as run_training
+
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        trained = run_training(loaded, resume=resume, overwrite=overwrite, quiet=as_json)
+    if trained.interrupted:
+        errors.print(f"stopped and saved at step {trained.result['steps']}")
+        errors.print(f"next: lorada train --resume --output {trained.run}")
+        raise typer.Exit(130)
+    if as_json:
+        _print_json(trained.result)
+        return
+    _show_training(trained.run, trained.result)
+    _next(f"lorada evaluate {trained.run}")
+
+
+def _show_training(run: Path, result: dict[str, Any]) -> None:
+    from lorada.report.plots import loss_chart, loss_png
+
+    console.print(loss_chart([entry["loss"] for entry in result["history"]]), highlight=False)
+    try:
+        loss_png({result["method"]: result["history"]}, run / "loss.png")
+        console.print(f"loss curve: {run / 'loss.png'}")
+    except ImportError as error:
+        console.print(str(error))
+    count = result["parameters"]
+    effect = result["effect_size"]
+    text = f", effect size {effect['mean']:.2g}" if effect else ""
+    console.print(
+        f"{result['method']} on {result['model']}: {count['trainable']:,} parameters "
+        f"({count['percent']:.3f}%), {result['steps']} steps in {result['wall_time_s']:.0f} s{text}"
+    )
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    data: Annotated[str | None, typer.Option(help="held-out rows; else the recipe's")] = None,
+    base: Annotated[bool, typer.Option(help="score the base, adapter switched off")] = False,
+    as_json: Json = False,
+) -> None:
+    """Score a finished run on held-out rows."""
+    from lorada.run.evaluate import evaluate as run_evaluation
+    from lorada.run.evaluate import load_run
+
+    metrics = run_evaluation(load_run(run), data, base=base)
+    if as_json:
+        _print_json(metrics)
+        return
+    table = Table("metric", "value")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
+    console.print(table)
+    _next(f"lorada generate {run} --prompt …")
+
+
+@app.command()
+def generate(
+    run: RunFolder,
+    prompt: Annotated[list[str], typer.Option(help="a text to continue; repeat for more")],
+    max_new_tokens: Annotated[int | None, typer.Option(help="tokens to generate")] = None,
+    as_json: Json = False,
+) -> None:
+    """Continue prompts with a finished run."""
+    from lorada.run.evaluate import generate as run_generation
+    from lorada.run.evaluate import load_run
+
+    outputs = run_generation(load_run(run), prompt, max_new_tokens=max_new_tokens)
+    if as_json:
+        _print_json([{"prompt": p, "output": o} for p, o in zip(prompt, outputs, strict=True)])
+        return
+    for text in outputs:
+        console.print(text, highlight=False, markup=False)
+    _next(f"lorada evaluate {run}")
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """List the methods, with what they are."""
+    from lorada.methods import METHODS, part_names
+
+    rows = {
+        name: {
+            "summary": method.summary,
+            "parts": part_names(name),
+            "families": sorted(method.parts) or ["any"],
+            "source": method.source,
+        }
+        for name, method in METHODS.items()
+    }
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table("method", "what", "parts", "models", "settings from")
+    for name, row in rows.items():
+        parts = ", ".join(row["parts"]) or "—"
+        families = ", ".join(row["families"])
+        table.add_row(name, str(row["summary"]), parts, families, str(row["source"]))
+    console.print(table)
+    console.print("Any method with parts but no map also as NAME+lmam.")
+    _next("lorada params --method lorada_la --model smollm2-135m")
+
+
+@app.command()
+def tasks(as_json: Json = False) -> None:
+    """List the tasks."""
+    from lorada.tasks import TASKS
+
+    rows = {name: task.summary for name, task in TASKS.items()}
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table("task", "what")
+    for name, summary in rows.items():
+        table.add_row(name, summary)
+    console.print(table)
+    _next("lorada train --model smollm2-135m --data FILE --output runs/mine")
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """List the built-in recipes."""
+    from lorada.run.recipe import builtin_recipes
+
+    rows = {name: str(path) for name, path in builtin_recipes().items()}
+    if as_json:
+        _print_json(rows)
+        return
+    for name, path in rows.items():
+        console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+    _next("lorada train quickstart")
+
+
+@app.command()
+def params(
+    method: Annotated[str, typer.Option(help="see `lorada methods`")],
+    model: Annotated[str, typer.Option(help="hub id, folder, or a packaged name")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
+    as_json: Json = False,
+) -> None:
+    """Count a method's parameters on a model, without loading weights."""
+    from lorada.run.params import count_parameters
+
+    counts = count_parameters(method, model, list(overrides or []))
+    if as_json:
+        _print_json(counts)
+        return
+    table = Table("trained and saved", "base model", "100 p/N", "100 p/(N+p)")
+    table.add_row(
+        f"{counts['trainable']:,}",
+        f"{counts['total']:,}",
+        f"{counts['percent']:.4f}%",
+        f"{counts['percent_of_all']:.4f}%",
+    )
+    console.print(table)
+    _next(f"lorada train --method {method} --model {model} --data FILE --output runs/mine")
+
+
+@app.command()
+def quickstart(
+    output: Annotated[Path, typer.Option(help="folder for the runs and pictures")] = Path(
+        "runs/quickstart"
+    ),
+    overwrite: Annotated[bool, typer.Option(help="delete an earlier quickstart first")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train LoRaDA-LA and a LoRA of no more parameters on SmolLM2-135M, and compare them."""
+    from lorada.run.quickstart import compare
+
+    report: Callable[..., Any] = errors.print if as_json else console.print
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        comparison = compare(output, overwrite=overwrite, report=report)
+    if as_json:
+        _print_json(comparison)
+        return
+    from lorada.report.quickstart import comparison_table, draw
+
+    console.print(comparison_table(comparison))
+    for line in draw(comparison, output):
+        console.print(line, soft_wrap=True, highlight=False)
+    prompt = "How many legs are there in total if you have 3 cats, 2 spiders?\\nAnswer:"
+    _next(f"lorada generate {output}/lorada_la --prompt $'{prompt}'")
+
+
+if __name__ == "__main__":
+    main()

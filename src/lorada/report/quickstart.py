@@ -1,0 +1,45 @@
+"""The quickstart's table and pictures."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from lorada.report.plots import attention_maps, loss_png
+
+
+def comparison_table(comparison: dict[str, Any]) -> Table:
+    """Before, LoRA and LoRaDA-LA, as they came out."""
+    first = comparison["rows"][0]
+    table = Table(
+        "method", "parameters", "exact match", "loss", "training", "effect size",
+        title=f"{first['n']} held-out rows, one seed ({comparison['seed']})",
+        caption=f"{comparison['hardware']['cpu']}, {comparison['hardware']['cores']} cores",
+    )  # fmt: skip
+    for row in comparison["rows"]:
+        effect = row.get("effect_size")
+        table.add_row(
+            row["method"],
+            f"{row['parameters']:,}",
+            f"{row['exact_match']:.1f}%",
+            f"{row['loss']:.3f}",
+            f"{row['seconds']:.0f} s" if row["seconds"] else "—",
+            "—" if effect is None else f"{effect:.3f}",
+        )
+    return table
+
+
+def draw(comparison: dict[str, Any], output: Path) -> list[str]:
+    """Write the loss curves and the heatmaps; say where they are, or what they need."""
+    picture = comparison["picture"]
+    try:
+        loss_png(comparison["histories"], output / "loss.png")
+        attention_maps(
+            picture["tokens"],
+            picture["maps"],
+            output / "maps.png",
+            title=f"{picture['layer'].removeprefix('base_model.model.')}, head {picture['head']}",
+        )
+    except ImportError as error:
+        return [str(error)]
+    return [f"loss curves: {output / 'loss.png'}", f"maps, like Figure 1: {output / 'maps.png'}"]

@@ -1,0 +1,39 @@
+"""``lorada params``: what a method trains on a model, counted without weights."""
+
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from transformers import AutoModel, AutoModelForCausalLM
+
+from lorada.methods import build_method, part_names, select_trainable
+from lorada.run.adapt import parameter_counts
+from lorada.run.models import is_causal, load_config
+from lorada.run.recipe import load_recipe
+
+
+def count_parameters(method: str, model: str, overrides: list[str]) -> dict[str, Any]:
+    """Build the model on the meta device, place the method, and count.
+
+    Args:
+        method: a name of METHODS.
+        model: a hub id, a folder, or a packaged name; only its config is read.
+        overrides: ``key=value`` settings of the method's parts.
+
+    Returns:
+        ``trainable`` (what is trained and saved, without a task head), ``total`` (N), ``percent``
+        (100 p/N) and ``percent_of_all`` (100 p/(N+p)).
+    """
+    part_names(method)
+    recipe = load_recipe(None, overrides, {"method": method, "model": model, "output": "-"})
+    config = load_config(model)
+    plan = build_method(method, config, **recipe.parts)
+    auto = AutoModelForCausalLM if is_causal(config) else AutoModel
+    with torch.device("meta"):
+        base = auto.from_config(config)
+        if plan.config is None:
+            assert plan.trainable is not None
+            select_trainable(base, plan.trainable)
+            return parameter_counts(base)
+        plan.config.task_type = None
+        return parameter_counts(get_peft_model(base, plan.config))

@@ -1,0 +1,123 @@
+"""The quickstart: LoRaDA-LA beside a LoRA of no more parameters, printed as it comes out."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorada.explain import explain
+from lorada.run.evaluate import Run, evaluate, load_run
+from lorada.run.params import count_parameters
+from lorada.run.recipe import load_recipe, write_whole
+from lorada.run.result import read_result
+from lorada.run.train import train
+
+RECIPE = "quickstart"
+SENTENCE = "How many legs are there in total if you have 3 cats, 2 spiders?"
+
+
+def largest_lora(model: str, budget: int) -> list[str]:
+    """Overrides of the largest LoRA on the attention and FFN that has at most ``budget``.
+
+    The comparison gives LoRA the modules of its own row in the paper (q, k, v, up, down) and the
+    largest rank that does not exceed LoRaDA-LA's parameters.
+    """
+    one = count_parameters("lora", model, ["lora.r=1"])["trainable"]
+    rank = max(1, budget // one)
+    return [f"lora.r={rank}", f"lora.lora_alpha={2 * rank}"]
+
+
+def compare(output: Path, *, overwrite: bool, report: Callable[[str], None]) -> dict[str, Any]:
+    """Train and score both methods on the bundled task.
+
+    Args:
+        output: folder for the two runs.
+        overwrite: delete an earlier quickstart there.
+        report: called with a line before each step.
+
+    Returns:
+        Rows of the comparison, and the maps of one head for the picture.
+    """
+    ours = load_recipe(RECIPE, [f"output={output / 'lorada_la'}"], {})
+    budget = count_parameters(ours.method, ours.model, [])["trainable"]
+    lora = load_recipe(
+        RECIPE,
+        [f"output={output / 'lora'}", "method=lora", *largest_lora(ours.model, budget)],
+        {},
+    )
+    rows: list[dict[str, Any]] = []
+    for recipe in (lora, ours):
+        report(f"Training {recipe.method} on {recipe.model}, {recipe.training['max_steps']} steps")
+        trained = train(recipe, overwrite=overwrite)
+        if trained.interrupted:
+            raise KeyboardInterrupt
+        run = load_run(trained.run)
+        if not rows:
+            report("Scoring the model as it was")
+            before = evaluate(run, base=True)
+            rows.append({"method": "before", "parameters": 0, "seconds": 0.0, **before})
+        report(f"Scoring {recipe.method} on held-out rows")
+        result = trained.result
+        effect = result["effect_size"]
+        rows.append(
+            {
+                "method": recipe.method,
+                "parameters": result["parameters"]["trainable"],
+                "seconds": result["wall_time_s"],
+                "effect_size": effect["mean"] if effect else None,
+                **evaluate(run),
+            }
+        )
+    comparison = {"rows": rows, "hardware": result["hardware"], "seed": result["seed"]}
+    write_whole(output / "comparison.md", _markdown(comparison))
+    return {
+        **comparison,
+        "picture": picture(run),
+        "histories": {r.method: read_result(Path(r.output))["history"] for r in (lora, ours)},
+    }
+
+
+def picture(run: Run) -> dict[str, Any]:
+    """Tokens and maps of one sentence, in the last layer's head whose map is strongest."""
+    batch = run.tokenizer(SENTENCE, return_tensors="pt")
+    device = next(run.model.parameters()).device
+    layer = explain(run.model, batch.to(device))[-1]
+    head = int(layer.map[0].norm(dim=(-1, -2)).argmax())
+    ids = batch["input_ids"][0].tolist()
+    maps: dict[str, tuple[torch.Tensor, float | None]] = {
+        "softmax (Attn)": (layer.softmax[0, head], None),
+        "LMAM (Attn_s)": (layer.map[0, head], float(layer.map_negative_ratio[head])),
+        "fused": (layer.fused[0, head], float(layer.negative_ratio[head])),
+    }
+    return {
+        "layer": layer.layer,
+        "head": head,
+        "tokens": [run.tokenizer.decode([i]).strip() or "␣" for i in ids],
+        "maps": {name: (values.tolist(), ratio) for name, (values, ratio) in maps.items()},
+    }
+
+
+def _markdown(comparison: dict[str, Any]) -> str:
+    lines = [
+        "| | parameters | exact match % | loss | seconds | effect size |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in comparison["rows"]:
+        effect = row.get("effect_size")
+        cells = [
+            row["method"],
+            f"{row['parameters']:,}",
+            f"{row['exact_match']:.1f}",
+            f"{row['loss']:.3f}",
+            f"{row['seconds']:.0f}",
+            "—" if effect is None else f"{effect:.3f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    hardware = comparison["hardware"]
+    lines.append("")
+    lines.append(
+        f"{hardware['cpu']}, {hardware['cores']} cores; n = {comparison['rows'][0]['n']} held-out "
+        f"rows, one seed ({comparison['seed']})."
+    )
+    return "\n".join(lines) + "\n"

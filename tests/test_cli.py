@@ -1,0 +1,244 @@
+"""The command line: one line and exit code 2 for a user's mistake, JSON for programs."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from folders import bert_folder, llama_folder, rows_file
+from safetensors.torch import load_file, save_file
+
+from lorada import cli
+
+TINY = [
+    "training.per_device_train_batch_size=4", "training.report_to=[]", "max_steps=2", "max_length=32",
+    "logging_steps=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("cli")
+    llama_folder(place / "llama")
+    llama_folder(place / "wide", num_attention_heads=8)
+    bert_folder(place / "bert")
+    rows_file(place / "rows.jsonl")
+    return place
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, place):
+    """Run a command as the console script does; returns exit code, stdout and stderr."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["lorada", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def train_words(place, run, *more, method="lorada_la", model="llama"):
+    return [
+        "train", "--method", method, "--model", place / model, "--data", place / "rows.jsonl",
+        "--output", run, *TINY, *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    """A finished run, to be copied before it is changed."""
+    from lorada.run.recipe import load_recipe
+    from lorada.run.train import train
+
+    options = {
+        "method": "lorada_la", "model": str(place / "llama"), "data": str(place / "rows.jsonl"),
+        "output": str(place / "run"),
+    }  # fmt: skip
+    return train(load_recipe(None, TINY, options), quiet=True).run
+
+
+def refused(result, *parts):
+    code, _, err = result
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert code == 2, err
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_train_prints_the_loss_curve_and_the_next_command(call, place, tmp_path):
+    code, out, _ = call(*train_words(place, tmp_path / "run"))
+    assert code == 0
+    assert "│" in out
+    assert f"next: lorada evaluate {tmp_path / 'run'}" in out.replace("\n", "")
+    assert (tmp_path / "run" / "loss.png").stat().st_size > 1000
+
+
+def test_json_output_is_nothing_but_json(call, place, tmp_path):
+    code, out, _ = call(*train_words(place, tmp_path / "run", "--json"))
+    assert code == 0
+    assert json.loads(out)["steps"] == 2
+    code, out, _ = call("evaluate", tmp_path / "run", "--data", place / "rows.jsonl", "--json")
+    assert json.loads(out)["n"] == 36
+    code, out, _ = call("generate", tmp_path / "run", "--prompt", "1 + 1 =", "--json")
+    assert json.loads(out)[0]["prompt"] == "1 + 1 ="
+    for command in ("methods", "tasks", "recipes"):
+        assert json.loads(call(command, "--json")[1])
+
+
+def test_params_counts_without_weights_by_the_closed_form(call, place, tmp_path):
+    folder = tmp_path / "only-config"
+    folder.mkdir()
+    shutil.copy(place / "llama" / "config.json", folder)
+    code, out, _ = call("params", "--method", "lorada_la", "--model", folder, "--json")
+    counts = json.loads(out)
+    d, f, layers, heads = 32, 48, 2, 4
+    lmam = 2 * heads * 128 * 2
+    lora = (d + d) + (f + d)
+    bottleneck = 2 * d * 18 + 18 + d
+    assert code == 0
+    assert counts["trainable"] == layers * (lmam + lora + bottleneck)
+    assert counts["percent"] == pytest.approx(100 * counts["trainable"] / counts["total"])
+    whole = counts["total"] + counts["trainable"]
+    assert counts["percent_of_all"] == pytest.approx(100 * counts["trainable"] / whole)
+
+
+def test_help_names_every_command(call):
+    code, out, _ = call("--help")
+    assert code == 0
+    for command in ("train", "evaluate", "generate", "methods", "tasks", "recipes", "params"):
+        assert command in out
+
+
+BAD_TRAINING = {
+    "heads that do not divide": (["lmam.heads=3"], "heads=3 does not divide the 4 attention heads"),
+    "rank 0": (["lmam.rank=0"], "rank=0 must be a number above 0"),
+    "length below 0": (["lmam.length=-1"], "length=-1 must be a number above 0"),
+    "scale 0": (["lmam.inverse_scale=0"], "inverse_scale=0.0 must be a number above 0"),
+    "nothing matched": (["lmam.target_modules=[nope]"], "matched no module", "self_attn"),
+    "not attention": (["lmam.target_modules=[mlp]"], "not a self-attention module", "self_attn"),
+    "unknown override": (["lenght=3"], "unknown override 'lenght'; did you mean length"),
+    "unknown setting": (["lmam.rnk=3"], "unknown setting of lmam 'rnk'; did you mean rank"),
+    "ambiguous": (["rank=3"], "write lmam.rank, bottleneck.rank"),
+    "wrong type": (["max_length=long"], "max_length='long'"),
+    "wrong type of a part": (["lmam.rank=two"], "lmam.rank='two'"),
+    "wrong type of training": (["training.learning_rate=fast"], "training.learning_rate='fast'"),
+    "bad choice": (["loss_on=prompt"], "loss_on='prompt'", "response"),
+    "no data": (["data=none.jsonl"], "no data file at none.jsonl"),
+    "unknown method": (["method=lorda_la"], "unknown method 'lorda_la'; did you mean lorada_la"),
+    "unknown task": (["task=jsnl"], "unknown task 'jsnl'; did you mean jsonl"),
+    "unknown model": (["model=smollm"], "unknown model 'smollm'; did you mean smollm2-135m"),
+    "wrong dtype": (["dtype=float3"], "dtype='float3'"),
+    "not an adapter": (["from_adapter=missing"], "no adapter folder at missing"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TRAINING)
+def test_a_mistake_in_training_is_one_line_and_writes_nothing(call, place, tmp_path, case):
+    words, *parts = BAD_TRAINING[case]
+    refused(call(*train_words(place, tmp_path / "run", *words)), *parts)
+    assert not list((tmp_path / "run").glob("**/*.safetensors"))
+
+
+def test_an_unknown_recipe_is_answered_with_the_nearest(call):
+    refused(call("train", "quickstrt"), "unknown recipe 'quickstrt'; did you mean quickstart")
+
+
+def test_a_recipe_that_is_not_yaml_names_the_line(call, tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("method: lora\nmodel: [\n")
+    refused(call("train", path), "bad.yaml line", "is not YAML")
+
+
+def test_an_output_that_holds_a_run_is_refused(call, place, finished):
+    refused(call(*train_words(place, finished)), "already holds a run", "--resume")
+
+
+BAD_RUNS = {
+    "empty": ("empty", "has no adapter_config.json"),
+    "truncated": ("truncated", "truncated or not safetensors"),
+    "pickle": ("pickle", "is a pickle, which lorada does not load"),
+    "text": ("text", "truncated or not safetensors"),
+    "no tensors": ("no tensors", "holds no tensors"),
+}
+
+
+def spoil(adapter, how):
+    path = adapter / "adapter_model.safetensors"
+    if how == "empty":
+        shutil.rmtree(adapter)
+        adapter.mkdir()
+    elif how == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif how == "pickle":
+        path.rename(adapter / "adapter_model.bin")
+    elif how == "text":
+        path.write_text("hello")
+    else:
+        save_file({}, path)
+
+
+@pytest.mark.parametrize("case", BAD_RUNS)
+def test_a_broken_adapter_folder_is_one_line(call, place, finished, tmp_path, case):
+    how, part = BAD_RUNS[case]
+    run = shutil.copytree(finished, tmp_path / "run")
+    spoil(run / "adapter", how)
+    words = ["evaluate", run, "--data", place / "rows.jsonl"]
+    refused(call(*words), part)
+    start = train_words(place, tmp_path / "new", "--from", run / "adapter", method="lmam")
+    refused(call(*start), part)
+
+
+def moved_to(run, model):
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("/llama\n", f"/{model}\n"))
+
+
+def test_an_adapter_of_another_head_count_is_one_line(call, place, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    moved_to(run, "wide")
+    words = ["evaluate", run, "--data", place / "rows.jsonl"]
+    refused(call(*words), "saved for another model size or head count", "lora_w_a")
+
+
+def test_an_adapter_of_another_architecture_is_one_line(call, place, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    path = run / "adapter" / "adapter_model.safetensors"
+    names = {k.replace("layers.1", "layers.7"): v for k, v in load_file(path).items()}
+    save_file(names, path)
+    words = ["evaluate", run, "--data", place / "rows.jsonl"]
+    refused(call(*words), "saved for another architecture", "layers.7")
+
+
+def test_a_folder_that_is_no_run_or_no_finished_run_is_one_line(call, finished, tmp_path):
+    refused(call("evaluate", tmp_path), "is not a run")
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "result.json").unlink()
+    refused(call("generate", run, "--prompt", "a"), "has no result.json")
+
+
+def test_bad_usage_is_one_line(call):
+    refused(call("generate"), "Missing")
+    refused(call("no-such-command"), "No such command")
+
+
+def test_a_part_of_an_adapter_cannot_lead_out_of_its_folder(call, place, tmp_path):
+    # Data names are looked up in the package's own folder only.
+    words = train_words(place, tmp_path / "run", "data=builtin:../../../../etc/passwd")
+    refused(call(*words), "no data file at")
+
+
+def test_resume_needs_only_the_folder(call, place, tmp_path):
+    code, _, _ = call(*train_words(place, tmp_path / "run", "training.save_steps=1"))
+    assert code == 0
+    (tmp_path / "run" / "result.json").unlink()
+    code, out, _ = call("train", "--resume", "--output", tmp_path / "run", "--json")
+    assert code == 0
+    assert json.loads(out)["steps"] == 2
