@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.adalora import AdaLoraModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
@@ -191,10 +192,16 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward, through a part that extends it (AdaLoRA adds to the loss)."""
-        for tuner in self.tuners():
-            if type(tuner).forward is not BaseTuner.forward:
-                return tuner(*args, **kwargs)
+        for name in self.active_adapters:
+            # One that was loaded for inference has nothing to add, and AdaLoRA's would fail.
+            for tuner in [] if self.peft_config[name].inference_mode else self._parts_of(name):
+                if type(tuner).forward is not BaseTuner.forward:
+                    return tuner(*args, **kwargs)
         return self.model(*args, **kwargs)
+
+    def _parts_of(self, adapter_name: str) -> list[BaseTuner]:
+        tuners: list[BaseTuner] = self.__dict__["_tuners"].get(adapter_name, [])
+        return tuners
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
@@ -243,15 +250,25 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         return [name if name in known else "__base__" for name in names]
 
     def __getattr__(self, name: str) -> Any:
-        """What the stack and the model lack, a part's tuner may have (``update_and_allocate``)."""
+        """What the stack lacks, a part of the active adapter may have (``update_and_allocate``)."""
         try:
             return super().__getattr__(name)
         except AttributeError:
-            for tuner in self.__dict__.get("_tuners", {}).values():
-                for part in tuner:
-                    if name in vars(type(part)):
-                        return getattr(part, name)
+            for adapter_name in self.active_adapters if self.__dict__.get("_tuners") else []:
+                for tuner in self._parts_of(adapter_name):
+                    if name in vars(type(tuner)):
+                        return getattr(tuner, name)
             raise
+
+    def resize_modules_by_rank_pattern(self, rank_pattern: Any, adapter_name: str) -> None:
+        """AdaLoRA's, which PEFT calls on the model while an adapter, active or not, is loaded."""
+        for tuner in self._parts_of(adapter_name):
+            if hasattr(type(tuner), "resize_modules_by_rank_pattern"):
+                tuner.resize_modules_by_rank_pattern(rank_pattern, adapter_name)
+
+    def resize_state_dict_by_rank_pattern(self, *args: Any) -> Any:
+        """AdaLoRA's, which PEFT calls on the model while an adapter, active or not, is saved."""
+        return AdaLoraModel.resize_state_dict_by_rank_pattern(self, *args)
 
     # Saving and loading: a part's own hooks on the part's own keys, PEFT's structure for the rest.
 
