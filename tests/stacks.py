@@ -1,0 +1,120 @@
+"""The stacks that the tests of ``LoradaConfig`` run through, and what each of them trains."""
+
+import torch
+from conftest import TINY
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LoraConfig,
+    OFTConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+)
+from torch import Tensor, nn
+
+from lorada import BottleneckConfig, LmamConfig, LoradaConfig
+
+MODELS = ("llama", "bert", "roberta")
+LAYERS, HIDDEN, HEADS = 2, 32, 4  # of every tiny model
+LENGTH, RANK, WIDTH = 6, 2, 3  # of the map, of all ranks but the bottleneck's, of that
+
+# Names of the query, value and attention-output projections and of one matrix of the FFN.
+QUERY, VALUE, OUTPUT, FFN = range(4)
+LLAMA = ("q_proj", "v_proj", "o_proj", "down_proj")
+BERT = ("query", "value", "attention.output.dense", "intermediate.dense")
+NAMES = {"llama": LLAMA, "bert": BERT, "roberta": BERT}
+
+MAP_COUNT = 2 * HEADS * LENGTH * RANK
+BOTTLENECK_COUNT = 2 * HIDDEN * WIDTH + WIDTH + HIDDEN
+LORA_COUNT = 2 * RANK * 2 * HIDDEN  # query and output, both HIDDEN x HIDDEN
+IA3_COUNT = {"llama": 16 + 48, "bert": 32 + 32, "roberta": 32 + 32}  # value out, FFN in
+
+
+def lmam(**options) -> LmamConfig:
+    return LmamConfig(**{"rank": RANK, "length": LENGTH, "inverse_scale": 1.0, **options})
+
+
+def bottleneck(**options) -> BottleneckConfig:
+    return BottleneckConfig(**{"rank": WIDTH, **options})
+
+
+def lora(name: str, *where: int, **options) -> LoraConfig:
+    targets = [NAMES[name][i] for i in where or (QUERY, OUTPUT)]
+    return LoraConfig(r=RANK, lora_alpha=4, target_modules=targets, **options)
+
+
+def ia3(name: str, *where: int) -> IA3Config:
+    targets = [NAMES[name][i] for i in where or (VALUE, FFN)]
+    inputs = [target for target in targets if target == NAMES[name][FFN]]
+    return IA3Config(target_modules=targets, feedforward_modules=inputs)
+
+
+def adalora(name: str) -> AdaLoraConfig:
+    steps = {"total_step": 10, "tinit": 1, "tfinal": 1, "deltaT": 1}
+    targets = [NAMES[name][QUERY], NAMES[name][OUTPUT]]
+    return AdaLoraConfig(init_r=4, target_r=1, target_modules=targets, **steps)
+
+
+def oft(name: str) -> OFTConfig:
+    return OFTConfig(r=0, oft_block_size=4, target_modules=[NAMES[name][QUERY]])
+
+
+# Stack -> its parts beside map and bottleneck, and what those train per layer.
+BESIDE = {
+    "lora": (lambda name: [lora(name)], lambda name: LORA_COUNT),
+    "dora": (lambda name: [lora(name, use_dora=True)], lambda name: LORA_COUNT + 2 * HIDDEN),
+    "adalora": (lambda name: [adalora(name)], lambda name: 2 * (4 * 2 * HIDDEN + 4)),
+    "ia3": (lambda name: [ia3(name)], IA3_COUNT.get),
+    "oft": (lambda name: [oft(name)], lambda name: HIDDEN // 4 * 6),
+    # IA3 around LoRA, on the same module.
+    "lora_ia3": (lambda name: [lora(name, QUERY), ia3(name, QUERY)],
+                 lambda name: LORA_COUNT // 2 + HIDDEN),
+}  # fmt: skip
+STACKS = ("lmam", "bottleneck", *BESIDE)
+
+
+def config_of(stack: str, name: str, **options) -> PeftConfig:
+    """A fresh config of a stack for a tiny model."""
+    if stack == "lmam":
+        return lmam(**options)
+    if stack == "bottleneck":
+        return bottleneck(**options)
+    return LoradaConfig(parts=[lmam(), *BESIDE[stack][0](name), bottleneck()], **options)
+
+
+def count_of(stack: str, name: str) -> int:
+    """How many parameters a stack trains, worked out from its sizes."""
+    if stack == "lmam":
+        return LAYERS * MAP_COUNT
+    if stack == "bottleneck":
+        return LAYERS * BOTTLENECK_COUNT
+    return LAYERS * (MAP_COUNT + BOTTLENECK_COUNT + BESIDE[stack][1](name))
+
+
+def randomise(model: nn.Module, adapter: str = "default") -> None:
+    """Give an adapter weights as after training: none at its start, all different."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # AdaLoRA keeps its rank among the parameters; it neither trains nor is saved.
+            if adapter in name.split(".") and "ranknum" not in name:
+                parameter.add_(0.3 * torch.randn(parameter.shape).to(parameter.dtype))
+
+
+def trained(stack: str, name: str, **options) -> PeftModel:
+    """A tiny model with a stack whose weights have moved, in eval mode."""
+    model = get_peft_model(TINY[name](), config_of(stack, name, **options)).eval()
+    randomise(model)
+    return model
+
+
+def batch(name: str) -> dict[str, Tensor]:
+    """Three samples; the second is padded on the right."""
+    mask = torch.ones(3, 8, dtype=torch.long)
+    mask[1, 5:] = 0
+    return {"input_ids": torch.randint(5, 90, (3, 8)), "attention_mask": mask}
+
+
+def logits(model: nn.Module, inputs: dict[str, Tensor], **kwargs) -> Tensor:
+    with torch.no_grad():
+        return model(**inputs, **kwargs).logits

@@ -1,0 +1,308 @@
+"""Stacks of parts as one ordinary PEFT adapter: placing, training, saving, loading, switching."""
+
+import copy
+import json
+import pickle
+
+import pytest
+import torch
+from conftest import TINY, assert_close
+from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from stacks import (
+    FFN,
+    MODELS,
+    QUERY,
+    STACKS,
+    VALUE,
+    batch,
+    bottleneck,
+    config_of,
+    count_of,
+    ia3,
+    lmam,
+    logits,
+    lora,
+    randomise,
+    trained,
+)
+from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification
+
+from lorada import LoradaConfig
+from lorada.tuners.attach import AttachedLayer
+
+every_case = pytest.mark.parametrize(
+    ("stack", "name"),
+    [pytest.param(stack, name, id=f"{stack}-{name}") for stack in STACKS for name in MODELS],
+)
+every_stack = pytest.mark.parametrize("stack", STACKS)
+
+
+@every_case
+def test_only_the_adapter_trains_and_its_count_is_the_closed_form(stack, name):
+    model = get_peft_model(TINY[name](), config_of(stack, name))
+    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+    assert all("default" in n.split(".") for n in trainable)
+    assert sum(p.numel() for p in trainable.values()) == count_of(stack, name)
+
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    randomise(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    model(**batch(name), labels=batch(name)["input_ids"]).loss.backward()
+    optimizer.step()
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == set(trainable)
+
+
+@every_case
+def test_fresh_adapter_changes_nothing_and_a_trained_one_every_logit(stack, name):
+    inputs, base = batch(name), TINY[name]()
+    expected = logits(base, inputs)
+    model = get_peft_model(base, config_of(stack, name)).eval()
+    start = logits(model, inputs)
+    randomise(model)
+
+    # OFT multiplies by a rotation that is the identity only up to rounding.
+    assert_close(start, expected)
+    assert ((logits(model, inputs) - expected).abs().amax(-1) > 1e-4).all()
+
+
+@every_case
+def test_saved_adapter_is_one_file_and_loads_to_the_same_logits(stack, name, tmp_path):
+    inputs, model = batch(name), trained(stack, name)
+    model.save_pretrained(tmp_path)
+    expected = logits(model, inputs)
+
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["adapter_model.safetensors"]
+    for low in (False, True):
+        loaded = PeftModel.from_pretrained(TINY[name](), tmp_path, low_cpu_mem_usage=low)
+        torch.testing.assert_close(logits(loaded, inputs), expected, atol=0, rtol=0)
+        assert not any(p.requires_grad for p in loaded.parameters())
+    going_on = PeftModel.from_pretrained(TINY[name](), tmp_path, is_trainable=True)
+    counted = sum(p.numel() for p in going_on.parameters() if p.requires_grad)
+    assert counted == count_of(stack, name)
+
+
+def test_saved_names_are_those_of_plain_adapters(tmp_path):
+    trained("dora", "llama").save_pretrained(tmp_path)
+    keys = set(load_file(tmp_path / "adapter_model.safetensors"))
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+
+    attention, mlp = (f"base_model.model.model.layers.1.{m}" for m in ("self_attn", "mlp"))
+    names = ("down", "down_bias", "up", "up_bias")
+    assert {key for key in keys if ".layers.1." in key} == {
+        f"{attention}.lmam.lora_w_a",
+        f"{attention}.lmam.lora_w_b",
+        *(f"{attention}.{m}_proj.lora_{x}.weight" for m in "qo" for x in "AB"),
+        *(f"{attention}.{m}_proj.lora_magnitude_vector" for m in "qo"),
+        *(f"{mlp}.bneck.lora_{x}" for x in names),
+    }
+    assert [part["peft_type"] for part in config["parts"]] == ["LMAM", "LORA", "BOTTLENECK"]
+    assert "import lorada" in config["usage"]
+
+
+@pytest.fixture
+def base_dir(tmp_path):
+    TINY["llama"]().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@every_stack
+def test_auto_class_finds_the_base_of_an_adapter(stack, base_dir, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(base_dir)
+    model = get_peft_model(base, config_of(stack, "llama", task_type="CAUSAL_LM")).eval()
+    randomise(model)
+    model.save_pretrained(tmp_path / "adapter")
+    inputs = batch("llama")
+
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    torch.testing.assert_close(logits(loaded, inputs), logits(model, inputs), atol=0, rtol=0)
+
+
+# DoRA and nested parts load through PEFT only: transformers renames neither LoRA's magnitude
+# vector, of a plain DoRA adapter either (ECOSYSTEM A5.7), nor the layers around another.
+@pytest.mark.parametrize("stack", ["lmam", "bottleneck", "lora"])
+def test_transformers_itself_loads_an_adapter(stack, base_dir, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(base_dir)
+    model = get_peft_model(base, config_of(stack, "llama")).eval()
+    randomise(model)
+    model.save_pretrained(tmp_path / "adapter")
+    inputs = batch("llama")
+
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(loaded, inputs), logits(model, inputs), atol=0, rtol=0)
+
+
+def different_stacks(name: str) -> dict[str, LoradaConfig]:
+    """Adapters that meet each other's layers: alone, nested, and on other modules."""
+    return {
+        "one": LoradaConfig(parts=[lmam(), lora(name, QUERY)]),
+        "two": LoradaConfig(parts=[lora(name, QUERY, VALUE), ia3(name, QUERY, FFN)]),
+        "three": LoradaConfig(parts=[lmam(rank=1, length=3), bottleneck()]),
+        "four": LoradaConfig(parts=[ia3(name, QUERY, VALUE)]),
+    }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_adapters_of_different_stacks_live_on_one_model(name, tmp_path):
+    inputs, expected = batch(name), {}
+    base = logits(TINY[name](), inputs)
+    for adapter, config in different_stacks(name).items():
+        alone = get_peft_model(TINY[name](), config, adapter_name=adapter).eval()
+        randomise(alone, adapter)
+        expected[adapter] = logits(alone, inputs)
+        alone.save_pretrained(tmp_path)
+
+    model = PeftModel.from_pretrained(TINY[name](), tmp_path / "one", adapter_name="one")
+    for adapter in ("two", "three", "four"):
+        model.load_adapter(tmp_path / adapter, adapter_name=adapter)
+    for adapter in ("three", "one", "four", "two"):
+        model.set_adapter(adapter)
+        torch.testing.assert_close(logits(model, inputs), expected[adapter])
+        with model.disable_adapter():
+            torch.testing.assert_close(logits(model, inputs), base)
+
+    # What is saved now does not depend on what else was loaded.
+    model.save_pretrained(tmp_path / "together")
+    for adapter in expected:
+        together = load_file(tmp_path / "together" / adapter / "adapter_model.safetensors")
+        alone = load_file(tmp_path / adapter / "adapter_model.safetensors")
+        assert together.keys() == alone.keys()
+        assert all(torch.equal(together[key], alone[key]) for key in alone)
+
+    model.delete_adapter("two")
+    assert not [n for n in model.state_dict() if ".two." in f"{n}."]
+    model.set_adapter("one")
+    torch.testing.assert_close(logits(model, inputs), expected["one"])
+
+
+def test_adapter_that_nests_its_parts_the_other_way_round_is_refused():
+    inside_out = LoradaConfig(parts=[ia3("llama", QUERY), lora("llama", QUERY)])
+    model = get_peft_model(TINY["llama"](), config_of("lora_ia3", "llama"))
+
+    with pytest.raises(ValueError, match=r"'other' applies its parts to .*q_proj in another order"):
+        model.add_adapter("other", inside_out)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_sample_of_a_mixed_batch_is_served_by_its_own_stack(name):
+    inputs = batch(name)
+    model = get_peft_model(
+        TINY[name](), LoradaConfig(parts=[lmam(), lora(name)]), adapter_name="one"
+    ).eval()
+    model.add_adapter("two", LoradaConfig(parts=[lora(name, VALUE, FFN), bottleneck()]))
+    for adapter in ("one", "two"):
+        randomise(model, adapter)
+    rows = {}
+    for adapter in ("one", "two"):
+        model.set_adapter(adapter)
+        rows[adapter] = logits(model, inputs)
+    with model.disable_adapter():
+        rows["__base__"] = logits(model, inputs)
+
+    names = ["two", "__base__", "one"]
+    mixed = logits(model, inputs, adapter_names=names)
+    torch.testing.assert_close(mixed, torch.stack([rows[n][i] for i, n in enumerate(names)]))
+    with pytest.raises(ValueError, match="'three'; loaded are one, two"):
+        logits(model, inputs, adapter_names=["three"] * 3)
+
+
+@pytest.mark.parametrize("stack", ["adalora", "ia3", "oft", "lora_ia3"])
+def test_batch_is_not_mixed_where_a_part_would_serve_every_sample(stack):
+    with pytest.raises(ValueError, match="serves one adapter at a time"):
+        logits(trained(stack, "llama"), batch("llama"), adapter_names=["default"] * 3)
+
+
+@every_case
+def test_disabled_or_unloaded_adapter_leaves_the_base_as_it_was(stack, name):
+    inputs, base = batch(name), TINY[name]()
+    before, hooks = copy.deepcopy(base.state_dict()), hook_count(base)
+    expected, model = logits(base, inputs), get_peft_model(base, config_of(stack, name)).eval()
+    randomise(model)
+    with model.disable_adapter():
+        torch.testing.assert_close(logits(model, inputs), expected, atol=0, rtol=0)
+
+    after = model.unload()
+    assert after.state_dict().keys() == before.keys()
+    assert all(torch.equal(after.state_dict()[key], before[key]) for key in before)
+    assert hook_count(after) == hooks
+    assert not any(isinstance(module, AttachedLayer) for module in after.modules())
+    torch.testing.assert_close(logits(after, inputs), expected, atol=0, rtol=0)
+
+
+def hook_count(model) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@every_stack
+def test_gradient_checkpointing_gives_the_same_gradients(stack, reentrant):
+    def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
+        torch.manual_seed(1)
+        model = trained(stack, "llama").train()
+        if checkpointing:
+            kind = {"use_reentrant": reentrant}
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kind)
+            model.enable_input_require_grads()
+        torch.manual_seed(2)
+        inputs = batch("llama")
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    plain, checkpointed = gradients(False), gradients(True)
+    assert plain.keys() == checkpointed.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient)
+
+
+@every_stack
+def test_copies_and_pickles_compute_the_same(stack):
+    inputs, model = batch("llama"), trained(stack, "llama")
+    expected = logits(model, inputs)
+
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(logits(other, inputs), expected, atol=0, rtol=0)
+        randomise(other)
+        assert not torch.allclose(logits(other, inputs), expected, atol=1e-3)
+        torch.testing.assert_close(logits(model, inputs), expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@every_stack
+def test_half_precision_base_keeps_fp32_adapters_that_train(stack, dtype):
+    model = get_peft_model(TINY["llama"]().to(dtype), config_of(stack, "llama"))
+    randomise(model)
+    inputs = batch("llama")
+    out = model(**inputs, labels=inputs["input_ids"])
+    out.loss.backward()
+
+    adapter = [p for p in model.parameters() if p.requires_grad]
+    assert {p.dtype for p in adapter} == {torch.float32}
+    assert out.logits.dtype == dtype
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in adapter)
+    follows = get_peft_model(
+        TINY["llama"]().to(dtype), config_of(stack, "llama"), autocast_adapter_dtype=False
+    )
+    assert {p.dtype for p in follows.parameters() if p.requires_grad} == {dtype}
+    assert logits(follows, inputs).isfinite().all()
+
+
+@every_stack
+def test_classification_head_is_trained_and_saved_once(stack, tmp_path):
+    def classifier() -> BertForSequenceClassification:
+        torch.manual_seed(0)
+        config = BertConfig(**TINY["bert"]().config.to_diff_dict())
+        return BertForSequenceClassification(config).eval()
+
+    model = get_peft_model(classifier(), config_of(stack, "bert", task_type="SEQ_CLS")).eval()
+    head = {n for n, p in model.named_parameters() if p.requires_grad and "classifier" in n}
+    assert len(head) == 2, "weight and bias, of one copy"
+    randomise(model)
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+
+    assert len([key for key in saved if "classifier" in key]) == 2
+    loaded = PeftModel.from_pretrained(classifier(), tmp_path)
+    inputs = batch("bert")
+    torch.testing.assert_close(logits(loaded, inputs), logits(model, inputs), atol=0, rtol=0)

@@ -1,0 +1,275 @@
+"""What cannot be merged says so, what can is merged, AdaLoRA prunes, and bad values are refused."""
+
+import pytest
+import torch
+from conftest import TINY, assert_close
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file
+from stacks import (
+    BESIDE,
+    MODELS,
+    OUTPUT,
+    QUERY,
+    STACKS,
+    batch,
+    bottleneck,
+    config_of,
+    lmam,
+    logits,
+    lora,
+    randomise,
+    trained,
+)
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from lorada import BottleneckConfig, LmamConfig, LoradaConfig
+
+every_stack = pytest.mark.parametrize("stack", STACKS)
+
+
+@every_stack
+def test_merging_a_map_or_bottleneck_is_refused_and_names_the_way(stack):
+    inputs, model = batch("llama"), trained(stack, "llama")
+    expected = logits(model, inputs)
+
+    for merge in (model.merge_and_unload, model.merge_adapter):
+        with pytest.raises(ValueError, match=r"cannot be merged.*merge_weights\(\)"):
+            merge()
+    assert_close(logits(model, inputs), expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("stack", BESIDE)
+def test_merged_weights_and_the_rest_compute_what_the_stack_did(stack, name, tmp_path):
+    inputs, model = batch(name), trained(stack, name)
+    expected, base = logits(model, inputs), TINY[name]()
+    rest = model.merge_weights()
+
+    assert_close(logits(rest, inputs), expected)
+    kinds = [part.peft_type.value for part in rest.peft_config["default"].parts]
+    assert kinds == ["LMAM", "BOTTLENECK"]
+
+    # The merged base is an ordinary model, the rest an ordinary adapter on it.
+    rest.save_pretrained(tmp_path / "rest")
+    assert all("lora_A" not in key for key in load_file(next(tmp_path.glob("rest/*.safetensors"))))
+    merged = rest.unload()
+    merged.save_pretrained(tmp_path / "merged")
+    again = type(base).from_pretrained(tmp_path / "merged")
+    assert again.state_dict().keys() == base.state_dict().keys()
+    loaded = PeftModel.from_pretrained(again, tmp_path / "rest")
+    assert_close(logits(loaded, inputs), expected)
+
+
+def test_stack_of_mergeable_parts_merges_into_the_base():
+    stacked = LoradaConfig(parts=BESIDE["lora_ia3"][0]("llama"))
+    inputs, model = batch("llama"), get_peft_model(TINY["llama"](), stacked).eval()
+    randomise(model)
+    expected = logits(model, inputs)
+
+    merged = model.merge_and_unload()
+    assert isinstance(merged, type(TINY["llama"]()))
+    assert_close(logits(merged, inputs), expected)
+
+
+@pytest.mark.parametrize("stack", ["lmam", "lora"])
+def test_baked_maps_compute_the_same_until_training_resumes(stack):
+    inputs, model = batch("llama"), trained(stack, "llama")
+    expected = logits(model, inputs)
+    model.bake()
+    assert_close(logits(model, inputs), expected)
+
+    # Baked maps are what is used: new factors show only once training has resumed.
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_w_a" in name:
+                parameter.add_(1)
+    assert_close(logits(model, inputs), expected)
+    model.train()
+    assert not torch.allclose(logits(model.eval(), inputs), expected, atol=1e-3)
+
+
+def test_adalora_in_a_stack_gets_its_orthogonality_loss():
+    inputs, model = batch("llama"), trained("adalora", "llama", task_type="CAUSAL_LM")
+    inputs["labels"] = inputs["input_ids"]
+
+    with torch.no_grad():
+        added = model(**inputs).loss - model.get_base_model()(**inputs).loss
+    factors = [p.detach() for n, p in model.named_parameters() if "lora_A" in n or "lora_B" in n]
+    grams = [p @ p.T if p.shape[0] < p.shape[1] else p.T @ p for p in factors]
+    distance = sum(torch.norm(gram - torch.eye(len(gram))) for gram in grams) / len(grams)
+    assert len(factors) == 8
+    assert_close(added, 0.5 * distance)
+
+
+def pruned(tmp_path, seed: int) -> torch.Tensor:
+    """Train a stack with AdaLoRA for its ten steps, save it pruned, and return its logits."""
+    torch.manual_seed(seed)
+    model = trained("adalora", "llama").train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    inputs = batch("llama")
+    for step in range(10):
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        optimizer.step()
+        model.base_model.update_and_allocate(step)
+        optimizer.zero_grad()
+    model.eval().save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    return logits(model, batch("llama"))
+
+
+def test_adalora_in_a_stack_prunes_its_ranks_and_loads_pruned(tmp_path):
+    expected = {seed: pruned(tmp_path / str(seed), seed) for seed in (1, 2)}
+    saved = load_file(tmp_path / "1" / "adapter_model.safetensors")
+    ranks = [value.shape[0] for key, value in saved.items() if "lora_E" in key]
+
+    assert len(ranks) == 4
+    assert sum(ranks) == 4, "target_r=1 of init_r=4 for each of four modules"
+    model = PeftModel.from_pretrained(TINY["llama"](), tmp_path / "1")
+    model.load_adapter(tmp_path / "2", adapter_name="second")
+    torch.manual_seed(0)
+    inputs = batch("llama")
+    for adapter, seed in (("default", 1), ("second", 2)):
+        model.set_adapter(adapter)
+        assert_close(logits(model, inputs), expected[seed])
+        assert model(**inputs, labels=inputs["input_ids"]).loss > 0
+    model.save_pretrained(tmp_path / "again")
+    again = load_file(tmp_path / "again" / "second" / "adapter_model.safetensors")
+    assert sum(value.shape[0] for key, value in again.items() if "lora_E" in key) == 4
+
+
+def test_stack_leaves_the_configs_it_is_made_of_alone():
+    part = lora("llama")
+    before = part.to_dict()
+    for name in ("one", "two"):
+        config = LoradaConfig(parts=[part], layers_to_transform=[0], init_weights=False)
+        get_peft_model(TINY["llama"](), config, adapter_name=name)
+
+    assert part.to_dict() == before
+
+
+def test_options_of_the_stack_hold_for_every_part():
+    options = {"layers_to_transform": [1], "init_weights": False}
+    model = get_peft_model(TINY["llama"](), config_of("lora", "llama", **options)).eval()
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+
+    assert names
+    assert all(".layers.1." in name for name in names)
+    inputs = batch("llama")
+    assert not torch.allclose(logits(model, inputs), logits(TINY["llama"](), inputs), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        pytest.param(lambda: [], "at least one part", id="none"),
+        pytest.param(
+            lambda: [lmam(), PrefixTuningConfig(num_virtual_tokens=2)],
+            "PrefixTuningConfig cannot be a part",
+            id="prefix",
+        ),
+        pytest.param(
+            lambda: [PromptTuningConfig(num_virtual_tokens=2)],
+            "PromptTuningConfig cannot be a part",
+            id="prompt",
+        ),
+        pytest.param(
+            lambda: [LoradaConfig(parts=[lmam()])], "LoradaConfig cannot be a part", id="stack"
+        ),
+        pytest.param(lambda: [{"peft_type": "NEWER"}], "peft_type='NEWER'", id="unknown"),
+        pytest.param(lambda: ["lora"], "not 'lora'", id="string"),
+    ],
+)
+def test_what_cannot_be_stacked_is_refused(parts, message):
+    with pytest.raises(ValueError, match=message) as error:
+        LoradaConfig(parts=parts())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        pytest.param([lmam(), lmam(length=3)], "LMAM both target .*self_attn", id="lmam"),
+        pytest.param([bottleneck(), bottleneck()], "BOTTLENECK both target .*mlp", id="bottleneck"),
+        pytest.param(
+            [lora("llama"), lora("llama", OUTPUT, use_dora=True)],
+            "LORA both target .*o_proj",
+            id="lora",
+        ),
+    ],
+)
+def test_two_parts_of_one_kind_on_one_module_are_refused(parts, message):
+    with pytest.raises(ValueError, match=message) as error:
+        get_peft_model(TINY["llama"](), LoradaConfig(parts=parts))
+    assert "\n" not in str(error.value)
+
+
+def test_two_parts_of_one_kind_on_different_modules_are_one_adapter(tmp_path):
+    parts = [lora("llama", QUERY), LoraConfig(r=5, target_modules=["o_proj"])]
+    model = get_peft_model(TINY["llama"](), LoradaConfig(parts=parts)).eval()
+    randomise(model)
+    model.save_pretrained(tmp_path)
+
+    loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path)
+    inputs = batch("llama")
+    torch.testing.assert_close(logits(loaded, inputs), logits(model, inputs), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LmamConfig(rank=0), "rank=0 must be"),
+        (lambda: LmamConfig(length=-3), "length=-3 must be"),
+        (lambda: LmamConfig(inverse_scale=0), "inverse_scale=0 must be"),
+        (lambda: LmamConfig(heads=0), "heads=0 must be"),
+        (lambda: LmamConfig(align="middle"), "align='middle' is not one of 'start', 'end'"),
+        (lambda: LmamConfig(ablation="N"), "ablation='N' is not one of None, 'no_negative'"),
+        (lambda: LmamConfig(positions="slot"), "positions='slot' is not one of 'token', 'raw'"),
+        (lambda: LmamConfig(init="ones"), "init='ones' is not one of 'zero', 'normal'"),
+        (lambda: BottleneckConfig(rank=0), "rank=0 must be"),
+        (lambda: BottleneckConfig(scale=-1.0), "scale=-1.0 must be"),
+        (lambda: BottleneckConfig(dropout=1.0), r"dropout=1.0 must lie in \[0, 1\)"),
+        (lambda: BottleneckConfig(activation="elu"), "activation='elu' is not one of 'relu'"),
+        (lambda: BottleneckConfig(init="zero"), "init='zero' is not one of 'lora', 'bert'"),
+    ],
+)
+def test_bad_value_is_an_error_in_one_line(make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (lambda: lmam(heads=3), "heads=3 does not divide the 4 .*one of 1, 2, 4"),
+        (lambda: lmam(target_modules=["attn"]), r"target_modules=.*'attn'.*has self_attn"),
+        (lambda: bottleneck(target_modules=["ffn"]), r"target_modules=.*'ffn'.*has mlp"),
+        (lambda: bottleneck(target_modules=["q_proj"]), "q_proj, which is not an FFN.*has mlp"),
+        (lambda: lmam(layers_to_transform=[9]), r"layers_to_transform=\[9\].*has self_attn"),
+    ],
+)
+@pytest.mark.parametrize("stacked", [False, True], ids=["alone", "stacked"])
+def test_part_that_does_not_fit_the_model_is_an_error_in_one_line(config, message, stacked):
+    made = LoradaConfig(parts=[config()]) if stacked else config()
+    with pytest.raises(ValueError, match=message) as error:
+        get_peft_model(TINY["llama"](), made)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("low", [False, True], ids=["plain", "low_cpu_mem_usage"])
+@pytest.mark.parametrize("stack", ["lmam", "bottleneck", "lora"])
+def test_adapter_of_another_model_is_an_error_in_one_line(stack, low, tmp_path):
+    trained(stack, "llama").save_pretrained(tmp_path)
+    wider = TINY["llama"](num_attention_heads=8, hidden_size=64)
+    shallow = TINY["llama"](num_hidden_layers=1)
+
+    with pytest.raises(ValueError, match=r"another model size or head count: .*layers\.0") as error:
+        PeftModel.from_pretrained(wider, tmp_path, low_cpu_mem_usage=low)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"no place for .*layers\.1") as error:
+        PeftModel.from_pretrained(shallow, tmp_path, low_cpu_mem_usage=low)
+    assert "\n" not in str(error.value)
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4))
+    with pytest.raises(ValueError, match=r"matched no module|no place for") as error:
+        PeftModel.from_pretrained(gpt2, tmp_path, low_cpu_mem_usage=low)
+    assert "\n" not in str(error.value)
