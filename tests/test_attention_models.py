@@ -179,7 +179,7 @@ def test_encoder_gets_the_full_map_decoder_the_lower_triangle_cross_attention_no
 
     def look(call: lorada_attention.Observation) -> None:
         stack, layer = names[call.module].removeprefix("base_model.model.model.").split(".", 1)
-        seen[stack] = (layer, call.causal)
+        seen[stack] = (layer, call.view.causal)
 
     with lorada_attention.observe(look):
         model(input_ids=SAMPLES[1][None], decoder_input_ids=SAMPLES[2][None])

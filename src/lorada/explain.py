@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lorada.attention import Observation, observe, spread_map
+from lorada.attention import Observation, observe
+from lorada.terms import spread_map
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +83,7 @@ def _layer_maps(name: str, seen: Observation) -> LayerMaps:
     key = seen.key.repeat_interleave(heads // seen.key.shape[1], dim=1)
     scores = (seen.query.float() @ key.float().transpose(-1, -2)) * seen.scaling
     softmax = scores.masked_fill(~visible, float("-inf")).softmax(-1).nan_to_num()
-    map_ = spread_map(
-        seen.attention_map, seen.span, queries, keys, seen.causal, seen.window, heads
-    ).expand_as(softmax)
+    map_ = spread_map(seen.attention_map, seen.span, seen.view).expand_as(softmax)
     fused = softmax + map_
     _, inside = seen.span.query_rows(seen.attention_map.length, queries, scores.device)
     slots, real = seen.span.key_slots(seen.attention_map.length, keys, scores.device)
@@ -118,7 +117,7 @@ def _visible(seen: Observation) -> Tensor:
         visible = seen.mask[:, None, None, -keys:].bool().expand(-1, -1, queries, -1)
     else:
         visible = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
-    if seen.causal:
+    if seen.view.causal:
         causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
         visible = visible & causal
     return visible

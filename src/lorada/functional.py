@@ -22,7 +22,7 @@ Ablation = Literal["no_negative", "softmax", "full_rank", "no_position"]
 
 
 def position_embedding(length: int, like: Tensor) -> Float[Tensor, " N"]:
-    """PE(pos) = 10000^(-2 pos / length) for pos = 0 … length-1 (Eq. 7), on the device of ``like``."""
+    """PE(pos) = 10000^(-2 pos / length) for pos = 0 … length-1 (Eq. 7), like ``like``."""
     position = torch.arange(length, device=like.device, dtype=torch.float64)
     return torch.pow(10000.0, -2.0 * position / length).to(like.dtype)
 

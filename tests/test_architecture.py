@@ -1,0 +1,85 @@
+"""The layout of DESIGN 5: which file may import which, and how long files and functions are."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "lorada"
+FILES = sorted(SOURCE.rglob("*.py"))
+
+# What each room may import besides itself. version and errors are leaves that everyone may use.
+CHAIN = [
+    "functional",
+    "positions",
+    "terms",
+    "attention",
+    "tuners",
+    "procedures",
+    "methods",
+    "run",
+    "cli",
+]
+MAY_IMPORT = {room: set(CHAIN[:i]) for i, room in enumerate(CHAIN)}
+MAY_IMPORT["tasks"] = set()
+MAY_IMPORT["report"] = set()
+MAY_IMPORT["explain"] = {"functional", "positions", "terms", "attention", "tuners"}
+MAY_IMPORT["run"] |= {"tasks", "explain"}
+MAY_IMPORT["cli"] |= {"tasks", "explain", "report"}
+MAY_IMPORT["errors"] = MAY_IMPORT["version"] = set()
+LEAVES = {"errors", "version"}
+
+
+def room_of(path):
+    part = path.relative_to(SOURCE).parts[0]
+    return part.removesuffix(".py")
+
+
+def imported_modules(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            yield node.module
+            if node.module == "lorada":
+                yield from (f"lorada.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_follow_the_layout(path):
+    room = room_of(path)
+    if room == "__init__":
+        return
+    for module in imported_modules(path):
+        if module.startswith("lorada."):
+            other = module.split(".")[1]
+            assert other == room or other in MAY_IMPORT[room] | LEAVES, f"{room} imports {module}"
+
+
+def test_reports_read_results_without_torch():
+    for path in SOURCE.glob("report/*.py"):
+        heavy = {"torch", "transformers", "peft", "datasets"}
+        assert not heavy & {module.split(".")[0] for module in imported_modules(path)}, path
+
+
+def test_only_one_file_knows_the_attention_interface():
+    names = ("ALL_ATTENTION_FUNCTIONS", "AttentionInterface")
+    users = [p.name for p in FILES if any(name in p.read_text() for name in names)]
+    assert users == ["attention.py"]
+
+
+def test_files_and_functions_stay_short():
+    for path in FILES:
+        text = path.read_text()
+        assert len(text.splitlines()) <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno <= 60, f"{path}: {node.name}"
+
+
+def test_nothing_unpickles():
+    for path in FILES:
+        text = path.read_text()
+        assert "torch.load" not in text, path
+        assert "pickle" not in set(imported_modules(path)), path

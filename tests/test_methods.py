@@ -1,0 +1,105 @@
+"""METHODS by name: the plan, its settings, and what is refused."""
+
+import pytest
+import torch
+from conftest import TINY
+from peft import LoraConfig, get_peft_model
+from transformers import BertConfig, LlamaConfig, T5Config
+
+from lorada import METHODS, BottleneckConfig, LmamConfig, build_method
+from lorada.methods import part_names, select_trainable
+
+LLAMA, BERT = LlamaConfig(), BertConfig()
+WITH_PARTS = [name for name, method in METHODS.items() if method.parts]
+
+
+@pytest.mark.parametrize("name", WITH_PARTS)
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_a_method_places_its_parts_and_trains_nothing_else(name, family):
+    model = TINY[family]()
+    column = "llama" if family == "llama" else "roberta"
+    if column not in METHODS[name].parts:
+        with pytest.raises(ValueError, match=f"{name} has no settings for"):
+            build_method(name, model.config)
+        return
+    changes = {"lmam": {"heads": 2}} if "lmam" in part_names(name) else {}
+    plan = build_method(name, model.config, **changes)
+    plan.config.task_type = None
+    adapted = get_peft_model(model, plan.config)
+    trained = [n for n, p in adapted.named_parameters() if p.requires_grad]
+    assert trained
+    assert all(".lora_" in n for n in trained)
+
+
+def test_lorada_la_is_the_papers_row():
+    lmam, lora, bottleneck = build_method("lorada_la", LLAMA).config.parts
+    assert isinstance(lmam, LmamConfig)
+    assert isinstance(lora, LoraConfig)
+    assert isinstance(bottleneck, BottleneckConfig)
+    assert (lmam.rank, lmam.length, lmam.heads) == (2, 128, None)
+    assert (lora.r, lora.lora_alpha, lora.target_modules) == (1, 2, {"o_proj", "down_proj"})
+    assert (bottleneck.rank, bottleneck.scale) == (18, 4.0)
+
+
+def test_lorada_a_on_an_encoder_is_table_16():
+    lmam, bottleneck = build_method("lorada_a", BERT).config.parts
+    assert (lmam.heads, lmam.rank, lmam.length) == (3, 3, 512)
+    assert (bottleneck.rank, bottleneck.scale, bottleneck.dropout) == (16, 2.0, 0.1)
+
+
+def test_any_adapter_takes_a_map_on_top():
+    parts = build_method("lora+lmam", LLAMA).config.parts
+    assert [type(p) for p in parts] == [LmamConfig, LoraConfig]
+
+
+@pytest.mark.parametrize("name", ["full+lmam", "lmam+lmam", "lorada_la+lmam"])
+def test_what_has_a_map_or_no_adapter_takes_none(name):
+    with pytest.raises(ValueError, match="cannot take a map on top"):
+        build_method(name, LLAMA)
+
+
+def test_overrides_reach_the_one_part_that_has_them():
+    lmam, lora, _ = build_method("lorada_la", LLAMA, length=64, r=3).config.parts
+    assert (lmam.length, lora.r) == (64, 3)
+    lmam, _, bottleneck = build_method(
+        "lorada_la", LLAMA, lmam={"rank": 5}, bottleneck={"rank": 7}
+    ).config.parts
+    assert (lmam.rank, bottleneck.rank) == (5, 7)
+
+
+def test_an_ambiguous_override_lists_the_full_keys():
+    with pytest.raises(ValueError, match=r"write lmam\.rank, bottleneck\.rank"):
+        build_method("lorada_la", LLAMA, rank=3)
+
+
+@pytest.mark.parametrize("override", [{"rnk": 3}, {"lmam": {"rnk": 3}}])
+def test_an_unknown_override_names_the_nearest(override):
+    with pytest.raises(ValueError, match="did you mean"):
+        build_method("lorada_la", LLAMA, **override)
+
+
+def test_building_twice_does_not_share_settings():
+    first = build_method("lorada_la", LLAMA, lmam={"rank": 9})
+    assert build_method("lorada_la", LLAMA).config.parts[0].rank == 2
+    assert first.config.parts[0].rank == 9
+
+
+def test_a_model_type_without_settings_is_named():
+    with pytest.raises(ValueError, match="'t5'"):
+        build_method("lora", T5Config())
+
+
+def test_bitfit_trains_biases_and_is_undefined_without_any():
+    model = TINY["bert"]()
+    select_trainable(model, METHODS["bitfit"].trainable)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == {n for n, _ in model.named_parameters() if n.endswith("bias")}
+    with pytest.raises(ValueError, match="not defined for this model"):
+        select_trainable(TINY["llama"](), METHODS["bitfit"].trainable)
+
+
+def test_full_trains_everything():
+    model = TINY["llama"]()
+    select_trainable(model, METHODS["full"].trainable)
+    assert all(p.requires_grad for p in model.parameters())
+    assert isinstance(model.lm_head.weight, torch.nn.Parameter)
