@@ -26,6 +26,12 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
+# A prompt in the form of the bundled task, for the command that the quickstart suggests.
+PROMPT = (
+    r"1. No cats are birds\n2. All birds are singers\n"
+    r"Does it logically follow that: No cats are singers?\nAnswer:"
+)
+
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON, for programs")]
 RunFolder = Annotated[Path, typer.Argument(help="folder of a finished run")]
 
@@ -276,8 +282,7 @@ def quickstart(
     console.print(comparison_table(comparison))
     for line in draw(comparison, output):
         console.print(line, soft_wrap=True, highlight=False)
-    prompt = "How many legs are there in total if you have 3 cats, 2 spiders?\\nAnswer:"
-    _next(f"lorada generate {output}/lorada_la --prompt $'{prompt}'")
+    _next(f"lorada generate {output}/lorada_la --prompt $'{PROMPT}'")
 
 
 if __name__ == "__main__":

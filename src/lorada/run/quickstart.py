@@ -14,7 +14,7 @@ from lorada.run.result import read_result
 from lorada.run.train import train
 
 RECIPE = "quickstart"
-SENTENCE = "How many legs are there in total if you have 3 cats, 2 spiders?"
+SENTENCE = "1. No cats are birds\n2. All birds are singers\nDoes it follow that: No cats are singers?"
 
 
 def largest_lora(model: str, budget: int) -> list[str]:
