@@ -26,6 +26,16 @@ TRAINING = "training"
 RECIPE_FILE = "recipe.yaml"
 
 
+class _Yaml(yaml.SafeLoader):
+    """YAML whose booleans are true and false only: in `save_strategy=no`, no is a word."""
+
+
+_Yaml.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if not pair[0].endswith(":bool") or first in "tTfF"]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 class Recipe(BaseModel):
     """What a run is made of."""
 
@@ -112,7 +122,7 @@ def _read_yaml(source: str) -> dict[str, Any]:
             raise FileNotFoundError(f"no recipe at {path}")
         raise unknown("recipe", source, recipes)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Yaml)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
@@ -127,7 +137,7 @@ def _split(override: str) -> tuple[str, Any]:
     if not equals or not key:
         raise ValueError(f"{override!r} is not key=value")
     try:
-        return key.strip(), yaml.safe_load(text)
+        return key.strip(), yaml.load(text, _Yaml)
     except yaml.YAMLError as error:
         raise ValueError(f"the value of {override!r} is not YAML") from error
 

@@ -1,0 +1,114 @@
+"""Recipes: YAML files and overrides mean the same, every built-in one loads, wrong ones say why."""
+
+import pytest
+import yaml
+from folders import rows_file
+
+from lorada.run.recipe import Recipe, builtin_recipes, load_recipe
+from lorada.run.train import training_arguments
+from lorada.tasks.rows import read_rows
+
+BASE = {"model": "smollm2-135m", "output": "out"}
+
+
+def load(*overrides, source=None, **options):
+    return load_recipe(source, list(overrides), {**BASE, **options})
+
+
+@pytest.mark.parametrize("name", builtin_recipes())
+def test_every_builtin_recipe_loads_and_its_rows_are_there(name):
+    recipe = load_recipe(name, [], {})
+    for data in (recipe.data, recipe.eval_data):
+        assert read_rows(data)
+    assert training_arguments(recipe).output_dir == recipe.output
+
+
+def test_the_quickstart_rows_are_2000_and_200_without_overlap_and_balanced():
+    recipe = load_recipe("quickstart", [], {})
+    train, test = read_rows(recipe.data), read_rows(recipe.eval_data)
+    assert (len(train), len(test)) == (2000, 200)
+    assert not {row["prompt"] for row in train} & {row["prompt"] for row in test}
+    for rows in (train, test):
+        assert sum(row["response"] == " Yes" for row in rows) == len(rows) // 2
+
+
+def test_a_file_and_overrides_mean_the_same(tmp_path):
+    path = tmp_path / "mine.yaml"
+    settings = {**BASE, "method": "lorada_la", "lmam": {"rank": 4}, "training": {"max_steps": 5}}
+    path.write_text(yaml.safe_dump(settings))
+    from_file = load_recipe(str(path), [], {})
+    assert from_file == load("lmam.rank=4", "max_steps=5", method="lorada_la")
+
+
+def test_overrides_win_over_options_and_options_over_the_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("method: lora\nmodel: a/b\noutput: one\nlora: {r: 2}\n")
+    recipe = load_recipe(str(path), ["lora.r=5", "output=three"], {"output": "two"})
+    assert (recipe.model, recipe.output, recipe.parts["lora"]["r"]) == ("a/b", "three", 5)
+
+
+def test_a_saved_recipe_loads_as_it_was(tmp_path):
+    recipe = load("lmam.rank=4", "max_steps=5", "lmam.target_modules=[self_attn]")
+    recipe.save(tmp_path)
+    assert load_recipe(str(tmp_path / "recipe.yaml"), [], {}) == recipe
+
+
+def test_values_take_the_type_of_their_field():
+    recipe = load("learning_rate=1e-3", "lmam.inverse_scale=255", "save_strategy=no", "bf16=no")
+    assert recipe.training["learning_rate"] == 1e-3
+    assert recipe.parts["lmam"]["inverse_scale"] == 255
+    assert recipe.training["save_strategy"] == "no"
+    assert recipe.training["bf16"] is False
+
+
+def test_a_bare_key_finds_the_one_field_of_that_name():
+    recipe = load("length=64", "r=3", "gradient_accumulation_steps=2")
+    assert recipe.parts == {"lmam": {"length": 64}, "lora": {"r": 3}}
+    assert recipe.training == {"gradient_accumulation_steps": 2}
+
+
+def test_a_bare_key_of_several_parts_is_refused_with_the_full_keys():
+    with pytest.raises(ValueError, match=r"write lmam\.rank, bottleneck\.rank"):
+        load("rank=3")
+
+
+@pytest.mark.parametrize("key", ["output_dir", "resume_from_checkpoint"])
+def test_what_the_run_itself_decides_cannot_be_overridden(key):
+    with pytest.raises(ValueError, match="unknown setting of training"):
+        load(f"training.{key}=x")
+
+
+def test_what_training_arguments_refuse_is_one_line():
+    with pytest.raises(ValueError, match="TrainingArguments: ") as caught:
+        training_arguments(load("training.load_best_model_at_end=true", "training.save_strategy=no"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_without_a_model_says_so():
+    with pytest.raises(ValueError, match="has no model"):
+        load_recipe(None, [], {"output": "x"})
+
+
+def test_a_recipe_must_be_a_mapping(tmp_path):
+    path = tmp_path / "list.yaml"
+    path.write_text("- a\n")
+    with pytest.raises(ValueError, match="must be a mapping"):
+        load_recipe(str(path), [], {})
+
+
+def test_every_field_of_a_recipe_is_described():
+    for name, field in Recipe.model_fields.items():
+        assert field.description or name == "task", name
+
+
+def test_remote_code_is_off_unless_the_user_writes_it():
+    assert load().trust_remote_code is False
+    assert load("trust_remote_code=true").trust_remote_code is True
+
+
+def test_a_recipe_cannot_name_python_objects(tmp_path):
+    path = tmp_path / "evil.yaml"
+    path.write_text("method: !!python/object/apply:os.system ['true']\n")
+    with pytest.raises(ValueError, match="is not YAML"):
+        load_recipe(str(path), [], {})
+    assert rows_file(tmp_path / "x.jsonl").is_file()
