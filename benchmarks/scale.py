@@ -28,7 +28,7 @@ FROZEN = 1e-12  # a map that starts at zero and does not learn: the base alone (
 
 MINILM = {"model": "minilm-l6", "method": "lmam", "max_length": 64}
 MINILM_TRAINING = {
-    "max_steps": 120, "per_device_train_batch_size": 16, "learning_rate": 1e-3, "report_to": [],
+    "max_steps": 150, "per_device_train_batch_size": 16, "learning_rate": 5e-3, "report_to": [],
     "save_strategy": "no", "logging_steps": 20,
 }  # fmt: skip
 SMOLLM2 = {

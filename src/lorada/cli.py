@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
@@ -43,6 +44,8 @@ def main() -> None:
         format="%(message)s",
         handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
     )
+    # Other libraries' announcements of their next version are no concern of who runs a command.
+    warnings.simplefilter("ignore", FutureWarning)
     try:
         app(standalone_mode=False)
     except typer.Exit as stop:

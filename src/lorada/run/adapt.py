@@ -59,7 +59,6 @@ def adapt(
         select_trainable(base, plan.trainable)
         return base
     config = plan.config
-    config.base_model_name_or_path = recipe.model
     config.task_type = "SEQ_CLS" if labels is not None else "CAUSAL_LM"
     weights: dict[str, torch.Tensor] = {}
     if recipe.from_adapter is not None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import (
@@ -53,6 +54,7 @@ DEFAULTS: dict[str, Any] = {
     "save_total_limit": 2,
     "remove_unused_columns": False,
     "logging_nan_inf_filter": False,
+    "dataloader_pin_memory": torch.cuda.is_available(),
 }
 
 

@@ -1,0 +1,91 @@
+"""The README runs: its Python and its commands, on tiny local models."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from folders import llama_folder, rows_file
+from transformers import Trainer, TrainingArguments
+
+from lorada import METHODS, EffectSize, cli
+from lorada.run import models
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 200
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python")
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 12
+    rows = [{"input_ids": list(range(3, 11)), "labels": list(range(3, 11))}] * 8
+    names = {
+        "base": TINY["llama"](),
+        "fresh_base": TINY["llama"](),
+        "rows": rows,
+        "args": TrainingArguments("out", max_steps=2, report_to=[], disable_tqdm=True),
+        "Trainer": Trainer,
+        "EffectSize": EffectSize,
+    }
+    exec(code, names)
+    assert {p.name for p in (tmp_path / "my-adapter").iterdir()} >= {
+        "adapter_model.safetensors", "adapter_config.json",
+    }  # fmt: skip
+    assert names["model"].active_adapters == ["default"]
+
+
+@pytest.fixture
+def tiny_smollm2(tmp_path, monkeypatch):
+    """The commands of the README with a tiny model under the name smollm2-135m."""
+    folder = llama_folder(tmp_path / "model")
+    monkeypatch.setattr(models, "_packaged_folder", lambda name: folder)
+    monkeypatch.chdir(tmp_path)
+    rows_file(tmp_path / "rows.jsonl")
+    rows_file(tmp_path / "held_out.jsonl")
+
+
+def test_the_commands_of_the_readme_run(tiny_smollm2, monkeypatch, capsys):
+    commands = [
+        shlex.split(line, comments=True)
+        for block in blocks("bash")
+        for line in block.splitlines()
+        if line.startswith("lorada ")
+    ]
+    assert [words[1] for words in commands] == ["train", "evaluate", "generate", "params"]
+    for words in commands:
+        monkeypatch.setattr(sys, "argv", words)
+        cli.main()
+    assert "next:" in capsys.readouterr().out
+
+
+def test_every_method_of_the_readme_is_one():
+    table = README.split("## Methods")[1].split("##")[0]
+    names = set(re.findall(r"`([a-z_]+)`", table))
+    assert names == set(METHODS)
+
+
+def test_the_make_targets_of_the_readme_exist():
+    makefile = Path(__file__).parents[1] / "Makefile"
+    targets = set(re.findall(r"`?make ([a-z-]+)", README))
+    for target in targets:
+        done = subprocess.run(
+            ["make", "-n", "-f", makefile, target, "VENV=/nowhere"], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_pictures_and_pages_of_the_readme_exist():
+    root = Path(__file__).parents[1]
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert (root / target).is_file(), target
