@@ -3,6 +3,8 @@
 import copy
 import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -141,6 +143,7 @@ def different_stacks(name: str) -> dict[str, LoradaConfig]:
         "two": LoradaConfig(parts=[lora(name, QUERY, VALUE), ia3(name, QUERY, FFN)]),
         "three": LoradaConfig(parts=[lmam(rank=1, length=3), bottleneck()]),
         "four": LoradaConfig(parts=[ia3(name, QUERY, VALUE)]),
+        "five": LoradaConfig(parts=[lora(name, QUERY, VALUE)]),  # inside what "two" has put there
     }
 
 
@@ -155,9 +158,9 @@ def test_adapters_of_different_stacks_live_on_one_model(name, tmp_path):
         alone.save_pretrained(tmp_path)
 
     model = PeftModel.from_pretrained(TINY[name](), tmp_path / "one", adapter_name="one")
-    for adapter in ("two", "three", "four"):
+    for adapter in ("two", "three", "four", "five"):
         model.load_adapter(tmp_path / adapter, adapter_name=adapter)
-    for adapter in ("three", "one", "four", "two"):
+    for adapter in ("three", "one", "four", "five", "two"):
         model.set_adapter(adapter)
         torch.testing.assert_close(logits(model, inputs), expected[adapter])
         with model.disable_adapter():
@@ -175,6 +178,16 @@ def test_adapters_of_different_stacks_live_on_one_model(name, tmp_path):
     assert not [n for n in model.state_dict() if ".two." in f"{n}."]
     model.set_adapter("one")
     torch.testing.assert_close(logits(model, inputs), expected["one"])
+
+
+def test_new_adapter_leaves_what_trains_as_it_was():
+    model = get_peft_model(TINY["llama"](), config_of("lora_ia3", "llama"))
+    frozen = next(p for n, p in model.named_parameters() if "lora_w_a" in n)
+    frozen.requires_grad = False
+    before = {n: p.requires_grad for n, p in model.named_parameters() if "default" in n}
+
+    model.add_adapter("second", config_of("lora_ia3", "llama"))
+    assert {n: p.requires_grad for n, p in model.named_parameters() if "default" in n} == before
 
 
 def test_adapter_that_nests_its_parts_the_other_way_round_is_refused():
@@ -266,6 +279,17 @@ def test_copies_and_pickles_compute_the_same(stack):
         randomise(other)
         assert not torch.allclose(logits(other, inputs), expected, atol=1e-3)
         torch.testing.assert_close(logits(model, inputs), expected, atol=0, rtol=0)
+
+
+def test_pickled_map_still_works_in_a_process_that_never_placed_one(tmp_path):
+    inputs, model = batch("llama"), trained("lmam", "llama")
+    torch.save((model, inputs, logits(model, inputs)), tmp_path / "model.pt")
+    code = """if True:
+        import sys, torch
+        model, inputs, expected = torch.load(sys.argv[1], weights_only=False)
+        with torch.no_grad():
+            torch.testing.assert_close(model(**inputs).logits, expected)"""
+    subprocess.run([sys.executable, "-c", code, tmp_path / "model.pt"], check=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])

@@ -104,7 +104,7 @@ def test_adalora_in_a_stack_gets_its_orthogonality_loss():
 def pruned(tmp_path, seed: int) -> torch.Tensor:
     """Train a stack with AdaLoRA for its ten steps, save it pruned, and return its logits."""
     torch.manual_seed(seed)
-    model = trained("adalora", "llama").train()
+    model = trained("adalora", "llama", task_type="CAUSAL_LM").train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     inputs = batch("llama")
     for step in range(10):
