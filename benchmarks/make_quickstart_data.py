@@ -26,7 +26,9 @@ def main() -> None:
         question = item["question"].removeprefix(FRAME[0]).removesuffix(FRAME[1]).strip()
         question = question.replace("\n\n", "\n").replace("that:\n", "that: ")
         rows[question] = {"prompt": f"{question}\nAnswer:", "response": f" {item['answer']}"}
-    by_answer = [[r for r in rows.values() if r["response"] == answer] for answer in (" Yes", " No")]
+    by_answer = [
+        [r for r in rows.values() if r["response"] == answer] for answer in (" Yes", " No")
+    ]
     lines = [row for pair in zip(*by_answer, strict=False) for row in pair]
     start = 0
     for name, size in SIZES.items():

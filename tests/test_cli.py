@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from lorada import cli
 
 TINY = [
-    "training.per_device_train_batch_size=4", "training.report_to=[]", "max_steps=2", "max_length=32",
-    "logging_steps=1",
+    "training.per_device_train_batch_size=4", "training.report_to=[]", "max_steps=2",
+    "max_length=32", "logging_steps=1",
 ]  # fmt: skip
 
 

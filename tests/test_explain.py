@@ -40,7 +40,10 @@ def test_the_negative_ratio_counts_visible_pairs_within_the_map(name):
     pairs = torch.ones(6, 6, dtype=torch.bool)
     if name == "llama":
         pairs = pairs.tril()
-    for ratio, values in ((first.negative_ratio, first.fused), (first.map_negative_ratio, first.map)):
+    for ratio, values in (
+        (first.negative_ratio, first.fused),
+        (first.map_negative_ratio, first.map),
+    ):
         inside = values[0, :, :6, :6]
         expected = torch.stack([(head[pairs] < 0).float().mean() for head in inside])
         assert_close(ratio, expected)

@@ -45,7 +45,9 @@ def test_messages_go_through_the_chat_template_and_the_last_turn_is_the_response
 
 def test_a_template_that_changes_the_prompt_afterwards_is_refused():
     tokenizer = byte_tokenizer()
-    tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    tokenizer.chat_template = (
+        "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
     with pytest.raises(ValueError, match="chat template"):
         TASK.encode({"messages": turns}, "messages", tokenizer, EncodeOptions(64))
@@ -62,11 +64,15 @@ def test_labelled_texts_become_class_indices():
     encoded = encode({"text": "abc", "label": "no"}, form="label", labels=("no", "yes"))
     assert encoded.features["labels"] == 0
     assert not encoded.truncated
-    assert encode({"text": "abc", "label": "yes"}, "label", labels=("no", "yes"), max_length=2).truncated
+    assert encode(
+        {"text": "abc", "label": "yes"}, "label", labels=("no", "yes"), max_length=2
+    ).truncated
 
 
 def test_exact_match_forgives_white_space_at_the_ends_only():
-    assert TASK.score([" 4", "5 ", "1 2"], ["4", "5", "12"]) == {"exact_match": pytest.approx(200 / 3)}
+    assert TASK.score([" 4", "5 ", "1 2"], ["4", "5", "12"]) == {
+        "exact_match": pytest.approx(200 / 3)
+    }
 
 
 def test_csv_and_json_lines_give_the_same_rows(tmp_path):

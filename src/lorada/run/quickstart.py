@@ -14,7 +14,9 @@ from lorada.run.result import read_result
 from lorada.run.train import train
 
 RECIPE = "quickstart"
-SENTENCE = "1. No cats are birds\n2. All birds are singers\nDoes it follow that: No cats are singers?"
+SENTENCE = (
+    "1. No cats are birds\n2. All birds are singers\nDoes it follow that: No cats are singers?"
+)
 
 
 def largest_lora(model: str, budget: int) -> list[str]:

@@ -212,7 +212,7 @@ def _trainer(
 
 
 def _give_maps_their_rate(trainer: Trainer, config: Any) -> None:
-    """Move the maps' factors to a parameter group of their own, if they have a rate of their own."""
+    """Move the maps' factors to a parameter group of their own if they have their own rate."""
     parts = config.parts if isinstance(config, LoradaConfig) else []
     rates = [
         p.map_learning_rate for p in parts if isinstance(p, LmamConfig) and p.map_learning_rate
