@@ -70,6 +70,7 @@ def sdist() -> Path:
     if archive.is_file():
         return archive
     download = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
+    download += ["--retries", "1", "--timeout", "15"]  # no network is a skip, not a wait
     done = subprocess.run(
         [*download, "--dest", str(cache), f"peft=={peft.__version__}"],
         capture_output=True,
