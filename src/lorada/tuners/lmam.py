@@ -15,8 +15,8 @@ from peft.tuners.tuners_utils import _ExcludedModule
 from torch import nn
 
 from lorada import attention
-from lorada.attention import AttentionMap
 from lorada.functional import Ablation, Align, position_embedding
+from lorada.terms import AttentionMap
 from lorada.tuners.attach import AttachedLayer, AttachedModel, within_layer
 from lorada.tuners.types import (
     LoradaPeftConfig,
