@@ -8,7 +8,7 @@ adapter finds the same modules as the first, and ``unload`` only has to remove t
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -26,6 +26,12 @@ def within_layer(name: str) -> str:
 
 class AttachedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     """A child module that holds one part's parameters for any number of adapters."""
+
+    if TYPE_CHECKING:  # what PEFT's base class has
+        adapter_layer_names: tuple[str, ...]
+        active_adapters: list[str]
+
+        def _get_available_adapters(self) -> set[str]: ...
 
     def __init__(self, host: nn.Module, parent: nn.Module) -> None:
         super().__init__()

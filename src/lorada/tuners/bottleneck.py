@@ -8,6 +8,7 @@ dropout and before the residual. Sources of the settings: Tables 15, 16 and 19 o
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,11 @@ from lorada.tuners.types import (
     require_positive,
 )
 
-ACTIVATIONS = {"relu": F.relu, "tanh": torch.tanh, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+}
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,12 @@ class BottleneckLayer(AttachedLayer):
         "lora_norm_bias",
     )
     other_param_names = ("configs", "dropouts")
+    lora_down: nn.ParameterDict
+    lora_down_bias: nn.ParameterDict
+    lora_up: nn.ParameterDict
+    lora_up_bias: nn.ParameterDict
+    lora_norm_weight: nn.ParameterDict
+    lora_norm_bias: nn.ParameterDict
 
     def __init__(self, host: nn.Module, parent: nn.Module) -> None:
         super().__init__(host, parent)
@@ -164,7 +175,7 @@ class BottleneckLayer(AttachedLayer):
         hidden = F.dropout(hidden, self.dropouts[name], self.training)
         return config.scale * F.linear(hidden, up, up_bias)
 
-    def update_layer(self, adapter_name: str, config: BottleneckConfig, model: nn.Module) -> None:
+    def update_layer(self, adapter_name: str, config: BottleneckConfig, model: Any) -> None:
         """Create the matrices of an adapter for the hidden width of the model."""
         width, device = model.config.hidden_size, self.host_device()
         self.configs[adapter_name] = config
@@ -245,7 +256,7 @@ def ffn_hosts(model: nn.Module) -> list[str]:
     return hosts
 
 
-def model_dropout(model: nn.Module) -> float:
+def model_dropout(model: Any) -> float:
     """The hidden dropout rate of a transformers model; 0 where its config has none."""
     for name in ("hidden_dropout_prob", "resid_pdrop", "dropout"):
         value = getattr(model.config, name, None)

@@ -109,7 +109,7 @@ class LmamLayer(AttachedLayer):
         super().__setstate__(state)
         attention.install()
 
-    def _check_dispatch(self, host: nn.Module, args: Any) -> None:
+    def _check_dispatch(self, host: Any, args: Any) -> None:
         implementation = host.config._attn_implementation
         if not attention.is_installed(implementation):
             raise ValueError(

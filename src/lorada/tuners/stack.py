@@ -365,7 +365,9 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         base = self._unload_and_optionally_merge(merge=True, adapter_names=[name])
         if not rest:
             return base
-        model = get_peft_model(base, LoradaConfig(parts=rest, task_type=config.task_type))
+        model: nn.Module = get_peft_model(
+            base, LoradaConfig(parts=rest, task_type=config.task_type)
+        )
         set_peft_model_state_dict(model, kept)
         return model.train(self.training)
 
