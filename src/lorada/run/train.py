@@ -238,17 +238,16 @@ def _save_whole(
 ) -> None:
     """Write the adapter (or the model) beside its place, then move it there in one step."""
     name = "adapter" if isinstance(model, PeftModel) else "model"
-    fresh = Path(tempfile.mkdtemp(dir=run, prefix=f".{name}."))
-    model.save_pretrained(fresh)
-    if name == "model":
-        tokenizer.save_pretrained(fresh)
-    else:
-        write_card(fresh, recipe, model.peft_config["default"])
-    target = run / name
-    if target.is_dir():
-        shutil.rmtree(target)
-    fresh.chmod(0o755)
-    fresh.rename(target)
+    with tempfile.TemporaryDirectory(dir=run) as scratch:
+        fresh = Path(scratch) / name
+        model.save_pretrained(fresh)
+        if name == "model":
+            tokenizer.save_pretrained(fresh)
+        else:
+            write_card(fresh, recipe, model.peft_config["default"])
+        if (run / name).is_dir():
+            shutil.rmtree(run / name)
+        fresh.rename(run / name)
 
 
 def _result(
