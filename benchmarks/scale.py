@@ -54,9 +54,13 @@ def sst2(folder: Path) -> dict[str, str]:
     return files
 
 
+def run_name(fixed: dict, seed: int, **lmam: object) -> str:
+    return "-".join([fixed["model"], f"s{seed}", *(f"{k}={v}" for k, v in lmam.items())])
+
+
 def measure(out: Path, fixed: dict, training: dict, seed: int, **lmam: object) -> dict:
     """Held-out loss and effect size of one run; a finished run is read, not repeated."""
-    name = "-".join([fixed["model"], f"s{seed}", *(f"{k}={v}" for k, v in lmam.items())])
+    name = run_name(fixed, seed, **lmam)
     settings = [f"lmam.{key}={value}" for key, value in lmam.items()]
     settings += [f"training.{key}={value}" for key, value in training.items()]
     recipe = load_recipe(
@@ -97,12 +101,13 @@ def minilm(out: Path) -> dict:
 
 def smollm2(out: Path) -> dict:
     chosen = [measure(out, SMOLLM2, SMOLLM2_TRAINING, seed) for seed in SEEDS]
-    frozen = [measure(out, SMOLLM2, SMOLLM2_TRAINING, 1, map_learning_rate=FROZEN)]
+    base = evaluate(load_run(out / run_name(SMOLLM2, SEEDS[0])), base=True)
     paper = [
         measure(out, SMOLLM2, SMOLLM2_TRAINING, 1, inverse_scale=PAPER_LLM_SCALE, init="normal",
                 map_learning_rate=2e-4)
     ]  # fmt: skip
-    return {"default": chosen, "untouched": frozen, "paper's LLM scale": paper}
+    untouched = [{"loss": base["loss"], "accuracy": base["exact_match"]}]
+    return {"default": chosen, "untouched": untouched, "paper's LLM scale": paper}
 
 
 def main() -> None:
