@@ -69,14 +69,14 @@ def measure(out: Path, fixed: dict, training: dict, seed: int, **lmam: object) -
     if not (out / name / RESULT_FILE).is_file():
         train(recipe, overwrite=True, quiet=True)
     result = read_result(out / name)
-    file = Path(fixed["eval_data"].removeprefix("builtin:")).name
+    file = fixed["eval_data"]
     if file not in result["metrics"]:
         evaluate(load_run(out / name))
         result = read_result(out / name)
     scores = result["metrics"][file]
     accuracy = scores.get("accuracy", scores.get("exact_match"))
     row = {"seed": seed, **lmam, "loss": scores["loss"], "accuracy": accuracy}
-    row["effect_size"] = result["effect_size"]["mean"]
+    row["effect_size"] = result["effect_size"]
     print(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()))
     return row
 

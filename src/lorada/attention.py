@@ -48,7 +48,7 @@ class Observation:
     attention_map: AttentionMap
     view: View
     output: Tensor  # (B, T, H, D), Attn·V
-    term: Tensor  # (B, T, H, D), tile(Attn_s)·V
+    term: Tensor  # (B, T, H, D), tile(Attn_s)·V; what the map changed, for ¬N
 
 
 _observers: list[Callable[[Observation], None]] = []
@@ -113,8 +113,9 @@ def head_count(module: nn.Module) -> int:
 
 def is_installed(implementation: str | None) -> bool:
     """Whether calls under this implementation name go through the wrapper."""
-    name = (implementation or "eager").removeprefix("paged|")
-    name = name if name != "eager" else (implementation or "eager")
+    name = implementation or "eager"
+    if name != "paged|eager":  # the one paged function that has a name of its own
+        name = name.removeprefix("paged|")
     known = ALL_ATTENTION_FUNCTIONS.valid_keys()
     return name in known and hasattr(ALL_ATTENTION_FUNCTIONS[name], "adds_map")
 
@@ -153,6 +154,10 @@ def _with_map(attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[.
         if inside:
             kwargs = {**kwargs, "is_causal": False}
         output, weights = attend(module, query, key, value, mask, **kwargs)
+        if inside and _observers:
+            plain = call.without_map(attend, value, kwargs)
+            for attention_map in inside:
+                call.report(attention_map, call.span(attention_map), plain, output - plain)
         result = output
         for attention_map in maps:
             if attention_map.ablation != "no_negative":
@@ -206,6 +211,22 @@ class _Call:
                 return result
             term = torch.zeros_like(output, dtype=torch.float32)
         term = self.for_its_samples(attention_map, term)
+        self.report(attention_map, span, output, term)
+        return (result + term).to(result.dtype)
+
+    def without_map(
+        self, attend: Callable[..., Any], value: Tensor, kwargs: dict[str, Any]
+    ) -> Tensor:
+        """The output of this call without ¬N's map, for observers: what the map changed."""
+        own = {**kwargs, "is_causal": self.view.causal if self.mask is None else None}
+        with torch.no_grad():
+            output: Tensor = attend(self.module, self.query, self.key, value, self.mask, **own)[0]
+        return output
+
+    def report(
+        self, attention_map: AttentionMap, span: TokenSpan, output: Tensor, term: Tensor
+    ) -> None:
+        """Tell the observers what this call computed."""
         for observer in _observers:
             observer(
                 Observation(
@@ -213,7 +234,6 @@ class _Call:
                     attention_map, self.view, output.detach(), term.detach(),
                 )
             )  # fmt: skip
-        return (result + term).to(result.dtype)
 
     def for_its_samples(self, attention_map: AttentionMap, full: Tensor) -> Tensor:
         """Zero for the samples that other maps serve; beam search repeats each sample."""

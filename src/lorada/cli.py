@@ -6,6 +6,7 @@ Every command ends with the next one to try. A user's mistake is one line and ex
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -34,6 +35,9 @@ PROMPT = (
 )
 
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON, for programs")]
+Remote = Annotated[
+    bool, typer.Option("--trust-remote-code", help="run code that a model repository ships")
+]
 RunFolder = Annotated[Path, typer.Argument(help="folder of a finished run")]
 
 
@@ -50,7 +54,7 @@ def main() -> None:
         app(standalone_mode=False)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, re.error) as error:
         if os.environ.get("LORADA_DEBUG"):
             raise
         _fail(" ".join(str(error).split()))
@@ -103,8 +107,10 @@ def train(
     }  # fmt: skip
     from lorada.run.recipe import RECIPE_FILE, load_recipe
 
-    if resume and recipe is None and output and (Path(output) / RECIPE_FILE).is_file():
-        recipe = str(Path(output) / RECIPE_FILE)
+    given = [pair.removeprefix("output=") for pair in pairs if pair.startswith("output=")]
+    saved = Path((given or [output or ""])[-1]) / RECIPE_FILE
+    if resume and recipe is None and saved.is_file():
+        recipe = str(saved)
     loaded = load_recipe(recipe, pairs, options)
     from lorada.run.train import train as run_training
 
@@ -114,25 +120,32 @@ def train(
         errors.print(f"stopped and saved at step {trained.result['steps']}")
         errors.print(f"next: lorada train --resume --output {trained.run}")
         raise typer.Exit(130)
+    drawn = _draw_loss(trained.run, trained.result)
     if as_json:
         _print_json(trained.result)
         return
-    _show_training(trained.run, trained.result)
+    _show_training(trained.result)
+    console.print(drawn, highlight=False, soft_wrap=True)
     _next(f"lorada evaluate {trained.run}")
 
 
-def _show_training(run: Path, result: dict[str, Any]) -> None:
-    from lorada.report.plots import loss_chart, loss_png
+def _draw_loss(run: Path, result: dict[str, Any]) -> str:
+    from lorada.report.plots import loss_png
 
-    console.print(loss_chart([entry["loss"] for entry in result["history"]]), highlight=False)
     try:
         loss_png({result["method"]: result["history"]}, run / "loss.png")
-        console.print(f"loss curve: {run / 'loss.png'}")
     except ImportError as error:
-        console.print(str(error))
-    count = result["parameters"]
-    effect = result["effect_size"]
-    text = f", effect size {effect['mean']:.2g}" if effect else ""
+        return str(error)
+    return f"loss curve: {run / 'loss.png'}"
+
+
+def _show_training(result: dict[str, Any]) -> None:
+    from lorada.report.plots import loss_chart
+
+    losses = [entry["loss"] for entry in result["history"] if "loss" in entry]
+    console.print(loss_chart(losses), highlight=False)
+    count, effect = result["parameters"], result["effect_size"]
+    text = f", effect size {effect:.2g}" if effect is not None else ""
     console.print(
         f"{result['method']} on {result['model']}: {count['trainable']:,} parameters "
         f"({count['percent']:.3f}%), {result['steps']} steps in {result['wall_time_s']:.0f} s{text}"
@@ -144,13 +157,14 @@ def evaluate(
     run: RunFolder,
     data: Annotated[str | None, typer.Option(help="held-out rows; else the recipe's")] = None,
     base: Annotated[bool, typer.Option(help="score the base, adapter switched off")] = False,
+    remote: Remote = False,
     as_json: Json = False,
 ) -> None:
     """Score a finished run on held-out rows."""
     from lorada.run.evaluate import evaluate as run_evaluation
     from lorada.run.evaluate import load_run
 
-    metrics = run_evaluation(load_run(run), data, base=base)
+    metrics = run_evaluation(load_run(run, trust_remote_code=remote), data, base=base)
     if as_json:
         _print_json(metrics)
         return
@@ -165,14 +179,14 @@ def evaluate(
 def generate(
     run: RunFolder,
     prompt: Annotated[list[str], typer.Option(help="a text to continue; repeat for more")],
-    max_new_tokens: Annotated[int | None, typer.Option(help="tokens to generate")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="tokens to generate")] = None,
+    remote: Remote = False,
     as_json: Json = False,
 ) -> None:
     """Continue prompts with a finished run."""
-    from lorada.run.evaluate import generate as run_generation
-    from lorada.run.evaluate import load_run
+    from lorada.run.evaluate import continue_prompts, load_run
 
-    outputs = run_generation(load_run(run), prompt, max_new_tokens=max_new_tokens)
+    outputs = continue_prompts(load_run(run, trust_remote_code=remote), prompt, max_new_tokens)
     if as_json:
         _print_json([{"prompt": p, "output": o} for p, o in zip(prompt, outputs, strict=True)])
         return
@@ -277,13 +291,14 @@ def quickstart(
     report: Callable[..., Any] = errors.print if as_json else console.print
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         comparison = compare(output, overwrite=overwrite, report=report)
+    from lorada.report.quickstart import comparison_table, draw
+
+    drawn = draw(comparison, output)
     if as_json:
         _print_json(comparison)
         return
-    from lorada.report.quickstart import comparison_table, draw
-
     console.print(comparison_table(comparison))
-    for line in draw(comparison, output):
+    for line in drawn:
         console.print(line, soft_wrap=True, highlight=False)
     _next(f"lorada generate {output}/lorada_la --prompt $'{PROMPT}'")
 

@@ -33,7 +33,7 @@ class LayerMaps:
         layer: name of the attention module.
         softmax: Attn, (B, H, T, K).
         map: tile(Attn_s), masked as the layer uses it, (B, H, T, K).
-        fused: Attn^ = Attn + tile(Attn_s), (B, H, T, K).
+        fused: Attn^ = Attn + tile(Attn_s), or the softmax with the map inside for ¬N, (B, H, T, K).
         negative_ratio: share of entries of ``fused`` below 0 by head, (H,).
         map_negative_ratio: the same of ``map``, (H,).
         effect_size: ‖tile(Attn_s) V‖ / ‖Attn V‖.
@@ -82,9 +82,11 @@ def _layer_maps(name: str, seen: Observation) -> LayerMaps:
     visible = _visible(seen)
     key = seen.key.repeat_interleave(heads // seen.key.shape[1], dim=1)
     scores = (seen.query.float() @ key.float().transpose(-1, -2)) * seen.scaling
-    softmax = scores.masked_fill(~visible, float("-inf")).softmax(-1).nan_to_num()
+    scores = scores.masked_fill(~visible, float("-inf"))
+    softmax = scores.softmax(-1).nan_to_num()
     map_ = spread_map(seen.attention_map, seen.span, seen.view).expand_as(softmax)
-    fused = softmax + map_
+    inside_softmax = seen.attention_map.ablation == "no_negative"
+    fused = (scores + map_).softmax(-1).nan_to_num() if inside_softmax else softmax + map_
     _, inside = seen.span.query_rows(seen.attention_map.length, queries, scores.device)
     slots, real = seen.span.key_slots(seen.attention_map.length, keys, scores.device)
     columns = torch.zeros(real.shape[0], keys, dtype=torch.bool, device=scores.device)
@@ -137,8 +139,9 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
         Trainer(..., callbacks=[EffectSize()])
 
     The number is measured in the training forward of the step that is logged, and is added to the
-    log line as ``effect_size`` (and ``effect_size_max``, the largest layer's). When training ends
-    with less than 1e-3, a warning says that the map is numerically nothing.
+    log line as ``effect_size`` (and ``effect_size_max``, the largest layer's); loggers that come
+    before it in the trainer's callbacks write the line without it. When training ends with less
+    than 1e-3, a warning says that the map is numerically nothing.
 
     Attributes:
         by_layer: the effect size of each layer at the last measurement, by module name.
@@ -163,7 +166,9 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
         """Start to measure if this step will be logged."""
         step = state.global_step + 1
         every = max(int(state.logging_steps or args.logging_steps or 1), 1)
-        if step % every == 0 or step == state.max_steps or (step == 1 and args.logging_first_step):
+        by_step = args.logging_strategy == "steps"
+        first = step == 1 and args.logging_first_step
+        if not by_step or step % every == 0 or step == state.max_steps or first:
             self._sums = {}
             self._watch()
 

@@ -27,7 +27,7 @@ PARTS: dict[str, type[PeftConfig]] = {
 
 # Which column of the paper's tables a model takes: decoders like LLaMA, encoders like RoBERTa.
 FAMILIES: dict[str, Family] = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3"), "llama"),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), "llama"),
     **dict.fromkeys(("bert", "roberta", "xlm-roberta"), "roberta"),
 }
 

@@ -1,5 +1,6 @@
 """Loss curves and attention maps, as PNG and as text for a terminal."""
 
+import math
 import tempfile
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,6 +12,7 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 
 def loss_chart(losses: Sequence[float], width: int = 60, height: int = 6) -> str:
     """A loss curve drawn with block characters, the highest and lowest value at its left."""
+    losses = [loss for loss in losses if math.isfinite(loss)]
     if not losses:
         return "no loss was logged"
     columns = min(width, len(losses))
@@ -40,7 +42,9 @@ def loss_png(runs: dict[str, Sequence[dict[str, Any]]], path: Path) -> None:
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for (name, history), style in zip(runs.items(), ("-", "--", "-.", ":"), strict=False):
-        axes.plot([h["step"] for h in history], [h["loss"] for h in history], style, label=name)
+        lines = [entry for entry in history if "loss" in entry]
+        steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
+        axes.plot(steps, losses, style, marker=".", label=name)
     axes.set(xlabel="optimizer steps", ylabel="training loss")
     axes.grid(alpha=0.3)
     if len(runs) > 1:

@@ -29,8 +29,18 @@ def comparison_table(comparison: dict[str, Any]) -> Table:
     return table
 
 
+def comparison_markdown(comparison: dict[str, Any]) -> str:
+    """The same table as Markdown, with what it was measured on."""
+    table = comparison_table(comparison)
+    columns = [[str(column.header), *map(str, column.cells)] for column in table.columns]
+    lines = [f"| {' | '.join(cells)} |" for cells in zip(*columns, strict=True)]
+    lines.insert(1, "|---" * len(columns) + "|")
+    return "\n".join([*lines, "", f"{table.title}; {table.caption}.", ""])
+
+
 def draw(comparison: dict[str, Any], output: Path) -> list[str]:
-    """Write the loss curves and the heatmaps; say where they are, or what they need."""
+    """Write the table, the loss curves and the heatmaps; say where they are, or what they need."""
+    (output / "comparison.md").write_text(comparison_markdown(comparison), encoding="utf-8")
     picture = comparison["picture"]
     try:
         loss_png(comparison["histories"], output / "loss.png")

@@ -1,20 +1,29 @@
 """A base model with a method placed on it, from a recipe or from a finished run."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from lorada.methods import Plan, build_method, select_trainable
+from lorada.methods import PARTS, Plan, build_method, select_trainable
 from lorada.run.models import is_causal, load_config, load_model
 from lorada.run.recipe import Recipe
 from lorada.tuners import LoradaConfig
+from lorada.tuners.nesting import keys_of_others
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +60,11 @@ def load_base(recipe: Recipe, labels: int | None = None) -> PreTrainedModel:
 def adapt(
     base: PreTrainedModel, plan: Plan, recipe: Recipe, labels: int | None
 ) -> PeftModel | PreTrainedModel:
-    """Place a method on a model, ready to train."""
+    """Place a method on a model, ready to train.
+
+    Raises:
+        ValueError: if the method does not fit the model, or ``--from`` the method.
+    """
     if plan.config is None:
         if recipe.from_adapter is not None:
             raise ValueError(f"--from needs a method with an adapter, which {recipe.method} is not")
@@ -60,25 +73,68 @@ def adapt(
         return base
     config = plan.config
     config.task_type = "SEQ_CLS" if labels is not None else "CAUSAL_LM"
-    weights: dict[str, torch.Tensor] = {}
-    if recipe.from_adapter is not None:
-        assert isinstance(config, LoradaConfig)
-        config, weights = _stack_on(config, Path(recipe.from_adapter))
-    model = get_peft_model(base, config)
-    if weights:
-        set_peft_model_state_dict(model, weights)
-        logger.warning("%d tensors taken over from %s", len(weights), recipe.from_adapter)
+    if recipe.from_adapter is None:
+        return get_peft_model(base, config)
+    assert isinstance(config, LoradaConfig)
+    return _start_from(base, config, recipe)
+
+
+def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> PeftModel:
+    """A stack whose parts are those of a saved adapter, and the method's for every other kind."""
+    folder = Path(str(recipe.from_adapter))
+    weights, saved = adapter_weights(folder), adapter_config(folder)
+    old = saved if isinstance(saved, LoradaConfig) else LoradaConfig(parts=[saved])
+    kinds = {part.peft_type for part in old.parts}
+    for name in recipe.parts:
+        if any(isinstance(part, PARTS[name]) for part in old.parts):
+            raise ValueError(
+                f"{folder} brings its own {name} part as it was trained: leave out the settings "
+                f"{', '.join(f'{name}.{key}' for key in recipe.parts[name])}"
+            )
+    old.parts = [*(part for part in config.parts if part.peft_type not in kinds), *old.parts]
+    old.task_type, old.inference_mode = config.task_type, False
+    old.base_model_name_or_path = None
+    model = get_peft_model(base, old)
+    _refuse_missing(model, weights, folder, kinds)
+    set_peft_model_state_dict(model, weights)
+    logger.warning("%d tensors taken over from %s", len(weights), folder)
     return model
 
 
-def _stack_on(config: LoradaConfig, folder: Path) -> tuple[LoradaConfig, dict[str, torch.Tensor]]:
-    """A stack whose parts are those of a saved adapter, and the method's for every other kind."""
-    weights = adapter_weights(folder)
-    saved = PeftConfig.from_pretrained(str(folder))
-    old = saved.parts if isinstance(saved, LoradaConfig) else [saved]
-    kinds = {part.peft_type for part in old}
-    new = [part for part in config.parts if part.peft_type not in kinds]
-    return LoradaConfig(parts=[*new, *old], task_type=config.task_type), weights
+def _refuse_missing(
+    model: PeftModel, weights: dict[str, torch.Tensor], folder: Path, kinds: set[Any]
+) -> None:
+    """Refuse a file that lacks tensors of the parts it should bring."""
+    missing = get_peft_model_state_dict(model).keys() - weights.keys()
+    for kind in kinds:
+        own = missing - keys_of_others(model, PEFT_TYPE_TO_TUNER_MAPPING[kind], missing)
+        if own:
+            raise ValueError(
+                f"{folder} has no {min(own)}: it is incomplete, or was saved for another "
+                "architecture"
+            )
+
+
+def adapter_config(folder: Path) -> PeftConfig:
+    """The config of a saved adapter.
+
+    Raises:
+        ValueError: if it is missing, not JSON, or of a type that nobody registered.
+    """
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {ADAPTER_CONFIG}: not a PEFT adapter")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    kind = data.get("peft_type") if isinstance(data, dict) else None
+    if kind not in {str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_TUNER_MAPPING}:
+        raise ValueError(f"{path} has peft_type={kind!r}, which neither peft nor lorada knows")
+    try:
+        return PeftConfig.from_pretrained(str(folder))
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path} has a value of the wrong type: {error}") from error
 
 
 def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -89,8 +145,7 @@ def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
     """
     if not folder.is_dir():
         raise ValueError(f"no adapter folder at {folder}")
-    if not (folder / ADAPTER_CONFIG).is_file():
-        raise ValueError(f"{folder} has no {ADAPTER_CONFIG}: not a PEFT adapter")
+    adapter_config(folder)
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         pickles = ", ".join(p.name for p in folder.glob("*.bin"))
@@ -111,30 +166,46 @@ def load_adapted(base: PreTrainedModel, folder: Path) -> PeftModel:
     Raises:
         ValueError: for a folder that is not a whole adapter of this model.
     """
-    adapter_weights(folder)
-    model = PeftModel.from_pretrained(base, str(folder))
+    weights = adapter_weights(folder)
+    try:
+        model = PeftModel.from_pretrained(base, str(folder))
+    except TypeError as error:
+        raise ValueError(f"{folder} has a setting of the wrong type: {error}") from error
+    missing = get_peft_model_state_dict(model).keys() - weights.keys()
+    if missing:
+        raise ValueError(
+            f"{folder} has no {min(missing)}: it is incomplete, or was saved for another "
+            "architecture"
+        )
     return model.eval()
 
 
-def parameter_counts(model: nn.Module) -> dict[str, Any]:
-    """How many parameters a model trains and has; task heads are counted in neither.
+HEADS = ("classifier", "score", "pre_classifier")  # task heads are counted nowhere
+
+
+def base_parameters(base: nn.Module) -> int:
+    """N: the parameters of a model before a method is placed on it, without a task head."""
+    return sum(p.numel() for name, p in base.named_parameters() if not _in_head(name))
+
+
+def parameter_counts(model: nn.Module, total: int) -> dict[str, Any]:
+    """How many parameters a model trains, against the ``total`` of its base.
 
     Returns:
         ``trainable`` (p), ``total`` (N), ``percent`` (100 p/N) and ``percent_of_all``
-        (100 p/(N+p)), as METHODS.md 6 defines them.
+        (100 p/(N+p)), as METHODS.md 6 defines them; without a task head.
     """
-    trainable = base = 0
-    adapted = isinstance(model, PeftModel)
-    for name, parameter in model.named_parameters():
-        if any(head in name.split(".") for head in ("classifier", "score", "pre_classifier")):
-            continue
-        if parameter.requires_grad:
-            trainable += parameter.numel()
-        if not adapted or ".lora_" not in name:
-            base += parameter.numel()
+    trainable = sum(
+        p.numel() for name, p in model.named_parameters() if p.requires_grad and not _in_head(name)
+    )
+    added = trainable if isinstance(model, PeftModel) else 0
     return {
         "trainable": trainable,
-        "total": base,
-        "percent": 100 * trainable / base,
-        "percent_of_all": 100 * trainable / (base + trainable if adapted else base),
+        "total": total,
+        "percent": 100 * trainable / total,
+        "percent_of_all": 100 * trainable / (total + added),
     }
+
+
+def _in_head(name: str) -> bool:
+    return any(head in name.split(".") for head in HEADS)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+
+from lorada.run.folder import checkpoints
 
 
 class DivergedError(ValueError):
@@ -39,19 +40,24 @@ class StopOnNaN(TrainerCallback):  # type: ignore[misc]
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Check the loss of this step.
+        """Check the loss of this step, or its gradient where the model returned no loss.
 
         Raises:
             DivergedError: if it is NaN or infinite, naming the step and the last good checkpoint.
         """
-        loss, self._loss = self._loss, None
-        if loss is None or torch.isfinite(loss):
+        value, self._loss = self._loss, None
+        what = "loss"
+        if value is None and not args.fp16:  # fp16's scaler skips steps that overflow by itself
+            what, model = "gradient", kwargs["model"]
+            value = torch.nn.utils.get_total_norm(
+                [p.grad for p in model.parameters() if p.grad is not None]
+            )
+        if value is None or torch.isfinite(value):
             return
-        last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-        kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
         raise DivergedError(
-            f"the loss became {float(loss)} at step {state.global_step + 1}; {kept}. "
-            "Lower training.learning_rate"
+            f"the {what} became {float(value)} at step {state.global_step + 1}; "
+            f"{_last_good(Path(args.output_dir), state.global_step)}. "
+            "Start again with a lower training.learning_rate"
         )
 
     def on_train_end(
@@ -59,6 +65,12 @@ class StopOnNaN(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Stop watching."""
         self._handle.remove()
+
+
+def _last_good(run: Path, step: int) -> str:
+    """The newest checkpoint whose weights did not give the NaN that came after ``step`` steps."""
+    good = [path for at, path in checkpoints(run) if at < step]
+    return f"the last good checkpoint is {good[0]}" if good else "no good checkpoint was saved yet"
 
 
 class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]

@@ -22,9 +22,9 @@ Trained with [lorada](https://pypi.org/project/lorada/) {version}. PEFT knows it
 
 ```python
 import lorada  # registers the adapter types; without it PEFT ends in KeyError: '{peft_type}'
-from peft import AutoPeftModelForCausalLM
+from peft import {auto}
 
-model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
+model = {auto}.from_pretrained("path/to/this/folder")
 ```
 
 | part | settings |
@@ -57,6 +57,9 @@ def write_card(folder: Path, recipe: Recipe, config: Any) -> None:
         model=recipe.model,
         method=recipe.method,
         version=__version__,
+        auto="AutoPeftModelForSequenceClassification"
+        if config.task_type == "SEQ_CLS"
+        else "AutoPeftModelForCausalLM",
         peft_type=getattr(config.peft_type, "value", config.peft_type),
         parts="\n".join(lines),
         task=recipe.task,

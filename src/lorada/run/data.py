@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
+from rich.console import Console
 from rich.progress import track
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -40,6 +41,19 @@ class Rows:
         return fingerprint(self.rows)
 
 
+def class_count(rows: Rows) -> int | None:
+    """How many classes labelled rows have; None for rows that ask for a text.
+
+    Raises:
+        ValueError: for a single class, from which nothing can be learned.
+    """
+    if rows.form != "label":
+        return None
+    if len(rows.labels) < 2:
+        raise ValueError(f"{rows.path} has only the label {rows.labels[0]!r}: needed are two")
+    return len(rows.labels)
+
+
 def load_rows(path: str | None, labels: tuple[str, ...] = ()) -> Rows:
     """Read a file of rows.
 
@@ -54,6 +68,8 @@ def load_rows(path: str | None, labels: tuple[str, ...] = ()) -> Rows:
         raise ValueError("no data: pass --data FILE (.jsonl or .csv)")
     rows = read_rows(path)
     form = form_of(rows, path)
+    if labels and form != "label":
+        raise ValueError(f"{path} has {form} rows; this model was trained on text and label")
     found = tuple(sorted({str(row["label"]) for row in rows})) if form == "label" else ()
     if labels and not set(found) <= set(labels):
         new = sorted(set(found) - set(labels))[0]
@@ -70,7 +86,9 @@ def encode_rows(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) 
     task = TASKS[recipe.task]
     options = EncodeOptions(recipe.max_length, recipe.loss_on, rows.labels)
     features, cut, dropped = [], 0, 0
-    for row in track(rows.rows, f"Encoding {rows.path}", transient=True):
+    for row in track(
+        rows.rows, f"Encoding {rows.path}", transient=True, console=Console(stderr=True)
+    ):
         encoded = task.encode(row, rows.form, tokenizer, options)
         if encoded is None:
             dropped += 1
@@ -101,10 +119,20 @@ def collator(form: Form, tokenizer: PreTrainedTokenizerBase) -> Callable[..., An
     return pad
 
 
+def context_of(model_config: Any) -> int | None:
+    """How many tokens a model can read; None if its config does not say."""
+    context = getattr(model_config, "max_position_embeddings", None)
+    if not isinstance(context, int):
+        return None
+    # RoBERTa's positions begin behind its pad token's.
+    shifted = model_config.model_type in ("roberta", "xlm-roberta")
+    return context - (model_config.pad_token_id + 1 if shifted else 0)
+
+
 def fit_context(recipe: Recipe, model_config: Any) -> Recipe:
     """The recipe with ``max_length`` cut to what the model can read."""
-    context = getattr(model_config, "max_position_embeddings", None)
-    if isinstance(context, int) and recipe.max_length > context:
+    context = context_of(model_config)
+    if context is not None and recipe.max_length > context:
         logger.warning("max_length=%d is cut to the model's %d", recipe.max_length, context)
         return recipe.model_copy(update={"max_length": context})
     return recipe

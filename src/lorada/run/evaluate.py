@@ -8,17 +8,20 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from rich.console import Console
 from rich.progress import track
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorada.run.adapt import load_adapted, load_base
-from lorada.run.data import Rows, collator, encode_rows, load_rows
+from lorada.run.data import Rows, collator, context_of, encode_rows, fit_context, load_rows
 from lorada.run.models import load_tokenizer
 from lorada.run.recipe import RECIPE_FILE, Recipe, load_recipe
 from lorada.run.result import read_result, write_result
 from lorada.tasks import TASKS
+from lorada.tasks.jsonl import IGNORED
+from lorada.tasks.rows import Form, Row
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +34,17 @@ class Run:
     recipe: Recipe
     model: PeftModel | PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    form: Form
     labels: tuple[str, ...]
 
 
-def load_run(folder: Path) -> Run:
+def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
     """Load a finished run.
+
+    Args:
+        folder: the run.
+        trust_remote_code: whether code that the model's repository ships may run; what the
+            folder's own recipe says does not count, as the folder may come from somebody else.
 
     Raises:
         ValueError: if the folder holds no finished run, or its adapter does not fit.
@@ -44,17 +53,17 @@ def load_run(folder: Path) -> Run:
         raise ValueError(f"{folder} is not a run: it has no {RECIPE_FILE}")
     result = read_result(folder)
     recipe = load_recipe(str(folder / RECIPE_FILE), [], {})
+    recipe = recipe.model_copy(update={"trust_remote_code": trust_remote_code})
     labels = tuple(result["labels"])
-    count = len(labels) or None
-    tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    tokenizer = load_tokenizer(recipe.model, trust_remote_code=trust_remote_code)
     if (folder / "model").is_dir():
         whole = recipe.model_copy(update={"model": str(folder / "model")})
-        model: PeftModel | PreTrainedModel = load_base(whole, count).eval()
+        model: PeftModel | PreTrainedModel = load_base(whole, len(labels) or None).eval()
     else:
-        model = load_adapted(load_base(recipe, count), folder / "adapter")
+        model = load_adapted(load_base(recipe, len(labels) or None), folder / "adapter")
     if torch.cuda.is_available():
         model = model.cuda()
-    return Run(folder, recipe, model, tokenizer, labels)
+    return Run(folder, fit_context(recipe, model.config), model, tokenizer, result["form"], labels)
 
 
 def evaluate(run: Run, data: str | None = None, *, base: bool = False) -> dict[str, Any]:
@@ -69,9 +78,12 @@ def evaluate(run: Run, data: str | None = None, *, base: bool = False) -> dict[s
         The metrics: ``loss``, and ``exact_match`` or ``accuracy`` in percent, with ``n``.
 
     Raises:
-        ValueError: if there are no rows, or ``base`` is asked of a run without an adapter.
+        ValueError: if there are no rows or they have another form than the run's, or ``base`` is
+            asked of a run without an adapter.
     """
     rows = load_rows(data or run.recipe.eval_data, run.labels)
+    if (rows.form == "label") != bool(run.labels):
+        raise ValueError(f"{rows.path} has {rows.form} rows; this run has learned {run.form} rows")
     if base and not isinstance(run.model, PeftModel):
         raise ValueError(
             "this run trained the base model itself: there is no adapter to switch off"
@@ -81,7 +93,7 @@ def evaluate(run: Run, data: str | None = None, *, base: bool = False) -> dict[s
         scores = score(run, rows)
     metrics = {"n": len(rows.rows), **scores, "sha256": rows.fingerprint}
     result = read_result(run.folder)
-    result["metrics"][f"{Path(rows.path).name}{' (base)' if base else ''}"] = metrics
+    result["metrics"][f"{rows.path}{' (base)' if base else ''}"] = metrics
     write_result(run.folder, result)
     return metrics
 
@@ -95,14 +107,14 @@ def score(run: Run, rows: Rows) -> dict[str, float]:
         collate_fn=collator(rows.form, run.tokenizer),
     )
     total = weight = right = 0.0
-    for batch in track(loader, "Scoring", transient=True):
+    for batch in track(loader, "Scoring", transient=True, console=Console(stderr=True)):
         batch = {key: value.to(_device(run.model)) for key, value in batch.items()}
         output = run.model(**batch)
         if rows.form == "label":
             count = float(len(batch["labels"]))
             right += float((output.logits.argmax(-1) == batch["labels"]).sum())
         else:
-            count = float((batch["labels"][:, 1:] != -100).sum())
+            count = float((batch["labels"][:, 1:] != IGNORED).sum())
         total, weight = total + float(output.loss) * count, weight + count
     metrics = {"loss": total / weight}
     if rows.form == "label":
@@ -110,48 +122,84 @@ def score(run: Run, rows: Rows) -> dict[str, float]:
     task = TASKS[run.recipe.task]
     prompts = [task.prompt_of(row, rows.form, run.tokenizer) for row in rows.rows]
     answers = [task.answer_of(row, rows.form) for row in rows.rows]
-    outputs = generate(run, prompts, special_tokens=rows.form == "prompt")
+    outputs = generate(run, prompts, templated=rows.form == "messages")
     return {**metrics, **task.score(outputs, answers)}
+
+
+def continue_prompts(run: Run, prompts: list[str], max_new_tokens: int | None = None) -> list[str]:
+    """Answers to a user's prompts, in the form that the run was trained on."""
+    if run.form != "messages":
+        return generate(run, prompts, max_new_tokens=max_new_tokens)
+    turns: list[Row] = [
+        {"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": ""}]}
+        for p in prompts
+    ]
+    task = TASKS[run.recipe.task]
+    prompts = [task.prompt_of(row, "messages", run.tokenizer) for row in turns]
+    return generate(run, prompts, templated=True, max_new_tokens=max_new_tokens)
 
 
 def generate(
     run: Run,
     prompts: list[str],
     *,
-    special_tokens: bool = True,
+    templated: bool = False,
     max_new_tokens: int | None = None,
 ) -> list[str]:
     """Greedy continuations of prompts, without the prompts.
 
+    Args:
+        run: the run.
+        prompts: texts to continue; ones too long for the model lose their beginning, which is
+            reported.
+        templated: whether a chat template has already put the special tokens in.
+        max_new_tokens: tokens to generate; None for the recipe's number.
+
     Raises:
-        ValueError: for a model that cannot generate.
+        ValueError: for a model that cannot generate, or an empty prompt.
     """
     if run.labels:
         raise ValueError(f"{run.folder} is a classifier of {', '.join(run.labels)}: it has no text")
-    tokenizer, model, size = run.tokenizer, run.model, run.recipe.eval_batch_size
-    side, tokenizer.padding_side = tokenizer.padding_side, "left"
-    limit = max_new_tokens or run.recipe.max_new_tokens
+    if not all(prompts):
+        raise ValueError("a prompt is empty: there is nothing to continue")
+    tokenizer, size = run.tokenizer, run.recipe.eval_batch_size
+    limit = run.recipe.max_new_tokens if max_new_tokens is None else max_new_tokens
+    context = context_of(run.model.config)
+    room = {} if context is None else {"truncation": True, "max_length": context - limit}
+    sides = tokenizer.padding_side, tokenizer.truncation_side
+    tokenizer.padding_side = tokenizer.truncation_side = "left"
     outputs: list[str] = []
+    cut = 0
     try:
-        for start in track(range(0, len(prompts), size), "Generating", transient=True):
+        for start in track(
+            range(0, len(prompts), size), "Generating", transient=True, console=Console(stderr=True)
+        ):
+            chunk = prompts[start : start + size]
             batch = tokenizer(
-                prompts[start : start + size],
-                return_tensors="pt",
-                padding=True,
-                add_special_tokens=special_tokens,
-            ).to(_device(model))
-            with torch.no_grad():
-                ids = model.generate(
-                    **batch,
-                    max_new_tokens=limit,
-                    do_sample=False,
-                    pad_token_id=tokenizer.pad_token_id,
-                )
-            new = ids[:, batch["input_ids"].shape[1] :]
-            outputs += tokenizer.batch_decode(new, skip_special_tokens=True)
+                chunk, return_tensors="pt", padding=True, add_special_tokens=not templated, **room
+            ).to(_device(run.model))
+            if context is not None and batch["input_ids"].shape[1] >= context - limit:
+                whole = tokenizer(chunk, add_special_tokens=not templated)["input_ids"]
+                cut += sum(len(ids) > context - limit for ids in whole)
+            outputs += _continue(run, batch, limit)
     finally:
-        tokenizer.padding_side = side
+        tokenizer.padding_side, tokenizer.truncation_side = sides
+    if cut:
+        logger.warning("%d of %d prompts lost their beginning to fit the model", cut, len(prompts))
     return outputs
+
+
+def _continue(run: Run, batch: Any, limit: int) -> list[str]:
+    with torch.no_grad():
+        ids = run.model.generate(
+            **batch,
+            max_new_tokens=limit,
+            do_sample=False,
+            pad_token_id=run.tokenizer.pad_token_id,
+        )
+    new = ids[:, batch["input_ids"].shape[1] :]
+    texts: list[str] = run.tokenizer.batch_decode(new, skip_special_tokens=True)
+    return texts
 
 
 def _device(model: nn.Module) -> torch.device:

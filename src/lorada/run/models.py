@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -41,6 +42,8 @@ class PackagedModel:
     folder: str
     gguf: str | None = None
 
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 PACKAGED = {
     "smollm2-135m": PackagedModel(
@@ -85,7 +88,7 @@ def _packaged_folder(name: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where converted models and tokenised data are kept (``LORADA_CACHE``)."""
+    """Where converted models are kept (``LORADA_CACHE``)."""
     default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "lorada"
     return Path(os.environ.get("LORADA_CACHE", default))
 
@@ -140,18 +143,23 @@ def load_model(
         ValueError: for an unknown name or dtype.
         ImportError: if a packaged model's package is missing.
     """
-    if not hasattr(torch, dtype) or not isinstance(getattr(torch, dtype), torch.dtype):
-        raise ValueError(f"dtype={dtype!r} is not a torch dtype: use float32, bfloat16 or float16")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
     auto = AutoModelForCausalLM
     if labels is not None:
-        auto, kwargs = AutoModelForSequenceClassification, {**kwargs, "num_labels": labels}
-    model: PreTrainedModel = auto.from_pretrained(
-        model_folder(name),
-        dtype=getattr(torch, dtype),
-        trust_remote_code=trust_remote_code,
-        use_safetensors=True,
-        **kwargs,
-    )
+        # A head for another number of classes is replaced, as one that is not there would be.
+        head = {"num_labels": labels, "ignore_mismatched_sizes": True}
+        auto, kwargs = AutoModelForSequenceClassification, {**kwargs, **head}
+    try:
+        model: PreTrainedModel = auto.from_pretrained(
+            model_folder(name),
+            dtype=getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            **kwargs,
+        )
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {name} are truncated: {error}") from error
     if model.config.pad_token_id is None:
         model.config.pad_token_id = load_tokenizer(
             name, trust_remote_code=trust_remote_code

@@ -7,7 +7,7 @@ from peft import get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM
 
 from lorada.methods import build_method, part_names, select_trainable
-from lorada.run.adapt import parameter_counts
+from lorada.run.adapt import base_parameters, parameter_counts
 from lorada.run.models import is_causal, load_config
 from lorada.run.recipe import load_recipe
 
@@ -26,14 +26,17 @@ def count_parameters(method: str, model: str, overrides: list[str]) -> dict[str,
     """
     part_names(method)
     recipe = load_recipe(None, overrides, {"method": method, "model": model, "output": "-"})
+    if recipe.training:
+        raise ValueError(f"{', '.join(recipe.training)} changes no parameter count: leave it out")
     config = load_config(model)
     plan = build_method(method, config, **recipe.parts)
     auto = AutoModelForCausalLM if is_causal(config) else AutoModel
     with torch.device("meta"):
         base = auto.from_config(config)
+        total = base_parameters(base)
         if plan.config is None:
             assert plan.trainable is not None
             select_trainable(base, plan.trainable)
-            return parameter_counts(base)
+            return parameter_counts(base, total)
         plan.config.task_type = None
-        return parameter_counts(get_peft_model(base, plan.config))
+        return parameter_counts(get_peft_model(base, plan.config), total)

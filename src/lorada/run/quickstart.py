@@ -9,7 +9,7 @@ import torch
 from lorada.explain import explain
 from lorada.run.evaluate import Run, evaluate, load_run
 from lorada.run.params import count_parameters
-from lorada.run.recipe import load_recipe, write_whole
+from lorada.run.recipe import load_recipe
 from lorada.run.result import read_result
 from lorada.run.train import train
 
@@ -61,20 +61,19 @@ def compare(output: Path, *, overwrite: bool, report: Callable[[str], None]) -> 
             rows.append({"method": "before", "parameters": 0, "seconds": 0.0, **before})
         report(f"Scoring {recipe.method} on held-out rows")
         result = trained.result
-        effect = result["effect_size"]
         rows.append(
             {
                 "method": recipe.method,
                 "parameters": result["parameters"]["trainable"],
                 "seconds": result["wall_time_s"],
-                "effect_size": effect["mean"] if effect else None,
+                "effect_size": result["effect_size"],
                 **evaluate(run),
             }
         )
-    comparison = {"rows": rows, "hardware": result["hardware"], "seed": result["seed"]}
-    write_whole(output / "comparison.md", _markdown(comparison))
     return {
-        **comparison,
+        "rows": rows,
+        "hardware": result["hardware"],
+        "seed": result["seed"],
         "picture": picture(run),
         "histories": {r.method: read_result(Path(r.output))["history"] for r in (lora, ours)},
     }
@@ -98,28 +97,3 @@ def picture(run: Run) -> dict[str, Any]:
         "tokens": [run.tokenizer.decode([i]).strip() or "␣" for i in ids],
         "maps": {name: (values.tolist(), ratio) for name, (values, ratio) in maps.items()},
     }
-
-
-def _markdown(comparison: dict[str, Any]) -> str:
-    lines = [
-        "| | parameters | exact match % | loss | seconds | effect size |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in comparison["rows"]:
-        effect = row.get("effect_size")
-        cells = [
-            row["method"],
-            f"{row['parameters']:,}",
-            f"{row['exact_match']:.1f}",
-            f"{row['loss']:.3f}",
-            f"{row['seconds']:.0f}",
-            "—" if effect is None else f"{effect:.3f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    hardware = comparison["hardware"]
-    lines.append("")
-    lines.append(
-        f"{hardware['cpu']}, {hardware['cores']} cores; n = {comparison['rows'][0]['n']} held-out "
-        f"rows, one seed ({comparison['seed']})."
-    )
-    return "\n".join(lines) + "\n"

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from lorada.errors import unknown
-from lorada.methods import METHODS, PARTS, part_names
+from lorada.methods import PARTS, part_names
 from lorada.tasks import TASKS
 
 TRAINING = "training"
@@ -145,6 +145,8 @@ def _split(override: str) -> tuple[str, Any]:
 def _assign(values: dict[str, Any], parts: list[str], key: str, value: Any) -> None:
     """Set one key, which may be full (``lmam.rank``), bare (``rank``) or a section with a dict."""
     sections = [*parts, TRAINING]
+    if key in (*sections, "parts") and not isinstance(value, dict | None):
+        raise ValueError(f"{key}={value!r} is a section: write {key}.NAME=…")
     if key == "parts" and isinstance(value, dict):
         for part, settings in value.items():
             _assign(values, parts, part, settings)
@@ -185,6 +187,10 @@ def _set(values: dict[str, Any], parts: list[str], section: str, name: str, valu
         values["parts"].setdefault(section, {})[name] = checked
 
 
+# Fields of part configs that a recipe has no business with.
+UNSETTABLE = {"usage", "lorada_version", "runtime_config", "trainable_token_indices"}
+
+
 @cache
 def _known(section: str) -> dict[str, Any]:
     """The fields of a section with their types."""
@@ -193,7 +199,7 @@ def _known(section: str) -> dict[str, Any]:
         hints = get_type_hints(owner)
     except NameError:
         hints = {}
-    hidden = {f.name for f in dataclasses.fields(PeftConfig)} | {"output_dir", "usage"}
+    hidden = {f.name for f in dataclasses.fields(PeftConfig)} | UNSETTABLE
     if section == TRAINING:
         hidden = {"output_dir", "resume_from_checkpoint"}
     return {
@@ -219,8 +225,3 @@ def _checked(section: str, name: str, value: Any) -> Any:
     # Enums and the like go back to what YAML can hold.
     plain = isinstance(checked, bool | int | float | str | list | dict | None)
     return checked if plain else value
-
-
-def list_methods() -> dict[str, str]:
-    """Method names and their one-line summaries."""
-    return {name: method.summary for name, method in METHODS.items()}

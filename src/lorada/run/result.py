@@ -67,8 +67,11 @@ def read_result(run: Path) -> dict[str, Any]:
         raise ValueError(f"{run} has no {RESULT_FILE}: train it first, or finish it with --resume")
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+    wanted = ("labels", "form", "metrics", "history")
+    if not isinstance(result, dict) or not all(name in result for name in wanted):
+        raise ValueError(f"{path} is not the result of a run: it lacks {', '.join(wanted)}")
     return result
 
 

@@ -6,11 +6,13 @@ A run folder holds ``recipe.yaml``, checkpoints while it trains, then ``adapter/
 
 import importlib.util
 import logging
-import re
 import shutil
+import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +27,26 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from lorada.explain import EffectSize
-from lorada.run.adapt import adapt, load_base, parameter_counts, plan_for
+from lorada.run.adapt import adapt, base_parameters, load_base, parameter_counts, plan_for
 from lorada.run.callbacks import SaveOnInterrupt, StopOnNaN
 from lorada.run.card import write_card
-from lorada.run.data import Rows, collator, encode_rows, fit_context, load_rows
+from lorada.run.data import (
+    Rows,
+    class_count,
+    collator,
+    encode_rows,
+    fit_context,
+    load_rows,
+)
+from lorada.run.folder import begin, check_folder
 from lorada.run.models import load_tokenizer
-from lorada.run.recipe import RECIPE_FILE, Recipe, load_recipe
-from lorada.run.result import RESULT_FILE, hardware, peak_memory, versions, write_result
+from lorada.run.recipe import Recipe
+from lorada.run.result import hardware, peak_memory, versions, write_result
 from lorada.tuners import LmamConfig, LoradaConfig
 
 logger = logging.getLogger(__name__)
-
-# Everything a run writes, so that --overwrite removes this and nothing else.
-RUN_FILES = (RECIPE_FILE, RESULT_FILE, "loss.png", "adapter", "model", "runs", "trainer_state.json")
-CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 8,
@@ -75,41 +80,63 @@ def train(
     Args:
         recipe: what to train.
         resume: continue from the last checkpoint of that folder, bit for bit.
-        overwrite: delete what an earlier run left there.
+        overwrite: delete what an earlier run left there, once everything else is in order.
         quiet: no progress bar.
 
     Raises:
         ValueError: for a folder that holds a run, or anything in the recipe that does not fit.
         DivergedError: if the loss becomes NaN; checkpoints saved before stay.
     """
-    run = Path(recipe.output)
-    checkpoint = prepare_folder(run, recipe, resume=resume, overwrite=overwrite)
+    start = check_folder(recipe, resume=resume, overwrite=overwrite)
     rows = load_rows(recipe.data)
-    args = training_arguments(recipe, quiet=quiet)
-    set_seed(args.seed)
+    held_out = load_rows(recipe.eval_data, rows.labels) if recipe.eval_data else None
     plan = plan_for(recipe)
+    args = training_arguments(recipe, plan.arguments, quiet=quiet)
+    set_seed(args.seed)
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    labels = len(rows.labels) if rows.form == "label" else None
+    labels = class_count(rows)
     base = load_base(recipe, labels)
-    recipe = fit_context(recipe, base.config)
-    dataset = encode_rows(rows, recipe, tokenizer)
+    total = base_parameters(base)
+    fitted = fit_context(recipe, base.config)
+    dataset = encode_rows(rows, fitted, tokenizer)
+    evaluation = encode_rows(held_out, fitted, tokenizer) if held_out else None
+    if plan.prepare is not None:
+        plan = replace(plan, config=plan.prepare(base, dataset))
     model = adapt(base, plan, recipe, labels)
-    recipe.save(run)
 
     effect, interrupt = EffectSize(), SaveOnInterrupt()
-    trainer = _trainer(model, args, dataset, rows, tokenizer, [effect, interrupt, StopOnNaN()])
-    _give_maps_their_rate(trainer, plan.config)
+    callbacks = [effect, interrupt, StopOnNaN(), *plan.callbacks]
+    pad = collator(rows.form, tokenizer)
+    with _one_line("TrainingArguments"):
+        trainer = _trainer(model, args, (dataset, evaluation), pad, callbacks)
+        _give_maps_their_rate(trainer, model)
+    begin(recipe, start, rows.fingerprint)
     started = time.monotonic()
     try:
-        _continue(trainer, checkpoint)
+        _continue(trainer, start.checkpoint)
+    except Exception:
+        print(file=sys.stderr)  # ends the line of the progress bar
+        raise
     finally:
         interrupt.restore()
     if interrupt.interrupted:
-        return Trained(run, {"steps": trainer.state.global_step}, interrupted=True)
-    _save_whole(model, tokenizer, run, recipe)
-    result = _result(recipe, rows, trainer, effect, time.monotonic() - started)
-    write_result(run, result)
-    return Trained(run, result)
+        return Trained(Path(recipe.output), {"steps": trainer.state.global_step}, interrupted=True)
+    _save_whole(model, tokenizer, recipe)
+    result = _result(recipe, rows, trainer, parameter_counts(model, total))
+    result["wall_time_s"] = round(time.monotonic() - started, 1)
+    result["resumed_from"] = start.checkpoint.name if start.checkpoint else None
+    write_result(Path(recipe.output), result)
+    return Trained(Path(recipe.output), result)
+
+
+@contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Turn whatever a library makes of a bad setting into one line about the setting."""
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
+        text = str(error).strip() or type(error).__name__
+        raise ValueError(f"{what}: {text.splitlines()[0]}") from error
 
 
 def _continue(trainer: Trainer, checkpoint: Path | None) -> None:
@@ -125,94 +152,46 @@ def _continue(trainer: Trainer, checkpoint: Path | None) -> None:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
-def prepare_folder(run: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> Path | None:
-    """Make sure a run may be written here.
-
-    Returns:
-        The checkpoint to continue from, or None to start.
-
-    Raises:
-        ValueError: if the folder holds a run and neither resume nor overwrite was asked for, or
-            if the run to resume had another recipe.
-    """
-    if run.exists() and not run.is_dir():
-        raise ValueError(f"{run} is a file: choose another --output")
-    held = [p for p in run.iterdir() if _belongs_to_run(p)] if run.is_dir() else []
-    if not held:
-        return None
-    if overwrite:
-        for path in held:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        return None
-    if not resume:
-        raise ValueError(
-            f"{run} already holds a run: use --resume, --overwrite or another --output"
-        )
-    if (run / RESULT_FILE).is_file():
-        raise ValueError(f"{run} is complete: evaluate it, or train again with --overwrite")
-    if (run / RECIPE_FILE).is_file():
-        _same_recipe(load_recipe(str(run / RECIPE_FILE), [], {}), recipe)
-    last = get_last_checkpoint(str(run))
-    if last is None:
-        logger.warning("%s has no checkpoint yet: starting from the beginning", run)
-    return Path(last) if last else None
-
-
-def _belongs_to_run(path: Path) -> bool:
-    return path.name in RUN_FILES or CHECKPOINT.fullmatch(path.name) is not None
-
-
-def _same_recipe(before: Recipe, now: Recipe) -> None:
-    for key, value in now.model_dump().items():
-        old = before.model_dump()[key]
-        if old != value and key != "output":
-            raise ValueError(
-                f"the run to resume had {key}={old!r}, not {value!r}: leave it as it was, "
-                "or start again with --overwrite"
-            )
-
-
-def training_arguments(recipe: Recipe, *, quiet: bool = False) -> TrainingArguments:
-    """The TrainingArguments of a recipe, over our defaults.
+def training_arguments(
+    recipe: Recipe, method: dict[str, Any] | None = None, *, quiet: bool = False
+) -> TrainingArguments:
+    """The TrainingArguments of a recipe, over those of its method and our defaults.
 
     Raises:
         ValueError: for a value that TrainingArguments refuses.
     """
     report = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
-    if not report:
+    if not report and "report_to" not in recipe.training:
         logger.warning("no TensorBoard logs: pip install 'lorada[logging]'")
-    settings = {**DEFAULTS, "report_to": report, "disable_tqdm": quiet, **recipe.training}
-    try:
-        return TrainingArguments(output_dir=recipe.output, **settings)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"TrainingArguments: {str(error).splitlines()[0]}") from error
+    settings = {**DEFAULTS, "report_to": report, **(method or {}), **recipe.training}
+    with _one_line("TrainingArguments"):
+        return TrainingArguments(output_dir=recipe.output, **{"disable_tqdm": quiet, **settings})
 
 
 def _trainer(
     model: PeftModel | PreTrainedModel,
     args: TrainingArguments,
-    dataset: Dataset,
-    rows: Rows,
-    tokenizer: PreTrainedTokenizerBase,
+    datasets: tuple[Dataset, Dataset | None],
+    pad: Callable[..., Any],
     callbacks: list[Any],
 ) -> Trainer:
     trainer = Trainer(
         model=model,
         args=args,
-        train_dataset=dataset,
-        data_collator=collator(rows.form, tokenizer),
+        train_dataset=datasets[0],
+        eval_dataset=datasets[1],
+        data_collator=pad,
         callbacks=callbacks,
     )
-    # Loggers that came with the Trainer move behind EffectSize, which adds to the line they log.
-    own = {type(callback) for callback in callbacks}
-    for callback in list(trainer.callback_handler.callbacks):
-        if type(callback) not in own and type(callback).__name__ == "TensorBoardCallback":
-            trainer.add_callback(trainer.pop_callback(type(callback)))
+    # EffectSize adds to a log line, so it must see the line before any logger does.
+    listeners = trainer.callback_handler.callbacks
+    listeners.sort(key=lambda callback: not isinstance(callback, EffectSize))
     return trainer
 
 
-def _give_maps_their_rate(trainer: Trainer, config: Any) -> None:
+def _give_maps_their_rate(trainer: Trainer, model: PeftModel | PreTrainedModel) -> None:
     """Move the maps' factors to a parameter group of their own if they have their own rate."""
+    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
     parts = config.parts if isinstance(config, LoradaConfig) else []
     rates = [
         p.map_learning_rate for p in parts if isinstance(p, LmamConfig) and p.map_learning_rate
@@ -225,6 +204,11 @@ def _give_maps_their_rate(trainer: Trainer, config: Any) -> None:
     for group in optimizer.param_groups:
         moved += [p for p in group["params"] if id(p) in maps]
         group["params"] = [p for p in group["params"] if id(p) not in maps]
+    if not any(group["params"] for group in optimizer.param_groups):
+        logger.warning(
+            "only maps train here, at lmam.map_learning_rate=%g; learning_rate is not used",
+            rates[0],
+        )
     optimizer.add_param_group(
         {"params": moved, "lr": rates[0], "weight_decay": trainer.args.weight_decay}
     )
@@ -233,11 +217,10 @@ def _give_maps_their_rate(trainer: Trainer, config: Any) -> None:
 def _save_whole(
     model: PeftModel | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    run: Path,
     recipe: Recipe,
 ) -> None:
     """Write the adapter (or the model) beside its place, then move it there in one step."""
-    name = "adapter" if isinstance(model, PeftModel) else "model"
+    run, name = Path(recipe.output), "adapter" if isinstance(model, PeftModel) else "model"
     with tempfile.TemporaryDirectory(dir=run) as scratch:
         fresh = Path(scratch) / name
         model.save_pretrained(fresh)
@@ -251,31 +234,33 @@ def _save_whole(
 
 
 def _result(
-    recipe: Recipe, rows: Rows, trainer: Trainer, effect: EffectSize, seconds: float
+    recipe: Recipe, rows: Rows, trainer: Trainer, parameters: dict[str, Any]
 ) -> dict[str, Any]:
+    shown = ("step", "loss", "eval_loss", "effect_size", "grad_norm")
     history = [
-        {key: entry[key] for key in ("step", "loss", "effect_size", "grad_norm") if key in entry}
+        {key: entry[key] for key in shown if key in entry}
         for entry in trainer.state.log_history
-        if "loss" in entry
+        if "loss" in entry or "eval_loss" in entry
     ]
+    effects = [entry["effect_size"] for entry in history if "effect_size" in entry]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
     return {
         "recipe": recipe.model_dump(),
         "method": recipe.method,
         "model": recipe.model,
         "task": recipe.task,
+        "form": rows.form,
+        "labels": list(rows.labels),
         "seed": trainer.args.seed,
         "data": {"file": Path(rows.path).name, "rows": len(rows.rows), "sha256": rows.fingerprint},
-        "labels": list(rows.labels),
         "versions": versions(),
         "hardware": hardware(),
-        "parameters": parameter_counts(trainer.model),
+        "parameters": {**parameters, "paper": None},
         "steps": trainer.state.global_step,
-        "wall_time_s": round(seconds, 1),
         "peak_memory_bytes": peak_memory(),
-        "train_loss": history[-1]["loss"] if history else None,
-        "effect_size": {"mean": effect.mean, "by_layer": effect.by_layer}
-        if effect.by_layer
-        else None,
+        "train_loss": losses[-1] if losses else None,
+        "effect_size": effects[-1] if effects else None,
         "metrics": {},
+        "unparsable": None,
         "history": history,
     }

@@ -57,8 +57,9 @@ def _json_rows(path: Path, text: str) -> list[Row]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} line {number} is not JSON: {error.msg}") from error
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", str(error))
+            raise ValueError(f"{path} line {number} is not JSON: {reason}") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path} line {number} is not a JSON object with named fields")
         rows.append(row)
@@ -95,10 +96,13 @@ def form_of(rows: list[Row], path: str | Path) -> Form:
         for field in FORMS[form]:
             if row.get(field) is None:
                 raise ValueError(f"{path} row {number} has no field {field!r}")
+            where = f"{path} row {number}"
             if form == "messages":
-                _check_messages(row[field], f"{path} row {number}")
-            elif field != "label" and not isinstance(row[field], str):
-                raise ValueError(f"{path} row {number}: {field} is not a text: {row[field]!r}")
+                _check_messages(row[field], where)
+            elif field == "label" and not isinstance(row[field], str | int):
+                raise ValueError(f"{where}: label is neither a text nor an integer: {row[field]!r}")
+            elif field != "label":
+                _check_text(row[field], field, where)
     return form
 
 
@@ -109,6 +113,17 @@ def _check_messages(messages: Any, where: str) -> None:
         raise ValueError(
             f"{where}: messages must be a list of role/content objects that ends with the assistant"
         )
+    for turn in turns:
+        _check_text(turn["content"], "content", where)
+
+
+def _check_text(text: Any, field: str, where: str) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: {field} is not a text: {text!r}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where}: {field} is not valid Unicode: {error.reason}") from error
 
 
 def fingerprint(rows: list[Row]) -> str:

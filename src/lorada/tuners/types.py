@@ -1,5 +1,6 @@
 """The PEFT types of this package, and what every config of ours says in ``adapter_config.json``."""
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -65,7 +66,8 @@ def require_positive(config: object, *names: str) -> None:
     """
     for name in names:
         value: Any = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf:
             raise ValueError(f"{name}={value!r} must be a number above 0")
 
 

@@ -1,0 +1,148 @@
+"""What a run folder holds: who may write there, what is removed, where to continue.
+
+A folder holds a run if it has ``recipe.yaml`` or ``result.json``. It is complete with a
+``result.json``. Nothing that a run did not write is ever removed.
+"""
+
+import json
+import logging
+import re
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from lorada.run.recipe import RECIPE_FILE, Recipe, load_recipe, write_whole
+from lorada.run.result import RESULT_FILE
+
+logger = logging.getLogger(__name__)
+
+ROWS_FILE = "rows.sha256"  # what the run was trained on, so that a resumed run has the same
+RUN_FILES = (RECIPE_FILE, RESULT_FILE, ROWS_FILE, "loss.png", "adapter", "model", "runs")
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+# The Trainer writes trainer_state.json last.
+CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run begins: from nothing, over an earlier run, or from a checkpoint."""
+
+    clear: bool = False
+    checkpoint: Path | None = None
+
+
+def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
+    """Decide whether a run may be written to its output folder; change nothing there.
+
+    Raises:
+        ValueError: if the folder holds a run and neither resume nor overwrite was asked for, if
+            it holds things of the same names that are not a run's, or if the run to resume is
+            complete or had another recipe.
+    """
+    run = Path(recipe.output)
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"{run} is a file: choose another --output")
+    held = run_files(run)
+    if not holds_run(run):
+        if held:
+            raise ValueError(
+                f"{run} has {held[0].name} but no {RECIPE_FILE}, so it is not a run: "
+                "choose another --output"
+            )
+        return Start()
+    if overwrite:
+        start_from = Path(recipe.from_adapter).resolve() if recipe.from_adapter else None
+        if start_from is not None and run.resolve() in (start_from, *start_from.parents):
+            raise ValueError(f"--overwrite would delete {recipe.from_adapter}, which --from reads")
+        return Start(clear=True)
+    if not resume:
+        raise ValueError(
+            f"{run} already holds a run: use --resume, --overwrite or another --output"
+        )
+    if (run / RESULT_FILE).is_file():
+        raise ValueError(f"{run} is complete: evaluate it, or train again with --overwrite")
+    _same_recipe(load_recipe(str(run / RECIPE_FILE), [], {}), recipe)
+    checkpoint = last_whole_checkpoint(run)
+    if checkpoint is None:
+        logger.warning("%s has no whole checkpoint yet: starting from the beginning", run)
+    return Start(checkpoint=checkpoint)
+
+
+def holds_run(run: Path) -> bool:
+    """Whether a folder holds a run, finished or not."""
+    return any((run / name).is_file() for name in (RECIPE_FILE, RESULT_FILE))
+
+
+def run_files(run: Path) -> list[Path]:
+    """Everything in a folder that bears the name of something a run writes."""
+    if not run.is_dir():
+        return []
+    return [p for p in sorted(run.iterdir()) if p.name in RUN_FILES or CHECKPOINT.fullmatch(p.name)]
+
+
+def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
+    """Remove an earlier run if that was asked for, and write down what this one is.
+
+    Raises:
+        ValueError: if the rows are not those that the run to resume began with.
+    """
+    run = Path(recipe.output)
+    if start.clear:
+        for path in run_files(run):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    rows = run / ROWS_FILE
+    if rows.is_file() and rows.read_text().strip() != fingerprint:
+        raise ValueError(
+            f"{recipe.data} is not what this run began with: put the rows back, or start again "
+            "with --overwrite"
+        )
+    recipe.save(run)
+    write_whole(rows, fingerprint + "\n")
+
+
+def _same_recipe(before: Recipe, now: Recipe) -> None:
+    for key, value in now.model_dump().items():
+        old = before.model_dump()[key]
+        # Whether foreign code may run is asked anew each time.
+        if old != value and key not in ("output", "trust_remote_code"):
+            raise ValueError(
+                f"the run to resume had {key}={old!r}, not {value!r}: leave it as it was, "
+                "or start again with --overwrite"
+            )
+
+
+def checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """The checkpoints of a run by their step, newest first."""
+    found = [(CHECKPOINT.fullmatch(path.name), path) for path in run.glob("checkpoint-*")]
+    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
+
+
+def last_whole_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; those that were not are named."""
+    for _, path in checkpoints(run):
+        if _is_whole(path):
+            return path
+        logger.warning("%s was not written to its end: going back to an earlier one", path)
+    return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    if not all((checkpoint / name).is_file() for name in CHECKPOINT_FILES):
+        return False
+    weights = list(checkpoint.glob("*.safetensors"))
+    states = [*checkpoint.glob("rng_state*.pth"), checkpoint / "optimizer.pt"]
+    if not weights or len(states) < 2 or not all(zipfile.is_zipfile(path) for path in states):
+        return False
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        for path in weights:
+            with safe_open(path, "pt"):  # checks the header against the size of the file
+                pass
+    except (ValueError, SafetensorError):
+        return False
+    return True
