@@ -93,6 +93,7 @@ BAD_FILES = {
     "broken line": (b'{"prompt": "a", "response": "b"}\n{"prompt": \n', "line 2 is not JSON"),
     "not an object": (b"[1]\n", "line 1 is not a JSON object"),
     "empty": (b"\n", "has no rows"),
+    "too deep": (b"[" * 100_000 + b"\n", "line 1 is not JSON"),
     "latin-1": ('{"prompt": "ü", "response": "b"}'.encode("latin-1"), "not UTF-8"),
 }
 
@@ -117,6 +118,12 @@ BAD_ROWS = {
     "no known form": ([{"question": "a"}], "row 1 has fields question; needed are"),
     "missing field": ([{"text": "a", "label": 0}, {"text": "b"}], "row 2 has no field 'label'"),
     "not a text": ([{"prompt": 3, "response": "b"}], "prompt is not a text"),
+    "half a character": ([{"prompt": "\ud800", "response": "b"}], "prompt is not valid Unicode"),
+    "a list as a label": ([{"text": "a", "label": [1]}], "label is neither a text nor an integer"),
+    "no content": (
+        [{"messages": [{"role": "assistant", "content": None}]}],
+        "content is not a text",
+    ),
     "no assistant": (
         [{"messages": [{"role": "user", "content": "a"}]}],
         "ends with the assistant",

@@ -165,7 +165,11 @@ def training_arguments(
         logger.warning("no TensorBoard logs: pip install 'lorada[logging]'")
     settings = {**DEFAULTS, "report_to": report, **(method or {}), **recipe.training}
     with _one_line("TrainingArguments"):
-        return TrainingArguments(output_dir=recipe.output, **{"disable_tqdm": quiet, **settings})
+        args = TrainingArguments(output_dir=recipe.output, **{"disable_tqdm": quiet, **settings})
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, name) < 1:  # which the Trainer finds out by dividing by it
+            raise ValueError(f"training.{name}={getattr(args, name)} must be at least 1")
+    return args
 
 
 def _trainer(

@@ -1,0 +1,278 @@
+"""Run folders: what may be written, removed and resumed, and what --from takes over."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from folders import ROWS, bert_folder, llama_folder, rows_file
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from lorada import LmamConfig, LoradaConfig
+from lorada.run import train as train_module
+from lorada.run.evaluate import continue_prompts, evaluate, load_run
+from lorada.run.folder import last_whole_checkpoint
+from lorada.run.recipe import load_recipe
+from lorada.run.result import read_result
+from lorada.run.train import train
+
+TRAINING = [
+    "training.per_device_train_batch_size=4", "training.report_to=[]", "max_length=32",
+    "logging_steps=1", "max_steps=4",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("folder")
+    llama_folder(place / "llama")
+    rows_file(place / "rows.jsonl")
+    return place
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    """A finished run with its checkpoints; copy it before changing it."""
+    return train(recipe(place, place / "finished", "save_steps=2"), quiet=True).run
+
+
+def recipe(place, output, *overrides, **options):
+    fixed = {
+        "method": "lorada_la", "model": str(place / "llama"), "data": str(place / "rows.jsonl"),
+        "output": str(output),
+    }  # fmt: skip
+    return load_recipe(None, [*TRAINING, *overrides], {**fixed, **options})
+
+
+def content(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+BAD_OVERWRITES = {
+    "a setting that does not fit": (["lmam.heads=3"], {}),
+    "rows that are not there": ([], {"data": "nope.jsonl"}),
+    "a Trainer that refuses": (["training.push_to_hub=3"], {}),
+    "held-out rows that are not there": (["eval_data=nope.jsonl"], {}),
+    "no batch size": (["training.gradient_accumulation_steps=0"], {}),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OVERWRITES)
+def test_overwrite_removes_nothing_until_everything_else_is_in_order(
+    place, finished, tmp_path, case
+):
+    overrides, options = BAD_OVERWRITES[case]
+    run = shutil.copytree(finished, tmp_path / "run")
+    before = content(run)
+    with pytest.raises((ValueError, OSError)):
+        train(recipe(place, run, *overrides, **options), overwrite=True, quiet=True)
+    assert content(run) == before
+
+
+def test_a_start_that_fails_leaves_no_run_behind(place, tmp_path):
+    with pytest.raises(ValueError, match="TrainingArguments"):
+        train(recipe(place, tmp_path / "run", "training.eval_strategy=steps"), quiet=True)
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_overwrite_never_removes_what_a_run_did_not_write(place, tmp_path):
+    mine = tmp_path / "runs" / "a"
+    mine.mkdir(parents=True)
+    (mine / "result.json").write_text("{}")
+    with pytest.raises(ValueError, match="it is not a run"):
+        train(recipe(place, tmp_path), overwrite=True, quiet=True)
+    assert (mine / "result.json").exists()
+
+
+def test_overwrite_does_not_delete_the_adapter_that_from_reads(place, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    start = recipe(place, run, method="lmam", from_adapter=str(run / "adapter"))
+    with pytest.raises(ValueError, match="which --from reads"):
+        train(start, overwrite=True, quiet=True)
+    assert (run / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_resume_and_overwrite_exclude_each_other(place, finished):
+    with pytest.raises(ValueError, match="exclude each other"):
+        train(recipe(place, finished), resume=True, overwrite=True)
+
+
+def unfinished(finished, target):
+    run = shutil.copytree(finished, target)
+    (run / "result.json").unlink()
+    return run
+
+
+DAMAGE = {
+    "no optimizer": lambda path: (path / "optimizer.pt").unlink(),
+    "no scheduler": lambda path: (path / "scheduler.pt").unlink(),
+    "no random state": lambda path: (path / "rng_state.pth").unlink(),
+    "no state": lambda path: (path / "trainer_state.json").unlink(),
+    "half a state": lambda path: (path / "trainer_state.json").write_text('{"a"'),
+    "half an optimizer": lambda path: halve(path / "optimizer.pt"),
+    "half the weights": lambda path: halve(path / "adapter_model.safetensors"),
+    "nothing": lambda path: [p.unlink() for p in path.iterdir()],
+}
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_resume_goes_back_to_the_last_whole_checkpoint_bit_for_bit(
+    place, finished, tmp_path, case, caplog
+):
+    run = unfinished(finished, tmp_path / "run")
+    expected = load_file(run / "adapter" / "adapter_model.safetensors")
+    DAMAGE[case](run / "checkpoint-4")
+    assert last_whole_checkpoint(run) == run / "checkpoint-2"
+    resumed = train(recipe(place, run, "save_steps=2"), resume=True, quiet=True)
+    assert resumed.result["resumed_from"] == "checkpoint-2"
+    assert "checkpoint-4 was not written to its end" in caplog.text
+    actual = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(actual[key], value) for key, value in expected.items())
+
+
+def test_resume_refuses_other_rows(place, finished, tmp_path):
+    run = unfinished(finished, tmp_path / "run")
+    rows = rows_file(tmp_path / "rows.jsonl", ROWS[:20])
+    saved = run / "recipe.yaml"
+    saved.write_text(saved.read_text().replace(str(place / "rows.jsonl"), str(rows)))
+    with pytest.raises(ValueError, match="is not what this run began with"):
+        train(recipe(place, run, "save_steps=2", data=str(rows)), resume=True, quiet=True)
+
+
+@pytest.mark.parametrize("how", ["fewer tensors", "another depth"])
+def test_an_adapter_that_lacks_tensors_is_refused(place, finished, tmp_path, how):
+    run = shutil.copytree(finished, tmp_path / "run")
+    path = run / "adapter" / "adapter_model.safetensors"
+    if how == "fewer tensors":
+        save_file(dict(list(load_file(path).items())[:-1]), path)
+    else:
+        deep = llama_folder(tmp_path / "deep", num_hidden_layers=3)
+        text = (run / "recipe.yaml").read_text()
+        (run / "recipe.yaml").write_text(text.replace(str(place / "llama"), str(deep)))
+    with pytest.raises(ValueError, match="incomplete, or was saved for another architecture"):
+        load_run(run)
+    if how == "fewer tensors":
+        start = recipe(place, tmp_path / "new", from_adapter=str(run / "adapter"))
+        with pytest.raises(ValueError, match="incomplete, or was saved for another architecture"):
+            train(start, quiet=True)
+
+
+def saved_adapter(place, target, config):
+    base = AutoModelForCausalLM.from_pretrained(place / "llama")
+    get_peft_model(base, config).save_pretrained(target)
+    return str(target)
+
+
+def test_a_map_that_from_brings_has_its_own_learning_rate(place, tmp_path, monkeypatch):
+    folder = saved_adapter(place, tmp_path / "map", LmamConfig(length=8, map_learning_rate=0.25))
+    seen = []
+    original = train_module._continue
+    monkeypatch.setattr(
+        train_module,
+        "_continue",
+        lambda trainer, checkpoint: (
+            seen.extend((len(g["params"]), g["lr"]) for g in trainer.optimizer.param_groups),
+            original(trainer, checkpoint),
+        ),
+    )
+    train(recipe(place, tmp_path / "run", method="lora", from_adapter=folder), quiet=True)
+    assert (4, 0.25) in seen  # W_a and W_b of two layers
+
+
+def test_settings_of_a_part_that_from_brings_are_refused(place, tmp_path):
+    folder = saved_adapter(place, tmp_path / "lora", LoraConfig(r=3, target_modules=["q_proj"]))
+    start = recipe(place, tmp_path / "run", "lora.r=8", method="lora+lmam", from_adapter=folder)
+    with pytest.raises(ValueError, match=r"brings its own lora part .* lora\.r"):
+        train(start, quiet=True)
+
+
+def test_from_keeps_modules_that_were_saved_whole(place, tmp_path):
+    stack = LoradaConfig(parts=[LmamConfig(length=8)], modules_to_save=["lm_head"])
+    folder = saved_adapter(place, tmp_path / "stack", stack)
+    start = recipe(place, tmp_path / "run", method="lora", from_adapter=folder)
+    run = train(start, quiet=True).run
+    keys = load_file(run / "adapter" / "adapter_model.safetensors").keys()
+    assert any("lm_head" in key for key in keys)
+    assert any("lora_A" in key for key in keys)
+
+
+def test_a_single_label_is_refused(tmp_path, place):
+    bert = bert_folder(tmp_path / "bert")
+    rows = rows_file(tmp_path / "rows.jsonl", [{"text": "a", "label": "x"}] * 4)
+    one = recipe(place, tmp_path / "run", model=str(bert), data=str(rows), method="lmam")
+    with pytest.raises(ValueError, match="only the label 'x'"):
+        train(one, quiet=True)
+
+
+def test_the_form_of_held_out_rows_must_be_that_of_the_run(finished, tmp_path):
+    rows = rows_file(tmp_path / "rows.jsonl", [{"text": "a", "label": "x"}] * 4)
+    with pytest.raises(ValueError, match="has label rows; this run has learned prompt rows"):
+        evaluate(load_run(finished), str(rows))
+
+
+def test_files_of_one_name_keep_separate_metrics(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    loaded = load_run(run)
+    files = []
+    for name, count in (("a", 4), ("b", 7)):
+        (tmp_path / name).mkdir()
+        files.append(str(rows_file(tmp_path / name / "t.jsonl", ROWS[:count])))
+        evaluate(loaded, files[-1])
+    metrics = read_result(run)["metrics"]
+    assert [metrics[file]["n"] for file in files] == [4, 7]
+
+
+def test_held_out_rows_are_scored_while_training_if_the_recipe_says_so(place, tmp_path):
+    data = str(place / "rows.jsonl")
+    watched = recipe(
+        place, tmp_path / "run", f"eval_data={data}", "eval_strategy=steps", "eval_steps=2"
+    )
+    history = train(watched, quiet=True).result["history"]
+    assert [entry["step"] for entry in history if "eval_loss" in entry] == [2, 4]
+
+
+def test_the_logs_of_tensorboard_have_the_effect_size(place, tmp_path):
+    event = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    logged = recipe(place, tmp_path / "run", "training.report_to=[tensorboard]")
+    run = train(logged, quiet=True).run
+    (folder,) = {p.parent for p in run.rglob("events.out.tfevents*")}
+    log = event.EventAccumulator(str(folder))
+    log.Reload()
+    assert "train/effect_size" in log.Tags()["scalars"]
+
+
+def test_a_prompt_to_a_chat_run_goes_through_the_template(place, tmp_path, monkeypatch):
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    rows = rows_file(tmp_path / "rows.jsonl", [{"messages": turns}] * 8)
+    run = load_run(train(recipe(place, tmp_path / "run", data=str(rows)), quiet=True).run)
+    seen = []
+    generate = run.model.generate
+    monkeypatch.setattr(
+        run.model, "generate", lambda **kw: (seen.append(kw["input_ids"]), generate(**kw))[1]
+    )
+    continue_prompts(run, ["hi"], 2)
+    assert run.tokenizer.decode(seen[0][0]) == "<|user|>hi<e><|assistant|>"
+
+
+def test_a_recipe_in_a_run_folder_cannot_switch_remote_code_on(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    text = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(
+        text.replace("trust_remote_code: false", "trust_remote_code: true")
+    )
+    assert load_run(run).recipe.trust_remote_code is False
+    assert load_run(run, trust_remote_code=True).recipe.trust_remote_code is True
+
+
+def test_prompts_too_long_for_the_model_are_counted(finished, tmp_path, caplog):
+    rows = [*ROWS[:3], {"prompt": "1" * 200, "response": " 2"}]
+    path = rows_file(tmp_path / "rows.jsonl", rows)
+    evaluate(load_run(shutil.copytree(finished, tmp_path / "run")), str(path))
+    assert "1 of 4 prompts lost their beginning" in caplog.text
+    assert Path(path).is_file()
