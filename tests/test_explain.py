@@ -120,3 +120,15 @@ def test_a_map_that_works_is_not_warned_about(tmp_path, caplog):
 
 def test_the_package_exports_the_function_and_not_its_module():
     assert callable(lorada.explain)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_the_no_negative_map_sits_inside_the_softmax_and_has_an_effect_size(name):
+    model = adapted(name, ablation="no_negative")
+    seen = explain(model, {"input_ids": IDS})[0]
+    with torch.no_grad():
+        inside = model(IDS, output_attentions=True).attentions[0]
+    assert_close(seen.fused, inside)
+    assert seen.effect_size > 1e-3
+    assert (seen.fused >= 0).all()
+    assert (seen.negative_ratio == 0).all()

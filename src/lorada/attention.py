@@ -157,7 +157,8 @@ def _with_map(attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[.
         if inside and _observers:
             plain = call.without_map(attend, value, kwargs)
             for attention_map in inside:
-                call.report(attention_map, call.span(attention_map), plain, output - plain)
+                change = (output - plain).float()
+                call.report(attention_map, call.span(attention_map), plain, change)
         result = output
         for attention_map in maps:
             if attention_map.ablation != "no_negative":
