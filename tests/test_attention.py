@@ -325,3 +325,19 @@ def test_implementation_registered_later_is_an_error_until_it_is_installed(late_
         model(tokens)
     lorada_attention.install()
     assert_close(model(tokens).logits, expected)
+
+
+def simple_eager_attention_forward(module, query, key, value, attention_mask, **kwargs):
+    return query + 1, None
+
+
+def test_eager_is_the_function_that_the_module_names_itself():
+    class Simple(torch.nn.Module):  # as TimesFM and the vision part of Llama 4 do
+        def forward(self, x):
+            interface = ALL_ATTENTION_FUNCTIONS.get_interface(
+                "eager", simple_eager_attention_forward
+            )
+            return interface(self, x, x, x, None)[0]
+
+    lorada_attention.install()
+    assert torch.equal(Simple()(torch.zeros(2)), torch.ones(2))

@@ -121,9 +121,11 @@ def is_installed(implementation: str | None) -> bool:
 
 
 def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """The eager function of the file that defines ``module``."""
-    own = inspect.unwrap(type(module).forward).__globals__["eager_attention_forward"]
-    result: tuple[Tensor, Tensor | None] = own(module, *args, **kwargs)
+    """The eager function that ``module`` would have fallen back to."""
+    forward = inspect.unwrap(type(module).forward)
+    # A few files have several, such as vision_eager_attention_forward; the forward names its own.
+    names = [n for n in forward.__code__.co_names if n.endswith("eager_attention_forward")]
+    result: tuple[Tensor, Tensor | None] = forward.__globals__[names[0]](module, *args, **kwargs)
     return result
 
 
