@@ -145,15 +145,17 @@ def _split(override: str) -> tuple[str, Any]:
 def _assign(values: dict[str, Any], parts: list[str], key: str, value: Any) -> None:
     """Set one key, which may be full (``lmam.rank``), bare (``rank``) or a section with a dict."""
     sections = [*parts, TRAINING]
-    if key in (*sections, "parts") and not isinstance(value, dict | None):
-        raise ValueError(f"{key}={value!r} is a section: write {key}.NAME=…")
-    if key == "parts" and isinstance(value, dict):
-        for part, settings in value.items():
-            _assign(values, parts, part, settings)
-        return
-    if key in sections and (isinstance(value, dict) or value is None):
+    if key in (*sections, "parts"):
+        if not isinstance(value, dict | None):
+            raise ValueError(f"{key}={value!r} is a section: write {key}.NAME=…")
         for name, inner in (value or {}).items():
-            _set(values, parts, key, name, inner)
+            if key == "parts":
+                _assign(values, parts, name, inner)
+            else:
+                _set(values, parts, key, name, inner)
+        return
+    if key in Recipe.model_fields:
+        values[key] = value
         return
     section, dot, name = key.partition(".")
     if dot:
@@ -162,18 +164,13 @@ def _assign(values: dict[str, Any], parts: list[str], key: str, value: Any) -> N
         _set(values, parts, section, name, value)
         return
     owners = [s for s in sections if key in _known(s)]
-    if key in Recipe.model_fields and key not in ("parts", TRAINING):
-        if owners:
-            owners = []  # the recipe's own field wins: a run has one output, one model
-        values[key] = value
-    elif not owners:
+    if not owners:
         known = [k for k in Recipe.model_fields if k not in ("parts", TRAINING)]
         raise unknown("override", key, [*known, *(n for s in sections for n in _known(s))])
-    elif len(owners) > 1:
+    if len(owners) > 1:
         full = ", ".join(f"{owner}.{key}" for owner in owners)
         raise ValueError(f"{key} is a setting of several sections: write {full}")
-    else:
-        _set(values, parts, owners[0], key, value)
+    _set(values, parts, owners[0], key, value)
 
 
 def _set(values: dict[str, Any], parts: list[str], section: str, name: str, value: Any) -> None:
