@@ -1,4 +1,4 @@
-"""The layout of DESIGN 5: which file may import which, and how long files and functions are."""
+"""The layout: which file may import which, and how long files and functions are."""
 
 import ast
 from pathlib import Path

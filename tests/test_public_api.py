@@ -1,4 +1,4 @@
-"""The names that others may rely on (DESIGN 2)."""
+"""The names that others may rely on."""
 
 import subprocess
 import sys

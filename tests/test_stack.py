@@ -123,7 +123,7 @@ def test_auto_class_finds_the_base_of_an_adapter(stack, base_dir, tmp_path):
 
 
 # DoRA and nested parts load through PEFT only: transformers renames neither LoRA's magnitude
-# vector, of a plain DoRA adapter either (ECOSYSTEM A5.7), nor the layers around another.
+# vector, of a plain DoRA adapter either (a bug upstream), nor the layers around another.
 @pytest.mark.parametrize("stack", ["lmam", "bottleneck", "lora"])
 def test_transformers_itself_loads_an_adapter(stack, base_dir, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(base_dir)

@@ -4,7 +4,7 @@
     effect size    = ‖tile(Attn_s) V‖ / ‖Attn V‖ over the real tokens of the batch (Frobenius)
 
 Figures 1 and 3 of the paper show the first two; the third says whether a map does anything at
-all, which at the paper's scale for LLMs it does not (METHODS.md 5).
+all, which at the paper's scale for LLMs it does not (docs/scale.md).
 """
 
 import logging

@@ -56,7 +56,7 @@ METHODS: dict[str, Method] = {
     "lmam": Method(
         "the low-rank attention map alone",
         {"llama": {"lmam": MAP}, "roberta": {"lmam": MAP}},
-        source="METHODS.md 6",
+        source="Table 19, LLaMA-7B",
     ),
     "fmam": Method(
         "the full-rank attention map alone (the ¬L ablation)",

@@ -193,7 +193,7 @@ def parameter_counts(model: nn.Module, total: int) -> dict[str, Any]:
 
     Returns:
         ``trainable`` (p), ``total`` (N), ``percent`` (100 p/N) and ``percent_of_all``
-        (100 p/(N+p)), as METHODS.md 6 defines them; without a task head.
+        (100 p/(N+p), PEFT's own convention); without a task head.
     """
     trainable = sum(
         p.numel() for name, p in model.named_parameters() if p.requires_grad and not _in_head(name)
