@@ -1,6 +1,7 @@
 """Training runs on tiny local models: what is written, resumed, stopped and refused."""
 
 import json
+import math
 import os
 import signal
 
@@ -218,7 +219,8 @@ def test_every_method_trains_evaluates_and_generates(llama, data, tmp_path, meth
     run = load_run(tmp_path / "run")
     metrics = evaluate(run, data)
     assert metrics["n"] == len(ROWS)
-    assert 0 <= metrics["exact_match"] <= 100
+    assert 0 < metrics["loss"] < math.log(len(run.tokenizer)) + 0.5  # about that of guessing
+    assert "exact_match" in metrics
     assert read_result(tmp_path / "run")["metrics"][data] == metrics
     assert len(generate(run, ["1 + 1 =", "2 + 2 ="])) == 2
 
@@ -232,13 +234,6 @@ def test_the_base_is_scored_with_the_adapter_switched_off(llama, data, tmp_path)
     assert set(read_result(tmp_path / "run")["metrics"]) == {data, f"{data} (base)"}
 
 
-def test_generation_does_not_depend_on_the_batch(llama, data, tmp_path):
-    train(recipe(llama, data, tmp_path / "run", "max_steps=4"), quiet=True)
-    run = load_run(tmp_path / "run")
-    prompts = ["1 + 1 =", "what is 12345 + 1 =", "9"]
-    assert generate(run, prompts) == [generate(run, [prompt])[0] for prompt in prompts]
-
-
 def test_a_classifier_trains_on_labelled_texts(data, tmp_path):
     bert = str(bert_folder(tmp_path / "bert"))
     rows = [{"text": f"{i % 2} is here", "label": ["no", "yes"][i % 2]} for i in range(24)]
@@ -247,7 +242,12 @@ def test_a_classifier_trains_on_labelled_texts(data, tmp_path):
     train(recipe(bert, texts, tmp_path / "run", *settings, method="lorada_a"), quiet=True)
     run = load_run(tmp_path / "run")
     assert run.labels == ("no", "yes")
-    assert evaluate(run, texts)["accuracy"] >= 0
+    scores = evaluate(run, texts)
+    with torch.no_grad():
+        batch = run.tokenizer([row["text"] for row in rows], return_tensors="pt", padding=True)
+        guesses = run.model(**batch).logits.argmax(-1).tolist()
+    right = sum(run.labels[g] == row["label"] for g, row in zip(guesses, rows, strict=True))
+    assert scores["accuracy"] == pytest.approx(100 * right / 24)
     with pytest.raises(ValueError, match="is a classifier"):
         generate(run, ["a"])
     other = rows_file(tmp_path / "other.jsonl", [{"text": "a", "label": "maybe"}])
