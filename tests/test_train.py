@@ -101,6 +101,7 @@ def with_callback(monkeypatch, callback):
 
 
 def test_ctrl_c_saves_and_resume_continues_bit_for_bit(llama, data, tmp_path, monkeypatch):
+    handler = signal.getsignal(signal.SIGINT)
     whole = train(recipe(llama, data, tmp_path / "whole", "max_steps=9"), quiet=True)
     part = recipe(llama, data, tmp_path / "part", "max_steps=9")
     with monkeypatch.context() as patch:
@@ -113,7 +114,7 @@ def test_ctrl_c_saves_and_resume_continues_bit_for_bit(llama, data, tmp_path, mo
     expected, actual = weights(whole.run), weights(resumed.run)
     assert expected.keys() == actual.keys()
     assert all(torch.equal(expected[key], actual[key]) for key in expected)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_resume_after_the_last_checkpoint_trains_no_further(llama, data, tmp_path):
