@@ -333,3 +333,11 @@ def test_heads_that_do_not_divide_the_attention_heads_are_an_error():
 def test_target_that_cannot_hold_a_map_is_an_error():
     with pytest.raises(ValueError, match="q_proj, which is not a self-attention module"):
         adapted("llama", target_modules=["q_proj"])
+
+
+def test_baking_a_model_that_still_trains_leaves_the_factors_at_work():
+    model = adapted("llama").train()
+    model.bake()
+    model(SAMPLES[1][None]).logits.sum().backward()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None for parameter in trained)

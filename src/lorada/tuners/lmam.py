@@ -176,7 +176,7 @@ class LmamLayer(AttachedLayer):
             config.align,
             config.positions,
             config.ablation,
-            self._baked.get(name),
+            None if self.training else self._baked.get(name),
             None if samples is None else torch.tensor(samples, device=factors[0].device),
         )
 
