@@ -341,3 +341,14 @@ def test_baking_a_model_that_still_trains_leaves_the_factors_at_work():
     model(SAMPLES[1][None]).logits.sum().backward()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert all(parameter.grad is not None for parameter in trained)
+
+
+def test_weights_loaded_after_baking_are_the_ones_used():
+    model, other = adapted("llama"), adapted("llama")
+    with torch.no_grad():
+        for parameter in other.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(2)
+    model.bake()
+    set_peft_model_state_dict(model, get_peft_model_state_dict(other))
+    assert_close(model(SAMPLES[1][None]).logits, other(SAMPLES[1][None]).logits)

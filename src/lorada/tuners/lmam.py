@@ -186,6 +186,10 @@ class LmamLayer(AttachedLayer):
         with torch.no_grad():
             self._baked = {name: self._map(name, None).dense() for name in self.configs}
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._baked = {}  # other factors make another map
+        super()._load_from_state_dict(*args, **kwargs)
+
     def train(self, mode: bool = True) -> "LmamLayer":
         """Switch the mode; training forgets what ``bake`` computed."""
         if mode:
