@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import DECODERS, ENCODERS, TINY, assert_close
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 from transformers import (
     BartConfig,
