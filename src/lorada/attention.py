@@ -21,7 +21,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorada.positions import TokenSpan, locate
-from lorada.terms import AttentionMap, View, map_term, spread_map
+from lorada.terms import AttentionMap, View, for_samples, map_term, spread_map
 
 CHILD = "lmam"
 CROSS_ATTENTION = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")
@@ -96,9 +96,7 @@ def self_attentions(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if dispatches(module)
-        and name.rsplit(".", 1)[-1] not in CROSS_ATTENTION
-        and not any(f".{cross}." in f".{name}." for cross in CROSS_ATTENTION)
+        if dispatches(module) and not any(f".{cross}." in f".{name}." for cross in CROSS_ATTENTION)
     ]
 
 
@@ -213,7 +211,7 @@ class _Call:
             if not _observers:
                 return result
             term = torch.zeros_like(output, dtype=torch.float32)
-        term = self.for_its_samples(attention_map, term)
+        term = for_samples(term, attention_map.samples, len(output))
         self.report(attention_map, span, output, term)
         return (result + term).to(result.dtype)
 
@@ -238,18 +236,11 @@ class _Call:
                 )
             )  # fmt: skip
 
-    def for_its_samples(self, attention_map: AttentionMap, full: Tensor) -> Tensor:
-        """Zero for the samples that other maps serve; beam search repeats each sample."""
-        if attention_map.samples is None:
-            return full
-        beams = self.query.shape[0] // len(attention_map.samples)
-        return full * attention_map.samples.repeat_interleave(beams)[:, None, None, None]
-
     def mask_with(self, attention_map: AttentionMap, mask: Tensor | None) -> Tensor:
         """The additive mask of ¬N: the map joins the scores (B, H, T, K), before the softmax."""
         queries, keys, dtype = self.query.shape[2], self.key.shape[2], self.query.dtype
         full = spread_map(attention_map, self.span(attention_map), self.view)
-        full = self.for_its_samples(attention_map, full).to(dtype)
+        full = for_samples(full, attention_map.samples, len(self.query)).to(dtype)
         blocked = torch.finfo(dtype).min
         if mask is None:
             if not self.view.causal or queries == 1:

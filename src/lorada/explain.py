@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorada.attention import Observation, observe
+from lorada.positions import visible_keys
 from lorada.terms import spread_map
 
 logger = logging.getLogger(__name__)
@@ -110,19 +111,13 @@ def _share_below_zero(values: Tensor, pairs: Tensor) -> Tensor:
 
 def _visible(seen: Observation) -> Tensor:
     """(B or 1, 1, T, K) booleans: which keys each query attends to."""
-    queries, keys = seen.query.shape[2], seen.key.shape[2]
-    if seen.mask is not None and seen.mask.dim() == 4:
-        mask = seen.mask[..., :keys]
-        return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-    device = seen.query.device
-    if seen.mask is not None:
-        visible = seen.mask[:, None, None, -keys:].bool().expand(-1, -1, queries, -1)
-    else:
-        visible = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
-    if seen.view.causal:
-        causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-        visible = visible & causal
-    return visible
+    queries, keys, device = seen.query.shape[2], seen.key.shape[2], seen.query.device
+    everything = torch.ones(1, queries, keys, dtype=torch.bool, device=device)
+    visible = everything if seen.mask is None else visible_keys(seen.mask, keys)
+    if seen.view.causal and (seen.mask is None or seen.mask.dim() == 2):
+        # Such a mask says nothing of the order of tokens.
+        visible = visible & everything.tril(keys - queries)
+    return visible.expand(-1, queries, -1)[:, None]
 
 
 def effect_size(seen: Observation) -> float:

@@ -5,7 +5,7 @@ A method is a list of parts with their settings, one column per family of models
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -230,14 +230,30 @@ def part_overrides(parts: list[str], overrides: dict[str, Any]) -> dict[str, Set
                     raise unknown(f"setting of {key}", name, known[key])
             found[key].update(value)
             continue
-        owners = [part for part in parts if key in known[part]]
-        if len(owners) > 1:
-            full = ", ".join(f"{part}.{key}" for part in owners)
-            raise ValueError(f"{key} is a setting of several parts: write {full}")
-        if not owners:
-            raise unknown("setting", key, [f"{p}.{n}" for p in parts for n in known[p]] + parts)
-        found[owners[0]][key] = value
+        found[owner_of(key, known, also=parts)][key] = value
     return found
+
+
+def owner_of(key: str, known: Mapping[str, Collection[str]], also: Iterable[str] = ()) -> str:
+    """The one section that has a setting of this name.
+
+    Args:
+        key: a bare key, such as ``rank``.
+        known: section → names of its settings.
+        also: other names that would have been right here, for the hint.
+
+    Raises:
+        ValueError: if no section has it (with the nearest names), or several (with the full keys).
+    """
+    owners = [section for section, names in known.items() if key in names]
+    if len(owners) > 1:
+        full = ", ".join(f"{owner}.{key}" for owner in owners)
+        raise ValueError(f"{key} is a setting of several sections: write {full}")
+    if not owners:
+        raise unknown(
+            "override", key, {*also, *(name for names in known.values() for name in names)}
+        )
+    return owners[0]
 
 
 def select_trainable(model: nn.Module, rule: str) -> None:
@@ -246,13 +262,16 @@ def select_trainable(model: nn.Module, rule: str) -> None:
     Raises:
         ValueError: if no parameter does (a LLaMA has no biases for BitFit).
     """
-    chosen = [name for name, _ in model.named_parameters() if re.search(rule, name)]
+    chosen = {name for name, _ in model.named_parameters() if re.search(rule, name)}
     if not chosen:
         raise ValueError(
             f"no parameter of {type(model).__name__} matches {rule!r}: "
             "this method is not defined for this model"
         )
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(
-            name in set(chosen) or name.split(".")[0] in ("classifier", "score")
-        )
+        parameter.requires_grad_(name in chosen or in_head(name))
+
+
+def in_head(name: str) -> bool:
+    """Whether a parameter belongs to a task head, which always trains and is never counted."""
+    return any(head in name.split(".") for head in ("classifier", "score", "pre_classifier"))

@@ -125,7 +125,7 @@ def _from_mask(
     position_ids: Tensor | None,
     window: int | None,
 ) -> tuple[Slot, Slot, Slot]:
-    visible = _visible(mask, query_len, key_len)
+    visible = visible_keys(mask, key_len)
     if query_len == key_len:
         # Any query, for behind a window, or in a packed row, the last one does not see every token.
         keys = visible.any(-2)
@@ -144,8 +144,12 @@ def _from_mask(
     return start, stop, first
 
 
-def _visible(mask: Tensor, query_len: int, key_len: int) -> Tensor:
-    """(B, T, K) booleans from any mask that transformers hands to an attention function."""
+def visible_keys(mask: Tensor, key_len: int) -> Tensor:
+    """(B, T or 1, K) booleans from any mask that transformers hands to an attention function.
+
+    Raises:
+        ValueError: for a mask of an unknown form.
+    """
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
         form = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(

@@ -155,6 +155,14 @@ def _masked(attention_map: AttentionMap, map_: Tensor, view: View, keys: Tensor 
     return mask_map(map_, view.causal, view.window)
 
 
+def for_samples(full: Tensor, samples: Tensor | None, batch: int) -> Tensor:
+    """``full`` (B or 1, …), zero for the samples that others serve; beam search repeats each."""
+    if samples is None:
+        return full
+    mine = samples.repeat_interleave(batch // len(samples))
+    return full * mine.view(-1, *[1] * (full.dim() - 1))
+
+
 def spread_map(attention_map: AttentionMap, span: TokenSpan, view: View) -> Tensor:
     """A map laid out on the (B, H, T, K) attention map it is added to; zero where it is not."""
     length, device, keys = attention_map.length, view.value.device, view.value.shape[2]

@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from lorada.methods import PARTS, Plan, build_method, select_trainable
+from lorada.methods import PARTS, Plan, build_method, in_head, select_trainable
 from lorada.run.models import is_causal, load_config, load_model
 from lorada.run.recipe import Recipe
 from lorada.tuners import LoradaConfig
 from lorada.tuners.nesting import keys_of_others
+from lorada.tuners.types import known_types
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def adapt(
 def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> PeftModel:
     """A stack whose parts are those of a saved adapter, and the method's for every other kind."""
     folder = Path(str(recipe.from_adapter))
-    weights, saved = adapter_weights(folder), adapter_config(folder)
+    saved, weights = adapter_config(folder), adapter_weights(folder)
     old = saved if isinstance(saved, LoradaConfig) else LoradaConfig(parts=[saved])
     kinds = {part.peft_type for part in old.parts}
     for name in recipe.parts:
@@ -102,25 +103,29 @@ def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> 
 
 
 def _refuse_missing(
-    model: PeftModel, weights: dict[str, torch.Tensor], folder: Path, kinds: set[Any]
+    model: PeftModel, weights: dict[str, torch.Tensor], folder: Path, kinds: set[Any] | None = None
 ) -> None:
-    """Refuse a file that lacks tensors of the parts it should bring."""
+    """Refuse a file that lacks tensors of the parts it should bring; None for all parts."""
     missing = get_peft_model_state_dict(model).keys() - weights.keys()
-    for kind in kinds:
-        own = missing - keys_of_others(model, PEFT_TYPE_TO_TUNER_MAPPING[kind], missing)
-        if own:
-            raise ValueError(
-                f"{folder} has no {min(own)}: it is incomplete, or was saved for another "
-                "architecture"
-            )
+    if kinds is not None:
+        tuners = [PEFT_TYPE_TO_TUNER_MAPPING[kind] for kind in kinds]
+        missing -= set.intersection(*(keys_of_others(model, tuner, missing) for tuner in tuners))
+    if missing:
+        raise ValueError(
+            f"{folder} has no {min(missing)}: it is incomplete, or was saved for another "
+            "architecture"
+        )
 
 
 def adapter_config(folder: Path) -> PeftConfig:
     """The config of a saved adapter.
 
     Raises:
-        ValueError: if it is missing, not JSON, or of a type that nobody registered.
+        ValueError: for a folder that is missing or empty, or a config that is not JSON or of a
+            type that nobody registered.
     """
+    if not folder.is_dir():
+        raise ValueError(f"no adapter folder at {folder}")
     path = folder / ADAPTER_CONFIG
     if not path.is_file():
         raise ValueError(f"{folder} has no {ADAPTER_CONFIG}: not a PEFT adapter")
@@ -129,7 +134,7 @@ def adapter_config(folder: Path) -> PeftConfig:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     kind = data.get("peft_type") if isinstance(data, dict) else None
-    if kind not in {str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_TUNER_MAPPING}:
+    if kind not in known_types():
         raise ValueError(f"{path} has peft_type={kind!r}, which neither peft nor lorada knows")
     try:
         return PeftConfig.from_pretrained(str(folder))
@@ -141,11 +146,8 @@ def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of a saved adapter.
 
     Raises:
-        ValueError: for a folder that is missing, empty, truncated or not safetensors.
+        ValueError: for a file that is missing, empty, truncated or not safetensors.
     """
-    if not folder.is_dir():
-        raise ValueError(f"no adapter folder at {folder}")
-    adapter_config(folder)
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         pickles = ", ".join(p.name for p in folder.glob("*.bin"))
@@ -166,26 +168,19 @@ def load_adapted(base: PreTrainedModel, folder: Path) -> PeftModel:
     Raises:
         ValueError: for a folder that is not a whole adapter of this model.
     """
+    adapter_config(folder)
     weights = adapter_weights(folder)
     try:
         model = PeftModel.from_pretrained(base, str(folder))
     except TypeError as error:
         raise ValueError(f"{folder} has a setting of the wrong type: {error}") from error
-    missing = get_peft_model_state_dict(model).keys() - weights.keys()
-    if missing:
-        raise ValueError(
-            f"{folder} has no {min(missing)}: it is incomplete, or was saved for another "
-            "architecture"
-        )
+    _refuse_missing(model, weights, folder)
     return model.eval()
-
-
-HEADS = ("classifier", "score", "pre_classifier")  # task heads are counted nowhere
 
 
 def base_parameters(base: nn.Module) -> int:
     """N: the parameters of a model before a method is placed on it, without a task head."""
-    return sum(p.numel() for name, p in base.named_parameters() if not _in_head(name))
+    return sum(p.numel() for name, p in base.named_parameters() if not in_head(name))
 
 
 def parameter_counts(model: nn.Module, total: int) -> dict[str, Any]:
@@ -196,7 +191,7 @@ def parameter_counts(model: nn.Module, total: int) -> dict[str, Any]:
         (100 p/(N+p), PEFT's own convention); without a task head.
     """
     trainable = sum(
-        p.numel() for name, p in model.named_parameters() if p.requires_grad and not _in_head(name)
+        p.numel() for name, p in model.named_parameters() if p.requires_grad and not in_head(name)
     )
     added = trainable if isinstance(model, PeftModel) else 0
     return {
@@ -205,7 +200,3 @@ def parameter_counts(model: nn.Module, total: int) -> dict[str, Any]:
         "percent": 100 * trainable / total,
         "percent_of_all": 100 * trainable / (total + added),
     }
-
-
-def _in_head(name: str) -> bool:
-    return any(head in name.split(".") for head in HEADS)

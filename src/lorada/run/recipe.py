@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from lorada.errors import unknown
-from lorada.methods import PARTS, part_names
+from lorada.methods import PARTS, owner_of, part_names
 from lorada.tasks import TASKS
 
 TRAINING = "training"
@@ -163,14 +163,9 @@ def _assign(values: dict[str, Any], parts: list[str], key: str, value: Any) -> N
             raise unknown("override", key, [f"{s}.…" for s in sections])
         _set(values, parts, section, name, value)
         return
-    owners = [s for s in sections if key in _known(s)]
-    if not owners:
-        known = [k for k in Recipe.model_fields if k not in ("parts", TRAINING)]
-        raise unknown("override", key, [*known, *(n for s in sections for n in _known(s))])
-    if len(owners) > 1:
-        full = ", ".join(f"{owner}.{key}" for owner in owners)
-        raise ValueError(f"{key} is a setting of several sections: write {full}")
-    _set(values, parts, owners[0], key, value)
+    own = Recipe.model_fields.keys() - {"parts", TRAINING}
+    owner = owner_of(key, {section: _known(section) for section in sections}, also=own)
+    _set(values, parts, owner, key, value)
 
 
 def _set(values: dict[str, Any], parts: list[str], section: str, name: str, value: Any) -> None:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorada.terms import for_samples
 from lorada.tuners.attach import AttachedLayer, AttachedModel, within_layer
 from lorada.tuners.types import (
     LoradaPeftConfig,
@@ -154,10 +155,8 @@ class BottleneckLayer(AttachedLayer):
         result = output
         for name, samples in self.shares():
             term = self.adapt(name, inputs[self.configs[name].adapter_input])
-            if samples is not None:
-                mine = torch.tensor(samples, device=term.device)
-                beams = len(term) // len(mine)  # beam search repeats each sample
-                term = term * mine.repeat_interleave(beams).view(-1, 1, 1)
+            mine = None if samples is None else torch.tensor(samples, device=term.device)
+            term = for_samples(term, mine, len(term))
             result = result + term.to(output.dtype)
         return result
 

@@ -36,7 +36,7 @@ from lorada.tuners.nesting import (
     tuner_of,
     within_reach,
 )
-from lorada.tuners.types import PREFIX, LoradaPeftConfig, LoradaType, register
+from lorada.tuners.types import PREFIX, LoradaPeftConfig, LoradaType, known_types, register
 
 FORWARDED = ("layers_to_transform", "layers_pattern")
 
@@ -79,8 +79,7 @@ def _as_config(part: Any) -> PeftConfig:
     if isinstance(part, PeftConfig):
         return copy.deepcopy(part)  # placing a part fills it in; the caller's stays as it is
     if isinstance(part, dict) and "peft_type" in part:
-        known = {str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_TUNER_MAPPING}
-        if part["peft_type"] not in known:
+        if part["peft_type"] not in known_types():
             raise ValueError(
                 f"peft_type={part['peft_type']!r} of a part is unknown to this peft and lorada; "
                 "upgrade them, or leave the part out"

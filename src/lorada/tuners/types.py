@@ -35,6 +35,11 @@ def register(peft_type: LoradaType, config: type[PeftConfig], tuner: type[BaseTu
     PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = PREFIX  # type: ignore[index]
 
 
+def known_types() -> set[str]:
+    """Every PEFT type that has a tuner, PEFT's and ours, as it stands in adapter_config.json."""
+    return {str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_TUNER_MAPPING}
+
+
 @dataclass
 class LoradaPeftConfig(PeftConfig):
     """Fields that all our configs share.
