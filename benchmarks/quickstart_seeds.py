@@ -13,10 +13,11 @@ import logging
 import statistics
 from pathlib import Path
 
+from lorada.files import write_whole
 from lorada.run.evaluate import evaluate, load_run
 from lorada.run.params import count_parameters
 from lorada.run.quickstart import RECIPE, largest_lora
-from lorada.run.recipe import load_recipe, write_whole
+from lorada.run.recipe import load_recipe
 from lorada.run.result import RESULT_FILE, hardware, read_result
 from lorada.run.train import train
 

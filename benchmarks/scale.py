@@ -16,8 +16,9 @@ import os
 import statistics
 from pathlib import Path
 
+from lorada.files import write_whole
 from lorada.run.evaluate import evaluate, load_run
-from lorada.run.recipe import load_recipe, write_whole
+from lorada.run.recipe import load_recipe
 from lorada.run.result import RESULT_FILE, hardware, read_result
 from lorada.run.train import train
 

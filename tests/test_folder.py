@@ -216,6 +216,13 @@ def test_the_form_of_held_out_rows_must_be_that_of_the_run(finished, tmp_path):
         evaluate(load_run(finished), str(rows))
 
 
+def test_the_form_of_held_out_rows_is_checked_before_training_too(place, tmp_path):
+    rows = rows_file(tmp_path / "rows.jsonl", [{"text": "a", "label": "x"}] * 4)
+    watched = recipe(place, tmp_path / "run", f"eval_data={rows}", "eval_strategy=steps")
+    with pytest.raises(ValueError, match="has label rows; this run has learned prompt rows"):
+        train(watched, quiet=True)
+
+
 def test_files_of_one_name_keep_separate_metrics(finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     loaded = load_run(run)

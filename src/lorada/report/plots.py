@@ -1,11 +1,12 @@
 """Loss curves and attention maps, as PNG and as text for a terminal."""
 
 import math
-import tempfile
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from lorada.files import written_whole
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 
@@ -101,9 +102,6 @@ def _pyplot() -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        fresh = Path(scratch) / path.name
+    with written_whole(path) as fresh:
         figure.savefig(fresh, dpi=150)
-        fresh.replace(path)
     _pyplot().close(figure)

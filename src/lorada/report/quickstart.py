@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from lorada.files import write_whole
 from lorada.report.plots import attention_maps, loss_png
 
 
@@ -40,7 +41,7 @@ def comparison_markdown(comparison: dict[str, Any]) -> str:
 
 def draw(comparison: dict[str, Any], output: Path) -> list[str]:
     """Write the table, the loss curves and the heatmaps; say where they are, or what they need."""
-    (output / "comparison.md").write_text(comparison_markdown(comparison), encoding="utf-8")
+    write_whole(output / "comparison.md", comparison_markdown(comparison))
     picture = comparison["picture"]
     try:
         loss_png(comparison["histories"], output / "loss.png")

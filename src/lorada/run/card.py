@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from lorada.run.recipe import Recipe, write_whole
+from lorada.files import write_whole
+from lorada.run.recipe import Recipe
 from lorada.version import __version__
 
 CARD = """\

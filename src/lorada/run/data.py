@@ -54,22 +54,24 @@ def class_count(rows: Rows) -> int | None:
     return len(rows.labels)
 
 
-def load_rows(path: str | None, labels: tuple[str, ...] = ()) -> Rows:
+def load_rows(path: str | None, trained: Form | None = None, labels: tuple[str, ...] = ()) -> Rows:
     """Read a file of rows.
 
     Args:
         path: the file.
-        labels: class names that are already settled (by the training rows).
+        trained: the form of the training rows, for held-out ones; None for training rows.
+        labels: class names that the training rows have settled.
 
     Raises:
-        ValueError: if no file was named, or a label is not among the settled ones.
+        ValueError: if no file was named, or held-out rows ask for something that was not learned:
+            labels of a model that gives texts or texts of one that gives labels, or a new label.
     """
     if path is None:
         raise ValueError("no data: pass --data FILE (.jsonl or .csv)")
     rows = read_rows(path)
     form = form_of(rows, path)
-    if labels and form != "label":
-        raise ValueError(f"{path} has {form} rows; this model was trained on text and label")
+    if trained is not None and (form == "label") != (trained == "label"):
+        raise ValueError(f"{path} has {form} rows; this run has learned {trained} rows")
     found = tuple(sorted({str(row["label"]) for row in rows})) if form == "label" else ()
     if labels and not set(found) <= set(labels):
         new = sorted(set(found) - set(labels))[0]

@@ -81,9 +81,7 @@ def evaluate(run: Run, data: str | None = None, *, base: bool = False) -> dict[s
         ValueError: if there are no rows or they have another form than the run's, or ``base`` is
             asked of a run without an adapter.
     """
-    rows = load_rows(data or run.recipe.eval_data, run.labels)
-    if (rows.form == "label") != bool(run.labels):
-        raise ValueError(f"{rows.path} has {rows.form} rows; this run has learned {run.form} rows")
+    rows = load_rows(data or run.recipe.eval_data, run.form, run.labels)
     if base and not isinstance(run.model, PeftModel):
         raise ValueError(
             "this run trained the base model itself: there is no adapter to switch off"

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from lorada.run.recipe import RECIPE_FILE, Recipe, load_recipe, write_whole
+from lorada.files import write_whole
+from lorada.run.recipe import RECIPE_FILE, Recipe, load_recipe
 from lorada.run.result import RESULT_FILE
 
 logger = logging.getLogger(__name__)

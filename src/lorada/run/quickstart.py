@@ -10,7 +10,6 @@ from lorada.explain import explain
 from lorada.run.evaluate import Run, evaluate, load_run
 from lorada.run.params import count_parameters
 from lorada.run.recipe import load_recipe
-from lorada.run.result import read_result
 from lorada.run.train import train
 
 RECIPE = "quickstart"
@@ -49,6 +48,7 @@ def compare(output: Path, *, overwrite: bool, report: Callable[[str], None]) -> 
         {},
     )
     rows: list[dict[str, Any]] = []
+    histories: dict[str, Any] = {}
     for recipe in (lora, ours):
         report(f"Training {recipe.method} on {recipe.model}, {recipe.training['max_steps']} steps")
         trained = train(recipe, overwrite=overwrite)
@@ -61,6 +61,7 @@ def compare(output: Path, *, overwrite: bool, report: Callable[[str], None]) -> 
             rows.append({"method": "before", "parameters": 0, "seconds": 0.0, **before})
         report(f"Scoring {recipe.method} on held-out rows")
         result = trained.result
+        histories[recipe.method] = result["history"]
         rows.append(
             {
                 "method": recipe.method,
@@ -75,7 +76,7 @@ def compare(output: Path, *, overwrite: bool, report: Callable[[str], None]) -> 
         "hardware": result["hardware"],
         "seed": result["seed"],
         "picture": picture(run),
-        "histories": {r.method: read_result(Path(r.output))["history"] for r in (lora, ours)},
+        "histories": histories,
     }
 
 

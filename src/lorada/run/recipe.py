@@ -7,7 +7,6 @@ does where only one of them has a field of that name.
 
 import dataclasses
 import os
-import tempfile
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from lorada.errors import unknown
+from lorada.files import write_whole
 from lorada.methods import PARTS, owner_of, part_names
 from lorada.tasks import TASKS
 
@@ -61,15 +61,6 @@ class Recipe(BaseModel):
         """Write the recipe into a run folder."""
         text = yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
         write_whole(folder / RECIPE_FILE, text)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that it is either there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        fresh = Path(scratch) / path.name
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(path)
 
 
 def builtin_recipes() -> dict[str, Path]:

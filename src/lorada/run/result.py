@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lorada.run.recipe import write_whole
+from lorada.files import write_whole
 
 RESULT_FILE = "result.json"
 PACKAGES = ("lorada", "torch", "transformers", "peft", "accelerate", "datasets")

@@ -8,7 +8,6 @@ import importlib.util
 import logging
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from transformers import (
 )
 
 from lorada.explain import EffectSize
+from lorada.files import written_whole
 from lorada.run.adapt import adapt, base_parameters, load_base, parameter_counts, plan_for
 from lorada.run.callbacks import SaveOnInterrupt, StopOnNaN
 from lorada.run.card import write_card
@@ -89,7 +89,7 @@ def train(
     """
     start = check_folder(recipe, resume=resume, overwrite=overwrite)
     rows = load_rows(recipe.data)
-    held_out = load_rows(recipe.eval_data, rows.labels) if recipe.eval_data else None
+    held_out = load_rows(recipe.eval_data, rows.form, rows.labels) if recipe.eval_data else None
     plan = plan_for(recipe)
     args = training_arguments(recipe, plan.arguments, quiet=quiet)
     set_seed(args.seed)
@@ -225,8 +225,7 @@ def _save_whole(
 ) -> None:
     """Write the adapter (or the model) beside its place, then move it there in one step."""
     run, name = Path(recipe.output), "adapter" if isinstance(model, PeftModel) else "model"
-    with tempfile.TemporaryDirectory(dir=run) as scratch:
-        fresh = Path(scratch) / name
+    with written_whole(run / name) as fresh:
         model.save_pretrained(fresh)
         if name == "model":
             tokenizer.save_pretrained(fresh)
@@ -234,7 +233,6 @@ def _save_whole(
             write_card(fresh, recipe, model.peft_config["default"])
         if (run / name).is_dir():
             shutil.rmtree(run / name)
-        fresh.rename(run / name)
 
 
 def _result(

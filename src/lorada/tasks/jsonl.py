@@ -62,19 +62,18 @@ def encode(
 ) -> Encoded | None:
     """Input ids and labels of a row; None if cutting leaves no token to learn from."""
     if form == "label":
-        ids = tokenizer(row["text"], truncation=True, max_length=options.max_length)
-        cut = len(tokenizer(row["text"])["input_ids"]) > options.max_length
+        ids = tokenizer(row["text"])
+        cut = len(ids["input_ids"]) > options.max_length
+        if cut:  # truncation keeps the special tokens at the end
+            ids = tokenizer(row["text"], truncation=True, max_length=options.max_length)
         return Encoded({**ids, "labels": options.labels.index(str(row["label"]))}, cut)
-    prompt = tokenizer(prompt_of(row, form, tokenizer), add_special_tokens=form == "prompt")[
-        "input_ids"
-    ]
-    if (
-        form == "prompt"
-        and prompt
-        and prompt[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id
-    ):
+    text = prompt_of(row, form, tokenizer)
+    prompt = tokenizer(text, add_special_tokens=form == "prompt")["input_ids"]
+    ends = prompt[-1:] == [tokenizer.eos_token_id] != [tokenizer.bos_token_id]
+    if form == "prompt" and ends:  # a tokenizer that closes every text
         prompt = prompt[:-1]
-    response = tokenizer(_response_of(row, form, tokenizer), add_special_tokens=False)["input_ids"]
+    response = _response_of(row, form, text, tokenizer)
+    response = tokenizer(response, add_special_tokens=False)["input_ids"]
     ids = prompt + response
     labels = (prompt if options.loss_on == "all" else [IGNORED] * len(prompt)) + response
     truncated = len(ids) > options.max_length
@@ -103,11 +102,10 @@ def answer_of(row: Row, form: Form) -> str:
     return str(row["response" if form == "prompt" else "label"])
 
 
-def _response_of(row: Row, form: Form, tokenizer: PreTrainedTokenizerBase) -> str:
+def _response_of(row: Row, form: Form, prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """The response with what ends it: the template's own end of turn, or the end-of-text token."""
     if form == "messages":
         whole = str(tokenizer.apply_chat_template(row["messages"], tokenize=False))
-        prompt = prompt_of(row, form, tokenizer)
         if not whole.startswith(prompt):
             raise ValueError(
                 "this tokenizer's chat template renders the conversation differently once the "
