@@ -1,0 +1,63 @@
+"""The quickstart, from one command to the table and the pictures, with a tiny model."""
+
+import json
+import sys
+
+import pytest
+import yaml
+from folders import llama_folder, rows_file
+
+from lorada import cli
+from lorada.run import quickstart
+from lorada.run.params import count_parameters
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    rows = str(rows_file(tmp_path / "rows.jsonl"))
+    recipe = {
+        "method": "lorada_la", "model": str(llama_folder(tmp_path / "llama")), "data": rows,
+        "eval_data": rows, "output": "unused", "max_new_tokens": 4,
+        "training": {"max_steps": 3, "logging_steps": 1, "report_to": []},
+    }  # fmt: skip
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.setattr(quickstart, "RECIPE", str(tmp_path / "tiny.yaml"))
+    return tmp_path
+
+
+def call(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["lorada", "quickstart", *map(str, words)])
+    cli.main()
+
+
+def test_the_quickstart_compares_and_draws(tiny, monkeypatch, capsys):
+    call(monkeypatch, "--output", tiny / "out", "--overwrite")
+    out = capsys.readouterr().out
+    assert "next: lorada generate" in out
+    for picture in ("loss.png", "maps.png"):
+        assert (tiny / "out" / picture).stat().st_size > 5000
+    lines = (tiny / "out" / "comparison.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:5]] == ["before", "lora", "lorada_la"]
+    assert "36 held-out rows" in lines[-1]
+    for method in ("lora", "lorada_la"):
+        assert (tiny / "out" / method / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_quickstart_as_json_has_every_number_of_the_table(tiny, monkeypatch, capsys):
+    call(monkeypatch, "--output", tiny / "out", "--json")
+    comparison = json.loads(capsys.readouterr().out)
+    before, lora, ours = comparison["rows"]
+    assert before["parameters"] == 0
+    assert 0 < lora["parameters"] <= ours["parameters"]
+    assert ours["effect_size"] > 0
+    assert [len(history) for history in comparison["histories"].values()] == [3, 3]
+
+
+def test_lora_gets_the_largest_rank_within_the_budget(tiny):
+    model = str(tiny / "llama")
+    budget = count_parameters("lorada_la", model, [])["trainable"]
+    rank = int(quickstart.largest_lora(model, budget)[0].partition("=")[2])
+    within, above = (
+        count_parameters("lora", model, [f"lora.r={r}"])["trainable"] for r in (rank, rank + 1)
+    )
+    assert within <= budget < above
