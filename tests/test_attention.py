@@ -218,9 +218,20 @@ def test_no_negative_under_a_mask_of_keys_alone_is_an_error():
         Inputs(host("llama", ablation="no_negative"), 9).call("sdpa", mask=torch.ones(1, 9))
 
 
-def test_packing_announced_by_sequence_lengths_is_an_error():
-    with pytest.raises(ValueError, match="packed into one row"):
-        Inputs(host("llama"), 9).call("sdpa", cu_seq_lens_q=torch.tensor([0, 4, 9]))
+@pytest.mark.parametrize(
+    "packing",
+    [{"cu_seq_lens_q": torch.tensor([0, 4, 9])},
+     {"position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])}],
+    ids=["lengths", "positions"],
+)  # fmt: skip
+def test_packed_sequences_that_see_each_other_are_an_error(packing):
+    with pytest.raises(ValueError, match=r"packed into one row .* pass use_cache=False"):
+        Inputs(host("llama"), 9).call("sdpa-unmasked", **packing)
+
+
+def test_paged_cache_that_keeps_its_values_to_itself_is_an_error():
+    with pytest.raises(ValueError, match="attn_implementation='sdpa' for continuous batching"):
+        Inputs(host("llama"), 9).call("sdpa", block_table=torch.zeros(1))
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

@@ -201,15 +201,6 @@ def test_decoder_of_an_encoder_decoder_steps_through_its_cache_as_uncached():
     assert_close(torch.cat(steps, 1), expected)
 
 
-def test_packed_rows_are_an_error_in_a_model():
-    model = adapted("llama")
-    packed = torch.cat(SAMPLES[:2])[None]
-    positions = torch.cat([torch.arange(3), torch.arange(9)])[None]
-    for use_cache in (True, False):
-        with pytest.raises(ValueError, match="packed into one row"):
-            model(input_ids=packed, position_ids=positions, use_cache=use_cache)
-
-
 @pytest.mark.parametrize("positions", ["token", "raw"])
 def test_only_raw_positions_make_padding_matter(positions):
     model = adapted("llama", positions=positions)

@@ -157,14 +157,15 @@ def check(
         length=length, align=align, window=scene.window,
     )  # fmt: skip
     batch = len(scene.rows)
+    table = span.table(scene.queries, scene.key_len, CPU)
     for (index, inside), twin in (
-        (span.key_slots(length, scene.key_len, CPU), scene.keys_of_map),
-        (span.query_rows(length, scene.queries, CPU), scene.rows_of_map),
+        (table.key_slots(length), scene.keys_of_map),
+        (table.query_rows(length), scene.rows_of_map),
     ):
         found = torch.where(inside, index, -1).expand(batch, -1).tolist()
         expected = [twin(sample, length, align) for sample in range(batch)]
         assert found == [[-1 if at is None else at for at in row] for row in expected]
-    real = span.real_queries(scene.queries, CPU).expand(batch, -1).tolist()
+    real = table.real_queries().expand(batch, -1).tolist()
     columns = scene.query_columns
     assert real == [[row[column] is not None for column in columns] for row in scene.rows]
 
@@ -229,10 +230,11 @@ def test_prefill_of_a_static_cache_without_mask_or_positions_starts_at_slot_zero
 def test_raw_positions_count_slots_and_take_pads_for_tokens(mask):
     position_ids = None if mask is None else torch.tensor([[1, 1, 0, 1, 2]])  # 1 for pads
     span = locate(5, 5, mask, position_ids, length=3, positions="raw")
-    slots, inside = span.key_slots(3, 5, CPU)
+    table = span.table(5, 5, CPU)
+    slots, inside = table.key_slots(3)
     assert slots.tolist() == [[0, 1, 2]]
     assert inside.all()
-    assert span.real_queries(5, CPU).all()
+    assert table.real_queries().all()
 
 
 class BlockMask:
@@ -247,14 +249,87 @@ def test_mask_of_an_unknown_form_is_an_error(mask):
         locate(3, 3, mask, None, length=2)
 
 
-@pytest.mark.parametrize("window", [None, 3], ids=["full", "windowed"])
-@pytest.mark.parametrize("with_mask", [True, False], ids=["mask", "no-mask"])
-def test_several_sequences_in_one_row_are_an_error(with_mask, window):
-    position_ids = torch.tensor([[0, 1, 2, 0, 1]])
-    segment = torch.tensor([0, 0, 0, 1, 1])
-    mask = torch.ones(5, 5).tril().bool() & (segment[:, None] == segment)
-    with pytest.raises(ValueError, match="packed into one row"):
-        locate(5, 5, mask[None, None] if with_mask else None, position_ids, length=2, window=window)
+SEQUENCES = st.lists(st.integers(1, 6), min_size=2, max_size=4)
+
+
+def check_packed(table, keys: list[tuple], queries: list[tuple], length: int, align: str) -> None:
+    """``keys`` and ``queries``: the (sequence, token) in each slot and row, None for a pad."""
+    counts: dict[int, int] = {}
+    for sequence, token in filter(None, keys):
+        counts[sequence] = max(counts.get(sequence, 0), token + 1)
+
+    def place(at):
+        return at[1] - (counts[at[0]] - length if align == "end" else 0)
+
+    slots, inside = table.key_slots(length)
+    found = torch.where(inside, slots, -1)[0].tolist()
+    expected = [-1] * (table.sequences * length)
+    for slot, at in enumerate(keys):
+        if at is not None and 0 <= place(at) < length:
+            expected[at[0] * length + place(at)] = slot
+    assert found == expected
+    rows, inside = table.query_rows(length)
+    owners = table.row_owner[0].tolist()
+    for row, owner, reached, at in zip(
+        rows[0].tolist(), owners, inside[0].tolist(), queries, strict=True
+    ):
+        assert reached == (at is not None and 0 <= place(at) < length)
+        assert not reached or (owner, row) == (at[0], place(at))
+    assert table.real_queries()[0].tolist() == [at is not None for at in queries]
+
+
+@EXAMPLES
+@given(SEQUENCES, st.integers(0, 3), LENGTHS, ALIGNS, st.none() | st.integers(1, 6), st.booleans())
+def test_sequences_packed_into_a_row_are_told_apart_by_position_ids(
+    sizes, pads, length, align, window, offset
+):
+    packed = [(i, token) for i, size in enumerate(sizes) for token in range(size)]
+    keys = packed + [None] * pads
+    start = 3 if offset else 0  # some count from another number than 0
+    position_ids = torch.tensor([[at[1] + start if at else 0 for at in keys]])
+    see = torch.tensor(
+        [[q is not None and k is not None and q[0] == k[0] and 0 <= q[1] - k[1] < (window or 99)
+          for k in keys] for q in keys]
+    )  # fmt: skip
+    masks = [see[None, None], torch.where(see, 0.0, -3e38)[None, None]]
+    for mask in masks if pads else [None, *masks]:
+        table = locate(
+            len(keys), len(keys), mask, position_ids, length=length, align=align, window=window
+        )
+        check_packed(table, keys, keys, length, align)
+
+
+@st.composite
+def batched_continuously(draw: st.DrawFn) -> tuple[list[int], list[int], list[int], int | None]:
+    """Tokens seen, queries and keys kept of each sequence, and the window that dropped the rest."""
+    seen = draw(SEQUENCES)
+    queries = [draw(st.integers(1, size)) for size in seen]
+    window = draw(st.none() | st.integers(2, 4))
+    reach = 99 if window is None else window - 1
+    kept = [min(size, q + reach) for size, q in zip(seen, queries, strict=True)]
+    return seen, queries, kept, window
+
+
+@EXAMPLES
+@given(batched_continuously(), st.integers(0, 2), st.integers(0, 2), LENGTHS, ALIGNS)
+def test_sequences_of_given_lengths_are_told_apart_behind_caches(
+    batch, unused, empty, length, align
+):
+    seen, queries, kept, window = batch
+    keys = [(i, t) for i, size in enumerate(seen) for t in range(size - kept[i], size)]
+    rows = [(i, t) for i, size in enumerate(seen) for t in range(size - queries[i], size)]
+    rows += [None] * unused  # queries beyond the last sequence, as static shapes have them
+    keys += [None] * unused
+    cu_seq_lens = tuple(
+        torch.tensor([0, *sizes, *[0] * empty]).cumsum(0).int() for sizes in (queries, kept)
+    )
+    position_ids = torch.tensor([[at[1] if at else 0 for at in rows]])
+    table = locate(
+        len(rows), len(keys), torch.ones(1, 1, len(rows), len(keys)), position_ids,
+        length=length, align=align, window=window, cu_seq_lens=cu_seq_lens,
+    )  # fmt: skip
+    assert table.sequences == len(seen) + empty
+    check_packed(table, keys, rows, length, align)
 
 
 @pytest.mark.parametrize("with_mask", [True, False], ids=["mask", "no-mask"])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lorada.positions import TokenSpan, locate
+from lorada.positions import Places, TokenTable, locate
 from lorada.terms import AttentionMap, View, for_samples, map_term, spread_map
 
 CHILD = "lmam"
@@ -44,7 +44,7 @@ class Observation:
     key: Tensor
     mask: Tensor | None
     scaling: float
-    span: TokenSpan
+    places: Places
     attention_map: AttentionMap
     view: View
     output: Tensor  # (B, T, H, D), Attn·V
@@ -141,10 +141,10 @@ def _with_map(attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[.
         maps = layer.maps() if layer is not None else []
         if not maps:
             return attend(module, query, key, value, attention_mask, **kwargs)
-        if kwargs.get("cu_seq_lens_q") is not None:
+        if kwargs.get("block_table") is not None:
             raise ValueError(
-                "cu_seq_lens_q was passed: several sequences packed into one row are not "
-                "supported by LMAM yet; pass one sequence per row"
+                "a paged cache was passed without its values, which LMAM needs: use "
+                "attn_implementation='sdpa' for continuous batching"
             )
         call = _Call(module, query, key, value, attention_mask, kwargs)
         inside = [m for m in maps if m.ablation == "no_negative"]
@@ -158,7 +158,7 @@ def _with_map(attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[.
             plain = call.without_map(attend, value, kwargs)
             for attention_map in inside:
                 change = (output - plain).float()
-                call.report(attention_map, call.span(attention_map), plain, change)
+                call.report(attention_map, call.places(attention_map), plain, change)
         result = output
         for attention_map in maps:
             if attention_map.ablation != "no_negative":
@@ -188,31 +188,51 @@ class _Call:
         self.view = View(
             value, query.shape[2], query.shape[1], causal, kwargs.get("sliding_window")
         )
-        self.position_ids: Tensor | None = kwargs.get("position_ids")
+        self.kwargs = kwargs
         self.scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
 
-    def span(self, attention_map: AttentionMap) -> TokenSpan:
-        return locate(
+    def places(self, attention_map: AttentionMap) -> Places:
+        """Where the tokens of this call sit in a map.
+
+        Raises:
+            ValueError: if sequences are packed into a row and attention does not keep them apart.
+        """
+        by_query = self.kwargs.get("cu_seq_lens_q")
+        by_key = self.kwargs.get("cu_seq_lens_k")
+        by_key = by_query if by_key is None else by_key
+        places = locate(
             self.query.shape[2],
             self.key.shape[2],
             self.mask,
-            self.position_ids,
+            self.kwargs.get("position_ids"),
             length=attention_map.length,
             align=attention_map.align,
             positions=attention_map.positions,
             window=self.view.window,
+            causal=self.view.causal,
+            cu_seq_lens=None if by_query is None else (by_query, by_key),
         )
+        packed = isinstance(places, TokenTable) and places.sequences > 1
+        if packed and self.mask is None and "flash" not in self.module.config._attn_implementation:
+            raise ValueError(
+                "several sequences are packed into one row and attention would let them see each "
+                "other: pass use_cache=False and position_ids that start anew with each sequence"
+            )
+        # An exported program serves every length, so it must not slice by the one it was traced at.
+        if torch.compiler.is_exporting():
+            return places.table(self.query.shape[2], self.key.shape[2], self.query.device)
+        return places
 
     def add_term(self, attention_map: AttentionMap, output: Tensor, result: Tensor) -> Tensor:
         """``result`` (B, T, H, D) plus tile(Attn_s)·V, rounded to its dtype once, at the end."""
-        span = self.span(attention_map)
-        term = map_term(attention_map, span, self.view)
+        places = self.places(attention_map)
+        term = map_term(attention_map, places, self.view)
         if term is None:
             if not _observers:
                 return result
             term = torch.zeros_like(output, dtype=torch.float32)
         term = for_samples(term, attention_map.samples, len(output))
-        self.report(attention_map, span, output, term)
+        self.report(attention_map, places, output, term)
         return (result + term).to(result.dtype)
 
     def without_map(
@@ -225,13 +245,13 @@ class _Call:
         return output
 
     def report(
-        self, attention_map: AttentionMap, span: TokenSpan, output: Tensor, term: Tensor
+        self, attention_map: AttentionMap, places: Places, output: Tensor, term: Tensor
     ) -> None:
         """Tell the observers what this call computed."""
         for observer in _observers:
             observer(
                 Observation(
-                    self.module, self.query, self.key, self.mask, self.scaling, span,
+                    self.module, self.query, self.key, self.mask, self.scaling, places,
                     attention_map, self.view, output.detach(), term.detach(),
                 )
             )  # fmt: skip
@@ -239,7 +259,7 @@ class _Call:
     def mask_with(self, attention_map: AttentionMap, mask: Tensor | None) -> Tensor:
         """The additive mask of ¬N: the map joins the scores (B, H, T, K), before the softmax."""
         queries, keys, dtype = self.query.shape[2], self.key.shape[2], self.query.dtype
-        full = spread_map(attention_map, self.span(attention_map), self.view)
+        full = spread_map(attention_map, self.places(attention_map), self.view)
         full = for_samples(full, attention_map.samples, len(self.query)).to(dtype)
         blocked = torch.finfo(dtype).min
         if mask is None:
@@ -248,10 +268,10 @@ class _Call:
             rows = torch.arange(queries, device=full.device)
             see = rows[:, None] >= torch.arange(keys, device=full.device)
             return torch.where(see, full, blocked)
-        if mask.dim() != 4:
+        if not isinstance(mask, Tensor) or mask.dim() != 4:
             raise ValueError(
-                f"the no_negative ablation needs a (B, 1, T, K) mask, not shape "
-                f"{tuple(mask.shape)}: use attn_implementation='sdpa' or 'eager'"
+                "the no_negative ablation needs a (B, 1, T, K) mask: use "
+                "attn_implementation='sdpa' or 'eager'"
             )
         mask = mask[..., :keys]
         return torch.where(mask, full, blocked) if mask.dtype == torch.bool else mask + full

@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lorada.attention import Observation, observe
 from lorada.positions import visible_keys
-from lorada.terms import spread_map
+from lorada.terms import reached_pairs, spread_map
 
 logger = logging.getLogger(__name__)
 
@@ -85,14 +85,11 @@ def _layer_maps(name: str, seen: Observation) -> LayerMaps:
     scores = (seen.query.float() @ key.float().transpose(-1, -2)) * seen.scaling
     scores = scores.masked_fill(~visible, float("-inf"))
     softmax = scores.softmax(-1).nan_to_num()
-    map_ = spread_map(seen.attention_map, seen.span, seen.view).expand_as(softmax)
+    map_ = spread_map(seen.attention_map, seen.places, seen.view).expand_as(softmax)
     inside_softmax = seen.attention_map.ablation == "no_negative"
     fused = (scores + map_).softmax(-1).nan_to_num() if inside_softmax else softmax + map_
-    _, inside = seen.span.query_rows(seen.attention_map.length, queries, scores.device)
-    slots, real = seen.span.key_slots(seen.attention_map.length, keys, scores.device)
-    columns = torch.zeros(real.shape[0], keys, dtype=torch.bool, device=scores.device)
-    columns = columns.scatter_(-1, slots, real)
-    pairs = visible & inside[:, None, :, None] & columns[:, None, None, :]
+    table = seen.places.table(queries, keys, scores.device)
+    pairs = visible & reached_pairs(table, seen.attention_map.length)[:, None]
     pairs = pairs.expand_as(fused)
     return LayerMaps(
         name,
@@ -113,8 +110,8 @@ def _visible(seen: Observation) -> Tensor:
     """(B or 1, 1, T, K) booleans: which keys each query attends to."""
     queries, keys, device = seen.query.shape[2], seen.key.shape[2], seen.query.device
     everything = torch.ones(1, queries, keys, dtype=torch.bool, device=device)
-    visible = everything if seen.mask is None else visible_keys(seen.mask, keys)
-    if seen.view.causal and (seen.mask is None or seen.mask.dim() == 2):
+    visible = everything if seen.mask is None else visible_keys(seen.mask, queries, keys)
+    if seen.view.causal and (seen.mask is None or visible.shape[1] != queries):
         # Such a mask says nothing of the order of tokens.
         visible = visible & everything.tril(keys - queries)
     return visible.expand(-1, queries, -1)[:, None]
@@ -122,7 +119,8 @@ def _visible(seen: Observation) -> Tensor:
 
 def effect_size(seen: Observation) -> float:
     """‖tile(Attn_s) V‖ / ‖Attn V‖ of one attention call, over its real tokens."""
-    real = seen.span.real_queries(seen.query.shape[2], seen.query.device)[..., None, None]
+    table = seen.places.table(seen.view.queries, seen.view.value.shape[2], seen.output.device)
+    real = table.real_queries()[..., None, None]
     return float((seen.term * real).norm() / (seen.output.float() * real).norm().clamp(min=1e-12))
 
 

@@ -1,175 +1,246 @@
-"""Where each real token of a batch sits: padding, caches and windows reduced to one rule.
+"""Where each real token of a batch sits: padding, caches, windows and packing as one table.
 
-The map of LoRaDA is indexed by token positions within a sample, while attention sees key slots
-(padded, cached, windowed) and query rows. Real tokens are contiguous, so four numbers per sample
-say everything (``TokenSpan``): row and column m of the map belong to key slot ``origin + m``, and
-a slot counts only inside ``[start, stop)``. Pads are neither queries nor keys.
+The map of LoRaDA is indexed by token positions within a sequence, while attention sees key slots
+(padded, cached, windowed, packed) and query rows. ``locate`` says for every slot and every row
+which column and row of the map it is. Where the batch is nothing but whole sequences, four numbers
+say it (``TokenSpan``); everywhere else a table does (``TokenTable``). Pads are neither.
 
-Shapes: B batch, T queries, K key slots, N map length.
+Shapes: B batch, T queries, K key slots, N map length, S sequences packed into a row.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lorada.functional import Align
 
-Slot = int | Tensor  # one number for the whole batch, or (B,)
+# Far outside any map, whichever way it is shifted.
+NO_TOKEN = -(2**40)
 
 
 @dataclass(frozen=True)
 class TokenSpan:
-    """Key slots and query rows of a batch, as plain numbers or as one number per sample.
+    """One sequence per row, without a pad: the same four numbers for the whole batch.
 
     Attributes:
-        start: the first key slot that holds a real token; negative if it left a sliding cache.
-        stop: one past the last key slot that holds a real token.
+        start: the first key slot that holds a token.
+        stop: one past the last key slot that holds a token.
         origin: the key slot that row and column 0 of the map belong to.
         first: the key slot of query row 0.
     """
 
-    start: Slot
-    stop: Slot
-    origin: Slot
-    first: Slot
+    start: int
+    stop: int
+    origin: int
+    first: int
 
-    def key_slots(self, length: int, key_len: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(B, N) key slot of each map position, and whether a real token is there."""
-        slots = _column(self.origin, device) + torch.arange(length, device=device)
-        inside = (slots >= _column(self.start, device)) & (slots < _column(self.stop, device))
-        inside = inside & (slots >= 0) & (slots < key_len)
-        return slots.clamp(0, key_len - 1), inside
+    def table(self, query_len: int, key_len: int, device: torch.device) -> "TokenTable":
+        """The same as a table of one row."""
+        slots = torch.arange(key_len, device=device)
+        inside = (slots >= self.start) & (slots < self.stop)
+        columns = torch.where(inside, slots - self.origin, NO_TOKEN)
+        rows = torch.arange(query_len, device=device) + self.first - self.origin
+        return TokenTable(columns[None], rows[None])
 
-    def query_rows(
-        self, length: int, query_len: int, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
+
+@dataclass(frozen=True)
+class TokenTable:
+    """The place in the map of every key slot and query row; B may be 1 for all samples alike.
+
+    Attributes:
+        columns: (B, K) map column of each key slot, ``NO_TOKEN`` where no token is; below 0 or
+            from N on the token is one that the map does not reach.
+        rows: (B, T) map row of each query, likewise.
+        sequences: S, how many sequences share a row of the batch; each has a map of its own.
+        column_owner: (B, K), which of them a slot belongs to; None where S is 1.
+        row_owner: (B, T), likewise for queries.
+    """
+
+    columns: Tensor
+    rows: Tensor
+    sequences: int = 1
+    column_owner: Tensor | None = None
+    row_owner: Tensor | None = None
+
+    def table(self, query_len: int, key_len: int, device: torch.device) -> "TokenTable":
+        """Itself."""
+        return self
+
+    def key_slots(self, length: int) -> tuple[Tensor, Tensor]:
+        """(B, S·N) key slot of each column of each sequence's map, and whether a token is there."""
+        inside = (self.columns >= 0) & (self.columns < length)
+        places = self.columns
+        if self.column_owner is not None:
+            places = places + self.column_owner * length
+        # Slots outside the map share one place too many, which is cut off again.
+        total = self.sequences * length
+        places = torch.where(inside, places, total)
+        slots = torch.arange(places.shape[-1], device=places.device).expand_as(places)
+        found = places.new_zeros(len(places), total + 1).scatter(1, places, slots)
+        filled = inside.new_zeros(len(places), total + 1).scatter(1, places, inside)
+        return found[:, :-1], filled[:, :-1]
+
+    def query_rows(self, length: int) -> tuple[Tensor, Tensor]:
         """(B, T) map row of each query, and whether the map has such a row for a real token."""
-        slots = _column(self.first, device) + torch.arange(query_len, device=device)
-        rows = slots - _column(self.origin, device)
-        inside = (slots >= _column(self.start, device)) & (slots < _column(self.stop, device))
-        inside = inside & (rows >= 0) & (rows < length)
-        return rows.clamp(0, length - 1), inside
+        inside = (self.rows >= 0) & (self.rows < length)
+        return self.rows.clamp(0, length - 1), inside
 
-    def real_queries(self, query_len: int, device: torch.device) -> Tensor:
+    def real_queries(self) -> Tensor:
         """(B, T) booleans: which query rows are real tokens."""
-        slots = _column(self.first, device) + torch.arange(query_len, device=device)
-        return (slots >= _column(self.start, device)) & (slots < _column(self.stop, device))
+        return self.rows != NO_TOKEN
 
 
-def _column(slot: Slot, device: torch.device) -> Tensor:
-    return torch.as_tensor(slot, device=device).view(-1, 1)
+Places = TokenSpan | TokenTable
 
 
 def locate(
     query_len: int,
     key_len: int,
-    mask: Tensor | None,
+    mask: Any,
     position_ids: Tensor | None,
     *,
     length: int,
     align: Align = "start",
     positions: str = "token",
     window: int | None = None,
-) -> TokenSpan:
+    causal: bool = True,
+    cu_seq_lens: tuple[Tensor, Tensor] | None = None,
+) -> Places:
     """Find the real tokens of a batch from what an attention function is given.
 
     Args:
         query_len: T.
         key_len: K.
-        mask: (B, K) of ones and zeros, or (B, 1, T, K) boolean or additive; None if nothing is
-            padded.
-        position_ids: (B, T) or (1, T); read only where a sliding cache has dropped the first keys.
+        mask: (B, K) of ones and zeros, (B, 1, T, K) boolean or additive, or flex attention's
+            BlockMask; None if nothing is padded.
+        position_ids: (B, T) or (1, T). They tell packed sequences apart, and where a sliding cache
+            that dropped its first keys is.
         length: N.
-        align: on which end of a sample the map lies.
+        align: on which end of a sequence the map lies.
         positions: ``raw`` takes slots as positions and pads as tokens, as the paper's code does.
         window: width of the sliding window of this layer, in tokens.
+        causal: whether a query sees no later key.
+        cu_seq_lens: (S+1,) cumulative lengths, in queries and in keys, of the sequences that are
+            packed into the one row of the batch.
 
     Raises:
-        ValueError: for a mask of an unknown form, several sequences packed into one row, or a
-            sliding cache without position ids.
+        ValueError: for a mask of an unknown form, a sliding cache without position ids, or several
+            rows with cumulative lengths.
     """
-    start: Slot
-    stop: Slot
-    first: Slot
-    if mask is None and query_len == key_len:
-        _refuse_packing(position_ids, None)
-    if positions == "raw" or mask is None:
-        start, stop, first = _unpadded(query_len, key_len, position_ids, window)
+    if positions == "raw":
+        mask, cu_seq_lens = None, None
+    if cu_seq_lens is not None:
+        tokens = _packed_by_lengths(query_len, key_len, position_ids, window, cu_seq_lens)
+    elif mask is not None:
+        tokens = _masked(query_len, visible_keys(mask, query_len, key_len), position_ids, window,
+                         causal and not (isinstance(mask, Tensor) and mask.dim() == 2))  # fmt: skip
+    elif positions == "token" and query_len == key_len and _restarts(position_ids, None):
+        assert position_ids is not None
+        tokens = _packed_by_restart(torch.ones_like(position_ids, dtype=torch.bool), position_ids)
     else:
-        start, stop, first = _from_mask(query_len, key_len, mask, position_ids, window)
-    origin = start if align == "start" else stop - length
-    return TokenSpan(start, stop, origin, first)
+        unpadded = _unpadded(query_len, key_len, position_ids, window)
+        if isinstance(unpadded, TokenSpan):
+            return (
+                unpadded if align == "start" else replace(unpadded, origin=unpadded.stop - length)
+            )
+        tokens = unpadded
+    return tokens if align == "start" else _lie_on_end(tokens, length)
+
+
+def _lie_on_end(tokens: TokenTable, length: int) -> TokenTable:
+    """The last token of each sequence moves to the last row and column of the map (Eq. 16)."""
+    if tokens.column_owner is None or tokens.row_owner is None:
+        shift = tokens.columns.amax(1, keepdim=True).clamp(min=-1) + 1 - length
+        shifts = (shift, shift)
+    else:
+        last = tokens.columns.new_full((len(tokens.columns), tokens.sequences), -1)
+        last = last.scatter_reduce(1, tokens.column_owner, tokens.columns, "amax")
+        shift = last + 1 - length
+        shifts = (shift.gather(1, tokens.column_owner), shift.gather(1, tokens.row_owner))
+    columns, rows = (
+        torch.where(places == NO_TOKEN, NO_TOKEN, places - moved)
+        for places, moved in zip((tokens.columns, tokens.rows), shifts, strict=True)
+    )
+    return TokenTable(columns, rows, tokens.sequences, tokens.column_owner, tokens.row_owner)
 
 
 def _unpadded(
     query_len: int, key_len: int, position_ids: Tensor | None, window: int | None
-) -> tuple[Slot, Slot, Slot]:
+) -> Places:
     if query_len == key_len:
-        return 0, key_len, 0
+        return TokenSpan(0, key_len, 0, 0)
     if window is not None and key_len >= window:
-        start = key_len - 1 - _last_position(position_ids, window)
-        return start, key_len, key_len - query_len
-    if query_len == 1:
-        return 0, key_len, key_len - 1
-    # Several queries, more slots and no mask: the prefill of a static cache, whose tail is empty,
-    # or a later chunk under a flash kernel. Only positions tell them apart.
-    first = 0 if position_ids is None else position_ids[:, 0]
-    return 0, first + query_len, first
+        last = _last_position(position_ids, window)[:, None]
+        columns = last - torch.arange(key_len - 1, -1, -1, device=last.device)
+        return TokenTable(columns, columns[:, -query_len:])
+    if query_len == 1 or position_ids is None:
+        # Without positions, several queries and more slots are the prefill of a static cache.
+        first = key_len - 1 if query_len == 1 else 0
+        return TokenSpan(0, first + query_len, 0, first)
+    # The prefill of a static cache, whose tail is empty, or a later chunk under a flash kernel:
+    # only positions tell them apart.
+    rows = position_ids[:, :1] + torch.arange(query_len, device=position_ids.device)
+    slots = torch.arange(key_len, device=position_ids.device)
+    return TokenTable(torch.where(slots <= rows[:, -1:], slots, NO_TOKEN), rows)
 
 
-def _from_mask(
+def _masked(
     query_len: int,
-    key_len: int,
-    mask: Tensor,
+    visible: Tensor,
     position_ids: Tensor | None,
     window: int | None,
-) -> tuple[Slot, Slot, Slot]:
-    visible = visible_keys(mask, key_len)
+    ordered: bool,
+) -> TokenTable:
+    """Tokens by what ``visible`` (B, T or 1, K) shows; ``ordered`` if row t ends at its own key."""
+    key_len = visible.shape[-1]
+    # Any query, for behind a window, or in a packed row, the last one does not see every token.
+    keys = visible.any(-2)
+    if query_len == key_len and _restarts(position_ids, keys):
+        assert position_ids is not None
+        return _packed_by_restart(keys, position_ids)
+    counted = keys.cumsum(-1)
+    if query_len != key_len and window is not None and key_len >= window:
+        # The cache has dropped keys; the last token's position says how many.
+        last = _last_position(position_ids, window)[:, None]
+        counted = counted - counted[:, -1:] + last + 1
+    columns = torch.where(keys, counted - 1, NO_TOKEN)
     if query_len == key_len:
-        # Any query, for behind a window, or in a packed row, the last one does not see every token.
-        keys = visible.any(-2)
-        _refuse_packing(position_ids, keys)
-        start, stop = _ends(keys)
-        return start, stop, torch.zeros_like(start)
-    start, stop = _ends(visible[:, -1])
-    if mask.dim() == 2:  # of a flash kernel: it says nothing of the queries, which come last
-        first = torch.full_like(stop, key_len - query_len)
-    else:
-        # A pad at the head of the queries sees nothing; then the last query tells where they sit.
-        head_seen = visible[:, 0].any(-1)
-        first = torch.where(head_seen, _ends(visible[:, 0])[1] - 1, stop - query_len)
-    if window is not None and key_len >= window:
-        start = stop - 1 - _last_position(position_ids, window)
-    return start, stop, first
+        return TokenTable(columns, columns)
+    if not ordered:  # such a mask says nothing of the queries, which come last
+        return TokenTable(columns, columns[:, key_len - query_len :])
+    own = key_len - 1 - visible.flip(-1).to(torch.uint8).argmax(-1)
+    # A pad before the tokens sees nothing, one behind them no more than the row before it.
+    real = visible.any(-1)
+    real[:, 1:] = real[:, 1:] & ~(real[:, :-1] & (own[:, 1:] == own[:, :-1]))
+    rows = columns.expand(len(own), -1).gather(1, own)
+    return TokenTable(columns, torch.where(real, rows, NO_TOKEN))
 
 
-def visible_keys(mask: Tensor, key_len: int) -> Tensor:
+def visible_keys(mask: Any, query_len: int, key_len: int) -> Tensor:
     """(B, T or 1, K) booleans from any mask that transformers hands to an attention function.
 
     Raises:
         ValueError: for a mask of an unknown form.
     """
-    if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
-        form = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(
-            f"attention mask of an unknown form ({form}); "
-            "LMAM reads (B, K) and (B, 1, T, K) tensors: use attn_implementation='sdpa'"
-        )
-    if mask.dim() == 2:
+    if isinstance(mask, Tensor) and mask.dim() == 2:
         return mask[:, None, -key_len:].bool()
-    mask = mask[:, 0, :, :key_len]
-    if mask.dtype == torch.bool:
-        return mask
-    return mask > torch.finfo(mask.dtype).min / 2
-
-
-def _ends(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """First and one-past-last true slot of each row of a (B, K) tensor; an empty row gives 0, 0."""
-    seen = keys.any(-1)
-    flags = keys.to(torch.uint8)
-    stop = torch.where(seen, keys.shape[-1] - flags.flip(-1).argmax(-1), 0)
-    return flags.argmax(-1), stop
+    if isinstance(mask, Tensor) and mask.dim() == 4:
+        mask = mask[:, 0, :, :key_len]
+        return mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask.bool()
+    if hasattr(mask, "mask_mod"):
+        batch, device = mask.shape[0], mask.kv_num_blocks.device
+        index = (torch.arange(size, device=device) for size in (batch, query_len, key_len))
+        sample, query, key = (i.view(shape) for i, shape in zip(
+            index, ((-1, 1, 1), (1, -1, 1), (1, 1, -1)), strict=True))  # fmt: skip
+        seen: Tensor = mask.mask_mod(sample, torch.zeros_like(sample), query, key)
+        return seen.expand(batch, query_len, key_len)
+    form = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+    raise ValueError(
+        f"attention mask of an unknown form ({form}); LMAM reads (B, K) and (B, 1, T, K) tensors "
+        "and flex attention's BlockMask: use attn_implementation='sdpa'"
+    )
 
 
 def _last_position(position_ids: Tensor | None, window: int) -> Tensor:
@@ -181,14 +252,66 @@ def _last_position(position_ids: Tensor | None, window: int) -> Tensor:
     return position_ids[:, -1]
 
 
-def _refuse_packing(position_ids: Tensor | None, keys: Tensor | None) -> None:
-    if position_ids is None or (keys is not None and keys.shape[-1] != position_ids.shape[-1]):
-        return
-    restarts = position_ids[:, 1:] < position_ids[:, :-1]
-    if keys is not None:
-        restarts = restarts & keys[:, 1:] & keys[:, :-1]
-    if not torch.compiler.is_compiling() and bool(restarts.any()):
-        raise ValueError(
-            "position_ids restart within a row: several sequences packed into one row are not "
-            "supported by LMAM yet; pass one sequence per row"
+def _starts(keys: Tensor, position_ids: Tensor) -> Tensor:
+    """(B, K) booleans: a real token whose position is not above that of the real token before."""
+    slots = torch.arange(keys.shape[-1], device=keys.device)
+    before = torch.where(keys, slots, -1).cummax(-1).values.roll(1, -1)
+    before[:, 0] = -1
+    position_ids = position_ids.expand(len(keys), -1)
+    earlier = position_ids.gather(1, before.clamp(min=0))
+    return keys & (before >= 0) & (position_ids <= earlier)
+
+
+def _restarts(position_ids: Tensor | None, keys: Tensor | None) -> bool:
+    """Whether several sequences are packed into a row: their positions start anew."""
+    if position_ids is None or position_ids.shape[-1] == 1:
+        return False
+    if keys is None:
+        starts = position_ids[:, 1:] <= position_ids[:, :-1]
+    elif keys.shape[-1] != position_ids.shape[-1]:
+        return False
+    else:
+        starts = _starts(keys, position_ids)
+    if torch.compiler.is_compiling():
+        # A compiled graph cannot turn aside here; it refuses when it runs.
+        torch._assert_async(
+            ~starts.any(),
+            "sequences packed by position_ids are not supported in a compiled model with a map: "
+            "pass cu_seq_lens_q and cu_seq_lens_k too",
         )
+        return False
+    return bool(starts.any())
+
+
+def _packed_by_restart(keys: Tensor, position_ids: Tensor) -> TokenTable:
+    starts = _starts(keys, position_ids)
+    owner = starts.cumsum(-1)
+    counted = keys.cumsum(-1) - 1
+    # What was counted before a sequence began is not its own.
+    before = torch.where(starts, counted, 0).cummax(-1).values
+    columns = torch.where(keys, counted - before, NO_TOKEN)
+    return TokenTable(columns, columns, int(owner.max()) + 1, owner, owner)
+
+
+def _packed_by_lengths(
+    query_len: int,
+    key_len: int,
+    position_ids: Tensor | None,
+    window: int | None,
+    cu_seq_lens: tuple[Tensor, Tensor],
+) -> TokenTable:
+    by_query, by_key = (lengths.long() for lengths in cu_seq_lens)
+    sequences, device = len(by_query) - 1, by_query.device
+    queries, keys = (torch.arange(size, device=device) for size in (query_len, key_len))
+    row_owner = (torch.searchsorted(by_query, queries, right=True) - 1).clamp(0, sequences - 1)
+    column_owner = (torch.searchsorted(by_key, keys, right=True) - 1).clamp(0, sequences - 1)
+    columns = keys - by_key[column_owner]
+    if window is not None and position_ids is not None:
+        # A sliding cache may have dropped a sequence's first keys; its last position tells.
+        last = position_ids[0, by_query[1:] - 1].long()
+        columns = last[column_owner] + 1 + keys - by_key[1:][column_owner]
+    own = queries + by_key[1:][row_owner] - by_query[1:][row_owner]  # the queries come last
+    rows = columns[own.clamp(0, key_len - 1)]
+    columns = torch.where(keys < by_key[-1], columns, NO_TOKEN)
+    rows = torch.where(queries < by_query[-1], rows, NO_TOKEN)
+    return TokenTable(columns[None], rows[None], sequences, column_owner[None], row_owner[None])

@@ -1,11 +1,11 @@
 """What a map adds to one attention call: the maths of ``functional`` where ``positions`` puts it.
 
 Two routes to the same term. Where one set of numbers places the whole batch, the tokens under the
-map are a slice of the values. Where samples sit differently (padding, caches), their values are
-gathered into map coordinates, multiplied, and the rows put back.
+map are a slice of the values. Where samples sit differently (padding, caches, packing), the values
+of each sequence are gathered into map coordinates, multiplied, and the rows put back.
 
-Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, K key slots, N map
-length, R rank, D head width.
+Shapes: B batch, P sequences packed into a row, H query heads, G key/value heads, S map heads,
+T queries, K key slots, N map length, R rank, D head width.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from lorada.functional import (
     mask_map,
     softmax_map,
 )
-from lorada.positions import TokenSpan
+from lorada.positions import Places, TokenSpan, TokenTable
 
 
 @dataclass(frozen=True)
@@ -84,19 +84,15 @@ class View:
     window: int | None
 
 
-def map_term(attention_map: AttentionMap, span: TokenSpan, view: View) -> Tensor | None:
+def map_term(attention_map: AttentionMap, places: Places, view: View) -> Tensor | None:
     """tile(Attn_s)·V of every query, (B, T, H, D) in fp32; None where the map reaches none."""
     with torch.autocast(view.value.device.type, enabled=False):
-        if isinstance(span.start, int) and isinstance(span.first, int):
-            return _sliced_term(attention_map, span, view)
-        return _gathered_term(attention_map, span, view)
+        if isinstance(places, TokenSpan):
+            return _sliced_term(attention_map, places, view)
+        return _gathered_term(attention_map, places, view)
 
 
 def _sliced_term(attention_map: AttentionMap, span: TokenSpan, view: View) -> Tensor | None:
-    assert isinstance(span.start, int)
-    assert isinstance(span.stop, int)
-    assert isinstance(span.origin, int)
-    assert isinstance(span.first, int)
     begin = max(span.origin, span.start)
     end = min(span.origin + attention_map.length, span.stop)
     row = max(begin, span.first)  # the first key slot under the map that is also a query
@@ -114,24 +110,53 @@ def _sliced_term(attention_map: AttentionMap, span: TokenSpan, view: View) -> Te
     return nn.functional.pad(term.transpose(1, 2), (0, 0, 0, 0, before, after))
 
 
-def _gathered_term(attention_map: AttentionMap, span: TokenSpan, view: View) -> Tensor:
-    length, device = attention_map.length, view.value.device
-    batch, groups, keys, width = view.value.shape
-    slots, real = span.key_slots(length, keys, device)
-    index = slots.expand(batch, -1)[:, None, :, None].expand(-1, groups, -1, width)
+def _gathered_term(attention_map: AttentionMap, table: TokenTable, view: View) -> Tensor:
+    length, packed = attention_map.length, table.sequences
+    batch, groups, _, width = view.value.shape
+    slots, real = (part.expand(batch, -1) for part in table.key_slots(length))
+    index = slots[:, None, :, None].expand(-1, groups, -1, width)
     value = view.value.gather(2, index).float() * real[:, None, :, None]
-    rows, inside = span.query_rows(length, view.queries, device)
+    rows, inside = table.query_rows(length)
     rows, inside = rows.expand(batch, -1), inside.expand(batch, -1)[..., None, None]
-    if attention_map.stays_low_rank and view.queries >= length:
+    if packed > 1:
+        # Each sequence becomes a sample of its own.
+        value = value.view(batch, groups, packed, length, width).transpose(1, 2)
+        value = value.reshape(batch * packed, groups, length, width)
+        rows, real = _owned(table, rows, length), real.reshape(-1, length)
+    # Few queries (decoding): only their rows of the map are multiplied.
+    few = view.queries < length if packed == 1 else batch * view.queries <= len(value)
+    if few:
+        map_ = _masked(attention_map, attention_map.dense(), view, real)
+        return _few_rows(map_, value, rows, view.heads, packed) * inside
+    if attention_map.stays_low_rank:
         # In map coordinates the values begin where the map does, whatever its alignment.
-        return _pick(_product(attention_map, value, view, "start"), rows) * inside
-    real = real.expand(batch, -1)
-    map_ = _masked(attention_map, attention_map.dense(), view, real)
-    if view.queries < length:
-        # Few queries (decoding): only their rows of the map are multiplied.
-        term = apply_map(_map_rows(map_, rows), value, view.heads)
-        return term.transpose(1, 2) * inside
-    return _pick(apply_map(map_, value, view.heads), rows) * inside
+        term = _product(attention_map, value, view, "start")
+    else:
+        map_ = _masked(attention_map, attention_map.dense(), view, real)
+        term = apply_map(map_, value, view.heads)
+    # (B·P, H, N, D) → (B, P·N, H, D)
+    term = term.transpose(1, 2).reshape(batch, packed * length, view.heads, width)
+    return term.gather(1, rows[..., None, None].expand(-1, -1, *term.shape[2:])) * inside
+
+
+def _owned(table: TokenTable, rows: Tensor, length: int) -> Tensor:
+    """Map rows (B, T) counted through the maps of all sequences that are packed into a row."""
+    assert table.row_owner is not None
+    return rows + table.row_owner.expand_as(rows) * length
+
+
+def _few_rows(map_: Tensor, value: Tensor, rows: Tensor, heads: int, packed: int) -> Tensor:
+    """Chosen rows (B, T) of the product of ``map_`` with each sequence's values, (B, T, H, D)."""
+    if packed == 1:
+        return apply_map(_map_rows(map_, rows), value, heads).transpose(1, 2)
+    # Every query meets the values of its own sequence.
+    batch, queries = rows.shape
+    length = map_.shape[-1]
+    sequence = rows // length + torch.arange(batch, device=rows.device)[:, None] * packed
+    own = sequence.flatten()
+    map_ = map_.expand(len(value), -1, -1, -1)[own] if map_.dim() == 4 else map_
+    picked = _map_rows(map_, (rows % length).view(-1, 1))
+    return apply_map(picked, value[own], heads).view(batch, queries, heads, -1)
 
 
 def _product(attention_map: AttentionMap, value: Tensor, view: View, align: Align) -> Tensor:
@@ -163,18 +188,34 @@ def for_samples(full: Tensor, samples: Tensor | None, batch: int) -> Tensor:
     return full * mine.view(-1, *[1] * (full.dim() - 1))
 
 
-def spread_map(attention_map: AttentionMap, span: TokenSpan, view: View) -> Tensor:
+def spread_map(attention_map: AttentionMap, places: Places, view: View) -> Tensor:
     """A map laid out on the (B, H, T, K) attention map it is added to; zero where it is not."""
     length, device, keys = attention_map.length, view.value.device, view.value.shape[2]
-    slots, real = span.key_slots(length, keys, device)
-    map_ = _masked(attention_map, attention_map.dense(), view, real)
-    rows, inside = span.query_rows(length, view.queries, device)
-    batch = max(len(rows), len(real))
-    picked = _map_rows(map_, rows.expand(batch, -1)) * inside.expand(batch, -1)[:, None, :, None]
-    picked = picked * real.expand(batch, -1)[:, None, None]
-    full = picked.new_zeros(*picked.shape[:-1], keys)
-    index = slots.expand(batch, -1)[:, None, None].expand_as(picked)
-    return full.scatter_add(-1, index, picked).repeat(1, view.heads // picked.shape[1], 1, 1)
+    table = places.table(view.queries, keys, device)
+    _, real = table.key_slots(length)
+    map_ = _masked(attention_map, attention_map.dense(), view, real.reshape(-1, length))
+    rows, _ = table.query_rows(length)
+    batch = max(len(rows), len(table.columns))
+    rows = rows.expand(batch, -1)
+    if map_.dim() == 4 and table.sequences > 1:
+        # (B·P, S, N, N) → (B, S, P·N, N): the maps of a row's sequences, one above the other.
+        map_ = map_.view(-1, table.sequences, *map_.shape[1:]).transpose(1, 2).flatten(2, 3)
+        rows = _owned(table, rows, length)
+    picked = _map_rows(map_, rows)
+    columns = table.columns.expand(batch, -1)
+    index = columns.clamp(0, length - 1)[:, None, None].expand(-1, *picked.shape[1:3], -1)
+    pairs = reached_pairs(table, length)[:, None]
+    return (picked.gather(-1, index) * pairs).repeat(1, view.heads // picked.shape[1], 1, 1)
+
+
+def reached_pairs(table: TokenTable, length: int) -> Tensor:
+    """(B, T, K) booleans: the pairs of real tokens that have an entry in their sequence's map."""
+    _, rows = table.query_rows(length)
+    columns = (table.columns >= 0) & (table.columns < length)
+    pairs = rows[:, :, None] & columns[:, None, :]
+    if table.row_owner is None or table.column_owner is None:
+        return pairs
+    return pairs & (table.row_owner[:, :, None] == table.column_owner[:, None, :])
 
 
 def _map_rows(map_: Tensor, rows: Tensor) -> Tensor:
@@ -183,9 +224,3 @@ def _map_rows(map_: Tensor, rows: Tensor) -> Tensor:
         return map_[:, rows].transpose(0, 1)
     index = rows[:, None, :, None].expand(-1, map_.shape[1], -1, map_.shape[-1])
     return map_.expand(len(rows), -1, -1, -1).gather(2, index)
-
-
-def _pick(term: Tensor, rows: Tensor) -> Tensor:
-    """Rows (B, T) of a (B, H, N, D) term, as (B, T, H, D)."""
-    term = term.transpose(1, 2)
-    return term.gather(1, rows[..., None, None].expand(-1, -1, *term.shape[2:]))
