@@ -14,6 +14,7 @@ CHAIN = [
     "positions",
     "terms",
     "attention",
+    "hooked",
     "tuners",
     "procedures",
     "methods",

@@ -24,7 +24,6 @@ from lorada.positions import Places, TokenTable, locate
 from lorada.terms import AttentionMap, View, for_samples, map_term, spread_map
 
 CHILD = "lmam"
-CROSS_ATTENTION = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")
 
 
 class MapLayer(Protocol):
@@ -40,9 +39,9 @@ class Observation:
     """What one attention call computed, for ``observe``."""
 
     module: nn.Module
-    query: Tensor
-    key: Tensor
-    mask: Tensor | None
+    query: Tensor | None  # (B, H, T, D); None where the model computes attention itself
+    key: Tensor | None  # (B, G, K, D)
+    mask: Any
     scaling: float
     places: Places
     attention_map: AttentionMap
@@ -91,15 +90,6 @@ def dispatches(module: nn.Module) -> bool:
     return "ALL_ATTENTION_FUNCTIONS" in getattr(forward, "__code__", _eager.__code__).co_names
 
 
-def self_attentions(model: nn.Module) -> list[str]:
-    """Names of all self-attention modules of a model that can hold a map."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if dispatches(module) and not any(f".{cross}." in f".{name}." for cross in CROSS_ATTENTION)
-    ]
-
-
 def head_count(module: nn.Module) -> int:
     """Query heads of an attention module."""
     for source in (module, getattr(module, "config", None)):
@@ -146,7 +136,14 @@ def _with_map(attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[.
                 "a paged cache was passed without its values, which LMAM needs: use "
                 "attn_implementation='sdpa' for continuous batching"
             )
-        call = _Call(module, query, key, value, attention_mask, kwargs)
+        view = View(
+            value,
+            query.shape[2],
+            query.shape[1],
+            _is_causal(module, kwargs),
+            kwargs.get("sliding_window"),
+        )
+        call = Call(module, view, attention_mask, kwargs, query, key)
         inside = [m for m in maps if m.ablation == "no_negative"]
         mask = attention_mask
         for attention_map in inside:
@@ -169,27 +166,22 @@ def _with_map(attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[.
     return attend_with_map
 
 
-class _Call:
-    """One call of an attention function, and what the maps of its module add to it."""
+def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:
+    """The module knows whether it is a decoder; a call may say False for a mask that is causal."""
+    causal = getattr(module, "is_causal", None)
+    return bool(kwargs.get("is_causal", True) if causal is None else causal)
 
-    def __init__(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> None:
-        self.module, self.query, self.key, self.mask = module, query, key, mask
-        # The module knows whether it is a decoder; a call may say False for a mask that is causal.
-        causal = getattr(module, "is_causal", None)
-        causal = bool(kwargs.get("is_causal", True) if causal is None else causal)
-        self.view = View(
-            value, query.shape[2], query.shape[1], causal, kwargs.get("sliding_window")
-        )
-        self.kwargs = kwargs
-        self.scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+
+@dataclass(frozen=True)
+class Call:
+    """One call of attention, and what the maps of its module add to it."""
+
+    module: nn.Module
+    view: View
+    mask: Any
+    kwargs: dict[str, Any]
+    query: Tensor | None = None
+    key: Tensor | None = None
 
     def places(self, attention_map: AttentionMap) -> Places:
         """Where the tokens of this call sit in a map.
@@ -197,12 +189,12 @@ class _Call:
         Raises:
             ValueError: if sequences are packed into a row and attention does not keep them apart.
         """
-        by_query = self.kwargs.get("cu_seq_lens_q")
-        by_key = self.kwargs.get("cu_seq_lens_k")
-        by_key = by_query if by_key is None else by_key
+        by_query: Tensor | None = self.kwargs.get("cu_seq_lens_q")
+        by_key: Tensor | None = self.kwargs.get("cu_seq_lens_k")
+        queries, keys = self.view.queries, self.view.value.shape[2]
         places = locate(
-            self.query.shape[2],
-            self.key.shape[2],
+            queries,
+            keys,
             self.mask,
             self.kwargs.get("position_ids"),
             length=attention_map.length,
@@ -210,17 +202,21 @@ class _Call:
             positions=attention_map.positions,
             window=self.view.window,
             causal=self.view.causal,
-            cu_seq_lens=None if by_query is None else (by_query, by_key),
+            cu_seq_lens=None
+            if by_query is None
+            else (by_query, by_query if by_key is None else by_key),
         )
         packed = isinstance(places, TokenTable) and places.sequences > 1
-        if packed and self.mask is None and "flash" not in self.module.config._attn_implementation:
+        config = getattr(self.module, "config", None)
+        kernel = getattr(config, "_attn_implementation", None) or "eager"
+        if packed and self.mask is None and "flash" not in kernel:
             raise ValueError(
                 "several sequences are packed into one row and attention would let them see each "
                 "other: pass use_cache=False and position_ids that start anew with each sequence"
             )
         # An exported program serves every length, so it must not slice by the one it was traced at.
         if torch.compiler.is_exporting():
-            return places.table(self.query.shape[2], self.key.shape[2], self.query.device)
+            return places.table(queries, keys, self.view.value.device)
         return places
 
     def add_term(self, attention_map: AttentionMap, output: Tensor, result: Tensor) -> Tensor:
@@ -248,19 +244,22 @@ class _Call:
         self, attention_map: AttentionMap, places: Places, output: Tensor, term: Tensor
     ) -> None:
         """Tell the observers what this call computed."""
+        if not _observers:
+            return
+        scaling = self.kwargs.get("scaling") or self.view.value.shape[-1] ** -0.5
+        seen = Observation(
+            self.module, self.query, self.key, self.mask, scaling, places,
+            attention_map, self.view, output.detach(), term.detach(),
+        )  # fmt: skip
         for observer in _observers:
-            observer(
-                Observation(
-                    self.module, self.query, self.key, self.mask, self.scaling, places,
-                    attention_map, self.view, output.detach(), term.detach(),
-                )
-            )  # fmt: skip
+            observer(seen)
 
-    def mask_with(self, attention_map: AttentionMap, mask: Tensor | None) -> Tensor:
+    def mask_with(self, attention_map: AttentionMap, mask: Any) -> Tensor:
         """The additive mask of ¬N: the map joins the scores (B, H, T, K), before the softmax."""
-        queries, keys, dtype = self.query.shape[2], self.key.shape[2], self.query.dtype
+        value = self.view.value
+        queries, (batch, _, keys, _), dtype = self.view.queries, value.shape, value.dtype
         full = spread_map(attention_map, self.places(attention_map), self.view)
-        full = for_samples(full, attention_map.samples, len(self.query)).to(dtype)
+        full = for_samples(full, attention_map.samples, batch).to(dtype)
         blocked = torch.finfo(dtype).min
         if mask is None:
             if not self.view.causal or queries == 1:

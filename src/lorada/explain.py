@@ -79,6 +79,11 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor]) -> list[LayerMaps]:
 
 
 def _layer_maps(name: str, seen: Observation) -> LayerMaps:
+    if seen.query is None or seen.key is None:
+        raise ValueError(
+            f"{type(seen.module).__name__} keeps its queries and keys to itself, so its softmax "
+            "map cannot be shown: use a model that dispatches its attention"
+        )
     queries, keys, heads = seen.query.shape[2], seen.key.shape[2], seen.query.shape[1]
     visible = _visible(seen)
     key = seen.key.repeat_interleave(heads // seen.key.shape[1], dim=1)
@@ -108,7 +113,7 @@ def _share_below_zero(values: Tensor, pairs: Tensor) -> Tensor:
 
 def _visible(seen: Observation) -> Tensor:
     """(B or 1, 1, T, K) booleans: which keys each query attends to."""
-    queries, keys, device = seen.query.shape[2], seen.key.shape[2], seen.query.device
+    queries, keys, device = seen.view.queries, seen.view.value.shape[2], seen.output.device
     everything = torch.ones(1, queries, keys, dtype=torch.bool, device=device)
     visible = everything if seen.mask is None else visible_keys(seen.mask, queries, keys)
     if seen.view.causal and (seen.mask is None or visible.shape[1] != queries):

@@ -228,7 +228,8 @@ def visible_keys(mask: Any, query_len: int, key_len: int) -> Tensor:
         return mask[:, None, -key_len:].bool()
     if isinstance(mask, Tensor) and mask.dim() == 4:
         mask = mask[:, 0, :, :key_len]
-        return mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask.bool()
+        blocked = torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else 0
+        return mask.gt(blocked)
     if hasattr(mask, "mask_mod"):
         batch, device = mask.shape[0], mask.kv_num_blocks.device
         index = (torch.arange(size, device=device) for size in (batch, query_len, key_len))

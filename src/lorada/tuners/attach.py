@@ -16,6 +16,7 @@ from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lorada.hooked import HookPair
 from lorada.tuners.types import PREFIX, LoradaPeftConfig
 
 
@@ -41,7 +42,7 @@ class AttachedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []
         self._mixed: list[str] | None = None
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[RemovableHandle | HookPair] = []
 
     @property
     def host(self) -> nn.Module:

@@ -14,7 +14,7 @@ import torch
 from peft.tuners.tuners_utils import _ExcludedModule
 from torch import nn
 
-from lorada import attention
+from lorada import attention, hooked
 from lorada.functional import Ablation, Align, position_embedding
 from lorada.terms import AttentionMap
 from lorada.tuners.attach import AttachedLayer, AttachedModel, within_layer
@@ -25,6 +25,8 @@ from lorada.tuners.types import (
     require_choice,
     require_positive,
 )
+
+CROSS_ATTENTION = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")
 
 
 @dataclass
@@ -102,7 +104,10 @@ class LmamLayer(AttachedLayer):
         self.configs: dict[str, LmamConfig] = {}
         self._baked: dict[str, torch.Tensor] = {}
         attention.install()
-        self._handles.append(host.register_forward_pre_hook(self._check_dispatch))
+        hooks = hooked.hooks_for(host)
+        self._handles.append(
+            hooks(host, self) if hooks else host.register_forward_pre_hook(self._check_dispatch)
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A model that was unpickled in a new process finds the attention functions unwrapped.
@@ -129,6 +134,11 @@ class LmamLayer(AttachedLayer):
             divisors = ", ".join(str(h) for h in range(1, total + 1) if total % h == 0)
             raise ValueError(
                 f"heads={heads} does not divide the {total} attention heads: use one of {divisors}"
+            )
+        if config.ablation == "no_negative" and not attention.dispatches(self.host):
+            raise ValueError(
+                f"ablation='no_negative' changes the scores, which {type(self.host).__name__} "
+                "keeps to itself: choose a model that dispatches its attention"
             )
         device = self.host_device()
         self.configs[adapter_name] = config
@@ -205,13 +215,14 @@ class LmamModel(AttachedModel):
     tuner_layer_cls = LmamLayer
 
     def _prepare_adapter_config(self, peft_config: LmamConfig, model_config: Any) -> LmamConfig:
-        found = attention.self_attentions(self.model)
-        if not found:
+        if not self_attentions(self.model):
             classes = {type(module).__name__ for module in self.model.modules()}
             kinds = sorted(name for name in classes if "ttention" in name)
+            known = sorted(name.partition(".")[2] for name in hooked.HOOKED)
             raise ValueError(
                 "no self-attention module of this model dispatches through transformers' attention "
-                f"interface, so a map would have no effect; found {', '.join(kinds) or 'none'}"
+                f"interface or is one of {', '.join(known)}, so a map would have no effect; "
+                f"found {', '.join(kinds) or 'none'}"
             )
         if peft_config.target_modules is None:
             peft_config.target_modules = self.candidates()
@@ -219,13 +230,13 @@ class LmamModel(AttachedModel):
 
     def candidates(self) -> list[str]:
         """Names, within a layer, of the self-attention modules of this model."""
-        return sorted({within_layer(name) for name in attention.self_attentions(self.model)})
+        return sorted({within_layer(name) for name in self_attentions(self.model)})
 
     def _check_target_module_exists(self, peft_config: LmamConfig, key: str) -> Any:  # type: ignore[override]
         matched = AttachedModel._check_target_module_exists(peft_config, key)
         if not matched or isinstance(matched, _ExcludedModule):
             return matched
-        if not attention.dispatches(self.model.get_submodule(key)):
+        if not can_hold_map(self.model.get_submodule(key)):
             raise ValueError(
                 f"target_modules matches {key}, which is not a self-attention module that can hold "
                 f"a map; this model has {', '.join(self.candidates()) or 'none'}"
@@ -235,6 +246,21 @@ class LmamModel(AttachedModel):
     def bake(self) -> None:
         """Precompute every map for inference (the paper's offline Attn_s)."""
         bake(self.model)
+
+
+def can_hold_map(module: nn.Module) -> bool:
+    """Whether a map reaches the attention of this module."""
+    return attention.dispatches(module) or hooked.hooks_for(module) is not None
+
+
+def self_attentions(model: nn.Module) -> list[str]:
+    """Names of all self-attention modules of a model that can hold a map."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if can_hold_map(module)
+        and not any(f".{cross}." in f".{name}." for cross in CROSS_ATTENTION)
+    ]
 
 
 def bake(model: nn.Module) -> None:
