@@ -184,7 +184,8 @@ _MODELS = {
         T5Config,
         # Its weights are drawn at the scale of their fan-in already.
         {"vocab_size": VOCAB, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2}
-        | {"num_heads": 4, "relative_attention_num_buckets": 8, "initializer_factor": 1.5},
+        | {"num_heads": 4, "relative_attention_num_buckets": 8, "initializer_factor": 1.5}
+        | {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0},
     ),
     "whisper": (
         WhisperForConditionalGeneration,

@@ -8,12 +8,8 @@ from torch import Tensor
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
-    BloomConfig,
-    BloomForCausalLM,
-    DynamicCache,
-    FalconConfig,
-    FalconForCausalLM,
-    StaticCache,
+    MptConfig,
+    MptForCausalLM,
 )
 
 from lorada import LmamConfig
@@ -88,78 +84,6 @@ def test_sdpa_equals_eager(name, ablation, side):
         assert_close(sdpa, eager)
 
 
-@MODELS
-@ALIGNS
-@pytest.mark.parametrize("ablation", ABLATIONS)
-def test_padding_on_either_side_changes_nothing(name, align, ablation):
-    model = adapted(name, align=align, ablation=ablation)
-    expected = [alone(model, sample) for sample in SAMPLES]
-    for side in ("left", "right"):
-        for found, one_by_one in zip(in_batch(model, side), expected, strict=True):
-            assert_close(found, one_by_one)
-
-
-def stepwise(model: PeftModel, sizes: list[int], cache, batch: dict[str, Tensor]) -> Tensor:
-    """Logits of a batch fed in chunks of these sizes into a cache."""
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    positions, logits, at = counted(mask), [], 0
-    for size in sizes:
-        step = slice(at, at + size)
-        with torch.no_grad():
-            out = model(
-                input_ids=ids[:, step], attention_mask=mask[:, : at + size],
-                position_ids=positions[:, step], past_key_values=cache, use_cache=True,
-            )  # fmt: skip
-        logits.append(out.logits)
-        at += size
-    return torch.cat(logits, 1)
-
-
-@CAUSAL
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("sizes", [[1] * 12, [5] + [1] * 7, [2, 5, 1, 4]], ids=str)
-@pytest.mark.parametrize("ablation", ABLATIONS)
-def test_cached_steps_equal_the_uncached_forward(name, cache, sizes, ablation):
-    model = adapted(name, ablation=ablation)
-    for samples in (SAMPLES, SAMPLES[-1:]):  # padded on the left, and one sample without a pad
-        batch = pad(samples, "left")
-        if cache == "dynamic":
-            store = DynamicCache(config=model.config)
-        else:
-            store = StaticCache(config=model.config, max_cache_len=15)
-        logits = stepwise(model, sizes, store, batch)
-        for row, mask, sample in zip(logits, batch["attention_mask"], samples, strict=True):
-            assert_close(row[mask.bool()], alone(model, sample))
-
-
-@CAUSAL
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("beams", [1, 2])
-def test_generate_equals_the_uncached_forward(name, cache, beams):
-    model = adapted(name)
-    batch = pad(SAMPLES, "left")
-    options = {"max_new_tokens": 6, "do_sample": False, "num_beams": beams, "pad_token_id": PAD}
-    options |= {"eos_token_id": None, "bos_token_id": None}
-    cached = model.generate(**batch, cache_implementation=cache, **options)
-    for sample, row in zip(SAMPLES, cached, strict=True):
-        uncached = model.generate(input_ids=sample[None], use_cache=False, **options)
-        assert row[-6:].tolist() == uncached[0, -6:].tolist()
-    if beams == 1:
-        greedy = SAMPLES[0]
-        for _ in range(6):
-            greedy = torch.cat([greedy, alone(model, greedy)[-1:].argmax(-1)])
-        assert cached[0, -6:].tolist() == greedy[-6:].tolist()
-
-
-@CAUSAL
-def test_chunked_prefill_generates_the_same(name):
-    model = adapted(name)
-    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": PAD, "eos_token_id": None}
-    whole = model.generate(**pad(SAMPLES, "left"), **options)
-    chunked = model.generate(**pad(SAMPLES, "left"), prefill_chunk_size=4, **options)
-    assert chunked.tolist() == whole.tolist()
-
-
 def bart(**options) -> PeftModel:
     config = BartConfig(
         vocab_size=96, d_model=24, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
@@ -217,16 +141,9 @@ def test_layers_without_a_map_see_the_original_function():
     assert seen == [1]
 
 
-@pytest.mark.parametrize(
-    ("config", "model_class"),
-    [(FalconConfig, FalconForCausalLM), (BloomConfig, BloomForCausalLM)],
-    ids=["falcon", "bloom"],
-)
-def test_model_that_does_not_dispatch_its_attention_is_an_error(config, model_class):
-    base = model_class(
-        config(vocab_size=96, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
-    )
-    with pytest.raises(ValueError, match="no self-attention module of this model dispatches"):
+def test_model_that_neither_dispatches_its_attention_nor_has_hooks_is_an_error():
+    base = MptForCausalLM(MptConfig(vocab_size=96, d_model=32, n_layers=1, n_heads=4))
+    with pytest.raises(ValueError, match=r"no self-attention .* dispatches .* found MptAttention"):
         get_peft_model(base, LmamConfig(length=LENGTH))
 
 

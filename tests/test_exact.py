@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, StaticCache
 
 from lorada import LmamConfig
+from lorada.attention import Observation, observe
+from lorada.tuners.lmam import LmamLayer
 
 LENGTH = 6  # n; longer than Mistral's window of 4, shorter than the long samples
 NEW = 6  # tokens that every prompt is continued by
@@ -130,8 +132,9 @@ def decoded_behind_right_pads(model, samples):
     for i in range(NEW):
         mask = torch.cat([mask, torch.ones(len(samples), 1, dtype=torch.long)], 1)
         token = torch.stack([sample[len(sample) - NEW + i] for sample in samples])[:, None]
-        logits.append(forward(model, input_ids=token, attention_mask=mask, use_cache=True,
-                              position_ids=counted(mask)[:, -1:], past_key_values=store))  # fmt: skip
+        logits.append(forward(model, input_ids=token, attention_mask=mask,
+                              position_ids=counted(mask)[:, -1:],
+                              past_key_values=store, use_cache=True))  # fmt: skip
     return list(torch.cat(logits, 1))
 
 
@@ -283,3 +286,34 @@ def test_sequences_that_the_base_lets_see_each_other_are_refused():
     positions = torch.cat([torch.arange(3), torch.arange(9)])[None]
     with pytest.raises(ValueError, match="pass use_cache=False"):
         model(input_ids=torch.cat(PROMPTS[:2])[None], position_ids=positions, use_cache=True)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "bert"])
+@pytest.mark.parametrize("where", ["first n of raw positions (Eqs. 14-15)", "last n (Eq. 16)"])
+def test_map_lies_where_the_equations_index_the_attention_map(name, where, implementation):
+    """The paper's own indexing of the (padded) matrix, written out on the map of each layer."""
+    raw = where.startswith("first")
+    options = {"positions": "raw"} if raw else {"align": "end"}
+    model = adapted(name, "map", **options)
+    model.base_model.model.set_attn_implementation(implementation)
+    # Eq. 16 knows no pads; raw positions take them for tokens.
+    ids, mask = pad(PROMPTS, "left") if raw else (torch.stack([PROMPTS[3], PROMPTS[3] + 1]), None)
+    seen: list[Observation] = []
+    with observe(seen.append):
+        forward(model, input_ids=ids, attention_mask=mask)
+    layers = [m for m in model.modules() if isinstance(m, LmamLayer)]
+    assert len(seen) == len(layers) == 2
+    for call, layer in zip(seen, layers, strict=True):
+        w_a, w_b = layer.lora_w_a["default"], layer.lora_w_b["default"]
+        pe = 10000.0 ** (-2.0 * torch.arange(LENGTH) / LENGTH)
+        low_rank = (w_a + pe[:, None]) @ (w_b + pe) / layer.configs["default"].inverse_scale
+        low_rank = low_rank.tril() if name != "bert" else low_rank
+        queries, width = ids.shape[1], ids.shape[1]
+        full = torch.zeros(len(low_rank), queries, width)
+        if raw:
+            full[:, :LENGTH, :LENGTH] += low_rank
+        else:
+            full[:, -LENGTH:, -LENGTH:] += low_rank
+        value = call.view.value.repeat_interleave(4 // call.view.value.shape[1], 1)
+        assert_close(call.term.transpose(1, 2), full @ value)
