@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, assert_close
+from conftest import DECODER_SIZES, TINY, assert_close
 from peft import PeftModel, get_peft_model
 from stacks import BOTTLENECK_COUNT, HIDDEN, LAYERS, WIDTH, batch, bottleneck, logits, randomise
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, Olmo2Config, Olmo2ForCausalLM
 
 PHI = {"relu": lambda x: x.clamp(min=0), "tanh": torch.tanh, "gelu": F.gelu}
 
@@ -159,9 +159,9 @@ def test_gpt2_block_adds_the_adapter_beside_its_ffn(adapter_input):
 
 
 def test_model_whose_ffn_is_unknown_is_an_error_in_one_line():
-    sizes = {"vocab_size": 96, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2}
-    opt = OPTForCausalLM(OPTConfig(**sizes, num_attention_heads=4, word_embed_proj_dim=32))
+    # Its mlp and post_attention_layernorm are not what Llama's are: norms follow each half.
+    olmo = Olmo2ForCausalLM(Olmo2Config(**DECODER_SIZES))
 
-    with pytest.raises(ValueError, match="does not know the FFN of OPTForCausalLM") as error:
-        get_peft_model(opt, bottleneck())
+    with pytest.raises(ValueError, match="does not know the FFN of Olmo2ForCausalLM") as error:
+        get_peft_model(olmo, bottleneck())
     assert "\n" not in str(error.value)

@@ -10,6 +10,7 @@ dropout and before the residual. Sources of the settings: Tables 15, 16 and 19 o
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from lorada.terms import for_samples
 from lorada.tuners.attach import AttachedLayer, AttachedModel, within_layer
+from lorada.tuners.sites import at, site_of
 from lorada.tuners.types import (
     LoradaPeftConfig,
     LoradaType,
@@ -31,32 +33,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "gelu": F.gelu,
 }
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where the FFN of a layer is: names relative to the layer.
-
-    Attributes:
-        host: the module that holds the part as its child ``bneck``.
-        output: the module whose output is the finished FFN output, before the residual.
-        normed: the module whose input is the (normalised) FFN input.
-        residual: the module whose input is the residual stream at the FFN; the same tensor as
-            ``normed`` in a post-LN model.
-    """
-
-    host: str
-    output: str
-    normed: str
-    residual: str
-
-
-# A layer belongs to the first site whose modules it all has.
-SITES = (
-    Site(host="mlp", output="mlp", normed="mlp", residual="post_attention_layernorm"),
-    Site(host="mlp", output="mlp", normed="mlp", residual="ln_2"),
-    Site("intermediate", output="output.dropout", normed="intermediate", residual="intermediate"),
-)
 
 
 @dataclass
@@ -109,7 +85,7 @@ class BottleneckConfig(LoradaPeftConfig):
 
 
 class BottleneckLayer(AttachedLayer):
-    """The adapters of one FFN, fed and read by hooks on the modules of its ``Site``."""
+    """The adapters of one FFN, fed and read by hooks at the places of its ``Site``."""
 
     adapter_layer_names = (
         "lora_down",
@@ -136,25 +112,21 @@ class BottleneckLayer(AttachedLayer):
         self._inputs: dict[str, Tensor] = {}
         site = site_of(parent)
         assert site is not None
-        normed, residual = parent.get_submodule(site.normed), parent.get_submodule(site.residual)
-        output = parent.get_submodule(site.output)
         self._handles = [
-            normed.register_forward_pre_hook(self._keep_normed, with_kwargs=True),
-            residual.register_forward_pre_hook(self._keep_residual, with_kwargs=True),
-            output.register_forward_hook(self._add),
+            *(at(parent, place, partial(self._keep, "residual")) for place in site.residual),
+            *(at(parent, place, partial(self._keep, "normed")) for place in site.normed),
+            at(parent, site.added, self._add),
         ]
 
-    def _keep_normed(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._inputs["normed"] = args[0] if args else next(iter(kwargs.values()))
+    def _keep(self, name: str, x: Tensor) -> None:
+        self._inputs[name] = x
 
-    def _keep_residual(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._inputs["residual"] = args[0] if args else next(iter(kwargs.values()))
-
-    def _add(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def _add(self, output: Tensor) -> Tensor:
         inputs, self._inputs = self._inputs, {}
         result = output
         for name, samples in self.shares():
             term = self.adapt(name, inputs[self.configs[name].adapter_input])
+            term = term.view_as(output)  # OPT lays all tokens of a batch in one row for its FFN
             mine = None if samples is None else torch.tensor(samples, device=term.device)
             term = for_samples(term, mine, len(term))
             result = result + term.to(output.dtype)
@@ -215,8 +187,8 @@ class BottleneckModel(AttachedModel):
         found = self.candidates()
         if not found:
             raise ValueError(
-                f"BottleneckConfig does not know the FFN of {type(self.model).__name__}; "
-                f"it looks in a layer for one of {', '.join(site.host for site in SITES)}"
+                f"BottleneckConfig does not know the FFN of {type(self.model).__name__}: "
+                "describe its layer in SITES of lorada/tuners/sites.py"
             )
         if peft_config.target_modules is None:
             peft_config.target_modules = found
@@ -225,6 +197,9 @@ class BottleneckModel(AttachedModel):
     def _check_target_module_exists(self, peft_config: BottleneckConfig, key: str) -> Any:  # type: ignore[override]
         matched = AttachedModel._check_target_module_exists(peft_config, key)
         if matched and key not in ffn_hosts(self.model):
+            # A layer's final_layer_norm has namesakes that are not in a layer.
+            if key.rpartition(".")[2] in self.candidates():
+                return False
             raise ValueError(
                 f"target_modules matches {key}, which is not an FFN that can hold an adapter; "
                 f"this model has {', '.join(self.candidates()) or 'none'}"
@@ -234,15 +209,6 @@ class BottleneckModel(AttachedModel):
     def candidates(self) -> list[str]:
         """Names, within a layer, of the modules that hold the part."""
         return sorted({within_layer(name) for name in ffn_hosts(self.model)})
-
-
-def site_of(layer: nn.Module) -> Site | None:
-    """The site of a layer's FFN, or None if the layer has none that we know."""
-    names = {name for name, _ in layer.named_modules()}
-    for site in SITES:
-        if {site.host, site.output, site.normed, site.residual} <= names:
-            return site
-    return None
 
 
 def ffn_hosts(model: nn.Module) -> list[str]:
@@ -257,7 +223,8 @@ def ffn_hosts(model: nn.Module) -> list[str]:
 
 def model_dropout(model: Any) -> float:
     """The hidden dropout rate of a transformers model; 0 where its config has none."""
-    for name in ("hidden_dropout_prob", "resid_pdrop", "dropout"):
+    names = ("hidden_dropout_prob", "hidden_dropout", "resid_pdrop", "dropout", "dropout_rate")
+    for name in (*names, "mlp_dropout"):
         value = getattr(model.config, name, None)
         if isinstance(value, int | float):
             return float(value)

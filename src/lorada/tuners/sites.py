@@ -1,0 +1,154 @@
+"""Where the FFN of a transformers layer is, what it reads and where an adapter beside it joins.
+
+A place is the name of a module within the layer and ``in`` or ``out``: its first input, or its
+(first) output. Without a name it is the layer's own. No place is at a linear layer: LoRA and its
+kin replace those, and put them back when they are merged.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+
+def _always(layer: nn.Module) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Site:
+    """The FFN of one kind of layer.
+
+    Attributes:
+        host: the module that holds the part as its child ``bneck``.
+        norms: the norms of the layer, all of them, which tell one kind of layer from another.
+        residual: places of the residual stream at the FFN; the last one that runs counts.
+        normed: places of what the FFN reads; the same tensor in a post-LN layer.
+        added: the place where A(x) is added. A pre-LN layer ends in FFN + residual, so it is its
+            output; in a post-LN layer it lies between the FFN's dropout and the norm.
+        when: what else must hold for a layer whose modules do not tell.
+    """
+
+    host: str
+    norms: tuple[str, ...]
+    residual: tuple[str, ...]
+    normed: tuple[str, ...]
+    added: str
+    when: Callable[[nn.Module], bool] = _always
+
+
+def _mlp(residual: str, *norms: str) -> Site:
+    """A pre-LN layer with a module ``mlp``; ``residual`` is the norm in front of it."""
+    return Site("mlp", norms, (f"{residual}.in",), ("mlp.in",), added="out")
+
+
+def _is(*names: str) -> Callable[[nn.Module], bool]:
+    return lambda layer: any(cls.__name__ in names for cls in type(layer).__mro__)
+
+
+def _norm_first(layer: nn.Module) -> bool:
+    """Whether a layer of the Fairseq kind is pre-LN, which its class or its config decides."""
+    pre_ln = _is("MBartEncoderLayer", "MBartDecoderLayer", "WhisperEncoderLayer",
+                 "WhisperDecoderLayer")  # fmt: skip
+    return pre_ln(layer) or bool(getattr(layer, "do_layer_norm_before", False))
+
+
+def _norm_last(layer: nn.Module) -> bool:
+    post_ln = _is("BartEncoderLayer", "BartDecoderLayer")
+    return post_ln(layer) or not getattr(layer, "do_layer_norm_before", True)
+
+
+# Attention and FFN of Fairseq's layers, which have the linears fc1 and fc2 and no module for both.
+_SELF, _CROSS, _FINAL = "self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"
+
+
+def _fairseq_pre_ln(*norms: str) -> Site:
+    return Site(_FINAL, norms, (f"{_FINAL}.in",), (f"{_FINAL}.out",), "out", _norm_first)
+
+
+def _fairseq_post_ln(*norms: str) -> Site:
+    reads = tuple(f"{norm}.out" for norm in norms if norm != _FINAL)
+    return Site(_FINAL, norms, reads, reads, f"{_FINAL}.in", _norm_last)
+
+
+SITES = (
+    # Llama, Mistral, Qwen, Gemma, Phi-3; Bloom; GPT-NeoX, where both norms may read the same.
+    _mlp("post_attention_layernorm", "input_layernorm", "post_attention_layernorm"),
+    # Gemma 2 and 3: each half has a norm before and one after it, which belongs to the half.
+    _mlp("pre_feedforward_layernorm", "input_layernorm", "post_attention_layernorm",
+         "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    # Phi, Falcon-7B: one norm for attention and FFN, side by side.
+    _mlp("input_layernorm", "input_layernorm"),
+    _mlp("ln_mlp", "ln_attn", "ln_mlp"),  # Falcon-40B
+    _mlp("ln_2", "ln_1", "ln_2"),  # GPT-2
+    _mlp("ln_1", "ln_1"),  # GPT-J, side by side
+    _mlp("mlp_norm", "attn_norm", "mlp_norm"),  # ModernBERT
+    _mlp("layernorm_after", "layernorm_before", "layernorm_after"),  # ViT
+    # T5: each half of a block is a layer of its own.
+    Site("DenseReluDense", ("layer_norm",), ("layer_norm.in",), ("DenseReluDense.in",), "out"),
+    # BERT, RoBERTa, DeBERTa.
+    Site("intermediate", ("output.LayerNorm",), ("intermediate.in",), ("intermediate.in",),
+         "output.dropout.out"),
+    # DistilBERT.
+    Site("ffn", ("sa_layer_norm", "output_layer_norm"), ("ffn.in",), ("ffn.in",), "ffn.out"),
+    # mBART, Whisper and most OPT; BART and OPT-350m. The decoder of the first has three norms.
+    _fairseq_pre_ln(_SELF, _CROSS, _FINAL),
+    _fairseq_pre_ln(_SELF, _FINAL),
+    _fairseq_post_ln(_SELF, _CROSS, _FINAL),
+    _fairseq_post_ln(_SELF, _FINAL),
+)  # fmt: skip
+
+
+def site_of(layer: nn.Module) -> Site | None:
+    """The site of a layer's FFN, or None if the layer has none that we know."""
+    names = {name for name, _ in layer.named_modules()}
+    own_norms = {name for name, _ in layer.named_children() if re.search(r"norm|^ln_", name)}
+    for site in SITES:
+        places = {_split(place)[0] for place in (*site.residual, *site.normed, site.added)}
+        if (
+            {site.host, *site.norms} | places <= names
+            and own_norms <= set(site.norms)
+            and site.when(layer)
+        ):
+            return site
+    return None
+
+
+def at(layer: nn.Module, place: str, change: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+    """Call ``change`` with the tensor at a place of a layer; what it returns takes its place."""
+    name, side = _split(place)
+    module = layer.get_submodule(name)
+    # Partial functions and not closures: a deep copy of the model then calls its own parts.
+    if side == "in":
+        return module.register_forward_pre_hook(partial(_before, change), with_kwargs=True)
+    # In front of hooks that transformers may have put there to collect hidden states.
+    return module.register_forward_hook(partial(_after, change), prepend=True)
+
+
+def _split(place: str) -> tuple[str, str]:
+    name, _, side = place.rpartition(".")
+    return name, side
+
+
+def _before(
+    change: Callable[[Tensor], Tensor | None], module: nn.Module, args: Any, kwargs: Any
+) -> tuple[Any, Any] | None:
+    if args:
+        changed = change(args[0])
+        return None if changed is None else ((changed, *args[1:]), kwargs)
+    name = next(iter(kwargs))
+    changed = change(kwargs[name])
+    return None if changed is None else (args, {**kwargs, name: changed})
+
+
+def _after(
+    change: Callable[[Tensor], Tensor | None], module: nn.Module, args: Any, output: Any
+) -> Any:
+    if not isinstance(output, tuple):
+        return change(output)
+    changed = change(output[0])
+    return None if changed is None else (changed, *output[1:])
