@@ -265,8 +265,7 @@ def test_every_layer_holds_an_adapter_and_a_file_brings_them_back(name, tmp_path
     loaded = PeftModel.from_pretrained(ARCHITECTURES[name](), tmp_path).eval()
 
     assert len(held) == 2 * stacks
-    expected = logits(model, **batch)
-    torch.testing.assert_close(logits(loaded, **batch), expected, atol=0, rtol=0)
+    assert_close(logits(loaded, **batch), logits(model, **batch))
 
 
 @every_architecture
@@ -274,15 +273,13 @@ def test_lora_on_the_ffn_before_or_after_it_and_merged_gives_the_same(name):
     batch, drawn = inputs(name), []
     lora = LoraConfig(r=2, target_modules=list(FFN[name].linears), init_lora_weights=False)
     for parts in ([lora, bottleneck()], [bottleneck(), lora]):
-        model = get_peft_model(ARCHITECTURES[name](), LoradaConfig(parts=parts)).eval().double()
+        model = get_peft_model(ARCHITECTURES[name](), LoradaConfig(parts=parts)).eval()
         drawn.append(model)
         generator = torch.Generator().manual_seed(0)
         for key, parameter in sorted(model.named_parameters()):
             if "default" in key:
-                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.data = 0.1 * noise
-    batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
-    base = logits(ARCHITECTURES[name]().double(), **batch)
+                parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    base = logits(ARCHITECTURES[name](), **batch)
     first, second = (logits(model, **batch) for model in drawn)
 
     assert (first - base).abs().max() > 0.1
@@ -303,7 +300,7 @@ def gradients(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @every_architecture
 def test_gradients_reach_the_adapter_alone_and_survive_checkpointing(name):
-    model, batch = adapted(name).train(), inputs(name)
+    model, batch = adapted(name, activation="gelu").train(), inputs(name)
     expected = gradients(model, batch)
     adapter_keys = {key for key, _ in model.named_parameters() if ".bneck.lora_" in key}
 
@@ -317,3 +314,58 @@ def test_gradients_reach_the_adapter_alone_and_survive_checkpointing(name):
         assert set(actual) == adapter_keys
         for key in adapter_keys:
             assert_close(actual[key], expected[key])
+
+
+@every_architecture
+def test_each_sample_of_a_mixed_batch_gets_its_own_adapter(name):
+    model, batch = adapted(name), inputs(name)
+    model.add_adapter("other", bottleneck())
+    randomise(model, "other")
+    with model.disable_adapter():
+        base = logits(model, **batch)
+    alone = {"__base__": base}
+    for adapter_name in ("default", "other"):
+        model.set_adapter(adapter_name)
+        alone[adapter_name] = logits(model, **batch)
+    names = ["other", "default", "__base__"]
+    with torch.no_grad():
+        mixed = model(**batch, adapter_names=names).logits
+
+    for row, adapter_name in enumerate(names):
+        assert_close(mixed[row], alone[adapter_name][row])
+    assert (alone["other"] - alone["default"]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["falcon", "mbart", "bert"])
+def test_deep_copy_calls_its_own_adapters(name):
+    model, batch = adapted(name), inputs(name)
+    expected = logits(model, **batch)
+    twin = copy.deepcopy(model)
+    randomise(model)
+
+    assert_close(logits(twin, **batch), expected)
+    assert (logits(model, **batch) - expected).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["falcon", "mbart", "llama"])
+def test_nothing_is_left_of_an_adapter_that_is_unloaded(name):
+    model, batch = adapted(name).train(), inputs(name)
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    gradients(model, batch)
+    for module in model.modules():
+        assert not getattr(module, "_inputs", None), "a part keeps what it has read"
+    base = model.unload()
+
+    assert not any("lorada" in str(m._forward_hooks) + str(m._forward_pre_hooks)
+                   + str(getattr(m, "_gradient_checkpointing_func", ""))
+                   for m in base.modules())  # fmt: skip
+
+
+def test_final_layer_norm_of_a_layer_is_chosen_without_its_namesakes():
+    # OPT and mBART have one behind all layers as well.
+    options = {"target_modules": ["final_layer_norm"], "layers_to_transform": [1]}
+    for name in ("opt", "whisper"):
+        held = {key.partition(".bneck")[0] for key, _ in adapted(name, **options).named_modules()
+                if ".bneck" in key}  # fmt: skip
+        assert held == {f"base_model.model.{path}.final_layer_norm" for path in FFN[name].layers}

@@ -112,16 +112,17 @@ class BottleneckLayer(AttachedLayer):
         self._inputs: dict[str, Tensor] = {}
         site = site_of(parent)
         assert site is not None
-        self._handles = [
-            *(at(parent, place, partial(self._keep, "residual")) for place in site.residual),
-            *(at(parent, place, partial(self._keep, "normed")) for place in site.normed),
-            at(parent, site.added, self._add),
-        ]
+        for name, places in (("residual", site.residual), ("normed", site.normed)):
+            for place in places:
+                self._handles += at(parent, place, partial(self._keep, name))
+        self._handles += at(parent, site.added, self._add)
 
     def _keep(self, name: str, x: Tensor) -> None:
         self._inputs[name] = x
 
-    def _add(self, output: Tensor) -> Tensor:
+    def _add(self, output: Tensor) -> Tensor | None:
+        if "normed" not in self._inputs:
+            return None  # not the FFN's output
         inputs, self._inputs = self._inputs, {}
         result = output
         for name, samples in self.shares():

@@ -14,6 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+Change = Callable[[Tensor], Tensor | None]
+
 
 def _always(layer: nn.Module) -> bool:
     return True
@@ -28,8 +30,9 @@ class Site:
         norms: the norms of the layer, all of them, which tell one kind of layer from another.
         residual: places of the residual stream at the FFN; the last one that runs counts.
         normed: places of what the FFN reads; the same tensor in a post-LN layer.
-        added: the place where A(x) is added. A pre-LN layer ends in FFN + residual, so it is its
-            output; in a post-LN layer it lies between the FFN's dropout and the norm.
+        added: the place where A(x) is added, behind the FFN's dropout and, in a post-LN layer, in
+            front of the norm. Where no module lies there, the output of a pre-LN layer itself,
+            which is the residual stream + FFN. What runs here before the FFN is left alone.
         when: what else must hold for a layer whose modules do not tell.
     """
 
@@ -41,9 +44,14 @@ class Site:
     when: Callable[[nn.Module], bool] = _always
 
 
-def _mlp(residual: str, *norms: str) -> Site:
+def _mlp(
+    residual: str,
+    *norms: str,
+    added: str = "mlp.out",
+    when: Callable[[nn.Module], bool] = _always,
+) -> Site:
     """A pre-LN layer with a module ``mlp``; ``residual`` is the norm in front of it."""
-    return Site("mlp", norms, (f"{residual}.in",), ("mlp.in",), added="out")
+    return Site("mlp", norms, (f"{residual}.in",), ("mlp.in",), added, when)
 
 
 def _is(*names: str) -> Callable[[nn.Module], bool]:
@@ -75,21 +83,31 @@ def _fairseq_post_ln(*norms: str) -> Site:
     return Site(_FINAL, norms, reads, reads, f"{_FINAL}.in", _norm_last)
 
 
+_FALCON = _is("FalconDecoderLayer")  # no module has its dropout
+_LLAMA = ("input_layernorm", "post_attention_layernorm")
+
 SITES = (
-    # Llama, Mistral, Qwen, Gemma, Phi-3; Bloom; GPT-NeoX, where both norms may read the same.
-    _mlp("post_attention_layernorm", "input_layernorm", "post_attention_layernorm"),
+    # Falcon-RW, -7B and -40B; the last two run attention and FFN side by side.
+    _mlp("post_attention_layernorm", *_LLAMA, added="out", when=_FALCON),
+    _mlp("input_layernorm", "input_layernorm", added="out", when=_FALCON),
+    _mlp("ln_mlp", "ln_attn", "ln_mlp", added="out", when=_FALCON),
+    # GPT-NeoX, mostly side by side; Phi-3; Llama, Mistral, Qwen, Gemma; Bloom, whose mlp returns
+    # the sum with the residual stream.
+    _mlp("post_attention_layernorm", *_LLAMA, added="post_mlp_dropout.out"),
+    _mlp("post_attention_layernorm", *_LLAMA, added="resid_mlp_dropout.out"),
+    _mlp("post_attention_layernorm", *_LLAMA),
     # Gemma 2 and 3: each half has a norm before and one after it, which belongs to the half.
-    _mlp("pre_feedforward_layernorm", "input_layernorm", "post_attention_layernorm",
-         "pre_feedforward_layernorm", "post_feedforward_layernorm"),
-    # Phi, Falcon-7B: one norm for attention and FFN, side by side.
-    _mlp("input_layernorm", "input_layernorm"),
-    _mlp("ln_mlp", "ln_attn", "ln_mlp"),  # Falcon-40B
+    _mlp("pre_feedforward_layernorm", *_LLAMA, "pre_feedforward_layernorm",
+         "post_feedforward_layernorm", added="post_feedforward_layernorm.out"),
+    # Phi, side by side. Its dropout and ViT's serve the attention first.
+    _mlp("input_layernorm", "input_layernorm", added="resid_dropout.out"),
+    _mlp("layernorm_after", "layernorm_before", "layernorm_after", added="dropout.out"),
     _mlp("ln_2", "ln_1", "ln_2"),  # GPT-2
     _mlp("ln_1", "ln_1"),  # GPT-J, side by side
     _mlp("mlp_norm", "attn_norm", "mlp_norm"),  # ModernBERT
-    _mlp("layernorm_after", "layernorm_before", "layernorm_after"),  # ViT
     # T5: each half of a block is a layer of its own.
-    Site("DenseReluDense", ("layer_norm",), ("layer_norm.in",), ("DenseReluDense.in",), "out"),
+    Site("DenseReluDense", ("layer_norm",), ("layer_norm.in",), ("DenseReluDense.in",),
+         "dropout.out"),
     # BERT, RoBERTa, DeBERTa.
     Site("intermediate", ("output.LayerNorm",), ("intermediate.in",), ("intermediate.in",),
          "output.dropout.out"),
@@ -104,7 +122,7 @@ SITES = (
 
 
 def site_of(layer: nn.Module) -> Site | None:
-    """The site of a layer's FFN, or None if the layer has none that we know."""
+    """The first site that fits a layer, or None if its FFN is none that we know."""
     names = {name for name, _ in layer.named_modules()}
     own_norms = {name for name, _ in layer.named_children() if re.search(r"norm|^ln_", name)}
     for site in SITES:
@@ -118,15 +136,23 @@ def site_of(layer: nn.Module) -> Site | None:
     return None
 
 
-def at(layer: nn.Module, place: str, change: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-    """Call ``change`` with the tensor at a place of a layer; what it returns takes its place."""
+def at(layer: nn.Module, place: str, change: Change) -> list[RemovableHandle]:
+    """Call ``change`` with the tensor at a place of a layer; what it returns takes its place.
+
+    Where ``change`` has nothing to do it returns None, and it may be called again for one tensor.
+    """
     name, side = _split(place)
     module = layer.get_submodule(name)
     # Partial functions and not closures: a deep copy of the model then calls its own parts.
     if side == "in":
-        return module.register_forward_pre_hook(partial(_before, change), with_kwargs=True)
-    # In front of hooks that transformers may have put there to collect hidden states.
-    return module.register_forward_hook(partial(_after, change), prepend=True)
+        return [module.register_forward_pre_hook(partial(_before, change), with_kwargs=True)]
+    if name:
+        return [module.register_forward_hook(partial(_after, change))]
+    return [
+        module.register_forward_pre_hook(partial(_enter_checkpoint, change)),
+        # In front of hooks that transformers may have put there to collect hidden states.
+        module.register_forward_hook(partial(_leave_checkpoint, change), prepend=True),
+    ]
 
 
 def _split(place: str) -> tuple[str, str]:
@@ -134,9 +160,7 @@ def _split(place: str) -> tuple[str, str]:
     return name, side
 
 
-def _before(
-    change: Callable[[Tensor], Tensor | None], module: nn.Module, args: Any, kwargs: Any
-) -> tuple[Any, Any] | None:
+def _before(change: Change, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
     if args:
         changed = change(args[0])
         return None if changed is None else ((changed, *args[1:]), kwargs)
@@ -145,10 +169,40 @@ def _before(
     return None if changed is None else (args, {**kwargs, name: changed})
 
 
-def _after(
-    change: Callable[[Tensor], Tensor | None], module: nn.Module, args: Any, output: Any
-) -> Any:
+def _after(change: Change, module: nn.Module | None, args: Any, output: Any) -> Any:
     if not isinstance(output, tuple):
         return change(output)
     changed = change(output[0])
     return None if changed is None else (changed, *output[1:])
+
+
+# transformers checkpoints the forward of a layer, inside of the layer's hooks. A tensor from within
+# must not be used out there: its gradient would be lost, or its memory kept.
+
+
+class _Checkpoint:
+    """The checkpoint function of a layer, with ``change`` made inside of it."""
+
+    def __init__(self, plain: Any, change: Change) -> None:
+        self.plain, self.change = plain, change
+
+    def __call__(self, run: Callable[..., Any], *args: Any) -> Any:
+        return self.plain(partial(self.run, run), *args)
+
+    def run(self, run: Callable[..., Any], *args: Any) -> Any:
+        output = run(*args)
+        changed = _after(self.change, None, args, output)
+        return output if changed is None else changed
+
+
+def _enter_checkpoint(change: Change, layer: Any, args: Any) -> None:
+    if getattr(layer, "gradient_checkpointing", False):
+        plain = layer._gradient_checkpointing_func
+        plain = getattr(plain, "plain", plain)  # left there by a forward that failed
+        layer._gradient_checkpointing_func = _Checkpoint(plain, change)
+
+
+def _leave_checkpoint(change: Change, layer: Any, args: Any, output: Any) -> Any:
+    if getattr(layer, "gradient_checkpointing", False):
+        layer._gradient_checkpointing_func = layer._gradient_checkpointing_func.plain
+    return _after(change, layer, args, output)
