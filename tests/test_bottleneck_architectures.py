@@ -8,7 +8,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, inputs, logits
 from conftest import assert_close
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LNTuningConfig, LoraConfig, PeftModel, get_peft_model
 from stacks import bottleneck, randomise
 from torch import Tensor, nn
 
@@ -369,3 +369,23 @@ def test_final_layer_norm_of_a_layer_is_chosen_without_its_namesakes():
         held = {key.partition(".bneck")[0] for key, _ in adapted(name, **options).named_modules()
                 if ".bneck" in key}  # fmt: skip
         assert held == {f"base_model.model.{path}.final_layer_norm" for path in FFN[name].layers}
+
+
+@pytest.mark.parametrize("norm", ["post_attention_layernorm", "final_layer_norm"])
+def test_norms_that_are_tuned_as_well_do_not_hide_the_ffn(norm):
+    name = {"post_attention_layernorm": "llama", "final_layer_norm": "bart"}[norm]
+    batch, outputs = inputs(name), []
+    alone = logits(adapted(name), **batch)
+    for reverse in (False, True):
+        parts = [LNTuningConfig(target_modules=[norm]), bottleneck()]
+        config = LoradaConfig(parts=parts[::-1] if reverse else parts)
+        model = get_peft_model(ARCHITECTURES[name](), config).eval()
+        source = dict(adapted(name).named_parameters())
+        for key, parameter in model.named_parameters():
+            if ".bneck." in key:
+                parameter.data = source[key.replace(".base_layer", "")].data
+        outputs.append(logits(model, **batch))
+        outputs.append(logits(model.merge_weights(), **batch))
+
+    for output in outputs:  # a fresh LN tuning is the identity
+        assert_close(output, alone)

@@ -132,7 +132,8 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         self.__dict__["_tuners"][adapter_name] = []
         saved = model.__dict__.pop("peft_config", None)
         try:
-            for part in config.parts:
+            # Attached parts last: they watch modules, which a part like LN tuning replaces.
+            for part in sorted(config.parts, key=lambda part: not _merges(part)):
                 self._inject_part(model, adapter_name, part, low_cpu_mem_usage)
             check_order(model, adapter_name, config.parts)
         except Exception:
