@@ -6,6 +6,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from collections.abc import Iterator
+
+import jaxtyping
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -107,6 +110,14 @@ TINY = {
     "bert": bert,
     "roberta": roberta,
 }
+
+
+@pytest.fixture
+def shapes_unchecked() -> Iterator[None]:
+    """For a compiler, which cannot see through the checks of shapes."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)

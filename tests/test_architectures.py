@@ -1,37 +1,40 @@
-"""What works on which architecture, each cell against the plain run; docs/architectures.md.
+"""What works on which architecture: each cell of docs/architectures.md is a test here.
 
-A cell that is not run has its reason in ``REASONS``, and the page is made of both: after a change,
+A cell that is not run has its reason in ``REASONS``. The page is made of both:
 ``LORADA_WRITE_DOCS=1 pytest tests/test_architectures.py -k page`` writes it anew.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from architectures import ARCHITECTURES, ENCODER_DECODERS, inputs, logits
-from conftest import assert_close
-from peft import PeftModel, get_peft_model
-from torch import Tensor, nn
+from conftest import WINDOW, assert_close
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
 
 from lorada import BottleneckConfig, LmamConfig
-from lorada.attention import Observation, dispatches, observe
-from lorada.functional import mask_map
+from lorada.attention import Observation, observe
+from lorada.functional import low_rank_map, mask_map
 from lorada.hooked import hooks_for
 from lorada.tuners.lmam import LmamLayer
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 LENGTH = 5  # n, shorter than the samples
 NEW = 4  # tokens to generate
-ENCODERS = ("bert", "roberta", "xlm_roberta", "distilbert", "modernbert", "deberta", "deberta_v2")
-HOOKED = ("deberta", "deberta_v2", "falcon", "falcon_alibi", "bloom")
+ENCODERS = ("bert", "roberta", "xlm_roberta", "distilbert", "modernbert", "deberta", "deberta_v2",
+            "vit")  # fmt: skip
+# How far back a windowed layer sees; ModernBERT's two tokens to either side and itself make 3.
+WINDOWS = {"mistral": WINDOW, "gemma2": WINDOW, "gemma3": WINDOW, "modernbert": 3}
 
 
-def adapted(name: str, **changes) -> PeftModel:
-    """A tiny model with a random map, the same for the same architecture."""
+def adapted(name: str, config: object = None, **changes) -> PeftModel:
+    """A tiny model with a random map, the same for the same arguments."""
     base = ARCHITECTURES[name](**changes)
     torch.manual_seed(1)
-    config = LmamConfig(length=LENGTH, inverse_scale=2.0, init_weights=False)
+    config = config or LmamConfig(length=LENGTH, inverse_scale=2.0, init_weights=False)
     return get_peft_model(base, config).eval()
 
 
@@ -40,28 +43,294 @@ def batch_of(name: str) -> dict[str, Tensor]:
     return inputs(name)
 
 
-def real_rows(name: str, batch: dict[str, Tensor], values: Tensor) -> Tensor:
-    """The rows of the logits that belong to tokens."""
+def samples_of(name: str) -> list[dict[str, Tensor]]:
+    """The batch as single samples without padding."""
+    samples = []
+    batch = batch_of(name)
+    for i in range(3):
+        one = {key: value[i : i + 1] for key, value in batch.items()}
+        if "attention_mask" in one:
+            one["input_ids"] = one["input_ids"][:, one.pop("attention_mask")[0].bool()]
+        samples.append(one)
+    return samples
+
+
+def own_rows(name: str, logits: Tensor) -> list[Tensor]:
+    """The logits of each sample's tokens in ``batch_of``."""
     if name in (*ENCODER_DECODERS, "vit"):
-        return values
-    return values[batch["attention_mask"].bool()]
+        return list(logits)
+    masks = batch_of(name)["attention_mask"].bool()
+    return [row[mask] for row, mask in zip(logits, masks, strict=True)]
 
 
-def literal_terms(model: PeftModel, seen: list[Observation]) -> list[Tensor]:
-    """The map of each call on its whole, unpadded sequence, written out and multiplied."""
-    terms = []
-    for call in seen:
-        layer = call.module.lmam
-        assert isinstance(layer, LmamLayer)
-        w_a, w_b = layer.lora_w_a["default"], layer.lora_w_b["default"]
-        pe = 10000.0 ** (-2.0 * torch.arange(LENGTH) / LENGTH)
-        low_rank = (w_a + pe[:, None]) @ (w_b + pe) / 2.0
-        causal = "decoder" in call.name if hasattr(call, "name") else call.view.causal
-        low_rank = mask_map(low_rank, causal, call.view.window)
-        value = call.view.value
-        size = value.shape[2]
-        full = torch.zeros(len(low_rank), size, size)
-        full[:, :LENGTH, :LENGTH] = low_rank[:, :size, :size]
-        value = value.repeat_interleave(len(low_rank) // value.shape[1], 1)
-        terms.append((full @ value).transpose(1, 2))
-    return terms
+def check_map(name: str) -> None:
+    """Each layer adds the map of Eqs. 6-15 times its values: full, or the lower triangle."""
+    model = adapted(name)
+    names = {module: key for key, module in model.named_modules()}
+    for sample in samples_of(name):
+        seen: list[Observation] = []
+        with observe(seen.append), torch.no_grad():
+            with_map = model(**sample).logits
+        assert {call.module for call in seen} == {
+            layer.host for layer in model.modules() if isinstance(layer, LmamLayer)
+        }
+        for call in seen:
+            stack = names[call.module]
+            causal = "decoder" in stack if name in ENCODER_DECODERS else name not in ENCODERS
+            assert_close(call.term.transpose(1, 2), literal_term(call, causal, WINDOWS.get(name)))
+        with model.disable_adapter(), torch.no_grad():
+            assert torch.equal(model(**sample).logits, ARCHITECTURES[name]()(**sample).logits)
+            changed = (with_map - model(**sample).logits).abs().amax(-1)
+        reached = changed[..., :LENGTH] if changed.dim() > 1 else changed
+        assert (reached > 0.01).all()
+
+
+def literal_term(call: Observation, causal: bool, window: int | None) -> Tensor:
+    layer = call.module.lmam
+    w_a, w_b = layer.lora_w_a["default"], layer.lora_w_b["default"]
+    pe = 10000.0 ** (-2.0 * torch.arange(LENGTH) / LENGTH)
+    low_rank = (w_a + pe[:, None]) @ (w_b + pe) / layer.configs["default"].inverse_scale
+    assert call.view.window in (None, window)
+    low_rank = mask_map(low_rank, causal, call.view.window)
+    size = call.view.value.shape[2]
+    full = torch.zeros(len(low_rank), size, size)
+    reach = min(size, LENGTH)
+    full[:, :reach, :reach] = low_rank[:, :reach, :reach]
+    return full @ call.view.value.repeat_interleave(len(low_rank) // call.view.value.shape[1], 1)
+
+
+def check_padding(name: str) -> None:
+    model = adapted(name)
+    together = own_rows(name, logits(model, **batch_of(name)))
+    for row, sample in zip(together, samples_of(name), strict=True):
+        assert_close(row, logits(model, **sample)[0])
+
+
+def check_implementation(implementation: str) -> Callable[[str], None]:
+    def check(name: str) -> None:
+        torch._dynamo.reset()  # flex attention compiles itself, a few times at most
+        batch = batch_of(name)
+        eager, other = (
+            own_rows(name, logits(adapted(name, attn_implementation=form), **batch))
+            for form in ("eager", implementation)
+        )
+        for row, expected in zip(other, eager, strict=True):
+            assert_close(row, expected)
+
+    return check
+
+
+def check_bottleneck(name: str) -> None:
+    """It starts as the identity, changes every output, and leaves nothing behind."""
+    batch, base = batch_of(name), ARCHITECTURES[name]()
+    expected = logits(base, **batch)
+    fresh = adapted(name, BottleneckConfig(rank=4))
+    assert torch.equal(logits(fresh, **batch), expected)
+    model = adapted(name, BottleneckConfig(rank=4, init_weights=False))
+    changed = logits(model, **batch)
+    assert ((changed - expected).abs().amax(-1) > 1e-3).all()
+    with model.disable_adapter():
+        assert torch.equal(logits(model, **batch), expected)
+
+
+def check_cache(cache: str) -> Callable[[str], None]:
+    """A batch that is generated with a cache gets the logits of each sample without one."""
+
+    def check(name: str) -> None:
+        model, batch = adapted(name), batch_of(name)
+        batch.pop("decoder_input_ids", None)
+        if name not in ENCODER_DECODERS:  # decoders are padded on the left
+            for key in batch:
+                batch[key][1] = batch[key][1].roll(3)
+        options = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+        options |= {"output_logits": True, "return_dict_in_generate": True, "eos_token_id": None}
+        together = model.generate(**batch, cache_implementation=cache, **options)
+        found = torch.stack(together.logits, 1)
+        for i, sample in enumerate(samples_of(name)):
+            sample.pop("decoder_input_ids", None)
+            single = torch.stack(model.generate(**sample, use_cache=False, **options).logits, 1)
+            # Whisper ends a sample where it pleases.
+            assert single.shape[1] > 1
+            assert_close(found[i, : single.shape[1]], single[0])
+
+    return check
+
+
+def check_compile(name: str) -> None:
+    """One graph, and the same numbers; what the compiler then makes of it is not ours."""
+    torch._dynamo.reset()
+    model, batch = adapted(name), batch_of(name)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    expected = own_rows(name, logits(model, **batch))
+    for row, plain in zip(own_rows(name, logits(compiled, **batch)), expected, strict=True):
+        assert_close(row, plain)
+
+
+COLUMNS: dict[str, Callable[[str], None]] = {
+    "map": check_map,
+    "padding": check_padding,
+    "sdpa = eager": check_implementation("sdpa"),
+    "flex = eager": check_implementation("flex_attention"),
+    "dynamic cache": check_cache("dynamic"),
+    "static cache": check_cache("static"),
+    "compile": check_compile,
+    "bottleneck": check_bottleneck,
+}
+SLOW = ("flex = eager", "static cache", "compile")
+QUICK = ("llama", "bert", "bart", "falcon")  # architectures whose slow cells run every time
+
+EAGER_ONLY = "eager only in transformers"
+NO_FLEX = "no flex in transformers"
+NO_CACHE = "encoder"
+BASE = "not in the base either"
+REASONS: dict[tuple[str, str], str] = {
+    ("gemma2", "sdpa = eager"): EAGER_ONLY,
+    **{(name, "sdpa = eager"): EAGER_ONLY for name in ("bloom", "deberta", "deberta_v2")},
+    **{
+        (name, "flex = eager"): NO_FLEX
+        for name in ("gpt2", "falcon", "falcon_alibi", "bloom", "deberta", "deberta_v2")
+    },
+    ("falcon_alibi", "sdpa = eager"): BASE,
+    ("falcon_alibi", "static cache"): BASE,
+    ("t5", "flex = eager"): BASE,
+    **{(name, f"{cache} cache"): NO_CACHE for name in ENCODERS for cache in ("dynamic", "static")},
+    ("vit", "padding"): "images have none",
+    ("whisper", "padding"): "spectrograms have one length",
+}
+CELLS = [
+    pytest.param(
+        name,
+        column,
+        id=f"{name}-{column}",
+        marks=[pytest.mark.slow] if column in SLOW and name not in QUICK else [],
+    )
+    for name in ARCHITECTURES
+    for column in COLUMNS
+    if (name, column) not in REASONS
+]
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize(("name", "column"), CELLS)
+def test_cell(name, column):
+    COLUMNS[column](name)
+
+
+@pytest.mark.parametrize(
+    ("name", "column"), [cell for cell, reason in REASONS.items() if reason == BASE], ids=str
+)
+def test_what_the_base_cannot_do_fails_without_a_map(name, column, monkeypatch):
+    monkeypatch.setitem(globals(), "adapted", lambda name, **kw: ARCHITECTURES[name](**kw))
+    with pytest.raises((AssertionError, IndexError, RuntimeError, ValueError)):
+        COLUMNS[column](name)
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [cell for cell, reason in REASONS.items() if reason in (EAGER_ONLY, NO_FLEX)],
+    ids=str,
+)
+def test_implementation_that_is_not_there_is_refused_by_transformers(name, column):
+    with pytest.raises(ValueError, match="does not support an attention implementation"):
+        COLUMNS[column](name)
+
+
+@pytest.mark.parametrize(
+    ("name", "dropout"),
+    [("deberta", "dropout"), ("deberta_v2", "dropout"), ("bloom", "attention_dropout"),
+     ("falcon_alibi", "attention_dropout")],
+)  # fmt: skip
+def test_hooks_do_what_a_map_added_to_the_attention_map_does(name, dropout):
+    """These models show their attention map to a dropout module: there the sum is literal."""
+    changes = {"attn_implementation": "eager"}
+    model, twin = adapted(name, **changes), ARCHITECTURES[name](**changes)
+    hosts = [layer.host for layer in model.modules() if isinstance(layer, LmamLayer)]
+    for host, module in zip(hosts, filter(hooks_for, twin.modules()), strict=True):
+        layer = host.lmam
+        low_rank = low_rank_map(layer.lora_w_a["default"], layer.lora_w_b["default"], 2.0)
+        low_rank = mask_map(low_rank, name not in ENCODERS, None)
+
+        def add(_, args, attention, low_rank=low_rank):
+            full = torch.zeros_like(attention)
+            full[..., :LENGTH, :LENGTH] = low_rank
+            return attention + full
+
+        getattr(module, dropout).register_forward_hook(add)
+    batch = {"input_ids": batch_of(name)["input_ids"][[0, 2]]}
+    found, expected = logits(model, **batch), logits(twin, **batch)
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["deberta_v2", "bloom"])
+def test_hooks_see_the_values_that_lora_made_whether_it_came_first_or_last(name):
+    projections = {"deberta_v2": ["value_proj"], "bloom": ["query_key_value", "dense"]}[name]
+    found = []
+    parts = [
+        LmamConfig(length=LENGTH, inverse_scale=2.0, init_weights=False),
+        LoraConfig(r=2, target_modules=projections, init_lora_weights=False),
+    ]
+    for order in (parts, parts[::-1]):
+        model = ARCHITECTURES[name]()
+        for part in order:
+            model = get_peft_model(model, part)
+        torch.manual_seed(3)
+        trained = sorted((n.replace("base_model.model.", ""), p) for n, p in
+                         model.named_parameters() if "lora" in n)  # fmt: skip
+        with torch.no_grad():
+            for _, parameter in sorted(trained, key=lambda pair: pair[0]):
+                parameter.normal_()
+        found.append(logits(model.eval(), **batch_of(name)))
+    assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("name", ["deberta_v2", "falcon", "bloom"])
+def test_no_negative_is_refused_where_the_scores_are_out_of_reach(name):
+    with pytest.raises(ValueError, match="ablation='no_negative' changes the scores"):
+        adapted(name, LmamConfig(length=LENGTH, ablation="no_negative"))
+
+
+def page() -> str:
+    """docs/architectures.md, from the cells and the reasons."""
+    lines = ["| architecture | reached by | " + " | ".join(COLUMNS) + " |"]
+    lines.append("|---|---|" + "---|" * len(COLUMNS))
+    for name, build in ARCHITECTURES.items():
+        way = "hooks" if any(map(hooks_for, build().modules())) else "interface"
+        cells = [REASONS.get((name, column), "✓") for column in COLUMNS]
+        lines.append(f"| {name} | {way} | " + " | ".join(cells) + " |")
+    count = len(ARCHITECTURES) * len(COLUMNS)
+    return HEADER.format(
+        architectures=len(ARCHITECTURES), cells=count, run=count - len(REASONS),
+        quick=sum(not cell.marks for cell in CELLS),
+    ) + "\n".join(lines) + FOOTER  # fmt: skip
+
+
+HEADER = """\
+# Architectures
+
+What was run on which architecture: {architectures} tiny models, built from transformers' configs,
+{cells} cells. {run} are tests (`tests/test_architectures.py`, which writes this page), the others
+say why there is none. `make test` runs {quick} of them, `make test-all` every one.
+
+"""
+FOOTER = """
+
+- **map**: each layer adds Eqs. 6–15, written out in the test, to 1e-5 in fp32, also behind a
+  sliding window; the full map in encoders, the lower triangle in decoders, none in cross-attention.
+  With the adapter disabled the logits are bit for bit those of the base.
+- **padding**: a padded batch gives each sample the logits it has alone.
+- **sdpa = eager**, **flex = eager**: the same logits under each of transformers' implementations.
+- **dynamic cache**, **static cache**: a batch (of decoders: padded on the left) is generated with
+  the cache; every sample has the logits it gets alone without one.
+- **compile**: `torch.compile(fullgraph=True)`, so no graph break, and the same logits.
+- **bottleneck**: `BottleneckConfig` starts as the identity, changes every output, and disabled
+  leaves the base.
+- Models reached by the **interface** dispatch attention through transformers' attention interface;
+  **hooks** are the pair of hooks of `hooked.py` for models that compute it themselves. Other models
+  are refused when the map is placed.
+"""
+
+
+def test_page_says_what_is_tested():
+    if os.environ.get("LORADA_WRITE_DOCS"):
+        PAGE.write_text(page())
+    assert PAGE.read_text() == page()
