@@ -184,7 +184,7 @@ def batched_continuously(model, samples):
     """Sequences join and leave one row; what comes back are tokens and their log-probabilities."""
     prompts = [sample[:-NEW].tolist() for sample in samples]
     options = {k: v for k, v in GREEDY.items() if k != "bos_token_id"} | {"eos_token_id": -1}
-    out = model.base_model.model.generate_batch(
+    out = model.generate_batch(
         prompts, generation_config=GenerationConfig(**options),
         # Fewer tokens a batch than the prompts have, so that they join at different times.
         continuous_batching_config=ContinuousBatchingConfig(
