@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from lorada.errors import saving
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
@@ -132,8 +134,10 @@ def train(
 def _draw_loss(run: Path, result: dict[str, Any]) -> str:
     from lorada.report.plots import loss_png
 
+    complete = f"The run itself is complete: lorada evaluate {run}"
     try:
-        loss_png({result["method"]: result["history"]}, run / "loss.png")
+        with saving(run / "loss.png", complete):
+            loss_png({result["method"]: result["history"]}, run / "loss.png")
     except ImportError as error:
         return str(error)
     return f"loss curve: {run / 'loss.png'}"

@@ -1,7 +1,10 @@
 """Helpers for errors that a user can act on: the value, the remedy, in one line."""
 
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 MOST = 12  # names that an error lists
 
@@ -13,3 +16,37 @@ def unknown(kind: str, value: str, known: Iterable[str]) -> ValueError:
     shown = ", ".join(names[:MOST]) + (f" and {len(names) - MOST} more" if names[MOST:] else "")
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {shown}"
     return ValueError(f"unknown {kind} {value!r}; {hint}")
+
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What torch's own writer, which knows no error numbers, says when a write fails.
+TORCH_WRITER = ("inline_container.cc", "iostream error", "PytorchStreamWriter")
+
+
+@contextmanager
+def saving(what: Path | str, remedy: str) -> Iterator[None]:
+    """Say what could not be saved and what to do, if the disk is full.
+
+    Raises:
+        OSError: in one line, whichever library was writing; other errors pass as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = _full_disk(error)
+        if reason is None:
+            raise
+        raise OSError(f"could not save {what}: {reason}. {remedy}") from error
+
+
+def _full_disk(error: Exception) -> str | None:
+    """Why a write failed, if it is for want of space."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return str(error.strerror) + (f" ({error.filename})" if error.filename else "")
+    # The errors of safetensors and tokenizers, which are Rust, have the number in their text only.
+    if any(f"(os error {number})" in text for number in NO_SPACE):
+        return text.removeprefix("Error while serializing: ").removeprefix("I/O error: ")
+    if isinstance(error, RuntimeError) and any(sign in text for sign in TORCH_WRITER):
+        return f"a write failed, most likely for want of space ({text.rpartition('] . ')[2]})"
+    return None

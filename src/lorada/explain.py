@@ -161,13 +161,20 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start to measure if this step will be logged."""
+        """Start to measure if this step will be logged, or saved, with which some log too."""
         step = state.global_step + 1
         every = max(int(state.logging_steps or args.logging_steps or 1), 1)
         by_step = args.logging_strategy == "steps"
         first = step == 1 and args.logging_first_step
-        if not by_step or step % every == 0 or step == state.max_steps or first:
-            self._sums = {}
+        saves = max(int(state.save_steps or 0), 0) if args.save_strategy == "steps" else 0
+        self._sums = {}
+        if (
+            not by_step
+            or step % every == 0
+            or step == state.max_steps
+            or first
+            or (saves and step % saves == 0)
+        ):
             self._watch()
 
     def _watch(self) -> None:
@@ -202,8 +209,8 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         """Add the effect size to the log line."""
-        if logs is None or "loss" not in logs or not self.by_layer:
-            return
+        if logs is None or "loss" not in logs or not self._sums:
+            return  # this step was not measured, and the last measurement is another's
         values = {"effect_size": self.mean, "effect_size_max": max(self.by_layer.values())}
         logs.update(values)
         if state.log_history:

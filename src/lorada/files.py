@@ -1,21 +1,29 @@
-"""Files and folders that are either there whole or not at all."""
+"""Files and folders that are either there whole or not at all, whatever ends the process."""
 
+import fcntl
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+SCRATCH = ".lorada-writing-"
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Give a place to write a file or folder; it moves to ``path`` when the block ends well.
 
-    A folder that is already at ``path`` must be removed inside the block.
+    A folder that is already at ``path`` makes room in one step too, so that no half of it is ever
+    found there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        fresh = Path(scratch) / path.name
+    with scratch_folder(path.parent) as scratch:
+        fresh = scratch / path.name
         yield fresh
+        _flush(fresh)
+        if fresh.is_dir() and path.is_dir():
+            path.replace(scratch / f"{path.name}.old")
         fresh.replace(path)
 
 
@@ -23,3 +31,55 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file whole."""
     with written_whole(path) as fresh:
         fresh.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """Make a folder in ``parent`` and remove it at the end.
+
+    The process holds a lock on it as long as it lives. Folders without one belonged to processes
+    that were killed, and are removed first.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    _remove_orphans(parent)
+    folder, lock = _locked_folder(parent)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder(parent: Path) -> tuple[Path, int]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=parent))
+        with suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY)
+            with suppress(OSError):  # a file system without locks: nobody removes it there either
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.is_dir():
+                return folder, lock
+            os.close(lock)
+        # Between its making and its lock, another process took it for an orphan.
+
+
+def _remove_orphans(parent: Path) -> None:
+    for folder in parent.glob(f"{SCRATCH}*"):
+        with suppress(OSError):  # its owner lives, or has just removed it
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(lock)
+
+
+def _flush(path: Path) -> None:
+    """Put a file, or all files of a folder, on the disk; some disks say only then that it failed."""
+    for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

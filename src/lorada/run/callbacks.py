@@ -1,4 +1,4 @@
-"""Trainer callbacks of every run: stop before a NaN does harm, save before Ctrl-C ends it."""
+"""Trainer callbacks of every run: stop before a NaN, save on Ctrl-C, log what is saved."""
 
 import signal
 from pathlib import Path
@@ -107,3 +107,24 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
             self._previous = None
+
+
+class LogWithSave(TrainerCallback):  # type: ignore[misc]
+    """Logs whenever a checkpoint is saved.
+
+    The Trainer does not save the sum of the losses since its last log line, so a run that resumed
+    between two lines would log another mean than one that did not.
+    """
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Log with a save that was asked for after this step."""
+        if control.should_save and args.logging_strategy != "no":
+            control.should_log = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Log with a save that was asked for after this epoch."""
+        self.on_step_end(args, state, control)

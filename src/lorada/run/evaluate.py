@@ -14,11 +14,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lorada.errors import saving
 from lorada.run.adapt import load_adapted, load_base
 from lorada.run.data import Rows, collator, context_of, encode_rows, fit_context, load_rows
 from lorada.run.models import load_tokenizer
 from lorada.run.recipe import RECIPE_FILE, Recipe, load_recipe
-from lorada.run.result import read_result, write_result
+from lorada.run.result import RESULT_FILE, read_result, write_result
 from lorada.tasks import TASKS
 from lorada.tasks.jsonl import IGNORED
 from lorada.tasks.rows import Form, Row
@@ -92,7 +93,8 @@ def evaluate(run: Run, data: str | None = None, *, base: bool = False) -> dict[s
     metrics = {"n": len(rows.rows), **scores, "sha256": rows.fingerprint}
     result = read_result(run.folder)
     result["metrics"][f"{rows.path}{' (base)' if base else ''}"] = metrics
-    write_result(run.folder, result)
+    with saving(run.folder / RESULT_FILE, "Free space, then run the command again"):
+        write_result(run.folder, result)
     return metrics
 
 

@@ -1,20 +1,23 @@
 """What a run folder holds: who may write there, what is removed, where to continue.
 
 A folder holds a run if it has ``recipe.yaml`` or ``result.json``. It is complete with a
-``result.json``. Nothing that a run did not write is ever removed.
+``result.json``. One process at a time trains in it. Nothing that a run did not write is ever removed.
 """
 
+import fcntl
 import json
 import logging
+import os
 import re
-import shutil
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from lorada.files import write_whole
+from lorada.files import scratch_folder, write_whole
 from lorada.run.recipe import RECIPE_FILE, Recipe, load_recipe
 from lorada.run.result import RESULT_FILE
 
@@ -22,8 +25,9 @@ logger = logging.getLogger(__name__)
 
 ROWS_FILE = "rows.sha256"  # what the run was trained on, so that a resumed run has the same
 RUN_FILES = (RECIPE_FILE, RESULT_FILE, ROWS_FILE, "loss.png", "adapter", "model", "runs")
+LOCK_FILE = ".lorada.lock"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-# The Trainer writes trainer_state.json last.
+# The Trainer writes trainer_state.json last, and removes older checkpoints only after it.
 CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
 
@@ -46,13 +50,11 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
     run = Path(recipe.output)
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
-    if run.exists() and not run.is_dir():
-        raise ValueError(f"{run} is a file: choose another --output")
-    held = run_files(run)
+    found = run_files(run)
     if not holds_run(run):
-        if held:
+        if found:
             raise ValueError(
-                f"{run} has {held[0].name} but no {RECIPE_FILE}, so it is not a run: "
+                f"{run} has {found[0].name} but no {RECIPE_FILE}, so it is not a run: "
                 "choose another --output"
             )
         return Start()
@@ -94,8 +96,7 @@ def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
     """
     run = Path(recipe.output)
     if start.clear:
-        for path in run_files(run):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        _clear(run)
     rows = run / ROWS_FILE
     if rows.is_file() and rows.read_text().strip() != fingerprint:
         raise ValueError(
@@ -104,6 +105,69 @@ def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
         )
     recipe.save(run)
     write_whole(rows, fingerprint + "\n")
+
+
+def _clear(run: Path) -> None:
+    """Take an earlier run out of its folder, so that what is left at any moment is a run.
+
+    Without its result it is one that is not complete; its recipe goes last, so that no checkpoint
+    is ever found beside the recipe of another run.
+    """
+    order = {RESULT_FILE: 0, ROWS_FILE: 2, RECIPE_FILE: 3}
+    with scratch_folder(run) as scratch:
+        for path in sorted(run_files(run), key=lambda path: order.get(path.name, 1)):
+            path.replace(scratch / path.name)
+
+
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Keep other trainings out of a run folder, made if it is not there, as long as this one lives.
+
+    Raises:
+        ValueError: if another process trains there, or if it is a file.
+    """
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"{run} is a file: choose another --output")
+    if int(os.environ.get("RANK", "0")):  # one launch of many processes: the first holds it
+        yield
+        return
+    made = not run.exists()
+    run.mkdir(parents=True, exist_ok=True)
+    lock = _lock(run)
+    try:
+        yield
+    finally:
+        (run / LOCK_FILE).unlink(missing_ok=True)
+        os.close(lock)
+        if made:
+            with suppress(OSError):  # something was written
+                run.rmdir()
+
+
+def _lock(run: Path) -> int:
+    path = run / LOCK_FILE
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            # Of the two kinds of lock, the one that worker processes do not inherit.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            owner = os.read(lock, 20).decode() or "another process"
+            os.close(lock)
+            raise ValueError(
+                f"{run} is being trained by process {owner}: wait for it, or choose another "
+                "--output"
+            ) from None
+        except OSError:
+            logger.warning("%s is on a file system without locks: train there once at a time", run)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), path.stat()):
+                break
+        os.close(lock)  # its owner has just ended and removed it
+    with suppress(OSError):  # the number is for people; a full disk may refuse it
+        os.ftruncate(lock, 0)
+        os.write(lock, str(os.getpid()).encode())
+    return lock
 
 
 def _same_recipe(before: Recipe, now: Recipe) -> None:

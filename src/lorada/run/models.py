@@ -4,7 +4,6 @@ import importlib.util
 import logging
 import os
 import shutil
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lorada.errors import unknown
+from lorada.errors import saving, unknown
+from lorada.files import scratch_folder
 
 logger = logging.getLogger(__name__)
 
@@ -105,9 +105,9 @@ def _convert_gguf(folder: Path, file_name: str, target: Path) -> None:
     config.__dict__.pop("quantization_config", None)
     model = type(loaded)(config)
     model.load_state_dict(loaded.state_dict())
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        fresh = Path(scratch) / target.name
+    space = f"Free space, or set LORADA_CACHE to another place than {target.parent}"
+    with saving(target, space), scratch_folder(target.parent) as scratch:
+        fresh = scratch / target.name
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         if target.is_dir() and not (target / "model.safetensors").is_file():

@@ -6,7 +6,6 @@ A run folder holds ``recipe.yaml``, checkpoints while it trains, then ``adapter/
 
 import importlib.util
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,9 +27,10 @@ from transformers import (
 )
 
 from lorada.explain import EffectSize
+from lorada.errors import saving
 from lorada.files import written_whole
 from lorada.run.adapt import adapt, base_parameters, load_base, parameter_counts, plan_for
-from lorada.run.callbacks import SaveOnInterrupt, StopOnNaN
+from lorada.run.callbacks import LogWithSave, SaveOnInterrupt, StopOnNaN
 from lorada.run.card import write_card
 from lorada.run.data import (
     Rows,
@@ -40,10 +40,10 @@ from lorada.run.data import (
     fit_context,
     load_rows,
 )
-from lorada.run.folder import begin, check_folder
+from lorada.run.folder import Start, begin, check_folder, held
 from lorada.run.models import load_tokenizer
 from lorada.run.recipe import Recipe
-from lorada.run.result import hardware, peak_memory, versions, write_result
+from lorada.run.result import RESULT_FILE, hardware, peak_memory, versions, write_result
 from lorada.tuners import LmamConfig, LoradaConfig
 
 logger = logging.getLogger(__name__)
@@ -84,10 +84,18 @@ def train(
         quiet: no progress bar.
 
     Raises:
-        ValueError: for a folder that holds a run, or anything in the recipe that does not fit.
+        ValueError: for a folder that holds a run or in which another process trains, or anything
+            in the recipe that does not fit.
         DivergedError: if the loss becomes NaN; checkpoints saved before stay.
+        OSError: if the disk is full; what was saved before stays whole.
     """
-    start = check_folder(recipe, resume=resume, overwrite=overwrite)
+    run = Path(recipe.output)
+    with saving(run, "Free space, then run the command again"), held(run):
+        start = check_folder(recipe, resume=resume, overwrite=overwrite)
+        return _train(recipe, start, quiet=quiet)
+
+
+def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
     rows = load_rows(recipe.data)
     held_out = load_rows(recipe.eval_data, rows.form, rows.labels) if recipe.eval_data else None
     plan = plan_for(recipe)
@@ -105,28 +113,33 @@ def train(
     model = adapt(base, plan, recipe, labels)
 
     effect, interrupt = EffectSize(), SaveOnInterrupt()
-    callbacks = [effect, interrupt, StopOnNaN(), *plan.callbacks]
+    callbacks = [effect, interrupt, StopOnNaN(), LogWithSave(), *plan.callbacks]
     pad = collator(rows.form, tokenizer)
     with _one_line("TrainingArguments"):
         trainer = _trainer(model, args, (dataset, evaluation), pad, callbacks)
         _give_maps_their_rate(trainer, model)
+    run = Path(recipe.output)
     begin(recipe, start, rows.fingerprint)
+    again = f"What was saved before is whole: free space, then lorada train --resume --output {run}"
     started = time.monotonic()
     try:
         _continue(trainer, start.checkpoint)
     except Exception:
         print(file=sys.stderr)  # ends the line of the progress bar
-        raise
+        with saving(f"{run} at step {trainer.state.global_step}", again):
+            raise
     finally:
         interrupt.restore()
     if interrupt.interrupted:
-        return Trained(Path(recipe.output), {"steps": trainer.state.global_step}, interrupted=True)
-    _save_whole(model, tokenizer, recipe)
+        return Trained(run, {"steps": trainer.state.global_step}, interrupted=True)
+    with saving(f"the weights of {run}", again):
+        _save_whole(model, tokenizer, recipe)
     result = _result(recipe, rows, trainer, parameter_counts(model, total))
     result["wall_time_s"] = round(time.monotonic() - started, 1)
     result["resumed_from"] = start.checkpoint.name if start.checkpoint else None
-    write_result(Path(recipe.output), result)
-    return Trained(Path(recipe.output), result)
+    with saving(run / RESULT_FILE, again):
+        write_result(run, result)
+    return Trained(run, result)
 
 
 @contextmanager
@@ -148,6 +161,8 @@ def _continue(trainer: Trainer, checkpoint: Path | None) -> None:
             # on from there, would take one step too many.
             trainer._load_from_checkpoint(str(checkpoint))
             trainer.state = state
+            if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+                trainer._load_best_model()
             return
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
@@ -231,8 +246,6 @@ def _save_whole(
             tokenizer.save_pretrained(fresh)
         else:
             write_card(fresh, recipe, model.peft_config["default"])
-        if (run / name).is_dir():
-            shutil.rmtree(run / name)
 
 
 def _result(

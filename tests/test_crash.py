@@ -1,0 +1,245 @@
+"""`kill -9` at any moment: at most one save interval is lost, and nothing half-written loads."""
+
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import yaml
+from crashes import EVERY, KEEP_ALL, WRITES, Lab, check_result, check_the_end, check_what_is_left
+
+from lorada.files import SCRATCH, scratch_folder, write_whole
+from lorada.run.folder import LOCK_FILE, held, last_whole_checkpoint, run_files
+
+KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)
+LORADA = Path(sys.executable).with_name("lorada")
+AGAIN = "training.seed=7"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    lab = Lab(tmp_path_factory.mktemp("crash"))
+    yield lab
+    lab.close()
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    """A folder without weights is not looked for on the hub."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(scope="module")
+def points(lab, tmp_path_factory):
+    """The write points of an uninterrupted run."""
+    reply = lab.train(tmp_path_factory.mktemp("points") / "run")
+    assert reply["code"] == 0, reply["said"]
+    return reply["points"]
+
+
+def number(points, pattern):
+    """The first write point of this name, counted from 1."""
+    return next(i for i, point in enumerate(points, 1) if re.search(pattern, point))
+
+
+def kill_and_resume(lab, run, at, how):
+    whole = lab.whole()
+    reply = lab.train(run, at=at, how=how)
+    assert reply["code"] in (*KILLED, 0), reply["said"]  # 0: no more was written after that point
+    check_what_is_left(lab, run, whole, reply["steps"])
+    check_the_end(lab, run, whole)
+    return reply["code"] != 0
+
+
+QUICK = {
+    "half the weights of the last checkpoint": ("safetensors checkpoint-4", "kill half"),
+    "an optimizer of no bytes": ("torch.save checkpoint-4/optimizer", "kill empty"),
+    "half of an older checkpoint removed": ("remove checkpoint-2/(optimizer|adapter_m)", "kill"),
+    "half the final adapter": ("safetensors .*adapter/", "kill half"),
+    "an adapter but no result": ("open .*result.json", "kill"),
+}
+
+
+@pytest.mark.parametrize("case", QUICK)
+def test_a_run_killed_at_a_write_loses_at_most_one_save_interval(lab, points, tmp_path, case):
+    pattern, how = QUICK[case]
+    assert kill_and_resume(lab, tmp_path / "run", number(points, pattern), how)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_every_write_loses_at_most_one_save_interval(lab, points, tmp_path):
+    kills = 0
+    for at, point in enumerate(points, 1):
+        writes = point.split()[0] in WRITES
+        for how in ("kill", "kill empty", "kill half") if writes else ("kill",):
+            print(f"{how} at {at}: {point}")
+            kills += kill_and_resume(lab, tmp_path / f"{at}-{how}", at, how)
+            shutil.rmtree(tmp_path / f"{at}-{how}")
+    print(f"{kills} kills at {len(points)} write points")
+    assert kills > len(points)
+
+
+def kill_at_random(lab, tmp_path, count, seed):
+    chance = random.Random(seed)
+    whole = lab.whole()
+    slow = {"slow": 0.005}
+    seconds = lab.train(tmp_path / "timed", **slow)["seconds"]
+    kills = 0
+    while kills < count:
+        run = tmp_path / f"run-{kills}"
+        shutil.rmtree(run, ignore_errors=True)
+        reply = lab.train(run, after=chance.uniform(0.2, seconds), **slow)
+        if reply["code"] == -signal.SIGKILL:  # else it was faster than the kill
+            kills += 1
+            print(f"killed after {reply['steps']} steps and {len(reply['points'])} write points")
+            check_what_is_left(lab, run, whole, reply["steps"])
+            check_the_end(lab, run, whole)
+
+
+def test_a_run_killed_at_a_random_moment_loses_at_most_one_save_interval(lab, tmp_path):
+    kill_at_random(lab, tmp_path, 1, seed=time.time_ns())
+
+
+@pytest.mark.slow
+def test_runs_killed_at_random_moments_lose_at_most_one_save_interval(lab, tmp_path):
+    kill_at_random(lab, tmp_path, 25, seed=0)
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_comes_to_the_same_end(lab, tmp_path):
+    """Log lines fall between checkpoints here, so their means reach over a kill."""
+    longer = ("max_steps=24", f"save_steps={EVERY}", "logging_steps=3", "save_total_limit=2")
+    whole, run, chance = lab.whole(*longer), tmp_path / "run", random.Random(0)
+    kills = at = 0
+    while not (run / "result.json").exists():
+        resume = ["--resume"] if (run / "recipe.yaml").exists() else []
+        reply = lab.train(run, *longer, *resume, after=chance.uniform(0.5, 1.5), slow=0.01)
+        if reply["code"] == 0:
+            break
+        assert reply["code"] == -signal.SIGKILL, reply["said"]
+        kills += 1
+        at = check_what_is_left(lab, run, whole, reply["steps"], started_at=at)
+    print(f"{kills} kills of one run")
+    assert kills >= 3
+    check_the_end(lab, run, whole, *longer)
+
+
+def test_log_lines_are_the_same_if_a_run_resumes_between_two(lab, tmp_path):
+    uneven = ("logging_steps=3",)
+    run, whole = tmp_path / "run", lab.whole(*uneven)
+    after = number(lab.train(tmp_path / "points", *uneven)["points"], "mkdir checkpoint-4")
+    assert lab.train(run, *uneven, at=after)["code"] == -signal.SIGKILL
+    check_the_end(lab, run, whole, *uneven)
+
+
+def test_the_best_weights_are_the_final_ones_after_a_kill_too(lab, tmp_path):
+    best = (
+        f"eval_data={lab.rows}", "eval_strategy=steps", "eval_steps=2",
+        "load_best_model_at_end=true", "metric_for_best_model=eval_loss",
+        "greater_is_better=true",  # here the worse ones, which are not the last ones
+    )  # fmt: skip
+    run, whole = tmp_path / "run", lab.whole(*best)
+    last = (whole / "checkpoint-4" / "adapter_model.safetensors").read_bytes()
+    assert (whole / "adapter" / "adapter_model.safetensors").read_bytes() != last
+    points = lab.train(tmp_path / "points", *best, KEEP_ALL)["points"]
+    killed = lab.train(run, *best, KEEP_ALL, at=number(points, "open .*result.json"))
+    assert killed["code"] == -signal.SIGKILL
+    check_the_end(lab, run, whole, *best, KEEP_ALL)
+
+
+def overwrite_and_kill(lab, finished, run, at):
+    """Kill ``--overwrite`` with another seed; whatever is left resumes as what it is."""
+    first, second = lab.whole(), lab.whole(AGAIN)
+    shutil.copytree(finished, run)
+    reply = lab.train(run, AGAIN, "--overwrite", at=at)
+    assert reply["code"] == -signal.SIGKILL, reply["said"]
+    recipe = run / "recipe.yaml"
+    if (run / "result.json").exists():
+        check_result(run, first)
+    elif recipe.exists():
+        seed = yaml.safe_load(recipe.read_text())["training"].get("seed")
+        expected = first if seed is None else second
+        check_what_is_left(lab, run, expected, 0)
+        resumed = lab.command(["train", "--resume", "--output", str(run)], run)
+        assert resumed["code"] == 0, resumed["said"]
+        check_result(run, expected)
+    else:
+        assert run_files(run) == []
+    again = lab.train(run, AGAIN, "--overwrite")
+    assert again["code"] == 0, again["said"]
+    check_result(run, second)
+
+
+def overwrite_points(lab, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "points")
+    points = lab.train(run, AGAIN, "--overwrite")["points"]
+    return points[: number(points, "mkdir checkpoint-2")]
+
+
+@pytest.fixture(scope="module")
+def finished(lab, tmp_path_factory):
+    run = tmp_path_factory.mktemp("finished") / "run"
+    assert lab.train(run)["code"] == 0
+    return run
+
+
+def test_a_kill_while_an_earlier_run_is_removed_leaves_no_mixture(lab, finished, tmp_path):
+    points = overwrite_points(lab, finished, tmp_path)
+    overwrite_and_kill(lab, finished, tmp_path / "run", number(points, "rename rows.sha256"))
+
+
+@pytest.mark.slow
+def test_no_kill_while_an_earlier_run_is_removed_leaves_a_mixture(lab, finished, tmp_path):
+    points = overwrite_points(lab, finished, tmp_path)
+    for at, point in enumerate(points, 1):
+        print(f"kill at {at}: {point}")
+        overwrite_and_kill(lab, finished, tmp_path / f"run-{at}", at)
+    print(f"{len(points)} kills")
+
+
+def test_a_second_training_in_the_same_folder_is_refused(lab, tmp_path):
+    run = tmp_path / "run"
+    with held(run):
+        reply = lab.train(run)
+        owner = (run / LOCK_FILE).read_text()
+    assert reply["code"] == 2
+    line = reply["said"].strip().splitlines()[-1]
+    assert line.startswith(f"error: {run} is being trained by process {owner}: ")
+    assert not run.exists()
+
+
+def test_scratch_of_the_dead_is_removed_and_of_the_living_is_not(tmp_path):
+    orphan = tmp_path / f"{SCRATCH}orphan"
+    (orphan / "adapter").mkdir(parents=True)
+    with scratch_folder(tmp_path) as living:
+        assert not orphan.exists()
+        write_whole(tmp_path / "a.txt", "a")
+        assert living.is_dir()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.slow
+def test_the_console_command_survives_a_kill(lab, tmp_path):
+    run, longer = tmp_path / "run", ("max_steps=400", "save_steps=1")
+    process = subprocess.Popen(
+        [LORADA, *lab.words(run, *longer)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not (run / "checkpoint-3").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    at = int(last_whole_checkpoint(run).name.partition("-")[2])
+    assert at >= 2
+    # What is left to do takes long; a shorter schedule would be another run.
+    resumed = subprocess.run(
+        [LORADA, *lab.words(run, *longer), "--resume", "--json"], capture_output=True, text=True
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    check_result(run, lab.whole(*longer))
