@@ -123,3 +123,13 @@ def shapes_unchecked() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _seeds() -> None:
     set_seed(0)
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """Commands that are killed or run out of space; one warmed process for all tests."""
+    from crashes import Lab
+
+    lab = Lab(tmp_path_factory.mktemp("lab"))
+    yield lab
+    lab.close()

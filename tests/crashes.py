@@ -3,8 +3,10 @@
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
+from functools import cached_property
 from pathlib import Path
 
 from folders import llama_folder, rows_file
@@ -64,13 +66,20 @@ class Lab:
         return self.command(self.words(run, *more), run, **request)
 
     def whole(self, *more):
-        """An uninterrupted run with these settings, that keeps every checkpoint; and its reply."""
+        """An uninterrupted run with these settings, that keeps every checkpoint."""
         if more not in self.runs:
             run = self.place / f"whole-{len(self.runs)}"
             reply = self.train(run, *more, KEEP_ALL)
             assert reply["code"] == 0, reply["said"]
             self.runs[more] = run
         return self.runs[more]
+
+    @cached_property
+    def points(self):
+        """The write points of an uninterrupted run."""
+        reply = self.train(self.place / "points")
+        assert reply["code"] == 0, reply["said"]
+        return reply["points"]
 
     def loads(self, folder):
         """Whether PEFT loads a folder by hand."""
@@ -79,6 +88,11 @@ class Lab:
         except REFUSED:
             return False
         return True
+
+
+def number(points, pattern):
+    """The first write point of this name, counted from 1."""
+    return next(i for i, point in enumerate(points, 1) if re.search(pattern, point))
 
 
 def same_files(folder, expected, names):

@@ -1,7 +1,6 @@
 """`kill -9` at any moment: at most one save interval is lost, and nothing half-written loads."""
 
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -9,10 +8,17 @@ import sys
 import time
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import yaml
-from crashes import EVERY, KEEP_ALL, WRITES, Lab, check_result, check_the_end, check_what_is_left
+from crashes import (
+    EVERY,
+    KEEP_ALL,
+    WRITES,
+    check_result,
+    check_the_end,
+    check_what_is_left,
+    number,
+)
 
 from lorada.files import SCRATCH, scratch_folder, write_whole
 from lorada.run.folder import LOCK_FILE, held, last_whole_checkpoint, run_files
@@ -20,32 +26,6 @@ from lorada.run.folder import LOCK_FILE, held, last_whole_checkpoint, run_files
 KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)
 LORADA = Path(sys.executable).with_name("lorada")
 AGAIN = "training.seed=7"
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    lab = Lab(tmp_path_factory.mktemp("crash"))
-    yield lab
-    lab.close()
-
-
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch):
-    """A folder without weights is not looked for on the hub."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-
-
-@pytest.fixture(scope="module")
-def points(lab, tmp_path_factory):
-    """The write points of an uninterrupted run."""
-    reply = lab.train(tmp_path_factory.mktemp("points") / "run")
-    assert reply["code"] == 0, reply["said"]
-    return reply["points"]
-
-
-def number(points, pattern):
-    """The first write point of this name, counted from 1."""
-    return next(i for i, point in enumerate(points, 1) if re.search(pattern, point))
 
 
 def kill_and_resume(lab, run, at, how):
@@ -67,22 +47,52 @@ QUICK = {
 
 
 @pytest.mark.parametrize("case", QUICK)
-def test_a_run_killed_at_a_write_loses_at_most_one_save_interval(lab, points, tmp_path, case):
+def test_a_run_killed_at_a_write_loses_at_most_one_save_interval(lab, tmp_path, case):
     pattern, how = QUICK[case]
-    assert kill_and_resume(lab, tmp_path / "run", number(points, pattern), how)
+    assert kill_and_resume(lab, tmp_path / "run", number(lab.points, pattern), how)
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_every_write_loses_at_most_one_save_interval(lab, points, tmp_path):
+def test_a_run_killed_at_every_write_loses_at_most_one_save_interval(lab, tmp_path):
     kills = 0
-    for at, point in enumerate(points, 1):
+    for at, point in enumerate(lab.points, 1):
         writes = point.split()[0] in WRITES
         for how in ("kill", "kill empty", "kill half") if writes else ("kill",):
             print(f"{how} at {at}: {point}")
             kills += kill_and_resume(lab, tmp_path / f"{at}-{how}", at, how)
             shutil.rmtree(tmp_path / f"{at}-{how}")
-    print(f"{kills} kills at {len(points)} write points")
-    assert kills > len(points)
+    print(f"{kills} kills at {len(lab.points)} write points")
+    assert kills > len(lab.points)
+
+
+# Where a run was killed first, and the step of the checkpoint that it resumes from.
+FIRST_KILLS = {
+    "half a checkpoint": ("open checkpoint-4/trainer_state", "kill half", 2),
+    "an adapter but no result": (r"open .*result\.json", "kill", 4),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", FIRST_KILLS)
+def test_a_resumed_run_killed_at_every_write_comes_to_the_same_end(lab, tmp_path, case):
+    pattern, how, step = FIRST_KILLS[case]
+    state, whole, kills = tmp_path / "state", lab.whole(), 0
+    lab.train(state, at=number(lab.points, pattern), how=how)
+    run = shutil.copytree(state, tmp_path / "points")
+    points = lab.train(run, "--resume")["points"]
+    for at, point in enumerate(points, 1):
+        writes = point.split()[0] in WRITES
+        for how in ("kill", "kill half") if writes else ("kill",):
+            print(f"{how} at {at}: {point}")
+            run = shutil.copytree(state, tmp_path / f"{at}-{how}")
+            reply = lab.train(run, "--resume", at=at, how=how)
+            assert reply["code"] in (*KILLED, 0), reply["said"]
+            kills += reply["code"] != 0
+            check_what_is_left(lab, run, whole, reply["steps"], started_at=step)
+            check_the_end(lab, run, whole)
+            shutil.rmtree(run)
+    print(f"{kills} kills at {len(points)} write points of a resumed run")
+    assert kills >= len(points)
 
 
 def kill_at_random(lab, tmp_path, count, seed):

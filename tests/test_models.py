@@ -1,7 +1,9 @@
 """Models by name: folders, hub ids, and the two that come from PyPI packages."""
 
+import errno
 import importlib.util
 import re
+import resource
 import shutil
 import sys
 from pathlib import Path
@@ -76,7 +78,7 @@ def test_a_conversion_that_fails_leaves_nothing_loadable(tmp_path, monkeypatch):
     monkeypatch.setenv("LORADA_CACHE", str(tmp_path))
 
     def full_disk(*args, **kwargs):
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     tiny = AutoModelForCausalLM.from_pretrained(llama_folder(tmp_path / "tiny"))
     reads = SimpleNamespace(from_pretrained=lambda *args, **kwargs: tiny)
@@ -85,8 +87,19 @@ def test_a_conversion_that_fails_leaves_nothing_loadable(tmp_path, monkeypatch):
     monkeypatch.setattr(
         models, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda *a, **k: tokenizer)
     )
-    with pytest.raises(OSError, match="No space left"):
+    line = (
+        r"could not save .*smollm2-135m: No space left on device\. Free space, or set LORADA_CACHE"
+    )
+    with pytest.raises(OSError, match=line):
         model_folder("smollm2-135m")
+    # The weights' own writer meets a limit on the size of files, which is a full disk to it.
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"could not save .*smollm2-135m: File too large"):
+            model_folder("smollm2-135m")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [p.name for p in tmp_path.iterdir()] == ["tiny"]
 
 

@@ -75,7 +75,7 @@ def _remove_orphans(parent: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Put a file, or all files of a folder, on the disk; some disks say only then that it failed."""
+    """Put a file, or all files of a folder, on the disk; some say only then that it failed."""
     for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
         if file.is_file():
             descriptor = os.open(file, os.O_RDONLY)

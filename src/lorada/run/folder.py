@@ -1,7 +1,8 @@
 """What a run folder holds: who may write there, what is removed, where to continue.
 
 A folder holds a run if it has ``recipe.yaml`` or ``result.json``. It is complete with a
-``result.json``. One process at a time trains in it. Nothing that a run did not write is ever removed.
+``result.json``. One process at a time trains in it. Nothing that a run did not write is ever
+removed.
 """
 
 import fcntl

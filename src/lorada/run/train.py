@@ -26,8 +26,8 @@ from transformers import (
     set_seed,
 )
 
-from lorada.explain import EffectSize
 from lorada.errors import saving
+from lorada.explain import EffectSize
 from lorada.files import written_whole
 from lorada.run.adapt import adapt, base_parameters, load_base, parameter_counts, plan_for
 from lorada.run.callbacks import LogWithSave, SaveOnInterrupt, StopOnNaN

@@ -1,0 +1,95 @@
+"""A disk that fills up: one line, exit code 2, nothing lost, the same end after all."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from crashes import WRITES, check_result, check_the_end, check_what_is_left, number
+
+FULL = ("no space", "full", "half full")
+LORADA = Path(sys.executable).with_name("lorada")
+
+
+def check_message(said, run):
+    lines = said.strip().splitlines()
+    assert "Traceback" not in said
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:], said
+    remedies = (
+        f"What was saved before is whole: free space, then lorada train --resume --output {run}",
+        "Free space, then run the command again",
+        f"The run itself is complete: lorada evaluate {run}",
+    )
+    assert re.match(rf"error: could not save (the weights of )?{run}.*: .+\. ", lines[-1])
+    assert lines[-1].endswith(remedies)
+
+
+def fill_and_resume(lab, run, at, how):
+    whole = lab.whole()
+    reply = lab.train(run, at=at, how=how)
+    if reply["code"] != 0:  # else nothing more had to be written
+        assert reply["code"] == 2, reply["said"]
+        check_message(reply["said"], run)
+    check_what_is_left(lab, run, whole, reply["steps"])
+    check_the_end(lab, run, whole)
+    return reply
+
+
+QUICK = {
+    "the recipe": (r"open .*recipe\.yaml", "full", "then run the command again"),
+    "weights": ("safetensors checkpoint-4", "half full", "at step 4.*--resume"),
+    "optimizer": ("torch.save checkpoint-4/optimizer", "half full", "at step 4.*--resume"),
+    "the result": (r"open .*result\.json", "no space", r"result\.json.*--resume"),
+    "the picture": (r"open .*loss\.png", "full", r"loss\.png.*is complete"),
+}
+
+
+@pytest.mark.parametrize("case", QUICK)
+def test_a_disk_that_fills_up_is_one_line_and_nothing_is_lost(lab, tmp_path, case):
+    pattern, how, message = QUICK[case]
+    reply = fill_and_resume(lab, tmp_path / "run", number(lab.points, pattern), how)
+    assert re.search(message, reply["said"].strip().splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_at_any_write_is_one_line_and_nothing_is_lost(lab, tmp_path):
+    failures = 0
+    for at, point in enumerate(lab.points, 1):
+        writes = point.split()[0] in WRITES
+        for how in FULL if writes else ("no space",):
+            print(f"{how} at {at}: {point}")
+            run = tmp_path / f"{at}-{how.replace(' ', '-')}"
+            failures += fill_and_resume(lab, run, at, how)["code"] == 2
+            shutil.rmtree(run, ignore_errors=True)
+    print(f"{failures} full disks at {len(lab.points)} write points")
+    assert failures > len(lab.points)
+
+
+ON_A_SMALL_DISK = """
+mkdir -p {disk} && mount -t tmpfs -o size={small} none {disk} || exit 77
+{train}; echo "code $?"
+mount -o remount,size=16m {disk}
+{train} --resume; echo "code $?"
+cp -r {disk}/run {out}
+"""
+
+
+@pytest.mark.slow
+def test_the_console_command_on_a_real_disk_that_is_full(lab, tmp_path):
+    disk, out = tmp_path / "disk", tmp_path / "out"
+    train = " ".join([str(LORADA), *lab.words(disk / "run")])
+    script = ON_A_SMALL_DISK.format(disk=disk, out=out, train=train, small="220k")
+    if shutil.which("unshare") is None:
+        pytest.skip("a disk of its own needs unshare")
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode == 77 or "unshare failed" in done.stderr:
+        pytest.skip("a disk of its own may not be mounted here")
+    assert re.findall(r"code \d+", done.stdout) == ["code 2", "code 0"], done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert f"could not save {disk}/run at step" in line
+    check_result(out, lab.whole())
