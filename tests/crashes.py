@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from lorada.files import SCRATCH
-from lorada.run.folder import LOCK_FILE, last_whole_checkpoint
+from lorada.run.folder import last_whole_checkpoint
+from lorada.run.lock import LOCK_FILE
 
 EVERY = 2  # steps between checkpoints
 SETTINGS = [

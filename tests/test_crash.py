@@ -21,7 +21,8 @@ from crashes import (
 )
 
 from lorada.files import SCRATCH, scratch_folder, write_whole
-from lorada.run.folder import LOCK_FILE, held, last_whole_checkpoint, run_files
+from lorada.run.folder import last_whole_checkpoint, run_files
+from lorada.run.lock import LOCK_FILE, held
 
 KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)
 LORADA = Path(sys.executable).with_name("lorada")
@@ -130,7 +131,9 @@ def test_a_run_killed_again_and_again_comes_to_the_same_end(lab, tmp_path):
     kills = at = 0
     while kills < 40:
         resume = ["--resume"] if (run / "recipe.yaml").exists() else []
-        reply = lab.train(run, *longer, *resume, after=chance.uniform(0.2, 0.7) * seconds, slow=0.01)
+        reply = lab.train(
+            run, *longer, *resume, after=chance.uniform(0.2, 0.7) * seconds, slow=0.01
+        )
         if reply["code"] == 0:
             break
         assert reply["code"] == -signal.SIGKILL, reply["said"]
@@ -225,6 +228,15 @@ def test_a_second_training_in_the_same_folder_is_refused(lab, tmp_path):
     assert not run.exists()
 
 
+def test_the_other_processes_of_one_launch_leave_the_lock_to_the_first(tmp_path, monkeypatch):
+    with held(tmp_path):
+        monkeypatch.setenv("RANK", "1")
+        with held(tmp_path):
+            pass
+        assert (tmp_path / LOCK_FILE).exists()
+    monkeypatch.delenv("RANK")
+
+
 def test_scratch_of_the_dead_is_removed_and_of_the_living_is_not(tmp_path):
     orphan = tmp_path / f"{SCRATCH}orphan"
     (orphan / "adapter").mkdir(parents=True)
@@ -237,7 +249,7 @@ def test_scratch_of_the_dead_is_removed_and_of_the_living_is_not(tmp_path):
 
 @pytest.mark.slow
 def test_the_console_command_survives_a_kill(lab, tmp_path):
-    run, longer = tmp_path / "run", ("max_steps=400", "save_steps=1")
+    run, longer = tmp_path / "run", ("max_steps=60", "save_steps=1")
     process = subprocess.Popen(
         [LORADA, *lab.words(run, *longer)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -248,7 +260,6 @@ def test_the_console_command_survives_a_kill(lab, tmp_path):
     process.wait()
     at = int(last_whole_checkpoint(run).name.partition("-")[2])
     assert at >= 2
-    # What is left to do takes long; a shorter schedule would be another run.
     resumed = subprocess.run(
         [LORADA, *lab.words(run, *longer), "--resume", "--json"], capture_output=True, text=True
     )

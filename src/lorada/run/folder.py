@@ -5,14 +5,10 @@ A folder holds a run if it has ``recipe.yaml`` or ``result.json``. It is complet
 removed.
 """
 
-import fcntl
 import json
 import logging
-import os
 import re
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +22,6 @@ logger = logging.getLogger(__name__)
 
 ROWS_FILE = "rows.sha256"  # what the run was trained on, so that a resumed run has the same
 RUN_FILES = (RECIPE_FILE, RESULT_FILE, ROWS_FILE, "loss.png", "adapter", "model", "runs")
-LOCK_FILE = ".lorada.lock"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # The Trainer writes trainer_state.json last, and removes older checkpoints only after it.
 CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
@@ -118,57 +113,6 @@ def _clear(run: Path) -> None:
     with scratch_folder(run) as scratch:
         for path in sorted(run_files(run), key=lambda path: order.get(path.name, 1)):
             path.replace(scratch / path.name)
-
-
-@contextmanager
-def held(run: Path) -> Iterator[None]:
-    """Keep other trainings out of a run folder, made if it is not there, as long as this one lives.
-
-    Raises:
-        ValueError: if another process trains there, or if it is a file.
-    """
-    if run.exists() and not run.is_dir():
-        raise ValueError(f"{run} is a file: choose another --output")
-    if int(os.environ.get("RANK", "0")):  # one launch of many processes: the first holds it
-        yield
-        return
-    made = not run.exists()
-    run.mkdir(parents=True, exist_ok=True)
-    lock = _lock(run)
-    try:
-        yield
-    finally:
-        (run / LOCK_FILE).unlink(missing_ok=True)
-        os.close(lock)
-        if made:
-            with suppress(OSError):  # something was written
-                run.rmdir()
-
-
-def _lock(run: Path) -> int:
-    path = run / LOCK_FILE
-    while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            # Of the two kinds of lock, the one that worker processes do not inherit.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            owner = os.read(lock, 20).decode() or "another process"
-            os.close(lock)
-            raise ValueError(
-                f"{run} is being trained by process {owner}: wait for it, or choose another "
-                "--output"
-            ) from None
-        except OSError:
-            logger.warning("%s is on a file system without locks: train there once at a time", run)
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock), path.stat()):
-                break
-        os.close(lock)  # its owner has just ended and removed it
-    with suppress(OSError):  # the number is for people; a full disk may refuse it
-        os.ftruncate(lock, 0)
-        os.write(lock, str(os.getpid()).encode())
-    return lock
 
 
 def _same_recipe(before: Recipe, now: Recipe) -> None:

@@ -40,7 +40,8 @@ from lorada.run.data import (
     fit_context,
     load_rows,
 )
-from lorada.run.folder import Start, begin, check_folder, held
+from lorada.run.folder import Start, begin, check_folder
+from lorada.run.lock import held
 from lorada.run.models import load_tokenizer
 from lorada.run.recipe import Recipe
 from lorada.run.result import RESULT_FILE, hardware, peak_memory, versions, write_result
