@@ -107,13 +107,13 @@ def test_every_log_line_of_a_plain_trainer_has_the_effect_size(tmp_path):
 
 
 def test_a_map_that_does_nothing_is_said_to(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, logger="lorada.explain"):
+    with caplog.at_level(logging.WARNING, logger="lorada.run.effect_size"):
         trained(tmp_path, LmamConfig(length=6, inverse_scale=4096 * 600))
     assert "numerically nothing" in caplog.text
 
 
 def test_a_map_that_works_is_not_warned_about(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, logger="lorada.explain"):
+    with caplog.at_level(logging.WARNING, logger="lorada.run.effect_size"):
         trained(tmp_path, LmamConfig(length=6))
     assert not caplog.text
 

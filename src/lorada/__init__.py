@@ -3,12 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 from lorada import functional
-from lorada.explain import EffectSize, explain
+from lorada.explain import explain
 from lorada.tuners import BottleneckConfig, LmamConfig, LoradaConfig
 from lorada.version import __version__
 
 if TYPE_CHECKING:
     from lorada.methods import METHODS, build_method
+    from lorada.run.effect_size import EffectSize
     from lorada.tasks import TASKS
 
 __all__ = [
@@ -25,7 +26,10 @@ __all__ = [
 ]
 
 # What `import lorada` must do is make the PEFT types known; the rest loads when it is asked for.
+# It happens as soon as `peft` is there (`lorada run`), and transformers imports peft from the
+# middle of its own Trainer: nothing above may need a module of transformers that peft does not.
 _LAZY = {
+    "EffectSize": "lorada.run.effect_size",
     "METHODS": "lorada.methods",
     "build_method": "lorada.methods",
     "TASKS": "lorada.tasks",

@@ -307,5 +307,18 @@ def quickstart(
     _next(f"lorada generate {output}/lorada_la --prompt $'{PROMPT}'")
 
 
+# What follows the command's name, `--help` too, is for the command.
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+def run(
+    command: Annotated[list[str], typer.Argument(metavar="CMD", help="program and its arguments")],
+) -> None:
+    """Run another program (lm_eval, trl, accelerate …) that is to load adapters of lorada."""
+    from lorada.run.launch import run_command
+
+    run_command(command)
+
+
 if __name__ == "__main__":
     main()

@@ -28,6 +28,9 @@ from peft import {auto}
 model = {auto}.from_pretrained("path/to/this/folder")
 ```
 
+A program that you cannot change loads it when it is started with `lorada run` before its name:
+`lorada run lm_eval --model hf --model_args pretrained={model},peft=path/to/this/folder …`.
+
 | part | settings |
 |---|---|
 {parts}

@@ -27,7 +27,6 @@ from transformers import (
 )
 
 from lorada.errors import saving
-from lorada.explain import EffectSize
 from lorada.files import written_whole
 from lorada.run.adapt import adapt, base_parameters, load_base, parameter_counts, plan_for
 from lorada.run.callbacks import LogWithSave, SaveOnInterrupt, StopOnNaN
@@ -40,6 +39,7 @@ from lorada.run.data import (
     fit_context,
     load_rows,
 )
+from lorada.run.effect_size import EffectSize
 from lorada.run.folder import Start, begin, check_folder
 from lorada.run.lock import held
 from lorada.run.models import load_tokenizer

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
@@ -18,6 +19,30 @@ from lorada.version import __version__
 # transformers' own loading inserts the adapter name behind this one prefix, for every part of a
 # stack, so all our parameters start with the prefix that LoRA's do.
 PREFIX = "lora"
+
+USAGE = (
+    "pip install lorada, then `import lorada` before loading with peft; "
+    "or start any program that loads it, such as lm_eval, with `lorada run`"
+)
+CARD_HEAD = "---\nlibrary_name: peft\n---\n"
+# What follows PEFT's own model card.
+LOADING = """
+
+## Loading this adapter
+
+PEFT knows its type once [lorada](https://pypi.org/project/lorada/) has been imported; without it,
+loading ends in `KeyError: '{peft_type}'`.
+
+```python
+import lorada
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(base_model, "path/to/this/folder")
+```
+
+A program that you cannot change (`lm_eval`, `trl`, `accelerate launch` …) loads it when it is
+started with `lorada run` before its name.
+"""
 
 
 class LoradaType(str, Enum):  # noqa: UP042
@@ -59,8 +84,17 @@ class LoradaPeftConfig(PeftConfig):
     layers_pattern: list[str] | str | None = field(default=None)
     modules_to_save: list[str] | None = field(default=None)
     init_weights: bool = field(default=True)
-    usage: str = field(default="pip install lorada, then `import lorada` before loading with peft")
+    usage: str = field(default=USAGE)
     lorada_version: str = field(default=__version__)
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write adapter_config.json, and into the model card beside it what must be imported."""
+        super().save_pretrained(save_directory, **kwargs)
+        card = Path(save_directory) / "README.md"
+        text = card.read_text(encoding="utf-8") if card.is_file() else CARD_HEAD
+        if "import lorada" not in text:
+            loading = LOADING.format(peft_type=getattr(self.peft_type, "value", self.peft_type))
+            card.write_text(text.rstrip() + loading, encoding="utf-8")
 
 
 def require_positive(config: object, *names: str) -> None:

@@ -1,0 +1,64 @@
+"""Makes the adapter types of lorada known to PEFT in a process that never imports lorada.
+
+`lorada run` puts this folder first on PYTHONPATH, and Python imports this file as it starts, in
+the command and in its children. A process that never imports peft pays for nothing but this file.
+It may meet any Python, so it needs nothing that is new and nothing outside the standard library.
+"""
+
+import os
+import sys
+
+
+class _AfterPeft:
+    """A finder that finds peft as the others would, and has lorada imported after it."""
+
+    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
+        """The spec of peft whose loader registers our types at its end; None for all else."""
+        if name != "peft":
+            return None
+        # Asking for a spec need not end in an import, so this finder stays until one has.
+        others = [finder for finder in sys.meta_path if finder is not self]
+        specs = (f.find_spec(name, path, target) for f in others if hasattr(f, "find_spec"))
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is not None and hasattr(spec.loader, "exec_module"):
+            self._register_after(spec.loader)
+        return spec
+
+    def _register_after(self, loader):  # type: ignore[no-untyped-def]
+        execute = loader.exec_module
+
+        def execute_and_register(module):  # type: ignore[no-untyped-def]
+            execute(module)
+            if module.__name__ == "peft" and self in sys.meta_path:
+                sys.meta_path.remove(self)
+                _register()
+
+        loader.exec_module = execute_and_register
+
+
+def _register():  # type: ignore[no-untyped-def]
+    try:
+        import lorada  # noqa: F401
+    except Exception as error:  # the command may do without it
+        reason = " ".join(str(error).split())
+        print("lorada run: %s cannot import lorada: %s" % (sys.executable, reason), file=sys.stderr)
+
+
+def _run_the_one_behind():  # type: ignore[no-untyped-def]
+    """Import the sitecustomize that this one stands before, as if this one were not there."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]
+    this = sys.modules.pop(__name__)
+    try:
+        import sitecustomize  # noqa: F401
+    except ImportError as error:
+        if error.name != "sitecustomize":
+            raise
+        sys.modules[__name__] = this
+
+
+if "peft" in sys.modules:  # a .pth file came first
+    _register()
+else:
+    sys.meta_path.insert(0, _AfterPeft())
+_run_the_one_behind()
