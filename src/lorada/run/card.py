@@ -28,8 +28,8 @@ from peft import {auto}
 model = {auto}.from_pretrained("path/to/this/folder")
 ```
 
-A program that you cannot change loads it when it is started with `lorada run` before its name:
-`lorada run lm_eval --model hf --model_args pretrained={model},peft=path/to/this/folder …`.
+A program that you cannot change (`lm_eval`, `trl`, `accelerate launch` …) loads it when it is
+started with `lorada run` before its name.
 
 | part | settings |
 |---|---|

@@ -14,15 +14,15 @@ def run_command(command: list[str]) -> NoReturn:
     """Become a command. Its exit code, its signals and its children are its own.
 
     Args:
-        command: the program, looked for on PATH and then beside this Python, and its arguments.
+        command: the program and its arguments. It is looked for beside this Python, whose
+            packages it shares then, and next on PATH.
 
     Raises:
         ValueError: if there is no such program.
         OSError: if it cannot be executed.
     """
-    program = shutil.which(command[0]) or shutil.which(
-        command[0], path=str(Path(sys.executable).parent)
-    )
+    beside = str(Path(sys.executable).parent)
+    program = shutil.which(command[0], path=beside) or shutil.which(command[0])
     if program is None:
         script = Path(command[0]).is_file()
         remedy = f"write lorada run python {command[0]}" if script else "is it installed?"
@@ -34,4 +34,5 @@ def run_command(command: list[str]) -> NoReturn:
             signal.signal(getattr(signal, name), signal.SIG_DFL)
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execvpe(program, command, {**os.environ, "PYTHONPATH": path})
+    # By its whole path: a Python asks this name which environment is its own.
+    os.execve(program, [program, *command[1:]], {**os.environ, "PYTHONPATH": path})

@@ -41,7 +41,9 @@ def _register():  # type: ignore[no-untyped-def]
         import lorada  # noqa: F401
     except Exception as error:  # the command may do without it
         reason = " ".join(str(error).split())
-        print("lorada run: %s cannot import lorada: %s" % (sys.executable, reason), file=sys.stderr)
+        sys.stderr.write(
+            "lorada run: " + sys.executable + " cannot import lorada: " + reason + "\n"
+        )
 
 
 def _run_the_one_behind():  # type: ignore[no-untyped-def]
@@ -50,7 +52,7 @@ def _run_the_one_behind():  # type: ignore[no-untyped-def]
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]
     this = sys.modules.pop(__name__)
     try:
-        import sitecustomize  # noqa: F401
+        import sitecustomize  # type: ignore[import-not-found]  # noqa: F401
     except ImportError as error:
         if error.name != "sitecustomize":
             raise

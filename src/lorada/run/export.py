@@ -1,0 +1,84 @@
+"""``lorada export RUN --merge DIR``: a run as an ordinary model, and an adapter for what is left.
+
+Maps and bottlenecks cannot be folded into weights, every other part can. So DIR gets the base
+with those parts merged, and ``DIR/adapter`` the maps and bottlenecks, if there are any; without
+them DIR is a plain transformers model, which needs neither peft nor lorada.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from lorada.files import written_whole
+from lorada.run.card import write_export_cards
+from lorada.run.evaluate import Run, load_run
+
+ADAPTER = "adapter"
+
+
+def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Write a finished run with every part merged that can be.
+
+    Args:
+        folder: the run.
+        target: where the model goes; new or empty, and not inside the run.
+        trust_remote_code: whether code that the model's repository ships may run.
+
+    Returns:
+        ``folder``, ``merged`` and ``adapter`` (kinds of parts), and ``labels`` of a classifier.
+
+    Raises:
+        ValueError: if the run is not finished, the target is not free, or the base is quantised.
+    """
+    _refuse_taken(folder, target)
+    run = load_run(folder, trust_remote_code=trust_remote_code)
+    if getattr(run.model.config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{run.recipe.model} is quantised, and merging would round its weights again: train "
+            "on the same model unquantised, or load base and adapter as they are"
+        )
+    parts = kinds(run.model)
+    model = run.model.merge_weights() if isinstance(run.model, PeftModel) else run.model
+    left = kinds(model)
+    with written_whole(target) as fresh:
+        _write(model, run, fresh, target)
+        merged = [kind for kind in parts if kind not in left]
+        write_export_cards(fresh, target, run, merged, left)
+    return {
+        "folder": str(target),
+        "merged": merged,
+        "adapter": left,
+        "labels": list(run.labels),
+    }
+
+
+def kinds(model: PeftModel | PreTrainedModel) -> list[str]:
+    """The PEFT types of the parts of a model's adapter; none for a model without one."""
+    parts = model.peft_config["default"].parts if isinstance(model, PeftModel) else []
+    return [str(getattr(part.peft_type, "value", part.peft_type)) for part in parts]
+
+
+def _refuse_taken(folder: Path, target: Path) -> None:
+    if folder.resolve() in (target.resolve(), *target.resolve().parents):
+        raise ValueError(f"{target} lies in the run itself: choose a folder outside {folder}")
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file: choose a new folder")
+    if target.is_dir() and os.listdir(target):
+        raise ValueError(f"{target} is not empty: choose a new folder")
+
+
+def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path, target: Path) -> None:
+    """Write model, tokenizer and what is left as an adapter; ``target`` is where they will be."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if run.labels:
+        base.config.id2label = dict(enumerate(run.labels))
+        base.config.label2id = {label: i for i, label in enumerate(run.labels)}
+    if isinstance(model, PeftModel):
+        model.peft_config["default"].base_model_name_or_path = str(target.resolve())
+        model.save_pretrained(fresh / ADAPTER)
+        base = model.unload()
+    base.save_pretrained(fresh)
+    run.tokenizer.save_pretrained(fresh)

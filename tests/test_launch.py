@@ -1,0 +1,418 @@
+"""``lorada run``: other programs load our adapters, in processes that never import lorada."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import assert_close
+from folders import byte_tokenizer, llama_folder, rows_file
+from peft import PeftModel, get_peft_model
+from stacks import config_of, logits, randomise
+from transformers import AutoModelForCausalLM
+
+from lorada import cli
+from lorada.run import launch
+
+PYTHON, BIN = sys.executable, Path(sys.executable).parent
+IDS = torch.arange(5, 25)[None]
+
+# A program that knows PEFT and nothing of lorada.
+LOAD = """
+import json, sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+model = PeftModel.from_pretrained(base, sys.argv[2]).eval()
+with torch.no_grad():
+    print(json.dumps(model(torch.arange(5, 25)[None]).logits.tolist()))
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A tiny LLaMA, a stack with map, LoRA and bottleneck saved for it, and a program."""
+    place = tmp_path_factory.mktemp("launch")
+    # Wide enough that every change of attention reaches the logits.
+    llama_folder(place / "llama", attention_dropout=0.0, initializer_range=0.2)
+    base = AutoModelForCausalLM.from_pretrained(place / "llama")
+    model = get_peft_model(base, config_of("lora", "llama", task_type="CAUSAL_LM"))
+    randomise(model)
+    model.save_pretrained(place / "stack")
+    (place / "load.py").write_text(LOAD)
+    return place
+
+
+def stacked(place):
+    base = AutoModelForCausalLM.from_pretrained(place / "llama")
+    return PeftModel.from_pretrained(base, place / "stack").eval()
+
+
+def environment(**more):
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **more}
+
+
+def through_lorada(*command, **more):
+    """The console script in a process of its own."""
+    words = [BIN / "lorada", "run", *command]
+    return subprocess.run(
+        [str(word) for word in words], capture_output=True, text=True, env=environment(**more)
+    )
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """``lorada run`` in a fork of this process: exit code, or minus the signal that ended it."""
+
+    def run(*command, **more):
+        monkeypatch.setattr(sys, "argv", ["lorada", "run", *map(str, command)])
+        run.child = os.fork()
+        if run.child == 0:
+            code = 70
+            try:
+                os.environ.update(more)
+                cli.main()
+            except SystemExit as stop:
+                code = stop.code
+            finally:
+                os._exit(code)
+        return os.waitstatus_to_exitcode(os.waitpid(run.child, 0)[1])
+
+    return run
+
+
+# In a process of its own.
+
+
+def test_a_program_that_imports_only_peft_loads_a_stack(place):
+    done = through_lorada("python", place / "load.py", place / "llama", place / "stack")
+    assert done.returncode == 0, done.stderr
+    expected = logits(stacked(place), {"input_ids": IDS})
+    assert_close(torch.tensor(json.loads(done.stdout)), expected)
+    base = AutoModelForCausalLM.from_pretrained(place / "llama")
+    assert not torch.allclose(expected, logits(base, {"input_ids": IDS}), atol=1e-3)
+
+
+def test_without_lorada_run_the_same_program_ends_in_a_key_error(place):
+    words = [PYTHON, place / "load.py", place / "llama", place / "stack"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment())
+    assert done.returncode == 1
+    assert "KeyError: 'LORADA'" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_child_of_the_program_loads_a_stack_too(place, run, capfd):
+    parent = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))"
+    words = ["-c", parent, place / "load.py", place / "llama", place / "stack"]
+    assert run(PYTHON, *words, HF_HUB_OFFLINE="1") == 0
+    got = torch.tensor(json.loads(capfd.readouterr().out.splitlines()[-1]))
+    assert_close(got, logits(stacked(place), {"input_ids": IDS}))
+
+
+def test_peft_imported_from_the_middle_of_transformers_gets_our_types_too(run):
+    code = (
+        "import sys; from transformers import Trainer; assert 'lorada' in sys.modules\n"
+        "from peft import get_peft_config; get_peft_config({'peft_type': 'LMAM'})"
+    )
+    assert run(PYTHON, "-c", code) == 0
+
+
+@pytest.mark.slow
+def test_import_lorada_needs_nothing_of_transformers_that_peft_does_not():
+    code = (
+        "import sys, peft; before = set(sys.modules); import lorada\n"
+        "print([m for m in set(sys.modules) - before if m.split('.')[0] == 'transformers'])"
+    )
+    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# The mechanism, with stand-ins for peft and lorada that say what happens to them.
+
+
+@pytest.fixture
+def stand_ins(tmp_path, monkeypatch):
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "__init__.py").write_text(
+        "print('peft begins')\nimport peft.tuners\nprint('peft ends')\n"
+    )
+    (tmp_path / "peft" / "tuners.py").write_text("")
+    (tmp_path / "lorada.py").write_text("import peft.tuners\nprint('lorada')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path
+
+
+IN_ORDER = ["peft begins", "peft ends", "lorada"]
+PROGRAMS = {
+    "imports peft": ("import peft, peft", IN_ORDER),
+    "imports a part of peft": ("from peft.tuners import __name__", IN_ORDER),
+    "imports lorada": ("import lorada", IN_ORDER),
+    "asks whether peft is there, then imports it": (
+        "from importlib.util import find_spec; find_spec('peft'); print('asked'); import peft",
+        ["asked", *IN_ORDER],
+    ),
+    "asks and does not import": (
+        "from importlib.util import find_spec; print(find_spec('peft').name)",
+        ["peft"],
+    ),
+    "imports neither": (
+        "import sys, json; print({'peft', 'lorada', 'torch'} & set(sys.modules))",
+        ["set()"],
+    ),
+    "looks at its path": (
+        f"import sys; print([p for p in sys.path if p == {str(launch.SITE)!r}])",
+        ["[]"],
+    ),
+    "starts by spawning": (
+        "import multiprocessing as m; p = m.get_context('spawn').Process(target=__import__, "
+        "args=('peft',)); p.start(); p.join()",
+        IN_ORDER,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PROGRAMS)
+def test_lorada_is_imported_once_after_peft_and_only_then(case, stand_ins, run, capfd):
+    code, expected = PROGRAMS[case]
+    assert run(PYTHON, "-c", code) == 0
+    out, err = capfd.readouterr()
+    assert out.splitlines() == expected
+    assert err == ""
+
+
+def test_where_lorada_cannot_be_imported_the_program_runs_on_after_one_line(stand_ins, run, capfd):
+    (stand_ins / "lorada.py").write_text("raise ImportError('not\\nhere')")
+    assert run(PYTHON, "-c", "import peft; print('on')") == 0
+    out, err = capfd.readouterr()
+    assert out.splitlines() == ["peft begins", "peft ends", "on"]
+    assert err == f"lorada run: {PYTHON} cannot import lorada: not here\n"
+
+
+def test_a_peft_that_fails_fails_as_it_would(stand_ins, run, capfd):
+    (stand_ins / "peft" / "__init__.py").write_text("raise ImportError('no torch')")
+    assert run(PYTHON, "-c", "import peft") == 1
+    out, err = capfd.readouterr()
+    assert err.splitlines()[-1] == "ImportError: no torch"
+    assert out == ""
+
+
+def test_a_sitecustomize_that_was_there_before_still_runs(stand_ins, run, capfd):
+    (stand_ins / "sitecustomize.py").write_text("import peft; SEEN = 'mine'; print(SEEN)")
+    assert run(PYTHON, "-c", "import sitecustomize; print(sitecustomize.SEEN)") == 0
+    assert capfd.readouterr().out.splitlines() == [*IN_ORDER, "mine", "mine"]
+
+
+def test_a_sitecustomize_that_fails_is_reported_as_it_would_be(stand_ins, run, capfd):
+    (stand_ins / "sitecustomize.py").write_text("import peft, nothing_like_this")
+    assert run(PYTHON, "-c", "print('on')") == 0
+    out, err = capfd.readouterr()
+    assert out.splitlines() == [*IN_ORDER, "on"]
+    assert "nothing_like_this" in err
+
+
+# The command is the command.
+
+
+def test_exit_code_and_signal_are_those_of_the_command(run):
+    assert run("sh", "-c", "exit 7") == 7
+    assert run("sh", "-c", "kill -TERM $$") == -15
+    # As a shell's own child would, it dies of a closed pipe and not of an error about it.
+    assert run("sh", "-c", "kill -PIPE $$") == -13
+
+
+def test_the_command_is_the_process_of_lorada_run_so_signals_reach_it(run, capfd):
+    assert run("sh", "-c", "echo $$") == 0
+    assert int(capfd.readouterr().out) == run.child
+
+
+def test_options_behind_the_command_are_the_commands(run, capfd):
+    show = [PYTHON, "-c", "import sys; print(sys.argv[1:])"]
+    assert run(*show, "--help", "--json", "-x", "--", "--unknown=1", "a b") == 0
+    words = ["--help", "--json", "-x", "--", "--unknown=1", "a b"]
+    assert capfd.readouterr().out.strip() == str(words)
+    assert run(PYTHON, "--help") == 0
+    assert "-m mod" in capfd.readouterr().out
+
+
+def test_a_command_is_that_of_the_environment_of_lorada(run, monkeypatch, tmp_path):
+    (tmp_path / "python").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert run("python", "-c", "import sys; sys.exit(5)") == 5
+    assert run("sh", "-c", "exit 4") == 4
+
+
+BAD_COMMANDS = {
+    "unknown": (["no-such-program", "--help"], "no command 'no-such-program' on PATH"),
+    "an option": (["--no-such-option"], "no command '--no-such-option' on PATH"),
+    "a script": (["load.py"], "write lorada run python load.py"),
+    "nothing": ([], "Missing argument 'CMD'"),
+    "not for this machine": (["./binary"], "Exec format error"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_COMMANDS)
+def test_what_cannot_be_run_is_one_line_and_exit_code_2(case, place, run, capfd, monkeypatch):
+    words, message = BAD_COMMANDS[case]
+    monkeypatch.chdir(place)
+    Path("binary").write_bytes(b"\0")
+    Path("binary").chmod(0o755)
+    assert run(*words) == 2
+    out, err = capfd.readouterr()
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert out == ""
+
+
+# Tools that load adapters by themselves.
+
+TASK = {
+    "task": "sums",
+    "dataset_path": "json",
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{question}}",
+    "doc_to_choice": "{{choices}}",
+    "doc_to_target": "{{gold}}",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+def likelihoods(model, row):
+    """log p(choice | question) by the model, for each choice."""
+    tokenizer, scores = byte_tokenizer(), []
+    for choice in row["choices"]:
+        question = tokenizer(row["question"])["input_ids"]
+        answer = tokenizer(f" {choice}")["input_ids"]
+        ids = torch.tensor([question + answer])
+        log_p = logits(model, {"input_ids": ids}).log_softmax(-1)[0, len(question) - 1 : -1]
+        scores.append(log_p.gather(-1, torch.tensor(answer)[:, None]).sum())
+    return torch.stack(scores)
+
+
+def sums(place, folder):
+    """A local task whose right answers are what the stack prefers; its rows."""
+    rows = [
+        {"question": f"{a} + {b} =", "choices": [str(a + b), str(a * b + 10), str(a)]}
+        for a in range(2, 7)
+        for b in range(1, 5)
+    ]
+    model = stacked(place)
+    rows = [{**row, "gold": int(likelihoods(model, row).argmax())} for row in rows]
+    rows_file(folder / "rows.jsonl", rows)
+    files = {"data_files": {"test": str(folder / "rows.jsonl")}}
+    (folder / "sums.yaml").write_text(yaml.safe_dump({**TASK, "dataset_kwargs": files}))
+    return rows
+
+
+def evaluated(folder, loads):
+    """What lm_eval says of a model on that task: accuracy and each row's log-likelihoods."""
+    done = through_lorada(
+        "lm_eval", "--model", "hf", "--model_args", loads, "--tasks", "sums", "--include_path",
+        folder, "--device", "cpu", "--batch_size", "1", "--output_path", folder / "out",
+        "--log_samples", HF_DATASETS_CACHE=str(folder / "cache"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (result,) = folder.glob("out/**/results_*.json")
+    (samples,) = folder.glob("out/**/samples_*.jsonl")
+    accuracy = json.loads(result.read_text())["results"]["sums"]["acc,none"]
+    lines = [json.loads(line) for line in samples.read_text().splitlines()]
+    lines.sort(key=lambda line: line["doc_id"])
+    scores = [[float(pair[0]) for pair in line["filtered_resps"]] for line in lines]
+    result.unlink()
+    samples.unlink()
+    return accuracy, torch.tensor(scores)
+
+
+@pytest.mark.slow
+def test_lm_eval_scores_a_stack_as_our_own_code_does(place, tmp_path):
+    pytest.importorskip("lm_eval")
+    rows, accuracy = sums(place, tmp_path), []
+    base = AutoModelForCausalLM.from_pretrained(place / "llama")
+    for model, adapter in ((base, ""), (stacked(place), f",peft={place / 'stack'}")):
+        got, seen = evaluated(tmp_path, f"pretrained={place / 'llama'},dtype=float32{adapter}")
+        scores = torch.stack([likelihoods(model, row) for row in rows])
+        assert_close(seen, scores)
+        right = sum(int(s.argmax()) == row["gold"] for s, row in zip(scores, rows, strict=True))
+        assert got == pytest.approx(right / len(rows))
+        accuracy.append(got)
+    assert accuracy[0] < accuracy[1] == 1.0
+
+
+REPORT = """
+import sys, torch
+from accelerate import Accelerator
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+accelerator = Accelerator(cpu=True)
+base = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+model = accelerator.prepare(PeftModel.from_pretrained(base, sys.argv[2], is_trainable=True)).eval()
+with torch.no_grad():
+    logits = model(torch.arange(5, 25)[None]).logits
+torch.save(logits, f"{sys.argv[3]}/{accelerator.process_index}-of-{accelerator.num_processes}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_both_processes_of_accelerate_launch_load_a_stack(place, tmp_path):
+    (tmp_path / "report.py").write_text(REPORT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    done = through_lorada(
+        # With --cpu accelerate starts a single process, whatever the number.
+        "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port,
+        tmp_path / "report.py", place / "llama", place / "stack", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    expected = logits(stacked(place), {"input_ids": IDS})
+    for rank in range(2):
+        assert_close(torch.load(tmp_path / f"{rank}-of-2.pt"), expected)
+
+
+@pytest.mark.slow
+def test_trl_sft_trains_on_top_of_a_stack(place, tmp_path):
+    pytest.importorskip("trl")
+    # What transformers itself loads as one model: a base with an adapter in its folder.
+    both = shutil.copytree(place / "llama", tmp_path / "both")
+    shutil.copytree(place / "stack", both, dirs_exist_ok=True)
+    (tmp_path / "rows").mkdir()
+    rows = [{"text": f"{a} + 2 = {a + 2}"} for a in range(4)]
+    rows_file(tmp_path / "rows" / "train.jsonl", rows)
+    done = through_lorada(
+        "trl", "sft", "--model_name_or_path", both, "--dataset_name", tmp_path / "rows",
+        "--output_dir", tmp_path / "out", "--max_steps", "3", "--logging_steps", "1",
+        "--per_device_train_batch_size", "4", "--learning_rate", "1e-2", "--use_cpu", "True",
+        "--bf16", "False", "--report_to", "none", "--gradient_checkpointing", "False",
+        "--use_peft", "--lora_target_modules", "k_proj", "v_proj",
+        HF_DATASETS_CACHE=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    losses = [float(loss) for loss in re.findall(r"'loss': '?([0-9.]+)", done.stdout)]
+
+    tokenizer = byte_tokenizer()
+    ids = torch.tensor([[*tokenizer(row["text"])["input_ids"], 2] for row in rows])
+    with torch.no_grad():
+        before = float(stacked(place)(input_ids=ids, labels=ids).loss)
+        base = AutoModelForCausalLM.from_pretrained(place / "llama")
+        without = float(base(input_ids=ids, labels=ids).loss)
+    assert losses[0] == pytest.approx(before, rel=1e-3)  # as trl prints it
+    assert abs(without - before) > 0.1
+    assert losses[-1] < losses[0]
+
+    # What it wrote is an ordinary LoRA on that model, which lorada's process loads as it is.
+    model = AutoModelForCausalLM.from_pretrained(both)
+    trained = PeftModel.from_pretrained(model, tmp_path / "out").eval()
+    with torch.no_grad():
+        assert float(trained(input_ids=ids, labels=ids).loss) < before
