@@ -307,6 +307,37 @@ def quickstart(
     _next(f"lorada generate {output}/lorada_la --prompt $'{PROMPT}'")
 
 
+@app.command()
+def export(
+    run: RunFolder,
+    merge: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="new folder: all that can be merged into the base"),
+    ] = None,
+    remote: Remote = False,
+    as_json: Json = False,
+) -> None:
+    """Write a finished run as an ordinary model, with what cannot be merged as an adapter."""
+    if merge is None:
+        raise ValueError(
+            f"nothing to do without --merge DIR, which writes the base with every part merged that "
+            f"can be, and the rest to DIR/adapter; the adapter as it was trained is in {run}"
+        )
+    from lorada.run.export import export as run_export
+
+    written = run_export(run, merge, trust_remote_code=remote)
+    if as_json:
+        _print_json(written)
+        return
+    merged, left = (", ".join(written[key]) or "nothing" for key in ("merged", "adapter"))
+    console.print(f"{merge}: merged {merged}; adapter of {left}", highlight=False, soft_wrap=True)
+    if written["labels"]:
+        _next(f"cat {merge}/README.md")
+        return
+    adapter = f",peft={merge}/adapter" if written["adapter"] else ""
+    _next(f"lorada run lm_eval --model hf --model_args pretrained={merge}{adapter} --tasks …")
+
+
 # What follows the command's name, `--help` too, is for the command.
 @app.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},

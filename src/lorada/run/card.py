@@ -1,10 +1,11 @@
-"""The model card of a saved adapter: how to load it, what it holds, how it was made."""
+"""Model cards of what a run leaves: how to load it, what it holds, how it was made."""
 
 from pathlib import Path
 from typing import Any
 
 from lorada.files import write_whole
 from lorada.run.recipe import Recipe
+from lorada.tuners.types import LoradaType
 from lorada.version import __version__
 
 CARD = """\
@@ -40,6 +41,42 @@ Task `{task}`, rows `{data}`, seed {seed}. Limits: a map cannot be merged into t
 this adapter.
 """
 
+EXPORTED = """\
+---
+library_name: transformers
+base_model: {model}
+tags:
+- lorada
+- {method}
+---
+
+# {model} after {method}
+
+Written by `lorada export` {version}: {merged}.
+
+```python
+from transformers import {auto}, AutoTokenizer
+
+model = {auto}.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+```
+"""
+
+LEFT = """
+That is not yet the model that was trained: {left} cannot be merged into weights, so the rest is an
+adapter in `adapter/`.
+
+```python
+import lorada  # registers the adapter types; without it PEFT ends in KeyError: '{peft_type}'
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(model, "path/to/this/folder/adapter")
+```
+
+A program that you cannot change (`lm_eval`, `trl`, `accelerate launch` …) loads both when it is
+started with `lorada run` before its name.
+"""
+
 SHOWN = (
     "rank", "length", "heads", "inverse_scale", "align", "ablation", "r", "lora_alpha", "use_dora",
     "scale", "placement", "target_modules",
@@ -61,9 +98,7 @@ def write_card(folder: Path, recipe: Recipe, config: Any) -> None:
         model=recipe.model,
         method=recipe.method,
         version=__version__,
-        auto="AutoPeftModelForSequenceClassification"
-        if config.task_type == "SEQ_CLS"
-        else "AutoPeftModelForCausalLM",
+        auto=_auto("AutoPeftModel", config.task_type == "SEQ_CLS"),
         peft_type=getattr(config.peft_type, "value", config.peft_type),
         parts="\n".join(lines),
         task=recipe.task,
@@ -71,3 +106,37 @@ def write_card(folder: Path, recipe: Recipe, config: Any) -> None:
         seed=recipe.training.get("seed", 42),
     )
     write_whole(folder / "README.md", card)
+
+
+def write_export_card(
+    folder: Path, recipe: Recipe, merged: list[str], left: list[str], *, classifies: bool
+) -> None:
+    """Write README.md into the folder of an exported model.
+
+    Args:
+        folder: the exported model.
+        recipe: of the run it comes from.
+        merged: kinds of parts that its weights hold.
+        left: kinds of parts that its adapter holds.
+        classifies: whether the model is a classifier.
+    """
+    if merged:
+        text = f"the base with {' and '.join(merged)} merged into its weights"
+    elif left:
+        text = "the base as it was, since nothing of the method can be merged"
+    else:
+        text = "the model as it was trained"
+    card = EXPORTED.format(
+        model=recipe.model,
+        method=recipe.method,
+        version=__version__,
+        merged=text,
+        auto=_auto("AutoModel", classifies),
+    )
+    if left:
+        card += LEFT.format(left=" and ".join(left), peft_type=LoradaType.LORADA.value)
+    write_whole(folder / "README.md", card)
+
+
+def _auto(start: str, classifies: bool) -> str:
+    return f"{start}For{'SequenceClassification' if classifies else 'CausalLM'}"

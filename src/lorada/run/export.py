@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from lorada.files import written_whole
-from lorada.run.card import write_export_cards
+from lorada.run.card import write_export_card
 from lorada.run.evaluate import Run, load_run
 
 ADAPTER = "adapter"
@@ -43,10 +43,10 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
     parts = kinds(run.model)
     model = run.model.merge_weights() if isinstance(run.model, PeftModel) else run.model
     left = kinds(model)
+    merged = [kind for kind in parts if kind not in left]
     with written_whole(target) as fresh:
         _write(model, run, fresh, target)
-        merged = [kind for kind in parts if kind not in left]
-        write_export_cards(fresh, target, run, merged, left)
+        write_export_card(fresh, run.recipe, merged, left, classifies=bool(run.labels))
     return {
         "folder": str(target),
         "merged": merged,
@@ -78,7 +78,8 @@ def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path, target: Pa
         base.config.label2id = {label: i for i, label in enumerate(run.labels)}
     if isinstance(model, PeftModel):
         model.peft_config["default"].base_model_name_or_path = str(target.resolve())
-        model.save_pretrained(fresh / ADAPTER)
+        # Whatever the embeddings are, the exported base has them; PEFT would look for it to see.
+        model.save_pretrained(fresh / ADAPTER, save_embedding_layers=False)
         base = model.unload()
     base.save_pretrained(fresh)
     run.tokenizer.save_pretrained(fresh)
