@@ -368,7 +368,8 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         model: nn.Module = get_peft_model(
             base, LoradaConfig(parts=rest, task_type=config.task_type)
         )
-        set_peft_model_state_dict(model, kept)
+        # A task head, which PEFT puts into every adapter of such a task, is the base's by now.
+        set_peft_model_state_dict(model, {**get_peft_model_state_dict(model), **kept})
         return model.train(self.training)
 
     def bake(self) -> None:
