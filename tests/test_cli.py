@@ -113,8 +113,10 @@ def test_params_counts_without_weights_by_the_closed_form(call, place, tmp_path)
 def test_help_names_every_command(call):
     code, out, _ = call("--help")
     assert code == 0
-    for command in ("train", "evaluate", "generate", "methods", "tasks", "recipes", "params"):
-        assert command in out
+    for command in (
+        "train", "evaluate", "generate", "methods", "tasks", "recipes", "params", "export", "run",
+    ):  # fmt: skip
+        assert f" {command} " in out
 
 
 BAD_TRAINING = {

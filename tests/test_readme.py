@@ -62,7 +62,8 @@ def test_the_commands_of_the_readme_run(tiny_smollm2, monkeypatch, capsys):
         for line in block.splitlines()
         if line.startswith("lorada ")
     ]
-    assert [words[1] for words in commands] == ["train", "evaluate", "generate", "params"]
+    names = [words[1] for words in commands]
+    assert names == ["train", "evaluate", "generate", "export", "params"]
     for words in commands:
         monkeypatch.setattr(sys, "argv", words)
         cli.main()
