@@ -274,6 +274,20 @@ def test_a_folder_that_is_taken_is_refused_and_left_alone(finished, tmp_path, ca
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize("method", ["lorada_la", "lmam"])
+def test_a_half_precision_base_keeps_its_dtype_and_rounding_is_said(
+    place, tmp_path, call, caplog, method
+):
+    run = train_run(place, tmp_path / "run", method, "dtype=bfloat16")
+    assert call("export", run, "--merge", tmp_path / "out")[0] == 0
+    assert ("rounded" in caplog.text) == (method == "lorada_la")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.dtype == torch.bfloat16
+    if method == "lmam":  # nothing is merged, so nothing is rounded
+        batch, exported = inputs(), loaded(tmp_path / "out", AutoModelForCausalLM)
+        assert torch.equal(logits(exported, batch), logits(load_run(run).model, batch))
+
+
 @pytest.mark.parametrize("inside", [".", "model", "a/b"])
 def test_a_folder_inside_the_run_is_refused(finished, call, inside):
     refused(call("export", finished, "--merge", finished / inside), "lies in the run itself")

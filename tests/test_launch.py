@@ -239,6 +239,28 @@ def test_a_sitecustomize_that_fails_is_reported_as_it_would_be(stand_ins, run, c
     assert "nothing_like_this" in err
 
 
+def other_pythons():
+    names = [f"python{v}" for v in ("2", "2.7", *(f"3.{minor}" for minor in range(6, 16)))]
+    on_path = {path for name in names if (path := shutil.which(name)) and "/shims/" not in path}
+    pyenv = Path.home().glob(".pyenv/versions/*/bin/python")
+    return sorted(on_path | {str(path) for path in pyenv})
+
+
+def test_any_other_python_starts_as_it_would(stand_ins, run, capfd):
+    pythons = other_pythons()
+    if not pythons:
+        pytest.skip("no other Python on this machine")
+    (stand_ins / "sitecustomize.py").write_text("print('mine')")
+    for python in pythons:
+        for program in ("import json", "import nothing_like_this"):
+            words = [python, "-c", f"print('on'); {program}"]
+            expected = subprocess.run(words, capture_output=True, text=True)
+            assert run(*words) == expected.returncode, python
+            out, err = capfd.readouterr()
+            assert out.splitlines() == expected.stdout.splitlines() == ["mine", "on"]
+            assert err == expected.stderr
+
+
 # The command is the command.
 
 

@@ -5,6 +5,7 @@ with those parts merged, and ``DIR/adapter`` the maps and bottlenecks, if there 
 them DIR is a plain transformers model, which needs neither peft nor lorada.
 """
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from transformers import PreTrainedModel
 from lorada.files import written_whole
 from lorada.run.card import write_export_card
 from lorada.run.evaluate import Run, load_run
+
+logger = logging.getLogger(__name__)
 
 ADAPTER = "adapter"
 
@@ -44,6 +47,12 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
     model = run.model.merge_weights() if isinstance(run.model, PeftModel) else run.model
     left = kinds(model)
     merged = [kind for kind in parts if kind not in left]
+    if merged and run.recipe.dtype in ("bfloat16", "float16"):
+        logger.warning(
+            "the base is %s, so what was merged is rounded to that, and the exported model is not "
+            "exactly the trained one: score both",
+            run.recipe.dtype,
+        )
     with written_whole(target) as fresh:
         _write(model, run, fresh, target)
         write_export_card(fresh, run.recipe, merged, left, classifies=bool(run.labels))

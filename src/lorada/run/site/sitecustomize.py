@@ -54,13 +54,13 @@ def _run_the_one_behind():  # type: ignore[no-untyped-def]
     try:
         import sitecustomize  # type: ignore[import-not-found]  # noqa: F401
     except ImportError as error:
-        if error.name != "sitecustomize":
+        if getattr(error, "name", "sitecustomize") != "sitecustomize":
             raise
         sys.modules[__name__] = this
 
 
 if "peft" in sys.modules:  # a .pth file came first
     _register()
-else:
+elif sys.version_info >= (3, 6):  # noqa: UP036 - an old Python asks its finders other questions
     sys.meta_path.insert(0, _AfterPeft())
 _run_the_one_behind()
