@@ -237,6 +237,14 @@ def test_bad_usage_is_one_line(call):
     refused(call("no-such-command"), "No such command")
 
 
+@pytest.mark.parametrize("words", [[], ["train"]])
+def test_a_command_without_any_word_shows_its_help_and_no_error(call, words):
+    code, out, err = call(*words)
+    assert code == 2
+    assert "Usage" in out
+    assert err == ""
+
+
 def test_a_builtin_name_cannot_lead_out_of_the_package(call, place, tmp_path):
     words = train_words(place, tmp_path / "run", "data=builtin:../../../../etc/passwd")
     refused(call(*words), "no data file at")

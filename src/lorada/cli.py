@@ -64,6 +64,8 @@ def main() -> None:
         sys.exit(130)
     except Exception as error:  # click's own errors carry their message and code
         if hasattr(error, "format_message"):
+            if not error.format_message():  # a command without any word has shown its help
+                sys.exit(2)
             _fail(error.format_message())
         raise
 
