@@ -1,5 +1,6 @@
 """``lorada export``: what comes out computes what the run did, loaded as any user would."""
 
+import errno
 import json
 import re
 import shutil
@@ -274,6 +275,16 @@ def test_a_folder_that_is_taken_is_refused_and_left_alone(finished, tmp_path, ca
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
+def test_what_appears_in_the_folder_meanwhile_is_left_alone(finished, tmp_path, call, monkeypatch):
+    def busy(*args, **kwargs):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine.txt").write_text("mine")
+
+    monkeypatch.setattr("lorada.run.export.write_export_card", busy)
+    refused(call("export", finished, "--merge", tmp_path / "out"), "out is not empty")
+    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+
+
 @pytest.mark.parametrize("method", ["lorada_la", "lmam"])
 def test_a_half_precision_base_keeps_its_dtype_and_rounding_is_said(
     place, tmp_path, call, caplog, method
@@ -303,7 +314,7 @@ def test_an_unfinished_run_is_refused(finished, tmp_path, call):
 
 def test_a_full_disk_leaves_nothing_behind(finished, tmp_path, call, monkeypatch):
     def full(*args, **kwargs):
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("lorada.run.export.write_export_card", full)
     refused(call("export", finished, "--merge", tmp_path / "to" / "out"), "No space left")

@@ -13,6 +13,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from lorada.errors import saving
 from lorada.files import written_whole
 from lorada.run.card import write_export_card
 from lorada.run.evaluate import Run, load_run
@@ -35,6 +36,7 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
 
     Raises:
         ValueError: if the run is not finished, the target is not free, or the base is quantised.
+        OSError: if the disk is full; nothing is left of the target then.
     """
     _refuse_taken(folder, target)
     run = load_run(folder, trust_remote_code=trust_remote_code)
@@ -53,9 +55,11 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
             "exactly the trained one: score both",
             run.recipe.dtype,
         )
-    with written_whole(target) as fresh:
+    again = "Free space, then run the command again"
+    with saving(target, again), written_whole(target) as fresh:
         _write(model, run, fresh, target)
         write_export_card(fresh, run.recipe, merged, left, classifies=bool(run.labels))
+        _refuse_taken(folder, target)  # what somebody has put there since stays
     return {
         "folder": str(target),
         "merged": merged,
