@@ -227,15 +227,14 @@ def visible_keys(mask: Any, query_len: int, key_len: int) -> Tensor:
     if isinstance(mask, Tensor) and mask.dim() == 2:
         return mask[:, None, -key_len:].bool()
     if isinstance(mask, Tensor) and mask.dim() == 4:
-        mask = mask[:, 0, :, :key_len]
-        blocked = torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else 0
-        return mask.gt(blocked)
+        seen: Tensor = mask[:, 0, :, :key_len]
+        return seen > torch.finfo(seen.dtype).min / 2 if seen.is_floating_point() else seen.bool()
     if hasattr(mask, "mask_mod"):
         batch, device = mask.shape[0], mask.kv_num_blocks.device
         index = (torch.arange(size, device=device) for size in (batch, query_len, key_len))
         sample, query, key = (i.view(shape) for i, shape in zip(
             index, ((-1, 1, 1), (1, -1, 1), (1, 1, -1)), strict=True))  # fmt: skip
-        seen: Tensor = mask.mask_mod(sample, torch.zeros_like(sample), query, key)
+        seen = mask.mask_mod(sample, torch.zeros_like(sample), query, key)
         return seen.expand(batch, query_len, key_len)
     form = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
     raise ValueError(
