@@ -231,9 +231,9 @@ def visible_keys(mask: Any, query_len: int, key_len: int) -> Tensor:
         return seen > torch.finfo(seen.dtype).min / 2 if seen.is_floating_point() else seen.bool()
     if hasattr(mask, "mask_mod"):
         batch, device = mask.shape[0], mask.kv_num_blocks.device
-        index = (torch.arange(size, device=device) for size in (batch, query_len, key_len))
-        sample, query, key = (i.view(shape) for i, shape in zip(
-            index, ((-1, 1, 1), (1, -1, 1), (1, 1, -1)), strict=True))  # fmt: skip
+        sample = torch.arange(batch, device=device)[:, None, None]
+        query = torch.arange(query_len, device=device)[:, None]
+        key = torch.arange(key_len, device=device)
         seen = mask.mask_mod(sample, torch.zeros_like(sample), query, key)
         return seen.expand(batch, query_len, key_len)
     form = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
