@@ -13,6 +13,7 @@ CHAIN = [
     "functional",
     "positions",
     "terms",
+    "prefixed",
     "attention",
     "hooked",
     "tuners",
@@ -24,7 +25,7 @@ CHAIN = [
 MAY_IMPORT = {room: set(CHAIN[:i]) for i, room in enumerate(CHAIN)}
 MAY_IMPORT["tasks"] = set()
 MAY_IMPORT["report"] = set()
-MAY_IMPORT["explain"] = {"functional", "positions", "terms", "attention", "tuners"}
+MAY_IMPORT["explain"] = {"functional", "positions", "terms", "prefixed", "attention", "tuners"}
 MAY_IMPORT["run"] |= {"tasks", "explain"}
 MAY_IMPORT["cli"] |= {"tasks", "explain", "report"}
 LEAVES = {"errors", "files", "version"}

@@ -332,7 +332,7 @@ def test_implementation_registered_later_is_an_error_until_it_is_installed(late_
     tokens = torch.arange(3, 12)[None]
     expected = model(tokens).logits
     model.base_model.model.set_attn_implementation(late_implementation())
-    with pytest.raises(ValueError, match=r"'late' was registered after the map .*install\(\)"):
+    with pytest.raises(ValueError, match=r"'late' was registered after the adapter .*install\(\)"):
         model(tokens)
     lorada_attention.install()
     assert_close(model(tokens).logits, expected)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorada import functional
 from lorada.explain import explain
-from lorada.tuners import BottleneckConfig, LmamConfig, LoradaConfig
+from lorada.tuners import BottleneckConfig, LmamConfig, LoradaConfig, PrefixConfig
 from lorada.version import __version__
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ __all__ = [
     "EffectSize",
     "LmamConfig",
     "LoradaConfig",
+    "PrefixConfig",
     "__version__",
     "build_method",
     "explain",

@@ -2,7 +2,8 @@
 
 ``install`` wraps each registered attention function in place, so implementation names, masks and
 saved configs stay as they are. A module without a map passes straight through; one with a child
-``lmam`` gets ``Attn·V + tile(Attn_s)·V``, the second term computed in fp32 beside the kernel.
+``lmam`` gets ``Attn·V + tile(Attn_s)·V``, the second term computed in fp32 beside the kernel. A child ``prefix``
+puts keys and values before those of the call, which the map does not see.
 
 Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, K key slots, N map
 length, D head width.
@@ -12,7 +13,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -21,9 +22,11 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorada.positions import Places, TokenTable, locate
+from lorada.prefixed import Prefix, PrefixLayer, behind
 from lorada.terms import AttentionMap, View, for_samples, map_term, spread_map
 
 CHILD = "lmam"
+PREFIX_CHILD = "prefix"
 
 
 class MapLayer(Protocol):
@@ -48,6 +51,7 @@ class Observation:
     view: View
     output: Tensor  # (B, T, H, D), Attn·V
     term: Tensor  # (B, T, H, D), tile(Attn_s)·V; what the map changed, for ¬N
+    prefixes: list[Prefix]  # which the softmax sees before ``key``
 
 
 _observers: list[Callable[[Observation], None]] = []
@@ -108,6 +112,20 @@ def is_installed(implementation: str | None) -> bool:
     return name in known and hasattr(ALL_ATTENTION_FUNCTIONS[name], "adds_map")
 
 
+def check_installed(module: Any, args: Any) -> None:
+    """A forward pre-hook of attention modules that hold a part.
+
+    Raises:
+        ValueError: if the module's attention function would ignore it.
+    """
+    implementation = module.config._attn_implementation
+    if not is_installed(implementation):
+        raise ValueError(
+            f"attn_implementation={implementation!r} was registered after the adapter was placed "
+            "and would silently ignore it: call lorada.attention.install() after registering"
+        )
+
+
 def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """The eager function that ``module`` would have fallen back to."""
     forward = inspect.unwrap(type(module).forward)
@@ -129,8 +147,11 @@ def _with_map(attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[.
     ) -> tuple[Tensor, Tensor | None]:
         layer: MapLayer | None = getattr(module, CHILD, None)
         maps = layer.maps() if layer is not None else []
+        before: PrefixLayer | None = getattr(module, PREFIX_CHILD, None)
+        prefixes = before.prefixes() if before is not None else []
+        run = behind(attend, prefixes) if prefixes else attend
         if not maps:
-            return attend(module, query, key, value, attention_mask, **kwargs)
+            return run(module, query, key, value, attention_mask, **kwargs)
         if kwargs.get("block_table") is not None:
             raise ValueError(
                 "a paged cache was passed without its values, which LMAM needs: use "
@@ -143,16 +164,16 @@ def _with_map(attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[.
             _is_causal(module, kwargs),
             kwargs.get("sliding_window"),
         )
-        call = Call(module, view, attention_mask, kwargs, query, key)
+        call = Call(module, view, attention_mask, kwargs, query, key, prefixes)
         inside = [m for m in maps if m.ablation == "no_negative"]
         mask = attention_mask
         for attention_map in inside:
             mask = call.mask_with(attention_map, mask)
         if inside:
             kwargs = {**kwargs, "is_causal": False}
-        output, weights = attend(module, query, key, value, mask, **kwargs)
+        output, weights = run(module, query, key, value, mask, **kwargs)
         if inside and _observers:
-            plain = call.without_map(attend, value, kwargs)
+            plain = call.without_map(run, value, kwargs)
             for attention_map in inside:
                 change = (output - plain).float()
                 call.report(attention_map, call.places(attention_map), plain, change)
@@ -182,6 +203,7 @@ class Call:
     kwargs: dict[str, Any]
     query: Tensor | None = None
     key: Tensor | None = None
+    prefixes: list[Prefix] = field(default_factory=list)
 
     def places(self, attention_map: AttentionMap) -> Places:
         """Where the tokens of this call sit in a map.
@@ -249,7 +271,7 @@ class Call:
         scaling = self.kwargs.get("scaling") or self.view.value.shape[-1] ** -0.5
         seen = Observation(
             self.module, self.query, self.key, self.mask, scaling, places,
-            attention_map, self.view, output.detach(), term.detach(),
+            attention_map, self.view, output.detach(), term.detach(), self.prefixes,
         )  # fmt: skip
         for observer in _observers:
             observer(seen)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lorada.attention import Observation, observe
 from lorada.positions import visible_keys
+from lorada.prefixed import prefix_scores
 from lorada.terms import reached_pairs, spread_map
 
 
@@ -24,7 +25,7 @@ class LayerMaps:
 
     Attributes:
         layer: name of the attention module.
-        softmax: Attn, (B, H, T, K).
+        softmax: Attn, (B, H, T, K); behind a prefix a row sums to less than 1.
         map: tile(Attn_s), masked as the layer uses it, (B, H, T, K).
         fused: Attn^ = Attn + tile(Attn_s), or the softmax with the map inside for ¬N, (B, H, T, K).
         negative_ratio: share of entries of ``fused`` below 0 by head, (H,).
@@ -81,10 +82,17 @@ def _layer_maps(name: str, seen: Observation) -> LayerMaps:
     key = seen.key.repeat_interleave(heads // seen.key.shape[1], dim=1)
     scores = (seen.query.float() @ key.float().transpose(-1, -2)) * seen.scaling
     scores = scores.masked_fill(~visible, float("-inf"))
-    softmax = scores.softmax(-1).nan_to_num()
+    before = prefix_scores(seen.prefixes, seen.query, seen.key, seen.scaling)
+
+    def attend(scores: Tensor) -> Tensor:
+        """The share of each token; a prefix before the tokens keeps its own."""
+        shares = torch.cat([before, scores], -1).softmax(-1).nan_to_num()
+        return shares[..., before.shape[-1] :]
+
+    softmax = attend(scores)
     map_ = spread_map(seen.attention_map, seen.places, seen.view).expand_as(softmax)
     inside_softmax = seen.attention_map.ablation == "no_negative"
-    fused = (scores + map_).softmax(-1).nan_to_num() if inside_softmax else softmax + map_
+    fused = attend(scores + map_) if inside_softmax else softmax + map_
     table = seen.places.table(queries, keys, scores.device)
     pairs = visible & reached_pairs(table, seen.attention_map.length)[:, None]
     pairs = pairs.expand_as(fused)

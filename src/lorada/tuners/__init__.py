@@ -2,6 +2,7 @@
 
 from lorada.tuners.bottleneck import BottleneckConfig
 from lorada.tuners.lmam import LmamConfig
+from lorada.tuners.prefix import PrefixConfig
 from lorada.tuners.stack import LoradaConfig
 
-__all__ = ["BottleneckConfig", "LmamConfig", "LoradaConfig"]
+__all__ = ["BottleneckConfig", "LmamConfig", "LoradaConfig", "PrefixConfig"]

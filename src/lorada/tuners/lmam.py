@@ -106,21 +106,13 @@ class LmamLayer(AttachedLayer):
         attention.install()
         hooks = hooked.hooks_for(host)
         self._handles.append(
-            hooks(host, self) if hooks else host.register_forward_pre_hook(self._check_dispatch)
+            hooks(host, self) if hooks else host.register_forward_pre_hook(attention.check_installed)
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A model that was unpickled in a new process finds the attention functions unwrapped.
         super().__setstate__(state)
         attention.install()
-
-    def _check_dispatch(self, host: Any, args: Any) -> None:
-        implementation = host.config._attn_implementation
-        if not attention.is_installed(implementation):
-            raise ValueError(
-                f"attn_implementation={implementation!r} was registered after the map was placed "
-                "and would silently ignore it: call lorada.attention.install() after registering"
-            )
 
     def update_layer(self, adapter_name: str, config: LmamConfig, model: nn.Module) -> None:
         """Create the factors of an adapter.

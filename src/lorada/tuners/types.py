@@ -50,6 +50,7 @@ class LoradaType(str, Enum):  # noqa: UP042
 
     LMAM = "LMAM"
     BOTTLENECK = "BOTTLENECK"
+    PREFIX = "PREFIX"
     LORADA = "LORADA"
 
 
@@ -108,6 +109,17 @@ def require_positive(config: object, *names: str) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 < value < math.inf:
             raise ValueError(f"{name}={value!r} must be a number above 0")
+
+
+def require_count(config: object, name: str) -> None:
+    """Refuse a value that is not a whole number above zero, naming the field and the value.
+
+    Raises:
+        ValueError: for any other value.
+    """
+    value: Any = getattr(config, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r} must be a whole number above 0")
 
 
 def require_choice(config: object, name: str, choices: tuple[Any, ...]) -> None:
