@@ -2,8 +2,8 @@
 
 ``install`` wraps each registered attention function in place, so implementation names, masks and
 saved configs stay as they are. A module without a map passes straight through; one with a child
-``lmam`` gets ``Attn·V + tile(Attn_s)·V``, the second term computed in fp32 beside the kernel. A child ``prefix``
-puts keys and values before those of the call, which the map does not see.
+``lmam`` gets ``Attn·V + tile(Attn_s)·V``, the second term computed in fp32 beside the kernel. A
+child ``prefix`` puts keys and values before those of the call, which the map does not see.
 
 Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, K key slots, N map
 length, D head width.

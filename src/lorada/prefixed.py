@@ -131,10 +131,12 @@ def _plain_mask(kernel: str, ordered: bool, query: Tensor, key: Tensor) -> Tenso
 
 
 def _extend_mask(mask: Any, count: int, keys: int, shown: Tensor | None) -> Tensor:
-    """A mask with P columns more, on the left, which every sample sees unless ``shown`` hides it."""
+    """A mask with P columns more on its left: for all samples, or for those that ``shown`` says."""
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
         form = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(f"a prefix cannot be put before a mask of this form ({form}): {ONLY_MASKS}")
+        raise ValueError(
+            f"a prefix cannot be put before a mask of this form ({form}): {ONLY_MASKS}"
+        )
     if mask.dim() == 2:
         columns = mask.new_ones(len(mask), count) if shown is None else shown.to(mask.dtype)
         return torch.cat([columns, mask[:, -keys:]], 1)
@@ -165,7 +167,9 @@ def _refuse(kernel: str, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str
         ValueError: naming what does work.
     """
     if kwargs.get("block_table") is not None:
-        raise ValueError(f"a paged cache was passed without its keys, before a prefix: {ONLY_MASKS}")
+        raise ValueError(
+            f"a paged cache was passed without its keys, before a prefix: {ONLY_MASKS}"
+        )
     if kernel == "flash" and mask is None:
         position_ids = kwargs.get("position_ids")
         packed = kwargs.get("cu_seq_lens_q") is not None

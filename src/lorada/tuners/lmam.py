@@ -106,7 +106,9 @@ class LmamLayer(AttachedLayer):
         attention.install()
         hooks = hooked.hooks_for(host)
         self._handles.append(
-            hooks(host, self) if hooks else host.register_forward_pre_hook(attention.check_installed)
+            hooks(host, self)
+            if hooks
+            else host.register_forward_pre_hook(attention.check_installed)
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:

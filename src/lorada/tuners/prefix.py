@@ -105,6 +105,14 @@ class PrefixNetwork(PrefixPart):
         weight, bias = self.lora_hidden[adapter_name], self.lora_hidden_bias[adapter_name]
         return torch.tanh(F.linear(self.lora_embedding[adapter_name], weight, bias))
 
+    def fold(self, adapter_name: str) -> None:
+        """Forget the network of an adapter, whose layers have its output."""
+        if adapter_name not in self.lora_hidden:
+            return
+        self.configs.pop(adapter_name).projection = None  # this is the adapter's own config
+        for parameters in (self.lora_embedding, self.lora_hidden, self.lora_hidden_bias):
+            del parameters[adapter_name]
+
 
 class PrefixLayer(PrefixPart):
     """The prefixes of one attention module, by adapter name.
@@ -230,10 +238,10 @@ class PrefixModel(AttachedModel):
             target.add_module(self.child, layer)
         layer.update_layer(adapter_name, peft_config, self.model)
         if peft_config.projection is not None:
-            layer.share(self._network(peft_config, adapter_name, target, current_key))
+            layer.share(self._network_for(peft_config, adapter_name, target, current_key))
         layer.train(target.training)
 
-    def _network(
+    def _network_for(
         self, config: PrefixConfig, adapter_name: str, target: Any, key: str
     ) -> PrefixNetwork:
         """The network of the set of blocks that ``key`` belongs to, made for its first block."""
@@ -253,15 +261,13 @@ class PrefixModel(AttachedModel):
         a checkpoint to be resumed needs the network.
         """
         for name in self.active_adapters if adapter_name is None else [adapter_name]:
-            for module in self.model.modules():
-                if isinstance(module, PrefixLayer):
+            # First the layers, which compute their prefix, then the networks that they read.
+            for cls in (PrefixLayer, PrefixNetwork):
+                for module in [m for m in self.model.modules() if isinstance(m, cls)]:
                     module.fold(name)
             for child, module in list(self.model.named_children()):
-                if isinstance(module, PrefixNetwork) and name in module.configs:
-                    module.configs[name].projection = None  # which is the adapter's own config
-                    module.delete_adapter(name)
-                    if not module.lora_hidden:
-                        delattr(self.model, child)
+                if isinstance(module, PrefixNetwork) and not module.lora_hidden:
+                    delattr(self.model, child)
 
 
 def set_of(key: str) -> str:
