@@ -14,7 +14,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, StaticCache
 
-from lorada import LmamConfig
+from lorada import LmamConfig, LoradaConfig, PrefixConfig
 from lorada.attention import Observation, observe
 from lorada.tuners.lmam import LmamLayer
 
@@ -31,6 +31,8 @@ VARIANTS = {
     "full_rank": {"ablation": "full_rank"},
     "no_position": {"ablation": "no_position"},
     "half_the_heads": {"heads": 2},
+    "behind_a_prefix": {"prefix": 3},
+    "no_negative_behind_a_prefix": {"ablation": "no_negative", "prefix": 3},
 }
 GREEDY = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": PAD}
 GREEDY |= {"eos_token_id": None, "bos_token_id": None}
@@ -39,7 +41,12 @@ GREEDY |= {"eos_token_id": None, "bos_token_id": None}
 def adapted(name: str, variant: str, **options) -> PeftModel:
     """A tiny model with a random map; the same weights and map for the same arguments."""
     defaults = {"rank": 2, "length": LENGTH, "inverse_scale": 2.0, "init_weights": False}
-    config = LmamConfig(**{**defaults, **VARIANTS[variant], **options})
+    options = {**defaults, **VARIANTS[variant], **options}
+    prefix = options.pop("prefix", None)
+    config = LmamConfig(**options)
+    if prefix is not None:
+        before = PrefixConfig(length=prefix, init_weights=False)
+        config = LoradaConfig(parts=[before, config])
     return get_peft_model(TINY[name](), config).eval()
 
 
@@ -236,6 +243,8 @@ MATRIX = [
     for variant in VARIANTS
     if cell in ENCODER_CELLS or (name in DECODERS and variant != "end")
     if (name, cell) not in NOT_EXACT_IN_THE_BASE
+    # A prefix is not rotated, so how far a token is from it depends on the position it is given.
+    if not (name in DECODERS and cell == "padded on the left" and "prefix" in VARIANTS[variant])
 ]
 
 
@@ -254,7 +263,9 @@ def test_every_form_of_a_batch_gives_the_numbers_of_the_plain_run(name, cell, va
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("variant", ["map", "no_negative", "softmax", "full_rank"])
+@pytest.mark.parametrize(
+    "variant", ["map", "no_negative", "softmax", "full_rank", "behind_a_prefix"]
+)
 @pytest.mark.parametrize("name", DECODERS)
 def test_beams_of_a_batch_are_those_of_each_sample_alone_without_a_cache(name, variant, cache):
     model = adapted(name, variant)
