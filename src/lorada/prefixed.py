@@ -121,6 +121,8 @@ def _shown(prefixes: list[Prefix], batch: int) -> Tensor | None:
 
 def _plain_mask(kernel: str, ordered: bool, query: Tensor, key: Tensor) -> Tensor:
     """What no mask means to a kernel, as a mask."""
+    if kernel == "flex":
+        raise ValueError(f"flex attention cannot hide a prefix from some samples: {ONLY_MASKS}")
     batch, _, keys, _ = key.shape
     if kernel == "flash":
         return torch.ones(batch, keys, dtype=torch.long, device=key.device)

@@ -1,0 +1,356 @@
+"""What a prefix does to attention: against its formula written out, PEFT's own, and the base."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, ENCODER_DECODERS, inputs, logits
+from conftest import TINY, assert_close
+from peft import PeftModel, PrefixTuningConfig, get_peft_model
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from lorada import LmamConfig, LoradaConfig, PrefixConfig, explain
+from lorada.attention import Observation, dispatches, observe
+from lorada.prefixed import Prefix, behind
+from lorada.tuners.prefix import PrefixLayer
+
+LENGTH = 3  # of the prefix, in tokens
+HOOKED = ("deberta", "deberta_v2", "falcon", "falcon_alibi", "bloom")
+DISPATCHING = [name for name in ARCHITECTURES if name not in HOOKED]
+HOSTS = {"llama": "model.layers.0.self_attn", "bert": "bert.encoder.layer.0.attention.self"}
+# Queries, key slots, and whether a mask comes along.
+CALLS = {
+    "whole": (7, 7, False),
+    "whole, masked": (7, 7, True),
+    "one query": (1, 7, False),
+    "one query, masked": (1, 7, True),
+    "later chunk": (3, 7, True),
+    "prefill of a static cache": (5, 7, False),
+    "mask of a static cache": (5, 7, True),
+}
+
+
+def adapted(name: str, **options) -> PeftModel:
+    """A tiny model with a large prefix, the same for the same arguments."""
+    base = ARCHITECTURES[name]()
+    torch.manual_seed(1)
+    config = PrefixConfig(**{"length": LENGTH, "init_weights": False, **options})
+    return get_peft_model(base, config).eval()
+
+
+def batch_of(name: str) -> dict[str, Tensor]:
+    torch.manual_seed(2)
+    return inputs(name)
+
+
+def prefix_layers(model: nn.Module) -> dict[str, PrefixLayer]:
+    """By the name of the attention module."""
+    modules = model.named_modules()
+    return {n.removesuffix(".prefix"): m for n, m in modules if isinstance(m, PrefixLayer)}
+
+
+def behind_a_prefix_reference(
+    query: Tensor, key: Tensor, value: Tensor, prefix: tuple[Tensor, Tensor], see: Tensor
+) -> Tensor:
+    """softmax(Q [P_k; K]ᵀ / √d) [P_v; V], head by head; (B, T, H, D)."""
+    batch, heads, _, width = query.shape
+    outputs = []
+    for sample in range(batch):
+        for head in range(heads):
+            group = head * key.shape[1] // heads
+            own = slice(group * width, (group + 1) * width)
+            keys = torch.cat([prefix[0][:, own], key[sample, group]])
+            values = torch.cat([prefix[1][:, own], value[sample, group]])
+            scores = query[sample, head] @ keys.T / width**0.5
+            hidden = ~see[sample % len(see), 0]
+            scores[:, LENGTH:] = scores[:, LENGTH:].masked_fill(hidden, float("-inf"))
+            outputs.append(scores.softmax(-1) @ values)
+    return torch.stack(outputs).view(batch, heads, -1, width).transpose(1, 2)
+
+
+def visible(causal: bool, queries: int, keys: int, masked: bool, first: int) -> Tensor:
+    """(B or 1, 1, T, K) booleans; with a mask, the second of two samples has two pads."""
+    see = torch.ones(1, 1, queries, keys, dtype=torch.bool)
+    if causal and queries > 1:
+        see = see.tril(first)
+    if masked:
+        pads = torch.tensor([[False] * keys, [False] * (keys - 2) + [True] * 2])
+        see = see & ~pads[:, None, None]
+    return see
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", HOSTS)
+def test_attention_behind_a_prefix_is_its_formula_with_its_gradients(name, implementation, call):
+    queries, keys, masked = CALLS[call]
+    model = adapted(name).double()
+    module = model.base_model.model.get_submodule(HOSTS[name])
+    module.config._attn_implementation = implementation
+    causal, groups = module.is_causal, 2 if name == "llama" else 4
+    see = visible(causal, queries, keys, masked, keys - queries if call == "later chunk" else 0)
+    mask: Tensor | None = see if masked else None
+    if call == "mask of a static cache":  # it has slots that the keys do not
+        mask = torch.cat([see, torch.zeros(2, 1, queries, 4, dtype=torch.bool)], -1)
+    if implementation == "eager" and (masked or causal):  # which knows no order without a mask
+        mask = see if mask is None else mask
+        mask = torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, -1e300)
+    query, key, value = (
+        torch.randn(2, size, tokens, 8, dtype=torch.float64, requires_grad=True)
+        for size, tokens in ((4, queries), (groups, keys), (groups, keys))
+    )
+    layer = module.prefix
+    prefix = layer.lora_key["default"], layer.lora_value["default"]
+    leaves = [query, key, value, *prefix]
+    attend = ALL_ATTENTION_FUNCTIONS[implementation]
+
+    found, _ = attend(module, query, key, value, mask, scaling=8**-0.5, dropout=0.0)
+    expected = behind_a_prefix_reference(query, key, value, prefix, see)
+
+    weight = torch.randn_like(expected)
+    ours = found, *torch.autograd.grad((found * weight).sum(), leaves)
+    theirs = expected, *torch.autograd.grad((expected * weight).sum(), leaves)
+    for one, other in zip(ours, theirs, strict=True):
+        # Llama's eager softmax is one of fp32 in any model.
+        dtype = torch.float32 if implementation == "eager" else torch.float64
+        assert_close(one.to(dtype), other.to(dtype))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_it_is_the_prefix_tuning_of_peft_where_peft_has_it(name):
+    config = PrefixTuningConfig(num_virtual_tokens=LENGTH, task_type="CAUSAL_LM")
+    theirs = get_peft_model(ARCHITECTURES[name](), config).eval()
+    ours = adapted(name)
+    embedding = theirs.prompt_encoder["default"].embedding.weight
+    with torch.no_grad():
+        embedding.normal_()
+        columns = embedding.chunk(4, -1)  # of each layer, key then value
+        for i, layer in enumerate(prefix_layers(ours).values()):
+            layer.lora_key["default"].copy_(columns[2 * i])
+            layer.lora_value["default"].copy_(columns[2 * i + 1])
+    batch = batch_of(name)
+    # PEFT counts the prefix as positions; ours has none, so the tokens are moved by hand.
+    positions = torch.arange(LENGTH, LENGTH + batch["input_ids"].shape[1])[None]
+    labels = batch["input_ids"]
+    expected = theirs(**batch, labels=labels)
+    found = ours(**batch, labels=labels, position_ids=positions)
+    assert_close(found.logits, expected.logits)
+
+    found.loss.backward()
+    expected.loss.backward()
+    gradients = [
+        getattr(layer, part)["default"].grad
+        for layer in prefix_layers(ours).values()
+        for part in ("lora_key", "lora_value")
+    ]
+    assert_close(torch.cat(gradients, -1), embedding.grad)
+
+
+@pytest.mark.parametrize("name", DISPATCHING)
+def test_every_architecture_that_dispatches_has_a_prefix_in_every_attention(name):
+    model, batch = adapted(name), batch_of(name)
+    base = model.get_base_model()
+    assert list(prefix_layers(base)) == [n for n, m in base.named_modules() if dispatches(m)]
+    with model.disable_adapter():
+        plain = logits(model, **batch)
+    changed = logits(model, **batch)
+    assert ((changed - plain).abs().amax(-1) > 0.01).all()
+    if name != "gemma2":  # which refuses sdpa
+        base.set_attn_implementation("eager")
+        assert_close(logits(model, **batch), changed)
+
+
+@pytest.mark.parametrize("name", HOOKED)
+def test_models_that_compute_attention_themselves_are_refused(name):
+    with pytest.raises(ValueError, match="needs attention that dispatches") as refused:
+        adapted(name)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("name", [*ENCODER_DECODERS, "gpt2", "opt", "gemma3"])
+def test_generation_with_a_cache_is_that_without(name, beams):
+    model, batch = adapted(name), batch_of(name)
+    batch.pop("decoder_input_ids", None)
+    if "attention_mask" in batch and name not in ENCODER_DECODERS:
+        batch = {key: value.flip(1) for key, value in batch.items()}  # pads on the left
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "num_beams": beams, "do_sample": False}
+    options |= {"output_scores": True, "return_dict_in_generate": True}
+    cached = model.generate(**batch, **options)
+    plain = model.generate(**batch, **options, use_cache=False)
+    assert torch.equal(cached.sequences, plain.sequences)
+    assert_close(torch.stack(cached.scores), torch.stack(plain.scores))
+
+
+@pytest.mark.parametrize("name", ["bart", "mbart", "t5"])
+def test_pads_of_a_source_change_nothing_behind_a_prefix(name):
+    model, batch = adapted(name), batch_of(name)
+    together = logits(model, **batch)
+    alone = logits(
+        model,
+        input_ids=batch["input_ids"][1:2, :5],
+        decoder_input_ids=batch["decoder_input_ids"][1:2],
+    )
+    assert_close(together[1:2], alone)
+
+
+def test_the_prefix_is_visible_from_everywhere_behind_a_sliding_window():
+    model = adapted("mistral")  # its window is 4
+    model.get_base_model().set_attn_implementation("eager")
+    for shares in attentions(model, torch.arange(3, 15)[None]):
+        assert (shares.sum(-1) < 0.999).all()  # the rest is the prefix's
+
+
+def attentions(model: nn.Module, tokens: Tensor) -> tuple[Tensor, ...]:
+    with torch.no_grad():
+        return model(tokens, output_attentions=True).attentions
+
+
+# A prefix and a map of one module.
+
+
+def stacked(name: str, prefix: bool = True, **options) -> PeftModel:
+    """A tiny eager model with a map, the same with and without a prefix before it."""
+    base = TINY[name](attn_implementation="eager")
+    torch.manual_seed(1)
+    parts = [LmamConfig(length=6, inverse_scale=2.0, init_weights=False, **options)]
+    parts += [PrefixConfig(length=LENGTH, init_weights=False)] if prefix else []
+    return get_peft_model(base, LoradaConfig(parts=parts)).eval()
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "bert"])
+def test_the_map_never_sees_the_prefix(name):
+    batch = batch_of(name)
+    first = []
+    for prefix in (True, False):
+        model, seen = stacked(name, prefix), []
+        with observe(seen.append):
+            logits(model, **batch)
+        first.append(seen[0])
+    behind_it, alone = first
+    assert torch.equal(behind_it.view.value, alone.view.value)
+    assert torch.equal(behind_it.term, alone.term)
+    assert alone.term.abs().max() > 0.01
+    assert (behind_it.output - alone.output).abs().max() > 0.01
+    size = batch["input_ids"].shape[1]
+    tables = [seen.places.table(size, size, seen.output.device) for seen in first]
+    assert torch.equal(tables[0].columns, tables[1].columns)
+    assert torch.equal(tables[0].rows, tables[1].rows)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_the_map_inside_the_softmax_leaves_the_prefix_columns_alone(name):
+    """¬N behind a prefix, written out: the map joins the scores of tokens only."""
+    model, batch, seen = stacked(name, ablation="no_negative"), batch_of(name), []
+    maps = explain(model, batch)[0].map
+    with observe(seen.append):
+        logits(model, **batch)
+    call: Observation = seen[0]
+    layer = call.module.prefix
+    query, value = call.query, call.view.value
+    keys = torch.cat([split(layer.lora_key["default"], call.key), call.key], 2)
+    values = torch.cat([split(layer.lora_value["default"], value), value], 2)
+    keys, values = (x.repeat_interleave(4 // x.shape[1], 1) for x in (keys, values))
+    scores = query @ keys.transpose(-1, -2) * call.scaling
+    for added in (maps, call.mask):
+        scores = scores + nn.functional.pad(added, (LENGTH, 0))
+    expected = (scores.softmax(-1) @ values).transpose(1, 2)
+    real = batch["attention_mask"].bool()
+    assert_close((call.output + call.term)[real], expected[real])
+
+
+def split(prefix: Tensor, like: Tensor) -> Tensor:
+    """(P, G·D) as (B, G, P, D)."""
+    heads = prefix.detach().view(len(prefix), like.shape[1], like.shape[3]).transpose(0, 1)
+    return heads.expand(len(like), -1, -1, -1)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_explain_shows_the_share_of_each_token_behind_a_prefix(name):
+    model = stacked(name)
+    tokens = torch.arange(3, 13)[None]
+    first = explain(model, {"input_ids": tokens})[0]
+    model.get_base_model().get_submodule(HOSTS[name]).lmam._disable_adapters = True
+    assert_close(first.softmax, attentions(model, tokens)[0])
+    assert_close(first.fused, first.softmax + first.map)
+    assert (first.softmax.sum(-1) < 0.999).all()
+
+
+# What a kernel is given, for those that do not run here.
+
+
+def call_of(kernel: str, mask: Tensor | None, samples: Tensor | None = None, **kwargs) -> dict:
+    """What reaches a kernel for two samples of 5 keys behind a prefix of ``LENGTH``."""
+    module = SimpleNamespace(config=SimpleNamespace(_attn_implementation=kernel), is_causal=True)
+    given = {}
+
+    def attend(module, query, key, value, mask, **kwargs):
+        given.update(key=key, value=value, mask=mask, **kwargs)
+        return query.transpose(1, 2), None
+
+    states = [torch.randn(2, 2, size, 8) for size in (kwargs.pop("queries", 5), 5, 5)]
+    prefix = Prefix(torch.randn(LENGTH, 16), torch.randn(LENGTH, 16), samples)
+    behind(attend, [prefix])(module, *states, mask, **kwargs)
+    assert given["key"].shape[2] == given["value"].shape[2] == LENGTH + 5
+    return given
+
+
+def test_flash_kernels_align_causal_masks_to_the_last_key_and_get_none():
+    assert call_of("flash_attention_2", None)["mask"] is None
+    padded = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    found = call_of("flash_attention_2", padded)["mask"]
+    assert found.tolist() == [[1] * 8, [1, 1, 1, 0, 0, 1, 1, 1]]
+
+
+def test_flash_kernels_are_told_by_padding_whom_a_prefix_is_for():
+    found = call_of("flash_attention_2", None, torch.tensor([True, False]))["mask"]
+    assert found.tolist() == [[1] * 8, [0, 0, 0, 1, 1, 1, 1, 1]]
+
+
+def test_no_mask_stays_none_where_nothing_is_causal():
+    assert call_of("sdpa", None, queries=1)["mask"] is None
+    assert call_of("sdpa", None, is_causal=False)["mask"] is None  # a call knows better
+    assert call_of("sdpa", None)["mask"].dtype == torch.bool
+
+
+@pytest.mark.parametrize(
+    ("kernel", "mask", "kwargs", "said"),
+    [
+        ("flash_attention_2", None, {"cu_seq_lens_q": torch.tensor([0, 5])}, "packed row"),
+        ("flash_attention_2", None, {"sliding_window": 7}, "sliding window of 7"),
+        ("sdpa", None, {"block_table": torch.zeros(1)}, "paged cache"),
+        ("sdpa", torch.ones(2, 5, 5), {}, r"this form \(shape \(2, 5, 5\)\)"),
+        ("flex_attention", None, {"samples": torch.tensor([True, False])}, "flex"),
+    ],
+)
+def test_calls_that_no_prefix_fits_are_refused_in_one_line(kernel, mask, kwargs, said):
+    with pytest.raises(ValueError, match=said) as refused:
+        call_of(kernel, mask, **kwargs)
+    assert "use attn_implementation='sdpa' or 'eager'" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_row_that_flash_would_read_as_packed_is_refused():
+    module = SimpleNamespace(config=SimpleNamespace(_attn_implementation="flash_attention_2"))
+    states = [torch.randn(1, 2, 5, 8) for _ in range(3)]
+    run = behind(lambda *args, **kwargs: (args[1], None), [Prefix(*torch.randn(2, 3, 16))])
+    run(module, *states, None, position_ids=torch.tensor([[0, 1, 2, 3, 4]]))
+    with pytest.raises(ValueError, match="packed row"):
+        run(module, *states, None, position_ids=torch.tensor([[0, 1, 0, 1, 2]]))
+
+
+def test_a_block_mask_of_flex_attention_is_refused():
+    block = create_block_mask(lambda b, h, q, k: q >= k, 2, None, 5, 5, device="cpu")
+    with pytest.raises(ValueError, match=r"\(BlockMask\): use attn_implementation='sdpa' or"):
+        call_of("flex_attention", block)
+
+
+def test_a_prefix_of_another_width_is_refused():
+    model = adapted("llama")
+    layer = prefix_layers(copy.deepcopy(model))["base_model.model.model.layers.0.self_attn"]
+    layer.lora_key["default"] = nn.Parameter(torch.zeros(LENGTH, 12))
+    with pytest.raises(ValueError, match="12 wide does not fit attention with 2 key/value heads"):
+        layer.host(torch.zeros(1, 2, 32), (torch.ones(1, 2, 8), torch.zeros(1, 2, 8)), None)
