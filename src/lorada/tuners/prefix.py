@@ -172,7 +172,8 @@ class PrefixLayer(PrefixPart):
         if name in self.lora_key:
             return self.lora_key[name], self.lora_value[name]
         weight, bias = self.lora_out[name], self.lora_out_bias[name]
-        with torch.autocast(weight.device.type, enabled=False):
+        device = "cpu" if weight.is_meta else weight.device.type  # meta knows no autocast
+        with torch.autocast(device, enabled=False):
             hidden = self._network[0](name).to(weight.device)
             key, value = F.linear(hidden, weight, bias).chunk(2, -1)
         return key, value

@@ -1,0 +1,248 @@
+"""A prefix as an adapter: saved, folded, merged, mixed with others, removed, refused."""
+
+import copy
+import json
+import pickle
+
+import pytest
+import torch
+from conftest import TINY, assert_close
+from peft import LoraConfig, PeftModel, get_peft_model
+from prefixes import (
+    LENGTH,
+    config_of,
+    every_part,
+    every_prefix,
+    layers,
+    networks,
+    trainable,
+    trained,
+)
+from safetensors.torch import load_file
+from stacks import batch, logits, randomise
+from transformers import AutoModelForCausalLM
+
+from lorada import LoradaConfig, PrefixConfig
+
+# Saving, folding, merging.
+
+
+@every_part
+@every_prefix
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_what_is_saved_loads_again(name, prefix, part, tmp_path):
+    model, inputs = trained(prefix, part, name), batch(name)
+    expected = logits(model, inputs)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(TINY[name](), tmp_path, is_trainable=True).eval()
+    assert torch.equal(logits(again, inputs), expected)
+    mine, theirs = trainable(model), trainable(again)
+    assert list(mine) == list(theirs)
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+@every_part
+@every_prefix
+def test_transformers_loads_it_by_itself(prefix, part, tmp_path):
+    model, inputs = trained(prefix, part), batch("llama")
+    model.get_base_model().name_or_path = str(tmp_path / "base")
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    TINY["llama"]().save_pretrained(tmp_path / "base")
+    model.save_pretrained(tmp_path / "adapter")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    assert_close(logits(again, inputs), logits(model, inputs))
+
+
+@every_part
+def test_a_folded_network_is_a_flat_prefix_in_every_way(part, tmp_path):
+    model, inputs = trained("network", part), batch("llama")
+    expected = logits(model, inputs)
+    model.fold()
+    assert_close(logits(model, inputs), expected)
+    assert networks(model) == []
+    flat = trained("flat", part)
+    assert set(trainable(model)) == set(trainable(flat))
+
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    prefix = config if part == "alone" else config["parts"][0]
+    assert prefix["projection"] is None
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    own = [key for key in saved if "prefix" in key]
+    assert sum(saved[key].numel() for key in own) == 2 * 2 * LENGTH * 16
+    again = PeftModel.from_pretrained(TINY["llama"](), tmp_path).eval()
+    assert_close(logits(again, inputs), expected)
+
+
+def test_a_network_is_computed_in_fp32_under_autocast():
+    model, inputs = trained("network"), batch("llama")
+    found = []
+    for fold in (False, True):
+        if fold:
+            model.fold()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found.append(logits(model, inputs))
+    assert torch.equal(*found)
+
+
+def test_folding_one_adapter_leaves_the_network_of_another():
+    model, inputs = trained("network"), batch("llama")
+    model.add_adapter("second", config_of("network", "alone", "llama"))
+    randomise(model, "second")
+    first = logits(model, inputs)
+    model.set_adapter("second")
+    second, trains = logits(model, inputs), set(trainable(model))
+    model.fold("default")
+    assert torch.equal(logits(model, inputs), second)
+    assert set(trainable(model)) == trains
+    model.set_adapter("default")
+    assert_close(logits(model, inputs), first)
+    assert networks(model.get_base_model()) == ["prefix_self"]
+
+
+@every_prefix
+def test_merging_the_rest_keeps_the_prefix(prefix):
+    model, inputs = trained(prefix, "in a stack"), batch("llama")
+    expected = logits(model, inputs)
+    merged = model.merge_weights()
+    assert_close(logits(merged, inputs), expected)
+    assert [type(part).__name__ for part in merged.peft_config["default"].parts] == [
+        "PrefixConfig",
+        "LmamConfig",
+    ]
+    assert len(layers(merged)) == 2
+
+
+def test_a_prefix_alone_cannot_be_merged():
+    with pytest.raises(ValueError, match="Prefix parts cannot be merged into the weights"):
+        trained("flat").merge_and_unload()
+
+
+@every_part
+@every_prefix
+def test_unloading_leaves_the_base_as_it_was(prefix, part):
+    model, inputs = trained(prefix, part), batch("llama")
+    base = TINY["llama"]()
+    expected = logits(base, inputs)
+    with model.disable_adapter():
+        assert torch.equal(logits(model, inputs), expected)
+    unloaded = model.unload()
+    assert list(unloaded.state_dict()) == list(base.state_dict())
+    assert torch.equal(logits(unloaded, inputs), expected)
+
+
+@every_prefix
+def test_copies_and_pickles_stand_on_their_own(prefix):
+    model, inputs = trained(prefix), batch("llama")
+    expected = logits(model, inputs)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(logits(other, inputs), expected)
+        randomise(model)
+        assert torch.equal(logits(other, inputs), expected)
+        model = other
+
+
+# Several adapters.
+
+
+def two_adapters(prefix: str, name: str = "llama", **options) -> PeftModel:
+    model = get_peft_model(TINY[name](**options), config_of(prefix, "alone", name)).eval()
+    randomise(model)
+    model.add_adapter("second", PrefixConfig(length=2))
+    randomise(model, "second")
+    return model
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("name", ["llama", "bert"])
+@every_prefix
+def test_each_sample_of_a_mixed_batch_sees_its_own_prefix(prefix, name, padded, implementation):
+    model = two_adapters(prefix, name, attn_implementation=implementation)
+    inputs = batch(name)
+    if not padded:
+        del inputs["attention_mask"]
+    mixed = logits(model, inputs, adapter_names=["default", "__base__", "second"])
+    expected = []
+    for i, adapter in enumerate(["default", None, "second"]):
+        own = {key: value[i : i + 1] for key, value in inputs.items()}
+        if adapter is None:
+            with model.disable_adapter():
+                expected.append(logits(model, own))
+        else:
+            model.set_adapter(adapter)
+            expected.append(logits(model, own))
+    real = inputs.get("attention_mask", torch.ones(3, 8)).bool()
+    assert_close(mixed[real], torch.cat(expected)[real])
+
+
+def test_a_mixed_batch_generates_with_beams():
+    model = two_adapters("flat")
+    tokens = batch("llama")["input_ids"]
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "num_beams": 3, "do_sample": False}
+    names = ["default", "__base__", "second"]
+    together = model.generate(input_ids=tokens, adapter_names=names, **options)
+    for i, name in enumerate(names):
+        alone = model.generate(input_ids=tokens[i : i + 1], adapter_names=[name], **options)
+        assert together[i].tolist() == alone[0].tolist()
+
+
+def test_prefixes_of_several_active_adapters_stand_one_behind_the_other():
+    model, inputs = two_adapters("flat"), batch("llama")
+    model.base_model.set_adapter(["default", "second"])
+    found = logits(model, inputs)
+    joined = get_peft_model(TINY["llama"](), PrefixConfig(length=LENGTH + 2)).eval()
+    with torch.no_grad():
+        for both, one in zip(layers(model), layers(joined), strict=True):
+            for part in ("lora_key", "lora_value"):
+                parts = getattr(both, part)
+                whole = torch.cat([parts["default"], parts["second"]])
+                getattr(one, part)["default"].copy_(whole)
+    assert_close(found, logits(joined, inputs))
+
+
+@every_prefix
+def test_a_deleted_adapter_leaves_no_parameter(prefix):
+    model = two_adapters(prefix)
+    model.set_adapter("second")
+    model.delete_adapter("default")
+    assert not [name for name, _ in model.named_parameters() if name.endswith(".default")]
+    assert logits(model, batch("llama")).isfinite().all()
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "3", None])
+def test_a_length_that_is_no_count_is_refused(value):
+    with pytest.raises(ValueError, match=f"length={value!r} must be a whole number above 0"):
+        PrefixConfig(length=value)
+
+
+@pytest.mark.parametrize("value", [0, 2.5, False])
+def test_a_projection_that_is_no_width_is_refused(value):
+    with pytest.raises(ValueError, match=f"projection={value!r} must be a whole number above 0"):
+        PrefixConfig(projection=value)
+
+
+def test_modules_that_are_no_attention_are_refused():
+    with pytest.raises(ValueError, match="mlp, which is not an attention module") as refused:
+        get_peft_model(TINY["llama"](), PrefixConfig(target_modules=["mlp"]))
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match="matched no module that can hold this part"):
+        get_peft_model(TINY["llama"](), PrefixConfig(target_modules=["nowhere"]))
+
+
+def test_an_adapter_of_another_size_is_refused(tmp_path):
+    trained("flat").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="another model size or head count"):
+        PeftModel.from_pretrained(TINY["llama"](num_key_value_heads=4), tmp_path)
+
+
+def test_it_goes_with_lora_on_the_projections_of_its_attention():
+    parts = [PrefixConfig(length=LENGTH), LoraConfig(target_modules=["k_proj", "v_proj"])]
+    model = get_peft_model(TINY["llama"](), LoradaConfig(parts=parts))
+    randomise(model)
+    inputs = batch("llama")
+    expected = logits(model.eval(), inputs)
+    assert_close(logits(model.merge_weights(), inputs), expected)
