@@ -1,7 +1,6 @@
 """What a prefix does to attention: against its formula written out, PEFT's own, and the base."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,12 +8,10 @@ from architectures import ARCHITECTURES, ENCODER_DECODERS, inputs, logits
 from conftest import TINY, assert_close
 from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import create_block_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig, explain
 from lorada.attention import Observation, dispatches, observe
-from lorada.prefixed import Prefix, behind
 from lorada.tuners.prefix import PrefixLayer
 
 LENGTH = 3  # of the prefix, in tokens
@@ -277,75 +274,6 @@ def test_explain_shows_the_share_of_each_token_behind_a_prefix(name):
     assert_close(first.softmax, attentions(model, tokens)[0])
     assert_close(first.fused, first.softmax + first.map)
     assert (first.softmax.sum(-1) < 0.999).all()
-
-
-# What a kernel is given, for those that do not run here.
-
-
-def call_of(kernel: str, mask: Tensor | None, samples: Tensor | None = None, **kwargs) -> dict:
-    """What reaches a kernel for two samples of 5 keys behind a prefix of ``LENGTH``."""
-    module = SimpleNamespace(config=SimpleNamespace(_attn_implementation=kernel), is_causal=True)
-    given = {}
-
-    def attend(module, query, key, value, mask, **kwargs):
-        given.update(key=key, value=value, mask=mask, **kwargs)
-        return query.transpose(1, 2), None
-
-    states = [torch.randn(2, 2, size, 8) for size in (kwargs.pop("queries", 5), 5, 5)]
-    prefix = Prefix(torch.randn(LENGTH, 16), torch.randn(LENGTH, 16), samples)
-    behind(attend, [prefix])(module, *states, mask, **kwargs)
-    assert given["key"].shape[2] == given["value"].shape[2] == LENGTH + 5
-    return given
-
-
-def test_flash_kernels_align_causal_masks_to_the_last_key_and_get_none():
-    assert call_of("flash_attention_2", None)["mask"] is None
-    padded = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
-    found = call_of("flash_attention_2", padded)["mask"]
-    assert found.tolist() == [[1] * 8, [1, 1, 1, 0, 0, 1, 1, 1]]
-
-
-def test_flash_kernels_are_told_by_padding_whom_a_prefix_is_for():
-    found = call_of("flash_attention_2", None, torch.tensor([True, False]))["mask"]
-    assert found.tolist() == [[1] * 8, [0, 0, 0, 1, 1, 1, 1, 1]]
-
-
-def test_no_mask_stays_none_where_nothing_is_causal():
-    assert call_of("sdpa", None, queries=1)["mask"] is None
-    assert call_of("sdpa", None, is_causal=False)["mask"] is None  # a call knows better
-    assert call_of("sdpa", None)["mask"].dtype == torch.bool
-
-
-@pytest.mark.parametrize(
-    ("kernel", "mask", "kwargs", "said"),
-    [
-        ("flash_attention_2", None, {"cu_seq_lens_q": torch.tensor([0, 5])}, "packed row"),
-        ("flash_attention_2", None, {"sliding_window": 7}, "sliding window of 7"),
-        ("sdpa", None, {"block_table": torch.zeros(1)}, "paged cache"),
-        ("sdpa", torch.ones(2, 5, 5), {}, r"this form \(shape \(2, 5, 5\)\)"),
-        ("flex_attention", None, {"samples": torch.tensor([True, False])}, "flex"),
-    ],
-)
-def test_calls_that_no_prefix_fits_are_refused_in_one_line(kernel, mask, kwargs, said):
-    with pytest.raises(ValueError, match=said) as refused:
-        call_of(kernel, mask, **kwargs)
-    assert "use attn_implementation='sdpa' or 'eager'" in str(refused.value)
-    assert "\n" not in str(refused.value)
-
-
-def test_a_row_that_flash_would_read_as_packed_is_refused():
-    module = SimpleNamespace(config=SimpleNamespace(_attn_implementation="flash_attention_2"))
-    states = [torch.randn(1, 2, 5, 8) for _ in range(3)]
-    run = behind(lambda *args, **kwargs: (args[1], None), [Prefix(*torch.randn(2, 3, 16))])
-    run(module, *states, None, position_ids=torch.tensor([[0, 1, 2, 3, 4]]))
-    with pytest.raises(ValueError, match="packed row"):
-        run(module, *states, None, position_ids=torch.tensor([[0, 1, 0, 1, 2]]))
-
-
-def test_a_block_mask_of_flex_attention_is_refused():
-    block = create_block_mask(lambda b, h, q, k: q >= k, 2, None, 5, 5, device="cpu")
-    with pytest.raises(ValueError, match=r"\(BlockMask\): use attn_implementation='sdpa' or"):
-        call_of("flex_attention", block)
 
 
 def test_a_prefix_of_another_width_is_refused():

@@ -1,0 +1,169 @@
+"""What attention kernels that do not run here are given behind a prefix, and what is refused."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import TINY, assert_close
+from peft import get_peft_model
+from stacks import batch, logits, randomise
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
+from transformers import DynamicCache, modeling_flash_attention_utils
+
+from lorada import PrefixConfig
+from lorada.prefixed import Prefix, behind
+
+LENGTH = 3  # of the prefix, in tokens
+
+
+def flash(query, key, value, causal: bool, softmax_scale: float) -> Tensor:
+    """Flash attention of (B, T, H, D) in plain PyTorch: causal masks end at the last key."""
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    scores = query @ key.transpose(-1, -2) * softmax_scale
+    if causal:
+        see = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(key.shape[2] - query.shape[2])
+        scores = scores.masked_fill(~see, float("-inf"))
+    return (scores.softmax(-1) @ value).transpose(1, 2)
+
+
+def flash_varlen(query, key, value, cu_seqlens_q, cu_seqlens_k, **options) -> Tensor:
+    """The same on sequences laid end to end."""
+    sizes = [lengths.diff().tolist() for lengths in (cu_seqlens_q, cu_seqlens_k)]
+    states = query.split(sizes[0]), key.split(sizes[1]), value.split(sizes[1])
+    outputs = [
+        flash(*(x[None] for x in parts), **options)[0] for parts in zip(*states, strict=True)
+    ]
+    return torch.cat(outputs)
+
+
+def flash_arguments(query_length, key_length, is_causal, softmax_scale, **rest) -> dict:
+    return {"causal": is_causal, "softmax_scale": softmax_scale}
+
+
+@pytest.fixture
+def flash_kernels(monkeypatch):
+    """transformers' own code around flash kernels, unpadding included, with the two above in it."""
+    utils = modeling_flash_attention_utils
+    functions = flash, flash_varlen, None, utils._pad_input, utils._unpad_input
+    calls = []
+
+    def lazy_import(name: str) -> tuple:
+        calls.append(name)
+        return functions, (flash_arguments, None)
+
+    monkeypatch.setattr(utils, "lazy_import_flash_attention", lazy_import)
+    yield
+    assert set(calls) == {"flash_attention_2"}
+
+
+def twice(name: str) -> tuple:
+    """A model with two adapters under sdpa, and its copy under flash."""
+    models = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        model = get_peft_model(TINY[name](), PrefixConfig(length=LENGTH)).eval()
+        model.add_adapter("second", PrefixConfig(length=2))
+        randomise(model)
+        randomise(model, "second")
+        models.append(model)
+    for module in models[1].modules():
+        if hasattr(module, "config") and hasattr(module.config, "_attn_implementation_internal"):
+            module.config._attn_implementation_internal = "flash_attention_2"
+    return tuple(models)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("padding", [None, "left", "right"])
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_flash_kernels_give_what_sdpa_gives(name, padding, mixed, flash_kernels):
+    sdpa, other = twice(name)
+    inputs = batch(name)
+    if padding is None:
+        del inputs["attention_mask"]
+    elif padding == "left":
+        inputs = {key: value.flip(1) for key, value in inputs.items()}
+    options = {"adapter_names": ["second", "default", "__base__"]} if mixed else {}
+    real = inputs.get("attention_mask", torch.ones(3, 8)).bool()
+    expected = logits(sdpa, inputs, **options)
+    assert_close(logits(other, inputs, **options)[real], expected[real])
+
+
+def test_flash_kernels_give_what_sdpa_gives_in_chunks_and_steps(flash_kernels):
+    sdpa, other = twice("llama")
+    tokens = torch.randint(5, 90, (2, 9))
+    expected = logits(sdpa, {"input_ids": tokens})
+    cache, found = DynamicCache(config=other.config), []
+    for chunk in tokens.split([4, 3, 1, 1], 1):
+        found.append(logits(other, {"input_ids": chunk}, past_key_values=cache, use_cache=True))
+    assert_close(torch.cat(found, 1), expected)
+
+
+# What a kernel is given, for those that do not run here.
+
+
+def call_of(kernel: str, mask: Tensor | None, samples: Tensor | None = None, **kwargs) -> dict:
+    """What reaches a kernel for two samples of 5 keys behind a prefix of ``LENGTH``."""
+    module = SimpleNamespace(config=SimpleNamespace(_attn_implementation=kernel), is_causal=True)
+    given = {}
+
+    def attend(module, query, key, value, mask, **kwargs):
+        given.update(key=key, value=value, mask=mask, **kwargs)
+        return query.transpose(1, 2), None
+
+    states = [torch.randn(2, 2, size, 8) for size in (kwargs.pop("queries", 5), 5, 5)]
+    prefix = Prefix(torch.randn(LENGTH, 16), torch.randn(LENGTH, 16), samples)
+    behind(attend, [prefix])(module, *states, mask, **kwargs)
+    assert given["key"].shape[2] == given["value"].shape[2] == LENGTH + 5
+    return given
+
+
+def test_flash_kernels_align_causal_masks_to_the_last_key_and_get_none():
+    assert call_of("flash_attention_2", None)["mask"] is None
+    padded = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    found = call_of("flash_attention_2", padded)["mask"]
+    assert found.tolist() == [[1] * 8, [1, 1, 1, 0, 0, 1, 1, 1]]
+
+
+def test_flash_kernels_are_told_by_padding_whom_a_prefix_is_for():
+    found = call_of("flash_attention_2", None, torch.tensor([True, False]))["mask"]
+    assert found.tolist() == [[1] * 8, [0, 0, 0, 1, 1, 1, 1, 1]]
+
+
+def test_no_mask_stays_none_where_nothing_is_causal():
+    assert call_of("sdpa", None, queries=1)["mask"] is None
+    assert call_of("sdpa", None, is_causal=False)["mask"] is None  # a call knows better
+    assert call_of("sdpa", None)["mask"].dtype == torch.bool
+
+
+@pytest.mark.parametrize(
+    ("kernel", "mask", "kwargs", "said"),
+    [
+        ("flash_attention_2", None, {"cu_seq_lens_q": torch.tensor([0, 5])}, "packed row"),
+        ("flash_attention_2", None, {"sliding_window": 7}, "sliding window of 7"),
+        ("sdpa", None, {"block_table": torch.zeros(1)}, "paged cache"),
+        ("sdpa", torch.ones(2, 5, 5), {}, r"this form \(shape \(2, 5, 5\)\)"),
+        ("flex_attention", None, {"samples": torch.tensor([True, False])}, "flex"),
+    ],
+)
+def test_calls_that_no_prefix_fits_are_refused_in_one_line(kernel, mask, kwargs, said):
+    with pytest.raises(ValueError, match=said) as refused:
+        call_of(kernel, mask, **kwargs)
+    assert "use attn_implementation='sdpa' or 'eager'" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_row_that_flash_would_read_as_packed_is_refused():
+    module = SimpleNamespace(config=SimpleNamespace(_attn_implementation="flash_attention_2"))
+    states = [torch.randn(1, 2, 5, 8) for _ in range(3)]
+    run = behind(lambda *args, **kwargs: (args[1], None), [Prefix(*torch.randn(2, 3, 16))])
+    run(module, *states, None, position_ids=torch.tensor([[0, 1, 2, 3, 4]]))
+    with pytest.raises(ValueError, match="packed row"):
+        run(module, *states, None, position_ids=torch.tensor([[0, 1, 0, 1, 2]]))
+
+
+def test_a_block_mask_of_flex_attention_is_refused():
+    block = create_block_mask(lambda b, h, q, k: q >= k, 2, None, 5, 5, device="cpu")
+    with pytest.raises(ValueError, match=r"\(BlockMask\): use attn_implementation='sdpa' or"):
+        call_of("flex_attention", block)
