@@ -10,6 +10,7 @@ from conftest import TINY, assert_close
 from peft import LoraConfig, PeftModel, get_peft_model
 from prefixes import (
     LENGTH,
+    WIDTH,
     config_of,
     every_part,
     every_prefix,
@@ -231,6 +232,27 @@ def test_modules_that_are_no_attention_are_refused():
     assert "\n" not in str(refused.value)
     with pytest.raises(ValueError, match="matched no module that can hold this part"):
         get_peft_model(TINY["llama"](), PrefixConfig(target_modules=["nowhere"]))
+
+
+def parts_by_layer(**second) -> LoradaConfig:
+    first = {"length": LENGTH, "projection": WIDTH}
+    options = [{**first, "layers_to_transform": [0]}, {**first, "layers_to_transform": [1]}]
+    return LoradaConfig(
+        parts=[PrefixConfig(**options[0]), PrefixConfig(**{**options[1], **second})]
+    )
+
+
+def test_two_parts_share_a_network_if_they_are_of_one_size():
+    model = get_peft_model(TINY["llama"](), parts_by_layer()).eval()
+    randomise(model)
+    expected = logits(model, inputs := batch("llama"))
+    assert networks(model.get_base_model()) == ["prefix_self"]
+    model.fold()
+    assert [part.projection for part in model.peft_config["default"].parts] == [None, None]
+    assert_close(logits(model, inputs), expected)
+    get_peft_model(TINY["llama"](), parts_by_layer(length=2, projection=None))
+    with pytest.raises(ValueError, match=r"length=2, projection=5 of .* differ from length=3"):
+        get_peft_model(TINY["llama"](), parts_by_layer(length=2))
 
 
 def test_an_adapter_of_another_size_is_refused(tmp_path):

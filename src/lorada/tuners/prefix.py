@@ -35,6 +35,9 @@ HEAD_WIDTHS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_d
 class PrefixConfig(LoradaPeftConfig):
     """How long the prefix is, where it stands, and how it is trained.
 
+    The prefix is not rotated and counts as no position, so in a model with rotary positions a batch
+    that is padded on the left needs ``position_ids`` of its tokens, which ``generate`` makes.
+
     Attributes:
         length: l, in tokens.
         projection: width of the network that the prefix comes out of in training (800 in He et
@@ -109,7 +112,7 @@ class PrefixNetwork(PrefixPart):
         """Forget the network of an adapter, whose layers have its output."""
         if adapter_name not in self.lora_hidden:
             return
-        self.configs.pop(adapter_name).projection = None  # this is the adapter's own config
+        del self.configs[adapter_name]
         for parameters in (self.lora_embedding, self.lora_hidden, self.lora_hidden_bias):
             del parameters[adapter_name]
 
@@ -182,6 +185,7 @@ class PrefixLayer(PrefixPart):
         """Keep P_k and P_v of an adapter instead of what they are computed from."""
         if name not in self.lora_out:
             return
+        self.configs[name].projection = None  # this is the adapter's own config
         trains = self.lora_out[name].requires_grad
         key, value = (part.detach().clone() for part in self.prefix(name))
         del self.lora_out[name], self.lora_out_bias[name]
@@ -253,6 +257,13 @@ class PrefixModel(AttachedModel):
             self.model.add_module(name, network)
         if adapter_name not in network.lora_hidden:
             network.create(adapter_name, config, hidden_width(target))
+        theirs = network.configs[adapter_name]
+        if (theirs.length, theirs.projection) != (config.length, config.projection):
+            raise ValueError(
+                f"length={config.length}, projection={config.projection} of {key} differ from "
+                f"length={theirs.length}, projection={theirs.projection} of blocks that share its "
+                "network: give both parts the same, or projection=None"
+            )
         return network
 
     def fold(self, adapter_name: str | None = None) -> None:
