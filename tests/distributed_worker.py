@@ -1,0 +1,77 @@
+"""One run of the plain Trainer on a stack, in as many processes as ``accelerate launch`` starts.
+
+    distributed_worker.py MODEL OUTPUT [REENTRANT]
+
+The batch is 4 rows over all processes. With REENTRANT, which is 0 or 1, the run checkpoints
+activations. A checkpoint that OUTPUT holds is resumed.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import DistributedType, PartialState
+from folders import ROWS
+from peft import get_peft_model
+from stacks import training_stack
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+BATCH = 4
+
+
+def arguments(output: str, reentrant: str | None) -> TrainingArguments:
+    own = TrainingArguments(
+        output_dir=output,
+        use_cpu=True,
+        max_steps=4,
+        learning_rate=1e-2,
+        logging_steps=1,
+        save_steps=2,
+        report_to=[],
+        disable_tqdm=True,
+        gradient_checkpointing=reentrant is not None,
+        gradient_checkpointing_kwargs={"use_reentrant": reentrant == "1"},
+    )
+    own.per_device_train_batch_size = BATCH // own.world_size
+    if os.environ.get("ACCELERATE_USE_FSDP"):
+        # accelerate allows FSDP between accelerators only, by this one name; torch also between
+        # CPUs. Sharding, training and saving are then what they are on accelerators.
+        PartialState().distributed_type = DistributedType.MULTI_GPU
+    return own
+
+
+def main(folder: str, output: str, reentrant: str | None = None) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    trainer = Trainer(
+        get_peft_model(AutoModelForCausalLM.from_pretrained(folder), training_stack()),
+        arguments(output, reentrant),
+        train_dataset=[tokenizer(row["prompt"] + row["response"]) for row in ROWS],
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(output))
+    if trainer.is_fsdp_enabled:  # as the Trainer asks for where checkpoints are sharded
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model(f"{output}/adapter")
+    if trainer.is_world_process_zero():
+        report = {
+            "processes": trainer.args.world_size,
+            "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+            "kinds": sorted({type(m).__name__ for m in trainer.model_wrapped.modules()}),
+        }
+        Path(output, "report.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    Path(sys.argv[2]).mkdir(parents=True, exist_ok=True)
+    main(*sys.argv[1:])

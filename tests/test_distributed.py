@@ -1,0 +1,107 @@
+"""``accelerate launch`` with two gloo processes: the losses and the adapter of one process.
+
+The numbers agree within the tolerance and not to the bit: two processes add up the loss and the
+gradients of a batch in another order than one.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import assert_close
+from folders import llama_folder
+from peft import PeftModel
+from stacks import logits
+from transformers import AutoModelForCausalLM
+
+TESTS = Path(__file__).parent
+FSDP2 = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+# `--multi_gpu` is what starts several processes; the worker says that they train on the CPU.
+LAUNCH = {
+    "ddp": ["--multi_gpu"],
+    "fsdp2": [*FSDP2, "--fsdp_state_dict_type", "FULL_STATE_DICT"],
+    "fsdp2_sharded": [*FSDP2, "--fsdp_state_dict_type", "SHARDED_STATE_DICT"],
+}
+WRAPPER = {
+    "ddp": "DistributedDataParallel",
+    "fsdp2": "FSDPLlamaDecoderLayer",
+    "fsdp2_sharded": "FSDPLlamaDecoderLayer",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "llama"
+    return str(llama_folder(path, initializer_range=0.2, attention_dropout=0.0))
+
+
+def work(command, folder, output, *options):
+    worker = [str(TESTS / "distributed_worker.py"), folder, str(output), *options]
+    path = os.pathsep.join([str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *worker], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((output / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def alone(folder, tmp_path_factory):
+    """The run of one process, with its folder."""
+    output = tmp_path_factory.mktemp("alone") / "run"
+    return work([sys.executable], folder, output), output
+
+
+def launch(kind, folder, output, *options):
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+    port = ["--main_process_port", "0"]  # any free one
+    report = work([*accelerate, *port, *LAUNCH[kind]], folder, output, *options)
+    assert report["processes"] == 2
+    assert WRAPPER[kind] in report["kinds"]
+    return report
+
+
+def assert_same_run(report, output, alone, folder):
+    expected, other = alone
+    assert_close(torch.tensor(report["losses"]), torch.tensor(expected["losses"]))
+    batch = {"input_ids": torch.arange(5, 45).view(4, 10)}
+    here, there = (
+        logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), path), batch)
+        for path in (str(output / "adapter"), str(other / "adapter"))
+    )
+    assert_close(here, there)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("ddp", marks=pytest.mark.slow),
+        pytest.param("fsdp2", marks=pytest.mark.slow),
+        pytest.param("fsdp2_sharded", marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_give_the_losses_and_the_adapter_of_one(kind, folder, alone, tmp_path):
+    report = launch(kind, folder, tmp_path)
+    assert_same_run(report, tmp_path, alone, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LAUNCH)
+def test_two_processes_resume_where_they_stopped(kind, folder, alone, tmp_path):
+    launch(kind, folder, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    shutil.rmtree(tmp_path / "adapter")
+    report = launch(kind, folder, tmp_path)
+    assert_same_run(report, tmp_path, alone, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reentrant", ["0", "1"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_checkpointing_changes_no_loss_in_two_processes(kind, reentrant, folder, alone, tmp_path):
+    report = launch(kind, folder, tmp_path, reentrant)
+    assert_same_run(report, tmp_path, alone, folder)
