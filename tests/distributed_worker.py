@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import DistributedType, PartialState
@@ -40,6 +41,8 @@ def arguments(output: str, reentrant: str | None) -> TrainingArguments:
         disable_tqdm=True,
         gradient_checkpointing=reentrant is not None,
         gradient_checkpointing_kwargs={"use_reentrant": reentrant == "1"},
+        # DDP's search for unused parameters and reentrant checkpoints exclude each other.
+        ddp_find_unused_parameters=False if reentrant == "1" else None,
     )
     own.per_device_train_batch_size = BATCH // own.world_size
     if os.environ.get("ACCELERATE_USE_FSDP"):
@@ -49,7 +52,8 @@ def arguments(output: str, reentrant: str | None) -> TrainingArguments:
     return own
 
 
-def main(folder: str, output: str, reentrant: str | None = None) -> None:
+def main(folder: str, output: str, reentrant: str | None = None) -> dict[str, Any]:
+    """Train, save ``OUTPUT/adapter``, and return what the run was."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -63,15 +67,14 @@ def main(folder: str, output: str, reentrant: str | None = None) -> None:
     if trainer.is_fsdp_enabled:  # as the Trainer asks for where checkpoints are sharded
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(f"{output}/adapter")
-    if trainer.is_world_process_zero():
-        report = {
-            "processes": trainer.args.world_size,
-            "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-            "kinds": sorted({type(m).__name__ for m in trainer.model_wrapped.modules()}),
-        }
-        Path(output, "report.json").write_text(json.dumps(report))
+    return {
+        "processes": trainer.args.world_size,
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "kinds": sorted({type(module).__name__ for module in trainer.model_wrapped.modules()}),
+    }
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).mkdir(parents=True, exist_ok=True)
-    main(*sys.argv[1:])
+    report = main(*sys.argv[1:])
+    if PartialState().is_main_process:
+        Path(sys.argv[2], "report.json").write_text(json.dumps(report))

@@ -1,6 +1,7 @@
 """torch.compile and torch.export of a stack: one graph, values and gradients of the eager model."""
 
 import contextlib
+import shutil
 
 import jaxtyping
 import pytest
@@ -9,13 +10,14 @@ from conftest import TINY, assert_close
 from peft import get_peft_model
 from stacks import randomise, training_stack
 
-LENGTH = 16  # of the map of the training stack
-# One bucket: batches padded to multiples of 8, of any number of rows. Below, at and above LENGTH.
-SHAPES = [(3, 8), (2, 16), (4, 24), (5, 40)]
+# Buckets: batches of any number of rows, padded to multiples of some tokens. Batches shorter than
+# the map (16 tokens) are another program than those at least as long, so a bucket has one kind.
+BUCKETS = {"long": [(3, 24), (2, 16), (5, 24), (4, 40)], "short": [(3, 8), (2, 12), (5, 8)]}
+slow = pytest.mark.slow
 
 
 def stack():
-    model = get_peft_model(TINY["llama"](), training_stack())
+    model = get_peft_model(TINY["llama"](num_hidden_layers=1), training_stack())
     randomise(model)
     return model
 
@@ -32,12 +34,7 @@ def batch(rows, tokens, padding):
     return inputs
 
 
-def forward(model, inputs):
-    return model(**inputs).logits
-
-
-def step(model, inputs):
-    """A training step: the loss, then the gradient of every parameter that trains."""
+def loss_of(model, inputs):
     labels = inputs["input_ids"]
     if "attention_mask" in inputs:
         labels = labels.masked_fill(inputs["attention_mask"] == 0, -100)
@@ -64,32 +61,94 @@ def _fresh():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-@pytest.mark.parametrize("padding", [None, "right", "left"])
-def test_forward_is_one_graph_for_all_shapes_of_a_bucket(padding):
+def assert_same_step(compiled, model, inputs):
+    """The loss and the gradients of one training step, compiled in one graph and eager."""
+    with one_graph():
+        actual = loss_of(compiled, inputs)
+        model.zero_grad()
+        actual.backward()
+    found = gradients(model)
+    expected = loss_of(model, inputs)
+    assert_close(actual, expected)
+    model.zero_grad()
+    expected.backward()
+    wanted = gradients(model)
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        assert_close(found[name], gradient)
+
+
+KINDS = [(bucket, padding) for bucket in BUCKETS for padding in (None, "right", "left")]
+
+
+def quick(*own):
+    """All kinds of batches, all of them slow but one."""
+    return [pytest.param(*kind, marks=[] if kind == own else slow) for kind in KINDS]
+
+
+@pytest.mark.parametrize(("bucket", "padding"), quick("long", "left"))
+def test_a_training_step_is_one_graph_for_all_shapes_of_a_bucket(bucket, padding):
+    model = stack().train()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows, tokens in BUCKETS[bucket]:
+        assert_same_step(compiled, model, batch(rows, tokens, padding))
+
+
+@pytest.mark.parametrize(("bucket", "padding"), quick("long", None))
+def test_a_forward_is_one_graph_for_all_shapes_of_a_bucket(bucket, padding):
     model = stack().eval()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch.no_grad(), one_graph():
-        for rows, tokens in SHAPES:
+        for rows, tokens in BUCKETS[bucket]:
             inputs = batch(rows, tokens, padding)
-            assert_close(forward(compiled, inputs), forward(model, inputs))
+            assert_close(compiled(**inputs).logits, model(**inputs).logits)
 
 
-@pytest.mark.parametrize("padding", [None, "right", "left"])
-def test_a_training_step_is_one_graph_for_all_shapes_of_a_bucket(padding):
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("padding", [None, "left"])
+def test_inductor_compiles_a_training_step(padding):
+    model = stack().train()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    for rows, tokens in BUCKETS["long"]:
+        assert_same_step(compiled, model, batch(rows, tokens, padding))
+
+
+@pytest.mark.slow
+def test_a_changed_map_needs_no_other_graph():
     model = stack().train()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
-    for rows, tokens in SHAPES:
-        inputs = batch(rows, tokens, padding)
-        with one_graph():
-            actual = step(compiled, inputs)
-            model.zero_grad()
-            actual.backward()
-        found = gradients(model)
-        expected = step(model, inputs)
-        assert_close(actual, expected)
-        model.zero_grad()
-        expected.backward()
-        wanted = gradients(model)
-        assert found.keys() == wanted.keys()
-        for name, gradient in wanted.items():
-            assert_close(found[name], gradient)
+    inputs = batch(3, 24, "left")
+    assert_same_step(compiled, model, inputs)
+    randomise(model)
+    assert_same_step(compiled, model, inputs)
+
+
+def export(model, **inputs):
+    """A program for any batch and sequence, made from one example."""
+    sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    shapes = dict.fromkeys(inputs, sizes)
+    plain = WithoutCache(model)
+    return torch.export.export(plain, (), inputs, dynamic_shapes={**shapes}).module()
+
+
+class WithoutCache(torch.nn.Module):
+    """Logits only, as an exported program has them."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.model(input_ids, attention_mask=attention_mask, use_cache=False).logits
+
+
+@pytest.mark.parametrize("padding", [None, pytest.param("left", marks=slow)])
+def test_an_exported_baked_model_gives_the_same_logits_for_other_shapes(padding):
+    model = stack().eval()
+    model.base_model.bake()
+    with torch.no_grad():
+        program = export(model, **batch(3, 24, padding))
+        for rows, tokens in [*BUCKETS["long"], (7, 33)]:
+            inputs = batch(rows, tokens, padding)
+            assert_close(program(**inputs), model(**inputs).logits)

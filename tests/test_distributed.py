@@ -9,8 +9,8 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
+import distributed_worker
 import pytest
 import torch
 from conftest import assert_close
@@ -19,7 +19,6 @@ from peft import PeftModel
 from stacks import logits
 from transformers import AutoModelForCausalLM
 
-TESTS = Path(__file__).parent
 FSDP2 = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
 # `--multi_gpu` is what starts several processes; the worker says that they train on the CPU.
 LAUNCH = {
@@ -40,26 +39,23 @@ def folder(tmp_path_factory):
     return str(llama_folder(path, initializer_range=0.2, attention_dropout=0.0))
 
 
-def work(command, folder, output, *options):
-    worker = [str(TESTS / "distributed_worker.py"), folder, str(output), *options]
-    path = os.pathsep.join([str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *worker], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((output / "report.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def alone(folder, tmp_path_factory):
     """The run of one process, with its folder."""
-    output = tmp_path_factory.mktemp("alone") / "run"
-    return work([sys.executable], folder, output), output
+    output = tmp_path_factory.mktemp("alone")
+    return distributed_worker.main(folder, str(output)), output
 
 
 def launch(kind, folder, output, *options):
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+    """Run the worker in two processes."""
     port = ["--main_process_port", "0"]  # any free one
-    report = work([*accelerate, *port, *LAUNCH[kind]], folder, output, *options)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", *port]
+    command += [*LAUNCH[kind], distributed_worker.__file__, folder, str(output), *options]
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((output / "report.json").read_text())
     assert report["processes"] == 2
     assert WRAPPER[kind] in report["kinds"]
     return report
@@ -79,7 +75,7 @@ def assert_same_run(report, output, alone, folder):
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param("ddp", marks=pytest.mark.slow),
+        "ddp",
         pytest.param("fsdp2", marks=pytest.mark.slow),
         pytest.param("fsdp2_sharded", marks=pytest.mark.slow),
     ],

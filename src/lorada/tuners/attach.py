@@ -64,10 +64,24 @@ class AttachedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             handle.remove()
         self._handles = []
 
-    def host_device(self) -> torch.device:
-        """The device that new parameters belong on."""
-        parameter = next(self.host.parameters(), None)
-        return parameter.device if parameter is not None else torch.device("cpu")
+    def host_device(self, model: nn.Module | None = None) -> torch.device:
+        """The device that new parameters belong on: where the host's own weights are used.
+
+        Args:
+            model: names the host in the error.
+
+        Raises:
+            ValueError: if the host is split over devices.
+        """
+        devices = sorted({str(device) for device in used_on(self.host)})
+        if len(devices) > 1:
+            names = [name for name, module in (model or self.host).named_modules()
+                     if module is self.host]  # fmt: skip
+            raise ValueError(
+                f"{names[0] or type(self.host).__name__} is split over {', '.join(devices)}: "
+                "choose a device_map that keeps each module that holds a part on one device"
+            )
+        return torch.device(devices[0] if devices else "cpu")
 
     def shares(self) -> list[tuple[str, list[bool] | None]]:
         """The adapters at work in this call, each with the samples it serves (None: all)."""
@@ -182,6 +196,26 @@ class AttachedModel(BaseTuner):  # type: ignore[misc]
         )
         check_fits(model, remapped)
         return remapped
+
+
+def used_on(host: nn.Module) -> Iterator[torch.device]:
+    """The devices that the weights of a module, without what adapters added, are used on."""
+    added = {
+        id(parameter)
+        for layer in host.modules()
+        if isinstance(layer, BaseTunerLayer)
+        for name in (*layer.adapter_layer_names, *layer.other_param_names)
+        if isinstance(container := getattr(layer, name, None), nn.Module)
+        for parameter in container.parameters()
+    }
+    for module in host.modules():
+        # accelerate keeps offloaded weights on meta; a hook knows the device that they come to.
+        hook = getattr(module, "_hf_hook", None)
+        targets = [getattr(h, "execution_device", None) for h in getattr(hook, "hooks", [hook])]
+        target = next((device for device in targets if device is not None), None)
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) not in added:
+                yield parameter.device if target is None else torch.device(target)
 
 
 def detach_all(model: nn.Module) -> None:

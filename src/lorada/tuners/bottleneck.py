@@ -129,7 +129,7 @@ class BottleneckLayer(AttachedLayer):
             term = self.adapt(name, inputs[self.configs[name].adapter_input])
             term = term.view_as(output)  # OPT lays all tokens of a batch in one row for its FFN
             mine = None if samples is None else torch.tensor(samples, device=term.device)
-            term = for_samples(term, mine, len(term))
+            term = for_samples(term, mine, term.shape[0])
             result = result + term.to(output.dtype)
         return result
 
@@ -149,7 +149,7 @@ class BottleneckLayer(AttachedLayer):
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig, model: Any) -> None:
         """Create the matrices of an adapter for the hidden width of the model."""
-        width, device = model.config.hidden_size, self.host_device()
+        width, device = model.config.hidden_size, self.host_device(model)
         self.configs[adapter_name] = config
         dropout = model_dropout(model) if config.dropout is None else config.dropout
         self.dropouts[adapter_name] = dropout

@@ -120,7 +120,8 @@ class LmamLayer(AttachedLayer):
         """Create the factors of an adapter.
 
         Raises:
-            ValueError: if ``heads`` does not divide the attention heads.
+            ValueError: if ``heads`` does not divide the attention heads, or if the module is split
+                over devices.
         """
         total = attention.head_count(self.host)
         heads = total if config.heads is None or config.ablation == "full_rank" else config.heads
@@ -134,7 +135,7 @@ class LmamLayer(AttachedLayer):
                 f"ablation='no_negative' changes the scores, which {type(self.host).__name__} "
                 "keeps to itself: choose a model that dispatches its attention"
             )
-        device = self.host_device()
+        device = self.host_device(model)
         self.configs[adapter_name] = config
         self._baked.pop(adapter_name, None)
         n, r = config.length, config.rank

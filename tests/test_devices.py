@@ -1,0 +1,88 @@
+"""Bases whose weights are not all in one place: split modules, weights that are offloaded."""
+
+import accelerate
+import pytest
+import torch
+from conftest import TINY, assert_close
+from peft import PeftModel, get_peft_model
+from stacks import bottleneck, lmam, logits, lora, randomise, training_stack
+
+from lorada import LoradaConfig
+
+
+def batch():
+    return {"input_ids": torch.randint(5, 90, (3, 24))}
+
+
+@pytest.mark.parametrize(
+    ("config", "module", "host"),
+    [
+        pytest.param(lmam(), "self_attn.v_proj", "model.layers.1.self_attn", id="lmam"),
+        pytest.param(bottleneck(), "mlp.up_proj", "model.layers.1.mlp", id="bottleneck"),
+        pytest.param(training_stack(), "self_attn.v_proj", "model.layers.1.self_attn", id="stack"),
+        pytest.param(
+            LoradaConfig(parts=[lora("llama"), lmam()]),
+            "self_attn.q_proj", "model.layers.1.self_attn", id="under_lora",
+        ),
+    ],
+)  # fmt: skip
+def test_a_part_refuses_a_module_that_is_split_over_devices(config, module, host):
+    model = TINY["llama"]()
+    model.model.layers[1].get_submodule(module).to("meta")
+    with pytest.raises(ValueError, match=f"^{host} is split over cpu, meta: choose") as error:
+        get_peft_model(model, config)
+    assert "\n" not in str(error.value)
+
+
+def test_a_base_on_the_meta_device_gets_its_parts_there():
+    with torch.device("meta"):
+        model = TINY["llama"]()
+    stack = get_peft_model(model, training_stack(init_weights=True))
+    for name, parameter in stack.named_parameters():
+        if "lmam" in name or "bneck" in name:
+            assert parameter.device.type == "meta", name
+
+
+def test_layers_on_different_devices_each_hold_their_parts():
+    model = TINY["llama"]()
+    model.model.layers[1].to("meta")
+    stack = get_peft_model(model, LoradaConfig(parts=[lmam(), bottleneck()]))
+    for name, parameter in stack.named_parameters():
+        if "lmam" in name or "bneck" in name:
+            assert parameter.device.type == ("meta" if ".layers.1." in name else "cpu"), name
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = get_peft_model(TINY["llama"](), training_stack())
+    randomise(model)
+    model.save_pretrained(tmp_path)
+    return model.eval(), str(tmp_path)
+
+
+def offloaded():
+    base = accelerate.cpu_offload(TINY["llama"](), execution_device="cpu")
+    assert {p.device.type for p in base.parameters()} == {"meta"}
+    return base
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_a_stack_on_an_offloaded_base_gives_the_same_numbers(low_memory, saved):
+    model, folder = saved
+    loaded = PeftModel.from_pretrained(offloaded(), folder, low_cpu_mem_usage=low_memory)
+    inputs = batch()
+    assert_close(logits(loaded.eval(), inputs), logits(model, inputs))
+
+
+def test_a_stack_trains_on_an_offloaded_base(saved):
+    model, folder = saved
+    loaded = PeftModel.from_pretrained(offloaded(), folder, is_trainable=True).eval()
+    inputs = batch()
+    for each in (model, loaded):
+        each(**inputs, labels=inputs["input_ids"]).loss.backward()
+    wanted = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    found = {n: p.grad for n, p in loaded.named_parameters() if p.grad is not None}
+    assert len(wanted) == 2 * 10
+    assert wanted.keys() == found.keys()
+    for name, gradient in wanted.items():
+        assert_close(found[name], gradient)
