@@ -1,4 +1,4 @@
-"""torch.compile and torch.export of a stack: one graph, values and gradients of the eager model."""
+"""torch.compile of a stack: one graph, values and gradients of the eager model."""
 
 import contextlib
 import shutil
@@ -122,33 +122,3 @@ def test_a_changed_map_needs_no_other_graph():
     assert_same_step(compiled, model, inputs)
     randomise(model)
     assert_same_step(compiled, model, inputs)
-
-
-def export(model, **inputs):
-    """A program for any batch and sequence, made from one example."""
-    sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    shapes = dict.fromkeys(inputs, sizes)
-    plain = WithoutCache(model)
-    return torch.export.export(plain, (), inputs, dynamic_shapes={**shapes}).module()
-
-
-class WithoutCache(torch.nn.Module):
-    """Logits only, as an exported program has them."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids, attention_mask=None):
-        return self.model(input_ids, attention_mask=attention_mask, use_cache=False).logits
-
-
-@pytest.mark.parametrize("padding", [None, pytest.param("left", marks=slow)])
-def test_an_exported_baked_model_gives_the_same_logits_for_other_shapes(padding):
-    model = stack().eval()
-    model.base_model.bake()
-    with torch.no_grad():
-        program = export(model, **batch(3, 24, padding))
-        for rows, tokens in [*BUCKETS["long"], (7, 33)]:
-            inputs = batch(rows, tokens, padding)
-            assert_close(program(**inputs), model(**inputs).logits)
