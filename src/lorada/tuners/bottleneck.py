@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorada.terms import for_samples
-from lorada.tuners.attach import AttachedLayer, AttachedModel, within_layer
+from lorada.tuners.attach import AttachedLayer, AttachedModel, Entries, within_layer
 from lorada.tuners.sites import at, site_of
 from lorada.tuners.types import (
     LoradaPeftConfig,
@@ -96,17 +96,17 @@ class BottleneckLayer(AttachedLayer):
         "lora_norm_bias",
     )
     other_param_names = ("configs", "dropouts")
-    lora_down: nn.ParameterDict
-    lora_down_bias: nn.ParameterDict
-    lora_up: nn.ParameterDict
-    lora_up_bias: nn.ParameterDict
-    lora_norm_weight: nn.ParameterDict
-    lora_norm_bias: nn.ParameterDict
+    lora_down: Entries
+    lora_down_bias: Entries
+    lora_up: Entries
+    lora_up_bias: Entries
+    lora_norm_weight: Entries
+    lora_norm_bias: Entries
 
     def __init__(self, host: nn.Module, parent: nn.Module) -> None:
         super().__init__(host, parent)
         for name in self.adapter_layer_names:
-            setattr(self, name, nn.ParameterDict())
+            setattr(self, name, Entries())
         self.configs: dict[str, BottleneckConfig] = {}
         self.dropouts: dict[str, float] = {}
         self._inputs: dict[str, Tensor] = {}
@@ -136,13 +136,13 @@ class BottleneckLayer(AttachedLayer):
     def adapt(self, name: str, x: Tensor) -> Tensor:
         """A(x) of one adapter, (…, d) → (…, d), in the dtype of its weights."""
         config = self.configs[name]
-        down, up = self.lora_down[name], self.lora_up[name]
+        down, up = self.lora_down(name), self.lora_up(name)
         hidden = x.to(down.dtype)
         if config.layer_norm:
-            weight, bias = self.lora_norm_weight[name], self.lora_norm_bias[name]
+            weight, bias = self.lora_norm_weight(name), self.lora_norm_bias(name)
             hidden = F.layer_norm(hidden, weight.shape, weight, bias)
-        down_bias = self.lora_down_bias[name] if config.use_bias else None
-        up_bias = self.lora_up_bias[name] if config.use_bias else None
+        down_bias = self.lora_down_bias(name) if config.use_bias else None
+        up_bias = self.lora_up_bias(name) if config.use_bias else None
         hidden = ACTIVATIONS[config.activation](F.linear(hidden, down, down_bias))
         hidden = F.dropout(hidden, self.dropouts[name], self.training)
         return config.scale * F.linear(hidden, up, up_bias)

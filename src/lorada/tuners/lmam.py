@@ -17,7 +17,7 @@ from torch import nn
 from lorada import attention, hooked
 from lorada.functional import Ablation, Align, position_embedding
 from lorada.terms import AttentionMap
-from lorada.tuners.attach import AttachedLayer, AttachedModel, within_layer
+from lorada.tuners.attach import AttachedLayer, AttachedModel, Entries, within_layer
 from lorada.tuners.types import (
     LoradaPeftConfig,
     LoradaType,
@@ -98,9 +98,9 @@ class LmamLayer(AttachedLayer):
 
     def __init__(self, host: nn.Module, parent: nn.Module) -> None:
         super().__init__(host, parent)
-        self.lora_w_a = nn.ParameterDict()
-        self.lora_w_b = nn.ParameterDict()
-        self.lora_w = nn.ParameterDict()
+        self.lora_w_a = Entries()
+        self.lora_w_b = Entries()
+        self.lora_w = Entries()
         self.configs: dict[str, LmamConfig] = {}
         self._baked: dict[str, torch.Tensor] = {}
         attention.install()
@@ -172,9 +172,9 @@ class LmamLayer(AttachedLayer):
     def _map(self, name: str, samples: list[bool] | None) -> AttentionMap:
         config = self.configs[name]
         if name in self.lora_w:
-            factors: tuple[torch.Tensor, ...] = (self.lora_w[name],)
+            factors: tuple[torch.Tensor, ...] = (self.lora_w(name),)
         else:
-            factors = (self.lora_w_a[name], self.lora_w_b[name])
+            factors = (self.lora_w_a(name), self.lora_w_b(name))
         return AttentionMap(
             factors,
             config.inverse_scale,

@@ -25,6 +25,7 @@ from lorada.tuners.attach import (
     check_fits,
     detach_all,
     mixed_batch,
+    refuse_offloaded,
 )
 from lorada.tuners.lmam import bake
 from lorada.tuners.nesting import (
@@ -124,9 +125,12 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         """Place every part of an adapter; a later adapter leaves the trainability of earlier ones.
 
         Raises:
-            ValueError: if two parts of one kind want the same module.
+            ValueError: if two parts of one kind want the same module, or if a part would wrap
+                weights that accelerate has offloaded.
         """
         config = self.peft_config[adapter_name]
+        for part in filter(_merges, config.parts):
+            refuse_offloaded(model, type(part).__name__.removesuffix("Config"))
         stacked = any(isinstance(module, BaseTunerLayer) for module in model.modules())
         before = [(p, p.requires_grad) for p in model.parameters()] if stacked else []
         self.__dict__["_tuners"][adapter_name] = []
