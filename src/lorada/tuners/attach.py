@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
@@ -208,7 +209,7 @@ class AttachedModel(BaseTuner):  # type: ignore[misc]
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
-        check_fits(model, remapped)
+        check_fits(model, config, adapter_name, remapped)
         return remapped
 
 
@@ -297,20 +298,39 @@ def mixed_batch(model: nn.Module, names: list[str] | None, training: bool) -> It
             layer._mixed = None
 
 
-def check_fits(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
+def check_fits(
+    model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+) -> None:
     """Refuse adapter weights that belong to another architecture or shape.
 
     Raises:
         ValueError: naming the first tensor that has no place or another shape.
     """
+    problem = _misfit(model, state_dict)
+    if problem is None:
+        return
+    if isinstance(model, PeftModel) and config.inference_mode:
+        # Placed a moment ago by from_pretrained or load_adapter; one that trains stays.
+        take_out(model.base_model, adapter_name)
+    raise ValueError(f"the adapter was saved for another {problem}")
+
+
+def _misfit(model: nn.Module, state_dict: dict[str, Tensor]) -> str | None:
     places = model.state_dict()
     for key, tensor in state_dict.items():
         if key not in places:
-            raise ValueError(
-                f"the adapter was saved for another architecture: this model has no place for {key}"
-            )
+            return f"architecture: this model has no place for {key}"
         if places[key].shape != tensor.shape and places[key].dtype.is_floating_point:
-            raise ValueError(
-                f"the adapter was saved for another model size or head count: {key} is "
-                f"{tuple(tensor.shape)}, this model needs {tuple(places[key].shape)}"
+            return (
+                f"model size or head count: {key} is {tuple(tensor.shape)}, "
+                f"this model needs {tuple(places[key].shape)}"
             )
+    return None
+
+
+def take_out(tuner: BaseTuner, adapter_name: str) -> None:
+    """Leave a model as it was before an adapter that turned out not to fit it."""
+    if len(tuner.peft_config) > 1:
+        tuner.delete_adapter(adapter_name)
+    else:
+        tuner.unload()

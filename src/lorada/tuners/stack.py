@@ -26,6 +26,7 @@ from lorada.tuners.attach import (
     detach_all,
     mixed_batch,
     refuse_offloaded,
+    take_out,
 )
 from lorada.tuners.lmam import bake
 from lorada.tuners.nesting import (
@@ -141,7 +142,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
                 self._inject_part(model, adapter_name, part, low_cpu_mem_usage)
             check_order(model, adapter_name, config.parts)
         except Exception:
-            del self.__dict__["_tuners"][adapter_name]
+            take_out(self, adapter_name)
             raise
         finally:
             model.__dict__.pop("peft_config", None)
@@ -317,7 +318,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         state_dict = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
-        check_fits(model, state_dict)
+        check_fits(model, config, adapter_name, state_dict)
         return state_dict
 
     # Merging and baking.

@@ -1,0 +1,104 @@
+"""Adapters that do not fit a base: one line, and the base computes what it computed before."""
+
+import pytest
+import torch
+from conftest import TINY, VOCAB
+from peft import LNTuningConfig, LoraConfig, PeftModel, get_peft_model
+from stacks import bottleneck, lmam, logits, lora, randomise, training_stack
+
+from lorada import LoradaConfig
+
+BATCH = {"input_ids": torch.arange(5, 45).view(4, 10)}
+
+
+def saved(path, base, config):
+    model = get_peft_model(base, config)
+    randomise(model)
+    model.save_pretrained(path)
+    return str(path)
+
+
+def resized(tokens):
+    model = TINY["llama"]()
+    model.resize_token_embeddings(tokens)
+    return model
+
+
+def whole(name):
+    """A stack that trains and saves a module whole beside its parts."""
+    return training_stack(modules_to_save=[name])
+
+
+BASES = {
+    "hidden size": (training_stack, lambda: TINY["llama"](hidden_size=64, head_dim=8)),
+    "heads": (lmam, lambda: TINY["llama"](num_attention_heads=8, head_dim=4)),
+    "heads of a stack": (
+        lambda: LoradaConfig(parts=[lora("llama"), lmam()]),
+        lambda: TINY["llama"](num_attention_heads=8, head_dim=4),
+    ),
+    "bottleneck": (bottleneck, lambda: TINY["llama"](hidden_size=64, head_dim=8)),
+    "layers": (training_stack, lambda: TINY["llama"](num_hidden_layers=1)),
+    "head of a resized vocabulary": (lambda: whole("lm_head"), lambda: resized(VOCAB + 8)),
+    "embedding of a resized vocabulary": (
+        lambda: whole("embed_tokens"), lambda: resized(VOCAB + 8),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+@pytest.mark.parametrize("case", BASES)
+def test_an_adapter_of_another_base_leaves_the_base_as_it_was(case, low_memory, tmp_path):
+    config, other = BASES[case]
+    folder = saved(tmp_path, TINY["llama"](), config())
+    base = other()
+    names, before = [name for name, _ in base.named_modules()], logits(base, BATCH)
+    with pytest.raises(ValueError, match="the adapter was saved for another") as error:
+        PeftModel.from_pretrained(base, folder, low_cpu_mem_usage=low_memory)
+    assert "\n" not in str(error.value)
+    assert [name for name, _ in base.named_modules()] == names
+    assert torch.equal(logits(base, BATCH), before)
+
+
+def test_an_adapter_that_does_not_fit_leaves_the_loaded_ones_as_they_were(tmp_path):
+    wide = TINY["llama"](hidden_size=64, head_dim=8)
+    other = saved(tmp_path / "other", wide, training_stack())
+    own = saved(tmp_path / "own", TINY["llama"](), training_stack())
+    model = PeftModel.from_pretrained(TINY["llama"](), own)
+    before = logits(model, BATCH)
+    with pytest.raises(ValueError, match="another model size or head count"):
+        model.load_adapter(other, "other")
+    assert list(model.peft_config) == ["default"]
+    assert not [name for name, _ in model.named_parameters() if ".other" in name]
+    assert torch.equal(logits(model, BATCH), before)
+
+
+def test_an_adapter_that_trains_survives_weights_that_do_not_fit_it(tmp_path):
+    wide = TINY["llama"](hidden_size=64, head_dim=8)
+    other = saved(tmp_path, wide, training_stack())
+    model = get_peft_model(TINY["llama"](), training_stack())
+    randomise(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="another model size or head count"):
+        model.load_adapter(other, "default", is_trainable=True)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+PARTS = {
+    "wrapping": LoraConfig(target_modules=["nowhere"]),
+    "replacing": LNTuningConfig(target_modules=["nowhere"]),
+    "map": lmam(target_modules=["nowhere"]),
+    "heads": lmam(heads=3),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_stack_with_one_part_that_fits_nowhere_places_none(part):
+    base = TINY["llama"]()
+    names, before = [name for name, _ in base.named_modules()], logits(base, BATCH)
+    parts = [lmam(init_weights=False), bottleneck(), lora("llama"), PARTS[part]]
+    with pytest.raises(ValueError, match=r"nowhere|heads=3"):
+        get_peft_model(base, LoradaConfig(parts=parts if part != "map" else parts[1:]))
+    assert [name for name, _ in base.named_modules()] == names
+    assert torch.equal(logits(base, BATCH), before)
