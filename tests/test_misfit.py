@@ -102,3 +102,18 @@ def test_a_stack_with_one_part_that_fits_nowhere_places_none(part):
         get_peft_model(base, LoradaConfig(parts=parts if part != "map" else parts[1:]))
     assert [name for name, _ in base.named_modules()] == names
     assert torch.equal(logits(base, BATCH), before)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_second_stack_that_fits_nowhere_leaves_the_first_as_it_was(part):
+    model = get_peft_model(TINY["llama"](), training_stack()).eval()
+    randomise(model)
+    names, before = [name for name, _ in model.named_parameters()], logits(model, BATCH)
+    parts = [bottleneck(), lora("llama"), PARTS[part]]
+    with pytest.raises(ValueError, match=r"nowhere|heads=3"):
+        model.add_adapter("other", LoradaConfig(parts=parts))
+    assert list(model.peft_config) == ["default"]
+    assert model.active_adapters == ["default"]
+    assert [name for name, _ in model.named_parameters()] == names
+    assert torch.equal(logits(model, BATCH), before)
+    model.add_adapter("other", LoradaConfig(parts=parts[:2]))  # the name is free again
