@@ -1,4 +1,4 @@
-"""torch.compile of a stack: one graph, values and gradients of the eager model."""
+"""torch.compile and torch.export of a stack: one graph, values and gradients of the eager model."""
 
 import contextlib
 import shutil
@@ -10,9 +10,9 @@ from conftest import TINY, assert_close
 from peft import get_peft_model
 from stacks import randomise, training_stack
 
-# Buckets: batches of any number of rows, padded to multiples of some tokens. Batches shorter than
-# the map (16 tokens) are another program than longer ones, so a bucket has one kind.
-BUCKETS = {"long": [(3, 24), (2, 32), (5, 24), (4, 40)], "short": [(3, 8), (2, 12), (5, 8)]}
+# One bucket: batches of any number of rows, padded to multiples of 8 tokens; shorter than the map
+# (16 tokens), as long, and longer.
+SHAPES = [(3, 24), (2, 16), (5, 24), (4, 40), (3, 8)]
 slow = pytest.mark.slow
 
 
@@ -78,28 +78,24 @@ def assert_same_step(compiled, model, inputs):
         assert_close(found[name], gradient)
 
 
-KINDS = [(bucket, padding) for bucket in BUCKETS for padding in (None, "right", "left")]
-
-
-def quick(*own):
-    """All kinds of batches, all of them slow but one."""
-    return [pytest.param(*kind, marks=[] if kind == own else slow) for kind in KINDS]
-
-
-@pytest.mark.parametrize(("bucket", "padding"), quick("long", "left"))
-def test_a_training_step_is_one_graph_for_all_shapes_of_a_bucket(bucket, padding):
+@pytest.mark.parametrize(
+    "padding", [pytest.param(None, marks=slow), pytest.param("right", marks=slow), "left"]
+)
+def test_a_training_step_is_one_graph_for_all_shapes_of_a_bucket(padding):
     model = stack().train()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
-    for rows, tokens in BUCKETS[bucket]:
+    for rows, tokens in SHAPES:
         assert_same_step(compiled, model, batch(rows, tokens, padding))
 
 
-@pytest.mark.parametrize(("bucket", "padding"), quick("long", None))
-def test_a_forward_is_one_graph_for_all_shapes_of_a_bucket(bucket, padding):
+@pytest.mark.parametrize(
+    "padding", [None, pytest.param("right", marks=slow), pytest.param("left", marks=slow)]
+)
+def test_a_forward_is_one_graph_for_all_shapes_of_a_bucket(padding):
     model = stack().eval()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch.no_grad(), one_graph():
-        for rows, tokens in BUCKETS[bucket]:
+        for rows, tokens in SHAPES:
             inputs = batch(rows, tokens, padding)
             assert_close(compiled(**inputs).logits, model(**inputs).logits)
 
@@ -110,7 +106,7 @@ def test_a_forward_is_one_graph_for_all_shapes_of_a_bucket(bucket, padding):
 def test_inductor_compiles_a_training_step(padding):
     model = stack().train()
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
-    for rows, tokens in BUCKETS["long"]:
+    for rows, tokens in SHAPES:
         assert_same_step(compiled, model, batch(rows, tokens, padding))
 
 
@@ -133,5 +129,35 @@ def test_a_training_step_with_checkpoints_is_one_graph():
     # The bottleneck's hooks keep the FFN's input for its output, a side effect torch asks about.
     config = {"skip_fwd_side_effects_in_bwd_under_checkpoint": True}
     with torch._dynamo.config.patch(**config):
-        for rows, tokens in [(3, 24), (2, 32), (4, 40)]:
+        for rows, tokens in SHAPES:
             assert_same_step(compiled, model, {**batch(rows, tokens, "left"), "use_cache": False})
+
+
+def export(model, **inputs):
+    """A program for any batch and sequence, made from one example."""
+    sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    shapes = dict.fromkeys(inputs, sizes)
+    plain = WithoutCache(model)
+    return torch.export.export(plain, (), inputs, dynamic_shapes=shapes).module()
+
+
+class WithoutCache(torch.nn.Module):
+    """Logits only, as an exported program has them."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.model(input_ids, attention_mask=attention_mask, use_cache=False).logits
+
+
+@pytest.mark.parametrize("padding", [None, pytest.param("left", marks=slow)])
+def test_an_exported_baked_model_gives_the_same_logits_for_other_shapes(padding):
+    model = stack().eval()
+    model.base_model.bake()
+    with torch.no_grad():
+        program = export(model, **batch(3, 24, padding))
+        for rows, tokens in [*SHAPES, (7, 33)]:
+            inputs = batch(rows, tokens, padding)
+            assert_close(program(**inputs), model(**inputs).logits)

@@ -249,7 +249,7 @@ class Call:
             if not _observers:
                 return result
             term = torch.zeros_like(output, dtype=torch.float32)
-        term = for_samples(term, attention_map.samples, len(output))
+        term = for_samples(term, attention_map.samples, output.shape[0])
         self.report(attention_map, places, output, term)
         return (result + term).to(result.dtype)
 

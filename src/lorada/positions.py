@@ -78,8 +78,8 @@ class TokenTable:
         total = self.sequences * length
         places = torch.where(inside, places, total)
         slots = torch.arange(places.shape[-1], device=places.device).expand_as(places)
-        found = places.new_zeros(len(places), total + 1).scatter(1, places, slots)
-        filled = inside.new_zeros(len(places), total + 1).scatter(1, places, inside)
+        found = places.new_zeros(places.shape[0], total + 1).scatter(1, places, slots)
+        filled = inside.new_zeros(places.shape[0], total + 1).scatter(1, places, inside)
         return found[:, :-1], filled[:, :-1]
 
     def query_rows(self, length: int) -> tuple[Tensor, Tensor]:
@@ -155,7 +155,7 @@ def _lie_on_end(tokens: TokenTable, length: int) -> TokenTable:
         shift = tokens.columns.amax(1, keepdim=True).clamp(min=-1) + 1 - length
         shifts = (shift, shift)
     else:
-        last = tokens.columns.new_full((len(tokens.columns), tokens.sequences), -1)
+        last = tokens.columns.new_full((tokens.columns.shape[0], tokens.sequences), -1)
         last = last.scatter_reduce(1, tokens.column_owner, tokens.columns, "amax")
         shift = last + 1 - length
         shifts = (shift.gather(1, tokens.column_owner), shift.gather(1, tokens.row_owner))
@@ -214,7 +214,7 @@ def _masked(
     # A pad before the tokens sees nothing, one behind them no more than the row before it.
     real = visible.any(-1)
     real[:, 1:] = real[:, 1:] & ~(real[:, :-1] & (own[:, 1:] == own[:, :-1]))
-    rows = columns.expand(len(own), -1).gather(1, own)
+    rows = columns.expand(own.shape[0], -1).gather(1, own)
     return TokenTable(columns, torch.where(real, rows, NO_TOKEN))
 
 
@@ -257,7 +257,7 @@ def _starts(keys: Tensor, position_ids: Tensor) -> Tensor:
     slots = torch.arange(keys.shape[-1], device=keys.device)
     before = torch.where(keys, slots, -1).cummax(-1).values.roll(1, -1)
     before[:, 0] = -1
-    position_ids = position_ids.expand(len(keys), -1)
+    position_ids = position_ids.expand(keys.shape[0], -1)
     earlier = position_ids.gather(1, before.clamp(min=0))
     return keys & (before >= 0) & (position_ids <= earlier)
 

@@ -87,9 +87,11 @@ class View:
 def map_term(attention_map: AttentionMap, places: Places, view: View) -> Tensor | None:
     """tile(Attn_s)·V of every query, (B, T, H, D) in fp32; None where the map reaches none."""
     with torch.autocast(view.value.device.type, enabled=False):
-        if isinstance(places, TokenSpan):
+        # A slice is as long as the batch or as the map; a compiled graph must serve both.
+        if isinstance(places, TokenSpan) and not torch.compiler.is_compiling():
             return _sliced_term(attention_map, places, view)
-        return _gathered_term(attention_map, places, view)
+        table = places.table(view.queries, view.value.shape[2], view.value.device)
+        return _gathered_term(attention_map, table, view)
 
 
 def _sliced_term(attention_map: AttentionMap, span: TokenSpan, view: View) -> Tensor | None:
@@ -123,8 +125,10 @@ def _gathered_term(attention_map: AttentionMap, table: TokenTable, view: View) -
         value = value.view(batch, groups, packed, length, width).transpose(1, 2)
         value = value.reshape(batch * packed, groups, length, width)
         rows, real = _owned(table, rows, length), real.reshape(-1, length)
-    # Few queries (decoding): only their rows of the map are multiplied.
-    few = view.queries < length if packed == 1 else batch * view.queries <= len(value)
+    # Few queries (decoding): only their rows of the map are multiplied. A compiled graph serves
+    # batches of any length, so it does that for single queries alone.
+    least = 2 if torch.compiler.is_compiling() else length
+    few = view.queries < least if packed == 1 else batch * view.queries <= value.shape[0]
     if few:
         map_ = _masked(attention_map, attention_map.dense(), view, real)
         return _few_rows(map_, value, rows, view.heads, packed) * inside
@@ -154,7 +158,7 @@ def _few_rows(map_: Tensor, value: Tensor, rows: Tensor, heads: int, packed: int
     length = map_.shape[-1]
     sequence = rows // length + torch.arange(batch, device=rows.device)[:, None] * packed
     own = sequence.flatten()
-    map_ = map_.expand(len(value), -1, -1, -1)[own] if map_.dim() == 4 else map_
+    map_ = map_.expand(value.shape[0], -1, -1, -1)[own] if map_.dim() == 4 else map_
     picked = _map_rows(map_, (rows % length).view(-1, 1))
     return apply_map(picked, value[own], heads).view(batch, queries, heads, -1)
 
@@ -184,7 +188,7 @@ def for_samples(full: Tensor, samples: Tensor | None, batch: int) -> Tensor:
     """``full`` (B or 1, …), zero for the samples that others serve; beam search repeats each."""
     if samples is None:
         return full
-    mine = samples.repeat_interleave(batch // len(samples))
+    mine = samples.repeat_interleave(batch // samples.shape[0])
     return full * mine.view(-1, *[1] * (full.dim() - 1))
 
 
@@ -195,7 +199,7 @@ def spread_map(attention_map: AttentionMap, places: Places, view: View) -> Tenso
     _, real = table.key_slots(length)
     map_ = _masked(attention_map, attention_map.dense(), view, real.reshape(-1, length))
     rows, _ = table.query_rows(length)
-    batch = max(len(rows), len(table.columns))
+    batch = max(rows.shape[0], table.columns.shape[0])
     rows = rows.expand(batch, -1)
     if map_.dim() == 4 and table.sequences > 1:
         # (B·P, S, N, N) → (B, S, P·N, N): the maps of a row's sequences, one above the other.
@@ -223,4 +227,4 @@ def _map_rows(map_: Tensor, rows: Tensor) -> Tensor:
     if map_.dim() == 3:
         return map_[:, rows].transpose(0, 1)
     index = rows[:, None, :, None].expand(-1, map_.shape[1], -1, map_.shape[-1])
-    return map_.expand(len(rows), -1, -1, -1).gather(2, index)
+    return map_.expand(rows.shape[0], -1, -1, -1).gather(2, index)
