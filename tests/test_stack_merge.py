@@ -97,6 +97,18 @@ def test_stack_of_mergeable_parts_merges_into_the_base():
     assert_close(logits(merged, inputs), expected)
 
 
+def test_nested_parts_merge_in_place_from_the_inside_out_and_back():
+    stacked = LoradaConfig(parts=BESIDE["lora_ia3"][0]("llama"))
+    inputs, model = batch("llama"), get_peft_model(TINY["llama"](), stacked).eval()
+    randomise(model)
+    expected = logits(model, inputs)
+
+    model.merge_adapter()
+    assert_close(logits(model, inputs), expected)
+    model.unmerge_adapter()
+    assert_close(logits(model, inputs), expected)
+
+
 @pytest.mark.parametrize("stack", ["lmam", "lora"])
 def test_baked_maps_compute_the_same_until_training_resumes(stack):
     inputs, model = batch("llama"), trained(stack, "llama")

@@ -1,8 +1,8 @@
-"""A pytest plugin for PEFT's own decoder tests: our configs and tiny local models in their lists.
+"""A pytest plugin for PEFT's own tests: our configs and tiny local models in their lists.
 
 ``test_peft_suite.py`` loads it with ``-p lorada_plugin`` in a process that runs inside an unpacked
-sdist of peft. PEFT's files stay as they are; only the two lists that parametrise them are filled
-anew, and the one function that knows which methods cannot be merged learns of ours.
+sdist of peft. PEFT's files stay as they are; only the lists that parametrise them are filled anew,
+and the functions that tell methods apart by class or by name learn of ours.
 """
 
 import contextlib
@@ -15,47 +15,83 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from cases import CONFIG_CLASSES, CUSTOM, LEFT_OUT, FfnModel, configs, lorada_config_on
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
-from lorada import BottleneckConfig, LmamConfig, LoradaConfig
 from lorada.tuners.attach import AttachedModel
-
-# Parts as dictionaries, so that every test makes its own.
-LMAM = {"peft_type": "LMAM", "rank": 2, "length": 8, "inverse_scale": 1.0}
-LORA = {"peft_type": "LORA", "r": 4}
-BOTTLENECK = {"peft_type": "BOTTLENECK", "rank": 4}
-# On LoRA's modules, so the two are nested; its parameters carry "lora" in their names, which PEFT's
-# tests take for the sign of what may train.
-GRALORA = {"peft_type": "GRALORA", "r": 4, "gralora_k": 2}
-
-CONFIGS: list[tuple[type[PeftConfig], dict[str, Any]]] = [
-    (LmamConfig, {"rank": 2, "length": 8, "inverse_scale": 1.0, "task_type": "CAUSAL_LM"}),
-    (BottleneckConfig, {"rank": 4, "task_type": "CAUSAL_LM"}),
-    (LoradaConfig, {"parts": [LMAM, LORA, BOTTLENECK], "task_type": "CAUSAL_LM"}),
-    (LoradaConfig, {"parts": [LORA, GRALORA], "task_type": "CAUSAL_LM"}),  # runs the merge tests
-]
+from lorada.tuners.types import LoradaPeftConfig
 
 
-def models() -> list[str]:
-    """The folders of the tiny models."""
-    return sorted(str(path) for path in Path(os.environ["LORADA_SUITE_MODELS"]).iterdir())
+def models(family: str) -> list[str]:
+    """The folders of the tiny models of a family."""
+    folder = Path(os.environ["LORADA_SUITE_MODELS"], family)
+    return sorted(str(path) for path in folder.iterdir()) if folder.is_dir() else []
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Fill PEFT's lists before pytest reads the parametrisation from them."""
     sys.path.insert(0, str(config.rootpath))
     _stub_diffusers()
-    from tests import test_decoder_models as decoder
-    from tests import testing_common as common
+    from tests import (
+        test_config,
+        test_custom_models,
+        test_decoder_models,
+        test_encoder_decoder_models,
+        test_feature_extraction_models,
+        test_seq_classifier,
+        testing_common,
+    )
 
-    decoder.ALL_CONFIGS[:] = CONFIGS
-    decoder.PEFT_DECODER_MODELS_TO_TEST[:] = models()
-    decoder.SMALL_GRID_MODELS[:] = models()[:1]
-    # Theirs goes online for the first use of each model, and waits where there is no network.
-    common.hub_online_once = decoder.hub_online_once = contextlib.nullcontext
+    test_decoder_models.ALL_CONFIGS[:] = configs("CAUSAL_LM")
+    test_decoder_models.PEFT_DECODER_MODELS_TO_TEST[:] = models("decoder")
+    test_decoder_models.SMALL_GRID_MODELS[:] = models("decoder")[:1]
+    test_encoder_decoder_models.ALL_CONFIGS[:] = configs("SEQ_2_SEQ_LM")
+    test_encoder_decoder_models.PEFT_ENCODER_DECODER_MODELS_TO_TEST[:] = models("encoder-decoder")
+    test_feature_extraction_models.ALL_CONFIGS[:] = configs("FEATURE_EXTRACTION")
+    test_feature_extraction_models.PEFT_FEATURE_EXTRACTION_MODELS_TO_TEST[:] = models("features")
+    test_seq_classifier.ALL_CONFIGS[:] = configs("SEQ_CLS")
+    test_seq_classifier.PEFT_SEQ_CLS_MODELS_TO_TEST[:] = models("classifier")
+    test_custom_models.TEST_CASES[:] = CUSTOM
+    test_custom_models.ALL_PEFT_CONFIG_CLASSES[:] = [lorada_config_on]
+    test_config.PEFT_MODELS_TO_TEST[:] = [(os.environ["LORADA_SUITE_MODELS"] + "/adapter", "main")]
+    _parametrise_anew(test_config.TestPeftConfig, test_config.ALL_CONFIG_CLASSES, CONFIG_CLASSES)
+    _add_custom_model(test_custom_models.MockTransformerWrapper)
+    for module in [m for name, m in sys.modules.items() if name.startswith("tests.test")]:
+        # Theirs goes online for the first use of each model, and waits where there is no network.
+        if hasattr(module, "hub_online_once"):
+            module.hub_online_once = contextlib.nullcontext
     # It means BEFT alone but asks ``isinstance`` of a class, and so skips every merge on a Llama.
-    decoder.check_beft_config = lambda *args: None
+    test_decoder_models.check_beft_config = lambda *args: None
+    # It takes "lora" in the name of a config's class for LoRA.
+    test_feature_extraction_models.skip_deberta_lora_tests = lambda *args: None
+    _tell_what_merges(testing_common)
+
+
+def _parametrise_anew(tests: type, theirs: Any, ours: Any) -> None:
+    """Put our cases into marks that were made of a tuple, which cannot be filled in place."""
+    for function in vars(tests).values():
+        marks = getattr(function, "pytestmark", [])
+        for i, mark in enumerate(marks):
+            if mark.name == "parametrize" and mark.args[1] is theirs:
+                marks[i] = pytest.mark.parametrize(mark.args[0], ours).mark
+
+
+def _add_custom_model(wrapper: Any) -> None:
+    """A model name of ours beside those that PEFT's stand-in for transformers knows."""
+    theirs = wrapper.from_pretrained.__func__
+
+    def from_pretrained(cls: Any, model_id: str, dtype: Any = None) -> Any:
+        if model_id != "FFN":
+            return theirs(cls, model_id, dtype)
+        torch.manual_seed(0)
+        return FfnModel().to(dtype or torch.float32)
+
+    wrapper.from_pretrained = classmethod(from_pretrained)
+
+
+def _tell_what_merges(common: Any) -> None:
     theirs = common._skip_if_merging_not_supported
 
     def skip_if_merging_not_supported(
@@ -65,18 +101,25 @@ def pytest_configure(config: pytest.Config) -> None:
             pytest.skip("a map or a bottleneck cannot be merged into the weights")
         theirs(model_id, config_cls, config_kwargs)
 
-    common._skip_if_merging_not_supported = skip_if_merging_not_supported
+    for module in [common, *(m for n, m in sys.modules.items() if n.startswith("tests.test_"))]:
+        if hasattr(module, "_skip_if_merging_not_supported"):
+            module._skip_if_merging_not_supported = skip_if_merging_not_supported
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out bottlenecks on OPT, whose FFN is no module of its own."""
-    bottleneck = PEFT_TYPE_TO_TUNER_MAPPING["BOTTLENECK"]  # type: ignore[index]
+    """Leave out parts on models that have no place for them, and in a cut what is not ours."""
+    cut = os.environ.get("LORADA_SUITE_CUT") == "yes"
     out = []
     for item in items:
         case = getattr(getattr(item, "callspec", None), "params", {})
-        if "OPT" in case.get("model_id", "") and case.get("config_cls") in dict(CONFIGS):
-            made = case["config_cls"](**case["config_kwargs"])
-            out += [item] if _tuners(made, bottleneck) else []
+        config_cls, model = case.get("config_cls"), Path(str(case.get("model_id"))).name
+        if isinstance(config_cls, type) and issubclass(config_cls, LoradaPeftConfig):
+            made = config_cls(**case["config_kwargs"])
+            kinds = {str(part.peft_type.value) for part in getattr(made, "parts", [made])}
+            if any(kind in kinds and model.startswith(start) for kind, start in LEFT_OUT):
+                out.append(item)
+        elif cut and item.path.stem == "test_custom_models" and config_cls is not lorada_config_on:
+            out.append(item)
     items[:] = [item for item in items if item not in out]
     config.hook.pytest_deselected(items=out)
 
@@ -88,7 +131,7 @@ def _tuners(config: Any, kind: type) -> list[type]:
 
 
 def _stub_diffusers() -> None:
-    """testing_common imports one class of diffusers, which the decoder tests never use."""
+    """testing_common imports one class of diffusers, which these tests never use."""
     if importlib.util.find_spec("diffusers") is not None:
         return
     stub = types.ModuleType("diffusers")

@@ -69,6 +69,11 @@ class AttachedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         """Attached parts have no base weight; PEFT's property would look for one without end."""
         raise AttributeError("an attached part has no weight of its own")
 
+    @property
+    def bias(self) -> Tensor:
+        """Nor a base bias."""
+        raise AttributeError("an attached part has no bias of its own")
+
     def update_layer(self, adapter_name: str, config: Any, model: nn.Module) -> None:
         """Create the parameters of an adapter."""
         raise NotImplementedError
@@ -78,6 +83,10 @@ class AttachedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    def forward(self, x: Any) -> Any:
+        """The input: a host that is an ``nn.Sequential`` runs its children, this one included."""
+        return x
 
     def host_device(self, model: nn.Module | None = None) -> torch.device:
         """The device that new parameters belong on: where the host's own weights are used.

@@ -11,7 +11,7 @@ from typing import Any
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
 from torch import nn
 
 from lorada.tuners.attach import AttachedLayer
@@ -128,8 +128,14 @@ def _holds(layer: BaseTunerLayer, adapter_name: str) -> bool:
 
 
 def merge_inner(model: nn.Module, **kwargs: Any) -> None:
-    """Merge the layers that PEFT does not see: it merges only the outermost of a module."""
+    """Merge the layers that PEFT's ``merge_and_unload`` does not see: it takes the outermost."""
     for chain in chains(model).values():
         for layer in reversed(chain[1:]):
-            if not layer.merged:
-                layer.merge(**kwargs)
+            layer.merge(**kwargs)
+
+
+def merge_outermost(model: nn.Module, **kwargs: Any) -> None:
+    """Merge the outermost layer of each adapted module."""
+    for chain in chains(model).values():
+        with onload_layer(chain[0]):
+            chain[0].merge(**kwargs)

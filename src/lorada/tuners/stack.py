@@ -33,6 +33,7 @@ from lorada.tuners.nesting import (
     check_order,
     keys_of_others,
     merge_inner,
+    merge_outermost,
     names_alone,
     rename,
     tuner_of,
@@ -337,6 +338,15 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
                 "adapter"
             )
         super()._check_merge_allowed()
+
+    def merge_adapter(
+        self, adapter_names: list[str] | None = None, safe_merge: bool = False
+    ) -> None:
+        """Merge from the inside out: an outer part (IA3) scales what the inner ones add."""
+        self._check_merge_allowed()
+        options = {"adapter_names": adapter_names, "safe_merge": safe_merge}
+        merge_inner(self.model, **options)
+        merge_outermost(self.model, **options)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         if merge:

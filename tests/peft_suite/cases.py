@@ -1,0 +1,135 @@
+"""Our configs, as PEFT's tests take them: by family of models, and for the custom models."""
+
+from typing import Any
+
+from peft import LoraConfig, PeftConfig
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from lorada import BottleneckConfig, LmamConfig, LoradaConfig
+
+Case = tuple[type[PeftConfig], dict[str, Any]]
+
+# Parts as dictionaries, so that every test makes its own.
+LMAM = {"peft_type": "LMAM", "rank": 2, "length": 8, "inverse_scale": 1.0}
+LORA = {"peft_type": "LORA", "r": 4}
+BOTTLENECK = {"peft_type": "BOTTLENECK", "rank": 4}
+# On LoRA's modules, so the two are nested; its parameters carry "lora" in their names, which PEFT's
+# tests take for the sign of what may train.
+GRALORA = {"peft_type": "GRALORA", "r": 4, "gralora_k": 2}
+
+# Parts that an architecture has no place for yet, by the start of its classes' names: a config that
+# holds one is not run on that model. PEFT's tests pass on everything else.
+LEFT_OUT = {
+    ("BOTTLENECK", "OPT"),
+    ("BOTTLENECK", "T5"),
+    ("BOTTLENECK", "Bart"),
+    ("BOTTLENECK", "DebertaV2"),
+    ("LMAM", "DebertaV2"),
+}
+
+
+def configs(task: str) -> list[Case]:
+    """The map, the bottleneck, a stack of three, and a stack that runs the merge tests."""
+    return [
+        (LmamConfig, {"rank": 2, "length": 8, "inverse_scale": 1.0, "task_type": task}),
+        (BottleneckConfig, {"rank": 4, "task_type": task}),
+        (LoradaConfig, {"parts": [LMAM, LORA, BOTTLENECK], "task_type": task}),
+        (LoradaConfig, {"parts": [LORA, GRALORA], "task_type": task}),
+    ]
+
+
+# Config classes and what they must be given, for the tests of configs alone.
+CONFIG_CLASSES: list[Case] = [
+    (LmamConfig, {}),
+    (BottleneckConfig, {}),
+    (LoradaConfig, {"parts": [LMAM, LORA, BOTTLENECK]}),
+]
+
+
+def on(part: dict[str, Any], *targets: str, **options: Any) -> dict[str, Any]:
+    """A part on named modules."""
+    return {**part, "target_modules": list(targets), **options}
+
+
+IA3 = {"peft_type": "IA3", "feedforward_modules": []}
+
+# A custom model has no attention that dispatches, so no map. One has an FFN for a bottleneck.
+CUSTOM = [
+    ("LoRA in a stack", "MLP", LoradaConfig, {"parts": [on(LORA, "lin0")]}),
+    ("DoRA in a stack", "MLP", LoradaConfig, {"parts": [on(LORA, "lin0", use_dora=True)]}),
+    (
+        "LoRA in a stack, head saved",
+        "MLP",
+        LoradaConfig,
+        {"parts": [on(LORA, "lin0")], "modules_to_save": ["lin1"]},
+    ),
+    (
+        "LoRA beside IA3",
+        "MLP",
+        LoradaConfig,
+        {"parts": [on(LORA, "lin0"), on(IA3, "lin1")]},
+    ),
+    (
+        "GraLoRA around LoRA",
+        "MLP",
+        LoradaConfig,
+        {"parts": [on(LORA, "lin0"), on(GRALORA, "lin0")]},
+    ),
+    (
+        "IA3 around LoRA",
+        "MLP",
+        LoradaConfig,
+        {"parts": [on(LORA, "lin0"), on(IA3, "lin0")]},
+    ),
+    ("LoRA in a stack", "EmbConv1D", LoradaConfig, {"parts": [on(LORA, "emb", "conv1d")]}),
+    ("LoRA in a stack", "Conv2d", LoradaConfig, {"parts": [on(LORA, "conv2d", "lin0")]}),
+    ("Bottleneck", "FFN", BottleneckConfig, {"rank": 4}),
+    (
+        "Bottleneck beside LoRA",
+        "FFN",
+        LoradaConfig,
+        {"parts": [BOTTLENECK, on(LORA, "up", "lin0")]},
+    ),
+]
+
+
+def lorada_config_on(target_modules: list[str], **options: Any) -> LoradaConfig:
+    """A stack of one LoRA, for tests that make a config of nothing but its target modules."""
+    return LoradaConfig(parts=[LoraConfig(target_modules=target_modules)], **options)
+
+
+class FfnLayer(nn.Module):
+    """A layer with the two modules between which a bottleneck sits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.post_attention_layernorm = nn.LayerNorm(16)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("up", nn.Linear(16, 24))
+        self.mlp.add_module("act", nn.ReLU())
+        self.mlp.add_module("down", nn.Linear(24, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class FfnModel(nn.Module):
+    """PEFT's custom MLP with a layer in its middle that a bottleneck knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = PreTrainedConfig(name_or_path="FFN", hidden_size=16)
+        self.name_or_path = "FFN"
+        self.lin0 = nn.Linear(10, 16)
+        self.layers = nn.ModuleList([FfnLayer()])
+        self.lin1 = nn.Linear(16, 2)
+
+    def forward(self, X: Tensor) -> Tensor:
+        # Scaled, as PEFT's inputs go up to 89 and a saturated model would hide an adapter.
+        x = self.lin0(X.to(self.lin0.weight.dtype) / 10)
+        for layer in self.layers:
+            x = layer(x)
+        out: Tensor = self.lin1(x).log_softmax(-1)
+        return out
