@@ -282,6 +282,19 @@ BAD_CONFIGS = {
     "unknown type": ('{"peft_type": "NOPE"}', "peft_type='NOPE'"),
     "not JSON": ("{", "is not JSON"),
     "wrong type": ('{"peft_type": "LMAM", "rank": "x"}', "rank='x' must be a number"),
+    "newer field": (
+        '{"peft_type": "LMAM", "lorada_version": "97.1", "twist": 1}',
+        "LmamConfig does not know twist=1 (saved by lorada 97.1, this is",
+    ),
+    "newer type": (
+        '{"peft_type": "WAVES", "lorada_version": "97.1"}',
+        "neither peft nor lorada knows (saved by lorada 97.1, this is",
+    ),
+    "newer part": (
+        '{"peft_type": "LORADA", "parts": [{"peft_type": "BOTTLENECK", "lorada_version": "97.1", '
+        '"placement": "attn"}]}',
+        "placement='attn' is not one of 'ffn' (saved by lorada 97.1, this is",
+    ),
 }
 
 

@@ -24,6 +24,7 @@ from lorada.run.models import is_causal, load_config, load_model
 from lorada.run.recipe import Recipe
 from lorada.tuners import LoradaConfig
 from lorada.tuners.nesting import keys_of_others
+from lorada.tuners.newer import newer_version
 from lorada.tuners.types import known_types
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,11 @@ def adapter_config(folder: Path) -> PeftConfig:
         raise ValueError(f"{path} is not JSON: {error}") from error
     kind = data.get("peft_type") if isinstance(data, dict) else None
     if kind not in known_types():
-        raise ValueError(f"{path} has peft_type={kind!r}, which neither peft nor lorada knows")
+        newer = newer_version(data.get("lorada_version")) if isinstance(data, dict) else ""
+        raise ValueError(
+            f"{path} has peft_type={kind!r}, which neither peft nor lorada knows"
+            + (f" ({newer})" if newer else "")
+        )
     try:
         return PeftConfig.from_pretrained(str(folder))
     except (TypeError, KeyError) as error:

@@ -152,7 +152,10 @@ class AttachedModel(BaseTuner):  # type: ignore[misc]
     ) -> None:
         """Attach the part to its targets; a state dict is not needed to find them."""
         try:
-            super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+            with all_or_nothing(model, adapter_name):
+                super().inject_adapter(
+                    model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage
+                )
         except NoMatchingPeftModuleError as error:
             config = self.peft_config[adapter_name]
             chosen = {
@@ -182,10 +185,8 @@ class AttachedModel(BaseTuner):  # type: ignore[misc]
         layer = getattr(target, self.child, None)
         if layer is None:
             layer = self.tuner_layer_cls(target, parent)
-            layer.update_layer(adapter_name, peft_config, self.model)
             target.add_module(self.child, layer)
-        else:
-            layer.update_layer(adapter_name, peft_config, self.model)
+        layer.update_layer(adapter_name, peft_config, self.model)
         layer.train(target.training)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
@@ -263,6 +264,33 @@ def refuse_offloaded(model: nn.Module, kind: str) -> None:
                 f"{name} is offloaded, where PEFT leaves {kind} weights without values: "
                 "add or load the adapter first, then offload"
             )
+
+
+@contextmanager
+def all_or_nothing(model: nn.Module, adapter_name: str) -> Iterator[None]:
+    """Undo what placing an adapter has done to a model if it fails half-way."""
+    children = [(module, dict(module._modules)) for module in model.modules()]
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    layers = [module for module, _ in children if isinstance(module, BaseTunerLayer)]
+    active = [(layer, layer._active_adapter) for layer in layers]
+    without = [m for m in layers if adapter_name not in m._get_available_adapters()]
+    try:
+        yield
+    except BaseException:
+        before = {id(module) for module, _ in children}
+        for module in list(model.modules()):
+            if isinstance(module, AttachedLayer) and id(module) not in before:
+                module.detach_from_host()
+        for layer, names in active:
+            layer._active_adapter = names
+        for layer in without:
+            layer.delete_adapter(adapter_name)
+        for module, own in children:
+            module._modules.clear()
+            module._modules.update(own)
+        for parameter, requires_grad in trainable:
+            parameter.requires_grad = requires_grad
+        raise
 
 
 def detach_all(model: nn.Module) -> None:

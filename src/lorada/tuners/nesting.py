@@ -12,9 +12,12 @@ from typing import Any
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
+from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from lorada.tuners.attach import AttachedLayer
+from lorada.errors import MOST
+from lorada.tuners.attach import AttachedLayer, within_layer
 
 BASE = ".base_layer"
 
@@ -127,15 +130,55 @@ def _holds(layer: BaseTunerLayer, adapter_name: str) -> bool:
     return adapter_name in layer._get_available_adapters()
 
 
-def merge_inner(model: nn.Module, **kwargs: Any) -> None:
+def merge_inner(model: nn.Module, **options: Any) -> None:
     """Merge the layers that PEFT's ``merge_and_unload`` does not see: it takes the outermost."""
     for chain in chains(model).values():
         for layer in reversed(chain[1:]):
-            layer.merge(**kwargs)
+            layer.merge(**options)
 
 
-def merge_outermost(model: nn.Module, **kwargs: Any) -> None:
-    """Merge the outermost layer of each adapted module."""
+def merge_all(model: nn.Module, **options: Any) -> None:
+    """Merge from the inside out: an outer layer, such as IA3's, scales what the inner ones add."""
+    merge_inner(model, **options)
     for chain in chains(model).values():
         with onload_layer(chain[0]):
-            chain[0].merge(**kwargs)
+            chain[0].merge(**options)
+
+
+@contextmanager
+def misfit_named(model: nn.Module, part: PeftConfig, parts: list[PeftConfig]) -> Iterator[None]:
+    """Make errors of placing a part one line that names the part and says what the model has.
+
+    Raises:
+        ValueError: in place of the ``ValueError`` that the part's tuner raised.
+    """
+    try:
+        yield
+    except ValueError as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, NoMatchingPeftModuleError):
+            targets = part.target_modules
+            shown = sorted(targets) if isinstance(targets, set) else targets
+            text = f"target_modules={shown!r} matched no module"
+        if "this model has" not in text:
+            names = matrices(model)
+            more = f" and {len(names) - MOST} more" if names[MOST:] else ""
+            text += f"; this model has {', '.join(names[:MOST]) or 'no matrices'}{more}"
+        place = next(i for i, other in enumerate(parts, 1) if other is part)
+        raise ValueError(
+            f"{type(part).__name__}, part {place} of {len(parts)} of the stack: {text}"
+        ) from error
+
+
+def matrices(model: nn.Module) -> list[str]:
+    """Names, within a layer, of the matrices of a model, whether a part is on them or not."""
+    names: list[str] = []
+    tuner_layers: list[str] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(f"{layer}.") for layer in tuner_layers):
+            continue
+        if isinstance(module, BaseTunerLayer):
+            tuner_layers.append(name)
+        if _wraps(module) or isinstance(module, nn.Linear | Conv1D):
+            names.append(within_layer(name))
+    return list(dict.fromkeys(names))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lorada.tuners.attach import (
     AttachedLayer,
     AttachedModel,
+    all_or_nothing,
     cast_to_host,
     check_fits,
     detach_all,
@@ -32,14 +33,17 @@ from lorada.tuners.lmam import bake
 from lorada.tuners.nesting import (
     check_order,
     keys_of_others,
+    merge_all,
     merge_inner,
-    merge_outermost,
+    misfit_named,
     names_alone,
     rename,
     tuner_of,
     within_reach,
 )
+from lorada.tuners.newer import saved_by
 from lorada.tuners.types import PREFIX, LoradaPeftConfig, LoradaType, known_types, register
+from lorada.version import __version__
 
 FORWARDED = ("layers_to_transform", "layers_pattern")
 
@@ -64,28 +68,28 @@ class LoradaConfig(LoradaPeftConfig):
         self.peft_type = LoradaType.LORADA
         if not self.parts:
             raise ValueError("LoradaConfig needs at least one part, such as LmamConfig()")
-        self.parts = [_as_config(part) for part in self.parts]
+        self.parts = [_as_config(part, saved_by(self)) for part in self.parts]
         for part in self.parts:
             _refuse_unstackable(part)
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as JSON-ready data, parts included."""
+        """The config as JSON-ready data, parts included, as this version writes it."""
         own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "parts"}
         parts = [
             {key: sorted(value) if isinstance(value, set) else value for key, value in part.items()}
             for part in (part.to_dict() for part in self.parts)
         ]
-        return {**own, "parts": parts}
+        return {**own, "parts": parts, "lorada_version": __version__}
 
 
-def _as_config(part: Any) -> PeftConfig:
+def _as_config(part: Any, saved_by_newer: str) -> PeftConfig:
     if isinstance(part, PeftConfig):
         return copy.deepcopy(part)  # placing a part fills it in; the caller's stays as it is
     if isinstance(part, dict) and "peft_type" in part:
         if part["peft_type"] not in known_types():
             raise ValueError(
                 f"peft_type={part['peft_type']!r} of a part is unknown to this peft and lorada; "
-                "upgrade them, or leave the part out"
+                f"upgrade them, or leave the part out{saved_by_newer}"
             )
         return PeftConfig.from_peft_type(**part)
     raise ValueError(f"a part must be a PEFT config or its dictionary with peft_type, not {part!r}")
@@ -138,10 +142,11 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         self.__dict__["_tuners"][adapter_name] = []
         saved = model.__dict__.pop("peft_config", None)
         try:
-            # Attached parts last: they watch modules, which a part like LN tuning replaces.
-            for part in sorted(config.parts, key=lambda part: not _merges(part)):
-                self._inject_part(model, adapter_name, part, low_cpu_mem_usage)
-            check_order(model, adapter_name, config.parts)
+            with all_or_nothing(model, adapter_name):
+                # Attached parts last: they watch modules, which a part like LN tuning replaces.
+                for part in sorted(config.parts, key=lambda part: not _merges(part)):
+                    self._inject_part(model, adapter_name, part, low_cpu_mem_usage)
+                check_order(model, adapter_name, config.parts)
         except Exception:
             take_out(self, adapter_name)
             raise
@@ -178,7 +183,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         tuner_cls = tuner_of(part)
         model.__dict__.pop("peft_config", None)  # a tuner that sees one joins it instead
         placed = self.__dict__["_tuners"][adapter_name]
-        with within_reach(model, tuner_cls):
+        with within_reach(model, tuner_cls), misfit_named(model, part, config.parts):
             tuner = tuner_cls(
                 model, {adapter_name: part}, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage
             )
@@ -342,11 +347,9 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
     ) -> None:
-        """Merge from the inside out: an outer part (IA3) scales what the inner ones add."""
+        """Merge every part in place; ``unmerge_adapter`` undoes it."""
         self._check_merge_allowed()
-        options = {"adapter_names": adapter_names, "safe_merge": safe_merge}
-        merge_inner(self.model, **options)
-        merge_outermost(self.model, **options)
+        merge_all(self.model, adapter_names=adapter_names, safe_merge=safe_merge)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         if merge:

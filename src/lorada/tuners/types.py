@@ -1,6 +1,7 @@
 """The PEFT types of this package, and what every config of ours says in ``adapter_config.json``."""
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -14,6 +15,7 @@ from peft.mapping import (
 )
 from peft.tuners.tuners_utils import BaseTuner
 
+from lorada.tuners.newer import is_newer, newer_version, saved_by
 from lorada.version import __version__
 
 # transformers' own loading inserts the adapter name behind this one prefix, for every part of a
@@ -78,7 +80,11 @@ class LoradaPeftConfig(PeftConfig):
             (PEFT's tests use it).
         usage: written into adapter_config.json for a reader who meets the file without this
             package.
-        lorada_version: the version that wrote the adapter.
+        lorada_version: the version that wrote the adapter. One that is newer than the installed
+            version loads with a warning as long as this version knows all its fields and values.
+
+    Raises:
+        ValueError: for a field that this version does not know, of an adapter from a newer one.
     """
 
     layers_to_transform: list[int] | int | None = field(default=None)
@@ -87,6 +93,27 @@ class LoradaPeftConfig(PeftConfig):
     init_weights: bool = field(default=True)
     usage: str = field(default=USAGE)
     lorada_version: str = field(default=__version__)
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "LoradaPeftConfig":
+        """Refuse fields from the future here: PEFT drops them before ``__init__`` sees any."""
+        unknown = sorted(kwargs.keys() - cls.__dataclass_fields__.keys())
+        version = kwargs.get("lorada_version")
+        if unknown and is_newer(version):
+            name = unknown[0]
+            raise ValueError(
+                f"{cls.__name__} does not know {name}={kwargs[name]!r} ({newer_version(version)})"
+            )
+        made: LoradaPeftConfig = super().__new__(cls)
+        return made
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if text := newer_version(self.lorada_version):
+            warnings.warn(f"{type(self).__name__} was {text}", stacklevel=2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as JSON-ready data, as this version writes it."""
+        return {**super().to_dict(), "lorada_version": __version__}
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write adapter_config.json, and into the model card beside it what must be imported."""
@@ -108,7 +135,7 @@ def require_positive(config: object, *names: str) -> None:
         value: Any = getattr(config, name)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 < value < math.inf:
-            raise ValueError(f"{name}={value!r} must be a number above 0")
+            raise ValueError(f"{name}={value!r} must be a number above 0{saved_by(config)}")
 
 
 def require_count(config: object, name: str) -> None:
@@ -131,4 +158,4 @@ def require_choice(config: object, name: str, choices: tuple[Any, ...]) -> None:
     value = getattr(config, name)
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{name}={value!r} is not one of {listed}")
+        raise ValueError(f"{name}={value!r} is not one of {listed}{saved_by(config)}")

@@ -1,0 +1,153 @@
+"""Adapters from a newer version: an error in one line, or a warning where nothing is new."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from conftest import TINY
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from stacks import batch, bottleneck, lmam, logits, lora, randomise
+
+from lorada import LoradaConfig
+from lorada.run.adapt import load_adapted
+from lorada.version import __version__
+
+NEWER = "97.1.0"
+CONFIGS = {
+    "LmamConfig": lmam,
+    "BottleneckConfig": bottleneck,
+    "LoradaConfig": lambda: LoradaConfig(parts=[lora("llama"), lmam(), bottleneck()]),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """One adapter of each config, and the logits it gives."""
+    adapters = {}
+    for name, make in CONFIGS.items():
+        folder = tmp_path_factory.mktemp(name)
+        torch.manual_seed(0)
+        model = get_peft_model(TINY["llama"](), make()).eval()
+        randomise(model)
+        model.save_pretrained(folder)
+        adapters[name] = (folder, model)
+    return adapters
+
+
+def edited(saved, name, tmp_path, change):
+    """A copy of a saved adapter whose config a function has changed."""
+    folder, _ = saved[name]
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    path = tmp_path / "adapter_config.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    return tmp_path
+
+
+def from_the_future(data, version=NEWER, **fields):
+    data.update(lorada_version=version, **fields)
+
+
+def in_a_part(index, version=NEWER, **fields):
+    return lambda data: from_the_future(data["parts"][index], version, **fields)
+
+
+WAYS = {
+    "PeftModel": lambda folder: PeftModel.from_pretrained(TINY["llama"](), folder),
+    "PeftConfig": PeftConfig.from_pretrained,
+    "lorada": lambda folder: load_adapted(TINY["llama"](), folder),
+}
+UNKNOWN = {
+    "map": ("LmamConfig", lambda data: from_the_future(data, twist=3), "LmamConfig .*twist=3"),
+    "bottleneck": (
+        "BottleneckConfig",
+        lambda data: from_the_future(data, gate="x"),
+        "BottleneckConfig .*gate='x'",
+    ),
+    "stack": (
+        "LoradaConfig",
+        lambda data: from_the_future(data, order=[1]),
+        "LoradaConfig .*order",
+    ),
+    "map in a stack": ("LoradaConfig", in_a_part(1, twist=3), "LmamConfig .*twist=3"),
+    "bottleneck in a stack": ("LoradaConfig", in_a_part(2, gate=1), "BottleneckConfig .*gate=1"),
+    "value": (
+        "LmamConfig",
+        lambda data: from_the_future(data, align="middle"),
+        "align='middle' is not one of",
+    ),
+    "value in a stack": (
+        "LoradaConfig",
+        in_a_part(2, placement="attn"),
+        "placement='attn' is not one of",
+    ),
+    "kind of part": (
+        "LoradaConfig",
+        lambda data: from_the_future(data, parts=[{"peft_type": "WAVES"}]),
+        "peft_type='WAVES' of a part is unknown",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_what_a_newer_version_added_is_refused_in_one_line(case, way, saved, tmp_path):
+    name, change, message = UNKNOWN[case]
+    folder = edited(saved, name, tmp_path, change)
+
+    ends = rf"saved by lorada {NEWER}, this is {__version__}: pip install -U lorada"
+    with pytest.raises(ValueError, match=f"{message}.*{ends}") as error:
+        WAYS[way](folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_newer_adapter_without_anything_new_loads_with_a_warning(name, saved, tmp_path):
+    folder = edited(saved, name, tmp_path, from_the_future)
+    with pytest.warns(UserWarning, match=f"saved by lorada {NEWER}, this is {__version__}"):
+        loaded = PeftModel.from_pretrained(TINY["llama"](), folder)
+    inputs = batch("llama")
+    expected = logits(saved[name][1], inputs)
+    torch.testing.assert_close(logits(loaded, inputs), expected, atol=0, rtol=0)
+
+    # What is saved from here on is this version's, parts included.
+    loaded.save_pretrained(tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+    own = [data for data in (again, *again.get("parts", [])) if data["peft_type"] != "LORA"]
+    assert {data["lorada_version"] for data in own} == {__version__}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("version", [__version__, "0.0.1", None], ids=["same", "older", "none"])
+def test_adapter_of_this_or_an_older_version_loads_in_silence(name, version, saved, tmp_path):
+    folder = edited(saved, name, tmp_path, lambda data: from_the_future(data, version))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*saved by lorada")
+        PeftModel.from_pretrained(TINY["llama"](), folder)
+
+
+def test_unknown_field_without_a_newer_version_is_peft_s_warning(saved, tmp_path):
+    # A newer PEFT adds fields to every config; PEFT's rule for them is to warn and go on.
+    folder = edited(saved, "LmamConfig", tmp_path, lambda data: data.update(of_peft=1))
+    with pytest.warns(UserWarning, match=r"Unexpected keyword arguments \['of_peft'\]"):
+        PeftModel.from_pretrained(TINY["llama"](), folder)
+
+
+def test_version_that_is_none_is_an_error_in_one_line(saved, tmp_path):
+    folder = edited(saved, "LmamConfig", tmp_path, lambda data: from_the_future(data, "soon"))
+    with pytest.raises(ValueError, match="lorada_version='soon' is not a version such as") as error:
+        PeftModel.from_pretrained(TINY["llama"](), folder)
+    assert "\n" not in str(error.value)
+
+
+def test_peft_s_own_parts_keep_peft_s_rule(saved, tmp_path):
+    def change(data):
+        data["parts"][0].update(of_peft=1)
+
+    folder = edited(saved, "LoradaConfig", tmp_path, change)
+    with pytest.warns(UserWarning, match=r"\['of_peft'\] for class LoraConfig"):
+        loaded = PeftModel.from_pretrained(TINY["llama"](), folder)
+    assert isinstance(loaded.peft_config["default"].parts[0], LoraConfig)

@@ -1,0 +1,160 @@
+"""A part that does not fit is an error in one line that names it, and leaves the model whole."""
+
+import pytest
+import torch
+from conftest import TINY
+from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from stacks import QUERY, VALUE, batch, bottleneck, ia3, lmam, logits, lora, randomise
+from torch import nn
+
+from lorada import LoradaConfig
+
+
+class Odd(nn.Module):
+    """A model without attention and without an FFN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(input_ids.float()))
+
+
+def nowhere(**options) -> LoraConfig:
+    return LoraConfig(r=2, target_modules=["nope"], **options)
+
+
+LLAMA_HAS = "this model has self_attn.q_proj, .*mlp.down_proj, lm_head"
+MISFITS = {
+    "lora after a map": (
+        "llama",
+        lambda: [lmam(), nowhere()],
+        rf"LoraConfig, part 2 of 2 of the stack: target_modules=\['nope'\] matched .*{LLAMA_HAS}",
+    ),
+    "lora before a map": (
+        "llama",
+        lambda: [nowhere(), lmam()],
+        rf"LoraConfig, part 1 of 2 .*{LLAMA_HAS}",
+    ),
+    "third of three": (
+        "llama",
+        lambda: [lora("llama"), bottleneck(), nowhere()],
+        rf"LoraConfig, part 3 of 3 .*{LLAMA_HAS}",
+    ),
+    "layer out of range": (
+        "llama",
+        lambda: [lora("llama"), lmam(layers_to_transform=[7])],
+        r"LmamConfig, part 2 of 2 .*layers_to_transform=\[7\] .*this model has self_attn",
+    ),
+    "map after lora and ia3": (
+        "bert",
+        lambda: [lora("bert", QUERY), ia3("bert", QUERY), lmam(heads=3)],
+        "LmamConfig, part 3 of 3 .*heads=3 does not divide the 4 attention heads",
+    ),
+    "bottleneck that matches other modules too": (
+        "llama",
+        lambda: [lmam(), bottleneck(target_modules=r".*\.(mlp|o_proj)")],
+        "BottleneckConfig, part 2 of 2 .*o_proj, which is not an FFN .*this model has mlp",
+    ),
+    "map that matches other modules too": (
+        "llama",
+        lambda: [lora("llama"), lmam(target_modules=r".*\.(self_attn|mlp)")],
+        "LmamConfig, part 2 of 2 .*mlp, which is not a self-attention .*this model has self_attn",
+    ),
+    "bottleneck without an FFN": (
+        "odd",
+        lambda: [LoraConfig(r=2, target_modules=["first"]), bottleneck()],
+        "BottleneckConfig, part 2 .*does not know the FFN of Odd.*this model has first, second",
+    ),
+    "map without attention": (
+        "odd",
+        lambda: [LoraConfig(r=2, target_modules=["first"]), lmam()],
+        "LmamConfig, part 2 of 2 .*no self-attention module .*this model has first, second",
+    ),
+    "lora without a default": (
+        "odd",
+        lambda: [LoraConfig(r=2)],
+        "LoraConfig, part 1 of 1 .*specify `target_modules`.*this model has first, second",
+    ),
+}
+
+
+def build(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return Odd() if name == "odd" else TINY[name]()
+
+
+def state(model: nn.Module) -> dict:
+    """Everything that placing a part may change, but for the values of the weights."""
+    return {
+        "modules": [(n, id(m)) for n, m in model.named_modules(remove_duplicate=False)],
+        "hooks": [(n, len(m._forward_hooks), len(m._forward_pre_hooks))
+                  for n, m in model.named_modules()],
+        "parameters": [(n, id(p), p.requires_grad) for n, p in model.named_parameters()],
+        "active": [list(m.active_adapters) for m in model.modules()
+                   if isinstance(m, BaseTunerLayer)],
+        "config": getattr(model, "peft_config", None),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_stack_with_a_part_that_does_not_fit_leaves_no_half_of_it(case):
+    name, parts, message = MISFITS[case]
+    base = build(name)
+    before = state(base)
+
+    with pytest.raises(ValueError, match=message) as error:
+        get_peft_model(base, LoradaConfig(parts=parts()))
+    assert "\n" not in str(error.value)
+    assert state(base) == before
+    assert not any(isinstance(module, BaseTunerLayer) for module in base.modules())
+
+
+@pytest.mark.parametrize("case", [case for case in MISFITS if MISFITS[case][0] != "odd"])
+def test_adapter_that_does_not_fit_leaves_those_that_are_there_as_they_were(case):
+    name, parts, _ = MISFITS[case]
+    there = LoradaConfig(parts=[lmam(), lora(name, QUERY, VALUE), ia3(name, QUERY), bottleneck()])
+    model = get_peft_model(build(name), there, adapter_name="there").eval()
+    randomise(model, "there")
+    before, inputs = state(model), batch(name)
+    expected = logits(model, inputs)
+
+    with pytest.raises(ValueError, match="of the stack"):
+        model.add_adapter("other", LoradaConfig(parts=parts()))
+    assert state(model) == before
+    assert list(model.peft_config) == ["there"]
+    torch.testing.assert_close(logits(model, inputs), expected, atol=0, rtol=0)
+    assert not [n for n in model.state_dict() if "other" in n.split(".")]
+
+    # The name is free: nothing of the failed adapter is in the way.
+    model.add_adapter("other", LoradaConfig(parts=[lmam(), lora(name)]))
+    model.set_adapter("other")
+    randomise(model, "other")
+    assert not torch.allclose(logits(model, inputs), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (lambda: lmam(heads=3), "heads=3"),
+        (lambda: lmam(target_modules=r".*\.(self_attn|mlp)"), "not a self-attention"),
+        (lambda: bottleneck(target_modules=r".*\.(mlp|o_proj)"), "not an FFN"),
+        (lambda: bottleneck(layers_to_transform=[7]), "layers_to_transform"),
+    ],
+)
+def test_part_alone_that_does_not_fit_leaves_the_model_as_it_was(config, message):
+    base = build("llama")
+    before = state(base)
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(base, config())
+    assert state(base) == before
+
+
+def test_two_parts_on_one_module_leave_the_model_as_it_was():
+    base = build("llama")
+    before = state(base)
+    with pytest.raises(ValueError, match="both target"):
+        get_peft_model(base, LoradaConfig(parts=[lora("llama"), lmam(), lmam()]))
+    assert state(base) == before
