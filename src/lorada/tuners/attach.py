@@ -7,7 +7,7 @@ adapter finds the same modules as the first, and ``unload`` only has to remove t
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -19,6 +19,9 @@ from torch.utils.hooks import RemovableHandle
 
 from lorada.hooked import HookPair
 from lorada.tuners.types import PREFIX, LoradaPeftConfig
+
+# Arguments of a model that hold one entry for each sample.
+INPUTS = ("input_ids", "inputs", "inputs_embeds", "input_features", "pixel_values")
 
 
 def within_layer(name: str) -> str:
@@ -209,7 +212,8 @@ class AttachedModel(BaseTuner):  # type: ignore[misc]
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        with mixed_batch(self.model, kwargs.get("adapter_names"), self.training):
+        names = kwargs.pop("adapter_names", None)
+        with mixed_batch(self, names, *args, **kwargs):
             yield
 
     @classmethod
@@ -314,25 +318,50 @@ def cast_to_host(model: nn.Module, adapter_name: str) -> None:
 
 
 @contextmanager
-def mixed_batch(model: nn.Module, names: list[str] | None, training: bool) -> Iterator[None]:
+def mixed_batch(
+    tuner: BaseTuner, names: list[str] | None, *args: Any, **kwargs: Any
+) -> Iterator[None]:
     """Serve each sample of a batch by its own adapter, as PEFT's ``adapter_names`` asks.
 
     Raises:
-        ValueError: in training mode, as in PEFT.
+        ValueError: in training mode, as in PEFT; for a name that is not loaded; for another number
+            of names than of samples.
     """
     if names is None:
         yield
         return
-    if training:
+    if tuner.training:
         raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
-    layers = [module for module in model.modules() if isinstance(module, AttachedLayer)]
-    try:
-        for layer in layers:
-            layer._mixed = list(names)
+    if unknown := set(names) - {"__base__", *tuner.peft_config}:
+        raise ValueError(
+            f"adapter_names has {min(unknown)!r}; loaded are {', '.join(sorted(tuner.peft_config))}"
+        )
+    with ExitStack() as stack:
+        # `generate` shows its inputs here, before it repeats them for its beams; the forward of a
+        # task's model does not, but the model that it calls gets them as they are.
+        if not _fits(names, args, kwargs):
+
+            def check(module: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
+                _fits(names, inputs, named)
+
+            hook = tuner.model.register_forward_pre_hook(check, with_kwargs=True)
+            stack.callback(hook.remove)
+        for layer in tuner.model.modules():
+            if isinstance(layer, AttachedLayer):
+                layer._mixed = list(names)
+                stack.callback(setattr, layer, "_mixed", None)
         yield
-    finally:
-        for layer in layers:
-            layer._mixed = None
+
+
+def _fits(names: list[str], args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a call shows its inputs, as many as there are names."""
+    inputs = (*args, *(kwargs.get(name) for name in INPUTS))
+    samples = next((len(x) for x in inputs if isinstance(x, Tensor) and x.dim()), None)
+    if samples not in (None, len(names)):
+        raise ValueError(
+            f"adapter_names has {len(names)} names for {samples} samples: pass one for each"
+        )
+    return samples is not None
 
 
 def check_fits(

@@ -229,7 +229,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         names = kwargs.pop("adapter_names", None)
         tuner_classes = list(dict.fromkeys(type(tuner) for tuner in self.tuners()))
         with ExitStack() as stack:
-            stack.enter_context(mixed_batch(self.model, names, self.training))
+            stack.enter_context(mixed_batch(self, names, *args, **kwargs))
             for tuner_cls in tuner_classes:
                 if issubclass(tuner_cls, AttachedModel):
                     continue
@@ -252,12 +252,6 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
             return None
         layers = [m for m in self.modules() if isinstance(m, tuner_cls.tuner_layer_cls)]
         known = {name for layer in layers for name in layer._get_available_adapters()}
-        unknown = set(names) - {"__base__", *self.peft_config}
-        if unknown:
-            raise ValueError(
-                f"adapter_names has {sorted(unknown)[0]!r}; "
-                f"loaded are {', '.join(sorted(self.peft_config))}"
-            )
         return [name if name in known else "__base__" for name in names]
 
     def __getattr__(self, name: str) -> Any:
