@@ -336,7 +336,9 @@ def mixed_batch(
         raise ValueError(
             f"adapter_names has {min(unknown)!r}; loaded are {', '.join(sorted(tuner.peft_config))}"
         )
+    hooks = [(module, set(module._forward_pre_hooks)) for module in tuner.model.modules()]
     with ExitStack() as stack:
+        stack.push(lambda kind, *_: forget_hooks(hooks) if kind else None)
         # `generate` shows its inputs here, before it repeats them for its beams; the forward of a
         # task's model does not, but the model that it calls gets them as they are.
         if not _fits(names, args, kwargs):
@@ -351,6 +353,14 @@ def mixed_batch(
                 layer._mixed = list(names)
                 stack.callback(setattr, layer, "_mixed", None)
         yield
+
+
+def forget_hooks(known: list[tuple[nn.Module, set[int]]]) -> None:
+    """Remove pre-forward hooks but for those known: LoRA's outlive a mixed batch that fails."""
+    for module, own in known:
+        for key in set(module._forward_pre_hooks) - own:
+            del module._forward_pre_hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def _fits(names: list[str], args: Any, kwargs: dict[str, Any]) -> bool:
