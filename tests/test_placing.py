@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from conftest import TINY
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -157,4 +158,16 @@ def test_two_parts_on_one_module_leave_the_model_as_it_was():
     before = state(base)
     with pytest.raises(ValueError, match="both target"):
         get_peft_model(base, LoradaConfig(parts=[lora("llama"), lmam(), lmam()]))
+    assert state(base) == before
+
+
+@pytest.mark.parametrize("name", ["bart", "bloom", "deberta_v2", "opt", "t5"])
+def test_half_a_stack_leaves_no_hooks_on_other_architectures(name):
+    base = ARCHITECTURES[name]()
+    before = state(base)
+    with pytest.raises(ValueError, match=r"part 2 of 2 .*layers_to_transform"):
+        get_peft_model(base, LoradaConfig(parts=[lmam(), bottleneck(layers_to_transform=[7])]))
+    assert state(base) == before
+    with pytest.raises(ValueError, match=r"part 2 of 2 .*layers_to_transform"):
+        get_peft_model(base, LoradaConfig(parts=[bottleneck(), lmam(layers_to_transform=[7])]))
     assert state(base) == before

@@ -18,16 +18,6 @@ BOTTLENECK = {"peft_type": "BOTTLENECK", "rank": 4}
 # tests take for the sign of what may train.
 GRALORA = {"peft_type": "GRALORA", "r": 4, "gralora_k": 2}
 
-# Parts that an architecture has no place for yet, by the start of its classes' names: a config that
-# holds one is not run on that model. PEFT's tests pass on everything else.
-LEFT_OUT = {
-    ("BOTTLENECK", "OPT"),
-    ("BOTTLENECK", "T5"),
-    ("BOTTLENECK", "Bart"),
-    ("BOTTLENECK", "DebertaV2"),
-    ("LMAM", "DebertaV2"),
-}
-
 
 def configs(task: str) -> list[Case]:
     """The map, the bottleneck, a stack of three, and a stack that runs the merge tests."""
@@ -100,10 +90,11 @@ def lorada_config_on(target_modules: list[str], **options: Any) -> LoradaConfig:
 
 
 class FfnLayer(nn.Module):
-    """A layer with the two modules between which a bottleneck sits."""
+    """A layer with the norms and the FFN of a Llama, so that a bottleneck finds its place."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.input_layernorm = nn.LayerNorm(16)
         self.post_attention_layernorm = nn.LayerNorm(16)
         self.mlp = nn.Sequential()
         self.mlp.add_module("up", nn.Linear(16, 24))
@@ -111,12 +102,13 @@ class FfnLayer(nn.Module):
         self.mlp.add_module("down", nn.Linear(24, 16))
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x + self.input_layernorm(x)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
 
 class FfnModel(nn.Module):
-    """PEFT's custom MLP with a layer in its middle that a bottleneck knows."""
+    """PEFT's custom MLP with such a layer in its middle."""
 
     def __init__(self) -> None:
         super().__init__()

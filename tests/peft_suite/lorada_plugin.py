@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CONFIG_CLASSES, CUSTOM, LEFT_OUT, FfnModel, configs, lorada_config_on
+from cases import CONFIG_CLASSES, CUSTOM, FfnModel, configs, lorada_config_on
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
+from lorada import BottleneckConfig, LoradaConfig
 from lorada.tuners.attach import AttachedModel
-from lorada.tuners.types import LoradaPeftConfig
 
 
 def models(family: str) -> list[str]:
@@ -107,20 +107,16 @@ def _tell_what_merges(common: Any) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out parts on models that have no place for them, and in a cut what is not ours."""
-    cut = os.environ.get("LORADA_SUITE_CUT") == "yes"
-    out = []
+    """In the cut, run only what meets our configs of the largest file."""
+    if os.environ["LORADA_SUITE_CUT"] != "yes":
+        return
+    kept, out = [], []
     for item in items:
         case = getattr(getattr(item, "callspec", None), "params", {})
-        config_cls, model = case.get("config_cls"), Path(str(case.get("model_id"))).name
-        if isinstance(config_cls, type) and issubclass(config_cls, LoradaPeftConfig):
-            made = config_cls(**case["config_kwargs"])
-            kinds = {str(part.peft_type.value) for part in getattr(made, "parts", [made])}
-            if any(kind in kinds and model.startswith(start) for kind, start in LEFT_OUT):
-                out.append(item)
-        elif cut and item.path.stem == "test_custom_models" and config_cls is not lorada_config_on:
-            out.append(item)
-    items[:] = [item for item in items if item not in out]
+        ours = (LoradaConfig, BottleneckConfig, lorada_config_on)
+        other = item.path.stem == "test_custom_models" and case.get("config_cls") not in ours
+        (out if other else kept).append(item)
+    items[:] = kept
     config.hook.pytest_deselected(items=out)
 
 
