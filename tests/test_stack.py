@@ -31,7 +31,7 @@ from stacks import (
 from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification
 
 from lorada import LoradaConfig
-from lorada.tuners.attach import AttachedLayer
+from lorada.tuners.layer import AttachedLayer
 
 every_case = pytest.mark.parametrize(
     ("stack", "name"),

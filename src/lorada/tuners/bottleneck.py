@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorada.terms import for_samples
-from lorada.tuners.attach import AttachedLayer, AttachedModel, Entries, within_layer
+from lorada.tuners.attach import AttachedModel
+from lorada.tuners.devices import Entries
+from lorada.tuners.layer import AttachedLayer, within_layer
 from lorada.tuners.sites import at, site_of
 from lorada.tuners.types import (
     LoradaPeftConfig,

@@ -17,7 +17,9 @@ from torch import nn
 from lorada import attention, hooked
 from lorada.functional import Ablation, Align, position_embedding
 from lorada.terms import AttentionMap
-from lorada.tuners.attach import AttachedLayer, AttachedModel, Entries, within_layer
+from lorada.tuners.attach import AttachedModel
+from lorada.tuners.devices import Entries
+from lorada.tuners.layer import AttachedLayer, within_layer
 from lorada.tuners.types import (
     LoradaPeftConfig,
     LoradaType,

@@ -17,7 +17,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lorada.errors import MOST
-from lorada.tuners.attach import AttachedLayer, within_layer
+from lorada.tuners.layer import AttachedLayer, within_layer
 
 BASE = ".base_layer"
 

@@ -15,6 +15,7 @@ rows of W_2; ``PrefixNetwork`` owns the rest. What attention does with them is i
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,9 @@ from torch import Tensor, nn
 
 from lorada import attention
 from lorada.prefixed import Prefix
-from lorada.tuners.attach import AttachedLayer, AttachedModel, within_layer
+from lorada.tuners.attach import AttachedModel
+from lorada.tuners.devices import Entries
+from lorada.tuners.layer import AttachedLayer, within_layer
 from lorada.tuners.lmam import CROSS_ATTENTION
 from lorada.tuners.types import LoradaPeftConfig, LoradaType, register, require_count
 
@@ -75,38 +78,34 @@ class PrefixPart(AttachedLayer):
     def __init__(self, host: nn.Module, parent: nn.Module) -> None:
         super().__init__(host, parent)
         for name in self.adapter_layer_names:
-            setattr(self, name, nn.ParameterDict())
+            setattr(self, name, Entries())
         self.configs: dict[str, PrefixConfig] = {}
-
-    def _new(self, *shape: int, start: Callable[[Tensor], Any]) -> nn.Parameter:
-        parameter = nn.Parameter(torch.empty(*shape, device=self.host_device()))
-        with torch.no_grad():
-            start(parameter)
-        return parameter
 
 
 class PrefixNetwork(PrefixPart):
     """E, W_1 and b_1 of one set of blocks, a child of the whole model."""
 
     adapter_layer_names = ("lora_embedding", "lora_hidden", "lora_hidden_bias")
-    lora_embedding: nn.ParameterDict
-    lora_hidden: nn.ParameterDict
-    lora_hidden_bias: nn.ParameterDict
+    lora_embedding: Entries
+    lora_hidden: Entries
+    lora_hidden_bias: Entries
 
-    def create(self, adapter_name: str, config: PrefixConfig, width: int) -> None:
+    def create(
+        self, adapter_name: str, config: PrefixConfig, width: int, device: torch.device
+    ) -> None:
         """Create the network of an adapter, E of d = ``width``, as PyTorch starts such layers."""
         assert config.projection is not None
         self.configs[adapter_name] = config
-        uniform = _uniform(width)
-        new, size = self._new, config.projection
+        uniform, new = _uniform(width), partial(_new, device)
+        size = config.projection
         self.lora_embedding[adapter_name] = new(config.length, width, start=nn.init.normal_)
         self.lora_hidden[adapter_name] = new(size, width, start=uniform)
         self.lora_hidden_bias[adapter_name] = new(size, start=uniform)
 
     def forward(self, adapter_name: str) -> Tensor:
         """tanh(W_1 E + b_1), (l, projection)."""
-        weight, bias = self.lora_hidden[adapter_name], self.lora_hidden_bias[adapter_name]
-        return torch.tanh(F.linear(self.lora_embedding[adapter_name], weight, bias))
+        weight, bias = self.lora_hidden(adapter_name), self.lora_hidden_bias(adapter_name)
+        return torch.tanh(F.linear(self.lora_embedding(adapter_name), weight, bias))
 
     def fold(self, adapter_name: str) -> None:
         """Forget the network of an adapter, whose layers have its output."""
@@ -125,10 +124,10 @@ class PrefixLayer(PrefixPart):
     """
 
     adapter_layer_names = ("lora_key", "lora_value", "lora_out", "lora_out_bias")
-    lora_key: nn.ParameterDict
-    lora_value: nn.ParameterDict
-    lora_out: nn.ParameterDict
-    lora_out_bias: nn.ParameterDict
+    lora_key: Entries
+    lora_value: Entries
+    lora_out: Entries
+    lora_out_bias: Entries
 
     def __init__(self, host: nn.Module, parent: nn.Module) -> None:
         super().__init__(host, parent)
@@ -144,17 +143,17 @@ class PrefixLayer(PrefixPart):
     def update_layer(self, adapter_name: str, config: PrefixConfig, model: nn.Module) -> None:
         """Create the parameters of an adapter for the key/value heads of the host."""
         self.configs[adapter_name] = config
-        width = key_width(self.host)
+        width, new = key_width(self.host), partial(_new, self.host_device(model))
         if config.projection is None:
             std = 0.02 if config.init_weights else 1.0
             for parameters in (self.lora_key, self.lora_value):
-                parameters[adapter_name] = self._new(
+                parameters[adapter_name] = new(
                     config.length, width, start=lambda p: p.normal_(std=std)
                 )
             return
         uniform = _uniform(config.projection)
-        self.lora_out[adapter_name] = self._new(2 * width, config.projection, start=uniform)
-        self.lora_out_bias[adapter_name] = self._new(2 * width, start=uniform)
+        self.lora_out[adapter_name] = new(2 * width, config.projection, start=uniform)
+        self.lora_out_bias[adapter_name] = new(2 * width, start=uniform)
 
     def share(self, network: PrefixNetwork) -> None:
         """Take the prefixes of adapters with a projection out of this network."""
@@ -173,8 +172,8 @@ class PrefixLayer(PrefixPart):
     def prefix(self, name: str) -> tuple[Tensor, Tensor]:
         """P_k and P_v of an adapter, both (l, G·D)."""
         if name in self.lora_key:
-            return self.lora_key[name], self.lora_value[name]
-        weight, bias = self.lora_out[name], self.lora_out_bias[name]
+            return self.lora_key(name), self.lora_value(name)
+        weight, bias = self.lora_out(name), self.lora_out_bias(name)
         device = "cpu" if weight.is_meta else weight.device.type  # meta knows no autocast
         with torch.autocast(device, enabled=False):
             hidden = self._network[0](name).to(weight.device)
@@ -256,7 +255,8 @@ class PrefixModel(AttachedModel):
             network = PrefixNetwork(self.model, self.model)
             self.model.add_module(name, network)
         if adapter_name not in network.lora_hidden:
-            network.create(adapter_name, config, hidden_width(target))
+            device = getattr(target, self.child).host_device(self.model)
+            network.create(adapter_name, config, hidden_width(target), device)
         theirs = network.configs[adapter_name]
         if (theirs.length, theirs.projection) != (config.length, config.projection):
             raise ValueError(
@@ -301,6 +301,13 @@ def key_width(module: Any) -> int:
 def hidden_width(module: Any) -> int:
     """d, the width of the model that an attention module is part of."""
     return int(module.config.hidden_size)
+
+
+def _new(device: torch.device, *shape: int, start: Callable[[Tensor], Any]) -> nn.Parameter:
+    parameter = nn.Parameter(torch.empty(*shape, device=device))
+    with torch.no_grad():
+        start(parameter)
+    return parameter
 
 
 def _uniform(fan_in: int) -> Callable[[Tensor], Any]:

@@ -18,18 +18,11 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 
-from lorada.tuners.attach import (
-    AttachedLayer,
-    AttachedModel,
-    all_or_nothing,
-    cast_to_host,
-    check_fits,
-    detach_all,
-    mixed_batch,
-    refuse_offloaded,
-    take_out,
-)
+from lorada.tuners.attach import AttachedModel
+from lorada.tuners.devices import refuse_offloaded
+from lorada.tuners.layer import AttachedLayer, cast_to_host, detach_all
 from lorada.tuners.lmam import bake
+from lorada.tuners.mixed import mixed_batch
 from lorada.tuners.nesting import (
     check_order,
     keys_of_others,
@@ -42,6 +35,7 @@ from lorada.tuners.nesting import (
     within_reach,
 )
 from lorada.tuners.newer import saved_by
+from lorada.tuners.placing import all_or_nothing, check_fits
 from lorada.tuners.types import PREFIX, LoradaPeftConfig, LoradaType, known_types, register
 from lorada.version import __version__
 
@@ -148,7 +142,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
                     self._inject_part(model, adapter_name, part, low_cpu_mem_usage)
                 check_order(model, adapter_name, config.parts)
         except Exception:
-            take_out(self, adapter_name)
+            del self.__dict__["_tuners"][adapter_name]
             raise
         finally:
             model.__dict__.pop("peft_config", None)

@@ -1,0 +1,64 @@
+"""Weights on devices: where a part belongs, and what accelerate moves to and fro."""
+
+from collections.abc import Iterator
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+
+class Entries(nn.ParameterDict):
+    """Parameters of one kind by adapter name; a call gives one of them.
+
+    accelerate brings an offloaded weight back for the call of the module that owns it.
+    """
+
+    __call__ = nn.Module.__call__  # torch forbids it for a ParameterDict, which gives nothing
+
+    def forward(self, name: str) -> nn.Parameter:
+        """The parameter of one adapter."""
+        parameter: nn.Parameter = self[name]
+        return parameter
+
+
+def used_on(host: nn.Module) -> Iterator[torch.device]:
+    """The devices that the weights of a module, without what adapters added, are used on."""
+    added = {
+        id(parameter)
+        for layer in host.modules()
+        if isinstance(layer, BaseTunerLayer)
+        for name in (*layer.adapter_layer_names, *layer.other_param_names)
+        if isinstance(container := getattr(layer, name, None), nn.Module)
+        for parameter in container.parameters()
+    }
+    for module in host.modules():
+        target = execution_device(module)
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) not in added:
+                yield target or parameter.device
+
+
+def execution_device(module: nn.Module) -> torch.device | None:
+    """The device that accelerate's hook brings the offloaded weights of a module to."""
+    hook = getattr(module, "_hf_hook", None)
+    targets = [getattr(part, "execution_device", None) for part in getattr(hook, "hooks", [hook])]
+    return next((torch.device(target) for target in targets if target is not None), None)
+
+
+def refuse_offloaded(model: nn.Module, kind: str) -> None:
+    """Refuse to wrap weights that accelerate offloads: PEFT creates its own on meta beside them.
+
+    Where there is a ``hf_device_map``, PEFT offloads the model anew, adapter included.
+
+    Raises:
+        ValueError: naming the first such module.
+    """
+    if getattr(model, "hf_device_map", None) is not None:
+        return
+    for name, module in model.named_modules():
+        away = any(parameter.is_meta for parameter in module.parameters(recurse=False))
+        if away and execution_device(module) is not None:
+            raise ValueError(
+                f"{name} is offloaded, where PEFT leaves {kind} weights without values: "
+                "add or load the adapter first, then offload"
+            )

@@ -1,0 +1,75 @@
+"""An adapter is placed and loaded whole, or the model stays as it was."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import Tensor, nn
+
+from lorada.tuners.layer import AttachedLayer
+
+
+@contextmanager
+def all_or_nothing(model: nn.Module, adapter_name: str) -> Iterator[None]:
+    """Undo what placing an adapter has done to a model if it fails half-way."""
+    children = [(module, dict(module._modules)) for module in model.modules()]
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    layers = [module for module, _ in children if isinstance(module, BaseTunerLayer)]
+    active = [(layer, layer._active_adapter) for layer in layers]
+    without = [m for m in layers if adapter_name not in m._get_available_adapters()]
+    try:
+        yield
+    except BaseException:
+        before = {id(module) for module, _ in children}
+        for module in list(model.modules()):
+            if isinstance(module, AttachedLayer) and id(module) not in before:
+                module.detach_from_host()
+        for layer, names in active:
+            layer._active_adapter = names
+        for layer in without:
+            layer.delete_adapter(adapter_name)
+        for module, own in children:
+            module._modules.clear()
+            module._modules.update(own)
+        for parameter, requires_grad in trainable:
+            parameter.requires_grad = requires_grad
+        raise
+
+
+def check_fits(
+    model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+) -> None:
+    """Refuse adapter weights that belong to another architecture or shape.
+
+    Raises:
+        ValueError: naming the first tensor that has no place or another shape.
+    """
+    problem = _misfit(model, state_dict)
+    if problem is None:
+        return
+    if isinstance(model, PeftModel) and config.inference_mode:
+        # Placed a moment ago by from_pretrained or load_adapter; one that trains stays.
+        take_out(model.base_model, adapter_name)
+    raise ValueError(f"the adapter was saved for another {problem}")
+
+
+def _misfit(model: nn.Module, state_dict: dict[str, Tensor]) -> str | None:
+    places = model.state_dict()
+    for key, tensor in state_dict.items():
+        if key not in places:
+            return f"architecture: this model has no place for {key}"
+        if places[key].shape != tensor.shape and places[key].dtype.is_floating_point:
+            return (
+                f"model size or head count: {key} is {tuple(tensor.shape)}, "
+                f"this model needs {tuple(places[key].shape)}"
+            )
+    return None
+
+
+def take_out(tuner: BaseTuner, adapter_name: str) -> None:
+    """Leave a model as it was before an adapter that turned out not to fit it."""
+    if len(tuner.peft_config) > 1:
+        tuner.delete_adapter(adapter_name)
+    else:
+        tuner.unload()
