@@ -29,7 +29,7 @@ def batch():
 def test_a_part_refuses_a_module_that_is_split_over_devices(config, module, host):
     model = TINY["llama"]()
     model.model.layers[1].get_submodule(module).to("meta")
-    with pytest.raises(ValueError, match=f"^{host} is split over cpu, meta: choose") as error:
+    with pytest.raises(ValueError, match=f"{host} is split over cpu, meta: choose") as error:
         get_peft_model(model, config)
     assert "\n" not in str(error.value)
 

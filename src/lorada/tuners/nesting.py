@@ -5,6 +5,7 @@ one adapter the order is that of its parts. A second adapter must find the layer
 its file must not depend on what else was loaded, so names are saved as if it were alone.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -147,7 +148,7 @@ def merge_all(model: nn.Module, **options: Any) -> None:
 
 @contextmanager
 def misfit_named(model: nn.Module, part: PeftConfig, parts: list[PeftConfig]) -> Iterator[None]:
-    """Make errors of placing a part one line that names the part and says what the model has.
+    """Make errors of placing a part one line that names it, and what it could have been placed on.
 
     Raises:
         ValueError: in place of the ``ValueError`` that the part's tuner raised.
@@ -160,7 +161,7 @@ def misfit_named(model: nn.Module, part: PeftConfig, parts: list[PeftConfig]) ->
             targets = part.target_modules
             shown = sorted(targets) if isinstance(targets, set) else targets
             text = f"target_modules={shown!r} matched no module"
-        if "this model has" not in text:
+        if re.search("target.modules", text, re.IGNORECASE) and "this model has" not in text:
             names = matrices(model)
             more = f" and {len(names) - MOST} more" if names[MOST:] else ""
             text += f"; this model has {', '.join(names[:MOST]) or 'no matrices'}{more}"
