@@ -5,7 +5,9 @@ continued greedily, so that a cell that decodes has the same tokens to compare.
 """
 
 import functools
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,8 @@ from lorada import LmamConfig, LoradaConfig, PrefixConfig
 from lorada.attention import Observation, observe
 from lorada.tuners.lmam import LmamLayer
 
+PAGE = Path(__file__).parents[1] / "docs" / "exact.md"
+BEGIN, END = "<!-- written by tests/test_exact.py -->\n", "<!-- until here -->"
 LENGTH = 6  # n; longer than Mistral's window of 4, shorter than the long samples
 NEW = 6  # tokens that every prompt is continued by
 PAD = 1
@@ -328,3 +332,21 @@ def test_map_lies_where_the_equations_index_the_attention_map(name, where, imple
             full[:, -LENGTH:, -LENGTH:] += low_rank
         value = call.view.value.repeat_interleave(4 // call.view.value.shape[1], 1)
         assert_close(call.term.transpose(1, 2), full @ value)
+
+
+def table() -> str:
+    """The matrix as it is in docs/exact.md: how many variants run in each cell."""
+    names = (*DECODERS, "bert")
+    lines = ["| form of the batch | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for cell in CELLS:
+        counts = [sum(m[:2] == (name, cell) for m in MATRIX) for name in names]
+        lines.append(f"| {cell} | " + " | ".join(str(count or "—") for count in counts) + " |")
+    variants = ", ".join(f"`{name}`" for name in VARIANTS)
+    return "\n".join(["", *lines, "", f"{len(MATRIX)} cells. Variants: {variants}.", ""])
+
+
+def test_page_has_the_matrix():
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    if os.environ.get("LORADA_WRITE_DOCS"):
+        PAGE.write_text(before + BEGIN + table() + rest[rest.index(END) :])
+    assert PAGE.read_text().partition(BEGIN)[2].partition(END)[0] == table()
