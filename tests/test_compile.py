@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 
-import jaxtyping
 import pytest
 import torch
 from conftest import TINY, assert_close
@@ -52,13 +51,13 @@ def one_graph():
         yield
 
 
+pytestmark = pytest.mark.usefixtures("shapes_unchecked")
+
+
 @pytest.fixture(autouse=True)
 def _fresh():
-    """No graph of another test, and no shape checks, which are for tests and cannot be traced."""
+    """No graph of another test."""
     torch._dynamo.reset()
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def assert_same_step(compiled, model, inputs):
@@ -98,6 +97,29 @@ def test_a_forward_is_one_graph_for_all_shapes_of_a_bucket(padding):
         for rows, tokens in SHAPES:
             inputs = batch(rows, tokens, padding)
             assert_close(compiled(**inputs).logits, model(**inputs).logits)
+
+
+def packed(sizes):
+    """Sequences of these sizes in one row, with what tells them apart."""
+    lengths = torch.tensor([0, *sizes]).cumsum(0).int()
+    return {
+        "input_ids": torch.randint(5, 90, (1, sum(sizes))),
+        "position_ids": torch.cat([torch.arange(size) for size in sizes])[None],
+        "use_cache": False,
+        "cu_seq_lens_q": lengths,
+        "cu_seq_lens_k": lengths,
+    }
+
+
+def test_packed_rows_compile_by_their_lengths_and_are_refused_by_positions_alone():
+    model = stack().eval()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    inputs = packed([9, 20, 3])
+    with torch.no_grad():
+        assert_close(compiled(**inputs).logits, model(**inputs).logits)
+        del inputs["cu_seq_lens_q"], inputs["cu_seq_lens_k"]
+        with pytest.raises(RuntimeError, match="pass cu_seq_lens_q and cu_seq_lens_k too"):
+            compiled(**inputs)
 
 
 @pytest.mark.slow
