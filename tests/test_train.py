@@ -258,7 +258,7 @@ def test_a_classifier_trains_on_labelled_texts(data, tmp_path):
 
 def test_an_encoder_cannot_be_asked_for_a_response(data, tmp_path):
     bert = str(bert_folder(tmp_path / "bert"))
-    with pytest.raises(ValueError, match="cannot generate a response"):
+    with pytest.raises(ValueError, match="cannot continue a prompt"):
         train(recipe(bert, data, tmp_path / "run", method="lmam"), quiet=True)
 
 

@@ -48,8 +48,8 @@ def load_base(recipe: Recipe, labels: int | None = None) -> PreTrainedModel:
     config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
     if labels is None and not is_causal(config):
         raise ValueError(
-            f"{recipe.model} is a {config.model_type} model and cannot generate a response: "
-            "use rows with text and label"
+            f"{recipe.model} is a {config.model_type} model, which cannot continue a prompt: "
+            "use rows with text and label, or a decoder-only model"
         )
     return load_model(
         recipe.model,

@@ -22,6 +22,7 @@ from transformers import (
 
 from lorada.errors import saving, unknown
 from lorada.files import scratch_folder
+from lorada.run.architectures import ARCHITECTURES, named_config
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +67,13 @@ def model_folder(name: str) -> str:
         if not (Path(name) / "config.json").is_file():
             raise ValueError(f"{name} is a folder without config.json: not a transformers model")
         return name
+    if name in ARCHITECTURES:
+        raise ValueError(
+            f"{name} names an architecture without weights, for `lorada params`: give a hub id or "
+            "a folder that has them"
+        )
     if name.startswith((".", "/", "~")) or "/" not in name:
-        raise unknown("model", name, PACKAGED)
+        raise unknown("model", name, [*PACKAGED, *ARCHITECTURES])
     return name
 
 
@@ -168,7 +174,9 @@ def load_model(
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
-    """The config of a model, without its weights."""
+    """The config of a model, without its weights; of a name that has none too."""
+    if name in ARCHITECTURES and not Path(name).is_dir():
+        return named_config(name)
     return AutoConfig.from_pretrained(model_folder(name), trust_remote_code=trust_remote_code)
 
 
@@ -177,6 +185,8 @@ def is_causal(config: Any) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     encoders = {"bert", "roberta", "xlm-roberta", "distilbert", "deberta-v2", "modernbert"}
+    if getattr(config, "is_encoder_decoder", False):
+        return False  # its decoder alone could, but that is another model
     return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and (
         config.model_type not in encoders or getattr(config, "is_decoder", False)
     )

@@ -1,0 +1,50 @@
+"""``lorada params`` on the paper's own models, which it knows without weights."""
+
+import pytest
+
+from lorada.run.architectures import ARCHITECTURES
+from lorada.run.models import model_folder
+from lorada.run.params import count_parameters
+
+# N of the published models.
+TOTALS = {
+    "llama-7b": 6_738_415_616,
+    "llama-13b": 13_015_864_320,
+    "llama2-7b": 6_738_415_616,
+    "llama2-70b": 68_976_648_192,
+    "llama3-8b": 8_030_261_248,
+    "roberta-base": 124_645_632,
+    "deberta-v3-base": 183_831_552,
+    "bart-large": 406_291_456,
+    "mbart-large": 610_851_840,
+}
+
+
+def test_every_named_model_has_the_parameters_of_the_published_one():
+    assert TOTALS.keys() == ARCHITECTURES.keys()
+    for name, total in TOTALS.items():
+        assert count_parameters("full", name, [])["total"] == total
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "overrides", "trainable"),
+    [
+        ("lora", "llama-7b", [], 56_098_816),
+        ("lora", "llama-7b", ["r=4"], 7_012_352),
+        ("lora", "llama3-8b", [], 56_623_104),
+        ("lora", "llama-13b", [], 87_818_240),
+        ("lora", "roberta-base", [], 589_824),
+        ("dora", "llama-7b", ["r=4"], 7_888_896),
+        ("dora", "llama-7b", [], 28_925_952),
+        ("lorada_la", "llama-7b", [], 6_120_000),
+        ("lorada_a", "roberta-base", [], 414_912),
+        ("adapter_ffn", "roberta-base", [], 599_424),
+    ],
+)
+def test_methods_count_what_their_closed_form_says(method, model, overrides, trainable):
+    assert count_parameters(method, model, overrides)["trainable"] == trainable
+
+
+def test_a_name_without_weights_cannot_be_trained_on():
+    with pytest.raises(ValueError, match="llama-7b names an architecture without weights"):
+        model_folder("llama-7b")
