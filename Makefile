@@ -27,7 +27,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not gpu" --durations=20
+	$(BIN)/python -m pytest -n 2 -m "not gpu" --durations=20
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
