@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorada import functional
 from lorada.explain import explain
-from lorada.tuners import BottleneckConfig, LmamConfig, LoradaConfig, PrefixConfig
+from lorada.tuners import BottleneckConfig, LmamConfig, LoradaConfig, PrefixConfig, QuantaConfig
 from lorada.version import __version__
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ __all__ = [
     "LmamConfig",
     "LoradaConfig",
     "PrefixConfig",
+    "QuantaConfig",
     "__version__",
     "build_method",
     "explain",

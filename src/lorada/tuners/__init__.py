@@ -3,6 +3,7 @@
 from lorada.tuners.bottleneck import BottleneckConfig
 from lorada.tuners.lmam import LmamConfig
 from lorada.tuners.prefix import PrefixConfig
+from lorada.tuners.quanta import QuantaConfig
 from lorada.tuners.stack import LoradaConfig
 
-__all__ = ["BottleneckConfig", "LmamConfig", "LoradaConfig", "PrefixConfig"]
+__all__ = ["BottleneckConfig", "LmamConfig", "LoradaConfig", "PrefixConfig", "QuantaConfig"]

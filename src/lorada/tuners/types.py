@@ -53,6 +53,7 @@ class LoradaType(str, Enum):  # noqa: UP042
     LMAM = "LMAM"
     BOTTLENECK = "BOTTLENECK"
     PREFIX = "PREFIX"
+    QUANTA = "QUANTA"
     LORADA = "LORADA"
 
 

@@ -1,0 +1,151 @@
+"""The operator of QuanTA as pure functions, the fast form beside the slow one.
+
+Chen et al., "QuanTA: Efficient High-Rank Fine-Tuning of LLMs with Quantum-Informed Tensor
+Adaptation" (2024): a vector of D = d_1 ⋯ d_n numbers is a tensor with axes 1 … n, and each pair
+of axes (a, b) has a gate G of shape (d_a d_b) × (d_a d_b) that mixes these two axes,
+
+    x'_{… i'_a … i'_b …} = Σ_{i_a, i_b} G_{(i'_a i'_b), (i_a i_b)} x_{… i_a … i_b …}
+
+The gates act one after another, so that the whole is T = G_(2,1) ⋯ G_(n,n-2) G_(n,n-1): dense and
+of full rank from Σ (d_a d_b)² numbers. There is no non-linearity, bias, scale or rank.
+
+Shapes: D the product of ``dims``, P = d_a d_b of one pair.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+AXES = 4  # of a factorisation that is not given
+
+# The factorisations of the paper; they are not those that ``default_dims`` would find.
+PAPER_DIMS = {4096: (16, 8, 8, 4), 5120: (16, 8, 8, 5)}
+
+
+def pairs(axes: int) -> list[tuple[int, int]]:
+    """The pairs of axes, counted from 1, in the order of their gates: (n, n-1) … (2, 1)."""
+    return [(a, b) for a in range(axes, 1, -1) for b in range(a - 1, 0, -1)]
+
+
+def gate_sizes(dims: Sequence[int]) -> list[int]:
+    """P of every pair, in the order of the gates."""
+    return [dims[a - 1] * dims[b - 1] for a, b in pairs(len(dims))]
+
+
+def parameter_count(dims: Sequence[int]) -> int:
+    """Σ (d_a d_b)² over all pairs of axes."""
+    return sum(size * size for size in gate_sizes(dims))
+
+
+def default_dims(width: int) -> tuple[int, ...]:
+    """A factorisation of a width: the paper's, or four factors as equal as possible.
+
+    As equal as possible means the least sum, largest factor first: 576 = 6·6·4·4. A width of fewer
+    than four prime factors has as many axes as prime factors.
+
+    Raises:
+        ValueError: for a width with one prime factor or none, which has no pair of axes.
+    """
+    if width in PAPER_DIMS:
+        return PAPER_DIMS[width]
+    for axes in range(AXES, 1, -1):
+        if found := factorisations(width, axes):
+            return min(found, key=lambda dims: (sum(dims), dims))
+    raise ValueError(f"a width of {width} is no product of two factors above 1")
+
+
+def factorisations(number: int, factors: int, most: int | None = None) -> list[tuple[int, ...]]:
+    """Every way to write a number as a product of so many factors above 1, largest first."""
+    most = number if most is None else min(most, number)
+    if factors == 1:
+        return [(number,)] if 1 < number <= most else []
+    return [
+        (first, *rest)
+        for first in range(most, 1, -1)
+        if number % first == 0
+        for rest in factorisations(number // first, factors - 1, first)
+    ]
+
+
+def draw_gates(
+    dims: Sequence[int], generator: torch.Generator | None = None
+) -> list[Float[Tensor, "_ _"]]:
+    """Fresh gates, uniform in ±1/√P (Kaiming with a = √5): fp32, and on the CPU.
+
+    Args:
+        dims: the factors of the width.
+        generator: for gates that can be drawn again; None for torch's own.
+    """
+    gates = []
+    for size in gate_sizes(dims):
+        bound = 1 / math.sqrt(size)
+        gate = torch.empty(size, size, dtype=torch.float32, device="cpu")
+        gates.append(gate.uniform_(-bound, bound, generator=generator))
+    return gates
+
+
+def apply_gates(
+    x: Float[Tensor, "*B D"], gates: Sequence[Float[Tensor, "_ _"]], dims: Sequence[int]
+) -> Float[Tensor, "*B D"]:
+    """T x for every vector of ``x``: one small matrix product per gate, first gate first."""
+    batch = x.shape[:-1]
+    x = x.reshape(math.prod(batch), *dims)  # the batch is axis 0, so axis a is dimension a
+    for (a, b), gate in zip(pairs(len(dims)), gates, strict=True):
+        last = x.movedim((a, b), (-2, -1))
+        mixed = (last.flatten(-2) @ gate.T).view(last.shape)
+        x = mixed.movedim((-2, -1), (a, b))
+    return x.reshape(*batch, math.prod(dims))
+
+
+def fit(x: Float[Tensor, "*B _"], width: int) -> Float[Tensor, "*B _"]:
+    """The first ``width`` numbers of every vector, zeros where it has fewer."""
+    if x.shape[-1] >= width:
+        return x[..., :width]
+    return F.pad(x, (0, width - x.shape[-1]))
+
+
+def apply_to_width(
+    x: Float[Tensor, "*B _"],
+    gates: Sequence[Float[Tensor, "_ _"]],
+    dims: Sequence[int],
+    width: int,
+) -> Float[Tensor, "*B _"]:
+    """T between two other widths: the input and the output are cropped or padded with zeros."""
+    return fit(apply_gates(fit(x, math.prod(dims)), gates, dims), width)
+
+
+def as_matrix(
+    gates: Sequence[Float[Tensor, "_ _"]], dims: Sequence[int], rows: int, columns: int
+) -> Float[Tensor, "_ _"]:
+    """T as the matrix of a module with so many outputs (``rows``) and inputs (``columns``).
+
+    Column i is T e_i. Only the columns that T reads are computed; those past D are zero.
+    """
+    used = min(columns, math.prod(dims))
+    eye = torch.eye(used, dtype=gates[0].dtype, device=gates[0].device)
+    return fit(apply_to_width(eye, gates, dims, rows).T, columns)
+
+
+def as_matrix_reference(
+    gates: Sequence[Float[Tensor, "_ _"]], dims: Sequence[int]
+) -> Float[Tensor, "D D"]:
+    """T as a dense D × D matrix, gate by gate: the slow twin of ``as_matrix`` and ``apply_gates``.
+
+    Each gate becomes a D × D matrix of its own, G on its two axes times the identity on every
+    other, and T is the product of these matrices, the first gate right-most.
+    """
+    n, width = len(dims), math.prod(dims)
+    whole = torch.eye(width, dtype=gates[0].dtype, device=gates[0].device)
+    for (a, b), gate in zip(pairs(n), gates, strict=True):
+        d_a, d_b = dims[a - 1], dims[b - 1]
+        # Axis c of the output is index c, of the input index n + c.
+        operands: list[object] = [gate.reshape(d_a, d_b, d_a, d_b), [a, b, n + a, n + b]]
+        for c in set(range(1, n + 1)) - {a, b}:
+            operands += [torch.eye(dims[c - 1]).to(gate), [c, n + c]]
+        dense = torch.einsum(*operands, list(range(1, 2 * n + 1)))  # type: ignore[arg-type]
+        whole = dense.reshape(width, width) @ whole
+    return whole
