@@ -30,8 +30,8 @@ from transformers import (
     set_seed,
 )
 
-# The shapes in the signatures of `functional` are enforced while tests run, not only narrated.
-with install_import_hook("lorada.functional", "beartype.beartype"):
+# The shapes in the signatures of the maths are enforced while tests run, not only narrated.
+with install_import_hook(["lorada.functional", "lorada.tuners.gates"], "beartype.beartype"):
     import lorada.functional  # noqa: F401
 
 # Everything here is tiny: a second thread would only wait for a core that another test uses.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lorada.tuners.attach import AttachedModel
 from lorada.tuners.devices import refuse_offloaded
-from lorada.tuners.layer import AttachedLayer, cast_to_host, detach_all
+from lorada.tuners.layer import AttachedLayer, detach_all
 from lorada.tuners.lmam import bake
 from lorada.tuners.mixed import mixed_batch
 from lorada.tuners.nesting import (
@@ -210,8 +210,8 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        if not autocast_adapter_dtype:
-            cast_to_host(self.model, adapter_name)
+        for tuner in self._parts_of(adapter_name):
+            tuner._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter with all its parts."""
