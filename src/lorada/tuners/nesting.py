@@ -160,7 +160,9 @@ def misfit_named(model: nn.Module, part: PeftConfig, parts: list[PeftConfig]) ->
         if isinstance(error, NoMatchingPeftModuleError):
             targets = part.target_modules
             shown = sorted(targets) if isinstance(targets, set) else targets
-            text = f"target_modules={shown!r} matched no module"
+            layers = getattr(part, "layers_to_transform", None)
+            within = "" if layers is None else f" in layers_to_transform={layers!r}"
+            text = f"target_modules={shown!r}{within} matched no module"
         if re.search("target.modules", text, re.IGNORECASE) and "this model has" not in text:
             names = matrices(model)
             more = f" and {len(names) - MOST} more" if names[MOST:] else ""

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from lorada.terms import for_samples
 from lorada.tuners.devices import refuse_offloaded, used_on
 from lorada.tuners.gates import apply_to_width, as_matrix, default_dims, draw_gates, pairs
 from lorada.tuners.mixed import mixed_batch
+from lorada.tuners.nesting import matrices
 from lorada.tuners.placing import all_or_nothing, check_fits
 from lorada.tuners.types import PREFIX, LoradaPeftConfig, LoradaType, register
 
@@ -287,12 +288,26 @@ class QuantaModel(BaseTuner):  # type: ignore[misc]
 
     prefix = PREFIX
     tuner_layer_cls = QuantaLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {
+        **TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+        "mbart": ["q_proj", "v_proj"],
+    }
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
         """Place the gates on all targets, or leave the model as it was."""
         with all_or_nothing(model, adapter_name):
             super().inject_adapter(model, adapter_name, *args, **kw)
+
+    def _prepare_adapter_config(self, peft_config: QuantaConfig, model_config: Any) -> QuantaConfig:
+        if peft_config.target_modules is None:
+            kind = model_config.get("model_type")
+            if kind not in self.target_module_mapping:
+                raise ValueError(
+                    f"QuanTA has no default target_modules for model type {kind!r}: choose some of "
+                    f"{', '.join(matrices(self.model)) or 'none'}"
+                )
+            peft_config.target_modules = list(self.target_module_mapping[kind])
+        return peft_config
 
     def _prepare_model(self, peft_config: QuantaConfig, model: nn.Module) -> None:
         refuse_offloaded(model, "QuanTA")

@@ -1,0 +1,296 @@
+"""QuantaConfig: y = W_0 x + (T - S) x against dense matrices, counts, the start, bad values."""
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, inputs, logits
+from conftest import TINY, assert_close
+from peft import PeftModel, get_peft_model
+from stacks import batch, randomise
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from lorada import LoradaConfig, QuantaConfig
+from lorada.tuners.gates import as_matrix_reference, parameter_count
+from lorada.tuners.quanta import QuantaLayer
+
+# Architecture -> the matrices that have gates when none are named, in all layers.
+MATRICES = {
+    "llama": 4, "mistral": 4, "qwen2": 4, "qwen3": 4, "bert": 4, "roberta": 4, "deberta_v2": 4,
+    "bart": 12, "mbart": 12, "t5": 12, "gpt2": 2, "opt": 4,
+}  # fmt: skip
+WIDTH_32 = 240  # numbers of the gates of 4-2-2-2
+HIDDEN, FFN = 32, 48
+
+
+def quanta(**options) -> QuantaConfig:
+    return QuantaConfig(**options)
+
+
+def layers(model: nn.Module) -> list[QuantaLayer]:
+    return [module for module in model.modules() if isinstance(module, QuantaLayer)]
+
+
+def dense_change(layer: QuantaLayer, name: str = "default") -> Tensor:
+    """T - S of one layer as (out, in), cropped and padded number by number."""
+    gates = layer.lora_gates[name]
+    whole = as_matrix_reference(gates.trained(), gates.dims)
+    whole = whole - as_matrix_reference(gates.start(), gates.dims)
+    change = whole.new_zeros(layer.out_features, layer.in_features)
+    whole = whole[: layer.out_features, : layer.in_features]
+    change[: whole.shape[0], : whole.shape[1]] = whole
+    return change
+
+
+def wrapped(*sizes: int, conv: bool = False, **options) -> QuantaLayer:
+    """One linear layer of so many inputs and outputs, its gates moved, in double precision."""
+    base = Conv1D(sizes[1], sizes[0]) if conv else nn.Linear(*sizes)
+    config = quanta(target_modules=["0"], **options)
+    layer = get_peft_model(nn.Sequential(base), config).base_model.model[0]
+    randomise(layer)
+    return layer.double()
+
+
+SIDES = {
+    "square": ((24, 24), [4, 3, 2]),
+    "default": ((24, 24), None),
+    "fewer outputs": ((24, 8), [4, 3, 2]),
+    "more outputs": ((24, 66), [4, 3, 2]),
+    "dims of the outputs": ((66, 24), [4, 3, 2]),
+    "two axes": ((24, 24), "6-4"),
+}
+
+
+@pytest.mark.parametrize("conv", [False, True], ids=["linear", "conv1d"])
+@pytest.mark.parametrize("case", SIDES)
+def test_layer_adds_the_dense_difference_in_values_and_gradients(case, conv):
+    sizes, dims = SIDES[case]
+    layer = wrapped(*sizes, conv=conv, dims=dims)
+    base = layer.base_layer
+    weight = base.weight.T if conv else base.weight
+    x = torch.randn(2, 5, sizes[0], dtype=torch.float64, requires_grad=True)
+
+    actual = layer(x)
+    change = dense_change(layer)
+    expected = x @ weight.T + base.bias + x @ change.T
+    assert change.abs().max() > 0.1
+    assert_close(actual, expected)
+    wanted = [x, *layer.lora_gates["default"].trained()]
+    pull = torch.randn_like(expected)
+    grads = [torch.autograd.grad((y * pull).sum(), wanted) for y in (actual, expected)]
+    for got, due in zip(*grads, strict=True):
+        assert_close(got, due)
+    assert_close(layer.get_delta_weight("default"), (change.T if conv else change).detach())
+
+
+def test_matrices_that_are_not_square_take_the_hidden_width_on_both_sides():
+    names = ["q_proj", "v_proj", "up_proj", "down_proj"]
+    model = get_peft_model(TINY["llama"](), quanta(target_modules=names))
+    randomise(model)
+    layer = model.get_base_model().model.layers[0]
+    v, up, down = layer.self_attn.v_proj, layer.mlp.up_proj, layer.mlp.down_proj
+    assert {tuple(q.lora_gates["default"].dims) for q in layers(model)} == {(4, 2, 2, 2)}
+
+    with torch.no_grad():
+        reads = down.get_delta_weight("default")
+        writes = up.get_delta_weight("default")
+        assert v.get_delta_weight("default").shape == (16, HIDDEN)
+    assert (reads.shape, writes.shape) == ((HIDDEN, FFN), (FFN, HIDDEN))
+    assert reads[:, HIDDEN:].abs().max() == 0 < reads[:, :HIDDEN].abs().max()
+    assert writes[HIDDEN:].abs().max() == 0 < writes[:HIDDEN].abs().max()
+
+
+LLAMA_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40}
+LLAMA_13B |= {"num_attention_heads": 40, "num_key_value_heads": 40}
+LLAMA3_8B = {"vocab_size": 128256, "intermediate_size": 14336, "num_key_value_heads": 8}
+LLAMA_7B = 6_738_415_616
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options", "count", "percent"),
+    [
+        pytest.param({}, {}, 2_752_512, 0.04085, id="7b"),
+        pytest.param(LLAMA_13B, {}, 3_717_120, 0.02856, id="13b"),
+        pytest.param(LLAMA3_8B, {}, 2_752_512, 0.03428, id="llama3-8b"),
+        pytest.param({}, {"dims": [16, 16, 16]}, 12_582_912, 0.18673, id="7b-16-16-16"),
+        # What LoRaDA-Q also tries: as many numbers on matrices that are not square.
+        pytest.param({}, {"target_modules": ["o_proj", "up_proj"]}, 2_752_512, 0.04085, id="o-up"),
+        pytest.param(
+            {}, {"target_modules": ["o_proj", "down_proj"]}, 2_752_512, 0.04085, id="o-down"
+        ),
+    ],
+)
+def test_counts_of_the_paper(sizes, options, count, percent):
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(LlamaConfig(**sizes))
+        total = sum(p.numel() for p in base.parameters())
+        model = get_peft_model(base, quanta(**options))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert total == LLAMA_7B or sizes
+    assert trained == count
+    assert round(100 * trained / total, 5) == percent
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_only_the_gates_train_and_the_start_is_the_base_exactly(name):
+    base = ARCHITECTURES[name]()
+    batch_ = inputs(name)
+    expected = logits(base, **batch_)
+    model = get_peft_model(base, quanta()).eval()
+    trained = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
+
+    assert torch.equal(logits(model, **batch_), expected)
+    assert all(".lora_gates." in n for n in trained)
+    assert (
+        sum(trained.values())
+        == MATRICES[name] * WIDTH_32
+        == MATRICES[name] * parameter_count((4, 2, 2, 2))
+    )
+    randomise(model)
+    assert (logits(model, **batch_) - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("dims", [None, "8-4", [2, 4, 4]], ids=str)
+def test_start_is_the_base_in_training_with_dropout_and_in_half_precision(dims):
+    base, batch_ = TINY["llama"]().bfloat16(), batch("llama")
+    expected = logits(base, **batch_)
+    model = get_peft_model(base, quanta(dims=dims, dropout=0.5)).train()
+    dtypes = {t.dtype for layer in layers(model) for t in layer.lora_gates["default"].start()}
+    dtypes |= {p.dtype for p in model.parameters() if p.requires_grad}
+
+    assert torch.equal(logits(model, **batch_), expected)
+    assert dtypes == {torch.float32}
+
+
+def test_autocast_leaves_the_difference_its_precision():
+    layer = wrapped(64, 64).float()
+    with torch.no_grad():
+        for gate, start in zip(*both(layer), strict=True):
+            gate.copy_(start + 1e-4 * torch.randn(start.shape))
+    x = torch.randn(8, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        change = layer.lora_gates["default"](x, 64)
+    expected = x.double() @ dense_change(layer.double()).T
+    assert change.dtype == torch.float32
+    # The difference of two bf16 products would be wrong in its first digit.
+    assert (change - expected).norm() < 1e-2 * expected.norm()
+
+
+def both(layer: QuantaLayer) -> tuple[list[Tensor], list[Tensor]]:
+    gates = layer.lora_gates["default"]
+    return gates.trained(), gates.start()
+
+
+def test_dropout_is_on_what_the_change_reads_and_only_in_training():
+    layer = wrapped(24, 24, dropout=0.5)
+    x = torch.randn(4, 24, dtype=torch.float64)
+    plain = layer.eval()(x)
+    assert_close(plain, layer.base_layer(x) + x @ dense_change(layer).T)
+    torch.manual_seed(1)
+    dropped = layer.train()(x)
+    torch.manual_seed(1)
+    seen = nn.functional.dropout(x, 0.5)
+    assert_close(dropped, layer.base_layer(x) + seen @ dense_change(layer).T)
+
+
+def trained_model(steps: int = 20, **options) -> tuple[PeftModel, list[float]]:
+    """A tiny Llama after some steps on one batch, and the loss of each step."""
+    model = get_peft_model(TINY["llama"](), quanta(task_type="CAUSAL_LM", **options)).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    torch.manual_seed(0)
+    batch_, losses = batch("llama"), []
+    for _ in range(steps):
+        loss = model(**batch_, labels=batch_["input_ids"]).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return model.eval(), losses
+
+
+def test_training_lowers_the_loss_and_leaves_the_weights_and_the_start_alone():
+    model, losses = trained_model()
+    assert losses[-1] < losses[0] - 0.5
+    start = {n: b for n, b in model.named_buffers() if "start_" in n}
+    gates = {n: p for n, p in model.named_parameters() if ".lora_gates." in n}
+    assert len(start) == len(gates) == 4 * 6
+    for name, gate in gates.items():
+        path, _, pair = name.rpartition(".")
+        assert not torch.equal(gate, start[f"{path}.start_{pair}"])
+    base, fresh = model.unload().state_dict(), TINY["llama"]().state_dict()
+    assert base.keys() == fresh.keys()
+    assert all(torch.equal(base[key], fresh[key]) for key in base)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_changes_no_gradient(reentrant):
+    def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
+        randomise(model)
+        torch.manual_seed(1)
+        batch_ = batch("llama")
+        model.train()(**batch_, labels=batch_["input_ids"]).loss.backward()
+        return {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+
+    def build() -> PreTrainedModel:
+        torch.manual_seed(0)
+        return get_peft_model(TINY["llama"](), quanta())
+
+    expected, model = gradients(build()), build()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    actual = gradients(model)
+    assert expected.keys() == actual.keys()
+    for name, grad in expected.items():
+        assert grad.abs().max() > 0
+        assert_close(actual[name], grad)
+
+
+BAD = {
+    "dims not of the width": (
+        {"dims": [4, 4]},
+        "dims=4-4 multiply to 16.*32 inputs and 32 outputs",
+    ),
+    "one dim": ({"dims": [32]}, r"dims=\[32\] must be two or more whole numbers above 1"),
+    "a dim of 1": ({"dims": [32, 1]}, r"dims=\[32, 1\] must be two or more whole"),
+    "a dim that is none": ({"dims": "8-x"}, "dims='8-x' must be two or more whole"),
+    "a product": ({"dims": 4096}, "dims=4096 must be two or more whole"),
+    "dropout": ({"dropout": 1.0}, r"dropout=1.0 must lie in \[0, 1\)"),
+    "seed": ({"seed": 1.5}, "seed=1.5 must be a whole number"),
+    "no such target": ({"target_modules": ["nothing"]}, "nothing"),
+    "embedding": ({"target_modules": ["embed_tokens"]}, "embed_tokens is Embedding"),
+    "no such layer": ({"layers_to_transform": [7]}, "7"),
+}
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["alone", "in a stack"])
+@pytest.mark.parametrize("case", BAD)
+def test_bad_values_are_one_line_and_leave_the_model_as_it_was(case, stacked):
+    options, message = BAD[case]
+    model = TINY["llama"]()
+
+    def place() -> None:
+        config = quanta(**options)
+        get_peft_model(model, LoradaConfig(parts=[config]) if stacked else config)
+
+    with pytest.raises(ValueError, match=message) as error:
+        place()
+    assert "\n" not in str(error.value)
+    assert not layers(model)
+    assert model.state_dict().keys() == TINY["llama"]().state_dict().keys()
+
+
+def test_dims_that_fit_only_some_targets_place_nothing():
+    model = TINY["llama"]()
+    with pytest.raises(ValueError, match="to 48, but lm_head has 32 inputs and 96 outputs: choose"):
+        get_peft_model(model, quanta(dims=[8, 6], target_modules=["up_proj", "lm_head"]))
+    assert not layers(model)
+
+
+def test_model_without_default_targets_is_told_what_it_has():
+    with pytest.raises(ValueError, match=r"'custom': choose some of 0, 1$"):
+        get_peft_model(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), quanta())
+
+
+def test_prime_width_asks_to_leave_the_module_out():
+    with pytest.raises(ValueError, match="0 has no default dims: a width of 31 is no product"):
+        get_peft_model(nn.Sequential(nn.Linear(31, 31)), quanta(target_modules=["0"]))
