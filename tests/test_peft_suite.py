@@ -134,7 +134,7 @@ HUB = {
         "test_pvera_reproducible",
     },
 }
-OURS = ("LmamConfig", "BottleneckConfig", "LoradaConfig")
+OURS = ("LmamConfig", "BottleneckConfig", "QuantaConfig", "LoradaConfig")
 KINDS = ("passed", "with our configs", "skipped", "excused", "failed")
 NO_HUB = ("huggingface.co", "hf.co", "on the Hub (Offline", "find 'adapter_config.json' at")
 

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from architectures import ARCHITECTURES, inputs
 from conftest import TINY, assert_close
 from peft import (
@@ -319,3 +320,10 @@ def test_gates_train_reload_and_merge_on_a_quantised_base(kind, tmp_path):
     set_peft_model_state_dict(two, get_peft_model_state_dict(one))
     expected, merged = logits(one.eval(), BATCH), logits(two.merge_and_unload().eval(), BATCH)
     assert (merged - expected).norm() < 0.5 * (expected - plain).norm()
+
+
+def test_offloaded_weights_are_refused_in_one_line():
+    model = cpu_offload(TINY["llama"](), execution_device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="offloaded, where PEFT leaves QuanTA weights") as error:
+        get_peft_model(model, quanta())
+    assert "\n" not in str(error.value)

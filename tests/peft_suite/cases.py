@@ -6,13 +6,14 @@ from peft import LoraConfig, PeftConfig
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from lorada import BottleneckConfig, LmamConfig, LoradaConfig
+from lorada import BottleneckConfig, LmamConfig, LoradaConfig, QuantaConfig
 
 Case = tuple[type[PeftConfig], dict[str, Any]]
 
 # Parts as dictionaries, so that every test makes its own.
 LMAM = {"peft_type": "LMAM", "rank": 2, "length": 8, "inverse_scale": 1.0}
 LORA = {"peft_type": "LORA", "r": 4}
+QUANTA = {"peft_type": "QUANTA"}
 BOTTLENECK = {"peft_type": "BOTTLENECK", "rank": 4}
 # On LoRA's modules, so the two are nested; its parameters carry "lora" in their names, which PEFT's
 # tests take for the sign of what may train.
@@ -20,12 +21,13 @@ GRALORA = {"peft_type": "GRALORA", "r": 4, "gralora_k": 2}
 
 
 def configs(task: str) -> list[Case]:
-    """The map, the bottleneck, a stack of three, and a stack that runs the merge tests."""
+    """The map, the bottleneck, a stack of three, and two that run the merge tests."""
     return [
         (LmamConfig, {"rank": 2, "length": 8, "inverse_scale": 1.0, "task_type": task}),
         (BottleneckConfig, {"rank": 4, "task_type": task}),
         (LoradaConfig, {"parts": [LMAM, LORA, BOTTLENECK], "task_type": task}),
         (LoradaConfig, {"parts": [LORA, GRALORA], "task_type": task}),
+        (QuantaConfig, {"task_type": task}),
     ]
 
 
@@ -33,6 +35,7 @@ def configs(task: str) -> list[Case]:
 CONFIG_CLASSES: list[Case] = [
     (LmamConfig, {}),
     (BottleneckConfig, {}),
+    (QuantaConfig, {}),
     (LoradaConfig, {"parts": [LMAM, LORA, BOTTLENECK]}),
 ]
 
@@ -74,6 +77,14 @@ CUSTOM = [
     ),
     ("LoRA in a stack", "EmbConv1D", LoradaConfig, {"parts": [on(LORA, "emb", "conv1d")]}),
     ("LoRA in a stack", "Conv2d", LoradaConfig, {"parts": [on(LORA, "conv2d", "lin0")]}),
+    ("QuanTA", "MLP", QuantaConfig, {"target_modules": ["lin0", "lin1"]}),
+    ("QuanTA", "EmbConv1D", QuantaConfig, {"target_modules": ["lin0"]}),
+    (
+        "QuanTA around LoRA",
+        "MLP",
+        LoradaConfig,
+        {"parts": [on(LORA, "lin0"), on(QUANTA, "lin0")]},
+    ),
     ("Bottleneck", "FFN", BottleneckConfig, {"rank": 4}),
     (
         "Bottleneck beside LoRA",

@@ -20,7 +20,7 @@ from cases import CONFIG_CLASSES, CUSTOM, FfnModel, configs, lorada_config_on
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
-from lorada import BottleneckConfig, LoradaConfig
+from lorada import BottleneckConfig, LoradaConfig, QuantaConfig
 from lorada.tuners.attach import AttachedModel
 
 
@@ -113,7 +113,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept, out = [], []
     for item in items:
         case = getattr(getattr(item, "callspec", None), "params", {})
-        ours = (LoradaConfig, BottleneckConfig, lorada_config_on)
+        ours = (LoradaConfig, BottleneckConfig, QuantaConfig, lorada_config_on)
         other = item.path.stem == "test_custom_models" and case.get("config_cls") not in ours
         (out if other else kept).append(item)
     items[:] = kept

@@ -180,8 +180,8 @@ class QuantaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         generator = None if config.seed is None else _generator(config.seed, key)
         start = draw_gates(dims, generator)
         gates = [gate.clone() for gate in start]
-        if not config.init_weights:
-            gates = draw_gates(dims, generator)
+        if not config.init_weights:  # √3 undoes what a gate takes from the length of a vector
+            gates = [math.sqrt(3) * gate for gate in draw_gates(dims, generator)]
         start, gates = ([gate.to(device) for gate in drawn] for drawn in (start, gates))
         self.lora_gates[adapter_name] = Gates(dims, gates, start, save=config.seed is None)
         self.dropouts[adapter_name] = config.dropout
