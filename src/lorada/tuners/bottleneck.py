@@ -128,7 +128,7 @@ class BottleneckLayer(AttachedLayer):
         inputs, self._inputs = self._inputs, {}
         result = output
         for name, samples in self.shares():
-            term = self.adapt(name, inputs[self.configs[name].adapter_input])
+            term = self.scaled(name, self.adapt(name, inputs[self.configs[name].adapter_input]))
             term = term.view_as(output)  # OPT lays all tokens of a batch in one row for its FFN
             mine = None if samples is None else torch.tensor(samples, device=term.device)
             term = for_samples(term, mine, term.shape[0])

@@ -38,6 +38,8 @@ class AttachedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self._disable_adapters = False
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []
+        # By adapter name, what its term is multiplied by for a while; empty for as it is.
+        self.scaling: dict[str, float] = {}
         self._mixed: list[str] | None = None
         self._handles: list[RemovableHandle | HookPair] = []
 
@@ -98,6 +100,10 @@ class AttachedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             return [(name, None) for name in self.active_adapters if name in present]
         names = [name for name in dict.fromkeys(self._mixed) if name in present]
         return [(name, [name == mixed for mixed in self._mixed]) for name in names]
+
+    def scaled(self, name: str, term: Tensor) -> Tensor:
+        """What an adapter adds, turned up or down by its ``scaling``."""
+        return term * self.scaling[name] if name in self.scaling else term
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None

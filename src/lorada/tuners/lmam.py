@@ -179,11 +179,11 @@ class LmamLayer(AttachedLayer):
             factors = (self.lora_w_a(name), self.lora_w_b(name))
         return AttentionMap(
             factors,
-            config.inverse_scale,
+            config.inverse_scale / self.scaling.get(name, 1.0),
             config.align,
             config.positions,
             config.ablation,
-            None if self.training else self._baked.get(name),
+            None if self.training or self.scaling else self._baked.get(name),
             None if samples is None else torch.tensor(samples, device=factors[0].device),
         )
 

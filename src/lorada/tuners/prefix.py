@@ -166,7 +166,7 @@ class PrefixLayer(PrefixPart):
         for name, samples in self.shares():
             key, value = self.prefix(name)
             mine = None if samples is None else torch.tensor(samples, device=key.device)
-            found.append(Prefix(key, value, mine))
+            found.append(Prefix(key, self.scaled(name, value), mine))
         return found
 
     def prefix(self, name: str) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,164 @@
+"""GaLoreAdamW against the equations written out, and where it must be AdamW."""
+
+import pytest
+import torch
+from conftest import TINY, assert_close
+from transformers import TrainingArguments
+
+from lorada.procedures.galore import GaLoreAdamW, galore, project, project_back, projector
+
+SHAPES = pytest.mark.parametrize("shape", [(7, 5), (5, 7), (6, 6)], ids=["tall", "wide", "square"])
+
+
+def gradients(shape, count, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(*shape, generator=generator, dtype=dtype) for _ in range(count)]
+
+
+def train(optimizer, parameter, grads):
+    for grad in grads:
+        parameter.grad = grad.clone()
+        optimizer.step()
+    return parameter.detach()
+
+
+def galore_reference(weight, grads, rank, refresh, scale, lr, betas, eps, decay):
+    """The equations, one line each, with a whole SVD at every refresh."""
+    m, n = weight.shape
+    first = second = 0
+    for done, grad in enumerate(grads):
+        if done % refresh == 0:
+            u, _, vt = torch.linalg.svd(grad, full_matrices=True)
+            left = torch.eye(m, dtype=grad.dtype) if m >= n else u[:, :rank].T
+            right = vt[:rank].T if m >= n else torch.eye(n, dtype=grad.dtype)
+        small = left @ grad @ right
+        first = betas[0] * first + (1 - betas[0]) * small
+        second = betas[1] * second + (1 - betas[1]) * small**2
+        unbiased = first / (1 - betas[0] ** (done + 1))
+        spread = second / (1 - betas[1] ** (done + 1))
+        direction = unbiased / (spread.sqrt() + eps)
+        weight = weight - lr * scale * left.T @ direction @ right.T
+        weight = weight - lr * decay * weight
+    return weight
+
+
+@SHAPES
+@pytest.mark.parametrize("rank", [1, 3, 99], ids="rank{}".format)
+def test_updates_are_those_of_the_equations(shape, rank):
+    start = gradients(shape, 1, seed=9)[0]
+    grads = gradients(shape, 7)
+    settings = {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-6}
+    expected = galore_reference(start, grads, rank, 3, 0.7, *settings.values(), decay=0.02)
+    parameter = torch.nn.Parameter(start.clone())
+    optimizer = GaLoreAdamW(
+        [parameter], **settings, weight_decay=0.02, rank=rank, refresh=3, scale=0.7
+    )
+    assert_close(train(optimizer, parameter, grads), expected)
+
+
+@SHAPES
+def test_moments_have_the_size_of_the_projection(shape):
+    parameter = torch.nn.Parameter(torch.zeros(shape, dtype=torch.float64))
+    optimizer = GaLoreAdamW([parameter], rank=2)
+    train(optimizer, parameter, gradients(shape, 2))
+    state = optimizer.state[parameter]
+    tall = shape[0] >= shape[1]
+    assert state["first"].shape == state["second"].shape
+    assert state["first"].shape == ((shape[0], 2) if tall else (2, shape[1]))
+    assert state["projector"].shape == ((2, shape[1]) if tall else (shape[0], 2))
+
+
+@SHAPES
+def test_a_projection_of_full_rank_loses_nothing(shape):
+    grad, tall = gradients(shape, 1)[0], shape[0] >= shape[1]
+    vectors = projector(grad, 99, tall)
+    other = gradients(shape, 1, seed=1)[0]
+    assert_close(project_back(project(other, vectors, tall), vectors, tall), other)
+
+
+@SHAPES
+def test_the_projection_keeps_what_the_best_low_rank_matrix_keeps(shape):
+    grad, tall = gradients(shape, 1)[0], shape[0] >= shape[1]
+    vectors = projector(grad, 2, tall)
+    u, s, vt = torch.linalg.svd(grad, full_matrices=False)
+    best = u[:, :2] @ torch.diag(s[:2]) @ vt[:2]
+    assert_close(project_back(project(grad, vectors, tall), vectors, tall), best)
+
+
+@pytest.mark.parametrize("shape", [(9, 1), (1, 9)], ids=["column", "row"])
+def test_a_vector_of_full_rank_moves_as_under_adamw(shape):
+    agrees_with_adamw(shape, gradients(shape, 6))
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6)], ids=["tall", "wide"])
+def test_gradients_along_the_axes_move_as_under_adamw_at_full_rank(shape):
+    # Singular vectors along the axes: the projection only reorders entries and changes signs.
+    pattern = torch.zeros(shape, dtype=torch.float64)
+    for i, j in enumerate(torch.randperm(4, generator=torch.Generator().manual_seed(2)).tolist()):
+        pattern[(i, j) if shape[0] > shape[1] else (j, i)] = i + 1.0
+    agrees_with_adamw(shape, [pattern * step for step in (1.0, -0.3, 2.0, 0.1)])
+
+
+def test_groups_without_a_rank_are_plain_adamw():
+    agrees_with_adamw((3, 4, 2), gradients((3, 4, 2), 6), rank=None)
+
+
+def agrees_with_adamw(shape, grads, rank=99):
+    start = gradients(shape, 1, seed=9)[0]
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    settings = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
+    expected = train(torch.optim.AdamW([theirs], **settings), theirs, grads)
+    assert_close(train(GaLoreAdamW([ours], **settings, rank=rank, refresh=2), ours, grads), expected)
+
+
+def test_deleted_state_starts_with_a_new_projector():
+    parameter = torch.nn.Parameter(torch.zeros(7, 5, dtype=torch.float64))
+    optimizer = GaLoreAdamW([parameter], rank=2, refresh=100)
+    first, second = gradients((7, 5), 2)
+    train(optimizer, parameter, [first])
+    del optimizer.state[parameter]
+    train(optimizer, parameter, [second])
+    assert optimizer.state[parameter]["step"] == 1
+    assert torch.equal(optimizer.state[parameter]["projector"], projector(second, 2, True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_saved_optimizer_goes_on_bit_for_bit(dtype):
+    start, *grads = gradients((7, 5), 8, dtype)
+    whole = torch.nn.Parameter(start.clone())
+    optimizer = GaLoreAdamW([whole], rank=2, refresh=3)
+    train(optimizer, whole, grads[:4])
+    part = torch.nn.Parameter(whole.detach().clone())
+    resumed = GaLoreAdamW([part], rank=2, refresh=3)
+    resumed.load_state_dict(optimizer.state_dict())
+    assert torch.equal(train(resumed, part, grads[4:]), train(optimizer, whole, grads[4:]))
+
+
+def test_matrices_of_layers_are_projected_and_nothing_else(tmp_path):
+    model = TINY["llama"]()
+    args = TrainingArguments(str(tmp_path), learning_rate=3e-4, weight_decay=0.1, adam_beta2=0.95)
+    optimizer = galore(model, args)
+    found = {
+        id(p): (group["rank"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    for name, parameter in model.named_parameters():
+        matrix = name.startswith("model.layers.") and "norm" not in name
+        decays = "norm" not in name
+        assert found.pop(id(parameter)) == (256 if matrix else None, 0.1 if decays else 0.0), name
+    assert not found
+    assert {group["lr"] for group in optimizer.param_groups} == {3e-4}
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.95)}
+
+
+def test_bad_settings_are_one_line(tmp_path):
+    matrix, vector = torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(3))
+    with pytest.raises(ValueError, match="rank=0 must be at least 1"):
+        GaLoreAdamW([matrix], rank=0)
+    with pytest.raises(ValueError, match="refresh=0 must be at least 1"):
+        GaLoreAdamW([matrix], rank=1, refresh=0)
+    with pytest.raises(ValueError, match=r"shape \(3,\) is no matrix"):
+        GaLoreAdamW([vector], rank=1)
+    with pytest.raises(ValueError, match="no trainable matrix in the layers of Linear"):
+        galore(torch.nn.Linear(2, 2), TrainingArguments(str(tmp_path)))

@@ -1,0 +1,311 @@
+"""IST: which layers train, what their scores do, and that nothing is left changed."""
+
+import math
+
+import pytest
+import torch
+from conftest import TINY, assert_close
+from peft import IA3Config, LoraConfig, get_peft_model, get_peft_model_state_dict
+from procedures import LAYERS, ROWS, Watch, layer_of, trainer_for
+
+from lorada import BottleneckConfig, LmamConfig, LoradaConfig, PrefixConfig
+from lorada.functional import position_embedding
+from lorada.procedures.ist import (
+    ISTCallback,
+    adapters_in,
+    different_sets,
+    turned_down,
+    updated,
+)
+from lorada.procedures.layers import draw, generator_at, layers_of
+
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+PARTS = {
+    "lora": LoraConfig(**LORA),
+    "dora": LoraConfig(use_dora=True, **LORA),
+    "bottleneck": BottleneckConfig(rank=4),
+    "lmam": LmamConfig(rank=2, length=16),
+    "prefix": PrefixConfig(length=3),
+}
+IDS = torch.stack([row["input_ids"] for row in ROWS[:8]])
+BATCH = {"input_ids": IDS, "labels": IDS}
+
+
+def adapted(*names, init=True, layers=LAYERS):
+    """A tiny Llama of 4 layers with parts; without ``init`` they already do something."""
+    base = TINY["llama"](num_hidden_layers=layers)
+    parts = [PARTS[name] for name in names or ("lora",)]
+    return get_peft_model(base, LoradaConfig(parts=parts, init_weights=init)).eval()
+
+
+def all_adapters(model):
+    return [adapter for layer in layers_of(model).values() for adapter in adapters_in(layer)]
+
+
+def weights(model):
+    return {key: value.clone() for key, value in get_peft_model_state_dict(model).items()}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_adapters_of_a_layer_are_turned_down_and_back(part):
+    model = adapted(part, init=False)
+    with torch.no_grad():
+        before = model(IDS).logits
+        with model.disable_adapter():
+            plain = model(IDS).logits
+        with turned_down(all_adapters(model), 1e-9):
+            nothing = model(IDS).logits
+        after = model(IDS).logits
+    assert torch.equal(before, after)
+    assert (before - plain).abs().max() > 1e-3
+    if part in ("prefix", "dora"):  # a prefix's keys and DoRA's magnitude are no terms to scale
+        assert (nothing - before).abs().max() > 1e-3
+    else:
+        assert (nothing - plain).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("part", ["lora", "bottleneck", "lmam"])
+def test_turned_down_is_the_adapter_with_a_smaller_last_factor(part):
+    model = adapted(part, init=False)
+    twin = adapted(part, init=False)
+    twin.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            if layer_of(name) == 1 and any(last in name for last in ("lora_B", "lora_up")):
+                parameter.mul_(0.25)
+            if layer_of(name) == 1 and "lora_w_a" in name:  # (W_a + PE)/4 for W_a
+                pe = position_embedding(16, parameter)[:, None]
+                parameter.copy_((parameter + pe) * 0.25 - pe)
+        expected = twin(IDS).logits
+        with turned_down(adapters_in(layers_of(model)["base_model.model.model.layers.1"]), 0.25):
+            assert_close(model(IDS).logits, expected)
+
+
+def test_an_adapter_in_use_has_no_scale_in_its_file():
+    model = adapted("lmam", "bottleneck", "lora")
+    before = set(weights(model)), model.peft_config["default"].to_dict()
+    with turned_down(all_adapters(model), 0.25):
+        assert (set(weights(model)), model.peft_config["default"].to_dict()) == before
+
+
+def test_scales_come_back_when_a_forward_fails():
+    model = adapted("lora", "bottleneck")
+    before = [dict(adapter.scaling) for adapter in all_adapters(model)]
+    with pytest.raises(ZeroDivisionError), turned_down(all_adapters(model), 0.25):
+        raise ZeroDivisionError
+    assert [adapter.scaling for adapter in all_adapters(model)] == before
+
+
+def test_scores_move_as_the_formula_says():
+    scores = torch.tensor([0.0, 0.5, -1.0, 2.0], dtype=torch.float64)
+    sets, losses = [[0, 1], [0, 3], [1, 2]], torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64)
+    expected = scores.tolist()
+    rewards = [math.exp(-loss) for loss in losses.tolist()]
+    for chosen, reward in zip(sets, rewards, strict=True):
+        for i in chosen:
+            sigma = 1 / (1 + math.exp(-scores[i]))
+            expected[i] += 10 * (reward - sum(rewards) / 3) * sigma * (1 - sigma)
+    assert_close(updated(scores, sets, losses, 10.0), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_compared_sets_differ_and_are_as_many_as_there_can_be():
+    weights = torch.full((4,), 0.5, dtype=torch.float64)
+    for seed in range(20):
+        sets = different_sets(weights, 2, 3, generator_at(seed, 0))
+        assert len({tuple(chosen) for chosen in sets}) == 3
+        assert all(len(set(chosen)) == 2 for chosen in sets)
+    assert len(different_sets(weights[:2], 1, 3, generator_at(0, 0))) == 2
+
+
+def test_the_score_of_the_layer_that_carries_the_signal_falls():
+    model = adapted("lora")
+    carrier = 2
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and layer_of(name) == carrier)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 3e-2)
+    for _ in range(60):
+        model(**BATCH).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.set_adapter("default")
+    callback = ISTCallback()
+    callback.scores = [0.0] * LAYERS
+    callback._adapters = [adapters_in(layer) for layer in layers_of(model).values()]
+    for step in range(20):
+        callback.update_scores(model, BATCH, generator_at(0, step))
+    others = [score for index, score in enumerate(callback.scores) if index != carrier]
+    assert callback.scores[carrier] < -0.1
+    assert min(others) > callback.scores[carrier] + 0.2
+
+
+@pytest.mark.parametrize("parts", [("lora",), ("lmam", "bottleneck"), ("prefix", "dora")], ids=str)
+def test_only_the_drawn_layers_train_and_the_others_keep_their_moments(parts, tmp_path):
+    model = adapted(*parts)
+    watch, callback = Watch(), ISTCallback(update_frac=0.5, every=2)
+    trainer = trainer_for(model, tmp_path, callback, steps=6)
+    trainer.add_callback(watch)
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    trainer.train()
+    drawn = [{layer_of(name) for name in names} for names in watch.gradients]
+    assert all(len(layers) == 2 for layers in drawn)
+    assert len({tuple(layers) for layers in drawn}) > 1
+    for layers, gradients, moved in zip(drawn, watch.gradients, watch.moved, strict=True):
+        assert gradients == {name for name in trainable if layer_of(name) in layers}
+        assert moved <= gradients
+    for earlier, later in zip(watch.remembered, watch.remembered[1:], strict=False):
+        assert earlier <= later
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == trainable
+    assert any(callback.scores)
+
+
+def test_what_is_outside_the_layers_trains_at_every_step(tmp_path):
+    config = LoraConfig(modules_to_save=["lm_head"], **LORA)
+    model = get_peft_model(TINY["llama"](num_hidden_layers=LAYERS), config)
+    watch = Watch()
+    trainer = trainer_for(model, tmp_path, ISTCallback(), steps=3)
+    trainer.add_callback(watch)
+    trainer.train()
+    for gradients in watch.gradients:
+        assert len({layer_of(name) for name in gradients} - {None}) == 1
+        assert any("lm_head" in name for name in gradients)
+
+
+def test_scoring_costs_three_forwards_of_sixteen_rows_every_ten_steps(tmp_path):
+    model = adapted("lora")
+    rows = []
+
+    def count(module, args, kwargs):
+        if not module.training:
+            rows.append(len(kwargs["input_ids"]))
+
+    model.register_forward_pre_hook(count, with_kwargs=True)
+    trainer_for(model, tmp_path, ISTCallback(), steps=31).train()
+    assert rows == [16] * 3 * 3
+
+
+def test_scales_and_mode_are_restored_after_scoring():
+    model = adapted("lora", "lmam").train()
+    before = [dict(adapter.scaling) for adapter in all_adapters(model)]
+    callback = ISTCallback()
+    callback.scores = [0.0] * LAYERS
+    callback._adapters = [adapters_in(layer) for layer in layers_of(model).values()]
+    callback.update_scores(model, BATCH, generator_at(0, 0))
+    assert model.training
+    assert [adapter.scaling for adapter in all_adapters(model)] == before
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("reentrant", [False, True], ids=["plain", "reentrant"])
+def test_checkpointed_activations_give_the_same_training(reentrant, tmp_path):
+    results = []
+    for checkpointing in (False, True):
+        model = adapted("lora", "lmam")
+        settings = {
+            "gradient_checkpointing": checkpointing,
+            "gradient_checkpointing_kwargs": {"use_reentrant": reentrant},
+        }
+        watch = Watch()
+        trainer = trainer_for(model, tmp_path, ISTCallback(every=2), steps=5, **settings)
+        trainer.add_callback(watch)
+        trainer.train()
+        assert all(watch.gradients)
+        results.append(weights(model))
+    for key, expected in results[0].items():
+        assert_close(results[1][key], expected)
+
+
+def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 5}
+    whole, part = ISTCallback(every=2), ISTCallback(every=2)
+    model = adapted("lora", "lmam")
+    trainer_for(model, tmp_path / "run", whole, steps=9, **settings).train()
+    resumed = adapted("lora", "lmam")
+    trainer = trainer_for(resumed, tmp_path / "run", part, steps=9, **settings)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-5"))
+    assert part.scores == whole.scores
+    assert any(part.scores)
+    expected, actual = weights(model), weights(resumed)
+    assert all(torch.equal(actual[key], value) for key, value in expected.items())
+
+
+def test_a_resumed_trainer_may_rebuild_its_callbacks(tmp_path):
+    settings = {
+        "save_strategy": "steps", "save_steps": 5, "restore_callback_states_from_checkpoint": True,
+    }  # fmt: skip
+    whole = ISTCallback(every=2, lr=7.0)
+    trainer_for(adapted(), tmp_path, whole, steps=9, **settings).train()
+    trainer = trainer_for(adapted(), tmp_path, ISTCallback(), steps=9, **settings)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    rebuilt = next(c for c in trainer.callback_handler.callbacks if isinstance(c, ISTCallback))
+    assert rebuilt.settings == whole.settings
+    assert rebuilt.scores == whole.scores
+
+
+def test_another_seed_draws_other_layers_and_the_global_generator_is_left_alone(tmp_path):
+    drawn = []
+    for seed, noise in ((1, 1), (1, 2), (2, 1)):
+        model, watch = adapted(), Watch()
+        trainer = trainer_for(model, tmp_path, ISTCallback(every=2), steps=6, seed=seed)
+        trainer.add_callback(watch)
+        torch.manual_seed(noise)
+        trainer.train()
+        drawn.append([sorted({layer_of(name) for name in names}) for names in watch.gradients])
+    assert drawn[0] == drawn[1] != drawn[2]
+    state = torch.get_rng_state()
+    draw(torch.ones(4), 2, generator_at(0, 0))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_draws_of_successive_steps_are_as_frequent_as_their_weights():
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    counts = torch.zeros(4, dtype=torch.float64)
+    pairs = torch.zeros(4, 4, dtype=torch.float64)
+    last = None
+    for step in range(4000):
+        [index] = draw(weights, 1, generator_at(42, step))
+        counts[index] += 1
+        if last is not None:
+            pairs[last, index] += 1
+        last = index
+    p = weights / 10
+    # χ² at a probability of 1 in 1000, for 3 and for 15 degrees of freedom.
+    assert ((counts - 4000 * p) ** 2 / (4000 * p)).sum() < 16.3
+    expected = 3999 * p[:, None] * p
+    assert ((pairs - expected) ** 2 / expected).sum() < 37.7
+
+
+def test_the_loss_falls(tmp_path):
+    trainer = trainer_for(adapted("lora", "bottleneck"), tmp_path, ISTCallback(), steps=40)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"update_frac": 0}, r"update_frac=0 must lie in \(0, 1\]"),
+        ({"suppress_frac": 1.5}, "suppress_frac=1.5 must lie in"),
+        ({"factor": 1.0}, "factor=1.0 must lie in"),
+        ({"every": 0}, "every=0 must be at least 1"),
+        ({"samples": 0}, "samples=0 must be at least 1"),
+        ({"examples": -1}, "examples=-1 must be at least 1"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_settings_are_one_line(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ISTCallback(**settings)
+
+
+def test_a_model_that_ist_cannot_train_is_one_line(tmp_path):
+    base = TINY["llama"](num_hidden_layers=LAYERS)
+    with pytest.raises(ValueError, match=r"needs an adapter in at least two layers.* has 0"):
+        trainer_for(base, tmp_path, ISTCallback()).train()
+    one = get_peft_model(base, LoraConfig(layers_to_transform=[1], **LORA))
+    with pytest.raises(ValueError, match="has 1: choose a method such as lora"):
+        trainer_for(one, tmp_path, ISTCallback()).train()
+    ia3 = IA3Config(target_modules=["q_proj"], feedforward_modules=[])
+    other = get_peft_model(TINY["llama"](num_hidden_layers=LAYERS), ia3)
+    with pytest.raises(ValueError, match=r"ia3.* does not have: use lora"):
+        trainer_for(other, tmp_path, ISTCallback()).train()

@@ -1,0 +1,220 @@
+"""OwLore: which layers train and are remembered, and OWL's ratio by hand."""
+
+import pytest
+import torch
+from conftest import TINY, assert_close
+from procedures import LAYERS, ROWS, Watch, layer_of, trainer_for
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from lorada.procedures.galore import galore
+from lorada.procedures.layers import layers_of
+from lorada.procedures.outliers import outlier_ratios
+from lorada.procedures.owlore import OwLoreCallback
+
+OPTIMIZERS = {"owlore": lambda model, args: galore(model, args, rank=4), "owlore_full": None}
+EVERY = pytest.mark.parametrize("method", OPTIMIZERS)
+
+
+def tiny():
+    return TINY["llama"](num_hidden_layers=LAYERS)
+
+
+def run(model, output, callback, method="owlore_full", resume=None, **settings):
+    """Train with a watch; resume from a checkpoint where there is one."""
+    trainer = trainer_for(model, output, callback, optimizer=OPTIMIZERS[method], **settings)
+    watch = Watch()
+    trainer.add_callback(watch)
+    trainer.train(resume_from_checkpoint=resume)
+    return watch, trainer
+
+
+@EVERY
+def test_so_many_layers_train_at_a_time_and_the_rest_stays_as_it_was(method, tmp_path):
+    model = tiny()
+    callback = OwLoreCallback(layers=2, every=3, weights=[1, 2, 3, 4])
+    watch, _ = run(model, tmp_path, callback, method, steps=12)
+    names = {name for name, _ in model.named_parameters()}
+    outside = {name for name in names if layer_of(name) is None}
+    assert len(outside) == 3  # embeddings, last norm, head
+    periods = []
+    for step, (gradients, moved) in enumerate(zip(watch.gradients, watch.moved, strict=True)):
+        active = {layer_of(name) for name in gradients} - {None}
+        assert len(active) == 2
+        assert gradients == outside | {name for name in names if layer_of(name) in active}
+        assert moved <= gradients
+        assert outside <= moved
+        assert {layer_of(name) for name in moved} - {None} == active
+        if step % 3 == 0:
+            periods.append(active)
+        assert active == periods[-1]
+    assert len({tuple(active) for active in periods}) > 1
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@EVERY
+def test_the_optimizer_forgets_the_layers_that_are_frozen(method, tmp_path):
+    callback = OwLoreCallback(layers=1, every=2, weights=[1, 1, 1, 1])
+    watch, trainer = run(tiny(), tmp_path, callback, method, steps=8)
+    for gradients, remembered in zip(watch.gradients, watch.remembered, strict=True):
+        assert remembered == gradients
+    assert len({frozenset(gradients) for gradients in watch.gradients}) > 1
+    known = {name for name, p in trainer.model.named_parameters() if trainer.optimizer.state.get(p)}
+    assert known == watch.gradients[-1]
+
+
+@EVERY
+@pytest.mark.parametrize("saved_at", [4, 6], ids=["within_a_period", "between_two"])
+def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(method, saved_at, tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": saved_at, "steps": 11}
+    whole, part = (OwLoreCallback(layers=2, every=3, threshold=2.0) for _ in range(2))
+    run(model := tiny(), tmp_path, whole, method, **settings)
+    checkpoint = str(tmp_path / f"checkpoint-{saved_at}")
+    run(resumed := tiny(), tmp_path, part, method, resume=checkpoint, **settings)
+    assert part.weights == whole.weights
+    for (name, expected), actual in zip(
+        model.named_parameters(), resumed.parameters(), strict=True
+    ):
+        assert torch.equal(actual, expected), name
+
+
+@EVERY
+def test_bfloat16_resumes_bit_for_bit(method, tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 4, "steps": 7}
+    models = [tiny().bfloat16(), tiny().bfloat16()]
+    callbacks = [OwLoreCallback(layers=2, every=3, weights=[1, 2, 3, 4]) for _ in models]
+    run(models[0], tmp_path, callbacks[0], method, **settings)
+    run(models[1], tmp_path, callbacks[1], method, str(tmp_path / "checkpoint-4"), **settings)
+    for expected, actual in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(actual, expected)
+
+
+@EVERY
+def test_checkpointed_activations_give_the_same_training(method, tmp_path):
+    models = []
+    for checkpointing in (False, True):
+        models.append(tiny())
+        callback = OwLoreCallback(layers=1, every=2, weights=[1, 2, 3, 4])
+        settings = {"gradient_checkpointing": checkpointing, "learning_rate": 1e-3}
+        run(models[-1], tmp_path, callback, method, steps=4, **settings)
+    for expected, actual in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert_close(actual, expected)
+
+
+@EVERY
+def test_the_loss_falls(method, tmp_path):
+    callback = OwLoreCallback(layers=2, every=5, threshold=2.0)
+    _, trainer = run(tiny(), tmp_path, callback, method, steps=40, learning_rate=3e-3)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
+
+
+def test_a_layer_that_weighs_nearly_all_is_nearly_always_drawn(tmp_path):
+    callback = OwLoreCallback(layers=1, every=1, weights=[1e-6, 1e-6, 1, 1e-6])
+    watch, _ = run(tiny(), tmp_path, callback, steps=12)
+    assert all({layer_of(n) for n in g} - {None} == {2} for g in watch.gradients)
+
+
+def test_layers_without_outliers_are_drawn_after_those_that_have_some(tmp_path):
+    callback = OwLoreCallback(layers=2, every=1, weights=[0, 0, 3, 0])
+    watch, _ = run(tiny(), tmp_path, callback, steps=12)
+    drawn = [{layer_of(n) for n in g} - {None} for g in watch.gradients]
+    assert all(2 in layers for layers in drawn)
+    assert len({tuple(layers) for layers in drawn}) > 1
+
+
+def test_a_model_without_outliers_is_drawn_evenly_with_a_warning(tmp_path, caplog):
+    callback = OwLoreCallback(layers=1, every=1, threshold=1e6)
+    run(tiny(), tmp_path, callback, steps=2)
+    assert callback.weights == [0.0] * LAYERS
+    assert "no weight is 1e+06 times the mean" in caplog.text
+
+
+def ratio_by_hand(layer, inputs, threshold):
+    """D from the inputs of every linear map of a layer, all entries at once."""
+    entries = []
+    for linear, seen in inputs.items():
+        norms = torch.cat(seen).norm(dim=0)
+        entries.append((linear.weight.abs() * norms).flatten())
+    everything = torch.cat(entries)
+    return 100 * (everything > threshold * everything.mean()).double().mean().item()
+
+
+def test_outlier_ratios_are_those_of_the_formula():
+    model = tiny()
+    layers = layers_of(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.pow_(3)  # some stand out
+    batches = [
+        {"input_ids": torch.stack([row["input_ids"] for row in ROWS[at : at + 4]])}
+        for at in (0, 4)
+    ]
+    inputs = {layer: {} for layer in layers}
+    handles = []
+    for name, layer in layers.items():
+        for linear in layer.modules():
+            if isinstance(linear, nn.Linear):
+                seen = inputs[name].setdefault(linear, [])
+                handles.append(
+                    linear.register_forward_pre_hook(
+                        lambda module, args, seen=seen: seen.append(args[0].flatten(0, 1))
+                    )
+                )
+    with torch.no_grad():
+        for batch in batches:
+            model(**batch)
+        expected = [ratio_by_hand(layers[name], inputs[name], 3.0) for name in layers]
+    for handle in handles:
+        handle.remove()
+    assert min(expected) > 0
+    assert outlier_ratios(model, layers, batches, 3.0) == pytest.approx(expected)
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_pads_do_not_count_in_the_outlier_ratio():
+    model = tiny()
+    layers = layers_of(model)
+    ids = ROWS[0]["input_ids"][None]
+    padded = torch.cat([ids, torch.zeros(1, 5, dtype=torch.long)], 1)
+    mask = (torch.arange(17) < 12).long()[None]
+    plain = outlier_ratios(model, layers, [{"input_ids": ids}], 3.0)
+    masked = outlier_ratios(model, layers, [{"input_ids": padded, "attention_mask": mask}], 3.0)
+    assert masked == pytest.approx(plain)
+
+
+def test_the_outlier_ratio_reads_transposed_weights():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=96, n_embd=16, n_layer=2, n_head=2, n_positions=32)
+    model = GPT2LMHeadModel(config).eval()
+    layers = layers_of(model)
+    assert list(layers) == ["transformer.h.0", "transformer.h.1"]
+    with torch.no_grad():  # one input feature of one map of layer 1
+        model.transformer.h[1].mlp.c_fc.weight[3] *= 1e3
+    ratios = outlier_ratios(model, layers, [{"input_ids": ROWS[0]["input_ids"][None]}])
+    entries = sum(p.numel() for p in model.transformer.h[1].parameters() if p.dim() == 2)
+    assert ratios[0] < ratios[1] <= 100 * 64 / entries
+    assert ratios[1] > 50 * 64 / entries
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layers": 0}, "layers=0 must be at least 1"),
+        ({"every": 0}, "every=0 must be at least 1"),
+        ({"sequences": 0}, "sequences=0 must be at least 1"),
+        ({"threshold": -1}, "threshold=-1 must be positive"),
+        ({"weights": [1, -2]}, r"weights=\[1, -2\] must not be negative"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_settings_are_one_line(settings, message):
+    with pytest.raises(ValueError, match=message):
+        OwLoreCallback(**settings)
+
+
+def test_what_does_not_fit_the_model_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match="layers=5 of OwLore is more than the 4 layers of Llama"):
+        run(tiny(), tmp_path, OwLoreCallback())
+    with pytest.raises(ValueError, match="3 weights for 4 layers"):
+        run(tiny(), tmp_path, OwLoreCallback(layers=1, weights=[1, 2, 3]))
