@@ -1,5 +1,7 @@
 """GaLoreAdamW against the equations written out, and where it must be AdamW."""
 
+import copy
+
 import pytest
 import torch
 from conftest import TINY, assert_close
@@ -108,7 +110,7 @@ def agrees_with_adamw(shape, grads, rank=99):
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
     settings = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
     expected = train(torch.optim.AdamW([theirs], **settings), theirs, grads)
-    assert_close(train(GaLoreAdamW([ours], **settings, rank=rank, refresh=2), ours, grads), expected)
+    assert_close(train(GaLoreAdamW([ours], **settings, rank=rank), ours, grads), expected)
 
 
 def test_deleted_state_starts_with_a_new_projector():
@@ -130,7 +132,7 @@ def test_a_saved_optimizer_goes_on_bit_for_bit(dtype):
     train(optimizer, whole, grads[:4])
     part = torch.nn.Parameter(whole.detach().clone())
     resumed = GaLoreAdamW([part], rank=2, refresh=3)
-    resumed.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert torch.equal(train(resumed, part, grads[4:]), train(optimizer, whole, grads[4:]))
 
 

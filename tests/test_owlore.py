@@ -147,8 +147,7 @@ def test_outlier_ratios_are_those_of_the_formula():
         for parameter in model.parameters():
             parameter.pow_(3)  # some stand out
     batches = [
-        {"input_ids": torch.stack([row["input_ids"] for row in ROWS[at : at + 4]])}
-        for at in (0, 4)
+        {"input_ids": torch.stack([row["input_ids"] for row in ROWS[at : at + 4]])} for at in (0, 4)
     ]
     inputs = {layer: {} for layer in layers}
     handles = []
