@@ -13,12 +13,11 @@ ROWS = [
 
 def trainer_for(model, output, callback, steps=6, optimizer=None, **settings) -> Trainer:
     """A Trainer of batches of 4 rows that saves no checkpoint unless it is told to."""
-    args = TrainingArguments(
-        output_dir=str(output), max_steps=steps, per_device_train_batch_size=4, use_cpu=True,
-        report_to=[], disable_tqdm=True,
-        **{"save_strategy": "no", "learning_rate": 1e-2, "lr_scheduler_type": "constant",
-           "logging_steps": 1, **settings},
-    )  # fmt: skip
+    defaults = {
+        "per_device_train_batch_size": 4, "learning_rate": 1e-2, "lr_scheduler_type": "constant",
+        "save_strategy": "no", "logging_steps": 1, "report_to": [], "disable_tqdm": True,
+    }  # fmt: skip
+    args = TrainingArguments(str(output), max_steps=steps, use_cpu=True, **defaults | settings)
     return Trainer(
         model,
         args,

@@ -1,0 +1,109 @@
+"""IST and OwLore where they are used: ``lorada train``, other families, several processes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import procedures_worker
+import pytest
+import torch
+from architectures import ARCHITECTURES
+from conftest import TINY, assert_close
+from folders import llama_folder, rows_file
+from peft import LoraConfig, get_peft_model
+from procedures import Watch, layer_of, trainer_for
+from safetensors.torch import load_file
+
+from lorada import BottleneckConfig, LoradaConfig
+from lorada.methods import Plan
+from lorada.procedures.ist import ISTCallback
+from lorada.procedures.layers import layers_of
+from lorada.procedures.owlore import OwLoreCallback
+from lorada.run import train as train_module
+from lorada.run.recipe import load_recipe
+from lorada.run.train import train
+
+
+def ist_plan() -> Plan:
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    config = LoradaConfig(parts=[lora, BottleneckConfig(rank=4)])
+    return Plan(config, callbacks=(ISTCallback(every=2, update_frac=0.5),))
+
+
+def owlore_plan() -> Plan:
+    return Plan(None, callbacks=(OwLoreCallback(layers=1, every=2, threshold=2.0),), trainable=".")
+
+
+@pytest.mark.parametrize("plan", [ist_plan, owlore_plan], ids=["ist", "owlore_full"])
+def test_lorada_train_resumes_bit_for_bit_and_counts_all_that_trains(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "plan_for", lambda recipe: plan())
+    model = str(llama_folder(tmp_path / "llama"))
+    data = str(rows_file(tmp_path / "rows.jsonl"))
+    settings = [
+        "training.per_device_train_batch_size=4", "training.report_to=[]", "max_length=32",
+        "max_steps=7", "save_steps=3",
+    ]  # fmt: skip
+    fixed = {"method": "lora" if plan is ist_plan else "full", "model": model, "data": data}
+
+    def run(name, **options):
+        recipe = load_recipe(None, settings, {**fixed, "output": str(tmp_path / name)})
+        return train(recipe, quiet=True, **options)
+
+    whole = run("whole")
+    run("part")
+    (tmp_path / "part" / "result.json").unlink()
+    for kept in ("adapter", "model", "checkpoint-7"):
+        subprocess.run(["rm", "-rf", str(tmp_path / "part" / kept)], check=True)
+    resumed = run("part", resume=True)
+    assert resumed.result["resumed_from"] == "checkpoint-6"
+    assert resumed.result["parameters"] == whole.result["parameters"]
+    assert resumed.result["history"] == whole.result["history"]
+    folder = "adapter/adapter_model" if plan is ist_plan else "model/model"
+    expected, actual = (
+        load_file(tmp_path / name / f"{folder}.safetensors") for name in ("whole", "part")
+    )
+    assert all(torch.equal(actual[key], value) for key, value in expected.items())
+    if plan is ist_plan:  # all adapters, not only those of the last step
+        assert whole.result["parameters"]["trainable"] == sum(v.numel() for v in expected.values())
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_encoders_are_trained_by_layers(family, tmp_path):
+    model = TINY[family](num_hidden_layers=4)
+    lora = LoraConfig(r=2, target_modules=["query", "value"])
+    adapted = get_peft_model(model, LoradaConfig(parts=[lora, BottleneckConfig(rank=2)]))
+    watch = Watch()
+    trainer = trainer_for(adapted, tmp_path, ISTCallback(every=2), steps=4)
+    trainer.add_callback(watch)
+    trainer.train()
+    assert all(len({layer_of(name) for name in names}) == 1 for names in watch.gradients)
+
+
+def test_both_stacks_of_an_encoder_decoder_are_layers():
+    names = list(layers_of(ARCHITECTURES["bart"]()))
+    assert names == [
+        f"model.{stack}.layers.{i}" for stack in ("encoder", "decoder") for i in range(2)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("procedure", ["ist", "owlore"])
+def test_two_processes_train_as_one(procedure, tmp_path):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    procedures_worker.main(procedure, str(folders[0]), 1)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+    command += ["--multi_gpu", "--main_process_port", "0", procedures_worker.__file__]
+    done = subprocess.run(
+        [*command, procedure, str(folders[1]), "2"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected, actual = (load_file(folder / "weights.safetensors") for folder in folders)
+    for name, tensor in expected.items():  # in single precision, as transformers computes losses
+        assert_close(actual[name].float(), tensor.float())
+    scores = [json.loads((folders[1] / f"scores{rank}.json").read_text()) for rank in (0, 1)]
+    assert scores[0] == scores[1]
+    assert scores[0] == pytest.approx(json.loads((folders[0] / "scores0.json").read_text()))
