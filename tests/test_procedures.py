@@ -102,8 +102,7 @@ def test_two_processes_train_as_one(procedure, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     expected, actual = (load_file(folder / "weights.safetensors") for folder in folders)
-    for name, tensor in expected.items():  # in single precision, as transformers computes losses
-        assert_close(actual[name].float(), tensor.float())
+    for name, tensor in expected.items():
+        assert_close(actual[name], tensor)
     scores = [json.loads((folders[1] / f"scores{rank}.json").read_text()) for rank in (0, 1)]
-    assert scores[0] == scores[1]
-    assert scores[0] == pytest.approx(json.loads((folders[0] / "scores0.json").read_text()))
+    assert scores[0] == scores[1]  # to the last bit, so that both draw the same layers
