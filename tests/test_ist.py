@@ -1,12 +1,14 @@
 """IST: which layers train, what their scores do, and that nothing is left changed."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TINY, assert_close
 from peft import IA3Config, LoraConfig, get_peft_model, get_peft_model_state_dict
 from procedures import LAYERS, ROWS, Watch, layer_of, trainer_for
+from transformers import TrainerState
 
 from lorada import BottleneckConfig, LmamConfig, LoradaConfig, PrefixConfig
 from lorada.functional import position_embedding
@@ -17,7 +19,7 @@ from lorada.procedures.ist import (
     turned_down,
     updated,
 )
-from lorada.procedures.layers import draw, generator_at, layers_of
+from lorada.procedures.layers import draw, generator_at, layers_of, training_rows
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
 PARTS = {
@@ -309,3 +311,32 @@ def test_a_model_that_ist_cannot_train_is_one_line(tmp_path):
     other = get_peft_model(TINY["llama"](num_hidden_layers=LAYERS), ia3)
     with pytest.raises(ValueError, match=r"ia3.* does not have: use lora"):
         trainer_for(other, tmp_path, ISTCallback()).train()
+
+
+def test_a_checkpoint_of_another_model_is_one_line(tmp_path):
+    trainer = trainer_for(adapted(), tmp_path, callback := ISTCallback())
+    saved = {"args": {}, "attributes": {"scores": [0.0, 1.0]}}
+    state = TrainerState(global_step=5, stateful_callbacks={"ISTCallback": saved})
+    with pytest.raises(ValueError, match="scores of 2 layers, and adapters are in 4: resume with"):
+        callback.on_train_begin(trainer.args, state, trainer.control, model=trainer.model)
+
+
+def test_rows_that_cannot_be_drawn_or_have_no_labels_are_one_line():
+    stream = SimpleNamespace(dataset=iter(ROWS))
+    with pytest.raises(ValueError, match="which list_iterator cannot give by number: load the"):
+        training_rows(stream, 16, generator_at(0, 0), "IST")
+    callback = ISTCallback()
+    callback.scores, callback._adapters = [0.0] * LAYERS, [[]] * LAYERS
+    with pytest.raises(ValueError, match="returned none: the rows need labels"):
+        callback.update_scores(adapted(), {"input_ids": IDS}, generator_at(0, 0))
+
+
+def test_a_loss_that_is_no_number_leaves_the_scores_alone():
+    class Broken(torch.nn.Module):
+        def forward(self):
+            return SimpleNamespace(loss=torch.tensor(math.nan))
+
+    callback = ISTCallback()
+    callback.scores, callback._adapters = [0.5] * LAYERS, [[]] * LAYERS
+    callback.update_scores(Broken(), {}, generator_at(0, 0))
+    assert callback.scores == [0.5] * LAYERS

@@ -14,11 +14,12 @@ from folders import llama_folder, rows_file
 from peft import LoraConfig, get_peft_model
 from procedures import Watch, layer_of, trainer_for
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lorada import BottleneckConfig, LoradaConfig
 from lorada.methods import Plan
-from lorada.procedures.ist import ISTCallback
-from lorada.procedures.layers import layers_of
+from lorada.procedures.ist import ISTCallback, share_of
+from lorada.procedures.layers import Switch, layers_of
 from lorada.procedures.owlore import OwLoreCallback
 from lorada.run import train as train_module
 from lorada.run.recipe import load_recipe
@@ -85,6 +86,33 @@ def test_both_stacks_of_an_encoder_decoder_are_layers():
     assert names == [
         f"model.{stack}.layers.{i}" for stack in ("encoder", "decoder") for i in range(2)
     ]
+
+
+def trained(model) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_llama_7b_trains_a_quarter_of_its_lora_or_five_of_its_layers_at_a_time():
+    with torch.device("meta"):
+        base = LlamaForCausalLM(LlamaConfig())
+    total, width, ffn, vocab = 6_738_415_616, 4096, 11008, 32000
+    assert trained(base) == total
+    switch = Switch(base)
+    switch.only([0, 3, 7, 30, 31])
+    layer = 4 * width**2 + 3 * width * ffn + 2 * width
+    outside = 2 * vocab * width + width
+    assert trained(base) == 5 * layer + outside
+    assert (5 * layer, round(100 * 5 * layer / total, 1)) == (1_011_916_800, 15.0)
+    assert round(100 * outside / total, 1) == 3.9
+    switch.all()
+    targets = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
+    with torch.device("meta"):
+        model = get_peft_model(base, LoraConfig(r=32, target_modules=targets))
+    whole = 32 * 32 * (3 * 2 * width + 2 * (width + ffn))
+    assert trained(model) == whole == 56_098_816
+    Switch(model).only(range(share_of(0.25, 32)))
+    assert trained(model) == whole / 4
+    assert round(100 * trained(model) / total, 2) == 0.21
 
 
 @pytest.mark.slow
