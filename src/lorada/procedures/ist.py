@@ -15,7 +15,7 @@ Fine-tuning of Large Language Models" (2024).
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,7 @@ from lorada.procedures.layers import (
     draw,
     generator_at,
     let_gradients_through,
+    same_everywhere,
     training_rows,
 )
 
@@ -154,10 +155,9 @@ class ISTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             losses = torch.stack([self._loss(model, batch, chosen) for chosen in sets])
         finally:
             model.train(was_training)
-        if torch.distributed.is_initialized():  # the same to the last bit, or the draws part ways
-            torch.distributed.broadcast(losses, 0)
+        losses = same_everywhere(losses).double().cpu()
         if not losses.isnan().any():  # the step's own loss will be NaN as well, and says so
-            self.scores = updated(scores, sets, losses.double().cpu(), self.lr).tolist()
+            self.scores = updated(scores, sets, losses, self.lr).tolist()
 
     def _loss(self, model: nn.Module, batch: dict[str, Any], chosen: list[int]) -> Tensor:
         layers = [adapter for index in chosen for adapter in self._adapters[index]]
@@ -194,7 +194,7 @@ def adapters_in(layer: nn.Module) -> list[BaseTunerLayer]:
 
 
 @contextmanager
-def turned_down(layers: Iterable[BaseTunerLayer], factor: float) -> Iterator[None]:
+def turned_down(layers: Sequence[BaseTunerLayer], factor: float) -> Iterator[None]:
     """Multiply the scale of every adapter of these layers, and give each its own back."""
     before = [(layer.scaling, dict(layer.scaling)) for layer in layers]
     try:

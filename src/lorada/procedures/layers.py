@@ -82,6 +82,13 @@ def collate(loader: Any, rows: Sequence[Any], device: torch.device) -> dict[str,
     return {key: v.to(device) if hasattr(v, "to") else v for key, v in batch.items()}
 
 
+def same_everywhere(measured: torch.Tensor) -> torch.Tensor:
+    """The first process's numbers in every process: with other ones, draws would part ways."""
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast(measured, 0)
+    return measured
+
+
 def let_gradients_through(model: Any, args: TrainingArguments) -> None:
     """Make reentrant checkpoints keep the gradient of layers above the frozen ones."""
     if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get(

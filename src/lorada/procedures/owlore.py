@@ -23,6 +23,7 @@ from lorada.procedures.layers import (
     draw,
     generator_at,
     let_gradients_through,
+    same_everywhere,
     training_rows,
 )
 from lorada.procedures.outliers import outlier_ratios
@@ -123,7 +124,8 @@ class OwLoreCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         size = max(1, args.per_device_train_batch_size)
         parts = (rows[start : start + size] for start in range(0, len(rows), size))
         batches = (collate(loader, part, args.device) for part in parts)
-        ratios = outlier_ratios(model, self._switch.layers, batches, self.threshold)
+        measured = outlier_ratios(model, self._switch.layers, batches, self.threshold)
+        ratios: list[float] = same_everywhere(torch.tensor(measured, device=args.device)).tolist()
         if not any(ratios):
             logger.warning(
                 "no weight is %g times the mean of its layer: OwLore draws all layers alike",
