@@ -84,7 +84,7 @@ def collate(loader: Any, rows: Sequence[Any], device: torch.device) -> dict[str,
 
 def same_everywhere(measured: torch.Tensor) -> torch.Tensor:
     """The first process's numbers in every process: with other ones, draws would part ways."""
-    if torch.distributed.is_initialized():
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.broadcast(measured, 0)
     return measured
 
