@@ -19,6 +19,7 @@ CHAIN = [
     "tuners",
     "procedures",
     "methods",
+    "plan",
     "run",
     "cli",
 ]

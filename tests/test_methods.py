@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, LlamaConfig, T5Config
 
 from lorada import METHODS, BottleneckConfig, LmamConfig, build_method
-from lorada.methods import part_names, select_trainable
+from lorada.plan import part_names, select_trainable
 
 LLAMA, BERT = LlamaConfig(), BertConfig()
 WITH_PARTS = [name for name, method in METHODS.items() if method.parts]

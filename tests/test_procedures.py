@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lorada import BottleneckConfig, LoradaConfig
-from lorada.methods import Plan
+from lorada.plan import Plan
 from lorada.procedures.ist import ISTCallback, share_of
 from lorada.procedures.layers import Switch, layers_of
 from lorada.procedures.owlore import OwLoreCallback

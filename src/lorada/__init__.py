@@ -8,7 +8,8 @@ from lorada.tuners import BottleneckConfig, LmamConfig, LoradaConfig, PrefixConf
 from lorada.version import __version__
 
 if TYPE_CHECKING:
-    from lorada.methods import METHODS, build_method
+    from lorada.methods import METHODS
+    from lorada.plan import build_method
     from lorada.run.effect_size import EffectSize
     from lorada.tasks import TASKS
 
@@ -33,7 +34,7 @@ __all__ = [
 _LAZY = {
     "EffectSize": "lorada.run.effect_size",
     "METHODS": "lorada.methods",
-    "build_method": "lorada.methods",
+    "build_method": "lorada.plan",
     "TASKS": "lorada.tasks",
 }
 

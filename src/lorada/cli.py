@@ -204,7 +204,8 @@ def generate(
 @app.command()
 def methods(as_json: Json = False) -> None:
     """List the methods, with what they are."""
-    from lorada.methods import METHODS, part_names
+    from lorada.methods import METHODS
+    from lorada.plan import part_names
 
     rows = {
         name: {

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from lorada.methods import PARTS, Plan, build_method, in_head, select_trainable
+from lorada.methods import PARTS
+from lorada.plan import Plan, build_method, in_head, select_trainable
 from lorada.run.models import is_causal, load_config, load_model
 from lorada.run.recipe import Recipe
 from lorada.tuners import LoradaConfig

@@ -6,7 +6,7 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM
 
-from lorada.methods import build_method, part_names, select_trainable
+from lorada.plan import build_method, part_names, select_trainable
 from lorada.run.adapt import base_parameters, parameter_counts
 from lorada.run.models import is_causal, load_config
 from lorada.run.recipe import load_recipe

@@ -19,7 +19,8 @@ from transformers import TrainingArguments
 
 from lorada.errors import unknown
 from lorada.files import write_whole
-from lorada.methods import PARTS, owner_of, part_names
+from lorada.methods import PARTS
+from lorada.plan import owner_of, part_names
 from lorada.tasks import TASKS
 
 TRAINING = "training"

@@ -1,0 +1,191 @@
+"""``build_method``: from a name of METHODS and a model to a Plan that a Trainer can follow."""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from peft import PeftConfig, TaskType
+from torch import nn
+from torch.optim import Optimizer
+from transformers import TrainerCallback, TrainingArguments
+
+from lorada.errors import unknown
+from lorada.methods import COLUMNS, FAMILIES, MAP, METHODS, PARTS, Family, Method, Settings
+from lorada.tuners import LoradaConfig
+
+TASK_TYPES: dict[Family, TaskType] = {
+    "llama": TaskType.CAUSAL_LM,
+    "roberta": TaskType.SEQ_CLS,
+    "deberta": TaskType.SEQ_CLS,
+    "bart": TaskType.SEQ_2_SEQ_LM,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A method made ready for one model.
+
+    Attributes:
+        config: the PEFT config to place, or None.
+        callbacks: Trainer callbacks of methods that change the procedure.
+        trainable: a regex of parameter names that train when there is no PEFT config.
+        prepare: called with model and batches by methods that must see both first.
+        optimizer: makes the optimizer of a method that has its own.
+        arguments: overrides of TrainingArguments.
+    """
+
+    config: PeftConfig | None
+    callbacks: tuple[TrainerCallback, ...] = ()
+    trainable: str | None = None
+    prepare: Callable[[nn.Module, Any], PeftConfig] | None = None
+    optimizer: Callable[[nn.Module, TrainingArguments], Optimizer] | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def part_names(name: str) -> list[str]:
+    """The parts of a method, in the order in which they are stacked."""
+    method, plus_map = _method(name)
+    names = list(next(iter(method.parts.values()), {}))
+    return (["lmam"] if plus_map else []) + names
+
+
+def _method(name: str) -> tuple[Method, bool]:
+    plain = name.removesuffix("+lmam")
+    if plain not in METHODS:
+        raise unknown("method", name, METHODS)
+    method, plus_map = METHODS[plain], name != plain
+    if plus_map and (not method.parts or "lmam" in next(iter(method.parts.values()))):
+        raise ValueError(f"unknown method {name!r}: {plain} cannot take a map on top")
+    return method, plus_map
+
+
+def family_of(model_config: Any) -> Family:
+    """The column of settings that a model takes.
+
+    Raises:
+        ValueError: for a model type without one.
+    """
+    model_type = model_config.model_type
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"no settings for model type {model_type!r}; there are for {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[model_type]
+
+
+def column_of(method: Method, model_config: Any) -> dict[str, Settings] | None:
+    """The settings of a method for a model: the model's own column, else that of its family."""
+    for name, sizes in COLUMNS.items():
+        same = all(getattr(model_config, key, None) == value for key, value in sizes.items())
+        if same and name in method.parts:
+            return method.parts[name]
+    return method.parts.get(family_of(model_config))
+
+
+def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
+    """Make a method ready for a model.
+
+    Args:
+        name: a key of ``METHODS``, or ``NAME+lmam``.
+        model_config: the transformers config of the model.
+        overrides: settings of parts, as ``lmam={"rank": 4}``, or bare (``rank=4``) where only
+            one part has a field of that name.
+
+    Raises:
+        ValueError: for an unknown method or setting (with the nearest names), an ambiguous
+            setting (with the full keys), or a method that this model has no form of.
+    """
+    method, plus_map = _method(name)
+    config = None
+    if method.trainable is None:
+        config = _stack(name, method, plus_map, model_config, overrides)
+    elif overrides:
+        raise ValueError(f"method {name} has no settings, but got {', '.join(overrides)}")
+    return Plan(
+        config,
+        callbacks=tuple(make() for make in method.callbacks),
+        trainable=method.trainable,
+        optimizer=method.optimizer,
+        arguments=dict(method.arguments),
+    )
+
+
+def _stack(
+    name: str, method: Method, plus_map: bool, model_config: Any, overrides: dict[str, Any]
+) -> LoradaConfig:
+    column = column_of(method, model_config)
+    if column is None:
+        raise ValueError(
+            f"{name} has no settings for {model_config.model_type} models, "
+            f"only for {', '.join(method.parts)}-like ones"
+        )
+    settings = {part: dict(values) for part, values in column.items()}
+    if plus_map:
+        settings = {"lmam": dict(MAP), **settings}
+    for part, values in part_overrides(list(settings), overrides).items():
+        settings[part].update(values)
+    configs = [PARTS[part](**values) for part, values in settings.items()]
+    return LoradaConfig(parts=configs, task_type=TASK_TYPES[family_of(model_config)])
+
+
+def part_overrides(parts: list[str], overrides: dict[str, Any]) -> dict[str, Settings]:
+    """Sort overrides by part: ``{"lmam": {"rank": 4}}`` from either form of key.
+
+    Raises:
+        ValueError: for a setting that no part has, or that several have.
+    """
+    found: dict[str, Settings] = {part: {} for part in parts}
+    known = {part: {f.name for f in fields(PARTS[part]) if f.init} for part in parts}
+    for key, value in overrides.items():
+        if key in parts and isinstance(value, dict):
+            for name in value:
+                if name not in known[key]:
+                    raise unknown(f"setting of {key}", name, known[key])
+            found[key].update(value)
+            continue
+        found[owner_of(key, known, also=parts)][key] = value
+    return found
+
+
+def owner_of(key: str, known: Mapping[str, Collection[str]], also: Iterable[str] = ()) -> str:
+    """The one section that has a setting of this name.
+
+    Args:
+        key: a bare key, such as ``rank``.
+        known: section → names of its settings.
+        also: other names that would have been right here, for the hint.
+
+    Raises:
+        ValueError: if no section has it (with the nearest names), or several (with the full keys).
+    """
+    owners = [section for section, names in known.items() if key in names]
+    if len(owners) > 1:
+        full = ", ".join(f"{owner}.{key}" for owner in owners)
+        raise ValueError(f"{key} is a setting of several sections: write {full}")
+    if not owners:
+        raise unknown(
+            "override", key, {*also, *(name for names in known.values() for name in names)}
+        )
+    return owners[0]
+
+
+def select_trainable(model: nn.Module, rule: str) -> None:
+    """Freeze every parameter but those whose name matches the rule.
+
+    Raises:
+        ValueError: if no parameter does (a LLaMA has no biases for BitFit).
+    """
+    chosen = {name for name, _ in model.named_parameters() if re.search(rule, name)}
+    if not chosen:
+        raise ValueError(
+            f"no parameter of {type(model).__name__} matches {rule!r}: "
+            "this method is not defined for this model"
+        )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen or in_head(name))
+
+
+def in_head(name: str) -> bool:
+    """Whether a parameter belongs to a task head, which always trains and is never counted."""
+    return any(head in name.split(".") for head in ("classifier", "score", "pre_classifier"))
