@@ -4,7 +4,14 @@ from typing import TYPE_CHECKING, Any
 
 from lorada import functional
 from lorada.explain import explain
-from lorada.tuners import BottleneckConfig, LmamConfig, LoradaConfig, PrefixConfig, QuantaConfig
+from lorada.tuners import (
+    BottleneckConfig,
+    LmamConfig,
+    LoradaConfig,
+    OmoeConfig,
+    PrefixConfig,
+    QuantaConfig,
+)
 from lorada.version import __version__
 
 if TYPE_CHECKING:
@@ -20,6 +27,7 @@ __all__ = [
     "EffectSize",
     "LmamConfig",
     "LoradaConfig",
+    "OmoeConfig",
     "PrefixConfig",
     "QuantaConfig",
     "__version__",

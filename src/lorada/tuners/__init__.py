@@ -2,8 +2,16 @@
 
 from lorada.tuners.bottleneck import BottleneckConfig
 from lorada.tuners.lmam import LmamConfig
+from lorada.tuners.omoe import OmoeConfig
 from lorada.tuners.prefix import PrefixConfig
 from lorada.tuners.quanta import QuantaConfig
 from lorada.tuners.stack import LoradaConfig
 
-__all__ = ["BottleneckConfig", "LmamConfig", "LoradaConfig", "PrefixConfig", "QuantaConfig"]
+__all__ = [
+    "BottleneckConfig",
+    "LmamConfig",
+    "LoradaConfig",
+    "OmoeConfig",
+    "PrefixConfig",
+    "QuantaConfig",
+]

@@ -131,6 +131,20 @@ def _holds(layer: BaseTunerLayer, adapter_name: str) -> bool:
     return adapter_name in layer._get_available_adapters()
 
 
+def refuse_unmergeable(parts: list[PeftConfig]) -> None:
+    """Refuse to merge a stack in which a part wraps weights and cannot be merged into them.
+
+    Raises:
+        ValueError: naming the part.
+    """
+    for part in parts:
+        if not getattr(tuner_of(part), "mergeable", True):
+            raise ValueError(
+                f"a stack with {type(part).__name__} cannot be merged into the weights: "
+                "keep it as an adapter"
+            )
+
+
 def merge_inner(model: nn.Module, **options: Any) -> None:
     """Merge the layers that PEFT's ``merge_and_unload`` does not see: it takes the outermost."""
     for chain in chains(model).values():

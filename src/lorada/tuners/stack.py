@@ -30,6 +30,7 @@ from lorada.tuners.nesting import (
     merge_inner,
     misfit_named,
     names_alone,
+    refuse_unmergeable,
     rename,
     tuner_of,
     within_reach,
@@ -129,7 +130,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
                 weights that accelerate has offloaded.
         """
         config = self.peft_config[adapter_name]
-        for part in filter(_merges, config.parts):
+        for part in filter(_wraps, config.parts):
             refuse_offloaded(model, type(part).__name__.removesuffix("Config"))
         stacked = any(isinstance(module, BaseTunerLayer) for module in model.modules())
         before = [(p, p.requires_grad) for p in model.parameters()] if stacked else []
@@ -138,7 +139,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         try:
             with all_or_nothing(model, adapter_name):
                 # Attached parts last: they watch modules, which a part like LN tuning replaces.
-                for part in sorted(config.parts, key=lambda part: not _merges(part)):
+                for part in sorted(config.parts, key=lambda part: not _wraps(part)):
                     self._inject_part(model, adapter_name, part, low_cpu_mem_usage)
                 check_order(model, adapter_name, config.parts)
         except Exception:
@@ -323,7 +324,8 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
 
     def _check_merge_allowed(self) -> None:
         parts = [part for name in self.active_adapters for part in self.peft_config[name].parts]
-        kept = sorted({type(part).__name__ for part in parts if not _merges(part)})
+        refuse_unmergeable(parts)
+        kept = sorted({type(part).__name__ for part in parts if not _wraps(part)})
         if kept:
             raise ValueError(
                 f"parts of {', '.join(kept)} cannot be merged into the weights: merge_weights() "
@@ -354,11 +356,16 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         Returns:
             A ``PeftModel`` over the merged base whose adapter holds the remaining parts; the
             merged base itself if nothing remains. The model this is called on is used up.
+
+        Raises:
+            ValueError: for a stack with a part around the weights that cannot be merged: it would
+                be around other weights than it was trained on.
         """
         name = self.active_adapters[0]
         config: LoradaConfig = self.peft_config[name]
+        refuse_unmergeable(config.parts)
         merged, rest = (
-            [part for part in config.parts if _merges(part) is wanted] for wanted in (True, False)
+            [part for part in config.parts if _wraps(part) is wanted] for wanted in (True, False)
         )
         state = get_peft_model_state_dict(self, adapter_name=name)
         attached = {n for n, module in self.named_modules() if isinstance(module, AttachedLayer)}
@@ -383,7 +390,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         bake(self.model)
 
 
-def _merges(part: PeftConfig) -> bool:
+def _wraps(part: PeftConfig) -> bool:
     return not issubclass(tuner_of(part), AttachedModel)
 
 

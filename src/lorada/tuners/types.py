@@ -51,6 +51,7 @@ class LoradaType(str, Enum):  # noqa: UP042
     """Our PEFT types. Name equals value: PEFT looks types up by the plain string of a JSON file."""
 
     LMAM = "LMAM"
+    OMOE = "OMOE"
     BOTTLENECK = "BOTTLENECK"
     PREFIX = "PREFIX"
     QUANTA = "QUANTA"
