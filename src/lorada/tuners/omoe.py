@@ -9,7 +9,7 @@ magnitude. From "OMoE: Diversifying Mixture of Low-Rank Adaptation by Orthogonal
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorada.tuners.devices import Entries, refuse_offloaded
+from lorada.tuners.experts import gates_of, orthogonalise, row_norms, wide
 from lorada.tuners.placing import all_or_nothing, check_fits
 from lorada.tuners.types import (
     PREFIX,
@@ -33,8 +34,6 @@ from lorada.tuners.types import (
 
 FFN = ["gate_proj", "up_proj", "down_proj"]
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
-ROWS = 1024  # of a weight at a time in fp32, where its norms are computed
-EPSILON = 1e-20  # beside ⟨u, u⟩; the outputs of experts are small in the first steps
 
 
 @dataclass
@@ -85,63 +84,6 @@ class OmoeConfig(LoradaPeftConfig):
             self.target_modules = sorted(self.target_modules)
 
 
-def orthogonalise(branches: Tensor, normalize: bool = False) -> Tensor:
-    """Gram-Schmidt over the experts of each token, (…, E, d) → (…, E, d), in fp32 or wider.
-
-    u_1 = e_1, u_i = e_i − Σ_{j<i} ⟨e_i, u_j⟩ / ⟨u_j, u_j⟩ · u_j: the first expert stays as it is.
-    """
-    found: list[Tensor] = []
-    for branch in _wide(branches).unbind(-2):
-        for other in found:
-            share = (branch * other).sum(-1, keepdim=True)
-            branch = branch - share / (other.square().sum(-1, keepdim=True) + EPSILON) * other
-        found.append(branch)
-    if normalize:
-        found = [F.normalize(vector, dim=-1, eps=EPSILON) for vector in found]
-    return torch.stack(found, -2)
-
-
-@torch.no_grad()
-def row_norms(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
-    """‖W + s B_i A_i‖ of each row of each expert, (E, out), without any matrix of W's size.
-
-    ‖W‖² + 2s (W Aᵀ)·B + s² (B A Aᵀ)·B, row by row. DoRA takes the norms as constants.
-
-    Args:
-        weight: W (out, in).
-        down: A (E, r, in).
-        up: B (E, out, r).
-        scale: s.
-    """
-    on_meta = weight.device.type == "meta"  # where autocast does not exist
-    with nullcontext() if on_meta else torch.autocast(weight.device.type, enabled=False):
-        down, up = _wide(down), _wide(up)
-        squares, products = [], []
-        for rows in weight.split(ROWS):
-            wide = rows.to(down.dtype)
-            squares.append(wide.square().sum(1))
-            products.append(wide @ down.flatten(0, 1).T)
-        crossed = torch.cat(products).unflatten(1, down.shape[:2]).transpose(0, 1)
-        own = up @ (down @ down.mT)
-        total = torch.cat(squares) + (2 * scale * crossed + scale**2 * own).mul(up).sum(-1)
-        norms: Tensor = total.clamp_min(torch.finfo(total.dtype).tiny).sqrt()
-    return norms
-
-
-def gates_of(logits: Tensor, routing: str) -> Tensor:
-    """The weights of the experts of each token, (…, E), in fp32 or wider."""
-    gates = torch.softmax(_wide(logits), -1)
-    if routing == "top2":
-        chosen, index = gates.topk(2, -1)
-        chosen = chosen / chosen.sum(-1, keepdim=True)
-        gates = torch.zeros_like(gates).scatter(-1, index, chosen)
-    return gates
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 class OmoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     """A matrix with the experts of any number of adapters around it."""
 
@@ -151,7 +93,8 @@ class OmoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     if TYPE_CHECKING:  # what PEFT's base class has
         active_adapters: list[str]
 
-        def get_base_layer(self) -> nn.Module: ...
+        def get_base_layer(self) -> nn.Module:
+            """The module inside of all wrapping parts."""
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -213,10 +156,10 @@ class OmoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         scale, x = config.alpha / config.rank, x.to(down.dtype)
         dropped = F.dropout(x, config.dropout, self.training)
         hidden = torch.einsum("...i,eri->...er", dropped, down)
-        branches = _wide(scale * torch.einsum("...er,eor->...eo", hidden, up))
+        branches = wide(scale * torch.einsum("...er,eor->...eo", hidden, up))
         if config.use_dora:
             norms = row_norms(self.base_weight().detach(), down, up, scale)
-            ratio = _wide(self.lora_magnitude(name)) / norms
+            ratio = wide(self.lora_magnitude(name)) / norms
             bias: Tensor | None = self.get_base_layer().bias  # type: ignore[assignment]
             product = plain if bias is None else plain - bias
             branches = ratio * branches + (ratio - 1) * product.unsqueeze(-2)
