@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -109,13 +110,14 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
     fitted = fit_context(recipe, base.config)
     dataset = encode_rows(rows, fitted, tokenizer)
     evaluation = encode_rows(held_out, fitted, tokenizer) if held_out else None
+    pad = collator(rows.form, tokenizer)
     if plan.prepare is not None:
-        plan = replace(plan, config=plan.prepare(base, dataset))
+        batches = _batches(dataset, pad, args)
+        plan = replace(plan, config=plan.prepare(base.to(args.device), batches))
     model = adapt(base, plan, recipe, labels)
 
     effect, interrupt = EffectSize(), SaveOnInterrupt()
     callbacks = [effect, interrupt, StopOnNaN(), LogWithSave(), *plan.callbacks]
-    pad = collator(rows.form, tokenizer)
     with _one_line("TrainingArguments"):
         trainer = _trainer(model, args, (dataset, evaluation), pad, callbacks)
         _give_maps_their_rate(trainer, model)
@@ -141,6 +143,19 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
     with saving(run / RESULT_FILE, again):
         write_result(run, result)
     return Trained(run, result)
+
+
+def _batches(
+    dataset: Dataset, pad: Callable[..., Any], args: TrainingArguments
+) -> DataLoader[dict[str, Any]]:
+    """Shuffled batches for a method's preparation; the random numbers of training stay theirs."""
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]
+        args.per_device_train_batch_size,
+        shuffle=True,
+        generator=torch.Generator().manual_seed(args.seed),
+        collate_fn=pad,
+    )
 
 
 @contextmanager

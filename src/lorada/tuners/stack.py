@@ -63,7 +63,7 @@ class LoradaConfig(LoradaPeftConfig):
         self.peft_type = LoradaType.LORADA
         if not self.parts:
             raise ValueError("LoradaConfig needs at least one part, such as LmamConfig()")
-        self.parts = [_as_config(part, saved_by(self)) for part in self.parts]
+        self.parts = [_as_config(part, self) for part in self.parts]
         for part in self.parts:
             _refuse_unstackable(part)
 
@@ -77,16 +77,16 @@ class LoradaConfig(LoradaPeftConfig):
         return {**own, "parts": parts, "lorada_version": __version__}
 
 
-def _as_config(part: Any, saved_by_newer: str) -> PeftConfig:
+def _as_config(part: Any, stack: LoradaConfig) -> PeftConfig:
     if isinstance(part, PeftConfig):
         return copy.deepcopy(part)  # placing a part fills it in; the caller's stays as it is
     if isinstance(part, dict) and "peft_type" in part:
         if part["peft_type"] not in known_types():
             raise ValueError(
                 f"peft_type={part['peft_type']!r} of a part is unknown to this peft and lorada; "
-                f"upgrade them, or leave the part out{saved_by_newer}"
+                f"upgrade them, or leave the part out{saved_by(stack)}"
             )
-        return PeftConfig.from_peft_type(**part)
+        return PeftConfig.from_peft_type(**{**part, "inference_mode": stack.inference_mode})
     raise ValueError(f"a part must be a PEFT config or its dictionary with peft_type, not {part!r}")
 
 

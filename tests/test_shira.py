@@ -1,0 +1,297 @@
+"""SHiRA-SNIP: its entries against gradients taken by hand, alone, in a stack and in a run."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from conftest import TINY, assert_close
+from folders import llama_folder, rows_file
+from peft import PeftModel, ShiraConfig, get_peft_model
+from stacks import LAYERS, batch, lmam, logits, lora
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from lorada import LoradaConfig
+from lorada.methods import Plan
+from lorada.procedures.shira import snip
+from lorada.run import train as run_train
+from lorada.run.recipe import Recipe
+
+TARGETS = ["q_proj", "down_proj"]
+SHAPES = {"q_proj": (32, 32), "down_proj": (32, 48)}
+
+
+def shira(**options) -> ShiraConfig:
+    return ShiraConfig(**{"r": 2, "target_modules": TARGETS, **options})
+
+
+def batches(count: int = 2) -> list[dict]:
+    made = [batch("llama") for _ in range(count)]
+    return [{**inputs, "labels": inputs["input_ids"]} for inputs in made]
+
+
+def targets(model: nn.Module) -> dict[str, nn.Linear]:
+    return {n: m for n, m in model.named_modules() if n.rpartition(".")[2] in TARGETS}
+
+
+def best_by_hand(model: nn.Module, data: list[dict]) -> dict[str, set[int]]:
+    """The flat places of the r·(in + out) largest |W · mean gradient|, from plain backward."""
+    model.zero_grad()
+    for inputs in data:
+        model(**inputs).loss.backward()
+    found = {}
+    for name, module in targets(model).items():
+        score = (module.weight * module.weight.grad / len(data)).abs().flatten()
+        found[name] = set(score.argsort(descending=True)[: 2 * sum(module.weight.shape)].tolist())
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_it_takes_the_entries_with_the_largest_weight_times_mean_gradient(count):
+    data = batches(count)
+    expected = best_by_hand(TINY["llama"](), data)
+    if count > 1:
+        assert expected != best_by_hand(TINY["llama"](), data[:1])
+    model = TINY["llama"]()
+    config = snip(model, data, config=shira())
+
+    assert len(expected) == 2 * LAYERS
+    for name, module in targets(model).items():
+        mask = config.mask_fn(module, 2)
+        assert (mask.shape, mask.dtype) == (module.weight.shape, module.weight.dtype)
+        assert set(mask.flatten().nonzero().flatten().tolist()) == expected[name]
+
+
+def test_no_more_batches_are_drawn_than_asked_for():
+    data = batches(3)
+    model, iterator = TINY["llama"](), iter(data)
+    config = snip(model, iterator, config=shira(), calibration=2)
+    assert next(iterator) is data[2]
+    expected = best_by_hand(TINY["llama"](), data[:2])
+    for name, module in targets(model).items():
+        mask = config.mask_fn(module, 2)
+        assert set(mask.flatten().nonzero().flatten().tolist()) == expected[name]
+
+
+def test_equal_scores_still_give_exactly_as_many_entries_as_rank_says():
+    model = TINY["llama"]()
+    with torch.no_grad():
+        for module in targets(model).values():
+            module.weight[:, 1:] = 0  # fewer entries with a score than there is room for
+    config = snip(model, batches(), config=shira())
+
+    for name, module in targets(model).items():
+        assert config.mask_fn(module, 2).sum() == 2 * sum(SHAPES[name.rpartition(".")[2]])
+        assert config.mask_fn(module, 2)[:, 0].sum() == 32
+
+
+def test_the_model_is_left_as_it_was():
+    model = TINY["llama"]().train()
+    model.model.embed_tokens.requires_grad_(False)
+    model.model.norm.eval()
+    modules = {n: (id(m), m.training) for n, m in model.named_modules()}
+    before = {n: (p.requires_grad, p.detach().clone()) for n, p in model.named_parameters()}
+    snip(model, batches(), config=shira())
+
+    assert {n: (id(m), m.training) for n, m in model.named_modules()} == modules
+    assert not hasattr(model, "peft_config")
+    for name, parameter in model.named_parameters():
+        requires_grad, value = before[name]
+        assert parameter.grad is None
+        assert parameter.requires_grad == requires_grad
+        assert torch.equal(parameter, value)
+        assert not parameter._post_accumulate_grad_hooks
+
+
+def test_no_gradient_of_an_upper_layer_is_left_when_backward_reaches_a_lower_one():
+    model, alive = TINY["llama"](), []
+
+    def on_backward(_):
+        alive.append([n for n, p in model.named_parameters() if p.grad is not None])
+
+    def watch(module, args, output):
+        output.register_hook(on_backward)
+
+    model.model.layers[0].mlp.register_forward_hook(watch)
+    snip(model, batches(1), config=shira())
+    assert alive == [[]]
+
+
+def adapted(config=None, data=None) -> PeftModel:
+    """A model after one step of training."""
+    base = TINY["llama"]()
+    data = data or batches()
+    model = get_peft_model(base, snip(base, data, config=config or shira())).train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=5.0)
+    model(**data[0]).loss.backward()
+    optimizer.step()
+    return model.eval()
+
+
+def test_a_fresh_adapter_is_the_identity_and_counts_the_formula():
+    base, inputs = TINY["llama"](), batch("llama")
+    expected = logits(base, inputs)
+    model = get_peft_model(base, snip(base, batches(), config=shira()))
+
+    assert_close(logits(model, inputs), expected)
+    count = LAYERS * sum(2 * sum(shape) for shape in SHAPES.values())
+    assert model.get_nb_trainable_parameters()[0] == count
+
+
+def test_after_a_step_only_chosen_entries_differ_and_merging_changes_nothing():
+    data = batches()
+    chosen = best_by_hand(TINY["llama"](), data)
+    model, inputs = adapted(data=data), batch("llama")
+    expected = logits(model, inputs)
+    assert (expected - logits(TINY["llama"](), inputs)).abs().max() > 1e-2
+
+    merged = model.merge_and_unload()
+    assert_close(logits(merged, inputs), expected)
+    before = dict(TINY["llama"]().named_parameters())
+    for name, parameter in merged.named_parameters():
+        changed = (parameter != before[name]).flatten().nonzero().flatten().tolist()
+        module = name.removesuffix(".weight")
+        assert set(changed) <= chosen.get(module, set())
+        assert (len(changed) > 100) == (module in chosen)
+
+
+def test_the_loss_falls():
+    base, data = TINY["llama"](), batches(1)
+    model = get_peft_model(base, snip(base, data, config=shira())).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(15):
+        loss = model(**data[0]).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_a_saved_adapter_loads_in_a_process_that_has_never_seen_the_mask(tmp_path):
+    model, inputs = adapted(), batch("llama")
+    model.save_pretrained(tmp_path / "adapter")
+    TINY["llama"]().save_pretrained(tmp_path / "base")
+    torch.save({**inputs, "logits": logits(model, inputs)}, tmp_path / "expected.pt")
+    code = (
+        "import sys, torch; from peft import PeftModel; from transformers import LlamaForCausalLM\n"
+        "base = LlamaForCausalLM.from_pretrained(sys.argv[1] + '/base')\n"
+        "model = PeftModel.from_pretrained(base, sys.argv[1] + '/adapter').eval()\n"
+        "seen = torch.load(sys.argv[1] + '/expected.pt'); expected = seen.pop('logits')\n"
+        "with torch.no_grad(): actual = model(**seen).logits\n"
+        "torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)\n"
+        "print('lorada' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["False"], done.stderr
+    with model.disable_adapter():
+        assert_close(logits(model, inputs), logits(TINY["llama"](), inputs))
+
+
+def test_it_works_as_a_part_of_a_stack(tmp_path):
+    data = batches()
+    chosen = best_by_hand(TINY["llama"](), data)
+    stack = LoradaConfig(parts=[lmam(init_weights=False), lora("llama", 1), shira()])
+    model, inputs = adapted(stack, data), batch("llama")
+    expected = logits(model, inputs)
+    for name, layer in targets(model.get_base_model()).items():
+        rows, columns = layer.shira_indices["default"].long()
+        width = layer.base_layer.in_features
+        assert set((rows * width + columns).tolist()) == chosen[name]
+        assert layer.shira_weight["default"].abs().max() > 0
+
+    model.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Argument self.mask_type")
+        loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path)
+    assert_close(logits(loaded, inputs), expected)
+    assert_close(logits(model.merge_weights(), inputs), expected)
+
+
+def test_a_second_adapter_of_the_same_config_trains_the_same_entries():
+    base = TINY["llama"]()
+    config = snip(base, batches(), config=shira())
+    model = get_peft_model(base, config)
+    model.add_adapter("other", config)
+    for layer in targets(model.get_base_model()).values():
+        assert torch.equal(layer.shira_indices["default"], layer.shira_indices["other"])
+
+
+def test_rank_38_counts_what_the_paper_prints():
+    with torch.device("meta"):
+        base = LlamaForCausalLM(LlamaConfig())  # LLaMA-7B
+    names = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
+    config = ShiraConfig(r=38, target_modules=names)
+    config.mask_fn = None  # a mask of weights without values is none
+    assert get_peft_model(base, config).get_nb_trainable_parameters()[0] == 66_617_344
+
+
+def test_a_run_prepares_it_on_padded_shuffled_batches_and_trains_it(tmp_path, monkeypatch):
+    seen = []
+
+    def prepare(model, data):
+        seen.extend(inputs["input_ids"] for inputs in data)
+        return snip(model, data, config=LoradaConfig(parts=[shira()]))
+
+    monkeypatch.setattr(run_train, "plan_for", lambda recipe: Plan(None, prepare=prepare))
+    recipe = Recipe(
+        model=str(llama_folder(tmp_path / "model")),
+        method="lora",
+        data=str(rows_file(tmp_path / "rows.jsonl")),
+        output=str(tmp_path / "run"),
+        training={"max_steps": 3, "save_strategy": "no", "learning_rate": 1e-2},
+    )
+    trained = run_train.train(recipe, quiet=True)
+
+    assert trained.result["steps"] == 3
+    assert [len(tokens) for tokens in seen] == [8, 8, 8, 8, 4]
+    assert len({tuple(row) for tokens in seen for row in tokens.tolist()}) == 36
+    base = LlamaForCausalLM.from_pretrained(tmp_path / "model")
+    model = PeftModel.from_pretrained(base, tmp_path / "run" / "adapter")
+    values = [p for n, p in model.named_parameters() if "shira_weight" in n]
+    assert len(values) == 2 * LAYERS
+    assert all(p.abs().max() > 0 for p in values)
+
+
+@pytest.mark.parametrize(
+    ("config", "data", "message"),
+    [
+        (lora("llama"), None, "LoraConfig has no ShiraConfig"),
+        (LoradaConfig(parts=[lmam()]), None, "LoradaConfig has no ShiraConfig"),
+        (shira(), [], "SNIP got no batches"),
+        (shira(), [batch("llama")], "no loss for a batch of input_ids, attention_mask: add labels"),
+        (shira(r=40), None, "more shira params than"),
+    ],
+    ids=["lora", "stack", "no-batches", "no-labels", "too-large"],
+)
+def test_what_cannot_work_is_refused_and_leaves_the_model_alone(config, data, message):
+    model = TINY["llama"]()
+    modules = [id(module) for module in model.modules()]
+    with pytest.raises(ValueError, match=message):
+        snip(model, batches() if data is None else data, config=config)
+    assert [id(module) for module in model.modules()] == modules
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_weights_without_gradient_and_models_without_linears_are_refused():
+    model = TINY["llama"]()
+    model.spare = nn.Linear(32, 32)
+    with pytest.raises(ValueError, match="no gradient of the loss reaches spare"):
+        snip(model, batches(), config=shira(target_modules=["spare"]))
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=32, n_layer=1, n_head=4))
+    with pytest.raises(ValueError, match="only the following modules are supported"):
+        snip(gpt2, batches(), config=shira(target_modules=["c_fc"]))
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"the gradient of model\.layers.* is not finite"):
+        snip(model, batches(), config=shira())
+
+
+def test_a_mask_is_only_for_the_model_it_was_chosen_on():
+    config = snip(TINY["llama"](), batches(), config=shira())
+    with pytest.raises(ValueError, match=r"no entries for r=2 of this Linear.*call snip\(\)"):
+        get_peft_model(TINY["llama"](), config)
