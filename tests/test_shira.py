@@ -64,6 +64,17 @@ def test_it_takes_the_entries_with_the_largest_weight_times_mean_gradient(count)
         assert set(mask.flatten().nonzero().flatten().tolist()) == expected[name]
 
 
+def test_one_batch_given_several_times_counts_each_time():
+    data = batches(2)
+    data = [data[0], data[1], data[0], data[0]]
+    expected = best_by_hand(TINY["llama"](), data)
+    model = TINY["llama"]()
+    config = snip(model, data, config=shira())
+    for name, module in targets(model).items():
+        mask = config.mask_fn(module, 2)
+        assert set(mask.flatten().nonzero().flatten().tolist()) == expected[name]
+
+
 def test_no_more_batches_are_drawn_than_asked_for():
     data = batches(3)
     model, iterator = TINY["llama"](), iter(data)

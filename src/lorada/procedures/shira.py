@@ -116,8 +116,8 @@ def _best_entries(
             sums[module] = gradient
 
     with _only_gradients_of(model, counts):
-        for batch in batches:
-            last = batch is batches[-1]
+        for number, batch in enumerate(batches, 1):
+            last = number == len(batches)
             hooks = [
                 module.weight.register_post_accumulate_grad_hook(
                     lambda _, module=module, last=last: fold(module, last)

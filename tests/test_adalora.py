@@ -1,0 +1,119 @@
+"""AdaLoraCallback: pruning inside the Trainer, alone and in a stack, saved, loaded and resumed."""
+
+import pytest
+import torch
+from conftest import TINY, assert_close
+from peft import AdaLoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from stacks import batch, bottleneck, lmam, logits, lora
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from lorada import LoradaConfig
+from lorada.procedures.adalora import AdaLoraCallback
+
+STEPS, MODULES = 12, 4  # q_proj and o_proj of two layers
+
+
+def adalora(**options) -> AdaLoraConfig:
+    schedule = {"tinit": 2, "tfinal": 3, "deltaT": 2, "total_step": 10_000}
+    settings = {"init_r": 4, "target_r": 2, "task_type": "CAUSAL_LM", **schedule}
+    return AdaLoraConfig(target_modules=["q_proj", "o_proj"], **{**settings, **options})
+
+
+def stack(**options) -> LoradaConfig:
+    parts = [lmam(), adalora(**options), bottleneck()]
+    return LoradaConfig(parts=parts, task_type="CAUSAL_LM")
+
+
+def trainer(folder, config, **options) -> Trainer:
+    torch.manual_seed(0)
+    rows = [{"input_ids": row, "labels": row} for row in torch.randint(5, 90, (16, 6))]
+    settings = {"max_steps": STEPS, "per_device_train_batch_size": 4, "learning_rate": 0.05}
+    settings |= {"report_to": [], "save_strategy": "no", "disable_tqdm": True, "use_cpu": True}
+    return Trainer(
+        model=get_peft_model(TINY["llama"](), config),
+        args=TrainingArguments(str(folder), **{**settings, **options}),
+        train_dataset=rows,
+        callbacks=[AdaLoraCallback()],
+    )
+
+
+def ranks(folder) -> list[int]:
+    saved = load_file(folder / "adapter_model.safetensors")
+    return [len(value) for key, value in saved.items() if key.endswith("lora_E")]
+
+
+CONFIGS = pytest.mark.parametrize("config", [adalora, stack], ids=["alone", "stack"])
+
+
+@CONFIGS
+@pytest.mark.parametrize("schedule", [{}, {"tfinal": 0, "deltaT": 50}], ids=["phases", "no-last"])
+def test_training_prunes_to_the_target_and_what_is_saved_loads(tmp_path, config, schedule):
+    run = trainer(tmp_path, config(**schedule))
+    run.train()
+    model, inputs = run.model.eval(), batch("llama")
+    expected = logits(model, inputs)
+    values = [p for n, p in model.named_parameters() if "lora_E" in n]
+    assert len(values) == MODULES
+    assert sum(int((p != 0).sum()) for p in values) == 2 * MODULES
+
+    model.save_pretrained(tmp_path / "adapter")
+    assert sum(ranks(tmp_path / "adapter")) == 2 * MODULES
+    assert sorted(ranks(tmp_path / "adapter")) != [4] * MODULES
+    loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path / "adapter")
+    assert_close(logits(loaded, inputs), expected)
+    assert_close(logits(model, inputs), expected)
+
+
+def test_without_the_callback_nothing_is_pruned(tmp_path):
+    run = trainer(tmp_path, adalora())
+    run.remove_callback(AdaLoraCallback)
+    run.train()
+    run.model.save_pretrained(tmp_path / "adapter")
+    assert ranks(tmp_path / "adapter") == [4] * MODULES
+
+
+def test_the_schedule_gets_the_number_of_steps_of_the_trainer(tmp_path):
+    run = trainer(tmp_path, stack(), max_steps=-1, num_train_epochs=2)
+    run.train()
+    assert run.state.max_steps == 8
+    parts = run.model.peft_config["default"].parts
+    assert next(p for p in parts if isinstance(p, AdaLoraConfig)).total_step == 8
+
+
+@CONFIGS
+@pytest.mark.parametrize("at", [6, 10], ids=["while-pruning", "in-the-last-phase"])
+def test_a_resumed_run_ends_where_one_that_never_stopped_does(tmp_path, config, at):
+    whole = trainer(tmp_path / "whole", config())
+    whole.train()
+    first = trainer(tmp_path / "cut", config(), save_strategy="steps", save_steps=at)
+    first.train()
+    second = trainer(tmp_path / "cut", config())
+    second.train(resume_from_checkpoint=str(tmp_path / "cut" / f"checkpoint-{at}"))
+
+    saved = ranks(tmp_path / "cut" / f"checkpoint-{at}")
+    assert saved == [4] * MODULES, "a checkpoint keeps the ranks that may grow back"
+    for model, name in ((whole.model, "a"), (second.model, "b")):
+        model.save_pretrained(tmp_path / name)
+    one, two = (load_file(tmp_path / n / "adapter_model.safetensors") for n in "ab")
+    assert one.keys() == two.keys()
+    for key in one:
+        assert torch.equal(one[key], two[key]), key
+
+
+def test_a_part_without_a_gradient_does_not_stop_it(tmp_path):
+    run = trainer(tmp_path, stack())
+    idle = nn.Parameter(torch.ones(3))
+    run.model.get_base_model().model.layers[0].self_attn.lmam.lora_w_a["idle_default"] = idle
+    run.train()
+    assert idle.grad is None
+    run.model.save_pretrained(tmp_path / "adapter")
+    assert sum(ranks(tmp_path / "adapter")) == 2 * MODULES
+
+
+def test_models_and_schedules_that_cannot_work_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="this model has no AdaLoraConfig part that trains"):
+        trainer(tmp_path, lora("llama", task_type="CAUSAL_LM")).train()
+    with pytest.raises(ValueError, match=r"tinit=2 and tfinal=10 leave no step of 12 to prune in"):
+        trainer(tmp_path, adalora(tfinal=10)).train()
