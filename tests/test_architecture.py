@@ -14,6 +14,7 @@ CHAIN = [
     "positions",
     "terms",
     "prefixed",
+    "shifted",
     "attention",
     "hooked",
     "tuners",

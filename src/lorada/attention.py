@@ -23,10 +23,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorada.positions import Places, TokenTable, locate
 from lorada.prefixed import Prefix, PrefixLayer, behind
+from lorada.shifted import ShiftedGroups
 from lorada.terms import AttentionMap, View, for_samples, map_term, spread_map
 
 CHILD = "lmam"
 PREFIX_CHILD = "prefix"
+SHIFTED = "shifted"  # no child but a plain attribute: shifted sparse attention has no parameters
 
 
 class MapLayer(Protocol):
@@ -150,8 +152,14 @@ def _with_map(attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[.
         before: PrefixLayer | None = getattr(module, PREFIX_CHILD, None)
         prefixes = before.prefixes() if before is not None else []
         run = behind(attend, prefixes) if prefixes else attend
+        mask = attention_mask
+        groups: ShiftedGroups | None = getattr(module, SHIFTED, None)
+        if groups is not None and module.training:
+            # The map goes on reading the mask of the call: it is added to full attention's places.
+            kernel = getattr(module.config, "_attn_implementation", None) or "eager"
+            mask = groups.mask(str(kernel), query, key, attention_mask, kwargs)
         if not maps:
-            return run(module, query, key, value, attention_mask, **kwargs)
+            return run(module, query, key, value, mask, **kwargs)
         if kwargs.get("block_table") is not None:
             raise ValueError(
                 "a paged cache was passed without its values, which LMAM needs: use "
@@ -166,7 +174,6 @@ def _with_map(attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[.
         )
         call = Call(module, view, attention_mask, kwargs, query, key, prefixes)
         inside = [m for m in maps if m.ablation == "no_negative"]
-        mask = attention_mask
         for attention_map in inside:
             mask = call.mask_with(attention_map, mask)
         if inside:

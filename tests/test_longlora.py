@@ -1,0 +1,239 @@
+"""Shifted sparse attention: against loops over heads and groups, in models and in the Trainer."""
+
+import math
+
+import pytest
+import torch
+from conftest import TINY, assert_close
+from peft import LoraConfig, PeftModel, get_peft_model
+from stacks import lmam, logits, randomise
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+from lorada import LmamConfig, LoradaConfig
+from lorada.attention import SHIFTED, install
+from lorada.procedures.longlora import ShiftedAttention
+from lorada.shifted import ShiftedGroups
+
+KERNELS = pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+
+
+def attend_by_hand(query: Tensor, key: Tensor, value: Tensor, size: int) -> Tensor:
+    """(T, D) of each head: causal softmax in each segment, one after the other."""
+    heads, tokens, width = query.shape
+    out = torch.zeros_like(query)
+    for head in range(heads):
+        borders = list(range(0, tokens, size))
+        if head >= heads - heads // 2:
+            borders = [0, *range(size // 2, tokens, size)]
+        for start, stop in zip(borders, [*borders[1:], tokens], strict=True):
+            for t in range(start, stop):
+                scores = key[head, start : t + 1] @ query[head, t] / math.sqrt(width)
+                out[head, t] = torch.softmax(scores, 0) @ value[head, start : t + 1]
+    return out
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("heads", "tokens", "size"),
+    [(4, 16, 4), (3, 16, 4), (1, 8, 4), (4, 14, 4), (2, 11, 3)],
+    ids=["even", "odd-heads", "one-head", "last-group-shorter", "odd-size"],
+)
+def test_each_half_of_the_heads_attends_within_its_own_groups(heads, tokens, size, kernel):
+    query, key, value = (torch.randn(heads, tokens, 6).double() for _ in range(3))
+    mask = ShiftedGroups(size).mask(kernel, query[None], key[None], None, {})
+    if kernel == "sdpa":
+        assert mask.dtype == torch.bool
+        mask = torch.zeros(()).double().masked_fill(~mask, float("-inf"))
+    scores = query @ key.mT / math.sqrt(6) + mask[0]
+
+    assert_close(torch.softmax(scores, -1) @ value, attend_by_hand(query, key, value, size))
+
+
+def shifted(size: int | None = None, **changes) -> nn.Module:
+    """A tiny LLaMA in training mode with shifted sparse attention."""
+    install()
+    model = TINY["llama"](**changes).train()
+    for layer in model.model.layers:
+        setattr(layer.self_attn, SHIFTED, ShiftedGroups(size))
+    return model
+
+
+def tokens(length: int = 16, samples: int = 1) -> dict[str, Tensor]:
+    return {"input_ids": torch.randint(5, 90, (samples, length))}
+
+
+@KERNELS
+def test_no_token_sees_a_later_one(kernel):
+    model, inputs = shifted(4, attn_implementation=kernel), tokens()
+    before = logits(model, inputs)
+    for edited in (15, 9, 4):
+        other = inputs["input_ids"].clone()
+        other[0, edited] = 3
+        after = logits(model, {"input_ids": other})
+        assert torch.equal(after[:, :edited], before[:, :edited])
+        assert (after[:, edited] - before[:, edited]).abs().max() > 1e-3
+
+
+@KERNELS
+def test_one_group_over_everything_is_full_attention(kernel):
+    inputs = tokens()
+    model, plain = (
+        shifted(32, attn_implementation=kernel),
+        TINY["llama"](attn_implementation=kernel),
+    )
+    assert_close(logits(model, inputs), logits(plain.train(), inputs))
+    few = shifted(4, attn_implementation=kernel)
+    assert (logits(few, inputs) - logits(plain, inputs)).abs().max() > 1e-2
+
+
+@KERNELS
+def test_evaluation_has_full_attention(kernel):
+    model, inputs = shifted(4, attn_implementation=kernel).eval(), tokens()
+    assert torch.equal(
+        logits(model, inputs), logits(TINY["llama"](attn_implementation=kernel), inputs)
+    )
+
+
+@KERNELS
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_pads_move_no_group(kernel, side):
+    model, row = shifted(4, attn_implementation=kernel), tokens(13)["input_ids"]
+    pads, ones = torch.zeros(1, 3, dtype=torch.long), torch.ones(1, 13, dtype=torch.long)
+    sides = (slice(3, None), [pads, row], [pads, ones])
+    if side == "right":
+        sides = (slice(0, 13), [row, pads], [ones, pads])
+    real, ids, mask = sides
+    other = tokens(16)["input_ids"]
+    inputs = {
+        "input_ids": torch.cat([torch.cat(ids, 1), other]),
+        "attention_mask": torch.cat([torch.cat(mask, 1), torch.ones_like(other)]),
+    }
+    inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+
+    padded = logits(model, inputs)
+    assert padded.isfinite().all()
+    assert_close(padded[:1, real], logits(model, {"input_ids": row}))
+    assert_close(padded[1:], logits(model, {"input_ids": other}))
+
+
+def test_groups_begin_anew_with_each_sequence_of_a_packed_row():
+    model, rows = shifted(4), [tokens(length)["input_ids"] for length in (7, 9)]
+    places = torch.cat([torch.arange(row.shape[1]) for row in rows])[None]
+    packed = {"input_ids": torch.cat(rows, 1), "position_ids": places, "use_cache": False}
+
+    expected = torch.cat([logits(model, {"input_ids": row}) for row in rows], 1)
+    assert_close(logits(model, packed), expected)
+
+
+def test_checkpointing_gives_the_same_gradients():
+    inputs, gradients = tokens(), []
+    for checkpointing in (False, True):
+        model = shifted(4)
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert_close(checkpointed, plain)
+
+
+def test_without_a_size_a_group_is_a_quarter_of_the_length():
+    inputs = tokens(16)
+    assert torch.equal(logits(shifted(), inputs), logits(shifted(4), inputs))
+    inputs = tokens(13)
+    assert torch.equal(logits(shifted(), inputs), logits(shifted(4), inputs))
+
+
+@pytest.mark.parametrize("align", ["start", "end"])
+def test_a_map_is_added_outside_of_the_groups(align):
+    """One layer without its FFN: the difference that the map makes is that of full attention."""
+    inputs, terms = tokens(), []
+    for size in (None, 4):
+        model = get_peft_model(TINY["llama"](num_hidden_layers=1), lmam(length=10, align=align))
+        randomise(model)
+        attention = model.get_base_model().model.layers[0].self_attn
+        if size:
+            setattr(attention, SHIFTED, ShiftedGroups(size))
+        outputs = []
+        attention.register_forward_hook(lambda m, a, out, kept=outputs: kept.append(out[0]))
+        logits(model.train(), inputs)
+        with model.disable_adapter():
+            logits(model, inputs)
+        terms.append(outputs[0] - outputs[1])
+    assert terms[0].abs().max() > 0.1
+    assert_close(terms[1], terms[0])
+
+
+def test_kernels_without_masks_are_refused():
+    query = torch.randn(1, 4, 8, 6)
+    for kernel, mask in (("flash_attention_2", None), ("flex_attention", None),
+                         ("sdpa", torch.ones(1, 8))):  # fmt: skip
+        with pytest.raises(ValueError, match="use attn_implementation='sdpa' or 'eager'"):
+            ShiftedGroups(4).mask(kernel, query, query, mask, {})
+
+
+def longlora(**options) -> LoraConfig:
+    names = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    return LoraConfig(
+        r=8, lora_alpha=16, target_modules=names, modules_to_save=["embed_tokens", "norm"],
+        task_type="CAUSAL_LM", **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [longlora, lambda: LoradaConfig(parts=[lmam(), longlora()])],
+                         ids=["alone", "with-a-map"])  # fmt: skip
+def test_training_is_sparse_evaluation_is_not_and_the_adapter_loads(tmp_path, config):
+    groups, seen = ShiftedAttention(4), []
+
+    class Watch(nn.Module):
+        def forward(self, module, args):
+            seen.append((module.training, getattr(module, SHIFTED, None)))
+
+    model = get_peft_model(TINY["llama"](), config())
+    attention = model.get_base_model().model.layers[0].self_attn
+    attention.register_forward_pre_hook(Watch())
+    rows = [{"input_ids": row, "labels": row} for row in tokens(16, 8)["input_ids"]]
+    args = TrainingArguments(
+        str(tmp_path), max_steps=12, learning_rate=1e-2, report_to=[], save_strategy="no",
+        eval_strategy="steps", eval_steps=6, logging_steps=1, use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(
+        model=model, args=args, train_dataset=rows, eval_dataset=rows[:2], callbacks=[groups]
+    )
+    trainer.train()
+
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.8 * losses[0]
+    assert (True, groups.groups) in seen
+    assert (False, groups.groups) in seen
+    assert not hasattr(attention, SHIFTED)
+    inputs = tokens()
+    expected = logits(model.eval(), inputs)
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path / "adapter")
+    assert_close(logits(loaded, inputs), expected)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "parts", "count"),
+    [
+        (32000, [longlora()], 139_726_848),
+        (32001, [longlora()], 139_730_944),
+        (32001, [LmamConfig(rank=2, length=256), longlora()], 140_779_520),
+    ],
+    ids=["stock-vocabulary", "with-the-added-token", "with-a-map"],
+)
+def test_it_counts_what_the_paper_prints(vocabulary, parts, count):
+    with torch.device("meta"):
+        base = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary))  # LLaMA2-7B
+    model = get_peft_model(base, LoradaConfig(parts=parts))
+    assert model.get_nb_trainable_parameters()[0] == count
+
+
+def test_bad_sizes_and_models_without_causal_attention_are_refused(tmp_path):
+    for size in (0, 1.5, True):
+        with pytest.raises(ValueError, match=f"group_size={size!r} must be a whole number"):
+            ShiftedAttention(size)
+    with pytest.raises(ValueError, match=r"for decoders.*this .* has none"):
+        ShiftedAttention().on_train_begin(None, None, None, model=TINY["bert"]())
