@@ -293,6 +293,22 @@ def test_experts_go_around_a_lora_of_the_same_matrix():
     assert_close(logits(model, inputs), logits(with_lora, inputs))
 
 
+def test_it_keeps_to_its_layers_loads_from_meta_and_refuses_another_width(tmp_path):
+    inputs, model = batch("llama"), adapted(layers_to_transform=[1])
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert trained
+    assert all(".layers.1." in name for name in trained)
+    expected = logits(model, inputs)
+
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path, low_cpu_mem_usage=True)
+    assert_close(logits(loaded.eval(), inputs), expected)
+    wider = TINY["llama"](intermediate_size=64)
+    with pytest.raises(ValueError, match="was saved for another model size"):
+        PeftModel.from_pretrained(wider, tmp_path)
+    assert not any("lora" in name for name, _ in wider.named_parameters())
+
+
 def test_alone_it_cannot_be_merged_and_says_so():
     model = adapted()
     for merge in (model.merge_and_unload, model.merge_adapter):
@@ -375,6 +391,8 @@ def test_bad_values_are_refused(options, message):
 def test_places_that_cannot_hold_experts_are_refused():
     with pytest.raises(ValueError, match="embed_tokens, a Embedding: OmoeConfig puts experts on"):
         get_peft_model(TINY["llama"](), omoe(target_modules=["embed_tokens"]))
+    with pytest.raises(ValueError, match="no default target_modules for bert models: name the"):
+        get_peft_model(TINY["bert"](), omoe())
     base = TINY["llama"]()
     base.model.layers[1].mlp.up_proj.weight = nn.Parameter(
         torch.zeros(INNER, HIDDEN, dtype=torch.int8), requires_grad=False

@@ -210,6 +210,17 @@ class OmoeModel(BaseTuner):  # type: ignore[misc]
         with all_or_nothing(model, adapter_name):
             super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
 
+    def _prepare_adapter_config(self, peft_config: OmoeConfig, model_config: Any) -> OmoeConfig:
+        if peft_config.target_modules is None:
+            kind = model_config.get("model_type")
+            if kind not in self.target_module_mapping:
+                raise ValueError(
+                    f"OmoeConfig has no default target_modules for {kind} models: name the "
+                    "matrices that get experts"
+                )
+            peft_config.target_modules = list(self.target_module_mapping[kind])
+        return peft_config
+
     def _create_and_replace(
         self,
         peft_config: OmoeConfig,
