@@ -1,7 +1,11 @@
 """A map inside whole models: implementations, padding, caches, generation, precision, training."""
 
+import copy
+import pickle
+
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from conftest import DECODERS, ENCODERS, TINY, assert_close
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
@@ -260,3 +264,20 @@ def test_weights_loaded_after_baking_are_the_ones_used():
     model.bake()
     set_peft_model_state_dict(model, get_peft_model_state_dict(other))
     assert_close(model(SAMPLES[1][None]).logits, other(SAMPLES[1][None]).logits)
+
+
+@pytest.mark.parametrize("name", ["falcon", "bloom", "deberta", "deberta_v2"])
+def test_copies_and_pickles_of_a_model_with_hooks_have_a_map_of_their_own(name):
+    config = LmamConfig(rank=2, length=6, inverse_scale=1.0, init_weights=False)
+    model = get_peft_model(ARCHITECTURES[name](), config).eval()
+    inputs = {"input_ids": torch.randint(5, 90, (2, 7)), "attention_mask": torch.ones(2, 7).long()}
+    with torch.no_grad():
+        expected = model(**inputs).logits  # the hooks sit where they follow LoRA only after a call
+
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            torch.testing.assert_close(other(**inputs).logits, expected, atol=0, rtol=0)
+            for key, parameter in other.named_parameters():
+                if "lora_w_b" in key:
+                    parameter.add_(1)
+            assert not torch.allclose(other(**inputs).logits, expected, atol=1e-3)
+            torch.testing.assert_close(model(**inputs).logits, expected, atol=0, rtol=0)

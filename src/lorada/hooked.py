@@ -8,6 +8,7 @@ Shapes: B batch, H query heads, G key/value heads, T queries, K key slots, D hea
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -78,18 +79,18 @@ class EncoderHooks(HookPair):
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._mask = kwargs["attention_mask"] if "attention_mask" in kwargs else args[1]
         self._mask = self._mask.bool()  # the model reads ones and zeros, of any dtype
-        fused = hasattr(module, "in_proj")
-        place: Any = module.in_proj if fused else module.value_proj
-
-        def keep(projection: nn.Module, args: Any, output: Tensor) -> None:
-            values = output.view(*output.shape[:-1], head_count(module), -1).transpose(1, 2)
-            if fused:  # DeBERTa's first version: query, key and value side by side in each head
-                values = values.chunk(3, dim=-1)[2]
-                bias: Any = module.v_bias
-                values = values + bias.view(1, values.shape[1], 1, -1)
-            self._value = values
-
+        place: Any = module.in_proj if hasattr(module, "in_proj") else module.value_proj
+        # A partial function and not a closure: a copy of the model then calls its own pair.
+        keep = partial(self._keep, module)
         self._follow(place, lambda projection: projection.register_forward_hook(keep))
+
+    def _keep(self, module: Any, projection: nn.Module, args: Any, output: Tensor) -> None:
+        values = output.view(*output.shape[:-1], head_count(module), -1).transpose(1, 2)
+        if hasattr(module, "in_proj"):
+            # DeBERTa's first version: query, key and value side by side in each head.
+            values = values.chunk(3, dim=-1)[2]
+            values = values + module.v_bias.view(1, values.shape[1], 1, -1)
+        self._value = values
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
         return (self._with_term(module, output[0]), *output[1:])
@@ -103,13 +104,13 @@ class DecoderHooks(HookPair):
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
         self._mask = kwargs["attention_mask"]
         self._kwargs = {"position_ids": kwargs.get("position_ids")}
-
-        def add(projection: nn.Module, args: Any) -> tuple[Tensor]:
-            return (self._with_term(module, args[0]),)
-
         dense: Any = module.dense
+        add = partial(self._add, module)
         self._follow(dense, lambda projection: projection.register_forward_pre_hook(add))
         return args, {**kwargs, "layer_past": _Recorder(self, kwargs.get("layer_past"))}
+
+    def _add(self, module: nn.Module, projection: nn.Module, args: Any) -> tuple[Tensor]:
+        return (self._with_term(module, args[0]),)
 
     def keep(self, value: Tensor) -> None:
         """Remember the values (B, G, K, D) that this call attends to."""
