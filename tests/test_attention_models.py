@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
+from architectures import ARCHITECTURES, inputs
 from conftest import DECODERS, ENCODERS, TINY, assert_close
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
@@ -18,14 +18,15 @@ from transformers import (
 
 from lorada import LmamConfig
 from lorada import attention as lorada_attention
+from lorada.hooked import HookPair
+from lorada.terms import spread_map
+from lorada.tuners.lmam import LmamLayer
 
 LENGTH = 6  # n; longer than Mistral's window of 4, shorter than the long samples
 PAD = 1  # RoBERTa counts its positions around this id
 SAMPLES = [torch.arange(10, 10 + size) * 7 % 83 + 5 for size in (3, 9, 6, 12)]
 ABLATIONS = (None, "no_negative", "softmax", "full_rank")
 MODELS = pytest.mark.parametrize("name", [*DECODERS, *ENCODERS])
-CAUSAL = pytest.mark.parametrize("name", DECODERS)
-ALIGNS = pytest.mark.parametrize("align", ["start", "end"])
 
 
 def adapted(name: str, implementation: str = "sdpa", **options) -> PeftModel:
@@ -281,3 +282,35 @@ def test_copies_and_pickles_of_a_model_with_hooks_have_a_map_of_their_own(name):
                     parameter.add_(1)
             assert not torch.allclose(other(**inputs).logits, expected, atol=1e-3)
             torch.testing.assert_close(model(**inputs).logits, expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("ablation", [None, "no_negative", "softmax"])
+def test_map_stays_in_fp32_under_autocast_wherever_it_is_added(ablation):
+    model = adapted("llama", ablation=ablation)
+    seen = []
+    with lorada_attention.observe(seen.append), torch.no_grad():
+        model(SAMPLES[1][None])
+    for call in seen:
+        plain = spread_map(call.attention_map, call.places, call.view)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            cast = spread_map(call.attention_map, call.places, call.view)
+        assert torch.equal(cast, plain)
+
+
+def test_baked_maps_follow_a_model_that_moves():
+    model = adapted("llama")
+    model.base_model.bake()
+    model.to("meta")
+    maps = model.base_model.model.model.layers[0].self_attn.lmam.maps()
+    assert maps[0].baked.is_meta
+
+
+@pytest.mark.parametrize("name", ["falcon", "bloom", "deberta_v2"])
+def test_hooks_keep_nothing_of_a_batch(name):
+    model = get_peft_model(ARCHITECTURES[name](), LmamConfig(length=LENGTH))
+    model(**inputs(name))
+    layers = [m for m in model.modules() if isinstance(m, LmamLayer)]
+    pairs = [h for layer in layers for h in layer._handles if isinstance(h, HookPair)]
+    assert len(pairs) == 2
+    for pair in pairs:
+        assert (pair._value, pair._mask, pair._kwargs) == (None, None, {})

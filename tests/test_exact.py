@@ -109,8 +109,14 @@ def padded(side: str, positions: bool) -> Callable:
     return cell
 
 
-def stepped(cache: str, sizes: list[int], together: bool = True) -> Callable:
-    """Chunks of these sizes, then single tokens, into a cache."""
+def stepped(
+    cache: str, sizes: list[int], together: bool = True, positions: int | None = 0
+) -> Callable:
+    """Chunks of these sizes, then single tokens, into a cache.
+
+    ``positions`` is what the position of the first token is; None leaves them to the model, which
+    then counts slots.
+    """
 
     def steps(model, samples):
         ids, mask = pad(samples, "left")
@@ -120,7 +126,9 @@ def stepped(cache: str, sizes: list[int], together: bool = True) -> Callable:
         logits, at, left = [], 0, [*sizes, *[1] * ids.shape[1]]
         while at < ids.shape[1]:
             step = slice(at, at + left.pop(0))
-            given = {"input_ids": ids[:, step], "position_ids": counted(mask)[:, step]}
+            given = {"input_ids": ids[:, step]}
+            if positions is not None:
+                given["position_ids"] = counted(mask)[:, step] + positions
             logits.append(forward(model, **given, attention_mask=mask[:, : step.stop],
                                   past_key_values=store, use_cache=True))  # fmt: skip
             at = step.stop
@@ -212,10 +220,30 @@ def sorted_by_request(out: dict) -> list:
     return [out[key] for key in sorted(out, key=lambda key: int(key.rsplit("_", 1)[-1]))]
 
 
+def masked_with(blocked: float) -> Callable:
+    """A mask of the caller's own, that takes so much off the scores of what is not to be seen."""
+
+    def cell(model, samples):
+        ids, mask = pad(samples, "left")
+        see = mask.bool()[:, None, None, :].expand(-1, 1, ids.shape[1], -1)
+        if model.config.model_type != "bert":
+            window = getattr(model.config, "sliding_window", None) or ids.shape[1]
+            see = see & torch.ones(ids.shape[1], ids.shape[1]).tril().triu(1 - window).bool()
+        own = torch.where(see, 0.0, blocked)
+        options = {} if model.config.model_type == "bert" else {"use_cache": False}
+        logits = forward(model, input_ids=ids, attention_mask=own, position_ids=counted(mask),
+                         **options)  # fmt: skip
+        return own_rows(logits, mask)
+
+    return cell
+
+
 ENCODER_CELLS = {
     "padded on the left": padded("left", positions=False),
     "padded on the right": padded("right", positions=False),
     "padded on the left, positions given": padded("left", positions=True),
+    "a mask of -10⁴": masked_with(-1e4),
+    "a mask of -∞": masked_with(float("-inf")),
     "packed by position_ids": packed(by_lengths=False),
     "packed by cu_seq_lens": packed(by_lengths=True),
 }
@@ -230,6 +258,11 @@ CACHE_CELLS = {
     "chunks": stepped("dynamic", [2, 5, 1, 4]),
     "chunks, one by one": stepped("dynamic", [2, 5, 1, 4], together=False),
     "chunks, static": stepped("static", [2, 5, 1, 4]),
+    "positions left to the model": stepped("dynamic", [7], positions=None),
+    "positions left to the model, static": stepped("static", [7], positions=None),
+    "positions from 5": stepped("dynamic", [7], positions=5),
+    "positions from 5, static": stepped("static", [7], positions=5),
+    "positions from 5, one by one": stepped("static", [7], together=False, positions=5),
     "decoded behind pads on the right": decoded_behind_right_pads,
     "generate": generated(),
     "generate, static": generated(cache_implementation="static"),
@@ -240,6 +273,8 @@ CACHE_CELLS = {
 CELLS = {**ENCODER_CELLS, **CACHE_CELLS}
 # The window of the base counts slots, pads included, so there is no exact run to equal.
 NOT_EXACT_IN_THE_BASE = {("mistral", "decoded behind pads on the right")}
+# A prefix is not rotated, so how far a token is from it depends on the position it is given.
+MOVED = ["padded on the left", *(cell for cell in CELLS if cell.startswith("positions "))]
 MATRIX = [
     (name, cell, variant)
     for name in (*DECODERS, "bert")
@@ -247,8 +282,7 @@ MATRIX = [
     for variant in VARIANTS
     if cell in ENCODER_CELLS or (name in DECODERS and variant != "end")
     if (name, cell) not in NOT_EXACT_IN_THE_BASE
-    # A prefix is not rotated, so how far a token is from it depends on the position it is given.
-    if not (name in DECODERS and cell == "padded on the left" and "prefix" in VARIANTS[variant])
+    if not (name in DECODERS and cell in MOVED and "prefix" in VARIANTS[variant])
 ]
 
 

@@ -32,7 +32,14 @@ SHIFTED = "shifted"  # no child but a plain attribute: shifted sparse attention 
 
 
 class MapLayer(Protocol):
-    """What the wrapper asks of the child ``lmam`` of an attention module."""
+    """What the wrapper asks of the child ``lmam`` of an attention module.
+
+    Attributes:
+        seen: what the model's forward was told of the tokens so far, for windowed layers: their
+            2-D mask, or their number.
+    """
+
+    seen: Tensor | int | None
 
     def maps(self) -> list[AttentionMap]:
         """The maps that are active now; empty when the adapter is disabled."""
@@ -221,6 +228,9 @@ class Call:
         by_query: Tensor | None = self.kwargs.get("cu_seq_lens_q")
         by_key: Tensor | None = self.kwargs.get("cu_seq_lens_k")
         queries, keys = self.view.queries, self.view.value.shape[2]
+        config = getattr(self.module, "config", None)
+        kernel = getattr(config, "_attn_implementation", None) or "eager"
+        seen: Any = getattr(getattr(self.module, CHILD, None), "seen", None)
         places = locate(
             queries,
             keys,
@@ -234,10 +244,10 @@ class Call:
             cu_seq_lens=None
             if by_query is None
             else (by_query, by_query if by_key is None else by_key),
+            seen=seen.sum(-1) if isinstance(seen, Tensor) and seen.dim() == 2 else seen,
+            flash="flash" in kernel,
         )
         packed = isinstance(places, TokenTable) and places.sequences > 1
-        config = getattr(self.module, "config", None)
-        kernel = getattr(config, "_attn_implementation", None) or "eager"
         if packed and self.mask is None and "flash" not in kernel:
             raise ValueError(
                 "several sequences are packed into one row and attention would let them see each "

@@ -52,7 +52,8 @@ class HookPair:
 
     def _with_term(self, module: nn.Module, attended: Tensor) -> Tensor:
         """Attn·V plus the terms of all active maps, both (B, T, H·D)."""
-        value, self._value = self._value, None
+        value, mask, kwargs = self._value, self._mask, self._kwargs
+        self._value, self._mask, self._kwargs = None, None, {}
         maps = self._layer[0].maps()
         if not maps or value is None:
             return attended
@@ -60,7 +61,7 @@ class HookPair:
         heads = head_count(module)
         output = attended.view(batch, queries, heads, -1)
         view = View(value, queries, heads, self.causal, None)
-        call = Call(module, view, self._mask, self._kwargs)
+        call = Call(module, view, mask, kwargs)
         result = output
         for attention_map in maps:
             result = call.add_term(attention_map, output, result)

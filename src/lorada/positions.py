@@ -16,6 +16,8 @@ from torch import Tensor
 
 from lorada.functional import Align
 
+# What an additive mask takes off a score to hide a key: at least 10⁴ in every form in use.
+BLOCKED = -9e3
 # Far outside any map, whichever way it is shifted.
 NO_TOKEN = -(2**40)
 
@@ -107,6 +109,8 @@ def locate(
     window: int | None = None,
     causal: bool = True,
     cu_seq_lens: tuple[Tensor, Tensor] | None = None,
+    seen: Tensor | int | None = None,
+    flash: bool = False,
 ) -> Places:
     """Find the real tokens of a batch from what an attention function is given.
 
@@ -115,8 +119,7 @@ def locate(
         key_len: K.
         mask: (B, K) of ones and zeros, (B, 1, T, K) boolean or additive, or flex attention's
             BlockMask; None if nothing is padded.
-        position_ids: (B, T) or (1, T). They tell packed sequences apart, and where a sliding cache
-            that dropped its first keys is.
+        position_ids: (B, T) or (1, T). They tell packed sequences apart, and stand in for ``seen``.
         length: N.
         align: on which end of a sequence the map lies.
         positions: ``raw`` takes slots as positions and pads as tokens, as the paper's code does.
@@ -124,23 +127,29 @@ def locate(
         causal: whether a query sees no later key.
         cu_seq_lens: (S+1,) cumulative lengths, in queries and in keys, of the sequences that are
             packed into the one row of the batch.
+        seen: how many real tokens each sample has had with this call, (B,) or one number; needed
+            where a sliding cache has dropped its first keys.
+        flash: whether a kernel without masks has its queries at the end of the keys.
 
     Raises:
-        ValueError: for a mask of an unknown form, a sliding cache without position ids, or several
-            rows with cumulative lengths.
+        ValueError: for a mask of an unknown form, or a sliding cache that dropped nobody knows
+            how many keys.
     """
     if positions == "raw":
         mask, cu_seq_lens = None, None
+    dropped = window is not None and query_len < key_len and key_len >= window
+    last = _last_token(seen, position_ids, window) if dropped and cu_seq_lens is None else None
     if cu_seq_lens is not None:
         tokens = _packed_by_lengths(query_len, key_len, position_ids, window, cu_seq_lens)
     elif mask is not None:
-        tokens = _masked(query_len, visible_keys(mask, query_len, key_len), position_ids, window,
-                         causal and not (isinstance(mask, Tensor) and mask.dim() == 2))  # fmt: skip
+        ordered = causal and not (isinstance(mask, Tensor) and mask.dim() == 2)
+        visible = visible_keys(mask, query_len, key_len)
+        tokens = _masked(query_len, visible, position_ids, last, ordered)
     elif positions == "token" and query_len == key_len and _restarts(position_ids, None):
         assert position_ids is not None
         tokens = _packed_by_restart(torch.ones_like(position_ids, dtype=torch.bool), position_ids)
     else:
-        unpadded = _unpadded(query_len, key_len, position_ids, window)
+        unpadded = _unpadded(query_len, key_len, last, flash)
         if isinstance(unpadded, TokenSpan):
             return (
                 unpadded if align == "start" else replace(unpadded, origin=unpadded.stop - length)
@@ -166,34 +175,28 @@ def _lie_on_end(tokens: TokenTable, length: int) -> TokenTable:
     return TokenTable(columns, rows, tokens.sequences, tokens.column_owner, tokens.row_owner)
 
 
-def _unpadded(
-    query_len: int, key_len: int, position_ids: Tensor | None, window: int | None
-) -> Places:
-    if query_len == key_len:
-        return TokenSpan(0, key_len, 0, 0)
-    if window is not None and key_len >= window:
-        last = _last_position(position_ids, window)[:, None]
+def _unpadded(query_len: int, key_len: int, last: Tensor | None, flash: bool) -> Places:
+    if last is not None:
         columns = last - torch.arange(key_len - 1, -1, -1, device=last.device)
         return TokenTable(columns, columns[:, -query_len:])
-    if query_len == 1 or position_ids is None:
-        # Without positions, several queries and more slots are the prefill of a static cache.
-        first = key_len - 1 if query_len == 1 else 0
-        return TokenSpan(0, first + query_len, 0, first)
-    # The prefill of a static cache, whose tail is empty, or a later chunk under a flash kernel:
-    # only positions tell them apart.
-    rows = position_ids[:, :1] + torch.arange(query_len, device=position_ids.device)
-    slots = torch.arange(key_len, device=position_ids.device)
-    return TokenTable(torch.where(slots <= rows[:, -1:], slots, NO_TOKEN), rows)
+    # Several queries, more slots and no mask: the prefill of a static cache, whose tail is empty,
+    # or a later chunk under a flash kernel.
+    first = key_len - query_len if query_len == 1 or flash else 0
+    return TokenSpan(0, first + query_len, 0, first)
 
 
 def _masked(
     query_len: int,
     visible: Tensor,
     position_ids: Tensor | None,
-    window: int | None,
+    last: Tensor | None,
     ordered: bool,
 ) -> TokenTable:
-    """Tokens by what ``visible`` (B, T or 1, K) shows; ``ordered`` if row t ends at its own key."""
+    """Tokens by what ``visible`` (B, T or 1, K) shows.
+
+    ``last`` (B, 1) is the index of the last token where the cache has dropped keys; ``ordered``
+    says that row t of the mask ends at its own key.
+    """
     key_len = visible.shape[-1]
     # Any query, for behind a window, or in a packed row, the last one does not see every token.
     keys = visible.any(-2)
@@ -201,9 +204,7 @@ def _masked(
         assert position_ids is not None
         return _packed_by_restart(keys, position_ids)
     counted = keys.cumsum(-1)
-    if query_len != key_len and window is not None and key_len >= window:
-        # The cache has dropped keys; the last token's position says how many.
-        last = _last_position(position_ids, window)[:, None]
+    if last is not None:
         counted = counted - counted[:, -1:] + last + 1
     columns = torch.where(keys, counted - 1, NO_TOKEN)
     if query_len == key_len:
@@ -228,7 +229,7 @@ def visible_keys(mask: Any, query_len: int, key_len: int) -> Tensor:
         return mask[:, None, -key_len:].bool()
     if isinstance(mask, Tensor) and mask.dim() == 4:
         seen: Tensor = mask[:, 0, :, :key_len]
-        return seen > torch.finfo(seen.dtype).min / 2 if seen.is_floating_point() else seen.bool()
+        return seen > BLOCKED if seen.is_floating_point() else seen.bool()
     if hasattr(mask, "mask_mod"):
         batch, device = mask.shape[0], mask.kv_num_blocks.device
         sample = torch.arange(batch, device=device)[:, None, None]
@@ -243,13 +244,16 @@ def visible_keys(mask: Any, query_len: int, key_len: int) -> Tensor:
     )
 
 
-def _last_position(position_ids: Tensor | None, window: int) -> Tensor:
+def _last_token(seen: Tensor | int | None, position_ids: Tensor | None, window: Any) -> Tensor:
+    """(B, 1) or (1, 1) index of each sample's last token."""
+    if seen is not None:
+        return torch.as_tensor(seen).reshape(-1, 1) - 1
     if position_ids is None:
         raise ValueError(
             f"a sliding window of {window} has dropped the first keys from the cache and no "
             "position_ids were passed, so token positions are unknown: pass position_ids"
         )
-    return position_ids[:, -1]
+    return position_ids[:, -1:]
 
 
 def _starts(keys: Tensor, position_ids: Tensor) -> Tensor:

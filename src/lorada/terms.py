@@ -194,6 +194,11 @@ def for_samples(full: Tensor, samples: Tensor | None, batch: int) -> Tensor:
 
 def spread_map(attention_map: AttentionMap, places: Places, view: View) -> Tensor:
     """A map laid out on the (B, H, T, K) attention map it is added to; zero where it is not."""
+    with torch.autocast(view.value.device.type, enabled=False):
+        return _spread(attention_map, places, view)
+
+
+def _spread(attention_map: AttentionMap, places: Places, view: View) -> Tensor:
     length, device, keys = attention_map.length, view.value.device, view.value.shape[2]
     table = places.table(view.queries, keys, device)
     _, real = table.key_slots(length)

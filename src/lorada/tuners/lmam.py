@@ -105,6 +105,8 @@ class LmamLayer(AttachedLayer):
         self.lora_w = Entries()
         self.configs: dict[str, LmamConfig] = {}
         self._baked: dict[str, torch.Tensor] = {}
+        self.seen: torch.Tensor | int | None = None
+        self._watches = False
         attention.install()
         hooks = hooked.hooks_for(host)
         self._handles.append(
@@ -138,6 +140,7 @@ class LmamLayer(AttachedLayer):
                 "keeps to itself: choose a model that dispatches its attention"
             )
         device = self.host_device(model)
+        self._watch(model)
         self.configs[adapter_name] = config
         self._baked.pop(adapter_name, None)
         n, r = config.length, config.rank
@@ -147,6 +150,31 @@ class LmamLayer(AttachedLayer):
             self.lora_w_a[adapter_name] = nn.Parameter(torch.empty(heads, n, r, device=device))
             self.lora_w_b[adapter_name] = nn.Parameter(torch.empty(heads, r, n, device=device))
         self._initialise(adapter_name, config)
+
+    def _watch(self, model: nn.Module) -> None:
+        """Have the model's forward tell how many tokens there are, where a window hides that."""
+        config = getattr(self.host, "config", None)
+        windows = [getattr(source, "sliding_window", None) for source in (self.host, config)]
+        if self._watches or not any(windows):
+            return
+        self._watches = True
+        self._handles += [
+            model.register_forward_pre_hook(self._look, with_kwargs=True),
+            model.register_forward_hook(self._forget, always_call=True),
+        ]
+
+    def _look(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+        if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+            self.seen = mask
+        elif cache is not None and mask is None:
+            embeds = kwargs.get("inputs_embeds")
+            ids = args[0] if args else kwargs.get("input_ids")
+            new = ids if ids is not None else embeds
+            self.seen = None if new is None else cache.get_seq_length() + new.shape[1]
+
+    def _forget(self, *_: Any) -> None:
+        self.seen = None
 
     def _initialise(self, adapter_name: str, config: LmamConfig) -> None:
         with torch.no_grad():
@@ -183,9 +211,13 @@ class LmamLayer(AttachedLayer):
             config.align,
             config.positions,
             config.ablation,
-            None if self.training or self.scaling else self._baked.get(name),
+            None if self.training or self.scaling else self._finished(name, factors[0].device),
             None if samples is None else torch.tensor(samples, device=factors[0].device),
         )
+
+    def _finished(self, name: str, device: torch.device) -> torch.Tensor | None:
+        baked = self._baked.get(name)
+        return None if baked is None else baked.to(device)  # the model may have moved since
 
     def bake(self) -> None:
         """Compute the finished maps once, for inference; ``train()`` goes back to the factors."""
