@@ -11,6 +11,7 @@ from lorada.tuners import (
     OmoeConfig,
     PrefixConfig,
     QuantaConfig,
+    SoraConfig,
 )
 from lorada.version import __version__
 
@@ -30,6 +31,7 @@ __all__ = [
     "OmoeConfig",
     "PrefixConfig",
     "QuantaConfig",
+    "SoraConfig",
     "__version__",
     "build_method",
     "explain",

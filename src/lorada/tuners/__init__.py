@@ -5,6 +5,7 @@ from lorada.tuners.lmam import LmamConfig
 from lorada.tuners.omoe import OmoeConfig
 from lorada.tuners.prefix import PrefixConfig
 from lorada.tuners.quanta import QuantaConfig
+from lorada.tuners.sora import SoraConfig
 from lorada.tuners.stack import LoradaConfig
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "OmoeConfig",
     "PrefixConfig",
     "QuantaConfig",
+    "SoraConfig",
 ]

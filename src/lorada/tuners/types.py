@@ -55,6 +55,7 @@ class LoradaType(str, Enum):  # noqa: UP042
     BOTTLENECK = "BOTTLENECK"
     PREFIX = "PREFIX"
     QUANTA = "QUANTA"
+    SORA = "SORA"
     LORADA = "LORADA"
 
 

@@ -1,0 +1,401 @@
+"""SoraConfig and its callback: gates, thresholds, the sweep, dropped ranks."""
+
+import math
+
+import pytest
+import torch
+from conftest import TINY, assert_close
+from peft import LoraConfig, PeftModel, get_peft_model
+from procedure_runs import assert_same_weights, losses, trainer
+from stacks import batch, lmam, logits, randomise
+from torch import nn
+from transformers import DebertaV2Config, DebertaV2Model, GPT2Config, GPT2LMHeadModel
+
+from lorada import LoradaConfig, SoraConfig
+from lorada.procedures.sora import SoraCallback, sweep_values
+from lorada.tuners.sora import (
+    SoraLayer,
+    prune,
+    released_threshold,
+    soft_threshold,
+    sora_count,
+)
+
+MODELS = ("llama", "roberta")
+GATES = torch.tensor([-0.25, -0.15, -0.05, 0.0, 0.05, 0.1, 0.15, 0.25])
+
+
+def adapted(name: str, **options) -> PeftModel:
+    model = get_peft_model(TINY[name](), SoraConfig(**{"rank": 3, **options})).eval()
+    randomise(model)
+    return model
+
+
+def layers(model: nn.Module) -> list[SoraLayer]:
+    return [layer for layer in model.modules() if isinstance(layer, SoraLayer)]
+
+
+def close_gates(model: PeftModel, adapter: str = "default") -> None:
+    """As after training: some gates of each matrix at 0, all of one matrix, none of another."""
+    with torch.no_grad():
+        for i, layer in enumerate(layers(model)):
+            layer.lora_gate[adapter][: i % 4] = 0
+
+
+# The maths.
+
+
+def test_layer_is_its_formula_in_values_and_gradients():
+    linear = nn.Linear(6, 5)
+    layer = SoraLayer(linear)
+    layer.update_layer("default", SoraConfig(rank=3, alpha=6.0, init_weights=False), 3)
+    layer.set_adapter("default")
+    a, g, b = (getattr(layer, name)["default"] for name in layer.adapter_layer_names)
+    x, x2 = (torch.randn(2, 4, 6).requires_grad_() for _ in range(2))
+    x2.data = x.data.clone()
+
+    y = layer(x)
+    weight = linear.weight + 6.0 / 3 * torch.einsum("or,r,ri->oi", b, g, a)
+    y2 = x2 @ weight.T + linear.bias
+    assert_close(y, y2)
+    out = torch.randn_like(y)
+    actual = torch.autograd.grad(y, [x, a, g, b], out)
+    expected = torch.autograd.grad(y2, [x2, a, g, b], out)
+    for left, right in zip(actual, expected, strict=True):
+        assert right.abs().max() > 0.01
+        assert_close(left, right)
+
+
+def test_start_is_the_identity_and_draws_as_the_paper_says():
+    inputs = batch("llama")
+    model = get_peft_model(TINY["llama"](), SoraConfig(rank=64)).eval()
+    assert torch.equal(logits(model, inputs), logits(TINY["llama"](), inputs))
+
+    gates = torch.cat([layer.lora_gate["default"] for layer in layers(model)]).detach()
+    assert abs(gates.mean()) < 0.1
+    assert 0.9 < gates.std() < 1.1
+    first = layers(model)[0]
+    bound = 32**-0.5  # Kaiming-uniform with a = √5
+    assert 0.9 * bound < first.lora_A["default"].abs().max() <= bound
+    assert not any(layer.lora_B["default"].any() for layer in layers(model))
+
+
+def test_soft_threshold_leaves_005_of_015_where_the_released_one_leaves_nothing():
+    soft, released = soft_threshold(GATES, 0.1), released_threshold(GATES, 0.1)
+    assert_close(soft, torch.tensor([-0.15, -0.05, 0.0, 0.0, 0.0, 0.0, 0.05, 0.15]))
+    # 0.25 goes to 0.15; 0.15 goes to 0.05, which the last statement takes for small, and 0.1 is
+    # neither above nor below.
+    assert_close(released, torch.tensor([-0.15, 0.0, 0.0, 0.0, 0.0, 0.1, 0.0, 0.15]))
+    assert torch.equal(soft_threshold(GATES, 0.0), GATES)
+    assert torch.equal(released_threshold(GATES, 0.0), GATES)
+
+
+def test_soft_threshold_is_the_proximal_map_of_the_absolute_value():
+    grid = torch.linspace(-1, 1, 20001, dtype=torch.float64)
+    for gate in GATES.double():
+        objective = 0.5 * (grid - gate) ** 2 + 0.1 * grid.abs()
+        assert abs(grid[objective.argmin()] - soft_threshold(gate, 0.1)) < 1e-4
+
+
+# Parameters.
+
+
+def test_deberta_v3_base_has_the_count_of_the_paper():
+    config = DebertaV2Config(
+        vocab_size=128100, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
+        intermediate_size=3072, relative_attention=True, position_buckets=256,
+        norm_rel_ebd="layer_norm", share_att_key=True, pos_att_type=["p2c", "c2p"],
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = get_peft_model(DebertaV2Model(config), SoraConfig())
+    count = sora_count(model)
+    assert (count.matrices, count.gates) == (1_327_104, 576)
+    assert model.get_nb_trainable_parameters()[0] == count.left == 1_327_680
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_only_the_matrices_and_gates_train(name):
+    model = get_peft_model(TINY[name](), SoraConfig(rank=3))
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trained
+    assert all(n.split(".")[-2] in ("lora_A", "lora_B", "lora_gate") for n in trained)
+    wide = 48 + 32
+    sizes = {"llama": 2 * 64 + 2 * (32 + 16) + 3 * wide, "roberta": 4 * 64 + 2 * wide}
+    matrices = {"llama": 7, "roberta": 6}
+    expected = 2 * 3 * (sizes[name] + matrices[name])
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
+
+
+def test_each_zero_gate_frees_the_ranks_of_its_own_matrix():
+    model = adapted("llama", target_modules=["q_proj", "down_proj"])
+    before = sora_count(model)
+    with torch.no_grad():
+        layers(model)[0].lora_gate["default"][:2] = 0  # q_proj, 32 → 32
+        layers(model)[1].lora_gate["default"][:1] = 0  # down_proj, 48 → 32
+    after = sora_count(model)
+    assert after.zero_gates == 3
+    assert before.left - after.left == 2 * (32 + 32 + 1) + (48 + 32 + 1)
+    assert after.matrices == before.matrices
+
+
+# Saving, loading, dropping ranks, merging.
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("pruned", [False, True], ids=["whole", "pruned"])
+def test_saved_adapter_loads_with_the_same_logits(name, pruned, tmp_path):
+    model, inputs = adapted(name), batch(name)
+    close_gates(model)
+    expected = logits(model, inputs)
+    count = prune(model) if pruned else sora_count(model)
+    assert_close(logits(model, inputs), expected)
+    model.save_pretrained(tmp_path)
+
+    for low_memory in (False, True):
+        loaded = PeftModel.from_pretrained(
+            TINY[name](), tmp_path, low_cpu_mem_usage=low_memory
+        ).eval()
+        assert torch.equal(logits(loaded, inputs), logits(model, inputs))
+    total = sum(p.numel() for n, p in loaded.named_parameters() if "lora_" in n)
+    assert total == (count.left if pruned else count.matrices + count.gates)
+    assert count.zero_gates > 0
+
+
+def test_ranks_dropped_in_a_stack_load_again(tmp_path):
+    parts = [LoraConfig(r=2, target_modules=["q_proj"]), SoraConfig(rank=3), lmam()]
+    for order in ((0, 1, 2), (1, 0, 2)):
+        model = get_peft_model(
+            TINY["llama"](), LoradaConfig(parts=[parts[i] for i in order])
+        ).eval()
+        randomise(model)
+        close_gates(model)
+        count = prune(model)
+        inputs = batch("llama")
+        model.save_pretrained(tmp_path)
+        loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path).eval()
+        assert torch.equal(logits(loaded, inputs), logits(model, inputs))
+        assert sora_count(loaded).left == count.left < count.matrices + count.gates
+        assert sora_count(loaded).zero_gates == 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_merging_changes_nothing_and_unmerging_restores(name):
+    model, inputs = adapted(name).double(), batch(name)
+    close_gates(model)
+    expected, base = logits(model, inputs), logits(TINY[name]().double(), inputs)
+    assert (expected - base).abs().max() > 0.1
+
+    model.merge_adapter(safe_merge=True)
+    assert_close(logits(model, inputs), expected)
+    model.unmerge_adapter()
+    with model.disable_adapter():
+        assert_close(logits(model, inputs), base)
+    assert_close(logits(model.merge_and_unload(), inputs), expected)
+
+
+def test_gpt2s_transposed_maps_are_adapted_and_merged():
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4)).eval()
+    inputs = batch("llama")
+    base = logits(gpt2, inputs)
+    model = get_peft_model(gpt2, SoraConfig(rank=3)).eval()
+    assert len(layers(model)) == 2 * 4
+    assert torch.equal(logits(model, inputs), base)
+    randomise(model)
+    expected = logits(model, inputs)
+    assert (expected - base).abs().max() > 0.1
+    assert_close(logits(model.merge_and_unload(), inputs), expected)
+
+
+def test_adapters_are_added_switched_disabled_and_deleted():
+    model, inputs = adapted("llama"), batch("llama")
+    first, base = logits(model, inputs), logits(TINY["llama"](), inputs)
+    model.add_adapter("other", SoraConfig(rank=2, target_modules=["q_proj"]))
+    randomise(model, "other")
+    assert torch.equal(logits(model, inputs), first)
+    model.set_adapter("other")
+    second = logits(model, inputs)
+    assert (second - first).abs().max() > 0.1
+    with model.disable_adapter():
+        assert torch.equal(logits(model, inputs), base)
+    model.delete_adapter("default")
+    assert torch.equal(logits(model, inputs), second)
+    assert torch.equal(logits(model.unload(), inputs), base)
+
+
+def test_half_precision_base_keeps_its_adapter_in_full_precision():
+    model = get_peft_model(TINY["llama"]().to(torch.bfloat16), SoraConfig(rank=3)).eval()
+    assert {p.dtype for n, p in model.named_parameters() if "lora_" in n} == {torch.float32}
+    randomise(model)
+    assert logits(model, batch("llama")).dtype == torch.bfloat16
+
+    half = TINY["llama"]().to(torch.bfloat16)
+    for config in (SoraConfig(rank=3), LoradaConfig(parts=[SoraConfig(rank=3)])):
+        model = get_peft_model(half, config, autocast_adapter_dtype=False)
+        assert {p.dtype for n, p in model.named_parameters() if "lora_" in n} == {torch.bfloat16}
+        half = model.unload()
+
+
+def test_a_stack_with_lora_on_the_same_maps_merges_into_one():
+    parts = [LoraConfig(r=2, target_modules=["q_proj"]), SoraConfig(rank=3), lmam()]
+    model = get_peft_model(TINY["llama"](), LoradaConfig(parts=parts)).eval().double()
+    randomise(model)
+    inputs = batch("llama")
+    expected = logits(model, inputs)
+    assert_close(logits(model.merge_weights(), inputs), expected)
+
+
+# Training.
+
+
+def test_gates_reach_exact_zeros_and_the_report_counts_them(tmp_path):
+    run = trainer(SoraConfig(rank=4), tmp_path, SoraCallback(xi=0.1))
+    run.train()
+    count = sora_count(run.model)
+    assert 0 < count.zero_gates < count.gates
+    report = run.state.log_history[-1]
+    assert report["sora_zero_gates"] == count.zero_gates
+    assert report["sora_parameters"] == count.left
+    assert losses(run)[-1] < 0.9 * losses(run)[0]
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
+def test_weight_decay_leaves_the_gates_alone_but_not_the_matrices(tmp_path, optim):
+    gates, matrices = [], []
+    for decay in (0.0, 0.5):
+        # One step: B is 0 before it, so no gate has a gradient of the task.
+        run = trainer(
+            SoraConfig(rank=4), tmp_path, SoraCallback(xi=0.0), max_steps=1, weight_decay=decay,
+            optim=optim,
+        )  # fmt: skip
+        run.train()
+        gates.append(torch.cat([layer.lora_gate["default"] for layer in layers(run.model)]))
+        matrices.append(layers(run.model)[0].lora_A["default"])
+    assert_close(gates[1], gates[0])
+    assert_close(matrices[1], matrices[0] * (1 - 1e-2 * 0.5))
+
+
+def test_threshold_acts_from_the_first_step_when_no_gate_has_a_gradient_yet(tmp_path):
+    for scale, options in ((1.0, {}), (1e-2, {"times_learning_rate": True})):
+        run = trainer(SoraConfig(rank=4), tmp_path, SoraCallback(xi=0.2, **options), max_steps=1)
+        before = [layer.lora_gate["default"].detach().clone() for layer in layers(run.model)]
+        run.train()
+        for gate, layer in zip(before, layers(run.model), strict=True):
+            assert_close(layer.lora_gate["default"].detach(), soft_threshold(gate, 0.2 * scale))
+
+
+def test_penalty_is_the_gradient_of_the_mean_of_all_gates(tmp_path):
+    run = trainer(
+        SoraConfig(rank=4), tmp_path, SoraCallback(xi=0.0, l1=10.0), max_steps=1, optim="sgd",
+        learning_rate=1.0, max_grad_norm=0.0,
+    )  # fmt: skip
+    gates = [layer.lora_gate["default"] for layer in layers(run.model)]
+    before = torch.cat([gate.detach().clone() for gate in gates]).requires_grad_()
+    (penalty,) = torch.autograd.grad(10.0 * before.abs().mean(), before)
+    run.train()
+    assert_close(torch.cat(gates).detach(), (before - penalty).detach())
+
+
+def test_run_that_resumes_is_the_run_that_did_not(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 7, "weight_decay": 0.1}
+    callback = {"xi": 1e-3, "l1": 0.1, "sweep": [0.05, 0.1], "sweep_epochs": 1.0}
+    config = SoraConfig(rank=4, dropout=0.1)
+    whole = trainer(config, tmp_path / "whole", SoraCallback(**callback), **options)
+    whole.train()
+    again = trainer(config, tmp_path / "again", SoraCallback(**callback), **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-7"))
+    assert_same_weights(again.model, whole.model)
+    assert sora_count(whole.model).zero_gates > 0
+
+
+def test_sweep_raises_the_threshold_and_keeps_a_model_of_each(tmp_path):
+    # 3 epochs of 4 steps: one before the sweep, one for each of its thresholds.
+    callback = SoraCallback(xi=0.0, sweep=[0.05, 0.1], sweep_epochs=1)
+    run = trainer(SoraConfig(rank=4), tmp_path, callback, max_steps=-1, num_train_epochs=3)
+    run.train()
+    zeros = []
+    for value in ("0", "0.05", "0.1"):
+        model = PeftModel.from_pretrained(TINY["llama"](), tmp_path / f"xi-{value}")
+        zeros.append(sora_count(model).zero_gates)
+    assert zeros == sorted(zeros)
+    assert zeros[0] == 0
+    assert zeros[1] < zeros[2] == sora_count(run.model).zero_gates
+    reports = [entry for entry in run.state.log_history if "sora_xi" in entry]
+    assert [entry["step"] for entry in reports] == [4, 8, 12]
+    assert [entry["sora_zero_gates"] for entry in reports] == zeros
+
+
+def test_sweeps_are_evenly_spaced_in_their_own_way():
+    assert sweep_values() == pytest.approx([7e-4 * i / 6 for i in range(1, 7)])
+    powers = [math.exp(v) for v in sweep_values(0.6, 4, spacing="log_linear")]
+    assert powers == pytest.approx([1 + (math.exp(0.6) - 1) * i / 3 for i in (1, 2, 3)])
+    values = sweep_values(1e-3, 4, first=1e-6, spacing="exp_linear")
+    assert values == pytest.approx([1e-5, 1e-4, 1e-3])
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = adapted("llama").train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            model.enable_input_require_grads()
+        ids = torch.arange(5, 21).view(2, 8)
+        model(input_ids=ids, labels=ids).loss.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for key, value in gradients[0].items():
+        assert_close(gradients[1][key], value)
+
+
+# Bad values.
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SoraConfig(rank=0), "rank=0 must be a whole number above 0"),
+        (lambda: SoraConfig(alpha=-1.0), "alpha=-1.0 must be a number above 0"),
+        (lambda: SoraConfig(dropout=1.0), "dropout=1.0 must lie in"),
+        (lambda: SoraConfig(rank_pattern={"q_proj": -1}), "gives q_proj the rank -1"),
+        (lambda: SoraCallback(xi=-0.1), "xi=-0.1 must be a number from 0 on"),
+        (lambda: SoraCallback(threshold="hard"), "threshold='hard' is not one of 'soft', 'rel"),
+        (lambda: SoraCallback(sweep_epochs=0), "sweep_epochs=0 must be a number above 0"),
+        (lambda: sweep_values(spacing="exp_linear"), "needs first above 0"),
+        (lambda: sweep_values(largest=0.0), "is no rising sweep"),
+        (
+            lambda: get_peft_model(TINY["llama"](), SoraConfig(target_modules=["w_proj"])),
+            r"target_modules=\['w_proj'\] matched no module; this model has self_attn.q_proj",
+        ),
+        (
+            lambda: get_peft_model(TINY["llama"](), SoraConfig(target_modules=["embed_tokens"])),
+            "matches model.embed_tokens, which is a Embedding and no linear map",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_value_is_an_error_in_one_line(make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def test_training_without_gates_or_time_or_with_another_decay_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no SoRA gates train here"):
+        trainer(lmam(), tmp_path, SoraCallback()).train()
+    with pytest.raises(ValueError, match="2 thresholds of 15 epochs each leave none"):
+        trainer(SoraConfig(), tmp_path, SoraCallback(sweep=[1e-4, 2e-4])).train()
+    with pytest.raises(ValueError, match="would decay SoRA's gates: use optim="):
+        trainer(SoraConfig(), tmp_path, SoraCallback(), weight_decay=0.1, optim="sgd").train()
+
+
+def test_batch_of_several_adapters_is_refused():
+    model = adapted("llama")
+    names = ["default", "default", "__base__"]
+    with pytest.raises(ValueError, match="serves one adapter at a time"):
+        logits(model, batch("llama"), adapter_names=names)
+
+
+def test_weights_of_another_size_are_refused(tmp_path):
+    adapted("llama").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="saved for another model size"):
+        PeftModel.from_pretrained(TINY["llama"](intermediate_size=64), tmp_path)
