@@ -10,7 +10,9 @@ import lorada
 
 def test_the_public_names_are_these():
     assert sorted(lorada.__all__) == [
-        "BottleneckConfig", "EffectSize", "LmamConfig", "LoradaConfig", "METHODS", "OmoeConfig", "PrefixConfig", "QuantaConfig", "SoraConfig", "TASKS", "__version__", "build_method", "explain", "functional",
+        "BottleneckConfig", "EffectSize", "LamdaConfig", "LmamConfig", "LoradaConfig", "METHODS",
+        "OmoeConfig", "PrefixConfig", "QuantaConfig", "SoraConfig", "TASKS", "__version__",
+        "build_method", "explain", "functional",
     ]  # fmt: skip
     for name in lorada.__all__:
         assert getattr(lorada, name) is not None

@@ -6,6 +6,7 @@ from lorada import functional
 from lorada.explain import explain
 from lorada.tuners import (
     BottleneckConfig,
+    LamdaConfig,
     LmamConfig,
     LoradaConfig,
     OmoeConfig,
@@ -26,6 +27,7 @@ __all__ = [
     "TASKS",
     "BottleneckConfig",
     "EffectSize",
+    "LamdaConfig",
     "LmamConfig",
     "LoradaConfig",
     "OmoeConfig",

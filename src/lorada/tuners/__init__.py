@@ -1,6 +1,7 @@
 """PEFT tuners, one file per idea; importing this package makes their types known to PEFT."""
 
 from lorada.tuners.bottleneck import BottleneckConfig
+from lorada.tuners.lamda import LamdaConfig
 from lorada.tuners.lmam import LmamConfig
 from lorada.tuners.omoe import OmoeConfig
 from lorada.tuners.prefix import PrefixConfig
@@ -10,6 +11,7 @@ from lorada.tuners.stack import LoradaConfig
 
 __all__ = [
     "BottleneckConfig",
+    "LamdaConfig",
     "LmamConfig",
     "LoradaConfig",
     "OmoeConfig",

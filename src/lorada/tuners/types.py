@@ -56,6 +56,7 @@ class LoradaType(str, Enum):  # noqa: UP042
     PREFIX = "PREFIX"
     QUANTA = "QUANTA"
     SORA = "SORA"
+    LAMDA = "LAMDA"
     LORADA = "LORADA"
 
 

@@ -1,0 +1,465 @@
+"""LamdaConfig and its callback: spectral starts, ranks by energy, columns of B that freeze."""
+
+import pytest
+import torch
+from conftest import TINY, assert_close
+from peft import LoraConfig, PeftModel, get_peft_model
+from procedure_runs import assert_same_weights, losses, trainer
+from stacks import batch, lmam, logits, randomise
+from torch import nn
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    TrainerCallback,
+)
+
+from lorada import LamdaConfig, LoradaConfig
+from lorada.procedures.lamda import LamdaCallback
+from lorada.tuners.lamda import LamdaLayer, energy, lamda_count, leading, ranks_by_energy
+
+MODELS = ("llama", "roberta")
+STARTS = ("spectral", "released")
+FIVE = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
+
+
+def adapted(name: str, **options) -> PeftModel:
+    model = get_peft_model(TINY[name](), LamdaConfig(**{"rank": 3, **options})).eval()
+    randomise(model)
+    return model
+
+
+def layers(model: nn.Module) -> list[LamdaLayer]:
+    return [layer for layer in model.modules() if isinstance(layer, LamdaLayer)]
+
+
+def matrix(*singular_values: float, rows: int = 12, columns: int = 10) -> torch.Tensor:
+    """A matrix with these singular values, and directions at random."""
+    left, _ = torch.linalg.qr(torch.randn(rows, len(singular_values)))
+    right, _ = torch.linalg.qr(torch.randn(columns, len(singular_values)))
+    return left @ torch.diag(torch.tensor(singular_values)) @ right.T
+
+
+# The maths.
+
+
+@pytest.mark.parametrize("init", STARTS)
+def test_layer_is_its_formula_over_the_residual_weight_in_values_and_gradients(init):
+    linear = nn.Linear(6, 5)
+    layer = LamdaLayer(linear)
+    layer.update_layer("default", LamdaConfig(rank=3, scale=0.7, init=init), 3)
+    layer.set_adapter("default")
+    residual = linear.weight.detach().clone()
+    if init == "spectral":
+        left, values, right = torch.linalg.svd(residual, full_matrices=False)
+        residual -= 0.7 * left[:, :3] @ torch.diag(values[:3]) @ right[:3]
+    with torch.no_grad():
+        layer.lora_B["default"].add_(torch.randn(5, 3))
+        layer.lora_M["default"].add_(torch.randn(3, 3))
+    a, m, b = (getattr(layer, f"lora_{name}")["default"] for name in "AMB")
+    x, x2 = (torch.randn(2, 4, 6).requires_grad_() for _ in range(2))
+    x2.data = x.data.clone()
+
+    y, y2 = layer(x), x2 @ (residual + 0.7 * b @ m @ a).T + linear.bias
+    assert_close(y, y2)
+    out = torch.randn_like(y)
+    actual = torch.autograd.grad(y, [x, m, b], out)
+    expected = torch.autograd.grad(y2, [x2, m, b], out)
+    for one, other in zip(actual, expected, strict=True):
+        assert other.abs().max() > 0.01
+        assert_close(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("init", STARTS)
+@pytest.mark.parametrize("name", MODELS)
+def test_start_is_exactly_the_identity(name, init, dtype):
+    inputs, base = batch(name), TINY[name]().to(dtype)
+    expected = logits(base, inputs)
+    for scale in (1.0, 0.7):
+        model = get_peft_model(base, LamdaConfig(rank=3, init=init, scale=scale)).eval()
+        assert {p.dtype for n, p in model.named_parameters() if "lora_" in n} == {torch.float32}
+        assert torch.equal(logits(model, inputs), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            actual = logits(model, inputs)
+            assert torch.equal(actual, logits(model.unload(), inputs))
+
+
+def test_spectral_start_is_the_leading_part_of_the_weight():
+    weight = torch.randn(40, 60)
+    left, values, right = torch.linalg.svd(weight)
+    linear = nn.Linear(60, 40, bias=False)
+    linear.weight.data = weight
+    layer = LamdaLayer(linear)
+    layer.update_layer("default", LamdaConfig(rank=4), 4)
+
+    a, m, b = (getattr(layer, f"lora_{name}")["default"].detach() for name in "AMB")
+    assert torch.equal(m, torch.diag(m.diagonal()))
+    torch.testing.assert_close(m.diagonal(), values[:4], rtol=1e-3, atol=0)
+    assert_close(a @ a.T, torch.eye(4))
+    assert_close(b.T @ b, torch.eye(4))
+    start = left[:, :4] @ torch.diag(values[:4]) @ right[:4]
+    assert (b @ m @ a - start).norm() < 0.05 * start.norm()
+
+
+def test_released_start_draws_as_peft_and_a_linear_layer_do():
+    model = get_peft_model(TINY["llama"](), LamdaConfig(rank=16, init="released"))
+    first = layers(model)[0]
+    assert not first.lora_B["default"].any()
+    for values, width in ((first.lora_A["default"], 32), (first.lora_M["default"], 16)):
+        bound = width**-0.5  # Kaiming-uniform with a = √5
+        assert 0.9 * bound < values.abs().max() <= bound
+    assert not first.lora_U
+
+
+# Parameters.
+
+
+def test_llama2_7b_has_the_counts_worked_out_by_hand():
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig())
+        model = get_peft_model(model, LamdaConfig(rank=32, target_modules=FIVE))
+    count = lamda_count(model)
+    assert count == (28_049_408 + 163_840, 4_371_251, 163_840)
+    assert model.get_nb_trainable_parameters()[0] == count.start
+
+
+@pytest.mark.parametrize("init", STARTS)
+@pytest.mark.parametrize("name", MODELS)
+def test_only_m_and_b_train(name, init):
+    model = get_peft_model(TINY[name](), LamdaConfig(rank=3, init=init))
+
+    def trained() -> set[str]:
+        return {n.split(".")[-2] for n, p in model.named_parameters() if p.requires_grad}
+
+    assert trained() == {"lora_M", "lora_B"}
+    wide = 48 + 48 + 32
+    out = {"llama": 32 + 16 + 16 + 32 + wide, "roberta": 4 * 32 + 48 + 32}
+    matrices = {"llama": 7, "roberta": 6}
+    expected = 2 * (3 * out[name] + 9 * matrices[name])
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
+
+    with model.disable_adapter():
+        pass
+    assert trained() == {"lora_M", "lora_B"}
+    model.set_requires_grad("default", False)
+    model.set_requires_grad("default", True)
+    assert trained() == {"lora_M", "lora_B"}
+
+
+# LaMDA++.
+
+
+def test_energy_is_the_share_of_the_leading_directions():
+    assert energy(matrix(2.0, 1.0, 1.0, 1.0), 1) == pytest.approx(4 / 7, abs=1e-5)
+    assert energy(matrix(2.0, 1.0, 1.0, 1.0), 4) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_flat_spectra_get_more_rank_and_steep_ones_less_at_the_same_mean():
+    steepness = {"a": 0.3, "b": 0.99, "c": 0.6, "d": 0.5, "e": 0.9, "f": 0.7}
+    weights = {n: matrix(*(q**i for i in range(8))) for n, q in steepness.items()}
+    ranks = ranks_by_energy(weights, 2)
+    # A third of 4s, 2s and 1s has the mean 7/3: the first class gives one weight to the second.
+    assert ranks == {"b": 4, "e": 2, "f": 2, "c": 2, "d": 1, "a": 1}
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 5, 7, 12, 224])
+@pytest.mark.parametrize("mean", [1, 2, 3, 8, 39])
+def test_mean_rank_is_never_exceeded_and_met_where_classes_allow(number, mean, monkeypatch):
+    monkeypatch.setattr("lorada.tuners.lamda.energy", lambda weight, rank: float(weight[0, 0]))
+    weights = {str(i): torch.full((100, 100), float(i)) for i in range(number)}
+    ranks = list(ranks_by_energy(weights, mean).values())
+    assert sum(ranks) <= mean * number
+    assert set(ranks) <= {2 * mean, mean, max(1, mean // 2)}
+    assert ranks == sorted(ranks, reverse=True)
+    if mean % 2 == 0:
+        assert sum(ranks) == mean * number
+
+
+def test_ranks_by_energy_are_saved_and_not_chosen_again(tmp_path, monkeypatch):
+    model = get_peft_model(TINY["llama"](), LamdaConfig(rank=4, ranks="energy")).eval()
+    pattern = model.peft_config["default"].rank_pattern
+    assert len(pattern) == 14
+    assert len(set(pattern.values())) == 3
+    assert sum(pattern.values()) == 4 * 14
+    count = lamda_count(model)
+    assert count.end == sum(rank**2 for rank in pattern.values())
+    randomise(model)
+    model.save_pretrained(tmp_path)
+
+    monkeypatch.delattr("lorada.tuners.lamda.ranks_by_energy")
+    loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path).eval()
+    inputs = batch("llama")
+    assert torch.equal(logits(loaded, inputs), logits(model, inputs))
+
+
+@pytest.mark.parametrize("targets", [None, "all-linear", ["q_proj", "o_proj", "down_proj"]])
+def test_every_way_to_name_targets_can_have_ranks_by_energy(targets):
+    config = LamdaConfig(rank=4, ranks="energy", target_modules=targets)
+    for wrapped in (config, LoradaConfig(parts=[LoraConfig(target_modules=["q_proj"]), config])):
+        model = get_peft_model(TINY["llama"](), wrapped)
+        ranks = [layer.lora_M["default"].shape[0] for layer in layers(model)]
+        assert len(ranks) == (6 if isinstance(targets, list) else 14)
+        assert sum(ranks) / len(ranks) == 4
+        assert max(ranks) == 8
+        assert min(ranks) == 2
+
+
+# Saving, loading, merging.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("init", STARTS)
+@pytest.mark.parametrize("name", MODELS)
+def test_saved_adapter_gives_the_same_logits_on_a_fresh_base(name, init, dtype, tmp_path):
+    model = get_peft_model(TINY[name]().to(dtype), LamdaConfig(rank=3, init=init)).eval()
+    randomise(model)
+    inputs = batch(name)
+    model.save_pretrained(tmp_path)
+    for options in ({}, {"low_cpu_mem_usage": True}, {"is_trainable": True}):
+        loaded = PeftModel.from_pretrained(TINY[name]().to(dtype), tmp_path, **options).eval()
+        assert torch.equal(logits(loaded, inputs), logits(model, inputs))
+
+
+def test_nothing_is_decomposed_when_an_adapter_is_loaded_to_be_used(tmp_path, monkeypatch):
+    adapted("llama").save_pretrained(tmp_path)
+    monkeypatch.delattr("lorada.tuners.lamda.leading")
+    PeftModel.from_pretrained(TINY["llama"](), tmp_path)
+
+
+@pytest.mark.parametrize("init", STARTS)
+@pytest.mark.parametrize("name", MODELS)
+def test_merging_changes_nothing_and_unmerging_restores(name, init):
+    model, inputs = adapted(name, init=init, scale=0.7).double(), batch(name)
+    expected, base = logits(model, inputs), logits(TINY[name]().double(), inputs)
+    assert (expected - base).abs().max() > 0.1
+
+    model.merge_adapter(safe_merge=True)
+    assert_close(logits(model, inputs), expected)
+    model.unmerge_adapter()
+    with model.disable_adapter():
+        assert_close(logits(model, inputs), base)
+    assert_close(logits(model.merge_and_unload(), inputs), expected)
+
+
+def test_base_weights_are_left_as_they_are():
+    base = {k: v.clone() for k, v in TINY["llama"]().state_dict().items()}
+    model = adapted("llama")
+    inputs = batch("llama")
+    with model.disable_adapter():
+        assert torch.equal(logits(model, inputs), logits(TINY["llama"](), inputs))
+    left = model.unload().state_dict()
+    assert all(torch.equal(left[key], value) for key, value in base.items())
+
+
+def test_gpt2s_transposed_maps_start_as_the_identity_and_merge():
+    config = GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4)
+    gpt2, inputs = GPT2LMHeadModel(config).eval().double(), batch("llama")
+    base = logits(gpt2, inputs)
+    model = get_peft_model(gpt2, LamdaConfig(rank=4, ranks="energy")).eval().double()
+    assert len(layers(model)) == 2 * 4
+    assert torch.equal(logits(model, inputs), base)
+    randomise(model)
+    expected = logits(model, inputs)
+    assert (expected - base).abs().max() > 0.1
+    assert_close(logits(model.merge_and_unload(), inputs), expected)
+
+
+def test_adapters_are_added_switched_disabled_and_deleted():
+    model, inputs = adapted("llama"), batch("llama")
+    first, base = logits(model, inputs), logits(TINY["llama"](), inputs)
+    model.add_adapter("other", LamdaConfig(rank=2, init="released", target_modules=["q_proj"]))
+    randomise(model, "other")
+    assert torch.equal(logits(model, inputs), first)
+    model.set_adapter("other")
+    second = logits(model, inputs)
+    assert (second - first).abs().max() > 0.1
+    with model.disable_adapter():
+        assert torch.equal(logits(model, inputs), base)
+    model.delete_adapter("default")
+    assert torch.equal(logits(model, inputs), second)
+    assert torch.equal(logits(model.unload(), inputs), base)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2)], ids=["over_lora", "under_lora"])
+def test_a_stack_with_lora_on_the_same_maps_loads_and_merges(order, tmp_path):
+    parts = [LoraConfig(r=2, target_modules=["q_proj"]), LamdaConfig(rank=3), lmam()]
+    config = LoradaConfig(parts=[parts[i] for i in order])
+    model, inputs = get_peft_model(TINY["llama"](), config).eval(), batch("llama")
+    assert torch.equal(logits(model, inputs), logits(TINY["llama"](), inputs))
+    randomise(model)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path).eval()
+    assert torch.equal(logits(loaded, inputs), logits(model, inputs))
+    model = model.double()
+    expected = logits(model, inputs)
+    assert_close(logits(model.merge_weights(), inputs), expected)
+
+
+# Training.
+
+
+class Watch(TrainerCallback):
+    """Keeps the first B, and its gradient, after each step."""
+
+    def __init__(self) -> None:
+        self.values, self.gradients = [], []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.matrix = layers(kwargs["model"])[0].lora_B["default"]
+        self.values.append(self.matrix.detach().clone())
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.gradients.append(self.matrix.grad.clone())
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.values.append(self.matrix.detach().clone())
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
+def test_columns_of_b_freeze_in_order_and_do_not_drift(tmp_path, optim):
+    # Half of 12 steps for 4 columns: 2/3 of a column freezes with each step.
+    watch, callback = Watch(), LamdaCallback(eta=0.5)
+    extra = {"optim_args": "momentum=0.9"} if optim == "sgd" else {}
+    run = trainer(
+        LamdaConfig(rank=4), tmp_path, callback, watch, weight_decay=0.1, optim=optim,
+        lr_scheduler_type="constant", **extra,
+    )  # fmt: skip
+    middle = layers(run.model)[0].lora_M["default"].detach().clone()
+    run.train()
+    frozen = [0, 0, 1, 2, 2, 3, 4, 4, 4, 4, 4, 4]
+    for step, number in enumerate(frozen):
+        before, after = watch.values[step], watch.values[step + 1]
+        assert torch.equal(after[:, :number], before[:, :number]), step
+        assert (after != before)[:, number:].any(dim=0).all(), step
+        gradient = watch.gradients[step]
+        assert not gradient[:, :number].any()
+        assert gradient[:, number:].any(dim=0).all()
+    assert (layers(run.model)[0].lora_M["default"] != middle).all()
+    assert losses(run)[-1] < losses(run)[0]
+
+
+def test_clipping_does_not_see_the_gradients_of_frozen_columns(tmp_path):
+    run = trainer(LamdaConfig(rank=4), tmp_path, LamdaCallback(eta=1e-6))
+    norms = []
+
+    class Norm(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            grads = [
+                p.grad
+                for n, p in kwargs["model"].named_parameters()
+                if p.grad is not None and "lora_M" in n
+            ]
+            norms.append(torch.nn.utils.get_total_norm(grads))
+
+    run.add_callback(Norm())
+    run.args.max_grad_norm = 1e-3
+    run.train()
+    # From the second step on, M alone is what the clipping measures.
+    assert norms[0] < 0.99e-3
+    assert_close(torch.stack(norms[1:]), torch.full((11,), 1e-3))
+
+
+def test_run_reports_what_trains_at_the_start_on_average_and_at_the_end(tmp_path):
+    run = trainer(LamdaConfig(rank=4), tmp_path, LamdaCallback(eta=0.5))
+    run.train()
+    report = run.state.log_history[-1]
+    start, average, end = lamda_count(run.model, eta=0.5)
+    assert report["lamda_parameters_at_start"] == start
+    assert report["lamda_parameters_on_average"] == average == end + (start - end) / 4
+    assert report["lamda_parameters_at_end"] == end == 14 * 16
+
+
+@pytest.mark.parametrize("init", STARTS)
+def test_run_that_resumes_is_the_run_that_did_not(tmp_path, init):
+    options = {"save_strategy": "steps", "save_steps": 4, "weight_decay": 0.1}
+    config = LamdaConfig(rank=4, init=init)
+    whole = trainer(config, tmp_path / "whole", LamdaCallback(eta=0.5), **options)
+    whole.train()
+    again = trainer(config, tmp_path / "again", LamdaCallback(eta=0.5), **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    assert_same_weights(again.model, whole.model)
+    assert losses(again) == losses(whole)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = adapted("llama").train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            model.enable_input_require_grads()
+        ids = torch.arange(5, 21).view(2, 8)
+        model(input_ids=ids, labels=ids).loss.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for key, value in gradients[0].items():
+        assert_close(gradients[1][key], value)
+
+
+# Bad values.
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LamdaConfig(rank=0), "rank=0 must be a whole number above 0"),
+        (lambda: LamdaConfig(scale=0.0), "scale=0.0 must be a number above 0"),
+        (lambda: LamdaConfig(init="svd"), "init='svd' is not one of 'spectral', 'released'"),
+        (lambda: LamdaConfig(ranks="flat"), "ranks='flat' is not one of 'uniform', 'energy'"),
+        (lambda: LamdaConfig(rank_pattern={"q_proj": 0}), "gives q_proj the rank 0"),
+        (lambda: LamdaCallback(eta=0.0), r"eta=0.0 must lie in \(0, 1\]"),
+        (
+            lambda: get_peft_model(TINY["llama"](), LamdaConfig(rank=20)),
+            "rank=20 is more than a weight of 16 × 32 has: choose 16 or less",
+        ),
+        (
+            lambda: get_peft_model(TINY["llama"](), LamdaConfig(target_modules=["w_proj"])),
+            r"target_modules=\['w_proj'\] matched no module; this model has self_attn.q_proj",
+        ),
+    ],
+)
+def test_bad_value_is_an_error_in_one_line(make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def test_training_without_lamda_matrices_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no LaMDA matrices train here"):
+        trainer(lmam(), tmp_path, LamdaCallback()).train()
+
+
+def test_a_quantised_base_has_no_spectral_start_but_loads_one(tmp_path):
+    class Quantised(nn.Linear):
+        """As a library for quantisation leaves a layer: whole numbers for weights."""
+
+        def forward(self, x):
+            return x @ self.weight.to(x.dtype).T
+
+    base = TINY["llama"]()
+    whole = Quantised(32, 32, bias=False)
+    whole.weight = nn.Parameter(torch.randint(-8, 8, (32, 32)), requires_grad=False)
+    base.model.layers[0].self_attn.q_proj = whole
+    with pytest.raises(ValueError, match='which init="spectral" does not support') as error:
+        get_peft_model(base, LamdaConfig(rank=3, target_modules=["q_proj"]))
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match='which ranks="energy" does not support'):
+        get_peft_model(base, LamdaConfig(rank=3, init="released", ranks="energy"))
+
+    adapted("llama", target_modules=["q_proj"]).save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(base, tmp_path).eval()
+    assert logits(loaded, batch("llama")).isfinite().all()
+    with pytest.raises(ValueError, match="Quantised is quantised, which merging does not"):
+        loaded.merge_and_unload()
+
+
+def test_leading_directions_are_the_same_for_the_same_seed():
+    weight = torch.randn(40, 30)
+    torch.manual_seed(1)
+    first = leading(weight, 4)
+    torch.manual_seed(1)
+    for one, other in zip(first, leading(weight, 4), strict=True):
+        assert torch.equal(one, other)
