@@ -86,6 +86,19 @@ def test_start_is_exactly_the_identity(name, init, dtype):
             assert torch.equal(actual, logits(model.unload(), inputs))
 
 
+def test_small_change_of_b_is_not_lost_in_autocast():
+    layer = LamdaLayer(nn.Linear(32, 32, bias=False))
+    layer.update_layer("default", LamdaConfig(rank=4), 4)
+    layer.set_adapter("default")
+    with torch.no_grad():
+        layer.lora_B["default"].mul_(1 + 1e-3)  # bfloat16 has steps of 1/256
+        x = torch.randn(8, 32)
+        exact = x @ layer.delta("default").T
+        with torch.autocast("cpu", torch.bfloat16):
+            term = layer.term("default", x).float()
+    assert (term - exact).norm() < 0.02 * exact.norm()
+
+
 def test_spectral_start_is_the_leading_part_of_the_weight():
     weight = torch.randn(40, 60)
     left, values, right = torch.linalg.svd(weight)

@@ -48,7 +48,6 @@ class LamdaCallback(TrainerCallback):  # type: ignore[misc]
         matrices = matrices_of(kwargs["model"])
         if not matrices:
             raise ValueError("no LaMDA matrices train here: add a LamdaConfig to the adapter")
-        self._share = self.share_at(state)
         self._handles = [matrix.register_hook(self._without_frozen) for matrix in matrices]
 
     def on_step_begin(
