@@ -203,7 +203,9 @@ def test_gpt2s_transposed_maps_are_adapted_and_merged():
     randomise(model)
     expected = logits(model, inputs)
     assert (expected - base).abs().max() > 0.1
-    assert_close(logits(model.merge_and_unload(), inputs), expected)
+    merged = model.merge_and_unload()
+    assert_close(logits(merged, inputs), expected)
+    assert all(parameter.is_contiguous() for parameter in merged.parameters())
 
 
 def test_adapters_are_added_switched_disabled_and_deleted():
@@ -388,11 +390,39 @@ def test_training_without_gates_or_time_or_with_another_decay_is_an_error(tmp_pa
         trainer(SoraConfig(), tmp_path, SoraCallback(), weight_decay=0.1, optim="sgd").train()
 
 
-def test_batch_of_several_adapters_is_refused():
+@pytest.mark.parametrize("stacked", [False, True], ids=["alone", "stack"])
+def test_each_sample_of_a_batch_can_have_its_own_adapter(stacked):
+    def config(rank: int):
+        part = SoraConfig(rank=rank)
+        return (
+            LoradaConfig(parts=[part, LoraConfig(target_modules=["q_proj"])]) if stacked else part
+        )
+
+    model, inputs = get_peft_model(TINY["llama"](), config(3)).eval(), batch("llama")
+    model.add_adapter("other", config(2))
+    randomise(model)
+    randomise(model, "other")
+    names = ["other", "__base__", "default"]
+    mixed = logits(model, inputs, adapter_names=names)
+    with model.disable_adapter():
+        alone = {"__base__": logits(model, inputs)}
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        alone[name] = logits(model, inputs)
+    for i, name in enumerate(names):
+        assert_close(mixed[i], alone[name][i])
+    beams = {"max_new_tokens": 4, "num_beams": 2, "do_sample": False}
+    first = {key: value[:1] for key, value in inputs.items()}
+    generated = model.generate(**first, adapter_names=["other"], **beams)
+    assert torch.equal(generated, model.generate(**first, **beams))
+
+
+def test_safe_merge_refuses_weights_that_are_no_numbers():
     model = adapted("llama")
-    names = ["default", "default", "__base__"]
-    with pytest.raises(ValueError, match="serves one adapter at a time"):
-        logits(model, batch("llama"), adapter_names=names)
+    with torch.no_grad():
+        layers(model)[0].lora_A["default"][0, 0] = math.nan
+    with pytest.raises(ValueError, match="NaNs detected in the merged weights"):
+        model.merge_and_unload(safe_merge=True)
 
 
 def test_weights_of_another_size_are_refused(tmp_path):

@@ -15,7 +15,9 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lorada.terms import for_samples
 from lorada.tuners.layer import within_layer
+from lorada.tuners.mixed import mixed_batch
 from lorada.tuners.placing import all_or_nothing, check_fits
 from lorada.tuners.types import PREFIX, LoradaPeftConfig
 
@@ -40,6 +42,7 @@ class AddedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self._disable_adapters = False
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []
+        self._mixed: list[str] | None = None
 
     def update_layer(self, adapter_name: str, config: Any, rank: int) -> None:
         """Create the matrices of an adapter."""
@@ -68,9 +71,13 @@ class AddedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if self._disable_adapters or self.merged:
             return result
         present = self._get_available_adapters()
-        for name in self.active_adapters:
+        for name in dict.fromkeys(self._mixed or self.active_adapters):
             if name in present:
-                result = result + self.term(name, x).to(result.dtype)
+                term = self.term(name, x).to(result.dtype)
+                if self._mixed is not None:
+                    mine = torch.tensor([name == other for other in self._mixed], device=x.device)
+                    term = for_samples(term, mine, term.shape[0])
+                result = result + term
         return result
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -81,24 +88,26 @@ class AddedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         """
         for name in check_adapters_to_merge(self, adapter_names):
             if name in self._get_available_adapters():
-                self._add_to_base(self.delta(name), safe_merge)
+                self._add_to_base(self.delta(name), name if safe_merge else None)
                 self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
         """Take what was merged out of the base weight again."""
         while self.merged_adapters:
-            self._add_to_base(-self.delta(self.merged_adapters.pop()), False)
+            self._add_to_base(-self.delta(self.merged_adapters.pop()), None)
 
     @torch.no_grad()
-    def _add_to_base(self, delta: Tensor, check: bool) -> None:
+    def _add_to_base(self, delta: Tensor, checked: str | None) -> None:
         base = self.get_base_layer()
         weight = plain_weight(base, "merging")
         if isinstance(base, Conv1D):
             delta = delta.T
-        total = (delta + weight).to(weight.dtype)  # in the wider dtype of the two
-        if check and not torch.isfinite(total).all():
-            raise ValueError("the merged weight is not finite: the adapter is broken")
-        weight.data = total
+        total = (delta + weight).to(weight.dtype)  # added in the wider dtype of the two
+        if checked is not None and not torch.isfinite(total).all():
+            raise ValueError(  # in PEFT's words, which programs may look for
+                f"NaNs detected in the merged weights. The adapter {checked} seems to be broken"
+            )
+        weight.data = total.contiguous()  # a transposed one could not be saved
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Activate adapters; what does not train stays as it is."""
@@ -219,12 +228,9 @@ class AddedModel(BaseTuner):  # type: ignore[misc]
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        if kwargs.get("adapter_names") is not None:
-            raise ValueError(
-                f"adapter_names: {type(self).__name__.removesuffix('Model')} serves one adapter "
-                "at a time; group the samples by adapter"
-            )
-        yield
+        names = kwargs.pop("adapter_names", None)
+        with mixed_batch(self, names, *args, **kwargs):
+            yield
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

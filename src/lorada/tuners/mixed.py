@@ -7,8 +7,6 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
-from lorada.tuners.layer import AttachedLayer
-
 # Arguments of a model that hold one entry for each sample.
 INPUTS = ("input_ids", "inputs", "inputs_embeds", "input_features", "pixel_values")
 
@@ -18,17 +16,9 @@ def mixed_batch(
     tuner: BaseTuner,
     names: list[str] | None,
     *args: Any,
-    layers: type[Any] = AttachedLayer,
     **kwargs: Any,
 ) -> Iterator[None]:
     """Serve each sample of a batch by its own adapter, as PEFT's ``adapter_names`` asks.
-
-    Args:
-        tuner: whose model is called.
-        names: an adapter for each sample; None for a batch that is not mixed.
-        args: the inputs of the call.
-        layers: the kind of tuner layer that is told.
-        kwargs: the named inputs of the call.
 
     Raises:
         ValueError: in training mode, as in PEFT; for a name that is not loaded; for another number
@@ -56,7 +46,7 @@ def mixed_batch(
             hook = tuner.model.register_forward_pre_hook(check, with_kwargs=True)
             stack.callback(hook.remove)
         for layer in tuner.model.modules():
-            if isinstance(layer, layers):
+            if hasattr(layer, "_mixed"):  # those of this package
                 layer._mixed = list(names)
                 stack.callback(setattr, layer, "_mixed", None)
         yield

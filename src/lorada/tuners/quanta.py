@@ -348,7 +348,7 @@ class QuantaModel(BaseTuner):  # type: ignore[misc]
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         names = kwargs.pop("adapter_names", None)
-        with mixed_batch(self, names, *args, layers=QuantaLayer, **kwargs):
+        with mixed_batch(self, names, *args, **kwargs):
             yield
 
     @classmethod
