@@ -173,6 +173,7 @@ class AddedModel(BaseTuner):  # type: ignore[misc]
     """A tuner that wraps linear maps in one kind of ``AddedLayer``."""
 
     prefix = PREFIX
+    mixes = True  # each layer serves the samples of its adapters, as ``mixed_batch`` tells it
     tuner_layer_cls: type[AddedLayer]
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 

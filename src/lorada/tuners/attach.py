@@ -18,6 +18,7 @@ class AttachedModel(BaseTuner):  # type: ignore[misc]
     """A tuner that attaches one kind of layer; subclasses say which, where and under what name."""
 
     prefix = PREFIX
+    mixes = True  # each layer serves the samples of its adapters, as ``mixed_batch`` tells it
     child: str
     tuner_layer_cls: type[AttachedLayer]
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}

@@ -287,6 +287,7 @@ class QuantaModel(BaseTuner):  # type: ignore[misc]
     """Puts gates around every matrix that a ``QuantaConfig`` names."""
 
     prefix = PREFIX
+    mixes = True  # each layer serves the samples of its adapters, as ``mixed_batch`` tells it
     tuner_layer_cls = QuantaLayer
     target_module_mapping: ClassVar[dict[str, list[str]]] = {
         **TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,

@@ -18,7 +18,6 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 
-from lorada.tuners.added import AddedModel
 from lorada.tuners.attach import AttachedModel
 from lorada.tuners.devices import refuse_offloaded
 from lorada.tuners.layer import AttachedLayer, detach_all
@@ -227,7 +226,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         with ExitStack() as stack:
             stack.enter_context(mixed_batch(self, names, *args, **kwargs))
             for tuner_cls in tuner_classes:
-                if issubclass(tuner_cls, AttachedModel | AddedModel):
+                if getattr(tuner_cls, "mixes", False):  # its layers have been told
                     continue
                 if names is not None and "_enable_peft_forward_hooks" not in vars(tuner_cls):
                     raise ValueError(
