@@ -46,10 +46,10 @@ class AttachedModel(BaseTuner):  # type: ignore[misc]
             asked = ", ".join(f"{name}={value}" for name, value in chosen.items() if value)
             raise ValueError(
                 f"{asked} matched no module that can hold this part; "
-                f"this model has {', '.join(self.candidates()) or 'none'}"
+                f"this model has {', '.join(self.candidates(config)) or 'none'}"
             ) from error
 
-    def candidates(self) -> list[str]:
+    def candidates(self, config: Any) -> list[str]:
         """Names, within a layer, of the modules of this model that can hold the part."""
         raise NotImplementedError
 

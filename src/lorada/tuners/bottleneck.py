@@ -1,15 +1,16 @@
-"""Bottleneck adapters as a PEFT tuner: two small matrices around a nonlinearity, beside the FFN.
+"""Bottleneck adapters as a PEFT tuner: two small matrices around a nonlinearity, somewhere.
 
     A(x) = s · U φ(D x + b_D) + s · b_U
 
 Placement ``ffn`` is the scaled parallel adapter ("Adapter-FFN") of He et al., "Towards a Unified
 View of Parameter-Efficient Transfer Learning" (2021): FFN(x) + A(x), added after the FFN's own
-dropout and before the residual. Sources of the settings: Tables 15, 16 and 19 of the paper.
+dropout and before the residual. ``placements.py`` has it and the others, each with the settings it
+was published with. Sources of the settings: Tables 15, 16 and 19 of the paper.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,11 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorada.errors import MOST
 from lorada.terms import for_samples
 from lorada.tuners.attach import AttachedModel
 from lorada.tuners.devices import Entries
-from lorada.tuners.layer import AttachedLayer, within_layer
-from lorada.tuners.sites import at, site_of
+from lorada.tuners.layer import AttachedLayer
+from lorada.tuners.placements import LINEARS, ROWS, Spot, hosts, spot_at
+from lorada.tuners.sites import at
 from lorada.tuners.types import (
     LoradaPeftConfig,
     LoradaType,
@@ -37,23 +40,35 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def _of_placement() -> Any:
+    """A field that the placement decides where it is not given."""
+    return field(default=None)
+
+
 @dataclass
 class BottleneckConfig(LoradaPeftConfig):
     """How large the adapter is and where it sits.
 
     Attributes:
         rank: width of the bottleneck.
-        scale: s. The paper uses 2 on GLUE and 4 on XSum, MT and LLMs.
-        placement: ``ffn`` (FFN(x) + A(x)).
-        activation: φ: ``relu``, ``tanh`` or ``gelu``.
-        use_bias: whether D and U have biases.
-        layer_norm: whether x is normalised first.
-        init: ``lora`` (D Kaiming-uniform, U and biases 0: the identity at step 0) or ``bert``
-            (both from N(0, 0.02²), biases 0).
-        dropout: after φ; None for the model's own rate.
-        adapter_input: ``residual`` reads the un-normalised residual stream of a pre-LN model, as
-            the mBART code of He et al. does; ``normed`` reads what the FFN reads.
-        target_modules: names of the FFN modules that hold the part; None for all of them.
+        scale: s; 4 for ``ffn`` (the paper uses 2 on GLUE and 4 on XSum, MT and LLMs), else 1.
+        placement: ``ffn`` (FFN(x) + A(x)); ``pa_attn`` (beside each attention, added in front of
+            its output projection); ``houlsby`` (behind attention and FFN: y + A(y)); ``pfeiffer``
+            (behind the FFN's norm: LN(A(z) + y + x), z = LN(y + x)); on linears ``series``
+            (y + A(y), y = Wx), ``series_input`` (W(x + A(x))) and ``parallel`` (Wx + A(x)).
+        activation: φ: ``relu``, ``tanh`` or ``gelu``; tanh on linears, else relu.
+        use_bias: whether D and U have biases; none on linears.
+        layer_norm: whether x is normalised first; only ``pa_attn`` does. With ``houlsby`` it is
+            about the adapters behind attention.
+        init: ``lora`` (D Kaiming-uniform, U and biases 0: the identity at step 0; of ``ffn``) or
+            ``bert`` (both from N(0, 0.02²), biases 0: not the identity; of all others).
+        dropout: after φ; None for the model's own rate; 0 on linears.
+        adapter_input: of placement ``ffn``: ``residual`` reads the un-normalised residual stream
+            of a pre-LN model, as the mBART code of He et al. does; ``normed`` reads what the FFN
+            reads.
+        target_modules: names of the modules that the placement is about: FFN, attention or, on
+            linears, any of those; None for all of them, or LLaMA's ``down_proj`` (series),
+            ``gate_proj`` and ``up_proj`` (series_input), ``up_proj`` and ``down_proj`` (parallel).
         exclude_modules: names or a regex of modules to leave out.
 
     Raises:
@@ -61,13 +76,13 @@ class BottleneckConfig(LoradaPeftConfig):
     """
 
     rank: int = field(default=16)
-    scale: float = field(default=4.0)
+    scale: float = _of_placement()
     placement: str = field(default="ffn")
-    activation: str = field(default="relu")
-    use_bias: bool = field(default=True)
-    layer_norm: bool = field(default=False)
-    init: str = field(default="lora")
-    dropout: float | None = field(default=None)
+    activation: str = _of_placement()
+    use_bias: bool = _of_placement()
+    layer_norm: bool = _of_placement()
+    init: str = _of_placement()
+    dropout: float | None = _of_placement()
     adapter_input: str = field(default="residual")
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
@@ -75,11 +90,19 @@ class BottleneckConfig(LoradaPeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = LoradaType.BOTTLENECK
+        require_choice(self, "placement", tuple(ROWS))
+        for name, value in asdict(ROWS[self.placement]).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         require_positive(self, "rank", "scale")
-        require_choice(self, "placement", ("ffn",))
         require_choice(self, "activation", tuple(ACTIVATIONS))
         require_choice(self, "init", ("lora", "bert"))
         require_choice(self, "adapter_input", ("residual", "normed"))
+        if self.adapter_input != "residual" and self.placement != "ffn":
+            raise ValueError(
+                f"adapter_input={self.adapter_input!r} is about placement 'ffn', "
+                f"not {self.placement!r}: leave it out"
+            )
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout!r} must lie in [0, 1)")
         if isinstance(self.target_modules, set | tuple):
@@ -87,7 +110,7 @@ class BottleneckConfig(LoradaPeftConfig):
 
 
 class BottleneckLayer(AttachedLayer):
-    """The adapters of one FFN, fed and read by hooks at the places of its ``Site``."""
+    """The adapters at one place, fed and read by hooks at the places of its ``Spot``."""
 
     adapter_layer_names = (
         "lora_down",
@@ -105,42 +128,59 @@ class BottleneckLayer(AttachedLayer):
     lora_norm_weight: Entries
     lora_norm_bias: Entries
 
-    def __init__(self, host: nn.Module, parent: nn.Module) -> None:
-        super().__init__(host, parent)
+    def __init__(self, spot: Spot) -> None:
+        super().__init__(spot.layer.get_submodule(spot.host), spot.layer)
         for name in self.adapter_layer_names:
             setattr(self, name, Entries())
         self.configs: dict[str, BottleneckConfig] = {}
         self.dropouts: dict[str, float] = {}
+        self._spot = spot
         self._inputs: dict[str, Tensor] = {}
-        site = site_of(parent)
-        assert site is not None
-        for name, places in (("residual", site.residual), ("normed", site.normed)):
+        for name, places in spot.reads.items():
             for place in places:
-                self._handles += at(parent, place, partial(self._keep, name))
-        self._handles += at(parent, site.added, self._add)
+                self._handles += at(spot.layer, place, partial(self._keep, name))
+        self._handles += at(spot.layer, spot.added, self._add)
+
+    @property
+    def host(self) -> nn.Module:
+        """The module this part adapts, or what wraps it by now."""
+        return self._spot.layer.get_submodule(self._spot.host)
 
     def _keep(self, name: str, x: Tensor) -> None:
         self._inputs[name] = x
 
-    def _add(self, output: Tensor) -> Tensor | None:
-        if "normed" not in self._inputs:
-            return None  # not the FFN's output
+    def _add(self, here: Tensor) -> Tensor | None:
+        if not self._spot.reads.keys() <= self._inputs.keys():
+            return None  # the module serves another part of the layer first
         inputs, self._inputs = self._inputs, {}
-        result = output
+        result = here
         for name, samples in self.shares():
-            term = self.scaled(name, self.adapt(name, inputs[self.configs[name].adapter_input]))
-            term = term.view_as(output)  # OPT lays all tokens of a batch in one row for its FFN
+            term = self.scaled(name, self.adapt(name, self._read(name, inputs, here)))
+            term = term.view_as(here)  # OPT lays all tokens of a batch in one row for its FFN
             mine = None if samples is None else torch.tensor(samples, device=term.device)
-            term = for_samples(term, mine, term.shape[0])
-            result = result + term.to(output.dtype)
+            result = result + for_samples(term, mine, here.shape[0]).to(here.dtype)
         return result
+
+    def _read(self, name: str, inputs: dict[str, Tensor], here: Tensor) -> Tensor:
+        """The x of A(x)."""
+        of, placement = self._spot.of, self.configs[name].placement
+        if of == "kept":
+            return inputs[self.configs[name].adapter_input if placement == "ffn" else "x"]
+        if of == "branch":
+            return here - inputs["x"].view_as(here)
+        if of == "norm":
+            norm = self._spot.layer.get_submodule(self._spot.added.rpartition(".")[0])
+            # Its forward and not the norm itself, whose hooks led here.
+            normed: Tensor = norm.forward(here)
+            return normed
+        return here
 
     def adapt(self, name: str, x: Tensor) -> Tensor:
         """A(x) of one adapter, (…, d) → (…, d), in the dtype of its weights."""
         config = self.configs[name]
         down, up = self.lora_down(name), self.lora_up(name)
         hidden = x.to(down.dtype)
-        if config.layer_norm:
+        if name in self.lora_norm_weight:
             weight, bias = self.lora_norm_weight(name), self.lora_norm_bias(name)
             hidden = F.layer_norm(hidden, weight.shape, weight, bias)
         down_bias = self.lora_down_bias(name) if config.use_bias else None
@@ -150,8 +190,10 @@ class BottleneckLayer(AttachedLayer):
         return config.scale * F.linear(hidden, up, up_bias)
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig, model: Any) -> None:
-        """Create the matrices of an adapter for the hidden width of the model."""
-        width, device = model.config.hidden_size, self.host_device(model)
+        """Create the matrices of an adapter, as wide as what passes here."""
+        hidden = model.config.hidden_size
+        fan_in, fan_out = self._spot.width or (hidden, hidden)
+        device = self.host_device(model)
         self.configs[adapter_name] = config
         dropout = model_dropout(model) if config.dropout is None else config.dropout
         self.dropouts[adapter_name] = dropout
@@ -159,14 +201,14 @@ class BottleneckLayer(AttachedLayer):
         def new(*shape: int, fill: float = 0.0) -> nn.Parameter:
             return nn.Parameter(torch.full(shape, fill, device=device, dtype=torch.float32))
 
-        self.lora_down[adapter_name] = new(config.rank, width)
-        self.lora_up[adapter_name] = new(width, config.rank)
+        self.lora_down[adapter_name] = new(config.rank, fan_in)
+        self.lora_up[adapter_name] = new(fan_out, config.rank)
         if config.use_bias:
             self.lora_down_bias[adapter_name] = new(config.rank)
-            self.lora_up_bias[adapter_name] = new(width)
-        if config.layer_norm:
-            self.lora_norm_weight[adapter_name] = new(width, fill=1.0)
-            self.lora_norm_bias[adapter_name] = new(width)
+            self.lora_up_bias[adapter_name] = new(fan_out)
+        if config.layer_norm and self._spot.may_norm:
+            self.lora_norm_weight[adapter_name] = new(fan_in, fill=1.0)
+            self.lora_norm_bias[adapter_name] = new(fan_in)
         down, up = self.lora_down[adapter_name], self.lora_up[adapter_name]
         with torch.no_grad():
             if config.init == "bert":
@@ -179,49 +221,101 @@ class BottleneckLayer(AttachedLayer):
 
 
 class BottleneckModel(AttachedModel):
-    """Places an adapter on every FFN that a ``BottleneckConfig`` names."""
+    """Places the adapters that a ``BottleneckConfig`` names."""
 
-    child = "bneck"
     tuner_layer_cls = BottleneckLayer
 
     def _prepare_adapter_config(
         self, peft_config: BottleneckConfig, model_config: Any
     ) -> BottleneckConfig:
-        found = self.candidates()
+        found, placement = self.candidates(peft_config), peft_config.placement
         if not found:
-            raise ValueError(
-                f"BottleneckConfig does not know the FFN of {type(self.model).__name__}: "
-                "describe its layer in SITES of lorada/tuners/sites.py"
-            )
+            raise ValueError(_undefined(placement).format(type(self.model).__name__))
         if peft_config.target_modules is None:
-            peft_config.target_modules = found
+            wanted = LINEARS.get(placement)
+            peft_config.target_modules = found if wanted is None else list(wanted)
+            ends = {name.rpartition(".")[2] for name in found}
+            if wanted is not None and not ends.issuperset(wanted):
+                raise ValueError(
+                    f"placement={placement!r} is for {' and '.join(wanted)}: give target_modules; "
+                    f"this model has {_listed(found)}"
+                )
         return peft_config
 
     def _check_target_module_exists(self, peft_config: BottleneckConfig, key: str) -> Any:  # type: ignore[override]
         matched = AttachedModel._check_target_module_exists(peft_config, key)
-        if matched and key not in ffn_hosts(self.model):
+        if matched and spot_at(self.model, key, peft_config.placement) is None:
+            found = self.candidates(peft_config)
             # A layer's final_layer_norm has namesakes that are not in a layer.
-            if key.rpartition(".")[2] in self.candidates():
+            if any(f".{key}".endswith(f".{name}") for name in found):
                 return False
+            kind = _KINDS[peft_config.placement]
             raise ValueError(
-                f"target_modules matches {key}, which is not an FFN that can hold an adapter; "
-                f"this model has {', '.join(self.candidates()) or 'none'}"
+                f"target_modules matches {key}, which is not {kind} that can hold an adapter; "
+                f"this model has {_listed(found)}"
             )
         return matched
 
-    def candidates(self) -> list[str]:
-        """Names, within a layer, of the modules that hold the part."""
-        return sorted({within_layer(name) for name in ffn_hosts(self.model)})
+    def _create_and_replace(
+        self,
+        peft_config: BottleneckConfig,  # type: ignore[override]
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        spot = spot_at(self.model, current_key, peft_config.placement)
+        assert spot is not None
+        holder = spot.layer.get_submodule(spot.holder)
+        layer = getattr(holder, spot.child, None)
+        if layer is None:
+            layer = BottleneckLayer(spot)
+            holder.add_module(spot.child, layer)
+        layer.update_layer(adapter_name, peft_config, self.model)
+        layer.train(holder.training)
+
+    def candidates(self, config: BottleneckConfig) -> list[str]:
+        """Names, within a layer, of the modules that the placement can be at."""
+        return sorted(set(hosts(self.model, config.placement)))
 
 
-def ffn_hosts(model: nn.Module) -> list[str]:
-    """Names of the modules of a model that hold a bottleneck adapter as their child."""
-    hosts = []
-    for name, module in model.named_modules():
-        # Only modules of a list are layers; the model above them has the same names further down.
-        if name.rsplit(".", 1)[-1].isdigit() and (site := site_of(module)) is not None:
-            hosts.append(f"{name}.{site.host}")
-    return hosts
+# What the modules are that a placement is at.
+_KINDS = {
+    "ffn": "an FFN",
+    "pa_attn": "an attention",
+    "houlsby": "an attention's output projection or an FFN",
+    "pfeiffer": "an FFN",
+    **dict.fromkeys(LINEARS, "a linear in a layer"),
+}
+
+
+def _undefined(placement: str) -> str:
+    """Why a placement is at no module of a model, whose class is yet to be filled in."""
+    if placement == "ffn":
+        return (
+            "BottleneckConfig does not know the FFN of {}: "
+            "describe its layer in SITES of lorada/tuners/sites.py"
+        )
+    if placement == "pfeiffer":
+        return (
+            "placement='pfeiffer' needs a norm behind the residual sum of the FFN, as BERT and "
+            "BART have it, not {}: use another placement, such as 'houlsby' or 'ffn'"
+        )
+    if placement in LINEARS:
+        return (
+            f"placement={placement!r} needs linears in the layers of the model, and {{}} has none"
+        )
+    return (
+        f"placement={placement!r} does not know the attention of {{}}: use placement 'ffn', "
+        "or describe the attention in lorada/tuners/placements.py"
+    )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MOST} more" if names[MOST:] else ""
+    return (", ".join(names[:MOST]) or "none") + more
 
 
 def model_dropout(model: Any) -> float:

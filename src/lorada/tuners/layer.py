@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lorada.hooked import HookPair
 from lorada.tuners.devices import used_on
+from lorada.tuners.sites import Follower
 
 
 def within_layer(name: str) -> str:
@@ -41,7 +42,7 @@ class AttachedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         # By adapter name, what its term is multiplied by for a while; empty for as it is.
         self.scaling: dict[str, float] = {}
         self._mixed: list[str] | None = None
-        self._handles: list[RemovableHandle | HookPair] = []
+        self._handles: list[RemovableHandle | HookPair | Follower] = []
 
     @property
     def host(self) -> nn.Module:

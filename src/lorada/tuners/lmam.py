@@ -254,10 +254,10 @@ class LmamModel(AttachedModel):
                 f"found {', '.join(kinds) or 'none'}"
             )
         if peft_config.target_modules is None:
-            peft_config.target_modules = self.candidates()
+            peft_config.target_modules = self.candidates(peft_config)
         return peft_config
 
-    def candidates(self) -> list[str]:
+    def candidates(self, config: Any) -> list[str]:
         """Names, within a layer, of the self-attention modules of this model."""
         return sorted({within_layer(name) for name in self_attentions(self.model)})
 
@@ -268,7 +268,7 @@ class LmamModel(AttachedModel):
         if not can_hold_map(self.model.get_submodule(key)):
             raise ValueError(
                 f"target_modules matches {key}, which is not a self-attention module that can hold "
-                f"a map; this model has {', '.join(self.candidates()) or 'none'}"
+                f"a map; this model has {', '.join(self.candidates(peft_config)) or 'none'}"
             )
         return not peft_config.stacks or any(s in key.split(".") for s in peft_config.stacks)
 

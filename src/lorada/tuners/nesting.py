@@ -29,6 +29,12 @@ def tuner_of(part: PeftConfig) -> type[BaseTuner]:
     return tuner_cls
 
 
+def part_kind(tuner: BaseTuner, adapter_name: str) -> tuple[type, str | None]:
+    """What two parts on one module must differ in; bottlenecks may be at two places of it."""
+    config = tuner.peft_config[adapter_name]
+    return tuner.tuner_layer_cls, getattr(config, "placement", None)
+
+
 def layer_kind(layer: nn.Module) -> type:
     """The kind of tuner layer a layer is: the most special, as AdaLoRA's are LoRA layers too."""
     kinds = {tuner.tuner_layer_cls for tuner in PEFT_TYPE_TO_TUNER_MAPPING.values()

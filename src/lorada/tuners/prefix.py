@@ -199,7 +199,7 @@ class PrefixModel(AttachedModel):
     tuner_layer_cls = PrefixPart
 
     def _prepare_adapter_config(self, peft_config: PrefixConfig, model_config: Any) -> PrefixConfig:
-        if not self.candidates():
+        if not self.candidates(peft_config):
             classes = {type(module).__name__ for module in self.model.modules()}
             kinds = ", ".join(sorted(name for name in classes if "ttention" in name))
             raise ValueError(
@@ -207,10 +207,10 @@ class PrefixModel(AttachedModel):
                 f"{type(self.model).__name__} computes it itself, in {kinds or 'none we know'}"
             )
         if peft_config.target_modules is None:
-            peft_config.target_modules = self.candidates()
+            peft_config.target_modules = self.candidates(peft_config)
         return peft_config
 
-    def candidates(self) -> list[str]:
+    def candidates(self, config: Any) -> list[str]:
         """Names, within a layer, of the attention modules of this model."""
         modules = self.model.named_modules()
         return sorted({within_layer(name) for name, m in modules if attention.dispatches(m)})
@@ -222,7 +222,7 @@ class PrefixModel(AttachedModel):
         if not attention.dispatches(self.model.get_submodule(key)):
             raise ValueError(
                 f"target_modules matches {key}, which is not an attention module that can have a "
-                f"prefix; this model has {', '.join(self.candidates())}"
+                f"prefix; this model has {', '.join(self.candidates(peft_config))}"
             )
         return not peft_config.stacks or any(s in key.split(".") for s in peft_config.stacks)
 

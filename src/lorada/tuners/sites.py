@@ -1,8 +1,8 @@
 """Where the FFN of a transformers layer is, what it reads and where an adapter beside it joins.
 
 A place is the name of a module within the layer and ``in`` or ``out``: its first input, or its
-(first) output. Without a name it is the layer's own. No place is at a linear layer: LoRA and its
-kin replace those, and put them back when they are merged.
+(first) output. Without a name it is the layer's own. LoRA and its kin replace linears, and put them
+back when they are merged, so the hook of a place at a linear follows whatever stands there.
 """
 
 import re
@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers.pytorch_utils import Conv1D
 
 Change = Callable[[Tensor], Tensor | None]
 
@@ -136,23 +138,64 @@ def site_of(layer: nn.Module) -> Site | None:
     return None
 
 
-def at(layer: nn.Module, place: str, change: Change) -> list[RemovableHandle]:
+def linear_under(module: nn.Module) -> nn.Module | None:
+    """The linear that a module is, or wraps as LoRA does; None for other modules."""
+    while isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer"):
+        module = module.base_layer
+    return module if isinstance(module, nn.Linear | Conv1D) else None
+
+
+class Follower:
+    """The hook of a place at a linear: on the outermost module there when its parent is called."""
+
+    def __init__(self, layer: nn.Module, place: str, change: Change) -> None:
+        name, self._side = _split(place)
+        holder, _, self._name = name.rpartition(".")
+        self._change = change
+        self._place: nn.Module | None = None
+        self._handle: RemovableHandle | None = None
+        parent = layer.get_submodule(holder)
+        self._parent_handle = parent.register_forward_pre_hook(self._follow)
+        self._follow(parent, ())
+
+    def _follow(self, parent: nn.Module, args: Any) -> None:
+        place = getattr(parent, self._name)
+        if place is self._place:
+            return
+        if self._handle is not None:
+            self._handle.remove()
+        self._place, self._handle = place, _hook(place, self._side, self._change)
+
+    def remove(self) -> None:
+        """Take both hooks off the model."""
+        self._parent_handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
+
+
+def at(layer: nn.Module, place: str, change: Change) -> list[RemovableHandle | Follower]:
     """Call ``change`` with the tensor at a place of a layer; what it returns takes its place.
 
     Where ``change`` has nothing to do it returns None, and it may be called again for one tensor.
     """
     name, side = _split(place)
     module = layer.get_submodule(name)
-    # Partial functions and not closures: a deep copy of the model then calls its own parts.
-    if side == "in":
-        return [module.register_forward_pre_hook(partial(_before, change), with_kwargs=True)]
+    if name and linear_under(module) is not None:
+        return [Follower(layer, place, change)]
     if name:
-        return [module.register_forward_hook(partial(_after, change))]
+        return [_hook(module, side, change)]
     return [
         module.register_forward_pre_hook(partial(_enter_checkpoint, change)),
         # In front of hooks that transformers may have put there to collect hidden states.
         module.register_forward_hook(partial(_leave_checkpoint, change), prepend=True),
     ]
+
+
+def _hook(module: nn.Module, side: str, change: Change) -> RemovableHandle:
+    # Partial functions and not closures: a deep copy of the model then calls its own parts.
+    if side == "in":
+        return module.register_forward_pre_hook(partial(_before, change), with_kwargs=True)
+    return module.register_forward_hook(partial(_after, change))
 
 
 def _split(place: str) -> tuple[str, str]:

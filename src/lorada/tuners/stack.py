@@ -30,6 +30,7 @@ from lorada.tuners.nesting import (
     merge_inner,
     misfit_named,
     names_alone,
+    part_kind,
     refuse_unmergeable,
     rename,
     tuner_of,
@@ -186,7 +187,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
             part.modules_to_save = own_modules
         for other in placed:
             shared = set(tuner.targeted_module_names) & set(other.targeted_module_names)
-            if shared and tuner.tuner_layer_cls is other.tuner_layer_cls:
+            if shared and part_kind(tuner, adapter_name) == part_kind(other, adapter_name):
                 raise ValueError(
                     f"two parts of type {part.peft_type} both target {sorted(shared)[0]}: "
                     "give them different target_modules"

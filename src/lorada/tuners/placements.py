@@ -1,0 +1,210 @@
+"""The placements of bottleneck adapters: where in a layer each sits, and the settings it came with.
+
+    placement      what becomes of it                       after
+    ffn            FFN(x) + A(x)                            He et al., 2021 (Adapter-FFN, PA(ffn))
+    pa_attn        heads of Attn(x), concatenated, + A(x)   He et al., 2021 (PA(attn))
+    houlsby        y + A(y), y of attention and of FFN      Houlsby et al., 2019
+    pfeiffer       LN(A(z) + y + x), z = LN(y + x)          Pfeiffer et al., 2020
+    series         y + A(y), y = Wx                         Hu et al., 2023 (LLM-Adapters)
+    series_input   W(x + A(x))                              Hu et al., 2023
+    parallel       Wx + A(x)                                Hu et al., 2023
+
+The settings are those of the code of He et al. and of LLM-Adapters.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+
+from lorada.tuners.sites import Site, linear_under, site_of
+
+
+@dataclass(frozen=True)
+class Row:
+    """The settings of a placement, which a config has where it says nothing else."""
+
+    activation: str = "relu"
+    use_bias: bool = True
+    layer_norm: bool = False
+    init: str = "bert"
+    scale: float = 1.0
+    dropout: float | None = None
+
+
+_LLM_ADAPTERS = Row(activation="tanh", use_bias=False, dropout=0.0)
+ROWS = {
+    "ffn": Row(init="lora", scale=4.0),
+    "pa_attn": Row(layer_norm=True),
+    "houlsby": Row(),
+    "pfeiffer": Row(),
+    "series": _LLM_ADAPTERS,
+    "series_input": _LLM_ADAPTERS,
+    "parallel": _LLM_ADAPTERS,
+}
+
+# Placements on linears, any linears, and the names of those of LLaMA that they were made for.
+LINEARS = {
+    "series": ("down_proj",),
+    "series_input": ("gate_proj", "up_proj"),
+    "parallel": ("up_proj", "down_proj"),
+}
+
+# The module that makes the heads of an attention, and its output projection behind it.
+_ATTENTIONS = (
+    ("self_attn", "self_attn.o_proj"),  # LLaMA, Mistral, Qwen, Gemma, Phi-3
+    ("self_attn", "self_attn.out_proj"),  # BART, mBART, Whisper, OPT
+    ("encoder_attn", "encoder_attn.out_proj"),
+    ("attention.self", "attention.output.dense"),  # BERT, RoBERTa, DeBERTa
+)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One adapter in a layer. Names and places count from the layer, as those of a ``Site`` do.
+
+    Attributes:
+        layer: the layer.
+        host: the module that is adapted, by which ``target_modules`` names it.
+        holder: the module that holds the part as its child, in its own name or, as a linear may
+            be wrapped and its name with it, that of its parent.
+        child: the name of the part there.
+        added: the place where A is added.
+        reads: places of tensors that are kept on the way there, by the name they are kept under;
+            of several places, the last one that runs counts.
+        of: what A is of: ``kept``, what was kept; ``here``, the tensor that it is added to;
+            ``branch``, that without the residual stream, which was kept; ``norm``, that after the
+            norm that it enters.
+        width: of its input and its output; None where both are the hidden width of the model.
+        may_norm: whether ``layer_norm`` is about this adapter.
+    """
+
+    layer: nn.Module
+    host: str
+    holder: str
+    child: str
+    added: str
+    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    of: Literal["kept", "here", "branch", "norm"] = "kept"
+    width: tuple[int, int] | None = None
+    may_norm: bool = True
+
+
+def spots_of(layer: nn.Module, placement: str) -> dict[str, Spot]:
+    """The adapters that a placement can put in a layer, by host; none where it is not defined."""
+    if placement in LINEARS:
+        found = [_on_linear(layer, name, placement) for name in _linears(layer)]
+    elif (site := site_of(layer)) is None:
+        found = []
+    elif placement == "ffn":
+        kept = {"residual": site.residual, "normed": site.normed}
+        found = [Spot(layer, site.host, site.host, "bneck", site.added, kept)]
+    elif placement == "pfeiffer":
+        found = _before_norm(layer, site)
+    elif placement == "houlsby":
+        found = _behind_both(layer, site)
+    else:
+        found = [_beside_attention(layer, *names) for names in _attentions(layer)]
+    return {spot.host: spot for spot in found}
+
+
+def spot_at(model: nn.Module, key: str, placement: str) -> Spot | None:
+    """The adapter that a placement puts on the module of this name; None if it puts none there."""
+    # Only modules of a list are layers; the model above them has the same names further down.
+    inside = re.match(r"((?:.*\.)?\d+)\.(.+)$", key)
+    if inside is None:
+        return None
+    return spots_of(model.get_submodule(inside[1]), placement).get(inside[2])
+
+
+def hosts(model: nn.Module, placement: str) -> Iterator[str]:
+    """Names, within a layer, of the modules of a model that a placement can put an adapter on."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2].isdigit():
+            # What lies in a list within the layer, such as experts, that list's own layers name.
+            yield from (host for host in spots_of(module, placement) if not _in_list(host))
+
+
+def _in_list(host: str) -> bool:
+    return any(part.isdigit() for part in host.split("."))
+
+
+def _linears(layer: nn.Module) -> list[str]:
+    """Names of the linears of a layer, in whatever wrappers; not of what is within those."""
+    names: list[str] = []
+    for name, module in layer.named_modules():
+        wrapped = any(name.startswith(f"{outer}.") for outer in names)
+        if name and not wrapped and linear_under(module) is not None:
+            names.append(name)
+    return names
+
+
+def _attentions(layer: nn.Module) -> list[tuple[str, str]]:
+    names = {name for name, _ in layer.named_modules()}
+    return [pair for pair in _ATTENTIONS if names.issuperset(pair)]
+
+
+def _child(layer: nn.Module, name: str, placement: str) -> tuple[str, str]:
+    """Where the part of a linear is held: by its parent, under both names."""
+    holder, _, own = name.rpartition(".")
+    return holder, f"bneck_{placement}_{own}"
+
+
+def _widths(layer: nn.Module, name: str) -> tuple[int, int]:
+    linear = linear_under(layer.get_submodule(name))
+    assert linear is not None
+    if isinstance(linear, nn.Linear):
+        return linear.in_features, linear.out_features
+    rows, columns = linear.weight.shape  # type: ignore[misc]  # Conv1D has the transpose
+    return rows, columns
+
+
+def _on_linear(layer: nn.Module, name: str, placement: str) -> Spot:
+    holder, child = _child(layer, name, placement)
+    fan_in, fan_out = _widths(layer, name)
+    if placement == "series":
+        return Spot(layer, name, holder, child, f"{name}.out", of="here", width=(fan_out, fan_out))
+    if placement == "series_input":
+        return Spot(layer, name, holder, child, f"{name}.in", of="here", width=(fan_in, fan_in))
+    kept = {"x": (f"{name}.in",)}
+    return Spot(layer, name, holder, child, f"{name}.out", kept, width=(fan_in, fan_out))
+
+
+def _beside_attention(layer: nn.Module, attention: str, projection: str) -> Spot:
+    """On the concatenated heads; where these leave a module of their own, on its output."""
+    kept = {"x": (f"{attention}.in",)}
+    own_module = not projection.startswith(f"{attention}.")
+    added = f"{attention}.out" if own_module else f"{projection}.in"
+    width = (_widths(layer, projection)[1], _widths(layer, projection)[0])
+    return Spot(layer, attention, attention, "bneck_pa_attn", added, kept, width=width)
+
+
+def _behind_both(layer: nn.Module, site: Site) -> list[Spot]:
+    """Houlsby's two places: behind each attention's output projection, and behind the FFN."""
+    found = []
+    for _, name in _attentions(layer):
+        holder, child = _child(layer, name, "houlsby")
+        width = (_widths(layer, name)[1],) * 2
+        found.append(Spot(layer, name, holder, child, f"{name}.out", of="here", width=width))
+    if not found:
+        return []
+    # Where no module lies between FFN and residual sum, the sum is where the adapter joins.
+    summed = site.added == "out" or site.added.endswith(".in")
+    host, child = site.host, "bneck_houlsby"
+    # He et al. give an input norm to the adapters of attention alone.
+    if summed:
+        kept = {"x": site.residual}
+        found.append(Spot(layer, host, host, child, site.added, kept, "branch", may_norm=False))
+    else:
+        found.append(Spot(layer, host, host, child, site.added, of="here", may_norm=False))
+    return found
+
+
+def _before_norm(layer: nn.Module, site: Site) -> list[Spot]:
+    """In a post-LN layer, which has a norm behind the residual sum of its FFN."""
+    if site.residual != site.normed:
+        return []
+    norm = site.norms[-1]
+    return [Spot(layer, site.host, site.host, "bneck_pfeiffer", f"{norm}.in", of="norm")]
