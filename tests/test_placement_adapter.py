@@ -1,0 +1,287 @@
+"""Adapters at every placement: saved, mixed, copied, trained, and beside other parts."""
+
+import copy
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, inputs, logits
+from conftest import assert_close
+from peft import LoraConfig, PeftModel, get_peft_model
+from placements import LLAMA, PLACES, Twin, adapted, cases, parts_of, twin_of
+from stacks import bottleneck, lmam, lora, randomise
+from torch import Tensor, nn
+
+from lorada import LoradaConfig
+
+# The life of an adapter.
+
+
+@cases
+def test_fresh_adapter_is_near_the_base_and_a_disabled_one_is_not_there(name, placement):
+    batch = inputs(name)
+    base = logits(ARCHITECTURES[name](), **batch)
+    config = bottleneck(placement=placement)
+    model = get_peft_model(ARCHITECTURES[name](), config).eval()
+    still = bottleneck(placement=placement, init="lora")
+    still = get_peft_model(ARCHITECTURES[name](), still).eval()
+
+    assert 0 < (logits(model, **batch) - base).abs().max() < 0.5  # init="bert"
+    if placement == "pfeiffer":  # the norm runs twice, on the same sum
+        assert_close(logits(still, **batch), base)
+    else:
+        torch.testing.assert_close(logits(still, **batch), base, atol=0, rtol=0)
+    randomise(model)
+    with model.disable_adapter():
+        torch.testing.assert_close(logits(model, **batch), base, atol=0, rtol=0)
+    unloaded = model.unload()
+    torch.testing.assert_close(logits(unloaded, **batch), base, atol=0, rtol=0)
+    assert not any("lorada" in str(m._forward_hooks) + str(m._forward_pre_hooks)
+                   for m in unloaded.modules())  # fmt: skip
+
+
+@cases
+def test_file_brings_the_adapters_back(name, placement, tmp_path):
+    model, batch = adapted(name, placement), inputs(name)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(ARCHITECTURES[name](), tmp_path).eval()
+
+    assert loaded.peft_config["default"].placement == placement
+    torch.testing.assert_close(logits(loaded, **batch), logits(model, **batch), atol=0, rtol=0)
+
+
+@cases
+def test_each_sample_of_a_mixed_batch_gets_its_own_adapter(name, placement):
+    model, batch = adapted(name, placement), inputs(name)
+    model.add_adapter("other", bottleneck(placement=placement))
+    randomise(model, "other")
+    with model.disable_adapter():
+        alone = {"__base__": logits(model, **batch)}
+    for adapter_name in ("default", "other"):
+        model.set_adapter(adapter_name)
+        alone[adapter_name] = logits(model, **batch)
+    names = ["other", "default", "__base__"]
+    mixed = logits(model, **batch, adapter_names=names)
+
+    for row, adapter_name in enumerate(names):
+        assert_close(mixed[row], alone[adapter_name][row])
+    assert (alone["other"] - alone["default"]).abs().max() > 0.1
+    model.delete_adapter("other")
+    model.set_adapter("default")
+    torch.testing.assert_close(logits(model, **batch), alone["default"], atol=0, rtol=0)
+
+
+def test_linear_whose_tokens_lie_in_one_row_serves_a_mixed_batch():
+    model, batch = adapted("opt", "series", target_modules=["fc2"]), inputs("opt")
+    both = logits(model, **batch)
+    with model.disable_adapter():
+        base = logits(model, **batch)
+    mixed = logits(model, **batch, adapter_names=["default", "__base__", "default"])
+
+    assert_close(mixed, torch.stack([both[0], base[1], both[2]]))
+
+
+def gradients(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    model.zero_grad()
+    model(**batch).logits.square().mean().backward()
+    return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+
+
+@cases
+def test_gradients_reach_the_adapters_alone_and_survive_checkpointing(name, placement):
+    # A smooth φ, of which a gradient that is recomputed in another order differs little.
+    model, batch = adapted(name, placement, activation="gelu").train(), inputs(name)
+    expected = gradients(model, batch)
+
+    assert set(expected) == {key for key, _ in model.named_parameters() if ".lora_" in key}
+    model.enable_input_require_grads()
+    for reentrant in (False, True):
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        actual = gradients(model, batch)
+        assert set(actual) == set(expected)
+        for key in expected:
+            assert_close(actual[key], expected[key])
+    for part in parts_of(model).values():
+        assert not part._inputs, "a part keeps what it has read"
+
+
+@cases
+def test_deep_copy_calls_its_own_adapters(name, placement):
+    model, batch = adapted(name, placement), inputs(name)
+    expected = logits(model, **batch)
+    twin = copy.deepcopy(model)
+    randomise(model)
+
+    torch.testing.assert_close(logits(twin, **batch), expected, atol=0, rtol=0)
+    assert (logits(model, **batch) - expected).abs().max() > 0.1
+
+
+@cases
+def test_loss_falls(name, placement):
+    model = get_peft_model(ARCHITECTURES[name](), bottleneck(placement=placement))
+    batch = inputs(name)
+    labels = batch.get("decoder_input_ids", batch["input_ids"])
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    losses = []
+    for _ in range(20):
+        loss = model(**batch, labels=labels).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("placement", LLAMA)
+def test_base_in_half_precision_has_adapters_in_full(placement):
+    model = get_peft_model(
+        ARCHITECTURES["llama"](use_cache=False).bfloat16(), bottleneck(placement=placement)
+    ).eval()
+    batch, seen = inputs("llama"), []
+    for part in parts_of(model).values():
+        plain = part.adapt
+        part.adapt = lambda *args, plain=plain: seen.append(plain(*args)) or seen[-1]
+    output = logits(model, **batch)
+
+    assert output.dtype == torch.bfloat16
+    assert len(seen) == len(parts_of(model))
+    assert {term.dtype for term in seen} == {torch.float32}
+    assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("placement", LLAMA)
+def test_generation_with_a_cache_gives_the_logits_of_a_whole_forward(placement):
+    model = get_peft_model(ARCHITECTURES["llama"](), bottleneck(placement=placement)).eval()
+    randomise(model)
+    tokens = torch.randint(5, 90, (2, 6))
+    out = model.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens), do_sample=False,
+                         max_new_tokens=4, min_new_tokens=4, output_logits=True,
+                         return_dict_in_generate=True)  # fmt: skip
+    whole = logits(model, input_ids=out.sequences)
+
+    assert_close(torch.stack(out.logits, 1), whole[:, 5:-1])
+
+
+# Beside other parts.
+
+# The linears at which LoRA meets a placement.
+MET = {
+    "llama": ["o_proj", "gate_proj", "up_proj", "down_proj"],
+    "qwen3": ["o_proj"],
+    "roberta": ["dense"],
+    "deberta_v2": ["attention.output.dense", "output.dense"],
+    "bart": ["out_proj", "fc2"],
+    "mbart": ["out_proj", "fc2"],
+}
+
+
+def fill(model: nn.Module, adapters: tuple[str, ...] = ("default",)) -> None:
+    """Give parameters values that depend on nothing but their order among those of the parts."""
+    generator = torch.Generator().manual_seed(0)
+    for key, parameter in sorted(model.named_parameters(), key=lambda item: item[0]):
+        if any(name in key.split(".") for name in adapters):
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+@cases
+def test_lora_at_the_same_linears_before_or_after_it_and_merged_gives_the_same(name, placement):
+    batch, drawn = inputs(name), []
+    beside = LoraConfig(r=2, target_modules=MET[name], init_lora_weights=False)
+    for parts in ([beside, bottleneck(placement=placement)],
+                  [bottleneck(placement=placement), beside]):  # fmt: skip
+        drawn.append(get_peft_model(ARCHITECTURES[name](), LoradaConfig(parts=parts)).eval())
+        fill(drawn[-1])
+    first, second = (logits(model, **batch) for model in drawn)
+    # With LoRA in the weights, the twin is that of the merged base.
+    merged = drawn[0].merge_weights()
+    plain = twin_of(merged, name, PLACES[name][placement])
+    weights = {key: value for key, value in merged.get_base_model().state_dict().items()
+               if ".bneck" not in key}  # fmt: skip
+    for path, _, kind in PLACES[name][placement]:
+        if issubclass(kind, Twin):
+            weights = {key.replace(f".{path}.", f".{path}.module."): value
+                       for key, value in weights.items()}  # fmt: skip
+    state = plain.state_dict()
+    plain.load_state_dict({**state, **{k: v for k, v in weights.items() if k in state}})
+
+    assert (first - logits(ARCHITECTURES[name](), **batch)).abs().max() > 0.1
+    assert_close(second, first)
+    assert_close(logits(merged, **batch), first)
+    assert_close(logits(plain, **batch), first)
+
+
+@cases
+def test_lora_that_comes_later_and_goes_again_does_not_move_the_adapters(name, placement):
+    batch = inputs(name)
+    beside = LoraConfig(r=2, target_modules=MET[name], init_lora_weights=False)
+    part = bottleneck(placement=placement)
+    whole = get_peft_model(ARCHITECTURES[name](), LoradaConfig(parts=[beside, part])).eval()
+    fill(whole)
+    model = get_peft_model(ARCHITECTURES[name](), LoradaConfig(parts=[part])).eval()
+    source = dict(whole.named_parameters())
+    for key, parameter in model.named_parameters():
+        if ".bneck" in key:
+            parameter.data = source[key.replace(".base_layer", "")].data
+    alone = logits(model, **batch)
+
+    model.add_adapter("later", LoradaConfig(parts=[beside]))
+    for key, parameter in model.named_parameters():
+        if ".later." in key:
+            parameter.data = source[key.replace(".later.", ".default.")].data
+    torch.testing.assert_close(logits(model, **batch), alone, atol=0, rtol=0)
+    model.base_model.set_adapter(["default", "later"])
+    assert_close(logits(model, **batch), logits(whole, **batch))
+    model.delete_adapter("later")
+    model.set_adapter("default")
+    torch.testing.assert_close(logits(model, **batch), alone, atol=0, rtol=0)
+
+
+TOGETHER = {
+    "pa_attn and ffn": ("bart", [{"placement": "pa_attn"}, {}]),
+    "pa_attn and ffn of mbart": ("mbart", [{"placement": "pa_attn"}, {}]),
+    "both of houlsby's, of two sizes": (
+        "roberta",
+        [
+            {"placement": "houlsby", "target_modules": ["attention.output.dense"]},
+            {"placement": "houlsby", "rank": 5, "target_modules": ["intermediate"]},
+        ],
+    ),
+    "four at one mlp": (
+        "llama",
+        [{}, {"placement": "houlsby"}, {"placement": "series"}, {"placement": "parallel"}],
+    ),
+}
+COUNTED = {"bart": 6 + 4, "mbart": 6 + 4, "roberta": 4, "llama": 2 + 4 + 2 + 4}  # of 2 layers each
+
+
+@pytest.mark.parametrize("case", TOGETHER)
+def test_placements_stack_with_each_other_the_map_and_lora(case, tmp_path):
+    name, options = TOGETHER[case]
+    lora_part = LoraConfig(r=2, target_modules=MET[name])
+    parts = [lmam(), *(bottleneck(**each) for each in options), lora_part]
+    model = get_peft_model(ARCHITECTURES[name](), LoradaConfig(parts=parts)).eval()
+    fill(model)
+    batch = inputs(name)
+    expected = logits(model, **batch)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(ARCHITECTURES[name](), tmp_path).eval()
+
+    assert len(parts_of(model)) == COUNTED[name]
+    assert_close(logits(loaded, **batch), expected)
+    for removed in parts_of(model).values():  # each one counts
+        weights = removed.lora_up["default"]
+        kept = weights.detach().clone()
+        weights.data.zero_()
+        assert (logits(model, **batch) - expected).abs().max() > 1e-4
+        weights.data.copy_(kept)
+    assert_close(logits(model.merge_weights(), **batch), expected)
+
+
+def test_names_in_a_file_are_those_of_the_modules_that_hold_the_parts():
+    parts = [bottleneck(), *(bottleneck(placement=placement) for placement in LLAMA)]
+    model = get_peft_model(ARCHITECTURES["llama"](), LoradaConfig(parts=[lora("llama"), *parts]))
+    names = {key.partition(".layers.0.")[2].rpartition(".lora_")[0]
+             for key in model.state_dict() if ".layers.0." in key and ".bneck" in key}  # fmt: skip
+
+    assert names == {"mlp.bneck", *(held for places in LLAMA.values() for _, held, _ in places)}

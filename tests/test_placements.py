@@ -1,0 +1,288 @@
+"""Every placement of BottleneckConfig against a model with plain modules at the same places."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from architectures import ARCHITECTURES, inputs, logits
+from conftest import assert_close
+from peft import PeftModel, get_peft_model
+from placements import BERT, PLACES, Adapter, After, Before, Beside, Twin, adapted, cases, twin_of
+from stacks import bottleneck, randomise
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    BartConfig,
+    LlamaConfig,
+    MBartConfig,
+    PretrainedConfig,
+    RobertaConfig,
+)
+
+from lorada import BottleneckConfig, LoradaConfig
+from lorada.tuners.bottleneck import BottleneckLayer
+
+# Linears that are not the ones of LLM-Adapters: a Conv1D, tokens in one row, ones LLaMA lacks.
+OTHER_LINEARS = [("gpt2", "c_fc", "mlp"), ("opt", "fc2", ""), ("roberta", "output.dense", "output")]
+
+
+def assert_twins(model: PeftModel, twin: nn.Module, batch: dict[str, Tensor], base: Tensor):
+    outputs = [m(**batch).logits for m in (model, twin)]
+    for output in outputs:
+        output.square().mean().backward()
+
+    assert (outputs[1] - base).abs().max() > 0.1
+    assert_close(outputs[0], outputs[1])
+    for module in twin.modules():
+        if isinstance(module, Twin):
+            for key, weight in module.adapter.weights.items():
+                assert weight.grad.abs().max() > 0
+                assert_close(getattr(module.part[0], key)["default"].grad, weight.grad)
+
+
+@cases
+def test_placement_is_what_it_says_with_its_gradients(name, placement):
+    batch = inputs(name)
+    model = adapted(name, placement)
+
+    assert_twins(
+        model,
+        twin_of(model, name, PLACES[name][placement]),
+        batch,
+        logits(ARCHITECTURES[name](), **batch),
+    )
+
+
+@pytest.mark.parametrize(("name", "linear", "holder"), OTHER_LINEARS)
+@pytest.mark.parametrize(
+    ("placement", "kind"), [("series", After), ("series_input", Before), ("parallel", Beside)]
+)
+def test_linears_of_any_kind_can_be_named(name, linear, holder, placement, kind):
+    model = adapted(name, placement, target_modules=[linear])
+    own = f"bneck_{placement}_{linear.rpartition('.')[2]}"
+    path = linear if not holder or linear.startswith(holder) else f"{holder}.{linear}"
+    places = [(path, f"{holder}.{own}" if holder else own, kind)]
+    if name == "roberta":  # the attention's output projection ends in output.dense, too
+        places.append(("attention.output.dense", f"attention.output.{own}", kind))
+    batch = inputs(name)
+
+    assert_twins(model, twin_of(model, name, places), batch, logits(ARCHITECTURES[name](), **batch))
+
+
+@pytest.mark.parametrize(
+    ("placement", "options"),
+    [
+        ("houlsby", {"layer_norm": True}),
+        ("pfeiffer", {"layer_norm": True, "use_bias": False}),
+        ("pa_attn", {"layer_norm": False, "scale": 2.0}),
+        ("pa_attn", {"activation": "gelu"}),
+    ],
+)
+def test_options_say_otherwise_than_the_placement(placement, options):
+    model, batch = adapted("roberta", placement, **options), inputs("roberta")
+
+    assert_twins(
+        model,
+        twin_of(model, "roberta", BERT[placement]),
+        batch,
+        logits(ARCHITECTURES["roberta"](), **batch),
+    )
+
+
+def test_houlsbys_adapter_lies_before_the_dropout_of_attention_and_after_that_of_the_ffn():
+    model = adapted("roberta", "houlsby")
+    layer = model.get_base_model().roberta.encoder.layer[0]
+    for module in (layer.attention.output, layer.output):
+        # A dropout whose place shows; the module, and with it its hooks, stays.
+        module.dropout.forward = lambda y: F.threshold(y, 0.05, 0.0)
+    x, heads = torch.randn(2, 5, 32), torch.randn(2, 5, 32)
+    drop = layer.output.dropout.forward
+
+    with torch.no_grad():
+        actual = layer.attention.output(heads, x), layer.feed_forward_chunk(x)
+        with model.disable_adapter():
+            dense = layer.attention.output.dense(heads)
+            dropped = drop(layer.output.dense(layer.intermediate(x)))
+        first = Adapter(layer.attention.output.bneck_houlsby_dense)(dense)
+        second = Adapter(layer.intermediate.bneck_houlsby)(dropped)
+        assert_close(actual[0], layer.attention.output.LayerNorm(drop(dense + first) + x))
+        assert_close(actual[1], layer.output.LayerNorm(dropped + second + x))
+
+
+@pytest.mark.parametrize("name", ["bart", "mbart"])
+def test_houlsbys_adapter_sees_the_ffn_after_a_dropout_that_is_no_module(name):
+    plain = ARCHITECTURES[name](use_cache=False, dropout=0.5)
+    config = bottleneck(placement="houlsby", dropout=0.0, target_modules=["final_layer_norm"])
+    model = get_peft_model(copy.deepcopy(plain), config)
+    randomise(model)
+    layer, base = model.get_base_model().model.encoder.layers[0], plain.model.encoder.layers[0]
+    if name == "bart":
+        layer.final_layer_norm.forward = base.final_layer_norm.forward = lambda h: h
+    silent = copy.deepcopy(base)
+    nn.init.zeros_(silent.fc2.weight)
+    x, outputs = torch.randn(2, 5, 32), []
+    with torch.no_grad():
+        for each in (layer.train(), base.train(), silent.train()):
+            torch.manual_seed(1)  # dropouts
+            outputs.append(each(x, attention_mask=None))
+        actual, without, residual = outputs
+        y = without - residual
+
+        assert (y == 0).float().mean() > 0.3
+        assert_close(actual, without + Adapter(layer.final_layer_norm.bneck_houlsby)(y))
+
+
+# The settings of each placement's own code, and the counts they make.
+
+
+@pytest.mark.parametrize(
+    ("placement", "expected"),
+    [
+        ("ffn", ("relu", True, False, "lora", 4.0, None)),
+        ("houlsby", ("relu", True, False, "bert", 1.0, None)),
+        ("pfeiffer", ("relu", True, False, "bert", 1.0, None)),
+        ("pa_attn", ("relu", True, True, "bert", 1.0, None)),
+        ("series", ("tanh", False, False, "bert", 1.0, 0.0)),
+        ("series_input", ("tanh", False, False, "bert", 1.0, 0.0)),
+        ("parallel", ("tanh", False, False, "bert", 1.0, 0.0)),
+    ],
+)
+def test_each_placement_brings_its_own_settings(placement, expected):
+    config = BottleneckConfig(placement=placement)
+    names = ("activation", "use_bias", "layer_norm", "init", "scale", "dropout")
+
+    assert tuple(getattr(config, name) for name in names) == expected
+
+
+LLAMA_7B = LlamaConfig()
+LLAMA_13B = LlamaConfig(
+    hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40
+)
+ROBERTA = RobertaConfig()
+BART, MBART_LARGE = BartConfig(), MBartConfig()
+
+
+def stacked(*options: dict) -> LoradaConfig:
+    return LoradaConfig(parts=[BottleneckConfig(**each) for each in options])
+
+
+PA = {"placement": "pa_attn", "rank": 30}, {"rank": 512, "scale": 4.0}
+COUNTS: dict[str, tuple[PretrainedConfig, Callable[[], LoradaConfig], int]] = {
+    "series-7b": (LLAMA_7B, lambda: stacked({"placement": "series", "rank": 256}), 67_108_864),
+    "series-13b": (LLAMA_13B, lambda: stacked({"placement": "series", "rank": 256}), 104_857_600),
+    "series-r2-7b": (LLAMA_7B, lambda: stacked({"placement": "series", "rank": 2}), 524_288),
+    "parallel-7b": (LLAMA_7B, lambda: stacked({"placement": "parallel", "rank": 256}),
+                    247_463_936),
+    "parallel-13b": (LLAMA_13B, lambda: stacked({"placement": "parallel", "rank": 256}),
+                     387_973_120),
+    "houlsby": (ROBERTA, lambda: stacked({"placement": "houlsby", "rank": 16}), 608_640),
+    "houlsby-norms": (
+        ROBERTA,
+        lambda: stacked({"placement": "houlsby", "rank": 16, "layer_norm": True}),
+        608_640 + 12 * 2 * 768,  # of the adapters behind attention
+    ),
+    "adapter-ffn-16": (ROBERTA, lambda: stacked({"rank": 16}), 304_320),
+    "adapter-ffn-32": (ROBERTA, lambda: stacked({"rank": 32}), 599_424),
+    "pfeiffer": (BART, lambda: stacked({"placement": "pfeiffer", "rank": 600}), 29_530_176),
+    "pa-pa": (BART, lambda: stacked(*PA), 27_526_200),
+    "pa-pa-mbart": (MBART_LARGE, lambda: stacked(*PA), 27_526_200),
+    "pa-pa-without-norms": (
+        BART, lambda: stacked({**PA[0], "layer_norm": False}, PA[1]), 27_452_472,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", COUNTS)
+def test_real_sizes_train_as_many_parameters_as_the_papers_count(case):
+    config, stack, expected = COUNTS[case]
+    with torch.device("meta"):
+        model = get_peft_model(AutoModel.from_config(config), stack())
+    trained = [(key, p) for key, p in model.named_parameters() if p.requires_grad]
+
+    assert sum(p.numel() for _, p in trained) == expected
+    assert all(".bneck" in key and ".lora_" in key for key, _ in trained)
+
+
+# What is refused.
+
+REFUSED = {
+    "pfeiffer in a pre-LN model": (
+        "llama", {"placement": "pfeiffer"},
+        "placement='pfeiffer' needs a norm behind .*, not LlamaForCausalLM: use",
+    ),
+    "pfeiffer in mbart": ("mbart", {"placement": "pfeiffer"}, "needs a norm behind"),
+    "houlsby without a known attention": (
+        "bloom", {"placement": "houlsby"},
+        "'houlsby' does not know the attention of BloomForCausalLM: use placement 'ffn'",
+    ),
+    "pa_attn without a known attention": (
+        "t5", {"placement": "pa_attn"}, "'pa_attn' does not know the attention of T5",
+    ),
+    "series without its linear": (
+        "opt", {"placement": "series"},
+        "'series' is for down_proj: give target_modules; this model has fc1, fc2, self_attn",
+    ),
+    "parallel with one of its two": (
+        "phi3", {"placement": "parallel"},
+        "'parallel' is for up_proj and down_proj: give target_modules; .* has mlp.down_proj",
+    ),
+    "a module that is no linear": (
+        "llama", {"placement": "series", "target_modules": ["mlp"]},
+        r"target_modules matches model.layers.0.mlp, which is not a linear in a layer",
+    ),
+    "a linear outside of the layers": (
+        "llama", {"placement": "series", "target_modules": ["lm_head"]},
+        "matches lm_head, which is not a linear in a layer",
+    ),
+    "an FFN as an attention": (
+        "llama", {"placement": "pa_attn", "target_modules": ["mlp"]},
+        "matches model.layers.0.mlp, which is not an attention .*this model has self_attn",
+    ),
+    "an attention as houlsby's projection": (
+        "llama", {"placement": "houlsby", "target_modules": ["self_attn"]},
+        "not an attention's output projection or an FFN .*has mlp, self_attn.o_proj",
+    ),
+    "a name that matches nothing": (
+        "llama", {"placement": "parallel", "target_modules": ["wi"]},
+        r"target_modules=\['wi'\] matched no module .*this model has mlp.down_proj",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_placement_that_a_model_has_no_place_for_is_an_error_in_one_line(case):
+    name, options, message = REFUSED[case]
+    model = ARCHITECTURES[name]()
+    with pytest.raises(ValueError, match=message) as error:
+        get_peft_model(model, BottleneckConfig(**options))
+
+    assert "\n" not in str(error.value)
+    assert not any(isinstance(module, BottleneckLayer) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"placement": "attn"}, "placement='attn' is not one of 'ffn', 'pa_attn'"),
+        ({"placement": "series", "rank": 0}, "rank=0 must be a number above 0"),
+        ({"placement": "houlsby", "init": "zero"}, "init='zero' is not one of"),
+        ({"placement": "pa_attn", "adapter_input": "normed"},
+         "adapter_input='normed' is about placement 'ffn', not 'pa_attn': leave it out"),
+    ],
+)  # fmt: skip
+def test_bad_values_are_errors_that_show_them(options, message):
+    with pytest.raises(ValueError, match=message):
+        BottleneckConfig(**options)
+
+
+def test_two_parts_of_one_placement_on_one_module_are_refused():
+    parts = [bottleneck(placement="series"), bottleneck(placement="series", rank=5)]
+    with pytest.raises(ValueError, match=r"two parts of type .*BOTTLENECK both target .*down_proj"):
+        get_peft_model(ARCHITECTURES["llama"](), LoradaConfig(parts=parts))
+
+
+def test_adapters_cannot_be_merged():
+    with pytest.raises(ValueError, match="Bottleneck parts cannot be merged"):
+        adapted("llama", "series").merge_and_unload()
