@@ -293,7 +293,7 @@ BAD_CONFIGS = {
     "newer part": (
         '{"peft_type": "LORADA", "parts": [{"peft_type": "BOTTLENECK", "lorada_version": "97.1", '
         '"placement": "attn"}]}',
-        "placement='attn' is not one of 'ffn' (saved by lorada 97.1, this is",
+        "'series_input', 'parallel' (saved by lorada 97.1, this is",
     ),
 }
 

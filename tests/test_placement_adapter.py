@@ -2,12 +2,13 @@
 
 import copy
 
+import accelerate
 import pytest
 import torch
 from architectures import ARCHITECTURES, inputs, logits
 from conftest import assert_close
 from peft import LoraConfig, PeftModel, get_peft_model
-from placements import LLAMA, PLACES, Twin, adapted, cases, parts_of, twin_of
+from placements import CASES, LLAMA, PLACES, Twin, adapted, cases, parts_of, twin_of
 from stacks import bottleneck, lmam, lora, randomise
 from torch import Tensor, nn
 
@@ -161,6 +162,44 @@ def test_generation_with_a_cache_gives_the_logits_of_a_whole_forward(placement):
     whole = logits(model, input_ids=out.sequences)
 
     assert_close(torch.stack(out.logits, 1), whole[:, 5:-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "placement"), [case for case in CASES if case[0] != "deberta_v2"]
+)  # DeBERTa cannot be offloaded, with or without an adapter
+def test_adapters_on_an_offloaded_base_give_the_same_numbers(name, placement, tmp_path):
+    model, batch = adapted(name, placement), inputs(name)
+    model.save_pretrained(tmp_path)
+    base = ARCHITECTURES[name]()
+    accelerate.cpu_offload(base, execution_device="cpu")
+    loaded = PeftModel.from_pretrained(base, tmp_path).eval()
+
+    assert all(p.is_meta for key, p in loaded.named_parameters() if ".bneck" not in key)
+    torch.testing.assert_close(logits(loaded, **batch), logits(model, **batch), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "placement"),
+    [
+        ("llama", "parallel"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES
+          if case != ("llama", "parallel")),
+    ],
+)  # fmt: skip
+def test_model_and_its_gradients_compile_into_one_graph(name, placement, shapes_unchecked):
+    beside = LoraConfig(r=2, target_modules=MET[name], init_lora_weights=False)
+    parts = [bottleneck(placement=placement), beside]
+    model = get_peft_model(ARCHITECTURES[name](use_cache=False), LoradaConfig(parts=parts)).eval()
+    randomise(model)
+    torch._dynamo.reset()
+    compiled, batch = torch.compile(model, fullgraph=True, backend="aot_eager"), inputs(name)
+    expected = gradients(model, batch)
+    model.zero_grad()
+    compiled(**batch).logits.square().mean().backward()
+
+    for key, parameter in model.named_parameters():
+        if key in expected:
+            assert_close(parameter.grad, expected[key])
 
 
 # Beside other parts.

@@ -11,7 +11,7 @@ from peft import (
     prepare_model_for_kbit_training,
 )
 from safetensors.torch import load_file
-from stacks import logits, lora, randomise, training_stack
+from stacks import bottleneck, logits, lora, randomise, training_stack
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 pytest.importorskip("bitsandbytes", reason="needs the bnb extra: pip install 'lorada[bnb]'")
@@ -69,6 +69,17 @@ def test_a_stack_trains_and_reloads_onto_a_freshly_quantised_base(kind, folder, 
     assert not any(torch.equal(p, start[n]) for n, p in model.named_parameters() if n in start)
     # Saved before the first evaluation: on a CPU with AVX512-BF16, bitsandbytes packs the base's
     # weights in an evaluation, and taking a state dict then spoils them, adapter or not.
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(base(folder, kind), str(tmp_path))
+    assert torch.equal(logits(loaded, BATCH), logits(model.eval(), BATCH))
+
+
+@pytest.mark.parametrize("placement", ["series", "series_input", "parallel"])
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_adapters_on_quantised_linears_train_and_reload(kind, placement, folder, tmp_path):
+    model = get_peft_model(base(folder, kind), bottleneck(placement=placement))
+    found = losses(model)
+    assert found[-1] < found[0] - 0.1
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(base(folder, kind), str(tmp_path))
     assert torch.equal(logits(loaded, BATCH), logits(model.eval(), BATCH))
