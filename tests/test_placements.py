@@ -9,7 +9,20 @@ import torch.nn.functional as F
 from architectures import ARCHITECTURES, inputs, logits
 from conftest import assert_close
 from peft import PeftModel, get_peft_model
-from placements import BERT, PLACES, Adapter, After, Before, Beside, Twin, adapted, cases, twin_of
+from placements import (
+    BERT,
+    PLACES,
+    Adapter,
+    After,
+    Before,
+    Beside,
+    BetweenNorms,
+    Twin,
+    adapted,
+    cases,
+    parts_of,
+    twin_of,
+)
 from stacks import bottleneck, randomise
 from torch import Tensor, nn
 from transformers import (
@@ -24,6 +37,29 @@ from transformers import (
 from lorada import BottleneckConfig, LoradaConfig
 from lorada.tuners.bottleneck import BottleneckLayer
 
+FURTHER = {  # Houlsby's and Pfeiffer's places in further architectures
+    ("opt", "houlsby"): PLACES["mbart"]["houlsby"],
+    ("whisper", "houlsby"): PLACES["mbart"]["houlsby"],
+    ("whisper", "pa_attn"): PLACES["mbart"]["pa_attn"],
+    ("gemma2", "houlsby"): [
+        PLACES["llama"]["houlsby"][0],
+        ("post_feedforward_layernorm", "mlp.bneck_houlsby", After),
+    ],
+    ("phi3", "houlsby"): PLACES["llama"]["houlsby"],
+    ("distilbert", "pfeiffer"): [("output_layer_norm", "ffn.bneck_pfeiffer", BetweenNorms)],
+}
+# The architectures that a placement is defined in.
+GATED = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"}
+BERTS = {"bert", "roberta", "xlm_roberta", "deberta", "deberta_v2"}
+ATTENTION = {*GATED, *BERTS, "phi3", "opt", "bart", "mbart", "whisper"}
+IN = {
+    "series": {*GATED, "phi3"},
+    "series_input": GATED,
+    "parallel": GATED,
+    "houlsby": ATTENTION,
+    "pa_attn": ATTENTION,
+    "pfeiffer": {*BERTS, "distilbert", "bart"},
+}
 # Linears that are not the ones of LLM-Adapters: a Conv1D, tokens in one row, ones LLaMA lacks.
 OTHER_LINEARS = [("gpt2", "c_fc", "mlp"), ("opt", "fc2", ""), ("roberta", "output.dense", "output")]
 
@@ -53,6 +89,40 @@ def test_placement_is_what_it_says_with_its_gradients(name, placement):
         batch,
         logits(ARCHITECTURES[name](), **batch),
     )
+
+
+@pytest.mark.parametrize(("name", "placement"), FURTHER)
+def test_placement_is_the_same_in_further_architectures(name, placement):
+    model, batch = adapted(name, placement), inputs(name)
+    twin = twin_of(model, name, FURTHER[name, placement])
+
+    assert_twins(model, twin, batch, logits(ARCHITECTURES[name](), **batch))
+
+
+DEFINED = [(name, placement) for placement, names in IN.items() for name in names]
+UNDEFINED = [
+    (n, placement) for placement, names in IN.items() for n in ARCHITECTURES.keys() - names
+]
+
+
+@pytest.mark.parametrize(("name", "placement"), sorted(DEFINED))
+def test_placement_is_reached_in_every_layer_where_it_is_defined(name, placement):
+    config, batch = bottleneck(placement=placement, init="lora"), inputs(name)
+    model = get_peft_model(ARCHITECTURES[name](), config).eval()
+    base = logits(ARCHITECTURES[name](), **batch)
+
+    assert_close(logits(model, **batch), base)
+    randomise(model)
+    assert (logits(model, **batch) - base).abs().max() > 0.1
+    model(**batch).logits.square().mean().backward()
+    assert all(part.lora_down["default"].grad.abs().max() > 0 for part in parts_of(model).values())
+
+
+@pytest.mark.parametrize(("name", "placement"), sorted(UNDEFINED))
+def test_placement_is_refused_by_name_where_it_is_not_defined(name, placement):
+    with pytest.raises(ValueError, match=f"^placement='{placement}' ") as error:
+        get_peft_model(ARCHITECTURES[name](), bottleneck(placement=placement))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("name", "linear", "holder"), OTHER_LINEARS)
