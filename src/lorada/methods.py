@@ -9,15 +9,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from peft import LoraConfig, PeftConfig
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, ShiraConfig
 from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainingArguments
 
+from lorada.procedures.adalora import AdaLoraCallback
 from lorada.procedures.galore import galore
 from lorada.procedures.ist import ISTCallback
+from lorada.procedures.lamda import LamdaCallback
+from lorada.procedures.longlora import ShiftedAttention
 from lorada.procedures.owlore import OwLoreCallback
-from lorada.tuners import BottleneckConfig, LmamConfig, PrefixConfig, QuantaConfig
+from lorada.procedures.shira import snip
+from lorada.procedures.sora import SoraCallback
+from lorada.tuners import (
+    BottleneckConfig,
+    LamdaConfig,
+    LmamConfig,
+    OmoeConfig,
+    PrefixConfig,
+    QuantaConfig,
+    SoraConfig,
+)
 
 Family = Literal["llama", "roberta", "deberta", "bart"]
 Settings = dict[str, Any]
@@ -26,8 +39,14 @@ PARTS: dict[str, type[PeftConfig]] = {
     "lmam": LmamConfig,
     "lora": LoraConfig,
     "bottleneck": BottleneckConfig,
+    "pa_attn": BottleneckConfig,  # a second one, for stacks of two
     "prefix": PrefixConfig,
     "quanta": QuantaConfig,
+    "omoe": OmoeConfig,
+    "sora": SoraConfig,
+    "lamda": LamdaConfig,
+    "shira": ShiraConfig,
+    "adalora": AdaLoraConfig,
 }
 
 # Which column of the paper's tables a model takes that has none of its own.
@@ -59,6 +78,8 @@ class Method:
             without an adapter.
         trainable: rule of parameter names for methods that select parameters of the base.
         callbacks: makers of the Trainer callbacks of methods that change the procedure.
+        prepare: of a method that must see model and data: called with both and ``config=``, the
+            stack, which it returns ready to be placed.
         optimizer: maker of the optimizer of a method that has its own.
         arguments: overrides of TrainingArguments.
         source: where the settings come from.
@@ -68,6 +89,7 @@ class Method:
     parts: dict[str, dict[str, Settings]] = field(default_factory=dict)
     trainable: str | None = None
     callbacks: tuple[Callable[[], TrainerCallback], ...] = ()
+    prepare: Callable[..., PeftConfig] | None = None
     optimizer: Callable[[nn.Module, TrainingArguments], Optimizer] | None = None
     arguments: Settings = field(default_factory=dict)
     source: str = ""
@@ -134,6 +156,45 @@ METHODS: dict[str, Method] = {
             "bart": {"bottleneck": {"rank": 512, "scale": 4.0}},
         },
         source="Tables 5 and 10",
+    ),
+    "series": Method(
+        "series adapter of LLM-Adapters, behind down_proj",
+        {"llama": {"bottleneck": {"placement": "series", "rank": 256}}},
+        source="Tables 4 and 18",
+    ),
+    "parallel": Method(
+        "parallel adapter of LLM-Adapters, beside up_proj and down_proj",
+        {"llama": {"bottleneck": {"placement": "parallel", "rank": 256}}},
+        source="Tables 4 and 18",
+    ),
+    "houlsby": Method(
+        "Houlsby's adapters, behind attention and FFN",
+        {
+            family: {"bottleneck": {"placement": "houlsby", "rank": 16}}
+            for family in ("roberta", "deberta")
+        },
+        source="Table 5",
+    ),
+    "pfeiffer": Method(
+        "Pfeiffer's adapter, behind the norm of the FFN",
+        {
+            "bart": {"bottleneck": {"placement": "pfeiffer", "rank": 600}},
+            **{
+                family: {"bottleneck": {"placement": "pfeiffer", "rank": 32}}
+                for family in ("roberta", "deberta")
+            },
+        },
+        source="Table 10; the rank for encoders is ours",
+    ),
+    "pa_attn_ffn": Method(
+        "parallel adapters beside attention and FFN",
+        {
+            "bart": {
+                "pa_attn": {"placement": "pa_attn", "rank": 30},
+                "bottleneck": {"rank": 512, "scale": 4.0},
+            },
+        },
+        source="Table 10",
     ),
     "prefix": Method(
         "prefix tuning",
@@ -202,6 +263,60 @@ METHODS: dict[str, Method] = {
         callbacks=(OwLoreCallback,),
         arguments={"learning_rate": 3e-4, "ddp_find_unused_parameters": True},
         source="Table 4",
+    ),
+    "adalora": Method(
+        "AdaLoRA: LoRA whose ranks are pruned where they matter least",
+        {
+            "deberta": {
+                "adalora": {
+                    "init_r": 12, "target_r": 8, "lora_alpha": 16, "beta1": 0.85, "beta2": 0.85,
+                    "orth_reg_weight": 0.1, "total_step": 10**9,
+                    "target_modules": r".*encoder.*\.(query_proj|key_proj|value_proj|dense)$",
+                },
+            },
+        },
+        callbacks=(AdaLoraCallback,),
+        source="Table 11; the steps come from the run",
+    ),
+    "sora": Method(
+        "SoRA: LoRA with gates that training sets to zero",
+        {family: {"sora": {"rank": 8, "alpha": 16}} for family in ("roberta", "deberta")},
+        callbacks=(SoraCallback,),
+        arguments={"weight_decay": 0.1, "warmup_steps": 0.06, "max_grad_norm": 0.1},
+        source="Table 11",
+    ),
+    "shira": Method(
+        "SHiRA-SNIP: a fixed, sparse set of the base's weights",
+        {"llama": {"shira": {"r": 38, **LLM_LORA}}},
+        prepare=snip,
+        arguments={"learning_rate": 5e-4},
+        source="Table 4",
+    ),
+    "lamda": Method(
+        "LaMDA++: a small matrix between spectral projections, one of which freezes",
+        {"llama": {"lamda": {"rank": 32, "ranks": "energy", **LLM_LORA}}},
+        callbacks=(LamdaCallback,),
+        source="Table 4",
+    ),
+    "omoe": Method(
+        "OMoE-DoRA: two DoRA experts whose outputs are made orthogonal",
+        {"llama": {"omoe": {"target_modules": ["gate_proj", "up_proj", "down_proj"]}}},
+        source="Table 4; layout inferred from the count",
+    ),
+    "longlora": Method(
+        "LongLoRA: LoRA, embeddings and norms, with shifted sparse attention in training",
+        {
+            "llama": {
+                "lora": {
+                    "r": 8, "lora_alpha": 16,
+                    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+                    "modules_to_save": ["embed_tokens", "norm"],
+                },
+            },
+        },
+        callbacks=(ShiftedAttention,),
+        arguments={"learning_rate": 2e-5},
+        source="Table 7",
     ),
     "lorada_a": Method(
         "LoRaDA-A: the map with Adapter-FFN",

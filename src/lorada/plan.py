@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 from peft import PeftConfig, TaskType
@@ -106,6 +107,7 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
         config,
         callbacks=tuple(make() for make in method.callbacks),
         trainable=method.trainable,
+        prepare=None if method.prepare is None else partial(method.prepare, config=config),
         optimizer=method.optimizer,
         arguments=dict(method.arguments),
     )

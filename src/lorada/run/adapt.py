@@ -23,7 +23,7 @@ from lorada.methods import PARTS
 from lorada.plan import Plan, build_method, in_head, select_trainable
 from lorada.run.models import is_causal, load_config, load_model
 from lorada.run.recipe import Recipe
-from lorada.tuners import LoradaConfig
+from lorada.tuners import LoradaConfig, PrefixConfig
 from lorada.tuners.nesting import keys_of_others
 from lorada.tuners.newer import newer_version
 from lorada.tuners.types import known_types
@@ -182,6 +182,13 @@ def load_adapted(base: PreTrainedModel, folder: Path) -> PeftModel:
         raise ValueError(f"{folder} has a setting of the wrong type: {error}") from error
     _refuse_missing(model, weights, folder)
     return model.eval()
+
+
+def fold_prefixes(model: PeftModel) -> None:
+    """Keep of a prefix what attention sees, and not the network that made it in training."""
+    for part in model.peft_config["default"].parts:
+        if isinstance(part, PrefixConfig) and part.projection is not None:
+            model.fold()
 
 
 def base_parameters(base: nn.Module) -> int:

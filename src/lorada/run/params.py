@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from peft import get_peft_model
+from peft import ShiraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM
 
 from lorada.plan import build_method, part_names, select_trainable
-from lorada.run.adapt import base_parameters, parameter_counts
+from lorada.run.adapt import base_parameters, fold_prefixes, parameter_counts
 from lorada.run.models import is_causal, load_config
 from lorada.run.recipe import load_recipe
 
@@ -39,4 +39,9 @@ def count_parameters(method: str, model: str, overrides: list[str]) -> dict[str,
             select_trainable(base, plan.trainable)
             return parameter_counts(base, total)
         plan.config.task_type = None
-        return parameter_counts(get_peft_model(base, plan.config), total)
+        for part in plan.config.parts:
+            if isinstance(part, ShiraConfig):
+                part.mask_fn = None  # which entries it would take is for the weights to say
+        placed = get_peft_model(base, plan.config)
+        fold_prefixes(placed)
+        return parameter_counts(placed, total)

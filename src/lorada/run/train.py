@@ -29,7 +29,14 @@ from transformers import (
 
 from lorada.errors import saving
 from lorada.files import written_whole
-from lorada.run.adapt import adapt, base_parameters, load_base, parameter_counts, plan_for
+from lorada.run.adapt import (
+    adapt,
+    base_parameters,
+    fold_prefixes,
+    load_base,
+    parameter_counts,
+    plan_for,
+)
 from lorada.run.callbacks import LogWithSave, SaveOnInterrupt, StopOnNaN
 from lorada.run.card import write_card
 from lorada.run.data import (
@@ -120,6 +127,8 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
     callbacks = [effect, interrupt, StopOnNaN(), LogWithSave(), *plan.callbacks]
     with _one_line("TrainingArguments"):
         trainer = _trainer(model, args, (dataset, evaluation), pad, callbacks)
+        if plan.optimizer is not None:
+            trainer.optimizer = plan.optimizer(model, args)
         _give_maps_their_rate(trainer, model)
     run = Path(recipe.output)
     begin(recipe, start, rows.fingerprint)
@@ -256,6 +265,8 @@ def _save_whole(
 ) -> None:
     """Write the adapter (or the model) beside its place, then move it there in one step."""
     run, name = Path(recipe.output), "adapter" if isinstance(model, PeftModel) else "model"
+    if isinstance(model, PeftModel):
+        fold_prefixes(model)
     with written_whole(run / name) as fresh:
         model.save_pretrained(fresh)
         if name == "model":
