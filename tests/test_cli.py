@@ -121,8 +121,13 @@ def test_help_names_every_command(call):
 
 BAD_TRAINING = {
     "heads that do not divide": (["lmam.heads=3"], "heads=3 does not divide the 4 attention heads"),
-    "rank 0": (["lmam.rank=0"], "rank=0 must be a number above 0"),
-    "length below 0": (["lmam.length=-1"], "length=-1 must be a number above 0"),
+    "rank 0": (["lmam.rank=0"], "rank=0 must be a whole number above 0"),
+    "length below 0": (["lmam.length=-1"], "length=-1 must be a whole number above 0"),
+    "rank of yes": (["lmam.rank=true"], "rank=True must be a whole number above 0"),
+    "no regex": (["lmam.target_modules='['"], "target_modules='[' is no regular expression"),
+    "no memory": (["lmam.rank=99999999999"], "out of memory"),
+    "no steps": (["max_steps=0"], "training.max_steps=0 must be at least 1"),
+    "unmeasured": (["metric_for_best_model=foo"], "metric_for_best_model='foo' is not measured"),
     "scale 0": (["lmam.inverse_scale=0"], "inverse_scale=0.0 must be a number above 0"),
     "nothing matched": (["lmam.target_modules=[nope]"], "matched no module", "self_attn"),
     "not attention": (["lmam.target_modules=[mlp]"], "not a self-attention module", "self_attn"),
@@ -262,6 +267,12 @@ def test_resume_needs_only_the_folder(call, place, tmp_path):
 BAD_TABLE = {
     "empty prompt": (["generate", "RUN", "--prompt", ""], "a prompt is empty"),
     "no tokens": (["generate", "RUN", "--prompt", "a", "--max-new-tokens", "0"], "max-new-tokens"),
+    "no text": (["generate", "RUN", "--prompt", "\udc80"], "is not UTF-8 text"),
+    "no room": (
+        ["generate", "RUN", "--prompt", "a", "--max-new-tokens", "100000"],
+        "max_new_tokens=100000 leaves no room for a prompt",
+    ),
+    "nothing to resume": (["train", "--resume", "--output", "nowhere"], "holds no run to resume"),
     "params of training": (
         ["params", "--method", "lora", "--model", "MODEL", "max_steps=3"],
         "max_steps changes no parameter count",
@@ -281,7 +292,7 @@ BAD_CONFIGS = {
     "no type": ("{}", "has peft_type=None"),
     "unknown type": ('{"peft_type": "NOPE"}', "peft_type='NOPE'"),
     "not JSON": ("{", "is not JSON"),
-    "wrong type": ('{"peft_type": "LMAM", "rank": "x"}', "rank='x' must be a number"),
+    "wrong type": ('{"peft_type": "LMAM", "rank": "x"}', "rank='x' must be a whole number"),
     "newer field": (
         '{"peft_type": "LMAM", "lorada_version": "97.1", "twist": 1}',
         "LmamConfig does not know twist=1 (saved by lorada 97.1, this is",

@@ -336,7 +336,7 @@ def test_placement_that_a_model_has_no_place_for_is_an_error_in_one_line(case):
     ("options", "message"),
     [
         ({"placement": "attn"}, "placement='attn' is not one of 'ffn', 'pa_attn'"),
-        ({"placement": "series", "rank": 0}, "rank=0 must be a number above 0"),
+        ({"placement": "series", "rank": 0}, "rank=0 must be a whole number above 0"),
         ({"placement": "houlsby", "init": "zero"}, "init='zero' is not one of"),
         ({"placement": "pa_attn", "adapter_input": "normed"},
          "adapter_input='normed' is about placement 'ffn', not 'pa_attn': leave it out"),

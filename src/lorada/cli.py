@@ -62,12 +62,24 @@ def main() -> None:
         _fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
         sys.exit(130)
+    except (MemoryError, RuntimeError) as error:
+        if os.environ.get("LORADA_DEBUG") or not _out_of_memory(error):
+            raise
+        _fail(
+            "out of memory: take a smaller training.per_device_train_batch_size, max_length or "
+            f"rank, or training.gradient_checkpointing=true ({' '.join(str(error).split())[:80]})"
+        )
     except Exception as error:  # click's own errors carry their message and code
         if hasattr(error, "format_message"):
             if not error.format_message():  # a command without any word has shown its help
                 sys.exit(2)
             _fail(error.format_message())
         raise
+
+
+def _out_of_memory(error: Exception) -> bool:
+    signs = ("out of memory", "can't allocate", "not enough memory")
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
 
 
 def _fail(message: str) -> None:
@@ -115,6 +127,8 @@ def train(
     saved = Path((given or [output or ""])[-1]) / RECIPE_FILE
     if resume and recipe is None and saved.is_file():
         recipe = str(saved)
+    elif resume and recipe is None and model is None:
+        raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
     loaded = load_recipe(recipe, pairs, options)
     from lorada.run.train import train as run_training
 

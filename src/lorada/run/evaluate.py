@@ -156,15 +156,24 @@ def generate(
         max_new_tokens: tokens to generate; None for the recipe's number.
 
     Raises:
-        ValueError: for a model that cannot generate, or an empty prompt.
+        ValueError: for a model that cannot generate, a prompt that is empty or no text, or more
+            tokens than the model has room for.
     """
     if run.labels:
         raise ValueError(f"{run.folder} is a classifier of {', '.join(run.labels)}: it has no text")
     if not all(prompts):
         raise ValueError("a prompt is empty: there is nothing to continue")
+    for prompt in prompts:
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise ValueError(f"the prompt {prompt!a} is not UTF-8 text: write it anew")
     tokenizer, size = run.tokenizer, run.recipe.eval_batch_size
     limit = run.recipe.max_new_tokens if max_new_tokens is None else max_new_tokens
     context = context_of(run.model.config)
+    if context is not None and limit >= context:
+        raise ValueError(
+            f"max_new_tokens={limit} leaves no room for a prompt: the model's context is "
+            f"{context} tokens"
+        )
     room = {} if context is None else {"truncation": True, "max_length": context - limit}
     sides = tokenizer.padding_side, tokenizer.truncation_side
     tokenizer.padding_side = tokenizer.truncation_side = "left"

@@ -53,7 +53,7 @@ class Recipe(BaseModel):
     loss_on: Literal["response", "all"] = Field("response", description="tokens that count")
     max_new_tokens: int = Field(32, gt=0, description="tokens generated for an answer")
     eval_batch_size: int = Field(32, gt=0, description="rows generated at once")
-    dtype: str = Field("float32", description="of the base: float32, bfloat16 or float16")
+    dtype: str = Field("float32", description="of the base: float32, bfloat16, float16 or float64")
     trust_remote_code: bool = Field(False, description="run code that a model repository ships")
     parts: dict[str, dict[str, Any]] = Field({}, description="settings of parts, by part")
     training: dict[str, Any] = Field({}, description="settings of TrainingArguments")
@@ -206,6 +206,8 @@ def _checked(section: str, name: str, value: Any) -> Any:
         raise ValueError(
             f"{section}.{name}={value!r}: {error.errors()[0]['msg'].lower()}"
         ) from error
+    if isinstance(value, bool) and type(checked) in (int, float):
+        return value  # yes is no number, and the class of the section says what it wants instead
     # Enums and the like go back to what YAML can hold.
     plain = isinstance(checked, bool | int | float | str | list | dict | None)
     return checked if plain else value

@@ -172,7 +172,7 @@ def _one_line(what: str) -> Iterator[None]:
     """Turn whatever a library makes of a bad setting into one line about the setting."""
     try:
         yield
-    except (TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
+    except Exception as error:  # of whatever kind: a hub that is out of reach has kinds of its own
         text = str(error).strip() or type(error).__name__
         raise ValueError(f"{what}: {text.splitlines()[0]}") from error
 
@@ -209,6 +209,13 @@ def training_arguments(
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:  # which the Trainer finds out by dividing by it
             raise ValueError(f"training.{name}={getattr(args, name)} must be at least 1")
+    if args.max_steps == 0:
+        raise ValueError("training.max_steps=0 must be at least 1, or left out for whole epochs")
+    if (best := args.metric_for_best_model) not in (None, "loss", "eval_loss"):
+        raise ValueError(
+            f"training.metric_for_best_model={best!r} is not measured while training: "
+            "leave it out, for the held-out loss"
+        )
     return args
 
 

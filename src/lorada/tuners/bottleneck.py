@@ -30,6 +30,8 @@ from lorada.tuners.types import (
     LoradaType,
     register,
     require_choice,
+    require_count,
+    require_patterns,
     require_positive,
 )
 
@@ -94,7 +96,9 @@ class BottleneckConfig(LoradaPeftConfig):
         for name, value in asdict(ROWS[self.placement]).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        require_positive(self, "rank", "scale")
+        require_count(self, "rank")
+        require_positive(self, "scale")
+        require_patterns(self)
         require_choice(self, "activation", tuple(ACTIVATIONS))
         require_choice(self, "init", ("lora", "bert"))
         require_choice(self, "adapter_input", ("residual", "normed"))

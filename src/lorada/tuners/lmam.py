@@ -25,6 +25,8 @@ from lorada.tuners.types import (
     LoradaType,
     register,
     require_choice,
+    require_count,
+    require_patterns,
     require_positive,
 )
 
@@ -74,10 +76,13 @@ class LmamConfig(LoradaPeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = LoradaType.LMAM
-        require_positive(self, "rank", "length", "inverse_scale")
+        require_count(self, "rank")
+        require_count(self, "length")
+        require_positive(self, "inverse_scale")
+        require_patterns(self)
         self.inverse_scale = float(self.inverse_scale)  # 255 in a recipe, 255.0 in the maths
         if self.heads is not None:
-            require_positive(self, "heads")
+            require_count(self, "heads")
         if self.map_learning_rate is not None:
             require_positive(self, "map_learning_rate")
         require_choice(self, "align", get_args(Align))

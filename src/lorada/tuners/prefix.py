@@ -29,7 +29,13 @@ from lorada.tuners.attach import AttachedModel
 from lorada.tuners.devices import Entries
 from lorada.tuners.layer import AttachedLayer, within_layer
 from lorada.tuners.lmam import CROSS_ATTENTION
-from lorada.tuners.types import LoradaPeftConfig, LoradaType, register, require_count
+from lorada.tuners.types import (
+    LoradaPeftConfig,
+    LoradaType,
+    register,
+    require_count,
+    require_patterns,
+)
 
 HEAD_WIDTHS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
 
@@ -64,6 +70,7 @@ class PrefixConfig(LoradaPeftConfig):
         super().__post_init__()
         self.peft_type = LoradaType.PREFIX
         require_count(self, "length")
+        require_patterns(self)
         if self.projection is not None:
             require_count(self, "projection")
         if isinstance(self.target_modules, set | tuple):

@@ -1,6 +1,7 @@
 """The PEFT types of this package, and what every config of ours says in ``adapter_config.json``."""
 
 import math
+import re
 import warnings
 from dataclasses import dataclass, field
 from enum import Enum
@@ -150,7 +151,22 @@ def require_count(config: object, name: str) -> None:
     """
     value: Any = getattr(config, name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r} must be a whole number above 0")
+        raise ValueError(f"{name}={value!r} must be a whole number above 0{saved_by(config)}")
+
+
+def require_patterns(config: object) -> None:
+    """Refuse a regex of modules that is none, naming the field and the value.
+
+    Raises:
+        ValueError: for the first such field.
+    """
+    for name in ("target_modules", "exclude_modules"):
+        value = getattr(config, name)
+        if isinstance(value, str):
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"{name}={value!r} is no regular expression: {error}") from None
 
 
 def require_choice(config: object, name: str, choices: tuple[Any, ...]) -> None:
