@@ -365,6 +365,10 @@ METHODS: dict[str, Method] = {
         },
         source="Table 17",
     ),
-    "bitfit": Method("only the biases of the base", trainable=r"(^|\.)bias$", source="Table 5"),
+    "bitfit": Method(
+        "only the biases of the base, without its pooler",
+        trainable=r"^(?!.*\bpooler\b).*\bbias$",
+        source="Table 5",
+    ),
     "full": Method("every parameter of the base", trainable=r".", source="Table 5"),
 }  # fmt: skip
