@@ -14,7 +14,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lorada import LoradaConfig
-from lorada.methods import Plan
+from lorada.plan import Plan
 from lorada.procedures.shira import snip
 from lorada.run import train as run_train
 from lorada.run.recipe import Recipe
