@@ -4,12 +4,10 @@ A subclass says what its matrices are (``update_layer``) and what they do (``ter
 The base weight is touched by ``merge`` alone.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
@@ -17,9 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lorada.terms import for_samples
 from lorada.tuners.layer import within_layer
-from lorada.tuners.mixed import mixed_batch
-from lorada.tuners.placing import all_or_nothing, check_fits
-from lorada.tuners.types import PREFIX, LoradaPeftConfig
+from lorada.tuners.tuner import OwnTuner
+from lorada.tuners.types import LoradaPeftConfig
 
 
 class AddedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
@@ -169,19 +166,15 @@ def cast_to_base(model: nn.Module, adapter_name: str) -> None:
                     parameter.data = parameter.data.to(dtype)
 
 
-class AddedModel(BaseTuner):  # type: ignore[misc]
+class AddedModel(OwnTuner):
     """A tuner that wraps linear maps in one kind of ``AddedLayer``."""
 
-    prefix = PREFIX
-    mixes = True  # each layer serves the samples of its adapters, as ``mixed_batch`` tells it
     tuner_layer_cls: type[AddedLayer]
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
         """Wrap the targets, all of them or none."""
         try:
-            with all_or_nothing(model, adapter_name):
-                super().inject_adapter(model, adapter_name, *args, **kw)
+            super().inject_adapter(model, adapter_name, *args, **kw)
         except NoMatchingPeftModuleError as error:
             targets = self.peft_config[adapter_name].target_modules
             shown = sorted(targets) if isinstance(targets, set) else targets
@@ -226,23 +219,6 @@ class AddedModel(BaseTuner):  # type: ignore[misc]
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         if not autocast_adapter_dtype:
             cast_to_base(self.model, adapter_name)
-
-    @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        names = kwargs.pop("adapter_names", None)
-        with mixed_batch(self, names, *args, **kwargs):
-            yield
-
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
-            model, config, adapter_name, state_dict
-        )
-        if config.peft_type == getattr(model, "peft_type", None):  # a stack checks for itself
-            check_fits(model, config, adapter_name, remapped)
-        return remapped
 
 
 def rank_of(config: Any, name: str) -> int:

@@ -1,42 +1,26 @@
 """The tuner of attached parts: one kind of layer, where it goes and under what name."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.error import NoMatchingPeftModuleError
-from torch import Tensor, nn
+from torch import nn
 
 from lorada.tuners.layer import AttachedLayer, cast_to_host, detach_all
-from lorada.tuners.mixed import mixed_batch
-from lorada.tuners.placing import all_or_nothing, check_fits
-from lorada.tuners.types import PREFIX, LoradaPeftConfig
+from lorada.tuners.tuner import OwnTuner
+from lorada.tuners.types import LoradaPeftConfig
 
 
-class AttachedModel(BaseTuner):  # type: ignore[misc]
+class AttachedModel(OwnTuner):
     """A tuner that attaches one kind of layer; subclasses say which, where and under what name."""
 
-    prefix = PREFIX
-    mixes = True  # each layer serves the samples of its adapters, as ``mixed_batch`` tells it
     child: str
     tuner_layer_cls: type[AttachedLayer]
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
-    def inject_adapter(
-        self,
-        model: nn.Module,
-        adapter_name: str,
-        autocast_adapter_dtype: bool = True,
-        low_cpu_mem_usage: bool = False,
-        state_dict: dict[str, Tensor] | None = None,
-    ) -> None:
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
         """Attach the part to its targets; a state dict is not needed to find them."""
+        kw.pop("state_dict", None)
         try:
-            with all_or_nothing(model, adapter_name):
-                super().inject_adapter(
-                    model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage
-                )
+            super().inject_adapter(model, adapter_name, *args, **kw)
         except NoMatchingPeftModuleError as error:
             config = self.peft_config[adapter_name]
             chosen = {
@@ -87,19 +71,3 @@ class AttachedModel(BaseTuner):  # type: ignore[misc]
         detach_all(self.model)
         model: nn.Module = super()._unload_and_optionally_merge(merge=False, **kwargs)
         return model
-
-    @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        names = kwargs.pop("adapter_names", None)
-        with mixed_batch(self, names, *args, **kwargs):
-            yield
-
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
-            model, config, adapter_name, state_dict
-        )
-        check_fits(model, config, adapter_name, remapped)
-        return remapped

@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorada.tuners.devices import Entries, refuse_offloaded
 from lorada.tuners.experts import gates_of, orthogonalise, row_norms, wide
-from lorada.tuners.placing import all_or_nothing, check_fits
+from lorada.tuners.tuner import OwnTuner
 from lorada.tuners.types import (
-    PREFIX,
     LoradaPeftConfig,
     LoradaType,
     register,
@@ -189,26 +188,19 @@ NOT_MERGEABLE = (
 )
 
 
-class OmoeModel(BaseTuner):  # type: ignore[misc]
+class OmoeModel(OwnTuner):
     """Puts experts around every matrix that an ``OmoeConfig`` names."""
 
-    prefix = PREFIX
     tuner_layer_cls = OmoeLayer
+    mixes = False
     target_module_mapping: ClassVar[dict[str, list[str]]] = dict.fromkeys(LLAMAS, FFN)
     mergeable = False
 
-    def inject_adapter(
-        self,
-        model: nn.Module,
-        adapter_name: str,
-        autocast_adapter_dtype: bool = True,
-        low_cpu_mem_usage: bool = False,
-        state_dict: dict[str, Tensor] | None = None,
-    ) -> None:
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
         """Wrap the targets; a state dict is not needed to find them."""
         refuse_offloaded(model, "Omoe")
-        with all_or_nothing(model, adapter_name):
-            super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+        kw.pop("state_dict", None)
+        super().inject_adapter(model, adapter_name, *args, **kw)
 
     def _prepare_adapter_config(self, peft_config: OmoeConfig, model_config: Any) -> OmoeConfig:
         if peft_config.target_modules is None:
@@ -271,18 +263,6 @@ class OmoeModel(BaseTuner):  # type: ignore[misc]
                 "of its kind is loaded"
             )
         yield
-
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
-            model, config, adapter_name, state_dict
-        )
-        if not isinstance(getattr(model, "base_model", None), OmoeModel):
-            return remapped  # a part: the stack checks when all parts have been remapped
-        check_fits(model, config, adapter_name, remapped)
-        return remapped
 
 
 register(LoradaType.OMOE, OmoeConfig, OmoeModel)

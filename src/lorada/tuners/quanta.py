@@ -9,14 +9,14 @@ the change is exactly zero at step 0 although T is not, and W_0 stays as it was.
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
     get_quantization_kwargs,
@@ -28,10 +28,9 @@ from transformers.pytorch_utils import Conv1D
 from lorada.terms import for_samples
 from lorada.tuners.devices import refuse_offloaded, used_on
 from lorada.tuners.gates import apply_to_width, as_matrix, default_dims, draw_gates, pairs
-from lorada.tuners.mixed import mixed_batch
 from lorada.tuners.nesting import matrices
-from lorada.tuners.placing import all_or_nothing, check_fits
-from lorada.tuners.types import PREFIX, LoradaPeftConfig, LoradaType, register
+from lorada.tuners.tuner import OwnTuner
+from lorada.tuners.types import LoradaPeftConfig, LoradaType, register
 
 
 @dataclass
@@ -283,21 +282,14 @@ def _generator(seed: int, key: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-class QuantaModel(BaseTuner):  # type: ignore[misc]
+class QuantaModel(OwnTuner):
     """Puts gates around every matrix that a ``QuantaConfig`` names."""
 
-    prefix = PREFIX
-    mixes = True  # each layer serves the samples of its adapters, as ``mixed_batch`` tells it
     tuner_layer_cls = QuantaLayer
     target_module_mapping: ClassVar[dict[str, list[str]]] = {
         **TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
         "mbart": ["q_proj", "v_proj"],
     }
-
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
-        """Place the gates on all targets, or leave the model as it was."""
-        with all_or_nothing(model, adapter_name):
-            super().inject_adapter(model, adapter_name, *args, **kw)
 
     def _prepare_adapter_config(self, peft_config: QuantaConfig, model_config: Any) -> QuantaConfig:
         if peft_config.target_modules is None:
@@ -346,12 +338,6 @@ class QuantaModel(BaseTuner):  # type: ignore[misc]
                 if not autocast_adapter_dtype and dtype.is_floating_point:
                     layer.lora_gates[adapter_name].to(dtype)
 
-    @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        names = kwargs.pop("adapter_names", None)
-        with mixed_batch(self, names, *args, **kwargs):
-            yield
-
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
@@ -360,7 +346,6 @@ class QuantaModel(BaseTuner):  # type: ignore[misc]
             model, config, adapter_name, state_dict
         )
         own = {key: value for key, value in remapped.items() if ".lora_gates." in key}
-        check_fits(model, config, adapter_name, own)
         for key in own if config.seed is None else ():
             path, _, name = key.rpartition(".")
             if not name.startswith("start_") and f"{path}.start_{name}" not in own:
