@@ -22,7 +22,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorada.positions import Places, TokenTable, locate
-from lorada.prefixed import Prefix, PrefixLayer, behind
+from lorada.prefixed import Prefix, PrefixLayer, behind, implementation_of
 from lorada.shifted import ShiftedGroups
 from lorada.terms import AttentionMap, View, for_samples, map_term, spread_map
 
@@ -163,8 +163,7 @@ def _with_map(attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[.
         groups: ShiftedGroups | None = getattr(module, SHIFTED, None)
         if groups is not None and module.training:
             # The map goes on reading the mask of the call: it is added to full attention's places.
-            kernel = getattr(module.config, "_attn_implementation", None) or "eager"
-            mask = groups.mask(str(kernel), query, key, attention_mask, kwargs)
+            mask = groups.mask(implementation_of(module), query, key, attention_mask, kwargs)
         if not maps:
             return run(module, query, key, value, mask, **kwargs)
         if kwargs.get("block_table") is not None:
@@ -228,8 +227,7 @@ class Call:
         by_query: Tensor | None = self.kwargs.get("cu_seq_lens_q")
         by_key: Tensor | None = self.kwargs.get("cu_seq_lens_k")
         queries, keys = self.view.queries, self.view.value.shape[2]
-        config = getattr(self.module, "config", None)
-        kernel = getattr(config, "_attn_implementation", None) or "eager"
+        kernel = implementation_of(self.module)
         seen: Any = getattr(getattr(self.module, CHILD, None), "seen", None)
         places = locate(
             queries,
@@ -244,7 +242,7 @@ class Call:
             cu_seq_lens=None
             if by_query is None
             else (by_query, by_query if by_key is None else by_key),
-            seen=seen.sum(-1) if isinstance(seen, Tensor) and seen.dim() == 2 else seen,
+            seen=seen,
             flash="flash" in kernel,
         )
         packed = isinstance(places, TokenTable) and places.sequences > 1
@@ -253,9 +251,6 @@ class Call:
                 "several sequences are packed into one row and attention would let them see each "
                 "other: pass use_cache=False and position_ids that start anew with each sequence"
             )
-        # An exported program serves every length, so it must not slice by the one it was traced at.
-        if torch.compiler.is_exporting():
-            return places.table(queries, keys, self.view.value.device)
         return places
 
     def add_term(self, attention_map: AttentionMap, output: Tensor, result: Tensor) -> Tensor:

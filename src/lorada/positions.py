@@ -127,8 +127,8 @@ def locate(
         causal: whether a query sees no later key.
         cu_seq_lens: (S+1,) cumulative lengths, in queries and in keys, of the sequences that are
             packed into the one row of the batch.
-        seen: how many real tokens each sample has had with this call, (B,) or one number; needed
-            where a sliding cache has dropped its first keys.
+        seen: how many real tokens each sample has had with this call, (B,) or one number, or the
+            2-D mask of all of them; needed where a sliding cache has dropped its first keys.
         flash: whether a kernel without masks has its queries at the end of the keys.
 
     Raises:
@@ -246,6 +246,8 @@ def visible_keys(mask: Any, query_len: int, key_len: int) -> Tensor:
 
 def _last_token(seen: Tensor | int | None, position_ids: Tensor | None, window: Any) -> Tensor:
     """(B, 1) or (1, 1) index of each sample's last token."""
+    if isinstance(seen, Tensor) and seen.dim() == 2:
+        seen = seen.sum(-1)
     if seen is not None:
         return torch.as_tensor(seen).reshape(-1, 1) - 1
     if position_ids is None:

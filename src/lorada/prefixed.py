@@ -153,13 +153,19 @@ def _extend_mask(mask: Any, count: int, keys: int, shown: Tensor | None) -> Tens
     return torch.cat([columns, mask], -1)
 
 
+def implementation_of(module: nn.Module) -> str:
+    """The name of the attention implementation that a module runs under."""
+    config = getattr(module, "config", None)
+    return str(getattr(config, "_attn_implementation", None) or "eager")
+
+
 def _kernel(module: nn.Module) -> str:
     """How a kernel reads masks: ``eager``, ``flash``, ``flex``, or as sdpa does."""
-    name = getattr(getattr(module, "config", None), "_attn_implementation", None) or "eager"
+    name = implementation_of(module)
     for kernel in ("flash", "flex"):
         if kernel in name:
             return kernel
-    return str(name).removeprefix("paged|")
+    return name.removeprefix("paged|")
 
 
 def _refuse(kernel: str, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> None:

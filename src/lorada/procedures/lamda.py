@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lorada.procedures.layers import trained
 from lorada.tuners.lamda import LamdaLayer, lamda_count
 
 
@@ -108,13 +109,9 @@ class LamdaCallback(TrainerCallback):  # type: ignore[misc]
 
 def matrices_of(model: nn.Module) -> list[nn.Parameter]:
     """The matrices B that train."""
-    layers = [layer for layer in model.modules() if isinstance(layer, LamdaLayer)]
-    matrices = [matrix for layer in layers for matrix in layer.lora_B.values()]
-    return [matrix for matrix in matrices if matrix.requires_grad]
+    return [matrix for _, matrix in trained(model, LamdaLayer, "lora_B")]
 
 
 def adapters_of(model: nn.Module) -> list[str]:
     """Names of the adapters whose B trains."""
-    layers = [layer for layer in model.modules() if isinstance(layer, LamdaLayer)]
-    named = [item for layer in layers for item in layer.lora_B.items()]
-    return list(dict.fromkeys(name for name, matrix in named if matrix.requires_grad))
+    return list(dict.fromkeys(name for name, _ in trained(model, LamdaLayer, "lora_B")))

@@ -19,6 +19,13 @@ def layers_of(model: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
+def trained(model: nn.Module, kind: type, container: str) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that train in one container of all tuner layers of a kind, with adapters."""
+    layers = [layer for layer in model.modules() if isinstance(layer, kind)]
+    items = [item for layer in layers for item in getattr(layer, container).items()]
+    return [(name, parameter) for name, parameter in items if parameter.requires_grad]
+
+
 class Switch:
     """Which layers of a model get gradients.
 

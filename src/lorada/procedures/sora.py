@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lorada.procedures.layers import trained
 from lorada.tuners.sora import THRESHOLDS, SoraLayer, sora_count
 
 
@@ -195,16 +196,12 @@ SPACINGS = {
 
 def gates_of(model: nn.Module) -> list[nn.Parameter]:
     """The gates that train."""
-    layers = [layer for layer in model.modules() if isinstance(layer, SoraLayer)]
-    gates = [gate for layer in layers for gate in layer.lora_gate.values()]
-    return [gate for gate in gates if gate.requires_grad]
+    return [gate for _, gate in trained(model, SoraLayer, "lora_gate")]
 
 
 def adapters_of(model: nn.Module) -> list[str]:
     """Names of the adapters whose gates train."""
-    layers = [layer for layer in model.modules() if isinstance(layer, SoraLayer)]
-    named = [item for layer in layers for item in layer.lora_gate.items()]
-    return list(dict.fromkeys(name for name, gate in named if gate.requires_grad))
+    return list(dict.fromkeys(name for name, _ in trained(model, SoraLayer, "lora_gate")))
 
 
 def _groups(optimizer: Any) -> dict[nn.Parameter, dict[str, Any]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorada.terms import for_samples
-from lorada.tuners.layer import within_layer
+from lorada.tuners.layer import cast_entries, within_layer
 from lorada.tuners.tuner import OwnTuner
 from lorada.tuners.types import LoradaPeftConfig
 
@@ -135,11 +135,6 @@ class AddedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return f"adapters={sorted(self._get_available_adapters())}"
 
 
-def wide(weight: Tensor) -> Tensor:
-    """A weight in float32, or wider where it is."""
-    return weight.to(torch.promote_types(weight.dtype, torch.float32))
-
-
 def plain_weight(base: nn.Module, wish: str) -> nn.Parameter:
     """The weight of a linear map, as numbers that can be read and written.
 
@@ -160,10 +155,8 @@ def cast_to_base(model: nn.Module, adapter_name: str) -> None:
     for layer in model.modules():
         if isinstance(layer, AddedLayer):
             dtype = next(layer.get_base_layer().parameters()).dtype
-            for container in layer.adapter_layer_names if dtype.is_floating_point else ():
-                if adapter_name in getattr(layer, container):
-                    parameter = getattr(layer, container)[adapter_name]
-                    parameter.data = parameter.data.to(dtype)
+            if dtype.is_floating_point:
+                cast_entries(layer, adapter_name, dtype)
 
 
 class AddedModel(OwnTuner):

@@ -31,8 +31,8 @@ from lorada.tuners.types import (
     register,
     require_choice,
     require_count,
-    require_patterns,
     require_positive,
+    require_rate,
 )
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -98,7 +98,6 @@ class BottleneckConfig(LoradaPeftConfig):
                 setattr(self, name, value)
         require_count(self, "rank")
         require_positive(self, "scale")
-        require_patterns(self)
         require_choice(self, "activation", tuple(ACTIVATIONS))
         require_choice(self, "init", ("lora", "bert"))
         require_choice(self, "adapter_input", ("residual", "normed"))
@@ -107,10 +106,8 @@ class BottleneckConfig(LoradaPeftConfig):
                 f"adapter_input={self.adapter_input!r} is about placement 'ffn', "
                 f"not {self.placement!r}: leave it out"
             )
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout!r} must lie in [0, 1)")
-        if isinstance(self.target_modules, set | tuple):
-            self.target_modules = sorted(self.target_modules)
+        if self.dropout is not None:
+            require_rate(self, "dropout")
 
 
 class BottleneckLayer(AttachedLayer):

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.amp.autocast_mode import is_autocast_available as has_autocast
 from transformers.pytorch_utils import Conv1D
 
-from lorada.tuners.added import AddedLayer, AddedModel, check_ranks, plain_weight, wide
+from lorada.tuners.added import AddedLayer, AddedModel, check_ranks, plain_weight
 from lorada.tuners.devices import Entries
+from lorada.tuners.experts import wide
 from lorada.tuners.types import (
     LoradaPeftConfig,
     LoradaType,
@@ -73,8 +74,6 @@ class LamdaConfig(LoradaPeftConfig):
         require_choice(self, "init", ("spectral", "released"))
         require_choice(self, "ranks", ("uniform", "energy"))
         check_ranks(self, smallest=1)
-        if isinstance(self.target_modules, set | tuple):
-            self.target_modules = sorted(self.target_modules)
 
 
 class LamdaLayer(AddedLayer):

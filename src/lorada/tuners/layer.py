@@ -132,12 +132,17 @@ def detach_all(model: nn.Module) -> None:
                 delattr(module, name)
 
 
+def cast_entries(layer: BaseTunerLayer, adapter_name: str, dtype: torch.dtype) -> None:
+    """Give the parameters of an adapter in one tuner layer a dtype."""
+    for container in layer.adapter_layer_names:
+        entries = getattr(layer, container)
+        if adapter_name in entries:
+            entries[adapter_name].data = entries[adapter_name].data.to(dtype)
+
+
 def cast_to_host(model: nn.Module, adapter_name: str) -> None:
     """Give an adapter's attached parameters the dtype of the modules they are attached to."""
     for layer in model.modules():
         if isinstance(layer, AttachedLayer):
             dtypes = [p.dtype for p in layer.host.parameters() if p.dtype.is_floating_point]
-            for container in layer.adapter_layer_names:
-                if adapter_name in getattr(layer, container):
-                    parameter = getattr(layer, container)[adapter_name]
-                    parameter.data = parameter.data.to(dtypes[0])
+            cast_entries(layer, adapter_name, dtypes[0])

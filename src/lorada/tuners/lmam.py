@@ -26,7 +26,6 @@ from lorada.tuners.types import (
     register,
     require_choice,
     require_count,
-    require_patterns,
     require_positive,
 )
 
@@ -79,7 +78,6 @@ class LmamConfig(LoradaPeftConfig):
         require_count(self, "rank")
         require_count(self, "length")
         require_positive(self, "inverse_scale")
-        require_patterns(self)
         self.inverse_scale = float(self.inverse_scale)  # 255 in a recipe, 255.0 in the maths
         if self.heads is not None:
             require_count(self, "heads")
@@ -89,8 +87,6 @@ class LmamConfig(LoradaPeftConfig):
         require_choice(self, "positions", ("token", "raw"))
         require_choice(self, "ablation", (None, *get_args(Ablation)))
         require_choice(self, "init", ("zero", "normal"))
-        if isinstance(self.target_modules, set | tuple):
-            self.target_modules = sorted(self.target_modules)
 
 
 class LmamLayer(AttachedLayer):

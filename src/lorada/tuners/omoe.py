@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorada.tuners.devices import Entries, refuse_offloaded
 from lorada.tuners.experts import gates_of, orthogonalise, row_norms, wide
+from lorada.tuners.layer import cast_entries
 from lorada.tuners.tuner import OwnTuner
 from lorada.tuners.types import (
     LoradaPeftConfig,
@@ -29,6 +30,7 @@ from lorada.tuners.types import (
     require_choice,
     require_count,
     require_positive,
+    require_rate,
 )
 
 FFN = ["gate_proj", "up_proj", "down_proj"]
@@ -77,10 +79,7 @@ class OmoeConfig(LoradaPeftConfig):
             raise ValueError(
                 f"routing='top2' needs two experts or more, not experts={self.experts}"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout!r} must lie in [0, 1)")
-        if isinstance(self.target_modules, set | tuple):
-            self.target_modules = sorted(self.target_modules)
+        require_rate(self, "dropout")
 
 
 class OmoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
@@ -247,10 +246,8 @@ class OmoeModel(OwnTuner):
         if autocast_adapter_dtype:
             return
         for layer in self.model.modules():
-            for container in layer.adapter_layer_names if isinstance(layer, OmoeLayer) else ():
-                if adapter_name in (entries := getattr(layer, container)):
-                    parameter = entries[adapter_name]
-                    parameter.data = parameter.data.to(layer.base_weight().dtype)
+            if isinstance(layer, OmoeLayer):
+                cast_entries(layer, adapter_name, layer.base_weight().dtype)
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(NOT_MERGEABLE)

@@ -34,7 +34,6 @@ from lorada.tuners.types import (
     LoradaType,
     register,
     require_count,
-    require_patterns,
 )
 
 HEAD_WIDTHS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
@@ -70,11 +69,8 @@ class PrefixConfig(LoradaPeftConfig):
         super().__post_init__()
         self.peft_type = LoradaType.PREFIX
         require_count(self, "length")
-        require_patterns(self)
         if self.projection is not None:
             require_count(self, "projection")
-        if isinstance(self.target_modules, set | tuple):
-            self.target_modules = sorted(self.target_modules)
 
 
 class PrefixPart(AttachedLayer):

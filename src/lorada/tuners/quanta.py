@@ -30,7 +30,7 @@ from lorada.tuners.devices import refuse_offloaded, used_on
 from lorada.tuners.gates import apply_to_width, as_matrix, default_dims, draw_gates, pairs
 from lorada.tuners.nesting import matrices
 from lorada.tuners.tuner import OwnTuner
-from lorada.tuners.types import LoradaPeftConfig, LoradaType, register
+from lorada.tuners.types import LoradaPeftConfig, LoradaType, register, require_rate
 
 
 @dataclass
@@ -67,14 +67,11 @@ class QuantaConfig(LoradaPeftConfig):
         self.peft_type = LoradaType.QUANTA
         if self.dims is not None:
             self.dims = _factors(self.dims)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout!r} must lie in [0, 1)")
+        require_rate(self, "dropout")
         if self.seed is not None and (
             isinstance(self.seed, bool) or not isinstance(self.seed, int)
         ):
             raise ValueError(f"seed={self.seed!r} must be a whole number, or None to save S")
-        if isinstance(self.target_modules, set | tuple):
-            self.target_modules = sorted(self.target_modules)
 
 
 def _factors(dims: Any) -> list[int]:

@@ -15,14 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorada.tuners.added import AddedLayer, AddedModel, check_ranks, wide
+from lorada.tuners.added import AddedLayer, AddedModel, check_ranks
 from lorada.tuners.devices import Entries
+from lorada.tuners.experts import wide
 from lorada.tuners.types import (
     LoradaPeftConfig,
     LoradaType,
     register,
     require_count,
     require_positive,
+    require_rate,
 )
 
 
@@ -54,11 +56,8 @@ class SoraConfig(LoradaPeftConfig):
         self.peft_type = LoradaType.SORA
         require_count(self, "rank")
         require_positive(self, "alpha")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout!r} must lie in [0, 1)")
+        require_rate(self, "dropout")
         check_ranks(self, smallest=0)
-        if isinstance(self.target_modules, set | tuple):
-            self.target_modules = sorted(self.target_modules)
 
 
 class SoraLayer(AddedLayer):

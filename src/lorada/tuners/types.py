@@ -113,6 +113,10 @@ class LoradaPeftConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        targets = getattr(self, "target_modules", None)
+        if isinstance(targets, set | tuple):
+            self.__dict__["target_modules"] = sorted(targets)  # of most configs, not of all
+        _refuse_bad_patterns(self)
         if text := newer_version(self.lorada_version):
             warnings.warn(f"{type(self).__name__} was {text}", stacklevel=2)
 
@@ -154,14 +158,20 @@ def require_count(config: object, name: str) -> None:
         raise ValueError(f"{name}={value!r} must be a whole number above 0{saved_by(config)}")
 
 
-def require_patterns(config: object) -> None:
-    """Refuse a regex of modules that is none, naming the field and the value.
+def require_rate(config: object, name: str) -> None:
+    """Refuse a dropout rate outside of [0, 1), naming the field and the value.
 
     Raises:
-        ValueError: for the first such field.
+        ValueError: for any other value.
     """
+    value: Any = getattr(config, name)
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}={value!r} must lie in [0, 1)")
+
+
+def _refuse_bad_patterns(config: object) -> None:
     for name in ("target_modules", "exclude_modules"):
-        value = getattr(config, name)
+        value = getattr(config, name, None)
         if isinstance(value, str):
             try:
                 re.compile(value)
