@@ -40,6 +40,10 @@ Json = Annotated[bool, typer.Option("--json", help="print the result as JSON, fo
 Remote = Annotated[
     bool, typer.Option("--trust-remote-code", help="run code that a model repository ships")
 ]
+DataDir = Annotated[
+    str | None,
+    typer.Option(help="local folder of the benchmarks' rows (LORADA_DATA); else the hub"),
+]
 RunFolder = Annotated[Path, typer.Argument(help="folder of a finished run")]
 
 
@@ -103,7 +107,8 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
     method: Annotated[str | None, typer.Option(help="see `lorada methods`")] = None,
     model: Annotated[str | None, typer.Option(help="hub id, folder, or a packaged name")] = None,
-    task: Annotated[str | None, typer.Option(help="see `lorada tasks`")] = None,
+    task: Annotated[str | None, typer.Option(help="see `lorada tasks`; commas for more")] = None,
+    data_dir: DataDir = None,
     data: Annotated[str | None, typer.Option(help="training rows, .jsonl or .csv")] = None,
     output: Annotated[str | None, typer.Option(help="folder of the run")] = None,
     from_adapter: Annotated[
@@ -118,8 +123,8 @@ def train(
     if recipe is not None and "=" in recipe:  # `lorada train --method lora rank=4`
         pairs, recipe = [recipe, *pairs], None
     options = {
-        "method": method, "model": model, "task": task, "data": data, "output": output,
-        "from_adapter": from_adapter,
+        "method": method, "model": model, "task": task, "data_dir": data_dir, "data": data,
+        "output": output, "from_adapter": from_adapter,
     }  # fmt: skip
     from lorada.run.recipe import RECIPE_FILE, load_recipe
 
@@ -176,21 +181,29 @@ def _show_training(result: dict[str, Any]) -> None:
 def evaluate(
     run: RunFolder,
     data: Annotated[str | None, typer.Option(help="held-out rows; else the recipe's")] = None,
+    data_dir: DataDir = None,
     base: Annotated[bool, typer.Option(help="score the base, adapter switched off")] = False,
     remote: Remote = False,
     as_json: Json = False,
 ) -> None:
-    """Score a finished run on held-out rows."""
-    from lorada.run.evaluate import evaluate as run_evaluation
-    from lorada.run.evaluate import load_run
+    """Score a finished run on held-out rows, or on the test rows of its tasks."""
+    from lorada.run.evaluate import evaluate as evaluate_file
+    from lorada.run.evaluate import evaluate_tasks, has_tasks
+    from lorada.run.loaded import load_run
 
-    metrics = run_evaluation(load_run(run, trust_remote_code=remote), data, base=base)
+    loaded = load_run(run, trust_remote_code=remote)
+    if data is None and has_tasks(loaded):
+        metrics = evaluate_tasks(loaded, data_dir, base=base)
+        rows = [(task, *item) for task, scores in metrics.items() for item in scores.items()]
+    else:
+        metrics = evaluate_file(loaded, data, base=base)
+        rows = [("", *item) for item in metrics.items()]
     if as_json:
         _print_json(metrics)
         return
-    table = Table("metric", "value")
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
+    table = Table("task", "metric", "value")
+    for task, name, value in rows:
+        table.add_row(task, name, f"{value:.3f}" if isinstance(value, float) else str(value))
     console.print(table)
     _next(f"lorada generate {run} --prompt …")
 
@@ -204,7 +217,8 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Continue prompts with a finished run."""
-    from lorada.run.evaluate import continue_prompts, load_run
+    from lorada.run.generate import continue_prompts
+    from lorada.run.loaded import load_run
 
     outputs = continue_prompts(load_run(run, trust_remote_code=remote), prompt, max_new_tokens)
     if as_json:
@@ -248,13 +262,22 @@ def tasks(as_json: Json = False) -> None:
     """List the tasks."""
     from lorada.tasks import TASKS
 
-    rows = {name: task.summary for name, task in TASKS.items()}
+    rows = {
+        name: {
+            "summary": task.summary,
+            "benchmark": task.benchmark,
+            "protocols": list(task.protocols),
+            "train_on": list(task.train),
+        }
+        for name, task in TASKS.items()
+    }
     if as_json:
         _print_json(rows)
         return
-    table = Table("task", "what")
-    for name, summary in rows.items():
-        table.add_row(name, summary)
+    table = Table("task", "benchmark", "what", "protocols")
+    for name, row in rows.items():
+        protocols = ", ".join(row["protocols"])
+        table.add_row(name, str(row["benchmark"]), str(row["summary"]), protocols)
     console.print(table)
     _next("lorada train --model smollm2-135m --data FILE --output runs/mine")
 

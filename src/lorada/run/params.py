@@ -8,7 +8,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from lorada.plan import build_method, part_names, select_trainable
 from lorada.run.adapt import base_parameters, fold_prefixes, parameter_counts
-from lorada.run.models import is_causal, load_config
+from lorada.run.models import kind_of, load_config
 from lorada.run.recipe import load_recipe
 
 
@@ -30,7 +30,7 @@ def count_parameters(method: str, model: str, overrides: list[str]) -> dict[str,
         raise ValueError(f"{', '.join(recipe.training)} changes no parameter count: leave it out")
     config = load_config(model)
     plan = build_method(method, config, **recipe.parts)
-    auto = AutoModelForCausalLM if is_causal(config) else AutoModel
+    auto = AutoModelForCausalLM if kind_of(config) == "decoder" else AutoModel
     with torch.device("meta"):
         base = auto.from_config(config)
         total = base_parameters(base)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from lorada.explain import explain
-from lorada.run.evaluate import Run, evaluate, load_run
+from lorada.run.evaluate import evaluate
+from lorada.run.loaded import Run, load_run
 from lorada.run.params import count_parameters
 from lorada.run.recipe import load_recipe
 from lorada.run.train import train
