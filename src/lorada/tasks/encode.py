@@ -23,6 +23,8 @@ class EncodeOptions:
         labels: class names by index, for rows with labels.
         joint: whether prompt and response are turned into tokens as one text.
         kind: of the model; an encoder–decoder reads the prompt and gives the response.
+        target_length: tokens a response may have. An encoder–decoder's prompt has ``max_length``
+            for itself then, a decoder's what this leaves of it, if the row has a ``prompt_end``.
     """
 
     max_length: int
@@ -30,6 +32,23 @@ class EncodeOptions:
     labels: tuple[str, ...] = ()
     joint: bool = False
     kind: Kind = "decoder"
+    target_length: int | None = None
+
+    @property
+    def prompt_room(self) -> int | None:
+        """Tokens for a decoder's prompt that has a ``prompt_end``; None for any number.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if self.target_length is None or self.kind != "decoder":
+            return None
+        if self.target_length >= self.max_length:
+            raise ValueError(
+                f"max_length={self.max_length} leaves no room for a prompt beside "
+                f"max_target_length={self.target_length}: raise the one or lower the other"
+            )
+        return self.max_length - self.target_length
 
 
 @dataclass(frozen=True)
@@ -81,12 +100,17 @@ def _apart(
     end = tokenizer.eos_token or ""
     prompts = [str(row["prompt"]) for row in rows]
     responses = [str(row["response"]) + end for row in rows]
-    for prompt, response in zip(
+    most = options.target_length
+    for row, prompt, response in zip(
+        rows,
         tokenizer(prompts)["input_ids"],
         tokenizer(responses, add_special_tokens=False)["input_ids"],
         strict=True,
     ):
-        yield _continued(open_ended(prompt, tokenizer), response, options)
+        cut = most is not None and len(response) > most
+        if "prompt_end" in row and (room := options.prompt_room) and len(prompt) > room:
+            prompt, cut = tokenizer(shortened(row, tokenizer, room))["input_ids"], True
+        yield _continued(open_ended(prompt, tokenizer), response[:most], options, cut)
 
 
 def open_ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -118,10 +142,23 @@ def _messages(
         yield _continued(ids[0], ids[1], options)
 
 
-def _continued(prompt: list[int], response: list[int], options: EncodeOptions) -> Encoded | None:
+def shortened(row: Row, tokenizer: PreTrainedTokenizerBase, room: int) -> str:
+    """The prompt of a row in ``room`` tokens; what is cut stands before its ``prompt_end``."""
+    prompt, end = str(row["prompt"]), str(row["prompt_end"])
+    over = len(tokenizer(prompt)["input_ids"]) - room
+    if over <= 0:
+        return prompt
+    ids = tokenizer(prompt.removesuffix(end), add_special_tokens=False)["input_ids"]
+    kept: str = tokenizer.decode(ids[: max(0, len(ids) - over)])
+    return kept.rstrip("\ufffd") + end  # which stands for half a character
+
+
+def _continued(
+    prompt: list[int], response: list[int], options: EncodeOptions, cut: bool = False
+) -> Encoded | None:
     ids = prompt + response
     labels = (prompt if options.loss_on == "all" else [IGNORED] * len(prompt)) + response
-    return _cut(ids, labels, options.max_length, len(ids) > options.max_length)
+    return _cut(ids, labels, options.max_length, cut or len(ids) > options.max_length)
 
 
 def _cut(ids: list[int], labels: list[int], length: int, truncated: bool) -> Encoded | None:
@@ -152,16 +189,26 @@ def _pairs(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
     """What an encoder reads and what a decoder gives, each cut by itself."""
-    for row in rows:
-        read = tokenizer(str(row["prompt"]))
-        gives = tokenizer(text_target=str(row["response"]))["input_ids"]
-        cut = max(len(read["input_ids"]), len(gives)) > options.max_length
-        if cut:
-            room = {"truncation": True, "max_length": options.max_length}
-            read = tokenizer(str(row["prompt"]), **room)
-            gives = tokenizer(text_target=str(row["response"]), **room)["input_ids"]
-        ids = {key: read[key] for key in ("input_ids", "attention_mask")}
-        yield Encoded({**ids, "labels": gives}, cut)
+    most, most_given = options.max_length, options.target_length or options.max_length
+    prompts = [str(row["prompt"]) for row in rows]
+    responses = [str(row["response"]) for row in rows]
+    for prompt, response, read, given in zip(
+        prompts,
+        responses,
+        tokenizer(prompts)["input_ids"],
+        tokenizer(text_target=responses)["input_ids"],
+        strict=True,
+    ):
+        cut = len(read) > most or len(given) > most_given
+        if len(read) > most:  # truncation keeps the special tokens at the end
+            read = tokenizer(prompt, truncation=True, max_length=most)["input_ids"]
+        if len(given) > most_given:
+            room = {"truncation": True, "max_length": most_given}
+            given = tokenizer(text_target=response, **room)["input_ids"]
+        if tokenizer.eos_token_id not in given:  # without which the decoder would never stop
+            given = given[: most_given - 1] + _end(tokenizer)
+        mask = [1] * len(read)
+        yield Encoded({"input_ids": read, "attention_mask": mask, "labels": given}, cut)
 
 
 def _choices(
@@ -208,12 +255,16 @@ def _window(ids: list[int]) -> Encoded:
     return Encoded({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": list(ids)}, False)
 
 
-def prompt_of(row: Row, form: Form, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text that generation starts from."""
+def prompt_of(
+    row: Row, form: Form, tokenizer: PreTrainedTokenizerBase, room: int | None = None
+) -> str:
+    """The text that generation starts from, in ``room`` tokens if it has a ``prompt_end``."""
     if form == "messages":
         return str(
             tokenizer.apply_chat_template(
                 row["messages"][:-1], tokenize=False, add_generation_prompt=True
             )
         )
+    if room is not None and "prompt_end" in row:
+        return shortened(row, tokenizer, room)
     return str(row.get("eval_prompt", row["prompt"]))

@@ -64,6 +64,11 @@ def _from_folder(source: Source, folder: Path) -> list[Row]:
 def _from_hub(source: Source) -> list[Row]:
     from datasets import load_dataset
 
+    if not source.hub:
+        raise ValueError(
+            f"{source.folder}/{source.split} is not on the hub: pass --data-dir DIR or set "
+            f"{DATA_VARIABLE} to a folder that has it"
+        )
     try:
         if source.hub.startswith("https://"):
             loaded = load_dataset("json", data_files=source.hub, split="train")

@@ -22,7 +22,8 @@ class Source:
     Attributes:
         folder: where it is in a local data folder: ``folder/split.jsonl.gz`` (or ``.jsonl``).
         split: its name there, and on the hub unless ``hub_split`` says otherwise.
-        hub: id of the data set on the hub, or the address of a JSON file.
+        hub: id of the data set on the hub, or the address of a JSON file; empty if it is only in
+            local folders.
         config: name of the configuration on the hub.
         hub_split: its name on the hub.
     """
@@ -48,6 +49,8 @@ class Protocol:
         generation: settings of ``generate``, such as ``num_beams``.
         loss_on: tokens that count in training: ``response`` or ``all``.
         joint: whether prompt and response are turned into tokens as one text.
+        target_length: tokens that a response may have; None where it shares ``max_length``.
+        languages: of source and target, as the tokenizer of a multilingual model names them.
     """
 
     form: Form
@@ -58,6 +61,8 @@ class Protocol:
     generation: dict[str, Any] = field(default_factory=dict)
     loss_on: Literal["response", "all"] = "response"
     joint: bool = False
+    target_length: int | None = None
+    languages: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)

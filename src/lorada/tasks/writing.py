@@ -1,0 +1,115 @@
+"""Writing a text about another: XSum's summaries, and WMT16's translations into Romanian.
+
+An encoder–decoder reads the source and writes the target. A decoder is given the source in a
+prompt; what it writes counts up to the end of its first line that is not empty.
+
+Settings: He et al., "Towards a Unified View of Parameter-Efficient Transfer Learning" (2022).
+XSum: Narayan et al. (2018). WMT16: Bojar et al. (2016).
+"""
+
+from typing import Any
+
+from lorada.tasks.rows import Row
+from lorada.tasks.task import Metrics, Protocol, Source, Task
+from lorada.tasks.texts import bleu, rouge
+
+# Tokens written do not count the one that a decoder starts with.
+SUMMARY = {"num_beams": 6, "max_new_tokens": 60, "min_new_tokens": 10, "no_repeat_ngram_size": 3}
+TRANSLATION = {"num_beams": 5, "max_new_tokens": 200}
+SUMMARY_END, TRANSLATION_END = "\nSummary:", "\nRomanian:"
+
+
+def _article(row: Row) -> Row:
+    return {"prompt": _text(row, "document"), "response": _text(row, "summary")}
+
+
+def _article_prompt(row: Row) -> Row:
+    return _prompt("", _article(row), SUMMARY_END)
+
+
+def _sentence(row: Row) -> Row:
+    pair = row["translation"]
+    if not isinstance(pair, dict):
+        raise ValueError(f"translation is not an object with en and ro: {pair!r}")
+    return {"prompt": _text(pair, "en"), "response": _text(pair, "ro")}
+
+
+def _sentence_prompt(row: Row) -> Row:
+    return _prompt("Translate English to Romanian.\nEnglish: ", _sentence(row), TRANSLATION_END)
+
+
+def _prompt(begin: str, row: Row, end: str) -> Row:
+    return {
+        "prompt": f"{begin}{row['prompt']}{end}",
+        "prompt_end": end,
+        "response": f" {row['response']}",
+        "eval_response": row["response"],
+    }
+
+
+def _text(row: Row, name: str) -> str:
+    if not isinstance(row[name], str):
+        raise ValueError(f"{name} is not a text: {row[name]!r}")
+    return str(row[name])
+
+
+def _first_lines(outputs: list[str]) -> list[str]:
+    """Of each output the first line that is not empty; a decoder may write on after it."""
+    return [(output.strip().splitlines() or [""])[0].strip() for output in outputs]
+
+
+def _rouge_of_first_lines(outputs: list[Any], rows: list[Row]) -> Metrics:
+    return rouge(_first_lines(outputs), rows)
+
+
+def _bleu_of_first_lines(outputs: list[Any], rows: list[Row]) -> Metrics:
+    return bleu(_first_lines(outputs), rows)
+
+
+def _xsum(split: str) -> Source:
+    return Source("xsum/xsum", split, "EdinburghNLP/xsum")
+
+
+def _wmt16(split: str) -> Source:
+    return Source("wmt16/ro-en", split, "wmt/wmt16", "ro-en")
+
+
+WRITING = {
+    "xsum": Task(
+        summary="a news article in one sentence; ROUGE-1, ROUGE-2 and ROUGE-L",
+        benchmark="XSum",
+        protocols={
+            "seq2seq": Protocol(
+                "prompt", ("encoder_decoder",), _article, rouge,
+                generation=SUMMARY, target_length=128,
+            ),
+            "prompt": Protocol(
+                "prompt", ("decoder",), _article_prompt, _rouge_of_first_lines,
+                generation=SUMMARY, target_length=128,
+            ),
+        },
+        train={"own": _xsum("train")},
+        test={"": _xsum("test")},
+    ),
+    "wmt16_en_ro": Task(
+        summary="English news into Romanian; BLEU, with and without Romanian normalisation",
+        benchmark="MT",
+        protocols={
+            "seq2seq": Protocol(
+                "prompt", ("encoder_decoder",), _sentence, bleu,
+                generation=TRANSLATION, target_length=150, languages=("en_XX", "ro_RO"),
+            ),
+            "prompt": Protocol(
+                "prompt", ("decoder",), _sentence_prompt, _bleu_of_first_lines,
+                generation=TRANSLATION, target_length=150,
+            ),
+        },
+        train={
+            "own": _wmt16("train"),
+            # Other pairs in the same shape, for machines without WMT16's 610,320.
+            "ro_sts": Source("wmt16/ro-en_proxy_ro-sts", "train", ""),
+            "tatoeba": Source("wmt16/ro-en_proxy_tatoeba", "train", ""),
+        },
+        test={"": _wmt16("test")},
+    ),
+}  # fmt: skip
