@@ -5,10 +5,15 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    MBartConfig,
+    MBartForConditionalGeneration,
+    MBartTokenizer,
     PreTrainedTokenizerFast,
     set_seed,
 )
@@ -61,6 +66,42 @@ def bert_folder(path: Path) -> Path:
         num_attention_heads=4, max_position_embeddings=64, pad_token_id=0,
     )  # fmt: skip
     BertForSequenceClassification(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+BART_SIZES = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "dropout": 0.1,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def bart_folder(path: Path, **changes) -> Path:
+    """A tiny BART with its tokenizer, as a local folder."""
+    tokenizer = byte_tokenizer()
+    set_seed(0)
+    config = BartConfig(
+        vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        decoder_start_token_id=2, forced_eos_token_id=2, **{**BART_SIZES, **changes},
+    )  # fmt: skip
+    BartForConditionalGeneration(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def mbart_folder(path: Path, **changes) -> Path:
+    """A tiny mBART, whose tokenizer knows letters and mBART's languages, as a local folder."""
+    letters = "abcdefghijklmnopqrstuvwxyzăâîșț0123456789+=.,▁"
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    vocab = [*((token, 0.0) for token in special), *((letter, -2.0) for letter in letters)]
+    tokenizer = MBartTokenizer(vocab=[*vocab, ("<mask>", 0.0)])
+    set_seed(0)
+    config = MBartConfig(
+        vocab_size=len(tokenizer), pad_token_id=1, bos_token_id=0, eos_token_id=2,
+        decoder_start_token_id=None, forced_eos_token_id=2, **{**BART_SIZES, **changes},
+    )  # fmt: skip
+    MBartForConditionalGeneration(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
 

@@ -75,12 +75,17 @@ def adapt(
         select_trainable(base, plan.trainable)
         return base
     config = plan.config
-    generates = "SEQ_2_SEQ_LM" if base.config.is_encoder_decoder else "CAUSAL_LM"
-    config.task_type = generates if labels is None else "SEQ_CLS"
+    config.task_type = task_type(base.config, classifies=labels is not None)
     if recipe.from_adapter is None:
         return get_peft_model(base, config)
     assert isinstance(config, LoradaConfig)
     return _start_from(base, config, recipe)
+
+
+def task_type(model_config: Any, *, classifies: bool) -> str:
+    """What PEFT calls the task of a model with a head for classes or scores, or without one."""
+    generates = "SEQ_2_SEQ_LM" if model_config.is_encoder_decoder else "CAUSAL_LM"
+    return "SEQ_CLS" if classifies else generates
 
 
 def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> PeftModel:

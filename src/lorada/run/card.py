@@ -83,6 +83,14 @@ SHOWN = (
 )  # fmt: skip
 
 
+# The names of heads in transformers' and PEFT's auto classes, by PEFT's names of tasks.
+HEADS = {
+    "CAUSAL_LM": "CausalLM",
+    "SEQ_2_SEQ_LM": "Seq2SeqLM",
+    "SEQ_CLS": "SequenceClassification",
+}
+
+
 def write_card(folder: Path, recipe: Recipe, config: Any) -> None:
     """Write README.md into an adapter folder."""
     lines = []
@@ -98,7 +106,7 @@ def write_card(folder: Path, recipe: Recipe, config: Any) -> None:
         model=recipe.model,
         method=recipe.method,
         version=__version__,
-        auto=_auto("AutoPeftModel", config.task_type == "SEQ_CLS"),
+        auto=f"AutoPeftModelFor{HEADS[config.task_type]}",
         peft_type=getattr(config.peft_type, "value", config.peft_type),
         parts="\n".join(lines),
         task=recipe.task,
@@ -109,7 +117,7 @@ def write_card(folder: Path, recipe: Recipe, config: Any) -> None:
 
 
 def write_export_card(
-    folder: Path, recipe: Recipe, merged: list[str], left: list[str], *, classifies: bool
+    folder: Path, recipe: Recipe, merged: list[str], left: list[str], task_type: str
 ) -> None:
     """Write README.md into the folder of an exported model.
 
@@ -118,7 +126,7 @@ def write_export_card(
         recipe: of the run it comes from.
         merged: kinds of parts that its weights hold.
         left: kinds of parts that its adapter holds.
-        classifies: whether the model is a classifier.
+        task_type: what PEFT calls the model's task, ``CAUSAL_LM`` for one.
     """
     if merged:
         text = f"the base with {' and '.join(merged)} merged into its weights"
@@ -131,12 +139,8 @@ def write_export_card(
         method=recipe.method,
         version=__version__,
         merged=text,
-        auto=_auto("AutoModel", classifies),
+        auto=f"AutoModelFor{HEADS[task_type]}",
     )
     if left:
         card += LEFT.format(left=" and ".join(left), peft_type=LoradaType.LORADA.value)
     write_whole(folder / "README.md", card)
-
-
-def _auto(start: str, classifies: bool) -> str:
-    return f"{start}For{'SequenceClassification' if classifies else 'CausalLM'}"

@@ -105,7 +105,11 @@ def _benchmark_rows(recipe: Recipe, kind: Kind) -> Rows:
         raise ValueError(f"task={recipe.task}: these ask for different things; train them apart")
     rows: list[Row] = []
     for source, protocol in sources.items():
-        rows += _convert(read_source(source, folder), protocol, source)
+        try:
+            found = read_source(source, folder)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}{_others(recipe, source)}") from error
+        rows += _convert(found, protocol, source)
     path = ", ".join(f"{source.folder}/{source.split}" for source in sources)
     return Rows(rows, protocol.form, protocol.labels, path, protocol)
 
@@ -118,6 +122,18 @@ def _train_source(name: str, task: Task, train_on: str | None) -> Source:
     if train_on not in task.train:
         raise ValueError(f"train_on={train_on!r}: {name} has {', '.join(task.train)}")
     return task.train[train_on]
+
+
+def _others(recipe: Recipe, missing: Source) -> str:
+    """The other training rows that tasks have, for the message about those that are not there."""
+    names = {
+        name
+        for task in recipe.tasks
+        for name, source in TASKS[task].train.items()
+        if missing in TASKS[task].train.values() and source != missing
+    }
+    others = " or ".join(f"train_on={name}" for name in sorted(names))
+    return f"; there may be other rows: {others}" if others else ""
 
 
 def _convert(rows: list[Row], protocol: Protocol, source: Source) -> list[Row]:

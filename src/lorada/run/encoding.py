@@ -23,6 +23,19 @@ from lorada.tasks.task import Kind
 logger = logging.getLogger(__name__)
 
 
+def encode_options(rows: Rows, recipe: Recipe, kind: Kind) -> EncodeOptions:
+    """How rows are encoded: what the recipe says, else their protocol."""
+    protocol = rows.protocol
+    return EncodeOptions(
+        recipe.max_length,
+        recipe.loss_on or protocol.loss_on,
+        rows.labels,
+        joint=protocol.joint,
+        kind=kind,
+        target_length=recipe.max_target_length or protocol.target_length,
+    )
+
+
 def encode_rows(
     rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, kind: Kind
 ) -> Dataset:
@@ -31,14 +44,7 @@ def encode_rows(
     Raises:
         ValueError: if no row is left to learn from.
     """
-    protocol = rows.protocol
-    options = EncodeOptions(
-        recipe.max_length,
-        recipe.loss_on or protocol.loss_on,
-        rows.labels,
-        joint=protocol.joint,
-        kind=kind,
-    )
+    options = encode_options(rows, recipe, kind)
     cut = dropped = 0
 
     def kept(encoded: Iterable[Encoded | None]) -> Iterator[dict[str, Any]]:
@@ -88,14 +94,20 @@ def _dataset(features: Iterator[dict[str, Any]]) -> Dataset | None:
     return concatenate_datasets(parts) if parts else None
 
 
-def collator(form: Form, tokenizer: PreTrainedTokenizerBase) -> Callable[..., Any]:
-    """Pads a batch to its longest row, labels included."""
+def collator(
+    form: Form, tokenizer: PreTrainedTokenizerBase, model: Any = None
+) -> Callable[..., Any]:
+    """Pads a batch to its longest row, labels included.
+
+    An encoder–decoder that is named makes its decoder's input of the labels, which a loss with
+    smoothed labels takes away.
+    """
     if form in HEADED:
         pad: Callable[..., Any] = DataCollatorWithPadding(tokenizer)
     elif form == "choice":
         pad = ChoiceCollator(tokenizer)
     else:
-        pad = DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=IGNORED)
+        pad = DataCollatorForSeq2Seq(tokenizer, model, label_pad_token_id=IGNORED)
     return pad
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from lorada.errors import saving
 from lorada.run.choices import cached_scores, sequence_scores
 from lorada.run.data import JSONL, Rows, load_rows, scored_rows
-from lorada.run.encoding import collator, encode_rows
+from lorada.run.encoding import collator, encode_options, encode_rows
 from lorada.run.generate import generate
 from lorada.run.loaded import Run
 from lorada.run.result import RESULT_FILE, read_result, write_result
@@ -155,7 +155,8 @@ def _losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:
 def _write(run: Run, rows: Rows) -> Answers:
     """What the model writes, and its loss on the right answers per token that counts."""
     sums, counts = _losses(run, rows)
-    prompts = [prompt_of(row, rows.form, run.tokenizer) for row in rows.rows]
+    room = encode_options(rows, run.recipe, run.kind).prompt_room
+    prompts = [prompt_of(row, rows.form, run.tokenizer, room) for row in rows.rows]
     answers = generate(run, prompts, templated=rows.form == "messages")
     return answers, {"loss": float(sums.sum() / counts.sum())}
 

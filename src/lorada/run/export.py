@@ -15,8 +15,10 @@ from transformers import PreTrainedModel
 
 from lorada.errors import saving
 from lorada.files import written_whole
+from lorada.run.adapt import task_type
 from lorada.run.card import write_export_card
 from lorada.run.loaded import Run, load_run
+from lorada.tasks.rows import HEADED
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,8 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
     again = "Free space, then run the command again"
     with saving(target, again), written_whole(target) as fresh:
         _write(model, run, fresh, target)
-        write_export_card(fresh, run.recipe, merged, left, classifies=bool(run.labels))
+        task = task_type(run.model.config, classifies=run.form in HEADED)
+        write_export_card(fresh, run.recipe, merged, left, task)
         _refuse_taken(folder, target)  # what somebody has put there since stays
     return {
         "folder": str(target),

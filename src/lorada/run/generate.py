@@ -10,6 +10,7 @@ from rich.progress import track
 from lorada.run.data import protocol_settings
 from lorada.run.encoding import context_of
 from lorada.run.loaded import Run
+from lorada.run.seq2seq import beginning
 from lorada.tasks.encode import prompt_of
 from lorada.tasks.rows import HEADED, Row
 
@@ -51,8 +52,8 @@ def generate(
     if run.form in HEADED:
         what = f"a classifier of {', '.join(run.labels)}" if run.labels else "a scorer"
         raise ValueError(f"{run.folder} is {what}: it has no text")
-    _check_prompts(prompts)
-    settings = protocol_settings(run.recipe, run.protocol)
+    _check_prompts(run, prompts)
+    settings = {**protocol_settings(run.recipe, run.protocol), **beginning(run.tokenizer)}
     if max_new_tokens is not None:
         settings["max_new_tokens"] = max_new_tokens
     room = _room_for_prompts(run, settings["max_new_tokens"])
@@ -81,8 +82,10 @@ def generate(
     return [outputs[i] for i in range(len(prompts))]
 
 
-def _check_prompts(prompts: list[str]) -> None:
-    if not all(prompts):
+def _check_prompts(run: Run, prompts: list[str]) -> None:
+    # An encoder reads the special tokens around nothing; XSum has articles without a word.
+    marked = run.kind == "encoder_decoder" and run.tokenizer("")["input_ids"]
+    if not all(prompts) and not marked:
         raise ValueError("a prompt is empty: there is nothing to continue")
     for prompt in prompts:
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):

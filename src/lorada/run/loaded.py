@@ -13,6 +13,7 @@ from lorada.run.encoding import fit_context
 from lorada.run.models import kind_of, load_tokenizer
 from lorada.run.recipe import RECIPE_FILE, Recipe, load_recipe
 from lorada.run.result import read_result
+from lorada.run.seq2seq import set_languages
 from lorada.tasks import TASKS
 from lorada.tasks.rows import Form
 from lorada.tasks.task import Kind, Protocol
@@ -75,4 +76,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
         model = load_adapted(load_base(recipe, head), folder / "adapter")
     if torch.cuda.is_available():
         model = model.cuda()
-    return Run(folder, fit_context(recipe, model.config), model, tokenizer, result["form"], labels)
+    fitted = fit_context(recipe, model.config)
+    run = Run(folder, fitted, model, tokenizer, result["form"], labels)
+    set_languages(tokenizer, recipe.languages, run.protocol.languages)
+    return run

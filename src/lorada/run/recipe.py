@@ -15,7 +15,7 @@ from typing import Any, Literal, get_type_hints
 import yaml
 from peft import PeftConfig
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments
 
 from lorada.errors import unknown
 from lorada.files import write_whole
@@ -56,6 +56,12 @@ class Recipe(BaseModel):
     output: str = Field(description="folder of the run")
     from_adapter: str | None = Field(None, description="a saved PEFT adapter to start from")
     max_length: int = Field(512, gt=0, description="tokens of a row; longer rows are cut")
+    max_target_length: int | None = Field(
+        None, gt=0, description="tokens of a response, where they have a limit of their own"
+    )
+    languages: list[str] | None = Field(
+        None, min_length=2, max_length=2, description="from and to, of a multilingual tokenizer"
+    )
     loss_on: Literal["response", "all"] | None = Field(
         None, description="tokens that count; by default what the protocol says, or the response"
     )
@@ -187,6 +193,8 @@ def _set(values: dict[str, Any], parts: list[str], section: str, name: str, valu
         values["parts"].setdefault(section, {})[name] = checked
 
 
+# What the recipe and the protocol say about texts written while training.
+LENGTHS = {"generation_max_length", "generation_config"}
 # Fields of part configs that a recipe has no business with.
 UNSETTABLE = {"usage", "lorada_version", "runtime_config", "trainable_token_indices"}
 
@@ -194,14 +202,14 @@ UNSETTABLE = {"usage", "lorada_version", "runtime_config", "trainable_token_indi
 @cache
 def _known(section: str) -> dict[str, Any]:
     """The fields of a section with their types."""
-    owner = TrainingArguments if section == TRAINING else PARTS[section]
+    owner = Seq2SeqTrainingArguments if section == TRAINING else PARTS[section]
     try:
         hints = get_type_hints(owner)
     except NameError:
         hints = {}
     hidden = {f.name for f in dataclasses.fields(PeftConfig)} | UNSETTABLE
     if section == TRAINING:
-        hidden = {"output_dir", "resume_from_checkpoint"}
+        hidden = {"output_dir", "resume_from_checkpoint", *LENGTHS}
     return {
         f.name: hints.get(f.name, Any)
         for f in dataclasses.fields(owner)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    Seq2SeqTrainingArguments,
     Trainer,
     TrainerState,
     TrainingArguments,
@@ -40,7 +42,7 @@ from lorada.run.adapt import (
 from lorada.run.callbacks import LogWithSave, SaveOnInterrupt, StopOnNaN
 from lorada.run.card import write_card
 from lorada.run.choices import ChoiceTrainer
-from lorada.run.data import Rows, head_size, training_rows
+from lorada.run.data import Rows, head_size, protocol_settings, training_rows
 from lorada.run.effect_size import EffectSize
 from lorada.run.encoding import collator, encode_rows, fit_context
 from lorada.run.folder import Start, begin, check_folder
@@ -48,7 +50,15 @@ from lorada.run.lock import held
 from lorada.run.models import kind_of, load_config, load_tokenizer
 from lorada.run.recipe import Recipe
 from lorada.run.result import RESULT_FILE, hardware, peak_memory, versions, write_result
-from lorada.tasks.rows import Form
+from lorada.run.seq2seq import (
+    WritingTrainer,
+    beginning,
+    measured_names,
+    scorer,
+    set_languages,
+    without_writing,
+    writes_texts,
+)
 from lorada.tuners import LmamConfig, LoradaConfig
 
 logger = logging.getLogger(__name__)
@@ -104,16 +114,19 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
     kind = kind_of(load_config(recipe.model, trust_remote_code=recipe.trust_remote_code))
     rows, held_out = training_rows(recipe, kind)
     plan = plan_for(recipe)
-    args = training_arguments(recipe, plan.arguments, quiet=quiet)
+    writes = writes_texts(rows, kind)
+    args = training_arguments(recipe, plan.arguments, quiet=quiet, writes=writes)
+    measured = measured_names(args, held_out)
     set_seed(args.seed)
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    set_languages(tokenizer, recipe.languages, rows.protocol.languages)
     labels = head_size(rows)
     base = load_base(recipe, labels)
     total = base_parameters(base)
     fitted = fit_context(recipe, base.config)
     dataset = encode_rows(rows, fitted, tokenizer, kind)
     evaluation = encode_rows(held_out, fitted, tokenizer, kind) if held_out else None
-    pad = collator(rows.form, tokenizer)
+    pad = collator(rows.form, tokenizer, base)
     if plan.prepare is not None:
         batches = _batches(dataset, pad, args)
         plan = replace(plan, config=plan.prepare(base.to(args.device), batches))
@@ -122,7 +135,8 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
     effect, interrupt = EffectSize(), SaveOnInterrupt()
     callbacks = [effect, interrupt, StopOnNaN(), LogWithSave(), *plan.callbacks]
     with _one_line("TrainingArguments"):
-        trainer = _trainer(model, args, (dataset, evaluation), pad, callbacks, rows.form)
+        make = _maker(recipe, rows, held_out if measured else None, tokenizer, writes=writes)
+        trainer = _trainer(model, args, (dataset, evaluation), pad, callbacks, make)
         if plan.optimizer is not None:
             trainer.optimizer = plan.optimizer(model, args)
         _give_maps_their_rate(trainer, model)
@@ -142,7 +156,7 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
         return Trained(run, {"steps": trainer.state.global_step}, interrupted=True)
     with saving(f"the weights of {run}", again):
         _save_whole(model, tokenizer, recipe)
-    result = _result(recipe, rows, trainer, parameter_counts(model, total))
+    result = _result(recipe, rows, trainer, parameter_counts(model, total), measured)
     result["wall_time_s"] = round(time.monotonic() - started, 1)
     result["resumed_from"] = start.checkpoint.name if start.checkpoint else None
     with saving(run / RESULT_FILE, again):
@@ -189,9 +203,19 @@ def _continue(trainer: Trainer, checkpoint: Path | None) -> None:
 
 
 def training_arguments(
-    recipe: Recipe, method: dict[str, Any] | None = None, *, quiet: bool = False
+    recipe: Recipe,
+    method: dict[str, Any] | None = None,
+    *,
+    quiet: bool = False,
+    writes: bool = False,
 ) -> TrainingArguments:
     """The TrainingArguments of a recipe, over those of its method and our defaults.
+
+    Args:
+        recipe: the recipe.
+        method: what its method overrides.
+        quiet: no progress bar.
+        writes: whether it trains an encoder–decoder to write texts.
 
     Raises:
         ValueError: for a value that TrainingArguments refuses.
@@ -200,19 +224,35 @@ def training_arguments(
     if not report and "report_to" not in recipe.training:
         logger.warning("no TensorBoard logs: pip install 'lorada[logging]'")
     settings = {**DEFAULTS, "report_to": report, **(method or {}), **recipe.training}
+    made = Seq2SeqTrainingArguments if writes else TrainingArguments
+    if not writes:
+        settings = without_writing(settings)
     with _one_line("TrainingArguments"):
-        args = TrainingArguments(output_dir=recipe.output, **{"disable_tqdm": quiet, **settings})
+        args = made(output_dir=recipe.output, **{"disable_tqdm": quiet, **settings})
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:  # which the Trainer finds out by dividing by it
             raise ValueError(f"training.{name}={getattr(args, name)} must be at least 1")
     if args.max_steps == 0:
         raise ValueError("training.max_steps=0 must be at least 1, or left out for whole epochs")
-    if (best := args.metric_for_best_model) not in (None, "loss", "eval_loss"):
-        raise ValueError(
-            f"training.metric_for_best_model={best!r} is not measured while training: "
-            "leave it out, for the held-out loss"
-        )
     return args
+
+
+def _maker(
+    recipe: Recipe,
+    rows: Rows,
+    measured: Rows | None,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    writes: bool,
+) -> Callable[..., Trainer]:
+    """The class of Trainer for a form of rows, with what it needs beside other classes."""
+    if not writes:
+        return ChoiceTrainer if rows.form == "choice" else Trainer
+    return partial(
+        WritingTrainer,
+        generation={**protocol_settings(recipe, rows.protocol), **beginning(tokenizer)},
+        compute_metrics=None if measured is None else scorer(measured, tokenizer),
+    )
 
 
 def _trainer(
@@ -221,9 +261,9 @@ def _trainer(
     datasets: tuple[Dataset, Dataset | None],
     pad: Callable[..., Any],
     callbacks: list[Any],
-    form: Form,
+    make: Callable[..., Trainer],
 ) -> Trainer:
-    trainer = (ChoiceTrainer if form == "choice" else Trainer)(
+    trainer = make(
         model=model,
         args=args,
         train_dataset=datasets[0],
@@ -280,9 +320,13 @@ def _save_whole(
 
 
 def _result(
-    recipe: Recipe, rows: Rows, trainer: Trainer, parameters: dict[str, Any]
+    recipe: Recipe,
+    rows: Rows,
+    trainer: Trainer,
+    parameters: dict[str, Any],
+    measured: list[str],
 ) -> dict[str, Any]:
-    shown = ("step", "loss", "eval_loss", "effect_size", "grad_norm")
+    shown = ["step", "loss", "eval_loss", *measured, "effect_size", "grad_norm"]
     history = [
         {key: entry[key] for key in shown if key in entry}
         for entry in trainer.state.log_history
