@@ -26,13 +26,14 @@ logger = logging.getLogger(__name__)
 def encode_options(rows: Rows, recipe: Recipe, kind: Kind) -> EncodeOptions:
     """How rows are encoded: what the recipe says, else their protocol."""
     protocol = rows.protocol
+    usual = protocol.target_length and min(protocol.target_length, recipe.max_length)
     return EncodeOptions(
         recipe.max_length,
         recipe.loss_on or protocol.loss_on,
         rows.labels,
         joint=protocol.joint,
         kind=kind,
-        target_length=recipe.max_target_length or protocol.target_length,
+        target_length=recipe.max_target_length or usual,
     )
 
 
@@ -159,9 +160,11 @@ def context_of(model_config: Any) -> int | None:
 
 
 def fit_context(recipe: Recipe, model_config: Any) -> Recipe:
-    """The recipe with ``max_length`` cut to what the model can read."""
+    """The recipe with ``max_length`` and ``max_target_length`` cut to what the model can read."""
     context = context_of(model_config)
-    if context is not None and recipe.max_length > context:
-        logger.warning("max_length=%d is cut to the model's %d", recipe.max_length, context)
-        return recipe.model_copy(update={"max_length": context})
+    for name in ("max_length", "max_target_length"):
+        length = getattr(recipe, name)
+        if context is not None and length is not None and length > context:
+            logger.warning("%s=%d is cut to the model's %d", name, length, context)
+            recipe = recipe.model_copy(update={name: context})
     return recipe

@@ -10,7 +10,7 @@ from rich.progress import track
 from lorada.run.data import protocol_settings
 from lorada.run.encoding import context_of
 from lorada.run.loaded import Run
-from lorada.run.seq2seq import beginning
+from lorada.run.seq2seq import beginning, refuse_long
 from lorada.tasks.encode import prompt_of
 from lorada.tasks.rows import HEADED, Row
 
@@ -96,6 +96,7 @@ def _room_for_prompts(run: Run, limit: int) -> int | None:
     """How many tokens a prompt may have; None for any number."""
     context = context_of(run.model.config)
     if run.kind == "encoder_decoder":
+        refuse_long(limit, context)
         return run.recipe.max_length
     if context is None:
         return None

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from peft import PeftModel
 from transformers import (
     EvalPrediction,
     PreTrainedTokenizerBase,
@@ -67,6 +68,19 @@ def beginning(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     code = int(tokenizer.convert_tokens_to_ids(language))
     first = tokenizer(text_target="a")["input_ids"][0]
     return {"forced_bos_token_id" if first == code else "decoder_start_token_id": code}
+
+
+def refuse_long(limit: int, context: int | None) -> None:
+    """Refuse more tokens than a decoder has positions for.
+
+    Raises:
+        ValueError: with the number that there are.
+    """
+    if context is not None and limit > context:
+        raise ValueError(
+            f"max_new_tokens={limit} is more than this model can write: pass max_new_tokens="
+            f"{context} or less"
+        )
 
 
 def scorer(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], Metrics]:
@@ -138,8 +152,9 @@ class WritingTrainer(Seq2SeqTrainer):
 
         The Seq2SeqTrainer fills in whatever they lack, which a model would be saved with.
         """
-        kept = copy.deepcopy(self.model.generation_config)
+        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        kept = copy.deepcopy(model.generation_config)
         try:
             return super().prediction_step(*args, **kwargs)
         finally:
-            self.model.generation_config = kept
+            model.generation_config = kept

@@ -44,7 +44,7 @@ from lorada.run.card import write_card
 from lorada.run.choices import ChoiceTrainer
 from lorada.run.data import Rows, head_size, protocol_settings, training_rows
 from lorada.run.effect_size import EffectSize
-from lorada.run.encoding import collator, encode_rows, fit_context
+from lorada.run.encoding import collator, context_of, encode_rows, fit_context
 from lorada.run.folder import Start, begin, check_folder
 from lorada.run.lock import held
 from lorada.run.models import kind_of, load_config, load_tokenizer
@@ -54,6 +54,7 @@ from lorada.run.seq2seq import (
     WritingTrainer,
     beginning,
     measured_names,
+    refuse_long,
     scorer,
     set_languages,
     without_writing,
@@ -132,10 +133,11 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
         plan = replace(plan, config=plan.prepare(base.to(args.device), batches))
     model = adapt(base, plan, recipe, labels)
 
+    scored = held_out if measured else None
+    make = _maker(recipe, rows, scored, tokenizer, context_of(base.config), writes=writes)
     effect, interrupt = EffectSize(), SaveOnInterrupt()
     callbacks = [effect, interrupt, StopOnNaN(), LogWithSave(), *plan.callbacks]
     with _one_line("TrainingArguments"):
-        make = _maker(recipe, rows, held_out if measured else None, tokenizer, writes=writes)
         trainer = _trainer(model, args, (dataset, evaluation), pad, callbacks, make)
         if plan.optimizer is not None:
             trainer.optimizer = plan.optimizer(model, args)
@@ -242,15 +244,19 @@ def _maker(
     rows: Rows,
     measured: Rows | None,
     tokenizer: PreTrainedTokenizerBase,
+    context: int | None,
     *,
     writes: bool,
 ) -> Callable[..., Trainer]:
     """The class of Trainer for a form of rows, with what it needs beside other classes."""
     if not writes:
         return ChoiceTrainer if rows.form == "choice" else Trainer
+    settings = protocol_settings(recipe, rows.protocol)
+    if measured is not None:
+        refuse_long(settings["max_new_tokens"], context)
     return partial(
         WritingTrainer,
-        generation={**protocol_settings(recipe, rows.protocol), **beginning(tokenizer)},
+        generation={**settings, **beginning(tokenizer)},
         compute_metrics=None if measured is None else scorer(measured, tokenizer),
     )
 
