@@ -1,5 +1,7 @@
 """Local model folders and row files for tests of what a user runs."""
 
+import gzip
+import itertools
 import json
 from pathlib import Path
 
@@ -109,4 +111,34 @@ def mbart_folder(path: Path, **changes) -> Path:
 def rows_file(path: Path, rows: list[dict] | None = None) -> Path:
     """Rows as JSON Lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in (ROWS if rows is None else rows)))
+    return path
+
+
+def split_file(folder: Path, split: str, rows: list[dict]) -> Path:
+    """A split of a local data folder, as benchmarks have it: ``folder/split.jsonl.gz``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{split}.jsonl.gz"
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return path
+
+
+ARTICLES = [
+    {"document": f"{who} saw {n} {what}.\nThey left.", "summary": f"{n} {what}.", "id": str(n)}
+    for n, (who, what) in enumerate(itertools.product(("Ann", "Bo"), ("cats", "dogs", "ants")))
+]
+PAIRS = [
+    {"translation": {"en": f"{n} {english}.", "ro": f"{n} {romanian}."}}
+    for n in range(3)
+    for english, romanian in (("cats", "pisici"), ("roads", "străzi"))
+]
+
+
+def writing_folder(path: Path) -> Path:
+    """A local data folder with invented rows of XSum and of English with Romanian."""
+    for split in ("train", "test"):
+        split_file(path / "xsum" / "xsum", split, ARTICLES)
+    split_file(path / "wmt16" / "ro-en", "test", PAIRS)
+    for name in ("ro-sts", "tatoeba"):
+        split_file(path / "wmt16" / f"ro-en_proxy_{name}", "train", PAIRS)
     return path

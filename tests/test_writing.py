@@ -1,0 +1,243 @@
+"""XSum and WMT16 as tasks: what is asked, what is cut, what is scored, and bad rows."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+from folders import (
+    ARTICLES,
+    PAIRS,
+    bart_folder,
+    bert_folder,
+    byte_tokenizer,
+    llama_folder,
+    split_file,
+    writing_folder,
+)
+
+from lorada.run.evaluate import evaluate_tasks
+from lorada.run.loaded import load_run
+from lorada.run.recipe import load_recipe
+from lorada.run.train import train
+from lorada.tasks import TASKS
+from lorada.tasks.encode import IGNORED, EncodeOptions, encode, prompt_of, shortened
+from lorada.tasks.sources import read_source
+
+TOKENIZER = byte_tokenizer()
+DATA = Path(os.environ.get("LORADA_DATA", Path(__file__).parents[2] / "shared" / "data"))
+NEWS = {"document": "Rain fell.\nIt was wet.", "summary": "It rained.", "id": "1"}
+PAIR = {"translation": {"en": "Rain fell.", "ro": "A plouat."}}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("place")
+    llama_folder(root / "llama", max_position_embeddings=128)
+    bert_folder(root / "bert")
+    bart_folder(root / "bart")
+    writing_folder(root / "data")
+    return root
+
+
+def recipe(place, run, model, task, *pairs):
+    fixed = ["max_steps=2", "report_to=[]", "lmam.rank=2", "lmam.length=8", *pairs]
+    return load_recipe(
+        None, fixed,
+        {"method": "lmam", "model": str(place / model), "task": task, "output": str(run),
+         "data_dir": str(place / "data")},
+    )  # fmt: skip
+
+
+def test_an_encoder_decoder_reads_the_source_and_writes_the_target():
+    news = TASKS["xsum"].protocols["seq2seq"].convert(NEWS)
+    assert news == {"prompt": "Rain fell.\nIt was wet.", "response": "It rained."}
+    pair = TASKS["wmt16_en_ro"].protocols["seq2seq"].convert(PAIR)
+    assert pair == {"prompt": "Rain fell.", "response": "A plouat."}
+
+
+def test_a_decoder_is_asked_in_these_words():
+    news = TASKS["xsum"].protocols["prompt"].convert(NEWS)
+    assert news["prompt"] + news["response"] == ("Rain fell.\nIt was wet.\nSummary: It rained.")
+    pair = TASKS["wmt16_en_ro"].protocols["prompt"].convert(PAIR)
+    assert pair["prompt"] + pair["response"] == (
+        "Translate English to Romanian.\nEnglish: Rain fell.\nRomanian: A plouat."
+    )
+    for row in (news, pair):
+        assert row["prompt"].endswith(row["prompt_end"])
+        assert not row["prompt"][-1].isspace()
+        assert prompt_of(row, "prompt", TOKENIZER) == row["prompt"]
+
+
+@pytest.mark.parametrize("task", ["xsum", "wmt16_en_ro"])
+@pytest.mark.parametrize("kind", ["encoder_decoder", "decoder"])
+def test_generation_is_set_as_the_paper_says(task, kind):
+    chosen = TASKS[task].protocols[TASKS[task].protocol(None, kind)]
+    beams = {"xsum": (6, 60, 10, 3), "wmt16_en_ro": (5, 200, None, None)}
+    names = ("num_beams", "max_new_tokens", "min_new_tokens", "no_repeat_ngram_size")
+    assert tuple(chosen.generation.get(name) for name in names) == beams[task]
+    assert chosen.target_length == {"xsum": 128, "wmt16_en_ro": 150}[task]
+
+
+def test_a_decoders_answer_is_its_first_line_that_is_not_empty():
+    score = TASKS["xsum"].protocols["prompt"].score
+    row = TASKS["xsum"].protocols["prompt"].convert(NEWS)
+    assert score(["\n It rained.\nSummary: again and again"], [row])["rouge1"] == 100
+    assert score([" \n "], [row])["rouge1"] == 0
+    pair = (
+        TASKS["wmt16_en_ro"]
+        .protocols["prompt"]
+        .convert({"translation": {"en": "a", "ro": "Ieri a plouat mult."}})
+    )
+    found = TASKS["wmt16_en_ro"].protocols["prompt"].score
+    assert found([" Ieri a plouat mult.\nEnglish: next"], [pair])["bleu"] == pytest.approx(100)
+
+
+def encoded(row, kind, **options):
+    (one,) = encode([row], "prompt", TOKENIZER, EncodeOptions(kind=kind, **options))
+    return one
+
+
+def kept(labels):
+    return TOKENIZER.decode([i for i in labels if i != IGNORED])
+
+
+def test_source_and_target_have_lengths_of_their_own():
+    row = {"prompt": "abcdefgh", "response": "klmnop"}
+    one = encoded(row, "encoder_decoder", max_length=5, target_length=3)
+    assert TOKENIZER.decode(one.features["input_ids"]) == "abcde"
+    assert kept(one.features["labels"]) == "kl<e>"
+    assert one.truncated
+    whole = encoded(row, "encoder_decoder", max_length=8, target_length=7)
+    assert not whole.truncated
+    assert kept(whole.features["labels"]) == "klmnop<e>"
+
+
+def test_without_a_length_of_its_own_a_target_has_that_of_the_source():
+    row = {"prompt": "ab", "response": "klmnop"}
+    one = encoded(row, "encoder_decoder", max_length=4)
+    assert one.truncated
+    assert kept(one.features["labels"]) == "klm<e>"
+
+
+def test_a_long_prompt_loses_its_middle_so_that_question_and_answer_stay():
+    row = {"prompt": "a long article\nSummary:", "prompt_end": "\nSummary:", "response": " short"}
+    one = encoded(row, "decoder", max_length=24, target_length=8)
+    assert one.truncated
+    assert TOKENIZER.decode(one.features["input_ids"]) == "a long \nSummary: short<e>"
+    assert kept(one.features["labels"]) == " short<e>"
+    room = EncodeOptions(24, target_length=8).prompt_room
+    assert prompt_of(row, "prompt", TOKENIZER, room) == "a long \nSummary:"
+    cut = encoded(row, "decoder", max_length=40, target_length=3)
+    assert cut.truncated
+    assert kept(cut.features["labels"]) == " sh"
+
+
+def test_half_a_character_is_not_left_over():
+    row = {"prompt": "aă\nS:", "prompt_end": "\nS:", "response": "b"}
+    assert shortened(row, TOKENIZER, 6) == "aă\nS:"
+    assert shortened(row, TOKENIZER, 5) == "a\nS:"
+
+
+def test_lengths_that_leave_no_room_for_a_prompt_are_refused(place, tmp_path):
+    wrong = recipe(place, tmp_path / "run", "llama", "xsum", "max_length=20")
+    with pytest.raises(
+        ValueError, match="max_length=20 leaves no room for a prompt beside max_tar"
+    ):
+        train(wrong, quiet=True)
+
+
+def test_an_empty_target_is_only_an_end(place, tmp_path):
+    row = {"prompt": "ab", "response": ""}
+    assert kept(encoded(row, "encoder_decoder", max_length=8).features["labels"]) == "<e>"
+    assert kept(encoded(row, "decoder", max_length=8).features["labels"]) == "<e>"
+
+
+@pytest.mark.parametrize(
+    ("model", "protocol"), [("llama", "prompt"), ("bart", "seq2seq")], ids=["decoder", "bart"]
+)
+@pytest.mark.parametrize("task", ["xsum", "wmt16_en_ro"])
+def test_a_task_trains_and_scores_on_rows_of_a_local_folder(place, tmp_path, task, model, protocol):
+    pairs = ["max_new_tokens=12", "max_target_length=24", "eval_rows=4"]
+    pairs += ["train_on=tatoeba"] if task == "wmt16_en_ro" else []
+    trained = train(recipe(place, tmp_path / "run", model, task, *pairs), quiet=True)
+    assert trained.result["data"]["rows"] == 6
+    found = evaluate_tasks(load_run(trained.run))[task]
+    names = {"xsum": ["rouge1", "rouge2", "rougeL"], "wmt16_en_ro": ["bleu_ro", "bleu"]}[task]
+    assert list(found)[: 1 + len(names)] == ["n", *names]
+    assert found["n"] == 4
+    assert found["loss"] > 0
+    assert load_run(trained.run).protocol is TASKS[task].protocols[protocol]
+
+
+def test_the_rows_that_wmt16_learns_from_are_the_hubs_own_unless_others_are_named(place, tmp_path):
+    wrong = recipe(place, tmp_path / "run", "bart", "wmt16_en_ro")
+    with pytest.raises(FileNotFoundError, match=r"ro-en has test.*train_on=ro_sts or train_on=tat"):
+        train(wrong, quiet=True)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="train_on='europarl': wmt16_en_ro has own, ro_sts, tato"):
+        train(recipe(place, tmp_path / "run", "bart", "wmt16_en_ro", "train_on=europarl"))
+
+
+def test_rows_that_are_in_local_folders_only_are_not_sought_on_the_hub():
+    with pytest.raises(
+        ValueError, match="ro-en_proxy_tatoeba/train is not on the hub: pass --data"
+    ):
+        read_source(TASKS["wmt16_en_ro"].train["tatoeba"], None)
+
+
+KINDS = {
+    "a decoder's protocol of an encoder": ("bert", "prompt", "by protocol 'prompt' needs a model"),
+    "writing of an encoder": ("bert", None, "needs a model of kind encoder_decoder, and this one"),
+    "a decoder's protocol of BART": ("bart", "prompt", "needs a model of kind decoder"),
+    "BART's protocol of a decoder": ("llama", "seq2seq", "needs a model of kind encoder_decoder"),
+    "no such protocol": ("llama", "chat", "protocol='chat' is not one of seq2seq, prompt"),
+}
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_a_protocol_that_a_model_cannot_follow_is_refused(place, tmp_path, case):
+    model, protocol, message = KINDS[case]
+    pairs = [] if protocol is None else [f"protocol={protocol}"]
+    with pytest.raises(ValueError, match=message):
+        train(recipe(place, tmp_path / "run", model, "xsum", *pairs), quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+BAD = {
+    "no summary": ("xsum", {"document": "a"}, "row 2 has no 'summary'; its fields are document"),
+    "no text": ("xsum", {"document": None, "summary": "a"}, "row 2: document is not a text: None"),
+    "no Romanian": ("wmt16_en_ro", {"translation": {"en": "a"}}, "row 2 has no 'ro'"),
+    "no pair": ("wmt16_en_ro", {"translation": "a"}, "row 2: translation is not an object"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_row_without_its_texts_is_named(place, tmp_path, case):
+    task, row, message = BAD[case]
+    good, folder = {
+        "xsum": (ARTICLES[0], tmp_path / "xsum" / "xsum"),
+        "wmt16_en_ro": (PAIRS[0], tmp_path / "wmt16" / "ro-en"),
+    }[task]
+    split_file(folder, "train", [good, row])
+    wrong = recipe(place, tmp_path / "run", "bart", task)
+    with pytest.raises(ValueError, match=message):
+        train(wrong.model_copy(update={"data_dir": str(tmp_path)}), quiet=True)
+
+
+@pytest.mark.skipif(not (DATA / "xsum").is_dir(), reason="no benchmark data: set LORADA_DATA")
+@pytest.mark.parametrize("task", ["xsum", "wmt16_en_ro"])
+def test_the_real_rows_have_what_is_asked(task):
+    sources = [*TASKS[task].train.values(), *TASKS[task].test.values()]
+    there = [s for s in sources if (DATA / s.folder / f"{s.split}.jsonl.gz").is_file()]
+    assert len(there) == {"xsum": 2, "wmt16_en_ro": 3}[task]
+    for source in there:
+        rows = read_source(source, DATA)
+        with gzip.open(DATA / source.folder / f"{source.split}.jsonl.gz", "rt") as lines:
+            first = json.loads(next(lines))
+        texts = first.get("translation", first)
+        for protocol in TASKS[task].protocols.values():
+            converted = [protocol.convert(row) for row in rows]
+            assert all(row["response"].strip() for row in converted)
+            assert texts.get("en", texts.get("document")) in converted[0]["prompt"]
