@@ -20,7 +20,12 @@ from folders import (
 from peft import AutoPeftModelForSeq2SeqLM, PeftModel
 from safetensors.torch import load_file
 from test_method_matrix import defined, small
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MBart50Tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    MBart50Tokenizer,
+)
 
 from lorada import METHODS
 from lorada.run import train as train_module
@@ -44,7 +49,7 @@ def place(tmp_path_factory):
     bart_folder(root / "bart", encoder_layers=3)  # OwLore trains five layers at a time
     bart_folder(root / "still", dropout=0.0)
     mbart_folder(root / "mbart")
-    llama_folder(root / "llama")
+    llama_folder(root / "llama", attention_dropout=0.0)
     writing_folder(root / "data")
     rows_file(root / "rows.jsonl")
     return root
@@ -121,19 +126,27 @@ def test_the_loss_of_a_run_is_the_models_own_on_the_same_tokens(place, tmp_path)
     assert evaluate(run, rows)["loss"] == pytest.approx(total / count, rel=1e-5)
 
 
-def test_label_smoothing_takes_its_share_of_every_token(place, tmp_path):
-    base = AutoModelForSeq2SeqLM.from_pretrained(place / "still").eval()
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_label_smoothing_takes_its_share_of_every_token(place, tmp_path, method):
+    model, auto, kind = {
+        "full": ("still", AutoModelForSeq2SeqLM, "encoder_decoder"),
+        "lora": ("llama", AutoModelForCausalLM, "decoder"),  # whose logits are one token ahead
+    }[method]
+    base = auto.from_pretrained(place / model).eval()
     tokenizer = byte_tokenizer()
-    options = EncodeOptions(64, kind="encoder_decoder")
+    options = EncodeOptions(64, kind=kind)
     features = [one.features for one in encode(PROBE, "prompt", tokenizer, options)]
     batch = collator("prompt", tokenizer)(features)
-    log_p = base(**batch).logits.log_softmax(-1)
-    counted = batch["labels"] != -100
-    right = log_p.gather(-1, batch["labels"].clamp(min=0)[..., None])[..., 0]
+    shift = 0 if kind == "encoder_decoder" else 1
+    labels = batch["labels"][:, shift:]
+    log_p = base(**batch).logits[:, : labels.shape[1]].log_softmax(-1)
+    counted = labels != -100
+    right = log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
     expected = -(0.9 * right + 0.1 * log_p.mean(-1))[counted].mean()
     data = str(rows_file(tmp_path / "probe.jsonl", PROBE))
     pairs = ["max_steps=1", "label_smoothing_factor=0.1"]
-    result = train(recipe(place, tmp_path / "run", "still", "full", *pairs, data=data), quiet=True)
+    pairs += ["lora.lora_dropout=0"] if method == "lora" else []
+    result = train(recipe(place, tmp_path / "run", model, method, *pairs, data=data), quiet=True)
     assert result.result["history"][0]["loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 

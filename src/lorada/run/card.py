@@ -110,7 +110,7 @@ def write_card(folder: Path, recipe: Recipe, config: Any) -> None:
         peft_type=getattr(config.peft_type, "value", config.peft_type),
         parts="\n".join(lines),
         task=recipe.task,
-        data=Path(recipe.data or "").name,
+        data=Path(recipe.data or recipe.train_on or "own").name,
         seed=recipe.training.get("seed", 42),
     )
     write_whole(folder / "README.md", card)
