@@ -95,13 +95,13 @@ def scorer(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPred
 
 def without_writing(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without those of an encoder–decoder that writes, which must not be set."""
-    for name in ("predict_with_generate", "generation_num_beams"):
-        if settings.get(name):
+    known = TrainingArguments.__dataclass_fields__
+    for name, value in settings.items():
+        if name not in known and value:
             raise ValueError(
-                f"training.{name}={settings[name]} is for encoder–decoder models that write "
+                f"training.{name}={value} is for encoder–decoder models that write "
                 "texts: leave it out"
             )
-    known = TrainingArguments.__dataclass_fields__
     return {key: value for key, value in settings.items() if key in known}
 
 
