@@ -1,10 +1,10 @@
 """What does a training step of each method cost, beside the same method written directly?
 
     python benchmarks/costs.py                     # what is missing of the table (docs/costs.md)
-    python benchmarks/costs.py --methods lmam,ist  # these again
+    python benchmarks/costs.py --methods lmam,ist  # these rows again
 
 The other side is PEFT's own class where PEFT has the method, else the form in ``direct.py``. First
-both do two steps on the same batch with the same parameters: unless losses and gradients agree,
+both do a step on the same batch with the same parameters: unless loss, gradients and update agree,
 nothing is timed. Then both models take steps in turn: forward, backward, update.
 Writes benchmarks/results/costs.json after every row, and docs/costs.md from it.
 """
@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pairs import PAIRS, Batch, Pair, Side, finish, forward_backward, layers_among, ours, randomise
+from pairs import PAIRS, Pair
 from rich.console import Console
 from rich.table import Table
+from sides import Batch, Side, finish, forward_backward, layers_among, ours, randomise
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -38,10 +39,12 @@ from lorada.tasks.rows import form_of, read_rows
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results" / "costs.json", HERE.parent / "docs" / "costs.md"
-TOLERANCE = 1e-4  # relative, fp32
+TOLERANCE = 1e-4  # of losses and gradients: relative, fp32
+# Of updates. AdamW's first step is the sign of a gradient, even of one that is rounding noise.
+UPDATE_TOLERANCE = 0.02
+FIRST = 5  # the step that is checked; those behind it are timed
 LIMIT = 1.15
 SCORED = 16  # rows that IST compares sets of layers on
-CHECKED, WARM = 2, 1  # steps of each side before those that count
 
 
 class DisagreementError(ValueError):
@@ -105,51 +108,88 @@ def both(pair: Pair, base: PreTrainedModel, batch: Batch) -> tuple[Side, Side]:
 
 
 def check(pair: Pair, mine: Side, other: Side, batch: Batch) -> None:
-    """Two steps of both sides: their losses, and the gradients of the first, are the same.
-
-    The second loss is that of the parameters after the first update, so that this covers what a
-    procedure does to gradients and update.
+    """A step of both sides, which is a warm-up as well: loss, gradients and update are the same.
 
     Raises:
         DisagreementError: naming the first difference.
     """
-    for t in range(CHECKED):
-        losses = []
-        for side in (mine, other):
-            side.model.train(pair.trains)  # no dropout, which draws in another order
-            losses.append(float(forward_backward(side, batch, t)))
-        if abs(losses[0] - losses[1]) > TOLERANCE * abs(losses[1]):
-            raise DisagreementError(f"the loss of step {t} is {losses[0]:.7g}, not {losses[1]:.7g}")
-        if t == 0:
-            _compare(mine.found(), other.found(), same=pair.same)
-        for side in (mine, other):
-            finish(side, t)
+    sides = (mine, other)
+    for side in sides:
+        side.model.train(pair.trains)  # no dropout, which draws in another order
+    losses = [forward_backward(side, batch, FIRST) for side in sides]
+    if not (losses[0] - losses[1]).abs() <= TOLERANCE * losses[1].abs():
+        raise DisagreementError(f"the loss is {losses[0]:.7g}, not {losses[1]:.7g}")
+    gradients = other.found()
+    _compare(mine.found(), gradients, same=pair.same)
+    # A side that holds its parameters in another form has no names in common with ours.
+    names = [name for name in other.parameters if name in mine.parameters]
+    before = {name: other.parameters[name].detach().clone() for name in names}
+    for name in names:
+        if not torch.equal(mine.parameters[name], before[name]):
+            raise DisagreementError(f"{name} does not start at the same values")
+    floor = _floor(gradients)
+    for side in sides:
+        finish(side, FIRST)
+    for name in names:
+        gradient = gradients[name]
+        found, wanted = (side.parameters[name].detach() - before[name] for side in sides)
+        error, size = float((found - wanted).norm()), float(wanted.norm())
+        noise = gradient is not None and float(gradient.norm()) <= floor
+        if not noise and error > UPDATE_TOLERANCE * size:
+            raise DisagreementError(f"the update of {name} is {error:.2g} of {size:.2g} off")
+    for side in sides:
+        side.model.train()
 
 
-def _compare(mine: dict[str, Any], other: dict[str, Any], *, same: bool) -> None:
+def _floor(gradients: dict[str, Tensor | None]) -> float:
+    """The norm of a gradient that is nothing but rounding."""
+    return 1e-6 * max(float(g.norm()) for g in gradients.values() if g is not None)
+
+
+def _compare(
+    mine: dict[str, Tensor | None], other: dict[str, Tensor | None], *, same: bool
+) -> None:
     if same and mine.keys() != other.keys():
         raise DisagreementError(f"only one side trains {min(mine.keys() ^ other.keys())}")
-    floor = 1e-6 * max(float(g.norm()) for g in other.values() if g is not None)
+    floor = _floor(other)
     for name, wanted in other.items():
-        found: Tensor | None = mine[name]
-        if (found is None) != (wanted is None):
-            raise DisagreementError(f"only one side has a gradient of {name}")
-        if found is None or wanted is None:
+        found = mine[name]
+        if found is None and wanted is None:
             continue
+        if found is None or wanted is None:
+            raise DisagreementError(f"only one side has a gradient of {name}")
         error, size = float((found - wanted).norm()), float(wanted.norm())
-        if error > TOLERANCE * size + floor:
-            raise DisagreementError(f"the gradient of {name} is {error / size:.2g} of its size off")
+        if not error <= TOLERANCE * size + floor:
+            raise DisagreementError(f"the gradient of {name} is {error:.2g} of {size:.2g} off")
 
 
 # Then time.
 
 
-def timed(side: Side, batch: Batch, t: int) -> float:
-    """Seconds of step t."""
-    started = time.perf_counter()
+def timed(side: Side, batch: Batch, t: int) -> tuple[float, float]:
+    """Seconds of step t, and the processor time of all threads together."""
+    started = time.perf_counter(), time.process_time()
     forward_backward(side, batch, t)
     finish(side, t)
-    return time.perf_counter() - started
+    return time.perf_counter() - started[0], time.process_time() - started[1]
+
+
+def in_turn(mine: Side, other: Side, batch: Batch, repetitions: int) -> list[list[float]]:
+    """Steps of both sides, each of which goes first every other time.
+
+    Returns:
+        Columns: seconds of ours, of the other; processor seconds of ours, of the other.
+    """
+    rows = []
+    for t in range(FIRST + 1, FIRST + 1 + repetitions):
+        if t % 2:
+            first = timed(mine, batch, t)
+            second = timed(other, batch, t)
+        else:
+            second = timed(other, batch, t)
+            first = timed(mine, batch, t)
+        rows.append([first[0], second[0], first[1], second[1]])
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def measure(name: str, base: PreTrainedModel, options: Options) -> dict[str, Any]:
@@ -158,23 +198,12 @@ def measure(name: str, base: PreTrainedModel, options: Options) -> dict[str, Any
     batch = text_batch(options, options.batch, padded=pair.padded)
     mine, other = both(pair, base, batch)
     check(pair, mine, other, batch)
-    for side in (mine, other):
-        side.model.train()
     gc.collect()
     gc.disable()
-    seconds: list[tuple[float, float]] = []
-    for t in range(CHECKED, CHECKED + WARM + options.repetitions):
-        # In turn, and each of them first every other time.
-        if t % 2:
-            first = timed(mine, batch, t)
-            seconds.append((first, timed(other, batch, t)))
-        else:
-            first = timed(other, batch, t)
-            seconds.append((timed(mine, batch, t), first))
+    columns = in_turn(mine, other, batch, options.repetitions)
     gc.enable()
-    seconds = seconds[WARM:]
-    ratios = [a / b for a, b in seconds]
-    medians = [statistics.median(column) for column in zip(*seconds, strict=True)]
+    medians = [statistics.median(column) for column in columns]
+    ratios = [a / b for a, b in zip(*columns[:2], strict=True)]
     row: dict[str, Any] = {
         "against": pair.against,
         "ours_ms": round(1000 * medians[0], 1),
@@ -182,6 +211,7 @@ def measure(name: str, base: PreTrainedModel, options: Options) -> dict[str, Any
         "ratio": round(medians[0] / medians[1], 3),
         "lowest": round(min(ratios), 3),
         "highest": round(max(ratios), 3),
+        "processor_ratio": round(medians[2] / medians[3], 3),
     }
     for callback in mine.callbacks:
         if isinstance(callback, ISTCallback):
@@ -201,9 +231,9 @@ def scoring(mine: Side, lora: Side, callback: ISTCallback, options: Options) -> 
     plain = Side(lora.model, lora.parameters, lora.update)
     columns: dict[str, list[float]] = {"ist": [], "lora": [], "scores": []}
     generator = torch.Generator().manual_seed(0)
-    for t in range(3, 3 + max(2, options.repetitions // 2)):
-        columns["ist"].append(timed(mine, batch, t))
-        columns["lora"].append(timed(plain, batch, t))
+    for t in range(FIRST + 1, FIRST + 1 + max(2, options.repetitions // 2)):
+        columns["ist"].append(timed(mine, batch, t)[0])
+        columns["lora"].append(timed(plain, batch, t)[0])
         started = time.perf_counter()
         callback.update_scores(mine.model, batch, generator)
         columns["scores"].append(time.perf_counter() - started)
@@ -235,17 +265,17 @@ def cells(name: str, row: dict[str, Any]) -> list[str]:
     """One line of the table."""
     spread = f"{row['lowest']:.2f}–{row['highest']:.2f}"
     return [name, row["against"], f"{row['ours_ms']:.0f}", f"{row['other_ms']:.0f}",
-            f"{row['ratio']:.3f}", spread]  # fmt: skip
+            f"{row['ratio']:.3f}", spread, f"{row['processor_ratio']:.3f}"]  # fmt: skip
 
 
-HEADER = ("method", "against", "ms", "ms of the other", "ratio", "pair by pair")
+HEADER = ("method", "against", "ms", "ms of the other", "ratio", "pair by pair", "processor time")
 
 
 def page(results: dict[str, Any]) -> str:
     """docs/costs.md."""
     settings, rows = results["settings"], results["rows"]
     machine, packages = settings["hardware"], settings["versions"]
-    lines = ["| " + " | ".join(HEADER) + " |", "|---|---|---|---|---|---|"]
+    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
     lines += ["| " + " | ".join(cells(name, rows[name])) + " |" for name in PAIRS if name in rows]
     above = [n for n in PAIRS if n in rows and PAIRS[n].same and rows[n]["ratio"] > LIMIT]
     verdict = (
@@ -265,33 +295,39 @@ def page(results: dict[str, Any]) -> str:
 
 TEMPLATE = """# What a training step costs
 
-A step of each method (forward, backward, the optimizer's update and what the method's procedure adds to it), beside
-the same method without this package: PEFT's own class where PEFT has the method, else the equations written straight
-into the `forward` of the model's modules ([benchmarks/direct.py](../benchmarks/direct.py)). This page is made by
+A step of each method (forward, backward, the optimizer's update and what the method's procedure
+adds to it), beside the same method without this package: PEFT's own class where PEFT has the
+method, else the equations written straight into the `forward` of the model's modules
+([benchmarks/direct.py](../benchmarks/direct.py)). This page is made by
 
 ```text
 make bench                                        # what is missing of the table
 python benchmarks/costs.py --methods lmam,ist     # these rows again
 ```
 
-**Setting.** `{model}`, {batch} × {length} tokens of `{data}`, fp32, {cpu}, {threads} threads; torch {torch},
-transformers {transformers}, peft {peft}. Before a row is timed, both sides do two steps with the same parameters on
-the same batch; losses, and all gradients of the first step, must agree within 1e-4. Then both models take steps in
-turn: {repetitions} of each after a warm-up. Given are the medians, their ratio, and the lowest and highest ratio of
-two steps taken one after the other; `noise` is LoRA beside itself, so ratios that differ from 1 by no more than its
-spread say nothing. In *padded* rows the samples of a batch have different lengths.
+**Setting.** `{model}`, {batch} × {length} tokens of `{data}`, fp32, {cpu}, {threads} threads; torch
+{torch}, transformers {transformers}, peft {peft}. Before a row is timed, both sides do a step with
+the same parameters on the same batch: loss and all gradients must agree within 1e-4, and so must
+the updates, within 2 % of their size. Then both models take steps in turn, {repetitions} each.
+Given are the medians, their ratio, the lowest and highest ratio of two steps taken one after the
+other, and the ratio of the processor time of all threads, which other programs on the machine
+disturb less. `noise` is LoRA beside itself: a ratio that differs from 1 by no more than that row's
+spread says nothing. In *padded* rows the samples of a batch have different lengths.
 
 {table}
 
 {verdict} `lora+lmam` is no such comparison: it says what a map on every layer costs on top of LoRA.
-SoRA and AdaLoRA, which the paper has on encoders, are placed on all linears of the decoder here. Not in the table
-are the methods that have no form on LLaMA: BitFit, Houlsby, Pfeiffer, PA(attn)+PA(ffn), Prefix+LoRA(ffn), MAM.
+SoRA and AdaLoRA, which the paper has on encoders, are placed on all linears of the decoder here.
+OwLore's projections and outlier ratios, which are not computed at every step, are not in its
+figure. Not in the table are the methods that have no form on LLaMA: BitFit, Houlsby, Pfeiffer,
+PA(attn)+PA(ffn), Prefix+LoRA(ffn), MAM.
 {scoring}"""
 
 SCORING = """
-**IST's scores.** Every ten steps IST compares three sets of layers by a forward each on 16 rows. At 16 rows a step
-that takes {scores_ms:.0f} ms, against {ist_ms:.0f} ms for a step of IST (a quarter of the layers trains) and
-{lora_ms:.0f} ms for one of LoRA: {of_ist_percent:.1f} % on top of IST's own steps, {of_lora_percent:.1f} % of LoRA's.
+**IST's scores.** Every ten steps IST compares three sets of layers by a forward each on 16 rows. At
+16 rows a step that takes {scores_ms:.0f} ms, against {ist_ms:.0f} ms for a step of IST (a quarter
+of the layers trains) and {lora_ms:.0f} ms for one of LoRA: {of_ist_percent:.1f} % on top of IST's
+own steps, {of_lora_percent:.1f} % of LoRA's.
 """
 
 

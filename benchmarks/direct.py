@@ -36,7 +36,7 @@ def hosts(tensors: Tensors, child: str = "") -> Iterator[tuple[str, Tensors]]:
 
 
 def beside(model: nn.Module, name: str, term: Forward) -> None:
-    """y = W x + term(x)."""
+    """Make it y = W x + term(x)."""
     linear = model.get_submodule(name)
     plain = linear.forward
     linear.forward = lambda x: plain(x) + term(x)
@@ -109,7 +109,7 @@ def shifted_attention(model: nn.Module) -> None:
 
 
 def adapter_ffn(model: nn.Module, tensors: Tensors, *, scale: float, dropout: float = 0.0) -> None:
-    """h + FFN(norm(h)) + s (U relu(D h + b_D) + b_U), h the residual stream."""
+    """Adapter-FFN: h + FFN(norm(h)) + s (U relu(D h + b_D) + b_U), h the residual stream."""
     for name, own in hosts(tensors, "bneck"):
         layer = model.get_submodule(name.removesuffix(".mlp"))
 
@@ -124,7 +124,7 @@ def adapter_ffn(model: nn.Module, tensors: Tensors, *, scale: float, dropout: fl
 
 
 def series(model: nn.Module, tensors: Tensors) -> None:
-    """y + U tanh(D y), y = W x."""
+    """Series: y + U tanh(D y), y = W x."""
     for name, own in hosts(tensors):
         linear = model.get_submodule(name.replace("bneck_series_", ""))
         plain = linear.forward
@@ -137,7 +137,7 @@ def series(model: nn.Module, tensors: Tensors) -> None:
 
 
 def parallel(model: nn.Module, tensors: Tensors) -> None:
-    """W x + U tanh(D x)."""
+    """Parallel: W x + U tanh(D x)."""
     for name, own in hosts(tensors):
 
         def term(x: Tensor, own: Tensors = own) -> Tensor:
@@ -150,7 +150,7 @@ def parallel(model: nn.Module, tensors: Tensors) -> None:
 
 
 def quanta(model: nn.Module, tensors: Tensors, dims: tuple[int, ...]) -> None:
-    """W x + T x − S x, both products of gates on pairs of axes, the last pair first."""
+    """QuanTA: W x + T x − S x, both products of gates on pairs of axes, the last pair first."""
     pairs = [(a, b) for a in range(len(dims), 1, -1) for b in range(a - 1, 0, -1)]
 
     def gates(x: Tensor, own: Tensors, start: str) -> Tensor:
@@ -172,7 +172,7 @@ def quanta(model: nn.Module, tensors: Tensors, dims: tuple[int, ...]) -> None:
 
 
 def sora(model: nn.Module, tensors: Tensors, *, alpha: float) -> None:
-    """W x + (α/r) B (g ⊙ A x)."""
+    """SoRA: W x + (α/r) B (g ⊙ A x)."""
     for name, own in hosts(tensors):
 
         def term(x: Tensor, own: Tensors = own) -> Tensor:
@@ -183,7 +183,7 @@ def sora(model: nn.Module, tensors: Tensors, *, alpha: float) -> None:
 
 
 def lamda(model: nn.Module, tensors: Tensors) -> None:
-    """(W − U Σ Vᵀ) x + B M A x, with U, Σ and A = Vᵀ the leading singular directions of W."""
+    """LaMDA: (W − U Σ Vᵀ) x + B M A x, U, Σ and A = Vᵀ the leading singular directions of W."""
     for name, own in hosts(tensors):
         linear = model.get_submodule(name)
         linear.weight.data -= own["U"] @ torch.diag(own["sigma"]) @ own["A"]
@@ -195,7 +195,7 @@ def lamda(model: nn.Module, tensors: Tensors) -> None:
 
 
 def omoe(model: nn.Module, tensors: Tensors, *, scale: float, dropout: float) -> None:
-    """W x + Σ g_i u_i: DoRA experts, made orthogonal token by token, weighed by a router."""
+    """OMoE: W x + Σ g_i u_i: DoRA experts, made orthogonal token by token, weighed by a router."""
     for name, own in hosts(tensors):
         linear = model.get_submodule(name)
         plain = linear.forward
@@ -237,9 +237,8 @@ def some_layers(layers: list[list[nn.Parameter]], count: int, seed: int) -> list
 
 @torch.no_grad()
 def galore_step(
-    matrices: Iterable[nn.Parameter], state: dict[nn.Parameter, dict[str, Tensor]], *,
-    lr: float, rank: int, step: int,
-) -> None:  # fmt: skip
+    matrices: Iterable[nn.Parameter], state: dict[nn.Parameter, dict], *, lr: float, rank: int
+) -> None:
     """AdamW on Pᵀ G or G Qᵀ, the side of G that is shorter, with P or Q from its first gradient."""
     for weight in matrices:
         gradient = weight.grad
@@ -248,29 +247,44 @@ def galore_step(
         tall, own = gradient.shape[0] >= gradient.shape[1], state.setdefault(weight, {})
         if not own:
             left, _, right = torch.linalg.svd(gradient, full_matrices=False)
-            own["side"] = right[:rank] if tall else left[:, :rank]
+            own |= {"t": 0, "m": 0, "v": 0, "side": right[:rank] if tall else left[:, :rank]}
         low = gradient @ own["side"].T if tall else own["side"].T @ gradient
-        own["m"] = 0.9 * own.get("m", torch.zeros_like(low)) + 0.1 * low
-        own["v"] = 0.999 * own.get("v", torch.zeros_like(low)) + 0.001 * low**2
-        unbiased = own["m"] / (1 - 0.9**step), own["v"] / (1 - 0.999**step)
+        own["t"] += 1
+        own["m"] = 0.9 * own["m"] + 0.1 * low
+        own["v"] = 0.999 * own["v"] + 0.001 * low**2
+        unbiased = own["m"] / (1 - 0.9 ** own["t"]), own["v"] / (1 - 0.999 ** own["t"])
         low = unbiased[0] / (unbiased[1].sqrt() + 1e-8)
         weight -= lr * (low @ own["side"] if tall else own["side"] @ low)
 
 
 @torch.no_grad()
 def soft_threshold(gates: Iterable[Tensor], xi: float) -> None:
-    """g ← sign(g) max(|g| − ξ, 0)."""
+    """The proximal step g ← sign(g) max(|g| − ξ, 0)."""
     for gate in gates:
         gate.copy_(gate.sign() * (gate.abs() - xi).clamp(min=0))
 
 
-def freeze_columns(matrices: list[nn.Parameter], share: float, optimizer_step: Callable) -> None:
-    """An optimizer step that leaves the first ``share`` of the columns of each B as they are."""
-    kept = []
-    for matrix in matrices:
-        count = int(share * matrix.shape[1] + 1e-9)
-        matrix.grad[:, :count] = 0
-        kept.append((matrix, count, matrix.detach()[:, :count].clone()))
-    optimizer_step()
-    for matrix, count, columns in kept:
-        matrix.data[:, :count] = columns
+class FrozenColumns:
+    """LaMDA: a share of the columns of each B, the first ones, gets no gradient and stays."""
+
+    def __init__(self, matrices: list[nn.Parameter]) -> None:
+        self.matrices, self.share = matrices, 0.0
+        for matrix in matrices:
+            matrix.register_hook(self.without)
+
+    def of(self, matrix: Tensor) -> Tensor:
+        """The frozen columns."""
+        return matrix[:, : int(self.share * matrix.shape[1] + 1e-9)]
+
+    def without(self, gradient: Tensor) -> Tensor:
+        """The gradient of the others."""
+        gradient = gradient.clone()
+        self.of(gradient).zero_()
+        return gradient
+
+    def around(self, optimizer_step: Callable[[], object]) -> None:
+        """An optimizer step, after which the frozen columns are what they were."""
+        kept = [self.of(matrix.detach()).clone() for matrix in self.matrices]
+        optimizer_step()
+        for matrix, columns in zip(self.matrices, kept, strict=True):
+            self.of(matrix.data).copy_(columns)
