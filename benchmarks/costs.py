@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +231,7 @@ def scoring(mine: Side, lora: Side, callback: ISTCallback, options: Options) -> 
     plain = Side(lora.model, lora.parameters, lora.update)
     columns: dict[str, list[float]] = {"ist": [], "lora": [], "scores": []}
     generator = torch.Generator().manual_seed(0)
-    for t in range(FIRST + 1, FIRST + 1 + max(2, options.repetitions // 2)):
+    for t in range(FIRST + 1, FIRST + 1 + max(2, options.repetitions // 3)):
         columns["ist"].append(timed(mine, batch, t)[0])
         columns["lora"].append(timed(plain, batch, t)[0])
         started = time.perf_counter()
@@ -251,13 +251,14 @@ def scoring(mine: Side, lora: Side, callback: ISTCallback, options: Options) -> 
 # The page.
 
 
-def load(options: Options) -> dict[str, Any]:
-    """The rows that were measured under these options on this machine."""
+def load(options: Options, file: Path) -> dict[str, Any]:
+    """The rows of a file that were measured under these options on this machine."""
     settings = {**vars(options), "hardware": hardware(), "versions": versions()}
-    if RESULTS.is_file():
-        saved: dict[str, Any] = json.loads(RESULTS.read_text())
+    if file.is_file():
+        saved: dict[str, Any] = json.loads(file.read_text())
         if saved["settings"] == settings:
             return saved
+        print(f"{file} was measured under other settings: starting anew", file=sys.stderr)
     return {"settings": settings, "rows": {}}
 
 
@@ -343,20 +344,29 @@ def show(results: dict[str, Any]) -> None:
             print(SCORING.format(**row["scoring"]).strip())
 
 
-def run(options: Options, methods: list[str]) -> dict[str, Any]:
-    """Measure the rows that are named, or those that are missing, and keep each as it comes."""
+def run(
+    options: Options, methods: list[str], file: Path = RESULTS, page_file: Path = PAGE
+) -> dict[str, Any]:
+    """Measure the rows that are named, or those that are missing, and keep each as it comes.
+
+    Raises:
+        DisagreementError: if the two sides of a row do not compute the same.
+    """
     torch.set_num_threads(options.threads)
-    results = load(options)
+    results = load(options, file)
     wanted = methods or [name for name in PAIRS if name not in results["rows"]]
     for number, name in enumerate(wanted, 1):
         started = time.monotonic()
         base = load_model(options.model)
         base.config.use_cache = False  # as the Trainer has it
-        row = results["rows"][name] = measure(name, base, options)
+        try:
+            row = results["rows"][name] = measure(name, base, options)
+        except DisagreementError as error:
+            raise DisagreementError(f"{name} was not timed: {error}") from error
         del base
         gc.collect()
-        write_whole(RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-        write_whole(PAGE, page(results))
+        write_whole(file, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        write_whole(page_file, page(results))
         seconds = time.monotonic() - started
         print(
             f"[{number}/{len(wanted)}] {name}: {row['ratio']:.3f} ({seconds:.0f} s)",
@@ -367,16 +377,26 @@ def run(options: Options, methods: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--methods", default="", help=f"rows, of {', '.join(PAIRS)}")
-    for name, kind in Options.__annotations__.items():
-        parser.add_argument(f"--{name}", type=kind, default=getattr(Options, name))
+    parser.add_argument("--methods", default="", help=f"rows to measure: {', '.join(PAIRS)}")
+    parser.add_argument("--output", type=Path, help="folder for costs.json and costs.md")
+    for option in fields(Options):
+        kind = type(option.default)
+        parser.add_argument(f"--{option.name}", type=kind, default=option.default)
     given = vars(parser.parse_args())
     methods = [name for name in given.pop("methods").split(",") if name]
+    output = given.pop("output")
     if unknown := [name for name in methods if name not in PAIRS]:
-        parser.error(f"no row {unknown[0]!r}: choose of {', '.join(PAIRS)}")
+        parser.error(f"--methods {unknown[0]}: no such row; there are {', '.join(PAIRS)}")
+    for name, value in given.items():
+        if isinstance(value, int) and value < 1:
+            parser.error(f"--{name} {value} must be at least 1")
+    files = (output / RESULTS.name, output / PAGE.name) if output else (RESULTS, PAGE)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    show(run(Options(**given), methods))
+    try:
+        show(run(Options(**given), methods, *files))
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        parser.exit(2, f"{error}\n")
 
 
 if __name__ == "__main__":

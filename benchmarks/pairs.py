@@ -179,7 +179,8 @@ class Pair:
     same: bool = True
 
 
-def _written(*forms: Callable[..., None]) -> Other:
+def written_by(*forms: Callable[..., None]) -> Other:
+    """The other side by these forms of ``direct``."""
     return lambda mine, base, batch: written(mine, base, *forms)
 
 
@@ -218,9 +219,9 @@ PAIRS: dict[str, Pair] = {
         lambda mine, base, batch: ours("lora", base, batch),
         starts=True,
     ),
-    "lmam": Pair("lmam", "the map in the attention's forward", _written(direct.lmam)),
-    "lmam_padded": Pair("lmam", "the same", _written(direct.lmam), padded=True),
-    "fmam": Pair("fmam", "the map in the attention's forward", _written(direct.lmam)),
+    "lmam": Pair("lmam", "the map in the attention's forward", written_by(direct.lmam)),
+    "lmam_padded": Pair("lmam", "the same", written_by(direct.lmam), padded=True),
+    "fmam": Pair("fmam", "the map in the attention's forward", written_by(direct.lmam)),
     "lora": Pair("lora", "PEFT's LoRA", _peft),
     "lora+lmam": Pair(
         "lora+lmam", "PEFT's LoRA without a map", _peft_lora_of, starts=True, same=False
@@ -229,10 +230,10 @@ PAIRS: dict[str, Pair] = {
     "adalora": Pair("adalora", "PEFT's AdaLoRA with its allocator", peft_adalora),
     "shira": Pair("shira", "PEFT's SHiRA", peft_shira),
     "prefix": Pair("prefix", "PEFT's prefix tuning", peft_prefix),
-    "adapter_ffn": Pair("adapter_ffn", "the layer's forward", _written(_ADAPTER)),
-    "series": Pair("series", "the linear's forward", _written(direct.series)),
-    "parallel": Pair("parallel", "the linears' forward", _written(direct.parallel)),
-    "quanta": Pair("quanta", "movedim and matmul", _written(_quanta)),
+    "adapter_ffn": Pair("adapter_ffn", "the layer's forward", written_by(_ADAPTER)),
+    "series": Pair("series", "the linear's forward", written_by(direct.series)),
+    "parallel": Pair("parallel", "the linears' forward", written_by(direct.parallel)),
+    "quanta": Pair("quanta", "movedim and matmul", written_by(_quanta)),
     "sora": Pair("sora", "the linears' forward, thresholds", direct_sora),
     "lamda": Pair("lamda", "W_res and three linears, frozen columns", direct_lamda),
     "omoe": Pair("omoe", "a loop over experts", _omoe),
@@ -243,10 +244,10 @@ PAIRS: dict[str, Pair] = {
     ),
     "owlore_full": Pair("owlore_full", "requires_grad flips, AdamW", direct_owlore, starts=True),
     "full": Pair("full", "the model as it is", direct_full, starts=True),
-    "lorada_a": Pair("lorada_a", "map and adapter in forwards", _written(direct.lmam, _ADAPTER)),
+    "lorada_a": Pair("lorada_a", "map and adapter in forwards", written_by(direct.lmam, _ADAPTER)),
     "lorada_la": Pair("lorada_la", "PEFT's LoRA, map and adapter in forwards", _with_lora),
     "lorada_la_padded": Pair("lorada_la", "the same", _with_lora, padded=True),
     "lorada_q": Pair(
-        "lorada_q", "map in the forward, movedim and matmul", _written(direct.lmam, _quanta)
+        "lorada_q", "map in the forward, movedim and matmul", written_by(direct.lmam, _quanta)
     ),
 }

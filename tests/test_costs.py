@@ -3,24 +3,29 @@
 These are the slow twins of whole methods: loss, gradients and update of both are the same.
 """
 
+import gc
+from dataclasses import replace
+
 import costs
 import direct
 import pytest
-import torch
 from costs import DisagreementError, Options, both, check, text_batch
 from folders import llama_folder
-from pairs import PAIRS
+from pairs import PAIRS, written_by
 from rich.console import Console
 
 from lorada import METHODS
 from lorada.run.models import load_model
+
+# Garbage is collected before each timing; half a second each time with all that is imported.
+gc.freeze()
 
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "llama"
     # Wide enough that attention is not flat; without the dropout that would draw in the check.
-    llama_folder(folder, num_hidden_layers=4, attention_dropout=0.0, initializer_range=0.2)
+    llama_folder(folder, num_hidden_layers=3, attention_dropout=0.0, initializer_range=0.2)
     return Options(model=str(folder), length=16, batch=3, repetitions=2, threads=1)
 
 
@@ -86,21 +91,48 @@ def test_a_padded_batch_holds_rows_of_different_lengths(options):
 def test_the_table_is_kept_row_by_row_and_not_measured_twice(
     options, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(costs, "RESULTS", tmp_path / "costs.json")
-    monkeypatch.setattr(costs, "PAGE", tmp_path / "costs.md")
     monkeypatch.setattr(costs, "PAIRS", {name: PAIRS[name] for name in ("noise", "ist")})
-    torch.set_num_threads(1)
-    results = costs.run(options, ["ist"])
+    files = tmp_path / "costs.json", tmp_path / "costs.md"
+    results = costs.run(options, ["ist"], *files)
     row = results["rows"]["ist"]
     assert row["ours_ms"] > 0
     assert row["lowest"] <= row["highest"]
     assert row["scoring"]["scores_ms"] > 0
-    assert costs.run(options, [])["rows"].keys() == {"ist", "noise"}
-    assert costs.run(options, [])["rows"]["ist"] == row
-    assert costs.load(Options(model=options.model))["rows"] == {}
-    page = (tmp_path / "costs.md").read_text()
+    again = costs.run(options, [], *files)["rows"]
+    assert again.keys() == {"ist", "noise"}
+    assert again["ist"] == row
+    assert costs.load(Options(model=options.model), files[0])["rows"] == {}
+    page = files[1].read_text()
     assert "| noise | the same, to see the noise |" in page
     assert "IST's scores" in page
     monkeypatch.setattr(costs, "Console", lambda: Console(width=200))
     costs.show(results)
     assert "requires_grad flips" in capsys.readouterr().out
+
+
+def test_what_does_not_agree_is_not_timed(options, tmp_path, monkeypatch):
+    def doubled(base, tensors):
+        direct.series(base, {name: 2 * tensor for name, tensor in tensors.items()})
+
+    wrong = replace(PAIRS["series"], other=written_by(doubled))
+    monkeypatch.setitem(PAIRS, "series", wrong)
+    with pytest.raises(DisagreementError, match="series was not timed: the loss is"):
+        costs.run(options, ["series"], tmp_path / "costs.json", tmp_path / "costs.md")
+    assert not (tmp_path / "costs.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--methods", "lmam,lora_"], "--methods lora_: no such row; there are noise, lmam"),
+        (["--repetitions", "0"], "--repetitions 0 must be at least 1"),
+        (["--model", "smollm3"], "unknown model 'smollm3'"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(arguments, error, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("sys.argv", ["costs.py", *arguments, "--output", str(tmp_path)])
+    monkeypatch.setattr(costs.logging, "disable", lambda level: None)
+    with pytest.raises(SystemExit) as exit_:
+        costs.main()
+    assert exit_.value.code == 2
+    assert error in capsys.readouterr().err.splitlines()[-1]
