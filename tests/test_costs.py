@@ -7,6 +7,7 @@ import gc
 from dataclasses import replace
 
 import costs
+import costs_page
 import direct
 import pytest
 from costs import DisagreementError, Options, both, check, text_batch
@@ -105,8 +106,8 @@ def test_the_table_is_kept_row_by_row_and_not_measured_twice(
     page = files[1].read_text()
     assert "| noise | the same, to see the noise |" in page
     assert "IST's scores" in page
-    monkeypatch.setattr(costs, "Console", lambda: Console(width=200))
-    costs.show(results)
+    monkeypatch.setattr(costs_page, "Console", lambda: Console(width=200))
+    costs_page.show(results)
     assert "requires_grad flips" in capsys.readouterr().out
 
 
