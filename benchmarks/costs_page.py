@@ -56,7 +56,7 @@ python benchmarks/costs.py --methods lmam,ist     # these rows again
 **Setting.** `{model}`, {batch} × {length} tokens of `{data}`, fp32, {cpu}, {threads} threads; torch
 {torch}, transformers {transformers}, peft {peft}. Before a row is timed, both sides do a step with
 the same parameters on the same batch: loss and all gradients must agree within 1e-4, and so must
-the updates, within 2 % of their size (but for prefix tuning, whose keys PEFT keeps turned by their
+the updates, within 1 % of their size (but for prefix tuning, whose keys PEFT keeps turned by their
 positions). Then both models take steps in turn, {repetitions} each. Given are the medians, their
 ratio, the lowest and highest ratio of two steps taken one after the other, and the ratio of the
 processor time of all threads, which other programs on the machine disturb less. `noise` is LoRA
