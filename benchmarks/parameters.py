@@ -100,6 +100,7 @@ ROWS = [
     Row(9, "LoRaDA-LA ¬L", "0.32", "lorada_la", "llama-7b", ("lmam.ablation=full_rank",),
         why="0.32 without the LoRA part"),
     Row(10, "Pfeiffer adapter (r=600)", "7.2", "pfeiffer", "bart-large", why=CUT),
+    Row(10, "LoRA (ffn) (r=102)", "7.2", "lora", "bart-large", why="7.2 is the size of r=120"),
     Row(10, "PA (attn) + PA (ffn)", "6.7", "pa_attn_ffn", "bart-large", why=CUT),
     Row(10, "Prefix + LoRA (ffn)", "6.7", "prefix_lora", "bart-large"),
     Row(10, "MAM Adapter", "6.7", "mam", "bart-large"),

@@ -99,6 +99,7 @@ MAP = {"rank": 2, "length": 128}
 EVERY_FAMILY = ("llama", "roberta", "deberta", "bart")
 LLM_LORA = {"target_modules": ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]}
 ENCODER_LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.1}
+FFN_LORA = {"r": 102, "lora_alpha": 102, "target_modules": ["fc1", "fc2"]}
 QUERY_VALUE = {
     "llama": ["q_proj", "v_proj"],
     "roberta": ["query", "value"],
@@ -133,8 +134,9 @@ METHODS: dict[str, Method] = {
             "llama": {"lora": {"r": 32, "lora_alpha": 64, "lora_dropout": 0.05, **LLM_LORA}},
             "roberta": {"lora": {**ENCODER_LORA, "target_modules": QUERY_VALUE["roberta"]}},
             "deberta": {"lora": {**ENCODER_LORA, "target_modules": QUERY_VALUE["deberta"]}},
+            "bart": {"lora": FFN_LORA},
         },
-        source="Tables 4 and 5",
+        source="Tables 4, 5 and 10",
     ),
     "dora": Method(
         "DoRA: LoRA with the magnitude of each output row learned apart",
@@ -225,7 +227,7 @@ METHODS: dict[str, Method] = {
         {
             "bart": {
                 "prefix": {"length": 30, "projection": 800},
-                "lora": {"r": 102, "lora_alpha": 102, "target_modules": ["fc1", "fc2"]},
+                "lora": FFN_LORA,
             },
         },
         source="Table 10",
