@@ -17,6 +17,7 @@ CHAIN = [
     "shifted",
     "attention",
     "hooked",
+    "disentangled",
     "tuners",
     "procedures",
     "methods",

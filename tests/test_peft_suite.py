@@ -32,7 +32,7 @@ SIZES = {
 ENCODER = {**SIZES, "intermediate_size": 48}
 LLAMA_LIKE = {**ENCODER, "num_key_value_heads": 2}
 T5 = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
-BART = {"vocab_size": 64, "d_model": 32, "max_position_embeddings": 128}
+BART = {"vocab_size": 64, "d_model": 32, "max_position_embeddings": 128, "init_std": 0.2}
 for side in ("encoder", "decoder"):
     BART |= {f"{side}_layers": 2, f"{side}_attention_heads": 4, f"{side}_ffn_dim": 48}
 OPT = {**SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32}

@@ -203,7 +203,10 @@ METHODS: dict[str, Method] = {
         {
             "llama": {"prefix": {"length": 30}},
             "llama-13b": {"prefix": {"length": 10}},
-            "roberta": {"prefix": {"length": 32, "projection": 800}},
+            **{
+                family: {"prefix": {"length": 32, "projection": 800}}
+                for family in ("roberta", "deberta")
+            },
             "bart": {"prefix": {"length": 30, "projection": 800}},
         },
         source="Tables 4, 5 and 10",
@@ -211,9 +214,12 @@ METHODS: dict[str, Method] = {
     "mam": Method(
         "MAM: prefix tuning with Adapter-FFN",
         {
-            "roberta": {
-                "prefix": {"length": 16, "projection": 800},
-                "bottleneck": {"rank": 16, "scale": 2.0, "dropout": 0.1},
+            **{
+                family: {
+                    "prefix": {"length": 16, "projection": 800},
+                    "bottleneck": {"rank": 16, "scale": 2.0, "dropout": 0.1},
+                }
+                for family in ("roberta", "deberta")
             },
             "bart": {
                 "prefix": {"length": 30, "projection": 800},

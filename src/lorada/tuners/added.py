@@ -34,6 +34,7 @@ class AddedLayer(Scaled, nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self.in_features, self.out_features = self.sizes()
         self._disable_adapters = False
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []

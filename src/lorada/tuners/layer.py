@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lorada.disentangled import Replaced
 from lorada.hooked import HookPair
 from lorada.tuners.devices import Entries, FrozenEntries, used_on
 from lorada.tuners.sites import Follower
@@ -53,7 +54,7 @@ class AttachedLayer(Scaled, nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.merged_adapters: list[str] = []
         self.scaling = {}
         self._mixed: list[str] | None = None
-        self._handles: list[RemovableHandle | HookPair | Follower] = []
+        self._handles: list[RemovableHandle | HookPair | Replaced | Follower] = []
 
     @property
     def host(self) -> nn.Module:

@@ -97,6 +97,7 @@ class OmoeLayer(Scaled, nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self.out_features, self.in_features = self.base_weight().shape
         self.lora_down = Entries()
         self.lora_up = Entries()
         self.lora_magnitude = Entries()
