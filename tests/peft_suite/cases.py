@@ -33,6 +33,7 @@ GRALORA = {"peft_type": "GRALORA", "r": 4, "gralora_k": 2}
 
 # OMoE has default targets for LLaMAs alone. A pooler's dense would get no gradient.
 MATRICES = ["q_proj", "c_attn", "q", "query", "query_proj", "down_proj", "fc2", "wo"]
+MATRICES += ["intermediate.dense"]
 
 
 def configs(task: str) -> list[Case]:
