@@ -22,6 +22,9 @@ TASK_TYPES: dict[Family, TaskType] = {
     "bart": TaskType.SEQ_2_SEQ_LM,
 }
 
+# What task heads are called in transformers' models; BART's is the last.
+HEADS = ("classifier", "score", "pre_classifier", "classification_head")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -190,4 +193,4 @@ def select_trainable(model: nn.Module, rule: str) -> None:
 
 def in_head(name: str) -> bool:
     """Whether a parameter belongs to a task head, which always trains and is never counted."""
-    return any(head in name.split(".") for head in ("classifier", "score", "pre_classifier"))
+    return any(head in name.split(".") for head in HEADS)

@@ -77,6 +77,9 @@ def adapt(
     config = plan.config
     generates = "SEQ_2_SEQ_LM" if base.config.is_encoder_decoder else "CAUSAL_LM"
     config.task_type = generates if labels is None else "SEQ_CLS"
+    if labels is not None and hasattr(base, "classification_head"):
+        # BART's head goes by a name that PEFT does not know as one, and would stay as it was drawn.
+        config.modules_to_save = ["classification_head"]
     if recipe.from_adapter is None:
         return get_peft_model(base, config)
     assert isinstance(config, LoradaConfig)
