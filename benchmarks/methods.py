@@ -26,7 +26,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lorada import METHODS
 from lorada.files import write_whole
-from lorada.methods import Family, Settings
+from lorada.method import Family, Settings
 from lorada.run.recipe import load_recipe
 from lorada.run.result import hardware, versions
 from lorada.run.train import train
@@ -165,12 +165,13 @@ def run_alone(job: dict[str, Any]) -> dict[str, Any]:
 
 def line(name: str, row: dict[str, Any]) -> str:
     """One row of the table."""
+    linked = f"[`{name}`]({METHODS[name.removesuffix('+lmam')].paper})"
     if "error" in row:
-        return f"| `{name}` | failed: {row['error'].replace('|', '/')} | | | | | | | | | |"
+        return f"| {linked} | failed: {row['error'].replace('|', '/')} | | | | | | | | | |"
     rates = ", ".join(f"{rate:g}" for rate in row["rates"])
     fell = "yes" if row["loss_after"] < row["loss_before"] else "**no**"
     return (
-        f"| `{name}` | {row['model']} | {row['task']} | {row['trainable']:,} "
+        f"| {linked} | {row['model']} | {row['task']} | {row['trainable']:,} "
         f"| {row['percent']:.3f} | {row['steps']} | {rates} | {row['seconds_per_step']:.2f} "
         f"| {row['peak_memory_bytes'] / 2**20:,.0f} | {row['loss_before']:.4f} "
         f"| {row['loss_after']:.4f} | {fell} |"

@@ -19,6 +19,7 @@ CHAIN = [
     "hooked",
     "tuners",
     "procedures",
+    "method",
     "methods",
     "plan",
     "run",

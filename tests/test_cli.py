@@ -8,7 +8,7 @@ import pytest
 from folders import bert_folder, llama_folder, rows_file
 from safetensors.torch import load_file, save_file
 
-from lorada import cli
+from lorada import METHODS, cli
 
 TINY = [
     "training.per_device_train_batch_size=4", "training.report_to=[]", "max_steps=2",
@@ -108,6 +108,22 @@ def test_params_counts_without_weights_by_the_closed_form(call, place, tmp_path)
     assert counts["percent"] == pytest.approx(100 * counts["trainable"] / counts["total"])
     whole = counts["total"] + counts["trainable"]
     assert counts["percent_of_all"] == pytest.approx(100 * counts["trainable"] / whole)
+
+
+def test_methods_lists_all_of_them_and_shows_one_in_full(call):
+    _, out, _ = call("methods", "--json")
+    rows = json.loads(out)
+    assert list(rows) == list(METHODS)
+    assert rows["quanta"]["paper"] == "https://arxiv.org/abs/2406.00132"
+    code, out, _ = call("methods")
+    assert code == 0
+    assert all(f"│ {name}" in out for name in METHODS)
+    code, out, _ = call("methods", "lora+lmam")
+    assert code == 0
+    for part in (METHODS["lora"].formula, "lorada.LmamConfig", "length=128", "lora_alpha=64"):
+        assert part in out.replace("\n", "")
+    assert list(json.loads(call("methods", "lora", "--json")[1])) == ["lora"]
+    refused(call("methods", "lorra"), "unknown method 'lorra'; did you mean lora")
 
 
 def test_help_names_every_command(call):

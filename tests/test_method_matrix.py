@@ -11,7 +11,7 @@ from peft import PeftModel, get_peft_model
 from stacks import randomise
 
 from lorada import METHODS, build_method
-from lorada.methods import FAMILIES
+from lorada.method import FAMILIES
 from lorada.plan import family_of, in_head, part_names, select_trainable
 from lorada.run.evaluate import evaluate
 from lorada.run.loaded import load_run

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainingArguments
 
 from lorada.errors import unknown
-from lorada.methods import COLUMNS, FAMILIES, MAP, METHODS, PARTS, Family, Method, Settings
+from lorada.method import COLUMNS, FAMILIES, PARTS, Family, Method, Settings
+from lorada.methods import MAP, METHODS
 from lorada.tuners import LoradaConfig
 
 TASK_TYPES: dict[Family, TaskType] = {
@@ -62,6 +63,54 @@ def _method(name: str) -> tuple[Method, bool]:
     if plus_map and (not method.parts or "lmam" in next(iter(method.parts.values()))):
         raise ValueError(f"unknown method {name!r}: {plain} cannot take a map on top")
     return method, plus_map
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What a method is and how it runs, in words that JSON can hold.
+
+    Returns:
+        ``summary``, ``formula``, ``paper``, ``source``, ``parts`` (names), ``models`` (the kinds it
+        has settings for), ``runs`` (what carries it out) and ``settings`` (by model and part).
+
+    Raises:
+        ValueError: for an unknown method, with the nearest names.
+    """
+    method, plus_map = _method(name)
+    settings = {model: dict(parts) for model, parts in method.parts.items()}
+    summary, formula = method.summary, method.formula
+    if plus_map:
+        summary, formula = f"{summary}, with the map", f"{METHODS['lmam'].formula}; {formula}"
+        settings = {model: {"lmam": MAP, **parts} for model, parts in settings.items()}
+    return {
+        "summary": summary,
+        "formula": formula,
+        "paper": method.paper,
+        "source": method.source,
+        "parts": part_names(name),
+        "models": list(method.parts) or ["any"],
+        "runs": _runs(name, method),
+        "settings": settings,
+    }
+
+
+def _runs(name: str, method: Method) -> list[str]:
+    """What carries a method out: the configs of its parts, and whatever else it brings."""
+    configs = [PARTS[part] for part in part_names(name)]
+    found = [f"{config.__module__.partition('.')[0]}.{config.__name__}" for config in configs]
+    if method.trainable is not None:
+        which = "all parameters" if method.trainable == "." else f"names like {method.trainable}"
+        found.append(f"trains {which}")
+    found += [f"callback {_name_of(callback)}" for callback in method.callbacks]
+    if method.prepare is not None:
+        found.append(f"prepared by {_name_of(method.prepare)}")
+    if method.optimizer is not None:
+        found.append(f"optimizer {_name_of(method.optimizer)}")
+    return found + [f"{key}={value}" for key, value in method.arguments.items()]
+
+
+def _name_of(maker: Callable[..., Any]) -> str:
+    """The name of a class or function, of what a partial calls too."""
+    return str(getattr(maker, "func", maker).__name__)
 
 
 def family_of(model_config: Any) -> Family:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from lorada.methods import PARTS
+from lorada.method import PARTS
 from lorada.plan import Plan, build_method, in_head, select_trainable
 from lorada.run.models import kind_of, load_config, load_model
 from lorada.run.recipe import Recipe
