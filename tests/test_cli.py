@@ -165,6 +165,19 @@ BAD_TRAINING = {
     "not a regular expression": (['lmam.target_modules="["'], "unterminated character set"),
     "an odd dtype": (["dtype=float8_e4m3fn"], "dtype='float8_e4m3fn' is not one of float32"),
     "a logger that is not installed": (["training.report_to=[comet_ml]"], "comet-ml"),
+    "dims of another width": (
+        ["method=quanta", "dims=4-4"],
+        "dims=4-4 multiply to 16, but",
+        "32 inputs and 32 outputs",
+    ),
+    "a prefix beyond the context": (
+        ["method=prefix", "prefix.length=64"],
+        "length=64",
+        "below the 64 tokens",
+        "lower it",
+    ),
+    "no such layer": (["lmam.layers_to_transform=[7]"], "layers_to_transform=[7] matched no"),
+    "no layer": (["lmam.layers_to_transform=[]"], "layers_to_transform=[] names no layer"),
     "no batch": (["training.per_device_train_batch_size=0"], "must be at least 1"),
 }
 

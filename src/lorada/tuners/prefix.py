@@ -209,6 +209,12 @@ class PrefixModel(AttachedModel):
                 "a prefix needs attention that dispatches through transformers' interface; "
                 f"{type(self.model).__name__} computes it itself, in {kinds or 'none we know'}"
             )
+        context = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
+        if isinstance(context, int) and peft_config.length >= context:
+            raise ValueError(
+                f"length={peft_config.length} of a prefix must be below the {context} tokens of "
+                "the model's context: lower it"
+            )
         if peft_config.target_modules is None:
             peft_config.target_modules = self.candidates(peft_config)
         return peft_config
