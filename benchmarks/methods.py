@@ -191,8 +191,8 @@ and what it costs, not how good it is. Of {ours} the paper has settings for DeBE
 BART only, which are taken to MiniLM here, with the names of its modules. AdaLoRA's losses hold its
 regulariser.
 
-Seconds per step without the first step and without scoring; peak memory of the whole process, with
-the libraries (about 600 MiB) and the scoring.
+Seconds per step leave out the first step, the scoring and what a method does before training. Peak
+memory is that of the whole process, with the libraries (about 600 MiB) and the scoring.
 
 {machine}
 
