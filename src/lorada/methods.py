@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainingArguments
 
+from lorada.procedures import autopeft
 from lorada.procedures.adalora import AdaLoraCallback
 from lorada.procedures.galore import galore
 from lorada.procedures.ist import ISTCallback
@@ -40,6 +41,7 @@ PARTS: dict[str, type[PeftConfig]] = {
     "lora": LoraConfig,
     "bottleneck": BottleneckConfig,
     "pa_attn": BottleneckConfig,  # a second one, for stacks of two
+    "parallel_ffn": BottleneckConfig,  # likewise
     "prefix": PrefixConfig,
     "quanta": QuantaConfig,
     "omoe": OmoeConfig,
@@ -82,6 +84,7 @@ class Method:
             stack, which it returns ready to be placed.
         optimizer: maker of the optimizer of a method that has its own.
         arguments: overrides of TrainingArguments.
+        sizes: the settings, by part, that leave their part out when they are 0.
         source: where the settings come from.
     """
 
@@ -92,6 +95,7 @@ class Method:
     prepare: Callable[..., PeftConfig] | None = None
     optimizer: Callable[[nn.Module, TrainingArguments], Optimizer] | None = None
     arguments: Settings = field(default_factory=dict)
+    sizes: dict[str, str] = field(default_factory=dict)
     source: str = ""
 
 
@@ -229,6 +233,20 @@ METHODS: dict[str, Method] = {
             },
         },
         source="Table 10",
+    ),
+    "autopeft": Method(
+        "AutoPEFT: serial and parallel adapters and a prefix, in layers that `search` chooses",
+        {
+            "roberta": autopeft.blocks(12, 12, 6),
+            "deberta": autopeft.blocks(15, 15, 0),  # which can have no prefix
+            "bart": autopeft.blocks(256, 256, 32),
+            "mbart": autopeft.blocks(0, 512, 32),  # which has no norm behind the FFN
+        },
+        arguments={
+            "learning_rate": 1e-4, "num_train_epochs": 20, "per_device_train_batch_size": 32,
+        },
+        sizes=autopeft.SIZES,
+        source="Tables 5 and 10; the sizes are ours, none was published",
     ),
     "quanta": Method(
         "QuanTA: a full-rank change from gates on pairs of tensor axes",

@@ -127,7 +127,12 @@ def _stack(
         settings = {"lmam": dict(MAP), **settings}
     for part, values in part_overrides(list(settings), overrides).items():
         settings[part].update(values)
-    configs = [PARTS[part](**values) for part, values in settings.items()]
+    absent = [part for part, size in method.sizes.items() if settings.get(part, {}).get(size) == 0]
+    left = {part: values for part, values in settings.items() if part not in absent}
+    if not left:
+        sizes = ", ".join(f"{part}.{method.sizes[part]}=0" for part in absent)
+        raise ValueError(f"{sizes} leaves {name} without a part: give one of them a size")
+    configs = [PARTS[part](**values) for part, values in left.items()]
     return LoradaConfig(parts=configs, task_type=TASK_TYPES[family_of(model_config)])
 
 

@@ -56,9 +56,9 @@ class BottleneckConfig(LoradaPeftConfig):
         scale: s; 4 for ``ffn`` (the paper uses 2 on GLUE and 4 on XSum, MT and LLMs), else 1.
         placement: ``ffn`` (FFN(x) + A(x)); ``pa_attn`` (beside each attention, added in front of
             its output projection); ``houlsby`` (behind attention and FFN: y + A(y)); ``pfeiffer``
-            (behind the FFN's norm: LN(A(z) + y + x), z = LN(y + x), y the FFN's own output, whatever
-            other parts add to it); on linears ``series`` (y + A(y), y = Wx), ``series_input``
-            (W(x + A(x))) and ``parallel`` (Wx + A(x)).
+            (behind the FFN's norm: LN(A(z) + y + x), z = LN(y + x), with y the FFN's own output,
+            whatever other parts add to it); on linears ``series`` (y + A(y), y = Wx),
+            ``series_input`` (W(x + A(x))) and ``parallel`` (Wx + A(x)).
         activation: φ: ``relu``, ``tanh`` or ``gelu``; tanh on linears, else relu.
         use_bias: whether D and U have biases; none on linears.
         layer_norm: whether x is normalised first; only ``pa_attn`` does. With ``houlsby`` it is

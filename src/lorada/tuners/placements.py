@@ -4,7 +4,7 @@
     ffn            FFN(x) + A(x)                            He et al., 2021 (Adapter-FFN, PA(ffn))
     pa_attn        heads of Attn(x), concatenated, + A(x)   He et al., 2021 (PA(attn))
     houlsby        y + A(y), y of attention and of FFN      Houlsby et al., 2019
-    pfeiffer       LN(A(z) + y + x), z = LN(y + x)          Pfeiffer et al., 2020; AutoPEFT's serial one
+    pfeiffer       LN(A(z) + y + x), z = LN(y + x)          Pfeiffer et al., 2020; AutoPEFT
     series         y + A(y), y = Wx                         Hu et al., 2023 (LLM-Adapters)
     series_input   W(x + A(x))                              Hu et al., 2023
     parallel       Wx + A(x)                                Hu et al., 2023
@@ -210,7 +210,7 @@ def _before_norm(layer: nn.Module, site: Site) -> list[Spot]:
     if site.residual != site.normed:
         return []
     added = f"{site.norms[-1]}.in"
-    kept = {"y": (site.added,)}
+    kept: dict[str, tuple[str, ...]] = {"y": (site.added,)}
     if site.added != added:  # else what is there is y + x already
         kept["x"] = site.residual
     return [Spot(layer, site.host, site.host, "bneck_pfeiffer", added, kept, "norm")]
