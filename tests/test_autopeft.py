@@ -10,7 +10,7 @@ from stacks import randomise
 from torch import nn
 
 from lorada import BottleneckConfig, LoradaConfig, PrefixConfig, build_method
-#from lorada.procedures.autopeft import configuration
+from lorada.procedures.autopeft import configuration
 from lorada.run.params import count_parameters
 
 SERIAL = {"placement": "pfeiffer", "rank": 3, "dropout": 0.0}
@@ -101,3 +101,142 @@ def test_the_block_is_its_equations_with_their_gradients(name, present):
             for key, weight in block.adapters[kind].weights.items():
                 assert weight.grad.abs().max() > 0
                 assert_close(getattr(part, key)["default"].grad, weight.grad)
+
+
+@pytest.mark.parametrize("name", ["roberta", "bart"])
+def test_a_prefix_joins_the_block_as_it_would_stand_before_attention_without_it(name):
+    prefix = PrefixConfig(length=3)
+    model = adapted(name, [PARTS["serial"], PARTS["parallel"], prefix])
+    twin = get_peft_model(twin_of(model, name), LoradaConfig(parts=[prefix])).eval()
+    prefixes = {key: value for key, value in model.state_dict().items() if ".prefix." in key}
+    missing = twin.load_state_dict(prefixes, strict=False)
+    assert prefixes
+    assert not missing.unexpected_keys
+    batch = inputs(name)
+
+    without = logits(twin_of(model, name), **batch)
+    assert (logits(model, **batch) - without).abs().max() > 1e-3
+    assert_close(logits(model, **batch), logits(twin, **batch))
+
+
+def method(name: str, *chosen, **more) -> LoradaConfig:
+    """The stack of a configuration on an architecture, without its task type."""
+    overrides = configuration(*chosen)
+    config = build_method("autopeft", ARCHITECTURES[name]().config, **overrides, **more).config
+    config.task_type = None
+    return config
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("roberta", 1), ("bart", 2)])
+def test_one_bit_switches_all_blocks_of_a_layer_in_encoder_and_decoder(name, blocks):
+    parts = method(name, 3, 5, 2, [1]).parts
+    for part in parts[:2]:
+        part.dropout = 0.0
+    model = adapted(name, parts)
+    own = [key for key, p in model.named_parameters() if p.requires_grad]
+
+    outside = ("prefix_self.", "prefix_encoder.", "prefix_decoder.", "prefix_cross.")  # networks
+    inside = [key for key in own if not any(network in key for network in outside)]
+    assert all(".1." in key for key in inside)
+    assert len({key.partition(".1.")[0] for key in inside}) == blocks
+    kinds = (".bneck_pfeiffer.", ".bneck.", ".prefix.")
+    assert all(any(kind in key for key in inside) for kind in kinds)
+    parts = method(name, 3, 5, 0, [1]).parts
+    model, batch = adapted(name, parts), inputs(name)
+    assert_close(logits(model, **batch), logits(twin_of(model, name), **batch))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kinds"),
+    [
+        ((4, 0, 0), ["bneck_pfeiffer"]),
+        ((0, 4, 0), ["bneck"]),
+        ((0, 0, 4), ["prefix"]),
+        ((4, 4, 0), ["bneck_pfeiffer", "bneck"]),
+    ],
+)
+def test_a_block_of_size_0_is_left_out_and_comes_back_so_from_the_file(chosen, kinds, tmp_path):
+    base = ARCHITECTURES["roberta"]
+    model = get_peft_model(base(), method("roberta", *chosen, [0])).eval()
+    randomise(model)
+    batch = inputs("roberta")
+    changed = logits(model, **batch)
+    every = ("bneck_pfeiffer", "bneck", "prefix")
+    names = {part for key in model.state_dict() for part in key.split(".")}
+    assert [kind for kind in every if kind in names] == kinds
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(base(), str(tmp_path)).eval()
+
+    assert_close(logits(loaded, **batch), changed)
+
+
+def test_a_parallel_block_is_the_identity_at_the_start_and_a_serial_one_is_not():
+    batch = inputs("roberta")
+    base = logits(ARCHITECTURES["roberta"](), **batch)
+    for chosen, same in (((0, 8, 0), True), ((8, 0, 0), False)):
+        config = method("roberta", *chosen, [0, 1])
+        model = get_peft_model(ARCHITECTURES["roberta"](), config).eval()
+        assert torch.allclose(logits(model, **batch), base, atol=1e-6) == same
+
+
+def closed_form(serial, parallel, prefix, layers, width, biases):
+    sizes = [size for size in (serial, parallel) if size]
+    weights = 2 * width * sum(sizes) + 2 * width * prefix
+    return len(layers) * (weights + biases * sum(size + width for size in sizes))
+
+
+EVERY = tuple(range(12))
+COUNTED = [(12, 12, 6, EVERY), (768, 1, 0, (0,)), (0, 24, 3, (1, 5, 11)), (3, 0, 0, (11,))]
+
+
+@pytest.mark.parametrize("chosen", COUNTED, ids=str)
+@pytest.mark.parametrize("biases", [0, 1])
+def test_a_configuration_counts_what_its_closed_form_says(chosen, biases):
+    pairs = [f"{part}.{key}={value}" for part, values in configuration(*chosen).items()
+             for key, value in values.items()]  # fmt: skip
+    pairs += [f"{part}.use_bias={bool(biases)}".lower() for part in ("bottleneck", "parallel_ffn")]
+    counted = count_parameters("autopeft", "roberta-base", pairs)["trainable"]
+
+    assert counted == closed_form(*chosen, 768, biases)
+
+
+def test_the_balanced_example_on_roberta_is_552960_weights_and_18720_biases():
+    assert closed_form(12, 12, 6, EVERY, 768, 0) == 552_960
+    assert count_parameters("autopeft", "roberta-base", [])["trainable"] == 552_960 + 18_720
+
+
+REFUSED = {
+    "no block": ((0, 0, 0, [1]), "leaves no block: give one of them a size"),
+    "no layer": ((1, 2, 3, []), r"layers=\[\] leaves no layer: name at least one"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_configuration_of_nothing_is_refused(case):
+    chosen, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        configuration(*chosen)
+
+
+def test_a_method_without_a_part_left_is_refused():
+    overrides = {"bottleneck": {"rank": 0}, "parallel_ffn": {"rank": 0}, "prefix": {"length": 0}}
+    with pytest.raises(ValueError, match=r"^bottleneck\.rank=0, .* leaves autopeft without a part"):
+        build_method("autopeft", ARCHITECTURES["roberta"]().config, **overrides)
+
+
+def test_no_other_method_loses_a_part_of_size_0():
+    with pytest.raises(ValueError, match="rank=0 must be a whole number above 0"):
+        build_method("pfeiffer", ARCHITECTURES["roberta"]().config, rank=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("deberta_v2", ["pfeiffer", "ffn"]),  # no prefix: it computes attention itself
+        ("mbart", ["ffn", "prefix"]),  # no serial adapter: no norm follows the FFN's sum
+        ("bart", ["pfeiffer", "ffn", "prefix"]),
+    ],
+)
+def test_a_model_has_the_blocks_that_it_has_a_form_of(name, parts):
+    config = build_method("autopeft", ARCHITECTURES[name]().config).config
+    assert [getattr(part, "placement", "prefix") for part in config.parts] == parts
