@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,9 +52,9 @@ def main() -> None:
     # Other libraries' announcements of their next version are no concern of who runs a command.
     warnings.simplefilter("ignore", FutureWarning)
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        # The code of an Exit, or of Ctrl-C, which typer returns instead of raising it.
+        if code := app(standalone_mode=False):
+            sys.exit(code)
     except (ValueError, OSError, ImportError, re.error) as error:
         if os.environ.get("LORADA_DEBUG"):
             raise
@@ -86,7 +87,7 @@ def _fail(message: str) -> None:
 
 
 def _next(command: str) -> None:
-    console.print(f"next: [bold]{command}[/bold]", highlight=False)
+    console.print(f"next: [bold]{command}[/bold]", highlight=False, soft_wrap=True)
 
 
 def _print_json(data: Any) -> None:
@@ -296,8 +297,9 @@ def search(
     pairs, options = list(overrides or []), {**options, "output": output}
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         recipe = search_recipe(pairs, options, resume=resume)
+        report = partial(errors.print, highlight=False, soft_wrap=True)
         found = run_search(
-            recipe, trials, sampler, resume=resume, overwrite=overwrite, report=errors.print
+            recipe, trials, sampler, resume=resume, overwrite=overwrite, report=report
         )
     if as_json:
         _print_json(found)

@@ -41,20 +41,25 @@ def search_recipe(pairs: list[str], options: dict[str, Any], *, resume: bool) ->
     Raises:
         ValueError: as ``load_recipe``, and for a method without a search.
     """
+    _refuse_other(options["method"] or METHOD)
     saved = Path(str(options["output"])) / SEARCH_RECIPE
     if resume and not saved.is_file():
         raise ValueError(f"{saved.parent} holds no search to resume: give the --output of one")
     known = str(saved) if resume else None
     options = {**options, "method": options["method"] or (None if resume else METHOD)}
     recipe = load_recipe(known, pairs, options)
-    if recipe.method != METHOD:
-        raise ValueError(f"lorada search is for --method {METHOD}, not {recipe.method}")
+    _refuse_other(recipe.method)
     if recipe.eval_data is None:
         raise ValueError("a search scores on held-out rows: pass --eval-data FILE")
     for part, name in SIZES.items():
         for chosen in recipe.parts.get(part, {}).keys() & {name, autopeft.LAYERS}:
             raise ValueError(f"{part}.{chosen} is what the search chooses: leave it out")
     return recipe
+
+
+def _refuse_other(method: str) -> None:
+    if method != METHOD:
+        raise ValueError(f"lorada search is for --method {METHOD}, not {method}")
 
 
 def search(
