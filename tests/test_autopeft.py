@@ -103,6 +103,27 @@ def test_the_block_is_its_equations_with_their_gradients(name, present):
                 assert_close(getattr(part, key)["default"].grad, weight.grad)
 
 
+def gradients(model: nn.Module, batch: dict) -> dict:
+    torch.manual_seed(1)
+    model.zero_grad()
+    model(**batch).logits.square().mean().backward()
+    return {key: p.grad.clone() for key, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("name", ["roberta", "bart"])
+def test_the_block_has_the_same_gradients_under_checkpointing(name):
+    # A smooth φ, of which a gradient that is recomputed in another order differs little.
+    parts = [BottleneckConfig(**kind, activation="gelu") for kind in (SERIAL, PARALLEL)]
+    model, batch = adapted(name, parts).train(), inputs(name)
+    expected = gradients(model, batch)
+    model.enable_input_require_grads()
+    for reentrant in (False, True):
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        for key, gradient in gradients(model, batch).items():
+            assert gradient.abs().max() > 0
+            assert_close(gradient, expected[key])
+
+
 @pytest.mark.parametrize("name", ["roberta", "bart"])
 def test_a_prefix_joins_the_block_as_it_would_stand_before_attention_without_it(name):
     prefix = PrefixConfig(length=3)
@@ -238,5 +259,13 @@ def test_no_other_method_loses_a_part_of_size_0():
     ],
 )
 def test_a_model_has_the_blocks_that_it_has_a_form_of(name, parts):
-    config = build_method("autopeft", ARCHITECTURES[name]().config).config
-    assert [getattr(part, "placement", "prefix") for part in config.parts] == parts
+    model = ARCHITECTURES[name]().config
+    absent = [0 if kind not in parts else 4 for kind in ("pfeiffer", "ffn", "prefix")]
+    for overrides in ({}, configuration(*absent, [0])):
+        config = build_method("autopeft", model, **overrides).config
+        assert [getattr(part, "placement", "prefix") for part in config.parts] == parts
+
+
+def test_a_block_that_a_model_has_no_form_of_cannot_be_given_a_size():
+    with pytest.raises(ValueError, match="unknown override 'prefix'"):
+        method("deberta_v2", 4, 4, 4, [0])

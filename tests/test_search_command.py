@@ -10,7 +10,10 @@ from crashes import SETTINGS, number, same_files
 from folders import bert_folder, llama_folder, rows_file
 
 from lorada import cli
+from lorada.procedures.autopeft import Space
+from lorada.run.recipe import Recipe
 from lorada.run.result import read_result
+from lorada.run.search import space_of
 
 ADAPTER = ("adapter/adapter_model.safetensors", "recipe.yaml")
 LABELS = [{"text": "ab" * (i % 5 + 1), "label": "yn"[i % 2]} for i in range(24)]
@@ -81,6 +84,19 @@ def test_every_trial_is_a_run_of_its_configuration_that_was_scored(whole):
         layers = [p["layers_to_transform"] for p in parts.values() if "layers_to_transform" in p]
         assert layers
         assert all(own == chosen["layers"] for own in layers)
+
+
+@pytest.mark.parametrize(
+    ("model", "space"),
+    [
+        ("roberta-base", Space(768, 12)),
+        ("deberta-v3-base", Space(768, 12, ("bottleneck", "parallel_ffn"))),
+        ("bart-large", Space(1024, 12)),  # a bit switches a layer of the encoder and of the decoder
+        ("mbart-large", Space(1024, 12, ("parallel_ffn", "prefix"))),
+    ],
+)
+def test_the_space_is_that_of_the_model(model, space):
+    assert space_of(Recipe(model=model, output="-")) == space
 
 
 KILLED_AT = {

@@ -125,7 +125,10 @@ def _stack(
     settings = {part: dict(values) for part, values in column.items()}
     if plus_map:
         settings = {"lmam": dict(MAP), **settings}
-    for part, values in part_overrides(list(settings), overrides).items():
+    # To leave out a part that this model has no form of changes nothing.
+    without = {part: {size: 0} for part, size in method.sizes.items() if part not in settings}
+    asked = {key: value for key, value in overrides.items() if without.get(key, ...) != value}
+    for part, values in part_overrides(list(settings), asked).items():
         settings[part].update(values)
     absent = [part for part, size in method.sizes.items() if settings.get(part, {}).get(size) == 0]
     left = {part: values for part, values in settings.items() if part not in absent}
