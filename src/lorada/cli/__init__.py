@@ -12,7 +12,7 @@ import warnings
 import typer
 from rich.logging import RichHandler
 
-from lorada.cli import listing, paper, runs  # noqa: F401  (their commands)
+from lorada.cli import listing, paper, pictures, runs  # noqa: F401  (their commands)
 from lorada.cli.app import app, errors
 
 
