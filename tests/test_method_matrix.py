@@ -13,7 +13,8 @@ from stacks import randomise
 from lorada import METHODS, build_method
 from lorada.methods import FAMILIES
 from lorada.plan import column_of, family_of, in_head, part_names, select_trainable
-from lorada.run.evaluate import evaluate, load_run
+from lorada.run.evaluate import evaluate
+from lorada.run.loaded import load_run
 from lorada.run.recipe import load_recipe
 from lorada.run.train import train
 

@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from lorada.run import train as train_module
 from lorada.run.callbacks import DivergedError
-from lorada.run.evaluate import evaluate, generate, load_run
+from lorada.run.evaluate import evaluate
+from lorada.run.generate import generate
+from lorada.run.loaded import load_run
 from lorada.run.recipe import load_recipe
 from lorada.run.result import read_result
 from lorada.run.train import train

@@ -123,8 +123,8 @@ def same_recipe(before: Recipe, now: Recipe) -> None:
     """
     for key, value in now.model_dump().items():
         old = before.model_dump()[key]
-        # Whether foreign code may run is asked anew each time.
-        if old != value and key not in ("output", "trust_remote_code"):
+        # Whether foreign code may run is asked anew each time; rows have a fingerprint of theirs.
+        if old != value and key not in ("output", "trust_remote_code", "data_dir"):
             raise ValueError(
                 f"the run to resume had {key}={old!r}, not {value!r}: leave it as it was, "
                 "or start again with --overwrite"

@@ -20,8 +20,9 @@ from lorada.plan import column_of
 from lorada.procedures import autopeft
 from lorada.procedures.autopeft import SIZES, Configuration, Space, Trial, pareto
 from lorada.run.callbacks import DivergedError
-from lorada.run.evaluate import evaluate, load_run
+from lorada.run.evaluate import evaluate
 from lorada.run.folder import clear, holds_run, same_recipe
+from lorada.run.loaded import load_run
 from lorada.run.lock import held
 from lorada.run.models import load_config
 from lorada.run.params import count_parameters
