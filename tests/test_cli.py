@@ -293,6 +293,18 @@ def test_resume_needs_only_the_folder(call, place, tmp_path):
     assert json.loads(out)["steps"] == 2
 
 
+def test_a_training_that_was_interrupted_ends_with_the_code_of_ctrl_c(
+    call, place, tmp_path, monkeypatch
+):
+    from lorada.run import train
+
+    stopped = train.Trained(tmp_path / "run", {"steps": 1}, interrupted=True)
+    monkeypatch.setattr(train, "train", lambda *_, **__: stopped)
+    code, _, err = call(*train_words(place, tmp_path / "run"))
+    assert code == 130
+    assert "stopped and saved at step 1" in err
+
+
 BAD_TABLE = {
     "empty prompt": (["generate", "RUN", "--prompt", ""], "a prompt is empty"),
     "no tokens": (["generate", "RUN", "--prompt", "a", "--max-new-tokens", "0"], "max-new-tokens"),

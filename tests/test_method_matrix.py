@@ -12,7 +12,7 @@ from stacks import randomise
 
 from lorada import METHODS, build_method
 from lorada.method import FAMILIES
-from lorada.plan import family_of, in_head, part_names, select_trainable
+from lorada.plan import column_of, family_of, in_head, part_names, select_trainable
 from lorada.run.evaluate import evaluate
 from lorada.run.loaded import load_run
 from lorada.run.recipe import load_recipe
@@ -24,6 +24,7 @@ SMALL = {
     "lmam": {"rank": 2, "length": 6, "heads": 2},
     "bottleneck": {"rank": 3},
     "pa_attn": {"rank": 3},
+    "parallel_ffn": {"rank": 3},
     "prefix": {"length": 3},
     "lora": {"r": 2},
     "sora": {"rank": 2},
@@ -35,9 +36,10 @@ SMALL = {
 PLUGGED = ("lora", "dora", "series", "parallel", "quanta", "longlora")
 
 
-def small(name: str) -> dict:
-    """Overrides that make a method small, for the parts it has."""
-    return {part: SMALL[part] for part in part_names(name) if part in SMALL}
+def small(name: str, config=None) -> dict:
+    """Overrides that make a method small, for the parts it has (on a model, where it is given)."""
+    parts = part_names(name) if config is None else column_of(METHODS[name], config)
+    return {part: SMALL[part] for part in parts or () if part in SMALL}
 
 
 def defined(name: str, model: str) -> bool:
@@ -59,7 +61,7 @@ def test_a_method_is_placed_trains_what_it_says_and_comes_back_from_its_file(nam
         with pytest.raises(ValueError, match="this method is not defined for this model"):
             select_trainable(base, build_method(name, base.config).trainable)
         return
-    plan = build_method(name, base.config, **small(name))
+    plan = build_method(name, base.config, **small(name, base.config))
     if plan.config is None:
         select_trainable(base, plan.trainable)
         trained = [n for n, p in base.named_parameters() if p.requires_grad]

@@ -58,7 +58,7 @@ def place(tmp_path, monkeypatch):
     }  # fmt: skip
     path = tmp_path / "table5.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    monkeypatch.setattr(tables, "tables", lambda: {5: path})
+    monkeypatch.setattr(tables, "tables", lambda: {"table5": path})
     monkeypatch.setattr(report, "published", lambda number: PUBLISHED)
     load_table.cache_clear()
     monkeypatch.setenv("LORADA_DATA", str(tmp_path / "data"))
@@ -157,7 +157,7 @@ def test_a_dry_run_counts_and_estimates_and_writes_nothing(place, monkeypatch, c
 
 
 def test_the_matched_setting_is_the_integer_nearest_to_the_share(place):
-    table = load_table(5)
+    table = load_table("table5")
     row = table.rows[0]
     recipe = row_recipe(table, row, "local", ["rte"], 1, place / "run")
     rank = recipe.parts["lora"]["r"]
@@ -170,9 +170,9 @@ def test_the_matched_setting_is_the_integer_nearest_to_the_share(place):
 
 
 BAD = {
-    "no such table": (["1"], "no table 1: there are 2, 3, 5"),
-    "no such row": (["5", "--rows", "lroa"], "unknown row of table 5 'lroa'; did you mean lora?"),
-    "a task of another table": (["5", "--tasks", "piqa"], "unknown task of table 5 'piqa'"),
+    "no such table": (["1"], "no table1 of results in the paper: there are tables 2, 3, 5"),
+    "no such row": (["5", "--rows", "lroa"], "unknown row of table5 'lroa'; did you mean lora?"),
+    "a task of another table": (["5", "--tasks", "piqa"], "unknown task of table5 'piqa'"),
     "seeds that are no numbers": (["5", "--seeds", "a"], "--seeds a must be whole numbers"),
     "no such scale": (["5", "--scale", "huge"], "--scale huge is not one of paper, local"),
     "both": (["5", "--resume", "--overwrite"], "exclude each other"),
@@ -190,7 +190,7 @@ def test_a_mistake_is_one_line(case, place, monkeypatch, capsys):
 
 
 def test_a_row_of_a_method_finds_all_rows_of_it(place):
-    table = load_table(5)
+    table = load_table("table5")
     assert [row.key for row in table.rows_named(["full", "lora"])] == ["full", "lora"]
     twice = table.model_copy(
         update={"rows": [*table.rows, table.rows[0].model_copy(update={"key": "lora_0.1"})]}

@@ -27,6 +27,7 @@ PARTS: dict[str, type[PeftConfig]] = {
     "lora": LoraConfig,
     "bottleneck": BottleneckConfig,
     "pa_attn": BottleneckConfig,  # a second one, for stacks of two
+    "parallel_ffn": BottleneckConfig,  # likewise
     "prefix": PrefixConfig,
     "quanta": QuantaConfig,
     "omoe": OmoeConfig,
@@ -69,6 +70,7 @@ class Method:
             stack, which it returns ready to be placed.
         optimizer: maker of the optimizer of a method that has its own.
         arguments: overrides of TrainingArguments.
+        sizes: the settings, by part, that leave their part out when they are 0.
         formula: what it computes or how it updates, in one line of plain text.
         paper: link of the paper that the method is from.
         source: where the settings come from.
@@ -81,6 +83,7 @@ class Method:
     prepare: Callable[..., PeftConfig] | None = None
     optimizer: Callable[[nn.Module, TrainingArguments], Optimizer] | None = None
     arguments: Settings = field(default_factory=dict)
+    sizes: dict[str, str] = field(default_factory=dict)
     formula: str = ""
     paper: str = ""
     source: str = ""

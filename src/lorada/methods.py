@@ -6,6 +6,7 @@ an entry holds, ``plan`` makes a method ready for a model.
 """
 
 from lorada.method import Method, Settings
+from lorada.procedures import autopeft
 from lorada.procedures.adalora import AdaLoraCallback
 from lorada.procedures.galore import galore
 from lorada.procedures.ist import ISTCallback
@@ -180,6 +181,22 @@ METHODS: dict[str, Method] = {
         formula="Attn(Q, [P_k; K], [P_v; V]); Wx + (α/r)·BAx for the FFN's W",
         paper=UNIFIED,
         source="Table 10",
+    ),
+    "autopeft": Method(
+        "AutoPEFT: serial and parallel adapters and a prefix, in layers that `search` chooses",
+        {
+            "roberta": autopeft.blocks(12, 12, 6),
+            "deberta": autopeft.blocks(15, 15, 0),  # which can have no prefix
+            "bart": autopeft.blocks(256, 256, 32),
+            "mbart": autopeft.blocks(0, 512, 32),  # which has no norm behind the FFN
+        },
+        arguments={
+            "learning_rate": 1e-4, "num_train_epochs": 20, "per_device_train_batch_size": 32,
+        },
+        sizes=autopeft.SIZES,
+        formula="LN(A_s(LN(y + x)) + y + A_p(x) + x), y = FFN(x); Attn(Q, [P_k; K], [P_v; V])",
+        paper="https://arxiv.org/abs/2301.12132",
+        source="Tables 5 and 10; the sizes are ours, none was published",
     ),
     "quanta": Method(
         "QuanTA: a full-rank change from gates on pairs of tensor axes",

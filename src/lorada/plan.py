@@ -177,9 +177,17 @@ def _stack(
     settings = {part: dict(values) for part, values in column.items()}
     if plus_map:
         settings = {"lmam": dict(MAP), **settings}
-    for part, values in part_overrides(list(settings), overrides).items():
+    # To leave out a part that this model has no form of changes nothing.
+    without = {part: {size: 0} for part, size in method.sizes.items() if part not in settings}
+    asked = {key: value for key, value in overrides.items() if without.get(key, ...) != value}
+    for part, values in part_overrides(list(settings), asked).items():
         settings[part].update(values)
-    configs = [PARTS[part](**values) for part, values in settings.items()]
+    absent = [part for part, size in method.sizes.items() if settings.get(part, {}).get(size) == 0]
+    left = {part: values for part, values in settings.items() if part not in absent}
+    if not left:
+        sizes = ", ".join(f"{part}.{method.sizes[part]}=0" for part in absent)
+        raise ValueError(f"{sizes} leaves {name} without a part: give one of them a size")
+    configs = [PARTS[part](**values) for part, values in left.items()]
     return LoradaConfig(parts=configs, task_type=TASK_TYPES[family_of(model_config)])
 
 

@@ -34,18 +34,18 @@ def table(
     from lorada.run.table_runs import jobs
     from lorada.run.tables import load_table
 
-    chosen = load_table(number)
-    at = _scale(scale)
+    chosen = load_table(f"table{number}")
+    at = scale_named(scale)
     found = jobs(
-        chosen, at, rows=_names(rows), tasks=_names(tasks), seeds=_numbers(seeds),
-        results=results, output=output / f"table{number}-{at}", data_dir=data_dir,
+        chosen, at, rows=_names(rows), tasks=_names(tasks), seeds=numbers(seeds),
+        results=results, output=output, data_dir=data_dir,
     )  # fmt: skip
     if dry_run:
         _show_plan(found, at, as_json=as_json)
         return
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
-    complete = _run(found, at, resume=resume, overwrite=overwrite)
+    complete = run_jobs(found, at, resume=resume, overwrite=overwrite)
     page = _page(chosen, at, found, complete)
     folder = results / f"table{number}" / at
     from lorada.report import tables as report
@@ -60,10 +60,11 @@ def table(
         console.print(f"• {note}", highlight=False)
     console.print(report.terminal(page))
     console.print(f"{folder}/table.md, table.csv, table.tex", highlight=False, soft_wrap=True)
-    suggest(f"lorada plot scatter --results {results}")
+    suggest(f"lorada plot scatter --table {number} --results {results}")
 
 
-def _scale(name: str | None) -> Any:
+def scale_named(name: str | None) -> Any:
+    """A scale by its name; by default the real models where there is a GPU for them."""
     import torch
 
     from lorada.run.tables import SCALES
@@ -79,14 +80,17 @@ def _names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _numbers(text: str | None) -> list[int] | None:
+def numbers(text: str | None) -> list[int] | None:
+    """Whole numbers with commas between them."""
     try:
         return None if text is None else [int(name) for name in text.split(",")]
     except ValueError as error:
         raise ValueError(f"--seeds {text} must be whole numbers with commas") from error
 
 
-def _run(found: list[Any], scale: Any, *, resume: bool, overwrite: bool) -> list[dict[str, Any]]:
+def run_jobs(
+    found: list[Any], scale: Any, *, resume: bool, overwrite: bool
+) -> list[dict[str, Any]]:
     """Run what has no result yet; the results of all, in order."""
     from lorada.run.table_runs import carry_out, done, estimate
 

@@ -5,6 +5,7 @@ Reads results only: each number is a mean over seeds with its spread, from ``res
 
 import csv
 import io
+import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -102,6 +103,39 @@ def measured_line(
     minutes = sum(r["wall_time_s"] for r in results) / 60 if results else None
     percent = " / ".join(sorted(shares)) or NOTHING
     return Line(label, "ours", percent, scores, minutes=minutes)
+
+
+def stored_points(folder: Path) -> list[dict[str, Any]]:
+    """What the stored results of a table say of each row: parameters, and scores by seed.
+
+    Args:
+        folder: of one table at one scale.
+
+    Returns:
+        ``label`` (the row's key), ``percent``, ``scores`` (means over tasks, one a seed) and
+        ``tasks``; only of rows that have all tasks and seeds of the row that has most.
+
+    Raises:
+        ValueError: if there are no results.
+    """
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for path in sorted(folder.rglob("seed*.json")):
+        row, seed = path.parent.parent.relative_to(folder), path.stem
+        result = json.loads(path.read_text(encoding="utf-8"))
+        entry = rows.setdefault(str(row), {}).setdefault(seed, {"scores": {}})
+        entry["percent"] = result["parameters"]["percent"]
+        entry["scores"] |= {task: _score(m, None) for task, m in result["metrics"].items()}
+    if not rows:
+        raise ValueError(f"{folder} has no results: run lorada table first")
+    most = max((set(e["scores"]) for seeds in rows.values() for e in seeds.values()), key=len)
+    points = []
+    for row_key, seeds in rows.items():
+        whole = [e for e in seeds.values() if set(e["scores"]) == most]
+        if whole:
+            scores = [statistics.fmean(e["scores"].values()) for e in whole]
+            points.append({"label": row_key, "percent": whole[0]["percent"], "scores": scores,
+                           "tasks": ", ".join(sorted(most))})  # fmt: skip
+    return points
 
 
 def _score(metrics: dict[str, Any], name: str | None) -> float:

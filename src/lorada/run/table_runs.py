@@ -74,9 +74,10 @@ def jobs(
         for group in groups:
             for seed in seeds or table.seeds:
                 place = Path(row.key) / "-".join(group) / f"seed{seed}"
-                recipe = row_recipe(table, row, scale, group, seed, output / place)
+                run = output / f"{table.name}-{scale}" / place
+                recipe = row_recipe(table, row, scale, group, seed, run)
                 recipe = recipe.model_copy(update={"data_dir": data_dir})
-                stored = results / f"table{table.table}" / scale / f"{place}.json"
+                stored = results / table.name / scale / f"{place}.json"
                 found.append(Job(row, group, seed, recipe, stored))
     return found
 

@@ -51,9 +51,10 @@ class TableRow(_Strict):
 
 
 class PaperTable(_Strict):
-    """A numbered table of results."""
+    """A numbered table of results, or the runs that a figure is made of."""
 
     table: int
+    figure: bool = Field(False, description="whether it is a figure's number")
     title: str
     tasks: list[str]
     train: Literal["each", "together"] = Field(description="one run for each task, or for all")
@@ -68,6 +69,11 @@ class PaperTable(_Strict):
     local: Column
     rows: list[TableRow]
 
+    @property
+    def name(self) -> str:
+        """What its results are kept under."""
+        return f"{'figure' if self.figure else 'table'}{self.table}"
+
     def column(self, scale: Scale) -> Column:
         """What rows have in common at a scale."""
         return self.paper if scale == "paper" else self.local
@@ -80,7 +86,7 @@ class PaperTable(_Strict):
         """
         for name in chosen or []:
             if name not in self.tasks:
-                raise unknown(f"task of table {self.table}", name, self.tasks)
+                raise unknown(f"task of {self.name}", name, self.tasks)
         return chosen or self.column(scale).tasks or self.tasks
 
     def columns_of(self, tasks: list[str]) -> dict[str, tuple[str, str | None]]:
@@ -106,29 +112,30 @@ class PaperTable(_Strict):
             exact = [row for row in self.rows if row.key == name]
             rows = exact or [row for row in self.rows if row.method == name]
             if not rows:
-                raise unknown(f"row of table {self.table}", name, [row.key for row in self.rows])
+                raise unknown(f"row of {self.name}", name, [row.key for row in self.rows])
             found += [row for row in rows if row not in found]
         return found
 
 
-def tables() -> dict[int, Path]:
-    """The tables that have a recipe, by number."""
+def tables() -> dict[str, Path]:
+    """The recipes of tables and figures, by name (``table5``, ``figure4``)."""
     folder = Path(str(files("lorada"))) / "recipes" / "tables"
-    paths = {int(path.stem.removeprefix("table")): path for path in folder.glob("table*.yaml")}
-    return dict(sorted(paths.items()))
+    return {path.stem: path for path in folder.glob("*.yaml")}
 
 
 @cache
-def load_table(number: int) -> PaperTable:
-    """A table by its number in the paper.
+def load_table(name: str) -> PaperTable:
+    """A table or figure by its name, such as ``table5``.
 
     Raises:
         ValueError: for a number that is no table of results.
     """
     known = tables()
-    if number not in known:
-        raise ValueError(f"no table {number}: there are {', '.join(map(str, [2, 3, *known]))}")
-    return PaperTable(**yaml.safe_load(known[number].read_text(encoding="utf-8")))
+    if name not in known:
+        numbers = [int(n.removeprefix("table")) for n in known if n.startswith("table")]
+        listed = ", ".join(map(str, sorted([2, 3, *numbers])))
+        raise ValueError(f"no {name} of results in the paper: there are tables {listed}")
+    return PaperTable(**yaml.safe_load(known[name].read_text(encoding="utf-8")))
 
 
 def row_recipe(
