@@ -1,13 +1,14 @@
 """Every method on every kind of model, made small: what the tests of all methods run through."""
 
 import functools
+from typing import Any
 
 from architectures import ARCHITECTURES, inputs
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from lorada import METHODS, build_method
-from lorada.plan import Plan, family_of, part_names, select_trainable
+from lorada.plan import Plan, column_of, family_of, part_names, select_trainable
 
 MODELS = ("llama", "roberta", "deberta_v2", "bart", "mbart")
 # What a tiny model needs other than what the paper's has.
@@ -15,6 +16,7 @@ SMALL = {
     "lmam": {"rank": 2, "length": 6, "heads": 2},
     "bottleneck": {"rank": 3},
     "pa_attn": {"rank": 3},
+    "parallel_ffn": {"rank": 3},
     "prefix": {"length": 3},
     "lora": {"r": 2},
     "sora": {"rank": 2},
@@ -25,9 +27,10 @@ SMALL = {
 }
 
 
-def small(name: str) -> dict:
-    """Overrides that make a method small, for the parts it has."""
-    return {part: SMALL[part] for part in part_names(name) if part in SMALL}
+def small(name: str, config: Any = None) -> dict:
+    """Overrides that make a method small, for the parts it has (on a model, where it is given)."""
+    parts = part_names(name) if config is None else column_of(METHODS[name], config)
+    return {part: SMALL[part] for part in parts or () if part in SMALL}
 
 
 @functools.cache
@@ -51,7 +54,7 @@ UNDEFINED = [(name, model) for name in METHODS for model in MODELS if not define
 def placed(name: str, model: str, batch: dict[str, Tensor]) -> tuple[nn.Module | PeftModel, Plan]:
     """A tiny model with a method on it, in eval mode, and the plan of the method."""
     base = ARCHITECTURES[model]()
-    plan = build_method(name, base.config, **small(name))
+    plan = build_method(name, base.config, **small(name, base.config))
     if plan.config is None:
         select_trainable(base, plan.trainable)
         return base, plan

@@ -20,6 +20,7 @@ CHAIN = [
     "disentangled",
     "tuners",
     "procedures",
+    "method",
     "methods",
     "plan",
     "run",

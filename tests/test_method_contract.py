@@ -32,7 +32,7 @@ WHOLE = ("full", "owlore", "owlore_full")
 # Drawn at random with both matrices, or keys that take their share of attention, or a full-rank
 # map, which starts at PE alone.
 CHANGE_AT_ONCE = {"series", "parallel", "houlsby", "pfeiffer", "pa_attn_ffn", "fmam"}
-CHANGE_AT_ONCE |= {"prefix", "mam", "prefix_lora"}
+CHANGE_AT_ONCE |= {"prefix", "mam", "prefix_lora", "autopeft"}
 MERGE = {"lora", "dora", "quanta", "ist", "adalora", "sora", "shira", "lamda", "longlora"}
 
 every_case = pytest.mark.parametrize(("name", "model"), CASES, ids=lambda part: part)
@@ -148,7 +148,7 @@ def expected_size(name: str, model: str, config) -> int:
         return sum(p.numel() for p in plain.parameters())
     if name == "bitfit":
         return BIASES[model]
-    parts = build_method(name, plain.config, **small(name)).config.parts
+    parts = build_method(name, plain.config, **small(name, plain.config)).config.parts
     if name == "lamda":
         parts = config.parts  # the spectra decide its ranks
     return sum(SIZES_OF[type(part)](part, model) for part in parts)

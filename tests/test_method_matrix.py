@@ -12,9 +12,10 @@ from peft import PeftModel
 from stacks import randomise
 
 from lorada import METHODS
-from lorada.methods import FAMILIES
+from lorada.method import FAMILIES
 from lorada.plan import in_head
-from lorada.run.evaluate import evaluate, load_run
+from lorada.run.evaluate import evaluate
+from lorada.run.loaded import load_run
 from lorada.run.recipe import load_recipe
 from lorada.run.train import train
 

@@ -155,10 +155,12 @@ class AddedModel(OwnTuner):
         try:
             super().inject_adapter(model, adapter_name, *args, **kw)
         except NoMatchingPeftModuleError as error:
-            targets = self.peft_config[adapter_name].target_modules
+            config = self.peft_config[adapter_name]
+            targets, layers = config.target_modules, config.layers_to_transform
             shown = sorted(targets) if isinstance(targets, set) else targets
+            within = "" if layers is None else f" in layers_to_transform={layers!r}"
             raise ValueError(
-                f"target_modules={shown!r} matched no module; "
+                f"target_modules={shown!r}{within} matched no module; "
                 f"this model has {', '.join(linear_maps(self.model)) or 'no linear maps'}"
             ) from error
 

@@ -214,6 +214,12 @@ class PrefixModel(AttachedModel):
                 f"of DeBERTa-v2; {type(self.model).__name__} computes it itself, in "
                 f"{kinds or 'none we know'}"
             )
+        context = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
+        if isinstance(context, int) and peft_config.length >= context:
+            raise ValueError(
+                f"length={peft_config.length} of a prefix must be below the {context} tokens of "
+                "the model's context: lower it"
+            )
         if peft_config.target_modules is None:
             peft_config.target_modules = self.candidates(peft_config)
         return peft_config
