@@ -253,7 +253,7 @@ def test_no_other_method_loses_a_part_of_size_0():
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("deberta_v2", ["pfeiffer", "ffn"]),  # no prefix: it computes attention itself
+        ("deberta_v2", ["pfeiffer", "ffn", "prefix"]),
         ("mbart", ["ffn", "prefix"]),  # no serial adapter: no norm follows the FFN's sum
         ("bart", ["pfeiffer", "ffn", "prefix"]),
     ],
@@ -267,5 +267,5 @@ def test_a_model_has_the_blocks_that_it_has_a_form_of(name, parts):
 
 
 def test_a_block_that_a_model_has_no_form_of_cannot_be_given_a_size():
-    with pytest.raises(ValueError, match="unknown override 'prefix'"):
-        method("deberta_v2", 4, 4, 4, [0])
+    with pytest.raises(ValueError, match="unknown override 'bottleneck'"):
+        method("mbart", 4, 4, 4, [0])

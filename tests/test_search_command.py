@@ -90,7 +90,7 @@ def test_every_trial_is_a_run_of_its_configuration_that_was_scored(whole):
     ("model", "space"),
     [
         ("roberta-base", Space(768, 12)),
-        ("deberta-v3-base", Space(768, 12, ("bottleneck", "parallel_ffn"))),
+        ("deberta-v3-base", Space(768, 12)),
         ("bart-large", Space(1024, 12)),  # a bit switches a layer of the encoder and of the decoder
         ("mbart-large", Space(1024, 12, ("parallel_ffn", "prefix"))),
     ],
