@@ -14,7 +14,8 @@ import statistics
 from pathlib import Path
 
 from lorada.files import write_whole
-from lorada.run.evaluate import evaluate, load_run
+from lorada.run.evaluate import evaluate
+from lorada.run.loaded import load_run
 from lorada.run.params import count_parameters
 from lorada.run.quickstart import RECIPE, largest_lora
 from lorada.run.recipe import load_recipe

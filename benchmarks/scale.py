@@ -17,7 +17,8 @@ import statistics
 from pathlib import Path
 
 from lorada.files import write_whole
-from lorada.run.evaluate import evaluate, load_run
+from lorada.run.evaluate import evaluate
+from lorada.run.loaded import load_run
 from lorada.run.recipe import load_recipe
 from lorada.run.result import RESULT_FILE, hardware, read_result
 from lorada.run.train import train

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from lorada import LoradaConfig, cli
-from lorada.run.evaluate import load_run
+from lorada.run.loaded import load_run
 from lorada.run.recipe import load_recipe
 from lorada.run.train import train
 

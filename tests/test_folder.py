@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig
 from lorada.run import train as train_module
-from lorada.run.evaluate import continue_prompts, evaluate, load_run
+from lorada.run.evaluate import evaluate
 from lorada.run.folder import last_whole_checkpoint
+from lorada.run.generate import continue_prompts
+from lorada.run.loaded import load_run
 from lorada.run.recipe import load_recipe
 from lorada.run.result import read_result
 from lorada.run.train import train

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from lorada.run import models
 from lorada.run.models import (
     PACKAGED,
-    is_causal,
+    kind_of,
     load_config,
     load_model,
     load_tokenizer,
@@ -41,7 +41,7 @@ def test_smollm2_is_read_from_gguf_once_and_then_from_safetensors(tmp_path, monk
     assert [p.name for p in tmp_path.iterdir()] == ["smollm2-135m"]  # nothing half-written is left
     monkeypatch.setattr(models, "_convert_gguf", None)  # a second reading would call it
     model, tokenizer = load_model("smollm2-135m").eval(), load_tokenizer("smollm2-135m")
-    assert is_causal(model.config)
+    assert kind_of(model.config) == "decoder"
     assert (model.config.num_attention_heads, model.config.num_key_value_heads) == (9, 3)
     ids = tokenizer("The capital of France is", return_tensors="pt")
     out = model.generate(**ids, max_new_tokens=2, do_sample=False)
@@ -53,7 +53,7 @@ def test_minilm_is_a_bert_that_tells_similar_sentences_from_others():
     model = AutoModel.from_pretrained(model_folder("minilm-l6")).eval()
     tokenizer = load_tokenizer("minilm-l6")
     assert model.config.model_type == "bert"
-    assert not is_causal(model.config)
+    assert kind_of(model.config) == "encoder"
     texts = ["a cat sits on the mat", "a kitten is on the rug", "stocks fell sharply today"]
     batch = tokenizer(texts, return_tensors="pt", padding=True)
     with torch.no_grad():
@@ -130,8 +130,8 @@ def test_a_hub_id_is_passed_on_and_a_bare_name_is_not():
 
 
 def test_encoders_and_decoders_are_told_apart(tmp_path):
-    assert is_causal(load_config(str(llama_folder(tmp_path / "llama"))))
-    assert not is_causal(load_config(str(bert_folder(tmp_path / "bert"))))
+    assert kind_of(load_config(str(llama_folder(tmp_path / "llama")))) == "decoder"
+    assert kind_of(load_config(str(bert_folder(tmp_path / "bert")))) == "encoder"
 
 
 def test_the_dtype_is_what_was_asked_for(tmp_path):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from folders import rows_file
 
-from lorada.run.evaluate import evaluate, load_run
+from lorada.run.evaluate import evaluate
+from lorada.run.loaded import load_run
 from lorada.run.recipe import load_recipe
 from lorada.run.train import train
 

@@ -5,16 +5,17 @@ import json
 import pytest
 from folders import byte_tokenizer, rows_file
 
-from lorada.tasks import TASKS
-from lorada.tasks.jsonl import IGNORED, EncodeOptions
-from lorada.tasks.rows import form_of, read_rows
+from lorada.tasks.encode import IGNORED, EncodeOptions
+from lorada.tasks.encode import encode as every
+from lorada.tasks.metrics import exact_match
+from lorada.tasks.rows import answer_of, form_of, read_rows
 
-TASK = TASKS["jsonl"]
 TOKENIZER = byte_tokenizer()
 
 
-def encode(row, form="prompt", **options):
-    return TASK.encode(row, form, TOKENIZER, EncodeOptions(**{"max_length": 64, **options}))
+def encode(row, form="prompt", tokenizer=TOKENIZER, **options):
+    (encoded,) = every([row], form, tokenizer, EncodeOptions(**{"max_length": 64, **options}))
+    return encoded
 
 
 def test_only_the_response_and_its_end_count_by_default():
@@ -40,7 +41,7 @@ def test_messages_go_through_the_chat_template_and_the_last_turn_is_the_response
     text = TOKENIZER.decode(encoded.features["input_ids"])
     assert text == "<|user|>hi<e><|assistant|>yo<e><|user|>2?<e><|assistant|>3<e>"
     assert TOKENIZER.decode([i for i in encoded.features["labels"] if i != IGNORED]) == "3<e>"
-    assert TASK.answer_of({"messages": turns}, "messages") == "3"
+    assert answer_of({"messages": turns}) == "3"
 
 
 def test_a_template_that_changes_the_prompt_afterwards_is_refused():
@@ -50,7 +51,7 @@ def test_a_template_that_changes_the_prompt_afterwards_is_refused():
     )
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
     with pytest.raises(ValueError, match="chat template"):
-        TASK.encode({"messages": turns}, "messages", tokenizer, EncodeOptions(64))
+        encode({"messages": turns}, "messages", tokenizer)
 
 
 def test_rows_longer_than_the_context_are_cut_and_said_to_be():
@@ -65,14 +66,13 @@ def test_labelled_texts_become_class_indices():
     assert encoded.features["labels"] == 0
     assert not encoded.truncated
     assert encode(
-        {"text": "abc", "label": "yes"}, "label", labels=("no", "yes"), max_length=2
+        {"text": "abc", "label": "yes"}, form="label", labels=("no", "yes"), max_length=2
     ).truncated
 
 
 def test_exact_match_forgives_white_space_at_the_ends_only():
-    assert TASK.score([" 4", "5 ", "1 2"], ["4", "5", "12"]) == {
-        "exact_match": pytest.approx(200 / 3)
-    }
+    rows = [{"response": text} for text in ("4", "5", "12")]
+    assert exact_match([" 4", "5 ", "1 2"], rows) == {"exact_match": pytest.approx(200 / 3)}
 
 
 def test_csv_and_json_lines_give_the_same_rows(tmp_path):

@@ -18,6 +18,20 @@ def unknown(kind: str, value: str, known: Iterable[str]) -> ValueError:
     return ValueError(f"unknown {kind} {value!r}; {hint}")
 
 
+@contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Name the extra to install where an optional package cannot be imported.
+
+    Raises:
+        ImportError: naming the package and the extra.
+    """
+    try:
+        yield
+    except ImportError as error:
+        package = error.name or str(error)
+        raise ImportError(f"{package} is missing: pip install 'lorada[{extra}]'") from error
+
+
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What torch's own writer, which knows no error numbers, says when a write fails.
 TORCH_WRITER = ("inline_container.cc", "iostream error", "PytorchStreamWriter")

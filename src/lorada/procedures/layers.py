@@ -83,9 +83,13 @@ def training_rows(loader: Any, count: int, generator: torch.Generator, what: str
 
 
 def collate(loader: Any, rows: Sequence[Any], device: torch.device) -> dict[str, Any]:
-    """Rows as the Trainer's own batches, without a change to the global random stream."""
+    """Rows as the Trainer's own batches, without a change to the global random stream.
+
+    A collator whose batches a model cannot read alone has some that it can in ``plain``.
+    """
+    pad = getattr(loader.collate_fn, "plain", loader.collate_fn)
     with torch.random.fork_rng(devices=[]):  # a collator may draw, as one that masks tokens does
-        batch = loader.collate_fn(rows)
+        batch = pad(rows)
     return {key: v.to(device) if hasattr(v, "to") else v for key, v in batch.items()}
 
 

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from lorada.methods import PARTS
+from lorada.method import PARTS
 from lorada.plan import Plan, build_method, in_head, select_trainable
-from lorada.run.models import is_causal, load_config, load_model
+from lorada.run.models import kind_of, load_config, load_model
 from lorada.run.recipe import Recipe
 from lorada.tuners import LoradaConfig, PrefixConfig
 from lorada.tuners.nesting import keys_of_others
@@ -47,10 +47,10 @@ def load_base(recipe: Recipe, labels: int | None = None) -> PreTrainedModel:
         ValueError: if the rows ask for a text of a model that cannot generate.
     """
     config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    if labels is None and not is_causal(config):
+    if labels is None and kind_of(config) == "encoder":
         raise ValueError(
             f"{recipe.model} is a {config.model_type} model, which cannot continue a prompt: "
-            "use rows with text and label, or a decoder-only model"
+            "use rows with text and label, or a model that generates"
         )
     return load_model(
         recipe.model,
@@ -75,7 +75,11 @@ def adapt(
         select_trainable(base, plan.trainable)
         return base
     config = plan.config
-    config.task_type = "SEQ_CLS" if labels is not None else "CAUSAL_LM"
+    generates = "SEQ_2_SEQ_LM" if base.config.is_encoder_decoder else "CAUSAL_LM"
+    config.task_type = generates if labels is None else "SEQ_CLS"
+    if labels is not None and hasattr(base, "classification_head"):
+        # BART's head goes by a name that PEFT does not know as one, and would stay as it was drawn.
+        config.modules_to_save = ["classification_head"]
     if recipe.from_adapter is None:
         return get_peft_model(base, config)
     assert isinstance(config, LoradaConfig)

@@ -1,39 +1,32 @@
-"""From rows to a dataset of token ids, and the collator that pads them."""
+"""Which rows a run learns from and is scored on: the user's file, or those of benchmark tasks."""
 
-import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, replace
 from typing import Any
 
-from datasets import Dataset
-from rich.console import Console
-from rich.progress import track
-from transformers import (
-    DataCollatorForSeq2Seq,
-    DataCollatorWithPadding,
-    PreTrainedTokenizerBase,
-)
-
 from lorada.run.recipe import Recipe
-from lorada.tasks import TASKS
-from lorada.tasks.jsonl import IGNORED, EncodeOptions
-from lorada.tasks.rows import Form, Row, fingerprint, form_of, read_rows
+from lorada.tasks import TASKS, Task
+from lorada.tasks.rows import HEADED, Form, Row, fingerprint, form_of, read_rows
+from lorada.tasks.sources import data_folder, read_source
+from lorada.tasks.task import Kind, Protocol, Source
 
-logger = logging.getLogger(__name__)
+JSONL = "jsonl"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one file.
+    """Rows of one form, and how they are put to a model.
 
     Attributes:
-        labels: class names by index, for ``text``/``label`` rows.
+        labels: class names by index, for rows with labels.
+        path: the file or split they are from.
     """
 
     rows: list[Row]
     form: Form
     labels: tuple[str, ...]
     path: str
+    protocol: Protocol
 
     @property
     def fingerprint(self) -> str:
@@ -41,12 +34,14 @@ class Rows:
         return fingerprint(self.rows)
 
 
-def class_count(rows: Rows) -> int | None:
-    """How many classes labelled rows have; None for rows that ask for a text.
+def head_size(rows: Rows) -> int | None:
+    """How many outputs a task head needs for these rows; None where a text is asked for.
 
     Raises:
         ValueError: for a single class, from which nothing can be learned.
     """
+    if rows.form == "score":
+        return 1
     if rows.form != "label":
         return None
     if len(rows.labels) < 2:
@@ -54,8 +49,110 @@ def class_count(rows: Rows) -> int | None:
     return len(rows.labels)
 
 
+def training_rows(recipe: Recipe, kind: Kind) -> tuple[Rows, Rows | None]:
+    """The rows to learn from, and those held out for the loss while training.
+
+    Args:
+        recipe: names the tasks or the files.
+        kind: of the model, which decides between protocols.
+
+    Raises:
+        ValueError: if no file was named, or tasks do not go together.
+        FileNotFoundError: if there are no such rows.
+    """
+    if recipe.task == JSONL:
+        rows = load_rows(recipe.data)
+        held_out = None
+        if recipe.eval_data:
+            held_out = load_rows(recipe.eval_data, rows.form, rows.labels)
+    else:
+        rows, held_out = _benchmark_rows(recipe, kind), None
+    if recipe.dev_rows:
+        if held_out is not None:
+            raise ValueError(f"dev_rows={recipe.dev_rows} and eval_data exclude each other")
+        rows, held_out = _split(rows, recipe.dev_rows)
+    return _part(rows, recipe.train_rows), held_out
+
+
+def scored_rows(recipe: Recipe, form: Form, labels: tuple[str, ...], kind: Kind) -> dict[str, Rows]:
+    """The rows that a benchmark run is scored on, by the name of their metrics."""
+    folder = data_folder(recipe.data_dir)
+    found = {}
+    for name in recipe.tasks:
+        task = TASKS[name]
+        protocol = task.protocols[task.protocol(recipe.protocol, kind)]
+        for suffix, source in task.test.items():
+            converted = _convert(read_source(source, folder), protocol, source)
+            rows = Rows(converted, form, labels, f"{source.folder}/{source.split}", protocol)
+            found["_".join(filter(None, (name, suffix)))] = _part(rows, recipe.eval_rows)
+    return found
+
+
+def _benchmark_rows(recipe: Recipe, kind: Kind) -> Rows:
+    if recipe.data is not None or recipe.eval_data is not None:
+        given = f"data={recipe.data}" if recipe.data else f"eval_data={recipe.eval_data}"
+        raise ValueError(f"task={recipe.task} has rows of its own: leave out {given}, or the task")
+    folder = data_folder(recipe.data_dir)
+    sources: dict[Source, Protocol] = {}
+    for name in recipe.tasks:
+        if name == JSONL:
+            raise ValueError(f"task={recipe.task}: {JSONL} stands alone")
+        task = TASKS[name]
+        protocol = task.protocols[task.protocol(recipe.protocol, kind)]
+        sources[_train_source(name, task, recipe.train_on)] = protocol
+    forms = {(protocol.form, protocol.labels) for protocol in sources.values()}
+    if len(forms) > 1:
+        raise ValueError(f"task={recipe.task}: these ask for different things; train them apart")
+    rows: list[Row] = []
+    for source, protocol in sources.items():
+        rows += _convert(read_source(source, folder), protocol, source)
+    path = ", ".join(f"{source.folder}/{source.split}" for source in sources)
+    return Rows(rows, protocol.form, protocol.labels, path, protocol)
+
+
+def _train_source(name: str, task: Task, train_on: str | None) -> Source:
+    if not task.train:
+        raise ValueError(f"task={name} has no training rows")
+    if train_on is None:
+        return next(iter(task.train.values()))
+    if train_on not in task.train:
+        raise ValueError(f"train_on={train_on!r}: {name} has {', '.join(task.train)}")
+    return task.train[train_on]
+
+
+def _convert(rows: list[Row], protocol: Protocol, source: Source) -> list[Row]:
+    converted = []
+    for number, row in enumerate(rows, start=1):
+        where = f"{source.folder}/{source.split} row {number}"
+        try:
+            converted.append(protocol.convert(row))
+        except (KeyError, IndexError) as error:
+            raise ValueError(
+                f"{where} has no {error.args[0]!r}; its fields are {', '.join(row)}"
+            ) from error
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{where}: {error}") from error
+    return converted
+
+
+def _split(rows: Rows, held_out: int) -> tuple[Rows, Rows]:
+    """Keep a random part back; the same one for every seed."""
+    if held_out >= len(rows.rows):
+        raise ValueError(f"dev_rows={held_out} leaves none of {len(rows.rows)} rows to learn from")
+    chosen = set(random.Random(0).sample(range(len(rows.rows)), held_out))
+    parts = ([r for i, r in enumerate(rows.rows) if (i in chosen) == dev] for dev in (False, True))
+    return tuple(replace(rows, rows=part) for part in parts)  # type: ignore[return-value]
+
+
+def _part(rows: Rows, count: int | None) -> Rows:
+    """A random part of the rows, the same one for every seed."""
+    if count is None or count >= len(rows.rows):
+        return rows
+    return replace(rows, rows=random.Random(0).sample(rows.rows, count))
+
+
 def load_rows(path: str | None, trained: Form | None = None, labels: tuple[str, ...] = ()) -> Rows:
-    """Read a file of rows.
+    """Read a user's file of rows.
 
     Args:
         path: the file.
@@ -67,74 +164,21 @@ def load_rows(path: str | None, trained: Form | None = None, labels: tuple[str, 
             labels of a model that gives texts or texts of one that gives labels, or a new label.
     """
     if path is None:
-        raise ValueError("no data: pass --data FILE (.jsonl or .csv)")
+        raise ValueError("no data: pass --data FILE (.jsonl or .csv), or a benchmark with --task")
     rows = read_rows(path)
     form = form_of(rows, path)
-    if trained is not None and (form == "label") != (trained == "label"):
+    if trained is not None and form != trained and (form in HEADED or trained in HEADED):
         raise ValueError(f"{path} has {form} rows; this run has learned {trained} rows")
     found = tuple(sorted({str(row["label"]) for row in rows})) if form == "label" else ()
     if labels and not set(found) <= set(labels):
         new = sorted(set(found) - set(labels))[0]
         raise ValueError(f"{path} has the label {new!r}; training knew {', '.join(labels)}")
-    return Rows(rows, form, labels or found, path)
+    return Rows(rows, form, labels or found, path, TASKS[JSONL].protocols[form])
 
 
-def encode_rows(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Token ids of all rows; how many had to be cut or dropped is reported, never silent.
-
-    Raises:
-        ValueError: if no row is left to learn from.
-    """
-    task = TASKS[recipe.task]
-    options = EncodeOptions(recipe.max_length, recipe.loss_on, rows.labels)
-    features, cut, dropped = [], 0, 0
-    for row in track(
-        rows.rows, f"Encoding {rows.path}", transient=True, console=Console(stderr=True)
-    ):
-        encoded = task.encode(row, rows.form, tokenizer, options)
-        if encoded is None:
-            dropped += 1
-            continue
-        cut += encoded.truncated
-        features.append(encoded.features)
-    if cut or dropped:
-        logger.warning(
-            "%s: %d of %d rows were cut to max_length=%d, %d more were left out because nothing "
-            "of the response was left",
-            rows.path, cut, len(rows.rows), recipe.max_length, dropped,
-        )  # fmt: skip
-    if not features:
-        raise ValueError(
-            f"no row of {rows.path} fits: every response lies beyond max_length="
-            f"{recipe.max_length}; raise it"
-        )
-    return Dataset.from_list(features)
-
-
-def collator(form: Form, tokenizer: PreTrainedTokenizerBase) -> Callable[..., Any]:
-    """Pads a batch to its longest row, labels included."""
-    pad: Callable[..., Any] = (
-        DataCollatorWithPadding(tokenizer)
-        if form == "label"
-        else DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=IGNORED)
-    )
-    return pad
-
-
-def context_of(model_config: Any) -> int | None:
-    """How many tokens a model can read; None if its config does not say."""
-    context = getattr(model_config, "max_position_embeddings", None)
-    if not isinstance(context, int):
-        return None
-    # RoBERTa's positions begin behind its pad token's.
-    shifted = model_config.model_type in ("roberta", "xlm-roberta")
-    return context - (model_config.pad_token_id + 1 if shifted else 0)
-
-
-def fit_context(recipe: Recipe, model_config: Any) -> Recipe:
-    """The recipe with ``max_length`` cut to what the model can read."""
-    context = context_of(model_config)
-    if context is not None and recipe.max_length > context:
-        logger.warning("max_length=%d is cut to the model's %d", recipe.max_length, context)
-        return recipe.model_copy(update={"max_length": context})
-    return recipe
+def protocol_settings(recipe: Recipe, protocol: Protocol) -> dict[str, Any]:
+    """How answers are generated: what the recipe says, else the protocol."""
+    settings = {"max_new_tokens": 32, **protocol.generation}
+    if recipe.max_new_tokens is not None:
+        settings["max_new_tokens"] = recipe.max_new_tokens
+    return settings

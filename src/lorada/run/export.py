@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from lorada.errors import saving
 from lorada.files import written_whole
 from lorada.run.card import write_export_card
-from lorada.run.evaluate import Run, load_run
+from lorada.run.loaded import Run, load_run
 
 logger = logging.getLogger(__name__)
 

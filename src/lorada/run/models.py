@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -23,6 +24,7 @@ from transformers import (
 from lorada.errors import saving, unknown
 from lorada.files import scratch_folder
 from lorada.run.architectures import ARCHITECTURES, named_config
+from lorada.tasks.task import Kind
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +154,8 @@ def load_model(
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
     auto = AutoModelForCausalLM
+    if kind_of(load_config(name, trust_remote_code=trust_remote_code)) == "encoder_decoder":
+        auto = AutoModelForSeq2SeqLM
     if labels is not None:
         # A head for another number of classes is replaced, as one that is not there would be.
         head = {"num_labels": labels, "ignore_mismatched_sizes": True}
@@ -180,13 +184,14 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     return AutoConfig.from_pretrained(model_folder(name), trust_remote_code=trust_remote_code)
 
 
-def is_causal(config: Any) -> bool:
-    """Whether a model of this config generates text (else it is taken for an encoder)."""
+def kind_of(config: Any) -> Kind:
+    """What kind of model a config describes; one that generates nothing is an encoder."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     encoders = {"bert", "roberta", "xlm-roberta", "distilbert", "deberta-v2", "modernbert"}
     if getattr(config, "is_encoder_decoder", False):
-        return False  # its decoder alone could, but that is another model
-    return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and (
+        return "encoder_decoder"
+    causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and (
         config.model_type not in encoders or getattr(config, "is_decoder", False)
     )
+    return "decoder" if causal else "encoder"

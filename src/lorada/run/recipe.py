@@ -19,7 +19,7 @@ from transformers import TrainingArguments
 
 from lorada.errors import unknown
 from lorada.files import write_whole
-from lorada.methods import PARTS
+from lorada.method import PARTS
 from lorada.plan import owner_of, part_names
 from lorada.tasks import TASKS
 
@@ -44,19 +44,34 @@ class Recipe(BaseModel):
 
     method: str = Field("lorada_la", description="a name of `lorada methods`")
     model: str = Field(description="a hub id, a folder, smollm2-135m or minilm-l6")
-    task: str = Field("jsonl", description="a name of `lorada tasks`")
+    task: str = Field("jsonl", description="a name of `lorada tasks`, or several with commas")
+    protocol: str | None = Field(None, description="how the task is put to the model")
+    train_on: str | None = Field(None, description="training rows of the task, by name")
+    data_dir: str | None = Field(None, description="local folder of the benchmarks' rows")
     data: str | None = Field(None, description="training rows: a .jsonl or .csv file")
     eval_data: str | None = Field(None, description="held-out rows, in the same form")
+    train_rows: int | None = Field(None, gt=0, description="take a random part of the rows")
+    dev_rows: int = Field(0, ge=0, description="training rows kept back for the held-out loss")
+    eval_rows: int | None = Field(None, gt=0, description="score a random part of the rows")
     output: str = Field(description="folder of the run")
     from_adapter: str | None = Field(None, description="a saved PEFT adapter to start from")
     max_length: int = Field(512, gt=0, description="tokens of a row; longer rows are cut")
-    loss_on: Literal["response", "all"] = Field("response", description="tokens that count")
-    max_new_tokens: int = Field(32, gt=0, description="tokens generated for an answer")
+    loss_on: Literal["response", "all"] | None = Field(
+        None, description="tokens that count; by default what the protocol says, or the response"
+    )
+    max_new_tokens: int | None = Field(
+        None, gt=0, description="tokens generated for an answer; by default the protocol's, or 32"
+    )
     eval_batch_size: int = Field(32, gt=0, description="rows generated at once")
     dtype: str = Field("float32", description="of the base: float32, bfloat16, float16 or float64")
     trust_remote_code: bool = Field(False, description="run code that a model repository ships")
     parts: dict[str, dict[str, Any]] = Field({}, description="settings of parts, by part")
     training: dict[str, Any] = Field({}, description="settings of TrainingArguments")
+
+    @property
+    def tasks(self) -> list[str]:
+        """The names in ``task``."""
+        return [name.strip() for name in self.task.split(",")]
 
     def save(self, folder: Path) -> None:
         """Write the recipe into a run folder."""
@@ -101,8 +116,9 @@ def load_recipe(source: str | None, overrides: list[str], options: dict[str, Any
         if first["type"] == "missing":
             raise ValueError(f"the recipe has no {name}: pass --{name} or {name}=…") from error
         raise ValueError(f"{name}={first['input']!r}: {first['msg'].lower()}") from error
-    if recipe.task not in TASKS:
-        raise unknown("task", recipe.task, TASKS)
+    for name in recipe.tasks:
+        if name not in TASKS:
+            raise unknown("task", name, TASKS)
     return recipe
 
 

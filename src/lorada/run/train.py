@@ -39,20 +39,16 @@ from lorada.run.adapt import (
 )
 from lorada.run.callbacks import LogWithSave, SaveOnInterrupt, StopOnNaN
 from lorada.run.card import write_card
-from lorada.run.data import (
-    Rows,
-    class_count,
-    collator,
-    encode_rows,
-    fit_context,
-    load_rows,
-)
+from lorada.run.choices import ChoiceTrainer
+from lorada.run.data import Rows, head_size, training_rows
 from lorada.run.effect_size import EffectSize
+from lorada.run.encoding import collator, encode_rows, fit_context
 from lorada.run.folder import Start, begin, check_folder
 from lorada.run.lock import held
-from lorada.run.models import load_tokenizer
+from lorada.run.models import kind_of, load_config, load_tokenizer
 from lorada.run.recipe import Recipe
 from lorada.run.result import RESULT_FILE, hardware, peak_memory, versions, write_result
+from lorada.tasks.rows import Form
 from lorada.tuners import LmamConfig, LoradaConfig
 
 logger = logging.getLogger(__name__)
@@ -105,18 +101,18 @@ def train(
 
 
 def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
-    rows = load_rows(recipe.data)
-    held_out = load_rows(recipe.eval_data, rows.form, rows.labels) if recipe.eval_data else None
+    kind = kind_of(load_config(recipe.model, trust_remote_code=recipe.trust_remote_code))
+    rows, held_out = training_rows(recipe, kind)
     plan = plan_for(recipe)
     args = training_arguments(recipe, plan.arguments, quiet=quiet)
     set_seed(args.seed)
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    labels = class_count(rows)
+    labels = head_size(rows)
     base = load_base(recipe, labels)
     total = base_parameters(base)
     fitted = fit_context(recipe, base.config)
-    dataset = encode_rows(rows, fitted, tokenizer)
-    evaluation = encode_rows(held_out, fitted, tokenizer) if held_out else None
+    dataset = encode_rows(rows, fitted, tokenizer, kind)
+    evaluation = encode_rows(held_out, fitted, tokenizer, kind) if held_out else None
     pad = collator(rows.form, tokenizer)
     if plan.prepare is not None:
         batches = _batches(dataset, pad, args)
@@ -126,7 +122,7 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
     effect, interrupt = EffectSize(), SaveOnInterrupt()
     callbacks = [effect, interrupt, StopOnNaN(), LogWithSave(), *plan.callbacks]
     with _one_line("TrainingArguments"):
-        trainer = _trainer(model, args, (dataset, evaluation), pad, callbacks)
+        trainer = _trainer(model, args, (dataset, evaluation), pad, callbacks, rows.form)
         if plan.optimizer is not None:
             trainer.optimizer = plan.optimizer(model, args)
         _give_maps_their_rate(trainer, model)
@@ -163,7 +159,7 @@ def _batches(
         args.per_device_train_batch_size,
         shuffle=True,
         generator=torch.Generator().manual_seed(args.seed),
-        collate_fn=pad,
+        collate_fn=getattr(pad, "plain", pad),
     )
 
 
@@ -225,8 +221,9 @@ def _trainer(
     datasets: tuple[Dataset, Dataset | None],
     pad: Callable[..., Any],
     callbacks: list[Any],
+    form: Form,
 ) -> Trainer:
-    trainer = Trainer(
+    trainer = (ChoiceTrainer if form == "choice" else Trainer)(
         model=model,
         args=args,
         train_dataset=datasets[0],

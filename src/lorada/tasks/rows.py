@@ -3,18 +3,24 @@
 import csv
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
 Row = dict[str, Any]
-Form = Literal["prompt", "messages", "label"]
+Form = Literal["messages", "choice", "prompt", "label", "score", "text"]
 
-# The fields of each form; a file has one form throughout.
+# The fields of each form; a file has one form throughout, the first whose fields it has.
 FORMS: dict[Form, tuple[str, ...]] = {
     "messages": ("messages",),
+    "choice": ("prompt", "candidates", "answer"),
     "prompt": ("prompt", "response"),
-    "label": ("text", "label"),
+    "label": ("text", "label"),  # and a second text in ``text_pair``
+    "score": ("text", "score"),  # likewise
+    "text": ("text",),
 }
+# Forms that a model answers with a head, not with text.
+HEADED: tuple[Form, ...] = ("label", "score")
 
 
 BUILTIN = "builtin:"
@@ -96,14 +102,43 @@ def form_of(rows: list[Row], path: str | Path) -> Form:
         for field in FORMS[form]:
             if row.get(field) is None:
                 raise ValueError(f"{path} row {number} has no field {field!r}")
-            where = f"{path} row {number}"
-            if form == "messages":
-                _check_messages(row[field], where)
-            elif field == "label" and not isinstance(row[field], str | int):
-                raise ValueError(f"{where}: label is neither a text nor an integer: {row[field]!r}")
-            elif field != "label":
-                _check_text(row[field], field, where)
+            _check_field(row, field, f"{path} row {number}")
+        if row.get("text_pair") is not None:
+            _check_text(row["text_pair"], "text_pair", f"{path} row {number}")
     return form
+
+
+def _check_field(row: Row, field: str, where: str) -> None:
+    value = row[field]
+    if field == "messages":
+        _check_messages(value, where)
+    elif field == "label":
+        if not isinstance(value, str | int):
+            raise ValueError(f"{where}: label is neither a text nor an integer: {value!r}")
+    elif field == "score":
+        if not _is_number(value):
+            raise ValueError(f"{where}: score is not a number: {value!r}")
+    elif field == "candidates":
+        if not isinstance(value, list) or len(value) < 2:
+            raise ValueError(f"{where}: candidates must be a list of two texts or more")
+        for candidate in value:
+            _check_text(candidate, "candidates", where)
+    elif field == "answer":
+        count = len(row["candidates"])
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < count:
+            raise ValueError(
+                f"{where}: answer={value!r} must be the index of one of {count} candidates, from 0"
+            )
+    else:
+        _check_text(value, field, where)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number; a CSV file has numbers as texts."""
+    try:
+        return not isinstance(value, bool) and math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
 
 
 def _check_messages(messages: Any, where: str) -> None:
@@ -130,3 +165,10 @@ def fingerprint(rows: list[Row]) -> str:
     """sha256 of the rows' content, for ``result.json``."""
     text = "\n".join(json.dumps(row, sort_keys=True, ensure_ascii=False) for row in rows)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def answer_of(row: Row) -> str:
+    """The text that generation should give."""
+    if "messages" in row:
+        return str(row["messages"][-1]["content"])
+    return str(row.get("eval_response", row["response"]))

@@ -1,0 +1,59 @@
+"""The command line: ``lorada train``, ``evaluate``, ``generate``, ``methods``, ``params`` …
+
+Every command ends with the next one to try. A user's mistake is one line and exit code 2.
+"""
+
+import logging
+import os
+import re
+import sys
+import warnings
+
+from rich.logging import RichHandler
+
+from lorada.cli import listing, paper, pictures, runs  # noqa: F401  (their commands)
+from lorada.cli.app import app, errors
+
+
+def main() -> None:
+    """Entry point: run a command, and turn a user's mistake into one line and exit code 2."""
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
+    )
+    # Other libraries' announcements of their next version are no concern of who runs a command.
+    warnings.simplefilter("ignore", FutureWarning)
+    try:
+        # The code of an Exit, or of Ctrl-C, which typer returns instead of raising it.
+        if code := app(standalone_mode=False):
+            sys.exit(code)
+    except (ValueError, OSError, ImportError, re.error) as error:
+        if os.environ.get("LORADA_DEBUG"):
+            raise
+        _fail(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (MemoryError, RuntimeError) as error:
+        if os.environ.get("LORADA_DEBUG") or not _out_of_memory(error):
+            raise
+        _fail(
+            "out of memory: take a smaller training.per_device_train_batch_size, max_length or "
+            f"rank, or training.gradient_checkpointing=true ({' '.join(str(error).split())[:80]})"
+        )
+    except Exception as error:  # click's own errors carry their message and code
+        if hasattr(error, "format_message"):
+            if not error.format_message():  # a command without any word has shown its help
+                sys.exit(2)
+            _fail(error.format_message())
+        raise
+
+
+def _out_of_memory(error: Exception) -> bool:
+    signs = ("out of memory", "can't allocate", "not enough memory")
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

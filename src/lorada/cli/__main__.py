@@ -1,0 +1,5 @@
+"""``python -m lorada.cli``."""
+
+from lorada.cli import main
+
+main()

@@ -1,0 +1,244 @@
+"""Commands about runs: train one, score it, let it write, export it; and run other programs."""
+
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from lorada.cli.app import (
+    DataDir,
+    Json,
+    Remote,
+    RunFolder,
+    app,
+    console,
+    errors,
+    print_json,
+    suggest,
+)
+
+# A prompt in the form of the bundled task, for the command that the quickstart suggests.
+PROMPT = (
+    r"1. No cats are birds\n2. All birds are singers\n"
+    r"Does it logically follow that: No cats are singers?\nAnswer:"
+)
+
+
+@app.command(no_args_is_help=True)
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="a YAML file or the name of a built-in recipe")
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
+    method: Annotated[str | None, typer.Option(help="see `lorada methods`")] = None,
+    model: Annotated[str | None, typer.Option(help="hub id, folder, or a packaged name")] = None,
+    task: Annotated[str | None, typer.Option(help="see `lorada tasks`; commas for more")] = None,
+    data_dir: DataDir = None,
+    data: Annotated[str | None, typer.Option(help="training rows, .jsonl or .csv")] = None,
+    output: Annotated[str | None, typer.Option(help="folder of the run")] = None,
+    from_adapter: Annotated[
+        str | None, typer.Option("--from", help="a saved PEFT adapter to start from")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="continue the run in --output")] = False,
+    overwrite: Annotated[bool, typer.Option(help="delete the run in --output first")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a method on a model and your rows."""
+    pairs = list(overrides or [])
+    if recipe is not None and "=" in recipe:  # `lorada train --method lora rank=4`
+        pairs, recipe = [recipe, *pairs], None
+    options = {
+        "method": method, "model": model, "task": task, "data_dir": data_dir, "data": data,
+        "output": output, "from_adapter": from_adapter,
+    }  # fmt: skip
+    from lorada.run.recipe import RECIPE_FILE, load_recipe
+
+    given = [pair.removeprefix("output=") for pair in pairs if pair.startswith("output=")]
+    saved = Path((given or [output or ""])[-1]) / RECIPE_FILE
+    if resume and recipe is None and saved.is_file():
+        recipe = str(saved)
+    elif resume and recipe is None and model is None:
+        raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
+    loaded = load_recipe(recipe, pairs, options)
+    from lorada.run.train import train as run_training
+
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        trained = run_training(loaded, resume=resume, overwrite=overwrite, quiet=as_json)
+    if trained.interrupted:
+        errors.print(f"stopped and saved at step {trained.result['steps']}")
+        errors.print(f"next: lorada train --resume --output {trained.run}")
+        raise typer.Exit(130)
+    from lorada.report.training import draw_loss, training_summary
+
+    drawn = draw_loss(trained.run, trained.result)
+    if as_json:
+        print_json(trained.result)
+        return
+    console.print(training_summary(trained.result), highlight=False)
+    console.print(drawn, highlight=False, soft_wrap=True)
+    suggest(f"lorada evaluate {trained.run}")
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    data: Annotated[str | None, typer.Option(help="held-out rows; else the recipe's")] = None,
+    data_dir: DataDir = None,
+    base: Annotated[bool, typer.Option(help="score the base, adapter switched off")] = False,
+    remote: Remote = False,
+    as_json: Json = False,
+) -> None:
+    """Score a finished run on held-out rows, or on the test rows of its tasks."""
+    from lorada.run.evaluate import evaluate as evaluate_file
+    from lorada.run.evaluate import evaluate_tasks, has_tasks
+    from lorada.run.loaded import load_run
+    from lorada.tasks.rows import HEADED
+
+    loaded = load_run(run, trust_remote_code=remote)
+    if data is None and has_tasks(loaded):
+        metrics = evaluate_tasks(loaded, data_dir, base=base)
+        rows = [(task, *item) for task, scores in metrics.items() for item in scores.items()]
+    else:
+        metrics = evaluate_file(loaded, data, base=base)
+        rows = [("", *item) for item in metrics.items()]
+    if as_json:
+        print_json(metrics)
+        return
+    table = Table("task", "metric", "value")
+    for task, name, value in rows:
+        table.add_row(task, name, f"{value:.3f}" if isinstance(value, float) else str(value))
+    console.print(table)
+    answers = "generate {} --prompt …" if loaded.form not in HEADED else "export {} --merge DIR"
+    suggest(f"lorada {answers.format(run)}")
+
+
+@app.command()
+def generate(
+    run: RunFolder,
+    prompt: Annotated[list[str], typer.Option(help="a text to continue; repeat for more")],
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="tokens to generate")] = None,
+    remote: Remote = False,
+    as_json: Json = False,
+) -> None:
+    """Continue prompts with a finished run."""
+    from lorada.run.generate import continue_prompts
+    from lorada.run.loaded import load_run
+
+    outputs = continue_prompts(load_run(run, trust_remote_code=remote), prompt, max_new_tokens)
+    if as_json:
+        print_json([{"prompt": p, "output": o} for p, o in zip(prompt, outputs, strict=True)])
+        return
+    for text in outputs:
+        console.print(text, highlight=False, markup=False)
+    suggest(f"lorada evaluate {run}")
+
+
+@app.command(no_args_is_help=True)
+def search(
+    output: Annotated[str, typer.Option(help="folder of the search and its runs")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
+    method: Annotated[str | None, typer.Option(help="autopeft")] = None,
+    model: Annotated[str | None, typer.Option(help="hub id, folder, or a packaged name")] = None,
+    data: Annotated[str | None, typer.Option(help="training rows, .jsonl or .csv")] = None,
+    eval_data: Annotated[str | None, typer.Option(help="held-out rows to score on")] = None,
+    trials: Annotated[int, typer.Option(help="configurations to try; 200 as published")] = 200,
+    sampler: Annotated[str, typer.Option(help="random, or botorch (an extra)")] = "random",
+    resume: Annotated[bool, typer.Option(help="continue the search in --output")] = False,
+    overwrite: Annotated[bool, typer.Option(help="delete the search in --output first")] = False,
+    as_json: Json = False,
+) -> None:
+    """Search AutoPEFT's configurations: a training each, and those that no other beats."""
+    from lorada.report.search import pareto_table
+    from lorada.run.search import search as run_search
+    from lorada.run.search import search_recipe
+
+    options = {"method": method, "model": model, "data": data, "eval_data": eval_data}
+    pairs, options = list(overrides or []), {**options, "output": output}
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        recipe = search_recipe(pairs, options, resume=resume)
+        report = partial(errors.print, highlight=False, soft_wrap=True)
+        found = run_search(
+            recipe, trials, sampler, resume=resume, overwrite=overwrite, report=report
+        )
+    if as_json:
+        print_json(found)
+        return
+    console.print(pareto_table(found))
+    # The last is the most accurate; what was searched with one seed is trained with another.
+    best = f"{found['pareto'][-1]['run']}/recipe.yaml"
+    suggest(f"lorada train {best} --output {output}/best training.seed={found['seed'] + 1}")
+
+
+@app.command()
+def quickstart(
+    output: Annotated[Path, typer.Option(help="folder for the runs and pictures")] = Path(
+        "runs/quickstart"
+    ),
+    overwrite: Annotated[bool, typer.Option(help="delete an earlier quickstart first")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train LoRaDA-LA and a LoRA of no more parameters on SmolLM2-135M, and compare them."""
+    from lorada.run.quickstart import compare
+
+    report: Callable[..., Any] = errors.print if as_json else console.print
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        comparison = compare(output, overwrite=overwrite, report=report)
+    from lorada.report.quickstart import comparison_table, draw
+
+    drawn = draw(comparison, output)
+    if as_json:
+        print_json(comparison)
+        return
+    console.print(comparison_table(comparison))
+    for line in drawn:
+        console.print(line, soft_wrap=True, highlight=False)
+    suggest(f"lorada generate {output}/lorada_la --prompt $'{PROMPT}'")
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    merge: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="new folder: all that can be merged into the base"),
+    ] = None,
+    remote: Remote = False,
+    as_json: Json = False,
+) -> None:
+    """Write a finished run as an ordinary model, with what cannot be merged as an adapter."""
+    if merge is None:
+        raise ValueError(
+            f"nothing to do without --merge DIR, which writes the base with every part merged that "
+            f"can be, and the rest to DIR/adapter; the adapter as it was trained is in {run}"
+        )
+    from lorada.run.export import export as run_export
+
+    written = run_export(run, merge, trust_remote_code=remote)
+    if as_json:
+        print_json(written)
+        return
+    merged, left = (", ".join(written[key]) or "nothing" for key in ("merged", "adapter"))
+    console.print(f"{merge}: merged {merged}; adapter of {left}", highlight=False, soft_wrap=True)
+    if written["labels"]:
+        suggest(f"cat {merge}/README.md")
+        return
+    adapter = f",peft={merge}/adapter" if written["adapter"] else ""
+    suggest(f"lorada run lm_eval --model hf --model_args pretrained={merge}{adapter} --tasks …")
+
+
+# What follows the command's name, `--help` too, is for the command.
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+def run(
+    command: Annotated[list[str], typer.Argument(metavar="CMD", help="program and its arguments")],
+) -> None:
+    """Run another program (lm_eval, trl, accelerate …) that is to load adapters of lorada."""
+    from lorada.run.launch import run_command
+
+    run_command(command)

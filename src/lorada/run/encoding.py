@@ -1,0 +1,155 @@
+"""From rows to a dataset of token ids; collators that pad; what a model has room for."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from rich.console import Console
+from rich.progress import track
+from transformers import (
+    DataCollatorForSeq2Seq,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+)
+
+from lorada.run.data import Rows
+from lorada.run.recipe import Recipe
+from lorada.tasks.encode import CHUNK, IGNORED, Encoded, EncodeOptions, encode, windows
+from lorada.tasks.rows import HEADED, Form
+from lorada.tasks.task import Kind
+
+logger = logging.getLogger(__name__)
+
+
+def encode_rows(
+    rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, kind: Kind
+) -> Dataset:
+    """Token ids of all rows; how many had to be cut or dropped is reported, never silent.
+
+    Raises:
+        ValueError: if no row is left to learn from.
+    """
+    protocol = rows.protocol
+    options = EncodeOptions(
+        recipe.max_length,
+        recipe.loss_on or protocol.loss_on,
+        rows.labels,
+        joint=protocol.joint,
+        kind=kind,
+    )
+    cut = dropped = 0
+
+    def kept(encoded: Iterable[Encoded | None]) -> Iterator[dict[str, Any]]:
+        nonlocal cut, dropped
+        for one in encoded:
+            dropped += one is None
+            if one is not None:
+                cut += one.truncated
+                yield one.features
+
+    found: Iterable[Encoded | None]
+    if rows.form == "text":
+        found = windows(_watched(rows.rows, rows), tokenizer, options)
+    else:
+        found = _watched(encode(rows.rows, rows.form, tokenizer, options), rows)
+    dataset = _dataset(kept(found))
+    if cut or dropped:
+        logger.warning(
+            "%s: %d of %d rows were cut to max_length=%d, %d more were left out because nothing "
+            "of the response was left",
+            rows.path, cut, len(rows.rows), recipe.max_length, dropped,
+        )  # fmt: skip
+    if dataset is None:
+        raise ValueError(
+            f"no row of {rows.path} fits: every response lies beyond max_length="
+            f"{recipe.max_length}; raise it"
+        )
+    return dataset
+
+
+def _watched(items: Iterable[Any], rows: Rows) -> Iterable[Any]:
+    title, console = f"Encoding {rows.path}", Console(stderr=True)
+    return track(items, title, total=len(rows.rows), transient=True, console=console)
+
+
+def _dataset(features: Iterator[dict[str, Any]]) -> Dataset | None:
+    """A dataset in Arrow's memory, made chunk by chunk: Python's lists would take ten times it."""
+    parts: list[Dataset] = []
+    chunk: list[dict[str, Any]] = []
+    for one in features:
+        chunk.append(one)
+        if len(chunk) == CHUNK:
+            parts.append(Dataset.from_list(chunk))
+            chunk = []
+    if chunk:
+        parts.append(Dataset.from_list(chunk))
+    return concatenate_datasets(parts) if parts else None
+
+
+def collator(form: Form, tokenizer: PreTrainedTokenizerBase) -> Callable[..., Any]:
+    """Pads a batch to its longest row, labels included."""
+    if form in HEADED:
+        pad: Callable[..., Any] = DataCollatorWithPadding(tokenizer)
+    elif form == "choice":
+        pad = ChoiceCollator(tokenizer)
+    else:
+        pad = DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=IGNORED)
+    return pad
+
+
+class ChoiceCollator:
+    """Lays the candidates of all rows one under another, each behind its prompt, padded left.
+
+    Besides the ids there are ``groups`` (how many candidates each row has) and ``answers`` (the
+    index of the right one); ``labels`` count the candidates' tokens.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.pad: int = tokenizer.pad_token_id
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Every candidate of every row."""
+        batch = self._laid((row["prompt"], ids) for row in features for ids in row["candidates"])
+        batch["groups"] = torch.tensor([len(row["candidates"]) for row in features])
+        batch["answers"] = torch.tensor([row["answer"] for row in features])
+        return batch
+
+    def plain(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """The right candidate of every row, as a language model's own batch."""
+        return self._laid((row["prompt"], row["candidates"][row["answer"]]) for row in features)
+
+    def _laid(self, pairs: Iterable[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
+        sequences = [(prompt + ids, len(prompt)) for prompt, ids in pairs]
+        shape = len(sequences), max(len(ids) for ids, _ in sequences)
+        batch = {
+            "input_ids": torch.full(shape, self.pad),
+            "attention_mask": torch.zeros(shape, dtype=torch.long),
+            "labels": torch.full(shape, IGNORED),
+        }
+        for number, (ids, prompt) in enumerate(sequences):
+            batch["input_ids"][number, -len(ids) :] = torch.tensor(ids)
+            batch["attention_mask"][number, -len(ids) :] = 1
+            scored = len(ids) - prompt
+            batch["labels"][number, -scored:] = torch.tensor(ids[prompt:])
+        return batch
+
+
+def context_of(model_config: Any) -> int | None:
+    """How many tokens a model can read; None if its config does not say."""
+    context = getattr(model_config, "max_position_embeddings", None)
+    if not isinstance(context, int):
+        return None
+    # RoBERTa's positions begin behind its pad token's.
+    shifted = model_config.model_type in ("roberta", "xlm-roberta")
+    return context - (model_config.pad_token_id + 1 if shifted else 0)
+
+
+def fit_context(recipe: Recipe, model_config: Any) -> Recipe:
+    """The recipe with ``max_length`` cut to what the model can read."""
+    context = context_of(model_config)
+    if context is not None and recipe.max_length > context:
+        logger.warning("max_length=%d is cut to the model's %d", recipe.max_length, context)
+        return recipe.model_copy(update={"max_length": context})
+    return recipe

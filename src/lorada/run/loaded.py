@@ -1,0 +1,78 @@
+"""A finished run, loaded for inference."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lorada.run.adapt import load_adapted, load_base
+from lorada.run.data import JSONL
+from lorada.run.encoding import fit_context
+from lorada.run.models import kind_of, load_tokenizer
+from lorada.run.recipe import RECIPE_FILE, Recipe, load_recipe
+from lorada.run.result import read_result
+from lorada.tasks import TASKS
+from lorada.tasks.rows import Form
+from lorada.tasks.task import Kind, Protocol
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    folder: Path
+    recipe: Recipe
+    model: PeftModel | PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    form: Form
+    labels: tuple[str, ...]
+
+    @property
+    def kind(self) -> Kind:
+        """What kind of model it is."""
+        return kind_of(self.model.config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model reads its input."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @property
+    def protocol(self) -> Protocol:
+        """How the first of its tasks is put to the model."""
+        task = TASKS[self.recipe.tasks[0]]
+        if self.recipe.task == JSONL:
+            return task.protocols[self.form]
+        return task.protocols[task.protocol(self.recipe.protocol, self.kind)]
+
+
+def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
+    """Load a finished run.
+
+    Args:
+        folder: the run.
+        trust_remote_code: whether code that the model's repository ships may run; what the
+            folder's own recipe says does not count, as the folder may come from somebody else.
+
+    Raises:
+        ValueError: if the folder holds no finished run, or its adapter does not fit.
+    """
+    if not (folder / RECIPE_FILE).is_file():
+        raise ValueError(f"{folder} is not a run: it has no {RECIPE_FILE}")
+    result = read_result(folder)
+    recipe = load_recipe(str(folder / RECIPE_FILE), [], {})
+    recipe = recipe.model_copy(update={"trust_remote_code": trust_remote_code})
+    labels = tuple(result["labels"])
+    head = 1 if result["form"] == "score" else len(labels) or None
+    tokenizer = load_tokenizer(recipe.model, trust_remote_code=trust_remote_code)
+    if (folder / "model").is_dir():
+        whole = recipe.model_copy(update={"model": str(folder / "model")})
+        model: PeftModel | PreTrainedModel = load_base(whole, head).eval()
+    else:
+        model = load_adapted(load_base(recipe, head), folder / "adapter")
+    if torch.cuda.is_available():
+        model = model.cuda()
+    return Run(folder, fit_context(recipe, model.config), model, tokenizer, result["form"], labels)

@@ -1,0 +1,97 @@
+"""GLUE: eight tasks on one sentence or a pair; Wang et al., "GLUE" (2018).
+
+The paper says that it reports accuracy for all; its CoLA and STS-B numbers are Matthews' and
+Pearson's correlation, as is usual, so those come first here.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from lorada.tasks.metrics import accuracy, accuracy_and_f1, correlations, matthews
+from lorada.tasks.rows import Row
+from lorada.tasks.task import ANY_KIND, Metrics, Protocol, Source, Task
+
+HUB = "nyu-mll/glue"
+Score = Callable[[list[Any], list[Row]], Metrics]
+
+
+def _labelled(row: Row, texts: tuple[str, ...], labels: tuple[str, ...]) -> Row:
+    if not 0 <= row["label"] < len(labels):
+        raise ValueError(
+            f"label {row['label']} is not in 0–{len(labels) - 1}: is this a test split?"
+        )
+    return {**_texts(row, texts), "label": labels[row["label"]]}
+
+
+def _scored(row: Row, texts: tuple[str, ...]) -> Row:
+    if not 0 <= row["label"] <= 5:
+        raise ValueError(f"label {row['label']} is not in 0–5: is this a test split?")
+    return {**_texts(row, texts), "score": float(row["label"])}
+
+
+def _texts(row: Row, names: tuple[str, ...]) -> Row:
+    return dict(zip(("text", "text_pair"), (row[name] for name in names), strict=False))
+
+
+def _task(
+    name: str,
+    summary: str,
+    texts: tuple[str, ...],
+    labels: tuple[str, ...],
+    score: Score = accuracy,
+    test: tuple[str, ...] = ("validation",),
+) -> Task:
+    def source(split: str) -> Source:
+        return Source(f"glue/{name}", split, HUB, name)
+
+    convert = (
+        partial(_labelled, texts=texts, labels=labels) if labels else partial(_scored, texts=texts)
+    )
+    return Task(
+        summary=summary,
+        benchmark="GLUE",
+        protocols={
+            "classify": Protocol(
+                "label" if labels else "score", ANY_KIND, convert, score, labels=labels
+            )
+        },
+        train={"own": source("train")},
+        test={split.removeprefix("validation").strip("_"): source(split) for split in test},
+    )
+
+
+PAIR = ("sentence1", "sentence2")
+ENTAILS = ("entailment", "not_entailment")
+
+GLUE = {
+    "cola": _task(
+        "cola", "is a sentence grammatical? Matthews' correlation",
+        ("sentence",), ("unacceptable", "acceptable"), matthews,
+    ),
+    "sst2": _task(
+        "sst2", "sentiment of a sentence; accuracy", ("sentence",), ("negative", "positive"),
+    ),
+    "mrpc": _task(
+        "mrpc", "do two sentences say the same? accuracy and F1",
+        PAIR, ("not_equivalent", "equivalent"), partial(accuracy_and_f1, positive="equivalent"),
+    ),
+    "stsb": _task(
+        "stsb", "how similar are two sentences, 0–5? Pearson's correlation",
+        PAIR, (), correlations,
+    ),
+    "qqp": _task(
+        "qqp", "do two questions ask the same? accuracy and F1",
+        ("question1", "question2"), ("not_duplicate", "duplicate"),
+        partial(accuracy_and_f1, positive="duplicate"),
+    ),
+    "mnli": _task(
+        "mnli", "does a premise entail a hypothesis? accuracy, matched and mismatched",
+        ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"),
+        test=("validation_matched", "validation_mismatched"),
+    ),
+    "qnli": _task(
+        "qnli", "does a sentence answer a question? accuracy", ("question", "sentence"), ENTAILS,
+    ),
+    "rte": _task("rte", "does a text entail a sentence? accuracy", PAIR, ENTAILS),
+}  # fmt: skip

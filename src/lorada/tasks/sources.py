@@ -1,0 +1,79 @@
+"""Rows of a benchmark: from a local folder, or from the hub."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from lorada.tasks.rows import Row
+from lorada.tasks.task import Source
+
+DATA_VARIABLE = "LORADA_DATA"
+
+
+def data_folder(chosen: str | None) -> Path | None:
+    """The local data folder: the chosen one, else that of ``LORADA_DATA``; None for the hub.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+    """
+    name = chosen or os.environ.get(DATA_VARIABLE)
+    if not name:
+        return None
+    if not Path(name).is_dir():
+        raise FileNotFoundError(f"no data folder at {name}: correct --data-dir or {DATA_VARIABLE}")
+    return Path(name)
+
+
+def read_source(source: Source, folder: Path | None) -> list[Row]:
+    """All rows of a split, in order.
+
+    Args:
+        source: which split.
+        folder: a local data folder; None for the hub.
+
+    Raises:
+        FileNotFoundError: if the folder does not have it.
+        ValueError: for a broken file, or if the hub cannot be reached.
+    """
+    return _from_hub(source) if folder is None else _from_folder(source, folder)
+
+
+def _from_folder(source: Source, folder: Path) -> list[Row]:
+    stem = folder / source.folder / source.split
+    found = [p for end in (".jsonl.gz", ".jsonl") if (p := Path(f"{stem}{end}")).is_file()]
+    if not found:
+        place = stem.parent
+        splits = sorted({p.name.split(".")[0] for p in place.glob("*.jsonl*")})
+        has = f"{place} has {', '.join(splits)}" if splits else f"there is no {place}"
+        raise FileNotFoundError(f"no data at {stem}.jsonl.gz: {has}")
+    path = found[0]
+    rows: list[Row] = []
+    try:
+        opened: Any = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8") as lines:
+            rows = [json.loads(line) for line in lines]
+    except (OSError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} line {len(rows) + 1} cannot be read: {error}") from error
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path} must have one JSON object a line")
+    return rows
+
+
+def _from_hub(source: Source) -> list[Row]:
+    from datasets import load_dataset
+
+    try:
+        if source.hub.startswith("https://"):
+            loaded = load_dataset("json", data_files=source.hub, split="train")
+        else:
+            loaded = load_dataset(source.hub, source.config, split=source.hub_split or source.split)
+    except Exception as error:  # the hub's client has many kinds of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"cannot load {source.hub} from the hub ({reason}): pass --data-dir DIR or set "
+            f"{DATA_VARIABLE} to a folder with {source.folder}/{source.split}.jsonl.gz, or take "
+            "your own rows with --data FILE"
+        ) from error
+    return list(loaded)

@@ -1,0 +1,111 @@
+"""What a task is: where its rows come from, what a model is asked, and how answers are scored.
+
+A row of a data set becomes a row of one of six forms (``rows.FORMS``). How it does, and how what
+the model gives back is scored, is a protocol; a task may have several.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lorada.tasks.rows import Form, Row
+
+Kind = Literal["decoder", "encoder", "encoder_decoder"]
+ANY_KIND: tuple[Kind, ...] = ("decoder", "encoder", "encoder_decoder")
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of a data set: on the hub, or in a local folder.
+
+    Attributes:
+        folder: where it is in a local data folder: ``folder/split.jsonl.gz`` (or ``.jsonl``).
+        split: its name there, and on the hub unless ``hub_split`` says otherwise.
+        hub: id of the data set on the hub, or the address of a JSON file.
+        config: name of the configuration on the hub.
+        hub_split: its name on the hub.
+    """
+
+    folder: str
+    split: str
+    hub: str
+    config: str | None = None
+    hub_split: str | None = None
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way to put a task to a model.
+
+    Attributes:
+        form: the form of the rows that ``convert`` makes.
+        kinds: the kinds of model it is for.
+        convert: row of the data set → row of the form. ``eval_prompt`` and ``eval_response`` are
+            what is asked and expected in evaluation, where that differs from training.
+        score: (what the model gave for each row, rows of the form) → metrics, the main one first.
+        labels: class names by index; empty where the rows decide.
+        generation: settings of ``generate``, such as ``num_beams``.
+        loss_on: tokens that count in training: ``response`` or ``all``.
+        joint: whether prompt and response are turned into tokens as one text.
+    """
+
+    form: Form
+    kinds: tuple[Kind, ...]
+    convert: Callable[[Row], Row]
+    score: Callable[[list[Any], list[Row]], Metrics]
+    labels: tuple[str, ...] = ()
+    generation: dict[str, Any] = field(default_factory=dict)
+    loss_on: Literal["response", "all"] = "response"
+    joint: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+        summary: one line for ``lorada tasks``.
+        benchmark: the group of tasks it belongs to.
+        protocols: name → protocol; the first that suits a model's kind is its default. Of
+            ``jsonl``, whose rows decide, the names are those of the forms.
+        train: name → training rows; the first is the default. Empty for the user's own files.
+        test: name → rows to score; the name is empty where there is one set.
+    """
+
+    summary: str
+    benchmark: str
+    protocols: dict[str, Protocol]
+    train: dict[str, Source] = field(default_factory=dict)
+    test: dict[str, Source] = field(default_factory=dict)
+
+    def protocol(self, name: str | None, kind: Kind) -> str:
+        """The name of the protocol to use with a kind of model.
+
+        Args:
+            name: a name that was asked for; None for the first that suits.
+            kind: of the model.
+
+        Raises:
+            ValueError: for an unknown name, or if the model cannot do it.
+        """
+        fitting = [key for key, protocol in self.protocols.items() if kind in protocol.kinds]
+        if name is None and fitting:
+            return fitting[0]
+        if name is not None and name not in self.protocols:
+            raise ValueError(f"protocol={name!r} is not one of {', '.join(self.protocols)}")
+        if name is None or name not in fitting:
+            wanted = (
+                self.protocols[name].kinds if name else next(iter(self.protocols.values())).kinds
+            )
+            asked = f" by protocol {name!r}" if name else ""
+            raise ValueError(
+                f"this task{asked} needs a model of kind {' or '.join(wanted)}, and this one is of "
+                f"kind {kind}"
+            )
+        return name
+
+
+def same(row: Row) -> Row:
+    """A row that already has its form."""
+    return row

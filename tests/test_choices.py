@@ -1,0 +1,109 @@
+"""Choosing by likelihood: scores by hand, the shared cache beside whole sequences, training."""
+
+from itertools import chain
+
+import pytest
+import torch
+from conftest import assert_close
+from folders import byte_tokenizer, llama_folder, rows_file
+from peft import get_peft_model
+from stacks import randomise
+from transformers import AutoModelForCausalLM
+
+from lorada import LmamConfig, LoradaConfig, PrefixConfig
+from lorada.run.choices import cached_scores, choice_loss, mean_log_likelihoods, sequence_scores
+from lorada.run.encoding import ChoiceCollator
+from lorada.run.evaluate import evaluate
+from lorada.run.loaded import load_run
+from lorada.run.recipe import load_recipe
+from lorada.run.train import train
+from lorada.tasks.encode import IGNORED, EncodeOptions, encode
+
+ROWS = [
+    {"prompt": "is ice cold?", "candidates": [" yes", " not at all"], "answer": 0},
+    {"prompt": "2+2", "candidates": [" 3", " 4", " five"], "answer": 1},
+    {"prompt": "the sun is a much longer question", "candidates": [" a star", " x"], "answer": 0},
+]
+TOKENIZER = byte_tokenizer()
+FEATURES = [e.features for e in encode(ROWS, "choice", TOKENIZER, EncodeOptions(64))]
+STACKS = {
+    "base": None,
+    "lmam": [LmamConfig(rank=2, length=40)],
+    "lmam shorter than the prompts": [LmamConfig(rank=2, length=6)],
+    "prefix": [PrefixConfig(length=3)],
+}
+
+
+@pytest.fixture(params=STACKS)
+def model(request, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(llama_folder(tmp_path / "llama")).eval()
+    if STACKS[request.param] is None:
+        return base
+    adapted = get_peft_model(base, LoradaConfig(parts=STACKS[request.param])).eval()
+    randomise(adapted)
+    return adapted
+
+
+def test_a_score_is_the_mean_log_probability_of_the_candidates_tokens():
+    logits = torch.tensor([[[0.0, 1.0], [2.0, 0.0], [5.0, 5.0]]])
+    labels = torch.tensor([[IGNORED, 1, 0]])
+    by_hand = (
+        1 - torch.log1p(torch.tensor(1.0).exp()) + 2 - torch.log1p(torch.tensor(2.0).exp())
+    ) / 2
+    assert_close(mean_log_likelihoods(logits, labels), by_hand[None])
+
+
+def test_the_loss_is_the_cross_entropy_of_the_scores_of_each_row():
+    scores = torch.tensor([0.0, 1.0, 2.0, 0.0, 0.0])
+    groups, answers = torch.tensor([2, 3]), torch.tensor([1, 0])
+    first = -torch.log_softmax(torch.tensor([0.0, 1.0]), 0)[1]
+    second = -torch.log_softmax(torch.tensor([2.0, 0.0, 0.0]), 0)[0]
+    assert_close(choice_loss(scores, groups, answers), (first + second) / 2)
+
+
+@torch.no_grad()
+def test_a_shared_cache_gives_the_scores_of_whole_sequences(model):
+    whole = sequence_scores(model, ChoiceCollator(TOKENIZER)(FEATURES))
+    prompts, candidates = [f["prompt"] for f in FEATURES], [f["candidates"] for f in FEATURES]
+    shared = cached_scores(model, prompts, candidates, TOKENIZER.pad_token_id)
+    assert [len(row) for row in shared] == [2, 3, 2]
+    assert_close(torch.tensor(list(chain(*shared))), whole)
+
+
+@torch.no_grad()
+def test_scores_do_not_depend_on_the_rows_beside_them(model):
+    pad = ChoiceCollator(TOKENIZER)
+    together = sequence_scores(model, pad(FEATURES))
+    alone = torch.cat([sequence_scores(model, pad([features])) for features in FEATURES])
+    assert_close(together, alone)
+
+
+@torch.no_grad()
+def test_candidates_of_one_token_need_no_second_pass(model):
+    candidates = [[[7], [9]], [[3], [4], [5]], [[6], [8]]]
+    prompts = [f["prompt"] for f in FEATURES]
+    features = [
+        {"prompt": p, "candidates": c, "answer": 0}
+        for p, c in zip(prompts, candidates, strict=True)
+    ]
+    whole = sequence_scores(model, ChoiceCollator(TOKENIZER)(features))
+    assert_close(torch.tensor(list(chain(*cached_scores(model, prompts, candidates, 0)))), whole)
+
+
+@pytest.mark.parametrize("method", ["lora", "lorada_la", "ist", "shira"])
+def test_a_run_learns_which_candidate_is_right(method, tmp_path):
+    rows = [
+        {"prompt": "ab"[n % 2] * 4, "candidates": [" no", " yes"], "answer": n % 2}
+        for n in range(8)
+    ]  # fmt: skip
+    data = rows_file(tmp_path / "rows.jsonl", rows)
+    small = ["shira.r=8"] if method == "shira" else ["lora.r=8", "lora.lora_dropout=0"]
+    recipe = load_recipe(
+        None,
+        ["max_steps=60", "training.learning_rate=1e-2", "report_to=[]", *small],
+        {"method": method, "model": str(llama_folder(tmp_path / "llama", num_hidden_layers=4)),
+         "data": str(data), "output": str(tmp_path / "run")},
+    )  # fmt: skip
+    result = train(recipe, quiet=True).result
+    assert result["form"] == "choice"
+    assert evaluate(load_run(tmp_path / "run"), str(data))["accuracy"] == 100
