@@ -33,7 +33,7 @@ from lorada.files import write_whole
 from lorada.procedures.ist import ISTCallback
 from lorada.run.models import load_model, load_tokenizer
 from lorada.run.result import hardware, versions
-from lorada.tasks.jsonl import EncodeOptions, encode
+from lorada.tasks.encode import EncodeOptions, encode
 from lorada.tasks.rows import form_of, read_rows
 
 HERE = Path(__file__).parent
@@ -71,8 +71,8 @@ def text_batch(options: Options, rows: int, *, padded: bool = False) -> Batch:
     size, every = options.length, EncodeOptions(10**6, loss_on="all")
     ids = [
         token
-        for row in data
-        if (encoded := encode(row, form, tokenizer, every)) is not None
+        for encoded in encode(data, form, tokenizer, every)
+        if encoded is not None
         for token in encoded.features["input_ids"]
     ]
     if len(ids) < rows * size:
