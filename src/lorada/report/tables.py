@@ -96,7 +96,9 @@ def measured_line(
     """
     scores: dict[str, list[float]] = {}
     for name, (task, metric) in columns.items():
-        values = [_score(r["metrics"][task], metric) for r in results if task in r["metrics"]]
+        found = [r["metrics"][task] for r in results if task in r["metrics"]]
+        # A column may be of the other scale, as a length in tokens is.
+        values = [_score(m, metric) for m in found if metric is None or metric in m]
         if values:
             scores[name] = values
     shares = {f"{r['parameters']['percent']:.3f}%" for r in results}
@@ -144,9 +146,12 @@ def _score(metrics: dict[str, Any], name: str | None) -> float:
 
 
 def mean_of(page: Page, line: Line) -> float | None:
-    """The mean over the page's columns, if the line has them all."""
-    if not page.averaged or not all(line.scores.get(name) for name in page.averaged):
+    """The mean over the page's columns if the line has them all, else the mean that was printed."""
+    if not page.averaged:
         return None
+    if not all(line.scores.get(name) for name in page.averaged):
+        printed = set(line.scores) == {"avg"}
+        return line.scores["avg"][0] if printed else None
     return statistics.fmean(statistics.fmean(line.scores[name]) for name in page.averaged)
 
 

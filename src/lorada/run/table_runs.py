@@ -65,12 +65,12 @@ def jobs(
     """All runs that rows, tasks and seeds ask for, row by row.
 
     Raises:
-        ValueError: for a row or task that the table does not have.
+        ValueError: for a row or task that the table does not have, or not at this scale.
     """
     wanted = table.tasks_at(scale, tasks)
     groups = [[task] for task in wanted] if table.train == "each" else [wanted]
     found = []
-    for row in table.rows_named(rows):
+    for row in table.rows_at(scale, rows):
         for group in groups:
             for seed in seeds or table.seeds:
                 place = Path(row.key) / "-".join(group) / f"seed{seed}"

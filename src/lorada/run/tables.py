@@ -14,7 +14,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from lorada.errors import unknown
-from lorada.plan import build_method
+from lorada.methods import PARTS
+from lorada.plan import build_method, part_names
 from lorada.run.models import load_config
 from lorada.run.params import parameters_of
 from lorada.run.recipe import Recipe, load_recipe
@@ -46,6 +47,7 @@ class TableRow(_Strict):
     model: str | None = Field(None, description="at scale paper, where rows differ")
     share: float | None = Field(None, description="trained parameters as printed, percent")
     match: str | None = Field(None, description="the setting that brings a local row to the share")
+    only: Scale | None = Field(None, description="the one scale it can be run at; None for both")
     paper: Settings = Field({}, description="its own settings at scale paper")
     local: Settings = Field({}, description="its own settings at scale local")
 
@@ -116,6 +118,19 @@ class PaperTable(_Strict):
             found += [row for row in rows if row not in found]
         return found
 
+    def rows_at(self, scale: Scale, chosen: list[str] | None) -> list[TableRow]:
+        """Those of ``rows_named`` that can be run at a scale.
+
+        Raises:
+            ValueError: for a row that was asked for by its key and cannot, or if none can.
+        """
+        rows = self.rows_named(chosen)
+        found = [row for row in rows if row.only in (None, scale)]
+        for row in rows:
+            if row not in found and (row.key in (chosen or []) or not found):
+                raise ValueError(f"row {row.key} of {self.name} is for --scale {row.only} alone")
+        return found
+
 
 def tables() -> dict[str, Path]:
     """The recipes of tables and figures, by name (``table5``, ``figure4``)."""
@@ -143,6 +158,8 @@ def row_recipe(
 ) -> Recipe:
     """The recipe of one run of a row.
 
+    What the table says of parts that the row's method does not have falls away.
+
     Args:
         table: the table.
         row: one of its rows.
@@ -155,8 +172,10 @@ def row_recipe(
     settings = deepcopy(column.settings)
     for task in tasks if len(tasks) == 1 else []:
         merge(settings, column.by_task.get(task, {}))
+    for part in PARTS.keys() - set(part_names(row.method)):
+        settings.pop(part, None)
     merge(settings, row.paper if scale == "paper" else row.local)
-    model = (row.model if scale == "paper" else None) or column.model
+    model = (row.model if scale == "paper" else None) or settings.get("model", column.model)
     merge(settings, {"method": row.method, "model": model, "task": ",".join(tasks)})
     merge(settings, {"output": str(output), "training": {"seed": seed}})
     recipe = load_recipe(None, [], settings)
