@@ -12,9 +12,10 @@ import yaml
 
 from lorada.methods import METHODS, PARTS
 from lorada.plan import build_method, column_of, part_names
+from lorada.report.tables import Page, mean_of, measured_line, published_line
 from lorada.run.models import kind_of, load_config
 from lorada.run.params import parameters_of
-from lorada.run.tables import load_table, row_recipe, tables
+from lorada.run.tables import PaperTable, load_table, row_recipe, tables
 from lorada.tasks import TASKS
 
 PAPER = Path(__file__).parents[2] / "shared" / "paper.md"
@@ -335,3 +336,56 @@ def test_lorada_q_has_the_numbers_of_table_17(number, key):
     # Table 17 has no scale; Table 19's is taken.
     assert lmam.inverse_scale == product({"llama-13b": "5120*600", "llama3-8b": "4096*1200"}.get(
         recipe.model, "4096*600"))  # fmt: skip
+
+
+def test_rows_of_one_scale_are_left_out_at_the_other_and_refused_by_name():
+    table = load_table("table10")
+    assert [row.key for row in table.rows_at("local", None)] == ["full", "lora", "lorada_a"]
+    assert table.rows_at("paper", None) == table.rows
+    with pytest.raises(ValueError, match="row mam of table10 is for --scale paper alone"):
+        table.rows_at("local", ["lora", "mam"])
+
+
+def test_what_a_table_says_of_a_part_that_a_method_lacks_falls_away():
+    table = load_table("table5")
+    parts = {
+        row.key: row_recipe(table, row, "paper", ["mrpc"], 1, Path("-")).parts
+        for row in table.rows_named(["lora", "lorada_a"])
+    }
+    assert parts["lora"].keys() == {"lora"}
+    assert parts["lorada_a"]["lmam"]["length"] == 256
+
+
+def test_a_task_may_have_a_model_of_its_own_and_a_row_another():
+    columns = {"model": "roberta-base", "by_task": {"rte": {"model": "bart-large"}}}
+    rows = [{"key": k, "label": k, "method": "full"} for k in ("a", "b")]
+    rows[1]["model"] = "deberta-v3-base"
+    table = PaperTable(
+        table=5, title="one", tasks=["rte", "mrpc"], train="each",
+        paper=columns, local={"model": "minilm-l6"}, rows=rows,
+    )  # fmt: skip
+    models = [
+        row_recipe(table, row, "paper", [task], 1, Path("-")).model
+        for row in table.rows
+        for task in table.tasks
+    ]
+    assert models == ["bart-large", "roberta-base", "deberta-v3-base", "deberta-v3-base"]
+
+
+def test_a_column_of_the_other_scale_stays_empty():
+    result = {
+        "metrics": {"proof_pile": {"n": 3, "perplexity_512": 9.5}},
+        "parameters": {"percent": 1.0},
+        "wall_time_s": 60,
+    }
+    columns = load_table("table7").columns_of(["proof_pile"])
+    assert list(columns)[:2] == ["perplexity_512", "perplexity_1024"]
+    assert measured_line("ours", [result], columns).scores == {"perplexity_512": [9.5]}
+
+
+def test_a_printed_average_without_its_tasks_is_shown_as_the_mean():
+    line = published_line(9, "lorada_la")
+    page = Page("", ["boolq", "piqa"], [line], [], averaged=["boolq", "piqa"])
+    assert mean_of(page, line) == 80.0
+    ours = measured_line("ours", [], {})
+    assert mean_of(page, ours) is None
