@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from lorada.errors import unknown
-from lorada.methods import PARTS
+from lorada.method import PARTS
 from lorada.plan import build_method, part_names
 from lorada.run.models import load_config
 from lorada.run.params import parameters_of
