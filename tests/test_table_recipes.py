@@ -113,6 +113,20 @@ def test_every_run_is_a_recipe_of_a_method_that_its_model_can_take(number, scale
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", PUBLISHED)
+def test_every_method_of_a_table_can_be_placed_on_its_models(number):
+    seen = set()
+    for table, row, tasks in runs_of(number, "paper"):
+        if not built(row) or set(tasks) - TASKS.keys():
+            continue
+        recipe = row_recipe(table, row, "paper", tasks, 1, Path("-"))
+        if (settings := (recipe.method, recipe.model, str(recipe.parts))) not in seen:
+            seen.add(settings)
+            counts = parameters_of(recipe)
+            assert 0 < counts["trainable"] <= counts["total"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", PUBLISHED)
 def test_local_rows_are_as_near_to_the_published_share_as_a_whole_number_allows(number):
     seen = set()
     for table, row, tasks in runs_of(number, "local"):
@@ -368,6 +382,17 @@ def test_a_task_may_have_a_model_of_its_own_and_a_row_another():
         for task in table.tasks
     ]
     assert models == ["bart-large", "roberta-base", "deberta-v3-base", "deberta-v3-base"]
+
+
+def test_a_row_may_have_settings_of_its_own_for_a_task():
+    row = row_of(10, "pfeiffer").model_copy(update={"paper": {
+        "bottleneck": {"rank": 600}, "by_task": {"rte": {"bottleneck": {"placement": "houlsby"}}},
+    }})  # fmt: skip
+    both = [
+        row_recipe(load_table("table10"), row, "paper", [task], 1, Path("-")).parts["bottleneck"]
+        for task in ("rte", "mrpc")
+    ]
+    assert both == [{"rank": 600, "placement": "houlsby"}, {"rank": 600}]
 
 
 def test_a_column_of_the_other_scale_stays_empty():

@@ -48,7 +48,7 @@ class TableRow(_Strict):
     share: float | None = Field(None, description="trained parameters as printed, percent")
     match: str | None = Field(None, description="the setting that brings a local row to the share")
     only: Scale | None = Field(None, description="the one scale it can be run at; None for both")
-    paper: Settings = Field({}, description="its own settings at scale paper")
+    paper: Settings = Field({}, description="its own settings at scale paper; also by_task")
     local: Settings = Field({}, description="its own settings at scale local")
 
 
@@ -174,7 +174,11 @@ def row_recipe(
         merge(settings, column.by_task.get(task, {}))
     for part in PARTS.keys() - set(part_names(row.method)):
         settings.pop(part, None)
-    merge(settings, row.paper if scale == "paper" else row.local)
+    own = dict(row.paper if scale == "paper" else row.local)
+    by_task = own.pop("by_task", {})
+    merge(settings, own)
+    for task in tasks if len(tasks) == 1 else []:
+        merge(settings, by_task.get(task, {}))
     model = (row.model if scale == "paper" else None) or settings.get("model", column.model)
     merge(settings, {"method": row.method, "model": model, "task": ",".join(tasks)})
     merge(settings, {"output": str(output), "training": {"seed": seed}})
