@@ -17,6 +17,7 @@ from lorada.report.tables import Page, mean_of, measured_line, published_line
 from lorada.run.models import kind_of, load_config
 from lorada.run.params import parameters_of
 from lorada.run.tables import PaperTable, load_table, row_recipe, tables
+from lorada.run.train import training_arguments
 from lorada.tasks import TASKS
 
 PAPER = Path(__file__).parents[2] / "shared" / "paper.md"
@@ -103,7 +104,8 @@ def test_every_run_is_a_recipe_of_a_method_that_its_model_can_take(number, scale
         any_size = row.model_copy(update={"match": None})  # the search for it counts parameters
         recipe = row_recipe(table, any_size, scale, tasks, 1, Path("-"))
         config = config_of(recipe.model)
-        build_method(recipe.method, config, **recipe.parts)
+        plan = build_method(recipe.method, config, **recipe.parts)
+        training_arguments(recipe, plan.arguments, quiet=True)
         for name in tasks:
             TASKS[name].protocol(recipe.protocol, kind_of(config))
             assert recipe.train_on is None or recipe.train_on in TASKS[name].train
