@@ -43,6 +43,7 @@ class Protocol:
         kinds: the kinds of model it is for.
         convert: row of the data set → row of the form. ``eval_prompt`` and ``eval_response`` are
             what is asked and expected in evaluation, where that differs from training.
+        convert_test: the same for rows to score; None for ``convert``.
         score: (what the model gave for each row, rows of the form) → metrics, the main one first.
         labels: class names by index; empty where the rows decide.
         generation: settings of ``generate``, such as ``num_beams``.
@@ -58,6 +59,7 @@ class Protocol:
     generation: dict[str, Any] = field(default_factory=dict)
     loss_on: Literal["response", "all"] = "response"
     joint: bool = False
+    convert_test: Callable[[Row], Row] | None = None
 
 
 @dataclass(frozen=True)
