@@ -102,7 +102,7 @@ def _benchmark_rows(recipe: Recipe, kind: Kind) -> Rows:
         task = TASKS[name]
         protocol = task.protocols[task.protocol(recipe.protocol, kind)]
         sources[_train_source(name, task, recipe.train_on)] = protocol
-    forms = {(protocol.form, protocol.labels) for protocol in sources.values()}
+    forms = {(p.form, p.labels, p.loss_on, p.joint) for p in sources.values()}
     if len(forms) > 1:
         raise ValueError(f"task={recipe.task}: these ask for different things; train them apart")
     rows: list[Row] = []

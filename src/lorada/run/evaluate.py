@@ -156,7 +156,9 @@ def _write(run: Run, rows: Rows) -> Answers:
     """What the model writes, and its loss on the right answers per token that counts."""
     sums, counts = _losses(run, rows)
     prompts = [prompt_of(row, rows.form, run.tokenizer) for row in rows.rows]
-    answers = generate(run, prompts, templated=rows.form == "messages")
+    # A file of the user's own is answered as the run's task is.
+    protocol = rows.protocol if rows.protocol.generation else None
+    answers = generate(run, prompts, templated=rows.form == "messages", protocol=protocol)
     return answers, {"loss": float(sums.sum() / counts.sum())}
 
 

@@ -91,9 +91,12 @@ def _apart(
     end = tokenizer.eos_token or ""
     prompts = [str(row["prompt"]) for row in rows]
     responses = [str(row["response"]) + end for row in rows]
-    ids = tokenizer(responses, add_special_tokens=False)["input_ids"]
-    for prompt, response in zip(_open_ids(prompts, tokenizer), ids, strict=True):
-        yield _continued(prompt, response, options)
+    for prompt, response in zip(
+        tokenizer(prompts)["input_ids"],
+        tokenizer(responses, add_special_tokens=False)["input_ids"],
+        strict=True,
+    ):
+        yield _continued(open_ended(prompt, tokenizer), response, options)
 
 
 def open_ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -165,15 +168,14 @@ def _pairs(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
     """What an encoder reads and what a decoder gives, each cut by itself."""
-    prompts, responses = ([str(row[key]) for row in rows] for key in ("prompt", "response"))
-    targets = tokenizer(text_target=responses)["input_ids"]
-    for i, read in enumerate(_by_row(tokenizer(prompts))):
-        gives = targets[i]
+    for row in rows:
+        read = tokenizer(str(row["prompt"]))
+        gives = tokenizer(text_target=str(row["response"]))["input_ids"]
         cut = max(len(read["input_ids"]), len(gives)) > options.max_length
         if cut:
             room = {"truncation": True, "max_length": options.max_length}
-            read = tokenizer(prompts[i], **room)
-            gives = tokenizer(text_target=responses[i], **room)["input_ids"]
+            read = tokenizer(str(row["prompt"]), **room)
+            gives = tokenizer(text_target=str(row["response"]), **room)["input_ids"]
         ids = {key: read[key] for key in ("input_ids", "attention_mask")}
         yield Encoded({**ids, "labels": gives}, cut)
 
