@@ -54,7 +54,10 @@ def score_numbers(outputs: list[str], rows: list[Row], answer: Callable[[str], s
 
 
 def score_letters(outputs: list[str], rows: list[Row], answer: Callable[[str], str]) -> Metrics:
-    """The same for letters, which both compare as they are; QuanTA also knows those behind E."""
+    """``exact``, ``quanta_one_sided`` and ``unparsable`` of letters, in percent.
+
+    Both compare the first letter as it is; QuanTA also reads those behind E.
+    """
     texts = [answer(output) for output in outputs]
     pairs = list(zip(texts, [row["answer"] for row in rows], strict=True))
     return {

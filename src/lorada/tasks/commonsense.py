@@ -153,24 +153,24 @@ ARC = "allenai/ai2_arc"
 
 COMMONSENSE = {
     "boolq": _task(
-        "is a statement true? (without its passage)",
+        "yes-or-no questions, without their passages",
         "boolq", ("google/boolq", None, "validation"), ("true", "false"), _boolq,
     ),
     # The sets of the authors of PIQA and SIQA need code that ``datasets`` no longer runs: copies.
     "piqa": _task(
-        "which of two solutions works?",
+        "which of two ways to reach a goal",
         "piqa", ("baber/piqa", None, "validation"), _numbered("solution", 2), _piqa,
     ),
     "siqa": _task(
-        "what follows in a social situation?",
+        "what people feel and do, in three options",
         "social_i_qa", ("lighteval/siqa", None, "validation"), ANSWERS, _siqa,
     ),
     "hellaswag": _task(
-        "which of four endings fits?",
+        "which of four endings fits a story",
         "hellaswag", ("Rowan/hellaswag", None, "validation"), _numbered("ending", 4), _hellaswag,
     ),
     "winogrande": _task(
-        "which of two names fills the blank?", "winogrande",
+        "which of two words a sentence is about", "winogrande",
         ("allenai/winogrande", "winogrande_xl", "validation"), _numbered("option", 2), _winogrande,
     ),
     "arc_easy": _task(
