@@ -8,7 +8,6 @@ commonsense training sets have. Every protocol runs in a process of its own:
 
 import gzip
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from lorada.run.data import training_rows
 from lorada.run.encoding import encode_rows
 from lorada.run.models import load_tokenizer
 from lorada.run.recipe import load_recipe
+from lorada.run.result import hardware
 from lorada.tasks.commonsense import MIX
 from lorada.tasks.sources import data_folder, read_source
 
@@ -49,7 +49,7 @@ def measure(folder: str, protocol: str) -> dict[str, float | int | str]:
     recipe = load_recipe(None, settings, fixed)
     tokenizer = load_tokenizer(recipe.model)
     tokenizer("warm")
-    before, start = gigabytes(), time.perf_counter()
+    before, start, used = gigabytes(), time.perf_counter(), time.process_time()
     rows, _ = training_rows(recipe, "decoder")
     read = time.perf_counter()
     rows.fingerprint  # noqa: B018 (which every run computes)
@@ -63,6 +63,7 @@ def measure(folder: str, protocol: str) -> dict[str, float | int | str]:
         "fingerprint_s": round(hashed - read, 1),
         "encode_s": round(done - hashed, 1),
         "seconds": round(done - start, 1),
+        "cpu_s": round(time.process_time() - used, 1),
         "baseline_gb": round(before, 2),
         "gb_above_baseline": round(gigabytes() - before, 2),
     }
@@ -82,7 +83,7 @@ def main() -> None:
             run = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
             found.append(json.loads(run.stdout))
             print(found[-1])
-    result = {"tokenizer": "smollm2-135m", "cpus": os.cpu_count(), "prepared": found}
+    result = {"tokenizer": "smollm2-135m", "hardware": hardware(), "prepared": found}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     slow = [f["protocol"] for f in found if f["seconds"] > SECONDS]
     large = [f["protocol"] for f in found if f["gb_above_baseline"] > GIGABYTES]

@@ -86,7 +86,7 @@ def test_both_metrics_of_numbers_by_hand():
     rows = [{"answer": "5.0"}] * 5
     scores = score_numbers(["5", "999", "none", "4", "-3"], rows, answered)
     assert scores == {"exact": 20.0, "quanta_one_sided": 60.0, "unparsable": 20.0}
-    assert list(scores)[0] == "exact"
+    assert next(iter(scores)) == "exact"
 
 
 @pytest.mark.parametrize(
@@ -169,9 +169,7 @@ def test_the_tasks_train_on_math10k_and_are_tested_each_on_its_own():
 
 def folder_of(tmp_path):
     rows = [problem(f"{n} and {n}?", "4.0", "It is\n4") for n in range(8)]
-    data = source_file(
-        tmp_path / "data", "arithmetic_llm_adapters/math10k_rebuilt", "train", rows
-    )
+    data = source_file(tmp_path / "data", "arithmetic_llm_adapters/math10k_rebuilt", "train", rows)
     for name, answer in (("gsm8k", "4.0"), ("AQuA", "C")):
         tested = [problem(f"{n} and {n}?", answer, "It is 5") for n in range(4)]
         source_file(data, f"arithmetic_llm_adapters/{name}", "test", tested)

@@ -1,4 +1,4 @@
-"""The commonsense tasks: LLM-Adapters' prompt byte for byte, answers found in text, both protocols."""
+"""The commonsense tasks: prompts byte for byte, answers found in text, both protocols."""
 
 import gzip
 import importlib.util
@@ -127,7 +127,10 @@ def test_the_likelihood_protocol_byte_for_byte():
         ],
         "answer": 1,
     }
-    joined = {**row, "instruction": "A _ b.\n\nOption1: x Option2: y Answer format: Answer2/answer3"}
+    joined = {
+        **row,
+        "instruction": "A _ b.\n\nOption1: x Option2: y Answer format: Answer2/answer3",
+    }
     assert TASKS["siqa"].protocols["likelihood"].convert(joined)["answer"] == 0
 
 
@@ -308,7 +311,7 @@ def test_accuracy_counts_unparsable_outputs_as_wrong():
     rows = [{"answer": a} for a in ("true", "true", "false", "true")]
     scores = match_options(["true", "false", "no idea", "so true"], rows, ("true", "false"))
     assert scores == {"accuracy": 50.0, "unparsable": 25.0}
-    assert list(scores)[0] == "accuracy"
+    assert next(iter(scores)) == "accuracy"
     assert choose_options([0, 1], [{"answer": 0}, {"answer": 0}]) == {
         "accuracy": 50.0,
         "unparsable": 0.0,
@@ -401,7 +404,8 @@ def boolq_folder(tmp_path, right):
 @pytest.mark.slow
 def test_a_run_learns_to_write_an_option_and_is_scored_on_it(tmp_path):
     data = boolq_folder(tmp_path, lambda _: 1)
-    settings = ["protocol=generate", "loss_on=response", "max_steps=80", "train_rows=4"]
+    # Not in the published layouts: so small a model does not get over their difference.
+    settings = ["protocol=generate_clean", "loss_on=response", "max_steps=80", "train_rows=4"]
     train(recipe(tmp_path, data, *settings, "training.learning_rate=1e-2"), quiet=True)
     run = load_run(tmp_path / "run")
     scores = evaluate_tasks(run)["boolq"]

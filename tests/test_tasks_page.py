@@ -38,8 +38,8 @@ NOTES = {
 - Rows of the hub are put in LLM-Adapters' words. Its BoolQ has no passages. Test rows are the hub's
   validation split, but for ARC and OpenBookQA. LLM-Adapters trains WinoGrande on all sizes one
   after another; on the hub `own` is the largest.
-- `commonsense_170k` are the training rows of all eight tasks, from LLM-Adapters' repository; locally
-  the folder `commonsense_mix` stands for it.""",
+- `commonsense_170k` are the training rows of all eight tasks, from LLM-Adapters' repository; in a
+  local folder `commonsense_mix` stands for it.""",
     "arithmetic": """\
 - `generate` is LLM-Adapters' protocol, as above with 256 new tokens. `quanta` is QuanTA's: the
   rationale on one line behind `Answer:`, loss on it alone, greedy, up to a newline. Here the end
