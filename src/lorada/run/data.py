@@ -84,7 +84,9 @@ def scored_rows(recipe: Recipe, form: Form, labels: tuple[str, ...], kind: Kind)
         for suffix, source in task.test.items():
             converted = _convert(read_source(source, folder), protocol, source)
             rows = Rows(converted, form, labels, f"{source.folder}/{source.split}", protocol)
-            found["_".join(filter(None, (name, suffix)))] = _part(rows, recipe.eval_rows)
+            found["_".join(filter(None, (name, suffix)))] = _part(
+                rows, recipe.eval_rows or protocol.rows
+            )
     return found
 
 
