@@ -77,10 +77,12 @@ def _checked(names: list[str]) -> Any:
     """lm-eval's manager of tasks, once it has loaded these."""
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager()
-    for name in names:
-        if not name.endswith(".yaml") and name not in manager.all_tasks:
+    named = [name for name in names if not name.endswith(".yaml")]
+    manager = TaskManager(include_defaults=bool(named))  # it reads thousands of files
+    for name in named:
+        if name not in manager.all_tasks:
             raise unknown("task of lm-eval", name, manager.all_tasks)
+    for name in names:
         try:
             manager.load([name])
         except Exception as error:  # of datasets, of the hub's client, or of the task's own code
