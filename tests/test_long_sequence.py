@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_some_windows_are_spread_evenly_over_all_of_them(tokens, stride, most):
     assert len(some) == min(most, len(every))
     assert some[0] == 0
     assert set(some) <= set(every)
-    steps = [(b - a) // stride for a, b in zip(some, some[1:], strict=False)]
+    steps = [(b - a) // stride for a, b in pairwise(some)]
     assert max(steps, default=0) - min(steps, default=0) <= 1
     # The last one is no farther from the end of all than the others from one another.
     assert (every[-1] - some[-1]) // stride <= math.ceil(len(every) / len(some))
