@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import sys
 
 import pytest
@@ -19,19 +20,20 @@ pytestmark = pytest.mark.skipif(
 )
 
 ROWS = [
-    {"question": f"{a} and {b} make", "choices": [str(a + b), f"{a}{b}", "nothing much"], "gold": 0}
+    {"question": f"{a} and {b} make", "answer": "x" * a + str(a + b)}
     for a in range(1, 5)
-    for b in range(1, 4)
+    for b in (1, 20, 300)
 ]
 TASK = {
     "task": "makes",
     "dataset_path": "json",
     "test_split": "test",
-    "output_type": "multiple_choice",
+    "output_type": "loglikelihood",
     "doc_to_text": "{{question}}",
-    "doc_to_choice": "{{choices}}",
-    "doc_to_target": "{{gold}}",
-    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    "doc_to_target": "{{answer}}",
+    "metric_list": [
+        {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}
+    ],
     "metadata": {"version": 1.5},
 }
 
@@ -76,47 +78,44 @@ def lorada(monkeypatch, capsys, tmp_path):
 
 
 @torch.no_grad()
-def right_by_hand(run, row):
-    """Whether log p(choice | question) is greatest for the right choice; one choice at a time."""
-    scores, tokenizer = [], byte_tokenizer()
-    question = tokenizer(row["question"])["input_ids"]
-    for choice in row["choices"]:
-        answer = tokenizer(f" {choice}")["input_ids"]
+def perplexity_by_hand(run, rows):
+    """exp of the mean over rows of -log p(answer | question), one row at a time."""
+    total, tokenizer = 0.0, byte_tokenizer()
+    for row in rows:
+        question = tokenizer(row["question"])["input_ids"]
+        answer = tokenizer(row["answer"])["input_ids"]
         ids = torch.tensor([question + answer])
         # lm-eval never shows the last token, so a map at the end does not count it either.
         log_p = run.model(input_ids=ids[:, :-1]).logits.log_softmax(-1)[0, len(question) - 1 :]
-        scores.append(float(log_p.gather(-1, torch.tensor(answer)[:, None]).sum()))
-    return scores.index(max(scores)) == row["gold"]
+        total -= float(log_p.gather(-1, torch.tensor(answer)[:, None]).sum())
+    return math.exp(total / len(rows))
 
 
 @pytest.mark.parametrize("align", ["start", "end"])
-def test_lm_eval_finds_as_many_right_as_a_loop_over_choices(align, place, lorada):
-    run = load_run(place / align)
-    code, out, _ = lorada(
-        "evaluate", place / align, "--lm-eval", place / "makes.yaml", "--json",
-    )  # fmt: skip
+def test_lm_eval_gives_the_likelihoods_of_one_row_at_a_time(align, place, lorada):
+    expected = perplexity_by_hand(load_run(place / align), ROWS)
+    words = ("evaluate", place / align, "--lm-eval", place / "makes.yaml", "--json")
+    code, out, _ = lorada(*words)
     assert code == 0
     scores = json.loads(out)["lm_eval/makes"]
-    right = sum(right_by_hand(run, row) for row in ROWS)
-    assert scores["n"] == len(ROWS)
-    assert scores["acc"] == pytest.approx(right / len(ROWS))
-    assert scores["version"] == "1.5"
-    assert json.loads((place / align / "result.json").read_text())["metrics"]["lm_eval/makes"] == (
-        scores
-    )
+    assert scores["perplexity"] == pytest.approx(expected, rel=1e-4)
+    assert (scores["n"], scores["version"]) == (len(ROWS), "1.5")
+    saved = json.loads((place / align / "result.json").read_text())["metrics"]
+    assert saved["lm_eval/makes"] == scores
 
 
 def test_the_base_and_a_part_of_the_rows_can_be_scored_and_are_shown_in_the_table(place, lorada):
     run = load_run(place / "start")
     with run.model.disable_adapter():
-        right = sum(right_by_hand(run, row) for row in ROWS[:5])
+        expected = perplexity_by_hand(run, ROWS[:5])
+    assert perplexity_by_hand(run, ROWS[:5]) != pytest.approx(expected, rel=1e-2)
     words = ("evaluate", place / "start", "--lm-eval", place / "makes.yaml")
     code, out, _ = lorada(*words, "--limit", 5, "--base")
     assert code == 0
     assert "lm_eval/makes" in out
     saved = json.loads((place / "start" / "result.json").read_text())["metrics"]
     assert saved["lm_eval/makes (base)"]["n"] == 5
-    assert saved["lm_eval/makes (base)"]["acc"] == pytest.approx(right / 5)
+    assert saved["lm_eval/makes (base)"]["perplexity"] == pytest.approx(expected, rel=1e-4)
 
 
 BAD = {

@@ -3,7 +3,9 @@
 import gzip
 import json
 import math
+import os
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from lorada.run.recipe import load_recipe
 from lorada.run.train import train
 from lorada.tasks.encode import EncodeOptions, document, windows
 from lorada.tasks.long_sequence import perplexities, window_starts
+from lorada.tasks.sources import read_source
 
 TOKENIZER = byte_tokenizer()
 TEXTS = ["Let x be a number.", "Then x + 1 is another number.", "Hence there is no last one."]
@@ -251,3 +254,16 @@ def test_the_sources_are_the_hubs_files_and_the_local_folders():
     assert task.test[""].hub.endswith("/proof-pile/resolve/main/test/proofpile_test.jsonl.gz")
     assert task.protocols["perplexity"].lengths == (2048, 4096, 8192)
     assert task.protocols["perplexity"].stride == 256
+
+
+DATA = Path(os.environ.get("LORADA_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.mark.skipif(not (DATA / "long_sequence").is_dir(), reason="no data: set LORADA_DATA")
+@pytest.mark.parametrize("name", ["redpajama", "proof_pile", "test"])
+def test_the_local_rows_are_documents_that_fill_windows(name):
+    task = TASKS["proof_pile"]
+    source = task.test[""] if name == "test" else task.train[name]
+    rows = [task.protocols["perplexity"].convert(row) for row in read_source(source, DATA)]
+    assert all(list(row) == ["text"] for row in rows)
+    assert sum(len(row["text"]) for row in rows) > 10 * 8192
