@@ -267,3 +267,19 @@ def test_the_local_rows_are_documents_that_fill_windows(name):
     rows = [task.protocols["perplexity"].convert(row) for row in read_source(source, DATA)]
     assert all(list(row) == ["text"] for row in rows)
     assert sum(len(row["text"]) for row in rows) > 10 * 8192
+
+
+def test_files_of_the_hub_are_read_one_by_one(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(kind, data_files, split):
+        asked.append((kind, data_files, split))
+        return [{"text": f"of {data_files.rpartition('/')[2]}"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    source = TASKS["proof_pile"].train["redpajama"]
+    rows = read_source(source, None)
+    assert rows[0] == {"text": "of cc_2019-30_sample.jsonl"}
+    assert [address for _, address, _ in asked] == source.hub.split()

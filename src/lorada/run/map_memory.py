@@ -87,7 +87,7 @@ FORMULAS = {  # part → bytes of LMAM and of FMAM
 
 
 def formula_bytes(heads: int, *, full: bool) -> Bytes:
-    """Table 3's formulas; the printed 12hnn of FMAM has no room for activations."""
+    """Table 3's formulas; FMAM's 12hnn counts no activations, as its map is its weight."""
     map_ = 2 * heads * LENGTH**2
     weights = map_ if full else 4 * heads * LENGTH * RANK
     parts = {
@@ -117,7 +117,7 @@ def paper_bytes(heads: int, tokens: int, *, full: bool) -> Bytes:
     kept = kept_bytes(mapped, factors) - kept_bytes(plain, [])
     with torch.no_grad():
         finished = made(*factors, 1.0).nbytes
-    return _trained(mapped, factors, kept, states=torch.float32) | {"inference": finished}
+    return _trained(mapped, factors, kept) | {"inference": finished}
 
 
 def measured_bytes(config: Any, *, full: bool) -> Bytes:
@@ -129,7 +129,7 @@ def measured_bytes(config: Any, *, full: bool) -> Bytes:
         return attend(model)
 
     kept = kept_bytes(mapped, factors) - kept_bytes(lambda: attend(model, base=True), factors)
-    parts = _trained(mapped, factors, kept, states=torch.float32)
+    parts = _trained(mapped, factors, kept)
     bake(model.eval())
     (layer,) = [module for module in model.modules() if isinstance(module, LmamLayer)]
     (map_,) = layer.maps()
@@ -137,14 +137,12 @@ def measured_bytes(config: Any, *, full: bool) -> Bytes:
     return parts | {"inference": map_.baked.nbytes + parts["weights"]}
 
 
-def _trained(
-    forward: Callable[[], Tensor], factors: list[Any], kept: int, *, states: torch.dtype
-) -> Bytes:
+def _trained(forward: Callable[[], Tensor], factors: list[Any], kept: int) -> Bytes:
     """Weights, gradients and Adam's two moments (fp32, as in mixed precision), after one step."""
     forward().sum().backward()
-    masters = [nn.Parameter(f.detach().to(states)) for f in factors]
+    masters = [nn.Parameter(f.detach().float()) for f in factors]
     for master, factor in zip(masters, factors, strict=True):
-        master.grad = factor.grad.to(states)
+        master.grad = factor.grad.float()
     adam = torch.optim.AdamW(masters)
     adam.step()
     moments = [s[key] for s in adam.state.values() for key in ("exp_avg", "exp_avg_sq")]
