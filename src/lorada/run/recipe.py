@@ -19,7 +19,7 @@ from transformers import TrainingArguments
 
 from lorada.errors import unknown
 from lorada.files import write_whole
-from lorada.methods import PARTS
+from lorada.method import PARTS
 from lorada.plan import owner_of, part_names
 from lorada.tasks import TASKS
 
