@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     LlamaConfig,
@@ -61,6 +63,24 @@ def bert_folder(path: Path) -> Path:
         num_attention_heads=4, max_position_embeddings=64, pad_token_id=0,
     )  # fmt: skip
     BertForSequenceClassification(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def bart_folder(path: Path) -> Path:
+    """A tiny BART with its tokenizer, which ends every text as BART's head needs it."""
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <e>", special_tokens=[("<e>", 2)]
+    )
+    set_seed(0)
+    config = BartConfig(
+        vocab_size=len(tokenizer), d_model=32, encoder_layers=2, decoder_layers=2,
+        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48,
+        decoder_ffn_dim=48, max_position_embeddings=64, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, decoder_start_token_id=2,
+    )  # fmt: skip
+    BartForSequenceClassification(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
 

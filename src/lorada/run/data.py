@@ -86,7 +86,9 @@ def scored_rows(recipe: Recipe, form: Form, labels: tuple[str, ...], kind: Kind)
             convert = protocol.convert_test or protocol.convert
             converted = _convert(read_source(source, folder), convert, source)
             rows = Rows(converted, form, labels, f"{source.folder}/{source.split}", protocol)
-            found["_".join(filter(None, (name, suffix)))] = _part(rows, recipe.eval_rows)
+            found["_".join(filter(None, (name, suffix)))] = _part(
+                rows, recipe.eval_rows or protocol.rows
+            )
     return found
 
 

@@ -235,8 +235,7 @@ def windows(
     length, filled = options.max_length, False
     buffer: list[int] = []
     for row in rows:
-        buffer += open_ended(tokenizer(str(row["text"]))["input_ids"], tokenizer)
-        buffer += _end(tokenizer)
+        buffer += document(row, tokenizer)
         whole = len(buffer) - len(buffer) % length
         for start in range(0, whole, length):
             filled = True
@@ -244,6 +243,13 @@ def windows(
         del buffer[:whole]
     if not filled and len(buffer) > 1:
         yield _window(buffer)
+
+
+def document(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of a whole text, which ends with the end token."""
+    # Not verbose: that a document is longer than the model's context is no news here.
+    ids: list[int] = tokenizer(str(row["text"]), verbose=False)["input_ids"]
+    return open_ended(ids, tokenizer) + _end(tokenizer)
 
 
 def _window(ids: list[int]) -> Encoded:
