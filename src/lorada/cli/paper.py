@@ -192,7 +192,7 @@ def _notes(chosen: Any, scale: Any, complete: list[dict[str, Any]]) -> list[str]
 
 
 def _show_operations(number: int, *, as_json: bool) -> None:
-    from lorada.run.operations import operations_table  # type: ignore[import-untyped]
+    from lorada.run.operations import operations_table
 
     found = operations_table(number)
     if as_json:

@@ -90,17 +90,32 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="held-out rows; else the recipe's")] = None,
     data_dir: DataDir = None,
     base: Annotated[bool, typer.Option(help="score the base, adapter switched off")] = False,
+    lm_eval: Annotated[
+        str | None, typer.Option(help="score on tasks of lm-eval instead; commas for more")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="rows of each lm-eval task")] = None,
     remote: Remote = False,
     as_json: Json = False,
 ) -> None:
-    """Score a finished run on held-out rows, or on the test rows of its tasks."""
+    """Score a finished run on held-out rows, on the test rows of its tasks, or by lm-eval."""
+    if lm_eval is None and limit is not None:
+        raise ValueError(f"--limit {limit} is for --lm-eval: eval_rows of the recipe limits others")
+    if lm_eval is not None and (data or data_dir):
+        raise ValueError(f"--lm-eval {lm_eval} brings its own rows: leave out {data or data_dir}")
     from lorada.run.evaluate import evaluate as evaluate_file
     from lorada.run.evaluate import evaluate_tasks, has_tasks
     from lorada.run.loaded import load_run
     from lorada.tasks.rows import HEADED
 
     loaded = load_run(run, trust_remote_code=remote)
-    if data is None and has_tasks(loaded):
+    if lm_eval is not None:
+        from lorada.run.lm_eval_bridge import evaluate_lm_eval
+
+        names = [name.strip() for name in lm_eval.split(",")]
+        with redirect_stdout(sys.stderr):  # where lm-eval and its tasks print what they do
+            metrics = evaluate_lm_eval(loaded, names, limit=limit, base=base)
+        rows = [(task, *item) for task, scores in metrics.items() for item in scores.items()]
+    elif data is None and has_tasks(loaded):
         metrics = evaluate_tasks(loaded, data_dir, base=base)
         rows = [(task, *item) for task, scores in metrics.items() for item in scores.items()]
     else:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from lorada.method import PARTS
 from lorada.plan import Plan, build_method, in_head, select_trainable
-from lorada.run.models import kind_of, load_config, load_model
+from lorada.run.models import kind_of, load_config, load_model, stretched
 from lorada.run.recipe import Recipe
 from lorada.tuners import LoradaConfig, PrefixConfig
 from lorada.tuners.nesting import keys_of_others
@@ -57,6 +57,7 @@ def load_base(recipe: Recipe, labels: int | None = None) -> PreTrainedModel:
         labels=labels,
         dtype=recipe.dtype,
         trust_remote_code=recipe.trust_remote_code,
+        **({} if recipe.rope_factor is None else stretched(config, recipe.rope_factor)),
     )
 
 

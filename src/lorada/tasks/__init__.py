@@ -1,10 +1,13 @@
 """TASKS: every task by name; a task turns rows into model inputs and outputs into metrics."""
 
-from lorada.tasks import glue, jsonl
+from lorada.tasks import arithmetic, commonsense, glue, jsonl, long_sequence
 from lorada.tasks.task import Task
 
 TASKS: dict[str, Task] = {
     **glue.GLUE,
+    **commonsense.COMMONSENSE,
+    **arithmetic.ARITHMETIC,
+    **long_sequence.LONG_SEQUENCE,
     "jsonl": jsonl.TASK,
 }
 

@@ -22,7 +22,7 @@ class Source:
     Attributes:
         folder: where it is in a local data folder: ``folder/split.jsonl.gz`` (or ``.jsonl``).
         split: its name there, and on the hub unless ``hub_split`` says otherwise.
-        hub: id of the data set on the hub, or the address of a JSON file.
+        hub: id of the data set on the hub, or addresses of JSON files with blanks between.
         config: name of the configuration on the hub.
         hub_split: its name on the hub.
     """
@@ -43,11 +43,16 @@ class Protocol:
         kinds: the kinds of model it is for.
         convert: row of the data set → row of the form. ``eval_prompt`` and ``eval_response`` are
             what is asked and expected in evaluation, where that differs from training.
+        convert_test: the same for rows to score; None for ``convert``.
         score: (what the model gave for each row, rows of the form) → metrics, the main one first.
         labels: class names by index; empty where the rows decide.
         generation: settings of ``generate``, such as ``num_beams``.
         loss_on: tokens that count in training: ``response`` or ``all``.
         joint: whether prompt and response are turned into tokens as one text.
+        lengths: tokens of the windows that slide over the joined texts; none for one pass over
+            each row.
+        stride: tokens from the beginning of one window to that of the next.
+        rows: how many rows are scored unless the recipe says otherwise; None for all.
     """
 
     form: Form
@@ -58,6 +63,10 @@ class Protocol:
     generation: dict[str, Any] = field(default_factory=dict)
     loss_on: Literal["response", "all"] = "response"
     joint: bool = False
+    convert_test: Callable[[Row], Row] | None = None
+    lengths: tuple[int, ...] = ()
+    stride: int = 256
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
