@@ -18,7 +18,7 @@ INSTALL_TORCH = $(PIP) install -q --retries 0 --timeout 15 --index-url $(CPU_IND
 	|| $(PIP) install torch
 endif
 
-.PHONY: quickstart test test-all check format bench clean
+.PHONY: quickstart test test-all check format bench bench-scale clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/lorada quickstart --overwrite --output runs/quickstart
@@ -39,7 +39,12 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# What a step of each method costs (docs/costs.md); rows that are measured already are kept.
 bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/costs.py
+
+# Which scale lets the map learn (docs/scale.md): many trainings, and LORADA_DATA must be set.
+bench-scale: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/scale.py
 
 clean:

@@ -5,7 +5,7 @@ import itertools
 import json
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -80,8 +80,11 @@ BART_SIZES = {
 
 
 def bart_folder(path: Path, **changes) -> Path:
-    """A tiny BART with its tokenizer, as a local folder."""
+    """A tiny BART with its tokenizer, which ends every text as BART's does, as a local folder."""
     tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <e>", special_tokens=[("<e>", 2)]
+    )
     set_seed(0)
     config = BartConfig(
         vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=2,

@@ -8,7 +8,7 @@ import pytest
 from folders import bert_folder, llama_folder, rows_file
 from safetensors.torch import load_file, save_file
 
-from lorada import cli
+from lorada import METHODS, cli
 
 TINY = [
     "training.per_device_train_batch_size=4", "training.report_to=[]", "max_steps=2",
@@ -110,6 +110,22 @@ def test_params_counts_without_weights_by_the_closed_form(call, place, tmp_path)
     assert counts["percent_of_all"] == pytest.approx(100 * counts["trainable"] / whole)
 
 
+def test_methods_lists_all_of_them_and_shows_one_in_full(call):
+    _, out, _ = call("methods", "--json")
+    rows = json.loads(out)
+    assert list(rows) == list(METHODS)
+    assert rows["quanta"]["paper"] == "https://arxiv.org/abs/2406.00132"
+    code, out, _ = call("methods")
+    assert code == 0
+    assert all(f"│ {name}" in out for name in METHODS)
+    code, out, _ = call("methods", "lora+lmam")
+    assert code == 0
+    for part in (METHODS["lora"].formula, "lorada.LmamConfig", "length=128", "lora_alpha=64"):
+        assert part in out.replace("\n", "")
+    assert list(json.loads(call("methods", "lora", "--json")[1])) == ["lora"]
+    refused(call("methods", "lorra"), "unknown method 'lorra'; did you mean lora")
+
+
 def test_help_names_every_command(call):
     code, out, _ = call("--help")
     assert code == 0
@@ -149,6 +165,19 @@ BAD_TRAINING = {
     "not a regular expression": (['lmam.target_modules="["'], "unterminated character set"),
     "an odd dtype": (["dtype=float8_e4m3fn"], "dtype='float8_e4m3fn' is not one of float32"),
     "a logger that is not installed": (["training.report_to=[comet_ml]"], "comet-ml"),
+    "dims of another width": (
+        ["method=quanta", "dims=4-4"],
+        "dims=4-4 multiply to 16, but",
+        "32 inputs and 32 outputs",
+    ),
+    "a prefix beyond the context": (
+        ["method=prefix", "prefix.length=64"],
+        "length=64",
+        "below the 64 tokens",
+        "lower it",
+    ),
+    "no such layer": (["lmam.layers_to_transform=[7]"], "layers_to_transform=[7] matched no"),
+    "no layer": (["lmam.layers_to_transform=[]"], "layers_to_transform=[] names no layer"),
     "no batch": (["training.per_device_train_batch_size=0"], "must be at least 1"),
 }
 
@@ -262,6 +291,18 @@ def test_resume_needs_only_the_folder(call, place, tmp_path):
     code, out, _ = call("train", "--resume", "--output", tmp_path / "run", "--json")
     assert code == 0
     assert json.loads(out)["steps"] == 2
+
+
+def test_a_training_that_was_interrupted_ends_with_the_code_of_ctrl_c(
+    call, place, tmp_path, monkeypatch
+):
+    from lorada.run import train
+
+    stopped = train.Trained(tmp_path / "run", {"steps": 1}, interrupted=True)
+    monkeypatch.setattr(train, "train", lambda *_, **__: stopped)
+    code, _, err = call(*train_words(place, tmp_path / "run"))
+    assert code == 130
+    assert "stopped and saved at step 1" in err
 
 
 BAD_TABLE = {

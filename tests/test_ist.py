@@ -10,7 +10,16 @@ from peft import IA3Config, LoraConfig, get_peft_model, get_peft_model_state_dic
 from procedures import LAYERS, ROWS, Watch, layer_of, trainer_for
 from transformers import TrainerState
 
-from lorada import BottleneckConfig, LmamConfig, LoradaConfig, PrefixConfig
+from lorada import (
+    BottleneckConfig,
+    LamdaConfig,
+    LmamConfig,
+    LoradaConfig,
+    OmoeConfig,
+    PrefixConfig,
+    QuantaConfig,
+    SoraConfig,
+)
 from lorada.functional import position_embedding
 from lorada.procedures.ist import (
     ISTCallback,
@@ -28,6 +37,10 @@ PARTS = {
     "bottleneck": BottleneckConfig(rank=4),
     "lmam": LmamConfig(rank=2, length=16),
     "prefix": PrefixConfig(length=3),
+    "sora": SoraConfig(rank=4),
+    "lamda": LamdaConfig(rank=4),
+    "omoe": OmoeConfig(rank=4),
+    "quanta": QuantaConfig(),
 }
 IDS = torch.stack([row["input_ids"] for row in ROWS[:8]])
 BATCH = {"input_ids": IDS, "labels": IDS}
@@ -81,6 +94,19 @@ def test_turned_down_is_the_adapter_with_a_smaller_last_factor(part):
         expected = twin(IDS).logits
         with turned_down(adapters_in(layers_of(model)["base_model.model.model.layers.1"]), 0.25):
             assert_close(model(IDS).logits, expected)
+
+
+@pytest.mark.parametrize("part", ["lora", "sora", "lamda", "quanta"])
+def test_what_is_merged_while_turned_down_is_turned_down_too(part):
+    model = adapted(part, init=False)
+    with torch.no_grad(), turned_down(all_adapters(model), 0.25):
+        expected = model(IDS).logits
+        model.merge_adapter()
+        assert_close(model(IDS).logits, expected)
+        model.unmerge_adapter()
+        assert_close(model(IDS).logits, expected)
+    with torch.no_grad():
+        assert (model(IDS).logits - expected).abs().max() > 1e-3
 
 
 def test_an_adapter_in_use_has_no_scale_in_its_file():
@@ -140,7 +166,9 @@ def test_the_score_of_the_layer_that_carries_the_signal_falls():
     assert min(others) > callback.scores[carrier] + 0.2
 
 
-@pytest.mark.parametrize("parts", [("lora",), ("lmam", "bottleneck"), ("prefix", "dora")], ids=str)
+@pytest.mark.parametrize(
+    "parts", [("lora",), ("lmam", "bottleneck"), ("prefix", "dora"), ("lamda", "omoe")], ids=str
+)
 def test_only_the_drawn_layers_train_and_the_others_keep_their_moments(parts, tmp_path):
     model = adapted(*parts)
     watch, callback = Watch(), ISTCallback(update_frac=0.5, every=2)

@@ -7,71 +7,30 @@ import torch
 from architectures import ARCHITECTURES, inputs, logits
 from conftest import assert_close
 from folders import bert_folder, llama_folder, rows_file
-from peft import PeftModel, get_peft_model
+from method_cases import CASES, UNDEFINED, placed, small
+from peft import PeftModel
 from stacks import randomise
 
-from lorada import METHODS, build_method
-from lorada.methods import FAMILIES
-from lorada.plan import family_of, in_head, part_names, select_trainable
+from lorada import METHODS
+from lorada.method import FAMILIES
+from lorada.plan import in_head
 from lorada.run.evaluate import evaluate
 from lorada.run.loaded import load_run
 from lorada.run.recipe import load_recipe
 from lorada.run.train import train
 
-MODELS = ("llama", "roberta", "deberta_v2", "bart", "mbart")
-# What a tiny model needs other than what the paper's has.
-SMALL = {
-    "lmam": {"rank": 2, "length": 6, "heads": 2},
-    "bottleneck": {"rank": 3},
-    "pa_attn": {"rank": 3},
-    "prefix": {"length": 3},
-    "lora": {"r": 2},
-    "sora": {"rank": 2},
-    "lamda": {"rank": 2},
-    "omoe": {"rank": 2},
-    "shira": {"r": 2},
-    "adalora": {"init_r": 4, "target_r": 2, "total_step": 20},
-}
 PLUGGED = ("lora", "dora", "series", "parallel", "quanta", "longlora")
-
-
-def small(name: str) -> dict:
-    """Overrides that make a method small, for the parts it has."""
-    return {part: SMALL[part] for part in part_names(name) if part in SMALL}
-
-
-def defined(name: str, model: str) -> bool:
-    if (name, model) == ("pfeiffer", "mbart"):
-        return False  # whose layers have their norms in front
-    method = METHODS[name]
-    family = family_of(ARCHITECTURES[model]().config)
-    return method.trainable is not None or family in method.parts
-
-
-CASES = [(name, model) for name in METHODS for model in MODELS if defined(name, model)]
-UNDEFINED = [(name, model) for name in METHODS for model in MODELS if not defined(name, model)]
 
 
 @pytest.mark.parametrize(("name", "model"), CASES, ids=lambda part: part)
 def test_a_method_is_placed_trains_what_it_says_and_comes_back_from_its_file(name, model, tmp_path):
-    base = ARCHITECTURES[model]()
-    if name == "bitfit" and model == "llama":
-        with pytest.raises(ValueError, match="this method is not defined for this model"):
-            select_trainable(base, build_method(name, base.config).trainable)
-        return
-    plan = build_method(name, base.config, **small(name))
+    batch, plain = inputs(model), ARCHITECTURES[model]()
+    adapted, plan = placed(name, model, batch)
     if plan.config is None:
-        select_trainable(base, plan.trainable)
-        trained = [n for n, p in base.named_parameters() if p.requires_grad]
+        trained = [n for n, p in adapted.named_parameters() if p.requires_grad]
         assert trained
         assert name != "bitfit" or all(n.endswith("bias") or in_head(n) for n in trained)
         return
-    batch, plain = inputs(model), ARCHITECTURES[model]()
-    config = plan.config
-    if plan.prepare is not None:
-        config = plan.prepare(base, [{**batch, "labels": batch["input_ids"]}])
-    config.task_type = None
-    adapted = get_peft_model(base, config).eval()
     trained = [n for n, p in adapted.named_parameters() if p.requires_grad]
     assert trained
     heavy = ("modules_to_save",) if name == "longlora" else ()
@@ -89,9 +48,9 @@ def test_a_method_is_placed_trains_what_it_says_and_comes_back_from_its_file(nam
 
 @pytest.mark.parametrize(("name", "model"), UNDEFINED, ids=lambda part: part)
 def test_a_method_is_refused_where_the_paper_has_no_form_of_it(name, model):
-    base = ARCHITECTURES[model]()
-    with pytest.raises(ValueError, match=f"{name} has no settings for|needs a norm behind"):
-        get_peft_model(base, build_method(name, base.config).config)
+    message = f"{name} has no settings for|needs a norm behind|this method is not defined for this"
+    with pytest.raises(ValueError, match=message):
+        placed(name, model, inputs(model))
 
 
 @pytest.fixture(scope="module")

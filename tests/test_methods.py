@@ -1,5 +1,8 @@
 """METHODS by name: the plan, its settings, and what is refused."""
 
+import json
+import re
+
 import pytest
 import torch
 from conftest import TINY
@@ -7,7 +10,7 @@ from peft import LoraConfig
 from transformers import BertConfig, LlamaConfig, T5Config
 
 from lorada import METHODS, BottleneckConfig, LmamConfig, build_method
-from lorada.plan import select_trainable
+from lorada.plan import describe, select_trainable
 
 LLAMA, BERT = LlamaConfig(), BertConfig()
 
@@ -84,3 +87,32 @@ def test_full_trains_everything():
     select_trainable(model, METHODS["full"].trainable)
     assert all(p.requires_grad for p in model.parameters())
     assert isinstance(model.lm_head.weight, torch.nn.Parameter)
+
+
+@pytest.mark.parametrize("name", [*METHODS, "lora+lmam"])
+def test_every_method_has_its_formula_its_paper_and_how_it_runs(name):
+    row = describe(name)
+    assert row["summary"]
+    assert row["source"]
+    assert row["formula"]
+    assert "\n" not in row["formula"]
+    assert re.fullmatch(
+        r"https://(arxiv\.org/abs/\d{4}\.\d{5}|aclanthology\.org/\S+)", row["paper"]
+    )
+    assert row["runs"]
+    assert row["models"]
+    assert json.loads(json.dumps(row)) == row
+
+
+def test_how_a_method_runs_is_read_off_its_entry():
+    assert describe("lora+lmam")["runs"] == ["lorada.LmamConfig", "peft.LoraConfig"]
+    assert describe("ist")["runs"][:2] == ["peft.LoraConfig", "callback ISTCallback"]
+    assert describe("shira")["runs"][:2] == ["peft.ShiraConfig", "prepared by snip"]
+    assert describe("owlore")["runs"][:3] == [
+        "trains all parameters", "callback OwLoreCallback", "optimizer galore",
+    ]  # fmt: skip
+    assert describe("bitfit")["runs"] == [f"trains names like {METHODS['bitfit'].trainable}"]
+    settings = describe("lora+lmam")["settings"]
+    assert set(settings) == set(METHODS["lora"].parts)
+    assert list(settings["llama"]) == ["lmam", "lora"]
+    assert "lmam" not in METHODS["lora"].parts["llama"]

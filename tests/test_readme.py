@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY
-from folders import llama_folder, rows_file
+from folders import bert_folder, llama_folder, rows_file, split_file
 from transformers import Trainer, TrainingArguments
 
 from lorada import METHODS, EffectSize, cli
@@ -47,9 +47,15 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tiny_smollm2(tmp_path, monkeypatch):
-    """The commands of the README with a tiny model under the name smollm2-135m."""
-    folder = llama_folder(tmp_path / "model")
-    monkeypatch.setattr(models, "_packaged_folder", lambda name: folder)
+    """The commands of the README with tiny models under the names of the packaged ones."""
+    folders = {
+        "smollm2-135m": llama_folder(tmp_path / "model"),
+        "minilm-l6": bert_folder(tmp_path / "bert"),
+    }
+    monkeypatch.setattr(models, "_packaged_folder", folders.get)
+    rows = [{"sentence1": "ab" * (i % 3 + 1), "sentence2": "a", "label": i % 2} for i in range(16)]
+    for split in ("train", "validation"):
+        split_file(tmp_path / "DATA" / "glue" / "rte", split, rows)
     monkeypatch.chdir(tmp_path)
     rows_file(tmp_path / "rows.jsonl")
     rows_file(tmp_path / "held_out.jsonl")
@@ -63,7 +69,10 @@ def test_the_commands_of_the_readme_run(tiny_smollm2, monkeypatch, capsys):
         if line.startswith("lorada ")
     ]
     names = [words[1] for words in commands]
-    assert names == ["train", "evaluate", "generate", "export", "params"]
+    assert names == [
+        "train", "evaluate", "generate", "export", "params",
+        "train", "evaluate", "explain", "table", "table",
+    ]  # fmt: skip
     for words in commands:
         monkeypatch.setattr(sys, "argv", words)
         cli.main()

@@ -7,10 +7,14 @@ import signal
 
 import pytest
 import torch
-from folders import ROWS, bert_folder, llama_folder, rows_file
+from folders import ROWS, bart_folder, bert_folder, llama_folder, rows_file
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    TrainerCallback,
+)
 
 from lorada.run import train as train_module
 from lorada.run.callbacks import DivergedError
@@ -256,6 +260,25 @@ def test_a_classifier_trains_on_labelled_texts(data, tmp_path):
     other = rows_file(tmp_path / "other.jsonl", [{"text": "a", "label": "maybe"}])
     with pytest.raises(ValueError, match="'maybe'; training knew no, yes"):
         evaluate(run, str(other))
+
+
+def test_the_head_of_a_bart_trains_with_the_adapter_and_is_saved_but_not_counted(tmp_path):
+    bart = str(bart_folder(tmp_path / "bart"))
+    AutoModelForSequenceClassification.from_pretrained(bart).save_pretrained(bart)
+    rows = [{"text": "ab" * (i % 5 + 1), "label": "yn"[i % 2]} for i in range(16)]
+    texts = str(rows_file(tmp_path / "texts.jsonl", rows))
+    result = train(
+        recipe(bart, texts, tmp_path / "run", "max_steps=3", "rank=4", method="adapter_ffn"),
+        quiet=True,
+    ).result
+    assert result["parameters"]["trainable"] == 4 * (2 * 32 * 4 + 4 + 32)
+    saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    heads = {key.partition("classification_head.")[2]: key for key in saved}
+    start = load_file(tmp_path / "bart" / "model.safetensors")
+    for name in ("dense.weight", "out_proj.weight"):
+        assert not torch.equal(saved[heads[name]], start[f"classification_head.{name}"])
+    head = load_run(tmp_path / "run").model.base_model.model.classification_head
+    assert torch.equal(head.out_proj.weight, saved[heads["out_proj.weight"]])
 
 
 def test_an_encoder_cannot_be_asked_for_a_response(data, tmp_path):

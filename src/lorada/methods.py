@@ -1,19 +1,12 @@
 """METHODS: the rows of the paper as data.
 
 A method is a list of parts with their settings, one column for each kind of model. Combinations
-(LoRaDA-A, LoRaDA-LA, MAM, ``NAME+lmam``) are longer lists and nothing else. ``plan`` makes a
-method ready for a model.
+(LoRaDA-A, LoRaDA-LA, MAM, ``NAME+lmam``) are longer lists and nothing else. ``method`` says what
+an entry holds, ``plan`` makes a method ready for a model.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
-from peft import AdaLoraConfig, LoraConfig, PeftConfig, ShiraConfig
-from torch import nn
-from torch.optim import Optimizer
-from transformers import TrainerCallback, TrainingArguments
-
+from lorada.method import Method, Settings
+from lorada.procedures import autopeft
 from lorada.procedures.adalora import AdaLoraCallback
 from lorada.procedures.galore import galore
 from lorada.procedures.ist import ISTCallback
@@ -22,83 +15,17 @@ from lorada.procedures.longlora import ShiftedAttention
 from lorada.procedures.owlore import OwLoreCallback
 from lorada.procedures.shira import snip
 from lorada.procedures.sora import SoraCallback
-from lorada.tuners import (
-    BottleneckConfig,
-    LamdaConfig,
-    LmamConfig,
-    OmoeConfig,
-    PrefixConfig,
-    QuantaConfig,
-    SoraConfig,
-)
 
-Family = Literal["llama", "roberta", "deberta", "bart"]
-Settings = dict[str, Any]
-
-PARTS: dict[str, type[PeftConfig]] = {
-    "lmam": LmamConfig,
-    "lora": LoraConfig,
-    "bottleneck": BottleneckConfig,
-    "pa_attn": BottleneckConfig,  # a second one, for stacks of two
-    "prefix": PrefixConfig,
-    "quanta": QuantaConfig,
-    "omoe": OmoeConfig,
-    "sora": SoraConfig,
-    "lamda": LamdaConfig,
-    "shira": ShiraConfig,
-    "adalora": AdaLoraConfig,
-}
-
-# Which column of the paper's tables a model takes that has none of its own.
-FAMILIES: dict[str, Family] = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), "llama"),
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta"), "roberta"),
-    "deberta-v2": "deberta",
-    **dict.fromkeys(("bart", "mbart"), "bart"),
-}
-
-# Models with columns of their own, by what their configs say.
-COLUMNS: dict[str, Settings] = {
-    "llama2-7b": {"model_type": "llama", "hidden_size": 4096, "vocab_size": 32000,
-                  "max_position_embeddings": 4096},
-    "llama3-8b": {"model_type": "llama", "hidden_size": 4096, "vocab_size": 128256},
-    "llama-13b": {"model_type": "llama", "hidden_size": 5120, "num_hidden_layers": 40},
-    "llama2-70b": {"model_type": "llama", "hidden_size": 8192, "num_hidden_layers": 80},
-    "mbart": {"model_type": "mbart"},
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Method:
-    """One row of the paper.
-
-    Attributes:
-        summary: one line for ``lorada methods``.
-        parts: part name → settings, by family or by a key of ``COLUMNS``; empty for methods
-            without an adapter.
-        trainable: rule of parameter names for methods that select parameters of the base.
-        callbacks: makers of the Trainer callbacks of methods that change the procedure.
-        prepare: of a method that must see model and data: called with both and ``config=``, the
-            stack, which it returns ready to be placed.
-        optimizer: maker of the optimizer of a method that has its own.
-        arguments: overrides of TrainingArguments.
-        source: where the settings come from.
-    """
-
-    summary: str
-    parts: dict[str, dict[str, Settings]] = field(default_factory=dict)
-    trainable: str | None = None
-    callbacks: tuple[Callable[[], TrainerCallback], ...] = ()
-    prepare: Callable[..., PeftConfig] | None = None
-    optimizer: Callable[[nn.Module, TrainingArguments], Optimizer] | None = None
-    arguments: Settings = field(default_factory=dict)
-    source: str = ""
-
+# Papers of several methods; each of the others is linked where it stands.
+LORADA = "https://aclanthology.org/2025.findings-emnlp.676/"
+UNIFIED = "https://arxiv.org/abs/2110.04366"  # He et al.
+LLM_ADAPTERS = "https://arxiv.org/abs/2304.01933"
 
 MAP = {"rank": 2, "length": 128}
 EVERY_FAMILY = ("llama", "roberta", "deberta", "bart")
 LLM_LORA = {"target_modules": ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]}
 ENCODER_LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.1}
+FFN_LORA = {"r": 102, "lora_alpha": 102, "target_modules": ["fc1", "fc2"]}
 QUERY_VALUE = {
     "llama": ["q_proj", "v_proj"],
     "roberta": ["query", "value"],
@@ -120,11 +47,15 @@ METHODS: dict[str, Method] = {
     "lmam": Method(
         "the low-rank attention map alone",
         {family: {"lmam": MAP} for family in EVERY_FAMILY},
+        formula="softmax(QKᵀ/√d)·V + M·V, M = (W_a + PE)(W_b + PE)/s on the first n tokens",
+        paper=LORADA,
         source="Table 19, LLaMA-7B",
     ),
     "fmam": Method(
         "the full-rank attention map alone (the ¬L ablation)",
         {family: {"lmam": {"length": 128, "ablation": "full_rank"}} for family in EVERY_FAMILY},
+        formula="softmax(QKᵀ/√d)·V + M·V, M = (W + PE·PEᵀ)/s on the first n tokens",
+        paper=LORADA,
         source="Tables 3 and 9",
     ),
     "lora": Method(
@@ -133,8 +64,11 @@ METHODS: dict[str, Method] = {
             "llama": {"lora": {"r": 32, "lora_alpha": 64, "lora_dropout": 0.05, **LLM_LORA}},
             "roberta": {"lora": {**ENCODER_LORA, "target_modules": QUERY_VALUE["roberta"]}},
             "deberta": {"lora": {**ENCODER_LORA, "target_modules": QUERY_VALUE["deberta"]}},
+            "bart": {"lora": FFN_LORA},
         },
-        source="Tables 4 and 5",
+        formula="Wx + (α/r)·BAx",
+        paper="https://arxiv.org/abs/2106.09685",
+        source="Tables 4, 5 and 10",
     ),
     "dora": Method(
         "DoRA: LoRA with the magnitude of each output row learned apart",
@@ -145,6 +79,8 @@ METHODS: dict[str, Method] = {
                 }
             },
         },
+        formula="m ⊙ (W + (α/r)·BA)x / ‖W + (α/r)·BA‖, the norm by output row",
+        paper="https://arxiv.org/abs/2402.09353",
         source="Table 4",
     ),
     "adapter_ffn": Method(
@@ -155,16 +91,22 @@ METHODS: dict[str, Method] = {
             "deberta": {"bottleneck": {"rank": 32, "scale": 2.0, "dropout": 0.1}},
             "bart": {"bottleneck": {"rank": 512, "scale": 4.0}},
         },
+        formula="FFN(x) + s·U·ReLU(Dx)",
+        paper=UNIFIED,
         source="Tables 5 and 10",
     ),
     "series": Method(
         "series adapter of LLM-Adapters, behind down_proj",
         {"llama": {"bottleneck": {"placement": "series", "rank": 256}}},
+        formula="y + U·tanh(Dy), y = W_down·x",
+        paper=LLM_ADAPTERS,
         source="Tables 4 and 18",
     ),
     "parallel": Method(
         "parallel adapter of LLM-Adapters, beside up_proj and down_proj",
         {"llama": {"bottleneck": {"placement": "parallel", "rank": 256}}},
+        formula="Wx + U·tanh(Dx) for W = W_up, W_down",
+        paper=LLM_ADAPTERS,
         source="Tables 4 and 18",
     ),
     "houlsby": Method(
@@ -173,6 +115,8 @@ METHODS: dict[str, Method] = {
             family: {"bottleneck": {"placement": "houlsby", "rank": 16}}
             for family in ("roberta", "deberta")
         },
+        formula="LN(x + y + U·ReLU(Dy)), y = Attn(x) or FFN(x)",
+        paper="https://arxiv.org/abs/1902.00751",
         source="Table 5",
     ),
     "pfeiffer": Method(
@@ -184,6 +128,8 @@ METHODS: dict[str, Method] = {
                 for family in ("roberta", "deberta")
             },
         },
+        formula="LN(x + y + U·ReLU(Dz)), z = LN(x + y), y = FFN(x)",
+        paper="https://arxiv.org/abs/2005.00247",
         source="Table 10; the rank for encoders is ours",
     ),
     "pa_attn_ffn": Method(
@@ -194,6 +140,8 @@ METHODS: dict[str, Method] = {
                 "bottleneck": {"rank": 512, "scale": 4.0},
             },
         },
+        formula="W_o·(Attn(x) + U₁·ReLU(D₁x)); FFN(x) + s·U₂·ReLU(D₂x)",
+        paper=UNIFIED,
         source="Table 10",
     ),
     "prefix": Method(
@@ -201,23 +149,33 @@ METHODS: dict[str, Method] = {
         {
             "llama": {"prefix": {"length": 30}},
             "llama-13b": {"prefix": {"length": 10}},
-            "roberta": {"prefix": {"length": 32, "projection": 800}},
+            **{
+                family: {"prefix": {"length": 32, "projection": 800}}
+                for family in ("roberta", "deberta")
+            },
             "bart": {"prefix": {"length": 30, "projection": 800}},
         },
+        formula="Attn(Q, [P_k; K], [P_v; V])",
+        paper="https://arxiv.org/abs/2101.00190",
         source="Tables 4, 5 and 10",
     ),
     "mam": Method(
         "MAM: prefix tuning with Adapter-FFN",
         {
-            "roberta": {
-                "prefix": {"length": 16, "projection": 800},
-                "bottleneck": {"rank": 16, "scale": 2.0, "dropout": 0.1},
+            **{
+                family: {
+                    "prefix": {"length": 16, "projection": 800},
+                    "bottleneck": {"rank": 16, "scale": 2.0, "dropout": 0.1},
+                }
+                for family in ("roberta", "deberta")
             },
             "bart": {
                 "prefix": {"length": 30, "projection": 800},
                 "bottleneck": {"rank": 512, "scale": 4.0},
             },
         },
+        formula="Attn(Q, [P_k; K], [P_v; V]); FFN(x) + s·U·ReLU(Dx)",
+        paper=UNIFIED,
         source="Tables 5 and 10",
     ),
     "prefix_lora": Method(
@@ -225,14 +183,33 @@ METHODS: dict[str, Method] = {
         {
             "bart": {
                 "prefix": {"length": 30, "projection": 800},
-                "lora": {"r": 102, "lora_alpha": 102, "target_modules": ["fc1", "fc2"]},
+                "lora": FFN_LORA,
             },
         },
+        formula="Attn(Q, [P_k; K], [P_v; V]); Wx + (α/r)·BAx for the FFN's W",
+        paper=UNIFIED,
         source="Table 10",
+    ),
+    "autopeft": Method(
+        "AutoPEFT: serial and parallel adapters and a prefix, in layers that `search` chooses",
+        {
+            **{family: autopeft.blocks(12, 12, 6) for family in ("roberta", "deberta")},
+            "bart": autopeft.blocks(256, 256, 32),
+            "mbart": autopeft.blocks(0, 512, 32),  # which has no norm behind the FFN
+        },
+        arguments={
+            "learning_rate": 1e-4, "num_train_epochs": 20, "per_device_train_batch_size": 32,
+        },
+        sizes=autopeft.SIZES,
+        formula="LN(A_s(LN(y + x)) + y + A_p(x) + x), y = FFN(x); Attn(Q, [P_k; K], [P_v; V])",
+        paper="https://arxiv.org/abs/2301.12132",
+        source="Tables 5 and 10; the sizes are ours, none was published",
     ),
     "quanta": Method(
         "QuanTA: a full-rank change from gates on pairs of tensor axes",
         {family: {"quanta": {"target_modules": QUERY_VALUE[family]}} for family in EVERY_FAMILY},
+        formula="Wx + (T − S)x, T = ∏ T⁽ᵃᵇ⁾ over pairs of axes, S = T at the start",
+        paper="https://arxiv.org/abs/2406.00132",
         source="Table 17",
     ),
     "ist": Method(
@@ -247,6 +224,8 @@ METHODS: dict[str, Method] = {
         },
         callbacks=(ISTCallback,),
         arguments={"ddp_find_unused_parameters": True},
+        formula="Wx + (α/r)·BAx; layers drawn by σ(−I), I ← I + η·(R − mean R)·σ′(I)",
+        paper="https://arxiv.org/abs/2410.11772",
         source="Table 4",
     ),
     "owlore": Method(
@@ -255,6 +234,8 @@ METHODS: dict[str, Method] = {
         callbacks=(OwLoreCallback,),
         optimizer=galore,
         arguments={"learning_rate": 3e-4, "ddp_find_unused_parameters": True},
+        formula="W ← W − η·P·Adam(PᵀG), P from G's SVD; layers drawn by outliers of |W|·‖x‖",
+        paper="https://arxiv.org/abs/2405.18380",
         source="Table 4",
     ),
     "owlore_full": Method(
@@ -262,6 +243,8 @@ METHODS: dict[str, Method] = {
         trainable=r".",
         callbacks=(OwLoreCallback,),
         arguments={"learning_rate": 3e-4, "ddp_find_unused_parameters": True},
+        formula="W ← W − η·Adam(G); layers drawn by outliers of |W|·‖x‖",
+        paper="https://arxiv.org/abs/2405.18380",
         source="Table 4",
     ),
     "adalora": Method(
@@ -276,6 +259,8 @@ METHODS: dict[str, Method] = {
             },
         },
         callbacks=(AdaLoraCallback,),
+        formula="Wx + (α/r)·PΛQx; entries of Λ pruned by importance to a budget",
+        paper="https://arxiv.org/abs/2303.10512",
         source="Table 11; the steps come from the run",
     ),
     "sora": Method(
@@ -283,6 +268,8 @@ METHODS: dict[str, Method] = {
         {family: {"sora": {"rank": 8, "alpha": 16}} for family in ("roberta", "deberta")},
         callbacks=(SoraCallback,),
         arguments={"weight_decay": 0.1, "warmup_steps": 0.06, "max_grad_norm": 0.1},
+        formula="Wx + (α/r)·B(g ⊙ Ax); g ← soft threshold of (g, ξ)",
+        paper="https://arxiv.org/abs/2311.11696",
         source="Table 11",
     ),
     "shira": Method(
@@ -290,17 +277,23 @@ METHODS: dict[str, Method] = {
         {"llama": {"shira": {"r": 38, **LLM_LORA}}},
         prepare=snip,
         arguments={"learning_rate": 5e-4},
+        formula="(W + M ⊙ S)x, M = the largest |W ⊙ ∂ℓ/∂W|",
+        paper="https://arxiv.org/abs/2406.13175",
         source="Table 4",
     ),
     "lamda": Method(
         "LaMDA++: a small matrix between spectral projections, one of which freezes",
         {"llama": {"lamda": {"rank": 32, "ranks": "energy", **LLM_LORA}}},
         callbacks=(LamdaCallback,),
+        formula="(W − s·UΣVᵀ)x + s·BMAx, B, M, A = U, Σ, Vᵀ at the start; B freezes by columns",
+        paper="https://arxiv.org/abs/2406.12832",
         source="Table 4",
     ),
     "omoe": Method(
         "OMoE-DoRA: two DoRA experts whose outputs are made orthogonal",
         {"llama": {"omoe": {"target_modules": ["gate_proj", "up_proj", "down_proj"]}}},
+        formula="Wx + Σ gᵢ·uᵢ, u = Gram-Schmidt of the experts' outputs, g = softmax(W_r·x)",
+        paper="https://arxiv.org/abs/2501.10062",
         source="Table 4; layout inferred from the count",
     ),
     "longlora": Method(
@@ -316,6 +309,8 @@ METHODS: dict[str, Method] = {
         },
         callbacks=(ShiftedAttention,),
         arguments={"learning_rate": 2e-5},
+        formula="Wx + (α/r)·BAx; attention within groups, half of the heads shifted",
+        paper="https://arxiv.org/abs/2309.12307",
         source="Table 7",
     ),
     "lorada_a": Method(
@@ -342,6 +337,8 @@ METHODS: dict[str, Method] = {
                 "bottleneck": {"rank": 820, "scale": 4.0},
             },
         },
+        formula="softmax(QKᵀ/√d)·V + M·V; FFN(x) + s·U·ReLU(Dx)",
+        paper=LORADA,
         source="Tables 15 and 16",
     ),
     "lorada_la": Method(
@@ -353,6 +350,8 @@ METHODS: dict[str, Method] = {
             "llama-13b": _lorada_la(["o_proj", "down_proj"], 1, 12),
             "llama2-70b": _lorada_la(["o_proj", "up_proj", "down_proj"], 1, 7),
         },
+        formula="softmax(QKᵀ/√d)·V + M·V; Wx + (α/r)·BAx; FFN(x) + s·U·ReLU(Dx)",
+        paper=LORADA,
         source="Table 19",
     ),
     "lorada_q": Method(
@@ -363,12 +362,22 @@ METHODS: dict[str, Method] = {
                 "quanta": {"target_modules": QUERY_VALUE["llama"]},
             },
         },
+        formula="softmax(QKᵀ/√d)·V + M·V; Wx + (T − S)x",
+        paper=LORADA,
         source="Table 17",
     ),
     "bitfit": Method(
         "only the biases of the base, without its pooler",
         trainable=r"^(?!.*\bpooler\b).*\bbias$",
+        formula="Wx + b, b trains",
+        paper="https://arxiv.org/abs/2106.10199",
         source="Table 5",
     ),
-    "full": Method("every parameter of the base", trainable=r".", source="Table 5"),
+    "full": Method(
+        "every parameter of the base",
+        trainable=r".",
+        formula="W ← W − η·Adam(G)",
+        paper=LORADA,
+        source="Table 5",
+    ),
 }  # fmt: skip

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainingArguments
 
 from lorada.errors import unknown
-from lorada.methods import COLUMNS, FAMILIES, MAP, METHODS, PARTS, Family, Method, Settings
+from lorada.method import COLUMNS, FAMILIES, PARTS, Family, Method, Settings
+from lorada.methods import MAP, METHODS
 from lorada.tuners import LoradaConfig
 
 TASK_TYPES: dict[Family, TaskType] = {
@@ -21,6 +22,9 @@ TASK_TYPES: dict[Family, TaskType] = {
     "deberta": TaskType.SEQ_CLS,
     "bart": TaskType.SEQ_2_SEQ_LM,
 }
+
+# What task heads are called in transformers' models; BART's is the last.
+HEADS = ("classifier", "score", "pre_classifier", "classification_head")
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,54 @@ def _method(name: str) -> tuple[Method, bool]:
     if plus_map and (not method.parts or "lmam" in next(iter(method.parts.values()))):
         raise ValueError(f"unknown method {name!r}: {plain} cannot take a map on top")
     return method, plus_map
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What a method is and how it runs, in words that JSON can hold.
+
+    Returns:
+        ``summary``, ``formula``, ``paper``, ``source``, ``parts`` (names), ``models`` (the kinds it
+        has settings for), ``runs`` (what carries it out) and ``settings`` (by model and part).
+
+    Raises:
+        ValueError: for an unknown method, with the nearest names.
+    """
+    method, plus_map = _method(name)
+    settings = {model: dict(parts) for model, parts in method.parts.items()}
+    summary, formula = method.summary, method.formula
+    if plus_map:
+        summary, formula = f"{summary}, with the map", f"{METHODS['lmam'].formula}; {formula}"
+        settings = {model: {"lmam": MAP, **parts} for model, parts in settings.items()}
+    return {
+        "summary": summary,
+        "formula": formula,
+        "paper": method.paper,
+        "source": method.source,
+        "parts": part_names(name),
+        "models": list(method.parts) or ["any"],
+        "runs": _runs(name, method),
+        "settings": settings,
+    }
+
+
+def _runs(name: str, method: Method) -> list[str]:
+    """What carries a method out: the configs of its parts, and whatever else it brings."""
+    configs = [PARTS[part] for part in part_names(name)]
+    found = [f"{config.__module__.partition('.')[0]}.{config.__name__}" for config in configs]
+    if method.trainable is not None:
+        which = "all parameters" if method.trainable == "." else f"names like {method.trainable}"
+        found.append(f"trains {which}")
+    found += [f"callback {_name_of(callback)}" for callback in method.callbacks]
+    if method.prepare is not None:
+        found.append(f"prepared by {_name_of(method.prepare)}")
+    if method.optimizer is not None:
+        found.append(f"optimizer {_name_of(method.optimizer)}")
+    return found + [f"{key}={value}" for key, value in method.arguments.items()]
+
+
+def _name_of(maker: Callable[..., Any]) -> str:
+    """The name of a class or function, of what a partial calls too."""
+    return str(getattr(maker, "func", maker).__name__)
 
 
 def family_of(model_config: Any) -> Family:
@@ -125,9 +177,17 @@ def _stack(
     settings = {part: dict(values) for part, values in column.items()}
     if plus_map:
         settings = {"lmam": dict(MAP), **settings}
-    for part, values in part_overrides(list(settings), overrides).items():
+    # To leave out a part that this model has no form of changes nothing.
+    without = {part: {size: 0} for part, size in method.sizes.items() if part not in settings}
+    asked = {key: value for key, value in overrides.items() if without.get(key, ...) != value}
+    for part, values in part_overrides(list(settings), asked).items():
         settings[part].update(values)
-    configs = [PARTS[part](**values) for part, values in settings.items()]
+    absent = [part for part, size in method.sizes.items() if settings.get(part, {}).get(size) == 0]
+    left = {part: values for part, values in settings.items() if part not in absent}
+    if not left:
+        sizes = ", ".join(f"{part}.{method.sizes[part]}=0" for part in absent)
+        raise ValueError(f"{sizes} leaves {name} without a part: give one of them a size")
+    configs = [PARTS[part](**values) for part, values in left.items()]
     return LoradaConfig(parts=configs, task_type=TASK_TYPES[family_of(model_config)])
 
 
@@ -190,4 +250,4 @@ def select_trainable(model: nn.Module, rule: str) -> None:
 
 def in_head(name: str) -> bool:
     """Whether a parameter belongs to a task head, which always trains and is never counted."""
-    return any(head in name.split(".") for head in ("classifier", "score", "pre_classifier"))
+    return any(head in name.split(".") for head in HEADS)

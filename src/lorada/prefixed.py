@@ -50,8 +50,7 @@ def behind(attend: Callable[..., Any], prefixes: list[Prefix]) -> Callable[..., 
     ) -> tuple[Tensor, Tensor | None]:
         kernel = _kernel(module)
         _refuse(kernel, query, key, mask, kwargs)
-        before = _heads([prefix.key for prefix in prefixes], key)
-        count = before.shape[1]
+        count = sum(len(prefix.key) for prefix in prefixes)
         _refuse_window(kernel, key.shape[2] + count, kwargs)
         shown = _shown(prefixes, len(key))
         causal = kwargs.get("is_causal")
@@ -67,8 +66,8 @@ def behind(attend: Callable[..., Any], prefixes: list[Prefix]) -> Callable[..., 
         output, weights = attend(
             module,
             query,
-            _prepend(before, key),
-            _prepend(_heads([prefix.value for prefix in prefixes], value), value),
+            prepend([prefix.key for prefix in prefixes], key),
+            prepend([prefix.value for prefix in prefixes], value),
             mask,
             **kwargs,
         )
@@ -78,12 +77,16 @@ def behind(attend: Callable[..., Any], prefixes: list[Prefix]) -> Callable[..., 
 
 
 def prefix_scores(prefixes: list[Prefix], query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """The scores (B, H, T, P) of every query with the prefixes, in fp32; -∞ where it is hidden."""
+    """The scores (B, H, T, P) of every query with the prefixes, -∞ where they are hidden.
+
+    In fp32, or wider where the query is.
+    """
     if not prefixes:
         return query.new_zeros(*query.shape[:3], 0, dtype=torch.float32)
-    before = _heads([prefix.key for prefix in prefixes], key).float()
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    before = _heads([prefix.key for prefix in prefixes], key).to(dtype)
     before = before.repeat_interleave(query.shape[1] // len(before), 0)
-    scores = query.float() @ before.transpose(-1, -2) * scaling
+    scores = query.to(dtype) @ before.transpose(-1, -2) * scaling
     shown = _shown(prefixes, len(query))
     return scores if shown is None else scores.masked_fill(~shown[:, None, None], float("-inf"))
 
@@ -101,8 +104,9 @@ def _heads(prefixes: list[Tensor], states: Tensor) -> Tensor:
     return joined.view(-1, groups, width).transpose(0, 1)
 
 
-def _prepend(prefix: Tensor, states: Tensor) -> Tensor:
-    return torch.cat([prefix.expand(len(states), -1, -1, -1), states], 2)
+def prepend(prefixes: list[Tensor], states: Tensor) -> Tensor:
+    """Prefixes (P, G·D) and the keys or values (B, G, K, D) behind them, (B, G, P+K, D)."""
+    return torch.cat([_heads(prefixes, states).expand(len(states), -1, -1, -1), states], 2)
 
 
 def _shown(prefixes: list[Prefix], batch: int) -> Tensor | None:

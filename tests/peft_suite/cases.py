@@ -1,12 +1,22 @@
 """Our configs, as PEFT's tests take them: by family of models, and for the custom models."""
 
+import os
 from typing import Any
 
 from peft import LoraConfig, PeftConfig
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from lorada import BottleneckConfig, LmamConfig, LoradaConfig, QuantaConfig
+from lorada import (
+    BottleneckConfig,
+    LamdaConfig,
+    LmamConfig,
+    LoradaConfig,
+    OmoeConfig,
+    PrefixConfig,
+    QuantaConfig,
+    SoraConfig,
+)
 
 Case = tuple[type[PeftConfig], dict[str, Any]]
 
@@ -15,27 +25,46 @@ LMAM = {"peft_type": "LMAM", "rank": 2, "length": 8, "inverse_scale": 1.0}
 LORA = {"peft_type": "LORA", "r": 4}
 QUANTA = {"peft_type": "QUANTA"}
 BOTTLENECK = {"peft_type": "BOTTLENECK", "rank": 4}
+PREFIX = {"peft_type": "PREFIX", "length": 3}
 # On LoRA's modules, so the two are nested; its parameters carry "lora" in their names, which PEFT's
 # tests take for the sign of what may train.
 GRALORA = {"peft_type": "GRALORA", "r": 4, "gralora_k": 2}
 
 
+# OMoE has default targets for LLaMAs alone. A pooler's dense would get no gradient.
+MATRICES = ["q_proj", "c_attn", "q", "query", "query_proj", "down_proj", "fc2", "wo"]
+MATRICES += ["intermediate.dense"]
+
+
 def configs(task: str) -> list[Case]:
-    """The map, the bottleneck, a stack of three, and two that run the merge tests."""
-    return [
-        (LmamConfig, {"rank": 2, "length": 8, "inverse_scale": 1.0, "task_type": task}),
-        (BottleneckConfig, {"rank": 4, "task_type": task}),
-        (LoradaConfig, {"parts": [LMAM, LORA, BOTTLENECK], "task_type": task}),
-        (LoradaConfig, {"parts": [LORA, GRALORA], "task_type": task}),
-        (QuantaConfig, {"task_type": task}),
+    """Each tuner alone, and three stacks; in the cut, for decoders alone all of them."""
+    cases: list[Case] = [
+        (LmamConfig, {"rank": 2, "length": 8, "inverse_scale": 1.0}),
+        (BottleneckConfig, {"rank": 4}),
+        (PrefixConfig, {"length": 4}),
+        (PrefixConfig, {"length": 3, "projection": 5}),
+        (QuantaConfig, {}),
+        (SoraConfig, {"rank": 4}),
+        (LamdaConfig, {"rank": 4}),
+        (OmoeConfig, {"rank": 2, "target_modules": MATRICES}),
+        (LoradaConfig, {"parts": [LMAM, LORA, BOTTLENECK]}),
+        (LoradaConfig, {"parts": [PREFIX, LORA]}),
+        (LoradaConfig, {"parts": [LORA, GRALORA]}),
     ]
+    if os.environ["LORADA_SUITE_CUT"] == "yes" and task != "CAUSAL_LM":
+        cases = [case for case in cases if case[0] in (LmamConfig, BottleneckConfig, LoradaConfig)]
+    return [(config, {**settings, "task_type": task}) for config, settings in cases]
 
 
 # Config classes and what they must be given, for the tests of configs alone.
 CONFIG_CLASSES: list[Case] = [
     (LmamConfig, {}),
     (BottleneckConfig, {}),
+    (PrefixConfig, {}),
     (QuantaConfig, {}),
+    (SoraConfig, {}),
+    (LamdaConfig, {}),
+    (OmoeConfig, {}),
     (LoradaConfig, {"parts": [LMAM, LORA, BOTTLENECK]}),
 ]
 
@@ -85,6 +114,16 @@ CUSTOM = [
         LoradaConfig,
         {"parts": [on(LORA, "lin0"), on(QUANTA, "lin0")]},
     ),
+    # With a larger term, PEFT's learning rate of 0.5 ends in NaN.
+    ("SoRA", "MLP", SoraConfig, {"rank": 4, "alpha": 1.0, "target_modules": ["lin0"]}),
+    ("LaMDA", "MLP", LamdaConfig, {"rank": 2, "target_modules": ["lin0", "lin1"]}),
+    (
+        "LaMDA as released",
+        "MLP",
+        LamdaConfig,
+        {"rank": 2, "init": "released", "target_modules": ["lin0"]},
+    ),
+    ("OMoE", "MLP", OmoeConfig, {"rank": 2, "target_modules": ["lin0", "lin1"]}),
     ("Bottleneck", "FFN", BottleneckConfig, {"rank": 4}),
     (
         "Bottleneck beside LoRA",

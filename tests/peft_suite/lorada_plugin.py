@@ -20,8 +20,9 @@ from cases import CONFIG_CLASSES, CUSTOM, FfnModel, configs, lorada_config_on
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
-from lorada import BottleneckConfig, LoradaConfig, QuantaConfig
 from lorada.tuners.attach import AttachedModel
+from lorada.tuners.omoe import OmoeModel
+from lorada.tuners.types import LoradaPeftConfig
 
 
 def models(family: str) -> list[str]:
@@ -97,8 +98,8 @@ def _tell_what_merges(common: Any) -> None:
     def skip_if_merging_not_supported(
         model_id: str, config_cls: type[PeftConfig], config_kwargs: dict[str, Any]
     ) -> None:
-        if _tuners(config_cls(**config_kwargs), AttachedModel):
-            pytest.skip("a map or a bottleneck cannot be merged into the weights")
+        if _tuners(config_cls(**config_kwargs), (AttachedModel, OmoeModel)):
+            pytest.skip("a map, bottleneck, prefix or mixture of experts is no matrix to merge")
         theirs(model_id, config_cls, config_kwargs)
 
     for module in [common, *(m for n, m in sys.modules.items() if n.startswith("tests.test_"))]:
@@ -113,15 +114,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept, out = [], []
     for item in items:
         case = getattr(getattr(item, "callspec", None), "params", {})
-        ours = (LoradaConfig, BottleneckConfig, QuantaConfig, lorada_config_on)
-        other = item.path.stem == "test_custom_models" and case.get("config_cls") not in ours
+        cls = case.get("config_cls")
+        ours = cls is lorada_config_on or (
+            isinstance(cls, type) and issubclass(cls, LoradaPeftConfig)
+        )
+        other = item.path.stem == "test_custom_models" and not ours
         (out if other else kept).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=out)
 
 
-def _tuners(config: Any, kind: type) -> list[type]:
-    """The tuners of a config and its parts that are of a kind."""
+def _tuners(config: Any, kind: tuple[type, ...]) -> list[type]:
+    """The tuners of a config and its parts that are of some kinds."""
     types_ = [part.peft_type for part in getattr(config, "parts", [config])]
     return [tuner for t in types_ if issubclass(tuner := PEFT_TYPE_TO_TUNER_MAPPING[t], kind)]
 

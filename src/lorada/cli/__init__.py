@@ -9,10 +9,9 @@ import re
 import sys
 import warnings
 
-import typer
 from rich.logging import RichHandler
 
-from lorada.cli import listing, runs  # noqa: F401  (their commands)
+from lorada.cli import listing, paper, pictures, runs  # noqa: F401  (their commands)
 from lorada.cli.app import app, errors
 
 
@@ -26,9 +25,9 @@ def main() -> None:
     # Other libraries' announcements of their next version are no concern of who runs a command.
     warnings.simplefilter("ignore", FutureWarning)
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        # The code of an Exit, or of Ctrl-C, which typer returns instead of raising it.
+        if code := app(standalone_mode=False):
+            sys.exit(code)
     except (ValueError, OSError, ImportError, re.error) as error:
         if os.environ.get("LORADA_DEBUG"):
             raise

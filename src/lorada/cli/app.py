@@ -29,7 +29,7 @@ RunFolder = Annotated[Path, typer.Argument(help="folder of a finished run")]
 
 def suggest(command: str) -> None:
     """Name the command to try next."""
-    console.print(f"next: [bold]{command}[/bold]", highlight=False)
+    console.print(f"next: [bold]{command}[/bold]", highlight=False, soft_wrap=True)
 
 
 def print_json(data: Any) -> None:

@@ -9,31 +9,26 @@ from lorada.cli.app import Json, app, console, print_json, suggest
 
 
 @app.command()
-def methods(as_json: Json = False) -> None:
-    """List the methods, with what they are."""
+def methods(
+    name: Annotated[str | None, typer.Argument(help="one method, in full")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the methods: what they are, their formulas and papers, and how they run."""
     from lorada.methods import METHODS
-    from lorada.plan import part_names
+    from lorada.plan import describe
+    from lorada.report.methods import method_page, methods_table
 
-    rows = {
-        name: {
-            "summary": method.summary,
-            "parts": part_names(name),
-            "families": sorted(method.parts) or ["any"],
-            "source": method.source,
-        }
-        for name, method in METHODS.items()
-    }
+    rows = {each: describe(each) for each in ([name] if name else METHODS)}
     if as_json:
         print_json(rows)
         return
-    table = Table("method", "what", "parts", "models", "settings from")
-    for name, row in rows.items():
-        parts = ", ".join(row["parts"]) or "—"
-        families = ", ".join(row["families"])
-        table.add_row(name, str(row["summary"]), parts, families, str(row["source"]))
-    console.print(table)
+    if name is not None:
+        console.print(method_page(name, rows[name]), highlight=False)
+        suggest(f"lorada params --method {name} --model NAME")
+        return
+    console.print(methods_table(rows), highlight=False)
     console.print("Any method with parts but no map also as NAME+lmam.")
-    suggest("lorada params --method lorada_la --model smollm2-135m")
+    suggest("lorada methods lorada_la")
 
 
 @app.command()

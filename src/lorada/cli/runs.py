@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,6 @@ from lorada.cli.app import (
     print_json,
     suggest,
 )
-from lorada.errors import saving
 
 # A prompt in the form of the bundled task, for the command that the quickstart suggests.
 PROMPT = (
@@ -73,38 +73,15 @@ def train(
         errors.print(f"stopped and saved at step {trained.result['steps']}")
         errors.print(f"next: lorada train --resume --output {trained.run}")
         raise typer.Exit(130)
-    drawn = _draw_loss(trained.run, trained.result)
+    from lorada.report.training import draw_loss, training_summary
+
+    drawn = draw_loss(trained.run, trained.result)
     if as_json:
         print_json(trained.result)
         return
-    _show_training(trained.result)
+    console.print(training_summary(trained.result), highlight=False)
     console.print(drawn, highlight=False, soft_wrap=True)
     suggest(f"lorada evaluate {trained.run}")
-
-
-def _draw_loss(run: Path, result: dict[str, Any]) -> str:
-    from lorada.report.plots import loss_png
-
-    complete = f"The run itself is complete: lorada evaluate {run}"
-    try:
-        with saving(run / "loss.png", complete):
-            loss_png({result["method"]: result["history"]}, run / "loss.png")
-    except ImportError as error:
-        return str(error)
-    return f"loss curve: {run / 'loss.png'}"
-
-
-def _show_training(result: dict[str, Any]) -> None:
-    from lorada.report.plots import loss_chart
-
-    losses = [entry["loss"] for entry in result["history"] if "loss" in entry]
-    console.print(loss_chart(losses), highlight=False)
-    count, effect = result["parameters"], result["effect_size"]
-    text = f", effect size {effect:.2g}" if effect is not None else ""
-    console.print(
-        f"{result['method']} on {result['model']}: {count['trainable']:,} parameters "
-        f"({count['percent']:.3f}%), {result['steps']} steps in {result['wall_time_s']:.0f} s{text}"
-    )
 
 
 @app.command()
@@ -113,17 +90,32 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="held-out rows; else the recipe's")] = None,
     data_dir: DataDir = None,
     base: Annotated[bool, typer.Option(help="score the base, adapter switched off")] = False,
+    lm_eval: Annotated[
+        str | None, typer.Option(help="score on tasks of lm-eval instead; commas for more")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="rows of each lm-eval task")] = None,
     remote: Remote = False,
     as_json: Json = False,
 ) -> None:
-    """Score a finished run on held-out rows, or on the test rows of its tasks."""
+    """Score a finished run on held-out rows, on the test rows of its tasks, or by lm-eval."""
+    if lm_eval is None and limit is not None:
+        raise ValueError(f"--limit {limit} is for --lm-eval: eval_rows of the recipe limits others")
+    if lm_eval is not None and (data or data_dir):
+        raise ValueError(f"--lm-eval {lm_eval} brings its own rows: leave out {data or data_dir}")
     from lorada.run.evaluate import evaluate as evaluate_file
     from lorada.run.evaluate import evaluate_tasks, has_tasks
     from lorada.run.loaded import load_run
     from lorada.tasks.rows import HEADED
 
     loaded = load_run(run, trust_remote_code=remote)
-    if data is None and has_tasks(loaded):
+    if lm_eval is not None:
+        from lorada.run.lm_eval_bridge import evaluate_lm_eval
+
+        names = [name.strip() for name in lm_eval.split(",")]
+        with redirect_stdout(sys.stderr):  # where lm-eval and its tasks print what they do
+            metrics = evaluate_lm_eval(loaded, names, limit=limit, base=base)
+        rows = [(task, *item) for task, scores in metrics.items() for item in scores.items()]
+    elif data is None and has_tasks(loaded):
         metrics = evaluate_tasks(loaded, data_dir, base=base)
         rows = [(task, *item) for task, scores in metrics.items() for item in scores.items()]
     else:
@@ -159,6 +151,42 @@ def generate(
     for text in outputs:
         console.print(text, highlight=False, markup=False)
     suggest(f"lorada evaluate {run}")
+
+
+@app.command(no_args_is_help=True)
+def search(
+    output: Annotated[str, typer.Option(help="folder of the search and its runs")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
+    method: Annotated[str | None, typer.Option(help="autopeft")] = None,
+    model: Annotated[str | None, typer.Option(help="hub id, folder, or a packaged name")] = None,
+    data: Annotated[str | None, typer.Option(help="training rows, .jsonl or .csv")] = None,
+    eval_data: Annotated[str | None, typer.Option(help="held-out rows to score on")] = None,
+    trials: Annotated[int, typer.Option(help="configurations to try; 200 as published")] = 200,
+    sampler: Annotated[str, typer.Option(help="random, or botorch (an extra)")] = "random",
+    resume: Annotated[bool, typer.Option(help="continue the search in --output")] = False,
+    overwrite: Annotated[bool, typer.Option(help="delete the search in --output first")] = False,
+    as_json: Json = False,
+) -> None:
+    """Search AutoPEFT's configurations: a training each, and those that no other beats."""
+    from lorada.report.search import pareto_table
+    from lorada.run.search import search as run_search
+    from lorada.run.search import search_recipe
+
+    options = {"method": method, "model": model, "data": data, "eval_data": eval_data}
+    pairs, options = list(overrides or []), {**options, "output": output}
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        recipe = search_recipe(pairs, options, resume=resume)
+        report = partial(errors.print, highlight=False, soft_wrap=True)
+        found = run_search(
+            recipe, trials, sampler, resume=resume, overwrite=overwrite, report=report
+        )
+    if as_json:
+        print_json(found)
+        return
+    console.print(pareto_table(found))
+    # The last is the most accurate; what was searched with one seed is trained with another.
+    best = f"{found['pareto'][-1]['run']}/recipe.yaml"
+    suggest(f"lorada train {best} --output {output}/best training.seed={found['seed'] + 1}")
 
 
 @app.command()

@@ -1,8 +1,9 @@
-"""Loss curves and attention maps, as PNG and as text for a terminal."""
+"""Loss curves, attention maps and the paper's figures, as pictures; curves as text as well."""
 
 import math
-from collections.abc import Sequence
-from itertools import pairwise
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,14 @@ def attention_maps(
 ) -> None:
     """Heatmaps side by side, like Figure 1 of the paper.
 
-    Red is positive and blue negative; the colour scale is centred at 0, and each panel has its
-    own, because a softmax map and a learned map differ in size.
+    Red is positive and blue negative, which a minus marks too, for eyes and printers without
+    colour; the scale is centred at 0, and each panel has its own, because a softmax map and a
+    learned map differ in size.
 
     Args:
         tokens: the tokens along both axes.
         maps: panel title → (queries × keys, share of entries below 0, or None for none to show).
-        path: PNG file to write.
+        path: file to write, PNG or SVG by its name.
         title: line above the panels.
 
     Raises:
@@ -79,14 +81,122 @@ def attention_maps(
         1, len(maps), figsize=(len(maps) * (size + 0.6), size + 0.9), layout="constrained"
     )
     for axis, (name, (values, ratio)) in zip(axes, maps.items(), strict=True):
-        limit = max(abs(value) for row in values for value in row) or 1.0
-        image = axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
+        image = _signed(axis, values)
         axis.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7)
         axis.set_yticks(range(len(tokens)), tokens, fontsize=7)
         axis.set_title(name if ratio is None else f"{name}\n(Neg Rat: {100 * ratio:.2f}%)")
         figure.colorbar(image, ax=axis, shrink=0.75)
     if title:
         figure.suptitle(title)
+    _save(figure, path)
+
+
+def _signed(axis: Any, values: Sequence[Sequence[float]]) -> Any:
+    """Draw a signed map, centred at 0, with a minus on each negative entry that is visible."""
+    limit = max(abs(value) for row in values for value in row) or 1.0
+    image = axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
+    below = [
+        (column, line, "white" if value < -limit * 0.6 else "black")
+        for line, row in enumerate(values)
+        for column, value in enumerate(row)
+        if value < -limit / 50
+    ]
+    if below:
+        columns, lines, colours = zip(*below, strict=True)
+        size = min(60.0, (80 / len(values)) ** 2)
+        axis.scatter(columns, lines, s=size, c=colours, marker="_", linewidths=0.8)
+    return image
+
+
+def layers_figure(found: dict[str, Any], path: Path) -> None:
+    """Maps of up to four layers, and the negative ratio over all, like Figure 3 of the paper.
+
+    Args:
+        found: ``layers`` (``layer``, ``map``, ``negative_ratio``, ``map_negative_ratio``),
+            ``rows`` and ``task``.
+        path: file to write, PNG or SVG by its name.
+    """
+    plt = _pyplot()
+    layers = found["layers"]
+    count = min(4, len(layers))
+    chosen = sorted({round(i * (len(layers) - 1) / max(count - 1, 1)) for i in range(count)})
+    figure, axes = plt.subplot_mosaic(
+        [[f"map{i}" for i in chosen], ["ratio"] * len(chosen)],
+        figsize=(3.2 * len(chosen), 6), layout="constrained",
+    )  # fmt: skip
+    for index in chosen:
+        axis = axes[f"map{index}"]
+        figure.colorbar(_signed(axis, layers[index]["map"]), ax=axis, shrink=0.7)
+        ratio = 100 * layers[index]["map_negative_ratio"]
+        axis.set_title(f"layer {index}, Neg Rat: {ratio:.0f}%", fontsize=9)
+    places = range(len(layers))
+    ratio_axis = axes["ratio"]
+    for name, style, label in (
+        ("map_negative_ratio", "-o", "LMAM (Attn_s)"),
+        ("negative_ratio", "--s", "fused"),
+    ):
+        ratio_axis.plot(places, [100 * one[name] for one in layers], style, label=label)
+    ratio_axis.axhline(50, color="grey", linewidth=0.8)
+    ratio_axis.set(xlabel="layer", ylabel="negative ratio (%)", ylim=(0, 100), xticks=places)
+    ratio_axis.set_title(f"mean over {found['rows']} rows of {found['task']}", fontsize=9)
+    ratio_axis.legend()
+    _save(figure, path)
+
+
+def sweep_figure(
+    scores: Mapping[tuple[int, int], Sequence[float]], path: Path, title: str, metric: str
+) -> None:
+    """Mean score over heads and ranks, like Figure 4 of the paper.
+
+    Args:
+        scores: (heads, rank) → one score a seed.
+        path: file to write, PNG or SVG by its name.
+        title: line above.
+        metric: name of the score.
+    """
+    plt = _pyplot()
+    heads, ranks = (sorted({key[i] for key in scores}) for i in range(2))
+    grid = [[statistics.fmean(scores.get((h, r), [math.nan])) for r in ranks] for h in heads]
+    figure, axis = plt.subplots(
+        figsize=(1.5 + 1.2 * len(ranks), 1.5 + 0.7 * len(heads)), layout="constrained"
+    )
+    image = axis.imshow(grid, cmap="cividis", aspect="auto")
+    middle = (image.norm.vmin + image.norm.vmax) / 2
+    for line, row in enumerate(grid):
+        for column, value in enumerate(row):
+            each = scores.get((heads[line], ranks[column]), [])
+            spread = f"\n±{statistics.stdev(each):.1f}" if len(each) > 1 else ""
+            colour = "white" if value < middle else "black"
+            axis.text(column, line, f"{value:.1f}{spread}", ha="center", va="center", color=colour)
+    axis.set(xlabel="rank r", ylabel="heads h_s", title=title)
+    axis.set_xticks(range(len(ranks)), ranks)
+    axis.set_yticks(range(len(heads)), heads)
+    figure.colorbar(image, ax=axis, label=metric)
+    _save(figure, path)
+
+
+def scatter_figure(points: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Score over trained parameters, one point a row, its spread over seeds as a bar.
+
+    Args:
+        points: ``label``, ``percent`` (trained, of the base), ``scores`` (one a seed, means over
+            tasks).
+        path: file to write, PNG or SVG by its name.
+        title: line above.
+    """
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for point, marker in zip(points, cycle("osD^vP*X<>"), strict=False):
+        scores = point["scores"]
+        spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
+        axis.errorbar(
+            point["percent"], statistics.fmean(scores), yerr=spread, fmt=marker, capsize=3,
+            markersize=7, markeredgecolor="black", label=point["label"],
+        )  # fmt: skip
+    axis.set(xlabel="trained parameters (% of the base, log)", ylabel="score", title=title)
+    axis.set_xscale("log")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     _save(figure, path)
 
 

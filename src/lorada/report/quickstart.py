@@ -49,7 +49,7 @@ def draw(comparison: dict[str, Any], output: Path) -> list[str]:
             picture["tokens"],
             picture["maps"],
             output / "maps.png",
-            title=f"{picture['layer'].removeprefix('base_model.model.')}, head {picture['head']}",
+            title=f"{picture['layer']}, head {picture['head']}",
         )
     except ImportError as error:
         return [str(error)]

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from lorada.methods import PARTS
+from lorada.method import PARTS
 from lorada.plan import Plan, build_method, in_head, select_trainable
-from lorada.run.models import kind_of, load_config, load_model
+from lorada.run.models import kind_of, load_config, load_model, stretched
 from lorada.run.recipe import Recipe
 from lorada.tuners import LoradaConfig, PrefixConfig
 from lorada.tuners.nesting import keys_of_others
@@ -57,6 +57,7 @@ def load_base(recipe: Recipe, labels: int | None = None) -> PreTrainedModel:
         labels=labels,
         dtype=recipe.dtype,
         trust_remote_code=recipe.trust_remote_code,
+        **({} if recipe.rope_factor is None else stretched(config, recipe.rope_factor)),
     )
 
 
@@ -76,6 +77,9 @@ def adapt(
         return base
     config = plan.config
     config.task_type = task_type(base.config, classifies=labels is not None)
+    if labels is not None and hasattr(base, "classification_head"):
+        # BART's head goes by a name that PEFT does not know as one, and would stay as it was drawn.
+        config.modules_to_save = ["classification_head"]
     if recipe.from_adapter is None:
         return get_peft_model(base, config)
     assert isinstance(config, LoradaConfig)

@@ -1,6 +1,7 @@
 """Which rows a run learns from and is scored on: the user's file, or those of benchmark tasks."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,9 +83,12 @@ def scored_rows(recipe: Recipe, form: Form, labels: tuple[str, ...], kind: Kind)
         task = TASKS[name]
         protocol = task.protocols[task.protocol(recipe.protocol, kind)]
         for suffix, source in task.test.items():
-            converted = _convert(read_source(source, folder), protocol, source)
+            convert = protocol.convert_test or protocol.convert
+            converted = _convert(read_source(source, folder), convert, source)
             rows = Rows(converted, form, labels, f"{source.folder}/{source.split}", protocol)
-            found["_".join(filter(None, (name, suffix)))] = _part(rows, recipe.eval_rows)
+            found["_".join(filter(None, (name, suffix)))] = _part(
+                rows, recipe.eval_rows or protocol.rows
+            )
     return found
 
 
@@ -100,7 +104,7 @@ def _benchmark_rows(recipe: Recipe, kind: Kind) -> Rows:
         task = TASKS[name]
         protocol = task.protocols[task.protocol(recipe.protocol, kind)]
         sources[_train_source(name, task, recipe.train_on)] = protocol
-    forms = {(protocol.form, protocol.labels, protocol.languages) for protocol in sources.values()}
+    forms = {(p.form, p.labels, p.languages, p.loss_on, p.joint) for p in sources.values()}
     if len(forms) > 1:
         raise ValueError(f"task={recipe.task}: these ask for different things; train them apart")
     rows: list[Row] = []
@@ -109,7 +113,7 @@ def _benchmark_rows(recipe: Recipe, kind: Kind) -> Rows:
             found = read_source(source, folder)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}{_others(recipe, source)}") from error
-        rows += _convert(found, protocol, source)
+        rows += _convert(found, protocol.convert, source)
     path = ", ".join(f"{source.folder}/{source.split}" for source in sources)
     return Rows(rows, protocol.form, protocol.labels, path, protocol)
 
@@ -136,12 +140,12 @@ def _others(recipe: Recipe, missing: Source) -> str:
     return f"; there may be other rows: {others}" if others else ""
 
 
-def _convert(rows: list[Row], protocol: Protocol, source: Source) -> list[Row]:
+def _convert(rows: list[Row], convert: Callable[[Row], Row], source: Source) -> list[Row]:
     converted = []
     for number, row in enumerate(rows, start=1):
         where = f"{source.folder}/{source.split} row {number}"
         try:
-            converted.append(protocol.convert(row))
+            converted.append(convert(row))
         except (KeyError, IndexError) as error:
             raise ValueError(
                 f"{where} has no {error.args[0]!r}; its fields are {', '.join(row)}"

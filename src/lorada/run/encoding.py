@@ -160,8 +160,18 @@ def context_of(model_config: Any) -> int | None:
 
 
 def fit_context(recipe: Recipe, model_config: Any) -> Recipe:
-    """The recipe with ``max_length`` and ``max_target_length`` cut to what the model can read."""
+    """The recipe with ``max_length`` and ``max_target_length`` cut to what the model can read.
+
+    Raises:
+        ValueError: for a context length to score that is longer than that.
+    """
     context = context_of(model_config)
+    longest = max(recipe.eval_lengths or [0])
+    if context is not None and longest > context:
+        raise ValueError(
+            f"eval_lengths={recipe.eval_lengths}: the model's context is {context} tokens; ask for "
+            f"shorter ones, or stretch its positions with rope_factor={-(-longest // context)}"
+        )
     for name in ("max_length", "max_target_length"):
         length = getattr(recipe, name)
         if context is not None and length is not None and length > context:

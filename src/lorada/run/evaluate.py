@@ -18,6 +18,7 @@ from lorada.run.data import JSONL, Rows, load_rows, scored_rows
 from lorada.run.encoding import collator, encode_options, encode_rows
 from lorada.run.generate import generate
 from lorada.run.loaded import Run
+from lorada.run.perplexity import slide
 from lorada.run.result import RESULT_FILE, read_result, write_result
 from lorada.tasks.encode import IGNORED, prompt_of
 from lorada.tasks.rows import Form
@@ -102,7 +103,8 @@ def score(run: Run, rows: Rows) -> Metrics:
         "messages": _write,
         "text": _read,
     }
-    answers, losses = how[rows.form](run, rows)
+    answer = slide if rows.protocol.lengths else how[rows.form]
+    answers, losses = answer(run, rows)
     return {**rows.protocol.score(answers, rows.rows), **losses}
 
 
@@ -157,7 +159,9 @@ def _write(run: Run, rows: Rows) -> Answers:
     sums, counts = _losses(run, rows)
     room = encode_options(rows, run.recipe, run.kind).prompt_room
     prompts = [prompt_of(row, rows.form, run.tokenizer, room) for row in rows.rows]
-    answers = generate(run, prompts, templated=rows.form == "messages")
+    # A file of the user's own is answered as the run's task is.
+    protocol = rows.protocol if rows.protocol.generation else None
+    answers = generate(run, prompts, templated=rows.form == "messages", protocol=protocol)
     return answers, {"loss": float(sums.sum() / counts.sum())}
 
 
@@ -176,7 +180,7 @@ def _choose(run: Run, rows: Rows) -> Answers:
     answers: dict[int, int] = {}
     for chosen in _batches(run, dataset, "Choosing"):
         part = [dataset[i] for i in chosen]
-        if _looks_back(run):
+        if looks_back(run):
             batch = {key: x.to(run.device) for key, x in pad(part).items()}
             groups = [len(row["candidates"]) for row in part]
             scores = [s.tolist() for s in sequence_scores(run.model, batch).split(groups)]
@@ -190,7 +194,7 @@ def _choose(run: Run, rows: Rows) -> Answers:
     return [answers[i] for i in range(len(answers))], {}
 
 
-def _looks_back(run: Run) -> bool:
+def looks_back(run: Run) -> bool:
     """Whether a map changes rows once more tokens follow, so that no cache can be shared."""
     configs = run.model.peft_config.values() if isinstance(run.model, PeftModel) else []
     parts = [part for config in configs for part in getattr(config, "parts", [config])]

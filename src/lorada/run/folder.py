@@ -65,7 +65,7 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
         )
     if (run / RESULT_FILE).is_file():
         raise ValueError(f"{run} is complete: evaluate it, or train again with --overwrite")
-    _same_recipe(load_recipe(str(run / RECIPE_FILE), [], {}), recipe)
+    same_recipe(load_recipe(str(run / RECIPE_FILE), [], {}), recipe)
     checkpoint = last_whole_checkpoint(run)
     if checkpoint is None:
         logger.warning("%s has no whole checkpoint yet: starting from the beginning", run)
@@ -92,7 +92,7 @@ def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
     """
     run = Path(recipe.output)
     if start.clear:
-        _clear(run)
+        clear(run)
     rows = run / ROWS_FILE
     if rows.is_file() and rows.read_text().strip() != fingerprint:
         raise ValueError(
@@ -103,7 +103,7 @@ def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
     write_whole(rows, fingerprint + "\n")
 
 
-def _clear(run: Path) -> None:
+def clear(run: Path) -> None:
     """Take an earlier run out of its folder, so that what is left at any moment is a run.
 
     Without its result it is one that is not complete; its recipe goes last, so that no checkpoint
@@ -115,7 +115,12 @@ def _clear(run: Path) -> None:
             path.replace(scratch / path.name)
 
 
-def _same_recipe(before: Recipe, now: Recipe) -> None:
+def same_recipe(before: Recipe, now: Recipe) -> None:
+    """Refuse to go on with another recipe than a run began with.
+
+    Raises:
+        ValueError: for the first setting that differs.
+    """
     for key, value in now.model_dump().items():
         old = before.model_dump()[key]
         # Whether foreign code may run is asked anew each time; rows have a fingerprint of theirs.

@@ -13,6 +13,7 @@ from lorada.run.loaded import Run
 from lorada.run.seq2seq import beginning, refuse_long
 from lorada.tasks.encode import prompt_of
 from lorada.tasks.rows import HEADED, Row
+from lorada.tasks.task import Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def generate(
     *,
     templated: bool = False,
     max_new_tokens: int | None = None,
+    protocol: Protocol | None = None,
 ) -> list[str]:
     """Continuations of prompts, without the prompts, as the run's protocol generates them.
 
@@ -44,6 +46,7 @@ def generate(
             encoder–decoder's, their end), which is reported.
         templated: whether a chat template has already put the special tokens in.
         max_new_tokens: tokens to generate; None for the recipe's number.
+        protocol: whose settings to use; None for those of the first of the run's tasks.
 
     Raises:
         ValueError: for a model that cannot generate, a prompt that is empty or no text, or more
@@ -53,7 +56,8 @@ def generate(
         what = f"a classifier of {', '.join(run.labels)}" if run.labels else "a scorer"
         raise ValueError(f"{run.folder} is {what}: it has no text")
     _check_prompts(run, prompts)
-    settings = {**protocol_settings(run.recipe, run.protocol), **beginning(run.tokenizer)}
+    settings = protocol_settings(run.recipe, protocol or run.protocol)
+    settings |= beginning(run.tokenizer)
     if max_new_tokens is not None:
         settings["max_new_tokens"] = max_new_tokens
     room = _room_for_prompts(run, settings["max_new_tokens"])

@@ -70,7 +70,9 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
     head = 1 if result["form"] == "score" else len(labels) or None
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=trust_remote_code)
     if (folder / "model").is_dir():
-        whole = recipe.model_copy(update={"model": str(folder / "model")})
+        # Its config has the stretched positions already.
+        own = {"model": str(folder / "model"), "rope_factor": None}
+        whole = recipe.model_copy(update=own)
         model: PeftModel | PreTrainedModel = load_base(whole, head).eval()
     else:
         model = load_adapted(load_base(recipe, head), folder / "adapter")

@@ -184,6 +184,28 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     return AutoConfig.from_pretrained(model_folder(name), trust_remote_code=trust_remote_code)
 
 
+def stretched(config: Any, factor: float) -> dict[str, Any]:
+    """Settings that make room for ``factor`` times as many tokens by linear scaling of RoPE.
+
+    Position p is read as p / factor (Chen et al., "Extending Context Window of Large Language
+    Models via Positional Interpolation", 2023), as LongLoRA does for training and evaluation.
+
+    Raises:
+        ValueError: for a model whose positions are not plain rotary ones.
+    """
+    rope = getattr(config, "rope_parameters", None)
+    if not isinstance(rope, dict) or rope.get("rope_type") != "default":
+        found = f"{rope['rope_type']!r}" if isinstance(rope, dict) and "rope_type" in rope else "no"
+        raise ValueError(
+            f"rope_factor={factor:g} stretches plain rotary positions, and this "
+            f"{config.model_type} model has {found} ones"
+        )
+    return {
+        "rope_parameters": {**rope, "rope_type": "linear", "factor": float(factor)},
+        "max_position_embeddings": int(config.max_position_embeddings * factor),
+    }
+
+
 def kind_of(config: Any) -> Kind:
     """What kind of model a config describes; one that generates nothing is an encoder."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

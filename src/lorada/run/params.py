@@ -9,27 +9,33 @@ from transformers import AutoModel, AutoModelForCausalLM
 from lorada.plan import build_method, part_names, select_trainable
 from lorada.run.adapt import base_parameters, fold_prefixes, parameter_counts
 from lorada.run.models import kind_of, load_config
-from lorada.run.recipe import load_recipe
+from lorada.run.recipe import Recipe, load_recipe
 
 
 def count_parameters(method: str, model: str, overrides: list[str]) -> dict[str, Any]:
-    """Build the model on the meta device, place the method, and count.
+    """Count by name and ``key=value`` settings, as ``parameters_of`` does.
 
-    Args:
-        method: a name of METHODS.
-        model: a hub id, a folder, or a packaged name; only its config is read.
-        overrides: ``key=value`` settings of the method's parts.
-
-    Returns:
-        ``trainable`` (what is trained and saved, without a task head), ``total`` (N), ``percent``
-        (100 p/N) and ``percent_of_all`` (100 p/(N+p)).
+    Raises:
+        ValueError: for a setting that is about training and changes no count.
     """
     part_names(method)
     recipe = load_recipe(None, overrides, {"method": method, "model": model, "output": "-"})
     if recipe.training:
         raise ValueError(f"{', '.join(recipe.training)} changes no parameter count: leave it out")
-    config = load_config(model)
-    plan = build_method(method, config, **recipe.parts)
+    return parameters_of(recipe)
+
+
+def parameters_of(recipe: Recipe) -> dict[str, Any]:
+    """Build a recipe's model on the meta device, place its method, and count.
+
+    Only the config of the model is read.
+
+    Returns:
+        ``trainable`` (what is trained and saved, without a task head), ``total`` (N), ``percent``
+        (100 p/N) and ``percent_of_all`` (100 p/(N+p)).
+    """
+    config = load_config(recipe.model)
+    plan = build_method(recipe.method, config, **recipe.parts)
     auto = AutoModelForCausalLM if kind_of(config) == "decoder" else AutoModel
     with torch.device("meta"):
         base = auto.from_config(config)

@@ -4,12 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from lorada.explain import explain
 from lorada.run.evaluate import evaluate
-from lorada.run.loaded import Run, load_run
+from lorada.run.loaded import load_run
 from lorada.run.params import count_parameters
+from lorada.run.pictures import sentence_maps
 from lorada.run.recipe import load_recipe
 from lorada.run.train import train
 
@@ -76,26 +74,6 @@ def compare(output: Path, *, overwrite: bool, report: Callable[[str], None]) -> 
         "rows": rows,
         "hardware": result["hardware"],
         "seed": result["seed"],
-        "picture": picture(run),
+        "picture": sentence_maps(run, SENTENCE),
         "histories": histories,
-    }
-
-
-def picture(run: Run) -> dict[str, Any]:
-    """Tokens and maps of one sentence, in the last layer's head whose map is strongest."""
-    batch = run.tokenizer(SENTENCE, return_tensors="pt")
-    device = next(run.model.parameters()).device
-    layer = explain(run.model, batch.to(device))[-1]
-    head = int(layer.map[0].norm(dim=(-1, -2)).argmax())
-    ids = batch["input_ids"][0].tolist()
-    maps: dict[str, tuple[torch.Tensor, float | None]] = {
-        "softmax (Attn)": (layer.softmax[0, head], None),
-        "LMAM (Attn_s)": (layer.map[0, head], float(layer.map_negative_ratio[head])),
-        "fused": (layer.fused[0, head], float(layer.negative_ratio[head])),
-    }
-    return {
-        "layer": layer.layer,
-        "head": head,
-        "tokens": [run.tokenizer.decode([i]).strip() or "␣" for i in ids],
-        "maps": {name: (values.tolist(), ratio) for name, (values, ratio) in maps.items()},
     }

@@ -10,7 +10,7 @@ import os
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
 from peft import PeftConfig
@@ -19,7 +19,7 @@ from transformers import Seq2SeqTrainingArguments
 
 from lorada.errors import unknown
 from lorada.files import write_whole
-from lorada.methods import PARTS
+from lorada.method import PARTS
 from lorada.plan import owner_of, part_names
 from lorada.tasks import TASKS
 
@@ -53,6 +53,12 @@ class Recipe(BaseModel):
     train_rows: int | None = Field(None, gt=0, description="take a random part of the rows")
     dev_rows: int = Field(0, ge=0, description="training rows kept back for the held-out loss")
     eval_rows: int | None = Field(None, gt=0, description="score a random part of the rows")
+    eval_lengths: list[Annotated[int, Field(gt=1)]] | None = Field(
+        None, min_length=1, description="context lengths of a perplexity; by default the protocol's"
+    )
+    eval_windows: int | None = Field(
+        None, gt=0, description="windows of each length, spread evenly; by default all"
+    )
     output: str = Field(description="folder of the run")
     from_adapter: str | None = Field(None, description="a saved PEFT adapter to start from")
     max_length: int = Field(512, gt=0, description="tokens of a row; longer rows are cut")
@@ -70,6 +76,9 @@ class Recipe(BaseModel):
     )
     eval_batch_size: int = Field(32, gt=0, description="rows generated at once")
     dtype: str = Field("float32", description="of the base: float32, bfloat16, float16 or float64")
+    rope_factor: float | None = Field(
+        None, gt=1, description="stretch rotary positions, for contexts so many times the model's"
+    )
     trust_remote_code: bool = Field(False, description="run code that a model repository ships")
     parts: dict[str, dict[str, Any]] = Field({}, description="settings of parts, by part")
     training: dict[str, Any] = Field({}, description="settings of TrainingArguments")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -83,14 +84,23 @@ def _texts(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
     """One text or a pair, with a class index or a number."""
-    for row in rows:
-        texts = [row[name] for name in ("text", "text_pair") if row.get(name) is not None]
-        ids = tokenizer(*texts)
-        cut = len(ids["input_ids"]) > options.max_length
-        if cut:  # truncation keeps the special tokens at the end
-            ids = tokenizer(*texts, truncation=True, max_length=options.max_length)
-        label = float(row["score"]) if "score" in row else options.labels.index(str(row["label"]))
-        yield Encoded({**ids, "labels": label}, cut)
+    for paired, group in groupby(rows, lambda row: row.get("text_pair") is not None):
+        alike, names = list(group), ("text", "text_pair") if paired else ("text",)
+        whole = tokenizer(*([row[name] for row in alike] for name in names))
+        for row, ids in zip(alike, _by_row(whole), strict=True):
+            cut = len(ids["input_ids"]) > options.max_length
+            if cut:  # truncation keeps the special tokens at the end
+                texts = [row[name] for name in names]
+                ids = tokenizer(*texts, truncation=True, max_length=options.max_length)
+            scored = "score" in row
+            label = float(row["score"]) if scored else options.labels.index(str(row["label"]))
+            yield Encoded({**ids, "labels": label}, cut)
+
+
+def _by_row(batch: Any) -> Iterator[dict[str, list[int]]]:
+    """What a tokenizer made of many texts, text by text."""
+    for values in zip(*batch.values(), strict=True):
+        yield dict(zip(batch.keys(), values, strict=True))
 
 
 def _apart(
@@ -117,6 +127,11 @@ def open_ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids of a text that goes on, without the end that some tokenizers put on every text."""
     ends = ids[-1:] == [tokenizer.eos_token_id] != [tokenizer.bos_token_id]
     return ids[:-1] if ends else ids
+
+
+def _open_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer(texts)["input_ids"]
+    return [open_ended(one, tokenizer) for one in ids]
 
 
 def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -173,15 +188,16 @@ def _joint(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded | None]:
     """Prompt and response as one text, which ends with the end token where there is room."""
+    end = _end(tokenizer)
     texts = [f"{row['prompt']}{row['response']}" for row in rows]
     prompts: list[list[int]] = [[]] * len(rows)
     if options.loss_on == "response":
-        prompts = tokenizer([str(row["prompt"]) for row in rows])["input_ids"]
+        prompts = _open_ids([str(row["prompt"]) for row in rows], tokenizer)
     for ids, prompt in zip(tokenizer(texts)["input_ids"], prompts, strict=True):
         truncated = len(ids) > options.max_length
-        if len(ids) < options.max_length and ids[-1:] != _end(tokenizer):
-            ids = ids + _end(tokenizer)
-        hidden = min(len(open_ended(prompt, tokenizer)), len(ids))
+        if len(ids) < options.max_length and ids[-1:] != end:
+            ids = ids + end
+        hidden = min(len(prompt), len(ids))
         yield _cut(ids, [IGNORED] * hidden + ids[hidden:], options.max_length, truncated)
 
 
@@ -215,9 +231,10 @@ def _choices(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded | None]:
     """A prompt, which loses its beginning where it is too long, and the texts that may follow."""
-    for row in rows:
-        prompt = open_ended(tokenizer(str(row["prompt"]))["input_ids"], tokenizer)
-        candidates = tokenizer(row["candidates"], add_special_tokens=False)["input_ids"]
+    prompts = _open_ids([str(row["prompt"]) for row in rows], tokenizer)
+    behind = _candidate_ids(rows, tokenizer)
+    for row, prompt in zip(rows, prompts, strict=True):
+        candidates = [behind[_last_line(row), text] for text in row["candidates"]]
         room = options.max_length - max(len(ids) for ids in candidates)
         if room < 1 or not all(candidates):
             yield None
@@ -230,6 +247,31 @@ def _choices(
         yield Encoded(features, len(prompt) > room)
 
 
+def _candidate_ids(
+    rows: list[Row], tokenizer: PreTrainedTokenizerBase
+) -> dict[tuple[str, str], list[int]]:
+    """Ids of each candidate behind the last line of its prompt.
+
+    Some tokenizers, such as LLaMA's, give a text other tokens when it stands alone. Where prompt
+    and candidate share a token, the candidate's own are taken.
+    """
+    pairs = list(dict.fromkeys((_last_line(r), text) for r in rows for text in r["candidates"]))
+    lines = list(dict.fromkeys(line for line, _ in pairs))
+    before = dict(zip(lines, _open_ids(lines, tokenizer), strict=True))
+    joint = _open_ids([line + text for line, text in pairs], tokenizer)
+    alone = tokenizer([text for _, text in pairs], add_special_tokens=False)["input_ids"]
+    found = {}
+    for (line, text), ids, own in zip(pairs, joint, alone, strict=True):
+        start = before[line]
+        continues = len(ids) > len(start) and ids[: len(start)] == start
+        found[line, text] = ids[len(start) :] if continues else own
+    return found
+
+
+def _last_line(row: Row) -> str:
+    return str(row["prompt"]).rsplit("\n", 1)[-1]
+
+
 def windows(
     rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
@@ -240,8 +282,7 @@ def windows(
     length, filled = options.max_length, False
     buffer: list[int] = []
     for row in rows:
-        buffer += open_ended(tokenizer(str(row["text"]))["input_ids"], tokenizer)
-        buffer += _end(tokenizer)
+        buffer += document(row, tokenizer)
         whole = len(buffer) - len(buffer) % length
         for start in range(0, whole, length):
             filled = True
@@ -249,6 +290,13 @@ def windows(
         del buffer[:whole]
     if not filled and len(buffer) > 1:
         yield _window(buffer)
+
+
+def document(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of a whole text, which ends with the end token."""
+    # Not verbose: that a document is longer than the model's context is no news here.
+    ids: list[int] = tokenizer(str(row["text"]), verbose=False)["input_ids"]
+    return open_ended(ids, tokenizer) + _end(tokenizer)
 
 
 def _window(ids: list[int]) -> Encoded:

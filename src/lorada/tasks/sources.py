@@ -71,9 +71,13 @@ def _from_hub(source: Source) -> list[Row]:
         )
     try:
         if source.hub.startswith("https://"):
-            loaded = load_dataset("json", data_files=source.hub, split="train")
-        else:
-            loaded = load_dataset(source.hub, source.config, split=source.hub_split or source.split)
+            # One by one: the fields beside the text differ from file to file.
+            files = (
+                load_dataset("json", data_files=address, split="train")
+                for address in source.hub.split()
+            )
+            return [row for loaded in files for row in loaded]
+        loaded = load_dataset(source.hub, source.config, split=source.hub_split or source.split)
     except Exception as error:  # the hub's client has many kinds of its own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(

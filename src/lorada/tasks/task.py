@@ -22,8 +22,8 @@ class Source:
     Attributes:
         folder: where it is in a local data folder: ``folder/split.jsonl.gz`` (or ``.jsonl``).
         split: its name there, and on the hub unless ``hub_split`` says otherwise.
-        hub: id of the data set on the hub, or the address of a JSON file; empty if it is only in
-            local folders.
+        hub: id of the data set on the hub, or addresses of JSON files with blanks between; empty if
+            it is only in local folders.
         config: name of the configuration on the hub.
         hub_split: its name on the hub.
     """
@@ -44,6 +44,7 @@ class Protocol:
         kinds: the kinds of model it is for.
         convert: row of the data set → row of the form. ``eval_prompt`` and ``eval_response`` are
             what is asked and expected in evaluation, where that differs from training.
+        convert_test: the same for rows to score; None for ``convert``.
         score: (what the model gave for each row, rows of the form) → metrics, the main one first.
         labels: class names by index; empty where the rows decide.
         generation: settings of ``generate``, such as ``num_beams``.
@@ -51,6 +52,10 @@ class Protocol:
         joint: whether prompt and response are turned into tokens as one text.
         target_length: tokens that a response may have; None where it shares ``max_length``.
         languages: of source and target, as the tokenizer of a multilingual model names them.
+        lengths: tokens of the windows that slide over the joined texts; none for one pass over
+            each row.
+        stride: tokens from the beginning of one window to that of the next.
+        rows: how many rows are scored unless the recipe says otherwise; None for all.
     """
 
     form: Form
@@ -63,6 +68,10 @@ class Protocol:
     joint: bool = False
     target_length: int | None = None
     languages: tuple[str, str] | None = None
+    convert_test: Callable[[Row], Row] | None = None
+    lengths: tuple[int, ...] = ()
+    stride: int = 256
+    rows: int | None = None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ A subclass says what its matrices are (``update_layer``) and what they do (``ter
 The base weight is touched by ``merge`` alone.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -14,19 +14,17 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorada.terms import for_samples
-from lorada.tuners.layer import cast_entries, within_layer
+from lorada.tuners.layer import Scaled, cast_entries, weights_of, within_layer
 from lorada.tuners.tuner import OwnTuner
 from lorada.tuners.types import LoradaPeftConfig
 
 
-class AddedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+class AddedLayer(Scaled, nn.Module, BaseTunerLayer):  # type: ignore[misc]
     """A linear map and the terms that any number of adapters add to it."""
-
-    # Parameters that are saved with the others but never train.
-    fixed: ClassVar[tuple[str, ...]] = ()
 
     if TYPE_CHECKING:  # what PEFT's base class has
         adapter_layer_names: tuple[str, ...]
+        other_param_names: tuple[str, ...]
         active_adapters: list[str]
         merged: bool
 
@@ -36,9 +34,11 @@ class AddedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self.in_features, self.out_features = self.sizes()
         self._disable_adapters = False
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []
+        self.scaling = {}
         self._mixed: list[str] | None = None
 
     def update_layer(self, adapter_name: str, config: Any, rank: int) -> None:
@@ -70,7 +70,7 @@ class AddedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         present = self._get_available_adapters()
         for name in dict.fromkeys(self._mixed or self.active_adapters):
             if name in present:
-                term = self.term(name, x).to(result.dtype)
+                term = self.scaled(name, self.term(name, x)).to(result.dtype)
                 if self._mixed is not None:
                     mine = torch.tensor([name == other for other in self._mixed], device=x.device)
                     term = for_samples(term, mine, term.shape[0])
@@ -85,13 +85,15 @@ class AddedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         """
         for name in check_adapters_to_merge(self, adapter_names):
             if name in self._get_available_adapters():
-                self._add_to_base(self.delta(name), name if safe_merge else None)
+                delta = self.scaled(name, self.delta(name))
+                self._add_to_base(delta, name if safe_merge else None)
                 self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
         """Take what was merged out of the base weight again."""
         while self.merged_adapters:
-            self._add_to_base(-self.delta(self.merged_adapters.pop()), None)
+            name = self.merged_adapters.pop()
+            self._add_to_base(-self.scaled(name, self.delta(name)), None)
 
     @torch.no_grad()
     def _add_to_base(self, delta: Tensor, checked: str | None) -> None:
@@ -106,29 +108,13 @@ class AddedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             )
         weight.data = total.contiguous()  # a transposed one could not be saved
 
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Activate adapters; what does not train stays as it is."""
-        super().set_adapter(adapter_names, inference_mode=inference_mode)
-        self._keep_fixed()
-
-    def set_requires_grad(self, adapter_names: Any, requires_grad: bool = True) -> None:
-        """Train adapters or not; what does not train stays as it is."""
-        super().set_requires_grad(adapter_names, requires_grad)
-        self._keep_fixed()
-
-    def _keep_fixed(self) -> None:
-        for container in self.fixed:
-            for parameter in getattr(self, container).values():
-                parameter.requires_grad = False
-
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
         target = device or next(self.get_base_layer().parameters()).device
-        for container in self.adapter_layer_names:
-            entries = getattr(self, container)
-            if adapter_name in entries and entries[adapter_name].device.type != "meta":
-                entries[adapter_name].data = entries[adapter_name].data.to(target)
+        for tensor in weights_of(self, adapter_name):
+            if not tensor.is_meta:
+                tensor.data = tensor.data.to(target)
 
     def extra_repr(self) -> str:
         """The adapters this layer holds."""
@@ -169,10 +155,12 @@ class AddedModel(OwnTuner):
         try:
             super().inject_adapter(model, adapter_name, *args, **kw)
         except NoMatchingPeftModuleError as error:
-            targets = self.peft_config[adapter_name].target_modules
+            config = self.peft_config[adapter_name]
+            targets, layers = config.target_modules, config.layers_to_transform
             shown = sorted(targets) if isinstance(targets, set) else targets
+            within = "" if layers is None else f" in layers_to_transform={layers!r}"
             raise ValueError(
-                f"target_modules={shown!r} matched no module; "
+                f"target_modules={shown!r}{within} matched no module; "
                 f"this model has {', '.join(linear_maps(self.model)) or 'no linear maps'}"
             ) from error
 

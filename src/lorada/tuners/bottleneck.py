@@ -56,8 +56,9 @@ class BottleneckConfig(LoradaPeftConfig):
         scale: s; 4 for ``ffn`` (the paper uses 2 on GLUE and 4 on XSum, MT and LLMs), else 1.
         placement: ``ffn`` (FFN(x) + A(x)); ``pa_attn`` (beside each attention, added in front of
             its output projection); ``houlsby`` (behind attention and FFN: y + A(y)); ``pfeiffer``
-            (behind the FFN's norm: LN(A(z) + y + x), z = LN(y + x)); on linears ``series``
-            (y + A(y), y = Wx), ``series_input`` (W(x + A(x))) and ``parallel`` (Wx + A(x)).
+            (behind the FFN's norm: LN(A(z) + y + x), z = LN(y + x), with y the FFN's own output,
+            whatever other parts add to it); on linears ``series`` (y + A(y), y = Wx),
+            ``series_input`` (W(x + A(x))) and ``parallel`` (Wx + A(x)).
         activation: φ: ``relu``, ``tanh`` or ``gelu``; tanh on linears, else relu.
         use_bias: whether D and U have biases; none on linears.
         layer_norm: whether x is normalised first; only ``pa_attn`` does. With ``houlsby`` it is
@@ -139,7 +140,8 @@ class BottleneckLayer(AttachedLayer):
         self._inputs: dict[str, Tensor] = {}
         for name, places in spot.reads.items():
             for place in places:
-                self._handles += at(spot.layer, place, partial(self._keep, name))
+                first = spot.of == "norm"
+                self._handles += at(spot.layer, place, partial(self._keep, name), first=first)
         self._handles += at(spot.layer, spot.added, self._add)
 
     @property
@@ -171,8 +173,9 @@ class BottleneckLayer(AttachedLayer):
             return here - inputs["x"].view_as(here)
         if of == "norm":
             norm = self._spot.layer.get_submodule(self._spot.added.rpartition(".")[0])
+            summed = inputs["y"] + inputs["x"] if "x" in inputs else inputs["y"]
             # Its forward and not the norm itself, whose hooks led here.
-            normed: Tensor = norm.forward(here)
+            normed: Tensor = norm.forward(summed)
             return normed
         return here
 

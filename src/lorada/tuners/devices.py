@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 import torch
+from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 
 class Entries(nn.ParameterDict):
@@ -19,6 +20,24 @@ class Entries(nn.ParameterDict):
         """The parameter of one adapter."""
         parameter: nn.Parameter = self[name]
         return parameter
+
+
+class FrozenEntries(BufferDict):  # type: ignore[misc]
+    """Tensors of one kind by adapter name that are saved with it and never train.
+
+    As buffers, nothing that makes an adapter's parameters train or counts them can take them for
+    some.
+    """
+
+    __call__ = nn.Module.__call__
+
+    def __init__(self) -> None:
+        super().__init__(persistent=True)
+
+    def forward(self, name: str) -> Tensor:
+        """The tensor of one adapter."""
+        tensor: Tensor = self[name]
+        return tensor
 
 
 def used_on(host: nn.Module) -> Iterator[torch.device]:

@@ -13,7 +13,7 @@ Azizi et al., "LaMDA: Large Model Fine-Tuning via Spectrally Decomposed Low-Dime
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from torch.amp.autocast_mode import is_autocast_available as has_autocast
 from transformers.pytorch_utils import Conv1D
 
 from lorada.tuners.added import AddedLayer, AddedModel, check_ranks, plain_weight
-from lorada.tuners.devices import Entries
+from lorada.tuners.devices import Entries, FrozenEntries
 from lorada.tuners.experts import wide
 from lorada.tuners.types import (
     LoradaPeftConfig,
@@ -79,21 +79,18 @@ class LamdaConfig(LoradaPeftConfig):
 class LamdaLayer(AddedLayer):
     """A linear map with spectrally decomposed terms."""
 
+    adapter_layer_names = ("lora_M", "lora_B")
     # U and σ are the start of B and of M's diagonal. They are saved: a decomposition of the base
     # at another time or in another dtype would not give them again to the last bit.
-    adapter_layer_names = ("lora_A", "lora_M", "lora_B", "lora_U", "lora_sigma")
-    fixed: ClassVar[tuple[str, ...]] = ("lora_A", "lora_U", "lora_sigma")
-    other_param_names = ("configs",)
-    lora_A: Entries
-    lora_M: Entries
-    lora_B: Entries
-    lora_U: Entries
-    lora_sigma: Entries
+    other_param_names = ("lora_A", "lora_U", "lora_sigma", "configs")
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
-        for name in self.adapter_layer_names:
-            setattr(self, name, Entries())
+        self.lora_M = Entries()
+        self.lora_B = Entries()
+        self.lora_A = FrozenEntries()
+        self.lora_U = FrozenEntries()
+        self.lora_sigma = FrozenEntries()
         self.configs: dict[str, LamdaConfig] = {}
 
     def update_layer(self, adapter_name: str, config: LamdaConfig, rank: int) -> None:
@@ -111,16 +108,15 @@ class LamdaLayer(AddedLayer):
                 f"choose {min(width_in, width_out)} or less, or other target_modules"
             )
 
-        def new(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.zeros(shape, device=device, dtype=torch.float32))
+        def new(*shape: int) -> Tensor:
+            return torch.zeros(shape, device=device, dtype=torch.float32)
 
         self.lora_A[adapter_name] = new(rank, width_in)
-        self.lora_M[adapter_name] = new(rank, rank)
-        self.lora_B[adapter_name] = new(width_out, rank)
+        self.lora_M[adapter_name] = nn.Parameter(new(rank, rank))
+        self.lora_B[adapter_name] = nn.Parameter(new(width_out, rank))
         if config.init == "spectral":
             self.lora_U[adapter_name] = new(width_out, rank)
             self.lora_sigma[adapter_name] = new(rank)
-        self._keep_fixed()
         with torch.no_grad():
             self._start(adapter_name, config, rank)
 

@@ -6,6 +6,7 @@ adapter finds the same modules as the first, and ``unload`` only has to remove t
 """
 
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +14,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lorada.disentangled import Replaced
 from lorada.hooked import HookPair
-from lorada.tuners.devices import used_on
+from lorada.tuners.devices import Entries, FrozenEntries, used_on
 from lorada.tuners.sites import Follower
 
 
@@ -23,7 +25,18 @@ def within_layer(name: str) -> str:
     return re.sub(r"^.*\.\d+\.", "", name)
 
 
-class AttachedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+class Scaled:
+    """A tuner layer whose adapters can be turned up or down for a while, as IST does."""
+
+    # By adapter name, what its term is multiplied by; empty for as it is.
+    scaling: dict[str, float]
+
+    def scaled(self, name: str, term: Tensor) -> Tensor:
+        """What an adapter adds, turned up or down by its ``scaling``."""
+        return term * self.scaling[name] if name in self.scaling else term
+
+
+class AttachedLayer(Scaled, nn.Module, BaseTunerLayer):  # type: ignore[misc]
     """A child module that holds one part's parameters for any number of adapters."""
 
     if TYPE_CHECKING:  # what PEFT's base class has
@@ -39,10 +52,9 @@ class AttachedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self._disable_adapters = False
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []
-        # By adapter name, what its term is multiplied by for a while; empty for as it is.
-        self.scaling: dict[str, float] = {}
+        self.scaling = {}
         self._mixed: list[str] | None = None
-        self._handles: list[RemovableHandle | HookPair | Follower] = []
+        self._handles: list[RemovableHandle | HookPair | Replaced | Follower] = []
 
     @property
     def host(self) -> nn.Module:
@@ -102,10 +114,6 @@ class AttachedLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         names = [name for name in dict.fromkeys(self._mixed) if name in present]
         return [(name, [name == mixed for mixed in self._mixed]) for name in names]
 
-    def scaled(self, name: str, term: Tensor) -> Tensor:
-        """What an adapter adds, turned up or down by its ``scaling``."""
-        return term * self.scaling[name] if name in self.scaling else term
-
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
@@ -133,11 +141,17 @@ def detach_all(model: nn.Module) -> None:
 
 
 def cast_entries(layer: BaseTunerLayer, adapter_name: str, dtype: torch.dtype) -> None:
-    """Give the parameters of an adapter in one tuner layer a dtype."""
-    for container in layer.adapter_layer_names:
+    """Give the weights of an adapter in one tuner layer a dtype."""
+    for tensor in weights_of(layer, adapter_name):
+        tensor.data = tensor.data.to(dtype)
+
+
+def weights_of(layer: BaseTunerLayer, adapter_name: str) -> Iterator[Tensor]:
+    """The weights of an adapter in one tuner layer, frozen ones included."""
+    for container in (*layer.adapter_layer_names, *layer.other_param_names):
         entries = getattr(layer, container)
-        if adapter_name in entries:
-            entries[adapter_name].data = entries[adapter_name].data.to(dtype)
+        if isinstance(entries, Entries | FrozenEntries) and adapter_name in entries:
+            yield entries[adapter_name]
 
 
 def cast_to_host(model: nn.Module, adapter_name: str) -> None:

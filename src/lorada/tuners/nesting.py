@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorada.errors import MOST
 from lorada.tuners.layer import AttachedLayer, within_layer
+from lorada.tuners.types import refuse_no_layers
 
 BASE = ".base_layer"
 
@@ -174,6 +175,7 @@ def misfit_named(model: nn.Module, part: PeftConfig, parts: list[PeftConfig]) ->
         ValueError: in place of the ``ValueError`` that the part's tuner raised.
     """
     try:
+        refuse_no_layers(part)
         yield
     except ValueError as error:
         text = " ".join(str(error).split())

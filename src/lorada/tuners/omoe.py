@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorada.tuners.devices import Entries, refuse_offloaded
 from lorada.tuners.experts import gates_of, orthogonalise, row_norms, wide
-from lorada.tuners.layer import cast_entries
+from lorada.tuners.layer import Scaled, cast_entries
 from lorada.tuners.tuner import OwnTuner
 from lorada.tuners.types import (
     LoradaPeftConfig,
@@ -82,7 +82,7 @@ class OmoeConfig(LoradaPeftConfig):
         require_rate(self, "dropout")
 
 
-class OmoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+class OmoeLayer(Scaled, nn.Module, BaseTunerLayer):  # type: ignore[misc]
     """A matrix with the experts of any number of adapters around it."""
 
     adapter_layer_names = ("lora_down", "lora_up", "lora_magnitude", "lora_router")
@@ -97,6 +97,7 @@ class OmoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self.out_features, self.in_features = self.base_weight().shape
         self.lora_down = Entries()
         self.lora_up = Entries()
         self.lora_magnitude = Entries()
@@ -105,6 +106,7 @@ class OmoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self._disable_adapters = False
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []
+        self.scaling = {}
 
     def base_weight(self) -> Tensor:
         """W as (out, in); a ``Conv1D`` holds its transpose."""
@@ -139,7 +141,8 @@ class OmoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         result = plain
         for name in [] if self.disable_adapters else self.active_adapters:
             if name in self.configs:
-                result = result + self.mixture(name, x, plain).to(result.dtype)
+                term = self.scaled(name, self.mixture(name, x, plain))
+                result = result + term.to(result.dtype)
         return result
 
     def mixture(self, name: str, x: Tensor, plain: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
     ffn            FFN(x) + A(x)                            He et al., 2021 (Adapter-FFN, PA(ffn))
     pa_attn        heads of Attn(x), concatenated, + A(x)   He et al., 2021 (PA(attn))
     houlsby        y + A(y), y of attention and of FFN      Houlsby et al., 2019
-    pfeiffer       LN(A(z) + y + x), z = LN(y + x)          Pfeiffer et al., 2020
+    pfeiffer       LN(A(z) + y + x), z = LN(y + x)          Pfeiffer et al., 2020; AutoPEFT
     series         y + A(y), y = Wx                         Hu et al., 2023 (LLM-Adapters)
     series_input   W(x + A(x))                              Hu et al., 2023
     parallel       Wx + A(x)                                Hu et al., 2023
@@ -75,8 +75,8 @@ class Spot:
         reads: places of tensors that are kept on the way there, by the name they are kept under;
             of several places, the last one that runs counts.
         of: what A is of: ``kept``, what was kept; ``here``, the tensor that it is added to;
-            ``branch``, that without the residual stream, which was kept; ``norm``, that after the
-            norm that it enters.
+            ``branch``, that without the residual stream, which was kept; ``norm``, the sum of what
+            was kept after the norm that A is added in front of.
         width: of its input and its output; None where both are the hidden width of the model.
         may_norm: whether ``layer_norm`` is about this adapter.
     """
@@ -203,8 +203,14 @@ def _behind_both(layer: nn.Module, site: Site) -> list[Spot]:
 
 
 def _before_norm(layer: nn.Module, site: Site) -> list[Spot]:
-    """In a post-LN layer, which has a norm behind the residual sum of its FFN."""
+    """In a post-LN layer, which has a norm behind the residual sum of its FFN.
+
+    It reads y = FFN(x) before anything is added there, as AutoPEFT does beside a parallel adapter.
+    """
     if site.residual != site.normed:
         return []
-    norm = site.norms[-1]
-    return [Spot(layer, site.host, site.host, "bneck_pfeiffer", f"{norm}.in", of="norm")]
+    added = f"{site.norms[-1]}.in"
+    kept: dict[str, tuple[str, ...]] = {"y": (site.added,)}
+    if site.added != added:  # else what is there is y + x already
+        kept["x"] = site.residual
+    return [Spot(layer, site.host, site.host, "bneck_pfeiffer", added, kept, "norm")]

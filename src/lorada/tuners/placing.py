@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from lorada.tuners.layer import AttachedLayer
@@ -35,6 +36,23 @@ def all_or_nothing(model: nn.Module, adapter_name: str) -> Iterator[None]:
         for parameter, requires_grad in trainable:
             parameter.requires_grad = requires_grad
         raise
+
+
+def refuse_doubled(model: nn.Module, adapter_name: str) -> None:
+    """Refuse a part inside of a module that the same adapter trains and saves whole, as a copy.
+
+    Raises:
+        ValueError: naming the module and the part in it.
+    """
+    for name, whole in model.named_modules():
+        if not isinstance(whole, ModulesToSaveWrapper) or adapter_name not in whole.modules_to_save:
+            continue
+        for inner, layer in whole.modules_to_save[adapter_name].named_modules():
+            if isinstance(layer, BaseTunerLayer):
+                raise ValueError(
+                    f"modules_to_save trains {name} whole, where a part of the stack has {inner}: "
+                    "leave the module out of one of them"
+                )
 
 
 def check_fits(

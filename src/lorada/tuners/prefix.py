@@ -24,6 +24,7 @@ from peft.tuners.tuners_utils import _ExcludedModule
 from torch import Tensor, nn
 
 from lorada import attention
+from lorada.disentangled import Replaced, is_disentangled
 from lorada.prefixed import Prefix
 from lorada.tuners.attach import AttachedModel
 from lorada.tuners.devices import Entries
@@ -135,6 +136,9 @@ class PrefixLayer(PrefixPart):
     def __init__(self, host: nn.Module, parent: nn.Module) -> None:
         super().__init__(host, parent)
         self._network: tuple[PrefixNetwork, ...] = ()
+        if is_disentangled(host):
+            self._handles.append(Replaced(host, self))
+            return
         attention.install()
         self._handles.append(host.register_forward_pre_hook(attention.check_installed))
 
@@ -206,8 +210,15 @@ class PrefixModel(AttachedModel):
             classes = {type(module).__name__ for module in self.model.modules()}
             kinds = ", ".join(sorted(name for name in classes if "ttention" in name))
             raise ValueError(
-                "a prefix needs attention that dispatches through transformers' interface; "
-                f"{type(self.model).__name__} computes it itself, in {kinds or 'none we know'}"
+                "a prefix needs attention that dispatches through transformers' interface, or that "
+                f"of DeBERTa-v2; {type(self.model).__name__} computes it itself, in "
+                f"{kinds or 'none we know'}"
+            )
+        context = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
+        if isinstance(context, int) and peft_config.length >= context:
+            raise ValueError(
+                f"length={peft_config.length} of a prefix must be below the {context} tokens of "
+                "the model's context: lower it"
             )
         if peft_config.target_modules is None:
             peft_config.target_modules = self.candidates(peft_config)
@@ -216,13 +227,13 @@ class PrefixModel(AttachedModel):
     def candidates(self, config: Any) -> list[str]:
         """Names, within a layer, of the attention modules of this model."""
         modules = self.model.named_modules()
-        return sorted({within_layer(name) for name, m in modules if attention.dispatches(m)})
+        return sorted({within_layer(name) for name, m in modules if takes_prefix(m)})
 
     def _check_target_module_exists(self, peft_config: PrefixConfig, key: str) -> Any:  # type: ignore[override]
         matched = AttachedModel._check_target_module_exists(peft_config, key)
         if not matched or isinstance(matched, _ExcludedModule):
             return matched
-        if not attention.dispatches(self.model.get_submodule(key)):
+        if not takes_prefix(self.model.get_submodule(key)):
             raise ValueError(
                 f"target_modules matches {key}, which is not an attention module that can have a "
                 f"prefix; this model has {', '.join(self.candidates(peft_config))}"
@@ -259,7 +270,8 @@ class PrefixModel(AttachedModel):
             self.model.add_module(name, network)
         if adapter_name not in network.lora_hidden:
             device = getattr(target, self.child).host_device(self.model)
-            network.create(adapter_name, config, hidden_width(target), device)
+            of = target if hasattr(target, "config") else self.model  # DeBERTa's has none
+            network.create(adapter_name, config, hidden_width(of), device)
         theirs = network.configs[adapter_name]
         if (theirs.length, theirs.projection) != (config.length, config.projection):
             raise ValueError(
@@ -285,6 +297,11 @@ class PrefixModel(AttachedModel):
                     delattr(self.model, child)
 
 
+def takes_prefix(module: nn.Module) -> bool:
+    """Whether a module is attention that a prefix can stand before."""
+    return attention.dispatches(module) or is_disentangled(module)
+
+
 def set_of(key: str) -> str:
     """The set of blocks that share a network: ``cross``, ``encoder``, ``decoder`` or ``self``."""
     places = key.split(".")
@@ -302,7 +319,7 @@ def key_width(module: Any) -> int:
 
 
 def hidden_width(module: Any) -> int:
-    """d, the width of the model that an attention module is part of."""
+    """d, the width of a model, or of that which an attention module is part of."""
     return int(module.config.hidden_size)
 
 

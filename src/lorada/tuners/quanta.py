@@ -28,6 +28,7 @@ from transformers.pytorch_utils import Conv1D
 from lorada.terms import for_samples
 from lorada.tuners.devices import refuse_offloaded, used_on
 from lorada.tuners.gates import apply_to_width, as_matrix, default_dims, draw_gates, pairs
+from lorada.tuners.layer import Scaled
 from lorada.tuners.nesting import matrices
 from lorada.tuners.tuner import OwnTuner
 from lorada.tuners.types import LoradaPeftConfig, LoradaType, register, require_rate
@@ -129,7 +130,7 @@ class Gates(nn.Module):
         return new - as_matrix(start, self.dims, rows, columns)
 
 
-class QuantaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+class QuantaLayer(Scaled, nn.Module, BaseTunerLayer):  # type: ignore[misc]
     """A matrix with the gates of any number of adapters around it."""
 
     if TYPE_CHECKING:  # what PEFT's base class has
@@ -151,6 +152,7 @@ class QuantaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self._disable_adapters = False
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []
+        self.scaling = {}
         self._mixed: list[str] | None = None
         base = self.get_base_layer()
         self.quantization_backend = resolve_quantization_backend(base, **options)
@@ -217,7 +219,7 @@ class QuantaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         dtype = result.dtype
         for name, samples in self._shares():
             seen = F.dropout(x, self.dropouts[name], self.training)
-            term = self.lora_gates[name](seen, self.out_features)
+            term = self.scaled(name, self.lora_gates[name](seen, self.out_features))
             mine = None if samples is None else torch.tensor(samples, device=term.device)
             result = result + for_samples(term, mine, term.shape[0])
         return result.to(dtype)
@@ -242,7 +244,7 @@ class QuantaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         with torch.no_grad():
             gates = self.lora_gates[adapter_name]
             assert isinstance(gates, Gates)
-            delta = gates.matrix(self.out_features, self.in_features)
+            delta = self.scaled(adapter_name, gates.matrix(self.out_features, self.in_features))
             return delta.T if self.transposed else delta
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

@@ -173,17 +173,21 @@ class Follower:
             self._handle.remove()
 
 
-def at(layer: nn.Module, place: str, change: Change) -> list[RemovableHandle | Follower]:
+def at(
+    layer: nn.Module, place: str, change: Change, *, first: bool = False
+) -> list[RemovableHandle | Follower]:
     """Call ``change`` with the tensor at a place of a layer; what it returns takes its place.
 
     Where ``change`` has nothing to do it returns None, and it may be called again for one tensor.
+    With ``first`` it is called before the changes that are there already, which other modules than
+    linears allow.
     """
     name, side = _split(place)
     module = layer.get_submodule(name)
     if name and linear_under(module) is not None:
         return [Follower(layer, place, change)]
     if name:
-        return [_hook(module, side, change)]
+        return [_hook(module, side, change, first)]
     return [
         module.register_forward_pre_hook(partial(_enter_checkpoint, change)),
         # In front of hooks that transformers may have put there to collect hidden states.
@@ -191,11 +195,13 @@ def at(layer: nn.Module, place: str, change: Change) -> list[RemovableHandle | F
     ]
 
 
-def _hook(module: nn.Module, side: str, change: Change) -> RemovableHandle:
+def _hook(module: nn.Module, side: str, change: Change, first: bool = False) -> RemovableHandle:
     # Partial functions and not closures: a deep copy of the model then calls its own parts.
     if side == "in":
-        return module.register_forward_pre_hook(partial(_before, change), with_kwargs=True)
-    return module.register_forward_hook(partial(_after, change))
+        return module.register_forward_pre_hook(
+            partial(_before, change), prepend=first, with_kwargs=True
+        )
+    return module.register_forward_hook(partial(_after, change), prepend=first)
 
 
 def _split(place: str) -> tuple[str, str]:

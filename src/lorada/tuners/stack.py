@@ -37,7 +37,7 @@ from lorada.tuners.nesting import (
     within_reach,
 )
 from lorada.tuners.newer import saved_by
-from lorada.tuners.placing import all_or_nothing, check_fits
+from lorada.tuners.placing import all_or_nothing, check_fits, refuse_doubled
 from lorada.tuners.types import PREFIX, LoradaPeftConfig, LoradaType, known_types, register
 from lorada.version import __version__
 
@@ -143,6 +143,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
                 for part in sorted(config.parts, key=lambda part: not _wraps(part)):
                     self._inject_part(model, adapter_name, part, low_cpu_mem_usage)
                 check_order(model, adapter_name, config.parts)
+                refuse_doubled(model, adapter_name)
         except Exception:
             del self.__dict__["_tuners"][adapter_name]
             raise

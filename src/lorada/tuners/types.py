@@ -89,7 +89,8 @@ class LoradaPeftConfig(PeftConfig):
             version loads with a warning as long as this version knows all its fields and values.
 
     Raises:
-        ValueError: for a field that this version does not know, of an adapter from a newer one.
+        ValueError: for a field that this version does not know, of an adapter from a newer one,
+            or a list of no layers.
     """
 
     layers_to_transform: list[int] | int | None = field(default=None)
@@ -117,6 +118,7 @@ class LoradaPeftConfig(PeftConfig):
         if isinstance(targets, set | tuple):
             self.__dict__["target_modules"] = sorted(targets)  # of most configs, not of all
         _refuse_bad_patterns(self)
+        refuse_no_layers(self)
         if text := newer_version(self.lorada_version):
             warnings.warn(f"{type(self).__name__} was {text}", stacklevel=2)
 
@@ -177,6 +179,16 @@ def _refuse_bad_patterns(config: object) -> None:
                 re.compile(value)
             except re.error as error:
                 raise ValueError(f"{name}={value!r} is no regular expression: {error}") from None
+
+
+def refuse_no_layers(config: object) -> None:
+    """Refuse an empty list of layers, which PEFT takes for all of them.
+
+    Raises:
+        ValueError: for such a list.
+    """
+    if getattr(config, "layers_to_transform", None) in ([], ()):
+        raise ValueError("layers_to_transform=[] names no layer: leave it out for all layers")
 
 
 def require_choice(config: object, name: str, choices: tuple[Any, ...]) -> None:

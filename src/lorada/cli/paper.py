@@ -1,0 +1,213 @@
+"""Commands about the paper: its tables, run and printed beside the published scores."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from lorada.cli.app import DataDir, Json, app, console, errors, print_json, suggest
+from lorada.files import write_whole
+
+
+@app.command()
+def table(
+    number: Annotated[int, typer.Argument(help="number of the table in the paper")],
+    scale: Annotated[
+        str | None, typer.Option(help="paper or local; local where there is no GPU")
+    ] = None,
+    rows: Annotated[str | None, typer.Option(help="keys or methods, with commas")] = None,
+    tasks: Annotated[str | None, typer.Option(help="names, with commas")] = None,
+    seeds: Annotated[str | None, typer.Option(help="numbers, with commas")] = None,
+    dry_run: Annotated[bool, typer.Option(help="only say what would be run")] = False,
+    resume: Annotated[bool, typer.Option(help="run only what has no result yet")] = False,
+    overwrite: Annotated[bool, typer.Option(help="delete results first, and run again")] = False,
+    results: Annotated[Path, typer.Option(help="where results are kept")] = Path("docs/results"),
+    output: Annotated[Path, typer.Option(help="where the runs are")] = Path("runs"),
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Run the rows of one of the paper's tables, and print them beside the published scores."""
+    if number in (2, 3):
+        _show_operations(number, as_json=as_json)
+        return
+    from lorada.run.table_runs import jobs
+    from lorada.run.tables import load_table
+
+    chosen = load_table(f"table{number}")
+    at = scale_named(scale)
+    found = jobs(
+        chosen, at, rows=_names(rows), tasks=_names(tasks), seeds=numbers(seeds),
+        results=results, output=output, data_dir=data_dir,
+    )  # fmt: skip
+    if dry_run:
+        _show_plan(found, at, as_json=as_json)
+        if not as_json:
+            suggest(f"lorada table {number} --scale {at} --resume")
+        return
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+    complete = run_jobs(found, at, resume=resume, overwrite=overwrite)
+    page = _page(chosen, at, found, complete)
+    folder = results / f"table{number}" / at
+    from lorada.report import tables as report
+
+    write_whole(folder / "table.md", report.markdown(page))
+    write_whole(folder / "table.csv", report.comma_separated(page))
+    write_whole(folder / "table.tex", report.latex(page))
+    if as_json:
+        print_json([vars(line) for line in page.lines])
+        return
+    for note in page.notes:
+        console.print(f"• {note}", highlight=False)
+    console.print(report.terminal(page))
+    console.print(f"{folder}/table.md, table.csv, table.tex", highlight=False, soft_wrap=True)
+    suggest(f"lorada plot scatter --table {number} --results {results}")
+
+
+def scale_named(name: str | None) -> Any:
+    """A scale by its name; by default the real models where there is a GPU for them."""
+    import torch
+
+    from lorada.run.tables import SCALES
+
+    if name is None:
+        return "paper" if torch.cuda.is_available() else "local"
+    if name not in SCALES:
+        raise ValueError(f"--scale {name} is not one of {', '.join(SCALES)}")
+    return name
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def numbers(text: str | None) -> list[int] | None:
+    """Whole numbers with commas between them."""
+    try:
+        return None if text is None else [int(name) for name in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--seeds {text} must be whole numbers with commas") from error
+
+
+def run_jobs(
+    found: list[Any], scale: Any, *, resume: bool, overwrite: bool
+) -> list[dict[str, Any]]:
+    """Run what has no result yet; the results of all, in order."""
+    from lorada.run.table_runs import carry_out, done, estimate
+
+    stored = [job.stored for job in found if job.stored.is_file()]
+    if stored and not (resume or overwrite):
+        raise ValueError(f"{stored[0]} is there already: use --resume, --overwrite or --results")
+    todo = [job for job in found if overwrite or done(job) is None]
+    for job in todo:
+        estimate(job, scale)  # a row that cannot be built is known before any is trained
+    complete = []
+    for job in found:
+        result = None if overwrite else done(job)
+        if result is None:
+            _say(f"{todo.index(job) + 1} of {len(todo)}")
+            result = carry_out(job, overwrite=overwrite, report=_say)
+        complete.append(result)
+    return complete
+
+
+def _say(line: str) -> None:
+    errors.print(line, highlight=False)
+
+
+def _show_plan(found: list[Any], scale: Any, *, as_json: bool) -> None:
+    from lorada.run.table_runs import done, estimate
+
+    plan = []
+    for job in found:
+        guess = estimate(job, scale)
+        plan.append(
+            {
+                "row": job.row.key, "model": job.recipe.model, "tasks": job.tasks,
+                "seed": job.seed, **guess.parameters, "share": job.row.share,
+                "steps": guess.steps, "tokens": guess.tokens, "seconds": guess.seconds,
+                "memory": guess.memory, "done": done(job) is not None,
+            }
+        )  # fmt: skip
+    if as_json:
+        print_json(plan)
+        return
+    shown = Table("row", "tasks", "seed", "trained", "paper", "steps", "at most", "memory")
+    for entry in plan:
+        shown.add_row(
+            entry["row"], " ".join(entry["tasks"]), str(entry["seed"]),
+            f"{entry['percent']:.3f}%",
+            "–" if entry["share"] is None else f"{entry['share']}%",
+            "by rows" if entry["steps"] is None else f"{entry['steps']:,}",
+            "done" if entry["done"] else _duration(entry["seconds"]),
+            f"{entry['memory'] / 2**30:.1f} GiB",
+        )  # fmt: skip
+    console.print(shown)
+    models = ", ".join(dict.fromkeys(entry["model"] for entry in plan))
+    console.print(
+        f"On {models}. Times are from operations and tokens, as if no row were shorter than "
+        "max_length; memory is weights, gradients and optimizer, without activations. --json has "
+        "every number.",
+        highlight=False,
+    )
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "by rows"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def _page(chosen: Any, scale: Any, found: list[Any], complete: list[dict[str, Any]]) -> Any:
+    from lorada.report.tables import Page, measured_line, published_line
+
+    tasks = list(dict.fromkeys(task for job in found for task in job.tasks))
+    columns = chosen.columns_of(tasks)
+    lines = []
+    for row in {job.row.key: job.row for job in found}.values():
+        mine = [r for job, r in zip(found, complete, strict=True) if job.row.key == row.key]
+        printed = published_line(chosen.table, row.key)
+        lines += [printed] if printed else []
+        lines.append(measured_line(row.label, mine, columns))
+    averaged = [name for name in columns if chosen.mean is None or name in chosen.mean]
+    title = f"Table {chosen.table}: {chosen.title} ({scale} scale)"
+    notes = _notes(chosen, scale, complete)
+    return Page(title, list(columns), lines, notes, averaged, chosen.digits)
+
+
+def _notes(chosen: Any, scale: Any, complete: list[dict[str, Any]]) -> list[str]:
+    """What decides whether the numbers compare: model, data, protocol, seeds, machine."""
+    first = complete[0]
+    sizes = {task: m["n"] for r in complete for task, m in r["metrics"].items()}
+    hardware = first["hardware"]
+    machine = hardware["accelerator"] or f"{hardware['cpu']}, {hardware['threads']} threads"
+    seeds = sorted({r["seed"] for r in complete})
+    notes = list(chosen.differs) if scale == "local" else []
+    return [
+        f"ours: {', '.join(sorted({r['model'] for r in complete}))}; "
+        f"seeds {', '.join(map(str, seeds))}; ± is their standard deviation.",
+        f"scored rows: {', '.join(f'{task} {n}' for task, n in sizes.items())}.",
+        *notes,
+        f"{machine}; torch {first['versions']['torch']}, transformers "
+        f"{first['versions']['transformers']}, peft {first['versions']['peft']}.",
+    ]
+
+
+def _show_operations(number: int, *, as_json: bool) -> None:
+    from lorada.run.operations import operations_table
+
+    found = operations_table(number)
+    if as_json:
+        print_json(found)
+        return
+    shown = Table(title=found["title"])
+    for name in found["columns"]:
+        shown.add_column(name, overflow="fold")
+    for row in found["rows"]:
+        shown.add_row(*map(str, row))
+    console.print(shown)
+    for note in found["notes"]:
+        console.print(f"• {note}", highlight=False)
+    suggest(f"lorada table {number} --json")

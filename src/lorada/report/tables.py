@@ -1,0 +1,234 @@
+"""A table of the paper, ours beside the published scores: terminal, Markdown, CSV and LaTeX.
+
+Reads results only: each number is a mean over seeds with its spread, from ``result.json`` files.
+"""
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.table import Table
+
+NOTHING = "–"
+MEAN = "mean"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a page: a row of the paper as it was published, or as we measured it.
+
+    Attributes:
+        label: the row.
+        source: ``paper`` or ``ours``.
+        percent: trained parameters, percent of the base.
+        scores: by column: one number a seed, or the one that was published.
+        spread: by column, as published.
+    """
+
+    label: str
+    source: str
+    percent: str
+    scores: dict[str, list[float]]
+    spread: dict[str, float] = field(default_factory=dict)
+    minutes: float | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """A table with all that decides whether its numbers compare.
+
+    Attributes:
+        columns: names, without the mean.
+        digits: behind the point.
+        notes: sentences above the table.
+        averaged: the columns that the mean is of; none for no mean.
+    """
+
+    title: str
+    columns: list[str]
+    lines: list[Line]
+    notes: list[str]
+    averaged: list[str]
+    digits: int = 1
+
+
+@cache
+def published(number: int) -> dict[str, Any]:
+    """What the paper printed for a table: ``columns`` and ``rows``."""
+    path = Path(__file__).with_name("published.yaml")
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))[number]
+    return found
+
+
+def published_line(number: int, key: str) -> Line | None:
+    """A row of the paper by its key; None if the paper has no such row."""
+    table = published(number)
+    row = next((row for row in table["rows"] if row["key"] == key), None)
+    if row is None:
+        return None
+    scores = {c: [s] for c, s in zip(table["columns"], row["scores"], strict=True) if s is not None}
+    spread = dict(zip(table["columns"], row.get("std") or [], strict=False))
+    spread = {c: s for c, s in spread.items() if s is not None}
+    return Line(row["label"], "paper", _percent(row["params"]), scores, spread)
+
+
+def _percent(printed: Any) -> str:
+    text = str(printed)
+    return text if text in ("-", NOTHING) or not text[-1].isdigit() else f"{text}%"
+
+
+def measured_line(
+    label: str, results: Sequence[dict[str, Any]], columns: dict[str, tuple[str, str | None]]
+) -> Line:
+    """What the runs of one row gave.
+
+    Args:
+        label: the row.
+        results: of all its seeds and tasks.
+        columns: name → (task, metric), None for the first metric.
+    """
+    scores: dict[str, list[float]] = {}
+    for name, (task, metric) in columns.items():
+        found = [r["metrics"][task] for r in results if task in r["metrics"]]
+        # A column may be of the other scale, as a length in tokens is.
+        values = [_score(m, metric) for m in found if metric is None or metric in m]
+        if values:
+            scores[name] = values
+    shares = {f"{r['parameters']['percent']:.3f}%" for r in results}
+    minutes = sum(r["wall_time_s"] for r in results) / 60 if results else None
+    percent = " / ".join(sorted(shares)) or NOTHING
+    return Line(label, "ours", percent, scores, minutes=minutes)
+
+
+def stored_points(folder: Path) -> list[dict[str, Any]]:
+    """What the stored results of a table say of each row: parameters, and scores by seed.
+
+    Args:
+        folder: of one table at one scale.
+
+    Returns:
+        ``label`` (the row's key), ``percent``, ``scores`` (means over tasks, one a seed) and
+        ``tasks``; only of rows that have all tasks and seeds of the row that has most.
+
+    Raises:
+        ValueError: if there are no results.
+    """
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for path in sorted(folder.rglob("seed*.json")):
+        row, seed = path.parent.parent.relative_to(folder), path.stem
+        result = json.loads(path.read_text(encoding="utf-8"))
+        entry = rows.setdefault(str(row), {}).setdefault(seed, {"scores": {}})
+        entry["percent"] = result["parameters"]["percent"]
+        entry["scores"] |= {task: _score(m, None) for task, m in result["metrics"].items()}
+    if not rows:
+        raise ValueError(f"{folder} has no results: run lorada table first")
+    most = max((set(e["scores"]) for seeds in rows.values() for e in seeds.values()), key=len)
+    points = []
+    for row_key, seeds in rows.items():
+        whole = [e for e in seeds.values() if set(e["scores"]) == most]
+        if whole:
+            scores = [statistics.fmean(e["scores"].values()) for e in whole]
+            points.append({"label": row_key, "percent": whole[0]["percent"], "scores": scores,
+                           "tasks": ", ".join(sorted(most))})  # fmt: skip
+    return points
+
+
+def _score(metrics: dict[str, Any], name: str | None) -> float:
+    name = name or next(key for key in metrics if key != "n")
+    return float(metrics[name])
+
+
+def mean_of(page: Page, line: Line) -> float | None:
+    """The mean over the page's columns if the line has them all, else the mean that was printed."""
+    if not page.averaged:
+        return None
+    if not all(line.scores.get(name) for name in page.averaged):
+        printed = set(line.scores) == {"avg"}
+        return line.scores["avg"][0] if printed else None
+    return statistics.fmean(statistics.fmean(line.scores[name]) for name in page.averaged)
+
+
+def _cell(page: Page, line: Line, name: str, plus_minus: str) -> str:
+    values = line.scores.get(name)
+    if not values:
+        return NOTHING
+    text = f"{statistics.fmean(values):.{page.digits}f}"
+    spread = line.spread.get(name)
+    if len(values) > 1:
+        spread = statistics.stdev(values)
+    return text if spread is None else f"{text}{plus_minus}{spread:.{page.digits}f}"
+
+
+def _cells(page: Page, line: Line, plus_minus: str = " ± ") -> list[str]:
+    cells = [line.label, line.source, line.percent]
+    cells += [_cell(page, line, name, plus_minus) for name in page.columns]
+    if page.averaged:
+        mean = mean_of(page, line)
+        cells.append(NOTHING if mean is None else f"{mean:.{page.digits}f}")
+    return [*cells, NOTHING if line.minutes is None else f"{line.minutes:.1f}"]
+
+
+def _header(page: Page) -> list[str]:
+    mean = [MEAN] if page.averaged else []
+    return ["method", "from", "trained", *page.columns, *mean, "minutes"]
+
+
+def terminal(page: Page) -> Table:
+    """For a terminal."""
+    table = Table(*_header(page), title=page.title)
+    for line in page.lines:
+        style = "dim" if line.source == "paper" else None
+        table.add_row(*_cells(page, line), style=style)
+    return table
+
+
+def markdown(page: Page) -> str:
+    """A Markdown section."""
+    lines = [f"## {page.title}", "", *(f"- {note}" for note in page.notes), ""]
+    header = _header(page)
+    lines += [_bar(header), "|" + "---|" * 3 + "--:|" * (len(header) - 3)]
+    lines += [_bar(_cells(page, line)) for line in page.lines]
+    return "\n".join([*lines, ""])
+
+
+def _bar(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def comma_separated(page: Page) -> str:
+    """CSV: one line for each number, with every seed's value."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(["method", "from", "trained", "column", "mean", "std", "values"])
+    for line in page.lines:
+        for name in page.columns:
+            values = line.scores.get(name)
+            if not values:
+                continue
+            std = statistics.stdev(values) if len(values) > 1 else line.spread.get(name, "")
+            every = " ".join(f"{v:.4f}" for v in values) if line.source == "ours" else ""
+            mean = statistics.fmean(values)
+            writer.writerow([line.label, line.source, line.percent, name, mean, std, every])
+    return out.getvalue()
+
+
+def latex(page: Page) -> str:
+    """A ``tabular`` for booktabs, the notes as comments above it."""
+    header = _header(page)
+    lines = [f"% {note}" for note in page.notes]
+    lines += [rf"\begin{{tabular}}{{lll{'r' * (len(header) - 3)}}}", r"\toprule"]
+    lines += [_ampersands(header), r"\midrule"]
+    lines += [_ampersands(_cells(page, line, r" $\pm$ ")) for line in page.lines]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _ampersands(cells: list[str]) -> str:
+    plain = [c.replace("%", r"\%").replace("_", r"\_").replace(NOTHING, "--") for c in cells]
+    return " & ".join(c.replace("¬", r"$\neg$") for c in plain) + r" \\"

@@ -1,0 +1,30 @@
+"""What a finished training looks like, in a terminal and as a picture."""
+
+from pathlib import Path
+from typing import Any
+
+from lorada.errors import saving
+from lorada.report.plots import loss_chart, loss_png
+
+
+def draw_loss(run: Path, result: dict[str, Any]) -> str:
+    """Write ``loss.png`` into a run folder, and say where it is or why there is none."""
+    complete = f"The run itself is complete: lorada evaluate {run}"
+    try:
+        with saving(run / "loss.png", complete):
+            loss_png({result["method"]: result["history"]}, run / "loss.png")
+    except ImportError as error:
+        return str(error)
+    return f"loss curve: {run / 'loss.png'}"
+
+
+def training_summary(result: dict[str, Any]) -> str:
+    """The loss curve in characters, and a line on what was trained."""
+    losses = [entry["loss"] for entry in result["history"] if "loss" in entry]
+    count, effect = result["parameters"], result["effect_size"]
+    text = f", effect size {effect:.2g}" if effect is not None else ""
+    return (
+        f"{loss_chart(losses)}\n"
+        f"{result['method']} on {result['model']}: {count['trainable']:,} parameters "
+        f"({count['percent']:.3f}%), {result['steps']} steps in {result['wall_time_s']:.0f} s{text}"
+    )

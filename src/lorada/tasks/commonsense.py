@@ -1,0 +1,189 @@
+"""Commonsense reasoning: eight tasks, in the words of LLM-Adapters (Hu et al., 2023).
+
+A row is either LLM-Adapters' own (it has an ``instruction``), or the hub's, which is put into the
+same words. Two protocols: text is generated and searched for an option (LLM-Adapters), or the
+likeliest option is chosen (QuanTA). LLM-Adapters leaves out the passages of BoolQ.
+"""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from lorada.tasks import llm_adapters, quanta
+from lorada.tasks.metrics import accuracy
+from lorada.tasks.rows import Row
+from lorada.tasks.task import Metrics, Protocol, Source, Task
+
+FOLDER = "commonsense_llm_adapters"
+# Made of the training sets of all eight tasks; locally a smaller mix of the same kind.
+MIX = Source(
+    f"{FOLDER}/commonsense_mix",
+    "train",
+    f"{llm_adapters.REPOSITORY}/ft-training_set/commonsense_170k.json",
+)
+
+QUESTION = "Please choose the correct answer to the question: "
+
+
+def first_option(output: str, options: tuple[str, ...]) -> str | None:
+    """The option that the generated text names first, in lower case as asked; None for none."""
+    found = re.search("|".join(options), llm_adapters.answered(output))
+    return found[0] if found else None
+
+
+def match_options(outputs: list[str], rows: list[Row], options: tuple[str, ...]) -> Metrics:
+    """Percent of right options, and of outputs that name none, which count as wrong."""
+    found = [first_option(output, options) for output in outputs]
+    right = sum(option == row["answer"] for option, row in zip(found, rows, strict=True))
+    return {
+        "accuracy": 100.0 * right / len(rows),
+        "unparsable": 100.0 * found.count(None) / len(rows),
+    }
+
+
+def choose_options(chosen: list[int], rows: list[Row]) -> Metrics:
+    """Percent of right options; one is always chosen, so none is unparsable."""
+    return {**accuracy(chosen, rows), "unparsable": 0.0}
+
+
+def _row(instruction: str, word: str, count: int, right: int) -> Row:
+    """LLM-Adapters' shape, of a question with numbered options."""
+    if not 0 <= right < count:
+        raise ValueError(f"label {right} is not in 0–{count - 1}: is this a test split?")
+    answer = f"{word}{right + 1}"
+    form = "/".join(f"{word}{number + 1}" for number in range(count))
+    return {
+        "instruction": f"{instruction}Answer format: {form}",
+        "input": "",
+        "output": f"the correct answer is {answer}",
+        "answer": answer,
+    }
+
+
+def _listed(word: str, texts: list[str], between: str = " ") -> str:
+    return between.join(f"{word.title()}{i}: {text}" for i, text in enumerate(texts, start=1))
+
+
+def _boolq(row: Row) -> Row:
+    answer = "true" if row["answer"] else "false"
+    return {
+        "instruction": "Please answer the following question with true or false, question: "
+        f"{row['question']}?\n\nAnswer format: true/false",
+        "input": "",
+        "output": f"the correct answer is {answer}",
+        "answer": answer,
+    }
+
+
+def _piqa(row: Row) -> Row:
+    solutions = _listed("solution", [row["sol1"], row["sol2"]], "\n\n")
+    text = f"Please choose the correct solution to the question: {row['goal']}\n\n{solutions}\n\n"
+    return _row(text, "solution", 2, int(row["label"]))
+
+
+def _siqa(row: Row) -> Row:
+    answers = _listed("answer", [row["answerA"], row["answerB"], row["answerC"]])
+    text = f"{QUESTION}{row['context']} {row['question']}\n\n{answers}\n\n"
+    return _row(text, "answer", 3, int(row["label"] or 0) - 1)
+
+
+def _hellaswag(row: Row) -> Row:
+    text = (
+        "Please choose the correct ending to complete the given sentence: "
+        f"{row['activity_label']}: {row['ctx']}\n\n{_listed('ending', row['endings'])}\n\n"
+    )
+    right = -1 if row["label"] == "" else int(row["label"])
+    return _row(text, "ending", len(row["endings"]), right)
+
+
+def _winogrande(row: Row) -> Row:
+    text = (
+        "Please choose the correct answer to fill in the blank to complete the given sentence: "
+        f"{row['sentence']}\n\n{_listed('option', [row['option1'], row['option2']])} "
+    )
+    return _row(text, "option", 2, int(row["answer"] or 0) - 1)
+
+
+def _lettered(row: Row, question: str) -> Row:
+    """ARC and OpenBookQA; some of ARC's options have numbers for letters."""
+    texts, names = row["choices"]["text"], row["choices"]["label"]
+    right = names.index(row["answerKey"]) if row["answerKey"] in names else -1
+    text = f"{QUESTION}{row[question]}\n\n{_listed('answer', texts)}\n\n"
+    return _row(text, "answer", len(texts), right)
+
+
+def _shaped(row: Row, words: Callable[[Row], Row]) -> Row:
+    return row if "instruction" in row else words(row)
+
+
+def _likelihood(row: Row, words: Callable[[Row], Row]) -> Row:
+    return quanta.choice(_shaped(row, words))
+
+
+def _task(
+    summary: str, folder: str, hub: tuple[str, str | None, str], options: tuple[str, ...],
+    words: Callable[[Row], Row],
+) -> Task:  # fmt: skip
+    address, config, test = hub
+    score: Callable[[list[Any], list[Row]], Metrics] = partial(match_options, options=options)
+    likelihood = Protocol("choice", ("decoder",), partial(_likelihood, words=words), choose_options)
+    shape = partial(_shaped, words=words)
+    return Task(
+        summary=f"{summary}; accuracy",
+        benchmark="commonsense",
+        protocols={
+            **llm_adapters.protocols(shape, "output", score, max_new_tokens=32),
+            "likelihood": likelihood,
+        },
+        train={
+            "own": Source(f"{FOLDER}/{folder}", "train", address, config),
+            "commonsense_170k": MIX,
+        },
+        test={"": Source(f"{FOLDER}/{folder}", "test", address, config, hub_split=test)},
+    )
+
+
+def _numbered(word: str, count: int) -> tuple[str, ...]:
+    return tuple(f"{word}{number}" for number in range(1, count + 1))
+
+
+ANSWERS = _numbered("answer", 5)
+ARC = "allenai/ai2_arc"
+
+COMMONSENSE = {
+    "boolq": _task(
+        "yes-or-no questions, without their passages",
+        "boolq", ("google/boolq", None, "validation"), ("true", "false"), _boolq,
+    ),
+    # The sets of the authors of PIQA and SIQA need code that ``datasets`` no longer runs: copies.
+    "piqa": _task(
+        "which of two ways to reach a goal",
+        "piqa", ("baber/piqa", None, "validation"), _numbered("solution", 2), _piqa,
+    ),
+    "siqa": _task(
+        "what people feel and do, in three options",
+        "social_i_qa", ("lighteval/siqa", None, "validation"), ANSWERS, _siqa,
+    ),
+    "hellaswag": _task(
+        "which of four endings fits a story",
+        "hellaswag", ("Rowan/hellaswag", None, "validation"), _numbered("ending", 4), _hellaswag,
+    ),
+    "winogrande": _task(
+        "which of two words a sentence is about", "winogrande",
+        ("allenai/winogrande", "winogrande_xl", "validation"), _numbered("option", 2), _winogrande,
+    ),
+    "arc_easy": _task(
+        "science questions, the easier part",
+        "ARC-Easy", (ARC, "ARC-Easy", "test"), ANSWERS, partial(_lettered, question="question"),
+    ),
+    "arc_challenge": _task(
+        "science questions, the harder part", "ARC-Challenge",
+        (ARC, "ARC-Challenge", "test"), ANSWERS, partial(_lettered, question="question"),
+    ),
+    "openbookqa": _task(
+        "science questions that need a fact and common sense", "openbookqa",
+        ("allenai/openbookqa", "main", "test"), ANSWERS,
+        partial(_lettered, question="question_stem"),
+    ),
+}  # fmt: skip

@@ -1,0 +1,94 @@
+"""Long sequences: train on RedPajama, perplexity on the proof-pile; Chen et al., "LongLoRA" (2023).
+
+Documents are joined, each with an end token. Training cuts the stream into windows of
+``max_length`` tokens. Evaluation slides a window of each context length over it:
+
+    perplexity = exp( mean over windows of ( mean loss of the window's tokens ) )
+
+A window of n tokens begins every 256 tokens and is scored whole, its n - 1 predictions from
+nothing but itself, so a token is scored with as little context as one and as much as n - 1.
+
+LongLoRA took 128 documents of the proof-pile's test split; which ones is not known, so only
+numbers on one sample can be compared with each other.
+"""
+
+import math
+
+from lorada.tasks.rows import Row
+from lorada.tasks.task import Metrics, Protocol, Source, Task
+
+Losses = tuple[int, list[float]]  # a context length, and the mean loss of each window, in nats
+
+SAMPLE = "https://huggingface.co/datasets/togethercomputer/RedPajama-Data-1T-Sample/resolve/main"
+CRAWLS = ("cc_2019-30", "cc_2020-05", "cc_2021-04", "cc_2022-05", "cc_2023-06")
+SUBSETS = (*CRAWLS, "c4", "github", "arxiv", "book", "wikipedia", "stackexchange")
+PILE = "https://huggingface.co/datasets/hoskinson-center/proof-pile/resolve/main"
+
+
+def window_starts(tokens: int, length: int, stride: int, most: int | None = None) -> list[int]:
+    """Where the windows of a stream begin: every ``stride`` tokens, as long as they are full.
+
+    Args:
+        tokens: of the stream.
+        length: of a window, in tokens.
+        stride: tokens from one beginning to the next.
+        most: take so many of them, spread evenly from the first on; None for all.
+
+    Raises:
+        ValueError: for a stream that fills no window.
+    """
+    count = (tokens - length) // stride + 1 if tokens >= length else 0
+    if count == 0:
+        raise ValueError(
+            f"the texts have {tokens} tokens together, which fills no window of {length}: take a "
+            "shorter one with eval_lengths=[…]"
+        )
+    chosen = count if most is None else min(most, count)
+    return [number * count // chosen * stride for number in range(chosen)]
+
+
+def perplexities(answers: list[Losses], rows: list[Row]) -> Metrics:
+    """Perplexity at each context length, and the number of windows that it is a mean over."""
+    found: Metrics = {}
+    for length, losses in answers:
+        found[f"perplexity_{length}"] = math.exp(sum(losses) / len(losses))
+    for length, losses in answers:
+        found[f"windows_{length}"] = len(losses)
+    return found
+
+
+def _text(row: Row) -> Row:
+    if not isinstance(row["text"], str):
+        raise ValueError(f"text is not a text: {row['text']!r}")
+    return {"text": row["text"]}
+
+
+LONG_SEQUENCE = {
+    "proof_pile": Task(
+        summary="perplexity of mathematical texts at 2048, 4096 and 8192 tokens",
+        benchmark="Long sequence",
+        protocols={
+            "perplexity": Protocol(
+                "text", ("decoder",), _text, perplexities, lengths=(2048, 4096, 8192), rows=128
+            )
+        },
+        train={
+            "redpajama": Source(
+                "long_sequence/redpajama_arxiv",
+                "train",
+                " ".join(f"{SAMPLE}/{name}_sample.jsonl" for name in SUBSETS),
+            ),
+            # The first of 21 files.
+            "proof_pile": Source(
+                "long_sequence/proof_pile_books",
+                "train",
+                f"{PILE}/train/proofpile_train_0.jsonl.gz",
+            ),
+        },
+        test={
+            "": Source(
+                "long_sequence/proof_pile_books", "test", f"{PILE}/test/proofpile_test.jsonl.gz"
+            )
+        },
+    )
+}

@@ -1,0 +1,36 @@
+"""Invented rows in the shape of LLM-Adapters' files, in a local data folder."""
+
+import json
+from pathlib import Path
+
+WORDS = {
+    "boolq": ("true", "false"),
+    "piqa": ("solution1", "solution2"),
+    "siqa": ("answer1", "answer2", "answer3"),
+    "hellaswag": ("ending1", "ending2", "ending3", "ending4"),
+    "winogrande": ("option1", "option2"),
+    "arc_easy": ("answer1", "answer2", "answer3", "answer4"),
+}
+
+
+def question(text: str, options: tuple[str, ...], right: int) -> dict[str, str]:
+    """A row of a commonsense task."""
+    return {
+        "instruction": f"{text}\n\nAnswer format: {'/'.join(options)}",
+        "input": "",
+        "output": f"the correct answer is {options[right]}",
+        "answer": options[right],
+    }
+
+
+def problem(text: str, answer: str, output: str) -> dict[str, str]:
+    """A row of an arithmetic task."""
+    return {"instruction": text, "input": "", "output": output, "answer": answer}
+
+
+def source_file(data: Path, folder: str, split: str, rows: list[dict]) -> Path:
+    """Rows as a split of a local data folder."""
+    path = data / folder / f"{split}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return data

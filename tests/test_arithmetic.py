@@ -1,0 +1,236 @@
+"""The arithmetic tasks: numbers and letters found in text, both metrics, both protocols."""
+
+import json
+from math import inf
+
+import pytest
+from folders import byte_tokenizer, llama_folder
+from hypothesis import given
+from hypothesis import strategies as st
+from reasoning import problem, question, source_file
+
+from lorada.run import generate as generation
+from lorada.run.data import training_rows
+from lorada.run.evaluate import evaluate_tasks
+from lorada.run.loaded import load_run
+from lorada.run.recipe import load_recipe
+from lorada.run.train import train
+from lorada.tasks import TASKS
+from lorada.tasks.arithmetic import (
+    ARITHMETIC,
+    first_letter,
+    first_line,
+    last_number,
+    score_letters,
+    score_numbers,
+)
+from lorada.tasks.encode import IGNORED, EncodeOptions, encode
+from lorada.tasks.llm_adapters import answered, evaluation_prompt, training_prompt
+
+ROW = problem("Two and\ntwo?", "4.0", "Count:\n2 + 2 = 4\n\nSo it is\n4")
+AWKWARD = [
+    ("The answer is 4.", 4.0),
+    ("4", 4.0),
+    ("$1,234.50", 1234.5),
+    ("1,234 or 5,678", 5678.0),
+    ("-3", -3.0),
+    ("it fell to -1.5 degrees", -1.5),
+    ("5-3", -3.0),
+    ("5 - 3", 3.0),
+    ("3/4", 4.0),
+    ("12.", 12.0),
+    (".5", 5.0),
+    ("1.2.3", 3.0),
+    ("20% of 50", 50.0),
+    ("x2y", 2.0),
+    ("answer12", 12.0),
+    ("2 + 2 = 4. #### 4\n### Response: 7", 4.0),
+    ("four", inf),
+    ("-", inf),
+    ("", inf),
+    ("9" * 400, inf),
+]
+
+
+@pytest.mark.parametrize(("output", "expected"), AWKWARD)
+def test_the_last_number_is_found_in_awkward_outputs(output, expected):
+    assert last_number(answered(output)) == expected
+
+
+WORDS = st.text(st.characters(blacklist_categories=["Nd"], blacklist_characters="-,"), max_size=20)
+
+
+@given(WORDS, st.integers(-(10**12), 10**12), WORDS)
+def test_a_number_with_commas_is_found_wherever_it_stands(before, number, after):
+    assert last_number(f"7 {before}{number:,}{after}") == number
+
+
+LETTERS = [
+    ("The answer is (C).", "C"),
+    ("A train goes at 5", "A"),
+    ("answer: b", None),
+    ("Because of D", "B"),
+    ("FGH", None),
+    ("It is E", "E"),
+    ("42", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("output", "expected"), LETTERS)
+def test_the_first_letter_is_found_even_in_words(output, expected):
+    assert first_letter(output) == expected
+
+
+def test_both_metrics_of_numbers_by_hand():
+    rows = [{"answer": "5.0"}] * 5
+    scores = score_numbers(["5", "999", "none", "4", "-3"], rows, answered)
+    assert scores == {"exact": 20.0, "quanta_one_sided": 60.0, "unparsable": 20.0}
+    assert next(iter(scores)) == "exact"
+
+
+@pytest.mark.parametrize(
+    ("output", "exact", "one_sided"),
+    [
+        ("1,000.0009", 100, 100), ("999.9991", 100, 0), ("999.9989", 0, 0), ("1000.0011", 0, 100),
+        ("999.999995", 100, 100),
+    ],
+)  # fmt: skip
+def test_how_near_a_number_must_be(output, exact, one_sided):
+    scores = score_numbers([output], [{"answer": "1,000"}], answered)
+    assert (scores["exact"], scores["quanta_one_sided"]) == (exact, one_sided)
+
+
+def test_both_metrics_of_letters_by_hand():
+    rows = [{"answer": a} for a in "CCEE"]
+    outputs = ["it is C", "perhaps B, C", "I say E", "nothing"]
+    # QuanTA also reads the letters behind E: the "I" of the third.
+    assert score_letters(outputs, rows, answered) == {
+        "exact": 50.0,
+        "quanta_one_sided": 25.0,
+        "unparsable": 25.0,
+    }
+
+
+def test_what_chatgpt_said_is_never_the_right_answer():
+    row = problem("Two and two?", "4.0", "The answer is 5.")
+    for name in ("generate", "generate_clean", "quanta"):
+        protocol = TASKS["svamp"].protocols[name]
+        scored = protocol.convert_test(row)
+        assert "5" not in json.dumps(scored)
+        assert protocol.score(["It is 4"], [scored])["exact"] == 100
+        assert protocol.score(["It is 5"], [scored])["exact"] == 0
+
+
+def test_llm_adapters_rows_byte_for_byte():
+    protocol = TASKS["gsm8k"].protocols["generate"]
+    assert protocol.convert(ROW) == {
+        "prompt": training_prompt("Two and\ntwo?"),
+        "response": "Count:\n2 + 2 = 4\n\nSo it is\n4",
+        "answer": "4.0",
+    }
+    assert protocol.convert_test(ROW)["eval_prompt"] == evaluation_prompt("Two and\ntwo?")
+    assert protocol.generation == {"num_beams": 4, "max_new_tokens": 256}
+
+
+def test_quanta_rows_byte_for_byte():
+    protocol = TASKS["gsm8k"].protocols["quanta"]
+    assert protocol.convert(ROW) == {
+        "prompt": "Two and. two?\nAnswer:",
+        "response": " Count: 2 + 2 = 4. So it is. 4\n",
+        "answer": "4.0",
+    }
+    assert protocol.convert_test(ROW)["response"] == " 4.0\n"
+    assert protocol.generation == {"max_new_tokens": 256, "stop_strings": ["\n"]}
+    assert protocol.score([" 4\n5"], [{"answer": "4"}])["exact"] == 100
+    assert first_line("\n4") == ""
+
+
+def test_only_quantas_rationale_counts_in_training():
+    tokenizer, protocol = byte_tokenizer(), TASKS["gsm8k"].protocols["quanta"]
+    options = EncodeOptions(256, loss_on=protocol.loss_on, joint=protocol.joint)
+    (encoded,) = encode([protocol.convert(ROW)], "prompt", tokenizer, options)
+    counted = [i for i in encoded.features["labels"] if i != IGNORED]
+    assert tokenizer.decode(counted) == " Count: 2 + 2 = 4. So it is. 4\n<e>"
+
+
+def test_the_tasks_train_on_math10k_and_are_tested_each_on_its_own():
+    sources = {name: task.test[""].hub for name, task in ARITHMETIC.items()}
+    place = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/main"
+    assert sources == {
+        "aqua": f"{place}/dataset/AQuA/test.json",
+        "gsm8k": f"{place}/dataset/gsm8k/test.json",
+        "mawps": f"{place}/dataset/mawps/test.json",
+        "svamp": f"{place}/dataset/SVAMP/test.json",
+    }
+    for task in ARITHMETIC.values():
+        assert {s.hub for s in task.train.values()} == {f"{place}/ft-training_set/math_10k.json"}
+
+
+def folder_of(tmp_path):
+    rows = [problem(f"{n} and {n}?", "4.0", "It is\n4") for n in range(8)]
+    data = source_file(tmp_path / "data", "arithmetic_llm_adapters/math10k_rebuilt", "train", rows)
+    for name, answer in (("gsm8k", "4.0"), ("AQuA", "C")):
+        tested = [problem(f"{n} and {n}?", answer, "It is 5") for n in range(4)]
+        source_file(data, f"arithmetic_llm_adapters/{name}", "test", tested)
+    return data
+
+
+def recipe(tmp_path, data, *settings, task):
+    folder = llama_folder(tmp_path / "llama", max_position_embeddings=640)
+    fixed = {"model": str(folder), "task": task, "data_dir": str(data), "method": "full",
+             "output": str(tmp_path / "run")}  # fmt: skip
+    common = ["report_to=[]", "save_strategy=no", "training.learning_rate=3e-3", "max_length=512"]
+    return load_recipe(None, [*common, *settings], fixed)
+
+
+def test_a_run_learns_quantas_one_line_and_is_scored_by_both_metrics(tmp_path):
+    data = folder_of(tmp_path)
+    quanta = recipe(tmp_path, data, "protocol=quanta", "max_steps=60", task="gsm8k,aqua")
+    train(quanta, quiet=True)
+    run = load_run(tmp_path / "run")
+    answers = generation.generate(run, ["1 and 1?\nAnswer:"])
+    assert answers == [" It is. 4\n"]
+    scores = evaluate_tasks(run)
+    for metric in ("exact", "quanta_one_sided"):
+        assert scores["gsm8k"][metric] == 100
+        assert scores["aqua"][metric] == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["unparsable"] == {"gsm8k": 0, "aqua": 100}
+
+
+def test_a_run_by_beams_that_has_learned_nothing_is_scored(tmp_path):
+    data = folder_of(tmp_path)
+    settings = ["protocol=generate", "max_steps=1", "max_new_tokens=4", "eval_rows=2"]
+    train(recipe(tmp_path, data, *settings, task="gsm8k"), quiet=True)
+    scores = evaluate_tasks(load_run(tmp_path / "run"))["gsm8k"]
+    assert set(scores) == {"n", "exact", "quanta_one_sided", "unparsable", "loss", "sha256"}
+    assert scores["n"] == 2
+
+
+def test_each_task_generates_by_its_own_settings(tmp_path, monkeypatch):
+    data = folder_of(tmp_path)
+    rows = [question(f"question {n}", ("true", "false"), 1) for n in range(4)]
+    for split in ("train", "test"):
+        source_file(data, "commonsense_llm_adapters/boolq", split, rows)
+    both = recipe(tmp_path, data, "max_steps=1", task="boolq,gsm8k")
+    assert len(training_rows(both, "decoder")[0].rows) == 12
+    train(both, quiet=True)
+    limits = []
+
+    def written(run, batch, settings):
+        limits.append((settings["num_beams"], settings["max_new_tokens"]))
+        return ["true 4"] * len(batch["input_ids"])
+
+    monkeypatch.setattr(generation, "_continue", written)
+    scores = evaluate_tasks(load_run(tmp_path / "run"))
+    assert limits == [(4, 32), (4, 256)]
+    assert scores["gsm8k"]["exact"] == 100
+
+
+def test_protocols_that_count_different_tokens_are_not_trained_together(tmp_path, monkeypatch):
+    data = folder_of(tmp_path)
+    source_file(data, "commonsense_llm_adapters/boolq", "train", [question("q", ("a", "b"), 0)])
+    monkeypatch.setitem(TASKS["gsm8k"].protocols, "generate", TASKS["gsm8k"].protocols["quanta"])
+    with pytest.raises(ValueError, match="train them apart"):
+        training_rows(recipe(tmp_path, data, task="boolq,gsm8k"), "decoder")

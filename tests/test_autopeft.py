@@ -1,0 +1,271 @@
+"""AutoPEFT's block against its equations, and what its configurations count."""
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, inputs, logits
+from conftest import assert_close
+from peft import PeftModel, get_peft_model
+from placements import Adapter, parts_of
+from stacks import randomise
+from torch import nn
+
+from lorada import BottleneckConfig, LoradaConfig, PrefixConfig, build_method
+from lorada.procedures.autopeft import configuration
+from lorada.run.params import count_parameters
+
+SERIAL = {"placement": "pfeiffer", "rank": 3, "dropout": 0.0}
+PARALLEL = {"rank": 5, "scale": 4.0, "dropout": 0.0}
+PARTS = {"serial": BottleneckConfig(**SERIAL), "parallel": BottleneckConfig(**PARALLEL)}
+# What reads x, the last norm, and the module that holds the parts, in a layer.
+LAYERS = {
+    **dict.fromkeys(("bert", "roberta", "deberta_v2"), ("intermediate", "output.LayerNorm")),
+    "distilbert": ("ffn", "output_layer_norm"),
+    "bart": ("fc1", "final_layer_norm"),
+}
+HOSTS = {"distilbert": "ffn", "bart": "final_layer_norm"}
+
+
+class Reader(nn.Module):
+    """What reads x, which it keeps."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.x = module, None
+
+    def forward(self, x):
+        self.x = x
+        return self.module(x)
+
+
+class Block(nn.Module):
+    """LN(A_s(z) + y + A_p(x) + x), z = LN(y + x), in the place of LN(y + x)."""
+
+    def __init__(self, norm, reader, adapters):
+        super().__init__()
+        self.norm, self.reader = norm, (reader,)
+        self.adapters = nn.ModuleDict(adapters)
+
+    def forward(self, y_plus_x):
+        joined = y_plus_x
+        if "serial" in self.adapters:
+            joined = joined + self.adapters["serial"](self.norm(y_plus_x))
+        if "parallel" in self.adapters:
+            joined = joined + self.adapters["parallel"](self.reader[0].x)
+        return self.norm(joined)
+
+
+def twin_of(model: PeftModel, name: str) -> nn.Module:
+    """The plain model with blocks written from the equations, with copies of the adapters."""
+    plain, left = ARCHITECTURES[name](use_cache=False), parts_of(model)
+    (reads, norm), host = LAYERS[name], HOSTS.get(name, "intermediate")
+    held = {"serial": f"{host}.bneck_pfeiffer", "parallel": f"{host}.bneck"}
+    for layer in [key for key, _ in plain.named_modules() if key.rpartition(".")[2].isdigit()]:
+        mine = {kind: left.pop(f"{layer}.{child}", None) for kind, child in held.items()}
+        mine = {kind: part for kind, part in mine.items() if part is not None}
+        if not mine:
+            continue
+        reader = Reader(plain.get_submodule(f"{layer}.{reads}"))
+        adapters = {kind: Adapter(part) for kind, part in mine.items()}
+        block = Block(plain.get_submodule(f"{layer}.{norm}"), reader, adapters)
+        block.parts = mine
+        plain.set_submodule(f"{layer}.{reads}", reader)
+        plain.set_submodule(f"{layer}.{norm}", block)
+    assert not left, "parts that no block accounts for"
+    return plain.eval()
+
+
+def adapted(name: str, parts: list, **options) -> PeftModel:
+    model = get_peft_model(
+        ARCHITECTURES[name](use_cache=False), LoradaConfig(parts=parts, **options)
+    ).eval()
+    randomise(model)
+    return model
+
+
+@pytest.mark.parametrize("present", ["serial", "parallel", "serial parallel", "parallel serial"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_block_is_its_equations_with_their_gradients(name, present):
+    batch = inputs(name)
+    model = adapted(name, [PARTS[kind] for kind in present.split()])
+    twin = twin_of(model, name)
+    outputs = [m(**batch).logits for m in (model, twin)]
+    for output in outputs:
+        output.square().mean().backward()
+
+    assert (outputs[1] - logits(ARCHITECTURES[name](), **batch)).abs().max() > 0.1
+    assert_close(outputs[0], outputs[1])
+    blocks = [module for module in twin.modules() if isinstance(module, Block)]
+    assert blocks
+    for block in blocks:
+        for kind, part in block.parts.items():
+            for key, weight in block.adapters[kind].weights.items():
+                assert weight.grad.abs().max() > 0
+                assert_close(getattr(part, key)["default"].grad, weight.grad)
+
+
+def gradients(model: nn.Module, batch: dict) -> dict:
+    torch.manual_seed(1)
+    model.zero_grad()
+    model(**batch).logits.square().mean().backward()
+    return {key: p.grad.clone() for key, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("name", ["roberta", "bart"])
+def test_the_block_has_the_same_gradients_under_checkpointing(name):
+    # A smooth φ, of which a gradient that is recomputed in another order differs little.
+    parts = [BottleneckConfig(**kind, activation="gelu") for kind in (SERIAL, PARALLEL)]
+    model, batch = adapted(name, parts).train(), inputs(name)
+    expected = gradients(model, batch)
+    model.enable_input_require_grads()
+    for reentrant in (False, True):
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        for key, gradient in gradients(model, batch).items():
+            assert gradient.abs().max() > 0
+            assert_close(gradient, expected[key])
+
+
+@pytest.mark.parametrize("name", ["roberta", "bart"])
+def test_a_prefix_joins_the_block_as_it_would_stand_before_attention_without_it(name):
+    prefix = PrefixConfig(length=3)
+    model = adapted(name, [PARTS["serial"], PARTS["parallel"], prefix])
+    twin = get_peft_model(twin_of(model, name), LoradaConfig(parts=[prefix])).eval()
+    prefixes = {key: value for key, value in model.state_dict().items() if ".prefix." in key}
+    missing = twin.load_state_dict(prefixes, strict=False)
+    assert prefixes
+    assert not missing.unexpected_keys
+    batch = inputs(name)
+
+    without = logits(twin_of(model, name), **batch)
+    assert (logits(model, **batch) - without).abs().max() > 1e-3
+    assert_close(logits(model, **batch), logits(twin, **batch))
+
+
+def method(name: str, *chosen, **more) -> LoradaConfig:
+    """The stack of a configuration on an architecture, without its task type."""
+    overrides = configuration(*chosen)
+    config = build_method("autopeft", ARCHITECTURES[name]().config, **overrides, **more).config
+    config.task_type = None
+    return config
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("roberta", 1), ("bart", 2)])
+def test_one_bit_switches_all_blocks_of_a_layer_in_encoder_and_decoder(name, blocks):
+    parts = method(name, 3, 5, 2, [1]).parts
+    for part in parts[:2]:
+        part.dropout = 0.0
+    model = adapted(name, parts)
+    own = [key for key, p in model.named_parameters() if p.requires_grad]
+
+    outside = ("prefix_self.", "prefix_encoder.", "prefix_decoder.", "prefix_cross.")  # networks
+    inside = [key for key in own if not any(network in key for network in outside)]
+    assert all(".1." in key for key in inside)
+    assert len({key.partition(".1.")[0] for key in inside}) == blocks
+    kinds = (".bneck_pfeiffer.", ".bneck.", ".prefix.")
+    assert all(any(kind in key for key in inside) for kind in kinds)
+    parts = method(name, 3, 5, 0, [1]).parts
+    model, batch = adapted(name, parts), inputs(name)
+    assert_close(logits(model, **batch), logits(twin_of(model, name), **batch))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kinds"),
+    [
+        ((4, 0, 0), ["bneck_pfeiffer"]),
+        ((0, 4, 0), ["bneck"]),
+        ((0, 0, 4), ["prefix"]),
+        ((4, 4, 0), ["bneck_pfeiffer", "bneck"]),
+    ],
+)
+def test_a_block_of_size_0_is_left_out_and_comes_back_so_from_the_file(chosen, kinds, tmp_path):
+    base = ARCHITECTURES["roberta"]
+    model = get_peft_model(base(), method("roberta", *chosen, [0])).eval()
+    randomise(model)
+    batch = inputs("roberta")
+    changed = logits(model, **batch)
+    every = ("bneck_pfeiffer", "bneck", "prefix")
+    names = {part for key in model.state_dict() for part in key.split(".")}
+    assert [kind for kind in every if kind in names] == kinds
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(base(), str(tmp_path)).eval()
+
+    assert_close(logits(loaded, **batch), changed)
+
+
+def test_a_parallel_block_is_the_identity_at_the_start_and_a_serial_one_is_not():
+    batch = inputs("roberta")
+    base = logits(ARCHITECTURES["roberta"](), **batch)
+    for chosen, same in (((0, 8, 0), True), ((8, 0, 0), False)):
+        config = method("roberta", *chosen, [0, 1])
+        model = get_peft_model(ARCHITECTURES["roberta"](), config).eval()
+        assert torch.allclose(logits(model, **batch), base, atol=1e-6) == same
+
+
+def closed_form(serial, parallel, prefix, layers, width, biases):
+    sizes = [size for size in (serial, parallel) if size]
+    weights = 2 * width * sum(sizes) + 2 * width * prefix
+    return len(layers) * (weights + biases * sum(size + width for size in sizes))
+
+
+EVERY = tuple(range(12))
+COUNTED = [(12, 12, 6, EVERY), (768, 1, 0, (0,)), (0, 24, 3, (1, 5, 11)), (3, 0, 0, (11,))]
+
+
+@pytest.mark.parametrize("chosen", COUNTED, ids=str)
+@pytest.mark.parametrize("biases", [0, 1])
+def test_a_configuration_counts_what_its_closed_form_says(chosen, biases):
+    pairs = [f"{part}.{key}={value}" for part, values in configuration(*chosen).items()
+             for key, value in values.items()]  # fmt: skip
+    pairs += [f"{part}.use_bias={bool(biases)}".lower() for part in ("bottleneck", "parallel_ffn")]
+    counted = count_parameters("autopeft", "roberta-base", pairs)["trainable"]
+
+    assert counted == closed_form(*chosen, 768, biases)
+
+
+def test_the_balanced_example_on_roberta_is_552960_weights_and_18720_biases():
+    assert closed_form(12, 12, 6, EVERY, 768, 0) == 552_960
+    assert count_parameters("autopeft", "roberta-base", [])["trainable"] == 552_960 + 18_720
+
+
+REFUSED = {
+    "no block": ((0, 0, 0, [1]), "leaves no block: give one of them a size"),
+    "no layer": ((1, 2, 3, []), r"layers=\[\] leaves no layer: name at least one"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_configuration_of_nothing_is_refused(case):
+    chosen, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        configuration(*chosen)
+
+
+def test_a_method_without_a_part_left_is_refused():
+    overrides = {"bottleneck": {"rank": 0}, "parallel_ffn": {"rank": 0}, "prefix": {"length": 0}}
+    with pytest.raises(ValueError, match=r"^bottleneck\.rank=0, .* leaves autopeft without a part"):
+        build_method("autopeft", ARCHITECTURES["roberta"]().config, **overrides)
+
+
+def test_no_other_method_loses_a_part_of_size_0():
+    with pytest.raises(ValueError, match="rank=0 must be a whole number above 0"):
+        build_method("pfeiffer", ARCHITECTURES["roberta"]().config, rank=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("deberta_v2", ["pfeiffer", "ffn", "prefix"]),
+        ("mbart", ["ffn", "prefix"]),  # no serial adapter: no norm follows the FFN's sum
+        ("bart", ["pfeiffer", "ffn", "prefix"]),
+    ],
+)
+def test_a_model_has_the_blocks_that_it_has_a_form_of(name, parts):
+    model = ARCHITECTURES[name]().config
+    absent = [0 if kind not in parts else 4 for kind in ("pfeiffer", "ffn", "prefix")]
+    for overrides in ({}, configuration(*absent, [0])):
+        config = build_method("autopeft", model, **overrides).config
+        assert [getattr(part, "placement", "prefix") for part in config.parts] == parts
+
+
+def test_a_block_that_a_model_has_no_form_of_cannot_be_given_a_size():
+    with pytest.raises(ValueError, match="unknown override 'bottleneck'"):
+        method("mbart", 4, 4, 4, [0])

@@ -1,0 +1,169 @@
+"""A prefix before the keys of DeBERTa-v2: against its formula, number by number."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, inputs, logits
+from conftest import assert_close
+from peft import PeftModel, get_peft_model
+from stacks import lmam, randomise
+from torch import nn
+
+from lorada import LoradaConfig, PrefixConfig
+
+LENGTH = 3
+
+
+def adapted(*others, dtype=torch.float64, **options) -> PeftModel:
+    """A tiny DeBERTa-v2 with a large prefix, the same for the same arguments."""
+    base = ARCHITECTURES["deberta_v2"]().to(dtype)
+    torch.manual_seed(1)
+    prefix = PrefixConfig(length=LENGTH, **options)
+    model = get_peft_model(base, LoradaConfig(parts=[prefix, *others]) if others else prefix)
+    randomise(model)
+    return model.to(dtype).eval()
+
+
+def attentions(model: nn.Module) -> dict[str, nn.Module]:
+    return {n: m for n, m in model.named_modules() if type(m).__name__.startswith("Disentangled")}
+
+
+def by_hand(module: nn.Module, x, mask, relative_pos, relative) -> torch.Tensor:
+    """softmax([q_i · P_k, s_ij] ) [P_v; V], s_ij of the DeBERTa paper's Eq. 4, pair by pair."""
+    heads, width = module.num_attention_heads, module.attention_head_size
+    scale = torch.tensor(3.0 * width).sqrt()  # in fp32, as the model takes it
+
+    def split(states):
+        return states.unflatten(-1, (heads, width)).transpose(-2, -3)
+
+    q, k, v = (split(p(x)) for p in (module.query_proj, module.key_proj, module.value_proj))
+    positions_q, positions_k = split(module.query_proj(relative)), split(module.key_proj(relative))
+    prefix_k, prefix_v = (split(p) for p in module.prefix.prefix("default"))
+    output, tokens, last = torch.zeros_like(v), x.shape[1], 2 * module.pos_ebd_size - 1
+    for b in range(len(x)):
+        for h in range(heads):
+            for i in range(tokens):
+                scores = [q[b, h, i] @ key / scale for key in prefix_k[h]]
+                values = list(prefix_v[h])
+                for j in range(tokens):
+                    if not mask[b, 0, i, j]:
+                        continue
+                    d = min(max(int(relative_pos[0, i, j]) + module.pos_ebd_size, 0), last)
+                    s = q[b, h, i] @ k[b, h, j] + q[b, h, i] @ positions_k[h, d]
+                    scores.append((s + k[b, h, j] @ positions_q[h, d]) / scale)
+                    values.append(v[b, h, j])
+                output[b, h, i] = torch.stack(scores).softmax(0) @ torch.stack(values)
+    return output.transpose(1, 2).flatten(2)
+
+
+def test_attention_is_its_formula_in_values_and_gradients():
+    model, batch = adapted(), inputs("deberta_v2")
+    module = next(iter(attentions(model).values()))
+    seen = {}
+
+    def keep(_, args, kwargs, output):
+        seen.update(args=args, kwargs=kwargs, output=output[0])
+
+    module.register_forward_hook(keep, with_kwargs=True)
+    model(**batch)
+    names = ("hidden_states", "attention_mask", "output_attentions", "query_states",
+             "relative_pos", "rel_embeddings")  # fmt: skip
+    given = dict(zip(names, seen["args"], strict=False)) | seen["kwargs"]
+    expected = by_hand(
+        module,
+        given["hidden_states"],
+        given["attention_mask"],
+        given["relative_pos"],
+        given["rel_embeddings"],
+    )
+    assert_close(seen["output"], expected)
+
+    weights = torch.randn_like(expected)
+    parts = [module.prefix.lora_key["default"], module.prefix.lora_value["default"]]
+    actual, other = (
+        torch.autograd.grad((y * weights).sum(), parts) for y in (seen["output"], expected)
+    )
+    for one, two in zip(actual, other, strict=True):
+        assert two.abs().max() > 0.01
+        assert_close(one, two)
+
+
+def test_without_an_active_prefix_the_module_is_what_it_was():
+    model, batch = adapted(dtype=torch.float32), inputs("deberta_v2")
+    plain = logits(ARCHITECTURES["deberta_v2"](), **batch)
+    changed = logits(model, **batch)
+    assert not torch.allclose(changed, plain, atol=1e-2)
+    with model.disable_adapter():
+        assert torch.equal(logits(model, **batch), plain)
+    base = model.unload()
+    assert all("forward" not in module.__dict__ for module in attentions(base).values())
+    assert torch.equal(logits(base, **batch), plain)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_reads_its_own_prefix(again):
+    model, batch = adapted(), inputs("deberta_v2")
+    before = logits(model, **batch)
+    other = again(model)
+    assert_close(logits(other, **batch), before)
+    randomise(other)
+    assert not torch.allclose(logits(other, **batch), before, atol=1e-2)
+    assert torch.equal(logits(model, **batch), before)
+
+
+def test_weights_that_are_asked_for_are_those_of_tokens():
+    model, batch = adapted(), inputs("deberta_v2")
+    with torch.no_grad():
+        weights = model(**batch, output_attentions=True).attentions[0]
+    tokens = batch["input_ids"].shape[1]
+    assert weights.shape[-2:] == (tokens, tokens)
+    assert (weights.sum(-1) < 0.999).all()
+
+
+def test_padding_changes_no_token():
+    model, batch = adapted(), inputs("deberta_v2")
+    short = {key: value[1:2, :5] for key, value in batch.items()}
+    assert_close(logits(model, **batch)[1:2, :5], logits(model, **short))
+
+
+def test_samples_of_a_mixed_batch_see_their_own_prefix():
+    model, batch = adapted(), inputs("deberta_v2")
+    model.add_adapter("other", PrefixConfig(length=2, init_weights=False))
+    model = model.double().eval()
+    mixed = logits(model, **batch, adapter_names=["default", "other", "__base__"])
+    for i, name in enumerate(("default", "other")):
+        model.set_adapter(name)
+        assert_close(mixed[i], logits(model, **batch)[i])
+    with model.disable_adapter():
+        assert_close(mixed[2], logits(model, **batch)[2])
+
+
+def test_a_map_beside_the_prefix_adds_the_same_term_as_alone():
+    batch = inputs("deberta_v2")
+    both, prefix = adapted(lmam()), adapted()
+    alone = get_peft_model(ARCHITECTURES["deberta_v2"]().double(), lmam()).double().eval()
+    for other in (prefix, alone):
+        other.load_state_dict(both.state_dict(), strict=False)
+
+    def first_output(model):
+        found = []
+        module = next(iter(attentions(model).values()))
+        handle = module.register_forward_hook(lambda _, args, output: found.append(output[0]))
+        logits(model, **batch)
+        handle.remove()
+        return found[0]
+
+    with alone.disable_adapter():
+        plain = first_output(alone)
+    term = first_output(alone) - plain
+    assert term.abs().max() > 1e-2
+    assert_close(first_output(both) - first_output(prefix), term)
+
+
+def test_a_network_gives_the_prefix_and_folds_into_it():
+    model, batch = adapted(projection=5), inputs("deberta_v2")
+    before = logits(model, **batch)
+    model.base_model.fold()
+    assert_close(logits(model, **batch), before)

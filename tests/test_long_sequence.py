@@ -1,0 +1,285 @@
+"""Long sequences: windows against a loop, perplexity by hand, maps at the end, a whole run."""
+
+import gzip
+import json
+import math
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, assert_close
+from folders import byte_tokenizer, llama_folder
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import get_peft_model
+from stacks import randomise
+from transformers import AutoModelForCausalLM
+
+from lorada import TASKS, LmamConfig, LoradaConfig
+from lorada.run.evaluate import evaluate_tasks
+from lorada.run.loaded import load_run
+from lorada.run.models import load_config, load_model, stretched
+from lorada.run.perplexity import window_losses
+from lorada.run.recipe import load_recipe
+from lorada.run.train import train
+from lorada.tasks.encode import EncodeOptions, document, windows
+from lorada.tasks.long_sequence import perplexities, window_starts
+from lorada.tasks.sources import read_source
+
+TOKENIZER = byte_tokenizer()
+TEXTS = ["Let x be a number.", "Then x + 1 is another number.", "Hence there is no last one."]
+
+
+def starts_by_loop(tokens, length, stride):
+    found, start = [], 0
+    while start + length <= tokens:
+        found.append(start)
+        start += stride
+    return found
+
+
+@given(st.integers(1, 400), st.integers(1, 60), st.integers(1, 40))
+def test_windows_begin_every_stride_tokens_as_long_as_they_are_full(tokens, length, stride):
+    expected = starts_by_loop(tokens, length, stride)
+    if not expected:
+        with pytest.raises(ValueError, match=f"{tokens} tokens together, .* no window of {length}"):
+            window_starts(tokens, length, stride)
+    else:
+        assert window_starts(tokens, length, stride) == expected
+
+
+@given(st.integers(60, 4000), st.integers(1, 40), st.integers(1, 80))
+def test_some_windows_are_spread_evenly_over_all_of_them(tokens, stride, most):
+    every = window_starts(tokens, 60, stride)
+    some = window_starts(tokens, 60, stride, most)
+    assert len(some) == min(most, len(every))
+    assert some[0] == 0
+    assert set(some) <= set(every)
+    steps = [(b - a) // stride for a, b in pairwise(some)]
+    assert max(steps, default=0) - min(steps, default=0) <= 1
+    # The last one is no farther from the end of all than the others from one another.
+    assert (every[-1] - some[-1]) // stride <= math.ceil(len(every) / len(some))
+
+
+def test_documents_are_joined_with_the_end_token_and_cut_into_full_windows():
+    rows = [{"text": text} for text in TEXTS]
+    stream = [i for row in rows for i in document(row, TOKENIZER)]
+    assert TOKENIZER.decode(stream) == "".join(f"{text}<e>" for text in TEXTS)
+    packed = list(windows(rows, TOKENIZER, EncodeOptions(16)))
+    ids = [one.features["input_ids"] for one in packed]
+    assert ids == [stream[start : start + 16] for start in range(0, len(stream) - 15, 16)]
+    assert all(one.features["labels"] == one.features["input_ids"] for one in packed)
+
+
+def losses_by_hand(model, ids):
+    """The mean over t of -log p(x_t | x_<t), one forward for each prefix."""
+    found = []
+    for window in ids:
+        total = 0.0
+        for t in range(1, len(window)):
+            logits = model(input_ids=window[None, :t]).logits[0, -1].double()
+            total -= float(logits.log_softmax(-1)[window[t]])
+        found.append(total / (len(window) - 1))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("slice_", [1, 5, 512])
+def test_losses_in_slices_are_those_of_one_prefix_after_another(slice_, monkeypatch):
+    monkeypatch.setattr("lorada.run.perplexity.SLICE", slice_)
+    model = TINY["llama"]().double()
+    ids = torch.randint(3, 96, (2, 12))
+    # The logits of a model in double precision are fp32 when the loss is taken.
+    torch.testing.assert_close(
+        window_losses(model(input_ids=ids).logits, ids), losses_by_hand(model, ids),
+        atol=1e-5, rtol=1e-5,
+    )  # fmt: skip
+
+
+def test_perplexity_is_the_exponential_of_the_mean_of_the_windows_means():
+    scores = perplexities([(8, [1.0, 2.0]), (16, [0.5])], [])
+    assert scores == {
+        "perplexity_8": pytest.approx(math.exp(1.5)), "windows_8": 2,
+        "perplexity_16": pytest.approx(math.exp(0.5)), "windows_16": 1,
+    }  # fmt: skip
+    assert next(iter(scores)) == "perplexity_8"
+
+
+def pile(folder, texts=TEXTS, repeat=4):
+    """A local data folder of invented documents."""
+    for name in ("redpajama_arxiv/train", "proof_pile_books/train", "proof_pile_books/test"):
+        path = folder / "long_sequence" / f"{name}.jsonl.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with gzip.open(path, "wt", encoding="utf-8") as out:
+            for number in range(repeat):
+                for text in texts:
+                    out.write(json.dumps({"text": f"{number}: {text}", "meta": "{}"}) + "\n")
+    return folder
+
+
+def recipe(tmp_path, *settings, method="longlora+lmam", **options):
+    fixed = [
+        "max_length=32", "max_steps=3", "training.report_to=[]", "eval_lengths=[16,48]",
+        "training.logging_steps=1", *settings,
+    ]  # fmt: skip
+    given = {
+        "method": method, "task": "proof_pile", "model": str(tmp_path / "llama"),
+        "data_dir": str(pile(tmp_path / "data")), "output": str(tmp_path / "run"), **options,
+    }  # fmt: skip
+    llama_folder(tmp_path / "llama")
+    return load_recipe(None, fixed, given)
+
+
+END = ("lmam.align=end", "lmam.length=12")
+
+
+def test_a_run_of_longlora_with_a_map_at_the_end_is_scored_as_by_whole_forwards(tmp_path):
+    trained = train(recipe(tmp_path, *END, "training.learning_rate=1e-2"), quiet=True)
+    assert trained.result["form"] == "text"
+    run = load_run(tmp_path / "run")
+    (part,) = [p for p in run.model.peft_config["default"].parts if isinstance(p, LmamConfig)]
+    assert (part.align, part.length) == ("end", 12)
+    scores = evaluate_tasks(run)["proof_pile"]
+
+    rows = [{"text": f"{number}: {text}"} for number in range(4) for text in TEXTS]
+    stream = torch.tensor([i for row in rows for i in document(row, run.tokenizer)])
+    assert scores["n"] == 12
+    for length in (16, 48):
+        starts = starts_by_loop(len(stream), length, 256)
+        means = [
+            run.model(input_ids=ids[None], labels=ids[None]).loss.item()
+            for ids in (stream[start : start + length] for start in starts)
+        ]
+        assert scores[f"windows_{length}"] == len(starts) > 1
+        expected = math.exp(sum(means) / len(means))
+        assert scores[f"perplexity_{length}"] == pytest.approx(expected, rel=1e-5)
+
+    saved = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]["proof_pile"]
+    assert saved == scores
+    base = evaluate_tasks(run, base=True)["proof_pile"]
+    assert base["perplexity_48"] != pytest.approx(scores["perplexity_48"], rel=1e-4)
+
+
+@torch.no_grad()
+def test_a_map_at_the_end_lies_on_the_last_tokens_of_every_window():
+    model = get_peft_model(
+        TINY["llama"](), LoradaConfig(parts=[LmamConfig(rank=2, length=4, align="end")])
+    ).eval()
+    randomise(model)
+    ids = torch.randint(3, 96, (3, 20))
+    with model.disable_adapter():
+        plain = model(input_ids=ids, use_cache=False).logits
+    mapped = model(input_ids=ids, use_cache=False).logits
+    assert_close(mapped[:, :16], plain[:, :16])
+    changed = (mapped[:, 16:] - plain[:, 16:]).abs().amax((0, 2))
+    assert (changed > 1e-3).all()
+    alone = torch.cat([model(input_ids=window[None], use_cache=False).logits for window in ids])
+    assert_close(mapped, alone)
+
+
+def test_a_cap_on_windows_and_a_source_of_training_rows_can_be_chosen(tmp_path):
+    trained = train(recipe(tmp_path, "eval_windows=1", "train_on=proof_pile", *END), quiet=True)
+    assert trained.result["data"]["rows"] == 12
+    scores = evaluate_tasks(load_run(tmp_path / "run"))["proof_pile"]
+    assert (scores["windows_16"], scores["windows_48"]) == (1, 1)
+
+
+BAD = {
+    "a context that is too long": (["eval_lengths=[16,128]"], "context is 64 tokens"),
+    "no number above 1": (["eval_lengths=[1]"], "eval_lengths.0=1"),
+    "no lengths": (["eval_lengths=[]"], r"eval_lengths=\[\]"),
+    "nothing to stretch": (["rope_factor=1"], "rope_factor=1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_lengths_that_do_not_fit_are_refused_before_training(case, tmp_path):
+    settings, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        train(recipe(tmp_path, *settings), quiet=True)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_lengths_of_the_protocol_beyond_the_context_are_left_out_with_a_warning(tmp_path, caplog):
+    made = recipe(tmp_path, method="lora").model_copy(update={"eval_lengths": None})
+    train(made, quiet=True)
+    run = load_run(tmp_path / "run")
+    with pytest.raises(ValueError, match="context of 64 tokens is shorter than 2048"):
+        evaluate_tasks(run)
+    object.__setattr__(run.protocol, "lengths", (32, 64, 4096))
+    try:
+        scores = evaluate_tasks(run)["proof_pile"]
+    finally:
+        object.__setattr__(run.protocol, "lengths", (2048, 4096, 8192))
+    assert [key for key in scores if "perplexity" in key] == ["perplexity_32", "perplexity_64"]
+    assert "not scored at 4096 tokens" in caplog.text
+
+
+@torch.no_grad()
+def test_stretched_positions_are_the_models_own_at_fractions_of_them(tmp_path):
+    folder = llama_folder(tmp_path / "llama")
+    config = load_config(str(folder))
+    model = load_model(str(folder), **stretched(config, 2.0)).eval()
+    assert model.config.max_position_embeddings == 128
+    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = torch.randint(3, 96, (1, 10))
+    halves = torch.arange(10)[None] / 2
+    assert_close(model(input_ids=ids).logits, plain(input_ids=ids, position_ids=halves).logits)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_run_with_stretched_positions_is_loaded_with_them(method, tmp_path):
+    settings = ["rope_factor=2", "eval_lengths=[96]", "training.learning_rate=1e-4"]
+    train(recipe(tmp_path, *settings, method=method), quiet=True)
+    run = load_run(tmp_path / "run")
+    assert run.model.config.rope_parameters["factor"] == 2.0
+    assert run.model.config.max_position_embeddings == 128
+    assert evaluate_tasks(run)["proof_pile"]["windows_96"] >= 1
+
+
+def test_only_plain_rotary_positions_can_be_stretched(tmp_path):
+    config = load_config(str(llama_folder(tmp_path / "llama")))
+    config.rope_parameters = {**config.rope_parameters, "rope_type": "yarn"}
+    with pytest.raises(ValueError, match="model has 'yarn' ones"):
+        stretched(config, 2.0)
+
+
+def test_the_sources_are_the_hubs_files_and_the_local_folders():
+    task = TASKS["proof_pile"]
+    assert list(task.train) == ["redpajama", "proof_pile"]
+    assert task.train["redpajama"].folder == "long_sequence/redpajama_arxiv"
+    assert len(task.train["redpajama"].hub.split()) == 11
+    assert task.test[""].hub.endswith("/proof-pile/resolve/main/test/proofpile_test.jsonl.gz")
+    assert task.protocols["perplexity"].lengths == (2048, 4096, 8192)
+    assert task.protocols["perplexity"].stride == 256
+
+
+DATA = Path(os.environ.get("LORADA_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.mark.skipif(not (DATA / "long_sequence").is_dir(), reason="no data: set LORADA_DATA")
+@pytest.mark.parametrize("name", ["redpajama", "proof_pile", "test"])
+def test_the_local_rows_are_documents_that_fill_windows(name):
+    task = TASKS["proof_pile"]
+    source = task.test[""] if name == "test" else task.train[name]
+    rows = [task.protocols["perplexity"].convert(row) for row in read_source(source, DATA)]
+    assert all(list(row) == ["text"] for row in rows)
+    assert sum(len(row["text"]) for row in rows) > 10 * 8192
+
+
+def test_files_of_the_hub_are_read_one_by_one(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(kind, data_files, split):
+        asked.append((kind, data_files, split))
+        return [{"text": f"of {data_files.rpartition('/')[2]}"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    source = TASKS["proof_pile"].train["redpajama"]
+    rows = read_source(source, None)
+    assert rows[0] == {"text": "of cc_2019-30_sample.jsonl"}
+    assert [address for _, address, _ in asked] == source.hub.split()

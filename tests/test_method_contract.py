@@ -1,0 +1,205 @@
+"""What every method promises: its size, its start, that it learns, and that it merges or says not.
+
+The sizes are worked out here, from the widths of the plain model and the numbers in the config.
+"""
+
+import re
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, ENCODER_DECODERS, inputs, logits
+from conftest import SIZES, VOCAB, assert_close
+from method_cases import CASES, labelled, placed, small
+from peft import AdaLoraConfig, LoraConfig, ShiraConfig
+from stacks import randomise
+from torch import nn
+
+from lorada import (
+    BottleneckConfig,
+    LamdaConfig,
+    LmamConfig,
+    OmoeConfig,
+    PrefixConfig,
+    QuantaConfig,
+    SoraConfig,
+    build_method,
+)
+
+D, FFN, HEADS = SIZES["hidden_size"], SIZES["intermediate_size"], SIZES["num_attention_heads"]
+LAYERS = SIZES["num_hidden_layers"]  # of each stack
+WHOLE = ("full", "owlore", "owlore_full")
+
+# Drawn at random with both matrices, or keys that take their share of attention, or a full-rank
+# map, which starts at PE alone.
+CHANGE_AT_ONCE = {"series", "parallel", "houlsby", "pfeiffer", "pa_attn_ffn", "fmam"}
+CHANGE_AT_ONCE |= {"prefix", "mam", "prefix_lora", "autopeft"}
+MERGE = {"lora", "dora", "quanta", "ist", "adalora", "sora", "shira", "lamda", "longlora"}
+
+every_case = pytest.mark.parametrize(("name", "model"), CASES, ids=lambda part: part)
+every_adapter = pytest.mark.parametrize(
+    ("name", "model"),
+    [case for case in CASES if case[0] not in (*WHOLE, "bitfit")],
+    ids=lambda part: part,
+)
+
+
+# Sizes.
+
+
+def widths(part, model: str) -> dict[str, tuple[int, int]]:
+    """Input and output width of every matrix that a part is on, all of the layers by default."""
+    pattern = part.target_modules or ".*"
+    if not isinstance(pattern, str):
+        pattern = rf".*\.({'|'.join(pattern)})"
+    found = {
+        name: (module.in_features, module.out_features)
+        for name, module in ARCHITECTURES[model]().named_modules()
+        if isinstance(module, nn.Linear) and re.search(r"\.\d+\.", name)
+        if re.fullmatch(pattern, name)
+    }
+    assert found
+    return found
+
+
+def lora(part, model: str) -> int:
+    extra = 1 if part.use_dora else 0
+    count = sum(part.r * (i + o) + extra * o for i, o in widths(part, model).values())
+    if part.modules_to_save:  # embeddings, two norms in each layer and one behind them
+        count += VOCAB * D + (2 * LAYERS + 1) * D
+    return count
+
+
+def lmam(part, model: str) -> int:
+    stacks = len(part.stacks or "ed") if model in ENCODER_DECODERS else 1
+    n = part.length
+    one = HEADS * n * n if part.ablation == "full_rank" else 2 * part.heads * n * part.rank
+    return stacks * LAYERS * one
+
+
+def bottleneck(part, model: str) -> int:
+    layers = LAYERS * (2 if model in ENCODER_DECODERS else 1)
+    attentions = LAYERS * (3 if model in ENCODER_DECODERS else 1)
+    r = part.rank
+    with_biases = 2 * D * r + r + D
+    return {
+        "series": layers * 2 * D * r,
+        "parallel": layers * (D + FFN + FFN + D) * r,
+        "ffn": layers * with_biases,
+        "pfeiffer": layers * with_biases,
+        "houlsby": 2 * layers * with_biases,
+        "pa_attn": attentions * (with_biases + 2 * D),
+    }[part.placement]
+
+
+def prefix(part, model: str) -> int:
+    keys = D // 2 if model == "llama" else D  # its heads share keys in pairs
+    sets = 3 if model in ENCODER_DECODERS else 1
+    blocks, hidden = sets * LAYERS, part.projection
+    if hidden is None:
+        return blocks * 2 * part.length * keys
+    return sets * (part.length * D + D * hidden + hidden) + blocks * 2 * keys * (hidden + 1)
+
+
+def lamda(part, model: str) -> int:
+    sizes = widths(part, model)
+    ranks = part.rank_pattern
+    assert ranks.keys() == sizes.keys()
+    assert set(ranks.values()) <= {part.rank // 2, part.rank, 2 * part.rank}
+    assert sum(ranks.values()) <= part.rank * len(sizes)
+    return sum(ranks[name] * (ranks[name] + out) for name, (_, out) in sizes.items())
+
+
+def omoe(part, model: str) -> int:
+    r = part.rank
+    return sum(part.experts * (r * (i + o) + o + i) for i, o in widths(part, model).values())
+
+
+# Part -> what it trains.
+SIZES_OF = {
+    LmamConfig: lmam,
+    LoraConfig: lora,
+    BottleneckConfig: bottleneck,
+    PrefixConfig: prefix,
+    # 32 = 4 * 2 * 2 * 2: three pairs of axes have (4 * 2)^2 numbers each, three (2 * 2)^2.
+    QuantaConfig: lambda part, model: 240 * len(widths(part, model)),
+    SoraConfig: lambda part, model: sum(
+        part.rank * (i + o + 1) for i, o in widths(part, model).values()
+    ),
+    AdaLoraConfig: lambda part, model: sum(
+        part.init_r * (i + o + 1) for i, o in widths(part, model).values()
+    ),
+    ShiraConfig: lambda part, model: sum(part.r * (i + o) for i, o in widths(part, model).values()),
+    LamdaConfig: lamda,
+    OmoeConfig: omoe,
+}
+# Seven biases of a width D in an encoder layer and twelve in a decoder layer, one of its FFN; then
+# norms, and the head of masked language models.
+BIASES = {
+    "roberta": LAYERS * (7 * D + FFN) + D + 2 * D + VOCAB,
+    "deberta_v2": LAYERS * (7 * D + FFN) + 2 * D + 2 * D + VOCAB,
+    "bart": LAYERS * (19 * D + 2 * FFN) + 2 * D,
+    "mbart": LAYERS * (19 * D + 2 * FFN) + 4 * D,
+}
+
+
+def expected_size(name: str, model: str, config) -> int:
+    plain = ARCHITECTURES[model]()
+    if name in WHOLE:
+        return sum(p.numel() for p in plain.parameters())
+    if name == "bitfit":
+        return BIASES[model]
+    parts = build_method(name, plain.config, **small(name, plain.config)).config.parts
+    if name == "lamda":
+        parts = config.parts  # the spectra decide its ranks
+    return sum(SIZES_OF[type(part)](part, model) for part in parts)
+
+
+@every_case
+def test_a_method_trains_as_many_parameters_as_its_formula_says(name, model):
+    adapted, plan = placed(name, model, inputs(model))
+    count = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert count == expected_size(name, model, plan.config)
+
+
+# What training starts from, and that it leads somewhere.
+
+
+@every_adapter
+def test_a_fresh_adapter_changes_nothing_unless_its_start_is_random(name, model):
+    batch = inputs(model)
+    adapted, _ = placed(name, model, batch)
+    expected, actual = logits(ARCHITECTURES[model](), **batch), logits(adapted, **batch)
+    if name in CHANGE_AT_ONCE:
+        assert (actual - expected).abs().max() > 1e-4
+    else:
+        assert_close(actual, expected)
+
+
+@every_case
+def test_the_loss_falls(name, model):
+    batch = labelled(model)
+    adapted, _ = placed(name, model, {key: batch[key] for key in batch if key != "labels"})
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], 2e-2)
+    losses = []
+    for _ in range(8):
+        loss = adapted(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert min(losses[-2:]) < 0.95 * losses[0]
+
+
+@every_adapter
+def test_a_method_merges_to_the_same_model_or_says_in_a_line_that_it_cannot(name, model):
+    batch = inputs(model)
+    adapted, _ = placed(name, model, batch)
+    randomise(adapted.double())  # of the weights' rounding, nothing is to be left
+    if name not in MERGE:
+        with pytest.raises(ValueError, match=r"^[^\n]*cannot be merged into the weights[^\n]*$"):
+            adapted.merge_and_unload()
+        return
+    changed = logits(adapted, **batch)
+    merged = adapted.merge_and_unload()
+    assert type(merged) is type(ARCHITECTURES[model]())
+    assert_close(logits(merged, **batch), changed)

@@ -1,0 +1,87 @@
+"""benchmarks/methods.py, as it is run, on tiny models and invented rows."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from folders import bert_folder, llama_folder
+from test_method_matrix import PLUGGED
+
+from lorada import METHODS
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "methods.py"
+
+
+def compressed(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with data in the layout that the benchmark reads, and two tiny models."""
+    place = tmp_path_factory.mktemp("bench")
+    asked = [{"instruction": f"is {n} even?", "output": "true"} for n in range(16)]
+    judged = [{"sentence": f"{n} stars", "label": int(n > 3)} for n in range(16)]
+    for split in ("train", "test"):
+        compressed(place / f"data/commonsense_llm_adapters/boolq/{split}.jsonl.gz", asked)
+    for split in ("train", "validation"):
+        compressed(place / f"data/glue/sst2/{split}.jsonl.gz", judged)
+    llama_folder(place / "llama", num_hidden_layers=1)
+    bert_folder(place / "bert")
+    return place
+
+
+def run(place, *arguments):
+    environment = {key: value for key, value in os.environ.items() if key != "LORADA_DATA"}
+    return subprocess.run(
+        [
+            sys.executable, SCRIPT, "--results", place / "methods.json", "--page",
+            place / "methods.md", "--decoder", place / "llama", "--encoder", place / "bert",
+            *arguments,
+        ],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+
+
+def test_each_method_is_a_row_and_what_is_done_is_not_repeated(place):
+    data = ("--data-dir", place / "data", "--steps", "2")
+    assert run(place, *data, "--methods", "ist,adalora").returncode == 0
+    rows = json.loads((place / "methods.json").read_text())["rows"]
+    assert rows["ist"]["error"].startswith("exit code")  # of one layer IST has nothing to choose
+    assert "IST" in rows["ist"]["error"]
+    row = rows["adalora"]
+    assert (row["model"], row["steps"], row["rates"]) == ("bert", 2, [1e-3])
+    assert row["trainable"] > 0
+    assert row["seconds_per_step"] > 0
+    assert row["peak_memory_bytes"] > 2**27
+    assert row["loss_after"] != row["loss_before"]
+    page = (place / "methods.md").read_text()
+    assert "[`adalora`](https://arxiv.org/abs/2303.10512) | bert | SST-2 |" in page
+    assert ") | failed: exit code 1" in page
+
+    rows["adalora"]["loss_after"] = 0.0
+    kept = {**json.loads((place / "methods.json").read_text()), "rows": rows}
+    (place / "methods.json").write_text(json.dumps(kept))
+    again = run(place, *data, "--methods", "adalora")
+    assert "| 0.0000 | yes |" in again.stdout
+
+
+def test_rows_must_be_named(place):
+    refused = run(place, "--methods", "lora")
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1].endswith("pass --data-dir DIR, or set LORADA_DATA")
+    refused = run(place, "--methods", "lora", "--data-dir", place)
+    assert refused.returncode == 2
+    assert "boolq/train.jsonl.gz" in refused.stderr.splitlines()[-1]
+
+
+def test_no_method_is_left_out(place):
+    refused = run(place, "--methods", "lorra")
+    names = refused.stderr.partition("is none of ")[2].strip().split(", ")
+    assert set(names) == {*METHODS, *(f"{name}+lmam" for name in PLUGGED)}

@@ -1,0 +1,129 @@
+"""Tables 2 and 3: the formulas against the printed numbers, and against what is counted."""
+
+import pytest
+import torch
+
+from lorada.run.architectures import named_config
+from lorada.run.map_memory import (
+    MIB,
+    PRINTED,
+    formula_bytes,
+    kept_bytes,
+    measured_bytes,
+    paper_bytes,
+)
+from lorada.run.operations import (
+    computed_parts,
+    measured_parts,
+    operations_table,
+    share_candidates,
+)
+
+HEADS = {"llama-7b": 32, "llama2-70b": 64}
+
+
+@pytest.fixture(scope="module")
+def table_2():
+    return operations_table(2)
+
+
+@pytest.fixture(scope="module")
+def table_3():
+    return operations_table(3)
+
+
+@pytest.mark.parametrize("case", PRINTED, ids=lambda case: "-".join(case))
+def test_the_formulas_give_the_printed_megabytes(case):
+    found = formula_bytes(HEADS[case[0]], full=case[1] == "FMAM")
+    training, inference = PRINTED[case]
+    decimals = len(training.partition(".")[2])
+    # 2.375 is printed as 2.38; Python would round to even.
+    assert f"{found['training'] / MIB + 1e-9:.{decimals}f}" == training
+    assert found["inference"] == int(inference) * MIB
+    h, n, r = HEADS[case[0]], 128, 2
+    assert found["training"] == (12 * h * n * n if case[1] == "FMAM" else 2 * h * n * (12 * r + n))
+
+
+def test_llama_7b_needs_exactly_what_the_paper_rounds():
+    assert formula_bytes(32, full=False)["training"] == 1.1875 * MIB
+    assert formula_bytes(64, full=False)["training"] == 2.375 * MIB
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["lmam", "fmam"])
+def test_weights_gradients_and_moments_in_the_papers_form_are_those_of_the_formulas(full):
+    expected, found = formula_bytes(32, full=full), paper_bytes(32, 128, full=full)
+    for part in ("weights", "gradients", "Adam", "inference"):
+        assert found[part] == expected[part]
+
+
+def test_activations_in_the_papers_form_are_a_whole_second_map():
+    h, n, r = 32, 128, 2
+    factors, mask = 4 * h * n * r, n * n
+    for tokens in (128, 512):
+        kept = paper_bytes(h, tokens, full=False)["activations"]
+        assert kept == 2 * h * tokens**2 + factors + mask
+        assert paper_bytes(h, tokens, full=True)["activations"] == 2 * h * tokens**2 + mask
+
+
+def test_activations_as_run_here_are_the_map_and_the_values_under_it():
+    h, n, r, width = 32, 128, 2, 128
+    found = measured_bytes(named_config("llama-7b"), full=False)
+    factors, mask, map_, values = 8 * h * n * r, n * n, 4 * h * n * n, 4 * h * n * width
+    assert found["activations"] == factors + mask + map_ + values
+    assert found["weights"] == found["gradients"] == 8 * h * n * r
+    assert found["inference"] == map_ + factors
+
+
+def test_memory_that_is_kept_twice_counts_once_and_parameters_do_not():
+    a = torch.ones(10, requires_grad=True)
+    b = torch.ones(10, requires_grad=True)
+    assert kept_bytes(lambda: (a * 1.0).exp(), [a]) == 40  # exp keeps its result
+    assert kept_bytes(lambda: a * b, [a, b]) == 0
+    assert kept_bytes(lambda: a * b, [a]) == 40
+    assert kept_bytes(lambda: a * a * a, [a]) == 40  # a·a, of 10 numbers
+
+
+@pytest.mark.parametrize("tokens", [128, 512])
+def test_the_flop_counter_agrees_with_the_formulas(tokens):
+    config = named_config("llama-7b")
+    assert measured_parts(config, tokens) == computed_parts(config, tokens)
+
+
+def test_table_2_counts_no_multiplication_for_a_merged_lora_or_a_map_that_is_added(table_2):
+    found = {row[0]: row[3:] for row in table_2["rows"]}
+    assert found["LoRA, merged: extra multiplications"] == [0, 0]
+    assert found["LoRA, merged: extra additions"] == [0, 0]
+    assert found["LMAM, map added to Attn: extra multiplications"] == [0, 0]
+    assert found["LMAM, map added to Attn: extra additions"] == [32 * 128**2] * 2
+    own = found["LMAM, as run here (own term on V): extra multiplications"]
+    assert own == [128**2 * 4096] * 2
+
+
+def test_no_count_at_512_tokens_is_the_printed_share_and_one_at_128_is(table_2):
+    shares = {what: computed for what, _, computed, _ in share_candidates()}
+    rounded = {what: f"{share:.2e}" for what, share in shares.items()}
+    assert [what for what, text in rounded.items() if text == "1.97e-05"] == [
+        "the model with its head, N = n = 128"
+    ]
+    # By hand: 32 layers of h n² over the multiplications of LLaMA-7B on 128 tokens.
+    by_hand = 32 * 32 * 128**2 / (
+        32 * (4 * 128 * 4096**2 + 2 * 128**2 * 4096 + 3 * 128 * 4096 * 11008) + 128 * 4096 * 32000
+    )  # fmt: skip
+    assert shares["the model with its head, N = n = 128"] == pytest.approx(by_hand)
+    assert "nearest is the share of Q, K, V projections and QKᵀ, N = 512" in table_2["notes"][0]
+    assert "the model with its head, N = n = 128" in table_2["notes"][1]
+
+
+def test_tables_have_a_value_in_every_column_and_are_the_same_each_time(table_2, table_3):
+    for number, table in ((2, table_2), (3, table_3)):
+        assert all(len(row) == len(table["columns"]) for row in table["rows"])
+        assert table["title"].startswith(f"Table {number}: ")
+    assert len(table_3["rows"]) == 4 * 6
+    again = operations_table(3)
+    assert again == table_3
+    assert operations_table(2) == table_2
+
+
+def test_another_table_is_refused():
+    with pytest.raises(ValueError, match="table 4 is not about what a map costs: 2 and 3 are"):
+        operations_table(4)

@@ -1,0 +1,132 @@
+"""Layers, lengths and stacks that cannot be: one line, and the model stays as it was."""
+
+import pytest
+from conftest import TINY
+from peft import AdaLoraConfig, IA3Config, LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import DebertaV2Config
+
+from lorada import (
+    BottleneckConfig,
+    LamdaConfig,
+    LmamConfig,
+    LoradaConfig,
+    OmoeConfig,
+    PrefixConfig,
+    QuantaConfig,
+    SoraConfig,
+    build_method,
+)
+
+QUERY = {"target_modules": ["q_proj"]}
+KINDS = {
+    "lmam": lambda **more: LmamConfig(rank=2, length=6, **more),
+    "bottleneck": lambda **more: BottleneckConfig(rank=2, **more),
+    "series": lambda **more: BottleneckConfig(rank=2, placement="series", **more),
+    "prefix": lambda **more: PrefixConfig(length=3, **more),
+    "quanta": lambda **more: QuantaConfig(**QUERY, **more),
+    "sora": lambda **more: SoraConfig(rank=2, **QUERY, **more),
+    "lamda": lambda **more: LamdaConfig(rank=2, **QUERY, **more),
+    "omoe": lambda **more: OmoeConfig(rank=2, **more),
+}
+THEIRS = {
+    "lora": lambda **more: LoraConfig(r=2, **QUERY, **more),
+    "adalora": lambda **more: AdaLoraConfig(init_r=2, target_r=1, total_step=9, **QUERY, **more),
+}
+
+
+def refused(message, make):
+    """Placing what ``make`` gives is one line that matches, and leaves the model as it was."""
+    base = TINY["llama"]()
+    before = list(base.state_dict())
+    with pytest.raises(ValueError, match=message) as error:
+        get_peft_model(base, make())
+    assert "\n" not in str(error.value)
+    assert list(base.state_dict()) == before
+    assert not any(isinstance(module, BaseTunerLayer) for module in base.modules())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_that_the_model_lacks_are_named(kind):
+    refused(r"layers_to_transform.*\[7\]", lambda: KINDS[kind](layers_to_transform=[7]))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *THEIRS])
+@pytest.mark.parametrize("where", ["part", "stack"])
+def test_layers_that_the_model_lacks_are_named_in_a_stack_with_what_it_has(kind, where):
+    make, layers = (KINDS | THEIRS)[kind], {"layers_to_transform": [7]}
+    of_part, of_stack = (layers, {}) if where == "part" else ({}, layers)
+    refused(
+        r"part 1 of 1 of the stack: .*layers_to_transform=\[7\] matched no module.*this model has",
+        lambda: LoradaConfig(parts=[make(**of_part)], **of_stack),
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_list_of_layers_is_no_way_to_say_all(kind):
+    refused(
+        r"layers_to_transform=\[\] names no layer: leave it out",
+        lambda: KINDS[kind](layers_to_transform=[]),
+    )
+
+
+@pytest.mark.parametrize("kind", THEIRS)
+def test_an_empty_list_of_layers_of_peft_is_refused_in_a_stack(kind):
+    refused(
+        r"part 2 of 2 of the stack: layers_to_transform=\[\] names no layer: leave it out",
+        lambda: LoradaConfig(parts=[KINDS["lmam"](), THEIRS[kind](layers_to_transform=[])]),
+    )
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["alone", "in a stack"])
+def test_a_prefix_as_long_as_the_context_is_refused(stacked):
+    context = TINY["llama"]().config.max_position_embeddings
+
+    def make(length):
+        config = PrefixConfig(length=length)
+        return LoradaConfig(parts=[config]) if stacked else config
+
+    refused(
+        f"length={context} of a prefix must be below the {context} tokens", lambda: make(context)
+    )
+    get_peft_model(TINY["llama"](), make(context - 1))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *THEIRS])
+def test_two_parts_of_a_kind_cannot_have_the_same_modules(kind):
+    make = (KINDS | THEIRS)[kind]
+    refused(
+        r"both target model\.layers\.0\.\S+: give them different target_modules",
+        lambda: LoradaConfig(parts=[make(), make()]),
+    )
+
+
+def saves(module, outside):
+    return IA3Config(target_modules=[outside], feedforward_modules=[], modules_to_save=[module])
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["in order", "turned"])
+@pytest.mark.parametrize(
+    ("part", "module", "inner", "outside"),
+    [
+        (KINDS["lmam"], "self_attn", "lmam", "up_proj"),
+        (lambda: LoraConfig(r=2, target_modules=["up_proj"]), "mlp", "up_proj", "k_proj"),
+    ],
+    ids=["lmam", "lora"],
+)
+def test_a_part_cannot_be_in_a_module_that_another_trains_whole(
+    part, module, inner, outside, turned
+):
+    parts = [part(), saves(module, outside)]
+    refused(
+        rf"modules_to_save trains model\.layers\.0\.{module} whole, where .* has {inner}: leave",
+        lambda: LoradaConfig(parts=parts[::-1] if turned else parts),
+    )
+
+
+@pytest.mark.parametrize("steps", [None, 0, -5])
+def test_adalora_needs_the_number_of_steps(steps):
+    parts = [{"peft_type": "ADALORA", "total_step": steps, **QUERY}]
+    refused("total_step.*supply a value > 0", lambda: LoradaConfig(parts=parts))
+    with pytest.raises(ValueError, match=r"total_step.*supply a value > 0"):
+        build_method("adalora", DebertaV2Config(), total_step=steps)

@@ -1,0 +1,220 @@
+"""The paper's tables: recipes of rows, runs that go on where they were, pages beside the paper."""
+
+import gzip
+import json
+import sys
+
+import pytest
+import yaml
+from folders import bert_folder
+
+from lorada import cli
+from lorada.report import tables as report
+from lorada.run import tables
+from lorada.run.params import parameters_of
+from lorada.run.result import read_result
+from lorada.run.tables import PaperTable, load_table, row_recipe
+
+TASKS = ("rte", "sst2")
+PUBLISHED = {
+    "columns": ["rte", "sst2", "avg"],
+    "rows": [
+        {"key": "lora", "label": "LoRA (0.5%)", "params": "0.5", "scores": [75.4, 94.2, 84.8],
+         "std": [0.2, 0.2, None]},
+        {"key": "full", "label": "Full", "params": "100%", "scores": [78.7, 94.6, 86.3]},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A table 5 on a tiny BERT, with rows of two tasks in a local folder."""
+    model = bert_folder(tmp_path / "bert")
+    for task in TASKS:
+        texts = {"rte": ("sentence1", "sentence2"), "sst2": ("sentence",)}[task]
+        for split in ("train", "validation"):
+            rows = [{**dict.fromkeys(texts, "ab" * (i % 4 + 1)), "label": i % 2} for i in range(12)]
+            path = tmp_path / "data" / "glue" / task / f"{split}.jsonl.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with gzip.open(path, "wt") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+    recipe = {
+        "table": 5, "title": "GLUE", "tasks": list(TASKS), "train": "each", "seeds": [1, 2],
+        "differs": ["A tiny model, rows that mean nothing."],
+        "paper": {"model": "roberta-base", "settings": {"max_length": 512}},
+        "local": {
+            "model": str(model),
+            "settings": {
+                "max_length": 32,
+                "training": {"max_steps": 2, "per_device_train_batch_size": 4, "report_to": []},
+            },
+            "by_task": {"rte": {"training": {"learning_rate": 3.0e-4}}},
+        },
+        "rows": [
+            {"key": "lora", "label": "LoRA (0.5%)", "method": "lora", "share": 2.0,
+             "match": "lora.r"},
+            {"key": "full", "label": "Full", "method": "full"},
+        ],
+    }  # fmt: skip
+    path = tmp_path / "table5.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    monkeypatch.setattr(tables, "tables", lambda: {"table5": path})
+    monkeypatch.setattr(report, "published", lambda number: PUBLISHED)
+    load_table.cache_clear()
+    monkeypatch.setenv("LORADA_DATA", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    load_table.cache_clear()
+
+
+def lorada(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["lorada", *words])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = stop.code or 0
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def test_a_table_runs_its_rows_and_prints_them_beside_the_paper(place, monkeypatch, capsys):
+    code, out, err = lorada(
+        monkeypatch, capsys, "table", "5", "--scale", "local", "--rows", "lora", "--seeds", "1,2"
+    )
+    assert code == 0, err
+    assert "75.4 ± 0.2" in out
+    folder = place / "docs/results/table5/local"
+    stored = sorted(str(path.relative_to(folder)) for path in folder.rglob("seed*.json"))
+    assert stored == [f"lora/{task}/seed{seed}.json" for task in TASKS for seed in (1, 2)]
+    page = (folder / "table.md").read_text()
+    assert "A tiny model, rows that mean nothing." in page
+    assert "| LoRA (0.5%) | paper | 0.5% | 75.4 ± 0.2 | 94.2 ± 0.2 | 84.8 | – |" in page
+    assert page.count("| ours |") == 1
+    assert "seeds 1, 2" in page
+    assert (folder / "table.tex").read_text().count(r"\\") == 3
+    recipe = json.loads((folder / "lora/rte/seed1.json").read_text())["recipe"]
+    assert recipe["data_dir"] is None
+    assert recipe["training"]["learning_rate"] == 3.0e-4
+
+
+def test_a_table_that_was_cut_off_runs_only_what_is_missing(place, monkeypatch, capsys):
+    words = ("table", "5", "--scale", "local", "--tasks", "rte", "--seeds", "1")
+    assert lorada(monkeypatch, capsys, *words, "--rows", "lora")[0] == 0
+    first = place / "docs/results/table5/local/lora/rte/seed1.json"
+    before = first.stat().st_mtime_ns
+    code, _, err = lorada(monkeypatch, capsys, *words)
+    assert code == 2
+    assert "is there already: use --resume" in err
+    code, _, err = lorada(monkeypatch, capsys, *words, "--resume")
+    assert code == 0, err
+    assert "full, rte, seed 1: training" in err
+    assert "lora, rte, seed 1: training" not in err
+    assert first.stat().st_mtime_ns == before
+
+
+def test_a_run_that_trained_but_was_not_scored_is_only_scored(place, monkeypatch, capsys):
+    words = ("table", "5", "--scale", "local", "--tasks", "rte", "--seeds", "1", "--rows", "lora")
+    assert lorada(monkeypatch, capsys, *words)[0] == 0
+    stored = place / "docs/results/table5/local/lora/rte/seed1.json"
+    kept = json.loads(stored.read_text())
+    stored.unlink()
+    run = place / "runs/table5-local/lora/rte/seed1"
+    result = read_result(run)
+    (run / "result.json").write_text(json.dumps({**result, "metrics": {}}))
+    code, _, err = lorada(monkeypatch, capsys, *words, "--resume")
+    assert code == 0, err
+    assert "training" not in err
+    assert json.loads(stored.read_text())["metrics"] == kept["metrics"]
+
+
+def test_a_result_of_another_recipe_is_not_taken_for_this_one(place, monkeypatch, capsys):
+    words = ("table", "5", "--scale", "local", "--tasks", "rte", "--seeds", "1", "--rows", "full")
+    assert lorada(monkeypatch, capsys, *words)[0] == 0
+    stored = place / "docs/results/table5/local/full/rte/seed1.json"
+    result = json.loads(stored.read_text())
+    result["recipe"]["max_length"] = 48
+    stored.write_text(json.dumps(result))
+    code, _, err = lorada(monkeypatch, capsys, *words, "--resume")
+    assert code == 2
+    assert "was made with max_length=48, not 32" in err
+    assert lorada(monkeypatch, capsys, *words, "--overwrite")[0] == 0
+    assert json.loads(stored.read_text())["recipe"]["max_length"] == 32
+
+
+def test_a_dry_run_counts_and_estimates_and_writes_nothing(place, monkeypatch, capsys):
+    code, out, err = lorada(
+        monkeypatch, capsys, "table", "5", "--scale", "local", "--dry-run", "--json"
+    )
+    assert code == 0, err
+    plan = json.loads(out)
+    assert len(plan) == 2 * 2 * 2
+    assert {entry["steps"] for entry in plan} == {2}
+    assert all(entry["tokens"] == 2 * 4 * 32 for entry in plan)
+    assert not any(entry["done"] for entry in plan)
+    assert not (place / "docs").exists()
+    assert not (place / "runs").exists()
+
+
+def test_the_matched_setting_is_the_integer_nearest_to_the_share(place):
+    table = load_table("table5")
+    row = table.rows[0]
+    recipe = row_recipe(table, row, "local", ["rte"], 1, place / "run")
+    rank = recipe.parts["lora"]["r"]
+    shares = {}
+    for near in (rank - 1, rank, rank + 1):
+        parts = {"lora": {"r": near}}
+        shares[near] = parameters_of(recipe.model_copy(update={"parts": parts}))["percent"]
+    assert min(shares, key=lambda r: abs(shares[r] - row.share)) == rank
+    assert recipe.parts["lora"]["lora_alpha"] == 2 * rank  # METHODS has r=16, α=32
+
+
+BAD = {
+    "no such table": (["1"], "no table1 of results in the paper: there are tables 2, 3, 5"),
+    "no such row": (["5", "--rows", "lroa"], "unknown row of table5 'lroa'; did you mean lora?"),
+    "a task of another table": (["5", "--tasks", "piqa"], "unknown task of table5 'piqa'"),
+    "seeds that are no numbers": (["5", "--seeds", "a"], "--seeds a must be whole numbers"),
+    "no such scale": (["5", "--scale", "huge"], "--scale huge is not one of paper, local"),
+    "both": (["5", "--resume", "--overwrite"], "exclude each other"),
+    "no data": (["5", "--data-dir", "nowhere"], "no data folder at nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_mistake_is_one_line(case, place, monkeypatch, capsys):
+    words, message = BAD[case]
+    code, _, err = lorada(monkeypatch, capsys, "table", *words)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_row_of_a_method_finds_all_rows_of_it(place):
+    table = load_table("table5")
+    assert [row.key for row in table.rows_named(["full", "lora"])] == ["full", "lora"]
+    twice = table.model_copy(
+        update={"rows": [*table.rows, table.rows[0].model_copy(update={"key": "lora_0.1"})]}
+    )
+    assert isinstance(twice, PaperTable)
+    assert [row.key for row in twice.rows_named(["lora_0.1"])] == ["lora_0.1"]
+
+
+def test_a_page_has_means_spreads_and_every_seed():
+    results = [
+        {"metrics": {"rte": {"n": 9, "accuracy": value}}, "parameters": {"percent": 0.5},
+         "wall_time_s": 60.0}
+        for value in (70.0, 80.0)
+    ]  # fmt: skip
+    line = report.measured_line("LoRA_1", results, {"rte": ("rte", None)})
+    page = report.Page("T", ["rte"], [line], ["a note"], ["rte"])
+    assert "| LoRA_1 | ours | 0.500% | 75.0 ± 7.1 | 75.0 | 2.0 |" in report.markdown(page)
+    assert "rte,75.0,7.07106781" in report.comma_separated(page)
+    assert "70.0000 80.0000" in report.comma_separated(page)
+    assert r"LoRA\_1 & ours & 0.500\% & 75.0 $\pm$ 7.1" in report.latex(page)
+
+
+def test_a_mean_is_left_out_where_a_column_is_missing():
+    line = report.Line("a", "paper", "1%", {"x": [1.0]})
+    page = report.Page("T", ["x", "y"], [line], [], ["x", "y"])
+    assert report.mean_of(page, line) is None
+    assert "| a | paper | 1% | 1.0 | – | – | – |" in report.markdown(page)

@@ -1,0 +1,123 @@
+"""docs/tasks.md says what TASKS has.
+
+``LORADA_WRITE_DOCS=1 pytest tests/test_tasks_page.py`` writes it anew.
+"""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from lorada.tasks import TASKS, Task
+from lorada.tasks.task import Protocol, Source
+
+PAGE = Path(__file__).parents[1] / "docs" / "tasks.md"
+HEADER = """\
+# Tasks
+
+What `lorada train --task NAME` can be given. `lorada tasks` lists the names; `protocol=NAME` says
+how the model is asked (by default the first that suits its kind) and `train_on=NAME` what it learns
+from (by default the first). This page is written by `tests/test_tasks_page.py`.
+
+Rows come from the hub, or with `--data-dir DIR` (or `LORADA_DATA`) from `DIR/folder/split.jsonl.gz`
+with the same fields. Metrics are in percent unless they say otherwise, the main one first.
+"""
+# What is not in TASKS: conventions that decide whether numbers can be compared.
+NOTES = {
+    "commonsense": """\
+- `generate` is LLM-Adapters' protocol: its prompt, indented as there and with other white space in
+  training than in evaluation, loss on prompt and answer (`loss_on=response` for the answer alone),
+  four beams. The first option named, in lower case, is the answer; `unparsable` is the share of
+  outputs that name none, which count as wrong. `generate_clean` is the same without the odd white
+  space.
+- `likelihood` is QuanTA's: the question on one line, then `Answer:`, and for every option of its
+  `Answer format:` the sentence " the correct answer is …."; the mean log-probability of the
+  sentence's tokens decides, in training and in evaluation. An option is always chosen, so
+  `unparsable` is 0 by construction.
+- Scores by the two protocols do not compare, and published tables mix them.
+- Rows of the hub are put in LLM-Adapters' words. Its BoolQ has no passages. Test rows are the hub's
+  validation split, but for ARC and OpenBookQA. LLM-Adapters trains WinoGrande on all sizes one
+  after another; on the hub `own` is the largest.
+- `commonsense_170k` are the training rows of all eight tasks, from LLM-Adapters' repository; in a
+  local folder `commonsense_mix` stands for it.""",
+    "arithmetic": """\
+- `generate` is LLM-Adapters' protocol, as above with 256 new tokens. `quanta` is QuanTA's: the
+  rationale on one line behind `Answer:`, loss on it alone, greedy, up to a newline. Here the end
+  token follows the newline in training.
+- `exact`: the last number (commas left out) is within 1e-3 of the right one; of AQuA, the first
+  capital A–E is the right one, even in a word. `unparsable`: no number or letter.
+- `quanta_one_sided` is what QuanTA's evaluation code counts: **any number that is not smaller than
+  the right one, and any output without a number, is taken as correct**. It is there to compare with
+  numbers made that way, and says little about a model. For AQuA it is `exact`, with ten letters.
+- All rows come from LLM-Adapters' repository, for the hub has no MAWPS in this form. Locally
+  `math10k_rebuilt` has the make-up of MATH10K; on the hub both names are MATH10K itself, which has
+  some problems of the MAWPS test set.
+- The `output` of test rows is what ChatGPT once answered; it is never used.""",
+    "GLUE": """\
+- All of the validation split is scored. The paper says accuracy throughout; its CoLA and STS-B
+  numbers are Matthews' and Pearson's correlations.""",
+}
+
+
+def source(name: str, one: Source) -> str:
+    files = [address.split("/main/")[-1] for address in one.hub.split() if "://" in address]
+    split = "" if files else f", split {one.hub_split or one.split}"
+    hub = " ".join([*(files or [one.hub]), one.config or ""]).strip()
+    where = f"`{one.folder}/{one.split}` ({f'hub: {hub}{split}' if hub else 'local only'})"
+    return f"{name}: {where}" if name else where
+
+
+def tasks(group: dict[str, Task]) -> Iterator[str]:
+    yield "| task | what | learns from | is scored on |"
+    yield "|---|---|---|---|"
+    for name, task in group.items():
+        train, test = (
+            "<br>".join(source(key, one) for key, one in sources.items()) or "your own file"
+            for sources in (task.train, task.test)
+        )
+        yield f"| {name} | {task.summary} | {train} | {test} |"
+
+
+def score_of(protocol: Protocol) -> str:
+    """The first sentence of its scoring function's documentation."""
+    function = protocol.score
+    while isinstance(function, partial):
+        function = function.func
+    return (function.__doc__ or function.__name__).strip().split("\n\n")[0].replace("``", "`")
+
+
+def protocols(group: dict[str, Task]) -> Iterator[str]:
+    yield "| protocol | tasks | rows | models | loss on | generation | score |"
+    yield "|---|---|---|---|---|---|---|"
+    found: dict[tuple[str, ...], list[str]] = {}
+    for task, name, p in ((t, n, p) for t in group for n, p in group[t].protocols.items()):
+        settings = ", ".join(f"{key}={value!r}" for key, value in p.generation.items())
+        kinds = ", ".join(p.kinds).replace("_", "–")
+        key = (name, p.form, kinds, p.loss_on, settings.replace("|", "\\|"), score_of(p))
+        found.setdefault(key, []).append(task)
+    for (name, *rest), names in found.items():
+        which = "all" if len(names) == len(group) else ", ".join(names)
+        yield f"| {name} | {which} | " + " | ".join(cell or "—" for cell in rest) + " |"
+
+
+def page() -> str:
+    """docs/tasks.md."""
+    groups: dict[str, dict[str, Task]] = {}
+    for name, task in TASKS.items():
+        groups.setdefault(task.benchmark, {})[name] = task
+    parts = [HEADER]
+    for benchmark, group in groups.items():
+        notes = f"\n{NOTES[benchmark]}\n" if benchmark in NOTES else ""
+        tables = "\n".join([*tasks(group), "", *protocols(group)])
+        parts.append(f"## {benchmark[0].upper()}{benchmark[1:]}\n\n{tables}\n{notes}")
+    return "\n".join(parts)
+
+
+def test_the_page_says_what_tasks_there_are():
+    if os.environ.get("LORADA_WRITE_DOCS"):
+        PAGE.write_text(page(), encoding="utf-8")
+    assert PAGE.read_text(encoding="utf-8") == page()
+
+
+def test_notes_are_of_benchmarks_that_there_are():
+    assert NOTES.keys() <= {task.benchmark for task in TASKS.values()}
