@@ -59,14 +59,15 @@ def llama_folder(path: Path, **changes) -> Path:
     return path
 
 
-def bert_folder(path: Path) -> Path:
+def bert_folder(path: Path, **changes) -> Path:
     """A tiny BERT with its tokenizer, as a local folder."""
     tokenizer = byte_tokenizer()
     set_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=64, pad_token_id=0,
-    )  # fmt: skip
+    sizes = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 64,
+    }  # fmt: skip
+    config = BertConfig(vocab_size=len(tokenizer), pad_token_id=0, **{**sizes, **changes})
     BertForSequenceClassification(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
@@ -79,12 +80,13 @@ BART_SIZES = {
 }  # fmt: skip
 
 
-def bart_folder(path: Path, **changes) -> Path:
-    """A tiny BART with its tokenizer, which ends every text as BART's does, as a local folder."""
+def bart_folder(path: Path, *, ends: bool = False, **changes) -> Path:
+    """A tiny BART with its tokenizer, which may end every text as BART's head needs it."""
     tokenizer = byte_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A <e>", special_tokens=[("<e>", 2)]
-    )
+    if ends:
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A <e>", special_tokens=[("<e>", 2)]
+        )
     set_seed(0)
     config = BartConfig(
         vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=2,

@@ -50,7 +50,7 @@ def tiny_smollm2(tmp_path, monkeypatch):
     """The commands of the README with tiny models under the names of the packaged ones."""
     folders = {
         "smollm2-135m": llama_folder(tmp_path / "model"),
-        "minilm-l6": bert_folder(tmp_path / "bert"),
+        "minilm-l6": bert_folder(tmp_path / "bert", hidden_size=48, num_attention_heads=12),
     }
     monkeypatch.setattr(models, "_packaged_folder", folders.get)
     rows = [{"sentence1": "ab" * (i % 3 + 1), "sentence2": "a", "label": i % 2} for i in range(16)]

@@ -17,9 +17,9 @@ from folders import (
     rows_file,
     writing_folder,
 )
+from method_cases import defined, small
 from peft import AutoPeftModelForSeq2SeqLM, PeftModel
 from safetensors.torch import load_file
-from test_method_matrix import defined, small
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
