@@ -1,6 +1,7 @@
 """What all tests share: no network, seeds, tolerances, and tiny models built from configs."""
 
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -133,3 +134,22 @@ def lab(tmp_path_factory):
     lab = Lab(tmp_path_factory.mktemp("lab"))
     yield lab
     lab.close()
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a command as the console script does; returns exit code, stdout and stderr."""
+    from lorada import cli  # after the hook that checks shapes
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["lorada", *map(str, words)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 from folders import bert_folder, llama_folder, rows_file
 from safetensors.torch import load_file, save_file
 
-from lorada import METHODS, cli
+from lorada import METHODS
 
 TINY = [
     "training.per_device_train_batch_size=4", "training.report_to=[]", "max_steps=2",
@@ -24,23 +23,6 @@ def place(tmp_path_factory):
     bert_folder(place / "bert")
     rows_file(place / "rows.jsonl")
     return place
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, place):
-    """Run a command as the console script does; returns exit code, stdout and stderr."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["lorada", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def train_words(place, run, *more, method="lorada_la", model="llama"):

@@ -20,7 +20,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from lorada import LoradaConfig, cli
+from lorada import LoradaConfig
 from lorada.run.loaded import load_run
 from lorada.run.recipe import load_recipe
 from lorada.run.train import train
@@ -54,23 +54,6 @@ def train_run(place, output, method, *more, model="llama", rows="rows.jsonl", **
 def finished(place):
     """A run with a map, a LoRA and a bottleneck; copy it before changing it."""
     return train_run(place, place / "run", "lorada_la")
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run a command as the console script does; returns exit code, stdout and stderr."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["lorada", *map(str, words)])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return (code, *capsys.readouterr())
-
-    return run
 
 
 def inputs():

@@ -3,13 +3,11 @@
 import json
 import re
 import shlex
-import sys
 
 import pytest
 from crashes import SETTINGS, number, same_files
 from folders import bert_folder, llama_folder, rows_file
 
-from lorada import cli
 from lorada.procedures.autopeft import Space
 from lorada.run.recipe import Recipe
 from lorada.run.result import read_result
@@ -26,23 +24,6 @@ def place(tmp_path_factory):
     llama_folder(place / "llama")
     rows_file(place / "rows.jsonl", LABELS)
     return place
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, place):
-    """Run a command as the console script does; returns exit code, stdout and stderr."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["lorada", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def words(place, output, *more, model="bert", trials=3):

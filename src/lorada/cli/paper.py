@@ -99,12 +99,12 @@ def run_jobs(
     stored = [job.stored for job in found if job.stored.is_file()]
     if stored and not (resume or overwrite):
         raise ValueError(f"{stored[0]} is there already: use --resume, --overwrite or --results")
-    todo = [job for job in found if overwrite or done(job) is None]
+    known = [None if overwrite else done(job) for job in found]
+    todo = [job for job, result in zip(found, known, strict=True) if result is None]
     for job in todo:
         estimate(job, scale)  # a row that cannot be built is known before any is trained
     complete = []
-    for job in found:
-        result = None if overwrite else done(job)
+    for job, result in zip(found, known, strict=True):
         if result is None:
             _say(f"{todo.index(job) + 1} of {len(todo)}")
             result = carry_out(job, overwrite=overwrite, report=_say)

@@ -1,7 +1,7 @@
 """``lorada evaluate``: a finished run on held-out rows, or on the test rows of its tasks."""
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -74,14 +74,9 @@ def has_tasks(run: Run) -> bool:
 
 
 def _kept(run: Run, sets: dict[str, Rows], *, base: bool) -> dict[str, dict[str, Any]]:
-    if base and not isinstance(run.model, PeftModel):
-        raise ValueError(
-            "this run trained the base model itself: there is no adapter to switch off"
-        )
     found = {}
     for name, rows in sets.items():
-        switched_off = run.model.disable_adapter() if base else nullcontext()
-        with switched_off, torch.no_grad():
+        with scoring(run, base=base):
             scores = score(run, rows)
         found[name] = {"n": len(rows.rows), **scores, "sha256": rows.fingerprint}
         result = read_result(run.folder)
@@ -91,6 +86,21 @@ def _kept(run: Run, sets: dict[str, Rows], *, base: bool) -> dict[str, dict[str,
         with saving(run.folder / RESULT_FILE, "Free space, then run the command again"):
             write_result(run.folder, result)
     return found
+
+
+@contextmanager
+def scoring(run: Run, *, base: bool) -> Iterator[None]:
+    """Without gradients, and with the adapter switched off if the base is to be scored.
+
+    Raises:
+        ValueError: if there is no adapter to switch off.
+    """
+    if base and not isinstance(run.model, PeftModel):
+        raise ValueError(
+            "this run trained the base model itself: there is no adapter to switch off"
+        )
+    with run.model.disable_adapter() if base else nullcontext(), torch.no_grad():
+        yield
 
 
 def score(run: Run, rows: Rows) -> Metrics:

@@ -9,8 +9,10 @@ import json
 import logging
 import re
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -121,14 +123,20 @@ def same_recipe(before: Recipe, now: Recipe) -> None:
     Raises:
         ValueError: for the first setting that differs.
     """
+    for key, old, value in differences(before, now):
+        raise ValueError(
+            f"the run to resume had {key}={old!r}, not {value!r}: leave it as it was, "
+            "or start again with --overwrite"
+        )
+
+
+def differences(before: Recipe, now: Recipe) -> Iterator[tuple[str, Any, Any]]:
+    """The settings in which two recipes differ that say what a run is, with both values."""
+    old = before.model_dump()
     for key, value in now.model_dump().items():
-        old = before.model_dump()[key]
         # Whether foreign code may run is asked anew each time; rows have a fingerprint of theirs.
-        if old != value and key not in ("output", "trust_remote_code", "data_dir"):
-            raise ValueError(
-                f"the run to resume had {key}={old!r}, not {value!r}: leave it as it was, "
-                "or start again with --overwrite"
-            )
+        if old[key] != value and key not in ("output", "trust_remote_code", "data_dir"):
+            yield key, old[key], value
 
 
 def checkpoints(run: Path) -> list[tuple[int, Path]]:

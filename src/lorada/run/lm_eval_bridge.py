@@ -6,15 +6,12 @@ model is the run's, adapter and all. `lorada run lm_eval …` does the same from
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
-import torch
-from peft import PeftModel
-
 from lorada.errors import needing, saving, unknown
-from lorada.run.evaluate import looks_back
+from lorada.run.evaluate import looks_back, scoring
 from lorada.run.loaded import Run
 from lorada.run.result import RESULT_FILE, read_result, write_result
 from lorada.tasks.rows import HEADED
@@ -46,24 +43,18 @@ def evaluate_lm_eval(
         from lm_eval.models.huggingface import HFLM
     if run.form in HEADED:
         raise ValueError(f"{run.folder} answers with a head, and lm-eval asks for texts")
-    if base and not isinstance(run.model, PeftModel):
-        raise ValueError(
-            "this run trained the base model itself: there is no adapter to switch off"
-        )
-    with _only_errors():
+    with scoring(run, base=base), _only_errors():
         manager = _checked(names)
         # lm-eval pads batches at the end without a mask, which a map at the end would count.
         size = 1 if looks_back(run) else run.recipe.eval_batch_size
-        switched_off = run.model.disable_adapter() if base else nullcontext()
-        with switched_off, torch.no_grad():
-            found = simple_evaluate(
-                HFLM(pretrained=run.model, tokenizer=run.tokenizer, batch_size=size),
-                tasks=names,
-                task_manager=manager,
-                limit=limit,
-                bootstrap_iters=1000,
-                log_samples=False,
-            )
+        found = simple_evaluate(
+            HFLM(pretrained=run.model, tokenizer=run.tokenizer, batch_size=size),
+            tasks=names,
+            task_manager=manager,
+            limit=limit,
+            bootstrap_iters=1000,
+            log_samples=False,
+        )
     metrics = {f"{PREFIX}{task}": _metrics(found, task) for task in found["results"]}
     result = read_result(run.folder)
     for name, scores in metrics.items():

@@ -12,13 +12,12 @@ from typing import Any
 
 from lorada.files import write_whole
 from lorada.run.evaluate import evaluate_tasks
-from lorada.run.folder import holds_run
+from lorada.run.folder import differences, holds_run
 from lorada.run.loaded import load_run
 from lorada.run.models import kind_of, load_config
-from lorada.run.params import parameters_of
 from lorada.run.recipe import Recipe
 from lorada.run.result import RESULT_FILE, read_result
-from lorada.run.tables import PaperTable, Scale, TableRow, row_recipe
+from lorada.run.tables import PaperTable, Scale, TableRow, counts_of, row_recipe
 from lorada.run.train import train
 
 # Where the weights of the paper's models are.
@@ -33,8 +32,6 @@ HUB = {
     "llama2-70b": "meta-llama/Llama-2-70b-hf",
     "llama3-8b": "meta-llama/Meta-Llama-3-8B",
 }
-# Fields that say where a run is, not what it is.
-PLACES = ("output", "data_dir", "trust_remote_code")
 
 
 @dataclass(frozen=True)
@@ -96,13 +93,11 @@ def done(job: Job) -> dict[str, Any] | None:
         before = Recipe(**result["recipe"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{job.stored} is not the result of a run: delete it") from error
-    for key, value in _with_weights(job.recipe).model_dump().items():
-        old = before.model_dump()[key]
-        if old != value and key not in PLACES:
-            raise ValueError(
-                f"{job.stored} was made with {key}={old!r}, not {value!r}: choose another "
-                "--results, or --overwrite"
-            )
+    for key, old, value in differences(before, _with_weights(job.recipe)):
+        raise ValueError(
+            f"{job.stored} was made with {key}={old!r}, not {value!r}: choose another "
+            "--results, or --overwrite"
+        )
     return result
 
 
@@ -164,7 +159,7 @@ BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 def estimate(job: Job, scale: Scale) -> Estimate:
     """Parameters, steps, time and memory of a run; the time is a rough one."""
-    counts, training = parameters_of(job.recipe), job.recipe.training
+    counts, training = counts_of(job.recipe), job.recipe.training
     config = load_config(job.recipe.model)
     # An encoder looks its embeddings up; a decoder multiplies by them at its end.
     looked_up = config.vocab_size * config.hidden_size if kind_of(config) == "encoder" else 0

@@ -209,19 +209,19 @@ def _matched(recipe: Recipe, settings: Settings, key: str, share: float) -> Reci
         merge(changed, {section: {name: value, **_alpha(recipe, section, name, value)}})
         return load_recipe(None, [], changed)
 
-    one, two = (_percent(at(value)) for value in (1, 2))
+    one, two = (counts_of(at(value))["percent"] for value in (1, 2))
     return at(max(1, round(1 + (share - one) / (two - one))))
 
 
 @cache
-def _percent_of(text: str) -> float:
-    return float(parameters_of(Recipe.model_validate_json(text))["percent"])
+def _counts_of(text: str) -> dict[str, Any]:
+    return parameters_of(Recipe.model_validate_json(text))
 
 
-def _percent(recipe: Recipe) -> float:
-    """The share of a recipe's parameters; counted once for all of its tasks and seeds."""
-    same = {"task": "-", "output": "-", "training": {}}
-    return _percent_of(recipe.model_copy(update=same).model_dump_json())
+def counts_of(recipe: Recipe) -> dict[str, Any]:
+    """What ``parameters_of`` says of a recipe; counted once for all of its tasks and seeds."""
+    same: Settings = {"task": "-", "output": "-", "data_dir": None, "training": {}}
+    return _counts_of(recipe.model_copy(update=same).model_dump_json())
 
 
 def _alpha(recipe: Recipe, section: str, name: str, value: int) -> Settings:
