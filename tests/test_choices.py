@@ -1,7 +1,5 @@
 """Choosing by likelihood: scores by hand, the shared cache beside whole sequences, training."""
 
-from itertools import chain
-
 import pytest
 import torch
 from conftest import assert_close
@@ -11,7 +9,15 @@ from stacks import randomise
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
-from lorada.run.choices import cached_scores, choice_loss, mean_log_likelihoods, sequence_scores
+from lorada.procedures.longlora import ShiftedAttention
+from lorada.run.choices import (
+    cached_scores,
+    choice_loss,
+    looks_back,
+    mean_log_likelihoods,
+    sequence_scores,
+    shares_prompts,
+)
 from lorada.run.encoding import ChoiceCollator
 from lorada.run.evaluate import evaluate
 from lorada.run.loaded import load_run
@@ -61,13 +67,46 @@ def test_the_loss_is_the_cross_entropy_of_the_scores_of_each_row():
     assert_close(choice_loss(scores, groups, answers), (first + second) / 2)
 
 
-@torch.no_grad()
-def test_a_shared_cache_gives_the_scores_of_whole_sequences(model):
-    whole = sequence_scores(model, ChoiceCollator(TOKENIZER)(FEATURES))
-    prompts, candidates = [f["prompt"] for f in FEATURES], [f["candidates"] for f in FEATURES]
-    shared = cached_scores(model, prompts, candidates, TOKENIZER.pad_token_id)
-    assert [len(row) for row in shared] == [2, 3, 2]
-    assert_close(torch.tensor(list(chain(*shared))), whole)
+def gradients(score, model, batch):
+    """Scores, and the gradients of their loss on everything that may train."""
+    model.zero_grad()
+    scores = score(model, batch)
+    choice_loss(scores, batch["groups"], batch["answers"]).backward()
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return scores.detach(), found
+
+
+def test_a_shared_cache_gives_the_scores_and_gradients_of_whole_sequences(model):
+    batch = ChoiceCollator(TOKENIZER)(FEATURES)
+    whole, expected = gradients(sequence_scores, model, batch)
+    shared, found = gradients(cached_scores, model, batch)
+    assert_close(shared, whole)
+    assert found.keys() == expected.keys()
+    assert any(g.abs().max() > 0 for g in found.values())
+    for name, gradient in expected.items():
+        assert_close(found[name], gradient)
+
+
+def test_a_map_on_the_end_needs_whole_sequences(tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(llama_folder(tmp_path / "llama"))
+    assert shares_prompts(base)
+    base.gradient_checkpointing_enable()
+    assert not shares_prompts(base)
+    base.gradient_checkpointing_disable()
+    parts = [LmamConfig(rank=2, length=40, align="end")]
+    adapted = get_peft_model(base, LoradaConfig(parts=parts))
+    assert looks_back(adapted)
+    assert not shares_prompts(adapted)
+    assert not shares_prompts(torch.nn.DataParallel(base))
+
+
+def test_longlora_trains_on_whole_sequences(tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(llama_folder(tmp_path / "llama"))
+    sparse = ShiftedAttention()
+    sparse.on_train_begin(None, None, None, model=base)
+    assert not shares_prompts(base)
+    sparse.on_train_end(None, None, None, model=base)
+    assert shares_prompts(base)
 
 
 @torch.no_grad()
@@ -86,8 +125,8 @@ def test_candidates_of_one_token_need_no_second_pass(model):
         {"prompt": p, "candidates": c, "answer": 0}
         for p, c in zip(prompts, candidates, strict=True)
     ]
-    whole = sequence_scores(model, ChoiceCollator(TOKENIZER)(features))
-    assert_close(torch.tensor(list(chain(*cached_scores(model, prompts, candidates, 0)))), whole)
+    batch = ChoiceCollator(TOKENIZER)(features)
+    assert_close(cached_scores(model, batch), sequence_scores(model, batch))
 
 
 @pytest.mark.parametrize("method", ["lora", "lorada_la", "ist", "shira"])

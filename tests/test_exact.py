@@ -5,6 +5,7 @@ continued greedily, so that a cell that decodes has the same tokens to compare.
 """
 
 import functools
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,13 @@ import torch
 from conftest import TINY, assert_close
 from peft import PeftModel, get_peft_model
 from torch import Tensor
-from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, StaticCache
+from transformers import (
+    ContinuousBatchingConfig,
+    DynamicCache,
+    GenerationConfig,
+    MistralForCausalLM,
+    StaticCache,
+)
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
 from lorada.attention import Observation, observe
@@ -298,6 +305,20 @@ def test_every_form_of_a_batch_gives_the_numbers_of_the_plain_run(name, cell, va
             assert_close(logits, plain[-NEW - 1 : -1])
         else:
             assert_close(logits, plain[-len(logits) :])
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_tokens_are_counted_behind_a_window_by_either_name_of_the_cache(name):
+    if name not in inspect.signature(MistralForCausalLM.forward).parameters:
+        name = "past_key_values"  # an older transformers has no other
+    model = adapted("mistral", "map")
+    store = DynamicCache(config=model.config)
+    steps, at = [], 5  # positions from 5 on are no count of tokens
+    for ids in PROMPTS[3].split([4, 1, 1, 6]):
+        positions = torch.arange(at, at := at + len(ids))[None]
+        steps.append(forward(model, input_ids=ids[None], position_ids=positions,
+                             use_cache=True, **{name: store}))  # fmt: skip
+    assert_close(torch.cat(steps, 1)[0], alone(model, PROMPTS[3]))
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])

@@ -7,7 +7,6 @@ Source: the classification objective of QuanTA (Chen et al., 2024) for commonsen
 """
 
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Trainer
 
+from lorada.attention import SHIFTED
 from lorada.tasks.encode import IGNORED
+from lorada.tuners import LmamConfig
 
 
 def mean_log_likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
@@ -76,6 +77,85 @@ def _inner(model: Any) -> nn.Module:
     return inner
 
 
+def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The same as ``sequence_scores``, with every prompt read once and its cache shared.
+
+    Not for a model in which a token changes what was read before it: see ``shares_prompts``.
+
+    Args:
+        model: the language model.
+        batch: as there, and ``groups`` (B,), how many candidates each row has.
+    """
+    prompts, candidates = _apart(batch)
+    mask, real = prompts[1], candidates[1]
+    device, length = mask.device, real.shape[1]
+    takes = inspect.signature(_inner(model).forward).parameters
+    last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+    placed = "position_ids" in takes
+    held = "cache" if "cache" in takes else "past_key_values"  # as transformers called it
+
+    where = (mask.cumsum(-1) - 1).clamp(min=0)
+    first = {"position_ids": where} if placed else {}
+    output = model(input_ids=prompts[0], attention_mask=mask, use_cache=True, **last, **first)
+    of = torch.arange(len(mask), device=device).repeat_interleave(batch["groups"].to(device))
+    logits = output.logits[of, -1:]
+    if length > 1:
+        cache = output[held]
+        cache.batch_select_indices(of)
+        steps = torch.arange(length, device=device)[None]
+        second = {"position_ids": where[of, -1:] + 1 + steps} if placed else {}
+        rest = model(
+            input_ids=candidates[0],
+            attention_mask=torch.cat([mask[of], real], -1),
+            use_cache=True,
+            **{held: cache},
+            **second,
+        )
+        logits = torch.cat([logits, rest.logits[:, :-1]], 1)
+    labels = candidates[0].masked_fill(real == 0, IGNORED)
+    # ``mean_log_likelihoods`` takes the logits one place before the token they predict.
+    shifted = torch.cat([torch.full_like(labels[:, :1], IGNORED), labels], -1)
+    return mean_log_likelihoods(F.pad(logits, (0, 0, 0, 1)), shifted)
+
+
+def _apart(batch: dict[str, Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Ids and mask of the prompts (B, P), padded left, and of the candidates (C, L), right."""
+    ids, scored = batch["input_ids"], batch["labels"] != IGNORED
+    lengths = scored.sum(-1)
+    slots = torch.arange(int(lengths.max()), device=ids.device)
+    real = slots < lengths[:, None]
+    places = (ids.shape[1] - lengths[:, None] + slots).clamp(max=ids.shape[1] - 1)
+    candidates = ids.gather(1, places).masked_fill(~real, 0), real.long()
+
+    groups = batch["groups"].to(ids.device)
+    one = groups.cumsum(0) - groups  # a row's first candidate stands behind its prompt
+    prompted = batch["attention_mask"][one].bool() & ~scored[one]
+    counts = prompted.sum(-1)
+    slots = torch.arange(int(counts.max()), device=ids.device).flip(0)
+    real = slots < counts[:, None]
+    places = (ids.shape[1] - lengths[one][:, None] - 1 - slots).clamp(min=0)
+    return (ids[one].gather(1, places).masked_fill(~real, 0), real.long()), candidates
+
+
+def looks_back(model: nn.Module) -> bool:
+    """Whether a map changes rows once more tokens follow, so that no cache can be shared."""
+    configs = getattr(model, "peft_config", {}).values()
+    parts = [part for config in configs for part in getattr(config, "parts", [config])]
+    return any(isinstance(part, LmamConfig) and part.align == "end" for part in parts)
+
+
+def shares_prompts(model: nn.Module) -> bool:
+    """Whether a model may train by ``cached_scores``, which reads fewer tokens.
+
+    Gradient checkpointing keeps no cache, LongLoRA's groups are of whole sequences, and a model
+    that is wrapped for several processes expects one forward for each backward.
+    """
+    whole = hasattr(model, "module") or looks_back(model)
+    return not whole and not any(
+        getattr(m, "gradient_checkpointing", False) or SHIFTED in vars(m) for m in model.modules()
+    )
+
+
 class ChoiceTrainer(Trainer):
     """A Trainer for batches of candidates; everything but the loss is the Trainer's own."""
 
@@ -89,67 +169,6 @@ class ChoiceTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Cross-entropy of the candidates' scores."""
-        scores = sequence_scores(model, inputs)
+        scores = (cached_scores if shares_prompts(model) else sequence_scores)(model, inputs)
         loss = choice_loss(scores, inputs["groups"], inputs["answers"])
         return (loss, {"scores": scores}) if return_outputs else loss
-
-
-@torch.no_grad()
-def cached_scores(
-    model: nn.Module, prompts: list[list[int]], candidates: list[list[list[int]]], pad: int
-) -> list[list[float]]:
-    """s_c of the candidates of some rows; every prompt is read once and its cache shared.
-
-    The same as ``sequence_scores`` for a model whose output does not depend on what comes later.
-
-    Args:
-        model: the language model.
-        prompts: ids by row.
-        candidates: ids by row and candidate.
-        pad: id that fills shorter sequences.
-    """
-    device = next(model.parameters()).device
-    takes = inspect.signature(_inner(model).forward).parameters
-    last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-    placed = "position_ids" in takes
-
-    longest = max(len(ids) for ids in prompts)
-    read = torch.tensor([[pad] * (longest - len(i)) + i for i in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(i)) + [1] * len(i) for i in prompts], device=device)
-    where = (mask.cumsum(-1) - 1).clamp(min=0)
-    first = {"position_ids": where} if placed else {}
-    output = model(input_ids=read, attention_mask=mask, use_cache=True, **last, **first)
-
-    flat = [ids for row in candidates for ids in row]
-    owner = [number for number, row in enumerate(candidates) for _ in row]
-    of = torch.tensor(owner, device=device)
-    length = max(len(ids) for ids in flat)
-    ids = torch.tensor([i + [pad] * (length - len(i)) for i in flat], device=device)
-    real = torch.tensor([[1] * len(i) + [0] * (length - len(i)) for i in flat], device=device)
-    before = output.logits[of, -1:]
-    logits = before
-    if length > 1:
-        cache = output.past_key_values
-        cache.batch_select_indices(of)
-        steps = torch.arange(length, device=device)[None]
-        second = {"position_ids": where[of, -1:] + 1 + steps} if placed else {}
-        rest = model(
-            input_ids=ids,
-            attention_mask=torch.cat([mask[of], real], -1),
-            past_key_values=cache,
-            use_cache=True,
-            **second,
-        )
-        logits = torch.cat([before, rest.logits[:, :-1]], 1)
-    labels = ids.masked_fill(real == 0, IGNORED)
-    # ``mean_log_likelihoods`` takes the logits one place before the token they predict.
-    shifted = torch.cat([torch.full_like(labels[:, :1], IGNORED), labels], -1)
-    scores = mean_log_likelihoods(F.pad(logits, (0, 0, 0, 1)), shifted)
-    return list(_by_row(scores.tolist(), candidates))
-
-
-def _by_row(scores: list[float], candidates: list[list[list[int]]]) -> Iterator[list[float]]:
-    start = 0
-    for row in candidates:
-        yield scores[start : start + len(row)]
-        start += len(row)

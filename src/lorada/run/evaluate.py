@@ -13,7 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from lorada.errors import saving
-from lorada.run.choices import cached_scores, sequence_scores
+from lorada.run.choices import cached_scores, looks_back, sequence_scores
 from lorada.run.data import JSONL, Rows, load_rows, scored_rows
 from lorada.run.encoding import collator, encode_options, encode_rows
 from lorada.run.generate import generate
@@ -23,7 +23,6 @@ from lorada.run.result import RESULT_FILE, read_result, write_result
 from lorada.tasks.encode import IGNORED, prompt_of
 from lorada.tasks.rows import Form
 from lorada.tasks.task import Metrics
-from lorada.tuners import LmamConfig
 
 Answers = tuple[list[Any], Metrics]  # what the model gave for each row, and losses
 
@@ -189,23 +188,8 @@ def _choose(run: Run, rows: Rows) -> Answers:
     pad = collator(rows.form, run.tokenizer)
     answers: dict[int, int] = {}
     for chosen in _batches(run, dataset, "Choosing"):
-        part = [dataset[i] for i in chosen]
-        if looks_back(run):
-            batch = {key: x.to(run.device) for key, x in pad(part).items()}
-            groups = [len(row["candidates"]) for row in part]
-            scores = [s.tolist() for s in sequence_scores(run.model, batch).split(groups)]
-        else:
-            prompts, candidates = zip(*((r["prompt"], r["candidates"]) for r in part), strict=True)
-            scores = cached_scores(
-                run.model, list(prompts), list(candidates), run.tokenizer.pad_token_id
-            )
-        found = [max(range(len(s)), key=s.__getitem__) for s in scores]
+        batch = {key: x.to(run.device) for key, x in pad([dataset[i] for i in chosen]).items()}
+        measured = (sequence_scores if looks_back(run.model) else cached_scores)(run.model, batch)
+        found = [int(s.argmax()) for s in measured.split(batch["groups"].tolist())]
         answers.update(zip(chosen, found, strict=True))
     return [answers[i] for i in range(len(answers))], {}
-
-
-def looks_back(run: Run) -> bool:
-    """Whether a map changes rows once more tokens follow, so that no cache can be shared."""
-    configs = run.model.peft_config.values() if isinstance(run.model, PeftModel) else []
-    parts = [part for config in configs for part in getattr(config, "parts", [config])]
-    return any(isinstance(part, LmamConfig) and part.align == "end" for part in parts)

@@ -165,7 +165,9 @@ class LmamLayer(AttachedLayer):
         ]
 
     def _look(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+        mask = kwargs.get("attention_mask")
+        # transformers calls it cache now, and still takes the old name.
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))
         if isinstance(mask, torch.Tensor) and mask.dim() == 2:
             self.seen = mask
         elif cache is not None and mask is None:
