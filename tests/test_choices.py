@@ -139,7 +139,8 @@ def test_a_run_learns_which_candidate_is_right(method, tmp_path):
     small = ["shira.r=8"] if method == "shira" else ["lora.r=8", "lora.lora_dropout=0"]
     recipe = load_recipe(
         None,
-        ["max_steps=60", "training.learning_rate=1e-2", "report_to=[]", *small],
+        ["max_steps=60", "training.learning_rate=1e-2", "report_to=[]", *small,
+         "training.train_sampling_strategy=group_by_length"],
         {"method": method, "model": str(llama_folder(tmp_path / "llama", num_hidden_layers=4)),
          "data": str(data), "output": str(tmp_path / "run")},
     )  # fmt: skip

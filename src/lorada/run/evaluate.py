@@ -119,8 +119,8 @@ def score(run: Run, rows: Rows) -> Metrics:
 
 def _batches(run: Run, dataset: Dataset, title: str) -> Iterator[list[int]]:
     """Rows of like length together, the longest first; a progress bar on the way."""
-    column = "input_ids" if "input_ids" in dataset.column_names else "prompt"
-    lengths = [len(ids) for ids in dataset[column]]
+    given = "length" in dataset.column_names
+    lengths = dataset["length"] if given else [len(ids) for ids in dataset["input_ids"]]
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     size = run.recipe.eval_batch_size
     chunks = [order[start : start + size] for start in range(0, len(order), size)]

@@ -243,6 +243,8 @@ def _choices(
             "prompt": prompt[-room:],
             "candidates": candidates,
             "answer": int(row["answer"]),
+            # The Trainer's name for what batches of like length go by.
+            "length": len(prompt[-room:]) + max(len(ids) for ids in candidates),
         }
         yield Encoded(features, len(prompt) > room)
 
