@@ -10,15 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
+from lorada import functional
 from lorada.functional import (
+    BLOCK,
     add_map_reference,
     apply_map,
+    factors_product,
     full_rank_map,
     low_rank_map,
     map_value_product,
     mask_map,
     position_embedding,
     position_factors,
+    product_form,
     softmax_map,
     visible_pairs,
 )
@@ -79,8 +83,8 @@ def cases(draw: st.DrawFn) -> Case:
         heads=heads,
         map_heads=draw(divisors),
         groups=draw(divisors),
-        tokens=draw(st.integers(1, 9)),
-        length=draw(st.integers(1, 9)),
+        tokens=draw(st.integers(1, 12)),
+        length=draw(st.integers(1, 12)),
         rank=draw(st.integers(1, 3)),
         width=draw(st.integers(1, 4)),
         causal=causal,
@@ -120,8 +124,14 @@ def fast_output(case: Case, attention, w_a, w_b, value) -> torch.Tensor:
 
 @DTYPES
 @EXAMPLES
-@given(case=cases())
-def test_fast_term_equals_the_papers_form_forward_and_backward(dtype, case):
+@given(case=cases(), block=st.integers(1, 5))
+def test_fast_term_equals_the_papers_form_forward_and_backward(dtype, case, block):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(functional, "BLOCK", block)
+        compare_forms(dtype, case)
+
+
+def compare_forms(dtype, case):
     attention, *inputs = case.draw(dtype)
     results = []
     for form in (slow_output, fast_output):
@@ -244,6 +254,35 @@ def test_maps_per_sample_equal_one_map_for_all_samples(case):
     map_ = (w_a @ w_b)[:, :, : value.shape[2]]
     per_sample = map_.expand(case.batch, -1, -1, -1)
     assert_close(apply_map(per_sample, value, case.heads), apply_map(map_, value, case.heads))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("size", [1, BLOCK, BLOCK + 5, 3 * BLOCK, 3 * BLOCK + 1])
+def test_products_of_factors_equal_those_of_the_map_in_every_form(size, causal):
+    left, right = torch.randn(2, 3, size, 2), torch.randn(2, 3, 2, size)
+    value = torch.randn(2, 3, size, 4)
+    maps = mask_map(left @ right, causal, None)
+    expected = apply_map(maps, value, 6)
+    assert_close(factors_product(left, right, value, 6, causal=causal), expected)
+    # The first sample's factors for all of them.
+    shared = factors_product(left[0], right[0], value, 6, causal=causal)
+    assert_close(shared, apply_map(maps[0], value, 6))
+
+
+@pytest.mark.parametrize(
+    ("size", "rank", "causal", "window", "form"),
+    [
+        (4 * BLOCK, 2, True, None, "blocks"),
+        (4 * BLOCK, 2, False, None, "low_rank"),
+        (4 * BLOCK, 2, True, 4 * BLOCK, "blocks"),  # a window that hides nothing
+        (4 * BLOCK, 2, True, 4 * BLOCK - 1, "dense"),
+        (BLOCK, 2, True, None, "dense"),  # one block is the map itself
+        (4, 2, False, None, "dense"),
+        (4 * BLOCK, 2 * BLOCK, True, None, "dense"),
+    ],
+)
+def test_the_form_with_the_fewest_multiplications_is_taken(size, rank, causal, window, form):
+    assert product_form(size, rank, causal=causal, window=window) == form
 
 
 def test_causal_map_is_the_lower_triangle_with_its_diagonal():
