@@ -12,9 +12,13 @@ FILES = sorted(SOURCE.rglob("*.py"))
 CHAIN = [
     "functional",
     "positions",
+    "maps",
+    "gathered",
+    "spread",
     "terms",
     "prefixed",
     "shifted",
+    "remembered",
     "attention",
     "hooked",
     "disentangled",
@@ -29,7 +33,7 @@ CHAIN = [
 MAY_IMPORT = {room: set(CHAIN[:i]) for i, room in enumerate(CHAIN)}
 MAY_IMPORT["tasks"] = set()
 MAY_IMPORT["report"] = set()
-MAY_IMPORT["explain"] = {"functional", "positions", "terms", "prefixed", "attention", "tuners"}
+MAY_IMPORT["explain"] = set(CHAIN[: CHAIN.index("tuners") + 1])
 MAY_IMPORT["run"] |= {"tasks", "explain"}
 MAY_IMPORT["cli"] |= {"tasks", "explain", "report"}
 LEAVES = {"errors", "files", "version"}

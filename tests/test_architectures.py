@@ -92,11 +92,11 @@ def literal_term(call: Observation, causal: bool, window: int | None) -> Tensor:
     low_rank = (w_a + pe[:, None]) @ (w_b + pe) / layer.configs["default"].inverse_scale
     assert call.view.window in (None, window)
     low_rank = mask_map(low_rank, causal, call.view.window)
-    size = call.view.value.shape[2]
+    size = call.view.keys
     full = torch.zeros(len(low_rank), size, size)
     reach = min(size, LENGTH)
     full[:, :reach, :reach] = low_rank[:, :reach, :reach]
-    return full @ call.view.value.repeat_interleave(len(low_rank) // call.view.value.shape[1], 1)
+    return full @ call.value.repeat_interleave(len(low_rank) // call.value.shape[1], 1)
 
 
 def check_padding(name: str) -> None:

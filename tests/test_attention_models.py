@@ -19,7 +19,7 @@ from transformers import (
 from lorada import LmamConfig
 from lorada import attention as lorada_attention
 from lorada.hooked import HookPair
-from lorada.terms import spread_map
+from lorada.spread import spread_map
 from lorada.tuners.lmam import LmamLayer
 
 LENGTH = 6  # n; longer than Mistral's window of 4, shorter than the long samples

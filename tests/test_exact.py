@@ -385,7 +385,7 @@ def test_map_lies_where_the_equations_index_the_attention_map(name, where, imple
             full[:, :LENGTH, :LENGTH] += low_rank
         else:
             full[:, -LENGTH:, -LENGTH:] += low_rank
-        value = call.view.value.repeat_interleave(4 // call.view.value.shape[1], 1)
+        value = call.value.repeat_interleave(4 // call.value.shape[1], 1)
         assert_close(call.term.transpose(1, 2), full @ value)
 
 

@@ -57,7 +57,7 @@ class Case:
             return torch.randn(*shape, generator=generator, dtype=dtype)
 
         scores = normal(self.batch, self.heads, self.tokens, self.tokens)
-        keep = visible_pairs(self.tokens, self.causal, self.window, scores)
+        keep = visible_pairs(torch.arange(self.tokens), self.tokens, self.causal, self.window)
         if keep is not None:
             scores = scores.masked_fill(~keep, -math.inf)
         return (

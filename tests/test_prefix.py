@@ -228,7 +228,7 @@ def test_the_map_never_sees_the_prefix(name):
             logits(model, **batch)
         first.append(seen[0])
     behind_it, alone = first
-    assert torch.equal(behind_it.view.value, alone.view.value)
+    assert torch.equal(behind_it.value, alone.value)
     assert torch.equal(behind_it.term, alone.term)
     assert alone.term.abs().max() > 0.01
     assert (behind_it.output - alone.output).abs().max() > 0.01
@@ -247,7 +247,7 @@ def test_the_map_inside_the_softmax_leaves_the_prefix_columns_alone(name):
         logits(model, **batch)
     call: Observation = seen[0]
     layer = call.module.prefix
-    query, value = call.query, call.view.value
+    query, value = call.query, call.value
     keys = torch.cat([split(layer.lora_key["default"], call.key), call.key], 2)
     values = torch.cat([split(layer.lora_value["default"], value), value], 2)
     keys, values = (x.repeat_interleave(4 // x.shape[1], 1) for x in (keys, values))

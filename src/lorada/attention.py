@@ -14,6 +14,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -21,10 +22,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from lorada.maps import AttentionMap, View, for_samples
 from lorada.positions import Places, TokenTable, locate
 from lorada.prefixed import Prefix, PrefixLayer, behind, implementation_of
+from lorada.remembered import Remembered
 from lorada.shifted import ShiftedGroups
-from lorada.terms import AttentionMap, View, for_samples, map_term, spread_map
+from lorada.spread import spread_map
+from lorada.terms import add_term, map_term
 
 CHILD = "lmam"
 PREFIX_CHILD = "prefix"
@@ -37,9 +41,11 @@ class MapLayer(Protocol):
     Attributes:
         seen: what the model's forward was told of the tokens so far, for windowed layers: their
             2-D mask, or their number.
+        packable: whether it may have been given packed sequences, told by their positions alone.
     """
 
     seen: Tensor | int | None
+    packable: bool
 
     def maps(self) -> list[AttentionMap]:
         """The maps that are active now; empty when the adapter is disabled."""
@@ -58,12 +64,14 @@ class Observation:
     places: Places
     attention_map: AttentionMap
     view: View
+    value: Tensor  # (B, G, K, D)
     output: Tensor  # (B, T, H, D), Attn·V
     term: Tensor  # (B, T, H, D), tile(Attn_s)·V; what the map changed, for ¬N
     prefixes: list[Prefix]  # which the softmax sees before ``key``
 
 
 _observers: list[Callable[[Observation], None]] = []
+_places = Remembered()
 
 
 @contextmanager
@@ -172,13 +180,13 @@ def _with_map(attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[.
                 "attn_implementation='sdpa' for continuous batching"
             )
         view = View(
-            value,
             query.shape[2],
+            value.shape[2],
             query.shape[1],
             _is_causal(module, kwargs),
             kwargs.get("sliding_window"),
         )
-        call = Call(module, view, attention_mask, kwargs, query, key, prefixes)
+        call = Call(module, view, value, attention_mask, kwargs, query, key, prefixes)
         inside = [m for m in maps if m.ablation == "no_negative"]
         for attention_map in inside:
             mask = call.mask_with(attention_map, mask)
@@ -186,7 +194,7 @@ def _with_map(attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[.
             kwargs = {**kwargs, "is_causal": False}
         output, weights = run(module, query, key, value, mask, **kwargs)
         if inside and _observers:
-            plain = call.without_map(run, value, kwargs)
+            plain = call.without_map(run, kwargs)
             for attention_map in inside:
                 change = (output - plain).float()
                 call.report(attention_map, call.places(attention_map), plain, change)
@@ -212,6 +220,7 @@ class Call:
 
     module: nn.Module
     view: View
+    value: Tensor
     mask: Any
     kwargs: dict[str, Any]
     query: Tensor | None = None
@@ -224,26 +233,30 @@ class Call:
         Raises:
             ValueError: if sequences are packed into a row and attention does not keep them apart.
         """
-        by_query: Tensor | None = self.kwargs.get("cu_seq_lens_q")
-        by_key: Tensor | None = self.kwargs.get("cu_seq_lens_k")
-        queries, keys = self.view.queries, self.view.value.shape[2]
         kernel = implementation_of(self.module)
-        seen: Any = getattr(getattr(self.module, CHILD, None), "seen", None)
-        places = locate(
-            queries,
-            keys,
-            self.mask,
-            self.kwargs.get("position_ids"),
+        layer: Any = getattr(self.module, CHILD, None)
+        position_ids, seen = self.kwargs.get("position_ids"), getattr(layer, "seen", None)
+        by_query: Tensor | None = self.kwargs.get("cu_seq_lens_q")
+        by_key: Tensor | None = self.kwargs.get("cu_seq_lens_k", by_query)
+        ask = partial(
+            locate,
+            self.view.queries,
+            self.view.keys,
             length=attention_map.length,
             align=attention_map.align,
             positions=attention_map.positions,
             window=self.view.window,
             causal=self.view.causal,
-            cu_seq_lens=None
-            if by_query is None
-            else (by_query, by_query if by_key is None else by_key),
-            seen=seen,
             flash="flash" in kernel,
+            packable=getattr(layer, "packable", True),
+        )
+        read = {"mask": self.mask, "position_ids": position_ids, "seen": seen,
+                "queries": by_query, "keys": by_key}  # fmt: skip
+        by_length = None if by_query is None or by_key is None else (by_query, by_key)
+        places = _places(
+            read,
+            (*ask.args, *ask.keywords.values()),
+            lambda: ask(self.mask, position_ids, cu_seq_lens=by_length, seen=seen),
         )
         packed = isinstance(places, TokenTable) and places.sequences > 1
         if packed and self.mask is None and "flash" not in kernel:
@@ -256,22 +269,19 @@ class Call:
     def add_term(self, attention_map: AttentionMap, output: Tensor, result: Tensor) -> Tensor:
         """``result`` (B, T, H, D) plus tile(Attn_s)·V, rounded to its dtype once, at the end."""
         places = self.places(attention_map)
-        term = map_term(attention_map, places, self.view)
-        if term is None:
-            if not _observers:
-                return result
-            term = torch.zeros_like(output, dtype=torch.float32)
-        term = for_samples(term, attention_map.samples, output.shape[0])
-        self.report(attention_map, places, output, term)
-        return (result + term).to(result.dtype)
+        if _observers:
+            term = map_term(attention_map, places, self.view, self.value)
+            nothing = torch.zeros_like(output, dtype=torch.float32)
+            self.report(attention_map, places, output, nothing if term is None else term)
+        return add_term(result, attention_map, places, self.view, self.value)
 
-    def without_map(
-        self, attend: Callable[..., Any], value: Tensor, kwargs: dict[str, Any]
-    ) -> Tensor:
+    def without_map(self, attend: Callable[..., Any], kwargs: dict[str, Any]) -> Tensor:
         """The output of this call without ¬N's map, for observers: what the map changed."""
         own = {**kwargs, "is_causal": self.view.causal if self.mask is None else None}
         with torch.no_grad():
-            output: Tensor = attend(self.module, self.query, self.key, value, self.mask, **own)[0]
+            output: Tensor = attend(
+                self.module, self.query, self.key, self.value, self.mask, **own
+            )[0]
         return output
 
     def report(
@@ -280,18 +290,18 @@ class Call:
         """Tell the observers what this call computed."""
         if not _observers:
             return
-        scaling = self.kwargs.get("scaling") or self.view.value.shape[-1] ** -0.5
+        scaling = self.kwargs.get("scaling") or self.value.shape[-1] ** -0.5
         seen = Observation(
             self.module, self.query, self.key, self.mask, scaling, places,
-            attention_map, self.view, output.detach(), term.detach(), self.prefixes,
+            attention_map, self.view, self.value, output.detach(), term.detach(), self.prefixes,
         )  # fmt: skip
         for observer in _observers:
             observer(seen)
 
     def mask_with(self, attention_map: AttentionMap, mask: Any) -> Tensor:
         """The additive mask of ¬N: the map joins the scores (B, H, T, K), before the softmax."""
-        value = self.view.value
-        queries, (batch, _, keys, _), dtype = self.view.queries, value.shape, value.dtype
+        queries, (batch, _, keys, _) = self.view.queries, self.value.shape
+        dtype = self.value.dtype
         full = spread_map(attention_map, self.places(attention_map), self.view)
         full = for_samples(full, attention_map.samples, batch).to(dtype)
         blocked = torch.finfo(dtype).min

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lorada.attention import Observation, observe
 from lorada.positions import visible_keys
 from lorada.prefixed import prefix_scores
-from lorada.terms import reached_pairs, spread_map
+from lorada.spread import reached_pairs, spread_map
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _share_below_zero(values: Tensor, pairs: Tensor) -> Tensor:
 
 def _visible(seen: Observation) -> Tensor:
     """(B or 1, 1, T, K) booleans: which keys each query attends to."""
-    queries, keys, device = seen.view.queries, seen.view.value.shape[2], seen.output.device
+    queries, keys, device = seen.view.queries, seen.view.keys, seen.output.device
     everything = torch.ones(1, queries, keys, dtype=torch.bool, device=device)
     visible = everything if seen.mask is None else visible_keys(seen.mask, queries, keys)
     if seen.view.causal and (seen.mask is None or visible.shape[1] != queries):
@@ -124,6 +124,6 @@ def _visible(seen: Observation) -> Tensor:
 
 def effect_size(seen: Observation) -> float:
     """‖tile(Attn_s) V‖ / ‖Attn V‖ of one attention call, over its real tokens."""
-    table = seen.places.table(seen.view.queries, seen.view.value.shape[2], seen.output.device)
+    table = seen.places.table(seen.view.queries, seen.view.keys, seen.output.device)
     real = table.real_queries()[..., None, None]
     return float((seen.term * real).norm() / (seen.output.float() * real).norm().clamp(min=1e-12))

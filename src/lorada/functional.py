@@ -64,24 +64,30 @@ def full_rank_map(
     return w / inverse_scale
 
 
-def visible_pairs(size: int, causal: bool, window: int | None, like: Tensor) -> Tensor | None:
-    """Which (query, key) pairs of a ``size`` × ``size`` map exist, as booleans; None for all.
+def visible_pairs(
+    rows: Tensor, size: int, causal: bool, window: int | None
+) -> Bool[Tensor, "*B T N"] | None:
+    """Which keys of a map of ``size`` tokens the rows (*B, T) see; None for all.
 
     ``causal`` keeps the lower triangle (Eq. 11), ``window`` the last ``window`` keys of each query.
     """
     if not causal and window is None:
         return None
-    distance = torch.arange(size, device=like.device)
-    distance = distance[:, None] - distance
+    distance = rows[..., None] - torch.arange(size, device=rows.device)
     keep = distance >= 0 if causal else distance == distance
     if window is not None:
         keep = keep & (distance.abs() < window)
     return keep
 
 
+def _all_pairs(map_: Tensor, causal: bool, window: int | None) -> Tensor | None:
+    size = map_.shape[-1]
+    return visible_pairs(torch.arange(size, device=map_.device), size, causal, window)
+
+
 def mask_map(map_: Float[Tensor, "*S N N"], causal: bool, window: int | None) -> Tensor:
     """Attn_s ⊙ M (Eq. 11), with the band of a sliding window where there is one."""
-    keep = visible_pairs(map_.shape[-1], causal, window, map_)
+    keep = _all_pairs(map_, causal, window)
     return map_ if keep is None else map_ * keep
 
 
@@ -102,7 +108,7 @@ def softmax_map(
     Returns:
         (S, N, N), or (B, S, N, N) where ``keys`` is given.
     """
-    keep = visible_pairs(map_.shape[-1], causal, window, map_)
+    keep = _all_pairs(map_, causal, window)
     if keys is not None:
         keep = keys[:, None, None, :] if keep is None else keep & keys[:, None, None, :]
     if keep is None:
@@ -201,7 +207,8 @@ def factors_product(
     if form == "low_rank":
         tiles = heads // left.shape[-3]
         tiled = left.repeat(*[1] * (left.dim() - 3), tiles, 1, 1)
-        return tiled @ apply_map(right, value, heads)
+        product: Tensor = tiled @ apply_map(right, value, heads)
+        return product
     return causal_blocks(left, right, value, heads)
 
 
@@ -228,12 +235,13 @@ def causal_blocks(
 
     def tiled(pieces: Tensor) -> Tensor:  # (*, S, blocks, p, q) → (*, G, blocks, H/G, p, q)
         tiles = pieces.repeat(1, heads // maps, 1, 1, 1)
-        return tiles.unflatten(1, (groups, share)).transpose(2, 3)
+        grouped: Tensor = tiles.unflatten(1, (groups, share)).transpose(2, 3)
+        return grouped
 
     rows = left.unflatten(2, (blocks, BLOCK))
     columns = right.unflatten(3, (blocks, BLOCK)).transpose(2, 3)
     values = value.unflatten(2, (blocks, BLOCK))
-    output = tiled((rows @ columns).tril()).flatten(3, 4) @ values
+    output: Tensor = tiled((rows @ columns).tril()).flatten(3, 4) @ values
     output = output.unflatten(3, (share, BLOCK))
     sums = (tiled(columns)[:, :, :-1].flatten(3, 4) @ values[:, :, :-1]).cumsum(2)
     sums = F.pad(sums, (0, 0, 0, 0, 1, 0))  # nothing is before the first block

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lorada.attention import Call, MapLayer, head_count
-from lorada.terms import View
+from lorada.maps import View
 
 
 class HookPair:
@@ -60,8 +60,8 @@ class HookPair:
         batch, queries, _ = attended.shape
         heads = head_count(module)
         output = attended.view(batch, queries, heads, -1)
-        view = View(value, queries, heads, self.causal, None)
-        call = Call(module, view, mask, kwargs)
+        view = View(queries, value.shape[2], heads, self.causal, None)
+        call = Call(module, view, value, mask, kwargs)
         result = output
         for attention_map in maps:
             result = call.add_term(attention_map, output, result)

@@ -8,7 +8,7 @@ say it (``TokenSpan``); everywhere else a table does (``TokenTable``). Pads are 
 Shapes: B batch, T queries, K key slots, N map length, S sequences packed into a row.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -65,6 +65,7 @@ class TokenTable:
     sequences: int = 1
     column_owner: Tensor | None = None
     row_owner: Tensor | None = None
+    _slots: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def table(self, query_len: int, key_len: int, device: torch.device) -> "TokenTable":
         """Itself."""
@@ -72,6 +73,11 @@ class TokenTable:
 
     def key_slots(self, length: int) -> tuple[Tensor, Tensor]:
         """(B, S·N) key slot of each column of each sequence's map, and whether a token is there."""
+        if length not in self._slots:
+            self._slots[length] = self._key_slots(length)
+        return self._slots[length]
+
+    def _key_slots(self, length: int) -> tuple[Tensor, Tensor]:
         inside = (self.columns >= 0) & (self.columns < length)
         places = self.columns
         if self.column_owner is not None:
@@ -111,6 +117,7 @@ def locate(
     cu_seq_lens: tuple[Tensor, Tensor] | None = None,
     seen: Tensor | int | None = None,
     flash: bool = False,
+    packable: bool = True,
 ) -> Places:
     """Find the real tokens of a batch from what an attention function is given.
 
@@ -130,6 +137,7 @@ def locate(
         seen: how many real tokens each sample has had with this call, (B,) or one number, or the
             2-D mask of all of them; needed where a sliding cache has dropped its first keys.
         flash: whether a kernel without masks has its queries at the end of the keys.
+        packable: whether ``position_ids`` may start anew within a row, which takes a look at them.
 
     Raises:
         ValueError: for a mask of an unknown form, or a sliding cache that dropped nobody knows
@@ -139,15 +147,15 @@ def locate(
         mask, cu_seq_lens = None, None
     dropped = window is not None and query_len < key_len and key_len >= window
     last = _last_token(seen, position_ids, window) if dropped and cu_seq_lens is None else None
+    restarting = position_ids if packable else None
     if cu_seq_lens is not None:
         tokens = _packed_by_lengths(query_len, key_len, position_ids, window, cu_seq_lens)
     elif mask is not None:
         ordered = causal and not (isinstance(mask, Tensor) and mask.dim() == 2)
         visible = visible_keys(mask, query_len, key_len)
-        tokens = _masked(query_len, visible, position_ids, last, ordered)
-    elif positions == "token" and query_len == key_len and _restarts(position_ids, None):
-        assert position_ids is not None
-        tokens = _packed_by_restart(torch.ones_like(position_ids, dtype=torch.bool), position_ids)
+        tokens = _masked(query_len, visible, restarting, last, ordered)
+    elif positions == "token" and query_len == key_len and _restarts(restarting, None):
+        tokens = _packed_by_restart(None, restarting)
     else:
         unpadded = _unpadded(query_len, key_len, last, flash)
         if isinstance(unpadded, TokenSpan):
@@ -201,7 +209,6 @@ def _masked(
     # Any query, for behind a window, or in a packed row, the last one does not see every token.
     keys = visible.any(-2)
     if query_len == key_len and _restarts(position_ids, keys):
-        assert position_ids is not None
         return _packed_by_restart(keys, position_ids)
     counted = keys.cumsum(-1)
     if last is not None:
@@ -289,7 +296,9 @@ def _restarts(position_ids: Tensor | None, keys: Tensor | None) -> bool:
     return bool(starts.any())
 
 
-def _packed_by_restart(keys: Tensor, position_ids: Tensor) -> TokenTable:
+def _packed_by_restart(keys: Tensor | None, position_ids: Tensor | None) -> TokenTable:
+    assert position_ids is not None
+    keys = torch.ones_like(position_ids, dtype=torch.bool) if keys is None else keys
     starts = _starts(keys, position_ids)
     owner = starts.cumsum(-1)
     counted = keys.cumsum(-1) - 1

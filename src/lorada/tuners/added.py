@@ -13,7 +13,7 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lorada.terms import for_samples
+from lorada.maps import for_samples
 from lorada.tuners.layer import Scaled, cast_entries, weights_of, within_layer
 from lorada.tuners.tuner import OwnTuner
 from lorada.tuners.types import LoradaPeftConfig

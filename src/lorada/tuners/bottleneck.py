@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorada.errors import MOST
-from lorada.terms import for_samples
+from lorada.maps import for_samples
 from lorada.tuners.attach import AttachedModel
 from lorada.tuners.devices import Entries
 from lorada.tuners.layer import AttachedLayer

@@ -16,7 +16,7 @@ from torch import nn
 
 from lorada import attention, hooked
 from lorada.functional import Ablation, Align, position_embedding
-from lorada.terms import AttentionMap
+from lorada.maps import AttentionMap
 from lorada.tuners.attach import AttachedModel
 from lorada.tuners.devices import Entries
 from lorada.tuners.layer import AttachedLayer, within_layer
@@ -107,7 +107,12 @@ class LmamLayer(AttachedLayer):
         self.configs: dict[str, LmamConfig] = {}
         self._baked: dict[str, torch.Tensor] = {}
         self.seen: torch.Tensor | int | None = None
+        self.packable = True
         self._watches = False
+        windows = [
+            getattr(x, "sliding_window", None) for x in (host, getattr(host, "config", None))
+        ]
+        self._windowed = any(windows)
         attention.install()
         hooks = hooked.hooks_for(host)
         self._handles.append(
@@ -153,10 +158,8 @@ class LmamLayer(AttachedLayer):
         self._initialise(adapter_name, config)
 
     def _watch(self, model: nn.Module) -> None:
-        """Have the model's forward tell how many tokens there are, where a window hides that."""
-        config = getattr(self.host, "config", None)
-        windows = [getattr(source, "sliding_window", None) for source in (self.host, config)]
-        if self._watches or not any(windows):
+        """Have the model's forward tell what attention itself does not hear."""
+        if self._watches:
             return
         self._watches = True
         self._handles += [
@@ -168,6 +171,11 @@ class LmamLayer(AttachedLayer):
         mask = kwargs.get("attention_mask")
         # transformers calls it cache now, and still takes the old name.
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
+        # Positions that the model makes itself do not start anew, nor do those behind a cache.
+        given = kwargs.get("position_ids") is not None or len(args) > 1
+        self.packable = given and cache is None
+        if not self._windowed:
+            return
         if isinstance(mask, torch.Tensor) and mask.dim() == 2:
             self.seen = mask
         elif cache is not None and mask is None:
@@ -177,7 +185,7 @@ class LmamLayer(AttachedLayer):
             self.seen = None if new is None else cache.get_seq_length() + new.shape[1]
 
     def _forget(self, *_: Any) -> None:
-        self.seen = None
+        self.seen, self.packable = None, True
 
     def _initialise(self, adapter_name: str, config: LmamConfig) -> None:
         with torch.no_grad():

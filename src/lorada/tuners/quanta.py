@@ -25,7 +25,7 @@ from peft.utils import (
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lorada.terms import for_samples
+from lorada.maps import for_samples
 from lorada.tuners.devices import refuse_offloaded, used_on
 from lorada.tuners.gates import apply_to_width, as_matrix, default_dims, draw_gates, pairs
 from lorada.tuners.layer import Scaled

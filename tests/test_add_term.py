@@ -1,0 +1,195 @@
+"""What a map adds to an attention call, and what it keeps for the backward pass."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import assert_close
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from lorada import functional
+from lorada.maps import AttentionMap, View
+from lorada.positions import NO_TOKEN, TokenSpan, TokenTable
+from lorada.terms import add_term, map_term
+
+LENGTH, HEADS, GROUPS, WIDTH = 9, 4, 2, 3
+
+
+def attention_map(ablation: str | None = None, align: str = "start", heads: int = 2, **kwargs):
+    torch.manual_seed(1)
+    shapes = [(heads, LENGTH, 2), (heads, 2, LENGTH)]
+    if ablation == "full_rank":
+        shapes = [(HEADS, LENGTH, LENGTH)]
+    factors = tuple(torch.randn(shape, requires_grad=True) for shape in shapes)
+    return AttentionMap(factors, 2.0, align, "token", ablation, **kwargs)
+
+
+def table(*places: list[int | None], queries: int | None = None) -> TokenTable:
+    """Samples by the map place of each key slot; None is a pad. The queries come last."""
+    numbers = [[NO_TOKEN if place is None else place for place in sample] for sample in places]
+    columns = torch.tensor(numbers)
+    return TokenTable(columns, columns[:, -(queries or columns.shape[1]) :])
+
+
+PADDED = table([None, None, *range(10)], [*range(7), *[None] * 5])
+OWNER = torch.tensor([[0] * 5 + [1] * 7])
+PACKED = TokenTable(torch.tensor([[*range(5), *range(7)]]), torch.tensor([[*range(5), *range(7)]]),
+                    2, OWNER, OWNER)  # fmt: skip
+# By name: where the tokens are, how many queries, keys and samples there are.
+PLACES = {
+    "whole": (TokenSpan(0, 12, 0, 0), 12, 12, 2),
+    "shorter than the map": (TokenSpan(0, 6, 0, 0), 6, 6, 2),
+    "on the end": (TokenSpan(0, 12, 12 - LENGTH, 0), 12, 12, 2),
+    "shorter than the map, on the end": (TokenSpan(0, 6, 6 - LENGTH, 0), 6, 6, 2),
+    "a chunk behind a cache": (TokenSpan(0, 7, 0, 4), 3, 7, 2),
+    "a static cache": (TokenSpan(0, 7, 0, 0), 7, 12, 2),
+    "one token": (TokenSpan(0, 5, 0, 4), 1, 5, 2),
+    "padded": (PADDED, 12, 12, 2),
+    "padded, a chunk": (table([None, *range(7)], [*range(8)], queries=3), 3, 8, 2),
+    "padded, a token": (table([None, *range(7)], [*range(8)], queries=1), 1, 8, 2),
+    "padded, past the map": (table([None, *range(10)], [*range(11)], queries=1), 1, 11, 2),
+    "packed": (PACKED, 12, 12, 1),
+}
+
+
+def call(name: str, *, causal: bool = True, window: int | None = None, dtype=torch.float32):
+    """Places, view, values and output of one call."""
+    places, queries, keys, batch = PLACES[name]
+    torch.manual_seed(0)
+    value = torch.randn(batch, GROUPS, keys, WIDTH).to(dtype).requires_grad_()
+    output = torch.randn(batch, queries, HEADS, WIDTH).to(dtype).requires_grad_()
+    return places, View(queries, keys, HEADS, causal, window), value, output
+
+
+def by_hand(held: AttentionMap, places, view: View, value: Tensor) -> Tensor:
+    """The term as a sum over pairs of tokens, (B, T, H, D)."""
+    at = places.table(view.queries, view.keys, value.device)
+    rows, columns = (x.expand(len(value), -1) for x in (at.rows, at.columns))
+    seen = (rows[:, :, None] >= 0) & (rows[:, :, None] < LENGTH)
+    seen = seen & (columns[:, None] >= 0) & (columns[:, None] < LENGTH)
+    distance = rows[:, :, None] - columns[:, None]
+    if view.causal:
+        seen = seen & (distance >= 0)
+    if view.window is not None:
+        seen = seen & (distance.abs() < view.window)
+    if at.row_owner is not None:
+        seen = seen & (at.row_owner[:, :, None] == at.column_owner[:, None])
+    rows, columns = rows.clamp(0, LENGTH - 1), columns.clamp(0, LENGTH - 1)
+    weights = held.dense()[:, rows[:, :, None], columns[:, None]].transpose(0, 1) * seen[:, None]
+    weights = weights.repeat(1, HEADS // weights.shape[1], 1, 1)
+    values = value.float().repeat_interleave(HEADS // GROUPS, 1)
+    term = (weights @ values).transpose(1, 2)
+    if held.samples is not None:
+        term = term * held.samples[:, None, None, None]
+    return term
+
+
+@pytest.mark.parametrize("block", [1, 2, 32])
+@pytest.mark.parametrize("ablation", [None, "full_rank", "no_position"])
+@pytest.mark.parametrize(("name", "causal"), [
+    *((name, True) for name in PLACES), ("whole", False), ("padded", False),
+])  # fmt: skip
+@pytest.mark.parametrize("window", [None, 4])
+def test_values_and_gradients_are_those_of_a_sum_over_pairs(
+    name, causal, ablation, window, block, monkeypatch
+):
+    monkeypatch.setattr(functional, "BLOCK", block)
+    places, view, value, output = call(name, causal=causal, window=window)
+    held = attention_map(ablation, "end" if "end" in name else "start")
+    leaves = [output, value, *held.factors]
+    expected = output + by_hand(held, places, view, value)
+    found = add_term(output, held, places, view, value)
+    assert_close(found, expected)
+    weights = torch.randn(expected.shape)
+    for gradient, right in zip(
+        torch.autograd.grad((found * weights).sum(), leaves),
+        torch.autograd.grad((expected * weights).sum(), leaves),
+        strict=True,
+    ):
+        assert_close(gradient, right)
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_the_term_alone_is_what_is_added(name):
+    places, view, value, output = call(name)
+    held = attention_map()
+    term = map_term(held, places, view, value)
+    assert_close(add_term(output, held, places, view, value), output + term)
+
+
+@pytest.mark.parametrize("name", ["whole", "padded", "shorter than the map"])
+def test_the_sum_is_rounded_once(name):
+    places, view, value, output = call(name, dtype=torch.bfloat16)
+    found = add_term(output, attention_map(), places, view, value)
+    once = (output.float() + by_hand(attention_map(), places, view, value)).bfloat16()
+    torch.testing.assert_close(found, once, rtol=2**-8, atol=0)
+    found.sum().backward()
+    assert value.grad.dtype == torch.bfloat16
+
+
+def test_samples_that_others_serve_get_nothing():
+    places, view, value, output = call("padded")
+    held = attention_map(samples=torch.tensor([True, False]))
+    found = add_term(output, held, places, view, value)
+    assert_close(found, output + by_hand(held, places, view, value))
+    assert torch.equal(found[1], output[1])
+
+
+def test_past_the_map_the_output_itself_comes_back():
+    view = View(1, LENGTH + 1, HEADS, True, None)
+    _, _, value, output = call("one token")
+    places = TokenSpan(0, LENGTH + 1, 0, LENGTH)
+    assert add_term(output, attention_map(), places, view, value) is output
+
+
+def test_frozen_factors_and_values_get_no_gradient():
+    places, view, value, output = call("whole")
+    held = attention_map()
+    frozen = replace(held, factors=tuple(x.detach() for x in held.factors))
+    add_term(output, frozen, places, view, value.detach()).sum().backward()
+    assert output.grad is not None
+    add_term(output, held, places, view, value.detach()).sum().backward()
+    assert value.grad is None
+    assert all(x.grad.abs().sum() > 0 for x in held.factors)
+
+
+def kept_bytes(compute, *inputs: Tensor) -> int:
+    """Bytes that the graph of a computation keeps beside its inputs."""
+    storages = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        compute(*inputs)
+    own = {x.untyped_storage().data_ptr() for x in inputs}
+    return sum(size for place, size in storages.items() if place not in own)
+
+
+@pytest.mark.parametrize("tokens", [96, 512])
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("padded", [False, True])
+def test_nothing_that_grows_with_the_batch_or_the_sequence_is_kept(batch, tokens, padded):
+    factors = tuple(torch.randn(s, requires_grad=True) for s in [(32, 128, 2), (32, 2, 128)])
+    held = AttentionMap(factors, 2.0, "start", "token", None)
+    value = torch.randn(batch, 8, tokens, 16, requires_grad=True)
+    output = torch.randn(batch, tokens, 32, 16, requires_grad=True)
+    places = TokenSpan(0, tokens, 0, 0)
+    if padded:
+        columns = torch.arange(tokens).expand(batch, -1) - torch.arange(batch)[:, None]
+        columns = torch.where(columns < 0, NO_TOKEN, columns)
+        places = TokenTable(columns, columns)
+    view = View(tokens, tokens, 32, True, None)
+
+    def fast(output, value):
+        add_term(output, held, places, view, value)
+
+    def plain(output, value):
+        _ = output + map_term(held, places, view, value)
+
+    factor_bytes = sum(x.nbytes for x in factors)
+    assert kept_bytes(fast, output, value) == factor_bytes
+    assert kept_bytes(plain, output, value) > 4 * factor_bytes

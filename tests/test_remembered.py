@@ -1,0 +1,173 @@
+"""The places of a batch are found once per forward, and no forward waits for the device."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from conftest import TINY, assert_close
+from peft import get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache
+
+from lorada import LmamConfig, attention
+from lorada.remembered import KEPT, Remembered
+
+LAYERS = 3
+READS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select"}
+
+
+def adapted(name: str, **options):
+    base = TINY[name](num_hidden_layers=LAYERS)
+    config = LmamConfig(rank=2, length=6, inverse_scale=2.0, init_weights=False, **options)
+    return get_peft_model(base, config)
+
+
+def batch(*lengths: int, side: str = "right"):
+    ids = torch.full((len(lengths), max(lengths)), 1)
+    mask = torch.zeros_like(ids)
+    for row, (length, real) in enumerate(zip(lengths, mask, strict=True)):
+        place = slice(0, length) if side == "right" else slice(max(lengths) - length, None)
+        ids[row, place] = torch.arange(10, 10 + length)
+        real[place] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.fixture
+def located(monkeypatch):
+    """The calls of ``locate``."""
+    calls, locate = [], attention.locate
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return locate(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "locate", counted)
+    return calls
+
+
+def test_an_answer_serves_as_long_as_its_tensors_stay_what_they_are():
+    remembered, asked = Remembered(), []
+    one, other = torch.zeros(2), torch.zeros(2)
+
+    def ask(tensor, others=(), extra=None):
+        read = {"one": tensor, "extra": extra}
+        return remembered(read, others, lambda: asked.append(0) or len(asked))
+
+    assert ask(one) == ask(one) == 1
+    assert ask(other) == 2
+    assert ask(one, ("else",)) == 3
+    assert ask(one, extra=other) == 4
+    assert ask(one, extra=7) == 5
+    assert ask(one) == 1
+    one.add_(1)
+    assert ask(one) == 6
+    for number in range(KEPT + 1):
+        ask(one, (number,))
+    assert ask(one) == len(asked)  # the oldest answers go
+
+
+@pytest.mark.parametrize("odd", [object(), "inference"])
+def test_what_cannot_be_told_apart_is_not_remembered(odd):
+    remembered, asked = Remembered(), []
+    with torch.inference_mode():
+        read = {"one": torch.zeros(2), "odd": None}
+    if odd != "inference":
+        read = {"one": torch.zeros(2), "odd": odd}
+    for _ in range(2):
+        remembered(read, (), lambda: asked.append(0))
+    assert len(asked) == 2
+
+
+def test_an_answer_goes_with_its_tensor():
+    remembered, answer = Remembered(), torch.ones(1)
+    tensor, gone = torch.zeros(2), weakref.ref(answer)
+    remembered({"one": tensor}, (), lambda answer=answer: answer)
+    del answer
+    gc.collect()
+    assert gone() is not None
+    del tensor
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "bert"])
+def test_all_layers_ask_once_where_the_tokens_are(name, located):
+    model = adapted(name)
+    model(**batch(9, 4))
+    assert len(located) == 1
+    model(**batch(9, 4))
+    assert len(located) == 2  # another batch is another question
+
+
+def test_gradient_checkpointing_asks_once_more_and_gives_the_same_gradients(located):
+    model = adapted("llama").train()
+    inputs = batch(9, 4)
+    model(**inputs).logits.sum().backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    before = len(located)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model(**inputs).logits.sum().backward()
+    # Outside of the model's forward nobody tells whether the positions are its own.
+    assert len(located) == before + 2
+    for name, gradient in expected.items():
+        assert_close(model.get_parameter(name).grad, gradient)
+
+
+class Reads(TorchDispatchMode):
+    """Counts operations that hand numbers of a tensor to Python."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ in READS
+        return func(*args, **(kwargs or {}))
+
+
+def reads(model, **inputs) -> int:
+    with Reads() as counter:
+        model(**inputs)
+    return counter.count
+
+
+@pytest.mark.parametrize("align", ["start", "end"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "bert"])
+@pytest.mark.parametrize("side", [None, "left", "right"])
+def test_no_forward_waits_for_numbers_on_the_device(name, align, side):
+    model = adapted(name, align=align)
+    inputs = batch(9, 9 if side is None else 4, side=side or "right")
+    if side is None:
+        del inputs["attention_mask"]
+    with model.disable_adapter():
+        base = reads(model, **inputs)
+    assert reads(model, **inputs) == base
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_no_decoding_step_waits_either(name, masked):
+    model = adapted(name).eval()
+    counts = []
+    for disabled in (True, False):
+        cache, seen = DynamicCache(config=model.config), 0
+        for ids in torch.arange(10, 24).repeat(2, 1).split([7, 1, 1, 5], 1):
+            seen += ids.shape[1]
+            mask = {"attention_mask": torch.ones(2, seen, dtype=torch.long)} if masked else {}
+            positions = torch.arange(seen - ids.shape[1], seen)[None]
+            inputs = {"input_ids": ids, "position_ids": positions, "past_key_values": cache, **mask}
+            if disabled:
+                with model.disable_adapter():
+                    counts.append(reads(model, **inputs))
+            else:
+                assert reads(model, **inputs) == counts.pop(0)
+
+
+def test_packed_positions_are_looked_at_once_for_all_layers():
+    model = adapted("llama", align="start")
+    ids = torch.arange(10, 22)[None]
+    positions = torch.cat([torch.arange(5), torch.arange(7)])[None]
+    inputs = {"input_ids": ids, "position_ids": positions, "use_cache": False}
+    with model.disable_adapter():
+        base = reads(model, **inputs)
+    assert base < reads(model, **inputs) <= base + 2  # whether they restart, and how many there are
