@@ -8,7 +8,8 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from lorada import METHODS, build_method
-from lorada.plan import Plan, column_of, family_of, part_names, select_trainable
+from lorada.described import part_names
+from lorada.plan import Plan, column_of, family_of, select_trainable
 
 MODELS = ("llama", "roberta", "deberta_v2", "bart", "mbart")
 # What a tiny model needs other than what the paper's has.

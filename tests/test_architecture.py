@@ -26,6 +26,7 @@ CHAIN = [
     "procedures",
     "method",
     "methods",
+    "described",
     "plan",
     "run",
     "cli",

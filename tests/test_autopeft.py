@@ -10,7 +10,7 @@ from stacks import randomise
 from torch import nn
 
 from lorada import BottleneckConfig, LoradaConfig, PrefixConfig, build_method
-from lorada.procedures.autopeft import configuration
+from lorada.procedures.blocks import configuration
 from lorada.run.params import count_parameters
 
 SERIAL = {"placement": "pfeiffer", "rank": 3, "dropout": 0.0}

@@ -10,7 +10,8 @@ from peft import LoraConfig
 from transformers import BertConfig, LlamaConfig, T5Config
 
 from lorada import METHODS, BottleneckConfig, LmamConfig, build_method
-from lorada.plan import describe, select_trainable
+from lorada.described import describe
+from lorada.plan import select_trainable
 
 LLAMA, BERT = LlamaConfig(), BertConfig()
 

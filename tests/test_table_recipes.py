@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lorada.described import part_names
 from lorada.method import PARTS
 from lorada.methods import METHODS
-from lorada.plan import build_method, part_names
+from lorada.plan import build_method
 from lorada.report.tables import Page, mean_of, measured_line, published_line
 from lorada.run.models import kind_of, load_config
 from lorada.run.params import parameters_of

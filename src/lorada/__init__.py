@@ -1,20 +1,25 @@
 """LoRaDA: a low-rank, signed attention map as a PEFT adapter, stacked with any other."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
-from lorada import functional
-from lorada.explain import explain
-from lorada.tuners import (
-    BottleneckConfig,
-    LamdaConfig,
-    LmamConfig,
-    LoradaConfig,
-    OmoeConfig,
-    PrefixConfig,
-    QuantaConfig,
-    SoraConfig,
-)
 from lorada.version import __version__
+
+# What `import lorada` must do is make the PEFT types known, which takes torch. The command line
+# starts without it, and imports what a command needs.
+if TYPE_CHECKING or "lorada_cli" not in sys.modules:
+    from lorada import functional
+    from lorada.explain import explain
+    from lorada.tuners import (
+        BottleneckConfig,
+        LamdaConfig,
+        LmamConfig,
+        LoradaConfig,
+        OmoeConfig,
+        PrefixConfig,
+        QuantaConfig,
+        SoraConfig,
+    )
 
 if TYPE_CHECKING:
     from lorada.methods import METHODS
@@ -40,10 +45,13 @@ __all__ = [
     "functional",
 ]
 
-# What `import lorada` must do is make the PEFT types known; the rest loads when it is asked for.
-# It happens as soon as `peft` is there (`lorada run`), and transformers imports peft from the
-# middle of its own Trainer: nothing above may need a module of transformers that peft does not.
+# The rest loads when it is asked for. `import lorada` happens as soon as `peft` is there (`lorada
+# run`), and transformers imports peft from the middle of its own Trainer: nothing above may need a
+# module of transformers that peft does not.
+_CONFIGS = [name for name in __all__ if name.endswith("Config")]
 _LAZY = {
+    **dict.fromkeys(_CONFIGS, "lorada.tuners"),
+    "explain": "lorada.explain",
     "EffectSize": "lorada.run.effect_size",
     "METHODS": "lorada.methods",
     "build_method": "lorada.plan",

@@ -1,40 +1,27 @@
 """What a method is: the fields of an entry of METHODS, the parts and the models it may name."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Literal
-
-from peft import AdaLoraConfig, LoraConfig, PeftConfig, ShiraConfig
-from torch import nn
-from torch.optim import Optimizer
-from transformers import TrainerCallback, TrainingArguments
-
-from lorada.tuners import (
-    BottleneckConfig,
-    LamdaConfig,
-    LmamConfig,
-    OmoeConfig,
-    PrefixConfig,
-    QuantaConfig,
-    SoraConfig,
-)
 
 Family = Literal["llama", "roberta", "deberta", "bart"]
 Settings = dict[str, Any]
 
-PARTS: dict[str, type[PeftConfig]] = {
-    "lmam": LmamConfig,
-    "lora": LoraConfig,
-    "bottleneck": BottleneckConfig,
-    "pa_attn": BottleneckConfig,  # a second one, for stacks of two
-    "parallel_ffn": BottleneckConfig,  # likewise
-    "prefix": PrefixConfig,
-    "quanta": QuantaConfig,
-    "omoe": OmoeConfig,
-    "sora": SoraConfig,
-    "lamda": LamdaConfig,
-    "shira": ShiraConfig,
-    "adalora": AdaLoraConfig,
+# What has to be imported is named, as ``module:name``: a list of methods needs neither torch nor
+# PEFT, and ``load`` fetches what is used.
+PARTS: dict[str, str] = {
+    "lmam": "lorada.tuners:LmamConfig",
+    "lora": "peft:LoraConfig",
+    "bottleneck": "lorada.tuners:BottleneckConfig",
+    "pa_attn": "lorada.tuners:BottleneckConfig",  # a second one, for stacks of two
+    "parallel_ffn": "lorada.tuners:BottleneckConfig",  # likewise
+    "prefix": "lorada.tuners:PrefixConfig",
+    "quanta": "lorada.tuners:QuantaConfig",
+    "omoe": "lorada.tuners:OmoeConfig",
+    "sora": "lorada.tuners:SoraConfig",
+    "lamda": "lorada.tuners:LamdaConfig",
+    "shira": "peft:ShiraConfig",
+    "adalora": "peft:AdaLoraConfig",
 }
 
 # Which column of the paper's tables a model takes that has none of its own.
@@ -65,10 +52,11 @@ class Method:
         parts: part name → settings, by family or by a key of ``COLUMNS``; empty for methods
             without an adapter.
         trainable: rule of parameter names for methods that select parameters of the base.
-        callbacks: makers of the Trainer callbacks of methods that change the procedure.
-        prepare: of a method that must see model and data: called with both and ``config=``, the
-            stack, which it returns ready to be placed.
-        optimizer: maker of the optimizer of a method that has its own.
+        callbacks: the Trainer callbacks of methods that change the procedure, by name.
+        prepare: of a method that must see model and data, by name: called with both and
+            ``config=``, the stack, which it returns ready to be placed.
+        optimizer: maker of the optimizer of a method that has its own, by name: called with model
+            and TrainingArguments.
         arguments: overrides of TrainingArguments.
         sizes: the settings, by part, that leave their part out when they are 0.
         formula: what it computes or how it updates, in one line of plain text.
@@ -79,11 +67,17 @@ class Method:
     summary: str
     parts: dict[str, dict[str, Settings]] = field(default_factory=dict)
     trainable: str | None = None
-    callbacks: tuple[Callable[[], TrainerCallback], ...] = ()
-    prepare: Callable[..., PeftConfig] | None = None
-    optimizer: Callable[[nn.Module, TrainingArguments], Optimizer] | None = None
+    callbacks: tuple[str, ...] = ()
+    prepare: str | None = None
+    optimizer: str | None = None
     arguments: Settings = field(default_factory=dict)
     sizes: dict[str, str] = field(default_factory=dict)
     formula: str = ""
     paper: str = ""
     source: str = ""
+
+
+def load(name: str) -> Any:
+    """What a ``module:name`` stands for."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)

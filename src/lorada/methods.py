@@ -6,15 +6,7 @@ an entry holds, ``plan`` makes a method ready for a model.
 """
 
 from lorada.method import Method, Settings
-from lorada.procedures import autopeft
-from lorada.procedures.adalora import AdaLoraCallback
-from lorada.procedures.galore import galore
-from lorada.procedures.ist import ISTCallback
-from lorada.procedures.lamda import LamdaCallback
-from lorada.procedures.longlora import ShiftedAttention
-from lorada.procedures.owlore import OwLoreCallback
-from lorada.procedures.shira import snip
-from lorada.procedures.sora import SoraCallback
+from lorada.procedures.blocks import SIZES, blocks
 
 # Papers of several methods; each of the others is linked where it stands.
 LORADA = "https://aclanthology.org/2025.findings-emnlp.676/"
@@ -193,14 +185,14 @@ METHODS: dict[str, Method] = {
     "autopeft": Method(
         "AutoPEFT: serial and parallel adapters and a prefix, in layers that `search` chooses",
         {
-            **{family: autopeft.blocks(12, 12, 6) for family in ("roberta", "deberta")},
-            "bart": autopeft.blocks(256, 256, 32),
-            "mbart": autopeft.blocks(0, 512, 32),  # which has no norm behind the FFN
+            **{family: blocks(12, 12, 6) for family in ("roberta", "deberta")},
+            "bart": blocks(256, 256, 32),
+            "mbart": blocks(0, 512, 32),  # which has no norm behind the FFN
         },
         arguments={
             "learning_rate": 1e-4, "num_train_epochs": 20, "per_device_train_batch_size": 32,
         },
-        sizes=autopeft.SIZES,
+        sizes=SIZES,
         formula="LN(A_s(LN(y + x)) + y + A_p(x) + x), y = FFN(x); Attn(Q, [P_k; K], [P_v; V])",
         paper="https://arxiv.org/abs/2301.12132",
         source="Tables 5 and 10; the sizes are ours, none was published",
@@ -222,7 +214,7 @@ METHODS: dict[str, Method] = {
                 }
             },
         },
-        callbacks=(ISTCallback,),
+        callbacks=("lorada.procedures.ist:ISTCallback",),
         arguments={"ddp_find_unused_parameters": True},
         formula="Wx + (α/r)·BAx; layers drawn by σ(−I), I ← I + η·(R − mean R)·σ′(I)",
         paper="https://arxiv.org/abs/2410.11772",
@@ -231,8 +223,8 @@ METHODS: dict[str, Method] = {
     "owlore": Method(
         "OwLore: a few whole layers at a time, in GaLore's low-rank projection",
         trainable=r".",
-        callbacks=(OwLoreCallback,),
-        optimizer=galore,
+        callbacks=("lorada.procedures.owlore:OwLoreCallback",),
+        optimizer="lorada.procedures.galore:galore",
         arguments={"learning_rate": 3e-4, "ddp_find_unused_parameters": True},
         formula="W ← W − η·P·Adam(PᵀG), P from G's SVD; layers drawn by outliers of |W|·‖x‖",
         paper="https://arxiv.org/abs/2405.18380",
@@ -241,7 +233,7 @@ METHODS: dict[str, Method] = {
     "owlore_full": Method(
         "OwLore-Full: a few whole layers at a time, with AdamW",
         trainable=r".",
-        callbacks=(OwLoreCallback,),
+        callbacks=("lorada.procedures.owlore:OwLoreCallback",),
         arguments={"learning_rate": 3e-4, "ddp_find_unused_parameters": True},
         formula="W ← W − η·Adam(G); layers drawn by outliers of |W|·‖x‖",
         paper="https://arxiv.org/abs/2405.18380",
@@ -258,7 +250,7 @@ METHODS: dict[str, Method] = {
                 },
             },
         },
-        callbacks=(AdaLoraCallback,),
+        callbacks=("lorada.procedures.adalora:AdaLoraCallback",),
         formula="Wx + (α/r)·PΛQx; entries of Λ pruned by importance to a budget",
         paper="https://arxiv.org/abs/2303.10512",
         source="Table 11; the steps come from the run",
@@ -266,7 +258,7 @@ METHODS: dict[str, Method] = {
     "sora": Method(
         "SoRA: LoRA with gates that training sets to zero",
         {family: {"sora": {"rank": 8, "alpha": 16}} for family in ("roberta", "deberta")},
-        callbacks=(SoraCallback,),
+        callbacks=("lorada.procedures.sora:SoraCallback",),
         arguments={"weight_decay": 0.1, "warmup_steps": 0.06, "max_grad_norm": 0.1},
         formula="Wx + (α/r)·B(g ⊙ Ax); g ← soft threshold of (g, ξ)",
         paper="https://arxiv.org/abs/2311.11696",
@@ -275,7 +267,7 @@ METHODS: dict[str, Method] = {
     "shira": Method(
         "SHiRA-SNIP: a fixed, sparse set of the base's weights",
         {"llama": {"shira": {"r": 38, **LLM_LORA}}},
-        prepare=snip,
+        prepare="lorada.procedures.shira:snip",
         arguments={"learning_rate": 5e-4},
         formula="(W + M ⊙ S)x, M = the largest |W ⊙ ∂ℓ/∂W|",
         paper="https://arxiv.org/abs/2406.13175",
@@ -284,7 +276,7 @@ METHODS: dict[str, Method] = {
     "lamda": Method(
         "LaMDA++: a small matrix between spectral projections, one of which freezes",
         {"llama": {"lamda": {"rank": 32, "ranks": "energy", **LLM_LORA}}},
-        callbacks=(LamdaCallback,),
+        callbacks=("lorada.procedures.lamda:LamdaCallback",),
         formula="(W − s·UΣVᵀ)x + s·BMAx, B, M, A = U, Σ, Vᵀ at the start; B freezes by columns",
         paper="https://arxiv.org/abs/2406.12832",
         source="Table 4",
@@ -307,7 +299,7 @@ METHODS: dict[str, Method] = {
                 },
             },
         },
-        callbacks=(ShiftedAttention,),
+        callbacks=("lorada.procedures.longlora:ShiftedAttention",),
         arguments={"learning_rate": 2e-5},
         formula="Wx + (α/r)·BAx; attention within groups, half of the heads shifted",
         paper="https://arxiv.org/abs/2309.12307",

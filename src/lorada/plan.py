@@ -11,9 +11,10 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainingArguments
 
+from lorada.described import method_named
 from lorada.errors import unknown
-from lorada.method import COLUMNS, FAMILIES, PARTS, Family, Method, Settings
-from lorada.methods import MAP, METHODS
+from lorada.method import COLUMNS, FAMILIES, PARTS, Family, Method, Settings, load
+from lorada.methods import MAP
 from lorada.tuners import LoradaConfig
 
 TASK_TYPES: dict[Family, TaskType] = {
@@ -46,71 +47,6 @@ class Plan:
     prepare: Callable[[nn.Module, Any], PeftConfig] | None = None
     optimizer: Callable[[nn.Module, TrainingArguments], Optimizer] | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
-
-
-def part_names(name: str) -> list[str]:
-    """The parts of a method, in the order in which they are stacked."""
-    method, plus_map = _method(name)
-    names = list(next(iter(method.parts.values()), {}))
-    return (["lmam"] if plus_map else []) + names
-
-
-def _method(name: str) -> tuple[Method, bool]:
-    plain = name.removesuffix("+lmam")
-    if plain not in METHODS:
-        raise unknown("method", name, METHODS)
-    method, plus_map = METHODS[plain], name != plain
-    if plus_map and (not method.parts or "lmam" in next(iter(method.parts.values()))):
-        raise ValueError(f"unknown method {name!r}: {plain} cannot take a map on top")
-    return method, plus_map
-
-
-def describe(name: str) -> dict[str, Any]:
-    """What a method is and how it runs, in words that JSON can hold.
-
-    Returns:
-        ``summary``, ``formula``, ``paper``, ``source``, ``parts`` (names), ``models`` (the kinds it
-        has settings for), ``runs`` (what carries it out) and ``settings`` (by model and part).
-
-    Raises:
-        ValueError: for an unknown method, with the nearest names.
-    """
-    method, plus_map = _method(name)
-    settings = {model: dict(parts) for model, parts in method.parts.items()}
-    summary, formula = method.summary, method.formula
-    if plus_map:
-        summary, formula = f"{summary}, with the map", f"{METHODS['lmam'].formula}; {formula}"
-        settings = {model: {"lmam": MAP, **parts} for model, parts in settings.items()}
-    return {
-        "summary": summary,
-        "formula": formula,
-        "paper": method.paper,
-        "source": method.source,
-        "parts": part_names(name),
-        "models": list(method.parts) or ["any"],
-        "runs": _runs(name, method),
-        "settings": settings,
-    }
-
-
-def _runs(name: str, method: Method) -> list[str]:
-    """What carries a method out: the configs of its parts, and whatever else it brings."""
-    configs = [PARTS[part] for part in part_names(name)]
-    found = [f"{config.__module__.partition('.')[0]}.{config.__name__}" for config in configs]
-    if method.trainable is not None:
-        which = "all parameters" if method.trainable == "." else f"names like {method.trainable}"
-        found.append(f"trains {which}")
-    found += [f"callback {_name_of(callback)}" for callback in method.callbacks]
-    if method.prepare is not None:
-        found.append(f"prepared by {_name_of(method.prepare)}")
-    if method.optimizer is not None:
-        found.append(f"optimizer {_name_of(method.optimizer)}")
-    return found + [f"{key}={value}" for key, value in method.arguments.items()]
-
-
-def _name_of(maker: Callable[..., Any]) -> str:
-    """The name of a class or function, of what a partial calls too."""
-    return str(getattr(maker, "func", maker).__name__)
 
 
 def family_of(model_config: Any) -> Family:
@@ -149,7 +85,7 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
         ValueError: for an unknown method or setting (with the nearest names), an ambiguous
             setting (with the full keys), or a method that this model has no form of.
     """
-    method, plus_map = _method(name)
+    method, plus_map = method_named(name)
     config = None
     if method.trainable is None:
         config = _stack(name, method, plus_map, model_config, overrides)
@@ -157,10 +93,10 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
         raise ValueError(f"method {name} has no settings, but got {', '.join(overrides)}")
     return Plan(
         config,
-        callbacks=tuple(make() for make in method.callbacks),
+        callbacks=tuple(load(callback)() for callback in method.callbacks),
         trainable=method.trainable,
-        prepare=None if method.prepare is None else partial(method.prepare, config=config),
-        optimizer=method.optimizer,
+        prepare=None if method.prepare is None else partial(load(method.prepare), config=config),
+        optimizer=None if method.optimizer is None else load(method.optimizer),
         arguments=dict(method.arguments),
     )
 
@@ -187,7 +123,7 @@ def _stack(
     if not left:
         sizes = ", ".join(f"{part}.{method.sizes[part]}=0" for part in absent)
         raise ValueError(f"{sizes} leaves {name} without a part: give one of them a size")
-    configs = [PARTS[part](**values) for part, values in left.items()]
+    configs = [load(PARTS[part])(**values) for part, values in left.items()]
     return LoradaConfig(parts=configs, task_type=TASK_TYPES[family_of(model_config)])
 
 
@@ -198,7 +134,7 @@ def part_overrides(parts: list[str], overrides: dict[str, Any]) -> dict[str, Set
         ValueError: for a setting that no part has, or that several have.
     """
     found: dict[str, Settings] = {part: {} for part in parts}
-    known = {part: {f.name for f in fields(PARTS[part]) if f.init} for part in parts}
+    known = {part: {f.name for f in fields(load(PARTS[part])) if f.init} for part in parts}
     for key, value in overrides.items():
         if key in parts and isinstance(value, dict):
             for name in value:

@@ -14,8 +14,8 @@ def methods(
     as_json: Json = False,
 ) -> None:
     """List the methods: what they are, their formulas and papers, and how they run."""
+    from lorada.described import describe
     from lorada.methods import METHODS
-    from lorada.plan import describe
     from lorada.report.methods import method_page, methods_table
 
     rows = {each: describe(each) for each in ([name] if name else METHODS)}

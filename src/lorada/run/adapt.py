@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from lorada.method import PARTS
+from lorada.method import PARTS, load
 from lorada.plan import Plan, build_method, in_head, select_trainable
 from lorada.run.models import kind_of, load_config, load_model, stretched
 from lorada.run.recipe import Recipe
@@ -99,7 +99,7 @@ def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> 
     old = saved if isinstance(saved, LoradaConfig) else LoradaConfig(parts=[saved])
     kinds = {part.peft_type for part in old.parts}
     for name in recipe.parts:
-        if any(isinstance(part, PARTS[name]) for part in old.parts):
+        if any(isinstance(part, load(PARTS[name])) for part in old.parts):
             raise ValueError(
                 f"{folder} brings its own {name} part as it was trained: leave out the settings "
                 f"{', '.join(f'{name}.{key}' for key in recipe.parts[name])}"

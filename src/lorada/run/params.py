@@ -6,7 +6,8 @@ import torch
 from peft import ShiraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM
 
-from lorada.plan import build_method, part_names, select_trainable
+from lorada.described import part_names
+from lorada.plan import build_method, select_trainable
 from lorada.run.adapt import base_parameters, fold_prefixes, parameter_counts
 from lorada.run.models import kind_of, load_config
 from lorada.run.recipe import Recipe, load_recipe

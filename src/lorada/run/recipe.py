@@ -17,10 +17,11 @@ from peft import PeftConfig
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from transformers import Seq2SeqTrainingArguments
 
+from lorada.described import part_names
 from lorada.errors import unknown
 from lorada.files import write_whole
-from lorada.method import PARTS
-from lorada.plan import owner_of, part_names
+from lorada.method import PARTS, load
+from lorada.plan import owner_of
 from lorada.tasks import TASKS
 
 TRAINING = "training"
@@ -211,7 +212,7 @@ UNSETTABLE = {"usage", "lorada_version", "runtime_config", "trainable_token_indi
 @cache
 def _known(section: str) -> dict[str, Any]:
     """The fields of a section with their types."""
-    owner = Seq2SeqTrainingArguments if section == TRAINING else PARTS[section]
+    owner = Seq2SeqTrainingArguments if section == TRAINING else load(PARTS[section])
     try:
         hints = get_type_hints(owner)
     except NameError:

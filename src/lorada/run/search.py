@@ -18,7 +18,8 @@ from lorada.files import write_whole
 from lorada.methods import METHODS
 from lorada.plan import column_of
 from lorada.procedures import autopeft
-from lorada.procedures.autopeft import SIZES, Configuration, Space, Trial, pareto
+from lorada.procedures.autopeft import Configuration, Space, Trial, pareto
+from lorada.procedures.blocks import LAYERS, SIZES
 from lorada.run.callbacks import DivergedError
 from lorada.run.evaluate import evaluate
 from lorada.run.folder import clear, holds_run, same_recipe
@@ -53,7 +54,7 @@ def search_recipe(pairs: list[str], options: dict[str, Any], *, resume: bool) ->
     if recipe.eval_data is None:
         raise ValueError("a search scores on held-out rows: pass --eval-data FILE")
     for part, name in SIZES.items():
-        for chosen in recipe.parts.get(part, {}).keys() & {name, autopeft.LAYERS}:
+        for chosen in recipe.parts.get(part, {}).keys() & {name, LAYERS}:
             raise ValueError(f"{part}.{chosen} is what the search chooses: leave it out")
     return recipe
 

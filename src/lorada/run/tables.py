@@ -13,9 +13,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from lorada.described import part_names
 from lorada.errors import unknown
 from lorada.method import PARTS
-from lorada.plan import build_method, part_names
+from lorada.plan import build_method
 from lorada.run.models import load_config
 from lorada.run.params import parameters_of
 from lorada.run.recipe import Recipe, load_recipe

@@ -1,0 +1,49 @@
+"""What a command, or ``import lorada``, takes to start: torch and PEFT only where they are used."""
+
+import subprocess
+import sys
+
+import pytest
+
+from lorada.method import PARTS, load
+from lorada.methods import METHODS
+
+HEAVY = ("torch", "peft", "transformers")
+
+
+def loaded_by(code: str) -> str:
+    """Which of the heavy packages a Python process has loaded at its end."""
+    ending = f"\nimport sys\nprint('loaded', [n for n in {HEAVY} if n in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code + ending], capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("words", ["--help", "train --help", "methods", "methods lorada_la",
+                                   "methods --json"])  # fmt: skip
+def test_commands_that_list_need_no_torch(words):
+    code = (
+        f"import sys, lorada_cli\nsys.argv = ['lorada', *{words.split()}]\n"
+        "try: lorada_cli.main()\nexcept SystemExit as end: assert not end.code"
+    )
+    assert loaded_by(code) == "loaded []"
+
+
+def test_import_lorada_makes_the_peft_types_known():
+    code = "import lorada\nfrom peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known\nassert lorada.LoradaConfig in known.values()"
+    assert loaded_by(code) == "loaded ['torch', 'peft', 'transformers']"
+
+
+def test_names_are_there_for_a_command_too():
+    code = "import lorada_cli, lorada\nassert lorada.LmamConfig and callable(lorada.explain)"
+    assert "peft" in loaded_by(code)
+
+
+def test_every_name_in_the_table_of_methods_exists():
+    named = [*PARTS.values()]
+    for method in METHODS.values():
+        named += [*method.callbacks, *(x for x in (method.prepare, method.optimizer) if x)]
+    assert len(named) > len(PARTS)
+    for name in named:
+        assert callable(load(name)), name
