@@ -31,7 +31,10 @@ def test_commands_that_list_need_no_torch(words):
 
 
 def test_import_lorada_makes_the_peft_types_known():
-    code = "import lorada\nfrom peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known\nassert lorada.LoradaConfig in known.values()"
+    code = (
+        "import lorada\nfrom peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known\n"
+        "assert lorada.LoradaConfig in known.values()"
+    )
     assert loaded_by(code) == "loaded ['torch', 'peft', 'transformers']"
 
 
