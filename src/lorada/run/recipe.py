@@ -69,6 +69,7 @@ class Recipe(BaseModel):
     languages: list[str] | None = Field(
         None, min_length=2, max_length=2, description="from and to, of a multilingual tokenizer"
     )
+    packing: bool = Field(False, description="fill sequences with several training rows each")
     loss_on: Literal["response", "all"] | None = Field(
         None, description="tokens that count; by default what the protocol says, or the response"
     )

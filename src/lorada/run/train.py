@@ -48,6 +48,7 @@ from lorada.run.encoding import collator, context_of, encode_rows, fit_context
 from lorada.run.folder import Start, begin, check_folder
 from lorada.run.lock import held
 from lorada.run.models import kind_of, load_config, load_tokenizer
+from lorada.run.packing import PackedCollator, pack, refuse_mixing, refuse_packing
 from lorada.run.recipe import Recipe
 from lorada.run.result import RESULT_FILE, hardware, peak_memory, versions, write_result
 from lorada.run.seq2seq import (
@@ -114,6 +115,8 @@ def train(
 def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
     kind = kind_of(load_config(recipe.model, trust_remote_code=recipe.trust_remote_code))
     rows, held_out = training_rows(recipe, kind)
+    if recipe.packing:
+        refuse_packing(rows.form, kind, recipe.method)
     plan = plan_for(recipe)
     writes = writes_texts(rows, kind)
     args = training_arguments(recipe, plan.arguments, quiet=quiet, writes=writes)
@@ -128,10 +131,15 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
     dataset = encode_rows(rows, fitted, tokenizer, kind)
     evaluation = encode_rows(held_out, fitted, tokenizer, kind) if held_out else None
     pad = collator(rows.form, tokenizer, base)
+    if recipe.packing:
+        dataset, pad = pack(dataset, fitted.max_length), PackedCollator(tokenizer.pad_token_id)
+        evaluation = pack(evaluation, fitted.max_length) if evaluation else None
     if plan.prepare is not None:
         batches = _batches(dataset, pad, args)
         plan = replace(plan, config=plan.prepare(base.to(args.device), batches))
     model = adapt(base, plan, recipe, labels)
+    if recipe.packing:
+        refuse_mixing(model, args.per_device_train_batch_size)
 
     scored = held_out if measured else None
     make = _maker(recipe, rows, scored, tokenizer, context_of(base.config), writes=writes)
