@@ -16,6 +16,7 @@ from transformers import (
 
 from lorada.run.data import Rows
 from lorada.run.recipe import Recipe
+from lorada.run.token_cache import Encoding, kept
 from lorada.tasks.encode import CHUNK, IGNORED, Encoded, EncodeOptions, encode, windows
 from lorada.tasks.rows import HEADED, Form
 from lorada.tasks.task import Kind
@@ -46,27 +47,12 @@ def encode_rows(
         ValueError: if no row is left to learn from.
     """
     options = encode_options(rows, recipe, kind)
-    cut = dropped = 0
-
-    def kept(encoded: Iterable[Encoded | None]) -> Iterator[dict[str, Any]]:
-        nonlocal cut, dropped
-        for one in encoded:
-            dropped += one is None
-            if one is not None:
-                cut += one.truncated
-                yield one.features
-
-    found: Iterable[Encoded | None]
-    if rows.form == "text":
-        found = windows(_watched(rows.rows, rows), tokenizer, options)
-    else:
-        found = _watched(encode(rows.rows, rows.form, tokenizer, options), rows)
-    dataset = _dataset(kept(found))
-    if cut or dropped:
+    dataset, counts = kept(rows, tokenizer, options, lambda: _encoded(rows, tokenizer, options))
+    if counts["cut"] or counts["dropped"]:
         logger.warning(
             "%s: %d of %d rows were cut to max_length=%d, %d more were left out because nothing "
             "of the response was left",
-            rows.path, cut, len(rows.rows), recipe.max_length, dropped,
+            rows.path, counts["cut"], len(rows.rows), recipe.max_length, counts["dropped"],
         )  # fmt: skip
     if dataset is None:
         raise ValueError(
@@ -74,6 +60,24 @@ def encode_rows(
             f"{recipe.max_length}; raise it"
         )
     return dataset
+
+
+def _encoded(rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions) -> Encoding:
+    counts = {"cut": 0, "dropped": 0}
+
+    def whole(encoded: Iterable[Encoded | None]) -> Iterator[dict[str, Any]]:
+        for one in encoded:
+            counts["dropped"] += one is None
+            if one is not None:
+                counts["cut"] += one.truncated
+                yield one.features
+
+    found: Iterable[Encoded | None]
+    if rows.form == "text":
+        found = windows(_watched(rows.rows, rows), tokenizer, options)
+    else:
+        found = _watched(encode(rows.rows, rows.form, tokenizer, options), rows)
+    return _dataset(whole(found)), counts
 
 
 def _watched(items: Iterable[Any], rows: Rows) -> Iterable[Any]:
