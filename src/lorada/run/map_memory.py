@@ -68,8 +68,8 @@ def memory_table() -> dict[str, Any]:
             f"({2 * 32 * TOKENS**2 // MIB} MiB for LLaMA-7B at N = {TOKENS}), not 2hnn; the "
             "factors with their position embedding (4hnr) and the causal mask come on top.",
             "Here factors, their gradients and the map are 32-bit numbers, twice the paper's. The "
-            "map is a term of its own, so what is kept does not grow with N·N: the map and the "
-            "values that it covers.",
+            "map is a term of its own that is computed again for the backward pass, so nothing is "
+            "kept for it but the factors and the values, which attention keeps anyway.",
             "Inference here keeps the factors beside the finished map, which exists once bake() "
             "was called.",
         ],
@@ -187,9 +187,9 @@ def narrow_model(config: Any) -> LlamaForCausalLM:
     return LlamaForCausalLM(narrow).to(torch.bfloat16)
 
 
-def attend(model: PeftModel, *, base: bool = False) -> Tensor:
+def attend(model: PeftModel, *, base: bool = False, batch: int = 1) -> Tensor:
     """Self-attention of its layer over N tokens, with the map or without."""
-    hidden = torch.zeros(1, TOKENS, NARROW, dtype=torch.bfloat16, requires_grad=True)
+    hidden = torch.zeros(batch, TOKENS, NARROW, dtype=torch.bfloat16, requires_grad=True)
     turned = torch.ones(1, TOKENS, HEAD_WIDTH, dtype=torch.bfloat16)
     attention = model.get_base_model().model.layers[0].self_attn
     with model.disable_adapter() if base else nullcontext():

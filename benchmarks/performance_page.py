@@ -1,0 +1,94 @@
+"""The table of docs/performance.md, written between its markers, and the same on the terminal."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lorada.files import write_whole
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+PICTURES = {name: f"growth-{name}.png" for name in ("tokens", "length", "batch")}
+BEGIN, END = "<!-- written by benchmarks/performance.py -->\n", "<!-- until here -->"
+HEADER = ("measure", "must reach", "measured", "turn by turn", "noise alone", "met")
+
+# By row: what it is, the most its figure may be, and which figure that is.
+LIMITS: dict[str, tuple[str, float | None, str]] = {
+    "forward_4x512": ("forward 4×512, the map on vs off", 1.02, "ratio"),
+    "step_8x128": ("training step 8×128, on vs off", 1.04, "ratio"),
+    "step_1x2048": ("training step 1×2048, on vs off", 1.04, "ratio"),
+    "paper_1x2048": ("training step 1×2048, ours vs the paper's form", 0.35, "ratio"),
+    "decode_64": ("decoding 64 tokens after 256 (n = 128), on vs off", 1.02, "ratio"),
+    "peak_1x2048": ("peak memory of the 1×2048 step, ours vs the paper's form", 0.5, "ratio"),
+    "lorada_la": ("LoRaDA-LA step 8×128 vs PEFT's LoRA with the same settings", 1.10, "ratio"),
+}
+STARTS = {"help_s": ("`lorada --help`", 0.3), "methods_s": ("`lorada methods`", 1.0),
+          "import_s": ("`import lorada` beyond `import peft`", 0.2)}  # fmt: skip
+MEGABYTES = 0.2
+
+
+def lines(rows: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The lines of the table, of the rows that are measured."""
+    found = []
+    for name, (what, limit, key) in LIMITS.items():
+        if name in rows:
+            row = rows[name]
+            turns = f"{row['lowest']:.3f}–{row['highest']:.3f}" if "lowest" in row else "–"
+            alone = "–"
+            if noise := row.get("noise"):
+                alone = f"{noise['ratio']:.3f} ({noise['lowest']:.3f}–{noise['highest']:.3f})"
+            found.append((what, f"≤ {limit:.2f}", f"{row[key]:.3f}", turns,
+                          alone, _met(row[key], limit)))  # fmt: skip
+    for batch, size in rows.get("saved_bytes", {}).get("mb", {}).items():
+        what = f"kept for backward in a LLaMA-7B layer, batch {batch}, beyond attention's own"
+        found.append((what, f"≤ {MEGABYTES} MB", f"{size:.3f} MB", "–", "–", _met(size, MEGABYTES)))
+    for key, (what, limit) in STARTS.items():
+        if "start" in rows:
+            seconds = rows["start"][key]
+            found.append((what, f"≤ {limit} s", f"{seconds:.2f} s", "–", "–", _met(seconds, limit)))
+    return found
+
+
+def _met(figure: float, limit: float | None) -> str:
+    return "yes" if limit is None or figure <= limit else "**no**"
+
+
+def write_page(results: dict[str, Any], page: Path = PAGE) -> None:
+    """Put the table between the markers of the page, or make a page of nothing else."""
+    text = page.read_text(encoding="utf-8") if page.is_file() else f"{BEGIN}{END}\n"
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    write_whole(page, f"{before}{BEGIN}{written(results)}{END}{after}")
+
+
+def written(results: dict[str, Any]) -> str:
+    """What stands between the markers."""
+    settings, rows = results["settings"], results["rows"]
+    machine, packages = settings["hardware"], settings["versions"]
+    table = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
+    table += ["| " + " | ".join(line) + " |" for line in lines(rows)]
+    text = (
+        f"\n{machine['cpu']}, {settings['threads']} threads, fp32, torch {packages['torch']}, "
+        f"transformers {packages['transformers']}; {settings['model']}, "
+        f"{settings['repetitions']} turns of every side after one that does not count.\n\n"
+        + "\n".join(table)
+        + "\n"
+    )
+    if "operations" in rows:
+        found = rows["operations"]
+        text += (
+            f"\nOperations (N = 512, n = 128, LLaMA-7B): the term is {found['term']:,} of the "
+            f"layer's {found['layer']:,} floating-point operations, {found['share']:.3%}. The "
+            "paper's Table 2 prints 1.97e-5 of the model's, which counts the additions to a map "
+            "that exists (`lorada table 2`).\n"
+        )
+    return text + "\n"
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print the table."""
+    table = Table(*HEADER)
+    for line in lines(results["rows"]):
+        table.add_row(*line)
+    Console().print(table)
