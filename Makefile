@@ -39,8 +39,11 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# What a step of each method costs (docs/costs.md); rows that are measured already are kept.
+# What the map costs (docs/performance.md) and what a step of each method costs (docs/costs.md);
+# rows that are measured already are kept.
 bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/performance.py
+	$(BIN)/python benchmarks/performance.py --growth
 	$(BIN)/python benchmarks/costs.py
 
 # Which scale lets the map learn (docs/scale.md): many trainings, and LORADA_DATA must be set.

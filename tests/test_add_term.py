@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import assert_close
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from lorada import functional
 from lorada.maps import AttentionMap, View
@@ -141,6 +142,15 @@ def test_past_the_map_the_output_itself_comes_back():
     _, _, value, output = call("one token")
     places = TokenSpan(0, LENGTH + 1, 0, LENGTH)
     assert add_term(output, attention_map(), places, view, value) is output
+
+
+def test_a_token_behind_pads_costs_one_row_of_the_map():
+    places, view, value, output = call("padded, a token")
+    held = attention_map()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        add_term(output, held, places, view, value)
+    # A row for each map head and sample, which meets N values in each query head.
+    assert counter.get_total_flops() == 2 * 2 * LENGTH * (2 * 2 + HEADS * WIDTH)
 
 
 def test_frozen_factors_and_values_get_no_gradient():
