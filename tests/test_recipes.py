@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from lorada.run.recipe import Recipe, builtin_recipes, load_recipe
-from lorada.run.train import training_arguments
+from lorada.run.trainer import training_arguments
 from lorada.tasks.rows import read_rows
 
 BASE = {"model": "smollm2-135m", "output": "out"}

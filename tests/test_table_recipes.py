@@ -18,7 +18,7 @@ from lorada.report.tables import Page, mean_of, measured_line, published_line
 from lorada.run.models import kind_of, load_config
 from lorada.run.params import parameters_of
 from lorada.run.tables import PaperTable, load_table, row_recipe, tables
-from lorada.run.train import training_arguments
+from lorada.run.trainer import training_arguments
 from lorada.tasks import TASKS
 
 PAPER = Path(__file__).parents[2] / "shared" / "paper.md"

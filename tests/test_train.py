@@ -96,14 +96,14 @@ class PressCtrlC(TrainerCallback):
 
 
 def with_callback(monkeypatch, callback):
-    build = train_module._trainer
+    build = train_module.make_trainer
 
     def build_with_callback(*args):
         trainer = build(*args)
         trainer.add_callback(callback)
         return trainer
 
-    monkeypatch.setattr(train_module, "_trainer", build_with_callback)
+    monkeypatch.setattr(train_module, "make_trainer", build_with_callback)
 
 
 def test_ctrl_c_saves_and_resume_continues_bit_for_bit(llama, data, tmp_path, monkeypatch):

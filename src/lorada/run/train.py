@@ -4,14 +4,11 @@ A run folder holds ``recipe.yaml``, checkpoints while it trains, then ``adapter/
 ``loss.png`` and ``result.json``. It is complete when it has a ``result.json``.
 """
 
-import importlib.util
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,6 @@ from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Seq2SeqTrainingArguments,
     Trainer,
     TrainerState,
     TrainingArguments,
@@ -41,8 +37,7 @@ from lorada.run.adapt import (
 )
 from lorada.run.callbacks import LogWithSave, SaveOnInterrupt, StopOnNaN
 from lorada.run.card import write_card
-from lorada.run.choices import ChoiceTrainer
-from lorada.run.data import Rows, head_size, protocol_settings, training_rows
+from lorada.run.data import Rows, head_size, training_rows
 from lorada.run.effect_size import EffectSize
 from lorada.run.encoding import collator, context_of, encode_rows, fit_context
 from lorada.run.folder import Start, begin, check_folder
@@ -52,32 +47,19 @@ from lorada.run.packing import PackedCollator, pack, refuse_mixing, refuse_packi
 from lorada.run.recipe import Recipe
 from lorada.run.result import RESULT_FILE, hardware, peak_memory, versions, write_result
 from lorada.run.seq2seq import (
-    WritingTrainer,
-    beginning,
     measured_names,
-    refuse_long,
-    scorer,
     set_languages,
-    without_writing,
     writes_texts,
 )
-from lorada.tuners import LmamConfig, LoradaConfig
+from lorada.run.trainer import (
+    give_maps_their_rate,
+    make_trainer,
+    one_line,
+    trainer_class,
+    training_arguments,
+)
 
 logger = logging.getLogger(__name__)
-
-DEFAULTS: dict[str, Any] = {
-    "per_device_train_batch_size": 8,
-    "num_train_epochs": 3,
-    "learning_rate": 1e-3,
-    "lr_scheduler_type": "linear",
-    "warmup_steps": 0.03,
-    "logging_steps": 10,
-    "save_steps": 100,
-    "save_total_limit": 2,
-    "remove_unused_columns": False,
-    "logging_nan_inf_filter": False,
-    "dataloader_pin_memory": torch.cuda.is_available(),
-}
 
 
 @dataclass(frozen=True)
@@ -142,14 +124,14 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
         refuse_mixing(model, args.per_device_train_batch_size)
 
     scored = held_out if measured else None
-    make = _maker(recipe, rows, scored, tokenizer, context_of(base.config), writes=writes)
+    make = trainer_class(recipe, rows, scored, tokenizer, context_of(base.config), writes=writes)
     effect, interrupt = EffectSize(), SaveOnInterrupt()
     callbacks = [effect, interrupt, StopOnNaN(), LogWithSave(), *plan.callbacks]
-    with _one_line("TrainingArguments"):
-        trainer = _trainer(model, args, (dataset, evaluation), pad, callbacks, make)
+    with one_line("TrainingArguments"):
+        trainer = make_trainer(model, args, (dataset, evaluation), pad, callbacks, make)
         if plan.optimizer is not None:
             trainer.optimizer = plan.optimizer(model, args)
-        _give_maps_their_rate(trainer, model)
+        give_maps_their_rate(trainer, model)
     run = Path(recipe.output)
     begin(recipe, start, rows.fingerprint)
     again = f"What was saved before is whole: free space, then lorada train --resume --output {run}"
@@ -187,16 +169,6 @@ def _batches(
     )
 
 
-@contextmanager
-def _one_line(what: str) -> Iterator[None]:
-    """Turn whatever a library makes of a bad setting into one line about the setting."""
-    try:
-        yield
-    except Exception as error:  # of whatever kind: a hub that is out of reach has kinds of its own
-        text = str(error).strip() or type(error).__name__
-        raise ValueError(f"{what}: {text.splitlines()[0]}") from error
-
-
 def _continue(trainer: Trainer, checkpoint: Path | None) -> None:
     """Train to the end, from a checkpoint if there is one."""
     if checkpoint is not None:
@@ -210,110 +182,6 @@ def _continue(trainer: Trainer, checkpoint: Path | None) -> None:
                 trainer._load_best_model()
             return
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-
-def training_arguments(
-    recipe: Recipe,
-    method: dict[str, Any] | None = None,
-    *,
-    quiet: bool = False,
-    writes: bool = False,
-) -> TrainingArguments:
-    """The TrainingArguments of a recipe, over those of its method and our defaults.
-
-    Args:
-        recipe: the recipe.
-        method: what its method overrides.
-        quiet: no progress bar.
-        writes: whether it trains an encoder–decoder to write texts.
-
-    Raises:
-        ValueError: for a value that TrainingArguments refuses.
-    """
-    report = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
-    if not report and "report_to" not in recipe.training:
-        logger.warning("no TensorBoard logs: pip install 'lorada[logging]'")
-    settings = {**DEFAULTS, "report_to": report, **(method or {}), **recipe.training}
-    made = Seq2SeqTrainingArguments if writes else TrainingArguments
-    if not writes:
-        settings = without_writing(settings)
-    with _one_line("TrainingArguments"):
-        args = made(output_dir=recipe.output, **{"disable_tqdm": quiet, **settings})
-    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-        if getattr(args, name) < 1:  # which the Trainer finds out by dividing by it
-            raise ValueError(f"training.{name}={getattr(args, name)} must be at least 1")
-    if args.max_steps == 0:
-        raise ValueError("training.max_steps=0 must be at least 1, or left out for whole epochs")
-    return args
-
-
-def _maker(
-    recipe: Recipe,
-    rows: Rows,
-    measured: Rows | None,
-    tokenizer: PreTrainedTokenizerBase,
-    context: int | None,
-    *,
-    writes: bool,
-) -> Callable[..., Trainer]:
-    """The class of Trainer for a form of rows, with what it needs beside other classes."""
-    if not writes:
-        return ChoiceTrainer if rows.form == "choice" else Trainer
-    settings = protocol_settings(recipe, rows.protocol)
-    if measured is not None:
-        refuse_long(settings["max_new_tokens"], context)
-    return partial(
-        WritingTrainer,
-        generation={**settings, **beginning(tokenizer)},
-        compute_metrics=None if measured is None else scorer(measured, tokenizer),
-    )
-
-
-def _trainer(
-    model: PeftModel | PreTrainedModel,
-    args: TrainingArguments,
-    datasets: tuple[Dataset, Dataset | None],
-    pad: Callable[..., Any],
-    callbacks: list[Any],
-    make: Callable[..., Trainer],
-) -> Trainer:
-    trainer = make(
-        model=model,
-        args=args,
-        train_dataset=datasets[0],
-        eval_dataset=datasets[1],
-        data_collator=pad,
-        callbacks=callbacks,
-    )
-    # EffectSize adds to a log line, so it must see the line before any logger does.
-    listeners = trainer.callback_handler.callbacks
-    listeners.sort(key=lambda callback: not isinstance(callback, EffectSize))
-    return trainer
-
-
-def _give_maps_their_rate(trainer: Trainer, model: PeftModel | PreTrainedModel) -> None:
-    """Move the maps' factors to a parameter group of their own if they have their own rate."""
-    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
-    parts = config.parts if isinstance(config, LoradaConfig) else []
-    rates = [
-        p.map_learning_rate for p in parts if isinstance(p, LmamConfig) and p.map_learning_rate
-    ]
-    if not rates:
-        return
-    maps = {id(p) for name, p in trainer.model.named_parameters() if ".lmam." in name}
-    optimizer = trainer.create_optimizer()
-    moved = []
-    for group in optimizer.param_groups:
-        moved += [p for p in group["params"] if id(p) in maps]
-        group["params"] = [p for p in group["params"] if id(p) not in maps]
-    if not any(group["params"] for group in optimizer.param_groups):
-        logger.warning(
-            "only maps train here, at lmam.map_learning_rate=%g; learning_rate is not used",
-            rates[0],
-        )
-    optimizer.add_param_group(
-        {"params": moved, "lr": rates[0], "weight_decay": trainer.args.weight_decay}
-    )
 
 
 def _save_whole(
