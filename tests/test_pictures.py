@@ -7,6 +7,7 @@ import pytest
 from folders import bert_folder, llama_folder, rows_file
 
 from lorada import cli
+from lorada.report import plots
 from lorada.report.plots import scatter_figure, sweep_figure
 from lorada.report.tables import stored_points
 from lorada.run.loaded import load_run
@@ -149,3 +150,18 @@ def test_a_mistake_is_one_line(case, runs, monkeypatch, capsys):
     assert code == 2
     assert message in err
     assert "Traceback" not in err
+
+
+def test_every_run_has_a_curve_and_names_without_what_all_share(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib", reason="needs the plots extra")
+    import matplotlib.pyplot as plt
+
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    history = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
+    names = [f"runs/table9/{row}/seed1" for row in "abcdefghij"]
+    plots.loss_png(dict.fromkeys(names, history), tmp_path / "loss.png")
+    (figure,) = drawn
+    assert len(figure.axes[0].lines) == len(names)
+    assert [text.get_text() for text in figure.legends[0].texts] == list("abcdefghij")
+    plt.close(figure)

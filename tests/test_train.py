@@ -106,10 +106,12 @@ def with_callback(monkeypatch, callback):
     monkeypatch.setattr(train_module, "make_trainer", build_with_callback)
 
 
-def test_ctrl_c_saves_and_resume_continues_bit_for_bit(llama, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("order", ["random", "group_by_length"])
+def test_ctrl_c_saves_and_resume_continues_bit_for_bit(llama, data, tmp_path, monkeypatch, order):
     handler = signal.getsignal(signal.SIGINT)
-    whole = train(recipe(llama, data, tmp_path / "whole", "max_steps=9"), quiet=True)
-    part = recipe(llama, data, tmp_path / "part", "max_steps=9")
+    settings = ("max_steps=9", f"training.train_sampling_strategy={order}")
+    whole = train(recipe(llama, data, tmp_path / "whole", *settings), quiet=True)
+    part = recipe(llama, data, tmp_path / "part", *settings)
     with monkeypatch.context() as patch:
         with_callback(patch, PressCtrlC(4))
         stopped = train(part, quiet=True)

@@ -10,6 +10,7 @@ from typing import Any
 from lorada.files import written_whole
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
+STYLES = ("o-", "s--", "^-.", "v:", "D-", "x--", "P-.", "*:")  # told apart without colours
 
 
 def loss_chart(losses: Sequence[float], width: int = 60, height: int = 6) -> str:
@@ -42,16 +43,28 @@ def loss_png(runs: dict[str, Sequence[dict[str, Any]]], path: Path) -> None:
         ImportError: if matplotlib is missing, naming the extra.
     """
     plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    for (name, history), style in zip(runs.items(), ("-", "--", "-.", ":"), strict=False):
+    height = 3.6 + 0.22 * (len(runs) if len(runs) > 1 else 0)
+    figure, axes = plt.subplots(figsize=(6, height), layout="constrained")
+    names = telling(list(runs))
+    for name, history, style in zip(names, runs.values(), cycle(STYLES), strict=False):
         lines = [entry for entry in history if "loss" in entry]
         steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
-        axes.plot(steps, losses, style, marker=".", label=name)
+        axes.plot(steps, losses, style, markersize=4, label=name)
     axes.set(xlabel="optimizer steps", ylabel="training loss")
     axes.grid(alpha=0.3)
     if len(runs) > 1:
-        axes.legend()
+        figure.legend(loc="outside lower center", fontsize="small")
     _save(figure, path)
+
+
+def telling(names: list[str]) -> list[str]:
+    """Paths without the folders that all of them begin or end with."""
+    parts = [name.split("/") for name in names]
+    for end in (0, -1):
+        while len(parts) > 1 and all(len(p) > 1 and p[end] == parts[0][end] for p in parts):
+            for p in parts:
+                p.pop(end)
+    return ["/".join(p) for p in parts]
 
 
 def attention_maps(

@@ -99,6 +99,13 @@ def _dataset(features: Iterator[dict[str, Any]]) -> Dataset | None:
     return concatenate_datasets(parts) if parts else None
 
 
+def lengths_of(dataset: Dataset) -> list[int]:
+    """Tokens of each encoded row; of the longest candidate where there are several."""
+    if "length" in dataset.column_names:
+        return list(dataset["length"])
+    return [len(ids) for ids in dataset["input_ids"]]
+
+
 def collator(
     form: Form, tokenizer: PreTrainedTokenizerBase, model: Any = None
 ) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lorada.errors import saving
 from lorada.run.choices import cached_scores, looks_back, sequence_scores
 from lorada.run.data import JSONL, Rows, load_rows, scored_rows
-from lorada.run.encoding import collator, encode_options, encode_rows
+from lorada.run.encoding import collator, encode_options, encode_rows, lengths_of
 from lorada.run.generate import generate
 from lorada.run.loaded import Run
 from lorada.run.perplexity import slide
@@ -119,8 +119,7 @@ def score(run: Run, rows: Rows) -> Metrics:
 
 def _batches(run: Run, dataset: Dataset, title: str) -> Iterator[list[int]]:
     """Rows of like length together, the longest first; a progress bar on the way."""
-    given = "length" in dataset.column_names
-    lengths = dataset["length"] if given else [len(ids) for ids in dataset["input_ids"]]
+    lengths = lengths_of(dataset)
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     size = run.recipe.eval_batch_size
     chunks = [order[start : start + size] for start in range(0, len(order), size)]

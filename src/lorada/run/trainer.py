@@ -21,7 +21,9 @@ from transformers import (
 from lorada.run.choices import ChoiceTrainer
 from lorada.run.data import Rows, protocol_settings
 from lorada.run.effect_size import EffectSize
+from lorada.run.encoding import lengths_of
 from lorada.run.recipe import Recipe
+from lorada.run.sampler import LikeLengths
 from lorada.run.seq2seq import WritingTrainer, beginning, refuse_long, scorer, without_writing
 from lorada.tuners import LmamConfig, LoradaConfig
 
@@ -126,6 +128,10 @@ def make_trainer(
         data_collator=pad,
         callbacks=callbacks,
     )
+    if args.train_sampling_strategy == "group_by_length":
+        size = args.train_batch_size * args.gradient_accumulation_steps
+        sampler = LikeLengths(lengths_of(datasets[0]), size, args.seed)
+        trainer._get_train_sampler = lambda dataset=None: sampler
     # EffectSize adds to a log line, so it must see the line before any logger does.
     listeners = trainer.callback_handler.callbacks
     listeners.sort(key=lambda callback: not isinstance(callback, EffectSize))
