@@ -22,8 +22,11 @@ def main() -> None:
         format="%(message)s",
         handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
     )
-    # Other libraries' announcements of their next version are no concern of who runs a command.
+    # Other libraries' announcements of their next version are no concern of who runs a command,
+    # nor are kernels for other machines that they have not found here.
     warnings.simplefilter("ignore", FutureWarning)
+    for name in ("torchao", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         # The code of an Exit, or of Ctrl-C, which typer returns instead of raising it.
         if code := app(standalone_mode=False):
