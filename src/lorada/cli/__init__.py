@@ -17,16 +17,12 @@ from lorada.cli.app import app, errors
 
 def main() -> None:
     """Entry point: run a command, and turn a user's mistake into one line and exit code 2."""
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
-    )
-    # Other libraries' announcements of their next version are no concern of who runs a command,
-    # nor are kernels for other machines that they have not found here.
+    handler = RichHandler(console=errors, show_time=False, show_path=False)
+    # Kernels for other machines that these have not found are no concern of who runs a command,
+    # nor are other libraries' announcements of their next version.
+    handler.addFilter(lambda record: not record.name.startswith(("torchao", "bitsandbytes")))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     warnings.simplefilter("ignore", FutureWarning)
-    for name in ("torchao", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         # The code of an Exit, or of Ctrl-C, which typer returns instead of raising it.
         if code := app(standalone_mode=False):
