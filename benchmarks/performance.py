@@ -221,21 +221,22 @@ def peak(settings: Settings) -> dict[str, Any]:
 
 def peak_of_step(settings: Settings, side: str) -> float:
     """In a process of its own: megabytes of one step."""
-    import resource
-
     batch = batch_of(settings, 1, 2048)
     base = base_of(settings)
     model = ours("lora+lmam", base if side == "ours" else papers_form.use(base), batch)
     timed(model, {key: x[:, :8] for key, x in batch.items()}, 1)
-    before = resident()
+    gc.collect()
+    before = process_memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: loading had one too
     timed(model, batch, 2)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    return process_memory("VmHWM") - before
 
 
-def resident() -> float:
-    """Megabytes that this process holds now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / MEGABYTE
+def process_memory(what: str) -> float:
+    """Megabytes of this process: what it holds (VmRSS), or held at most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{what}:"))
+    return int(line.split()[1]) / 1024
 
 
 def saved(settings: Settings) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def results_of(folder: Path) -> list[dict[str, Any]]:
 
 def rows_of(folder: Path) -> set[str]:
     """The rows of a table that have a result."""
-    return {p.relative_to(folder).parts[0] for p in folder.rglob("seed*.json")}
+    return {str(p.relative_to(folder).parent.parent) for p in folder.rglob("seed*.json")}
 
 
 def page(docs: Path = DOCS) -> str:
@@ -42,7 +42,8 @@ def page(docs: Path = DOCS) -> str:
     tables, results, missing = [], [], []
     for number in NUMBERS:
         folder = docs / "results" / f"table{number}" / "local"
-        table, rows = folder / "table.md", load_table(f"table{number}").rows
+        rows = load_table(f"table{number}").rows_at("local", None)
+        table = folder / "table.md"
         if not table.is_file():
             missing.append(f"Table {number}")
             continue

@@ -47,6 +47,7 @@ PLACES = {
     "a static cache": (TokenSpan(0, 7, 0, 0), 7, 12, 2),
     "one token": (TokenSpan(0, 5, 0, 4), 1, 5, 2),
     "padded": (PADDED, 12, 12, 2),
+    "padded, long": (table([None, *range(19)], [*range(17), *[None] * 3]), 20, 20, 2),
     "padded, a chunk": (table([None, *range(7)], [*range(8)], queries=3), 3, 8, 2),
     "padded, a token": (table([None, *range(7)], [*range(8)], queries=1), 1, 8, 2),
     "padded, past the map": (table([None, *range(10)], [*range(11)], queries=1), 1, 11, 2),
@@ -151,6 +152,17 @@ def test_a_token_behind_pads_costs_one_row_of_the_map():
         add_term(output, held, places, view, value)
     # A row for each map head and sample, which meets N values in each query head.
     assert counter.get_total_flops() == 2 * 2 * LENGTH * (2 * 2 + HEADS * WIDTH)
+
+
+def test_transforms_of_functions_pass():
+    places, view, value, output = call("whole")
+    held = attention_map()
+
+    def loss(value):
+        return add_term(output, held, places, view, value).square().sum()
+
+    (expected,) = torch.autograd.grad(loss(value), value)
+    assert_close(torch.func.grad(loss)(value.detach()), expected)
 
 
 def test_frozen_factors_and_values_get_no_gradient():

@@ -9,12 +9,14 @@ from stacks import randomise
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
+from lorada.attention import observe
+from lorada.explain import ratio_of, squared_norms
 from lorada.procedures.longlora import ShiftedAttention
 from lorada.run.choices import (
     cached_scores,
     choice_loss,
-    looks_back,
     mean_log_likelihoods,
+    needs_whole,
     sequence_scores,
     shares_prompts,
 )
@@ -87,6 +89,12 @@ def test_a_shared_cache_gives_the_scores_and_gradients_of_whole_sequences(model)
         assert_close(found[name], gradient)
 
 
+def test_a_map_that_counts_pads_needs_whole_sequences(tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(llama_folder(tmp_path / "llama"))
+    parts = [LmamConfig(rank=2, length=40, positions="raw")]
+    assert needs_whole(get_peft_model(base, LoradaConfig(parts=parts)))
+
+
 def test_a_map_on_the_end_needs_whole_sequences(tmp_path):
     base = AutoModelForCausalLM.from_pretrained(llama_folder(tmp_path / "llama"))
     assert shares_prompts(base)
@@ -95,7 +103,7 @@ def test_a_map_on_the_end_needs_whole_sequences(tmp_path):
     base.gradient_checkpointing_disable()
     parts = [LmamConfig(rank=2, length=40, align="end")]
     adapted = get_peft_model(base, LoradaConfig(parts=parts))
-    assert looks_back(adapted)
+    assert needs_whole(adapted)
     assert not shares_prompts(adapted)
     assert not shares_prompts(torch.nn.DataParallel(base))
 
@@ -147,3 +155,20 @@ def test_a_run_learns_which_candidate_is_right(method, tmp_path):
     result = train(recipe, quiet=True).result
     assert result["form"] == "choice"
     assert evaluate(load_run(tmp_path / "run"), str(data))["accuracy"] == 100
+
+
+def test_the_effect_size_is_that_of_whole_sequences(tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(
+        llama_folder(tmp_path / "llama", attention_dropout=0.0)
+    )
+    model = get_peft_model(base, LoradaConfig(parts=STACKS["lmam shorter than the prompts"]))
+    randomise(model)
+    model.train()
+    batch, found = ChoiceCollator(TOKENIZER)(FEATURES[:1]), []
+    for score in (sequence_scores, cached_scores):
+        calls = []
+        with observe(lambda seen, calls=calls: calls.append(squared_norms(seen))):
+            score(model, batch)
+        found.append(ratio_of(calls))
+    # Whole sequences count the prompt once for each candidate.
+    assert 0.8 < found[1] / found[0] < 1.25

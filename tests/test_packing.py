@@ -113,3 +113,8 @@ def test_what_cannot_be_packed_is_refused(rows, method, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         train(recipe(tmp_path, rows=rows, method=method), quiet=True)
     assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_a_map_that_counts_slots_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="positions=raw"):
+        train(recipe(tmp_path, "lmam.positions=raw"), quiet=True)

@@ -3,10 +3,17 @@
 from itertools import pairwise
 
 import torch
+from conftest import TINY
+from datasets import Dataset
+from folders import byte_tokenizer, llama_folder, rows_file
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import Trainer
 
+from lorada.run.recipe import load_recipe
 from lorada.run.sampler import LikeLengths
+from lorada.run.trainer import make_trainer, training_arguments
+from lorada.tasks.encode import EncodeOptions, encode
 
 
 @given(lengths=st.lists(st.integers(1, 50), max_size=60), size=st.integers(1, 7))
@@ -29,3 +36,19 @@ def test_rows_of_a_batch_are_of_like_length_and_batches_in_no_order():
     longest = [max(batch) for batch in batches]
     rises = sum(b > a for a, b in pairwise(longest))
     assert 35 < rises < 65  # half of the steps, as in a random order
+
+
+def test_held_out_rows_keep_their_order(tmp_path):
+    rows = [{"prompt": "a" * size, "response": " b"} for size in (9, 2, 7, 3, 8, 1)]
+    asked = load_recipe(
+        None, ["training.train_sampling_strategy=group_by_length", "report_to=[]"],
+        {"method": "lora", "model": str(llama_folder(tmp_path / "llama")), "output": "run",
+         "data": str(rows_file(tmp_path / "rows.jsonl", rows))},
+    )  # fmt: skip
+    held = Dataset.from_list(
+        [e.features for e in encode(rows, "prompt", byte_tokenizer(), EncodeOptions(20))]
+    )
+    args = training_arguments(asked, quiet=True)
+    made = make_trainer(TINY["llama"](), args, (held, held), lambda x: x, [], Trainer)
+    assert [*made._get_eval_sampler(held)] == [*range(6)]
+    assert [*made._get_train_sampler()] != [*range(6)]

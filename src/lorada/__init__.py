@@ -60,10 +60,12 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'lorada' has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "functional":
+        return import_module("lorada.functional")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'lorada' has no attribute {name!r}")
     value = getattr(import_module(_LAZY[name]), name)
     globals()[name] = value
     return value

@@ -237,7 +237,8 @@ class Call:
         layer: Any = getattr(self.module, CHILD, None)
         position_ids, seen = self.kwargs.get("position_ids"), getattr(layer, "seen", None)
         by_query: Tensor | None = self.kwargs.get("cu_seq_lens_q")
-        by_key: Tensor | None = self.kwargs.get("cu_seq_lens_k", by_query)
+        by_key: Tensor | None = self.kwargs.get("cu_seq_lens_k")
+        by_key = by_query if by_key is None else by_key
         ask = partial(
             locate,
             self.view.queries,

@@ -103,7 +103,7 @@ def _layer_maps(name: str, seen: Observation) -> LayerMaps:
         fused,
         _share_below_zero(fused, pairs),
         _share_below_zero(map_, pairs),
-        effect_size(seen),
+        ratio_of([squared_norms(seen)]),
     )
 
 
@@ -122,8 +122,14 @@ def _visible(seen: Observation) -> Tensor:
     return visible.expand(-1, queries, -1)[:, None]
 
 
-def effect_size(seen: Observation) -> float:
-    """‖tile(Attn_s) V‖ / ‖Attn V‖ of one attention call, over its real tokens."""
+def squared_norms(seen: Observation) -> tuple[Tensor, Tensor]:
+    """‖tile(Attn_s) V‖² and ‖Attn V‖² of one attention call, over its real tokens."""
     table = seen.places.table(seen.view.queries, seen.view.keys, seen.output.device)
     real = table.real_queries()[..., None, None]
-    return float((seen.term * real).norm() / (seen.output.float() * real).norm().clamp(min=1e-12))
+    return (seen.term * real).square().sum(), (seen.output.float() * real).square().sum()
+
+
+def ratio_of(squares: list[tuple[Tensor, Tensor]]) -> float:
+    """The effect size from the squared norms of all calls."""
+    term, output = (torch.stack(norms).sum().sqrt() for norms in zip(*squares, strict=True))
+    return float(term / output.clamp(min=1e-12))

@@ -41,7 +41,9 @@ class Remembered:
         plain = all(isinstance(x, int | None) for x in numbers.values())
         if not tensors or not plain or not _stay_known(tensors.values()):
             return compute()
-        first, *rest = tensors.values()
+        first, *others_read = tensors.values()
+        # The first must not hold itself, which may have a second role.
+        rest = [None if tensor is first else tensor for tensor in others_read]
         versions = [tensor._version for tensor in tensors.values()]
         question = (tuple(tensors), versions, numbers, others)
         answers = self._kept.setdefault(first, [])
@@ -57,7 +59,9 @@ class Remembered:
 
 def _stay_known(tensors: Collection[Tensor]) -> bool:
     """Whether a tensor that changes says so, and what is computed now is computed for good."""
-    if torch.compiler.is_compiling() or any(tensor.is_inference() for tensor in tensors):
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return False  # what is made in inference mode is of no use to a backward pass
+    if any(tensor.is_inference() for tensor in tensors):
         return False
     # A captured graph runs again over other numbers in the same tensors.
     on_gpu = any(tensor.is_cuda for tensor in tensors)

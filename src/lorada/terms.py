@@ -30,6 +30,9 @@ def add_term(
     rows = _reached(attention_map.length, places, view)
     if rows is None:
         return output
+    if torch._C._are_functorch_transforms_active():  # for which the plain sum is open
+        term = map_term(attention_map, places, view, value)
+        return output if term is None else (output + term).to(output.dtype)
     factors = attention_map.factors
     bare = replace(attention_map, factors=())
     result: Tensor = _Added.apply(output, bare, places, view, rows, value, *factors)
@@ -116,13 +119,19 @@ def _term(attention_map: AttentionMap, places: Places, view: View, value: Tensor
             term = _sliced_term(attention_map, places, view, value)
         else:
             table = places.table(view.queries, view.keys, value.device)
-            whole = view.queries == view.keys and table.sequences == 1 and not compiling
-            hidden = view.window is not None and view.window < attention_map.length
-            if whole and attention_map.stays_low_rank and not hidden:
+            if not compiling and _fits_in_place(attention_map, table, view):
                 term = _term_in_place(attention_map, table, view, value)
             else:
                 term = gathered_term(attention_map, table, view, value)
         return for_samples(term, attention_map.samples, term.shape[0])
+
+
+def _fits_in_place(attention_map: AttentionMap, table: TokenTable, view: View) -> bool:
+    """Whether ``_term_in_place`` is right, and cheaper: it multiplies every token of the batch."""
+    length = attention_map.length
+    if view.queries != view.keys or table.sequences > 1 or not attention_map.stays_low_rank:
+        return False
+    return 2 * view.keys <= 3 * length and (view.window is None or view.window >= length)
 
 
 def _sliced_term(attention_map: AttentionMap, span: TokenSpan, view: View, value: Tensor) -> Tensor:

@@ -14,13 +14,16 @@ from rich.logging import RichHandler
 from lorada.cli import listing, paper, pictures, runs  # noqa: F401  (their commands)
 from lorada.cli.app import app, errors
 
+# How torchao and bitsandbytes begin to speak of kernels for other machines.
+NO_CONCERN = ("Failed to load", "Warning: Detected no triton")
+
 
 def main() -> None:
     """Entry point: run a command, and turn a user's mistake into one line and exit code 2."""
     handler = RichHandler(console=errors, show_time=False, show_path=False)
-    # Kernels for other machines that these have not found are no concern of who runs a command,
-    # nor are other libraries' announcements of their next version.
-    handler.addFilter(lambda record: not record.name.startswith(("torchao", "bitsandbytes")))
+    # Kernels for other machines that have not been found are no concern of who runs a command, nor
+    # are other libraries' announcements of their next version.
+    handler.addFilter(lambda record: not record.getMessage().startswith(NO_CONCERN))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     warnings.simplefilter("ignore", FutureWarning)
     try:

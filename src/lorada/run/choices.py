@@ -12,11 +12,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
 
 from lorada.attention import SHIFTED
 from lorada.tasks.encode import IGNORED
-from lorada.tuners import LmamConfig
+from lorada.tuners.lmam import map_configs
 
 
 def mean_log_likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
@@ -137,20 +138,18 @@ def _apart(batch: dict[str, Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tenso
     return (ids[one].gather(1, places).masked_fill(~real, 0), real.long()), candidates
 
 
-def looks_back(model: nn.Module) -> bool:
-    """Whether a map changes rows once more tokens follow, so that no cache can be shared."""
-    configs = getattr(model, "peft_config", {}).values()
-    parts = [part for config in configs for part in getattr(config, "parts", [config])]
-    return any(isinstance(part, LmamConfig) and part.align == "end" for part in parts)
+def needs_whole(model: nn.Module) -> bool:
+    """Whether a map changes rows once more tokens follow, or counts pads: no cache is shared."""
+    return any(part.align == "end" or part.positions == "raw" for part in map_configs(model))
 
 
 def shares_prompts(model: nn.Module) -> bool:
     """Whether a model may train by ``cached_scores``, which reads fewer tokens.
 
     Gradient checkpointing keeps no cache, LongLoRA's groups are of whole sequences, and a model
-    that is wrapped for several processes expects one forward for each backward.
+    that is shared by several processes expects one forward for each backward.
     """
-    whole = hasattr(model, "module") or looks_back(model)
+    whole = hasattr(model, "module") or isinstance(model, FSDPModule) or needs_whole(model)
     return not whole and not any(
         getattr(m, "gradient_checkpointing", False) or SHIFTED in vars(m) for m in model.modules()
     )

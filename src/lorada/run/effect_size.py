@@ -8,11 +8,11 @@ import logging
 from contextlib import AbstractContextManager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorada.attention import Observation, observe
-from lorada.explain import effect_size
+from lorada.explain import ratio_of, squared_norms
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.by_layer: dict[str, float] = {}
-        self._sums: dict[str, list[float]] = {}
+        self._sums: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._names: dict[nn.Module, str] = {}
         self._watching: AbstractContextManager[None] | None = None
 
@@ -80,7 +80,7 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
     def _observe(self, seen: Observation) -> None:
         name = self._names.get(seen.module)
         if name is not None and seen.module.training:
-            self._sums.setdefault(name, []).append(effect_size(seen))
+            self._sums.setdefault(name, []).append(squared_norms(seen))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -88,7 +88,7 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
         """Stop measuring."""
         self._unwatch()
         if self._sums:
-            self.by_layer = {name: sum(v) / len(v) for name, v in self._sums.items()}
+            self.by_layer = {name: ratio_of(calls) for name, calls in self._sums.items()}
 
     def on_log(
         self,

@@ -77,7 +77,7 @@ def _encoded(rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOpti
         found = windows(_watched(rows.rows, rows), tokenizer, options)
     else:
         found = _watched(encode(rows.rows, rows.form, tokenizer, options), rows)
-    return _dataset(whole(found)), counts
+    return dataset_of(whole(found)), counts
 
 
 def _watched(items: Iterable[Any], rows: Rows) -> Iterable[Any]:
@@ -85,7 +85,7 @@ def _watched(items: Iterable[Any], rows: Rows) -> Iterable[Any]:
     return track(items, title, total=len(rows.rows), transient=True, console=console)
 
 
-def _dataset(features: Iterator[dict[str, Any]]) -> Dataset | None:
+def dataset_of(features: Iterator[dict[str, Any]]) -> Dataset | None:
     """A dataset in Arrow's memory, made chunk by chunk: Python's lists would take ten times it."""
     parts: list[Dataset] = []
     chunk: list[dict[str, Any]] = []

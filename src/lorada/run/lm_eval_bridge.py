@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from lorada.errors import needing, saving, unknown
-from lorada.run.choices import looks_back
+from lorada.run.choices import needs_whole
 from lorada.run.evaluate import scoring
 from lorada.run.loaded import Run
 from lorada.run.result import RESULT_FILE, read_result, write_result
@@ -47,7 +47,7 @@ def evaluate_lm_eval(
     with scoring(run, base=base), _only_errors():
         manager = _checked(names)
         # lm-eval pads batches at the end without a mask, which a map at the end would count.
-        size = 1 if looks_back(run.model) else run.recipe.eval_batch_size
+        size = 1 if needs_whole(run.model) else run.recipe.eval_batch_size
         found = simple_evaluate(
             HFLM(pretrained=run.model, tokenizer=run.tokenizer, batch_size=size),
             tasks=names,

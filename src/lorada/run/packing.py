@@ -4,16 +4,18 @@ Each row is read as it would be alone. Positions say where a row begins, transfo
 the rows apart, and a map lies on each; ``refuse_mixing`` makes sure of it for the model at hand.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import nn
 
+from lorada.run.encoding import dataset_of, lengths_of
 from lorada.tasks.encode import IGNORED
 from lorada.tasks.rows import Form
 from lorada.tasks.task import Kind
+from lorada.tuners.lmam import map_configs
 
 PACKED_FORMS: tuple[Form, ...] = ("messages", "prompt")
 
@@ -58,18 +60,20 @@ def bins(lengths: list[int], room: int) -> list[list[int]]:
 
 def pack(dataset: Dataset, room: int) -> Dataset:
     """Sequences of at most ``room`` tokens from rows with ``input_ids`` and ``labels``."""
-    every, labels = dataset["input_ids"][:], dataset["labels"][:]
 
-    def sequences() -> Iterable[dict[str, list[int]]]:
-        for rows in bins([len(ids) for ids in every], room):
+    def sequences() -> Iterator[dict[str, list[int]]]:
+        for rows in bins(lengths_of(dataset), room):
+            held = dataset[rows]
             yield {
-                "input_ids": [token for row in rows for token in every[row]],
+                "input_ids": [token for ids in held["input_ids"] for token in ids],
                 # A row's first token would be foretold by another row's last.
-                "labels": [x for row in rows for x in (IGNORED, *labels[row][1:])],
-                "position_ids": [place for row in rows for place in range(len(every[row]))],
+                "labels": [x for labels in held["labels"] for x in (IGNORED, *labels[1:])],
+                "position_ids": [at for ids in held["input_ids"] for at in range(len(ids))],
             }
 
-    return Dataset.from_list(list(sequences()))
+    packed = dataset_of(sequences())
+    assert packed is not None  # there was a row
+    return packed
 
 
 class PackedCollator:
@@ -100,8 +104,10 @@ def refuse_mixing(model: nn.Module, batch_size: int) -> None:
         batch_size: sequences in a batch; flash kernels keep rows apart in a single one only.
 
     Raises:
-        ValueError: if two short rows get other logits together than alone.
+        ValueError: if two short rows get other logits together than alone, or a map counts slots.
     """
+    if any(part.positions == "raw" for part in map_configs(model)):
+        raise ValueError("packing=true: lmam.positions=raw lays one map on all rows of a sequence")
     device, training = next(model.parameters()).device, model.training
     model.eval()
     ids = torch.tensor([[5, 6, 7, 8, 9]], device=device).expand(batch_size, -1)
@@ -112,5 +118,5 @@ def refuse_mixing(model: nn.Module, batch_size: int) -> None:
     if (together - alone).float().abs().max() > 0.05 * alone.float().std():
         raise ValueError(
             "packing=true: here this model lets the rows of a sequence see each other; leave it "
-            "out, or train with training.per_device_train_batch_size=1"
+            "out, or try batches of one sequence (per_device_train_batch_size, eval_batch_size)"
         )

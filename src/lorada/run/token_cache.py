@@ -65,7 +65,7 @@ def _key(rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions)
     parts = [
         rows.fingerprint, rows.form, repr(options), inspect.getsource(encode),
         json.dumps(shown, sort_keys=True), tokenizer.special_tokens_map,
-        tokenizer.chat_template, getattr(tokenizer, "src_lang", None),
-        getattr(tokenizer, "tgt_lang", None),
+        tokenizer.chat_template, tokenizer.truncation_side, tokenizer.model_input_names,
+        getattr(tokenizer, "src_lang", None), getattr(tokenizer, "tgt_lang", None),
     ]  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

@@ -121,7 +121,7 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
         plan = replace(plan, config=plan.prepare(base.to(args.device), batches))
     model = adapt(base, plan, recipe, labels)
     if recipe.packing:
-        refuse_mixing(model, args.per_device_train_batch_size)
+        refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
 
     scored = held_out if measured else None
     make = trainer_class(recipe, rows, scored, tokenizer, context_of(base.config), writes=writes)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch.utils.data import SequentialSampler
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -130,8 +131,12 @@ def make_trainer(
     )
     if args.train_sampling_strategy == "group_by_length":
         size = args.train_batch_size * args.gradient_accumulation_steps
-        sampler = LikeLengths(lengths_of(datasets[0]), size, args.seed)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        sampler = LikeLengths(lengths_of(datasets[0]), size, seed)
         trainer._get_train_sampler = lambda dataset=None: sampler
+        # Held-out rows stay in their own order, in which answers are compared with them.
+        alone = args.world_size <= 1
+        trainer._get_eval_sampler = lambda rows: SequentialSampler(rows) if alone else None
     # EffectSize adds to a log line, so it must see the line before any logger does.
     listeners = trainer.callback_handler.callbacks
     listeners.sort(key=lambda callback: not isinstance(callback, EffectSize))

@@ -89,6 +89,13 @@ class LmamConfig(LoradaPeftConfig):
         require_choice(self, "init", ("zero", "normal"))
 
 
+def map_configs(model: nn.Module) -> list[LmamConfig]:
+    """The configs of all maps of a PEFT model, those in stacks too."""
+    configs = getattr(model, "peft_config", {}).values()
+    parts = [part for config in configs for part in getattr(config, "parts", [config])]
+    return [part for part in parts if isinstance(part, LmamConfig)]
+
+
 class LmamLayer(AttachedLayer):
     """The factors of the maps of one self-attention module.
 
@@ -171,9 +178,10 @@ class LmamLayer(AttachedLayer):
         mask = kwargs.get("attention_mask")
         # transformers calls it cache now, and still takes the old name.
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
-        # Positions that the model makes itself do not start anew, nor do those behind a cache.
+        # Positions that the model makes itself do not start anew, nor do those behind tokens.
         given = kwargs.get("position_ids") is not None or len(args) > 1
-        self.packable = given and cache is None
+        length = 0 if cache is None or not given else cache.get_seq_length()
+        self.packable = given and isinstance(length, int) and length == 0
         if not self._windowed:
             return
         if isinstance(mask, torch.Tensor) and mask.dim() == 2:
