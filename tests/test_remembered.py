@@ -184,3 +184,23 @@ def test_packed_positions_are_looked_at_once_for_all_layers():
     with model.disable_adapter():
         base = reads(model, **inputs)
     assert base < reads(model, **inputs) <= base + 2  # whether they restart, and how many there are
+
+
+PACKED = {
+    "input_ids": torch.arange(10, 22)[None],
+    "position_ids": torch.cat([torch.arange(5), torch.arange(7)])[None],
+}
+
+
+def test_packed_rows_with_an_empty_cache_are_refused():
+    model = adapted("llama")
+    with pytest.raises(ValueError, match="see each other"):
+        model(**PACKED, past_key_values=DynamicCache(config=model.config))
+
+
+def test_lengths_of_the_queries_alone_are_those_of_the_keys():
+    model = adapted("llama").eval()
+    ends = torch.tensor([0, 5, 12])
+    inputs = {**PACKED, "use_cache": False, "cu_seq_lens_q": ends}
+    both, one = (model(**inputs, cu_seq_lens_k=keys).logits for keys in (ends, None))
+    assert_close(one, both)
