@@ -180,8 +180,7 @@ class LmamLayer(AttachedLayer):
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
         # Positions that the model makes itself do not start anew, nor do those behind tokens.
         given = kwargs.get("position_ids") is not None or len(args) > 1
-        length = 0 if cache is None or not given else cache.get_seq_length()
-        self.packable = given and isinstance(length, int) and length == 0
+        self.packable = given and (cache is None or _is_empty(cache))
         if not self._windowed:
             return
         if isinstance(mask, torch.Tensor) and mask.dim() == 2:
@@ -319,3 +318,10 @@ def bake(model: nn.Module) -> None:
 
 
 register(LoradaType.LMAM, LmamConfig, LmamModel)
+
+
+def _is_empty(cache: Any) -> bool:
+    """Whether it shows on the host that no token is in a cache; a paged one says nothing of it."""
+    count = getattr(cache, "get_seq_length", None)
+    length = None if count is None else count()
+    return isinstance(length, int) and length == 0
