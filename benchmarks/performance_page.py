@@ -83,6 +83,8 @@ def written(results: dict[str, Any]) -> str:
             "paper's Table 2 prints 1.97e-5 of the model's, which counts the additions to a map "
             "that exists (`lorada table 2`).\n"
         )
+    for name in results.get("growth", {}):
+        text += f"\n![How the cost grows: {name}]({PICTURES[name]})\n"
     return text + "\n"
 
 
