@@ -25,13 +25,13 @@ from typing import Any
 import torch
 from costs_page import page, show
 from pairs import PAIRS, Pair
-from sides import Batch, Side, finish, forward_backward, layers_among, ours, randomise
+from sides import Batch, Side, bare_base, finish, forward_backward, layers_among, ours, randomise
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorada.files import write_whole
 from lorada.procedures.ist import ISTCallback
-from lorada.run.models import load_model, load_tokenizer
+from lorada.run.models import load_tokenizer
 from lorada.run.result import hardware, versions
 from lorada.tasks.encode import EncodeOptions, encode
 from lorada.tasks.rows import form_of, read_rows
@@ -275,8 +275,7 @@ def run(
     wanted = methods or [name for name in PAIRS if name not in results["rows"]]
     for number, name in enumerate(wanted, 1):
         started = time.monotonic()
-        base = load_model(options.model)
-        base.config.use_cache = False  # as the Trainer has it
+        base = bare_base(options.model)
         try:
             row = results["rows"][name] = measure(name, base, options)
         except DisagreementError as error:

@@ -6,7 +6,6 @@ LLaMA-7B keeps for its backward pass, and how much of a layer's multiplications 
 
 import json
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from performance_page import PICTURES, write_page
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from turns import in_turn
+from turns import Turn, in_turn
 
 from lorada.attention import install
 from lorada.files import write_whole
@@ -55,7 +54,7 @@ class Host(torch.nn.Module):
         return self.found if self.on else []
 
 
-def call(tokens: int, length: int, batch: int) -> Iterator[tuple[Host, Any]]:
+def call(tokens: int, length: int, batch: int) -> tuple[Host, Turn]:
     """A module and its attention call, forward and backward."""
     install()
     host = Host(length)
@@ -74,7 +73,7 @@ def point(tokens: int, length: int, batch: int, repetitions: int) -> dict[str, f
     """Milliseconds of a call with the map and without."""
     host, turn = call(tokens, length, batch)
 
-    def switched(on: bool) -> Any:
+    def switched(on: bool) -> Turn:
         def run(t: int) -> None:
             host.on = on
             turn(t)

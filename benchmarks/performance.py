@@ -22,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,20 @@ import torch
 from costs import TOLERANCE, DisagreementError, Options, text_batch, timed
 from peft import LoraConfig
 from performance_page import PAGE, show, write_page
-from sides import Batch, Side, by_peft, forward_backward, ours, part_of, randomise
-from transformers import PreTrainedModel
+from sides import (
+    Batch,
+    Side,
+    bare_base,
+    by_peft,
+    forward_backward,
+    ours,
+    part_of,
+    randomise,
+    take_over,
+)
 from turns import Turn, in_turn, ratio
 
 from lorada.files import write_whole
-from lorada.run.models import load_model
 from lorada.run.result import hardware, versions
 
 HERE = Path(__file__).parent
@@ -60,13 +69,6 @@ def batch_of(settings: Settings, rows: int, length: int) -> Batch:
     return text_batch(Options(settings.model, settings.data, length=size), rows)
 
 
-def base_of(settings: Settings) -> PreTrainedModel:
-    """A fresh base model, without the cache that its config asks for."""
-    base = load_model(settings.model)
-    base.config.use_cache = False
-    return base
-
-
 def compared(seconds: dict[str, list[float]]) -> dict[str, Any]:
     """On beside off, and off beside itself."""
     medians = {f"{name}_ms": round(1000 * statistics.median(s), 2) for name, s in seconds.items()}
@@ -78,12 +80,20 @@ def compared(seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 def on_and_off(settings: Settings, batch: Batch) -> tuple[Side, Side]:
     """LoRA with a map, and the same LoRA alone."""
-    on = ours("lora+lmam", base_of(settings), batch)
-    off = ours("lora", base_of(settings), batch)
+    on = with_map(settings, batch)
+    return on, take_over(ours("lora", bare_base(settings.model), batch), on)
+
+
+def with_map(settings: Settings, batch: Batch) -> Side:
+    """LoRA with a map that is off its start."""
+    on = ours("lora+lmam", bare_base(settings.model), batch)
     randomise(on)
-    for name, parameter in off.parameters.items():
-        parameter.data.copy_(on.parameters[name].detach())
-    return on, off
+    return on
+
+
+def beside_noise(on: Turn, off: Turn, repetitions: int) -> dict[str, Any]:
+    """On beside off, and off twice."""
+    return compared(in_turn({"on": on, "off": off, "off_again": off}, repetitions))
 
 
 def forward(settings: Settings) -> dict[str, Any]:
@@ -100,9 +110,7 @@ def forward(settings: Settings) -> dict[str, Any]:
 
         return turn
 
-    return compared(
-        in_turn({"on": run(on), "off": run(off), "off_again": run(off)}, settings.repetitions)
-    )
+    return beside_noise(run(on), run(off), settings.repetitions)
 
 
 def step(rows: int, length: int) -> Callable[[Settings], dict[str, Any]]:
@@ -111,22 +119,16 @@ def step(rows: int, length: int) -> Callable[[Settings], dict[str, Any]]:
     def measure(settings: Settings) -> dict[str, Any]:
         batch = batch_of(settings, rows, length)
         on, off = on_and_off(settings, batch)
-        sides: dict[str, Turn] = {
-            "on": lambda t: timed(on, batch, t),
-            "off": lambda t: timed(off, batch, t),
-            "off_again": lambda t: timed(off, batch, t),
-        }
-        return compared(in_turn(sides, settings.repetitions))
+        turns = (partial(timed, side, batch) for side in (on, off))
+        return beside_noise(*turns, settings.repetitions)
 
     return measure
 
 
 def papers_side(settings: Settings, mine: Side, batch: Batch) -> Side:
     """The same model, its attention in the paper's form."""
-    side = ours("lora+lmam", papers_form.use(base_of(settings)), batch)
-    for name, parameter in side.parameters.items():
-        parameter.data.copy_(mine.parameters[name].detach())
-    return side
+    side = ours("lora+lmam", papers_form.use(bare_base(settings.model)), batch)
+    return take_over(side, mine)
 
 
 def check(mine: Side, other: Side, batch: Batch) -> None:
@@ -155,13 +157,10 @@ def check(mine: Side, other: Side, batch: Batch) -> None:
 def against_the_paper(settings: Settings) -> dict[str, Any]:
     """A training step of 1 × 2048 tokens, ours beside the paper's form."""
     batch = batch_of(settings, 1, 2048)
-    mine, _ = on_and_off(settings, batch)
+    mine = with_map(settings, batch)
     other = papers_side(settings, mine, batch)
     check(mine, other, {key: x[:, :256] for key, x in batch.items()})
-    sides: dict[str, Turn] = {
-        "on": lambda t: timed(mine, batch, t),
-        "off": lambda t: timed(other, batch, t),
-    }
+    sides = {name: partial(timed, side, batch) for name, side in (("on", mine), ("off", other))}
     return compared(in_turn(sides, settings.repetitions))
 
 
@@ -179,25 +178,19 @@ def decoding(settings: Settings) -> dict[str, Any]:
             **asked, min_new_tokens=new, max_new_tokens=new, do_sample=False, use_cache=True
         )
 
-    return compared(
-        in_turn({"on": run(on), "off": run(off), "off_again": run(off)}, settings.repetitions)
-    )
+    return beside_noise(run(on), run(off), settings.repetitions)
 
 
 def with_lora(settings: Settings) -> dict[str, Any]:
     """A step of LoRaDA-LA, 8 × 128 tokens, beside PEFT's LoRA with the settings of its LoRA."""
     batch = batch_of(settings, 8, 128)
-    base = base_of(settings)
+    base = bare_base(settings.model)
     second = copy.deepcopy(base)
     mine = ours("lorada_la", base, batch)
     lora: Any = part_of(mine, LoraConfig)
     other = by_peft(mine, second, lora)
-    sides: dict[str, Turn] = {
-        "on": lambda t: timed(mine, batch, t),
-        "off": lambda t: timed(other, batch, t),
-        "off_again": lambda t: timed(other, batch, t),
-    }
-    return compared(in_turn(sides, settings.repetitions))
+    turns = (partial(timed, side, batch) for side in (mine, other))
+    return beside_noise(*turns, settings.repetitions)
 
 
 def child(settings: Settings, what: str) -> str:
@@ -222,7 +215,7 @@ def peak(settings: Settings) -> dict[str, Any]:
 def peak_of_step(settings: Settings, side: str) -> float:
     """In a process of its own: megabytes of one step."""
     batch = batch_of(settings, 1, 2048)
-    base = base_of(settings)
+    base = bare_base(settings.model)
     model = ours("lora+lmam", base if side == "ours" else papers_form.use(base), batch)
     timed(model, {key: x[:, :8] for key, x in batch.items()}, 1)
     gc.collect()

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from costs import Options, text_batch, timed
-from performance import Settings, base_of
+from performance import Settings, with_map
 from rich.console import Console
 from rich.table import Table
-from sides import ours, randomise
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from lorada import attention
@@ -37,8 +36,7 @@ def labelled(function: Callable[..., Any]) -> Callable[..., Any]:
 def profiled(rows: int, length: int, settings: Settings) -> Any:
     """The averages of a step's operations."""
     batch = text_batch(Options(settings.model, settings.data, length=length), rows)
-    side = ours("lora+lmam", base_of(settings), batch)
-    randomise(side)
+    side = with_map(settings, batch)
     timed(side, batch, 1)
     attention.add_term = labelled(attention.add_term)
     with profile(activities=[ProfilerActivity.CPU]) as found:

@@ -22,6 +22,7 @@ from lorada.procedures.adalora import AdaLoraCallback
 from lorada.procedures.ist import ISTCallback
 from lorada.procedures.owlore import OwLoreCallback
 from lorada.procedures.sora import SoraCallback
+from lorada.run.models import load_model
 
 Batch = dict[str, Tensor]
 STEPS = 100  # of the training that the timed steps are the first of
@@ -163,6 +164,20 @@ def randomise(side: Side) -> None:
         parameter.data.add_(noise, alpha=0.02)
 
 
+def bare_base(name: str) -> PreTrainedModel:
+    """A fresh base model, without the cache that its config asks for, as the Trainer has it."""
+    base = load_model(name)
+    base.config.use_cache = False
+    return base
+
+
+def take_over(side: Side, mine: Side) -> Side:
+    """A side with the values of another's parameters of the same names."""
+    for name, parameter in side.parameters.items():
+        parameter.data.copy_(mine.parameters[name].detach())
+    return side
+
+
 # The other side: its form on the base, then the optimizer.
 
 
@@ -204,9 +219,7 @@ def by_peft(
         config = part_of(mine)
     config.task_type = "CAUSAL_LM"
     model = get_peft_model(base, config)
-    parameters = trained(model)
-    for name, parameter in parameters.items():
-        parameter.data.copy_(mine.parameters[name].detach())
+    parameters = take_over(adamw(model, trained(model)), mine).parameters
     for form in forms:
         form(base, tensors)
     if forms:

@@ -235,7 +235,10 @@ class Call:
         """
         kernel = implementation_of(self.module)
         layer: Any = getattr(self.module, CHILD, None)
-        position_ids, seen = self.kwargs.get("position_ids"), getattr(layer, "seen", None)
+        seen, packable = getattr(layer, "seen", None), getattr(layer, "packable", True)
+        # Positions say something only of packed sequences and of keys that a window has dropped.
+        told = packable or self.view.window is not None
+        position_ids = self.kwargs.get("position_ids") if told else None
         by_query: Tensor | None = self.kwargs.get("cu_seq_lens_q")
         by_key: Tensor | None = self.kwargs.get("cu_seq_lens_k")
         by_key = by_query if by_key is None else by_key
@@ -249,7 +252,7 @@ class Call:
             window=self.view.window,
             causal=self.view.causal,
             flash="flash" in kernel,
-            packable=getattr(layer, "packable", True),
+            packable=packable,
         )
         read = {"mask": self.mask, "position_ids": position_ids, "seen": seen,
                 "queries": by_query, "keys": by_key}  # fmt: skip
@@ -271,9 +274,11 @@ class Call:
         """``result`` (B, T, H, D) plus tile(Attn_s)·V, rounded to its dtype once, at the end."""
         places = self.places(attention_map)
         if _observers:
-            term = map_term(attention_map, places, self.view, self.value)
-            nothing = torch.zeros_like(output, dtype=torch.float32)
-            self.report(attention_map, places, output, nothing if term is None else term)
+            with torch.no_grad():  # what is only looked at needs no graph
+                term = map_term(attention_map, places, self.view, self.value)
+            if term is None:
+                term = torch.zeros_like(output, dtype=torch.float32)
+            self.report(attention_map, places, output, term)
         return add_term(result, attention_map, places, self.view, self.value)
 
     def without_map(self, attend: Callable[..., Any], kwargs: dict[str, Any]) -> Tensor:
