@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorada.maps import AttentionMap, View, for_samples
 from lorada.positions import Places, TokenTable, locate
-from lorada.prefixed import Prefix, PrefixLayer, behind, implementation_of
+from lorada.prefixed import Prefix, behind, implementation_of
 from lorada.remembered import Remembered
 from lorada.shifted import ShiftedGroups
 from lorada.spread import spread_map
@@ -36,20 +36,22 @@ SHIFTED = "shifted"  # no child but a plain attribute: shifted sparse attention 
 
 
 class MapLayer(Protocol):
-    """What the wrapper asks of the child ``lmam`` of an attention module.
+    """What the wrapper asks of the child ``lmam`` of an attention module."""
 
-    Attributes:
-        seen: what the model's forward was told of the tokens so far, for windowed layers: their
-            2-D mask, or their number.
-        packable: whether it may have been given packed sequences, told by their positions alone.
-    """
+    @property
+    def seen(self) -> Tensor | int | None:
+        """What the model's forward was told of the tokens: their 2-D mask, or their number."""
 
-    seen: Tensor | int | None
-    packable: bool
+    @property
+    def packable(self) -> bool:
+        """Whether it may have been given packed sequences, told by their positions alone."""
+
+    @property
+    def reach(self) -> float:
+        """How many tokens lie under the longest map."""
 
     def maps(self) -> list[AttentionMap]:
         """The maps that are active now; empty when the adapter is disabled."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,7 @@ def is_installed(implementation: str | None) -> bool:
     name = implementation or "eager"
     if name != "paged|eager":  # the one paged function that has a name of its own
         name = name.removeprefix("paged|")
-    known = ALL_ATTENTION_FUNCTIONS.valid_keys()
-    return name in known and hasattr(ALL_ATTENTION_FUNCTIONS[name], "adds_map")
+    return hasattr(ALL_ATTENTION_FUNCTIONS.get(name), "adds_map")
 
 
 def check_installed(module: Any, args: Any) -> None:
@@ -162,13 +163,15 @@ def _with_map(attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[.
         attention_mask: Tensor | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        layer: MapLayer | None = getattr(module, CHILD, None)
-        maps = layer.maps() if layer is not None else []
-        before: PrefixLayer | None = getattr(module, PREFIX_CHILD, None)
+        # Straight from the dictionaries: a look at a name that is not there is slow in a module.
+        layer: Any = module._modules.get(CHILD)
+        beyond = layer is None or _lies_beyond(layer, query, key, attention_mask, kwargs)
+        maps = [] if beyond else layer.maps()
+        before: Any = module._modules.get(PREFIX_CHILD)
         prefixes = before.prefixes() if before is not None else []
         run = behind(attend, prefixes) if prefixes else attend
         mask = attention_mask
-        groups: ShiftedGroups | None = getattr(module, SHIFTED, None)
+        groups: ShiftedGroups | None = module.__dict__.get(SHIFTED)
         if groups is not None and module.training:
             # The map goes on reading the mask of the call: it is added to full attention's places.
             mask = groups.mask(implementation_of(module), query, key, attention_mask, kwargs)
@@ -206,6 +209,17 @@ def _with_map(attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[.
 
     attend_with_map.adds_map = True  # type: ignore[attr-defined]
     return attend_with_map
+
+
+def _lies_beyond(
+    layer: MapLayer, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]
+) -> bool:
+    """Whether shapes alone tell that no map reaches the one token of this call: long decoding."""
+    if mask is not None or query.shape[2] != 1 or torch.compiler.is_compiling() or _observers:
+        return False
+    # Each of these may place the token, or be refused.
+    places = kwargs.get("sliding_window"), kwargs.get("cu_seq_lens_q"), kwargs.get("block_table")
+    return all(place is None for place in places) and key.shape[2] > layer.reach
 
 
 def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:

@@ -18,6 +18,7 @@ from lorada.disentangled import Replaced
 from lorada.hooked import HookPair
 from lorada.tuners.devices import Entries, FrozenEntries, used_on
 from lorada.tuners.sites import Follower
+from lorada.tuners.told import Told
 
 
 def within_layer(name: str) -> str:
@@ -54,7 +55,7 @@ class AttachedLayer(Scaled, nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.merged_adapters: list[str] = []
         self.scaling = {}
         self._mixed: list[str] | None = None
-        self._handles: list[RemovableHandle | HookPair | Replaced | Follower] = []
+        self._handles: list[RemovableHandle | HookPair | Replaced | Follower | Told] = []
 
     @property
     def host(self) -> nn.Module:

@@ -20,6 +20,7 @@ from lorada.maps import AttentionMap
 from lorada.tuners.attach import AttachedModel
 from lorada.tuners.devices import Entries
 from lorada.tuners.layer import AttachedLayer, within_layer
+from lorada.tuners.told import Told, told_to
 from lorada.tuners.types import (
     LoradaPeftConfig,
     LoradaType,
@@ -113,13 +114,7 @@ class LmamLayer(AttachedLayer):
         self.lora_w = Entries()
         self.configs: dict[str, LmamConfig] = {}
         self._baked: dict[str, torch.Tensor] = {}
-        self.seen: torch.Tensor | int | None = None
-        self.packable = True
-        self._watches = False
-        windows = [
-            getattr(x, "sliding_window", None) for x in (host, getattr(host, "config", None))
-        ]
-        self._windowed = any(windows)
+        self._told: Told | None = None
         attention.install()
         hooks = hooked.hooks_for(host)
         self._handles.append(
@@ -153,7 +148,10 @@ class LmamLayer(AttachedLayer):
                 "keeps to itself: choose a model that dispatches its attention"
             )
         device = self.host_device(model)
-        self._watch(model)
+        if self._told is None:
+            self._told = told_to(model)
+            self._told.join(windowed=_is_windowed(self.host))
+            self._handles.append(self._told)
         self.configs[adapter_name] = config
         self._baked.pop(adapter_name, None)
         n, r = config.length, config.rank
@@ -163,36 +161,6 @@ class LmamLayer(AttachedLayer):
             self.lora_w_a[adapter_name] = nn.Parameter(torch.empty(heads, n, r, device=device))
             self.lora_w_b[adapter_name] = nn.Parameter(torch.empty(heads, r, n, device=device))
         self._initialise(adapter_name, config)
-
-    def _watch(self, model: nn.Module) -> None:
-        """Have the model's forward tell what attention itself does not hear."""
-        if self._watches:
-            return
-        self._watches = True
-        self._handles += [
-            model.register_forward_pre_hook(self._look, with_kwargs=True),
-            model.register_forward_hook(self._forget, always_call=True),
-        ]
-
-    def _look(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        mask = kwargs.get("attention_mask")
-        # transformers calls it cache now, and still takes the old name.
-        cache = kwargs.get("cache", kwargs.get("past_key_values"))
-        # Positions that the model makes itself do not start anew, nor do those behind tokens.
-        given = kwargs.get("position_ids") is not None or len(args) > 1
-        self.packable = given and (cache is None or _is_empty(cache))
-        if not self._windowed:
-            return
-        if isinstance(mask, torch.Tensor) and mask.dim() == 2:
-            self.seen = mask
-        elif cache is not None and mask is None:
-            embeds = kwargs.get("inputs_embeds")
-            ids = args[0] if args else kwargs.get("input_ids")
-            new = ids if ids is not None else embeds
-            self.seen = None if new is None else cache.get_seq_length() + new.shape[1]
-
-    def _forget(self, *_: Any) -> None:
-        self.seen, self.packable = None, True
 
     def _initialise(self, adapter_name: str, config: LmamConfig) -> None:
         with torch.no_grad():
@@ -212,6 +180,22 @@ class LmamLayer(AttachedLayer):
                 w_b.zero_()
                 if config.ablation != "no_position":
                     w_b.sub_(position_embedding(config.length, w_b))
+
+    @property
+    def seen(self) -> torch.Tensor | int | None:
+        """The tokens so far, where the model's forward was told of them."""
+        return None if self._told is None else self._told.seen
+
+    @property
+    def packable(self) -> bool:
+        """Whether this call may have packed sequences, told by their positions alone."""
+        return self._told is None or self._told.packable
+
+    @property
+    def reach(self) -> float:
+        """How many tokens lie under the longest map; without end for one at the end."""
+        ends = [math.inf if c.align == "end" else c.length for c in self.configs.values()]
+        return max(ends, default=0)
 
     def maps(self) -> list[AttentionMap]:
         """The maps of the adapters that are active in this call."""
@@ -295,6 +279,11 @@ class LmamModel(AttachedModel):
         bake(self.model)
 
 
+def _is_windowed(module: nn.Module) -> bool:
+    places = module, getattr(module, "config", None)
+    return any(getattr(place, "sliding_window", None) for place in places)
+
+
 def can_hold_map(module: nn.Module) -> bool:
     """Whether a map reaches the attention of this module."""
     return attention.dispatches(module) or hooked.hooks_for(module) is not None
@@ -318,10 +307,3 @@ def bake(model: nn.Module) -> None:
 
 
 register(LoradaType.LMAM, LmamConfig, LmamModel)
-
-
-def _is_empty(cache: Any) -> bool:
-    """Whether it shows on the host that no token is in a cache; a paged one says nothing of it."""
-    count = getattr(cache, "get_seq_length", None)
-    length = None if count is None else count()
-    return isinstance(length, int) and length == 0

@@ -1,0 +1,98 @@
+"""What a model's forward tells the maps, and the calls that no map can reach."""
+
+import copy
+
+import pytest
+import torch
+from conftest import TINY, assert_close
+from peft import get_peft_model
+from transformers import DynamicCache
+
+from lorada import LmamConfig, attention
+from lorada.tuners.lmam import LmamLayer
+from lorada.tuners.told import Told
+
+LENGTH = 6
+
+
+def adapted(name: str, layers: int = 3, **options):
+    config = LmamConfig(rank=2, length=LENGTH, inverse_scale=2.0, init_weights=False, **options)
+    return get_peft_model(TINY[name](num_hidden_layers=layers), config).eval()
+
+
+def listeners(model) -> list[Told]:
+    owners = [getattr(h, "__self__", None) for h in model._forward_pre_hooks.values()]
+    return [owner for owner in owners if isinstance(owner, Told)]
+
+
+def decode(model, prompt: int, steps: int, **kwargs):
+    """Logits of tokens that come one by one behind a prompt."""
+    ids = torch.arange(10, 10 + prompt + steps)[None]
+    cache, found = DynamicCache(config=model.config), []
+    with torch.no_grad():
+        model(input_ids=ids[:, :prompt], past_key_values=cache, use_cache=True)
+        for token in ids[:, prompt:].split(1, 1):
+            found.append(model(input_ids=token, past_key_values=cache, use_cache=True).logits)
+    return torch.cat(found, 1)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How often a layer gave its maps."""
+    calls, maps = [], LmamLayer.maps
+
+    def counted(self):
+        calls.append(self)
+        return maps(self)
+
+    monkeypatch.setattr(LmamLayer, "maps", counted)
+    return calls
+
+
+def test_one_listener_serves_all_layers_and_goes_with_the_last():
+    model = adapted("llama")
+    base = model.get_base_model()
+    assert len(listeners(base)) == 1
+    model.add_adapter("second", LmamConfig(length=LENGTH))
+    assert len(listeners(base)) == 1
+    assert listeners(model.unload()) == []
+    assert not base._forward_hooks
+
+
+def test_a_copy_listens_to_itself():
+    model = adapted("llama")
+    twin = copy.deepcopy(model)
+    (own,), (other,) = listeners(model.get_base_model()), listeners(twin.get_base_model())
+    assert own is not other
+    layers = [m for m in twin.modules() if isinstance(m, LmamLayer)]
+    assert all(layer._told is other for layer in layers)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "free"),
+    [
+        ("llama", {}, True),
+        ("llama", {"ablation": "softmax"}, True),
+        ("llama", {"ablation": "no_negative"}, True),
+        ("llama", {"positions": "raw"}, True),
+        ("llama", {"align": "end"}, False),
+        ("mistral", {}, False),  # a window may have dropped keys: their places have to be found
+    ],
+)
+def test_decoding_past_the_map_asks_for_nothing_and_changes_nothing(name, options, free, asked):
+    model = adapted(name, **options)
+    with attention.observe(lambda seen: None):  # who observes is told of every call
+        expected = decode(model, LENGTH - 2, 6)
+    asked.clear()
+    found = decode(model, LENGTH - 2, 6)
+    assert_close(found, expected)
+    # One prompt, the last two tokens of the map, four behind it.
+    assert len(asked) == (3 if free else 7) * 3
+
+
+def test_the_longest_map_decides(asked):
+    model = adapted("llama")
+    model.add_adapter("longer", LmamConfig(length=LENGTH + 2, init_weights=False))
+    model.set_adapter("longer")
+    decode(model, LENGTH, 4)
+    assert len(asked) == (1 + 2) * 3
