@@ -30,6 +30,24 @@ CURVES: dict[str, tuple[str, list[tuple[int, int, int]]]] = {
 }
 
 
+class Maps(torch.nn.Module):
+    """One map, which is switched on and off."""
+
+    seen, packable = None, False
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        shapes = [(HEADS, length, RANK), (HEADS, RANK, length)]
+        factors = tuple(torch.randn(s, requires_grad=True) for s in shapes)
+        self.found = [AttentionMap(factors, 1.0, "start", "token", None)]
+        self.reach = length
+        self.on = True
+
+    def maps(self) -> list[AttentionMap]:
+        """The map, where it is switched on."""
+        return self.found if self.on else []
+
+
 class Host(torch.nn.Module):
     """As much of an attention module as an attention function asks for."""
 
@@ -38,20 +56,8 @@ class Host(torch.nn.Module):
 
     def __init__(self, length: int) -> None:
         super().__init__()
-        shapes = [(HEADS, length, RANK), (HEADS, RANK, length)]
-        factors = tuple(torch.randn(s, requires_grad=True) for s in shapes)
-        self.found = [AttentionMap(factors, 1.0, "start", "token", None)]
-        self.on = True
+        self.lmam = Maps(length)
         self.config = named_config("llama-7b")
-
-    @property
-    def lmam(self) -> "Host":
-        """The map's layer."""
-        return self
-
-    def maps(self) -> list[AttentionMap]:
-        """The map, where it is switched on."""
-        return self.found if self.on else []
 
 
 def call(tokens: int, length: int, batch: int) -> tuple[Host, Turn]:
@@ -75,7 +81,7 @@ def point(tokens: int, length: int, batch: int, repetitions: int) -> dict[str, f
 
     def switched(on: bool) -> Turn:
         def run(t: int) -> None:
-            host.on = on
+            host.lmam.on = on
             turn(t)
 
         return run

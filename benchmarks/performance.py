@@ -63,10 +63,10 @@ class Settings:
     factor: int = 1  # sizes are divided by it, for a quick look
 
 
-def batch_of(settings: Settings, rows: int, length: int) -> Batch:
-    """Unpadded rows of text."""
+def batch_of(settings: Settings, rows: int, length: int, *, padded: bool = False) -> Batch:
+    """Rows of text."""
     size = max(8, length // settings.factor)
-    return text_batch(Options(settings.model, settings.data, length=size), rows)
+    return text_batch(Options(settings.model, settings.data, length=size), rows, padded=padded)
 
 
 def compared(seconds: dict[str, list[float]]) -> dict[str, Any]:
@@ -113,11 +113,11 @@ def forward(settings: Settings) -> dict[str, Any]:
     return beside_noise(run(on), run(off), settings.repetitions)
 
 
-def step(rows: int, length: int) -> Callable[[Settings], dict[str, Any]]:
+def step(rows: int, length: int, *, padded: bool = False) -> Callable[[Settings], dict[str, Any]]:
     """A training step of ``rows`` × ``length`` tokens."""
 
     def measure(settings: Settings) -> dict[str, Any]:
-        batch = batch_of(settings, rows, length)
+        batch = batch_of(settings, rows, length, padded=padded)
         on, off = on_and_off(settings, batch)
         turns = (partial(timed, side, batch) for side in (on, off))
         return beside_noise(*turns, settings.repetitions)
@@ -274,6 +274,7 @@ def start(settings: Settings) -> dict[str, Any]:
 ROWS: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "forward_4x512": forward,
     "step_8x128": step(8, 128),
+    "padded_8x128": step(8, 128, padded=True),
     "step_1x2048": step(1, 2048),
     "paper_1x2048": against_the_paper,
     "decode_64": decoding,

@@ -17,6 +17,7 @@ HEADER = ("measure", "must reach", "measured", "turn by turn", "noise alone", "m
 LIMITS: dict[str, tuple[str, float]] = {
     "forward_4x512": ("forward 4×512, the map on vs off", 1.02),
     "step_8x128": ("training step 8×128, on vs off", 1.04),
+    "padded_8x128": ("the same with rows of 72 to 128 tokens, padded", 1.04),
     "step_1x2048": ("training step 1×2048, on vs off", 1.04),
     "paper_1x2048": ("training step 1×2048, ours vs the paper's form", 0.35),
     "decode_64": ("decoding 64 tokens after 256 (n = 128), on vs off", 1.02),

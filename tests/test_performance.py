@@ -20,7 +20,14 @@ def settings(tmp_path):
 
 
 def test_rows_are_measured_kept_and_written(settings, tmp_path):
-    names = ["forward_4x512", "step_8x128", "paper_1x2048", "decode_64", "lorada_la"]
+    names = [
+        "forward_4x512",
+        "step_8x128",
+        "padded_8x128",
+        "paper_1x2048",
+        "decode_64",
+        "lorada_la",
+    ]
     files = tmp_path / "performance.json", tmp_path / "performance.md"
     performance.run(settings, names, *files)
     rows = json.loads(files[0].read_text())["rows"]
@@ -63,6 +70,19 @@ def test_curves_are_measured_and_drawn(settings, tmp_path, monkeypatch):
     growth.measure_growth(settings, file, tmp_path / "performance.md")
     assert json.loads(file.read_text())["growth"].keys() == short.keys()
     assert all((tmp_path / name).stat().st_size > 0 for name in performance_page.PICTURES.values())
+
+
+def test_a_curve_compares_a_call_with_a_map_to_one_without():
+    host, turn = growth.call(8, 4, 1)
+    for on in (False, True):
+        host.lmam.on = on
+        turn(0)
+        moved = [factor.grad is not None for factor in host.lmam.found[0].factors]
+        assert moved == [on, on]
+
+
+def test_padded_rows_are_padded(settings):
+    assert not performance.batch_of(settings, 4, 512, padded=True)["attention_mask"].all()
 
 
 def test_the_term_is_a_small_part_of_a_layer():

@@ -49,10 +49,13 @@ def encode_rows(
     options = encode_options(rows, recipe, kind)
     dataset, counts = kept(rows, tokenizer, options, lambda: _encoded(rows, tokenizer, options))
     if counts["cut"] or counts["dropped"]:
+        left_out = (
+            f", {counts['dropped']} more were left out because nothing of the response was left"
+        )
         logger.warning(
-            "%s: %d of %d rows were cut to max_length=%d, %d more were left out because nothing "
-            "of the response was left",
-            rows.path, counts["cut"], len(rows.rows), recipe.max_length, counts["dropped"],
+            "%s: %d of %d rows were cut to max_length=%d%s",
+            rows.path, counts["cut"], len(rows.rows), recipe.max_length,
+            left_out if counts["dropped"] else "",
         )  # fmt: skip
     if dataset is None:
         raise ValueError(
