@@ -307,6 +307,15 @@ def test_every_form_of_a_batch_gives_the_numbers_of_the_plain_run(name, cell, va
             assert_close(logits, plain[-len(logits) :])
 
 
+@pytest.mark.parametrize("cell", [cell for cell in CACHE_CELLS if cell.endswith("one by one")])
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_without_pads_raw_positions_are_those_of_tokens_behind_any_cache(name, cell):
+    samples, expected = plain_run(name, "map")
+    found = CELLS[cell](adapted(name, "map", positions="raw"), samples)
+    for logits, plain in zip(found, expected, strict=True):
+        assert_close(logits, plain)
+
+
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
 def test_tokens_are_counted_behind_a_window_by_either_name_of_the_cache(name):
     if name not in inspect.signature(MistralForCausalLM.forward).parameters:

@@ -3,7 +3,7 @@
 Columns are the places of the padded matrix; a cache shows attention some of them as key slots.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -154,9 +154,10 @@ def check(
     length: int,
     align: str,
     position_ids: torch.Tensor | None,
+    mask: torch.Tensor | None = None,
     **told,
 ) -> None:
-    mask = scene.mask(form)
+    mask = scene.mask(form) if mask is None else mask
     span = locate(
         scene.queries, scene.key_len, mask, position_ids,
         length=length, align=align, window=scene.window, **told,
@@ -249,6 +250,18 @@ def test_raw_positions_count_slots_and_take_pads_for_tokens(mask):
     assert slots.tolist() == [[0, 1, 2]]
     assert inside.all()
     assert table.real_queries().all()
+
+
+@FORMS
+@EXAMPLES
+@given(scene=cached() | static() | static_prefill(), length=LENGTHS, align=ALIGNS)
+def test_raw_positions_find_the_slots_of_a_cache_by_its_mask(form, scene, length, align):
+    assume(scene.queries < scene.key_len)
+    # A call of nothing but pads shows nothing.
+    assume(any(row[column] is not None for row in scene.rows for column in scene.query_columns))
+    slots = [list(range(len(row))) for row in scene.rows]
+    mask = scene.mask(form)
+    check(replace(scene, rows=slots), form, length, align, None, mask, positions="raw")
 
 
 class BlockMask:

@@ -143,18 +143,20 @@ def locate(
         ValueError: for a mask of an unknown form, or a sliding cache that dropped nobody knows
             how many keys.
     """
-    if positions == "raw":
-        mask, cu_seq_lens = None, None
+    raw = positions == "raw"
+    cu_seq_lens = None if raw else cu_seq_lens
     dropped = window is not None and query_len < key_len and key_len >= window
     last = _last_token(seen, position_ids, window) if dropped and cu_seq_lens is None else None
     restarting = position_ids if packable else None
+    ordered = causal and not (isinstance(mask, Tensor) and mask.dim() == 2)
     if cu_seq_lens is not None:
         tokens = _packed_by_lengths(query_len, key_len, position_ids, window, cu_seq_lens)
-    elif mask is not None:
-        ordered = causal and not (isinstance(mask, Tensor) and mask.dim() == 2)
+    elif mask is not None and not raw:
         visible = visible_keys(mask, query_len, key_len)
         tokens = _masked(query_len, visible, restarting, last, ordered)
-    elif positions == "token" and query_len == key_len and _restarts(restarting, None):
+    elif mask is not None and ordered and query_len < key_len and last is None:
+        tokens = _slots(query_len, visible_keys(mask, query_len, key_len))
+    elif not raw and query_len == key_len and _restarts(restarting, None):
         tokens = _packed_by_restart(None, restarting)
     else:
         unpadded = _unpadded(query_len, key_len, last, flash)
@@ -191,6 +193,16 @@ def _unpadded(query_len: int, key_len: int, last: Tensor | None, flash: bool) ->
     # or a later chunk under a flash kernel.
     first = key_len - query_len if query_len == 1 or flash else 0
     return TokenSpan(0, first + query_len, 0, first)
+
+
+def _slots(query_len: int, visible: Tensor) -> TokenTable:
+    """Every slot up to the last query's own for a token; ``visible`` (B, T, K) says which it is."""
+    slots = torch.arange(visible.shape[-1], device=visible.device)
+    queries = torch.arange(query_len, device=visible.device)
+    # A token sees its own slot last. A pad before the tokens sees none, one behind them an earlier.
+    first = (torch.where(visible, slots, 0).amax(-1) - queries).amax().clamp(min=0)
+    rows = first + queries
+    return TokenTable(torch.where(slots <= rows[-1], slots, NO_TOKEN)[None], rows[None])
 
 
 def _masked(
