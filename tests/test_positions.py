@@ -264,6 +264,14 @@ def test_raw_positions_find_the_slots_of_a_cache_by_its_mask(form, scene, length
     check(replace(scene, rows=slots), form, length, align, None, mask, positions="raw")
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_number_of_tokens_gives_an_answer_on_the_device_of_the_call(masked):
+    meta = torch.device("meta")
+    mask = torch.ones(1, 1, 1, 4, dtype=torch.bool, device=meta) if masked else None
+    table = locate(1, 4, mask, None, length=9, window=4, seen=7, device=meta)
+    assert table.columns.device == table.rows.device == meta
+
+
 class BlockMask:
     """Stands for flex attention's mask, which is no tensor."""
 

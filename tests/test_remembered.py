@@ -101,6 +101,20 @@ def test_all_layers_ask_once_where_the_tokens_are(name, located):
     assert len(located) == 2  # another batch is another question
 
 
+@pytest.mark.slow  # flex attention compiles itself
+@torch.no_grad()
+def test_all_layers_ask_flex_attentions_mask_once(located):
+    model = adapted("llama").eval()
+    batches = [batch(9, 4), batch(4, 9)]
+    model.set_attn_implementation("flex_attention")
+    found = [model(**inputs).logits for inputs in batches]
+    assert len(located) == 2
+    model.set_attn_implementation("eager")
+    for inputs, logits in zip(batches, found, strict=True):
+        real = inputs["attention_mask"].bool()
+        assert_close(logits[real], model(**inputs).logits[real])
+
+
 def test_a_batch_seen_in_inference_mode_can_be_learned_from():
     model = adapted("llama", ablation="softmax").train()
     inputs = {key: x for key, x in batch(9, 4).items() if key == "input_ids"}

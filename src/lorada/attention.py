@@ -217,9 +217,10 @@ def _lies_beyond(
     """Whether shapes alone tell that no map reaches the one token of this call: long decoding."""
     if mask is not None or query.shape[2] != 1 or torch.compiler.is_compiling() or _observers:
         return False
-    # Each of these may place the token, or be refused.
-    places = kwargs.get("sliding_window"), kwargs.get("cu_seq_lens_q"), kwargs.get("block_table")
-    return all(place is None for place in places) and key.shape[2] > layer.reach
+    # The first places tokens in other ways, the second is refused. A window changes nothing: where
+    # it has dropped keys, the token is a later one than their number says.
+    others = kwargs.get("cu_seq_lens_q"), kwargs.get("block_table")
+    return all(other is None for other in others) and key.shape[2] > layer.reach
 
 
 def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:
@@ -267,13 +268,17 @@ class Call:
             causal=self.view.causal,
             flash="flash" in kernel,
             packable=packable,
+            device=self.value.device,
         )
-        read = {"mask": self.mask, "position_ids": position_ids, "seen": seen,
+        # Flex attention's mask is no tensor, but was made with some.
+        mask = getattr(self.mask, "kv_num_blocks", self.mask)
+        pattern = getattr(self.mask, "mask_mod", None)
+        read = {"mask": mask, "position_ids": position_ids, "seen": seen,
                 "queries": by_query, "keys": by_key}  # fmt: skip
         by_length = None if by_query is None or by_key is None else (by_query, by_key)
         places = _places(
             read,
-            (*ask.args, *ask.keywords.values()),
+            (*ask.args, *ask.keywords.values(), pattern),
             lambda: ask(self.mask, position_ids, cu_seq_lens=by_length, seen=seen),
         )
         packed = isinstance(places, TokenTable) and places.sequences > 1

@@ -118,6 +118,7 @@ def locate(
     seen: Tensor | int | None = None,
     flash: bool = False,
     packable: bool = True,
+    device: torch.device | None = None,
 ) -> Places:
     """Find the real tokens of a batch from what an attention function is given.
 
@@ -138,6 +139,7 @@ def locate(
             2-D mask of all of them; needed where a sliding cache has dropped its first keys.
         flash: whether a kernel without masks has its queries at the end of the keys.
         packable: whether ``position_ids`` may start anew within a row, which takes a look at them.
+        device: of the answer, where ``seen`` is a number.
 
     Raises:
         ValueError: for a mask of an unknown form, or a sliding cache that dropped nobody knows
@@ -145,10 +147,11 @@ def locate(
     """
     raw = positions == "raw"
     cu_seq_lens = None if raw else cu_seq_lens
-    dropped = window is not None and query_len < key_len and key_len >= window
-    last = _last_token(seen, position_ids, window) if dropped and cu_seq_lens is None else None
+    limit = window if cu_seq_lens is None else None
+    last = _last_token(query_len, key_len, limit, seen, position_ids, device)
     restarting = position_ids if packable else None
     ordered = causal and not (isinstance(mask, Tensor) and mask.dim() == 2)
+    tokens: Places
     if cu_seq_lens is not None:
         tokens = _packed_by_lengths(query_len, key_len, position_ids, window, cu_seq_lens)
     elif mask is not None and not raw:
@@ -159,17 +162,14 @@ def locate(
     elif not raw and query_len == key_len and _restarts(restarting, None):
         tokens = _packed_by_restart(None, restarting)
     else:
-        unpadded = _unpadded(query_len, key_len, last, flash)
-        if isinstance(unpadded, TokenSpan):
-            return (
-                unpadded if align == "start" else replace(unpadded, origin=unpadded.stop - length)
-            )
-        tokens = unpadded
+        tokens = _unpadded(query_len, key_len, last, flash)
     return tokens if align == "start" else _lie_on_end(tokens, length)
 
 
-def _lie_on_end(tokens: TokenTable, length: int) -> TokenTable:
+def _lie_on_end(tokens: Places, length: int) -> Places:
     """The last token of each sequence moves to the last row and column of the map (Eq. 16)."""
+    if isinstance(tokens, TokenSpan):
+        return replace(tokens, origin=tokens.stop - length)
     if tokens.column_owner is None or tokens.row_owner is None:
         shift = tokens.columns.amax(1, keepdim=True).clamp(min=-1) + 1 - length
         shifts = (shift, shift)
@@ -263,12 +263,22 @@ def visible_keys(mask: Any, query_len: int, key_len: int) -> Tensor:
     )
 
 
-def _last_token(seen: Tensor | int | None, position_ids: Tensor | None, window: Any) -> Tensor:
-    """(B, 1) or (1, 1) index of each sample's last token."""
-    if isinstance(seen, Tensor) and seen.dim() == 2:
-        seen = seen.sum(-1)
+def _last_token(
+    query_len: int,
+    key_len: int,
+    window: int | None,
+    seen: Tensor | int | None,
+    position_ids: Tensor | None,
+    device: torch.device | None,
+) -> Tensor | None:
+    """(B, 1) or (1, 1) index of each sample's last token where a sliding cache dropped keys."""
+    if window is None or query_len == key_len or key_len < window:
+        return None
+    if isinstance(seen, Tensor):
+        counted = seen.sum(-1) if seen.dim() == 2 else seen
+        return counted.reshape(-1, 1) - 1
     if seen is not None:
-        return torch.as_tensor(seen).reshape(-1, 1) - 1
+        return torch.full((1, 1), seen - 1, device=device)
     if position_ids is None:
         raise ValueError(
             f"a sliding window of {window} has dropped the first keys from the cache and no "
