@@ -2,11 +2,13 @@
 
 import json
 import sys
+from itertools import pairwise
 
 import pytest
 from folders import bert_folder, llama_folder, rows_file
 
 from lorada import cli
+from lorada.cli import paper
 from lorada.report import plots
 from lorada.report.plots import scatter_figure, sweep_figure
 from lorada.report.tables import stored_points
@@ -35,6 +37,16 @@ def runs(tmp_path_factory):
                    "eval_data": str(rows[kind]), "output": str(root / name)}  # fmt: skip
         train(load_recipe(None, ["max_steps=3", "report_to=[]"], options), quiet=True)
     return root
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that a test draws, instead of their files."""
+    plt = pytest.importorskip("matplotlib.pyplot", reason="needs the plots extra")
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    yield figures
+    plt.close("all")
 
 
 def lorada(monkeypatch, capsys, *words):
@@ -99,21 +111,95 @@ def test_a_figure_of_a_run_is_drawn(what, name, runs, tmp_path, monkeypatch, cap
         assert (tmp_path / f"{name}{suffix}").stat().st_size > 5000
 
 
+def test_a_panel_of_figure_3_is_titled_with_the_ratio_of_the_map_it_shows(
+    runs, drawn, monkeypatch, capsys
+):
+    code, _, err = lorada(monkeypatch, capsys, "plot", "3", runs / "bert", "--rows", 2)
+    assert code == 0, err
+    run = load_run(runs / "bert")
+    text = json.loads((runs / "labels.jsonl").open().readline())["text"]
+    shown = {axis.get_title(): axis for axis in drawn[0].axes}
+    for index in range(2):
+        _, ratio = sentence_maps(run, text, index, head=0)["maps"]["LMAM (Attn_s)"]
+        assert f"layer {index}, head 0, Neg Rat: {100 * ratio:.0f}%" in shown
+    means = shown["mean over all heads and 2 rows of jsonl\n(the maps above: of the first row)"]
+    expected = [100 * one["map_negative_ratio"] for one in ratios_by_layer(run, 2)["layers"]]
+    assert list(means.lines[0].get_ydata()) == pytest.approx(expected)
+
+
+def stored(folder, row, task, seed, metrics):
+    path = folder / row / task / f"seed{seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = {"parameters": {"percent": 0.5}, "seed": seed, "wall_time_s": 60.0}
+    path.write_text(json.dumps({**result, "metrics": metrics}))
+
+
+def accuracy(value):
+    return {"n": 4, "accuracy": value, "loss": 1.0}
+
+
+def solved(value):
+    return {"n": 4, "exact": value, "quanta_one_sided": value}
+
+
 def test_the_scatter_has_a_point_for_every_row_that_has_all_tasks(tmp_path, monkeypatch, capsys):
     for row, tasks in (("lora", ("rte", "sst2")), ("full", ("rte", "sst2")), ("half", ("rte",))):
         for task in tasks:
             for seed in (1, 2):
-                path = tmp_path / "table5/local" / row / task / f"seed{seed}.json"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                metrics = {task: {"n": 4, "accuracy": 70.0 + seed, "loss": 1.0}}
-                path.write_text(json.dumps({"parameters": {"percent": 0.5}, "metrics": metrics}))
-    points = {point["label"]: point for point in stored_points(tmp_path / "table5/local")}
+                metrics = {task: accuracy(70.0 + seed)}
+                stored(tmp_path / "table5/local", row, task, seed, metrics)
+    columns = load_table("table5").columns_of(["rte", "sst2", "mnli"])
+    points = {p["label"]: p for p in stored_points(tmp_path / "table5/local", columns)}
     assert points.keys() == {"lora", "full"}
     assert points["lora"]["scores"] == [71.0, 72.0]
     words = ("plot", "scatter", "--results", tmp_path, "--scale", "local", "--output", tmp_path)
     code, _, err = lorada(monkeypatch, capsys, *words)
     assert code == 0, err
     assert (tmp_path / "scatter-table5.png").stat().st_size > 5000
+
+
+MNLI = {"mnli_matched": accuracy(80.0), "mnli_mismatched": accuracy(20.0)}
+MEANS = {
+    "5": ({"mnli": MNLI, "rte": {"rte": accuracy(60.0)}}, 70.0, "mnli, rte"),
+    "11": (
+        {"mnli": MNLI, "qqp": {"qqp": {"n": 4, "f1": 10.0, "accuracy": 90.0}}},
+        85.0, "qqp, mnli_matched",
+    ),
+    "8": ({"aqua-mawps": {"aqua": solved(10.0), "mawps": solved(40.0)}}, 40.0, "mawps"),
+    "9": ({"boolq": {"boolq": accuracy(0.0)}, "piqa": {"piqa": accuracy(0.0)},
+           "boolq-piqa": {"boolq": accuracy(60.0), "piqa": accuracy(50.0)}}, 55.0, "boolq, piqa"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("table", MEANS)
+def test_the_score_of_the_scatter_is_the_mean_of_the_tables_own_columns(
+    table, drawn, tmp_path, monkeypatch, capsys
+):
+    results, mean, columns = MEANS[table]
+    for task, metrics in results.items():
+        stored(tmp_path / f"table{table}/local", "lora", task, 1, metrics)
+    words = ("plot", "scatter", "--table", table, "--results", tmp_path, "--scale", "local")
+    code, _, err = lorada(monkeypatch, capsys, *words)
+    assert code == 0, err
+    (axis,) = drawn[0].axes
+    assert axis.containers[0].lines[0].get_ydata() == [mean]
+    assert axis.get_title() == f"Table {table}, local scale: mean over {columns}"
+
+
+def test_sixty_points_of_the_scatter_are_told_apart_without_colours(drawn, tmp_path):
+    row = {"percent": 1.0, "scores": [1.0]}
+    scatter_figure([{**row, "label": f"r{i}"} for i in range(60)], tmp_path / "s.png", "t")
+    (axis,) = drawn[0].axes
+    points = [container.lines[0] for container in axis.containers]
+    darkness = {}
+    for point in points:
+        red, green, blue, _ = point.get_color()
+        grey = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+        darkness.setdefault(point.get_marker(), []).append(grey)
+    assert sum(map(len, darkness.values())) == 60
+    for greys in darkness.values():
+        greys.sort()
+        assert all(b - a > 0.08 for a, b in pairwise(greys))
 
 
 def test_the_sweep_has_a_cell_for_every_heads_and_rank(tmp_path):
@@ -133,6 +219,13 @@ def test_figure_4_sweeps_sixteen_maps():
 BAD = {
     "no such picture": (["plot", "2"], "no picture '2': there are 1, 3, 4, loss, scatter"),
     "no run": (["plot", "1"], "lorada plot 1 needs a run"),
+    "two runs of 1": (["plot", "1", "bert", "llama"], "lorada plot 1 takes 1 run, not 2"),
+    "two runs of 3": (["plot", "3", "bert", "llama"], "lorada plot 3 takes 1 run, not 2"),
+    "a run of 4": (["plot", "4", "bert"], "lorada plot 4 takes no run, not 1"),
+    "both ways": (["plot", "4", "--resume", "--overwrite"], "exclude each other"),
+    "perplexities": (["plot", "scatter", "--table", "7"], "table 7 has no mean of its columns"),
+    "ROUGE and BLEU": (["plot", "scatter", "--table", "10"], "table 10 has no mean"),
+    "no scores": (["plot", "scatter", "--table", "2"], "table 2 counts operations"),
     "not a run": (["plot", "loss", "nowhere"], "nowhere has no result.json"),
     "no results": (["plot", "scatter", "--results", "x", "--scale", "local"], "has no results"),
     "empty text": (["explain", "bert", "--text", " "], "the text is empty"),
@@ -152,16 +245,20 @@ def test_a_mistake_is_one_line(case, runs, monkeypatch, capsys):
     assert "Traceback" not in err
 
 
-def test_every_run_has_a_curve_and_names_without_what_all_share(monkeypatch, tmp_path):
-    pytest.importorskip("matplotlib", reason="needs the plots extra")
-    import matplotlib.pyplot as plt
-
-    drawn = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+def test_every_run_has_a_curve_and_names_without_what_all_share(drawn, tmp_path):
     history = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
     names = [f"runs/table9/{row}/seed1" for row in "abcdefghij"]
     plots.loss_png(dict.fromkeys(names, history), tmp_path / "loss.png")
     (figure,) = drawn
     assert len(figure.axes[0].lines) == len(names)
     assert [text.get_text() for text in figure.legends[0].texts] == list("abcdefghij")
-    plt.close(figure)
+
+
+@pytest.mark.parametrize("option", ["resume", "overwrite"])
+def test_the_sweep_does_with_earlier_results_what_it_is_told(option, monkeypatch, capsys):
+    def told(found, scale, *, resume, overwrite):
+        raise ValueError(f"{len(found)} runs, resume {resume}, overwrite {overwrite}")
+
+    monkeypatch.setattr(paper, "run_jobs", told)
+    _, _, err = lorada(monkeypatch, capsys, "plot", "4", "--scale", "local", f"--{option}")
+    assert f"48 runs, resume {option == 'resume'}, overwrite {option == 'overwrite'}" in err

@@ -14,7 +14,7 @@ from lorada.described import part_names
 from lorada.method import PARTS
 from lorada.methods import METHODS
 from lorada.plan import build_method
-from lorada.report.tables import Page, mean_of, measured_line, published_line
+from lorada.report.tables import MEAN, measured_line, published_line
 from lorada.run.models import kind_of, load_config
 from lorada.run.params import parameters_of
 from lorada.run.tables import PaperTable, load_table, row_recipe, tables
@@ -403,6 +403,7 @@ def test_a_column_of_the_other_scale_stays_empty():
         "metrics": {"proof_pile": {"n": 3, "perplexity_512": 9.5}},
         "parameters": {"percent": 1.0},
         "wall_time_s": 60,
+        "seed": 1,
     }
     columns = load_table("table7").columns_of(["proof_pile"])
     assert list(columns)[:2] == ["perplexity_512", "perplexity_1024"]
@@ -410,8 +411,14 @@ def test_a_column_of_the_other_scale_stays_empty():
 
 
 def test_a_printed_average_without_its_tasks_is_shown_as_the_mean():
-    line = published_line(9, "lorada_la")
-    page = Page("", ["boolq", "piqa"], [line], [], averaged=["boolq", "piqa"])
-    assert mean_of(page, line) == 80.0
-    ours = measured_line("ours", [], {})
-    assert mean_of(page, ours) is None
+    line = published_line(9, "lorada_la", ["boolq", "piqa"])
+    assert line.scores[MEAN] == [80.0]
+    assert MEAN not in measured_line("ours", [], {}, ["boolq"]).scores
+    assert published_line(12, "llama-7b/lorada_la", ["boolq"]).spread[MEAN] == 0.1
+
+
+def test_the_count_of_the_papers_arithmetic_stands_beside_its_numbers():
+    columns = load_table("table8").columns_of(["gsm8k"])
+    assert columns == {
+        "gsm8k": ("gsm8k", "quanta_one_sided"), "gsm8k_exact": ("gsm8k", "exact")
+    }  # fmt: skip

@@ -9,10 +9,14 @@ import yaml
 from folders import bert_folder
 
 from lorada import cli
+from lorada.report import paper_page as pages
 from lorada.report import tables as report
+from lorada.report.paper_page import Row, paper_page
+from lorada.report.tables import Page
 from lorada.run import tables
 from lorada.run.params import parameters_of
 from lorada.run.result import read_result
+from lorada.run.table_runs import jobs
 from lorada.run.tables import PaperTable, load_table, row_recipe
 
 TASKS = ("rte", "sst2")
@@ -60,6 +64,7 @@ def place(tmp_path, monkeypatch):
     path.write_text(yaml.safe_dump(recipe))
     monkeypatch.setattr(tables, "tables", lambda: {"table5": path})
     monkeypatch.setattr(report, "published", lambda number: PUBLISHED)
+    monkeypatch.setattr(pages, "published", lambda number: PUBLISHED)
     load_table.cache_clear()
     monkeypatch.setenv("LORADA_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
@@ -126,6 +131,64 @@ def test_a_run_that_trained_but_was_not_scored_is_only_scored(place, monkeypatch
     assert code == 0, err
     assert "training" not in err
     assert json.loads(stored.read_text())["metrics"] == kept["metrics"]
+
+
+def test_a_run_that_was_not_scored_on_all_its_tasks_is_scored_again(place, monkeypatch, capsys):
+    words = ("table", "5", "--scale", "local", "--tasks", "rte", "--seeds", "1", "--rows", "lora")
+    assert lorada(monkeypatch, capsys, *words)[0] == 0
+    stored = place / "docs/results/table5/local/lora/rte/seed1.json"
+    kept = json.loads(stored.read_text())
+    run = place / "runs/table5-local/lora/rte/seed1/result.json"
+    for path in (stored, run):
+        path.write_text(json.dumps({**kept, "metrics": {"other (base)": {"n": 1}}}))
+    code, _, err = lorada(monkeypatch, capsys, *words, "--resume")
+    assert code == 0, err
+    assert "scoring" in err
+    assert json.loads(stored.read_text())["metrics"]["rte"] == kept["metrics"]["rte"]
+
+
+def test_a_finished_run_of_another_recipe_is_not_taken_for_this_one(place, monkeypatch, capsys):
+    words = ("table", "5", "--scale", "local", "--tasks", "rte", "--seeds", "1", "--rows", "lora")
+    assert lorada(monkeypatch, capsys, *words)[0] == 0
+    run = place / "runs/table5-local/lora/rte/seed1/result.json"
+    before = json.loads(run.read_text())
+    before["recipe"]["max_length"] = 48
+    run.write_text(json.dumps(before))
+    code, _, err = lorada(monkeypatch, capsys, *words, "--results", "elsewhere")
+    assert code == 2
+    assert "seed1/result.json was made with max_length=48, not 32" in err
+    assert not (place / "elsewhere").exists()
+
+
+def test_an_overwritten_table_that_is_cut_off_has_no_old_numbers(place, monkeypatch, capsys):
+    words = ("table", "5", "--scale", "local", "--tasks", "rte", "--seeds", "1")
+    assert lorada(monkeypatch, capsys, *words)[0] == 0
+
+    def cut_off(*args, **kwargs):
+        raise ValueError("cut off")
+
+    monkeypatch.setattr("lorada.run.table_runs.train", cut_off)
+    assert lorada(monkeypatch, capsys, *words, "--overwrite")[0] == 2
+    assert not list((place / "docs/results").rglob("seed*.json"))
+    assert not list((place / "runs").rglob("result.json"))
+
+
+def test_a_page_keeps_the_rows_and_seeds_of_earlier_calls(place, monkeypatch, capsys):
+    words = ("table", "5", "--scale", "local", "--tasks", "rte")
+    assert lorada(monkeypatch, capsys, *words, "--rows", "lora", "--seeds", "1,1")[0] == 0
+    code, out, _ = lorada(monkeypatch, capsys, *words, "--rows", "full", "--seeds", "2", "--resume")
+    assert code == 0
+    assert "LoRA" not in out
+    page = (place / "docs/results/table5/local/table.md").read_text()
+    assert page.count("| ours |") == 2
+    assert "seeds 1, 2" in page
+
+
+def test_tasks_have_one_order(place):
+    table = load_table("table5").model_copy(update={"train": "together"})
+    (job,) = jobs(table, "local", rows=["lora"], tasks=["sst2", "rte", "rte"], seeds=[1],
+                  results=place, output=place)  # fmt: skip
+    assert job.tasks == ["rte", "sst2"]
 
 
 def test_a_result_of_another_recipe_is_not_taken_for_this_one(place, monkeypatch, capsys):
@@ -199,22 +262,92 @@ def test_a_row_of_a_method_finds_all_rows_of_it(place):
     assert [row.key for row in twice.rows_named(["lora_0.1"])] == ["lora_0.1"]
 
 
-def test_a_page_has_means_spreads_and_every_seed():
-    results = [
-        {"metrics": {"rte": {"n": 9, "accuracy": value}}, "parameters": {"percent": 0.5},
-         "wall_time_s": 60.0}
-        for value in (70.0, 80.0)
-    ]  # fmt: skip
-    line = report.measured_line("LoRA_1", results, {"rte": ("rte", None)})
-    page = report.Page("T", ["rte"], [line], ["a note"], ["rte"])
-    assert "| LoRA_1 | ours | 0.500% | 75.0 ± 7.1 | 75.0 | 2.0 |" in report.markdown(page)
+def result(seed: int, *, task: str = "rte", recipe: dict | None = None, **metrics) -> dict:
+    """As much of a ``result.json`` as a page reads."""
+    return {
+        "seed": seed, "model": "tiny", "metrics": {task: {"n": 9, **metrics, "sha256": "a"}},
+        "parameters": {"percent": 0.5}, "wall_time_s": 60.0, "recipe": recipe or {},
+        "hardware": {"accelerator": None, "cpu": "C", "threads": 2},
+        "versions": {"torch": "2", "transformers": "5", "peft": "0"},
+    }  # fmt: skip
+
+
+def page_of(*rows: Row, columns=("rte",), **options) -> Page:
+    where = {name: (name.partition("_")[0], None) for name in columns}
+    settings = {"mean": None, "digits": 1, **options}
+    return paper_page(5, "T", rows, where, **settings)
+
+
+def test_a_page_has_means_spreads_and_every_seed(monkeypatch):
+    monkeypatch.setattr(report, "published", lambda number: {"columns": [], "rows": []})
+    monkeypatch.setattr(pages, "published", lambda number: {"columns": [], "rows": []})
+    both = [
+        result(seed, task=task, accuracy=value)
+        for task, values in {"rte": (70.0, 80.0), "sst2": (60.0, 90.0)}.items()
+        for seed, value in enumerate(values)
+    ]
+    page = page_of(Row("LoRA_1", both), columns=("rte", "sst2"))
+    text = report.markdown(page)
+    # The spread of the mean is that of the seeds' means, 65 and 85.
+    assert "| LoRA_1 | ours | 0.500% | 75.0 ± 7.1 | 75.0 ± 21.2 | 75.0 ± 14.1 | 4.0 |" in text
+    assert "seeds 0, 1; ± is the standard deviation over seeds" in text
     assert "rte,75.0,7.07106781" in report.comma_separated(page)
+    assert "mean,75.0,14.1421356" in report.comma_separated(page)
     assert "70.0000 80.0000" in report.comma_separated(page)
     assert r"LoRA\_1 & ours & 0.500\% & 75.0 $\pm$ 7.1" in report.latex(page)
 
 
-def test_a_mean_is_left_out_where_a_column_is_missing():
-    line = report.Line("a", "paper", "1%", {"x": [1.0]})
-    page = report.Page("T", ["x", "y"], [line], [], ["x", "y"])
-    assert report.mean_of(page, line) is None
-    assert "| a | paper | 1% | 1.0 | – | – | – |" in report.markdown(page)
+@pytest.fixture
+def printed(monkeypatch):
+    """The published rows of these tests."""
+    monkeypatch.setattr(report, "published", lambda number: PUBLISHED)
+    monkeypatch.setattr(pages, "published", lambda number: PUBLISHED)
+
+
+def test_a_mean_is_left_out_where_a_column_is_missing(printed):
+    page = page_of(Row("lora", [result(1, accuracy=1.0)]), columns=("rte", "sst2"))
+    assert "| LoRA (0.5%) | ours | 0.500% | 1.0 | – | – | 1.0 |" in report.markdown(page)
+
+
+def test_a_page_says_when_its_mean_is_not_the_papers(printed):
+    row = Row("lora", [result(1, accuracy=1.0)])
+    assert "its own is over more" in report.markdown(page_of(row))
+    assert "its own is over more" not in report.markdown(page_of(row, columns=("rte", "sst2")))
+    assert "±" not in " ".join(page_of(row).notes)
+
+
+def test_protocols_have_columns_of_their_own(printed):
+    rows = [
+        Row("lora", [result(1, accuracy=1.0, recipe={"protocol": "generate"})]),
+        Row("full", [result(1, accuracy=2.0, recipe={"protocol": "likelihood"})]),
+    ]
+    page = page_of(*rows)
+    assert page.columns == ["rte (generate)", "rte (likelihood)"]
+    text = report.markdown(page)
+    assert "| LoRA (0.5%) | paper | 0.5% | 75.4 ± 0.2 | – |" in text
+    assert "| Full | ours | 0.500% | – | 2.0 | 2.0 |" in text
+    assert "protocol: generate, likelihood" in text
+
+
+def test_rows_scored_on_different_data_do_not_share_a_page(printed):
+    other = result(2, accuracy=1.0)
+    other["metrics"]["rte"]["sha256"] = "b"
+    with pytest.raises(ValueError, match="rte was scored on other rows in lora, seed 2 than in"):
+        page_of(Row("lora", [result(1, accuracy=1.0), other]))
+
+
+def test_a_page_names_every_machine_and_what_could_not_be_read(printed):
+    first, second = result(1, accuracy=1.0), result(2, accuracy=1.0)
+    second["hardware"] = {"accelerator": "H100"}
+    second["unparsable"] = {"rte": 12.5}
+    notes = " ".join(page_of(Row("lora", [first, second])).notes)
+    assert "C, threads: 2; torch 2" in notes
+    assert "H100; torch 2" in notes
+    assert "lora 12.5 %" in notes
+
+
+def test_rows_that_only_the_paper_has_come_first(printed):
+    page = page_of(Row("lora", [result(1, accuracy=1.0)]), unrun=["full"])
+    assert [(line.label, line.source) for line in page.lines] == [
+        ("Full", "paper"), ("LoRA (0.5%)", "paper"), ("LoRA (0.5%)", "ours")
+    ]  # fmt: skip

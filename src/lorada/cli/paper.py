@@ -1,9 +1,11 @@
 """Commands about the paper: its tables, run and printed beside the published scores."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.progress import track
 from rich.table import Table
 
 from lorada.cli.app import DataDir, Json, app, console, errors, print_json, suggest
@@ -31,7 +33,7 @@ def table(
     if number in (2, 3):
         _show_operations(number, as_json=as_json)
         return
-    from lorada.run.table_runs import jobs
+    from lorada.run.table_runs import jobs, stored_rows
     from lorada.run.tables import load_table
 
     chosen = load_table(f"table{number}")
@@ -48,13 +50,15 @@ def table(
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
     complete = run_jobs(found, at, resume=resume, overwrite=overwrite)
-    page = _page(chosen, at, found, complete)
-    folder = results / f"table{number}" / at
     from lorada.report import tables as report
 
-    write_whole(folder / "table.md", report.markdown(page))
-    write_whole(folder / "table.csv", report.comma_separated(page))
-    write_whole(folder / "table.tex", report.latex(page))
+    kept = [(job.row, [result]) for job, result in zip(found, complete, strict=True)]
+    page = _page(chosen, at, kept, every=rows is None)
+    folder = results / chosen.name / at
+    whole = _page(chosen, at, stored_rows(chosen, at, found[0].tasks, results), every=True)
+    write_whole(folder / "table.md", report.markdown(whole))
+    write_whole(folder / "table.csv", report.comma_separated(whole))
+    write_whole(folder / "table.tex", report.latex(whole))
     if as_json:
         print_json([vars(line) for line in page.lines])
         return
@@ -94,22 +98,28 @@ def run_jobs(
     found: list[Any], scale: Any, *, resume: bool, overwrite: bool
 ) -> list[dict[str, Any]]:
     """Run what has no result yet; the results of all, in order."""
-    from lorada.run.table_runs import carry_out, done, estimate
+    from lorada.run.table_runs import carry_out, done, estimate, forget
 
     stored = [job.stored for job in found if job.stored.is_file()]
     if stored and not (resume or overwrite):
         raise ValueError(f"{stored[0]} is there already: use --resume, --overwrite or --results")
     known = [None if overwrite else done(job) for job in found]
     todo = [job for job, result in zip(found, known, strict=True) if result is None]
-    for job in todo:
+    for job in _counted(todo):
         estimate(job, scale)  # a row that cannot be built is known before any is trained
+    for job in todo if overwrite else []:
+        forget(job)  # all at once: a table that is cut off must not go on with old numbers
     complete = []
     for job, result in zip(found, known, strict=True):
         if result is None:
             _say(f"{todo.index(job) + 1} of {len(todo)}")
-            result = carry_out(job, overwrite=overwrite, report=_say)
+            result = carry_out(job, report=_say)
         complete.append(result)
     return complete
+
+
+def _counted(found: list[Any]) -> Iterable[Any]:
+    return track(found, "Counting parameters", transient=True, console=errors)
 
 
 def _say(line: str) -> None:
@@ -120,7 +130,7 @@ def _show_plan(found: list[Any], scale: Any, *, as_json: bool) -> None:
     from lorada.run.table_runs import done, estimate
 
     plan = []
-    for job in found:
+    for job in _counted(found):
         guess = estimate(job, scale)
         plan.append(
             {
@@ -133,7 +143,7 @@ def _show_plan(found: list[Any], scale: Any, *, as_json: bool) -> None:
     if as_json:
         print_json(plan)
         return
-    shown = Table("row", "tasks", "seed", "trained", "paper", "steps", "at most", "memory")
+    shown = Table("row", "tasks", "seed", "trained", "paper", "steps", "training", "memory")
     for entry in plan:
         shown.add_row(
             entry["row"], " ".join(entry["tasks"]), str(entry["seed"]),
@@ -146,9 +156,9 @@ def _show_plan(found: list[Any], scale: Any, *, as_json: bool) -> None:
     console.print(shown)
     models = ", ".join(dict.fromkeys(entry["model"] for entry in plan))
     console.print(
-        f"On {models}. Times are from operations and tokens, as if no row were shorter than "
-        "max_length; memory is weights, gradients and optimizer, without activations. --json has "
-        "every number.",
+        f"On {models}. Times are of training alone, at most: from operations and tokens, as if no "
+        "row were shorter than max_length; memory is weights, gradients and optimizer, without "
+        "activations. --json has every number.",
         highlight=False,
     )
 
@@ -160,39 +170,34 @@ def _duration(seconds: float | None) -> str:
     return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
-def _page(chosen: Any, scale: Any, found: list[Any], complete: list[dict[str, Any]]) -> Any:
-    from lorada.report.tables import Page, measured_line, published_line
+def _page(chosen: Any, scale: Any, kept: list[Any], *, every: bool) -> Any:
+    """The page of rows and their results; with ``every`` also of rows that only the paper has."""
+    from lorada.report.paper_page import Row, paper_page
+    from lorada.report.tables import published
 
-    tasks = list(dict.fromkeys(task for job in found for task in job.tasks))
-    columns = chosen.columns_of(tasks)
-    lines = []
-    for row in {job.row.key: job.row for job in found}.values():
-        mine = [r for job, r in zip(found, complete, strict=True) if job.row.key == row.key]
-        printed = published_line(chosen.table, row.key)
-        lines += [printed] if printed else []
-        lines.append(measured_line(row.label, mine, columns))
-    averaged = [name for name in columns if chosen.mean is None or name in chosen.mean]
-    title = f"Table {chosen.table}: {chosen.title} ({scale} scale)"
-    notes = _notes(chosen, scale, complete)
-    return Page(title, list(columns), lines, notes, averaged, chosen.digits)
-
-
-def _notes(chosen: Any, scale: Any, complete: list[dict[str, Any]]) -> list[str]:
-    """What decides whether the numbers compare: model, data, protocol, seeds, machine."""
-    first = complete[0]
-    sizes = {task: m["n"] for r in complete for task, m in r["metrics"].items()}
-    hardware = first["hardware"]
-    machine = hardware["accelerator"] or f"{hardware['cpu']}, {hardware['threads']} threads"
-    seeds = sorted({r["seed"] for r in complete})
-    notes = list(chosen.differs) if scale == "local" else []
-    return [
-        f"ours: {', '.join(sorted({r['model'] for r in complete}))}; "
-        f"seeds {', '.join(map(str, seeds))}; ± is their standard deviation.",
-        f"scored rows: {', '.join(f'{task} {n}' for task, n in sizes.items())}.",
-        *notes,
-        f"{machine}; torch {first['versions']['torch']}, transformers "
-        f"{first['versions']['transformers']}, peft {first['versions']['peft']}.",
-    ]
+    rows: dict[str, Row] = {}
+    for row, results in kept:
+        before = rows[row.key].results if row.key in rows else []
+        rows[row.key] = Row(row.key, [*before, *results])
+    named = {row.key for row in chosen.rows}
+    scored = {
+        task
+        for row in rows.values()
+        for r in row.results
+        for task in r["recipe"]["task"].split(",")
+    }
+    return paper_page(
+        chosen.table,
+        f"Table {chosen.table}: {chosen.title} ({scale} scale)",
+        list(rows.values()),
+        chosen.columns_of([task for task in chosen.tasks if task in scored]),
+        mean=chosen.mean,
+        digits=chosen.digits,
+        differs=chosen.differs if scale == "local" else [],
+        unrun=[r["key"] for r in published(chosen.table)["rows"] if r["key"] not in named]
+        if every
+        else [],
+    )
 
 
 def _show_operations(number: int, *, as_json: bool) -> None:

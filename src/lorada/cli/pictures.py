@@ -10,6 +10,7 @@ from lorada.cli.app import DataDir, Json, Remote, RunFolder, app, console, print
 
 SUFFIXES = (".png", ".svg")
 PICTURES = ("1", "3", "4", "loss", "scatter")
+MOST_RUNS = {"1": 1, "3": 1, "4": 0, "scatter": 0}  # that a picture shows; loss shows any number
 Text = Annotated[str, typer.Option(help="the sentence to show")]
 
 
@@ -58,6 +59,7 @@ def plot(
     scale: Annotated[str | None, typer.Option(help="paper or local")] = None,
     seeds: Annotated[str | None, typer.Option(help="of the sweep of 4, with commas")] = None,
     resume: Annotated[bool, typer.Option(help="run only what 4 has no result of")] = False,
+    overwrite: Annotated[bool, typer.Option(help="run all of 4 again")] = False,
     results: Annotated[Path, typer.Option(help="where results are kept")] = Path("docs/results"),
     output: Annotated[
         Path, typer.Option(help="folder of the picture; runs of 4 are in runs")
@@ -65,12 +67,18 @@ def plot(
     data_dir: DataDir = None,
 ) -> None:
     """Draw a figure of the paper, loss curves, or parameters against scores."""
+    given = len(runs or [])
+    if given > MOST_RUNS.get(what, given):
+        raise ValueError(f"lorada plot {what} takes {MOST_RUNS[what] or 'no'} run, not {given}")
     if what in ("1", "3", "loss"):
         if not runs:
             raise ValueError(f"lorada plot {what} needs a run: lorada plot {what} RUN")
         _plot_runs(what, runs, text, rows, output, data_dir)
     elif what == "4":
-        _plot_sweep(scale, seeds, results, output, data_dir, resume=resume)
+        if resume and overwrite:
+            raise ValueError("--resume and --overwrite exclude each other")
+        again = {"resume": resume, "overwrite": overwrite}
+        _plot_sweep(scale, seeds, results, output, data_dir, **again)
     elif what == "scatter":
         _plot_scatter(table, scale, results, output)
     else:
@@ -107,7 +115,7 @@ def _plot_runs(
 
 def _plot_sweep(
     scale: str | None, seeds: str | None, results: Path, output: Path, data_dir: str | None,
-    *, resume: bool,
+    *, resume: bool, overwrite: bool,
 ) -> None:  # fmt: skip
     from lorada.cli.paper import numbers, run_jobs, scale_named
     from lorada.report.plots import sweep_figure
@@ -118,7 +126,7 @@ def _plot_sweep(
     found = jobs(
         figure, at, seeds=numbers(seeds), results=results, output=Path("runs"), data_dir=data_dir
     )
-    complete = run_jobs(found, at, resume=resume, overwrite=False)
+    complete = run_jobs(found, at, resume=resume, overwrite=overwrite)
     scores: dict[tuple[int, int], list[float]] = {}
     metric = ""
     for job, result in zip(found, complete, strict=True):
@@ -135,10 +143,17 @@ def _plot_scatter(table: int, scale: str | None, results: Path, output: Path) ->
     from lorada.cli.paper import scale_named
     from lorada.report.plots import scatter_figure
     from lorada.report.tables import stored_points
+    from lorada.run.tables import load_table
 
-    at = scale_named(scale)
-    points = stored_points(results / f"table{table}" / at)
-    title = f"Table {table}, {at} scale: mean over {points[0]['tasks']}"
+    if table in (2, 3):
+        raise ValueError(f"table {table} counts operations: it has no scores to draw")
+    chosen, at = load_table(f"table{table}"), scale_named(scale)
+    columns = chosen.columns_of(chosen.tasks)
+    averaged = {c: columns[c] for c in columns if chosen.mean is None or c in chosen.mean}
+    if not averaged:
+        raise ValueError(f"table {table} has no mean of its columns ({', '.join(columns)}) to draw")
+    points = stored_points(results / chosen.name / at, averaged)
+    title = f"Table {table}, {at} scale: mean over {', '.join(points[0]['columns'])}"
     _draw(f"scatter-table{table}", output, lambda path: scatter_figure(points, path, title))
     suggest(f"lorada table {table} --dry-run")
 

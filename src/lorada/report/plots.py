@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -11,6 +12,8 @@ from lorada.files import written_whole
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 STYLES = ("o-", "s--", "^-.", "v:", "D-", "x--", "P-.", "*:")  # told apart without colours
+MARKERS = "osD^vP*<X>d"
+SHADES = 6  # of viridis, from dark to light; prime to the number of markers: 66 different points
 
 
 def loss_chart(losses: Sequence[float], width: int = 60, height: int = 6) -> str:
@@ -124,9 +127,12 @@ def _signed(axis: Any, values: Sequence[Sequence[float]]) -> Any:
 def layers_figure(found: dict[str, Any], path: Path) -> None:
     """Maps of up to four layers, and the negative ratio over all, like Figure 3 of the paper.
 
+    A panel is one head's map of one row, and its title has that map's own ratio; the curves are
+    means over heads and rows.
+
     Args:
-        found: ``layers`` (``layer``, ``map``, ``negative_ratio``, ``map_negative_ratio``),
-            ``rows`` and ``task``.
+        found: ``layers`` (``map`` and its ``shown_ratio``, of the first row and head; the means
+            ``negative_ratio`` and ``map_negative_ratio``), ``rows`` and ``task``.
         path: file to write, PNG or SVG by its name.
     """
     plt = _pyplot()
@@ -140,8 +146,8 @@ def layers_figure(found: dict[str, Any], path: Path) -> None:
     for index in chosen:
         axis = axes[f"map{index}"]
         figure.colorbar(_signed(axis, layers[index]["map"]), ax=axis, shrink=0.7)
-        ratio = 100 * layers[index]["map_negative_ratio"]
-        axis.set_title(f"layer {index}, Neg Rat: {ratio:.0f}%", fontsize=9)
+        ratio = 100 * layers[index]["shown_ratio"]
+        axis.set_title(f"layer {index}, head 0, Neg Rat: {ratio:.0f}%", fontsize=9)
     places = range(len(layers))
     ratio_axis = axes["ratio"]
     for name, style, label in (
@@ -151,7 +157,8 @@ def layers_figure(found: dict[str, Any], path: Path) -> None:
         ratio_axis.plot(places, [100 * one[name] for one in layers], style, label=label)
     ratio_axis.axhline(50, color="grey", linewidth=0.8)
     ratio_axis.set(xlabel="layer", ylabel="negative ratio (%)", ylim=(0, 100), xticks=places)
-    ratio_axis.set_title(f"mean over {found['rows']} rows of {found['task']}", fontsize=9)
+    mean = f"mean over all heads and {found['rows']} rows of {found['task']}"
+    ratio_axis.set_title(f"{mean}\n(the maps above: of the first row)", fontsize=9)
     ratio_axis.legend()
     _save(figure, path)
 
@@ -191,25 +198,31 @@ def sweep_figure(
 def scatter_figure(points: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     """Score over trained parameters, one point a row, its spread over seeds as a bar.
 
+    Points of one shape differ in how dark they are, so that they do in print as well.
+
     Args:
         points: ``label``, ``percent`` (trained, of the base), ``scores`` (one a seed, means over
-            tasks).
+            columns).
         path: file to write, PNG or SVG by its name.
         title: line above.
     """
     plt = _pyplot()
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for point, marker in zip(points, cycle("osD^vP*X<>"), strict=False):
+    columns = math.ceil(len(points) / 22)  # of the legend
+    figure, axis = plt.subplots(figsize=(5 + 2 * columns, 4.5), layout="constrained")
+    for index, point in enumerate(points):
         scores = point["scores"]
         spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
         axis.errorbar(
-            point["percent"], statistics.fmean(scores), yerr=spread, fmt=marker, capsize=3,
-            markersize=7, markeredgecolor="black", label=point["label"],
+            point["percent"], statistics.fmean(scores), yerr=spread, capsize=3, ecolor="dimgrey",
+            color=plt.get_cmap("viridis")(index % SHADES / (SHADES - 1)),
+            fmt=MARKERS[index % len(MARKERS)], markersize=7, markeredgecolor="black",
+            label=point["label"],
         )  # fmt: skip
-    axis.set(xlabel="trained parameters (% of the base, log)", ylabel="score", title=title)
+    axis.set(xlabel="trained parameters (% of the base, log)", ylabel="score")
+    axis.set_title(textwrap.fill(title, 60), fontsize=10)
     axis.set_xscale("log")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.legend(fontsize=8, loc="outside right center", ncols=columns)
     _save(figure, path)
 
 

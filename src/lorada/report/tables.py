@@ -18,6 +18,7 @@ from rich.table import Table
 
 NOTHING = "–"
 MEAN = "mean"
+AVERAGE = "avg"  # as the paper's own column of it is called
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Line:
         label: the row.
         source: ``paper`` or ``ours``.
         percent: trained parameters, percent of the base.
-        scores: by column: one number a seed, or the one that was published.
-        spread: by column, as published.
+        scores: by column, and under ``MEAN``: one number a seed, or the one that was published.
+        spread: likewise, as published.
     """
 
     label: str
@@ -48,14 +49,14 @@ class Page:
         columns: names, without the mean.
         digits: behind the point.
         notes: sentences above the table.
-        averaged: the columns that the mean is of; none for no mean.
+        mean: whether it has a column for the mean.
     """
 
     title: str
     columns: list[str]
     lines: list[Line]
     notes: list[str]
-    averaged: list[str]
+    mean: bool
     digits: int = 1
 
 
@@ -67,8 +68,11 @@ def published(number: int) -> dict[str, Any]:
     return found
 
 
-def published_line(number: int, key: str) -> Line | None:
-    """A row of the paper by its key; None if the paper has no such row."""
+def published_line(number: int, key: str, averaged: Sequence[str] = ()) -> Line | None:
+    """A row of the paper by its key; None if the paper has no such row.
+
+    Its mean is that of the columns ``averaged``, or the printed one where nothing else is printed.
+    """
     table = published(number)
     row = next((row for row in table["rows"] if row["key"] == key), None)
     if row is None:
@@ -76,7 +80,14 @@ def published_line(number: int, key: str) -> Line | None:
     scores = {c: [s] for c, s in zip(table["columns"], row["scores"], strict=True) if s is not None}
     spread = dict(zip(table["columns"], row.get("std") or [], strict=False))
     spread = {c: s for c, s in spread.items() if s is not None}
-    return Line(row["label"], "paper", _percent(row["params"]), scores, spread)
+    if set(scores) == {AVERAGE}:
+        scores[MEAN] = scores[AVERAGE]
+        spread |= {MEAN: spread[AVERAGE]} if AVERAGE in spread else {}
+    elif averaged and all(name in scores for name in averaged):
+        scores[MEAN] = [statistics.fmean(scores[name][0] for name in averaged)]
+    # Where a table has several models, rows of one name are told apart by them.
+    label = ", ".join(dict.fromkeys(filter(None, (row.get("model"), row["label"]))))
+    return Line(label, "paper", _percent(row["params"]), scores, spread)
 
 
 def _percent(printed: Any) -> str:
@@ -85,7 +96,10 @@ def _percent(printed: Any) -> str:
 
 
 def measured_line(
-    label: str, results: Sequence[dict[str, Any]], columns: dict[str, tuple[str, str | None]]
+    label: str,
+    results: Sequence[dict[str, Any]],
+    columns: dict[str, tuple[str, str | None]],
+    averaged: Sequence[str] = (),
 ) -> Line:
     """What the runs of one row gave.
 
@@ -93,66 +107,62 @@ def measured_line(
         label: the row.
         results: of all its seeds and tasks.
         columns: name → (task, metric), None for the first metric.
+        averaged: the columns that the mean is of, seed by seed.
     """
-    scores: dict[str, list[float]] = {}
-    for name, (task, metric) in columns.items():
-        found = [r["metrics"][task] for r in results if task in r["metrics"]]
-        # A column may be of the other scale, as a length in tokens is.
-        values = [_score(m, metric) for m in found if metric is None or metric in m]
-        if values:
-            scores[name] = values
+    by_seed: dict[int, dict[str, float]] = {}
+    for result in sorted(results, key=lambda r: int(r["seed"])):
+        found = by_seed.setdefault(result["seed"], {})
+        for name, (task, metric) in columns.items():
+            metrics = result["metrics"].get(task, {})
+            # A column may be of the other scale, as a length in tokens is.
+            if metrics and (metric is None or metric in metrics):
+                found[name] = _score(metrics, metric)
+    every = [(name, [f[name] for f in by_seed.values() if name in f]) for name in columns]
+    scores = {name: values for name, values in every if values}
+    whole = [f for f in by_seed.values() if averaged and all(name in f for name in averaged)]
+    if whole:
+        scores[MEAN] = [statistics.fmean(f[name] for name in averaged) for f in whole]
     shares = {f"{r['parameters']['percent']:.3f}%" for r in results}
     minutes = sum(r["wall_time_s"] for r in results) / 60 if results else None
     percent = " / ".join(sorted(shares)) or NOTHING
     return Line(label, "ours", percent, scores, minutes=minutes)
 
 
-def stored_points(folder: Path) -> list[dict[str, Any]]:
-    """What the stored results of a table say of each row: parameters, and scores by seed.
+def stored_points(folder: Path, columns: dict[str, tuple[str, str | None]]) -> list[dict[str, Any]]:
+    """What the stored results of a table say of each row: parameters, and mean scores by seed.
 
     Args:
         folder: of one table at one scale.
+        columns: those that the table's mean is of, as ``measured_line`` takes them.
 
     Returns:
-        ``label`` (the row's key), ``percent``, ``scores`` (means over tasks, one a seed) and
-        ``tasks``; only of rows that have all tasks and seeds of the row that has most.
+        ``label`` (the row's key), ``percent``, ``scores`` (means over columns, one a seed) and
+        ``columns``; only of rows, and of their seeds, that have all columns of the one with most.
 
     Raises:
-        ValueError: if there are no results.
+        ValueError: if there are no results of these columns.
     """
-    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    runs: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.rglob("seed*.json")):
-        row, seed = path.parent.parent.relative_to(folder), path.stem
-        result = json.loads(path.read_text(encoding="utf-8"))
-        entry = rows.setdefault(str(row), {}).setdefault(seed, {"scores": {}})
-        entry["percent"] = result["parameters"]["percent"]
-        entry["scores"] |= {task: _score(m, None) for task, m in result["metrics"].items()}
-    if not rows:
-        raise ValueError(f"{folder} has no results: run lorada table first")
-    most = max((set(e["scores"]) for seeds in rows.values() for e in seeds.values()), key=len)
+        row = str(path.parent.parent.relative_to(folder))
+        runs.setdefault(row, []).append(json.loads(path.read_text(encoding="utf-8")))
+    for found in runs.values():
+        found.sort(key=lambda r: len(r["metrics"]))  # of two runs with a task, the last counts
+    present = [list(measured_line(row, found, columns).scores) for row, found in runs.items()]
+    shared = max(present, key=len, default=[])
     points = []
-    for row_key, seeds in rows.items():
-        whole = [e for e in seeds.values() if set(e["scores"]) == most]
-        if whole:
-            scores = [statistics.fmean(e["scores"].values()) for e in whole]
-            points.append({"label": row_key, "percent": whole[0]["percent"], "scores": scores,
-                           "tasks": ", ".join(sorted(most))})  # fmt: skip
+    for row, found in runs.items():
+        if means := measured_line(row, found, columns, shared).scores.get(MEAN):
+            percent = found[-1]["parameters"]["percent"]
+            points.append({"label": row, "percent": percent, "scores": means, "columns": shared})
+    if not points:
+        raise ValueError(f"{folder} has no results of {', '.join(columns)}: run lorada table first")
     return points
 
 
 def _score(metrics: dict[str, Any], name: str | None) -> float:
     name = name or next(key for key in metrics if key != "n")
     return float(metrics[name])
-
-
-def mean_of(page: Page, line: Line) -> float | None:
-    """The mean over the page's columns if the line has them all, else the mean that was printed."""
-    if not page.averaged:
-        return None
-    if not all(line.scores.get(name) for name in page.averaged):
-        printed = set(line.scores) == {"avg"}
-        return line.scores["avg"][0] if printed else None
-    return statistics.fmean(statistics.fmean(line.scores[name]) for name in page.averaged)
 
 
 def _cell(page: Page, line: Line, name: str, plus_minus: str) -> str:
@@ -168,16 +178,16 @@ def _cell(page: Page, line: Line, name: str, plus_minus: str) -> str:
 
 def _cells(page: Page, line: Line, plus_minus: str = " ± ") -> list[str]:
     cells = [line.label, line.source, line.percent]
-    cells += [_cell(page, line, name, plus_minus) for name in page.columns]
-    if page.averaged:
-        mean = mean_of(page, line)
-        cells.append(NOTHING if mean is None else f"{mean:.{page.digits}f}")
+    cells += [_cell(page, line, name, plus_minus) for name in _numbered(page)]
     return [*cells, NOTHING if line.minutes is None else f"{line.minutes:.1f}"]
 
 
 def _header(page: Page) -> list[str]:
-    mean = [MEAN] if page.averaged else []
-    return ["method", "from", "trained", *page.columns, *mean, "minutes"]
+    return ["method", "from", "trained", *_numbered(page), "minutes"]
+
+
+def _numbered(page: Page) -> list[str]:
+    return [*page.columns, *([MEAN] if page.mean else [])]
 
 
 def terminal(page: Page) -> Table:
@@ -208,7 +218,7 @@ def comma_separated(page: Page) -> str:
     writer = csv.writer(out)
     writer.writerow(["method", "from", "trained", "column", "mean", "std", "values"])
     for line in page.lines:
-        for name in page.columns:
+        for name in _numbered(page):
             values = line.scores.get(name)
             if not values:
                 continue

@@ -94,7 +94,8 @@ def ratios_by_layer(
 
     Returns:
         ``rows`` (how many), ``task``, ``tokens`` of the first row, and ``layers``: by layer the
-        means over rows of what ``sentence_maps`` gives, and ``map`` (of the first row and head).
+        means over rows of what ``sentence_maps`` gives, and ``map`` with its ``shown_ratio`` (of
+        the first row and head).
     """
     rows = _rows(run, data, data_dir)[:count]
     layers: list[dict[str, Any]] = []
@@ -105,7 +106,8 @@ def ratios_by_layer(
             tokens = [run.tokenizer.decode([i]).strip() or "␣" for i in ids]
             layers = [
                 {"layer": one.layer.removeprefix("base_model.model."),
-                 "map": one.map[0, 0].tolist(), "each": []}
+                 "map": one.map[0, 0].tolist(),
+                 "shown_ratio": float(one.map_negative_ratio[0]), "each": []}
                 for one in found
             ]  # fmt: skip
         for layer, one in zip(layers, found, strict=True):
@@ -114,7 +116,7 @@ def ratios_by_layer(
         each = layer.pop("each")
         for name in ("effect_size", "negative_ratio", "map_negative_ratio"):
             layer[name] = float(torch.tensor([one[name] for one in each]).mean())
-    return {"rows": len(rows), "task": run.recipe.task, "tokens": tokens, "layers": layers}
+    return {"rows": len(rows), "task": run.recipe.tasks[0], "tokens": tokens, "layers": layers}
 
 
 def _rows(run: Run, data: str | None, data_dir: str | None) -> list[Row]:

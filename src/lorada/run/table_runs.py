@@ -12,13 +12,15 @@ from typing import Any
 
 from lorada.files import write_whole
 from lorada.run.evaluate import evaluate_tasks
-from lorada.run.folder import differences, holds_run
+from lorada.run.folder import clear, differences, holds_run
 from lorada.run.loaded import load_run
 from lorada.run.models import kind_of, load_config
 from lorada.run.recipe import Recipe
 from lorada.run.result import RESULT_FILE, read_result
 from lorada.run.tables import PaperTable, Scale, TableRow, counts_of, row_recipe
 from lorada.run.train import train
+from lorada.tasks import TASKS
+from lorada.tasks.sources import data_folder
 
 # Where the weights of the paper's models are.
 HUB = {
@@ -31,6 +33,19 @@ HUB = {
     "llama2-7b": "meta-llama/Llama-2-7b-hf",
     "llama2-70b": "meta-llama/Llama-2-70b-hf",
     "llama3-8b": "meta-llama/Meta-Llama-3-8B",
+}
+# Training rows of the real data, by their name or that of the task; what epochs are made of.
+ROWS = {
+    "commonsense_170k": 170_420,
+    "math10k_rebuilt": 9_919,  # which is MATH10K itself on the hub
+    "cola": 8_551,
+    "sst2": 67_349,
+    "mrpc": 3_668,
+    "stsb": 5_749,
+    "qqp": 363_846,
+    "mnli": 392_702,
+    "qnli": 104_743,
+    "rte": 2_490,
 }
 
 
@@ -65,12 +80,13 @@ def jobs(
     Raises:
         ValueError: for a row or task that the table does not have, or not at this scale.
     """
-    wanted = table.tasks_at(scale, tasks)
+    # In the table's order and once each, or the same runs would have two names.
+    wanted = [task for task in table.tasks if task in table.tasks_at(scale, tasks)]
     groups = [[task] for task in wanted] if table.train == "each" else [wanted]
     found = []
     for row in table.rows_at(scale, rows):
         for group in groups:
-            for seed in seeds or table.seeds:
+            for seed in dict.fromkeys(seeds or table.seeds):
                 place = Path(row.key) / "-".join(group) / f"seed{seed}"
                 run = output / f"{table.name}-{scale}" / place
                 recipe = row_recipe(table, row, scale, group, seed, run)
@@ -81,7 +97,7 @@ def jobs(
 
 
 def done(job: Job) -> dict[str, Any] | None:
-    """The stored result of a run; None if there is none.
+    """The stored result of a run; None if there is none, or if it was not scored to its end.
 
     Raises:
         ValueError: if it was made with another recipe.
@@ -90,45 +106,89 @@ def done(job: Job) -> dict[str, Any] | None:
         return None
     try:
         result: dict[str, Any] = json.loads(job.stored.read_text(encoding="utf-8"))
-        before = Recipe(**result["recipe"])
-    except (ValueError, KeyError, TypeError) as error:
+        _check_recipe(job.stored, result, job)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{job.stored} is not the result of a run: delete it") from error
-    for key, old, value in differences(before, _with_weights(job.recipe)):
+    return result if _is_scored(job, result) else None
+
+
+def stored_rows(
+    table: PaperTable, scale: Scale, tasks: list[str] | None, results: Path
+) -> list[tuple[TableRow, list[dict[str, Any]]]]:
+    """All rows that have results, whichever calls they came from, with those results.
+
+    Args:
+        table: the table.
+        scale: at which scale.
+        tasks: of the runs; of a table whose tasks are learned apart, all are looked for.
+        results: where results are kept.
+
+    Raises:
+        ValueError: for a result of another recipe.
+    """
+    folder = results / table.name / scale
+    seeds = sorted({int(path.stem.removeprefix("seed")) for path in folder.rglob("seed*.json")})
+    some = table.tasks if table.train == "each" else tasks
+    found = []
+    for row in table.rows_at(scale, None):
+        if seeds and (folder / row.key).is_dir():
+            runs = jobs(table, scale, rows=[row.key], tasks=some, seeds=seeds, results=results,
+                        output=Path())  # fmt: skip
+            kept = [result for job in runs if (result := done(job)) is not None]
+            found += [(row, kept)] if kept else []
+    return found
+
+
+def _check_recipe(path: Path, result: dict[str, Any], job: Job) -> None:
+    for key, old, value in differences(Recipe(**result["recipe"]), _with_weights(job.recipe)):
         raise ValueError(
-            f"{job.stored} was made with {key}={old!r}, not {value!r}: choose another "
-            "--results, or --overwrite"
+            f"{path} was made with {key}={old!r}, not {value!r}: choose another --results and "
+            "--output, or --overwrite"
         )
-    return result
+
+
+def _is_scored(job: Job, result: dict[str, Any]) -> bool:
+    """Whether a run was scored on all test rows of its tasks."""
+    wanted = {"_".join(filter(None, (t, suffix))) for t in job.tasks for suffix in TASKS[t].test}
+    return wanted <= set(result["metrics"])
 
 
 def _with_weights(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": HUB.get(recipe.model, recipe.model)})
 
 
-def carry_out(
-    job: Job, *, report: Callable[[str], None], overwrite: bool = False
-) -> dict[str, Any]:
+def forget(job: Job) -> None:
+    """Remove the result of a run and what it wrote, so that it starts anew."""
+    job.stored.unlink(missing_ok=True)
+    if holds_run(Path(job.recipe.output)):
+        clear(Path(job.recipe.output))
+
+
+def carry_out(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
     """Train and score one run, or finish what was begun of it, and store its result.
 
     Args:
         job: the run.
         report: called with a line before each step.
-        overwrite: train again whatever is there.
+
+    Raises:
+        ValueError: if its folder holds a run of another recipe.
     """
     recipe = _with_weights(job.recipe)
     run = Path(recipe.output)
-    if overwrite or not (run / RESULT_FILE).is_file():
+    if not (run / RESULT_FILE).is_file():
         report(f"{job.row.key}, {recipe.task}, seed {job.seed}: training")
-        trained = train(recipe, resume=holds_run(run) and not overwrite, overwrite=overwrite)
-        if trained.interrupted:
+        if train(recipe, resume=holds_run(run)).interrupted:
             raise KeyboardInterrupt
     result = read_result(run)
-    if not result["metrics"]:
+    _check_recipe(run / RESULT_FILE, result, job)
+    if not _is_scored(job, result):
         report(f"{job.row.key}, {recipe.task}, seed {job.seed}: scoring")
         evaluate_tasks(load_run(run), recipe.data_dir)
         result = read_result(run)
-    # Where the rows lay is nobody's business but the run's.
+    # Where the rows lay is nobody's business but the run's; what kind of place it was is not.
     result["recipe"].update(data_dir=None, output=str(run))
+    result["data"]["source"] = "a local folder" if data_folder(recipe.data_dir) else "the hub"
     write_whole(job.stored, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
 
@@ -139,9 +199,9 @@ class Estimate:
 
     Attributes:
         parameters: as ``parameters_of`` counts them.
-        steps: of the optimizer; None where the number of rows decides.
+        steps: of the optimizer; None where the number of rows decides and is not known.
         tokens: at most, that training reads: every row as long as ``max_length``.
-        seconds: at most, at ``SPEED``.
+        seconds: of training, at most, at ``SPEED``.
         memory: bytes of weights, gradients and optimizer states, without activations.
     """
 
@@ -165,7 +225,7 @@ def estimate(job: Job, scale: Scale) -> Estimate:
     looked_up = config.vocab_size * config.hidden_size if kind_of(config) == "encoder" else 0
     batch = int(training.get("per_device_train_batch_size", 8))
     batch *= int(training.get("gradient_accumulation_steps", 1))
-    steps = _steps(training, job.recipe.train_rows, batch)
+    steps = _steps(training, _rows_of(job), batch)
     tokens = None if steps is None else steps * batch * job.recipe.max_length
     # Forward and backward through frozen weights cost 4 operations a parameter and token; weights
     # that train cost 2 more.
@@ -174,6 +234,13 @@ def estimate(job: Job, scale: Scale) -> Estimate:
     # A weight that trains has a gradient and two moments in fp32.
     memory = counts["total"] * BYTES[job.recipe.dtype] + 12 * counts["trainable"]
     return Estimate(counts, steps, tokens, seconds, memory)
+
+
+def _rows_of(job: Job) -> int | None:
+    recipe = job.recipe
+    name = recipe.train_on or next(iter(TASKS[job.tasks[0]].train))
+    known = ROWS.get(name, ROWS.get(job.tasks[0]))
+    return recipe.train_rows or (None if known is None else known - recipe.dev_rows)
 
 
 def _steps(training: dict[str, Any], rows: int | None, batch: int) -> int | None:
