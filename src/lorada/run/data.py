@@ -150,7 +150,7 @@ def _convert(rows: list[Row], convert: Callable[[Row], Row], source: Source) -> 
             raise ValueError(
                 f"{where} has no {error.args[0]!r}; its fields are {', '.join(row)}"
             ) from error
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:  # of a field of another type
             raise ValueError(f"{where}: {error}") from error
     return converted
 

@@ -8,7 +8,8 @@ what ChatGPT once said and is not used.
 import re
 from collections.abc import Callable
 from functools import partial
-from math import inf
+from math import inf, isfinite
+from typing import Any
 
 from lorada.tasks import llm_adapters, quanta
 from lorada.tasks.rows import Row
@@ -36,6 +37,32 @@ def first_letter(text: str, letters: str = LETTERS) -> str | None:
     return next((character for character in text if character in letters), None)
 
 
+def right_number(answer: Any) -> float:
+    """The number that a row to score has for its answer; commas do not count.
+
+    Raises:
+        ValueError: if it has none, so that no output could be right.
+    """
+    try:
+        number = float(str(answer).replace(",", ""))
+    except ValueError:
+        number = inf
+    if not isfinite(number):
+        raise ValueError(f"answer {answer!r} is not a number")
+    return number
+
+
+def right_letter(answer: Any) -> str:
+    """The letter that a row to score has for its answer.
+
+    Raises:
+        ValueError: if it is none that is looked for in outputs.
+    """
+    if answer not in tuple(LETTERS):
+        raise ValueError(f"answer {answer!r} is not one of {', '.join(LETTERS)}")
+    return str(answer)
+
+
 def score_numbers(outputs: list[str], rows: list[Row], answer: Callable[[str], str]) -> Metrics:
     """``exact``, ``quanta_one_sided`` and ``unparsable``, in percent.
 
@@ -44,7 +71,7 @@ def score_numbers(outputs: list[str], rows: list[Row], answer: Callable[[str], s
     the right one counts, and so does an output without a number, which it takes as infinite.
     """
     found = [last_number(answer(output)) for output in outputs]
-    right = [float(str(row["answer"]).replace(",", "")) for row in rows]
+    right = [right_number(row["answer"]) for row in rows]
     pairs = list(zip(found, right, strict=True))
     return {
         "exact": _percent([abs(gold - number) <= 1e-3 for number, gold in pairs]),
@@ -78,8 +105,15 @@ def first_line(output: str) -> str:
     return output.split("\n")[0]
 
 
-def _rationale(row: Row, field: str) -> Row:
+def _scorable(row: Row, right: Callable[[Any], Any]) -> Row:
+    """A row to score, as it is, once its answer has been found to be one."""
+    right(row["answer"])
+    return row
+
+
+def _rationale(row: Row, field: str, shape: llm_adapters.Shape = same) -> Row:
     """QuanTA's prompt; what follows is one line, with its end."""
+    row = shape(row)
     return {
         "prompt": quanta.prompt(row["instruction"]),
         "response": f" {quanta.clean(row[field])}\n",
@@ -89,17 +123,19 @@ def _rationale(row: Row, field: str) -> Row:
 
 def _task(summary: str, folder: str, *, letters: bool = False) -> Task:
     score = score_letters if letters else score_numbers
+    # Of rows to score only: MATH10K has letters and numbers, and its answers are not used.
+    scorable = partial(_scorable, right=right_letter if letters else right_number)
     generated = partial(score, answer=llm_adapters.answered)
     return Task(
         summary=f"{summary}; exact answers, and QuanTA's count",
         benchmark="arithmetic",
         protocols={
-            **llm_adapters.protocols(same, "answer", generated, max_new_tokens=256),
+            **llm_adapters.protocols(same, "answer", generated, 256, test_shape=scorable),
             "quanta": Protocol(
                 form="prompt",
                 kinds=("decoder",),
                 convert=partial(_rationale, field="output"),
-                convert_test=partial(_rationale, field="answer"),
+                convert_test=partial(_rationale, field="answer", shape=scorable),
                 score=partial(score, answer=first_line),
                 generation={"max_new_tokens": 256, "stop_strings": ["\n"]},
                 joint=True,

@@ -17,20 +17,27 @@ Score = Callable[[list[Any], list[Row]], Metrics]
 
 
 def _labelled(row: Row, texts: tuple[str, ...], labels: tuple[str, ...]) -> Row:
-    if not 0 <= row["label"] < len(labels):
-        raise ValueError(
-            f"label {row['label']} is not in 0–{len(labels) - 1}: is this a test split?"
-        )
-    return {**_texts(row, texts), "label": labels[row["label"]]}
+    label, last = row["label"], len(labels) - 1
+    if type(label) is not int:  # isinstance would let true and false pass
+        raise ValueError(f"label {label!r} is not a whole number in 0–{last}")
+    if not 0 <= label <= last:
+        raise ValueError(f"label {label} is not in 0–{last}: is this a test split?")
+    return {**_texts(row, texts), "label": labels[label]}
 
 
 def _scored(row: Row, texts: tuple[str, ...]) -> Row:
-    if not 0 <= row["label"] <= 5:
-        raise ValueError(f"label {row['label']} is not in 0–5: is this a test split?")
-    return {**_texts(row, texts), "score": float(row["label"])}
+    label = row["label"]
+    if type(label) not in (int, float):
+        raise ValueError(f"label {label!r} is not a number in 0–5")
+    if not 0 <= label <= 5:
+        raise ValueError(f"label {label} is not in 0–5: is this a test split?")
+    return {**_texts(row, texts), "score": float(label)}
 
 
 def _texts(row: Row, names: tuple[str, ...]) -> Row:
+    for name in names:
+        if not isinstance(row[name], str):
+            raise ValueError(f"{name} is not a text: {row[name]!r}")
     return dict(zip(("text", "text_pair"), (row[name] for name in names), strict=False))
 
 

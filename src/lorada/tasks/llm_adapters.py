@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from lorada.tasks import quanta
 from lorada.tasks.rows import Row
 from lorada.tasks.task import Metrics, Protocol
 
@@ -65,7 +66,13 @@ def answered(output: str) -> str:
     return output.split(MARKER)[0]
 
 
-def protocols(shape: Shape, gold: str, score: Score, max_new_tokens: int) -> dict[str, Protocol]:
+def protocols(
+    shape: Shape,
+    gold: str,
+    score: Score,
+    max_new_tokens: int,
+    test_shape: Shape | None = None,
+) -> dict[str, Protocol]:
     """Generate and match, in the published layout and in a clean one.
 
     Args:
@@ -73,14 +80,16 @@ def protocols(shape: Shape, gold: str, score: Score, max_new_tokens: int) -> dic
         gold: the field of it that holds the right answer in test rows.
         score: looks for the answer in what was generated.
         max_new_tokens: tokens generated.
+        test_shape: the same as ``shape`` for rows to score; None for ``shape``.
     """
+    asks = partial(_to_score, shape=test_shape or shape, gold=gold)
 
     def protocol(train: Callable[..., str], test: Callable[..., str]) -> Protocol:
         return Protocol(
             form="prompt",
             kinds=("decoder",),
             convert=partial(_to_learn, shape=shape, prompt=train),
-            convert_test=partial(_to_score, shape=shape, prompt=train, asked=test, gold=gold),
+            convert_test=partial(asks, prompt=train, asked=test),
             score=score,
             generation={"num_beams": 4, "max_new_tokens": max_new_tokens},
             loss_on="all",
@@ -93,8 +102,26 @@ def protocols(shape: Shape, gold: str, score: Score, max_new_tokens: int) -> dic
     }
 
 
+def _answerable(row: Row) -> Row:
+    """A row as it is, if its answer is one of the options that its instruction may list.
+
+    The case counts, for what a model writes is searched for options in lower case.
+
+    Raises:
+        ValueError: if the answer is none of them, or the instruction is no text.
+    """
+    instruction, answer = row["instruction"], row["answer"]
+    if not isinstance(instruction, str):
+        raise ValueError(f"instruction is not a text: {instruction!r}")
+    if quanta.FORMAT in instruction.lower():
+        options = quanta.candidates(instruction)
+        if answer not in options:
+            raise ValueError(f"answer {answer!r} is not one of {', '.join(options)}")
+    return row
+
+
 def _to_learn(row: Row, shape: Shape, prompt: Callable[..., str]) -> Row:
-    row = shape(row)
+    row = _answerable(shape(row))
     text = prompt(row["instruction"], row.get("input") or "")
     return {"prompt": text, "response": row["output"], "answer": row["answer"]}
 
@@ -102,7 +129,7 @@ def _to_learn(row: Row, shape: Shape, prompt: Callable[..., str]) -> Row:
 def _to_score(
     row: Row, shape: Shape, prompt: Callable[..., str], asked: Callable[..., str], gold: str
 ) -> Row:
-    row = shape(row)
+    row = _answerable(shape(row))
     texts = row["instruction"], row.get("input") or ""
     return {
         "prompt": prompt(*texts),

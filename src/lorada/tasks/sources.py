@@ -53,7 +53,8 @@ def _from_folder(source: Source, folder: Path) -> list[Row]:
     try:
         opened: Any = gzip.open if path.suffix == ".gz" else open
         with opened(path, "rt", encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines]
+            for line in lines:  # one by one, for the number of a broken one
+                rows.append(json.loads(line))
     except (OSError, EOFError, ValueError) as error:
         raise ValueError(f"{path} line {len(rows) + 1} cannot be read: {error}") from error
     if not rows or not all(isinstance(row, dict) for row in rows):

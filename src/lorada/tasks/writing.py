@@ -59,10 +59,12 @@ def _first_lines(outputs: list[str]) -> list[str]:
 
 
 def _rouge_of_first_lines(outputs: list[Any], rows: list[Row]) -> Metrics:
+    """Of each output's first line that is not empty: ROUGE as for ``seq2seq``."""
     return rouge(_first_lines(outputs), rows)
 
 
 def _bleu_of_first_lines(outputs: list[Any], rows: list[Row]) -> Metrics:
+    """Of each output's first line that is not empty: BLEU in the two ways of ``seq2seq``."""
     return bleu(_first_lines(outputs), rows)
 
 

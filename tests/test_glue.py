@@ -1,0 +1,308 @@
+"""GLUE: rows as the models read them, the order of labels, metrics by hand, two runs."""
+
+import gzip
+import json
+import os
+from math import sqrt
+from pathlib import Path
+
+import pytest
+import torch
+from folders import bert_folder, split_file
+
+from lorada.run.data import training_rows
+from lorada.run.evaluate import evaluate_tasks
+from lorada.run.loaded import load_run
+from lorada.run.recipe import load_recipe
+from lorada.run.train import train
+from lorada.tasks import TASKS
+from lorada.tasks.glue import GLUE
+from lorada.tasks.metrics import accuracy, accuracy_and_f1, correlations, matthews
+
+DATA = Path(os.environ.get("LORADA_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def convert(task, row):
+    return TASKS[task].protocols["classify"].convert(row)
+
+
+# Invented rows with the hub's fields, and what becomes of them.
+GOLDEN = {
+    "cola": (
+        {"sentence": "The cats sleeps.", "label": 0, "idx": 7},
+        {"text": "The cats sleeps.", "label": "unacceptable"},
+    ),
+    "sst2": (
+        {"sentence": "a joy from start to end ", "label": 1, "idx": 7},
+        {"text": "a joy from start to end ", "label": "positive"},
+    ),
+    "mrpc": (
+        {"sentence1": "Rain fell.", "sentence2": "It rained.", "label": 1, "idx": 7},
+        {"text": "Rain fell.", "text_pair": "It rained.", "label": "equivalent"},
+    ),
+    "stsb": (
+        {"sentence1": "A dog runs.", "sentence2": "A hound runs.", "label": 4.25, "idx": 7},
+        {"text": "A dog runs.", "text_pair": "A hound runs.", "score": 4.25},
+    ),
+    "qqp": (
+        {"question1": "Is ice cold?", "question2": "Is ice warm?", "label": 0, "idx": 7},
+        {"text": "Is ice cold?", "text_pair": "Is ice warm?", "label": "not_duplicate"},
+    ),
+    "mnli": (
+        {"premise": "Al ran home.", "hypothesis": "Al stood still.", "label": 2, "idx": 7},
+        {"text": "Al ran home.", "text_pair": "Al stood still.", "label": "contradiction"},
+    ),
+    "qnli": (
+        {"question": "Who fell?", "sentence": "Snow is white.", "label": 1, "idx": 7},
+        {"text": "Who fell?", "text_pair": "Snow is white.", "label": "not_entailment"},
+    ),
+    "rte": (
+        {"sentence1": "Al has a dog.", "sentence2": "Al has a pet.", "label": 0, "idx": 7},
+        {"text": "Al has a dog.", "text_pair": "Al has a pet.", "label": "entailment"},
+    ),
+}
+
+
+@pytest.mark.parametrize("task", GOLDEN)
+def test_a_row_becomes_its_texts_as_they_are_and_the_name_of_its_label(task):
+    row, expected = GOLDEN[task]
+    assert convert(task, row) == expected
+
+
+# The names that the hub's GLUE gives to 0, 1 and 2.
+LABELS = {
+    "cola": ("unacceptable", "acceptable"),
+    "sst2": ("negative", "positive"),
+    "mrpc": ("not_equivalent", "equivalent"),
+    "stsb": (),
+    "qqp": ("not_duplicate", "duplicate"),
+    "mnli": ("entailment", "neutral", "contradiction"),
+    "qnli": ("entailment", "not_entailment"),
+    "rte": ("entailment", "not_entailment"),
+}
+
+
+@pytest.mark.parametrize("task", LABELS)
+def test_labels_stand_in_the_order_of_glue(task):
+    assert TASKS[task].protocols["classify"].labels == LABELS[task]
+    row, _ = GOLDEN[task]
+    named = [convert(task, {**row, "label": i})["label"] for i in range(len(LABELS[task]))]
+    assert named == list(LABELS[task])
+
+
+def test_these_are_the_eight_tasks_and_each_has_one_protocol_for_every_model():
+    assert GOLDEN.keys() == LABELS.keys() == GLUE.keys()
+    for task in GLUE.values():
+        assert list(task.protocols) == ["classify"]
+        assert set(task.protocols["classify"].kinds) == {"decoder", "encoder", "encoder_decoder"}
+
+
+def test_only_sts_b_is_a_regression():
+    forms = {name: task.protocols["classify"].form for name, task in GLUE.items()}
+    assert forms.pop("stsb") == "score"
+    assert set(forms.values()) == {"label"}
+    row, _ = GOLDEN["stsb"]
+    for label in (0, 5, 0.0, 5.0):
+        score = convert("stsb", {**row, "label": label})["score"]
+        assert (score, type(score)) == (label, float)
+
+
+def test_only_mnli_is_scored_on_two_splits():
+    splits = {n: {k: s.split for k, s in task.test.items()} for n, task in GLUE.items()}
+    assert splits.pop("mnli") == {
+        "matched": "validation_matched",
+        "mismatched": "validation_mismatched",
+    }
+    assert all(found == {"": "validation"} for found in splits.values())
+    for name, task in GLUE.items():
+        for source in (*task.train.values(), *task.test.values()):
+            assert (source.hub, source.config) == ("nyu-mll/glue", name)
+
+
+def recipe(tmp_path, data, *settings, task):
+    fixed = {"model": str(tmp_path / "bert"), "task": task, "data_dir": str(data),
+             "method": "full", "output": str(tmp_path / "run")}  # fmt: skip
+    common = ["report_to=[]", "save_strategy=no", "max_length=48", "max_steps=2"]
+    return load_recipe(None, [*common, *settings], fixed)
+
+
+TEST_SPLIT = "is this a test split"
+BAD = {
+    "below": ("rte", {"label": -1}, f"label -1 is not in 0–1: {TEST_SPLIT}"),
+    "above": ("sst2", {"label": 5}, f"label 5 is not in 0–1: {TEST_SPLIT}"),
+    "above-three": ("mnli", {"label": 5}, f"label 5 is not in 0–2: {TEST_SPLIT}"),
+    "below-score": ("stsb", {"label": -1.0}, f"label -1.0 is not in 0–5: {TEST_SPLIT}"),
+    "above-score": ("stsb", {"label": 5.5}, f"label 5.5 is not in 0–5: {TEST_SPLIT}"),
+    "no-number": ("stsb", {"label": float("nan")}, "label nan is not in 0–5"),
+    "word": ("cola", {"label": "1"}, "label '1' is not a whole number in 0–1"),
+    "between": ("mrpc", {"label": 1.5}, "label 1.5 is not a whole number in 0–1"),
+    "float": ("qqp", {"label": 1.0}, "label 1.0 is not a whole number in 0–1"),
+    "truth": ("qnli", {"label": True}, "label True is not a whole number in 0–1"),
+    "null": ("mnli", {"label": None}, "label None is not a whole number in 0–2"),
+    "word-score": ("stsb", {"label": "1"}, "label '1' is not a number in 0–5"),
+    "truth-score": ("stsb", {"label": True}, "label True is not a number in 0–5"),
+    "null-text": ("sst2", {"sentence": None}, "sentence is not a text: None"),
+    "null-pair": ("qqp", {"question2": None}, "question2 is not a text: None"),
+    "number": ("stsb", {"sentence1": 3}, "sentence1 is not a text: 3"),
+    "list": ("mnli", {"premise": ["a"]}, r"premise is not a text: \['a'\]"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_row_is_refused_in_one_line_that_names_it(case, tmp_path):
+    task, change, message = BAD[case]
+    row, _ = GOLDEN[task]
+    split_file(tmp_path / "glue" / task, "train", [row, {**row, **change}])
+    with pytest.raises(ValueError, match=f"^glue/{task}/train row 2: {message}") as error:
+        training_rows(recipe(tmp_path, tmp_path, task=task), "encoder")
+    assert "\n" not in str(error.value)
+
+
+def test_a_bad_row_stops_a_run_before_it_has_trained(tmp_path):
+    row, _ = GOLDEN["rte"]
+    bert_folder(tmp_path / "bert")
+    split_file(tmp_path / "glue" / "rte", "train", [row, {**row, "label": "1"}])
+    with pytest.raises(ValueError, match="glue/rte/train row 2: label '1'"):
+        train(recipe(tmp_path, tmp_path, task="rte"), quiet=True)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.skipif(not (DATA / "glue").is_dir(), reason="no benchmark data: LORADA_DATA")
+@pytest.mark.parametrize("task", GLUE)
+def test_no_real_row_is_refused(task):
+    for source in GLUE[task].test.values():
+        path = DATA / source.folder / f"{source.split}.jsonl.gz"
+        if not path.is_file():
+            pytest.skip(f"no {source.folder}/{source.split}")
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            assert all(convert(task, json.loads(line)) for line in lines)
+
+
+def rows_of(labels):
+    return [{"label": label} for label in labels]
+
+
+# Of "yes": 3 found rightly, 1 wrongly, 2 missed; 4 rows are rightly "no".
+GIVEN = ["yes"] * 3 + ["yes"] + ["no"] * 2 + ["no"] * 4
+RIGHT = ["yes"] * 3 + ["no"] + ["yes"] * 2 + ["no"] * 4
+
+
+def test_accuracy_by_hand_and_by_scikit_learn():
+    learn = pytest.importorskip("sklearn.metrics", reason="scikit-learn missing")
+    found = accuracy(GIVEN, rows_of(RIGHT))
+    assert found == {"accuracy": 70.0}
+    assert found["accuracy"] == pytest.approx(100 * learn.accuracy_score(RIGHT, GIVEN))
+
+
+@pytest.mark.parametrize(("positive", "hits", "wrong"), [("yes", 3, 3), ("no", 4, 3)])
+def test_f1_by_hand_and_by_scikit_learn(positive, hits, wrong):
+    learn = pytest.importorskip("sklearn.metrics", reason="scikit-learn missing")
+    found = accuracy_and_f1(GIVEN, rows_of(RIGHT), positive)
+    assert list(found) == ["accuracy", "f1"]
+    assert found["f1"] == pytest.approx(100 * 2 * hits / (2 * hits + wrong))
+    assert found["f1"] == pytest.approx(100 * learn.f1_score(RIGHT, GIVEN, pos_label=positive))
+
+
+def test_matthews_by_hand_and_by_scikit_learn():
+    learn = pytest.importorskip("sklearn.metrics", reason="scikit-learn missing")
+    found = matthews(GIVEN, rows_of(RIGHT))
+    assert list(found) == ["matthews", "accuracy"]
+    by_hand = (3 * 4 - 1 * 2) / sqrt((3 + 1) * (3 + 2) * (4 + 1) * (4 + 2))
+    assert found["matthews"] == pytest.approx(100 * by_hand)
+    assert found["matthews"] == pytest.approx(100 * learn.matthews_corrcoef(RIGHT, GIVEN))
+
+
+def test_correlations_by_hand_and_by_scipy():
+    stats = pytest.importorskip("scipy.stats", reason="scipy missing")
+    given, right = [1.0, 2.0, 4.0, 3.0, 3.0], [0.0, 1.0, 2.0, 3.0, 4.0]
+    found = correlations(given, [{"score": score} for score in right])
+    assert list(found) == ["pearson", "spearman"]
+    # Deviations from the means 2.6 and 2: the sum of products is 5, those of squares 5.2 and 10.
+    assert found["pearson"] == pytest.approx(100 * 5 / sqrt(5.2 * 10))
+    # Ranks 1, 2, 5, 3.5, 3.5 of what was given, for the two threes share theirs.
+    assert found["spearman"] == pytest.approx(100 * 6.5 / sqrt(9.5 * 10))
+    assert found["pearson"] == pytest.approx(100 * stats.pearsonr(given, right)[0])
+    assert found["spearman"] == pytest.approx(100 * stats.spearmanr(given, right)[0])
+
+
+@pytest.mark.parametrize("same", ["yes", "no"])
+def test_one_class_alone_has_no_matthews_correlation_and_f1_of_none_is_nothing(same):
+    pytest.importorskip("sklearn.metrics", reason="scikit-learn missing")
+    given = [same] * len(RIGHT)
+    assert matthews(given, rows_of(RIGHT)) == {"matthews": 0.0, "accuracy": 50.0}
+    assert matthews(given, rows_of(given)) == {"matthews": 0.0, "accuracy": 100.0}
+    f1 = accuracy_and_f1(given, rows_of(RIGHT), "yes")["f1"]
+    assert f1 == pytest.approx(100 * 2 * 5 / 15 if same == "yes" else 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "right"), [([2.5] * 3, [1, 2, 3]), ([1, 2, 3], [4] * 3), ([2.5], [1])]
+)
+def test_what_does_not_vary_correlates_with_nothing(given, right):
+    pytest.importorskip("scipy.stats", reason="scipy missing")
+    scores = [{"score": score} for score in right]
+    assert correlations(given, scores) == {"pearson": 0.0, "spearman": 0.0}
+
+
+def test_which_metric_comes_first():
+    pytest.importorskip("sklearn.metrics", reason="scikit-learn missing")
+    names = {}
+    for name, task in GLUE.items():
+        protocol = task.protocols["classify"]
+        rows = [convert(name, {**GOLDEN[name][0], "label": label}) for label in (0, 1)]
+        given = [row.get("label", row.get("score")) for row in rows]
+        scores = protocol.score(given, rows)
+        assert list(scores.values()) == pytest.approx([100.0] * len(scores))
+        names[name] = list(scores)
+    assert names == {
+        "cola": ["matthews", "accuracy"], "sst2": ["accuracy"], "mrpc": ["accuracy", "f1"],
+        "stsb": ["pearson", "spearman"], "qqp": ["accuracy", "f1"], "mnli": ["accuracy"],
+        "qnli": ["accuracy"], "rte": ["accuracy"],
+    }  # fmt: skip
+
+
+def test_sts_b_is_trained_and_scored_as_a_regression(tmp_path):
+    pytest.importorskip("scipy.stats", reason="scipy missing")
+    bert_folder(tmp_path / "bert")
+    rows = [{**GOLDEN["stsb"][0], "sentence2": "a" * n, "label": n / 2} for n in range(1, 9)]
+    for split in ("train", "validation"):
+        split_file(tmp_path / "glue" / "stsb", split, rows)
+    train(recipe(tmp_path, tmp_path, task="stsb"), quiet=True)
+    run = load_run(tmp_path / "run")
+    assert (run.form, run.labels, run.model.config.num_labels) == ("score", (), 1)
+    scores = evaluate_tasks(run)["stsb"]
+    assert list(scores) == ["n", "pearson", "spearman", "loss", "sha256"]
+    read = [convert("stsb", row) for row in rows]
+    batch = run.tokenizer(
+        [row["text"] for row in read], [row["text_pair"] for row in read],
+        padding=True, return_tensors="pt",
+    ).to(run.device)  # fmt: skip
+    with torch.no_grad():
+        given = run.model(**batch).logits.flatten().cpu()
+    right = torch.tensor([row["score"] for row in read])
+    assert scores["loss"] == pytest.approx(float(((given - right) ** 2).mean()), rel=1e-4)
+    assert scores["pearson"] == pytest.approx(correlations(given.tolist(), read)["pearson"], 1e-3)
+
+
+def test_mnli_is_trained_once_and_scored_on_both_of_its_splits(tmp_path):
+    bert_folder(tmp_path / "bert")
+    row, _ = GOLDEN["mnli"]
+    split_file(tmp_path / "glue" / "mnli", "train", [{**row, "label": n % 3} for n in range(6)])
+    # One text throughout, so one class is given throughout: the splits cannot be mixed up.
+    matched = [{**row, "label": n % 3} for n in range(3)]
+    split_file(tmp_path / "glue" / "mnli", "validation_matched", matched)
+    train(recipe(tmp_path, tmp_path, task="mnli"), quiet=True)
+    run = load_run(tmp_path / "run")
+    assert (run.form, run.labels, run.model.config.num_labels) == ("label", LABELS["mnli"], 3)
+    batch = run.tokenizer(row["premise"], row["hypothesis"], return_tensors="pt").to(run.device)
+    with torch.no_grad():
+        given = int(run.model(**batch).logits.argmax())
+    mismatched = [{**row, "label": given}] * 5
+    split_file(tmp_path / "glue" / "mnli", "validation_mismatched", mismatched)
+    scores = evaluate_tasks(run)
+    assert list(scores) == ["mnli_matched", "mnli_mismatched"]
+    assert [(s["n"], s["accuracy"]) for s in scores.values()] == [
+        (3, pytest.approx(100 / 3)),
+        (5, 100),
+    ]
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["metrics"] == scores

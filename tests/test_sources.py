@@ -1,0 +1,134 @@
+"""Where a benchmark's rows come from: what the hub is asked, and what is said without it."""
+
+import datasets
+import pytest
+from datasets.exceptions import DatasetNotFoundError
+from folders import bert_folder, split_file
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from lorada.tasks import TASKS
+from lorada.tasks.sources import DATA_VARIABLE, data_folder, read_source
+
+RTE = TASKS["rte"].train["own"]
+UNREACHED = {
+    "no network": ConnectionError("Couldn't reach 'nyu-mll/glue' on the Hub (ConnectError)"),
+    "the hub's client": LocalEntryNotFoundError("An error happened.\nCheck your connection."),
+    "switched off": OfflineModeIsEnabled("Cannot reach https://huggingface.co: offline mode."),
+    "not there": DatasetNotFoundError("Dataset 'nyu-mll/glue' doesn't exist on the Hub"),
+    "no words": TimeoutError(),
+}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the hub is asked for; it answers with one row."""
+    asked = []
+
+    def load_dataset(*words, **named):
+        asked.append((words, named))
+        return [{"sentence1": "a", "sentence2": "b", "label": 0}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+@pytest.fixture
+def unreached(monkeypatch):
+    """Make the hub's client fail with an error."""
+
+    def fail_with(error):
+        def load_dataset(*_, **__):
+            raise error
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+    return fail_with
+
+
+ASKED = {
+    "rte": (("nyu-mll/glue", "rte"), "train"),
+    "xsum": (("EdinburghNLP/xsum", None), "train"),
+    "wmt16_en_ro": (("wmt/wmt16", "ro-en"), "train"),
+    "winogrande": (("allenai/winogrande", "winogrande_xl"), "train"),
+}
+
+
+@pytest.mark.parametrize("task", ASKED)
+def test_the_hub_is_asked_for_a_data_set_its_configuration_and_split(task, asked):
+    words, split = ASKED[task]
+    rows = read_source(TASKS[task].train["own"], None)
+    assert asked == [(words, {"split": split})]
+    assert rows == [{"sentence1": "a", "sentence2": "b", "label": 0}]
+
+
+def test_a_split_may_have_another_name_on_the_hub(asked):
+    source = TASKS["boolq"].test[""]
+    assert source.split == "test"
+    read_source(source, None)
+    assert asked == [(("google/boolq", None), {"split": "validation"})]
+
+
+@pytest.mark.parametrize("case", UNREACHED)
+def test_a_hub_out_of_reach_is_one_line_with_what_to_do(case, unreached):
+    unreached(UNREACHED[case])
+    with pytest.raises(ValueError, match="cannot load nyu-mll/glue from the hub") as caught:
+        read_source(RTE, None)
+    line = str(caught.value)
+    assert "\n" not in line
+    reason = str(UNREACHED[case]).split("\n")[0] or "TimeoutError"
+    assert f"({reason})" in line
+    for remedy in ("--data-dir DIR", DATA_VARIABLE, "glue/rte/train.jsonl.gz", "--data FILE"):
+        assert remedy in line
+
+
+def test_training_without_rows_is_one_line_and_writes_nothing(
+    call, unreached, tmp_path, monkeypatch
+):
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    unreached(UNREACHED["no network"])
+    model, run = bert_folder(tmp_path / "bert"), tmp_path / "run"
+    words = ["train", "--method", "lora", "--model", model, "--task", "rte", "--output", run]
+    code, _, err = call(*words)
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: cannot load nyu-mll/glue from the hub")
+    assert not run.exists()
+
+
+def test_a_folder_without_the_rows_is_named_with_what_it_has(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"no data at .*glue/rte/train\.jsonl\.gz: there is"
+    ):
+        read_source(RTE, tmp_path)
+    split_file(tmp_path / "glue" / "rte", "validation", [{"label": 0}])
+    with pytest.raises(FileNotFoundError, match=r"glue/rte has validation$"):
+        read_source(RTE, tmp_path)
+
+
+def test_the_hub_is_not_asked_where_a_folder_was_named(tmp_path, asked):
+    with pytest.raises(FileNotFoundError):
+        read_source(RTE, tmp_path)
+    split_file(tmp_path / "glue" / "rte", "train", [{"label": 1}])
+    assert read_source(RTE, tmp_path) == [{"label": 1}]
+    assert asked == []
+
+
+def test_a_data_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError, match=r"no data folder at .*none: correct --data-dir or"):
+        data_folder(None)
+    assert data_folder(str(tmp_path)) == tmp_path
+    monkeypatch.delenv(DATA_VARIABLE)
+    assert data_folder(None) is None
+
+
+BROKEN = {"not JSON": '{"label": 0}\n{"label"\n', "not objects": "[0]\n", "empty": ""}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_file_of_rows_is_named(case, tmp_path):
+    path = tmp_path / "glue" / "rte" / "train.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text(BROKEN[case])
+    line = "line 2 cannot be read" if case == "not JSON" else "must have one JSON object a line"
+    with pytest.raises(ValueError, match=rf"train\.jsonl {line}"):
+        read_source(RTE, tmp_path)
