@@ -1,10 +1,13 @@
 """Tokens of large sets of rows are made once, and again when anything they depend on changes."""
 
+import errno
 import logging
 
 import datasets
 import pytest
-from folders import byte_tokenizer, llama_folder, rows_file
+from folders import CHAT, byte_tokenizer, llama_folder, rows_file
+from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lorada.run import encoding, token_cache
 from lorada.run.data import load_rows
@@ -12,6 +15,11 @@ from lorada.run.encoding import encode_rows
 from lorada.run.recipe import load_recipe
 
 ROWS = [{"prompt": "a" * size, "response": " yes" * size} for size in range(1, 7)]
+CHATS = [
+    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * size}]}
+    for size in range(1, 7)
+]
+DATED = "{{ strftime_now('%d %b %Y') }}" + CHAT
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +32,9 @@ def made(monkeypatch, tmp_path):
         return encode(*args)
 
     monkeypatch.setattr(encoding, "encode", counted)
-    monkeypatch.setattr(token_cache, "LEAST", len(ROWS))
+    monkeypatch.setattr(
+        token_cache, "LEAST", sum(len(text) for row in ROWS for text in row.values())
+    )
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return count
 
@@ -47,25 +57,113 @@ def test_the_same_rows_are_encoded_once_and_what_was_cut_is_said_each_time(tmp_p
     assert len([r for r in caplog.records if "were cut" in r.message]) == 2
 
 
-@pytest.mark.parametrize("change", ["max_length=19", "loss_on=all", "rows", "tokenizer"])
-def test_anything_that_changes_the_ids_encodes_anew(change, tmp_path, made):
+CHANGES = [
+    "max_length=19", "loss_on=all", "rows", "tokenizer", "split_special_tokens", "init_kwargs",
+    "lorada", "transformers", "tokenizers", "code",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_anything_that_changes_the_ids_encodes_anew(change, tmp_path, made, monkeypatch):
     encoded(tmp_path)
+    other = byte_tokenizer()
     if change == "rows":
-        encoded(tmp_path, rows=[*ROWS[1:], {"prompt": "b", "response": "c"}])
+        encoded(tmp_path, rows=[*ROWS[1:], {"prompt": "b", "response": " yes"}])
     elif change == "tokenizer":
-        other = byte_tokenizer()
         other.add_tokens(["aa"])
         encoded(tmp_path, tokenizer=other)
-    else:
+    elif change == "split_special_tokens":
+        other.split_special_tokens = True
+        encoded(tmp_path, tokenizer=other)
+    elif change == "init_kwargs":
+        other.init_kwargs["legacy_behaviour"] = True
+        encoded(tmp_path, tokenizer=other)
+    elif change == "code":
+        monkeypatch.setattr(token_cache, "CODE", ["other"])
+        encoded(tmp_path)
+    elif "=" in change:
         encoded(tmp_path, change)
+    else:
+        module = token_cache if change == "lorada" else getattr(token_cache, change)
+        monkeypatch.setattr(module, "__version__", "0.0.0")
+        encoded(tmp_path)
     assert len(made) == 2
 
 
-def test_few_rows_are_not_kept(tmp_path, made):
+def test_the_same_tokenizer_from_another_folder_encodes_nothing_anew(tmp_path, made):
+    for name in ("one", "two"):
+        folder = llama_folder(tmp_path / name)
+        encoded(tmp_path, tokenizer=AutoTokenizer.from_pretrained(folder))
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("dated", [False, True], ids=["plain", "dated"])
+def test_what_a_template_writes_about_today_is_not_kept(dated, tmp_path, made):
+    tokenizer = byte_tokenizer()
+    if dated:
+        tokenizer.chat_template = DATED
+    for _ in range(2):
+        encoded(tmp_path, "max_length=60", rows=CHATS, tokenizer=tokenizer)
+    assert len(made) == 1 + dated
+
+
+def test_a_template_with_a_date_that_no_row_uses_is_no_obstacle(tmp_path, made):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = DATED
+    for _ in range(2):
+        encoded(tmp_path, tokenizer=tokenizer)
+    assert len(made) == 1
+
+
+class OwnTokenizer(PreTrainedTokenizerFast):
+    """As a model's repository may ship one; its module is not one of transformers."""
+
+
+class OwnSplitter:
+    def pre_tokenize(self, text):
+        text.split(lambda number, part: [part])
+
+
+def own_class():
+    plain = byte_tokenizer()
+    return OwnTokenizer(
+        tokenizer_object=plain.backend_tokenizer, pad_token="<p>", bos_token="<s>", eos_token="<e>"
+    )
+
+
+def own_part():
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.PreTokenizer.custom(OwnSplitter())
+    return tokenizer
+
+
+def own_setting():
+    tokenizer = byte_tokenizer()
+    tokenizer.init_kwargs["words"] = object()
+    return tokenizer
+
+
+@pytest.mark.parametrize("build", [own_class, own_part, own_setting])
+def test_tokens_of_a_tokenizer_that_is_not_all_shown_are_not_kept(build, tmp_path, made):
+    tokenizer = build()
+    for _ in range(2):
+        encoded(tmp_path, tokenizer=tokenizer)
+    assert len(made) == 2
+    assert not (tmp_path / "cache").exists()
+
+
+def test_few_characters_are_not_kept(tmp_path, made):
     encoded(tmp_path, rows=ROWS[1:])
     encoded(tmp_path, rows=ROWS[1:])
     assert len(made) == 2
     assert not (tmp_path / "cache").exists()
+
+
+def test_few_long_rows_are_kept(tmp_path, monkeypatch):
+    rows = [{"text": "a" * token_cache.LEAST}]
+    first = encoded(tmp_path, rows=rows)
+    monkeypatch.setattr(encoding, "windows", None)
+    assert encoded(tmp_path, rows=rows).to_dict() == first.to_dict()
 
 
 def test_half_a_cache_is_made_whole(tmp_path, made):
@@ -77,11 +175,14 @@ def test_half_a_cache_is_made_whole(tmp_path, made):
     assert len(made) == 2
 
 
-def test_a_full_disk_is_no_reason_to_stop(tmp_path, made, monkeypatch, caplog):
+@pytest.mark.parametrize(("code", "told"), [(errno.ENOSPC, True), (errno.ENOTEMPTY, False)])
+def test_a_full_disk_or_a_faster_process_is_no_reason_to_stop(
+    code, told, tmp_path, made, monkeypatch, caplog
+):
     def full(*args):
-        raise OSError(28, "No space left on device")
+        raise OSError(code, "reason")
 
     monkeypatch.setattr(token_cache, "written_whole", full)
     with caplog.at_level(logging.WARNING):
         assert len(encoded(tmp_path)) > 0
-    assert "could not be kept" in caplog.text
+    assert ("could not be kept" in caplog.text) == told

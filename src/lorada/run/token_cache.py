@@ -1,29 +1,40 @@
 """Token ids of large sets of rows, kept among Hugging Face's datasets for the next run.
 
-Nothing has to be told apart by hand: what the ids depend on is in the name of their folder. It may
-be deleted at any time.
+Nothing has to be told apart by hand: what the ids depend on is in the name of their folder, and
+where it cannot be, nothing is kept. The folder may be deleted at any time.
 """
 
+import errno
 import hashlib
-import inspect
 import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
+import tokenizers
+import transformers
 from datasets import Dataset
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from lorada.files import written_whole
 from lorada.run.data import Rows
-from lorada.tasks import encode
 from lorada.tasks.encode import EncodeOptions
+from lorada.version import __version__
 
 logger = logging.getLogger(__name__)
 
-LEAST = 5000  # rows; fewer are tokenised in about a second
+LEAST = 1_000_000  # characters of all rows; fewer are tokenised in about a second
 COUNTS = "counts.json"
+PLACES = ("name_or_path", "is_local", "local_files_only")  # where a tokenizer was found
+
+# The code that makes the ids, as it was imported: its files may change while a process lives.
+CODE = [
+    (Path(__file__).parents[1] / name).read_text(encoding="utf-8")
+    for name in ("tasks/encode.py", "run/encoding.py")
+]
 
 Encoding = tuple[Dataset | None, dict[str, int]]  # rows that were cut and dropped, by name
 
@@ -35,7 +46,8 @@ def kept(
     make: Callable[[], Encoding],
 ) -> Encoding:
     """What ``make`` gives, from the disk if it was there before."""
-    key = _key(rows, tokenizer, options) if len(rows.rows) >= LEAST else None
+    size = sum(len(str(value)) for row in rows.rows for value in row.values())
+    key = _key(rows, tokenizer, options) if size >= LEAST else None
     if key is None:
         return make()
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "lorada" / key
@@ -50,22 +62,55 @@ def kept(
                 made.save_to_disk(str(fresh))
                 (fresh / COUNTS).write_text(json.dumps(counts))
         except OSError as error:
-            logger.warning("the tokens of %s could not be kept for later: %s", rows.path, error)
+            if error.errno != errno.ENOTEMPTY:  # another process has just kept the same
+                logger.warning("the tokens of %s could not be kept for later: %s", rows.path, error)
     return made, counts
 
 
 def _key(rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions) -> str | None:
-    """A hash of all that the ids depend on; None for a tokenizer that does not show itself."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    """A hash of all that the ids depend on; None where some of it does not show itself."""
+    if rows.form == "messages" and "strftime_now" in repr(tokenizer.chat_template):
+        return None  # the template writes today's date
+    shown = _shown(tokenizer)
+    if shown is None:
         return None
-    shown = json.loads(backend.to_str())
-    for state in ("truncation", "padding"):  # left over from its last call
-        shown.pop(state, None)
     parts = [
-        rows.fingerprint, rows.form, repr(options), inspect.getsource(encode),
-        json.dumps(shown, sort_keys=True), tokenizer.special_tokens_map,
-        tokenizer.chat_template, tokenizer.truncation_side, tokenizer.model_input_names,
-        getattr(tokenizer, "src_lang", None), getattr(tokenizer, "tgt_lang", None),
+        __version__, transformers.__version__, tokenizers.__version__, CODE,
+        rows.fingerprint, rows.form, repr(options), shown,
     ]  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def _shown(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """All that decides a tokenizer's ids besides transformers' own code; None if it is unknown."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or type(tokenizer).__module__.split(".")[0] != "transformers":
+        return None  # code of a model's repository may do anything
+    try:
+        pipeline = json.loads(backend.to_str())
+    except Exception:  # tokenizers raises no narrower one for a part written in Python
+        return None
+    for state in ("truncation", "padding"):  # left over from its last call
+        pipeline.pop(state, None)
+    settings = {
+        name: value
+        for name, value in tokenizer.init_kwargs.items()
+        if name not in PLACES and not name.endswith("_file")  # what was in them is in the pipeline
+    }
+    # What may have been set since is told beside what it began with.
+    parts = [
+        type(tokenizer).__qualname__, pipeline, settings, tokenizer.special_tokens_map,
+        tokenizer.split_special_tokens, tokenizer.chat_template, tokenizer.truncation_side,
+        tokenizer.model_input_names, getattr(tokenizer, "src_lang", None),
+        getattr(tokenizer, "tgt_lang", None),
+    ]  # fmt: skip
+    try:
+        return json.dumps(parts, sort_keys=True, default=_plain)
+    except TypeError:  # a setting that has no text of its own
+        return None
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, AddedToken):
+        return repr(value)
+    raise TypeError(f"{value!r} may be written otherwise next time")
