@@ -287,6 +287,22 @@ def test_a_training_that_was_interrupted_ends_with_the_code_of_ctrl_c(
     assert "stopped and saved at step 1" in err
 
 
+def test_a_training_without_an_output_is_named_and_not_written_over(
+    call, place, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    words = train_words(place, "?", "seed=3")
+    at = words.index("--output")
+    del words[at : at + 2]
+    code, out, _ = call(*words)
+    assert code == 0
+    assert "next: lorada evaluate runs/rows-lorada_la-seed3" in out.replace("\n", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    refused(call(*words), "runs/rows-lorada_la-seed3 already holds a run", "--overwrite")
+    refused(call("train", "--model", place / "llama"), "has no output: pass --output")
+    assert "runs/TASK-METHOD-seedN" in call("train", "--help")[1]
+
+
 BAD_TABLE = {
     "empty prompt": (["generate", "RUN", "--prompt", ""], "a prompt is empty"),
     "no tokens": (["generate", "RUN", "--prompt", "a", "--max-new-tokens", "0"], "max-new-tokens"),

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 from folders import bert_folder, llama_folder
+from huggingface_hub.errors import GatedRepoError
 from transformers import AutoModel, AutoModelForCausalLM
 
 from lorada.run import models
@@ -127,6 +129,76 @@ def test_a_hub_id_is_passed_on_and_a_bare_name_is_not():
     assert model_folder("meta-llama/Llama-3.2-1B") == "meta-llama/Llama-3.2-1B"
     with pytest.raises(ValueError, match="did you mean minilm-l6"):
         model_folder("minilm-l5")
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """The hub's cache, without a network: it has these files of the model a/b."""
+
+    def having(*names):
+        root, commit = tmp_path / "hub" / "models--a--b", "0" * 40
+        (root / "snapshots" / commit).mkdir(parents=True)
+        (root / "refs").mkdir()
+        (root / "refs" / "main").write_text(commit)
+        for name in names:
+            shutil.copy(folder / name, root / "snapshots" / commit)
+
+    folder = llama_folder(tmp_path / "llama")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert huggingface_hub.constants.HF_HUB_OFFLINE
+    return having
+
+
+TOKENIZER = ("config.json", "tokenizer_config.json", "tokenizer.json")
+UNFETCHED = {
+    "nothing": ((), load_config, r"the config of a/b from the hub \(We couldn't connect to"),
+    "no tokenizer": (("config.json",), load_tokenizer, "the tokenizer of a/b from the hub"),
+    "no weights": (TOKENIZER, load_model, "the weights of a/b from the hub"),
+}
+
+
+@pytest.mark.parametrize("case", UNFETCHED)
+def test_a_model_that_cannot_be_fetched_is_one_line_with_those_that_need_no_hub(case, cached):
+    names, load, message = UNFETCHED[case]
+    cached(*names)
+    with pytest.raises(OSError, match=f"cannot fetch {message}") as caught:
+        load("a/b")
+    assert "\n" not in str(caught.value)
+    assert "give a local folder that has the model, or smollm2-135m or minilm-l6" in str(
+        caught.value
+    )
+
+
+def test_a_model_in_the_hubs_cache_needs_no_network(cached):
+    cached(*TOKENIZER, "model.safetensors")
+    assert kind_of(load_model("a/b").config) == "decoder"
+    assert load_tokenizer("a/b").pad_token == "<p>"
+
+
+def test_what_the_hub_or_the_disk_answers_is_said_as_it_is(monkeypatch):
+    gated = OSError("You are trying to access a gated repo.")
+    gated.__cause__ = GatedRepoError("403", response=SimpleNamespace(headers={}, request=None))
+    for error in (gated, OSError(errno.ENOSPC, "No space left on device")):
+
+        def fails(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(models, "AutoConfig", SimpleNamespace(from_pretrained=fails))
+        with pytest.raises(OSError, match=error.args[-1]) as caught:
+            load_config("a/b")
+        assert caught.value is error
+
+
+def test_training_a_model_that_cannot_be_fetched_is_one_line_and_writes_nothing(
+    call, cached, tmp_path
+):
+    cached()
+    run = tmp_path / "run"
+    words = ["train", "--model", "a/b", "--data", "builtin:syllogisms_train.jsonl"]
+    code, _, err = call(*words, "--output", run)
+    assert code == 2
+    assert [line[:14] for line in err.splitlines()] == ["error: cannot "]
+    assert not run.exists()
 
 
 def test_encoders_and_decoders_are_told_apart(tmp_path):

@@ -88,6 +88,33 @@ def test_a_recipe_without_a_model_says_so():
         load_recipe(None, [], {"output": "x"})
 
 
+OUTPUTS = {
+    "a task": (["seed=3"], {"task": "piqa"}, "piqa-lorada_la-seed3"),
+    "several tasks": (["method=lora"], {"task": "rte, mrpc"}, "rte-mrpc-lora-seed42"),
+    "a file": (["training.seed=1"], {"data": "mine/rows.v2.jsonl"}, "rows.v2-lorada_la-seed1"),
+    "a bundled file": ([], {"data": "builtin:rows.csv"}, "rows-lorada_la-seed42"),
+    "an override": (["task=sst2"], {"method": "lora+lmam"}, "sst2-lora+lmam-seed42"),
+}
+
+
+@pytest.mark.parametrize("case", OUTPUTS)
+def test_an_output_is_named_after_tasks_or_data_method_and_seed(case):
+    overrides, options, name = OUTPUTS[case]
+    options = {"model": "smollm2-135m", **options}
+    assert load_recipe(None, overrides, options, name_output=True).output == f"runs/{name}"
+    with pytest.raises(ValueError, match="has no output: pass --output"):
+        load_recipe(None, overrides, options)
+
+
+def test_a_stated_output_wins_and_a_run_without_rows_has_none(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: a/b\ntask: piqa\noutput: one\n")
+    assert load_recipe(str(path), [], {}, name_output=True).output == "one"
+    assert load_recipe(str(path), [], {"output": "two"}, name_output=True).output == "two"
+    with pytest.raises(ValueError, match="has no output: pass --output"):
+        load_recipe(None, [], {"model": "a/b"}, name_output=True)
+
+
 def test_a_recipe_must_be_a_mapping(tmp_path):
     path = tmp_path / "list.yaml"
     path.write_text("- a\n")

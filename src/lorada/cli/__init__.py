@@ -16,6 +16,12 @@ from lorada.cli.app import app, errors
 
 # How torchao and bitsandbytes begin to speak of kernels for other machines.
 NO_CONCERN = ("Failed to load", "Warning: Detected no triton")
+# The same of loggers with handlers of their own, which say it on stderr whatever the root's do: how
+# torchao registers its types with torch, and each of the hub's attempts before it is given up.
+UNHEARD = {
+    "torch.utils._pytree": ("is an Enum subclass and is now natively supported",),
+    "huggingface_hub.utils._http": ("thrown while requesting", "Retrying in"),
+}
 
 
 def main() -> None:
@@ -25,6 +31,8 @@ def main() -> None:
     # are other libraries' announcements of their next version.
     handler.addFilter(lambda record: not record.getMessage().startswith(NO_CONCERN))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    for name in UNHEARD:
+        logging.getLogger(name).addFilter(_heard)
     warnings.simplefilter("ignore", FutureWarning)
     try:
         # The code of an Exit, or of Ctrl-C, which typer returns instead of raising it.
@@ -49,6 +57,10 @@ def main() -> None:
                 sys.exit(2)
             _fail(error.format_message())
         raise
+
+
+def _heard(record: logging.LogRecord) -> bool:
+    return not any(words in record.getMessage() for words in UNHEARD.get(record.name, ()))
 
 
 def _out_of_memory(error: Exception) -> bool:

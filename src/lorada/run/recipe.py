@@ -23,6 +23,7 @@ from lorada.files import write_whole
 from lorada.method import PARTS, load
 from lorada.plan import owner_of
 from lorada.tasks import TASKS
+from lorada.tasks.rows import resolve
 
 TRAINING = "training"
 RECIPE_FILE = "recipe.yaml"
@@ -102,13 +103,16 @@ def builtin_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def load_recipe(source: str | None, overrides: list[str], options: dict[str, Any]) -> Recipe:
+def load_recipe(
+    source: str | None, overrides: list[str], options: dict[str, Any], *, name_output: bool = False
+) -> Recipe:
     """Make a recipe from a file or built-in name, ``key=value`` strings and command-line options.
 
     Args:
         source: path of a YAML file, or the name of a built-in recipe; None to start empty.
         overrides: ``key=value``; the value is read as YAML.
         options: recipe fields given as command-line options; None values are left out.
+        name_output: where no output is stated, name one after tasks or data, method and seed.
 
     Raises:
         ValueError: for an unknown key (with the nearest names), an ambiguous key (with the full
@@ -125,6 +129,8 @@ def load_recipe(source: str | None, overrides: list[str], options: dict[str, Any
     parts = part_names(str(settings.get("method", Recipe.model_fields["method"].default)))
     for key, value in [*settings.items(), *pairs]:
         _assign(values, parts, key, value)
+    if name_output and "output" not in values:
+        values.update(_named_output(values))
     try:
         recipe = Recipe(**values)
     except ValidationError as error:
@@ -137,6 +143,18 @@ def load_recipe(source: str | None, overrides: list[str], options: dict[str, Any
         if name not in TASKS:
             raise unknown("task", name, TASKS)
     return recipe
+
+
+def _named_output(values: dict[str, Any]) -> dict[str, str]:
+    """The output ``runs/TASK-METHOD-seedN``; none for a run that names neither a task nor data."""
+    method, task = (values.get(key, Recipe.model_fields[key].default) for key in ("method", "task"))
+    names = [name.strip() for name in str(task).split(",")]
+    if task == Recipe.model_fields["task"].default:
+        if not values.get("data"):
+            return {}
+        names = [resolve(str(values["data"])).stem]
+    seed = values[TRAINING].get("seed", Seq2SeqTrainingArguments.seed)
+    return {"output": f"runs/{'-'.join(names)}-{method}-seed{seed}"}
 
 
 def _read_yaml(source: str) -> dict[str, Any]:
