@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,9 +20,14 @@ What `lorada train --task NAME` can be given. `lorada tasks` lists the names; `p
 how the model is asked (by default the first that suits its kind) and `train_on=NAME` what it learns
 from (by default the first). This page is written by `tests/test_tasks_page.py`.
 
-Rows come from the hub, or with `--data-dir DIR` (or `LORADA_DATA`) from `DIR/folder/split.jsonl.gz`
-with the same fields. Metrics are in percent unless they say otherwise, the main one first.
+Rows come from the hub (or from GitHub, where it says so), or with `--data-dir DIR` (or
+`LORADA_DATA`) from `DIR/folder/split.jsonl.gz` with the same fields. Metrics are in percent unless
+they say otherwise, the main one first.
 """
+ADDRESS = re.compile(
+    r"https://(?P<host>huggingface\.co/datasets|raw\.githubusercontent\.com)/(?P<name>[^/]+/[^/]+)/"
+    r"(resolve/)?main/(?P<file>.+)"
+)
 # What is not in TASKS: conventions that decide whether numbers can be compared.
 NOTES = {
     "commonsense": """\
@@ -54,16 +60,41 @@ NOTES = {
   some problems of the MAWPS test set.
 - The `output` of test rows is what ChatGPT once answered; it is never used.""",
     "GLUE": """\
-- All of the validation split is scored. The paper says accuracy throughout; its CoLA and STS-B
-  numbers are Matthews' and Pearson's correlations.""",
+- From the hub all of the validation split is scored; from a local folder what its file holds, which
+  may be a part. `eval_rows=N` takes a random part of either.
+- The paper says accuracy throughout; its CoLA and STS-B numbers are Matthews' and Pearson's
+  correlations.""",
+    "Long sequence": """\
+- Scored are 128 documents of the test split, the same for every seed (`eval_rows=N` for another
+  number; all, where a local file has fewer). LongLoRA took 128 too, but which ones is not known, so
+  only numbers on one sample compare.
+- The documents are joined, each with an end token. Windows of every length are full, begin every
+  256 tokens, and are scored whole: a token has as little context as one other and as much as all
+  before it in the window. `eval_windows=N` takes so many of each length, spread evenly.
+- `eval_lengths=[…]` asks for other lengths. Those of the protocol that are longer than the model's
+  context are left out with a warning; `rope_factor=2` stretches rotary positions to twice as many,
+  in training and in scoring.
+- Training cuts the joined documents into windows of `max_length` tokens (by default 512).
+- A map lies on the first tokens of a window unless `lmam.align=end` puts it on the last, as Table 7
+  has it.
+- `redpajama` are the samples of its eleven subsets, for which `redpajama_arxiv` stands in a local
+  folder; `proof_pile` is the first of the hub's 21 training files.""",
 }
 
 
+def elsewhere(one: Source) -> str:
+    """Where the rows are but for a local folder: the data set, and its split or its files."""
+    if "://" not in one.hub:
+        name = " ".join(filter(None, (one.hub, one.config)))
+        return f"hub: {name}, split {one.hub_split or one.split}" if name else "local only"
+    found = [ADDRESS.fullmatch(address) for address in one.hub.split()]
+    ((host, name),) = {(match["host"], match["name"]) for match in found}
+    site = "hub" if host == "huggingface.co/datasets" else "GitHub"
+    return f"{site}: {name}, {' '.join(match['file'] for match in found)}"
+
+
 def source(name: str, one: Source) -> str:
-    files = [address.split("/main/")[-1] for address in one.hub.split() if "://" in address]
-    split = "" if files else f", split {one.hub_split or one.split}"
-    hub = " ".join([*(files or [one.hub]), one.config or ""]).strip()
-    where = f"`{one.folder}/{one.split}` ({f'hub: {hub}{split}' if hub else 'local only'})"
+    where = f"`{one.folder}/{one.split}` ({elsewhere(one)})"
     return f"{name}: {where}" if name else where
 
 
