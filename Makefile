@@ -39,12 +39,14 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# What the map costs (docs/performance.md) and what a step of each method costs (docs/costs.md);
-# rows that are measured already are kept.
+# What the map costs (docs/performance.md) and what a step of each method costs (docs/costs.md).
+# Rows and curves that are measured already are kept. On another machine, or with other packages:
+#   make bench BENCH="--output runs/bench"
+BENCH ?=
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/performance.py
-	$(BIN)/python benchmarks/performance.py --growth
-	$(BIN)/python benchmarks/costs.py
+	$(BIN)/python benchmarks/performance.py $(BENCH)
+	$(BIN)/python benchmarks/performance.py --growth $(BENCH)
+	$(BIN)/python benchmarks/costs.py $(BENCH)
 
 # Which scale lets the map learn (docs/scale.md): many trainings, and LORADA_DATA must be set.
 bench-scale: $(VENV)/.installed-dev

@@ -1,134 +1,167 @@
 """How the cost of the map grows: one attention call at SmolLM2's shape, forward and backward.
 
-Each point compares the call with a map to the call alone. Beside the curves, what a layer of
-LLaMA-7B keeps for its backward pass, and how much of a layer's multiplications the term is.
+Each point compares the call of an attention module that holds a map to the attention function
+itself. Before it is timed, a short call is checked against the paper's own form. Beside the curves,
+what a layer of LLaMA-7B keeps for its backward pass, and how much of a layer's multiplications the
+term is.
 """
 
-import json
 import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import papers_form
+import stored
 import torch
+from checked import LONGEST, ROWS, agree
+from peft import get_peft_model
 from performance_page import PICTURES, write_page
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from turns import Turn, in_turn
 
-from lorada.attention import install
-from lorada.files import write_whole
-from lorada.maps import AttentionMap
+from lorada import LmamConfig, LoradaConfig
 from lorada.run import map_memory
 from lorada.run.architectures import named_config
 
 HEADS, GROUPS, WIDTH, RANK = 9, 3, 64, 2  # SmolLM2-135M's; the paper's rank
-# By curve: its label, and (N, n, batch) of every point.
-CURVES: dict[str, tuple[str, list[tuple[int, int, int]]]] = {
-    "tokens": ("tokens N, a map of n = 128", [(128 * 2**i, 128, 1) for i in range(7)]),
-    "length": ("tokens n under the map, N = 2048", [(2048, 32 * 2**i, 1) for i in range(7)]),
-    "batch": ("samples of 512 tokens, n = 128", [(512, 128, 2**i) for i in range(6)]),
+Attend = Callable[..., tuple[Tensor, Any]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points (N, n, batch) and what goes along the x axis."""
+
+    label: str
+    axis: str
+    points: list[tuple[int, int, int]]
+    causal: bool = True
+
+
+LENGTHS = [(2048, 32 * 2**i, 1) for i in range(7)]
+CURVES = {
+    "tokens": Curve("tokens N, a map of n = 128", "N", [(128 * 2**i, 128, 1) for i in range(7)]),
+    "length": Curve("tokens n under the map, N = 2048", "n", LENGTHS),
+    "bidirectional": Curve("tokens n under the map, N = 2048, every key seen", "n", LENGTHS, False),
+    "batch": Curve("samples of 512 tokens, n = 128", "batch", [(512, 128, 2**i) for i in range(6)]),
 }
 
 
-class Maps(torch.nn.Module):
-    """One map, which is switched on and off."""
-
-    seen, packable = None, False
-
-    def __init__(self, length: int) -> None:
-        super().__init__()
-        shapes = [(HEADS, length, RANK), (HEADS, RANK, length)]
-        factors = tuple(torch.randn(s, requires_grad=True) for s in shapes)
-        self.found = [AttentionMap(factors, 1.0, "start", "token", None)]
-        self.reach = length
-        self.on = True
-
-    def maps(self) -> list[AttentionMap]:
-        """The map, where it is switched on."""
-        return self.found if self.on else []
+def module_with_map(length: int, *, causal: bool) -> nn.Module:
+    """A LLaMA's attention module of this shape, with a map off its start."""
+    config = LlamaConfig(
+        hidden_size=8 * HEADS, intermediate_size=8, vocab_size=8, num_hidden_layers=1,
+        head_dim=WIDTH, num_attention_heads=HEADS, num_key_value_heads=GROUPS,
+    )  # fmt: skip
+    part = LmamConfig(rank=RANK, length=length, init_weights=False)
+    model = get_peft_model(LlamaForCausalLM(config), LoradaConfig(parts=[part])).train()
+    module: nn.Module = model.get_base_model().model.layers[0].self_attn
+    module.is_causal = causal  # type: ignore[assignment]
+    return module
 
 
-class Host(torch.nn.Module):
-    """As much of an attention module as an attention function asks for."""
-
-    is_causal = True
-    num_key_value_groups = HEADS // GROUPS
-
-    def __init__(self, length: int) -> None:
-        super().__init__()
-        self.lmam = Maps(length)
-        self.config = named_config("llama-7b")
-
-
-def call(tokens: int, length: int, batch: int) -> tuple[Host, Turn]:
-    """A module and its attention call, forward and backward."""
-    install()
-    host = Host(length)
+def turns_of(module: nn.Module, tokens: int, batch: int) -> dict[str, Turn]:
+    """A call with the map and one of attention alone; each gives its output and all gradients."""
     shapes = [(batch, heads, tokens, WIDTH) for heads in (HEADS, GROUPS, GROUPS)]
-    query, key, value = (torch.randn(shape, requires_grad=True) for shape in shapes)
-    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    factors = [p for name, p in module.named_parameters() if ".lora_w_" in name]
+    grad = torch.randn(batch, tokens, HEADS, WIDTH)
+    with_map: Any = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
-    def turn(t: int) -> None:
-        output = attend(host, query, key, value, None, scaling=WIDTH**-0.5)[0]
-        output.backward(torch.ones_like(output))
+    def turn_of(attend: Attend, leaves: list[Tensor], mask: Tensor | None = None) -> Turn:
+        def turn(t: int) -> list[Tensor]:
+            output = attend(module, *inputs, mask, scaling=WIDTH**-0.5)[0]
+            return [output, *torch.autograd.grad(output, leaves, grad)]
 
-    return host, turn
+        return turn
+
+    turns = {
+        "on": turn_of(with_map, [*inputs, *factors]),
+        "off": turn_of(with_map.__wrapped__, inputs),
+    }
+    if tokens <= LONGEST:
+        unseen = torch.full((tokens, tokens), -torch.inf).triu(1) if module.is_causal else None
+        turns["paper"] = turn_of(papers_form.attend, [*inputs, *factors], unseen)
+    return turns
 
 
-def point(tokens: int, length: int, batch: int, repetitions: int) -> dict[str, float]:
+def check(module: nn.Module, tokens: int, batch: int) -> None:
+    """A short call gives what the paper's form gives.
+
+    Raises:
+        DisagreementError: naming what differs.
+    """
+    turns = turns_of(module, min(tokens, LONGEST), min(batch, ROWS))
+    for i, (found, wanted) in enumerate(zip(turns["on"](0), turns["paper"](0), strict=True)):
+        what = ["output", *(f"gradient of {x}" for x in ("Q", "K", "V", "W_a", "W_b"))][i]
+        agree(f"the {what}", found.detach(), wanted.detach())
+
+
+def point(
+    tokens: int, length: int, batch: int, repetitions: int, *, causal: bool
+) -> dict[str, float]:
     """Milliseconds of a call with the map and without."""
-    host, turn = call(tokens, length, batch)
-
-    def switched(on: bool) -> Turn:
-        def run(t: int) -> None:
-            host.lmam.on = on
-            turn(t)
-
-        return run
-
-    seconds = in_turn({"on": switched(True), "off": switched(False)}, repetitions)
+    module = module_with_map(length, causal=causal)
+    check(module, tokens, batch)
+    turns = turns_of(module, tokens, batch)
+    seconds = in_turn({name: turns[name] for name in ("on", "off")}, repetitions)
     on, off = (1000 * statistics.median(seconds[side]) for side in ("on", "off"))
     return {"N": tokens, "n": length, "batch": batch, "on_ms": round(on, 3),
             "off_ms": round(off, 3), "share": round((on - off) / on, 4)}  # fmt: skip
 
 
-def measure_growth(settings: Any, file: Path, page: Path) -> None:
-    """Measure the curves, keep them, and draw them."""
-    results = json.loads(file.read_text()) if file.is_file() else {"rows": {}}
-    for name, (_, points) in CURVES.items():
-        small = [(max(8, tokens // settings.factor), *rest) for tokens, *rest in points]
-        results.setdefault("growth", {})[name] = [
-            point(*where, settings.repetitions) for where in small
-        ]
-        print(name, *results["growth"][name], sep="\n")
-    write_whole(file, json.dumps(results, indent=1) + "\n")
-    draw(results["growth"], page.parent)
-    if "settings" in results:
+def measure_growth(
+    settings: Any, names: list[str], file: Path, page: Path, *, overwrite: bool = False
+) -> None:
+    """Measure curves, and keep and draw each as it comes.
+
+    Raises:
+        ValueError: if other results are there, or if a call does not compute what it should.
+        ImportError: without matplotlib.
+    """
+    import matplotlib.pyplot  # noqa: F401  # misses now rather than after the first curve
+
+    torch.set_num_threads(settings.threads)
+    stored.code()  # of what is about to run, whatever becomes of the files meanwhile
+    results = stored.load(settings, file, overwrite=overwrite)
+    done = results.setdefault("growth", {})
+    for name in stored.wanted(done, CURVES, names, overwrite=overwrite):
+        curve = CURVES[name]
+        points = [
+            point(max(8, tokens // settings.factor), length, batch, settings.repetitions,
+                  causal=curve.causal)
+            for tokens, length, batch in curve.points
+        ]  # fmt: skip
+        print(name, *points, sep="\n")
+        stored.keep(results, "growth", name, {"points": points}, file)
+        draw(name, points, page.parent)
         write_page(results, page)
 
 
-def draw(growth: dict[str, list[dict[str, float]]], folder: Path) -> None:
-    """A picture of each curve: milliseconds with the map and without, and the map's share."""
+def draw(name: str, points: list[dict[str, float]], folder: Path) -> None:
+    """Milliseconds with the map and without, and the map's share."""
     import matplotlib.pyplot as plt
 
-    of = {"tokens": "N", "length": "n", "batch": "batch"}
-    for name, points in growth.items():
-        x = [row[of[name]] for row in points]
-        figure, (times, shares) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-        times.loglog(x, [row["on_ms"] for row in points], "o-", label="with the map")
-        times.loglog(x, [row["off_ms"] for row in points], "s--", label="attention alone")
-        times.set(ylabel="milliseconds, forward and backward")
-        times.legend()
-        shares.semilogx(x, [100 * row["share"] for row in points], "o-", color="black")
-        shares.set(ylabel="share of the map, percent")
-        shares.set_ylim(bottom=min(0, *(100 * row["share"] for row in points)))
-        for axes in (times, shares):
-            axes.set(xlabel=CURVES[name][0])
-            axes.set_xticks(x, [f"{value:g}" for value in x])
-            axes.minorticks_off()
-            axes.grid(alpha=0.3)
-        figure.savefig(folder / PICTURES[name], dpi=120)
-        plt.close(figure)
+    x = [row[CURVES[name].axis] for row in points]
+    figure, (times, shares) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    times.loglog(x, [row["on_ms"] for row in points], "o-", label="with the map")
+    times.loglog(x, [row["off_ms"] for row in points], "s--", label="attention alone")
+    times.set(ylabel="milliseconds, forward and backward")
+    times.legend()
+    shares.semilogx(x, [100 * row["share"] for row in points], "o-", color="black")
+    shares.set(ylabel="share of the map, percent")
+    shares.set_ylim(bottom=min(0, *(100 * row["share"] for row in points)))
+    for axes in (times, shares):
+        axes.set(xlabel=CURVES[name].label)
+        axes.set_xticks(x, [f"{value:g}" for value in x])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    figure.savefig(folder / PICTURES[name], dpi=120)
+    plt.close(figure)
 
 
 def kept_bytes(batch: int) -> int:

@@ -3,20 +3,21 @@
     python benchmarks/performance.py                       # what is missing (docs/performance.md)
     python benchmarks/performance.py --rows step_1x2048    # these rows again
     python benchmarks/performance.py --growth              # the curves over N, n and batch
+    python benchmarks/performance.py --factor 32 --output DIR   # a quick look
 
-Before anything is timed, the fast form and the paper's own give the same loss and gradients. Then
-all sides take turns; a ratio is that of the medians, with the lowest and highest of the turns.
-``off`` twice in a row shows what noise alone gives. Writes benchmarks/results/performance.json
-after every row, and the table in docs/performance.md.
+Before a model with a map is timed, short batches, unpadded and padded, give the same loss and
+gradients as the paper's own form, and decoding the same logits (``checked``). Then all sides take
+turns; a ratio is that of the medians, with the lowest and highest of the turns. A second ``off``
+side beside the first shows what noise alone gives. After every row benchmarks/results/
+performance.json is written, and the table in docs/performance.md. Results of other settings,
+packages or machines are left alone unless ``--overwrite`` says to begin anew.
 """
 
 import argparse
-import copy
 import gc
 import json
 import logging
 import statistics
-import subprocess
 import sys
 import time
 import warnings
@@ -27,29 +28,21 @@ from pathlib import Path
 from typing import Any
 
 import papers_form
+import processes
+import stored
 import torch
-from costs import TOLERANCE, DisagreementError, Options, text_batch, timed
+from checked import check_decoding, check_steps, papers_side
+from costs import DisagreementError, Options, text_batch, timed
+from growth import CURVES, kept_bytes, measure_growth, term_share
 from peft import LoraConfig
 from performance_page import PAGE, show, write_page
-from sides import (
-    Batch,
-    Side,
-    bare_base,
-    by_peft,
-    forward_backward,
-    ours,
-    part_of,
-    randomise,
-    take_over,
-)
+from sides import Batch, Side, bare_base, by_peft, ours, part_of, randomise, take_over
 from turns import Turn, in_turn, ratio
 
-from lorada.files import write_whole
-from lorada.run.result import hardware, versions
-
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "performance.json"
+RESULTS = Path(__file__).parent / "results" / "performance.json"
 MEGABYTE = 2**20
+METHOD = "lora+lmam"
+PEAKS = 3  # processes of each side
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,7 @@ class Settings:
 
     model: str = "smollm2-135m"
     data: str = "builtin:syllogisms_train.jsonl"
-    repetitions: int = 7
+    repetitions: int = 9  # a multiple of three: all sides begin as often
     threads: int = 2
     factor: int = 1  # sizes are divided by it, for a quick look
 
@@ -78,39 +71,47 @@ def compared(seconds: dict[str, list[float]]) -> dict[str, Any]:
     return found
 
 
-def on_and_off(settings: Settings, batch: Batch) -> tuple[Side, Side]:
-    """LoRA with a map, and the same LoRA alone."""
-    on = with_map(settings, batch)
-    return on, take_over(ours("lora", bare_base(settings.model), batch), on)
-
-
 def with_map(settings: Settings, batch: Batch) -> Side:
     """LoRA with a map that is off its start."""
-    on = ours("lora+lmam", bare_base(settings.model), batch)
+    on = ours(METHOD, bare_base(settings.model), batch)
     randomise(on)
     return on
 
 
-def beside_noise(on: Turn, off: Turn, repetitions: int) -> dict[str, Any]:
-    """On beside off, and off twice."""
-    return compared(in_turn({"on": on, "off": off, "off_again": off}, repetitions))
+def three_sides(on: Side, off: Callable[[], Side]) -> dict[str, Side]:
+    """A side with a map, and two that are alike without, each on a model of its own."""
+    return {"on": on, "off": off(), "off_again": off()}
+
+
+def on_and_off(settings: Settings, batch: Batch) -> dict[str, Side]:
+    """LoRA with a map, and twice the same LoRA alone."""
+    on = with_map(settings, batch)
+    return three_sides(on, lambda: take_over(ours("lora", bare_base(settings.model), batch), on))
+
+
+def beside_noise(
+    sides: dict[str, Side], turn_of: Callable[[Side], Turn], repetitions: int
+) -> dict[str, Any]:
+    """On beside off, and the two off sides beside each other."""
+    return compared(in_turn({name: turn_of(side) for name, side in sides.items()}, repetitions))
+
+
+def a_step(batch: Batch) -> Callable[[Side], Turn]:
+    """A turn is a training step on a batch."""
+    return lambda side: partial(timed, side, batch)
 
 
 def forward(settings: Settings) -> dict[str, Any]:
     """A forward of 4 × 512 tokens."""
-    batch = batch_of(settings, 4, 512)
-    on, off = on_and_off(settings, batch)
+    asked = {"input_ids": batch_of(settings, 4, 512)["input_ids"]}
+    sides = on_and_off(settings, asked)
+    check_steps(settings, METHOD, sides["on"], asked)
 
-    def run(side: Side) -> Turn:
+    def turn_of(side: Side) -> Turn:
         side.model.eval()
+        return torch.no_grad()(lambda t: side.model(**asked))
 
-        @torch.no_grad()
-        def turn(t: int) -> None:
-            side.model(input_ids=batch["input_ids"])
-
-        return turn
-
-    return beside_noise(run(on), run(off), settings.repetitions)
+    return beside_noise(sides, turn_of, settings.repetitions)
 
 
 def step(rows: int, length: int, *, padded: bool = False) -> Callable[[Settings], dict[str, Any]]:
@@ -118,157 +119,92 @@ def step(rows: int, length: int, *, padded: bool = False) -> Callable[[Settings]
 
     def measure(settings: Settings) -> dict[str, Any]:
         batch = batch_of(settings, rows, length, padded=padded)
-        on, off = on_and_off(settings, batch)
-        turns = (partial(timed, side, batch) for side in (on, off))
-        return beside_noise(*turns, settings.repetitions)
+        sides = on_and_off(settings, batch)
+        check_steps(settings, METHOD, sides["on"], batch)
+        return beside_noise(sides, a_step(batch), settings.repetitions)
 
     return measure
-
-
-def papers_side(settings: Settings, mine: Side, batch: Batch) -> Side:
-    """The same model, its attention in the paper's form."""
-    side = ours("lora+lmam", papers_form.use(bare_base(settings.model)), batch)
-    return take_over(side, mine)
-
-
-def check(mine: Side, other: Side, batch: Batch) -> None:
-    """Both give the same loss and gradients.
-
-    Raises:
-        DisagreementError: naming the first difference.
-    """
-    found = []
-    for side in (mine, other):
-        side.model.eval()  # no dropout, which draws in another order
-        loss = forward_backward(side, batch, 0)
-        found.append((loss, {n: p.grad for n, p in side.parameters.items()}))
-        for parameter in side.parameters.values():
-            parameter.grad = None
-        side.model.train()
-    (loss, gradients), (wanted, right) = found
-    if not (loss - wanted).abs() <= TOLERANCE * wanted.abs():
-        raise DisagreementError(f"the loss is {loss:.7g}, not {wanted:.7g}")
-    for name, gradient in right.items():
-        error = float((gradients[name] - gradient).norm())
-        if not error <= 10 * TOLERANCE * float(gradient.norm()):
-            raise DisagreementError(f"the gradient of {name} is {error:.2g} off")
 
 
 def against_the_paper(settings: Settings) -> dict[str, Any]:
     """A training step of 1 × 2048 tokens, ours beside the paper's form."""
     batch = batch_of(settings, 1, 2048)
     mine = with_map(settings, batch)
-    other = papers_side(settings, mine, batch)
-    check(mine, other, {key: x[:, :256] for key, x in batch.items()})
-    sides = {name: partial(timed, side, batch) for name, side in (("on", mine), ("off", other))}
-    return compared(in_turn(sides, settings.repetitions))
+    other = papers_side(settings, METHOD, mine, batch)
+    check_steps(settings, METHOD, mine, batch, other)
+    return beside_noise({"on": mine, "off": other}, a_step(batch), settings.repetitions)
 
 
 def decoding(settings: Settings) -> dict[str, Any]:
     """64 tokens after a prompt of 256, twice as long as the map."""
     batch = batch_of(settings, 1, 256)
-    on, off = on_and_off(settings, batch)
+    sides = on_and_off(settings, batch)
+    check_decoding(settings, METHOD, sides["on"])
     new = max(4, 64 // settings.factor)
     asked = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
 
-    def run(side: Side) -> Turn:
-        side.model.eval()
-        side.model.config.use_cache = True
-        return lambda t: side.model.generate(
+    def turn_of(side: Side) -> Turn:
+        model: Any = side.model.eval()
+        model.config.use_cache = True
+        return lambda t: model.generate(
             **asked, min_new_tokens=new, max_new_tokens=new, do_sample=False, use_cache=True
         )
 
-    return beside_noise(run(on), run(off), settings.repetitions)
+    return beside_noise(sides, turn_of, settings.repetitions)
 
 
 def with_lora(settings: Settings) -> dict[str, Any]:
     """A step of LoRaDA-LA, 8 × 128 tokens, beside PEFT's LoRA with the settings of its LoRA."""
     batch = batch_of(settings, 8, 128)
-    base = bare_base(settings.model)
-    second = copy.deepcopy(base)
-    mine = ours("lorada_la", base, batch)
-    lora: Any = part_of(mine, LoraConfig)
-    other = by_peft(mine, second, lora)
-    turns = (partial(timed, side, batch) for side in (mine, other))
-    return beside_noise(*turns, settings.repetitions)
-
-
-def child(settings: Settings, what: str) -> str:
-    """What this file prints in a process of its own."""
-    options = [f"--{f.name}={getattr(settings, f.name)}" for f in fields(settings)]
-    done = subprocess.run(
-        [sys.executable, __file__, f"--child={what}", *options],
-        stdout=subprocess.PIPE, check=True, text=True,
-    )  # fmt: skip
-    return done.stdout.splitlines()[-1]
+    mine = ours("lorada_la", bare_base(settings.model), batch)
+    randomise(mine)
+    sides = three_sides(
+        mine, lambda: by_peft(mine, bare_base(settings.model), part_of(mine, LoraConfig))
+    )
+    check_steps(settings, "lorada_la", mine, batch)
+    return beside_noise(sides, a_step(batch), settings.repetitions)
 
 
 def peak(settings: Settings) -> dict[str, Any]:
-    """Most memory that a step of 1 × 2048 tokens takes beyond what stood there before it."""
-    found = {side: float(child(settings, side)) for side in ("ours", "papers")}
-    return {
-        "ratio": round(found["ours"] / found["papers"], 4),
-        **{f"{side}_mb": round(megabytes) for side, megabytes in found.items()},
-    }
+    """The memory that a step of 1 × 2048 tokens needs, in processes that take turns."""
+    batch = batch_of(settings, 1, 2048)
+    check_steps(settings, METHOD, with_map(settings, batch), batch)
+    found: dict[str, list[dict[str, float]]] = {"ours": [], "papers": []}
+    for _ in range(PEAKS):
+        for side, runs in found.items():
+            runs.append(child(settings, side))
+    beyond = {side: [run["beyond"] for run in runs] for side, runs in found.items()}
+    row: dict[str, Any] = dict(ratio(beyond, "ours", "papers"))
+    for side, runs in found.items():
+        row[f"{side}_mb"] = round(statistics.median(beyond[side]))
+        row[f"{side}_total_mb"] = round(statistics.median(run["total"] for run in runs))
+    return row
 
 
-def peak_of_step(settings: Settings, side: str) -> float:
-    """In a process of its own: megabytes of one step."""
+def child(settings: Settings, side: str) -> dict[str, float]:
+    """``peak_of_step`` in a process of its own."""
+    options = [f"--{f.name}={getattr(settings, f.name)}" for f in fields(settings)]
+    found: dict[str, float] = json.loads(processes.printed(__file__, f"--child={side}", *options))
+    return found
+
+
+def peak_of_step(settings: Settings, side: str) -> dict[str, float]:
+    """Megabytes of this process at the peak of a step, beyond those before it and in all."""
     batch = batch_of(settings, 1, 2048)
     base = bare_base(settings.model)
-    model = ours("lora+lmam", base if side == "ours" else papers_form.use(base), batch)
+    model = ours(METHOD, base if side == "ours" else papers_form.use(base), batch)
     timed(model, {key: x[:, :8] for key, x in batch.items()}, 1)
     gc.collect()
-    before = process_memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: loading had one too
+    before = processes.memory("VmRSS")
+    processes.forget_peak()  # loading had one too
     timed(model, batch, 2)
-    return process_memory("VmHWM") - before
-
-
-def process_memory(what: str) -> float:
-    """Megabytes of this process: what it holds (VmRSS), or held at most (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith(f"{what}:"))
-    return int(line.split()[1]) / 1024
+    total = processes.memory("VmHWM")
+    return {"beyond": total - before, "total": total}
 
 
 def saved(settings: Settings) -> dict[str, Any]:
     """Bytes kept for backward in a layer of LLaMA-7B beyond those of attention alone."""
-    from growth import kept_bytes
-
-    found = {batch: kept_bytes(batch) for batch in (1, 8)}
-    return {"mb": {batch: round(size / MEGABYTE, 4) for batch, size in found.items()}}
-
-
-def operations(settings: Settings) -> dict[str, Any]:
-    """Multiplications of the term beside the layer's, N = 512, and the paper's Table 2."""
-    from growth import term_share
-
-    return term_share()
-
-
-START = {
-    "help": "import sys, lorada_cli; sys.argv = ['lorada', '--help']; lorada_cli.main()",
-    "methods": "import sys, lorada_cli; sys.argv = ['lorada', 'methods']; lorada_cli.main()",
-    "peft": "import peft",
-    "lorada": "import peft, lorada",
-}
-
-
-def start(settings: Settings) -> dict[str, Any]:
-    """Seconds to list commands and methods, and of ``import lorada`` beyond ``import peft``."""
-
-    def run(code: str) -> Turn:
-        command = [sys.executable, "-c", code]
-        return lambda t: subprocess.run(command, capture_output=True, check=False)
-
-    seconds = in_turn({name: run(code) for name, code in START.items()}, settings.repetitions)
-    beyond = [a - b for a, b in zip(seconds["lorada"], seconds["peft"], strict=True)]
-    return {
-        "help_s": round(statistics.median(seconds["help"]), 3),
-        "methods_s": round(statistics.median(seconds["methods"]), 3),
-        "import_s": round(statistics.median(beyond), 3),
-    }
+    return {"mb": {batch: round(kept_bytes(batch) / MEGABYTE, 4) for batch in (1, 8)}}
 
 
 ROWS: dict[str, Callable[[Settings], dict[str, Any]]] = {
@@ -280,58 +216,80 @@ ROWS: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "decode_64": decoding,
     "peak_1x2048": peak,
     "saved_bytes": saved,
-    "operations": operations,
+    "operations": lambda settings: term_share(),
     "lorada_la": with_lora,
-    "start": start,
+    "start": lambda settings: processes.start(settings.repetitions),
 }
 
 
-def run(settings: Settings, names: list[str], file: Path = RESULTS, page: Path = PAGE) -> Any:
-    """Measure rows and keep each as it comes."""
+def run(
+    settings: Settings,
+    names: list[str],
+    file: Path = RESULTS,
+    page: Path = PAGE,
+    *,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Measure rows and keep each as it comes.
+
+    Raises:
+        ValueError: if other results are there, or if a side does not compute what it should.
+    """
     torch.set_num_threads(settings.threads)
-    about = {**vars(settings), "hardware": hardware(), "versions": versions()}
-    results: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    if results.get("settings") != about:
-        results = {"settings": about, "rows": {}, "growth": {}}
-    for number, name in enumerate(names or [n for n in ROWS if n not in results["rows"]], 1):
+    stored.code()  # of what is about to run, whatever becomes of the files meanwhile
+    results = stored.load(settings, file, overwrite=overwrite)
+    missing = stored.wanted(results["rows"], ROWS, names, overwrite=overwrite)
+    for number, name in enumerate(missing, 1):
         started = time.monotonic()
-        results["rows"][name] = ROWS[name](settings)
+        try:
+            row = ROWS[name](settings)
+        except DisagreementError as error:
+            raise DisagreementError(f"{name} was not measured: {error}") from error
         gc.collect()
-        write_whole(file, json.dumps(results, indent=1) + "\n")
+        stored.keep(results, "rows", name, row, file)
         write_page(results, page)
-        print(f"[{number}] {name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+        seconds = time.monotonic() - started
+        print(f"[{number}/{len(missing)}] {name}: {seconds:.0f} s", file=sys.stderr)
     return results
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", default="", help=f"rows to measure: {', '.join(ROWS)}")
+    parser.add_argument(
+        "--rows", default="", help=f"what to measure: {', '.join(ROWS)}; curves {', '.join(CURVES)}"
+    )
     parser.add_argument("--growth", action="store_true", help="measure the curves instead")
     parser.add_argument("--child", choices=["ours", "papers"], help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help="folder for the results and the page")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="begin anew instead of measuring what is missing"
+    )
     for option in fields(Settings):
         kind = type(option.default)
         parser.add_argument(f"--{option.name}", type=kind, default=option.default)
     given = vars(parser.parse_args())
     names = [name for name in given.pop("rows").split(",") if name]
-    growth, what, output = given.pop("growth"), given.pop("child"), given.pop("output")
-    if unknown := [name for name in names if name not in ROWS]:
-        parser.error(f"--rows {unknown[0]}: no such row; there are {', '.join(ROWS)}")
+    growth, side, output = given.pop("growth"), given.pop("child"), given.pop("output")
+    overwrite = given.pop("overwrite")
+    known = CURVES if growth else ROWS
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"--rows {unknown[0]}: no such row; there are {', '.join(known)}")
+    for name, value in given.items():
+        if isinstance(value, int) and value < 1:
+            parser.error(f"--{name} {value} must be at least 1")
     settings = Settings(**given)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     torch.set_num_threads(settings.threads)
-    if what:
-        print(peak_of_step(settings, what))
+    if side:
+        print(json.dumps(peak_of_step(settings, side)))
         return
     files = (output / RESULTS.name, output / PAGE.name) if output else (RESULTS, PAGE)
     try:
         if growth:
-            from growth import measure_growth
-
-            measure_growth(settings, *files)
-            return
-        show(run(settings, names, *files))
+            measure_growth(settings, names, *files, overwrite=overwrite)
+        else:
+            show(run(settings, names, *files, overwrite=overwrite))
     except (ValueError, ImportError) as error:
         parser.exit(2, f"{error}\n")
 

@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import stored
 from rich.console import Console
 from rich.table import Table
 
 from lorada.files import write_whole
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-PICTURES = {name: f"growth-{name}.png" for name in ("tokens", "length", "batch")}
+NAMES = ("tokens", "length", "bidirectional", "batch")
+PICTURES = {name: f"growth-{name}.png" for name in NAMES}
 BEGIN, END = "<!-- written by benchmarks/performance.py -->\n", "<!-- until here -->"
 HEADER = ("measure", "must reach", "measured", "turn by turn", "noise alone", "met")
 
@@ -21,34 +23,55 @@ LIMITS: dict[str, tuple[str, float]] = {
     "step_1x2048": ("training step 1×2048, on vs off", 1.04),
     "paper_1x2048": ("training step 1×2048, ours vs the paper's form", 0.35),
     "decode_64": ("decoding 64 tokens after 256 (n = 128), on vs off", 1.02),
-    "peak_1x2048": ("peak memory of the 1×2048 step, ours vs the paper's form", 0.5),
+    "peak_1x2048": (
+        "peak memory of the 1×2048 step beyond what stood there before, ours vs the paper's form",
+        0.5,
+    ),
     "lorada_la": ("LoRaDA-LA step 8×128 vs PEFT's LoRA with the same settings", 1.10),
 }
 STARTS = {"help_s": ("`lorada --help`", 0.3), "methods_s": ("`lorada methods`", 1.0),
           "import_s": ("`import lorada` beyond `import peft`", 0.2)}  # fmt: skip
 MEGABYTES = 0.2
+OLDER = "older code"
 
 
-def lines(rows: dict[str, Any]) -> list[tuple[str, ...]]:
+def lines(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """The lines of the table, of the rows that are measured."""
-    found = []
+    rows, newest = results["rows"], stored.newest_code(results)
+    found: list[tuple[str, ...]] = []
     for name, (what, limit) in LIMITS.items():
         if name in rows:
             row = rows[name]
+            label = what + _totals(row) + _age(row, newest)
             turns = f"{row['lowest']:.3f}–{row['highest']:.3f}" if "lowest" in row else "–"
             alone = "–"
             if noise := row.get("noise"):
                 alone = f"{noise['ratio']:.3f} ({noise['lowest']:.3f}–{noise['highest']:.3f})"
-            found.append((what, f"≤ {limit:.2f}", f"{row['ratio']:.3f}", turns,
+            found.append((label, f"≤ {limit:.2f}", f"{row['ratio']:.3f}", turns,
                           alone, _met(row['ratio'], limit)))  # fmt: skip
-    for batch, size in rows.get("saved_bytes", {}).get("mb", {}).items():
+    kept = rows.get("saved_bytes", {})
+    for batch, size in kept.get("mb", {}).items():
         what = f"kept for backward in a LLaMA-7B layer, batch {batch}, beyond attention's own"
+        what += _age(kept, newest)
         found.append((what, f"≤ {MEGABYTES} MB", f"{size:.3f} MB", "–", "–", _met(size, MEGABYTES)))
     for key, (what, limit) in STARTS.items():
         if "start" in rows:
-            seconds = rows["start"][key]
-            found.append((what, f"≤ {limit} s", f"{seconds:.2f} s", "–", "–", _met(seconds, limit)))
+            seconds, label = rows["start"][key], what + _age(rows["start"], newest)
+            found.append(
+                (label, f"≤ {limit} s", f"{seconds:.3f} s", "–", "–", _met(seconds, limit))
+            )
     return found
+
+
+def _totals(row: dict[str, Any]) -> str:
+    """In the row of peaks, how much there is in all."""
+    if "ours_total_mb" not in row:
+        return ""
+    return f" (in all {row['ours_total_mb']:,} vs {row['papers_total_mb']:,} MB)"
+
+
+def _age(row: dict[str, Any], newest: str | None) -> str:
+    return f" ({OLDER})" if stored.is_older(row, newest) else ""
 
 
 def _met(figure: float, limit: float) -> str:
@@ -65,14 +88,16 @@ def write_page(results: dict[str, Any], page: Path = PAGE) -> None:
 
 def written(results: dict[str, Any]) -> str:
     """What stands between the markers."""
-    settings, rows = results["settings"], results["rows"]
+    settings, rows, growth = results["settings"], results["rows"], results.get("growth", {})
+    newest = stored.newest_code(results)
     machine, packages = settings["hardware"], settings["versions"]
     table = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
-    table += ["| " + " | ".join(line) + " |" for line in lines(rows)]
+    table += ["| " + " | ".join(line) + " |" for line in lines(results)]
+    sizes = f"; sizes divided by {settings['factor']}" if settings["factor"] != 1 else ""
     text = (
         f"\n{machine['cpu']}, {settings['threads']} threads, fp32, torch {packages['torch']}, "
         f"transformers {packages['transformers']}; {settings['model']}, "
-        f"{settings['repetitions']} turns of every side after one that does not count.\n\n"
+        f"{settings['repetitions']} turns of every side after one that does not count{sizes}.\n\n"
         + "\n".join(table)
         + "\n"
     )
@@ -82,16 +107,21 @@ def written(results: dict[str, Any]) -> str:
             f"\nOperations (N = 512, n = 128, LLaMA-7B): the term is {found['term']:,} of the "
             f"layer's {found['layer']:,} floating-point operations, {found['share']:.3%}. The "
             "paper's Table 2 prints 1.97e-5 of the model's, which counts the additions to a map "
-            "that exists (`lorada table 2`).\n"
+            f"that exists (`lorada table 2`){_age(found, newest)}.\n"
         )
-    for name in results.get("growth", {}):
-        text += f"\n![How the cost grows: {name}]({PICTURES[name]})\n"
+    for name in (name for name in NAMES if name in growth):
+        text += f"\n![How the cost grows: {name}]({PICTURES[name]}){_age(growth[name], newest)}\n"
+    if any(stored.is_older(row, newest) for row in (*rows.values(), *growth.values())):
+        text += (
+            f"\n“{OLDER.capitalize()}”: measured with another state of `src/lorada` than the "
+            "newest figure here, or with one that is not known.\n"
+        )
     return text + "\n"
 
 
 def show(results: dict[str, Any]) -> None:
     """Print the table."""
     table = Table(*HEADER)
-    for line in lines(results["rows"]):
+    for line in lines(results):
         table.add_row(*line)
     Console().print(table)

@@ -1,15 +1,25 @@
 """``benchmarks/performance.py``: what it measures, keeps and writes; how fast is for it to say."""
 
 import json
+import subprocess
+import sys
 
+import checked
 import growth
+import papers_form
 import performance
 import performance_page
+import processes
 import pytest
+import stored
 import torch
 import turns
 from costs import DisagreementError
 from folders import llama_folder
+
+from lorada.functional import add_map_reference, low_rank_map
+
+UNREACHED = "a row that must not be measured"
 
 
 @pytest.fixture
@@ -19,7 +29,44 @@ def settings(tmp_path):
     return performance.Settings(model=str(folder), repetitions=1, threads=1, factor=32)
 
 
-def test_rows_are_measured_kept_and_written(settings, tmp_path):
+@pytest.fixture
+def files(tmp_path):
+    return tmp_path / "performance.json", tmp_path / "performance.md"
+
+
+@pytest.fixture
+def one_row(monkeypatch):
+    """A benchmark of one row, which takes no time; what is measured is counted."""
+    measured = []
+
+    def measure(settings):
+        measured.append(settings)
+        return {"ratio": 1.0, "lowest": 1.0, "highest": 1.0}
+
+    monkeypatch.setattr(performance, "ROWS", {"step_8x128": measure})
+    return measured
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """The command line, without what it silences for the rest of a process."""
+    monkeypatch.setattr(performance.logging, "disable", lambda level: None)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["performance.py", *map(str, arguments)])
+        performance.main()
+
+    return run
+
+
+def wrong_map(*factors):
+    return torch.ones(4, 128, 128) / 100
+
+
+# What is measured.
+
+
+def test_rows_are_measured_kept_and_written(settings, files):
     names = [
         "forward_4x512",
         "step_8x128",
@@ -28,57 +75,40 @@ def test_rows_are_measured_kept_and_written(settings, tmp_path):
         "decode_64",
         "lorada_la",
     ]
-    files = tmp_path / "performance.json", tmp_path / "performance.md"
     performance.run(settings, names, *files)
     rows = json.loads(files[0].read_text())["rows"]
     assert list(rows) == names
+    assert all(row["code"] == stored.code() for row in rows.values())
     page = files[1].read_text()
     for name in names:
         assert performance_page.LIMITS[name][0] in page
+    assert "sizes divided by 32" in page
+    assert performance_page.OLDER not in page
     again = performance.run(settings, ["saved_bytes"], *files)
     assert list(again["rows"]) == [*names, "saved_bytes"]
     assert again["rows"]["saved_bytes"]["mb"][1] == again["rows"]["saved_bytes"]["mb"][8] < 0.2
 
 
+def test_the_off_sides_are_two_models(settings):
+    batch = performance.batch_of(settings, 1, 256)
+    models = [side.model for side in performance.on_and_off(settings, batch).values()]
+    places = {p.data_ptr() for model in models for p in model.parameters()}
+    assert len(places) == sum(len(list(model.parameters())) for model in models)
+
+
+def test_every_side_begins_as_often_by_default():
+    began = []
+    sides = {name: lambda t, name=name: began.append((t, name)) for name in "abc"}
+    repetitions = performance.Settings().repetitions
+    turns.in_turn(sides, repetitions)
+    first = [name for t, name in began[::3] if t]
+    assert len(first) == repetitions >= 7
+    assert {first.count(name) for name in "abc"} == {repetitions // 3}
+
+
 def test_a_ratio_is_that_of_the_medians_with_the_turns_extremes():
     seconds = {"on": [1.0, 2.0, 6.0], "off": [1.0, 1.0, 2.0]}
     assert turns.ratio(seconds, "on", "off") == {"ratio": 2.0, "lowest": 1.0, "highest": 3.0}
-
-
-def test_the_papers_form_is_only_timed_if_it_computes_the_same(settings, monkeypatch):
-    monkeypatch.setattr(
-        performance.papers_form, "low_rank_map", lambda *x: torch.ones(4, 128, 128) / 100
-    )
-    with pytest.raises(DisagreementError):
-        performance.against_the_paper(settings)
-
-
-def test_a_figure_above_its_limit_is_not_called_met():
-    rows = {"step_8x128": {"ratio": 1.05, "lowest": 1.0, "highest": 1.1}}
-    ((*_, met),) = performance_page.lines(rows)
-    assert met == "**no**"
-    rows["step_8x128"]["ratio"] = 1.03
-    ((*_, met),) = performance_page.lines(rows)
-    assert met == "yes"
-
-
-def test_curves_are_measured_and_drawn(settings, tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib", reason="needs the plots extra")
-    short = {name: (label, points[:2]) for name, (label, points) in growth.CURVES.items()}
-    monkeypatch.setattr(growth, "CURVES", short)
-    file = tmp_path / "performance.json"
-    growth.measure_growth(settings, file, tmp_path / "performance.md")
-    assert json.loads(file.read_text())["growth"].keys() == short.keys()
-    assert all((tmp_path / name).stat().st_size > 0 for name in performance_page.PICTURES.values())
-
-
-def test_a_curve_compares_a_call_with_a_map_to_one_without():
-    host, turn = growth.call(8, 4, 1)
-    for on in (False, True):
-        host.lmam.on = on
-        turn(0)
-        moved = [factor.grad is not None for factor in host.lmam.found[0].factors]
-        assert moved == [on, on]
 
 
 def test_padded_rows_are_padded(settings):
@@ -89,6 +119,218 @@ def test_the_term_is_a_small_part_of_a_layer():
     assert growth.term_share()["share"] < 0.01
 
 
+# Nothing is timed that does not compute what it should.
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["forward_4x512", "step_8x128", "padded_8x128", "paper_1x2048", "decode_64", "peak_1x2048",
+     "lorada_la"],
+)  # fmt: skip
+def test_a_row_is_only_measured_if_it_computes_the_same(settings, files, monkeypatch, name):
+    monkeypatch.setattr(papers_form, "low_rank_map", wrong_map)
+    for function in ("in_turn", "child"):
+        monkeypatch.setattr(performance, function, lambda *x: pytest.fail(UNREACHED))
+    with pytest.raises(DisagreementError, match=f"{name} was not measured"):
+        performance.run(settings, [name], *files)
+    assert not files[0].exists()
+
+
+def test_a_step_is_checked_on_padded_rows_too(settings, monkeypatch):
+    batch = performance.batch_of(settings, 1, 2048)
+    checks = []
+    monkeypatch.setattr(checked, "compare", lambda mine, other, batch: checks.append(batch))
+    mine = performance.with_map(settings, batch)
+    checked.check_steps(settings, performance.METHOD, mine, batch)
+    checked.check_steps(settings, performance.METHOD, mine, batch)  # this shape is known
+    assert [bool(check["attention_mask"].all()) for check in checks] == [True, False]
+
+
+def test_a_curve_is_only_measured_if_it_computes_the_same(monkeypatch):
+    module = growth.module_with_map(4, causal=True)
+    growth.check(module, 8, 1)
+    monkeypatch.setattr(papers_form, "low_rank_map", lambda w_a, w_b, inverse: w_a @ w_b)
+    with pytest.raises(DisagreementError, match="output"):
+        growth.check(module, 8, 1)
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no-grad"])
+@pytest.mark.parametrize("tokens", [6, 3], ids=["longer", "shorter"])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_the_papers_form_adds_what_the_slow_twin_adds(causal, tokens, grad):
+    module = growth.module_with_map(4, causal=causal)
+    w_a, w_b = (p for name, p in module.named_parameters() if ".lora_w_" in name)
+    query, key, value = (
+        torch.randn(2, heads, tokens, growth.WIDTH, requires_grad=grad) for heads in (9, 3, 3)
+    )
+    found, weights = papers_form.attend(module, query, key, value, None, 0.1)
+    plain = (query @ key.repeat_interleave(3, 1).mT * 0.1).softmax(-1)
+    fused = add_map_reference(plain, low_rank_map(w_a, w_b, 1.0), causal=causal)
+    wanted = (fused @ value.repeat_interleave(3, 1)).transpose(1, 2)
+    torch.testing.assert_close(weights, fused)
+    torch.testing.assert_close(found, wanted)
+    leaves = [w_a, w_b, *([query, key, value] if grad else [])]
+    weight = torch.randn_like(found)
+    gradients = (torch.autograd.grad((x * weight).sum(), leaves) for x in (found, wanted))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+# What is kept.
+
+
+def test_only_what_is_missing_is_measured(settings, files, one_row):
+    for _ in range(2):
+        performance.run(settings, [], *files)
+    assert len(one_row) == 1
+    performance.run(settings, ["step_8x128"], *files)
+    performance.run(settings, [], *files, overwrite=True)
+    assert len(one_row) == 3
+
+
+@pytest.mark.parametrize("growth", [(), ("--growth",)], ids=["rows", "growth"])
+def test_results_of_other_settings_are_left_alone(tmp_path, one_row, command, capsys, growth):
+    file = tmp_path / "performance.json"
+    command("--output", tmp_path, "--repetitions", 1)
+    before = file.read_text()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        command("--output", tmp_path, "--repetitions", 1, "--factor", 32, *growth)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert "factor 1, not 32: pass --output DIR, or --overwrite" in error
+    assert error.count("\n") == 1
+    assert file.read_text() == before
+    assert len(one_row) == 1
+
+
+def test_overwrite_begins_anew(tmp_path, one_row, command):
+    command("--output", tmp_path)
+    command("--output", tmp_path, "--factor", 32, "--overwrite")
+    assert json.loads((tmp_path / "performance.json").read_text())["settings"]["factor"] == 32
+    assert len(one_row) == 2
+
+
+def test_a_tenth_of_a_gibibyte_is_no_other_machine():
+    def machine(memory):
+        return {"factor": 1, "hardware": {"cpu": "x", "memory_gib": memory}}
+
+    assert not list(stored.differences(machine(23.5), machine(23.4)))
+    assert list(stored.differences(machine(23.5), machine(31.2))) == ["memory_gib 23.5, not 31.2"]
+    assert list(stored.differences(machine(23.5), {"factor": 1})) != []
+
+
+def test_rows_of_other_code_are_marked(settings, files, one_row):
+    performance.run(settings, [], *files)
+    results = json.loads(files[0].read_text())
+    (new,) = results["rows"].values()
+    results["rows"]["step_1x2048"] = {**new, "code": "0", "measured": "2020-01-01T00:00:00+00:00"}
+    results["rows"]["forward_4x512"] = {"ratio": 1.0, "lowest": 1.0, "highest": 1.0}
+    older = [performance_page.OLDER in line[0] for line in performance_page.lines(results)]
+    assert older == [True, False, True]  # forward, 8×128, 1×2048
+    assert "not known" in performance_page.written(results)
+
+
+def test_a_figure_above_its_limit_is_not_called_met():
+    row = {"ratio": 1.05, "lowest": 1.0, "highest": 1.1}
+    results = {"rows": {"step_8x128": row}}
+    ((*_, met),) = performance_page.lines(results)
+    assert met == "**no**"
+    row["ratio"] = 1.03
+    ((*_, met),) = performance_page.lines(results)
+    assert met == "yes"
+
+
+# Curves.
+
+
+@pytest.fixture
+def short_curves(monkeypatch):
+    pytest.importorskip("matplotlib", reason="needs the plots extra")
+    short = {
+        name: growth.Curve(curve.label, curve.axis, curve.points[:2], curve.causal)
+        for name, curve in growth.CURVES.items()
+    }
+    monkeypatch.setattr(growth, "CURVES", short)
+    return short
+
+
+def test_curves_are_measured_kept_and_drawn(settings, files, short_curves, monkeypatch):
+    growth.measure_growth(settings, [], *files)
+    assert json.loads(files[0].read_text())["growth"].keys() == short_curves.keys()
+    for picture in performance_page.PICTURES.values():
+        assert (files[0].parent / picture).stat().st_size > 0
+        assert picture in files[1].read_text()
+    points = []
+    monkeypatch.setattr(growth, "point", lambda *x, **kw: points.append(x) or one_point())
+    growth.measure_growth(settings, [], *files)
+    assert points == []
+    growth.measure_growth(settings, ["batch"], *files)
+    assert len(points) == len(short_curves["batch"].points)
+
+
+def one_point():
+    return {"N": 8, "n": 4, "batch": 1, "on_ms": 2.0, "off_ms": 1.0, "share": 0.5}
+
+
+def test_curves_that_are_measured_survive_a_failure(settings, files, short_curves, monkeypatch):
+    def point(tokens, length, batch, repetitions, *, causal):
+        if not causal:
+            raise DisagreementError("no")
+        return one_point()
+
+    monkeypatch.setattr(growth, "point", point)
+    with pytest.raises(DisagreementError):
+        growth.measure_growth(settings, [], *files)
+    assert list(json.loads(files[0].read_text())["growth"]) == ["tokens", "length"]
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_a_curve_compares_a_call_with_a_map_to_attention_alone(causal, monkeypatch):
+    module = growth.module_with_map(4, causal=causal)
+    assert module.is_causal is causal
+    sides = growth.turns_of(module, 8, 1)
+    assert len(sides["on"](0)) == len(sides["paper"](0)) == 6  # output, Q, K, V, W_a, W_b
+    monkeypatch.setattr(type(module.lmam), "maps", lambda self: pytest.fail(UNREACHED))
+    assert len(sides["off"](0)) == 4
+
+
+# Processes.
+
+
 def test_the_memory_of_a_step_is_measured(settings):
-    assert performance.peak_of_step(settings, "ours") >= 0
-    assert performance.peak_of_step(settings, "papers") >= 0
+    for side in ("ours", "papers"):
+        found = performance.peak_of_step(settings, side)
+        assert 0 <= found["beyond"] < found["total"]
+
+
+def test_peaks_are_medians_of_processes_that_take_turns(settings, monkeypatch):
+    figures = iter([(10, 500), (40, 520), (12, 501), (44, 540), (90, 600), (48, 530)])
+    sides = []
+
+    def child(settings, side):
+        sides.append(side)
+        return dict(zip(("beyond", "total"), next(figures), strict=True))
+
+    monkeypatch.setattr(performance, "child", child)
+    row = performance.peak(settings)
+    assert sides == ["ours", "papers"] * 3
+    assert (row["ours_mb"], row["papers_mb"], row["ratio"]) == (12, 44, round(12 / 44, 4))
+    ((what, *_),) = performance_page.lines({"rows": {"peak_1x2048": row}})
+    assert "in all 501 vs 530 MB" in what
+
+
+def test_a_command_that_fails_is_not_timed(monkeypatch):
+    monkeypatch.setattr(processes, "COMMANDS", {"help": "raise SystemExit(3)"})
+    with pytest.raises(subprocess.CalledProcessError):
+        processes.start(1)
+
+
+def test_the_import_says_itself_how_long_it_takes(monkeypatch):
+    monkeypatch.setattr(processes, "COMMANDS", {"help": "", "methods": ""})
+    monkeypatch.setattr(processes, "IMPORT", "print('noise'); print(0.1234)")
+    row = processes.start(1)
+    assert row["import_s"] == 0.1234
+    assert row["help_s"] > 0
+    shown = [line[2] for line in performance_page.lines({"rows": {"start": row}})]
+    assert "0.123 s" in shown
