@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import assert_close
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lorada import functional
@@ -143,6 +144,31 @@ def test_past_the_map_the_output_itself_comes_back():
     _, _, value, output = call("one token")
     places = TokenSpan(0, LENGTH + 1, 0, LENGTH)
     assert add_term(output, attention_map(), places, view, value) is output
+
+
+def test_nothing_is_allocated_beyond_the_map_but_the_sum():
+    """A long padded batch: one copy of the output, and parts as long as the map."""
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            if isinstance(found, Tensor) and found.is_floating_point():
+                sizes.append(found.untyped_storage().nbytes() // 4)
+            return found
+
+    tokens = 40 * LENGTH
+    places = table([None, *range(tokens - 1)], [*range(tokens - 3), *[None] * 3])
+    value = torch.randn(2, GROUPS, tokens, WIDTH)
+    output = torch.randn(2, tokens, HEADS, WIDTH)
+    view = View(tokens, tokens, HEADS, True, None)
+    own = attention_map()
+    with torch.no_grad(), Sizes():
+        result = add_term(output, own, places, view, value)
+    whole = {output.numel(), value.numel()}
+    # The copy, and the same memory again as what the scattering into it returns.
+    assert [size for size in sizes if size >= min(whole)] == [output.numel()] * 2
+    assert_close(result, output + map_term(own, places, view, value))
 
 
 def test_a_token_behind_pads_costs_one_row_of_the_map():

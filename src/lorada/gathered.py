@@ -19,32 +19,49 @@ def gathered_term(
 ) -> Tensor:
     """tile(Attn_s)·V of every query, (B, T, H, D) in fp32."""
     length, packed = attention_map.length, table.sequences
-    batch, groups, _, width = value.shape
-    slots, real = (part.expand(batch, -1) for part in table.key_slots(length))
-    index = slots[:, None, :, None].expand(-1, groups, -1, width)
-    value = value.gather(2, index).float() * real[:, None, :, None]
+    batch = value.shape[0]
     rows, inside = table.query_rows(length)
     rows, inside = rows.expand(batch, -1), inside.expand(batch, -1)[..., None, None]
     if packed > 1:
-        # Each sequence becomes a sample of its own.
-        value = value.view(batch, groups, packed, length, width).transpose(1, 2)
-        value = value.reshape(batch * packed, groups, length, width)
-        rows, real = owned(table, rows, length), real.reshape(-1, length)
+        rows = owned(table, rows, length)
     # Few queries (decoding): only their rows of the map are multiplied. A compiled graph serves
     # batches of any length, so it does that for single queries alone.
     least = 2 if torch.compiler.is_compiling() else length
-    few = view.queries < least if packed == 1 else batch * view.queries <= value.shape[0]
+    few = view.queries < least if packed == 1 else view.queries <= packed
     if few:
-        return _few_rows(attention_map, value, rows, view, real, packed) * inside
+        values, real = _values_by_place(table, value, length)
+        return _few_rows(attention_map, values, rows, view, real, packed) * inside
+    term = term_by_place(attention_map, table, view, value)
+    return term.gather(1, rows[..., None, None].expand(-1, -1, *term.shape[2:])) * inside
+
+
+def term_by_place(
+    attention_map: AttentionMap, table: TokenTable, view: View, value: Tensor
+) -> Tensor:
+    """tile(Attn_s)·V of every row of every map, (B, P·N, H, D) in fp32, with a token or not."""
+    values, real = _values_by_place(table, value, attention_map.length)
     if attention_map.stays_low_rank:
         # In map coordinates the values begin where the map does, whatever its alignment.
-        term = product(attention_map, value, view, "start")
+        term = product(attention_map, values, view, "start")
     else:
         map_ = masked(attention_map, attention_map.dense(), view, real)
-        term = apply_map(map_, value, view.heads)
+        term = apply_map(map_, values, view.heads)
     # (B·P, H, N, D) → (B, P·N, H, D)
-    term = term.transpose(1, 2).reshape(batch, packed * length, view.heads, width)
-    return term.gather(1, rows[..., None, None].expand(-1, -1, *term.shape[2:])) * inside
+    return term.transpose(1, 2).reshape(value.shape[0], -1, view.heads, value.shape[-1])
+
+
+def _values_by_place(table: TokenTable, value: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Values (B·P, G, N, D) in the order of the map, in fp32, and which (B·P, N) are there."""
+    batch, groups, _, width = value.shape
+    slots, real = (part.expand(batch, -1) for part in table.key_slots(length))
+    index = slots[:, None, :, None].expand(-1, groups, -1, width)
+    values = value.gather(2, index).float() * real[:, None, :, None]
+    if table.sequences > 1:
+        # Each sequence becomes a sample of its own.
+        values = values.view(batch, groups, table.sequences, length, width).transpose(1, 2)
+        values = values.reshape(batch * table.sequences, groups, length, width)
+        real = real.reshape(-1, length)
+    return values, real
 
 
 def owned(table: TokenTable, rows: Tensor, length: int) -> Tensor:

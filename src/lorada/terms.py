@@ -1,8 +1,9 @@
 """What a map adds to one attention call: the maths of ``functional`` where ``positions`` puts it.
 
 Three routes to the same term. Where one set of numbers places the whole batch, the tokens under the
-map are a slice of the values. Where every token is its own query, the factors go to the tokens. In
-all other cases the values go to the map (``gathered``).
+map are a slice of the values. Where every token is its own query, the factors go to the tokens if
+few lie beyond the map. In all other cases the values go to the map (``gathered``), and of whole
+sequences only the queries that it reaches are touched.
 
 Shapes: B batch, P sequences packed into a row, H query heads, G key/value heads, S map heads,
 T queries, K key slots, N map length, R rank, D head width.
@@ -16,9 +17,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lorada.functional import apply_map, factors_product
-from lorada.gathered import gathered_term
+from lorada.gathered import gathered_term, term_by_place
 from lorada.maps import AttentionMap, View, for_samples, masked, product, rows_of_map
 from lorada.positions import Places, TokenSpan, TokenTable
+
+# The queries that a map may reach: a range that all samples share, or for each sample the slot of
+# every place of the map (B, N), and whether a token is there.
+Reached = slice | tuple[Tensor, Tensor]
 
 
 def add_term(
@@ -27,15 +32,14 @@ def add_term(
     """``output`` (B, T, H, D) plus tile(Attn_s)·V, rounded to its dtype once, at the end."""
     if torch.compiler.is_compiling():  # which decides itself what to keep
         return (output + _term(attention_map, places, view, value)).to(output.dtype)
-    rows = _reached(attention_map.length, places, view)
-    if rows is None:
+    if _range(attention_map.length, places, view) is None:
         return output
     if torch._C._are_functorch_transforms_active():  # for which the plain sum is open
         term = map_term(attention_map, places, view, value)
         return output if term is None else (output + term).to(output.dtype)
     factors = attention_map.factors
     bare = replace(attention_map, factors=())
-    result: Tensor = _Added.apply(output, bare, places, view, rows, value, *factors)
+    result: Tensor = _Added.apply(output, bare, places, view, value, *factors)
     return result
 
 
@@ -52,51 +56,93 @@ class _Added(torch.autograd.Function):
         bare: AttentionMap,
         places: Places,
         view: View,
-        rows: slice,
         value: Tensor,
         *factors: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(value, *factors)
-        ctx.rest = bare, places, view, rows
-        term = _term(replace(bare, factors=factors), places, view, value)
-        if rows == slice(0, view.queries):
-            return (output + term).to(output.dtype)
-        result = output.clone()
-        result[:, rows] += term
-        return result
+        ctx.rest = bare, places, view
+        term, reached = _reached_term(replace(bare, factors=factors), places, view, value)
+        return _put(output, term, reached)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        bare, places, view, rows = ctx.rest
-        needed = ctx.needs_input_grad[5:]
+        bare, places, view = ctx.rest
+        needed = ctx.needs_input_grad[4:]
         with torch.enable_grad():
             value, *factors = (
                 tensor.detach().requires_grad_(needs)
                 for tensor, needs in zip(ctx.saved_tensors, needed, strict=True)
             )
-            term = _term(replace(bare, factors=tuple(factors)), places, view, value)
+            again = replace(bare, factors=tuple(factors))
+            term, reached = _reached_term(again, places, view, value)
         leaves = [leaf for leaf in (value, *factors) if leaf.requires_grad]
         found: list[Tensor | None] = [None] * len(leaves)
         if term.requires_grad:
-            found = list(torch.autograd.grad(term, leaves, grad[:, rows].to(term.dtype),
-                                             allow_unused=True))  # fmt: skip
+            own = _taken(grad, reached).to(term.dtype)
+            found = list(torch.autograd.grad(term, leaves, own, allow_unused=True))
         given = [found.pop(0) if needs else None for needs in needed]
-        return (grad, None, None, None, None, *given)
+        return (grad, None, None, None, *given)
+
+
+def _reached_term(
+    attention_map: AttentionMap, places: Places, view: View, value: Tensor
+) -> tuple[Tensor, Reached]:
+    """tile(Attn_s)·V in fp32, and of which queries it is."""
+    if isinstance(places, TokenTable) and _has_rest(attention_map, places, view):
+        slots, real = places.key_slots(attention_map.length)
+        batch = value.shape[0]
+        with torch.autocast(value.device.type, enabled=False):
+            term = term_by_place(attention_map, places, view, value)
+            term = for_samples(term, attention_map.samples, batch)
+        return term, (slots.expand(batch, -1), real.expand(batch, -1))
+    reached = _range(attention_map.length, places, view)
+    assert reached is not None
+    return _term(attention_map, places, view, value), reached
+
+
+def _put(output: Tensor, term: Tensor, reached: Reached) -> Tensor:
+    """``output`` (B, T, H, D) plus a term at the queries that it is of."""
+    if reached == slice(0, output.shape[1]):
+        return (output + term).to(output.dtype)
+    result = output.clone()
+    if isinstance(reached, slice):
+        result[:, reached] += term
+        return result
+    slots, real = reached
+    # A place without a token writes what another place of its sample writes.
+    places = torch.arange(real.shape[1], device=real.device)
+    chosen = torch.where(real, places, real.to(torch.uint8).argmax(1, keepdim=True))
+    index = _wide(slots.gather(1, chosen), output)
+    total = output.gather(1, index) + term.gather(1, _wide(chosen, term))
+    return result.scatter_(1, index, total.to(output.dtype))
+
+
+def _taken(grad: Tensor, reached: Reached) -> Tensor:
+    """The rows of an output's gradient (B, T, H, D) that belong to a term."""
+    if isinstance(reached, slice):
+        return grad[:, reached]
+    slots, real = reached
+    return grad.gather(1, _wide(slots, grad)) * real[..., None, None]
+
+
+def _wide(index: Tensor, like: Tensor) -> Tensor:
+    """An index (B, N) of rows of (B, T, H, D)."""
+    return index[..., None, None].expand(-1, -1, *like.shape[2:])
 
 
 def map_term(
     attention_map: AttentionMap, places: Places, view: View, value: Tensor
 ) -> Tensor | None:
     """tile(Attn_s)·V of every query, (B, T, H, D) in fp32; None where the map reaches none."""
-    rows = _reached(attention_map.length, places, view)
+    rows = _range(attention_map.length, places, view)
     if rows is None:
         return None
     term = _term(attention_map, places, view, value)
     return nn.functional.pad(term, (0, 0, 0, 0, rows.start, view.queries - rows.stop))
 
 
-def _reached(length: int, places: Places, view: View) -> slice | None:
+def _range(length: int, places: Places, view: View) -> slice | None:
     """Which queries the map may reach, as far as shapes alone tell; None for none."""
     if isinstance(places, TokenTable):
         return slice(0, view.queries)
@@ -111,7 +157,7 @@ def _span(length: int, span: TokenSpan) -> tuple[int, int, int]:
 
 
 def _term(attention_map: AttentionMap, places: Places, view: View, value: Tensor) -> Tensor:
-    """tile(Attn_s)·V of the queries that are reached, in fp32."""
+    """tile(Attn_s)·V of the queries in ``_range``, in fp32."""
     with torch.autocast(value.device.type, enabled=False):
         # A slice is as long as the batch or as the map; a compiled graph must serve both.
         compiling = torch.compiler.is_compiling()
@@ -124,6 +170,12 @@ def _term(attention_map: AttentionMap, places: Places, view: View, value: Tensor
             else:
                 term = gathered_term(attention_map, table, view, value)
         return for_samples(term, attention_map.samples, term.shape[0])
+
+
+def _has_rest(attention_map: AttentionMap, table: TokenTable, view: View) -> bool:
+    """Whether whole sequences go on beyond the map, where nothing is to be done."""
+    whole = view.queries == view.keys > attention_map.length and table.sequences == 1
+    return whole and not _fits_in_place(attention_map, table, view)
 
 
 def _fits_in_place(attention_map: AttentionMap, table: TokenTable, view: View) -> bool:
