@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import TINY, assert_close
 from peft import get_peft_model
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
@@ -19,8 +20,8 @@ READS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "maske
 
 def adapted(name: str, **options):
     base = TINY[name](num_hidden_layers=LAYERS)
-    config = LmamConfig(rank=2, length=6, inverse_scale=2.0, init_weights=False, **options)
-    return get_peft_model(base, config)
+    defaults = {"rank": 2, "length": 6, "inverse_scale": 2.0, "init_weights": False}
+    return get_peft_model(base, LmamConfig(**{**defaults, **options}))
 
 
 def batch(*lengths: int, side: str = "right"):
@@ -167,6 +168,25 @@ def test_no_forward_waits_for_numbers_on_the_device(name, align, side):
     with model.disable_adapter():
         base = reads(model, **inputs)
     assert reads(model, **inputs) == base
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"align": "end"}, {"positions": "raw"}, {"ablation": "softmax"},
+     {"ablation": "no_negative"}, {"ablation": "full_rank"}, {"length": 4}, {"length": 20}],
+    ids=str,
+)  # fmt: skip
+def test_forward_and_backward_need_no_number_of_any_tensor(options, masked):
+    """Fake tensors have none, and every way to ask for one fails."""
+    with FakeTensorMode():
+        model = adapted("llama", **options).train()
+        ids = torch.ones(2, 9, dtype=torch.long)
+        mask = torch.ones(2, 1, 9, 9, dtype=torch.bool) if masked else None
+        model(input_ids=ids, attention_mask=mask, use_cache=False).logits.sum().backward()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert trained
+    assert all(parameter.grad is not None for parameter in trained)
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral"])
