@@ -17,7 +17,8 @@ from lorada.plan import build_method
 from lorada.report.tables import MEAN, measured_line, published_line
 from lorada.run.models import kind_of, load_config
 from lorada.run.params import parameters_of
-from lorada.run.tables import PaperTable, load_table, row_recipe, tables
+from lorada.run.table_runs import done, estimate, jobs
+from lorada.run.tables import SCALES, PaperTable, load_table, row_recipe, tables
 from lorada.run.trainer import training_arguments
 from lorada.tasks import TASKS
 
@@ -112,6 +113,36 @@ def test_every_run_is_a_recipe_of_a_method_that_its_model_can_take(number, scale
             assert recipe.train_on is None or recipe.train_on in TASKS[name].train
     if skipped:
         pytest.skip(f"{skipped} runs need a task or method that is not there")
+
+
+def check_dry_run(name, scale, keys):
+    """What ``lorada table N --dry-run`` computes, for rows of a table and one of its tasks."""
+    table = load_table(name)
+    tasks = table.tasks_at(scale)[: 1 if table.train == "each" else None]
+    config_of(table.column(scale).model)
+    found = jobs(table, scale, rows=keys, tasks=tasks, seeds=[1], results=Path("-"),
+                 output=Path("-"))  # fmt: skip
+    assert len(found) == len(keys)
+    for job in found:
+        guess = estimate(job, scale)
+        assert guess.steps
+        assert guess.seconds
+        assert guess.memory > guess.parameters["trainable"] > 0
+        assert done(job) is None
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", sorted(tables()))
+def test_every_recipe_passes_a_dry_run(name, scale):
+    by_method = {row.method: row.key for row in reversed(load_table(name).rows_at(scale, None))}
+    check_dry_run(name, scale, list(by_method.values()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", sorted(tables()))
+def test_every_row_passes_a_dry_run(name, scale):
+    check_dry_run(name, scale, [row.key for row in load_table(name).rows_at(scale, None)])
 
 
 @pytest.mark.slow
