@@ -13,6 +13,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -46,7 +48,8 @@ def outlier_ratios(
             for linear in (m for layer in layers.values() for m in linears(layer)):
                 handle = linear.register_forward_pre_hook(keep)
                 stack.callback(handle.remove)
-            for batch in batches:
+            shown = track(batches, "Calibrating", transient=True, console=Console(stderr=True))
+            for batch in shown:
                 mask[0] = batch.get("attention_mask")
                 model(**batch)
     finally:

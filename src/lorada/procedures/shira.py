@@ -15,6 +15,8 @@ from weakref import WeakKeyDictionary
 import torch
 from peft import PeftConfig, ShiraConfig
 from peft.tuners.shira import ShiraModel
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 
 from lorada.tuners import LoradaConfig
@@ -116,7 +118,8 @@ def _best_entries(
             sums[module] = gradient
 
     with _only_gradients_of(model, counts):
-        for number, batch in enumerate(batches, 1):
+        shown = track(batches, "Calibrating", transient=True, console=Console(stderr=True))
+        for number, batch in enumerate(shown, 1):
             last = number == len(batches)
             hooks = [
                 module.weight.register_post_accumulate_grad_hook(
