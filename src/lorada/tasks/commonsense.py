@@ -66,6 +66,8 @@ def _listed(word: str, texts: list[str], between: str = " ") -> str:
 
 
 def _boolq(row: Row) -> Row:
+    if not isinstance(row["answer"], bool):
+        raise ValueError(f"answer {row['answer']!r} is not one of true, false")
     answer = "true" if row["answer"] else "false"
     return {
         "instruction": "Please answer the following question with true or false, question: "
