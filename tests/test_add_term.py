@@ -13,6 +13,7 @@ from lorada import functional
 from lorada.maps import AttentionMap, View
 from lorada.positions import NO_TOKEN, TokenSpan, TokenTable
 from lorada.run.map_memory import kept_bytes
+from lorada.spread import spread_map
 from lorada.terms import add_term, map_term
 
 LENGTH, HEADS, GROUPS, WIDTH = 9, 4, 2, 3
@@ -31,7 +32,7 @@ def table(*places: list[int | None], queries: int | None = None) -> TokenTable:
     """Samples by the map place of each key slot; None is a pad. The queries come last."""
     numbers = [[NO_TOKEN if place is None else place for place in sample] for sample in places]
     columns = torch.tensor(numbers)
-    return TokenTable(columns, columns[:, -(queries or columns.shape[1]) :])
+    return TokenTable(columns, columns if queries is None else columns[:, -queries:])
 
 
 PADDED = table([None, None, *range(10)], [*range(7), *[None] * 5])
@@ -49,6 +50,20 @@ PLACES = {
     "one token": (TokenSpan(0, 5, 0, 4), 1, 5, 2),
     "padded": (PADDED, 12, 12, 2),
     "padded, long": (table([None, *range(19)], [*range(17), *[None] * 3]), 20, 20, 2),
+    "padded, long, nothing but pads": (table([*range(20)], [None] * 20), 20, 20, 2),
+    "padded, long, all alike": (table([None, *range(19)]), 20, 20, 2),
+    "padded, long, on the end": (
+        table([None, *range(-10, 9)], [*range(-8, 9), *[None] * 3]),
+        20,
+        20,
+        2,
+    ),
+    "long, other rows than columns": (
+        TokenTable(torch.arange(20)[None], torch.arange(4, 24)[None]),
+        20,
+        20,
+        2,
+    ),
     "padded, a chunk": (table([None, *range(7)], [*range(8)], queries=3), 3, 8, 2),
     "padded, a token": (table([None, *range(7)], [*range(8)], queries=1), 1, 8, 2),
     "padded, past the map": (table([None, *range(10)], [*range(11)], queries=1), 1, 11, 2),
@@ -91,7 +106,8 @@ def by_hand(held: AttentionMap, places, view: View, value: Tensor) -> Tensor:
 @pytest.mark.parametrize("block", [1, 2, 32])
 @pytest.mark.parametrize("ablation", [None, "full_rank", "no_position"])
 @pytest.mark.parametrize(("name", "causal"), [
-    *((name, True) for name in PLACES), ("whole", False), ("padded", False),
+    *((name, True) for name in PLACES),
+    *((name, False) for name in ("whole", "padded", "padded, long", "padded, long, on the end")),
 ])  # fmt: skip
 @pytest.mark.parametrize("window", [None, 4])
 def test_values_and_gradients_are_those_of_a_sum_over_pairs(
@@ -121,7 +137,7 @@ def test_the_term_alone_is_what_is_added(name):
     assert_close(add_term(output, held, places, view, value), output + term)
 
 
-@pytest.mark.parametrize("name", ["whole", "padded", "shorter than the map"])
+@pytest.mark.parametrize("name", ["whole", "padded", "padded, long", "shorter than the map"])
 def test_the_sum_is_rounded_once(name):
     places, view, value, output = call(name, dtype=torch.bfloat16)
     found = add_term(output, attention_map(), places, view, value)
@@ -131,12 +147,32 @@ def test_the_sum_is_rounded_once(name):
     assert value.grad.dtype == torch.bfloat16
 
 
-def test_samples_that_others_serve_get_nothing():
-    places, view, value, output = call("padded")
+@pytest.mark.parametrize("name", ["whole", "padded", "padded, long"])
+def test_samples_that_others_serve_get_nothing(name):
+    places, view, value, output = call(name)
     held = attention_map(samples=torch.tensor([True, False]))
     found = add_term(output, held, places, view, value)
     assert_close(found, output + by_hand(held, places, view, value))
     assert torch.equal(found[1], output[1])
+
+
+@pytest.mark.parametrize("name", ["padded", "padded, long", "padded, a token"])
+def test_the_softmax_of_a_map_is_added_where_its_tokens_are(name):
+    places, view, value, output = call(name)
+    held = attention_map("softmax")
+    full = spread_map(held, places, view)
+    wide = value.repeat_interleave(HEADS // GROUPS, 1)
+    expected = output + (full @ wide).transpose(1, 2)
+    assert_close(add_term(output, held, places, view, value), expected)
+
+
+@pytest.mark.parametrize("name", ["padded", "padded, long", "packed"])
+def test_an_empty_batch_passes(name):
+    places, view, value, output = call(name)
+    none = torch.zeros(0, places.columns.shape[1], dtype=torch.long)
+    empty = TokenTable(none, none)
+    found = add_term(output[:0], attention_map(), empty, view, value[:0])
+    assert found.shape == (0, *output.shape[1:])
 
 
 def test_past_the_map_the_output_itself_comes_back():

@@ -264,6 +264,13 @@ def test_raw_positions_find_the_slots_of_a_cache_by_its_mask(form, scene, length
     check(replace(scene, rows=slots), form, length, align, None, mask, positions="raw")
 
 
+def test_raw_positions_are_found_where_the_first_tokens_see_each_other():
+    mask = torch.ones(4, 8, dtype=torch.bool).tril()[None, None]
+    mask[..., :3, :3] = True  # the tokens of a picture
+    table = locate(4, 8, mask, None, length=9, positions="raw")
+    assert table.rows.tolist() == [[0, 1, 2, 3]]
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_number_of_tokens_gives_an_answer_on_the_device_of_the_call(masked):
     meta = torch.device("meta")

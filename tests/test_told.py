@@ -13,7 +13,7 @@ from lorada.tuners.lmam import LmamLayer
 from lorada.tuners.told import Told
 
 LENGTH = 6
-WINDOW = 12  # of Mistral's, longer than the sequences here
+WINDOW = 12  # of Mistral's, longer than most sequences here
 
 
 def adapted(name: str, layers: int = 3, **options):
@@ -91,6 +91,16 @@ def test_decoding_past_the_map_asks_for_nothing_and_changes_nothing(name, option
     found = decode(model, LENGTH - 2, 6)
     assert_close(found, expected)
     assert len(asked) == calls * 3
+
+
+def test_behind_a_window_that_drops_keys_the_map_is_not_missed():
+    """The map is shorter than the window, and both than the text."""
+    model = adapted("mistral", length=5)
+    together = decode(model, 1, 2 * WINDOW)
+    ids = torch.arange(10, 11 + 2 * WINDOW)[None]
+    with torch.no_grad():
+        whole = model(input_ids=ids, use_cache=False).logits[:, 1:]
+    assert_close(together, whole)
 
 
 def test_the_longest_map_decides(asked):

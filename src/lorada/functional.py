@@ -127,11 +127,11 @@ def apply_map(
     """
     batch, groups, keys, width = value.shape
     queries = map_.shape[-2]
-    tiles = heads // map_.shape[-3]
+    tiles, rows = heads // map_.shape[-3], heads // groups * queries
     if map_.dim() == 4:
-        tiled = map_.repeat(1, tiles, 1, 1).view(batch, groups, -1, keys)
+        tiled = map_.repeat(1, tiles, 1, 1).view(batch, groups, rows, keys)
         return (tiled @ value).view(batch, heads, queries, width)
-    tiled = map_.repeat(tiles, 1, 1).view(groups, -1, keys)
+    tiled = map_.repeat(tiles, 1, 1).view(groups, rows, keys)
     columns = value.permute(1, 2, 0, 3).reshape(groups, keys, batch * width)
     product = (tiled @ columns).view(groups, heads // groups, queries, batch, width)
     return product.permute(3, 0, 1, 2, 4).reshape(batch, heads, queries, width)

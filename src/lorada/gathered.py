@@ -47,7 +47,8 @@ def term_by_place(
         map_ = masked(attention_map, attention_map.dense(), view, real)
         term = apply_map(map_, values, view.heads)
     # (B·P, H, N, D) → (B, P·N, H, D)
-    return term.transpose(1, 2).reshape(value.shape[0], -1, view.heads, value.shape[-1])
+    shape = value.shape[0], table.sequences * attention_map.length, view.heads, value.shape[-1]
+    return term.transpose(1, 2).reshape(shape)
 
 
 def _values_by_place(table: TokenTable, value: Tensor, length: int) -> tuple[Tensor, Tensor]:

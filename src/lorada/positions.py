@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorada.functional import Align
 
@@ -54,7 +54,7 @@ class TokenTable:
     Attributes:
         columns: (B, K) map column of each key slot, ``NO_TOKEN`` where no token is; below 0 or
             from N on the token is one that the map does not reach.
-        rows: (B, T) map row of each query, likewise.
+        rows: (B, T) map row of each query, likewise; ``columns`` itself where every key is a query.
         sequences: S, how many sequences share a row of the batch; each has a map of its own.
         column_owner: (B, K), which of them a slot belongs to; None where S is 1.
         row_owner: (B, T), likewise for queries.
@@ -139,7 +139,7 @@ def locate(
             2-D mask of all of them; needed where a sliding cache has dropped its first keys.
         flash: whether a kernel without masks has its queries at the end of the keys.
         packable: whether ``position_ids`` may start anew within a row, which takes a look at them.
-        device: of the answer, where ``seen`` is a number.
+        device: of the answer, whatever ``seen`` is on.
 
     Raises:
         ValueError: for a mask of an unknown form, or a sliding cache that dropped nobody knows
@@ -158,7 +158,7 @@ def locate(
         visible = visible_keys(mask, query_len, key_len)
         tokens = _masked(query_len, visible, restarting, last, ordered)
     elif mask is not None and ordered and query_len < key_len and last is None:
-        tokens = _slots(query_len, visible_keys(mask, query_len, key_len))
+        tokens = _raw_behind_cache(visible_keys(mask, query_len, key_len))
     elif not raw and query_len == key_len and _restarts(restarting, None):
         tokens = _packed_by_restart(None, restarting)
     else:
@@ -182,6 +182,7 @@ def _lie_on_end(tokens: Places, length: int) -> Places:
         torch.where(places == NO_TOKEN, NO_TOKEN, places - moved)
         for places, moved in zip((tokens.columns, tokens.rows), shifts, strict=True)
     )
+    rows = columns if tokens.rows is tokens.columns else rows
     return TokenTable(columns, rows, tokens.sequences, tokens.column_owner, tokens.row_owner)
 
 
@@ -195,12 +196,15 @@ def _unpadded(query_len: int, key_len: int, last: Tensor | None, flash: bool) ->
     return TokenSpan(0, first + query_len, 0, first)
 
 
-def _slots(query_len: int, visible: Tensor) -> TokenTable:
+def _raw_behind_cache(visible: Tensor) -> TokenTable:
     """Every slot up to the last query's own for a token; ``visible`` (B, T, K) says which it is."""
-    slots = torch.arange(visible.shape[-1], device=visible.device)
-    queries = torch.arange(query_len, device=visible.device)
-    # A token sees its own slot last. A pad before the tokens sees none, one behind them an earlier.
-    first = (torch.where(visible, slots, 0).amax(-1) - queries).amax().clamp(min=0)
+    queries, slots = (torch.arange(n, device=visible.device) for n in visible.shape[1:])
+    last = torch.where(visible, slots, -1).amax(-1)
+    # Who sees more than the row before it sees its own slot last, or, in a block whose tokens see
+    # each other, a later one. A pad before the tokens sees none, one behind them nothing new.
+    new = last > nn.functional.pad(last, (1, 0), value=-1)[:, :-1]
+    room = len(slots) - len(queries)
+    first = torch.where(new, last - queries, room).amin().clamp(min=0)
     rows = first + queries
     return TokenTable(torch.where(slots <= rows[-1], slots, NO_TOKEN)[None], rows[None])
 
@@ -276,7 +280,7 @@ def _last_token(
         return None
     if isinstance(seen, Tensor):
         counted = seen.sum(-1) if seen.dim() == 2 else seen
-        return counted.reshape(-1, 1) - 1
+        return counted.reshape(-1, 1).to(device) - 1
     if seen is not None:
         return torch.full((1, 1), seen - 1, device=device)
     if position_ids is None:

@@ -89,7 +89,7 @@ def _reached_term(
     attention_map: AttentionMap, places: Places, view: View, value: Tensor
 ) -> tuple[Tensor, Reached]:
     """tile(Attn_s)·V in fp32, and of which queries it is."""
-    if isinstance(places, TokenTable) and _has_rest(attention_map, places, view):
+    if isinstance(places, TokenTable) and _goes_on(attention_map, places, view):
         slots, real = places.key_slots(attention_map.length)
         batch = value.shape[0]
         with torch.autocast(value.device.type, enabled=False):
@@ -172,9 +172,10 @@ def _term(attention_map: AttentionMap, places: Places, view: View, value: Tensor
         return for_samples(term, attention_map.samples, term.shape[0])
 
 
-def _has_rest(attention_map: AttentionMap, table: TokenTable, view: View) -> bool:
-    """Whether whole sequences go on beyond the map, where nothing is to be done."""
-    whole = view.queries == view.keys > attention_map.length and table.sequences == 1
+def _goes_on(attention_map: AttentionMap, table: TokenTable, view: View) -> bool:
+    """Whether these are whole sequences that go on beyond the map, where nothing is to be done."""
+    whole = table.rows is table.columns and table.sequences == 1
+    whole = whole and view.keys > attention_map.length
     return whole and not _fits_in_place(attention_map, table, view)
 
 
