@@ -43,11 +43,12 @@ def page(docs: Path = DOCS) -> str:
     for number in NUMBERS:
         folder = docs / "results" / f"table{number}" / "local"
         rows = load_table(f"table{number}").rows_at("local", None)
-        table = folder / "table.md"
-        if not table.is_file():
+        # Beside table.md there may be one of fewer tasks, learned together.
+        pages = sorted(folder.glob("table*.md"))
+        if not pages:
             missing.append(f"Table {number}")
             continue
-        tables.append(table.read_text(encoding="utf-8").strip())
+        tables += [path.read_text(encoding="utf-8").strip() for path in pages]
         results += results_of(folder)
         if len(rows_of(folder)) < len(rows):
             tables[-1] += f"\n\nRun so far: {len(rows_of(folder))} of {len(rows)} rows."

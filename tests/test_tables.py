@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import subprocess
 import sys
 
 import pytest
@@ -14,6 +15,7 @@ from lorada.report import tables as report
 from lorada.report.paper_page import Row, paper_page
 from lorada.report.tables import Page
 from lorada.run import tables
+from lorada.run.lock import LOCK_FILE
 from lorada.run.params import parameters_of
 from lorada.run.result import read_result
 from lorada.run.table_runs import jobs
@@ -184,6 +186,74 @@ def test_a_page_keeps_the_rows_and_seeds_of_earlier_calls(place, monkeypatch, ca
     assert "seeds 1, 2" in page
 
 
+def test_a_result_that_cannot_be_used_for_the_page_is_named_and_left_out(
+    place, monkeypatch, capsys
+):
+    words = ("table", "5", "--scale", "local", "--tasks", "rte", "--seeds", "1")
+    assert lorada(monkeypatch, capsys, *words, "--rows", "lora")[0] == 0
+    stored = place / "docs/results/table5/local/lora/rte/seed1.json"
+    result = json.loads(stored.read_text())
+    result["recipe"]["max_length"] = 48
+    stored.write_text(json.dumps(result))
+    stored.with_name("seed1-old.json").write_text("{}")
+    code, out, err = lorada(monkeypatch, capsys, *words, "--rows", "full")
+    assert code == 0, err
+    assert "Full" in out
+    assert "left out: " in err
+    assert "was made with max_length=48, not 32" in err
+    assert "LoRA" not in (place / "docs/results/table5/local/table.md").read_text()
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "no json", '{"recipe": {"nothing": 1}}'])
+def test_a_file_that_is_no_result_is_one_line(content, place, monkeypatch, capsys):
+    stored = place / "docs/results/table5/local/lora/rte/seed1.json"
+    stored.parent.mkdir(parents=True)
+    stored.write_text(content)
+    words = ("table", "5", "--scale", "local", "--tasks", "rte", "--seeds", "1", "--rows", "lora")
+    code, _, err = lorada(monkeypatch, capsys, *words, "--resume")
+    assert code == 2
+    assert "seed1.json is not the result of a run: delete it" in err
+    assert "Traceback" not in err
+
+
+def test_overwriting_leaves_alone_what_another_process_trains(place, monkeypatch, capsys):
+    words = ("table", "5", "--scale", "local", "--tasks", "rte", "--seeds", "1", "--rows", "lora")
+    assert lorada(monkeypatch, capsys, *words)[0] == 0
+    run = place / "runs/table5-local/lora/rte/seed1"
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
+    code += "print('held', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(run / LOCK_FILE)],
+                              stdout=subprocess.PIPE)  # fmt: skip
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        code, _, err = lorada(monkeypatch, capsys, *words, "--overwrite")
+    finally:
+        holder.kill()
+    assert code == 2
+    assert "is being trained by" in err
+    assert (run / "result.json").is_file()
+    assert (place / "docs/results/table5/local/lora/rte/seed1.json").is_file()
+
+
+def test_a_part_of_tasks_learned_together_has_a_page_of_its_own(place, monkeypatch, capsys):
+    path = place / "table5.yaml"
+    table = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**table, "tasks": ["rte", "qnli"], "train": "together"}))
+    for split in ("train", "validation"):
+        rows = gzip.decompress((place / f"data/glue/rte/{split}.jsonl.gz").read_bytes()).decode()
+        renamed = rows.replace("sentence1", "question").replace("sentence2", "sentence")
+        other = place / f"data/glue/qnli/{split}.jsonl.gz"
+        other.parent.mkdir(exist_ok=True)
+        other.write_bytes(gzip.compress(renamed.encode()))
+    words = ("table", "5", "--scale", "local", "--seeds", "1", "--rows", "lora")
+    for tasks in ((), ("--tasks", "rte")):
+        code, _, err = lorada(monkeypatch, capsys, *words, *tasks)
+        assert code == 0, err
+    folder = place / "docs/results/table5/local"
+    assert "| rte | qnli |" in (folder / "table.md").read_text()
+    assert "qnli" not in (folder / "table-rte.md").read_text()
+
+
 def test_tasks_have_one_order(place):
     table = load_table("table5").model_copy(update={"train": "together"})
     (job,) = jobs(table, "local", rows=["lora"], tasks=["sst2", "rte", "rte"], seeds=[1],
@@ -278,6 +348,10 @@ def page_of(*rows: Row, columns=("rte",), **options) -> Page:
     return paper_page(5, "T", rows, where, **settings)
 
 
+def said(*rows: Row, **options) -> str:
+    return " ".join(page_of(*rows, **options).notes)
+
+
 def test_a_page_has_means_spreads_and_every_seed(monkeypatch):
     monkeypatch.setattr(report, "published", lambda number: {"columns": [], "rows": []})
     monkeypatch.setattr(pages, "published", lambda number: {"columns": [], "rows": []})
@@ -286,7 +360,7 @@ def test_a_page_has_means_spreads_and_every_seed(monkeypatch):
         for task, values in {"rte": (70.0, 80.0), "sst2": (60.0, 90.0)}.items()
         for seed, value in enumerate(values)
     ]
-    page = page_of(Row("LoRA_1", both), columns=("rte", "sst2"))
+    page = page_of(Row("lora", "LoRA_1", both), columns=("rte", "sst2"))
     text = report.markdown(page)
     # The spread of the mean is that of the seeds' means, 65 and 85.
     assert "| LoRA_1 | ours | 0.500% | 75.0 ± 7.1 | 75.0 ± 21.2 | 75.0 ± 14.1 | 4.0 |" in text
@@ -305,27 +379,38 @@ def printed(monkeypatch):
 
 
 def test_a_mean_is_left_out_where_a_column_is_missing(printed):
-    page = page_of(Row("lora", [result(1, accuracy=1.0)]), columns=("rte", "sst2"))
+    page = page_of(Row("lora", "", [result(1, accuracy=1.0)]), columns=("rte", "sst2"))
     assert "| LoRA (0.5%) | ours | 0.500% | 1.0 | – | – | 1.0 |" in report.markdown(page)
 
 
-def test_a_page_says_when_its_mean_is_not_the_papers(printed):
-    row = Row("lora", [result(1, accuracy=1.0)])
-    assert "its own is over more" in report.markdown(page_of(row))
-    assert "its own is over more" not in report.markdown(page_of(row, columns=("rte", "sst2")))
-    assert "±" not in " ".join(page_of(row).notes)
+def test_a_page_says_what_its_mean_is_of(printed):
+    row = Row("lora", "", [result(1, accuracy=1.0)])
+    assert "mean: of rte, of seeds that have them all; of a row for which" in said(row)
+    assert "mean: of sst2, of" in said(row, columns=("rte", "sst2"), mean=["sst2", "mrpc"])
+    assert "mean" not in said(row, mean=[])
+    assert "±" not in said(row)
+    assert page_of(row, mean=[]).columns == ["rte"]
+
+
+def test_a_page_names_rows_with_fewer_seeds(printed):
+    rows = [Row("lora", "", [result(1, accuracy=1.0), result(2, accuracy=1.0)]),
+            Row("full", "", [result(1, accuracy=1.0)])]  # fmt: skip
+    assert "fewer seeds than 2 so far, at least in one column: Full." in said(*rows)
+    assert "fewer seeds" not in said(rows[0])
 
 
 def test_protocols_have_columns_of_their_own(printed):
     rows = [
-        Row("lora", [result(1, accuracy=1.0, recipe={"protocol": "generate"})]),
-        Row("full", [result(1, accuracy=2.0, recipe={"protocol": "likelihood"})]),
+        Row("lora", "", [result(1, accuracy=1.0, recipe={"protocol": "generate"})]),
+        Row("full", "", [result(1, accuracy=2.0, recipe={"protocol": "likelihood"})]),
     ]
     page = page_of(*rows)
-    assert page.columns == ["rte (generate)", "rte (likelihood)"]
+    assert page.columns == [
+        "rte (generate)", "mean (generate)", "rte (likelihood)", "mean (likelihood)"
+    ]  # fmt: skip
     text = report.markdown(page)
-    assert "| LoRA (0.5%) | paper | 0.5% | 75.4 ± 0.2 | – |" in text
-    assert "| Full | ours | 0.500% | – | 2.0 | 2.0 |" in text
+    assert "| LoRA (0.5%) | paper | 0.5% | 75.4 ± 0.2 | 75.4 | – | – | – |" in text
+    assert "| Full | ours | 0.500% | – | – | 2.0 | 2.0 |" in text
     assert "protocol: generate, likelihood" in text
 
 
@@ -333,21 +418,22 @@ def test_rows_scored_on_different_data_do_not_share_a_page(printed):
     other = result(2, accuracy=1.0)
     other["metrics"]["rte"]["sha256"] = "b"
     with pytest.raises(ValueError, match="rte was scored on other rows in lora, seed 2 than in"):
-        page_of(Row("lora", [result(1, accuracy=1.0), other]))
+        page_of(Row("lora", "", [result(1, accuracy=1.0), other]))
 
 
 def test_a_page_names_every_machine_and_what_could_not_be_read(printed):
     first, second = result(1, accuracy=1.0), result(2, accuracy=1.0)
     second["hardware"] = {"accelerator": "H100"}
     second["unparsable"] = {"rte": 12.5}
-    notes = " ".join(page_of(Row("lora", [first, second])).notes)
+    notes = " ".join(page_of(Row("lora", "", [first, second])).notes)
     assert "C, threads: 2; torch 2" in notes
     assert "H100; torch 2" in notes
     assert "lora 12.5 %" in notes
 
 
 def test_rows_that_only_the_paper_has_come_first(printed):
-    page = page_of(Row("lora", [result(1, accuracy=1.0)]), unrun=["full"])
+    page = page_of(Row("lora", "", [result(1, accuracy=1.0)]), unrun=["full"])
     assert [(line.label, line.source) for line in page.lines] == [
         ("Full", "paper"), ("LoRA (0.5%)", "paper"), ("LoRA (0.5%)", "ours")
     ]  # fmt: skip
+    assert "| Full | paper | 100% | 78.7 | 78.7 | – |" in report.markdown(page)

@@ -54,19 +54,23 @@ def table(
 
     kept = [(job.row, [result]) for job, result in zip(found, complete, strict=True)]
     page = _page(chosen, at, kept, every=rows is None)
-    folder = results / chosen.name / at
-    whole = _page(chosen, at, stored_rows(chosen, at, found[0].tasks, results), every=True)
-    write_whole(folder / "table.md", report.markdown(whole))
-    write_whole(folder / "table.csv", report.comma_separated(whole))
-    write_whole(folder / "table.tex", report.latex(whole))
     if as_json:
         print_json([vars(line) for line in page.lines])
-        return
-    for note in page.notes:
-        console.print(f"• {note}", highlight=False)
-    console.print(report.terminal(page))
-    console.print(f"{folder}/table.md, table.csv, table.tex", highlight=False, soft_wrap=True)
-    suggest(f"lorada plot scatter --table {number} --results {results}")
+    else:
+        for note in page.notes:
+            console.print(f"• {note}", highlight=False)
+        console.print(report.terminal(page))
+    # The files have every row and seed so far; of tasks learned together, of the same ones.
+    of = found[0].tasks if chosen.train == "together" else None
+    whole = _page(chosen, at, stored_rows(chosen, at, of, results, report=say), every=True)
+    part = "" if of in (None, chosen.tasks_at(at)) else f"-{'-'.join(found[0].tasks)}"
+    stem = f"{results / chosen.name / at}/table{part}"
+    write_whole(Path(f"{stem}.md"), report.markdown(whole))
+    write_whole(Path(f"{stem}.csv"), report.comma_separated(whole))
+    write_whole(Path(f"{stem}.tex"), report.latex(whole))
+    if not as_json:
+        console.print(f"{stem}.md, .csv, .tex", highlight=False, soft_wrap=True)
+        suggest(f"lorada plot scatter --table {number} --results {results}")
 
 
 def scale_named(name: str | None) -> Any:
@@ -107,13 +111,13 @@ def run_jobs(
     todo = [job for job, result in zip(found, known, strict=True) if result is None]
     for job in _counted(todo):
         estimate(job, scale)  # a row that cannot be built is known before any is trained
-    for job in todo if overwrite else []:
-        forget(job)  # all at once: a table that is cut off must not go on with old numbers
+    if overwrite:
+        forget(todo)
     complete = []
     for job, result in zip(found, known, strict=True):
         if result is None:
-            _say(f"{todo.index(job) + 1} of {len(todo)}")
-            result = carry_out(job, report=_say)
+            say(f"{todo.index(job) + 1} of {len(todo)}")
+            result = carry_out(job, report=say)
         complete.append(result)
     return complete
 
@@ -122,8 +126,9 @@ def _counted(found: list[Any]) -> Iterable[Any]:
     return track(found, "Counting parameters", transient=True, console=errors)
 
 
-def _say(line: str) -> None:
-    errors.print(line, highlight=False)
+def say(line: str) -> None:
+    """Tell how far a table is, beside what it prints."""
+    errors.print(line, highlight=False, soft_wrap=True)
 
 
 def _show_plan(found: list[Any], scale: Any, *, as_json: bool) -> None:
@@ -172,32 +177,34 @@ def _duration(seconds: float | None) -> str:
 
 def _page(chosen: Any, scale: Any, kept: list[Any], *, every: bool) -> Any:
     """The page of rows and their results; with ``every`` also of rows that only the paper has."""
-    from lorada.report.paper_page import Row, paper_page
+    from lorada.report.paper_page import paper_page
     from lorada.report.tables import published
+
+    rows = page_rows(kept)
+    scored = {t for row in rows for r in row.results for t in r["recipe"]["task"].split(",")}
+    named = {row.key for row in chosen.rows}
+    others = [r["key"] for r in published(chosen.table)["rows"] if r["key"] not in named]
+    return paper_page(
+        chosen.table,
+        f"Table {chosen.table}: {chosen.title} ({scale} scale)",
+        rows,
+        chosen.columns_of([task for task in chosen.tasks if task in scored]),
+        mean=chosen.mean,
+        digits=chosen.digits,
+        notes=[*chosen.notes, *(chosen.differs if scale == "local" else [])],
+        unrun=others if every else [],
+    )
+
+
+def page_rows(kept: list[Any]) -> list[Any]:
+    """Rows of a page from pairs of a table's row and results, the results of one row together."""
+    from lorada.report.paper_page import Row
 
     rows: dict[str, Row] = {}
     for row, results in kept:
         before = rows[row.key].results if row.key in rows else []
-        rows[row.key] = Row(row.key, [*before, *results])
-    named = {row.key for row in chosen.rows}
-    scored = {
-        task
-        for row in rows.values()
-        for r in row.results
-        for task in r["recipe"]["task"].split(",")
-    }
-    return paper_page(
-        chosen.table,
-        f"Table {chosen.table}: {chosen.title} ({scale} scale)",
-        list(rows.values()),
-        chosen.columns_of([task for task in chosen.tasks if task in scored]),
-        mean=chosen.mean,
-        digits=chosen.digits,
-        differs=chosen.differs if scale == "local" else [],
-        unrun=[r["key"] for r in published(chosen.table)["rows"] if r["key"] not in named]
-        if every
-        else [],
-    )
+        rows[row.key] = Row(row.key, row.label, [*before, *results])
+    return list(rows.values())
 
 
 def _show_operations(number: int, *, as_json: bool) -> None:

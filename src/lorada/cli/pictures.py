@@ -134,25 +134,29 @@ def _plot_sweep(
         metrics = result["metrics"][job.tasks[0]]
         metric = next(name for name in metrics if name != "n")
         scores.setdefault((lmam["heads"], lmam["rank"]), []).append(metrics[metric])
-    title = f"{figure.title} ({complete[0]['model']}, {len(found) // len(scores)} seeds)"
+    for note in figure.differs if at == "local" else []:
+        console.print(f"• {note}", highlight=False)
+    seeds_each = len(found) // len(scores)
+    title = f"{figure.title} ({complete[0]['model']}, {at} scale, {seeds_each} seeds)"
     _draw("figure4", output, lambda path: sweep_figure(scores, path, title, f"{metric} (%)"))
     suggest(f"lorada plot scatter --results {results}")
 
 
 def _plot_scatter(table: int, scale: str | None, results: Path, output: Path) -> None:
-    from lorada.cli.paper import scale_named
+    from lorada.cli.paper import page_rows, say, scale_named
+    from lorada.report.paper_page import averaged_columns, scatter_points
     from lorada.report.plots import scatter_figure
-    from lorada.report.tables import stored_points
+    from lorada.run.table_runs import stored_rows
     from lorada.run.tables import load_table
 
     if table in (2, 3):
         raise ValueError(f"table {table} counts operations: it has no scores to draw")
     chosen, at = load_table(f"table{table}"), scale_named(scale)
     columns = chosen.columns_of(chosen.tasks)
-    averaged = {c: columns[c] for c in columns if chosen.mean is None or c in chosen.mean}
-    if not averaged:
+    if not averaged_columns(columns, chosen.mean):
         raise ValueError(f"table {table} has no mean of its columns ({', '.join(columns)}) to draw")
-    points = stored_points(results / chosen.name / at, averaged)
+    rows = page_rows(stored_rows(chosen, at, None, results, report=say))
+    points = scatter_points(rows, columns, chosen.mean)
     title = f"Table {table}, {at} scale: mean over {', '.join(points[0]['columns'])}"
     _draw(f"scatter-table{table}", output, lambda path: scatter_figure(points, path, title))
     suggest(f"lorada table {table} --dry-run")

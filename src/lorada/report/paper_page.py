@@ -10,6 +10,7 @@ from typing import Any
 from lorada.report.tables import (
     AVERAGE,
     MEAN,
+    Columns,
     Line,
     Page,
     measured_line,
@@ -17,16 +18,21 @@ from lorada.report.tables import (
     published_line,
 )
 
-Columns = dict[str, tuple[str, str | None]]  # name → (task, metric), None for the first metric
 Results = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table, by its key in ``published.yaml``, and the results of its runs so far."""
+    """A row of a table by its key in ``published.yaml``, and the results of its runs so far."""
 
     key: str
+    label: str
     results: Results
+
+    @property
+    def protocol(self) -> str | None:
+        """By which its answers were scored; None for the only one of its tasks."""
+        return next((r["recipe"].get("protocol") for r in self.results), None)
 
 
 def paper_page(
@@ -37,7 +43,7 @@ def paper_page(
     *,
     mean: list[str] | None,
     digits: int,
-    differs: Sequence[str] = (),
+    notes: Sequence[str] = (),
     unrun: Sequence[str] = (),
 ) -> Page:
     """Rows of a table beside what the paper printed for them.
@@ -49,34 +55,69 @@ def paper_page(
         columns: of all rows; where rows were scored by different protocols, each has its own.
         mean: the columns that the mean is of; None for all.
         digits: behind the point.
-        differs: what the runs differ in from the paper's.
+        notes: what the table has to say of its own.
         unrun: keys of rows that the paper prints and nobody can run, as ChatGPT's.
 
     Raises:
         ValueError: if two runs were scored on different rows of one task.
     """
     _check_rows(rows)
-    apart = len({_protocol(row) for row in rows}) > 1
-    lines = [line for key in unrun if (line := published_line(number, key))]
-    shown: dict[str, None] = {} if apart else dict.fromkeys(columns)
+    averaged = averaged_columns(columns, mean)
+    plain = [*columns, *([MEAN] if averaged else [])]
+    apart = len({row.protocol for row in rows}) > 1
+
+    def names(row: Row) -> dict[str, str]:
+        return {name: f"{name} ({row.protocol})" if apart else name for name in plain}
+
+    lines = []
+    for key in unrun:
+        printed = published_line(number, key, averaged)
+        lines += [_renamed(printed, names(rows[0]))] if printed else []
     for row in rows:
-        names = {name: f"{name} ({_protocol(row)})" if apart else name for name in columns}
-        shown |= dict.fromkeys(names.values())
-        averaged = [name for name in columns if mean is None or name in mean]
         printed = published_line(number, row.key, averaged)
-        lines += [_renamed(printed, names)] if printed else []
-        own = {names[name]: where for name, where in columns.items()}
-        label = printed.label if printed else row.key
-        lines.append(measured_line(label, row.results, own, [names[n] for n in averaged]))
-    has_mean = mean is None or any(name in mean for name in columns)
+        lines += [_renamed(printed, names(row))] if printed else []
+        label = printed.label if printed else row.label
+        lines.append(_renamed(measured_line(label, row.results, columns, averaged), names(row)))
+    shown = dict.fromkeys(name for row in rows for name in names(row).values())
     results = [result for row in rows for result in row.results]
-    notes = [*_about(results), *_means(number, columns, mean), *differs, *_machines(results)]
-    notes += _unparsable(rows)
-    return Page(title, list(shown), lines, notes, has_mean, digits)
+    said = [*_about(results), *_of_means(number, averaged), *_unfinished(lines), *notes]
+    return Page(title, list(shown), lines, [*said, *_unparsable(rows), *_machines(results)], digits)
 
 
-def _protocol(row: Row) -> str | None:
-    return next((r["recipe"].get("protocol") for r in row.results), None)
+def averaged_columns(columns: Columns, mean: list[str] | None) -> list[str]:
+    """Those of some columns that a table's mean is of."""
+    return [name for name in columns if mean is None or name in mean]
+
+
+def scatter_points(
+    rows: Sequence[Row], columns: Columns, mean: list[str] | None
+) -> list[dict[str, Any]]:
+    """What a picture of parameters and scores shows of each row.
+
+    Returns:
+        ``label``, ``percent``, ``scores`` (means over columns, one a seed) and ``columns``; only
+        of rows, and of their seeds, that have all columns of the row with most.
+
+    Raises:
+        ValueError: if there are none, or as ``paper_page`` does.
+    """
+    _check_rows(rows)
+    every = {name: columns[name] for name in averaged_columns(columns, mean)}
+    present = [list(measured_line(row.key, row.results, every).scores) for row in rows]
+    shared = max(present, key=len, default=[])
+    apart = len({row.protocol for row in rows}) > 1
+    points = []
+    for row in rows:
+        if means := measured_line(row.key, row.results, every, shared).scores.get(MEAN):
+            points.append({
+                "label": f"{row.key} ({row.protocol})" if apart else row.key,
+                "percent": row.results[0]["parameters"]["percent"],
+                "scores": means,
+                "columns": shared,
+            })  # fmt: skip
+    if not points:
+        raise ValueError(f"there are no results of {', '.join(every)}: run lorada table first")
+    return points
 
 
 def _renamed(line: Line, names: dict[str, str]) -> Line:
@@ -93,7 +134,7 @@ def _check_rows(rows: Sequence[Row]) -> None:
             for task, metrics in result["metrics"].items():
                 data = str(metrics.get("sha256"))
                 where = f"{row.key}, seed {result['seed']}"
-                known = first.setdefault((_protocol(row), task), (data, where))
+                known = first.setdefault((row.protocol, task), (data, where))
                 if known[0] != data:
                     raise ValueError(
                         f"{task} was scored on other rows in {where} than in {known[1]}: "
@@ -125,12 +166,23 @@ def _about(results: Results) -> list[str]:
     return [note for note in notes if note != "."]
 
 
-def _means(number: int, columns: Columns, mean: list[str] | None) -> list[str]:
-    printed = set(published(number)["columns"]) - {AVERAGE}
-    averaged = set(columns) if mean is None else set(mean) & set(columns)
-    if not averaged or AVERAGE not in published(number)["columns"] or averaged >= printed:
+def _of_means(number: int, averaged: Sequence[str]) -> list[str]:
+    """Which columns the mean is of: the paper's own may be of others."""
+    if not averaged:
         return []
-    return [f"{MEAN}: over the columns shown, in the paper's lines too; its own is over more."]
+    alone = AVERAGE in published(number)["columns"]
+    printed = "; of a row for which the paper prints a mean alone, that one" if alone else ""
+    return [f"{MEAN}: of {', '.join(averaged)}, of seeds that have them all{printed}."]
+
+
+def _unfinished(lines: Sequence[Line]) -> list[str]:
+    """Which rows have fewer seeds somewhere than others have."""
+    ours = [line for line in lines if line.source == "ours"]
+    counts = {line.label: [len(v) for v in line.scores.values()] for line in ours}
+    most = max((n for found in counts.values() for n in found), default=0)
+    fewer = [label for label, found in counts.items() if found and min(found) < most]
+    return [f"fewer seeds than {most} so far, at least in one column: {', '.join(fewer)}."
+            ] if fewer else []  # fmt: skip
 
 
 def _machines(results: Results) -> list[str]:

@@ -5,7 +5,6 @@ Reads results only: each number is a mean over seeds with its spread, from ``res
 
 import csv
 import io
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,9 @@ MEAN = "mean"
 AVERAGE = "avg"  # as the paper's own column of it is called
 
 
+Columns = dict[str, tuple[str, str | None]]  # name → (task, metric), None for the first metric
+
+
 @dataclass(frozen=True)
 class Line:
     """One line of a page: a row of the paper as it was published, or as we measured it.
@@ -28,9 +30,10 @@ class Line:
     Attributes:
         label: the row.
         source: ``paper`` or ``ours``.
-        percent: trained parameters, percent of the base.
+        percent: trained parameters, of the base in percent, or as it was published.
         scores: by column, and under ``MEAN``: one number a seed, or the one that was published.
         spread: likewise, as published.
+        minutes: of training, of all runs.
     """
 
     label: str
@@ -46,17 +49,15 @@ class Page:
     """A table with all that decides whether its numbers compare.
 
     Attributes:
-        columns: names, without the mean.
+        columns: names of scores, means included.
         digits: behind the point.
         notes: sentences above the table.
-        mean: whether it has a column for the mean.
     """
 
     title: str
     columns: list[str]
     lines: list[Line]
     notes: list[str]
-    mean: bool
     digits: int = 1
 
 
@@ -98,7 +99,7 @@ def _percent(printed: Any) -> str:
 def measured_line(
     label: str,
     results: Sequence[dict[str, Any]],
-    columns: dict[str, tuple[str, str | None]],
+    columns: Columns,
     averaged: Sequence[str] = (),
 ) -> Line:
     """What the runs of one row gave.
@@ -128,38 +129,6 @@ def measured_line(
     return Line(label, "ours", percent, scores, minutes=minutes)
 
 
-def stored_points(folder: Path, columns: dict[str, tuple[str, str | None]]) -> list[dict[str, Any]]:
-    """What the stored results of a table say of each row: parameters, and mean scores by seed.
-
-    Args:
-        folder: of one table at one scale.
-        columns: those that the table's mean is of, as ``measured_line`` takes them.
-
-    Returns:
-        ``label`` (the row's key), ``percent``, ``scores`` (means over columns, one a seed) and
-        ``columns``; only of rows, and of their seeds, that have all columns of the one with most.
-
-    Raises:
-        ValueError: if there are no results of these columns.
-    """
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(folder.rglob("seed*.json")):
-        row = str(path.parent.parent.relative_to(folder))
-        runs.setdefault(row, []).append(json.loads(path.read_text(encoding="utf-8")))
-    for found in runs.values():
-        found.sort(key=lambda r: len(r["metrics"]))  # of two runs with a task, the last counts
-    present = [list(measured_line(row, found, columns).scores) for row, found in runs.items()]
-    shared = max(present, key=len, default=[])
-    points = []
-    for row, found in runs.items():
-        if means := measured_line(row, found, columns, shared).scores.get(MEAN):
-            percent = found[-1]["parameters"]["percent"]
-            points.append({"label": row, "percent": percent, "scores": means, "columns": shared})
-    if not points:
-        raise ValueError(f"{folder} has no results of {', '.join(columns)}: run lorada table first")
-    return points
-
-
 def _score(metrics: dict[str, Any], name: str | None) -> float:
     name = name or next(key for key in metrics if key != "n")
     return float(metrics[name])
@@ -178,16 +147,12 @@ def _cell(page: Page, line: Line, name: str, plus_minus: str) -> str:
 
 def _cells(page: Page, line: Line, plus_minus: str = " ± ") -> list[str]:
     cells = [line.label, line.source, line.percent]
-    cells += [_cell(page, line, name, plus_minus) for name in _numbered(page)]
+    cells += [_cell(page, line, name, plus_minus) for name in page.columns]
     return [*cells, NOTHING if line.minutes is None else f"{line.minutes:.1f}"]
 
 
 def _header(page: Page) -> list[str]:
-    return ["method", "from", "trained", *_numbered(page), "minutes"]
-
-
-def _numbered(page: Page) -> list[str]:
-    return [*page.columns, *([MEAN] if page.mean else [])]
+    return ["method", "from", "trained", *page.columns, "minutes"]
 
 
 def terminal(page: Page) -> Table:
@@ -218,7 +183,7 @@ def comma_separated(page: Page) -> str:
     writer = csv.writer(out)
     writer.writerow(["method", "from", "trained", "column", "mean", "std", "values"])
     for line in page.lines:
-        for name in _numbered(page):
+        for name in page.columns:
             values = line.scores.get(name)
             if not values:
                 continue

@@ -5,7 +5,9 @@ The results of a table are kept apart from the runs, one file each, so that they
 """
 
 import json
+import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from lorada.files import write_whole
 from lorada.run.evaluate import evaluate_tasks
 from lorada.run.folder import clear, differences, holds_run
 from lorada.run.loaded import load_run
+from lorada.run.lock import held
 from lorada.run.models import kind_of, load_config
 from lorada.run.recipe import Recipe
 from lorada.run.result import RESULT_FILE, read_result
@@ -21,6 +24,8 @@ from lorada.run.tables import PaperTable, Scale, TableRow, counts_of, row_recipe
 from lorada.run.train import train
 from lorada.tasks import TASKS
 from lorada.tasks.sources import data_folder
+
+SEED = re.compile(r"seed(\d+)\.json")
 
 # Where the weights of the paper's models are.
 HUB = {
@@ -106,41 +111,53 @@ def done(job: Job) -> dict[str, Any] | None:
         return None
     try:
         result: dict[str, Any] = json.loads(job.stored.read_text(encoding="utf-8"))
-        _check_recipe(job.stored, result, job)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        before, scored = Recipe(**result["recipe"]), _is_scored(job, result)
+    except (KeyError, TypeError, ValueError) as error:  # pydantic's is one too
         raise ValueError(f"{job.stored} is not the result of a run: delete it") from error
-    return result if _is_scored(job, result) else None
+    _check_recipe(job.stored, before, job)
+    return result if scored else None
 
 
 def stored_rows(
-    table: PaperTable, scale: Scale, tasks: list[str] | None, results: Path
+    table: PaperTable,
+    scale: Scale,
+    tasks: list[str] | None,
+    results: Path,
+    *,
+    report: Callable[[str], None],
 ) -> list[tuple[TableRow, list[dict[str, Any]]]]:
     """All rows that have results, whichever calls they came from, with those results.
 
     Args:
         table: the table.
         scale: at which scale.
-        tasks: of the runs; of a table whose tasks are learned apart, all are looked for.
+        tasks: of the runs, None for those of the scale; of a table whose tasks are learned apart,
+            all are looked for.
         results: where results are kept.
-
-    Raises:
-        ValueError: for a result of another recipe.
+        report: called with a line for each result that was left out, as it is of another recipe.
     """
     folder = results / table.name / scale
-    seeds = sorted({int(path.stem.removeprefix("seed")) for path in folder.rglob("seed*.json")})
+    names = (SEED.fullmatch(path.name) for path in folder.rglob("seed*.json"))
+    seeds = sorted({int(name[1]) for name in names if name})
     some = table.tasks if table.train == "each" else tasks
     found = []
     for row in table.rows_at(scale, None):
-        if seeds and (folder / row.key).is_dir():
-            runs = jobs(table, scale, rows=[row.key], tasks=some, seeds=seeds, results=results,
-                        output=Path())  # fmt: skip
-            kept = [result for job in runs if (result := done(job)) is not None]
-            found += [(row, kept)] if kept else []
+        if not seeds or not (folder / row.key).is_dir():
+            continue
+        kept = []
+        for job in jobs(table, scale, rows=[row.key], tasks=some, seeds=seeds, results=results,
+                        output=Path()):  # fmt: skip
+            try:
+                kept.append(done(job))
+            except ValueError as error:
+                report(f"left out: {error}")
+        whole = [result for result in kept if result is not None]
+        found += [(row, whole)] if whole else []
     return found
 
 
-def _check_recipe(path: Path, result: dict[str, Any], job: Job) -> None:
-    for key, old, value in differences(Recipe(**result["recipe"]), _with_weights(job.recipe)):
+def _check_recipe(path: Path, before: Recipe, job: Job) -> None:
+    for key, old, value in differences(before, _with_weights(job.recipe)):
         raise ValueError(
             f"{path} was made with {key}={old!r}, not {value!r}: choose another --results and "
             "--output, or --overwrite"
@@ -157,11 +174,25 @@ def _with_weights(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": HUB.get(recipe.model, recipe.model)})
 
 
-def forget(job: Job) -> None:
-    """Remove the result of a run and what it wrote, so that it starts anew."""
-    job.stored.unlink(missing_ok=True)
-    if holds_run(Path(job.recipe.output)):
-        clear(Path(job.recipe.output))
+def forget(found: list[Job]) -> None:
+    """Remove the results of runs and what they wrote, so that they start anew.
+
+    All at once: a table that is cut off must not go on with old numbers.
+
+    Raises:
+        ValueError: if another process trains one of them.
+        FileNotFoundError: if there is no data to train them on again.
+    """
+    runs = [run for job in found if holds_run(run := Path(job.recipe.output))]
+    for job in found:
+        data_folder(job.recipe.data_dir)
+    with ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(held(run))
+        for job in found:
+            job.stored.unlink(missing_ok=True)
+        for run in runs:
+            clear(run)
 
 
 def carry_out(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
@@ -181,7 +212,7 @@ def carry_out(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
         if train(recipe, resume=holds_run(run)).interrupted:
             raise KeyboardInterrupt
     result = read_result(run)
-    _check_recipe(run / RESULT_FILE, result, job)
+    _check_recipe(run / RESULT_FILE, Recipe(**result["recipe"]), job)
     if not _is_scored(job, result):
         report(f"{job.row.key}, {recipe.task}, seed {job.seed}: scoring")
         evaluate_tasks(load_run(run), recipe.data_dir)

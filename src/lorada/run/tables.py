@@ -62,6 +62,7 @@ class PaperTable(_Strict):
     tasks: list[str]
     train: Literal["each", "together"] = Field(description="one run for each task, or for all")
     seeds: list[int] = [1, 2, 3]
+    notes: list[str] = Field([], description="what its numbers mean, at either scale")
     differs: list[str] = Field([], description="what a local run differs in")
     columns: dict[str, str] = Field(
         {}, description="column → task.metric, where it is not a task with its main metric"
