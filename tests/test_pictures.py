@@ -233,7 +233,10 @@ BAD = {
     "ROUGE and BLEU": (["plot", "scatter", "--table", "10"], "table 10 has no mean"),
     "no scores": (["plot", "scatter", "--table", "2"], "table 2 counts operations"),
     "not a run": (["plot", "loss", "nowhere"], "nowhere has no result.json"),
-    "no results": (["plot", "scatter", "--results", "x", "--scale", "local"], "there are no results of mnli, sst2"),
+    "no results": (
+        ["plot", "scatter", "--results", "x", "--scale", "local"],
+        "there are no results of mnli, sst2",
+    ),
     "empty text": (["explain", "bert", "--text", " "], "the text is empty"),
     "no such layer": (["explain", "bert", "--text", "a", "--layer", "7"], "7 is not in 0–1"),
     "no such head": (["explain", "bert", "--text", "a", "--head", "9"], "--head 9 is not in 0–3"),

@@ -93,17 +93,15 @@ def ratios_by_layer(
         data_dir: local folder of the benchmarks' rows.
 
     Returns:
-        ``rows`` (how many), ``task``, ``tokens`` of the first row, and ``layers``: by layer the
+        ``rows`` (how many), ``task`` (which rows they are of), and ``layers``: by layer the
         means over rows of what ``sentence_maps`` gives, and ``map`` with its ``shown_ratio`` (of
         the first row and head).
     """
     rows = _rows(run, data, data_dir)[:count]
     layers: list[dict[str, Any]] = []
-    tokens: list[str] = []
     for row in track(rows, "Explaining", transient=True, console=Console(stderr=True)):
-        found, ids = _explained(run, _texts(run, row))
+        found, _ = _explained(run, _texts(run, row))
         if not layers:
-            tokens = [run.tokenizer.decode([i]).strip() or "␣" for i in ids]
             layers = [
                 {"layer": one.layer.removeprefix("base_model.model."),
                  "map": one.map[0, 0].tolist(),
@@ -116,7 +114,7 @@ def ratios_by_layer(
         each = layer.pop("each")
         for name in ("effect_size", "negative_ratio", "map_negative_ratio"):
             layer[name] = float(torch.tensor([one[name] for one in each]).mean())
-    return {"rows": len(rows), "task": run.recipe.tasks[0], "tokens": tokens, "layers": layers}
+    return {"rows": len(rows), "task": run.recipe.tasks[0], "layers": layers}
 
 
 def _rows(run: Run, data: str | None, data_dir: str | None) -> list[Row]:
