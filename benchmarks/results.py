@@ -1,6 +1,6 @@
-"""Writes docs/results.md: all tables that were run, from docs/results.
+"""Writes docs/results.md: all tables that were run, from docs/results, below what they say.
 
-What is missing of a table is run by ``lorada table N --scale local --data-dir DIR --resume``.
+What they say is written by hand, in docs/results/findings.md. What is missing of a table is run by ``lorada table N --scale local --data-dir DIR --resume``.
 """
 
 import json
@@ -55,7 +55,9 @@ def page(docs: Path = DOCS) -> str:
     left = f"\nNot run yet: {', '.join(missing)}.\n" if missing else ""
     hours = sum(result["wall_time_s"] for result in results) / 3600
     intro = INTRO.format(runs=len(results), hours=hours, missing=left)
-    return "\n\n".join([intro.rstrip(), *tables]) + "\n"
+    findings = docs / "results" / "findings.md"
+    said = [findings.read_text(encoding="utf-8").strip()] if findings.is_file() else []
+    return "\n\n".join([intro.rstrip(), *said, *tables]) + "\n"
 
 
 def main() -> None:
