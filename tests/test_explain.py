@@ -1,5 +1,6 @@
 """Effect size, negative ratio and the maps of a model on a batch."""
 
+import gc
 import logging
 
 import pytest
@@ -9,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
 import lorada
-from lorada import EffectSize, LmamConfig, LoradaConfig, explain
+from lorada import EffectSize, LmamConfig, LoradaConfig, attention, explain
 
 IDS = torch.arange(3, 13)[None]
 
@@ -116,6 +117,19 @@ def test_a_map_that_works_is_not_warned_about(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="lorada.run.effect_size"):
         trained(tmp_path, LmamConfig(length=6))
     assert not caplog.text
+
+
+def test_a_training_that_was_given_up_is_not_observed_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(attention, "_observers", [])
+
+    def fails(*args, **kwargs):
+        raise RuntimeError("given up")
+
+    monkeypatch.setattr(Trainer, "compute_loss", fails)
+    with pytest.raises(RuntimeError, match="given up"):
+        trained(tmp_path, LmamConfig(length=6))
+    gc.collect()
+    assert attention._observers == []
 
 
 def test_the_package_exports_the_function_and_not_its_module():

@@ -41,7 +41,8 @@ def decode(model, prompt: int, steps: int, **kwargs):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """How often a layer gave its maps."""
+    """How often a layer gave its maps, while nobody else observes."""
+    monkeypatch.setattr(attention, "_observers", [])
     calls, maps = [], LmamLayer.maps
 
     def counted(self):

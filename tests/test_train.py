@@ -16,6 +16,7 @@ from transformers import (
     TrainerCallback,
 )
 
+from lorada import attention
 from lorada.run import train as train_module
 from lorada.run.callbacks import DivergedError
 from lorada.run.evaluate import evaluate
@@ -179,15 +180,19 @@ def test_a_nan_stops_the_run_says_the_step_and_keeps_the_last_checkpoint(
     assert not (tmp_path / "run" / "adapter").exists()
 
 
-def test_a_nan_is_seen_where_the_trainer_computes_the_loss_itself(llama, data, tmp_path):
+def test_a_nan_is_seen_where_the_trainer_computes_the_loss_itself(
+    llama, data, tmp_path, monkeypatch
+):
     wild = recipe(
         llama, data, tmp_path / "run", "label_smoothing_factor=0.1", "learning_rate=1e30",
         "lmam.map_learning_rate=1e30", "lr_scheduler_type=constant", "warmup_steps=0",
         "max_steps=6", "save_steps=1",
     )  # fmt: skip
+    monkeypatch.setattr(attention, "_observers", [])
     with pytest.raises(DivergedError, match="the gradient became"):
         train(wild, quiet=True)
     assert not (tmp_path / "run" / "result.json").exists()
+    assert attention._observers == []  # no map is measured any more
 
 
 def test_from_starts_a_stack_from_a_saved_lora(llama, data, tmp_path):

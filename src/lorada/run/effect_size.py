@@ -5,7 +5,7 @@ see ``lorada/__init__.py``.
 """
 
 import logging
-from contextlib import AbstractContextManager
+import weakref
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
         self.by_layer: dict[str, float] = {}
         self._sums: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._names: dict[nn.Module, str] = {}
-        self._watching: AbstractContextManager[None] | None = None
+        self._watching: weakref.finalize[..., EffectSize] | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -68,13 +68,17 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
             self._watch()
 
     def _watch(self) -> None:
-        self._unwatch()
-        self._watching = observe(self._observe)
-        self._watching.__enter__()
+        self.stop()
+        # Known to attention by a weak name: a training that was given up must not be observed on.
+        me = weakref.ref(self)
+        context = observe(lambda seen: callback._observe(seen) if (callback := me()) else None)
+        context.__enter__()
+        self._watching = weakref.finalize(self, context.__exit__, None, None, None)
 
-    def _unwatch(self) -> None:
+    def stop(self) -> None:
+        """Stop measuring; for a training that ended with an error."""
         if self._watching is not None:
-            self._watching.__exit__(None, None, None)
+            self._watching()
             self._watching = None
 
     def _observe(self, seen: Observation) -> None:
@@ -86,7 +90,7 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop measuring."""
-        self._unwatch()
+        self.stop()
         if self._sums:
             self.by_layer = {name: ratio_of(calls) for name, calls in self._sums.items()}
 
@@ -110,7 +114,7 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Say so if the map does nothing."""
-        self._unwatch()
+        self.stop()
         if self.by_layer and self.mean < NEGLIGIBLE:
             logger.warning(
                 "the effect size of the map is %.1e, below %.0e: it is numerically nothing; "

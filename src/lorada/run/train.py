@@ -144,6 +144,7 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
             raise
     finally:
         interrupt.restore()
+        effect.stop()
     if interrupt.interrupted:
         return Trained(run, {"steps": trainer.state.global_step}, interrupted=True)
     with saving(f"the weights of {run}", again):
