@@ -157,7 +157,9 @@ def _header(page: Page) -> list[str]:
 
 def terminal(page: Page) -> Table:
     """For a terminal."""
-    table = Table(*_header(page), title=page.title)
+    table = Table(title=page.title)
+    for name in _header(page):
+        table.add_column(name, overflow="fold")
     for line in page.lines:
         style = "dim" if line.source == "paper" else None
         table.add_row(*_cells(page, line), style=style)
