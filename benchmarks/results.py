@@ -1,6 +1,7 @@
 """Writes docs/results.md: all tables that were run, from docs/results, below what they say.
 
-What they say is written by hand, in docs/results/findings.md. What is missing of a table is run by ``lorada table N --scale local --data-dir DIR --resume``.
+What they say is written by hand, in docs/results/findings.md. What is missing of a table is run by
+``lorada table N --scale local --data-dir DIR --resume``.
 """
 
 import json
