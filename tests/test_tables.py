@@ -13,7 +13,7 @@ from lorada import cli
 from lorada.report import paper_page as pages
 from lorada.report import tables as report
 from lorada.report.paper_page import Row, paper_page
-from lorada.report.tables import Page
+from lorada.report.tables import Page, published_line
 from lorada.run import tables
 from lorada.run.lock import LOCK_FILE
 from lorada.run.params import parameters_of
@@ -379,12 +379,12 @@ def printed(monkeypatch):
 
 
 def test_a_mean_is_left_out_where_a_column_is_missing(printed):
-    page = page_of(Row("lora", "", [result(1, accuracy=1.0)]), columns=("rte", "sst2"))
+    page = page_of(Row("lora", "LoRA (0.5%)", [result(1, accuracy=1.0)]), columns=("rte", "sst2"))
     assert "| LoRA (0.5%) | ours | 0.500% | 1.0 | – | – | 1.0 |" in report.markdown(page)
 
 
 def test_a_page_says_what_its_mean_is_of(printed):
-    row = Row("lora", "", [result(1, accuracy=1.0)])
+    row = Row("lora", "LoRA (0.5%)", [result(1, accuracy=1.0)])
     assert "mean: of rte, of seeds that have them all; of a row for which" in said(row)
     assert "mean: of sst2, of" in said(row, columns=("rte", "sst2"), mean=["sst2", "mrpc"])
     assert "mean" not in said(row, mean=[])
@@ -393,16 +393,16 @@ def test_a_page_says_what_its_mean_is_of(printed):
 
 
 def test_a_page_names_rows_with_fewer_seeds(printed):
-    rows = [Row("lora", "", [result(1, accuracy=1.0), result(2, accuracy=1.0)]),
-            Row("full", "", [result(1, accuracy=1.0)])]  # fmt: skip
+    rows = [Row("lora", "LoRA (0.5%)", [result(1, accuracy=1.0), result(2, accuracy=1.0)]),
+            Row("full", "Full", [result(1, accuracy=1.0)])]  # fmt: skip
     assert "fewer seeds than 2 so far, at least in one column: Full." in said(*rows)
     assert "fewer seeds" not in said(rows[0])
 
 
 def test_protocols_have_columns_of_their_own(printed):
     rows = [
-        Row("lora", "", [result(1, accuracy=1.0, recipe={"protocol": "generate"})]),
-        Row("full", "", [result(1, accuracy=2.0, recipe={"protocol": "likelihood"})]),
+        Row("lora", "LoRA (0.5%)", [result(1, accuracy=1.0, recipe={"protocol": "generate"})]),
+        Row("full", "Full", [result(1, accuracy=2.0, recipe={"protocol": "likelihood"})]),
     ]
     page = page_of(*rows)
     assert page.columns == [
@@ -418,21 +418,30 @@ def test_rows_scored_on_different_data_do_not_share_a_page(printed):
     other = result(2, accuracy=1.0)
     other["metrics"]["rte"]["sha256"] = "b"
     with pytest.raises(ValueError, match="rte was scored on other rows in lora, seed 2 than in"):
-        page_of(Row("lora", "", [result(1, accuracy=1.0), other]))
+        page_of(Row("lora", "LoRA (0.5%)", [result(1, accuracy=1.0), other]))
 
 
 def test_a_page_names_every_machine_and_what_could_not_be_read(printed):
     first, second = result(1, accuracy=1.0), result(2, accuracy=1.0)
     second["hardware"] = {"accelerator": "H100"}
     second["unparsable"] = {"rte": 12.5}
-    notes = " ".join(page_of(Row("lora", "", [first, second])).notes)
+    notes = " ".join(page_of(Row("lora", "LoRA (0.5%)", [first, second])).notes)
     assert "C, threads: 2; torch 2" in notes
     assert "H100; torch 2" in notes
     assert "lora 12.5 %" in notes
 
 
+def test_only_rows_of_several_models_are_named_by_them():
+    assert published_line(9, "lorada_la").label == "LoRaDA-LA"
+    assert published_line(4, "llama-7b/lorada_la").label == "LLaMA-7B, LoRaDA-LA"
+    assert published_line(4, "chatgpt").label == "ChatGPT"
+    row = Row("llama-7b/lorada_la", "LoRaDA-LA", [result(1, task="boolq", accuracy=1.0)])
+    page = paper_page(4, "T", [row], {"boolq": ("boolq", None)}, mean=[], digits=1)
+    assert [line.label for line in page.lines] == ["LLaMA-7B, LoRaDA-LA", "llama-7b/lorada_la"]
+
+
 def test_rows_that_only_the_paper_has_come_first(printed):
-    page = page_of(Row("lora", "", [result(1, accuracy=1.0)]), unrun=["full"])
+    page = page_of(Row("lora", "LoRA (0.5%)", [result(1, accuracy=1.0)]), unrun=["full"])
     assert [(line.label, line.source) for line in page.lines] == [
         ("Full", "paper"), ("LoRA (0.5%)", "paper"), ("LoRA (0.5%)", "ours")
     ]  # fmt: skip

@@ -13,6 +13,7 @@ from lorada.report.tables import (
     Columns,
     Line,
     Page,
+    has_models,
     measured_line,
     published,
     published_line,
@@ -76,7 +77,7 @@ def paper_page(
     for row in rows:
         printed = published_line(number, row.key, averaged)
         lines += [_renamed(printed, names(row))] if printed else []
-        label = printed.label if printed else row.label
+        label = row.key if has_models(number) else row.label  # the key names the paper's model
         lines.append(_renamed(measured_line(label, row.results, columns, averaged), names(row)))
     shown = dict.fromkeys(name for row in rows for name in names(row).values())
     results = [result for row in rows for result in row.results]

@@ -69,6 +69,11 @@ def published(number: int) -> dict[str, Any]:
     return found
 
 
+def has_models(number: int) -> bool:
+    """Whether the rows of a published table are of several models, which tell them apart."""
+    return len({row.get("model") for row in published(number)["rows"]}) > 1
+
+
 def published_line(number: int, key: str, averaged: Sequence[str] = ()) -> Line | None:
     """A row of the paper by its key; None if the paper has no such row.
 
@@ -86,8 +91,9 @@ def published_line(number: int, key: str, averaged: Sequence[str] = ()) -> Line 
         spread |= {MEAN: spread[AVERAGE]} if AVERAGE in spread else {}
     elif averaged and all(name in scores for name in averaged):
         scores[MEAN] = [statistics.fmean(scores[name][0] for name in averaged)]
-    # Where a table has several models, rows of one name are told apart by them.
-    label = ", ".join(dict.fromkeys(filter(None, (row.get("model"), row["label"]))))
+    label = row["label"]
+    if has_models(number) and row["model"] != label:
+        label = f"{row['model']}, {label}"
     return Line(label, "paper", _percent(row["params"]), scores, spread)
 
 
