@@ -47,8 +47,6 @@ def table(
         if not as_json:
             suggest(f"lorada table {number} --scale {at} --resume")
         return
-    if resume and overwrite:
-        raise ValueError("--resume and --overwrite exclude each other")
     complete = run_jobs(found, at, resume=resume, overwrite=overwrite)
     from lorada.report import tables as report
 
@@ -104,6 +102,8 @@ def run_jobs(
     """Run what has no result yet; the results of all, in order."""
     from lorada.run.table_runs import carry_out, done, estimate, forget
 
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
     stored = [job.stored for job in found if job.stored.is_file()]
     if stored and not (resume or overwrite):
         raise ValueError(f"{stored[0]} is there already: use --resume, --overwrite or --results")

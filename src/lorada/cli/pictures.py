@@ -75,10 +75,7 @@ def plot(
             raise ValueError(f"lorada plot {what} needs a run: lorada plot {what} RUN")
         _plot_runs(what, runs, text, rows, output, data_dir)
     elif what == "4":
-        if resume and overwrite:
-            raise ValueError("--resume and --overwrite exclude each other")
-        again = {"resume": resume, "overwrite": overwrite}
-        _plot_sweep(scale, seeds, results, output, data_dir, **again)
+        _plot_sweep(scale, seeds, results, output, data_dir, resume=resume, overwrite=overwrite)
     elif what == "scatter":
         _plot_scatter(table, scale, results, output)
     else:
