@@ -1,15 +1,14 @@
 """Commands about the paper: its tables, run and printed beside the published scores."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import track
 from rich.table import Table
 
 from lorada.cli.app import DataDir, Json, app, console, errors, print_json, suggest
 from lorada.files import write_whole
+from lorada.progress import watched
 
 
 @app.command()
@@ -109,7 +108,7 @@ def run_jobs(
         raise ValueError(f"{stored[0]} is there already: use --resume, --overwrite or --results")
     known = [None if overwrite else done(job) for job in found]
     todo = [job for job, result in zip(found, known, strict=True) if result is None]
-    for job in _counted(todo):
+    for job in watched(todo, "Counting parameters"):
         estimate(job, scale)  # a row that cannot be built is known before any is trained
     if overwrite:
         forget(todo)
@@ -122,10 +121,6 @@ def run_jobs(
     return complete
 
 
-def _counted(found: list[Any]) -> Iterable[Any]:
-    return track(found, "Counting parameters", transient=True, console=errors)
-
-
 def say(line: str) -> None:
     """Tell how far a table is, beside what it prints."""
     errors.print(line, highlight=False, soft_wrap=True)
@@ -135,7 +130,7 @@ def _show_plan(found: list[Any], scale: Any, *, as_json: bool) -> None:
     from lorada.run.table_runs import done, estimate
 
     plan = []
-    for job in _counted(found):
+    for job in watched(found, "Counting parameters"):
         guess = estimate(job, scale)
         plan.append(
             {

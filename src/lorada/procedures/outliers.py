@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from lorada.progress import watched
 
 
 def outlier_ratios(
@@ -48,7 +48,7 @@ def outlier_ratios(
             for linear in (m for layer in layers.values() for m in linears(layer)):
                 handle = linear.register_forward_pre_hook(keep)
                 stack.callback(handle.remove)
-            shown = track(batches, "Calibrating", transient=True, console=Console(stderr=True))
+            shown = watched(batches, "Calibrating")
             for batch in shown:
                 mask[0] = batch.get("attention_mask")
                 model(**batch)

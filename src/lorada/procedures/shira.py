@@ -15,10 +15,9 @@ from weakref import WeakKeyDictionary
 import torch
 from peft import PeftConfig, ShiraConfig
 from peft.tuners.shira import ShiraModel
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
+from lorada.progress import watched
 from lorada.tuners import LoradaConfig
 from lorada.tuners.placing import all_or_nothing
 
@@ -118,7 +117,7 @@ def _best_entries(
             sums[module] = gradient
 
     with _only_gradients_of(model, counts):
-        shown = track(batches, "Calibrating", transient=True, console=Console(stderr=True))
+        shown = watched(batches, "Calibrating")
         for number, batch in enumerate(shown, 1):
             last = number == len(batches)
             hooks = [

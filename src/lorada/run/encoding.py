@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from rich.console import Console
-from rich.progress import track
 from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorWithPadding,
     PreTrainedTokenizerBase,
 )
 
+from lorada.progress import watched
 from lorada.run.data import Rows
 from lorada.run.recipe import Recipe
 from lorada.run.token_cache import Encoding, kept
@@ -75,17 +74,15 @@ def _encoded(rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOpti
                 counts["cut"] += one.truncated
                 yield one.features
 
+    title = f"Encoding {rows.path}"
     found: Iterable[Encoded | None]
     if rows.form == "text":
-        found = windows(_watched(rows.rows, rows), tokenizer, options)
+        found = windows(watched(rows.rows, title), tokenizer, options)
     else:
-        found = _watched(encode(rows.rows, rows.form, tokenizer, options), rows)
+        found = watched(
+            encode(rows.rows, rows.form, tokenizer, options), title, total=len(rows.rows)
+        )
     return dataset_of(whole(found)), counts
-
-
-def _watched(items: Iterable[Any], rows: Rows) -> Iterable[Any]:
-    title, console = f"Encoding {rows.path}", Console(stderr=True)
-    return track(items, title, total=len(rows.rows), transient=True, console=console)
 
 
 def dataset_of(features: Iterator[dict[str, Any]]) -> Dataset | None:

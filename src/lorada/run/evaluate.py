@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from peft import PeftModel
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from lorada.errors import saving
+from lorada.progress import watched
 from lorada.run.choices import cached_scores, needs_whole, sequence_scores
 from lorada.run.data import JSONL, Rows, load_rows, scored_rows
 from lorada.run.encoding import collator, encode_options, encode_rows, lengths_of
@@ -123,7 +122,7 @@ def _batches(run: Run, dataset: Dataset, title: str) -> Iterator[list[int]]:
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     size = run.recipe.eval_batch_size
     chunks = [order[start : start + size] for start in range(0, len(order), size)]
-    yield from track(chunks, title, transient=True, console=Console(stderr=True))
+    yield from watched(chunks, title)
 
 
 def _classify(run: Run, rows: Rows) -> Answers:

@@ -4,9 +4,8 @@ import logging
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
+from lorada.progress import watched
 from lorada.run.data import protocol_settings
 from lorada.run.encoding import context_of
 from lorada.run.loaded import Run
@@ -70,9 +69,7 @@ def generate(
     outputs: dict[int, str] = {}
     cut = 0
     try:
-        for start in track(
-            range(0, len(order), size), "Generating", transient=True, console=Console(stderr=True)
-        ):
+        for start in watched(range(0, len(order), size), "Generating"):
             chosen = order[start : start + size]
             chunk = [prompts[i] for i in chosen]
             batch, longer = _tokens(run, chunk, room, templated=templated)

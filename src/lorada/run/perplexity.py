@@ -4,10 +4,9 @@ import logging
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
+from lorada.progress import watched
 from lorada.run.data import Rows
 from lorada.run.encoding import context_of
 from lorada.run.loaded import Run
@@ -35,8 +34,7 @@ def slide(run: Run, rows: Rows) -> tuple[list[Losses], Metrics]:
         size = max(1, min(run.recipe.eval_batch_size, TOKENS // length))
         chunks = [starts[first : first + size] for first in range(0, len(starts), size)]
         losses: list[float] = []
-        title = f"Windows of {length}"
-        for chunk in track(chunks, title, transient=True, console=Console(stderr=True)):
+        for chunk in watched(chunks, f"Windows of {length}"):
             ids = torch.stack([stream[start : start + length] for start in chunk]).to(run.device)
             # No mask and no pads: every window is full.
             logits = run.model(input_ids=ids, use_cache=False).logits

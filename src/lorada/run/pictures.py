@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from lorada.explain import LayerMaps, explain
+from lorada.progress import watched
 from lorada.run.data import JSONL, load_rows, scored_rows
 from lorada.run.loaded import Run
 from lorada.tasks.encode import prompt_of
@@ -99,7 +98,7 @@ def ratios_by_layer(
     """
     rows = _rows(run, data, data_dir)[:count]
     layers: list[dict[str, Any]] = []
-    for row in track(rows, "Explaining", transient=True, console=Console(stderr=True)):
+    for row in watched(rows, "Explaining"):
         found, _ = _explained(run, _texts(run, row))
         if not layers:
             layers = [

@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 
-from rich.console import Console
-from rich.progress import track
-
 from lorada.errors import needing
+from lorada.progress import watched
 from lorada.tasks.rows import Row, answer_of
 from lorada.tasks.task import Metrics
 
@@ -26,9 +24,7 @@ def rouge(outputs: list[str], rows: list[Row]) -> Metrics:
 
     names = ["rouge1", "rouge2", "rougeL"]
     scorer = RougeScorer(names, use_stemmer=True)
-    pairs = track(
-        list(zip(outputs, rows, strict=True)), "ROUGE", transient=True, console=Console(stderr=True)
-    )
+    pairs = watched(list(zip(outputs, rows, strict=True)), "ROUGE")
     found = [scorer.score(answer_of(row), output) for output, row in pairs]
     return {name: 100.0 * sum(one[name].fmeasure for one in found) / len(found) for name in names}
 
