@@ -1,9 +1,10 @@
-"""Where the time of a training step with a map goes, by torch's profiler.
+"""What a map adds to the operations of a training step, by torch's profiler.
 
     python benchmarks/profile_step.py --rows 8 --length 128
 
-LoRA with a map on SmolLM2-135M, one step after one that is a warm-up. ``the map, forward`` is what
-a call of the term took; its backward pass is in the line of its own autograd function.
+LoRA with a map on SmolLM2-135M beside LoRA alone, after a step that is a warm-up. ``the map,
+forward`` is what the calls of the term took; their backward pass is in the line of their own
+autograd function.
 """
 
 import argparse
@@ -15,12 +16,16 @@ from costs import Options, text_batch, timed
 from performance import Settings, with_map
 from rich.console import Console
 from rich.table import Table
+from sides import Batch, Side, bare_base, ours
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from lorada import attention
 
 FORWARD, BACKWARD = "the map, forward", "_AddedBackward"
-SHOWN = 12
+SHOWN, STEPS = 12, 3
+
+# By operation: calls, milliseconds within it, and milliseconds of its own, a step.
+Averages = dict[str, tuple[float, float, float]]
 
 
 def labelled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,15 +38,36 @@ def labelled(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def profiled(rows: int, length: int, settings: Settings) -> Any:
-    """The averages of a step's operations."""
-    batch = text_batch(Options(settings.model, settings.data, length=length), rows)
-    side = with_map(settings, batch)
+def profiled(side: Side, batch: Batch) -> Averages:
+    """The averages of some steps."""
     timed(side, batch, 1)
-    attention.add_term = labelled(attention.add_term)
     with profile(activities=[ProfilerActivity.CPU]) as found:
-        timed(side, batch, 2)
-    return found.key_averages()
+        for step in range(STEPS):
+            timed(side, batch, 2 + step)
+    return {
+        one.key: tuple(
+            x / STEPS for x in (one.count, one.cpu_time_total / 1e3, one.self_cpu_time_total / 1e3)
+        )
+        for one in found.key_averages()
+    }
+
+
+def table_of(on: Averages, off: Averages) -> Table:
+    """The map's own lines, then what differs most."""
+    table = Table("operation", "calls with a map", "without", "ms with a map", "without")
+    none = (0.0, 0.0, 0.0)
+    inclusive = [(key, 1) for key in (FORWARD, BACKWARD) if key in on]
+    gaps = {key: on.get(key, none)[2] - off.get(key, none)[2] for key in {**on, **off}}
+    own = [(key, 2) for key in sorted(gaps, key=lambda key: -abs(gaps[key]))[:SHOWN]]
+    for key, column in inclusive + own:
+        one, other = on.get(key, none), off.get(key, none)
+        calls = [f"{x[0]:.0f}" for x in (one, other)]
+        table.add_row(key[:50], *calls, *(f"{x[column]:.1f}" for x in (one, other)))
+    for name, column in (("calls of all operations", 0), ("all operations", 2)):
+        sums = [sum(x[column] for x in side.values()) for side in (on, off)]
+        cells = [f"{x:.0f}" for x in sums]
+        table.add_row(name, *(["", "", *cells] if column else [*cells, "", ""]))
+    return table
 
 
 def main() -> None:
@@ -51,17 +77,12 @@ def main() -> None:
     given = parser.parse_args()
     settings = Settings()
     torch.set_num_threads(settings.threads)
-    averages = profiled(given.rows, given.length, settings)
-    total = sum(one.self_cpu_time_total for one in averages)
-    table = Table("operation", "calls", "milliseconds", "percent")
-    inclusive = [one for one in averages if one.key in (FORWARD, BACKWARD)]
-    own = sorted(averages, key=lambda one: -one.self_cpu_time_total)[:SHOWN]
-    for one, time in [*((x, x.cpu_time_total) for x in inclusive),
-                      *((x, x.self_cpu_time_total) for x in own)]:  # fmt: skip
-        share = f"{100 * time / total:.2f}"
-        table.add_row(one.key[:60], str(one.count), f"{time / 1000:.1f}", share)
-    Console(width=100).print(table)
-    print(f"{given.rows} × {given.length} tokens, {total / 1000:.0f} ms in all operations")
+    batch = text_batch(Options(settings.model, settings.data, length=given.length), given.rows)
+    off = profiled(ours("lora", bare_base(settings.model), batch), batch)
+    attention.add_term = labelled(attention.add_term)
+    on = profiled(with_map(settings, batch), batch)
+    print(f"{given.rows} × {given.length} tokens, a step; inclusive first, then own times:")
+    Console(width=110).print(table_of(on, off))
 
 
 if __name__ == "__main__":
