@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lorada import functional
+from lorada import blocks
 from lorada.maps import AttentionMap, View
 from lorada.positions import NO_TOKEN, TokenSpan, TokenTable
 from lorada.run.map_memory import kept_bytes
@@ -113,7 +113,7 @@ def by_hand(held: AttentionMap, places, view: View, value: Tensor) -> Tensor:
 def test_values_and_gradients_are_those_of_a_sum_over_pairs(
     name, causal, ablation, window, block, monkeypatch
 ):
-    monkeypatch.setattr(functional, "BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
     places, view, value, output = call(name, causal=causal, window=window)
     held = attention_map(ablation, "end" if "end" in name else "start")
     leaves = [output, value, *held.factors]

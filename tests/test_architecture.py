@@ -10,6 +10,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # What each room may import besides itself, and the leaves, which everyone may.
 CHAIN = [
+    "blocks",
     "functional",
     "positions",
     "maps",

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
-from lorada import functional
+from lorada import blocks
+from lorada.blocks import BLOCK, product_form
 from lorada.functional import (
-    BLOCK,
     add_map_reference,
     apply_map,
     factors_product,
@@ -22,7 +22,6 @@ from lorada.functional import (
     mask_map,
     position_embedding,
     position_factors,
-    product_form,
     softmax_map,
     visible_pairs,
 )
@@ -127,7 +126,7 @@ def fast_output(case: Case, attention, w_a, w_b, value) -> torch.Tensor:
 @given(case=cases(), block=st.integers(1, 5))
 def test_fast_term_equals_the_papers_form_forward_and_backward(dtype, case, block):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(functional, "BLOCK", block)
+        patch.setattr(blocks, "BLOCK", block)
         compare_forms(dtype, case)
 
 

@@ -19,9 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-# Tokens that meet each other through a piece of the map in the causal product; the fastest of 16,
-# 32, 64 and 128 on processors (docs/performance.md).
-BLOCK = 32
+from lorada.blocks import Matmul, apart, causal_blocks, product_form, side_by_side
 
 Align = Literal["start", "end"]
 Ablation = Literal["no_negative", "softmax", "full_rank", "no_position"]
@@ -118,23 +116,23 @@ def softmax_map(
 
 
 def apply_map(
-    map_: Float[Tensor, "*B S T M"], value: Float[Tensor, "B G M D"], heads: int
+    map_: Float[Tensor, "*B S T M"],
+    value: Float[Tensor, "B G M D"],
+    heads: int,
+    matmul: Matmul = torch.matmul,
 ) -> Float[Tensor, "B H T D"]:
     """Tile(map) · V, with the map heads tiled (head i uses map i mod S) and V shared by groups.
 
     The values are never expanded to the query heads: a group's maps are stacked along the rows
-    instead, and the batch along the columns, so that this is one matrix product per group.
+    instead, and samples that share a map along the columns.
     """
+    if map_.dim() == 3:
+        return apart(apply_map(map_[None], side_by_side(value), heads, matmul), value)
     batch, groups, keys, width = value.shape
-    queries = map_.shape[-2]
-    tiles, rows = heads // map_.shape[-3], heads // groups * queries
-    if map_.dim() == 4:
-        tiled = map_.repeat(1, tiles, 1, 1).view(batch, groups, rows, keys)
-        return (tiled @ value).view(batch, heads, queries, width)
-    tiled = map_.repeat(tiles, 1, 1).view(groups, rows, keys)
-    columns = value.permute(1, 2, 0, 3).reshape(groups, keys, batch * width)
-    product = (tiled @ columns).view(groups, heads // groups, queries, batch, width)
-    return product.permute(3, 0, 1, 2, 4).reshape(batch, heads, queries, width)
+    maps, queries = map_.shape[1:3]
+    tiled = map_.repeat(1, heads // maps, 1, 1)
+    stacked = tiled.view(batch, groups, heads // groups * queries, keys)
+    return matmul(stacked, value).view(batch, heads, queries, width)
 
 
 def map_value_product(
@@ -148,6 +146,7 @@ def map_value_product(
     causal: bool = False,
     window: int | None = None,
     position: bool = True,
+    matmul: Matmul = torch.matmul,
 ) -> Float[Tensor, "B H M D"]:
     """The second term of O = Attn·V + tile(Attn_s)·V on the M = min(N, K) tokens the map covers.
 
@@ -161,6 +160,7 @@ def map_value_product(
         causal: lower triangle only (Eq. 11).
         window: width of a sliding attention window, in tokens; None without one.
         position: False for the ¬P ablation.
+        matmul: how the last product is taken, which makes the result.
 
     Returns:
         What is to be added to the attention output of the first or the last M tokens.
@@ -172,23 +172,8 @@ def map_value_product(
         w_a, w_b, value = w_a[:, :size], w_b[:, :, :size], value[:, :, :size]
     else:
         w_a, w_b, value = w_a[:, -size:], w_b[:, :, -size:], value[:, :, -size:]
-    return factors_product(w_a / inverse_scale, w_b, value, heads, causal=causal, window=window)
-
-
-def product_form(
-    size: int, rank: int, *, causal: bool, window: int | None = None
-) -> Literal["dense", "low_rank", "blocks"]:
-    """The form in which a map of ``size`` tokens meets the values with the fewest multiplications.
-
-    For each number of V these are ``size`` for the map itself; 2R for W_a (W_b V), which sees every
-    key; and BLOCK + 2R where only earlier keys are seen. A window narrower than the map needs the
-    map itself.
-    """
-    if window is not None and window < size:
-        return "dense"
-    if causal:
-        return "blocks" if BLOCK + 2 * rank < size else "dense"
-    return "low_rank" if 2 * rank < size else "dense"
+    w_a = w_a / inverse_scale
+    return factors_product(w_a, w_b, value, heads, causal=causal, window=window, matmul=matmul)
 
 
 def factors_product(
@@ -199,55 +184,25 @@ def factors_product(
     *,
     causal: bool,
     window: int | None = None,
+    matmul: Matmul = torch.matmul,
 ) -> Float[Tensor, "B H M D"]:
-    """tile(left right ⊙ M) · V with factors that all samples share, or with each sample's own."""
+    """tile(left right ⊙ M) · V with factors that all samples share, or with each sample's own.
+
+    ``matmul`` takes the last product, which makes the result.
+    """
     form = product_form(left.shape[-2], left.shape[-1], causal=causal, window=window)
     if form == "dense":
-        return apply_map(mask_map(left @ right, causal, window), value, heads)
-    if form == "low_rank":
-        tiles = heads // left.shape[-3]
-        tiled = left.repeat(*[1] * (left.dim() - 3), tiles, 1, 1)
-        product: Tensor = tiled @ apply_map(right, value, heads)
-        return product
-    return causal_blocks(left, right, value, heads)
-
-
-def causal_blocks(
-    left: Float[Tensor, "*B S M R"],
-    right: Float[Tensor, "*B S R M"],
-    value: Float[Tensor, "B G M D"],
-    heads: int,
-) -> Float[Tensor, "B H M D"]:
-    """tile(tril(left right)) · V without the map, whose cost is then linear in M.
-
-    A token meets the keys of its own block through a small lower triangle, and all keys before
-    that block through the running sum of ``right``·V, R rows for each head.
-    """
+        return apply_map(mask_map(left @ right, causal, window), value, heads, matmul)
+    if form == "blocks":
+        return causal_blocks(left, right, value, heads, matmul)
     if left.dim() == 3:
-        left, right = left[None], right[None]
-    batch, groups, size, width = value.shape
-    maps, rank = left.shape[1], left.shape[-1]
-    blocks, share = -(-size // BLOCK), heads // groups
-    fill = blocks * BLOCK - size
-    if fill:
-        left, right = F.pad(left, (0, 0, 0, fill)), F.pad(right, (0, fill))
-        value = F.pad(value, (0, 0, 0, fill))
-
-    def tiled(pieces: Tensor) -> Tensor:  # (*, S, blocks, p, q) → (*, G, blocks, H/G, p, q)
-        tiles = pieces.repeat(1, heads // maps, 1, 1, 1)
-        grouped: Tensor = tiles.unflatten(1, (groups, share)).transpose(2, 3)
-        return grouped
-
-    rows = left.unflatten(2, (blocks, BLOCK))
-    columns = right.unflatten(3, (blocks, BLOCK)).transpose(2, 3)
-    values = value.unflatten(2, (blocks, BLOCK))
-    output: Tensor = tiled((rows @ columns).tril()).flatten(3, 4) @ values
-    output = output.unflatten(3, (share, BLOCK))
-    sums = (tiled(columns)[:, :, :-1].flatten(3, 4) @ values[:, :, :-1]).cumsum(2)
-    sums = F.pad(sums, (0, 0, 0, 0, 1, 0))  # nothing is before the first block
-    output = output + tiled(rows) @ sums.unflatten(3, (share, rank))
-    output = output.transpose(2, 3).reshape(batch, heads, blocks * BLOCK, width)
-    return output[:, :, :size]
+        wide = side_by_side(value)
+        product = factors_product(
+            left[None], right[None], wide, heads, causal=causal, matmul=matmul
+        )
+        return apart(product, value)
+    tiled = left.repeat(1, heads // left.shape[1], 1, 1)
+    return matmul(tiled, apply_map(right, value, heads))
 
 
 def add_map_reference(

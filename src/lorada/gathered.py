@@ -45,7 +45,7 @@ def term_by_place(
         term = product(attention_map, values, view, "start")
     else:
         map_ = masked(attention_map, attention_map.dense(), view, real)
-        term = apply_map(map_, values, view.heads)
+        term = apply_map(map_, values, view.heads, view.matmul)
     # (B·P, H, N, D) → (B, P·N, H, D)
     shape = value.shape[0], table.sequences * attention_map.length, view.heads, value.shape[-1]
     return term.transpose(1, 2).reshape(shape)
@@ -77,10 +77,10 @@ def _few_rows(
     """Chosen rows (B, T) of the product of the map with each sequence's values, (B, T, H, D)."""
     if packed == 1 and attention_map.stays_low_rank:
         map_ = rows_of_map(attention_map, rows, view).transpose(0, 1)
-        return apply_map(map_, value, view.heads).transpose(1, 2)
+        return apply_map(map_, value, view.heads, view.matmul).transpose(1, 2)
     map_ = masked(attention_map, attention_map.dense(), view, real)
     if packed == 1:
-        return apply_map(map_rows(map_, rows), value, view.heads).transpose(1, 2)
+        return apply_map(map_rows(map_, rows), value, view.heads, view.matmul).transpose(1, 2)
     # Every query meets the values of its own sequence.
     batch, queries = rows.shape
     length = map_.shape[-1]
@@ -88,4 +88,6 @@ def _few_rows(
     own = sequence.flatten()
     map_ = map_.expand(value.shape[0], -1, -1, -1)[own] if map_.dim() == 4 else map_
     picked = map_rows(map_, (rows % length).view(-1, 1))
-    return apply_map(picked, value[own], view.heads).view(batch, queries, view.heads, -1)
+    return apply_map(picked, value[own], view.heads, view.matmul).view(
+        batch, queries, view.heads, -1
+    )

@@ -6,8 +6,10 @@ T queries, K key slots, N map length, R rank, D head width.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from lorada.blocks import Matmul
 from lorada.functional import (
     Ablation,
     Align,
@@ -77,6 +79,7 @@ class View:
         heads: H.
         causal: whether a row sees only its own and earlier keys.
         window: width of a sliding window, in tokens; None without one.
+        matmul: how the last product of the term is taken, the one with as many rows as it has.
     """
 
     queries: int
@@ -84,6 +87,7 @@ class View:
     heads: int
     causal: bool
     window: int | None
+    matmul: Matmul = torch.matmul
 
 
 def product(attention_map: AttentionMap, value: Tensor, view: View, align: Align) -> Tensor:
@@ -99,6 +103,7 @@ def product(attention_map: AttentionMap, value: Tensor, view: View, align: Align
         causal=view.causal,
         window=view.window,
         position=attention_map.ablation != "no_position",
+        matmul=view.matmul,
     )
 
 

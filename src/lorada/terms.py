@@ -46,7 +46,8 @@ def add_term(
 class _Added(torch.autograd.Function):
     """``add_term``, which keeps the values and the factors for its backward and nothing else.
 
-    What lies between them is computed again: it costs little, and would grow with the batch.
+    What lies between them is computed again, up to the last product, of which only the gradients
+    are asked for: it costs little, and would grow with the batch.
     """
 
     @staticmethod
@@ -75,7 +76,8 @@ class _Added(torch.autograd.Function):
                 for tensor, needs in zip(ctx.saved_tensors, needed, strict=True)
             )
             again = replace(bare, factors=tuple(factors))
-            term, reached = _reached_term(again, places, view, value)
+            unread = replace(view, matmul=_Unread.apply)
+            term, reached = _reached_term(again, places, unread, value)
         leaves = [leaf for leaf in (value, *factors) if leaf.requires_grad]
         found: list[Tensor | None] = [None] * len(leaves)
         if term.requires_grad:
@@ -83,6 +85,23 @@ class _Added(torch.autograd.Function):
             found = list(torch.autograd.grad(term, leaves, own, allow_unused=True))
         given = [found.pop(0) if needs else None for needs in needed]
         return (grad, None, None, None, *given)
+
+
+class _Unread(torch.autograd.Function):
+    """A product in a backward pass: nobody reads it, so it is not computed, but has gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:
+        ctx.save_for_backward(left, right)
+        return left.new_zeros(()).expand(*left.shape[:-1], right.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        left, right = ctx.saved_tensors
+        grad = grad.contiguous()  # which both products would ask for
+        by_left, by_right = ctx.needs_input_grad
+        return grad @ right.mT if by_left else None, left.mT @ grad if by_right else None
 
 
 def _reached_term(
@@ -199,7 +218,7 @@ def _sliced_term(attention_map: AttentionMap, span: TokenSpan, view: View, value
     else:
         whole = attention_map.dense()[:, low:high, low:high]
         map_ = masked(attention_map, whole, view, None)[:, row - begin :]
-    return apply_map(map_, value, view.heads).transpose(1, 2)
+    return apply_map(map_, value, view.heads, view.matmul).transpose(1, 2)
 
 
 def _term_in_place(
@@ -212,7 +231,8 @@ def _term_in_place(
     w_a, w_b = attention_map.positioned()
     left = _at(w_a, table.rows).expand(len(value), -1, -1, -1)
     right = _at(w_b.mT, table.columns).expand(len(value), -1, -1, -1).mT
-    term = factors_product(left, right, value.float(), view.heads, causal=view.causal)
+    value, heads = value.float(), view.heads
+    term = factors_product(left, right, value, heads, causal=view.causal, matmul=view.matmul)
     return term.transpose(1, 2)
 
 
