@@ -38,12 +38,15 @@ OLDER = "older code"
 def lines(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """The lines of the table, of the rows that are measured."""
     rows, newest = results["rows"], stored.newest_code(results)
+    repetitions = results["settings"]["repetitions"]
     found: list[tuple[str, ...]] = []
     for name, (what, limit) in LIMITS.items():
         if name in rows:
             row = rows[name]
             label = what + _totals(row) + _age(row, newest)
             turns = f"{row['lowest']:.3f}–{row['highest']:.3f}" if "lowest" in row else "–"
+            if row.get("turns", repetitions) != repetitions:
+                turns += f", {row['turns']} turns"
             alone = "–"
             if noise := row.get("noise"):
                 alone = f"{noise['ratio']:.3f} ({noise['lowest']:.3f}–{noise['highest']:.3f})"

@@ -207,6 +207,21 @@ def test_nothing_is_allocated_beyond_the_map_but_the_sum():
     assert_close(result, output + map_term(own, places, view, value))
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_last_product_is_not_taken_again_for_its_gradients(causal):
+    factors = torch.randn(4, 128, 2, requires_grad=True), torch.randn(4, 2, 128, requires_grad=True)
+    held = AttentionMap(factors, 1.0, "start", "token", None)
+    view, places = View(128, 128, 4, causal, None), TokenSpan(0, 128, 0, 0)
+    value = torch.randn(2, 2, 128, 16, requires_grad=True)
+    with FlopCounterMode(display=False) as forward:
+        result = add_term(torch.randn(2, 128, 4, 16), held, places, view, value)
+    with FlopCounterMode(display=False) as backward:
+        result.sum().backward()
+    # What comes before it is computed again, and all have two gradients each.
+    before = {True: 0.25, False: 0.5}[causal]
+    assert backward.get_total_flops() <= (2 + before) * forward.get_total_flops()
+
+
 def test_a_token_behind_pads_costs_one_row_of_the_map():
     places, view, value, output = call("padded, a token")
     held = attention_map()

@@ -121,8 +121,10 @@ def _reached_term(
 
 
 def _put(output: Tensor, term: Tensor, reached: Reached) -> Tensor:
-    """``output`` (B, T, H, D) plus a term at the queries that it is of."""
+    """``output`` (B, T, H, D) plus a term, which is no more needed, at the queries it is of."""
     if reached == slice(0, output.shape[1]):
+        if term.dtype == output.dtype and term.is_contiguous():
+            return term.add_(output)
         return (output + term).to(output.dtype)
     result = output.clone()
     if isinstance(reached, slice):
