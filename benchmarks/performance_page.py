@@ -38,15 +38,13 @@ OLDER = "older code"
 def lines(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """The lines of the table, of the rows that are measured."""
     rows, newest = results["rows"], stored.newest_code(results)
-    repetitions = results["settings"]["repetitions"]
     found: list[tuple[str, ...]] = []
     for name, (what, limit) in LIMITS.items():
         if name in rows:
             row = rows[name]
             label = what + _totals(row) + _age(row, newest)
             turns = f"{row['lowest']:.3f}–{row['highest']:.3f}" if "lowest" in row else "–"
-            if row.get("turns", repetitions) != repetitions:
-                turns += f", {row['turns']} turns"
+            turns += f" in {row['turns']}" if "turns" in row else ""
             alone = "–"
             if noise := row.get("noise"):
                 alone = f"{noise['ratio']:.3f} ({noise['lowest']:.3f}–{noise['highest']:.3f})"
@@ -100,9 +98,7 @@ def written(results: dict[str, Any]) -> str:
     text = (
         f"\n{machine['cpu']}, {settings['threads']} threads, fp32, torch {packages['torch']}, "
         f"transformers {packages['transformers']}; {settings['model']}, "
-        f"{settings['repetitions']} turns of every side after one that does not count{sizes}.\n\n"
-        + "\n".join(table)
-        + "\n"
+        f"turns of every side after one that does not count{sizes}.\n\n" + "\n".join(table) + "\n"
     )
     if "operations" in rows:
         found = rows["operations"]
