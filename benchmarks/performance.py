@@ -63,11 +63,13 @@ def batch_of(settings: Settings, rows: int, length: int, *, padded: bool = False
 
 
 def compared(seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """On beside off, and off beside itself."""
+    """On beside off; off beside itself, or a side without a map beside the paper's form."""
     medians = {f"{name}_ms": round(1000 * statistics.median(s), 2) for name, s in seconds.items()}
     found: dict[str, Any] = {**ratio(seconds, "on", "off"), **medians, "turns": len(seconds["on"])}
     if "off_again" in seconds:
         found["noise"] = ratio(seconds, "off_again", "off")
+    if "bare" in seconds:
+        found["bare"] = ratio(seconds, "bare", "off")
     return found
 
 
@@ -129,12 +131,13 @@ def step(
 
 
 def against_the_paper(settings: Settings) -> dict[str, Any]:
-    """A training step of 1 × 2048 tokens, ours beside the paper's form."""
+    """A training step of 1 × 2048 tokens, ours and one without a map beside the paper's form."""
     batch = batch_of(settings, 1, 2048)
     mine = with_map(settings, batch)
     other = papers_side(settings, METHOD, mine, batch)
     check_steps(settings, METHOD, mine, batch, other)
-    return beside_noise({"on": mine, "off": other}, a_step(batch), settings.repetitions)
+    sides = {"on": mine, "off": other, "bare": ours("lora", bare_base(settings.model), batch)}
+    return beside_noise(sides, a_step(batch), settings.repetitions)
 
 
 def decoding(settings: Settings) -> dict[str, Any]:
@@ -212,7 +215,7 @@ def saved(settings: Settings) -> dict[str, Any]:
 ROWS: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "forward_4x512": forward,
     "step_8x128": step(8, 128, times=3),  # nearest to its limit
-    "padded_8x128": step(8, 128, padded=True),
+    "padded_8x128": step(8, 128, padded=True, times=3),
     "step_1x2048": step(1, 2048),
     "paper_1x2048": against_the_paper,
     "decode_64": decoding,

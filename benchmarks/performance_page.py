@@ -42,7 +42,7 @@ def lines(results: dict[str, Any]) -> list[tuple[str, ...]]:
     for name, (what, limit) in LIMITS.items():
         if name in rows:
             row = rows[name]
-            label = what + _totals(row) + _age(row, newest)
+            label = what + _more(row) + _age(row, newest)
             turns = f"{row['lowest']:.3f}–{row['highest']:.3f}" if "lowest" in row else "–"
             turns += f" in {row['turns']}" if "turns" in row else ""
             alone = "–"
@@ -64,11 +64,13 @@ def lines(results: dict[str, Any]) -> list[tuple[str, ...]]:
     return found
 
 
-def _totals(row: dict[str, Any]) -> str:
-    """In the row of peaks, how much there is in all."""
-    if "ours_total_mb" not in row:
-        return ""
-    return f" (in all {row['ours_total_mb']:,} vs {row['papers_total_mb']:,} MB)"
+def _more(row: dict[str, Any]) -> str:
+    """In the row of peaks how much there is in all, beside the paper's form what has no map."""
+    if "ours_total_mb" in row:
+        return f" (in all {row['ours_total_mb']:,} vs {row['papers_total_mb']:,} MB)"
+    if "bare" in row:
+        return f" (without a map: {row['bare']['ratio']:.3f})"
+    return ""
 
 
 def _age(row: dict[str, Any], newest: str | None) -> str:
