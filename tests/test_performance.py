@@ -270,7 +270,7 @@ def test_curves_are_measured_kept_and_drawn(settings, files, short_curves, monke
 
 
 def one_point():
-    return {"N": 8, "n": 4, "batch": 1, "on_ms": 2.0, "off_ms": 1.0, "share": 0.5}
+    return {"N": 8, "n": 4, "batch": 1, "on_ms": 2.0, "off_ms": 1.0, "map_ms": 1.0, "share": 0.5}
 
 
 def test_curves_that_are_measured_survive_a_failure(settings, files, short_curves, monkeypatch):
