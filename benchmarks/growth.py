@@ -101,9 +101,13 @@ def check(module: nn.Module, tokens: int, batch: int) -> None:
         DisagreementError: naming what differs.
     """
     turns = turns_of(module, min(tokens, LONGEST), min(batch, ROWS))
-    for i, (found, wanted) in enumerate(zip(turns["on"](0), turns["paper"](0), strict=True)):
+    found, base = turns["on"](0), turns["off"](0)
+    for i, wanted in enumerate(turns["paper"](0)):
         what = ["output", *(f"gradient of {x}" for x in ("Q", "K", "V", "W_a", "W_b"))][i]
-        agree(f"the {what}", found.detach(), wanted.detach())
+        agree(f"the {what}", found[i].detach(), wanted.detach())
+    wanted = [found[3] - base[3], *found[4:]]
+    for x, one, other in zip(("V", "W_a", "W_b"), turns["map"](0)[1:], wanted, strict=True):
+        agree(f"the map's own gradient of {x}", one, other)
 
 
 def point(

@@ -214,7 +214,7 @@ def saved(settings: Settings) -> dict[str, Any]:
 
 ROWS: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "forward_4x512": forward,
-    "step_8x128": step(8, 128, times=3),  # nearest to its limit
+    "step_8x128": step(8, 128, times=3),  # whose ratio is small beside the noise
     "padded_8x128": step(8, 128, padded=True, times=3),
     "step_1x2048": step(1, 2048),
     "paper_1x2048": against_the_paper,

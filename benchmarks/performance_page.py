@@ -100,7 +100,9 @@ def written(results: dict[str, Any]) -> str:
     text = (
         f"\n{machine['cpu']}, {settings['threads']} threads, fp32, torch {packages['torch']}, "
         f"transformers {packages['transformers']}; {settings['model']}, "
-        f"turns of every side after one that does not count{sizes}.\n\n" + "\n".join(table) + "\n"
+        f"“in 9”: turns of every side, after one that does not count{sizes}.\n\n"
+        + "\n".join(table)
+        + "\n"
     )
     if "operations" in rows:
         found = rows["operations"]

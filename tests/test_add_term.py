@@ -175,6 +175,15 @@ def test_an_empty_batch_passes(name):
     assert found.shape == (0, *output.shape[1:])
 
 
+@pytest.mark.parametrize("name", ["whole", "shorter than the map", "padded", "padded, long"])
+@pytest.mark.parametrize("block", [1, 32])
+def test_the_sum_may_be_changed_in_place(name, block, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", block)
+    places, view, value, output = call(name)
+    add_term(output, attention_map(), places, view, value).mul_(2).sum().backward()
+    torch.testing.assert_close(output.grad, torch.full_like(output, 2))
+
+
 def test_past_the_map_the_output_itself_comes_back():
     view = View(1, LENGTH + 1, HEADS, True, None)
     _, _, value, output = call("one token")

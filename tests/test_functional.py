@@ -269,19 +269,21 @@ def test_products_of_factors_equal_those_of_the_map_in_every_form(size, causal):
 
 
 @pytest.mark.parametrize(
-    ("size", "rank", "causal", "window", "form"),
+    ("size", "rank", "share", "causal", "window", "form"),
     [
-        (4 * BLOCK, 2, True, None, "blocks"),
-        (4 * BLOCK, 2, False, None, "low_rank"),
-        (4 * BLOCK, 2, True, 4 * BLOCK, "blocks"),  # a window that hides nothing
-        (4 * BLOCK, 2, True, 4 * BLOCK - 1, "dense"),
-        (BLOCK, 2, True, None, "dense"),  # one block is the map itself
-        (4, 2, False, None, "dense"),
-        (4 * BLOCK, 2 * BLOCK, True, None, "dense"),
+        (4 * BLOCK, 2, 1, True, None, "blocks"),
+        (4 * BLOCK, 2, 3, False, None, "low_rank"),
+        (4 * BLOCK, 2, 3, True, 4 * BLOCK, "blocks"),  # a window that hides nothing
+        (4 * BLOCK, 2, 1, True, 4 * BLOCK - 1, "dense"),
+        (BLOCK, 2, 1, True, None, "dense"),  # one block is the map itself
+        (2 * BLOCK, 1, BLOCK, True, None, "dense"),  # as many sums as tokens in a block
+        (2 * BLOCK, 1, BLOCK + 1, True, None, "blocks"),  # where each head has its own values
+        (4, 2, 1, False, None, "dense"),
+        (4 * BLOCK, 2 * BLOCK, 1, True, None, "dense"),
     ],
 )
-def test_the_form_with_the_fewest_multiplications_is_taken(size, rank, causal, window, form):
-    assert product_form(size, rank, causal=causal, window=window) == form
+def test_the_form_with_the_fewest_multiplications_is_taken(size, rank, share, causal, window, form):
+    assert product_form(size, rank, share, causal=causal, window=window) == form
 
 
 def test_causal_map_is_the_lower_triangle_with_its_diagonal():

@@ -154,6 +154,15 @@ def test_a_curve_is_only_measured_if_it_computes_the_same(monkeypatch):
         growth.check(module, 8, 1)
 
 
+def test_a_map_alone_that_does_other_work_is_not_timed(monkeypatch):
+    module = growth.module_with_map(4, causal=True)
+    monkeypatch.setattr(growth, "_with_map", lambda attend: lambda m, q, k, v, mask, **_: (
+        attend()[0] + 0 * (v.sum() + sum(p.sum() for p in m.parameters())), None,
+    ))  # fmt: skip
+    with pytest.raises(DisagreementError, match="own gradient of V"):
+        growth.check(module, 8, 1)
+
+
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no-grad"])
 @pytest.mark.parametrize("tokens", [6, 3], ids=["longer", "shorter"])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
@@ -239,6 +248,14 @@ def test_a_figure_above_its_limit_is_not_called_met():
     row["ratio"] = 1.03
     ((*_, met),) = performance_page.lines(results)
     assert met == "yes"
+
+
+def test_a_line_says_how_many_turns_there_were_and_what_a_step_without_a_map_takes():
+    seconds = {"on": [2.0] * 3, "off": [4.0] * 3, "bare": [1.0] * 3}
+    results = {"rows": {"paper_1x2048": performance.compared(seconds)}}
+    ((label, _, measured, turns, *_),) = performance_page.lines(results)
+    assert label.endswith("(without a map: 0.250)")
+    assert (measured, turns) == ("0.500", "0.500–0.500 in 3")
 
 
 # Curves.

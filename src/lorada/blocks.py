@@ -13,25 +13,38 @@ from torch import Tensor
 
 Matmul = Callable[[Tensor, Tensor], Tensor]
 
-# Tokens that meet each other through a piece of the map in the causal product; the fastest of 16,
-# 32, 64 and 128 on processors (docs/performance.md).
+# Tokens that meet each other through a piece of the map in the causal product: as fast as 16 on
+# processors, with half as many blocks, and faster than 64 and 128 (docs/performance.md).
 BLOCK = 32
 
 
 def product_form(
-    size: int, rank: int, *, causal: bool, window: int | None = None
+    size: int, rank: int, share: int, *, causal: bool, window: int | None = None
 ) -> Literal["dense", "low_rank", "blocks"]:
     """The form in which a map of ``size`` tokens meets the values with the fewest multiplications.
 
-    For each number of V these are ``size`` for the map itself; 2R for W_a (W_b V), which sees every
-    key; and BLOCK + 2R where only earlier keys are seen. A window narrower than the map needs the
-    map itself.
+    For each number of the term these are ``size`` for the map itself; 2R for W_a (W_b V), which
+    sees every key; and where only earlier keys are seen BLOCK, R for the sums, and as many as there
+    are sums. A window narrower than the map needs the map itself.
+
+    Args:
+        size: M.
+        rank: R.
+        share: query heads of a key/value head, H / G.
+        causal: whether a row sees only its own and earlier keys.
+        window: how many keys back a row sees; None for all.
     """
     if window is not None and window < size:
         return "dense"
     if causal:
-        return "blocks" if BLOCK + 2 * rank < size else "dense"
+        sums = rank if _outgrow(share, rank) else share * rank
+        return "blocks" if BLOCK + rank + sums < size else "dense"
     return "low_rank" if 2 * rank < size else "dense"
+
+
+def _outgrow(share: int, rank: int) -> bool:
+    """Whether the sums of a group's heads would outgrow a block, so that each has its own V."""
+    return share * rank > BLOCK
 
 
 def causal_blocks(
@@ -49,7 +62,7 @@ def causal_blocks(
     """
     batch, groups, size, width = value.shape
     share, rank = heads // groups, left.shape[-1]
-    if share * rank > BLOCK:  # the sums of a group would outgrow the triangle
+    if _outgrow(share, rank):
         value, groups, share = value.repeat_interleave(share, dim=1), heads, 1
     samples = 1
     if left.dim() == 3:

@@ -190,19 +190,18 @@ def factors_product(
 
     ``matmul`` takes the last product, which makes the result.
     """
-    form = product_form(left.shape[-2], left.shape[-1], causal=causal, window=window)
+    size, rank, share = *left.shape[-2:], heads // value.shape[1]
+    form = product_form(size, rank, share, causal=causal, window=window)
     if form == "dense":
         return apply_map(mask_map(left @ right, causal, window), value, heads, matmul)
     if form == "blocks":
         return causal_blocks(left, right, value, heads, matmul)
+    batch = value
     if left.dim() == 3:
-        wide = side_by_side(value)
-        product = factors_product(
-            left[None], right[None], wide, heads, causal=causal, matmul=matmul
-        )
-        return apart(product, value)
+        left, right, value = left[None], right[None], side_by_side(value)
     tiled = left.repeat(1, heads // left.shape[1], 1, 1)
-    return matmul(tiled, apply_map(right, value, heads))
+    product = matmul(tiled, apply_map(right, value, heads))
+    return product if value is batch else apart(product, batch)
 
 
 def add_map_reference(

@@ -79,7 +79,7 @@ class View:
         heads: H.
         causal: whether a row sees only its own and earlier keys.
         window: width of a sliding window, in tokens; None without one.
-        matmul: how the last product of the term is taken, the one with as many rows as it has.
+        matmul: how the product is taken whose result is the term.
     """
 
     queries: int

@@ -46,8 +46,8 @@ def add_term(
 class _Added(torch.autograd.Function):
     """``add_term``, which keeps the values and the factors for its backward and nothing else.
 
-    What lies between them is computed again, up to the last product, of which only the gradients
-    are asked for: it costs little, and would grow with the batch.
+    What lies between them would grow with the batch and is computed again, except for the last
+    product, of which only the gradients are asked for.
     """
 
     @staticmethod
@@ -124,7 +124,8 @@ def _put(output: Tensor, term: Tensor, reached: Reached) -> Tensor:
     """``output`` (B, T, H, D) plus a term, which is no more needed, at the queries it is of."""
     if reached == slice(0, output.shape[1]):
         if term.dtype == output.dtype and term.is_contiguous():
-            return term.add_(output)
+            # Detached, as autograd lets nobody change a view that was made in here.
+            return term.add_(output).detach()
         return (output + term).to(output.dtype)
     result = output.clone()
     if isinstance(reached, slice):
