@@ -101,13 +101,13 @@ def check(module: nn.Module, tokens: int, batch: int) -> None:
         DisagreementError: naming what differs.
     """
     turns = turns_of(module, min(tokens, LONGEST), min(batch, ROWS))
-    found, base = turns["on"](0), turns["off"](0)
-    for i, wanted in enumerate(turns["paper"](0)):
-        what = ["output", *(f"gradient of {x}" for x in ("Q", "K", "V", "W_a", "W_b"))][i]
-        agree(f"the {what}", found[i].detach(), wanted.detach())
-    wanted = [found[3] - base[3], *found[4:]]
-    for x, one, other in zip(("V", "W_a", "W_b"), turns["map"](0)[1:], wanted, strict=True):
-        agree(f"the map's own gradient of {x}", one, other)
+    on, off = turns["on"](0), turns["off"](0)
+    names = ["output", *(f"gradient of {x}" for x in ("Q", "K", "V", "W_a", "W_b"))]
+    for what, found, wanted in zip(names, on, turns["paper"](0), strict=True):
+        agree(f"the {what}", found.detach(), wanted.detach())
+    own = [on[3] - off[3], *on[4:]]
+    for what, found, wanted in zip(names[3:], turns["map"](0)[1:], own, strict=True):
+        agree(f"the map's own {what}", found, wanted)
 
 
 def point(

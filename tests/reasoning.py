@@ -23,6 +23,9 @@ def question(text: str, options: tuple[str, ...], right: int) -> dict[str, str]:
     }
 
 
+ROW = question("is snow\nwarm?", ("true", "false"), 1)
+
+
 def problem(text: str, answer: str, output: str) -> dict[str, str]:
     """A row of an arithmetic task."""
     return {"instruction": text, "input": "", "output": output, "answer": answer}

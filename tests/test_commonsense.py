@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reasoning import WORDS, question
+from reasoning import ROW, WORDS, question
 
 from lorada.tasks import TASKS
 from lorada.tasks.commonsense import COMMONSENSE, choose_options, first_option, match_options
@@ -16,7 +16,6 @@ from lorada.tasks.llm_adapters import clean_prompt, evaluation_prompt, training_
 from lorada.tasks.quanta import clean
 
 DATA = Path(os.environ.get("LORADA_DATA", Path(__file__).parents[2] / "shared" / "data"))
-ROW = question("is snow\nwarm?", ("true", "false"), 1)
 
 
 def test_the_training_prompt_byte_for_byte():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from folders import byte_tokenizer, llama_folder
-from reasoning import WORDS, question, source_file
+from reasoning import ROW, WORDS, question, source_file
 
 from lorada.run.data import training_rows
 from lorada.run.evaluate import evaluate_tasks
@@ -19,7 +19,6 @@ from lorada.tasks.commonsense import COMMONSENSE
 from lorada.tasks.encode import IGNORED, EncodeOptions, encode
 
 DATA = Path(os.environ.get("LORADA_DATA", Path(__file__).parents[2] / "shared" / "data"))
-ROW = question("is snow\nwarm?", ("true", "false"), 1)
 TOKENIZER = byte_tokenizer()
 
 

@@ -196,12 +196,7 @@ def factors_product(
         return apply_map(mask_map(left @ right, causal, window), value, heads, matmul)
     if form == "blocks":
         return causal_blocks(left, right, value, heads, matmul)
-    batch = value
-    if left.dim() == 3:
-        left, right, value = left[None], right[None], side_by_side(value)
-    tiled = left.repeat(1, heads // left.shape[1], 1, 1)
-    product = matmul(tiled, apply_map(right, value, heads))
-    return product if value is batch else apart(product, batch)
+    return apply_map(left, apply_map(right, value, heads), heads, matmul)
 
 
 def add_map_reference(

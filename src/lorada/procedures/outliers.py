@@ -48,8 +48,7 @@ def outlier_ratios(
             for linear in (m for layer in layers.values() for m in linears(layer)):
                 handle = linear.register_forward_pre_hook(keep)
                 stack.callback(handle.remove)
-            shown = watched(batches, "Calibrating")
-            for batch in shown:
+            for batch in watched(batches, "Calibrating"):
                 mask[0] = batch.get("attention_mask")
                 model(**batch)
     finally:

@@ -117,8 +117,7 @@ def _best_entries(
             sums[module] = gradient
 
     with _only_gradients_of(model, counts):
-        shown = watched(batches, "Calibrating")
-        for number, batch in enumerate(shown, 1):
+        for number, batch in enumerate(watched(batches, "Calibrating"), 1):
             last = number == len(batches)
             hooks = [
                 module.weight.register_post_accumulate_grad_hook(
