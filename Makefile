@@ -39,10 +39,10 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# What the map costs (docs/performance.md) and what a step of each method costs (docs/costs.md).
-# Rows and curves that are measured already are kept. On another machine, or with other packages:
-#   make bench BENCH="--output runs/bench"
-BENCH ?=
+# What the map costs (docs/performance.md) and what a step of each method costs (docs/costs.md), into
+# a folder of this machine's own, where what is measured already is kept. For the pages under docs:
+#   make bench BENCH=
+BENCH ?= --output runs/bench
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/performance.py $(BENCH)
 	$(BIN)/python benchmarks/performance.py --growth $(BENCH)

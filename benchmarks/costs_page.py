@@ -49,7 +49,7 @@ method, else the equations written straight into the `forward` of the model's mo
 ([benchmarks/direct.py](../benchmarks/direct.py)). This page is made by
 
 ```text
-make bench                                        # what is missing of the table
+make bench BENCH=                                 # what is missing of the table
 python benchmarks/costs.py --methods lmam,ist     # these rows again
 ```
 

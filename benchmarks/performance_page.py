@@ -73,6 +73,17 @@ def _more(row: dict[str, Any]) -> str:
     return ""
 
 
+def _ends(points: list[dict[str, float]]) -> str:
+    """What the map costs at both ends of a curve."""
+    first, last = points[0], points[-1]
+    axis = next((key for key in ("N", "n", "batch") if first[key] != last[key]), "N")
+    said = [
+        f"{point['map_ms']:g} ms at {axis} = {point[axis]:,}, {point['share']:.1%} of the call"
+        for point in (first, last)
+    ]
+    return f"The map alone: {'; '.join(said)}."
+
+
 def _age(row: dict[str, Any], newest: str | None) -> str:
     return f" ({OLDER})" if stored.is_older(row, newest) else ""
 
@@ -114,6 +125,7 @@ def written(results: dict[str, Any]) -> str:
         )
     for name in (name for name in NAMES if name in growth):
         text += f"\n![How the cost grows: {name}]({PICTURES[name]}){_age(growth[name], newest)}\n"
+        text += f"\n{_ends(growth[name]['points'])}\n"
     if any(stored.is_older(row, newest) for row in (*rows.values(), *growth.values())):
         text += (
             f"\n“{OLDER.capitalize()}”: measured with another state of `src/lorada` than the "

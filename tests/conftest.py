@@ -32,7 +32,8 @@ from transformers import (
 )
 
 # The shapes in the signatures of the maths are enforced while tests run, not only narrated.
-with install_import_hook(["lorada.functional", "lorada.tuners.gates"], "beartype.beartype"):
+SHAPED = ["lorada.blocks", "lorada.functional", "lorada.tuners.gates"]
+with install_import_hook(SHAPED, "beartype.beartype"):
     import lorada.functional  # noqa: F401
 
 # Everything here is tiny: a second thread would only wait for a core that another test uses.

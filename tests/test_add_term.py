@@ -1,6 +1,6 @@
 """What a map adds to an attention call, and what it keeps for the backward pass."""
 
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 
 import pytest
 import torch
@@ -62,6 +62,12 @@ PLACES = {
         TokenTable(torch.arange(20)[None], torch.arange(4, 24)[None]),
         20,
         20,
+        2,
+    ),
+    "other rows than columns": (
+        TokenTable(torch.arange(12)[None], torch.arange(4, 16)[None]),
+        12,
+        12,
         2,
     ),
     "padded, a chunk": (table([None, *range(7)], [*range(8)], queries=3), 3, 8, 2),
@@ -182,6 +188,27 @@ def test_the_sum_may_be_changed_in_place(name, block, monkeypatch):
     places, view, value, output = call(name)
     add_term(output, attention_map(), places, view, value).mul_(2).sum().backward()
     torch.testing.assert_close(output.grad, torch.full_like(output, 2))
+
+
+def tensors_in(thing) -> list[Tensor]:
+    """All tensors that an object, its fields and their items lead to."""
+    if isinstance(thing, Tensor):
+        return [thing]
+    if is_dataclass(thing):
+        thing = vars(thing)
+    if isinstance(thing, dict):
+        thing = [*thing.values()]
+    return [x for one in thing for x in tensors_in(one)] if isinstance(thing, list | tuple) else []
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_what_autograd_does_not_see_is_kept_of_nothing_but_where_the_tokens_are(name):
+    places, view, value, output = call(name)
+    found = add_term(output, attention_map(), places, view, value)
+    kept = tensors_in(found.grad_fn.rest)
+    known = {id(x) for x in tensors_in(places)}
+    assert {id(x) for x in kept} <= known
+    assert not any(x.is_floating_point() for x in kept)
 
 
 def test_past_the_map_the_output_itself_comes_back():

@@ -334,6 +334,8 @@ def test_implementation_registered_later_is_an_error_until_it_is_installed(late_
     model.base_model.model.set_attn_implementation(late_implementation())
     with pytest.raises(ValueError, match=r"'late' was registered after the adapter .*install\(\)"):
         model(tokens)
+    with pytest.raises(ValueError, match="was registered after the adapter"):
+        model.base_model.model.model(tokens)  # past the model's own forward, as AdaLoRA goes
     lorada_attention.install()
     assert_close(model(tokens).logits, expected)
 

@@ -157,6 +157,55 @@ def test_a_run_learns_which_candidate_is_right(method, tmp_path):
     assert evaluate(load_run(tmp_path / "run"), str(data))["accuracy"] == 100
 
 
+def test_the_best_model_is_the_one_that_chooses_right_most_often(tmp_path):
+    rows = [
+        {"prompt": "ab"[n % 2] * 4, "candidates": [" no", " yes", " so"][: 2 + n % 2],
+         "answer": n % 2}
+        for n in range(8)
+    ]  # fmt: skip
+    data = str(rows_file(tmp_path / "rows.jsonl", rows))
+    every = ["eval_strategy=steps", "eval_steps=1", "save_steps=1", "load_best_model_at_end=true"]
+    recipe = load_recipe(
+        None,
+        ["max_steps=8", "learning_rate=1e-2", "report_to=[]", "per_device_eval_batch_size=3",
+         "lora.r=8", "lora.lora_dropout=0",
+         "metric_for_best_model=accuracy", *every],
+        {"method": "lora", "model": str(llama_folder(tmp_path / "llama")), "data": data,
+         "eval_data": data, "output": str(tmp_path / "run")},
+    )  # fmt: skip
+    history = train(recipe, quiet=True).result["history"]
+    measured = [entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry]
+    assert len(measured) == 8
+    assert max(measured) > min(measured)
+    assert evaluate(load_run(tmp_path / "run"), data)["accuracy"] == pytest.approx(max(measured))
+
+
+def test_rows_are_scored_in_batches_of_like_length_that_share_their_prompts(tmp_path, monkeypatch):
+    rows = [
+        {"prompt": "a" * size, "candidates": [" b", " c"], "answer": 0}
+        for size in (9, 2, 14, 5, 11, 3, 7)
+    ]
+    data = str(rows_file(tmp_path / "rows.jsonl", rows))
+    recipe = load_recipe(
+        None,
+        ["max_steps=1", "eval_batch_size=3", "report_to=[]"],
+        {"method": "lora", "model": str(llama_folder(tmp_path / "llama")), "data": data,
+         "output": str(tmp_path / "run")},
+    )  # fmt: skip
+    train(recipe, quiet=True)
+    batches = []
+
+    def shared(model, batch):
+        batches.append(batch["attention_mask"].sum(-1).tolist())
+        return cached_scores(model, batch)
+
+    monkeypatch.setattr("lorada.run.evaluate.cached_scores", shared)
+    evaluate(load_run(tmp_path / "run"), data)
+    assert [len(lengths) for lengths in batches] == [6, 6, 2]  # two candidates a row
+    every = [length for lengths in batches for length in lengths]
+    assert every == sorted(every, reverse=True)
+
+
 def test_the_effect_size_is_that_of_whole_sequences(tmp_path):
     base = AutoModelForCausalLM.from_pretrained(
         llama_folder(tmp_path / "llama", attention_dropout=0.0)

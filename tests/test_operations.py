@@ -65,9 +65,10 @@ def test_activations_in_the_papers_form_are_a_whole_second_map():
         assert paper_bytes(h, tokens, full=True)["activations"] == 2 * h * tokens**2 + mask
 
 
-def test_no_activations_are_kept_for_the_map_as_run_here():
-    h, n, r = 32, 128, 2
-    found = measured_bytes(named_config("llama-7b"), full=False)
+@pytest.mark.parametrize("name", HEADS)  # the larger one has eight query heads for each V
+def test_no_activations_are_kept_for_the_map_as_run_here(name):
+    h, n, r = HEADS[name], 128, 2
+    found = measured_bytes(named_config(name), full=False)
     factors, map_ = 8 * h * n * r, 4 * h * n * n
     assert found["activations"] == 0
     assert found["weights"] == found["gradients"] == factors

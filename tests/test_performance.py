@@ -278,12 +278,20 @@ def test_curves_are_measured_kept_and_drawn(settings, files, short_curves, monke
     for picture in performance_page.PICTURES.values():
         assert (files[0].parent / picture).stat().st_size > 0
         assert picture in files[1].read_text()
+        assert "The map alone: " in files[1].read_text()
     points = []
     monkeypatch.setattr(growth, "point", lambda *x, **kw: points.append(x) or one_point())
     growth.measure_growth(settings, [], *files)
     assert points == []
     growth.measure_growth(settings, ["batch"], *files)
     assert len(points) == len(short_curves["batch"].points)
+
+
+def test_a_curve_says_what_the_map_costs_at_both_ends():
+    points = [one_point(), one_point() | {"N": 8192, "map_ms": 2.5, "share": 0.004}]
+    assert performance_page._ends(points) == (
+        "The map alone: 1 ms at N = 8, 50.0% of the call; 2.5 ms at N = 8,192, 0.4% of the call."
+    )
 
 
 def one_point():

@@ -128,6 +128,27 @@ def test_a_panel_of_figure_3_is_titled_with_the_ratio_of_the_map_it_shows(
     assert list(means.lines[0].get_ydata()) == pytest.approx(expected)
 
 
+def test_a_signed_map_is_centred_at_0_and_what_is_negative_is_marked_without_colours(
+    drawn, tmp_path
+):
+    values = [[0.5, -0.3, 0.0], [-0.001, 2.0, 0.1], [0.2, -1.9, 0.0]]
+    plots.attention_maps(
+        ["a", "b", "c"], {"one": (values, 2 / 9), "none": ([[0.0]], 0.0)}, tmp_path
+    )
+    one, none = (axis for axis in drawn[0].axes if axis.images)
+    (image,) = one.images
+    assert image.get_clim() == (-2.0, 2.0)
+    middle = image.cmap(0.5)[:3]
+    assert min(middle) > 0.95  # what is 0 is white, wherever the values lie
+    greys = [sum(image.cmap(x)[:3]) for x in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert greys == sorted(greys[:3]) + sorted(greys[3:], reverse=True)
+    (marks,) = one.collections
+    # (column, line); -0.001 is not to be seen beside 2.
+    assert sorted(map(tuple, marks.get_offsets().tolist())) == [(1, 0), (1, 2)]
+    assert none.images[0].get_clim() == (-1.0, 1.0)
+    assert not none.collections
+
+
 def accuracy(value):
     return {"n": 4, "accuracy": value, "loss": 1.0}
 

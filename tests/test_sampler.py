@@ -51,4 +51,5 @@ def test_held_out_rows_keep_their_order(tmp_path):
     args = training_arguments(asked, quiet=True)
     made = make_trainer(TINY["llama"](), args, (held, held), lambda x: x, [], Trainer)
     assert [*made._get_eval_sampler(held)] == [*range(6)]
+    assert isinstance(made._get_train_sampler(), LikeLengths)
     assert [*made._get_train_sampler()] != [*range(6)]

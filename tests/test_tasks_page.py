@@ -39,7 +39,8 @@ NOTES = {
 - `likelihood` is QuanTA's: the question on one line, then `Answer:`, and for every option of its
   `Answer format:` the sentence " the correct answer is …."; the mean log-probability of the
   sentence's tokens decides, in training and in evaluation. An option is always chosen, so
-  `unparsable` is 0 by construction.
+  `unparsable` is 0 by construction. With held-out rows (`dev_rows=N`) each evaluation while
+  training measures accuracy, and `metric_for_best_model=accuracy` selects by it, as QuanTA does.
 - Scores by the two protocols do not compare, and published tables mix them.
 - Rows of the hub are put in LLM-Adapters' words. Its BoolQ has no passages. Test rows are the hub's
   validation split, but for ARC and OpenBookQA. LLM-Adapters trains WinoGrande on all sizes one
@@ -63,7 +64,9 @@ NOTES = {
 - From the hub all of the validation split is scored; from a local folder what its file holds, which
   may be a part. `eval_rows=N` takes a random part of either.
 - The paper says accuracy throughout; its CoLA and STS-B numbers are Matthews' and Pearson's
-  correlations.""",
+  correlations.
+- The head that a task puts on a model trains. In the code of He et al., whose settings many
+  methods have here, it stays as it was drawn: `train_head=false`.""",
     "Long sequence": """\
 - Scored are 128 documents of the test split, the same for every seed (`eval_rows=N` for another
   number; all, where a local file has fewer). LongLoRA took 128 too, but which ones is not known, so

@@ -49,10 +49,11 @@ def test_rouge_of_a_set_is_the_mean_over_rows():
 
 
 def test_rouge_is_what_rouge_score_says_and_its_sum_form_is_the_same_on_one_line():
-    scorer = RougeScorer(["rougeL", "rougeLsum"], use_stemmer=True)
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
     for output, row in zip(OUTPUTS, REFERENCES, strict=True):
         theirs = scorer.score(row["response"], output)
-        assert rouge([output], [row])["rougeL"] == pytest.approx(100 * theirs["rougeL"].fmeasure)
+        for name, found in rouge([output], [row]).items():
+            assert found == pytest.approx(100 * theirs[name].fmeasure)
         assert theirs["rougeLsum"] == theirs["rougeL"]
 
 

@@ -14,10 +14,13 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     TrainerCallback,
+    set_seed,
 )
 
 from lorada import attention
+from lorada.plan import in_head
 from lorada.run import train as train_module
+from lorada.run.adapt import load_base
 from lorada.run.callbacks import DivergedError
 from lorada.run.evaluate import evaluate
 from lorada.run.generate import generate
@@ -286,6 +289,32 @@ def test_the_head_of_a_bart_trains_with_the_adapter_and_is_saved_but_not_counted
         assert not torch.equal(saved[heads[name]], start[f"classification_head.{name}"])
     head = load_run(tmp_path / "run").model.base_model.model.classification_head
     assert torch.equal(head.out_proj.weight, saved[heads["out_proj.weight"]])
+
+
+@pytest.mark.parametrize("method", ["adapter_ffn", "bitfit"])
+def test_a_head_stays_as_it_was_drawn_where_that_is_asked(method, tmp_path):
+    bert = str(bert_folder(tmp_path / "bert"))
+    rows = [{"text": "ab" * (i % 5 + 1), "label": "yn"[i % 2]} for i in range(16)]
+    texts = str(rows_file(tmp_path / "texts.jsonl", rows))
+    for trains in (True, False):
+        asked = recipe(
+            bert, texts, tmp_path / str(trains), "max_steps=3", f"train_head={str(trains).lower()}",
+            method=method,
+        )  # fmt: skip
+        train(asked, quiet=True)
+        set_seed(42)
+        drawn = load_base(asked, 2).classifier.weight
+        run = load_run(tmp_path / str(trains))
+        (head,) = (
+            parameter for name, parameter in run.model.named_parameters()
+            if in_head(name) and name.endswith("weight") and "original_module" not in name
+        )  # fmt: skip
+        assert torch.equal(head, drawn) is not trains
+
+
+def test_a_head_that_is_not_there_cannot_stay_as_it_was_drawn(llama, data, tmp_path):
+    with pytest.raises(ValueError, match="puts no head on a model"):
+        train(recipe(llama, data, tmp_path / "run", "train_head=false"), quiet=True)
 
 
 def test_an_encoder_cannot_be_asked_for_a_response(data, tmp_path):

@@ -219,8 +219,9 @@ def _lies_beyond(
         return False
     # The first places tokens in other ways, the second is refused. A window changes nothing: where
     # it has dropped keys, the token is a later one than their number says.
-    others = kwargs.get("cu_seq_lens_q"), kwargs.get("block_table")
-    return all(other is None for other in others) and key.shape[2] > layer.reach
+    if kwargs.get("cu_seq_lens_q") is not None or kwargs.get("block_table") is not None:
+        return False
+    return key.shape[2] > layer.reach
 
 
 def _is_causal(module: nn.Module, kwargs: dict[str, Any]) -> bool:

@@ -171,7 +171,8 @@ def map_value_product(
     if align == "start":
         w_a, w_b, value = w_a[:, :size], w_b[:, :, :size], value[:, :, :size]
     else:
-        w_a, w_b, value = w_a[:, -size:], w_b[:, :, -size:], value[:, :, -size:]
+        w_a, w_b = w_a[:, w_a.shape[1] - size :], w_b[:, :, w_b.shape[2] - size :]
+        value = value[:, :, value.shape[2] - size :]
     w_a = w_a / inverse_scale
     return factors_product(w_a, w_b, value, heads, causal=causal, window=window, matmul=matmul)
 

@@ -1,5 +1,6 @@
 """The term where samples sit differently: packed, cached behind pads, or under a map of full rank.
 
+Also where batches go on beyond the map behind pads, and in compiled graphs, which serve any length.
 The values of each sequence are gathered into map coordinates, multiplied, and the rows put back.
 
 Shapes: B batch, P sequences packed into a row, H query heads, G key/value heads, S map heads,

@@ -185,5 +185,5 @@ def select_trainable(model: nn.Module, rule: str) -> None:
 
 
 def in_head(name: str) -> bool:
-    """Whether a parameter belongs to a task head, which always trains and is never counted."""
+    """Whether a parameter belongs to a task head, which is never counted."""
     return any(head in name.split(".") for head in HEADS)

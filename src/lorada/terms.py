@@ -46,6 +46,8 @@ def add_term(
 class _Added(torch.autograd.Function):
     """``add_term``, which keeps the values and the factors for its backward and nothing else.
 
+    But for where the tokens are, which is one table for all layers.
+
     What lies between them would grow with the batch and is computed again, except for the last
     product, of which only the gradients are asked for.
     """
@@ -204,7 +206,8 @@ def _goes_on(attention_map: AttentionMap, table: TokenTable, view: View) -> bool
 def _fits_in_place(attention_map: AttentionMap, table: TokenTable, view: View) -> bool:
     """Whether ``_term_in_place`` is right, and cheaper: it multiplies every token of the batch."""
     length = attention_map.length
-    if view.queries != view.keys or table.sequences > 1 or not attention_map.stays_low_rank:
+    # As many queries as keys is not enough: behind a padded cache they are others.
+    if table.rows is not table.columns or table.sequences > 1 or not attention_map.stays_low_rank:
         return False
     return 2 * view.keys <= 3 * length and (view.window is None or view.window >= length)
 

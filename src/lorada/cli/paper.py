@@ -38,7 +38,7 @@ def table(
     chosen = load_table(f"table{number}")
     at = scale_named(scale)
     found = jobs(
-        chosen, at, rows=_names(rows), tasks=_names(tasks), seeds=numbers(seeds),
+        chosen, at, rows=_names("rows", rows), tasks=_names("tasks", tasks), seeds=numbers(seeds),
         results=results, output=output, data_dir=data_dir,
     )  # fmt: skip
     if dry_run:
@@ -52,7 +52,7 @@ def table(
     kept = [(job.row, [result]) for job, result in zip(found, complete, strict=True)]
     page = _page(chosen, at, kept, every=rows is None)
     if as_json:
-        print_json([vars(line) for line in page.lines])
+        print_json({**vars(page), "lines": [vars(line) for line in page.lines]})
     else:
         for note in page.notes:
             console.print(f"• {note}", highlight=False)
@@ -83,8 +83,14 @@ def scale_named(name: str | None) -> Any:
     return name
 
 
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+def _names(option: str, text: str | None) -> list[str] | None:
+    """Names with commas between them."""
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ValueError(f"--{option} {text!r} has no name in it: leave it out for all")
+    return names
 
 
 def numbers(text: str | None) -> list[int] | None:

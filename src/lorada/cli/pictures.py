@@ -116,6 +116,7 @@ def _plot_sweep(
 ) -> None:  # fmt: skip
     from lorada.cli.paper import numbers, run_jobs, scale_named
     from lorada.report.plots import sweep_figure
+    from lorada.report.tables import main_metric
     from lorada.run.table_runs import jobs
     from lorada.run.tables import load_table
 
@@ -129,7 +130,7 @@ def _plot_sweep(
     for job, result in zip(found, complete, strict=True):
         lmam = result["recipe"]["parts"]["lmam"]
         metrics = result["metrics"][job.tasks[0]]
-        metric = next(name for name in metrics if name != "n")
+        metric = main_metric(metrics)
         scores.setdefault((lmam["heads"], lmam["rank"]), []).append(metrics[metric])
     for note in figure.differs if at == "local" else []:
         console.print(f"• {note}", highlight=False)

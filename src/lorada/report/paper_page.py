@@ -14,6 +14,7 @@ from lorada.report.tables import (
     Line,
     Page,
     has_models,
+    main_metric,
     measured_line,
     published,
     published_line,
@@ -81,7 +82,13 @@ def paper_page(
         lines.append(_renamed(measured_line(label, row.results, columns, averaged), names(row)))
     shown = dict.fromkeys(name for row in rows for name in names(row).values())
     results = [result for row in rows for result in row.results]
-    said = [*_about(results), *_of_means(number, averaged), *_unfinished(lines), *notes]
+    said = [
+        *_about(results),
+        *_scores(results, columns),
+        *_of_means(number, averaged),
+        *_unfinished(lines),
+        *notes,
+    ]
     return Page(title, list(shown), lines, [*said, *_unparsable(rows), *_machines(results)], digits)
 
 
@@ -167,6 +174,17 @@ def _about(results: Results) -> list[str]:
     return [note for note in notes if note != "."]
 
 
+def _scores(results: Results, columns: Columns) -> list[str]:
+    """Which score each column is of: by the paper's words, all of GLUE's are accuracy."""
+    found: dict[str, list[str]] = {}
+    for name, (task, metric) in columns.items():
+        scored = next((r["metrics"][task] for r in results if task in r["metrics"]), {})
+        if scored and (metric is None or metric in scored):
+            found.setdefault(metric or main_metric(scored), []).append(name)
+    said = [f"{metric} of {', '.join(names)}" for metric, names in found.items()]
+    return [f"scores: {'; '.join(said)}."] if said else []
+
+
 def _of_means(number: int, averaged: Sequence[str]) -> list[str]:
     """Which columns the mean is of: the paper's own may be of others."""
     if not averaged:
@@ -191,7 +209,8 @@ def _machines(results: Results) -> list[str]:
     found = []
     for result in results:
         machine, packages = result["hardware"], result["versions"]
-        name = machine["accelerator"] or f"{machine['cpu']}, threads: {machine['threads']}"
+        plain = "{cpu}, {cores} cores, threads: {threads}"
+        name = machine["accelerator"] or plain.format(**machine)
         of = ", ".join(f"{p} {packages[p]}" for p in ("torch", "transformers", "peft"))
         found.append(f"{name}; {of}")
     return [f"{_listed(found, '; or ')}. Minutes are of training, all seeds and tasks together."]

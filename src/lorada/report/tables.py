@@ -136,8 +136,12 @@ def measured_line(
 
 
 def _score(metrics: dict[str, Any], name: str | None) -> float:
-    name = name or next(key for key in metrics if key != "n")
-    return float(metrics[name])
+    return float(metrics[name or main_metric(metrics)])
+
+
+def main_metric(metrics: dict[str, Any]) -> str:
+    """Of a task's scores, the one that stands in a table by the name of the task."""
+    return next(key for key in metrics if key != "n")
 
 
 def _cell(page: Page, line: Line, name: str, plus_minus: str) -> str:

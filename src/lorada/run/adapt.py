@@ -67,8 +67,22 @@ def adapt(
     """Place a method on a model, ready to train.
 
     Raises:
-        ValueError: if the method does not fit the model, or ``--from`` the method.
+        ValueError: if the method does not fit the model, or ``--from`` the method, or if a head is
+            to stay as it was drawn where there is none.
     """
+    model = _placed(base, plan, recipe, labels)
+    if not recipe.train_head:
+        if labels is None:
+            raise ValueError("train_head=false: this task puts no head on a model: leave it out")
+        for name, parameter in model.named_parameters():
+            if in_head(name):
+                parameter.requires_grad_(False)
+    return model
+
+
+def _placed(
+    base: PreTrainedModel, plan: Plan, recipe: Recipe, labels: int | None
+) -> PeftModel | PreTrainedModel:
     if plan.config is None:
         if recipe.from_adapter is not None:
             raise ValueError(f"--from needs a method with an adapter, which {recipe.method} is not")

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from lorada.attention import SHIFTED
 from lorada.tasks.encode import IGNORED
@@ -156,9 +157,13 @@ def shares_prompts(model: nn.Module) -> bool:
 
 
 class ChoiceTrainer(Trainer):
-    """A Trainer for batches of candidates; everything but the loss is the Trainer's own."""
+    """A Trainer for batches of candidates, which also measures how often it chooses right."""
 
     loss_is_scaled_for_ga = False  # a mean over the rows of a batch
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._right: list[Tensor] = []  # of held-out rows, batch by batch
 
     def compute_loss(
         self,
@@ -170,4 +175,21 @@ class ChoiceTrainer(Trainer):
         """Cross-entropy of the candidates' scores."""
         scores = (cached_scores if shares_prompts(model) else sequence_scores)(model, inputs)
         loss = choice_loss(scores, inputs["groups"], inputs["answers"])
-        return (loss, {"scores": scores}) if return_outputs else loss
+        if not return_outputs:
+            return loss
+        chosen = [int(row.argmax()) for row in scores.split(inputs["groups"].tolist())]
+        right = torch.tensor(chosen, device=scores.device) == inputs["answers"].to(scores.device)
+        self._right.append(self.accelerator.gather_for_metrics(right))
+        return loss, {"scores": scores}
+
+    def evaluation_loop(
+        self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """The held-out loss and the ``accuracy`` of the likeliest candidates, in percent."""
+        self._right = []
+        output: EvalLoopOutput = super().evaluation_loop(
+            *args, metric_key_prefix=metric_key_prefix, **kwargs
+        )
+        share = torch.cat(self._right).double().mean().item()
+        output.metrics[f"{metric_key_prefix}_accuracy"] = 100 * share
+        return output

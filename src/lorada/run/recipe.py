@@ -70,6 +70,9 @@ class Recipe(BaseModel):
     languages: list[str] | None = Field(
         None, min_length=2, max_length=2, description="from and to, of a multilingual tokenizer"
     )
+    train_head: bool = Field(
+        True, description="whether the head that a task puts on a model trains, or stays as drawn"
+    )
     packing: bool = Field(False, description="fill sequences with several training rows each")
     loss_on: Literal["response", "all"] | None = Field(
         None, description="tokens that count; by default what the protocol says, or the response"

@@ -111,7 +111,8 @@ def measured_names(args: TrainingArguments, held_out: Rows | None) -> list[str]:
     Raises:
         ValueError: if there are no such rows, or the best model is to be chosen by something else.
     """
-    measured = []
+    chooses = held_out is not None and held_out.form == "choice"
+    measured = ["eval_accuracy"] if chooses else []
     if getattr(args, "predict_with_generate", False):
         if held_out is None:
             raise ValueError(

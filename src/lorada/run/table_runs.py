@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lorada.files import write_whole
+from lorada.progress import watched
 from lorada.run.evaluate import evaluate_tasks
 from lorada.run.folder import clear, differences, holds_run
 from lorada.run.loaded import load_run
@@ -89,7 +90,7 @@ def jobs(
     wanted = [task for task in table.tasks if task in table.tasks_at(scale, tasks)]
     groups = [[task] for task in wanted] if table.train == "each" else [wanted]
     found = []
-    for row in table.rows_at(scale, rows):
+    for row in watched(table.rows_at(scale, rows), "Counting parameters"):
         for group in groups:
             for seed in dict.fromkeys(seeds or table.seeds):
                 place = Path(row.key) / "-".join(group) / f"seed{seed}"

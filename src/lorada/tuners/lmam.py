@@ -116,12 +116,8 @@ class LmamLayer(AttachedLayer):
         self._baked: dict[str, torch.Tensor] = {}
         self._told: Told | None = None
         attention.install()
-        hooks = hooked.hooks_for(host)
-        self._handles.append(
-            hooks(host, self)
-            if hooks
-            else host.register_forward_pre_hook(attention.check_installed)
-        )
+        if hooks := hooked.hooks_for(host):
+            self._handles.append(hooks(host, self))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A model that was unpickled in a new process finds the attention functions unwrapped.
@@ -151,6 +147,8 @@ class LmamLayer(AttachedLayer):
         if self._told is None:
             self._told = told_to(model)
             self._told.join(windowed=_is_windowed(self.host))
+            if not hooked.hooks_for(self.host):
+                self._told.guard(self.host, attention.check_installed)
             self._handles.append(self._told)
         self.configs[adapter_name] = config
         self._baked.pop(adapter_name, None)

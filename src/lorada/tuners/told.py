@@ -3,6 +3,7 @@
 One pair of hooks on the model listens for all its layers.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ class Told:
         self.packable = True
         self.windowed = False
         self._layers = 0
+        self._guarded: set[int] = set()
         self._handles: list[RemovableHandle] = [
             model.register_forward_pre_hook(self._look, with_kwargs=True),
             model.register_forward_hook(self._forget, always_call=True),
@@ -32,6 +34,15 @@ class Told:
         """Count a layer that asks."""
         self._layers += 1
         self.windowed = self.windowed or windowed
+
+    def guard(self, host: Any, check: Callable[[nn.Module, Any], None]) -> None:
+        """Have a check run before the first of the modules that share a config.
+
+        A hook on every layer would cost each step of decoding more than the map does.
+        """
+        if id(host.config) not in self._guarded:
+            self._guarded.add(id(host.config))
+            self._handles.append(host.register_forward_pre_hook(check))
 
     def remove(self) -> None:
         """One layer asks no more; with the last one the hooks go."""
