@@ -42,7 +42,7 @@ from turns import Turn, in_turn, ratio
 RESULTS = Path(__file__).parent / "results" / "performance.json"
 MEGABYTE = 2**20
 METHOD = "lora+lmam"
-PEAKS = 3  # processes of each side
+PEAKS = 7  # processes of each side
 OFTEN = 3  # times the turns of other rows, where the noise is no smaller than what is allowed
 
 
@@ -156,7 +156,7 @@ def decoding(settings: Settings) -> dict[str, Any]:
             **asked, min_new_tokens=new, max_new_tokens=new, do_sample=False, use_cache=True
         )
 
-    return beside_noise(sides, turn_of, settings.repetitions)
+    return beside_noise(sides, turn_of, OFTEN * settings.repetitions)
 
 
 def with_lora(settings: Settings) -> dict[str, Any]:

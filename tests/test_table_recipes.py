@@ -77,9 +77,11 @@ def test_every_run_is_a_recipe_of_a_method_that_its_model_can_take(number, scale
         recipe = row_recipe(table, any_size, scale, tasks, 1, Path("-"))
         config = config_of(recipe.model)
         plan = build_method(recipe.method, config, **recipe.parts)
-        training_arguments(recipe, plan.arguments, quiet=True)
+        writes = kind_of(config) == "encoder_decoder"
+        training_arguments(recipe, plan.arguments, quiet=True, writes=writes)
         for name in tasks:
-            protocol = TASKS[name].protocol(recipe.protocol, kind_of(config))
+            chosen = TASKS[name].protocol(recipe.protocol, kind_of(config))
+            protocol = TASKS[name].protocols[chosen]
             if protocol.target_length is not None and kind_of(config) == "decoder":
                 # Prompt and response share the length.
                 assert (recipe.max_target_length or protocol.target_length) < recipe.max_length

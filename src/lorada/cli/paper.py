@@ -1,5 +1,7 @@
 """Commands about the paper: its tables, run and printed beside the published scores."""
 
+import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +48,8 @@ def table(
         if not as_json:
             suggest(f"lorada table {number} --scale {at} --resume")
         return
-    complete = run_jobs(found, at, resume=resume, overwrite=overwrite)
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        complete = run_jobs(found, at, resume=resume, overwrite=overwrite)
     from lorada.report import tables as report
 
     kept = [(job.row, [result]) for job, result in zip(found, complete, strict=True)]

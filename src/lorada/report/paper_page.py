@@ -178,7 +178,9 @@ def _scores(results: Results, columns: Columns) -> list[str]:
     """Which score each column is of: by the paper's words, all of GLUE's are accuracy."""
     found: dict[str, list[str]] = {}
     for name, (task, metric) in columns.items():
-        scored = next((r["metrics"][task] for r in results if task in r["metrics"]), {})
+        scored: dict[str, Any] = next(
+            (r["metrics"][task] for r in results if task in r["metrics"]), {}
+        )
         if scored and (metric is None or metric in scored):
             found.setdefault(metric or main_metric(scored), []).append(name)
     said = [f"{metric} of {', '.join(names)}" for metric, names in found.items()]
