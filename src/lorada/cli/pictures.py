@@ -135,7 +135,8 @@ def _plot_sweep(
     for note in figure.differs if at == "local" else []:
         console.print(f"• {note}", highlight=False)
     seeds_each = len(found) // len(scores)
-    title = f"{figure.title} ({complete[0]['model']}, {at} scale, {seeds_each} seeds)"
+    seeds_named = f"{seeds_each} seed{'s' if seeds_each > 1 else ''}"
+    title = f"{figure.title} ({complete[0]['model']}, {at} scale, {seeds_named})"
     _draw("figure4", output, lambda path: sweep_figure(scores, path, title, f"{metric} (%)"))
     suggest(f"lorada plot scatter --results {results}")
 
