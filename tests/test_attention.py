@@ -8,7 +8,7 @@ import torch
 from conftest import TINY, WINDOW, assert_close
 from peft import get_peft_model
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, BartConfig, BartModel
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -312,6 +312,7 @@ def test_install_twice_wraps_once_and_uninstall_restores_the_originals():
 @pytest.fixture
 def late_implementation():
     """Registers an attention function that no wrapper has seen; removes it afterwards."""
+    lorada_attention.install()
     original = ALL_ATTENTION_FUNCTIONS["sdpa"].__wrapped__
 
     def late(*args, **kwargs):
@@ -338,6 +339,18 @@ def test_implementation_registered_later_is_an_error_until_it_is_installed(late_
         model.base_model.model.model(tokens)  # past the model's own forward, as AdaLoRA goes
     lorada_attention.install()
     assert_close(model(tokens).logits, expected)
+
+
+def test_a_decoder_is_guarded_where_its_encoder_has_run_before(late_implementation):
+    sizes = {"d_model": 16, "vocab_size": 99, "max_position_embeddings": 32}
+    for side in ("encoder", "decoder"):
+        sizes |= {f"{side}_layers": 1, f"{side}_attention_heads": 2, f"{side}_ffn_dim": 16}
+    model = get_peft_model(BartModel(BartConfig(**sizes)), LmamConfig(length=LENGTH)).eval()
+    tokens = torch.arange(3, 9)[None]
+    encoded = model(tokens, decoder_input_ids=tokens).encoder_last_hidden_state
+    model.base_model.model.set_attn_implementation(late_implementation())
+    with pytest.raises(ValueError, match="was registered after the adapter"):
+        model(encoder_outputs=(encoded,), decoder_input_ids=tokens)
 
 
 def simple_eager_attention_forward(module, query, key, value, attention_mask, **kwargs):

@@ -1,5 +1,7 @@
 """Choosing by likelihood: scores by hand, the shared cache beside whole sequences, training."""
 
+import json
+
 import pytest
 import torch
 from conftest import assert_close
@@ -178,6 +180,9 @@ def test_the_best_model_is_the_one_that_chooses_right_most_often(tmp_path):
     assert len(measured) == 8
     assert max(measured) > min(measured)
     assert evaluate(load_run(tmp_path / "run"), data)["accuracy"] == pytest.approx(max(measured))
+    (last,) = (tmp_path / "run").glob("checkpoint-8")
+    state = json.loads((last / "trainer_state.json").read_text())
+    assert state["best_metric"] == pytest.approx(max(measured))  # and not a loss
 
 
 def test_rows_are_scored_in_batches_of_like_length_that_share_their_prompts(tmp_path, monkeypatch):

@@ -179,9 +179,10 @@ def _scores(results: Results, columns: Columns) -> list[str]:
     found: dict[str, list[str]] = {}
     for name, (task, metric) in columns.items():
         scored: dict[str, Any] = next(
-            (r["metrics"][task] for r in results if task in r["metrics"]), {}
+            (m for r in results if (m := r["metrics"].get(task)) and (not metric or metric in m)),
+            {},
         )
-        if scored and (metric is None or metric in scored):
+        if scored:
             found.setdefault(metric or main_metric(scored), []).append(name)
     said = [f"{metric} of {', '.join(names)}" for metric, names in found.items()]
     return [f"scores: {'; '.join(said)}."] if said else []

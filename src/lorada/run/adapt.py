@@ -72,11 +72,11 @@ def adapt(
     """
     model = _placed(base, plan, recipe, labels)
     if not recipe.train_head:
-        if labels is None:
+        heads = [p for name, p in model.named_parameters() if in_head(name)]
+        if labels is None or not heads:
             raise ValueError("train_head=false: this task puts no head on a model: leave it out")
-        for name, parameter in model.named_parameters():
-            if in_head(name):
-                parameter.requires_grad_(False)
+        for parameter in heads:
+            parameter.requires_grad_(False)
     return model
 
 

@@ -190,6 +190,6 @@ class ChoiceTrainer(Trainer):
         output: EvalLoopOutput = super().evaluation_loop(
             *args, metric_key_prefix=metric_key_prefix, **kwargs
         )
-        share = torch.cat(self._right).double().mean().item()
+        share = torch.cat(self._right).float().mean().item()
         output.metrics[f"{metric_key_prefix}_accuracy"] = 100 * share
         return output

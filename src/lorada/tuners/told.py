@@ -24,7 +24,7 @@ class Told:
         self.packable = True
         self.windowed = False
         self._layers = 0
-        self._guarded: set[int] = set()
+        self._guarded: list[tuple[Any, Any]] = []
         self._handles: list[RemovableHandle] = [
             model.register_forward_pre_hook(self._look, with_kwargs=True),
             model.register_forward_hook(self._forget, always_call=True),
@@ -36,12 +36,13 @@ class Told:
         self.windowed = self.windowed or windowed
 
     def guard(self, host: Any, check: Callable[[nn.Module, Any], None]) -> None:
-        """Have a check run before the first of the modules that share a config.
+        """Have a check run before the first module of each config, in encoder and decoder apart.
 
         A hook on every layer would cost each step of decoding more than the map does.
         """
-        if id(host.config) not in self._guarded:
-            self._guarded.add(id(host.config))
+        side = getattr(host, "is_decoder", None)  # BART's encoder and decoder share a config
+        if not any(config is host.config and known == side for config, known in self._guarded):
+            self._guarded.append((host.config, side))
             self._handles.append(host.register_forward_pre_hook(check))
 
     def remove(self) -> None:
