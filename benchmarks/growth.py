@@ -48,7 +48,7 @@ LENGTHS = [(2048, 32 * 2**i, 1) for i in range(7)]
 CURVES = {
     "tokens": Curve("tokens N, a map of n = 128", "N", [(128 * 2**i, 128, 1) for i in range(7)]),
     "length": Curve("tokens n under the map, N = 2048", "n", LENGTHS),
-    "bidirectional": Curve("tokens n under the map, N = 2048, every key seen", "n", LENGTHS, False),
+    "bidirectional": Curve("tokens n, N = 2048, every key seen", "n", LENGTHS, False),
     "batch": Curve("samples of 512 tokens, n = 128", "batch", [(512, 128, 2**i) for i in range(6)]),
 }
 
