@@ -2,11 +2,11 @@
 
 import gzip
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+import methods as methods_benchmark
 import pytest
 from folders import bert_folder, llama_folder
 from test_method_matrix import PLUGGED
@@ -37,18 +37,28 @@ def place(tmp_path_factory):
     return place
 
 
+def options(place):
+    """Of a benchmark that writes and reads nothing but what is here."""
+    found = ["--results", place / "methods.json", "--page", place / "methods.md"]
+    return [str(x) for x in (*found, "--decoder", place / "llama", "--encoder", place / "bert")]
+
+
 def run(place, *arguments):
-    environment = {key: value for key, value in os.environ.items() if key != "LORADA_DATA"}
     return subprocess.run(
-        [
-            sys.executable, SCRIPT, "--results", place / "methods.json", "--page",
-            place / "methods.md", "--decoder", place / "llama", "--encoder", place / "bert",
-            *arguments,
-        ],
-        capture_output=True, text=True, env=environment, check=False,
+        [sys.executable, SCRIPT, *options(place), *arguments],
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
+def refused(place, capsys, *arguments):
+    """The last line of a call that is refused before it begins."""
+    with pytest.raises(SystemExit) as stop:
+        methods_benchmark.main([*options(place), *map(str, arguments)])
+    assert stop.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
 def test_each_method_is_a_row_and_what_is_done_is_not_repeated(place):
     data = ("--data-dir", place / "data", "--steps", "2")
     assert run(place, *data, "--methods", "ist,adalora").returncode == 0
@@ -72,16 +82,14 @@ def test_each_method_is_a_row_and_what_is_done_is_not_repeated(place):
     assert "| 0.0000 | yes |" in again.stdout
 
 
-def test_rows_must_be_named(place):
-    refused = run(place, "--methods", "lora")
-    assert refused.returncode == 2
-    assert refused.stderr.splitlines()[-1].endswith("pass --data-dir DIR, or set LORADA_DATA")
-    refused = run(place, "--methods", "lora", "--data-dir", place)
-    assert refused.returncode == 2
-    assert "boolq/train.jsonl.gz" in refused.stderr.splitlines()[-1]
+def test_rows_must_be_named(place, capsys, monkeypatch):
+    monkeypatch.delenv("LORADA_DATA", raising=False)
+    line = refused(place, capsys, "--methods", "lora")
+    assert line.endswith("pass --data-dir DIR, or set LORADA_DATA")
+    line = refused(place, capsys, "--methods", "lora", "--data-dir", place)
+    assert "boolq/train.jsonl.gz" in line
 
 
-def test_no_method_is_left_out(place):
-    refused = run(place, "--methods", "lorra")
-    names = refused.stderr.partition("is none of ")[2].strip().split(", ")
+def test_no_method_is_left_out(place, capsys):
+    names = refused(place, capsys, "--methods", "lorra").partition("is none of ")[2].split(", ")
     assert set(names) == {*METHODS, *(f"{name}+lmam" for name in PLUGGED)}
