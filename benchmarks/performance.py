@@ -43,7 +43,7 @@ RESULTS = Path(__file__).parent / "results" / "performance.json"
 MEGABYTE = 2**20
 METHOD = "lora+lmam"
 PEAKS = 7  # processes of each side
-OFTEN = 3  # times the turns of other rows, where the noise is no smaller than what is allowed
+OFTEN = 3  # times the turns of other rows, where those could not tell the map from noise
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,7 @@ def add_term(
 
 
 class _Added(torch.autograd.Function):
-    """``add_term``, which keeps the values and the factors for its backward and nothing else.
-
-    But for where the tokens are, which is one table for all layers.
+    """``add_term``, which keeps the values, the factors and the layers' table of places, no more.
 
     What lies between them would grow with the batch and is computed again, except for the last
     product, of which only the gradients are asked for.

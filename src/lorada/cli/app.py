@@ -1,6 +1,8 @@
 """The application that the commands belong to, and what they share: options, output."""
 
 import json
+import sys
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +32,11 @@ RunFolder = Annotated[Path, typer.Argument(help="folder of a finished run")]
 def suggest(command: str) -> None:
     """Name the command to try next."""
     console.print(f"next: [bold]{command}[/bold]", highlight=False, soft_wrap=True)
+
+
+def aside(as_json: bool) -> AbstractContextManager[Any]:
+    """What is printed meanwhile goes to the error stream where a program reads the output."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
 def print_json(data: Any) -> None:

@@ -1,14 +1,12 @@
 """Commands about the paper: its tables, run and printed beside the published scores."""
 
-import sys
-from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from lorada.cli.app import DataDir, Json, app, console, errors, print_json, suggest
+from lorada.cli.app import DataDir, Json, app, aside, console, errors, print_json, suggest
 from lorada.files import write_whole
 from lorada.progress import watched
 
@@ -48,7 +46,7 @@ def table(
         if not as_json:
             suggest(f"lorada table {number} --scale {at} --resume")
         return
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+    with aside(as_json):
         complete = run_jobs(found, at, resume=resume, overwrite=overwrite)
     from lorada.report import tables as report
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +16,7 @@ from lorada.cli.app import (
     Remote,
     RunFolder,
     app,
+    aside,
     console,
     errors,
     print_json,
@@ -70,7 +71,7 @@ def train(
     loaded = load_recipe(recipe, pairs, options, name_output=True)
     from lorada.run.train import train as run_training
 
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+    with aside(as_json):
         trained = run_training(loaded, resume=resume, overwrite=overwrite, quiet=as_json)
     if trained.interrupted:
         errors.print(f"stopped and saved at step {trained.result['steps']}")
@@ -177,7 +178,7 @@ def search(
 
     options = {"method": method, "model": model, "data": data, "eval_data": eval_data}
     pairs, options = list(overrides or []), {**options, "output": output}
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+    with aside(as_json):
         recipe = search_recipe(pairs, options, resume=resume)
         report = partial(errors.print, highlight=False, soft_wrap=True)
         found = run_search(
@@ -204,7 +205,7 @@ def quickstart(
     from lorada.run.quickstart import compare
 
     report: Callable[..., Any] = errors.print if as_json else console.print
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+    with aside(as_json):
         comparison = compare(output, overwrite=overwrite, report=report)
     from lorada.report.quickstart import comparison_table, draw
 

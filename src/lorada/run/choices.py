@@ -51,6 +51,11 @@ def choice_loss(scores: Tensor, groups: Tensor, answers: Tensor) -> Tensor:
     return torch.stack(losses).mean()
 
 
+def likeliest(scores: Tensor, groups: Tensor) -> list[int]:
+    """The index of each row's best candidate; ``scores`` and ``groups`` as in ``choice_loss``."""
+    return [int(row.argmax()) for row in scores.split(groups.tolist())]
+
+
 def sequence_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """s_c of candidates that stand whole behind their prompts, padded on the left.
 
@@ -177,8 +182,8 @@ class ChoiceTrainer(Trainer):
         loss = choice_loss(scores, inputs["groups"], inputs["answers"])
         if not return_outputs:
             return loss
-        chosen = [int(row.argmax()) for row in scores.split(inputs["groups"].tolist())]
-        right = torch.tensor(chosen, device=scores.device) == inputs["answers"].to(scores.device)
+        chosen = torch.tensor(likeliest(scores, inputs["groups"]), device=scores.device)
+        right = chosen == inputs["answers"].to(scores.device)
         self._right.append(self.accelerator.gather_for_metrics(right))
         return loss, {"scores": scores}
 

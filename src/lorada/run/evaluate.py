@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lorada.errors import saving
 from lorada.progress import watched
-from lorada.run.choices import cached_scores, needs_whole, sequence_scores
+from lorada.run.choices import cached_scores, likeliest, needs_whole, sequence_scores
 from lorada.run.data import JSONL, Rows, load_rows, scored_rows
 from lorada.run.encoding import collator, encode_options, encode_rows, lengths_of
 from lorada.run.generate import generate
@@ -188,6 +188,5 @@ def _choose(run: Run, rows: Rows) -> Answers:
     for chosen in _batches(run, dataset, "Choosing"):
         batch = {key: x.to(run.device) for key, x in pad([dataset[i] for i in chosen]).items()}
         measured = (sequence_scores if needs_whole(run.model) else cached_scores)(run.model, batch)
-        found = [int(s.argmax()) for s in measured.split(batch["groups"].tolist())]
-        answers.update(zip(chosen, found, strict=True))
+        answers.update(zip(chosen, likeliest(measured, batch["groups"]), strict=True))
     return [answers[i] for i in range(len(answers))], {}

@@ -141,20 +141,20 @@ def stored_rows(
     names = (SEED.fullmatch(path.name) for path in folder.rglob("seed*.json"))
     seeds = sorted({int(name[1]) for name in names if name})
     some = table.tasks if table.train == "each" else tasks
-    found = []
-    for row in table.rows_at(scale, None):
-        if not seeds or not (folder / row.key).is_dir():
+    rows = [row.key for row in table.rows_at(scale, None) if (folder / row.key).is_dir()]
+    if not seeds or not rows:
+        return []
+    found: dict[str, tuple[TableRow, list[dict[str, Any]]]] = {}
+    for job in jobs(table, scale, rows=rows, tasks=some, seeds=seeds, results=results,
+                    output=Path()):  # fmt: skip
+        try:
+            result = done(job)
+        except ValueError as error:
+            report(f"left out: {error}")
             continue
-        kept = []
-        for job in jobs(table, scale, rows=[row.key], tasks=some, seeds=seeds, results=results,
-                        output=Path()):  # fmt: skip
-            try:
-                kept.append(done(job))
-            except ValueError as error:
-                report(f"left out: {error}")
-        whole = [result for result in kept if result is not None]
-        found += [(row, whole)] if whole else []
-    return found
+        if result is not None:
+            found.setdefault(job.row.key, (job.row, []))[1].append(result)
+    return list(found.values())
 
 
 def _check_recipe(path: Path, before: Recipe, job: Job) -> None:
