@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lorada.files import write_whole
+from lorada.files import json_text, write_whole
 
 RESULT_FILE = "result.json"
 PACKAGES = ("lorada", "torch", "transformers", "peft", "accelerate", "datasets")
@@ -77,4 +77,4 @@ def read_result(run: Path) -> dict[str, Any]:
 
 def write_result(run: Path, result: dict[str, Any]) -> None:
     """Write the result of a run, whole or not at all."""
-    write_whole(run / RESULT_FILE, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write_whole(run / RESULT_FILE, json_text(result) + "\n")
