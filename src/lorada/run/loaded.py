@@ -14,6 +14,7 @@ from lorada.run.models import kind_of, load_tokenizer
 from lorada.run.recipe import RECIPE_FILE, Recipe, load_recipe
 from lorada.run.result import read_result
 from lorada.run.seq2seq import set_languages
+from lorada.run.vocabulary import refuse_unknown_tokens
 from lorada.tasks import TASKS
 from lorada.tasks.rows import Form
 from lorada.tasks.task import Kind, Protocol
@@ -81,6 +82,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
     else:
         base = load_base(recipe, head)
         model = load_adapted(base.model, folder / "adapter", base.drawn)
+    refuse_unknown_tokens(base.model, tokenizer)
     if torch.cuda.is_available():
         model = model.cuda()
     fitted = fit_context(recipe, model.config)

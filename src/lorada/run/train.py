@@ -58,6 +58,7 @@ from lorada.run.trainer import (
     trainer_class,
     training_arguments,
 )
+from lorada.run.vocabulary import refuse_unknown_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,7 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
     set_languages(tokenizer, recipe.languages, rows.protocol.languages)
     base = load_base(recipe, head_size(rows))
+    refuse_unknown_tokens(base.model, tokenizer)
     total = base_parameters(base.model, base.head)
     fitted = fit_context(recipe, base.model.config)
     dataset = encode_rows(rows, fitted, tokenizer, kind)
