@@ -1,4 +1,4 @@
-"""Trainer callbacks of every run: stop at a NaN, save on Ctrl-C, log what is saved, measure."""
+"""Trainer callbacks of every run: stop at a NaN, save on Ctrl-C, log and seal what is saved."""
 
 import signal
 from pathlib import Path
@@ -10,6 +10,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorada.run.folder import checkpoints
+from lorada.run.seal import SEAL_FILE, seal
 
 
 class DivergedError(ValueError):
@@ -183,3 +184,31 @@ class MeasureHeldOut(TrainerCallback):  # type: ignore[misc]
             control.should_evaluate |= last
         elif args.eval_strategy == "no":
             control.should_evaluate |= last or float(state.epoch or 0).is_integer()
+
+
+class SealCheckpoints(TrainerCallback):  # type: ignore[misc]
+    """Seals each checkpoint once it is whole."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Break the seal of a damaged checkpoint that is about to be written anew."""
+        if control.should_save and state.is_world_process_zero:
+            (_checkpoint(args, state) / SEAL_FILE).unlink(missing_ok=True)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Do so with a save that was asked for after this epoch."""
+        self.on_step_end(args, state, control)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Seal what has just been saved."""
+        if state.is_world_process_zero and _checkpoint(args, state).is_dir():
+            seal(_checkpoint(args, state))
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"

@@ -83,7 +83,9 @@ def _kept(run: Run, sets: dict[str, Rows], *, base: bool) -> dict[str, dict[str,
         result = read_result(run.folder)
         result["metrics"][f"{name}{' (base)' if base else ''}"] = found[name]
         if "unparsable" in scores and not base:
-            result["unparsable"] = {**(result["unparsable"] or {}), name: scores["unparsable"]}
+            before = result.get("unparsable")
+            before = before if isinstance(before, dict) else {}
+            result["unparsable"] = {**before, name: scores["unparsable"]}
         with saving(run.folder / RESULT_FILE, "Free space, then run the command again"):
             write_result(run.folder, result)
     return found

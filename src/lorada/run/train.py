@@ -35,7 +35,13 @@ from lorada.run.adapt import (
     parameter_counts,
     plan_for,
 )
-from lorada.run.callbacks import LogWithSave, SaveOnInterrupt, StopOnNaN, refuse_broken
+from lorada.run.callbacks import (
+    LogWithSave,
+    SaveOnInterrupt,
+    SealCheckpoints,
+    StopOnNaN,
+    refuse_broken,
+)
 from lorada.run.card import write_card
 from lorada.run.data import Rows, head_size, training_rows
 from lorada.run.effect_size import EffectSize
@@ -43,6 +49,7 @@ from lorada.run.encoding import collator, context_of, encode_rows, fit_context
 from lorada.run.folder import Start, begin, check_folder
 from lorada.run.lock import held
 from lorada.run.models import kind_of, load_config, load_tokenizer, own_classes
+from lorada.run.origin import weights_fingerprint
 from lorada.run.packing import PackedCollator, pack, refuse_mixing, refuse_packing
 from lorada.run.recipe import Recipe
 from lorada.run.result import RESULT_FILE, hardware, peak_memory, versions, write_result
@@ -130,7 +137,7 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
     make = trainer_class(recipe, rows, scored, tokenizer, context, writes=writes)
     effect, interrupt = EffectSize(), SaveOnInterrupt()
     callbacks = [effect, interrupt, StopOnNaN(), LogWithSave(), *plan.callbacks]
-    callbacks += measuring(args, recipe)
+    callbacks += [*measuring(args, recipe), SealCheckpoints()]
     with one_line("TrainingArguments"):
         trainer = make_trainer(model, args, (dataset, evaluation), pad, callbacks, make)
         if plan.optimizer is not None:
@@ -238,6 +245,9 @@ def _result(
         "recipe": recipe.model_dump(),
         "method": recipe.method,
         "model": recipe.model,
+        "base_sha256": weights_fingerprint(
+            recipe.model, trust_remote_code=recipe.trust_remote_code
+        ),
         "task": recipe.task,
         "form": rows.form,
         "labels": list(rows.labels),
