@@ -163,7 +163,7 @@ class ChoiceCollator:
 def context_of(model_config: Any) -> int | None:
     """How many tokens a model can read; None if its config does not say."""
     context = getattr(model_config, "max_position_embeddings", None)
-    if not isinstance(context, int):
+    if not isinstance(context, int) or context < 1:  # XLNet says -1 for any number
         return None
     # RoBERTa's positions begin behind its pad token's.
     shifted = model_config.model_type in ("roberta", "xlm-roberta")
