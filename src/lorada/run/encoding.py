@@ -70,7 +70,8 @@ def encode_rows(
     """
     options = encode_options(rows, recipe, kind)
     dataset, counts = kept(rows, tokenizer, options, lambda: _encoded(rows, tokenizer, options))
-    if answered and counts["left_out"]:
+    # An encoder–decoder may be asked for the answers to held-out rows while it trains.
+    if (answered or kind == "encoder_decoder") and counts["left_out"]:
         raise ValueError(
             f"{rows.path} row {rows.number(counts['left_out'] - 1)} cannot be answered: a text of "
             f"it gives this tokenizer no token, or is longer than max_length={recipe.max_length}: "

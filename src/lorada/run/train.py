@@ -111,9 +111,7 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
     total = base_parameters(base)
     fitted = fit_context(recipe, base.config)
     dataset = encode_rows(rows, fitted, tokenizer, kind)
-    evaluation = None
-    if held_out:
-        evaluation = encode_rows(held_out, fitted, tokenizer, kind, answered=writes)
+    evaluation = encode_rows(held_out, fitted, tokenizer, kind) if held_out else None
     pad = collator(rows.form, tokenizer, base)
     if recipe.packing:
         dataset, pad = pack(dataset, fitted.max_length), PackedCollator(tokenizer.pad_token_id)

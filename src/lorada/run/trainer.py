@@ -1,6 +1,5 @@
 """The Trainer of a run: its arguments, its class, and the learning rate that maps have."""
 
-import copyreg
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator
@@ -54,7 +53,9 @@ class _Discreet:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickled as transformers' own class, for whoever opens the file, and without the token."""
-        return copyreg.__newobj__, (self.stock,), {**vars(self), "hub_token": None}  # type: ignore[attr-defined]
+        plain = object.__new__(self.stock)
+        vars(plain).update(vars(self), hub_token=None)
+        return plain.__reduce_ex__(0)  # a higher protocol wants the class of what is pickled
 
 
 class _Arguments(_Discreet, TrainingArguments):  # type: ignore[misc]
