@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -63,17 +64,23 @@ def refuse_doubled(model: nn.Module, adapter_name: str) -> None:
                 )
 
 
-def refuse_absent(model: nn.Module, configs: Iterable[PeftConfig]) -> None:
+def refuse_absent(model: nn.Module, configs: Iterable[PeftConfig], task: Any) -> None:
     """Refuse modules to train and save whole that the model does not have; PEFT passes them over.
+
+    Args:
+        model: the model.
+        configs: what names such modules.
+        task: PEFT's name of the task, None where it is not known; it adds names of its own.
 
     Raises:
         ValueError: with the nearest names that it has.
     """
     places = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    task = getattr(task, "value", task)
+    spared = {name for key, names in PEFTS_OWN.items() if task in (None, key) for name in names}
     for config in configs:
-        task = getattr(config.task_type, "value", config.task_type)
         for name in getattr(config, "modules_to_save", None) or []:
-            if name in PEFTS_OWN.get(task, ()) or any(place.endswith(name) for place in places):
+            if name in spared or any(place.endswith(name) for place in places):
                 continue
             own = {last for place in places if not (last := place.rpartition(".")[2]).isdigit()}
             raise unknown("module in modules_to_save", str(name), own - {""})

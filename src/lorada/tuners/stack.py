@@ -128,7 +128,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
                 weights that accelerate has offloaded, or if the model lacks a module to save.
         """
         config = self.peft_config[adapter_name]
-        refuse_absent(model, [config, *config.parts])
+        refuse_absent(model, [config, *config.parts], config.task_type)
         for part in filter(_wraps, config.parts):
             refuse_offloaded(model, type(part).__name__.removesuffix("Config"))
         stacked = any(isinstance(module, BaseTunerLayer) for module in model.modules())

@@ -21,7 +21,7 @@ class OwnTuner(BaseTuner):  # type: ignore[misc]
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
         """Place an adapter on all of its targets, or leave the model as it was."""
-        refuse_absent(model, [self.peft_config[adapter_name]])
+        refuse_absent(model, [self.peft_config[adapter_name]], task=None)
         with all_or_nothing(model, adapter_name):
             super().inject_adapter(model, adapter_name, *args, **kw)
 
