@@ -66,8 +66,8 @@ NOTES = {
 - The paper says accuracy throughout; its CoLA and STS-B numbers are Matthews' and Pearson's
   correlations.
 - The head that a task puts on a model trains, and so does whatever of it the model's checkpoint
-  lacks (DeBERTa's have no pooler). It is saved with the adapter and never counted. In the code of He
-  et al., whose settings many methods have here, it stays as it was drawn: `train_head=false`.
+  lacks (DeBERTa's have no pooler). It is saved with the adapter and never counted. In the code of
+  He et al., whose settings many methods have here, it stays as it was drawn: `train_head=false`.
 - A model that is a classifier already keeps the order of its own classes, if their names are those
   of the task.""",
     "Long sequence": """\

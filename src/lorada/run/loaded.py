@@ -11,6 +11,7 @@ from lorada.run.adapt import load_adapted, load_base
 from lorada.run.data import JSONL
 from lorada.run.encoding import fit_context
 from lorada.run.models import kind_of, load_tokenizer
+from lorada.run.origin import weights_fingerprint
 from lorada.run.recipe import RECIPE_FILE, Recipe, saved_recipe
 from lorada.run.result import read_result
 from lorada.run.seq2seq import set_languages
@@ -81,6 +82,12 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
     else:
         base = load_base(recipe, head)
         model = load_adapted(base.model, folder / "adapter", base.drawn)
+        now = weights_fingerprint(recipe.model, trust_remote_code=trust_remote_code)
+        if None not in (now, before := result.get("base_sha256")) and now != before:
+            raise ValueError(
+                f"the weights of {recipe.model} are not those that {folder} was trained on: put "
+                "them back, or train again"
+            )
     refuse_unknown_tokens(base.model, tokenizer)
     if torch.cuda.is_available():
         model = model.cuda()

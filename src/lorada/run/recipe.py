@@ -255,6 +255,7 @@ def _set(values: dict[str, Any], parts: list[str], section: str, name: str, valu
 LENGTHS = {"generation_max_length", "generation_config"}
 # Fields of part configs that a recipe has no business with.
 UNSETTABLE = {"usage", "lorada_version", "runtime_config", "trainable_token_indices"}
+UNSETTABLE |= {"base_model_type"}
 
 
 @cache

@@ -107,6 +107,8 @@ class LoradaPeftConfig(PeftConfig):
             (PEFT's tests use it).
         usage: written into adapter_config.json for a reader who meets the file without this
             package.
+        base_model_type: architecture of the base in a run, as its own config names it, so that the
+            adapter is not put on another whose weights happen to have the same shapes.
         lorada_version: the version that wrote the adapter. One that is newer than the installed
             version loads with a warning as long as this version knows all its fields and values.
 
@@ -120,6 +122,7 @@ class LoradaPeftConfig(PeftConfig):
     modules_to_save: list[str] | None = field(default=None)
     init_weights: bool = field(default=True)
     usage: str = field(default=USAGE)
+    base_model_type: str | None = field(default=None)
     lorada_version: str = field(default=__version__)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "LoradaPeftConfig":
