@@ -20,7 +20,7 @@ CONFIGS = {
     "hidden_size": [33, 0, "a"],
     "num_hidden_layers": ["2"],
     "vocab_size": [10, "x", 0],
-    "max_position_embeddings": [-5, "x", None],
+    "max_position_embeddings": ["x", None],
     "model_type": ["nonsense", 5, None],
     "pad_token_id": [9999, "a"],
     "hidden_act": ["nope", 3],

@@ -137,7 +137,7 @@ def _batches(run: Run, dataset: Dataset, title: str) -> Iterator[list[int]]:
 
 def _classify(run: Run, rows: Rows) -> Answers:
     """The likeliest class of each row, or its score."""
-    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind)
+    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=True)
     pad = collator(rows.form, run.tokenizer)
     answers: dict[int, Any] = {}
     total = 0.0
@@ -190,9 +190,7 @@ def _read(run: Run, rows: Rows) -> Answers:
 
 def _choose(run: Run, rows: Rows) -> Answers:
     """The index of the likeliest candidate of each row."""
-    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind)
-    if len(dataset) < len(rows.rows):
-        raise ValueError(f"some candidates of {rows.path} are longer than max_length: raise it")
+    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=True)
     pad = collator(rows.form, run.tokenizer)
     answers: dict[int, int] = {}
     for chosen in _batches(run, dataset, "Choosing"):

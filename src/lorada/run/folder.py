@@ -17,7 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lorada.files import scratch_folder, write_whole
-from lorada.run.recipe import RECIPE_FILE, Recipe, load_recipe
+from lorada.run.recipe import RECIPE_FILE, Recipe, saved_recipe
 from lorada.run.result import RESULT_FILE
 from lorada.run.seal import broken_seal, is_sealed
 
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 ROWS_FILE = "rows.sha256"  # what the run was trained on, so that a resumed run has the same
 RUN_FILES = (RECIPE_FILE, RESULT_FILE, ROWS_FILE, "loss.png", "adapter", "model", "runs")
+FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # The Trainer writes trainer_state.json last, and removes older checkpoints only after it.
 CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
@@ -68,7 +69,7 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
         )
     if (run / RESULT_FILE).is_file():
         raise ValueError(f"{run} is complete: evaluate it, or train again with --overwrite")
-    same_recipe(load_recipe(str(run / RECIPE_FILE), [], {}), recipe)
+    same_recipe(saved_recipe(run / RECIPE_FILE), recipe)
     checkpoint = last_whole_checkpoint(run)
     if checkpoint is None:
         logger.warning("%s has no whole checkpoint yet: starting from the beginning", run)
@@ -91,13 +92,19 @@ def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
     """Remove an earlier run if that was asked for, and write down what this one is.
 
     Raises:
-        ValueError: if the rows are not those that the run to resume began with.
+        ValueError: if the rows are not those that the run to resume began with, or nobody can tell.
     """
     run = Path(recipe.output)
     if start.clear:
         clear(run)
     rows = run / ROWS_FILE
-    if rows.is_file() and rows.read_text().strip() != fingerprint:
+    before = rows.read_text(errors="replace").strip() if rows.is_file() else fingerprint
+    if not FINGERPRINT.fullmatch(before):
+        raise ValueError(
+            f"{rows} is damaged, so whether the rows are those that this run began with cannot be "
+            "told: delete it if you know that they are, or start again with --overwrite"
+        )
+    if before != fingerprint:
         raise ValueError(
             f"{recipe.data} is not what this run began with: put the rows back, or start again "
             "with --overwrite"

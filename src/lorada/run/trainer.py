@@ -18,6 +18,7 @@ from transformers import (
     Seq2SeqTrainingArguments,
     Trainer,
     TrainingArguments,
+    get_scheduler,
 )
 
 from lorada.run.callbacks import MeasureHeldOut
@@ -46,6 +47,26 @@ DEFAULTS: dict[str, Any] = {
     "logging_nan_inf_filter": False,
     "dataloader_pin_memory": torch.cuda.is_available(),
 }
+
+
+class _Discreet:
+    """Arguments whose token stays out of ``training_args.bin``, which goes where the weights go."""
+
+    stock: type[TrainingArguments]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled as transformers' own class, for whoever opens the file, and without the token."""
+        plain = object.__new__(self.stock)
+        vars(plain).update(vars(self), hub_token=None)
+        return plain.__reduce_ex__(0)  # a higher protocol wants the class of what is pickled
+
+
+class _Arguments(_Discreet, TrainingArguments):  # type: ignore[misc]
+    stock = TrainingArguments
+
+
+class _WritingArguments(_Discreet, Seq2SeqTrainingArguments):  # type: ignore[misc]
+    stock = Seq2SeqTrainingArguments
 
 
 def measuring(args: TrainingArguments, recipe: Recipe) -> list[MeasureHeldOut]:
@@ -105,11 +126,14 @@ def training_arguments(
     if not report and "report_to" not in recipe.training:
         logger.warning("no TensorBoard logs: pip install 'lorada[logging]'")
     settings = {**DEFAULTS, "report_to": report, **(method or {}), **recipe.training}
-    made = Seq2SeqTrainingArguments if writes else TrainingArguments
+    made = _WritingArguments if writes else _Arguments
     if not writes:
         settings = without_writing(settings)
     with one_line("TrainingArguments"):
-        args = made(output_dir=recipe.output, **{"disable_tqdm": quiet, **settings})
+        args: TrainingArguments = made(
+            output_dir=recipe.output, **{"disable_tqdm": quiet, **settings}
+        )
+        _check_scheduler(args)
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:  # which the Trainer finds out by dividing by it
             raise ValueError(f"training.{name}={getattr(args, name)} must be at least 1")
@@ -121,6 +145,24 @@ def training_arguments(
             "take one above 0, or max_steps"
         )
     return args
+
+
+def _check_scheduler(args: TrainingArguments) -> None:
+    """Make the schedule once on nothing, so that an argument it lacks is known before training."""
+    chosen = args.lr_scheduler_kwargs
+    name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    if not chosen:
+        return
+    if name in ("constant", "constant_with_warmup"):
+        raise ValueError(f"lr_scheduler_kwargs={chosen!r}: {name} has no arguments: leave them out")
+    try:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
+        schedule = get_scheduler(name, optimizer, 0, 100, dict(chosen))
+        for rate in getattr(schedule, "lr_lambdas", []):
+            for step in range(101):
+                rate(step)
+    except Exception as error:  # each schedule has its own kinds
+        raise ValueError(f"lr_scheduler_kwargs={chosen!r} of {name}: {error}") from error
 
 
 def trainer_class(

@@ -16,6 +16,7 @@ from peft.mapping import (
 )
 from peft.tuners.tuners_utils import BaseTuner
 
+from lorada.errors import unknown
 from lorada.tuners.newer import is_newer, newer_version, saved_by
 from lorada.version import __version__
 
@@ -71,6 +72,27 @@ def register(peft_type: LoradaType, config: type[PeftConfig], tuner: type[BaseTu
 def known_types() -> set[str]:
     """Every PEFT type that has a tuner, PEFT's and ours, as it stands in adapter_config.json."""
     return {str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_TUNER_MAPPING}
+
+
+def refuse_unknown(part: dict[str, Any], stack: PeftConfig) -> None:
+    """Refuse the dictionary of a part of an unknown type, or with a misspelt setting.
+
+    One that PEFT has written names its version. A newer version may know more settings, of which
+    PEFT warns and goes on; in one that a person wrote, an unknown setting is a slip.
+
+    Raises:
+        ValueError: naming the type, or the setting with the nearest ones.
+    """
+    kind = part["peft_type"]
+    if not isinstance(kind, str) or kind not in known_types():
+        raise ValueError(
+            f"peft_type={kind!r} of a part is unknown to this peft and lorada; "
+            f"upgrade them, or leave the part out{saved_by(stack)}"
+        )
+    known = PEFT_TYPE_TO_CONFIG_MAPPING[kind].__dataclass_fields__
+    for name in part if part.get("peft_version") is None else []:
+        if name not in known:
+            raise unknown(f"setting of {kind}", str(name), known)
 
 
 @dataclass
