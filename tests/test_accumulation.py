@@ -169,6 +169,21 @@ def test_the_loss_of_a_step_is_the_mean_over_what_counts_in_its_rows(form, name,
     assert_close(logged(trainer, "loss")[0].float(), torch.tensor(total / count))
 
 
+def test_devices_that_share_a_batch_weigh_by_what_counts_in_their_rows(tmp_path, monkeypatch):
+    """Of three rows the first device gets two; each gives a mean of its own."""
+    trainer = trained("prompt", "llama", (), tmp_path, 4, 1)
+    labels = torch.full((3, 6), IGNORED)
+    labels[0, 3:], labels[1, 5:], labels[2, 4:] = 7, 7, 7  # 3 + 1, and 2
+    means = torch.tensor([1.0, 3.0])
+    monkeypatch.setattr(trainer, "batch_loss", lambda model, inputs: (means, None))
+    loss = trainer.compute_loss(trainer.model, {"labels": labels})
+    assert_close(loss, torch.tensor((4 * 1.0 + 2 * 3.0) / 6))
+    share = trainer.compute_loss(
+        trainer.model, {"labels": labels}, num_items_in_batch=torch.tensor(24)
+    )
+    assert_close(share, loss / 4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("form", "name"), [("label", "adapted bert"), ("prompt", "bart")])
 def test_two_processes_that_add_batches_up_are_one_large_batch(form, name, tmp_path):
