@@ -6,6 +6,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
+from lorada.processes import first
+
 Item = TypeVar("Item")
 
 
@@ -17,4 +19,6 @@ def watched(items: Iterable[Item], title: str, *, total: int | None = None) -> I
         title: what is happening.
         total: how many there are, where ``items`` cannot tell.
     """
-    return track(items, title, total=total, transient=True, console=Console(stderr=True))
+    return track(
+        items, title, total=total, transient=True, console=Console(stderr=True), disable=not first()
+    )

@@ -13,6 +13,17 @@ from rich.logging import RichHandler
 
 from lorada.cli import listing, paper, pictures, runs  # noqa: F401  (their commands)
 from lorada.cli.app import app, errors
+from lorada.processes import (
+    OtherProcessError,
+    count,
+    first,
+    leave,
+    refuse_many,
+    told_once,
+)
+
+# The commands that several processes may run at once: one trains, the other becomes a program.
+FOR_MANY = ("train", "run")
 
 # How torchao and bitsandbytes begin to speak of kernels for other machines.
 NO_CONCERN = ("Failed to load", "Warning: Detected no triton")
@@ -30,14 +41,20 @@ def main() -> None:
     # Kernels for other machines that have not been found are no concern of who runs a command, nor
     # are other libraries' announcements of their next version.
     handler.addFilter(lambda record: not record.getMessage().startswith(NO_CONCERN))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    # Of several processes that train together one warns.
+    level = logging.WARNING if first() else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
     for name in UNHEARD:
         logging.getLogger(name).addFilter(_heard)
     warnings.simplefilter("ignore", FutureWarning)
     try:
         # The code of an Exit, or of Ctrl-C, which typer returns instead of raising it.
-        if code := app(standalone_mode=False):
+        if code := _run():
             sys.exit(code)
+    except OtherProcessError:
+        if os.environ.get("LORADA_DEBUG"):
+            raise
+        sys.exit(2)
     except (ValueError, OSError, ImportError, re.error) as error:
         if os.environ.get("LORADA_DEBUG"):
             raise
@@ -57,6 +74,16 @@ def main() -> None:
                 sys.exit(2)
             _fail(error.format_message())
         raise
+
+
+def _run() -> int | None:
+    with told_once():
+        if sys.argv[1:] and sys.argv[1] not in FOR_MANY:
+            refuse_many(f"lorada {sys.argv[1]}")
+        code: int | None = app(standalone_mode=False)
+    if count() > 1:
+        leave()
+    return code
 
 
 def _heard(record: logging.LogRecord) -> bool:

@@ -22,6 +22,7 @@ from lorada.cli.app import (
     print_json,
     suggest,
 )
+from lorada.processes import first
 
 # A prompt in the form of the bundled task, for the command that the quickstart suggests.
 PROMPT = (
@@ -73,6 +74,8 @@ def train(
 
     with aside(as_json):
         trained = run_training(loaded, resume=resume, overwrite=overwrite, quiet=as_json)
+    if not first():
+        raise typer.Exit(130 if trained.interrupted else 0)
     if trained.interrupted:
         errors.print(f"stopped and saved at step {trained.result['steps']}")
         errors.print(f"next: lorada train --resume --output {trained.run}")

@@ -21,9 +21,6 @@ def held(run: Path) -> Iterator[None]:
     """
     if run.exists() and not run.is_dir():
         raise ValueError(f"{run} is a file: choose another --output")
-    if int(os.environ.get("RANK", "0")):  # one launch of many processes: the first holds it
-        yield
-        return
     made = not run.exists()
     run.mkdir(parents=True, exist_ok=True)
     lock = _lock(run)

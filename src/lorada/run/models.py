@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from lorada.errors import saving, unknown
-from lorada.files import scratch_folder
+from lorada.files import one_at_a_time, scratch_folder
 from lorada.run.architectures import ARCHITECTURES, named_config
 from lorada.tasks.task import Kind
 
@@ -95,7 +95,9 @@ def _packaged_folder(name: str) -> Path:
         return folder
     cached = cache_folder() / name
     if not (cached / "model.safetensors").is_file():
-        _convert_gguf(folder, packaged.gguf, cached)
+        with one_at_a_time(cached):
+            if not (cached / "model.safetensors").is_file():
+                _convert_gguf(folder, packaged.gguf, cached)
     return cached
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,8 @@ from transformers import (
     TrainingArguments,
 )
 
+from lorada.processes import without_accelerator
+from lorada.run.averaging import average_over_all
 from lorada.run.choices import ChoiceTrainer
 from lorada.run.data import Rows, protocol_settings
 from lorada.run.effect_size import EffectSize
@@ -77,11 +80,13 @@ def training_arguments(
     if not report and "report_to" not in recipe.training:
         logger.warning("no TensorBoard logs: pip install 'lorada[logging]'")
     settings = {**DEFAULTS, "report_to": report, **(method or {}), **recipe.training}
+    settings["use_cpu"] = settings.get("use_cpu") or without_accelerator()
     made = Seq2SeqTrainingArguments if writes else TrainingArguments
     if not writes:
         settings = without_writing(settings)
     with one_line("TrainingArguments"):
-        args = made(output_dir=recipe.output, **{"disable_tqdm": quiet, **settings})
+        # A copy: of what it is given it changes fsdp_config.
+        args = made(output_dir=recipe.output, **deepcopy({"disable_tqdm": quiet, **settings}))
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:  # which the Trainer finds out by dividing by it
             raise ValueError(f"training.{name}={getattr(args, name)} must be at least 1")
@@ -129,6 +134,7 @@ def make_trainer(
         data_collator=pad,
         callbacks=callbacks,
     )
+    average_over_all(trainer, model.get_base_model() if isinstance(model, PeftModel) else model)
     if args.train_sampling_strategy == "group_by_length":
         size = args.train_batch_size * args.gradient_accumulation_steps
         seed = args.seed if args.data_seed is None else args.data_seed
