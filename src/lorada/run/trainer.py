@@ -21,7 +21,6 @@ from transformers import (
 )
 
 from lorada.processes import without_accelerator
-from lorada.run.averaging import average_over_all
 from lorada.run.choices import ChoiceTrainer
 from lorada.run.data import Rows, protocol_settings
 from lorada.run.effect_size import EffectSize
@@ -134,7 +133,6 @@ def make_trainer(
         data_collator=pad,
         callbacks=callbacks,
     )
-    average_over_all(trainer, model.get_base_model() if isinstance(model, PeftModel) else model)
     if args.train_sampling_strategy == "group_by_length":
         size = args.train_batch_size * args.gradient_accumulation_steps
         seed = args.seed if args.data_seed is None else args.data_seed
