@@ -131,14 +131,16 @@ RUNS = [
     ("llama", "texts", "prefix", "prefix.length=3", "prefix.projection=8"),
 ]
 BATCH = ("training.per_device_train_batch_size=2",)
-FSDP = ("training.fsdp=true", 'training.fsdp_config={"state_dict_type":"FULL_STATE_DICT"}')
+# By itself accelerate shares BERT's embeddings out twice: with the module that holds them, and alone.
+FSDP = ("training.fsdp=true", "training.fsdp_config={transformer_layer_cls_to_wrap: {}}")
+LAYERS = {"llama": "LlamaDecoderLayer", "bert": "BertLayer"}
 
 
 def run_all(place, folder, runs, *more):
     """Where runs of two processes are to be, and their commands."""
     folders = [folder / f"two-{number}" for number, _ in enumerate(runs)]
     return folders, [
-        words(place, *run[:3], at, *BATCH, *run[3:], *more)
+        words(place, *run[:3], at, *BATCH, *run[3:], *(m.replace("{}", LAYERS[run[0]]) for m in more))
         for run, at in zip(runs, folders, strict=True)
     ]
 

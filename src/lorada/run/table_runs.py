@@ -14,6 +14,7 @@ from typing import Any
 
 from lorada.files import write_whole
 from lorada.progress import watched
+from lorada.run import apart
 from lorada.run.evaluate import evaluate_tasks
 from lorada.run.folder import clear, differences, holds_run
 from lorada.run.loaded import load_run
@@ -199,12 +200,38 @@ def forget(found: list[Job]) -> None:
 def carry_out(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
     """Train and score one run, or finish what was begun of it, and store its result.
 
+    It happens in a process of its own, so that no earlier run counts in its peak of memory.
+
     Args:
         job: the run.
         report: called with a line before each step.
 
     Raises:
         ValueError: if its folder holds a run of another recipe.
+    """
+    recipe = _with_weights(job.recipe)
+    run = Path(recipe.output)
+    result = read_result(run) if (run / RESULT_FILE).is_file() else None
+    if result is None or not _is_scored(job, result):
+        result = apart.call(train_and_score, job, report=report)
+    _check_recipe(run / RESULT_FILE, Recipe(**result["recipe"]), job)
+    # Where the rows lay is nobody's business but the run's; what kind of place it was is not.
+    result["recipe"].update(data_dir=None, output=str(run))
+    result["data"]["source"] = "a local folder" if data_folder(recipe.data_dir) else "the hub"
+    write_whole(job.stored, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    return result
+
+
+def train_and_score(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
+    """What is left to do of one run, in this process; its result.
+
+    Args:
+        job: the run.
+        report: called with a line before each step.
+
+    Raises:
+        ValueError: if its folder holds a run of another recipe.
+        KeyboardInterrupt: if the training was interrupted and saved.
     """
     recipe = _with_weights(job.recipe)
     run = Path(recipe.output)
@@ -218,10 +245,6 @@ def carry_out(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
         report(f"{job.row.key}, {recipe.task}, seed {job.seed}: scoring")
         evaluate_tasks(load_run(run), recipe.data_dir)
         result = read_result(run)
-    # Where the rows lay is nobody's business but the run's; what kind of place it was is not.
-    result["recipe"].update(data_dir=None, output=str(run))
-    result["data"]["source"] = "a local folder" if data_folder(recipe.data_dir) else "the hub"
-    write_whole(job.stored, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
 
 
