@@ -4,8 +4,9 @@
 
 COMMANDS is a JSON file with a list of lists of words. The exit codes of process N go to
 ``COMMANDS.codesN``. With ``fsdp`` accelerate takes the processes for accelerators, the only ones
-between which it shares models out; torch does it between CPUs too. A word ``PROCESS=N`` before a
-command poisons the loss of that process with a NaN; ``INTERRUPT=N`` sends it a Ctrl-C in step 2.
+between which it shares models out; torch does it between CPUs too. A word before a command makes
+something happen in the second step of process N: ``NAN=N`` makes its loss one, ``INTERRUPT=N``
+sends it a Ctrl-C, ``BREAK=N`` raises an error.
 """
 
 import json
@@ -48,10 +49,11 @@ def hurt(word: str) -> None:
         if len(steps) == 2 and process == RANK:
             if what == "INTERRUPT":
                 os.kill(os.getpid(), signal.SIGINT)
+            elif what == "BREAK":
+                raise ValueError("something broke")
             else:
-                for parameter in trainer.model.parameters():
-                    if parameter.requires_grad:
-                        parameter.data.fill_(float("nan"))
+                loss = trainer.compute_loss
+                trainer.compute_loss = lambda *args, **kwargs: loss(*args, **kwargs) * float("nan")
         return step(trainer, *args, **kwargs)
 
     Trainer.training_step = hurt_step
@@ -60,7 +62,7 @@ def hurt(word: str) -> None:
 def run(words: list[str]) -> int:
     """One command, as the console script runs it."""
     step = Trainer.training_step
-    if words[0].startswith(("NAN=", "INTERRUPT=")):
+    if "=" in words[0]:
         hurt(words.pop(0))
     sys.argv = ["lorada", *words]
     try:

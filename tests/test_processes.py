@@ -1,4 +1,4 @@
-"""``lorada train`` in two processes: one saves, what it saves is that of one process, one speaks."""
+"""``lorada train`` in two processes: one saves what one alone would have saved, and one speaks."""
 
 import json
 import os
@@ -78,7 +78,9 @@ def launch_all(tmp_path, commands, *options):
 
 
 def weights_of(run):
-    (file,) = (run / "adapter" if (run / "adapter").is_dir() else run / "model").glob("*.safetensors")
+    (file,) = (run / "adapter" if (run / "adapter").is_dir() else run / "model").glob(
+        "*.safetensors"
+    )
     return load_file(file)
 
 
@@ -104,7 +106,11 @@ def assert_scores(run, other):
     """A fresh process scores the run as this one does, and as the run of one process."""
     done = launched([LORADA, "evaluate", str(run), "--json"])
     assert done.returncode == 0, done.stderr
-    scores, here, there = json.loads(done.stdout), evaluate(load_run(run)), evaluate(load_run(other))
+    scores, here, there = (
+        json.loads(done.stdout),
+        evaluate(load_run(run)),
+        evaluate(load_run(other)),
+    )
     assert scores == here
     assert scores.keys() == there.keys()
     for name in scores.keys() - {"sha256"}:
@@ -131,7 +137,7 @@ RUNS = [
     ("llama", "texts", "prefix", "prefix.length=3", "prefix.projection=8"),
 ]
 BATCH = ("training.per_device_train_batch_size=2",)
-# By itself accelerate shares BERT's embeddings out twice: with the module that holds them, and alone.
+# Unless it is told which layers to share out, accelerate does so twice with BERT's embeddings.
 FSDP = ("training.fsdp=true", "training.fsdp_config={transformer_layer_cls_to_wrap: {}}")
 LAYERS = {"llama": "LlamaDecoderLayer", "bert": "BertLayer"}
 
@@ -140,7 +146,9 @@ def run_all(place, folder, runs, *more):
     """Where runs of two processes are to be, and their commands."""
     folders = [folder / f"two-{number}" for number, _ in enumerate(runs)]
     return folders, [
-        words(place, *run[:3], at, *BATCH, *run[3:], *(m.replace("{}", LAYERS[run[0]]) for m in more))
+        words(
+            place, *run[:3], at, *BATCH, *run[3:], *(m.replace("{}", LAYERS[run[0]]) for m in more)
+        )
         for run, at in zip(runs, folders, strict=True)
     ]
 
@@ -162,3 +170,78 @@ def test_all_kinds_of_rows_and_methods_are_saved_whole(shared, place, tmp_path, 
         assert_same_run(folder, other)
     for folder, other in zip(folders[:2], ("alone-0", "alone-1"), strict=False):
         assert_scores(folder, tmp_path / other)
+
+
+SHARED = {
+    "ddp": (),
+    "fsdp2": FSDP[:1],
+    "fsdp2_sharded": (FSDP[0], "training.fsdp_config={state_dict_type: SHARDED_STATE_DICT}"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", SHARED)
+def test_ctrl_c_in_one_process_stops_all_after_a_step_and_they_resume(how, place, tmp_path, call):
+    two = tmp_path / "two"
+    command = words(place, "llama", "texts", "lorada_la", two, *BATCH, *SHARED[how])
+    commands = [
+        ["INTERRUPT=1", *command, "save_steps=1"],
+        ["train", "--resume", "--output", str(two)],
+    ]
+    codes, done = launch_all(tmp_path, commands, *(["fsdp"] if SHARED[how] else []))
+    assert codes == [[130, 0]] * 2, done.stderr
+    assert done.stderr.count("stopped and saved at step 2") == 1
+    assert read_result(two)["resumed_from"] == "checkpoint-2"
+    other = alone(place, call, "llama", "texts", "lorada_la", tmp_path / "one")
+    assert_same_run(two, other)
+
+
+@pytest.mark.slow
+def test_errors_end_all_processes_and_are_told_once(place, tmp_path, call):
+    command, run = [], {name: tmp_path / name for name in ("whole", "nan", "broken", "odd")}
+    command = {name: words(place, "llama", "texts", "lora", at, *BATCH) for name, at in run.items()}
+    commands = [
+        command["whole"],
+        command["whole"],
+        ["NAN=1", *command["nan"], "save_steps=1"],
+        ["BREAK=1", *command["broken"]],
+    ]
+    codes, done = launch_all(tmp_path, commands)
+    assert codes == [[0, 2, 2, 2]] * 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    again, nan, broken = errors
+    assert "already holds a run" in again
+    assert "the loss became nan at step 2; the last good checkpoint is" in nan
+    assert broken == "error: something broke"
+    assert [path.name for path in run["nan"].glob("checkpoint-*")] == ["checkpoint-1"]
+    # What one process finds wrong before they have met.
+    done = launched([*TORCHRUN, "-m", "lorada.cli", *command["odd"], "nothing=1"])
+    assert done.returncode != 0
+    assert done.stderr.count("error: unknown override 'nothing'") == 1
+    # A run of two processes does not go on in one.
+    (run["whole"] / "result.json").unlink()
+    code, _, said = call("train", "--resume", "--output", run["whole"])
+    assert code == 2
+    assert "checkpoint-4 was saved by 2, not 1 process(es)" in said
+
+
+@pytest.mark.slow
+def test_accelerate_launches_two_processes_too(place, tmp_path, call):
+    accelerate = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2"]
+    accelerate += ["--main_process_port", "0", "-m", "lorada.cli"]
+    other = alone(place, call, "llama", "texts", "lorada_la", tmp_path / "one")
+    for name, start in {"two": [], "run": [LORADA, "run"]}.items():
+        command = words(place, "llama", "texts", "lorada_la", tmp_path / name, *BATCH)
+        program = [str(Path(LORADA).with_name("accelerate")), *accelerate[1:]]
+        done = launched([*start, *(accelerate if start else program), *command])
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert done.stdout.count("next: lorada evaluate") == 1
+        assert_same_run(tmp_path / name, other)
+
+
+def test_a_command_for_one_process_is_refused_where_there_are_more(call, monkeypatch):
+    for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    code, _, said = call("evaluate", "somewhere")
+    assert code == 2
+    assert "lorada evaluate is for one process, and 2 were started" in said

@@ -145,14 +145,15 @@ def told_once() -> Iterator[None]:
 
 def _failed_first() -> bool:
     """Whether no process has failed before this one."""
-    from torch.distributed import TCPStore, distributed_c10d
+    import torch.distributed as dist
 
     try:
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun's, from the start
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            store = TCPStore(address, port, is_master=False, wait_for_workers=False)
+            options = {"is_master": False, "wait_for_workers": False}
+            store: Any = dist.TCPStore(address, port, **options)  # type: ignore[attr-defined]
         else:
-            store = distributed_c10d._get_default_store()
+            store = dist.distributed_c10d._get_default_store()
         again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return int(store.add(f"lorada/failed/{again}", 1)) == 1
     except RuntimeError:  # the process that kept the count is gone

@@ -77,8 +77,8 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
         logger.warning("%s has no whole checkpoint yet: starting from the beginning", run)
     elif (before := processes_of(checkpoint)) != count():
         raise ValueError(
-            f"{checkpoint} is of {before} process{'es' if before > 1 else ''}, not {count()}: start "
-            "as many, or start again with --overwrite"
+            f"{checkpoint} was saved by {before}, not {count()} process(es): start as many, or "
+            "start again with --overwrite"
         )
     return Start(checkpoint=checkpoint)
 

@@ -172,9 +172,7 @@ def _run_of(folder: Path, number: int) -> Path:
     return folder / f"trial-{number:03d}"
 
 
-def train_and_score(
-    recipe: Recipe, number: int, chosen: Configuration
-) -> tuple[float, float]:
+def train_and_score(recipe: Recipe, number: int, chosen: Configuration) -> tuple[float, float]:
     """Train and score a configuration, or finish what was begun of it, in this process.
 
     Returns:
