@@ -52,8 +52,8 @@ def hurt(word: str) -> None:
             elif what == "BREAK":
                 raise ValueError("something broke")
             else:
-                loss = trainer.compute_loss
-                trainer.compute_loss = lambda *args, **kwargs: loss(*args, **kwargs) * float("nan")
+                for parameter in trainer.model.parameters():
+                    parameter.data.fill_(float("nan"))
         return step(trainer, *args, **kwargs)
 
     Trainer.training_step = hurt_step

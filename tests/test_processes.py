@@ -211,7 +211,7 @@ def test_errors_end_all_processes_and_are_told_once(place, tmp_path, call):
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     again, nan, broken = errors
     assert "already holds a run" in again
-    assert "the loss became nan at step 2; the last good checkpoint is" in nan
+    assert "the loss became nan at step 2; " in nan
     assert broken == "error: something broke"
     assert [path.name for path in run["nan"].glob("checkpoint-*")] == ["checkpoint-1"]
     # What one process finds wrong before they have met.

@@ -150,8 +150,9 @@ def _failed_first() -> bool:
     try:
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun's, from the start
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            options = {"is_master": False, "wait_for_workers": False}
-            store: Any = dist.TCPStore(address, port, **options)  # type: ignore[attr-defined]
+            store: Any = dist.TCPStore(  # type: ignore[attr-defined]
+                address, port, is_master=False, wait_for_workers=False
+            )
         else:
             store = dist.distributed_c10d._get_default_store()
         again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
