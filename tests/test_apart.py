@@ -27,13 +27,16 @@ SLEEPS = "import lorada_cli, time; from lorada.run import apart; apart.call(time
 
 
 @pytest.mark.apart
-def test_what_a_function_gives_says_and_logs_elsewhere_comes_here(caplog):
+def test_what_a_function_gives_says_and_logs_elsewhere_comes_here(caplog, capfd, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", sys.stderr)
     assert apart.call(os.getpid) not in (os.getpid(), None)
     assert apart.call(partial(int, base=2), "101") == 5
+    apart.call(print, "said")
     with caplog.at_level(logging.WARNING):
         apart.call(logging.getLogger("far").warning, "%d of %d", 1, 2)
         apart.call(logging.getLogger("far").info, "too quiet")
     assert [(record.name, record.getMessage()) for record in caplog.records] == [("far", "1 of 2")]
+    assert capfd.readouterr().err == "said\n"  # beside what a program reads from this process
 
 
 ENDS = {
@@ -158,9 +161,9 @@ def test_ctrl_c_saves_the_run_of_a_table_and_ends_the_command(tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     child = child_of(process)
-    while process.poll() is None and not (run / "recipe.yaml").is_file():
+    while process.poll() is None and not list(run.glob("runs/*/events*")):
         time.sleep(0.1)
-    time.sleep(2)
+    time.sleep(1)  # TensorBoard's log is begun with the first step, from which on Ctrl-C saves
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 130, said

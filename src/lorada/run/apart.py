@@ -151,6 +151,7 @@ def serve(descriptor: int) -> None:
     os.set_inheritable(descriptor, False)
 
     def tell(kind: str, content: Any) -> None:
+        sys.stdout.flush()  # after its answer this process has no time for it
         with sending:
             link.send((kind, content))
 
