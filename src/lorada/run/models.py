@@ -182,12 +182,17 @@ def load_model(
     """A model for generation, or for classification where ``labels`` says how many classes.
 
     Raises:
-        ValueError: for an unknown name or dtype.
+        ValueError: for an unknown name or dtype, or a folder that holds an adapter too.
         ImportError: if a packaged model's package is missing.
         OSError: for a model that cannot be fetched.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+    if Path(name, "adapter_config.json").is_file() and Path(name, "config.json").is_file():
+        raise ValueError(
+            f"{name} holds an adapter beside its base, and would be no base for another: take the "
+            "model it was exported from, with --from for its adapter, or a copy without adapter_*"
+        )
     auto = AutoModelForCausalLM
     if kind_of(load_config(name, trust_remote_code=trust_remote_code)) == "encoder_decoder":
         auto = AutoModelForSeq2SeqLM
