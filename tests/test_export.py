@@ -9,8 +9,9 @@ import sys
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from conftest import assert_close
-from folders import ROWS, bert_folder, byte_tokenizer, llama_folder, rows_file
+from folders import ROWS, bart_folder, bert_folder, byte_tokenizer, llama_folder, rows_file
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from stacks import lora
@@ -39,6 +40,11 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("export")
     llama_folder(place / "llama", initializer_range=0.2)
     bert_folder(place / "bert")
+    bart_folder(place / "bart", ends=True)
+    for name in ("roberta", "deberta_v2"):
+        model = ARCHITECTURES[name](vocab_size=len(byte_tokenizer()), max_position_embeddings=64)
+        AutoModelForSequenceClassification.from_config(model.config).save_pretrained(place / name)
+        byte_tokenizer().save_pretrained(place / name)
     rows_file(place / "rows.jsonl")
     rows_file(place / "classes.jsonl", CLASSES)
     return place
@@ -59,7 +65,9 @@ def finished(place):
 def inputs():
     mask = torch.ones(3, 12, dtype=torch.long)
     mask[1, 7:] = 0
-    return {"input_ids": torch.randint(5, 90, (3, 12)), "attention_mask": mask}
+    tokens = torch.randint(5, 90, (3, 12))
+    tokens[:, -1] = 2  # where BART's head looks
+    return {"input_ids": tokens, "attention_mask": mask}
 
 
 def logits(model, batch):
@@ -83,10 +91,14 @@ CLASSIFIERS = {
     "lora+lmam": ([], ["LORA"], ["LMAM"]),
     "bitfit": ([], [], []),
 }
+# Heads of several modules, and a method whose ranks are pruned.
+OTHERS = {"roberta": "lora", "bart": "lora", "deberta_v2": "adalora"}
 CASES = [
     *(("llama", "rows.jsonl", AutoModelForCausalLM, m, *case) for m, case in DECODERS.items()),
     *(("bert", "classes.jsonl", AutoModelForSequenceClassification, m, *case)
       for m, case in CLASSIFIERS.items()),
+    *((model, "classes.jsonl", AutoModelForSequenceClassification, m, [], [m.upper()], [])
+      for model, m in OTHERS.items()),
 ]  # fmt: skip
 
 
@@ -109,7 +121,8 @@ def test_an_exported_model_computes_what_the_run_did(place, tmp_path, call, case
     start = auto.from_pretrained(place / model, num_labels=2)
     assert not torch.allclose(logits(start, batch), expected, atol=1e-2)
     tokenizer = AutoTokenizer.from_pretrained(target)
-    assert tokenizer("2 + 2 =")["input_ids"] == byte_tokenizer()("2 + 2 =")["input_ids"]
+    before = AutoTokenizer.from_pretrained(place / model)
+    assert tokenizer("2 + 2 =")["input_ids"] == before("2 + 2 =")["input_ids"]
     assert tokenizer.pad_token == "<p>"
 
 

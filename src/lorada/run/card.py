@@ -65,10 +65,9 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 # What the card of a folder says that holds an adapter too.
 LEFT = """
 The first line matters: `from_pretrained` places the adapter too, and without lorada it ends in
-`KeyError: '{peft_type}'`. A program that you cannot change loads the folder when it is started with
-`lorada run` before its name: `lorada run transformers serve path/to/this/folder`,
-`lorada run lm_eval --model hf --model_args pretrained=path/to/this/folder`. Where peft is not
-installed, transformers reads the base alone and says nothing, and so may runtimes that know no peft.
+`KeyError: '{peft_type}'`. A program that you cannot change (`transformers serve`, `lm_eval` …) loads
+the folder when it is started with `lorada run` before its name. Where peft is not installed,
+transformers reads the base alone and says nothing, and so may runtimes that know no peft.
 
 The folder may be moved. On the hub, transformers looks for the base where `adapter_config.json`
 says: before you push, write the id of this repository into `base_model_name_or_path`.
