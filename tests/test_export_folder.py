@@ -94,7 +94,7 @@ def exported(tmp_path_factory):
 
 
 def fresh(place, *, known):
-    """Load every folder in a process of its own; returns what each attempt ended in, if not well."""
+    """Load every folder in a process of its own; returns the errors that attempts ended in."""
     kinds = {kind: KINDS[kind][3:] for kind in KINDS}
     python = [sys.executable, "-c", LOADS, place, json.dumps(kinds)]
     if known:
@@ -140,7 +140,9 @@ def test_the_base_alone_takes_the_adapter_later(exported):
 def test_an_adapter_that_is_there_already_is_not_placed_again(exported):
     place, expected = exported
     model = AutoModelForCausalLM.from_pretrained(place / "llama")
-    with pytest.raises(ValueError, match=r"adapter 'default' already.*'subfolder': 'none'") as error:
+    with pytest.raises(
+        ValueError, match=r"adapter 'default' already.*'subfolder': 'none'"
+    ) as error:
         PeftModel.from_pretrained(model, place / "llama")
     assert "\n" not in str(error.value)
     assert_close(logits(model, batch_of(place, "llama")), expected["llama"])
@@ -201,8 +203,6 @@ def test_a_folder_with_the_adapter_in_a_folder_of_its_own_loads_as_it_did(export
     config.write_text(json.dumps(said))
 
     base = AutoModelForCausalLM.from_pretrained(old)
-    assert_close(
-        logits(PeftModel.from_pretrained(base, old / "adapter"), batch), expected["llama"]
-    )
+    assert_close(logits(PeftModel.from_pretrained(base, old / "adapter"), batch), expected["llama"])
     for auto in (AutoPeftModelForCausalLM, AutoModelForCausalLM):
         assert_close(logits(auto.from_pretrained(old / "adapter"), batch), expected["llama"])

@@ -65,8 +65,8 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 # What the card of a folder says that holds an adapter too.
 LEFT = """
 The first line matters: `from_pretrained` places the adapter too, and without lorada it ends in
-`KeyError: '{peft_type}'`. A program that you cannot change (`transformers serve`, `lm_eval` …) loads
-the folder when it is started with `lorada run` before its name. Where peft is not installed,
+`KeyError: '{peft_type}'`. A program that you cannot change (`transformers serve`, `lm_eval` …)
+loads the folder when it is started with `lorada run` before its name. Where peft is not installed,
 transformers reads the base alone and says nothing, and so may runtimes that know no peft.
 
 The folder may be moved. On the hub, transformers looks for the base where `adapter_config.json`

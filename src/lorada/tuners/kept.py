@@ -62,7 +62,8 @@ def merge_and_keep(stack: Any, name: str) -> nn.Module:
     base: nn.Module = stack._unload_and_optionally_merge(merge=True, adapter_names=[name])
     if not rest:
         return base
-    model: nn.Module = get_peft_model(base, type(config)(parts=rest, task_type=config.task_type))
+    said = {"task_type": config.task_type, "base_model_type": config.base_model_type}
+    model: nn.Module = get_peft_model(base, type(config)(parts=rest, **said))
     # A task head, which PEFT puts into every adapter of such a task, is the base's by now.
     set_peft_model_state_dict(model, {**get_peft_model_state_dict(model), **kept})
     return model.train(stack.training)

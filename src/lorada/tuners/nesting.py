@@ -90,7 +90,6 @@ def check_order(model: nn.Module, adapter_name: str, parts: list[PeftConfig]) ->
     wanted = [tuner_of(part).tuner_layer_cls for part in parts]
     for name, chain in chains(model).items():
         kinds = [layer_kind(layer) for layer in reversed(chain) if holds(layer, adapter_name)]
-        kinds = [kind for kind in kinds if kind in wanted]  # LoRA's tokens are no part of their own
         if kinds != sorted(kinds, key=wanted.index):
             raise ValueError(
                 f"adapter {adapter_name!r} applies its parts to {name} in another order than an "

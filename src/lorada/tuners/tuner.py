@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lorada.tuners.merging import give_own_weights, ties_settled
 from lorada.tuners.mixed import mixed_batch
-from lorada.tuners.placing import all_or_nothing, check_fits
+from lorada.tuners.placing import all_or_nothing, check_fits, refuse_absent
 from lorada.tuners.types import PREFIX, LoradaType
 
 
@@ -22,6 +22,7 @@ class OwnTuner(BaseTuner):  # type: ignore[misc]
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
         """Place an adapter on all of its targets, or leave the model as it was."""
+        refuse_absent(model, [self.peft_config[adapter_name]], task=None)
         with all_or_nothing(model, adapter_name):
             super().inject_adapter(model, adapter_name, *args, **kw)
 
