@@ -231,11 +231,11 @@ def export(
     remote: Remote = False,
     as_json: Json = False,
 ) -> None:
-    """Write a finished run as an ordinary model, with what cannot be merged as an adapter."""
+    """Write a finished run as one model folder, with an adapter for what cannot be merged."""
     if merge is None:
         raise ValueError(
             f"nothing to do without --merge DIR, which writes the base with every part merged that "
-            f"can be, and the rest to DIR/adapter; the adapter as it was trained is in {run}"
+            f"can be, and the rest as an adapter beside it; as it was trained, it is in {run}"
         )
     from lorada.run.export import export as run_export
 
@@ -248,8 +248,7 @@ def export(
     if written["labels"]:
         suggest(f"cat {merge}/README.md")
         return
-    adapter = f",peft={merge}/adapter" if written["adapter"] else ""
-    suggest(f"lorada run lm_eval --model hf --model_args pretrained={merge}{adapter} --tasks …")
+    suggest(f"lorada run lm_eval --model hf --model_args pretrained={merge} --tasks …")
 
 
 # What follows the command's name, `--help` too, is for the command.

@@ -195,7 +195,8 @@ def load_model(
     """A model that writes.
 
     Raises:
-        ValueError: for an unknown name or dtype, or a checkpoint that lacks some of its weights.
+        ValueError: for an unknown name or dtype, a checkpoint that lacks some of its weights, or a
+            folder that holds an adapter too.
         ImportError: if a packaged model's package is missing.
         OSError: for a model that cannot be fetched.
     """
@@ -250,6 +251,11 @@ def _pretrained(
     """A model, and the names of its parameters that its checkpoint does not have as they are."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+    if Path(name, "adapter_config.json").is_file() and Path(name, "config.json").is_file():
+        raise ValueError(
+            f"{name} holds an adapter beside its base, and would be no base for another: take the "
+            "model it was exported from, with --from for its adapter, or a copy without adapter_*"
+        )
     with _reading("the weights", name):
         model, found = auto.from_pretrained(
             model_folder(name),

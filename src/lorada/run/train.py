@@ -245,9 +245,7 @@ def _result(
         "recipe": recipe.model_dump(),
         "method": recipe.method,
         "model": recipe.model,
-        "base_sha256": weights_fingerprint(
-            recipe.model, trust_remote_code=recipe.trust_remote_code
-        ),
+        "base_sha256": weights_fingerprint(recipe.model),
         "task": recipe.task,
         "form": rows.form,
         "labels": list(rows.labels),
