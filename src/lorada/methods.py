@@ -361,6 +361,7 @@ METHODS: dict[str, Method] = {
     "bitfit": Method(
         "only the biases of the base, without its pooler",
         trainable=r"^(?!.*\bpooler\b).*\bbias$",
+        trains="biases",
         formula="Wx + b, b trains",
         paper="https://arxiv.org/abs/2106.10199",
         source="Table 5",
