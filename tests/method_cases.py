@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lorada import METHODS, build_method
 from lorada.described import part_names
-from lorada.plan import Plan, column_of, family_of, select_trainable
+from lorada.head import select_trainable
+from lorada.plan import Plan, column_of, family_of
 
 MODELS = ("llama", "roberta", "deberta_v2", "bart", "mbart")
 # What a tiny model needs other than what the paper's has.

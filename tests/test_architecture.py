@@ -25,6 +25,7 @@ CHAIN = [
     "disentangled",
     "tuners",
     "procedures",
+    "head",
     "method",
     "methods",
     "elsewhere",

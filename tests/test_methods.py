@@ -11,7 +11,7 @@ from transformers import BertConfig, LlamaConfig, T5Config
 
 from lorada import METHODS, BottleneckConfig, LmamConfig, build_method
 from lorada.described import describe
-from lorada.plan import select_trainable
+from lorada.head import select_trainable
 
 LLAMA, BERT = LlamaConfig(), BertConfig()
 

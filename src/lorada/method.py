@@ -50,6 +50,7 @@ class Method:
             without an adapter.
         trainable: rule of parameter names for methods that select parameters of the base.
         trains: what the parameters of that rule are called.
+        with_head: rule of the names that such a method trains with the task head, uncounted.
         callbacks: the Trainer callbacks of methods that change the procedure, by name.
         prepare: of a method that must see model and data, by name: called with both and
             ``config=``, the stack, which it returns ready to be placed.
@@ -66,6 +67,7 @@ class Method:
     parts: dict[str, dict[str, Settings]] = field(default_factory=dict)
     trainable: str | None = None
     trains: str = "parameters"
+    with_head: str | None = None
     callbacks: tuple[str, ...] = ()
     prepare: str | None = None
     optimizer: str | None = None

@@ -359,9 +359,10 @@ METHODS: dict[str, Method] = {
         source="Table 17",
     ),
     "bitfit": Method(
-        "only the biases of the base, without its pooler",
+        "only the biases of the base; its pooler's trains with the head",
         trainable=r"^(?!.*\bpooler\b).*\bbias$",
         trains="biases",
+        with_head=r"\bpooler\b.*\bbias$",
         formula="Wx + b, b trains",
         paper="https://arxiv.org/abs/2106.10199",
         source="Table 5",

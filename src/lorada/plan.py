@@ -1,7 +1,6 @@
 """``build_method``: from a name of METHODS and a model to a Plan that a Trainer can follow."""
 
 import logging
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -32,9 +31,6 @@ TASK_TYPES: dict[Family, TaskType] = {
 # Of pictures and sounds, which PEFT's classes for tasks do not pass on.
 NO_TASK_TYPE = ("vit", "whisper")
 
-# What task heads are called in transformers' models; BART's is the last.
-HEADS = ("classifier", "score", "pre_classifier", "classification_head")
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -44,6 +40,7 @@ class Plan:
         config: the PEFT config to place, or None.
         callbacks: Trainer callbacks of methods that change the procedure.
         trainable: a regex of parameter names that train when there is no PEFT config.
+        with_head: a regex of those that train with the task head then, and are not counted.
         prepare: called with model and batches by methods that must see both first.
         optimizer: makes the optimizer of a method that has its own.
         arguments: overrides of TrainingArguments.
@@ -54,6 +51,7 @@ class Plan:
     config: PeftConfig | None
     callbacks: tuple[TrainerCallback, ...] = ()
     trainable: str | None = None
+    with_head: str | None = None
     prepare: Callable[[nn.Module, Any], PeftConfig] | None = None
     optimizer: Callable[[nn.Module, TrainingArguments], Optimizer] | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -85,6 +83,7 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
         config,
         callbacks=tuple(load(callback)() for callback in method.callbacks),
         trainable=method.trainable,
+        with_head=method.with_head,
         prepare=None if method.prepare is None else partial(load(method.prepare), config=config),
         optimizer=None if method.optimizer is None else load(method.optimizer),
         arguments=dict(method.arguments),
@@ -156,24 +155,3 @@ def owner_of(key: str, known: Mapping[str, Collection[str]], also: Iterable[str]
             "override", key, {*also, *(name for names in known.values() for name in names)}
         )
     return owners[0]
-
-
-def select_trainable(model: nn.Module, rule: str) -> None:
-    """Freeze every parameter but those whose name matches the rule.
-
-    Raises:
-        ValueError: if no parameter does (a LLaMA has no biases for BitFit).
-    """
-    chosen = {name for name, _ in model.named_parameters() if re.search(rule, name)}
-    if not chosen:
-        raise ValueError(
-            f"no parameter of {type(model).__name__} matches {rule!r}: "
-            "this method is not defined for this model"
-        )
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in chosen or in_head(name))
-
-
-def in_head(name: str) -> bool:
-    """Whether a parameter belongs to a task head, which is never counted."""
-    return any(head in name.split(".") for head in HEADS)

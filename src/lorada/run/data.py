@@ -1,6 +1,8 @@
 """Which rows a run learns from and is scored on: the user's file, or those of benchmark tasks."""
 
+import logging
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +13,11 @@ from lorada.tasks.rows import HEADED, Form, Row, fingerprint, form_of, read_rows
 from lorada.tasks.sources import data_folder, read_source
 from lorada.tasks.task import Kind, Protocol, Source
 
+logger = logging.getLogger(__name__)
+
 JSONL = "jsonl"
+WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
+OwnClasses = tuple[str, ...] | None  # of a model's head, by index
 
 
 @dataclass(frozen=True)
@@ -50,12 +56,15 @@ def head_size(rows: Rows) -> int | None:
     return len(rows.labels)
 
 
-def training_rows(recipe: Recipe, kind: Kind) -> tuple[Rows, Rows | None]:
+def training_rows(
+    recipe: Recipe, kind: Kind, own_classes: OwnClasses = None
+) -> tuple[Rows, Rows | None]:
     """The rows to learn from, and those held out for the loss while training.
 
     Args:
         recipe: names the tasks or the files.
         kind: of the model, which decides between protocols.
+        own_classes: names of the classes that the model's head has by itself, by index.
 
     Raises:
         ValueError: if no file was named, or tasks do not go together.
@@ -63,11 +72,13 @@ def training_rows(recipe: Recipe, kind: Kind) -> tuple[Rows, Rows | None]:
     """
     if recipe.task == JSONL:
         rows = load_rows(recipe.data)
+        rows = replace(rows, labels=class_order(rows.labels, own_classes))
         held_out = None
         if recipe.eval_data:
             held_out = load_rows(recipe.eval_data, rows.form, rows.labels)
     else:
         rows, held_out = _benchmark_rows(recipe, kind), None
+        rows = replace(rows, labels=class_order(rows.labels, own_classes))
     if recipe.dev_rows:
         if held_out is not None:
             raise ValueError(f"dev_rows={recipe.dev_rows} and eval_data exclude each other")
@@ -155,6 +166,36 @@ def _convert(rows: list[Row], convert: Callable[[Row], Row], source: Source) -> 
     return converted
 
 
+def class_order(labels: tuple[str, ...], own: OwnClasses) -> tuple[str, ...]:
+    """The classes of rows in the order of a model's head, where the model knows them.
+
+    Args:
+        labels: the classes that rows have, in an order of their own.
+        own: the classes of the model's head by index; None for a model without one.
+
+    Returns:
+        The model's classes, spelled as the rows spell them; ``labels`` if they are not among those.
+    """
+    if not labels or own is None:
+        return labels
+    spelled = {label.casefold(): label for label in labels}
+    order = tuple(spelled.get(name.casefold(), name) for name in own)
+    if set(labels) <= set(order) and len(set(order)) == len(own):
+        return order
+    indices = tuple(map(str, range(len(own))))
+    if set(labels) <= set(indices):
+        classes = ", ".join(f"{index} {name}" for index, name in enumerate(own))
+        logger.warning("the labels are taken for indices of the model's classes: %s", classes)
+        return indices
+    return labels
+
+
+def _sorted_classes(labels: set[str]) -> tuple[str, ...]:
+    """Class names in order: as numbers if all of them are whole ones, else as texts."""
+    numbers = all(WHOLE_NUMBER.fullmatch(label) for label in labels)
+    return tuple(sorted(labels, key=(lambda label: (int(label), label)) if numbers else None))
+
+
 def _split(rows: Rows, held_out: int) -> tuple[Rows, Rows]:
     """Keep a random part back; the same one for every seed."""
     if held_out >= len(rows.rows):
@@ -189,7 +230,7 @@ def load_rows(path: str | None, trained: Form | None = None, labels: tuple[str, 
     form = form_of(rows, path)
     if trained is not None and form != trained and (form in HEADED or trained in HEADED):
         raise ValueError(f"{path} has {form} rows; this run has learned {trained} rows")
-    found = tuple(sorted({str(row["label"]) for row in rows})) if form == "label" else ()
+    found = _sorted_classes({str(row["label"]) for row in rows}) if form == "label" else ()
     if labels and not set(found) <= set(labels):
         new = sorted(set(found) - set(labels))[0]
         raise ValueError(f"{path} has the label {new!r}; training knew {', '.join(labels)}")

@@ -91,11 +91,16 @@ def scoring(run: Run, *, base: bool) -> Iterator[None]:
     """Without gradients, and with the adapter switched off if the base is to be scored.
 
     Raises:
-        ValueError: if there is no adapter to switch off.
+        ValueError: if there is no adapter to switch off, or the base's head was drawn at random.
     """
     if base and not isinstance(run.model, PeftModel):
         raise ValueError(
             "this run trained the base model itself: there is no adapter to switch off"
+        )
+    if base and run.drawn:
+        raise ValueError(
+            f"--base: {run.recipe.model} has no {min(run.drawn)}, which is drawn anew at each load,"
+            " so the base has no scores of its own: leave out --base"
         )
     with run.model.disable_adapter() if base else nullcontext(), torch.no_grad():
         yield

@@ -29,6 +29,7 @@ class Run:
     tokenizer: PreTrainedTokenizerBase
     form: Form
     labels: tuple[str, ...]
+    drawn: frozenset[str] = frozenset()  # parameters of the base that were drawn at random
 
     @property
     def kind(self) -> Kind:
@@ -73,12 +74,16 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
         # Its config has the stretched positions already.
         own = {"model": str(folder / "model"), "rope_factor": None}
         whole = recipe.model_copy(update=own)
-        model: PeftModel | PreTrainedModel = load_base(whole, head).eval()
+        base = load_base(whole, head)
+        model: PeftModel | PreTrainedModel = base.model.eval()
+        if base.drawn:
+            raise ValueError(f"{folder / 'model'} has no {min(base.drawn)}: it is incomplete")
     else:
-        model = load_adapted(load_base(recipe, head), folder / "adapter")
+        base = load_base(recipe, head)
+        model = load_adapted(base.model, folder / "adapter", base.drawn)
     if torch.cuda.is_available():
         model = model.cuda()
     fitted = fit_context(recipe, model.config)
-    run = Run(folder, fitted, model, tokenizer, result["form"], labels)
+    run = Run(folder, fitted, model, tokenizer, result["form"], labels, base.drawn)
     set_languages(tokenizer, recipe.languages, run.protocol.languages)
     return run

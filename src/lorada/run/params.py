@@ -7,7 +7,8 @@ from peft import ShiraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM
 
 from lorada.described import part_names
-from lorada.plan import build_method, select_trainable
+from lorada.head import select_trainable
+from lorada.plan import build_method
 from lorada.run.adapt import base_parameters, fold_prefixes, parameter_counts
 from lorada.run.models import kind_of, load_config
 from lorada.run.recipe import Recipe, load_recipe
@@ -43,8 +44,8 @@ def parameters_of(recipe: Recipe) -> dict[str, Any]:
         total = base_parameters(base)
         if plan.config is None:
             assert plan.trainable is not None
-            select_trainable(base, plan.trainable)
-            return parameter_counts(base, total)
+            select_trainable(base, plan.trainable, with_head=plan.with_head)
+            return parameter_counts(base, total, with_head=plan.with_head)
         plan.config.task_type = None
         for part in plan.config.parts:
             if isinstance(part, ShiraConfig):

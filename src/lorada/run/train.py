@@ -42,7 +42,7 @@ from lorada.run.effect_size import EffectSize
 from lorada.run.encoding import collator, context_of, encode_rows, fit_context
 from lorada.run.folder import Start, begin, check_folder
 from lorada.run.lock import held
-from lorada.run.models import kind_of, load_config, load_tokenizer
+from lorada.run.models import kind_of, load_config, load_tokenizer, own_classes
 from lorada.run.packing import PackedCollator, pack, refuse_mixing, refuse_packing
 from lorada.run.recipe import Recipe
 from lorada.run.result import RESULT_FILE, hardware, peak_memory, versions, write_result
@@ -95,8 +95,9 @@ def train(
 
 
 def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
-    kind = kind_of(load_config(recipe.model, trust_remote_code=recipe.trust_remote_code))
-    rows, held_out = training_rows(recipe, kind)
+    config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    kind = kind_of(config)
+    rows, held_out = training_rows(recipe, kind, own_classes(config))
     if recipe.packing:
         refuse_packing(rows.form, kind, recipe.method)
     plan = plan_for(recipe)
@@ -106,25 +107,25 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
     set_seed(args.seed)
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
     set_languages(tokenizer, recipe.languages, rows.protocol.languages)
-    labels = head_size(rows)
-    base = load_base(recipe, labels)
-    total = base_parameters(base)
-    fitted = fit_context(recipe, base.config)
+    base = load_base(recipe, head_size(rows))
+    total = base_parameters(base.model, base.head)
+    fitted = fit_context(recipe, base.model.config)
     dataset = encode_rows(rows, fitted, tokenizer, kind)
     evaluation = encode_rows(held_out, fitted, tokenizer, kind) if held_out else None
-    pad = collator(rows.form, tokenizer, base)
+    pad = collator(rows.form, tokenizer, base.model)
     if recipe.packing:
         dataset, pad = pack(dataset, fitted.max_length), PackedCollator(tokenizer.pad_token_id)
         evaluation = pack(evaluation, fitted.max_length) if evaluation else None
     if plan.prepare is not None:
         batches = _batches(dataset, pad, args)
-        plan = replace(plan, config=plan.prepare(base.to(args.device), batches))
-    model = adapt(base, plan, recipe, labels)
+        plan = replace(plan, config=plan.prepare(base.model.to(args.device), batches))
+    model = adapt(base, plan, recipe)
     if recipe.packing:
         refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
 
     scored = held_out if measured else None
-    make = trainer_class(recipe, rows, scored, tokenizer, context_of(base.config), writes=writes)
+    context = context_of(base.model.config)
+    make = trainer_class(recipe, rows, scored, tokenizer, context, writes=writes)
     effect, interrupt = EffectSize(), SaveOnInterrupt()
     callbacks = [effect, interrupt, StopOnNaN(), LogWithSave(), *plan.callbacks]
     with one_line("TrainingArguments"):
@@ -137,11 +138,7 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
     again = f"What was saved before is whole: free space, then lorada train --resume --output {run}"
     started = time.monotonic()
     try:
-        _continue(trainer, start.checkpoint)
-    except Exception:
-        print(file=sys.stderr)  # ends the line of the progress bar
-        with saving(f"{run} at step {trainer.state.global_step}", again):
-            raise
+        _fit(trainer, start.checkpoint, again)
     finally:
         interrupt.restore()
         effect.stop()
@@ -149,7 +146,8 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
         return Trained(run, {"steps": trainer.state.global_step}, interrupted=True)
     with saving(f"the weights of {run}", again):
         _save_whole(model, tokenizer, recipe)
-    result = _result(recipe, rows, trainer, parameter_counts(model, total), measured)
+    parameters = parameter_counts(model, total, base.head, plan.with_head)
+    result = _result(recipe, rows, trainer, parameters, measured)
     result["wall_time_s"] = round(time.monotonic() - started, 1)
     result["resumed_from"] = start.checkpoint.name if start.checkpoint else None
     with saving(run / RESULT_FILE, again):
@@ -168,6 +166,16 @@ def _batches(
         generator=torch.Generator().manual_seed(args.seed),
         collate_fn=getattr(pad, "plain", pad),
     )
+
+
+def _fit(trainer: Trainer, checkpoint: Path | None, again: str) -> None:
+    """Train to the end; a full disk is told with the step, and ``again`` as the remedy."""
+    try:
+        _continue(trainer, checkpoint)
+    except Exception:
+        print(file=sys.stderr)  # ends the line of the progress bar
+        with saving(f"{trainer.args.output_dir} at step {trainer.state.global_step}", again):
+            raise
 
 
 def _continue(trainer: Trainer, checkpoint: Path | None) -> None:

@@ -35,6 +35,8 @@ class Site:
         added: the place where A(x) is added, behind the FFN's dropout and, in a post-LN layer, in
             front of the norm. Where no module lies there, the output of a pre-LN layer itself,
             which is the residual stream + FFN. What runs here before the FFN is left alone.
+        alone: the place where FFN(x) leaves without the residual stream, where ``added`` has both
+            and a module gives the one; empty otherwise.
         when: what else must hold for a layer whose modules do not tell.
     """
 
@@ -44,6 +46,7 @@ class Site:
     normed: tuple[str, ...]
     added: str
     when: Callable[[nn.Module], bool] = _always
+    alone: str = ""
 
 
 def _mlp(
@@ -51,9 +54,10 @@ def _mlp(
     *norms: str,
     added: str = "mlp.out",
     when: Callable[[nn.Module], bool] = _always,
+    alone: str = "",
 ) -> Site:
     """A pre-LN layer with a module ``mlp``; ``residual`` is the norm in front of it."""
-    return Site("mlp", norms, (f"{residual}.in",), ("mlp.in",), added, when)
+    return Site("mlp", norms, (f"{residual}.in",), ("mlp.in",), added, when, alone)
 
 
 def _is(*names: str) -> Callable[[nn.Module], bool]:
@@ -90,11 +94,13 @@ _LLAMA = ("input_layernorm", "post_attention_layernorm")
 
 SITES = (
     # Falcon-RW, -7B and -40B; the last two run attention and FFN side by side.
-    _mlp("post_attention_layernorm", *_LLAMA, added="out", when=_FALCON),
-    _mlp("input_layernorm", "input_layernorm", added="out", when=_FALCON),
-    _mlp("ln_mlp", "ln_attn", "ln_mlp", added="out", when=_FALCON),
-    # GPT-NeoX, mostly side by side; Phi-3; Llama, Mistral, Qwen, Gemma; Bloom, whose mlp returns
-    # the sum with the residual stream.
+    _mlp("post_attention_layernorm", *_LLAMA, added="out", when=_FALCON, alone="mlp.out"),
+    _mlp("input_layernorm", "input_layernorm", added="out", when=_FALCON, alone="mlp.out"),
+    _mlp("ln_mlp", "ln_attn", "ln_mlp", added="out", when=_FALCON, alone="mlp.out"),
+    # Bloom, whose mlp returns the sum with the residual stream; GPT-NeoX, mostly side by side;
+    # Phi-3; Llama, Mistral, Qwen, Gemma.
+    _mlp("post_attention_layernorm", *_LLAMA, when=_is("BloomBlock"),
+         alone="mlp.dense_4h_to_h.out"),
     _mlp("post_attention_layernorm", *_LLAMA, added="post_mlp_dropout.out"),
     _mlp("post_attention_layernorm", *_LLAMA, added="resid_mlp_dropout.out"),
     _mlp("post_attention_layernorm", *_LLAMA),
