@@ -12,7 +12,7 @@ from lorada.roles import SCHEMES, Scheme, family_of, fits, renamed
 from lorada.skeleton import linears_of
 from lorada.tuners.placements import LINEARS
 
-NOT_FROM_THE_PAPER = "not from the paper"
+NOT_FROM_THE_PAPER = "not from the paper"  # which reports look for
 # Settings that name modules; the second trains them whole.
 NAMING = ("target_modules", "modules_to_save")
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lorada.elsewhere import ELSEWHERE, Elsewhere
 from lorada.errors import unknown
 from lorada.method import PARTS, Method
 from lorada.methods import MAP, METHODS
@@ -34,13 +35,16 @@ def describe(name: str) -> dict[str, Any]:
 
     Returns:
         ``summary``, ``formula``, ``paper``, ``source``, ``parts`` (names), ``models`` (the kinds it
-        has settings for), ``runs`` (what carries it out) and ``settings`` (by model and part).
+        has settings for), ``not_from_the_paper`` (those of them whose settings are not, with where
+        they come from), ``runs`` (what carries it out) and ``settings`` (by model and part).
 
     Raises:
         ValueError: for an unknown method, with the nearest names.
     """
     method, plus_map = method_named(name)
-    settings = {model: dict(parts) for model, parts in method.parts.items()}
+    ours = ELSEWHERE.get(name.removesuffix("+lmam"), Elsewhere("", {}))
+    columns = {**method.parts, **ours.columns}
+    settings = {model: dict(parts) for model, parts in columns.items()}
     summary, formula = method.summary, method.formula
     if plus_map:
         summary, formula = f"{summary}, with the map", f"{METHODS['lmam'].formula}; {formula}"
@@ -51,7 +55,8 @@ def describe(name: str) -> dict[str, Any]:
         "paper": method.paper,
         "source": method.source,
         "parts": part_names(name),
-        "models": list(method.parts) or ["any"],
+        "models": list(columns) or ["any"],
+        "not_from_the_paper": dict.fromkeys(ours.columns, ours.source),
         "runs": _runs(name, method),
         "settings": settings,
     }

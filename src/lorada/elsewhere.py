@@ -38,6 +38,7 @@ _LLAMA_LAYER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 _BART_LAYER = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 _LLAMA_FFN = ["up_proj", "down_proj"]
 _BESIDE_FFN = _of("lorada_a", "llama", "bottleneck")
+_ADALORA = _of("adalora", "deberta", "adalora")
 _LLAMA_PREFIX = _of("prefix", "llama", "prefix")
 
 
@@ -96,25 +97,24 @@ ELSEWHERE: dict[str, Elsewhere] = {
         },
     ),
     "autopeft": Elsewhere(
-        "sizes of ours, without the serial adapter, which needs a norm behind the FFN",
-        {"llama": blocks(0, 18, 6)},
+        "the sizes for encoders, which are ours; in a pre-LN layer the serial adapter is y + A(y)",
+        {"llama": blocks(12, 12, 6)},
     ),
     "ist": Elsewhere(
         "LoRA's of Tables 5 and 10",
-        {kind: METHODS["lora"].parts[kind] for kind in ("roberta", "bart")},
+        {"roberta": METHODS["lora"].parts["roberta"], "bart": METHODS["lora"].parts["bart"]},
     ),
     "adalora": Elsewhere(
         "Table 11's, of DeBERTa",
         {
-            kind: {"adalora": _of("adalora", "deberta", "adalora", target_modules=targets)}
-            for kind, targets in (
-                ("llama", _LLAMA_LAYER), ("roberta", _LAYER), ("bart", _BART_LAYER)
-            )
+            "llama": {"adalora": {**_ADALORA, "target_modules": _LLAMA_LAYER}},
+            "roberta": {"adalora": {**_ADALORA, "target_modules": _LAYER}},
+            "bart": {"adalora": {**_ADALORA, "target_modules": _BART_LAYER}},
         },
     ),
     "sora": Elsewhere(
         "Table 11's, of DeBERTa",
-        {kind: METHODS["sora"].parts["deberta"] for kind in ("llama", "bart")},
+        dict.fromkeys(("llama", "bart"), METHODS["sora"].parts["deberta"]),
     ),
     "shira": Elsewhere(
         "a rank of ours, some 1 % of the weights as in Table 4",

@@ -6,7 +6,7 @@ what does not fit.
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from peft.tuners.tuners_utils import check_target_module_exists
@@ -16,10 +16,12 @@ from lorada import attention
 from lorada.method import PARTS, Method, Settings, load
 from lorada.roles import SCHEMES
 from lorada.skeleton import skeleton
-from lorada.tuners.lmam import LmamConfig, self_attentions
+from lorada.tuners.lmam import self_attentions
 from lorada.tuners.sites import linear_under
 
 SHIFTED = "lorada.procedures.longlora:ShiftedAttention"
+# Value, settings of its part, model → the nearest value that fits, and why the other does not.
+Fit = Callable[[Any, Settings, "_Lazy"], tuple[Any, str]]
 
 
 def refuse_undefined(name: str, method: Method, model_config: Any) -> None:
@@ -62,12 +64,14 @@ def fitted(
     found, sentences = {}, []
     for part, values in parts.items():
         found[part] = dict(values)
+        if part == "shira":
+            _refuse_conv1d(values, model)
         for key, fit in _FITS.get(part, {}).items():
             value = values.get(key)
-            if value is None:
+            if value is None or key in stated.get(part, ()):
                 continue
             best, why = fit(value, values, model)
-            if best != value and key not in stated.get(part, ()):
+            if best != value:
                 found[part][key] = best
                 sentences.append(f"{part}.{key}={value} {why}: taking {best}")
     return found, sentences
@@ -88,12 +92,14 @@ class _Lazy:
 def _fit_heads(heads: int, values: Settings, lazy: _Lazy) -> tuple[int, str]:
     """The divisor of the attention heads that is nearest; of two, the larger."""
     model, stacks = lazy.model(), values.get("stacks")
+    if model is None or values.get("ablation") == "full_rank":
+        return heads, ""
     counts = {
         attention.head_count(model.get_submodule(name))
-        for name in (self_attentions(model) if model is not None else [])
+        for name in self_attentions(model)
         if not stacks or any(stack in name.split(".") for stack in stacks)
     }
-    if not counts or values.get("ablation") == "full_rank":
+    if not counts:
         return heads, ""
     common = math.gcd(*counts)
     divisors = [count for count in range(1, common + 1) if common % count == 0]
@@ -149,30 +155,35 @@ def _fit_fused(targets: Any, values: Settings, lazy: _Lazy) -> tuple[Any, str]:
     return list(scheme["output"]), why
 
 
-def _matrices(part: str, values: Settings, lazy: _Lazy) -> list[tuple[int, int]]:
-    """Widths (in, out) of the linears that a part is on.
-
-    Raises:
-        ValueError: for a ``Conv1D``, which PEFT's SHiRA does not take.
-    """
+def _targets(part: str, values: Settings, lazy: _Lazy) -> dict[str, nn.Module]:
+    """The linears that a part is on, by name."""
     model, config = lazy.model(), load(PARTS[part])(**values)
     if model is None or config.target_modules is None:
-        return []
-    found = []
-    for name, module in model.named_modules():
-        if linear_under(module) is None or not check_target_module_exists(config, name):
-            continue
-        if part == "shira" and not isinstance(module, nn.Linear):
+        return {}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if linear_under(module) is not None and check_target_module_exists(config, name)
+    }
+
+
+def _matrices(part: str, values: Settings, lazy: _Lazy) -> list[tuple[int, int]]:
+    """Widths (in, out) of the linears that a part is on; of a ``Conv1D`` the other way round."""
+    shapes = [module.weight.shape for module in _targets(part, values, lazy).values()]
+    return [(int(columns), int(rows)) for rows, columns in shapes]  # type: ignore[misc]
+
+
+def _refuse_conv1d(values: Settings, lazy: _Lazy) -> None:
+    for name, module in _targets("shira", values, lazy).items():
+        if not isinstance(module, nn.Linear):
             raise ValueError(
-                f"PEFT's SHiRA takes nn.Linear only, and {name} of {type(model).__name__} is a "
-                f"{type(module).__name__}: use another method, such as lora"
+                f"PEFT's SHiRA takes nn.Linear only, and {name} of "
+                f"{type(lazy.model()).__name__} is a {type(module).__name__}: use another method, "
+                "such as lora"
             )
-        rows, columns = module.weight.shape  # of a Conv1D the other way round, as wide all the same
-        found.append((int(columns), int(rows)))
-    return found
 
 
-_FITS = {
+_FITS: dict[str, dict[str, Fit]] = {
     "quanta": {"target_modules": _fit_fused},
     "lmam": {"heads": _fit_heads, "length": _fit_length},
     "prefix": {"length": _fit_prefix},

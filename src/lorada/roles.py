@@ -39,15 +39,15 @@ def _scheme(
 _QKV = ("q_proj", "k_proj", "v_proj")
 _FAIRSEQ = ("self_attn.out_proj", "encoder_attn.out_proj")  # classifiers have an out_proj, too
 _EMBED = "embed_tokens"
-_LLAMA = _scheme(_QKV, "o_proj", "up_proj", "down_proj", gate="gate_proj", whole=(_EMBED, ("norm",)))
+_LLAMA = _scheme(
+    _QKV, "o_proj", "up_proj", "down_proj", gate="gate_proj", whole=(_EMBED, ("norm",))
+)
 _BERT_HALVES = ("attention.output.dense", "intermediate.dense", "output.dense")
 _BERT = _scheme(
     ("attention.self.query", "attention.self.key", "attention.self.value"), *_BERT_HALVES,
     whole=("word_embeddings", ("LayerNorm",)),
 )  # fmt: skip
-_BART = _scheme(
-    _QKV, _FAIRSEQ, "fc1", "fc2", whole=(_EMBED, ("layer_norm", "layernorm_embedding"))
-)
+_BART = _scheme(_QKV, _FAIRSEQ, "fc1", "fc2", whole=(_EMBED, ("layer_norm", "layernorm_embedding")))
 _MEGATRON = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
 _T5 = _scheme(
     ("q", "k", "v"), "o", ("wi", "wi_1"), "wo", gate="wi_0", whole=(_EMBED, ("layer_norm",))

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from lorada.files import write_whole
 from lorada.columns import column_of
+from lorada.files import write_whole
 from lorada.procedures import autopeft
 from lorada.procedures.autopeft import Configuration, Space, Trial, pareto
 from lorada.procedures.blocks import LAYERS, SIZES

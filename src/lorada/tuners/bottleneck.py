@@ -57,8 +57,9 @@ class BottleneckConfig(LoradaPeftConfig):
         placement: ``ffn`` (FFN(x) + A(x)); ``pa_attn`` (beside each attention, added in front of
             its output projection); ``houlsby`` (behind attention and FFN: y + A(y)); ``pfeiffer``
             (behind the FFN's norm: LN(A(z) + y + x), z = LN(y + x), with y the FFN's own output,
-            whatever other parts add to it); on linears ``series`` (y + A(y), y = Wx),
-            ``series_input`` (W(x + A(x))) and ``parallel`` (Wx + A(x)).
+            whatever other parts add to it; y + A(y) in a pre-LN layer, which has no such norm); on
+            linears ``series`` (y + A(y), y = Wx), ``series_input`` (W(x + A(x))) and ``parallel``
+            (Wx + A(x)).
         activation: φ: ``relu``, ``tanh`` or ``gelu``; tanh on linears, else relu.
         use_bias: whether D and U have biases; none on linears.
         layer_norm: whether x is normalised first; only ``pa_attn`` does. With ``houlsby`` it is
@@ -140,8 +141,8 @@ class BottleneckLayer(AttachedLayer):
         self._inputs: dict[str, Tensor] = {}
         for name, places in spot.reads.items():
             for place in places:
-                first = spot.of == "norm"
-                self._handles += at(spot.layer, place, partial(self._keep, name), first=first)
+                keep = partial(self._keep, name)
+                self._handles += at(spot.layer, place, keep, first=spot.first)
         self._handles += at(spot.layer, spot.added, self._add)
 
     @property
@@ -297,15 +298,10 @@ _KINDS = {
 
 def _undefined(placement: str) -> str:
     """Why a placement is at no module of a model, whose class is yet to be filled in."""
-    if placement == "ffn":
+    if placement in ("ffn", "pfeiffer"):
         return (
-            "BottleneckConfig does not know the FFN of {}: "
+            f"placement={placement!r} does not know the FFN of {{}}: "
             "describe its layer in SITES of lorada/tuners/sites.py"
-        )
-    if placement == "pfeiffer":
-        return (
-            "placement='pfeiffer' needs a norm behind the residual sum of the FFN, as BERT and "
-            "BART have it, not {}: use another placement, such as 'houlsby' or 'ffn'"
         )
     if placement in LINEARS:
         return (

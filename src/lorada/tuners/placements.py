@@ -90,6 +90,7 @@ class Spot:
             was kept after the norm that A is added in front of.
         width: of its input and its output; None where both are the hidden width of the model.
         may_norm: whether ``layer_norm`` is about this adapter.
+        first: whether it reads before other adapters add anything.
     """
 
     layer: nn.Module
@@ -101,6 +102,7 @@ class Spot:
     of: Literal["kept", "here", "branch", "norm"] = "kept"
     width: tuple[int, int] | None = None
     may_norm: bool = True
+    first: bool = False
 
 
 def spots_of(layer: nn.Module, placement: str) -> dict[str, Spot]:
@@ -117,10 +119,9 @@ def spots_of(layer: nn.Module, placement: str) -> dict[str, Spot]:
     elif placement == "ffn":
         kept = {"residual": site.residual, "normed": site.normed}
         found = [Spot(layer, site.host, site.host, "bneck", site.added, kept)]
-    elif site.residual == site.normed:
-        found = [_before_norm(layer, site)]
     else:
-        found = _behind_ffn_alone(layer, site)
+        post_ln = site.residual == site.normed
+        found = [(_before_norm if post_ln else _behind_ffn_alone)(layer, site)]
     return {spot.host: spot for spot in found}
 
 
@@ -226,16 +227,16 @@ def _before_norm(layer: nn.Module, site: Site) -> Spot:
     kept: dict[str, tuple[str, ...]] = {"y": (site.added,)}
     if site.added != added:  # else what is there is y + x already
         kept["x"] = site.residual
-    return Spot(layer, site.host, site.host, "bneck_pfeiffer", added, kept, "norm")
+    return Spot(layer, site.host, site.host, "bneck_pfeiffer", added, kept, "norm", first=True)
 
 
-def _behind_ffn_alone(layer: nn.Module, site: Site) -> list[Spot]:
-    """Pfeiffer's place in a pre-LN layer: y + A(y) in front of the residual sum.
+def _behind_ffn_alone(layer: nn.Module, site: Site) -> Spot:
+    """Pfeiffer's place in a pre-LN layer, in front of the residual sum: y + A(y).
 
-    It reads y before anything is added there, too.
+    Where no module lies there, A is of the sum itself, as in He et al.'s mBART: y + x + A(y + x).
     """
-    added = site.alone or site.added
+    host, child, added = site.host, "bneck_pfeiffer", site.alone or site.added
     if added == "out":
-        return []
+        return Spot(layer, host, host, child, added, of="here")
     kept = {"x": (added,), "normed": site.normed}
-    return [Spot(layer, site.host, site.host, "bneck_pfeiffer", added, kept)]
+    return Spot(layer, host, host, child, added, kept, first=True)
