@@ -10,6 +10,8 @@ from torch import nn
 
 from lorada.tuners.bottleneck import BottleneckLayer
 
+# Output projections of attentions.
+PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "out_lin", "Wo", "o")
 PHI = {"relu": torch.relu, "tanh": torch.tanh, "gelu": F.gelu}
 
 
@@ -77,7 +79,7 @@ class BesideHeadsWithin(Twin):
 
     def __init__(self, module: nn.Module, adapter: Adapter):
         super().__init__(module, adapter)
-        self.projection = "o_proj" if hasattr(module, "o_proj") else "out_proj"
+        self.projection = next(name for name in PROJECTIONS if hasattr(module, name))
 
     def forward(self, hidden_states, *args, **kwargs):
         projection = getattr(self.module, self.projection)

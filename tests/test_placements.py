@@ -16,6 +16,7 @@ from placements import (
     After,
     Before,
     Beside,
+    BesideHeadsWithin,
     BetweenNorms,
     Twin,
     adapted,
@@ -37,7 +38,22 @@ from transformers import (
 from lorada import BottleneckConfig, LoradaConfig
 from lorada.tuners.bottleneck import BottleneckLayer
 
-FURTHER = {  # Houlsby's and Pfeiffer's places in further architectures
+# Architecture -> attentions with their output projections, FFN (all before a dropout, of which
+# there is none in eval mode), and where the part of the FFN is held.
+LAYERS = {
+    "phi": ({"self_attn": "dense"}, "mlp", "mlp"),
+    "gpt2": ({"attn": "c_proj"}, "mlp", "mlp"),
+    "gptj": ({"attn": "out_proj"}, "mlp", "mlp"),
+    "gpt_neox": ({"attention": "dense"}, "mlp", "mlp"),
+    **dict.fromkeys(("falcon", "falcon_alibi"), ({"self_attention": "dense"}, "mlp", "mlp")),
+    # Its mlp returns the sum with the residual stream.
+    "bloom": ({"self_attention": "dense"}, "mlp.dense_4h_to_h", "mlp"),
+    "distilbert": ({"attention": "out_lin"}, "ffn", "ffn"),
+    "modernbert": ({"attn": "Wo"}, "mlp", "mlp"),
+    "t5": ({"SelfAttention": "o", "EncDecAttention": "o"}, "DenseReluDense", "DenseReluDense"),
+    "vit": ({"attention": "o_proj"}, "mlp", "mlp"),
+}
+FURTHER = {  # the places of published adapters in further architectures
     ("opt", "houlsby"): PLACES["mbart"]["houlsby"],
     ("whisper", "houlsby"): PLACES["mbart"]["houlsby"],
     ("whisper", "pa_attn"): PLACES["mbart"]["pa_attn"],
@@ -45,20 +61,27 @@ FURTHER = {  # Houlsby's and Pfeiffer's places in further architectures
         PLACES["llama"]["houlsby"][0],
         ("post_feedforward_layernorm", "mlp.bneck_houlsby", After),
     ],
+    ("gemma2", "pfeiffer"): [("post_feedforward_layernorm", "mlp.bneck_pfeiffer", After)],
+    ("llama", "pfeiffer"): [("mlp", "mlp.bneck_pfeiffer", After)],
+    ("phi3", "pfeiffer"): [("mlp", "mlp.bneck_pfeiffer", After)],
     ("phi3", "houlsby"): PLACES["llama"]["houlsby"],
     ("distilbert", "pfeiffer"): [("output_layer_norm", "ffn.bneck_pfeiffer", BetweenNorms)],
 }
+for _name, (_attentions, _ffn, _held) in LAYERS.items():
+    FURTHER[_name, "houlsby"] = [
+        *((f"{a}.{p}", f"{a}.bneck_houlsby_{p}", After) for a, p in _attentions.items()),
+        (_ffn, f"{_held}.bneck_houlsby", After),
+    ]
+    FURTHER[_name, "pa_attn"] = [(a, f"{a}.bneck_pa_attn", BesideHeadsWithin) for a in _attentions]
+    if _name != "distilbert":  # which has a norm behind the FFN
+        FURTHER[_name, "pfeiffer"] = [(_ffn, f"{_held}.bneck_pfeiffer", After)]
 # The architectures that a placement is defined in.
 GATED = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"}
-BERTS = {"bert", "roberta", "xlm_roberta", "deberta", "deberta_v2"}
-ATTENTION = {*GATED, *BERTS, "phi3", "opt", "bart", "mbart", "whisper"}
 IN = {
     "series": {*GATED, "phi3"},
     "series_input": GATED,
     "parallel": GATED,
-    "houlsby": ATTENTION,
-    "pa_attn": ATTENTION,
-    "pfeiffer": {*BERTS, "distilbert", "bart"},
+    **{name: set(ARCHITECTURES) for name in ("houlsby", "pa_attn", "pfeiffer")},
 }
 # Linears that are not the ones of LLM-Adapters: a Conv1D, tokens in one row, ones LLaMA lacks.
 OTHER_LINEARS = [("gpt2", "c_fc", "mlp"), ("opt", "fc2", ""), ("roberta", "output.dense", "output")]
@@ -99,6 +122,25 @@ def test_placement_is_the_same_in_further_architectures(name, placement):
     assert_twins(model, twin, batch, logits(ARCHITECTURES[name](), **batch))
 
 
+@pytest.mark.parametrize("name", ["opt", "whisper", "mbart"])
+def test_pfeiffer_is_of_the_residual_sum_where_no_module_lies_in_front_of_it(name):
+    model, batch, plain = adapted(name, "pfeiffer"), inputs(name), ARCHITECTURES[name]()
+    base = logits(plain, **batch)
+    parts = parts_of(model)
+    assert parts
+    for key, part in parts.items():
+        adapter = Adapter(part)
+
+        def behind(layer, args, output, adapter=adapter):
+            total = output[0] if isinstance(output, tuple) else output
+            total = total + adapter(total)
+            return (total, *output[1:]) if isinstance(output, tuple) else total
+
+        plain.get_submodule(key.partition(".final_layer_norm.")[0]).register_forward_hook(behind)
+    assert_close(logits(model, **batch), logits(plain, **batch))
+    assert (logits(model, **batch) - base).abs().max() > 0.1
+
+
 DEFINED = [(name, placement) for placement, names in IN.items() for name in names]
 UNDEFINED = [
     (n, placement) for placement, names in IN.items() for n in ARCHITECTURES.keys() - names
@@ -116,6 +158,30 @@ def test_placement_is_reached_in_every_layer_where_it_is_defined(name, placement
     assert (logits(model, **batch) - base).abs().max() > 0.1
     model(**batch).logits.square().mean().backward()
     assert all(part.lora_down["default"].grad.abs().max() > 0 for part in parts_of(model).values())
+
+
+def test_placements_of_a_layer_need_a_layer_that_is_known():
+    class Odd(nn.Module):
+        """A model whose layer is like none in the table."""
+
+        def __init__(self):
+            super().__init__()
+            self.config = LlamaConfig(hidden_size=8, num_attention_heads=2)
+            self.layers = nn.ModuleList([nn.ModuleDict({"mix": nn.Linear(8, 8)})])
+
+    for placement, word in (("pfeiffer", "FFN"), ("ffn", "FFN"), ("houlsby", "attention"),
+                            ("pa_attn", "attention")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{placement}.* does not know the {word} of Odd"):
+            get_peft_model(Odd(), bottleneck(placement=placement))
+
+
+def test_houlsby_is_not_placed_by_half_where_the_attention_is_unknown():
+    model = ARCHITECTURES["llama"]()
+    for layer in model.model.layers:
+        layer.self_attn.projected = layer.self_attn.o_proj
+        del layer.self_attn.o_proj
+    with pytest.raises(ValueError, match="'houlsby' does not know the attention of LlamaForCausal"):
+        get_peft_model(model, bottleneck(placement="houlsby"))
 
 
 @pytest.mark.parametrize(("name", "placement"), sorted(UNDEFINED))
@@ -278,18 +344,6 @@ def test_real_sizes_train_as_many_parameters_as_the_papers_count(case):
 # What is refused.
 
 REFUSED = {
-    "pfeiffer in a pre-LN model": (
-        "llama", {"placement": "pfeiffer"},
-        "placement='pfeiffer' needs a norm behind .*, not LlamaForCausalLM: use",
-    ),
-    "pfeiffer in mbart": ("mbart", {"placement": "pfeiffer"}, "needs a norm behind"),
-    "houlsby without a known attention": (
-        "bloom", {"placement": "houlsby"},
-        "'houlsby' does not know the attention of BloomForCausalLM: use placement 'ffn'",
-    ),
-    "pa_attn without a known attention": (
-        "t5", {"placement": "pa_attn"}, "'pa_attn' does not know the attention of T5",
-    ),
     "series without its linear": (
         "opt", {"placement": "series"},
         "'series' is for down_proj: give target_modules; this model has fc1, fc2, self_attn",

@@ -4,7 +4,7 @@ from typing import Any
 
 from lorada.elsewhere import ELSEWHERE, Elsewhere
 from lorada.errors import unknown
-from lorada.method import PARTS, Method
+from lorada.method import PARTS, Method, Settings
 from lorada.methods import MAP, METHODS
 
 
@@ -43,8 +43,8 @@ def describe(name: str) -> dict[str, Any]:
     """
     method, plus_map = method_named(name)
     ours = ELSEWHERE.get(name.removesuffix("+lmam"), Elsewhere("", {}))
-    columns = {**method.parts, **ours.columns}
-    settings = {model: dict(parts) for model, parts in columns.items()}
+    columns = [*method.parts.items(), *ours.columns.items()]
+    settings: dict[str, dict[str, Settings]] = {model: dict(parts) for model, parts in columns}
     summary, formula = method.summary, method.formula
     if plus_map:
         summary, formula = f"{summary}, with the map", f"{METHODS['lmam'].formula}; {formula}"
@@ -55,7 +55,7 @@ def describe(name: str) -> dict[str, Any]:
         "paper": method.paper,
         "source": method.source,
         "parts": part_names(name),
-        "models": list(columns) or ["any"],
+        "models": list(settings) or ["any"],
         "not_from_the_paper": dict.fromkeys(ours.columns, ours.source),
         "runs": _runs(name, method),
         "settings": settings,

@@ -7,7 +7,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-
 NOT_FROM_THE_PAPER = "not from the paper"
 
 

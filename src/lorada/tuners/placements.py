@@ -113,7 +113,9 @@ def spots_of(layer: nn.Module, placement: str) -> dict[str, Spot]:
     elif placement == "pa_attn":
         found = [_beside_attention(layer, *names) for names in _attentions(layer)]
     elif placement == "houlsby":
-        found = _behind_attentions(layer) + ([] if site is None else [_behind_ffn(layer, site)])
+        found = _behind_attentions(layer)
+        if site is not None and (found or not _attends(layer)):
+            found.append(_behind_ffn(layer, site))
     elif site is None:
         found = []
     elif placement == "ffn":
@@ -159,6 +161,11 @@ def _linears(layer: nn.Module) -> list[str]:
 def _attentions(layer: nn.Module) -> list[tuple[str, str]]:
     names = {name for name, _ in layer.named_modules()}
     return [pair for pair in _ATTENTIONS if names.issuperset(pair)]
+
+
+def _attends(layer: nn.Module) -> bool:
+    """Whether a layer has an attention, which T5's layers of an FFN have not."""
+    return any("ttention" in type(module).__name__ for module in layer.modules())
 
 
 def _child(layer: nn.Module, name: str, placement: str) -> tuple[str, str]:
