@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import TINY
 from peft import LoraConfig
-from transformers import BertConfig, LlamaConfig, T5Config
+from transformers import BertConfig, LlamaConfig
 
 from lorada import METHODS, BottleneckConfig, LmamConfig, build_method
 from lorada.described import describe
@@ -67,11 +67,6 @@ def test_building_twice_does_not_share_settings():
     first = build_method("lorada_la", LLAMA, lmam={"rank": 9})
     assert build_method("lorada_la", LLAMA).config.parts[0].rank == 2
     assert first.config.parts[0].rank == 9
-
-
-def test_a_model_type_without_settings_is_named():
-    with pytest.raises(ValueError, match="'t5'"):
-        build_method("lora", T5Config())
 
 
 def test_bitfit_trains_biases_and_is_undefined_without_any():

@@ -149,7 +149,7 @@ ELSEWHERE: dict[str, Elsewhere] = {
             "bart": {
                 "lora": _of(
                     "longlora", "llama", "lora", target_modules=_BART_LAYER[:4],
-                    modules_to_save=["embed_tokens", "layer_norm"],
+                    modules_to_save=["embed_tokens", "layer_norm", "layernorm_embedding"],
                 ),
             },
         },

@@ -138,7 +138,9 @@ def renamed(names: Iterable[str], home: Scheme, here: Scheme) -> list[str] | str
     """
     chosen: dict[str, None] = {}
     for name in names:
-        roles = [role for role, known in home.items() if any(_ends(full, name) for full in known)]
+        whole = [role for role, known in home.items() if name in known]
+        ending = [role for role, known in home.items() if any(_ends(full, name) for full in known)]
+        roles = whole or ending
         if not roles:
             raise ValueError(f"{name} is no matrix that has a role: {', '.join(home)}")
         # As it is written, where this is its own model and no other role is meant too.

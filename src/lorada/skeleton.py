@@ -5,6 +5,9 @@ from typing import Any
 
 import torch
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_MAPPING,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -14,21 +17,23 @@ from transformers import (
 from lorada.roles import family_of
 from lorada.tuners.added import linear_maps
 
-_AUTO = {"llama": AutoModelForCausalLM, "bart": AutoModelForSeq2SeqLM}
+_AUTO: dict[str, tuple[Any, Any]] = {
+    "llama": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+    "bart": (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
+}
+_BASE = (AutoModel, MODEL_MAPPING)
 
 
 def skeleton(model_config: Any) -> PreTrainedModel | None:
     """A model of this config on the meta device; None where transformers has no code for it."""
-    classes = [_AUTO.get(family_of(model_config), AutoModel), AutoModel]
-    for auto in classes:
+    for auto, known in (_AUTO.get(family_of(model_config), _BASE), _BASE):
+        if type(model_config) not in known:
+            continue  # the error of an auto class imports every model there is
         config = copy.deepcopy(model_config)
         # Kernels that are not installed here are the business of who loads the model.
         config._attn_implementation = None
-        try:
-            with torch.device("meta"):
-                model: PreTrainedModel = auto.from_config(config, trust_remote_code=False)
-        except (ValueError, ImportError):
-            continue
+        with torch.device("meta"):
+            model: PreTrainedModel = auto.from_config(config)
         return model
     return None
 
