@@ -39,9 +39,11 @@ from lorada.run.recipe import load_recipe
 from lorada.run.train import train
 from lorada.skeleton import linears_of
 from lorada.tuners.placements import _widths
+from lorada.tuners.sites import linear_under
 
 # Names.
 
+OF_PLACES = ("pos_proj", "pos_q_proj")  # DeBERTa's, which the positions go through
 LAYERED = [name for name in BUILDERS if name != "falcon_alibi"]
 
 
@@ -58,8 +60,7 @@ def test_every_linear_of_a_layer_has_a_role_and_the_widths_of_it(name):
     model = BUILDERS[name]()
     scheme = SCHEMES[model.config.model_type]
     linears = linears_of(model.config)
-    without = [n for n in linears if n.endswith(("pos_proj", "pos_q_proj"))]  # DeBERTa's, of places
-    assert fits(scheme, set(linears) - set(without))
+    assert fits(scheme, [linear for linear in linears if not linear.endswith(OF_PLACES)])
     found = {
         role: [_widths(model, module) for module in hit(model, renamed(names, scheme, scheme))]
         for role, names in scheme.items()
@@ -84,6 +85,18 @@ def test_query_and_value_are_those_that_peft_knows(name):
     theirs = [target for target in BY_PEFT[kind] if target not in ("fc1", "fc2")]  # Phi's
     ours = renamed(["q_proj", "v_proj"], SCHEMES["llama"], SCHEMES[kind])
     assert hit(model, ours) == hit(model, theirs)
+
+
+@pytest.mark.parametrize("name", [n for n in BUILDERS if defined("adalora", n)])
+def test_a_method_of_all_matrices_is_on_every_linear_of_the_layers_and_on_no_other(name):
+    model = BUILDERS[name]()
+    targets = build_method("adalora", model.config).config.parts[0].target_modules
+    every = {
+        key
+        for key, module in model.named_modules()
+        if linear_under(module) is not None and re.search(r"\.\d+\.", key)
+    }
+    assert hit(model, targets) == {key for key in every if not key.endswith(OF_PLACES)}
 
 
 def test_a_columns_own_model_keeps_its_names():

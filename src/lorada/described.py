@@ -66,7 +66,7 @@ def _runs(name: str, method: Method) -> list[str]:
     """What carries a method out: the configs of its parts, and whatever else it brings."""
     found = [PARTS[part].replace(":", ".").replace(".tuners", "") for part in part_names(name)]
     if method.trainable is not None:
-        which = "all parameters" if method.trainable == "." else f"names like {method.trainable}"
+        which = "all parameters" if method.trainable == "." else method.trains
         found.append(f"trains {which}")
     found += [f"callback {callback.partition(':')[2]}" for callback in method.callbacks]
     if method.prepare is not None:

@@ -5,7 +5,7 @@ has the same ones under other names, or several of them in one: ``renamed`` find
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lorada.method import Family
@@ -121,7 +121,7 @@ def family_of(model_config: Any) -> Family:
     return "deberta" if model_type == "deberta-v2" else "roberta"
 
 
-def renamed(names: Iterable[str], home: Scheme, here: Scheme) -> list[str] | str:
+def renamed(names: Sequence[str], home: Scheme, here: Scheme) -> list[str] | str:
     """Names of one model's matrices as another's ``target_modules``, roles that it lacks left out.
 
     Args:
@@ -136,19 +136,20 @@ def renamed(names: Iterable[str], home: Scheme, here: Scheme) -> list[str] | str
     Raises:
         ValueError: for a name that ``home`` does not have.
     """
-    chosen: dict[str, None] = {}
+    found: dict[str, None] = {}
     for name in names:
         whole = [role for role, known in home.items() if name in known]
         ending = [role for role, known in home.items() if any(_ends(full, name) for full in known)]
-        roles = whole or ending
-        if not roles:
+        if not ending:
             raise ValueError(f"{name} is no matrix that has a role: {', '.join(home)}")
-        # As it is written, where this is its own model and no other role is meant too.
-        mine = [full for role in roles for full in here.get(role, ())]
-        chosen |= dict.fromkeys([name] if here is home and _clear(name, here) else mine)
-    if all(_clear(name, here) for name in chosen):
-        return list(chosen)
-    return rf".*\.\d+\.({'|'.join(re.escape(name) for name in chosen)})"
+        found |= dict.fromkeys(full for role in whole or ending for full in here.get(role, ()))
+    # As they are written, where they are this model's own and say what is meant.
+    written = list(names) if here is home else list(found)
+    if all(_clear(name, here) for name in written):
+        return written
+    if all(_clear(name, here) for name in found):
+        return list(found)
+    return rf".*\.\d+\.({'|'.join(re.escape(name) for name in found)})"
 
 
 def _ends(full: str, name: str) -> bool:
