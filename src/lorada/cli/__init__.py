@@ -13,6 +13,7 @@ from rich.logging import RichHandler
 
 from lorada.cli import listing, paper, pictures, runs  # noqa: F401  (their commands)
 from lorada.cli.app import app, errors
+from lorada.errors import out_of_memory
 
 # How torchao and bitsandbytes begin to speak of kernels for other machines.
 NO_CONCERN = ("Failed to load", "Warning: Detected no triton")
@@ -45,7 +46,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except (MemoryError, RuntimeError) as error:
-        if os.environ.get("LORADA_DEBUG") or not _out_of_memory(error):
+        if os.environ.get("LORADA_DEBUG") or not out_of_memory(error):
             raise
         _fail(
             "out of memory: take a smaller training.per_device_train_batch_size, max_length or "
@@ -61,11 +62,6 @@ def main() -> None:
 
 def _heard(record: logging.LogRecord) -> bool:
     return not any(words in record.getMessage() for words in UNHEARD.get(record.name, ()))
-
-
-def _out_of_memory(error: Exception) -> bool:
-    signs = ("out of memory", "can't allocate", "not enough memory")
-    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
 
 
 def _fail(message: str) -> None:

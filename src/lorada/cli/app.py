@@ -1,6 +1,5 @@
 """The application that the commands belong to, and what they share: options, output."""
 
-import json
 import sys
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from lorada.files import json_text
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,4 +42,4 @@ def aside(as_json: bool) -> AbstractContextManager[Any]:
 
 def print_json(data: Any) -> None:
     """Print a result for programs."""
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+    print(json_text(data))

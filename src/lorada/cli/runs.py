@@ -50,6 +50,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option(help="continue the run in --output")] = False,
     overwrite: Annotated[bool, typer.Option(help="delete the run in --output first")] = False,
+    remote: Remote = False,
     as_json: Json = False,
 ) -> None:
     """Train a method on a model and your rows."""
@@ -58,7 +59,7 @@ def train(
         pairs, recipe = [recipe, *pairs], None
     options = {
         "method": method, "model": model, "task": task, "data_dir": data_dir, "data": data,
-        "output": output, "from_adapter": from_adapter,
+        "output": output, "from_adapter": from_adapter, "trust_remote_code": remote or None,
     }  # fmt: skip
     from lorada.run.recipe import RECIPE_FILE, load_recipe
 
@@ -169,6 +170,7 @@ def search(
     sampler: Annotated[str, typer.Option(help="random, or botorch (an extra)")] = "random",
     resume: Annotated[bool, typer.Option(help="continue the search in --output")] = False,
     overwrite: Annotated[bool, typer.Option(help="delete the search in --output first")] = False,
+    remote: Remote = False,
     as_json: Json = False,
 ) -> None:
     """Search AutoPEFT's configurations: a training each, and those that no other beats."""
@@ -177,9 +179,9 @@ def search(
     from lorada.run.search import search_recipe
 
     options = {"method": method, "model": model, "data": data, "eval_data": eval_data}
-    pairs, options = list(overrides or []), {**options, "output": output}
+    pairs, chosen = list(overrides or []), {"output": output, "trust_remote_code": remote or None}
     with aside(as_json):
-        recipe = search_recipe(pairs, options, resume=resume)
+        recipe = search_recipe(pairs, {**options, **chosen}, resume=resume)
         report = partial(errors.print, highlight=False, soft_wrap=True)
         found = run_search(
             recipe, trials, sampler, resume=resume, overwrite=overwrite, report=report

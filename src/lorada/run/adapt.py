@@ -3,7 +3,8 @@
 import json
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from lorada.errors import out_of_memory
 from lorada.head import PEFT_NAMES, head_modules, in_head, select_trainable
 from lorada.method import PARTS, load
 from lorada.plan import Plan, build_method
 from lorada.run.models import kind_of, load_classifier, load_config, load_model, stretched
+from lorada.run.origin import refuse_other_base
 from lorada.run.recipe import Recipe
 from lorada.tuners import LoradaConfig, PrefixConfig
 from lorada.tuners.nesting import keys_of_others
@@ -111,6 +114,8 @@ def _placed(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedMod
         select_trainable(base.model, plan.trainable, base.head, plan.with_head)
         return base.model
     config = plan.config
+    if isinstance(config, LoradaConfig):
+        config.base_model_type = base.model.config.model_type
     config.task_type = task_type(base.model.config, classifies=bool(base.head))
     if base.head:
         # Of itself PEFT trains and saves modules that are called classifier or score, and no other.
@@ -131,6 +136,7 @@ def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> 
     """A stack whose parts are those of a saved adapter, and the method's for every other kind."""
     folder = Path(str(recipe.from_adapter))
     saved, weights = adapter_config(folder), adapter_weights(folder)
+    refuse_other_base(saved, folder, base.config)
     old = saved if isinstance(saved, LoradaConfig) else LoradaConfig(parts=[saved])
     kinds = {part.peft_type for part in old.parts}
     for name in recipe.parts:
@@ -141,11 +147,13 @@ def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> 
             )
     old.parts = [*(part for part in config.parts if part.peft_type not in kinds), *old.parts]
     old.task_type, old.inference_mode = config.task_type, False
-    old.modules_to_save = config.modules_to_save
-    old.base_model_name_or_path = None
-    model = get_peft_model(base, old)
-    _refuse_missing(model, weights, folder, kinds)
-    set_peft_model_state_dict(model, weights)
+    whole = {*(config.modules_to_save or []), *(old.modules_to_save or [])}
+    old.modules_to_save = sorted(whole) or None
+    old.base_model_name_or_path, old.base_model_type = None, config.base_model_type
+    with _fitting(folder):
+        model = get_peft_model(base, old)
+        _refuse_missing(model, weights, folder, kinds)
+        _refuse_unexpected(set_peft_model_state_dict(model, weights).unexpected_keys, folder)
     logger.warning("%d tensors taken over from %s", len(weights), folder)
     return model
 
@@ -165,6 +173,36 @@ def _refuse_missing(
         )
 
 
+def _refuse_unexpected(keys: Collection[str], folder: Path) -> None:
+    """Refuse a file with tensors that have no place in the model."""
+    if keys:
+        raise ValueError(
+            f"{folder} has {min(keys)}, which has no place in this model: it was saved for another "
+            "architecture"
+        )
+
+
+@contextmanager
+def _fitting(folder: Path) -> Iterator[None]:
+    """Turn whatever a library makes of an adapter that is damaged or of another model into a line.
+
+    Raises:
+        ValueError: with that line.
+    """
+    try:
+        yield
+    except (ImportError, MemoryError, OSError, ValueError):
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        text = " ".join(str(error).split())
+        raise ValueError(
+            f"{folder} cannot be loaded ({type(error).__name__}: {text[:200]}): it is damaged, or "
+            "was saved for another architecture"
+        ) from error
+
+
 def adapter_config(folder: Path) -> PeftConfig:
     """The config of a saved adapter.
 
@@ -182,16 +220,14 @@ def adapter_config(folder: Path) -> PeftConfig:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     kind = data.get("peft_type") if isinstance(data, dict) else None
-    if kind not in known_types():
+    if not isinstance(kind, str) or kind not in known_types():
         newer = newer_version(data.get("lorada_version")) if isinstance(data, dict) else ""
         raise ValueError(
             f"{path} has peft_type={kind!r}, which neither peft nor lorada knows"
             + (f" ({newer})" if newer else "")
         )
-    try:
+    with _fitting(folder):
         return PeftConfig.from_pretrained(str(folder))
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{path} has a value of the wrong type: {error}") from error
 
 
 def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -226,7 +262,7 @@ def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = (
         ValueError: for a folder that is not a whole adapter of this model, or does not hold what
             was drawn, so that no two loads would be the same.
     """
-    adapter_config(folder)
+    refuse_other_base(adapter_config(folder), folder, base.config)
     weights = adapter_weights(folder)
     lost = [name for name in drawn if PEFT_NAMES + name not in weights]
     if lost:
@@ -234,11 +270,10 @@ def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = (
             f"{folder} has no {min(lost)}, nor has its model's checkpoint, so each load would draw "
             "another at random: train again"
         )
-    try:
+    with _fitting(folder):
         model = PeftModel.from_pretrained(base, str(folder))
-    except TypeError as error:
-        raise ValueError(f"{folder} has a setting of the wrong type: {error}") from error
-    _refuse_missing(model, weights, folder)
+        _refuse_missing(model, weights, folder)
+        _refuse_unexpected(weights.keys() - get_peft_model_state_dict(model).keys(), folder)
     return model.eval()
 
 

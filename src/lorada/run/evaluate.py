@@ -13,7 +13,7 @@ from torch import Tensor
 from lorada.errors import saving
 from lorada.progress import watched
 from lorada.run.choices import cached_scores, likeliest, needs_whole, sequence_scores
-from lorada.run.data import JSONL, Rows, load_rows, scored_rows
+from lorada.run.data import JSONL, Rows, load_rows, part, scored_rows
 from lorada.run.encoding import collator, encode_options, encode_rows, lengths_of
 from lorada.run.generate import generate
 from lorada.run.loaded import Run
@@ -29,6 +29,8 @@ Answers = tuple[list[Any], Metrics]  # what the model gave for each row, and los
 def evaluate(run: Run, data: str | None = None, *, base: bool = False) -> dict[str, Any]:
     """Score a run on a file of held-out rows and keep the numbers in its ``result.json``.
 
+    Of many rows it takes a random part, if the recipe has ``eval_rows``.
+
     Args:
         run: the run.
         data: file of rows; None for the recipe's ``eval_data``.
@@ -42,6 +44,7 @@ def evaluate(run: Run, data: str | None = None, *, base: bool = False) -> dict[s
             asked of a run without an adapter.
     """
     rows = load_rows(data or run.recipe.eval_data, run.form, run.labels)
+    rows = part(rows, run.recipe.eval_rows)
     return _kept(run, {rows.path: rows}, base=base)[rows.path]
 
 
@@ -80,7 +83,9 @@ def _kept(run: Run, sets: dict[str, Rows], *, base: bool) -> dict[str, dict[str,
         result = read_result(run.folder)
         result["metrics"][f"{name}{' (base)' if base else ''}"] = found[name]
         if "unparsable" in scores and not base:
-            result["unparsable"] = {**(result["unparsable"] or {}), name: scores["unparsable"]}
+            before = result.get("unparsable")
+            before = before if isinstance(before, dict) else {}
+            result["unparsable"] = {**before, name: scores["unparsable"]}
         with saving(run.folder / RESULT_FILE, "Free space, then run the command again"):
             write_result(run.folder, result)
     return found
@@ -132,7 +137,7 @@ def _batches(run: Run, dataset: Dataset, title: str) -> Iterator[list[int]]:
 
 def _classify(run: Run, rows: Rows) -> Answers:
     """The likeliest class of each row, or its score."""
-    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind)
+    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=True)
     pad = collator(rows.form, run.tokenizer)
     answers: dict[int, Any] = {}
     total = 0.0
@@ -185,9 +190,7 @@ def _read(run: Run, rows: Rows) -> Answers:
 
 def _choose(run: Run, rows: Rows) -> Answers:
     """The index of the likeliest candidate of each row."""
-    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind)
-    if len(dataset) < len(rows.rows):
-        raise ValueError(f"some candidates of {rows.path} are longer than max_length: raise it")
+    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=True)
     pad = collator(rows.form, run.tokenizer)
     answers: dict[int, int] = {}
     for chosen in _batches(run, dataset, "Choosing"):

@@ -126,10 +126,16 @@ def _tokens(run: Run, prompts: list[str], room: int | None, *, templated: bool) 
 def _continue(run: Run, batch: Any, settings: dict[str, Any]) -> list[str]:
     if "stop_strings" in settings:
         settings = {**settings, "tokenizer": run.tokenizer}
-    with torch.no_grad():
-        ids = run.model.generate(
-            **batch, do_sample=False, pad_token_id=run.tokenizer.pad_token_id, **settings
-        )
+    try:
+        with torch.no_grad():
+            ids = run.model.generate(
+                **batch, do_sample=False, pad_token_id=run.tokenizer.pad_token_id, **settings
+            )
+    except (TypeError, AttributeError) as error:  # nothing looks at those settings before
+        raise ValueError(
+            f"{run.folder} cannot generate ({error}): a setting in its model's "
+            "generation_config.json may be damaged"
+        ) from error
     # An encoder–decoder's output begins with its own start token, not with the prompt.
     new = ids if run.kind == "encoder_decoder" else ids[:, batch["input_ids"].shape[1] :]
     texts: list[str] = run.tokenizer.batch_decode(new, skip_special_tokens=True)

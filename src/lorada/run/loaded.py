@@ -11,9 +11,11 @@ from lorada.run.adapt import load_adapted, load_base
 from lorada.run.data import JSONL
 from lorada.run.encoding import fit_context
 from lorada.run.models import kind_of, load_tokenizer
-from lorada.run.recipe import RECIPE_FILE, Recipe, load_recipe
+from lorada.run.origin import weights_fingerprint
+from lorada.run.recipe import RECIPE_FILE, Recipe, saved_recipe
 from lorada.run.result import read_result
 from lorada.run.seq2seq import set_languages
+from lorada.run.vocabulary import refuse_unknown_tokens
 from lorada.tasks import TASKS
 from lorada.tasks.rows import Form
 from lorada.tasks.task import Kind, Protocol
@@ -65,8 +67,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
     if not (folder / RECIPE_FILE).is_file():
         raise ValueError(f"{folder} is not a run: it has no {RECIPE_FILE}")
     result = read_result(folder)
-    recipe = load_recipe(str(folder / RECIPE_FILE), [], {})
-    recipe = recipe.model_copy(update={"trust_remote_code": trust_remote_code})
+    recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
     labels = tuple(result["labels"])
     head = 1 if result["form"] == "score" else len(labels) or None
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=trust_remote_code)
@@ -81,6 +82,13 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
     else:
         base = load_base(recipe, head)
         model = load_adapted(base.model, folder / "adapter", base.drawn)
+        now = weights_fingerprint(recipe.model, trust_remote_code=trust_remote_code)
+        if None not in (now, before := result.get("base_sha256")) and now != before:
+            raise ValueError(
+                f"the weights of {recipe.model} are not those that {folder} was trained on: put "
+                "them back, or train again"
+            )
+    refuse_unknown_tokens(base.model, tokenizer)
     if torch.cuda.is_available():
         model = model.cuda()
     fitted = fit_context(recipe, model.config)

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lorada.errors import saving, unknown
+from lorada.errors import out_of_memory, saving, unknown
 from lorada.files import scratch_folder
 from lorada.head import head_modules, may_be_drawn
 from lorada.roles import family_of
@@ -134,25 +134,41 @@ def _convert_gguf(folder: Path, file_name: str, target: Path) -> None:
 
 
 @contextmanager
-def _fetching(what: str, name: str) -> Iterator[None]:
+def _reading(what: str, name: str) -> Iterator[None]:
     """Say in one line what of a model could not be had, and which models need no network.
 
     Raises:
-        OSError: with that line, for a model of the hub; other errors pass as they are.
+        OSError: for a model of the hub that is out of reach.
+        ValueError: for files that a library fails to read, in whatever way it fails; its own
+            ``ValueError`` and ``OSError`` pass as they are.
     """
     try:
         yield
+    except SafetensorError as error:
+        raise ValueError(f"{what} of {name} are truncated: {error}") from error
+    except (ImportError, MemoryError):
+        raise
     except (OSError, ValueError) as error:
         text = " ".join(str(error).split())
         # A number is the system's, of the disk. Where the hub did answer, its own words say why.
         absent = isinstance(error, OSError) and error.errno is None
         absent &= not isinstance(error.__cause__, HfHubHTTPError)
         if name in PACKAGED or Path(name).is_dir() or not (absent or NO_TOKENIZER in text):
-            raise
+            if name in text or isinstance(error, OSError):
+                raise
+            raise ValueError(f"{what} of {name} cannot be read: {text}") from error
         reason = text.partition(". ")[0].removesuffix(".") if absent else text.removesuffix(".")
         raise OSError(
             f"cannot fetch {what} of {name} from the hub ({reason}): give a local folder that has "
             f"the model, or {' or '.join(PACKAGED)}, which come from PyPI"
+        ) from error
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        text = " ".join(str(error).split())
+        raise ValueError(
+            f"{what} of {name} cannot be read ({type(error).__name__}: {text}): its files are "
+            "damaged, or of another version of transformers"
         ) from error
 
 
@@ -164,10 +180,11 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         ImportError: if a packaged model's package is missing.
         OSError: for a model that cannot be fetched.
     """
-    with _fetching("the tokenizer", name):
+    with _reading("the tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(
             model_folder(name), trust_remote_code=trust_remote_code
         )
+        tokenizer("a ☃")  # a tokenizer without a token for what it does not know fails here
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -234,19 +251,16 @@ def _pretrained(
     """A model, and the names of its parameters that its checkpoint does not have as they are."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
-    try:
-        with _fetching("the weights", name):
-            model, found = auto.from_pretrained(
-                model_folder(name),
-                dtype=getattr(torch, dtype),
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # which are looked at below, with their names
-                output_loading_info=True,
-                **kwargs,
-            )
-    except SafetensorError as error:
-        raise ValueError(f"the weights of {name} are truncated: {error}") from error
+    with _reading("the weights", name):
+        model, found = auto.from_pretrained(
+            model_folder(name),
+            dtype=getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # which are looked at below, with their names
+            output_loading_info=True,
+            **kwargs,
+        )
     for key, saved, wanted in sorted(found["mismatched_keys"]):
         # A head for another number of classes is drawn anew, as one that is not there would be.
         outputs = key.split(".")[0] in head_modules(model) and saved[1:] == wanted[1:]
@@ -280,8 +294,13 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     """
     if name in ARCHITECTURES and not Path(name).is_dir():
         return named_config(name)
-    with _fetching("the config", name):
-        return AutoConfig.from_pretrained(model_folder(name), trust_remote_code=trust_remote_code)
+    with _reading("the config", name):
+        config = AutoConfig.from_pretrained(model_folder(name), trust_remote_code=trust_remote_code)
+        # What nothing in transformers looks at before it is used.
+        own_classes(config)
+        if getattr(config, "num_attention_heads", 1) < 1:
+            raise ValueError(f"num_attention_heads={config.num_attention_heads} must be above 0")
+        return config
 
 
 def own_classes(config: Any) -> tuple[str, ...] | None:

@@ -7,11 +7,12 @@ import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from lorada.files import write_whole
+from lorada.files import json_text, write_whole
+from lorada.tasks.rows import Form
 
 RESULT_FILE = "result.json"
 PACKAGES = ("lorada", "torch", "transformers", "peft", "accelerate", "datasets")
@@ -69,12 +70,19 @@ def read_result(run: Path) -> dict[str, Any]:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    wanted = ("labels", "form", "metrics", "history")
-    if not isinstance(result, dict) or not all(name in result for name in wanted):
-        raise ValueError(f"{path} is not the result of a run: it lacks {', '.join(wanted)}")
+    wanted = {"labels": list, "form": str, "metrics": dict, "history": list}
+    for name, kind in wanted.items():
+        if not isinstance(result, dict) or name not in result:
+            raise ValueError(f"{path} is not the result of a run: it lacks {', '.join(wanted)}")
+        if not isinstance(result[name], kind):
+            raise ValueError(f"{path} is damaged: its {name} is {str(result[name])[:60]!r}")
+    if result["form"] not in get_args(Form):
+        raise ValueError(f"{path} is damaged: there are no rows of the form {result['form']!r}")
+    if not all(isinstance(label, str) for label in result["labels"]):
+        raise ValueError(f"{path} is damaged: not all of its labels are words")
     return result
 
 
 def write_result(run: Path, result: dict[str, Any]) -> None:
     """Write the result of a run, whole or not at all."""
-    write_whole(run / RESULT_FILE, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write_whole(run / RESULT_FILE, json_text(result) + "\n")

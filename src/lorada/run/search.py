@@ -12,8 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lorada.columns import column_of
 from lorada.files import write_whole
 from lorada.procedures import autopeft
@@ -26,7 +24,8 @@ from lorada.run.loaded import load_run
 from lorada.run.lock import held
 from lorada.run.models import load_config
 from lorada.run.params import count_parameters
-from lorada.run.recipe import RECIPE_FILE, Recipe, load_recipe
+from lorada.run.plain_yaml import write_yaml
+from lorada.run.recipe import RECIPE_FILE, Recipe, load_recipe, saved_recipe
 from lorada.run.result import RESULT_FILE, read_result
 from lorada.run.train import train
 
@@ -145,7 +144,7 @@ def _begin(recipe: Recipe, trials: int, space: Space, *, resume: bool, overwrite
         raise ValueError(f"{folder} holds a run: choose another --output")
     saved = folder / SEARCH_RECIPE
     if resume:
-        same_recipe(load_recipe(str(saved), [], {}), recipe)
+        same_recipe(saved_recipe(saved), recipe)
         return
     if saved.is_file() and not overwrite:
         raise ValueError(
@@ -157,7 +156,7 @@ def _begin(recipe: Recipe, trials: int, space: Space, *, resume: bool, overwrite
             clear(run)
             if not any(run.iterdir()):
                 run.rmdir()
-    write_whole(saved, yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True))
+    write_whole(saved, write_yaml(recipe.model_dump()))
 
 
 def _run_of(folder: Path, number: int) -> Path:
@@ -176,7 +175,7 @@ def _trial(recipe: Recipe, number: int, chosen: Configuration) -> tuple[float, f
             if train(mine, resume=holds_run(run)).interrupted:
                 raise KeyboardInterrupt
         else:
-            same_recipe(load_recipe(str(run / RECIPE_FILE), [], {}), mine)
+            same_recipe(saved_recipe(run / RECIPE_FILE), mine)
     except DivergedError as error:
         logger.warning("%s: %s; counted as 0 %% right", run, error)
         pairs = [

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorada.files import write_whole
+from lorada.files import json_text, write_whole
 from lorada.progress import watched
 from lorada.run.evaluate import evaluate_tasks
 from lorada.run.folder import clear, differences, holds_run
@@ -221,7 +221,7 @@ def carry_out(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
     # Where the rows lay is nobody's business but the run's; what kind of place it was is not.
     result["recipe"].update(data_dir=None, output=str(run))
     result["data"]["source"] = "a local folder" if data_folder(recipe.data_dir) else "the hub"
-    write_whole(job.stored, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write_whole(job.stored, json_text(result) + "\n")
     return result
 
 

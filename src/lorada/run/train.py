@@ -35,7 +35,13 @@ from lorada.run.adapt import (
     parameter_counts,
     plan_for,
 )
-from lorada.run.callbacks import LogWithSave, SaveOnInterrupt, StopOnNaN
+from lorada.run.callbacks import (
+    LogWithSave,
+    SaveOnInterrupt,
+    SealCheckpoints,
+    StopOnNaN,
+    refuse_broken,
+)
 from lorada.run.card import write_card
 from lorada.run.data import Rows, head_size, training_rows
 from lorada.run.effect_size import EffectSize
@@ -43,6 +49,7 @@ from lorada.run.encoding import collator, context_of, encode_rows, fit_context
 from lorada.run.folder import Start, begin, check_folder
 from lorada.run.lock import held
 from lorada.run.models import kind_of, load_config, load_tokenizer, own_classes
+from lorada.run.origin import weights_fingerprint
 from lorada.run.packing import PackedCollator, pack, refuse_mixing, refuse_packing
 from lorada.run.recipe import Recipe
 from lorada.run.result import RESULT_FILE, hardware, peak_memory, versions, write_result
@@ -54,10 +61,12 @@ from lorada.run.seq2seq import (
 from lorada.run.trainer import (
     give_maps_their_rate,
     make_trainer,
+    measuring,
     one_line,
     trainer_class,
     training_arguments,
 )
+from lorada.run.vocabulary import refuse_unknown_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +117,7 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
     set_languages(tokenizer, recipe.languages, rows.protocol.languages)
     base = load_base(recipe, head_size(rows))
+    refuse_unknown_tokens(base.model, tokenizer)
     total = base_parameters(base.model, base.head)
     fitted = fit_context(recipe, base.model.config)
     dataset = encode_rows(rows, fitted, tokenizer, kind)
@@ -122,12 +132,12 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
     model = adapt(base, plan, recipe)
     if recipe.packing:
         refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
-
     scored = held_out if measured else None
     context = context_of(base.model.config)
     make = trainer_class(recipe, rows, scored, tokenizer, context, writes=writes)
     effect, interrupt = EffectSize(), SaveOnInterrupt()
     callbacks = [effect, interrupt, StopOnNaN(), LogWithSave(), *plan.callbacks]
+    callbacks += [*measuring(args, recipe), SealCheckpoints()]
     with one_line("TrainingArguments"):
         trainer = make_trainer(model, args, (dataset, evaluation), pad, callbacks, make)
         if plan.optimizer is not None:
@@ -180,18 +190,24 @@ def _fit(trainer: Trainer, checkpoint: Path | None, again: str) -> None:
 
 
 def _continue(trainer: Trainer, checkpoint: Path | None) -> None:
-    """Train to the end, from a checkpoint if there is one."""
+    """Train to the end, from a checkpoint if there is one.
+
+    Raises:
+        DivergedError: if the weights are no numbers at the end.
+    """
+    state = None
     if checkpoint is not None:
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if state.global_step >= state.max_steps:
-            # The run ended between its last checkpoint and its result; the Trainer, asked to go
-            # on from there, would take one step too many.
-            trainer._load_from_checkpoint(str(checkpoint))
-            trainer.state = state
-            if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None:
-                trainer._load_best_model()
-            return
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint is None or state is None or state.global_step < state.max_steps:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    else:
+        # The run ended between its last checkpoint and its result; the Trainer, asked to go
+        # on from there, would take one step too many.
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = state
+        if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            trainer._load_best_model()
+    refuse_broken(trainer.model, trainer.args, trainer.state)
 
 
 def _save_whole(
@@ -230,6 +246,9 @@ def _result(
         "recipe": recipe.model_dump(),
         "method": recipe.method,
         "model": recipe.model,
+        "base_sha256": weights_fingerprint(
+            recipe.model, trust_remote_code=recipe.trust_remote_code
+        ),
         "task": recipe.task,
         "form": rows.form,
         "labels": list(rows.labels),

@@ -36,9 +36,8 @@ from lorada.tuners.nesting import (
     tuner_of,
     within_reach,
 )
-from lorada.tuners.newer import saved_by
-from lorada.tuners.placing import all_or_nothing, check_fits, refuse_doubled
-from lorada.tuners.types import PREFIX, LoradaPeftConfig, LoradaType, known_types, register
+from lorada.tuners.placing import all_or_nothing, check_fits, refuse_absent, refuse_doubled
+from lorada.tuners.types import PREFIX, LoradaPeftConfig, LoradaType, refuse_unknown, register
 from lorada.version import __version__
 
 FORWARDED = ("layers_to_transform", "layers_pattern")
@@ -82,11 +81,7 @@ def _as_config(part: Any, stack: LoradaConfig) -> PeftConfig:
     if isinstance(part, PeftConfig):
         return copy.deepcopy(part)  # placing a part fills it in; the caller's stays as it is
     if isinstance(part, dict) and "peft_type" in part:
-        if part["peft_type"] not in known_types():
-            raise ValueError(
-                f"peft_type={part['peft_type']!r} of a part is unknown to this peft and lorada; "
-                f"upgrade them, or leave the part out{saved_by(stack)}"
-            )
+        refuse_unknown(part, stack)
         return PeftConfig.from_peft_type(**{**part, "inference_mode": stack.inference_mode})
     raise ValueError(f"a part must be a PEFT config or its dictionary with peft_type, not {part!r}")
 
@@ -98,6 +93,8 @@ def _refuse_unstackable(part: PeftConfig) -> None:
         raise ValueError(f"{name} cannot be a part: PEFT does not place it in the model's layers")
     if tuner is None or not issubclass(tuner, BaseTuner) or tuner.uses_shared_state:
         raise ValueError(f"{name} cannot be a part: it keeps weights outside the model's layers")
+    if getattr(part, "trainable_token_indices", None) is not None:
+        raise ValueError(f"trainable_token_indices of {name}: add a TrainableTokensConfig instead")
 
 
 class LoradaModel(BaseTuner):  # type: ignore[misc]
@@ -127,10 +124,11 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         """Place every part of an adapter; a later adapter leaves the trainability of earlier ones.
 
         Raises:
-            ValueError: if two parts of one kind want the same module, or if a part would wrap
-                weights that accelerate has offloaded.
+            ValueError: if two parts of one kind want the same module, if a part would wrap
+                weights that accelerate has offloaded, or if the model lacks a module to save.
         """
         config = self.peft_config[adapter_name]
+        refuse_absent(model, [config, *config.parts], config.task_type)
         for part in filter(_wraps, config.parts):
             refuse_offloaded(model, type(part).__name__.removesuffix("Config"))
         stacked = any(isinstance(module, BaseTunerLayer) for module in model.modules())

@@ -8,7 +8,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from lorada.tuners.mixed import mixed_batch
-from lorada.tuners.placing import all_or_nothing, check_fits
+from lorada.tuners.placing import all_or_nothing, check_fits, refuse_absent
 from lorada.tuners.types import PREFIX, LoradaType
 
 
@@ -21,6 +21,7 @@ class OwnTuner(BaseTuner):  # type: ignore[misc]
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
         """Place an adapter on all of its targets, or leave the model as it was."""
+        refuse_absent(model, [self.peft_config[adapter_name]], task=None)
         with all_or_nothing(model, adapter_name):
             super().inject_adapter(model, adapter_name, *args, **kw)
 
