@@ -139,8 +139,8 @@ METHODS: dict[str, Method] = {
     "prefix": Method(
         "prefix tuning",
         {
-            "llama": {"prefix": {"length": 30}},
-            "llama-13b": {"prefix": {"length": 10}},
+            "llama": {"prefix": {"length": 30, "initial_std": 1.0}},
+            "llama-13b": {"prefix": {"length": 10, "initial_std": 1.0}},
             **{
                 family: {"prefix": {"length": 32, "projection": 800}}
                 for family in ("roberta", "deberta")
