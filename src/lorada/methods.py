@@ -246,6 +246,7 @@ METHODS: dict[str, Method] = {
                 "adalora": {
                     "init_r": 12, "target_r": 8, "lora_alpha": 16, "beta1": 0.85, "beta2": 0.85,
                     "orth_reg_weight": 0.1, "total_step": 10**9,
+                    "tinit": 0.125, "tfinal": 0.5, "deltaT": 0.0015,  # of the steps of the run
                     "target_modules": r".*encoder.*\.(query_proj|key_proj|value_proj|dense)$",
                 },
             },
@@ -253,7 +254,7 @@ METHODS: dict[str, Method] = {
         callbacks=("lorada.procedures.adalora:AdaLoraCallback",),
         formula="Wx + (α/r)·PΛQx; entries of Λ pruned by importance to a budget",
         paper="https://arxiv.org/abs/2303.10512",
-        source="Table 11; the steps come from the run",
+        source="Table 11; the phases are shares of the run, as long as in AdaLoRA's scripts",
     ),
     "sora": Method(
         "SoRA: LoRA with gates that training sets to zero",
