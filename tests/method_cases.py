@@ -40,8 +40,6 @@ def family(model: str) -> str:
 
 
 def defined(name: str, model: str) -> bool:
-    if (name, model) == ("pfeiffer", "mbart"):
-        return False  # whose layers have their norms in front
     if (name, model) == ("bitfit", "llama"):
         return False  # which has no biases
     method = METHODS[name]

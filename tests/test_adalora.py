@@ -87,19 +87,19 @@ SHARES = {"tinit": 0.125, "tfinal": 0.5, "deltaT": 0.0015}
 
 def test_phases_below_one_are_shares_of_the_run_and_give_way_in_short_ones():
     shares = tuple(SHARES.values())
-    assert schedule(*shares, 10_000) == (1250, 5000, 15)
-    assert schedule(*shares, 12) == (1, 6, 1)
+    assert schedule(shares, 10_000) == (1250, 5000, 15)
+    assert schedule(shares, 12) == (1, 6, 1)
     for steps in range(2, 9):
-        first, last, every = schedule(*shares, steps)
+        first, last, every = schedule(shares, steps)
         assert first < steps - last
         assert steps - last >= 2, "a step is scored before ranks are fixed"
         assert every == 1
     # What was written in steps stays, and the share beside it shrinks.
-    assert schedule(90, 0.5, 1, 100) == (90, 9, 1)
-    assert schedule(0.125, 98, 1, 100) == (1, 98, 1)
-    assert schedule(0, 0, 1, 100) == (0, 0, 1)
+    assert schedule((90, 0.5, 1), 100) == (90, 9, 1)
+    assert schedule((0.125, 98, 1), 100) == (1, 98, 1)
+    assert schedule((0, 0, 1), 100) == (0, 0, 1)
     with pytest.raises(ValueError, match="tinit=100 and tfinal=0 leave no step of 100 to prune"):
-        schedule(100, 0.5, 1, 100)
+        schedule((100, 0.5, 1), 100)
 
 
 def test_the_method_prunes_after_an_eighth_of_the_run_and_ends_at_the_target_for_half_of_it():

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from placements import (
     PLACES,
     Adapter,
     After,
+    AfterSumOfGemma2,
     Before,
     Beside,
     BetweenNorms,
@@ -46,6 +48,12 @@ FURTHER = {  # Houlsby's and Pfeiffer's places in further architectures
         ("post_feedforward_layernorm", "mlp.bneck_houlsby", After),
     ],
     ("phi3", "houlsby"): PLACES["llama"]["houlsby"],
+    ("opt", "pfeiffer"): PLACES["mbart"]["pfeiffer"],
+    ("whisper", "pfeiffer"): PLACES["mbart"]["pfeiffer"],
+    ("phi3", "pfeiffer"): PLACES["llama"]["pfeiffer"],
+    ("gemma2", "pfeiffer"): [
+        ("post_feedforward_layernorm", "mlp.bneck_pfeiffer", AfterSumOfGemma2)
+    ],
     ("distilbert", "pfeiffer"): [("output_layer_norm", "ffn.bneck_pfeiffer", BetweenNorms)],
 }
 # The architectures that a placement is defined in.
@@ -58,7 +66,17 @@ IN = {
     "parallel": GATED,
     "houlsby": ATTENTION,
     "pa_attn": ATTENTION,
-    "pfeiffer": {*BERTS, "distilbert", "bart"},
+    # Not where attention is beside the FFN: GPT-J, GPT-NeoX, Phi, Falcon but for Falcon-RW.
+    "pfeiffer": {
+        *ATTENTION,
+        "distilbert",
+        "modernbert",
+        "vit",
+        "t5",
+        "gpt2",
+        "bloom",
+        "falcon_alibi",
+    },
 }
 # Linears that are not the ones of LLM-Adapters: a Conv1D, tokens in one row, ones LLaMA lacks.
 OTHER_LINEARS = [("gpt2", "c_fc", "mlp"), ("opt", "fc2", ""), ("roberta", "output.dense", "output")]
@@ -181,6 +199,60 @@ def test_houlsbys_adapter_lies_before_the_dropout_of_attention_and_after_that_of
         assert_close(actual[1], layer.output.LayerNorm(dropped + second + x))
 
 
+@pytest.mark.parametrize("name", ["mbart", "llama", "bloom", "falcon_alibi"])
+def test_pfeiffers_adapter_in_a_pre_ln_layer_is_the_equation_written_plainly(name):
+    model = adapted(name, "pfeiffer").double()
+    base = ARCHITECTURES[name](use_cache=False).double()
+    parts = list(parts_of(model).values())
+    found, expected = [], []
+
+    def apply(part, module, args, output):
+        """y + A(x + y) + x, of a layer's x + y."""
+        if not isinstance(output, tuple):
+            return output + part(output)
+        return output[0] + part(output[0]), *output[1:]
+
+    layers = [m for n, m in base.named_modules() if n.rpartition(".")[2].isdigit()]
+    plain = [Adapter(part) for part in parts]
+    for layer, part in zip(layers, plain, strict=True):
+        layer.register_forward_hook(partial(apply, part))
+    batch = inputs(name)
+    for each, into in ((model, found), (base, expected)):
+        output = each(**batch).logits
+        output.square().mean().backward()
+        into.append(output.detach())
+    assert_close(found[0], expected[0])
+    assert (expected[0] - logits(ARCHITECTURES[name](), **batch)).abs().max() > 0.1
+    for part, twin in zip(parts, plain, strict=True):
+        for key, weight in twin.weights.items():
+            assert_close(getattr(part, key)["default"].grad, weight.grad)
+
+
+@pytest.mark.parametrize("name", ["mbart", "llama", "bart"])
+def test_pfeiffers_adapter_reads_the_ffn_alone_whichever_part_came_first(name):
+    batch, beside = inputs(name), bottleneck(scale=2.0)
+    outputs = []
+    for parts in ([bottleneck(placement="pfeiffer"), beside],
+                  [beside, bottleneck(placement="pfeiffer")]):  # fmt: skip
+        stack = LoradaConfig(parts=parts)
+        model = get_peft_model(ARCHITECTURES[name](use_cache=False), stack).eval()
+        for key, parameter in sorted(model.named_parameters()):
+            if ".bneck" in key:
+                generator = torch.Generator().manual_seed(sum(map(ord, key)))
+                parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+        outputs.append(logits(model, **batch))
+        # Both are at the end of mBART's layers, which is within their checkpoint.
+        model.train()
+        for dropout in [m for m in model.modules() if hasattr(m, "dropout")]:
+            if isinstance(dropout.dropout, float):
+                dropout.dropout = 0.0
+        for part in parts_of(model).values():
+            part.dropouts["default"] = 0.0
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        assert_close(model(**batch).logits.detach(), outputs[-1])
+    assert_close(outputs[1], outputs[0])
+
+
 @pytest.mark.parametrize("name", ["bart", "mbart"])
 def test_houlsbys_adapter_sees_the_ffn_after_a_dropout_that_is_no_module(name):
     plain = ARCHITECTURES[name](use_cache=False, dropout=0.5)
@@ -278,11 +350,10 @@ def test_real_sizes_train_as_many_parameters_as_the_papers_count(case):
 # What is refused.
 
 REFUSED = {
-    "pfeiffer in a pre-LN model": (
-        "llama", {"placement": "pfeiffer"},
-        "placement='pfeiffer' needs a norm behind .*, not LlamaForCausalLM: use",
+    "pfeiffer beside attention": (
+        "gptj", {"placement": "pfeiffer"},
+        "behind the sum of an FFN and what it reads, and GPTJForCausalLM has none, or adds",
     ),
-    "pfeiffer in mbart": ("mbart", {"placement": "pfeiffer"}, "needs a norm behind"),
     "houlsby without a known attention": (
         "bloom", {"placement": "houlsby"},
         "'houlsby' does not know the attention of BloomForCausalLM: use placement 'ffn'",

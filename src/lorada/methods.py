@@ -112,7 +112,7 @@ METHODS: dict[str, Method] = {
         source="Table 5",
     ),
     "pfeiffer": Method(
-        "Pfeiffer's adapter, behind the norm of the FFN",
+        "Pfeiffer's adapter, behind the FFN's sum and its norm",
         {
             "bart": {"bottleneck": {"placement": "pfeiffer", "rank": 600}},
             **{
@@ -120,7 +120,7 @@ METHODS: dict[str, Method] = {
                 for family in ("roberta", "deberta")
             },
         },
-        formula="LN(x + y + U·ReLU(Dz)), z = LN(x + y), y = FFN(x)",
+        formula="LN(x + y + U·ReLU(Dz)), z = LN(x + y), y = FFN(x); on mBART without the norms",
         paper="https://arxiv.org/abs/2005.00247",
         source="Table 10; the rank for encoders is ours",
     ),

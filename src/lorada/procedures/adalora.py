@@ -51,7 +51,7 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
         config = self._config
         phases = (config.tinit, config.tfinal, config.deltaT)
         asked = self._asked.get(phases, phases)
-        steps = schedule(*asked, state.max_steps)
+        steps = schedule(asked, state.max_steps)
         self._asked = {steps: asked}
         config.tinit, config.tfinal, config.deltaT = steps
         config.total_step = state.max_steps
@@ -125,14 +125,13 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
         }
 
 
-def schedule(
-    tinit: float, tfinal: float, delta_t: float, total: int
-) -> tuple[int, int, int]:
-    """The three of them in steps, for a run of ``total`` steps.
+def schedule(phases: tuple[float, float, float], total: int) -> tuple[int, int, int]:
+    """``tinit``, ``tfinal`` and ``deltaT`` in steps, for a run of ``total`` steps.
 
     Raises:
         ValueError: if they leave no step to prune in.
     """
+    tinit, tfinal, delta_t = phases
     first, last = _share(tinit, total), _share(tfinal, total)
     # What is masked for good as the last phase begins was scored in a step before.
     if 0 < tfinal < 1:

@@ -5,6 +5,7 @@
     pa_attn        heads of Attn(x), concatenated, + A(x)   He et al., 2021 (PA(attn))
     houlsby        y + A(y), y of attention and of FFN      Houlsby et al., 2019
     pfeiffer       LN(A(z) + y + x), z = LN(y + x)          Pfeiffer et al., 2020; AutoPEFT
+                   A(y + x) + y + x in a pre-LN layer       He et al., 2021 (mBART)
     series         y + A(y), y = Wx                         Hu et al., 2023 (LLM-Adapters)
     series_input   W(x + A(x))                              Hu et al., 2023
     parallel       Wx + A(x)                                Hu et al., 2023
@@ -75,8 +76,8 @@ class Spot:
         reads: places of tensors that are kept on the way there, by the name they are kept under;
             of several places, the last one that runs counts.
         of: what A is of: ``kept``, what was kept; ``here``, the tensor that it is added to;
-            ``branch``, that without the residual stream, which was kept; ``norm``, the sum of what
-            was kept after the norm that A is added in front of.
+            ``branch``, that without the residual stream, which was kept; ``sum``, the sum of what
+            was kept; ``norm``, that sum after the norm that A is added in front of.
         width: of its input and its output; None where both are the hidden width of the model.
         may_norm: whether ``layer_norm`` is about this adapter.
     """
@@ -87,7 +88,7 @@ class Spot:
     child: str
     added: str
     reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    of: Literal["kept", "here", "branch", "norm"] = "kept"
+    of: Literal["kept", "here", "branch", "sum", "norm"] = "kept"
     width: tuple[int, int] | None = None
     may_norm: bool = True
 
@@ -102,7 +103,7 @@ def spots_of(layer: nn.Module, placement: str) -> dict[str, Spot]:
         kept = {"residual": site.residual, "normed": site.normed}
         found = [Spot(layer, site.host, site.host, "bneck", site.added, kept)]
     elif placement == "pfeiffer":
-        found = _before_norm(layer, site)
+        found = _behind_sum(layer, site)
     elif placement == "houlsby":
         found = _behind_both(layer, site)
     else:
@@ -190,11 +191,9 @@ def _behind_both(layer: nn.Module, site: Site) -> list[Spot]:
         found.append(Spot(layer, name, holder, child, f"{name}.out", of="here", width=width))
     if not found:
         return []
-    # Where no module lies between FFN and residual sum, the sum is where the adapter joins.
-    summed = site.added == "out" or site.added.endswith(".in")
     host, child = site.host, "bneck_houlsby"
     # He et al. give an input norm to the adapters of attention alone.
-    if summed:
+    if site.summed:  # no module lies between the FFN and its sum with the residual stream
         kept = {"x": site.residual}
         found.append(Spot(layer, host, host, child, site.added, kept, "branch", may_norm=False))
     else:
@@ -202,15 +201,17 @@ def _behind_both(layer: nn.Module, site: Site) -> list[Spot]:
     return found
 
 
-def _before_norm(layer: nn.Module, site: Site) -> list[Spot]:
-    """In a post-LN layer, which has a norm behind the residual sum of its FFN.
+def _behind_sum(layer: nn.Module, site: Site) -> list[Spot]:
+    """Pfeiffer's: behind the residual sum of the FFN and, in a post-LN layer, the norm behind it.
 
     It reads y = FFN(x) before anything is added there, as AutoPEFT does beside a parallel adapter.
     """
-    if site.residual != site.normed:
+    if site.beside:
         return []
-    added = f"{site.norms[-1]}.in"
     kept: dict[str, tuple[str, ...]] = {"y": (site.added,)}
-    if site.added != added:  # else what is there is y + x already
+    if not site.summed:  # else what is there is y + x already
         kept["x"] = site.residual
-    return [Spot(layer, site.host, site.host, "bneck_pfeiffer", added, kept, "norm")]
+    post_ln = site.residual == site.normed
+    added = f"{site.norms[-1]}.in" if post_ln else site.added
+    of: Literal["norm", "sum"] = "norm" if post_ln else "sum"
+    return [Spot(layer, site.host, site.host, "bneck_pfeiffer", added, kept, of)]
