@@ -90,6 +90,33 @@ class BesideHeadsWithin(Twin):
         return output
 
 
+class AfterSum(Twin):
+    """The last module of an FFN in a pre-LN layer, which the layer adds to the residual stream x.
+
+    y + A(x + y), and the layer makes y + A(x + y) + x of it.
+    """
+
+    norm = "final_layer_norm"  # which reads x
+
+    def within(self, layer: nn.Module) -> None:
+        def keep(module, args):
+            self.stream = args[0]
+
+        layer.get_submodule(self.norm).register_forward_pre_hook(keep)
+
+    def forward(self, *args):
+        y = self.module(*args)
+        return y + self.adapter(self.stream + y)
+
+
+class AfterSumOfLlama(AfterSum):
+    norm = "post_attention_layernorm"
+
+
+class AfterSumOfGemma2(AfterSum):
+    norm = "pre_feedforward_layernorm"
+
+
 # Architecture -> placement -> module of a layer, where its part is held, what becomes of it.
 BERT = {
     "houlsby": [
@@ -109,6 +136,7 @@ MBART = {
         ("self_attn", "self_attn.bneck_pa_attn", BesideHeadsWithin),
         ("encoder_attn", "encoder_attn.bneck_pa_attn", BesideHeadsWithin),
     ],
+    "pfeiffer": [("fc2", "final_layer_norm.bneck_pfeiffer", AfterSum)],
 }
 PFEIFFER = [("final_layer_norm", "final_layer_norm.bneck_pfeiffer", BetweenNorms)]
 LLAMA = {
@@ -126,6 +154,7 @@ LLAMA = {
         ("mlp", "mlp.bneck_houlsby", After),
     ],
     "pa_attn": [("self_attn", "self_attn.bneck_pa_attn", BesideHeadsWithin)],
+    "pfeiffer": [("mlp", "mlp.bneck_pfeiffer", AfterSumOfLlama)],
 }
 PLACES = {
     "llama": LLAMA,
@@ -163,5 +192,7 @@ def twin_of(model: PeftModel, name: str, places: list[tuple[str, str, type]]) ->
                 twin = kind(module, Adapter(part))
                 twin.part = (part,)
                 plain.set_submodule(f"{layer}.{path}", twin)
+                if isinstance(twin, AfterSum):
+                    twin.within(plain.get_submodule(layer))
     assert not left, "parts that no twin accounts for"
     return plain.eval()

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from placements import (
     PLACES,
     Adapter,
     After,
+    AfterSum,
+    AfterSumOfGemma2,
     Before,
     Beside,
     BesideHeadsWithin,
@@ -53,6 +56,14 @@ LAYERS = {
     "t5": ({"SelfAttention": "o", "EncDecAttention": "o"}, "DenseReluDense", "DenseReluDense"),
     "vit": ({"attention": "o_proj"}, "mlp", "mlp"),
 }
+NORMS = {
+    "gpt2": "ln_2",
+    "falcon_alibi": "post_attention_layernorm",
+    "bloom": "post_attention_layernorm",
+    "modernbert": "mlp_norm",
+    "t5": "layer_norm",
+    "vit": "layernorm_after",
+}
 FURTHER = {  # the places of published adapters in further architectures
     ("opt", "houlsby"): PLACES["mbart"]["houlsby"],
     ("whisper", "houlsby"): PLACES["mbart"]["houlsby"],
@@ -61,10 +72,13 @@ FURTHER = {  # the places of published adapters in further architectures
         PLACES["llama"]["houlsby"][0],
         ("post_feedforward_layernorm", "mlp.bneck_houlsby", After),
     ],
-    ("gemma2", "pfeiffer"): [("post_feedforward_layernorm", "mlp.bneck_pfeiffer", After)],
-    ("llama", "pfeiffer"): [("mlp", "mlp.bneck_pfeiffer", After)],
-    ("phi3", "pfeiffer"): [("mlp", "mlp.bneck_pfeiffer", After)],
     ("phi3", "houlsby"): PLACES["llama"]["houlsby"],
+    ("opt", "pfeiffer"): PLACES["mbart"]["pfeiffer"],
+    ("whisper", "pfeiffer"): PLACES["mbart"]["pfeiffer"],
+    ("phi3", "pfeiffer"): PLACES["llama"]["pfeiffer"],
+    ("gemma2", "pfeiffer"): [
+        ("post_feedforward_layernorm", "mlp.bneck_pfeiffer", AfterSumOfGemma2)
+    ],
     ("distilbert", "pfeiffer"): [("output_layer_norm", "ffn.bneck_pfeiffer", BetweenNorms)],
 }
 for _name, (_attentions, _ffn, _held) in LAYERS.items():
@@ -74,7 +88,10 @@ for _name, (_attentions, _ffn, _held) in LAYERS.items():
     ]
     FURTHER[_name, "pa_attn"] = [(a, f"{a}.bneck_pa_attn", BesideHeadsWithin) for a in _attentions]
     if _name != "distilbert":  # which has a norm behind the FFN
-        FURTHER[_name, "pfeiffer"] = [(_ffn, f"{_held}.bneck_pfeiffer", After)]
+        # Without a norm of its own in front, the FFN is beside the attention.
+        _after = type(f"AfterSumOf_{_name}", (AfterSum,), {"norm": NORMS.get(_name)})
+        _kind = _after if _name in NORMS else After
+        FURTHER[_name, "pfeiffer"] = [(_ffn, f"{_held}.bneck_pfeiffer", _kind)]
 # The architectures that a placement is defined in.
 GATED = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"}
 IN = {
@@ -120,25 +137,6 @@ def test_placement_is_the_same_in_further_architectures(name, placement):
     twin = twin_of(model, name, FURTHER[name, placement])
 
     assert_twins(model, twin, batch, logits(ARCHITECTURES[name](), **batch))
-
-
-@pytest.mark.parametrize("name", ["opt", "whisper", "mbart"])
-def test_pfeiffer_is_of_the_residual_sum_where_no_module_lies_in_front_of_it(name):
-    model, batch, plain = adapted(name, "pfeiffer"), inputs(name), ARCHITECTURES[name]()
-    base = logits(plain, **batch)
-    parts = parts_of(model)
-    assert parts
-    for key, part in parts.items():
-        adapter = Adapter(part)
-
-        def behind(layer, args, output, adapter=adapter):
-            total = output[0] if isinstance(output, tuple) else output
-            total = total + adapter(total)
-            return (total, *output[1:]) if isinstance(output, tuple) else total
-
-        plain.get_submodule(key.partition(".final_layer_norm.")[0]).register_forward_hook(behind)
-    assert_close(logits(model, **batch), logits(plain, **batch))
-    assert (logits(model, **batch) - base).abs().max() > 0.1
 
 
 DEFINED = [(name, placement) for placement, names in IN.items() for name in names]
@@ -245,6 +243,60 @@ def test_houlsbys_adapter_lies_before_the_dropout_of_attention_and_after_that_of
         second = Adapter(layer.intermediate.bneck_houlsby)(dropped)
         assert_close(actual[0], layer.attention.output.LayerNorm(drop(dense + first) + x))
         assert_close(actual[1], layer.output.LayerNorm(dropped + second + x))
+
+
+@pytest.mark.parametrize("name", ["mbart", "llama", "bloom", "falcon_alibi"])
+def test_pfeiffers_adapter_in_a_pre_ln_layer_is_the_equation_written_plainly(name):
+    model = adapted(name, "pfeiffer").double()
+    base = ARCHITECTURES[name](use_cache=False).double()
+    parts = list(parts_of(model).values())
+    found, expected = [], []
+
+    def apply(part, module, args, output):
+        """y + A(x + y) + x, of a layer's x + y."""
+        if not isinstance(output, tuple):
+            return output + part(output)
+        return output[0] + part(output[0]), *output[1:]
+
+    layers = [m for n, m in base.named_modules() if n.rpartition(".")[2].isdigit()]
+    plain = [Adapter(part) for part in parts]
+    for layer, part in zip(layers, plain, strict=True):
+        layer.register_forward_hook(partial(apply, part))
+    batch = inputs(name)
+    for each, into in ((model, found), (base, expected)):
+        output = each(**batch).logits
+        output.square().mean().backward()
+        into.append(output.detach())
+    assert_close(found[0], expected[0])
+    assert (expected[0] - logits(ARCHITECTURES[name](), **batch)).abs().max() > 0.1
+    for part, twin in zip(parts, plain, strict=True):
+        for key, weight in twin.weights.items():
+            assert_close(getattr(part, key)["default"].grad, weight.grad)
+
+
+@pytest.mark.parametrize("name", ["mbart", "llama", "bart"])
+def test_pfeiffers_adapter_reads_the_ffn_alone_whichever_part_came_first(name):
+    batch, beside = inputs(name), bottleneck(scale=2.0)
+    outputs = []
+    for parts in ([bottleneck(placement="pfeiffer"), beside],
+                  [beside, bottleneck(placement="pfeiffer")]):  # fmt: skip
+        stack = LoradaConfig(parts=parts)
+        model = get_peft_model(ARCHITECTURES[name](use_cache=False), stack).eval()
+        for key, parameter in sorted(model.named_parameters()):
+            if ".bneck" in key:
+                generator = torch.Generator().manual_seed(sum(map(ord, key)))
+                parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+        outputs.append(logits(model, **batch))
+        # Both are at the end of mBART's layers, which is within their checkpoint.
+        model.train()
+        for dropout in [m for m in model.modules() if hasattr(m, "dropout")]:
+            if isinstance(dropout.dropout, float):
+                dropout.dropout = 0.0
+        for part in parts_of(model).values():
+            part.dropouts["default"] = 0.0
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        assert_close(model(**batch).logits.detach(), outputs[-1])
+    assert_close(outputs[1], outputs[0])
 
 
 @pytest.mark.parametrize("name", ["bart", "mbart"])

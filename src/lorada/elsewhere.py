@@ -67,7 +67,7 @@ ELSEWHERE: dict[str, Elsewhere] = {
         _every("houlsby", llama=16, bart=240),
     ),
     "pfeiffer": Elsewhere(
-        "a rank of ours; in a pre-LN layer y + A(y) behind the FFN, in front of the residual sum",
+        "a rank of ours, behind the sum with the residual stream as in He et al.'s code for mBART",
         _every("pfeiffer", llama=32),
     ),
     "pa_attn_ffn": Elsewhere(
@@ -97,7 +97,7 @@ ELSEWHERE: dict[str, Elsewhere] = {
         },
     ),
     "autopeft": Elsewhere(
-        "the sizes for encoders, which are ours; in a pre-LN layer the serial adapter is y + A(y)",
+        "the sizes for encoders, which are ours; the serial adapter as Pfeiffer's in such a layer",
         {"llama": blocks(12, 12, 6)},
     ),
     "ist": Elsewhere(

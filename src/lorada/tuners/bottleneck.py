@@ -57,9 +57,9 @@ class BottleneckConfig(LoradaPeftConfig):
         placement: ``ffn`` (FFN(x) + A(x)); ``pa_attn`` (beside each attention, added in front of
             its output projection); ``houlsby`` (behind attention and FFN: y + A(y)); ``pfeiffer``
             (behind the FFN's norm: LN(A(z) + y + x), z = LN(y + x), with y the FFN's own output,
-            whatever other parts add to it; y + A(y) in a pre-LN layer, which has no such norm); on
-            linears ``series`` (y + A(y), y = Wx), ``series_input`` (W(x + A(x))) and ``parallel``
-            (Wx + A(x)).
+            whatever other parts add to it; in a pre-LN layer A(y + x) + y + x, or A(y) + y + x
+            where attention is beside the FFN); on linears ``series`` (y + A(y), y = Wx),
+            ``series_input`` (W(x + A(x))) and ``parallel`` (Wx + A(x)).
         activation: φ: ``relu``, ``tanh`` or ``gelu``; tanh on linears, else relu.
         use_bias: whether D and U have biases; none on linears.
         layer_norm: whether x is normalised first; only ``pa_attn`` does. With ``houlsby`` it is
@@ -141,8 +141,8 @@ class BottleneckLayer(AttachedLayer):
         self._inputs: dict[str, Tensor] = {}
         for name, places in spot.reads.items():
             for place in places:
-                keep = partial(self._keep, name)
-                self._handles += at(spot.layer, place, keep, first=spot.first)
+                first = spot.of in ("sum", "norm")
+                self._handles += at(spot.layer, place, partial(self._keep, name), first=first)
         self._handles += at(spot.layer, spot.added, self._add)
 
     @property
@@ -172,9 +172,11 @@ class BottleneckLayer(AttachedLayer):
             return inputs[self.configs[name].adapter_input if placement == "ffn" else "x"]
         if of == "branch":
             return here - inputs["x"].view_as(here)
-        if of == "norm":
-            norm = self._spot.layer.get_submodule(self._spot.added.rpartition(".")[0])
+        if of in ("sum", "norm"):
             summed = inputs["y"] + inputs["x"] if "x" in inputs else inputs["y"]
+            if of == "sum":
+                return summed
+            norm = self._spot.layer.get_submodule(self._spot.added.rpartition(".")[0])
             # Its forward and not the norm itself, whose hooks led here.
             normed: Tensor = norm.forward(summed)
             return normed

@@ -5,7 +5,8 @@
     pa_attn        heads of Attn(x), concatenated, + A(x)   He et al., 2021 (PA(attn))
     houlsby        y + A(y), y of attention and of FFN      Houlsby et al., 2019
     pfeiffer       LN(A(z) + y + x), z = LN(y + x)          Pfeiffer et al., 2020; AutoPEFT
-                   pre-LN: A(y) + y + x, y of FFN           ours
+                   A(y + x) + y + x in a pre-LN layer       He et al., 2021 (mBART)
+                   A(y) + y + x with attention beside FFN   ours
     series         y + A(y), y = Wx                         Hu et al., 2023 (LLM-Adapters)
     series_input   W(x + A(x))                              Hu et al., 2023
     parallel       Wx + A(x)                                Hu et al., 2023
@@ -86,11 +87,10 @@ class Spot:
         reads: places of tensors that are kept on the way there, by the name they are kept under;
             of several places, the last one that runs counts.
         of: what A is of: ``kept``, what was kept; ``here``, the tensor that it is added to;
-            ``branch``, that without the residual stream, which was kept; ``norm``, the sum of what
-            was kept after the norm that A is added in front of.
+            ``branch``, that without the residual stream, which was kept; ``sum``, the sum of x
+            and y that were kept; ``norm``, that sum after the norm that A is added in front of.
         width: of its input and its output; None where both are the hidden width of the model.
         may_norm: whether ``layer_norm`` is about this adapter.
-        first: whether it reads before other adapters add anything.
     """
 
     layer: nn.Module
@@ -99,10 +99,9 @@ class Spot:
     child: str
     added: str
     reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    of: Literal["kept", "here", "branch", "norm"] = "kept"
+    of: Literal["kept", "here", "branch", "sum", "norm"] = "kept"
     width: tuple[int, int] | None = None
     may_norm: bool = True
-    first: bool = False
 
 
 def spots_of(layer: nn.Module, placement: str) -> dict[str, Spot]:
@@ -122,8 +121,7 @@ def spots_of(layer: nn.Module, placement: str) -> dict[str, Spot]:
         kept = {"residual": site.residual, "normed": site.normed}
         found = [Spot(layer, site.host, site.host, "bneck", site.added, kept)]
     else:
-        post_ln = site.residual == site.normed
-        found = [(_before_norm if post_ln else _behind_ffn_alone)(layer, site)]
+        found = [_behind_sum(layer, site)]
     return {spot.host: spot for spot in found}
 
 
@@ -217,7 +215,7 @@ def _behind_ffn(layer: nn.Module, site: Site) -> Spot:
     """Houlsby's second place. He et al. give an input norm to the adapters of attention alone."""
     host, child = site.host, "bneck_houlsby"
     # Where no module lies between FFN and residual sum, the sum is where the adapter joins.
-    if not site.alone and (site.added == "out" or site.added.endswith(".in")):
+    if site.summed and not site.alone:
         kept = {"x": site.residual}
         return Spot(layer, host, host, child, site.added, kept, "branch", may_norm=False)
     # What the FFN reads tells its pass through a dropout from that of the attention.
@@ -225,25 +223,20 @@ def _behind_ffn(layer: nn.Module, site: Site) -> Spot:
     return Spot(layer, host, host, child, site.alone or site.added, kept, "here", may_norm=False)
 
 
-def _before_norm(layer: nn.Module, site: Site) -> Spot:
-    """Pfeiffer's place in a post-LN layer, which has a norm behind the residual sum of its FFN.
+def _behind_sum(layer: nn.Module, site: Site) -> Spot:
+    """Pfeiffer's: behind the residual sum of the FFN and, in a post-LN layer, the norm behind it.
 
     It reads y = FFN(x) before anything is added there, as AutoPEFT does beside a parallel adapter.
+    Where attention and FFN are added to one stream side by side, it reads y alone.
     """
-    added = f"{site.norms[-1]}.in"
+    host, child = site.host, "bneck_pfeiffer"
+    if site.beside:
+        added = site.alone or site.added
+        # What the FFN reads tells its pass through a dropout from that of the attention.
+        return Spot(layer, host, host, child, added, {"y": (added,), "normed": site.normed}, "sum")
     kept: dict[str, tuple[str, ...]] = {"y": (site.added,)}
-    if site.added != added:  # else what is there is y + x already
+    if not site.summed:  # else what is there is y + x already
         kept["x"] = site.residual
-    return Spot(layer, site.host, site.host, "bneck_pfeiffer", added, kept, "norm", first=True)
-
-
-def _behind_ffn_alone(layer: nn.Module, site: Site) -> Spot:
-    """Pfeiffer's place in a pre-LN layer, in front of the residual sum: y + A(y).
-
-    Where no module lies there, A is of the sum itself, as in He et al.'s mBART: y + x + A(y + x).
-    """
-    host, child, added = site.host, "bneck_pfeiffer", site.alone or site.added
-    if added == "out":
-        return Spot(layer, host, host, child, added, of="here")
-    kept = {"x": (added,), "normed": site.normed}
-    return Spot(layer, host, host, child, added, kept, first=True)
+    post_ln = site.residual == site.normed
+    added = f"{site.norms[-1]}.in" if post_ln else site.added
+    return Spot(layer, host, host, child, added, kept, "norm" if post_ln else "sum")
