@@ -89,6 +89,8 @@ DECODERS = {
 CLASSIFIERS = {
     "lora": ([], ["LORA"], []),
     "lora+lmam": ([], ["LORA"], ["LMAM"]),
+    # Norms that train are the base's in the end, as weights are.
+    "sora+lmam": (["sora.modules_to_save=[output.LayerNorm]"], ["SORA"], ["LMAM"]),
     "bitfit": ([], [], []),
 }
 # Heads of several modules, and a method whose ranks are pruned.

@@ -214,6 +214,13 @@ def test_bad_settings_are_one_line(settings, message):
 
 def test_what_does_not_fit_the_model_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="layers=5 of OwLore is more than the 4 layers of Llama"):
-        run(tiny(), tmp_path, OwLoreCallback())
+        run(tiny(), tmp_path, OwLoreCallback(layers=5))
     with pytest.raises(ValueError, match="3 weights for 4 layers"):
         run(tiny(), tmp_path, OwLoreCallback(layers=1, weights=[1, 2, 3]))
+
+
+def test_a_model_of_fewer_layers_than_it_trains_by_default_trains_all(tmp_path, caplog):
+    callback = OwLoreCallback(every=2, weights=[1, 1, 1, 1])
+    run(tiny(), tmp_path, callback)
+    assert callback.layers == 4
+    assert "OwLore trains 5 layers at a time and LlamaForCausalLM has 4: taking all" in caplog.text

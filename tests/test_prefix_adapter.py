@@ -226,6 +226,12 @@ def test_a_projection_that_is_no_width_is_refused(value):
         PrefixConfig(projection=value)
 
 
+@pytest.mark.parametrize("value", [0, -0.1, "much", None])
+def test_a_start_without_a_spread_is_refused(value):
+    with pytest.raises(ValueError, match=f"initial_std={value!r} must be a number above 0"):
+        PrefixConfig(initial_std=value)
+
+
 def test_modules_that_are_no_attention_are_refused():
     with pytest.raises(ValueError, match="mlp, which is not an attention module") as refused:
         get_peft_model(TINY["llama"](), PrefixConfig(target_modules=["mlp"]))

@@ -92,4 +92,5 @@ def params(
         f"{counts['percent_of_all']:.4f}%",
     )
     console.print(table)
+    console.print(f"settings: {counts['settings_from']}", highlight=False, markup=False)
     suggest(f"lorada train --method {method} --model {model} --data FILE --output runs/mine")

@@ -26,6 +26,7 @@ from transformers import (
 from lorada.errors import out_of_memory, saving, unknown
 from lorada.files import scratch_folder
 from lorada.head import head_modules, may_be_drawn
+from lorada.roles import family_of
 from lorada.run.architectures import ARCHITECTURES, named_config
 from lorada.tasks.task import Kind
 
@@ -344,12 +345,5 @@ def stretched(config: Any, factor: float) -> dict[str, Any]:
 
 def kind_of(config: Any) -> Kind:
     """What kind of model a config describes; one that generates nothing is an encoder."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    encoders = {"bert", "roberta", "xlm-roberta", "distilbert", "deberta-v2", "modernbert"}
-    if getattr(config, "is_encoder_decoder", False):
-        return "encoder_decoder"
-    causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and (
-        config.model_type not in encoders or getattr(config, "is_decoder", False)
-    )
-    return "decoder" if causal else "encoder"
+    kinds: dict[str, Kind] = {"llama": "decoder", "bart": "encoder_decoder"}
+    return kinds.get(family_of(config), "encoder")

@@ -12,9 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lorada.columns import column_of
 from lorada.files import write_whole
-from lorada.methods import METHODS
-from lorada.plan import column_of
 from lorada.procedures import autopeft
 from lorada.procedures.autopeft import Configuration, Space, Trial, pareto
 from lorada.procedures.blocks import LAYERS, SIZES
@@ -120,15 +119,9 @@ def search(
 
 
 def space_of(recipe: Recipe) -> Space:
-    """The search space of a recipe's model.
-
-    Raises:
-        ValueError: for a model that the method has no form for.
-    """
+    """The search space of a recipe's model."""
     config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    column = column_of(METHODS[METHOD], config)
-    if column is None:
-        raise ValueError(f"{METHOD} has no settings for {config.model_type} models")
+    column = column_of(METHOD, config).parts
     depth = max(config.num_hidden_layers, getattr(config, "decoder_layers", 0))
     return Space(config.hidden_size, depth, tuple(part for part in SIZES if part in column))
 

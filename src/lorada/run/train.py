@@ -159,6 +159,7 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
     parameters = parameter_counts(model, total, base.head, plan.with_head)
     result = _result(recipe, rows, trainer, parameters, measured)
     result["wall_time_s"] = round(time.monotonic() - started, 1)
+    result["settings_from"] = plan.settings_from
     result["resumed_from"] = start.checkpoint.name if start.checkpoint else None
     with saving(run / RESULT_FILE, again):
         write_result(run, result)
