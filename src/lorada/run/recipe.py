@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
-from peft import PeftConfig
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from transformers import Seq2SeqTrainingArguments
 
 from lorada.described import part_names
 from lorada.errors import unknown
 from lorada.files import write_whole
 from lorada.method import PARTS, load
-from lorada.plan import owner_of
+from lorada.run.packaged import PACKAGED
 from lorada.tasks import TASKS
-from lorada.tasks.rows import resolve
+from lorada.tasks.rows import BUILTIN, resolve
 
 TRAINING = "training"
+SEED = 42  # of a run that states none, as transformers has it
 RECIPE_FILE = "recipe.yaml"
+# Fields that may name a file or a folder of this machine.
+PATHS = ("model", "data", "eval_data", "data_dir", "from_adapter")
 
 
 class _Yaml(yaml.SafeLoader):
@@ -94,6 +95,18 @@ class Recipe(BaseModel):
         """The names in ``task``."""
         return [name.strip() for name in self.task.split(",")]
 
+    def anywhere(self) -> "Recipe":
+        """The same with the paths of what is there made absolute, to be used from any folder."""
+        given = {name: getattr(self, name) for name in PATHS}
+        found = {
+            name: str(Path(value).absolute())
+            for name, value in given.items()
+            if value and Path(value).exists() and not value.startswith(BUILTIN)
+        }
+        if self.model in PACKAGED or not Path(self.model).is_dir():
+            found.pop("model", None)
+        return self.model_copy(update=found)
+
     def save(self, folder: Path) -> None:
         """Write the recipe into a run folder."""
         text = yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
@@ -104,6 +117,23 @@ def builtin_recipes() -> dict[str, Path]:
     """The recipes that ship with the package, by name."""
     folder = Path(str(files("lorada"))) / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def stated(
+    source: str | None, overrides: list[str], options: dict[str, Any]
+) -> list[tuple[str, Any]]:
+    """Keys and values in the order in which they count, as they were written.
+
+    What they mean is not looked at, which takes transformers and PEFT; the arguments are those of
+    ``load_recipe``.
+
+    Raises:
+        ValueError: for a file that is no mapping in YAML, or an override that is not key=value.
+        FileNotFoundError: if there is no such file.
+    """
+    settings = _read_yaml(source) if source is not None else {}
+    settings.update({key: value for key, value in options.items() if value is not None})
+    return [*settings.items(), *map(_split, overrides)]
 
 
 def load_recipe(
@@ -121,19 +151,41 @@ def load_recipe(
         ValueError: for an unknown key (with the nearest names), an ambiguous key (with the full
             ones), or a value of the wrong type (naming the field, the value and the type).
     """
-    settings = _read_yaml(source) if source is not None else {}
-    settings.update({key: value for key, value in options.items() if value is not None})
-    pairs = [_split(override) for override in overrides]
+    pairs = stated(source, overrides, options)
     # Which keys exist depends on the method, so that is settled first.
-    for key, value in pairs:
-        if key == "method":
-            settings[key] = value
+    method = dict(pairs).get("method", Recipe.model_fields["method"].default)
     values: dict[str, Any] = {"parts": {}, TRAINING: {}}
-    parts = part_names(str(settings.get("method", Recipe.model_fields["method"].default)))
-    for key, value in [*settings.items(), *pairs]:
+    parts = part_names(str(method))
+    for key, value in pairs:
         _assign(values, parts, key, value)
     if name_output and "output" not in values:
         values.update(_named_output(values))
+    return _validated(values)
+
+
+def outline(
+    source: str | None, overrides: list[str], options: dict[str, Any], *, name_output: bool = False
+) -> Recipe:
+    """A recipe without the settings of its sections, which take transformers and PEFT to check.
+
+    The arguments are those of ``load_recipe``.
+
+    Raises:
+        ValueError: as ``load_recipe``, for all but those settings.
+    """
+    said = dict(stated(source, overrides, options))
+    training = said.get(TRAINING)
+    plain = Recipe.model_fields.keys() - {"parts", TRAINING}
+    values = {key: value for key, value in said.items() if key in plain}
+    part_names(str(said.get("method", Recipe.model_fields["method"].default)))
+    if name_output and "output" not in values:
+        seeds = [training.get("seed", SEED)] if isinstance(training, dict) else [SEED]
+        seeds += [said[key] for key in ("seed", "training.seed") if key in said]
+        values.update(_named_output({**values, TRAINING: {"seed": seeds[-1]}}))
+    return _validated(values)
+
+
+def _validated(values: dict[str, Any]) -> Recipe:
     try:
         recipe = Recipe(**values)
     except ValidationError as error:
@@ -156,7 +208,7 @@ def _named_output(values: dict[str, Any]) -> dict[str, str]:
         if not values.get("data"):
             return {}
         names = [resolve(str(values["data"])).stem]
-    seed = values[TRAINING].get("seed", Seq2SeqTrainingArguments.seed)
+    seed = values[TRAINING].get("seed", SEED)
     return {"output": f"runs/{'-'.join(names)}-{method}-seed{seed}"}
 
 
@@ -209,6 +261,8 @@ def _assign(values: dict[str, Any], parts: list[str], key: str, value: Any) -> N
             raise unknown("override", key, [f"{s}.…" for s in sections])
         _set(values, parts, section, name, value)
         return
+    from lorada.plan import owner_of
+
     own = Recipe.model_fields.keys() - {"parts", TRAINING}
     owner = owner_of(key, {section: _known(section) for section in sections}, also=own)
     _set(values, parts, owner, key, value)
@@ -234,6 +288,9 @@ UNSETTABLE = {"usage", "lorada_version", "runtime_config", "trainable_token_indi
 @cache
 def _known(section: str) -> dict[str, Any]:
     """The fields of a section with their types."""
+    from peft import PeftConfig
+    from transformers import Seq2SeqTrainingArguments
+
     owner = Seq2SeqTrainingArguments if section == TRAINING else load(PARTS[section])
     try:
         hints = get_type_hints(owner)
