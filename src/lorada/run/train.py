@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -69,6 +70,8 @@ from lorada.run.trainer import (
 from lorada.run.vocabulary import refuse_unknown_tokens
 
 logger = logging.getLogger(__name__)
+
+AGAIN = "What was saved before is whole: free space, then lorada train --resume --output "
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
         give_maps_their_rate(trainer, model)
     run = Path(recipe.output)
     begin(recipe, start, rows.fingerprint)
-    again = f"What was saved before is whole: free space, then lorada train --resume --output {run}"
+    again = AGAIN + quote(str(run))
     started = time.monotonic()
     try:
         _fit(trainer, start.checkpoint, again)
