@@ -18,7 +18,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lorada.files import scratch_folder, write_whole
-from lorada.run.recipe import PATHS, RECIPE_FILE, Recipe
+from lorada.run.recipe import PATHS, RECIPE_FILE, Recipe, saved_recipe
 from lorada.run.result import RESULT_FILE
 from lorada.run.seal import broken_seal, is_sealed
 
