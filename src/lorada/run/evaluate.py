@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lorada.progress import watched
 from lorada.run.choices import cached_scores, likeliest, needs_whole, sequence_scores
-from lorada.run.data import JSONL, Rows, load_rows, part, scored_rows
+from lorada.run.data import JSONL, Rows, load_rows, sampled, scored_rows
 from lorada.run.encoding import collator, encode_options, encode_rows, lengths_of
 from lorada.run.generate import generate
 from lorada.run.loaded import Run
@@ -43,7 +43,7 @@ def evaluate(run: Run, data: str | None = None, *, base: bool = False) -> dict[s
             asked of a run without an adapter.
     """
     rows = load_rows(data or run.recipe.eval_data, run.form, run.labels)
-    rows = part(rows, run.recipe.eval_rows)
+    rows = sampled(rows, run.recipe.eval_rows)
     return _kept(run, {rows.path: rows}, base=base)[rows.path]
 
 

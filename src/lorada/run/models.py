@@ -145,7 +145,13 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         )
         tokenizer("a ☃")  # a tokenizer without a token for what it does not know fails here
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        usual = (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token)
+        tokenizer.pad_token = next((token for token in usual if token is not None), None)
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"the tokenizer of {name} has no token to fill short rows with, nor one for the end or "
+            "for what it does not know: give it a pad_token in its tokenizer_config.json"
+        )
     return tokenizer
 
 
