@@ -162,10 +162,11 @@ def test_samples_that_others_serve_get_nothing(name):
     assert torch.equal(found[1], output[1])
 
 
-@pytest.mark.parametrize("name", ["padded", "padded, long", "padded, a token"])
-def test_the_softmax_of_a_map_is_added_where_its_tokens_are(name):
+@pytest.mark.parametrize("ablation", ["softmax", "softmax_with_future"])
+@pytest.mark.parametrize("name", ["padded", "padded, long", "padded, a token", "packed"])
+def test_the_softmax_of_a_map_is_added_where_its_tokens_are(name, ablation):
     places, view, value, output = call(name)
-    held = attention_map("softmax")
+    held = attention_map(ablation)
     full = spread_map(held, places, view)
     wide = value.repeat_interleave(HEADS // GROUPS, 1)
     expected = output + (full @ wide).transpose(1, 2)

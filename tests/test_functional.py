@@ -142,7 +142,7 @@ def compare_forms(dtype, case):
         assert_close(fast, slow)
 
 
-@pytest.mark.parametrize("ablation", ["softmax", "full_rank"])
+@pytest.mark.parametrize("ablation", ["softmax", "softmax_with_future", "full_rank"])
 @EXAMPLES
 @given(case=cases())
 def test_ablations_through_apply_map_equal_the_papers_form(ablation, case):
@@ -154,12 +154,15 @@ def test_ablations_through_apply_map_equal_the_papers_form(ablation, case):
         map_ = low_rank_map(w_a, w_b, 7.0, position=case.position)
     fused = add_map_reference(
         attention, map_, align=case.align, causal=case.causal,
-        ablation="softmax" if ablation == "softmax" else None,
+        ablation=None if ablation == "full_rank" else ablation,
     )  # fmt: skip
     size = min(case.length, case.tokens)
     part = slice(0, size) if case.align == "start" else slice(-size, None)
     piece = map_[:, part, part]
-    piece = (softmax_map if ablation == "softmax" else mask_map)(piece, case.causal, None)
+    if ablation == "full_rank":
+        piece = mask_map(piece, case.causal, None)
+    else:
+        piece = softmax_map(piece, case.causal, future=ablation == "softmax_with_future")
     output = attention @ expanded(value, case.heads)
     output[:, :, part] += apply_map(piece, value[:, :, part], case.heads)
     assert_close(output, fused @ expanded(value, case.heads))
@@ -343,6 +346,57 @@ def test_softmax_ablation_cuts_the_map_before_normalising_and_skips_rows_past_it
     attention = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
     long = add_map_reference(attention, torch.randn(1, 3, 3).double(), ablation="softmax")
     assert_close(long.sum(-1)[0, 0], torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64))
+
+
+def test_softmax_with_future_is_the_printed_formula_with_its_gradients():
+    attention = torch.rand(2, 4, 5, 5, dtype=torch.float64)
+    grad = torch.randn_like(attention)
+    found = []
+    for plain in (False, True):
+        torch.manual_seed(0)
+        w_a = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+        w_b = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+        map_ = low_rank_map(w_a, w_b, 2.0)
+        if plain:  # Eq. 11, Attn_s ⊙ M, then 4.3, softmax(…) + softmax(Attn_s), then Eq. 17
+            fused = attention + torch.softmax(torch.tril(map_), -1).repeat(2, 1, 1)
+        else:
+            fused = add_map_reference(
+                attention, map_, causal=True, ablation="softmax_with_future"
+            )
+        found.append((fused, *torch.autograd.grad(fused, (w_a, w_b), grad)))
+    for ours, printed in zip(*found, strict=True):
+        assert_close(ours, printed)
+
+
+def test_the_first_row_of_the_printed_softmax_gives_99_percent_to_later_tokens():
+    w_a, w_b = torch.randn(1, 128, 2), torch.randn(1, 2, 128)
+    map_ = low_rank_map(w_a, w_b, 4096.0 * 600)
+    weights = softmax_map(map_, causal=True, future=True)[0]
+    assert weights[0, 1:].sum().item() == pytest.approx(127 / 128, abs=1e-4)
+    later = weights.triu(1).sum(-1)
+    assert_close(later, (127 - torch.arange(128.0)) / 128)
+    # The reading that is ours gives them none.
+    assert not softmax_map(map_, causal=True).triu(1).any()
+
+
+def test_without_a_causal_mask_both_softmaxes_are_one():
+    map_ = torch.randn(2, 4, 4, dtype=torch.float64)
+    keys = torch.tensor([[True, True, False, True]])
+    for given in (None, keys):
+        same = softmax_map(map_, False, keys=given)
+        assert torch.equal(softmax_map(map_, False, keys=given, future=True), same)
+
+
+def test_softmax_with_future_gives_padded_keys_nothing_and_keeps_a_window():
+    map_ = torch.randn(1, 4, 4, dtype=torch.float64)
+    keys = torch.tensor([[True, True, False, True]])
+    weights = softmax_map(map_, True, keys=keys, future=True)[0, 0]
+    assert not weights[:, 2].any()
+    left = torch.tril(map_[0])[:2][:, [0, 1, 3]].softmax(-1)
+    assert_close(weights[:2][:, [0, 1, 3]], left)
+    near = softmax_map(map_, True, 2, future=True)[0]
+    assert_close(near[1, :3], torch.tril(map_[0])[1, :3].softmax(-1))
+    assert near[1, 3] == 0
 
 
 def test_softmax_ablation_gives_padded_keys_nothing_and_an_empty_row_zero_not_nan():
