@@ -12,6 +12,8 @@ from transformers import Trainer, TrainingArguments
 from lorada import LoradaConfig
 from lorada.procedures.adalora import AdaLoraCallback
 
+pytestmark = pytest.mark.fp64
+
 STEPS, MODULES = 12, 4  # q_proj and o_proj of two layers
 
 

@@ -19,6 +19,8 @@ from lorada import LamdaConfig, LoradaConfig
 from lorada.procedures.lamda import LamdaCallback
 from lorada.tuners.lamda import LamdaLayer, energy, lamda_count, leading, ranks_by_energy
 
+pytestmark = pytest.mark.fp64
+
 MODELS = ("llama", "roberta")
 STARTS = ("spectral", "released")
 FIVE = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
@@ -71,6 +73,7 @@ def test_layer_is_its_formula_over_the_residual_weight_in_values_and_gradients(i
         assert_close(one, other)
 
 
+@pytest.mark.fp64(False)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("init", STARTS)
 @pytest.mark.parametrize("name", MODELS)
@@ -371,7 +374,8 @@ def test_clipping_does_not_see_the_gradients_of_frozen_columns(tmp_path):
     run.train()
     # From the second step on, M alone is what the clipping measures.
     assert norms[0] < 0.99e-3
-    assert_close(torch.stack(norms[1:]), torch.full((11,), 1e-3))
+    # torch divides by the norm plus 1e-6.
+    assert all(0.999e-3 < norm <= 1e-3 for norm in norms[1:])
 
 
 def test_run_reports_what_trains_at_the_start_on_average_and_at_the_end(tmp_path):

@@ -15,6 +15,8 @@ from lorada.attention import SHIFTED, install
 from lorada.procedures.longlora import ShiftedAttention
 from lorada.shifted import ShiftedGroups
 
+pytestmark = pytest.mark.fp64
+
 KERNELS = pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from lorada import LoradaConfig
 
+pytestmark = pytest.mark.fp64
+
 # The life of an adapter.
 
 
@@ -134,6 +136,7 @@ def test_loss_falls(name, placement):
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.fp64(False)
 @pytest.mark.parametrize("placement", LLAMA)
 def test_base_in_half_precision_has_adapters_in_full(placement):
     model = get_peft_model(

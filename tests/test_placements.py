@@ -37,6 +37,8 @@ from transformers import (
 from lorada import BottleneckConfig, LoradaConfig
 from lorada.tuners.bottleneck import BottleneckLayer
 
+pytestmark = pytest.mark.fp64
+
 FURTHER = {  # Houlsby's and Pfeiffer's places in further architectures
     ("opt", "houlsby"): PLACES["mbart"]["houlsby"],
     ("whisper", "houlsby"): PLACES["mbart"]["houlsby"],

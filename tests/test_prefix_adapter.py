@@ -25,6 +25,8 @@ from transformers import AutoModelForCausalLM
 
 from lorada import LoradaConfig, PrefixConfig
 
+pytestmark = pytest.mark.fp64
+
 # Saving, folding, merging.
 
 
@@ -75,6 +77,7 @@ def test_a_folded_network_is_a_flat_prefix_in_every_way(part, tmp_path):
     assert_close(logits(again, inputs), expected)
 
 
+@pytest.mark.fp64(False)
 def test_a_network_is_computed_in_fp32_under_autocast():
     model, inputs = trained("network"), batch("llama")
     found = []

@@ -21,6 +21,8 @@ from test_quanta import both, layers, quanta
 
 from lorada import LoradaConfig
 
+pytestmark = pytest.mark.fp64
+
 BASE = "__base__"
 SEEDS = pytest.mark.parametrize("seed", [None, 7], ids=["saved start", "seed"])
 
@@ -273,6 +275,7 @@ def test_second_stack_finds_the_gates_of_the_first(tmp_path):
     assert_close(logits(loaded, batch_), expected)
 
 
+@pytest.mark.fp64(False)
 @pytest.mark.parametrize("stacked", [False, True], ids=["alone", "in a stack"])
 def test_without_autocast_the_gates_take_the_base_s_dtype(stacked):
     config = LoradaConfig(parts=[quanta(), lora("llama", 2)]) if stacked else quanta()

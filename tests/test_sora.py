@@ -21,6 +21,8 @@ from lorada.tuners.sora import (
     sora_count,
 )
 
+pytestmark = pytest.mark.fp64
+
 MODELS = ("llama", "roberta")
 GATES = torch.tensor([-0.25, -0.15, -0.05, 0.0, 0.05, 0.1, 0.15, 0.25])
 
@@ -224,6 +226,7 @@ def test_adapters_are_added_switched_disabled_and_deleted():
     assert torch.equal(logits(model.unload(), inputs), base)
 
 
+@pytest.mark.fp64(False)
 def test_half_precision_base_keeps_its_adapter_in_full_precision():
     model = get_peft_model(TINY["llama"]().to(torch.bfloat16), SoraConfig(rank=3)).eval()
     assert {p.dtype for n, p in model.named_parameters() if "lora_" in n} == {torch.float32}
