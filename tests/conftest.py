@@ -109,7 +109,9 @@ def assert_close(
     assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
     allowed = 2 * rounding(dtype, terms) * torch.as_tensor(size, dtype=torch.float64)
     error = (actual.double() - expected.double()).abs()
-    assert (error <= allowed).all(), f"off by {error.max():.3g}, at most {allowed.max():.3g} allowed"
+    assert (error <= allowed).all(), (
+        f"off by {error.max():.3g}, at most {allowed.max():.3g} allowed"
+    )
 
 
 def in_the_precision_of(node: pytest.Item | pytest.Collector) -> AbstractContextManager:

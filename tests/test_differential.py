@@ -46,8 +46,7 @@ def test_two_kernels_are_the_map_of_equation_3_times_v(causal, groups, queries, 
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_in_fp32_it_is_off_by_its_rounding(causal):
     query, key, value = (
-        draw(2, 4, 7, w, seed=s, dtype=torch.float32, grad=False)
-        for s, w in enumerate((6, 6, 5))
+        draw(2, 4, 7, w, seed=s, dtype=torch.float32, grad=False) for s, w in enumerate((6, 6, 5))
     )
     weight = torch.tensor(0.3)
     fast = differential_attention(query, key, value, weight, causal=causal)

@@ -157,8 +157,8 @@ from transformers import AutoModelForCausalLM
 sys.path.insert(0, sys.argv[2])
 from double import in_double
 
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
 with torch.no_grad(), in_double():
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
     print(json.dumps(model(torch.arange(5, 25)[None]).logits.tolist()))
 """
 
@@ -310,13 +310,15 @@ def test_a_full_disk_leaves_nothing_behind(finished, tmp_path, call, monkeypatch
     assert list((tmp_path / "to").iterdir()) == []
 
 
+@pytest.mark.fp64(False)
 def test_a_quantised_base_is_refused(place, finished, tmp_path, call):
     pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
 
     quantised = AutoModelForCausalLM.from_pretrained(
-        place / "llama", quantization_config=BitsAndBytesConfig(load_in_4bit=True)
-    )
+        place / "llama", quantization_config=BitsAndBytesConfig(load_in_4bit=True),
+        dtype=torch.float32,
+    )  # fmt: skip
     quantised.save_pretrained(tmp_path / "nf4")
     byte_tokenizer().save_pretrained(tmp_path / "nf4")
     run = shutil.copytree(finished, tmp_path / "run")

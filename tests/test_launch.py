@@ -36,9 +36,9 @@ from peft import PeftModel
 sys.path.insert(0, sys.argv[3])
 from double import in_double
 
-base = AutoModelForCausalLM.from_pretrained(sys.argv[1])
-model = PeftModel.from_pretrained(base, sys.argv[2]).eval().double()
 with torch.no_grad(), in_double():
+    base = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+    model = PeftModel.from_pretrained(base, sys.argv[2]).eval().double()
     print(json.dumps(model(torch.arange(5, 25)[None]).logits.tolist()))
 """
 
@@ -409,10 +409,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 accelerator = Accelerator(cpu=True)
-base = AutoModelForCausalLM.from_pretrained(sys.argv[1])
-model = PeftModel.from_pretrained(base, sys.argv[2], is_trainable=True).double()
-model = accelerator.prepare(model).eval()
 with torch.no_grad(), in_double():
+    base = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+    model = PeftModel.from_pretrained(base, sys.argv[2], is_trainable=True).double()
+    model = accelerator.prepare(model).eval()
     logits = model(torch.arange(5, 25)[None]).logits
 torch.save(logits, f"{sys.argv[3]}/{accelerator.process_index}-of-{accelerator.num_processes}.pt")
 """

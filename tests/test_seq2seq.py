@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import assert_close
+from conftest import SAME, assert_close
 from folders import (
     ROWS,
     bart_folder,

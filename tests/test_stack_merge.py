@@ -252,7 +252,7 @@ def test_two_parts_of_one_kind_on_different_modules_are_one_adapter(tmp_path):
 
     loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path)
     inputs = batch("llama")
-    torch.testing.assert_close(logits(loaded, inputs), logits(model, inputs), atol=0, rtol=0)
+    assert_close(logits(loaded, inputs), logits(model, inputs))
 
 
 @pytest.mark.parametrize(
