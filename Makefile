@@ -35,7 +35,7 @@ test-all: $(VENV)/.installed-dev
 # processors that are not Intel's; MKL_CBWR works on all.
 KERNELS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE \
 	ONEDNN_MAX_CPU_ISA=SSE41 LORADA_TEST_THREADS=2
-ROUNDED := kernels functional differential gates positions add_term attention attention_models \
+ROUNDED := kernels rounding functional differential gates positions add_term attention attention_models \
 	stack_merge prefix omoe galore quanta
 kernels: $(VENV)/.installed-dev
 	for setting in $(KERNELS); do echo "$$setting"; \
