@@ -20,7 +20,7 @@ def test_a_sum_in_any_order_is_within_its_rounding_and_another_sum_is_not(dtype)
     assert not torch.equal(forward, backward)
     assert_close(forward, backward, terms=terms, size=size)
     wrong = forward + 2 * terms * torch.finfo(dtype).eps * size.to(dtype)
-    with pytest.raises(AssertionError, match="off by .* at most .* allowed"):
+    with pytest.raises(AssertionError, match=r"off by .* at most .* allowed"):
         assert_close(wrong, backward, terms=terms, size=size)
     with pytest.raises(AssertionError, match="off by nan"):
         assert_close(forward * torch.nan, backward, terms=terms, size=size)
