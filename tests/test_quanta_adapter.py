@@ -298,6 +298,7 @@ def test_plain_lora_goes_around_gates():
 # Quantised bases.
 
 
+@pytest.mark.fp64(False)
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_gates_train_reload_and_merge_on_a_quantised_base(kind, tmp_path):
     from folders import llama_folder
