@@ -12,6 +12,8 @@ from transformers import DebertaV2Config, Trainer, TrainerCallback, TrainingArgu
 from lorada import LoradaConfig, build_method
 from lorada.procedures.adalora import AdaLoraCallback, schedule
 
+pytestmark = pytest.mark.fp64
+
 STEPS, MODULES = 12, 4  # q_proj and o_proj of two layers
 
 

@@ -17,6 +17,8 @@ from lorada.procedures.longlora import ShiftedAttention
 from lorada.shifted import ShiftedGroups
 from lorada.tuners.lmam import CROSS_ATTENTION as CROSS
 
+pytestmark = pytest.mark.fp64
+
 KERNELS = pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 
 

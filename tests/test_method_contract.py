@@ -25,6 +25,8 @@ from lorada import (
     build_method,
 )
 
+pytestmark = pytest.mark.fp64
+
 D, FFN, HEADS = SIZES["hidden_size"], SIZES["intermediate_size"], SIZES["num_attention_heads"]
 LAYERS = SIZES["num_hidden_layers"]  # of each stack
 WHOLE = ("full", "owlore", "owlore_full")

@@ -17,6 +17,8 @@ from lorada.run.loaded import load_run
 from lorada.run.recipe import load_recipe
 from lorada.run.train import train
 
+pytestmark = pytest.mark.fp64
+
 PLUGGED = ("lora", "dora", "series", "parallel", "quanta", "longlora")
 
 

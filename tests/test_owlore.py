@@ -12,6 +12,8 @@ from lorada.procedures.layers import layers_of
 from lorada.procedures.outliers import outlier_ratios
 from lorada.procedures.owlore import OwLoreCallback
 
+pytestmark = pytest.mark.fp64
+
 OPTIMIZERS = {"owlore": lambda model, args: galore(model, args, rank=4), "owlore_full": None}
 EVERY = pytest.mark.parametrize("method", OPTIMIZERS)
 
@@ -78,6 +80,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(method, saved_a
         assert torch.equal(actual, expected), name
 
 
+@pytest.mark.fp64(False)
 @EVERY
 def test_bfloat16_resumes_bit_for_bit(method, tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 4, "steps": 7}

@@ -41,6 +41,8 @@ from transformers import (
 from lorada import BottleneckConfig, LoradaConfig
 from lorada.tuners.bottleneck import BottleneckLayer
 
+pytestmark = pytest.mark.fp64
+
 # Architecture -> attentions with their output projections, FFN (all before a dropout, of which
 # there is none in eval mode), and where the part of the FFN is held.
 LAYERS = {

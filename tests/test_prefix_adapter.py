@@ -25,6 +25,8 @@ from transformers import AutoModelForCausalLM
 
 from lorada import LoradaConfig, PrefixConfig
 
+pytestmark = pytest.mark.fp64
+
 # Saving, folding, merging.
 
 
@@ -36,7 +38,7 @@ def test_what_is_saved_loads_again(name, prefix, part, tmp_path):
     expected = logits(model, inputs)
     model.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(TINY[name](), tmp_path, is_trainable=True).eval()
-    assert torch.equal(logits(again, inputs), expected)
+    assert_close(logits(again, inputs), expected)
     mine, theirs = trainable(model), trainable(again)
     assert list(mine) == list(theirs)
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
@@ -75,6 +77,7 @@ def test_a_folded_network_is_a_flat_prefix_in_every_way(part, tmp_path):
     assert_close(logits(again, inputs), expected)
 
 
+@pytest.mark.fp64(False)
 def test_a_network_is_computed_in_fp32_under_autocast():
     model, inputs = trained("network"), batch("llama")
     found = []

@@ -34,6 +34,8 @@ from transformers import (
 from lorada import PrefixConfig
 from lorada.tuners.prefix import PrefixLayer
 
+pytestmark = pytest.mark.fp64
+
 # Counting. 2·l·d a block; of a network l·d + (d + 1)·w a set of blocks, and 2·d·(w + 1) a block.
 
 
@@ -193,6 +195,7 @@ def test_gradient_checkpointing_changes_no_gradient(prefix, reentrant):
         assert expected.abs().max() > 0
 
 
+@pytest.mark.fp64(False)
 @every_prefix
 def test_a_half_precision_base_keeps_the_prefix_in_fp32(prefix):
     model = get_peft_model(
