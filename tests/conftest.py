@@ -194,6 +194,21 @@ def _seeds() -> None:
     set_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def runs_happen_here(request, monkeypatch) -> None:
+    """Runs of tables and the like in the process of the test, which has everything imported.
+
+    A test that is marked ``apart`` gets the processes that a user gets.
+    """
+    if not request.node.get_closest_marker("apart"):
+        from lorada.run import apart  # after the hook that checks shapes
+
+        def here(function, *arguments, report=None):
+            return function(*arguments, **({} if report is None else {"report": report}))
+
+        monkeypatch.setattr(apart, "call", here)
+
+
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory):
     """Commands that are killed or run out of space; one warmed process for all tests."""

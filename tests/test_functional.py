@@ -377,9 +377,7 @@ def test_softmax_with_future_is_the_printed_formula_with_its_gradients():
         if plain:  # Eq. 11, Attn_s ⊙ M, then 4.3, softmax(…) + softmax(Attn_s), then Eq. 17
             fused = attention + torch.softmax(torch.tril(map_), -1).repeat(2, 1, 1)
         else:
-            fused = add_map_reference(
-                attention, map_, causal=True, ablation="softmax_with_future"
-            )
+            fused = add_map_reference(attention, map_, causal=True, ablation="softmax_with_future")
         found.append((fused, *torch.autograd.grad(fused, (w_a, w_b), grad)))
     for ours, printed in zip(*found, strict=True):
         assert_close(ours, printed)

@@ -26,6 +26,7 @@ from lorada.cli.app import (
     suggest,
     waiting,
 )
+from lorada.processes import first
 
 # A prompt in the form of the bundled task, for the command that the quickstart suggests.
 PROMPT = (
@@ -83,6 +84,8 @@ def train(
         loaded = load_recipe(recipe, pairs, options, name_output=True).anywhere()
     with aside(as_json):
         trained = run_training(loaded, resume=resume, overwrite=overwrite, quiet=as_json)
+    if not first():
+        raise typer.Exit(130 if trained.interrupted else 0)
     if trained.interrupted:
         errors.print(f"stopped and saved at step {trained.result['steps']}")
         suggest("train", "--resume", "--output", trained.run, on=errors)

@@ -18,6 +18,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lorada.files import scratch_folder, write_whole
+from lorada.processes import count
 from lorada.run.recipe import PATHS, RECIPE_FILE, Recipe, saved_recipe
 from lorada.run.result import RESULT_FILE
 from lorada.run.seal import broken_seal, is_sealed
@@ -29,7 +30,10 @@ RUN_FILES = (RECIPE_FILE, RESULT_FILE, ROWS_FILE, "loss.png", "adapter", "model"
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # The Trainer writes trainer_state.json last, and removes older checkpoints only after it.
-CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+CHECKPOINT_FILES = ("trainer_state.json", "scheduler.pt")
+# What FSDP writes: each state in one file, or a folder of shares whose list of contents comes last.
+OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
+SHARES = ("optimizer_0/.metadata", "pytorch_model_fsdp_0/.metadata")
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,11 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
     checkpoint = last_whole_checkpoint(run)
     if checkpoint is None:
         logger.warning("%s has no whole checkpoint yet: starting from the beginning", run)
+    elif (before := processes_of(checkpoint)) != count():
+        raise ValueError(
+            f"{checkpoint} was saved by {before}, not {count()} process(es): start as many, or "
+            "start again with --overwrite"
+        )
     return Start(checkpoint=checkpoint)
 
 
@@ -200,12 +209,21 @@ def last_whole_checkpoint(run: Path) -> Path | None:
     return None
 
 
+def processes_of(checkpoint: Path) -> int:
+    """How many processes wrote a checkpoint: of several, each keeps its random numbers."""
+    return len(list(checkpoint.glob("rng_state_*.pth"))) or 1
+
+
 def _is_whole(checkpoint: Path) -> bool:
     if not all((checkpoint / name).is_file() for name in CHECKPOINT_FILES):
         return False
-    weights = list(checkpoint.glob("*.safetensors"))
-    states = [*checkpoint.glob("rng_state*.pth"), *checkpoint.glob("*.pt")]
-    if not weights or len(states) < 3 or not all(_whole_archive(path) for path in states):
+    weights, draws = list(checkpoint.glob("*.safetensors")), list(checkpoint.glob("rng_state*.pth"))
+    optimizers = [checkpoint / name for name in OPTIMIZERS if (checkpoint / name).is_file()]
+    shared = all((checkpoint / name).is_file() for name in SHARES)
+    if not draws or not (shared or (weights and optimizers)):
+        return False
+    states = [*draws, *optimizers, *checkpoint.glob("pytorch_model_fsdp.bin")]
+    if not all(map(_whole_archive, [*states, checkpoint / "scheduler.pt"])):
         return False
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from lorada.errors import out_of_memory, saving
-from lorada.files import scratch_folder
+from lorada.files import one_at_a_time, scratch_folder
 from lorada.head import head_modules, may_be_drawn
 from lorada.roles import family_of
 from lorada.run.architectures import ARCHITECTURES, named_config
@@ -56,7 +56,9 @@ def _packaged_folder(name: str) -> Path:
         return folder
     cached = cache_folder() / name
     if not (cached / "model.safetensors").is_file():
-        _convert_gguf(folder, packaged.gguf, cached)
+        with one_at_a_time(cached):
+            if not (cached / "model.safetensors").is_file():
+                _convert_gguf(folder, packaged.gguf, cached)
     return cached
 
 

@@ -338,6 +338,8 @@ def _known(section: str) -> dict[str, Any]:
 def _checked(section: str, name: str, value: Any) -> Any:
     """A value as its field's type takes it ("1e-3" is a number), or an error that names both."""
     hint = _known(section)[name]
+    if (section, name) == (TRAINING, "fsdp") and isinstance(value, bool):
+        return value  # which transformers wants, and calls a text for the sake of its command line
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(hint)
     except Exception:  # a type that pydantic has no schema for is checked by its own class

@@ -18,6 +18,7 @@ from lorada.files import write_whole
 from lorada.procedures import autopeft
 from lorada.procedures.autopeft import Configuration, Space, Trial, pareto
 from lorada.procedures.blocks import LAYERS, SIZES
+from lorada.run import apart
 from lorada.run.callbacks import DivergedError
 from lorada.run.evaluate import evaluate
 from lorada.run.folder import clear, holds_run, same_recipe
@@ -103,7 +104,7 @@ def search(
                 f"trial {number + 1} of {trials} ({minutes:.0f} min so far): {described(chosen)}"
             )
             try:
-                return _trial(recipe, number, chosen)
+                return apart.call(train_and_score, recipe, number, chosen)
             except KeyboardInterrupt:
                 more = f"--trials {trials} --sampler {sampler} --output {quote(str(folder))}"
                 report(f"stopped and saved; next: lorada search --resume {more}")
@@ -164,8 +165,15 @@ def _run_of(folder: Path, number: int) -> Path:
     return folder / f"trial-{number:03d}"
 
 
-def _trial(recipe: Recipe, number: int, chosen: Configuration) -> tuple[float, float]:
-    """Train and score a configuration, or finish what was begun; accuracy and parameters."""
+def train_and_score(recipe: Recipe, number: int, chosen: Configuration) -> tuple[float, float]:
+    """Train and score a configuration, or finish what was begun of it, in this process.
+
+    Returns:
+        Accuracy and parameters, in percent.
+
+    Raises:
+        KeyboardInterrupt: if the training was interrupted and saved.
+    """
     run = _run_of(Path(recipe.output), number)
     parts = {
         part: {**recipe.parts.get(part, {}), **own} for part, own in chosen.overrides().items()
