@@ -52,7 +52,7 @@ def one_graph():
         yield
 
 
-pytestmark = pytest.mark.usefixtures("shapes_unchecked")
+pytestmark = [pytest.mark.fp64, pytest.mark.usefixtures("shapes_unchecked")]
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,10 +27,12 @@ from lorada.run.loaded import load_run
 from lorada.run.recipe import load_recipe
 from lorada.run.train import train
 
+pytestmark = pytest.mark.fp64
+
 # A rate at which a few steps change every logit.
 TINY = [
     "training.per_device_train_batch_size=8", "training.report_to=[]", "max_steps=4",
-    "max_length=32", "learning_rate=0.1", "max_grad_norm=0",
+    "max_length=32", "learning_rate=0.1", "max_grad_norm=0", "dtype=float64",
 ]  # fmt: skip
 CLASSES = [{"text": row["prompt"], "label": "even" if i % 2 else "odd"} for i, row in
            enumerate(ROWS)]  # fmt: skip
@@ -89,6 +92,8 @@ DECODERS = {
 CLASSIFIERS = {
     "lora": ([], ["LORA"], []),
     "lora+lmam": ([], ["LORA"], ["LMAM"]),
+    # Norms that train are the base's in the end, as weights are.
+    "sora+lmam": (["sora.modules_to_save=[output.LayerNorm]"], ["SORA"], ["LMAM"]),
     "bitfit": ([], [], []),
 }
 # Heads of several modules, and a method whose ranks are pruned.
@@ -145,8 +150,11 @@ sys.modules["lorada"] = sys.modules["peft"] = None  # any import of them is an I
 import torch
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
-with torch.no_grad():
+sys.path.insert(0, sys.argv[2])
+from double import in_double
+
+with torch.no_grad(), in_double():
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
     print(json.dumps(model(torch.arange(5, 25)[None]).logits.tolist()))
 """
 
@@ -155,9 +163,8 @@ def test_without_map_and_bottleneck_it_loads_where_there_is_no_lorada(place, tmp
     run = train_run(place, tmp_path / "run", "lora")
     call("export", run, "--merge", tmp_path / "out")
     expected = logits(load_run(run).model, {"input_ids": torch.arange(5, 25)[None]})
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE, tmp_path / "out"], capture_output=True, text=True
-    )
+    words = [sys.executable, "-c", ALONE, tmp_path / "out", Path(__file__).parent]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert_close(torch.tensor(json.loads(done.stdout)), expected)
 
@@ -263,6 +270,7 @@ def test_what_appears_in_the_folder_meanwhile_is_left_alone(finished, tmp_path, 
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
 
 
+@pytest.mark.fp64(False)
 @pytest.mark.parametrize("method", ["lorada_la", "lmam"])
 def test_a_half_precision_base_keeps_its_dtype_and_rounding_is_said(
     place, tmp_path, call, caplog, method
@@ -299,13 +307,15 @@ def test_a_full_disk_leaves_nothing_behind(finished, tmp_path, call, monkeypatch
     assert list((tmp_path / "to").iterdir()) == []
 
 
+@pytest.mark.fp64(False)
 def test_a_quantised_base_is_refused(place, finished, tmp_path, call):
     pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
 
     quantised = AutoModelForCausalLM.from_pretrained(
-        place / "llama", quantization_config=BitsAndBytesConfig(load_in_4bit=True)
-    )
+        place / "llama", quantization_config=BitsAndBytesConfig(load_in_4bit=True),
+        dtype=torch.float32,
+    )  # fmt: skip
     quantised.save_pretrained(tmp_path / "nf4")
     byte_tokenizer().save_pretrained(tmp_path / "nf4")
     run = shutil.copytree(finished, tmp_path / "run")

@@ -94,7 +94,7 @@ def exported(tmp_path_factory):
 
 
 def fresh(place, *, known):
-    """Load every folder in a process of its own; returns the errors that attempts ended in."""
+    """Load every folder in a process of its own; how each attempt ended that did not end well."""
     kinds = {kind: KINDS[kind][3:] for kind in KINDS}
     python = [sys.executable, "-c", LOADS, place, json.dumps(kinds)]
     if known:

@@ -36,14 +36,17 @@ CLASSIFIERS = {
 }
 # Adapter -> its parts, and how it is unloaded.
 ADAPTERS = {
-    "lora": (lambda on: [LoraConfig(r=2, target_modules=on)], "merge_and_unload"),
+    "lora": (lambda targets: [LoraConfig(r=2, target_modules=targets)], "merge_and_unload"),
     "adalora": (
-        lambda on: [AdaLoraConfig(init_r=2, target_r=1, total_step=9, target_modules=on)],
+        lambda targets: [AdaLoraConfig(init_r=2, target_r=1, total_step=9, target_modules=targets)],
         "merge_and_unload",
     ),
-    "lora+map": (lambda on: [lmam(), LoraConfig(r=2, target_modules=on)], "merge_weights"),
-    "map": (lambda on: [lmam()], "unload"),
-}
+    "lora+map": (
+        lambda targets: [lmam(), LoraConfig(r=2, target_modules=targets)],
+        "merge_weights",
+    ),
+    "map": (lambda targets: [lmam()], "unload"),
+}  # fmt: skip
 CASES = [
     *((name, adapter) for name in CLASSIFIERS for adapter in ("lora", "lora+map")),
     *((name, adapter) for name in ("roberta", "deberta_v2") for adapter in ("adalora", "map")),

@@ -81,6 +81,26 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Wait while another process makes what is to be at ``path``.
+
+    The lock is an empty file beside it, which stays. Where none can be had, nobody waits.
+    """
+    lock = None
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_UN)  # of the children who have inherited it, too
+            os.close(lock)
+
+
 def _locked_folder(parent: Path) -> tuple[Path, int]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=parent))

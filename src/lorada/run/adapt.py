@@ -153,7 +153,7 @@ def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> 
     with _fitting(folder):
         model = get_peft_model(base, old)
         _refuse_missing(model, weights, folder, kinds)
-        _refuse_unexpected(set_peft_model_state_dict(model, weights).unexpected_keys, folder)
+        set_peft_model_state_dict(model, weights)
     logger.warning("%d tensors taken over from %s", len(weights), folder)
     return model
 
@@ -169,15 +169,6 @@ def _refuse_missing(
     if missing:
         raise ValueError(
             f"{folder} has no {min(missing)}: it is incomplete, or was saved for another "
-            "architecture"
-        )
-
-
-def _refuse_unexpected(keys: Collection[str], folder: Path) -> None:
-    """Refuse a file with tensors that have no place in the model."""
-    if keys:
-        raise ValueError(
-            f"{folder} has {min(keys)}, which has no place in this model: it was saved for another "
             "architecture"
         )
 
@@ -273,7 +264,6 @@ def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = (
     with _fitting(folder):
         model = PeftModel.from_pretrained(base, str(folder))
         _refuse_missing(model, weights, folder)
-        _refuse_unexpected(weights.keys() - get_peft_model_state_dict(model).keys(), folder)
     return model.eval()
 
 

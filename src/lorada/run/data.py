@@ -90,7 +90,7 @@ def training_rows(
         held_out = None
         if recipe.eval_data:
             held_out = load_rows(recipe.eval_data, rows.form, rows.labels)
-            held_out = part(held_out, recipe.eval_rows)
+            held_out = sampled(held_out, recipe.eval_rows)
     else:
         rows, held_out = _benchmark_rows(recipe, kind), None
         rows = replace(rows, labels=class_order(rows.labels, own_classes))
@@ -105,7 +105,7 @@ def training_rows(
         if held_out is not None:
             raise ValueError(f"dev_rows={recipe.dev_rows} and eval_data exclude each other")
         rows, held_out = _split(rows, recipe.dev_rows)
-    return part(rows, recipe.train_rows), held_out
+    return sampled(rows, recipe.train_rows), held_out
 
 
 def _refuse_benchmarks_own(recipe: Recipe) -> None:
@@ -129,7 +129,7 @@ def scored_rows(recipe: Recipe, form: Form, labels: tuple[str, ...], kind: Kind)
             convert = protocol.convert_test or protocol.convert
             converted = _convert(read_source(source, folder), convert, source)
             rows = Rows(converted, form, labels, f"{source.folder}/{source.split}", protocol)
-            found["_".join(filter(None, (name, suffix)))] = part(
+            found["_".join(filter(None, (name, suffix)))] = sampled(
                 rows, recipe.eval_rows or protocol.rows
             )
     return found
@@ -237,7 +237,7 @@ def _split(rows: Rows, held_out: int) -> tuple[Rows, Rows]:
     return rows.part(i for i in everything if i not in chosen), rows.part(sorted(chosen))
 
 
-def part(rows: Rows, count: int | None) -> Rows:
+def sampled(rows: Rows, count: int | None) -> Rows:
     """A random part of the rows, the same one for every seed."""
     if count is None or count >= len(rows.rows):
         return rows

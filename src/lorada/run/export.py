@@ -7,7 +7,6 @@ imported, and ends in an error before; without them DIR is a plain model, which 
 """
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from lorada.errors import saving
 from lorada.files import written_whole
 from lorada.run.adapt import task_type
 from lorada.run.card import write_export_card
+from lorada.run.folder import refuse_target
 from lorada.run.loaded import Run, load_run
 from lorada.tasks.rows import HEADED
 
@@ -43,7 +43,7 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
         ValueError: if the run is not finished, the target is not free, or the base is quantised.
         OSError: if the disk is full; nothing is left of the target then.
     """
-    _refuse_taken(folder, target)
+    refuse_target(folder, target)
     run = load_run(folder, trust_remote_code=trust_remote_code)
     if getattr(run.model.config, "quantization_config", None) is not None:
         raise ValueError(
@@ -65,7 +65,7 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
         _write(model, run, fresh)
         task = task_type(run.model.config, classifies=run.form in HEADED)
         write_export_card(fresh, run.recipe, merged, left, task)
-        _refuse_taken(folder, target)  # what somebody has put there since stays
+        refuse_target(folder, target)  # what somebody has put there since stays
     return {
         "folder": str(target),
         "merged": merged,
@@ -78,15 +78,6 @@ def kinds(model: PeftModel | PreTrainedModel) -> list[str]:
     """The PEFT types of the parts of a model's adapter; none for a model without one."""
     parts = model.peft_config["default"].parts if isinstance(model, PeftModel) else []
     return [str(getattr(part.peft_type, "value", part.peft_type)) for part in parts]
-
-
-def _refuse_taken(folder: Path, target: Path) -> None:
-    if folder.resolve() in (target.resolve(), *target.resolve().parents):
-        raise ValueError(f"{target} lies in the run itself: choose a folder outside {folder}")
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"{target} is a file: choose a new folder")
-    if target.is_dir() and os.listdir(target):
-        raise ValueError(f"{target} is not empty: choose a new folder")
 
 
 def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path) -> None:

@@ -54,7 +54,7 @@ def generate(
     if run.form in HEADED:
         what = f"a classifier of {', '.join(run.labels)}" if run.labels else "a scorer"
         raise ValueError(f"{run.folder} is {what}: it has no text")
-    _check_prompts(run, prompts)
+    _check_prompts(run, prompts, templated=templated)
     settings = protocol_settings(run.recipe, protocol or run.protocol)
     settings |= beginning(run.tokenizer)
     if max_new_tokens is not None:
@@ -83,7 +83,7 @@ def generate(
     return [outputs[i] for i in range(len(prompts))]
 
 
-def _check_prompts(run: Run, prompts: list[str]) -> None:
+def _check_prompts(run: Run, prompts: list[str], *, templated: bool) -> None:
     # An encoder reads the special tokens around nothing; XSum has articles without a word.
     marked = run.kind == "encoder_decoder" and run.tokenizer("")["input_ids"]
     if not all(prompts) and not marked:
@@ -91,6 +91,15 @@ def _check_prompts(run: Run, prompts: list[str]) -> None:
     for prompt in prompts:
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):
             raise ValueError(f"the prompt {prompt!a} is not UTF-8 text: write it anew")
+    # A tokenizer may leave out what it does not know, or what it holds for space.
+    special = {"add_special_tokens": not templated, "verbose": False}
+    found = run.tokenizer(prompts, **special)["input_ids"] if prompts else []
+    for prompt, ids in zip(prompts, found, strict=True):
+        if not ids:
+            raise ValueError(
+                f"the prompt {prompt!r} has no token that this model knows: there is nothing to "
+                "continue"
+            )
 
 
 def _room_for_prompts(run: Run, limit: int) -> int | None:
