@@ -142,7 +142,10 @@ BAD_TRAINING = {
     "unknown model": (["model=smollm"], "unknown model 'smollm'; did you mean smollm2-135m"),
     "wrong dtype": (["dtype=float3"], "dtype='float3'"),
     "not an adapter": (["from_adapter=missing"], "no adapter folder at missing"),
-    "infinite scale": (["lmam.inverse_scale=.inf"], "inverse_scale=inf must be a number above 0"),
+    "infinite scale": (
+        ["lmam.inverse_scale=.inf"],
+        "lmam.inverse_scale=inf must be a finite number",
+    ),
     "a section is no value": (["lmam=3"], "lmam=3 is a section: write lmam.NAME=…"),
     "not a regular expression": (['lmam.target_modules="["'], "unterminated character set"),
     "an odd dtype": (["dtype=float8_e4m3fn"], "dtype='float8_e4m3fn' is not one of float32"),

@@ -217,7 +217,8 @@ def _validated(values: dict[str, Any]) -> Recipe:
         if name not in TASKS:
             raise unknown("task", name, TASKS)
     for name, value in recipe:
-        refuse_unstorable(name, value)
+        for key, inner in value.items() if name == "parts" else [(name, value)]:
+            refuse_unstorable(key, inner)
     return recipe
 
 
