@@ -1,4 +1,14 @@
-"""k batches of b rows are one batch of k·b rows: losses, gradients, weights, held-out losses."""
+"""k batches of b rows are one batch of k·b rows: losses, gradients, weights, held-out losses.
+
+    torchrun --nproc-per-node 2 test_accumulation.py FORM ARCHITECTURE FOLDER
+
+trains 8 rows in two processes of two batches of one row for each step.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,7 +96,7 @@ def built(form, name):
     return model.double()
 
 
-def trained(form, name, settings, tmp_path, batch, steps):
+def trained(form, name, settings, tmp_path, batch, steps, rows_count=7):
     """A Trainer that has trained an epoch of 7 rows; ``steps`` batches for each update."""
     pairs = [
         f"per_device_train_batch_size={batch}", f"gradient_accumulation_steps={steps}",
@@ -101,7 +111,7 @@ def trained(form, name, settings, tmp_path, batch, steps):
     writes = form == "prompt" and model.config.is_encoder_decoder
     args = training_arguments(recipe, quiet=True, writes=writes)
     make = trainer_class(recipe, rows, None, tokenizer, None, writes=writes)
-    dataset = Dataset.from_list([features(form, name, number) for number in range(7)])
+    dataset = Dataset.from_list([features(form, name, number) for number in range(rows_count)])
     pad = collator(form, tokenizer, model)
     if recipe.packing:
         dataset, pad = pack(dataset, 20), PackedCollator(0)
@@ -157,3 +167,33 @@ def test_the_loss_of_a_step_is_the_mean_over_what_counts_in_its_rows(form, name,
         count += own
     trainer = trained(form, name, (), tmp_path, 7, 1)
     assert_close(logged(trainer, "loss")[0].float(), torch.tensor(total / count))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "name"), [("label", "adapted bert"), ("prompt", "bart")])
+def test_two_processes_that_add_batches_up_are_one_large_batch(form, name, tmp_path):
+    """Each has other numbers of tokens in its rows; gradients are averaged over processes."""
+    one = trained(form, name, (), tmp_path / "one", 4, 1, 8)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--standalone", __file__, form, name, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
+    assert done.returncode == 0, done.stderr[-3000:]
+    several = torch.load(tmp_path / "two.pt")
+    assert several["processes"] == 2
+    for key in ("loss", "grad_norm", "eval_loss"):
+        assert_close(several[key].float(), logged(one, key).float())
+    for key, expected in one.model.named_parameters():
+        assert_close(several["weights"][key].float(), expected.detach().float())
+
+
+def main(form, name, folder):
+    trainer = trained(form, name, (), Path(folder) / "two", 1, 2, 8)
+    if trainer.is_world_process_zero():
+        found = {key: logged(trainer, key) for key in ("loss", "grad_norm", "eval_loss")}
+        weights = {key: weight.detach() for key, weight in trainer.model.named_parameters()}
+        found |= {"weights": weights, "processes": trainer.args.world_size}
+        torch.save(found, Path(folder) / "two.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

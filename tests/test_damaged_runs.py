@@ -132,13 +132,14 @@ def test_settings_of_a_foreign_adapter_that_are_of_the_wrong_type_end_in_a_line(
     for number, value in enumerate(WRONG_SETTINGS[name]):
         folder = saved_lora(place, tmp_path / f"{number}", **{name: value})
         start = recipe(place, tmp_path / "run", "lmam", from_adapter=folder)
+        refused = None
         try:
             train(start, quiet=True, overwrite=True)
         except ValueError as error:
-            assert "\n" not in str(error)
-        else:
-            # PEFT takes these for what they stand for, or looks nobody up.
-            assert name in ("lora_alpha", "base_model_name_or_path", "rank_pattern"), value
+            refused = str(error)
+        # PEFT takes some for what they stand for, or looks at them later than a line can be said.
+        assert refused or name in ("lora_alpha", "base_model_name_or_path", "rank_pattern"), value
+        assert "\n" not in (refused or "")
 
 
 def test_an_adapter_is_not_loaded_onto_a_base_that_has_changed(place, tmp_path):
@@ -150,7 +151,7 @@ def test_an_adapter_is_not_loaded_onto_a_base_that_has_changed(place, tmp_path):
     save_file(dict(reversed(weights.items())), path, metadata={"format": "pt", "by": "another"})
     load_run(run)
     save_file({k: w + 1e-3 for k, w in weights.items()}, path, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="are not those that .* was trained on"):
+    with pytest.raises(ValueError, match=r"are not those that .* was trained on"):
         load_run(run)
     shutil.rmtree(base)
     mistral_folder(base)
@@ -190,8 +191,9 @@ def check_harm(run, data, name, chance):
             evaluate(load_run(run), data)
         except (ValueError, OSError, ImportError):
             pass
-        except RuntimeError as error:
-            assert out_of_memory(error), (name, harm[:200])
+        except RuntimeError as error:  # of which the command says a line too
+            if not out_of_memory(error):
+                raise
         path.write_bytes(whole)
         (run / "result.json").write_bytes(result)
 

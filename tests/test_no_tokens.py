@@ -79,7 +79,7 @@ def test_a_tokenizer_without_pad_and_end_fills_rows_with_another_special_token(
 
 
 def test_a_tokenizer_without_any_special_token_is_refused_in_one_line(place, tmp_path):
-    with pytest.raises(ValueError, match="no token to fill short rows with.*give it a pad_token"):
+    with pytest.raises(ValueError, match=r"no token to fill short rows with.*give it a pad_token"):
         load_tokenizer(str(place / "none"))
     with pytest.raises(ValueError, match="no token to fill short rows with") as caught:
         trained(place, tmp_path / "run", "none", "choices")

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from lorada.errors import out_of_memory
 from lorada.progress import watched
 from lorada.run.data import protocol_settings
 from lorada.run.encoding import context_of
@@ -140,7 +141,9 @@ def _continue(run: Run, batch: Any, settings: dict[str, Any]) -> list[str]:
             ids = run.model.generate(
                 **batch, do_sample=False, pad_token_id=run.tokenizer.pad_token_id, **settings
             )
-    except (TypeError, AttributeError) as error:  # nothing looks at those settings before
+    except (TypeError, AttributeError, RuntimeError) as error:  # nothing looks at those before
+        if out_of_memory(error):
+            raise
         raise ValueError(
             f"{run.folder} cannot generate ({error}): a setting in its model's "
             "generation_config.json may be damaged"
