@@ -77,13 +77,19 @@ def train(
     elif resume and recipe is None and model is None:
         raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
     plain = outline(recipe, pairs, options, name_output=True)
-    check_training(plain, resume=resume, overwrite=overwrite)
+    if first():  # where the others look, the first may have begun to write
+        check_training(plain, resume=resume, overwrite=overwrite)
     with waiting(HEAVY, quiet=as_json):
         from lorada.run.train import train as run_training
 
         loaded = load_recipe(recipe, pairs, options, name_output=True).anywhere()
     with aside(as_json):
         trained = run_training(loaded, resume=resume, overwrite=overwrite, quiet=as_json)
+    _tell(trained, loaded, as_json=as_json)
+
+
+def _tell(trained: Any, recipe: Any, *, as_json: bool) -> None:
+    """Say what came of a training, and what to do next; of several processes, the first does."""
     if not first():
         raise typer.Exit(130 if trained.interrupted else 0)
     if trained.interrupted:
@@ -98,7 +104,7 @@ def train(
         return
     console.print(training_summary(trained.result), highlight=False, soft_wrap=True)
     console.print(drawn, highlight=False, soft_wrap=True)
-    suggest_scoring(trained.run, loaded)
+    suggest_scoring(trained.run, recipe)
 
 
 def suggest_scoring(run: Path, recipe: Any) -> None:

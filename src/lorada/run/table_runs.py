@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorada.files import write_whole
+from lorada.files import json_text, write_whole
 from lorada.progress import watched
 from lorada.run import apart
 from lorada.run.evaluate import evaluate_tasks
