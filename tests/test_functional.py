@@ -397,9 +397,9 @@ def test_the_first_row_of_the_printed_softmax_gives_99_percent_to_later_tokens()
 def test_without_a_causal_mask_both_softmaxes_are_one():
     map_ = torch.randn(2, 4, 4, dtype=torch.float64)
     keys = torch.tensor([[True, True, False, True]])
-    for given in (None, keys):
-        same = softmax_map(map_, False, keys=given)
-        assert torch.equal(softmax_map(map_, False, keys=given, future=True), same)
+    for visible in (None, keys):
+        same = softmax_map(map_, False, keys=visible)
+        assert torch.equal(softmax_map(map_, False, keys=visible, future=True), same)
 
 
 def test_softmax_with_future_gives_padded_keys_nothing_and_keeps_a_window():
