@@ -360,9 +360,7 @@ def test_softmax_with_future_is_the_printed_formula_with_its_gradients():
         if plain:  # Eq. 11, Attn_s ⊙ M, then 4.3, softmax(…) + softmax(Attn_s), then Eq. 17
             fused = attention + torch.softmax(torch.tril(map_), -1).repeat(2, 1, 1)
         else:
-            fused = add_map_reference(
-                attention, map_, causal=True, ablation="softmax_with_future"
-            )
+            fused = add_map_reference(attention, map_, causal=True, ablation="softmax_with_future")
         found.append((fused, *torch.autograd.grad(fused, (w_a, w_b), grad)))
     for ours, printed in zip(*found, strict=True):
         assert_close(ours, printed)
@@ -382,9 +380,9 @@ def test_the_first_row_of_the_printed_softmax_gives_99_percent_to_later_tokens()
 def test_without_a_causal_mask_both_softmaxes_are_one():
     map_ = torch.randn(2, 4, 4, dtype=torch.float64)
     keys = torch.tensor([[True, True, False, True]])
-    for given in (None, keys):
-        same = softmax_map(map_, False, keys=given)
-        assert torch.equal(softmax_map(map_, False, keys=given, future=True), same)
+    for real in (None, keys):
+        same = softmax_map(map_, False, keys=real)
+        assert torch.equal(softmax_map(map_, False, keys=real, future=True), same)
 
 
 def test_softmax_with_future_gives_padded_keys_nothing_and_keeps_a_window():

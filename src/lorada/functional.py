@@ -226,7 +226,8 @@ def add_map_reference(
         align: map on the first (Eqs. 14-15) or the last (Eq. 16) tokens.
         causal: whether the model is causal (Eq. 11).
         ablation: ``softmax`` (¬S) normalises the map before adding it, ``softmax_with_future``
-            with the zeros of Eq. 11 among what is normalised; ``no_negative`` (¬N) adds it to the scores before the softmax, which on probabilities is
+            with the zeros of Eq. 11 among what is normalised; ``no_negative`` (¬N) adds it to the
+            scores before the softmax, which on probabilities is
             softmax(x + a) = p·exp(a) / Σ p·exp(a) with p = softmax(x).
 
     Returns:
