@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ TINY = [
     "training.per_device_train_batch_size=8", "training.report_to=[]", "max_steps=4",
     "max_length=32", "learning_rate=0.1", "max_grad_norm=0",
 ]  # fmt: skip
+pytestmark = pytest.mark.fp64
 # Kind -> its rows, its method with settings, the class that loads it, and a pipeline.
 KINDS = {
     "llama": ("rows", "lorada_la", [], "AutoModelForCausalLM", "text-generation"),
@@ -41,6 +43,9 @@ from pathlib import Path
 import transformers
 from safetensors.torch import load_file, save_file
 
+sys.path.insert(0, sys.argv[3])
+from double import in_double
+
 place, kinds, found = Path(sys.argv[1]), json.loads(sys.argv[2]), {}
 for kind, (auto, task) in kinds.items():
     folder = place / kind
@@ -52,7 +57,8 @@ for kind, (auto, task) in kinds.items():
     loads["base"] = lambda folder: getattr(transformers, auto).from_pretrained(folder, **alone)
     for name, load in loads.items():
         try:
-            logits = load(folder).eval()(**batch).logits.detach()
+            with in_double():
+                logits = load(folder).eval()(**batch).logits.detach()
             save_file({"logits": logits}, place / f"{kind}-{name}.safetensors")
         except Exception as error:
             found[f"{kind}-{name}"] = f"{type(error).__name__}: {error}"
@@ -96,7 +102,7 @@ def exported(tmp_path_factory):
 def fresh(place, *, known):
     """Load every folder in a process of its own; how each attempt ended that did not end well."""
     kinds = {kind: KINDS[kind][3:] for kind in KINDS}
-    python = [sys.executable, "-c", LOADS, place, json.dumps(kinds)]
+    python = [sys.executable, "-c", LOADS, place, json.dumps(kinds), Path(__file__).parent]
     if known:
         python = [sys.executable, "-m", "lorada.cli", "run", *python, "known"]
     done = subprocess.run(python, capture_output=True, text=True, check=False)

@@ -389,14 +389,18 @@ def test_lm_eval_scores_a_stack_as_our_own_code_does(place, tmp_path):
     base, stack = AutoModelForCausalLM.from_pretrained(place / "llama"), stacked(place)
     both = [torch.stack([likelihoods(model, row) for row in rows]) for model in (base, stack)]
     effect = (both[1] - both[0]).abs().max()
-    for scores, adapter in zip(both, ("", f",peft={place / 'stack'}"), strict=True):
-        got, seen = evaluated(tmp_path, f"pretrained={place / 'llama'},dtype=float32{adapter}")
+    whole = shutil.copytree(place / "llama", tmp_path / "whole")  # base and adapter in one folder
+    for path in (place / "stack").glob("adapter_*"):
+        shutil.copy(path, whole)
+    loads = [str(place / "llama"), f"{place / 'llama'},peft={place / 'stack'}", str(whole)]
+    for scores, arguments in zip([*both, both[1]], loads, strict=True):
+        got, seen = evaluated(tmp_path, f"pretrained={arguments},dtype=float32")
         # lm_eval computes in fp32, which is nothing beside what the stack changes.
         assert (seen - scores).abs().max() < 1e-4 * effect
         right = sum(int(s.argmax()) == row["gold"] for s, row in zip(scores, rows, strict=True))
         assert got == pytest.approx(right / len(rows))
         accuracy.append(got)
-    assert accuracy[0] < accuracy[1] == 1.0
+    assert accuracy[0] < accuracy[1] == accuracy[2] == 1.0
 
 
 REPORT = """

@@ -6,6 +6,7 @@ of its own kind: one matrix, a module of several, several modules.
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from stacks import lmam, randomise
 from transformers import AutoModelForSequenceClassification, ElectraConfig
 
 from lorada import LoradaConfig
+
+pytestmark = pytest.mark.fp64
 
 CLASSES = 3
 # Architecture -> what LoRA goes on; the module that is trained whole beside PEFT's own choice.
@@ -58,10 +61,15 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
+sys.path.insert(0, sys.argv[2])
+from double import in_double
+
 for folder in Path(sys.argv[1]).iterdir():
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     batch = load_file(folder / "batch.safetensors")
-    save_file({"logits": model(**batch).logits.detach()}, folder / "logits.safetensors")
+    with in_double():
+        model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        logits = model(**batch).logits.detach()
+    save_file({"logits": logits}, folder / "logits.safetensors")
 """
 
 
@@ -72,8 +80,7 @@ def classifier(name):
     )  # fmt: skip
     config.num_labels = CLASSES
     torch.manual_seed(0)
-    # In twice the precision, as a merged weight is rounded otherwise than its parts.
-    return AutoModelForSequenceClassification.from_config(config).double().eval()
+    return AutoModelForSequenceClassification.from_config(config).eval()
 
 
 def batch_of(name):
@@ -122,7 +129,7 @@ def unloaded(tmp_path_factory):
         plain.save_pretrained(folder)
         save_file(batch, folder / "batch.safetensors")
         made[name, adapter] = expected, folder
-    subprocess.run([sys.executable, "-c", FRESH, place], check=True)
+    subprocess.run([sys.executable, "-c", FRESH, place, Path(__file__).parent], check=True)
     return made
 
 

@@ -9,6 +9,8 @@ from stacks import batch, lmam, logits, randomise
 
 from lorada import LoradaConfig
 
+pytestmark = pytest.mark.fp64
+
 # Setting of LoRA -> what the error says of it.
 SETTINGS = {
     "lora_bias": (True, "lora_bias=True cannot be merged into model.layers.0.self_attn.q_proj"),
@@ -57,7 +59,7 @@ def test_exporting_it_is_refused_before_anything_is_written(name, tmp_path, call
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bias_is_merged_where_the_base_has_one(tmp_path):
+def test_a_bias_is_merged_where_the_base_has_one():
     lora = LoraConfig(r=2, target_modules=["query"], lora_bias=True)
     model = get_peft_model(TINY["bert"](), LoradaConfig(parts=[lora])).eval()
     randomise(model)
