@@ -88,6 +88,14 @@ def test_ratios_by_layer_are_means_over_rows(runs):
         assert two[index]["map_negative_ratio"] == pytest.approx(mean)
 
 
+def test_rows_of_another_form_than_the_run_has_learned_are_shown_in_their_own(runs, tmp_path):
+    turns = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]
+    chats = rows_file(tmp_path / "chats.jsonl", [{"messages": turns}])
+    run = load_run(runs / "llama")
+    (found,) = {len(one["map"]) for one in ratios_by_layer(run, 1, str(chats))["layers"]}
+    assert found == len(run.tokenizer("<|user|>ab<e><|assistant|>")["input_ids"])
+
+
 def test_explain_draws_figure_1_and_prints_every_layers_effect_size(runs, monkeypatch, capsys):
     code, out, err = lorada(monkeypatch, capsys, "explain", runs / "bert", "--text", TEXT)
     assert code == 0, err

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
+from lorada.processes import first
+
 Item = TypeVar("Item")
 
 
@@ -24,4 +26,6 @@ def watched(items: Iterable[Item], title: str, *, total: int | None = None) -> I
         total: how many there are, where ``items`` cannot tell.
     """
     console = plain_console(stderr=True)
-    return track(items, escape(title), total=total, transient=True, console=console)
+    return track(
+        items, escape(title), total=total, transient=True, console=console, disable=not first()
+    )

@@ -13,7 +13,19 @@ from rich.logging import RichHandler
 
 from lorada.cli import listing, paper, pictures, runs  # noqa: F401  (their commands)
 from lorada.cli.app import app, errors
+from lorada.errors import out_of_memory
+from lorada.processes import (
+    OtherProcessError,
+    count,
+    first,
+    leave,
+    refuse_many,
+    told_once,
+)
 from lorada.unheard import hush
+
+# The commands that several processes may run at once: one trains, the other becomes a program.
+FOR_MANY = ("train", "run")
 
 # How other versions of those libraries, under other names, begin to speak of their kernels.
 NO_CONCERN = ("Failed to load", "Warning: Detected no triton")
@@ -24,13 +36,19 @@ def main() -> None:
     hush()
     handler = RichHandler(console=errors, show_time=False, show_path=False)
     handler.addFilter(lambda record: not record.getMessage().startswith(NO_CONCERN))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    # Of several processes that train together one warns.
+    level = logging.WARNING if first() else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
     # Other libraries' announcements of their next version are no concern of who runs a command.
     warnings.simplefilter("ignore", FutureWarning)
     try:
         # The code of an Exit, or of Ctrl-C, which typer returns instead of raising it.
-        if code := app(standalone_mode=False):
+        if code := _run():
             sys.exit(code)
+    except OtherProcessError:
+        if os.environ.get("LORADA_DEBUG"):
+            raise
+        sys.exit(2)
     except (ValueError, OSError, ImportError, re.error) as error:
         if os.environ.get("LORADA_DEBUG"):
             raise
@@ -38,7 +56,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except (MemoryError, RuntimeError) as error:
-        if os.environ.get("LORADA_DEBUG") or not _out_of_memory(error):
+        if os.environ.get("LORADA_DEBUG") or not out_of_memory(error):
             raise
         _fail(
             "out of memory: take a smaller training.per_device_train_batch_size, max_length or "
@@ -52,9 +70,14 @@ def main() -> None:
         raise
 
 
-def _out_of_memory(error: Exception) -> bool:
-    signs = ("out of memory", "can't allocate", "not enough memory")
-    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
+def _run() -> int | None:
+    with told_once():
+        if sys.argv[1:] and sys.argv[1] not in FOR_MANY:
+            refuse_many(f"lorada {sys.argv[1]}")
+        code: int | None = app(standalone_mode=False)
+    if count() > 1:
+        leave()
+    return code
 
 
 def _fail(message: str) -> None:

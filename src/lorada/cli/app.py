@@ -1,6 +1,5 @@
 """The application that the commands belong to, and what they share: options, output."""
 
-import json
 import shlex
 import sys
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
@@ -11,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from lorada.files import json_text
 from lorada.progress import plain_console
 
 app = typer.Typer(
@@ -95,4 +95,4 @@ def aside(as_json: bool) -> AbstractContextManager[Any]:
 
 def print_json(data: Any) -> None:
     """Print a result for programs."""
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+    print(json_text(data))

@@ -98,6 +98,7 @@ def params(
         f"{counts['percent_of_all']:.4f}%",
     )
     console.print(table)
+    console.print(f"settings: {counts['settings_from']}", highlight=False, markup=False)
     named = model if has_weights(model) else "MODEL"  # an architecture alone cannot be trained
     where = ("--model", named, "--data", "FILE", "--output", "runs/mine")
     suggest("train", "--method", method, *where, *pairs)

@@ -26,6 +26,7 @@ from lorada.cli.app import (
     suggest,
     waiting,
 )
+from lorada.processes import first
 
 # A prompt in the form of the bundled task, for the command that the quickstart suggests.
 PROMPT = (
@@ -54,6 +55,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option(help="continue the run in --output")] = False,
     overwrite: Annotated[bool, typer.Option(help="delete the run in --output first")] = False,
+    remote: Remote = False,
     as_json: Json = False,
 ) -> None:
     """Train a method on a model and your rows."""
@@ -63,7 +65,7 @@ def train(
         pairs, recipe = [recipe, *pairs], None
     options = {
         "method": method, "model": model, "task": task, "data_dir": data_dir, "data": data,
-        "output": output, "from_adapter": from_adapter,
+        "output": output, "from_adapter": from_adapter, "trust_remote_code": remote or None,
     }  # fmt: skip
     from lorada.cli.checks import check_training
     from lorada.run.recipe import RECIPE_FILE, load_recipe, outline
@@ -75,13 +77,21 @@ def train(
     elif resume and recipe is None and model is None:
         raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
     plain = outline(recipe, pairs, options, name_output=True)
-    check_training(plain, resume=resume, overwrite=overwrite)
+    if first():  # where the others look, the first may have begun to write
+        check_training(plain, resume=resume, overwrite=overwrite)
     with waiting(HEAVY, quiet=as_json):
         from lorada.run.train import train as run_training
 
         loaded = load_recipe(recipe, pairs, options, name_output=True).anywhere()
     with aside(as_json):
         trained = run_training(loaded, resume=resume, overwrite=overwrite, quiet=as_json)
+    _tell(trained, loaded, as_json=as_json)
+
+
+def _tell(trained: Any, recipe: Any, *, as_json: bool) -> None:
+    """Say what came of a training, and what to do next; of several processes, the first does."""
+    if not first():
+        raise typer.Exit(130 if trained.interrupted else 0)
     if trained.interrupted:
         errors.print(f"stopped and saved at step {trained.result['steps']}")
         suggest("train", "--resume", "--output", trained.run, on=errors)
@@ -94,7 +104,7 @@ def train(
         return
     console.print(training_summary(trained.result), highlight=False, soft_wrap=True)
     console.print(drawn, highlight=False, soft_wrap=True)
-    suggest_scoring(trained.run, loaded)
+    suggest_scoring(trained.run, recipe)
 
 
 def suggest_scoring(run: Path, recipe: Any) -> None:
@@ -192,14 +202,18 @@ def search(
     sampler: Annotated[str, typer.Option(help="random, or botorch (an extra)")] = "random",
     resume: Annotated[bool, typer.Option(help="continue the search in --output")] = False,
     overwrite: Annotated[bool, typer.Option(help="delete the search in --output first")] = False,
+    remote: Remote = False,
     as_json: Json = False,
 ) -> None:
     """Search AutoPEFT's configurations: a training each, and those that no other beats."""
     from lorada.cli.checks import check_search
     from lorada.report.search import pareto_table
 
-    options = {"method": method, "model": model, "data": data, "eval_data": eval_data}
-    pairs, options = list(overrides or []), {**options, "output": output}
+    options: dict[str, Any] = {
+        "method": method, "model": model, "data": data, "eval_data": eval_data,
+    }  # fmt: skip
+    pairs, chosen = list(overrides or []), {"output": output, "trust_remote_code": remote or None}
+    options = {**options, **chosen}
     check_search(pairs, options, resume=resume, overwrite=overwrite)
     with waiting(HEAVY, quiet=as_json):
         from lorada.run.search import search as run_search
@@ -261,11 +275,11 @@ def export(
     remote: Remote = False,
     as_json: Json = False,
 ) -> None:
-    """Write a finished run as an ordinary model, with what cannot be merged as an adapter."""
+    """Write a finished run as one model folder, with an adapter for what cannot be merged."""
     if merge is None:
         raise ValueError(
             f"nothing to do without --merge DIR, which writes the base with every part merged that "
-            f"can be, and the rest to DIR/adapter; the adapter as it was trained is in {run}"
+            f"can be, and the rest as an adapter beside it; as it was trained, it is in {run}"
         )
     from lorada.cli.checks import check_run
     from lorada.run.folder import refuse_target
@@ -284,8 +298,7 @@ def export(
     if written["labels"]:
         next_is("cat", merge / "README.md")
         return
-    adapter = f",peft={merge}/adapter" if written["adapter"] else ""
-    model = f"pretrained={merge}{adapter}"
+    model = f"pretrained={merge}"
     suggest("run", "lm_eval", "--model", "hf", "--model_args", model, "--tasks", "TASKS")
 
 

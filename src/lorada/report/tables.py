@@ -15,6 +15,8 @@ from typing import Any
 import yaml
 from rich.table import Table
 
+from lorada.report.methods import NOT_FROM_THE_PAPER
+
 NOTHING = "–"
 MEAN = "mean"
 AVERAGE = "avg"  # as the paper's own column of it is called
@@ -142,6 +144,8 @@ def measured_line(
     shares = {f"{r['parameters']['percent']:.3f}%" for r in results}
     minutes = sum(r["wall_time_s"] for r in results) / 60 if results else None
     percent = " / ".join(sorted(shares)) or NOTHING
+    if any(r.get("settings_from", "").startswith(NOT_FROM_THE_PAPER) for r in results):
+        label = f"{label} (settings {NOT_FROM_THE_PAPER})"
     return Line(label, "ours", percent, scores, minutes=minutes)
 
 

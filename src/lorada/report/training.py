@@ -5,6 +5,7 @@ from shlex import quote
 from typing import Any
 
 from lorada.errors import saving
+from lorada.report.methods import NOT_FROM_THE_PAPER
 from lorada.report.plots import loss_chart, loss_png
 
 
@@ -24,6 +25,8 @@ def training_summary(result: dict[str, Any]) -> str:
     losses = [loss for entry in result["history"] if (loss := entry.get("loss")) is not None]
     count, effect = result["parameters"], result["effect_size"]
     text = f", effect size {effect:.2g}" if effect is not None else ""
+    ours = result.get("settings_from", "").startswith(NOT_FROM_THE_PAPER)
+    text += f"\nsettings {result['settings_from']}" if ours else ""
     return (
         f"{loss_chart(losses)}\n"
         f"{result['method']} on {result['model']}: {count['trainable']:,} parameters "

@@ -1,8 +1,9 @@
-"""``lorada export RUN --merge DIR``: a run as an ordinary model, and an adapter for what is left.
+"""``lorada export RUN --merge DIR``: a run as one model folder, with an adapter for what is left.
 
-Maps and bottlenecks cannot be folded into weights, every other part can. So DIR gets the base
-with those parts merged, and ``DIR/adapter`` the maps and bottlenecks, if there are any; without
-them DIR is a plain transformers model, which needs neither peft nor lorada.
+Maps and bottlenecks cannot be folded into weights, every other part can. So DIR gets the base with
+those parts merged, and beside it, in ``adapter_config.json`` and ``adapter_model.safetensors``, the
+maps and bottlenecks, if there are any. transformers loads both from there, once lorada has been
+imported, and ends in an error before; without them DIR is a plain model, which needs no lorada.
 """
 
 import logging
@@ -22,7 +23,9 @@ from lorada.tasks.rows import HEADED
 
 logger = logging.getLogger(__name__)
 
-ADAPTER = "adapter"
+# transformers takes the base from beside the adapter in a local folder, and elsewhere from what the
+# adapter names: the path of DIR would be wrong once it is moved, the first base wrong anywhere.
+BESIDE = "the base is beside this adapter: load a local copy of the folder"
 
 
 def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -59,7 +62,7 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
         )
     again = "Free space, then run the command again"
     with saving(target, again), written_whole(target) as fresh:
-        _write(model, run, fresh, target)
+        _write(model, run, fresh)
         task = task_type(run.model.config, classifies=run.form in HEADED)
         write_export_card(fresh, run.recipe, merged, left, task)
         refuse_target(folder, target)  # what somebody has put there since stays
@@ -77,16 +80,16 @@ def kinds(model: PeftModel | PreTrainedModel) -> list[str]:
     return [str(getattr(part.peft_type, "value", part.peft_type)) for part in parts]
 
 
-def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path, target: Path) -> None:
-    """Write model, tokenizer and what is left as an adapter; ``target`` is where they will be."""
+def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path) -> None:
+    """Write model, tokenizer and what is left as an adapter."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if run.labels:
         base.config.id2label = dict(enumerate(run.labels))
         base.config.label2id = {label: i for i, label in enumerate(run.labels)}
     if isinstance(model, PeftModel):
-        model.peft_config["default"].base_model_name_or_path = str(target.resolve())
+        model.peft_config["default"].base_model_name_or_path = BESIDE
         # Whatever the embeddings are, the exported base has them; PEFT would look for it to see.
-        model.save_pretrained(fresh / ADAPTER, save_embedding_layers=False)
+        model.save_pretrained(fresh, save_embedding_layers=False)
         base = model.unload()
     base.save_pretrained(fresh)
     run.tokenizer.save_pretrained(fresh)

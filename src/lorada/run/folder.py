@@ -18,16 +18,22 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lorada.files import scratch_folder, write_whole
-from lorada.run.recipe import PATHS, RECIPE_FILE, Recipe, load_recipe
+from lorada.processes import count
+from lorada.run.recipe import PATHS, RECIPE_FILE, Recipe, saved_recipe
 from lorada.run.result import RESULT_FILE
+from lorada.run.seal import broken_seal, is_sealed
 
 logger = logging.getLogger(__name__)
 
 ROWS_FILE = "rows.sha256"  # what the run was trained on, so that a resumed run has the same
 RUN_FILES = (RECIPE_FILE, RESULT_FILE, ROWS_FILE, "loss.png", "adapter", "model", "runs")
+FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # The Trainer writes trainer_state.json last, and removes older checkpoints only after it.
-CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+CHECKPOINT_FILES = ("trainer_state.json", "scheduler.pt")
+# What FSDP writes: each state in one file, or a folder of shares whose list of contents comes last.
+OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
+SHARES = ("optimizer_0/.metadata", "pytorch_model_fsdp_0/.metadata")
 
 
 @dataclass(frozen=True)
@@ -52,10 +58,15 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
         return Start()
     if overwrite:
         return Start(clear=True)
-    same_recipe(load_recipe(str(run / RECIPE_FILE), [], {}), recipe)
+    same_recipe(saved_recipe(run / RECIPE_FILE), recipe)
     checkpoint = last_whole_checkpoint(run)
     if checkpoint is None:
         logger.warning("%s has no whole checkpoint yet: starting from the beginning", run)
+    elif (before := processes_of(checkpoint)) != count():
+        raise ValueError(
+            f"{checkpoint} was saved by {before}, not {count()} process(es): start as many, or "
+            "start again with --overwrite"
+        )
     return Start(checkpoint=checkpoint)
 
 
@@ -116,13 +127,19 @@ def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
     """Remove an earlier run if that was asked for, and write down what this one is.
 
     Raises:
-        ValueError: if the rows are not those that the run to resume began with.
+        ValueError: if the rows are not those that the run to resume began with, or nobody can tell.
     """
     run = Path(recipe.output)
     if start.clear:
         clear(run)
     rows = run / ROWS_FILE
-    if rows.is_file() and rows.read_text().strip() != fingerprint:
+    before = rows.read_text(errors="replace").strip() if rows.is_file() else fingerprint
+    if not FINGERPRINT.fullmatch(before):
+        raise ValueError(
+            f"{rows} is damaged, so whether the rows are those that this run began with cannot be "
+            "told: delete it if you know that they are, or start again with --overwrite"
+        )
+    if before != fingerprint:
         raise ValueError(
             f"{recipe.data} is not what this run began with: put the rows back, or start again "
             "with --overwrite"
@@ -181,26 +198,49 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 
 
 def last_whole_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; those that were not are named."""
+    """The newest checkpoint that is as it was written, to its end; those that are not are named."""
     for _, path in checkpoints(run):
-        if _is_whole(path):
+        if damaged := broken_seal(path):
+            logger.warning("%s is damaged: going back to an earlier checkpoint", path / damaged)
+        elif not (is_sealed(path) or _is_whole(path)):
+            logger.warning("%s was not written to its end: going back to an earlier one", path)
+        else:
             return path
-        logger.warning("%s was not written to its end: going back to an earlier one", path)
     return None
+
+
+def processes_of(checkpoint: Path) -> int:
+    """How many processes wrote a checkpoint: of several, each keeps its random numbers."""
+    return len(list(checkpoint.glob("rng_state_*.pth"))) or 1
 
 
 def _is_whole(checkpoint: Path) -> bool:
     if not all((checkpoint / name).is_file() for name in CHECKPOINT_FILES):
         return False
-    weights = list(checkpoint.glob("*.safetensors"))
-    states = [*checkpoint.glob("rng_state*.pth"), checkpoint / "optimizer.pt"]
-    if not weights or len(states) < 2 or not all(zipfile.is_zipfile(path) for path in states):
+    weights, draws = list(checkpoint.glob("*.safetensors")), list(checkpoint.glob("rng_state*.pth"))
+    optimizers = [checkpoint / name for name in OPTIMIZERS if (checkpoint / name).is_file()]
+    shared = all((checkpoint / name).is_file() for name in SHARES)
+    if not draws or not (shared or (weights and optimizers)):
+        return False
+    states = [*draws, *optimizers, *checkpoint.glob("pytorch_model_fsdp.bin")]
+    if not all(map(_whole_archive, [*states, checkpoint / "scheduler.pt"])):
         return False
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        if not all(isinstance(state.get(name), int) for name in ("global_step", "max_steps")):
+            return False
         for path in weights:
             with safe_open(path, "pt"):  # checks the header against the size of the file
                 pass
-    except (ValueError, SafetensorError):
+    except (ValueError, AttributeError, SafetensorError):
         return False
     return True
+
+
+def _whole_archive(path: Path) -> bool:
+    """Whether what torch wrote reads to its end, by the checksums that it put in."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # of whatever kind: a damaged archive may say that it is encrypted
+        return False

@@ -30,9 +30,6 @@ def held(run: Path) -> Iterator[None]:
         ValueError: if another process trains there, or if it is a file.
     """
     refuse_file(run)
-    if int(os.environ.get("RANK", "0")):  # one launch of many processes: the first holds it
-        yield
-        return
     made = not run.exists()
     run.mkdir(parents=True, exist_ok=True)
     lock = _lock(run)

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lorada.files import write_whole
+from lorada.files import json_text, write_whole
 from lorada.tasks.rows import Form
 
 logger = logging.getLogger(__name__)
@@ -111,6 +111,11 @@ def peak_memory() -> int:
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.is_file() else []:
+        # What getrusage says under Linux may be that of the process which started this one.
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -154,7 +159,7 @@ def result_in(path: Path, *, of_table: bool = False) -> dict[str, Any]:
 
 def write_result(run: Path, result: dict[str, Any]) -> None:
     """Write the result of a run, whole or not at all."""
-    write_whole(run / RESULT_FILE, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write_whole(run / RESULT_FILE, json_text(result) + "\n")
 
 
 def keep_scores(

@@ -4,7 +4,6 @@ The results of a table are kept apart from the runs, one file each, so that they
 ``RESULTS/table5/local/lora/rte/seed1.json``. A table that was cut off goes on where it was.
 """
 
-import json
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorada.files import write_whole
+from lorada.files import json_text, write_whole
 from lorada.progress import watched
+from lorada.run import apart
 from lorada.run.evaluate import evaluate_tasks
 from lorada.run.folder import clear, differences, holds_run
 from lorada.run.loaded import load_run
@@ -199,12 +199,38 @@ def forget(found: list[Job]) -> None:
 def carry_out(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
     """Train and score one run, or finish what was begun of it, and store its result.
 
+    It happens in a process of its own, so that no earlier run counts in its peak of memory.
+
     Args:
         job: the run.
         report: called with a line before each step.
 
     Raises:
         ValueError: if its folder holds a run of another recipe.
+    """
+    recipe = _with_weights(job.recipe)
+    run = Path(recipe.output)
+    result = read_result(run) if (run / RESULT_FILE).is_file() else None
+    if result is None or not _is_scored(job, result):
+        result = apart.call(train_and_score, job, report=report)
+    _check_recipe(run / RESULT_FILE, Recipe(**result["recipe"]), job)
+    # Where the rows lay is nobody's business but the run's; what kind of place it was is not.
+    result["recipe"].update(data_dir=None, output=str(run))
+    result["data"]["source"] = "a local folder" if data_folder(recipe.data_dir) else "the hub"
+    write_whole(job.stored, json_text(result) + "\n")
+    return result
+
+
+def train_and_score(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
+    """What is left to do of one run, in this process; its result.
+
+    Args:
+        job: the run.
+        report: called with a line before each step.
+
+    Raises:
+        ValueError: if its folder holds a run of another recipe.
+        KeyboardInterrupt: if the training was interrupted and saved.
     """
     recipe = _with_weights(job.recipe)
     run = Path(recipe.output)
@@ -220,10 +246,6 @@ def carry_out(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
         result = read_result(run)
         if not _is_scored(job, result):  # what could not be written has been said
             raise OSError(f"the scores of {run} were not kept: run the command again")
-    # Where the rows lay is nobody's business but the run's; what kind of place it was is not.
-    result["recipe"].update(data_dir=None, output=str(run))
-    result["data"]["source"] = "a local folder" if data_folder(recipe.data_dir) else "the hub"
-    write_whole(job.stored, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
 
 
