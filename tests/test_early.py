@@ -75,7 +75,7 @@ MISTAKES = {
     "both ways of a sweep": (["plot", "4", "--resume", "--overwrite"], "exclude each other"),
     "scores of no table": (["plot", "scatter", "--table", "7"], "table 7 has no mean"),
     "search both ways": (["search", *TRAIN[1:], "--resume", "--overwrite"], "exclude each other"),
-    "search without rows": (["search", *MODEL, "--output", "new"], "no data: pass --data FILE"),
+    "search without rows": (["search", *MODEL, "--output", "new"], "pass --eval-data FILE"),
     "quickstart again": (["quickstart", "--output", "before"], "lora already holds a run"),
     "count no method": (["params", "--method", "lroa", *MODEL], "did you mean lora"),
     "count no model": (["params", "--method", "lora", "--model", "llma-7b"], "unknown model 'llma"),

@@ -98,6 +98,8 @@ def check_search(
     if not resume:  # else the folder says the rest
         recipe = outline(None, overrides, options)
         check_name(recipe.model)
+        if recipe.eval_data is None:
+            raise ValueError("a search scores on held-out rows: pass --eval-data FILE")
         check_rows(recipe)
 
 
