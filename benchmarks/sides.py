@@ -17,7 +17,8 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 
 from lorada import LoradaConfig, SoraConfig
-from lorada.plan import Plan, build_method, select_trainable
+from lorada.head import select_trainable
+from lorada.plan import Plan, build_method
 from lorada.procedures.adalora import AdaLoraCallback
 from lorada.procedures.ist import ISTCallback
 from lorada.procedures.owlore import OwLoreCallback

@@ -21,6 +21,8 @@ from lorada.functional import low_rank_map, mask_map
 from lorada.hooked import hooks_for
 from lorada.tuners.lmam import LmamLayer
 
+pytestmark = pytest.mark.fp64
+
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 LENGTH = 5  # n, shorter than the samples
 NEW = 4  # tokens to generate

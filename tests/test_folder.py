@@ -18,6 +18,7 @@ from lorada.run.generate import continue_prompts
 from lorada.run.loaded import load_run
 from lorada.run.recipe import load_recipe
 from lorada.run.result import read_result
+from lorada.run.seal import SEAL_FILE
 from lorada.run.train import train
 
 TRAINING = [
@@ -113,7 +114,12 @@ DAMAGE = {
     "no random state": lambda path: (path / "rng_state.pth").unlink(),
     "no state": lambda path: (path / "trainer_state.json").unlink(),
     "half a state": lambda path: (path / "trainer_state.json").write_text('{"a"'),
+    "another state": lambda path: (path / "trainer_state.json").write_text("[]"),
     "half an optimizer": lambda path: halve(path / "optimizer.pt"),
+    "half a scheduler": lambda path: halve(path / "scheduler.pt"),
+    "half a random state": lambda path: halve(path / "rng_state.pth"),
+    "an optimizer of no bytes": lambda path: (path / "optimizer.pt").write_bytes(b""),
+    "a bit of the optimizer": lambda path: flip(path / "optimizer.pt"),
     "half the weights": lambda path: halve(path / "adapter_model.safetensors"),
     "nothing": lambda path: [p.unlink() for p in path.iterdir()],
 }
@@ -123,12 +129,19 @@ def halve(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def flip(path, at=0.5):
+    data = bytearray(path.read_bytes())
+    data[int(at * (len(data) - 1))] ^= 4
+    path.write_bytes(bytes(data))
+
+
 @pytest.mark.parametrize("case", DAMAGE)
 def test_resume_goes_back_to_the_last_whole_checkpoint_bit_for_bit(
     place, finished, tmp_path, case, caplog
 ):
     run = unfinished(finished, tmp_path / "run")
     expected = load_file(run / "adapter" / "adapter_model.safetensors")
+    (run / "checkpoint-4" / SEAL_FILE).unlink()  # it is written last
     DAMAGE[case](run / "checkpoint-4")
     assert last_whole_checkpoint(run) == run / "checkpoint-2"
     resumed = train(recipe(place, run, "save_steps=2"), resume=True, quiet=True)
@@ -136,6 +149,63 @@ def test_resume_goes_back_to_the_last_whole_checkpoint_bit_for_bit(
     assert "checkpoint-4 was not written to its end" in caplog.text
     actual = load_file(run / "adapter" / "adapter_model.safetensors")
     assert all(torch.equal(actual[key], value) for key, value in expected.items())
+
+
+# What may happen to any file of a checkpoint, whatever a library would make of it.
+HARM = {
+    "gone": Path.unlink,
+    "empty": lambda path: path.write_bytes(b""),
+    "halved": halve,
+    "one byte short": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    **{f"a bit at {at}": lambda path, at=at: flip(path, at) for at in (0, 0.3, 0.5, 0.9, 1)},
+}
+
+
+def test_damage_to_any_file_of_a_checkpoint_is_noticed_and_named(finished, tmp_path, caplog):
+    run = shutil.copytree(finished, tmp_path / "run")
+    files = sorted(path for path in (run / "checkpoint-4").iterdir())
+    assert {"adapter_config.json", "scheduler.pt", "training_args.bin"} <= {f.name for f in files}
+    for path in files:
+        whole = path.read_bytes()
+        for name, harm in HARM.items():
+            caplog.clear()
+            harm(path)
+            # A seal is gone where a process ended just before; its last line needs no end.
+            if path.name == SEAL_FILE and name in ("gone", "one byte short"):
+                assert last_whole_checkpoint(run) == run / "checkpoint-4"
+            else:
+                assert last_whole_checkpoint(run) == run / "checkpoint-2", (path.name, name)
+                assert "is damaged: going back to an earlier checkpoint" in caplog.text
+                if path.name != SEAL_FILE:
+                    assert f"checkpoint-4/{path.name} is damaged" in caplog.text
+            path.write_bytes(whole)
+    assert last_whole_checkpoint(run) == run / "checkpoint-4"
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_resume_goes_on_from_before_a_damage_that_no_library_notices(
+    place, finished, tmp_path, name
+):
+    """A weight that is another number, a setting that is another word."""
+    run = unfinished(finished, tmp_path / "run")
+    expected = load_file(run / "adapter" / "adapter_model.safetensors")
+    flip(run / "checkpoint-4" / name, 1 if name.endswith("safetensors") else 0.5)
+    resumed = train(recipe(place, run, "save_steps=2"), resume=True, quiet=True)
+    assert resumed.result["resumed_from"] == "checkpoint-2"
+    actual = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(actual[key], value) for key, value in expected.items())
+    assert last_whole_checkpoint(run) == run / "checkpoint-4"  # which has been written anew
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_starts_from_the_beginning(
+    place, finished, tmp_path, caplog
+):
+    run = unfinished(finished, tmp_path / "run")
+    for step in (2, 4):
+        flip(run / f"checkpoint-{step}" / "optimizer.pt")
+    resumed = train(recipe(place, run, "save_steps=2"), resume=True, quiet=True)
+    assert resumed.result["resumed_from"] is None
+    assert "has no whole checkpoint yet: starting from the beginning" in caplog.text
 
 
 def test_resume_refuses_other_rows(place, finished, tmp_path):

@@ -2,7 +2,13 @@
 
 import pytest
 from conftest import TINY
-from peft import AdaLoraConfig, IA3Config, LoraConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LoraConfig,
+    TrainableTokensConfig,
+    get_peft_model,
+)
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import DebertaV2Config
 
@@ -130,3 +136,50 @@ def test_adalora_needs_the_number_of_steps(steps):
     refused("total_step.*supply a value > 0", lambda: LoradaConfig(parts=parts))
     with pytest.raises(ValueError, match=r"total_step.*supply a value > 0"):
         build_method("adalora", DebertaV2Config(), total_step=steps)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *THEIRS])
+@pytest.mark.parametrize("where", ["part", "stack"])
+def test_a_module_to_save_that_the_model_lacks_is_named(kind, where):
+    make, modules = (KINDS | THEIRS)[kind], {"modules_to_save": ["lm_haed"]}
+    of_part, of_stack = (modules, {}) if where == "part" else ({}, modules)
+    refused(
+        "unknown module in modules_to_save 'lm_haed'; did you mean lm_head",
+        lambda: LoradaConfig(parts=[make(**of_part)], **of_stack),
+    )
+    if kind in KINDS and where == "part":
+        refused("in modules_to_save 'lm_haed'", lambda: make(**modules))
+
+
+def test_heads_that_peft_itself_asks_for_need_not_be_there():
+    stack = LoradaConfig(parts=[KINDS["lmam"]()], task_type="SEQ_CLS")
+    placed = get_peft_model(TINY["llama"](), stack)
+    assert placed.peft_config["default"].modules_to_save == ["classifier", "score"]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"peft_type": "LORA", "alhpa": 3}, "unknown setting of LORA 'alhpa'; did you mean"),
+        ({"peft_type": "LMAM", "lenght": 3}, "setting of LMAM 'lenght'; did you mean length"),
+        ({"peft_type": "LORA", 5: 3}, "unknown setting of LORA '5'"),
+        ({"peft_type": ["LORA"]}, r"peft_type=\['LORA'\] of a part is unknown"),
+    ],
+)  # fmt: skip
+def test_a_slip_in_the_dictionary_of_a_part_is_refused(part, message):
+    refused(message, lambda: LoradaConfig(parts=[part]))
+
+
+def test_a_dictionary_with_settings_that_there_are_is_a_part():
+    stack = LoradaConfig(parts=[{"peft_type": "LORA", "r": 3, **QUERY}])
+    assert get_peft_model(TINY["llama"](), stack).peft_config["default"].parts[0].r == 3
+
+
+def test_tokens_that_train_are_a_part_of_their_own():
+    part = THEIRS["lora"](trainable_token_indices=[1])
+    refused(
+        "trainable_token_indices of LoraConfig: add a TrainableTokensConfig",
+        lambda: LoradaConfig(parts=[part]),
+    )
+    tokens = TrainableTokensConfig(token_indices=[1], target_modules=["embed_tokens"])
+    get_peft_model(TINY["llama"](), LoradaConfig(parts=[THEIRS["lora"](), tokens, KINDS["lmam"]()]))

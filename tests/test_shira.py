@@ -19,6 +19,8 @@ from lorada.procedures.shira import snip
 from lorada.run import train as run_train
 from lorada.run.recipe import Recipe
 
+pytestmark = pytest.mark.fp64
+
 TARGETS = ["q_proj", "down_proj"]
 SHAPES = {"q_proj": (32, 32), "down_proj": (32, 48)}
 

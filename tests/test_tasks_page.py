@@ -65,8 +65,11 @@ NOTES = {
   may be a part. `eval_rows=N` takes a random part of either.
 - The paper says accuracy throughout; its CoLA and STS-B numbers are Matthews' and Pearson's
   correlations.
-- The head that a task puts on a model trains. In the code of He et al., whose settings many
-  methods have here, it stays as it was drawn: `train_head=false`.""",
+- The head that a task puts on a model trains, and so does whatever of it the model's checkpoint
+  lacks (DeBERTa's have no pooler). It is saved with the adapter and never counted. In the code of
+  He et al., whose settings many methods have here, it stays as it was drawn: `train_head=false`.
+- A model that is a classifier already keeps the order of its own classes, if their names are those
+  of the task.""",
     "Long sequence": """\
 - Scored are 128 documents of the test split, the same for every seed (`eval_rows=N` for another
   number; all, where a local file has fewer). LongLoRA took 128 too, but which ones is not known, so

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from lorada import attention
-from lorada.plan import in_head
+from lorada.head import in_head
 from lorada.run import train as train_module
 from lorada.run.adapt import load_base
 from lorada.run.callbacks import DivergedError
@@ -303,11 +303,13 @@ def test_a_head_stays_as_it_was_drawn_where_that_is_asked(method, tmp_path):
         )  # fmt: skip
         train(asked, quiet=True)
         set_seed(42)
-        drawn = load_base(asked, 2).classifier.weight
+        drawn = load_base(asked, 2).model.classifier.weight
         run = load_run(tmp_path / str(trains))
         (head,) = (
             parameter for name, parameter in run.model.named_parameters()
-            if in_head(name) and name.endswith("weight") and "original_module" not in name
+            if in_head(name, ["classifier"])
+            and name.endswith("weight")
+            and "original_module" not in name
         )  # fmt: skip
         assert torch.equal(head, drawn) is not trains
 

@@ -32,6 +32,12 @@ def needing(extra: str) -> Iterator[None]:
         raise ImportError(f"{package} is missing: pip install 'lorada[{extra}]'") from error
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of its accelerator."""
+    signs = ("out of memory", "can't allocate", "not enough memory")
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
+
+
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What torch's own writer, which knows no error numbers, says when a write fails.
 TORCH_WRITER = ("inline_container.cc", "iostream error", "PytorchStreamWriter")

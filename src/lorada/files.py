@@ -1,12 +1,18 @@
 """Files and folders that are either there whole or not at all, whatever ends the process."""
 
 import fcntl
+import json
+import logging
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
 
 SCRATCH = ".lorada-writing-"
 
@@ -31,6 +37,31 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file whole."""
     with written_whole(path) as fresh:
         fresh.write_text(text, encoding="utf-8")
+
+
+def json_text(data: Any) -> str:
+    """Data as JSON that any program can read: NaN and infinity, which JSON lacks, become null.
+
+    Which ones they were is said as a warning.
+    """
+    lost: list[str] = []
+    text = json.dumps(_finite(data, "", lost), indent=2, ensure_ascii=False, allow_nan=False)
+    if lost:
+        more = f" and {len(lost) - 1} more" if lost[1:] else ""
+        logger.warning("%s%s: no number, so null stands for it in JSON", lost[0], more)
+    return text
+
+
+def _finite(data: Any, name: str, lost: list[str]) -> Any:
+    """The same data with null for numbers that JSON lacks, whose names are put into ``lost``."""
+    if isinstance(data, dict):
+        return {key: _finite(value, f"{name}.{key}", lost) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value, f"{name}[{i}]", lost) for i, value in enumerate(data)]
+    if isinstance(data, float) and not math.isfinite(data):
+        lost.append(f"{name.lstrip('.')}={data}")
+        return None
+    return data
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from rich.logging import RichHandler
 
 from lorada.cli import listing, paper, pictures, runs  # noqa: F401  (their commands)
 from lorada.cli.app import app, errors
+from lorada.errors import out_of_memory
 from lorada.processes import (
     OtherProcessError,
     count,
@@ -21,31 +22,24 @@ from lorada.processes import (
     refuse_many,
     told_once,
 )
+from lorada.unheard import hush
 
 # The commands that several processes may run at once: one trains, the other becomes a program.
 FOR_MANY = ("train", "run")
 
-# How torchao and bitsandbytes begin to speak of kernels for other machines.
+# How other versions of those libraries, under other names, begin to speak of their kernels.
 NO_CONCERN = ("Failed to load", "Warning: Detected no triton")
-# The same of loggers with handlers of their own, which say it on stderr whatever the root's do: how
-# torchao registers its types with torch, and each of the hub's attempts before it is given up.
-UNHEARD = {
-    "torch.utils._pytree": ("is an Enum subclass and is now natively supported",),
-    "huggingface_hub.utils._http": ("thrown while requesting", "Retrying in"),
-}
 
 
 def main() -> None:
     """Entry point: run a command, and turn a user's mistake into one line and exit code 2."""
+    hush()
     handler = RichHandler(console=errors, show_time=False, show_path=False)
-    # Kernels for other machines that have not been found are no concern of who runs a command, nor
-    # are other libraries' announcements of their next version.
     handler.addFilter(lambda record: not record.getMessage().startswith(NO_CONCERN))
     # Of several processes that train together one warns.
     level = logging.WARNING if first() else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
-    for name in UNHEARD:
-        logging.getLogger(name).addFilter(_heard)
+    # Other libraries' announcements of their next version are no concern of who runs a command.
     warnings.simplefilter("ignore", FutureWarning)
     try:
         # The code of an Exit, or of Ctrl-C, which typer returns instead of raising it.
@@ -62,7 +56,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except (MemoryError, RuntimeError) as error:
-        if os.environ.get("LORADA_DEBUG") or not _out_of_memory(error):
+        if os.environ.get("LORADA_DEBUG") or not out_of_memory(error):
             raise
         _fail(
             "out of memory: take a smaller training.per_device_train_batch_size, max_length or "
@@ -84,15 +78,6 @@ def _run() -> int | None:
     if count() > 1:
         leave()
     return code
-
-
-def _heard(record: logging.LogRecord) -> bool:
-    return not any(words in record.getMessage() for words in UNHEARD.get(record.name, ()))
-
-
-def _out_of_memory(error: Exception) -> bool:
-    signs = ("out of memory", "can't allocate", "not enough memory")
-    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
 
 
 def _fail(message: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from lorada.errors import unknown
-from lorada.files import write_whole
+from lorada.files import json_text, write_whole
 from lorada.procedures.blocks import SIZES, configuration
 from lorada.procedures.layers import generator_at
 
@@ -216,7 +216,7 @@ def _write(
             "trials": [asdict(t) for t in done],
             "next": [asdict(c) for c in proposed],
         }
-        write_whole(path, json.dumps(state, indent=2) + "\n")
+        write_whole(path, json_text(state) + "\n")
 
 
 def _read(path: Path | None, about: dict[str, Any]) -> tuple[list[Trial], list[Configuration]]:

@@ -2,6 +2,10 @@
 
 import json
 import logging
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +23,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from lorada.errors import out_of_memory
+from lorada.head import PEFT_NAMES, head_modules, in_head, select_trainable
 from lorada.method import PARTS, load
-from lorada.plan import Plan, build_method, in_head, select_trainable
-from lorada.run.models import kind_of, load_config, load_model, stretched
+from lorada.plan import Plan, build_method
+from lorada.run.models import kind_of, load_classifier, load_config, load_model, stretched
+from lorada.run.origin import refuse_other_base
 from lorada.run.recipe import Recipe
 from lorada.tuners import LoradaConfig, PrefixConfig
 from lorada.tuners.nesting import keys_of_others
@@ -40,8 +47,27 @@ def plan_for(recipe: Recipe) -> Plan:
     return build_method(recipe.method, config, **recipe.parts)
 
 
-def load_base(recipe: Recipe, labels: int | None = None) -> PreTrainedModel:
+@dataclass(frozen=True)
+class Base:
+    """A model before a method is placed on it.
+
+    Attributes:
+        model: the model.
+        drawn: names of its parameters that its checkpoint lacks, which were drawn at random.
+        head: names of the modules that are its task head.
+    """
+
+    model: PreTrainedModel
+    drawn: frozenset[str] = frozenset()
+    head: tuple[str, ...] = ()
+
+
+def load_base(recipe: Recipe, labels: int | None = None) -> Base:
     """The recipe's model without any adapter.
+
+    Args:
+        recipe: names the model.
+        labels: how many classes a head is for, 1 for a score; None for a model that writes.
 
     Raises:
         ValueError: if the rows ask for a text of a model that cannot generate.
@@ -52,52 +78,52 @@ def load_base(recipe: Recipe, labels: int | None = None) -> PreTrainedModel:
             f"{recipe.model} is a {config.model_type} model, which cannot continue a prompt: "
             "use rows with text and label, or a model that generates"
         )
-    return load_model(
-        recipe.model,
-        labels=labels,
-        dtype=recipe.dtype,
-        trust_remote_code=recipe.trust_remote_code,
+    options: dict[str, Any] = {
+        "dtype": recipe.dtype,
+        "trust_remote_code": recipe.trust_remote_code,
         **({} if recipe.rope_factor is None else stretched(config, recipe.rope_factor)),
-    )
+    }
+    if labels is None:
+        return Base(load_model(recipe.model, **options))
+    model, drawn = load_classifier(recipe.model, labels, **options)
+    return Base(model, drawn, head_modules(model, drawn))
 
 
-def adapt(
-    base: PreTrainedModel, plan: Plan, recipe: Recipe, labels: int | None
-) -> PeftModel | PreTrainedModel:
+def adapt(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel:
     """Place a method on a model, ready to train.
 
     Raises:
         ValueError: if the method does not fit the model, or ``--from`` the method, or if a head is
             to stay as it was drawn where there is none.
     """
-    model = _placed(base, plan, recipe, labels)
+    model = _placed(base, plan, recipe)
     if not recipe.train_head:
-        heads = [p for name, p in model.named_parameters() if in_head(name)]
-        if labels is None or not heads:
+        if not base.head:
             raise ValueError("train_head=false: this task puts no head on a model: leave it out")
-        for parameter in heads:
-            parameter.requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            if in_head(name, base.head):
+                parameter.requires_grad_(False)
     return model
 
 
-def _placed(
-    base: PreTrainedModel, plan: Plan, recipe: Recipe, labels: int | None
-) -> PeftModel | PreTrainedModel:
+def _placed(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel:
     if plan.config is None:
         if recipe.from_adapter is not None:
             raise ValueError(f"--from needs a method with an adapter, which {recipe.method} is not")
         assert plan.trainable is not None
-        select_trainable(base, plan.trainable)
-        return base
+        select_trainable(base.model, plan.trainable, base.head, plan.with_head)
+        return base.model
     config = plan.config
-    config.task_type = task_type(base.config, classifies=labels is not None)
-    if labels is not None and hasattr(base, "classification_head"):
-        # BART's head goes by a name that PEFT does not know as one, and would stay as it was drawn.
-        config.modules_to_save = ["classification_head"]
+    if isinstance(config, LoradaConfig):
+        config.base_model_type = base.model.config.model_type
+    config.task_type = task_type(base.model.config, classifies=bool(base.head))
+    if base.head:
+        # Of itself PEFT trains and saves modules that are called classifier or score, and no other.
+        config.modules_to_save = list(base.head)
     if recipe.from_adapter is None:
-        return get_peft_model(base, config)
+        return get_peft_model(base.model, config)
     assert isinstance(config, LoradaConfig)
-    return _start_from(base, config, recipe)
+    return _start_from(base.model, config, recipe)
 
 
 def task_type(model_config: Any, *, classifies: bool) -> str:
@@ -110,6 +136,7 @@ def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> 
     """A stack whose parts are those of a saved adapter, and the method's for every other kind."""
     folder = Path(str(recipe.from_adapter))
     saved, weights = adapter_config(folder), adapter_weights(folder)
+    refuse_other_base(saved, folder, base.config)
     old = saved if isinstance(saved, LoradaConfig) else LoradaConfig(parts=[saved])
     kinds = {part.peft_type for part in old.parts}
     for name in recipe.parts:
@@ -120,10 +147,13 @@ def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> 
             )
     old.parts = [*(part for part in config.parts if part.peft_type not in kinds), *old.parts]
     old.task_type, old.inference_mode = config.task_type, False
-    old.base_model_name_or_path = None
-    model = get_peft_model(base, old)
-    _refuse_missing(model, weights, folder, kinds)
-    set_peft_model_state_dict(model, weights)
+    whole = {*(config.modules_to_save or []), *(old.modules_to_save or [])}
+    old.modules_to_save = sorted(whole) or None
+    old.base_model_name_or_path, old.base_model_type = None, config.base_model_type
+    with _fitting(folder):
+        model = get_peft_model(base, old)
+        _refuse_missing(model, weights, folder, kinds)
+        set_peft_model_state_dict(model, weights)
     logger.warning("%d tensors taken over from %s", len(weights), folder)
     return model
 
@@ -143,6 +173,27 @@ def _refuse_missing(
         )
 
 
+@contextmanager
+def _fitting(folder: Path) -> Iterator[None]:
+    """Turn whatever a library makes of an adapter that is damaged or of another model into a line.
+
+    Raises:
+        ValueError: with that line.
+    """
+    try:
+        yield
+    except (ImportError, MemoryError, OSError, ValueError):
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        text = " ".join(str(error).split())
+        raise ValueError(
+            f"{folder} cannot be loaded ({type(error).__name__}: {text[:200]}): it is damaged, or "
+            "was saved for another architecture"
+        ) from error
+
+
 def adapter_config(folder: Path) -> PeftConfig:
     """The config of a saved adapter.
 
@@ -160,16 +211,14 @@ def adapter_config(folder: Path) -> PeftConfig:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     kind = data.get("peft_type") if isinstance(data, dict) else None
-    if kind not in known_types():
+    if not isinstance(kind, str) or kind not in known_types():
         newer = newer_version(data.get("lorada_version")) if isinstance(data, dict) else ""
         raise ValueError(
             f"{path} has peft_type={kind!r}, which neither peft nor lorada knows"
             + (f" ({newer})" if newer else "")
         )
-    try:
+    with _fitting(folder):
         return PeftConfig.from_pretrained(str(folder))
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{path} has a value of the wrong type: {error}") from error
 
 
 def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -192,19 +241,29 @@ def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def load_adapted(base: PreTrainedModel, folder: Path) -> PeftModel:
+def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = ()) -> PeftModel:
     """A model with a saved adapter, for inference.
 
+    Args:
+        base: the model.
+        folder: the saved adapter.
+        drawn: names of the parameters of ``base`` that were drawn at random.
+
     Raises:
-        ValueError: for a folder that is not a whole adapter of this model.
+        ValueError: for a folder that is not a whole adapter of this model, or does not hold what
+            was drawn, so that no two loads would be the same.
     """
-    adapter_config(folder)
+    refuse_other_base(adapter_config(folder), folder, base.config)
     weights = adapter_weights(folder)
-    try:
+    lost = [name for name in drawn if PEFT_NAMES + name not in weights]
+    if lost:
+        raise ValueError(
+            f"{folder} has no {min(lost)}, nor has its model's checkpoint, so each load would draw "
+            "another at random: train again"
+        )
+    with _fitting(folder):
         model = PeftModel.from_pretrained(base, str(folder))
-    except TypeError as error:
-        raise ValueError(f"{folder} has a setting of the wrong type: {error}") from error
-    _refuse_missing(model, weights, folder)
+        _refuse_missing(model, weights, folder)
     return model.eval()
 
 
@@ -215,20 +274,32 @@ def fold_prefixes(model: PeftModel) -> None:
             model.fold()
 
 
-def base_parameters(base: nn.Module) -> int:
-    """N: the parameters of a model before a method is placed on it, without a task head."""
-    return sum(p.numel() for name, p in base.named_parameters() if not in_head(name))
+def base_parameters(base: nn.Module, head: Collection[str] = ()) -> int:
+    """N: the parameters of a model before a method is placed on it, without its task head."""
+    return sum(p.numel() for name, p in base.named_parameters() if not in_head(name, head))
 
 
-def parameter_counts(model: nn.Module, total: int) -> dict[str, Any]:
+def parameter_counts(
+    model: nn.Module, total: int, head: Collection[str] = (), with_head: str | None = None
+) -> dict[str, Any]:
     """How many parameters a model trains, against the ``total`` of its base.
+
+    Args:
+        model: the model, with a method placed on it.
+        total: N.
+        head: modules of its task head, which is not counted.
+        with_head: rule of the names of other parameters that are not, as a plan has it.
 
     Returns:
         ``trainable`` (p), ``total`` (N), ``percent`` (100 p/N) and ``percent_of_all``
-        (100 p/(N+p), PEFT's own convention); without a task head.
+        (100 p/(N+p), PEFT's own convention).
     """
     trainable = sum(
-        p.numel() for name, p in model.named_parameters() if p.requires_grad and not in_head(name)
+        p.numel()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+        and not in_head(name, head)
+        and not (with_head and re.search(with_head, name))
     )
     added = trainable if isinstance(model, PeftModel) else 0
     return {

@@ -1,4 +1,4 @@
-"""Trainer callbacks of every run: stop before a NaN, save on Ctrl-C, log what is saved."""
+"""Trainer callbacks of every run: stop at a NaN, save on Ctrl-C, log and seal what is saved."""
 
 import signal
 from pathlib import Path
@@ -11,14 +11,18 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lorada.processes import anywhere, together
 from lorada.run.folder import checkpoints
+from lorada.run.seal import SEAL_FILE, seal
 
 
 class DivergedError(ValueError):
-    """The loss stopped being a number."""
+    """The loss or a weight stopped being a number."""
 
 
 class StopOnNaN(TrainerCallback):  # type: ignore[misc]
-    """Ends training before the step that would put a NaN into the weights."""
+    """Ends training before a step that would put a NaN into the weights, or before they are saved.
+
+    What the last update makes of the weights shows in no loss any more.
+    """
 
     def __init__(self) -> None:
         self._loss: torch.Tensor | None = None
@@ -61,9 +65,25 @@ class StopOnNaN(TrainerCallback):  # type: ignore[misc]
                 return
             raise DivergedError(
                 f"the {what} became {float(value)} at step {state.global_step + 1}; "
-                f"{_last_good(Path(args.output_dir), state.global_step)}. "
-                "Start again with a lower training.learning_rate"
+                f"{_last_good(Path(args.output_dir), state.global_step)}"
             )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check the weights where they are about to be saved.
+
+        Raises:
+            DivergedError: if one is NaN or infinite, naming the step and the last good checkpoint.
+        """
+        if control.should_save or state.global_step >= state.max_steps:
+            refuse_broken(kwargs["model"], args, state)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check them with a save that was asked for after this epoch."""
+        self.on_step_end(args, state, control, **kwargs)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -72,10 +92,29 @@ class StopOnNaN(TrainerCallback):  # type: ignore[misc]
         self._handle.remove()
 
 
+def refuse_broken(model: nn.Module, args: TrainingArguments, state: TrainerState) -> None:
+    """Refuse weights that are no numbers.
+
+    Raises:
+        DivergedError: naming the first such weight, the step and the last good checkpoint.
+    """
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or not parameter.is_floating_point():
+            continue
+        weight = parameter.detach()
+        weight = weight.to_local() if hasattr(weight, "to_local") else weight  # a shard of it
+        if not torch.isfinite(weight).all():
+            raise DivergedError(
+                f"{name} is not finite after step {state.global_step}; "
+                f"{_last_good(Path(args.output_dir), state.global_step)}"
+            )
+
+
 def _last_good(run: Path, step: int) -> str:
     """The newest checkpoint whose weights did not give the NaN that came after ``step`` steps."""
     good = [path for at, path in checkpoints(run) if at < step]
-    return f"the last good checkpoint is {good[0]}" if good else "no good checkpoint was saved yet"
+    found = f"the last good checkpoint is {good[0]}" if good else "no good checkpoint was saved yet"
+    return f"{found}. Start again with a lower training.learning_rate"
 
 
 class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
@@ -135,3 +174,48 @@ class LogWithSave(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Log with a save that was asked for after this epoch."""
         self.on_step_end(args, state, control)
+
+
+class MeasureHeldOut(TrainerCallback):  # type: ignore[misc]
+    """Measures held-out rows after the last step, and after each epoch where nothing else does.
+
+    It does so before the step is saved, so that a run that resumes lacks no measurement.
+    """
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask for a measurement."""
+        last = state.global_step >= state.max_steps
+        if args.eval_strategy == "steps":
+            control.should_evaluate |= last
+        elif args.eval_strategy == "no":
+            control.should_evaluate |= last or float(state.epoch or 0).is_integer()
+
+
+class SealCheckpoints(TrainerCallback):  # type: ignore[misc]
+    """Seals each checkpoint once it is whole."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Break the seal of a damaged checkpoint that is about to be written anew."""
+        if control.should_save and state.is_world_process_zero:
+            (_checkpoint(args, state) / SEAL_FILE).unlink(missing_ok=True)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Do so with a save that was asked for after this epoch."""
+        self.on_step_end(args, state, control)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Seal what has just been saved."""
+        if state.is_world_process_zero and _checkpoint(args, state).is_dir():
+            seal(_checkpoint(args, state))
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from lorada.attention import SHIFTED
+from lorada.run.mean_loss import MeanTrainer
 from lorada.tasks.encode import IGNORED
 from lorada.tuners.lmam import map_configs
 
@@ -161,31 +161,21 @@ def shares_prompts(model: nn.Module) -> bool:
     )
 
 
-class ChoiceTrainer(Trainer):
+class ChoiceTrainer(MeanTrainer):
     """A Trainer for batches of candidates, which also measures how often it chooses right."""
-
-    loss_is_scaled_for_ga = False  # a mean over the rows of a batch
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._right: list[Tensor] = []  # of held-out rows, batch by batch
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
+    def batch_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         """Cross-entropy of the candidates' scores."""
         scores = (cached_scores if shares_prompts(model) else sequence_scores)(model, inputs)
-        loss = choice_loss(scores, inputs["groups"], inputs["answers"])
-        if not return_outputs:
-            return loss
-        chosen = torch.tensor(likeliest(scores, inputs["groups"]), device=scores.device)
-        right = chosen == inputs["answers"].to(scores.device)
-        self._right.append(self.accelerator.gather_for_metrics(right))
-        return loss, {"scores": scores}
+        if not model.training:
+            chosen = torch.tensor(likeliest(scores, inputs["groups"]), device=scores.device)
+            right = chosen == inputs["answers"].to(scores.device)
+            self._right.append(self.accelerator.gather_for_metrics(right))
+        return choice_loss(scores, inputs["groups"], inputs["answers"]), {"scores": scores}
 
     def evaluation_loop(
         self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any

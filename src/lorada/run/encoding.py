@@ -16,11 +16,22 @@ from lorada.progress import watched
 from lorada.run.data import Rows
 from lorada.run.recipe import Recipe
 from lorada.run.token_cache import Encoding, kept
-from lorada.tasks.encode import CHUNK, IGNORED, Encoded, EncodeOptions, encode, windows
+from lorada.tasks.encode import (
+    CHUNK,
+    EMPTY,
+    IGNORED,
+    Encoded,
+    EncodeOptions,
+    TurnsRefused,
+    encode,
+    windows,
+)
 from lorada.tasks.rows import HEADED, Form
 from lorada.tasks.task import Kind
 
 logger = logging.getLogger(__name__)
+
+NOTHING = "give this tokenizer no token to read, or none to learn"
 
 
 def encode_options(rows: Rows, recipe: Recipe, kind: Kind) -> EncodeOptions:
@@ -38,15 +49,37 @@ def encode_options(rows: Rows, recipe: Recipe, kind: Kind) -> EncodeOptions:
 
 
 def encode_rows(
-    rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, kind: Kind
+    rows: Rows,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: Kind,
+    *,
+    answered: bool = False,
 ) -> Dataset:
     """Token ids of all rows; how many had to be cut or dropped is reported, never silent.
 
+    Args:
+        rows: the rows.
+        recipe: says how long they may be and which tokens count.
+        tokenizer: of the model.
+        kind: of the model.
+        answered: whether the model is to answer every one of them.
+
     Raises:
-        ValueError: if no row is left to learn from.
+        ValueError: if no row is left to learn from, or one is left out that was to be answered.
     """
     options = encode_options(rows, recipe, kind)
     dataset, counts = kept(rows, tokenizer, options, lambda: _encoded(rows, tokenizer, options))
+    # An encoder–decoder may be asked for the answers to held-out rows while it trains.
+    if (answered or kind == "encoder_decoder") and counts["left_out"]:
+        raise ValueError(
+            f"{rows.path} row {rows.number(counts['left_out'] - 1)} cannot be answered: a text of "
+            f"it gives this tokenizer no token, or is longer than max_length={recipe.max_length}: "
+            "mend it, or raise that"
+        )
+    if counts["empty"]:
+        logger.warning("%s: %d of %d rows were left out: they %s", rows.path, counts["empty"],
+                       len(rows.rows), NOTHING)  # fmt: skip
     if counts["cut"] or counts["dropped"]:
         left_out = (
             f", {counts['dropped']} more were left out because nothing of the response was left"
@@ -56,6 +89,8 @@ def encode_rows(
             rows.path, counts["cut"], len(rows.rows), recipe.max_length,
             left_out if counts["dropped"] else "",
         )  # fmt: skip
+    if dataset is None and not counts["dropped"] and recipe.max_length > 1:
+        raise ValueError(f"{rows.path} has no row to learn from: they all {NOTHING}")
     if dataset is None:
         raise ValueError(
             f"no row of {rows.path} fits: every response lies beyond max_length="
@@ -65,14 +100,19 @@ def encode_rows(
 
 
 def _encoded(rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions) -> Encoding:
-    counts = {"cut": 0, "dropped": 0}
+    # Of rows that were cut, had nothing left, had nothing; and the number of the first left out.
+    counts = {"cut": 0, "dropped": 0, "empty": 0, "left_out": 0}
+    done = 0
 
     def whole(encoded: Iterable[Encoded | None]) -> Iterator[dict[str, Any]]:
-        for one in encoded:
-            counts["dropped"] += one is None
-            if one is not None:
-                counts["cut"] += one.truncated
-                yield one.features
+        nonlocal done
+        for done, one in enumerate(encoded, start=1):
+            if one is None or one is EMPTY:
+                counts["dropped" if one is None else "empty"] += 1
+                counts["left_out"] = counts["left_out"] or done
+                continue
+            counts["cut"] += one.truncated
+            yield one.features
 
     title = f"Encoding {rows.path}"
     found: Iterable[Encoded | None]
@@ -82,7 +122,10 @@ def _encoded(rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOpti
         found = watched(
             encode(rows.rows, rows.form, tokenizer, options), title, total=len(rows.rows)
         )
-    return dataset_of(whole(found)), counts
+    try:
+        return dataset_of(whole(found)), counts
+    except TurnsRefused as error:  # by the row after the last one done
+        raise ValueError(f"{rows.path} row {rows.number(done)}: {error}") from error
 
 
 def dataset_of(features: Iterator[dict[str, Any]]) -> Dataset | None:
@@ -163,7 +206,7 @@ class ChoiceCollator:
 def context_of(model_config: Any) -> int | None:
     """How many tokens a model can read; None if its config does not say."""
     context = getattr(model_config, "max_position_embeddings", None)
-    if not isinstance(context, int):
+    if not isinstance(context, int) or context < 1:  # XLNet says -1 for any number
         return None
     # RoBERTa's positions begin behind its pad token's.
     shifted = model_config.model_type in ("roberta", "xlm-roberta")

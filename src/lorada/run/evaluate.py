@@ -10,15 +10,14 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 
-from lorada.errors import saving
 from lorada.progress import watched
 from lorada.run.choices import cached_scores, likeliest, needs_whole, sequence_scores
-from lorada.run.data import JSONL, Rows, load_rows, scored_rows
+from lorada.run.data import JSONL, Rows, load_rows, sampled, scored_rows
 from lorada.run.encoding import collator, encode_options, encode_rows, lengths_of
 from lorada.run.generate import generate
 from lorada.run.loaded import Run
 from lorada.run.perplexity import slide
-from lorada.run.result import RESULT_FILE, read_result, write_result
+from lorada.run.result import keep_scores
 from lorada.tasks.encode import IGNORED, prompt_of
 from lorada.tasks.rows import Form
 from lorada.tasks.task import Metrics
@@ -28,6 +27,8 @@ Answers = tuple[list[Any], Metrics]  # what the model gave for each row, and los
 
 def evaluate(run: Run, data: str | None = None, *, base: bool = False) -> dict[str, Any]:
     """Score a run on a file of held-out rows and keep the numbers in its ``result.json``.
+
+    Of many rows it takes a random part, if the recipe has ``eval_rows``.
 
     Args:
         run: the run.
@@ -42,6 +43,7 @@ def evaluate(run: Run, data: str | None = None, *, base: bool = False) -> dict[s
             asked of a run without an adapter.
     """
     rows = load_rows(data or run.recipe.eval_data, run.form, run.labels)
+    rows = sampled(rows, run.recipe.eval_rows)
     return _kept(run, {rows.path: rows}, base=base)[rows.path]
 
 
@@ -77,12 +79,9 @@ def _kept(run: Run, sets: dict[str, Rows], *, base: bool) -> dict[str, dict[str,
         with scoring(run, base=base):
             scores = score(run, rows)
         found[name] = {"n": len(rows.rows), **scores, "sha256": rows.fingerprint}
-        result = read_result(run.folder)
-        result["metrics"][f"{name}{' (base)' if base else ''}"] = found[name]
-        if "unparsable" in scores and not base:
-            result["unparsable"] = {**(result["unparsable"] or {}), name: scores["unparsable"]}
-        with saving(run.folder / RESULT_FILE, "Free space, then run the command again"):
-            write_result(run.folder, result)
+        asked = "unparsable" in scores and not base
+        unparsable = {name: scores["unparsable"]} if asked else None
+        keep_scores(run.folder, {f"{name}{' (base)' if base else ''}": found[name]}, unparsable)
     return found
 
 
@@ -91,11 +90,16 @@ def scoring(run: Run, *, base: bool) -> Iterator[None]:
     """Without gradients, and with the adapter switched off if the base is to be scored.
 
     Raises:
-        ValueError: if there is no adapter to switch off.
+        ValueError: if there is no adapter to switch off, or the base's head was drawn at random.
     """
     if base and not isinstance(run.model, PeftModel):
         raise ValueError(
             "this run trained the base model itself: there is no adapter to switch off"
+        )
+    if base and run.drawn:
+        raise ValueError(
+            f"--base: {run.recipe.model} has no {min(run.drawn)}, which is drawn anew at each load,"
+            " so the base has no scores of its own: leave out --base"
         )
     with run.model.disable_adapter() if base else nullcontext(), torch.no_grad():
         yield
@@ -127,7 +131,7 @@ def _batches(run: Run, dataset: Dataset, title: str) -> Iterator[list[int]]:
 
 def _classify(run: Run, rows: Rows) -> Answers:
     """The likeliest class of each row, or its score."""
-    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind)
+    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=True)
     pad = collator(rows.form, run.tokenizer)
     answers: dict[int, Any] = {}
     total = 0.0
@@ -180,9 +184,7 @@ def _read(run: Run, rows: Rows) -> Answers:
 
 def _choose(run: Run, rows: Rows) -> Answers:
     """The index of the likeliest candidate of each row."""
-    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind)
-    if len(dataset) < len(rows.rows):
-        raise ValueError(f"some candidates of {rows.path} are longer than max_length: raise it")
+    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=True)
     pad = collator(rows.form, run.tokenizer)
     answers: dict[int, int] = {}
     for chosen in _batches(run, dataset, "Choosing"):

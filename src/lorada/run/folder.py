@@ -7,6 +7,7 @@ removed.
 
 import json
 import logging
+import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -18,13 +19,15 @@ from safetensors import SafetensorError, safe_open
 
 from lorada.files import scratch_folder, write_whole
 from lorada.processes import count
-from lorada.run.recipe import RECIPE_FILE, Recipe, load_recipe
+from lorada.run.recipe import PATHS, RECIPE_FILE, Recipe, saved_recipe
 from lorada.run.result import RESULT_FILE
+from lorada.run.seal import broken_seal, is_sealed
 
 logger = logging.getLogger(__name__)
 
 ROWS_FILE = "rows.sha256"  # what the run was trained on, so that a resumed run has the same
 RUN_FILES = (RECIPE_FILE, RESULT_FILE, ROWS_FILE, "loss.png", "adapter", "model", "runs")
+FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # The Trainer writes trainer_state.json last, and removes older checkpoints only after it.
 CHECKPOINT_FILES = ("trainer_state.json", "scheduler.pt")
@@ -50,28 +53,12 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
             complete or had another recipe.
     """
     run = Path(recipe.output)
-    if resume and overwrite:
-        raise ValueError("--resume and --overwrite exclude each other")
-    found = run_files(run)
+    refuse_taken(run, recipe.from_adapter, resume=resume, overwrite=overwrite)
     if not holds_run(run):
-        if found:
-            raise ValueError(
-                f"{run} has {found[0].name} but no {RECIPE_FILE}, so it is not a run: "
-                "choose another --output"
-            )
         return Start()
     if overwrite:
-        start_from = Path(recipe.from_adapter).resolve() if recipe.from_adapter else None
-        if start_from is not None and run.resolve() in (start_from, *start_from.parents):
-            raise ValueError(f"--overwrite would delete {recipe.from_adapter}, which --from reads")
         return Start(clear=True)
-    if not resume:
-        raise ValueError(
-            f"{run} already holds a run: use --resume, --overwrite or another --output"
-        )
-    if (run / RESULT_FILE).is_file():
-        raise ValueError(f"{run} is complete: evaluate it, or train again with --overwrite")
-    same_recipe(load_recipe(str(run / RECIPE_FILE), [], {}), recipe)
+    same_recipe(saved_recipe(run / RECIPE_FILE), recipe)
     checkpoint = last_whole_checkpoint(run)
     if checkpoint is None:
         logger.warning("%s has no whole checkpoint yet: starting from the beginning", run)
@@ -81,6 +68,47 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
             "start again with --overwrite"
         )
     return Start(checkpoint=checkpoint)
+
+
+def refuse_taken(run: Path, start_from: str | None, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder to which a run may not be written, whatever else its recipe says.
+
+    Raises:
+        ValueError: as ``check_folder``, but for the recipe of the run to resume.
+    """
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+    found = run_files(run)
+    if not holds_run(run):
+        if found:
+            raise ValueError(
+                f"{run} has {found[0].name} but no {RECIPE_FILE}, so it is not a run: "
+                "choose another --output"
+            )
+    elif overwrite:
+        source = Path(start_from).resolve() if start_from else None
+        if source is not None and run.resolve() in (source, *source.parents):
+            raise ValueError(f"--overwrite would delete {start_from}, which --from reads")
+    elif not resume:
+        raise ValueError(
+            f"{run} already holds a run: use --resume, --overwrite or another --output"
+        )
+    elif (run / RESULT_FILE).is_file():
+        raise ValueError(f"{run} is complete: evaluate it, or train again with --overwrite")
+
+
+def refuse_target(folder: Path, target: Path) -> None:
+    """Refuse a place to which what is made of a run may not be written.
+
+    Raises:
+        ValueError: if it is in the run, or not a new or empty folder.
+    """
+    if folder.resolve() in (target.resolve(), *target.resolve().parents):
+        raise ValueError(f"{target} lies in the run itself: choose a folder outside {folder}")
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file: choose a new folder")
+    if target.is_dir() and any(target.iterdir()):
+        raise ValueError(f"{target} is not empty: choose a new folder")
 
 
 def holds_run(run: Path) -> bool:
@@ -99,13 +127,19 @@ def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
     """Remove an earlier run if that was asked for, and write down what this one is.
 
     Raises:
-        ValueError: if the rows are not those that the run to resume began with.
+        ValueError: if the rows are not those that the run to resume began with, or nobody can tell.
     """
     run = Path(recipe.output)
     if start.clear:
         clear(run)
     rows = run / ROWS_FILE
-    if rows.is_file() and rows.read_text().strip() != fingerprint:
+    before = rows.read_text(errors="replace").strip() if rows.is_file() else fingerprint
+    if not FINGERPRINT.fullmatch(before):
+        raise ValueError(
+            f"{rows} is damaged, so whether the rows are those that this run began with cannot be "
+            "told: delete it if you know that they are, or start again with --overwrite"
+        )
+    if before != fingerprint:
         raise ValueError(
             f"{recipe.data} is not what this run began with: put the rows back, or start again "
             "with --overwrite"
@@ -144,8 +178,17 @@ def differences(before: Recipe, now: Recipe) -> Iterator[tuple[str, Any, Any]]:
     old = before.model_dump()
     for key, value in now.model_dump().items():
         # Whether foreign code may run is asked anew each time; rows have a fingerprint of theirs.
-        if old[key] != value and key not in ("output", "trust_remote_code", "data_dir"):
+        if key not in ("output", "trust_remote_code", "data_dir") and not _same(
+            key, old[key], value
+        ):
             yield key, old[key], value
+
+
+def _same(key: str, old: Any, value: Any) -> bool:
+    """Whether two values of a setting are one: a path is, however it is written."""
+    if key in PATHS and isinstance(old, str) and isinstance(value, str):
+        return os.path.realpath(old) == os.path.realpath(value)
+    return bool(old == value)
 
 
 def checkpoints(run: Path) -> list[tuple[int, Path]]:
@@ -155,11 +198,14 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 
 
 def last_whole_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; those that were not are named."""
+    """The newest checkpoint that is as it was written, to its end; those that are not are named."""
     for _, path in checkpoints(run):
-        if _is_whole(path):
+        if damaged := broken_seal(path):
+            logger.warning("%s is damaged: going back to an earlier checkpoint", path / damaged)
+        elif not (is_sealed(path) or _is_whole(path)):
+            logger.warning("%s was not written to its end: going back to an earlier one", path)
+        else:
             return path
-        logger.warning("%s was not written to its end: going back to an earlier one", path)
     return None
 
 
@@ -177,13 +223,24 @@ def _is_whole(checkpoint: Path) -> bool:
     if not draws or not (shared or (weights and optimizers)):
         return False
     states = [*draws, *optimizers, *checkpoint.glob("pytorch_model_fsdp.bin")]
-    if not all(zipfile.is_zipfile(path) for path in states):
+    if not all(map(_whole_archive, [*states, checkpoint / "scheduler.pt"])):
         return False
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        if not all(isinstance(state.get(name), int) for name in ("global_step", "max_steps")):
+            return False
         for path in weights:
             with safe_open(path, "pt"):  # checks the header against the size of the file
                 pass
-    except (ValueError, SafetensorError):
+    except (ValueError, AttributeError, SafetensorError):
         return False
     return True
+
+
+def _whole_archive(path: Path) -> bool:
+    """Whether what torch wrote reads to its end, by the checksums that it put in."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # of whatever kind: a damaged archive may say that it is encrypted
+        return False

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from lorada.errors import out_of_memory
 from lorada.progress import watched
 from lorada.run.data import protocol_settings
 from lorada.run.encoding import context_of
@@ -54,7 +55,7 @@ def generate(
     if run.form in HEADED:
         what = f"a classifier of {', '.join(run.labels)}" if run.labels else "a scorer"
         raise ValueError(f"{run.folder} is {what}: it has no text")
-    _check_prompts(run, prompts)
+    _check_prompts(run, prompts, templated=templated)
     settings = protocol_settings(run.recipe, protocol or run.protocol)
     settings |= beginning(run.tokenizer)
     if max_new_tokens is not None:
@@ -83,7 +84,7 @@ def generate(
     return [outputs[i] for i in range(len(prompts))]
 
 
-def _check_prompts(run: Run, prompts: list[str]) -> None:
+def _check_prompts(run: Run, prompts: list[str], *, templated: bool) -> None:
     # An encoder reads the special tokens around nothing; XSum has articles without a word.
     marked = run.kind == "encoder_decoder" and run.tokenizer("")["input_ids"]
     if not all(prompts) and not marked:
@@ -91,6 +92,15 @@ def _check_prompts(run: Run, prompts: list[str]) -> None:
     for prompt in prompts:
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):
             raise ValueError(f"the prompt {prompt!a} is not UTF-8 text: write it anew")
+    # A tokenizer may leave out what it does not know, or what it holds for space.
+    special = {"add_special_tokens": not templated, "verbose": False}
+    found = run.tokenizer(prompts, **special)["input_ids"] if prompts else []
+    for prompt, ids in zip(prompts, found, strict=True):
+        if not ids:
+            raise ValueError(
+                f"the prompt {prompt!r} has no token that this model knows: there is nothing to "
+                "continue"
+            )
 
 
 def _room_for_prompts(run: Run, limit: int) -> int | None:
@@ -126,10 +136,18 @@ def _tokens(run: Run, prompts: list[str], room: int | None, *, templated: bool) 
 def _continue(run: Run, batch: Any, settings: dict[str, Any]) -> list[str]:
     if "stop_strings" in settings:
         settings = {**settings, "tokenizer": run.tokenizer}
-    with torch.no_grad():
-        ids = run.model.generate(
-            **batch, do_sample=False, pad_token_id=run.tokenizer.pad_token_id, **settings
-        )
+    try:
+        with torch.no_grad():
+            ids = run.model.generate(
+                **batch, do_sample=False, pad_token_id=run.tokenizer.pad_token_id, **settings
+            )
+    except (TypeError, AttributeError, RuntimeError) as error:  # nothing looks at those before
+        if out_of_memory(error):
+            raise
+        raise ValueError(
+            f"{run.folder} cannot generate ({error}): a setting in its model's "
+            "generation_config.json may be damaged"
+        ) from error
     # An encoder–decoder's output begins with its own start token, not with the prompt.
     new = ids if run.kind == "encoder_decoder" else ids[:, batch["input_ids"].shape[1] :]
     texts: list[str] = run.tokenizer.batch_decode(new, skip_special_tokens=True)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -11,9 +12,11 @@ from lorada.run.adapt import load_adapted, load_base
 from lorada.run.data import JSONL
 from lorada.run.encoding import fit_context
 from lorada.run.models import kind_of, load_tokenizer
-from lorada.run.recipe import RECIPE_FILE, Recipe, load_recipe
+from lorada.run.origin import weights_fingerprint
+from lorada.run.recipe import RECIPE_FILE, Recipe, saved_recipe
 from lorada.run.result import read_result
 from lorada.run.seq2seq import set_languages
+from lorada.run.vocabulary import refuse_unknown_tokens
 from lorada.tasks import TASKS
 from lorada.tasks.rows import Form
 from lorada.tasks.task import Kind, Protocol
@@ -29,6 +32,7 @@ class Run:
     tokenizer: PreTrainedTokenizerBase
     form: Form
     labels: tuple[str, ...]
+    drawn: frozenset[str] = frozenset()  # parameters of the base that were drawn at random
 
     @property
     def kind(self) -> Kind:
@@ -64,8 +68,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
     if not (folder / RECIPE_FILE).is_file():
         raise ValueError(f"{folder} is not a run: it has no {RECIPE_FILE}")
     result = read_result(folder)
-    recipe = load_recipe(str(folder / RECIPE_FILE), [], {})
-    recipe = recipe.model_copy(update={"trust_remote_code": trust_remote_code})
+    recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
     labels = tuple(result["labels"])
     head = 1 if result["form"] == "score" else len(labels) or None
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=trust_remote_code)
@@ -73,12 +76,28 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
         # Its config has the stretched positions already.
         own = {"model": str(folder / "model"), "rope_factor": None}
         whole = recipe.model_copy(update=own)
-        model: PeftModel | PreTrainedModel = load_base(whole, head).eval()
+        base = load_base(whole, head)
+        model: PeftModel | PreTrainedModel = base.model.eval()
+        if base.drawn:
+            raise ValueError(f"{folder / 'model'} has no {min(base.drawn)}: it is incomplete")
     else:
-        model = load_adapted(load_base(recipe, head), folder / "adapter")
+        base = load_base(recipe, head)
+        model = load_adapted(base.model, folder / "adapter", base.drawn)
+        _refuse_changed(recipe, result, folder)
+    refuse_unknown_tokens(base.model, tokenizer)
     if torch.cuda.is_available():
         model = model.cuda()
     fitted = fit_context(recipe, model.config)
-    run = Run(folder, fitted, model, tokenizer, result["form"], labels)
+    run = Run(folder, fitted, model, tokenizer, result["form"], labels, base.drawn)
     set_languages(tokenizer, recipe.languages, run.protocol.languages)
     return run
+
+
+def _refuse_changed(recipe: Recipe, result: dict[str, Any], folder: Path) -> None:
+    """Refuse a base whose weights are others by now; one that is named anew may be another."""
+    before, now = result.get("base_sha256"), weights_fingerprint(recipe.model)
+    if recipe.model == result.get("model") and None not in (before, now) and before != now:
+        raise ValueError(
+            f"the weights of {recipe.model} are not those that {folder} was trained on: put them "
+            "back, or train again"
+        )

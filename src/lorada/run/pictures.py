@@ -7,10 +7,10 @@ import torch
 
 from lorada.explain import LayerMaps, explain
 from lorada.progress import watched
-from lorada.run.data import JSONL, load_rows, scored_rows
+from lorada.run.data import JSONL, Rows, load_rows, scored_rows
 from lorada.run.loaded import Run
 from lorada.tasks.encode import prompt_of
-from lorada.tasks.rows import Row
+from lorada.tasks.rows import Form, Row
 
 Maps = dict[str, tuple[list[list[float]], float | None]]
 
@@ -96,10 +96,11 @@ def ratios_by_layer(
         means over rows of what ``sentence_maps`` gives, and ``map`` with its ``shown_ratio`` (of
         the first row and head).
     """
-    rows = _rows(run, data, data_dir)[:count]
+    scored = _rows(run, data, data_dir)
+    rows = scored.rows[:count]
     layers: list[dict[str, Any]] = []
     for row in watched(rows, "Explaining"):
-        found, _ = _explained(run, _texts(run, row))
+        found, _ = _explained(run, _texts(run, row, scored.form))
         if not layers:
             layers = [
                 {"layer": one.layer.removeprefix("base_model.model."),
@@ -116,14 +117,14 @@ def ratios_by_layer(
     return {"rows": len(rows), "task": run.recipe.tasks[0], "layers": layers}
 
 
-def _rows(run: Run, data: str | None, data_dir: str | None) -> list[Row]:
+def _rows(run: Run, data: str | None, data_dir: str | None) -> Rows:
     if data is not None or run.recipe.task == JSONL:
-        return load_rows(data or run.recipe.eval_data, run.form, run.labels).rows
+        return load_rows(data or run.recipe.eval_data, run.form, run.labels)
     recipe = run.recipe.model_copy(update={"data_dir": data_dir or run.recipe.data_dir})
-    return next(iter(scored_rows(recipe, run.form, run.labels, run.kind).values())).rows
+    return next(iter(scored_rows(recipe, run.form, run.labels, run.kind).values()))
 
 
-def _texts(run: Run, row: Row) -> list[str]:
+def _texts(run: Run, row: Row, form: Form) -> list[str]:
     if "text" in row:
         return [row[name] for name in ("text", "text_pair") if row.get(name) is not None]
-    return [prompt_of(row, run.form, run.tokenizer)]
+    return [prompt_of(row, form, run.tokenizer)]

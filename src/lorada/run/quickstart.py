@@ -40,12 +40,12 @@ def compare(output: Path, *, overwrite: bool, report: Callable[[str], None]) -> 
     Returns:
         Rows of the comparison, and the maps of one head for the picture.
     """
-    ours = load_recipe(RECIPE, [f"output={output / 'lorada_la'}"], {})
+    ours = load_recipe(RECIPE, [], {"output": str(output / "lorada_la")})
     budget = count_parameters(ours.method, ours.model, [])["trainable"]
     lora = load_recipe(
         RECIPE,
-        [f"output={output / 'lora'}", "method=lora", *largest_lora(ours.model, budget)],
-        {},
+        largest_lora(ours.model, budget),
+        {"output": str(output / "lora"), "method": "lora"},
     )
     found = [apart.call(train_and_score, each, overwrite, report=report) for each in (lora, ours)]
     return {

@@ -7,42 +7,44 @@ does where only one of them has a field of that name.
 
 import dataclasses
 import os
+import re
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-import yaml
-from peft import PeftConfig
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from transformers import Seq2SeqTrainingArguments
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_serializer,
+)
 
 from lorada.described import part_names
 from lorada.errors import unknown
 from lorada.files import write_whole
 from lorada.method import PARTS, load
-from lorada.plan import owner_of
+from lorada.run.packaged import PACKAGED
+from lorada.run.plain_yaml import read_yaml, refuse_unstorable, write_yaml
 from lorada.tasks import TASKS
-from lorada.tasks.rows import resolve
+from lorada.tasks.rows import BUILTIN, resolve
 
 TRAINING = "training"
+REMOTE = "trust_remote_code"
+SEED = 42  # of a run that states none, as transformers has it
 RECIPE_FILE = "recipe.yaml"
-
-
-class _Yaml(yaml.SafeLoader):
-    """YAML whose booleans are true and false only: in `save_strategy=no`, no is a word."""
-
-
-_Yaml.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if not pair[0].endswith(":bool") or first in "tTfF"]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+# Fields that may name a file or a folder of this machine.
+PATHS = ("model", "data", "eval_data", "data_dir", "from_adapter")
+# Settings that are never written anywhere, such as the token of the hub.
+SECRET = re.compile(r"(token|password|secret|api_key)$", re.IGNORECASE)
 
 
 class Recipe(BaseModel):
     """What a run is made of."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     method: str = Field("lorada_la", description="a name of `lorada methods`")
     model: str = Field(description="a hub id, a folder, smollm2-135m or minilm-l6")
@@ -94,10 +96,30 @@ class Recipe(BaseModel):
         """The names in ``task``."""
         return [name.strip() for name in self.task.split(",")]
 
+    def anywhere(self) -> "Recipe":
+        """The same with the paths of what is there made absolute, to be used from any folder."""
+        given = {name: getattr(self, name) for name in PATHS}
+        found = {
+            name: str(Path(value).absolute())
+            for name, value in given.items()
+            if value and Path(value).exists() and not value.startswith(BUILTIN)
+        }
+        if self.model in PACKAGED or not Path(self.model).is_dir():
+            found.pop("model", None)
+        return self.model_copy(update=found)
+
+    @field_serializer("training")
+    def _without_secrets(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """What any file of a run may hold: a run that goes on is given its token anew."""
+        return {
+            name: self._without_secrets(value) if isinstance(value, dict) else value
+            for name, value in settings.items()
+            if not SECRET.search(name)
+        }
+
     def save(self, folder: Path) -> None:
         """Write the recipe into a run folder."""
-        text = yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
-        write_whole(folder / RECIPE_FILE, text)
+        write_whole(folder / RECIPE_FILE, write_yaml(self.model_dump()))
 
 
 def builtin_recipes() -> dict[str, Path]:
@@ -106,34 +128,83 @@ def builtin_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+def stated(
+    source: str | None, overrides: list[str], options: dict[str, Any]
+) -> list[tuple[str, Any]]:
+    """Keys and values in the order in which they count, as they were written.
+
+    What they mean is not looked at, which takes transformers and PEFT; the arguments are those of
+    ``load_recipe``.
+
+    Raises:
+        ValueError: for a file that is no mapping in YAML or asks for remote code where nobody else
+            does, or an override that is not key=value.
+        FileNotFoundError: if there is no such file.
+    """
+    settings = _read_yaml(source) if source is not None else {}
+    asked = settings.pop(REMOTE, False)
+    settings.update({key: value for key, value in options.items() if value is not None})
+    pairs = [*settings.items(), *map(_split, overrides)]
+    if asked is not False and REMOTE not in dict(pairs):
+        raise ValueError(
+            f"{source} says {REMOTE}={asked!r}, and code of a model's repository runs only if you "
+            f"say so: add {REMOTE}=true to the command, or {REMOTE}=false to go without"
+        )
+    return pairs
+
+
 def load_recipe(
     source: str | None, overrides: list[str], options: dict[str, Any], *, name_output: bool = False
 ) -> Recipe:
     """Make a recipe from a file or built-in name, ``key=value`` strings and command-line options.
 
     Args:
-        source: path of a YAML file, or the name of a built-in recipe; None to start empty.
+        source: path of a YAML file, or the name of a built-in recipe; None to start empty. It
+            cannot switch ``trust_remote_code`` on: who runs it says so, here and now.
         overrides: ``key=value``; the value is read as YAML.
         options: recipe fields given as command-line options; None values are left out.
         name_output: where no output is stated, name one after tasks or data, method and seed.
 
     Raises:
         ValueError: for an unknown key (with the nearest names), an ambiguous key (with the full
-            ones), or a value of the wrong type (naming the field, the value and the type).
+            ones), a value of the wrong type (naming the field, the value and the type), or a file
+            that asks for remote code where nobody else does.
     """
-    settings = _read_yaml(source) if source is not None else {}
-    settings.update({key: value for key, value in options.items() if value is not None})
-    pairs = [_split(override) for override in overrides]
+    pairs = stated(source, overrides, options)
     # Which keys exist depends on the method, so that is settled first.
-    for key, value in pairs:
-        if key == "method":
-            settings[key] = value
+    method = dict(pairs).get("method", Recipe.model_fields["method"].default)
     values: dict[str, Any] = {"parts": {}, TRAINING: {}}
-    parts = part_names(str(settings.get("method", Recipe.model_fields["method"].default)))
-    for key, value in [*settings.items(), *pairs]:
+    parts = part_names(str(method))
+    for key, value in pairs:
         _assign(values, parts, key, value)
     if name_output and "output" not in values:
         values.update(_named_output(values))
+    return _validated(values)
+
+
+def outline(
+    source: str | None, overrides: list[str], options: dict[str, Any], *, name_output: bool = False
+) -> Recipe:
+    """A recipe without the settings of its sections, which take transformers and PEFT to check.
+
+    The arguments are those of ``load_recipe``.
+
+    Raises:
+        ValueError: as ``load_recipe``, for all but those settings.
+    """
+    said = dict(stated(source, overrides, options))
+    training = said.get(TRAINING)
+    plain = Recipe.model_fields.keys() - {"parts", TRAINING}
+    values = {key: value for key, value in said.items() if key in plain}
+    part_names(str(said.get("method", Recipe.model_fields["method"].default)))
+    if name_output and "output" not in values:
+        seeds = [training.get("seed", SEED)] if isinstance(training, dict) else [SEED]
+        seeds += [said[key] for key in ("seed", "training.seed") if key in said]
+        values.update(_named_output({**values, TRAINING: {"seed": seeds[-1]}}))
+    return _validated(values)
+
+
+def _validated(values: dict[str, Any]) -> Recipe:
     try:
         recipe = Recipe(**values)
     except ValidationError as error:
@@ -145,7 +216,19 @@ def load_recipe(
     for name in recipe.tasks:
         if name not in TASKS:
             raise unknown("task", name, TASKS)
+    for name, value in recipe:
+        for key, inner in value.items() if name == "parts" else [(name, value)]:
+            refuse_unstorable(key, inner)
     return recipe
+
+
+def saved_recipe(path: Path, *, trust_remote_code: bool = False) -> Recipe:
+    """The recipe that a run's folder holds; its own word on remote code does not count.
+
+    Raises:
+        ValueError: as ``load_recipe``.
+    """
+    return load_recipe(str(path), [], {REMOTE: trust_remote_code})
 
 
 def _named_output(values: dict[str, Any]) -> dict[str, str]:
@@ -156,7 +239,7 @@ def _named_output(values: dict[str, Any]) -> dict[str, str]:
         if not values.get("data"):
             return {}
         names = [resolve(str(values["data"])).stem]
-    seed = values[TRAINING].get("seed", Seq2SeqTrainingArguments.seed)
+    seed = values[TRAINING].get("seed", SEED)
     return {"output": f"runs/{'-'.join(names)}-{method}-seed{seed}"}
 
 
@@ -168,11 +251,10 @@ def _read_yaml(source: str) -> dict[str, Any]:
             raise FileNotFoundError(f"no recipe at {path}")
         raise unknown("recipe", source, recipes)
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Yaml)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" line {where.line + 1}" if where else ""
-        raise ValueError(f"{path}{line} is not YAML: {getattr(error, 'problem', error)}") from error
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not YAML: it is not UTF-8 (byte {error.start})") from error
+    data = read_yaml(text, str(path))
     if not isinstance(data, dict):
         raise ValueError(f"{path} must be a mapping of keys to values")
     return data
@@ -182,10 +264,7 @@ def _split(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ValueError(f"{override!r} is not key=value")
-    try:
-        return key.strip(), yaml.load(text, _Yaml)
-    except yaml.YAMLError as error:
-        raise ValueError(f"the value of {override!r} is not YAML") from error
+    return key.strip(), read_yaml(text, f"the value of {override!r}")
 
 
 def _assign(values: dict[str, Any], parts: list[str], key: str, value: Any) -> None:
@@ -196,6 +275,8 @@ def _assign(values: dict[str, Any], parts: list[str], key: str, value: Any) -> N
             raise ValueError(f"{key}={value!r} is a section: write {key}.NAME=…")
         for name, inner in (value or {}).items():
             if key == "parts":
+                if name not in parts:
+                    raise unknown("part", name, parts)
                 _assign(values, parts, name, inner)
             else:
                 _set(values, parts, key, name, inner)
@@ -209,6 +290,8 @@ def _assign(values: dict[str, Any], parts: list[str], key: str, value: Any) -> N
             raise unknown("override", key, [f"{s}.…" for s in sections])
         _set(values, parts, section, name, value)
         return
+    from lorada.plan import owner_of
+
     own = Recipe.model_fields.keys() - {"parts", TRAINING}
     owner = owner_of(key, {section: _known(section) for section in sections}, also=own)
     _set(values, parts, owner, key, value)
@@ -229,11 +312,15 @@ def _set(values: dict[str, Any], parts: list[str], section: str, name: str, valu
 LENGTHS = {"generation_max_length", "generation_config"}
 # Fields of part configs that a recipe has no business with.
 UNSETTABLE = {"usage", "lorada_version", "runtime_config", "trainable_token_indices"}
+UNSETTABLE |= {"base_model_type"}
 
 
 @cache
 def _known(section: str) -> dict[str, Any]:
     """The fields of a section with their types."""
+    from peft import PeftConfig
+    from transformers import Seq2SeqTrainingArguments
+
     owner = Seq2SeqTrainingArguments if section == TRAINING else load(PARTS[section])
     try:
         hints = get_type_hints(owner)

@@ -10,13 +10,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
-import yaml
-
+from lorada.columns import column_of
 from lorada.files import write_whole
-from lorada.methods import METHODS
-from lorada.plan import column_of
 from lorada.procedures import autopeft
 from lorada.procedures.autopeft import Configuration, Space, Trial, pareto
 from lorada.procedures.blocks import LAYERS, SIZES
@@ -28,7 +26,8 @@ from lorada.run.loaded import load_run
 from lorada.run.lock import held
 from lorada.run.models import load_config
 from lorada.run.params import count_parameters
-from lorada.run.recipe import RECIPE_FILE, Recipe, load_recipe
+from lorada.run.plain_yaml import write_yaml
+from lorada.run.recipe import RECIPE_FILE, Recipe, load_recipe, saved_recipe
 from lorada.run.result import RESULT_FILE, read_result
 from lorada.run.train import train
 
@@ -107,7 +106,7 @@ def search(
             try:
                 return apart.call(train_and_score, recipe, number, chosen)
             except KeyboardInterrupt:
-                more = f"--trials {trials} --sampler {sampler} --output {folder}"
+                more = f"--trials {trials} --sampler {sampler} --output {quote(str(folder))}"
                 report(f"stopped and saved; next: lorada search --resume {more}")
                 raise
 
@@ -122,15 +121,9 @@ def search(
 
 
 def space_of(recipe: Recipe) -> Space:
-    """The search space of a recipe's model.
-
-    Raises:
-        ValueError: for a model that the method has no form for.
-    """
+    """The search space of a recipe's model."""
     config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    column = column_of(METHODS[METHOD], config)
-    if column is None:
-        raise ValueError(f"{METHOD} has no settings for {config.model_type} models")
+    column = column_of(METHOD, config).parts
     depth = max(config.num_hidden_layers, getattr(config, "decoder_layers", 0))
     return Space(config.hidden_size, depth, tuple(part for part in SIZES if part in column))
 
@@ -153,7 +146,7 @@ def _begin(recipe: Recipe, trials: int, space: Space, *, resume: bool, overwrite
         raise ValueError(f"{folder} holds a run: choose another --output")
     saved = folder / SEARCH_RECIPE
     if resume:
-        same_recipe(load_recipe(str(saved), [], {}), recipe)
+        same_recipe(saved_recipe(saved), recipe)
         return
     if saved.is_file() and not overwrite:
         raise ValueError(
@@ -165,7 +158,7 @@ def _begin(recipe: Recipe, trials: int, space: Space, *, resume: bool, overwrite
             clear(run)
             if not any(run.iterdir()):
                 run.rmdir()
-    write_whole(saved, yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True))
+    write_whole(saved, write_yaml(recipe.model_dump()))
 
 
 def _run_of(folder: Path, number: int) -> Path:
@@ -191,7 +184,7 @@ def train_and_score(recipe: Recipe, number: int, chosen: Configuration) -> tuple
             if train(mine, resume=holds_run(run)).interrupted:
                 raise KeyboardInterrupt
         else:
-            same_recipe(load_recipe(str(run / RECIPE_FILE), [], {}), mine)
+            same_recipe(saved_recipe(run / RECIPE_FILE), mine)
     except DivergedError as error:
         logger.warning("%s: %s; counted as 0 %% right", run, error)
         pairs = [

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from lorada.run.data import Rows
+from lorada.run.mean_loss import MeanTrainer
 from lorada.tasks.rows import HEADED, answer_of
 from lorada.tasks.task import Kind, Metrics
 
@@ -133,7 +134,7 @@ def measured_names(args: TrainingArguments, held_out: Rows | None) -> list[str]:
     return measured
 
 
-class WritingTrainer(Seq2SeqTrainer):
+class WritingTrainer(MeanTrainer, Seq2SeqTrainer):
     """A Seq2SeqTrainer that has texts written as the protocol says."""
 
     def __init__(self, *args: Any, generation: dict[str, Any], **kwargs: Any) -> None:

@@ -4,7 +4,6 @@ The results of a table are kept apart from the runs, one file each, so that they
 ``RESULTS/table5/local/lora/rte/seed1.json``. A table that was cut off goes on where it was.
 """
 
-import json
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorada.files import write_whole
+from lorada.files import json_text, write_whole
 from lorada.progress import watched
 from lorada.run import apart
 from lorada.run.evaluate import evaluate_tasks
@@ -21,7 +20,7 @@ from lorada.run.loaded import load_run
 from lorada.run.lock import held
 from lorada.run.models import kind_of, load_config
 from lorada.run.recipe import Recipe
-from lorada.run.result import RESULT_FILE, read_result
+from lorada.run.result import RESULT_FILE, read_result, result_in
 from lorada.run.tables import PaperTable, Scale, TableRow, counts_of, row_recipe
 from lorada.run.train import train
 from lorada.tasks import TASKS
@@ -112,7 +111,7 @@ def done(job: Job) -> dict[str, Any] | None:
     if not job.stored.is_file():
         return None
     try:
-        result: dict[str, Any] = json.loads(job.stored.read_text(encoding="utf-8"))
+        result = result_in(job.stored, of_table=True)
         before, scored = Recipe(**result["recipe"]), _is_scored(job, result)
     except (KeyError, TypeError, ValueError) as error:  # pydantic's is one too
         raise ValueError(f"{job.stored} is not the result of a run: delete it") from error
@@ -218,7 +217,7 @@ def carry_out(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
     # Where the rows lay is nobody's business but the run's; what kind of place it was is not.
     result["recipe"].update(data_dir=None, output=str(run))
     result["data"]["source"] = "a local folder" if data_folder(recipe.data_dir) else "the hub"
-    write_whole(job.stored, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write_whole(job.stored, json_text(result) + "\n")
     return result
 
 
@@ -245,6 +244,8 @@ def train_and_score(job: Job, *, report: Callable[[str], None]) -> dict[str, Any
         report(f"{job.row.key}, {recipe.task}, seed {job.seed}: scoring")
         evaluate_tasks(load_run(run), recipe.data_dir)
         result = read_result(run)
+        if not _is_scored(job, result):  # what could not be written has been said
+            raise OSError(f"the scores of {run} were not kept: run the command again")
     return result
 
 

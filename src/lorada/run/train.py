@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from transformers import (
 
 from lorada.errors import saving
 from lorada.files import written_whole
+from lorada.plan import Plan
 from lorada.processes import anywhere, count, from_first, gathered, join, together
 from lorada.run.adapt import (
     adapt,
@@ -40,14 +42,21 @@ from lorada.run.adapt import (
     parameter_counts,
     plan_for,
 )
-from lorada.run.callbacks import LogWithSave, SaveOnInterrupt, StopOnNaN
+from lorada.run.callbacks import (
+    LogWithSave,
+    SaveOnInterrupt,
+    SealCheckpoints,
+    StopOnNaN,
+    refuse_broken,
+)
 from lorada.run.card import write_card
 from lorada.run.data import Rows, head_size, training_rows
 from lorada.run.effect_size import EffectSize
 from lorada.run.encoding import collator, context_of, encode_rows, fit_context
 from lorada.run.folder import Start, begin, check_folder
 from lorada.run.lock import held
-from lorada.run.models import kind_of, load_config, load_tokenizer
+from lorada.run.models import kind_of, load_config, load_tokenizer, own_classes
+from lorada.run.origin import weights_fingerprint
 from lorada.run.packing import PackedCollator, pack, refuse_mixing, refuse_packing
 from lorada.run.recipe import Recipe
 from lorada.run.result import RESULT_FILE, hardware, peak_memory, versions, write_result
@@ -59,12 +68,16 @@ from lorada.run.seq2seq import (
 from lorada.run.trainer import (
     give_maps_their_rate,
     make_trainer,
+    measuring,
     one_line,
     trainer_class,
     training_arguments,
 )
+from lorada.run.vocabulary import refuse_unknown_tokens
 
 logger = logging.getLogger(__name__)
+
+AGAIN = "What was saved before is whole: free space, then lorada train --resume --output "
 
 
 @dataclass(frozen=True)
@@ -82,6 +95,8 @@ class _Ready:
 
     trainer: Trainer
     model: PeftModel | PreTrainedModel
+    plan: Plan
+    head: tuple[str, ...]
     tokenizer: PreTrainedTokenizerBase
     rows: Rows
     measured: list[str]
@@ -127,8 +142,9 @@ def train(
 
 
 def _ready(recipe: Recipe, *, quiet: bool) -> _Ready:
-    kind = kind_of(load_config(recipe.model, trust_remote_code=recipe.trust_remote_code))
-    rows, held_out = training_rows(recipe, kind)
+    config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    kind = kind_of(config)
+    rows, held_out = training_rows(recipe, kind, own_classes(config))
     if recipe.packing:
         refuse_packing(rows.form, kind, recipe.method)
     plan = plan_for(recipe)
@@ -138,48 +154,47 @@ def _ready(recipe: Recipe, *, quiet: bool) -> _Ready:
     set_seed(args.seed)
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
     set_languages(tokenizer, recipe.languages, rows.protocol.languages)
-    labels = head_size(rows)
-    base = load_base(recipe, labels)
-    total = base_parameters(base)
-    fitted = fit_context(recipe, base.config)
+    base = load_base(recipe, head_size(rows))
+    refuse_unknown_tokens(base.model, tokenizer)
+    total = base_parameters(base.model, base.head)
+    fitted = fit_context(recipe, base.model.config)
     dataset = encode_rows(rows, fitted, tokenizer, kind)
     evaluation = encode_rows(held_out, fitted, tokenizer, kind) if held_out else None
-    pad = collator(rows.form, tokenizer, base)
+    pad = collator(rows.form, tokenizer, base.model)
     if recipe.packing:
         dataset, pad = pack(dataset, fitted.max_length), PackedCollator(tokenizer.pad_token_id)
         evaluation = pack(evaluation, fitted.max_length) if evaluation else None
     if plan.prepare is not None:
         batches = _batches(dataset, pad, args)
-        plan = replace(plan, config=plan.prepare(base.to(args.device), batches))
-    model = adapt(base, plan, recipe, labels)
+        plan = replace(plan, config=plan.prepare(base.model.to(args.device), batches))
+    model = adapt(base, plan, recipe)
     if recipe.packing:
         refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
-
     scored = held_out if measured else None
-    make = trainer_class(recipe, rows, scored, tokenizer, context_of(base.config), writes=writes)
+    context = context_of(base.model.config)
+    make = trainer_class(recipe, rows, scored, tokenizer, context, writes=writes)
     effect, interrupt = EffectSize(), SaveOnInterrupt()
     callbacks = [effect, interrupt, StopOnNaN(), LogWithSave(), *plan.callbacks]
+    callbacks += [*measuring(args, recipe), SealCheckpoints()]
     with one_line("TrainingArguments"):
         trainer = make_trainer(model, args, (dataset, evaluation), pad, callbacks, make)
         if plan.optimizer is not None:
             trainer.optimizer = plan.optimizer(model, args)
         give_maps_their_rate(trainer, model)
     _refuse_unshared(trainer)
-    return _Ready(trainer, model, tokenizer, rows, measured, total, effect, interrupt)
+    return _Ready(
+        trainer, model, plan, base.head, tokenizer, rows, measured, total, effect, interrupt
+    )
 
 
 def _train(recipe: Recipe, start: Start, ready: _Ready) -> Trained:
     trainer, run = ready.trainer, Path(recipe.output)
     from_first(lambda: begin(recipe, start, ready.rows.fingerprint))
-    again = f"What was saved before is whole: free space, then lorada train --resume --output {run}"
+    again = AGAIN + quote(str(run))
     _save_states_together(trainer)
     started = time.monotonic()
     try:
-        _continue(trainer, start.checkpoint)
-    except Exception:
-        print(file=sys.stderr)  # ends the line of the progress bar
-        with saving(f"{run} at step {trainer.state.global_step}", again):
-            raise
+        _fit(trainer, start.checkpoint, again)
     finally:
         ready.interrupt.restore()
         ready.effect.stop()
@@ -252,19 +267,35 @@ def _batches(
     )
 
 
+def _fit(trainer: Trainer, checkpoint: Path | None, again: str) -> None:
+    """Train to the end; a full disk is told with the step, and ``again`` as the remedy."""
+    try:
+        _continue(trainer, checkpoint)
+    except Exception:
+        print(file=sys.stderr)  # ends the line of the progress bar
+        with saving(f"{trainer.args.output_dir} at step {trainer.state.global_step}", again):
+            raise
+
+
 def _continue(trainer: Trainer, checkpoint: Path | None) -> None:
-    """Train to the end, from a checkpoint if there is one."""
+    """Train to the end, from a checkpoint if there is one.
+
+    Raises:
+        DivergedError: if the weights are no numbers at the end.
+    """
+    state = None
     if checkpoint is not None:
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if state.global_step >= state.max_steps:
-            # The run ended between its last checkpoint and its result; the Trainer, asked to go
-            # on from there, would take one step too many.
-            trainer._load_from_checkpoint(str(checkpoint))
-            trainer.state = state
-            if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None:
-                trainer._load_best_model()
-            return
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint is None or state is None or state.global_step < state.max_steps:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    else:
+        # The run ended between its last checkpoint and its result; the Trainer, asked to go
+        # on from there, would take one step too many.
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = state
+        if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            trainer._load_best_model()
+    refuse_broken(trainer.model, trainer.args, trainer.state)
 
 
 def _make_whole(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
@@ -305,12 +336,14 @@ def _result(recipe: Recipe, ready: _Ready, peak: int) -> dict[str, Any]:
         for entry in trainer.state.log_history
         if "loss" in entry or "eval_loss" in entry
     ]
+    counts = parameter_counts(ready.model, ready.total, ready.head, ready.plan.with_head)
     effects = [entry["effect_size"] for entry in history if "effect_size" in entry]
     losses = [entry["loss"] for entry in history if "loss" in entry]
     return {
         "recipe": recipe.model_dump(),
         "method": recipe.method,
         "model": recipe.model,
+        "base_sha256": weights_fingerprint(recipe.model),
         "task": recipe.task,
         "form": rows.form,
         "labels": list(rows.labels),
@@ -319,7 +352,8 @@ def _result(recipe: Recipe, ready: _Ready, peak: int) -> dict[str, Any]:
         "versions": versions(),
         "hardware": hardware(),
         "processes": count(),
-        "parameters": {**parameter_counts(ready.model, ready.total), "paper": None},
+        "parameters": {**counts, "paper": None},
+        "settings_from": ready.plan.settings_from,
         "steps": trainer.state.global_step,
         "peak_memory_bytes": peak,
         "train_loss": losses[-1] if losses else None,

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -18,13 +19,16 @@ from transformers import (
     Seq2SeqTrainingArguments,
     Trainer,
     TrainingArguments,
+    get_scheduler,
 )
 
 from lorada.processes import without_accelerator
+from lorada.run.callbacks import MeasureHeldOut
 from lorada.run.choices import ChoiceTrainer
 from lorada.run.data import Rows, protocol_settings
 from lorada.run.effect_size import EffectSize
 from lorada.run.encoding import lengths_of
+from lorada.run.mean_loss import MeanTrainer
 from lorada.run.recipe import Recipe
 from lorada.run.sampler import LikeLengths
 from lorada.run.seq2seq import WritingTrainer, beginning, refuse_long, scorer, without_writing
@@ -45,6 +49,51 @@ DEFAULTS: dict[str, Any] = {
     "logging_nan_inf_filter": False,
     "dataloader_pin_memory": torch.cuda.is_available(),
 }
+
+
+class _Discreet:
+    """Arguments whose token stays out of ``training_args.bin``, which goes where the weights go."""
+
+    stock: type[TrainingArguments]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled as transformers' own class, for whoever opens the file, and without the token."""
+        plain = object.__new__(self.stock)
+        vars(plain).update(vars(self), hub_token=None)
+        return plain.__reduce_ex__(0)  # a higher protocol wants the class of what is pickled
+
+
+class _Arguments(_Discreet, TrainingArguments):  # type: ignore[misc]
+    stock = TrainingArguments
+
+
+class _WritingArguments(_Discreet, Seq2SeqTrainingArguments):  # type: ignore[misc]
+    stock = Seq2SeqTrainingArguments
+
+
+def measuring(args: TrainingArguments, recipe: Recipe) -> list[MeasureHeldOut]:
+    """What has held-out rows measured while training, the last step's weights among them.
+
+    Rows that were kept back are, unless the recipe says no; an ``eval_data`` where it says so.
+    """
+    if args.eval_strategy != "no":
+        return [MeasureHeldOut()]
+    if recipe.dev_rows and "eval_strategy" in recipe.training:
+        logger.warning(
+            "dev_rows=%d are kept back and not measured: training.eval_strategy=no", recipe.dev_rows
+        )
+        return []
+    return [MeasureHeldOut()] if recipe.dev_rows else []
+
+
+def _refuse_no_batch(args: TrainingArguments, rows: int) -> None:
+    """Refuse encoded rows to learn from that are fewer than a batch, where one has to be full."""
+    batch = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and rows < batch:
+        raise ValueError(
+            f"training.dataloader_drop_last=true leaves no batch of {rows} rows, where one takes "
+            f"{batch}: leave it out, or take a smaller per_device_train_batch_size"
+        )
 
 
 @contextmanager
@@ -80,18 +129,44 @@ def training_arguments(
         logger.warning("no TensorBoard logs: pip install 'lorada[logging]'")
     settings = {**DEFAULTS, "report_to": report, **(method or {}), **recipe.training}
     settings["use_cpu"] = settings.get("use_cpu") or without_accelerator()
-    made = Seq2SeqTrainingArguments if writes else TrainingArguments
+    made = _WritingArguments if writes else _Arguments
     if not writes:
         settings = without_writing(settings)
     with one_line("TrainingArguments"):
         # A copy: of what it is given it changes fsdp_config.
-        args = made(output_dir=recipe.output, **deepcopy({"disable_tqdm": quiet, **settings}))
+        args: TrainingArguments = made(
+            output_dir=recipe.output, **deepcopy({"disable_tqdm": quiet, **settings})
+        )
+        _check_scheduler(args)
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:  # which the Trainer finds out by dividing by it
             raise ValueError(f"training.{name}={getattr(args, name)} must be at least 1")
     if args.max_steps == 0:
         raise ValueError("training.max_steps=0 must be at least 1, or left out for whole epochs")
+    if args.max_steps < 0 and not 0 < args.num_train_epochs < math.inf:
+        raise ValueError(
+            f"training.num_train_epochs={args.num_train_epochs:g} is no number of epochs to train: "
+            "take one above 0, or max_steps"
+        )
     return args
+
+
+def _check_scheduler(args: TrainingArguments) -> None:
+    """Make the schedule once on nothing, so that an argument it lacks is known before training."""
+    chosen = args.lr_scheduler_kwargs
+    name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    if not chosen:
+        return
+    if name in ("constant", "constant_with_warmup"):
+        raise ValueError(f"lr_scheduler_kwargs={chosen!r}: {name} has no arguments: leave them out")
+    try:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
+        schedule = get_scheduler(name, optimizer, 0, 100, dict(chosen))
+        for rate in getattr(schedule, "lr_lambdas", []):
+            for step in range(101):
+                rate(step)
+    except Exception as error:  # each schedule has its own kinds
+        raise ValueError(f"lr_scheduler_kwargs={chosen!r} of {name}: {error}") from error
 
 
 def trainer_class(
@@ -103,9 +178,19 @@ def trainer_class(
     *,
     writes: bool,
 ) -> Callable[..., Trainer]:
-    """The class of Trainer for a form of rows, with what it needs beside other classes."""
+    """The class of Trainer for a form of rows, with what it needs beside other classes.
+
+    Raises:
+        ValueError: for smoothed labels of rows that have none, or more tokens than there is room.
+    """
+    smoothing = recipe.training.get("label_smoothing_factor")
+    if smoothing and rows.form in ("choice", "score"):
+        raise ValueError(
+            f"training.label_smoothing_factor={smoothing} is for classes and texts, and {rows.path}"
+            f" has {rows.form} rows: leave it out"
+        )
     if not writes:
-        return ChoiceTrainer if rows.form == "choice" else Trainer
+        return ChoiceTrainer if rows.form == "choice" else MeanTrainer
     settings = protocol_settings(recipe, rows.protocol)
     if measured is not None:
         refuse_long(settings["max_new_tokens"], context)
@@ -124,7 +209,12 @@ def make_trainer(
     callbacks: list[Any],
     make: Callable[..., Trainer],
 ) -> Trainer:
-    """A Trainer of a class that ``trainer_class`` gave, its callbacks in the order they need."""
+    """A Trainer of a class that ``trainer_class`` gave, its callbacks in the order they need.
+
+    Raises:
+        ValueError: if there are fewer rows than a batch, and none that is not full may be taken.
+    """
+    _refuse_no_batch(args, len(datasets[0]))
     trainer = make(
         model=model,
         args=args,

@@ -12,6 +12,7 @@ from lorada.tasks.task import Kind
 
 IGNORED = -100  # the label that transformers' losses leave out
 CHUNK = 1000  # rows tokenised at once
+MOST_ROLES = 6  # of a conversation, in an error
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,19 @@ class Encoded:
     truncated: bool
 
 
+EMPTY = Encoded({}, False)  # a row that gives this tokenizer no token to read or to learn
+
+
+class TurnsRefused(ValueError):
+    """A chat template has refused a conversation."""
+
+
 def encode(
     rows: list[Row], form: Form, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded | None]:
     """Features of rows, in order; None for a row of which cutting leaves nothing to learn from.
+
+    A row in which there was nothing to begin with is ``EMPTY``.
 
     Rows of the form ``text`` become windows of ``max_length`` tokens instead (``windows``).
     """
@@ -92,6 +102,9 @@ def _texts(
             if cut:  # truncation keeps the special tokens at the end
                 texts = [row[name] for name in names]
                 ids = tokenizer(*texts, truncation=True, max_length=options.max_length)
+            if not ids["input_ids"]:
+                yield EMPTY
+                continue
             scored = "score" in row
             label = float(row["score"]) if scored else options.labels.index(str(row["label"]))
             yield Encoded({**ids, "labels": label}, cut)
@@ -144,9 +157,9 @@ def _messages(
     """A conversation; the last turn with the template's own end of turn is the response."""
     for row in rows:
         prompt = prompt_of(row, "messages", tokenizer)
-        whole = str(tokenizer.apply_chat_template(row["messages"], tokenize=False))
+        whole = _rendered(row["messages"], tokenizer)
         if not whole.startswith(prompt):
-            raise ValueError(
+            raise TurnsRefused(
                 "this tokenizer's chat template renders the conversation differently once the "
                 "answer is there; use prompt/response rows instead of messages"
             )
@@ -179,7 +192,7 @@ def _continued(
 def _cut(ids: list[int], labels: list[int], length: int, truncated: bool) -> Encoded | None:
     ids, labels = ids[:length], labels[:length]
     if all(label == IGNORED for label in labels[1:]):  # the first token is never predicted
-        return None
+        return None if truncated else EMPTY
     features = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
     return Encoded(features, truncated)
 
@@ -215,6 +228,9 @@ def _pairs(
         tokenizer(text_target=responses)["input_ids"],
         strict=True,
     ):
+        if not read:
+            yield EMPTY
+            continue
         cut = len(read) > most or len(given) > most_given
         if len(read) > most:  # truncation keeps the special tokens at the end
             read = tokenizer(prompt, truncation=True, max_length=most)["input_ids"]
@@ -236,8 +252,8 @@ def _choices(
     for row, prompt in zip(rows, prompts, strict=True):
         candidates = [behind[_last_line(row), text] for text in row["candidates"]]
         room = options.max_length - max(len(ids) for ids in candidates)
-        if room < 1 or not all(candidates):
-            yield None
+        if room < 1 or not prompt or not all(candidates):
+            yield None if prompt and all(candidates) else EMPTY
             continue
         features = {
             "prompt": prompt[-room:],
@@ -286,7 +302,7 @@ def windows(
     for row in rows:
         buffer += document(row, tokenizer)
         whole = len(buffer) - len(buffer) % length
-        for start in range(0, whole, length):
+        for start in range(0, whole if length > 1 else 0, length):  # one token predicts nothing
             filled = True
             yield _window(buffer[start : start + length])
         del buffer[:whole]
@@ -310,11 +326,26 @@ def prompt_of(
 ) -> str:
     """The text that generation starts from, in ``room`` tokens if it has a ``prompt_end``."""
     if form == "messages":
-        return str(
-            tokenizer.apply_chat_template(
-                row["messages"][:-1], tokenize=False, add_generation_prompt=True
-            )
-        )
+        return _rendered(row["messages"][:-1], tokenizer, add_generation_prompt=True)
     if room is not None and "prompt_end" in row:
         return shortened(row, tokenizer, room)
     return str(row.get("eval_prompt", row["prompt"]))
+
+
+def _rendered(turns: list[Row], tokenizer: PreTrainedTokenizerBase, **options: Any) -> str:
+    """A conversation as the tokenizer's chat template writes it.
+
+    Raises:
+        TurnsRefused: with the template's own words, as for roles that do not alternate.
+    """
+    if not tokenizer.chat_template:
+        raise TurnsRefused("this tokenizer has no chat template: take rows of prompt and response")
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
+    except ImportError:  # of jinja2
+        raise
+    except Exception as error:  # a template is a program and has any kind
+        roles = ", ".join(turn["role"] for turn in turns[:MOST_ROLES])
+        roles += " …" if turns[MOST_ROLES:] else ""
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise TurnsRefused(f"the chat template refuses the turns {roles}: {said}") from error

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def _from_folder(source: Source, folder: Path) -> list[Row]:
         with opened(path, "rt", encoding="utf-8") as lines:
             for line in lines:  # one by one, for the number of a broken one
                 rows.append(json.loads(line))
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise ValueError(f"{path} line {len(rows) + 1} cannot be read: {error}") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path} must have one JSON object a line")

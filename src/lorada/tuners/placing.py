@@ -1,14 +1,23 @@
 """An adapter is placed and loaded whole, or the model stays as it was."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
+from lorada.errors import unknown
 from lorada.tuners.layer import AttachedLayer
+
+# Modules that PEFT itself asks for, by task, whether a model has them or not.
+PEFTS_OWN = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
 
 
 @contextmanager
@@ -38,6 +47,21 @@ def all_or_nothing(model: nn.Module, adapter_name: str) -> Iterator[None]:
         raise
 
 
+def refuse_known(model: nn.Module, adapter_name: str) -> None:
+    """Refuse to place an adapter on a model that has another of its name, and would have both.
+
+    Raises:
+        ValueError: with the way to the base alone, where transformers loaded the other one.
+    """
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer) and adapter_name in layer._get_available_adapters():
+            raise ValueError(
+                f"the model has an adapter {adapter_name!r} already, as one loaded from a folder "
+                "that holds base and adapter: use it as it is, choose another adapter_name, or "
+                "load the base alone, from_pretrained(…, adapter_kwargs={'subfolder': 'none'})"
+            )
+
+
 def refuse_doubled(model: nn.Module, adapter_name: str) -> None:
     """Refuse a part inside of a module that the same adapter trains and saves whole, as a copy.
 
@@ -53,6 +77,28 @@ def refuse_doubled(model: nn.Module, adapter_name: str) -> None:
                     f"modules_to_save trains {name} whole, where a part of the stack has {inner}: "
                     "leave the module out of one of them"
                 )
+
+
+def refuse_absent(model: nn.Module, configs: Iterable[PeftConfig], task: Any) -> None:
+    """Refuse modules to train and save whole that the model does not have; PEFT passes them over.
+
+    Args:
+        model: the model.
+        configs: what names such modules.
+        task: PEFT's name of the task, None where it is not known; it adds names of its own.
+
+    Raises:
+        ValueError: with the nearest names that it has.
+    """
+    places = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    task = getattr(task, "value", task)
+    spared = {name for key, names in PEFTS_OWN.items() if task in (None, key) for name in names}
+    for config in configs:
+        for name in getattr(config, "modules_to_save", None) or []:
+            if name in spared or any(place.endswith(name) for place in places):
+                continue
+            own = {last for place in places if not (last := place.rpartition(".")[2]).isdigit()}
+            raise unknown("module in modules_to_save", str(name), own - {""})
 
 
 def check_fits(

@@ -16,6 +16,7 @@ from peft.mapping import (
 )
 from peft.tuners.tuners_utils import BaseTuner
 
+from lorada.errors import unknown
 from lorada.tuners.newer import is_newer, newer_version, saved_by
 from lorada.version import __version__
 
@@ -73,6 +74,27 @@ def known_types() -> set[str]:
     return {str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_TUNER_MAPPING}
 
 
+def refuse_unknown(part: dict[str, Any], stack: PeftConfig) -> None:
+    """Refuse the dictionary of a part of an unknown type, or with a misspelt setting.
+
+    One that PEFT has written names its version. A newer version may know more settings, of which
+    PEFT warns and goes on; in one that a person wrote, an unknown setting is a slip.
+
+    Raises:
+        ValueError: naming the type, or the setting with the nearest ones.
+    """
+    kind = part["peft_type"]
+    if not isinstance(kind, str) or kind not in known_types():
+        raise ValueError(
+            f"peft_type={kind!r} of a part is unknown to this peft and lorada; "
+            f"upgrade them, or leave the part out{saved_by(stack)}"
+        )
+    known = PEFT_TYPE_TO_CONFIG_MAPPING[kind].__dataclass_fields__
+    for name in part if part.get("peft_version") is None else []:
+        if name not in known:
+            raise unknown(f"setting of {kind}", str(name), known)
+
+
 @dataclass
 class LoradaPeftConfig(PeftConfig):
     """Fields that all our configs share.
@@ -85,6 +107,8 @@ class LoradaPeftConfig(PeftConfig):
             (PEFT's tests use it).
         usage: written into adapter_config.json for a reader who meets the file without this
             package.
+        base_model_type: architecture of the base in a run, as its own config names it, so that the
+            adapter is not put on another whose weights happen to have the same shapes.
         lorada_version: the version that wrote the adapter. One that is newer than the installed
             version loads with a warning as long as this version knows all its fields and values.
 
@@ -98,6 +122,7 @@ class LoradaPeftConfig(PeftConfig):
     modules_to_save: list[str] | None = field(default=None)
     init_weights: bool = field(default=True)
     usage: str = field(default=USAGE)
+    base_model_type: str | None = field(default=None)
     lorada_version: str = field(default=__version__)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "LoradaPeftConfig":

@@ -1,0 +1,79 @@
+"""The task head of a model: what trains beside a method, is saved with it, and is never counted.
+
+A head is what transformers puts on a base model for classes or scores. Whatever of it a checkpoint
+lacks is drawn at random when the model is loaded (DeBERTa's checkpoints have no pooler, for one),
+so all of that belongs to the head too: a part that was neither trained nor saved would be another
+one each time.
+"""
+
+import re
+from collections.abc import Collection, Iterable
+
+from torch import nn
+
+# What task heads are called in transformers' models.
+HEADS = ("classifier", "score", "pre_classifier", "classification_head")
+POOLER = "pooler"  # what makes one vector of a text; in some models inside of the base
+PEFT_NAMES = "base_model.model."  # before every name of a model that holds an adapter
+
+
+def head_modules(model: nn.Module, drawn: Iterable[str] = ()) -> tuple[str, ...]:
+    """The names of the modules that are a model's task head; none for a model without one.
+
+    Args:
+        model: the model, before a method is placed on it.
+        drawn: names of the parameters that its checkpoint lacked.
+    """
+    named = (name for name, _ in model.named_modules() if name.rpartition(".")[2] in HEADS)
+    found = [*named, *(_owner(name) for name in drawn)]
+    return tuple(sorted({name for name in found if not any(_lies_in(name, o) for o in found)}))
+
+
+def _owner(parameter: str) -> str:
+    """The module of the head that a drawn parameter lies in."""
+    path = parameter.split(".")
+    return ".".join(path[: path.index(POOLER) + 1]) if POOLER in path else path[0]
+
+
+def _lies_in(name: str, module: str) -> bool:
+    return name.startswith(f"{module}.")
+
+
+def in_head(name: str, head: Collection[str]) -> bool:
+    """Whether a parameter belongs to a task head, which is given by its modules."""
+    return any(_lies_in(name.removeprefix(PEFT_NAMES), module) for module in head)
+
+
+def may_be_drawn(name: str, backbone: str) -> bool:
+    """Whether a parameter that a checkpoint lacks is one of a head, and not of the base itself.
+
+    Args:
+        name: of the parameter.
+        backbone: name of the base within the model (transformers' ``base_model_prefix``).
+    """
+    return POOLER in name.split(".") or not _lies_in(name, backbone)
+
+
+def select_trainable(
+    model: nn.Module, rule: str, head: Collection[str] = (), with_head: str | None = None
+) -> None:
+    """Freeze every parameter but those whose name matches the rule, and the head's.
+
+    Args:
+        model: the model, without an adapter.
+        rule: regular expression of names of parameters.
+        head: modules of the task head.
+        with_head: regular expression of names that train as the head does; None for no others.
+
+    Raises:
+        ValueError: if no parameter matches the rule (a LLaMA has no biases for BitFit).
+    """
+    chosen = {name for name, _ in model.named_parameters() if re.search(rule, name)}
+    if not chosen:
+        raise ValueError(
+            f"no parameter of {type(model).__name__} matches {rule!r}: "
+            "this method is not defined for this model"
+        )
+    for name, parameter in model.named_parameters():
+        beside = with_head is not None and re.search(with_head, name) is not None
+        parameter.requires_grad_(name in chosen or beside or in_head(name, head))

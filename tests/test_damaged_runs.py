@@ -1,0 +1,241 @@
+"""A run folder or an adapter that is damaged, or lies on another base, ends in one line."""
+
+import json
+import random
+import shutil
+
+import pytest
+import torch
+from folders import ROWS, bert_folder, byte_tokenizer, llama_folder, rows_file
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
+
+from lorada.errors import out_of_memory
+from lorada.run.evaluate import evaluate
+from lorada.run.loaded import load_run
+from lorada.run.recipe import load_recipe
+from lorada.run.train import train
+
+TRAINING = [
+    "per_device_train_batch_size=4", "report_to=[]", "max_length=32", "logging_steps=1",
+    "max_steps=2", "max_new_tokens=2", "save_strategy=no",
+]  # fmt: skip
+LABELS = [{"text": f"{n}", "label": "ab"[n % 2]} for n in range(8)]
+METHODS = {"lorada_la": "llama", "full": "llama", "lora": "bert"}
+WEIGHTS = "adapter_model.safetensors"
+
+
+def mistral_folder(path):
+    """A Mistral whose weights have the names and shapes of the tiny LLaMA's."""
+    tokenizer = byte_tokenizer()
+    config = MistralConfig(
+        vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("damaged")
+    llama_folder(place / "llama")
+    mistral_folder(place / "mistral")
+    bert_folder(place / "bert")
+    rows_file(place / "llama.jsonl", ROWS[:8])
+    rows_file(place / "bert.jsonl", LABELS)
+    return place
+
+
+def recipe(place, output, method="lorada_la", *pairs, **options):
+    model = options.pop("model", place / METHODS.get(method, "llama"))
+    rows = place / f"{METHODS.get(method, 'llama')}.jsonl"
+    fixed = {"method": method, "model": str(model), "data": str(rows), "output": str(output)}
+    return load_recipe(None, [*TRAINING, *pairs], {**fixed, **options})
+
+
+@pytest.fixture(scope="module")
+def runs(place):
+    return {m: train(recipe(place, place / m, m), quiet=True).run for m in METHODS}
+
+
+def saved_lora(place, target, **changes):
+    """A plain adapter of PEFT on the tiny LLaMA, with values of its config changed by hand."""
+    base = AutoModelForCausalLM.from_pretrained(place / "llama")
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(base, config).save_pretrained(target)
+    path = target / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return str(target)
+
+
+def test_an_adapter_of_ours_is_not_started_from_on_another_architecture(place, runs, tmp_path):
+    start = {"model": place / "mistral", "from_adapter": str(runs["lorada_la"] / "adapter")}
+    with pytest.raises(ValueError, match="trained on a llama model and does not belong on a mist"):
+        train(recipe(place, tmp_path / "run", "lmam", **start), quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_of_ours_does_not_need_its_base_to_say_what_it_was(place, runs, tmp_path):
+    """The base that it names has meanwhile gone."""
+    adapter = shutil.copytree(runs["lorada_la"] / "adapter", tmp_path / "adapter")
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text())
+    assert config["base_model_type"] == "llama"
+    path.write_text(json.dumps({**config, "base_model_name_or_path": str(tmp_path / "gone")}))
+    start = {"model": place / "mistral", "from_adapter": str(adapter)}
+    with pytest.raises(ValueError, match="trained on a llama model and does not belong on a mist"):
+        train(recipe(place, tmp_path / "run", "lmam", **start), quiet=True)
+
+
+def test_the_base_that_a_plain_adapter_names_says_what_it_was_trained_on(place, tmp_path):
+    start = {"model": place / "mistral", "from_adapter": saved_lora(place, tmp_path / "a")}
+    with pytest.raises(ValueError, match="trained on a llama model and does not belong on a mist"):
+        train(recipe(place, tmp_path / "run", "lmam", **start), quiet=True)
+
+
+@pytest.mark.parametrize("base", [None, "nobody/has-this"])
+def test_an_adapter_of_which_nobody_knows_the_base_is_taken_where_it_fits(place, tmp_path, base):
+    """As one is that an earlier version saved."""
+    folder = saved_lora(place, tmp_path / "a", base_model_name_or_path=base)
+    start = {"model": place / "mistral", "from_adapter": folder}
+    run = train(recipe(place, tmp_path / "run", "lmam", **start), quiet=True).run
+    assert any("lora_A" in key for key in load_file(run / "adapter" / WEIGHTS))
+
+
+def test_tensors_that_have_no_place_are_refused(place, runs, tmp_path):
+    extra = {"base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": torch.ones(2, 32)}
+    plain = saved_lora(place, tmp_path / "plain")
+    run = shutil.copytree(runs["lorada_la"], tmp_path / "run")
+    for folder in (tmp_path / "plain", run / "adapter"):
+        save_file({**load_file(folder / WEIGHTS), **extra}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=r"this model has no place for .*layers\.7"):
+        train(recipe(place, tmp_path / "new", "lmam", from_adapter=plain), quiet=True)
+    with pytest.raises(ValueError, match=r"this model has no place for .*layers\.7"):
+        load_run(run)
+
+
+WRONG_SETTINGS = {
+    "r": ["x", None, 1.5, [], -1], "target_modules": [{"a": 1}, 3, None], "lora_alpha": ["x", None],
+    "rank_pattern": [3, "x"], "peft_type": [[], {}, None, 3], "base_model_name_or_path": [[]],
+    "lora_dropout": ["x", None],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_SETTINGS)
+def test_settings_of_a_foreign_adapter_that_are_of_the_wrong_type_end_in_a_line(
+    place, tmp_path, name
+):
+    for number, value in enumerate(WRONG_SETTINGS[name]):
+        folder = saved_lora(place, tmp_path / f"{number}", **{name: value})
+        start = recipe(place, tmp_path / "run", "lmam", from_adapter=folder)
+        refused = None
+        try:
+            train(start, quiet=True, overwrite=True)
+        except ValueError as error:
+            refused = str(error)
+        # PEFT takes some for what they stand for, or looks at them later than a line can be said.
+        assert refused or name in ("lora_alpha", "base_model_name_or_path", "rank_pattern"), value
+        assert "\n" not in (refused or "")
+
+
+def test_an_adapter_is_not_loaded_onto_a_base_that_has_changed(place, tmp_path):
+    base = shutil.copytree(place / "llama", tmp_path / "base")
+    run = train(recipe(place, tmp_path / "run", model=base), quiet=True).run
+    path = base / "model.safetensors"
+    weights = load_file(path)
+    # The same weights in another file, as another program writes them, are the same base.
+    save_file(dict(reversed(weights.items())), path, metadata={"format": "pt", "by": "another"})
+    load_run(run)
+    save_file({k: w + 1e-3 for k, w in weights.items()}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"are not those that .* was trained on"):
+        load_run(run)
+    shutil.rmtree(base)
+    mistral_folder(base)
+    with pytest.raises(ValueError, match="trained on a llama model and does not belong on a mist"):
+        load_run(run)
+    shutil.rmtree(base)
+    llama_folder(base, hidden_size=64)
+    with pytest.raises(ValueError, match="saved for another model size"):
+        load_run(run)
+
+
+WRONG = [None, "x", -1, 0, 2.5, [], {}, [1], {"a": 1}, True, float("inf"), ["x"]]
+
+
+def harms(path, chance):
+    """What a damaged disk, a stopped copy or a careless hand makes of a file, some of it drawn."""
+    whole = path.read_bytes()
+    yield from (b"", whole[: len(whole) // 2], whole[:-1], chance.randbytes(200))
+    for _ in range(3):
+        data = bytearray(whole)
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        yield bytes(data)
+    if path.suffix in (".json", ".yaml"):
+        yield from (b"null", b"[]", b"{}", b"3", b'"x"')
+    if path.suffix == ".json":
+        for key in chance.sample(sorted(json.loads(whole)), min(6, len(json.loads(whole)))):
+            yield json.dumps({k: v for k, v in json.loads(whole).items() if k != key}).encode()
+            yield json.dumps({**json.loads(whole), key: chance.choice(WRONG)}).encode()
+
+
+def check_harm(run, data, name, chance):
+    path = run / name
+    whole, result = path.read_bytes(), (run / "result.json").read_bytes()
+    for harm in harms(path, chance):
+        path.write_bytes(harm)
+        try:
+            evaluate(load_run(run), data)
+        except (ValueError, OSError, ImportError):
+            pass
+        except RuntimeError as error:  # of which the command says a line too
+            if not out_of_memory(error):
+                raise
+        path.write_bytes(whole)
+        (run / "result.json").write_bytes(result)
+
+
+QUICK = [("lora", "result.json"), ("lora", "adapter/adapter_config.json")]
+
+
+@pytest.mark.parametrize(("method", "name"), QUICK)
+def test_whatever_happens_to_a_file_of_a_run_evaluate_ends_in_a_line_or_well(
+    place, runs, tmp_path, method, name
+):
+    run = shutil.copytree(runs[method], tmp_path / "run")
+    check_harm(run, str(place / f"{METHODS[method]}.jsonl"), name, random.Random(0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("method", METHODS)
+def test_whatever_happens_to_any_file_of_a_run_evaluate_ends_in_a_line_or_well(
+    place, runs, tmp_path, method, seed
+):
+    run = shutil.copytree(runs[method], tmp_path / "run")
+    names = sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file())
+    assert len(names) > 4
+    for name in names:
+        check_harm(run, str(place / f"{METHODS[method]}.jsonl"), name, random.Random(seed))
+
+
+DAMAGED_RESULTS = {
+    "labels": [None, 3, "ab", [1], [None]],
+    "form": [None, True, "x", ["prompt"], {}],
+    "metrics": [None, 3, []],
+    "history": [None, {}, "x"],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED_RESULTS)
+def test_a_result_with_values_of_the_wrong_type_is_called_damaged(runs, tmp_path, name):
+    run = shutil.copytree(runs["lora"], tmp_path / "run")
+    result = json.loads((run / "result.json").read_text())
+    for value in DAMAGED_RESULTS[name]:
+        (run / "result.json").write_text(json.dumps({**result, name: value}))
+        with pytest.raises(ValueError, match="is damaged") as caught:
+            load_run(run)
+        assert "\n" not in str(caught.value)

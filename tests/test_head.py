@@ -1,0 +1,351 @@
+"""Task heads: what a checkpoint lacks trains, is saved, and is the same at every load."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from folders import byte_tokenizer, llama_folder, rows_file
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from tokenizers import processors
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    set_seed,
+)
+
+from lorada import LmamConfig, LoradaConfig
+from lorada.head import head_modules, in_head
+from lorada.run.adapt import load_adapted
+from lorada.run.data import class_order
+from lorada.run.evaluate import evaluate
+from lorada.run.loaded import load_run
+from lorada.run.models import load_classifier
+from lorada.run.recipe import load_recipe
+from lorada.run.train import train
+
+SIZES = {
+    "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0,
+}  # fmt: skip
+DEBERTA = {
+    **SIZES, "relative_attention": True, "position_biased_input": False, "type_vocab_size": 0,
+    "pos_att_type": ["p2c", "c2p"],
+}  # fmt: skip
+T5 = {
+    "vocab_size": 259, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4,
+    "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0,
+}  # fmt: skip
+BART = {
+    "vocab_size": 259, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48, "max_position_embeddings": 64, "pad_token_id": 0, "eos_token_id": 2,
+}  # fmt: skip
+GPT2 = {"vocab_size": 259, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+DISTILBERT = {
+    "vocab_size": 259, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4,
+    "max_position_embeddings": 64, "pad_token_id": 0,
+}  # fmt: skip
+VIT = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "image_size": 8, "patch_size": 4,
+}  # fmt: skip
+
+# By model type: sizes, the class that checkpoints on the hub are of, and the modules of the head
+# that such a checkpoint lacks.
+ARCHITECTURES = {
+    "deberta": (DEBERTA, AutoModelForMaskedLM, ("classifier", "pooler")),
+    "deberta-v2": (DEBERTA, AutoModelForMaskedLM, ("classifier", "pooler")),
+    "bert": (SIZES, AutoModelForMaskedLM, ("bert.pooler", "classifier")),
+    "electra": (SIZES, AutoModelForMaskedLM, ("classifier",)),
+    "roberta": (SIZES, AutoModelForMaskedLM, ("classifier",)),
+    "xlm-roberta": (SIZES, AutoModelForMaskedLM, ("classifier",)),
+    "distilbert": (DISTILBERT, AutoModelForMaskedLM, ("classifier", "pre_classifier")),
+    "t5": (T5, AutoModelForSeq2SeqLM, ("classification_head",)),
+    "bart": (BART, AutoModelForSeq2SeqLM, ("classification_head",)),
+    "gpt2": (GPT2, AutoModelForCausalLM, ("score",)),
+    "llama": (SIZES, AutoModelForCausalLM, ("score",)),
+}
+LABELS = [{"text": "ab" * (i % 5 + 1), "label": "yn"[i % 2]} for i in range(16)]
+QUICK = ("max_steps=2", "per_device_train_batch_size=4", "report_to=[]", "save_strategy=no")
+
+
+def checkpoint(folder: Path, name: str) -> Path:
+    """A tiny model of a type as the hub has it, which is without a head for classes."""
+    sizes, auto, _ = ARCHITECTURES[name]
+    set_seed(0)
+    auto.from_config(AutoConfig.for_model(name, **sizes)).save_pretrained(folder)
+    tokenizer = byte_tokenizer()
+    if name in ("t5", "bart"):  # whose heads read the last end token
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A <e>", special_tokens=[("<e>", 2)]
+        )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def trained(model: Path, rows: Path, run: Path, *pairs: str, method: str = "lora") -> Path:
+    """A run of two steps."""
+    options = {"method": method, "model": str(model), "data": str(rows), "output": str(run)}
+    train(load_recipe(None, [*QUICK, *pairs], options), quiet=True)
+    return run
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+    return rows_file(tmp_path_factory.mktemp("rows") / "labels.jsonl", LABELS)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, labels):
+    """A run of every architecture, and two whose head does not train."""
+    root = tmp_path_factory.mktemp("runs")
+    found = {
+        name: trained(checkpoint(root / f"model-{name}", name), labels, root / name)
+        for name in ARCHITECTURES
+    }
+    for name in ("deberta-v2", "bert"):
+        frozen = root / f"{name}-frozen"
+        found[frozen.name] = trained(root / f"model-{name}", labels, frozen, "train_head=false")
+    return found
+
+
+def test_every_process_that_loads_a_run_scores_it_the_same(runs, labels):
+    script = Path(__file__).parent / "score_runs.py"
+    command = [sys.executable, str(script), str(labels), *map(str, runs.values())]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    scored = []
+    for _ in range(3):
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        scored.append(json.loads(done.stdout.splitlines()[-1]))
+    assert scored[0] == scored[1] == scored[2]
+    assert len(scored[0]) == len(runs)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_a_checkpoint_lacks_of_a_head_trains_and_is_saved(name, runs):
+    run, head = runs[name], ARCHITECTURES[name][2]
+    recipe = load_run(run).recipe
+    set_seed(42)
+    base, drawn = load_classifier(recipe.model, 2)
+    assert head_modules(base, drawn) == head
+    weights = load_file(run / "adapter" / "adapter_model.safetensors")
+    start = dict(base.named_parameters())
+    assert drawn == {key for key in start if in_head(key, head)}
+    for key in drawn:
+        saved = weights[f"base_model.model.{key}"]
+        assert not torch.equal(saved, start[key]), key
+    result = json.loads((run / "result.json").read_text())
+    lora = [key for key in weights if "lora_" in key]
+    assert result["parameters"]["trainable"] == sum(weights[key].numel() for key in lora)
+    assert result["parameters"]["total"] == sum(
+        p.numel() for key, p in start.items() if not in_head(key, head)
+    )
+
+
+@pytest.mark.parametrize("name", ["deberta-v2", "bert"])
+def test_a_head_that_does_not_train_is_saved_as_it_was_drawn(name, runs):
+    run = runs[f"{name}-frozen"]
+    recipe = load_run(run).recipe
+    set_seed(42)
+    base, drawn = load_classifier(recipe.model, 2)
+    weights = load_file(run / "adapter" / "adapter_model.safetensors")
+    start = dict(base.named_parameters())
+    for key in drawn:
+        assert torch.equal(weights[f"base_model.model.{key}"], start[key]), key
+
+
+def test_an_adapter_without_what_its_base_lacks_is_refused(runs, tmp_path):
+    run = runs["deberta-v2"]
+    base, drawn = load_classifier(load_run(run).recipe.model, 2)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_bytes(
+        (run / "adapter" / "adapter_config.json").read_bytes()
+    )
+    weights = load_file(run / "adapter" / "adapter_model.safetensors")
+    kept = {key: value for key, value in weights.items() if ".pooler." not in key}
+    save_file(kept, folder / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"has no pooler\.dense\.bias, nor has its model"):
+        load_adapted(base, folder, drawn)
+
+
+def test_a_base_whose_head_is_drawn_has_no_scores_of_its_own(runs, labels):
+    with pytest.raises(ValueError, match="drawn anew at each load"):
+        evaluate(load_run(runs["bert"]), str(labels), base=True)
+
+
+def test_bitfit_trains_the_poolers_bias_with_the_head_and_does_not_count_it(labels, tmp_path):
+    set_seed(0)
+    whole = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("bert", **SIZES))
+    whole.save_pretrained(tmp_path / "bert")
+    byte_tokenizer().save_pretrained(tmp_path / "bert")
+    run = trained(tmp_path / "bert", labels, tmp_path / "run", method="bitfit")
+    after = load_file(run / "model" / "model.safetensors")
+    changed = {
+        key for key, value in whole.state_dict().items() if not torch.equal(after[key], value)
+    }
+    biases = {key for key in after if key.endswith("bias")}
+    assert changed - biases == {"classifier.weight"}
+    assert {"bert.pooler.dense.bias", "classifier.bias"} <= changed
+    result = json.loads((run / "result.json").read_text())
+    counted = biases - {"bert.pooler.dense.bias", "classifier.bias"}
+    assert result["parameters"]["trainable"] == sum(after[key].numel() for key in counted)
+
+
+def test_the_head_of_an_image_model_comes_back_too(tmp_path):
+    set_seed(0)
+    AutoModel.from_config(AutoConfig.for_model("vit", **VIT)).save_pretrained(tmp_path / "vit")
+    load = functools.partial(
+        AutoModelForImageClassification.from_pretrained, tmp_path / "vit", num_labels=3,
+        output_loading_info=True,
+    )  # fmt: skip
+    base, found = load()
+    assert head_modules(base, found["missing_keys"]) == ("classifier",)
+    stack = LoradaConfig(
+        parts=[LoraConfig(target_modules=["q_proj", "v_proj"]), LmamConfig(length=5)],
+        modules_to_save=list(head_modules(base, found["missing_keys"])),
+    )
+    model = get_peft_model(base, stack).eval()
+    pixels = torch.randn(2, 3, 8, 8)
+    wanted = model(pixel_values=pixels).logits
+    model.save_pretrained(tmp_path / "adapter")
+    again, found = load()
+    loaded = load_adapted(again, tmp_path / "adapter", found["missing_keys"])
+    assert torch.equal(loaded(pixel_values=pixels).logits, wanted)
+
+
+# Checkpoints that lack weights of the base, or have them in other shapes.
+
+
+@pytest.fixture
+def llama(tmp_path):
+    return llama_folder(tmp_path / "llama")
+
+
+def test_a_model_that_writes_needs_its_whole_checkpoint(llama, tmp_path):
+    rows = rows_file(tmp_path / "rows.jsonl")
+    AutoModelForCausalLM.from_pretrained(llama).model.save_pretrained(llama)
+    with pytest.raises(ValueError, match=r"has no lm_head\.weight, which would be drawn"):
+        trained(llama, rows, tmp_path / "run", method="lmam")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 3}, r"has no model\.layers\.2\..* and 8 more of its weights"),
+        ({"vocab_size": 300}, r"\.weight as \[259, 32\].* wants \[300, 32\]"),
+        ({"hidden_size": 64}, "is damaged: its weights have"),
+    ],
+)
+@pytest.mark.parametrize("form", ["text", "label"])
+def test_a_checkpoint_that_its_config_does_not_fit_is_refused(
+    form, change, message, llama, labels, tmp_path
+):
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps({**config, **change}))
+    rows = labels if form == "label" else rows_file(tmp_path / "rows.jsonl")
+    with pytest.raises(ValueError, match=message):
+        trained(llama, rows, tmp_path / "run", method="lmam")
+
+
+# The head that a checkpoint has already: its classes, and what it was for.
+
+
+def classifier(folder: Path, **changes) -> Path:
+    """A tiny BERT with a head that has been trained, or so it says."""
+    set_seed(0)
+    # Weights so large that its answers differ from text to text.
+    config = AutoConfig.for_model("bert", **SIZES, initializer_range=0.5, **changes)
+    model = AutoModelForSequenceClassification.from_config(config)
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+NAMED = {"id2label": {0: "POSITIVE", 1: "NEGATIVE"}, "label2id": {"POSITIVE": 0, "NEGATIVE": 1}}
+
+
+def answers(model: Path, names: list) -> list[dict]:
+    """Rows labelled with what a classifier says of them already."""
+    base = AutoModelForSequenceClassification.from_pretrained(model).eval()
+    tokenizer = byte_tokenizer()
+    texts = ["".join(chr(97 + (i * j) % 26) for j in range(3, 9)) for i in range(24)]
+    with torch.no_grad():
+        found = [int(base(**tokenizer(t, return_tensors="pt")).logits.argmax()) for t in texts]
+    assert len(set(found)) > 1
+    return [{"text": text, "label": names[i]} for text, i in zip(texts, found, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [(NAMED, ["positive", "negative"]), (NAMED, [0, 1]), ({"num_labels": 12}, [*range(12)])],
+    ids=["names", "indices", "twelve"],
+)
+def test_a_head_keeps_the_classes_that_it_knows(changes, names, tmp_path):
+    model = classifier(tmp_path / "bert", **changes)
+    rows = rows_file(tmp_path / "rows.jsonl", answers(model, names))
+    run = trained(model, rows, tmp_path / "run", "learning_rate=1e-9")
+    assert evaluate(load_run(run), str(rows))["accuracy"] == 100
+
+
+def test_classes_are_in_the_order_of_the_model_or_of_numbers():
+    own = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")
+    mnli = ("entailment", "neutral", "contradiction")
+    assert class_order(mnli, own) == ("contradiction", "neutral", "entailment")
+    assert class_order(("entailment", "neutral"), own) == ("CONTRADICTION", "neutral", "entailment")
+    assert class_order(("no", "yes"), own) == ("no", "yes")
+    assert class_order(("a", "A"), ("b", "a")) == ("a", "A")
+    assert class_order(("0", "2"), own) == ("0", "1", "2")
+    assert class_order(("1", "3"), own) == ("1", "3")
+    assert class_order((), own) == ()
+
+
+def test_whole_numbers_are_sorted_as_numbers(labels, tmp_path):
+    rows = [{"text": "ab" * (i + 1), "label": i} for i in range(12)]
+    model = checkpoint(tmp_path / "bert", "bert")
+    run = trained(model, rows_file(tmp_path / "rows.jsonl", rows), tmp_path / "run")
+    assert load_run(run).labels == tuple(map(str, range(12)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [
+        ({"problem_type": "single_label_classification", "num_labels": 3}, "score"),
+        ({"problem_type": "regression", "num_labels": 1}, "label"),
+        ({"problem_type": "multi_label_classification", "num_labels": 2}, "label"),
+        ({"problem_type": "multi_label_classification", "num_labels": 3}, "score"),
+    ],
+)
+def test_the_rows_say_what_a_head_is_for_and_not_what_it_was(changes, rows, tmp_path):
+    model = classifier(tmp_path / "bert", **changes)
+    made = LABELS
+    if rows == "score":
+        made = [{"text": row["text"], "score": i / 4} for i, row in enumerate(LABELS)]
+    run = trained(model, rows_file(tmp_path / "rows.jsonl", made), tmp_path / "run")
+    loaded = load_run(run)
+    wanted = {"score": ("regression", 1), "label": ("single_label_classification", 2)}[rows]
+    assert (loaded.model.config.problem_type, loaded.model.config.num_labels) == wanted
+    assert loaded.model.get_base_model().classifier.out_features == wanted[1]
+
+
+def test_a_parameter_belongs_to_the_head_by_the_module_it_lies_in():
+    model = TINY["bert"]()
+    assert head_modules(model) == ()
+    assert in_head("base_model.model.pooler.modules_to_save.default.dense.weight", ["pooler"])
+    assert in_head("bert.pooler.dense.bias", ["bert.pooler"])
+    assert not in_head("bert.encoder.pooler_of_another.weight", ["bert.pooler"])
+    assert not in_head("classifier_of_another.weight", ["classifier"])

@@ -1,0 +1,225 @@
+"""What a run measures and admits: held-out rows, the last update, strict JSON, no step at all."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from folders import bert_folder, llama_folder, rows_file
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+import lorada
+from lorada.files import json_text
+from lorada.run import train as train_module
+from lorada.run.callbacks import DivergedError
+from lorada.run.evaluate import evaluate
+from lorada.run.loaded import load_run
+from lorada.run.recipe import load_recipe
+from lorada.run.result import read_result, write_result
+from lorada.run.train import train
+
+TRAINING = [
+    "per_device_train_batch_size=4", "report_to=[]", "logging_steps=1", "max_length=32",
+    "max_new_tokens=4",
+]  # fmt: skip
+LABELS = [{"text": f"{n} and {n % 3}", "label": "ab"[n % 2]} for n in range(16)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("measured")
+    llama_folder(place / "llama")
+    bert_folder(place / "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    rows_file(place / "rows.jsonl")
+    rows_file(place / "labels.jsonl", LABELS)
+    return place
+
+
+def recipe(place, output, *overrides, **options):
+    fixed = {
+        "method": "lorada_la", "model": str(place / "llama"), "data": str(place / "rows.jsonl"),
+        "output": str(output),
+    }  # fmt: skip
+    return load_recipe(None, [*TRAINING, *overrides], {**fixed, **options})
+
+
+@pytest.fixture(scope="module")
+def kept_back(place):
+    """A run that kept 20 of 36 rows back, and one that did not measure them."""
+    run = train(recipe(place, place / "kept", "dev_rows=20", "save_steps=4"), quiet=True)
+    without = recipe(place, place / "without", "dev_rows=20", "eval_strategy=no")
+    return run, train(without, quiet=True)
+
+
+def weights(run):
+    return load_file(run / "adapter" / "adapter_model.safetensors")
+
+
+def test_rows_that_are_kept_back_are_measured_after_each_epoch(kept_back):
+    history = kept_back[0].result["history"]
+    assert [e["step"] for e in history if "eval_loss" in e] == [4, 8, 12]
+    assert all(0 < e["eval_loss"] < 10 for e in history if "eval_loss" in e)
+
+
+def test_measuring_changes_nothing_of_the_training(kept_back):
+    """The tiny LLaMA has dropout, which a loader of held-out rows took random numbers from."""
+    measured, alone = kept_back
+    assert not any("eval_loss" in entry for entry in alone.result["history"])
+    for key, value in weights(alone.run).items():
+        assert torch.equal(weights(measured.run)[key], value)
+
+
+def test_a_resumed_run_lacks_no_measurement(place, kept_back, tmp_path):
+    run = shutil.copytree(kept_back[0].run, tmp_path / "run")
+    before = read_result(run)
+    (run / "result.json").unlink()
+    shutil.rmtree(run / "checkpoint-12")
+    again = recipe(place, run, "dev_rows=20", "save_steps=4")
+    resumed = train(again, resume=True, quiet=True)
+    assert resumed.result["resumed_from"] == "checkpoint-8"
+    assert resumed.result["history"] == before["history"]
+    assert all(torch.equal(weights(run)[k], v) for k, v in weights(kept_back[0].run).items())
+
+
+def test_rows_that_are_never_reached_by_eval_steps_are_measured_at_the_end(place, tmp_path):
+    late = recipe(
+        place, tmp_path / "run", "dev_rows=20", "max_steps=3", "eval_strategy=steps",
+        "eval_steps=500",
+    )  # fmt: skip
+    history = train(late, quiet=True).result["history"]
+    assert [e["step"] for e in history if "eval_loss" in e] == [3]
+
+
+def test_rows_that_are_not_to_be_measured_are_named(place, tmp_path, caplog):
+    quiet = recipe(place, tmp_path / "run", "dev_rows=20", "eval_strategy=no", "max_steps=1")
+    train(quiet, quiet=True)
+    assert "dev_rows=20 are kept back and not measured" in caplog.text
+
+
+def test_the_held_out_loss_is_the_one_of_evaluate(place, tmp_path):
+    """Rows of unlike length in batches of unlike size: each token counts the same."""
+    rows = [{"prompt": "a", "response": "b" * (1 + 5 * (n % 4))} for n in range(7)]
+    data = str(rows_file(tmp_path / "rows.jsonl", rows))
+    watched = recipe(
+        place, tmp_path / "run", f"eval_data={data}", "eval_strategy=epoch", "max_steps=2",
+        "per_device_eval_batch_size=3",
+    )  # fmt: skip
+    (entry,) = [e for e in train(watched, quiet=True).result["history"] if "eval_loss" in e]
+    assert evaluate(load_run(tmp_path / "run"))["loss"] == pytest.approx(entry["eval_loss"], 1e-5)
+
+
+def test_eval_rows_takes_a_part_of_a_users_own_rows(place, kept_back, tmp_path):
+    run = shutil.copytree(kept_back[0].run, tmp_path / "run")
+    text = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(text.replace("eval_rows: null", "eval_rows: 5"))
+    loaded = load_run(run)
+    first, second = (evaluate(loaded, str(place / "rows.jsonl")) for _ in range(2))
+    assert first["n"] == 5
+    assert first == second
+
+
+def test_accumulated_batches_leave_the_loss_of_one_in_the_result(place, tmp_path):
+    own = {"model": str(place / "bert"), "data": str(place / "labels.jsonl"), "method": "lora"}
+    results = []
+    for batch, steps in ((8, 1), (2, 4)):
+        bare = ["max_steps=4", "lora.lora_dropout=0", f"per_device_train_batch_size={batch}"]
+        bare += [f"gradient_accumulation_steps={steps}"]
+        results.append(train(recipe(place, tmp_path / f"{batch}", *bare, **own), quiet=True).result)
+    one, several = results
+    assert several["train_loss"] == pytest.approx(one["train_loss"], 1e-3)
+    assert 0.5 < several["history"][0]["loss"] < 1
+
+
+class Break(TrainerCallback):
+    """Puts a number that is none into a weight, as the update of a step may do."""
+
+    def __init__(self, step, value):
+        self.step, self.value = step, value
+
+    def on_optimizer_step(self, args, state, control, model, **kwargs):
+        if state.global_step + 1 == self.step:
+            next(p for p in model.parameters() if p.requires_grad).data[0] = self.value
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("strategy", ["steps", "epoch", "no"])
+def test_what_the_last_update_breaks_is_not_saved(place, tmp_path, monkeypatch, value, strategy):
+    original = train_module.make_trainer
+
+    def make(*args):
+        trainer = original(*args)
+        trainer.add_callback(Break(4, value))
+        return trainer
+
+    monkeypatch.setattr(train_module, "make_trainer", make)
+    run = tmp_path / "run"
+    wild = recipe(place, run, "max_steps=4", "save_steps=2", f"save_strategy={strategy}")
+    with pytest.raises(DivergedError, match=r"is not finite after step 4.*learning_rate") as caught:
+        train(wild, quiet=True)
+    assert "\n" not in str(caught.value)
+    assert not (run / "adapter").exists()
+    assert not (run / "result.json").exists()
+    assert not (run / "checkpoint-4").exists()
+
+
+NO_STEPS = {
+    "num_train_epochs=0": "num_train_epochs=0 is no number of epochs",
+    "num_train_epochs=-1": "num_train_epochs=-1 is no number of epochs",
+    "max_steps=0": "max_steps=0 must be at least 1",
+    "dataloader_drop_last=true per_device_train_batch_size=64": "leaves no batch of 36 rows",
+}
+
+
+@pytest.mark.parametrize("settings", NO_STEPS)
+def test_a_training_without_a_step_is_refused(place, tmp_path, settings):
+    with pytest.raises(ValueError, match=NO_STEPS[settings]):
+        train(recipe(place, tmp_path / "run", *settings.split()), quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("form", ["choice", "score"])
+def test_labels_are_not_smoothed_where_there_are_none(place, tmp_path, form):
+    row = {"prompt": "a", "candidates": ["b", "c"], "answer": 0}
+    model = "llama" if form == "choice" else "bert"
+    rows = rows_file(tmp_path / "r.jsonl", [row if form == "choice" else {"text": "a", "score": 1}])
+    own = {"model": str(place / model), "data": str(rows), "method": "lora"}
+    with pytest.raises(ValueError, match=r"label_smoothing_factor=0\.1 is for classes and texts"):
+        train(recipe(place, tmp_path / "run", "label_smoothing_factor=0.1", **own), quiet=True)
+
+
+def strictly(text):
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_numbers_that_json_lacks_are_null_and_named(kept_back, tmp_path, caplog):
+    run = shutil.copytree(kept_back[0].run, tmp_path / "run")
+    result = read_result(run)
+    result["metrics"] = {"a": {"loss": float("nan"), "n": 3}, "b": [float("inf"), 1.5]}
+    write_result(run, result)
+    saved = strictly((run / "result.json").read_text())
+    assert saved["metrics"] == {"a": {"loss": None, "n": 3}, "b": [None, 1.5]}
+    assert "metrics.a.loss=nan and 1 more: no number" in caplog.text
+
+
+def test_json_of_data_without_such_numbers_says_nothing(caplog):
+    data = {"a": [1, 2.5, "NaN", None, True], "b": {"ä": (1, 2)}}
+    assert strictly(json_text(data)) == {"a": [1, 2.5, "NaN", None, True], "b": {"ä": [1, 2]}}
+    assert caplog.text == ""
+
+
+def test_everything_that_is_written_as_json_goes_through_one_function():
+    source = Path(lorada.__file__).parent
+    writers = {
+        str(path.relative_to(source))
+        for path in source.rglob("*.py")
+        if "json.dump" in path.read_text()
+    }
+    # What the others make is compared, stands in a tensor file's header, or holds whole numbers.
+    assert writers <= {
+        "files.py", "procedures/adalora.py", "run/search.py", "run/token_cache.py", "tasks/rows.py",
+    }  # fmt: skip

@@ -1,0 +1,275 @@
+"""Rows of a user's own: CSV as it is, columns that change nothing, errors that say which row."""
+
+import csv
+import json
+import logging
+
+import pytest
+from folders import ROWS, byte_tokenizer, llama_folder, rows_file
+
+from lorada.run.data import load_rows
+from lorada.run.encoding import encode_rows
+from lorada.run.evaluate import evaluate
+from lorada.run.loaded import load_run
+from lorada.run.recipe import load_recipe
+from lorada.run.train import train
+from lorada.tasks.encode import EncodeOptions, encode, prompt_of
+from lorada.tasks.rows import form_of, read_rows
+
+TOKENIZER = byte_tokenizer()
+ALTERNATING = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{{ m.content }}{% endfor %}"
+)
+
+
+def chat(*roles, content="a"):
+    return {"messages": [{"role": role, "content": content} for role in roles]}
+
+
+def loaded(tmp_path, rows, name="rows.jsonl"):
+    return load_rows(str(rows_file(tmp_path / name, rows)))
+
+
+def encoded(rows, kind="decoder", max_length=64, tokenizer=TOKENIZER, **options):
+    recipe = load_recipe(None, [f"max_length={max_length}"], {"model": "-", "output": "-"})
+    return encode_rows(rows, recipe, tokenizer, kind, **options)
+
+
+def refused(message, act):
+    with pytest.raises(ValueError, match=message) as error:
+        act()
+    assert "\n" not in str(error.value)
+
+
+# CSV.
+
+FIELDS = {
+    "a line separator": "a\u2028b",
+    "a next line": "a\x85b",
+    "a form feed": "a\x0cb",
+    "a vertical tab": "a\x0bb",
+    "a file separator": "a\x1cb",
+    "quoted ends of lines": "a\nb\r\nc\rd",
+    "a long text": "x" * 200_000,
+}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("case", FIELDS)
+def test_a_field_of_csv_stays_one_field(case, end, tmp_path):
+    rows = [{"prompt": FIELDS[case], "response": "ü"}, {"prompt": "p", "response": "q"}]
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, ["prompt", "response"], lineterminator=end)
+        writer.writeheader()
+        writer.writerow(rows[0])
+        file.write(end)
+        writer.writerow(rows[1])
+    limit = csv.field_size_limit()
+    assert read_rows(path) == rows
+    assert csv.field_size_limit() == limit
+
+
+@pytest.mark.parametrize("name", ["rows.CSV", "rows.Csv"])
+def test_the_case_of_a_suffix_means_nothing(name, tmp_path):
+    path = tmp_path / name
+    path.write_text("prompt,response\na,b\n")
+    assert read_rows(path) == [{"prompt": "a", "response": "b"}]
+    again = tmp_path / "ROWS.JSONL"
+    again.write_bytes(b'{"prompt": "a", "response": "b"}\r\n\r\n{"prompt": "c", "response": "d"}')
+    assert [row["prompt"] for row in read_rows(again)] == ["a", "c"]
+
+
+def test_a_field_that_is_there_twice_is_refused(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,response,prompt\na,b,c\n")
+    refused("two columns 'prompt'", lambda: read_rows(path))
+    path.write_text("prompt,response,,\na,b,,\n")
+    assert load_rows(str(path)).rows == [{"prompt": "a", "response": "b"}]
+    again = tmp_path / "rows.jsonl"
+    again.write_text('{"prompt": "a", "response": "b"}\n{"text": "a", "text": "b"}\n')
+    refused("line 2 is not JSON: the field 'text' is there twice", lambda: read_rows(again))
+
+
+STRAY = {
+    "of evaluation": (
+        {"prompt": "p", "response": "r"},
+        {"eval_prompt": "x", "eval_response": "y", "prompt_end": "z", "text": "t"},
+    ),
+    "a score beside a label": ({"text": "t", "label": "no"}, {"score": "0.5"}),
+    "a label beside candidates": (
+        {"prompt": "p", "candidates": ["a", "b"], "answer": 1},
+        {"label": "no", "response": "r"},
+    ),
+    "half a character": ({"text": "t", "score": 1}, {"note": "\ud800"}),
+}
+
+
+@pytest.mark.parametrize("case", STRAY)
+def test_columns_that_a_form_does_not_have_change_nothing(case, tmp_path):
+    row, more = STRAY[case]
+    alone = loaded(tmp_path, [row])
+    beside = loaded(tmp_path, [{**more, **row}], "beside.jsonl")
+    assert beside.rows == alone.rows == [row]
+    assert (beside.form, beside.labels, beside.fingerprint) == (
+        alone.form, alone.labels, alone.fingerprint,
+    )  # fmt: skip
+
+
+# Errors that say which row.
+
+NAMED = {
+    "half a character in a label": ({"text": "a", "label": "\ud800"}, "label is not valid Unicode"),
+    "half a character in a role": (chat("\ud800", "assistant"), "role is not valid Unicode"),
+    "half a character in a call": (
+        {"messages": [{"role": "user", "content": "a", "name": "\udfff"},
+                      {"role": "assistant", "content": "b"}]},
+        "messages is not valid Unicode",
+    ),
+    "a role that is no text": (chat(5, "assistant"), "role is not a text: 5"),
+    "only an answer": (chat("assistant"), "messages has nothing that the assistant answers"),
+    "a score beyond every number": ({"text": "a", "score": 10**400}, "score is not a number"),
+    "a score beyond fp32": ({"text": "a", "score": 1e39}, "score is not a number"),
+    "a score in a text": ({"text": "a", "score": "1e400"}, "score is not a number"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_an_error_names_file_and_row(case, tmp_path):
+    row, message = NAMED[case]
+    good = {
+        "messages": chat("user", "assistant"),
+        "label": {"text": "a", "label": "no"},
+        "score": {"text": "a", "score": 1},
+    }
+    first = next(good[name] for name in good if name in row)
+    path = rows_file(tmp_path / "rows.jsonl", [first, row])
+    refused(f"rows.jsonl row 2: {message}", lambda: load_rows(str(path)))
+
+
+def test_a_template_that_refuses_a_chat_is_named_with_file_and_row_of_the_file(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = ALTERNATING
+    good = chat("user", "assistant")
+    rows = loaded(tmp_path, [good, good, good, chat("user", "user", "assistant"), good])
+    message = "rows.jsonl row 4: the chat template refuses the turns user, user: .*alternate"
+    refused(message, lambda: encoded(rows, tokenizer=tokenizer))
+    some = rows.part([4, 3])  # as they are where a random part is taken
+    refused(message, lambda: encoded(some, tokenizer=tokenizer))
+    tokenizer.chat_template = "{{ messages[0].content + 5 }}"
+    refused("row 1: the chat template refuses .* user", lambda: encoded(rows, tokenizer=tokenizer))
+    tokenizer.chat_template = None
+    refused(
+        "row 1: this tokenizer has no chat template", lambda: encoded(rows, tokenizer=tokenizer)
+    )
+
+
+NOTHING = {
+    "prompt": {"prompt": "", "response": ""},
+    "label": {"text": "", "label": "no"},
+    "score": {"text": "", "score": 1},
+    "choice": {"prompt": "", "candidates": ["a", "b"], "answer": 0},
+    "text": {"text": ""},
+}
+
+
+def silent_tokenizer():
+    """One that puts nothing around a text, and no end behind it."""
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = None
+    return tokenizer
+
+
+@pytest.mark.parametrize("form", NOTHING)
+def test_rows_without_a_token_are_not_called_too_long(form, tmp_path):
+    rows = loaded(tmp_path, [NOTHING[form]] * 2)
+    message = "has no row to learn from: they all give this tokenizer no token"
+    refused(message, lambda: encoded(rows, tokenizer=silent_tokenizer()))
+
+
+@pytest.mark.parametrize("form", ["prompt", "label", "score", "choice"])
+def test_a_row_without_a_token_is_left_out_of_training_and_named_in_scoring(form, tmp_path, caplog):
+    whole = {"prompt": "ab", "response": "cd", "text": "ef"}
+    empty = NOTHING[form]
+    good = {name: whole.get(name, value) for name, value in empty.items()}
+    rows = loaded(tmp_path, [good, empty, good])
+    assert len(encoded(rows, tokenizer=silent_tokenizer())) == 2
+    assert "1 of 3 rows were left out: they give this tokenizer no token" in caplog.text
+    refused(
+        "rows.jsonl row 2 cannot be answered",
+        lambda: encoded(rows, tokenizer=silent_tokenizer(), answered=True),
+    )
+
+
+def test_rows_that_are_too_long_are_still_called_so(tmp_path):
+    long = loaded(tmp_path, [{"prompt": "a" * 9, "response": "b"}])
+    refused("every response lies beyond max_length=5", lambda: encoded(long, max_length=5))
+    text = loaded(tmp_path, [{"text": "abc"}])
+    refused("lies beyond max_length=1; raise it", lambda: encoded(text, max_length=1))
+
+
+def test_a_part_of_the_rows_knows_where_they_stand_in_their_file(tmp_path):
+    rows = loaded(tmp_path, [{"text": str(number)} for number in range(6)])
+    part = rows.part([5, 2, 0]).part([1, 0])
+    assert [row["text"] for row in part.rows] == ["2", "5"]
+    assert [part.number(0), part.number(1), rows.number(0)] == [3, 6, 1]
+
+
+# Rows of another form than a run has learned.
+
+
+@pytest.fixture(scope="module")
+def talks(tmp_path_factory):
+    """A run that has learned chats."""
+    place = tmp_path_factory.mktemp("talks")
+    rows = [
+        {"messages": [{"role": "user", "content": row["prompt"]},
+                      {"role": "assistant", "content": row["response"]}]}
+        for row in ROWS
+    ]  # fmt: skip
+    fixed = {"model": str(llama_folder(place / "llama")), "method": "full",
+             "data": str(rows_file(place / "chats.jsonl", rows)),
+             "output": str(place / "run")}  # fmt: skip
+    settings = ["max_steps=2", "report_to=[]", "max_new_tokens=2"]
+    return place, train(load_recipe(None, settings, fixed), quiet=True).run
+
+
+def test_prompts_are_put_to_a_run_of_chats_as_a_users_turn(talks, caplog):
+    place, run = talks
+    finished = load_run(run)
+    asked = evaluate(finished, str(place / "chats.jsonl"))
+    with caplog.at_level(logging.WARNING):
+        as_prompts = evaluate(finished, str(rows_file(place / "prompts.jsonl", ROWS)))
+    del asked["sha256"], as_prompts["sha256"]
+    assert as_prompts == asked
+    assert (
+        "has prompts, and this run has learned chats: each is put as a user's turn" in caplog.text
+    )
+    rows = load_rows(str(place / "prompts.jsonl"), "messages")
+    assert prompt_of(rows.rows[0], rows.form, TOKENIZER) == "<|user|>0 + 0 =<e><|assistant|>"
+
+
+def test_a_difference_in_the_chat_template_that_cannot_be_mended_is_told(tmp_path, caplog):
+    choice = {"prompt": "a", "candidates": ["b", "c"], "answer": 0}
+    for row, trained, told in (
+        (chat("user", "assistant"), "prompt", "has chats: they go through the chat template"),
+        (choice, "messages", "has choice rows: they do not go through the chat template"),
+    ):
+        caplog.clear()
+        rows = load_rows(str(rows_file(tmp_path / "rows.jsonl", [row])), trained)
+        assert rows.rows == [row]
+        assert told in caplog.text
+    caplog.clear()
+    load_rows(str(rows_file(tmp_path / "rows.jsonl", [choice])), "prompt")
+    load_rows(str(rows_file(tmp_path / "rows.jsonl", [chat("user", "assistant")])), "messages")
+    assert not caplog.text
+
+
+def test_chats_of_turns_with_more_than_two_fields_keep_them(tmp_path):
+    row = chat("user", "assistant")
+    row["messages"][0]["name"] = "Ann"
+    assert loaded(tmp_path, [row]).rows == [row]
+    assert form_of([row], "rows") == "messages"
+    (one,) = encode([row], "messages", TOKENIZER, EncodeOptions(64))
+    assert json.loads(json.dumps(one.features)) == one.features
