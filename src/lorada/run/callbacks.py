@@ -92,8 +92,9 @@ class StopOnNaN(TrainerCallback):  # type: ignore[misc]
         self._handle.remove()
 
 
+@together()
 def refuse_broken(model: nn.Module, args: TrainingArguments, state: TrainerState) -> None:
-    """Refuse weights that are no numbers.
+    """Refuse weights that are no numbers, in any process.
 
     Raises:
         DivergedError: naming the first such weight, the step and the last good checkpoint.
