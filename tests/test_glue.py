@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SAME
 from folders import bert_folder, split_file
 
 from lorada.run.data import training_rows
