@@ -18,7 +18,7 @@ INSTALL_TORCH = $(PIP) install -q --retries 0 --timeout 15 --index-url $(CPU_IND
 	|| $(PIP) install torch
 endif
 
-.PHONY: quickstart test test-all check format bench bench-scale clean
+.PHONY: quickstart test test-all kernels check format bench bench-scale clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/lorada quickstart --overwrite --output runs/quickstart
@@ -28,6 +28,18 @@ test: $(VENV)/.installed-dev
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 -m "not gpu" --durations=20
+	$(MAKE) kernels
+
+# The maths again as other processors round it: each setting makes torch take other kernels, and
+# tests/test_kernels.py fails where it does not. MKL_ENABLE_INSTRUCTIONS would do nothing on
+# processors that are not Intel's; MKL_CBWR works on all.
+KERNELS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE \
+	ONEDNN_MAX_CPU_ISA=SSE41 LORADA_TEST_THREADS=2
+ROUNDED := kernels rounding functional differential gates positions add_term attention attention_models \
+	stack_merge prefix omoe galore quanta
+kernels: $(VENV)/.installed-dev
+	for setting in $(KERNELS); do echo "$$setting"; \
+		env $$setting $(BIN)/python -m pytest -n 2 $(ROUNDED:%=tests/test_%.py) || exit 1; done
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

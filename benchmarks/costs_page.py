@@ -68,7 +68,8 @@ beside itself: a ratio that differs from 1 by no more than that row's spread say
 {verdict} `lora+lmam` is no such comparison: it says what a map on every layer costs on top of LoRA.
 SoRA and AdaLoRA, which the paper has on encoders, are placed on all linears of the decoder here.
 OwLore's projections and outlier ratios, which are not computed at every step, are not in its
-figure. Not in the table are the methods that have no form on LLaMA: BitFit, Houlsby, Pfeiffer,
+figure. Not in the table are BitFit, which LLaMA has no biases for, and methods that the paper does
+not have on LLaMA: Houlsby, Pfeiffer,
 PA(attn)+PA(ffn), Prefix+LoRA(ffn), MAM.
 {scoring}"""
 

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from lorada.files import write_whole
+from lorada.run import apart
 from lorada.run.generate import generate
 from lorada.run.loaded import Run, load_run
 from lorada.run.recipe import load_recipe
@@ -61,7 +62,8 @@ def trained(folder: Path, data_dir: str | None) -> Run:
     """The run, trained now if it is not there."""
     if not (folder / RESULT_FILE).is_file():
         fixed = {"model": "smollm2-135m", "method": "lorada_la", "task": "boolq,openbookqa"}
-        train(load_recipe(None, OVERRIDES, {**fixed, "output": str(folder), "data_dir": data_dir}))
+        options = {**fixed, "output": str(folder), "data_dir": data_dir}
+        apart.call(train, load_recipe(None, OVERRIDES, options))
     return load_run(folder)
 
 

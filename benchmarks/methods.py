@@ -26,7 +26,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lorada import METHODS
 from lorada.files import write_whole
-from lorada.method import Family, Settings
 from lorada.run.recipe import load_recipe
 from lorada.run.result import hardware, versions
 from lorada.run.train import train
@@ -39,17 +38,8 @@ MAX_LENGTH, BATCH, TRAIN_ROWS, HELD_OUT = 128, 8, 2000, 64
 RATE, RATES = 1e-3, {"full": 5e-5}
 # What has settings for every family, but needs biases, which SmolLM2 has none of.
 ENCODERS = ("bitfit",)
-# What the paper has no settings for on a model like MiniLM takes those of another column, with the
-# names of the modules that a BERT has in their place.
-OURS: dict[str, tuple[Family, dict[str, Settings]]] = {
-    "adalora": (
-        "deberta", {"adalora": {"target_modules": r".*encoder.*\.(query|key|value|dense)$"}},
-    ),
-    "pa_attn_ffn": ("bart", {}),
-    "prefix_lora": (
-        "bart", {"lora": {"target_modules": r".*layer\.\d+\.(intermediate|output)\.dense$"}},
-    ),
-}  # fmt: skip
+# What the paper has for DeBERTa or BART only, and takes settings that are not from it on MiniLM.
+OURS = ("adalora", "pa_attn_ffn", "prefix_lora")
 BOOLQ, SST2 = "BoolQ", "SST-2"
 SOURCES = {
     BOOLQ: ("commonsense_llm_adapters/boolq", "train", "test"),
@@ -86,15 +76,6 @@ def write_rows(data_dir: Path, folder: Path, task: str) -> dict[str, str]:
     return files
 
 
-def settle(name: str) -> None:
-    """Give a method that the paper has for DeBERTa or BART only a column for MiniLM, a BERT."""
-    source, changes = OURS[name]
-    column = METHODS[name].parts[source]
-    METHODS[name].parts["roberta"] = {
-        part: {**values, **changes.get(part, {})} for part, values in column.items()
-    }
-
-
 def train_one(job: dict[str, Any]) -> dict[str, Any]:
     """Train one method, in this process, and say what came of it.
 
@@ -114,8 +95,6 @@ def train_one(job: dict[str, Any]) -> dict[str, Any]:
     register_optimizer_step_post_hook(note)
     name, model = job["method"], job["model"]
     with tempfile.TemporaryDirectory() as folder:
-        if name in OURS:
-            settle(name)
         own = METHODS[name.removesuffix("+lmam")].arguments.get("learning_rate")
         rate = own or RATES.get(name, RATE)
         settings = [

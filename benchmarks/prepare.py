@@ -10,12 +10,13 @@ token ids:
 import gzip
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from processes import memory
 
 from lorada.run.data import training_rows
 from lorada.run.encoding import encode_rows
@@ -42,7 +43,7 @@ def repeated(folder: Path) -> None:
 
 
 def gigabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return memory("VmHWM") / 1024  # getrusage may say what the process that started this one held
 
 
 def measure(folder: str, protocol: str) -> dict[str, float | int | str]:

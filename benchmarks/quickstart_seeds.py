@@ -11,9 +11,11 @@ import argparse
 import json
 import logging
 import statistics
+from functools import partial
 from pathlib import Path
 
 from lorada.files import write_whole
+from lorada.run import apart
 from lorada.run.evaluate import evaluate
 from lorada.run.loaded import load_run
 from lorada.run.params import count_parameters
@@ -30,7 +32,7 @@ def measure(out: Path, method: str, settings: list[str], seed: int) -> dict:
     changes = [f"output={folder}", f"method={method}", f"training.seed={seed}", *settings]
     recipe = load_recipe(RECIPE, changes, {})
     if not (folder / RESULT_FILE).is_file():
-        train(recipe, overwrite=True, quiet=True)
+        apart.call(partial(train, overwrite=True, quiet=True), recipe)
     if not read_result(folder)["metrics"]:
         evaluate(load_run(folder))
     result = read_result(folder)

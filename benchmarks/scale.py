@@ -14,9 +14,11 @@ import json
 import logging
 import os
 import statistics
+from functools import partial
 from pathlib import Path
 
 from lorada.files import write_whole
+from lorada.run import apart
 from lorada.run.evaluate import evaluate
 from lorada.run.loaded import load_run
 from lorada.run.recipe import load_recipe
@@ -69,7 +71,7 @@ def measure(out: Path, fixed: dict, training: dict, seed: int, **lmam: object) -
         None, [*settings, f"training.seed={seed}"], {**fixed, "output": str(out / name)}
     )
     if not (out / name / RESULT_FILE).is_file():
-        train(recipe, overwrite=True, quiet=True)
+        apart.call(partial(train, overwrite=True, quiet=True), recipe)
     result = read_result(out / name)
     file = fixed["eval_data"]
     if file not in result["metrics"]:

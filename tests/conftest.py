@@ -8,10 +8,12 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import jaxtyping
 import pytest
 import torch
+from double import in_double
 from jaxtyping import install_import_hook
 from torch import Tensor
 from transformers import (
@@ -37,10 +39,7 @@ with install_import_hook(SHAPED, "beartype.beartype"):
     import lorada.functional  # noqa: F401
 
 # Everything here is tiny: a second thread would only wait for a core that another test uses.
-torch.set_num_threads(1)
-
-# The tolerances, absolute and relative, of every comparison in these tests.
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+torch.set_num_threads(int(os.environ.get("LORADA_TEST_THREADS", "1")))
 
 VOCAB = 96
 WINDOW = 4  # of the tiny Mistral, in tokens
@@ -59,10 +58,78 @@ DECODER_SIZES = {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": 1
 DECODER_SIZES |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
-def assert_close(actual: Tensor, expected: Tensor) -> None:
-    """Equal within the tolerance of the dtype of ``expected``."""
-    tolerance = TOLERANCE[expected.dtype]
-    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
+# Two forms of one computation, both in fp64, are this close, absolutely and relatively: the
+# rounding of the tiny models is some 1e-13, and a form that is wrong is off by 1e-4 and more.
+SAME = 1e-10
+
+
+def rounding(dtype: torch.dtype, terms: int) -> float:
+    """γ = n·u / (1 - n·u), u = eps / 2: the error of a sum of n products, in shares of its size.
+
+    Whatever the order of the sum and however many lanes a processor adds at once, with fused
+    multiplication or without, |computed - exact| ≤ γ Σ|x_i y_i| (Higham, Accuracy and Stability of
+    Numerical Algorithms, section 3.1). Of several sums in a row, ``terms`` is that of all together.
+    """
+    share = terms * torch.finfo(dtype).eps / 2
+    return share / (1 - share)
+
+
+def assert_close(
+    actual: Tensor,
+    expected: Tensor,
+    *,
+    terms: int | None = None,
+    size: Tensor | float | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Equal but for rounding, on any processor.
+
+    Two forms of one computation are compared in fp64 (``pytest.mark.fp64``). Where fp32 or less is
+    itself what is tested, both sides may be off by ``rounding`` of the sums that make them.
+
+    Args:
+        actual: what was computed.
+        expected: what it has to be, in the same dtype.
+        terms: how many products are summed for each number; needed below fp64.
+        size: Σ|x_i y_i| of those, for each number or the largest of all; needed below fp64.
+        dtype: what was computed in, if not in that of ``expected``.
+
+    Raises:
+        TypeError: below fp64 without ``terms`` and ``size``, or in fp64 with them.
+    """
+    dtype = dtype or expected.dtype
+    if (dtype == torch.float64) != (terms is None) or (terms is None) != (size is None):
+        raise TypeError(
+            f"a comparison in {dtype}: in fp64 without terms and size (compare two forms in a test "
+            "marked pytest.mark.fp64), below it with both"
+        )
+    if terms is None:
+        torch.testing.assert_close(actual, expected, atol=SAME, rtol=SAME)
+        return
+    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
+    allowed = 2 * rounding(dtype, terms) * torch.as_tensor(size, dtype=torch.float64)
+    error = (actual.double() - expected.double()).abs()
+    assert (error <= allowed).all(), (
+        f"off by {error.max():.3g}, at most {allowed.max():.3g} allowed"
+    )
+
+
+def in_the_precision_of(node: pytest.Item | pytest.Collector) -> AbstractContextManager:
+    """In fp64 where a test, or the module that a fixture belongs to, is marked ``fp64``."""
+    marker = node.get_closest_marker("fp64")
+    return nullcontext() if marker is None or marker.args == (False,) else in_double()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(request: pytest.FixtureRequest):
+    with in_the_precision_of(request.node):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function):
+    with in_the_precision_of(pyfuncitem):
+        return (yield)
 
 
 def _build(
@@ -125,6 +192,21 @@ def shapes_unchecked() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _seeds() -> None:
     set_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def runs_happen_here(request, monkeypatch) -> None:
+    """Runs of tables and the like in the process of the test, which has everything imported.
+
+    A test that is marked ``apart`` gets the processes that a user gets.
+    """
+    if not request.node.get_closest_marker("apart"):
+        from lorada.run import apart  # after the hook that checks shapes
+
+        def here(function, *arguments, report=None):
+            return function(*arguments, **({} if report is None else {"report": report}))
+
+        monkeypatch.setattr(apart, "call", here)
 
 
 @pytest.fixture(scope="session")

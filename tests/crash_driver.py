@@ -170,6 +170,10 @@ def warm_up():
 
     import lorada.report.plots
     import lorada.run.train  # noqa: F401
+    from lorada.run import apart
+
+    # The trials of a search in this process, whose write points are watched.
+    apart.call = lambda function, *arguments, report=None: function(*arguments)
 
     torch.set_num_threads(1)
     matplotlib.use("Agg")

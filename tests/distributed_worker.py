@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import DistributedType, PartialState
+from double import in_double
 from folders import ROWS
 from peft import get_peft_model
 from stacks import training_stack
@@ -52,13 +53,14 @@ def arguments(output: str, reentrant: str | None) -> TrainingArguments:
     return own
 
 
+@in_double()
 def main(folder: str, output: str, reentrant: str | None = None) -> dict[str, Any]:
     """Train, save ``OUTPUT/adapter``, and return what the run was."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     trainer = Trainer(
-        get_peft_model(AutoModelForCausalLM.from_pretrained(folder), training_stack()),
+        get_peft_model(AutoModelForCausalLM.from_pretrained(folder).double(), training_stack()),
         arguments(output, reentrant),
         train_dataset=[tokenizer(row["prompt"] + row["response"]) for row in ROWS],
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),

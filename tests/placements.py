@@ -10,6 +10,8 @@ from torch import nn
 
 from lorada.tuners.bottleneck import BottleneckLayer
 
+# Output projections of attentions.
+PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "out_lin", "Wo", "o")
 PHI = {"relu": torch.relu, "tanh": torch.tanh, "gelu": F.gelu}
 
 
@@ -77,7 +79,7 @@ class BesideHeadsWithin(Twin):
 
     def __init__(self, module: nn.Module, adapter: Adapter):
         super().__init__(module, adapter)
-        self.projection = "o_proj" if hasattr(module, "o_proj") else "out_proj"
+        self.projection = next(name for name in PROJECTIONS if hasattr(module, name))
 
     def forward(self, hidden_states, *args, **kwargs):
         projection = getattr(self.module, self.projection)
@@ -86,6 +88,33 @@ class BesideHeadsWithin(Twin):
         output = self.module(hidden_states, *args, **kwargs)
         handle.remove()
         return output
+
+
+class AfterSum(Twin):
+    """The last module of an FFN in a pre-LN layer, which the layer adds to the residual stream x.
+
+    y + A(x + y), and the layer makes y + A(x + y) + x of it.
+    """
+
+    norm = "final_layer_norm"  # which reads x
+
+    def within(self, layer: nn.Module) -> None:
+        def keep(module, args):
+            self.stream = args[0]
+
+        layer.get_submodule(self.norm).register_forward_pre_hook(keep)
+
+    def forward(self, *args):
+        y = self.module(*args)
+        return y + self.adapter(self.stream + y)
+
+
+class AfterSumOfLlama(AfterSum):
+    norm = "post_attention_layernorm"
+
+
+class AfterSumOfGemma2(AfterSum):
+    norm = "pre_feedforward_layernorm"
 
 
 # Architecture -> placement -> module of a layer, where its part is held, what becomes of it.
@@ -107,6 +136,7 @@ MBART = {
         ("self_attn", "self_attn.bneck_pa_attn", BesideHeadsWithin),
         ("encoder_attn", "encoder_attn.bneck_pa_attn", BesideHeadsWithin),
     ],
+    "pfeiffer": [("fc2", "final_layer_norm.bneck_pfeiffer", AfterSum)],
 }
 PFEIFFER = [("final_layer_norm", "final_layer_norm.bneck_pfeiffer", BetweenNorms)]
 LLAMA = {
@@ -124,6 +154,7 @@ LLAMA = {
         ("mlp", "mlp.bneck_houlsby", After),
     ],
     "pa_attn": [("self_attn", "self_attn.bneck_pa_attn", BesideHeadsWithin)],
+    "pfeiffer": [("mlp", "mlp.bneck_pfeiffer", AfterSumOfLlama)],
 }
 PLACES = {
     "llama": LLAMA,
@@ -161,5 +192,7 @@ def twin_of(model: PeftModel, name: str, places: list[tuple[str, str, type]]) ->
                 twin = kind(module, Adapter(part))
                 twin.part = (part,)
                 plain.set_submodule(f"{layer}.{path}", twin)
+                if isinstance(twin, AfterSum):
+                    twin.within(plain.get_submodule(layer))
     assert not left, "parts that no twin accounts for"
     return plain.eval()

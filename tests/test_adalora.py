@@ -7,10 +7,12 @@ from peft import AdaLoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from stacks import batch, bottleneck, lmam, logits, lora
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import DebertaV2Config, Trainer, TrainerCallback, TrainingArguments
 
-from lorada import LoradaConfig
-from lorada.procedures.adalora import AdaLoraCallback
+from lorada import LoradaConfig, build_method
+from lorada.procedures.adalora import AdaLoraCallback, schedule
+
+pytestmark = pytest.mark.fp64
 
 STEPS, MODULES = 12, 4  # q_proj and o_proj of two layers
 
@@ -82,14 +84,67 @@ def test_the_schedule_gets_the_number_of_steps_of_the_trainer(tmp_path):
     assert next(p for p in parts if isinstance(p, AdaLoraConfig)).total_step == 8
 
 
+SHARES = {"tinit": 0.125, "tfinal": 0.5, "deltaT": 0.0015}
+
+
+def test_phases_below_one_are_shares_of_the_run_and_give_way_in_short_ones():
+    shares = tuple(SHARES.values())
+    assert schedule(shares, 10_000) == (1250, 5000, 15)
+    assert schedule(shares, 12) == (1, 6, 1)
+    for steps in range(2, 9):
+        first, last, every = schedule(shares, steps)
+        assert first < steps - last
+        assert steps - last >= 2, "a step is scored before ranks are fixed"
+        assert every == 1
+    # What was written in steps stays, and the share beside it shrinks.
+    assert schedule((90, 0.5, 1), 100) == (90, 9, 1)
+    assert schedule((0.125, 98, 1), 100) == (1, 98, 1)
+    assert schedule((0, 0, 1), 100) == (0, 0, 1)
+    with pytest.raises(ValueError, match="tinit=100 and tfinal=0 leave no step of 100 to prune"):
+        schedule((100, 0.5, 1), 100)
+
+
+def test_the_method_prunes_after_an_eighth_of_the_run_and_ends_at_the_target_for_half_of_it():
+    config = build_method("adalora", DebertaV2Config()).config.parts[0]
+    assert {name: getattr(config, name) for name in SHARES} == SHARES
+
+
+@pytest.mark.parametrize("steps", [2, 3, 16])
+def test_runs_of_any_length_get_the_phases_and_end_at_the_target(tmp_path, steps):
+    ranks_left = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            values = [p for n, p in kwargs["model"].named_parameters() if "lora_E" in n]
+            ranks_left.append(sum(int((p != 0).sum()) for p in values))
+
+    run = trainer(tmp_path, adalora(**SHARES), max_steps=steps)
+    run.add_callback(Watch())
+    run.train()
+    config = run.model.peft_config["default"]
+    assert (config.tinit, config.tfinal) == (steps // 8, min(steps // 2, steps - 2))
+    assert ranks_left[-1] == 2 * MODULES
+    if steps == 16:
+        assert ranks_left[:2] == [4 * MODULES] * 2, "no rank goes in the first phase"
+        assert 2 * MODULES < ranks_left[4] < 4 * MODULES
+        assert ranks_left[7:] == [2 * MODULES] * 9, "ranks are fixed in the last phase"
+        saved = run.model.peft_config["default"].to_dict()
+        assert [type(saved[name]) for name in SHARES] == [int] * 3
+        # A second run of another length has the same shares of its own steps.
+        run.args.max_steps = 8
+        run.train()
+        assert (config.tinit, config.tfinal) == (1, 4)
+
+
 @CONFIGS
 @pytest.mark.parametrize("at", [6, 10], ids=["while-pruning", "in-the-last-phase"])
 def test_a_resumed_run_ends_where_one_that_never_stopped_does(tmp_path, config, at):
-    whole = trainer(tmp_path / "whole", config())
+    phases = SHARES if at == 6 else {}
+    whole = trainer(tmp_path / "whole", config(**phases))
     whole.train()
-    first = trainer(tmp_path / "cut", config(), save_strategy="steps", save_steps=at)
+    first = trainer(tmp_path / "cut", config(**phases), save_strategy="steps", save_steps=at)
     first.train()
-    second = trainer(tmp_path / "cut", config())
+    second = trainer(tmp_path / "cut", config(**phases))
     second.train(resume_from_checkpoint=str(tmp_path / "cut" / f"checkpoint-{at}"))
 
     saved = ranks(tmp_path / "cut" / f"checkpoint-{at}")
@@ -117,3 +172,8 @@ def test_models_and_schedules_that_cannot_work_are_refused(tmp_path):
         trainer(tmp_path, lora("llama", task_type="CAUSAL_LM")).train()
     with pytest.raises(ValueError, match=r"tinit=2 and tfinal=10 leave no step of 12 to prune in"):
         trainer(tmp_path, adalora(tfinal=10)).train()
+    for phases in (SHARES, {"tinit": 0, "tfinal": 0}):
+        with pytest.raises(ValueError, match="tinit=0 and tfinal=0 leave no step of 1 to prune in"):
+            trainer(tmp_path, adalora(**phases), max_steps=1).train()
+    with pytest.raises(ValueError, match="tinit=0 and tfinal=11 leave no step of 12 to prune in"):
+        trainer(tmp_path, adalora(tinit=0, tfinal=11)).train()

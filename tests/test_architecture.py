@@ -28,7 +28,12 @@ CHAIN = [
     "head",
     "method",
     "methods",
+    "elsewhere",
     "described",
+    "roles",
+    "skeleton",
+    "columns",
+    "fitting",
     "plan",
     "run",
     "cli",
@@ -39,7 +44,7 @@ MAY_IMPORT["report"] = set()
 MAY_IMPORT["explain"] = set(CHAIN[: CHAIN.index("tuners") + 1])
 MAY_IMPORT["run"] |= {"tasks", "explain"}
 MAY_IMPORT["cli"] |= {"tasks", "explain", "report"}
-LEAVES = {"errors", "files", "progress", "version"}
+LEAVES = {"errors", "files", "processes", "progress", "unheard", "version"}
 MAY_IMPORT |= {leaf: set() for leaf in LEAVES}
 
 

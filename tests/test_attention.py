@@ -16,8 +16,12 @@ from lorada import LmamConfig
 from lorada import attention as lorada_attention
 from lorada.functional import add_map_reference, full_rank_map, low_rank_map
 
+pytestmark = pytest.mark.fp64
+
 LENGTH = 6  # n; longer than the window, shorter than the long samples
-ABLATIONS = (None, "no_negative", "softmax", "full_rank", "no_position")
+ABLATIONS = (
+    None, "no_negative", "softmax", "softmax_with_future", "full_rank", "no_position",
+)  # fmt: skip
 HOSTS = {
     "llama": "model.layers.0.self_attn",
     "mistral": "model.layers.0.self_attn",
@@ -26,6 +30,7 @@ HOSTS = {
 # Every model under every ablation, but ¬S behind a window, which the reference does not state.
 CASES = [(name, ablation) for name in HOSTS for ablation in ABLATIONS]
 CASES.remove(("mistral", "softmax"))
+CASES.remove(("mistral", "softmax_with_future"))
 
 
 def kinds(*names: str) -> pytest.MarkDecorator:
@@ -115,7 +120,7 @@ class Inputs:
         map_ = make(*held.factors, 2.0, position=held.ablation != "no_position")
         if self.window is not None:
             map_ = map_ * torch.ones_like(map_).triu(1 - self.window)
-        inner = held.ablation if held.ablation in ("no_negative", "softmax") else None
+        inner = None if held.ablation in ("full_rank", "no_position") else held.ablation
         fused = add_map_reference(
             self.probabilities(), map_, align=held.align, causal=self.causal, ablation=inner
         )
@@ -194,7 +199,9 @@ def test_an_end_map_follows_the_last_tokens_when_a_row_is_decoded():
 def test_decoding_past_a_start_map_adds_nothing_at_all():
     inputs = Inputs(host("llama"), LENGTH + 1, queries=1)
     function = ALL_ATTENTION_FUNCTIONS["sdpa"].__wrapped__
-    expected, _ = function(inputs.module, inputs.query, inputs.key, inputs.value, None)
+    expected, _ = function(
+        inputs.module, inputs.query, inputs.key, inputs.value, None, scaling=8**-0.5
+    )
     assert torch.equal(inputs.call("sdpa-unmasked"), expected.transpose(1, 2))
 
 
@@ -270,10 +277,11 @@ def test_dropout_never_touches_the_term(implementation, ablation):
     assert_close(dropped.transpose(1, 2) - dropped_attended, term)
 
 
+@pytest.mark.fp64(False)
 @pytest.mark.parametrize("implementation", ["sdpa", "sdpa-unmasked"])
 @pytest.mark.parametrize("ablation", [None, "softmax"])
 def test_autocast_leaves_the_map_in_full_precision(implementation, ablation):
-    inputs = Inputs(host("llama", ablation=ablation), 9)
+    inputs = Inputs(fresh_host("llama", ablation=ablation), 9)
     terms = []
     with lorada_attention.observe(lambda seen: terms.append(seen.term)):
         inputs.call(implementation)

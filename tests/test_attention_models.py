@@ -22,10 +22,12 @@ from lorada.hooked import HookPair
 from lorada.spread import spread_map
 from lorada.tuners.lmam import LmamLayer
 
+pytestmark = pytest.mark.fp64
+
 LENGTH = 6  # n; longer than Mistral's window of 4, shorter than the long samples
 PAD = 1  # RoBERTa counts its positions around this id
 SAMPLES = [torch.arange(10, 10 + size) * 7 % 83 + 5 for size in (3, 9, 6, 12)]
-ABLATIONS = (None, "no_negative", "softmax", "full_rank")
+ABLATIONS = (None, "no_negative", "softmax", "softmax_with_future", "full_rank")
 MODELS = pytest.mark.parametrize("name", [*DECODERS, *ENCODERS])
 
 
@@ -152,6 +154,7 @@ def test_model_that_neither_dispatches_its_attention_nor_has_hooks_is_an_error()
         get_peft_model(base, LmamConfig(length=LENGTH))
 
 
+@pytest.mark.fp64(False)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("name", ["llama", "mistral", "bert"])
 @pytest.mark.parametrize("ablation", ABLATIONS)
@@ -284,6 +287,7 @@ def test_copies_and_pickles_of_a_model_with_hooks_have_a_map_of_their_own(name):
             torch.testing.assert_close(model(**inputs).logits, expected, atol=0, rtol=0)
 
 
+@pytest.mark.fp64(False)
 @pytest.mark.parametrize("ablation", [None, "no_negative", "softmax"])
 def test_map_stays_in_fp32_under_autocast_wherever_it_is_added(ablation):
     model = adapted("llama", ablation=ablation)

@@ -13,6 +13,8 @@ from lorada import BottleneckConfig, LoradaConfig, PrefixConfig, build_method
 from lorada.procedures.blocks import configuration
 from lorada.run.params import count_parameters
 
+pytestmark = pytest.mark.fp64
+
 SERIAL = {"placement": "pfeiffer", "rank": 3, "dropout": 0.0}
 PARALLEL = {"rank": 5, "scale": 4.0, "dropout": 0.0}
 PARTS = {"serial": BottleneckConfig(**SERIAL), "parallel": BottleneckConfig(**PARALLEL)}

@@ -9,6 +9,8 @@ from stacks import BOTTLENECK_COUNT, HIDDEN, LAYERS, WIDTH, batch, bottleneck, l
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, Olmo2Config, Olmo2ForCausalLM
 
+pytestmark = pytest.mark.fp64
+
 PHI = {"relu": lambda x: x.clamp(min=0), "tanh": torch.tanh, "gelu": F.gelu}
 
 

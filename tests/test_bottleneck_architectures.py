@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from lorada import LoradaConfig
 
+pytestmark = pytest.mark.fp64
+
 
 @dataclass(frozen=True)
 class Ffn:

@@ -29,6 +29,8 @@ from lorada.run.recipe import load_recipe
 from lorada.run.train import train
 from lorada.tasks.encode import IGNORED, EncodeOptions, encode
 
+pytestmark = pytest.mark.fp64
+
 ROWS = [
     {"prompt": "is ice cold?", "candidates": [" yes", " not at all"], "answer": 0},
     {"prompt": "2+2", "candidates": [" 3", " 4", " five"], "answer": 1},
@@ -139,6 +141,7 @@ def test_candidates_of_one_token_need_no_second_pass(model):
     assert_close(cached_scores(model, batch), sequence_scores(model, batch))
 
 
+@pytest.mark.fp64(False)
 @pytest.mark.parametrize("method", ["lora", "lorada_la", "ist", "shira"])
 def test_a_run_learns_which_candidate_is_right(method, tmp_path):
     rows = [
@@ -159,6 +162,7 @@ def test_a_run_learns_which_candidate_is_right(method, tmp_path):
     assert evaluate(load_run(tmp_path / "run"), str(data))["accuracy"] == 100
 
 
+@pytest.mark.fp64(False)
 def test_the_best_model_is_the_one_that_chooses_right_most_often(tmp_path):
     rows = [
         {"prompt": "ab"[n % 2] * 4, "candidates": [" no", " yes", " so"][: 2 + n % 2],
@@ -185,6 +189,7 @@ def test_the_best_model_is_the_one_that_chooses_right_most_often(tmp_path):
     assert state["best_metric"] == pytest.approx(max(measured))  # and not a loss
 
 
+@pytest.mark.fp64(False)
 def test_rows_are_scored_in_batches_of_like_length_that_share_their_prompts(tmp_path, monkeypatch):
     rows = [
         {"prompt": "a" * size, "candidates": [" b", " c"], "answer": 0}

@@ -82,7 +82,7 @@ def test_params_counts_without_weights_by_the_closed_form(call, place, tmp_path)
     code, out, _ = call("params", "--method", "lorada_la", "--model", folder, "--json")
     counts = json.loads(out)
     d, f, layers, heads = 32, 48, 2, 4
-    lmam = 2 * heads * 128 * 2
+    lmam = 2 * heads * 64 * 2  # as many tokens as the model takes, which are fewer than 128
     lora = (d + d) + (f + d)
     bottleneck = 2 * d * 18 + 18 + d
     assert code == 0
@@ -142,7 +142,10 @@ BAD_TRAINING = {
     "unknown model": (["model=smollm"], "unknown model 'smollm'; did you mean smollm2-135m"),
     "wrong dtype": (["dtype=float3"], "dtype='float3'"),
     "not an adapter": (["from_adapter=missing"], "no adapter folder at missing"),
-    "infinite scale": (["lmam.inverse_scale=.inf"], "inverse_scale=inf must be a number above 0"),
+    "infinite scale": (
+        ["lmam.inverse_scale=.inf"],
+        "lmam.inverse_scale=inf must be a finite number",
+    ),
     "a section is no value": (["lmam=3"], "lmam=3 is a section: write lmam.NAME=…"),
     "not a regular expression": (['lmam.target_modules="["'], "unterminated character set"),
     "an odd dtype": (["dtype=float8_e4m3fn"], "dtype='float8_e4m3fn' is not one of float32"),
@@ -356,11 +359,42 @@ def test_a_broken_adapter_config_is_one_line(call, place, finished, tmp_path, ca
     refused(call("evaluate", run, "--data", place / "rows.jsonl"), part)
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", "{", '{"labels": []}'])
+@pytest.mark.parametrize("text", ["[]", "{}", "{", '{"labels": []}', "[" * 100_000, '"labels"'])
 def test_a_broken_result_is_one_line(call, finished, tmp_path, text):
     run = shutil.copytree(finished, tmp_path / "run")
     (run / "result.json").write_text(text)
     refused(call("generate", run, "--prompt", "a"), "result.json")
+
+
+WRONG = {
+    "labels": [None, "ab", [1], {"a": 1}],
+    "form": [None, "nope", ["prompt"], 3],
+    "metrics": [None, [], {"a": 1}, {"a": [1]}, {"a": {"loss": {}}}],
+    "history": [None, {}, ["a"], [{"loss": "high", "step": 1}], [{"loss": 1.0, "step": [2]}]],
+    "unparsable": ["a", {"a": "b"}],
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_a_result_with_something_of_another_type_is_one_line(call, finished, tmp_path, key):
+    run = shutil.copytree(finished, tmp_path / "run")
+    result = json.loads((run / "result.json").read_text())
+    commands = (
+        ["plot", "loss", run, "--output", tmp_path], ["explain", run, "--text", "a"],
+        ["evaluate", run], ["generate", run, "--prompt", "a"],
+    )  # fmt: skip
+    for value in WRONG[key]:
+        (run / "result.json").write_text(json.dumps({**result, key: value}))
+        for words in commands:
+            refused(call(*words), "result.json is not the result of a run", key)
+
+
+def test_a_history_with_a_step_missing_draws_what_it_has(call, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    result = json.loads((run / "result.json").read_text())
+    result["history"] = [{}, {"loss": 1.0}, {"step": 1, "loss": None}, {"step": 2, "loss": 1.0}]
+    (run / "result.json").write_text(json.dumps(result))
+    assert call("plot", "loss", run, "--output", tmp_path)[0] == 0
 
 
 def test_json_stays_json_where_colours_are_forced(call, place, finished, tmp_path, monkeypatch):

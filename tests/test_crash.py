@@ -223,15 +223,6 @@ def test_a_second_training_in_the_same_folder_is_refused(lab, tmp_path):
     assert not run.exists()
 
 
-def test_the_other_processes_of_one_launch_leave_the_lock_to_the_first(tmp_path, monkeypatch):
-    with held(tmp_path):
-        monkeypatch.setenv("RANK", "1")
-        with held(tmp_path):
-            pass
-        assert (tmp_path / LOCK_FILE).exists()
-    monkeypatch.delenv("RANK")
-
-
 def test_scratch_of_the_dead_is_removed_and_of_the_living_is_not(tmp_path):
     orphan = tmp_path / f"{SCRATCH}orphan"
     (orphan / "adapter").mkdir(parents=True)

@@ -13,6 +13,8 @@ from torch import nn
 
 from lorada import LoradaConfig, PrefixConfig
 
+pytestmark = pytest.mark.fp64
+
 LENGTH = 3
 
 

@@ -1,7 +1,7 @@
 """``accelerate launch`` with two gloo processes: the losses and the adapter of one process.
 
-The numbers agree within the tolerance and not to the bit: two processes add up the loss and the
-gradients of a batch in another order than one.
+All are in fp64, as two processes add up the loss and the gradients of a batch in another order
+than one.
 """
 
 import json
@@ -18,6 +18,8 @@ from folders import llama_folder
 from peft import PeftModel
 from stacks import logits
 from transformers import AutoModelForCausalLM
+
+pytestmark = pytest.mark.fp64
 
 FSDP2 = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
 # `--multi_gpu` is what starts several processes; the worker says that they train on the CPU.

@@ -27,6 +27,8 @@ from lorada import LmamConfig, LoradaConfig, PrefixConfig
 from lorada.attention import Observation, observe
 from lorada.tuners.lmam import LmamLayer
 
+pytestmark = pytest.mark.fp64
+
 PAGE = Path(__file__).parents[1] / "docs" / "exact.md"
 BEGIN, END = "<!-- written by tests/test_exact.py -->\n", "<!-- until here -->"
 LENGTH = 6  # n; longer than Mistral's window of 4, shorter than the long samples
@@ -39,6 +41,7 @@ VARIANTS = {
     "end": {"align": "end"},
     "no_negative": {"ablation": "no_negative"},
     "softmax": {"ablation": "softmax"},
+    "softmax_with_future": {"ablation": "softmax_with_future"},
     "full_rank": {"ablation": "full_rank"},
     "no_position": {"ablation": "no_position"},
     "half_the_heads": {"heads": 2},
@@ -254,7 +257,8 @@ ENCODER_CELLS = {
     "packed by position_ids": packed(by_lengths=False),
     "packed by cu_seq_lens": packed(by_lengths=True),
 }
-# Each step of these sees another end of the sequence, so they are not for align="end".
+# Each step of these sees another end of the sequence, so they are not for what looks at that end.
+TO_THE_END = ("end", "softmax_with_future")
 CACHE_CELLS = {
     "dynamic cache": stepped("dynamic", []),
     "dynamic cache, one by one": stepped("dynamic", [], together=False),
@@ -287,7 +291,7 @@ MATRIX = [
     for name in (*DECODERS, "bert")
     for cell in CELLS
     for variant in VARIANTS
-    if cell in ENCODER_CELLS or (name in DECODERS and variant != "end")
+    if cell in ENCODER_CELLS or (name in DECODERS and variant not in TO_THE_END)
     if (name, cell) not in NOT_EXACT_IN_THE_BASE
     if not (name in DECODERS and cell in MOVED and "prefix" in VARIANTS[variant])
 ]
@@ -300,7 +304,9 @@ def test_every_form_of_a_batch_gives_the_numbers_of_the_plain_run(name, cell, va
     for sample, logits, plain in zip(samples, found, expected, strict=True):
         if logits.dim() == 1:  # log-probabilities of the generated tokens
             new = plain[-NEW - 1 : -1].log_softmax(-1)
-            assert_close(logits, new.gather(1, sample[-NEW:, None])[:, 0])
+            new = new.gather(1, sample[-NEW:, None])[:, 0]
+            # Computed in fp64 and handed out in fp32.
+            assert_close(logits, new, terms=1, size=new.abs(), dtype=torch.float32)
         elif cell.startswith("generate"):
             assert_close(logits, plain[-NEW - 1 : -1])
         else:
@@ -384,9 +390,7 @@ def test_map_lies_where_the_equations_index_the_attention_map(name, where, imple
     layers = [m for m in model.modules() if isinstance(m, LmamLayer)]
     assert len(seen) == len(layers) == 2
     for call, layer in zip(seen, layers, strict=True):
-        w_a, w_b = layer.lora_w_a["default"], layer.lora_w_b["default"]
-        pe = 10000.0 ** (-2.0 * torch.arange(LENGTH) / LENGTH)
-        low_rank = (w_a + pe[:, None]) @ (w_b + pe) / layer.configs["default"].inverse_scale
+        low_rank = adapted_map(layer)
         low_rank = low_rank.tril() if name != "bert" else low_rank
         queries, width = ids.shape[1], ids.shape[1]
         full = torch.zeros(len(low_rank), queries, width)
@@ -396,6 +400,49 @@ def test_map_lies_where_the_equations_index_the_attention_map(name, where, imple
             full[:, -LENGTH:, -LENGTH:] += low_rank
         value = call.value.repeat_interleave(4 // call.value.shape[1], 1)
         assert_close(call.term.transpose(1, 2), full @ value)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_a_softmax_with_future_has_the_future_that_is_there_when_it_runs(name, cache):
+    """A prefill gives weight to later tokens of the prompt; a step has none, and none is made."""
+    model = adapted(name, "softmax_with_future")
+    prompt, later = PROMPTS[0], PROMPTS[1][:2]  # three tokens and two more, of a map of six
+    store = DynamicCache(config=model.config)
+    if cache == "static":
+        store = StaticCache(config=model.config, max_cache_len=9)
+    first = forward(model, input_ids=prompt[None], past_key_values=store, use_cache=True)
+    assert_close(first[0], alone(model, prompt))
+    assert (first[0, 0] - alone(model, prompt[:1])[0]).abs().max() > 0.01
+
+    layers = [m for m in model.modules() if isinstance(m, LmamLayer)]
+    for token in later:
+        seen: list[Observation] = []
+        with observe(seen.append):
+            forward(model, input_ids=token[None, None], past_key_values=store, use_cache=True)
+        size = store.get_seq_length()
+        for call, layer in zip(seen, layers, strict=True):
+            weights = adapted_map(layer)[:, size - 1, :size].softmax(-1)
+            value = call.value[:, :, :size].repeat_interleave(4 // call.value.shape[1], 1)
+            expected = torch.einsum("hk,bhkd->bhd", weights, value)
+            assert_close(call.term[:, 0], expected)
+
+    # And so for a batch whose prompts are padded, each as it goes alone.
+    ids, mask = pad(PROMPTS, "left")
+    options = {**GREEDY, "cache_implementation": cache, "output_logits": True,
+               "return_dict_in_generate": True}  # fmt: skip
+    together = model.generate(input_ids=ids, attention_mask=mask, **options)
+    for i, sample in enumerate(PROMPTS):
+        single = model.generate(input_ids=sample[None], **options)
+        assert together.sequences[i, -NEW:].tolist() == single.sequences[0, -NEW:].tolist()
+        assert_close(torch.stack(together.logits, 1)[i], torch.stack(single.logits, 1)[0])
+
+
+def adapted_map(layer: LmamLayer) -> Tensor:
+    """The map of a layer, written out."""
+    w_a, w_b = layer.lora_w_a["default"].detach(), layer.lora_w_b["default"].detach()
+    pe = 10000.0 ** (-2.0 * torch.arange(LENGTH) / LENGTH)
+    return (w_a + pe[:, None]) @ (w_b + pe) / layer.configs["default"].inverse_scale
 
 
 def table() -> str:

@@ -12,6 +12,8 @@ from transformers import Trainer, TrainingArguments
 import lorada
 from lorada import EffectSize, LmamConfig, LoradaConfig, attention, explain
 
+pytestmark = pytest.mark.fp64
+
 IDS = torch.arange(3, 13)[None]
 
 

@@ -9,6 +9,8 @@ from transformers import TrainingArguments
 
 from lorada.procedures.galore import GaLoreAdamW, galore, project, project_back, projector
 
+pytestmark = pytest.mark.fp64
+
 SHAPES = pytest.mark.parametrize("shape", [(7, 5), (5, 7), (6, 6)], ids=["tall", "wide", "square"])
 
 
@@ -124,6 +126,7 @@ def test_deleted_state_starts_with_a_new_projector():
     assert torch.equal(optimizer.state[parameter]["projector"], projector(second, 2, True))
 
 
+@pytest.mark.fp64(False)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_a_saved_optimizer_goes_on_bit_for_bit(dtype):
     start, *grads = gradients((7, 5), 8, dtype)

@@ -21,6 +21,8 @@ from lorada.tuners.gates import (
     parameter_count,
 )
 
+pytestmark = pytest.mark.fp64
+
 DIMS = [(3, 2), (4, 3, 2), (2, 2, 2), (4, 3, 2, 2), (2, 3, 2, 2, 2)]
 every_dims = pytest.mark.parametrize("dims", DIMS, ids=lambda d: "-".join(map(str, d)))
 

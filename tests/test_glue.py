@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SAME
 from folders import bert_folder, split_file
 
 from lorada.run.data import training_rows
@@ -261,13 +262,14 @@ def test_which_metric_comes_first():
     }  # fmt: skip
 
 
+@pytest.mark.fp64
 def test_sts_b_is_trained_and_scored_as_a_regression(tmp_path):
     pytest.importorskip("scipy.stats", reason="scipy missing")
     bert_folder(tmp_path / "bert")
     rows = [{**GOLDEN["stsb"][0], "sentence2": "a" * n, "label": n / 2} for n in range(1, 9)]
     for split in ("train", "validation"):
         split_file(tmp_path / "glue" / "stsb", split, rows)
-    train(recipe(tmp_path, tmp_path, task="stsb"), quiet=True)
+    train(recipe(tmp_path, tmp_path, "dtype=float64", task="stsb"), quiet=True)
     run = load_run(tmp_path / "run")
     assert (run.form, run.labels, run.model.config.num_labels) == ("score", (), 1)
     scores = evaluate_tasks(run)["stsb"]
@@ -280,8 +282,8 @@ def test_sts_b_is_trained_and_scored_as_a_regression(tmp_path):
     with torch.no_grad():
         given = run.model(**batch).logits.flatten().cpu()
     right = torch.tensor([row["score"] for row in read])
-    assert scores["loss"] == pytest.approx(float(((given - right) ** 2).mean()), rel=1e-4)
-    assert scores["pearson"] == pytest.approx(correlations(given.tolist(), read)["pearson"], 1e-3)
+    assert scores["loss"] == pytest.approx(float(((given - right) ** 2).mean()), rel=SAME)
+    assert scores["pearson"] == pytest.approx(correlations(given.tolist(), read)["pearson"])
 
 
 def test_mnli_is_trained_once_and_scored_on_both_of_its_splits(tmp_path):

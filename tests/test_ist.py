@@ -30,6 +30,8 @@ from lorada.procedures.ist import (
 )
 from lorada.procedures.layers import draw, generator_at, layers_of, training_rows
 
+pytestmark = pytest.mark.fp64
+
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
 PARTS = {
     "lora": LoraConfig(**LORA),

@@ -19,6 +19,8 @@ from lorada import LamdaConfig, LoradaConfig
 from lorada.procedures.lamda import LamdaCallback
 from lorada.tuners.lamda import LamdaLayer, energy, lamda_count, leading, ranks_by_energy
 
+pytestmark = pytest.mark.fp64
+
 MODELS = ("llama", "roberta")
 STARTS = ("spectral", "released")
 FIVE = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
@@ -71,6 +73,7 @@ def test_layer_is_its_formula_over_the_residual_weight_in_values_and_gradients(i
         assert_close(one, other)
 
 
+@pytest.mark.fp64(False)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("init", STARTS)
 @pytest.mark.parametrize("name", MODELS)
@@ -204,7 +207,7 @@ def test_ranks_by_energy_are_saved_and_not_chosen_again(tmp_path, monkeypatch):
     monkeypatch.delattr("lorada.tuners.lamda.ranks_by_energy")
     loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path).eval()
     inputs = batch("llama")
-    assert torch.equal(logits(loaded, inputs), logits(model, inputs))
+    assert_close(logits(loaded, inputs), logits(model, inputs))
 
 
 @pytest.mark.parametrize("targets", [None, "all-linear", ["q_proj", "o_proj", "down_proj"]])
@@ -222,7 +225,7 @@ def test_every_way_to_name_targets_can_have_ranks_by_energy(targets):
 # Saving, loading, merging.
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("init", STARTS)
 @pytest.mark.parametrize("name", MODELS)
 def test_saved_adapter_gives_the_same_logits_on_a_fresh_base(name, init, dtype, tmp_path):
@@ -232,7 +235,10 @@ def test_saved_adapter_gives_the_same_logits_on_a_fresh_base(name, init, dtype, 
     model.save_pretrained(tmp_path)
     for options in ({}, {"low_cpu_mem_usage": True}, {"is_trainable": True}):
         loaded = PeftModel.from_pretrained(TINY[name]().to(dtype), tmp_path, **options).eval()
-        assert torch.equal(logits(loaded, inputs), logits(model, inputs))
+        if dtype == torch.bfloat16:
+            assert torch.equal(logits(loaded, inputs), logits(model, inputs))
+        else:
+            assert_close(logits(loaded, inputs), logits(model, inputs))
 
 
 def test_nothing_is_decomposed_when_an_adapter_is_loaded_to_be_used(tmp_path, monkeypatch):
@@ -304,7 +310,7 @@ def test_a_stack_with_lora_on_the_same_maps_loads_and_merges(order, tmp_path):
     randomise(model)
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path).eval()
-    assert torch.equal(logits(loaded, inputs), logits(model, inputs))
+    assert_close(logits(loaded, inputs), logits(model, inputs))
     model = model.double()
     expected = logits(model, inputs)
     assert_close(logits(model.merge_weights(), inputs), expected)
@@ -371,7 +377,8 @@ def test_clipping_does_not_see_the_gradients_of_frozen_columns(tmp_path):
     run.train()
     # From the second step on, M alone is what the clipping measures.
     assert norms[0] < 0.99e-3
-    assert_close(torch.stack(norms[1:]), torch.full((11,), 1e-3))
+    # torch divides by the norm plus 1e-6.
+    assert all(0.999e-3 < norm <= 1e-3 for norm in norms[1:])
 
 
 def test_run_reports_what_trains_at_the_start_on_average_and_at_the_end(tmp_path):

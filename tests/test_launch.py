@@ -23,6 +23,7 @@ from lorada import cli
 from lorada.run import launch
 
 PYTHON, BIN = sys.executable, Path(sys.executable).parent
+TESTS = Path(__file__).parent
 IDS = torch.arange(5, 25)[None]
 
 # A program that knows PEFT and nothing of lorada. transformers imports peft from the middle of its
@@ -32,9 +33,12 @@ import json, sys, torch
 from transformers import AutoModelForCausalLM, Trainer
 from peft import PeftModel
 
-base = AutoModelForCausalLM.from_pretrained(sys.argv[1])
-model = PeftModel.from_pretrained(base, sys.argv[2]).eval()
-with torch.no_grad():
+sys.path.insert(0, sys.argv[3])
+from double import in_double
+
+with torch.no_grad(), in_double():
+    base = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+    model = PeftModel.from_pretrained(base, sys.argv[2]).eval().double()
     print(json.dumps(model(torch.arange(5, 25)[None]).logits.tolist()))
 """
 
@@ -55,7 +59,7 @@ def place(tmp_path_factory):
 
 def stacked(place):
     base = AutoModelForCausalLM.from_pretrained(place / "llama")
-    return PeftModel.from_pretrained(base, place / "stack").eval()
+    return PeftModel.from_pretrained(base, place / "stack").eval().double()
 
 
 def environment(**more):
@@ -120,8 +124,9 @@ def test_a_card_that_says_it_already_is_left_alone(tmp_path):
 # In a process of its own.
 
 
+@pytest.mark.fp64
 def test_a_program_that_imports_only_peft_loads_a_stack(place):
-    done = through_lorada("python", place / "load.py", place / "llama", place / "stack")
+    done = through_lorada("python", place / "load.py", place / "llama", place / "stack", TESTS)
     assert done.returncode == 0, done.stderr
     expected = logits(stacked(place), {"input_ids": IDS})
     assert_close(torch.tensor(json.loads(done.stdout)), expected)
@@ -131,16 +136,17 @@ def test_a_program_that_imports_only_peft_loads_a_stack(place):
 
 @pytest.mark.slow
 def test_without_lorada_run_the_same_program_ends_in_a_key_error(place):
-    words = [PYTHON, place / "load.py", place / "llama", place / "stack"]
+    words = [PYTHON, place / "load.py", place / "llama", place / "stack", TESTS]
     done = subprocess.run(words, capture_output=True, text=True, env=environment())
     assert done.returncode == 1
     assert "KeyError: 'LORADA'" in done.stderr
 
 
+@pytest.mark.fp64
 @pytest.mark.slow
 def test_a_child_of_the_program_loads_a_stack_too(place, run, capfd):
     parent = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))"
-    words = ["-c", parent, place / "load.py", place / "llama", place / "stack"]
+    words = ["-c", parent, place / "load.py", place / "llama", place / "stack", TESTS]
     assert run(PYTHON, *words, HF_HUB_OFFLINE="1") == 0
     got = torch.tensor(json.loads(capfd.readouterr().out.splitlines()[-1]))
     assert_close(got, logits(stacked(place), {"input_ids": IDS}))
@@ -380,32 +386,43 @@ def evaluated(folder, loads):
 def test_lm_eval_scores_a_stack_as_our_own_code_does(place, tmp_path):
     pytest.importorskip("lm_eval")
     rows, accuracy = sums(place, tmp_path), []
-    base = AutoModelForCausalLM.from_pretrained(place / "llama")
-    for model, adapter in ((base, ""), (stacked(place), f",peft={place / 'stack'}")):
-        got, seen = evaluated(tmp_path, f"pretrained={place / 'llama'},dtype=float32{adapter}")
-        scores = torch.stack([likelihoods(model, row) for row in rows])
-        assert_close(seen, scores)
+    base, stack = AutoModelForCausalLM.from_pretrained(place / "llama"), stacked(place)
+    both = [torch.stack([likelihoods(model, row) for row in rows]) for model in (base, stack)]
+    effect = (both[1] - both[0]).abs().max()
+    whole = shutil.copytree(place / "llama", tmp_path / "whole")  # base and adapter in one folder
+    for path in (place / "stack").glob("adapter_*"):
+        shutil.copy(path, whole)
+    loads = [str(place / "llama"), f"{place / 'llama'},peft={place / 'stack'}", str(whole)]
+    for scores, arguments in zip([*both, both[1]], loads, strict=True):
+        got, seen = evaluated(tmp_path, f"pretrained={arguments},dtype=float32")
+        # lm_eval computes in fp32, which is nothing beside what the stack changes.
+        assert (seen - scores).abs().max() < 1e-4 * effect
         right = sum(int(s.argmax()) == row["gold"] for s, row in zip(scores, rows, strict=True))
         assert got == pytest.approx(right / len(rows))
         accuracy.append(got)
-    assert accuracy[0] < accuracy[1] == 1.0
+    assert accuracy[0] < accuracy[1] == accuracy[2] == 1.0
 
 
 REPORT = """
 import sys, torch
+
+sys.path.insert(0, sys.argv[4])
+from double import in_double
 from accelerate import Accelerator
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 accelerator = Accelerator(cpu=True)
-base = AutoModelForCausalLM.from_pretrained(sys.argv[1])
-model = accelerator.prepare(PeftModel.from_pretrained(base, sys.argv[2], is_trainable=True)).eval()
-with torch.no_grad():
+with torch.no_grad(), in_double():
+    base = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+    model = PeftModel.from_pretrained(base, sys.argv[2], is_trainable=True).double()
+    model = accelerator.prepare(model).eval()
     logits = model(torch.arange(5, 25)[None]).logits
 torch.save(logits, f"{sys.argv[3]}/{accelerator.process_index}-of-{accelerator.num_processes}.pt")
 """
 
 
+@pytest.mark.fp64
 @pytest.mark.slow
 def test_both_processes_of_accelerate_launch_load_a_stack(place, tmp_path):
     (tmp_path / "report.py").write_text(REPORT)
@@ -416,7 +433,7 @@ def test_both_processes_of_accelerate_launch_load_a_stack(place, tmp_path):
         # With --cpu accelerate starts a single process, whatever the number.
         "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port,
-        tmp_path / "report.py", place / "llama", place / "stack", tmp_path,
+        tmp_path / "report.py", place / "llama", place / "stack", tmp_path, TESTS,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     expected = logits(stacked(place), {"input_ids": IDS})

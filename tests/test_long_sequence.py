@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, assert_close
+from conftest import SAME, TINY, assert_close
 from folders import byte_tokenizer, llama_folder
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,17 +85,14 @@ def losses_by_hand(model, ids):
     return torch.tensor(found, dtype=torch.float64)
 
 
+@pytest.mark.fp64
 @torch.no_grad()
 @pytest.mark.parametrize("slice_", [1, 5, 512])
 def test_losses_in_slices_are_those_of_one_prefix_after_another(slice_, monkeypatch):
     monkeypatch.setattr("lorada.run.perplexity.SLICE", slice_)
-    model = TINY["llama"]().double()
+    model = TINY["llama"]()
     ids = torch.randint(3, 96, (2, 12))
-    # The logits of a model in double precision are fp32 when the loss is taken.
-    torch.testing.assert_close(
-        window_losses(model(input_ids=ids).logits, ids), losses_by_hand(model, ids),
-        atol=1e-5, rtol=1e-5,
-    )  # fmt: skip
+    assert_close(window_losses(model(input_ids=ids).logits, ids), losses_by_hand(model, ids))
 
 
 def test_perplexity_is_the_exponential_of_the_mean_of_the_windows_means():
@@ -135,8 +132,10 @@ def recipe(tmp_path, *settings, method="longlora+lmam", **options):
 END = ("lmam.align=end", "lmam.length=12")
 
 
+@pytest.mark.fp64
 def test_a_run_of_longlora_with_a_map_at_the_end_is_scored_as_by_whole_forwards(tmp_path):
-    trained = train(recipe(tmp_path, *END, "training.learning_rate=1e-2"), quiet=True)
+    settings = [*END, "training.learning_rate=1e-2", "dtype=float64"]
+    trained = train(recipe(tmp_path, *settings), quiet=True)
     assert trained.result["form"] == "text"
     run = load_run(tmp_path / "run")
     (part,) = [p for p in run.model.peft_config["default"].parts if isinstance(p, LmamConfig)]
@@ -154,7 +153,7 @@ def test_a_run_of_longlora_with_a_map_at_the_end_is_scored_as_by_whole_forwards(
         ]
         assert scores[f"windows_{length}"] == len(starts) > 1
         expected = math.exp(sum(means) / len(means))
-        assert scores[f"perplexity_{length}"] == pytest.approx(expected, rel=1e-5)
+        assert scores[f"perplexity_{length}"] == pytest.approx(expected, rel=SAME)
 
     saved = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]["proof_pile"]
     assert saved == scores
@@ -162,6 +161,7 @@ def test_a_run_of_longlora_with_a_map_at_the_end_is_scored_as_by_whole_forwards(
     assert base["perplexity_48"] != pytest.approx(scores["perplexity_48"], rel=1e-4)
 
 
+@pytest.mark.fp64
 @torch.no_grad()
 def test_a_map_at_the_end_lies_on_the_last_tokens_of_every_window():
     model = get_peft_model(
@@ -217,11 +217,12 @@ def test_lengths_of_the_protocol_beyond_the_context_are_left_out_with_a_warning(
     assert "not scored at 4096 tokens" in caplog.text
 
 
+@pytest.mark.fp64
 @torch.no_grad()
 def test_stretched_positions_are_the_models_own_at_fractions_of_them(tmp_path):
     folder = llama_folder(tmp_path / "llama")
     config = load_config(str(folder))
-    model = load_model(str(folder), **stretched(config, 2.0)).eval()
+    model = load_model(str(folder), dtype="float64", **stretched(config, 2.0)).eval()
     assert model.config.max_position_embeddings == 128
     plain = AutoModelForCausalLM.from_pretrained(folder).eval()
     ids = torch.randint(3, 96, (1, 10))

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from conftest import TINY, assert_close
 from peft import LoraConfig, PeftModel, get_peft_model
 from stacks import lmam, logits, randomise
@@ -14,6 +15,9 @@ from lorada import LmamConfig, LoradaConfig
 from lorada.attention import SHIFTED, install
 from lorada.procedures.longlora import ShiftedAttention
 from lorada.shifted import ShiftedGroups
+from lorada.tuners.lmam import CROSS_ATTENTION as CROSS
+
+pytestmark = pytest.mark.fp64
 
 KERNELS = pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 
@@ -231,9 +235,36 @@ def test_it_counts_what_the_paper_prints(vocabulary, parts, count):
     assert model.get_nb_trainable_parameters()[0] == count
 
 
-def test_bad_sizes_and_models_without_causal_attention_are_refused(tmp_path):
+def test_bad_sizes_and_models_whose_attention_takes_no_mask_are_refused():
     for size in (0, 1.5, True):
         with pytest.raises(ValueError, match=f"group_size={size!r} must be a whole number"):
             ShiftedAttention(size)
-    with pytest.raises(ValueError, match=r"for decoders.*this .* has none"):
-        ShiftedAttention().on_train_begin(None, None, None, model=TINY["bert"]())
+    with pytest.raises(ValueError, match=r"needs attention that .* dispatches; this .* has none"):
+        ShiftedAttention().on_train_begin(None, None, None, model=ARCHITECTURES["falcon"]())
+
+
+@KERNELS
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("roberta", {"num_hidden_layers": 1, "hidden_dropout_prob": 0.0,
+                     "attention_probs_dropout_prob": 0.0}),
+        ("bart", {"encoder_layers": 1, "dropout": 0.0}),
+        ("t5", {"num_layers": 1, "dropout_rate": 0.0}),
+    ],
+)  # fmt: skip
+def test_groups_of_an_encoder_see_both_ways_within_them(name, sizes, kernel):
+    model = ARCHITECTURES[name](**sizes, attn_implementation=kernel).train()
+    ShiftedAttention(4).on_train_begin(None, None, None, model=model)
+    assert not any(SHIFTED in vars(m) for n, m in model.named_modules() if n.endswith(CROSS))
+    encoder = model.roberta if name == "roberta" else model.get_encoder()
+    row = tokens()["input_ids"]
+    before = encoder(input_ids=row).last_hidden_state[0]
+    seen = torch.zeros(16, 16, dtype=torch.bool)
+    for place in range(16):
+        other = row.clone()
+        other[0, place] = 95 - other[0, place]
+        after = encoder(input_ids=other).last_hidden_state[0]
+        seen[:, place] = (after - before).abs().amax(-1) > 1e-6
+    near = [(torch.arange(16) + start) // 4 for start in (0, 2)]
+    assert torch.equal(seen, torch.stack([g[:, None] == g for g in near]).any(0))

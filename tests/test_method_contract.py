@@ -25,6 +25,8 @@ from lorada import (
     build_method,
 )
 
+pytestmark = pytest.mark.fp64
+
 D, FFN, HEADS = SIZES["hidden_size"], SIZES["intermediate_size"], SIZES["num_attention_heads"]
 LAYERS = SIZES["num_hidden_layers"]  # of each stack
 WHOLE = ("full", "owlore", "owlore_full")
@@ -61,11 +63,21 @@ def widths(part, model: str) -> dict[str, tuple[int, int]]:
     return found
 
 
+# Of LongLoRA: embeddings, norms of each layer and those outside of the layers, with their biases;
+# BART's encoder and decoder have embeddings of their own then.
+WHOLLY = {
+    "llama": VOCAB * D + (2 * LAYERS + 1) * D,
+    "roberta": VOCAB * D + (2 * LAYERS + 1) * 2 * D,
+    "bart": 2 * VOCAB * D + (5 * LAYERS + 2) * 2 * D,
+    "mbart": 2 * VOCAB * D + (5 * LAYERS + 4) * 2 * D,
+}
+
+
 def lora(part, model: str) -> int:
     extra = 1 if part.use_dora else 0
     count = sum(part.r * (i + o) + extra * o for i, o in widths(part, model).values())
-    if part.modules_to_save:  # embeddings, two norms in each layer and one behind them
-        count += VOCAB * D + (2 * LAYERS + 1) * D
+    if part.modules_to_save:
+        count += WHOLLY[model]
     return count
 
 
@@ -86,7 +98,7 @@ def bottleneck(part, model: str) -> int:
         "parallel": layers * (D + FFN + FFN + D) * r,
         "ffn": layers * with_biases,
         "pfeiffer": layers * with_biases,
-        "houlsby": 2 * layers * with_biases,
+        "houlsby": (attentions + layers) * with_biases,
         "pa_attn": attentions * (with_biases + 2 * D),
     }[part.placement]
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from lorada import LoradaConfig
 
+pytestmark = pytest.mark.fp64
+
 LENGTHS = (7, 4, 8, 3, 6, 8, 5)  # tokens of each sample
 BASE = "__base__"
 

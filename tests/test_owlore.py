@@ -12,6 +12,8 @@ from lorada.procedures.layers import layers_of
 from lorada.procedures.outliers import outlier_ratios
 from lorada.procedures.owlore import OwLoreCallback
 
+pytestmark = pytest.mark.fp64
+
 OPTIMIZERS = {"owlore": lambda model, args: galore(model, args, rank=4), "owlore_full": None}
 EVERY = pytest.mark.parametrize("method", OPTIMIZERS)
 
@@ -78,6 +80,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(method, saved_a
         assert torch.equal(actual, expected), name
 
 
+@pytest.mark.fp64(False)
 @EVERY
 def test_bfloat16_resumes_bit_for_bit(method, tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 4, "steps": 7}
@@ -214,6 +217,13 @@ def test_bad_settings_are_one_line(settings, message):
 
 def test_what_does_not_fit_the_model_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="layers=5 of OwLore is more than the 4 layers of Llama"):
-        run(tiny(), tmp_path, OwLoreCallback())
+        run(tiny(), tmp_path, OwLoreCallback(layers=5))
     with pytest.raises(ValueError, match="3 weights for 4 layers"):
         run(tiny(), tmp_path, OwLoreCallback(layers=1, weights=[1, 2, 3]))
+
+
+def test_a_model_of_fewer_layers_than_it_trains_by_default_trains_all(tmp_path, caplog):
+    callback = OwLoreCallback(every=2, weights=[1, 1, 1, 1])
+    run(tiny(), tmp_path, callback)
+    assert callback.layers == 4
+    assert "OwLore trains 5 layers at a time and LlamaForCausalLM has 4: taking all" in caplog.text

@@ -16,6 +16,8 @@ from lorada.run.recipe import load_recipe
 from lorada.run.train import train
 from lorada.tasks.encode import IGNORED, EncodeOptions, encode
 
+pytestmark = pytest.mark.fp64
+
 ROWS = [{"prompt": "a" * size, "response": " yes"} for size in (3, 11, 5, 2, 8, 4)]
 TOKENIZER = byte_tokenizer()
 ROOM = 24

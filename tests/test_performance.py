@@ -14,6 +14,7 @@ import pytest
 import stored
 import torch
 import turns
+from conftest import assert_close
 from costs import DisagreementError
 from folders import llama_folder
 
@@ -163,6 +164,7 @@ def test_a_map_alone_that_does_other_work_is_not_timed(monkeypatch):
         growth.check(module, 8, 1)
 
 
+@pytest.mark.fp64
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no-grad"])
 @pytest.mark.parametrize("tokens", [6, 3], ids=["longer", "shorter"])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
@@ -176,13 +178,13 @@ def test_the_papers_form_adds_what_the_slow_twin_adds(causal, tokens, grad):
     plain = (query @ key.repeat_interleave(3, 1).mT * 0.1).softmax(-1)
     fused = add_map_reference(plain, low_rank_map(w_a, w_b, 1.0), causal=causal)
     wanted = (fused @ value.repeat_interleave(3, 1)).transpose(1, 2)
-    torch.testing.assert_close(weights, fused)
-    torch.testing.assert_close(found, wanted)
+    assert_close(weights, fused)
+    assert_close(found, wanted)
     leaves = [w_a, w_b, *([query, key, value] if grad else [])]
     weight = torch.randn_like(found)
     gradients = (torch.autograd.grad((x * weight).sum(), leaves) for x in (found, wanted))
     for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        assert_close(one, other)
 
 
 # What is kept.

@@ -167,8 +167,10 @@ def solved(value):
 
 def scored(seed=1, protocol=None, **metrics):
     """As much of a ``result.json`` as a point needs."""
-    return {"parameters": {"percent": 0.5}, "seed": seed, "wall_time_s": 60.0,
-            "recipe": {"protocol": protocol}, "metrics": metrics}  # fmt: skip
+    return {"parameters": {"percent": 0.5}, "seed": seed, "wall_time_s": 60.0, "model": "tiny",
+            "recipe": {"protocol": protocol}, "metrics": metrics,
+            "hardware": {"accelerator": None, "cpu": "C", "cores": 4, "threads": 2},
+            "versions": {"torch": "2", "transformers": "5", "peft": "0"}}  # fmt: skip
 
 
 def points_of(number, *rows):
@@ -223,7 +225,7 @@ def test_the_scatter_is_drawn_of_stored_results(tmp_path, monkeypatch, capsys):
 
 def test_sixty_points_of_the_scatter_are_told_apart_without_colours(drawn, tmp_path):
     row = {"percent": 1.0, "scores": [1.0]}
-    scatter_figure([{**row, "label": f"r{i}"} for i in range(60)], tmp_path / "s.png", "t")
+    scatter_figure([{**row, "label": f"r{i}"} for i in range(60)], tmp_path / "s.png", title="t")
     (axis,) = drawn[0].axes
     points = [container.lines[0] for container in axis.containers]
     darkness = {}
@@ -237,12 +239,51 @@ def test_sixty_points_of_the_scatter_are_told_apart_without_colours(drawn, tmp_p
         assert all(b - a > 0.08 for a, b in pairwise(greys))
 
 
+def test_a_long_text_is_drawn_in_a_size_that_can_be_looked_at(drawn, tmp_path):
+    tokens = [f"{i}$x" for i in range(160)]
+    maps = {name: ([[0.0] * 160] * 160, None) for name in ("softmax", "fused")}
+    plots.attention_maps(tokens, maps, tmp_path)
+    (figure,) = drawn
+    assert max(figure.get_size_inches()) < 2 * 13
+    labels = [text.get_text().replace("\\$", "$") for text in figure.axes[0].get_xticklabels()]
+    assert 80 <= len(labels) <= 160
+    assert labels == tokens[:: tokens.index(labels[1])]
+
+
+def test_a_picture_is_laid_out_once_for_all_its_files(monkeypatch, tmp_path):
+    plt = pytest.importorskip("matplotlib.pyplot", reason="needs the plots extra")
+    made, make = [], plt.subplots
+    monkeypatch.setattr(plt, "subplots", lambda *a, **k: made.append(make(*a, **k)) or made[-1])
+    history = [{"step": 1, "loss": 1.0}]
+    files = [tmp_path / "a.png", tmp_path / "a.svg"]
+    plots.loss_png({"a": history, "b": history}, *files)
+    assert all(file.stat().st_size > 5000 for file in files)
+    assert len(made) == 1
+
+
+def test_dollars_in_names_and_tokens_are_no_formulas(tmp_path):
+    pytest.importorskip("matplotlib", reason="needs the plots extra")
+    history = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
+    names = ["_runs $x^$", "$y_$/b"]
+    plots.loss_png(dict.fromkeys(names, history), tmp_path / "loss.svg")
+    maps = {name: ([[0.5, -1], [1, 0]], 0.1) for name in ("a", "b")}
+    plots.attention_maps(["$$", "$a^$"], maps, tmp_path / "m.svg", title="$_$")
+    assert (tmp_path / "m.svg").is_file()
+
+
+def test_every_curve_has_its_name_beside_it(drawn, tmp_path):
+    history = [{"step": 1, "loss": 1.0}]
+    plots.loss_png(dict.fromkeys(["_a", "b"], history), tmp_path / "loss.png")
+    assert [text.get_text() for text in drawn[0].legends[0].texts] == ["_a", "b"]
+
+
 def test_the_sweep_has_a_cell_for_every_heads_and_rank(tmp_path):
     scores = {(1, 1): [80.0, 82.0], (1, 2): [84.0], (3, 1): [85.0]}
-    sweep_figure(scores, tmp_path / "sweep.svg", "t", "accuracy (%)")
+    sweep_figure(scores, tmp_path / "sweep.svg", title="t", metric="accuracy (%)")
     text = (tmp_path / "sweep.svg").read_text()
     assert text.startswith("<?xml")
-    scatter_figure([{"label": "a", "percent": 1.0, "scores": [1.0]}], tmp_path / "s.png", "t")
+    points = [{"label": "a", "percent": 1.0, "scores": [1.0]}]
+    scatter_figure(points, tmp_path / "s.png", title="t")
 
 
 def test_figure_4_sweeps_sixteen_maps():

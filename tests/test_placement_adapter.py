@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from lorada import LoradaConfig
 
+pytestmark = pytest.mark.fp64
+
 # The life of an adapter.
 
 
@@ -47,7 +49,7 @@ def test_file_brings_the_adapters_back(name, placement, tmp_path):
     loaded = PeftModel.from_pretrained(ARCHITECTURES[name](), tmp_path).eval()
 
     assert loaded.peft_config["default"].placement == placement
-    torch.testing.assert_close(logits(loaded, **batch), logits(model, **batch), atol=0, rtol=0)
+    assert_close(logits(loaded, **batch), logits(model, **batch))
 
 
 @cases
@@ -134,6 +136,7 @@ def test_loss_falls(name, placement):
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.fp64(False)
 @pytest.mark.parametrize("placement", LLAMA)
 def test_base_in_half_precision_has_adapters_in_full(placement):
     model = get_peft_model(
@@ -175,7 +178,7 @@ def test_adapters_on_an_offloaded_base_give_the_same_numbers(name, placement, tm
     loaded = PeftModel.from_pretrained(base, tmp_path).eval()
 
     assert all(p.is_meta for key, p in loaded.named_parameters() if ".bneck" not in key)
-    torch.testing.assert_close(logits(loaded, **batch), logits(model, **batch), atol=0, rtol=0)
+    assert_close(logits(loaded, **batch), logits(model, **batch))
 
 
 @pytest.mark.parametrize(

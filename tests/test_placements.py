@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -14,8 +15,11 @@ from placements import (
     PLACES,
     Adapter,
     After,
+    AfterSum,
+    AfterSumOfGemma2,
     Before,
     Beside,
+    BesideHeadsWithin,
     BetweenNorms,
     Twin,
     adapted,
@@ -37,7 +41,32 @@ from transformers import (
 from lorada import BottleneckConfig, LoradaConfig
 from lorada.tuners.bottleneck import BottleneckLayer
 
-FURTHER = {  # Houlsby's and Pfeiffer's places in further architectures
+pytestmark = pytest.mark.fp64
+
+# Architecture -> attentions with their output projections, FFN (all before a dropout, of which
+# there is none in eval mode), and where the part of the FFN is held.
+LAYERS = {
+    "phi": ({"self_attn": "dense"}, "mlp", "mlp"),
+    "gpt2": ({"attn": "c_proj"}, "mlp", "mlp"),
+    "gptj": ({"attn": "out_proj"}, "mlp", "mlp"),
+    "gpt_neox": ({"attention": "dense"}, "mlp", "mlp"),
+    **dict.fromkeys(("falcon", "falcon_alibi"), ({"self_attention": "dense"}, "mlp", "mlp")),
+    # Its mlp returns the sum with the residual stream.
+    "bloom": ({"self_attention": "dense"}, "mlp.dense_4h_to_h", "mlp"),
+    "distilbert": ({"attention": "out_lin"}, "ffn", "ffn"),
+    "modernbert": ({"attn": "Wo"}, "mlp", "mlp"),
+    "t5": ({"SelfAttention": "o", "EncDecAttention": "o"}, "DenseReluDense", "DenseReluDense"),
+    "vit": ({"attention": "o_proj"}, "mlp", "mlp"),
+}
+NORMS = {
+    "gpt2": "ln_2",
+    "falcon_alibi": "post_attention_layernorm",
+    "bloom": "post_attention_layernorm",
+    "modernbert": "mlp_norm",
+    "t5": "layer_norm",
+    "vit": "layernorm_after",
+}
+FURTHER = {  # the places of published adapters in further architectures
     ("opt", "houlsby"): PLACES["mbart"]["houlsby"],
     ("whisper", "houlsby"): PLACES["mbart"]["houlsby"],
     ("whisper", "pa_attn"): PLACES["mbart"]["pa_attn"],
@@ -46,19 +75,32 @@ FURTHER = {  # Houlsby's and Pfeiffer's places in further architectures
         ("post_feedforward_layernorm", "mlp.bneck_houlsby", After),
     ],
     ("phi3", "houlsby"): PLACES["llama"]["houlsby"],
+    ("opt", "pfeiffer"): PLACES["mbart"]["pfeiffer"],
+    ("whisper", "pfeiffer"): PLACES["mbart"]["pfeiffer"],
+    ("phi3", "pfeiffer"): PLACES["llama"]["pfeiffer"],
+    ("gemma2", "pfeiffer"): [
+        ("post_feedforward_layernorm", "mlp.bneck_pfeiffer", AfterSumOfGemma2)
+    ],
     ("distilbert", "pfeiffer"): [("output_layer_norm", "ffn.bneck_pfeiffer", BetweenNorms)],
 }
+for _name, (_attentions, _ffn, _held) in LAYERS.items():
+    FURTHER[_name, "houlsby"] = [
+        *((f"{a}.{p}", f"{a}.bneck_houlsby_{p}", After) for a, p in _attentions.items()),
+        (_ffn, f"{_held}.bneck_houlsby", After),
+    ]
+    FURTHER[_name, "pa_attn"] = [(a, f"{a}.bneck_pa_attn", BesideHeadsWithin) for a in _attentions]
+    if _name != "distilbert":  # which has a norm behind the FFN
+        # Without a norm of its own in front, the FFN is beside the attention.
+        _after = type(f"AfterSumOf_{_name}", (AfterSum,), {"norm": NORMS.get(_name)})
+        _kind = _after if _name in NORMS else After
+        FURTHER[_name, "pfeiffer"] = [(_ffn, f"{_held}.bneck_pfeiffer", _kind)]
 # The architectures that a placement is defined in.
 GATED = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"}
-BERTS = {"bert", "roberta", "xlm_roberta", "deberta", "deberta_v2"}
-ATTENTION = {*GATED, *BERTS, "phi3", "opt", "bart", "mbart", "whisper"}
 IN = {
     "series": {*GATED, "phi3"},
     "series_input": GATED,
     "parallel": GATED,
-    "houlsby": ATTENTION,
-    "pa_attn": ATTENTION,
-    "pfeiffer": {*BERTS, "distilbert", "bart"},
+    **{name: set(ARCHITECTURES) for name in ("houlsby", "pa_attn", "pfeiffer")},
 }
 # Linears that are not the ones of LLM-Adapters: a Conv1D, tokens in one row, ones LLaMA lacks.
 OTHER_LINEARS = [("gpt2", "c_fc", "mlp"), ("opt", "fc2", ""), ("roberta", "output.dense", "output")]
@@ -116,6 +158,30 @@ def test_placement_is_reached_in_every_layer_where_it_is_defined(name, placement
     assert (logits(model, **batch) - base).abs().max() > 0.1
     model(**batch).logits.square().mean().backward()
     assert all(part.lora_down["default"].grad.abs().max() > 0 for part in parts_of(model).values())
+
+
+def test_placements_of_a_layer_need_a_layer_that_is_known():
+    class Odd(nn.Module):
+        """A model whose layer is like none in the table."""
+
+        def __init__(self):
+            super().__init__()
+            self.config = LlamaConfig(hidden_size=8, num_attention_heads=2)
+            self.layers = nn.ModuleList([nn.ModuleDict({"mix": nn.Linear(8, 8)})])
+
+    for placement, word in (("pfeiffer", "FFN"), ("ffn", "FFN"), ("houlsby", "attention"),
+                            ("pa_attn", "attention")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{placement}.* does not know the {word} of Odd"):
+            get_peft_model(Odd(), bottleneck(placement=placement))
+
+
+def test_houlsby_is_not_placed_by_half_where_the_attention_is_unknown():
+    model = ARCHITECTURES["llama"]()
+    for layer in model.model.layers:
+        layer.self_attn.projected = layer.self_attn.o_proj
+        del layer.self_attn.o_proj
+    with pytest.raises(ValueError, match="'houlsby' does not know the attention of LlamaForCausal"):
+        get_peft_model(model, bottleneck(placement="houlsby"))
 
 
 @pytest.mark.parametrize(("name", "placement"), sorted(UNDEFINED))
@@ -179,6 +245,60 @@ def test_houlsbys_adapter_lies_before_the_dropout_of_attention_and_after_that_of
         second = Adapter(layer.intermediate.bneck_houlsby)(dropped)
         assert_close(actual[0], layer.attention.output.LayerNorm(drop(dense + first) + x))
         assert_close(actual[1], layer.output.LayerNorm(dropped + second + x))
+
+
+@pytest.mark.parametrize("name", ["mbart", "llama", "bloom", "falcon_alibi"])
+def test_pfeiffers_adapter_in_a_pre_ln_layer_is_the_equation_written_plainly(name):
+    model = adapted(name, "pfeiffer").double()
+    base = ARCHITECTURES[name](use_cache=False).double()
+    parts = list(parts_of(model).values())
+    found, expected = [], []
+
+    def apply(part, module, args, output):
+        """y + A(x + y) + x, of a layer's x + y."""
+        if not isinstance(output, tuple):
+            return output + part(output)
+        return output[0] + part(output[0]), *output[1:]
+
+    layers = [m for n, m in base.named_modules() if n.rpartition(".")[2].isdigit()]
+    plain = [Adapter(part) for part in parts]
+    for layer, part in zip(layers, plain, strict=True):
+        layer.register_forward_hook(partial(apply, part))
+    batch = inputs(name)
+    for each, into in ((model, found), (base, expected)):
+        output = each(**batch).logits
+        output.square().mean().backward()
+        into.append(output.detach())
+    assert_close(found[0], expected[0])
+    assert (expected[0] - logits(ARCHITECTURES[name](), **batch)).abs().max() > 0.1
+    for part, twin in zip(parts, plain, strict=True):
+        for key, weight in twin.weights.items():
+            assert_close(getattr(part, key)["default"].grad, weight.grad)
+
+
+@pytest.mark.parametrize("name", ["mbart", "llama", "bart"])
+def test_pfeiffers_adapter_reads_the_ffn_alone_whichever_part_came_first(name):
+    batch, beside = inputs(name), bottleneck(scale=2.0)
+    outputs = []
+    for parts in ([bottleneck(placement="pfeiffer"), beside],
+                  [beside, bottleneck(placement="pfeiffer")]):  # fmt: skip
+        stack = LoradaConfig(parts=parts)
+        model = get_peft_model(ARCHITECTURES[name](use_cache=False), stack).eval()
+        for key, parameter in sorted(model.named_parameters()):
+            if ".bneck" in key:
+                generator = torch.Generator().manual_seed(sum(map(ord, key)))
+                parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+        outputs.append(logits(model, **batch))
+        # Both are at the end of mBART's layers, which is within their checkpoint.
+        model.train()
+        for dropout in [m for m in model.modules() if hasattr(m, "dropout")]:
+            if isinstance(dropout.dropout, float):
+                dropout.dropout = 0.0
+        for part in parts_of(model).values():
+            part.dropouts["default"] = 0.0
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        assert_close(model(**batch).logits.detach(), outputs[-1])
+    assert_close(outputs[1], outputs[0])
 
 
 @pytest.mark.parametrize("name", ["bart", "mbart"])
@@ -278,18 +398,6 @@ def test_real_sizes_train_as_many_parameters_as_the_papers_count(case):
 # What is refused.
 
 REFUSED = {
-    "pfeiffer in a pre-LN model": (
-        "llama", {"placement": "pfeiffer"},
-        "placement='pfeiffer' needs a norm behind .*, not LlamaForCausalLM: use",
-    ),
-    "pfeiffer in mbart": ("mbart", {"placement": "pfeiffer"}, "needs a norm behind"),
-    "houlsby without a known attention": (
-        "bloom", {"placement": "houlsby"},
-        "'houlsby' does not know the attention of BloomForCausalLM: use placement 'ffn'",
-    ),
-    "pa_attn without a known attention": (
-        "t5", {"placement": "pa_attn"}, "'pa_attn' does not know the attention of T5",
-    ),
     "series without its linear": (
         "opt", {"placement": "series"},
         "'series' is for down_proj: give target_modules; this model has fc1, fc2, self_attn",

@@ -11,6 +11,8 @@ from torch import nn
 
 from lorada import LoradaConfig
 
+pytestmark = pytest.mark.fp64
+
 
 class Odd(nn.Module):
     """A model without attention and without an FFN."""

@@ -14,6 +14,8 @@ from lorada import LmamConfig, LoradaConfig, PrefixConfig, explain
 from lorada.attention import Observation, dispatches, observe
 from lorada.tuners.prefix import PrefixLayer
 
+pytestmark = pytest.mark.fp64
+
 LENGTH = 3  # of the prefix, in tokens
 REFUSED = ("deberta", "falcon", "falcon_alibi", "bloom")
 DISPATCHING = [name for name in ARCHITECTURES if name not in (*REFUSED, "deberta_v2")]

@@ -25,6 +25,8 @@ from transformers import AutoModelForCausalLM
 
 from lorada import LoradaConfig, PrefixConfig
 
+pytestmark = pytest.mark.fp64
+
 # Saving, folding, merging.
 
 
@@ -36,7 +38,7 @@ def test_what_is_saved_loads_again(name, prefix, part, tmp_path):
     expected = logits(model, inputs)
     model.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(TINY[name](), tmp_path, is_trainable=True).eval()
-    assert torch.equal(logits(again, inputs), expected)
+    assert_close(logits(again, inputs), expected)
     mine, theirs = trainable(model), trainable(again)
     assert list(mine) == list(theirs)
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
@@ -75,6 +77,7 @@ def test_a_folded_network_is_a_flat_prefix_in_every_way(part, tmp_path):
     assert_close(logits(again, inputs), expected)
 
 
+@pytest.mark.fp64(False)
 def test_a_network_is_computed_in_fp32_under_autocast():
     model, inputs = trained("network"), batch("llama")
     found = []
@@ -224,6 +227,12 @@ def test_a_length_that_is_no_count_is_refused(value):
 def test_a_projection_that_is_no_width_is_refused(value):
     with pytest.raises(ValueError, match=f"projection={value!r} must be a whole number above 0"):
         PrefixConfig(projection=value)
+
+
+@pytest.mark.parametrize("value", [0, -0.1, "much", None])
+def test_a_start_without_a_spread_is_refused(value):
+    with pytest.raises(ValueError, match=f"initial_std={value!r} must be a number above 0"):
+        PrefixConfig(initial_std=value)
 
 
 def test_modules_that_are_no_attention_are_refused():

@@ -14,6 +14,8 @@ from transformers import DynamicCache, modeling_flash_attention_utils
 from lorada import PrefixConfig
 from lorada.prefixed import Prefix, behind
 
+pytestmark = pytest.mark.fp64
+
 LENGTH = 3  # of the prefix, in tokens
 
 

@@ -25,6 +25,8 @@ from lorada.run import train as train_module
 from lorada.run.recipe import load_recipe
 from lorada.run.train import train
 
+pytestmark = pytest.mark.fp64
+
 
 def ist_plan() -> Plan:
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])

@@ -14,6 +14,8 @@ from lorada import LmamConfig, LoradaConfig, QuantaConfig
 from lorada.tuners.gates import as_matrix_reference, parameter_count
 from lorada.tuners.quanta import QuantaLayer
 
+pytestmark = pytest.mark.fp64
+
 # Architecture -> the matrices that have gates when none are named, in all layers.
 MATRICES = {
     "llama": 4, "mistral": 4, "qwen2": 4, "qwen3": 4, "bert": 4, "roberta": 4, "deberta_v2": 4,
@@ -166,6 +168,7 @@ def test_only_the_gates_train_and_the_start_is_the_base_exactly(name):
     assert (logits(model, **batch_) - expected).abs().max() > 1e-2
 
 
+@pytest.mark.fp64(False)
 @pytest.mark.parametrize("dims", [None, "8-4", [2, 4, 4]], ids=str)
 def test_start_is_the_base_in_training_with_dropout_and_in_half_precision(dims):
     base, batch_ = TINY["llama"]().bfloat16(), batch("llama")
@@ -178,6 +181,7 @@ def test_start_is_the_base_in_training_with_dropout_and_in_half_precision(dims):
     assert dtypes == {torch.float32}
 
 
+@pytest.mark.fp64(False)
 def test_autocast_leaves_the_difference_its_precision():
     layer = wrapped(64, 64).float()
     with torch.no_grad():

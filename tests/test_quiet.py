@@ -2,11 +2,14 @@
 
 import importlib.util
 import logging
+import os
 import subprocess
 import sys
 
 import pytest
 from folders import llama_folder
+
+from lorada.unheard import VARIABLE
 
 OTHERS = {
     "torch.utils._pytree": [
@@ -38,16 +41,64 @@ def test_what_other_libraries_say_for_themselves_is_heard_where_it_concerns_the_
     assert heard == [OTHERS["torch.utils._pytree"][-1], OTHERS["huggingface_hub.utils._http"][-1]]
 
 
-def test_only_the_command_line_keeps_other_libraries_from_being_heard():
+def test_only_the_command_line_keeps_other_libraries_from_being_heard(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
     code = (
-        "import logging, sys, lorada_cli, lorada.cli\n"
-        "loggers = [logging.getLogger(name) for name in lorada.cli.UNHEARD]\n"
+        "import logging, sys, lorada_cli, lorada.cli, lorada.unheard\n"
+        "loggers = [logging.getLogger(name) for name in lorada.unheard.UNHEARD]\n"
         "assert not any(logger.filters for logger in loggers)\n"
         "sys.argv = ['lorada', 'methods', '--json']\n"
         "lorada_cli.main()\n"
         "assert all(logger.filters for logger in loggers)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+SPEAK = (
+    "import logging; import sys\n"
+    "for name, text in (('torchao', 'Failed to load a.so: no'), ('torchao', 'heard'),\n"
+    "                   ('bitsandbytes.backends.cpu.ops', 'Failed to load CPU gemm: no')):\n"
+    "    logging.getLogger(name).warning(text)\n"
+)
+
+
+def said_by(*words, **environment):
+    """What a process says on its error stream."""
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, check=True,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    return done.stderr.splitlines()
+
+
+def test_a_child_of_a_command_is_as_silent_as_the_command(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    child = f"import lorada_cli, lorada\n{SPEAK}"
+    assert len(said_by("-c", child)) == 3
+    assert said_by("-c", child, **{VARIABLE: "1"}) == ["heard"]
+    started = (
+        "import os, subprocess, sys, lorada_cli\nsys.argv = ['lorada', 'methods', '--json']\n"
+        f"lorada_cli.main()\nsubprocess.run([sys.executable, '-c', {child!r}])"
+    )
+    assert said_by("-c", started) == ["heard"]
+
+
+def test_a_program_that_lorada_runs_is_as_silent(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    program = f"import torch\n{SPEAK}"
+    run = f"import sys, lorada_cli\nsys.argv = ['lorada', 'run', 'python', '-c', {program!r}]\n"
+    assert said_by("-c", f"{run}lorada_cli.main()") == ["heard"]
+
+
+def test_the_module_is_the_command(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "lorada.cli", "methods", "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "lorada.cli.listing" in names
+    assert not {"torch", "transformers", "peft"} & names
 
 
 @pytest.mark.slow
@@ -60,3 +111,20 @@ def test_a_mistake_is_one_line_with_torchao_installed(tmp_path):
     )
     assert done.returncode == 2
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("torchao"), reason="torchao missing")
+@pytest.mark.parametrize("program", ["lorada_cli", "lorada.cli", "lorada run"])
+def test_no_command_says_which_kernels_torchao_and_bitsandbytes_lack(
+    tmp_path, program, monkeypatch
+):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    count = ["params", "--method", "lora", "--model", str(llama_folder(tmp_path)), "--json"]
+    main = "import sys, lorada_cli\nsys.argv = ['lorada', *sys.argv[1:]]\nlorada_cli.main()"
+    words = {
+        "lorada_cli": ["-c", main, *count],
+        "lorada.cli": ["-m", "lorada.cli", *count],
+        "lorada run": ["-c", main, "run", "python", "-c", "import peft"],
+    }
+    assert said_by(*words[program]) == []

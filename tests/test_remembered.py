@@ -14,6 +14,8 @@ from transformers import DynamicCache
 from lorada import LmamConfig, attention
 from lorada.remembered import KEPT, Remembered
 
+pytestmark = pytest.mark.fp64
+
 LAYERS = 3
 READS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select"}
 

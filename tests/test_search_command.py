@@ -193,12 +193,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(call, place, tmp_path, case):
     assert not (tmp_path / "search").exists()
 
 
-def test_a_model_without_the_method_and_rows_without_held_out_ones_are_refused(
-    call, place, tmp_path
-):
-    code, _, err = call(*words(place, tmp_path / "search", model="llama"))
-    assert code == 2
-    assert "error: autopeft has no settings for llama models" in err
+def test_rows_without_held_out_ones_are_refused(call, place, tmp_path):
     code, _, err = call("search", "--model", place / "bert", "--output", tmp_path / "search")
     assert code == 2
     assert "error: a search scores on held-out rows: pass --eval-data FILE" in err
@@ -215,3 +210,10 @@ def test_a_folder_with_a_search_or_a_run_is_refused(call, place, whole, tmp_path
     code, _, err = call(*words(place, folder, "--resume", "max_length=16"))
     assert code == 2
     assert "the run to resume had max_length=32, not 16" in err
+
+
+@pytest.mark.slow
+def test_a_decoder_is_searched_too(call, place, tmp_path):
+    code, out, err = call(*words(place, tmp_path / "search", model="llama"))
+    assert code == 0, err
+    assert "Pareto" in out or "trial" in out

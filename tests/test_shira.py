@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from lorada.plan import Plan
 from lorada.procedures.shira import snip
 from lorada.run import train as run_train
 from lorada.run.recipe import Recipe
+
+pytestmark = pytest.mark.fp64
 
 TARGETS = ["q_proj", "down_proj"]
 SHAPES = {"q_proj": (32, 32), "down_proj": (32, 48)}
@@ -186,19 +189,21 @@ def test_a_saved_adapter_loads_in_a_process_that_has_never_seen_the_mask(tmp_pat
     model, inputs = adapted(), batch("llama")
     model.save_pretrained(tmp_path / "adapter")
     TINY["llama"]().save_pretrained(tmp_path / "base")
-    torch.save({**inputs, "logits": logits(model, inputs)}, tmp_path / "expected.pt")
+    torch.save(inputs, tmp_path / "inputs.pt")
     code = (
         "import sys, torch; from peft import PeftModel; from transformers import LlamaForCausalLM\n"
-        "base = LlamaForCausalLM.from_pretrained(sys.argv[1] + '/base')\n"
-        "model = PeftModel.from_pretrained(base, sys.argv[1] + '/adapter').eval()\n"
-        "seen = torch.load(sys.argv[1] + '/expected.pt'); expected = seen.pop('logits')\n"
-        "with torch.no_grad(): actual = model(**seen).logits\n"
-        "torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)\n"
+        "sys.path.insert(0, sys.argv[2]); from double import in_double\n"
+        "with torch.no_grad(), in_double():\n"
+        "    base = LlamaForCausalLM.from_pretrained(sys.argv[1] + '/base')\n"
+        "    model = PeftModel.from_pretrained(base, sys.argv[1] + '/adapter').eval()\n"
+        "    found = model(**torch.load(sys.argv[1] + '/inputs.pt')).logits\n"
+        "torch.save(found, sys.argv[1] + '/found.pt')\n"
         "print('lorada' in sys.modules)"
     )
-    command = [sys.executable, "-c", code, str(tmp_path)]
+    command = [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["False"], done.stderr
+    assert_close(torch.load(tmp_path / "found.pt"), logits(model, inputs))
     with model.disable_adapter():
         assert_close(logits(model, inputs), logits(TINY["llama"](), inputs))
 

@@ -1,6 +1,7 @@
 """SoraConfig and its callback: gates, thresholds, the sweep, dropped ranks."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,8 +22,10 @@ from lorada.tuners.sora import (
     sora_count,
 )
 
+pytestmark = pytest.mark.fp64
+
 MODELS = ("llama", "roberta")
-GATES = torch.tensor([-0.25, -0.15, -0.05, 0.0, 0.05, 0.1, 0.15, 0.25])
+GATES = torch.tensor([-0.25, -0.15, -0.05, 0.0, 0.05, 0.1, 0.15, 0.25], dtype=torch.float64)
 
 
 def adapted(name: str, **options) -> PeftModel:
@@ -92,7 +95,7 @@ def test_soft_threshold_leaves_005_of_015_where_the_released_one_leaves_nothing(
 
 def test_soft_threshold_is_the_proximal_map_of_the_absolute_value():
     grid = torch.linspace(-1, 1, 20001, dtype=torch.float64)
-    for gate in GATES.double():
+    for gate in GATES:
         objective = 0.5 * (grid - gate) ** 2 + 0.1 * grid.abs()
         assert abs(grid[objective.argmin()] - soft_threshold(gate, 0.1)) < 1e-4
 
@@ -155,7 +158,7 @@ def test_saved_adapter_loads_with_the_same_logits(name, pruned, tmp_path):
         loaded = PeftModel.from_pretrained(
             TINY[name](), tmp_path, low_cpu_mem_usage=low_memory
         ).eval()
-        assert torch.equal(logits(loaded, inputs), logits(model, inputs))
+        assert_close(logits(loaded, inputs), logits(model, inputs))
     total = sum(p.numel() for n, p in loaded.named_parameters() if "lora_" in n)
     assert total == (count.left if pruned else count.matrices + count.gates)
     assert count.zero_gates > 0
@@ -173,7 +176,7 @@ def test_ranks_dropped_in_a_stack_load_again(tmp_path):
         inputs = batch("llama")
         model.save_pretrained(tmp_path)
         loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path).eval()
-        assert torch.equal(logits(loaded, inputs), logits(model, inputs))
+        assert_close(logits(loaded, inputs), logits(model, inputs))
         assert sora_count(loaded).left == count.left < count.matrices + count.gates
         assert sora_count(loaded).zero_gates == 0
 
@@ -224,6 +227,7 @@ def test_adapters_are_added_switched_disabled_and_deleted():
     assert torch.equal(logits(model.unload(), inputs), base)
 
 
+@pytest.mark.fp64(False)
 def test_half_precision_base_keeps_its_adapter_in_full_precision():
     model = get_peft_model(TINY["llama"]().to(torch.bfloat16), SoraConfig(rank=3)).eval()
     assert {p.dtype for n, p in model.named_parameters() if "lora_" in n} == {torch.float32}
@@ -285,28 +289,54 @@ def test_threshold_acts_from_the_first_step_when_no_gate_has_a_gradient_yet(tmp_
             assert_close(layer.lora_gate["default"].detach(), soft_threshold(gate, 0.2 * scale))
 
 
-def test_penalty_is_the_gradient_of_the_mean_of_all_gates(tmp_path):
+@pytest.mark.parametrize("batches", [1, 3], ids=["one-batch", "accumulated"])
+@pytest.mark.parametrize("clip", [0.0, 0.1], ids=["unclipped", "clipped"])
+def test_penalty_is_the_gradient_of_the_mean_of_all_gates_in_the_loss(tmp_path, batches, clip):
+    # B is 0, so that the gates have no gradient of the task, and the loss of one batch is at hand.
     run = trainer(
-        SoraConfig(rank=4), tmp_path, SoraCallback(xi=0.0, l1=10.0), max_steps=1, optim="sgd",
-        learning_rate=1.0, max_grad_norm=0.0,
+        SoraConfig(rank=4, penalty=10.0), tmp_path, SoraCallback(xi=0.0), max_steps=1, optim="sgd",
+        learning_rate=1.0, max_grad_norm=clip, gradient_accumulation_steps=batches,
+        per_device_train_batch_size=12 // batches,
     )  # fmt: skip
     gates = [layer.lora_gate["default"] for layer in layers(run.model)]
-    before = torch.cat([gate.detach().clone() for gate in gates]).requires_grad_()
-    (penalty,) = torch.autograd.grad(10.0 * before.abs().mean(), before)
+    before = [p.detach().clone() for p in run.model.parameters() if p.requires_grad]
+    start = torch.cat([gate.detach().clone() for gate in gates]).requires_grad_()
+    (penalty,) = torch.autograd.grad(10.0 * start.abs().mean(), start)
     run.train()
-    assert_close(torch.cat(gates).detach(), (before - penalty).detach())
+    moved = (start - torch.cat(gates)).detach()
+    if not clip:
+        assert_close(moved, penalty)
+        return
+    after = [p.detach() for p in run.model.parameters() if p.requires_grad]
+    steps = [(old - new).flatten() for old, new in zip(before, after, strict=True)]
+    assert torch.cat(steps).norm() == pytest.approx(clip, rel=1e-3)
+    assert_close(moved / moved.norm(), penalty / penalty.norm())
+    assert moved.norm() < 0.99 * clip  # the gradient of the task is in the same norm
+
+
+def test_a_penalty_is_scaled_as_the_loss_is_in_half_precision(tmp_path):
+    run = trainer(SoraConfig(rank=4, penalty=10.0), tmp_path, SoraCallback())
+    number = sum(layer.lora_gate["default"].numel() for layer in layers(run.model))
+    optimizer = SimpleNamespace(scaler=SimpleNamespace(get_scale=lambda: 1024.0))
+    SoraCallback().on_step_begin(None, None, None, model=run.model, optimizer=optimizer)
+    for layer in layers(run.model):
+        gate = layer.lora_gate["default"]
+        assert_close(gate.grad, gate.detach().sign() * 1024.0 * 10.0 / number)
 
 
 def test_run_that_resumes_is_the_run_that_did_not(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 7, "weight_decay": 0.1}
-    callback = {"xi": 1e-3, "l1": 0.1, "sweep": [0.05, 0.1], "sweep_epochs": 1.0}
-    config = SoraConfig(rank=4, dropout=0.1)
+    callback = {"xi": 1e-3, "sweep": [0.05, 0.1], "sweep_epochs": 1.0}
+    norms = {"modules_to_save": ["input_layernorm"]}
+    config = SoraConfig(rank=4, dropout=0.1, penalty=0.1, **norms)
     whole = trainer(config, tmp_path / "whole", SoraCallback(**callback), **options)
     whole.train()
     again = trainer(config, tmp_path / "again", SoraCallback(**callback), **options)
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-7"))
     assert_same_weights(again.model, whole.model)
     assert sora_count(whole.model).zero_gates > 0
+    for left, right in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(left, right)
 
 
 def test_sweep_raises_the_threshold_and_keeps_a_model_of_each(tmp_path):
@@ -359,6 +389,8 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         (lambda: SoraConfig(rank=0), "rank=0 must be a whole number above 0"),
         (lambda: SoraConfig(alpha=-1.0), "alpha=-1.0 must be a number above 0"),
         (lambda: SoraConfig(dropout=1.0), "dropout=1.0 must lie in"),
+        (lambda: SoraConfig(penalty=-1.0), "penalty=-1.0 must be a number from 0 on"),
+        (lambda: SoraConfig(penalty=True), "penalty=True must be a number from 0 on"),
         (lambda: SoraConfig(rank_pattern={"q_proj": -1}), "gives q_proj the rank -1"),
         (lambda: SoraCallback(xi=-0.1), "xi=-0.1 must be a number from 0 on"),
         (lambda: SoraCallback(threshold="hard"), "threshold='hard' is not one of 'soft', 'rel"),
@@ -388,6 +420,10 @@ def test_training_without_gates_or_time_or_with_another_decay_is_an_error(tmp_pa
         trainer(SoraConfig(), tmp_path, SoraCallback(sweep=[1e-4, 2e-4])).train()
     with pytest.raises(ValueError, match="would decay SoRA's gates: use optim="):
         trainer(SoraConfig(), tmp_path, SoraCallback(), weight_decay=0.1, optim="sgd").train()
+    run = trainer(SoraConfig(penalty=1.0), tmp_path, SoraCallback())
+    run.args.deepspeed = "zero2.json"
+    with pytest.raises(ValueError, match="which DeepSpeed keeps to itself: use penalty=0"):
+        run.callback_handler.on_train_begin(run.args, run.state, run.control)
 
 
 @pytest.mark.parametrize("stacked", [False, True], ids=["alone", "stack"])

@@ -5,6 +5,7 @@ import json
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +33,8 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassi
 
 from lorada import LoradaConfig
 from lorada.tuners.layer import AttachedLayer
+
+pytestmark = pytest.mark.fp64
 
 every_case = pytest.mark.parametrize(
     ("stack", "name"),
@@ -79,7 +82,7 @@ def test_saved_adapter_is_one_file_and_loads_to_the_same_logits(stack, name, tmp
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["adapter_model.safetensors"]
     for low in (False, True):
         loaded = PeftModel.from_pretrained(TINY[name](), tmp_path, low_cpu_mem_usage=low)
-        torch.testing.assert_close(logits(loaded, inputs), expected, atol=0, rtol=0)
+        assert_close(logits(loaded, inputs), expected)
         assert not any(p.requires_grad for p in loaded.parameters())
     going_on = PeftModel.from_pretrained(TINY[name](), tmp_path, is_trainable=True)
     counted = sum(p.numel() for p in going_on.parameters() if p.requires_grad)
@@ -119,7 +122,7 @@ def test_auto_class_finds_the_base_of_an_adapter(stack, base_dir, tmp_path):
     inputs = batch("llama")
 
     loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
-    torch.testing.assert_close(logits(loaded, inputs), logits(model, inputs), atol=0, rtol=0)
+    assert_close(logits(loaded, inputs), logits(model, inputs))
 
 
 # DoRA and nested parts load through PEFT only: transformers renames neither LoRA's magnitude
@@ -133,7 +136,7 @@ def test_transformers_itself_loads_an_adapter(stack, base_dir, tmp_path):
     inputs = batch("llama")
 
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
-    torch.testing.assert_close(logits(loaded, inputs), logits(model, inputs), atol=0, rtol=0)
+    assert_close(logits(loaded, inputs), logits(model, inputs))
 
 
 def different_stacks(name: str) -> dict[str, LoradaConfig]:
@@ -162,9 +165,9 @@ def test_adapters_of_different_stacks_live_on_one_model(name, tmp_path):
         model.load_adapter(tmp_path / adapter, adapter_name=adapter)
     for adapter in ("three", "one", "four", "five", "two"):
         model.set_adapter(adapter)
-        torch.testing.assert_close(logits(model, inputs), expected[adapter])
+        assert_close(logits(model, inputs), expected[adapter])
         with model.disable_adapter():
-            torch.testing.assert_close(logits(model, inputs), base)
+            assert_close(logits(model, inputs), base)
 
     # What is saved now does not depend on what else was loaded.
     model.save_pretrained(tmp_path / "together")
@@ -177,7 +180,7 @@ def test_adapters_of_different_stacks_live_on_one_model(name, tmp_path):
     model.delete_adapter("two")
     assert not [n for n in model.state_dict() if ".two." in f"{n}."]
     model.set_adapter("one")
-    torch.testing.assert_close(logits(model, inputs), expected["one"])
+    assert_close(logits(model, inputs), expected["one"])
 
 
 def test_new_adapter_leaves_what_trains_as_it_was():
@@ -216,7 +219,7 @@ def test_each_sample_of_a_mixed_batch_is_served_by_its_own_stack(name):
 
     names = ["two", "__base__", "one"]
     mixed = logits(model, inputs, adapter_names=names)
-    torch.testing.assert_close(mixed, torch.stack([rows[n][i] for i, n in enumerate(names)]))
+    assert_close(mixed, torch.stack([rows[n][i] for i, n in enumerate(names)]))
     with pytest.raises(ValueError, match="'three'; loaded are one, two"):
         logits(model, inputs, adapter_names=["three"] * 3)
 
@@ -266,7 +269,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(stack, reentrant):
     plain, checkpointed = gradients(False), gradients(True)
     assert plain.keys() == checkpointed.keys()
     for name, gradient in plain.items():
-        torch.testing.assert_close(checkpointed[name], gradient)
+        assert_close(checkpointed[name], gradient)
 
 
 @every_stack
@@ -283,15 +286,20 @@ def test_copies_and_pickles_compute_the_same(stack):
 
 def test_pickled_map_still_works_in_a_process_that_never_placed_one(tmp_path):
     inputs, model = batch("llama"), trained("lmam", "llama")
-    torch.save((model, inputs, logits(model, inputs)), tmp_path / "model.pt")
+    paths = Path(__file__).parent, tmp_path / "model.pt", tmp_path / "logits.pt"
+    torch.save((model, inputs), paths[1])
     code = """if True:
         import sys, torch
-        model, inputs, expected = torch.load(sys.argv[1], weights_only=False)
-        with torch.no_grad():
-            torch.testing.assert_close(model(**inputs).logits, expected)"""
-    subprocess.run([sys.executable, "-c", code, tmp_path / "model.pt"], check=True)
+        sys.path.insert(0, sys.argv[1])
+        from double import in_double
+        model, inputs = torch.load(sys.argv[2], weights_only=False)
+        with torch.no_grad(), in_double():
+            torch.save(model(**inputs).logits, sys.argv[3])"""
+    subprocess.run([sys.executable, "-c", code, *paths], check=True)
+    assert_close(torch.load(paths[2]), logits(model, inputs))
 
 
+@pytest.mark.fp64(False)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @every_stack
 def test_half_precision_base_keeps_fp32_adapters_that_train(stack, dtype):
@@ -329,4 +337,4 @@ def test_classification_head_is_trained_and_saved_once(stack, tmp_path):
     assert len([key for key in saved if "classifier" in key]) == 2
     loaded = PeftModel.from_pretrained(classifier(), tmp_path)
     inputs = batch("bert")
-    torch.testing.assert_close(logits(loaded, inputs), logits(model, inputs), atol=0, rtol=0)
+    assert_close(logits(loaded, inputs), logits(model, inputs))

@@ -29,6 +29,8 @@ from transformers import (
 
 from lorada import BottleneckConfig, LmamConfig, LoradaConfig
 
+pytestmark = pytest.mark.fp64
+
 every_stack = pytest.mark.parametrize("stack", STACKS)
 
 
@@ -106,7 +108,8 @@ def test_nested_parts_merge_in_place_from_the_inside_out_and_back():
     model.merge_adapter()
     assert_close(logits(model, inputs), expected)
     model.unmerge_adapter()
-    assert_close(logits(model, inputs), expected)
+    # PEFT takes IA3's vector out again by dividing by it plus 1e-8.
+    assert (logits(model, inputs) - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("stack", ["lmam", "lora"])
@@ -249,7 +252,7 @@ def test_two_parts_of_one_kind_on_different_modules_are_one_adapter(tmp_path):
 
     loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path)
     inputs = batch("llama")
-    torch.testing.assert_close(logits(loaded, inputs), logits(model, inputs), atol=0, rtol=0)
+    assert_close(logits(loaded, inputs), logits(model, inputs))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shlex
 import subprocess
 import sys
 
@@ -316,6 +317,53 @@ def test_the_matched_setting_is_the_integer_nearest_to_the_share(place):
         shares[near] = parameters_of(recipe.model_copy(update={"parts": parts}))["percent"]
     assert min(shares, key=lambda r: abs(shares[r] - row.share)) == rank
     assert recipe.parts["lora"]["lora_alpha"] == 2 * rank  # METHODS has r=16, α=32
+
+
+SPOILT = {
+    "nothing of it": [[], None, 3, {}],
+    "metrics": [None, {"rte": 1}, {"rte": {"accuracy": []}}],
+    "seed": ["x", None],
+    "parameters": [None, {}, {"percent": "x"}],
+    "wall_time_s": [None, "x"],
+    "hardware": [None, {}, {"cpu": 1}],
+    "versions": [None, {}, {"torch": 2}],
+    "data": [{}, {"rows": "x"}],
+    "recipe": [None, [], {"model": 3}],
+    "unparsable": [{"rte": "x"}, 3],
+}
+
+
+def test_a_damaged_result_of_a_table_is_one_line(place, monkeypatch, capsys):
+    words = ("table", "5", "--scale", "local", "--tasks", "rte", "--seeds", "1", "--rows", "lora")
+    code, out, err = lorada(monkeypatch, capsys, *words)
+    assert code == 0, err
+    assert "next: lorada plot scatter --table 5 --scale local --results docs/results" in out
+    stored = place / "docs/results/table5/local/lora/rte/seed1.json"
+    whole = json.loads(stored.read_text())
+    scatter = ("plot", "scatter", "--results", "docs/results", "--scale", "local")
+    assert lorada(monkeypatch, capsys, *scatter)[0] == 0
+    for key, values in SPOILT.items():
+        for value in values:
+            spoilt = value if key == "nothing of it" else {**whole, key: value}
+            stored.write_text(json.dumps(spoilt))
+            for command in ((*words, "--resume"), scatter):
+                code, _, err = lorada(monkeypatch, capsys, *command)
+                assert code == 2, (key, value)
+                assert "Traceback" not in err
+            assert f"left out: {stored.relative_to(place)} is not the result of a run" in err
+
+
+def test_a_plan_suggests_the_runs_that_it_is_of(place, monkeypatch, capsys):
+    asked = ("--scale", "local", "--rows", "lora", "--seeds", "1", "--results", "my [x] results")
+    code, out, err = lorada(monkeypatch, capsys, "table", "5", *asked, "--dry-run")
+    assert code == 0, err
+    (line,) = (line for line in out.splitlines() if line.startswith("next: "))
+    words = shlex.split(line.removeprefix("next: lorada "))
+    assert words[:4] == ["table", "5", "--scale", "local"]
+    assert words[-1] == "--resume"
+    assert lorada(monkeypatch, capsys, *words)[0] == 0
+    stored = [path.name for path in (place / "my [x] results").rglob("*.json")]
+    assert stored == ["seed1.json"] * len(TASKS)
 
 
 BAD = {

@@ -12,6 +12,8 @@ from lorada import LmamConfig, attention
 from lorada.tuners.lmam import LmamLayer
 from lorada.tuners.told import Told
 
+pytestmark = pytest.mark.fp64
+
 LENGTH = 6
 WINDOW = 12  # of Mistral's, longer than most sequences here
 

@@ -8,6 +8,8 @@ from folders import ROWS, llama_folder
 from stacks import training_stack
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+pytestmark = pytest.mark.fp64
+
 trl = pytest.importorskip("trl", reason="needs the train extra: pip install 'lorada[train]'")
 
 

@@ -1,13 +1,21 @@
 """LoRaDA: a low-rank, signed attention map as a PEFT adapter, stacked with any other."""
 
+import os
 import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from lorada.unheard import VARIABLE, hush
 from lorada.version import __version__
+
+if VARIABLE in os.environ:  # a child of a command, which is as silent as its parent
+    hush()
+# Until Python has found a module, the name of its program is -m.
+_AS_MODULE = sys.argv[:1] == ["-m"] and ("-m", "lorada.cli") in pairwise(sys.orig_argv)
 
 # What `import lorada` must do is make the PEFT types known, which takes torch. The command line
 # starts without it, and imports what a command needs.
-if TYPE_CHECKING or "lorada_cli" not in sys.modules:
+if TYPE_CHECKING or not (_AS_MODULE or "lorada_cli" in sys.modules):
     from lorada import functional
     from lorada.explain import explain
     from lorada.tuners import (

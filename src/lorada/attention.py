@@ -174,7 +174,8 @@ def _with_map(attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[.
         groups: ShiftedGroups | None = module.__dict__.get(SHIFTED)
         if groups is not None and module.training:
             # The map goes on reading the mask of the call: it is added to full attention's places.
-            mask = groups.mask(implementation_of(module), query, key, attention_mask, kwargs)
+            kernel, causal = implementation_of(module), _is_causal(module, kwargs)
+            mask = groups.mask(kernel, query, key, attention_mask, kwargs, causal=causal)
         if not maps:
             return run(module, query, key, value, mask, **kwargs)
         if kwargs.get("block_table") is not None:

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from lorada.elsewhere import ELSEWHERE, Elsewhere
 from lorada.errors import unknown
-from lorada.method import PARTS, Method
+from lorada.method import PARTS, Method, Settings
 from lorada.methods import MAP, METHODS
 
 
@@ -34,13 +35,16 @@ def describe(name: str) -> dict[str, Any]:
 
     Returns:
         ``summary``, ``formula``, ``paper``, ``source``, ``parts`` (names), ``models`` (the kinds it
-        has settings for), ``runs`` (what carries it out) and ``settings`` (by model and part).
+        has settings for), ``not_from_the_paper`` (those of them whose settings are not, with where
+        they come from), ``runs`` (what carries it out) and ``settings`` (by model and part).
 
     Raises:
         ValueError: for an unknown method, with the nearest names.
     """
     method, plus_map = method_named(name)
-    settings = {model: dict(parts) for model, parts in method.parts.items()}
+    ours = ELSEWHERE.get(name.removesuffix("+lmam"), Elsewhere("", {}))
+    columns = [*method.parts.items(), *ours.columns.items()]
+    settings: dict[str, dict[str, Settings]] = {model: dict(parts) for model, parts in columns}
     summary, formula = method.summary, method.formula
     if plus_map:
         summary, formula = f"{summary}, with the map", f"{METHODS['lmam'].formula}; {formula}"
@@ -51,7 +55,8 @@ def describe(name: str) -> dict[str, Any]:
         "paper": method.paper,
         "source": method.source,
         "parts": part_names(name),
-        "models": list(method.parts) or ["any"],
+        "models": list(settings) or ["any"],
+        "not_from_the_paper": dict.fromkeys(ours.columns, ours.source),
         "runs": _runs(name, method),
         "settings": settings,
     }
@@ -61,7 +66,7 @@ def _runs(name: str, method: Method) -> list[str]:
     """What carries a method out: the configs of its parts, and whatever else it brings."""
     found = [PARTS[part].replace(":", ".").replace(".tuners", "") for part in part_names(name)]
     if method.trainable is not None:
-        which = "all parameters" if method.trainable == "." else f"names like {method.trainable}"
+        which = "all parameters" if method.trainable == "." else method.trains
         found.append(f"trains {which}")
     found += [f"callback {callback.partition(':')[2]}" for callback in method.callbacks]
     if method.prepare is not None:

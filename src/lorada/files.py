@@ -81,6 +81,41 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Wait while another process makes what is to be at ``path``.
+
+    The lock is an empty file beside it. Where none can be had, nobody waits.
+    """
+    file, lock = path.with_name(f".{path.name}.lock"), None
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = _lock_of(file)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            with suppress(OSError):
+                file.unlink()
+                fcntl.flock(lock, fcntl.LOCK_UN)  # of the children who have inherited it, too
+            os.close(lock)
+
+
+def _lock_of(file: Path) -> int:
+    while True:
+        lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(lock), file.stat()):
+                return lock
+        except FileNotFoundError:
+            pass
+        except OSError:
+            os.close(lock)
+            raise
+        os.close(lock)  # its owner has just removed it
+
+
 def _locked_folder(parent: Path) -> tuple[Path, int]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=parent))

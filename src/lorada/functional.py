@@ -22,7 +22,8 @@ from torch import Tensor
 from lorada.blocks import Matmul, apart, causal_blocks, product_form, side_by_side
 
 Align = Literal["start", "end"]
-Ablation = Literal["no_negative", "softmax", "full_rank", "no_position"]
+Ablation = Literal["no_negative", "softmax", "softmax_with_future", "full_rank", "no_position"]
+SOFTMAXES = ("softmax", "softmax_with_future")
 
 
 def position_embedding(length: int, like: Tensor) -> Float[Tensor, " N"]:
@@ -94,6 +95,8 @@ def softmax_map(
     causal: bool,
     window: int | None = None,
     keys: Tensor | None = None,
+    *,
+    future: bool = False,
 ) -> Tensor:
     """The map of the ¬S ablation: a softmax over the keys a row may see, zero elsewhere.
 
@@ -102,10 +105,14 @@ def softmax_map(
         causal: whether a row sees only its own and earlier keys.
         window: how many keys back a row sees; None for all.
         keys: (B, N) booleans, the map positions that hold a token; None for all of them.
+        future: whether later keys of a causal row stay in the softmax, as the zeros that Eq. 11
+            makes of them: each then gets exp(0) of the weight, whatever the row may see.
 
     Returns:
         (S, N, N), or (B, S, N, N) where ``keys`` is given.
     """
+    if future:
+        map_, causal = mask_map(map_, causal, None), False
     keep = _all_pairs(map_, causal, window)
     if keys is not None:
         keep = keys[:, None, None, :] if keep is None else keep & keys[:, None, None, :]
@@ -218,8 +225,9 @@ def add_map_reference(
         map_: Attn_s without any mask.
         align: map on the first (Eqs. 14-15) or the last (Eq. 16) tokens.
         causal: whether the model is causal (Eq. 11).
-        ablation: ``softmax`` (¬S) normalises the map before adding it; ``no_negative`` (¬N) adds
-            it to the scores before the softmax, which on probabilities is
+        ablation: ``softmax`` (¬S) normalises the map before adding it, ``softmax_with_future``
+            with the zeros of Eq. 11 among what is normalised; ``no_negative`` (¬N) adds it to the
+            scores before the softmax, which on probabilities is
             softmax(x + a) = p·exp(a) / Σ p·exp(a) with p = softmax(x).
 
     Returns:
@@ -229,7 +237,10 @@ def add_map_reference(
     length = map_.shape[-1]
     size = min(length, keys)
     piece = map_[:, :size, :size] if align == "start" else map_[:, length - size :, length - size :]
-    piece = softmax_map(piece, causal) if ablation == "softmax" else mask_map(piece, causal, None)
+    if ablation in SOFTMAXES:
+        piece = softmax_map(piece, causal, future=ablation == "softmax_with_future")
+    else:
+        piece = mask_map(piece, causal, None)
     offset = 0 if align == "start" else keys - size
     full = attention.new_zeros(heads, keys, keys)
     full[:, offset : offset + size, offset : offset + size] = piece.repeat(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lorada.blocks import Matmul
 from lorada.functional import (
+    SOFTMAXES,
     Ablation,
     Align,
     full_rank_map,
@@ -109,8 +110,9 @@ def product(attention_map: AttentionMap, value: Tensor, view: View, align: Align
 
 def masked(attention_map: AttentionMap, map_: Tensor, view: View, keys: Tensor | None) -> Tensor:
     """A map (S, N, N) as attention adds it: masked, and normalised over ``keys`` (B, N) for ¬S."""
-    if attention_map.ablation == "softmax":
-        return softmax_map(map_, view.causal, view.window, keys)
+    if attention_map.ablation in SOFTMAXES:
+        future = attention_map.ablation == "softmax_with_future"
+        return softmax_map(map_, view.causal, view.window, keys, future=future)
     return mask_map(map_, view.causal, view.window)
 
 

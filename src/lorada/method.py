@@ -24,13 +24,10 @@ PARTS: dict[str, str] = {
     "adalora": "peft:AdaLoraConfig",
 }
 
-# Which column of the paper's tables a model takes that has none of its own.
-FAMILIES: dict[str, Family] = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), "llama"),
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta"), "roberta"),
-    "deberta-v2": "deberta",
-    **dict.fromkeys(("bart", "mbart"), "bart"),
-}
+# The model whose names the columns of a kind of model have.
+HOMES: dict[Family, str] = {
+    "llama": "llama", "roberta": "roberta", "deberta": "deberta-v2", "bart": "bart",
+}  # fmt: skip
 
 # Models with columns of their own, by what their configs say.
 COLUMNS: dict[str, Settings] = {
@@ -52,6 +49,7 @@ class Method:
         parts: part name → settings, by family or by a key of ``COLUMNS``; empty for methods
             without an adapter.
         trainable: rule of parameter names for methods that select parameters of the base.
+        trains: what the parameters of that rule are called.
         with_head: rule of the names that such a method trains with the task head, uncounted.
         callbacks: the Trainer callbacks of methods that change the procedure, by name.
         prepare: of a method that must see model and data, by name: called with both and
@@ -68,6 +66,7 @@ class Method:
     summary: str
     parts: dict[str, dict[str, Settings]] = field(default_factory=dict)
     trainable: str | None = None
+    trains: str = "parameters"
     with_head: str | None = None
     callbacks: tuple[str, ...] = ()
     prepare: str | None = None

@@ -112,7 +112,7 @@ METHODS: dict[str, Method] = {
         source="Table 5",
     ),
     "pfeiffer": Method(
-        "Pfeiffer's adapter, behind the norm of the FFN",
+        "Pfeiffer's adapter, behind the FFN's sum and its norm",
         {
             "bart": {"bottleneck": {"placement": "pfeiffer", "rank": 600}},
             **{
@@ -120,7 +120,7 @@ METHODS: dict[str, Method] = {
                 for family in ("roberta", "deberta")
             },
         },
-        formula="LN(x + y + U·ReLU(Dz)), z = LN(x + y), y = FFN(x)",
+        formula="LN(x + y + U·ReLU(Dz)), z = LN(x + y), y = FFN(x); on mBART without the norms",
         paper="https://arxiv.org/abs/2005.00247",
         source="Table 10; the rank for encoders is ours",
     ),
@@ -139,8 +139,8 @@ METHODS: dict[str, Method] = {
     "prefix": Method(
         "prefix tuning",
         {
-            "llama": {"prefix": {"length": 30}},
-            "llama-13b": {"prefix": {"length": 10}},
+            "llama": {"prefix": {"length": 30, "initial_std": 1.0}},
+            "llama-13b": {"prefix": {"length": 10, "initial_std": 1.0}},
             **{
                 family: {"prefix": {"length": 32, "projection": 800}}
                 for family in ("roberta", "deberta")
@@ -246,6 +246,7 @@ METHODS: dict[str, Method] = {
                 "adalora": {
                     "init_r": 12, "target_r": 8, "lora_alpha": 16, "beta1": 0.85, "beta2": 0.85,
                     "orth_reg_weight": 0.1, "total_step": 10**9,
+                    "tinit": 0.125, "tfinal": 0.5, "deltaT": 0.0015,  # of the steps of the run
                     "target_modules": r".*encoder.*\.(query_proj|key_proj|value_proj|dense)$",
                 },
             },
@@ -253,7 +254,7 @@ METHODS: dict[str, Method] = {
         callbacks=("lorada.procedures.adalora:AdaLoraCallback",),
         formula="Wx + (α/r)·PΛQx; entries of Λ pruned by importance to a budget",
         paper="https://arxiv.org/abs/2303.10512",
-        source="Table 11; the steps come from the run",
+        source="Table 11; the phases are shares of the run, as long as in AdaLoRA's scripts",
     ),
     "sora": Method(
         "SoRA: LoRA with gates that training sets to zero",
@@ -361,6 +362,7 @@ METHODS: dict[str, Method] = {
     "bitfit": Method(
         "only the biases of the base; its pooler's trains with the head",
         trainable=r"^(?!.*\bpooler\b).*\bbias$",
+        trains="biases",
         with_head=r"\bpooler\b.*\bbias$",
         formula="Wx + b, b trains",
         paper="https://arxiv.org/abs/2106.10199",

@@ -1,7 +1,8 @@
 """``build_method``: from a name of METHODS and a model to a Plan that a Trainer can follow."""
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -10,11 +11,16 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainingArguments
 
+from lorada.columns import column_of, settings_for
 from lorada.described import method_named
 from lorada.errors import unknown
-from lorada.method import COLUMNS, FAMILIES, PARTS, Family, Method, Settings, load
+from lorada.fitting import fitted, refuse_undefined
+from lorada.method import PARTS, Family, Method, Settings, load
 from lorada.methods import MAP
+from lorada.roles import family_of
 from lorada.tuners import LoradaConfig
+
+logger = logging.getLogger(__name__)
 
 TASK_TYPES: dict[Family, TaskType] = {
     "llama": TaskType.CAUSAL_LM,
@@ -22,6 +28,8 @@ TASK_TYPES: dict[Family, TaskType] = {
     "deberta": TaskType.SEQ_CLS,
     "bart": TaskType.SEQ_2_SEQ_LM,
 }
+# Of pictures and sounds, which PEFT's classes for tasks do not pass on.
+NO_TASK_TYPE = ("vit", "whisper")
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ class Plan:
         prepare: called with model and batches by methods that must see both first.
         optimizer: makes the optimizer of a method that has its own.
         arguments: overrides of TrainingArguments.
+        settings_from: where the settings come from; those that are not the paper's begin with
+            "not from the paper".
     """
 
     config: PeftConfig | None
@@ -45,29 +55,7 @@ class Plan:
     prepare: Callable[[nn.Module, Any], PeftConfig] | None = None
     optimizer: Callable[[nn.Module, TrainingArguments], Optimizer] | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
-
-
-def family_of(model_config: Any) -> Family:
-    """The column of settings that a model takes.
-
-    Raises:
-        ValueError: for a model type without one.
-    """
-    model_type = model_config.model_type
-    if model_type not in FAMILIES:
-        raise ValueError(
-            f"no settings for model type {model_type!r}; there are for {', '.join(FAMILIES)}"
-        )
-    return FAMILIES[model_type]
-
-
-def column_of(method: Method, model_config: Any) -> dict[str, Settings] | None:
-    """The settings of a method for a model: the model's own column, else that of its family."""
-    for name, sizes in COLUMNS.items():
-        same = all(getattr(model_config, key, None) == value for key, value in sizes.items())
-        if same and name in method.parts:
-            return method.parts[name]
-    return method.parts.get(family_of(model_config))
+    settings_from: str = ""
 
 
 def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
@@ -81,12 +69,14 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
 
     Raises:
         ValueError: for an unknown method or setting (with the nearest names), an ambiguous
-            setting (with the full keys), or a method that this model has no form of.
+            setting (with the full keys), a method that this model has no form of, or a model type
+            whose matrices have names that are not known here.
     """
     method, plus_map = method_named(name)
-    config = None
+    config, settings_from = None, method.source
+    refuse_undefined(name, method, model_config)
     if method.trainable is None:
-        config = _stack(name, method, plus_map, model_config, overrides)
+        config, settings_from = _stack(name, method, plus_map, model_config, overrides)
     elif overrides:
         raise ValueError(f"method {name} has no settings, but got {', '.join(overrides)}")
     return Plan(
@@ -97,33 +87,33 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
         prepare=None if method.prepare is None else partial(load(method.prepare), config=config),
         optimizer=None if method.optimizer is None else load(method.optimizer),
         arguments=dict(method.arguments),
+        settings_from=settings_from,
     )
 
 
 def _stack(
     name: str, method: Method, plus_map: bool, model_config: Any, overrides: dict[str, Any]
-) -> LoradaConfig:
-    column = column_of(method, model_config)
-    if column is None:
-        raise ValueError(
-            f"{name} has no settings for {model_config.model_type} models, "
-            f"only for {', '.join(method.parts)}-like ones"
-        )
-    settings = {part: dict(values) for part, values in column.items()}
+) -> tuple[LoradaConfig, str]:
+    """The config of a method, and where its settings come from."""
+    column = column_of(name.removesuffix("+lmam"), model_config)
     if plus_map:
-        settings = {"lmam": dict(MAP), **settings}
+        column = replace(column, parts={"lmam": MAP, **column.parts})
     # To leave out a part that this model has no form of changes nothing.
-    without = {part: {size: 0} for part, size in method.sizes.items() if part not in settings}
+    without = {part: {size: 0} for part, size in method.sizes.items() if part not in column.parts}
     asked = {key: value for key, value in overrides.items() if without.get(key, ...) != value}
-    for part, values in part_overrides(list(settings), asked).items():
-        settings[part].update(values)
+    stated = part_overrides(list(column.parts), asked)
+    settings = settings_for(column, stated, model_config)
     absent = [part for part, size in method.sizes.items() if settings.get(part, {}).get(size) == 0]
     left = {part: values for part, values in settings.items() if part not in absent}
     if not left:
         sizes = ", ".join(f"{part}.{method.sizes[part]}=0" for part in absent)
         raise ValueError(f"{sizes} leaves {name} without a part: give one of them a size")
+    left, replaced = fitted(left, stated, model_config)
+    for sentence in replaced:
+        logger.warning(sentence)
+    kind = None if model_config.model_type in NO_TASK_TYPE else TASK_TYPES[family_of(model_config)]
     configs = [load(PARTS[part])(**values) for part, values in left.items()]
-    return LoradaConfig(parts=configs, task_type=TASK_TYPES[family_of(model_config)])
+    return LoradaConfig(parts=configs, task_type=kind), "; ".join([column.source, *replaced])
 
 
 def part_overrides(parts: list[str], overrides: dict[str, Any]) -> dict[str, Settings]:

@@ -294,7 +294,8 @@ def _last_token(
 def _starts(keys: Tensor, position_ids: Tensor) -> Tensor:
     """(B, K) booleans: a real token whose position is not above that of the real token before."""
     slots = torch.arange(keys.shape[-1], device=keys.device)
-    before = torch.where(keys, slots, -1).cummax(-1).values.roll(1, -1)
+    # By index, here and below: transformers' exporters put a plain tuple in place of torch's.
+    before = torch.where(keys, slots, -1).cummax(-1)[0].roll(1, -1)
     before[:, 0] = -1
     position_ids = position_ids.expand(keys.shape[0], -1)
     earlier = position_ids.gather(1, before.clamp(min=0))
@@ -329,7 +330,7 @@ def _packed_by_restart(keys: Tensor | None, position_ids: Tensor | None) -> Toke
     owner = starts.cumsum(-1)
     counted = keys.cumsum(-1) - 1
     # What was counted before a sequence began is not its own.
-    before = torch.where(starts, counted, 0).cummax(-1).values
+    before = torch.where(starts, counted, 0).cummax(-1)[0]
     columns = torch.where(keys, counted - before, NO_TOKEN)
     return TokenTable(columns, columns, int(owner.max()) + 1, owner, owner)
 

@@ -2,7 +2,8 @@
 
 A token attends within its own group of G consecutive tokens. For the last ⌊H/2⌋ heads the groups
 begin G/2 tokens earlier, so that they straddle the borders of the others. Nothing wraps around:
-their first group has G/2 tokens and the last what is left, and no token sees a later one.
+their first group has G/2 tokens and the last what is left. In a decoder no token sees a later one;
+an encoder's groups, which are not of the publication, see both ways.
 
 Shapes: B batch, H query heads, T queries, K key slots.
 """
@@ -27,7 +28,14 @@ class ShiftedGroups:
     size: int | None = None
 
     def mask(
-        self, kernel: str, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]
+        self,
+        kernel: str,
+        query: Tensor,
+        key: Tensor,
+        mask: Any,
+        kwargs: dict[str, Any],
+        *,
+        causal: bool = True,
     ) -> Tensor:
         """The mask (B, H, T, K) of a call: what ``mask`` shows, within the groups of each head.
 
@@ -44,12 +52,12 @@ class ShiftedGroups:
             )
         heads, queries, keys = query.shape[1], query.shape[2], key.shape[2]
         window, positions = kwargs.get("sliding_window"), kwargs.get("position_ids")
-        found = locate(queries, keys, mask, positions, length=queries, window=window)
+        found = locate(queries, keys, mask, positions, length=queries, window=window, causal=causal)
         table = found.table(queries, keys, query.device)
         rows, columns = table.rows[:, None, :, None], table.columns[:, None, None, :]
         near = _in_groups(rows, columns, self.size or -(-queries // 4), heads)
         if mask is None:
-            near = near & (columns <= rows)
+            near = near & (columns <= rows) if causal else near
             mask = query.new_zeros(()) if kernel == "eager" else near.new_ones(())
         mask = mask[..., :keys] if mask.dim() else mask
         if mask.is_floating_point():

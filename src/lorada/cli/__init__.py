@@ -14,31 +14,41 @@ from rich.logging import RichHandler
 from lorada.cli import listing, paper, pictures, runs  # noqa: F401  (their commands)
 from lorada.cli.app import app, errors
 from lorada.errors import out_of_memory
+from lorada.processes import (
+    OtherProcessError,
+    count,
+    first,
+    leave,
+    refuse_many,
+    told_once,
+)
+from lorada.unheard import hush
 
-# How torchao and bitsandbytes begin to speak of kernels for other machines.
+# The commands that several processes may run at once: one trains, the other becomes a program.
+FOR_MANY = ("train", "run")
+
+# How other versions of those libraries, under other names, begin to speak of their kernels.
 NO_CONCERN = ("Failed to load", "Warning: Detected no triton")
-# The same of loggers with handlers of their own, which say it on stderr whatever the root's do: how
-# torchao registers its types with torch, and each of the hub's attempts before it is given up.
-UNHEARD = {
-    "torch.utils._pytree": ("is an Enum subclass and is now natively supported",),
-    "huggingface_hub.utils._http": ("thrown while requesting", "Retrying in"),
-}
 
 
 def main() -> None:
     """Entry point: run a command, and turn a user's mistake into one line and exit code 2."""
+    hush()
     handler = RichHandler(console=errors, show_time=False, show_path=False)
-    # Kernels for other machines that have not been found are no concern of who runs a command, nor
-    # are other libraries' announcements of their next version.
     handler.addFilter(lambda record: not record.getMessage().startswith(NO_CONCERN))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    for name in UNHEARD:
-        logging.getLogger(name).addFilter(_heard)
+    # Of several processes that train together one warns.
+    level = logging.WARNING if first() else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+    # Other libraries' announcements of their next version are no concern of who runs a command.
     warnings.simplefilter("ignore", FutureWarning)
     try:
         # The code of an Exit, or of Ctrl-C, which typer returns instead of raising it.
-        if code := app(standalone_mode=False):
+        if code := _run():
             sys.exit(code)
+    except OtherProcessError:
+        if os.environ.get("LORADA_DEBUG"):
+            raise
+        sys.exit(2)
     except (ValueError, OSError, ImportError, re.error) as error:
         if os.environ.get("LORADA_DEBUG"):
             raise
@@ -60,8 +70,14 @@ def main() -> None:
         raise
 
 
-def _heard(record: logging.LogRecord) -> bool:
-    return not any(words in record.getMessage() for words in UNHEARD.get(record.name, ()))
+def _run() -> int | None:
+    with told_once():
+        if sys.argv[1:] and sys.argv[1] not in FOR_MANY:
+            refuse_many(f"lorada {sys.argv[1]}")
+        code: int | None = app(standalone_mode=False)
+    if count() > 1:
+        leave()
+    return code
 
 
 def _fail(message: str) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from lorada.cli.app import Json, app, console, print_json, suggest
+from lorada.cli.app import HEAVY, Json, app, console, print_json, suggest, waiting
 
 
 @app.command()
@@ -24,11 +24,11 @@ def methods(
         return
     if name is not None:
         console.print(method_page(name, rows[name]), highlight=False)
-        suggest(f"lorada params --method {name} --model NAME")
+        suggest("params", "--method", name, "--model", "MODEL")
         return
     console.print(methods_table(rows), highlight=False)
     console.print("Any method with parts but no map also as NAME+lmam.")
-    suggest("lorada methods lorada_la")
+    suggest("methods", "lorada_la")
 
 
 @app.command()
@@ -53,7 +53,7 @@ def tasks(as_json: Json = False) -> None:
         protocols = ", ".join(row["protocols"])
         table.add_row(name, str(row["benchmark"]), str(row["summary"]), protocols)
     console.print(table)
-    suggest("lorada train --model smollm2-135m --data FILE --output runs/mine")
+    suggest("train", "--model", "smollm2-135m", "--data", "FILE", "--output", "runs/mine")
 
 
 @app.command()
@@ -67,7 +67,7 @@ def recipes(as_json: Json = False) -> None:
         return
     for name, path in rows.items():
         console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
-    suggest("lorada train quickstart")
+    suggest("train", "quickstart")
 
 
 @app.command()
@@ -78,9 +78,15 @@ def params(
     as_json: Json = False,
 ) -> None:
     """Count a method's parameters on a model, without loading weights."""
-    from lorada.run.params import count_parameters
+    from lorada.cli.checks import check_counted
+    from lorada.run.packaged import has_weights
 
-    counts = count_parameters(method, model, list(overrides or []))
+    pairs = list(overrides or [])
+    check_counted(method, model, pairs)
+    with waiting(HEAVY, quiet=as_json):
+        from lorada.run.params import count_parameters
+
+    counts = count_parameters(method, model, pairs)
     if as_json:
         print_json(counts)
         return
@@ -92,4 +98,7 @@ def params(
         f"{counts['percent_of_all']:.4f}%",
     )
     console.print(table)
-    suggest(f"lorada train --method {method} --model {model} --data FILE --output runs/mine")
+    console.print(f"settings: {counts['settings_from']}", highlight=False, markup=False)
+    named = model if has_weights(model) else "MODEL"  # an architecture alone cannot be trained
+    where = ("--model", named, "--data", "FILE", "--output", "runs/mine")
+    suggest("train", "--method", method, *where, *pairs)

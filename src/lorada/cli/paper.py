@@ -6,7 +6,18 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from lorada.cli.app import DataDir, Json, app, aside, console, errors, print_json, suggest
+from lorada.cli.app import (
+    HEAVY,
+    DataDir,
+    Json,
+    app,
+    aside,
+    console,
+    errors,
+    print_json,
+    suggest,
+    waiting,
+)
 from lorada.files import write_whole
 from lorada.progress import watched
 
@@ -32,56 +43,113 @@ def table(
     if number in (2, 3):
         _show_operations(number, as_json=as_json)
         return
-    from lorada.run.table_runs import jobs, stored_rows
-    from lorada.run.tables import load_table
+    chosen = check_table(f"table{number}", scale, data_dir, resume=resume, overwrite=overwrite)
+    of_rows, of_tasks, of_seeds = _names("rows", rows), _names("tasks", tasks), numbers(seeds)
+    chosen.rows_named(of_rows)
+    chosen.tasks_at("paper", of_tasks)
+    with waiting(HEAVY, quiet=as_json):
+        from lorada.run.table_runs import jobs, stored_rows
 
-    chosen = load_table(f"table{number}")
-    at = scale_named(scale)
+        at = scale_named(scale)
     found = jobs(
-        chosen, at, rows=_names("rows", rows), tasks=_names("tasks", tasks), seeds=numbers(seeds),
+        chosen, at, rows=of_rows, tasks=of_tasks, seeds=of_seeds,
         results=results, output=output, data_dir=data_dir,
     )  # fmt: skip
+    again = _words(number, scale=at, rows=rows, tasks=tasks, seeds=seeds, results=results,
+                   output=output, data_dir=data_dir)  # fmt: skip
     if dry_run:
         _show_plan(found, at, as_json=as_json)
         if not as_json:
-            suggest(f"lorada table {number} --scale {at} --resume")
+            suggest(*again, "--resume")
         return
     with aside(as_json):
         complete = run_jobs(found, at, resume=resume, overwrite=overwrite)
-    from lorada.report import tables as report
-
     kept = [(job.row, [result]) for job, result in zip(found, complete, strict=True)]
-    page = _page(chosen, at, kept, every=rows is None)
-    if as_json:
-        print_json({**vars(page), "lines": [vars(line) for line in page.lines]})
-    else:
-        for note in page.notes:
-            console.print(f"• {note}", highlight=False)
-        console.print(report.terminal(page))
+    _show_page(_page(chosen, at, kept, every=rows is None), as_json=as_json)
     # The files have every row and seed so far; of tasks learned together, of the same ones.
     of = found[0].tasks if chosen.train == "together" else None
-    whole = _page(chosen, at, stored_rows(chosen, at, of, results, report=say), every=True)
+    so_far = stored_rows(chosen, at, of, results, report=say)
+    whole = _page(chosen, at, so_far, every=True)
     part = "" if of in (None, chosen.tasks_at(at)) else f"-{'-'.join(found[0].tasks)}"
     stem = f"{results / chosen.name / at}/table{part}"
-    write_whole(Path(f"{stem}.md"), report.markdown(whole))
-    write_whole(Path(f"{stem}.csv"), report.comma_separated(whole))
-    write_whole(Path(f"{stem}.tex"), report.latex(whole))
+    _write_page(whole, stem)
     if not as_json:
         console.print(f"{stem}.md, .csv, .tex", highlight=False, soft_wrap=True)
-        suggest(f"lorada plot scatter --table {number} --results {results}")
+        if not part and _has_means(chosen, page_rows(so_far)):
+            suggest("plot", "scatter", "--table", number, "--scale", at, "--results", results)
+        else:
+            suggest(*again, "--dry-run")
+
+
+def _words(number: int, **options: Any) -> list[Any]:
+    """The words of the command that asks for the same runs."""
+    given = {f"--{key.replace('_', '-')}": v for key, v in options.items() if v is not None}
+    return ["table", number, *(word for pair in given.items() for word in pair)]
+
+
+def _show_page(page: Any, *, as_json: bool) -> None:
+    from lorada.report.tables import terminal
+
+    if as_json:
+        print_json({**vars(page), "lines": [vars(line) for line in page.lines]})
+        return
+    for note in page.notes:
+        console.print(f"• {note}", highlight=False)
+    console.print(terminal(page))
+
+
+def _write_page(page: Any, stem: str) -> None:
+    from lorada.report.tables import comma_separated, latex, markdown
+
+    for suffix, write in ((".md", markdown), (".csv", comma_separated), (".tex", latex)):
+        write_whole(Path(f"{stem}{suffix}"), write(page))
+
+
+def check_table(
+    name: str,
+    scale: str | None,
+    data_dir: str | None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Any:
+    """A table or figure by its name, once what can be said without torch is in order.
+
+    Raises:
+        ValueError: for a name that there is not, or options that exclude each other.
+        FileNotFoundError: if there is no such folder of rows.
+    """
+    from lorada.run.tables import SCALES, load_table
+    from lorada.tasks.sources import data_folder
+
+    chosen = load_table(name)
+    if scale is not None and scale not in SCALES:
+        raise ValueError(f"--scale {scale} is not one of {', '.join(SCALES)}")
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+    if data_dir is not None:
+        data_folder(data_dir)
+    return chosen
+
+
+def _has_means(chosen: Any, rows: list[Any]) -> bool:
+    """Whether a picture of parameters and scores has something to show of these rows."""
+    from lorada.report.paper_page import averaged_columns, scatter_points
+
+    columns = chosen.columns_of(chosen.tasks)
+    try:
+        return bool(averaged_columns(columns, chosen.mean)) and bool(
+            scatter_points(rows, columns, chosen.mean)
+        )
+    except ValueError:
+        return False
 
 
 def scale_named(name: str | None) -> Any:
     """A scale by its name; by default the real models where there is a GPU for them."""
     import torch
 
-    from lorada.run.tables import SCALES
-
-    if name is None:
-        return "paper" if torch.cuda.is_available() else "local"
-    if name not in SCALES:
-        raise ValueError(f"--scale {name} is not one of {', '.join(SCALES)}")
-    return name
+    return name or ("paper" if torch.cuda.is_available() else "local")
 
 
 def _names(option: str, text: str | None) -> list[str] | None:
@@ -108,8 +176,6 @@ def run_jobs(
     """Run what has no result yet; the results of all, in order."""
     from lorada.run.table_runs import carry_out, done, estimate, forget
 
-    if resume and overwrite:
-        raise ValueError("--resume and --overwrite exclude each other")
     stored = [job.stored for job in found if job.stored.is_file()]
     if stored and not (resume or overwrite):
         raise ValueError(f"{stored[0]} is there already: use --resume, --overwrite or --results")
@@ -224,4 +290,4 @@ def _show_operations(number: int, *, as_json: bool) -> None:
     console.print(shown)
     for note in found["notes"]:
         console.print(f"• {note}", highlight=False)
-    suggest(f"lorada table {number} --json")
+    suggest("table", number, "--json")

@@ -6,7 +6,19 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from lorada.cli.app import DataDir, Json, Remote, RunFolder, app, console, print_json, suggest
+from lorada.cli.app import (
+    HEAVY,
+    DataDir,
+    Json,
+    Remote,
+    RunFolder,
+    app,
+    console,
+    loaded_run,
+    print_json,
+    suggest,
+    waiting,
+)
 
 SUFFIXES = (".png", ".svg")
 PICTURES = ("1", "3", "4", "loss", "scatter")
@@ -24,10 +36,14 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Show what a run's maps do to a sentence: Figure 1, and the effect size of every layer."""
-    from lorada.run.loaded import load_run
+    from lorada.cli.checks import can_be_scored, check_run
+
+    recipe = check_run(run)
+    _refuse_empty(text)
+    loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.run.pictures import sentence_maps
 
-    found = sentence_maps(load_run(run, trust_remote_code=remote), text, layer, head)
+    found = sentence_maps(loaded, text, layer, head)
     if as_json:
         print_json(found)
         return
@@ -38,15 +54,20 @@ def explain(
             f"{100 * one['map_negative_ratio']:.1f}%", f"{100 * one['negative_ratio']:.1f}%",
         )  # fmt: skip
     console.print(shown)
-    _draw("explain", run, lambda path: _figure_1(found, path))
-    suggest(f"lorada plot 3 {run}")
+    _draw("explain", run, lambda *paths: _figure_1(found, *paths))
+    suggest("plot", "3", run, *([] if can_be_scored(recipe) else ["--data", "FILE"]))
 
 
-def _figure_1(found: dict[str, Any], path: Path) -> None:
+def _refuse_empty(text: str) -> None:
+    if not text.strip():
+        raise ValueError("the text is empty: there is nothing to show")
+
+
+def _figure_1(found: dict[str, Any], *paths: Path) -> None:
     from lorada.report.plots import attention_maps
 
     title = f"{found['layer']}, head {found['head']}"
-    attention_maps(found["tokens"], found["maps"], path, title)
+    attention_maps(found["tokens"], found["maps"], *paths, title=title)
 
 
 @app.command()
@@ -64,6 +85,9 @@ def plot(
     output: Annotated[
         Path, typer.Option(help="folder of the picture; runs of 4 are in runs")
     ] = Path("docs"),
+    data: Annotated[
+        str | None, typer.Option(help="rows that 3 looks at; else the run's own")
+    ] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Draw a figure of the paper, loss curves, or parameters against scores."""
@@ -73,7 +97,12 @@ def plot(
     if what in ("1", "3", "loss"):
         if not runs:
             raise ValueError(f"lorada plot {what} needs a run: lorada plot {what} RUN")
-        _plot_runs(what, runs, text, rows, output, data_dir)
+        if what == "loss":
+            _plot_losses(runs, output)
+        elif what == "1":
+            _plot_maps(runs[0], text, output)
+        else:
+            _plot_layers(runs[0], rows, output, data, data_dir)
     elif what == "4":
         _plot_sweep(scale, seeds, results, output, data_dir, resume=resume, overwrite=overwrite)
     elif what == "scatter":
@@ -82,48 +111,63 @@ def plot(
         raise ValueError(f"no picture {what!r}: there are {', '.join(PICTURES)}")
 
 
-def _plot_runs(
-    what: str, runs: list[Path], text: str, rows: int, output: Path, data_dir: str | None
-) -> None:
-    from lorada.report.plots import layers_figure, loss_png
+def _plot_losses(runs: list[Path], output: Path) -> None:
+    from lorada.cli.runs import suggest_scoring
+    from lorada.report.plots import loss_png
+    from lorada.run.recipe import RECIPE_FILE, outline
     from lorada.run.result import read_result
 
-    if what == "loss":
-        histories = {str(run): read_result(run)["history"] for run in runs}
-        _draw("loss", output, lambda path: loss_png(histories, path))
-        suggest(f"lorada evaluate {runs[0]}")
-        return
-    from lorada.run.loaded import load_run
-    from lorada.run.pictures import ratios_by_layer, sentence_maps
+    histories = {str(run): read_result(run)["history"] for run in runs}
+    _draw("loss", output, lambda *paths: loss_png(histories, *paths))
+    suggest_scoring(runs[0], outline(str(runs[0] / RECIPE_FILE), [], {}))
 
-    run = load_run(runs[0])
-    if what == "1":
-        found = sentence_maps(run, text)
-        _draw("figure1", output, lambda path: _figure_1(found, path))
-        suggest(f"lorada explain {runs[0]} --text …")
-        return
-    layers = ratios_by_layer(run, rows, data_dir=data_dir)
-    _draw("figure3", output, lambda path: layers_figure(layers, path))
+
+def _plot_maps(run: Path, text: str, output: Path) -> None:
+    from lorada.cli.checks import check_run
+
+    recipe = check_run(run)
+    _refuse_empty(text)
+    loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
+    from lorada.run.pictures import sentence_maps
+
+    found = sentence_maps(loaded, text)
+    _draw("figure1", output, lambda *paths: _figure_1(found, *paths))
+    suggest("explain", run, "--text", "TEXT")
+
+
+def _plot_layers(
+    run: Path, rows: int, output: Path, data: str | None, data_dir: str | None
+) -> None:
+    from lorada.cli.checks import check_scored
+    from lorada.report.plots import layers_figure
+
+    recipe = check_scored(run, data, data_dir)
+    loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
+    from lorada.run.pictures import ratios_by_layer
+
+    layers = ratios_by_layer(loaded, rows, data, data_dir)
+    _draw("figure3", output, lambda *paths: layers_figure(layers, *paths))
     for one in layers["layers"]:
         line = f"{one['layer']}: map {100 * one['map_negative_ratio']:.1f}% below 0, fused "
         console.print(f"{line}{100 * one['negative_ratio']:.1f}%", highlight=False)
-    suggest(f"lorada explain {runs[0]} --text …")
+    suggest("explain", run, "--text", "TEXT")
 
 
 def _plot_sweep(
     scale: str | None, seeds: str | None, results: Path, output: Path, data_dir: str | None,
     *, resume: bool, overwrite: bool,
 ) -> None:  # fmt: skip
-    from lorada.cli.paper import numbers, run_jobs, scale_named
+    from lorada.cli.paper import check_table, numbers, run_jobs, scale_named
     from lorada.report.plots import sweep_figure
     from lorada.report.tables import main_metric
-    from lorada.run.table_runs import jobs
-    from lorada.run.tables import load_table
 
-    figure, at = load_table("figure4"), scale_named(scale)
-    found = jobs(
-        figure, at, seeds=numbers(seeds), results=results, output=Path("runs"), data_dir=data_dir
-    )
+    figure = check_table("figure4", scale, data_dir, resume=resume, overwrite=overwrite)
+    chosen = numbers(seeds)
+    with waiting(HEAVY):
+        from lorada.run.table_runs import jobs
+
+        at = scale_named(scale)
+    found = jobs(figure, at, seeds=chosen, results=results, output=Path("runs"), data_dir=data_dir)
     complete = run_jobs(found, at, resume=resume, overwrite=overwrite)
     scores: dict[tuple[int, int], list[float]] = {}
     metric = ""
@@ -137,37 +181,41 @@ def _plot_sweep(
     seeds_each = len(found) // len(scores)
     seeds_named = f"{seeds_each} seed{'s' if seeds_each > 1 else ''}"
     title = f"{figure.title} ({complete[0]['model']}, {at} scale, {seeds_named})"
-    _draw("figure4", output, lambda path: sweep_figure(scores, path, title, f"{metric} (%)"))
-    suggest(f"lorada plot scatter --results {results}")
+    _draw("figure4", output, lambda *paths: sweep_figure(scores, *paths, title=title,
+                                                         metric=f"{metric} (%)"))  # fmt: skip
+    suggest("table", "5", "--scale", at, "--results", results, "--dry-run")
 
 
 def _plot_scatter(table: int, scale: str | None, results: Path, output: Path) -> None:
-    from lorada.cli.paper import page_rows, say, scale_named
+    from lorada.cli.paper import check_table, page_rows, say, scale_named
     from lorada.report.paper_page import averaged_columns, scatter_points
     from lorada.report.plots import scatter_figure
-    from lorada.run.table_runs import stored_rows
-    from lorada.run.tables import load_table
 
     if table in (2, 3):
         raise ValueError(f"table {table} counts operations: it has no scores to draw")
-    chosen, at = load_table(f"table{table}"), scale_named(scale)
+    chosen = check_table(f"table{table}", scale, None)
     columns = chosen.columns_of(chosen.tasks)
     if not averaged_columns(columns, chosen.mean):
         raise ValueError(f"table {table} has no mean of its columns ({', '.join(columns)}) to draw")
+    with waiting(HEAVY):
+        from lorada.run.table_runs import stored_rows
+
+        at = scale_named(scale)
     rows = page_rows(stored_rows(chosen, at, None, results, report=say))
     points = scatter_points(rows, columns, chosen.mean)
     title = f"Table {table}, {at} scale: mean over {', '.join(points[0]['columns'])}"
-    _draw(f"scatter-table{table}", output, lambda path: scatter_figure(points, path, title))
-    suggest(f"lorada table {table} --dry-run")
+    name = f"scatter-table{table}"
+    _draw(name, output, lambda *paths: scatter_figure(points, *paths, title=title))
+    suggest("table", table, "--scale", at, "--results", results, "--dry-run")
 
 
 def _draw(name: str, folder: Path, draw: Any) -> None:
     """Draw a picture as PNG and SVG, and say where they are or what they need."""
+    paths = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
     try:
-        for suffix in SUFFIXES:
-            draw(folder / f"{name}{suffix}")
+        with waiting("drawing"):
+            draw(*paths)
     except ImportError as error:
         console.print(str(error), highlight=False)
         return
-    files = ", ".join(f"{folder / name}{suffix}" for suffix in SUFFIXES)
-    console.print(files, highlight=False, soft_wrap=True)
+    console.print(", ".join(map(str, paths)), highlight=False, soft_wrap=True)

@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from lorada.cli.app import (
+    HEAVY,
     DataDir,
     Json,
     Remote,
@@ -19,9 +20,13 @@ from lorada.cli.app import (
     aside,
     console,
     errors,
+    loaded_run,
+    next_is,
     print_json,
     suggest,
+    waiting,
 )
+from lorada.processes import first
 
 # A prompt in the form of the bundled task, for the command that the quickstart suggests.
 PROMPT = (
@@ -55,13 +60,15 @@ def train(
 ) -> None:
     """Train a method on a model and your rows."""
     pairs = list(overrides or [])
-    if recipe is not None and "=" in recipe:  # `lorada train --method lora rank=4`
+    # `lorada train --method lora rank=4`: what has a = and is no file is a setting
+    if recipe is not None and "=" in recipe and not Path(recipe).is_file():
         pairs, recipe = [recipe, *pairs], None
     options = {
         "method": method, "model": model, "task": task, "data_dir": data_dir, "data": data,
         "output": output, "from_adapter": from_adapter, "trust_remote_code": remote or None,
     }  # fmt: skip
-    from lorada.run.recipe import RECIPE_FILE, load_recipe
+    from lorada.cli.checks import check_training
+    from lorada.run.recipe import RECIPE_FILE, load_recipe, outline
 
     given = [pair.removeprefix("output=") for pair in pairs if pair.startswith("output=")]
     saved = Path((given or [output or ""])[-1]) / RECIPE_FILE
@@ -69,14 +76,25 @@ def train(
         recipe = str(saved)
     elif resume and recipe is None and model is None:
         raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
-    loaded = load_recipe(recipe, pairs, options, name_output=True)
-    from lorada.run.train import train as run_training
+    plain = outline(recipe, pairs, options, name_output=True)
+    if first():  # where the others look, the first may have begun to write
+        check_training(plain, resume=resume, overwrite=overwrite)
+    with waiting(HEAVY, quiet=as_json):
+        from lorada.run.train import train as run_training
 
+        loaded = load_recipe(recipe, pairs, options, name_output=True).anywhere()
     with aside(as_json):
         trained = run_training(loaded, resume=resume, overwrite=overwrite, quiet=as_json)
+    _tell(trained, loaded, as_json=as_json)
+
+
+def _tell(trained: Any, recipe: Any, *, as_json: bool) -> None:
+    """Say what came of a training, and what to do next; of several processes, the first does."""
+    if not first():
+        raise typer.Exit(130 if trained.interrupted else 0)
     if trained.interrupted:
         errors.print(f"stopped and saved at step {trained.result['steps']}")
-        errors.print(f"next: lorada train --resume --output {trained.run}")
+        suggest("train", "--resume", "--output", trained.run, on=errors)
         raise typer.Exit(130)
     from lorada.report.training import draw_loss, training_summary
 
@@ -84,9 +102,16 @@ def train(
     if as_json:
         print_json(trained.result)
         return
-    console.print(training_summary(trained.result), highlight=False)
+    console.print(training_summary(trained.result), highlight=False, soft_wrap=True)
     console.print(drawn, highlight=False, soft_wrap=True)
-    suggest(f"lorada evaluate {trained.run}")
+    suggest_scoring(trained.run, recipe)
+
+
+def suggest_scoring(run: Path, recipe: Any) -> None:
+    """Suggest to score a run, on rows of its own if it has some."""
+    from lorada.cli.checks import can_be_scored
+
+    suggest("evaluate", run, *([] if can_be_scored(recipe) else ["--data", "FILE"]))
 
 
 @app.command()
@@ -107,12 +132,14 @@ def evaluate(
         raise ValueError(f"--limit {limit} is for --lm-eval: eval_rows of the recipe limits others")
     if lm_eval is not None and (data or data_dir):
         raise ValueError(f"--lm-eval {lm_eval} brings its own rows: leave out {data or data_dir}")
-    from lorada.run.evaluate import evaluate as evaluate_file
-    from lorada.run.evaluate import evaluate_tasks, has_tasks
-    from lorada.run.loaded import load_run
+    from lorada.cli.checks import check_run, check_scored
     from lorada.tasks.rows import HEADED
 
-    loaded = load_run(run, trust_remote_code=remote)
+    recipe = check_scored(run, data, data_dir) if lm_eval is None else check_run(run)
+    loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
+    from lorada.run.evaluate import evaluate as evaluate_file
+    from lorada.run.evaluate import evaluate_tasks, has_tasks
+
     if lm_eval is not None:
         from lorada.run.lm_eval_bridge import evaluate_lm_eval
 
@@ -133,8 +160,10 @@ def evaluate(
     for task, name, value in rows:
         table.add_row(task, name, f"{value:.3f}" if isinstance(value, float) else str(value))
     console.print(table)
-    answers = "generate {} --prompt …" if loaded.form not in HEADED else "export {} --merge DIR"
-    suggest(f"lorada {answers.format(run)}")
+    if loaded.form in HEADED:
+        suggest("export", run, "--merge", "DIR")
+    else:
+        suggest("generate", run, "--prompt", "TEXT")
 
 
 @app.command()
@@ -146,16 +175,19 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Continue prompts with a finished run."""
-    from lorada.run.generate import continue_prompts
-    from lorada.run.loaded import load_run
+    from lorada.cli.checks import check_run
 
-    outputs = continue_prompts(load_run(run, trust_remote_code=remote), prompt, max_new_tokens)
+    recipe = check_run(run)
+    loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
+    from lorada.run.generate import continue_prompts
+
+    outputs = continue_prompts(loaded, prompt, max_new_tokens)
     if as_json:
         print_json([{"prompt": p, "output": o} for p, o in zip(prompt, outputs, strict=True)])
         return
     for text in outputs:
-        console.print(text, highlight=False, markup=False)
-    suggest(f"lorada evaluate {run}")
+        console.print(text, highlight=False, soft_wrap=True)
+    suggest_scoring(run, recipe)
 
 
 @app.command(no_args_is_help=True)
@@ -174,14 +206,21 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search AutoPEFT's configurations: a training each, and those that no other beats."""
+    from lorada.cli.checks import check_search
     from lorada.report.search import pareto_table
-    from lorada.run.search import search as run_search
-    from lorada.run.search import search_recipe
 
-    options = {"method": method, "model": model, "data": data, "eval_data": eval_data}
+    options: dict[str, Any] = {
+        "method": method, "model": model, "data": data, "eval_data": eval_data,
+    }  # fmt: skip
     pairs, chosen = list(overrides or []), {"output": output, "trust_remote_code": remote or None}
+    options = {**options, **chosen}
+    check_search(pairs, options, resume=resume, overwrite=overwrite)
+    with waiting(HEAVY, quiet=as_json):
+        from lorada.run.search import search as run_search
+        from lorada.run.search import search_recipe
+
     with aside(as_json):
-        recipe = search_recipe(pairs, {**options, **chosen}, resume=resume)
+        recipe = search_recipe(pairs, options, resume=resume).anywhere()
         report = partial(errors.print, highlight=False, soft_wrap=True)
         found = run_search(
             recipe, trials, sampler, resume=resume, overwrite=overwrite, report=report
@@ -191,8 +230,9 @@ def search(
         return
     console.print(pareto_table(found))
     # The last is the most accurate; what was searched with one seed is trained with another.
-    best = f"{found['pareto'][-1]['run']}/recipe.yaml"
-    suggest(f"lorada train {best} --output {output}/best training.seed={found['seed'] + 1}")
+    best = Path(found["pareto"][-1]["run"]) / "recipe.yaml"
+    seed = f"training.seed={found['seed'] + 1}"
+    suggest("train", best, "--output", Path(output) / "best", seed)
 
 
 @app.command()
@@ -204,7 +244,11 @@ def quickstart(
     as_json: Json = False,
 ) -> None:
     """Train LoRaDA-LA and a LoRA of no more parameters on SmolLM2-135M, and compare them."""
-    from lorada.run.quickstart import compare
+    from lorada.cli.checks import check_quickstart
+
+    check_quickstart(output, overwrite=overwrite)
+    with waiting(HEAVY, quiet=as_json):
+        from lorada.run.quickstart import compare
 
     report: Callable[..., Any] = errors.print if as_json else console.print
     with aside(as_json):
@@ -218,7 +262,7 @@ def quickstart(
     console.print(comparison_table(comparison))
     for line in drawn:
         console.print(line, soft_wrap=True, highlight=False)
-    suggest(f"lorada generate {output}/lorada_la --prompt $'{PROMPT}'")
+    suggest("generate", output / "lorada_la", also=f"--prompt $'{PROMPT}'")
 
 
 @app.command()
@@ -231,13 +275,19 @@ def export(
     remote: Remote = False,
     as_json: Json = False,
 ) -> None:
-    """Write a finished run as an ordinary model, with what cannot be merged as an adapter."""
+    """Write a finished run as one model folder, with an adapter for what cannot be merged."""
     if merge is None:
         raise ValueError(
             f"nothing to do without --merge DIR, which writes the base with every part merged that "
-            f"can be, and the rest to DIR/adapter; the adapter as it was trained is in {run}"
+            f"can be, and the rest as an adapter beside it; as it was trained, it is in {run}"
         )
-    from lorada.run.export import export as run_export
+    from lorada.cli.checks import check_run
+    from lorada.run.folder import refuse_target
+
+    check_run(run)
+    refuse_target(run, merge)
+    with waiting(HEAVY, quiet=as_json):
+        from lorada.run.export import export as run_export
 
     written = run_export(run, merge, trust_remote_code=remote)
     if as_json:
@@ -246,10 +296,10 @@ def export(
     merged, left = (", ".join(written[key]) or "nothing" for key in ("merged", "adapter"))
     console.print(f"{merge}: merged {merged}; adapter of {left}", highlight=False, soft_wrap=True)
     if written["labels"]:
-        suggest(f"cat {merge}/README.md")
+        next_is("cat", merge / "README.md")
         return
-    adapter = f",peft={merge}/adapter" if written["adapter"] else ""
-    suggest(f"lorada run lm_eval --model hf --model_args pretrained={merge}{adapter} --tasks …")
+    model = f"pretrained={merge}"
+    suggest("run", "lm_eval", "--model", "hf", "--model_args", model, "--tasks", "TASKS")
 
 
 # What follows the command's name, `--help` too, is for the command.

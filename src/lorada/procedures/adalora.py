@@ -2,7 +2,9 @@
 
 Zhang et al., "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning" (2023).
 PEFT has the tuner and the allocator, which do nothing unless each step calls them; without the
-calls AdaLoRA silently stays what it started as.
+calls AdaLoRA silently stays what it started as. Its schedule is in steps:
+
+    tinit steps at init_r | pruning every deltaT steps | tfinal steps at target_r, ranks fixed
 """
 
 import json
@@ -25,12 +27,17 @@ AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
 class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
     """Calls AdaLoRA's allocator after each optimizer step, alone or as a part of a stack.
 
+    A ``tinit``, ``tfinal`` or ``deltaT`` between 0 and 1 is a share of the run's steps, as a
+    ``warmup_steps`` is, and gives way where whole numbers beside it leave too few.
+
     Checkpoints hold every rank, pruned ones may grow back, and the scores so far, so that a run
     resumes as if it had not stopped. The adapter that is saved after training is pruned.
     """
 
     def __init__(self) -> None:
         self._pattern: dict[str, list[bool]] | None = None
+        # The phases as they were asked for, by what became of them: a second run may be longer.
+        self._asked: dict[tuple[int, int, int], tuple[float, float, float]] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -42,11 +49,11 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
         """
         self._tuner = _tuner_of(kwargs["model"])
         config = self._config
-        if config.tinit + config.tfinal >= state.max_steps:
-            raise ValueError(
-                f"AdaLoRA: tinit={config.tinit} and tfinal={config.tfinal} leave no step of "
-                f"{state.max_steps} to prune in: lower them, or train for longer"
-            )
+        phases = (config.tinit, config.tfinal, config.deltaT)
+        asked = self._asked.get(phases, phases)
+        steps = schedule(asked, state.max_steps)
+        self._asked = {steps: asked}
+        config.tinit, config.tfinal, config.deltaT = steps
         config.total_step = state.max_steps
         self._pattern, config.rank_pattern = None, None
         self._allocator.reset_ipt()
@@ -116,6 +123,31 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
             name: (torch.tensor(kept) | (parameters[name].detach().flatten().cpu() != 0)).tolist()
             for name, kept in self._pattern.items()
         }
+
+
+def schedule(phases: tuple[float, float, float], total: int) -> tuple[int, int, int]:
+    """``tinit``, ``tfinal`` and ``deltaT`` in steps, for a run of ``total`` steps.
+
+    Raises:
+        ValueError: if they leave no step to prune in.
+    """
+    tinit, tfinal, delta_t = phases
+    first, last = _share(tinit, total), _share(tfinal, total)
+    # What is masked for good as the last phase begins was scored in a step before.
+    if 0 < tfinal < 1:
+        last = max(0, min(last, total - max(2, first + 1)))
+    if 0 < tinit < 1:
+        first = max(0, min(first, total - 1 - last))
+    if total - last < max(2, first + 1):
+        raise ValueError(
+            f"AdaLoRA: tinit={first} and tfinal={last} leave no step of {total} to prune in: lower "
+            "them, or train for longer"
+        )
+    return first, last, max(1, _share(delta_t, total))
+
+
+def _share(value: float, steps: int) -> int:
+    return int(value * steps) if 0 < value < 1 else int(value)
 
 
 def _tuner_of(model: nn.Module) -> AdaLoraModel:

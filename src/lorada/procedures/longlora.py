@@ -11,10 +11,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lorada.attention import SHIFTED, dispatches, install
 from lorada.shifted import ShiftedGroups
+from lorada.tuners.lmam import self_attentions
 
 
 class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
-    """Makes every causal self-attention sparse while the model trains.
+    """Makes every self-attention sparse while the model trains.
+
+    The publication is about decoders; the groups of an encoder have no causal mask.
 
     Args:
         group_size: G, in tokens; None for a quarter of the padded length of each batch.
@@ -35,13 +38,14 @@ class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
         """Switch it on.
 
         Raises:
-            ValueError: for a model without causal attention that a mask can reach.
+            ValueError: for a model without self-attention that a mask can reach.
         """
         model: nn.Module = kwargs["model"]
-        found = [m for m in model.modules() if getattr(m, "is_causal", False) and dispatches(m)]
+        names = self_attentions(model)
+        found = [m for m in map(model.get_submodule, names) if dispatches(m)]
         if not found:
             raise ValueError(
-                "shifted sparse attention is for decoders whose attention transformers dispatches; "
+                "shifted sparse attention needs attention that transformers dispatches; "
                 f"this {type(getattr(model, 'base_model', model)).__name__} has none"
             )
         install()

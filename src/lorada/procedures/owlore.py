@@ -30,6 +30,8 @@ from lorada.procedures.outliers import outlier_ratios
 
 logger = logging.getLogger(__name__)
 
+LAYERS = 5  # that train at a time, where nobody says how many
+
 
 class OwLoreCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     """Trains γ layers at a time and drops the optimizer's memory of the others.
@@ -38,7 +40,7 @@ class OwLoreCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     ``Trainer(..., callbacks=[OwLoreCallback()])``.
 
     Args:
-        layers: γ, how many layers train at a time.
+        layers: γ, how many layers train at a time; None for 5, or all where there are fewer.
         every: K, steps from one draw to the next.
         weights: sampling weight of each layer; None for the outlier ratios of the model, measured
             on rows of the training set before the first step.
@@ -51,14 +53,14 @@ class OwLoreCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     def __init__(
         self,
-        layers: int = 5,
+        layers: int | None = None,
         every: int = 50,
         weights: Sequence[float] | None = None,
         sequences: int = 128,
         threshold: float = 13.0,
     ) -> None:
         for name, value in (("layers", layers), ("every", every), ("sequences", sequences)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         if threshold <= 0:
             raise ValueError(f"threshold={threshold} must be positive")
@@ -89,6 +91,13 @@ class OwLoreCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         let_gradients_through(model, args)
         self._switch = Switch(model)
         count = len(self._switch.layers)
+        if self.layers is None:
+            self.layers = min(LAYERS, count)
+            if count < LAYERS:
+                logger.warning(
+                    "OwLore trains %d layers at a time and %s has %d: taking all",
+                    LAYERS, type(model).__name__, count,
+                )  # fmt: skip
         if self.layers > count:
             raise ValueError(
                 f"layers={self.layers} of OwLore is more than the {count} layers of "
@@ -137,6 +146,7 @@ class OwLoreCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         """Train the layers of the period that a step is in, and no other."""
         assert self._switch is not None
         assert self.weights is not None
+        assert self.layers is not None
         weights = torch.tensor(self.weights, dtype=torch.float64)
         # A layer without outliers comes after all that have some, and is not out of reach.
         weights = weights.clamp_min(max(float(weights.max()), 1.0) * 1e-9)

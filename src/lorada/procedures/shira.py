@@ -17,6 +17,7 @@ from peft import PeftConfig, ShiraConfig
 from peft.tuners.shira import ShiraModel
 from torch import Tensor, nn
 
+from lorada.processes import from_first
 from lorada.progress import watched
 from lorada.tuners import LoradaConfig
 from lorada.tuners.placing import all_or_nothing
@@ -59,7 +60,10 @@ def snip(
         for part in parts
         for module in _targets(model, part)
     }
-    mask_fn = _mask_function(_best_entries(model, chosen, counts))
+    best = _best_entries(model, chosen, counts)
+    # Of several processes all take the first's, as equal scores may be told apart otherwise there.
+    entries = from_first(lambda: [best[module].cpu() for module in counts])
+    mask_fn = _mask_function(dict(zip(counts, entries, strict=True)))
     for part in parts:
         part.mask_type, part.mask_fn = "snip", mask_fn
     return config

@@ -2,7 +2,9 @@
 
     g ← T( optimizer step on g )
 
-with T the soft threshold, at ξ = ηλ (publication) or at a constant ξ (released code).
+with T the soft threshold, at ξ = ηλ (publication) or at a constant ξ (released code). The released
+code has a penalty λ · mean|g| in the loss besides; here its gradient is the one that a step begins
+with, so that it is accumulated, clipped and scaled as the loss's own.
 """
 
 import math
@@ -20,6 +22,8 @@ from lorada.tuners.sora import THRESHOLDS, SoraLayer, sora_count
 class SoraCallback(TrainerCallback):  # type: ignore[misc]
     """Thresholds the gates after each optimizer step, and keeps weight decay off them.
 
+    The penalty on the gates, if there is one, is an option of ``SoraConfig``.
+
     It holds no state of its own: what it does follows from the step, so runs resume exactly.
 
     Args:
@@ -27,7 +31,6 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
         threshold: ``soft`` (publication) or ``released`` (the code, which zeroes up to 2ξ).
         times_learning_rate: whether the threshold is ξ times the learning rate of the step, as in
             the publication's ηλ, instead of ξ.
-        l1: λ of a penalty λ · mean|g| over all gates. Its gradient is added behind the clipping.
         sweep: further thresholds, each for ``sweep_epochs`` at the end of training. The adapter of
             each is saved as ``output_dir/xi-VALUE``.
         sweep_epochs: epochs that each threshold of the sweep lasts.
@@ -41,11 +44,10 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
         xi: float = 3e-4,
         threshold: str = "soft",
         times_learning_rate: bool = False,
-        l1: float = 0.0,
         sweep: tuple[float, ...] | list[float] = (),
         sweep_epochs: float = 15.0,
     ) -> None:
-        for name, value in (("xi", xi), ("l1", l1), *(("sweep", value) for value in sweep)):
+        for name, value in (("xi", xi), *(("sweep", value) for value in sweep)):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name}={value!r} must be a number from 0 on")
         if threshold not in THRESHOLDS:
@@ -53,8 +55,7 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
             raise ValueError(f"threshold={threshold!r} is not one of {listed}")
         if not 0 < sweep_epochs < math.inf:
             raise ValueError(f"sweep_epochs={sweep_epochs!r} must be a number above 0")
-        self.xi, self.l1 = xi, l1
-        self.threshold = THRESHOLDS[threshold]
+        self.xi, self.threshold = xi, THRESHOLDS[threshold]
         self.times_learning_rate = times_learning_rate
         self.sweep, self.sweep_epochs = tuple(sweep), sweep_epochs
         self._before: list[torch.Tensor] = []
@@ -62,35 +63,49 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Check that there is something to threshold, and time for the sweep.
+        """Check that there is something to threshold, a way to penalise, and time for the sweep.
 
         Raises:
             ValueError: if not.
         """
         if not gates_of(kwargs["model"]):
             raise ValueError("no SoRA gates train here: add a SoraConfig to the model's adapter")
+        if getattr(args, "deepspeed", None) and any(_penalties(kwargs["model"]).values()):
+            raise ValueError(
+                "sora.penalty is added to the gradients that a step begins with, which DeepSpeed "
+                "keeps to itself: use penalty=0, DDP or FSDP"
+            )
         if self.sweep and self._sweep_start(state) <= 0:
             raise ValueError(
                 f"{len(self.sweep)} thresholds of {self.sweep_epochs:g} epochs each leave none of "
                 f"num_train_epochs={args.num_train_epochs:g} for training before the sweep"
             )
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin the gradients of the gates with the penalty's, λ · sign(g) / number of gates."""
+        penalties = _penalties(kwargs["model"])
+        number = sum(gate.numel() for gate in penalties)
+        scaler = getattr(kwargs["optimizer"], "scaler", None)  # of fp16, which all gradients have
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        for gate, penalty in penalties.items():
+            if penalty:
+                gate.grad = gate.detach().sign() * (penalty / number * scale)
+
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Add the penalty's gradient, and undo beforehand the decay that AdamW is about to do.
+        """Undo beforehand the decay that AdamW is about to do.
 
         The Trainer puts the gates into the group that decays, and SoRA's do not.
         """
         gates = gates_of(kwargs["model"])
-        number = sum(gate.numel() for gate in gates)
         groups = _groups(kwargs["optimizer"])
         self._before = [gate.detach().clone() for gate in gates]
         for gate in gates:
             if gate.grad is None:
                 continue
-            if self.l1:
-                gate.grad.add_(gate.detach().sign(), alpha=self.l1 / number)
             if decay := _decay(kwargs["optimizer"], groups[gate]):
                 gate.data.div_(1 - decay)
 
@@ -197,6 +212,17 @@ SPACINGS = {
 def gates_of(model: nn.Module) -> list[nn.Parameter]:
     """The gates that train."""
     return [gate for _, gate in trained(model, SoraLayer, "lora_gate")]
+
+
+def _penalties(model: nn.Module) -> dict[nn.Parameter, float]:
+    """The gates that train, each with the λ of its config."""
+    return {
+        gate: layer.configs[name].penalty
+        for layer in model.modules()
+        if isinstance(layer, SoraLayer)
+        for name, gate in layer.lora_gate.items()
+        if gate.requires_grad
+    }
 
 
 def adapters_of(model: nn.Module) -> list[str]:

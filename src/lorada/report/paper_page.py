@@ -159,9 +159,9 @@ def _about(results: Results) -> list[str]:
         f"seed{'s' if len(seeds) > 1 else ''} {_listed(seeds)}{spread}."
     ]
     protocols = _listed(p for r in results if (p := r["recipe"].get("protocol")))
-    trained = _listed(f"{r['data']['rows']:,}" for r in results if "data" in r)
+    trained = _listed(f"{r['data']['rows']:,}" for r in results if r.get("data"))
     sets = _listed(on for r in results if (on := r["recipe"].get("train_on")))
-    places = _listed(p for r in results if (p := r.get("data", {}).get("source")))
+    places = _listed(p for r in results if (p := (r.get("data") or {}).get("source")))
     parts = [
         f"protocol: {protocols}" if protocols else "",
         f"rows to learn from: {trained}" if trained else "",

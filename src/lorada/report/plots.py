@@ -13,6 +13,7 @@ from lorada.files import written_whole
 BLOCKS = " ▁▂▃▄▅▆▇█"
 STYLES = ("o-", "s--", "^-.", "v:", "D-", "x--", "P-.", "*:")  # told apart without colours
 MARKERS = "osD^vP*<X>d"
+LARGEST = 12  # inches of a map's side: a larger picture takes long to draw and shows no more
 SHADES = 6  # of viridis, from dark to light; prime to the number of markers: 66 different points
 
 
@@ -35,12 +36,12 @@ def loss_chart(losses: Sequence[float], width: int = 60, height: int = 6) -> str
     return "\n".join(lines)
 
 
-def loss_png(runs: dict[str, Sequence[dict[str, Any]]], path: Path) -> None:
+def loss_png(runs: dict[str, Sequence[dict[str, Any]]], *paths: Path) -> None:
     """Loss over steps of one or more runs.
 
     Args:
         runs: name → history of a ``result.json`` (``step`` and ``loss``).
-        path: PNG file to write.
+        paths: files to write, PNG or SVG by their names.
 
     Raises:
         ImportError: if matplotlib is missing, naming the extra.
@@ -50,14 +51,16 @@ def loss_png(runs: dict[str, Sequence[dict[str, Any]]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(6, height), layout="constrained")
     names = telling(list(runs))
     for name, history, style in zip(names, runs.values(), cycle(STYLES), strict=False):
-        lines = [entry for entry in history if "loss" in entry]
+        lines = [e for e in history if None not in (e.get("loss"), e.get("step"))]
         steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
-        axes.plot(steps, losses, style, markersize=4, label=name)
+        axes.plot(steps, losses, style, markersize=4, label=_literal(name))
     axes.set(xlabel="optimizer steps", ylabel="training loss")
     axes.grid(alpha=0.3)
     if len(runs) > 1:
-        figure.legend(loc="outside lower center", fontsize="small")
-    _save(figure, path)
+        # Told its names: of its own accord it leaves out those that begin with an underscore.
+        named = map(_literal, names)
+        figure.legend(axes.lines, named, loc="outside lower center", fontsize="small")
+    _save(figure, paths)
 
 
 def telling(names: list[str]) -> list[str]:
@@ -73,7 +76,7 @@ def telling(names: list[str]) -> list[str]:
 def attention_maps(
     tokens: Sequence[str],
     maps: dict[str, tuple[Sequence[Sequence[float]], float | None]],
-    path: Path,
+    *paths: Path,
     title: str = "",
 ) -> None:
     """Heatmaps side by side, like Figure 1 of the paper.
@@ -85,26 +88,30 @@ def attention_maps(
     Args:
         tokens: the tokens along both axes.
         maps: panel title → (queries × keys, share of entries below 0, or None for none to show).
-        path: file to write, PNG or SVG by its name.
+        paths: files to write, PNG or SVG by their names.
         title: line above the panels.
 
     Raises:
         ImportError: if matplotlib is missing, naming the extra.
     """
     plt = _pyplot()
-    size = max(3.2, 0.24 * len(tokens))
+    size = min(max(3.2, 0.24 * len(tokens)), LARGEST)
+    # Of a long text, every second or third token is named, so that none lies on another.
+    every = math.ceil(len(tokens) / (size * 11))
+    places, names = range(0, len(tokens), every), [_literal(t) for t in tokens[::every]]
+    letters = {"fontsize": 7 if size > 0.14 * len(names) else 5}
     figure, axes = plt.subplots(
         1, len(maps), figsize=(len(maps) * (size + 0.6), size + 0.9), layout="constrained"
     )
     for axis, (name, (values, ratio)) in zip(axes, maps.items(), strict=True):
         image = _signed(axis, values)
-        axis.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7)
-        axis.set_yticks(range(len(tokens)), tokens, fontsize=7)
+        axis.set_xticks(places, names, rotation=90, **letters)
+        axis.set_yticks(places, names, **letters)
         axis.set_title(name if ratio is None else f"{name}\n(Neg Rat: {100 * ratio:.2f}%)")
         figure.colorbar(image, ax=axis, shrink=0.75)
     if title:
-        figure.suptitle(title)
-    _save(figure, path)
+        figure.suptitle(_literal(title))
+    _save(figure, paths)
 
 
 def _signed(axis: Any, values: Sequence[Sequence[float]]) -> Any:
@@ -124,7 +131,7 @@ def _signed(axis: Any, values: Sequence[Sequence[float]]) -> Any:
     return image
 
 
-def layers_figure(found: dict[str, Any], path: Path) -> None:
+def layers_figure(found: dict[str, Any], *paths: Path) -> None:
     """Maps of up to four layers, and the negative ratio over all, like Figure 3 of the paper.
 
     A panel is one head's map of one row, and its title has that map's own ratio; the curves are
@@ -133,7 +140,7 @@ def layers_figure(found: dict[str, Any], path: Path) -> None:
     Args:
         found: ``layers`` (``map`` and its ``shown_ratio``, of the first row and head; the means
             ``negative_ratio`` and ``map_negative_ratio``), ``rows`` and ``task``.
-        path: file to write, PNG or SVG by its name.
+        paths: files to write, PNG or SVG by their names.
     """
     plt = _pyplot()
     layers = found["layers"]
@@ -160,17 +167,17 @@ def layers_figure(found: dict[str, Any], path: Path) -> None:
     mean = f"mean over all heads and {found['rows']} rows of {found['task']}"
     ratio_axis.set_title(f"{mean}\n(the maps above: of the first row)", fontsize=9)
     ratio_axis.legend()
-    _save(figure, path)
+    _save(figure, paths)
 
 
 def sweep_figure(
-    scores: Mapping[tuple[int, int], Sequence[float]], path: Path, title: str, metric: str
+    scores: Mapping[tuple[int, int], Sequence[float]], *paths: Path, title: str, metric: str
 ) -> None:
     """Mean score over heads and ranks, like Figure 4 of the paper.
 
     Args:
         scores: (heads, rank) → one score a seed.
-        path: file to write, PNG or SVG by its name.
+        paths: files to write, PNG or SVG by their names.
         title: line above.
         metric: name of the score.
     """
@@ -192,10 +199,10 @@ def sweep_figure(
     axis.set_xticks(range(len(ranks)), ranks)
     axis.set_yticks(range(len(heads)), heads)
     figure.colorbar(image, ax=axis, label=metric)
-    _save(figure, path)
+    _save(figure, paths)
 
 
-def scatter_figure(points: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+def scatter_figure(points: Sequence[dict[str, Any]], *paths: Path, title: str) -> None:
     """Score over trained parameters, one point a row, its spread over seeds as a bar.
 
     Points of one shape differ in how dark they are, so that they do in print as well.
@@ -203,7 +210,7 @@ def scatter_figure(points: Sequence[dict[str, Any]], path: Path, title: str) -> 
     Args:
         points: ``label``, ``percent`` (trained, of the base), ``scores`` (one a seed, means over
             columns).
-        path: file to write, PNG or SVG by its name.
+        paths: files to write, PNG or SVG by their names.
         title: line above.
     """
     plt = _pyplot()
@@ -223,7 +230,7 @@ def scatter_figure(points: Sequence[dict[str, Any]], path: Path, title: str) -> 
     axis.set_xscale("log")
     axis.grid(alpha=0.3)
     figure.legend(fontsize=8, loc="outside right center", ncols=columns)
-    _save(figure, path)
+    _save(figure, paths)
 
 
 def _pyplot() -> Any:
@@ -237,7 +244,15 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _save(figure: Any, path: Path) -> None:
-    with written_whole(path) as fresh:
-        figure.savefig(fresh, dpi=150)
+def _literal(text: str) -> str:
+    """A text in which a dollar is a dollar, and does not begin a formula."""
+    return text.replace("$", r"\$")
+
+
+def _save(figure: Any, paths: Sequence[Path]) -> None:
+    """Write a figure to files, laid out once."""
+    for path in paths:
+        with written_whole(path) as fresh:
+            figure.savefig(fresh, dpi=150)
+        figure.set_layout_engine("none")
     _pyplot().close(figure)

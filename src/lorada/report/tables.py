@@ -15,9 +15,21 @@ from typing import Any
 import yaml
 from rich.table import Table
 
+from lorada.report.methods import NOT_FROM_THE_PAPER
+
 NOTHING = "–"
 MEAN = "mean"
 AVERAGE = "avg"  # as the paper's own column of it is called
+# What LaTeX would take for its own, and the signs that its text fonts do not have.
+LATEX = str.maketrans({
+    **{sign: f"\\{sign}" for sign in "&#{}_%$"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+    NOTHING: "--",
+    "¬": r"$\neg$",
+    "±": r"$\pm$",
+})  # fmt: skip
 
 
 Columns = dict[str, tuple[str, str | None]]  # name → (task, metric), None for the first metric
@@ -132,6 +144,8 @@ def measured_line(
     shares = {f"{r['parameters']['percent']:.3f}%" for r in results}
     minutes = sum(r["wall_time_s"] for r in results) / 60 if results else None
     percent = " / ".join(sorted(shares)) or NOTHING
+    if any(r.get("settings_from", "").startswith(NOT_FROM_THE_PAPER) for r in results):
+        label = f"{label} (settings {NOT_FROM_THE_PAPER})"
     return Line(label, "ours", percent, scores, minutes=minutes)
 
 
@@ -141,10 +155,13 @@ def _score(metrics: dict[str, Any], name: str | None) -> float:
 
 def main_metric(metrics: dict[str, Any]) -> str:
     """Of a task's scores, the one that stands in a table by the name of the task."""
-    return next(key for key in metrics if key != "n")
+    found = next((key for key in metrics if key != "n"), None)
+    if found is None:
+        raise ValueError("a stored result has a task without a score: delete it and run it again")
+    return found
 
 
-def _cell(page: Page, line: Line, name: str, plus_minus: str) -> str:
+def _cell(page: Page, line: Line, name: str) -> str:
     values = line.scores.get(name)
     if not values:
         return NOTHING
@@ -152,12 +169,12 @@ def _cell(page: Page, line: Line, name: str, plus_minus: str) -> str:
     spread = line.spread.get(name)
     if len(values) > 1:
         spread = statistics.stdev(values)
-    return text if spread is None else f"{text}{plus_minus}{spread:.{page.digits}f}"
+    return text if spread is None else f"{text} ± {spread:.{page.digits}f}"
 
 
-def _cells(page: Page, line: Line, plus_minus: str = " ± ") -> list[str]:
+def _cells(page: Page, line: Line) -> list[str]:
     cells = [line.label, line.source, line.percent]
-    cells += [_cell(page, line, name, plus_minus) for name in page.columns]
+    cells += [_cell(page, line, name) for name in page.columns]
     return [*cells, NOTHING if line.minutes is None else f"{line.minutes:.1f}"]
 
 
@@ -186,7 +203,7 @@ def markdown(page: Page) -> str:
 
 
 def _bar(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def comma_separated(page: Page) -> str:
@@ -209,13 +226,13 @@ def comma_separated(page: Page) -> str:
 def latex(page: Page) -> str:
     """A ``tabular`` for booktabs, the notes as comments above it."""
     header = _header(page)
-    lines = [f"% {note}" for note in page.notes]
+    lines = [f"% {' '.join(note.split())}" for note in page.notes]
     lines += [rf"\begin{{tabular}}{{lll{'r' * (len(header) - 3)}}}", r"\toprule"]
     lines += [_ampersands(header), r"\midrule"]
-    lines += [_ampersands(_cells(page, line, r" $\pm$ ")) for line in page.lines]
+    lines += [_ampersands(_cells(page, line)) for line in page.lines]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def _ampersands(cells: list[str]) -> str:
-    plain = [c.replace("%", r"\%").replace("_", r"\_").replace(NOTHING, "--") for c in cells]
-    return " & ".join(c.replace("¬", r"$\neg$") for c in plain) + r" \\"
+    row = " & ".join(cell.translate(LATEX) for cell in cells) + r" \\"
+    return f"{{}}{row}" if row.startswith(("[", "*")) else row  # else of the line break before it

@@ -1,15 +1,17 @@
 """What a finished training looks like, in a terminal and as a picture."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from lorada.errors import saving
+from lorada.report.methods import NOT_FROM_THE_PAPER
 from lorada.report.plots import loss_chart, loss_png
 
 
 def draw_loss(run: Path, result: dict[str, Any]) -> str:
     """Write ``loss.png`` into a run folder, and say where it is or why there is none."""
-    complete = f"The run itself is complete: lorada evaluate {run}"
+    complete = f"The run itself is complete: lorada evaluate {quote(str(run))}"
     try:
         with saving(run / "loss.png", complete):
             loss_png({result["method"]: result["history"]}, run / "loss.png")
@@ -20,9 +22,11 @@ def draw_loss(run: Path, result: dict[str, Any]) -> str:
 
 def training_summary(result: dict[str, Any]) -> str:
     """The loss curve in characters, and a line on what was trained."""
-    losses = [entry["loss"] for entry in result["history"] if "loss" in entry]
+    losses = [loss for entry in result["history"] if (loss := entry.get("loss")) is not None]
     count, effect = result["parameters"], result["effect_size"]
     text = f", effect size {effect:.2g}" if effect is not None else ""
+    ours = result.get("settings_from", "").startswith(NOT_FROM_THE_PAPER)
+    text += f"\nsettings {result['settings_from']}" if ours else ""
     return (
         f"{loss_chart(losses)}\n"
         f"{result['method']} on {result['model']}: {count['trainable']:,} parameters "

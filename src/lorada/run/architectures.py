@@ -4,9 +4,10 @@ Sizes as in the models' published configs. Where the config class of transformer
 value as its default, it is left out.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, PretrainedConfig
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 LLAMA_7B: dict[str, Any] = {"model_type": "llama"}  # the class's defaults are its sizes
 MBART_SIZES: dict[str, Any] = {
@@ -71,6 +72,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def named_config(name: str) -> PretrainedConfig:
+def named_config(name: str) -> "PretrainedConfig":
     """The config of a name in ``ARCHITECTURES``."""
+    from transformers import AutoConfig
+
     return AutoConfig.for_model(**ARCHITECTURES[name])

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lorada.processes import anywhere, together
 from lorada.run.folder import checkpoints
 from lorada.run.seal import SEAL_FILE, seal
 
@@ -56,12 +57,16 @@ class StopOnNaN(TrainerCallback):  # type: ignore[misc]
             value = torch.nn.utils.get_total_norm(
                 [p.grad for p in model.parameters() if p.grad is not None]
             )
-        if value is None or torch.isfinite(value):
+        # All processes stop before a step that one of them must not take.
+        if not anywhere(value is not None and not torch.isfinite(value), args.device):
             return
-        raise DivergedError(
-            f"the {what} became {float(value)} at step {state.global_step + 1}; "
-            f"{_last_good(Path(args.output_dir), state.global_step)}"
-        )
+        with together():
+            if value is None or torch.isfinite(value):
+                return
+            raise DivergedError(
+                f"the {what} became {float(value)} at step {state.global_step + 1}; "
+                f"{_last_good(Path(args.output_dir), state.global_step)}"
+            )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -87,8 +92,9 @@ class StopOnNaN(TrainerCallback):  # type: ignore[misc]
         self._handle.remove()
 
 
+@together()
 def refuse_broken(model: nn.Module, args: TrainingArguments, state: TrainerState) -> None:
-    """Refuse weights that are no numbers.
+    """Refuse weights that are no numbers, in any process.
 
     Raises:
         DivergedError: naming the first such weight, the step and the last good checkpoint.
@@ -117,6 +123,7 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.interrupted = False
+        self._pressed = False  # in this process; in a launch of many each may get its own
         self._previous: Any = None
 
     def on_train_begin(
@@ -129,14 +136,15 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
             self._previous = None
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.interrupted:
+        if self._pressed:
             raise KeyboardInterrupt
-        self.interrupted = True
+        self._pressed = self.interrupted = True
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Save and stop if Ctrl-C was pressed."""
+        """Save and stop if Ctrl-C was pressed; all processes after the same step."""
+        self.interrupted = anywhere(self.interrupted, args.device)
         if self.interrupted:
             control.should_save = True
             control.should_training_stop = True

@@ -52,29 +52,31 @@ tags:
 
 # {model} after {method}
 
-Written by `lorada export` {version}: {merged}.
+Written by `lorada export` {version}: {merged}{left}.
 
 ```python
-from transformers import {auto}, AutoTokenizer
+{imported}from transformers import {auto}, AutoTokenizer
 
 model = {auto}.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
 """
 
+# What the card of a folder says that holds an adapter too.
 LEFT = """
-That is not yet the model that was trained: {left} cannot be merged into weights, so the rest is an
-adapter in `adapter/`.
+The first line matters: `from_pretrained` places the adapter too, and without lorada it ends in
+`KeyError: '{peft_type}'`. A program that you cannot change (`transformers serve`, `lm_eval` …)
+loads the folder when it is started with `lorada run` before its name. Where peft is not installed,
+transformers reads the base alone and says nothing, and so may runtimes that know no peft.
+
+The folder may be moved. On the hub, transformers looks for the base where `adapter_config.json`
+says: before you push, write the id of this repository into `base_model_name_or_path`.
+
+The base without the adapter, as a second adapter or `PeftModel.from_pretrained` needs it:
 
 ```python
-import lorada  # registers the adapter types; without it PEFT ends in KeyError: '{peft_type}'
-from peft import PeftModel
-
-model = PeftModel.from_pretrained(model, "path/to/this/folder/adapter")
+base = {auto}.from_pretrained("path/to/this/folder", adapter_kwargs={{"subfolder": "none"}})
 ```
-
-A program that you cannot change (`lm_eval`, `trl`, `accelerate launch` …) loads both when it is
-started with `lorada run` before its name.
 """
 
 SHOWN = (
@@ -134,13 +136,16 @@ def write_export_card(
         text = "the base as it was, since nothing of the method can be merged"
     else:
         text = "the model as it was trained"
+    auto, name = f"AutoModelFor{HEADS[task_type]}", LoradaType.LORADA.value
     card = EXPORTED.format(
         model=recipe.model,
         method=recipe.method,
         version=__version__,
         merged=text,
-        auto=f"AutoModelFor{HEADS[task_type]}",
+        left=f", and an adapter of {' and '.join(left)} beside it" if left else "",
+        imported=f"import lorada  # else: KeyError: '{name}'\n" if left else "",
+        auto=auto,
     )
     if left:
-        card += LEFT.format(left=" and ".join(left), peft_type=LoradaType.LORADA.value)
+        card += LEFT.format(peft_type=name, auto=auto)
     write_whole(folder / "README.md", card)

@@ -13,8 +13,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lorada.attention import Observation, observe
 from lorada.explain import ratio_of, squared_norms
+from lorada.processes import gathered
 
 logger = logging.getLogger(__name__)
+
+Sums = dict[str, list[tuple[Tensor, Tensor]]]  # squared norms of each call, by layer
 
 NEGLIGIBLE = 1e-3  # effect sizes below this are reported as doing nothing
 
@@ -37,7 +40,7 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.by_layer: dict[str, float] = {}
-        self._sums: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._sums: Sums = {}
         self._names: dict[nn.Module, str] = {}
         self._watching: weakref.finalize[..., EffectSize] | None = None
 
@@ -92,7 +95,8 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
         """Stop measuring."""
         self.stop()
         if self._sums:
-            self.by_layer = {name: ratio_of(calls) for name, calls in self._sums.items()}
+            sums = _of_all(self._sums) if args.world_size > 1 else self._sums
+            self.by_layer = {name: ratio_of(calls) for name, calls in sums.items()}
 
     def on_log(
         self,
@@ -128,3 +132,9 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
         """The mean over layers at the last measurement; NaN before the first."""
         values = list(self.by_layer.values())
         return sum(values) / len(values) if values else float("nan")
+
+
+def _of_all(sums: Sums) -> Sums:
+    """The squared norms of all processes, each of which has read its share of the batch."""
+    shares = gathered({name: [(a.cpu(), b.cpu()) for a, b in sums[name]] for name in sums})
+    return {name: [call for share in shares for call in share[name]] for name in sums}

@@ -10,7 +10,6 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 
-from lorada.errors import saving
 from lorada.progress import watched
 from lorada.run.choices import cached_scores, likeliest, needs_whole, sequence_scores
 from lorada.run.data import JSONL, Rows, load_rows, sampled, scored_rows
@@ -18,7 +17,7 @@ from lorada.run.encoding import collator, encode_options, encode_rows, lengths_o
 from lorada.run.generate import generate
 from lorada.run.loaded import Run
 from lorada.run.perplexity import slide
-from lorada.run.result import RESULT_FILE, read_result, write_result
+from lorada.run.result import keep_scores
 from lorada.tasks.encode import IGNORED, prompt_of
 from lorada.tasks.rows import Form
 from lorada.tasks.task import Metrics
@@ -80,14 +79,9 @@ def _kept(run: Run, sets: dict[str, Rows], *, base: bool) -> dict[str, dict[str,
         with scoring(run, base=base):
             scores = score(run, rows)
         found[name] = {"n": len(rows.rows), **scores, "sha256": rows.fingerprint}
-        result = read_result(run.folder)
-        result["metrics"][f"{name}{' (base)' if base else ''}"] = found[name]
-        if "unparsable" in scores and not base:
-            before = result.get("unparsable")
-            before = before if isinstance(before, dict) else {}
-            result["unparsable"] = {**before, name: scores["unparsable"]}
-        with saving(run.folder / RESULT_FILE, "Free space, then run the command again"):
-            write_result(run.folder, result)
+        asked = "unparsable" in scores and not base
+        unparsable = {name: scores["unparsable"]} if asked else None
+        keep_scores(run.folder, {f"{name}{' (base)' if base else ''}": found[name]}, unparsable)
     return found
 
 

@@ -1,12 +1,12 @@
-"""``lorada export RUN --merge DIR``: a run as an ordinary model, and an adapter for what is left.
+"""``lorada export RUN --merge DIR``: a run as one model folder, with an adapter for what is left.
 
-Maps and bottlenecks cannot be folded into weights, every other part can. So DIR gets the base
-with those parts merged, and ``DIR/adapter`` the maps and bottlenecks, if there are any; without
-them DIR is a plain transformers model, which needs neither peft nor lorada.
+Maps and bottlenecks cannot be folded into weights, every other part can. So DIR gets the base with
+those parts merged, and beside it, in ``adapter_config.json`` and ``adapter_model.safetensors``, the
+maps and bottlenecks, if there are any. transformers loads both from there, once lorada has been
+imported, and ends in an error before; without them DIR is a plain model, which needs no lorada.
 """
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ from lorada.errors import saving
 from lorada.files import written_whole
 from lorada.run.adapt import task_type
 from lorada.run.card import write_export_card
+from lorada.run.folder import refuse_target
 from lorada.run.loaded import Run, load_run
 from lorada.tasks.rows import HEADED
 
 logger = logging.getLogger(__name__)
 
-ADAPTER = "adapter"
+# transformers takes the base from beside the adapter in a local folder, and elsewhere from what the
+# adapter names: the path of DIR would be wrong once it is moved, the first base wrong anywhere.
+BESIDE = "the base is beside this adapter: load a local copy of the folder"
 
 
 def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -40,7 +43,7 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
         ValueError: if the run is not finished, the target is not free, or the base is quantised.
         OSError: if the disk is full; nothing is left of the target then.
     """
-    _refuse_taken(folder, target)
+    refuse_target(folder, target)
     run = load_run(folder, trust_remote_code=trust_remote_code)
     if getattr(run.model.config, "quantization_config", None) is not None:
         raise ValueError(
@@ -59,10 +62,10 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
         )
     again = "Free space, then run the command again"
     with saving(target, again), written_whole(target) as fresh:
-        _write(model, run, fresh, target)
+        _write(model, run, fresh)
         task = task_type(run.model.config, classifies=run.form in HEADED)
         write_export_card(fresh, run.recipe, merged, left, task)
-        _refuse_taken(folder, target)  # what somebody has put there since stays
+        refuse_target(folder, target)  # what somebody has put there since stays
     return {
         "folder": str(target),
         "merged": merged,
@@ -77,25 +80,16 @@ def kinds(model: PeftModel | PreTrainedModel) -> list[str]:
     return [str(getattr(part.peft_type, "value", part.peft_type)) for part in parts]
 
 
-def _refuse_taken(folder: Path, target: Path) -> None:
-    if folder.resolve() in (target.resolve(), *target.resolve().parents):
-        raise ValueError(f"{target} lies in the run itself: choose a folder outside {folder}")
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"{target} is a file: choose a new folder")
-    if target.is_dir() and os.listdir(target):
-        raise ValueError(f"{target} is not empty: choose a new folder")
-
-
-def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path, target: Path) -> None:
-    """Write model, tokenizer and what is left as an adapter; ``target`` is where they will be."""
+def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path) -> None:
+    """Write model, tokenizer and what is left as an adapter."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if run.labels:
         base.config.id2label = dict(enumerate(run.labels))
         base.config.label2id = {label: i for i, label in enumerate(run.labels)}
     if isinstance(model, PeftModel):
-        model.peft_config["default"].base_model_name_or_path = str(target.resolve())
+        model.peft_config["default"].base_model_name_or_path = BESIDE
         # Whatever the embeddings are, the exported base has them; PEFT would look for it to see.
-        model.save_pretrained(fresh / ADAPTER, save_embedding_layers=False)
+        model.save_pretrained(fresh, save_embedding_layers=False)
         base = model.unload()
     base.save_pretrained(fresh)
     run.tokenizer.save_pretrained(fresh)

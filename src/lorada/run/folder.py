@@ -7,6 +7,7 @@ removed.
 
 import json
 import logging
+import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lorada.files import scratch_folder, write_whole
-from lorada.run.recipe import RECIPE_FILE, Recipe, saved_recipe
+from lorada.processes import count
+from lorada.run.recipe import PATHS, RECIPE_FILE, Recipe, saved_recipe
 from lorada.run.result import RESULT_FILE
 from lorada.run.seal import broken_seal, is_sealed
 
@@ -28,7 +30,10 @@ RUN_FILES = (RECIPE_FILE, RESULT_FILE, ROWS_FILE, "loss.png", "adapter", "model"
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # The Trainer writes trainer_state.json last, and removes older checkpoints only after it.
-CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+CHECKPOINT_FILES = ("trainer_state.json", "scheduler.pt")
+# What FSDP writes: each state in one file, or a folder of shares whose list of contents comes last.
+OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
+SHARES = ("optimizer_0/.metadata", "pytorch_model_fsdp_0/.metadata")
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,29 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
             complete or had another recipe.
     """
     run = Path(recipe.output)
+    refuse_taken(run, recipe.from_adapter, resume=resume, overwrite=overwrite)
+    if not holds_run(run):
+        return Start()
+    if overwrite:
+        return Start(clear=True)
+    same_recipe(saved_recipe(run / RECIPE_FILE), recipe)
+    checkpoint = last_whole_checkpoint(run)
+    if checkpoint is None:
+        logger.warning("%s has no whole checkpoint yet: starting from the beginning", run)
+    elif (before := processes_of(checkpoint)) != count():
+        raise ValueError(
+            f"{checkpoint} was saved by {before}, not {count()} process(es): start as many, or "
+            "start again with --overwrite"
+        )
+    return Start(checkpoint=checkpoint)
+
+
+def refuse_taken(run: Path, start_from: str | None, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder to which a run may not be written, whatever else its recipe says.
+
+    Raises:
+        ValueError: as ``check_folder``, but for the recipe of the run to resume.
+    """
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
     found = run_files(run)
@@ -57,23 +85,30 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
                 f"{run} has {found[0].name} but no {RECIPE_FILE}, so it is not a run: "
                 "choose another --output"
             )
-        return Start()
-    if overwrite:
-        start_from = Path(recipe.from_adapter).resolve() if recipe.from_adapter else None
-        if start_from is not None and run.resolve() in (start_from, *start_from.parents):
-            raise ValueError(f"--overwrite would delete {recipe.from_adapter}, which --from reads")
-        return Start(clear=True)
-    if not resume:
+    elif overwrite:
+        source = Path(start_from).resolve() if start_from else None
+        if source is not None and run.resolve() in (source, *source.parents):
+            raise ValueError(f"--overwrite would delete {start_from}, which --from reads")
+    elif not resume:
         raise ValueError(
             f"{run} already holds a run: use --resume, --overwrite or another --output"
         )
-    if (run / RESULT_FILE).is_file():
+    elif (run / RESULT_FILE).is_file():
         raise ValueError(f"{run} is complete: evaluate it, or train again with --overwrite")
-    same_recipe(saved_recipe(run / RECIPE_FILE), recipe)
-    checkpoint = last_whole_checkpoint(run)
-    if checkpoint is None:
-        logger.warning("%s has no whole checkpoint yet: starting from the beginning", run)
-    return Start(checkpoint=checkpoint)
+
+
+def refuse_target(folder: Path, target: Path) -> None:
+    """Refuse a place to which what is made of a run may not be written.
+
+    Raises:
+        ValueError: if it is in the run, or not a new or empty folder.
+    """
+    if folder.resolve() in (target.resolve(), *target.resolve().parents):
+        raise ValueError(f"{target} lies in the run itself: choose a folder outside {folder}")
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file: choose a new folder")
+    if target.is_dir() and any(target.iterdir()):
+        raise ValueError(f"{target} is not empty: choose a new folder")
 
 
 def holds_run(run: Path) -> bool:
@@ -143,8 +178,17 @@ def differences(before: Recipe, now: Recipe) -> Iterator[tuple[str, Any, Any]]:
     old = before.model_dump()
     for key, value in now.model_dump().items():
         # Whether foreign code may run is asked anew each time; rows have a fingerprint of theirs.
-        if old[key] != value and key not in ("output", "trust_remote_code", "data_dir"):
+        if key not in ("output", "trust_remote_code", "data_dir") and not _same(
+            key, old[key], value
+        ):
             yield key, old[key], value
+
+
+def _same(key: str, old: Any, value: Any) -> bool:
+    """Whether two values of a setting are one: a path is, however it is written."""
+    if key in PATHS and isinstance(old, str) and isinstance(value, str):
+        return os.path.realpath(old) == os.path.realpath(value)
+    return bool(old == value)
 
 
 def checkpoints(run: Path) -> list[tuple[int, Path]]:
@@ -165,12 +209,21 @@ def last_whole_checkpoint(run: Path) -> Path | None:
     return None
 
 
+def processes_of(checkpoint: Path) -> int:
+    """How many processes wrote a checkpoint: of several, each keeps its random numbers."""
+    return len(list(checkpoint.glob("rng_state_*.pth"))) or 1
+
+
 def _is_whole(checkpoint: Path) -> bool:
     if not all((checkpoint / name).is_file() for name in CHECKPOINT_FILES):
         return False
-    weights = list(checkpoint.glob("*.safetensors"))
-    states = [*checkpoint.glob("rng_state*.pth"), *checkpoint.glob("*.pt")]
-    if not weights or len(states) < 3 or not all(_whole_archive(path) for path in states):
+    weights, draws = list(checkpoint.glob("*.safetensors")), list(checkpoint.glob("rng_state*.pth"))
+    optimizers = [checkpoint / name for name in OPTIMIZERS if (checkpoint / name).is_file()]
+    shared = all((checkpoint / name).is_file() for name in SHARES)
+    if not draws or not (shared or (weights and optimizers)):
+        return False
+    states = [*draws, *optimizers, *checkpoint.glob("pytorch_model_fsdp.bin")]
+    if not all(map(_whole_archive, [*states, checkpoint / "scheduler.pt"])):
         return False
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
-from lorada.errors import needing, saving, unknown
+from lorada.errors import needing, unknown
 from lorada.run.choices import needs_whole
 from lorada.run.evaluate import scoring
 from lorada.run.loaded import Run
-from lorada.run.result import RESULT_FILE, read_result, write_result
+from lorada.run.result import keep_scores
 from lorada.tasks.rows import HEADED
 
 PREFIX = "lm_eval/"
@@ -57,11 +57,8 @@ def evaluate_lm_eval(
             log_samples=False,
         )
     metrics = {f"{PREFIX}{task}": _metrics(found, task) for task in found["results"]}
-    result = read_result(run.folder)
-    for name, scores in metrics.items():
-        result["metrics"][f"{name}{' (base)' if base else ''}"] = scores
-    with saving(run.folder / RESULT_FILE, "Free space, then run the command again"):
-        write_result(run.folder, result)
+    named = {f"{name}{' (base)' if base else ''}": scores for name, scores in metrics.items()}
+    keep_scores(run.folder, named)
     return metrics
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -82,12 +83,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
     else:
         base = load_base(recipe, head)
         model = load_adapted(base.model, folder / "adapter", base.drawn)
-        now = weights_fingerprint(recipe.model, trust_remote_code=trust_remote_code)
-        if None not in (now, before := result.get("base_sha256")) and now != before:
-            raise ValueError(
-                f"the weights of {recipe.model} are not those that {folder} was trained on: put "
-                "them back, or train again"
-            )
+        _refuse_changed(recipe, result, folder)
     refuse_unknown_tokens(base.model, tokenizer)
     if torch.cuda.is_available():
         model = model.cuda()
@@ -95,3 +91,13 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
     run = Run(folder, fitted, model, tokenizer, result["form"], labels, base.drawn)
     set_languages(tokenizer, recipe.languages, run.protocol.languages)
     return run
+
+
+def _refuse_changed(recipe: Recipe, result: dict[str, Any], folder: Path) -> None:
+    """Refuse a base whose weights are others by now; one that is named anew may be another."""
+    before, now = result.get("base_sha256"), weights_fingerprint(recipe.model)
+    if recipe.model == result.get("model") and None not in (before, now) and before != now:
+        raise ValueError(
+            f"the weights of {recipe.model} are not those that {folder} was trained on: put them "
+            "back, or train again"
+        )

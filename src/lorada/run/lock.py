@@ -12,6 +12,16 @@ logger = logging.getLogger(__name__)
 LOCK_FILE = ".lorada.lock"
 
 
+def refuse_file(run: Path) -> None:
+    """Refuse a file where a folder is to be.
+
+    Raises:
+        ValueError: if it is one.
+    """
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"{run} is a file: choose another --output")
+
+
 @contextmanager
 def held(run: Path) -> Iterator[None]:
     """Keep other trainings out of a run folder, made if it is not there, as long as this one lives.
@@ -19,11 +29,7 @@ def held(run: Path) -> Iterator[None]:
     Raises:
         ValueError: if another process trains there, or if it is a file.
     """
-    if run.exists() and not run.is_dir():
-        raise ValueError(f"{run} is a file: choose another --output")
-    if int(os.environ.get("RANK", "0")):  # one launch of many processes: the first holds it
-        yield
-        return
+    refuse_file(run)
     made = not run.exists()
     run.mkdir(parents=True, exist_ok=True)
     lock = _lock(run)

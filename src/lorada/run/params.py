@@ -34,7 +34,7 @@ def parameters_of(recipe: Recipe) -> dict[str, Any]:
 
     Returns:
         ``trainable`` (what is trained and saved, without a task head), ``total`` (N), ``percent``
-        (100 p/N) and ``percent_of_all`` (100 p/(N+p)).
+        (100 p/N), ``percent_of_all`` (100 p/(N+p)) and ``settings_from`` (words).
     """
     config = load_config(recipe.model)
     plan = build_method(recipe.method, config, **recipe.parts)
@@ -45,11 +45,12 @@ def parameters_of(recipe: Recipe) -> dict[str, Any]:
         if plan.config is None:
             assert plan.trainable is not None
             select_trainable(base, plan.trainable, with_head=plan.with_head)
-            return parameter_counts(base, total, with_head=plan.with_head)
+            counts = parameter_counts(base, total, with_head=plan.with_head)
+            return {**counts, "settings_from": plan.settings_from}
         plan.config.task_type = None
         for part in plan.config.parts:
             if isinstance(part, ShiraConfig):
                 part.mask_fn = None  # which entries it would take is for the weights to say
         placed = get_peft_model(base, plan.config)
         fold_prefixes(placed)
-        return parameter_counts(placed, total)
+        return {**parameter_counts(placed, total), "settings_from": plan.settings_from}

@@ -99,7 +99,7 @@ def refuse_unstorable(name: str, value: Any) -> None:
         ValueError: naming the setting.
     """
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name}={value} is not a finite number")
+        raise ValueError(f"{name}={value} must be a finite number")
     if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise ValueError(f"{name}={value!a} is not UTF-8 text: write it anew")
     if isinstance(value, dict):

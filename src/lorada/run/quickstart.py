@@ -4,11 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lorada.run import apart
 from lorada.run.evaluate import evaluate
 from lorada.run.loaded import load_run
 from lorada.run.params import count_parameters
 from lorada.run.pictures import sentence_maps
-from lorada.run.recipe import load_recipe
+from lorada.run.recipe import Recipe, load_recipe
 from lorada.run.train import train
 
 RECIPE = "quickstart"
@@ -39,41 +40,51 @@ def compare(output: Path, *, overwrite: bool, report: Callable[[str], None]) -> 
     Returns:
         Rows of the comparison, and the maps of one head for the picture.
     """
-    ours = load_recipe(RECIPE, [f"output={output / 'lorada_la'}"], {})
+    ours = load_recipe(RECIPE, [], {"output": str(output / "lorada_la")})
     budget = count_parameters(ours.method, ours.model, [])["trainable"]
     lora = load_recipe(
         RECIPE,
-        [f"output={output / 'lora'}", "method=lora", *largest_lora(ours.model, budget)],
-        {},
+        largest_lora(ours.model, budget),
+        {"output": str(output / "lora"), "method": "lora"},
     )
-    rows: list[dict[str, Any]] = []
-    histories: dict[str, Any] = {}
-    for recipe in (lora, ours):
-        report(f"Training {recipe.method} on {recipe.model}, {recipe.training['max_steps']} steps")
-        trained = train(recipe, overwrite=overwrite)
-        if trained.interrupted:
-            raise KeyboardInterrupt
-        run = load_run(trained.run)
-        if not rows:
-            report("Scoring the model as it was")
-            before = evaluate(run, base=True)
-            rows.append({"method": "before", "parameters": 0, "seconds": 0.0, **before})
-        report(f"Scoring {recipe.method} on held-out rows")
-        result = trained.result
-        histories[recipe.method] = result["history"]
-        rows.append(
-            {
-                "method": recipe.method,
-                "parameters": result["parameters"]["trainable"],
-                "seconds": result["wall_time_s"],
-                "effect_size": result["effect_size"],
-                **evaluate(run),
-            }
-        )
+    found = [apart.call(train_and_score, each, overwrite, report=report) for each in (lora, ours)]
     return {
-        "rows": rows,
-        "hardware": result["hardware"],
-        "seed": result["seed"],
-        "picture": sentence_maps(run, SENTENCE),
-        "histories": histories,
+        "rows": [row for rows, _, _ in found for row in rows],
+        "hardware": found[-1][1]["hardware"],
+        "seed": found[-1][1]["seed"],
+        "picture": found[-1][2],
+        "histories": {result["method"]: result["history"] for _, result, _ in found},
     }
+
+
+def train_and_score(
+    recipe: Recipe, overwrite: bool, *, report: Callable[[str], None]
+) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any] | None]:
+    """One of the two runs, in this process.
+
+    Returns:
+        Its rows of the comparison, before LoRA's that of the bare model; its result; and of
+        LoRaDA-LA the maps of one head.
+
+    Raises:
+        KeyboardInterrupt: if the training was interrupted and saved.
+    """
+    report(f"Training {recipe.method} on {recipe.model}, {recipe.training['max_steps']} steps")
+    trained = train(recipe, overwrite=overwrite)
+    if trained.interrupted:
+        raise KeyboardInterrupt
+    run, result, rows = load_run(trained.run), trained.result, []
+    has_map = recipe.method != "lora"
+    if not has_map:
+        report("Scoring the model as it was")
+        before = evaluate(run, base=True)
+        rows.append({"method": "before", "parameters": 0, "seconds": 0.0, **before})
+    report(f"Scoring {recipe.method} on held-out rows")
+    row = {
+        "method": recipe.method,
+        "parameters": result["parameters"]["trainable"],
+        "seconds": result["wall_time_s"],
+        "effect_size": result["effect_size"],
+    }
+    rows.append({**row, **evaluate(run)})
+    return rows, result, sentence_maps(run, SENTENCE) if has_map else None

@@ -13,7 +13,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from peft import PeftConfig
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -22,20 +21,22 @@ from pydantic import (
     ValidationError,
     field_serializer,
 )
-from transformers import Seq2SeqTrainingArguments
 
 from lorada.described import part_names
 from lorada.errors import unknown
 from lorada.files import write_whole
 from lorada.method import PARTS, load
-from lorada.plan import owner_of
+from lorada.run.packaged import PACKAGED
 from lorada.run.plain_yaml import read_yaml, refuse_unstorable, write_yaml
 from lorada.tasks import TASKS
-from lorada.tasks.rows import resolve
+from lorada.tasks.rows import BUILTIN, resolve
 
 TRAINING = "training"
 REMOTE = "trust_remote_code"
+SEED = 42  # of a run that states none, as transformers has it
 RECIPE_FILE = "recipe.yaml"
+# Fields that may name a file or a folder of this machine.
+PATHS = ("model", "data", "eval_data", "data_dir", "from_adapter")
 # Settings that are never written anywhere, such as the token of the hub.
 SECRET = re.compile(r"(token|password|secret|api_key)$", re.IGNORECASE)
 
@@ -95,6 +96,18 @@ class Recipe(BaseModel):
         """The names in ``task``."""
         return [name.strip() for name in self.task.split(",")]
 
+    def anywhere(self) -> "Recipe":
+        """The same with the paths of what is there made absolute, to be used from any folder."""
+        given = {name: getattr(self, name) for name in PATHS}
+        found = {
+            name: str(Path(value).absolute())
+            for name, value in given.items()
+            if value and Path(value).exists() and not value.startswith(BUILTIN)
+        }
+        if self.model in PACKAGED or not Path(self.model).is_dir():
+            found.pop("model", None)
+        return self.model_copy(update=found)
+
     @field_serializer("training")
     def _without_secrets(self, settings: dict[str, Any]) -> dict[str, Any]:
         """What any file of a run may hold: a run that goes on is given its token anew."""
@@ -115,6 +128,31 @@ def builtin_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+def stated(
+    source: str | None, overrides: list[str], options: dict[str, Any]
+) -> list[tuple[str, Any]]:
+    """Keys and values in the order in which they count, as they were written.
+
+    What they mean is not looked at, which takes transformers and PEFT; the arguments are those of
+    ``load_recipe``.
+
+    Raises:
+        ValueError: for a file that is no mapping in YAML or asks for remote code where nobody else
+            does, or an override that is not key=value.
+        FileNotFoundError: if there is no such file.
+    """
+    settings = _read_yaml(source) if source is not None else {}
+    asked = settings.pop(REMOTE, False)
+    settings.update({key: value for key, value in options.items() if value is not None})
+    pairs = [*settings.items(), *map(_split, overrides)]
+    if asked is not False and REMOTE not in dict(pairs):
+        raise ValueError(
+            f"{source} says {REMOTE}={asked!r}, and code of a model's repository runs only if you "
+            f"say so: add {REMOTE}=true to the command, or {REMOTE}=false to go without"
+        )
+    return pairs
+
+
 def load_recipe(
     source: str | None, overrides: list[str], options: dict[str, Any], *, name_output: bool = False
 ) -> Recipe:
@@ -132,25 +170,41 @@ def load_recipe(
             ones), a value of the wrong type (naming the field, the value and the type), or a file
             that asks for remote code where nobody else does.
     """
-    settings = _read_yaml(source) if source is not None else {}
-    asked = settings.pop(REMOTE, False)
-    settings.update({key: value for key, value in options.items() if value is not None})
-    pairs = [_split(override) for override in overrides]
+    pairs = stated(source, overrides, options)
     # Which keys exist depends on the method, so that is settled first.
-    for key, value in pairs:
-        if key == "method":
-            settings[key] = value
+    method = dict(pairs).get("method", Recipe.model_fields["method"].default)
     values: dict[str, Any] = {"parts": {}, TRAINING: {}}
-    parts = part_names(str(settings.get("method", Recipe.model_fields["method"].default)))
-    for key, value in [*settings.items(), *pairs]:
+    parts = part_names(str(method))
+    for key, value in pairs:
         _assign(values, parts, key, value)
-    if asked is not False and REMOTE not in values:
-        raise ValueError(
-            f"{source} says {REMOTE}={asked!r}, and code of a model's repository runs only if you "
-            f"say so: add {REMOTE}=true to the command, or {REMOTE}=false to go without"
-        )
     if name_output and "output" not in values:
         values.update(_named_output(values))
+    return _validated(values)
+
+
+def outline(
+    source: str | None, overrides: list[str], options: dict[str, Any], *, name_output: bool = False
+) -> Recipe:
+    """A recipe without the settings of its sections, which take transformers and PEFT to check.
+
+    The arguments are those of ``load_recipe``.
+
+    Raises:
+        ValueError: as ``load_recipe``, for all but those settings.
+    """
+    said = dict(stated(source, overrides, options))
+    training = said.get(TRAINING)
+    plain = Recipe.model_fields.keys() - {"parts", TRAINING}
+    values = {key: value for key, value in said.items() if key in plain}
+    part_names(str(said.get("method", Recipe.model_fields["method"].default)))
+    if name_output and "output" not in values:
+        seeds = [training.get("seed", SEED)] if isinstance(training, dict) else [SEED]
+        seeds += [said[key] for key in ("seed", "training.seed") if key in said]
+        values.update(_named_output({**values, TRAINING: {"seed": seeds[-1]}}))
+    return _validated(values)
+
+
+def _validated(values: dict[str, Any]) -> Recipe:
     try:
         recipe = Recipe(**values)
     except ValidationError as error:
@@ -163,7 +217,8 @@ def load_recipe(
         if name not in TASKS:
             raise unknown("task", name, TASKS)
     for name, value in recipe:
-        refuse_unstorable(name, value)
+        for key, inner in value.items() if name == "parts" else [(name, value)]:
+            refuse_unstorable(key, inner)
     return recipe
 
 
@@ -184,7 +239,7 @@ def _named_output(values: dict[str, Any]) -> dict[str, str]:
         if not values.get("data"):
             return {}
         names = [resolve(str(values["data"])).stem]
-    seed = values[TRAINING].get("seed", Seq2SeqTrainingArguments.seed)
+    seed = values[TRAINING].get("seed", SEED)
     return {"output": f"runs/{'-'.join(names)}-{method}-seed{seed}"}
 
 
@@ -235,6 +290,8 @@ def _assign(values: dict[str, Any], parts: list[str], key: str, value: Any) -> N
             raise unknown("override", key, [f"{s}.…" for s in sections])
         _set(values, parts, section, name, value)
         return
+    from lorada.plan import owner_of
+
     own = Recipe.model_fields.keys() - {"parts", TRAINING}
     owner = owner_of(key, {section: _known(section) for section in sections}, also=own)
     _set(values, parts, owner, key, value)
@@ -261,6 +318,9 @@ UNSETTABLE |= {"base_model_type"}
 @cache
 def _known(section: str) -> dict[str, Any]:
     """The fields of a section with their types."""
+    from peft import PeftConfig
+    from transformers import Seq2SeqTrainingArguments
+
     owner = Seq2SeqTrainingArguments if section == TRAINING else load(PARTS[section])
     try:
         hints = get_type_hints(owner)
@@ -279,6 +339,8 @@ def _known(section: str) -> dict[str, Any]:
 def _checked(section: str, name: str, value: Any) -> Any:
     """A value as its field's type takes it ("1e-3" is a number), or an error that names both."""
     hint = _known(section)[name]
+    if (section, name) == (TRAINING, "fsdp") and isinstance(value, bool):
+        return value  # which transformers wants, and calls a text for the sake of its command line
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(hint)
     except Exception:  # a type that pydantic has no schema for is checked by its own class

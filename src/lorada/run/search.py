@@ -10,14 +10,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
+from lorada.columns import column_of
 from lorada.files import write_whole
-from lorada.methods import METHODS
-from lorada.plan import column_of
 from lorada.procedures import autopeft
 from lorada.procedures.autopeft import Configuration, Space, Trial, pareto
 from lorada.procedures.blocks import LAYERS, SIZES
+from lorada.run import apart
 from lorada.run.callbacks import DivergedError
 from lorada.run.evaluate import evaluate
 from lorada.run.folder import clear, holds_run, same_recipe
@@ -103,9 +104,9 @@ def search(
                 f"trial {number + 1} of {trials} ({minutes:.0f} min so far): {described(chosen)}"
             )
             try:
-                return _trial(recipe, number, chosen)
+                return apart.call(train_and_score, recipe, number, chosen)
             except KeyboardInterrupt:
-                more = f"--trials {trials} --sampler {sampler} --output {folder}"
+                more = f"--trials {trials} --sampler {sampler} --output {quote(str(folder))}"
                 report(f"stopped and saved; next: lorada search --resume {more}")
                 raise
 
@@ -120,15 +121,9 @@ def search(
 
 
 def space_of(recipe: Recipe) -> Space:
-    """The search space of a recipe's model.
-
-    Raises:
-        ValueError: for a model that the method has no form for.
-    """
+    """The search space of a recipe's model."""
     config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    column = column_of(METHODS[METHOD], config)
-    if column is None:
-        raise ValueError(f"{METHOD} has no settings for {config.model_type} models")
+    column = column_of(METHOD, config).parts
     depth = max(config.num_hidden_layers, getattr(config, "decoder_layers", 0))
     return Space(config.hidden_size, depth, tuple(part for part in SIZES if part in column))
 
@@ -170,8 +165,15 @@ def _run_of(folder: Path, number: int) -> Path:
     return folder / f"trial-{number:03d}"
 
 
-def _trial(recipe: Recipe, number: int, chosen: Configuration) -> tuple[float, float]:
-    """Train and score a configuration, or finish what was begun; accuracy and parameters."""
+def train_and_score(recipe: Recipe, number: int, chosen: Configuration) -> tuple[float, float]:
+    """Train and score a configuration, or finish what was begun of it, in this process.
+
+    Returns:
+        Accuracy and parameters, in percent.
+
+    Raises:
+        KeyboardInterrupt: if the training was interrupted and saved.
+    """
     run = _run_of(Path(recipe.output), number)
     parts = {
         part: {**recipe.parts.get(part, {}), **own} for part, own in chosen.overrides().items()

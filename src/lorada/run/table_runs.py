@@ -4,7 +4,6 @@ The results of a table are kept apart from the runs, one file each, so that they
 ``RESULTS/table5/local/lora/rte/seed1.json``. A table that was cut off goes on where it was.
 """
 
-import json
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,13 +13,14 @@ from typing import Any
 
 from lorada.files import json_text, write_whole
 from lorada.progress import watched
+from lorada.run import apart
 from lorada.run.evaluate import evaluate_tasks
 from lorada.run.folder import clear, differences, holds_run
 from lorada.run.loaded import load_run
 from lorada.run.lock import held
 from lorada.run.models import kind_of, load_config
 from lorada.run.recipe import Recipe
-from lorada.run.result import RESULT_FILE, read_result
+from lorada.run.result import RESULT_FILE, read_result, result_in
 from lorada.run.tables import PaperTable, Scale, TableRow, counts_of, row_recipe
 from lorada.run.train import train
 from lorada.tasks import TASKS
@@ -111,7 +111,7 @@ def done(job: Job) -> dict[str, Any] | None:
     if not job.stored.is_file():
         return None
     try:
-        result: dict[str, Any] = json.loads(job.stored.read_text(encoding="utf-8"))
+        result = result_in(job.stored, of_table=True)
         before, scored = Recipe(**result["recipe"]), _is_scored(job, result)
     except (KeyError, TypeError, ValueError) as error:  # pydantic's is one too
         raise ValueError(f"{job.stored} is not the result of a run: delete it") from error
@@ -199,12 +199,38 @@ def forget(found: list[Job]) -> None:
 def carry_out(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
     """Train and score one run, or finish what was begun of it, and store its result.
 
+    It happens in a process of its own, so that no earlier run counts in its peak of memory.
+
     Args:
         job: the run.
         report: called with a line before each step.
 
     Raises:
         ValueError: if its folder holds a run of another recipe.
+    """
+    recipe = _with_weights(job.recipe)
+    run = Path(recipe.output)
+    result = read_result(run) if (run / RESULT_FILE).is_file() else None
+    if result is None or not _is_scored(job, result):
+        result = apart.call(train_and_score, job, report=report)
+    _check_recipe(run / RESULT_FILE, Recipe(**result["recipe"]), job)
+    # Where the rows lay is nobody's business but the run's; what kind of place it was is not.
+    result["recipe"].update(data_dir=None, output=str(run))
+    result["data"]["source"] = "a local folder" if data_folder(recipe.data_dir) else "the hub"
+    write_whole(job.stored, json_text(result) + "\n")
+    return result
+
+
+def train_and_score(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
+    """What is left to do of one run, in this process; its result.
+
+    Args:
+        job: the run.
+        report: called with a line before each step.
+
+    Raises:
+        ValueError: if its folder holds a run of another recipe.
+        KeyboardInterrupt: if the training was interrupted and saved.
     """
     recipe = _with_weights(job.recipe)
     run = Path(recipe.output)
@@ -218,10 +244,8 @@ def carry_out(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
         report(f"{job.row.key}, {recipe.task}, seed {job.seed}: scoring")
         evaluate_tasks(load_run(run), recipe.data_dir)
         result = read_result(run)
-    # Where the rows lay is nobody's business but the run's; what kind of place it was is not.
-    result["recipe"].update(data_dir=None, output=str(run))
-    result["data"]["source"] = "a local folder" if data_folder(recipe.data_dir) else "the hub"
-    write_whole(job.stored, json_text(result) + "\n")
+        if not _is_scored(job, result):  # what could not be written has been said
+            raise OSError(f"the scores of {run} were not kept: run the command again")
     return result
 
 

@@ -16,9 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from lorada.described import part_names
 from lorada.errors import unknown
 from lorada.method import PARTS
-from lorada.plan import build_method
-from lorada.run.models import load_config
-from lorada.run.params import parameters_of
 from lorada.run.recipe import Recipe, load_recipe
 
 Scale = Literal["paper", "local"]
@@ -217,6 +214,8 @@ def _matched(recipe: Recipe, settings: Settings, key: str, share: float) -> Reci
 
 @cache
 def _counts_of(text: str) -> dict[str, Any]:
+    from lorada.run.params import parameters_of
+
     return parameters_of(Recipe.model_validate_json(text))
 
 
@@ -230,6 +229,9 @@ def _alpha(recipe: Recipe, section: str, name: str, value: int) -> Settings:
     """Of a LoRA whose rank changes, the α that keeps α/r."""
     if (section, name) != ("lora", "r"):
         return {}
+    from lorada.plan import build_method
+    from lorada.run.models import load_config
+
     plan = build_method(recipe.method, load_config(recipe.model), **recipe.parts)
     part = next(p for p in getattr(plan.config, "parts", []) if hasattr(p, "lora_alpha"))
     return {"lora_alpha": round(value * part.lora_alpha / part.r)}

@@ -19,7 +19,7 @@ from datasets import Dataset
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from lorada.files import written_whole
+from lorada.files import one_at_a_time, written_whole
 from lorada.run.data import Rows
 from lorada.tasks.encode import EncodeOptions
 from lorada.version import __version__
@@ -51,11 +51,23 @@ def kept(
     if key is None:
         return make()
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "lorada" / key
+    found = _read(folder)
+    if found is None:
+        with one_at_a_time(folder):  # of the processes of one launch, the others read what it wrote
+            found = _read(folder) or _made(folder, make, rows)
+    return found
+
+
+def _read(folder: Path) -> Encoding | None:
     try:
         counts = json.loads((folder / COUNTS).read_text())
         return Dataset.load_from_disk(str(folder), keep_in_memory=False), counts
     except (OSError, ValueError):  # not there, or not whole
-        made, counts = make()
+        return None
+
+
+def _made(folder: Path, make: Callable[[], Encoding], rows: Rows) -> Encoding:
+    made, counts = make()
     if made is not None:
         try:
             with written_whole(folder) as fresh:

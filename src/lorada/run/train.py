@@ -5,16 +5,21 @@ A run folder holds ``recipe.yaml``, checkpoints while it trains, then ``adapter/
 """
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_WRAPPED_MODULE
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
@@ -27,6 +32,8 @@ from transformers import (
 
 from lorada.errors import saving
 from lorada.files import written_whole
+from lorada.plan import Plan
+from lorada.processes import anywhere, count, from_first, gathered, join, together
 from lorada.run.adapt import (
     adapt,
     base_parameters,
@@ -70,6 +77,8 @@ from lorada.run.vocabulary import refuse_unknown_tokens
 
 logger = logging.getLogger(__name__)
 
+AGAIN = "What was saved before is whole: free space, then lorada train --resume --output "
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -80,10 +89,29 @@ class Trained:
     interrupted: bool = False
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """All that a run needs, checked and loaded, before anything is written."""
+
+    trainer: Trainer
+    model: PeftModel | PreTrainedModel
+    plan: Plan
+    head: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase
+    rows: Rows
+    measured: list[str]
+    total: int
+    effect: EffectSize
+    interrupt: SaveOnInterrupt
+
+
 def train(
     recipe: Recipe, *, resume: bool = False, overwrite: bool = False, quiet: bool = False
 ) -> Trained:
     """Train a recipe into its output folder.
+
+    Where ``torchrun`` or ``accelerate launch`` started several processes, all call this: they
+    train together, the first alone writes, and all get what it wrote.
 
     Args:
         recipe: what to train.
@@ -96,14 +124,24 @@ def train(
             in the recipe that does not fit.
         DivergedError: if the loss becomes NaN; checkpoints saved before stay.
         OSError: if the disk is full; what was saved before stays whole.
+        OtherProcessError: for any of these, in all processes but the one that has it.
     """
     run = Path(recipe.output)
-    with saving(run, "Free space, then run the command again"), held(run):
-        start = check_folder(recipe, resume=resume, overwrite=overwrite)
-        return _train(recipe, start, quiet=quiet)
+    with one_line("TrainingArguments"):
+        join(recipe.training)
+    with saving(run, "Free space, then run the command again"), ExitStack() as kept:
+
+        def enter() -> Start:
+            kept.enter_context(held(run))
+            return check_folder(recipe, resume=resume, overwrite=overwrite)
+
+        start = from_first(enter)
+        with together():
+            ready = _ready(recipe, quiet=quiet)
+        return _train(recipe, start, ready)
 
 
-def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
+def _ready(recipe: Recipe, *, quiet: bool) -> _Ready:
     config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
     kind = kind_of(config)
     rows, held_out = training_rows(recipe, kind, own_classes(config))
@@ -143,26 +181,77 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
         if plan.optimizer is not None:
             trainer.optimizer = plan.optimizer(model, args)
         give_maps_their_rate(trainer, model)
-    run = Path(recipe.output)
-    begin(recipe, start, rows.fingerprint)
-    again = f"What was saved before is whole: free space, then lorada train --resume --output {run}"
+    _refuse_unshared(trainer)
+    return _Ready(
+        trainer, model, plan, base.head, tokenizer, rows, measured, total, effect, interrupt
+    )
+
+
+def _train(recipe: Recipe, start: Start, ready: _Ready) -> Trained:
+    trainer, run = ready.trainer, Path(recipe.output)
+    from_first(lambda: begin(recipe, start, ready.rows.fingerprint))
+    again = AGAIN + quote(str(run))
+    _save_states_together(trainer)
     started = time.monotonic()
     try:
         _fit(trainer, start.checkpoint, again)
     finally:
-        interrupt.restore()
-        effect.stop()
-    if interrupt.interrupted:
+        ready.interrupt.restore()
+        ready.effect.stop()
+    if anywhere(ready.interrupt.interrupted, trainer.args.device):
         return Trained(run, {"steps": trainer.state.global_step}, interrupted=True)
-    with saving(f"the weights of {run}", again):
-        _save_whole(model, tokenizer, recipe)
-    parameters = parameter_counts(model, total, base.head, plan.with_head)
-    result = _result(recipe, rows, trainer, parameters, measured)
-    result["wall_time_s"] = round(time.monotonic() - started, 1)
-    result["resumed_from"] = start.checkpoint.name if start.checkpoint else None
-    with saving(run / RESULT_FILE, again):
-        write_result(run, result)
-    return Trained(run, result)
+    weights, peak = _all_weights(trainer), max(gathered(peak_memory()))
+
+    def finish() -> dict[str, Any]:
+        with saving(f"the weights of {run}", again):
+            _save_whole(ready.model, weights, ready.tokenizer, recipe)
+        result = _result(recipe, ready, peak)
+        result["wall_time_s"] = round(time.monotonic() - started, 1)
+        result["resumed_from"] = start.checkpoint.name if start.checkpoint else None
+        with saving(run / RESULT_FILE, again):
+            write_result(run, result)
+        return result
+
+    return Trained(run, from_first(finish))
+
+
+def _refuse_unshared(trainer: Trainer) -> None:
+    """Refuse processes that would each train a whole model by themselves, or keep one whole.
+
+    Raises:
+        ValueError: for what was asked for and would not happen.
+    """
+    args = trainer.args
+    if args.world_size != count():
+        raise ValueError(f"{count()} processes were started, and {args.world_size} would train")
+    shared = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if shared and count() > 1 and not trainer.is_fsdp_enabled:
+        raise ValueError(
+            f"training.fsdp={args.fsdp or 'true'} shares a model out among accelerators, and there "
+            "are none here: leave it out"
+        )
+
+
+def _save_states_together(trainer: Trainer) -> None:
+    """Let no process go on before all have saved their random numbers in a checkpoint.
+
+    So that the first, which writes ``trainer_state.json`` next, finishes one that is whole.
+    """
+    save = trainer._save_rng_state
+
+    def save_and_wait(folder: str) -> None:
+        save(folder)
+        gathered(None)
+
+    trainer._save_rng_state = save_and_wait
+
+
+def _all_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
+    """All weights of a model that is shared out among processes; None where each has it whole."""
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        return None
+    weights: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return weights
 
 
 def _batches(
@@ -209,13 +298,26 @@ def _continue(trainer: Trainer, checkpoint: Path | None) -> None:
     refuse_broken(trainer.model, trainer.args, trainer.state)
 
 
+def _make_whole(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Put the weights of a model of which each process had a share back into it."""
+    whole: dict[int, nn.Parameter] = {}  # by what it stands for, so that tied weights stay tied
+    for place, module in model.named_modules():
+        for name, share in list(module.named_parameters(recurse=False)):
+            key = f"{place}.{name}".removeprefix(".").replace(f"{_CHECKPOINT_WRAPPED_MODULE}.", "")
+            all_of_it = nn.Parameter(weights[key], requires_grad=share.requires_grad)
+            setattr(module, name, whole.setdefault(id(share), all_of_it))
+
+
 def _save_whole(
     model: PeftModel | PreTrainedModel,
+    weights: dict[str, torch.Tensor] | None,
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
 ) -> None:
     """Write the adapter (or the model) beside its place, then move it there in one step."""
     run, name = Path(recipe.output), "adapter" if isinstance(model, PeftModel) else "model"
+    if weights is not None:
+        _make_whole(model, weights)
     if isinstance(model, PeftModel):
         fold_prefixes(model)
     with written_whole(run / name) as fresh:
@@ -226,28 +328,22 @@ def _save_whole(
             write_card(fresh, recipe, model.peft_config["default"])
 
 
-def _result(
-    recipe: Recipe,
-    rows: Rows,
-    trainer: Trainer,
-    parameters: dict[str, Any],
-    measured: list[str],
-) -> dict[str, Any]:
-    shown = ["step", "loss", "eval_loss", *measured, "effect_size", "grad_norm"]
+def _result(recipe: Recipe, ready: _Ready, peak: int) -> dict[str, Any]:
+    trainer, rows = ready.trainer, ready.rows
+    shown = ["step", "loss", "eval_loss", *ready.measured, "effect_size", "grad_norm"]
     history = [
         {key: entry[key] for key in shown if key in entry}
         for entry in trainer.state.log_history
         if "loss" in entry or "eval_loss" in entry
     ]
+    counts = parameter_counts(ready.model, ready.total, ready.head, ready.plan.with_head)
     effects = [entry["effect_size"] for entry in history if "effect_size" in entry]
     losses = [entry["loss"] for entry in history if "loss" in entry]
     return {
         "recipe": recipe.model_dump(),
         "method": recipe.method,
         "model": recipe.model,
-        "base_sha256": weights_fingerprint(
-            recipe.model, trust_remote_code=recipe.trust_remote_code
-        ),
+        "base_sha256": weights_fingerprint(recipe.model),
         "task": recipe.task,
         "form": rows.form,
         "labels": list(rows.labels),
@@ -255,9 +351,11 @@ def _result(
         "data": {"file": Path(rows.path).name, "rows": len(rows.rows), "sha256": rows.fingerprint},
         "versions": versions(),
         "hardware": hardware(),
-        "parameters": {**parameters, "paper": None},
+        "processes": count(),
+        "parameters": {**counts, "paper": None},
+        "settings_from": ready.plan.settings_from,
         "steps": trainer.state.global_step,
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": peak,
         "train_loss": losses[-1] if losses else None,
         "effect_size": effects[-1] if effects else None,
         "metrics": {},

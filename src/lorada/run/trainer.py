@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import (
     get_scheduler,
 )
 
+from lorada.processes import without_accelerator
 from lorada.run.callbacks import MeasureHeldOut
 from lorada.run.choices import ChoiceTrainer
 from lorada.run.data import Rows, protocol_settings
@@ -126,12 +128,14 @@ def training_arguments(
     if not report and "report_to" not in recipe.training:
         logger.warning("no TensorBoard logs: pip install 'lorada[logging]'")
     settings = {**DEFAULTS, "report_to": report, **(method or {}), **recipe.training}
+    settings["use_cpu"] = settings.get("use_cpu") or without_accelerator()
     made = _WritingArguments if writes else _Arguments
     if not writes:
         settings = without_writing(settings)
     with one_line("TrainingArguments"):
+        # A copy: of what it is given it changes fsdp_config.
         args: TrainingArguments = made(
-            output_dir=recipe.output, **{"disable_tqdm": quiet, **settings}
+            output_dir=recipe.output, **deepcopy({"disable_tqdm": quiet, **settings})
         )
         _check_scheduler(args)
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):

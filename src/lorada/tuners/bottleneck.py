@@ -57,7 +57,8 @@ class BottleneckConfig(LoradaPeftConfig):
         placement: ``ffn`` (FFN(x) + A(x)); ``pa_attn`` (beside each attention, added in front of
             its output projection); ``houlsby`` (behind attention and FFN: y + A(y)); ``pfeiffer``
             (behind the FFN's norm: LN(A(z) + y + x), z = LN(y + x), with y the FFN's own output,
-            whatever other parts add to it); on linears ``series`` (y + A(y), y = Wx),
+            whatever other parts add to it; in a pre-LN layer A(y + x) + y + x, or A(y) + y + x
+            where attention is beside the FFN); on linears ``series`` (y + A(y), y = Wx),
             ``series_input`` (W(x + A(x))) and ``parallel`` (Wx + A(x)).
         activation: φ: ``relu``, ``tanh`` or ``gelu``; tanh on linears, else relu.
         use_bias: whether D and U have biases; none on linears.
@@ -140,7 +141,7 @@ class BottleneckLayer(AttachedLayer):
         self._inputs: dict[str, Tensor] = {}
         for name, places in spot.reads.items():
             for place in places:
-                first = spot.of == "norm"
+                first = spot.of in ("sum", "norm")
                 self._handles += at(spot.layer, place, partial(self._keep, name), first=first)
         self._handles += at(spot.layer, spot.added, self._add)
 
@@ -171,9 +172,11 @@ class BottleneckLayer(AttachedLayer):
             return inputs[self.configs[name].adapter_input if placement == "ffn" else "x"]
         if of == "branch":
             return here - inputs["x"].view_as(here)
-        if of == "norm":
-            norm = self._spot.layer.get_submodule(self._spot.added.rpartition(".")[0])
+        if of in ("sum", "norm"):
             summed = inputs["y"] + inputs["x"] if "x" in inputs else inputs["y"]
+            if of == "sum":
+                return summed
+            norm = self._spot.layer.get_submodule(self._spot.added.rpartition(".")[0])
             # Its forward and not the norm itself, whose hooks led here.
             normed: Tensor = norm.forward(summed)
             return normed
@@ -297,15 +300,10 @@ _KINDS = {
 
 def _undefined(placement: str) -> str:
     """Why a placement is at no module of a model, whose class is yet to be filled in."""
-    if placement == "ffn":
+    if placement in ("ffn", "pfeiffer"):
         return (
-            "BottleneckConfig does not know the FFN of {}: "
+            f"placement={placement!r} does not know the FFN of {{}}: "
             "describe its layer in SITES of lorada/tuners/sites.py"
-        )
-    if placement == "pfeiffer":
-        return (
-            "placement='pfeiffer' needs a norm behind the residual sum of the FFN, as BERT and "
-            "BART have it, not {}: use another placement, such as 'houlsby' or 'ffn'"
         )
     if placement in LINEARS:
         return (

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from lorada.disentangled import Replaced
 from lorada.hooked import HookPair
 from lorada.tuners.devices import Entries, FrozenEntries, used_on
-from lorada.tuners.sites import Follower
+from lorada.tuners.sites import AtEnd, Follower
 from lorada.tuners.told import Told
 
 
@@ -55,7 +55,7 @@ class AttachedLayer(Scaled, nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.merged_adapters: list[str] = []
         self.scaling = {}
         self._mixed: list[str] | None = None
-        self._handles: list[RemovableHandle | HookPair | Replaced | Follower | Told] = []
+        self._handles: list[RemovableHandle | HookPair | Replaced | Follower | AtEnd | Told] = []
 
     @property
     def host(self) -> nn.Module:

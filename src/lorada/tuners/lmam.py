@@ -47,7 +47,10 @@ class LmamConfig(LoradaPeftConfig):
             ``end`` on the last (Eq. 16).
         positions: ``token`` counts real tokens; ``raw`` counts slots of the padded matrix and
             treats pads as tokens, as the paper's code does.
-        ablation: ``no_negative``, ``softmax``, ``full_rank`` or ``no_position`` (Table 9).
+        ablation: ``no_negative``, ``softmax``, ``full_rank`` or ``no_position`` (Table 9); or
+            ``softmax_with_future``, the softmax as it is printed, in which a causal row gives
+            weight to later tokens: to all that are there, so a step of decoding, which has none,
+            computes something else than a forward of the whole text.
         init: ``zero`` starts W_b at -PE, so that the map is zero at step 0 and W_a is normal;
             ``normal`` draws both factors from N(0, 0.02²), which leaves PE alone in the map.
         map_learning_rate: of the map's factors where `lorada train` builds the optimizer; None for

@@ -12,7 +12,7 @@ from typing import Any
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -89,7 +89,7 @@ def check_order(model: nn.Module, adapter_name: str, parts: list[PeftConfig]) ->
     """
     wanted = [tuner_of(part).tuner_layer_cls for part in parts]
     for name, chain in chains(model).items():
-        kinds = [layer_kind(layer) for layer in reversed(chain) if _holds(layer, adapter_name)]
+        kinds = [layer_kind(layer) for layer in reversed(chain) if holds(layer, adapter_name)]
         if kinds != sorted(kinds, key=wanted.index):
             raise ValueError(
                 f"adapter {adapter_name!r} applies its parts to {name} in another order than an "
@@ -101,7 +101,7 @@ def names_alone(model: nn.Module, adapter_name: str) -> dict[str, str]:
     """Names of an adapter's wrapping layers → the names they have where it is the only adapter."""
     names = {}
     for name, chain in chains(model).items():
-        own = [depth for depth, layer in enumerate(chain) if _holds(layer, adapter_name)]
+        own = [depth for depth, layer in enumerate(chain) if holds(layer, adapter_name)]
         names.update({name + BASE * depth: name + BASE * i for i, depth in enumerate(own)})
     return names
 
@@ -134,37 +134,9 @@ def _owner(key: str, names: dict[str, Any]) -> str:
     return owner
 
 
-def _holds(layer: BaseTunerLayer, adapter_name: str) -> bool:
+def holds(layer: BaseTunerLayer, adapter_name: str) -> bool:
+    """Whether a layer has weights of an adapter."""
     return adapter_name in layer._get_available_adapters()
-
-
-def refuse_unmergeable(parts: list[PeftConfig]) -> None:
-    """Refuse to merge a stack in which a part wraps weights and cannot be merged into them.
-
-    Raises:
-        ValueError: naming the part.
-    """
-    for part in parts:
-        if not getattr(tuner_of(part), "mergeable", True):
-            raise ValueError(
-                f"a stack with {type(part).__name__} cannot be merged into the weights: "
-                "keep it as an adapter"
-            )
-
-
-def merge_inner(model: nn.Module, **options: Any) -> None:
-    """Merge the layers that PEFT's ``merge_and_unload`` does not see: it takes the outermost."""
-    for chain in chains(model).values():
-        for layer in reversed(chain[1:]):
-            layer.merge(**options)
-
-
-def merge_all(model: nn.Module, **options: Any) -> None:
-    """Merge from the inside out: an outer layer, such as IA3's, scales what the inner ones add."""
-    merge_inner(model, **options)
-    for chain in chains(model).values():
-        with onload_layer(chain[0]):
-            chain[0].merge(**options)
 
 
 @contextmanager

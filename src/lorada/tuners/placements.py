@@ -5,6 +5,8 @@
     pa_attn        heads of Attn(x), concatenated, + A(x)   He et al., 2021 (PA(attn))
     houlsby        y + A(y), y of attention and of FFN      Houlsby et al., 2019
     pfeiffer       LN(A(z) + y + x), z = LN(y + x)          Pfeiffer et al., 2020; AutoPEFT
+                   A(y + x) + y + x in a pre-LN layer       He et al., 2021 (mBART)
+                   A(y) + y + x with attention beside FFN   ours
     series         y + A(y), y = Wx                         Hu et al., 2023 (LLM-Adapters)
     series_input   W(x + A(x))                              Hu et al., 2023
     parallel       Wx + A(x)                                Hu et al., 2023
@@ -57,7 +59,17 @@ _ATTENTIONS = (
     ("self_attn", "self_attn.o_proj"),  # LLaMA, Mistral, Qwen, Gemma, Phi-3
     ("self_attn", "self_attn.out_proj"),  # BART, mBART, Whisper, OPT
     ("encoder_attn", "encoder_attn.out_proj"),
-    ("attention.self", "attention.output.dense"),  # BERT, RoBERTa, DeBERTa
+    ("attention.self", "attention.output.dense"),  # BERT, RoBERTa, ELECTRA, DeBERTa
+    ("self_attn", "self_attn.dense"),  # Phi
+    ("self_attention", "self_attention.dense"),  # Falcon, Bloom
+    ("attention", "attention.dense"),  # GPT-NeoX
+    ("attention", "attention.o_proj"),  # ViT
+    ("attention", "attention.out_lin"),  # DistilBERT
+    ("attn", "attn.c_proj"),  # GPT-2
+    ("attn", "attn.out_proj"),  # GPT-J
+    ("attn", "attn.Wo"),  # ModernBERT
+    ("SelfAttention", "SelfAttention.o"),  # T5, where each half of a block is a layer of its own
+    ("EncDecAttention", "EncDecAttention.o"),
 )
 
 
@@ -75,8 +87,8 @@ class Spot:
         reads: places of tensors that are kept on the way there, by the name they are kept under;
             of several places, the last one that runs counts.
         of: what A is of: ``kept``, what was kept; ``here``, the tensor that it is added to;
-            ``branch``, that without the residual stream, which was kept; ``norm``, the sum of what
-            was kept after the norm that A is added in front of.
+            ``branch``, that without the residual stream, which was kept; ``sum``, the sum of x
+            and y that were kept; ``norm``, that sum after the norm that A is added in front of.
         width: of its input and its output; None where both are the hidden width of the model.
         may_norm: whether ``layer_norm`` is about this adapter.
     """
@@ -87,26 +99,29 @@ class Spot:
     child: str
     added: str
     reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    of: Literal["kept", "here", "branch", "norm"] = "kept"
+    of: Literal["kept", "here", "branch", "sum", "norm"] = "kept"
     width: tuple[int, int] | None = None
     may_norm: bool = True
 
 
 def spots_of(layer: nn.Module, placement: str) -> dict[str, Spot]:
     """The adapters that a placement can put in a layer, by host; none where it is not defined."""
+    site = site_of(layer)
     if placement in LINEARS:
         found = [_on_linear(layer, name, placement) for name in _linears(layer)]
-    elif (site := site_of(layer)) is None:
+    elif placement == "pa_attn":
+        found = [_beside_attention(layer, *names) for names in _attentions(layer)]
+    elif placement == "houlsby":
+        found = _behind_attentions(layer)
+        if site is not None and (found or not _attends(layer)):
+            found.append(_behind_ffn(layer, site))
+    elif site is None:
         found = []
     elif placement == "ffn":
         kept = {"residual": site.residual, "normed": site.normed}
         found = [Spot(layer, site.host, site.host, "bneck", site.added, kept)]
-    elif placement == "pfeiffer":
-        found = _before_norm(layer, site)
-    elif placement == "houlsby":
-        found = _behind_both(layer, site)
     else:
-        found = [_beside_attention(layer, *names) for names in _attentions(layer)]
+        found = [_behind_sum(layer, site)]
     return {spot.host: spot for spot in found}
 
 
@@ -146,6 +161,11 @@ def _attentions(layer: nn.Module) -> list[tuple[str, str]]:
     return [pair for pair in _ATTENTIONS if names.issuperset(pair)]
 
 
+def _attends(layer: nn.Module) -> bool:
+    """Whether a layer has an attention, which T5's layers of an FFN have not."""
+    return any("ttention" in type(module).__name__ for module in layer.modules())
+
+
 def _child(layer: nn.Module, name: str, placement: str) -> tuple[str, str]:
     """Where the part of a linear is held: by its parent, under both names."""
     holder, _, own = name.rpartition(".")
@@ -181,36 +201,42 @@ def _beside_attention(layer: nn.Module, attention: str, projection: str) -> Spot
     return Spot(layer, attention, attention, "bneck_pa_attn", added, kept, width=width)
 
 
-def _behind_both(layer: nn.Module, site: Site) -> list[Spot]:
-    """Houlsby's two places: behind each attention's output projection, and behind the FFN."""
+def _behind_attentions(layer: nn.Module) -> list[Spot]:
+    """Houlsby's first place: behind each attention's output projection."""
     found = []
     for _, name in _attentions(layer):
         holder, child = _child(layer, name, "houlsby")
         width = (_widths(layer, name)[1],) * 2
         found.append(Spot(layer, name, holder, child, f"{name}.out", of="here", width=width))
-    if not found:
-        return []
-    # Where no module lies between FFN and residual sum, the sum is where the adapter joins.
-    summed = site.added == "out" or site.added.endswith(".in")
-    host, child = site.host, "bneck_houlsby"
-    # He et al. give an input norm to the adapters of attention alone.
-    if summed:
-        kept = {"x": site.residual}
-        found.append(Spot(layer, host, host, child, site.added, kept, "branch", may_norm=False))
-    else:
-        found.append(Spot(layer, host, host, child, site.added, of="here", may_norm=False))
     return found
 
 
-def _before_norm(layer: nn.Module, site: Site) -> list[Spot]:
-    """In a post-LN layer, which has a norm behind the residual sum of its FFN.
+def _behind_ffn(layer: nn.Module, site: Site) -> Spot:
+    """Houlsby's second place. He et al. give an input norm to the adapters of attention alone."""
+    host, child = site.host, "bneck_houlsby"
+    # Where no module lies between FFN and residual sum, the sum is where the adapter joins.
+    if site.summed and not site.alone:
+        kept = {"x": site.residual}
+        return Spot(layer, host, host, child, site.added, kept, "branch", may_norm=False)
+    # What the FFN reads tells its pass through a dropout from that of the attention.
+    kept = {"normed": site.normed}
+    return Spot(layer, host, host, child, site.alone or site.added, kept, "here", may_norm=False)
+
+
+def _behind_sum(layer: nn.Module, site: Site) -> Spot:
+    """Pfeiffer's: behind the residual sum of the FFN and, in a post-LN layer, the norm behind it.
 
     It reads y = FFN(x) before anything is added there, as AutoPEFT does beside a parallel adapter.
+    Where attention and FFN are added to one stream side by side, it reads y alone.
     """
-    if site.residual != site.normed:
-        return []
-    added = f"{site.norms[-1]}.in"
+    host, child = site.host, "bneck_pfeiffer"
+    if site.beside:
+        added = site.alone or site.added
+        # What the FFN reads tells its pass through a dropout from that of the attention.
+        return Spot(layer, host, host, child, added, {"y": (added,), "normed": site.normed}, "sum")
     kept: dict[str, tuple[str, ...]] = {"y": (site.added,)}
-    if site.added != added:  # else what is there is y + x already
+    if not site.summed:  # else what is there is y + x already
         kept["x"] = site.residual
-    return [Spot(layer, site.host, site.host, "bneck_pfeiffer", added, kept, "norm")]
+    post_ln = site.residual == site.normed
+    added = f"{site.norms[-1]}.in" if post_ln else site.added
+    return Spot(layer, host, host, child, added, kept, "norm" if post_ln else "sum")

@@ -47,6 +47,21 @@ def all_or_nothing(model: nn.Module, adapter_name: str) -> Iterator[None]:
         raise
 
 
+def refuse_known(model: nn.Module, adapter_name: str) -> None:
+    """Refuse to place an adapter on a model that has another of its name, and would have both.
+
+    Raises:
+        ValueError: with the way to the base alone, where transformers loaded the other one.
+    """
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer) and adapter_name in layer._get_available_adapters():
+            raise ValueError(
+                f"the model has an adapter {adapter_name!r} already, as one loaded from a folder "
+                "that holds base and adapter: use it as it is, choose another adapter_name, or "
+                "load the base alone, from_pretrained(…, adapter_kwargs={'subfolder': 'none'})"
+            )
+
+
 def refuse_doubled(model: nn.Module, adapter_name: str) -> None:
     """Refuse a part inside of a module that the same adapter trains and saves whole, as a copy.
 

@@ -35,6 +35,7 @@ from lorada.tuners.types import (
     LoradaType,
     register,
     require_count,
+    require_positive,
 )
 
 HEAD_WIDTHS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
@@ -52,6 +53,8 @@ class PrefixConfig(LoradaPeftConfig):
         projection: width of the network that the prefix comes out of in training (800 in He et
             al.); None trains P_k and P_v themselves. ``model.fold()`` replaces a trained network by
             its output, which is all that is needed from then on and all that is saved afterwards.
+        initial_std: standard deviation of the normal distribution that P_k and P_v start from,
+            where they do not come out of a network; 1 in LLM-Adapters, as embeddings start.
         target_modules: names of attention modules; None for all, cross-attention included.
         exclude_modules: names or a regex of modules to leave out.
         stacks: ``encoder`` and/or ``decoder`` of an encoder-decoder model; None for both.
@@ -62,6 +65,7 @@ class PrefixConfig(LoradaPeftConfig):
 
     length: int = field(default=30)
     projection: int | None = field(default=None)
+    initial_std: float = field(default=0.02)
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
     stacks: list[str] | None = field(default=None)
@@ -70,6 +74,7 @@ class PrefixConfig(LoradaPeftConfig):
         super().__post_init__()
         self.peft_type = LoradaType.PREFIX
         require_count(self, "length")
+        require_positive(self, "initial_std")
         if self.projection is not None:
             require_count(self, "projection")
 
@@ -152,7 +157,7 @@ class PrefixLayer(PrefixPart):
         self.configs[adapter_name] = config
         width, new = key_width(self.host), partial(_new, self.host_device(model))
         if config.projection is None:
-            std = 0.02 if config.init_weights else 1.0
+            std = config.initial_std if config.init_weights else 1.0
             for parameters in (self.lora_key, self.lora_value):
                 parameters[adapter_name] = new(
                     config.length, width, start=lambda p: p.normal_(std=std)

@@ -36,6 +36,11 @@ class Site:
             front of the norm. Where no module lies there, the output of a pre-LN layer itself,
             which is the residual stream + FFN. What runs here before the FFN is left alone.
         when: what else must hold for a layer whose modules do not tell.
+        summed: whether what is at ``added`` is the residual stream + FFN already.
+        beside: whether attention reads the same stream side by side with the FFN, so that no sum
+            of that stream and the FFN alone exists.
+        alone: the place where FFN(x) leaves by itself, where ``added`` has a sum and a module gives
+            the one; empty otherwise.
     """
 
     host: str
@@ -44,6 +49,9 @@ class Site:
     normed: tuple[str, ...]
     added: str
     when: Callable[[nn.Module], bool] = _always
+    summed: bool = False
+    beside: bool = False
+    alone: str = ""
 
 
 def _mlp(
@@ -51,9 +59,13 @@ def _mlp(
     *norms: str,
     added: str = "mlp.out",
     when: Callable[[nn.Module], bool] = _always,
+    summed: bool = False,
+    beside: bool = False,
+    alone: str = "",
 ) -> Site:
     """A pre-LN layer with a module ``mlp``; ``residual`` is the norm in front of it."""
-    return Site("mlp", norms, (f"{residual}.in",), ("mlp.in",), added, when)
+    reads = (f"{residual}.in",), ("mlp.in",)
+    return Site("mlp", norms, *reads, added, when, summed, beside, alone)
 
 
 def _is(*names: str) -> Callable[[nn.Module], bool]:
@@ -77,12 +89,12 @@ _SELF, _CROSS, _FINAL = "self_attn_layer_norm", "encoder_attn_layer_norm", "fina
 
 
 def _fairseq_pre_ln(*norms: str) -> Site:
-    return Site(_FINAL, norms, (f"{_FINAL}.in",), (f"{_FINAL}.out",), "out", _norm_first)
+    return Site(_FINAL, norms, (f"{_FINAL}.in",), (f"{_FINAL}.out",), "out", _norm_first, True)
 
 
 def _fairseq_post_ln(*norms: str) -> Site:
     reads = tuple(f"{norm}.out" for norm in norms if norm != _FINAL)
-    return Site(_FINAL, norms, reads, reads, f"{_FINAL}.in", _norm_last)
+    return Site(_FINAL, norms, reads, reads, f"{_FINAL}.in", _norm_last, True)
 
 
 _FALCON = _is("FalconDecoderLayer")  # no module has its dropout
@@ -90,22 +102,27 @@ _LLAMA = ("input_layernorm", "post_attention_layernorm")
 
 SITES = (
     # Falcon-RW, -7B and -40B; the last two run attention and FFN side by side.
-    _mlp("post_attention_layernorm", *_LLAMA, added="out", when=_FALCON),
-    _mlp("input_layernorm", "input_layernorm", added="out", when=_FALCON),
-    _mlp("ln_mlp", "ln_attn", "ln_mlp", added="out", when=_FALCON),
-    # GPT-NeoX, mostly side by side; Phi-3; Llama, Mistral, Qwen, Gemma; Bloom, whose mlp returns
-    # the sum with the residual stream.
-    _mlp("post_attention_layernorm", *_LLAMA, added="post_mlp_dropout.out"),
+    _mlp("post_attention_layernorm", *_LLAMA, added="out", when=_FALCON, summed=True,
+         alone="mlp.out"),
+    _mlp("input_layernorm", "input_layernorm", added="out", when=_FALCON, summed=True,
+         beside=True, alone="mlp.out"),
+    _mlp("ln_mlp", "ln_attn", "ln_mlp", added="out", when=_FALCON, summed=True,
+         beside=True, alone="mlp.out"),
+    # GPT-NeoX, mostly side by side; Phi-3; Bloom, whose mlp returns the sum with the residual
+    # stream; Llama, Mistral, Qwen, Gemma.
+    _mlp("post_attention_layernorm", *_LLAMA, added="post_mlp_dropout.out", beside=True),
     _mlp("post_attention_layernorm", *_LLAMA, added="resid_mlp_dropout.out"),
+    _mlp("post_attention_layernorm", *_LLAMA, when=_is("BloomBlock"), summed=True,
+         alone="mlp.dense_4h_to_h.out"),
     _mlp("post_attention_layernorm", *_LLAMA),
     # Gemma 2 and 3: each half has a norm before and one after it, which belongs to the half.
     _mlp("pre_feedforward_layernorm", *_LLAMA, "pre_feedforward_layernorm",
          "post_feedforward_layernorm", added="post_feedforward_layernorm.out"),
     # Phi, side by side. Its dropout and ViT's serve the attention first.
-    _mlp("input_layernorm", "input_layernorm", added="resid_dropout.out"),
+    _mlp("input_layernorm", "input_layernorm", added="resid_dropout.out", beside=True),
     _mlp("layernorm_after", "layernorm_before", "layernorm_after", added="dropout.out"),
     _mlp("ln_2", "ln_1", "ln_2"),  # GPT-2
-    _mlp("ln_1", "ln_1"),  # GPT-J, side by side
+    _mlp("ln_1", "ln_1", beside=True),  # GPT-J, side by side
     _mlp("mlp_norm", "attn_norm", "mlp_norm"),  # ModernBERT
     # T5: each half of a block is a layer of its own.
     Site("DenseReluDense", ("layer_norm",), ("layer_norm.in",), ("DenseReluDense.in",),
@@ -175,12 +192,11 @@ class Follower:
 
 def at(
     layer: nn.Module, place: str, change: Change, *, first: bool = False
-) -> list[RemovableHandle | Follower]:
+) -> list["RemovableHandle | Follower | AtEnd"]:
     """Call ``change`` with the tensor at a place of a layer; what it returns takes its place.
 
-    Where ``change`` has nothing to do it returns None, and it may be called again for one tensor.
-    With ``first`` it is called before the changes that are there already, which other modules than
-    linears allow.
+    Where ``change`` has nothing to do it returns None. With ``first`` it is called before the
+    changes that are there already, which other modules than linears allow.
     """
     name, side = _split(place)
     module = layer.get_submodule(name)
@@ -188,11 +204,9 @@ def at(
         return [Follower(layer, place, change)]
     if name:
         return [_hook(module, side, change, first)]
-    return [
-        module.register_forward_pre_hook(partial(_enter_checkpoint, change)),
-        # In front of hooks that transformers may have put there to collect hidden states.
-        module.register_forward_hook(partial(_leave_checkpoint, change), prepend=True),
-    ]
+    end = layer.__dict__.get(_End.name) or _End(layer)
+    end.changes.insert(0 if first else len(end.changes), change)
+    return [AtEnd(end, change)]
 
 
 def _hook(module: nn.Module, side: str, change: Change, first: bool = False) -> RemovableHandle:
@@ -229,29 +243,70 @@ def _after(change: Change, module: nn.Module | None, args: Any, output: Any) -> 
 # must not be used out there: its gradient would be lost, or its memory kept.
 
 
-class _Checkpoint:
-    """The checkpoint function of a layer, with ``change`` made inside of it."""
+class _End:
+    """All changes at the output of a layer, one after another, inside of its checkpoint."""
 
-    def __init__(self, plain: Any, change: Change) -> None:
-        self.plain, self.change = plain, change
+    name = "lorada_end"
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.changes: list[Change] = []
+        self.layer = layer
+        layer.__dict__[self.name] = self
+        self._handles = [
+            layer.register_forward_pre_hook(self._enter),
+            # In front of hooks that transformers may have put there to collect hidden states.
+            layer.register_forward_hook(self._leave, prepend=True),
+        ]
+
+    def change(self, output: Any) -> Any:
+        for change in self.changes:
+            changed = _after(change, None, (), output)
+            output = output if changed is None else changed
+        return output
+
+    def _enter(self, layer: Any, args: Any) -> None:
+        if getattr(layer, "gradient_checkpointing", False):
+            plain = layer._gradient_checkpointing_func
+            plain = getattr(plain, "plain", plain)  # left there by a forward that failed
+            layer._gradient_checkpointing_func = _Checkpoint(plain, self)
+
+    def _leave(self, layer: Any, args: Any, output: Any) -> Any:
+        if getattr(layer, "gradient_checkpointing", False):
+            checkpoint = layer._gradient_checkpointing_func
+            layer._gradient_checkpointing_func = checkpoint.plain
+            if checkpoint.ran:  # which it does not in eval mode or without gradients
+                return None
+        return self.change(output)
+
+    def remove(self, change: Change) -> None:
+        """Forget a change, and with the last one the hooks."""
+        self.changes.remove(change)
+        if not self.changes:
+            for handle in self._handles:
+                handle.remove()
+            del self.layer.__dict__[self.name]
+
+
+class AtEnd:
+    """The handle of one change at the end of a layer."""
+
+    def __init__(self, end: _End, change: Change) -> None:
+        self._end, self._change = end, change
+
+    def remove(self) -> None:
+        """Take the change off the layer."""
+        self._end.remove(self._change)
+
+
+class _Checkpoint:
+    """The checkpoint function of a layer, for one forward, with the changes made inside of it."""
+
+    def __init__(self, plain: Any, end: _End) -> None:
+        self.plain, self.ran, self._end = plain, False, end
 
     def __call__(self, run: Callable[..., Any], *args: Any) -> Any:
-        return self.plain(partial(self.run, run), *args)
+        self.ran = True
+        return self.plain(partial(self._run, run), *args)
 
-    def run(self, run: Callable[..., Any], *args: Any) -> Any:
-        output = run(*args)
-        changed = _after(self.change, None, args, output)
-        return output if changed is None else changed
-
-
-def _enter_checkpoint(change: Change, layer: Any, args: Any) -> None:
-    if getattr(layer, "gradient_checkpointing", False):
-        plain = layer._gradient_checkpointing_func
-        plain = getattr(plain, "plain", plain)  # left there by a forward that failed
-        layer._gradient_checkpointing_func = _Checkpoint(plain, change)
-
-
-def _leave_checkpoint(change: Change, layer: Any, args: Any, output: Any) -> Any:
-    if getattr(layer, "gradient_checkpointing", False):
-        layer._gradient_checkpointing_func = layer._gradient_checkpointing_func.plain
-    return _after(change, layer, args, output)
+    def _run(self, run: Callable[..., Any], *args: Any) -> Any:
+        return self._end.change(run(*args))

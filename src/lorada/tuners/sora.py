@@ -36,6 +36,8 @@ class SoraConfig(LoradaPeftConfig):
         rank: r, the ranks of each matrix at the start.
         alpha: α; the term is scaled by α/r, also after ranks were dropped.
         dropout: of the input of A.
+        penalty: λ of the penalty λ · mean|g| over all gates that the released code has in its loss
+            (10 in its script); 0, as in the publication, for none. ``SoraCallback`` adds it.
         target_modules: names or a regex of the linear maps; None for all of every layer.
         exclude_modules: names or a regex of modules to leave out.
         rank_pattern: ranks by module name where they differ from ``rank``; ``prune`` writes it.
@@ -47,6 +49,7 @@ class SoraConfig(LoradaPeftConfig):
     rank: int = field(default=8)
     alpha: float = field(default=16.0)
     dropout: float = field(default=0.0)
+    penalty: float = field(default=0.0)
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
     rank_pattern: dict[str, int] = field(default_factory=dict)
@@ -57,6 +60,9 @@ class SoraConfig(LoradaPeftConfig):
         require_count(self, "rank")
         require_positive(self, "alpha")
         require_rate(self, "dropout")
+        number = isinstance(self.penalty, int | float) and not isinstance(self.penalty, bool)
+        if not number or not 0 <= self.penalty < math.inf:
+            raise ValueError(f"penalty={self.penalty!r} must be a number from 0 on")
         check_ranks(self, smallest=0)
 
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.adalora import AdaLoraModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -20,23 +20,34 @@ from torch import Tensor, nn
 
 from lorada.tuners.attach import AttachedModel
 from lorada.tuners.devices import refuse_offloaded
-from lorada.tuners.layer import AttachedLayer, detach_all
+from lorada.tuners.kept import merge_and_keep, refuse_to_merge, wraps
+from lorada.tuners.layer import detach_all
 from lorada.tuners.lmam import bake
+from lorada.tuners.merging import (
+    give_own_weights,
+    merge_all,
+    merge_inner,
+    one_line,
+    ties_settled,
+)
 from lorada.tuners.mixed import mixed_batch
 from lorada.tuners.nesting import (
     check_order,
     keys_of_others,
-    merge_all,
-    merge_inner,
     misfit_named,
     names_alone,
     part_kind,
-    refuse_unmergeable,
     rename,
     tuner_of,
     within_reach,
 )
-from lorada.tuners.placing import all_or_nothing, check_fits, refuse_absent, refuse_doubled
+from lorada.tuners.placing import (
+    all_or_nothing,
+    check_fits,
+    refuse_absent,
+    refuse_doubled,
+    refuse_known,
+)
 from lorada.tuners.types import PREFIX, LoradaPeftConfig, LoradaType, refuse_unknown, register
 from lorada.version import __version__
 
@@ -104,10 +115,13 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
     tuner_layer_cls = BaseTunerLayer
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kw: Any) -> None:
+        refuse_known(model, adapter_name)
         # Plain attributes, not submodules: every tuner's ``model`` is this tuner's ``model``.
         self.__dict__["_tuners"] = {}
-        super().__init__(*args, **kwargs)
+        if isinstance(known := vars(model).get("peft_config"), dict):
+            self.__dict__["peft_config"] = dict(known)  # of adapters that transformers has loaded
+        super().__init__(model, peft_config, adapter_name, **kw)
 
     def tuners(self) -> list[BaseTuner]:
         """The tuners of all parts of all adapters."""
@@ -129,7 +143,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         """
         config = self.peft_config[adapter_name]
         refuse_absent(model, [config, *config.parts], config.task_type)
-        for part in filter(_wraps, config.parts):
+        for part in filter(wraps, config.parts):
             refuse_offloaded(model, type(part).__name__.removesuffix("Config"))
         stacked = any(isinstance(module, BaseTunerLayer) for module in model.modules())
         before = [(p, p.requires_grad) for p in model.parameters()] if stacked else []
@@ -138,7 +152,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         try:
             with all_or_nothing(model, adapter_name):
                 # Attached parts last: they watch modules, which a part like LN tuning replaces.
-                for part in sorted(config.parts, key=lambda part: not _wraps(part)):
+                for part in sorted(config.parts, key=lambda part: not wraps(part)):
                     self._inject_part(model, adapter_name, part, low_cpu_mem_usage)
                 check_order(model, adapter_name, config.parts)
                 refuse_doubled(model, adapter_name)
@@ -323,9 +337,10 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         return False
 
     def _check_merge_allowed(self) -> None:
+        for name in self.active_adapters:
+            refuse_to_merge(self, name)
         parts = [part for name in self.active_adapters for part in self.peft_config[name].parts]
-        refuse_unmergeable(parts)
-        kept = sorted({type(part).__name__ for part in parts if not _wraps(part)})
+        kept = sorted({type(part).__name__ for part in parts if not wraps(part)})
         if kept:
             raise ValueError(
                 f"parts of {', '.join(kept)} cannot be merged into the weights: merge_weights() "
@@ -339,15 +354,26 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
     ) -> None:
         """Merge every part in place; ``unmerge_adapter`` undoes it."""
         self._check_merge_allowed()
-        merge_all(self.model, adapter_names=adapter_names, safe_merge=safe_merge)
+        give_own_weights(self.model, adapter_names or self.active_adapters)
+        with one_line():
+            merge_all(self.model, adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
+        # Only unloading replaces here, by a module that has its weights, be it a head of several.
+        setattr(parent, child_name, new_module)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         if merge:
             self._check_merge_allowed()
-            safe, names = kwargs.get("safe_merge", False), kwargs.get("adapter_names")
-            merge_inner(self.model, safe_merge=safe, adapter_names=names)
-        detach_all(self.model)
-        model: nn.Module = super()._unload_and_optionally_merge(merge, **kwargs)
+        with ties_settled(self.model), one_line():
+            if merge:
+                safe, names = kwargs.get("safe_merge", False), kwargs.get("adapter_names")
+                give_own_weights(self.model, names or self.active_adapters)
+                merge_inner(self.model, safe_merge=safe, adapter_names=names)
+            detach_all(self.model)
+            model: nn.Module = super()._unload_and_optionally_merge(merge, **kwargs)
         return model
 
     def merge_weights(self) -> nn.Module:
@@ -361,37 +387,11 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
             ValueError: for a stack with a part around the weights that cannot be merged: it would
                 be around other weights than it was trained on.
         """
-        name = self.active_adapters[0]
-        config: LoradaConfig = self.peft_config[name]
-        refuse_unmergeable(config.parts)
-        merged, rest = (
-            [part for part in config.parts if _wraps(part) is wanted] for wanted in (True, False)
-        )
-        state = get_peft_model_state_dict(self, adapter_name=name)
-        attached = {n for n, module in self.named_modules() if isinstance(module, AttachedLayer)}
-        kept = {
-            f"base_model.{key}": value.clone()
-            for key, value in state.items()
-            if any(key.startswith(f"{layer}.") for layer in attached)
-        }
-        config.parts = merged
-        base = self._unload_and_optionally_merge(merge=True, adapter_names=[name])
-        if not rest:
-            return base
-        model: nn.Module = get_peft_model(
-            base, LoradaConfig(parts=rest, task_type=config.task_type)
-        )
-        # A task head, which PEFT puts into every adapter of such a task, is the base's by now.
-        set_peft_model_state_dict(model, {**get_peft_model_state_dict(model), **kept})
-        return model.train(self.training)
+        return merge_and_keep(self, self.active_adapters[0])
 
     def bake(self) -> None:
         """Precompute every map of the stack for inference."""
         bake(self.model)
-
-
-def _wraps(part: PeftConfig) -> bool:
-    return not issubclass(tuner_of(part), AttachedModel)
 
 
 register(LoradaType.LORADA, LoradaConfig, LoradaModel)

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
+from lorada.tuners.merging import give_own_weights, ties_settled
 from lorada.tuners.mixed import mixed_batch
 from lorada.tuners.placing import all_or_nothing, check_fits, refuse_absent
 from lorada.tuners.types import PREFIX, LoradaType
@@ -24,6 +25,31 @@ class OwnTuner(BaseTuner):  # type: ignore[misc]
         refuse_absent(model, [self.peft_config[adapter_name]], task=None)
         with all_or_nothing(model, adapter_name):
             super().inject_adapter(model, adapter_name, *args, **kw)
+
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
+        """Put a module in the place of another; what comes back has its weights, a head several."""
+        if isinstance(new_module, BaseTunerLayer):
+            super()._replace_module(parent, child_name, new_module, child)
+        else:
+            setattr(parent, child_name, new_module)
+
+    def merge_adapter(
+        self, adapter_names: list[str] | None = None, safe_merge: bool = False
+    ) -> None:
+        """Merge in place; ``unmerge_adapter`` undoes it."""
+        self._check_merge_allowed()
+        give_own_weights(self.model, adapter_names or self.active_adapters)
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
+        if merge:
+            self._check_merge_allowed()
+            give_own_weights(self.model, kwargs.get("adapter_names") or self.active_adapters)
+        with ties_settled(self.model):
+            model: nn.Module = super()._unload_and_optionally_merge(merge, **kwargs)
+        return model
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

@@ -14,6 +14,8 @@ class _AfterPeft:
 
     def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
         """The spec of peft whose loader registers our types at its end; None for all else."""
+        if name == "torch":
+            _hush()
         if name != "peft":
             return None
         # Asking for a spec need not end in an import, so this finder stays until one has.
@@ -34,6 +36,19 @@ class _AfterPeft:
                 _register()
 
         loader.exec_module = execute_and_register
+
+
+def _hush():  # type: ignore[no-untyped-def]
+    """Keep back what libraries on torch say for themselves, as in commands of lorada."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    path = os.path.join(here, "..", "..", "unheard.py")
+    names = {"__name__": "lorada_unheard"}
+    try:
+        with open(path) as file:
+            exec(compile(file.read(), path, "exec"), names)
+        names["hush"]()  # type: ignore[operator]
+    except Exception as error:  # then they are heard
+        sys.stderr.write("lorada run: " + str(error) + "\n")
 
 
 def _register():  # type: ignore[no-untyped-def]

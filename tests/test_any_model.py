@@ -1,0 +1,342 @@
+"""Methods on models that the paper does not have: names, defaults that do not fit, whole runs."""
+
+import re
+
+import pytest
+from architectures import ARCHITECTURES, ENCODER_DECODERS
+from conftest import DECODER_SIZES, SIZES
+from folders import byte_tokenizer, rows_file
+from method_cases import BUILDERS, defined
+from peft import get_peft_model
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as BY_PEFT
+from transformers import (
+    AutoConfig,
+    BartConfig,
+    BertConfig,
+    DistilBertForSequenceClassification,
+    ElectraForSequenceClassification,
+    GemmaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    MBartConfig,
+    Phi3ForCausalLM,
+    RobertaConfig,
+    T5ForConditionalGeneration,
+    XLMRobertaForSequenceClassification,
+    set_seed,
+)
+
+from lorada import METHODS, LmamConfig, build_method
+from lorada.columns import scheme_of
+from lorada.elsewhere import ELSEWHERE
+from lorada.roles import SCHEMES, fits, renamed
+from lorada.run.evaluate import evaluate
+from lorada.run.loaded import load_run
+from lorada.run.models import kind_of
+from lorada.run.params import count_parameters
+from lorada.run.recipe import load_recipe
+from lorada.run.train import train
+from lorada.skeleton import linears_of
+from lorada.tuners.placements import _widths
+from lorada.tuners.sites import linear_under
+
+# Names.
+
+OF_PLACES = ("pos_proj", "pos_q_proj")  # DeBERTa's, which the positions go through
+LAYERED = [name for name in BUILDERS if name != "falcon_alibi"]
+
+
+def hit(model, targets) -> set[str]:
+    """The modules that target_modules name, as PEFT reads them."""
+    names = {name for name, _ in model.named_modules()}
+    if isinstance(targets, str):
+        return {name for name in names if re.fullmatch(targets, name)}
+    return {name for name in names if any(f".{name}".endswith(f".{t}") for t in targets)}
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_linear_of_a_layer_has_a_role_and_the_widths_of_it(name):
+    model = BUILDERS[name]()
+    scheme = SCHEMES[model.config.model_type]
+    linears = linears_of(model.config)
+    assert fits(scheme, [linear for linear in linears if not linear.endswith(OF_PLACES)])
+    found = {
+        role: [_widths(model, module) for module in hit(model, renamed(names, scheme, scheme))]
+        for role, names in scheme.items()
+        if role not in ("embeddings", "norms") and (role, name) != ("gate", "t5")
+    }
+    assert all(found.values())
+    heads = {32, 48}  # Qwen3's are wider than the model
+    assert {width for width, _ in found["query"] + found["key"] + found["value"]} == {32}
+    assert {out for _, out in found["output"]} == {32}
+    assert {width for width, _ in found["output"]} <= heads
+    assert {width for width, _ in found["up"]} == {out for _, out in found["down"]} == {32}
+    assert min(out for _, out in found["up"]) > 32
+    assert {width for width, _ in found["down"]} <= {48, 128}
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_query_and_value_are_those_that_peft_knows(name):
+    model = BUILDERS[name]()
+    kind = model.config.model_type
+    if kind not in BY_PEFT:
+        pytest.skip(f"PEFT has no targets for {kind}")
+    theirs = [target for target in BY_PEFT[kind] if target not in ("fc1", "fc2")]  # Phi's
+    ours = renamed(["q_proj", "v_proj"], SCHEMES["llama"], SCHEMES[kind])
+    assert hit(model, ours) == hit(model, theirs)
+
+
+@pytest.mark.parametrize("name", [n for n in BUILDERS if defined("adalora", n)])
+def test_a_method_of_all_matrices_is_on_every_linear_of_the_layers_and_on_no_other(name):
+    model = BUILDERS[name]()
+    targets = build_method("adalora", model.config).config.parts[0].target_modules
+    every = {
+        key
+        for key, module in model.named_modules()
+        if linear_under(module) is not None and re.search(r"\.\d+\.", key)
+    }
+    assert hit(model, targets) == {key for key in every if not key.endswith(OF_PLACES)}
+
+
+def test_a_columns_own_model_keeps_its_names():
+    llama = SCHEMES["llama"]
+    assert renamed(["q_proj", "down_proj"], llama, llama) == ["q_proj", "down_proj"]
+    assert build_method("lora", LlamaConfig()).config.parts[0].target_modules == {
+        "q_proj", "k_proj", "v_proj", "up_proj", "down_proj",
+    }  # fmt: skip
+    lora = build_method("lora", BertConfig()).config.parts[0]
+    assert lora.target_modules == {"query", "value"}
+    with pytest.raises(ValueError, match="nope is no matrix that has a role"):
+        renamed(["nope"], llama, llama)
+
+
+def test_names_whose_end_is_anothers_become_a_pattern_that_keeps_them_apart():
+    model = BUILDERS["bert"]()
+    ffn = build_method("prefix_lora", model.config).config.parts[1].target_modules
+    halves = ("intermediate", "output")
+    assert hit(model, ffn) == {f"bert.encoder.layer.{i}.{h}.dense" for i in (0, 1) for h in halves}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_settings_for_every_kind_of_model_and_all_their_names_have_roles(name):
+    models = ("llama", "roberta", "deberta_v2", "bart", "mbart", "gpt2", "phi3", "t5", "vit")
+    for model in models if METHODS[name].parts else ():
+        if not defined(name, model):
+            continue
+        plan = build_method(name, BUILDERS[model]().config)
+        assert plan.settings_from
+        for part in plan.config.parts:
+            targets = getattr(part, "target_modules", None)
+            assert targets is None or hit(BUILDERS[model](), targets)
+
+
+def test_a_model_type_nobody_knows_works_where_its_matrices_are_named():
+    class Unheard(GPT2Config):
+        model_type = "unheard"
+
+    config = Unheard(n_embd=32, n_layer=2, n_head=4, vocab_size=96)
+    message = "the matrices of unheard models .* are known here: give lora.target_modules="
+    with pytest.raises(ValueError, match=message) as error:
+        build_method("lora", config)
+    assert "\n" not in str(error.value)
+    plan = build_method("lora", config, target_modules=["c_attn"], fan_in_fan_out=True)
+    model = get_peft_model(GPT2LMHeadModel(GPT2Config(**config.to_diff_dict())), plan.config)
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert len(trained) == 4
+    assert all("c_attn" in n for n in trained)
+    # What finds its places in the modules of a model needs no names.
+    for name in ("lmam", "adapter_ffn", "prefix"):
+        assert build_method(name, config).config.parts
+
+
+def test_a_model_type_nobody_knows_with_the_linears_of_one_that_is_known_needs_no_names():
+    config = AutoConfig.for_model("olmo2", **DECODER_SIZES)
+    assert "olmo2" not in SCHEMES
+    assert scheme_of(config, "lora.target_modules") is SCHEMES["llama"]
+    assert build_method("dora", config).config.parts[0].target_modules >= {"q_proj", "down_proj"}
+    config = AutoConfig.for_model("mixtral", **DECODER_SIZES)
+    with pytest.raises(ValueError, match=r"give lora\.target_modules=.*self_attn\.q_proj"):
+        build_method("dora", config)
+
+
+def test_the_kind_of_a_model_is_read_from_its_config():
+    kinds = {name: kind_of(BUILDERS[name]().config) for name in BUILDERS}
+    assert {n for n, kind in kinds.items() if kind == "encoder_decoder"} == set(ENCODER_DECODERS)
+    assert {name for name, kind in kinds.items() if kind == "encoder"} == {
+        "bert", "roberta", "xlm_roberta", "electra", "distilbert", "modernbert", "deberta",
+        "deberta_v2", "vit",
+    }  # fmt: skip
+    assert kind_of(BertConfig(is_decoder=True)) == "decoder"
+    assert kind_of(AutoConfig.for_model("camembert")) == "encoder"
+
+
+# Defaults that do not fit.
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "overrides", "said", "part", "key", "value"),
+    [
+        ("lorada_a", RobertaConfig(hidden_size=1024, num_attention_heads=16), {},
+         "lmam.heads=3 does not divide 16: taking 4", 0, "heads", 4),
+        ("lorada_a", BartConfig(d_model=768, encoder_attention_heads=12), {},
+         "lmam.heads=16 does not divide 12: taking 12", 0, "heads", 12),
+        ("lorada_a", BertConfig(max_position_embeddings=64), {},
+         "lmam.length=512 does not fit the 64 tokens that the model takes: taking 64",
+         0, "length", 64),
+        ("lora+lmam", LlamaConfig(**DECODER_SIZES | {"max_position_embeddings": 64}), {},
+         "lmam.length=128 does not fit the 64 tokens that the model takes: taking 64",
+         0, "length", 64),
+        ("prefix", LlamaConfig(**DECODER_SIZES | {"max_position_embeddings": 16}), {},
+         "prefix.length=30 does not fit the 16 tokens that the model takes: taking 15",
+         0, "length", 15),
+        ("shira", LlamaConfig(**DECODER_SIZES | {"hidden_size": 64}), {},
+         "shira.r=38 is more than a weight of 32 × 64 has room for: taking 21", 0, "r", 21),
+        ("lamda", LlamaConfig(**DECODER_SIZES), {},
+         "lamda.rank=32 is more than a weight of 16 × 32 has: taking 16", 0, "rank", 16),
+        ("quanta", GPT2Config(n_embd=32, n_layer=2, n_head=4), {},
+         "quanta.target_modules=['attn.c_attn'] is query, key and value in one",
+         0, "target_modules", ["attn.c_proj"]),
+    ],
+)  # fmt: skip
+def test_a_default_that_does_not_fit_falls_to_the_nearest_with_a_line(
+    method, config, overrides, said, part, key, value, caplog
+):
+    plan = build_method(method, config, **overrides)
+    assert said in caplog.text
+    assert said in plan.settings_from
+    assert getattr(plan.config.parts[part], key) == value
+
+
+def test_defaults_that_fit_stay_without_a_word(caplog):
+    for method, config in (
+        ("lorada_a", RobertaConfig()), ("lorada_a", BartConfig()), ("lorada_a", MBartConfig()),
+        ("shira", LlamaConfig(num_hidden_layers=1)), ("lamda", LlamaConfig(num_hidden_layers=1)),
+    ):  # fmt: skip
+        build_method(method, config)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "message"),
+    [
+        ("lorada_a", {"heads": 3}, "heads=3 does not divide the 4 attention heads"),
+        ("shira", {"r": 38}, "rank 38 results in more shira params than"),
+        ("lamda", {"rank": 64, "ranks": "uniform"}, "rank=64 is more than a weight of"),
+        ("prefix", {"length": 500}, "length=500 of a prefix must be below"),
+    ],
+)
+def test_what_the_user_wrote_is_never_changed(method, overrides, message, caplog):
+    name = "roberta" if method == "lorada_a" else "llama"
+    model = ARCHITECTURES[name]()
+    plan = build_method(method, model.config, **overrides)
+    key, value = next(iter(overrides.get(method, overrides).items()))
+    assert getattr(plan.config.parts[0], key) == value
+    assert f".{key}=" not in caplog.text
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(model, plan.config)
+
+
+# Where settings come from.
+
+
+def test_settings_that_are_not_the_papers_say_so_everywhere(call):
+    for name, ours in ELSEWHERE.items():
+        for kind in ours.columns:
+            assert kind not in METHODS[name].parts
+    where = build_method("dora", BertConfig()).settings_from
+    assert where == f"not from the paper: {ELSEWHERE['dora'].source}"
+    assert build_method("dora", LlamaConfig()).settings_from == "Table 4"
+    taken = build_method("dora", GPT2Config()).settings_from
+    assert taken == "Table 4; those of llama models, taken to a gpt2 model"
+    assert count_parameters("dora", "roberta-base", [])["settings_from"] == where
+    code, out, _ = call("params", "--method", "dora", "--model", "roberta-base")
+    assert (code, where in " ".join(out.split())) == (0, True)
+    code, out, _ = call("methods", "dora")
+    assert code == 0
+    assert "roberta (not from the paper)" in out
+    assert "llama (not from the paper)" not in out
+    code, out, _ = call("methods")
+    assert "(not" in out
+
+
+# Whole runs.
+
+TOKENS = len(byte_tokenizer())
+SMALL = {**DECODER_SIZES, "vocab_size": TOKENS, "max_position_embeddings": 64}
+ENCODER = {**SIZES, "vocab_size": TOKENS, "max_position_embeddings": 64, "pad_token_id": 0}
+RUNS = {
+    "gpt2": (GPT2LMHeadModel, {
+        "vocab_size": TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }),
+    "gemma": (GemmaForCausalLM, {**SMALL, "head_dim": 8}),
+    "phi3": (Phi3ForCausalLM, SMALL),
+    "t5": (T5ForConditionalGeneration, {
+        "vocab_size": TOKENS, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2,
+        "num_heads": 4, "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0,
+    }),
+    "electra": (ElectraForSequenceClassification, {**ENCODER, "embedding_size": 16}),
+    "distilbert": (DistilBertForSequenceClassification, {
+        "vocab_size": TOKENS, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4,
+        "max_position_embeddings": 64, "pad_token_id": 0,
+    }),
+    "xlm-roberta": (XLMRobertaForSequenceClassification, ENCODER),
+}  # fmt: skip
+TRAINED = ("lora", "lorada_a", "dora", "prefix")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where models are, made when they are first asked for, and rows."""
+    root = tmp_path_factory.mktemp("any")
+    rows_file(root / "texts.jsonl")
+    judged = [{"text": "ab" * (i % 5 + 1), "label": "yn"[i % 2]} for i in range(24)]
+    rows_file(root / "labels.jsonl", judged)
+
+    def made(name):
+        if not (root / name).is_dir():
+            set_seed(0)
+            cls, sizes = RUNS[name]
+            cls(cls.config_class(**sizes)).save_pretrained(root / name)
+            byte_tokenizer().save_pretrained(root / name)
+        labels = "Classification" in RUNS[name][0].__name__
+        return root / name, root / ("labels.jsonl" if labels else "texts.jsonl")
+
+    return made
+
+
+def runs():
+    """Each model with each method; with all models and all methods in every run of the tests."""
+    for i, model in enumerate(RUNS):
+        for j, method in enumerate(TRAINED):
+            often = (i + j) % len(TRAINED) == 0
+            yield pytest.param(model, method, marks=[] if often else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize(("model", "method"), runs())
+def test_a_run_trains_saves_and_scores(model, method, folder, tmp_path):
+    where, rows = folder(model)
+    options = {"method": method, "model": str(where), "data": str(rows)}
+    pairs = ["max_steps=3", "per_device_train_batch_size=4", "report_to=[]", "logging_steps=1"]
+    recipe = load_recipe(None, pairs, {**options, "output": str(tmp_path / "run")})
+    result = train(recipe, quiet=True).result
+    assert result["steps"] == 3
+    assert result["parameters"]["trainable"] > 0
+    ours = (method == "dora" and "labels" in rows.name) or (method, model) == ("dora", "t5")
+    assert result["settings_from"].startswith("not from the paper") == ours
+    metrics = evaluate(load_run(tmp_path / "run"), str(rows))
+    assert metrics["n"] == sum(1 for _ in rows.open())
+
+
+def test_a_run_with_a_map_on_top_says_what_it_took_instead(folder, tmp_path, caplog):
+    where, rows = folder("distilbert")
+    options = {"method": "ist+lmam", "model": str(where), "data": str(rows)}
+    recipe = load_recipe(None, ["max_steps=1"], {**options, "output": str(tmp_path / "run")})
+    result = train(recipe, quiet=True).result
+    line = "lmam.length=128 does not fit the 64 tokens that the model takes: taking 64"
+    assert line in caplog.text
+    assert line in result["settings_from"]
+    lmam = load_run(tmp_path / "run").model.peft_config["default"].parts[0]
+    assert isinstance(lmam, LmamConfig)
+    assert lmam.length == 64

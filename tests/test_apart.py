@@ -1,0 +1,176 @@
+"""A run in a process of its own: what goes there and comes back, and that it never stays behind."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from folders import bert_folder, split_file
+
+from lorada.run import apart
+from lorada.run.callbacks import DivergedError
+from lorada.run.recipe import load_recipe
+from lorada.run.result import read_result
+from lorada.run.table_runs import Job, carry_out
+from lorada.run.tables import TableRow
+
+LORADA = str(Path(sys.executable).with_name("lorada"))
+ROWS = [{"sentence": "ab" * (i % 4 + 1), "label": i % 2} for i in range(12)]
+# A process that has one of its own sleep. To be named, a function needs no torch here.
+SLEEPS = "import lorada_cli, time; from lorada.run import apart; apart.call(time.sleep, 100)"
+
+
+@pytest.mark.apart
+def test_what_a_function_gives_says_and_logs_elsewhere_comes_here(caplog, capfd, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", sys.stderr)
+    assert apart.call(os.getpid) not in (os.getpid(), None)
+    assert apart.call(partial(int, base=2), "101") == 5
+    apart.call(print, "said")
+    with caplog.at_level(logging.WARNING):
+        apart.call(logging.getLogger("far").warning, "%d of %d", 1, 2)
+        apart.call(logging.getLogger("far").info, "too quiet")
+    assert [(record.name, record.getMessage()) for record in caplog.records] == [("far", "1 of 2")]
+    assert capfd.readouterr().err == "said\n"  # beside what a program reads from this process
+
+
+ENDS = {
+    "a mistake": ("raise ValueError('no such thing')", ValueError, "no such thing"),
+    "a kind of ours": (
+        "from lorada.run.callbacks import DivergedError as D; raise D('nan')", DivergedError, "nan"
+    ),
+    "a kind that cannot be sent": (
+        "class E(ValueError):\n def __init__(self, a, b): super().__init__(a)\nraise E('odd', 2)",
+        ValueError, "odd",
+    ),
+    "an end without a word": ("import os; os._exit(3)", OSError, "with code 3"),
+    "a kill": ("import os; os.kill(os.getpid(), 9)", MemoryError, "was killed"),
+    "an interrupt": ("import signal; signal.raise_signal(2)", KeyboardInterrupt, None),
+}  # fmt: skip
+
+
+@pytest.mark.apart
+@pytest.mark.parametrize("end", ENDS)
+def test_however_it_ends_elsewhere_it_ends_here(end):
+    code, kind, text = ENDS[end]
+    with pytest.raises(kind, match=text) as caught:
+        apart.call(exec, code)
+    assert type(caught.value) is kind
+
+
+def child_of(process):
+    """The process that another one has started, once it is there."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None:
+        if found := children.read_text().split():
+            return int(found[0])
+        time.sleep(0.05)
+    raise AssertionError(process.communicate())
+
+
+def is_gone(number, within=10):
+    """Whether a process ends; a zombie, whom nobody has asked for its code, has ended."""
+    for _ in range(within * 20):
+        try:
+            if Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("ends_by", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_whatever_ends_a_process_ends_the_one_it_has_started(ends_by):
+    process = subprocess.Popen([sys.executable, "-c", SLEEPS], stderr=subprocess.PIPE, text=True)
+    child = child_of(process)
+    time.sleep(0.5)
+    process.send_signal(ends_by)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == -ends_by
+    assert is_gone(child)
+    if ends_by == signal.SIGINT:
+        assert said.rstrip().endswith("KeyboardInterrupt") or "In the process of the run" in said
+
+
+def test_a_process_that_is_stopped_stops_the_other_and_they_go_on_together():
+    process = subprocess.Popen([sys.executable, "-c", SLEEPS.replace("100", "3")])
+    child = child_of(process)
+    time.sleep(0.5)
+
+    def state(number):
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+
+    process.send_signal(signal.SIGTSTP)
+    for _ in range(100):
+        if state(process.pid) == state(child) == "T":
+            break
+        time.sleep(0.05)
+    assert (state(process.pid), state(child)) == ("T", "T")
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(30) == 0
+
+
+def job(place, name, method, model):
+    settings = [
+        "max_steps=2",
+        "per_device_train_batch_size=4",
+        "training.report_to=[]",
+        "save_strategy=no",
+    ]
+    fixed = {"method": method, "model": str(model), "task": "sst2", "data_dir": str(place / "data")}
+    recipe = load_recipe(None, [*settings, "max_length=32"], {**fixed, "output": str(place / name)})
+    row = TableRow(key=name, label=name, method=method)
+    return Job(row, ["sst2"], 1, recipe, place / "results" / f"{name}.json")
+
+
+@pytest.mark.apart
+def test_the_peak_of_a_run_does_not_carry_that_of_a_larger_one_before_it(tmp_path):
+    for split in ("train", "validation"):
+        split_file(tmp_path / "data" / "glue" / "sst2", split, ROWS)
+    # 100 megabytes of positions, no row needs more than a few, with a gradient and two moments.
+    large = {"hidden_size": 256, "max_position_embeddings": 100_000}
+    jobs = [
+        job(tmp_path, "large", "full", bert_folder(tmp_path / "large-model", **large)),
+        job(tmp_path, "small", "lora", bert_folder(tmp_path / "small-model")),
+    ]
+    said = []
+    first, second = (carry_out(job, report=said.append) for job in jobs)
+    assert first["peak_memory_bytes"] > second["peak_memory_bytes"] + 250 * 2**20
+    assert second == json.loads(jobs[1].stored.read_text())
+    assert [line.rpartition(" ")[2] for line in said] == ["training", "scoring"] * 2
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_the_run_of_a_table_and_ends_the_command(tmp_path):
+    for split in ("train", "validation"):
+        rows = [{"sentence1": "ab" * (i + 1), "sentence2": "b", "label": i % 2} for i in range(12)]
+        split_file(tmp_path / "data" / "glue" / "rte", split, rows)
+    command = [
+        LORADA, "table", "5", "--scale", "local", "--rows", "lora", "--tasks", "rte", "--seeds",
+        "1", "--data-dir", "data", "--resume",
+    ]  # fmt: skip
+    run = tmp_path / "runs/table5-local/lora/rte/seed1"
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    child = child_of(process)
+    while process.poll() is None and not list(run.glob("runs/*/events*")):
+        time.sleep(0.1)
+    time.sleep(1)  # TensorBoard's log is begun with the first step, from which on Ctrl-C saves
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert is_gone(child)
+    (checkpoint,) = run.glob("checkpoint-*")
+    assert not (run / "result.json").exists()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert read_result(run)["resumed_from"] == checkpoint.name

@@ -1,0 +1,127 @@
+"""A mistake that names, files and folders show is answered before torch is there."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from folders import rows_file
+
+MANY = """
+import contextlib, io, json, sys, time, lorada_cli
+found = {}
+for case, words in json.load(sys.stdin).items():
+    sys.argv, said, code = ["lorada", *words], io.StringIO(), 0
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            lorada_cli.main()
+        except SystemExit as stop:
+            code = stop.code
+    heavy = [name for name in ("torch", "transformers", "peft") if name in sys.modules]
+    found[case] = [code, said.getvalue(), heavy]
+print(json.dumps(found))
+"""
+
+MODEL, ROWS = ["--model", "llama"], ["--data", "rows.jsonl"]
+TRAIN = ["train", *MODEL, *ROWS, "--output", "new"]
+MISTAKES = {
+    "no such recipe": (["train", "none.yaml"], "no recipe at none.yaml"),
+    "recipe of no name": (["train", "quickstrt"], "did you mean quickstart"),
+    "broken recipe": (["train", "broken.yaml"], "broken.yaml line 3 is not YAML"),
+    "no pair": ([*TRAIN, "rank=4", "fast"], "'fast' is not key=value"),
+    "no such method": ([*TRAIN, "--method", "lroa"], "unknown method 'lroa'; did you mean lora"),
+    "no such task": ([*TRAIN, "--task", "jsnl"], "unknown task 'jsnl'; did you mean jsonl"),
+    "no such model": (["train", "--model", "smollm", *ROWS, "--output", "new"], "did you mean smo"),
+    "no model": (["train", *ROWS, "--output", "new"], "the recipe has no model"),
+    "wrong type": ([*TRAIN, "max_length=long"], "max_length='long'"),
+    "no data": (["train", *MODEL, "--output", "new"], "no data: pass --data FILE"),
+    "no data file": ([*TRAIN, "--data", "none.jsonl"], "no data file at none.jsonl"),
+    "no data folder": ([*TRAIN[:3], "--task", "rte", "--data-dir", "none"], "no data folder at no"),
+    "no held-out file": ([*TRAIN, "eval_data=none.jsonl"], "no data file at none.jsonl"),
+    "broken rows": ([*TRAIN, "--data", "broken.jsonl"], "broken.jsonl line 2 is not JSON"),
+    "taken output": (["train", *MODEL, *ROWS, "--output", "run"], "run already holds a run"),
+    "taken output of no name": (
+        ["train", *MODEL, *ROWS, "--method", "lora", "seed=7"],
+        "runs/rows-lora-seed7 already holds a run",
+    ),
+    "file as output": (["train", *MODEL, *ROWS, "--output", "rows.jsonl"], "rows.jsonl is a file"),
+    "both ways": ([*TRAIN, "--resume", "--overwrite"], "exclude each other"),
+    "complete": (["train", "--resume", "--output", "run"], "run is complete"),
+    "nothing to resume": (["train", "--resume", "--output", "none"], "holds no run to resume"),
+    "no run": (["evaluate", "none"], "none is not a run"),
+    "unfinished run": (["evaluate", "half"], "half has no result.json"),
+    "recipe of a run": (["evaluate", "spoilt"], "recipe.yaml line 2 is not YAML"),
+    "result of a run": (["generate", "damaged", "--prompt", "a"], "result.json is not JSON"),
+    "no rows to score": (["evaluate", "run"], "no data: pass --data FILE"),
+    "no file to score": (["evaluate", "run", "--data", "none.csv"], "no data file at none.csv"),
+    "rows of a class": (["evaluate", "run", "--data", "labels.jsonl"], "has label rows; this run"),
+    "limit": (["evaluate", "run", "--limit", "3"], "--limit 3 is for --lm-eval"),
+    "no text": (["explain", "run", "--text", " "], "the text is empty"),
+    "explain no run": (["explain", "none", "--text", "a"], "none is not a run"),
+    "no picture": (["plot", "9"], "no picture '9'"),
+    "no run of losses": (["plot", "loss", "none"], "none has no result.json"),
+    "no rows of 3": (["plot", "3", "run"], "no data: pass --data FILE"),
+    "export nowhere": (["export", "run"], "nothing to do without --merge"),
+    "export into the run": (["export", "run", "--merge", "run/x"], "lies in the run itself"),
+    "export to a taken folder": (["export", "run", "--merge", "half"], "half is not empty"),
+    "no such table": (["table", "1"], "no table1 of results"),
+    "no such row": (["table", "5", "--rows", "lroa"], "unknown row of table5 'lroa'"),
+    "no such task of it": (["table", "5", "--tasks", "piqa"], "unknown task of table5 'piqa'"),
+    "no such scale": (["table", "5", "--scale", "huge"], "--scale huge is not one of"),
+    "no such seeds": (["table", "5", "--seeds", "a"], "--seeds a must be whole numbers"),
+    "no folder of a table": (["table", "5", "--data-dir", "none"], "no data folder at none"),
+    "both ways of a table": (["table", "5", "--resume", "--overwrite"], "exclude each other"),
+    "both ways of a sweep": (["plot", "4", "--resume", "--overwrite"], "exclude each other"),
+    "scores of no table": (["plot", "scatter", "--table", "7"], "table 7 has no mean"),
+    "search both ways": (["search", *TRAIN[1:], "--resume", "--overwrite"], "exclude each other"),
+    "search without rows": (["search", *MODEL, "--output", "new"], "pass --eval-data FILE"),
+    "quickstart again": (["quickstart", "--output", "before"], "lora already holds a run"),
+    "count no method": (["params", "--method", "lroa", *MODEL], "did you mean lora"),
+    "count no model": (["params", "--method", "lora", "--model", "llma-7b"], "unknown model 'llma"),
+    "count no pair": (["params", "--method", "lora", *MODEL, "fast"], "'fast' is not key=value"),
+}
+
+
+def run_folder(path, **files):
+    recipe = {"method": "lora", "model": "llama", "data": "rows.jsonl", "output": str(path)}
+    result = {"labels": [], "form": "prompt", "metrics": {}, "history": []}
+    path.mkdir(parents=True)
+    files = {"recipe": yaml.safe_dump(recipe), "result": json.dumps(result), **files}
+    for name, text in files.items():
+        if text is not None:
+            (path / f"{name}.{'yaml' if name == 'recipe' else 'json'}").write_text(text)
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """Exit code, error and heavy packages behind each mistake, all made in one process."""
+    place = tmp_path_factory.mktemp("early")
+    (place / "llama").mkdir()
+    (place / "llama" / "config.json").write_text("{}")
+    rows_file(place / "rows.jsonl")
+    rows_file(place / "labels.jsonl", [{"text": "a", "label": "y"}, {"text": "b", "label": "n"}])
+    (place / "broken.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt"\n')
+    (place / "broken.yaml").write_text("method: lora\nmodel: [\n")
+    for name in ("run", "runs/rows-lora-seed7", "before/lora"):
+        run_folder(place / name)
+    run_folder(place / "half", result=None)
+    run_folder(place / "spoilt", recipe="method: lora\nmodel: [")
+    run_folder(place / "damaged", result="{")
+    words = json.dumps({case: words for case, (words, _) in MISTAKES.items()})
+    done = subprocess.run(
+        [sys.executable, "-c", MANY], input=words, cwd=place, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_an_obvious_mistake_is_answered_before_torch_is_loaded(case, answers):
+    code, said, heavy = answers[case]
+    lines = said.splitlines()
+    assert code == 2, said
+    assert len(lines) == 1, said
+    assert lines[0].startswith("error: ")
+    assert MISTAKES[case][1] in lines[0]
+    assert heavy == []

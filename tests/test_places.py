@@ -1,0 +1,112 @@
+"""Runs are used from any folder, and kept where nothing can be written."""
+
+import errno
+import json
+import shutil
+
+import pytest
+import yaml
+from folders import llama_folder, rows_file
+
+from lorada.run import result
+from lorada.run.recipe import load_recipe
+
+SETTINGS = ["max_steps=2", "max_length=32", "training.report_to=[]", "max_new_tokens=4"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder in which a run was trained by relative paths."""
+    from lorada.run.train import train
+
+    place = tmp_path_factory.mktemp("places")
+    llama_folder(place / "llama", max_position_embeddings=256)
+    rows_file(place / "rows.jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        options = {"method": "lora", "model": "llama", "data": "rows.jsonl",
+                   "eval_data": "rows.jsonl", "output": "run"}  # fmt: skip
+        recipe = load_recipe(None, [*SETTINGS, "training.save_steps=1"], options)
+        train(recipe.anywhere(), quiet=True)
+        train(recipe.model_copy(update={"output": "old"}), quiet=True)
+    return place
+
+
+def test_a_run_of_relative_paths_is_used_from_any_folder(call, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = trained / "run"
+    code, out, err = call("evaluate", run, "--json")
+    assert code == 0, err
+    assert json.loads(out)["n"] == 36
+    assert call("generate", run, "--prompt", "1 + 1 =")[0] == 0
+    assert call("export", run, "--merge", tmp_path / "merged")[0] == 0
+    adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(trained / "llama")
+
+
+def test_a_training_command_keeps_absolute_paths_in_its_run(call, trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    words = ["--model", "llama", "--data", "rows.jsonl", "eval_data=builtin:syllogisms_test.jsonl"]
+    start = ["--from", "old/adapter", "--method", "lora", "--output", "new"]
+    code, _, err = call("train", *words, *start, *SETTINGS, "max_length=192")
+    assert code == 0, err
+    recipe = yaml.safe_load((trained / "new" / "recipe.yaml").read_text())
+    assert recipe["model"] == str(trained / "llama")
+    assert recipe["data"] == str(trained / "rows.jsonl")
+    assert recipe["from_adapter"] == str(trained / "old/adapter")
+    assert recipe["eval_data"] == "builtin:syllogisms_test.jsonl"
+
+
+def test_names_that_are_no_paths_stay_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "minilm-l6").mkdir()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_text("a file")
+    for name in ("minilm-l6", "a/b", "a/c", "llama-7b"):
+        assert load_recipe(None, [], {"model": name, "output": "-"}).anywhere().model == name
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["absolute", "relative"])
+def test_a_run_goes_on_however_its_paths_are_written(call, trained, tmp_path, monkeypatch, old):
+    run = shutil.copytree(trained / ("old" if old else "run"), tmp_path / "run")
+    (run / "result.json").unlink()
+    monkeypatch.chdir(trained if old else tmp_path)
+    (tmp_path / "link").symlink_to(trained)
+    words = ["train", "--resume", "--output", run, "--json"]
+    paths = ["--model", tmp_path / "link" / "llama", "--data", trained / "rows.jsonl",
+             f"eval_data={trained / 'rows.jsonl'}"]  # fmt: skip
+    same = ["--method", "lora", *SETTINGS, "training.save_steps=1"]
+    code, out, err = call(*words, *paths, *same)
+    assert code == 0, err
+    assert json.loads(out)["resumed_from"] == "checkpoint-2"
+    (run / "result.json").unlink()
+    other = shutil.copy(trained / "rows.jsonl", tmp_path / "other.jsonl")
+    code, _, err = call(*words, *paths, *same, "--data", other)
+    assert code == 2
+    assert f"had data='{trained / 'rows.jsonl'}'" in err
+
+
+def test_a_run_of_relative_paths_goes_on_by_itself_from_any_folder(
+    call, trained, tmp_path, monkeypatch
+):
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    (run / "result.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call("train", "--resume", "--output", "run", "--json")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_scores_that_cannot_be_kept_are_printed(call, trained, monkeypatch, caplog, number):
+    def refuse(run, found):
+        raise OSError(number, "it cannot be written")
+
+    before = (trained / "run" / "result.json").read_text()
+    monkeypatch.setattr(result, "write_result", refuse)
+    code, out, _ = call("evaluate", trained / "run", "--json")
+    assert code == 0
+    assert json.loads(out)["n"] == 36
+    path = trained / "run" / "result.json"
+    (said,) = (r.getMessage() for r in caplog.records if r.name == "lorada.run.result")
+    assert said == f"the scores could not be kept in {path}: it cannot be written"
+    assert (trained / "run" / "result.json").read_text() == before

@@ -1,0 +1,247 @@
+"""``lorada train`` in two processes: one saves what one alone would have saved, and one speaks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import assert_close
+from folders import ROWS, bert_folder, llama_folder, rows_file
+from safetensors.torch import load_file
+
+from lorada.files import SCRATCH
+from lorada.run.evaluate import evaluate
+from lorada.run.loaded import load_run
+from lorada.run.lock import LOCK_FILE
+from lorada.run.result import read_result
+
+WORKER = str(Path(__file__).with_name("commands_worker.py"))
+LORADA = str(Path(sys.executable).with_name("lorada"))
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+STEPS = ["max_steps=4", "save_steps=2", "logging_steps=1", "training.report_to=[]", "max_length=32"]
+LABELS = [
+    {"text": f"{a} and {b}", "label": "much" if a + b > 5 else "little"}
+    for a in range(6)
+    for b in range(6)
+]
+CHOICES = [
+    {"prompt": f"{a} + {b} =", "candidates": [f" {a + b}", f" {a + b + 1}"], "answer": 0}
+    for a in range(6)
+    for b in range(6)
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Tiny models without dropout, which every process would draw by itself, and rows."""
+    place = tmp_path_factory.mktemp("place")
+    llama_folder(place / "llama", attention_dropout=0.0, initializer_range=0.2)
+    bert_folder(place / "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    for name, rows in {"texts": ROWS, "labels": LABELS, "choices": CHOICES}.items():
+        rows_file(place / f"{name}.jsonl", rows)
+    return place
+
+
+def words(place, model, rows, method, run, *more):
+    data = str(place / f"{rows}.jsonl")
+    dropout = {"lorada_la": ["lora.lora_dropout=0", "bottleneck.dropout=0"], "full": []}
+    return [
+        "train", "--method", method, "--model", str(place / model), "--data", data, "--output",
+        str(run), f"eval_data={data}", *dropout.get(method, []), *STEPS, *more,
+    ]  # fmt: skip
+
+
+def alone(place, call, *how):
+    """The same run in this process, in which a batch is as large as those of two together."""
+    code, _, said = call(*words(place, *how, "per_device_train_batch_size=4"))
+    assert code == 0, said
+    return how[3]
+
+
+def launched(command, **variables):
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    return subprocess.run(
+        command, env=variables, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+def launch_all(tmp_path, commands, *options):
+    """Commands after one another in one launch of two processes; the codes of both, and output."""
+    file = tmp_path / "commands.json"
+    file.write_text(json.dumps(commands))
+    done = launched([*TORCHRUN, WORKER, str(file), *options])
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(Path(f"{file}.codes{rank}").read_text()) for rank in (0, 1)], done
+
+
+def weights_of(run):
+    (file,) = (run / "adapter" if (run / "adapter").is_dir() else run / "model").glob(
+        "*.safetensors"
+    )
+    return load_file(file)
+
+
+def assert_same_run(run, other):
+    """One run, whole, of two processes, with the losses, weights and scores of the other."""
+    result, expected = read_result(run), read_result(other)
+    assert (result["processes"], expected["processes"]) == (2, 1)
+    assert result["parameters"] == expected["parameters"]
+    assert len(result["history"]) == len(expected["history"]) == 4
+    for key in ("loss", "effect_size"):
+        here, there = ([e[key] for e in r["history"] if key in e] for r in (result, expected))
+        assert_close(torch.tensor(here), torch.tensor(there))
+    weights, others = weights_of(run), weights_of(other)
+    assert weights.keys() == others.keys()
+    for name in weights:
+        assert_close(weights[name], others[name])
+    left = [p for p in run.rglob("*") if p.name.startswith(SCRATCH) or p.name == LOCK_FILE]
+    assert left == []
+    assert (run / "loss.png").is_file()
+
+
+def assert_scores(run, other):
+    """A fresh process scores the run as this one does, and as the run of one process."""
+    done = launched([LORADA, "evaluate", str(run), "--json"])
+    assert done.returncode == 0, done.stderr
+    scores, here, there = (
+        json.loads(done.stdout),
+        evaluate(load_run(run)),
+        evaluate(load_run(other)),
+    )
+    assert scores == here
+    assert scores.keys() == there.keys()
+    for name in scores.keys() - {"sha256"}:
+        assert scores[name] == pytest.approx(there[name], rel=1e-5), name
+
+
+def test_two_processes_save_one_adapter_which_is_that_of_one_process(place, tmp_path, call):
+    how = ("llama", "texts", "lorada_la")
+    command = words(place, *how, tmp_path / "two", "training.per_device_train_batch_size=2")
+    done = launched([*TORCHRUN, "-m", "lorada.cli", *command, "max_length=99"])
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("next: lorada evaluate") == 1
+    assert done.stdout.count("loss curve: ") == 1
+    assert done.stderr.count("is cut to the") == 1
+    assert_same_run(tmp_path / "two", alone(place, call, *how, tmp_path / "one", "max_length=99"))
+    assert_scores(tmp_path / "two", tmp_path / "one")
+
+
+RUNS = [
+    ("llama", "texts", "lorada_la"),
+    ("bert", "labels", "lora", "lora.lora_dropout=0"),
+    ("llama", "choices", "lora", "lora.lora_dropout=0"),
+    ("llama", "texts", "full"),
+    ("llama", "texts", "prefix", "prefix.length=3", "prefix.projection=8"),
+]
+BATCH = ("training.per_device_train_batch_size=2",)
+# Unless it is told which layers to share out, accelerate does so twice with BERT's embeddings.
+FSDP = ("training.fsdp=true", "training.fsdp_config={transformer_layer_cls_to_wrap: {}}")
+LAYERS = {"llama": "LlamaDecoderLayer", "bert": "BertLayer"}
+
+
+def run_all(place, folder, runs, *more):
+    """Where runs of two processes are to be, and their commands."""
+    folders = [folder / f"two-{number}" for number, _ in enumerate(runs)]
+    return folders, [
+        words(
+            place, *run[:3], at, *BATCH, *run[3:], *(m.replace("{}", LAYERS[run[0]]) for m in more)
+        )
+        for run, at in zip(runs, folders, strict=True)
+    ]
+
+
+def all_alone(place, call, tmp_path, runs):
+    return [
+        alone(place, call, *run[:3], tmp_path / f"alone-{number}", *run[3:])
+        for number, run in enumerate(runs)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [(), FSDP], ids=["ddp", "fsdp2"])
+def test_all_kinds_of_rows_and_methods_are_saved_whole(shared, place, tmp_path, call):
+    folders, commands = run_all(place, tmp_path, RUNS, *shared)
+    codes, done = launch_all(tmp_path, commands, *(["fsdp"] if shared else []))
+    assert codes == [[0] * len(RUNS)] * 2, done.stderr
+    for folder, other in zip(folders, all_alone(place, call, tmp_path, RUNS), strict=True):
+        assert_same_run(folder, other)
+    for folder, other in zip(folders[:2], ("alone-0", "alone-1"), strict=False):
+        assert_scores(folder, tmp_path / other)
+
+
+SHARED = {
+    "ddp": (),
+    "fsdp2": FSDP[:1],
+    "fsdp2_sharded": (FSDP[0], "training.fsdp_config={state_dict_type: SHARDED_STATE_DICT}"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", SHARED)
+def test_ctrl_c_in_one_process_stops_all_after_a_step_and_they_resume(how, place, tmp_path, call):
+    two = tmp_path / "two"
+    command = words(place, "llama", "texts", "lorada_la", two, *BATCH, *SHARED[how])
+    commands = [
+        ["INTERRUPT=1", *command, "save_steps=1"],
+        ["train", "--resume", "--output", str(two)],
+    ]
+    codes, done = launch_all(tmp_path, commands, *(["fsdp"] if SHARED[how] else []))
+    assert codes == [[130, 0]] * 2, done.stderr
+    assert done.stderr.count("stopped and saved at step 2") == 1
+    assert read_result(two)["resumed_from"] == "checkpoint-2"
+    other = alone(place, call, "llama", "texts", "lorada_la", tmp_path / "one")
+    assert_same_run(two, other)
+
+
+@pytest.mark.slow
+def test_errors_end_all_processes_and_are_told_once(place, tmp_path, call):
+    command, run = [], {name: tmp_path / name for name in ("whole", "nan", "broken", "odd")}
+    command = {name: words(place, "llama", "texts", "lora", at, *BATCH) for name, at in run.items()}
+    commands = [
+        command["whole"],
+        command["whole"],
+        ["NAN=1", *command["nan"], "save_steps=1"],
+        ["BREAK=1", *command["broken"]],
+    ]
+    codes, done = launch_all(tmp_path, commands)
+    assert codes == [[0, 2, 2, 2]] * 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    again, nan, broken = errors
+    assert "already holds a run" in again
+    assert "the loss became nan at step 2; " in nan
+    assert broken == "error: something broke"
+    assert [path.name for path in run["nan"].glob("checkpoint-*")] == ["checkpoint-1"]
+    # What one process finds wrong before they have met.
+    done = launched([*TORCHRUN, "-m", "lorada.cli", *command["odd"], "nothing=1"])
+    assert done.returncode != 0
+    assert done.stderr.count("error: unknown override 'nothing'") == 1
+    # A run of two processes does not go on in one.
+    (run["whole"] / "result.json").unlink()
+    code, _, said = call("train", "--resume", "--output", run["whole"])
+    assert code == 2
+    assert "checkpoint-4 was saved by 2, not 1 process(es)" in said
+
+
+@pytest.mark.slow
+def test_accelerate_launches_two_processes_too(place, tmp_path, call):
+    accelerate = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2"]
+    accelerate += ["--main_process_port", "0", "-m", "lorada.cli"]
+    other = alone(place, call, "llama", "texts", "lorada_la", tmp_path / "one")
+    for name, start in {"two": [], "run": [LORADA, "run"]}.items():
+        command = words(place, "llama", "texts", "lorada_la", tmp_path / name, *BATCH)
+        program = [str(Path(LORADA).with_name("accelerate")), *accelerate[1:]]
+        done = launched([*start, *(accelerate if start else program), *command])
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert done.stdout.count("next: lorada evaluate") == 1
+        assert_same_run(tmp_path / name, other)
+
+
+def test_a_command_for_one_process_is_refused_where_there_are_more(call, monkeypatch):
+    for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    code, _, said = call("evaluate", "somewhere")
+    assert code == 2
+    assert "lorada evaluate is for one process, and 2 were started" in said

@@ -1,0 +1,56 @@
+"""What is printed is what there is: brackets and colons of paths and prompts are letters."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from lorada import progress
+from lorada.cli.app import as_typed, waiting
+from lorada.progress import plain_console, watched
+
+SOURCE = Path(__file__).parents[1] / "src" / "lorada"
+ODD = "runs/x[/y] [bold]a[/bold] :smile: [link=x]"
+
+
+def test_consoles_print_paths_as_they_are():
+    console = plain_console()
+    table = Table("a [b]", title=ODD)
+    table.add_row(ODD)
+    with console.capture() as capture:
+        console.print(ODD, soft_wrap=True)
+        console.print(table, soft_wrap=True)
+        console.print(f"• {ODD}", highlight=False, soft_wrap=True)
+    assert capture.get().count(ODD) == 4
+
+
+def test_a_bar_has_the_title_that_it_is_given(monkeypatch):
+    said = io.StringIO()
+    shown = Console(file=said, force_terminal=True, width=120, markup=False, emoji=False)
+    monkeypatch.setattr(progress, "plain_console", lambda **_: shown)
+    assert list(watched([1, 2], "of x[/y]")) == [1, 2]
+    assert "of x[/y]" in said.getvalue()
+
+
+def test_every_console_is_made_in_the_one_place_where_brackets_are_letters():
+    users = [p.name for p in SOURCE.rglob("*.py") if "Console(" in p.read_text()]
+    assert users == ["progress.py"]
+
+
+@pytest.mark.parametrize(("terminal", "quiet"), [(True, False), (True, True), (False, False)])
+def test_what_is_waited_for_is_said_on_a_terminal_to_a_person(monkeypatch, terminal, quiet):
+    said = io.StringIO()
+    shown = Console(file=said, force_terminal=terminal, width=120, markup=False, emoji=False)
+    monkeypatch.setattr(sys.modules["lorada.cli.app"], "errors", shown)
+    with waiting("loading my [/x] model", quiet=quiet):
+        pass
+    assert ("loading my [/x] model" in said.getvalue()) == (terminal and not quiet)
+    if not terminal or quiet:
+        assert said.getvalue() == ""
+
+
+def test_a_path_that_begins_with_a_dash_is_no_option():
+    assert as_typed("evaluate", Path("-run"), "--data", "a b") == "evaluate ./-run --data 'a b'"

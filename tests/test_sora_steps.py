@@ -1,0 +1,203 @@
+"""SoRA as its script trains it, step by step beside the equations, and what it leaves behind."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from architectures import _MODELS
+from conftest import assert_close
+from peft import PeftModel, get_peft_model
+from stacks import lmam
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import (
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from lorada import LoradaConfig, SoraConfig
+from lorada.procedures.sora import SoraCallback
+
+STEPS, WARMUP, RATE, DECAY, CLIP = 12, 2, 0.05, 0.1, 0.1
+EPSILON = 1e-4  # large enough for Adam not to blow up the rounding of gradients that are next to 0
+XI, PENALTY, RANK, ALPHA = 0.03, 10.0, 3, 6.0
+NORMS = ["output.LayerNorm"]  # both of each layer, and not that of the embeddings
+
+
+def classifier() -> DebertaV2ForSequenceClassification:
+    torch.manual_seed(0)
+    sizes = {**_MODELS["deberta_v2"][2], "num_labels": 3}
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return DebertaV2ForSequenceClassification(DebertaV2Config(**{**sizes, **still})).double()
+
+
+def rows() -> list[dict[str, Tensor]]:
+    torch.manual_seed(1)
+    return [{"input_ids": torch.randint(5, 90, (7,)), "labels": torch.tensor(i % 3)}
+            for i in range(6)]  # fmt: skip
+
+
+def part(**options) -> SoraConfig:
+    settings = {"rank": RANK, "alpha": ALPHA, "penalty": PENALTY, "modules_to_save": NORMS}
+    return SoraConfig(**{**settings, **options})
+
+
+def run_of(folder, config, threshold="soft") -> Trainer:
+    model = get_peft_model(classifier(), config)
+    return Trainer(
+        model=model.double(),
+        args=TrainingArguments(
+            str(folder), max_steps=STEPS, per_device_train_batch_size=6, learning_rate=RATE,
+            weight_decay=DECAY, max_grad_norm=CLIP, warmup_steps=WARMUP, save_strategy="no",
+            adam_epsilon=EPSILON, report_to="none", use_cpu=True, disable_tqdm=True,
+        ),
+        train_dataset=rows(),
+        callbacks=[SoraCallback(xi=XI, threshold=threshold)],
+    )  # fmt: skip
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """What trains, by the names of the plain model: A, g, B of a matrix, and norms."""
+    return {
+        name.removeprefix("base_model.model.")
+        .replace(".default", "")
+        .replace(".modules_to_save", ""): p.detach().clone()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+
+
+class Plain:
+    """The equations: one loss with the penalty in it, one norm to clip, Adam, decay, threshold."""
+
+    def __init__(self, base: nn.Module, start: dict[str, Tensor], threshold: str) -> None:
+        self.base, self.threshold = base, threshold
+        self.values = {name: p.clone().requires_grad_() for name, p in start.items()}
+        self.means = {name: torch.zeros_like(p) for name, p in start.items()}
+        self.squares = {name: torch.zeros_like(p) for name, p in start.items()}
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        changed = {name: p for name, p in self.values.items() if "lora_" not in name}
+        gates = []
+        for name in self.values:
+            if name.endswith("lora_gate"):
+                module = name.removesuffix(".lora_gate")
+                a, g, b = (self.values[f"{module}.lora_{x}"] for x in ("A", "gate", "B"))
+                weight = self.base.get_parameter(f"{module}.weight")
+                changed[f"{module}.weight"] = weight + ALPHA / RANK * b @ torch.diag(g) @ a
+                gates.append(g)
+        # DeBERTa takes its loss in fp32.
+        logits = functional_call(self.base, changed, (batch["input_ids"],)).logits.float()
+        return F.cross_entropy(logits, batch["labels"]) + PENALTY * torch.cat(gates).abs().mean()
+
+    def step(self, t: int, batch: dict[str, Tensor]) -> None:
+        names = list(self.values)
+        grads = torch.autograd.grad(self.loss(batch), [self.values[name] for name in names])
+        norm = torch.cat([grad.flatten() for grad in grads]).norm()
+        factor = min(1.0, CLIP / (float(norm) + 1e-6))
+        rate = RATE * (t / WARMUP if t < WARMUP else (STEPS - t) / (STEPS - WARMUP))
+        with torch.no_grad():
+            for name, grad in zip(names, grads, strict=True):
+                mean, square, p = self.means[name], self.squares[name], self.values[name]
+                mean += 0.1 * (grad * factor - mean)
+                square += 0.001 * ((grad * factor) ** 2 - square)
+                if name.endswith(("lora_A", "lora_B")):  # neither gates nor norms
+                    p -= rate * DECAY * p
+                p -= (
+                    rate
+                    * (mean / (1 - 0.9 ** (t + 1)))
+                    / ((square / (1 - 0.999 ** (t + 1))).sqrt() + EPSILON)
+                )
+                if name.endswith("lora_gate"):
+                    self.shrink(p)
+
+    def shrink(self, g: Tensor) -> None:
+        if self.threshold == "soft":
+            g.copy_(torch.where(g.abs() <= XI, 0.0, g - XI * g.sign()))
+            return
+        g[g > XI] -= XI
+        g[g < -XI] += XI
+        g[g.abs() < XI] = 0.0
+
+
+@pytest.mark.parametrize("threshold", ["soft", "released"])
+def test_every_step_is_that_of_the_equations(tmp_path, threshold):
+    run = run_of(tmp_path, part(), threshold)
+    plain = Plain(classifier(), weights(run.model), threshold)
+    together = {key: torch.stack([row[key] for row in rows()]) for key in rows()[0]}
+    seen = []
+
+    class Compare(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs) -> None:
+            plain.step(state.global_step - 1, together)
+            ours = weights(kwargs["model"])
+            assert ours.keys() == plain.values.keys()
+            for name, value in ours.items():
+                assert_close(value, plain.values[name].detach())
+            seen.append(sum(int((v == 0).sum()) for n, v in ours.items() if "lora_gate" in n))
+
+    run.add_callback(Compare())
+    run.train()
+    assert len(seen) == STEPS
+    assert 0 < seen[-1] < 2 * 6 * RANK
+    norms = [name for name in plain.values if "LayerNorm" in name]
+    assert len(norms) == 2 * 2 * 2
+    for name in norms:
+        moved = plain.values[name].detach() - classifier().get_parameter(name)
+        assert moved.abs().max() > 0.01
+
+
+def rows_seen(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(torch.stack([row["input_ids"] for row in rows()])).logits
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Trainer, Tensor]:
+    """A run of a stack whose head stays as it was drawn, and its answers."""
+    run = run_of(tmp_path_factory.mktemp("run"), LoradaConfig(parts=[part()]))
+    run.train()
+    return run, rows_seen(run.model)
+
+
+def test_trained_norms_are_saved_with_the_adapter_and_come_back(finished, tmp_path):
+    run, expected = finished
+    assert (expected - rows_seen(classifier())).abs().max() > 0.1
+    run.model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(classifier(), tmp_path)
+    for name, value in weights(run.model).items():
+        if "LayerNorm" in name:
+            copy = loaded.get_submodule(f"base_model.model.{name.rpartition('.')[0]}")
+            kept = getattr(copy.modules_to_save["default"], name.rpartition(".")[2])
+            assert torch.equal(kept, value)
+    # The file's numbers are fp32.
+    assert_close(rows_seen(loaded.double()).float(), expected.float())
+    with loaded.disable_adapter():
+        assert_close(rows_seen(loaded), rows_seen(classifier()))
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside-a-map"])
+def test_trained_norms_are_in_what_is_merged_and_exported(finished, tmp_path, beside):
+    run, expected = finished
+    if beside:
+        model = get_peft_model(classifier(), LoradaConfig(parts=[part(), lmam()])).double()
+        model.load_state_dict(run.model.state_dict(), strict=False)
+        for name, parameter in model.named_parameters():
+            if ".lmam." in name:
+                nn.init.normal_(parameter)
+        expected = rows_seen(model)
+        assert (expected - rows_seen(run.model)).abs().max() > 0.1
+    else:
+        model = copy.deepcopy(run.model)
+    merged = model.merge_weights()
+    assert_close(rows_seen(merged), expected)
+    if beside:
+        merged.save_pretrained(tmp_path)
+        merged = PeftModel.from_pretrained(merged.unload(), tmp_path)
+        assert_close(rows_seen(merged.double()).float(), expected.float())
+        return
+    assert merged.state_dict().keys() == classifier().state_dict().keys()

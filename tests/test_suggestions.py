@@ -1,0 +1,207 @@
+"""Every command that a command suggests is one that works, whatever its paths look like."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from folders import bert_folder, llama_folder, rows_file, split_file
+
+from lorada.methods import METHODS
+from lorada.run import launch, models, packaged
+from lorada.run import quickstart as compared
+
+SETTINGS = ["max_steps=2", "max_length=32", "training.report_to=[]", "max_new_tokens=4"]
+LABELS = [{"text": "ab" * (i % 3 + 1), "label": "yn"[i % 2]} for i in range(12)]
+RTE = [{"sentence1": "ab" * (i % 3 + 1), "sentence2": "a", "label": i % 2} for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with blanks and brackets, of models, rows, and runs of each kind."""
+    home = tmp_path_factory.mktemp("home") / "my [bold] runs[/y] 'of' $x"
+    home.mkdir(parents=True)
+    llama_folder(home / "llama [red]", max_position_embeddings=256)
+    bert_folder(home / "bert", hidden_size=48, num_attention_heads=12)
+    rows_file(home / "my rows.jsonl")
+    rows_file(home / "labels.jsonl", LABELS)
+    for split in ("train", "validation"):
+        split_file(home / "data" / "glue" / "rte", split, RTE)
+    return home
+
+
+@pytest.fixture
+def at_home(home, monkeypatch):
+    """In that folder, with tiny models under the names of the packaged ones."""
+    folders = {"smollm2-135m": home / "llama [red]", "minilm-l6": home / "bert"}
+    monkeypatch.setattr(models, "_packaged_folder", folders.get)
+    monkeypatch.setattr(packaged, "located", folders.get)
+    monkeypatch.setenv("LORADA_DATA", str(home / "data"))
+    monkeypatch.chdir(home)
+    return home
+
+
+def words_of(command):
+    """The words of a command as a shell would hand them over."""
+    script = f"printf '%s\\0' {command}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    return done.stdout.split("\0")[:-1]
+
+
+def next_of(call, *words):
+    """The words of the command that a command suggests."""
+    code, out, err = call(*words)
+    assert code == 0, err
+    (line,) = (line for line in out.splitlines() if line.startswith("next: "))
+    return words_of(line.removeprefix("next: "))
+
+
+def follow(call, *words, **places):
+    """Run a command, and the one that it suggests, with something in place of words in capitals."""
+    found = next_of(call, *words)
+    filled = [str(places.get(word, word)) for word in found]
+    assert not [word for word in filled if word.isupper()], filled
+    assert filled[0] == "lorada"
+    next_of(call, *filled[1:])
+    return found
+
+
+TRAIN = ["train", "--model", "llama [red]", "--data", "my rows.jsonl", *SETTINGS]
+
+
+def test_a_training_suggests_to_score_it_on_rows_that_there_are(call, at_home):
+    follow(call, *TRAIN, "--output", "own [1]", FILE="my rows.jsonl")
+    held_out = ["eval_data=my rows.jsonl", "--output", "with held out"]
+    found = follow(call, *TRAIN, *held_out)
+    assert found[1:] == ["evaluate", "with held out"]
+    benchmark = ["--method", "lora", "--task", "rte", "--model", "bert", "--output", "rte"]
+    assert follow(call, "train", *benchmark, *SETTINGS)[1:] == ["evaluate", "rte"]
+
+
+@pytest.fixture(scope="module")
+def run(home):
+    """A run on the user's own rows, without any to be scored on."""
+    return trained(home, "llama [red]", "my rows.jsonl", "a run[/y]")
+
+
+@pytest.fixture(scope="module")
+def labelled(home):
+    return trained(home, "bert", "labels.jsonl", "labelled")
+
+
+def trained(home, model, rows, output):
+    from lorada.run.recipe import load_recipe
+    from lorada.run.train import train
+
+    options = {"model": str(home / model), "data": str(home / rows), "output": str(home / output)}
+    return train(load_recipe(None, SETTINGS, {"method": "lmam", **options}), quiet=True).run
+
+
+def test_a_run_can_be_used_as_is_suggested(call, at_home, run):
+    fill = {"TEXT": "1 + 1 =", "FILE": "my rows.jsonl"}
+    run = run.relative_to(at_home)
+    assert follow(call, "evaluate", run, "--data", "my rows.jsonl", **fill)[1] == "generate"
+    assert follow(call, "generate", run, "--prompt", "[/x] a", **fill)[1] == "evaluate"
+    assert follow(call, "explain", run, "--text", "a $b$ [/x]", **fill)[1:3] == ["plot", "3"]
+    for what in ("1", "loss"):
+        follow(call, "plot", what, run, "--output", "pictures", **fill)
+    more = ["--data", "my rows.jsonl", "--rows", 1, "--output", "pictures"]
+    follow(call, "plot", "3", run, *more, **fill)
+
+
+def test_a_classifier_is_exported_and_described(call, at_home, labelled):
+    fill = {"DIR": "whole [model]"}
+    found = next_of(call, "evaluate", labelled, "--data", "labels.jsonl")
+    assert next_of(call, *[fill.get(word, word) for word in found[1:]])[0] == "cat"
+    assert words_of("$(cat 'whole [model]/README.md')")
+
+
+def test_an_export_is_handed_to_lm_eval_as_it_is_named(call, at_home, run, monkeypatch):
+    target = at_home / "merged [x]"
+    command = next_of(call, "export", run, "--merge", target)
+    handed = []
+    monkeypatch.setattr(os, "execve", lambda program, words, environment: handed.append(words))
+    monkeypatch.setattr(launch.shutil, "which", lambda name, path=None: f"/bin/{name}")
+    call(*command[1:])
+    ((program, *words),) = handed
+    assert Path(program).name == "lm_eval"
+    named = dict(pair.split("=") for pair in words[words.index("--model_args") + 1].split(","))
+    assert all(
+        Path(value).is_dir() for key, value in named.items() if key in ("pretrained", "peft")
+    )
+    assert named["pretrained"] == str(target)
+
+
+def test_what_is_counted_can_be_trained(call, at_home):
+    fill = {"FILE": "my rows.jsonl", "MODEL": "llama [red]"}
+    counted = ["params", "--method", "lora", "--model", "llama [red]", "lora.r=2"]
+    found = next_of(call, *counted)
+    assert found[-1] == "lora.r=2"
+    words = [fill.get(word, word) for word in found[1:]]
+    assert next_of(call, *words, *SETTINGS)[1] == "evaluate"
+    shutil.rmtree("runs/mine")
+    found = next_of(call, "params", "--method", "lora", "--model", "llama-7b")
+    assert "MODEL" in found
+    (at_home / "only config").mkdir()
+    shutil.copy("llama [red]/config.json", "only config")
+    assert "MODEL" in next_of(call, "params", "--method", "lora", "--model", "only config")
+
+
+def test_lists_suggest_what_there_is(call, at_home):
+    fill = {"FILE": "my rows.jsonl", "MODEL": "bert"}
+    assert follow(call, "methods")[1:] == ["methods", "lorada_la"]
+    found = next_of(call, "methods", "bitfit")
+    assert next_of(call, *[fill.get(word, word) for word in found[1:]])[1] == "train"
+    for listed in ("tasks", "recipes"):
+        found = next_of(call, listed)
+        words = [fill.get(word, word) for word in found[1:]]
+        short = ["max_steps=1", "max_length=192", "training.report_to=[]"]
+        assert next_of(call, *words, *short)[1] == "evaluate"
+
+
+def test_every_method_can_be_asked_for_by_its_name(call):
+    for name in METHODS:
+        assert next_of(call, "methods", name)[1:4] == ["params", "--method", name]
+
+
+def test_a_stopped_training_says_how_it_goes_on(call, at_home, monkeypatch):
+    from lorada.run import train
+
+    stopped = train.Trained(Path("my [x] run"), {"steps": 1}, interrupted=True)
+    monkeypatch.setattr(train, "train", lambda *_, **__: stopped)
+    code, _, err = call(*TRAIN, "--output", "my [x] run")
+    assert code == 130
+    (line,) = (line for line in err.splitlines() if line.startswith("next: "))
+    words = words_of(line.removeprefix("next: "))
+    assert words == ["lorada", "train", "--resume", "--output", "my [x] run"]
+
+
+def test_a_search_suggests_its_best_trial_even_where_its_folder_looks_like_a_setting(call, at_home):
+    words = [
+        "search", "--model", "bert", "--data", "labels.jsonl", "--eval-data", "labels.jsonl",
+        "--output", "lr=3 [x]", "--trials", 1, "prefix.projection=8", *SETTINGS,
+    ]  # fmt: skip
+    found = follow(call, *words, FILE="labels.jsonl")
+    assert found[1].endswith("train")
+    assert (at_home / "lr=3 [x]" / "best" / "result.json").is_file()
+
+
+def test_the_quickstart_suggests_a_prompt(call, at_home, monkeypatch):
+    (at_home / "tiny.yaml").write_text(
+        "model: llama [red]\ndata: my rows.jsonl\neval_data: my rows.jsonl\n"
+        "output: unused\nmax_new_tokens: 4\ntraining: {max_steps: 2, report_to: []}\n"
+    )
+    monkeypatch.setattr(compared, "RECIPE", "tiny.yaml")
+    found = follow(call, "quickstart", "--output", "quick [start] #1: a")
+    assert found[1:3] == ["generate", "quick [start] #1: a/lorada_la"]
+    assert "\n" in found[-1]
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_table_of_operations_suggests_its_numbers(call, monkeypatch, number):
+    counted = {"title": "[x]", "columns": ["[/y]"], "rows": [["[z]"]], "notes": ["[/]"]}
+    monkeypatch.setattr("lorada.run.operations.operations_table", lambda number: counted)
+    found = next_of(call, "table", number)
+    assert found[1:] == ["table", str(number), "--json"]
+    assert call(*found[1:])[0] == 0

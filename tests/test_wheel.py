@@ -1,0 +1,38 @@
+"""What is installed has all that the commands read, and says that it is typed."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def shipped() -> set[str]:
+    """Every file of the package but what Python compiles, as a wheel names it."""
+    found = (path for path in (ROOT / "src" / "lorada").rglob("*") if path.is_file())
+    kept = (path for path in found if "__pycache__" not in path.parts)
+    return {str(path.relative_to(ROOT / "src")) for path in kept}
+
+
+def test_the_package_says_that_it_is_typed():
+    assert "lorada/py.typed" in shipped()
+
+
+def test_a_wheel_holds_the_package_its_recipes_and_its_data(tmp_path):
+    pytest.importorskip("hatchling", reason="hatchling is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert shipped() | {"lorada_cli.py"} <= names
+    assert "lorada/py.typed" in names
+    for folder in ("recipes/", "recipes/tables/", "data/", "run/site/", "report/published.yaml"):
+        assert any(name.startswith(f"lorada/{folder}") for name in names), folder
+    assert not any(name.startswith("tests") or "__pycache__" in name for name in names)
