@@ -33,6 +33,8 @@ ENCODER_DECODERS = ("bart", "mbart", "t5")
 HEADED = ("bert", "roberta", "deberta", "deberta_v2", "bart", "t5", "gpt2", "llama")
 # Form of rows, architecture, settings: every way that a loss comes about.
 SMOOTH = ("label_smoothing_factor=0.1",)
+pytestmark = pytest.mark.fp64
+
 CASES = [
     *((form, name, ()) for form in ("label", "score") for name in HEADED),
     *(("choice", name, ()) for name in ("adapted llama", "gpt2")),

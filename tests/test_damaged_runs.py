@@ -231,11 +231,11 @@ DAMAGED_RESULTS = {
 
 
 @pytest.mark.parametrize("name", DAMAGED_RESULTS)
-def test_a_result_with_values_of_the_wrong_type_is_called_damaged(runs, tmp_path, name):
+def test_a_result_with_values_of_the_wrong_type_is_none(runs, tmp_path, name):
     run = shutil.copytree(runs["lora"], tmp_path / "run")
     result = json.loads((run / "result.json").read_text())
     for value in DAMAGED_RESULTS[name]:
         (run / "result.json").write_text(json.dumps({**result, name: value}))
-        with pytest.raises(ValueError, match="is damaged") as caught:
+        with pytest.raises(ValueError, match="is not the result of a run") as caught:
             load_run(run)
         assert "\n" not in str(caught.value)

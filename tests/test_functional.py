@@ -389,7 +389,8 @@ def test_the_first_row_of_the_printed_softmax_gives_99_percent_to_later_tokens()
     weights = softmax_map(map_, causal=True, future=True)[0]
     assert weights[0, 1:].sum().item() == pytest.approx(127 / 128, abs=1e-4)
     later = weights.triu(1).sum(-1)
-    assert_close(later, (127 - torch.arange(128.0)) / 128)
+    # The map is nearly nothing, but not nothing: e^x is 1 to within 1e-4.
+    assert (later - (127 - torch.arange(128.0)) / 128).abs().max() < 1e-4
     # The reading that is ours gives them none.
     assert not softmax_map(map_, causal=True).triu(1).any()
 
