@@ -51,6 +51,10 @@ class _Wide(TorchFunctionMode):
             func = Tensor.double
         elif func is Tensor.unflatten:  # in Python, where torch.compile cannot follow
             func = torch.unflatten
+        elif func is Tensor.view and torch.int32 in (*args[1:], *(kwargs or {}).values()):
+            # Continuous batching hands fp32 on in the bytes of whole numbers.
+            whole = not args[0].is_floating_point()
+            args = (args[0] if whole else args[0].to(torch.float32), *args[1:])
         elif func not in self.BYTES:
             if len(args) > 1:
                 args = [torch.float64 if arg is torch.float32 else arg for arg in args]
