@@ -4,7 +4,8 @@
 
 COMMANDS is a JSON file with a list of lists of words. The exit codes of process N go to
 ``COMMANDS.codesN``. With ``fsdp`` accelerate takes the processes for accelerators, the only ones
-between which it shares models out; torch does it between CPUs too. A word before a command makes
+between which it shares models out; torch does it between CPUs too. All is in fp64, as processes add
+up the gradients of a batch in another order than one does. A word before a command makes
 something happen in the second step of process N: ``NAN=N`` makes its loss one, ``INTERRUPT=N``
 sends it a Ctrl-C, ``BREAK=N`` raises an error.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import torch
 from accelerate import DistributedType, PartialState
+from double import in_double
 from transformers import Trainer
 
 import lorada.cli
@@ -66,7 +68,8 @@ def run(words: list[str]) -> int:
         hurt(words.pop(0))
     sys.argv = ["lorada", *words]
     try:
-        lorada.cli.main()
+        with in_double():
+            lorada.cli.main()
     except SystemExit as end:
         return int(end.code or 0)
     finally:
