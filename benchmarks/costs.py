@@ -29,11 +29,11 @@ from sides import Batch, Side, bare_base, finish, forward_backward, layers_among
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lorada.files import write_whole
-from lorada.procedures.ist import ISTCallback
-from lorada.run.models import load_tokenizer
-from lorada.run.result import hardware, versions
-from lorada.tasks.encode import EncodeOptions, encode
+from lorada.support.files import write_whole
+from lorada.methods.callbacks.ist import ISTCallback
+from lorada.runs.models.loading import load_tokenizer
+from lorada.runs.folder.result import hardware, versions
+from lorada.tasks.tokenize import EncodeOptions, encode
 from lorada.tasks.rows import form_of, read_rows
 
 HERE = Path(__file__).parent

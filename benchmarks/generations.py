@@ -10,14 +10,14 @@ writes the answers into docs/paper.md.
 import argparse
 from pathlib import Path
 
-from lorada.files import write_whole
-from lorada.run import apart
-from lorada.run.generate import generate
-from lorada.run.loaded import Run, load_run
-from lorada.run.recipe import load_recipe
-from lorada.run.result import RESULT_FILE
-from lorada.run.train import train
-from lorada.tasks.llm_adapters import answered, evaluation_prompt
+from lorada.support.files import write_whole
+from lorada.experiments import own_process as apart
+from lorada.runs.inference.generate import generate
+from lorada.runs.inference.load import Run, load_run
+from lorada.runs.recipe import load_recipe
+from lorada.runs.folder.result import RESULT_FILE
+from lorada.runs.training.train import train
+from lorada.tasks.llm_adapters_prompt import answered, evaluation_prompt
 
 PAGE = Path(__file__).parents[1] / "docs" / "paper.md"
 BEGIN, END = "<!-- written by benchmarks/generations.py -->\n", "<!-- until here -->"

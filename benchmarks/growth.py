@@ -26,9 +26,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from turns import Turn, in_turn
 
 from lorada import LmamConfig, LoradaConfig
-from lorada.attention import _with_map
-from lorada.run import map_memory
-from lorada.run.architectures import named_config
+from lorada.attention.interface import _with_map
+from lorada.experiments import table3_memory as map_memory
+from lorada.runs.models.architectures import named_config
 
 HEADS, GROUPS, WIDTH, RANK = 9, 3, 64, 2  # SmolLM2-135M's; the paper's rank
 Attend = Callable[..., tuple[Tensor, Any]]
@@ -187,7 +187,7 @@ def kept_bytes(batch: int) -> int:
 
 def term_share() -> dict[str, Any]:
     """Floating-point operations of the term in a LLaMA-7B layer of 512 tokens, n = 128."""
-    from lorada.run.operations import operations_table
+    from lorada.experiments.table2_operations import operations_table
 
     config = named_config("llama-7b")
     model = map_memory.mapped_model(config)

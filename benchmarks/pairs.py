@@ -30,8 +30,8 @@ from torch import Tensor
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
-from lorada.procedures.shira import snip
-from lorada.tuners.gates import default_dims
+from lorada.methods.snip import snip
+from lorada.tuners.quanta.gates import default_dims
 
 # Those whose other side has something of its own.
 

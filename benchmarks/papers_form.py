@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
-from lorada.functional import low_rank_map, mask_map
+from lorada.functional.maps import low_rank_map, mask_map
 
 NAME = "papers_form"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from pathlib import Path
 
-from lorada.run.params import count_parameters
+from lorada.runs.models.count import count_parameters
 
 PAGE = Path(__file__).parents[1] / "docs" / "parameters.md"
 

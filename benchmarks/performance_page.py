@@ -7,7 +7,7 @@ import stored
 from rich.console import Console
 from rich.table import Table
 
-from lorada.files import write_whole
+from lorada.support.files import write_whole
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 NAMES = ("tokens", "length", "bidirectional", "batch")

@@ -19,7 +19,7 @@ from rich.table import Table
 from sides import Batch, Side, bare_base, ours
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from lorada import attention
+from lorada.attention import interface as attention
 
 FORWARD, BACKWARD = "the map, forward", "_AddedBackward"
 SHOWN, STEPS = 12, 3

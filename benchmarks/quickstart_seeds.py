@@ -14,15 +14,15 @@ import statistics
 from functools import partial
 from pathlib import Path
 
-from lorada.files import write_whole
-from lorada.run import apart
-from lorada.run.evaluate import evaluate
-from lorada.run.loaded import load_run
-from lorada.run.params import count_parameters
-from lorada.run.quickstart import RECIPE, largest_lora
-from lorada.run.recipe import load_recipe
-from lorada.run.result import RESULT_FILE, hardware, read_result
-from lorada.run.train import train
+from lorada.support.files import write_whole
+from lorada.experiments import own_process as apart
+from lorada.runs.inference.evaluate import evaluate
+from lorada.runs.inference.load import load_run
+from lorada.runs.models.count import count_parameters
+from lorada.experiments.quickstart import RECIPE, largest_lora
+from lorada.runs.recipe import load_recipe
+from lorada.runs.folder.result import RESULT_FILE, hardware, read_result
+from lorada.runs.training.train import train
 
 SEEDS = (1, 2, 3)
 

@@ -17,13 +17,13 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 
 from lorada import LoradaConfig, SoraConfig
-from lorada.head import select_trainable
-from lorada.plan import Plan, build_method
-from lorada.procedures.adalora import AdaLoraCallback
-from lorada.procedures.ist import ISTCallback
-from lorada.procedures.owlore import OwLoreCallback
-from lorada.procedures.sora import SoraCallback
-from lorada.run.models import load_model
+from lorada.methods.task_head import select_trainable
+from lorada.methods.build import Plan, build_method
+from lorada.methods.callbacks.adalora import AdaLoraCallback
+from lorada.methods.callbacks.ist import ISTCallback
+from lorada.methods.callbacks.owlore import OwLoreCallback
+from lorada.methods.callbacks.sora import SoraCallback
+from lorada.runs.models.loading import load_model
 
 Batch = dict[str, Tensor]
 STEPS = 100  # of the training that the timed steps are the first of

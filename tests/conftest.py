@@ -34,7 +34,7 @@ from transformers import (
 )
 
 # The shapes in the signatures of the maths are enforced while tests run, not only narrated.
-SHAPED = ["lorada.blocks", "lorada.functional", "lorada.tuners.gates"]
+SHAPED = ["lorada.functional.causal", "lorada.functional", "lorada.tuners.quanta.gates"]
 with install_import_hook(SHAPED, "beartype.beartype"):
     import lorada.functional  # noqa: F401
 
@@ -201,7 +201,7 @@ def runs_happen_here(request, monkeypatch) -> None:
     A test that is marked ``apart`` gets the processes that a user gets.
     """
     if not request.node.get_closest_marker("apart"):
-        from lorada.run import apart  # after the hook that checks shapes
+        from lorada.experiments import own_process as apart  # after the hook that checks shapes
 
         def here(function, *arguments, report=None):
             return function(*arguments, **({} if report is None else {"report": report}))

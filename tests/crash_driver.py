@@ -170,7 +170,7 @@ def warm_up():
 
     import lorada.report.plots
     import lorada.run.train  # noqa: F401
-    from lorada.run import apart
+    from lorada.experiments import own_process as apart
 
     # The trials of a search in this process, whose write points are watched.
     apart.call = lambda function, *arguments, report=None: function(*arguments)

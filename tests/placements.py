@@ -8,7 +8,7 @@ from peft import PeftModel, get_peft_model
 from stacks import bottleneck, randomise
 from torch import nn
 
-from lorada.tuners.bottleneck import BottleneckLayer
+from lorada.tuners.bottleneck.adapter import BottleneckLayer
 
 # Output projections of attentions.
 PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "out_lin", "Wo", "o")

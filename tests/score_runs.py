@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from lorada.run.evaluate import evaluate
-from lorada.run.loaded import load_run
+from lorada.runs.inference.evaluate import evaluate
+from lorada.runs.inference.load import load_run
 
 
 def main() -> None:

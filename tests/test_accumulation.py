@@ -21,13 +21,13 @@ from stacks import randomise
 from transformers import AutoModelForSequenceClassification
 
 from lorada import LmamConfig, LoradaConfig
-from lorada.run.data import Rows
-from lorada.run.encoding import collator
-from lorada.run.packing import PackedCollator, pack
-from lorada.run.recipe import load_recipe
-from lorada.run.trainer import make_trainer, trainer_class, training_arguments
+from lorada.runs.data.rows import Rows
+from lorada.runs.data.dataset import collator
+from lorada.runs.data.packing import PackedCollator, pack
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.trainer import make_trainer, trainer_class, training_arguments
 from lorada.tasks import TASKS
-from lorada.tasks.encode import IGNORED
+from lorada.tasks.tokenize import IGNORED
 
 ENCODER_DECODERS = ("bart", "mbart", "t5")
 HEADED = ("bert", "roberta", "deberta", "deberta_v2", "bart", "t5", "gpt2", "llama")

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import DebertaV2Config, Trainer, TrainerCallback, TrainingArguments
 
 from lorada import LoradaConfig, build_method
-from lorada.procedures.adalora import AdaLoraCallback, schedule
+from lorada.methods.callbacks.adalora import AdaLoraCallback, schedule
 
 pytestmark = pytest.mark.fp64
 

@@ -28,18 +28,18 @@ from transformers import (
 )
 
 from lorada import METHODS, LmamConfig, build_method
-from lorada.columns import scheme_of
-from lorada.elsewhere import ELSEWHERE
-from lorada.roles import SCHEMES, fits, renamed
-from lorada.run.evaluate import evaluate
-from lorada.run.loaded import load_run
-from lorada.run.models import kind_of
-from lorada.run.params import count_parameters
-from lorada.run.recipe import load_recipe
-from lorada.run.train import train
-from lorada.skeleton import linears_of
-from lorada.tuners.placements import _widths
-from lorada.tuners.sites import linear_under
+from lorada.methods.columns import scheme_of
+from lorada.methods.other_models import ELSEWHERE
+from lorada.methods.matrix_names import SCHEMES, fits, renamed
+from lorada.runs.inference.evaluate import evaluate
+from lorada.runs.inference.load import load_run
+from lorada.runs.models.loading import kind_of
+from lorada.runs.models.count import count_parameters
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
+from lorada.methods.empty_model import linears_of
+from lorada.tuners.bottleneck.placements import _widths
+from lorada.tuners.bottleneck.sites import linear_under
 
 # Names.
 

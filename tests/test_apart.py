@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from folders import bert_folder, split_file
 
-from lorada.run import apart
-from lorada.run.callbacks import DivergedError
-from lorada.run.recipe import load_recipe
-from lorada.run.result import read_result
-from lorada.run.table_runs import Job, carry_out
-from lorada.run.tables import TableRow
+from lorada.experiments import own_process as apart
+from lorada.runs.training.callbacks import DivergedError
+from lorada.runs.recipe import load_recipe
+from lorada.runs.folder.result import read_result
+from lorada.experiments.table_runs import Job, carry_out
+from lorada.experiments.table_spec import TableRow
 
 LORADA = str(Path(sys.executable).with_name("lorada"))
 ROWS = [{"sentence": "ab" * (i % 4 + 1), "label": i % 2} for i in range(12)]

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reasoning import problem, question, source_file
 
-from lorada.run import generate as generation
-from lorada.run.data import training_rows
-from lorada.run.evaluate import evaluate_tasks
-from lorada.run.loaded import load_run
-from lorada.run.recipe import load_recipe
-from lorada.run.train import train
+from lorada.runs.inference import generate as generation
+from lorada.runs.data.rows import training_rows
+from lorada.runs.inference.evaluate import evaluate_tasks
+from lorada.runs.inference.load import load_run
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
 from lorada.tasks import TASKS
 from lorada.tasks.arithmetic import (
     ARITHMETIC,
@@ -24,8 +24,8 @@ from lorada.tasks.arithmetic import (
     score_letters,
     score_numbers,
 )
-from lorada.tasks.encode import IGNORED, EncodeOptions, encode
-from lorada.tasks.llm_adapters import answered, evaluation_prompt, training_prompt
+from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode
+from lorada.tasks.llm_adapters_prompt import answered, evaluation_prompt, training_prompt
 
 ROW = problem("Two and\ntwo?", "4.0", "Count:\n2 + 2 = 4\n\nSo it is\n4")
 AWKWARD = [

@@ -13,8 +13,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorada import LmamConfig
-from lorada import attention as lorada_attention
-from lorada.functional import add_map_reference, full_rank_map, low_rank_map
+from lorada.attention import interface as lorada_attention
+from lorada.functional.maps import add_map_reference, full_rank_map, low_rank_map
 
 pytestmark = pytest.mark.fp64
 

@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from lorada import LmamConfig
-from lorada import attention as lorada_attention
-from lorada.hooked import HookPair
-from lorada.spread import spread_map
+from lorada.attention import interface as lorada_attention
+from lorada.attention.hooks import HookPair
+from lorada.attention.dense_map import spread_map
 from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64

@@ -10,8 +10,8 @@ from stacks import randomise
 from torch import nn
 
 from lorada import BottleneckConfig, LoradaConfig, PrefixConfig, build_method
-from lorada.procedures.blocks import configuration
-from lorada.run.params import count_parameters
+from lorada.methods.autopeft.blocks import configuration
+from lorada.runs.models.count import count_parameters
 
 pytestmark = pytest.mark.fp64
 

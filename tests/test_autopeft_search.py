@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorada.procedures.autopeft import (
+from lorada.methods.autopeft.search_space import (
     Configuration,
     Space,
     Trial,
@@ -17,7 +17,7 @@ from lorada.procedures.autopeft import (
     random_sampler,
     search,
 )
-from lorada.procedures.layers import generator_at
+from lorada.methods.callbacks.layers import generator_at
 
 FULL = Space(768, 12)
 SMALL = Space(4, 3, ("bottleneck", "prefix"))  # sizes 4, 2, 1, 0: 15 × 7 configurations

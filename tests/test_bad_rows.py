@@ -6,12 +6,12 @@ import pytest
 from folders import llama_folder
 from reasoning import problem, question, source_file
 
-from lorada.run import generate as generation
-from lorada.run.data import scored_rows, training_rows
-from lorada.run.evaluate import evaluate_tasks
-from lorada.run.loaded import load_run
-from lorada.run.recipe import load_recipe
-from lorada.run.train import train
+from lorada.runs.inference import generate as generation
+from lorada.runs.data.rows import scored_rows, training_rows
+from lorada.runs.inference.evaluate import evaluate_tasks
+from lorada.runs.inference.load import load_run
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
 from lorada.tasks import TASKS
 from lorada.tasks.arithmetic import right_letter, right_number
 

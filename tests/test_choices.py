@@ -11,10 +11,10 @@ from stacks import randomise
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
-from lorada.attention import observe
-from lorada.explain import ratio_of, squared_norms
-from lorada.procedures.longlora import ShiftedAttention
-from lorada.run.choices import (
+from lorada.attention.interface import observe
+from lorada.attention.explain import ratio_of, squared_norms
+from lorada.methods.callbacks.longlora import ShiftedAttention
+from lorada.runs.training.choice_trainer import (
     cached_scores,
     choice_loss,
     mean_log_likelihoods,
@@ -22,12 +22,12 @@ from lorada.run.choices import (
     sequence_scores,
     shares_prompts,
 )
-from lorada.run.encoding import ChoiceCollator
-from lorada.run.evaluate import evaluate
-from lorada.run.loaded import load_run
-from lorada.run.recipe import load_recipe
-from lorada.run.train import train
-from lorada.tasks.encode import IGNORED, EncodeOptions, encode
+from lorada.runs.data.dataset import ChoiceCollator
+from lorada.runs.inference.evaluate import evaluate
+from lorada.runs.inference.load import load_run
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
+from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode
 
 pytestmark = pytest.mark.fp64
 
@@ -209,7 +209,7 @@ def test_rows_are_scored_in_batches_of_like_length_that_share_their_prompts(tmp_
         batches.append(batch["attention_mask"].sum(-1).tolist())
         return cached_scores(model, batch)
 
-    monkeypatch.setattr("lorada.run.evaluate.cached_scores", shared)
+    monkeypatch.setattr("lorada.runs.inference.evaluate.cached_scores", shared)
     evaluate(load_run(tmp_path / "run"), data)
     assert [len(lengths) for lengths in batches] == [6, 6, 2]  # two candidates a row
     every = [length for lengths in batches for length in lengths]

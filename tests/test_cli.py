@@ -35,8 +35,8 @@ def train_words(place, run, *more, method="lorada_la", model="llama"):
 @pytest.fixture(scope="module")
 def finished(place):
     """A finished run, to be copied before it is changed."""
-    from lorada.run.recipe import load_recipe
-    from lorada.run.train import train
+    from lorada.runs.recipe import load_recipe
+    from lorada.runs.training.train import train
 
     options = {
         "method": "lorada_la", "model": str(place / "llama"), "data": str(place / "rows.jsonl"),
@@ -281,7 +281,7 @@ def test_resume_needs_only_the_folder(call, place, tmp_path):
 def test_a_training_that_was_interrupted_ends_with_the_code_of_ctrl_c(
     call, place, tmp_path, monkeypatch
 ):
-    from lorada.run import train
+    from lorada.runs.training import train
 
     stopped = train.Trained(tmp_path / "run", {"steps": 1}, interrupted=True)
     monkeypatch.setattr(train, "train", lambda *_, **__: stopped)

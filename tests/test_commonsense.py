@@ -12,8 +12,8 @@ from reasoning import ROW, WORDS, question
 
 from lorada.tasks import TASKS
 from lorada.tasks.commonsense import COMMONSENSE, choose_options, first_option, match_options
-from lorada.tasks.llm_adapters import clean_prompt, evaluation_prompt, training_prompt
-from lorada.tasks.quanta import clean
+from lorada.tasks.llm_adapters_prompt import clean_prompt, evaluation_prompt, training_prompt
+from lorada.tasks.quanta_prompt import clean
 
 DATA = Path(os.environ.get("LORADA_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -9,14 +9,14 @@ import pytest
 from folders import byte_tokenizer, llama_folder
 from reasoning import ROW, WORDS, question, source_file
 
-from lorada.run.data import training_rows
-from lorada.run.evaluate import evaluate_tasks
-from lorada.run.loaded import load_run
-from lorada.run.recipe import load_recipe
-from lorada.run.train import train
+from lorada.runs.data.rows import training_rows
+from lorada.runs.inference.evaluate import evaluate_tasks
+from lorada.runs.inference.load import load_run
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
 from lorada.tasks import TASKS
 from lorada.tasks.commonsense import COMMONSENSE
-from lorada.tasks.encode import IGNORED, EncodeOptions, encode
+from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode
 
 DATA = Path(os.environ.get("LORADA_DATA", Path(__file__).parents[2] / "shared" / "data"))
 TOKENIZER = byte_tokenizer()

@@ -16,7 +16,7 @@ from pairs import PAIRS, written_by
 from rich.console import Console
 
 from lorada import METHODS
-from lorada.run.models import load_model
+from lorada.runs.models.loading import load_model
 
 # Garbage is collected before each timing; half a second each time with all that is imported.
 gc.freeze()

@@ -6,10 +6,10 @@ import pytest
 from folders import bert_folder, llama_folder, rows_file
 from transformers import AutoTokenizer
 
-from lorada.run.generate import generate
-from lorada.run.loaded import load_run
-from lorada.run.recipe import load_recipe
-from lorada.run.train import train
+from lorada.runs.inference.generate import generate
+from lorada.runs.inference.load import load_run
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
 
 LABELS = [{"text": "ab" * (i % 5 + 1), "label": "yn"[i % 2]} for i in range(8)]
 KINDS = {"llama": llama_folder, "bert": bert_folder}

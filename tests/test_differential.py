@@ -7,7 +7,7 @@ import torch
 from conftest import assert_close
 from torch import nn
 
-from lorada.functional import (
+from lorada.functional.maps import (
     add_map_reference,
     differential_attention,
     differential_lambda,

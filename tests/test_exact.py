@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
-from lorada.attention import Observation, observe
+from lorada.attention.interface import Observation, observe
 from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64

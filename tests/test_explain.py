@@ -10,7 +10,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
 import lorada
-from lorada import EffectSize, LmamConfig, LoradaConfig, attention, explain
+from lorada import EffectSize, LmamConfig, LoradaConfig
+from lorada.attention import interface as attention, explain
 
 pytestmark = pytest.mark.fp64
 
@@ -110,13 +111,13 @@ def test_every_log_line_of_a_plain_trainer_has_the_effect_size(tmp_path):
 
 
 def test_a_map_that_does_nothing_is_said_to(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, logger="lorada.run.effect_size"):
+    with caplog.at_level(logging.WARNING, logger="lorada.runs.training.effect_size"):
         trained(tmp_path, LmamConfig(length=6, inverse_scale=4096 * 600))
     assert "numerically nothing" in caplog.text
 
 
 def test_a_map_that_works_is_not_warned_about(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, logger="lorada.run.effect_size"):
+    with caplog.at_level(logging.WARNING, logger="lorada.runs.training.effect_size"):
         trained(tmp_path, LmamConfig(length=6))
     assert not caplog.text
 

@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from lorada import LoradaConfig
-from lorada.run.loaded import load_run
-from lorada.run.recipe import load_recipe
-from lorada.run.train import train
+from lorada.runs.inference.load import load_run
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
 
 pytestmark = pytest.mark.fp64
 
@@ -265,7 +265,7 @@ def test_what_appears_in_the_folder_meanwhile_is_left_alone(finished, tmp_path, 
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "mine.txt").write_text("mine")
 
-    monkeypatch.setattr("lorada.run.export.write_export_card", busy)
+    monkeypatch.setattr("lorada.runs.inference.export.write_export_card", busy)
     refused(call("export", finished, "--merge", tmp_path / "out"), "out is not empty")
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
 
@@ -302,7 +302,7 @@ def test_a_full_disk_leaves_nothing_behind(finished, tmp_path, call, monkeypatch
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lorada.run.export.write_export_card", full)
+    monkeypatch.setattr("lorada.runs.inference.export.write_export_card", full)
     refused(call("export", finished, "--merge", tmp_path / "to" / "out"), "No space left")
     assert list((tmp_path / "to").iterdir()) == []
 

@@ -11,15 +11,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig
-from lorada.run import train as train_module
-from lorada.run.evaluate import evaluate
-from lorada.run.folder import last_whole_checkpoint
-from lorada.run.generate import continue_prompts
-from lorada.run.loaded import load_run
-from lorada.run.recipe import load_recipe
-from lorada.run.result import read_result
-from lorada.run.seal import SEAL_FILE
-from lorada.run.train import train
+from lorada.runs.training import train as train_module
+from lorada.runs.inference.evaluate import evaluate
+from lorada.runs.folder.folder import last_whole_checkpoint
+from lorada.runs.inference.generate import continue_prompts
+from lorada.runs.inference.load import load_run
+from lorada.runs.recipe import load_recipe
+from lorada.runs.folder.result import read_result
+from lorada.runs.folder.checksums import SEAL_FILE
+from lorada.runs.training.train import train
 
 TRAINING = [
     "training.per_device_train_batch_size=4", "training.report_to=[]", "max_length=32",

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
-from lorada import blocks
-from lorada.blocks import BLOCK, product_form
-from lorada.functional import (
+from lorada.functional import causal as blocks
+from lorada.functional.causal import BLOCK, product_form
+from lorada.functional.maps import (
     add_map_reference,
     apply_map,
     factors_product,

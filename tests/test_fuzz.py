@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig
 
-from lorada.plan import build_method
-from lorada.run.data import load_rows
-from lorada.run.encoding import encode_rows
-from lorada.run.recipe import TRAINING, Recipe, _known, load_recipe
-from lorada.run.trainer import training_arguments
+from lorada.methods.build import build_method
+from lorada.runs.data.rows import load_rows
+from lorada.runs.data.dataset import encode_rows
+from lorada.runs.recipe import TRAINING, Recipe, _known, load_recipe
+from lorada.runs.training.trainer import training_arguments
 from lorada.tasks.rows import read_rows
 
 OURS = (ValueError, OSError, ImportError)

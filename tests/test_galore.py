@@ -7,7 +7,7 @@ import torch
 from conftest import TINY, assert_close
 from transformers import TrainingArguments
 
-from lorada.procedures.galore import GaLoreAdamW, galore, project, project_back, projector
+from lorada.methods.galore import GaLoreAdamW, galore, project, project_back, projector
 
 pytestmark = pytest.mark.fp64
 

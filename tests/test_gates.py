@@ -8,7 +8,7 @@ import torch
 from conftest import assert_close
 from torch import Tensor
 
-from lorada.tuners.gates import (
+from lorada.tuners.quanta.gates import (
     apply_gates,
     apply_to_width,
     as_matrix,

@@ -11,11 +11,11 @@ import torch
 from conftest import SAME
 from folders import bert_folder, split_file
 
-from lorada.run.data import training_rows
-from lorada.run.evaluate import evaluate_tasks
-from lorada.run.loaded import load_run
-from lorada.run.recipe import load_recipe
-from lorada.run.train import train
+from lorada.runs.data.rows import training_rows
+from lorada.runs.inference.evaluate import evaluate_tasks
+from lorada.runs.inference.load import load_run
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
 from lorada.tasks import TASKS
 from lorada.tasks.glue import GLUE
 from lorada.tasks.metrics import accuracy, accuracy_and_f1, correlations, matthews

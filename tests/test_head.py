@@ -26,14 +26,14 @@ from transformers import (
 )
 
 from lorada import LmamConfig, LoradaConfig
-from lorada.head import head_modules, in_head
-from lorada.run.adapt import load_adapted
-from lorada.run.data import class_order
-from lorada.run.evaluate import evaluate
-from lorada.run.loaded import load_run
-from lorada.run.models import load_classifier
-from lorada.run.recipe import load_recipe
-from lorada.run.train import train
+from lorada.methods.task_head import head_modules, in_head
+from lorada.runs.models.adapters import load_adapted
+from lorada.runs.data.rows import class_order
+from lorada.runs.inference.evaluate import evaluate
+from lorada.runs.inference.load import load_run
+from lorada.runs.models.loading import load_classifier
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
 
 SIZES = {
     "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,

@@ -9,12 +9,12 @@ import torch
 import yaml
 from folders import llama_folder, rows_file
 
-from lorada.run.evaluate import evaluate
-from lorada.run.folder import same_recipe
-from lorada.run.loaded import load_run
-from lorada.run.recipe import load_recipe, saved_recipe
-from lorada.run.train import train
-from lorada.run.trainer import training_arguments
+from lorada.runs.inference.evaluate import evaluate
+from lorada.runs.folder.folder import same_recipe
+from lorada.runs.inference.load import load_run
+from lorada.runs.recipe import load_recipe, saved_recipe
+from lorada.runs.training.train import train
+from lorada.runs.training.trainer import training_arguments
 
 TOKEN = "hf_thisIsNobodysBusiness"
 BASE = {"model": "smollm2-135m", "output": "out"}

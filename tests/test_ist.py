@@ -20,15 +20,15 @@ from lorada import (
     QuantaConfig,
     SoraConfig,
 )
-from lorada.functional import position_embedding
-from lorada.procedures.ist import (
+from lorada.functional.maps import position_embedding
+from lorada.methods.callbacks.ist import (
     ISTCallback,
     adapters_in,
     different_sets,
     turned_down,
     updated,
 )
-from lorada.procedures.layers import draw, generator_at, layers_of, training_rows
+from lorada.methods.callbacks.layers import draw, generator_at, layers_of, training_rows
 
 pytestmark = pytest.mark.fp64
 

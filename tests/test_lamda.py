@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from lorada import LamdaConfig, LoradaConfig
-from lorada.procedures.lamda import LamdaCallback
+from lorada.methods.callbacks.lamda import LamdaCallback
 from lorada.tuners.lamda import LamdaLayer, energy, lamda_count, leading, ranks_by_energy
 
 pytestmark = pytest.mark.fp64

@@ -20,7 +20,7 @@ from stacks import config_of, logits, randomise, trained
 from transformers import AutoModelForCausalLM
 
 from lorada import cli
-from lorada.run import launch
+from lorada.cli import launch
 
 PYTHON, BIN = sys.executable, Path(sys.executable).parent
 TESTS = Path(__file__).parent

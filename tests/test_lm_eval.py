@@ -11,9 +11,9 @@ import yaml
 from folders import bert_folder, byte_tokenizer, llama_folder, rows_file
 
 from lorada.cli import main
-from lorada.run.loaded import load_run
-from lorada.run.recipe import load_recipe
-from lorada.run.train import train
+from lorada.runs.inference.load import load_run
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="lm-eval not installed"

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from lorada import LmamConfig, LoradaConfig
-from lorada.attention import SHIFTED, install
-from lorada.procedures.longlora import ShiftedAttention
-from lorada.shifted import ShiftedGroups
+from lorada.attention.interface import SHIFTED, install
+from lorada.methods.callbacks.longlora import ShiftedAttention
+from lorada.attention.shifted_sparse import ShiftedGroups
 from lorada.tuners.lmam import CROSS_ATTENTION as CROSS
 
 pytestmark = pytest.mark.fp64

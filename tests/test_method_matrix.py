@@ -12,10 +12,10 @@ from peft import PeftModel
 from stacks import randomise
 
 from lorada import METHODS
-from lorada.run.evaluate import evaluate
-from lorada.run.loaded import load_run
-from lorada.run.recipe import load_recipe
-from lorada.run.train import train
+from lorada.runs.inference.evaluate import evaluate
+from lorada.runs.inference.load import load_run
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
 
 pytestmark = pytest.mark.fp64
 

@@ -10,8 +10,8 @@ from peft import LoraConfig
 from transformers import BertConfig, LlamaConfig
 
 from lorada import METHODS, BottleneckConfig, LmamConfig, build_method
-from lorada.described import describe
-from lorada.head import select_trainable
+from lorada.methods.describe import describe
+from lorada.methods.task_head import select_trainable
 
 LLAMA, BERT = LlamaConfig(), BertConfig()
 

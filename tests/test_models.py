@@ -16,8 +16,8 @@ from folders import bert_folder, llama_folder
 from huggingface_hub.errors import GatedRepoError
 from transformers import AutoModel, AutoModelForCausalLM
 
-from lorada.run import models
-from lorada.run.models import (
+from lorada.runs.models import loading as models
+from lorada.runs.models.loading import (
     PACKAGED,
     kind_of,
     load_config,

@@ -10,8 +10,8 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from stacks import batch, bottleneck, lmam, logits, lora, randomise
 
 from lorada import LoradaConfig
-from lorada.run.adapt import load_adapted
-from lorada.version import __version__
+from lorada.runs.models.adapters import load_adapted
+from lorada.support.version import __version__
 
 NEWER = "97.1.0"
 CONFIGS = {

@@ -7,12 +7,12 @@ from folders import CHAT, ROWS, bart_folder, byte_tokenizer, llama_folder, rows_
 from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
-from lorada.run.evaluate import evaluate
-from lorada.run.generate import continue_prompts, generate
-from lorada.run.loaded import load_run
-from lorada.run.models import load_tokenizer
-from lorada.run.recipe import load_recipe
-from lorada.run.train import train
+from lorada.runs.inference.evaluate import evaluate
+from lorada.runs.inference.generate import continue_prompts, generate
+from lorada.runs.inference.load import load_run
+from lorada.runs.models.loading import load_tokenizer
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
 
 NOTHING = "☃☃"  # which the tokenizers here leave out
 CHOICES = [

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lorada.run.architectures import named_config
-from lorada.run.map_memory import (
+from lorada.runs.models.architectures import named_config
+from lorada.experiments.table3_memory import (
     MIB,
     PRINTED,
     formula_bytes,
@@ -12,7 +12,7 @@ from lorada.run.map_memory import (
     measured_bytes,
     paper_bytes,
 )
-from lorada.run.operations import (
+from lorada.experiments.table2_operations import (
     computed_parts,
     measured_parts,
     operations_table,

@@ -7,10 +7,10 @@ from procedures import LAYERS, ROWS, Watch, layer_of, trainer_for
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lorada.procedures.galore import galore
-from lorada.procedures.layers import layers_of
-from lorada.procedures.outliers import outlier_ratios
-from lorada.procedures.owlore import OwLoreCallback
+from lorada.methods.galore import galore
+from lorada.methods.callbacks.layers import layers_of
+from lorada.methods.callbacks.outliers import outlier_ratios
+from lorada.methods.callbacks.owlore import OwLoreCallback
 
 pytestmark = pytest.mark.fp64
 

@@ -7,13 +7,13 @@ import logging
 import pytest
 from folders import ROWS, byte_tokenizer, llama_folder, rows_file
 
-from lorada.run.data import load_rows
-from lorada.run.encoding import encode_rows
-from lorada.run.evaluate import evaluate
-from lorada.run.loaded import load_run
-from lorada.run.recipe import load_recipe
-from lorada.run.train import train
-from lorada.tasks.encode import EncodeOptions, encode, prompt_of
+from lorada.runs.data.rows import load_rows
+from lorada.runs.data.dataset import encode_rows
+from lorada.runs.inference.evaluate import evaluate
+from lorada.runs.inference.load import load_run
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
+from lorada.tasks.tokenize import EncodeOptions, encode, prompt_of
 from lorada.tasks.rows import form_of, read_rows
 
 TOKENIZER = byte_tokenizer()

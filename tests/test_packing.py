@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from peft import get_peft_model
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
-from lorada.run.encoding import collator
-from lorada.run.packing import PackedCollator, bins, pack, refuse_mixing
-from lorada.run.recipe import load_recipe
-from lorada.run.train import train
-from lorada.tasks.encode import IGNORED, EncodeOptions, encode
+from lorada.runs.data.dataset import collator
+from lorada.runs.data.packing import PackedCollator, bins, pack, refuse_mixing
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
+from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode
 
 pytestmark = pytest.mark.fp64
 

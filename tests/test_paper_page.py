@@ -3,10 +3,10 @@
 import pytest
 from table_rows import SMALL
 
-from lorada.report import paper_page as pages
-from lorada.report import tables as report
-from lorada.report.paper_page import Row, paper_page
-from lorada.report.tables import Line, Page, published_line
+from lorada.report import page as pages
+from lorada.report import render as report
+from lorada.report.page import Row, paper_page
+from lorada.report.render import Line, Page, published_line
 
 
 def result(seed: int, *, task: str = "rte", recipe: dict | None = None, **metrics) -> dict:

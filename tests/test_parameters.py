@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lorada.run.architectures import ARCHITECTURES
-from lorada.run.models import model_folder
-from lorada.run.params import count_parameters
+from lorada.runs.models.architectures import ARCHITECTURES
+from lorada.runs.models.loading import model_folder
+from lorada.runs.models.count import count_parameters
 
 # N of the published models.
 TOTALS = {

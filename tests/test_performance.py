@@ -18,7 +18,7 @@ from conftest import assert_close
 from costs import DisagreementError
 from folders import llama_folder
 
-from lorada.functional import add_map_reference, low_rank_map
+from lorada.functional.maps import add_map_reference, low_rank_map
 
 UNREACHED = "a row that must not be measured"
 

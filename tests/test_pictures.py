@@ -8,16 +8,16 @@ import pytest
 from folders import bert_folder, llama_folder, rows_file
 
 from lorada import cli
-from lorada.cli import paper
-from lorada.report import plots
-from lorada.report.paper_page import Row, scatter_points
-from lorada.report.plots import scatter_figure, sweep_figure
-from lorada.run.loaded import load_run
-from lorada.run.pictures import ratios_by_layer, sentence_maps
-from lorada.run.recipe import load_recipe
-from lorada.run.table_runs import jobs
-from lorada.run.tables import load_table
-from lorada.run.train import train
+from lorada.cli import table_command as paper
+from lorada.report import figures as plots
+from lorada.report.page import Row, scatter_points
+from lorada.report.figures import scatter_figure, sweep_figure
+from lorada.runs.inference.load import load_run
+from lorada.runs.inference.map_statistics import ratios_by_layer, sentence_maps
+from lorada.runs.recipe import load_recipe
+from lorada.experiments.table_runs import jobs
+from lorada.experiments.table_spec import load_table
+from lorada.runs.training.train import train
 
 TEXT = "the cat sat"
 

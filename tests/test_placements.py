@@ -39,7 +39,7 @@ from transformers import (
 )
 
 from lorada import BottleneckConfig, LoradaConfig
-from lorada.tuners.bottleneck import BottleneckLayer
+from lorada.tuners.bottleneck.adapter import BottleneckLayer
 
 pytestmark = pytest.mark.fp64
 

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from folders import llama_folder, rows_file
 
-from lorada.run import result
-from lorada.run.recipe import load_recipe
+from lorada.runs.folder import result
+from lorada.runs.recipe import load_recipe
 
 SETTINGS = ["max_steps=2", "max_length=32", "training.report_to=[]", "max_new_tokens=4"]
 
@@ -17,7 +17,7 @@ SETTINGS = ["max_steps=2", "max_length=32", "training.report_to=[]", "max_new_to
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder in which a run was trained by relative paths."""
-    from lorada.run.train import train
+    from lorada.runs.training.train import train
 
     place = tmp_path_factory.mktemp("places")
     llama_folder(place / "llama", max_position_embeddings=256)
@@ -107,6 +107,6 @@ def test_scores_that_cannot_be_kept_are_printed(call, trained, monkeypatch, capl
     assert code == 0
     assert json.loads(out)["n"] == 36
     path = trained / "run" / "result.json"
-    (said,) = (r.getMessage() for r in caplog.records if r.name == "lorada.run.result")
+    (said,) = (r.getMessage() for r in caplog.records if r.name == "lorada.runs.folder.result")
     assert said == f"the scores could not be kept in {path}: it cannot be written"
     assert (trained / "run" / "result.json").read_text() == before

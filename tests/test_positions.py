@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lorada.positions import locate
+from lorada.attention.positions import locate
 
 EXAMPLES = settings(deadline=None, max_examples=80)
 CPU = torch.device("cpu")

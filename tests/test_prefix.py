@@ -10,8 +10,9 @@ from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lorada import LmamConfig, LoradaConfig, PrefixConfig, explain
-from lorada.attention import Observation, dispatches, observe
+from lorada import LmamConfig, LoradaConfig, PrefixConfig
+from lorada.attention import explain
+from lorada.attention.interface import Observation, dispatches, observe
 from lorada.tuners.prefix import PrefixLayer
 
 pytestmark = pytest.mark.fp64

@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from transformers import DynamicCache, modeling_flash_attention_utils
 
 from lorada import PrefixConfig
-from lorada.prefixed import Prefix, behind
+from lorada.attention.prefix import Prefix, behind
 
 pytestmark = pytest.mark.fp64
 

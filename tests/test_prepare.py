@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import prepare
 import pytest
 
-from lorada.run.token_cache import LEAST
+from lorada.runs.data.token_cache import LEAST
 from lorada.tasks.commonsense import MIX
 
 QUESTION = "Please answer the following question with true or false, question: is {} an odd number?"

@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lorada import BottleneckConfig, LoradaConfig
-from lorada.plan import Plan
-from lorada.procedures.ist import ISTCallback, share_of
-from lorada.procedures.layers import Switch, layers_of
-from lorada.procedures.owlore import OwLoreCallback
-from lorada.run import train as train_module
-from lorada.run.recipe import load_recipe
-from lorada.run.train import train
+from lorada.methods.build import Plan
+from lorada.methods.callbacks.ist import ISTCallback, share_of
+from lorada.methods.callbacks.layers import Switch, layers_of
+from lorada.methods.callbacks.owlore import OwLoreCallback
+from lorada.runs.training import train as train_module
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
 
 pytestmark = pytest.mark.fp64
 

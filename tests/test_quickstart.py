@@ -8,8 +8,8 @@ import yaml
 from folders import llama_folder, rows_file
 
 from lorada import cli
-from lorada.run import quickstart
-from lorada.run.params import count_parameters
+from lorada.experiments import quickstart
+from lorada.runs.models.count import count_parameters
 
 
 @pytest.fixture

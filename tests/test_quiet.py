@@ -9,7 +9,7 @@ import sys
 import pytest
 from folders import llama_folder
 
-from lorada.unheard import VARIABLE
+from lorada.support.quiet import VARIABLE
 
 OTHERS = {
     "torch.utils._pytree": [
@@ -97,7 +97,7 @@ def test_the_module_is_the_command(monkeypatch):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "lorada.cli.listing" in names
+    assert "lorada.cli.list_commands" in names
     assert not {"torch", "transformers", "peft"} & names
 
 

@@ -12,7 +12,7 @@ from folders import bert_folder, llama_folder, rows_file, split_file
 from transformers import Trainer, TrainingArguments
 
 from lorada import METHODS, EffectSize, cli
-from lorada.run import models, packaged
+from lorada.runs.models import loading as models, packaged
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

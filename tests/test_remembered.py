@@ -11,8 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
-from lorada import LmamConfig, attention
-from lorada.remembered import KEPT, Remembered
+from lorada import LmamConfig
+from lorada.attention import interface as attention
+from lorada.attention.tensor_memo import KEPT, Remembered
 
 pytestmark = pytest.mark.fp64
 

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from lorada import progress
+from lorada.support import progress
 from lorada.cli.app import as_typed, waiting
-from lorada.progress import plain_console, watched
+from lorada.support.progress import plain_console, watched
 
 SOURCE = Path(__file__).parents[1] / "src" / "lorada"
 ODD = "runs/x[/y] [bold]a[/bold] :smile: [link=x]"

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Trainer
 
-from lorada.run.recipe import load_recipe
-from lorada.run.sampler import LikeLengths
-from lorada.run.trainer import make_trainer, training_arguments
-from lorada.tasks.encode import EncodeOptions, encode
+from lorada.runs.recipe import load_recipe
+from lorada.runs.data.length_sampler import LikeLengths
+from lorada.runs.training.trainer import make_trainer, training_arguments
+from lorada.tasks.tokenize import EncodeOptions, encode
 
 
 @given(lengths=st.lists(st.integers(1, 50), max_size=60), size=st.integers(1, 7))

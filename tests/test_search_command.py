@@ -8,10 +8,10 @@ import pytest
 from crashes import SETTINGS, number, same_files
 from folders import bert_folder, llama_folder, rows_file
 
-from lorada.procedures.autopeft import Space
-from lorada.run.recipe import Recipe
-from lorada.run.result import read_result
-from lorada.run.search import space_of
+from lorada.methods.autopeft.search_space import Space
+from lorada.runs.recipe import Recipe
+from lorada.runs.folder.result import read_result
+from lorada.experiments.search import space_of
 
 ADAPTER = ("adapter/adapter_model.safetensors", "recipe.yaml")
 LABELS = [{"text": "ab" * (i % 5 + 1), "label": "yn"[i % 2]} for i in range(24)]

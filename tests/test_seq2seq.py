@@ -28,16 +28,16 @@ from transformers import (
 )
 
 from lorada import METHODS
-from lorada.run import train as train_module
-from lorada.run.encoding import collator
-from lorada.run.evaluate import evaluate, evaluate_tasks
-from lorada.run.export import export
-from lorada.run.generate import continue_prompts, generate
-from lorada.run.loaded import load_run
-from lorada.run.recipe import load_recipe
-from lorada.run.seq2seq import beginning, set_languages
-from lorada.run.train import train
-from lorada.tasks.encode import EncodeOptions, encode
+from lorada.runs.training import train as train_module
+from lorada.runs.data.dataset import collator
+from lorada.runs.inference.evaluate import evaluate, evaluate_tasks
+from lorada.runs.inference.export import export
+from lorada.runs.inference.generate import continue_prompts, generate
+from lorada.runs.inference.load import load_run
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.seq2seq_trainer import beginning, set_languages
+from lorada.runs.training.train import train
+from lorada.tasks.tokenize import EncodeOptions, encode
 
 TRAINING = ["max_steps=4", "report_to=[]", "logging_steps=1", "max_length=64", "max_new_tokens=12"]
 PROBE = [{"prompt": "1 + 2 =", "response": " 3"}, {"prompt": "a longer one", "response": " yes"}]

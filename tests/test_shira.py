@@ -15,10 +15,10 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lorada import LoradaConfig
-from lorada.plan import Plan
-from lorada.procedures.shira import snip
-from lorada.run import train as run_train
-from lorada.run.recipe import Recipe
+from lorada.methods.build import Plan
+from lorada.methods.snip import snip
+from lorada.runs.training import train as run_train
+from lorada.runs.recipe import Recipe
 
 pytestmark = pytest.mark.fp64
 

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import DebertaV2Config, DebertaV2Model, GPT2Config, GPT2LMHeadModel
 
 from lorada import LoradaConfig, SoraConfig
-from lorada.procedures.sora import SoraCallback, sweep_values
+from lorada.methods.callbacks.sora import SoraCallback, sweep_values
 from lorada.tuners.sora import (
     SoraLayer,
     prune,

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from lorada import LoradaConfig, SoraConfig
-from lorada.procedures.sora import SoraCallback
+from lorada.methods.callbacks.sora import SoraCallback
 
 pytestmark = pytest.mark.fp64
 

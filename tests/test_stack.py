@@ -32,7 +32,7 @@ from stacks import (
 from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification
 
 from lorada import LoradaConfig
-from lorada.tuners.layer import AttachedLayer
+from lorada.tuners.base.attached_layer import AttachedLayer
 
 pytestmark = pytest.mark.fp64
 

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from lorada.method import PARTS, load
-from lorada.methods import METHODS
+from lorada.methods.method import PARTS, load
+from lorada.methods.table import METHODS
 
 HEAVY = ("torch", "peft", "transformers")
 

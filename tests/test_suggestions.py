@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from folders import bert_folder, llama_folder, rows_file, split_file
 
-from lorada.methods import METHODS
-from lorada.run import launch, models, packaged
-from lorada.run import quickstart as compared
+from lorada.methods.table import METHODS
+from lorada.cli import launch
+from lorada.runs.models import loading as models, packaged
+from lorada.experiments import quickstart as compared
 
 SETTINGS = ["max_steps=2", "max_length=32", "training.report_to=[]", "max_new_tokens=4"]
 LABELS = [{"text": "ab" * (i % 3 + 1), "label": "yn"[i % 2]} for i in range(12)]
@@ -91,8 +92,8 @@ def labelled(home):
 
 
 def trained(home, model, rows, output):
-    from lorada.run.recipe import load_recipe
-    from lorada.run.train import train
+    from lorada.runs.recipe import load_recipe
+    from lorada.runs.training.train import train
 
     options = {"model": str(home / model), "data": str(home / rows), "output": str(home / output)}
     return train(load_recipe(None, SETTINGS, {"method": "lmam", **options}), quiet=True).run
@@ -166,7 +167,7 @@ def test_every_method_can_be_asked_for_by_its_name(call):
 
 
 def test_a_stopped_training_says_how_it_goes_on(call, at_home, monkeypatch):
-    from lorada.run import train
+    from lorada.runs.training import train
 
     stopped = train.Trained(Path("my [x] run"), {"steps": 1}, interrupted=True)
     monkeypatch.setattr(train, "train", lambda *_, **__: stopped)
@@ -201,7 +202,7 @@ def test_the_quickstart_suggests_a_prompt(call, at_home, monkeypatch):
 @pytest.mark.parametrize("number", [2, 3])
 def test_a_table_of_operations_suggests_its_numbers(call, monkeypatch, number):
     counted = {"title": "[x]", "columns": ["[/y]"], "rows": [["[z]"]], "notes": ["[/]"]}
-    monkeypatch.setattr("lorada.run.operations.operations_table", lambda number: counted)
+    monkeypatch.setattr("lorada.experiments.table2_operations.operations_table", lambda number: counted)
     found = next_of(call, "table", number)
     assert found[1:] == ["table", str(number), "--json"]
     assert call(*found[1:])[0] == 0

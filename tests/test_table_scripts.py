@@ -3,8 +3,8 @@
 import pytest
 from table_rows import made
 
-from lorada.run.table_runs import ROWS
-from lorada.run.tables import counts_of
+from lorada.experiments.table_runs import ROWS
+from lorada.experiments.table_spec import counts_of
 
 COMMONSENSE = [
     "boolq", "piqa", "siqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa",

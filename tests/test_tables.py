@@ -12,14 +12,14 @@ from folders import bert_folder
 from table_rows import SMALL
 
 from lorada import cli
-from lorada.report import paper_page as pages
-from lorada.report import tables as report
-from lorada.run import tables
-from lorada.run.lock import LOCK_FILE
-from lorada.run.params import parameters_of
-from lorada.run.result import read_result
-from lorada.run.table_runs import jobs
-from lorada.run.tables import PaperTable, load_table, row_recipe
+from lorada.report import page as pages
+from lorada.report import render as report
+from lorada.experiments import table_spec as tables
+from lorada.runs.folder.lock import LOCK_FILE
+from lorada.runs.models.count import parameters_of
+from lorada.runs.folder.result import read_result
+from lorada.experiments.table_runs import jobs
+from lorada.experiments.table_spec import PaperTable, load_table, row_recipe
 
 TASKS = ("rte", "sst2")
 
@@ -112,7 +112,7 @@ def test_a_program_reads_what_a_person_does_and_the_scale_is_local_without_a_gpu
 
 def test_a_table_that_is_computed_is_printed_or_written_for_a_program(monkeypatch, capsys):
     found = {"title": "Cost", "columns": ["what", "n"], "rows": [["map", 7]], "notes": ["A note."]}
-    monkeypatch.setattr("lorada.run.operations.operations_table", lambda number: found)
+    monkeypatch.setattr("lorada.experiments.table2_operations.operations_table", lambda number: found)
     code, out, err = lorada(monkeypatch, capsys, "table", "2")
     assert code == 0, err
     assert {"Cost", "map", "7", "• A note.", "next: lorada table 2 --json"} <= {
@@ -186,7 +186,7 @@ def test_an_overwritten_table_that_is_cut_off_has_no_old_numbers(place, monkeypa
     def cut_off(*args, **kwargs):
         raise ValueError("cut off")
 
-    monkeypatch.setattr("lorada.run.table_runs.train", cut_off)
+    monkeypatch.setattr("lorada.experiments.table_runs.train", cut_off)
     assert lorada(monkeypatch, capsys, *words, "--overwrite")[0] == 2
     assert not list((place / "docs/results").rglob("seed*.json"))
     assert not list((place / "runs").rglob("result.json"))

@@ -9,10 +9,10 @@ from folders import CHAT, byte_tokenizer, llama_folder, rows_file
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lorada.run import encoding, token_cache
-from lorada.run.data import load_rows
-from lorada.run.encoding import encode_rows
-from lorada.run.recipe import load_recipe
+from lorada.runs.data import dataset as encoding, token_cache
+from lorada.runs.data.rows import load_rows
+from lorada.runs.data.dataset import encode_rows
+from lorada.runs.recipe import load_recipe
 
 ROWS = [{"prompt": "a" * size, "response": " yes" * size} for size in range(1, 7)]
 CHATS = [

@@ -8,9 +8,10 @@ from conftest import TINY, assert_close
 from peft import get_peft_model
 from transformers import DynamicCache
 
-from lorada import LmamConfig, attention
+from lorada import LmamConfig
+from lorada.attention import interface as attention
 from lorada.tuners.lmam import LmamLayer
-from lorada.tuners.told import Told
+from lorada.attention.forward_inputs import Told
 
 pytestmark = pytest.mark.fp64
 

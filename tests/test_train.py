@@ -17,17 +17,17 @@ from transformers import (
     set_seed,
 )
 
-from lorada import attention
-from lorada.head import in_head
-from lorada.run import train as train_module
-from lorada.run.adapt import load_base
-from lorada.run.callbacks import DivergedError
-from lorada.run.evaluate import evaluate
-from lorada.run.generate import generate
-from lorada.run.loaded import load_run
-from lorada.run.recipe import load_recipe
-from lorada.run.result import read_result
-from lorada.run.train import train
+from lorada.attention import interface as attention
+from lorada.methods.task_head import in_head
+from lorada.runs.training import train as train_module
+from lorada.runs.models.adapters import load_base
+from lorada.runs.training.callbacks import DivergedError
+from lorada.runs.inference.evaluate import evaluate
+from lorada.runs.inference.generate import generate
+from lorada.runs.inference.load import load_run
+from lorada.runs.recipe import load_recipe
+from lorada.runs.folder.result import read_result
+from lorada.runs.training.train import train
 
 TRAINING = [
     "training.per_device_train_batch_size=4", "training.report_to=[]", "training.logging_steps=2",

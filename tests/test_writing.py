@@ -18,12 +18,12 @@ from folders import (
     writing_folder,
 )
 
-from lorada.run.evaluate import evaluate_tasks
-from lorada.run.loaded import load_run
-from lorada.run.recipe import load_recipe
-from lorada.run.train import train
+from lorada.runs.inference.evaluate import evaluate_tasks
+from lorada.runs.inference.load import load_run
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
 from lorada.tasks import TASKS
-from lorada.tasks.encode import IGNORED, EncodeOptions, encode, prompt_of, shortened
+from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode, prompt_of, shortened
 from lorada.tasks.sources import read_source
 
 TOKENIZER = byte_tokenizer()

@@ -5,8 +5,8 @@ import sys
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from lorada.unheard import VARIABLE, hush
-from lorada.version import __version__
+from lorada.support.quiet import VARIABLE, hush
+from lorada.support.version import __version__
 
 if VARIABLE in os.environ:  # a child of a command, which is as silent as its parent
     hush()
@@ -17,7 +17,7 @@ _AS_MODULE = sys.argv[:1] == ["-m"] and ("-m", "lorada.cli") in pairwise(sys.ori
 # starts without it, and imports what a command needs.
 if TYPE_CHECKING or not (_AS_MODULE or "lorada_cli" in sys.modules):
     from lorada import functional
-    from lorada.explain import explain
+    from lorada.attention.explain import explain
     from lorada.tuners import (
         BottleneckConfig,
         LamdaConfig,
@@ -30,9 +30,9 @@ if TYPE_CHECKING or not (_AS_MODULE or "lorada_cli" in sys.modules):
     )
 
 if TYPE_CHECKING:
-    from lorada.methods import METHODS
-    from lorada.plan import build_method
-    from lorada.run.effect_size import EffectSize
+    from lorada.methods.table import METHODS
+    from lorada.methods.build import build_method
+    from lorada.runs.training.effect_size import EffectSize
     from lorada.tasks import TASKS
 
 __all__ = [
@@ -59,10 +59,10 @@ __all__ = [
 _CONFIGS = [name for name in __all__ if name.endswith("Config")]
 _LAZY = {
     **dict.fromkeys(_CONFIGS, "lorada.tuners"),
-    "explain": "lorada.explain",
-    "EffectSize": "lorada.run.effect_size",
+    "explain": "lorada.attention.explain",
+    "EffectSize": "lorada.runs.training.effect_size",
     "METHODS": "lorada.methods",
-    "build_method": "lorada.plan",
+    "build_method": "lorada.methods.build",
     "TASKS": "lorada.tasks",
 }
 

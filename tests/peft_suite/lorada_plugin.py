@@ -20,9 +20,9 @@ from cases import CONFIG_CLASSES, CUSTOM, FfnModel, configs, lorada_config_on
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
-from lorada.tuners.attach import AttachedModel
-from lorada.tuners.omoe import OmoeModel
-from lorada.tuners.types import LoradaPeftConfig
+from lorada.tuners.base.attach import AttachedModel
+from lorada.tuners.omoe.adapter import OmoeModel
+from lorada.tuners.base.config import LoradaPeftConfig
 
 
 def models(family: str) -> list[str]:

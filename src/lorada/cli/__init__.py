@@ -11,10 +11,15 @@ import warnings
 
 from rich.logging import RichHandler
 
-from lorada.cli import listing, paper, pictures, runs  # noqa: F401  (their commands)
+from lorada.cli import (
+    list_commands as listing,
+    table_command as paper,
+    plot_commands as pictures,
+    run_commands as runs,
+)  # noqa: F401  (their commands)
 from lorada.cli.app import app, errors
-from lorada.errors import out_of_memory
-from lorada.processes import (
+from lorada.support.errors import out_of_memory
+from lorada.support.processes import (
     OtherProcessError,
     count,
     first,
@@ -22,7 +27,7 @@ from lorada.processes import (
     refuse_many,
     told_once,
 )
-from lorada.unheard import hush
+from lorada.support.quiet import hush
 
 # The commands that several processes may run at once: one trains, the other becomes a program.
 FOR_MANY = ("train", "run")

@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from lorada.files import json_text
-from lorada.progress import plain_console
+from lorada.support.files import json_text
+from lorada.support.progress import plain_console
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -78,7 +78,7 @@ def loaded_run(run: Path, model: str, *, remote: bool, quiet: bool) -> Any:
     with waiting(HEAVY, quiet=quiet):
         from transformers.utils import logging
 
-        from lorada.run.loaded import load_run
+        from lorada.runs.inference.load import load_run
 
     logging.disable_progress_bar()  # of its own; what is waited for is said here
     try:

@@ -7,13 +7,13 @@ of this is checked once more, and the rest, by what carries the command out.
 from pathlib import Path
 from typing import Any
 
-from lorada.described import part_names
-from lorada.run.data import JSONL, Rows, load_rows
-from lorada.run.folder import refuse_taken
-from lorada.run.lock import refuse_file
-from lorada.run.packaged import check_name
-from lorada.run.recipe import RECIPE_FILE, Recipe, outline
-from lorada.run.result import read_result
+from lorada.methods.describe import part_names
+from lorada.runs.data.rows import JSONL, Rows, load_rows
+from lorada.runs.folder.folder import refuse_taken
+from lorada.runs.folder.lock import refuse_file
+from lorada.runs.models.packaged import check_name
+from lorada.runs.recipe import RECIPE_FILE, Recipe, outline
+from lorada.runs.folder.result import read_result
 from lorada.tasks.rows import Form, resolve
 from lorada.tasks.sources import data_folder
 

@@ -4,9 +4,9 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from lorada.errors import saving
+from lorada.support.errors import saving
 from lorada.report.methods import NOT_FROM_THE_PAPER
-from lorada.report.plots import loss_chart, loss_png
+from lorada.report.figures import loss_chart, loss_png
 
 
 def draw_loss(run: Path, result: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from functools import partial
 from math import inf, isfinite
 from typing import Any
 
-from lorada.tasks import llm_adapters, quanta
+from lorada.tasks import llm_adapters_prompt as llm_adapters, quanta_prompt as quanta
 from lorada.tasks.rows import Row
 from lorada.tasks.task import Metrics, Protocol, Source, Task, same
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from lorada.tasks import llm_adapters, quanta
+from lorada.tasks import llm_adapters_prompt as llm_adapters, quanta_prompt as quanta
 from lorada.tasks.metrics import accuracy
 from lorada.tasks.rows import Row
 from lorada.tasks.task import Metrics, Protocol, Source, Task

@@ -6,7 +6,7 @@ What scikit-learn and scipy have is taken from them (the extra ``metrics``); the
 import math
 from typing import Any
 
-from lorada.errors import needing
+from lorada.support.errors import needing
 from lorada.tasks.rows import Row, answer_of
 
 Metrics = dict[str, float]

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from lorada.errors import needing
-from lorada.progress import watched
+from lorada.support.errors import needing
+from lorada.support.progress import watched
 from lorada.tasks.rows import Row, answer_of
 from lorada.tasks.task import Metrics
 

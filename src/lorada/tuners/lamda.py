@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.amp.autocast_mode import is_autocast_available as has_autocast
 from transformers.pytorch_utils import Conv1D
 
-from lorada.tuners.added import AddedLayer, AddedModel, check_ranks, plain_weight
-from lorada.tuners.devices import Entries, FrozenEntries
-from lorada.tuners.experts import wide
-from lorada.tuners.types import (
+from lorada.tuners.base.delta_layer import AddedLayer, AddedModel, check_ranks, plain_weight
+from lorada.tuners.base.entries import Entries, FrozenEntries
+from lorada.tuners.omoe.experts import wide
+from lorada.tuners.base.config import (
     LoradaPeftConfig,
     LoradaType,
     register,

@@ -14,14 +14,14 @@ import torch
 from peft.tuners.tuners_utils import _ExcludedModule
 from torch import nn
 
-from lorada import attention, hooked
-from lorada.functional import Ablation, Align, position_embedding
-from lorada.maps import AttentionMap
-from lorada.tuners.attach import AttachedModel
-from lorada.tuners.devices import Entries
-from lorada.tuners.layer import AttachedLayer, within_layer
-from lorada.tuners.told import Told, told_to
-from lorada.tuners.types import (
+from lorada.attention import interface as attention, hooks as hooked
+from lorada.functional.maps import Ablation, Align, position_embedding
+from lorada.attention.attention_map import AttentionMap
+from lorada.tuners.base.attach import AttachedModel
+from lorada.tuners.base.entries import Entries
+from lorada.tuners.base.attached_layer import AttachedLayer, within_layer
+from lorada.attention.forward_inputs import Told, told_to
+from lorada.tuners.base.config import (
     LoradaPeftConfig,
     LoradaType,
     register,

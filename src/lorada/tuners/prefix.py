@@ -23,14 +23,14 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import _ExcludedModule
 from torch import Tensor, nn
 
-from lorada import attention
-from lorada.disentangled import Replaced, is_disentangled
-from lorada.prefixed import Prefix
-from lorada.tuners.attach import AttachedModel
-from lorada.tuners.devices import Entries
-from lorada.tuners.layer import AttachedLayer, within_layer
+from lorada.attention import interface as attention
+from lorada.attention.deberta_prefix import Replaced, is_disentangled
+from lorada.attention.prefix import Prefix
+from lorada.tuners.base.attach import AttachedModel
+from lorada.tuners.base.entries import Entries
+from lorada.tuners.base.attached_layer import AttachedLayer, within_layer
 from lorada.tuners.lmam import CROSS_ATTENTION
-from lorada.tuners.types import (
+from lorada.tuners.base.config import (
     LoradaPeftConfig,
     LoradaType,
     register,

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorada.tuners.added import AddedLayer, AddedModel, check_ranks
-from lorada.tuners.devices import Entries
-from lorada.tuners.experts import wide
-from lorada.tuners.types import (
+from lorada.tuners.base.delta_layer import AddedLayer, AddedModel, check_ranks
+from lorada.tuners.base.entries import Entries
+from lorada.tuners.omoe.experts import wide
+from lorada.tuners.base.config import (
     LoradaPeftConfig,
     LoradaType,
     register,

@@ -1,0 +1,135 @@
+"""What the maps of a model do on a batch: the maps themselves, negative ratio, effect size.
+
+    negative ratio = share of entries below 0 among the pairs a row may see within min(n, N)
+    effect size    = ‖tile(Attn_s) V‖ / ‖Attn V‖ over the real tokens of the batch (Frobenius)
+
+Figures 1 and 3 of the paper show the first two; the third says whether a map does anything at
+all, which at the paper's scale for LLMs it does not (docs/scale.md).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lorada.attention.interface import Observation, observe
+from lorada.attention.positions import visible_keys
+from lorada.attention.prefix import prefix_scores
+from lorada.attention.dense_map import reached_pairs, spread_map
+
+
+@dataclass(frozen=True)
+class LayerMaps:
+    """One attention layer on one batch.
+
+    Attributes:
+        layer: name of the attention module.
+        softmax: Attn, (B, H, T, K); behind a prefix a row sums to less than 1.
+        map: tile(Attn_s), masked as the layer uses it, (B, H, T, K).
+        fused: Attn^ = Attn + tile(Attn_s), or the softmax with the map inside for ¬N, (B, H, T, K).
+        negative_ratio: share of entries of ``fused`` below 0 by head, (H,).
+        map_negative_ratio: the same of ``map``, (H,).
+        effect_size: ‖tile(Attn_s) V‖ / ‖Attn V‖.
+    """
+
+    layer: str
+    softmax: Tensor
+    map: Tensor
+    fused: Tensor
+    negative_ratio: Tensor
+    map_negative_ratio: Tensor
+    effect_size: float
+
+
+def explain(model: nn.Module, batch: Mapping[str, Tensor]) -> list[LayerMaps]:
+    """Run a model once and return, layer by layer, the softmax map, the LMAM map and their sum.
+
+    Args:
+        model: a model with a map in at least one layer.
+        batch: keyword arguments of its forward.
+
+    Raises:
+        ValueError: if no map was active.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    layers: list[LayerMaps] = []
+
+    def keep(seen: Observation) -> None:
+        if seen.module in names:
+            layers.append(_layer_maps(names[seen.module], seen))
+
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), observe(keep):
+            model(**batch)
+    finally:
+        model.train(was_training)
+    if not layers:
+        raise ValueError("this model has no active map: load or enable an adapter with LmamConfig")
+    return layers
+
+
+def _layer_maps(name: str, seen: Observation) -> LayerMaps:
+    if seen.query is None or seen.key is None:
+        raise ValueError(
+            f"{type(seen.module).__name__} keeps its queries and keys to itself, so its softmax "
+            "map cannot be shown: use a model that dispatches its attention"
+        )
+    queries, keys, heads = seen.query.shape[2], seen.key.shape[2], seen.query.shape[1]
+    visible = _visible(seen)
+    key = seen.key.repeat_interleave(heads // seen.key.shape[1], dim=1)
+    scores = (seen.query.float() @ key.float().transpose(-1, -2)) * seen.scaling
+    scores = scores.masked_fill(~visible, float("-inf"))
+    before = prefix_scores(seen.prefixes, seen.query, seen.key, seen.scaling)
+
+    def attend(scores: Tensor) -> Tensor:
+        """The share of each token; a prefix before the tokens keeps its own."""
+        shares = torch.cat([before, scores], -1).softmax(-1).nan_to_num()
+        return shares[..., before.shape[-1] :]
+
+    softmax = attend(scores)
+    map_ = spread_map(seen.attention_map, seen.places, seen.view).expand_as(softmax)
+    inside_softmax = seen.attention_map.ablation == "no_negative"
+    fused = attend(scores + map_) if inside_softmax else softmax + map_
+    table = seen.places.table(queries, keys, scores.device)
+    pairs = visible & reached_pairs(table, seen.attention_map.length)[:, None]
+    pairs = pairs.expand_as(fused)
+    return LayerMaps(
+        name,
+        softmax,
+        map_,
+        fused,
+        _share_below_zero(fused, pairs),
+        _share_below_zero(map_, pairs),
+        ratio_of([squared_norms(seen)]),
+    )
+
+
+def _share_below_zero(values: Tensor, pairs: Tensor) -> Tensor:
+    return ((values < 0) & pairs).sum((0, 2, 3)) / pairs.sum((0, 2, 3)).clamp(min=1)
+
+
+def _visible(seen: Observation) -> Tensor:
+    """(B or 1, 1, T, K) booleans: which keys each query attends to."""
+    queries, keys, device = seen.view.queries, seen.view.keys, seen.output.device
+    everything = torch.ones(1, queries, keys, dtype=torch.bool, device=device)
+    visible = everything if seen.mask is None else visible_keys(seen.mask, queries, keys)
+    if seen.view.causal and (seen.mask is None or visible.shape[1] != queries):
+        # Such a mask says nothing of the order of tokens.
+        visible = visible & everything.tril(keys - queries)
+    return visible.expand(-1, queries, -1)[:, None]
+
+
+def squared_norms(seen: Observation) -> tuple[Tensor, Tensor]:
+    """‖tile(Attn_s) V‖² and ‖Attn V‖² of one attention call, over its real tokens."""
+    table = seen.places.table(seen.view.queries, seen.view.keys, seen.output.device)
+    real = table.real_queries()[..., None, None]
+    return (seen.term * real).square().sum(), (seen.output.float() * real).square().sum()
+
+
+def ratio_of(squares: list[tuple[Tensor, Tensor]]) -> float:
+    """The effect size from the squared norms of all calls."""
+    term, output = (torch.stack(norms).sum().sqrt() for norms in zip(*squares, strict=True))
+    return float(term / output.clamp(min=1e-12))

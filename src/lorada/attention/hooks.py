@@ -1,0 +1,156 @@
+"""Models that compute attention themselves instead of dispatching it: DeBERTa, Falcon, Bloom.
+
+A pair of hooks reaches them. One catches the values on their way in, the other adds
+tile(Attn_s)·V to Attn·V on its way out, before the output projection. Projections may be wrapped
+by LoRA and unwrapped again, so a hook on one follows the module that is in its place.
+
+Shapes: B batch, H query heads, G key/value heads, T queries, K key slots, D head width.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lorada.attention.interface import Call, MapLayer, head_count
+from lorada.attention.attention_map import View
+
+
+class HookPair:
+    """The hooks on one attention module; a subclass says where values and output pass."""
+
+    causal: bool
+
+    def __init__(self, module: nn.Module, layer: MapLayer) -> None:
+        # In a tuple, a copy of the model copies neither as a submodule of the other.
+        self._layer = (layer,)
+        self._value: Tensor | None = None
+        self._kwargs: dict[str, Any] = {}
+        self._mask: Any = None
+        self._followed: tuple[nn.Module, RemovableHandle] | None = None
+        self._handles = [module.register_forward_pre_hook(self._before, with_kwargs=True)]
+
+    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    def remove(self) -> None:
+        """Take every hook off the model."""
+        for handle in self._handles:
+            handle.remove()
+        if self._followed is not None:
+            self._followed[1].remove()
+
+    def _follow(self, place: nn.Module, register: Callable[[nn.Module], RemovableHandle]) -> None:
+        """Move a hook to ``place`` if another module held its place before."""
+        if self._followed is not None:
+            if self._followed[0] is place:
+                return
+            self._followed[1].remove()
+        self._followed = (place, register(place))
+
+    def _with_term(self, module: nn.Module, attended: Tensor) -> Tensor:
+        """Attn·V plus the terms of all active maps, both (B, T, H·D)."""
+        value, mask, kwargs = self._value, self._mask, self._kwargs
+        self._value, self._mask, self._kwargs = None, None, {}
+        maps = self._layer[0].maps()
+        if not maps or value is None:
+            return attended
+        batch, queries, _ = attended.shape
+        heads = head_count(module)
+        output = attended.view(batch, queries, heads, -1)
+        view = View(queries, value.shape[2], heads, self.causal, None)
+        call = Call(module, view, value, mask, kwargs)
+        result = output
+        for attention_map in maps:
+            result = call.add_term(attention_map, output, result)
+        return result.reshape(attended.shape)
+
+
+class EncoderHooks(HookPair):
+    """DeBERTa, all versions: values leave a projection, Attn·V leaves the module itself."""
+
+    causal = False
+
+    def __init__(self, module: nn.Module, layer: MapLayer) -> None:
+        super().__init__(module, layer)
+        self._handles.append(module.register_forward_hook(self._after))
+
+    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._mask = kwargs["attention_mask"] if "attention_mask" in kwargs else args[1]
+        self._mask = self._mask.bool()  # the model reads ones and zeros, of any dtype
+        place: Any = module.in_proj if hasattr(module, "in_proj") else module.value_proj
+        # A partial function and not a closure: a copy of the model then calls its own pair.
+        keep = partial(self._keep, module)
+        self._follow(place, lambda projection: projection.register_forward_hook(keep))
+
+    def _keep(self, module: Any, projection: nn.Module, args: Any, output: Tensor) -> None:
+        values = output.view(*output.shape[:-1], head_count(module), -1).transpose(1, 2)
+        if hasattr(module, "in_proj"):
+            # DeBERTa's first version: query, key and value side by side in each head.
+            values = values.chunk(3, dim=-1)[2]
+            values = values + module.v_bias.view(1, values.shape[1], 1, -1)
+        self._value = values
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
+        return (self._with_term(module, output[0]), *output[1:])
+
+
+class DecoderHooks(HookPair):
+    """Falcon and Bloom: values pass through the cache, Attn·V enters the projection ``dense``."""
+
+    causal = True
+
+    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        self._mask = kwargs["attention_mask"]
+        self._kwargs = {"position_ids": kwargs.get("position_ids")}
+        dense: Any = module.dense
+        add = partial(self._add, module)
+        self._follow(dense, lambda projection: projection.register_forward_pre_hook(add))
+        return args, {**kwargs, "layer_past": _Recorder(self, kwargs.get("layer_past"))}
+
+    def _add(self, module: nn.Module, projection: nn.Module, args: Any) -> tuple[Tensor]:
+        return (self._with_term(module, args[0]),)
+
+    def keep(self, value: Tensor) -> None:
+        """Remember the values (B, G, K, D) that this call attends to."""
+        self._value = value
+
+
+class _Recorder:
+    """Stands before a layer's cache, or in place of none, and sees the values that attention gets.
+
+    A cache may keep them in another form (quantised, in pages), so what it stores is not enough.
+    """
+
+    def __init__(self, pair: DecoderHooks, cache: Any) -> None:
+        self._pair = pair
+        self._cache = cache
+
+    def update(self, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self._cache is not None:
+            key, value = self._cache.update(key, value, *args, **kwargs)
+        self._pair.keep(value)
+        return key, value
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+
+# By module file and class name: two DeBERTas call their attention the same.
+HOOKED: dict[str, type[HookPair]] = {
+    "modeling_deberta.DisentangledSelfAttention": EncoderHooks,
+    "modeling_deberta_v2.DisentangledSelfAttention": EncoderHooks,
+    "modeling_falcon.FalconAttention": DecoderHooks,
+    "modeling_bloom.BloomAttention": DecoderHooks,
+}
+
+
+def hooks_for(module: nn.Module) -> type[HookPair] | None:
+    """The hooks that reach this attention module; None if it is not one of ``HOOKED``."""
+    for cls in type(module).__mro__:
+        name = f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
+        if name in HOOKED:
+            return HOOKED[name]
+    return None

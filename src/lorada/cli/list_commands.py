@@ -1,0 +1,104 @@
+"""Commands that list what there is: methods, tasks, recipes; and count parameters."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from lorada.cli.app import HEAVY, Json, app, console, print_json, suggest, waiting
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="one method, in full")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the methods: what they are, their formulas and papers, and how they run."""
+    from lorada.methods.describe import describe
+    from lorada.methods.table import METHODS
+    from lorada.report.methods import method_page, methods_table
+
+    rows = {each: describe(each) for each in ([name] if name else METHODS)}
+    if as_json:
+        print_json(rows)
+        return
+    if name is not None:
+        console.print(method_page(name, rows[name]), highlight=False)
+        suggest("params", "--method", name, "--model", "MODEL")
+        return
+    console.print(methods_table(rows), highlight=False)
+    console.print("Any method with parts but no map also as NAME+lmam.")
+    suggest("methods", "lorada_la")
+
+
+@app.command()
+def tasks(as_json: Json = False) -> None:
+    """List the tasks."""
+    from lorada.tasks import TASKS
+
+    rows = {
+        name: {
+            "summary": task.summary,
+            "benchmark": task.benchmark,
+            "protocols": list(task.protocols),
+            "train_on": list(task.train),
+        }
+        for name, task in TASKS.items()
+    }
+    if as_json:
+        print_json(rows)
+        return
+    table = Table("task", "benchmark", "what", "protocols")
+    for name, row in rows.items():
+        protocols = ", ".join(row["protocols"])
+        table.add_row(name, str(row["benchmark"]), str(row["summary"]), protocols)
+    console.print(table)
+    suggest("train", "--model", "smollm2-135m", "--data", "FILE", "--output", "runs/mine")
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """List the built-in recipes."""
+    from lorada.runs.recipe import builtin_recipes
+
+    rows = {name: str(path) for name, path in builtin_recipes().items()}
+    if as_json:
+        print_json(rows)
+        return
+    for name, path in rows.items():
+        console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+    suggest("train", "quickstart")
+
+
+@app.command()
+def params(
+    method: Annotated[str, typer.Option(help="see `lorada methods`")],
+    model: Annotated[str, typer.Option(help="hub id, folder, or a packaged name")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
+    as_json: Json = False,
+) -> None:
+    """Count a method's parameters on a model, without loading weights."""
+    from lorada.cli.checks import check_counted
+    from lorada.runs.models.packaged import has_weights
+
+    pairs = list(overrides or [])
+    check_counted(method, model, pairs)
+    with waiting(HEAVY, quiet=as_json):
+        from lorada.runs.models.count import count_parameters
+
+    counts = count_parameters(method, model, pairs)
+    if as_json:
+        print_json(counts)
+        return
+    table = Table("trained and saved", "base model", "100 p/N", "100 p/(N+p)")
+    table.add_row(
+        f"{counts['trainable']:,}",
+        f"{counts['total']:,}",
+        f"{counts['percent']:.4f}%",
+        f"{counts['percent_of_all']:.4f}%",
+    )
+    console.print(table)
+    console.print(f"settings: {counts['settings_from']}", highlight=False, markup=False)
+    named = model if has_weights(model) else "MODEL"  # an architecture alone cannot be trained
+    where = ("--model", named, "--data", "FILE", "--output", "runs/mine")
+    suggest("train", "--method", method, *where, *pairs)

@@ -1,0 +1,221 @@
+"""Commands that draw: the paper's figures, the maps of a user's own sentence, curves of runs."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from lorada.cli.app import (
+    HEAVY,
+    DataDir,
+    Json,
+    Remote,
+    RunFolder,
+    app,
+    console,
+    loaded_run,
+    print_json,
+    suggest,
+    waiting,
+)
+
+SUFFIXES = (".png", ".svg")
+PICTURES = ("1", "3", "4", "loss", "scatter")
+MOST_RUNS = {"1": 1, "3": 1, "4": 0, "scatter": 0}  # that a picture shows; loss shows any number
+Text = Annotated[str, typer.Option(help="the sentence to show")]
+
+
+@app.command()
+def explain(
+    run: RunFolder,
+    text: Text,
+    layer: Annotated[int | None, typer.Option(help="which layer with a map; else the last")] = None,
+    head: Annotated[int | None, typer.Option(help="which head; else the strongest map's")] = None,
+    remote: Remote = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a run's maps do to a sentence: Figure 1, and the effect size of every layer."""
+    from lorada.cli.checks import can_be_scored, check_run
+
+    recipe = check_run(run)
+    _refuse_empty(text)
+    loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
+    from lorada.runs.inference.map_statistics import sentence_maps
+
+    found = sentence_maps(loaded, text, layer, head)
+    if as_json:
+        print_json(found)
+        return
+    shown = Table("layer", "effect size", "map below 0", "fused below 0")
+    for one in found["layers"]:
+        shown.add_row(
+            one["layer"], f"{one['effect_size']:.4f}",
+            f"{100 * one['map_negative_ratio']:.1f}%", f"{100 * one['negative_ratio']:.1f}%",
+        )  # fmt: skip
+    console.print(shown)
+    _draw("explain", run, lambda *paths: _figure_1(found, *paths))
+    suggest("plot", "3", run, *([] if can_be_scored(recipe) else ["--data", "FILE"]))
+
+
+def _refuse_empty(text: str) -> None:
+    if not text.strip():
+        raise ValueError("the text is empty: there is nothing to show")
+
+
+def _figure_1(found: dict[str, Any], *paths: Path) -> None:
+    from lorada.report.figures import attention_maps
+
+    title = f"{found['layer']}, head {found['head']}"
+    attention_maps(found["tokens"], found["maps"], *paths, title=title)
+
+
+@app.command()
+def plot(
+    what: Annotated[str, typer.Argument(help=f"one of {', '.join(PICTURES)}")],
+    runs: Annotated[list[Path] | None, typer.Argument(help="finished runs (1, 3, loss)")] = None,
+    text: Text = "an exquisitely written and superbly acted film that moved me deeply",
+    rows: Annotated[int, typer.Option(min=1, help="test rows that 3 looks at")] = 64,
+    table: Annotated[int, typer.Option(help="the table that scatter shows")] = 5,
+    scale: Annotated[str | None, typer.Option(help="paper or local")] = None,
+    seeds: Annotated[str | None, typer.Option(help="of the sweep of 4, with commas")] = None,
+    resume: Annotated[bool, typer.Option(help="run only what 4 has no result of")] = False,
+    overwrite: Annotated[bool, typer.Option(help="run all of 4 again")] = False,
+    results: Annotated[Path, typer.Option(help="where results are kept")] = Path("docs/results"),
+    output: Annotated[
+        Path, typer.Option(help="folder of the picture; runs of 4 are in runs")
+    ] = Path("docs"),
+    data: Annotated[
+        str | None, typer.Option(help="rows that 3 looks at; else the run's own")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Draw a figure of the paper, loss curves, or parameters against scores."""
+    given = len(runs or [])
+    if given > MOST_RUNS.get(what, given):
+        raise ValueError(f"lorada plot {what} takes {MOST_RUNS[what] or 'no'} run, not {given}")
+    if what in ("1", "3", "loss"):
+        if not runs:
+            raise ValueError(f"lorada plot {what} needs a run: lorada plot {what} RUN")
+        if what == "loss":
+            _plot_losses(runs, output)
+        elif what == "1":
+            _plot_maps(runs[0], text, output)
+        else:
+            _plot_layers(runs[0], rows, output, data, data_dir)
+    elif what == "4":
+        _plot_sweep(scale, seeds, results, output, data_dir, resume=resume, overwrite=overwrite)
+    elif what == "scatter":
+        _plot_scatter(table, scale, results, output)
+    else:
+        raise ValueError(f"no picture {what!r}: there are {', '.join(PICTURES)}")
+
+
+def _plot_losses(runs: list[Path], output: Path) -> None:
+    from lorada.cli.run_commands import suggest_scoring
+    from lorada.report.figures import loss_png
+    from lorada.runs.recipe import RECIPE_FILE, outline
+    from lorada.runs.folder.result import read_result
+
+    histories = {str(run): read_result(run)["history"] for run in runs}
+    _draw("loss", output, lambda *paths: loss_png(histories, *paths))
+    suggest_scoring(runs[0], outline(str(runs[0] / RECIPE_FILE), [], {}))
+
+
+def _plot_maps(run: Path, text: str, output: Path) -> None:
+    from lorada.cli.checks import check_run
+
+    recipe = check_run(run)
+    _refuse_empty(text)
+    loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
+    from lorada.runs.inference.map_statistics import sentence_maps
+
+    found = sentence_maps(loaded, text)
+    _draw("figure1", output, lambda *paths: _figure_1(found, *paths))
+    suggest("explain", run, "--text", "TEXT")
+
+
+def _plot_layers(
+    run: Path, rows: int, output: Path, data: str | None, data_dir: str | None
+) -> None:
+    from lorada.cli.checks import check_scored
+    from lorada.report.figures import layers_figure
+
+    recipe = check_scored(run, data, data_dir)
+    loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
+    from lorada.runs.inference.map_statistics import ratios_by_layer
+
+    layers = ratios_by_layer(loaded, rows, data, data_dir)
+    _draw("figure3", output, lambda *paths: layers_figure(layers, *paths))
+    for one in layers["layers"]:
+        line = f"{one['layer']}: map {100 * one['map_negative_ratio']:.1f}% below 0, fused "
+        console.print(f"{line}{100 * one['negative_ratio']:.1f}%", highlight=False)
+    suggest("explain", run, "--text", "TEXT")
+
+
+def _plot_sweep(
+    scale: str | None, seeds: str | None, results: Path, output: Path, data_dir: str | None,
+    *, resume: bool, overwrite: bool,
+) -> None:  # fmt: skip
+    from lorada.cli.table_command import check_table, numbers, run_jobs, scale_named
+    from lorada.report.figures import sweep_figure
+    from lorada.report.render import main_metric
+
+    figure = check_table("figure4", scale, data_dir, resume=resume, overwrite=overwrite)
+    chosen = numbers(seeds)
+    with waiting(HEAVY):
+        from lorada.experiments.table_runs import jobs
+
+        at = scale_named(scale)
+    found = jobs(figure, at, seeds=chosen, results=results, output=Path("runs"), data_dir=data_dir)
+    complete = run_jobs(found, at, resume=resume, overwrite=overwrite)
+    scores: dict[tuple[int, int], list[float]] = {}
+    metric = ""
+    for job, result in zip(found, complete, strict=True):
+        lmam = result["recipe"]["parts"]["lmam"]
+        metrics = result["metrics"][job.tasks[0]]
+        metric = main_metric(metrics)
+        scores.setdefault((lmam["heads"], lmam["rank"]), []).append(metrics[metric])
+    for note in figure.differs if at == "local" else []:
+        console.print(f"• {note}", highlight=False)
+    seeds_each = len(found) // len(scores)
+    seeds_named = f"{seeds_each} seed{'s' if seeds_each > 1 else ''}"
+    title = f"{figure.title} ({complete[0]['model']}, {at} scale, {seeds_named})"
+    _draw("figure4", output, lambda *paths: sweep_figure(scores, *paths, title=title,
+                                                         metric=f"{metric} (%)"))  # fmt: skip
+    suggest("table", "5", "--scale", at, "--results", results, "--dry-run")
+
+
+def _plot_scatter(table: int, scale: str | None, results: Path, output: Path) -> None:
+    from lorada.cli.table_command import check_table, page_rows, say, scale_named
+    from lorada.report.page import averaged_columns, scatter_points
+    from lorada.report.figures import scatter_figure
+
+    if table in (2, 3):
+        raise ValueError(f"table {table} counts operations: it has no scores to draw")
+    chosen = check_table(f"table{table}", scale, None)
+    columns = chosen.columns_of(chosen.tasks)
+    if not averaged_columns(columns, chosen.mean):
+        raise ValueError(f"table {table} has no mean of its columns ({', '.join(columns)}) to draw")
+    with waiting(HEAVY):
+        from lorada.experiments.table_runs import stored_rows
+
+        at = scale_named(scale)
+    rows = page_rows(stored_rows(chosen, at, None, results, report=say))
+    points = scatter_points(rows, columns, chosen.mean)
+    title = f"Table {table}, {at} scale: mean over {', '.join(points[0]['columns'])}"
+    name = f"scatter-table{table}"
+    _draw(name, output, lambda *paths: scatter_figure(points, *paths, title=title))
+    suggest("table", table, "--scale", at, "--results", results, "--dry-run")
+
+
+def _draw(name: str, folder: Path, draw: Any) -> None:
+    """Draw a picture as PNG and SVG, and say where they are or what they need."""
+    paths = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
+    try:
+        with waiting("drawing"):
+            draw(*paths)
+    except ImportError as error:
+        console.print(str(error), highlight=False)
+        return
+    console.print(", ".join(map(str, paths)), highlight=False, soft_wrap=True)

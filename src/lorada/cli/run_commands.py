@@ -1,0 +1,315 @@
+"""Commands about runs: train one, score it, let it write, export it; and run other programs."""
+
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from lorada.cli.app import (
+    HEAVY,
+    DataDir,
+    Json,
+    Remote,
+    RunFolder,
+    app,
+    aside,
+    console,
+    errors,
+    loaded_run,
+    next_is,
+    print_json,
+    suggest,
+    waiting,
+)
+from lorada.support.processes import first
+
+# A prompt in the form of the bundled task, for the command that the quickstart suggests.
+PROMPT = (
+    r"1. No cats are birds\n2. All birds are singers\n"
+    r"Does it logically follow that: No cats are singers?\nAnswer:"
+)
+
+
+@app.command(no_args_is_help=True)
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="a YAML file or the name of a built-in recipe")
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
+    method: Annotated[str | None, typer.Option(help="see `lorada methods`")] = None,
+    model: Annotated[str | None, typer.Option(help="hub id, folder, or a packaged name")] = None,
+    task: Annotated[str | None, typer.Option(help="see `lorada tasks`; commas for more")] = None,
+    data_dir: DataDir = None,
+    data: Annotated[str | None, typer.Option(help="training rows, .jsonl or .csv")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(help="folder of the run; else the recipe's, or runs/TASK-METHOD-seedN"),
+    ] = None,
+    from_adapter: Annotated[
+        str | None, typer.Option("--from", help="a saved PEFT adapter to start from")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="continue the run in --output")] = False,
+    overwrite: Annotated[bool, typer.Option(help="delete the run in --output first")] = False,
+    remote: Remote = False,
+    as_json: Json = False,
+) -> None:
+    """Train a method on a model and your rows."""
+    pairs = list(overrides or [])
+    # `lorada train --method lora rank=4`: what has a = and is no file is a setting
+    if recipe is not None and "=" in recipe and not Path(recipe).is_file():
+        pairs, recipe = [recipe, *pairs], None
+    options = {
+        "method": method, "model": model, "task": task, "data_dir": data_dir, "data": data,
+        "output": output, "from_adapter": from_adapter, "trust_remote_code": remote or None,
+    }  # fmt: skip
+    from lorada.cli.checks import check_training
+    from lorada.runs.recipe import RECIPE_FILE, load_recipe, outline
+
+    given = [pair.removeprefix("output=") for pair in pairs if pair.startswith("output=")]
+    saved = Path((given or [output or ""])[-1]) / RECIPE_FILE
+    if resume and recipe is None and saved.is_file():
+        recipe = str(saved)
+    elif resume and recipe is None and model is None:
+        raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
+    plain = outline(recipe, pairs, options, name_output=True)
+    if first():  # where the others look, the first may have begun to write
+        check_training(plain, resume=resume, overwrite=overwrite)
+    with waiting(HEAVY, quiet=as_json):
+        from lorada.runs.training.train import train as run_training
+
+        loaded = load_recipe(recipe, pairs, options, name_output=True).anywhere()
+    with aside(as_json):
+        trained = run_training(loaded, resume=resume, overwrite=overwrite, quiet=as_json)
+    _tell(trained, loaded, as_json=as_json)
+
+
+def _tell(trained: Any, recipe: Any, *, as_json: bool) -> None:
+    """Say what came of a training, and what to do next; of several processes, the first does."""
+    if not first():
+        raise typer.Exit(130 if trained.interrupted else 0)
+    if trained.interrupted:
+        errors.print(f"stopped and saved at step {trained.result['steps']}")
+        suggest("train", "--resume", "--output", trained.run, on=errors)
+        raise typer.Exit(130)
+    from lorada.report.training import draw_loss, training_summary
+
+    drawn = draw_loss(trained.run, trained.result)
+    if as_json:
+        print_json(trained.result)
+        return
+    console.print(training_summary(trained.result), highlight=False, soft_wrap=True)
+    console.print(drawn, highlight=False, soft_wrap=True)
+    suggest_scoring(trained.run, recipe)
+
+
+def suggest_scoring(run: Path, recipe: Any) -> None:
+    """Suggest to score a run, on rows of its own if it has some."""
+    from lorada.cli.checks import can_be_scored
+
+    suggest("evaluate", run, *([] if can_be_scored(recipe) else ["--data", "FILE"]))
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    data: Annotated[str | None, typer.Option(help="held-out rows; else the recipe's")] = None,
+    data_dir: DataDir = None,
+    base: Annotated[bool, typer.Option(help="score the base, adapter switched off")] = False,
+    lm_eval: Annotated[
+        str | None, typer.Option(help="score on tasks of lm-eval instead; commas for more")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="rows of each lm-eval task")] = None,
+    remote: Remote = False,
+    as_json: Json = False,
+) -> None:
+    """Score a finished run on held-out rows, on the test rows of its tasks, or by lm-eval."""
+    if lm_eval is None and limit is not None:
+        raise ValueError(f"--limit {limit} is for --lm-eval: eval_rows of the recipe limits others")
+    if lm_eval is not None and (data or data_dir):
+        raise ValueError(f"--lm-eval {lm_eval} brings its own rows: leave out {data or data_dir}")
+    from lorada.cli.checks import check_run, check_scored
+    from lorada.tasks.rows import HEADED
+
+    recipe = check_scored(run, data, data_dir) if lm_eval is None else check_run(run)
+    loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
+    from lorada.runs.inference.evaluate import evaluate as evaluate_file
+    from lorada.runs.inference.evaluate import evaluate_tasks, has_tasks
+
+    if lm_eval is not None:
+        from lorada.runs.inference.lm_eval import evaluate_lm_eval
+
+        names = [name.strip() for name in lm_eval.split(",")]
+        with redirect_stdout(sys.stderr):  # where lm-eval and its tasks print what they do
+            metrics = evaluate_lm_eval(loaded, names, limit=limit, base=base)
+        rows = [(task, *item) for task, scores in metrics.items() for item in scores.items()]
+    elif data is None and has_tasks(loaded):
+        metrics = evaluate_tasks(loaded, data_dir, base=base)
+        rows = [(task, *item) for task, scores in metrics.items() for item in scores.items()]
+    else:
+        metrics = evaluate_file(loaded, data, base=base)
+        rows = [("", *item) for item in metrics.items()]
+    if as_json:
+        print_json(metrics)
+        return
+    table = Table("task", "metric", "value")
+    for task, name, value in rows:
+        table.add_row(task, name, f"{value:.3f}" if isinstance(value, float) else str(value))
+    console.print(table)
+    if loaded.form in HEADED:
+        suggest("export", run, "--merge", "DIR")
+    else:
+        suggest("generate", run, "--prompt", "TEXT")
+
+
+@app.command()
+def generate(
+    run: RunFolder,
+    prompt: Annotated[list[str], typer.Option(help="a text to continue; repeat for more")],
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="tokens to generate")] = None,
+    remote: Remote = False,
+    as_json: Json = False,
+) -> None:
+    """Continue prompts with a finished run."""
+    from lorada.cli.checks import check_run
+
+    recipe = check_run(run)
+    loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
+    from lorada.runs.inference.generate import continue_prompts
+
+    outputs = continue_prompts(loaded, prompt, max_new_tokens)
+    if as_json:
+        print_json([{"prompt": p, "output": o} for p, o in zip(prompt, outputs, strict=True)])
+        return
+    for text in outputs:
+        console.print(text, highlight=False, soft_wrap=True)
+    suggest_scoring(run, recipe)
+
+
+@app.command(no_args_is_help=True)
+def search(
+    output: Annotated[str, typer.Option(help="folder of the search and its runs")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
+    method: Annotated[str | None, typer.Option(help="autopeft")] = None,
+    model: Annotated[str | None, typer.Option(help="hub id, folder, or a packaged name")] = None,
+    data: Annotated[str | None, typer.Option(help="training rows, .jsonl or .csv")] = None,
+    eval_data: Annotated[str | None, typer.Option(help="held-out rows to score on")] = None,
+    trials: Annotated[int, typer.Option(help="configurations to try; 200 as published")] = 200,
+    sampler: Annotated[str, typer.Option(help="random, or botorch (an extra)")] = "random",
+    resume: Annotated[bool, typer.Option(help="continue the search in --output")] = False,
+    overwrite: Annotated[bool, typer.Option(help="delete the search in --output first")] = False,
+    remote: Remote = False,
+    as_json: Json = False,
+) -> None:
+    """Search AutoPEFT's configurations: a training each, and those that no other beats."""
+    from lorada.cli.checks import check_search
+    from lorada.report.search import pareto_table
+
+    options: dict[str, Any] = {
+        "method": method, "model": model, "data": data, "eval_data": eval_data,
+    }  # fmt: skip
+    pairs, chosen = list(overrides or []), {"output": output, "trust_remote_code": remote or None}
+    options = {**options, **chosen}
+    check_search(pairs, options, resume=resume, overwrite=overwrite)
+    with waiting(HEAVY, quiet=as_json):
+        from lorada.experiments.search import search as run_search
+        from lorada.experiments.search import search_recipe
+
+    with aside(as_json):
+        recipe = search_recipe(pairs, options, resume=resume).anywhere()
+        report = partial(errors.print, highlight=False, soft_wrap=True)
+        found = run_search(
+            recipe, trials, sampler, resume=resume, overwrite=overwrite, report=report
+        )
+    if as_json:
+        print_json(found)
+        return
+    console.print(pareto_table(found))
+    # The last is the most accurate; what was searched with one seed is trained with another.
+    best = Path(found["pareto"][-1]["run"]) / "recipe.yaml"
+    seed = f"training.seed={found['seed'] + 1}"
+    suggest("train", best, "--output", Path(output) / "best", seed)
+
+
+@app.command()
+def quickstart(
+    output: Annotated[Path, typer.Option(help="folder for the runs and pictures")] = Path(
+        "runs/quickstart"
+    ),
+    overwrite: Annotated[bool, typer.Option(help="delete an earlier quickstart first")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train LoRaDA-LA and a LoRA of no more parameters on SmolLM2-135M, and compare them."""
+    from lorada.cli.checks import check_quickstart
+
+    check_quickstart(output, overwrite=overwrite)
+    with waiting(HEAVY, quiet=as_json):
+        from lorada.experiments.quickstart import compare
+
+    report: Callable[..., Any] = errors.print if as_json else console.print
+    with aside(as_json):
+        comparison = compare(output, overwrite=overwrite, report=report)
+    from lorada.report.quickstart import comparison_table, draw
+
+    drawn = draw(comparison, output)
+    if as_json:
+        print_json(comparison)
+        return
+    console.print(comparison_table(comparison))
+    for line in drawn:
+        console.print(line, soft_wrap=True, highlight=False)
+    suggest("generate", output / "lorada_la", also=f"--prompt $'{PROMPT}'")
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    merge: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="new folder: all that can be merged into the base"),
+    ] = None,
+    remote: Remote = False,
+    as_json: Json = False,
+) -> None:
+    """Write a finished run as one model folder, with an adapter for what cannot be merged."""
+    if merge is None:
+        raise ValueError(
+            f"nothing to do without --merge DIR, which writes the base with every part merged that "
+            f"can be, and the rest as an adapter beside it; as it was trained, it is in {run}"
+        )
+    from lorada.cli.checks import check_run
+    from lorada.runs.folder.folder import refuse_target
+
+    check_run(run)
+    refuse_target(run, merge)
+    with waiting(HEAVY, quiet=as_json):
+        from lorada.runs.inference.export import export as run_export
+
+    written = run_export(run, merge, trust_remote_code=remote)
+    if as_json:
+        print_json(written)
+        return
+    merged, left = (", ".join(written[key]) or "nothing" for key in ("merged", "adapter"))
+    console.print(f"{merge}: merged {merged}; adapter of {left}", highlight=False, soft_wrap=True)
+    if written["labels"]:
+        next_is("cat", merge / "README.md")
+        return
+    model = f"pretrained={merge}"
+    suggest("run", "lm_eval", "--model", "hf", "--model_args", model, "--tasks", "TASKS")
+
+
+# What follows the command's name, `--help` too, is for the command.
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+def run(
+    command: Annotated[list[str], typer.Argument(metavar="CMD", help="program and its arguments")],
+) -> None:
+    """Run another program (lm_eval, trl, accelerate …) that is to load adapters of lorada."""
+    from lorada.cli.launch import run_command
+
+    run_command(command)

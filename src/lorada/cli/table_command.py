@@ -1,0 +1,293 @@
+"""Commands about the paper: its tables, run and printed beside the published scores."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from lorada.cli.app import (
+    HEAVY,
+    DataDir,
+    Json,
+    app,
+    aside,
+    console,
+    errors,
+    print_json,
+    suggest,
+    waiting,
+)
+from lorada.support.files import write_whole
+from lorada.support.progress import watched
+
+
+@app.command()
+def table(
+    number: Annotated[int, typer.Argument(help="number of the table in the paper")],
+    scale: Annotated[
+        str | None, typer.Option(help="paper or local; local where there is no GPU")
+    ] = None,
+    rows: Annotated[str | None, typer.Option(help="keys or methods, with commas")] = None,
+    tasks: Annotated[str | None, typer.Option(help="names, with commas")] = None,
+    seeds: Annotated[str | None, typer.Option(help="numbers, with commas")] = None,
+    dry_run: Annotated[bool, typer.Option(help="only say what would be run")] = False,
+    resume: Annotated[bool, typer.Option(help="run only what has no result yet")] = False,
+    overwrite: Annotated[bool, typer.Option(help="delete results first, and run again")] = False,
+    results: Annotated[Path, typer.Option(help="where results are kept")] = Path("docs/results"),
+    output: Annotated[Path, typer.Option(help="where the runs are")] = Path("runs"),
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Run the rows of one of the paper's tables, and print them beside the published scores."""
+    if number in (2, 3):
+        _show_operations(number, as_json=as_json)
+        return
+    chosen = check_table(f"table{number}", scale, data_dir, resume=resume, overwrite=overwrite)
+    of_rows, of_tasks, of_seeds = _names("rows", rows), _names("tasks", tasks), numbers(seeds)
+    chosen.rows_named(of_rows)
+    chosen.tasks_at("paper", of_tasks)
+    with waiting(HEAVY, quiet=as_json):
+        from lorada.experiments.table_runs import jobs, stored_rows
+
+        at = scale_named(scale)
+    found = jobs(
+        chosen, at, rows=of_rows, tasks=of_tasks, seeds=of_seeds,
+        results=results, output=output, data_dir=data_dir,
+    )  # fmt: skip
+    again = _words(number, scale=at, rows=rows, tasks=tasks, seeds=seeds, results=results,
+                   output=output, data_dir=data_dir)  # fmt: skip
+    if dry_run:
+        _show_plan(found, at, as_json=as_json)
+        if not as_json:
+            suggest(*again, "--resume")
+        return
+    with aside(as_json):
+        complete = run_jobs(found, at, resume=resume, overwrite=overwrite)
+    kept = [(job.row, [result]) for job, result in zip(found, complete, strict=True)]
+    _show_page(_page(chosen, at, kept, every=rows is None), as_json=as_json)
+    # The files have every row and seed so far; of tasks learned together, of the same ones.
+    of = found[0].tasks if chosen.train == "together" else None
+    so_far = stored_rows(chosen, at, of, results, report=say)
+    whole = _page(chosen, at, so_far, every=True)
+    part = "" if of in (None, chosen.tasks_at(at)) else f"-{'-'.join(found[0].tasks)}"
+    stem = f"{results / chosen.name / at}/table{part}"
+    _write_page(whole, stem)
+    if not as_json:
+        console.print(f"{stem}.md, .csv, .tex", highlight=False, soft_wrap=True)
+        if not part and _has_means(chosen, page_rows(so_far)):
+            suggest("plot", "scatter", "--table", number, "--scale", at, "--results", results)
+        else:
+            suggest(*again, "--dry-run")
+
+
+def _words(number: int, **options: Any) -> list[Any]:
+    """The words of the command that asks for the same runs."""
+    given = {f"--{key.replace('_', '-')}": v for key, v in options.items() if v is not None}
+    return ["table", number, *(word for pair in given.items() for word in pair)]
+
+
+def _show_page(page: Any, *, as_json: bool) -> None:
+    from lorada.report.render import terminal
+
+    if as_json:
+        print_json({**vars(page), "lines": [vars(line) for line in page.lines]})
+        return
+    for note in page.notes:
+        console.print(f"• {note}", highlight=False)
+    console.print(terminal(page))
+
+
+def _write_page(page: Any, stem: str) -> None:
+    from lorada.report.render import comma_separated, latex, markdown
+
+    for suffix, write in ((".md", markdown), (".csv", comma_separated), (".tex", latex)):
+        write_whole(Path(f"{stem}{suffix}"), write(page))
+
+
+def check_table(
+    name: str,
+    scale: str | None,
+    data_dir: str | None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Any:
+    """A table or figure by its name, once what can be said without torch is in order.
+
+    Raises:
+        ValueError: for a name that there is not, or options that exclude each other.
+        FileNotFoundError: if there is no such folder of rows.
+    """
+    from lorada.experiments.table_spec import SCALES, load_table
+    from lorada.tasks.sources import data_folder
+
+    chosen = load_table(name)
+    if scale is not None and scale not in SCALES:
+        raise ValueError(f"--scale {scale} is not one of {', '.join(SCALES)}")
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+    if data_dir is not None:
+        data_folder(data_dir)
+    return chosen
+
+
+def _has_means(chosen: Any, rows: list[Any]) -> bool:
+    """Whether a picture of parameters and scores has something to show of these rows."""
+    from lorada.report.page import averaged_columns, scatter_points
+
+    columns = chosen.columns_of(chosen.tasks)
+    try:
+        return bool(averaged_columns(columns, chosen.mean)) and bool(
+            scatter_points(rows, columns, chosen.mean)
+        )
+    except ValueError:
+        return False
+
+
+def scale_named(name: str | None) -> Any:
+    """A scale by its name; by default the real models where there is a GPU for them."""
+    import torch
+
+    return name or ("paper" if torch.cuda.is_available() else "local")
+
+
+def _names(option: str, text: str | None) -> list[str] | None:
+    """Names with commas between them."""
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ValueError(f"--{option} {text!r} has no name in it: leave it out for all")
+    return names
+
+
+def numbers(text: str | None) -> list[int] | None:
+    """Whole numbers with commas between them."""
+    try:
+        return None if text is None else [int(name) for name in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--seeds {text} must be whole numbers with commas") from error
+
+
+def run_jobs(
+    found: list[Any], scale: Any, *, resume: bool, overwrite: bool
+) -> list[dict[str, Any]]:
+    """Run what has no result yet; the results of all, in order."""
+    from lorada.experiments.table_runs import carry_out, done, estimate, forget
+
+    stored = [job.stored for job in found if job.stored.is_file()]
+    if stored and not (resume or overwrite):
+        raise ValueError(f"{stored[0]} is there already: use --resume, --overwrite or --results")
+    known = [None if overwrite else done(job) for job in found]
+    todo = [job for job, result in zip(found, known, strict=True) if result is None]
+    for job in watched(todo, "Counting parameters"):
+        estimate(job, scale)  # a row that cannot be built is known before any is trained
+    if overwrite:
+        forget(todo)
+    complete = []
+    for job, result in zip(found, known, strict=True):
+        if result is None:
+            say(f"{todo.index(job) + 1} of {len(todo)}")
+            result = carry_out(job, report=say)
+        complete.append(result)
+    return complete
+
+
+def say(line: str) -> None:
+    """Tell how far a table is, beside what it prints."""
+    errors.print(line, highlight=False, soft_wrap=True)
+
+
+def _show_plan(found: list[Any], scale: Any, *, as_json: bool) -> None:
+    from lorada.experiments.table_runs import done, estimate
+
+    plan = []
+    for job in watched(found, "Counting parameters"):
+        guess = estimate(job, scale)
+        plan.append(
+            {
+                "row": job.row.key, "model": job.recipe.model, "tasks": job.tasks,
+                "seed": job.seed, **guess.parameters, "share": job.row.share,
+                "steps": guess.steps, "tokens": guess.tokens, "seconds": guess.seconds,
+                "memory": guess.memory, "done": done(job) is not None,
+            }
+        )  # fmt: skip
+    if as_json:
+        print_json(plan)
+        return
+    shown = Table("row", "tasks", "seed", "trained", "paper", "steps", "training", "memory")
+    for entry in plan:
+        shown.add_row(
+            entry["row"], " ".join(entry["tasks"]), str(entry["seed"]),
+            f"{entry['percent']:.3f}%",
+            "–" if entry["share"] is None else f"{entry['share']}%",
+            "by rows" if entry["steps"] is None else f"{entry['steps']:,}",
+            "done" if entry["done"] else _duration(entry["seconds"]),
+            f"{entry['memory'] / 2**30:.1f} GiB",
+        )  # fmt: skip
+    console.print(shown)
+    models = ", ".join(dict.fromkeys(entry["model"] for entry in plan))
+    console.print(
+        f"On {models}. Times are of training alone, at most: from operations and tokens, as if no "
+        "row were shorter than max_length; memory is weights, gradients and optimizer, without "
+        "activations. --json has every number.",
+        highlight=False,
+    )
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "by rows"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def _page(chosen: Any, scale: Any, kept: list[Any], *, every: bool) -> Any:
+    """The page of rows and their results; with ``every`` also of rows that only the paper has."""
+    from lorada.report.page import paper_page
+    from lorada.report.render import published
+
+    rows = page_rows(kept)
+    scored = {t for row in rows for r in row.results for t in r["recipe"]["task"].split(",")}
+    named = {row.key for row in chosen.rows}
+    others = [r["key"] for r in published(chosen.table)["rows"] if r["key"] not in named]
+    return paper_page(
+        chosen.table,
+        f"Table {chosen.table}: {chosen.title} ({scale} scale)",
+        rows,
+        chosen.columns_of([task for task in chosen.tasks if task in scored]),
+        mean=chosen.mean,
+        digits=chosen.digits,
+        notes=[*chosen.notes, *(chosen.differs if scale == "local" else [])],
+        unrun=others if every else [],
+    )
+
+
+def page_rows(kept: list[Any]) -> list[Any]:
+    """Rows of a page from pairs of a table's row and results, the results of one row together."""
+    from lorada.report.page import Row
+
+    rows: dict[str, Row] = {}
+    for row, results in kept:
+        before = rows[row.key].results if row.key in rows else []
+        rows[row.key] = Row(row.key, row.label, [*before, *results])
+    return list(rows.values())
+
+
+def _show_operations(number: int, *, as_json: bool) -> None:
+    from lorada.experiments.table2_operations import operations_table
+
+    found = operations_table(number)
+    if as_json:
+        print_json(found)
+        return
+    shown = Table(title=found["title"])
+    for name in found["columns"]:
+        shown.add_column(name, overflow="fold")
+    for row in found["rows"]:
+        shown.add_row(*map(str, row))
+    console.print(shown)
+    for note in found["notes"]:
+        console.print(f"• {note}", highlight=False)
+    suggest("table", number, "--json")

@@ -1,0 +1,1 @@
+"""Many runs together: the paper's tables, the search, the quickstart."""

@@ -1,0 +1,90 @@
+"""The quickstart: LoRaDA-LA beside a LoRA of no more parameters, printed as it comes out."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lorada.experiments import own_process as apart
+from lorada.runs.inference.evaluate import evaluate
+from lorada.runs.inference.load import load_run
+from lorada.runs.models.count import count_parameters
+from lorada.runs.inference.map_statistics import sentence_maps
+from lorada.runs.recipe import Recipe, load_recipe
+from lorada.runs.training.train import train
+
+RECIPE = "quickstart"
+SENTENCE = (
+    "1. No cats are birds\n2. All birds are singers\nDoes it follow that: No cats are singers?"
+)
+
+
+def largest_lora(model: str, budget: int) -> list[str]:
+    """Overrides of the largest LoRA on the attention and FFN that has at most ``budget``.
+
+    The comparison gives LoRA the modules of its own row in the paper (q, k, v, up, down) and the
+    largest rank that does not exceed LoRaDA-LA's parameters.
+    """
+    one = count_parameters("lora", model, ["lora.r=1"])["trainable"]
+    rank = max(1, budget // one)
+    return [f"lora.r={rank}", f"lora.lora_alpha={2 * rank}"]
+
+
+def compare(output: Path, *, overwrite: bool, report: Callable[[str], None]) -> dict[str, Any]:
+    """Train and score both methods on the bundled task.
+
+    Args:
+        output: folder for the two runs.
+        overwrite: delete an earlier quickstart there.
+        report: called with a line before each step.
+
+    Returns:
+        Rows of the comparison, and the maps of one head for the picture.
+    """
+    ours = load_recipe(RECIPE, [], {"output": str(output / "lorada_la")})
+    budget = count_parameters(ours.method, ours.model, [])["trainable"]
+    lora = load_recipe(
+        RECIPE,
+        largest_lora(ours.model, budget),
+        {"output": str(output / "lora"), "method": "lora"},
+    )
+    found = [apart.call(train_and_score, each, overwrite, report=report) for each in (lora, ours)]
+    return {
+        "rows": [row for rows, _, _ in found for row in rows],
+        "hardware": found[-1][1]["hardware"],
+        "seed": found[-1][1]["seed"],
+        "picture": found[-1][2],
+        "histories": {result["method"]: result["history"] for _, result, _ in found},
+    }
+
+
+def train_and_score(
+    recipe: Recipe, overwrite: bool, *, report: Callable[[str], None]
+) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any] | None]:
+    """One of the two runs, in this process.
+
+    Returns:
+        Its rows of the comparison, before LoRA's that of the bare model; its result; and of
+        LoRaDA-LA the maps of one head.
+
+    Raises:
+        KeyboardInterrupt: if the training was interrupted and saved.
+    """
+    report(f"Training {recipe.method} on {recipe.model}, {recipe.training['max_steps']} steps")
+    trained = train(recipe, overwrite=overwrite)
+    if trained.interrupted:
+        raise KeyboardInterrupt
+    run, result, rows = load_run(trained.run), trained.result, []
+    has_map = recipe.method != "lora"
+    if not has_map:
+        report("Scoring the model as it was")
+        before = evaluate(run, base=True)
+        rows.append({"method": "before", "parameters": 0, "seconds": 0.0, **before})
+    report(f"Scoring {recipe.method} on held-out rows")
+    row = {
+        "method": recipe.method,
+        "parameters": result["parameters"]["trainable"],
+        "seconds": result["wall_time_s"],
+        "effect_size": result["effect_size"],
+    }
+    rows.append({**row, **evaluate(run)})
+    return rows, result, sentence_maps(run, SENTENCE) if has_map else None

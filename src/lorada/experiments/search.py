@@ -1,0 +1,200 @@
+"""``lorada search``: AutoPEFT's search, each trial an ordinary run that is scored when it is done.
+
+The folder holds ``search.yaml`` (the recipe of every trial but for its configuration),
+``search.json`` (the trials so far) and the runs ``trial-000``, ``trial-001`` …
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from lorada.methods.columns import column_of
+from lorada.support.files import write_whole
+from lorada.methods.autopeft import search_space as autopeft
+from lorada.methods.autopeft.search_space import Configuration, Space, Trial, pareto
+from lorada.methods.autopeft.blocks import LAYERS, SIZES
+from lorada.experiments import own_process as apart
+from lorada.runs.training.callbacks import DivergedError
+from lorada.runs.inference.evaluate import evaluate
+from lorada.runs.folder.folder import clear, holds_run, same_recipe
+from lorada.runs.inference.load import load_run
+from lorada.runs.folder.lock import held
+from lorada.runs.models.loading import load_config
+from lorada.runs.models.count import count_parameters
+from lorada.runs.plain_yaml import write_yaml
+from lorada.runs.recipe import RECIPE_FILE, Recipe, load_recipe, saved_recipe
+from lorada.runs.folder.result import RESULT_FILE, read_result
+from lorada.runs.training.train import train
+
+logger = logging.getLogger(__name__)
+
+METHOD = "autopeft"
+SEARCH_RECIPE, STATE_FILE = "search.yaml", "search.json"
+
+
+def search_recipe(pairs: list[str], options: dict[str, Any], *, resume: bool) -> Recipe:
+    """The recipe of a search: a new one, or the one that the folder to resume began with.
+
+    Raises:
+        ValueError: as ``load_recipe``, and for a method without a search.
+    """
+    _refuse_other(options["method"] or METHOD)
+    saved = Path(str(options["output"])) / SEARCH_RECIPE
+    if resume and not saved.is_file():
+        raise ValueError(f"{saved.parent} holds no search to resume: give the --output of one")
+    known = str(saved) if resume else None
+    options = {**options, "method": options["method"] or (None if resume else METHOD)}
+    recipe = load_recipe(known, pairs, options)
+    _refuse_other(recipe.method)
+    if recipe.eval_data is None:
+        raise ValueError("a search scores on held-out rows: pass --eval-data FILE")
+    for part, name in SIZES.items():
+        for chosen in recipe.parts.get(part, {}).keys() & {name, LAYERS}:
+            raise ValueError(f"{part}.{chosen} is what the search chooses: leave it out")
+    return recipe
+
+
+def _refuse_other(method: str) -> None:
+    if method != METHOD:
+        raise ValueError(f"lorada search is for --method {METHOD}, not {method}")
+
+
+def search(
+    recipe: Recipe,
+    trials: int,
+    sampler: str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    report: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Search the configurations of AutoPEFT for a model and its rows.
+
+    Args:
+        recipe: of every trial; its seed is also the sampler's.
+        trials: how many configurations are tried, those of a search that goes on included.
+        sampler: ``random`` or ``botorch``.
+        resume: go on with the search in the output folder.
+        overwrite: delete the search in the output folder first.
+        report: called with a line before each trial.
+
+    Returns:
+        ``trials`` and ``pareto``, lists of configurations with ``accuracy`` and ``parameters`` in
+        percent and the folder of their ``run``; those of the Pareto set start with the smallest.
+
+    Raises:
+        ValueError: for numbers that make no search, or a folder that holds one already.
+        KeyboardInterrupt: if the training of a trial was interrupted and saved.
+    """
+    folder = Path(recipe.output)
+    autopeft.sampler_named(sampler)
+    space = space_of(recipe)
+    with held(folder):
+        _begin(recipe, trials, space, resume=resume, overwrite=overwrite)
+        began = time.monotonic()
+
+        def trial(number: int, chosen: Configuration) -> tuple[float, float]:
+            minutes = (time.monotonic() - began) / 60
+            report(
+                f"trial {number + 1} of {trials} ({minutes:.0f} min so far): {described(chosen)}"
+            )
+            try:
+                return apart.call(train_and_score, recipe, number, chosen)
+            except KeyboardInterrupt:
+                more = f"--trials {trials} --sampler {sampler} --output {quote(str(folder))}"
+                report(f"stopped and saved; next: lorada search --resume {more}")
+                raise
+
+        seed = int(recipe.training.get("seed", 42))
+        done = autopeft.search(trial, space, trials, sampler, folder / STATE_FILE, seed)
+    return {
+        "sampler": sampler,
+        "seed": seed,
+        "trials": [_row(folder, done, trial) for trial in done],
+        "pareto": [_row(folder, done, trial) for trial in pareto(done)],
+    }
+
+
+def space_of(recipe: Recipe) -> Space:
+    """The search space of a recipe's model."""
+    config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    column = column_of(METHOD, config).parts
+    depth = max(config.num_hidden_layers, getattr(config, "decoder_layers", 0))
+    return Space(config.hidden_size, depth, tuple(part for part in SIZES if part in column))
+
+
+def described(chosen: Configuration) -> str:
+    """A configuration in words."""
+    layers = ", ".join(map(str, chosen.layers))
+    sizes = {name: getattr(chosen, name) for name in ("serial", "parallel", "prefix")}
+    return ", ".join(f"{k} {v or 'absent'}" for k, v in sizes.items()) + f"; layers {layers}"
+
+
+def _begin(recipe: Recipe, trials: int, space: Space, *, resume: bool, overwrite: bool) -> None:
+    """Make the folder ready, or refuse it before anything is written."""
+    folder = Path(recipe.output)
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+    if not 1 <= trials <= space.size():
+        raise ValueError(f"trials={trials} must lie between 1 and {space.size()}, all there are")
+    if holds_run(folder):
+        raise ValueError(f"{folder} holds a run: choose another --output")
+    saved = folder / SEARCH_RECIPE
+    if resume:
+        same_recipe(saved_recipe(saved), recipe)
+        return
+    if saved.is_file() and not overwrite:
+        raise ValueError(
+            f"{folder} already holds a search: use --resume, --overwrite or another --output"
+        )
+    (folder / STATE_FILE).unlink(missing_ok=True)
+    for run in folder.glob("trial-*") if overwrite else []:
+        if holds_run(run):
+            clear(run)
+            if not any(run.iterdir()):
+                run.rmdir()
+    write_whole(saved, write_yaml(recipe.model_dump()))
+
+
+def _run_of(folder: Path, number: int) -> Path:
+    return folder / f"trial-{number:03d}"
+
+
+def train_and_score(recipe: Recipe, number: int, chosen: Configuration) -> tuple[float, float]:
+    """Train and score a configuration, or finish what was begun of it, in this process.
+
+    Returns:
+        Accuracy and parameters, in percent.
+
+    Raises:
+        KeyboardInterrupt: if the training was interrupted and saved.
+    """
+    run = _run_of(Path(recipe.output), number)
+    parts = {
+        part: {**recipe.parts.get(part, {}), **own} for part, own in chosen.overrides().items()
+    }
+    mine = recipe.model_copy(update={"output": str(run), "parts": parts})
+    try:
+        if not (run / RESULT_FILE).is_file():
+            if train(mine, resume=holds_run(run)).interrupted:
+                raise KeyboardInterrupt
+        else:
+            same_recipe(saved_recipe(run / RECIPE_FILE), mine)
+    except DivergedError as error:
+        logger.warning("%s: %s; counted as 0 %% right", run, error)
+        pairs = [
+            f"{part}.{k}={json.dumps(v)}" for part, own in parts.items() for k, v in own.items()
+        ]
+        return 0.0, float(count_parameters(METHOD, recipe.model, pairs)["percent"])
+    metrics = evaluate(load_run(run, trust_remote_code=recipe.trust_remote_code))
+    quality = metrics["accuracy"] if "accuracy" in metrics else metrics["exact_match"]
+    return float(quality), float(read_result(run)["parameters"]["percent"])
+
+
+def _row(folder: Path, done: list[Trial], trial: Trial) -> dict[str, Any]:
+    return {**asdict(trial), "run": str(_run_of(folder, done.index(trial)))}

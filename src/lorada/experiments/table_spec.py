@@ -1,0 +1,237 @@
+"""The paper's tables as data: ``recipes/tables/tableN.yaml``, and the recipes of their rows.
+
+A row of a table is a method with its settings at two scales: ``paper`` (the real models) and
+``local`` (small models and samples of the data, the same share of trained parameters).
+"""
+
+from copy import deepcopy
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from lorada.methods.describe import part_names
+from lorada.support.errors import unknown
+from lorada.methods.method import PARTS
+from lorada.runs.recipe import Recipe, load_recipe
+
+Scale = Literal["paper", "local"]
+SCALES: tuple[Scale, ...] = ("paper", "local")
+Settings = dict[str, Any]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Column(_Strict):
+    """What all rows of a table have in common at one scale."""
+
+    model: str | None = Field(None, description="of rows that name none")
+    tasks: list[str] | None = Field(None, description="tasks at this scale; None for all")
+    settings: Settings = Field({}, description="fields of a recipe")
+    by_task: dict[str, Settings] = Field({}, description="exceptions by task")
+
+
+class TableRow(_Strict):
+    """One row."""
+
+    key: str = Field(description="its key in published.yaml")
+    label: str = Field(description="as the paper prints it")
+    method: str = Field(description="a name of METHODS")
+    model: str | None = Field(None, description="at scale paper, where rows differ")
+    share: float | None = Field(None, description="trained parameters as printed, percent")
+    match: str | None = Field(None, description="the setting that brings a local row to the share")
+    only: Scale | None = Field(None, description="the one scale it can be run at; None for both")
+    paper: Settings = Field({}, description="its own settings at scale paper; also by_task")
+    local: Settings = Field({}, description="its own settings at scale local")
+
+
+class PaperTable(_Strict):
+    """A numbered table of results, or the runs that a figure is made of."""
+
+    table: int
+    figure: bool = Field(False, description="whether it is a figure's number")
+    title: str
+    tasks: list[str]
+    train: Literal["each", "together"] = Field(description="one run for each task, or for all")
+    seeds: list[int] = [1, 2, 3]
+    notes: list[str] = Field([], description="what its numbers mean, at either scale")
+    differs: list[str] = Field([], description="what a local run differs in")
+    columns: dict[str, str] = Field(
+        {}, description="column → task.metric, where it is not a task with its main metric"
+    )
+    mean: list[str] | None = Field(None, description="columns that the mean is of; None for all")
+    digits: int = Field(1, description="behind the point")
+    paper: Column
+    local: Column
+    rows: list[TableRow]
+
+    @property
+    def name(self) -> str:
+        """What its results are kept under."""
+        return f"{'figure' if self.figure else 'table'}{self.table}"
+
+    def column(self, scale: Scale) -> Column:
+        """What rows have in common at a scale."""
+        return self.paper if scale == "paper" else self.local
+
+    def tasks_at(self, scale: Scale, chosen: list[str] | None = None) -> list[str]:
+        """The tasks at a scale, or those chosen among all of the table.
+
+        Raises:
+            ValueError: for a task that the table does not have.
+        """
+        for name in chosen or []:
+            if name not in self.tasks:
+                raise unknown(f"task of {self.name}", name, self.tasks)
+        return chosen or self.column(scale).tasks or self.tasks
+
+    def columns_of(self, tasks: list[str]) -> dict[str, tuple[str, str | None]]:
+        """The columns of some tasks: name → (task, metric), None for the task's main metric."""
+        found: dict[str, tuple[str, str | None]] = {}
+        for task in tasks:
+            own = {name: w for name, w in self.columns.items() if w.startswith(task)}
+            for name, where in (own or {task: task}).items():
+                scored, _, metric = where.partition(".")
+                found[name] = (scored, metric or None)
+        return found
+
+    def rows_named(self, chosen: list[str] | None) -> list[TableRow]:
+        """The rows of these keys or methods; all for None.
+
+        Raises:
+            ValueError: for a name that is neither a key nor a method of the table.
+        """
+        if chosen is None:
+            return self.rows
+        found = []
+        for name in chosen:
+            exact = [row for row in self.rows if row.key == name]
+            rows = exact or [row for row in self.rows if row.method == name]
+            if not rows:
+                raise unknown(f"row of {self.name}", name, [row.key for row in self.rows])
+            found += [row for row in rows if row not in found]
+        return found
+
+    def rows_at(self, scale: Scale, chosen: list[str] | None) -> list[TableRow]:
+        """Those of ``rows_named`` that can be run at a scale.
+
+        Raises:
+            ValueError: for a row that was asked for by its key and cannot, or if none can.
+        """
+        rows = self.rows_named(chosen)
+        found = [row for row in rows if row.only in (None, scale)]
+        for row in rows:
+            if row not in found and (row.key in (chosen or []) or not found):
+                raise ValueError(f"row {row.key} of {self.name} is for --scale {row.only} alone")
+        return found
+
+
+def tables() -> dict[str, Path]:
+    """The recipes of tables and figures, by name (``table5``, ``figure4``)."""
+    folder = Path(str(files("lorada"))) / "recipes" / "tables"
+    return {path.stem: path for path in folder.glob("*.yaml")}
+
+
+@cache
+def load_table(name: str) -> PaperTable:
+    """A table or figure by its name, such as ``table5``.
+
+    Raises:
+        ValueError: for a number that is no table of results.
+    """
+    known = tables()
+    if name not in known:
+        numbers = [int(n.removeprefix("table")) for n in known if n.startswith("table")]
+        listed = ", ".join(map(str, sorted([2, 3, *numbers])))
+        raise ValueError(f"no {name} of results in the paper: there are tables {listed}")
+    return PaperTable(**yaml.safe_load(known[name].read_text(encoding="utf-8")))
+
+
+def row_recipe(
+    table: PaperTable, row: TableRow, scale: Scale, tasks: list[str], seed: int, output: Path
+) -> Recipe:
+    """The recipe of one run of a row.
+
+    What the table says of parts that the row's method does not have falls away.
+
+    Args:
+        table: the table.
+        row: one of its rows.
+        scale: at which scale.
+        tasks: what the run trains on.
+        seed: of the run.
+        output: folder of the run.
+    """
+    column = table.column(scale)
+    settings = deepcopy(column.settings)
+    for task in tasks if len(tasks) == 1 else []:
+        merge(settings, column.by_task.get(task, {}))
+    for part in PARTS.keys() - set(part_names(row.method)):
+        settings.pop(part, None)
+    own = dict(row.paper if scale == "paper" else row.local)
+    by_task = own.pop("by_task", {})
+    merge(settings, own)
+    for task in tasks if len(tasks) == 1 else []:
+        merge(settings, by_task.get(task, {}))
+    model = (row.model if scale == "paper" else None) or settings.get("model", column.model)
+    merge(settings, {"method": row.method, "model": model, "task": ",".join(tasks)})
+    merge(settings, {"output": str(output), "training": {"seed": seed}})
+    recipe = load_recipe(None, [], settings)
+    if scale == "local" and row.match is not None and row.share is not None:
+        recipe = _matched(recipe, settings, row.match, row.share)
+    return recipe
+
+
+def merge(into: Settings, other: Settings) -> None:
+    """Lay settings over others, section by section."""
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            merge(into[key], value)
+        else:
+            into[key] = deepcopy(value)
+
+
+def _matched(recipe: Recipe, settings: Settings, key: str, share: float) -> Recipe:
+    """The recipe whose setting ``key`` (a rank, a length) brings it nearest to a share.
+
+    A count is affine in such a setting, so that two counts tell its slope.
+    """
+    section, _, name = key.partition(".")
+
+    def at(value: int) -> Recipe:
+        changed = deepcopy(settings)
+        merge(changed, {section: {name: value, **_alpha(recipe, section, name, value)}})
+        return load_recipe(None, [], changed)
+
+    one, two = (counts_of(at(value))["percent"] for value in (1, 2))
+    return at(max(1, round(1 + (share - one) / (two - one))))
+
+
+@cache
+def _counts_of(text: str) -> dict[str, Any]:
+    from lorada.runs.models.count import parameters_of
+
+    return parameters_of(Recipe.model_validate_json(text))
+
+
+def counts_of(recipe: Recipe) -> dict[str, Any]:
+    """What ``parameters_of`` says of a recipe; counted once for all of its tasks and seeds."""
+    same: Settings = {"task": "-", "output": "-", "data_dir": None, "training": {}}
+    return _counts_of(recipe.model_copy(update=same).model_dump_json())
+
+
+def _alpha(recipe: Recipe, section: str, name: str, value: int) -> Settings:
+    """Of a LoRA whose rank changes, the α that keeps α/r."""
+    if (section, name) != ("lora", "r"):
+        return {}
+    from lorada.methods.build import build_method
+    from lorada.runs.models.loading import load_config
+
+    plan = build_method(recipe.method, load_config(recipe.model), **recipe.parts)
+    part = next(p for p in getattr(plan.config, "parts", []) if hasattr(p, "lora_alpha"))
+    return {"lora_alpha": round(value * part.lora_alpha / part.r)}

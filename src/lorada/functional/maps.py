@@ -1,0 +1,340 @@
+"""The map of LoRaDA as pure functions: Eqs. 6-17 of the paper, the fast form beside the slow one.
+
+    Attn_s = s (W_a + PE)(W_b + PE),   s = 1 / inverse_scale              (Eqs. 6-10)
+    Attn^  = Attn + repeat(Attn_s, h / h_s)                               (Eqs. 12, 14-17)
+    O      = Attn^ V = Attn V + repeat(Attn_s, h / h_s) V                 (Eq. 13)
+
+The last line is why nothing here needs the attention map: the second term stands alone.
+``add_map_reference`` keeps the paper's own form, and the tests hold the two against each other.
+What the map is an answer to, differential attention (Eqs. 3-4), is here as well.
+
+Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, K keys, N map length,
+M = min(N, K), R rank, D head width. Readings of what the paper leaves open: docs/paper.md.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lorada.functional.causal import Matmul, apart, causal_blocks, product_form, side_by_side
+
+Align = Literal["start", "end"]
+Ablation = Literal["no_negative", "softmax", "softmax_with_future", "full_rank", "no_position"]
+SOFTMAXES = ("softmax", "softmax_with_future")
+
+
+def position_embedding(length: int, like: Tensor) -> Float[Tensor, " N"]:
+    """PE(pos) = 10000^(-2 pos / length) for pos = 0 … length-1 (Eq. 7), like ``like``."""
+    position = torch.arange(length, device=like.device, dtype=torch.float64)
+    return torch.pow(10000.0, -2.0 * position / length).to(like.dtype)
+
+
+def position_factors(
+    w_a: Float[Tensor, "S N R"], w_b: Float[Tensor, "S R N"]
+) -> tuple[Float[Tensor, "S N R"], Float[Tensor, "S R N"]]:
+    """Both factors with PE added along their token dimension (Eqs. 8-9), out of place."""
+    pe = position_embedding(w_a.shape[1], w_a)
+    return w_a + pe[:, None], w_b + pe
+
+
+def low_rank_map(
+    w_a: Float[Tensor, "S N R"],
+    w_b: Float[Tensor, "S R N"],
+    inverse_scale: float,
+    *,
+    position: bool = True,
+) -> Float[Tensor, "S N N"]:
+    """Attn_s = (W_a + PE)(W_b + PE) / inverse_scale (Eqs. 7-10), before any causal mask."""
+    if position:
+        w_a, w_b = position_factors(w_a, w_b)
+    return w_a @ w_b / inverse_scale
+
+
+def full_rank_map(
+    w: Float[Tensor, "H N N"], inverse_scale: float, *, position: bool = True
+) -> Float[Tensor, "H N N"]:
+    """The map of the ¬L ablation (FMAM): (W + PE(i) PE(j)) / inverse_scale."""
+    if position:
+        pe = position_embedding(w.shape[-1], w)
+        w = w + pe[:, None] * pe
+    return w / inverse_scale
+
+
+def visible_pairs(
+    rows: Tensor, size: int, causal: bool, window: int | None
+) -> Bool[Tensor, "*B T N"] | None:
+    """Which keys of a map of ``size`` tokens the rows (*B, T) see; None for all.
+
+    ``causal`` keeps the lower triangle (Eq. 11), ``window`` the last ``window`` keys of each query.
+    """
+    if not causal and window is None:
+        return None
+    distance = rows[..., None] - torch.arange(size, device=rows.device)
+    keep = distance >= 0 if causal else distance == distance
+    if window is not None:
+        keep = keep & (distance.abs() < window)
+    return keep
+
+
+def _all_pairs(map_: Tensor, causal: bool, window: int | None) -> Tensor | None:
+    size = map_.shape[-1]
+    return visible_pairs(torch.arange(size, device=map_.device), size, causal, window)
+
+
+def mask_map(map_: Float[Tensor, "*S N N"], causal: bool, window: int | None) -> Tensor:
+    """Attn_s ⊙ M (Eq. 11), with the band of a sliding window where there is one."""
+    keep = _all_pairs(map_, causal, window)
+    return map_ if keep is None else map_ * keep
+
+
+def softmax_map(
+    map_: Float[Tensor, "S N N"],
+    causal: bool,
+    window: int | None = None,
+    keys: Tensor | None = None,
+    *,
+    future: bool = False,
+) -> Tensor:
+    """The map of the ¬S ablation: a softmax over the keys a row may see, zero elsewhere.
+
+    Args:
+        map_: the raw map, (S, N, N).
+        causal: whether a row sees only its own and earlier keys.
+        window: how many keys back a row sees; None for all.
+        keys: (B, N) booleans, the map positions that hold a token; None for all of them.
+        future: whether later keys of a causal row stay in the softmax, as the zeros that Eq. 11
+            makes of them: each then gets exp(0) of the weight, whatever the row may see.
+
+    Returns:
+        (S, N, N), or (B, S, N, N) where ``keys`` is given.
+    """
+    if future:
+        map_, causal = mask_map(map_, causal, None), False
+    keep = _all_pairs(map_, causal, window)
+    if keys is not None:
+        keep = keys[:, None, None, :] if keep is None else keep & keys[:, None, None, :]
+    if keep is None:
+        return map_.softmax(-1)
+    # A row that sees no key at all is a row without a token: zero, not the NaN of an empty softmax.
+    return torch.where(keep, map_, torch.finfo(map_.dtype).min).softmax(-1) * keep
+
+
+def apply_map(
+    map_: Float[Tensor, "*B S T M"],
+    value: Float[Tensor, "B G M D"],
+    heads: int,
+    matmul: Matmul = torch.matmul,
+) -> Float[Tensor, "B H T D"]:
+    """Tile(map) · V, with the map heads tiled (head i uses map i mod S) and V shared by groups.
+
+    The values are never expanded to the query heads: a group's maps are stacked along the rows
+    instead, and samples that share a map along the columns.
+    """
+    if map_.dim() == 3:
+        return apart(apply_map(map_[None], side_by_side(value), heads, matmul), value)
+    batch, groups, keys, width = value.shape
+    maps, queries = map_.shape[1:3]
+    tiled = map_.repeat(1, heads // maps, 1, 1)
+    stacked = tiled.view(batch, groups, heads // groups * queries, keys)
+    return matmul(stacked, value).view(batch, heads, queries, width)
+
+
+def map_value_product(
+    w_a: Float[Tensor, "S N R"],
+    w_b: Float[Tensor, "S R N"],
+    value: Float[Tensor, "B G K D"],
+    inverse_scale: float,
+    *,
+    heads: int,
+    align: Align = "start",
+    causal: bool = False,
+    window: int | None = None,
+    position: bool = True,
+    matmul: Matmul = torch.matmul,
+) -> Float[Tensor, "B H M D"]:
+    """The second term of O = Attn·V + tile(Attn_s)·V on the M = min(N, K) tokens the map covers.
+
+    Args:
+        w_a: left factor.
+        w_b: right factor.
+        value: values of a whole, unpadded sequence.
+        inverse_scale: 1 / s.
+        heads: query heads H, a multiple of S and of G.
+        align: whether the map lies on the first (Eqs. 14-15) or the last (Eq. 16) M tokens.
+        causal: lower triangle only (Eq. 11).
+        window: width of a sliding attention window, in tokens; None without one.
+        position: False for the ¬P ablation.
+        matmul: how the last product is taken, which makes the result.
+
+    Returns:
+        What is to be added to the attention output of the first or the last M tokens.
+    """
+    size = min(w_a.shape[1], value.shape[2])
+    if position:
+        w_a, w_b = position_factors(w_a, w_b)
+    if align == "start":
+        w_a, w_b, value = w_a[:, :size], w_b[:, :, :size], value[:, :, :size]
+    else:
+        w_a, w_b = w_a[:, w_a.shape[1] - size :], w_b[:, :, w_b.shape[2] - size :]
+        value = value[:, :, value.shape[2] - size :]
+    w_a = w_a / inverse_scale
+    return factors_product(w_a, w_b, value, heads, causal=causal, window=window, matmul=matmul)
+
+
+def factors_product(
+    left: Float[Tensor, "*B S M R"],
+    right: Float[Tensor, "*B S R M"],
+    value: Float[Tensor, "B G M D"],
+    heads: int,
+    *,
+    causal: bool,
+    window: int | None = None,
+    matmul: Matmul = torch.matmul,
+) -> Float[Tensor, "B H M D"]:
+    """tile(left right ⊙ M) · V with factors that all samples share, or with each sample's own.
+
+    ``matmul`` takes the last product, which makes the result.
+    """
+    size, rank, share = *left.shape[-2:], heads // value.shape[1]
+    form = product_form(size, rank, share, causal=causal, window=window)
+    if form == "dense":
+        return apply_map(mask_map(left @ right, causal, window), value, heads, matmul)
+    if form == "blocks":
+        return causal_blocks(left, right, value, heads, matmul)
+    return apply_map(left, apply_map(right, value, heads), heads, matmul)
+
+
+def add_map_reference(
+    attention: Float[Tensor, "B H T K"],
+    map_: Float[Tensor, "S N N"],
+    *,
+    align: Align = "start",
+    causal: bool = False,
+    ablation: Ablation | None = None,
+) -> Float[Tensor, "B H T K"]:
+    """Eqs. 12-17 in the paper's own form, on a full attention map: the slow twin of the fast term.
+
+    For unpadded sequences; with a cache (T < K) the queries are the last T tokens. The ablations
+    ¬L and ¬P change how ``map_`` is made (``full_rank_map``, ``position=False``), not this step.
+
+    Args:
+        attention: probabilities after the softmax.
+        map_: Attn_s without any mask.
+        align: map on the first (Eqs. 14-15) or the last (Eq. 16) tokens.
+        causal: whether the model is causal (Eq. 11).
+        ablation: ``softmax`` (¬S) normalises the map before adding it, ``softmax_with_future``
+            with the zeros of Eq. 11 among what is normalised; ``no_negative`` (¬N) adds it to the
+            scores before the softmax, which on probabilities is
+            softmax(x + a) = p·exp(a) / Σ p·exp(a) with p = softmax(x).
+
+    Returns:
+        The fused map Attn^.
+    """
+    heads, queries, keys = attention.shape[1:]
+    length = map_.shape[-1]
+    size = min(length, keys)
+    piece = map_[:, :size, :size] if align == "start" else map_[:, length - size :, length - size :]
+    if ablation in SOFTMAXES:
+        piece = softmax_map(piece, causal, future=ablation == "softmax_with_future")
+    else:
+        piece = mask_map(piece, causal, None)
+    offset = 0 if align == "start" else keys - size
+    full = attention.new_zeros(heads, keys, keys)
+    full[:, offset : offset + size, offset : offset + size] = piece.repeat(
+        heads // map_.shape[0], 1, 1
+    )
+    full = full[:, keys - queries :]
+    if ablation == "no_negative":
+        weighted = attention * full.exp()
+        return weighted / weighted.sum(-1, keepdim=True)
+    return attention + full
+
+
+def differential_lambda(
+    lambda_q1: Float[Tensor, "*H D"],
+    lambda_k1: Float[Tensor, "*H D"],
+    lambda_q2: Float[Tensor, "*H D"],
+    lambda_k2: Float[Tensor, "*H D"],
+    initial: float,
+) -> Float[Tensor, "*H"]:
+    """λ = exp(λ_q1 · λ_k1) - exp(λ_q2 · λ_k2) + λ_init (Eq. 4), one for all heads or one each."""
+    first = (lambda_q1 * lambda_k1).sum(-1).exp()
+    second = (lambda_q2 * lambda_k2).sum(-1).exp()
+    result: Tensor = first - second + initial
+    return result
+
+
+def differential_attention(
+    query: Float[Tensor, "B H T W"],
+    key: Float[Tensor, "B G K W"],
+    value: Float[Tensor, "B G K D"],
+    lambda_: Float[Tensor, "*S"],
+    *,
+    causal: bool = False,
+) -> Float[Tensor, "B H T D"]:
+    """Diff · V of Eq. 3 by two calls of a fused kernel, so that no map has to exist.
+
+    Without what the DIFF Transformer puts around it, such as a norm of each head's output.
+
+    Args:
+        query: [Q_1; Q_2], whose halves have the width d/2 of Eq. 3; the last T of K tokens.
+        key: [K_1; K_2].
+        value: V.
+        lambda_: λ, one number or one per query head.
+        causal: whether a token sees only its own and earlier keys.
+
+    Raises:
+        ValueError: for a width without halves.
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    whole = causal and queries == keys
+    keep = last_rows(queries, keys, query) if causal and not whole else None
+    outputs = [
+        F.scaled_dot_product_attention(
+            q, k, value, attn_mask=keep, is_causal=whole, enable_gqa=query.shape[1] != key.shape[1]
+        )
+        for q, k in zip(halves(query), halves(key), strict=True)
+    ]
+    result: Tensor = outputs[0] - lambda_.reshape(-1, 1, 1) * outputs[1]
+    return result
+
+
+def differential_map_reference(
+    query: Float[Tensor, "B H T W"],
+    key: Float[Tensor, "B G K W"],
+    lambda_: Float[Tensor, "*S"],
+    *,
+    causal: bool = False,
+) -> Float[Tensor, "B H T K"]:
+    """softmax(Q_1 K_1ᵀ / √(d/2)) - λ softmax(Q_2 K_2ᵀ / √(d/2)) (Eq. 3): the slow twin.
+
+    Raises:
+        ValueError: for a width without halves.
+    """
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    keep = last_rows(query.shape[2], key.shape[2], query)
+    maps = []
+    for q, k in zip(halves(query), halves(key), strict=True):
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        maps.append((scores.masked_fill(~keep, -torch.inf) if causal else scores).softmax(-1))
+    result: Tensor = maps[0] - lambda_.reshape(-1, 1, 1) * maps[1]
+    return result
+
+
+def halves(x: Float[Tensor, "B H T W"]) -> tuple[Tensor, Tensor]:
+    """[X_1; X_2] as two tensors of half the width."""
+    if x.shape[-1] % 2:
+        raise ValueError(
+            f"a width of {x.shape[-1]} has no halves: differential attention splits it"
+        )
+    first, second = x.chunk(2, -1)
+    return first, second
+
+
+def last_rows(queries: int, keys: int, like: Tensor) -> Bool[Tensor, "T K"]:
+    """Which keys the last ``queries`` of ``keys`` tokens see, as booleans."""
+    position = torch.arange(keys, device=like.device)
+    return position[keys - queries :, None] >= position

@@ -1,0 +1,1 @@
+"""The compared methods by name: their settings, and what a Trainer needs to train one."""

@@ -1,0 +1,1 @@
+"""AutoPEFT: the search for where adapters go and how large they are."""

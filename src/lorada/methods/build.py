@@ -1,0 +1,157 @@
+"""``build_method``: from a name of METHODS and a model to a Plan that a Trainer can follow."""
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from typing import Any
+
+from peft import PeftConfig, TaskType
+from torch import nn
+from torch.optim import Optimizer
+from transformers import TrainerCallback, TrainingArguments
+
+from lorada.methods.columns import column_of, settings_for
+from lorada.methods.describe import method_named
+from lorada.support.errors import unknown
+from lorada.methods.fitting import fitted, refuse_undefined
+from lorada.methods.method import PARTS, Family, Method, Settings, load
+from lorada.methods.table import MAP
+from lorada.methods.matrix_names import family_of
+from lorada.tuners import LoradaConfig
+
+logger = logging.getLogger(__name__)
+
+TASK_TYPES: dict[Family, TaskType] = {
+    "llama": TaskType.CAUSAL_LM,
+    "roberta": TaskType.SEQ_CLS,
+    "deberta": TaskType.SEQ_CLS,
+    "bart": TaskType.SEQ_2_SEQ_LM,
+}
+# Of pictures and sounds, which PEFT's classes for tasks do not pass on.
+NO_TASK_TYPE = ("vit", "whisper")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A method made ready for one model.
+
+    Attributes:
+        config: the PEFT config to place, or None.
+        callbacks: Trainer callbacks of methods that change the procedure.
+        trainable: a regex of parameter names that train when there is no PEFT config.
+        with_head: a regex of those that train with the task head then, and are not counted.
+        prepare: called with model and batches by methods that must see both first.
+        optimizer: makes the optimizer of a method that has its own.
+        arguments: overrides of TrainingArguments.
+        settings_from: where the settings come from; those that are not the paper's begin with
+            "not from the paper".
+    """
+
+    config: PeftConfig | None
+    callbacks: tuple[TrainerCallback, ...] = ()
+    trainable: str | None = None
+    with_head: str | None = None
+    prepare: Callable[[nn.Module, Any], PeftConfig] | None = None
+    optimizer: Callable[[nn.Module, TrainingArguments], Optimizer] | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    settings_from: str = ""
+
+
+def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
+    """Make a method ready for a model.
+
+    Args:
+        name: a key of ``METHODS``, or ``NAME+lmam``.
+        model_config: the transformers config of the model.
+        overrides: settings of parts, as ``lmam={"rank": 4}``, or bare (``rank=4``) where only
+            one part has a field of that name.
+
+    Raises:
+        ValueError: for an unknown method or setting (with the nearest names), an ambiguous
+            setting (with the full keys), a method that this model has no form of, or a model type
+            whose matrices have names that are not known here.
+    """
+    method, plus_map = method_named(name)
+    config, settings_from = None, method.source
+    refuse_undefined(name, method, model_config)
+    if method.trainable is None:
+        config, settings_from = _stack(name, method, plus_map, model_config, overrides)
+    elif overrides:
+        raise ValueError(f"method {name} has no settings, but got {', '.join(overrides)}")
+    return Plan(
+        config,
+        callbacks=tuple(load(callback)() for callback in method.callbacks),
+        trainable=method.trainable,
+        with_head=method.with_head,
+        prepare=None if method.prepare is None else partial(load(method.prepare), config=config),
+        optimizer=None if method.optimizer is None else load(method.optimizer),
+        arguments=dict(method.arguments),
+        settings_from=settings_from,
+    )
+
+
+def _stack(
+    name: str, method: Method, plus_map: bool, model_config: Any, overrides: dict[str, Any]
+) -> tuple[LoradaConfig, str]:
+    """The config of a method, and where its settings come from."""
+    column = column_of(name.removesuffix("+lmam"), model_config)
+    if plus_map:
+        column = replace(column, parts={"lmam": MAP, **column.parts})
+    # To leave out a part that this model has no form of changes nothing.
+    without = {part: {size: 0} for part, size in method.sizes.items() if part not in column.parts}
+    asked = {key: value for key, value in overrides.items() if without.get(key, ...) != value}
+    stated = part_overrides(list(column.parts), asked)
+    settings = settings_for(column, stated, model_config)
+    absent = [part for part, size in method.sizes.items() if settings.get(part, {}).get(size) == 0]
+    left = {part: values for part, values in settings.items() if part not in absent}
+    if not left:
+        sizes = ", ".join(f"{part}.{method.sizes[part]}=0" for part in absent)
+        raise ValueError(f"{sizes} leaves {name} without a part: give one of them a size")
+    left, replaced = fitted(left, stated, model_config)
+    for sentence in replaced:
+        logger.warning(sentence)
+    kind = None if model_config.model_type in NO_TASK_TYPE else TASK_TYPES[family_of(model_config)]
+    configs = [load(PARTS[part])(**values) for part, values in left.items()]
+    return LoradaConfig(parts=configs, task_type=kind), "; ".join([column.source, *replaced])
+
+
+def part_overrides(parts: list[str], overrides: dict[str, Any]) -> dict[str, Settings]:
+    """Sort overrides by part: ``{"lmam": {"rank": 4}}`` from either form of key.
+
+    Raises:
+        ValueError: for a setting that no part has, or that several have.
+    """
+    found: dict[str, Settings] = {part: {} for part in parts}
+    known = {part: {f.name for f in fields(load(PARTS[part])) if f.init} for part in parts}
+    for key, value in overrides.items():
+        if key in parts and isinstance(value, dict):
+            for name in value:
+                if name not in known[key]:
+                    raise unknown(f"setting of {key}", name, known[key])
+            found[key].update(value)
+            continue
+        found[owner_of(key, known, also=parts)][key] = value
+    return found
+
+
+def owner_of(key: str, known: Mapping[str, Collection[str]], also: Iterable[str] = ()) -> str:
+    """The one section that has a setting of this name.
+
+    Args:
+        key: a bare key, such as ``rank``.
+        known: section → names of its settings.
+        also: other names that would have been right here, for the hint.
+
+    Raises:
+        ValueError: if no section has it (with the nearest names), or several (with the full keys).
+    """
+    owners = [section for section, names in known.items() if key in names]
+    if len(owners) > 1:
+        full = ", ".join(f"{owner}.{key}" for owner in owners)
+        raise ValueError(f"{key} is a setting of several sections: write {full}")
+    if not owners:
+        raise unknown(
+            "override", key, {*also, *(name for names in known.values() for name in names)}
+        )
+    return owners[0]

@@ -1,0 +1,1 @@
+"""Methods that act while a model trains: each is a callback of transformers' Trainer."""

@@ -1,0 +1,163 @@
+"""AdaLoRA's pruning inside the Trainer: scores each step, masks by the budget, saves it pruned.
+
+Zhang et al., "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning" (2023).
+PEFT has the tuner and the allocator, which do nothing unless each step calls them; without the
+calls AdaLoRA silently stays what it started as. Its schedule is in steps:
+
+    tinit steps at init_r | pruning every deltaT steps | tfinal steps at target_r, ranks fixed
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.adalora import AdaLoraModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lorada.tuners.stack.stack import LoradaModel
+
+SCORES = "adalora.safetensors"  # beside the adapter of a checkpoint
+AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
+
+
+class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
+    """Calls AdaLoRA's allocator after each optimizer step, alone or as a part of a stack.
+
+    A ``tinit``, ``tfinal`` or ``deltaT`` between 0 and 1 is a share of the run's steps, as a
+    ``warmup_steps`` is, and gives way where whole numbers beside it leave too few.
+
+    Checkpoints hold every rank, pruned ones may grow back, and the scores so far, so that a run
+    resumes as if it had not stopped. The adapter that is saved after training is pruned.
+    """
+
+    def __init__(self) -> None:
+        self._pattern: dict[str, list[bool]] | None = None
+        # The phases as they were asked for, by what became of them: a second run may be longer.
+        self._asked: dict[tuple[int, int, int], tuple[float, float, float]] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Tell the schedule how long training is.
+
+        Raises:
+            ValueError: for a model without AdaLoRA, or a schedule that leaves no step to prune in.
+        """
+        self._tuner = _tuner_of(kwargs["model"])
+        config = self._config
+        phases = (config.tinit, config.tfinal, config.deltaT)
+        asked = self._asked.get(phases, phases)
+        steps = schedule(asked, state.max_steps)
+        self._asked = {steps: asked}
+        config.tinit, config.tfinal, config.deltaT = steps
+        config.total_step = state.max_steps
+        self._pattern, config.rank_pattern = None, None
+        self._allocator.reset_ipt()
+        scores = _scores_file(args, state)
+        if state.global_step and scores.is_file():
+            self._load(scores)
+
+    @property
+    def _config(self) -> Any:
+        return self._tuner.peft_config[self._tuner.trainable_adapter_name]
+
+    @property
+    def _allocator(self) -> Any:
+        return self._tuner.rankallocator
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Score with this step's gradients, which still exist, and mask what is over the budget."""
+        none = [p for p in self._tuner.model.parameters() if p.requires_grad and p.grad is None]
+        for parameter in none:  # such as a map that no token of this batch reached
+            parameter.grad = torch.zeros_like(parameter)
+        if args.fp16:  # a step that overflowed was skipped and says nothing
+            for parameter in self._tuner.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
+        config = self._config
+        config.rank_pattern = self._pattern
+        # The number of steps done, this one included: a schedule without a last phase ends too.
+        self._tuner.update_and_allocate(state.global_step + 1)
+        self._pattern, config.rank_pattern = config.rank_pattern, None
+        for parameter in none:
+            parameter.grad = None
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put the scores so far beside the checkpoint."""
+        scores = _scores_file(args, state)
+        if not state.is_world_process_zero or not scores.parent.is_dir():
+            return
+        tensors = {
+            f"{average}:{name}": value.contiguous()
+            for average in AVERAGES
+            for name, value in getattr(self._allocator, average).items()
+        }
+        save_file(tensors, scores, {"rank_pattern": json.dumps(self._pattern)})
+
+    def _load(self, scores: Path) -> None:
+        device = next(self._tuner.model.parameters()).device
+        with safe_open(scores, "pt", device=str(device)) as file:
+            self._pattern = json.loads(file.metadata()["rank_pattern"])
+            for key in file.keys():  # noqa: SIM118
+                average, _, name = key.partition(":")
+                getattr(self._allocator, average)[name] = file.get_tensor(key)
+                self._allocator.ipt[name] = torch.zeros_like(file.get_tensor(key))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the pattern in the config, so that saving prunes."""
+        if self._pattern is None:
+            return
+        parameters: dict[str, Tensor] = dict(self._tuner.model.named_parameters())
+        # The weights may be those of an earlier step that was the best: nothing that counts goes.
+        self._config.rank_pattern = {
+            name: (torch.tensor(kept) | (parameters[name].detach().flatten().cpu() != 0)).tolist()
+            for name, kept in self._pattern.items()
+        }
+
+
+def schedule(phases: tuple[float, float, float], total: int) -> tuple[int, int, int]:
+    """``tinit``, ``tfinal`` and ``deltaT`` in steps, for a run of ``total`` steps.
+
+    Raises:
+        ValueError: if they leave no step to prune in.
+    """
+    tinit, tfinal, delta_t = phases
+    first, last = _share(tinit, total), _share(tfinal, total)
+    # What is masked for good as the last phase begins was scored in a step before.
+    if 0 < tfinal < 1:
+        last = max(0, min(last, total - max(2, first + 1)))
+    if 0 < tinit < 1:
+        first = max(0, min(first, total - 1 - last))
+    if total - last < max(2, first + 1):
+        raise ValueError(
+            f"AdaLoRA: tinit={first} and tfinal={last} leave no step of {total} to prune in: lower "
+            "them, or train for longer"
+        )
+    return first, last, max(1, _share(delta_t, total))
+
+
+def _share(value: float, steps: int) -> int:
+    return int(value * steps) if 0 < value < 1 else int(value)
+
+
+def _tuner_of(model: nn.Module) -> AdaLoraModel:
+    base = getattr(model, "base_model", None)
+    tuners = base.tuners() if isinstance(base, LoradaModel) else [base]
+    for tuner in tuners:
+        if isinstance(tuner, AdaLoraModel) and hasattr(tuner, "rankallocator"):
+            return tuner
+    raise ValueError("AdaLoraCallback: this model has no AdaLoraConfig part that trains")
+
+
+def _scores_file(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / SCORES

@@ -1,0 +1,117 @@
+"""LaMDA's training: the columns of B are frozen one after another over the first η of the steps.
+
+frozen after t of T steps = min(r, ⌊r · t / (η T)⌋)
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lorada.methods.callbacks.layers import trained
+from lorada.tuners.lamda import LamdaLayer, lamda_count
+
+
+class LamdaCallback(TrainerCallback):  # type: ignore[misc]
+    """Freezes the columns of B in their order, the leading singular directions first.
+
+    A frozen column keeps its value to the last bit: its gradient is 0, also where gradients are
+    clipped by their norm, and it is put back after the optimizer's step, which would still move it
+    by its moments and by weight decay. The callback holds no state of its own: what is frozen
+    follows from the step, so runs resume exactly.
+
+    Args:
+        eta: η, the share of the steps over which B is frozen.
+
+    Raises:
+        ValueError: if it is not in (0, 1].
+    """
+
+    def __init__(self, eta: float = 0.3) -> None:
+        if not 0 < eta <= 1:
+            raise ValueError(f"eta={eta!r} must lie in (0, 1]")
+        self.eta = eta
+        self._share = 0.0
+        self._handles: list[RemovableHandle] = []
+        self._kept: list[tuple[nn.Parameter, Tensor]] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep gradients from the columns that are frozen.
+
+        Raises:
+            ValueError: if no B trains.
+        """
+        matrices = matrices_of(kwargs["model"])
+        if not matrices:
+            raise ValueError("no LaMDA matrices train here: add a LamdaConfig to the adapter")
+        self._handles = [matrix.register_hook(self._without_frozen) for matrix in matrices]
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """See how much is frozen by now."""
+        self._share = self.share_at(state)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remember the frozen columns."""
+        self._kept = [
+            (matrix, matrix.detach()[:, : self._frozen(matrix)].clone())
+            for matrix in matrices_of(kwargs["model"])
+            if self._frozen(matrix)
+        ]
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put the frozen columns back."""
+        for matrix, columns in self._kept:
+            matrix.data[:, : columns.shape[1]] = columns
+        self._kept = []
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Report what trained at the start, on average and at the end."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        for name in adapters_of(kwargs["model"]):
+            count = lamda_count(kwargs["model"], name, self.eta)
+            state.log_history.append(
+                {
+                    "step": state.global_step,
+                    "lamda_adapter": name,
+                    "lamda_parameters_at_start": count.start,
+                    "lamda_parameters_on_average": count.average,
+                    "lamda_parameters_at_end": count.end,
+                }
+            )
+
+    def share_at(self, state: TrainerState) -> float:
+        """The share of the columns that is frozen after the steps done so far."""
+        return min(1.0, float(state.global_step) / (self.eta * float(state.max_steps)))
+
+    def _frozen(self, matrix: Tensor) -> int:
+        # A share such as 3/10 · r may fall a rounding error short of a whole number.
+        return math.floor(self._share * matrix.shape[1] + 1e-9)
+
+    def _without_frozen(self, gradient: Tensor) -> Tensor:
+        frozen = self._frozen(gradient)
+        return torch.cat([torch.zeros_like(gradient[:, :frozen]), gradient[:, frozen:]], dim=1)
+
+
+def matrices_of(model: nn.Module) -> list[nn.Parameter]:
+    """The matrices B that train."""
+    return [matrix for _, matrix in trained(model, LamdaLayer, "lora_B")]
+
+
+def adapters_of(model: nn.Module) -> list[str]:
+    """Names of the adapters whose B trains."""
+    return list(dict.fromkeys(name for name, _ in trained(model, LamdaLayer, "lora_B")))

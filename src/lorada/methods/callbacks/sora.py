@@ -1,0 +1,252 @@
+"""SoRA's training: the proximal step on the gates, and the sweep over thresholds (Algorithm 1).
+
+    g ← T( optimizer step on g )
+
+with T the soft threshold, at ξ = ηλ (publication) or at a constant ξ (released code). The released
+code has a penalty λ · mean|g| in the loss besides; here its gradient is the one that a step begins
+with, so that it is accumulated, clipped and scaled as the loss's own.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lorada.methods.callbacks.layers import trained
+from lorada.tuners.sora import THRESHOLDS, SoraLayer, sora_count
+
+
+class SoraCallback(TrainerCallback):  # type: ignore[misc]
+    """Thresholds the gates after each optimizer step, and keeps weight decay off them.
+
+    The penalty on the gates, if there is one, is an option of ``SoraConfig``.
+
+    It holds no state of its own: what it does follows from the step, so runs resume exactly.
+
+    Args:
+        xi: the threshold ξ; with a sweep, the one before it.
+        threshold: ``soft`` (publication) or ``released`` (the code, which zeroes up to 2ξ).
+        times_learning_rate: whether the threshold is ξ times the learning rate of the step, as in
+            the publication's ηλ, instead of ξ.
+        sweep: further thresholds, each for ``sweep_epochs`` at the end of training. The adapter of
+            each is saved as ``output_dir/xi-VALUE``.
+        sweep_epochs: epochs that each threshold of the sweep lasts.
+
+    Raises:
+        ValueError: for a value out of range.
+    """
+
+    def __init__(
+        self,
+        xi: float = 3e-4,
+        threshold: str = "soft",
+        times_learning_rate: bool = False,
+        sweep: tuple[float, ...] | list[float] = (),
+        sweep_epochs: float = 15.0,
+    ) -> None:
+        for name, value in (("xi", xi), *(("sweep", value) for value in sweep)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value!r} must be a number from 0 on")
+        if threshold not in THRESHOLDS:
+            listed = ", ".join(repr(name) for name in THRESHOLDS)
+            raise ValueError(f"threshold={threshold!r} is not one of {listed}")
+        if not 0 < sweep_epochs < math.inf:
+            raise ValueError(f"sweep_epochs={sweep_epochs!r} must be a number above 0")
+        self.xi, self.threshold = xi, THRESHOLDS[threshold]
+        self.times_learning_rate = times_learning_rate
+        self.sweep, self.sweep_epochs = tuple(sweep), sweep_epochs
+        self._before: list[torch.Tensor] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check that there is something to threshold, a way to penalise, and time for the sweep.
+
+        Raises:
+            ValueError: if not.
+        """
+        if not gates_of(kwargs["model"]):
+            raise ValueError("no SoRA gates train here: add a SoraConfig to the model's adapter")
+        if getattr(args, "deepspeed", None) and any(_penalties(kwargs["model"]).values()):
+            raise ValueError(
+                "sora.penalty is added to the gradients that a step begins with, which DeepSpeed "
+                "keeps to itself: use penalty=0, DDP or FSDP"
+            )
+        if self.sweep and self._sweep_start(state) <= 0:
+            raise ValueError(
+                f"{len(self.sweep)} thresholds of {self.sweep_epochs:g} epochs each leave none of "
+                f"num_train_epochs={args.num_train_epochs:g} for training before the sweep"
+            )
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin the gradients of the gates with the penalty's, λ · sign(g) / number of gates."""
+        penalties = _penalties(kwargs["model"])
+        number = sum(gate.numel() for gate in penalties)
+        scaler = getattr(kwargs["optimizer"], "scaler", None)  # of fp16, which all gradients have
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        for gate, penalty in penalties.items():
+            if penalty:
+                gate.grad = gate.detach().sign() * (penalty / number * scale)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Undo beforehand the decay that AdamW is about to do.
+
+        The Trainer puts the gates into the group that decays, and SoRA's do not.
+        """
+        gates = gates_of(kwargs["model"])
+        groups = _groups(kwargs["optimizer"])
+        self._before = [gate.detach().clone() for gate in gates]
+        for gate in gates:
+            if gate.grad is None:
+                continue
+            if decay := _decay(kwargs["optimizer"], groups[gate]):
+                gate.data.div_(1 - decay)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Threshold the gates."""
+        gates = gates_of(kwargs["model"])
+        if getattr(kwargs["optimizer"], "step_was_skipped", False):  # fp16's scaler met infinity
+            for gate, before in zip(gates, self._before, strict=True):
+                gate.data.copy_(before)
+            return
+        groups, xi = _groups(kwargs["optimizer"]), self.xi_at(state)
+        for gate in gates:
+            rate = groups[gate]["lr"] if self.times_learning_rate else 1.0
+            gate.data.copy_(self.threshold(gate.detach(), xi * rate))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep the model of a threshold of the sweep that has had its epochs."""
+        if not self.sweep:
+            return
+        ends = [self._sweep_start(state) + self._stage(state) * i for i in range(len(self.sweep))]
+        values = dict(zip([*ends, state.max_steps], (self.xi, *self.sweep), strict=True))
+        if state.global_step in values:
+            value = values[state.global_step]
+            self._report(state, kwargs["model"], value)
+            if state.is_world_process_zero:
+                kwargs["model"].save_pretrained(str(Path(args.output_dir) / f"xi-{value:g}"))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Report how many gates are 0 and how many parameters are left."""
+        if not self.sweep:
+            self._report(state, kwargs["model"], self.xi)
+
+    def xi_at(self, state: TrainerState) -> float:
+        """The threshold of the step in hand."""
+        late = int(state.global_step) - self._sweep_start(state)
+        if not self.sweep or late < 0:
+            return self.xi
+        return self.sweep[min(late // self._stage(state), len(self.sweep) - 1)]
+
+    def _stage(self, state: TrainerState) -> int:
+        """Steps that each threshold of the sweep lasts."""
+        per_epoch = float(state.max_steps) / float(state.num_train_epochs)
+        return max(1, round(self.sweep_epochs * per_epoch))
+
+    def _sweep_start(self, state: TrainerState) -> int:
+        return int(state.max_steps) - len(self.sweep) * self._stage(state)
+
+    def _report(self, state: TrainerState, model: nn.Module, xi: float) -> None:
+        for name in adapters_of(model):
+            count = sora_count(model, name)
+            state.log_history.append(
+                {
+                    "step": state.global_step,
+                    "sora_adapter": name,
+                    "sora_xi": xi,
+                    "sora_zero_gates": count.zero_gates,
+                    "sora_parameters": count.left,
+                }
+            )
+
+
+def sweep_values(
+    largest: float = 7e-4, number: int = 7, first: float = 0.0, spacing: str = "linear"
+) -> list[float]:
+    """The thresholds of a sweep behind its first one, evenly spaced up to the largest.
+
+    Args:
+        largest: the last threshold.
+        number: thresholds in all, the first included.
+        first: the threshold before the sweep.
+        spacing: even are the thresholds (``linear``), their exponentials (``log_linear``) or
+            their logarithms (``exp_linear``, which needs a first one above 0).
+
+    Raises:
+        ValueError: for values that make no rising sweep.
+    """
+    if spacing not in SPACINGS:
+        listed = ", ".join(repr(name) for name in SPACINGS)
+        raise ValueError(f"spacing={spacing!r} is not one of {listed}")
+    if number < 2 or not 0 <= first < largest:
+        raise ValueError(f"number={number}, first={first}, largest={largest} is no rising sweep")
+    if spacing == "exp_linear" and first == 0:
+        raise ValueError("spacing='exp_linear' needs first above 0, as 0 has no logarithm")
+    there, back = SPACINGS[spacing]
+    low, high = there(first), there(largest)
+    inner = [back(low + (high - low) * i / (number - 1)) for i in range(1, number - 1)]
+    return [*inner, largest]
+
+
+# expm1 and log1p: exp of such small numbers would leave nothing of them but rounding.
+SPACINGS = {
+    "linear": (float, float),
+    "log_linear": (math.expm1, math.log1p),
+    "exp_linear": (math.log, math.exp),
+}
+
+
+def gates_of(model: nn.Module) -> list[nn.Parameter]:
+    """The gates that train."""
+    return [gate for _, gate in trained(model, SoraLayer, "lora_gate")]
+
+
+def _penalties(model: nn.Module) -> dict[nn.Parameter, float]:
+    """The gates that train, each with the λ of its config."""
+    return {
+        gate: layer.configs[name].penalty
+        for layer in model.modules()
+        if isinstance(layer, SoraLayer)
+        for name, gate in layer.lora_gate.items()
+        if gate.requires_grad
+    }
+
+
+def adapters_of(model: nn.Module) -> list[str]:
+    """Names of the adapters whose gates train."""
+    return list(dict.fromkeys(name for name, _ in trained(model, SoraLayer, "lora_gate")))
+
+
+def _groups(optimizer: Any) -> dict[nn.Parameter, dict[str, Any]]:
+    """The group of each parameter of an optimizer."""
+    return {p: group for group in optimizer.param_groups for p in group["params"]}
+
+
+def _decay(optimizer: Any, group: dict[str, Any]) -> float:
+    """The share of a parameter that AdamW's decay is about to take away.
+
+    Raises:
+        ValueError: for an optimizer that decays in another way.
+    """
+    if not group.get("weight_decay"):
+        return 0.0
+    name = type(getattr(optimizer, "optimizer", optimizer)).__name__  # accelerate wraps it
+    if "adamw" not in name.lower():
+        raise ValueError(
+            f"weight_decay={group['weight_decay']} of {name} would decay SoRA's gates: "
+            "use optim='adamw_torch' or weight_decay=0"
+        )
+    return float(group["lr"] * group["weight_decay"])

@@ -1,0 +1,185 @@
+"""GaLore: AdamW whose moments live in a low-rank projection of the gradient.
+
+For a matrix of gradient G (m × n), with the singular vectors of an earlier G as projector:
+
+    m ≥ n:  Q = top-r right singular vectors (r × n),   G~ = G Qᵀ,   ΔW = α N(G~) Q
+    m < n:  P = top-r left singular vectors (m × r),    G~ = Pᵀ G,   ΔW = α P N(G~)
+
+    W ← W - η ΔW,   then   W ← W - η λ W
+
+N is Adam's direction with bias correction. The projector is renewed at the first step of a matrix
+and at every ``refresh`` of its own steps after that.
+
+"GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection" (2024).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+
+from lorada.methods.callbacks.layers import layers_of
+
+
+class GaLoreAdamW(torch.optim.Optimizer):
+    """AdamW, with a projected gradient in the parameter groups that have a ``rank``.
+
+    Its state is a step count, two moments of the projected gradient and the projector, in the
+    dtype of the parameter. State that somebody deletes starts anew with a new projector.
+
+    Args:
+        params: parameters or groups; a group may have its own ``rank``, ``refresh``, ``scale``.
+        lr: η.
+        betas: Adam's.
+        eps: Adam's.
+        weight_decay: λ.
+        rank: r; None for plain AdamW.
+        refresh: steps from one projector to the next.
+        scale: α.
+
+    Raises:
+        ValueError: for a value out of range, or a rank for parameters that are not matrices.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        rank: int | None = None,
+        refresh: int = 100,
+        scale: float = 1.0,
+    ) -> None:
+        defaults = {
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
+            "rank": rank, "refresh": refresh, "scale": scale,
+        }  # fmt: skip
+        super().__init__(params, defaults)
+        for group in self.param_groups:
+            if group["refresh"] < 1:
+                raise ValueError(f"refresh={group['refresh']} must be at least 1")
+            if group["rank"] is None:
+                continue
+            if group["rank"] < 1:
+                raise ValueError(f"rank={group['rank']} must be at least 1")
+            for parameter in group["params"]:
+                if parameter.dim() != 2:
+                    raise ValueError(
+                        f"a parameter of shape {tuple(parameter.shape)} is no matrix: put it into "
+                        "a group without rank"
+                    )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+        return loss
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
+        tall = gradient.dim() == 2 and gradient.shape[0] >= gradient.shape[1]
+        done = state.get("step", 0)
+        if group["rank"] is not None:
+            if done % group["refresh"] == 0:
+                state["projector"] = projector(gradient, group["rank"], tall)
+            gradient = project(gradient, state["projector"], tall)
+        if done == 0:
+            state["first"] = torch.zeros_like(gradient)
+            state["second"] = torch.zeros_like(gradient)
+        state["step"] = done + 1
+        (beta1, beta2), first, second = group["betas"], state["first"], state["second"]
+        first.lerp_(gradient, 1 - beta1)
+        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        root = second.sqrt().div_((1 - beta2 ** state["step"]) ** 0.5).add_(group["eps"])
+        change = (first / root).div_(1 - beta1 ** state["step"])
+        if group["rank"] is not None:
+            change = project_back(change, state["projector"], tall).mul_(group["scale"])
+        parameter.add_(change, alpha=-group["lr"])
+        if group["weight_decay"]:
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+
+
+def projector(gradient: Tensor, rank: int, tall: bool) -> Tensor:
+    """The top singular vectors of the shorter side: Q (r, n) if ``tall`` (m ≥ n), else P (m, r)."""
+    wide = gradient if gradient.dtype == torch.float64 else gradient.float()
+    left, _, right = torch.linalg.svd(wide, full_matrices=False)
+    vectors: Tensor = right[:rank] if tall else left[:, :rank]
+    return vectors.contiguous().to(gradient.dtype)
+
+
+def project(gradient: Tensor, vectors: Tensor, tall: bool) -> Tensor:
+    """G Qᵀ, or Pᵀ G."""
+    return gradient @ vectors.T if tall else vectors.T @ gradient
+
+
+def project_back(change: Tensor, vectors: Tensor, tall: bool) -> Tensor:
+    """A change of the projection as a change of the matrix."""
+    return change @ vectors if tall else vectors @ change
+
+
+def galore(
+    model: nn.Module,
+    args: TrainingArguments,
+    *,
+    rank: int = 256,
+    refresh: int = 100,
+    scale: float = 1.0,
+) -> GaLoreAdamW:
+    """The optimizer of OwLore: every matrix of a layer projected, plain AdamW for the rest.
+
+    For the stock Trainer: ``Trainer(model, args, optimizers=(galore(model, args), None), ...)``.
+
+    Args:
+        model: with everything trainable that shall ever train.
+        args: for the rate, Adam's constants and the weight decay.
+        rank: r.
+        refresh: steps from one projector to the next.
+        scale: α.
+
+    Raises:
+        ValueError: if no matrix of a layer is trainable.
+    """
+    matrices = {
+        id(parameter)
+        for layer in layers_of(model).values()
+        for parameter in layer.parameters()
+        if parameter.requires_grad and parameter.dim() == 2
+    }
+    if not matrices:
+        raise ValueError(
+            f"GaLore found no trainable matrix in the layers of {type(model).__name__}"
+        )
+    decayed = set(Trainer.get_decay_parameter_names(None, model))
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kind = id(parameter) in matrices, name in decayed
+            groups.setdefault(kind, []).append(parameter)
+    return GaLoreAdamW(
+        [
+            {
+                "params": parameters,
+                "weight_decay": args.weight_decay if decay else 0.0,
+                "rank": rank if projected else None,
+            }
+            for (projected, decay), parameters in groups.items()
+        ],
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+        refresh=refresh,
+        scale=scale,
+    )

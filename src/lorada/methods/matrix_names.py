@@ -1,0 +1,173 @@
+"""What kind of model a config describes, and what its matrices are called by what they do.
+
+A column of METHODS names matrices as its own model does, such as LLaMA's ``q_proj``. Another model
+has the same ones under other names, or several of them in one: ``renamed`` finds them.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lorada.methods.method import Family
+
+# Role → names within a layer, as much of each as tells it from other modules of the model. Where
+# query, key and value (or gate and up) are one matrix, its name stands under each. Embeddings and
+# norms are wherever they are, for methods that train them whole.
+Scheme = Mapping[str, tuple[str, ...]]
+ATTENTION = ("query", "key", "value")
+
+
+def _scheme(
+    attention: tuple[str, str, str] | str,
+    output: tuple[str, ...] | str,
+    up: tuple[str, ...] | str,
+    down: str,
+    *,
+    gate: str = "",
+    whole: tuple[str, tuple[str, ...]] = ("", ()),
+) -> Scheme:
+    def several(names: tuple[str, ...] | str) -> tuple[str, ...]:
+        return (names,) if isinstance(names, str) else names
+
+    three = (attention,) * 3 if isinstance(attention, str) else attention
+    found = {role: several(name) for role, name in zip(ATTENTION, three, strict=True)}
+    found |= {"output": several(output), "gate": several(gate), "up": several(up)}
+    found |= {"down": several(down), "embeddings": several(whole[0]), "norms": whole[1]}
+    return {role: names for role, names in found.items() if names and names[0]}
+
+
+_QKV = ("q_proj", "k_proj", "v_proj")
+_FAIRSEQ = ("self_attn.out_proj", "encoder_attn.out_proj")  # classifiers have an out_proj, too
+_EMBED = "embed_tokens"
+_LLAMA = _scheme(
+    _QKV, "o_proj", "up_proj", "down_proj", gate="gate_proj", whole=(_EMBED, ("norm",))
+)
+_BERT_HALVES = ("attention.output.dense", "intermediate.dense", "output.dense")
+_BERT = _scheme(
+    ("attention.self.query", "attention.self.key", "attention.self.value"), *_BERT_HALVES,
+    whole=("word_embeddings", ("LayerNorm",)),
+)  # fmt: skip
+_BART = _scheme(_QKV, _FAIRSEQ, "fc1", "fc2", whole=(_EMBED, ("layer_norm", "layernorm_embedding")))
+_MEGATRON = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+_T5 = _scheme(
+    ("q", "k", "v"), "o", ("wi", "wi_1"), "wo", gate="wi_0", whole=(_EMBED, ("layer_norm",))
+)
+
+SCHEMES: dict[str, Scheme] = {
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _LLAMA
+    ),
+    "phi": _scheme(
+        _QKV, "self_attn.dense", "fc1", "fc2", whole=(_EMBED, ("layernorm",))
+    ),
+    "phi3": _scheme(
+        "qkv_proj", "o_proj", "gate_up_proj", "down_proj", gate="gate_up_proj",
+        whole=(_EMBED, ("norm",)),
+    ),
+    "gpt2": _scheme(
+        "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj",
+        whole=("wte", ("ln_1", "ln_2", "ln_f")),
+    ),
+    "gptj": _scheme(_QKV, "attn.out_proj", "fc_in", "fc_out", whole=("wte", ("ln_1", "ln_f"))),
+    "gpt_neox": _scheme(
+        "query_key_value", "attention.dense", *_MEGATRON,
+        whole=("embed_in", ("layernorm", "layer_norm")),
+    ),
+    "opt": _scheme(_QKV, "self_attn.out_proj", "fc1", "fc2", whole=(_EMBED, ("layer_norm",))),
+    **dict.fromkeys(
+        ("falcon", "bloom"), _scheme("query_key_value", "self_attention.dense", *_MEGATRON)
+    ),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra"), _BERT),
+    "distilbert": _scheme(
+        ("q_lin", "k_lin", "v_lin"), "out_lin", "ffn.lin1", "ffn.lin2",
+        whole=("word_embeddings", ("layer_norm", "LayerNorm")),
+    ),
+    "modernbert": _scheme(
+        "attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo", gate="mlp.Wi",
+        whole=("tok_embeddings", ("norm",)),
+    ),
+    "deberta": _scheme("attention.self.in_proj", *_BERT_HALVES),
+    "deberta-v2": _scheme(
+        ("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
+        *_BERT_HALVES,
+    ),
+    **dict.fromkeys(("bart", "mbart"), _BART),
+    "whisper": _scheme(_QKV, _FAIRSEQ, "fc1", "fc2", whole=(_EMBED, ("layer_norm",))),
+    "t5": _T5,
+    "vit": _scheme(
+        _QKV, "o_proj", "fc1", "fc2",
+        whole=("patch_embeddings", ("layernorm_before", "layernorm_after", "layernorm")),
+    ),
+}  # fmt: skip
+
+
+def family_of(model_config: Any) -> Family:
+    """The kind of model that a config describes, by the model of the paper that is most like it."""
+    # Names alone: these tables need no model to be imported.
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    model_type = model_config.model_type
+    if getattr(model_config, "is_encoder_decoder", False):
+        return "bart"
+    # A BERT is among the causal ones because it can be made a decoder.
+    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and (
+        model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        or getattr(model_config, "is_decoder", False)
+    ):
+        return "llama"
+    return "deberta" if model_type == "deberta-v2" else "roberta"
+
+
+def renamed(names: Sequence[str], home: Scheme, here: Scheme) -> list[str] | str:
+    """Names of one model's matrices as another's ``target_modules``, roles that it lacks left out.
+
+    Args:
+        names: as a column has them.
+        home: the scheme of the model that the column is of.
+        here: that of the model at hand.
+
+    Returns:
+        A list, or a regex where the end of one name is another's: BERT's ``output.dense`` would
+        take ``attention.output.dense`` too.
+
+    Raises:
+        ValueError: for a name that ``home`` does not have.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        whole = [role for role, known in home.items() if name in known]
+        ending = [role for role, known in home.items() if any(_ends(full, name) for full in known)]
+        if not ending:
+            raise ValueError(f"{name} is no matrix that has a role: {', '.join(home)}")
+        found |= dict.fromkeys(full for role in whole or ending for full in here.get(role, ()))
+    # As they are written, where they are this model's own and say what is meant.
+    written = list(names) if here is home else list(found)
+    if all(_clear(name, here) for name in written):
+        return written
+    if all(_clear(name, here) for name in found):
+        return list(found)
+    return rf".*\.\d+\.({'|'.join(re.escape(name) for name in found)})"
+
+
+def _ends(full: str, name: str) -> bool:
+    return f".{full}".endswith(f".{name}")
+
+
+def _clear(name: str, scheme: Scheme) -> bool:
+    """Whether a name is the end of one matrix's alone."""
+    found = {full for names in scheme.values() for full in names if _ends(full, name)}
+    return len(found) < 2
+
+
+def fits(scheme: Scheme, linears: Iterable[str]) -> bool:
+    """Whether the linears of a model's layers are those of a scheme, all of them and no others."""
+    linears = list(linears)
+    roles = [role for role in scheme if role not in ("embeddings", "norms", "gate")]
+    names = {full for role in (*roles, "gate") for full in scheme.get(role, ())}
+    every = all(any(_ends(linear, name) for name in names) for linear in linears)
+    return every and all(
+        any(_ends(linear, name) for linear in linears for name in scheme[role]) for role in roles
+    )

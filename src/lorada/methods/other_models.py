@@ -1,0 +1,182 @@
+"""Settings that are not from the paper: each method on the kinds of model that it has none for.
+
+They are the paper's settings of that method for another kind of model, or those of the same part in
+another method for this kind. A column names matrices as its model does, ``roberta`` those of a
+RoBERTa, which DeBERTa takes too where it has no column of its own.
+"""
+
+from dataclasses import dataclass
+
+from lorada.methods.method import Family, Settings
+from lorada.methods.table import FFN_LORA, METHODS
+from lorada.methods.autopeft.blocks import blocks
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Columns of a method beside those of the paper.
+
+    Attributes:
+        source: where the settings come from.
+        columns: part name → settings, by kind of model.
+    """
+
+    source: str
+    columns: dict[Family, dict[str, Settings]]
+
+
+def _of(method: str, column: str, part: str, **changes: object) -> Settings:
+    """The paper's settings of a part, with some of them changed."""
+    return {**METHODS[method].parts[column][part], **changes}
+
+
+_LAYER = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
+_ENCODER_FFN = ["intermediate.dense", "output.dense"]
+_ENCODER_LORA = ["query", "key", "value", *_ENCODER_FFN]  # LLM_LORA's, of a BERT
+_BART_LORA = ["q_proj", "k_proj", "v_proj", "fc1", "fc2"]
+_LLAMA_LAYER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+_BART_LAYER = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+_LLAMA_FFN = ["up_proj", "down_proj"]
+_BESIDE_FFN = _of("lorada_a", "llama", "bottleneck")
+_ADALORA = _of("adalora", "deberta", "adalora")
+_LLAMA_PREFIX = _of("prefix", "llama", "prefix")
+
+
+def _every(part: str, **ranks: int) -> dict[Family, dict[str, Settings]]:
+    """One placement of bottleneck adapters on kinds of model, by their ranks."""
+    return {kind: {"bottleneck": {"placement": part, "rank": rank}} for kind, rank in ranks.items()}  # type: ignore[misc]
+
+
+ELSEWHERE: dict[str, Elsewhere] = {
+    "dora": Elsewhere(
+        "LoRA's of Tables 5 and 10",
+        {
+            "roberta": {"lora": _of("lora", "roberta", "lora", use_dora=True)},
+            "bart": {"lora": _of("lora", "bart", "lora", use_dora=True)},
+        },
+    ),
+    "series": Elsewhere(
+        "the ranks of Adapter-FFN in Tables 5 and 10", _every("series", roberta=32, bart=512)
+    ),
+    "parallel": Elsewhere(
+        "ranks of ours; LoRA(ffn)'s of Table 10", _every("parallel", roberta=16, bart=102)
+    ),
+    "houlsby": Elsewhere(
+        "the rank of Table 5, on BART of the size of Pfeiffer's; in a pre-LN layer y + A(y) behind "
+        "attention and FFN, in front of the residual sum",
+        _every("houlsby", llama=16, bart=240),
+    ),
+    "pfeiffer": Elsewhere(
+        "a rank of ours, behind the sum with the residual stream as in He et al.'s code for mBART",
+        _every("pfeiffer", llama=32),
+    ),
+    "pa_attn_ffn": Elsewhere(
+        "Table 10's; beside LLaMA's FFN those of Table 19",
+        {
+            "llama": {
+                "pa_attn": _of("pa_attn_ffn", "bart", "pa_attn"), "bottleneck": _BESIDE_FFN
+            },
+            "roberta": METHODS["pa_attn_ffn"].parts["bart"],
+        },
+    ),
+    "mam": Elsewhere(
+        "the prefix of Table 4, the adapter of Table 19",
+        {"llama": {"prefix": _LLAMA_PREFIX, "bottleneck": _BESIDE_FFN}},
+    ),
+    "prefix_lora": Elsewhere(
+        "Table 10's; on LLaMA the prefix and the rank of Table 4",
+        {
+            "llama": {
+                "prefix": _LLAMA_PREFIX,
+                "lora": _of("lora", "llama", "lora", target_modules=_LLAMA_FFN),
+            },
+            "roberta": {
+                "prefix": _of("prefix_lora", "bart", "prefix"),
+                "lora": {**FFN_LORA, "target_modules": _ENCODER_FFN},
+            },
+        },
+    ),
+    "autopeft": Elsewhere(
+        "the sizes for encoders, which are ours; the serial adapter as Pfeiffer's in such a layer",
+        {"llama": blocks(12, 12, 6)},
+    ),
+    "ist": Elsewhere(
+        "LoRA's of Tables 5 and 10",
+        {"roberta": METHODS["lora"].parts["roberta"], "bart": METHODS["lora"].parts["bart"]},
+    ),
+    "adalora": Elsewhere(
+        "Table 11's, of DeBERTa",
+        {
+            "llama": {"adalora": {**_ADALORA, "target_modules": _LLAMA_LAYER}},
+            "roberta": {"adalora": {**_ADALORA, "target_modules": _LAYER}},
+            "bart": {"adalora": {**_ADALORA, "target_modules": _BART_LAYER}},
+        },
+    ),
+    "sora": Elsewhere(
+        "Table 11's, of DeBERTa",
+        dict.fromkeys(("llama", "bart"), METHODS["sora"].parts["deberta"]),
+    ),
+    "shira": Elsewhere(
+        "a rank of ours, some 1 % of the weights as in Table 4",
+        {
+            "roberta": {"shira": {"r": 8, "target_modules": _ENCODER_LORA}},
+            "bart": {"shira": {"r": 8, "target_modules": _BART_LORA}},
+        },
+    ),
+    "lamda": Elsewhere(
+        "Table 4's, of LLaMA",
+        {
+            "roberta": {"lamda": _of("lamda", "llama", "lamda", target_modules=_ENCODER_LORA)},
+            "bart": {"lamda": _of("lamda", "llama", "lamda", target_modules=_BART_LORA)},
+        },
+    ),
+    "omoe": Elsewhere(
+        "Table 4's, of LLaMA",
+        {
+            "roberta": {"omoe": {"target_modules": _ENCODER_FFN}},
+            "bart": {"omoe": {"target_modules": ["fc1", "fc2"]}},
+        },
+    ),
+    "longlora": Elsewhere(
+        "Table 7's, of LLaMA; an encoder's groups have no causal mask",
+        {
+            "roberta": {
+                "lora": _of(
+                    "longlora", "llama", "lora", target_modules=_LAYER[:4],
+                    modules_to_save=["word_embeddings", "LayerNorm"],
+                ),
+            },
+            "bart": {
+                "lora": _of(
+                    "longlora", "llama", "lora", target_modules=_BART_LAYER[:4],
+                    modules_to_save=["embed_tokens", "layer_norm", "layernorm_embedding"],
+                ),
+            },
+        },
+    ),
+    "lorada_la": Elsewhere(
+        "map and adapter of Tables 15 and 16, LoRA of Table 19",
+        {
+            "roberta": {
+                "lmam": _of("lorada_a", "roberta", "lmam"),
+                "lora": _of(
+                    "lorada_la", "llama", "lora",
+                    target_modules=["attention.output.dense", "output.dense"],
+                ),
+                "bottleneck": _of("lorada_a", "roberta", "bottleneck"),
+            },
+            "bart": {
+                "lmam": _of("lorada_a", "bart", "lmam"),
+                "lora": _of("lorada_la", "llama", "lora", target_modules=["out_proj", "fc2"]),
+                "bottleneck": _of("lorada_a", "bart", "bottleneck"),
+            },
+        },
+    ),
+    "lorada_q": Elsewhere(
+        "the map of Tables 15 and 16, QuanTA on query and value as in Table 17",
+        {
+            kind: {"lmam": _of("lorada_a", kind, "lmam"), "quanta": _of("quanta", kind, "quanta")}
+            for kind in ("roberta", "bart")
+        },
+    ),
+}  # fmt: skip

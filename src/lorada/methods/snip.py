@@ -1,0 +1,200 @@
+"""SHiRA-SNIP: which entries of each weight a sparse adapter trains, chosen on calibration batches.
+
+PEFT's ``ShiraConfig`` trains r·(in + out) entries of each weight W that a mask function picks. SNIP
+keeps those with the largest |W · ḡ|, ḡ the mean gradient of the loss. From "Sparse High Rank
+Adapters" (2024), which gives no number of calibration batches.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from peft import PeftConfig, ShiraConfig
+from peft.tuners.shira import ShiraModel
+from torch import Tensor, nn
+
+from lorada.support.processes import from_first
+from lorada.support.progress import watched
+from lorada.tuners import LoradaConfig
+from lorada.tuners.base.injection import all_or_nothing
+
+PROBE = "snip"
+
+
+def snip(
+    model: nn.Module, batches: Iterable[Any], *, config: PeftConfig, calibration: int = 8
+) -> PeftConfig:
+    """Choose what the SHiRA parts of a config train, by backward passes through the bare model.
+
+    The model is left as it was. With one batch the gradient of only one weight exists at a time;
+    with more, their sum for each target stays in memory in fp32.
+
+    Args:
+        model: the base model, without adapters.
+        batches: what the model is called with, labels included.
+        config: a ``ShiraConfig``, or a stack with such a part.
+        calibration: how many batches to take.
+
+    Returns:
+        A copy of ``config`` with masks that fit this very model and no other.
+
+    Raises:
+        ValueError: for a config without such a part, a target that has no gradient, no batches, or
+            batches that give no loss.
+    """
+    config = copy.deepcopy(config)
+    parts = [part for part in _parts(config) if isinstance(part, ShiraConfig)]
+    if not parts:
+        raise ValueError(
+            f"{type(config).__name__} has no ShiraConfig for SNIP to choose entries of"
+        )
+    chosen = list(islice(batches, calibration))
+    if not chosen:
+        raise ValueError(f"SNIP got no batches to calibrate on (calibration={calibration})")
+    counts = {
+        module: part.r * sum(module.weight.shape)
+        for part in parts
+        for module in _targets(model, part)
+    }
+    best = _best_entries(model, chosen, counts)
+    # Of several processes all take the first's, as equal scores may be told apart otherwise there.
+    entries = from_first(lambda: [best[module].cpu() for module in counts])
+    mask_fn = _mask_function(dict(zip(counts, entries, strict=True)))
+    for part in parts:
+        part.mask_type, part.mask_fn = "snip", mask_fn
+    return config
+
+
+def _parts(config: PeftConfig) -> list[PeftConfig]:
+    return config.parts if isinstance(config, LoradaConfig) else [config]
+
+
+def _targets(model: nn.Module, part: ShiraConfig) -> list[nn.Linear]:
+    """The modules that PEFT would place a part on: it is placed for a moment to see."""
+    found: list[nn.Linear] = []
+    probe = copy.deepcopy(part)
+    probe.mask_fn = lambda base_layer, r, **_: found.append(base_layer)
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with all_or_nothing(model, PROBE):
+            ShiraModel(model, {PROBE: probe}, PROBE).unload()
+    except TypeError as error:
+        raise ValueError(f"SHiRA: {' '.join(str(error).split())}") from error
+    finally:
+        for parameter, requires_grad in trainable:
+            parameter.requires_grad = requires_grad
+    for module in found:
+        if not module.weight.is_floating_point():
+            raise ValueError(
+                f"SNIP needs the gradient of {_name(model, module)}, whose weight is "
+                f"{module.weight.dtype}: load the model without quantisation"
+            )
+    return found
+
+
+def _best_entries(
+    model: nn.Module, batches: list[Any], counts: dict[nn.Linear, int]
+) -> dict[nn.Linear, Tensor]:
+    """The flat indices of the entries with the largest |W · ḡ| of each module's weight."""
+    sums: dict[nn.Linear, Tensor] = {}
+    best: dict[nn.Linear, Tensor] = {}
+
+    def choose(module: nn.Linear, gradient: Tensor) -> None:
+        score = (module.weight.detach().float() * gradient).abs().flatten()
+        if not score.isfinite().all():
+            raise ValueError(f"SNIP: the gradient of {_name(model, module)} is not finite")
+        # Exactly so many, also where scores are equal.
+        best[module] = score.topk(counts[module], sorted=False).indices
+
+    def fold(module: nn.Linear, last: bool) -> None:
+        assert module.weight.grad is not None
+        gradient, module.weight.grad = module.weight.grad.float(), None
+        if module in sums:
+            gradient += sums.pop(module)
+        if last:
+            choose(module, gradient)
+        else:
+            sums[module] = gradient
+
+    with _only_gradients_of(model, counts):
+        for number, batch in enumerate(watched(batches, "Calibrating"), 1):
+            last = number == len(batches)
+            hooks = [
+                module.weight.register_post_accumulate_grad_hook(
+                    lambda _, module=module, last=last: fold(module, last)
+                )
+                for module in counts
+            ]
+            try:
+                loss = _loss(model, batch)
+                if loss.requires_grad:
+                    loss.backward()
+            finally:
+                for hook in hooks:
+                    hook.remove()
+    for module in list(sums):  # those that the last batch did not use
+        choose(module, sums.pop(module))
+    for module in counts:
+        if module not in best:
+            raise ValueError(
+                f"SNIP: no gradient of the loss reaches {_name(model, module)}: "
+                "leave it out of target_modules"
+            )
+    return best
+
+
+@contextmanager
+def _only_gradients_of(model: nn.Module, modules: Iterable[nn.Linear]) -> Iterator[None]:
+    """Let only some modules' weights have gradients, without dropout, and put all back."""
+    modes = [(module, module.training) for module in model.modules()]
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.eval().requires_grad_(False)
+        for module in modules:
+            module.weight.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for module in modules:
+            module.weight.grad = None
+        for parameter, requires_grad in before:
+            parameter.requires_grad = requires_grad
+        for part, training in modes:
+            part.training = training
+
+
+def _loss(model: nn.Module, batch: Any) -> Tensor:
+    device = next(model.parameters()).device
+    inputs = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in batch.items()}
+    loss = getattr(model(**inputs), "loss", None)
+    if not isinstance(loss, Tensor):
+        raise ValueError(
+            f"SNIP: the model gives no loss for a batch of {', '.join(batch)}: add labels"
+        )
+    return loss
+
+
+def _mask_function(best: dict[nn.Linear, Tensor]) -> Callable[..., Tensor]:
+    """What PEFT asks for the mask of a module; a function, which a copy of a config shares."""
+    entries = WeakKeyDictionary(best)
+
+    def mask_fn(base_layer: nn.Linear, r: int, **_: Any) -> Tensor:
+        weight = base_layer.weight
+        if base_layer not in entries or len(entries[base_layer]) != r * sum(weight.shape):
+            raise ValueError(
+                f"SNIP has chosen no entries for r={r} of this {type(base_layer).__name__}"
+                f"{tuple(weight.shape)}: call snip() with the model and config that are trained"
+            )
+        mask = torch.zeros_like(weight, requires_grad=False)
+        mask.view(-1)[entries[base_layer].to(weight.device)] = 1
+        return mask
+
+    return mask_fn
+
+
+def _name(model: nn.Module, module: nn.Module) -> str:
+    return next(str(name) for name, other in model.named_modules() if other is module)

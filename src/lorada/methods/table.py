@@ -1,0 +1,378 @@
+"""METHODS: the rows of the paper as data.
+
+A method is a list of parts with their settings, one column for each kind of model. Combinations
+(LoRaDA-A, LoRaDA-LA, MAM, ``NAME+lmam``) are longer lists and nothing else. ``method`` says what
+an entry holds, ``plan`` makes a method ready for a model.
+"""
+
+from lorada.methods.method import Method, Settings
+from lorada.methods.autopeft.blocks import SIZES, blocks
+
+# Papers of several methods; each of the others is linked where it stands.
+LORADA = "https://aclanthology.org/2025.findings-emnlp.676/"
+UNIFIED = "https://arxiv.org/abs/2110.04366"  # He et al.
+LLM_ADAPTERS = "https://arxiv.org/abs/2304.01933"
+
+MAP = {"rank": 2, "length": 128}
+EVERY_FAMILY = ("llama", "roberta", "deberta", "bart")
+LLM_LORA = {"target_modules": ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]}
+ENCODER_LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.1}
+FFN_LORA = {"r": 102, "lora_alpha": 102, "target_modules": ["fc1", "fc2"]}
+QUERY_VALUE = {
+    "llama": ["q_proj", "v_proj"],
+    "roberta": ["query", "value"],
+    "deberta": ["query_proj", "value_proj"],
+    "bart": ["q_proj", "v_proj"],
+}
+
+
+def _lorada_la(targets: list[str], lora_rank: int, adapter_rank: int) -> dict[str, Settings]:
+    return {
+        "lmam": MAP,
+        "lora": {"r": lora_rank, "lora_alpha": 2 * lora_rank, "lora_dropout": 0.05,
+                 "target_modules": targets},
+        "bottleneck": {"rank": adapter_rank, "scale": 4.0, "dropout": 0.05},
+    }  # fmt: skip
+
+
+METHODS: dict[str, Method] = {
+    "lmam": Method(
+        "the low-rank attention map alone",
+        {family: {"lmam": MAP} for family in EVERY_FAMILY},
+        formula="softmax(QKᵀ/√d)·V + M·V, M = (W_a + PE)(W_b + PE)/s on the first n tokens",
+        paper=LORADA,
+        source="Table 19, LLaMA-7B",
+    ),
+    "fmam": Method(
+        "the full-rank attention map alone (the ¬L ablation)",
+        {family: {"lmam": {"length": 128, "ablation": "full_rank"}} for family in EVERY_FAMILY},
+        formula="softmax(QKᵀ/√d)·V + M·V, M = (W + PE·PEᵀ)/s on the first n tokens",
+        paper=LORADA,
+        source="Tables 3 and 9",
+    ),
+    "lora": Method(
+        "LoRA",
+        {
+            "llama": {"lora": {"r": 32, "lora_alpha": 64, "lora_dropout": 0.05, **LLM_LORA}},
+            "roberta": {"lora": {**ENCODER_LORA, "target_modules": QUERY_VALUE["roberta"]}},
+            "deberta": {"lora": {**ENCODER_LORA, "target_modules": QUERY_VALUE["deberta"]}},
+            "bart": {"lora": FFN_LORA},
+        },
+        formula="Wx + (α/r)·BAx",
+        paper="https://arxiv.org/abs/2106.09685",
+        source="Tables 4, 5 and 10",
+    ),
+    "dora": Method(
+        "DoRA: LoRA with the magnitude of each output row learned apart",
+        {
+            "llama": {
+                "lora": {
+                    "r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "use_dora": True, **LLM_LORA,
+                }
+            },
+        },
+        formula="m ⊙ (W + (α/r)·BA)x / ‖W + (α/r)·BA‖, the norm by output row",
+        paper="https://arxiv.org/abs/2402.09353",
+        source="Table 4",
+    ),
+    "adapter_ffn": Method(
+        "Adapter-FFN: a scaled bottleneck adapter parallel to the FFN",
+        {
+            "llama": {"bottleneck": {"rank": 18, "scale": 4.0}},
+            "roberta": {"bottleneck": {"rank": 32, "scale": 2.0, "dropout": 0.1}},
+            "deberta": {"bottleneck": {"rank": 32, "scale": 2.0, "dropout": 0.1}},
+            "bart": {"bottleneck": {"rank": 512, "scale": 4.0}},
+        },
+        formula="FFN(x) + s·U·ReLU(Dx)",
+        paper=UNIFIED,
+        source="Tables 5 and 10",
+    ),
+    "series": Method(
+        "series adapter of LLM-Adapters, behind down_proj",
+        {"llama": {"bottleneck": {"placement": "series", "rank": 256}}},
+        formula="y + U·tanh(Dy), y = W_down·x",
+        paper=LLM_ADAPTERS,
+        source="Tables 4 and 18",
+    ),
+    "parallel": Method(
+        "parallel adapter of LLM-Adapters, beside up_proj and down_proj",
+        {"llama": {"bottleneck": {"placement": "parallel", "rank": 256}}},
+        formula="Wx + U·tanh(Dx) for W = W_up, W_down",
+        paper=LLM_ADAPTERS,
+        source="Tables 4 and 18",
+    ),
+    "houlsby": Method(
+        "Houlsby's adapters, behind attention and FFN",
+        {
+            family: {"bottleneck": {"placement": "houlsby", "rank": 16}}
+            for family in ("roberta", "deberta")
+        },
+        formula="LN(x + y + U·ReLU(Dy)), y = Attn(x) or FFN(x)",
+        paper="https://arxiv.org/abs/1902.00751",
+        source="Table 5",
+    ),
+    "pfeiffer": Method(
+        "Pfeiffer's adapter, behind the FFN's sum and its norm",
+        {
+            "bart": {"bottleneck": {"placement": "pfeiffer", "rank": 600}},
+            **{
+                family: {"bottleneck": {"placement": "pfeiffer", "rank": 32}}
+                for family in ("roberta", "deberta")
+            },
+        },
+        formula="LN(x + y + U·ReLU(Dz)), z = LN(x + y), y = FFN(x); on mBART without the norms",
+        paper="https://arxiv.org/abs/2005.00247",
+        source="Table 10; the rank for encoders is ours",
+    ),
+    "pa_attn_ffn": Method(
+        "parallel adapters beside attention and FFN",
+        {
+            "bart": {
+                "pa_attn": {"placement": "pa_attn", "rank": 30},
+                "bottleneck": {"rank": 512, "scale": 4.0},
+            },
+        },
+        formula="W_o·(Attn(x) + U₁·ReLU(D₁x)); FFN(x) + s·U₂·ReLU(D₂x)",
+        paper=UNIFIED,
+        source="Table 10",
+    ),
+    "prefix": Method(
+        "prefix tuning",
+        {
+            "llama": {"prefix": {"length": 30, "initial_std": 1.0}},
+            "llama-13b": {"prefix": {"length": 10, "initial_std": 1.0}},
+            **{
+                family: {"prefix": {"length": 32, "projection": 800}}
+                for family in ("roberta", "deberta")
+            },
+            "bart": {"prefix": {"length": 30, "projection": 800}},
+        },
+        formula="Attn(Q, [P_k; K], [P_v; V])",
+        paper="https://arxiv.org/abs/2101.00190",
+        source="Tables 4, 5 and 10",
+    ),
+    "mam": Method(
+        "MAM: prefix tuning with Adapter-FFN",
+        {
+            **{
+                family: {
+                    "prefix": {"length": 16, "projection": 800},
+                    "bottleneck": {"rank": 16, "scale": 2.0, "dropout": 0.1},
+                }
+                for family in ("roberta", "deberta")
+            },
+            "bart": {
+                "prefix": {"length": 30, "projection": 800},
+                "bottleneck": {"rank": 512, "scale": 4.0},
+            },
+        },
+        formula="Attn(Q, [P_k; K], [P_v; V]); FFN(x) + s·U·ReLU(Dx)",
+        paper=UNIFIED,
+        source="Tables 5 and 10",
+    ),
+    "prefix_lora": Method(
+        "prefix tuning with LoRA on the FFN",
+        {
+            "bart": {
+                "prefix": {"length": 30, "projection": 800},
+                "lora": FFN_LORA,
+            },
+        },
+        formula="Attn(Q, [P_k; K], [P_v; V]); Wx + (α/r)·BAx for the FFN's W",
+        paper=UNIFIED,
+        source="Table 10",
+    ),
+    "autopeft": Method(
+        "AutoPEFT: serial and parallel adapters and a prefix, in layers that `search` chooses",
+        {
+            **{family: blocks(12, 12, 6) for family in ("roberta", "deberta")},
+            "bart": blocks(256, 256, 32),
+            "mbart": blocks(0, 512, 32),  # which has no norm behind the FFN
+        },
+        arguments={
+            "learning_rate": 1e-4, "num_train_epochs": 20, "per_device_train_batch_size": 32,
+        },
+        sizes=SIZES,
+        formula="LN(A_s(LN(y + x)) + y + A_p(x) + x), y = FFN(x); Attn(Q, [P_k; K], [P_v; V])",
+        paper="https://arxiv.org/abs/2301.12132",
+        source="Tables 5 and 10; the sizes are ours, none was published",
+    ),
+    "quanta": Method(
+        "QuanTA: a full-rank change from gates on pairs of tensor axes",
+        {family: {"quanta": {"target_modules": QUERY_VALUE[family]}} for family in EVERY_FAMILY},
+        formula="Wx + (T − S)x, T = ∏ T⁽ᵃᵇ⁾ over pairs of axes, S = T at the start",
+        paper="https://arxiv.org/abs/2406.00132",
+        source="Table 17",
+    ),
+    "ist": Method(
+        "IST: LoRA whose layers train a quarter at a time, the dispensable ones less",
+        {
+            "llama": {"lora": {"r": 32, "lora_alpha": 64, "lora_dropout": 0.05, **LLM_LORA}},
+            "llama3-8b": {
+                "lora": {
+                    "r": 32, "lora_alpha": 64, "lora_dropout": 0.05, "use_dora": True, **LLM_LORA,
+                }
+            },
+        },
+        callbacks=("lorada.methods.callbacks.ist:ISTCallback",),
+        arguments={"ddp_find_unused_parameters": True},
+        formula="Wx + (α/r)·BAx; layers drawn by σ(−I), I ← I + η·(R − mean R)·σ′(I)",
+        paper="https://arxiv.org/abs/2410.11772",
+        source="Table 4",
+    ),
+    "owlore": Method(
+        "OwLore: a few whole layers at a time, in GaLore's low-rank projection",
+        trainable=r".",
+        callbacks=("lorada.methods.callbacks.owlore:OwLoreCallback",),
+        optimizer="lorada.methods.galore:galore",
+        arguments={"learning_rate": 3e-4, "ddp_find_unused_parameters": True},
+        formula="W ← W − η·P·Adam(PᵀG), P from G's SVD; layers drawn by outliers of |W|·‖x‖",
+        paper="https://arxiv.org/abs/2405.18380",
+        source="Table 4",
+    ),
+    "owlore_full": Method(
+        "OwLore-Full: a few whole layers at a time, with AdamW",
+        trainable=r".",
+        callbacks=("lorada.methods.callbacks.owlore:OwLoreCallback",),
+        arguments={"learning_rate": 3e-4, "ddp_find_unused_parameters": True},
+        formula="W ← W − η·Adam(G); layers drawn by outliers of |W|·‖x‖",
+        paper="https://arxiv.org/abs/2405.18380",
+        source="Table 4",
+    ),
+    "adalora": Method(
+        "AdaLoRA: LoRA whose ranks are pruned where they matter least",
+        {
+            "deberta": {
+                "adalora": {
+                    "init_r": 12, "target_r": 8, "lora_alpha": 16, "beta1": 0.85, "beta2": 0.85,
+                    "orth_reg_weight": 0.1, "total_step": 10**9,
+                    "tinit": 0.125, "tfinal": 0.5, "deltaT": 0.0015,  # of the steps of the run
+                    "target_modules": r".*encoder.*\.(query_proj|key_proj|value_proj|dense)$",
+                },
+            },
+        },
+        callbacks=("lorada.methods.callbacks.adalora:AdaLoraCallback",),
+        formula="Wx + (α/r)·PΛQx; entries of Λ pruned by importance to a budget",
+        paper="https://arxiv.org/abs/2303.10512",
+        source="Table 11; the phases are shares of the run, as long as in AdaLoRA's scripts",
+    ),
+    "sora": Method(
+        "SoRA: LoRA with gates that training sets to zero",
+        {family: {"sora": {"rank": 8, "alpha": 16}} for family in ("roberta", "deberta")},
+        callbacks=("lorada.methods.callbacks.sora:SoraCallback",),
+        arguments={"weight_decay": 0.1, "warmup_steps": 0.06, "max_grad_norm": 0.1},
+        formula="Wx + (α/r)·B(g ⊙ Ax); g ← soft threshold of (g, ξ)",
+        paper="https://arxiv.org/abs/2311.11696",
+        source="Table 11",
+    ),
+    "shira": Method(
+        "SHiRA-SNIP: a fixed, sparse set of the base's weights",
+        {"llama": {"shira": {"r": 38, **LLM_LORA}}},
+        prepare="lorada.methods.snip:snip",
+        arguments={"learning_rate": 5e-4},
+        formula="(W + M ⊙ S)x, M = the largest |W ⊙ ∂ℓ/∂W|",
+        paper="https://arxiv.org/abs/2406.13175",
+        source="Table 4",
+    ),
+    "lamda": Method(
+        "LaMDA++: a small matrix between spectral projections, one of which freezes",
+        {"llama": {"lamda": {"rank": 32, "ranks": "energy", **LLM_LORA}}},
+        callbacks=("lorada.methods.callbacks.lamda:LamdaCallback",),
+        formula="(W − s·UΣVᵀ)x + s·BMAx, B, M, A = U, Σ, Vᵀ at the start; B freezes by columns",
+        paper="https://arxiv.org/abs/2406.12832",
+        source="Table 4",
+    ),
+    "omoe": Method(
+        "OMoE-DoRA: two DoRA experts whose outputs are made orthogonal",
+        {"llama": {"omoe": {"target_modules": ["gate_proj", "up_proj", "down_proj"]}}},
+        formula="Wx + Σ gᵢ·uᵢ, u = Gram-Schmidt of the experts' outputs, g = softmax(W_r·x)",
+        paper="https://arxiv.org/abs/2501.10062",
+        source="Table 4; layout inferred from the count",
+    ),
+    "longlora": Method(
+        "LongLoRA: LoRA, embeddings and norms, with shifted sparse attention in training",
+        {
+            "llama": {
+                "lora": {
+                    "r": 8, "lora_alpha": 16,
+                    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+                    "modules_to_save": ["embed_tokens", "norm"],
+                },
+            },
+        },
+        callbacks=("lorada.methods.callbacks.longlora:ShiftedAttention",),
+        arguments={"learning_rate": 2e-5},
+        formula="Wx + (α/r)·BAx; attention within groups, half of the heads shifted",
+        paper="https://arxiv.org/abs/2309.12307",
+        source="Table 7",
+    ),
+    "lorada_a": Method(
+        "LoRaDA-A: the map with Adapter-FFN",
+        {
+            "llama": {
+                "lmam": MAP,
+                "bottleneck": {"rank": 18, "scale": 4.0},
+            },
+            "roberta": {
+                "lmam": {"rank": 3, "length": 512, "heads": 3},
+                "bottleneck": {"rank": 16, "scale": 2.0, "dropout": 0.1},
+            },
+            "deberta": {
+                "lmam": {"rank": 2, "length": 512, "heads": 3},
+                "bottleneck": {"rank": 16, "scale": 2.0, "dropout": 0.1},
+            },
+            "bart": {
+                "lmam": {"rank": 22, "length": 256, "heads": 16, "stacks": ["encoder"]},
+                "bottleneck": {"rank": 512, "scale": 4.0},
+            },
+            "mbart": {
+                "lmam": {"rank": 64, "length": 128, "heads": 4, "stacks": ["encoder"]},
+                "bottleneck": {"rank": 820, "scale": 4.0},
+            },
+        },
+        formula="softmax(QKᵀ/√d)·V + M·V; FFN(x) + s·U·ReLU(Dx)",
+        paper=LORADA,
+        source="Tables 15 and 16",
+    ),
+    "lorada_la": Method(
+        "LoRaDA-LA: the map with LoRA and Adapter-FFN",
+        {
+            "llama": _lorada_la(["o_proj", "down_proj"], 1, 18),
+            "llama2-7b": _lorada_la(["o_proj", "down_proj"], 1, 15),
+            "llama3-8b": _lorada_la(["o_proj", "up_proj", "down_proj"], 2, 2),
+            "llama-13b": _lorada_la(["o_proj", "down_proj"], 1, 12),
+            "llama2-70b": _lorada_la(["o_proj", "up_proj", "down_proj"], 1, 7),
+        },
+        formula="softmax(QKᵀ/√d)·V + M·V; Wx + (α/r)·BAx; FFN(x) + s·U·ReLU(Dx)",
+        paper=LORADA,
+        source="Table 19",
+    ),
+    "lorada_q": Method(
+        "LoRaDA-Q: the map with QuanTA",
+        {
+            "llama": {
+                "lmam": {"rank": 1, "length": 128},
+                "quanta": {"target_modules": QUERY_VALUE["llama"]},
+            },
+        },
+        formula="softmax(QKᵀ/√d)·V + M·V; Wx + (T − S)x",
+        paper=LORADA,
+        source="Table 17",
+    ),
+    "bitfit": Method(
+        "only the biases of the base; its pooler's trains with the head",
+        trainable=r"^(?!.*\bpooler\b).*\bbias$",
+        trains="biases",
+        with_head=r"\bpooler\b.*\bbias$",
+        formula="Wx + b, b trains",
+        paper="https://arxiv.org/abs/2106.10199",
+        source="Table 5",
+    ),
+    "full": Method(
+        "every parameter of the base",
+        trainable=r".",
+        formula="W ← W − η·Adam(G)",
+        paper=LORADA,
+        source="Table 5",
+    ),
+}  # fmt: skip

@@ -1,1 +1,0 @@
-"""Methods that change how training goes, as Trainer callbacks: one idea per file."""

@@ -1,0 +1,258 @@
+"""Loss curves, attention maps and the paper's figures, as pictures; curves as text as well."""
+
+import math
+import statistics
+import textwrap
+from collections.abc import Mapping, Sequence
+from itertools import cycle, pairwise
+from pathlib import Path
+from typing import Any
+
+from lorada.support.files import written_whole
+
+BLOCKS = " ▁▂▃▄▅▆▇█"
+STYLES = ("o-", "s--", "^-.", "v:", "D-", "x--", "P-.", "*:")  # told apart without colours
+MARKERS = "osD^vP*<X>d"
+LARGEST = 12  # inches of a map's side: a larger picture takes long to draw and shows no more
+SHADES = 6  # of viridis, from dark to light; prime to the number of markers: 66 different points
+
+
+def loss_chart(losses: Sequence[float], width: int = 60, height: int = 6) -> str:
+    """A loss curve drawn with block characters, the highest and lowest value at its left."""
+    losses = [loss for loss in losses if math.isfinite(loss)]
+    if not losses:
+        return "no loss was logged"
+    columns = min(width, len(losses))
+    edges = [round(i * len(losses) / columns) for i in range(columns + 1)]
+    means = [sum(losses[a:b]) / (b - a) for a, b in pairwise(edges) if b > a]
+    low, high = min(means), max(means)
+    span = (high - low) or 1.0
+    levels = [round((value - low) / span * (height * 8 - 1)) + 1 for value in means]
+    lines = []
+    for row in reversed(range(height)):
+        bar = "".join(BLOCKS[max(0, min(8, level - row * 8))] for level in levels)
+        label = f"{high:8.3f}" if row == height - 1 else f"{low:8.3f}" if row == 0 else " " * 8
+        lines.append(f"{label} │{bar}")
+    return "\n".join(lines)
+
+
+def loss_png(runs: dict[str, Sequence[dict[str, Any]]], *paths: Path) -> None:
+    """Loss over steps of one or more runs.
+
+    Args:
+        runs: name → history of a ``result.json`` (``step`` and ``loss``).
+        paths: files to write, PNG or SVG by their names.
+
+    Raises:
+        ImportError: if matplotlib is missing, naming the extra.
+    """
+    plt = _pyplot()
+    height = 3.6 + 0.22 * (len(runs) if len(runs) > 1 else 0)
+    figure, axes = plt.subplots(figsize=(6, height), layout="constrained")
+    names = telling(list(runs))
+    for name, history, style in zip(names, runs.values(), cycle(STYLES), strict=False):
+        lines = [e for e in history if None not in (e.get("loss"), e.get("step"))]
+        steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
+        axes.plot(steps, losses, style, markersize=4, label=_literal(name))
+    axes.set(xlabel="optimizer steps", ylabel="training loss")
+    axes.grid(alpha=0.3)
+    if len(runs) > 1:
+        # Told its names: of its own accord it leaves out those that begin with an underscore.
+        named = map(_literal, names)
+        figure.legend(axes.lines, named, loc="outside lower center", fontsize="small")
+    _save(figure, paths)
+
+
+def telling(names: list[str]) -> list[str]:
+    """Paths without the folders that all of them begin or end with."""
+    parts = [name.split("/") for name in names]
+    for end in (0, -1):
+        while len(parts) > 1 and all(len(p) > 1 and p[end] == parts[0][end] for p in parts):
+            for p in parts:
+                p.pop(end)
+    return ["/".join(p) for p in parts]
+
+
+def attention_maps(
+    tokens: Sequence[str],
+    maps: dict[str, tuple[Sequence[Sequence[float]], float | None]],
+    *paths: Path,
+    title: str = "",
+) -> None:
+    """Heatmaps side by side, like Figure 1 of the paper.
+
+    Red is positive and blue negative, which a minus marks too, for eyes and printers without
+    colour; the scale is centred at 0, and each panel has its own, because a softmax map and a
+    learned map differ in size.
+
+    Args:
+        tokens: the tokens along both axes.
+        maps: panel title → (queries × keys, share of entries below 0, or None for none to show).
+        paths: files to write, PNG or SVG by their names.
+        title: line above the panels.
+
+    Raises:
+        ImportError: if matplotlib is missing, naming the extra.
+    """
+    plt = _pyplot()
+    size = min(max(3.2, 0.24 * len(tokens)), LARGEST)
+    # Of a long text, every second or third token is named, so that none lies on another.
+    every = math.ceil(len(tokens) / (size * 11))
+    places, names = range(0, len(tokens), every), [_literal(t) for t in tokens[::every]]
+    letters = {"fontsize": 7 if size > 0.14 * len(names) else 5}
+    figure, axes = plt.subplots(
+        1, len(maps), figsize=(len(maps) * (size + 0.6), size + 0.9), layout="constrained"
+    )
+    for axis, (name, (values, ratio)) in zip(axes, maps.items(), strict=True):
+        image = _signed(axis, values)
+        axis.set_xticks(places, names, rotation=90, **letters)
+        axis.set_yticks(places, names, **letters)
+        axis.set_title(name if ratio is None else f"{name}\n(Neg Rat: {100 * ratio:.2f}%)")
+        figure.colorbar(image, ax=axis, shrink=0.75)
+    if title:
+        figure.suptitle(_literal(title))
+    _save(figure, paths)
+
+
+def _signed(axis: Any, values: Sequence[Sequence[float]]) -> Any:
+    """Draw a signed map, centred at 0, with a minus on each negative entry that is visible."""
+    limit = max(abs(value) for row in values for value in row) or 1.0
+    image = axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
+    below = [
+        (column, line, "white" if value < -limit * 0.6 else "black")
+        for line, row in enumerate(values)
+        for column, value in enumerate(row)
+        if value < -limit / 50
+    ]
+    if below:
+        columns, lines, colours = zip(*below, strict=True)
+        size = min(60.0, (80 / len(values)) ** 2)
+        axis.scatter(columns, lines, s=size, c=colours, marker="_", linewidths=0.8)
+    return image
+
+
+def layers_figure(found: dict[str, Any], *paths: Path) -> None:
+    """Maps of up to four layers, and the negative ratio over all, like Figure 3 of the paper.
+
+    A panel is one head's map of one row, and its title has that map's own ratio; the curves are
+    means over heads and rows.
+
+    Args:
+        found: ``layers`` (``map`` and its ``shown_ratio``, of the first row and head; the means
+            ``negative_ratio`` and ``map_negative_ratio``), ``rows`` and ``task``.
+        paths: files to write, PNG or SVG by their names.
+    """
+    plt = _pyplot()
+    layers = found["layers"]
+    count = min(4, len(layers))
+    chosen = sorted({round(i * (len(layers) - 1) / max(count - 1, 1)) for i in range(count)})
+    figure, axes = plt.subplot_mosaic(
+        [[f"map{i}" for i in chosen], ["ratio"] * len(chosen)],
+        figsize=(3.2 * len(chosen), 6), layout="constrained",
+    )  # fmt: skip
+    for index in chosen:
+        axis = axes[f"map{index}"]
+        figure.colorbar(_signed(axis, layers[index]["map"]), ax=axis, shrink=0.7)
+        ratio = 100 * layers[index]["shown_ratio"]
+        axis.set_title(f"layer {index}, head 0, Neg Rat: {ratio:.0f}%", fontsize=9)
+    places = range(len(layers))
+    ratio_axis = axes["ratio"]
+    for name, style, label in (
+        ("map_negative_ratio", "-o", "LMAM (Attn_s)"),
+        ("negative_ratio", "--s", "fused"),
+    ):
+        ratio_axis.plot(places, [100 * one[name] for one in layers], style, label=label)
+    ratio_axis.axhline(50, color="grey", linewidth=0.8)
+    ratio_axis.set(xlabel="layer", ylabel="negative ratio (%)", ylim=(0, 100), xticks=places)
+    mean = f"mean over all heads and {found['rows']} rows of {found['task']}"
+    ratio_axis.set_title(f"{mean}\n(the maps above: of the first row)", fontsize=9)
+    ratio_axis.legend()
+    _save(figure, paths)
+
+
+def sweep_figure(
+    scores: Mapping[tuple[int, int], Sequence[float]], *paths: Path, title: str, metric: str
+) -> None:
+    """Mean score over heads and ranks, like Figure 4 of the paper.
+
+    Args:
+        scores: (heads, rank) → one score a seed.
+        paths: files to write, PNG or SVG by their names.
+        title: line above.
+        metric: name of the score.
+    """
+    plt = _pyplot()
+    heads, ranks = (sorted({key[i] for key in scores}) for i in range(2))
+    grid = [[statistics.fmean(scores.get((h, r), [math.nan])) for r in ranks] for h in heads]
+    figure, axis = plt.subplots(
+        figsize=(1.5 + 1.2 * len(ranks), 1.5 + 0.7 * len(heads)), layout="constrained"
+    )
+    image = axis.imshow(grid, cmap="cividis", aspect="auto")
+    middle = (image.norm.vmin + image.norm.vmax) / 2
+    for line, row in enumerate(grid):
+        for column, value in enumerate(row):
+            each = scores.get((heads[line], ranks[column]), [])
+            spread = f"\n±{statistics.stdev(each):.1f}" if len(each) > 1 else ""
+            colour = "white" if value < middle else "black"
+            axis.text(column, line, f"{value:.1f}{spread}", ha="center", va="center", color=colour)
+    axis.set(xlabel="rank r", ylabel="heads h_s", title=title)
+    axis.set_xticks(range(len(ranks)), ranks)
+    axis.set_yticks(range(len(heads)), heads)
+    figure.colorbar(image, ax=axis, label=metric)
+    _save(figure, paths)
+
+
+def scatter_figure(points: Sequence[dict[str, Any]], *paths: Path, title: str) -> None:
+    """Score over trained parameters, one point a row, its spread over seeds as a bar.
+
+    Points of one shape differ in how dark they are, so that they do in print as well.
+
+    Args:
+        points: ``label``, ``percent`` (trained, of the base), ``scores`` (one a seed, means over
+            columns).
+        paths: files to write, PNG or SVG by their names.
+        title: line above.
+    """
+    plt = _pyplot()
+    columns = math.ceil(len(points) / 22)  # of the legend
+    figure, axis = plt.subplots(figsize=(5 + 2 * columns, 4.5), layout="constrained")
+    for index, point in enumerate(points):
+        scores = point["scores"]
+        spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
+        axis.errorbar(
+            point["percent"], statistics.fmean(scores), yerr=spread, capsize=3, ecolor="dimgrey",
+            color=plt.get_cmap("viridis")(index % SHADES / (SHADES - 1)),
+            fmt=MARKERS[index % len(MARKERS)], markersize=7, markeredgecolor="black",
+            label=point["label"],
+        )  # fmt: skip
+    axis.set(xlabel="trained parameters (% of the base, log)", ylabel="score")
+    axis.set_title(textwrap.fill(title, 60), fontsize=10)
+    axis.set_xscale("log")
+    axis.grid(alpha=0.3)
+    figure.legend(fontsize=8, loc="outside right center", ncols=columns)
+    _save(figure, paths)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'lorada[plots]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _literal(text: str) -> str:
+    """A text in which a dollar is a dollar, and does not begin a formula."""
+    return text.replace("$", r"\$")
+
+
+def _save(figure: Any, paths: Sequence[Path]) -> None:
+    """Write a figure to files, laid out once."""
+    for path in paths:
+        with written_whole(path) as fresh:
+            figure.savefig(fresh, dpi=150)
+        figure.set_layout_engine("none")
+    _pyplot().close(figure)

@@ -1,0 +1,235 @@
+"""The page of one of the paper's tables: its lines and columns, and what decides if they compare.
+
+Reads results only; what a table is, its caller says.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lorada.report.render import (
+    AVERAGE,
+    MEAN,
+    Columns,
+    Line,
+    Page,
+    has_models,
+    main_metric,
+    measured_line,
+    published,
+    published_line,
+)
+
+Results = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table by its key in ``published.yaml``, and the results of its runs so far."""
+
+    key: str
+    label: str
+    results: Results
+
+    @property
+    def protocol(self) -> str | None:
+        """By which its answers were scored; None for the only one of its tasks."""
+        return next((r["recipe"].get("protocol") for r in self.results), None)
+
+
+def paper_page(
+    number: int,
+    title: str,
+    rows: Sequence[Row],
+    columns: Columns,
+    *,
+    mean: list[str] | None,
+    digits: int,
+    notes: Sequence[str] = (),
+    unrun: Sequence[str] = (),
+) -> Page:
+    """Rows of a table beside what the paper printed for them.
+
+    Args:
+        number: of the table.
+        title: of the page.
+        rows: at least one of them with a result.
+        columns: of all rows; where rows were scored by different protocols, each has its own.
+        mean: the columns that the mean is of; None for all.
+        digits: behind the point.
+        notes: what the table has to say of its own.
+        unrun: keys of rows that the paper prints and nobody can run, as ChatGPT's.
+
+    Raises:
+        ValueError: if two runs were scored on different rows of one task.
+    """
+    _check_rows(rows)
+    averaged = averaged_columns(columns, mean)
+    plain = [*columns, *([MEAN] if averaged else [])]
+    apart = len({row.protocol for row in rows}) > 1
+
+    def names(row: Row) -> dict[str, str]:
+        return {name: f"{name} ({row.protocol})" if apart else name for name in plain}
+
+    lines = []
+    for key in unrun:
+        printed = published_line(number, key, averaged)
+        lines += [_renamed(printed, names(rows[0]))] if printed else []
+    for row in rows:
+        printed = published_line(number, row.key, averaged)
+        lines += [_renamed(printed, names(row))] if printed else []
+        label = row.key if has_models(number) else row.label  # the key names the paper's model
+        lines.append(_renamed(measured_line(label, row.results, columns, averaged), names(row)))
+    shown = dict.fromkeys(name for row in rows for name in names(row).values())
+    results = [result for row in rows for result in row.results]
+    said = [
+        *_about(results),
+        *_scores(results, columns),
+        *_of_means(number, averaged),
+        *_unfinished(lines),
+        *notes,
+    ]
+    return Page(title, list(shown), lines, [*said, *_unparsable(rows), *_machines(results)], digits)
+
+
+def averaged_columns(columns: Columns, mean: list[str] | None) -> list[str]:
+    """Those of some columns that a table's mean is of."""
+    return [name for name in columns if mean is None or name in mean]
+
+
+def scatter_points(
+    rows: Sequence[Row], columns: Columns, mean: list[str] | None
+) -> list[dict[str, Any]]:
+    """What a picture of parameters and scores shows of each row.
+
+    Returns:
+        ``label``, ``percent``, ``scores`` (means over columns, one a seed) and ``columns``; only
+        of rows, and of their seeds, that have all columns of the row with most.
+
+    Raises:
+        ValueError: if there are none, or as ``paper_page`` does.
+    """
+    _check_rows(rows)
+    every = {name: columns[name] for name in averaged_columns(columns, mean)}
+    present = [list(measured_line(row.key, row.results, every).scores) for row in rows]
+    shared = max(present, key=len, default=[])
+    apart = len({row.protocol for row in rows}) > 1
+    points = []
+    for row in rows:
+        if means := measured_line(row.key, row.results, every, shared).scores.get(MEAN):
+            points.append({
+                "label": f"{row.key} ({row.protocol})" if apart else row.key,
+                "percent": row.results[0]["parameters"]["percent"],
+                "scores": means,
+                "columns": shared,
+            })  # fmt: skip
+    if not points:
+        raise ValueError(f"there are no results of {', '.join(every)}: run lorada table first")
+    return points
+
+
+def _renamed(line: Line, names: dict[str, str]) -> Line:
+    scores = {names.get(name, name): values for name, values in line.scores.items()}
+    spread = {names.get(name, name): value for name, value in line.spread.items()}
+    return replace(line, scores=scores, spread=spread)
+
+
+def _check_rows(rows: Sequence[Row]) -> None:
+    """Numbers of different rows of data must not stand side by side."""
+    first: dict[tuple[str | None, str], tuple[str, str]] = {}
+    for row in rows:
+        for result in row.results:
+            for task, metrics in result["metrics"].items():
+                data = str(metrics.get("sha256"))
+                where = f"{row.key}, seed {result['seed']}"
+                known = first.setdefault((row.protocol, task), (data, where))
+                if known[0] != data:
+                    raise ValueError(
+                        f"{task} was scored on other rows in {where} than in {known[1]}: "
+                        "run one of them again with --overwrite"
+                    )
+
+
+def _about(results: Results) -> list[str]:
+    """Model, seeds, protocol and data of all runs."""
+    seeds = sorted({int(r["seed"]) for r in results})
+    spread = "; ± is the standard deviation over seeds" if len(seeds) > 1 else ""
+    notes = [
+        f"ours: {_listed(r['model'] for r in results)}; "
+        f"seed{'s' if len(seeds) > 1 else ''} {_listed(seeds)}{spread}."
+    ]
+    protocols = _listed(p for r in results if (p := r["recipe"].get("protocol")))
+    trained = _listed(f"{r['data']['rows']:,}" for r in results if r.get("data"))
+    sets = _listed(on for r in results if (on := r["recipe"].get("train_on")))
+    places = _listed(p for r in results if (p := (r.get("data") or {}).get("source")))
+    parts = [
+        f"protocol: {protocols}" if protocols else "",
+        f"rows to learn from: {trained}" if trained else "",
+        f"train_on: {sets}" if sets else "",
+        f"rows are from {places}" if places else "",
+    ]
+    notes.append("; ".join(filter(None, parts)) + ".")
+    sizes = {task: m["n"] for r in results for task, m in r["metrics"].items()}
+    notes.append(f"scored rows: {', '.join(f'{task} {n}' for task, n in sizes.items())}.")
+    return [note for note in notes if note != "."]
+
+
+def _scores(results: Results, columns: Columns) -> list[str]:
+    """Which score each column is of: by the paper's words, all of GLUE's are accuracy."""
+    found: dict[str, list[str]] = {}
+    for name, (task, metric) in columns.items():
+        scored: dict[str, Any] = next(
+            (m for r in results if (m := r["metrics"].get(task)) and (not metric or metric in m)),
+            {},
+        )
+        if scored:
+            found.setdefault(metric or main_metric(scored), []).append(name)
+    said = [f"{metric} of {', '.join(names)}" for metric, names in found.items()]
+    return [f"scores: {'; '.join(said)}."] if said else []
+
+
+def _of_means(number: int, averaged: Sequence[str]) -> list[str]:
+    """Which columns the mean is of: the paper's own may be of others."""
+    if not averaged:
+        return []
+    alone = AVERAGE in published(number)["columns"]
+    printed = "; of a row for which the paper prints a mean alone, that one" if alone else ""
+    return [f"{MEAN}: of {', '.join(averaged)}, of seeds that have them all{printed}."]
+
+
+def _unfinished(lines: Sequence[Line]) -> list[str]:
+    """Which rows have fewer seeds somewhere than others have."""
+    ours = [line for line in lines if line.source == "ours"]
+    counts = {line.label: [len(v) for v in line.scores.values()] for line in ours}
+    most = max((n for found in counts.values() for n in found), default=0)
+    fewer = [label for label, found in counts.items() if found and min(found) < most]
+    return [f"fewer seeds than {most} so far, at least in one column: {', '.join(fewer)}."
+            ] if fewer else []  # fmt: skip
+
+
+def _machines(results: Results) -> list[str]:
+    """Hardware and versions, each once."""
+    found = []
+    for result in results:
+        machine, packages = result["hardware"], result["versions"]
+        plain = "{cpu}, {cores} cores, threads: {threads}"
+        name = machine["accelerator"] or plain.format(**machine)
+        of = ", ".join(f"{p} {packages[p]}" for p in ("torch", "transformers", "peft"))
+        found.append(f"{name}; {of}")
+    return [f"{_listed(found, '; or ')}. Minutes are of training, all seeds and tasks together."]
+
+
+def _unparsable(rows: Sequence[Row]) -> list[str]:
+    """How many answers named no option, of the rows that had such."""
+    worst = {
+        row.key: max(
+            (s for r in row.results for s in (r.get("unparsable") or {}).values()), default=0
+        )
+        for row in rows
+    }
+    named = [f"{key} {share:.1f} %" for key, share in worst.items() if share > 0]
+    return [f"answers that name no option, at most: {', '.join(named)}."] if named else []
+
+
+def _listed(values: Iterable[Any], between: str = ", ") -> str:
+    return between.join(dict.fromkeys(map(str, values)))

@@ -1,0 +1,1 @@
+"""Rows of a run: read, tokenised, cached, packed, put in batches."""

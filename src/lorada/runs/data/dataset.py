@@ -1,0 +1,234 @@
+"""From rows to a dataset of token ids; collators that pad; what a model has room for."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from transformers import (
+    DataCollatorForSeq2Seq,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+)
+
+from lorada.support.progress import watched
+from lorada.runs.data.rows import Rows
+from lorada.runs.recipe import Recipe
+from lorada.runs.data.token_cache import Encoding, kept
+from lorada.tasks.tokenize import (
+    CHUNK,
+    EMPTY,
+    IGNORED,
+    Encoded,
+    EncodeOptions,
+    TurnsRefused,
+    encode,
+    windows,
+)
+from lorada.tasks.rows import HEADED, Form
+from lorada.tasks.task import Kind
+
+logger = logging.getLogger(__name__)
+
+NOTHING = "give this tokenizer no token to read, or none to learn"
+
+
+def encode_options(rows: Rows, recipe: Recipe, kind: Kind) -> EncodeOptions:
+    """How rows are encoded: what the recipe says, else their protocol."""
+    protocol = rows.protocol
+    usual = protocol.target_length and min(protocol.target_length, recipe.max_length)
+    return EncodeOptions(
+        recipe.max_length,
+        recipe.loss_on or protocol.loss_on,
+        rows.labels,
+        joint=protocol.joint,
+        kind=kind,
+        target_length=recipe.max_target_length or usual,
+    )
+
+
+def encode_rows(
+    rows: Rows,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: Kind,
+    *,
+    answered: bool = False,
+) -> Dataset:
+    """Token ids of all rows; how many had to be cut or dropped is reported, never silent.
+
+    Args:
+        rows: the rows.
+        recipe: says how long they may be and which tokens count.
+        tokenizer: of the model.
+        kind: of the model.
+        answered: whether the model is to answer every one of them.
+
+    Raises:
+        ValueError: if no row is left to learn from, or one is left out that was to be answered.
+    """
+    options = encode_options(rows, recipe, kind)
+    dataset, counts = kept(rows, tokenizer, options, lambda: _encoded(rows, tokenizer, options))
+    # An encoder–decoder may be asked for the answers to held-out rows while it trains.
+    if (answered or kind == "encoder_decoder") and counts["left_out"]:
+        raise ValueError(
+            f"{rows.path} row {rows.number(counts['left_out'] - 1)} cannot be answered: a text of "
+            f"it gives this tokenizer no token, or is longer than max_length={recipe.max_length}: "
+            "mend it, or raise that"
+        )
+    if counts["empty"]:
+        logger.warning("%s: %d of %d rows were left out: they %s", rows.path, counts["empty"],
+                       len(rows.rows), NOTHING)  # fmt: skip
+    if counts["cut"] or counts["dropped"]:
+        left_out = (
+            f", {counts['dropped']} more were left out because nothing of the response was left"
+        )
+        logger.warning(
+            "%s: %d of %d rows were cut to max_length=%d%s",
+            rows.path, counts["cut"], len(rows.rows), recipe.max_length,
+            left_out if counts["dropped"] else "",
+        )  # fmt: skip
+    if dataset is None and not counts["dropped"] and recipe.max_length > 1:
+        raise ValueError(f"{rows.path} has no row to learn from: they all {NOTHING}")
+    if dataset is None:
+        raise ValueError(
+            f"no row of {rows.path} fits: every response lies beyond max_length="
+            f"{recipe.max_length}; raise it"
+        )
+    return dataset
+
+
+def _encoded(rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions) -> Encoding:
+    # Of rows that were cut, had nothing left, had nothing; and the number of the first left out.
+    counts = {"cut": 0, "dropped": 0, "empty": 0, "left_out": 0}
+    done = 0
+
+    def whole(encoded: Iterable[Encoded | None]) -> Iterator[dict[str, Any]]:
+        nonlocal done
+        for done, one in enumerate(encoded, start=1):
+            if one is None or one is EMPTY:
+                counts["dropped" if one is None else "empty"] += 1
+                counts["left_out"] = counts["left_out"] or done
+                continue
+            counts["cut"] += one.truncated
+            yield one.features
+
+    title = f"Encoding {rows.path}"
+    found: Iterable[Encoded | None]
+    if rows.form == "text":
+        found = windows(watched(rows.rows, title), tokenizer, options)
+    else:
+        found = watched(
+            encode(rows.rows, rows.form, tokenizer, options), title, total=len(rows.rows)
+        )
+    try:
+        return dataset_of(whole(found)), counts
+    except TurnsRefused as error:  # by the row after the last one done
+        raise ValueError(f"{rows.path} row {rows.number(done)}: {error}") from error
+
+
+def dataset_of(features: Iterator[dict[str, Any]]) -> Dataset | None:
+    """A dataset in Arrow's memory, made chunk by chunk: Python's lists would take ten times it."""
+    parts: list[Dataset] = []
+    chunk: list[dict[str, Any]] = []
+    for one in features:
+        chunk.append(one)
+        if len(chunk) == CHUNK:
+            parts.append(Dataset.from_list(chunk))
+            chunk = []
+    if chunk:
+        parts.append(Dataset.from_list(chunk))
+    return concatenate_datasets(parts) if parts else None
+
+
+def lengths_of(dataset: Dataset) -> list[int]:
+    """Tokens of each encoded row; of the longest candidate where there are several."""
+    if "length" in dataset.column_names:
+        return list(dataset["length"])
+    return [len(ids) for ids in dataset["input_ids"]]
+
+
+def collator(
+    form: Form, tokenizer: PreTrainedTokenizerBase, model: Any = None
+) -> Callable[..., Any]:
+    """Pads a batch to its longest row, labels included.
+
+    An encoder–decoder that is named makes its decoder's input of the labels, which a loss with
+    smoothed labels takes away.
+    """
+    if form in HEADED:
+        pad: Callable[..., Any] = DataCollatorWithPadding(tokenizer)
+    elif form == "choice":
+        pad = ChoiceCollator(tokenizer)
+    else:
+        pad = DataCollatorForSeq2Seq(tokenizer, model, label_pad_token_id=IGNORED)
+    return pad
+
+
+class ChoiceCollator:
+    """Lays the candidates of all rows one under another, each behind its prompt, padded left.
+
+    Besides the ids there are ``groups`` (how many candidates each row has) and ``answers`` (the
+    index of the right one); ``labels`` count the candidates' tokens.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.pad: int = tokenizer.pad_token_id
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Every candidate of every row."""
+        batch = self._laid((row["prompt"], ids) for row in features for ids in row["candidates"])
+        batch["groups"] = torch.tensor([len(row["candidates"]) for row in features])
+        batch["answers"] = torch.tensor([row["answer"] for row in features])
+        return batch
+
+    def plain(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """The right candidate of every row, as a language model's own batch."""
+        return self._laid((row["prompt"], row["candidates"][row["answer"]]) for row in features)
+
+    def _laid(self, pairs: Iterable[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
+        sequences = [(prompt + ids, len(prompt)) for prompt, ids in pairs]
+        shape = len(sequences), max(len(ids) for ids, _ in sequences)
+        batch = {
+            "input_ids": torch.full(shape, self.pad),
+            "attention_mask": torch.zeros(shape, dtype=torch.long),
+            "labels": torch.full(shape, IGNORED),
+        }
+        for number, (ids, prompt) in enumerate(sequences):
+            batch["input_ids"][number, -len(ids) :] = torch.tensor(ids)
+            batch["attention_mask"][number, -len(ids) :] = 1
+            scored = len(ids) - prompt
+            batch["labels"][number, -scored:] = torch.tensor(ids[prompt:])
+        return batch
+
+
+def context_of(model_config: Any) -> int | None:
+    """How many tokens a model can read; None if its config does not say."""
+    context = getattr(model_config, "max_position_embeddings", None)
+    if not isinstance(context, int) or context < 1:  # XLNet says -1 for any number
+        return None
+    # RoBERTa's positions begin behind its pad token's.
+    shifted = model_config.model_type in ("roberta", "xlm-roberta")
+    return context - (model_config.pad_token_id + 1 if shifted else 0)
+
+
+def fit_context(recipe: Recipe, model_config: Any) -> Recipe:
+    """The recipe with ``max_length`` and ``max_target_length`` cut to what the model can read.
+
+    Raises:
+        ValueError: for a context length to score that is longer than that.
+    """
+    context = context_of(model_config)
+    longest = max(recipe.eval_lengths or [0])
+    if context is not None and longest > context:
+        raise ValueError(
+            f"eval_lengths={recipe.eval_lengths}: the model's context is {context} tokens; ask for "
+            f"shorter ones, or stretch its positions with rope_factor={-(-longest // context)}"
+        )
+    for name in ("max_length", "max_target_length"):
+        length = getattr(recipe, name)
+        if context is not None and length is not None and length > context:
+            logger.warning("%s=%d is cut to the model's %d", name, length, context)
+            recipe = recipe.model_copy(update={name: context})
+    return recipe

@@ -1,0 +1,122 @@
+"""Several rows in one sequence, with positions that start anew: no token is a pad.
+
+Each row is read as it would be alone. Positions say where a row begins, transformers' masks keep
+the rows apart, and a map lies on each; ``refuse_mixing`` makes sure of it for the model at hand.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+
+from lorada.runs.data.dataset import dataset_of, lengths_of
+from lorada.tasks.tokenize import IGNORED
+from lorada.tasks.rows import Form
+from lorada.tasks.task import Kind
+from lorada.tuners.lmam import map_configs
+
+PACKED_FORMS: tuple[Form, ...] = ("messages", "prompt")
+
+
+def refuse_packing(form: Form, kind: Kind, method: str) -> None:
+    """Refuse rows and methods that are not sequences of their own one after another.
+
+    Raises:
+        ValueError: naming what cannot be packed.
+    """
+    if kind != "decoder":
+        raise ValueError("packing=true is for language models that only decode: leave it out")
+    if form not in PACKED_FORMS:
+        raise ValueError(f"packing=true is for rows to write, not for rows of the form {form!r}")
+    if method.removesuffix("+lmam") == "longlora":
+        raise ValueError("packing=true: LongLoRA's groups are of whole sequences; leave it out")
+
+
+def bins(lengths: list[int], room: int) -> list[list[int]]:
+    """Which rows share a sequence of ``room`` tokens: the longest first, each where it fits best.
+
+    Args:
+        lengths: tokens of each row, none above ``room``.
+        room: tokens of a sequence.
+
+    Returns:
+        Indices of rows, by sequence.
+    """
+    by_space: list[list[int]] = [[] for _ in range(room + 1)]  # sequences by what is left in them
+    found: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        space = next((s for s in range(lengths[row], room + 1) if by_space[s]), None)
+        if space is None:
+            found.append([])
+            at, space = len(found) - 1, room
+        else:
+            at = by_space[space].pop()
+        found[at].append(row)
+        by_space[space - lengths[row]].append(at)
+    return found
+
+
+def pack(dataset: Dataset, room: int) -> Dataset:
+    """Sequences of at most ``room`` tokens from rows with ``input_ids`` and ``labels``."""
+
+    def sequences() -> Iterator[dict[str, list[int]]]:
+        for rows in bins(lengths_of(dataset), room):
+            held = dataset[rows]
+            yield {
+                "input_ids": [token for ids in held["input_ids"] for token in ids],
+                # A row's first token would be foretold by another row's last.
+                "labels": [x for labels in held["labels"] for x in (IGNORED, *labels[1:])],
+                "position_ids": [at for ids in held["input_ids"] for at in range(len(ids))],
+            }
+
+    packed = dataset_of(sequences())
+    assert packed is not None  # there was a row
+    return packed
+
+
+class PackedCollator:
+    """Fills sequences up to the longest with a last row of pads, which nothing else sees."""
+
+    def __init__(self, pad: int) -> None:
+        self.pad = pad
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch without a mask: with one, transformers would not look at the positions."""
+        longest = max(len(row["input_ids"]) for row in features)
+        batch: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "position_ids": []}
+        for row in features:
+            left = longest - len(row["input_ids"])
+            batch["input_ids"].append(row["input_ids"] + [self.pad] * left)
+            batch["labels"].append(row["labels"] + [IGNORED] * left)
+            batch["position_ids"].append(row["position_ids"] + list(range(left)))
+        # Nor with a cache, which is what a forward makes by default.
+        return {**{key: torch.tensor(rows) for key, rows in batch.items()}, "use_cache": False}
+
+
+@torch.no_grad()
+def refuse_mixing(model: nn.Module, batch_size: int) -> None:
+    """Refuse a model in which rows that share a sequence see each other.
+
+    Args:
+        model: the model as it will be trained.
+        batch_size: sequences in a batch; flash kernels keep rows apart in a single one only.
+
+    Raises:
+        ValueError: if two short rows get other logits together than alone, or a map counts slots.
+    """
+    if any(part.positions == "raw" for part in map_configs(model)):
+        raise ValueError("packing=true: lmam.positions=raw lays one map on all rows of a sequence")
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    ids = torch.tensor([[5, 6, 7, 8, 9]], device=device).expand(batch_size, -1)
+    places = torch.tensor([[0, 1, 2, 0, 1]], device=device).expand(batch_size, -1)
+    together = model(input_ids=ids, position_ids=places, use_cache=False).logits[:, 3:]
+    alone = model(input_ids=ids[:1, 3:], position_ids=places[:1, 3:], use_cache=False).logits
+    model.train(training)
+    if (together - alone).float().abs().max() > 0.05 * alone.float().std():
+        raise ValueError(
+            "packing=true: here this model lets the rows of a sequence see each other; leave it "
+            "out, or try batches of one sequence (per_device_train_batch_size, eval_batch_size)"
+        )

@@ -1,0 +1,297 @@
+"""Which rows a run learns from and is scored on: the user's file, or those of benchmark tasks."""
+
+import logging
+import random
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lorada.runs.recipe import Recipe
+from lorada.tasks import TASKS, Task
+from lorada.tasks.rows import HEADED, Form, Row, fields_of, fingerprint, form_of, read_rows
+from lorada.tasks.sources import data_folder, read_source
+from lorada.tasks.task import Kind, Protocol, Source
+
+logger = logging.getLogger(__name__)
+
+JSONL = "jsonl"
+WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
+OwnClasses = tuple[str, ...] | None  # of a model's head, by index
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one form, and how they are put to a model.
+
+    Attributes:
+        labels: class names by index, for rows with labels.
+        path: the file or split they are from.
+        places: their indices there; None where they are all of it, in order.
+    """
+
+    rows: list[Row]
+    form: Form
+    labels: tuple[str, ...]
+    path: str
+    protocol: Protocol
+    places: list[int] | None = None
+
+    def number(self, index: int) -> int:
+        """Which row of its file a row is, counted from 1."""
+        return 1 + (index if self.places is None else self.places[index])
+
+    def part(self, indices: Iterable[int]) -> "Rows":
+        """Some of the rows, in this order."""
+        chosen = list(indices)
+        places = [self.number(index) - 1 for index in chosen]
+        return replace(self, rows=[self.rows[index] for index in chosen], places=places)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the content."""
+        return fingerprint(self.rows)
+
+
+def head_size(rows: Rows) -> int | None:
+    """How many outputs a task head needs for these rows; None where a text is asked for.
+
+    Raises:
+        ValueError: for a single class, from which nothing can be learned.
+    """
+    if rows.form == "score":
+        return 1
+    if rows.form != "label":
+        return None
+    if len(rows.labels) < 2:
+        raise ValueError(f"{rows.path} has only the label {rows.labels[0]!r}: needed are two")
+    return len(rows.labels)
+
+
+def training_rows(
+    recipe: Recipe, kind: Kind, own_classes: OwnClasses = None
+) -> tuple[Rows, Rows | None]:
+    """The rows to learn from, and those held out for the loss while training.
+
+    Args:
+        recipe: names the tasks or the files.
+        kind: of the model, which decides between protocols.
+        own_classes: names of the classes that the model's head has by itself, by index.
+
+    Raises:
+        ValueError: if no file was named, tasks do not go together, or a setting has no meaning for
+            these rows.
+        FileNotFoundError: if there are no such rows.
+    """
+    if recipe.task == JSONL:
+        _refuse_benchmarks_own(recipe)
+        rows = load_rows(recipe.data)
+        rows = replace(rows, labels=class_order(rows.labels, own_classes))
+        held_out = None
+        if recipe.eval_data:
+            held_out = load_rows(recipe.eval_data, rows.form, rows.labels)
+            held_out = sampled(held_out, recipe.eval_rows)
+    else:
+        rows, held_out = _benchmark_rows(recipe, kind), None
+        rows = replace(rows, labels=class_order(rows.labels, own_classes))
+    if not rows.protocol.lengths:
+        for name in ("eval_lengths", "eval_windows"):
+            if (value := getattr(recipe, name)) is not None:
+                raise ValueError(
+                    f"{name}={value}: only long texts are scored by windows, and {rows.path} is "
+                    "not: leave it out, or take task=proof_pile"
+                )
+    if recipe.dev_rows:
+        if held_out is not None:
+            raise ValueError(f"dev_rows={recipe.dev_rows} and eval_data exclude each other")
+        rows, held_out = _split(rows, recipe.dev_rows)
+    return sampled(rows, recipe.train_rows), held_out
+
+
+def _refuse_benchmarks_own(recipe: Recipe) -> None:
+    """Refuse settings that say which rows of a benchmark are taken, and how."""
+    for name in ("protocol", "train_on", "data_dir"):
+        if (value := getattr(recipe, name)) is not None:
+            raise ValueError(
+                f"{name}={value!r} is for benchmarks, and rows of your own need none: leave it "
+                "out, or name a --task"
+            )
+
+
+def scored_rows(recipe: Recipe, form: Form, labels: tuple[str, ...], kind: Kind) -> dict[str, Rows]:
+    """The rows that a benchmark run is scored on, by the name of their metrics."""
+    folder = data_folder(recipe.data_dir)
+    found = {}
+    for name in recipe.tasks:
+        task = TASKS[name]
+        protocol = task.protocols[task.protocol(recipe.protocol, kind)]
+        for suffix, source in task.test.items():
+            convert = protocol.convert_test or protocol.convert
+            converted = _convert(read_source(source, folder), convert, source)
+            rows = Rows(converted, form, labels, f"{source.folder}/{source.split}", protocol)
+            found["_".join(filter(None, (name, suffix)))] = sampled(
+                rows, recipe.eval_rows or protocol.rows
+            )
+    return found
+
+
+def _benchmark_rows(recipe: Recipe, kind: Kind) -> Rows:
+    if recipe.data is not None or recipe.eval_data is not None:
+        given = f"data={recipe.data}" if recipe.data else f"eval_data={recipe.eval_data}"
+        raise ValueError(f"task={recipe.task} has rows of its own: leave out {given}, or the task")
+    folder = data_folder(recipe.data_dir)
+    sources: dict[Source, Protocol] = {}
+    for name in recipe.tasks:
+        if name == JSONL:
+            raise ValueError(f"task={recipe.task}: {JSONL} stands alone")
+        task = TASKS[name]
+        protocol = task.protocols[task.protocol(recipe.protocol, kind)]
+        sources[_train_source(name, task, recipe.train_on)] = protocol
+    forms = {(p.form, p.labels, p.languages, p.loss_on, p.joint) for p in sources.values()}
+    if len(forms) > 1:
+        raise ValueError(f"task={recipe.task}: these ask for different things; train them apart")
+    rows: list[Row] = []
+    for source, protocol in sources.items():
+        try:
+            found = read_source(source, folder)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}{_others(recipe, source)}") from error
+        rows += _convert(found, protocol.convert, source)
+    path = ", ".join(f"{source.folder}/{source.split}" for source in sources)
+    return Rows(rows, protocol.form, protocol.labels, path, protocol)
+
+
+def _train_source(name: str, task: Task, train_on: str | None) -> Source:
+    if not task.train:
+        raise ValueError(f"task={name} has no training rows")
+    if train_on is None:
+        return next(iter(task.train.values()))
+    if train_on not in task.train:
+        raise ValueError(f"train_on={train_on!r}: {name} has {', '.join(task.train)}")
+    return task.train[train_on]
+
+
+def _others(recipe: Recipe, missing: Source) -> str:
+    """The other training rows that tasks have, for the message about those that are not there."""
+    names = {
+        name
+        for task in recipe.tasks
+        for name, source in TASKS[task].train.items()
+        if missing in TASKS[task].train.values() and source != missing
+    }
+    others = " or ".join(f"train_on={name}" for name in sorted(names))
+    return f"; there may be other rows: {others}" if others else ""
+
+
+def _convert(rows: list[Row], convert: Callable[[Row], Row], source: Source) -> list[Row]:
+    converted = []
+    for number, row in enumerate(rows, start=1):
+        where = f"{source.folder}/{source.split} row {number}"
+        try:
+            converted.append(convert(row))
+        except (KeyError, IndexError) as error:
+            raise ValueError(
+                f"{where} has no {error.args[0]!r}; its fields are {', '.join(row)}"
+            ) from error
+        except (ValueError, TypeError, AttributeError) as error:  # of a field of another type
+            raise ValueError(f"{where}: {error}") from error
+    return converted
+
+
+def class_order(labels: tuple[str, ...], own: OwnClasses) -> tuple[str, ...]:
+    """The classes of rows in the order of a model's head, where the model knows them.
+
+    Args:
+        labels: the classes that rows have, in an order of their own.
+        own: the classes of the model's head by index; None for a model without one.
+
+    Returns:
+        The model's classes, spelled as the rows spell them; ``labels`` if they are not among those.
+    """
+    if not labels or own is None:
+        return labels
+    spelled = {label.casefold(): label for label in labels}
+    order = tuple(spelled.get(name.casefold(), name) for name in own)
+    if set(labels) <= set(order) and len(set(order)) == len(own):
+        return order
+    indices = tuple(map(str, range(len(own))))
+    if set(labels) <= set(indices):
+        classes = ", ".join(f"{index} {name}" for index, name in enumerate(own))
+        logger.warning("the labels are taken for indices of the model's classes: %s", classes)
+        return indices
+    return labels
+
+
+def _sorted_classes(labels: set[str]) -> tuple[str, ...]:
+    """Class names in order: as numbers if all of them are whole ones, else as texts."""
+    numbers = all(WHOLE_NUMBER.fullmatch(label) for label in labels)
+    return tuple(sorted(labels, key=(lambda label: (int(label), label)) if numbers else None))
+
+
+def _split(rows: Rows, held_out: int) -> tuple[Rows, Rows]:
+    """Keep a random part back; the same one for every seed."""
+    if held_out >= len(rows.rows):
+        raise ValueError(f"dev_rows={held_out} leaves none of {len(rows.rows)} rows to learn from")
+    everything = range(len(rows.rows))
+    chosen = set(random.Random(0).sample(everything, held_out))
+    return rows.part(i for i in everything if i not in chosen), rows.part(sorted(chosen))
+
+
+def sampled(rows: Rows, count: int | None) -> Rows:
+    """A random part of the rows, the same one for every seed."""
+    if count is None or count >= len(rows.rows):
+        return rows
+    return rows.part(random.Random(0).sample(range(len(rows.rows)), count))
+
+
+def load_rows(path: str | None, trained: Form | None = None, labels: tuple[str, ...] = ()) -> Rows:
+    """Read a user's file of rows.
+
+    Args:
+        path: the file.
+        trained: the form of the training rows, for held-out ones; None for training rows.
+        labels: class names that the training rows have settled.
+
+    Raises:
+        ValueError: if no file was named, or held-out rows ask for something that was not learned:
+            labels of a model that gives texts or texts of one that gives labels, or a new label.
+    """
+    if path is None:
+        raise ValueError("no data: pass --data FILE (.jsonl or .csv), or a benchmark with --task")
+    rows = read_rows(path)
+    form = form_of(rows, path)
+    rows = fields_of(rows, form)
+    if trained is not None and form != trained and (form in HEADED or trained in HEADED):
+        raise ValueError(f"{path} has {form} rows; this run has learned {trained} rows")
+    if trained not in (None, form) and "messages" in (trained, form):
+        rows, form = _as_chat(rows, form, path)
+    found = _sorted_classes({str(row["label"]) for row in rows}) if form == "label" else ()
+    if labels and not set(found) <= set(labels):
+        new = sorted(set(found) - set(labels))[0]
+        raise ValueError(f"{path} has the label {new!r}; training knew {', '.join(labels)}")
+    return Rows(rows, form, labels or found, path, TASKS[JSONL].protocols[form])
+
+
+def _as_chat(rows: list[Row], form: Form, path: str) -> tuple[list[Row], Form]:
+    """Held-out rows where they or what the run has learned, not both, are chats."""
+    if form == "prompt":
+        logger.warning("%s has prompts, and this run has learned chats: each is put as a user's "
+                       "turn, through the chat template", path)  # fmt: skip
+        names = (("user", "prompt"), ("assistant", "response"))
+        turns = [[{"role": role, "content": row[name]} for role, name in names] for row in rows]
+        return [{"messages": each} for each in turns], "messages"
+    if form == "messages":
+        logger.warning("%s has chats: they go through the chat template, and what this run has "
+                       "learned did not", path)  # fmt: skip
+    else:
+        logger.warning("%s has %s rows: they do not go through the chat template, and what this "
+                       "run has learned did", path, form)  # fmt: skip
+    return rows, form
+
+
+def protocol_settings(recipe: Recipe, protocol: Protocol) -> dict[str, Any]:
+    """How answers are generated: what the recipe says, else the protocol."""
+    settings = {"max_new_tokens": 32, **protocol.generation}
+    if recipe.max_new_tokens is not None:
+        settings["max_new_tokens"] = recipe.max_new_tokens
+    return settings

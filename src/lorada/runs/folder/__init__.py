@@ -1,0 +1,1 @@
+"""The folder of a run: what it holds, its lock, its result and its model card."""

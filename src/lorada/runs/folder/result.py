@@ -1,0 +1,185 @@
+"""``result.json``: what a run was, on what it ran, and what came out. Reports read only this."""
+
+import json
+import logging
+import os
+import platform
+import resource
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lorada.support.files import json_text, write_whole
+from lorada.tasks.rows import Form
+
+logger = logging.getLogger(__name__)
+
+RESULT_FILE = "result.json"
+PACKAGES = ("lorada", "torch", "transformers", "peft", "accelerate", "datasets")
+
+
+class _Part(BaseModel):
+    """Of a stored result, what is read of it; what else it holds is for people."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Scored(_Part):
+    metrics: dict[str, dict[str, float | str | None]]
+    unparsable: dict[str, float] | None = None
+
+
+class _Result(_Scored):
+    labels: list[str]
+    form: Form
+    history: list[dict[str, float | None]]
+
+
+class _Parameters(_Part):
+    percent: float
+
+
+class _Data(_Part):
+    rows: int
+
+
+class _Hardware(_Part):
+    cpu: str
+    cores: int | None
+    threads: int
+    accelerator: str | None
+
+
+class _Versions(_Part):
+    torch: str
+    transformers: str
+    peft: str
+
+
+class _TableResult(_Scored):
+    """What the page of a table reads."""
+
+    seed: int
+    model: str
+    recipe: dict[str, Any]
+    parameters: _Parameters
+    wall_time_s: float
+    data: _Data | None = None
+    hardware: _Hardware
+    versions: _Versions
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """The processor, cores, memory (GiB) and accelerator of this machine."""
+    import torch
+
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(pages / 2**30, 1),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory() -> int:
+    """Peak memory of this process so far, in bytes; of the accelerator where there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.is_file() else []:
+        # What getrusage says under Linux may be that of the process which started this one.
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def read_result(run: Path) -> dict[str, Any]:
+    """The result of a run.
+
+    Raises:
+        ValueError: if there is none, or as ``result_in`` does.
+    """
+    path = run / RESULT_FILE
+    if not path.is_file():
+        raise ValueError(f"{run} has no {RESULT_FILE}: train it first, or finish it with --resume")
+    return result_in(path)
+
+
+def result_in(path: Path, *, of_table: bool = False) -> dict[str, Any]:
+    """The result that a file holds.
+
+    Args:
+        path: the file.
+        of_table: whether it must have all that the page of a table reads.
+
+    Raises:
+        ValueError: if it is not JSON, or lacks something or has it of another type.
+    """
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    try:
+        (_TableResult if of_table else _Result).model_validate(result)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise ValueError(
+            f"{path} is not the result of a run: {where}: {first['msg'].lower()}"
+        ) from error
+    return result
+
+
+def write_result(run: Path, result: dict[str, Any]) -> None:
+    """Write the result of a run, whole or not at all."""
+    write_whole(run / RESULT_FILE, json_text(result) + "\n")
+
+
+def keep_scores(
+    run: Path, found: dict[str, dict[str, Any]], unparsable: dict[str, float] | None = None
+) -> None:
+    """Put scores into the result of a run.
+
+    They took long and are asked for, so where they cannot be kept that is said and no error.
+
+    Args:
+        run: the run.
+        found: name → metrics.
+        unparsable: name → percent of its answers that name no option.
+    """
+    result = read_result(run)
+    result["metrics"].update(found)
+    if unparsable:
+        result["unparsable"] = {**(result.get("unparsable") or {}), **unparsable}
+    try:
+        write_result(run, result)
+    except OSError as error:
+        reason = error.strerror or error
+        logger.warning("the scores could not be kept in %s: %s", run / RESULT_FILE, reason)

@@ -1,0 +1,1 @@
+"""What a trained run is used for: evaluated, generated with, exported."""

@@ -1,0 +1,199 @@
+"""``lorada evaluate``: a finished run on held-out rows, or on the test rows of its tasks."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor
+
+from lorada.support.progress import watched
+from lorada.runs.training.choice_trainer import (
+    cached_scores,
+    likeliest,
+    needs_whole,
+    sequence_scores,
+)
+from lorada.runs.data.rows import JSONL, Rows, load_rows, sampled, scored_rows
+from lorada.runs.data.dataset import collator, encode_options, encode_rows, lengths_of
+from lorada.runs.inference.generate import generate
+from lorada.runs.inference.load import Run
+from lorada.runs.inference.perplexity import slide
+from lorada.runs.folder.result import keep_scores
+from lorada.tasks.tokenize import IGNORED, prompt_of
+from lorada.tasks.rows import Form
+from lorada.tasks.task import Metrics
+
+Answers = tuple[list[Any], Metrics]  # what the model gave for each row, and losses
+
+
+def evaluate(run: Run, data: str | None = None, *, base: bool = False) -> dict[str, Any]:
+    """Score a run on a file of held-out rows and keep the numbers in its ``result.json``.
+
+    Of many rows it takes a random part, if the recipe has ``eval_rows``.
+
+    Args:
+        run: the run.
+        data: file of rows; None for the recipe's ``eval_data``.
+        base: score the base model instead, with the adapter switched off.
+
+    Returns:
+        The metrics, such as ``loss`` and ``exact_match`` or ``accuracy`` in percent, with ``n``.
+
+    Raises:
+        ValueError: if there are no rows or they have another form than the run's, or ``base`` is
+            asked of a run without an adapter.
+    """
+    rows = load_rows(data or run.recipe.eval_data, run.form, run.labels)
+    rows = sampled(rows, run.recipe.eval_rows)
+    return _kept(run, {rows.path: rows}, base=base)[rows.path]
+
+
+def evaluate_tasks(
+    run: Run, data_dir: str | None = None, *, base: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Score a run on the test rows of its tasks and keep the numbers in its ``result.json``.
+
+    Args:
+        run: the run.
+        data_dir: local folder of the benchmarks' rows; None for the recipe's.
+        base: score the base model instead, with the adapter switched off.
+
+    Returns:
+        By task (and by split, where a task has two): the metrics, the task's own first.
+
+    Raises:
+        ValueError: as ``evaluate`` does.
+        FileNotFoundError: if the rows are not there.
+    """
+    recipe = run.recipe.model_copy(update={"data_dir": data_dir or run.recipe.data_dir})
+    return _kept(run, scored_rows(recipe, run.form, run.labels, run.kind), base=base)
+
+
+def has_tasks(run: Run) -> bool:
+    """Whether a run learned benchmark tasks, which bring their own test rows."""
+    return run.recipe.task != JSONL
+
+
+def _kept(run: Run, sets: dict[str, Rows], *, base: bool) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, rows in sets.items():
+        with scoring(run, base=base):
+            scores = score(run, rows)
+        found[name] = {"n": len(rows.rows), **scores, "sha256": rows.fingerprint}
+        asked = "unparsable" in scores and not base
+        unparsable = {name: scores["unparsable"]} if asked else None
+        keep_scores(run.folder, {f"{name}{' (base)' if base else ''}": found[name]}, unparsable)
+    return found
+
+
+@contextmanager
+def scoring(run: Run, *, base: bool) -> Iterator[None]:
+    """Without gradients, and with the adapter switched off if the base is to be scored.
+
+    Raises:
+        ValueError: if there is no adapter to switch off, or the base's head was drawn at random.
+    """
+    if base and not isinstance(run.model, PeftModel):
+        raise ValueError(
+            "this run trained the base model itself: there is no adapter to switch off"
+        )
+    if base and run.drawn:
+        raise ValueError(
+            f"--base: {run.recipe.model} has no {min(run.drawn)}, which is drawn anew at each load,"
+            " so the base has no scores of its own: leave out --base"
+        )
+    with run.model.disable_adapter() if base else nullcontext(), torch.no_grad():
+        yield
+
+
+def score(run: Run, rows: Rows) -> Metrics:
+    """What a run's answers to some rows are worth: the metrics of their protocol, and losses."""
+    how: dict[Form, Callable[[Run, Rows], Answers]] = {
+        "label": _classify,
+        "score": _classify,
+        "choice": _choose,
+        "prompt": _write,
+        "messages": _write,
+        "text": _read,
+    }
+    answer = slide if rows.protocol.lengths else how[rows.form]
+    answers, losses = answer(run, rows)
+    return {**rows.protocol.score(answers, rows.rows), **losses}
+
+
+def _batches(run: Run, dataset: Dataset, title: str) -> Iterator[list[int]]:
+    """Rows of like length together, the longest first; a progress bar on the way."""
+    lengths = lengths_of(dataset)
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    size = run.recipe.eval_batch_size
+    chunks = [order[start : start + size] for start in range(0, len(order), size)]
+    yield from watched(chunks, title)
+
+
+def _classify(run: Run, rows: Rows) -> Answers:
+    """The likeliest class of each row, or its score."""
+    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=True)
+    pad = collator(rows.form, run.tokenizer)
+    answers: dict[int, Any] = {}
+    total = 0.0
+    for chosen in _batches(run, dataset, "Scoring"):
+        batch = pad([dataset[i] for i in chosen])
+        output = run.model(**batch.to(run.device))
+        total += float(output.loss) * len(chosen)
+        if rows.form == "label":
+            found = [rows.labels[i] for i in output.logits.argmax(-1).tolist()]
+        else:
+            found = output.logits.flatten().tolist()
+        answers.update(zip(chosen, found, strict=True))
+    return [answers[i] for i in range(len(answers))], {"loss": total / len(answers)}
+
+
+def _losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:
+    """By encoded row, in order: the sum of its tokens' losses, and how many count."""
+    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind)
+    pad = collator(rows.form, run.tokenizer)
+    sums, counts = torch.zeros(len(dataset)), torch.zeros(len(dataset))
+    shift = 0 if run.kind == "encoder_decoder" else 1  # a decoder's logits are of the next token
+    for chosen in _batches(run, dataset, "Scoring"):
+        batch = pad([dataset[i] for i in chosen]).to(run.device)
+        labels = batch["labels"][:, shift:]
+        logits = run.model(**batch).logits[:, : labels.shape[1]].float()
+        each = F.cross_entropy(
+            logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+        )
+        sums[chosen] = each.sum(-1).cpu()
+        counts[chosen] = (labels != IGNORED).sum(-1).float().cpu()
+    return sums, counts
+
+
+def _write(run: Run, rows: Rows) -> Answers:
+    """What the model writes, and its loss on the right answers per token that counts."""
+    sums, counts = _losses(run, rows)
+    room = encode_options(rows, run.recipe, run.kind).prompt_room
+    prompts = [prompt_of(row, rows.form, run.tokenizer, room) for row in rows.rows]
+    # A file of the user's own is answered as the run's task is.
+    protocol = rows.protocol if rows.protocol.generation else None
+    answers = generate(run, prompts, templated=rows.form == "messages", protocol=protocol)
+    return answers, {"loss": float(sums.sum() / counts.sum())}
+
+
+def _read(run: Run, rows: Rows) -> Answers:
+    """The mean loss of each window of text."""
+    sums, counts = _losses(run, rows)
+    return (sums / counts).tolist(), {"loss": float(sums.sum() / counts.sum())}
+
+
+def _choose(run: Run, rows: Rows) -> Answers:
+    """The index of the likeliest candidate of each row."""
+    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=True)
+    pad = collator(rows.form, run.tokenizer)
+    answers: dict[int, int] = {}
+    for chosen in _batches(run, dataset, "Choosing"):
+        batch = {key: x.to(run.device) for key, x in pad([dataset[i] for i in chosen]).items()}
+        measured = (sequence_scores if needs_whole(run.model) else cached_scores)(run.model, batch)
+        answers.update(zip(chosen, likeliest(measured, batch["groups"]), strict=True))
+    return [answers[i] for i in range(len(answers))], {}

@@ -1,0 +1,95 @@
+"""``lorada export RUN --merge DIR``: a run as one model folder, with an adapter for what is left.
+
+Maps and bottlenecks cannot be folded into weights, every other part can. So DIR gets the base with
+those parts merged, and beside it, in ``adapter_config.json`` and ``adapter_model.safetensors``, the
+maps and bottlenecks, if there are any. transformers loads both from there, once lorada has been
+imported, and ends in an error before; without them DIR is a plain model, which needs no lorada.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from lorada.support.errors import saving
+from lorada.support.files import written_whole
+from lorada.runs.models.adapters import task_type
+from lorada.runs.folder.model_card import write_export_card
+from lorada.runs.folder.folder import refuse_target
+from lorada.runs.inference.load import Run, load_run
+from lorada.tasks.rows import HEADED
+
+logger = logging.getLogger(__name__)
+
+# transformers takes the base from beside the adapter in a local folder, and elsewhere from what the
+# adapter names: the path of DIR would be wrong once it is moved, the first base wrong anywhere.
+BESIDE = "the base is beside this adapter: load a local copy of the folder"
+
+
+def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Write a finished run with every part merged that can be.
+
+    Args:
+        folder: the run.
+        target: where the model goes; new or empty, and not inside the run.
+        trust_remote_code: whether code that the model's repository ships may run.
+
+    Returns:
+        ``folder``, ``merged`` and ``adapter`` (kinds of parts), and ``labels`` of a classifier.
+
+    Raises:
+        ValueError: if the run is not finished, the target is not free, or the base is quantised.
+        OSError: if the disk is full; nothing is left of the target then.
+    """
+    refuse_target(folder, target)
+    run = load_run(folder, trust_remote_code=trust_remote_code)
+    if getattr(run.model.config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{run.recipe.model} is quantised, and merging would round its weights again: train "
+            "on the same model unquantised, or load base and adapter as they are"
+        )
+    parts = kinds(run.model)
+    model = run.model.merge_weights() if isinstance(run.model, PeftModel) else run.model
+    left = kinds(model)
+    merged = [kind for kind in parts if kind not in left]
+    if merged and run.recipe.dtype in ("bfloat16", "float16"):
+        logger.warning(
+            "the base is %s, so what was merged is rounded to that, and the exported model is not "
+            "exactly the trained one: score both",
+            run.recipe.dtype,
+        )
+    again = "Free space, then run the command again"
+    with saving(target, again), written_whole(target) as fresh:
+        _write(model, run, fresh)
+        task = task_type(run.model.config, classifies=run.form in HEADED)
+        write_export_card(fresh, run.recipe, merged, left, task)
+        refuse_target(folder, target)  # what somebody has put there since stays
+    return {
+        "folder": str(target),
+        "merged": merged,
+        "adapter": left,
+        "labels": list(run.labels),
+    }
+
+
+def kinds(model: PeftModel | PreTrainedModel) -> list[str]:
+    """The PEFT types of the parts of a model's adapter; none for a model without one."""
+    parts = model.peft_config["default"].parts if isinstance(model, PeftModel) else []
+    return [str(getattr(part.peft_type, "value", part.peft_type)) for part in parts]
+
+
+def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path) -> None:
+    """Write model, tokenizer and what is left as an adapter."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if run.labels:
+        base.config.id2label = dict(enumerate(run.labels))
+        base.config.label2id = {label: i for i, label in enumerate(run.labels)}
+    if isinstance(model, PeftModel):
+        model.peft_config["default"].base_model_name_or_path = BESIDE
+        # Whatever the embeddings are, the exported base has them; PEFT would look for it to see.
+        model.save_pretrained(fresh, save_embedding_layers=False)
+        base = model.unload()
+    base.save_pretrained(fresh)
+    run.tokenizer.save_pretrained(fresh)

@@ -1,0 +1,81 @@
+"""Perplexity of long texts by windows that slide over them; Chen et al., "LongLoRA" (2023)."""
+
+import logging
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lorada.support.progress import watched
+from lorada.runs.data.rows import Rows
+from lorada.runs.data.dataset import context_of
+from lorada.runs.inference.load import Run
+from lorada.tasks.tokenize import document
+from lorada.tasks.long_sequence import Losses, window_starts
+from lorada.tasks.task import Metrics
+
+logger = logging.getLogger(__name__)
+
+TOKENS = 2048  # read at once, where windows are shorter; longer ones are read alone
+SLICE = 512  # positions whose logits are fp32 at once: those of 8192 would fill a gigabyte
+
+
+def slide(run: Run, rows: Rows) -> tuple[list[Losses], Metrics]:
+    """The mean loss of each window, by context length.
+
+    Raises:
+        ValueError: if no context length fits the model, or the texts are too short for one.
+    """
+    lengths = _lengths(run, rows)
+    stream = torch.tensor([i for row in rows.rows for i in document(row, run.tokenizer)])
+    answers: list[Losses] = []
+    for length in lengths:
+        starts = window_starts(len(stream), length, rows.protocol.stride, run.recipe.eval_windows)
+        size = max(1, min(run.recipe.eval_batch_size, TOKENS // length))
+        chunks = [starts[first : first + size] for first in range(0, len(starts), size)]
+        losses: list[float] = []
+        for chunk in watched(chunks, f"Windows of {length}"):
+            ids = torch.stack([stream[start : start + length] for start in chunk]).to(run.device)
+            # No mask and no pads: every window is full.
+            logits = run.model(input_ids=ids, use_cache=False).logits
+            losses += window_losses(logits, ids).tolist()
+        answers.append((length, losses))
+    return answers, {}
+
+
+def _lengths(run: Run, rows: Rows) -> list[int]:
+    """The context lengths to score; those of the protocol that are too long are left out."""
+    if run.recipe.eval_lengths:  # which were checked when the run was loaded
+        return run.recipe.eval_lengths
+    lengths, context = list(rows.protocol.lengths), context_of(run.model.config)
+    fitting = [length for length in lengths if context is None or length <= context]
+    if not fitting:
+        raise ValueError(
+            f"the model's context of {context} tokens is shorter than {min(lengths)}: train with "
+            "eval_lengths=[…] that fit, or a rope_factor"
+        )
+    if fitting != lengths:
+        shown = ", ".join(str(length) for length in lengths[len(fitting) :])
+        logger.warning("not scored at %s tokens: the model's context is %d", shown, context)
+    return fitting
+
+
+def window_losses(logits: Tensor, ids: Tensor) -> Tensor:
+    """The mean loss of each window, over all its tokens but the first.
+
+    Args:
+        logits: (B, T, vocabulary).
+        ids: (B, T).
+
+    Returns:
+        (B,) in fp64, in nats a token.
+    """
+    predicted = ids.shape[1] - 1
+    total = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
+    for start in range(0, predicted, SLICE):
+        stop = min(start + SLICE, predicted)
+        piece = logits[:, start:stop].float().transpose(1, 2)
+        targets = ids[:, start + 1 : stop + 1].to(logits.device)
+        losses = F.cross_entropy(piece, targets, reduction="none")
+        total += losses.sum(-1, dtype=torch.float64).to(ids.device)
+    return total / predicted

@@ -1,0 +1,1 @@
+"""Base models: found, loaded, given an adapter, counted."""

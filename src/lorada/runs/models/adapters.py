@@ -1,0 +1,310 @@
+"""A base model with a method placed on it, from a recipe or from a finished run."""
+
+import json
+import logging
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from lorada.support.errors import out_of_memory
+from lorada.methods.task_head import PEFT_NAMES, head_modules, in_head, select_trainable
+from lorada.methods.method import PARTS, load
+from lorada.methods.build import Plan, build_method
+from lorada.runs.models.loading import kind_of, load_classifier, load_config, load_model, stretched
+from lorada.runs.models.origin import refuse_other_base
+from lorada.runs.recipe import Recipe
+from lorada.tuners import LoradaConfig, PrefixConfig
+from lorada.tuners.stack.nesting import keys_of_others
+from lorada.tuners.base.newer import newer_version
+from lorada.tuners.base.config import known_types
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def plan_for(recipe: Recipe) -> Plan:
+    """The recipe's method, made ready for the recipe's model."""
+    config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    return build_method(recipe.method, config, **recipe.parts)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model before a method is placed on it.
+
+    Attributes:
+        model: the model.
+        drawn: names of its parameters that its checkpoint lacks, which were drawn at random.
+        head: names of the modules that are its task head.
+    """
+
+    model: PreTrainedModel
+    drawn: frozenset[str] = frozenset()
+    head: tuple[str, ...] = ()
+
+
+def load_base(recipe: Recipe, labels: int | None = None) -> Base:
+    """The recipe's model without any adapter.
+
+    Args:
+        recipe: names the model.
+        labels: how many classes a head is for, 1 for a score; None for a model that writes.
+
+    Raises:
+        ValueError: if the rows ask for a text of a model that cannot generate.
+    """
+    config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    if labels is None and kind_of(config) == "encoder":
+        raise ValueError(
+            f"{recipe.model} is a {config.model_type} model, which cannot continue a prompt: "
+            "use rows with text and label, or a model that generates"
+        )
+    options: dict[str, Any] = {
+        "dtype": recipe.dtype,
+        "trust_remote_code": recipe.trust_remote_code,
+        **({} if recipe.rope_factor is None else stretched(config, recipe.rope_factor)),
+    }
+    if labels is None:
+        return Base(load_model(recipe.model, **options))
+    model, drawn = load_classifier(recipe.model, labels, **options)
+    return Base(model, drawn, head_modules(model, drawn))
+
+
+def adapt(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel:
+    """Place a method on a model, ready to train.
+
+    Raises:
+        ValueError: if the method does not fit the model, or ``--from`` the method, or if a head is
+            to stay as it was drawn where there is none.
+    """
+    model = _placed(base, plan, recipe)
+    if not recipe.train_head:
+        if not base.head:
+            raise ValueError("train_head=false: this task puts no head on a model: leave it out")
+        for name, parameter in model.named_parameters():
+            if in_head(name, base.head):
+                parameter.requires_grad_(False)
+    return model
+
+
+def _placed(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel:
+    if plan.config is None:
+        if recipe.from_adapter is not None:
+            raise ValueError(f"--from needs a method with an adapter, which {recipe.method} is not")
+        assert plan.trainable is not None
+        select_trainable(base.model, plan.trainable, base.head, plan.with_head)
+        return base.model
+    config = plan.config
+    if isinstance(config, LoradaConfig):
+        config.base_model_type = base.model.config.model_type
+    config.task_type = task_type(base.model.config, classifies=bool(base.head))
+    if base.head:
+        # Of itself PEFT trains and saves modules that are called classifier or score, and no other.
+        config.modules_to_save = list(base.head)
+    if recipe.from_adapter is None:
+        return get_peft_model(base.model, config)
+    assert isinstance(config, LoradaConfig)
+    return _start_from(base.model, config, recipe)
+
+
+def task_type(model_config: Any, *, classifies: bool) -> str:
+    """What PEFT calls the task of a model with a head for classes or scores, or without one."""
+    generates = "SEQ_2_SEQ_LM" if model_config.is_encoder_decoder else "CAUSAL_LM"
+    return "SEQ_CLS" if classifies else generates
+
+
+def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> PeftModel:
+    """A stack whose parts are those of a saved adapter, and the method's for every other kind."""
+    folder = Path(str(recipe.from_adapter))
+    saved, weights = adapter_config(folder), adapter_weights(folder)
+    refuse_other_base(saved, folder, base.config)
+    old = saved if isinstance(saved, LoradaConfig) else LoradaConfig(parts=[saved])
+    kinds = {part.peft_type for part in old.parts}
+    for name in recipe.parts:
+        if any(isinstance(part, load(PARTS[name])) for part in old.parts):
+            raise ValueError(
+                f"{folder} brings its own {name} part as it was trained: leave out the settings "
+                f"{', '.join(f'{name}.{key}' for key in recipe.parts[name])}"
+            )
+    old.parts = [*(part for part in config.parts if part.peft_type not in kinds), *old.parts]
+    old.task_type, old.inference_mode = config.task_type, False
+    whole = {*(config.modules_to_save or []), *(old.modules_to_save or [])}
+    old.modules_to_save = sorted(whole) or None
+    old.base_model_name_or_path, old.base_model_type = None, config.base_model_type
+    with _fitting(folder):
+        model = get_peft_model(base, old)
+        _refuse_missing(model, weights, folder, kinds)
+        set_peft_model_state_dict(model, weights)
+    logger.warning("%d tensors taken over from %s", len(weights), folder)
+    return model
+
+
+def _refuse_missing(
+    model: PeftModel, weights: dict[str, torch.Tensor], folder: Path, kinds: set[Any] | None = None
+) -> None:
+    """Refuse a file that lacks tensors of the parts it should bring; None for all parts."""
+    missing = get_peft_model_state_dict(model).keys() - weights.keys()
+    if kinds is not None:
+        tuners = [PEFT_TYPE_TO_TUNER_MAPPING[kind] for kind in kinds]
+        missing -= set.intersection(*(keys_of_others(model, tuner, missing) for tuner in tuners))
+    if missing:
+        raise ValueError(
+            f"{folder} has no {min(missing)}: it is incomplete, or was saved for another "
+            "architecture"
+        )
+
+
+@contextmanager
+def _fitting(folder: Path) -> Iterator[None]:
+    """Turn whatever a library makes of an adapter that is damaged or of another model into a line.
+
+    Raises:
+        ValueError: with that line.
+    """
+    try:
+        yield
+    except (ImportError, MemoryError, OSError, ValueError):
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        text = " ".join(str(error).split())
+        raise ValueError(
+            f"{folder} cannot be loaded ({type(error).__name__}: {text[:200]}): it is damaged, or "
+            "was saved for another architecture"
+        ) from error
+
+
+def adapter_config(folder: Path) -> PeftConfig:
+    """The config of a saved adapter.
+
+    Raises:
+        ValueError: for a folder that is missing or empty, or a config that is not JSON or of a
+            type that nobody registered.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"no adapter folder at {folder}")
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {ADAPTER_CONFIG}: not a PEFT adapter")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    kind = data.get("peft_type") if isinstance(data, dict) else None
+    if not isinstance(kind, str) or kind not in known_types():
+        newer = newer_version(data.get("lorada_version")) if isinstance(data, dict) else ""
+        raise ValueError(
+            f"{path} has peft_type={kind!r}, which neither peft nor lorada knows"
+            + (f" ({newer})" if newer else "")
+        )
+    with _fitting(folder):
+        return PeftConfig.from_pretrained(str(folder))
+
+
+def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a saved adapter.
+
+    Raises:
+        ValueError: for a file that is missing, empty, truncated or not safetensors.
+    """
+    path = folder / ADAPTER_WEIGHTS
+    if not path.is_file():
+        pickles = ", ".join(p.name for p in folder.glob("*.bin"))
+        found = f"; {pickles} is a pickle, which lorada does not load" if pickles else ""
+        raise ValueError(f"{folder} has no {ADAPTER_WEIGHTS}{found}")
+    try:
+        weights: dict[str, torch.Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or not safetensors: {error}") from error
+    if not weights:
+        raise ValueError(f"{path} holds no tensors")
+    return weights
+
+
+def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = ()) -> PeftModel:
+    """A model with a saved adapter, for inference.
+
+    Args:
+        base: the model.
+        folder: the saved adapter.
+        drawn: names of the parameters of ``base`` that were drawn at random.
+
+    Raises:
+        ValueError: for a folder that is not a whole adapter of this model, or does not hold what
+            was drawn, so that no two loads would be the same.
+    """
+    refuse_other_base(adapter_config(folder), folder, base.config)
+    weights = adapter_weights(folder)
+    lost = [name for name in drawn if PEFT_NAMES + name not in weights]
+    if lost:
+        raise ValueError(
+            f"{folder} has no {min(lost)}, nor has its model's checkpoint, so each load would draw "
+            "another at random: train again"
+        )
+    with _fitting(folder):
+        model = PeftModel.from_pretrained(base, str(folder))
+        _refuse_missing(model, weights, folder)
+    return model.eval()
+
+
+def fold_prefixes(model: PeftModel) -> None:
+    """Keep of a prefix what attention sees, and not the network that made it in training."""
+    for part in model.peft_config["default"].parts:
+        if isinstance(part, PrefixConfig) and part.projection is not None:
+            model.fold()
+
+
+def base_parameters(base: nn.Module, head: Collection[str] = ()) -> int:
+    """N: the parameters of a model before a method is placed on it, without its task head."""
+    return sum(p.numel() for name, p in base.named_parameters() if not in_head(name, head))
+
+
+def parameter_counts(
+    model: nn.Module, total: int, head: Collection[str] = (), with_head: str | None = None
+) -> dict[str, Any]:
+    """How many parameters a model trains, against the ``total`` of its base.
+
+    Args:
+        model: the model, with a method placed on it.
+        total: N.
+        head: modules of its task head, which is not counted.
+        with_head: rule of the names of other parameters that are not, as a plan has it.
+
+    Returns:
+        ``trainable`` (p), ``total`` (N), ``percent`` (100 p/N) and ``percent_of_all``
+        (100 p/(N+p), PEFT's own convention).
+    """
+    trainable = sum(
+        p.numel()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+        and not in_head(name, head)
+        and not (with_head and re.search(with_head, name))
+    )
+    added = trainable if isinstance(model, PeftModel) else 0
+    return {
+        "trainable": trainable,
+        "total": total,
+        "percent": 100 * trainable / total,
+        "percent_of_all": 100 * trainable / (total + added),
+    }

@@ -1,0 +1,316 @@
+"""Models by name: a hub id, a local folder, or one of two that come from PyPI and need no hub."""
+
+import importlib.util
+import logging
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lorada.support.errors import out_of_memory, saving
+from lorada.support.files import one_at_a_time, scratch_folder
+from lorada.methods.task_head import head_modules, may_be_drawn
+from lorada.methods.matrix_names import family_of
+from lorada.runs.models.architectures import ARCHITECTURES, named_config
+from lorada.runs.models.packaged import PACKAGED, check_name, located
+from lorada.tasks.task import Kind
+
+logger = logging.getLogger(__name__)
+
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+# What transformers says, as a ValueError, of a tokenizer whose files are not there either.
+NO_TOKENIZER = "Couldn't instantiate the backend tokenizer"
+
+
+def model_folder(name: str) -> str:
+    """Where the files of a model are: a folder, or the hub id itself.
+
+    Raises:
+        ValueError: for a name that is neither, with the nearest known names.
+        ImportError: if the package of a packaged model is missing, with the line that installs it.
+    """
+    check_name(name)
+    return str(_packaged_folder(name)) if name in PACKAGED else name
+
+
+def _packaged_folder(name: str) -> Path:
+    packaged, folder = PACKAGED[name], located(name)
+    if packaged.gguf is None:
+        return folder
+    cached = cache_folder() / name
+    if not (cached / "model.safetensors").is_file():
+        with one_at_a_time(cached):
+            if not (cached / "model.safetensors").is_file():
+                _convert_gguf(folder, packaged.gguf, cached)
+    return cached
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept (``LORADA_CACHE``)."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "lorada"
+    return Path(os.environ.get("LORADA_CACHE", default))
+
+
+def _convert_gguf(folder: Path, file_name: str, target: Path) -> None:
+    """Dequantise a GGUF file to a safetensors folder; a half-written one is never left behind."""
+    if importlib.util.find_spec("gguf") is None:
+        raise ImportError("reading GGUF weights needs the package gguf: pip install gguf")
+    logger.warning("reading %s once and caching it in %s", file_name, target)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file_name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file_name)
+    # transformers will not save a model that it marks as quantised, though its weights are not.
+    config = loaded.config
+    config.__dict__.pop("quantization_config", None)
+    model = type(loaded)(config)
+    model.load_state_dict(loaded.state_dict())
+    space = f"Free space, or set LORADA_CACHE to another place than {target.parent}"
+    with saving(target, space), scratch_folder(target.parent) as scratch:
+        fresh = scratch / target.name
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        if target.is_dir() and not (target / "model.safetensors").is_file():
+            shutil.rmtree(target)
+        # Where another process was faster, its folder stays.
+        with suppress(OSError):
+            fresh.rename(target)
+    if not (target / "model.safetensors").is_file():
+        raise OSError(f"could not write the converted model to {target}")
+
+
+@contextmanager
+def _reading(what: str, name: str) -> Iterator[None]:
+    """Say in one line what of a model could not be had, and which models need no network.
+
+    Raises:
+        OSError: for a model of the hub that is out of reach.
+        ValueError: for files that a library fails to read, in whatever way it fails; its own
+            ``ValueError`` and ``OSError`` pass as they are.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"{what} of {name} are truncated: {error}") from error
+    except (ImportError, MemoryError):
+        raise
+    except (OSError, ValueError) as error:
+        text = " ".join(str(error).split())
+        # A number is the system's, of the disk. Where the hub did answer, its own words say why.
+        absent = isinstance(error, OSError) and error.errno is None
+        absent &= not isinstance(error.__cause__, HfHubHTTPError)
+        if name in PACKAGED or Path(name).is_dir() or not (absent or NO_TOKENIZER in text):
+            if name in text or isinstance(error, OSError):
+                raise
+            raise ValueError(f"{what} of {name} cannot be read: {text}") from error
+        reason = text.partition(". ")[0].removesuffix(".") if absent else text.removesuffix(".")
+        raise OSError(
+            f"cannot fetch {what} of {name} from the hub ({reason}): give a local folder that has "
+            f"the model, or {' or '.join(PACKAGED)}, which come from PyPI"
+        ) from error
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        text = " ".join(str(error).split())
+        raise ValueError(
+            f"{what} of {name} cannot be read ({type(error).__name__}: {text}): its files are "
+            "damaged, or of another version of transformers"
+        ) from error
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a pad token.
+
+    Raises:
+        ValueError: for an unknown name.
+        ImportError: if a packaged model's package is missing.
+        OSError: for a model that cannot be fetched.
+    """
+    with _reading("the tokenizer", name):
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_folder(name), trust_remote_code=trust_remote_code
+        )
+        tokenizer("a ☃")  # a tokenizer without a token for what it does not know fails here
+    if tokenizer.pad_token is None:
+        usual = (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token)
+        tokenizer.pad_token = next((token for token in usual if token is not None), None)
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"the tokenizer of {name} has no token to fill short rows with, nor one for the end or "
+            "for what it does not know: give it a pad_token in its tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def load_model(
+    name: str, *, dtype: str = "float32", trust_remote_code: bool = False, **kwargs: Any
+) -> PreTrainedModel:
+    """A model that writes.
+
+    Raises:
+        ValueError: for an unknown name or dtype, a checkpoint that lacks some of its weights, or a
+            folder that holds an adapter too.
+        ImportError: if a packaged model's package is missing.
+        OSError: for a model that cannot be fetched.
+    """
+    auto = AutoModelForCausalLM
+    if kind_of(load_config(name, trust_remote_code=trust_remote_code)) == "encoder_decoder":
+        auto = AutoModelForSeq2SeqLM
+    model, drawn = _pretrained(auto, name, dtype, trust_remote_code, kwargs)
+    if drawn:
+        raise _incomplete(name, drawn)
+    return model
+
+
+def load_classifier(
+    name: str,
+    outputs: int,
+    *,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> tuple[PreTrainedModel, frozenset[str]]:
+    """A model with a task head, for classes or for a score.
+
+    Args:
+        name: of the model.
+        outputs: how many classes; 1 for a score.
+        dtype: of the weights.
+        trust_remote_code: whether code that the model's repository ships may run.
+        **kwargs: settings of its config.
+
+    Returns:
+        The model, and the names of the parameters of its head that the checkpoint lacks or has for
+        another number of outputs, which are drawn at random.
+
+    Raises:
+        ValueError: for an unknown name or dtype, or a checkpoint that lacks weights of the base.
+        ImportError: if a packaged model's package is missing.
+        OSError: for a model that cannot be fetched.
+    """
+    problem = "regression" if outputs == 1 else "single_label_classification"
+    head = {"num_labels": outputs, "problem_type": problem}
+    auto = AutoModelForSequenceClassification
+    model, drawn = _pretrained(auto, name, dtype, trust_remote_code, {**kwargs, **head})
+    of_base = {key for key in drawn if not may_be_drawn(key, model.base_model_prefix)}
+    if of_base:
+        raise _incomplete(name, of_base)
+    return model, frozenset(drawn)
+
+
+def _pretrained(
+    auto: Any, name: str, dtype: str, trust_remote_code: bool, kwargs: dict[str, Any]
+) -> tuple[PreTrainedModel, set[str]]:
+    """A model, and the names of its parameters that its checkpoint does not have as they are."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+    if Path(name, "adapter_config.json").is_file() and Path(name, "config.json").is_file():
+        raise ValueError(
+            f"{name} holds an adapter beside its base, and would be no base for another: take the "
+            "model it was exported from, with --from for its adapter, or a copy without adapter_*"
+        )
+    with _reading("the weights", name):
+        model, found = auto.from_pretrained(
+            model_folder(name),
+            dtype=getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # which are looked at below, with their names
+            output_loading_info=True,
+            **kwargs,
+        )
+    for key, saved, wanted in sorted(found["mismatched_keys"]):
+        # A head for another number of classes is drawn anew, as one that is not there would be.
+        outputs = key.split(".")[0] in head_modules(model) and saved[1:] == wanted[1:]
+        if not (outputs and wanted[0] == kwargs.get("num_labels")):
+            raise ValueError(
+                f"{name} is damaged: its weights have {key} as {list(saved)}, its config wants "
+                f"{list(wanted)}"
+            )
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = load_tokenizer(
+            name, trust_remote_code=trust_remote_code
+        ).pad_token_id
+    return model, found["missing_keys"] | {key for key, *_ in found["mismatched_keys"]}
+
+
+def _incomplete(name: str, lacking: Collection[str]) -> ValueError:
+    more = f" and {len(lacking) - 1} more of its weights" if len(lacking) > 1 else ""
+    return ValueError(
+        f"the checkpoint of {name} has no {min(lacking)}{more}, which would be drawn at random: "
+        "give a checkpoint that is complete"
+    )
+
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The config of a model, without its weights; of a name that has none too.
+
+    Raises:
+        ValueError: for an unknown name.
+        ImportError: if a packaged model's package is missing.
+        OSError: for a model that cannot be fetched.
+    """
+    if name in ARCHITECTURES and not Path(name).is_dir():
+        return named_config(name)
+    with _reading("the config", name):
+        config = AutoConfig.from_pretrained(model_folder(name), trust_remote_code=trust_remote_code)
+        # What nothing in transformers looks at before it is used.
+        own_classes(config)
+        if getattr(config, "num_attention_heads", 1) < 1:
+            raise ValueError(f"num_attention_heads={config.num_attention_heads} must be above 0")
+        return config
+
+
+def own_classes(config: Any) -> tuple[str, ...] | None:
+    """The classes of the head that a checkpoint has, by index; None if it has no such head.
+
+    Every config names two classes; it is the class of the model that says whether they are real.
+    """
+    kinds = getattr(config, "architectures", None) or []
+    names = getattr(config, "id2label", None) or {}
+    if not any("ForSequenceClassification" in kind for kind in kinds) or len(names) < 2:
+        return None
+    return tuple(str(names[index]) for index in sorted(names))
+
+
+def stretched(config: Any, factor: float) -> dict[str, Any]:
+    """Settings that make room for ``factor`` times as many tokens by linear scaling of RoPE.
+
+    Position p is read as p / factor (Chen et al., "Extending Context Window of Large Language
+    Models via Positional Interpolation", 2023), as LongLoRA does for training and evaluation.
+
+    Raises:
+        ValueError: for a model whose positions are not plain rotary ones.
+    """
+    rope = getattr(config, "rope_parameters", None)
+    if not isinstance(rope, dict) or rope.get("rope_type") != "default":
+        found = f"{rope['rope_type']!r}" if isinstance(rope, dict) and "rope_type" in rope else "no"
+        raise ValueError(
+            f"rope_factor={factor:g} stretches plain rotary positions, and this "
+            f"{config.model_type} model has {found} ones"
+        )
+    return {
+        "rope_parameters": {**rope, "rope_type": "linear", "factor": float(factor)},
+        "max_position_embeddings": int(config.max_position_embeddings * factor),
+    }
+
+
+def kind_of(config: Any) -> Kind:
+    """What kind of model a config describes; one that generates nothing is an encoder."""
+    kinds: dict[str, Kind] = {"llama": "decoder", "bart": "encoder_decoder"}
+    return kinds.get(family_of(config), "encoder")

@@ -1,0 +1,73 @@
+"""On which base an adapter was trained: its architecture, and a fingerprint of its weights.
+
+Shapes alone do not tell: LLaMA, Mistral and Qwen2 take each other's adapters without a word.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from peft import PeftConfig
+from safetensors import safe_open
+from transformers import PreTrainedConfig
+
+from lorada.runs.models.loading import model_folder
+
+SAMPLED = 64  # numbers of each tensor, evenly spread: a model that was trained differs in most
+
+
+def base_type_of(config: PeftConfig) -> str | None:
+    """The ``model_type`` that a saved adapter was trained on; None if that cannot be found out.
+
+    Adapters that do not say it themselves name their base, whose config is read if it is on this
+    machine; nothing is fetched.
+    """
+    own = getattr(config, "base_model_type", None)
+    name = config.base_model_name_or_path
+    if own is not None or not name:
+        return own
+    try:
+        found, _ = PreTrainedConfig.get_config_dict(name, local_files_only=True)
+    except Exception:  # of whatever kind: a base that is not here, or whose name is none
+        return None
+    kind = found.get("model_type")
+    return kind if isinstance(kind, str) else None
+
+
+def refuse_other_base(config: PeftConfig, folder: Path, model_config: PreTrainedConfig) -> None:
+    """Refuse an adapter of another architecture.
+
+    Raises:
+        ValueError: naming both.
+    """
+    before, now = base_type_of(config), model_config.model_type
+    if before not in (None, now):
+        raise ValueError(
+            f"{folder} was trained on a {before} model and does not belong on a {now} model: give "
+            "it one of its own architecture"
+        )
+
+
+def weights_fingerprint(name: str) -> str | None:
+    """What tells the weights of a model from others; None for one whose files are not found.
+
+    Tensors are told apart by name, shape, type and ``SAMPLED`` of their numbers, whichever file
+    they are in; of a large model little is read. A model of the hub is looked for in its cache.
+    """
+    folder = Path(model_folder(name))
+    if not folder.is_dir():
+        cached = try_to_load_from_cache(name, "config.json")
+        if not isinstance(cached, str):
+            return None
+        folder = Path(cached).parent
+    lines = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118 (a file is no dictionary)
+                tensor = file.get_tensor(key)
+                step = max(1, tensor.numel() // SAMPLED)
+                numbers = tensor.flatten()[::step].contiguous().view(torch.uint8)
+                kind = f"{key} {tuple(tensor.shape)} {tensor.dtype}"
+                lines.append(f"{kind} {hashlib.sha256(numbers.numpy().tobytes()).hexdigest()}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest() if lines else None

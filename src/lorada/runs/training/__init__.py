@@ -1,0 +1,1 @@
+"""The training itself: trainers, losses and callbacks."""

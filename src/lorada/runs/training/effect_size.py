@@ -1,0 +1,140 @@
+"""The effect size of a model's maps, measured while a Trainer trains it.
+
+Apart from ``explain``, because this needs transformers' callbacks and ``import lorada`` must not:
+see ``lorada/__init__.py``.
+"""
+
+import logging
+import weakref
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lorada.attention.interface import Observation, observe
+from lorada.attention.explain import ratio_of, squared_norms
+from lorada.support.processes import gathered
+
+logger = logging.getLogger(__name__)
+
+Sums = dict[str, list[tuple[Tensor, Tensor]]]  # squared norms of each call, by layer
+
+NEGLIGIBLE = 1e-3  # effect sizes below this are reported as doing nothing
+
+
+class EffectSize(TrainerCallback):  # type: ignore[misc]
+    """Logs the mean effect size of a model's maps, ‖Attn_s·V‖ / ‖Attn·V‖, with each log line.
+
+    For transformers' Trainer and TRL's trainers alike::
+
+        Trainer(..., callbacks=[EffectSize()])
+
+    The number is measured in the training forward of the step that is logged, and is added to the
+    log line as ``effect_size`` (and ``effect_size_max``, the largest layer's); loggers that come
+    before it in the trainer's callbacks write the line without it. When training ends with less
+    than 1e-3, a warning says that the map is numerically nothing.
+
+    Attributes:
+        by_layer: the effect size of each layer at the last measurement, by module name.
+    """
+
+    def __init__(self) -> None:
+        self.by_layer: dict[str, float] = {}
+        self._sums: Sums = {}
+        self._names: dict[nn.Module, str] = {}
+        self._watching: weakref.finalize[..., EffectSize] | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Learn the names of the model's layers."""
+        model: nn.Module = kwargs["model"]
+        self._names = {module: name for name, module in model.named_modules()}
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start to measure if this step will be logged, or saved, with which some log too."""
+        step = state.global_step + 1
+        every = max(int(state.logging_steps or args.logging_steps or 1), 1)
+        by_step = args.logging_strategy == "steps"
+        first = step == 1 and args.logging_first_step
+        saves = max(int(state.save_steps or 0), 0) if args.save_strategy == "steps" else 0
+        self._sums = {}
+        if (
+            not by_step
+            or step % every == 0
+            or step == state.max_steps
+            or first
+            or (saves and step % saves == 0)
+        ):
+            self._watch()
+
+    def _watch(self) -> None:
+        self.stop()
+        # Known to attention by a weak name: a training that was given up must not be observed on.
+        me = weakref.ref(self)
+        context = observe(lambda seen: callback._observe(seen) if (callback := me()) else None)
+        context.__enter__()
+        self._watching = weakref.finalize(self, context.__exit__, None, None, None)
+
+    def stop(self) -> None:
+        """Stop measuring; for a training that ended with an error."""
+        if self._watching is not None:
+            self._watching()
+            self._watching = None
+
+    def _observe(self, seen: Observation) -> None:
+        name = self._names.get(seen.module)
+        if name is not None and seen.module.training:
+            self._sums.setdefault(name, []).append(squared_norms(seen))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop measuring."""
+        self.stop()
+        if self._sums:
+            sums = _of_all(self._sums) if args.world_size > 1 else self._sums
+            self.by_layer = {name: ratio_of(calls) for name, calls in sums.items()}
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the effect size to the log line."""
+        if logs is None or "loss" not in logs or not self._sums:
+            return  # this step was not measured, and the last measurement is another's
+        values = {"effect_size": self.mean, "effect_size_max": max(self.by_layer.values())}
+        logs.update(values)
+        if state.log_history:
+            state.log_history[-1].update(values)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say so if the map does nothing."""
+        self.stop()
+        if self.by_layer and self.mean < NEGLIGIBLE:
+            logger.warning(
+                "the effect size of the map is %.1e, below %.0e: it is numerically nothing; "
+                "lower inverse_scale or raise the learning rate",
+                self.mean,
+                NEGLIGIBLE,
+            )
+
+    @property
+    def mean(self) -> float:
+        """The mean over layers at the last measurement; NaN before the first."""
+        values = list(self.by_layer.values())
+        return sum(values) / len(values) if values else float("nan")
+
+
+def _of_all(sums: Sums) -> Sums:
+    """The squared norms of all processes, each of which has read its share of the batch."""
+    shares = gathered({name: [(a.cpu(), b.cpu()) for a, b in sums[name]] for name in sums})
+    return {name: [call for share in shares for call in share[name]] for name in sums}

@@ -1,0 +1,1 @@
+"""Small helpers that every folder may use: files, errors, progress bars, processes."""

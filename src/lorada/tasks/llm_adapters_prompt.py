@@ -1,0 +1,139 @@
+"""The prompt of LLM-Adapters, to the white space, and rows in the shape of its files.
+
+Its text is a Python f-string that was never dedented, so every line behind the header is indented
+by 16 spaces; training and evaluation differ in white space. Source: ``finetune.py``,
+``evaluate.py`` and ``commonsense_evaluate.py`` of AGI-Edgerunners/LLM-Adapters (Hu et al., 2023).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from lorada.tasks import quanta_prompt as quanta
+from lorada.tasks.rows import Row
+from lorada.tasks.task import Metrics, Protocol
+
+REPOSITORY = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/main"
+MARKER = "### Response:"
+INDENT = " " * 16
+TASK = "Below is an instruction that describes a task"
+WITH_INPUT = ", paired with an input that provides further context"
+WRITE = ". Write a response that appropriately completes the request."
+
+Score = Callable[[list[Any], list[Row]], Metrics]
+Shape = Callable[[Row], Row]
+
+
+def training_prompt(instruction: str, context: str = "") -> str:
+    """What stands before the answer in training.
+
+    Args:
+        instruction: the question.
+        context: what LLM-Adapters calls the input; the sets used here leave it empty.
+    """
+    return _published(instruction, context, spaces=1 if context else 2, blank=INDENT)
+
+
+def evaluation_prompt(instruction: str, context: str = "") -> str:
+    """What generation starts from: fewer spaces behind the header and on the empty lines."""
+    return _published(instruction, context, spaces=0 if context else 1, blank="")
+
+
+def clean_prompt(instruction: str, context: str = "") -> str:
+    """The same blocks without the odd spaces, in training and in evaluation."""
+    blocks = "".join(f"\n\n{title}\n{text}" for title, text in _blocks(instruction, context))
+    return f"{_header(context)}{blocks}\n\n{MARKER}\n"
+
+
+def _published(instruction: str, context: str, spaces: int, blank: str) -> str:
+    text = f"{_header(context)}{' ' * spaces}\n\n"
+    for title, block in _blocks(instruction, context):
+        text += f"{INDENT}{title}\n{INDENT}{block}\n{blank}\n"
+    return f"{text}{INDENT}{MARKER}\n{INDENT}"
+
+
+def _header(context: str) -> str:
+    return f"{TASK}{WITH_INPUT if context else ''}{WRITE}"
+
+
+def _blocks(instruction: str, context: str) -> list[tuple[str, str]]:
+    given = [("### Input:", context)] if context else []
+    return [("### Instruction:", instruction), *given]
+
+
+def answered(output: str) -> str:
+    """The model's answer, which ends where the model opens another block."""
+    return output.split(MARKER)[0]
+
+
+def protocols(
+    shape: Shape,
+    gold: str,
+    score: Score,
+    max_new_tokens: int,
+    test_shape: Shape | None = None,
+) -> dict[str, Protocol]:
+    """Generate and match, in the published layout and in a clean one.
+
+    Args:
+        shape: row of the data set → row with ``instruction``, ``input``, ``output``, ``answer``.
+        gold: the field of it that holds the right answer in test rows.
+        score: looks for the answer in what was generated.
+        max_new_tokens: tokens generated.
+        test_shape: the same as ``shape`` for rows to score; None for ``shape``.
+    """
+    asks = partial(_to_score, shape=test_shape or shape, gold=gold)
+
+    def protocol(train: Callable[..., str], test: Callable[..., str]) -> Protocol:
+        return Protocol(
+            form="prompt",
+            kinds=("decoder",),
+            convert=partial(_to_learn, shape=shape, prompt=train),
+            convert_test=partial(asks, prompt=train, asked=test),
+            score=score,
+            generation={"num_beams": 4, "max_new_tokens": max_new_tokens},
+            loss_on="all",
+            joint=True,
+        )
+
+    return {
+        "generate": protocol(training_prompt, evaluation_prompt),
+        "generate_clean": protocol(clean_prompt, clean_prompt),
+    }
+
+
+def _answerable(row: Row) -> Row:
+    """A row as it is, if its answer is one of the options that its instruction may list.
+
+    The case counts, for what a model writes is searched for options in lower case.
+
+    Raises:
+        ValueError: if the answer is none of them, or the instruction is no text.
+    """
+    instruction, answer = row["instruction"], row["answer"]
+    if not isinstance(instruction, str):
+        raise ValueError(f"instruction is not a text: {instruction!r}")
+    if quanta.FORMAT in instruction.lower():
+        options = quanta.candidates(instruction)
+        if answer not in options:
+            raise ValueError(f"answer {answer!r} is not one of {', '.join(options)}")
+    return row
+
+
+def _to_learn(row: Row, shape: Shape, prompt: Callable[..., str]) -> Row:
+    row = _answerable(shape(row))
+    text = prompt(row["instruction"], row.get("input") or "")
+    return {"prompt": text, "response": row["output"], "answer": row["answer"]}
+
+
+def _to_score(
+    row: Row, shape: Shape, prompt: Callable[..., str], asked: Callable[..., str], gold: str
+) -> Row:
+    row = _answerable(shape(row))
+    texts = row["instruction"], row.get("input") or ""
+    return {
+        "prompt": prompt(*texts),
+        "eval_prompt": asked(*texts),
+        "response": row[gold],
+        "answer": row["answer"],
+    }

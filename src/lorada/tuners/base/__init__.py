@@ -1,0 +1,1 @@
+"""What all tuners share: their config, how they are placed in a model, and their layers."""

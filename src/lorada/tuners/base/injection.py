@@ -1,0 +1,139 @@
+"""An adapter is placed and loaded whole, or the model stays as it was."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from lorada.support.errors import unknown
+from lorada.tuners.base.attached_layer import AttachedLayer
+
+# Modules that PEFT itself asks for, by task, whether a model has them or not.
+PEFTS_OWN = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+
+
+@contextmanager
+def all_or_nothing(model: nn.Module, adapter_name: str) -> Iterator[None]:
+    """Undo what placing an adapter has done to a model if it fails half-way."""
+    children = [(module, dict(module._modules)) for module in model.modules()]
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    layers = [module for module, _ in children if isinstance(module, BaseTunerLayer)]
+    active = [(layer, layer._active_adapter) for layer in layers]
+    without = [m for m in layers if adapter_name not in m._get_available_adapters()]
+    try:
+        yield
+    except BaseException:
+        before = {id(module) for module, _ in children}
+        for module in list(model.modules()):
+            if isinstance(module, AttachedLayer) and id(module) not in before:
+                module.detach_from_host()
+        for layer, names in active:
+            layer._active_adapter = names
+        for layer in without:
+            layer.delete_adapter(adapter_name)
+        for module, own in children:
+            module._modules.clear()
+            module._modules.update(own)
+        for parameter, requires_grad in trainable:
+            parameter.requires_grad = requires_grad
+        raise
+
+
+def refuse_known(model: nn.Module, adapter_name: str) -> None:
+    """Refuse to place an adapter on a model that has another of its name, and would have both.
+
+    Raises:
+        ValueError: with the way to the base alone, where transformers loaded the other one.
+    """
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer) and adapter_name in layer._get_available_adapters():
+            raise ValueError(
+                f"the model has an adapter {adapter_name!r} already, as one loaded from a folder "
+                "that holds base and adapter: use it as it is, choose another adapter_name, or "
+                "load the base alone, from_pretrained(…, adapter_kwargs={'subfolder': 'none'})"
+            )
+
+
+def refuse_doubled(model: nn.Module, adapter_name: str) -> None:
+    """Refuse a part inside of a module that the same adapter trains and saves whole, as a copy.
+
+    Raises:
+        ValueError: naming the module and the part in it.
+    """
+    for name, whole in model.named_modules():
+        if not isinstance(whole, ModulesToSaveWrapper) or adapter_name not in whole.modules_to_save:
+            continue
+        for inner, layer in whole.modules_to_save[adapter_name].named_modules():
+            if isinstance(layer, BaseTunerLayer):
+                raise ValueError(
+                    f"modules_to_save trains {name} whole, where a part of the stack has {inner}: "
+                    "leave the module out of one of them"
+                )
+
+
+def refuse_absent(model: nn.Module, configs: Iterable[PeftConfig], task: Any) -> None:
+    """Refuse modules to train and save whole that the model does not have; PEFT passes them over.
+
+    Args:
+        model: the model.
+        configs: what names such modules.
+        task: PEFT's name of the task, None where it is not known; it adds names of its own.
+
+    Raises:
+        ValueError: with the nearest names that it has.
+    """
+    places = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    task = getattr(task, "value", task)
+    spared = {name for key, names in PEFTS_OWN.items() if task in (None, key) for name in names}
+    for config in configs:
+        for name in getattr(config, "modules_to_save", None) or []:
+            if name in spared or any(place.endswith(name) for place in places):
+                continue
+            own = {last for place in places if not (last := place.rpartition(".")[2]).isdigit()}
+            raise unknown("module in modules_to_save", str(name), own - {""})
+
+
+def check_fits(
+    model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+) -> None:
+    """Refuse adapter weights that belong to another architecture or shape.
+
+    Raises:
+        ValueError: naming the first tensor that has no place or another shape.
+    """
+    problem = _misfit(model, state_dict)
+    if problem is None:
+        return
+    if isinstance(model, PeftModel) and config.inference_mode:
+        # Placed a moment ago by from_pretrained or load_adapter; one that trains stays.
+        take_out(model.base_model, adapter_name)
+    raise ValueError(f"the adapter was saved for another {problem}")
+
+
+def _misfit(model: nn.Module, state_dict: dict[str, Tensor]) -> str | None:
+    places = model.state_dict()
+    for key, tensor in state_dict.items():
+        if key not in places:
+            return f"architecture: this model has no place for {key}"
+        if places[key].shape != tensor.shape and places[key].dtype.is_floating_point:
+            return (
+                f"model size or head count: {key} is {tuple(tensor.shape)}, "
+                f"this model needs {tuple(places[key].shape)}"
+            )
+    return None
+
+
+def take_out(tuner: BaseTuner, adapter_name: str) -> None:
+    """Leave a model as it was before an adapter that turned out not to fit it."""
+    if len(tuner.peft_config) > 1:
+        tuner.delete_adapter(adapter_name)
+    else:
+        tuner.unload()

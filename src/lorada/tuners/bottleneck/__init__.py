@@ -1,0 +1,1 @@
+"""Bottleneck adapters: where they go in each architecture, and what they compute."""

@@ -1,0 +1,1 @@
+"""OMoE: orthogonal LoRA or DoRA experts, mixed by a router."""

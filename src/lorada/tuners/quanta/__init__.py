@@ -1,0 +1,1 @@
+"""QuanTA: a change of a weight made of small tensors."""
