@@ -29,12 +29,12 @@ from sides import Batch, Side, bare_base, finish, forward_backward, layers_among
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lorada.support.files import write_whole
 from lorada.methods.callbacks.ist import ISTCallback
-from lorada.runs.models.loading import load_tokenizer
 from lorada.runs.folder.result import hardware, versions
-from lorada.tasks.tokenize import EncodeOptions, encode
+from lorada.runs.models.loading import load_tokenizer
+from lorada.support.files import write_whole
 from lorada.tasks.rows import form_of, read_rows
+from lorada.tasks.tokenize import EncodeOptions, encode
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results" / "costs.json", HERE.parent / "docs" / "costs.md"

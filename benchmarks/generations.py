@@ -10,13 +10,13 @@ writes the answers into docs/paper.md.
 import argparse
 from pathlib import Path
 
-from lorada.support.files import write_whole
-from lorada.experiments import own_process as apart
+from lorada.experiments import own_process
+from lorada.runs.folder.result import RESULT_FILE
 from lorada.runs.inference.generate import generate
 from lorada.runs.inference.load import Run, load_run
 from lorada.runs.recipe import load_recipe
-from lorada.runs.folder.result import RESULT_FILE
 from lorada.runs.training.train import train
+from lorada.support.files import write_whole
 from lorada.tasks.llm_adapters_prompt import answered, evaluation_prompt
 
 PAGE = Path(__file__).parents[1] / "docs" / "paper.md"
@@ -63,7 +63,7 @@ def trained(folder: Path, data_dir: str | None) -> Run:
     if not (folder / RESULT_FILE).is_file():
         fixed = {"model": "smollm2-135m", "method": "lorada_la", "task": "boolq,openbookqa"}
         options = {**fixed, "output": str(folder), "data_dir": data_dir}
-        apart.call(train, load_recipe(None, OVERRIDES, options))
+        own_process.call(train, load_recipe(None, OVERRIDES, options))
     return load_run(folder)
 
 

@@ -27,7 +27,7 @@ from turns import Turn, in_turn
 
 from lorada import LmamConfig, LoradaConfig
 from lorada.attention.interface import _with_map
-from lorada.experiments import table3_memory as map_memory
+from lorada.experiments import table3_memory
 from lorada.runs.models.architectures import named_config
 
 HEADS, GROUPS, WIDTH, RANK = 9, 3, 64, 2  # SmolLM2-135M's; the paper's rank
@@ -177,10 +177,12 @@ def draw(name: str, points: list[dict[str, float]], folder: Path) -> None:
 
 def kept_bytes(batch: int) -> int:
     """What a layer at LLaMA-7B's shape keeps beyond attention alone, the factors included."""
-    model = map_memory.mapped_model(named_config("llama-7b")).train()
+    model = table3_memory.mapped_model(named_config("llama-7b")).train()
 
     def kept(*, base: bool) -> int:
-        return map_memory.kept_bytes(lambda: map_memory.attend(model, base=base, batch=batch), [])
+        return table3_memory.kept_bytes(
+            lambda: table3_memory.attend(model, base=base, batch=batch), []
+        )
 
     return kept(base=False) - kept(base=True)
 
@@ -190,13 +192,13 @@ def term_share() -> dict[str, Any]:
     from lorada.experiments.table2_operations import operations_table
 
     config = named_config("llama-7b")
-    model = map_memory.mapped_model(config)
+    model = table3_memory.mapped_model(config)
     counts = []
     for base in (False, True):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            map_memory.attend(model, base=base)
+            table3_memory.attend(model, base=base)
         counts.append(counter.get_total_flops())
-    width, inner, tokens = config.hidden_size, config.intermediate_size, map_memory.TOKENS
+    width, inner, tokens = config.hidden_size, config.intermediate_size, table3_memory.TOKENS
     layer = 2 * tokens * (4 * width**2 + 3 * width * inner) + 4 * tokens**2 * width
     term = counts[0] - counts[1]
     shares = [row for row in operations_table(2)["rows"] if row[0].startswith("share")]

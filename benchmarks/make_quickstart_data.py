@@ -5,7 +5,7 @@
 
 Questions of the task ``syllogism`` in a short form, half answered Yes and half No, so that always
 giving one answer scores 50 %. No question occurs twice, so no test question occurs in training.
-Writes 2,000 training and 200 test rows to src/lorada/data/.
+Writes 2,000 training and 200 test rows to src/lorada/recipes/quickstart/.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import reasoning_gym
 
-TARGET = Path(__file__).parents[1] / "src" / "lorada" / "data"
+TARGET = Path(__file__).parents[1] / "src" / "lorada" / "recipes" / "quickstart"
 SIZES = {"train": 2000, "test": 200}
 FRAME = ("Consider these statements:\n", "(Answer Yes or No)")
 

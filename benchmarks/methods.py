@@ -25,10 +25,10 @@ from typing import Any
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lorada import METHODS
-from lorada.support.files import write_whole
-from lorada.runs.recipe import load_recipe
 from lorada.runs.folder.result import hardware, versions
+from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
+from lorada.support.files import write_whole
 
 ROOT = Path(__file__).parents[1]
 PLUGGED = ("lora", "dora", "series", "parallel", "quanta", "longlora")

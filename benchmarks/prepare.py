@@ -18,11 +18,11 @@ from pathlib import Path
 
 from processes import memory
 
-from lorada.runs.data.rows import training_rows
 from lorada.runs.data.dataset import encode_rows
+from lorada.runs.data.rows import training_rows
+from lorada.runs.folder.result import hardware
 from lorada.runs.models.loading import load_tokenizer
 from lorada.runs.recipe import load_recipe
-from lorada.runs.folder.result import hardware
 from lorada.tasks.commonsense import MIX
 from lorada.tasks.sources import data_folder, read_source
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from sides import Batch, Side, bare_base, ours
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from lorada.attention import interface as attention
+from lorada.attention import interface
 
 FORWARD, BACKWARD = "the map, forward", "_AddedBackward"
 SHOWN, STEPS = 12, 3
@@ -79,7 +79,7 @@ def main() -> None:
     torch.set_num_threads(settings.threads)
     batch = text_batch(Options(settings.model, settings.data, length=given.length), given.rows)
     off = profiled(ours("lora", bare_base(settings.model), batch), batch)
-    attention.add_term = labelled(attention.add_term)
+    interface.add_term = labelled(interface.add_term)
     on = profiled(with_map(settings, batch), batch)
     print(f"{given.rows} × {given.length} tokens, a step; inclusive first, then own times:")
     Console(width=110).print(table_of(on, off))

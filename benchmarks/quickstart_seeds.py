@@ -14,15 +14,15 @@ import statistics
 from functools import partial
 from pathlib import Path
 
-from lorada.support.files import write_whole
-from lorada.experiments import own_process as apart
+from lorada.experiments import own_process
+from lorada.experiments.quickstart import RECIPE, largest_lora
+from lorada.runs.folder.result import RESULT_FILE, hardware, read_result
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.load import load_run
 from lorada.runs.models.count import count_parameters
-from lorada.experiments.quickstart import RECIPE, largest_lora
 from lorada.runs.recipe import load_recipe
-from lorada.runs.folder.result import RESULT_FILE, hardware, read_result
 from lorada.runs.training.train import train
+from lorada.support.files import write_whole
 
 SEEDS = (1, 2, 3)
 
@@ -32,7 +32,7 @@ def measure(out: Path, method: str, settings: list[str], seed: int) -> dict:
     changes = [f"output={folder}", f"method={method}", f"training.seed={seed}", *settings]
     recipe = load_recipe(RECIPE, changes, {})
     if not (folder / RESULT_FILE).is_file():
-        apart.call(partial(train, overwrite=True, quiet=True), recipe)
+        own_process.call(partial(train, overwrite=True, quiet=True), recipe)
     if not read_result(folder)["metrics"]:
         evaluate(load_run(folder))
     result = read_result(folder)

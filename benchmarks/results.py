@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lorada.support.files import write_whole
 from lorada.experiments.table_spec import load_table
+from lorada.support.files import write_whole
 
 DOCS = Path(__file__).parents[1] / "docs"
 NUMBERS = [*range(4, 15), 18]

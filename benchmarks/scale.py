@@ -17,13 +17,13 @@ import statistics
 from functools import partial
 from pathlib import Path
 
-from lorada.support.files import write_whole
-from lorada.experiments import own_process as apart
+from lorada.experiments import own_process
+from lorada.runs.folder.result import RESULT_FILE, hardware, read_result
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
-from lorada.runs.folder.result import RESULT_FILE, hardware, read_result
 from lorada.runs.training.train import train
+from lorada.support.files import write_whole
 
 HERE = Path(__file__).parent
 SEEDS = (1, 2, 3)
@@ -71,7 +71,7 @@ def measure(out: Path, fixed: dict, training: dict, seed: int, **lmam: object) -
         None, [*settings, f"training.seed={seed}"], {**fixed, "output": str(out / name)}
     )
     if not (out / name / RESULT_FILE).is_file():
-        apart.call(partial(train, overwrite=True, quiet=True), recipe)
+        own_process.call(partial(train, overwrite=True, quiet=True), recipe)
     result = read_result(out / name)
     file = fixed["eval_data"]
     if file not in result["metrics"]:

@@ -17,12 +17,12 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 
 from lorada import LoradaConfig, SoraConfig
-from lorada.methods.task_head import select_trainable
 from lorada.methods.build import Plan, build_method
 from lorada.methods.callbacks.adalora import AdaLoraCallback
 from lorada.methods.callbacks.ist import ISTCallback
 from lorada.methods.callbacks.owlore import OwLoreCallback
 from lorada.methods.callbacks.sora import SoraCallback
+from lorada.methods.task_head import select_trainable
 from lorada.runs.models.loading import load_model
 
 Batch = dict[str, Tensor]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import lorada
-from lorada.support.files import write_whole
 from lorada.runs.folder.result import hardware, versions
+from lorada.support.files import write_whole
 
 ROUNDING = 0.11  # GiB that one machine's memory may seem to differ by
 

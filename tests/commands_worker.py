@@ -22,7 +22,7 @@ from double import in_double
 from transformers import Trainer
 
 import lorada.cli
-import lorada.run.train as training
+import lorada.runs.training.train as training
 
 RANK = os.environ["RANK"]
 

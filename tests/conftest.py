@@ -34,7 +34,12 @@ from transformers import (
 )
 
 # The shapes in the signatures of the maths are enforced while tests run, not only narrated.
-SHAPED = ["lorada.functional.causal", "lorada.functional", "lorada.tuners.quanta.gates"]
+SHAPED = [
+    "lorada.functional.causal",
+    "lorada.functional.maps",
+    "lorada.functional.differential",
+    "lorada.tuners.quanta.gates",
+]
 with install_import_hook(SHAPED, "beartype.beartype"):
     import lorada.functional  # noqa: F401
 
@@ -201,12 +206,12 @@ def runs_happen_here(request, monkeypatch) -> None:
     A test that is marked ``apart`` gets the processes that a user gets.
     """
     if not request.node.get_closest_marker("apart"):
-        from lorada.experiments import own_process as apart  # after the hook that checks shapes
+        from lorada.experiments import own_process  # after the hook that checks shapes
 
         def here(function, *arguments, report=None):
             return function(*arguments, **({} if report is None else {"report": report}))
 
-        monkeypatch.setattr(apart, "call", here)
+        monkeypatch.setattr(own_process, "call", here)
 
 
 @pytest.fixture(scope="session")

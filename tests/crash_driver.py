@@ -168,12 +168,12 @@ def warm_up():
     import safetensors.torch  # noqa: F401
     import torch
 
-    import lorada.report.plots
-    import lorada.run.train  # noqa: F401
-    from lorada.experiments import own_process as apart
+    import lorada.report.figures
+    import lorada.runs.training.train  # noqa: F401
+    from lorada.experiments import own_process
 
     # The trials of a search in this process, whose write points are watched.
-    apart.call = lambda function, *arguments, report=None: function(*arguments)
+    own_process.call = lambda function, *arguments, report=None: function(*arguments)
 
     torch.set_num_threads(1)
     matplotlib.use("Agg")

@@ -14,9 +14,9 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from lorada.support.files import SCRATCH
 from lorada.runs.folder.folder import last_whole_checkpoint
 from lorada.runs.folder.lock import LOCK_FILE
+from lorada.support.files import SCRATCH
 
 EVERY = 2  # steps between checkpoints
 SETTINGS = [

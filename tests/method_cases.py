@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers import ElectraConfig, ElectraForMaskedLM
 
 from lorada import METHODS, build_method
+from lorada.methods.build import Plan
 from lorada.methods.columns import column_of
 from lorada.methods.describe import part_names
 from lorada.methods.task_head import select_trainable
-from lorada.methods.build import Plan
 
 BUILDERS = {
     **ARCHITECTURES,

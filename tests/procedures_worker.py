@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from test_ist import adapted
 from test_owlore import tiny
 
-from lorada.methods.galore import galore
 from lorada.methods.callbacks.ist import ISTCallback
 from lorada.methods.callbacks.owlore import OwLoreCallback
+from lorada.methods.galore import galore
 
 
 def main(procedure: str, output: str, processes: int) -> None:

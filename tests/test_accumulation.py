@@ -21,9 +21,9 @@ from stacks import randomise
 from transformers import AutoModelForSequenceClassification
 
 from lorada import LmamConfig, LoradaConfig
-from lorada.runs.data.rows import Rows
 from lorada.runs.data.dataset import collator
 from lorada.runs.data.packing import PackedCollator, pack
+from lorada.runs.data.rows import Rows
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.trainer import make_trainer, trainer_class, training_arguments
 from lorada.tasks import TASKS

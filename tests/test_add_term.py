@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lorada.functional import causal as blocks
 from lorada.attention.attention_map import AttentionMap, View
-from lorada.attention.positions import NO_TOKEN, TokenSpan, TokenTable
-from lorada.experiments.table3_memory import kept_bytes
 from lorada.attention.dense_map import spread_map
 from lorada.attention.map_term import add_term, map_term
+from lorada.attention.positions import NO_TOKEN, TokenSpan, TokenTable
+from lorada.experiments.table3_memory import kept_bytes
+from lorada.functional import causal as blocks
 
 pytestmark = pytest.mark.fp64
 

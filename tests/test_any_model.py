@@ -29,15 +29,15 @@ from transformers import (
 
 from lorada import METHODS, LmamConfig, build_method
 from lorada.methods.columns import scheme_of
-from lorada.methods.other_models import ELSEWHERE
+from lorada.methods.empty_model import linears_of
 from lorada.methods.matrix_names import SCHEMES, fits, renamed
+from lorada.methods.other_models import ELSEWHERE
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.load import load_run
-from lorada.runs.models.loading import kind_of
 from lorada.runs.models.count import count_parameters
+from lorada.runs.models.loading import kind_of
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
-from lorada.methods.empty_model import linears_of
 from lorada.tuners.bottleneck.placements import _widths
 from lorada.tuners.bottleneck.sites import linear_under
 

@@ -13,28 +13,30 @@ from pathlib import Path
 import pytest
 from folders import bert_folder, split_file
 
-from lorada.experiments import own_process as apart
-from lorada.runs.training.callbacks import DivergedError
-from lorada.runs.recipe import load_recipe
-from lorada.runs.folder.result import read_result
+from lorada.experiments import own_process
 from lorada.experiments.table_runs import Job, carry_out
 from lorada.experiments.table_spec import TableRow
+from lorada.runs.folder.result import read_result
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.callbacks import DivergedError
 
 LORADA = str(Path(sys.executable).with_name("lorada"))
 ROWS = [{"sentence": "ab" * (i % 4 + 1), "label": i % 2} for i in range(12)]
 # A process that has one of its own sleep. To be named, a function needs no torch here.
-SLEEPS = "import lorada_cli, time; from lorada.run import apart; apart.call(time.sleep, 100)"
+SLEEPS = """import lorada_cli, time
+from lorada.experiments import own_process
+own_process.call(time.sleep, 100)"""
 
 
 @pytest.mark.apart
 def test_what_a_function_gives_says_and_logs_elsewhere_comes_here(caplog, capfd, monkeypatch):
     monkeypatch.setattr(sys, "stdout", sys.stderr)
-    assert apart.call(os.getpid) not in (os.getpid(), None)
-    assert apart.call(partial(int, base=2), "101") == 5
-    apart.call(print, "said")
+    assert own_process.call(os.getpid) not in (os.getpid(), None)
+    assert own_process.call(partial(int, base=2), "101") == 5
+    own_process.call(print, "said")
     with caplog.at_level(logging.WARNING):
-        apart.call(logging.getLogger("far").warning, "%d of %d", 1, 2)
-        apart.call(logging.getLogger("far").info, "too quiet")
+        own_process.call(logging.getLogger("far").warning, "%d of %d", 1, 2)
+        own_process.call(logging.getLogger("far").info, "too quiet")
     assert [(record.name, record.getMessage()) for record in caplog.records] == [("far", "1 of 2")]
     assert capfd.readouterr().err == "said\n"  # beside what a program reads from this process
 
@@ -42,7 +44,9 @@ def test_what_a_function_gives_says_and_logs_elsewhere_comes_here(caplog, capfd,
 ENDS = {
     "a mistake": ("raise ValueError('no such thing')", ValueError, "no such thing"),
     "a kind of ours": (
-        "from lorada.run.callbacks import DivergedError as D; raise D('nan')", DivergedError, "nan"
+        "from lorada.runs.training.callbacks import DivergedError as D; raise D('nan')",
+        DivergedError,
+        "nan",
     ),
     "a kind that cannot be sent": (
         "class E(ValueError):\n def __init__(self, a, b): super().__init__(a)\nraise E('odd', 2)",
@@ -59,7 +63,7 @@ ENDS = {
 def test_however_it_ends_elsewhere_it_ends_here(end):
     code, kind, text = ENDS[end]
     with pytest.raises(kind, match=text) as caught:
-        apart.call(exec, code)
+        own_process.call(exec, code)
     assert type(caught.value) is kind
 
 

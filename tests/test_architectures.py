@@ -17,9 +17,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
 from lorada import BottleneckConfig, LmamConfig
+from lorada.attention.hooks import hooks_for
 from lorada.attention.interface import Observation, observe
 from lorada.functional.maps import low_rank_map, mask_map
-from lorada.attention.hooks import hooks_for
 from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reasoning import problem, question, source_file
 
-from lorada.runs.inference import generate as generation
 from lorada.runs.data.rows import training_rows
+from lorada.runs.inference import generate
 from lorada.runs.inference.evaluate import evaluate_tasks
 from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
@@ -24,8 +24,8 @@ from lorada.tasks.arithmetic import (
     score_letters,
     score_numbers,
 )
-from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode
 from lorada.tasks.llm_adapters_prompt import answered, evaluation_prompt, training_prompt
+from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode
 
 ROW = problem("Two and\ntwo?", "4.0", "Count:\n2 + 2 = 4\n\nSo it is\n4")
 AWKWARD = [
@@ -189,7 +189,7 @@ def test_a_run_learns_quantas_one_line_and_is_scored_by_both_metrics(tmp_path):
     quanta = recipe(tmp_path, data, "protocol=quanta", "max_steps=60", task="gsm8k,aqua")
     train(quanta, quiet=True)
     run = load_run(tmp_path / "run")
-    answers = generation.generate(run, ["1 and 1?\nAnswer:"])
+    answers = generate.generate(run, ["1 and 1?\nAnswer:"])
     assert answers == [" It is. 4\n"]
     scores = evaluate_tasks(run)
     for metric in ("exact", "quanta_one_sided"):
@@ -222,7 +222,7 @@ def test_each_task_generates_by_its_own_settings(tmp_path, monkeypatch):
         limits.append((settings["num_beams"], settings["max_new_tokens"]))
         return ["true 4"] * len(batch["input_ids"])
 
-    monkeypatch.setattr(generation, "_continue", written)
+    monkeypatch.setattr(generate, "_continue", written)
     scores = evaluate_tasks(load_run(tmp_path / "run"))
     assert limits == [(4, 32), (4, 256)]
     assert scores["gsm8k"]["exact"] == 100

@@ -7,8 +7,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from lorada.methods.autopeft.search_space import Space, pareto, search
 from lorada.methods.autopeft.botorch_sampler import BotorchSampler, normal_scores
+from lorada.methods.autopeft.search_space import Space, pareto, search
 
 PACKAGES = ("botorch", "jax", "numpyro")
 TINY = {"initial": 8, "warmup": 8, "samples": 8, "thinning": 4, "evaluations": 60, "restarts": 2,

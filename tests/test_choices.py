@@ -11,9 +11,13 @@ from stacks import randomise
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
-from lorada.attention.interface import observe
 from lorada.attention.explain import ratio_of, squared_norms
+from lorada.attention.interface import observe
 from lorada.methods.callbacks.longlora import ShiftedAttention
+from lorada.runs.data.dataset import ChoiceCollator
+from lorada.runs.inference.evaluate import evaluate
+from lorada.runs.inference.load import load_run
+from lorada.runs.recipe import load_recipe
 from lorada.runs.training.choice_trainer import (
     cached_scores,
     choice_loss,
@@ -22,10 +26,6 @@ from lorada.runs.training.choice_trainer import (
     sequence_scores,
     shares_prompts,
 )
-from lorada.runs.data.dataset import ChoiceCollator
-from lorada.runs.inference.evaluate import evaluate
-from lorada.runs.inference.load import load_run
-from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode
 

@@ -20,9 +20,9 @@ from crashes import (
     number,
 )
 
-from lorada.support.files import SCRATCH, scratch_folder, write_whole
 from lorada.runs.folder.folder import last_whole_checkpoint, run_files
 from lorada.runs.folder.lock import LOCK_FILE, held
+from lorada.support.files import SCRATCH, scratch_folder, write_whole
 
 KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)
 LORADA = Path(sys.executable).with_name("lorada")

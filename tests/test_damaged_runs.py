@@ -11,11 +11,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
-from lorada.support.errors import out_of_memory
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
+from lorada.support.errors import out_of_memory
 
 TRAINING = [
     "per_device_train_batch_size=4", "report_to=[]", "max_length=32", "logging_steps=1",

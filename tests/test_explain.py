@@ -11,7 +11,8 @@ from transformers import Trainer, TrainingArguments
 
 import lorada
 from lorada import EffectSize, LmamConfig, LoradaConfig
-from lorada.attention import interface as attention, explain
+from lorada.attention import interface
+from lorada.attention.explain import explain
 
 pytestmark = pytest.mark.fp64
 
@@ -123,7 +124,7 @@ def test_a_map_that_works_is_not_warned_about(tmp_path, caplog):
 
 
 def test_a_training_that_was_given_up_is_not_observed_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(attention, "_observers", [])
+    monkeypatch.setattr(interface, "_observers", [])
 
     def fails(*args, **kwargs):
         raise RuntimeError("given up")
@@ -132,7 +133,7 @@ def test_a_training_that_was_given_up_is_not_observed_on(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="given up"):
         trained(tmp_path, LmamConfig(length=6))
     gc.collect()
-    assert attention._observers == []
+    assert interface._observers == []
 
 
 def test_the_package_exports_the_function_and_not_its_module():

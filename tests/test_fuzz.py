@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 from lorada.methods.build import build_method
-from lorada.runs.data.rows import load_rows
 from lorada.runs.data.dataset import encode_rows
+from lorada.runs.data.rows import load_rows
 from lorada.runs.recipe import TRAINING, Recipe, _known, load_recipe
 from lorada.runs.training.trainer import training_arguments
 from lorada.tasks.rows import read_rows

@@ -20,13 +20,13 @@ from transformers import AutoModelForCausalLM
 from lorada import TASKS, LmamConfig, LoradaConfig
 from lorada.runs.inference.evaluate import evaluate_tasks
 from lorada.runs.inference.load import load_run
-from lorada.runs.models.loading import load_config, load_model, stretched
 from lorada.runs.inference.perplexity import window_losses
+from lorada.runs.models.loading import load_config, load_model, stretched
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
-from lorada.tasks.tokenize import EncodeOptions, document, windows
 from lorada.tasks.long_sequence import perplexities, window_starts
 from lorada.tasks.sources import read_source
+from lorada.tasks.tokenize import EncodeOptions, document, windows
 
 TOKENIZER = byte_tokenizer()
 TEXTS = ["Let x be a number.", "Then x + 1 is another number.", "Hence there is no last one."]

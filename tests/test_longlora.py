@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 from lorada import LmamConfig, LoradaConfig
 from lorada.attention.interface import SHIFTED, install
-from lorada.methods.callbacks.longlora import ShiftedAttention
 from lorada.attention.shifted_sparse import ShiftedGroups
+from lorada.methods.callbacks.longlora import ShiftedAttention
 from lorada.tuners.lmam import CROSS_ATTENTION as CROSS
 
 pytestmark = pytest.mark.fp64

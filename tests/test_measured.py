@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 import lorada
-from lorada.support.files import json_text
-from lorada.runs.training import train as train_module
-from lorada.runs.training.callbacks import DivergedError
+from lorada.runs.folder.result import read_result, write_result
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
-from lorada.runs.folder.result import read_result, write_result
+from lorada.runs.training import train as train_module
+from lorada.runs.training.callbacks import DivergedError
 from lorada.runs.training.train import train
+from lorada.support.files import json_text
 
 TRAINING = [
     "per_device_train_batch_size=4", "report_to=[]", "logging_steps=1", "max_length=32",

@@ -16,7 +16,7 @@ from folders import bert_folder, llama_folder
 from huggingface_hub.errors import GatedRepoError
 from transformers import AutoModel, AutoModelForCausalLM
 
-from lorada.runs.models import loading as models
+from lorada.runs.models import loading
 from lorada.runs.models.loading import (
     PACKAGED,
     kind_of,
@@ -41,7 +41,7 @@ def test_smollm2_is_read_from_gguf_once_and_then_from_safetensors(tmp_path, monk
     assert folder == tmp_path / "smollm2-135m"
     assert (folder / "model.safetensors").is_file()
     assert [p.name for p in tmp_path.iterdir()] == ["smollm2-135m"]  # nothing half-written is left
-    monkeypatch.setattr(models, "_convert_gguf", None)  # a second reading would call it
+    monkeypatch.setattr(loading, "_convert_gguf", None)  # a second reading would call it
     model, tokenizer = load_model("smollm2-135m").eval(), load_tokenizer("smollm2-135m")
     assert kind_of(model.config) == "decoder"
     assert (model.config.num_attention_heads, model.config.num_key_value_heads) == (9, 3)
@@ -84,7 +84,7 @@ def test_a_conversion_that_fails_leaves_nothing_loadable(tmp_path, monkeypatch):
 
     tiny = AutoModelForCausalLM.from_pretrained(llama_folder(tmp_path / "tiny"))
     reads = SimpleNamespace(from_pretrained=lambda *args, **kwargs: tiny)
-    monkeypatch.setattr(models, "AutoModelForCausalLM", reads)
+    monkeypatch.setattr(loading, "AutoModelForCausalLM", reads)
     tokenizer = SimpleNamespace(save_pretrained=full_disk)
     monkeypatch.setattr(
         models, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda *a, **k: tokenizer)
@@ -183,7 +183,7 @@ def test_what_the_hub_or_the_disk_answers_is_said_as_it_is(monkeypatch):
         def fails(*_, error=error, **__):
             raise error
 
-        monkeypatch.setattr(models, "AutoConfig", SimpleNamespace(from_pretrained=fails))
+        monkeypatch.setattr(loading, "AutoConfig", SimpleNamespace(from_pretrained=fails))
         with pytest.raises(OSError, match=error.args[-1]) as caught:
             load_config("a/b")
         assert caught.value is error

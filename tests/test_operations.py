@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from lorada.runs.models.architectures import named_config
+from lorada.experiments.table2_operations import (
+    computed_parts,
+    measured_parts,
+    operations_table,
+    share_candidates,
+)
 from lorada.experiments.table3_memory import (
     MIB,
     PRINTED,
@@ -12,12 +17,7 @@ from lorada.experiments.table3_memory import (
     measured_bytes,
     paper_bytes,
 )
-from lorada.experiments.table2_operations import (
-    computed_parts,
-    measured_parts,
-    operations_table,
-    share_candidates,
-)
+from lorada.runs.models.architectures import named_config
 
 HEADS = {"llama-7b": 32, "llama2-70b": 64}
 

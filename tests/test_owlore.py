@@ -7,10 +7,10 @@ from procedures import LAYERS, ROWS, Watch, layer_of, trainer_for
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lorada.methods.galore import galore
 from lorada.methods.callbacks.layers import layers_of
 from lorada.methods.callbacks.outliers import outlier_ratios
 from lorada.methods.callbacks.owlore import OwLoreCallback
+from lorada.methods.galore import galore
 
 pytestmark = pytest.mark.fp64
 

@@ -7,14 +7,14 @@ import logging
 import pytest
 from folders import ROWS, byte_tokenizer, llama_folder, rows_file
 
-from lorada.runs.data.rows import load_rows
 from lorada.runs.data.dataset import encode_rows
+from lorada.runs.data.rows import load_rows
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
-from lorada.tasks.tokenize import EncodeOptions, encode, prompt_of
 from lorada.tasks.rows import form_of, read_rows
+from lorada.tasks.tokenize import EncodeOptions, encode, prompt_of
 
 TOKENIZER = byte_tokenizer()
 ALTERNATING = (

@@ -4,7 +4,7 @@ import pytest
 from table_rows import SMALL
 
 from lorada.report import page as pages
-from lorada.report import render as report
+from lorada.report import render
 from lorada.report.page import Row, paper_page
 from lorada.report.render import Line, Page, published_line
 
@@ -30,7 +30,7 @@ def said(*rows: Row, **options) -> str:
 
 
 def test_a_page_has_means_spreads_and_every_seed(monkeypatch):
-    monkeypatch.setattr(report, "published", lambda number: {"columns": [], "rows": []})
+    monkeypatch.setattr(render, "published", lambda number: {"columns": [], "rows": []})
     monkeypatch.setattr(pages, "published", lambda number: {"columns": [], "rows": []})
     both = [
         result(seed, task=task, accuracy=value)
@@ -38,27 +38,27 @@ def test_a_page_has_means_spreads_and_every_seed(monkeypatch):
         for seed, value in enumerate(values)
     ]
     page = page_of(Row("lora", "LoRA_1", both), columns=("rte", "sst2"))
-    text = report.markdown(page)
+    text = render.markdown(page)
     # The spread of the mean is that of the seeds' means, 65 and 85.
     assert "| LoRA_1 | ours | 0.500% | 75.0 ± 7.1 | 75.0 ± 21.2 | 75.0 ± 14.1 | 4.0 |" in text
     assert "seeds 0, 1; ± is the standard deviation over seeds" in text
-    assert "rte,75.0,7.07106781" in report.comma_separated(page)
-    assert "mean,75.0,14.1421356" in report.comma_separated(page)
-    assert "70.0000 80.0000" in report.comma_separated(page)
-    assert r"LoRA\_1 & ours & 0.500\% & 75.0 $\pm$ 7.1" in report.latex(page)
+    assert "rte,75.0,7.07106781" in render.comma_separated(page)
+    assert "mean,75.0,14.1421356" in render.comma_separated(page)
+    assert "70.0000 80.0000" in render.comma_separated(page)
+    assert r"LoRA\_1 & ours & 0.500\% & 75.0 $\pm$ 7.1" in render.latex(page)
 
 
 @pytest.fixture
 def printed(monkeypatch):
     """The published rows of these tests."""
-    monkeypatch.setattr(report, "published", lambda number: SMALL)
+    monkeypatch.setattr(render, "published", lambda number: SMALL)
     monkeypatch.setattr(pages, "published", lambda number: SMALL)
 
 
 def test_latex_prints_every_sign_of_a_cell_as_it_is():
     line = Line(r"a&b #{c}_d 5% $x ~y ^z \w ¬N", "ours", "–", {"m_1": [1.0, 3.0]})
     page = Page("T", ["m_1"], [line, Line("[0]", "ours", "*", {})], ["one\ntwo % three"])
-    text = report.latex(page).splitlines()
+    text = render.latex(page).splitlines()
     assert text[0] == "% one two % three"
     assert text[3] == r"method & from & trained & m\_1 & minutes \\"
     escaped = r"a\&b \#\{c\}\_d 5\% \$x \textasciitilde{}y \textasciicircum{}z"
@@ -69,14 +69,14 @@ def test_latex_prints_every_sign_of_a_cell_as_it_is():
 
 
 def test_markdown_keeps_a_bar_within_its_cell():
-    text = report.markdown(Page("T", ["a|b"], [Line("x|y", "ours", "–", {})], []))
+    text = render.markdown(Page("T", ["a|b"], [Line("x|y", "ours", "–", {})], []))
     assert r"| x\|y | ours | – | – | – |" in text
     assert r"| a\|b |" in text
 
 
 def test_a_mean_is_left_out_where_a_column_is_missing(printed):
     page = page_of(Row("lora", "LoRA (0.5%)", [result(1, accuracy=1.0)]), columns=("rte", "sst2"))
-    assert "| LoRA (0.5%) | ours | 0.500% | 1.0 | – | – | 1.0 |" in report.markdown(page)
+    assert "| LoRA (0.5%) | ours | 0.500% | 1.0 | – | – | 1.0 |" in render.markdown(page)
 
 
 def test_a_page_says_what_its_mean_is_of(printed):
@@ -104,7 +104,7 @@ def test_protocols_have_columns_of_their_own(printed):
     assert page.columns == [
         "rte (generate)", "mean (generate)", "rte (likelihood)", "mean (likelihood)"
     ]  # fmt: skip
-    text = report.markdown(page)
+    text = render.markdown(page)
     assert "| LoRA (0.5%) | paper | 0.5% | 75.4 ± 0.2 | 75.4 | – | – | – |" in text
     assert "| Full | ours | 0.500% | – | – | 2.0 | 2.0 |" in text
     assert "protocol: generate, likelihood" in text
@@ -141,4 +141,4 @@ def test_rows_that_only_the_paper_has_come_first(printed):
     assert [(line.label, line.source) for line in page.lines] == [
         ("Full", "paper"), ("LoRA (0.5%)", "paper"), ("LoRA (0.5%)", "ours")
     ]  # fmt: skip
-    assert "| Full | paper | 100% | 78.7 | 78.7 | – |" in report.markdown(page)
+    assert "| Full | paper | 100% | 78.7 | 78.7 | – |" in render.markdown(page)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lorada.runs.models.architectures import ARCHITECTURES
-from lorada.runs.models.loading import model_folder
 from lorada.runs.models.count import count_parameters
+from lorada.runs.models.loading import model_folder
 
 # N of the published models.
 TOTALS = {

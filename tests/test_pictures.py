@@ -8,15 +8,15 @@ import pytest
 from folders import bert_folder, llama_folder, rows_file
 
 from lorada import cli
-from lorada.cli import table_command as paper
+from lorada.cli import table_command
+from lorada.experiments.table_runs import jobs
+from lorada.experiments.table_spec import load_table
 from lorada.report import figures as plots
-from lorada.report.page import Row, scatter_points
 from lorada.report.figures import scatter_figure, sweep_figure
+from lorada.report.page import Row, scatter_points
 from lorada.runs.inference.load import load_run
 from lorada.runs.inference.map_statistics import ratios_by_layer, sentence_maps
 from lorada.runs.recipe import load_recipe
-from lorada.experiments.table_runs import jobs
-from lorada.experiments.table_spec import load_table
 from lorada.runs.training.train import train
 
 TEXT = "the cat sat"
@@ -338,6 +338,6 @@ def test_the_sweep_does_with_earlier_results_what_it_is_told(option, monkeypatch
     def told(found, scale, *, resume, overwrite):
         raise ValueError(f"{len(found)} runs, resume {resume}, overwrite {overwrite}")
 
-    monkeypatch.setattr(paper, "run_jobs", told)
+    monkeypatch.setattr(table_command, "run_jobs", told)
     _, _, err = lorada(monkeypatch, capsys, "plot", "4", "--scale", "local", f"--{option}")
     assert f"48 runs, resume {option == 'resume'}, overwrite {option == 'overwrite'}" in err

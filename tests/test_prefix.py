@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
-from lorada.attention import explain
+from lorada.attention.explain import explain
 from lorada.attention.interface import Observation, dispatches, observe
 from lorada.tuners.prefix import PrefixLayer
 

@@ -21,8 +21,8 @@ from lorada.methods.build import Plan
 from lorada.methods.callbacks.ist import ISTCallback, share_of
 from lorada.methods.callbacks.layers import Switch, layers_of
 from lorada.methods.callbacks.owlore import OwLoreCallback
-from lorada.runs.training import train as train_module
 from lorada.runs.recipe import load_recipe
+from lorada.runs.training import train as train_module
 from lorada.runs.training.train import train
 
 pytestmark = pytest.mark.fp64

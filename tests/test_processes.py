@@ -12,9 +12,9 @@ from conftest import assert_close
 from folders import ROWS, bert_folder, llama_folder, rows_file
 from safetensors.torch import load_file
 
-from lorada.support.files import SCRATCH
 from lorada.runs.folder.lock import LOCK_FILE
 from lorada.runs.folder.result import read_result
+from lorada.support.files import SCRATCH
 
 WORKER = str(Path(__file__).with_name("commands_worker.py"))
 LORADA = str(Path(sys.executable).with_name("lorada"))

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lorada import LmamConfig, LoradaConfig, QuantaConfig
-from lorada.tuners.quanta.gates import as_matrix_reference, parameter_count
 from lorada.tuners.quanta.adapter import QuantaLayer
+from lorada.tuners.quanta.gates import as_matrix_reference, parameter_count
 
 pytestmark = pytest.mark.fp64
 

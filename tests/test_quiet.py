@@ -44,8 +44,8 @@ def test_what_other_libraries_say_for_themselves_is_heard_where_it_concerns_the_
 def test_only_the_command_line_keeps_other_libraries_from_being_heard(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     code = (
-        "import logging, sys, lorada_cli, lorada.cli, lorada.unheard\n"
-        "loggers = [logging.getLogger(name) for name in lorada.unheard.UNHEARD]\n"
+        "import logging, sys, lorada_cli, lorada.cli, lorada.support.quiet\n"
+        "loggers = [logging.getLogger(name) for name in lorada.support.quiet.UNHEARD]\n"
         "assert not any(logger.filters for logger in loggers)\n"
         "sys.argv = ['lorada', 'methods', '--json']\n"
         "lorada_cli.main()\n"

@@ -12,7 +12,7 @@ from folders import bert_folder, llama_folder, rows_file, split_file
 from transformers import Trainer, TrainingArguments
 
 from lorada import METHODS, EffectSize, cli
-from lorada.runs.models import loading as models, packaged
+from lorada.runs.models import loading, packaged
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -52,7 +52,7 @@ def tiny_smollm2(tmp_path, monkeypatch):
         "smollm2-135m": llama_folder(tmp_path / "model"),
         "minilm-l6": bert_folder(tmp_path / "bert", hidden_size=48, num_attention_heads=12),
     }
-    monkeypatch.setattr(models, "_packaged_folder", folders.get)
+    monkeypatch.setattr(loading, "_packaged_folder", folders.get)
     monkeypatch.setattr(packaged, "located", folders.get)
     rows = [{"sentence1": "ab" * (i % 3 + 1), "sentence2": "a", "label": i % 2} for i in range(16)]
     for split in ("train", "validation"):

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
 from lorada import LmamConfig
-from lorada.attention import interface as attention
+from lorada.attention import interface
 from lorada.attention.tensor_memo import KEPT, Remembered
 
 pytestmark = pytest.mark.fp64
@@ -40,13 +40,13 @@ def batch(*lengths: int, side: str = "right"):
 @pytest.fixture
 def located(monkeypatch):
     """The calls of ``locate``."""
-    calls, locate = [], attention.locate
+    calls, locate = [], interface.locate
 
     def counted(*args, **kwargs):
         calls.append(args)
         return locate(*args, **kwargs)
 
-    monkeypatch.setattr(attention, "locate", counted)
+    monkeypatch.setattr(interface, "locate", counted)
     return calls
 
 

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from lorada.support import progress
 from lorada.cli.app import as_typed, waiting
+from lorada.support import progress
 from lorada.support.progress import plain_console, watched
 
 SOURCE = Path(__file__).parents[1] / "src" / "lorada"

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Trainer
 
-from lorada.runs.recipe import load_recipe
 from lorada.runs.data.length_sampler import LikeLengths
+from lorada.runs.recipe import load_recipe
 from lorada.runs.training.trainer import make_trainer, training_arguments
 from lorada.tasks.tokenize import EncodeOptions, encode
 

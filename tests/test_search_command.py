@@ -8,10 +8,10 @@ import pytest
 from crashes import SETTINGS, number, same_files
 from folders import bert_folder, llama_folder, rows_file
 
-from lorada.methods.autopeft.search_space import Space
-from lorada.runs.recipe import Recipe
-from lorada.runs.folder.result import read_result
 from lorada.experiments.search import space_of
+from lorada.methods.autopeft.search_space import Space
+from lorada.runs.folder.result import read_result
+from lorada.runs.recipe import Recipe
 
 ADAPTER = ("adapter/adapter_model.safetensors", "recipe.yaml")
 LABELS = [{"text": "ab" * (i % 5 + 1), "label": "yn"[i % 2]} for i in range(24)]
@@ -137,7 +137,7 @@ def test_the_result_is_printed_for_programs_and_the_next_command_runs(call, plac
 
 
 def test_an_interrupted_search_says_how_it_goes_on(call, place, tmp_path, monkeypatch):
-    import lorada.run.search as module
+    import lorada.experiments.search as module
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt

@@ -28,13 +28,13 @@ from transformers import (
 )
 
 from lorada import METHODS
-from lorada.runs.training import train as train_module
 from lorada.runs.data.dataset import collator
 from lorada.runs.inference.evaluate import evaluate, evaluate_tasks
 from lorada.runs.inference.export import export
 from lorada.runs.inference.generate import continue_prompts, generate
 from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
+from lorada.runs.training import train as train_module
 from lorada.runs.training.seq2seq_trainer import beginning, set_languages
 from lorada.runs.training.train import train
 from lorada.tasks.tokenize import EncodeOptions, encode

@@ -17,8 +17,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from lorada import LoradaConfig
 from lorada.methods.build import Plan
 from lorada.methods.snip import snip
-from lorada.runs.training import train as run_train
 from lorada.runs.recipe import Recipe
+from lorada.runs.training import train as run_train
 
 pytestmark = pytest.mark.fp64
 

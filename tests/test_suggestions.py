@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from folders import bert_folder, llama_folder, rows_file, split_file
 
-from lorada.methods.table import METHODS
 from lorada.cli import launch
-from lorada.runs.models import loading as models, packaged
-from lorada.experiments import quickstart as compared
+from lorada.experiments import quickstart
+from lorada.methods.table import METHODS
+from lorada.runs.models import loading, packaged
 
 SETTINGS = ["max_steps=2", "max_length=32", "training.report_to=[]", "max_new_tokens=4"]
 LABELS = [{"text": "ab" * (i % 3 + 1), "label": "yn"[i % 2]} for i in range(12)]
@@ -36,7 +36,7 @@ def home(tmp_path_factory):
 def at_home(home, monkeypatch):
     """In that folder, with tiny models under the names of the packaged ones."""
     folders = {"smollm2-135m": home / "llama [red]", "minilm-l6": home / "bert"}
-    monkeypatch.setattr(models, "_packaged_folder", folders.get)
+    monkeypatch.setattr(loading, "_packaged_folder", folders.get)
     monkeypatch.setattr(packaged, "located", folders.get)
     monkeypatch.setenv("LORADA_DATA", str(home / "data"))
     monkeypatch.chdir(home)
@@ -193,7 +193,7 @@ def test_the_quickstart_suggests_a_prompt(call, at_home, monkeypatch):
         "model: llama [red]\ndata: my rows.jsonl\neval_data: my rows.jsonl\n"
         "output: unused\nmax_new_tokens: 4\ntraining: {max_steps: 2, report_to: []}\n"
     )
-    monkeypatch.setattr(compared, "RECIPE", "tiny.yaml")
+    monkeypatch.setattr(quickstart, "RECIPE", "tiny.yaml")
     found = follow(call, "quickstart", "--output", "quick [start] #1: a")
     assert found[1:3] == ["generate", "quick [start] #1: a/lorada_la"]
     assert "\n" in found[-1]
@@ -202,7 +202,9 @@ def test_the_quickstart_suggests_a_prompt(call, at_home, monkeypatch):
 @pytest.mark.parametrize("number", [2, 3])
 def test_a_table_of_operations_suggests_its_numbers(call, monkeypatch, number):
     counted = {"title": "[x]", "columns": ["[/y]"], "rows": [["[z]"]], "notes": ["[/]"]}
-    monkeypatch.setattr("lorada.experiments.table2_operations.operations_table", lambda number: counted)
+    monkeypatch.setattr(
+        "lorada.experiments.table2_operations.operations_table", lambda number: counted
+    )
     found = next_of(call, "table", number)
     assert found[1:] == ["table", str(number), "--json"]
     assert call(*found[1:])[0] == 0

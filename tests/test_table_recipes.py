@@ -8,15 +8,15 @@ import pytest
 import yaml
 from table_rows import config_of, row_of
 
+from lorada.experiments.table_runs import done, estimate, jobs
+from lorada.experiments.table_spec import SCALES, PaperTable, load_table, row_recipe, tables
+from lorada.methods.build import build_method
 from lorada.methods.describe import part_names
 from lorada.methods.method import PARTS
 from lorada.methods.table import METHODS
-from lorada.methods.build import build_method
 from lorada.report.render import MEAN, measured_line, published_line
-from lorada.runs.models.loading import kind_of
 from lorada.runs.models.count import parameters_of
-from lorada.experiments.table_runs import done, estimate, jobs
-from lorada.experiments.table_spec import SCALES, PaperTable, load_table, row_recipe, tables
+from lorada.runs.models.loading import kind_of
 from lorada.runs.training.trainer import training_arguments
 from lorada.tasks import TASKS
 

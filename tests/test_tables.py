@@ -12,14 +12,14 @@ from folders import bert_folder
 from table_rows import SMALL
 
 from lorada import cli
-from lorada.report import page as pages
-from lorada.report import render as report
-from lorada.experiments import table_spec as tables
-from lorada.runs.folder.lock import LOCK_FILE
-from lorada.runs.models.count import parameters_of
-from lorada.runs.folder.result import read_result
+from lorada.experiments import table_spec
 from lorada.experiments.table_runs import jobs
 from lorada.experiments.table_spec import PaperTable, load_table, row_recipe
+from lorada.report import page as pages
+from lorada.report import render
+from lorada.runs.folder.lock import LOCK_FILE
+from lorada.runs.folder.result import read_result
+from lorada.runs.models.count import parameters_of
 
 TASKS = ("rte", "sst2")
 
@@ -56,8 +56,8 @@ def place(tmp_path, monkeypatch):
     }  # fmt: skip
     path = tmp_path / "table5.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    monkeypatch.setattr(tables, "tables", lambda: {"table5": path})
-    monkeypatch.setattr(report, "published", lambda number: SMALL)
+    monkeypatch.setattr(table_spec, "tables", lambda: {"table5": path})
+    monkeypatch.setattr(render, "published", lambda number: SMALL)
     monkeypatch.setattr(pages, "published", lambda number: SMALL)
     load_table.cache_clear()
     monkeypatch.setenv("LORADA_DATA", str(tmp_path / "data"))
@@ -112,7 +112,9 @@ def test_a_program_reads_what_a_person_does_and_the_scale_is_local_without_a_gpu
 
 def test_a_table_that_is_computed_is_printed_or_written_for_a_program(monkeypatch, capsys):
     found = {"title": "Cost", "columns": ["what", "n"], "rows": [["map", 7]], "notes": ["A note."]}
-    monkeypatch.setattr("lorada.experiments.table2_operations.operations_table", lambda number: found)
+    monkeypatch.setattr(
+        "lorada.experiments.table2_operations.operations_table", lambda number: found
+    )
     code, out, err = lorada(monkeypatch, capsys, "table", "2")
     assert code == 0, err
     assert {"Cost", "map", "7", "• A note.", "next: lorada table 2 --json"} <= {

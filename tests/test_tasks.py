@@ -5,10 +5,10 @@ import json
 import pytest
 from folders import byte_tokenizer, rows_file
 
-from lorada.tasks.tokenize import IGNORED, EncodeOptions
-from lorada.tasks.tokenize import encode as every
 from lorada.tasks.metrics import exact_match
 from lorada.tasks.rows import answer_of, form_of, read_rows
+from lorada.tasks.tokenize import IGNORED, EncodeOptions
+from lorada.tasks.tokenize import encode as every
 
 TOKENIZER = byte_tokenizer()
 

@@ -9,9 +9,9 @@ from folders import CHAT, byte_tokenizer, llama_folder, rows_file
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lorada.runs.data import dataset as encoding, token_cache
-from lorada.runs.data.rows import load_rows
+from lorada.runs.data import dataset, token_cache
 from lorada.runs.data.dataset import encode_rows
+from lorada.runs.data.rows import load_rows
 from lorada.runs.recipe import load_recipe
 
 ROWS = [{"prompt": "a" * size, "response": " yes" * size} for size in range(1, 7)]
@@ -25,13 +25,13 @@ DATED = "{{ strftime_now('%d %b %Y') }}" + CHAT
 @pytest.fixture(autouse=True)
 def made(monkeypatch, tmp_path):
     """How often rows were encoded; caches go to a folder of the test."""
-    count, encode = [], encoding.encode
+    count, encode = [], dataset.encode
 
     def counted(*args):
         count.append(0)
         return encode(*args)
 
-    monkeypatch.setattr(encoding, "encode", counted)
+    monkeypatch.setattr(dataset, "encode", counted)
     monkeypatch.setattr(
         token_cache, "LEAST", sum(len(text) for row in ROWS for text in row.values())
     )
@@ -162,7 +162,7 @@ def test_few_characters_are_not_kept(tmp_path, made):
 def test_few_long_rows_are_kept(tmp_path, monkeypatch):
     rows = [{"text": "a" * token_cache.LEAST}]
     first = encoded(tmp_path, rows=rows)
-    monkeypatch.setattr(encoding, "windows", None)
+    monkeypatch.setattr(dataset, "windows", None)
     assert encoded(tmp_path, rows=rows).to_dict() == first.to_dict()
 
 

@@ -9,9 +9,9 @@ from peft import get_peft_model
 from transformers import DynamicCache
 
 from lorada import LmamConfig
-from lorada.attention import interface as attention
-from lorada.tuners.lmam import LmamLayer
+from lorada.attention import interface
 from lorada.attention.forward_inputs import Told
+from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64
 
@@ -45,7 +45,7 @@ def decode(model, prompt: int, steps: int, **kwargs):
 @pytest.fixture
 def asked(monkeypatch):
     """How often a layer gave its maps, while nobody else observes."""
-    monkeypatch.setattr(attention, "_observers", [])
+    monkeypatch.setattr(interface, "_observers", [])
     calls, maps = [], LmamLayer.maps
 
     def counted(self):
@@ -89,7 +89,7 @@ def test_a_copy_listens_to_itself():
 )
 def test_decoding_past_the_map_asks_for_nothing_and_changes_nothing(name, options, calls, asked):
     model = adapted(name, **options)
-    with attention.observe(lambda seen: None):  # who observes is told of every call
+    with interface.observe(lambda seen: None):  # who observes is told of every call
         expected = decode(model, LENGTH - 2, 6)
     asked.clear()
     found = decode(model, LENGTH - 2, 6)

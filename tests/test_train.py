@@ -17,16 +17,16 @@ from transformers import (
     set_seed,
 )
 
-from lorada.attention import interface as attention
+from lorada.attention import interface
 from lorada.methods.task_head import in_head
-from lorada.runs.training import train as train_module
-from lorada.runs.models.adapters import load_base
-from lorada.runs.training.callbacks import DivergedError
+from lorada.runs.folder.result import read_result
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.generate import generate
 from lorada.runs.inference.load import load_run
+from lorada.runs.models.adapters import load_base
 from lorada.runs.recipe import load_recipe
-from lorada.runs.folder.result import read_result
+from lorada.runs.training import train as train_module
+from lorada.runs.training.callbacks import DivergedError
 from lorada.runs.training.train import train
 
 TRAINING = [
@@ -191,11 +191,11 @@ def test_a_nan_is_seen_where_the_trainer_computes_the_loss_itself(
         "lmam.map_learning_rate=1e30", "lr_scheduler_type=constant", "warmup_steps=0",
         "max_steps=6", "save_steps=1",
     )  # fmt: skip
-    monkeypatch.setattr(attention, "_observers", [])
+    monkeypatch.setattr(interface, "_observers", [])
     with pytest.raises(DivergedError, match="the gradient became"):
         train(wild, quiet=True)
     assert not (tmp_path / "run" / "result.json").exists()
-    assert attention._observers == []  # no map is measured any more
+    assert interface._observers == []  # no map is measured any more
 
 
 def test_from_starts_a_stack_from_a_saved_lora(llama, data, tmp_path):

@@ -23,8 +23,8 @@ from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks import TASKS
-from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode, prompt_of, shortened
 from lorada.tasks.sources import read_source
+from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode, prompt_of, shortened
 
 TOKENIZER = byte_tokenizer()
 DATA = Path(os.environ.get("LORADA_DATA", Path(__file__).parents[2] / "shared" / "data"))

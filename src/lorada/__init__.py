@@ -30,8 +30,8 @@ if TYPE_CHECKING or not (_AS_MODULE or "lorada_cli" in sys.modules):
     )
 
 if TYPE_CHECKING:
-    from lorada.methods.table import METHODS
     from lorada.methods.build import build_method
+    from lorada.methods.table import METHODS
     from lorada.runs.training.effect_size import EffectSize
     from lorada.tasks import TASKS
 

@@ -21,8 +21,8 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
 from lorada.tuners.base.attach import AttachedModel
-from lorada.tuners.omoe.adapter import OmoeModel
 from lorada.tuners.base.config import LoradaPeftConfig
+from lorada.tuners.omoe.adapter import OmoeModel
 
 
 def models(family: str) -> list[str]:

@@ -1,1 +1,1 @@
-"""How a map or a prefix takes part in attention: what a transformers model calls, and what is computed there."""
+"""What happens inside an attention call: the map or prefix that is added, and where."""

@@ -7,8 +7,8 @@ T queries, K key slots, N map length, R rank, D head width.
 import torch
 from torch import Tensor
 
-from lorada.attention.gathered import owned
 from lorada.attention.attention_map import AttentionMap, View, map_rows, masked
+from lorada.attention.gathered import owned
 from lorada.attention.positions import Places, TokenTable
 
 

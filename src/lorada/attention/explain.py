@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lorada.attention.dense_map import reached_pairs, spread_map
 from lorada.attention.interface import Observation, observe
 from lorada.attention.positions import visible_keys
 from lorada.attention.prefix import prefix_scores
-from lorada.attention.dense_map import reached_pairs, spread_map
 
 
 @dataclass(frozen=True)

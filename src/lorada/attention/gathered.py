@@ -10,7 +10,6 @@ T queries, K key slots, N map length, R rank, D head width.
 import torch
 from torch import Tensor
 
-from lorada.functional.maps import apply_map
 from lorada.attention.attention_map import (
     AttentionMap,
     View,
@@ -20,6 +19,7 @@ from lorada.attention.attention_map import (
     rows_of_map,
 )
 from lorada.attention.positions import TokenTable
+from lorada.functional.maps import apply_map
 
 
 def gathered_term(

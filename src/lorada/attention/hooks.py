@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lorada.attention.interface import Call, MapLayer, head_count
 from lorada.attention.attention_map import View
+from lorada.attention.interface import Call, MapLayer, head_count
 
 
 class HookPair:

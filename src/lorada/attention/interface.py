@@ -23,12 +23,12 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorada.attention.attention_map import AttentionMap, View, for_samples
-from lorada.attention.positions import Places, TokenTable, locate
-from lorada.attention.prefix import Prefix, behind, implementation_of
-from lorada.attention.tensor_memo import Remembered
-from lorada.attention.shifted_sparse import ShiftedGroups
 from lorada.attention.dense_map import spread_map
 from lorada.attention.map_term import add_term, map_term
+from lorada.attention.positions import Places, TokenTable, locate
+from lorada.attention.prefix import Prefix, behind, implementation_of
+from lorada.attention.shifted_sparse import ShiftedGroups
+from lorada.attention.tensor_memo import Remembered
 
 CHILD = "lmam"
 PREFIX_CHILD = "prefix"

@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lorada.functional.maps import apply_map, factors_product
-from lorada.attention.gathered import gathered_term, term_by_place
 from lorada.attention.attention_map import (
     AttentionMap,
     View,
@@ -26,7 +24,9 @@ from lorada.attention.attention_map import (
     product,
     rows_of_map,
 )
+from lorada.attention.gathered import gathered_term, term_by_place
 from lorada.attention.positions import Places, TokenSpan, TokenTable
+from lorada.functional.maps import apply_map, factors_product
 
 # The queries that a map may reach: a range that all samples share, or for each sample the slot of
 # every place of the map (B, N), and whether a token is there.

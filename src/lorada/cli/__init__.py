@@ -11,12 +11,7 @@ import warnings
 
 from rich.logging import RichHandler
 
-from lorada.cli import (
-    list_commands as listing,
-    table_command as paper,
-    plot_commands as pictures,
-    run_commands as runs,
-)  # noqa: F401  (their commands)
+from lorada.cli import list_commands, plot_commands, run_commands, table_command  # noqa: F401
 from lorada.cli.app import app, errors
 from lorada.support.errors import out_of_memory
 from lorada.support.processes import (

@@ -114,8 +114,8 @@ def plot(
 def _plot_losses(runs: list[Path], output: Path) -> None:
     from lorada.cli.run_commands import suggest_scoring
     from lorada.report.figures import loss_png
-    from lorada.runs.recipe import RECIPE_FILE, outline
     from lorada.runs.folder.result import read_result
+    from lorada.runs.recipe import RECIPE_FILE, outline
 
     histories = {str(run): read_result(run)["history"] for run in runs}
     _draw("loss", output, lambda *paths: loss_png(histories, *paths))
@@ -188,8 +188,8 @@ def _plot_sweep(
 
 def _plot_scatter(table: int, scale: str | None, results: Path, output: Path) -> None:
     from lorada.cli.table_command import check_table, page_rows, say, scale_named
-    from lorada.report.page import averaged_columns, scatter_points
     from lorada.report.figures import scatter_figure
+    from lorada.report.page import averaged_columns, scatter_points
 
     if table in (2, 3):
         raise ValueError(f"table {table} counts operations: it has no scores to draw")

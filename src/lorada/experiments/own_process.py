@@ -29,7 +29,7 @@ Value = TypeVar("Value")
 # With this module loaded `import lorada` takes no torch: see there.
 CHILD = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); sys.path.append(sys.argv[2])"
-    "; import lorada_cli; from lorada.run import apart; apart.serve(int(sys.argv[1]))"
+    "; import lorada_cli; from lorada.experiments.own_process import serve; serve(int(sys.argv[1]))"
 )
 # What errors become whose own kind cannot be sent.
 KINDS: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, MemoryError, RuntimeError)

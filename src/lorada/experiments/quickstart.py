@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lorada.experiments import own_process as apart
+from lorada.experiments import own_process
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.load import load_run
-from lorada.runs.models.count import count_parameters
 from lorada.runs.inference.map_statistics import sentence_maps
+from lorada.runs.models.count import count_parameters
 from lorada.runs.recipe import Recipe, load_recipe
 from lorada.runs.training.train import train
 
@@ -47,7 +47,9 @@ def compare(output: Path, *, overwrite: bool, report: Callable[[str], None]) -> 
         largest_lora(ours.model, budget),
         {"output": str(output / "lora"), "method": "lora"},
     )
-    found = [apart.call(train_and_score, each, overwrite, report=report) for each in (lora, ours)]
+    found = [
+        own_process.call(train_and_score, each, overwrite, report=report) for each in (lora, ours)
+    ]
     return {
         "rows": [row for rows, _, _ in found for row in rows],
         "hardware": found[-1][1]["hardware"],

@@ -13,23 +13,23 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from lorada.methods.columns import column_of
-from lorada.support.files import write_whole
-from lorada.methods.autopeft import search_space as autopeft
-from lorada.methods.autopeft.search_space import Configuration, Space, Trial, pareto
+from lorada.experiments import own_process
+from lorada.methods.autopeft import search_space
 from lorada.methods.autopeft.blocks import LAYERS, SIZES
-from lorada.experiments import own_process as apart
-from lorada.runs.training.callbacks import DivergedError
-from lorada.runs.inference.evaluate import evaluate
+from lorada.methods.autopeft.search_space import Configuration, Space, Trial, pareto
+from lorada.methods.columns import column_of
 from lorada.runs.folder.folder import clear, holds_run, same_recipe
-from lorada.runs.inference.load import load_run
 from lorada.runs.folder.lock import held
-from lorada.runs.models.loading import load_config
+from lorada.runs.folder.result import RESULT_FILE, read_result
+from lorada.runs.inference.evaluate import evaluate
+from lorada.runs.inference.load import load_run
 from lorada.runs.models.count import count_parameters
+from lorada.runs.models.loading import load_config
 from lorada.runs.plain_yaml import write_yaml
 from lorada.runs.recipe import RECIPE_FILE, Recipe, load_recipe, saved_recipe
-from lorada.runs.folder.result import RESULT_FILE, read_result
+from lorada.runs.training.callbacks import DivergedError
 from lorada.runs.training.train import train
+from lorada.support.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def search(
         KeyboardInterrupt: if the training of a trial was interrupted and saved.
     """
     folder = Path(recipe.output)
-    autopeft.sampler_named(sampler)
+    search_space.sampler_named(sampler)
     space = space_of(recipe)
     with held(folder):
         _begin(recipe, trials, space, resume=resume, overwrite=overwrite)
@@ -104,14 +104,14 @@ def search(
                 f"trial {number + 1} of {trials} ({minutes:.0f} min so far): {described(chosen)}"
             )
             try:
-                return apart.call(train_and_score, recipe, number, chosen)
+                return own_process.call(train_and_score, recipe, number, chosen)
             except KeyboardInterrupt:
                 more = f"--trials {trials} --sampler {sampler} --output {quote(str(folder))}"
                 report(f"stopped and saved; next: lorada search --resume {more}")
                 raise
 
         seed = int(recipe.training.get("seed", 42))
-        done = autopeft.search(trial, space, trials, sampler, folder / STATE_FILE, seed)
+        done = search_space.search(trial, space, trials, sampler, folder / STATE_FILE, seed)
     return {
         "sampler": sampler,
         "seed": seed,

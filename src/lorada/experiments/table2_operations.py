@@ -16,8 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from lorada.functional.maps import add_map_reference
-from lorada.runs.models.architectures import named_config
 from lorada.experiments.table3_memory import (
     LENGTH,
     TOKENS,
@@ -26,6 +24,8 @@ from lorada.experiments.table3_memory import (
     memory_table,
     narrow_model,
 )
+from lorada.functional.maps import add_map_reference
+from lorada.runs.models.architectures import named_config
 from lorada.tuners.lmam import bake
 
 PRINTED = 1.97e-5  # the share of the model's operations in section 3.3

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorada.support.files import json_text, write_whole
-from lorada.support.progress import watched
-from lorada.experiments import own_process as apart
-from lorada.runs.inference.evaluate import evaluate_tasks
+from lorada.experiments import own_process
+from lorada.experiments.table_spec import PaperTable, Scale, TableRow, counts_of, row_recipe
 from lorada.runs.folder.folder import clear, differences, holds_run
-from lorada.runs.inference.load import load_run
 from lorada.runs.folder.lock import held
+from lorada.runs.folder.result import RESULT_FILE, read_result, result_in
+from lorada.runs.inference.evaluate import evaluate_tasks
+from lorada.runs.inference.load import load_run
 from lorada.runs.models.loading import kind_of, load_config
 from lorada.runs.recipe import Recipe
-from lorada.runs.folder.result import RESULT_FILE, read_result, result_in
-from lorada.experiments.table_spec import PaperTable, Scale, TableRow, counts_of, row_recipe
 from lorada.runs.training.train import train
+from lorada.support.files import json_text, write_whole
+from lorada.support.progress import watched
 from lorada.tasks import TASKS
 from lorada.tasks.sources import data_folder
 
@@ -212,7 +212,7 @@ def carry_out(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
     run = Path(recipe.output)
     result = read_result(run) if (run / RESULT_FILE).is_file() else None
     if result is None or not _is_scored(job, result):
-        result = apart.call(train_and_score, job, report=report)
+        result = own_process.call(train_and_score, job, report=report)
     _check_recipe(run / RESULT_FILE, Recipe(**result["recipe"]), job)
     # Where the rows lay is nobody's business but the run's; what kind of place it was is not.
     result["recipe"].update(data_dir=None, output=str(run))

@@ -14,9 +14,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from lorada.methods.describe import part_names
-from lorada.support.errors import unknown
 from lorada.methods.method import PARTS
 from lorada.runs.recipe import Recipe, load_recipe
+from lorada.support.errors import unknown
 
 Scale = Literal["paper", "local"]
 SCALES: tuple[Scale, ...] = ("paper", "local")

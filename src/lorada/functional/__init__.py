@@ -1,2 +1,35 @@
 """The maths of the paper as functions of tensors, without state (Eqs. 3-4 and 6-17)."""
 
+from lorada.functional.differential import (
+    differential_attention,
+    differential_lambda,
+    differential_map_reference,
+)
+from lorada.functional.maps import (
+    add_map_reference,
+    apply_map,
+    factors_product,
+    full_rank_map,
+    low_rank_map,
+    map_value_product,
+    mask_map,
+    position_embedding,
+    position_factors,
+    softmax_map,
+)
+
+__all__ = [
+    "add_map_reference",
+    "apply_map",
+    "differential_attention",
+    "differential_lambda",
+    "differential_map_reference",
+    "factors_product",
+    "full_rank_map",
+    "low_rank_map",
+    "map_value_product",
+    "mask_map",
+    "position_embedding",
+    "position_factors",
+    "softmax_map",
+]

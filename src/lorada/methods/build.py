@@ -13,11 +13,11 @@ from transformers import TrainerCallback, TrainingArguments
 
 from lorada.methods.columns import column_of, settings_for
 from lorada.methods.describe import method_named
-from lorada.support.errors import unknown
 from lorada.methods.fitting import fitted, refuse_undefined
+from lorada.methods.matrix_names import family_of
 from lorada.methods.method import PARTS, Family, Method, Settings, load
 from lorada.methods.table import MAP
-from lorada.methods.matrix_names import family_of
+from lorada.support.errors import unknown
 from lorada.tuners import LoradaConfig
 
 logger = logging.getLogger(__name__)

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from lorada.methods.other_models import ELSEWHERE, Elsewhere
-from lorada.support.errors import unknown
 from lorada.methods.method import PARTS, Method, Settings
+from lorada.methods.other_models import ELSEWHERE, Elsewhere
 from lorada.methods.table import MAP, METHODS
+from lorada.support.errors import unknown
 
 
 def part_names(name: str) -> list[str]:

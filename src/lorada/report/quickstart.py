@@ -5,8 +5,8 @@ from typing import Any
 
 from rich.table import Table
 
-from lorada.support.files import write_whole
 from lorada.report.figures import attention_maps, loss_png
+from lorada.support.files import write_whole
 
 
 def comparison_table(comparison: dict[str, Any]) -> Table:

@@ -4,9 +4,9 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from lorada.support.errors import saving
-from lorada.report.methods import NOT_FROM_THE_PAPER
 from lorada.report.figures import loss_chart, loss_png
+from lorada.report.methods import NOT_FROM_THE_PAPER
+from lorada.support.errors import saving
 
 
 def draw_loss(run: Path, result: dict[str, Any]) -> str:

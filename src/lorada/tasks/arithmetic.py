@@ -11,12 +11,12 @@ from functools import partial
 from math import inf, isfinite
 from typing import Any
 
-from lorada.tasks import llm_adapters_prompt as llm_adapters, quanta_prompt as quanta
+from lorada.tasks import llm_adapters_prompt, quanta_prompt
 from lorada.tasks.rows import Row
 from lorada.tasks.task import Metrics, Protocol, Source, Task, same
 
 FOLDER = "arithmetic_llm_adapters"
-MATH10K = f"{llm_adapters.REPOSITORY}/ft-training_set/math_10k.json"
+MATH10K = f"{llm_adapters_prompt.REPOSITORY}/ft-training_set/math_10k.json"
 # Locally: a set of the same make-up and size, and a small part of the real one.
 TRAIN = {
     "math10k_rebuilt": Source(f"{FOLDER}/math10k_rebuilt", "train", MATH10K),
@@ -111,12 +111,12 @@ def _scorable(row: Row, right: Callable[[Any], Any]) -> Row:
     return row
 
 
-def _rationale(row: Row, field: str, shape: llm_adapters.Shape = same) -> Row:
+def _rationale(row: Row, field: str, shape: llm_adapters_prompt.Shape = same) -> Row:
     """QuanTA's prompt; what follows is one line, with its end."""
     row = shape(row)
     return {
-        "prompt": quanta.prompt(row["instruction"]),
-        "response": f" {quanta.clean(row[field])}\n",
+        "prompt": quanta_prompt.prompt(row["instruction"]),
+        "response": f" {quanta_prompt.clean(row[field])}\n",
         "answer": row["answer"],
     }
 
@@ -125,12 +125,12 @@ def _task(summary: str, folder: str, *, letters: bool = False) -> Task:
     score = score_letters if letters else score_numbers
     # Of rows to score only: MATH10K has letters and numbers, and its answers are not used.
     scorable = partial(_scorable, right=right_letter if letters else right_number)
-    generated = partial(score, answer=llm_adapters.answered)
+    generated = partial(score, answer=llm_adapters_prompt.answered)
     return Task(
         summary=f"{summary}; exact answers, and QuanTA's count",
         benchmark="arithmetic",
         protocols={
-            **llm_adapters.protocols(same, "answer", generated, 256, test_shape=scorable),
+            **llm_adapters_prompt.protocols(same, "answer", generated, 256, test_shape=scorable),
             "quanta": Protocol(
                 form="prompt",
                 kinds=("decoder",),
@@ -146,7 +146,7 @@ def _task(summary: str, folder: str, *, letters: bool = False) -> Task:
             "": Source(
                 f"{FOLDER}/{folder}",
                 "test",
-                f"{llm_adapters.REPOSITORY}/dataset/{folder}/test.json",
+                f"{llm_adapters_prompt.REPOSITORY}/dataset/{folder}/test.json",
             )
         },
     )

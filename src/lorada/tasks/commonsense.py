@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from lorada.tasks import llm_adapters_prompt as llm_adapters, quanta_prompt as quanta
+from lorada.tasks import llm_adapters_prompt, quanta_prompt
 from lorada.tasks.metrics import accuracy
 from lorada.tasks.rows import Row
 from lorada.tasks.task import Metrics, Protocol, Source, Task
@@ -20,7 +20,7 @@ FOLDER = "commonsense_llm_adapters"
 MIX = Source(
     f"{FOLDER}/commonsense_mix",
     "train",
-    f"{llm_adapters.REPOSITORY}/ft-training_set/commonsense_170k.json",
+    f"{llm_adapters_prompt.REPOSITORY}/ft-training_set/commonsense_170k.json",
 )
 
 QUESTION = "Please choose the correct answer to the question: "
@@ -28,7 +28,7 @@ QUESTION = "Please choose the correct answer to the question: "
 
 def first_option(output: str, options: tuple[str, ...]) -> str | None:
     """The option that the generated text names first, in lower case as asked; None for none."""
-    found = re.search("|".join(options), llm_adapters.answered(output))
+    found = re.search("|".join(options), llm_adapters_prompt.answered(output))
     return found[0] if found else None
 
 
@@ -120,7 +120,7 @@ def _shaped(row: Row, words: Callable[[Row], Row]) -> Row:
 
 
 def _likelihood(row: Row, words: Callable[[Row], Row]) -> Row:
-    return quanta.choice(_shaped(row, words))
+    return quanta_prompt.choice(_shaped(row, words))
 
 
 def _task(
@@ -135,7 +135,7 @@ def _task(
         summary=f"{summary}; accuracy",
         benchmark="commonsense",
         protocols={
-            **llm_adapters.protocols(shape, "output", score, max_new_tokens=32),
+            **llm_adapters_prompt.protocols(shape, "output", score, max_new_tokens=32),
             "likelihood": likelihood,
         },
         train={

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from lorada.tasks import quanta_prompt as quanta
+from lorada.tasks import quanta_prompt
 from lorada.tasks.rows import Row
 from lorada.tasks.task import Metrics, Protocol
 
@@ -113,8 +113,8 @@ def _answerable(row: Row) -> Row:
     instruction, answer = row["instruction"], row["answer"]
     if not isinstance(instruction, str):
         raise ValueError(f"instruction is not a text: {instruction!r}")
-    if quanta.FORMAT in instruction.lower():
-        options = quanta.candidates(instruction)
+    if quanta_prompt.FORMAT in instruction.lower():
+        options = quanta_prompt.candidates(instruction)
         if answer not in options:
             raise ValueError(f"answer {answer!r} is not one of {', '.join(options)}")
     return row

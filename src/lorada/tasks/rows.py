@@ -32,7 +32,12 @@ BUILTIN = "builtin:"
 def resolve(path: str | Path) -> Path:
     """The file a name stands for; ``builtin:NAME`` is a file that ships with the package."""
     if str(path).startswith(BUILTIN):
-        return Path(__file__).parents[1] / "data" / Path(str(path).removeprefix(BUILTIN)).name
+        return (
+            Path(__file__).parents[1]
+            / "recipes"
+            / "quickstart"
+            / Path(str(path).removeprefix(BUILTIN)).name
+        )
     return Path(path)
 
 

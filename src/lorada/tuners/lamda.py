@@ -22,9 +22,6 @@ from torch import Tensor, nn
 from torch.amp.autocast_mode import is_autocast_available as has_autocast
 from transformers.pytorch_utils import Conv1D
 
-from lorada.tuners.base.delta_layer import AddedLayer, AddedModel, check_ranks, plain_weight
-from lorada.tuners.base.entries import Entries, FrozenEntries
-from lorada.tuners.omoe.experts import wide
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
     LoradaType,
@@ -33,6 +30,9 @@ from lorada.tuners.base.config import (
     require_count,
     require_positive,
 )
+from lorada.tuners.base.delta_layer import AddedLayer, AddedModel, check_ranks, plain_weight
+from lorada.tuners.base.entries import Entries, FrozenEntries
+from lorada.tuners.omoe.experts import wide
 
 # What the randomised decomposition of a weight looks at beside the leading directions, and how
 # often it refines them.

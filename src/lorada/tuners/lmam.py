@@ -14,13 +14,13 @@ import torch
 from peft.tuners.tuners_utils import _ExcludedModule
 from torch import nn
 
-from lorada.attention import interface as attention, hooks as hooked
-from lorada.functional.maps import Ablation, Align, position_embedding
+from lorada.attention import hooks as hooked
+from lorada.attention import interface
 from lorada.attention.attention_map import AttentionMap
-from lorada.tuners.base.attach import AttachedModel
-from lorada.tuners.base.entries import Entries
-from lorada.tuners.base.attached_layer import AttachedLayer, within_layer
 from lorada.attention.forward_inputs import Told, told_to
+from lorada.functional.maps import Ablation, Align, position_embedding
+from lorada.tuners.base.attach import AttachedModel
+from lorada.tuners.base.attached_layer import AttachedLayer, within_layer
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
     LoradaType,
@@ -29,6 +29,7 @@ from lorada.tuners.base.config import (
     require_count,
     require_positive,
 )
+from lorada.tuners.base.entries import Entries
 
 CROSS_ATTENTION = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")
 
@@ -118,14 +119,14 @@ class LmamLayer(AttachedLayer):
         self.configs: dict[str, LmamConfig] = {}
         self._baked: dict[str, torch.Tensor] = {}
         self._told: Told | None = None
-        attention.install()
+        interface.install()
         if hooks := hooked.hooks_for(host):
             self._handles.append(hooks(host, self))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A model that was unpickled in a new process finds the attention functions unwrapped.
         super().__setstate__(state)
-        attention.install()
+        interface.install()
 
     def update_layer(self, adapter_name: str, config: LmamConfig, model: nn.Module) -> None:
         """Create the factors of an adapter.
@@ -134,14 +135,14 @@ class LmamLayer(AttachedLayer):
             ValueError: if ``heads`` does not divide the attention heads, or if the module is split
                 over devices.
         """
-        total = attention.head_count(self.host)
+        total = interface.head_count(self.host)
         heads = total if config.heads is None or config.ablation == "full_rank" else config.heads
         if total % heads:
             divisors = ", ".join(str(h) for h in range(1, total + 1) if total % h == 0)
             raise ValueError(
                 f"heads={heads} does not divide the {total} attention heads: use one of {divisors}"
             )
-        if config.ablation == "no_negative" and not attention.dispatches(self.host):
+        if config.ablation == "no_negative" and not interface.dispatches(self.host):
             raise ValueError(
                 f"ablation='no_negative' changes the scores, which {type(self.host).__name__} "
                 "keeps to itself: choose a model that dispatches its attention"
@@ -151,7 +152,7 @@ class LmamLayer(AttachedLayer):
             self._told = told_to(model)
             self._told.join(windowed=_is_windowed(self.host))
             if not hooked.hooks_for(self.host):
-                self._told.guard(self.host, attention.check_installed)
+                self._told.guard(self.host, interface.check_installed)
             self._handles.append(self._told)
         self.configs[adapter_name] = config
         self._baked.pop(adapter_name, None)
@@ -243,7 +244,7 @@ class LmamLayer(AttachedLayer):
 class LmamModel(AttachedModel):
     """Places a map on every self-attention module that an ``LmamConfig`` names."""
 
-    child = attention.CHILD
+    child = interface.CHILD
     tuner_layer_cls = LmamLayer
 
     def _prepare_adapter_config(self, peft_config: LmamConfig, model_config: Any) -> LmamConfig:
@@ -287,7 +288,7 @@ def _is_windowed(module: nn.Module) -> bool:
 
 def can_hold_map(module: nn.Module) -> bool:
     """Whether a map reaches the attention of this module."""
-    return attention.dispatches(module) or hooked.hooks_for(module) is not None
+    return interface.dispatches(module) or hooked.hooks_for(module) is not None
 
 
 def self_attentions(model: nn.Module) -> list[str]:

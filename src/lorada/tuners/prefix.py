@@ -27,9 +27,7 @@ from lorada.attention import interface as attention
 from lorada.attention.deberta_prefix import Replaced, is_disentangled
 from lorada.attention.prefix import Prefix
 from lorada.tuners.base.attach import AttachedModel
-from lorada.tuners.base.entries import Entries
 from lorada.tuners.base.attached_layer import AttachedLayer, within_layer
-from lorada.tuners.lmam import CROSS_ATTENTION
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
     LoradaType,
@@ -37,6 +35,8 @@ from lorada.tuners.base.config import (
     require_count,
     require_positive,
 )
+from lorada.tuners.base.entries import Entries
+from lorada.tuners.lmam import CROSS_ATTENTION
 
 HEAD_WIDTHS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
 

@@ -15,9 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorada.tuners.base.delta_layer import AddedLayer, AddedModel, check_ranks
-from lorada.tuners.base.entries import Entries
-from lorada.tuners.omoe.experts import wide
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
     LoradaType,
@@ -26,6 +23,9 @@ from lorada.tuners.base.config import (
     require_positive,
     require_rate,
 )
+from lorada.tuners.base.delta_layer import AddedLayer, AddedModel, check_ranks
+from lorada.tuners.base.entries import Entries
+from lorada.tuners.omoe.experts import wide
 
 
 @dataclass

@@ -41,8 +41,8 @@ class _AfterPeft:
 def _hush():  # type: ignore[no-untyped-def]
     """Keep back what libraries on torch say for themselves, as in commands of lorada."""
     here = os.path.dirname(os.path.abspath(__file__))
-    path = os.path.join(here, "..", "..", "unheard.py")
-    names = {"__name__": "lorada_unheard"}
+    path = os.path.join(here, "..", "..", "support", "quiet.py")
+    names = {"__name__": "lorada_quiet"}
     try:
         with open(path) as file:
             exec(compile(file.read(), path, "exec"), names)

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from lorada.support.errors import unknown
-from lorada.support.files import json_text, write_whole
 from lorada.methods.autopeft.blocks import SIZES, configuration
 from lorada.methods.callbacks.layers import generator_at
+from lorada.support.errors import unknown
+from lorada.support.files import json_text, write_whole
 
 HALVINGS = 10  # d / 2^0 … d / 2^9
 

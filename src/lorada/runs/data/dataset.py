@@ -12,10 +12,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lorada.support.progress import watched
 from lorada.runs.data.rows import Rows
-from lorada.runs.recipe import Recipe
 from lorada.runs.data.token_cache import Encoding, kept
+from lorada.runs.recipe import Recipe
+from lorada.support.progress import watched
+from lorada.tasks.rows import HEADED, Form
+from lorada.tasks.task import Kind
 from lorada.tasks.tokenize import (
     CHUNK,
     EMPTY,
@@ -26,8 +28,6 @@ from lorada.tasks.tokenize import (
     encode,
     windows,
 )
-from lorada.tasks.rows import HEADED, Form
-from lorada.tasks.task import Kind
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from datasets import Dataset
 from torch import nn
 
 from lorada.runs.data.dataset import dataset_of, lengths_of
-from lorada.tasks.tokenize import IGNORED
 from lorada.tasks.rows import Form
 from lorada.tasks.task import Kind
+from lorada.tasks.tokenize import IGNORED
 from lorada.tuners.lmam import map_configs
 
 PACKED_FORMS: tuple[Form, ...] = ("messages", "prompt")

@@ -19,10 +19,10 @@ from datasets import Dataset
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from lorada.support.files import one_at_a_time, written_whole
 from lorada.runs.data.rows import Rows
-from lorada.tasks.tokenize import EncodeOptions
+from lorada.support.files import one_at_a_time, written_whole
 from lorada.support.version import __version__
+from lorada.tasks.tokenize import EncodeOptions
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ PLACES = ("name_or_path", "is_local", "local_files_only")  # where a tokenizer w
 
 # The code that makes the ids, as it was imported: its files may change while a process lives.
 CODE = [
-    (Path(__file__).parents[1] / name).read_text(encoding="utf-8")
-    for name in ("tasks/encode.py", "run/encoding.py")
+    (Path(__file__).parents[2] / name).read_text(encoding="utf-8")
+    for name in ("tasks/tokenize.py", "runs/data/dataset.py")
 ]
 
 Encoding = tuple[Dataset | None, dict[str, int]]  # rows that were cut and dropped, by name

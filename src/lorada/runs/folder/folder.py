@@ -17,11 +17,11 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from lorada.runs.folder.checksums import broken_seal, is_sealed
+from lorada.runs.folder.result import RESULT_FILE
+from lorada.runs.recipe import PATHS, RECIPE_FILE, Recipe, saved_recipe
 from lorada.support.files import scratch_folder, write_whole
 from lorada.support.processes import count
-from lorada.runs.recipe import PATHS, RECIPE_FILE, Recipe, saved_recipe
-from lorada.runs.folder.result import RESULT_FILE
-from lorada.runs.folder.checksums import broken_seal, is_sealed
 
 logger = logging.getLogger(__name__)
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from lorada.support.files import write_whole
 from lorada.runs.recipe import Recipe
-from lorada.tuners.base.config import LoradaType
+from lorada.support.files import write_whole
 from lorada.support.version import __version__
+from lorada.tuners.base.config import LoradaType
 
 CARD = """\
 ---

@@ -10,22 +10,22 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 
-from lorada.support.progress import watched
+from lorada.runs.data.dataset import collator, encode_options, encode_rows, lengths_of
+from lorada.runs.data.rows import JSONL, Rows, load_rows, sampled, scored_rows
+from lorada.runs.folder.result import keep_scores
+from lorada.runs.inference.generate import generate
+from lorada.runs.inference.load import Run
+from lorada.runs.inference.perplexity import slide
 from lorada.runs.training.choice_trainer import (
     cached_scores,
     likeliest,
     needs_whole,
     sequence_scores,
 )
-from lorada.runs.data.rows import JSONL, Rows, load_rows, sampled, scored_rows
-from lorada.runs.data.dataset import collator, encode_options, encode_rows, lengths_of
-from lorada.runs.inference.generate import generate
-from lorada.runs.inference.load import Run
-from lorada.runs.inference.perplexity import slide
-from lorada.runs.folder.result import keep_scores
-from lorada.tasks.tokenize import IGNORED, prompt_of
+from lorada.support.progress import watched
 from lorada.tasks.rows import Form
 from lorada.tasks.task import Metrics
+from lorada.tasks.tokenize import IGNORED, prompt_of
 
 Answers = tuple[list[Any], Metrics]  # what the model gave for each row, and losses
 

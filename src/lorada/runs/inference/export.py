@@ -13,12 +13,12 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from lorada.runs.folder.folder import refuse_target
+from lorada.runs.folder.model_card import write_export_card
+from lorada.runs.inference.load import Run, load_run
+from lorada.runs.models.adapters import task_type
 from lorada.support.errors import saving
 from lorada.support.files import written_whole
-from lorada.runs.models.adapters import task_type
-from lorada.runs.folder.model_card import write_export_card
-from lorada.runs.folder.folder import refuse_target
-from lorada.runs.inference.load import Run, load_run
 from lorada.tasks.rows import HEADED
 
 logger = logging.getLogger(__name__)

@@ -5,15 +5,15 @@ from typing import Any
 
 import torch
 
-from lorada.support.errors import out_of_memory
-from lorada.support.progress import watched
-from lorada.runs.data.rows import protocol_settings
 from lorada.runs.data.dataset import context_of
+from lorada.runs.data.rows import protocol_settings
 from lorada.runs.inference.load import Run
 from lorada.runs.training.seq2seq_trainer import beginning, refuse_long
-from lorada.tasks.tokenize import prompt_of
+from lorada.support.errors import out_of_memory
+from lorada.support.progress import watched
 from lorada.tasks.rows import HEADED, Row
 from lorada.tasks.task import Protocol
+from lorada.tasks.tokenize import prompt_of
 
 logger = logging.getLogger(__name__)
 

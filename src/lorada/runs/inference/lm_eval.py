@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
-from lorada.support.errors import needing, unknown
-from lorada.runs.training.choice_trainer import needs_whole
+from lorada.runs.folder.result import keep_scores
 from lorada.runs.inference.evaluate import scoring
 from lorada.runs.inference.load import Run
-from lorada.runs.folder.result import keep_scores
+from lorada.runs.training.choice_trainer import needs_whole
+from lorada.support.errors import needing, unknown
 from lorada.tasks.rows import HEADED
 
 PREFIX = "lm_eval/"

@@ -8,15 +8,15 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lorada.runs.models.adapters import load_adapted, load_base
-from lorada.runs.data.rows import JSONL
 from lorada.runs.data.dataset import fit_context
+from lorada.runs.data.rows import JSONL
+from lorada.runs.folder.result import read_result
+from lorada.runs.models.adapters import load_adapted, load_base
 from lorada.runs.models.loading import kind_of, load_tokenizer
 from lorada.runs.models.origin import weights_fingerprint
-from lorada.runs.recipe import RECIPE_FILE, Recipe, saved_recipe
-from lorada.runs.folder.result import read_result
-from lorada.runs.training.seq2seq_trainer import set_languages
 from lorada.runs.models.vocabulary import refuse_unknown_tokens
+from lorada.runs.recipe import RECIPE_FILE, Recipe, saved_recipe
+from lorada.runs.training.seq2seq_trainer import set_languages
 from lorada.tasks import TASKS
 from lorada.tasks.rows import Form
 from lorada.tasks.task import Kind, Protocol

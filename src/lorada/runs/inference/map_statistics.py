@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from lorada.attention.explain import LayerMaps, explain
-from lorada.support.progress import watched
 from lorada.runs.data.rows import JSONL, Rows, load_rows, scored_rows
 from lorada.runs.inference.load import Run
-from lorada.tasks.tokenize import prompt_of
+from lorada.support.progress import watched
 from lorada.tasks.rows import Form, Row
+from lorada.tasks.tokenize import prompt_of
 
 Maps = dict[str, tuple[list[list[float]], float | None]]
 

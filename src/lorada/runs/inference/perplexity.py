@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorada.support.progress import watched
-from lorada.runs.data.rows import Rows
 from lorada.runs.data.dataset import context_of
+from lorada.runs.data.rows import Rows
 from lorada.runs.inference.load import Run
-from lorada.tasks.tokenize import document
+from lorada.support.progress import watched
 from lorada.tasks.long_sequence import Losses, window_starts
 from lorada.tasks.task import Metrics
+from lorada.tasks.tokenize import document
 
 logger = logging.getLogger(__name__)
 

@@ -23,17 +23,17 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from lorada.support.errors import out_of_memory
-from lorada.methods.task_head import PEFT_NAMES, head_modules, in_head, select_trainable
-from lorada.methods.method import PARTS, load
 from lorada.methods.build import Plan, build_method
+from lorada.methods.method import PARTS, load
+from lorada.methods.task_head import PEFT_NAMES, head_modules, in_head, select_trainable
 from lorada.runs.models.loading import kind_of, load_classifier, load_config, load_model, stretched
 from lorada.runs.models.origin import refuse_other_base
 from lorada.runs.recipe import Recipe
+from lorada.support.errors import out_of_memory
 from lorada.tuners import LoradaConfig, PrefixConfig
-from lorada.tuners.stack.nesting import keys_of_others
-from lorada.tuners.base.newer import newer_version
 from lorada.tuners.base.config import known_types
+from lorada.tuners.base.newer import newer_version
+from lorada.tuners.stack.nesting import keys_of_others
 
 logger = logging.getLogger(__name__)
 

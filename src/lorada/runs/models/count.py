@@ -6,9 +6,9 @@ import torch
 from peft import ShiraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM
 
+from lorada.methods.build import build_method
 from lorada.methods.describe import part_names
 from lorada.methods.task_head import select_trainable
-from lorada.methods.build import build_method
 from lorada.runs.models.adapters import base_parameters, fold_prefixes, parameter_counts
 from lorada.runs.models.loading import kind_of, load_config
 from lorada.runs.recipe import Recipe, load_recipe

@@ -22,12 +22,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lorada.support.errors import out_of_memory, saving
-from lorada.support.files import one_at_a_time, scratch_folder
-from lorada.methods.task_head import head_modules, may_be_drawn
 from lorada.methods.matrix_names import family_of
+from lorada.methods.task_head import head_modules, may_be_drawn
 from lorada.runs.models.architectures import ARCHITECTURES, named_config
 from lorada.runs.models.packaged import PACKAGED, check_name, located
+from lorada.support.errors import out_of_memory, saving
+from lorada.support.files import one_at_a_time, scratch_folder
 from lorada.tasks.task import Kind
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorada.support.errors import unknown
 from lorada.runs.models.architectures import ARCHITECTURES
+from lorada.support.errors import unknown
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lorada.support.processes import anywhere, together
-from lorada.runs.folder.folder import checkpoints
 from lorada.runs.folder.checksums import SEAL_FILE, seal
+from lorada.runs.folder.folder import checkpoints
+from lorada.support.processes import anywhere, together
 
 
 class DivergedError(ValueError):

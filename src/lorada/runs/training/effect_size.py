@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lorada.attention.interface import Observation, observe
 from lorada.attention.explain import ratio_of, squared_norms
+from lorada.attention.interface import Observation, observe
 from lorada.support.processes import gathered
 
 logger = logging.getLogger(__name__)

@@ -30,10 +30,14 @@ from transformers import (
     set_seed,
 )
 
-from lorada.support.errors import saving
-from lorada.support.files import written_whole
 from lorada.methods.build import Plan
-from lorada.support.processes import anywhere, count, from_first, gathered, join, together
+from lorada.runs.data.dataset import collator, context_of, encode_rows, fit_context
+from lorada.runs.data.packing import PackedCollator, pack, refuse_mixing, refuse_packing
+from lorada.runs.data.rows import Rows, head_size, training_rows
+from lorada.runs.folder.folder import Start, begin, check_folder
+from lorada.runs.folder.lock import held
+from lorada.runs.folder.model_card import write_card
+from lorada.runs.folder.result import RESULT_FILE, hardware, peak_memory, versions, write_result
 from lorada.runs.models.adapters import (
     adapt,
     base_parameters,
@@ -42,6 +46,10 @@ from lorada.runs.models.adapters import (
     parameter_counts,
     plan_for,
 )
+from lorada.runs.models.loading import kind_of, load_config, load_tokenizer, own_classes
+from lorada.runs.models.origin import weights_fingerprint
+from lorada.runs.models.vocabulary import refuse_unknown_tokens
+from lorada.runs.recipe import Recipe
 from lorada.runs.training.callbacks import (
     LogWithSave,
     SaveOnInterrupt,
@@ -49,17 +57,7 @@ from lorada.runs.training.callbacks import (
     StopOnNaN,
     refuse_broken,
 )
-from lorada.runs.folder.model_card import write_card
-from lorada.runs.data.rows import Rows, head_size, training_rows
 from lorada.runs.training.effect_size import EffectSize
-from lorada.runs.data.dataset import collator, context_of, encode_rows, fit_context
-from lorada.runs.folder.folder import Start, begin, check_folder
-from lorada.runs.folder.lock import held
-from lorada.runs.models.loading import kind_of, load_config, load_tokenizer, own_classes
-from lorada.runs.models.origin import weights_fingerprint
-from lorada.runs.data.packing import PackedCollator, pack, refuse_mixing, refuse_packing
-from lorada.runs.recipe import Recipe
-from lorada.runs.folder.result import RESULT_FILE, hardware, peak_memory, versions, write_result
 from lorada.runs.training.seq2seq_trainer import (
     measured_names,
     set_languages,
@@ -73,7 +71,9 @@ from lorada.runs.training.trainer import (
     trainer_class,
     training_arguments,
 )
-from lorada.runs.models.vocabulary import refuse_unknown_tokens
+from lorada.support.errors import saving
+from lorada.support.files import written_whole
+from lorada.support.processes import anywhere, count, from_first, gathered, join, together
 
 logger = logging.getLogger(__name__)
 

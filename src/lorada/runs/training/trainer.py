@@ -22,15 +22,14 @@ from transformers import (
     get_scheduler,
 )
 
-from lorada.support.processes import without_accelerator
+from lorada.runs.data.dataset import lengths_of
+from lorada.runs.data.length_sampler import LikeLengths
+from lorada.runs.data.rows import Rows, protocol_settings
+from lorada.runs.recipe import Recipe
 from lorada.runs.training.callbacks import MeasureHeldOut
 from lorada.runs.training.choice_trainer import ChoiceTrainer
-from lorada.runs.data.rows import Rows, protocol_settings
 from lorada.runs.training.effect_size import EffectSize
-from lorada.runs.data.dataset import lengths_of
 from lorada.runs.training.mean_loss import MeanTrainer
-from lorada.runs.recipe import Recipe
-from lorada.runs.data.length_sampler import LikeLengths
 from lorada.runs.training.seq2seq_trainer import (
     WritingTrainer,
     beginning,
@@ -38,6 +37,7 @@ from lorada.runs.training.seq2seq_trainer import (
     scorer,
     without_writing,
 )
+from lorada.support.processes import without_accelerator
 from lorada.tuners import LmamConfig, LoradaConfig
 
 logger = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 
 from lorada.tuners.base.attached_layer import AttachedLayer, cast_to_host, detach_all
-from lorada.tuners.base.tuner import OwnTuner
 from lorada.tuners.base.config import LoradaPeftConfig
+from lorada.tuners.base.tuner import OwnTuner
 
 
 class AttachedModel(OwnTuner):

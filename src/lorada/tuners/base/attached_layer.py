@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lorada.attention.deberta_prefix import Replaced
+from lorada.attention.forward_inputs import Told
 from lorada.attention.hooks import HookPair
 from lorada.tuners.base.entries import Entries, FrozenEntries, used_on
 from lorada.tuners.bottleneck.sites import AtEnd, Follower
-from lorada.attention.forward_inputs import Told
 
 
 def within_layer(name: str) -> str:

@@ -17,8 +17,8 @@ from peft.mapping import (
 from peft.tuners.tuners_utils import BaseTuner
 
 from lorada.support.errors import unknown
-from lorada.tuners.base.newer import is_newer, newer_version, saved_by
 from lorada.support.version import __version__
+from lorada.tuners.base.newer import is_newer, newer_version, saved_by
 
 # transformers' own loading inserts the adapter name behind this one prefix, for every part of a
 # stack, so all our parameters start with the prefix that LoRA's do.

@@ -15,8 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lorada.attention.attention_map import for_samples
 from lorada.tuners.base.attached_layer import Scaled, cast_entries, weights_of, within_layer
-from lorada.tuners.base.tuner import OwnTuner
 from lorada.tuners.base.config import LoradaPeftConfig
+from lorada.tuners.base.tuner import OwnTuner
 
 
 class AddedLayer(Scaled, nn.Module, BaseTunerLayer):  # type: ignore[misc]

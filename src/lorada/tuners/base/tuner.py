@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
+from lorada.tuners.base.config import PREFIX, LoradaType
+from lorada.tuners.base.injection import all_or_nothing, check_fits, refuse_absent
 from lorada.tuners.base.merging import give_own_weights, ties_settled
 from lorada.tuners.base.mixed_batch import mixed_batch
-from lorada.tuners.base.injection import all_or_nothing, check_fits, refuse_absent
-from lorada.tuners.base.config import PREFIX, LoradaType
 
 
 class OwnTuner(BaseTuner):  # type: ignore[misc]

@@ -18,13 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorada.support.errors import MOST
 from lorada.attention.attention_map import for_samples
+from lorada.support.errors import MOST
 from lorada.tuners.base.attach import AttachedModel
-from lorada.tuners.base.entries import Entries
 from lorada.tuners.base.attached_layer import AttachedLayer
-from lorada.tuners.bottleneck.placements import LINEARS, ROWS, Spot, hosts, spot_at
-from lorada.tuners.bottleneck.sites import at
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
     LoradaType,
@@ -34,6 +31,9 @@ from lorada.tuners.base.config import (
     require_positive,
     require_rate,
 )
+from lorada.tuners.base.entries import Entries
+from lorada.tuners.bottleneck.placements import LINEARS, ROWS, Spot, hosts, spot_at
+from lorada.tuners.bottleneck.sites import at
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -303,7 +303,7 @@ def _undefined(placement: str) -> str:
     if placement in ("ffn", "pfeiffer"):
         return (
             f"placement={placement!r} does not know the FFN of {{}}: "
-            "describe its layer in SITES of lorada/tuners/sites.py"
+            "describe its layer in SITES of lorada/tuners/bottleneck/sites.py"
         )
     if placement in LINEARS:
         return (
@@ -311,7 +311,7 @@ def _undefined(placement: str) -> str:
         )
     return (
         f"placement={placement!r} does not know the attention of {{}}: use placement 'ffn', "
-        "or describe the attention in lorada/tuners/placements.py"
+        "or describe the attention in lorada/tuners/bottleneck/placements.py"
     )
 
 

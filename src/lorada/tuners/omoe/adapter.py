@@ -19,10 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lorada.tuners.base.entries import Entries, refuse_offloaded
-from lorada.tuners.omoe.experts import gates_of, orthogonalise, row_norms, wide
 from lorada.tuners.base.attached_layer import Scaled, cast_entries
-from lorada.tuners.base.tuner import OwnTuner
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
     LoradaType,
@@ -32,6 +29,9 @@ from lorada.tuners.base.config import (
     require_positive,
     require_rate,
 )
+from lorada.tuners.base.entries import Entries, refuse_offloaded
+from lorada.tuners.base.tuner import OwnTuner
+from lorada.tuners.omoe.experts import gates_of, orthogonalise, row_norms, wide
 
 FFN = ["gate_proj", "up_proj", "down_proj"]
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorada.attention.attention_map import for_samples
-from lorada.tuners.base.entries import refuse_offloaded, used_on
-from lorada.tuners.quanta.gates import apply_to_width, as_matrix, default_dims, draw_gates, pairs
 from lorada.tuners.base.attached_layer import Scaled
-from lorada.tuners.stack.nesting import matrices
-from lorada.tuners.base.tuner import OwnTuner
 from lorada.tuners.base.config import LoradaPeftConfig, LoradaType, register, require_rate
+from lorada.tuners.base.entries import refuse_offloaded, used_on
+from lorada.tuners.base.tuner import OwnTuner
+from lorada.tuners.quanta.gates import apply_to_width, as_matrix, default_dims, draw_gates, pairs
+from lorada.tuners.stack.nesting import matrices
 
 
 @dataclass

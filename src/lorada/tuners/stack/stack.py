@@ -18,11 +18,18 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 
+from lorada.support.version import __version__
 from lorada.tuners.base.attach import AttachedModel
-from lorada.tuners.base.entries import refuse_offloaded
-from lorada.tuners.stack.kept import merge_and_keep, refuse_to_merge, wraps
 from lorada.tuners.base.attached_layer import detach_all
-from lorada.tuners.lmam import bake
+from lorada.tuners.base.config import PREFIX, LoradaPeftConfig, LoradaType, refuse_unknown, register
+from lorada.tuners.base.entries import refuse_offloaded
+from lorada.tuners.base.injection import (
+    all_or_nothing,
+    check_fits,
+    refuse_absent,
+    refuse_doubled,
+    refuse_known,
+)
 from lorada.tuners.base.merging import (
     give_own_weights,
     merge_all,
@@ -31,6 +38,8 @@ from lorada.tuners.base.merging import (
     ties_settled,
 )
 from lorada.tuners.base.mixed_batch import mixed_batch
+from lorada.tuners.lmam import bake
+from lorada.tuners.stack.kept import merge_and_keep, refuse_to_merge, wraps
 from lorada.tuners.stack.nesting import (
     check_order,
     keys_of_others,
@@ -41,15 +50,6 @@ from lorada.tuners.stack.nesting import (
     tuner_of,
     within_reach,
 )
-from lorada.tuners.base.injection import (
-    all_or_nothing,
-    check_fits,
-    refuse_absent,
-    refuse_doubled,
-    refuse_known,
-)
-from lorada.tuners.base.config import PREFIX, LoradaPeftConfig, LoradaType, refuse_unknown, register
-from lorada.support.version import __version__
 
 FORWARDED = ("layers_to_transform", "layers_pattern")
 

@@ -1,0 +1,100 @@
+"""Differential attention (Eqs. 3-4), the idea that the map of LoRaDA starts from.
+
+    Diff = softmax(Q_1 K_1ᵀ / √(d/2)) - λ softmax(Q_2 K_2ᵀ / √(d/2))      (Eq. 3)
+    λ    = exp(λ_q1 · λ_k1) - exp(λ_q2 · λ_k2) + λ_init                   (Eq. 4)
+
+Shapes: B batch, H query heads, G key/value heads, S one λ or one per query head, T queries, K keys,
+W width of Q and K (twice d/2), D head width of the values.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def differential_lambda(
+    lambda_q1: Float[Tensor, "*H D"],
+    lambda_k1: Float[Tensor, "*H D"],
+    lambda_q2: Float[Tensor, "*H D"],
+    lambda_k2: Float[Tensor, "*H D"],
+    initial: float,
+) -> Float[Tensor, "*H"]:
+    """λ = exp(λ_q1 · λ_k1) - exp(λ_q2 · λ_k2) + λ_init (Eq. 4), one for all heads or one each."""
+    first = (lambda_q1 * lambda_k1).sum(-1).exp()
+    second = (lambda_q2 * lambda_k2).sum(-1).exp()
+    result: Tensor = first - second + initial
+    return result
+
+
+def differential_attention(
+    query: Float[Tensor, "B H T W"],
+    key: Float[Tensor, "B G K W"],
+    value: Float[Tensor, "B G K D"],
+    lambda_: Float[Tensor, "*S"],
+    *,
+    causal: bool = False,
+) -> Float[Tensor, "B H T D"]:
+    """Diff · V of Eq. 3 by two calls of a fused kernel, so that no map has to exist.
+
+    Without what the DIFF Transformer puts around it, such as a norm of each head's output.
+
+    Args:
+        query: [Q_1; Q_2], whose halves have the width d/2 of Eq. 3; the last T of K tokens.
+        key: [K_1; K_2].
+        value: V.
+        lambda_: λ, one number or one per query head.
+        causal: whether a token sees only its own and earlier keys.
+
+    Raises:
+        ValueError: for a width without halves.
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    whole = causal and queries == keys
+    keep = last_rows(queries, keys, query) if causal and not whole else None
+    outputs = [
+        F.scaled_dot_product_attention(
+            q, k, value, attn_mask=keep, is_causal=whole, enable_gqa=query.shape[1] != key.shape[1]
+        )
+        for q, k in zip(halves(query), halves(key), strict=True)
+    ]
+    result: Tensor = outputs[0] - lambda_.reshape(-1, 1, 1) * outputs[1]
+    return result
+
+
+def differential_map_reference(
+    query: Float[Tensor, "B H T W"],
+    key: Float[Tensor, "B G K W"],
+    lambda_: Float[Tensor, "*S"],
+    *,
+    causal: bool = False,
+) -> Float[Tensor, "B H T K"]:
+    """softmax(Q_1 K_1ᵀ / √(d/2)) - λ softmax(Q_2 K_2ᵀ / √(d/2)) (Eq. 3): the slow twin.
+
+    Raises:
+        ValueError: for a width without halves.
+    """
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    keep = last_rows(query.shape[2], key.shape[2], query)
+    maps = []
+    for q, k in zip(halves(query), halves(key), strict=True):
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        maps.append((scores.masked_fill(~keep, -torch.inf) if causal else scores).softmax(-1))
+    result: Tensor = maps[0] - lambda_.reshape(-1, 1, 1) * maps[1]
+    return result
+
+
+def halves(x: Float[Tensor, "B H T W"]) -> tuple[Tensor, Tensor]:
+    """[X_1; X_2] as two tensors of half the width."""
+    if x.shape[-1] % 2:
+        raise ValueError(
+            f"a width of {x.shape[-1]} has no halves: differential attention splits it"
+        )
+    first, second = x.chunk(2, -1)
+    return first, second
+
+
+def last_rows(queries: int, keys: int, like: Tensor) -> Bool[Tensor, "T K"]:
+    """Which keys the last ``queries`` of ``keys`` tokens see, as booleans."""
+    position = torch.arange(keys, device=like.device)
+    return position[keys - queries :, None] >= position
