@@ -2,12 +2,12 @@
 
 import math
 import re
-from pathlib import Path
 
 import pytest
+from paths import SHARED
 from table_rows import made
 
-PAPER = Path(__file__).parents[2] / "shared" / "paper.md"
+PAPER = SHARED / "paper.md"
 # Where the underlined choice does not give the printed share, and what gives it.
 NOT_UNDERLINED = {("15", "XSum", "LMAM n"): 256, ("15", "MT", "LMAM h_s"): 4}
 

@@ -15,6 +15,7 @@ import yaml
 from conftest import assert_close
 from folders import byte_tokenizer, llama_folder, rows_file
 from huggingface_hub import ModelCard
+from paths import TESTS
 from peft import PeftModel, get_peft_model
 from stacks import config_of, logits, randomise, trained
 from transformers import AutoModelForCausalLM
@@ -23,7 +24,6 @@ from lorada import cli
 from lorada.cli import launch
 
 PYTHON, BIN = sys.executable, Path(sys.executable).parent
-TESTS = Path(__file__).parent
 IDS = torch.arange(5, 25)[None]
 
 # A program that knows PEFT and nothing of lorada. transformers imports peft from the middle of its

@@ -6,13 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from architectures import ARCHITECTURES
 from conftest import assert_close
 from folders import ROWS, bart_folder, bert_folder, byte_tokenizer, llama_folder, rows_file
+from paths import TESTS
 from peft import get_peft_model
 from safetensors.torch import load_file
 from stacks import lora
@@ -163,7 +163,7 @@ def test_without_map_and_bottleneck_it_loads_where_there_is_no_lorada(place, tmp
     run = train_run(place, tmp_path / "run", "lora")
     call("export", run, "--merge", tmp_path / "out")
     expected = logits(load_run(run).model, {"input_ids": torch.arange(5, 25)[None]})
-    words = [sys.executable, "-c", ALONE, tmp_path / "out", Path(__file__).parent]
+    words = [sys.executable, "-c", ALONE, tmp_path / "out", TESTS]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert_close(torch.tensor(json.loads(done.stdout)), expected)

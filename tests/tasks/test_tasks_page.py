@@ -7,12 +7,13 @@ import os
 import re
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
+
+from paths import ROOT
 
 from lorada.tasks import TASKS, Task
 from lorada.tasks.task import Protocol, Source
 
-PAGE = Path(__file__).parents[1] / "docs" / "tasks.md"
+PAGE = ROOT / "docs" / "tasks.md"
 HEADER = """\
 # Tasks
 

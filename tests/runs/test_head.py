@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import TINY
 from folders import byte_tokenizer, llama_folder, rows_file
+from paths import TESTS
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import processors
@@ -122,7 +123,7 @@ def runs(tmp_path_factory, labels):
 
 
 def test_every_process_that_loads_a_run_scores_it_the_same(runs, labels):
-    script = Path(__file__).parent / "score_runs.py"
+    script = TESTS / "score_runs.py"
     command = [sys.executable, str(script), str(labels), *map(str, runs.values())]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     scored = []

@@ -4,17 +4,17 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import TINY
 from folders import bert_folder, llama_folder, rows_file, split_file
+from paths import ROOT
 from transformers import Trainer, TrainingArguments
 
 from lorada import METHODS, EffectSize, cli
 from lorada.runs.models import loading, packaged
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
 
 
 def blocks(language):
@@ -87,7 +87,7 @@ def test_every_method_of_the_readme_is_one():
 
 
 def test_the_make_targets_of_the_readme_exist():
-    makefile = Path(__file__).parents[1] / "Makefile"
+    makefile = ROOT / "Makefile"
     targets = set(re.findall(r"`?make ([a-z-]+)", README))
     for target in targets:
         done = subprocess.run(
@@ -97,6 +97,6 @@ def test_the_make_targets_of_the_readme_exist():
 
 
 def test_pictures_and_pages_of_the_readme_exist():
-    root = Path(__file__).parents[1]
+    root = ROOT
     for target in re.findall(r"\]\(([^)]+)\)", README):
         assert (root / target).is_file(), target

@@ -18,9 +18,10 @@ import peft
 import pytest
 import torch
 import transformers
+from paths import TESTS
 from peft import LoraConfig
 
-HERE = Path(__file__).parent
+HERE = TESTS
 SIZES = {
     "vocab_size": 64,
     "hidden_size": 32,

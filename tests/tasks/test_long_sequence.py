@@ -3,9 +3,7 @@
 import gzip
 import json
 import math
-import os
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from conftest import SAME, TINY, assert_close
 from folders import byte_tokenizer, llama_folder
 from hypothesis import given
 from hypothesis import strategies as st
+from paths import DATA
 from peft import get_peft_model
 from stacks import randomise
 from transformers import AutoModelForCausalLM
@@ -255,9 +254,6 @@ def test_the_sources_are_the_hubs_files_and_the_local_folders():
     assert task.test[""].hub.endswith("/proof-pile/resolve/main/test/proofpile_test.jsonl.gz")
     assert task.protocols["perplexity"].lengths == (2048, 4096, 8192)
     assert task.protocols["perplexity"].stride == 256
-
-
-DATA = Path(os.environ.get("LORADA_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 @pytest.mark.skipif(not (DATA / "long_sequence").is_dir(), reason="no data: set LORADA_DATA")

@@ -2,20 +2,17 @@
 
 import gzip
 import json
-import os
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paths import DATA
 from reasoning import ROW, WORDS, question
 
 from lorada.tasks import TASKS
 from lorada.tasks.commonsense import COMMONSENSE, choose_options, first_option, match_options
 from lorada.tasks.llm_adapters_prompt import clean_prompt, evaluation_prompt, training_prompt
 from lorada.tasks.quanta_prompt import clean
-
-DATA = Path(os.environ.get("LORADA_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 def test_the_training_prompt_byte_for_byte():

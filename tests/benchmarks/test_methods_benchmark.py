@@ -4,16 +4,16 @@ import gzip
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import methods as methods_benchmark
 import pytest
 from folders import bert_folder, llama_folder
+from paths import ROOT
 from test_method_matrix import PLUGGED
 
 from lorada import METHODS
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "methods.py"
+SCRIPT = ROOT / "benchmarks" / "methods.py"
 
 
 def compressed(path, rows):

@@ -5,11 +5,11 @@ import json
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY, assert_close
+from paths import TESTS
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from stacks import (
@@ -286,7 +286,7 @@ def test_copies_and_pickles_compute_the_same(stack):
 
 def test_pickled_map_still_works_in_a_process_that_never_placed_one(tmp_path):
     inputs, model = batch("llama"), trained("lmam", "llama")
-    paths = Path(__file__).parent, tmp_path / "model.pt", tmp_path / "logits.pt"
+    paths = TESTS, tmp_path / "model.pt", tmp_path / "logits.pt"
     torch.save((model, inputs), paths[1])
     code = """if True:
         import sys, torch

@@ -7,12 +7,12 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import assert_close
 from folders import ROWS, bart_folder, bert_folder, llama_folder, rows_file
+from paths import TESTS
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -102,7 +102,7 @@ def exported(tmp_path_factory):
 def fresh(place, *, known):
     """Load every folder in a process of its own; how each attempt ended that did not end well."""
     kinds = {kind: KINDS[kind][3:] for kind in KINDS}
-    python = [sys.executable, "-c", LOADS, place, json.dumps(kinds), Path(__file__).parent]
+    python = [sys.executable, "-c", LOADS, place, json.dumps(kinds), TESTS]
     if known:
         python = [sys.executable, "-m", "lorada.cli", "run", *python, "known"]
     done = subprocess.run(python, capture_output=True, text=True, check=False)

@@ -8,11 +8,11 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY, assert_close
+from paths import ROOT
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import (
@@ -29,7 +29,7 @@ from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64
 
-PAGE = Path(__file__).parents[1] / "docs" / "exact.md"
+PAGE = ROOT / "docs" / "exact.md"
 BEGIN, END = "<!-- written by tests/test_exact.py -->\n", "<!-- until here -->"
 LENGTH = 6  # n; longer than Mistral's window of 4, shorter than the long samples
 NEW = 6  # tokens that every prompt is continued by

@@ -2,14 +2,13 @@
 
 import gzip
 import json
-import os
 from math import sqrt
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import SAME
 from folders import bert_folder, split_file
+from paths import DATA
 
 from lorada.runs.data.rows import training_rows
 from lorada.runs.inference.evaluate import evaluate_tasks
@@ -19,8 +18,6 @@ from lorada.runs.training.train import train
 from lorada.tasks import TASKS
 from lorada.tasks.glue import GLUE
 from lorada.tasks.metrics import accuracy, accuracy_and_f1, correlations, matthews
-
-DATA = Path(os.environ.get("LORADA_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 def convert(task, row):

@@ -3,18 +3,16 @@
 import gzip
 import importlib.util
 import json
-import os
-from pathlib import Path
 
 import pytest
 from folders import rows_file
+from paths import DATA
 
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 
-DATA = Path(os.environ.get("LORADA_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SST2 = DATA / "glue" / "sst2" / "train.jsonl.gz"
 
 pytestmark = [

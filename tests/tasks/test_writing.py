@@ -3,8 +3,6 @@
 import gzip
 import importlib.util
 import json
-import os
-from pathlib import Path
 
 import pytest
 from folders import (
@@ -17,6 +15,7 @@ from folders import (
     split_file,
     writing_folder,
 )
+from paths import DATA
 
 from lorada.runs.inference.evaluate import evaluate_tasks
 from lorada.runs.inference.load import load_run
@@ -27,7 +26,6 @@ from lorada.tasks.sources import read_source
 from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode, prompt_of, shortened
 
 TOKENIZER = byte_tokenizer()
-DATA = Path(os.environ.get("LORADA_DATA", Path(__file__).parents[2] / "shared" / "data"))
 NEWS = {"document": "Rain fell.\nIt was wet.", "summary": "It rained.", "id": "1"}
 PAIR = {"translation": {"en": "Rain fell.", "ro": "A plouat."}}
 

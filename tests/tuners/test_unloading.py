@@ -6,12 +6,12 @@ of its own kind: one matrix, a module of several, several modules.
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from architectures import ARCHITECTURES, inputs
 from conftest import assert_close
+from paths import TESTS
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from stacks import lmam, randomise
@@ -129,7 +129,7 @@ def unloaded(tmp_path_factory):
         plain.save_pretrained(folder)
         save_file(batch, folder / "batch.safetensors")
         made[name, adapter] = expected, folder
-    subprocess.run([sys.executable, "-c", FRESH, place, Path(__file__).parent], check=True)
+    subprocess.run([sys.executable, "-c", FRESH, place, TESTS], check=True)
     return made
 
 

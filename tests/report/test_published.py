@@ -3,12 +3,12 @@
 import re
 from decimal import Decimal
 from importlib.resources import files
-from pathlib import Path
 
 import pytest
 import yaml
+from paths import SHARED
 
-PAPER = Path(__file__).parents[2] / "shared" / "paper.md"
+PAPER = SHARED / "paper.md"
 PUBLISHED = yaml.safe_load((files("lorada") / "report" / "published.yaml").read_text("utf-8"))
 TABLES = [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 18]
 

@@ -6,13 +6,13 @@ A cell that is not run has its reason in ``REASONS``. The page is made of both:
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from architectures import ARCHITECTURES, ENCODER_DECODERS, inputs, logits
 from conftest import WINDOW, assert_close
 from double import in_double
+from paths import ROOT
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64
 
-PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
+PAGE = ROOT / "docs" / "architectures.md"
 LENGTH = 5  # n, shorter than the samples
 NEW = 4  # tokens to generate
 ENCODERS = ("bert", "roberta", "xlm_roberta", "distilbert", "modernbert", "deberta", "deberta_v2",

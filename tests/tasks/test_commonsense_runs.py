@@ -2,11 +2,10 @@
 
 import importlib.util
 import json
-import os
-from pathlib import Path
 
 import pytest
 from folders import byte_tokenizer, llama_folder
+from paths import DATA
 from reasoning import ROW, WORDS, question, source_file
 
 from lorada.runs.data.rows import training_rows
@@ -18,7 +17,6 @@ from lorada.tasks import TASKS
 from lorada.tasks.commonsense import COMMONSENSE
 from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode
 
-DATA = Path(os.environ.get("LORADA_DATA", Path(__file__).parents[2] / "shared" / "data"))
 TOKENIZER = byte_tokenizer()
 
 

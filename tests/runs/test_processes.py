@@ -10,13 +10,14 @@ import pytest
 import torch
 from conftest import assert_close
 from folders import ROWS, bert_folder, llama_folder, rows_file
+from paths import TESTS
 from safetensors.torch import load_file
 
 from lorada.runs.folder.lock import LOCK_FILE
 from lorada.runs.folder.result import read_result
 from lorada.support.files import SCRATCH
 
-WORKER = str(Path(__file__).with_name("commands_worker.py"))
+WORKER = str(TESTS / "commands_worker.py")
 LORADA = str(Path(sys.executable).with_name("lorada"))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 STEPS = ["max_steps=4", "save_steps=2", "logging_steps=1", "training.report_to=[]", "max_length=32"]

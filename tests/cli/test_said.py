@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 from rich.console import Console
 from rich.table import Table
 
@@ -12,7 +13,7 @@ from lorada.cli.app import as_typed, waiting
 from lorada.support import progress
 from lorada.support.progress import plain_console, watched
 
-SOURCE = Path(__file__).parents[1] / "src" / "lorada"
+SOURCE = ROOT / "src" / "lorada"
 ODD = "runs/x[/y] [bold]a[/bold] :smile: [link=x]"
 
 

@@ -2,9 +2,9 @@
 
 import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from lorada.runs.models.architectures import ARCHITECTURES
 from lorada.runs.models.count import count_parameters
@@ -55,7 +55,7 @@ def test_a_name_without_weights_cannot_be_trained_on():
 
 
 def ledger():
-    path = Path(__file__).parents[1] / "benchmarks" / "parameters.py"
+    path = ROOT / "benchmarks" / "parameters.py"
     spec = importlib.util.spec_from_file_location("ledger", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules["ledger"] = module  # its dataclass looks itself up there

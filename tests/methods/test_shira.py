@@ -3,12 +3,12 @@
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY, assert_close
 from folders import llama_folder, rows_file
+from paths import TESTS
 from peft import PeftModel, ShiraConfig, get_peft_model
 from stacks import LAYERS, batch, lmam, logits, lora
 from torch import nn
@@ -200,7 +200,7 @@ def test_a_saved_adapter_loads_in_a_process_that_has_never_seen_the_mask(tmp_pat
         "torch.save(found, sys.argv[1] + '/found.pt')\n"
         "print('lorada' in sys.modules)"
     )
-    command = [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", code, str(tmp_path), str(TESTS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["False"], done.stderr
     assert_close(torch.load(tmp_path / "found.pt"), logits(model, inputs))
