@@ -31,15 +31,17 @@ test-all: $(VENV)/.installed-dev
 	$(MAKE) kernels
 
 # The maths again as other processors round it: each setting makes torch take other kernels, and
-# tests/test_kernels.py fails where it does not. MKL_ENABLE_INSTRUCTIONS would do nothing on
+# tests/functional/test_kernels.py fails where it does not. MKL_ENABLE_INSTRUCTIONS would do nothing on
 # processors that are not Intel's; MKL_CBWR works on all.
 KERNELS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE \
 	ONEDNN_MAX_CPU_ISA=SSE41 LORADA_TEST_THREADS=2
-ROUNDED := kernels rounding functional differential gates positions add_term attention attention_models \
-	stack_merge prefix omoe galore quanta
+ROUNDED := functional/test_kernels package/test_rounding functional/test_functional \
+	functional/test_differential tuners/test_gates attention/test_positions functional/test_add_term \
+	attention/test_attention attention/test_attention_models tuners/test_stack_merge attention/test_prefix \
+	tuners/test_omoe methods/test_galore tuners/test_quanta
 kernels: $(VENV)/.installed-dev
 	for setting in $(KERNELS); do echo "$$setting"; \
-		env $$setting $(BIN)/python -m pytest -n 2 $(ROUNDED:%=tests/test_%.py) || exit 1; done
+		env $$setting $(BIN)/python -m pytest -n 2 $(ROUNDED:%=tests/%.py) || exit 1; done
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

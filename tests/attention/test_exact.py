@@ -30,7 +30,7 @@ from lorada.tuners.lmam import LmamLayer
 pytestmark = pytest.mark.fp64
 
 PAGE = ROOT / "docs" / "exact.md"
-BEGIN, END = "<!-- written by tests/test_exact.py -->\n", "<!-- until here -->"
+BEGIN, END = "<!-- written by tests/attention/test_exact.py -->\n", "<!-- until here -->"
 LENGTH = 6  # n; longer than Mistral's window of 4, shorter than the long samples
 NEW = 6  # tokens that every prompt is continued by
 PAD = 1

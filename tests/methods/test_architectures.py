@@ -1,7 +1,7 @@
 """What works on which architecture: each cell of docs/architectures.md is a test here.
 
 A cell that is not run has its reason in ``REASONS``. The page is made of both:
-``LORADA_WRITE_DOCS=1 pytest tests/test_architectures.py -k page`` writes it anew.
+``LORADA_WRITE_DOCS=1 pytest tests/methods/test_architectures.py -k page`` writes it anew.
 """
 
 import os
@@ -330,7 +330,7 @@ HEADER = """\
 # Architectures
 
 What was run on which architecture: {architectures} tiny models, built from transformers' configs,
-{cells} cells. {run} are tests (`tests/test_architectures.py`, which writes this page), the others
+{cells} cells. {run} are tests (`tests/methods/test_architectures.py`, which writes this page), the others
 say why there is none. `make test` runs {quick} of them, `make test-all` every one.
 
 """

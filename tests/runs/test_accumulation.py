@@ -193,7 +193,12 @@ def test_two_processes_that_add_batches_up_are_one_large_batch(form, name, tmp_p
     one = trained(form, name, (), tmp_path / "one", 4, 1, 8)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--standalone", __file__, form, name, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     several = torch.load(tmp_path / "two.pt")
     assert several["processes"] == 2

@@ -1,6 +1,6 @@
 """docs/tasks.md says what TASKS has.
 
-``LORADA_WRITE_DOCS=1 pytest tests/test_tasks_page.py`` writes it anew.
+``LORADA_WRITE_DOCS=1 pytest tests/tasks/test_tasks_page.py`` writes it anew.
 """
 
 import os
@@ -19,7 +19,7 @@ HEADER = """\
 
 What `lorada train --task NAME` can be given. `lorada tasks` lists the names; `protocol=NAME` says
 how the model is asked (by default the first that suits its kind) and `train_on=NAME` what it learns
-from (by default the first). This page is written by `tests/test_tasks_page.py`.
+from (by default the first). This page is written by `tests/tasks/test_tasks_page.py`.
 
 Rows come from the hub (or from GitHub, where it says so), or with `--data-dir DIR` (or
 `LORADA_DATA`) from `DIR/folder/split.jsonl.gz` with the same fields. Metrics are in percent unless
