@@ -14,9 +14,9 @@ def methods(
     as_json: Json = False,
 ) -> None:
     """List the methods: what they are, their formulas and papers, and how they run."""
+    from lorada.cli.terminal import method_page, methods_table
     from lorada.methods.describe import describe
     from lorada.methods.table import METHODS
-    from lorada.report.methods import method_page, methods_table
 
     rows = {each: describe(each) for each in ([name] if name else METHODS)}
     if as_json:

@@ -96,7 +96,7 @@ def _tell(trained: Any, recipe: Any, *, as_json: bool) -> None:
         errors.print(f"stopped and saved at step {trained.result['steps']}")
         suggest("train", "--resume", "--output", trained.run, on=errors)
         raise typer.Exit(130)
-    from lorada.report.training import draw_loss, training_summary
+    from lorada.cli.terminal import draw_loss, training_summary
 
     drawn = draw_loss(trained.run, trained.result)
     if as_json:
@@ -207,7 +207,7 @@ def search(
 ) -> None:
     """Search AutoPEFT's configurations: a training each, and those that no other beats."""
     from lorada.cli.checks import check_search
-    from lorada.report.search import pareto_table
+    from lorada.cli.terminal import pareto_table
 
     options: dict[str, Any] = {
         "method": method, "model": model, "data": data, "eval_data": eval_data,
@@ -253,7 +253,7 @@ def quickstart(
     report: Callable[..., Any] = errors.print if as_json else console.print
     with aside(as_json):
         comparison = compare(output, overwrite=overwrite, report=report)
-    from lorada.report.quickstart import comparison_table, draw
+    from lorada.cli.terminal import comparison_table, draw
 
     drawn = draw(comparison, output)
     if as_json:

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from lorada.experiments import own_process
-from lorada.experiments.table_spec import PaperTable, Scale, TableRow, counts_of, row_recipe
+from lorada.experiments.table_spec import PaperTable, Scale, TableRow, row_recipe
 from lorada.runs.folder.folder import clear, differences, holds_run
 from lorada.runs.folder.lock import held
 from lorada.runs.folder.result import RESULT_FILE, read_result, result_in
 from lorada.runs.inference.evaluate import evaluate_tasks
 from lorada.runs.inference.load import load_run
-from lorada.runs.models.loading import kind_of, load_config
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.train import train
 from lorada.support.files import json_text, write_whole
@@ -39,19 +38,6 @@ HUB = {
     "llama2-7b": "meta-llama/Llama-2-7b-hf",
     "llama2-70b": "meta-llama/Llama-2-70b-hf",
     "llama3-8b": "meta-llama/Meta-Llama-3-8B",
-}
-# Training rows of the real data, by their name or that of the task; what epochs are made of.
-ROWS = {
-    "commonsense_170k": 170_420,
-    "math10k_rebuilt": 9_919,  # which is MATH10K itself on the hub
-    "cola": 8_551,
-    "sst2": 67_349,
-    "mrpc": 3_668,
-    "stsb": 5_749,
-    "qqp": 363_846,
-    "mnli": 392_702,
-    "qnli": 104_743,
-    "rte": 2_490,
 }
 
 
@@ -247,61 +233,3 @@ def train_and_score(job: Job, *, report: Callable[[str], None]) -> dict[str, Any
         if not _is_scored(job, result):  # what could not be written has been said
             raise OSError(f"the scores of {run} were not kept: run the command again")
     return result
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a run would take, from its recipe alone.
-
-    Attributes:
-        parameters: as ``parameters_of`` counts them.
-        steps: of the optimizer; None where the number of rows decides and is not known.
-        tokens: at most, that training reads: every row as long as ``max_length``.
-        seconds: of training, at most, at ``SPEED``.
-        memory: bytes of weights, gradients and optimizer states, without activations.
-    """
-
-    parameters: dict[str, Any]
-    steps: int | None
-    tokens: int | None
-    seconds: float | None
-    memory: int
-
-
-# Operations a second: two cores at SmolLM2's 250 tokens a second; an A100 at 40 % in bf16.
-SPEED: dict[Scale, float] = {"local": 4 * 135e6 * 250, "paper": 0.4 * 312e12}
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-
-
-def estimate(job: Job, scale: Scale) -> Estimate:
-    """Parameters, steps, time and memory of a run; the time is a rough one."""
-    counts, training = counts_of(job.recipe), job.recipe.training
-    config = load_config(job.recipe.model)
-    # An encoder looks its embeddings up; a decoder multiplies by them at its end.
-    looked_up = config.vocab_size * config.hidden_size if kind_of(config) == "encoder" else 0
-    batch = int(training.get("per_device_train_batch_size", 8))
-    batch *= int(training.get("gradient_accumulation_steps", 1))
-    steps = _steps(training, _rows_of(job), batch)
-    tokens = None if steps is None else steps * batch * job.recipe.max_length
-    # Forward and backward through frozen weights cost 4 operations a parameter and token; weights
-    # that train cost 2 more.
-    each = 4 * (counts["total"] - looked_up) + 2 * counts["trainable"]
-    seconds = None if tokens is None else tokens * each / SPEED[scale]
-    # A weight that trains has a gradient and two moments in fp32.
-    memory = counts["total"] * BYTES[job.recipe.dtype] + 12 * counts["trainable"]
-    return Estimate(counts, steps, tokens, seconds, memory)
-
-
-def _rows_of(job: Job) -> int | None:
-    recipe = job.recipe
-    name = recipe.train_on or next(iter(TASKS[job.tasks[0]].train))
-    known = ROWS.get(name, ROWS.get(job.tasks[0]))
-    return recipe.train_rows or (None if known is None else known - recipe.dev_rows)
-
-
-def _steps(training: dict[str, Any], rows: int | None, batch: int) -> int | None:
-    if training.get("max_steps", -1) > 0:
-        return int(training["max_steps"])
-    if rows is None:
-        return None
-    return int(float(training.get("num_train_epochs", 3)) * -(-rows // batch))

@@ -1,39 +1,19 @@
-"""Loss curves, attention maps and the paper's figures, as pictures; curves as text as well."""
+"""Loss curves, attention maps and the paper's figures, as pictures."""
 
 import math
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
-from itertools import cycle, pairwise
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from lorada.support.files import written_whole
 
-BLOCKS = " ▁▂▃▄▅▆▇█"
 STYLES = ("o-", "s--", "^-.", "v:", "D-", "x--", "P-.", "*:")  # told apart without colours
 MARKERS = "osD^vP*<X>d"
 LARGEST = 12  # inches of a map's side: a larger picture takes long to draw and shows no more
 SHADES = 6  # of viridis, from dark to light; prime to the number of markers: 66 different points
-
-
-def loss_chart(losses: Sequence[float], width: int = 60, height: int = 6) -> str:
-    """A loss curve drawn with block characters, the highest and lowest value at its left."""
-    losses = [loss for loss in losses if math.isfinite(loss)]
-    if not losses:
-        return "no loss was logged"
-    columns = min(width, len(losses))
-    edges = [round(i * len(losses) / columns) for i in range(columns + 1)]
-    means = [sum(losses[a:b]) / (b - a) for a, b in pairwise(edges) if b > a]
-    low, high = min(means), max(means)
-    span = (high - low) or 1.0
-    levels = [round((value - low) / span * (height * 8 - 1)) + 1 for value in means]
-    lines = []
-    for row in reversed(range(height)):
-        bar = "".join(BLOCKS[max(0, min(8, level - row * 8))] for level in levels)
-        label = f"{high:8.3f}" if row == height - 1 else f"{low:8.3f}" if row == 0 else " " * 8
-        lines.append(f"{label} │{bar}")
-    return "\n".join(lines)
 
 
 def loss_png(runs: dict[str, Sequence[dict[str, Any]]], *paths: Path) -> None:

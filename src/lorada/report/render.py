@@ -1,4 +1,4 @@
-"""A table of the paper, ours beside the published scores: terminal, Markdown, CSV and LaTeX.
+"""A table of the paper, our scores beside the published ones: as Markdown, CSV and LaTeX.
 
 Reads results only: each number is a mean over seeds with its spread, from ``result.json`` files.
 """
@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.table import Table
 
-from lorada.report.methods import NOT_FROM_THE_PAPER
-
+NOT_FROM_THE_PAPER = "not from the paper"  # how a result's ``settings_from`` begins where so
 NOTHING = "–"
 MEAN = "mean"
 AVERAGE = "avg"  # as the paper's own column of it is called
@@ -172,33 +170,24 @@ def _cell(page: Page, line: Line, name: str) -> str:
     return text if spread is None else f"{text} ± {spread:.{page.digits}f}"
 
 
-def _cells(page: Page, line: Line) -> list[str]:
+def cells(page: Page, line: Line) -> list[str]:
+    """What stands in each column of a line."""
     cells = [line.label, line.source, line.percent]
     cells += [_cell(page, line, name) for name in page.columns]
     return [*cells, NOTHING if line.minutes is None else f"{line.minutes:.1f}"]
 
 
-def _header(page: Page) -> list[str]:
+def header_of(page: Page) -> list[str]:
+    """The names of all columns."""
     return ["method", "from", "trained", *page.columns, "minutes"]
-
-
-def terminal(page: Page) -> Table:
-    """For a terminal."""
-    table = Table(title=page.title)
-    for name in _header(page):
-        table.add_column(name, overflow="fold")
-    for line in page.lines:
-        style = "dim" if line.source == "paper" else None
-        table.add_row(*_cells(page, line), style=style)
-    return table
 
 
 def markdown(page: Page) -> str:
     """A Markdown section."""
     lines = [f"## {page.title}", "", *(f"- {note}" for note in page.notes), ""]
-    header = _header(page)
+    header = header_of(page)
     lines += [_bar(header), "|" + "---|" * 3 + "--:|" * (len(header) - 3)]
-    lines += [_bar(_cells(page, line)) for line in page.lines]
+    lines += [_bar(cells(page, line)) for line in page.lines]
     return "\n".join([*lines, ""])
 
 
@@ -225,11 +214,11 @@ def comma_separated(page: Page) -> str:
 
 def latex(page: Page) -> str:
     """A ``tabular`` for booktabs, the notes as comments above it."""
-    header = _header(page)
+    header = header_of(page)
     lines = [f"% {' '.join(note.split())}" for note in page.notes]
     lines += [rf"\begin{{tabular}}{{lll{'r' * (len(header) - 3)}}}", r"\toprule"]
     lines += [_ampersands(header), r"\midrule"]
-    lines += [_ampersands(_cells(page, line)) for line in page.lines]
+    lines += [_ampersands(cells(page, line)) for line in page.lines]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
