@@ -330,7 +330,7 @@ HEADER = """\
 # Architectures
 
 What was run on which architecture: {architectures} tiny models, built from transformers' configs,
-{cells} cells. {run} are tests (`tests/methods/test_architectures.py`, which writes this page), the others
+{cells} cells. {run} are tests (`tests/methods/test_architectures.py`), the others
 say why there is none. `make test` runs {quick} of them, `make test-all` every one.
 
 """
