@@ -1,4 +1,4 @@
-"""Commands that draw: the paper's figures, the maps of a user's own sentence, curves of runs."""
+"""The commands ``explain`` and ``plot``: maps of a sentence, the paper's figures, loss curves."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +22,12 @@ from lorada.cli.app import (
 
 SUFFIXES = (".png", ".svg")
 PICTURES = ("1", "3", "4", "loss", "scatter")
-MOST_RUNS = {"1": 1, "3": 1, "4": 0, "scatter": 0}  # that a picture shows; loss shows any number
+MOST_RUNS = {
+    "1": 1,
+    "3": 1,
+    "4": 0,
+    "scatter": 0,
+}  # runs that a picture takes; loss takes any number
 Text = Annotated[str, typer.Option(help="the sentence to show")]
 
 
@@ -212,7 +217,7 @@ def _plot_scatter(table: int, scale: str | None, results: Path, output: Path) ->
 
 
 def _draw(name: str, folder: Path, draw: Any) -> None:
-    """Draw a picture as PNG and SVG, and say where they are or what they need."""
+    """Draw a picture as PNG and SVG, and print the paths, or which package is missing."""
     paths = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
     try:
         with waiting("drawing"):

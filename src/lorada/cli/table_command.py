@@ -1,4 +1,4 @@
-"""Commands about the paper: its tables, run and printed beside the published scores."""
+"""The command ``table``: runs a table of the paper and prints it beside the published scores."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -68,7 +68,7 @@ def table(
         complete = run_all(found, at, report=say, resume=resume, overwrite=overwrite)
     kept = [(job.row, [result]) for job, result in zip(found, complete, strict=True)]
     _show_page(page_of(chosen, at, kept, every=rows is None), as_json=as_json)
-    # The files have every row and seed so far; of tasks learned together, of the same ones.
+    # The files have every row and seed so far (if one run learns all tasks: of the same tasks).
     of = found[0].tasks if chosen.train == "together" else None
     so_far = stored_rows(chosen, at, of, results, report=say)
     whole = page_of(chosen, at, so_far, every=True)
@@ -113,11 +113,11 @@ def check_table(
     resume: bool = False,
     overwrite: bool = False,
 ) -> Any:
-    """A table or figure by its name, once what can be said without torch is in order.
+    """A table or figure by its name, after the checks that need no torch.
 
     Raises:
-        ValueError: for a name that there is not, or options that exclude each other.
-        FileNotFoundError: if there is no such folder of rows.
+        ValueError: for an unknown name, or options that exclude each other.
+        FileNotFoundError: if the folder of rows is not there.
     """
     from lorada.experiments.table_spec import SCALES, load_table
     from lorada.tasks.sources import data_folder
@@ -133,7 +133,7 @@ def check_table(
 
 
 def _has_means(chosen: Any, rows: list[Any]) -> bool:
-    """Whether a picture of parameters and scores has something to show of these rows."""
+    """Whether ``lorada plot scatter`` has a point to draw of these rows."""
     from lorada.report.page import averaged_columns, scatter_points
 
     columns = chosen.columns_of(chosen.tasks)
@@ -146,14 +146,14 @@ def _has_means(chosen: Any, rows: list[Any]) -> bool:
 
 
 def scale_named(name: str | None) -> Any:
-    """A scale by its name; by default the real models where there is a GPU for them."""
+    """A scale by its name; by default ``paper`` where there is a GPU, else ``local``."""
     import torch
 
     return name or ("paper" if torch.cuda.is_available() else "local")
 
 
 def _names(option: str, text: str | None) -> list[str] | None:
-    """Names with commas between them."""
+    """Split names at commas."""
     if text is None:
         return None
     names = [name.strip() for name in text.split(",") if name.strip()]
@@ -163,7 +163,7 @@ def _names(option: str, text: str | None) -> list[str] | None:
 
 
 def numbers(text: str | None) -> list[int] | None:
-    """Whole numbers with commas between them."""
+    """Split whole numbers at commas."""
     try:
         return None if text is None else [int(name) for name in text.split(",")]
     except ValueError as error:
@@ -171,7 +171,7 @@ def numbers(text: str | None) -> list[int] | None:
 
 
 def say(line: str) -> None:
-    """Tell how far a table is, beside what it prints."""
+    """Print progress on the error stream."""
     errors.print(line, highlight=False, soft_wrap=True)
 
 

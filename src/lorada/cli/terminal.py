@@ -1,4 +1,4 @@
-"""What commands print and draw when they are done: lists, comparisons, what a training came to."""
+"""Tables and summaries that commands print, and the pictures they draw when they are done."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +16,10 @@ from lorada.support.files import write_whole
 
 
 def methods_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One row per method: what it is, its formula, how it runs, where, and where it is from.
+    """The table of methods: summary, formula, how each runs, its models and sources.
 
     Args:
-        rows: name → what ``plan.describe`` says of it.
+        rows: name → its description by ``methods.describe.describe``.
     """
     table = Table("method", "what, formula", "runs", "models", "settings from, paper")
     table.show_lines = True
@@ -35,7 +35,7 @@ def methods_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def method_page(name: str, row: Mapping[str, Any]) -> RenderableType:
-    """One method in full, with its settings for each kind of model."""
+    """All facts of one method, with its settings for each kind of model."""
     facts = Table.grid(padding=(0, 2))
     facts.add_row("method", name)
     for key in ("summary", "formula", "paper", "source"):
@@ -55,12 +55,12 @@ def method_page(name: str, row: Mapping[str, Any]) -> RenderableType:
 
 
 def _marked(row: Mapping[str, Any], model: str) -> str:
-    """A kind of model, with a word on settings that the paper does not have."""
+    """A kind of model, marked where its settings are not from the paper."""
     return f"{model} ({NOT_FROM_THE_PAPER})" if model in row["not_from_the_paper"] else model
 
 
 def draw_loss(run: Path, result: dict[str, Any]) -> str:
-    """Write ``loss.png`` into a run folder, and say where it is or why there is none."""
+    """Write ``loss.png`` into a run folder; return its path or why there is none."""
     complete = f"The run itself is complete: lorada evaluate {quote(str(run))}"
     try:
         with saving(run / "loss.png", complete):
@@ -88,7 +88,7 @@ def training_summary(result: dict[str, Any]) -> str:
 
 
 def comparison_table(comparison: dict[str, Any]) -> Table:
-    """Before, LoRA and LoRaDA-LA, as they came out."""
+    """The quickstart's table: the untrained model, LoRA and LoRaDA-LA."""
     first = comparison["rows"][0]
     table = Table(
         "method", "parameters", "exact match", "loss", "training", "effect size",
@@ -109,7 +109,7 @@ def comparison_table(comparison: dict[str, Any]) -> Table:
 
 
 def comparison_markdown(comparison: dict[str, Any]) -> str:
-    """The same table as Markdown, with what it was measured on."""
+    """The quickstart's table as Markdown, with the machine."""
     table = comparison_table(comparison)
     columns = [[str(column.header), *map(str, column.cells)] for column in table.columns]
     lines = [f"| {' | '.join(cells)} |" for cells in zip(*columns, strict=True)]
@@ -118,7 +118,7 @@ def comparison_markdown(comparison: dict[str, Any]) -> str:
 
 
 def draw(comparison: dict[str, Any], output: Path) -> list[str]:
-    """Write the table, the loss curves and the heatmaps; say where they are, or what they need."""
+    """Write the quickstart's table, loss curves and heatmaps; return lines with their paths."""
     write_whole(output / "comparison.md", comparison_markdown(comparison))
     picture = comparison["picture"]
     try:
@@ -135,7 +135,7 @@ def draw(comparison: dict[str, Any], output: Path) -> list[str]:
 
 
 def pareto_table(found: dict[str, Any]) -> Table:
-    """What no other trial beats, the one with the fewest parameters first."""
+    """The Pareto set of a search, the trial with the fewest parameters first."""
     table = Table(
         "run", "serial", "parallel", "prefix", "layers", "parameters", "right",
         title=f"{len(found['pareto'])} of {len(found['trials'])} trials that no other beats",

@@ -25,13 +25,13 @@ ROWS = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would take, from its recipe alone.
+    """What a run would take.
 
     Attributes:
         parameters: as ``parameters_of`` counts them.
-        steps: of the optimizer; None where the number of rows decides and is not known.
-        tokens: at most, that training reads: every row as long as ``max_length``.
-        seconds: of training, at most, at ``SPEED``.
+        steps: optimizer steps; None if they depend on a number of rows that is not known.
+        tokens: upper bound of the tokens that training reads (every row ``max_length`` long).
+        seconds: upper bound of the training time at ``SPEED``.
         memory: bytes of weights, gradients and optimizer states, without activations.
     """
 
@@ -42,26 +42,25 @@ class Estimate:
     memory: int
 
 
-# Operations a second: two cores at SmolLM2's 250 tokens a second; an A100 at 40 % in bf16.
+# FLOPs per second: SmolLM2 at 250 tokens per second on two cores; an A100 at 40 % of its bf16 peak.
 SPEED: dict[Scale, float] = {"local": 4 * 135e6 * 250, "paper": 0.4 * 312e12}
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def estimate(job: Job, scale: Scale) -> Estimate:
-    """Parameters, steps, time and memory of a run; the time is a rough one."""
+    """Estimate parameters, steps, time and memory of a run; the time is rough."""
     counts, training = counts_of(job.recipe), job.recipe.training
     config = load_config(job.recipe.model)
-    # An encoder looks its embeddings up; a decoder multiplies by them at its end.
+    # Embeddings cost no FLOPs in an encoder; a decoder also multiplies by them at its output.
     looked_up = config.vocab_size * config.hidden_size if kind_of(config) == "encoder" else 0
     batch = int(training.get("per_device_train_batch_size", 8))
     batch *= int(training.get("gradient_accumulation_steps", 1))
     steps = _steps(training, _rows_of(job), batch)
     tokens = None if steps is None else steps * batch * job.recipe.max_length
-    # Forward and backward through frozen weights cost 4 operations a parameter and token; weights
-    # that train cost 2 more.
+    # FLOPs per parameter and token: 2 forward and 2 backward; 2 more where the weight trains.
     each = 4 * (counts["total"] - looked_up) + 2 * counts["trainable"]
     seconds = None if tokens is None else tokens * each / SPEED[scale]
-    # A weight that trains has a gradient and two moments in fp32.
+    # A trained weight has a gradient and Adam's two moments, all fp32.
     memory = counts["total"] * BYTES[job.recipe.dtype] + 12 * counts["trainable"]
     return Estimate(counts, steps, tokens, seconds, memory)
 

@@ -1,7 +1,8 @@
-"""Runs of a table's rows: which are done, what they would cost, and doing the rest.
+"""The runs of a table: which there are, which have a result, and how one is trained and scored.
 
-The results of a table are kept apart from the runs, one file each, so that they can be committed:
-``RESULTS/table5/local/lora/rte/seed1.json``. A table that was cut off goes on where it was.
+Results are kept outside of the run folders, one file each, so that they can be committed:
+``RESULTS/table5/local/lora/rte/seed1.json``. A table that was cut off continues with the runs that
+have no result.
 """
 
 import re
@@ -27,7 +28,7 @@ from lorada.tasks.sources import data_folder
 
 SEED = re.compile(r"seed(\d+)\.json")
 
-# Where the weights of the paper's models are.
+# Hub ids of the paper's models.
 HUB = {
     "roberta-base": "FacebookAI/roberta-base",
     "deberta-v3-base": "microsoft/deberta-v3-base",
@@ -43,10 +44,10 @@ HUB = {
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a table: a row on one task, or on all, with one seed.
+    """One run of a table: one row, one seed, and one task or all tasks together.
 
     Attributes:
-        stored: where its result is kept.
+        stored: the file of its result.
     """
 
     row: TableRow
@@ -67,12 +68,12 @@ def jobs(
     output: Path,
     data_dir: str | None = None,
 ) -> list[Job]:
-    """All runs that rows, tasks and seeds ask for, row by row.
+    """All runs of the chosen rows, tasks and seeds, row by row.
 
     Raises:
         ValueError: for a row or task that the table does not have, or not at this scale.
     """
-    # In the table's order and once each, or the same runs would have two names.
+    # In the table's order and once each, as the tasks are part of a run's name.
     wanted = [task for task in table.tasks if task in table.tasks_at(scale, tasks)]
     groups = [[task] for task in wanted] if table.train == "each" else [wanted]
     found = []
@@ -89,7 +90,7 @@ def jobs(
 
 
 def done(job: Job) -> dict[str, Any] | None:
-    """The stored result of a run; None if there is none, or if it was not scored to its end.
+    """The stored result of a run; None if there is none or some of its tasks have no score.
 
     Raises:
         ValueError: if it was made with another recipe.
@@ -113,15 +114,15 @@ def stored_rows(
     *,
     report: Callable[[str], None],
 ) -> list[tuple[TableRow, list[dict[str, Any]]]]:
-    """All rows that have results, whichever calls they came from, with those results.
+    """All rows that have stored results, with those results.
 
     Args:
         table: the table.
         scale: at which scale.
-        tasks: of the runs, None for those of the scale; of a table whose tasks are learned apart,
-            all are looked for.
+        tasks: of the runs, where one run learns all tasks; None for those of the scale. Tables
+            with a run for each task look for all tasks.
         results: where results are kept.
-        report: called with a line for each result that was left out, as it is of another recipe.
+        report: called with a line for each result that is left out because its recipe differs.
     """
     folder = results / table.name / scale
     names = (SEED.fullmatch(path.name) for path in folder.rglob("seed*.json"))
@@ -162,13 +163,14 @@ def _with_weights(recipe: Recipe) -> Recipe:
 
 
 def forget(found: list[Job]) -> None:
-    """Remove the results of runs and what they wrote, so that they start anew.
+    """Delete the results of jobs and their run folders.
 
-    All at once: a table that is cut off must not go on with old numbers.
+    All are deleted before any is run again: a table that is cut off must not mix old and new
+    numbers.
 
     Raises:
         ValueError: if another process trains one of them.
-        FileNotFoundError: if there is no data to train them on again.
+        FileNotFoundError: if the rows to train them on are not there.
     """
     runs = [run for job in found if holds_run(run := Path(job.recipe.output))]
     for job in found:
@@ -183,9 +185,9 @@ def forget(found: list[Job]) -> None:
 
 
 def carry_out(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
-    """Train and score one run, or finish what was begun of it, and store its result.
+    """Train and score one job in a process of its own, and store its result.
 
-    It happens in a process of its own, so that no earlier run counts in its peak of memory.
+    A run that was cut off is continued. The new process keeps earlier runs out of its peak memory.
 
     Args:
         job: the run.
@@ -200,7 +202,7 @@ def carry_out(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
     if result is None or not _is_scored(job, result):
         result = own_process.call(train_and_score, job, report=report)
     _check_recipe(run / RESULT_FILE, Recipe(**result["recipe"]), job)
-    # Where the rows lay is nobody's business but the run's; what kind of place it was is not.
+    # Drop local paths before storing the result; keep whether the rows came from the hub.
     result["recipe"].update(data_dir=None, output=str(run))
     result["data"]["source"] = "a local folder" if data_folder(recipe.data_dir) else "the hub"
     write_whole(job.stored, json_text(result) + "\n")
@@ -208,7 +210,7 @@ def carry_out(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
 
 
 def train_and_score(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
-    """What is left to do of one run, in this process; its result.
+    """Train and score one job in this process, as far as it is not done; return its result.
 
     Args:
         job: the run.
@@ -230,6 +232,6 @@ def train_and_score(job: Job, *, report: Callable[[str], None]) -> dict[str, Any
         report(f"{job.row.key}, {recipe.task}, seed {job.seed}: scoring")
         evaluate_tasks(load_run(run), recipe.data_dir)
         result = read_result(run)
-        if not _is_scored(job, result):  # what could not be written has been said
+        if not _is_scored(job, result):  # the reason is in an earlier line
             raise OSError(f"the scores of {run} were not kept: run the command again")
     return result
