@@ -84,8 +84,9 @@ def search(
         report: called with a line before each trial.
 
     Returns:
-        ``trials`` and ``pareto``: lists of configurations, each with ``accuracy`` and ``parameters``
-        in percent and the folder of its ``run``. ``pareto`` starts with the smallest.
+        ``trials`` and ``pareto``: lists of configurations, each with ``accuracy`` and
+        ``parameters`` in percent and the folder of its ``run``. ``pareto`` starts with the
+        smallest.
 
     Raises:
         ValueError: for a number of trials that is not possible, or a folder that holds a search.

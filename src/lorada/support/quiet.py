@@ -9,8 +9,9 @@ import os
 
 # Set in the environment of a command, so that its child processes are silent too.
 VARIABLE = "LORADA_COMMAND"
-# Logger → parts of messages: kernels that torchao and bitsandbytes do not find, how torchao registers
-# types with torch, each retry of a download. Filtered by logger, as some have their own handlers.
+# Logger → parts of messages: kernels that torchao and bitsandbytes do not find, how torchao
+# registers types with torch, each retry of a download. Filtered by logger, as some have their own
+# handlers.
 UNHEARD = {
     "torchao": ("Failed to load ",),
     "bitsandbytes.backends.cpu.ops": ("Failed to load ",),
