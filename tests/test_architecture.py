@@ -17,7 +17,16 @@ MAY_IMPORT = {
     "methods": {"tuners", "attention", "support"},
     "tasks": {"support"},
     "runs": {"methods", "tuners", "attention", "tasks", "support"},
-    "experiments": {"runs", "methods", "tuners", "attention", "functional", "tasks", "support"},
+    "experiments": {
+        "report",
+        "runs",
+        "methods",
+        "tuners",
+        "attention",
+        "functional",
+        "tasks",
+        "support",
+    },
     "report": {"support"},
     "cli": {"experiments", "report", "runs", "methods", "tasks", "support"},
 }

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from table_rows import config_of, row_of
 
-from lorada.experiments.table_runs import done, estimate, jobs
+from lorada.experiments.estimate import estimate
+from lorada.experiments.table_runs import done, jobs
 from lorada.experiments.table_spec import SCALES, PaperTable, load_table, row_recipe, tables
 from lorada.methods.build import build_method
 from lorada.methods.describe import part_names

@@ -8,7 +8,7 @@ import pytest
 from folders import bert_folder, llama_folder, rows_file
 
 from lorada import cli
-from lorada.cli import table_command
+from lorada.experiments import table_page
 from lorada.experiments.table_runs import jobs
 from lorada.experiments.table_spec import load_table
 from lorada.report import figures as plots
@@ -335,9 +335,9 @@ def test_every_run_has_a_curve_and_names_without_what_all_share(drawn, tmp_path)
 
 @pytest.mark.parametrize("option", ["resume", "overwrite"])
 def test_the_sweep_does_with_earlier_results_what_it_is_told(option, monkeypatch, capsys):
-    def told(found, scale, *, resume, overwrite):
+    def told(found, scale, *, report, resume, overwrite):
         raise ValueError(f"{len(found)} runs, resume {resume}, overwrite {overwrite}")
 
-    monkeypatch.setattr(table_command, "run_jobs", told)
+    monkeypatch.setattr(table_page, "run_all", told)
     _, _, err = lorada(monkeypatch, capsys, "plot", "4", "--scale", "local", f"--{option}")
     assert f"48 runs, resume {option == 'resume'}, overwrite {option == 'overwrite'}" in err

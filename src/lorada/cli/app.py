@@ -1,4 +1,4 @@
-"""The application that the commands belong to, and what they share: options, output."""
+"""The typer application, and what all commands share: options, consoles, the next command."""
 
 import shlex
 import sys
@@ -34,32 +34,32 @@ RunFolder = Annotated[Path, typer.Argument(help="folder of a finished run")]
 
 
 def suggest(*words: object, also: str = "", on: Console = console) -> None:
-    """Name the command of lorada to try next; the arguments are those of ``next_is``."""
+    """Print the lorada command to try next; arguments as for ``next_is``."""
     next_is("lorada", *words, also=also, on=on)
 
 
 def next_is(*words: object, also: str = "", on: Console = console) -> None:
-    """Name the command to try next, as a shell takes it.
+    """Print the command to try next, quoted for a shell.
 
-    A word in capitals is for the user to put something in its place.
+    Words in capitals are placeholders for the user.
 
     Args:
-        words: of the command, each as the command is to get it.
-        also: more of it, as a shell takes it already.
-        on: where it is said.
+        words: the words of the command, unquoted.
+        also: the rest of the command, already quoted.
+        on: the console to print on.
     """
     command = " ".join(filter(None, (as_typed(*words), also)))
     on.print(Text.assemble("next: ", (command, "bold")), highlight=False, soft_wrap=True)
 
 
 def as_typed(*words: object) -> str:
-    """Words of a command as a shell takes them; a path that begins with a dash is no option."""
+    """Words quoted for a shell; a path that begins with a dash gets ./ so that it is no option."""
     safe = (f"./{w}" if isinstance(w, Path) and str(w).startswith("-") else str(w) for w in words)
     return shlex.join(safe)
 
 
 def waiting(what: str, *, quiet: bool = False) -> AbstractContextManager[Any]:
-    """Say on the error stream what a person waits for, as long as it takes; only to a terminal."""
+    """Show a spinner with what is being waited for; only on a terminal, on the error stream."""
     return nullcontext() if quiet or not errors.is_terminal else errors.status(Text(what))
 
 
@@ -67,20 +67,20 @@ HEAVY = "loading torch and transformers"
 
 
 def loaded_run(run: Path, model: str, *, remote: bool, quiet: bool) -> Any:
-    """A finished run, loaded while a person is told so.
+    """Load a finished run, with a spinner.
 
     Args:
         run: its folder.
-        model: the name of its base, for the person.
-        remote: whether code that the model's repository ships may run.
-        quiet: whether nobody is to be told.
+        model: the name of its base, for the spinner.
+        remote: whether code of the model's repository may run.
+        quiet: no spinner.
     """
     with waiting(HEAVY, quiet=quiet):
         from transformers.utils import logging
 
         from lorada.runs.inference.load import load_run
 
-    logging.disable_progress_bar()  # of its own; what is waited for is said here
+    logging.disable_progress_bar()  # the spinner stands for it
     try:
         with waiting(f"loading {model}", quiet=quiet):
             return load_run(run, trust_remote_code=remote)
@@ -89,7 +89,7 @@ def loaded_run(run: Path, model: str, *, remote: bool, quiet: bool) -> Any:
 
 
 def aside(as_json: bool) -> AbstractContextManager[Any]:
-    """What is printed meanwhile goes to the error stream where a program reads the output."""
+    """With --json, redirect prints to the error stream, so that stdout holds JSON alone."""
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 

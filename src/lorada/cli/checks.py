@@ -1,7 +1,7 @@
-"""What can be said of a command before torch is there, which takes seconds to load.
+"""Checks that a command makes before it loads torch, which takes seconds.
 
-A mistake that shows in the names, the files and the folders of a command is answered at once. All
-of this is checked once more, and the rest, by what carries the command out.
+Mistakes in names, files and folders are answered at once. The code that carries the command out
+checks them again, with all that needs torch.
 """
 
 from pathlib import Path
@@ -17,14 +17,14 @@ from lorada.runs.recipe import RECIPE_FILE, Recipe, outline
 from lorada.tasks.rows import Form, resolve
 from lorada.tasks.sources import data_folder
 
-SMALL = 20 * 2**20  # bytes of a file of rows that may be read twice
+SMALL = 20 * 2**20  # bytes; larger files of rows are not read twice
 
 
 def check_training(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Check where a run learns from and where it is written to.
+    """Check the rows, the model's name and the output folder of a training.
 
     Raises:
-        ValueError: for rows that are broken, or an output that is taken.
+        ValueError: for broken rows, an unknown model, or an output folder that holds a run.
         FileNotFoundError: for rows that are not there.
     """
     run = Path(recipe.output)
@@ -35,7 +35,7 @@ def check_training(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
 
 
 def check_rows(recipe: Recipe) -> None:
-    """Check the rows to learn from, and those that are held out.
+    """Check the training rows and the held-out rows of a recipe.
 
     Raises:
         ValueError: for rows that are broken.
@@ -50,7 +50,7 @@ def check_rows(recipe: Recipe) -> None:
 
 
 def check_run(folder: Path) -> Recipe:
-    """Check that a folder holds a finished run; the outline of its recipe.
+    """Check that a folder holds a finished run, and return the outline of its recipe.
 
     Raises:
         ValueError: if it does not.
@@ -64,15 +64,15 @@ def check_run(folder: Path) -> Recipe:
 
 
 def check_scored(folder: Path, data: str | None, data_dir: str | None) -> Recipe:
-    """Check a finished run, and the rows that it is to be scored on.
+    """Check a finished run and the rows to score it on, and return the outline of its recipe.
 
     Args:
         folder: the run.
-        data: a file of rows; None for what its recipe says.
+        data: a file of rows; None for those of its recipe.
         data_dir: local folder of the benchmarks' rows.
 
     Raises:
-        ValueError: as ``check_run``, or for rows that do not go with the run.
+        ValueError: as ``check_run``, or for rows that do not fit the run.
         FileNotFoundError: for rows that are not there.
     """
     recipe, result = check_run(folder), read_result(folder)
@@ -86,7 +86,7 @@ def check_scored(folder: Path, data: str | None, data_dir: str | None) -> Recipe
 def check_search(
     overrides: list[str], options: dict[str, Any], *, resume: bool, overwrite: bool
 ) -> None:
-    """Check the files and names of a search, and which options it has.
+    """Check the files, names and options of a search.
 
     Raises:
         ValueError: for an unknown name, rows that are broken, or options that exclude each other.
@@ -95,7 +95,7 @@ def check_search(
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
     refuse_file(Path(str(options["output"])))
-    if not resume:  # else the folder says the rest
+    if not resume:  # a search that is resumed has its recipe in its folder
         recipe = outline(None, overrides, options)
         check_name(recipe.model)
         if recipe.eval_data is None:
@@ -104,7 +104,7 @@ def check_search(
 
 
 def check_quickstart(output: Path, *, overwrite: bool) -> None:
-    """Check that the quickstart has its model, and may write its runs.
+    """Check that the quickstart's model is installed and that its folders may be written.
 
     Raises:
         ValueError: if its folders are taken.
@@ -116,12 +116,12 @@ def check_quickstart(output: Path, *, overwrite: bool) -> None:
 
 
 def can_be_scored(recipe: Recipe) -> bool:
-    """Whether a run brings rows of its own to be scored on."""
+    """Whether a recipe names rows to score the run on."""
     return recipe.task != JSONL or recipe.eval_data is not None
 
 
 def check_counted(method: str, model: str, overrides: list[str]) -> None:
-    """Check the names of a method and a model whose parameters are to be counted.
+    """Check the method, the model and the overrides of ``lorada params``.
 
     Raises:
         ValueError: for an unknown name, or an override that is not key=value.
@@ -134,7 +134,7 @@ def check_counted(method: str, model: str, overrides: list[str]) -> None:
 def _small(
     path: str | None, trained: Form | None = None, labels: tuple[str, ...] = ()
 ) -> Rows | None:
-    """The rows of a file, checked; None for a large one."""
+    """The checked rows of a file; None for a large file."""
     place = None if path is None else resolve(path)
     if place is not None and place.is_file() and place.stat().st_size > SMALL:
         return None

@@ -1,4 +1,4 @@
-"""Commands that list what there is: methods, tasks, recipes; and count parameters."""
+"""The commands ``methods``, ``tasks``, ``recipes`` and ``params``."""
 
 from typing import Annotated
 
@@ -13,10 +13,10 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="one method, in full")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the methods: what they are, their formulas and papers, and how they run."""
+    """List the methods: what each is, its formula, its paper, and how it runs."""
+    from lorada.cli.terminal import method_page, methods_table
     from lorada.methods.describe import describe
     from lorada.methods.table import METHODS
-    from lorada.report.methods import method_page, methods_table
 
     rows = {each: describe(each) for each in ([name] if name else METHODS)}
     if as_json:

@@ -1,4 +1,4 @@
-"""Commands that draw: the paper's figures, the maps of a user's own sentence, curves of runs."""
+"""The commands ``explain`` and ``plot``: maps of a sentence, the paper's figures, loss curves."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +22,12 @@ from lorada.cli.app import (
 
 SUFFIXES = (".png", ".svg")
 PICTURES = ("1", "3", "4", "loss", "scatter")
-MOST_RUNS = {"1": 1, "3": 1, "4": 0, "scatter": 0}  # that a picture shows; loss shows any number
+MOST_RUNS = {
+    "1": 1,
+    "3": 1,
+    "4": 0,
+    "scatter": 0,
+}  # runs that a picture takes; loss takes any number
 Text = Annotated[str, typer.Option(help="the sentence to show")]
 
 
@@ -157,18 +162,19 @@ def _plot_sweep(
     scale: str | None, seeds: str | None, results: Path, output: Path, data_dir: str | None,
     *, resume: bool, overwrite: bool,
 ) -> None:  # fmt: skip
-    from lorada.cli.table_command import check_table, numbers, run_jobs, scale_named
+    from lorada.cli.table_command import check_table, numbers, say, scale_named
     from lorada.report.figures import sweep_figure
     from lorada.report.render import main_metric
 
     figure = check_table("figure4", scale, data_dir, resume=resume, overwrite=overwrite)
     chosen = numbers(seeds)
     with waiting(HEAVY):
+        from lorada.experiments.table_page import run_all
         from lorada.experiments.table_runs import jobs
 
         at = scale_named(scale)
     found = jobs(figure, at, seeds=chosen, results=results, output=Path("runs"), data_dir=data_dir)
-    complete = run_jobs(found, at, resume=resume, overwrite=overwrite)
+    complete = run_all(found, at, report=say, resume=resume, overwrite=overwrite)
     scores: dict[tuple[int, int], list[float]] = {}
     metric = ""
     for job, result in zip(found, complete, strict=True):
@@ -187,7 +193,7 @@ def _plot_sweep(
 
 
 def _plot_scatter(table: int, scale: str | None, results: Path, output: Path) -> None:
-    from lorada.cli.table_command import check_table, page_rows, say, scale_named
+    from lorada.cli.table_command import check_table, say, scale_named
     from lorada.report.figures import scatter_figure
     from lorada.report.page import averaged_columns, scatter_points
 
@@ -198,6 +204,7 @@ def _plot_scatter(table: int, scale: str | None, results: Path, output: Path) ->
     if not averaged_columns(columns, chosen.mean):
         raise ValueError(f"table {table} has no mean of its columns ({', '.join(columns)}) to draw")
     with waiting(HEAVY):
+        from lorada.experiments.table_page import page_rows
         from lorada.experiments.table_runs import stored_rows
 
         at = scale_named(scale)
@@ -210,7 +217,7 @@ def _plot_scatter(table: int, scale: str | None, results: Path, output: Path) ->
 
 
 def _draw(name: str, folder: Path, draw: Any) -> None:
-    """Draw a picture as PNG and SVG, and say where they are or what they need."""
+    """Draw a picture as PNG and SVG, and print the paths, or which package is missing."""
     paths = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
     try:
         with waiting("drawing"):

@@ -1,4 +1,4 @@
-"""Commands about runs: train one, score it, let it write, export it; and run other programs."""
+"""The commands that make or use runs: train, evaluate, generate, search, export, run …"""
 
 import sys
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from lorada.cli.app import (
 )
 from lorada.support.processes import first
 
-# A prompt in the form of the bundled task, for the command that the quickstart suggests.
+# A prompt of the bundled task, for the command that the quickstart suggests.
 PROMPT = (
     r"1. No cats are birds\n2. All birds are singers\n"
     r"Does it logically follow that: No cats are singers?\nAnswer:"
@@ -60,7 +60,7 @@ def train(
 ) -> None:
     """Train a method on a model and your rows."""
     pairs = list(overrides or [])
-    # `lorada train --method lora rank=4`: what has a = and is no file is a setting
+    # `lorada train --method lora rank=4`: a first word with = that is no file is an override
     if recipe is not None and "=" in recipe and not Path(recipe).is_file():
         pairs, recipe = [recipe, *pairs], None
     options = {
@@ -77,7 +77,7 @@ def train(
     elif resume and recipe is None and model is None:
         raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
     plain = outline(recipe, pairs, options, name_output=True)
-    if first():  # where the others look, the first may have begun to write
+    if first():  # later processes would find what the first has begun to write
         check_training(plain, resume=resume, overwrite=overwrite)
     with waiting(HEAVY, quiet=as_json):
         from lorada.runs.training.train import train as run_training
@@ -89,14 +89,14 @@ def train(
 
 
 def _tell(trained: Any, recipe: Any, *, as_json: bool) -> None:
-    """Say what came of a training, and what to do next; of several processes, the first does."""
+    """Print the result of a training and the next command; only the first process prints."""
     if not first():
         raise typer.Exit(130 if trained.interrupted else 0)
     if trained.interrupted:
         errors.print(f"stopped and saved at step {trained.result['steps']}")
         suggest("train", "--resume", "--output", trained.run, on=errors)
         raise typer.Exit(130)
-    from lorada.report.training import draw_loss, training_summary
+    from lorada.cli.terminal import draw_loss, training_summary
 
     drawn = draw_loss(trained.run, trained.result)
     if as_json:
@@ -108,7 +108,7 @@ def _tell(trained: Any, recipe: Any, *, as_json: bool) -> None:
 
 
 def suggest_scoring(run: Path, recipe: Any) -> None:
-    """Suggest to score a run, on rows of its own if it has some."""
+    """Suggest to score a run, with --data FILE if its recipe names no rows."""
     from lorada.cli.checks import can_be_scored
 
     suggest("evaluate", run, *([] if can_be_scored(recipe) else ["--data", "FILE"]))
@@ -144,7 +144,7 @@ def evaluate(
         from lorada.runs.inference.lm_eval import evaluate_lm_eval
 
         names = [name.strip() for name in lm_eval.split(",")]
-        with redirect_stdout(sys.stderr):  # where lm-eval and its tasks print what they do
+        with redirect_stdout(sys.stderr):  # lm-eval and its tasks print
             metrics = evaluate_lm_eval(loaded, names, limit=limit, base=base)
         rows = [(task, *item) for task, scores in metrics.items() for item in scores.items()]
     elif data is None and has_tasks(loaded):
@@ -207,7 +207,7 @@ def search(
 ) -> None:
     """Search AutoPEFT's configurations: a training each, and those that no other beats."""
     from lorada.cli.checks import check_search
-    from lorada.report.search import pareto_table
+    from lorada.cli.terminal import pareto_table
 
     options: dict[str, Any] = {
         "method": method, "model": model, "data": data, "eval_data": eval_data,
@@ -229,7 +229,7 @@ def search(
         print_json(found)
         return
     console.print(pareto_table(found))
-    # The last is the most accurate; what was searched with one seed is trained with another.
+    # The last is the most accurate. The search used one seed; train the winner with another.
     best = Path(found["pareto"][-1]["run"]) / "recipe.yaml"
     seed = f"training.seed={found['seed'] + 1}"
     suggest("train", best, "--output", Path(output) / "best", seed)
@@ -253,7 +253,7 @@ def quickstart(
     report: Callable[..., Any] = errors.print if as_json else console.print
     with aside(as_json):
         comparison = compare(output, overwrite=overwrite, report=report)
-    from lorada.report.quickstart import comparison_table, draw
+    from lorada.cli.terminal import comparison_table, draw
 
     drawn = draw(comparison, output)
     if as_json:
@@ -302,7 +302,7 @@ def export(
     suggest("run", "lm_eval", "--model", "hf", "--model_args", model, "--tasks", "TASKS")
 
 
-# What follows the command's name, `--help` too, is for the command.
+# All words after the program's name belong to the program, `--help` too.
 @app.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )

@@ -1,4 +1,4 @@
-"""Commands about the paper: its tables, run and printed beside the published scores."""
+"""The command ``table``: runs a table of the paper and prints it beside the published scores."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ from lorada.cli.app import (
     suggest,
     waiting,
 )
+from lorada.cli.terminal import page_table
 from lorada.support.files import write_whole
 from lorada.support.progress import watched
 
@@ -48,6 +49,7 @@ def table(
     chosen.rows_named(of_rows)
     chosen.tasks_at("paper", of_tasks)
     with waiting(HEAVY, quiet=as_json):
+        from lorada.experiments.table_page import page_of, page_rows, run_all
         from lorada.experiments.table_runs import jobs, stored_rows
 
         at = scale_named(scale)
@@ -63,13 +65,13 @@ def table(
             suggest(*again, "--resume")
         return
     with aside(as_json):
-        complete = run_jobs(found, at, resume=resume, overwrite=overwrite)
+        complete = run_all(found, at, report=say, resume=resume, overwrite=overwrite)
     kept = [(job.row, [result]) for job, result in zip(found, complete, strict=True)]
-    _show_page(_page(chosen, at, kept, every=rows is None), as_json=as_json)
-    # The files have every row and seed so far; of tasks learned together, of the same ones.
+    _show_page(page_of(chosen, at, kept, every=rows is None), as_json=as_json)
+    # The files have every row and seed so far (if one run learns all tasks: of the same tasks).
     of = found[0].tasks if chosen.train == "together" else None
     so_far = stored_rows(chosen, at, of, results, report=say)
-    whole = _page(chosen, at, so_far, every=True)
+    whole = page_of(chosen, at, so_far, every=True)
     part = "" if of in (None, chosen.tasks_at(at)) else f"-{'-'.join(found[0].tasks)}"
     stem = f"{results / chosen.name / at}/table{part}"
     _write_page(whole, stem)
@@ -82,20 +84,18 @@ def table(
 
 
 def _words(number: int, **options: Any) -> list[Any]:
-    """The words of the command that asks for the same runs."""
+    """The arguments of the command that asks for the same runs."""
     given = {f"--{key.replace('_', '-')}": v for key, v in options.items() if v is not None}
     return ["table", number, *(word for pair in given.items() for word in pair)]
 
 
 def _show_page(page: Any, *, as_json: bool) -> None:
-    from lorada.report.render import terminal
-
     if as_json:
         print_json({**vars(page), "lines": [vars(line) for line in page.lines]})
         return
     for note in page.notes:
         console.print(f"• {note}", highlight=False)
-    console.print(terminal(page))
+    console.print(page_table(page))
 
 
 def _write_page(page: Any, stem: str) -> None:
@@ -113,11 +113,11 @@ def check_table(
     resume: bool = False,
     overwrite: bool = False,
 ) -> Any:
-    """A table or figure by its name, once what can be said without torch is in order.
+    """A table or figure by its name, after the checks that need no torch.
 
     Raises:
-        ValueError: for a name that there is not, or options that exclude each other.
-        FileNotFoundError: if there is no such folder of rows.
+        ValueError: for an unknown name, or options that exclude each other.
+        FileNotFoundError: if the folder of rows is not there.
     """
     from lorada.experiments.table_spec import SCALES, load_table
     from lorada.tasks.sources import data_folder
@@ -133,7 +133,7 @@ def check_table(
 
 
 def _has_means(chosen: Any, rows: list[Any]) -> bool:
-    """Whether a picture of parameters and scores has something to show of these rows."""
+    """Whether ``lorada plot scatter`` has a point to draw of these rows."""
     from lorada.report.page import averaged_columns, scatter_points
 
     columns = chosen.columns_of(chosen.tasks)
@@ -146,14 +146,14 @@ def _has_means(chosen: Any, rows: list[Any]) -> bool:
 
 
 def scale_named(name: str | None) -> Any:
-    """A scale by its name; by default the real models where there is a GPU for them."""
+    """A scale by its name; by default ``paper`` where there is a GPU, else ``local``."""
     import torch
 
     return name or ("paper" if torch.cuda.is_available() else "local")
 
 
 def _names(option: str, text: str | None) -> list[str] | None:
-    """Names with commas between them."""
+    """Split names at commas."""
     if text is None:
         return None
     names = [name.strip() for name in text.split(",") if name.strip()]
@@ -163,44 +163,21 @@ def _names(option: str, text: str | None) -> list[str] | None:
 
 
 def numbers(text: str | None) -> list[int] | None:
-    """Whole numbers with commas between them."""
+    """Split whole numbers at commas."""
     try:
         return None if text is None else [int(name) for name in text.split(",")]
     except ValueError as error:
         raise ValueError(f"--seeds {text} must be whole numbers with commas") from error
 
 
-def run_jobs(
-    found: list[Any], scale: Any, *, resume: bool, overwrite: bool
-) -> list[dict[str, Any]]:
-    """Run what has no result yet; the results of all, in order."""
-    from lorada.experiments.table_runs import carry_out, done, estimate, forget
-
-    stored = [job.stored for job in found if job.stored.is_file()]
-    if stored and not (resume or overwrite):
-        raise ValueError(f"{stored[0]} is there already: use --resume, --overwrite or --results")
-    known = [None if overwrite else done(job) for job in found]
-    todo = [job for job, result in zip(found, known, strict=True) if result is None]
-    for job in watched(todo, "Counting parameters"):
-        estimate(job, scale)  # a row that cannot be built is known before any is trained
-    if overwrite:
-        forget(todo)
-    complete = []
-    for job, result in zip(found, known, strict=True):
-        if result is None:
-            say(f"{todo.index(job) + 1} of {len(todo)}")
-            result = carry_out(job, report=say)
-        complete.append(result)
-    return complete
-
-
 def say(line: str) -> None:
-    """Tell how far a table is, beside what it prints."""
+    """Print progress on the error stream."""
     errors.print(line, highlight=False, soft_wrap=True)
 
 
 def _show_plan(found: list[Any], scale: Any, *, as_json: bool) -> None:
-    from lorada.experiments.table_runs import done, estimate
+    from lorada.experiments.estimate import estimate
+    from lorada.experiments.table_runs import done
 
     plan = []
     for job in watched(found, "Counting parameters"):
@@ -241,38 +218,6 @@ def _duration(seconds: float | None) -> str:
         return "by rows"
     minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
-
-
-def _page(chosen: Any, scale: Any, kept: list[Any], *, every: bool) -> Any:
-    """The page of rows and their results; with ``every`` also of rows that only the paper has."""
-    from lorada.report.page import paper_page
-    from lorada.report.render import published
-
-    rows = page_rows(kept)
-    scored = {t for row in rows for r in row.results for t in r["recipe"]["task"].split(",")}
-    named = {row.key for row in chosen.rows}
-    others = [r["key"] for r in published(chosen.table)["rows"] if r["key"] not in named]
-    return paper_page(
-        chosen.table,
-        f"Table {chosen.table}: {chosen.title} ({scale} scale)",
-        rows,
-        chosen.columns_of([task for task in chosen.tasks if task in scored]),
-        mean=chosen.mean,
-        digits=chosen.digits,
-        notes=[*chosen.notes, *(chosen.differs if scale == "local" else [])],
-        unrun=others if every else [],
-    )
-
-
-def page_rows(kept: list[Any]) -> list[Any]:
-    """Rows of a page from pairs of a table's row and results, the results of one row together."""
-    from lorada.report.page import Row
-
-    rows: dict[str, Row] = {}
-    for row, results in kept:
-        before = rows[row.key].results if row.key in rows else []
-        rows[row.key] = Row(row.key, row.label, [*before, *results])
-    return list(rows.values())
 
 
 def _show_operations(number: int, *, as_json: bool) -> None:

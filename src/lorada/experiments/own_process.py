@@ -1,12 +1,12 @@
-"""A function in a process of its own, whose peak of memory is then its own too.
+"""Calls a function in a new process, so that its peak memory is measured alone.
 
-Tables, searches and the quickstart train one run after another. What a process has once held stays
-in its high-water mark, and much of it in its hands, so each run gets a fresh one::
+Tables, searches and the quickstart train one run after another. A process never gives back its peak
+memory, nor all of what it allocated, so each run gets a process of its own::
 
-    result = apart.call(train_and_score, job, report=print)
+    result = own_process.call(train_and_score, job, report=print)
 
-It is as if the function ran here: it is given and gives anything that can be sent, its errors are
-raised here, its log lines are logged here. Ctrl-C reaches it, and it ends with this process.
+Arguments and results are pickled. Errors and log records of the new process are raised and logged
+in this one. Ctrl-C reaches the new process, and it ends when this process ends.
 """
 
 import logging
@@ -26,12 +26,12 @@ from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
-# With this module loaded `import lorada` takes no torch: see there.
+# With lorada_cli loaded, `import lorada` does not import torch (see lorada/__init__.py).
 CHILD = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); sys.path.append(sys.argv[2])"
     "; import lorada_cli; from lorada.experiments.own_process import serve; serve(int(sys.argv[1]))"
 )
-# What errors become whose own kind cannot be sent.
+# An error that cannot be pickled is raised as the first of these kinds that it belongs to.
 KINDS: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, MemoryError, RuntimeError)
 
 
@@ -43,15 +43,15 @@ def call(
     """Call a function in a fresh process.
 
     Args:
-        function: by its name in a module of this package, or a ``partial`` of such a one.
-        arguments: what it is called with.
-        report: if given, the function gets a ``report`` of its own, whose lines come here.
+        function: a function of a module of this package, or a ``partial`` of one.
+        arguments: its arguments.
+        report: called here with each line that the function passes to its own ``report``.
 
     Raises:
         Exception: what the function raises, with its own traceback as a note.
         KeyboardInterrupt: if it was interrupted.
         MemoryError: if its process was killed.
-        OSError: if its process ended otherwise before the function did.
+        OSError: if its process ended in another way before the function returned.
     """
     here, there = Pipe()
     sys.stdout.flush()
@@ -60,10 +60,10 @@ def call(
         process = subprocess.Popen(
             [*python, str(there.fileno()), str(Path(__file__).parents[2])],
             stdin=subprocess.DEVNULL,
-            # Where what is printed here goes elsewhere, it must not get among a program's output.
+            # If output is redirected here, the child must not write between a program's lines.
             stdout=None if sys.stdout is sys.__stdout__ else 2,
             pass_fds=[there.fileno()],
-            process_group=0,  # Ctrl-C in a terminal comes to this process alone, which hands it on
+            process_group=0,  # a terminal sends Ctrl-C to this process alone, which passes it on
         )
         there.close()
         try:
@@ -73,14 +73,14 @@ def call(
                 value: Value = _answer(here, process, report)
             return value
         finally:
-            here.close()  # at which it ends, if it has not
+            here.close()  # the child ends when the pipe closes
             process.wait()
 
 
 def _answer(
     here: Connection, process: "subprocess.Popen[bytes]", report: Callable[[str], None] | None
 ) -> Any:
-    """What comes of a call; lines that come before it are passed on."""
+    """Wait for the result of a call, and pass on the lines and log records before it."""
     while True:
         try:
             kind, content = here.recv()
@@ -97,17 +97,19 @@ def _answer(
 
 
 def _sudden(code: int) -> BaseException:
-    """Why a process ended without an answer, from its exit code."""
+    """The error for a process that ended without an answer, from its exit code."""
     if code in (-signal.SIGINT, 128 + signal.SIGINT):
         return KeyboardInterrupt()
     if code == -signal.SIGKILL:
-        return MemoryError("the process of this run was killed, as the system does for want of it")
+        return MemoryError(
+            "the process of this run was killed, as the system does when memory runs out"
+        )
     return OSError(f"the process of this run ended by itself, with code {code}")
 
 
 @contextmanager
 def _signals_for(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Hand Ctrl-C on to another process, and stop and go on together with it."""
+    """Pass Ctrl-C and Ctrl-Z on to another process."""
 
     def interrupt(number: int, frame: Any) -> None:
         process.send_signal(signal.SIGINT)
@@ -117,7 +119,7 @@ def _signals_for(process: "subprocess.Popen[bytes]") -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGSTOP)
         process.send_signal(signal.SIGCONT)
 
-    if threading.current_thread() is not threading.main_thread():  # which gets no signals
+    if threading.current_thread() is not threading.main_thread():  # only that one gets signals
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTSTP)}
@@ -131,14 +133,14 @@ def _signals_for(process: "subprocess.Popen[bytes]") -> Iterator[None]:
 
 
 class _Sender(logging.Handler):
-    """Sends log records, whose arguments need not be such as can be sent."""
+    """Sends log records to the other process as text, as their arguments may not pickle."""
 
     def __init__(self, tell: Callable[[str, Any], None]) -> None:
         super().__init__()
         self._tell = tell
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send a record with its text made."""
+        """Format a record and send it."""
         text = self.format(record)
         record = logging.makeLogRecord({**vars(record), "msg": text, "args": None})
         record.exc_info, record.exc_text, record.stack_info = None, None, None
@@ -146,12 +148,12 @@ class _Sender(logging.Handler):
 
 
 def serve(descriptor: int) -> None:
-    """The other side of ``call``: carry out what comes through a pipe, and answer."""
+    """The child's side of ``call``: run the function that comes through the pipe, and answer."""
     link, sending = Connection(descriptor), threading.Lock()
     os.set_inheritable(descriptor, False)
 
     def tell(kind: str, content: Any) -> None:
-        sys.stdout.flush()  # after its answer this process has no time for it
+        sys.stdout.flush()  # the parent kills this process soon after its answer
         with sending:
             link.send((kind, content))
 
@@ -160,7 +162,7 @@ def serve(descriptor: int) -> None:
         function, arguments, reports, level = link.recv()
         logging.getLogger().setLevel(level)
         threading.Thread(target=_end_with, args=(link,), daemon=True).start()
-        # Until all is imported, Ctrl-C has ended this process without a word.
+        # Before this line, while modules are imported, Ctrl-C ends the process silently.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         options = {"report": lambda line: tell("line", line)} if reports else {}
         tell("value", function(*arguments, **options))
@@ -169,7 +171,7 @@ def serve(descriptor: int) -> None:
 
 
 def _end_with(link: Connection) -> None:
-    """End this process at once when the other, which says no more, is gone or wants no answer."""
+    """Kill this process when the parent closes the pipe or is gone."""
     try:
         link.recv()
     except (EOFError, OSError):
@@ -177,7 +179,7 @@ def _end_with(link: Connection) -> None:
 
 
 def _sendable(error: BaseException) -> BaseException:
-    """An error, or one like it where its own kind cannot be made again, with its traceback."""
+    """The error itself if it pickles, else one like it; with its traceback as a note."""
     text = "".join(traceback.format_exception(error))
     try:
         error = ForkingPickler.loads(bytes(ForkingPickler.dumps(error)))

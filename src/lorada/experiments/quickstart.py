@@ -1,4 +1,4 @@
-"""The quickstart: LoRaDA-LA beside a LoRA of no more parameters, printed as it comes out."""
+"""The quickstart: trains LoRaDA-LA and a LoRA with no more parameters, and compares them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +19,9 @@ SENTENCE = (
 
 
 def largest_lora(model: str, budget: int) -> list[str]:
-    """Overrides of the largest LoRA on the attention and FFN that has at most ``budget``.
+    """Recipe overrides for the LoRA of the largest rank within ``budget`` parameters.
 
-    The comparison gives LoRA the modules of its own row in the paper (q, k, v, up, down) and the
-    largest rank that does not exceed LoRaDA-LA's parameters.
+    It is placed on the modules that the paper's own LoRA row names (q, k, v, up, down).
     """
     one = count_parameters("lora", model, ["lora.r=1"])["trainable"]
     rank = max(1, budget // one)
@@ -62,11 +61,11 @@ def compare(output: Path, *, overwrite: bool, report: Callable[[str], None]) -> 
 def train_and_score(
     recipe: Recipe, overwrite: bool, *, report: Callable[[str], None]
 ) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any] | None]:
-    """One of the two runs, in this process.
+    """Train and score one of the two methods, in this process.
 
     Returns:
-        Its rows of the comparison, before LoRA's that of the bare model; its result; and of
-        LoRaDA-LA the maps of one head.
+        Its rows of the comparison (LoRA's call also scores the untrained model, as its first row),
+        its result, and for LoRaDA-LA the maps of one head.
 
     Raises:
         KeyboardInterrupt: if the training was interrupted and saved.

@@ -1,7 +1,7 @@
-"""``lorada search``: AutoPEFT's search, each trial an ordinary run that is scored when it is done.
+"""``lorada search``: AutoPEFT's search. Each trial is an ordinary run, scored on held-out rows.
 
-The folder holds ``search.yaml`` (the recipe of every trial but for its configuration),
-``search.json`` (the trials so far) and the runs ``trial-000``, ``trial-001`` …
+The folder of a search holds ``search.yaml`` (the recipe that all trials share), ``search.json``
+(the trials so far) and the runs ``trial-000``, ``trial-001`` …
 """
 
 import json
@@ -38,7 +38,7 @@ SEARCH_RECIPE, STATE_FILE = "search.yaml", "search.json"
 
 
 def search_recipe(pairs: list[str], options: dict[str, Any], *, resume: bool) -> Recipe:
-    """The recipe of a search: a new one, or the one that the folder to resume began with.
+    """The recipe of a search: a new one, or with ``resume`` the one saved in its folder.
 
     Raises:
         ValueError: as ``load_recipe``, and for a method without a search.
@@ -76,19 +76,20 @@ def search(
     """Search the configurations of AutoPEFT for a model and its rows.
 
     Args:
-        recipe: of every trial; its seed is also the sampler's.
-        trials: how many configurations are tried, those of a search that goes on included.
+        recipe: shared by all trials; the sampler takes its seed too.
+        trials: how many configurations to try in total, earlier ones included.
         sampler: ``random`` or ``botorch``.
-        resume: go on with the search in the output folder.
+        resume: continue the search in the output folder.
         overwrite: delete the search in the output folder first.
         report: called with a line before each trial.
 
     Returns:
-        ``trials`` and ``pareto``, lists of configurations with ``accuracy`` and ``parameters`` in
-        percent and the folder of their ``run``; those of the Pareto set start with the smallest.
+        ``trials`` and ``pareto``: lists of configurations, each with ``accuracy`` and
+        ``parameters`` in percent and the folder of its ``run``. ``pareto`` starts with the
+        smallest.
 
     Raises:
-        ValueError: for numbers that make no search, or a folder that holds one already.
+        ValueError: for a number of trials that is not possible, or a folder that holds a search.
         KeyboardInterrupt: if the training of a trial was interrupted and saved.
     """
     folder = Path(recipe.output)
@@ -129,14 +130,14 @@ def space_of(recipe: Recipe) -> Space:
 
 
 def described(chosen: Configuration) -> str:
-    """A configuration in words."""
+    """A configuration as text for the progress line."""
     layers = ", ".join(map(str, chosen.layers))
     sizes = {name: getattr(chosen, name) for name in ("serial", "parallel", "prefix")}
     return ", ".join(f"{k} {v or 'absent'}" for k, v in sizes.items()) + f"; layers {layers}"
 
 
 def _begin(recipe: Recipe, trials: int, space: Space, *, resume: bool, overwrite: bool) -> None:
-    """Make the folder ready, or refuse it before anything is written."""
+    """Prepare the folder of a search, or refuse it before anything is written."""
     folder = Path(recipe.output)
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
@@ -166,7 +167,7 @@ def _run_of(folder: Path, number: int) -> Path:
 
 
 def train_and_score(recipe: Recipe, number: int, chosen: Configuration) -> tuple[float, float]:
-    """Train and score a configuration, or finish what was begun of it, in this process.
+    """Train and score one configuration in this process; a run that was cut off is continued.
 
     Returns:
         Accuracy and parameters, in percent.

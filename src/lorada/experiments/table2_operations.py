@@ -1,8 +1,8 @@
-"""Tables 2 and 3: what the map costs, by the paper's formulas and as counted on a real layer.
+"""Table 2: the extra operations of a map, by the paper's formulas and counted on a real layer.
 
-Operations are counted with torch's FLOP counter on one LLaMA-7B layer without weights (2 FLOPs
-are one multiplication and the addition that goes with it); additions of the map by looking at
-every call. The paper's ``t_a``/``t_m`` weighting is left out of both sides.
+torch's FLOP counter counts them on one LLaMA-7B layer without weights (2 FLOPs are one
+multiplication and its addition); additions of the map are counted call by call. The paper's
+``t_a``/``t_m`` weighting is left out of both sides.
 """
 
 from collections.abc import Callable
@@ -84,7 +84,7 @@ def _table_2() -> dict[str, Any]:
 
 
 def share_candidates() -> list[tuple[str, str, float, float]]:
-    """What h·min(n,N)² additions may be a share of: (what, formula, computed, measured)."""
+    """Totals that h·min(n,N)² additions may be a share of: (what, formula, computed, measured)."""
     config = named_config("llama-7b")
     heads: int = config.num_attention_heads
     layers: int = config.num_hidden_layers
@@ -143,7 +143,7 @@ def computed_parts(config: Any, tokens: int) -> Parts:
 
 
 def measured_parts(config: Any, tokens: int) -> Parts:
-    """The same as the FLOP counter sees them in a layer on the meta device."""
+    """The same, counted by the FLOP counter in a layer on the meta device."""
     config = LlamaConfig(**{**config.to_dict(), "attn_implementation": "sdpa"})
     with torch.device("meta"):
         layer = LlamaDecoderLayer(config, 0)
@@ -169,7 +169,7 @@ def measured_parts(config: Any, tokens: int) -> Parts:
 
 
 class _Additions(TorchDispatchMode):
-    """Counts the numbers that come out of additions of two tensors."""
+    """Counts the elements that additions of two tensors produce."""
 
     count = 0
 

@@ -3,8 +3,8 @@
     training:  weights 4hnr + gradients 4hnr + Adam 16hnr + activations 2hnn = 2hn(12r + n) bytes
     inference: the finished map, 2hnn bytes
 
-for 16-bit numbers (Adam's in 32 bits); a full-rank map (FMAM) has n·n for n·r weights, half of
-LMAM's two factors. What autograd keeps for the backward pass is measured with hooks.
+for 16-bit numbers (Adam's in 32 bits). A full-rank map (FMAM) has one weight of n·n where LMAM has
+two of n·r. What autograd keeps for the backward pass is measured with saved-tensor hooks.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from lorada.tuners.lmam import LmamLayer, bake
 
 LENGTH, TOKENS, RANK = 128, 512, 2  # n and N of section 3.3, and r
 HEAD_WIDTH = 128
-NARROW = 64  # width of the residual stream, on which nothing of a map depends
+NARROW = 64  # width of the residual stream; a map does not depend on it
 MIB = 2**20
 Bytes = dict[str, int]
 
@@ -100,7 +100,7 @@ def formula_bytes(heads: int, *, full: bool) -> Bytes:
 
 
 def paper_bytes(heads: int, tokens: int, *, full: bool) -> Bytes:
-    """Measured on Eqs. 6-13 as they stand, in bfloat16, for one sample of ``tokens`` tokens."""
+    """Measured on Eqs. 6-13 as printed, in bfloat16, for one sample of ``tokens`` tokens."""
     shapes = [(LENGTH, LENGTH)] if full else [(LENGTH, RANK), (RANK, LENGTH)]
     factors = [torch.zeros(heads, *s, dtype=torch.bfloat16).requires_grad_() for s in shapes]
     value = torch.zeros(1, heads, tokens, HEAD_WIDTH, dtype=torch.bfloat16, requires_grad=True)
@@ -156,9 +156,9 @@ def _trained(forward: Callable[[], Tensor], factors: list[Any], kept: int) -> By
 
 
 def kept_bytes(forward: Callable[[], Tensor], parameters: list[Any]) -> int:
-    """What autograd keeps of a forward pass, in bytes; each memory once, parameters not at all."""
+    """Bytes that autograd keeps of a forward pass; each storage once, without parameters."""
     own = {p.untyped_storage().data_ptr() for p in parameters}
-    kept: dict[int, Tensor] = {}  # which also keeps them alive, so that no address is used twice
+    kept: dict[int, Tensor] = {}  # keeps the tensors alive, so that no address is reused
 
     def pack(tensor: Tensor) -> Tensor:
         kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)

@@ -1,7 +1,8 @@
-"""Runs of a table's rows: which are done, what they would cost, and doing the rest.
+"""The runs of a table: which there are, which have a result, and how one is trained and scored.
 
-The results of a table are kept apart from the runs, one file each, so that they can be committed:
-``RESULTS/table5/local/lora/rte/seed1.json``. A table that was cut off goes on where it was.
+Results are kept outside of the run folders, one file each, so that they can be committed:
+``RESULTS/table5/local/lora/rte/seed1.json``. A table that was cut off continues with the runs that
+have no result.
 """
 
 import re
@@ -12,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from lorada.experiments import own_process
-from lorada.experiments.table_spec import PaperTable, Scale, TableRow, counts_of, row_recipe
+from lorada.experiments.table_spec import PaperTable, Scale, TableRow, row_recipe
 from lorada.runs.folder.folder import clear, differences, holds_run
 from lorada.runs.folder.lock import held
 from lorada.runs.folder.result import RESULT_FILE, read_result, result_in
 from lorada.runs.inference.evaluate import evaluate_tasks
 from lorada.runs.inference.load import load_run
-from lorada.runs.models.loading import kind_of, load_config
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.train import train
 from lorada.support.files import json_text, write_whole
@@ -28,7 +28,7 @@ from lorada.tasks.sources import data_folder
 
 SEED = re.compile(r"seed(\d+)\.json")
 
-# Where the weights of the paper's models are.
+# Hub ids of the paper's models.
 HUB = {
     "roberta-base": "FacebookAI/roberta-base",
     "deberta-v3-base": "microsoft/deberta-v3-base",
@@ -40,27 +40,14 @@ HUB = {
     "llama2-70b": "meta-llama/Llama-2-70b-hf",
     "llama3-8b": "meta-llama/Meta-Llama-3-8B",
 }
-# Training rows of the real data, by their name or that of the task; what epochs are made of.
-ROWS = {
-    "commonsense_170k": 170_420,
-    "math10k_rebuilt": 9_919,  # which is MATH10K itself on the hub
-    "cola": 8_551,
-    "sst2": 67_349,
-    "mrpc": 3_668,
-    "stsb": 5_749,
-    "qqp": 363_846,
-    "mnli": 392_702,
-    "qnli": 104_743,
-    "rte": 2_490,
-}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a table: a row on one task, or on all, with one seed.
+    """One run of a table: one row, one seed, and one task or all tasks together.
 
     Attributes:
-        stored: where its result is kept.
+        stored: the file of its result.
     """
 
     row: TableRow
@@ -81,12 +68,12 @@ def jobs(
     output: Path,
     data_dir: str | None = None,
 ) -> list[Job]:
-    """All runs that rows, tasks and seeds ask for, row by row.
+    """All runs of the chosen rows, tasks and seeds, row by row.
 
     Raises:
         ValueError: for a row or task that the table does not have, or not at this scale.
     """
-    # In the table's order and once each, or the same runs would have two names.
+    # In the table's order and once each, as the tasks are part of a run's name.
     wanted = [task for task in table.tasks if task in table.tasks_at(scale, tasks)]
     groups = [[task] for task in wanted] if table.train == "each" else [wanted]
     found = []
@@ -103,7 +90,7 @@ def jobs(
 
 
 def done(job: Job) -> dict[str, Any] | None:
-    """The stored result of a run; None if there is none, or if it was not scored to its end.
+    """The stored result of a run; None if there is none or some of its tasks have no score.
 
     Raises:
         ValueError: if it was made with another recipe.
@@ -127,15 +114,15 @@ def stored_rows(
     *,
     report: Callable[[str], None],
 ) -> list[tuple[TableRow, list[dict[str, Any]]]]:
-    """All rows that have results, whichever calls they came from, with those results.
+    """All rows that have stored results, with those results.
 
     Args:
         table: the table.
         scale: at which scale.
-        tasks: of the runs, None for those of the scale; of a table whose tasks are learned apart,
-            all are looked for.
+        tasks: of the runs, where one run learns all tasks; None for those of the scale. Tables
+            with a run for each task look for all tasks.
         results: where results are kept.
-        report: called with a line for each result that was left out, as it is of another recipe.
+        report: called with a line for each result that is left out because its recipe differs.
     """
     folder = results / table.name / scale
     names = (SEED.fullmatch(path.name) for path in folder.rglob("seed*.json"))
@@ -176,13 +163,14 @@ def _with_weights(recipe: Recipe) -> Recipe:
 
 
 def forget(found: list[Job]) -> None:
-    """Remove the results of runs and what they wrote, so that they start anew.
+    """Delete the results of jobs and their run folders.
 
-    All at once: a table that is cut off must not go on with old numbers.
+    All are deleted before any is run again: a table that is cut off must not mix old and new
+    numbers.
 
     Raises:
         ValueError: if another process trains one of them.
-        FileNotFoundError: if there is no data to train them on again.
+        FileNotFoundError: if the rows to train them on are not there.
     """
     runs = [run for job in found if holds_run(run := Path(job.recipe.output))]
     for job in found:
@@ -197,9 +185,9 @@ def forget(found: list[Job]) -> None:
 
 
 def carry_out(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
-    """Train and score one run, or finish what was begun of it, and store its result.
+    """Train and score one job in a process of its own, and store its result.
 
-    It happens in a process of its own, so that no earlier run counts in its peak of memory.
+    A run that was cut off is continued. The new process keeps earlier runs out of its peak memory.
 
     Args:
         job: the run.
@@ -214,7 +202,7 @@ def carry_out(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
     if result is None or not _is_scored(job, result):
         result = own_process.call(train_and_score, job, report=report)
     _check_recipe(run / RESULT_FILE, Recipe(**result["recipe"]), job)
-    # Where the rows lay is nobody's business but the run's; what kind of place it was is not.
+    # Drop local paths before storing the result; keep whether the rows came from the hub.
     result["recipe"].update(data_dir=None, output=str(run))
     result["data"]["source"] = "a local folder" if data_folder(recipe.data_dir) else "the hub"
     write_whole(job.stored, json_text(result) + "\n")
@@ -222,7 +210,7 @@ def carry_out(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
 
 
 def train_and_score(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
-    """What is left to do of one run, in this process; its result.
+    """Train and score one job in this process, as far as it is not done; return its result.
 
     Args:
         job: the run.
@@ -244,64 +232,6 @@ def train_and_score(job: Job, *, report: Callable[[str], None]) -> dict[str, Any
         report(f"{job.row.key}, {recipe.task}, seed {job.seed}: scoring")
         evaluate_tasks(load_run(run), recipe.data_dir)
         result = read_result(run)
-        if not _is_scored(job, result):  # what could not be written has been said
+        if not _is_scored(job, result):  # the reason is in an earlier line
             raise OSError(f"the scores of {run} were not kept: run the command again")
     return result
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a run would take, from its recipe alone.
-
-    Attributes:
-        parameters: as ``parameters_of`` counts them.
-        steps: of the optimizer; None where the number of rows decides and is not known.
-        tokens: at most, that training reads: every row as long as ``max_length``.
-        seconds: of training, at most, at ``SPEED``.
-        memory: bytes of weights, gradients and optimizer states, without activations.
-    """
-
-    parameters: dict[str, Any]
-    steps: int | None
-    tokens: int | None
-    seconds: float | None
-    memory: int
-
-
-# Operations a second: two cores at SmolLM2's 250 tokens a second; an A100 at 40 % in bf16.
-SPEED: dict[Scale, float] = {"local": 4 * 135e6 * 250, "paper": 0.4 * 312e12}
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-
-
-def estimate(job: Job, scale: Scale) -> Estimate:
-    """Parameters, steps, time and memory of a run; the time is a rough one."""
-    counts, training = counts_of(job.recipe), job.recipe.training
-    config = load_config(job.recipe.model)
-    # An encoder looks its embeddings up; a decoder multiplies by them at its end.
-    looked_up = config.vocab_size * config.hidden_size if kind_of(config) == "encoder" else 0
-    batch = int(training.get("per_device_train_batch_size", 8))
-    batch *= int(training.get("gradient_accumulation_steps", 1))
-    steps = _steps(training, _rows_of(job), batch)
-    tokens = None if steps is None else steps * batch * job.recipe.max_length
-    # Forward and backward through frozen weights cost 4 operations a parameter and token; weights
-    # that train cost 2 more.
-    each = 4 * (counts["total"] - looked_up) + 2 * counts["trainable"]
-    seconds = None if tokens is None else tokens * each / SPEED[scale]
-    # A weight that trains has a gradient and two moments in fp32.
-    memory = counts["total"] * BYTES[job.recipe.dtype] + 12 * counts["trainable"]
-    return Estimate(counts, steps, tokens, seconds, memory)
-
-
-def _rows_of(job: Job) -> int | None:
-    recipe = job.recipe
-    name = recipe.train_on or next(iter(TASKS[job.tasks[0]].train))
-    known = ROWS.get(name, ROWS.get(job.tasks[0]))
-    return recipe.train_rows or (None if known is None else known - recipe.dev_rows)
-
-
-def _steps(training: dict[str, Any], rows: int | None, batch: int) -> int | None:
-    if training.get("max_steps", -1) > 0:
-        return int(training["max_steps"])
-    if rows is None:
-        return None
-    return int(float(training.get("num_train_epochs", 3)) * -(-rows // batch))

@@ -28,9 +28,9 @@ class _Strict(BaseModel):
 
 
 class Column(_Strict):
-    """What all rows of a table have in common at one scale."""
+    """Settings that all rows of a table share at one scale."""
 
-    model: str | None = Field(None, description="of rows that name none")
+    model: str | None = Field(None, description="of rows that name no model")
     tasks: list[str] | None = Field(None, description="tasks at this scale; None for all")
     settings: Settings = Field({}, description="fields of a recipe")
     by_task: dict[str, Settings] = Field({}, description="exceptions by task")
@@ -44,8 +44,10 @@ class TableRow(_Strict):
     method: str = Field(description="a name of METHODS")
     model: str | None = Field(None, description="at scale paper, where rows differ")
     share: float | None = Field(None, description="trained parameters as printed, percent")
-    match: str | None = Field(None, description="the setting that brings a local row to the share")
-    only: Scale | None = Field(None, description="the one scale it can be run at; None for both")
+    match: str | None = Field(
+        None, description="the setting that is chosen so that a local row reaches the share"
+    )
+    only: Scale | None = Field(None, description="the only scale it runs at; None for both")
     paper: Settings = Field({}, description="its own settings at scale paper; also by_task")
     local: Settings = Field({}, description="its own settings at scale local")
 
@@ -59,24 +61,24 @@ class PaperTable(_Strict):
     tasks: list[str]
     train: Literal["each", "together"] = Field(description="one run for each task, or for all")
     seeds: list[int] = [1, 2, 3]
-    notes: list[str] = Field([], description="what its numbers mean, at either scale")
-    differs: list[str] = Field([], description="what a local run differs in")
+    notes: list[str] = Field([], description="what its numbers mean, at both scales")
+    differs: list[str] = Field([], description="how a local run differs from the paper")
     columns: dict[str, str] = Field(
         {}, description="column → task.metric, where it is not a task with its main metric"
     )
     mean: list[str] | None = Field(None, description="columns that the mean is of; None for all")
-    digits: int = Field(1, description="behind the point")
+    digits: int = Field(1, description="decimal places")
     paper: Column
     local: Column
     rows: list[TableRow]
 
     @property
     def name(self) -> str:
-        """What its results are kept under."""
+        """The name of its folder of results."""
         return f"{'figure' if self.figure else 'table'}{self.table}"
 
     def column(self, scale: Scale) -> Column:
-        """What rows have in common at a scale."""
+        """The settings that all rows share at a scale."""
         return self.paper if scale == "paper" else self.local
 
     def tasks_at(self, scale: Scale, chosen: list[str] | None = None) -> list[str]:
@@ -101,7 +103,7 @@ class PaperTable(_Strict):
         return found
 
     def rows_named(self, chosen: list[str] | None) -> list[TableRow]:
-        """The rows of these keys or methods; all for None.
+        """The rows with these keys or methods; all rows for None.
 
         Raises:
             ValueError: for a name that is neither a key nor a method of the table.
@@ -118,10 +120,10 @@ class PaperTable(_Strict):
         return found
 
     def rows_at(self, scale: Scale, chosen: list[str] | None) -> list[TableRow]:
-        """Those of ``rows_named`` that can be run at a scale.
+        """The rows of ``rows_named`` that can be run at a scale.
 
         Raises:
-            ValueError: for a row that was asked for by its key and cannot, or if none can.
+            ValueError: if a row that was named by its key cannot be run, or if no row can.
         """
         rows = self.rows_named(chosen)
         found = [row for row in rows if row.only in (None, scale)]
@@ -157,7 +159,7 @@ def row_recipe(
 ) -> Recipe:
     """The recipe of one run of a row.
 
-    What the table says of parts that the row's method does not have falls away.
+    The table's settings for parts that the method does not have are dropped.
 
     Args:
         table: the table.
@@ -188,7 +190,7 @@ def row_recipe(
 
 
 def merge(into: Settings, other: Settings) -> None:
-    """Lay settings over others, section by section."""
+    """Update nested settings in place with others."""
     for key, value in other.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             merge(into[key], value)
@@ -197,9 +199,9 @@ def merge(into: Settings, other: Settings) -> None:
 
 
 def _matched(recipe: Recipe, settings: Settings, key: str, share: float) -> Recipe:
-    """The recipe whose setting ``key`` (a rank, a length) brings it nearest to a share.
+    """The recipe with ``key`` (a rank, a length) chosen to come nearest to a share of parameters.
 
-    A count is affine in such a setting, so that two counts tell its slope.
+    The number of parameters is affine in such a setting, so two counts give its slope.
     """
     section, _, name = key.partition(".")
 
@@ -220,13 +222,13 @@ def _counts_of(text: str) -> dict[str, Any]:
 
 
 def counts_of(recipe: Recipe) -> dict[str, Any]:
-    """What ``parameters_of`` says of a recipe; counted once for all of its tasks and seeds."""
+    """The parameters of a recipe, cached over its tasks and seeds."""
     same: Settings = {"task": "-", "output": "-", "data_dir": None, "training": {}}
     return _counts_of(recipe.model_copy(update=same).model_dump_json())
 
 
 def _alpha(recipe: Recipe, section: str, name: str, value: int) -> Settings:
-    """Of a LoRA whose rank changes, the α that keeps α/r."""
+    """For a LoRA whose rank changes, the α that keeps α/r."""
     if (section, name) != ("lora", "r"):
         return {}
     from lorada.methods.build import build_method

@@ -1,39 +1,19 @@
-"""Loss curves, attention maps and the paper's figures, as pictures; curves as text as well."""
+"""Loss curves, attention maps and the paper's figures, as pictures."""
 
 import math
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
-from itertools import cycle, pairwise
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from lorada.support.files import written_whole
 
-BLOCKS = " ▁▂▃▄▅▆▇█"
-STYLES = ("o-", "s--", "^-.", "v:", "D-", "x--", "P-.", "*:")  # told apart without colours
+STYLES = ("o-", "s--", "^-.", "v:", "D-", "x--", "P-.", "*:")  # distinct without colours
 MARKERS = "osD^vP*<X>d"
-LARGEST = 12  # inches of a map's side: a larger picture takes long to draw and shows no more
-SHADES = 6  # of viridis, from dark to light; prime to the number of markers: 66 different points
-
-
-def loss_chart(losses: Sequence[float], width: int = 60, height: int = 6) -> str:
-    """A loss curve drawn with block characters, the highest and lowest value at its left."""
-    losses = [loss for loss in losses if math.isfinite(loss)]
-    if not losses:
-        return "no loss was logged"
-    columns = min(width, len(losses))
-    edges = [round(i * len(losses) / columns) for i in range(columns + 1)]
-    means = [sum(losses[a:b]) / (b - a) for a, b in pairwise(edges) if b > a]
-    low, high = min(means), max(means)
-    span = (high - low) or 1.0
-    levels = [round((value - low) / span * (height * 8 - 1)) + 1 for value in means]
-    lines = []
-    for row in reversed(range(height)):
-        bar = "".join(BLOCKS[max(0, min(8, level - row * 8))] for level in levels)
-        label = f"{high:8.3f}" if row == height - 1 else f"{low:8.3f}" if row == 0 else " " * 8
-        lines.append(f"{label} │{bar}")
-    return "\n".join(lines)
+LARGEST = 12  # inches of a map's side; a larger picture is slow to draw and shows no more
+SHADES = 6  # of viridis; coprime to the number of markers, so that 66 points differ
 
 
 def loss_png(runs: dict[str, Sequence[dict[str, Any]]], *paths: Path) -> None:
@@ -57,14 +37,14 @@ def loss_png(runs: dict[str, Sequence[dict[str, Any]]], *paths: Path) -> None:
     axes.set(xlabel="optimizer steps", ylabel="training loss")
     axes.grid(alpha=0.3)
     if len(runs) > 1:
-        # Told its names: of its own accord it leaves out those that begin with an underscore.
+        # Names are passed in, as matplotlib leaves out labels that begin with an underscore.
         named = map(_literal, names)
         figure.legend(axes.lines, named, loc="outside lower center", fontsize="small")
     _save(figure, paths)
 
 
 def telling(names: list[str]) -> list[str]:
-    """Paths without the folders that all of them begin or end with."""
+    """Shorten paths by the folders that all of them begin or end with."""
     parts = [name.split("/") for name in names]
     for end in (0, -1):
         while len(parts) > 1 and all(len(p) > 1 and p[end] == parts[0][end] for p in parts):
@@ -81,13 +61,13 @@ def attention_maps(
 ) -> None:
     """Heatmaps side by side, like Figure 1 of the paper.
 
-    Red is positive and blue negative, which a minus marks too, for eyes and printers without
-    colour; the scale is centred at 0, and each panel has its own, because a softmax map and a
-    learned map differ in size.
+    Red is positive and blue negative. A minus marks negative entries too, for readers without
+    colour. Each panel has its own scale, centred at 0, as softmax maps and learned maps differ in
+    size.
 
     Args:
         tokens: the tokens along both axes.
-        maps: panel title → (queries × keys, share of entries below 0, or None for none to show).
+        maps: panel title → (queries × keys, share of entries below 0 or None to show none).
         paths: files to write, PNG or SVG by their names.
         title: line above the panels.
 
@@ -96,7 +76,7 @@ def attention_maps(
     """
     plt = _pyplot()
     size = min(max(3.2, 0.24 * len(tokens)), LARGEST)
-    # Of a long text, every second or third token is named, so that none lies on another.
+    # In a long text only every second or third token is named, so that names do not overlap.
     every = math.ceil(len(tokens) / (size * 11))
     places, names = range(0, len(tokens), every), [_literal(t) for t in tokens[::every]]
     letters = {"fontsize": 7 if size > 0.14 * len(names) else 5}
@@ -115,7 +95,7 @@ def attention_maps(
 
 
 def _signed(axis: Any, values: Sequence[Sequence[float]]) -> Any:
-    """Draw a signed map, centred at 0, with a minus on each negative entry that is visible."""
+    """Draw a signed map, centred at 0, with a minus on each visible negative entry."""
     limit = max(abs(value) for row in values for value in row) or 1.0
     image = axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
     below = [
@@ -134,8 +114,8 @@ def _signed(axis: Any, values: Sequence[Sequence[float]]) -> Any:
 def layers_figure(found: dict[str, Any], *paths: Path) -> None:
     """Maps of up to four layers, and the negative ratio over all, like Figure 3 of the paper.
 
-    A panel is one head's map of one row, and its title has that map's own ratio; the curves are
-    means over heads and rows.
+    A panel is one head's map of one row, with its ratio in the title. The curves are means over
+    heads and rows.
 
     Args:
         found: ``layers`` (``map`` and its ``shown_ratio``, of the first row and head; the means
@@ -205,7 +185,7 @@ def sweep_figure(
 def scatter_figure(points: Sequence[dict[str, Any]], *paths: Path, title: str) -> None:
     """Score over trained parameters, one point a row, its spread over seeds as a bar.
 
-    Points of one shape differ in how dark they are, so that they do in print as well.
+    Points of one shape differ in lightness, so that they differ in print, too.
 
     Args:
         points: ``label``, ``percent`` (trained, of the base), ``scores`` (one a seed, means over
@@ -245,12 +225,12 @@ def _pyplot() -> Any:
 
 
 def _literal(text: str) -> str:
-    """A text in which a dollar is a dollar, and does not begin a formula."""
+    """Escape dollars, which would begin a formula."""
     return text.replace("$", r"\$")
 
 
 def _save(figure: Any, paths: Sequence[Path]) -> None:
-    """Write a figure to files, laid out once."""
+    """Write a figure to files; the layout is computed once."""
     for path in paths:
         with written_whole(path) as fresh:
             figure.savefig(fresh, dpi=150)

@@ -1,6 +1,6 @@
-"""The page of one of the paper's tables: its lines and columns, and what decides if they compare.
+"""Builds the page of one of the paper's tables: lines, columns, and notes on what was compared.
 
-Reads results only; what a table is, its caller says.
+It reads results only; the caller says what the table is.
 """
 
 from collections.abc import Iterable, Sequence
@@ -33,7 +33,7 @@ class Row:
 
     @property
     def protocol(self) -> str | None:
-        """By which its answers were scored; None for the only one of its tasks."""
+        """The protocol its answers were scored by; None if its tasks have only one."""
         return next((r["recipe"].get("protocol") for r in self.results), None)
 
 
@@ -48,17 +48,17 @@ def paper_page(
     notes: Sequence[str] = (),
     unrun: Sequence[str] = (),
 ) -> Page:
-    """Rows of a table beside what the paper printed for them.
+    """Lay out rows of a table beside the published scores.
 
     Args:
         number: of the table.
         title: of the page.
         rows: at least one of them with a result.
-        columns: of all rows; where rows were scored by different protocols, each has its own.
+        columns: of all rows; rows of different protocols get columns of their own.
         mean: the columns that the mean is of; None for all.
-        digits: behind the point.
-        notes: what the table has to say of its own.
-        unrun: keys of rows that the paper prints and nobody can run, as ChatGPT's.
+        digits: decimal places.
+        notes: the table's own notes.
+        unrun: keys of published rows that cannot be run, such as ChatGPT's.
 
     Raises:
         ValueError: if two runs were scored on different rows of one task.
@@ -93,18 +93,18 @@ def paper_page(
 
 
 def averaged_columns(columns: Columns, mean: list[str] | None) -> list[str]:
-    """Those of some columns that a table's mean is of."""
+    """The columns that a table's mean is of."""
     return [name for name in columns if mean is None or name in mean]
 
 
 def scatter_points(
     rows: Sequence[Row], columns: Columns, mean: list[str] | None
 ) -> list[dict[str, Any]]:
-    """What a picture of parameters and scores shows of each row.
+    """The points of ``scatter_figure``, one a row.
 
     Returns:
-        ``label``, ``percent``, ``scores`` (means over columns, one a seed) and ``columns``; only
-        of rows, and of their seeds, that have all columns of the row with most.
+        ``label``, ``percent``, ``scores`` (means over columns, one a seed) and ``columns``. Rows
+        and seeds that lack a column of the row with the most columns are left out.
 
     Raises:
         ValueError: if there are none, or as ``paper_page`` does.
@@ -135,7 +135,7 @@ def _renamed(line: Line, names: dict[str, str]) -> Line:
 
 
 def _check_rows(rows: Sequence[Row]) -> None:
-    """Numbers of different rows of data must not stand side by side."""
+    """Refuse results that were scored on different rows of one task."""
     first: dict[tuple[str | None, str], tuple[str, str]] = {}
     for row in rows:
         for result in row.results:
@@ -151,7 +151,7 @@ def _check_rows(rows: Sequence[Row]) -> None:
 
 
 def _about(results: Results) -> list[str]:
-    """Model, seeds, protocol and data of all runs."""
+    """Notes on model, seeds, protocol and data of all runs."""
     seeds = sorted({int(r["seed"]) for r in results})
     spread = "; ± is the standard deviation over seeds" if len(seeds) > 1 else ""
     notes = [
@@ -175,7 +175,7 @@ def _about(results: Results) -> list[str]:
 
 
 def _scores(results: Results, columns: Columns) -> list[str]:
-    """Which score each column is of: by the paper's words, all of GLUE's are accuracy."""
+    """A note on which metric each column shows; the paper calls all of GLUE's accuracy."""
     found: dict[str, list[str]] = {}
     for name, (task, metric) in columns.items():
         scored: dict[str, Any] = next(
@@ -189,7 +189,7 @@ def _scores(results: Results, columns: Columns) -> list[str]:
 
 
 def _of_means(number: int, averaged: Sequence[str]) -> list[str]:
-    """Which columns the mean is of: the paper's own may be of others."""
+    """A note on which columns the mean is of; the paper's own mean may be of others."""
     if not averaged:
         return []
     alone = AVERAGE in published(number)["columns"]
@@ -198,7 +198,7 @@ def _of_means(number: int, averaged: Sequence[str]) -> list[str]:
 
 
 def _unfinished(lines: Sequence[Line]) -> list[str]:
-    """Which rows have fewer seeds somewhere than others have."""
+    """A note on rows with fewer seeds than others."""
     ours = [line for line in lines if line.source == "ours"]
     counts = {line.label: [len(v) for v in line.scores.values()] for line in ours}
     most = max((n for found in counts.values() for n in found), default=0)
@@ -208,7 +208,7 @@ def _unfinished(lines: Sequence[Line]) -> list[str]:
 
 
 def _machines(results: Results) -> list[str]:
-    """Hardware and versions, each once."""
+    """A note on hardware and versions, each once."""
     found = []
     for result in results:
         machine, packages = result["hardware"], result["versions"]
@@ -220,7 +220,7 @@ def _machines(results: Results) -> list[str]:
 
 
 def _unparsable(rows: Sequence[Row]) -> list[str]:
-    """How many answers named no option, of the rows that had such."""
+    """A note on the share of answers that name no option."""
     worst = {
         row.key: max(
             (s for r in row.results for s in (r.get("unparsable") or {}).values()), default=0

@@ -1,4 +1,4 @@
-"""A table of the paper, ours beside the published scores: terminal, Markdown, CSV and LaTeX.
+"""A table of the paper, our scores beside the published ones: as Markdown, CSV and LaTeX.
 
 Reads results only: each number is a mean over seeds with its spread, from ``result.json`` files.
 """
@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.table import Table
 
-from lorada.report.methods import NOT_FROM_THE_PAPER
-
-NOTHING = "–"
+NOT_FROM_THE_PAPER = "not from the paper"  # how a result's ``settings_from`` begins where so
+NOTHING = "–"  # in a cell without a number
 MEAN = "mean"
-AVERAGE = "avg"  # as the paper's own column of it is called
-# What LaTeX would take for its own, and the signs that its text fonts do not have.
+AVERAGE = "avg"  # the name of the paper's own column of means
+# Characters that LaTeX reads as commands or that its text fonts lack.
 LATEX = str.maketrans({
     **{sign: f"\\{sign}" for sign in "&#{}_%$"},
     "~": r"\textasciitilde{}",
@@ -37,15 +35,15 @@ Columns = dict[str, tuple[str, str | None]]  # name → (task, metric), None for
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a page: a row of the paper as it was published, or as we measured it.
+    """One line of a page: a row as published, or as measured.
 
     Attributes:
         label: the row.
         source: ``paper`` or ``ours``.
-        percent: trained parameters, of the base in percent, or as it was published.
-        scores: by column, and under ``MEAN``: one number a seed, or the one that was published.
-        spread: likewise, as published.
-        minutes: of training, of all runs.
+        percent: trained parameters in percent of the base, or as published.
+        scores: column (or ``MEAN``) → one number a seed, or the published number.
+        spread: column → published standard deviation.
+        minutes: of training, summed over runs.
     """
 
     label: str
@@ -58,11 +56,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Page:
-    """A table with all that decides whether its numbers compare.
+    """A table with notes on what was compared.
 
     Attributes:
         columns: names of scores, means included.
-        digits: behind the point.
+        digits: decimal places.
         notes: sentences above the table.
     """
 
@@ -75,21 +73,21 @@ class Page:
 
 @cache
 def published(number: int) -> dict[str, Any]:
-    """What the paper printed for a table: ``columns`` and ``rows``."""
+    """The published numbers of a table: ``columns`` and ``rows``."""
     path = Path(__file__).with_name("published.yaml")
     found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))[number]
     return found
 
 
 def has_models(number: int) -> bool:
-    """Whether the rows of a published table are of several models, which tell them apart."""
+    """Whether the rows of a published table are of several models."""
     return len({row.get("model") for row in published(number)["rows"]}) > 1
 
 
 def published_line(number: int, key: str, averaged: Sequence[str] = ()) -> Line | None:
-    """A row of the paper by its key; None if the paper has no such row.
+    """A published row by its key; None if the paper has no such row.
 
-    Its mean is that of the columns ``averaged``, or the printed one where nothing else is printed.
+    Its mean is computed over the columns ``averaged``; if the paper prints only a mean, that one.
     """
     table = published(number)
     row = next((row for row in table["rows"] if row["key"] == key), None)
@@ -120,7 +118,7 @@ def measured_line(
     columns: Columns,
     averaged: Sequence[str] = (),
 ) -> Line:
-    """What the runs of one row gave.
+    """The measured line of a row.
 
     Args:
         label: the row.
@@ -133,7 +131,7 @@ def measured_line(
         found = by_seed.setdefault(result["seed"], {})
         for name, (task, metric) in columns.items():
             metrics = result["metrics"].get(task, {})
-            # A column may be of the other scale, as a length in tokens is.
+            # Some columns exist at one scale only, such as a length in tokens.
             if metrics and (metric is None or metric in metrics):
                 found[name] = _score(metrics, metric)
     every = [(name, [f[name] for f in by_seed.values() if name in f]) for name in columns]
@@ -154,7 +152,7 @@ def _score(metrics: dict[str, Any], name: str | None) -> float:
 
 
 def main_metric(metrics: dict[str, Any]) -> str:
-    """Of a task's scores, the one that stands in a table by the name of the task."""
+    """The name of a task's first metric, which tables show under the task's name."""
     found = next((key for key in metrics if key != "n"), None)
     if found is None:
         raise ValueError("a stored result has a task without a score: delete it and run it again")
@@ -172,33 +170,24 @@ def _cell(page: Page, line: Line, name: str) -> str:
     return text if spread is None else f"{text} ± {spread:.{page.digits}f}"
 
 
-def _cells(page: Page, line: Line) -> list[str]:
+def cells(page: Page, line: Line) -> list[str]:
+    """The cells of a line."""
     cells = [line.label, line.source, line.percent]
     cells += [_cell(page, line, name) for name in page.columns]
     return [*cells, NOTHING if line.minutes is None else f"{line.minutes:.1f}"]
 
 
-def _header(page: Page) -> list[str]:
+def header_of(page: Page) -> list[str]:
+    """The names of all columns."""
     return ["method", "from", "trained", *page.columns, "minutes"]
-
-
-def terminal(page: Page) -> Table:
-    """For a terminal."""
-    table = Table(title=page.title)
-    for name in _header(page):
-        table.add_column(name, overflow="fold")
-    for line in page.lines:
-        style = "dim" if line.source == "paper" else None
-        table.add_row(*_cells(page, line), style=style)
-    return table
 
 
 def markdown(page: Page) -> str:
     """A Markdown section."""
     lines = [f"## {page.title}", "", *(f"- {note}" for note in page.notes), ""]
-    header = _header(page)
+    header = header_of(page)
     lines += [_bar(header), "|" + "---|" * 3 + "--:|" * (len(header) - 3)]
-    lines += [_bar(_cells(page, line)) for line in page.lines]
+    lines += [_bar(cells(page, line)) for line in page.lines]
     return "\n".join([*lines, ""])
 
 
@@ -225,14 +214,15 @@ def comma_separated(page: Page) -> str:
 
 def latex(page: Page) -> str:
     """A ``tabular`` for booktabs, the notes as comments above it."""
-    header = _header(page)
+    header = header_of(page)
     lines = [f"% {' '.join(note.split())}" for note in page.notes]
     lines += [rf"\begin{{tabular}}{{lll{'r' * (len(header) - 3)}}}", r"\toprule"]
     lines += [_ampersands(header), r"\midrule"]
-    lines += [_ampersands(_cells(page, line)) for line in page.lines]
+    lines += [_ampersands(cells(page, line)) for line in page.lines]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def _ampersands(cells: list[str]) -> str:
     row = " & ".join(cell.translate(LATEX) for cell in cells) + r" \\"
-    return f"{{}}{row}" if row.startswith(("[", "*")) else row  # else of the line break before it
+    # LaTeX would read a leading [ or * as an argument of the line break before it.
+    return f"{{}}{row}" if row.startswith(("[", "*")) else row

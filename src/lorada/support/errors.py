@@ -1,4 +1,4 @@
-"""Helpers for errors that a user can act on: the value, the remedy, in one line."""
+"""Helpers for one-line errors with the value and the remedy."""
 
 import difflib
 import errno
@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-MOST = 12  # names that an error lists
+MOST = 12  # names that an error lists at most
 
 
 def unknown(kind: str, value: str, known: Iterable[str]) -> ValueError:
-    """A ``ValueError`` that names the nearest known names, or all of them."""
+    """A ``ValueError`` for an unknown name, with the nearest known names or a list of them."""
     names = sorted(known)
     near = difflib.get_close_matches(value, names, n=3, cutoff=0.5)
     shown = ", ".join(names[:MOST]) + (f" and {len(names) - MOST} more" if names[MOST:] else "")
@@ -20,7 +20,7 @@ def unknown(kind: str, value: str, known: Iterable[str]) -> ValueError:
 
 @contextmanager
 def needing(extra: str) -> Iterator[None]:
-    """Name the extra to install where an optional package cannot be imported.
+    """Turn a failed import of an optional package into an error that names the extra to install.
 
     Raises:
         ImportError: naming the package and the extra.
@@ -33,22 +33,22 @@ def needing(extra: str) -> Iterator[None]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of the machine or of its accelerator."""
+    """Whether an error means that memory ran out, of the machine or the accelerator."""
     signs = ("out of memory", "can't allocate", "not enough memory")
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
 
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What torch's own writer, which knows no error numbers, says when a write fails.
+# Texts of torch's own writer, whose errors have no number.
 TORCH_WRITER = ("inline_container.cc", "iostream error", "PytorchStreamWriter")
 
 
 @contextmanager
 def saving(what: Path | str, remedy: str) -> Iterator[None]:
-    """Say what could not be saved and what to do, if the disk is full.
+    """Turn the error of a full disk into one line: what could not be saved and what to do.
 
     Raises:
-        OSError: in one line, whichever library was writing; other errors pass as they are.
+        OSError: in one line, whichever library was writing. Other errors pass unchanged.
     """
     try:
         yield
@@ -60,11 +60,11 @@ def saving(what: Path | str, remedy: str) -> Iterator[None]:
 
 
 def _full_disk(error: Exception) -> str | None:
-    """Why a write failed, if it is for want of space."""
+    """The reason of a failed write if the disk is full, else None."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         return str(error.strerror) + (f" ({error.filename})" if error.filename else "")
-    # The errors of safetensors and tokenizers, which are Rust, have the number in their text only.
+    # safetensors and tokenizers are Rust: their errors have the number in the text only.
     if any(f"(os error {number})" in text for number in NO_SPACE):
         return text.removeprefix("Error while serializing: ").removeprefix("I/O error: ")
     if isinstance(error, RuntimeError) and any(sign in text for sign in TORCH_WRITER):

@@ -1,4 +1,4 @@
-"""Files and folders that are either there whole or not at all, whatever ends the process."""
+"""Atomic writes: a file or folder is there whole or not at all, even if the process is killed."""
 
 import fcntl
 import json
@@ -19,10 +19,9 @@ SCRATCH = ".lorada-writing-"
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Give a place to write a file or folder; it moves to ``path`` when the block ends well.
+    """Yield a temporary path for a file or folder; it is renamed to ``path`` if the block succeeds.
 
-    A folder that is already at ``path`` makes room in one step too, so that no half of it is ever
-    found there.
+    A folder that is already at ``path`` is renamed away first, so that no half of it is left.
     """
     with scratch_folder(path.parent) as scratch:
         fresh = scratch / path.name
@@ -34,16 +33,13 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole."""
+    """Write a text file atomically."""
     with written_whole(path) as fresh:
         fresh.write_text(text, encoding="utf-8")
 
 
 def json_text(data: Any) -> str:
-    """Data as JSON that any program can read: NaN and infinity, which JSON lacks, become null.
-
-    Which ones they were is said as a warning.
-    """
+    """Data as strict JSON: NaN and infinity, which JSON lacks, become null, with a warning."""
     lost: list[str] = []
     text = json.dumps(_finite(data, "", lost), indent=2, ensure_ascii=False, allow_nan=False)
     if lost:
@@ -53,7 +49,7 @@ def json_text(data: Any) -> str:
 
 
 def _finite(data: Any, name: str, lost: list[str]) -> Any:
-    """The same data with null for numbers that JSON lacks, whose names are put into ``lost``."""
+    """The data with null for NaN and infinity; their names are appended to ``lost``."""
     if isinstance(data, dict):
         return {key: _finite(value, f"{name}.{key}", lost) for key, value in data.items()}
     if isinstance(data, list | tuple):
@@ -66,10 +62,10 @@ def _finite(data: Any, name: str, lost: list[str]) -> Any:
 
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """Make a folder in ``parent`` and remove it at the end.
+    """Make a temporary folder in ``parent`` and remove it at the end.
 
-    The process holds a lock on it as long as it lives. Folders without one belonged to processes
-    that were killed, and are removed first.
+    The process holds a lock on it. Temporary folders without a lock were left by killed processes
+    and are removed first.
     """
     parent.mkdir(parents=True, exist_ok=True)
     _remove_orphans(parent)
@@ -83,9 +79,9 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
 
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """Wait while another process makes what is to be at ``path``.
+    """Hold a lock while making ``path``; other processes wait for it.
 
-    The lock is an empty file beside it. Where none can be had, nobody waits.
+    The lock is an empty file beside ``path``. On a file system without locks nobody waits.
     """
     file, lock = path.with_name(f".{path.name}.lock"), None
     with suppress(OSError):
@@ -97,7 +93,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
         if lock is not None:
             with suppress(OSError):
                 file.unlink()
-                fcntl.flock(lock, fcntl.LOCK_UN)  # of the children who have inherited it, too
+                fcntl.flock(lock, fcntl.LOCK_UN)  # children have inherited the lock
             os.close(lock)
 
 
@@ -113,7 +109,7 @@ def _lock_of(file: Path) -> int:
         except OSError:
             os.close(lock)
             raise
-        os.close(lock)  # its owner has just removed it
+        os.close(lock)  # the file was removed by its owner meanwhile
 
 
 def _locked_folder(parent: Path) -> tuple[Path, int]:
@@ -121,17 +117,17 @@ def _locked_folder(parent: Path) -> tuple[Path, int]:
         folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=parent))
         with suppress(FileNotFoundError):
             lock = os.open(folder, os.O_RDONLY)
-            with suppress(OSError):  # a file system without locks: nobody removes it there either
+            with suppress(OSError):  # a file system without locks never removes orphans either
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if folder.is_dir():
                 return folder, lock
             os.close(lock)
-        # Between its making and its lock, another process took it for an orphan.
+        # Before it was locked, another process removed it as an orphan: try again.
 
 
 def _remove_orphans(parent: Path) -> None:
     for folder in parent.glob(f"{SCRATCH}*"):
-        with suppress(OSError):  # its owner lives, or has just removed it
+        with suppress(OSError):  # its owner lives, or has removed it
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -141,7 +137,7 @@ def _remove_orphans(parent: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Put a file, or all files of a folder, on the disk; some say only then that it failed."""
+    """Call fsync on a file or all files of a folder; some file systems report errors only then."""
     for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
         if file.is_file():
             descriptor = os.open(file, os.O_RDONLY)

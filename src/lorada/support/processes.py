@@ -1,7 +1,7 @@
-"""Several processes that train one model: which is the first, and how all come to the same end.
+"""Helpers for several processes that train one model (``torchrun``, ``accelerate launch``).
 
-``torchrun`` and ``accelerate launch`` start one command several times. All processes train; the
-first alone decides, writes and speaks. An error ends all of them, and is told once.
+All processes train; only the first decides, writes and prints. An error in one ends all of them and
+is printed once.
 """
 
 import os
@@ -13,26 +13,26 @@ from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
-PATIENCE = 30.0  # seconds that the first process has to end a launch by an error that all meet
+PATIENCE = 30.0  # seconds that others wait for the first process to report an error of all
 
 
 class OtherProcessError(Exception):
-    """Another process of this launch failed, and tells why."""
+    """Another process of this launch failed and prints the reason."""
 
 
 def count() -> int:
-    """How many processes this one trains with, itself included."""
-    # A launcher says both; machines of a cluster may be told a WORLD_SIZE that is not of processes.
+    """The number of processes of this launch."""
+    # Launchers set both. Some clusters set WORLD_SIZE alone, to a number of machines.
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
 
 
 def first() -> bool:
-    """Whether this process decides, writes and speaks; one that is alone does."""
+    """Whether this process decides, writes and prints; a single process does."""
     return count() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def refuse_many(what: str) -> None:
-    """Refuse a command that is for one process.
+    """Refuse to run a command in several processes.
 
     Raises:
         ValueError: in a launch of several processes.
@@ -45,17 +45,17 @@ def refuse_many(what: str) -> None:
 
 
 def without_accelerator() -> bool:
-    """Whether several processes have only the CPU, which accelerate must be told."""
+    """Whether several processes share a CPU; accelerate must be told so."""
     import torch
 
     return count() > 1 and not torch.accelerator.is_available()
 
 
 def join(settings: Mapping[str, Any]) -> None:
-    """Make the processes of this launch known to each other; one that is alone stays so.
+    """Connect the processes of this launch; a single process stays alone.
 
     Args:
-        settings: of TrainingArguments, some of which say how processes speak to each other.
+        settings: TrainingArguments; ``use_cpu``, ``ddp_timeout`` and ``ddp_backend`` are read.
     """
     from accelerate import PartialState
 
@@ -73,7 +73,7 @@ def join(settings: Mapping[str, Any]) -> None:
 
 
 def leave() -> None:
-    """Part from the other processes, at the end of a command."""
+    """Disconnect from the other processes, at the end of a command."""
     if not _alone():
         import torch.distributed as dist
 
@@ -81,7 +81,7 @@ def leave() -> None:
 
 
 def _alone() -> bool:
-    """Whether there are no other processes, or none that this one has been joined with."""
+    """Whether there is one process only, or it is not connected to others."""
     if count() == 1:
         return True
     import torch.distributed as dist
@@ -91,13 +91,13 @@ def _alone() -> bool:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """A step that all processes come to, at whose end each learns whether all have done it.
+    """A step of all processes: at its end each knows whether it succeeded in all of them.
 
-    Within it processes may meet in other such steps, but not in anything else that waits for all:
-    one that has failed does not come.
+    Steps may be nested. Inside a step no other collective operation may be used, as a process that
+    has failed would not take part in it.
 
     Raises:
-        Exception: what ended the step in this process, if no earlier one has failed.
+        Exception: the error of this process, if no process before it has failed.
         OtherProcessError: if one has.
     """
     error: Exception | None = None
@@ -124,13 +124,13 @@ def _other(number: int, text: Any) -> OtherProcessError:
 
 
 def _is_known(error: Exception) -> bool:
-    """Whether all processes know of an error, so that nobody waits for this one any more."""
+    """Whether all processes know of an error, so that none waits for this one."""
     return "lorada_known" in error.__dict__
 
 
 @contextmanager
 def told_once() -> Iterator[None]:
-    """Let only the first process that fails keep its error: those of others come from it.
+    """Raise an error only in the first process that fails; those of others follow from it.
 
     Raises:
         OtherProcessError: in the others.
@@ -144,7 +144,7 @@ def told_once() -> Iterator[None]:
 
 
 def _failed_first() -> bool:
-    """Whether no process has failed before this one."""
+    """Whether this process is the first one that failed."""
     import torch.distributed as dist
 
     try:
@@ -157,15 +157,15 @@ def _failed_first() -> bool:
             store = dist.distributed_c10d._get_default_store()
         again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return int(store.add(f"lorada/failed/{again}", 1)) == 1
-    except RuntimeError:  # the process that kept the count is gone
+    except RuntimeError:  # the process with the counter is gone
         return False
-    except ValueError:  # the processes had not met yet: the first has its time to tell
+    except ValueError:  # not connected yet: give the first process time to print
         time.sleep(0 if first() else PATIENCE)
         return True
 
 
 def from_first(make: Callable[[], Value]) -> Value:
-    """What the first process makes, in all of them; the others wait for it.
+    """Make a value in the first process and send it to all others.
 
     Raises:
         Exception: what ``make`` raises, in the first.
@@ -184,7 +184,7 @@ def from_first(make: Callable[[], Value]) -> Value:
 
 
 def gathered(value: Value) -> list[Value]:
-    """A value of each process, in their order."""
+    """The values of all processes, in their order."""
     if _alone():
         return [value]
     import torch.distributed as dist
@@ -195,7 +195,7 @@ def gathered(value: Value) -> list[Value]:
 
 
 def anywhere(here: bool, device: Any) -> bool:
-    """Whether something is so in any process; on a device that the processes share tensors by."""
+    """Whether a flag is set in any process; ``device`` is the one that collectives use."""
     if _alone():
         return here
     import torch

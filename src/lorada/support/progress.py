@@ -1,4 +1,4 @@
-"""Consoles that print what they are given, and a progress bar, gone when its work is done."""
+"""Consoles without markup, and a progress bar that disappears when it is done."""
 
 from collections.abc import Iterable
 from typing import TypeVar
@@ -13,17 +13,17 @@ Item = TypeVar("Item")
 
 
 def plain_console(*, stderr: bool = False) -> Console:
-    """A console to which brackets and colons are letters, as they are in paths and prompts."""
+    """A console without markup, as paths and prompts may hold brackets and colons."""
     return Console(stderr=stderr, markup=False, emoji=False)
 
 
 def watched(items: Iterable[Item], title: str, *, total: int | None = None) -> Iterable[Item]:
-    """The same items, with a bar on the error stream.
+    """Iterate over items with a progress bar on the error stream.
 
     Args:
         items: what is worked through.
         title: what is happening.
-        total: how many there are, where ``items`` cannot tell.
+        total: the number of items, if ``items`` has no length.
     """
     console = plain_console(stderr=True)
     return track(

@@ -1,17 +1,17 @@
-"""What other libraries say for themselves, kept from who runs a command and its children.
+"""Silences log messages of other libraries that do not concern a user of the command line.
 
-It needs nothing but Python, as it is there before anything else is: `lorada run` loads this file by
-its path into processes of other programs.
+This file imports only the standard library: `lorada run` loads it by its path into processes of
+other programs, before anything else.
 """
 
 import logging
 import os
 
-# The variable that tells the children of a command whose they are.
+# Set in the environment of a command, so that its child processes are silent too.
 VARIABLE = "LORADA_COMMAND"
-# By logger, for some have handlers of their own: kernels for other machines that torchao and
-# bitsandbytes have not found, how torchao registers its types with torch, and each of the hub's
-# attempts before it is given up.
+# Logger → parts of messages: kernels that torchao and bitsandbytes do not find, how torchao
+# registers types with torch, each retry of a download. Filtered by logger, as some have their own
+# handlers.
 UNHEARD = {
     "torchao": ("Failed to load ",),
     "bitsandbytes.backends.cpu.ops": ("Failed to load ",),
@@ -21,12 +21,12 @@ UNHEARD = {
 
 
 def heard(record: logging.LogRecord) -> bool:
-    """Whether a message is of concern to who runs a command."""
+    """Whether a log record concerns a user."""
     return not any(words in record.getMessage() for words in UNHEARD.get(record.name, ()))
 
 
 def hush() -> None:
-    """Keep those messages back from now on, in this process and in its children."""
+    """Silence those messages in this process and its children."""
     os.environ[VARIABLE] = "1"
     for name in UNHEARD:
         logging.getLogger(name).addFilter(heard)

@@ -1,0 +1,164 @@
+"""Tables and summaries that commands print, and the pictures they draw when they are done."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lorada.report.figures import attention_maps, loss_png
+from lorada.report.render import NOT_FROM_THE_PAPER, Page, cells, header_of
+from lorada.support.errors import saving
+from lorada.support.files import write_whole
+
+
+def methods_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The table of methods: summary, formula, how each runs, its models and sources.
+
+    Args:
+        rows: name → its description by ``methods.describe.describe``.
+    """
+    table = Table("method", "what, formula", "runs", "models", "settings from, paper")
+    table.show_lines = True
+    for name, row in rows.items():
+        table.add_row(
+            name,
+            Text(f"{row['summary']}\n{row['formula']}"),
+            Text("\n".join(row["runs"])),
+            Text("\n".join(_marked(row, model) for model in row["models"])),
+            Text(f"{row['source']}\n{row['paper']}", overflow="fold"),
+        )
+    return table
+
+
+def method_page(name: str, row: Mapping[str, Any]) -> RenderableType:
+    """All facts of one method, with its settings for each kind of model."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("method", name)
+    for key in ("summary", "formula", "paper", "source"):
+        facts.add_row(key, Text(row[key], overflow="fold"))
+    facts.add_row("runs", Text("\n".join(row["runs"])))
+    facts.add_row("models", Text(", ".join(_marked(row, model) for model in row["models"])))
+    for source in dict.fromkeys(row["not_from_the_paper"].values()):
+        facts.add_row(NOT_FROM_THE_PAPER, Text(source, overflow="fold"))
+    if not row["settings"]:
+        return facts
+    table = Table("model", "part", "settings")
+    for model, parts in row["settings"].items():
+        for part, settings in parts.items():
+            words = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+            table.add_row(Text(_marked(row, model)), part, Text(words or "defaults"))
+    return Group(facts, table)
+
+
+def _marked(row: Mapping[str, Any], model: str) -> str:
+    """A kind of model, marked where its settings are not from the paper."""
+    return f"{model} ({NOT_FROM_THE_PAPER})" if model in row["not_from_the_paper"] else model
+
+
+def draw_loss(run: Path, result: dict[str, Any]) -> str:
+    """Write ``loss.png`` into a run folder; return its path or why there is none."""
+    complete = f"The run itself is complete: lorada evaluate {quote(str(run))}"
+    try:
+        with saving(run / "loss.png", complete):
+            loss_png({result["method"]: result["history"]}, run / "loss.png")
+    except ImportError as error:
+        return str(error)
+    return f"loss curve: {run / 'loss.png'}"
+
+
+def training_summary(result: dict[str, Any]) -> str:
+    """Where the loss began and ended, and a line on what was trained."""
+    losses = [loss for entry in result["history"] if (loss := entry.get("loss")) is not None]
+    curve = "no loss was logged"
+    if losses:
+        curve = f"loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last"
+    count, effect = result["parameters"], result["effect_size"]
+    text = f", effect size {effect:.2g}" if effect is not None else ""
+    ours = result.get("settings_from", "").startswith(NOT_FROM_THE_PAPER)
+    text += f"\nsettings {result['settings_from']}" if ours else ""
+    return (
+        f"{curve}\n"
+        f"{result['method']} on {result['model']}: {count['trainable']:,} parameters "
+        f"({count['percent']:.3f}%), {result['steps']} steps in {result['wall_time_s']:.0f} s{text}"
+    )
+
+
+def comparison_table(comparison: dict[str, Any]) -> Table:
+    """The quickstart's table: the untrained model, LoRA and LoRaDA-LA."""
+    first = comparison["rows"][0]
+    table = Table(
+        "method", "parameters", "exact match", "loss", "training", "effect size",
+        title=f"{first['n']} held-out rows, one seed ({comparison['seed']})",
+        caption=f"{comparison['hardware']['cpu']}, {comparison['hardware']['cores']} cores",
+    )  # fmt: skip
+    for row in comparison["rows"]:
+        effect = row.get("effect_size")
+        table.add_row(
+            row["method"],
+            f"{row['parameters']:,}",
+            f"{row['exact_match']:.1f}%",
+            f"{row['loss']:.3f}",
+            f"{row['seconds']:.0f} s" if row["seconds"] else "—",
+            "—" if effect is None else f"{effect:.3f}",
+        )
+    return table
+
+
+def comparison_markdown(comparison: dict[str, Any]) -> str:
+    """The quickstart's table as Markdown, with the machine."""
+    table = comparison_table(comparison)
+    columns = [[str(column.header), *map(str, column.cells)] for column in table.columns]
+    lines = [f"| {' | '.join(cells)} |" for cells in zip(*columns, strict=True)]
+    lines.insert(1, "|---" * len(columns) + "|")
+    return "\n".join([*lines, "", f"{table.title}; {table.caption}.", ""])
+
+
+def draw(comparison: dict[str, Any], output: Path) -> list[str]:
+    """Write the quickstart's table, loss curves and heatmaps; return lines with their paths."""
+    write_whole(output / "comparison.md", comparison_markdown(comparison))
+    picture = comparison["picture"]
+    try:
+        loss_png(comparison["histories"], output / "loss.png")
+        attention_maps(
+            picture["tokens"],
+            picture["maps"],
+            output / "maps.png",
+            title=f"{picture['layer']}, head {picture['head']}",
+        )
+    except ImportError as error:
+        return [str(error)]
+    return [f"loss curves: {output / 'loss.png'}", f"maps, like Figure 1: {output / 'maps.png'}"]
+
+
+def pareto_table(found: dict[str, Any]) -> Table:
+    """The Pareto set of a search, the trial with the fewest parameters first."""
+    table = Table(
+        "run", "serial", "parallel", "prefix", "layers", "parameters", "right",
+        title=f"{len(found['pareto'])} of {len(found['trials'])} trials that no other beats",
+        caption=f"sampler {found['sampler']}, one seed ({found['seed']})",
+    )  # fmt: skip
+    for row in found["pareto"]:
+        chosen = row["configuration"]
+        table.add_row(
+            row["run"].rpartition("/")[2],
+            *(str(chosen[name] or "—") for name in ("serial", "parallel", "prefix")),
+            " ".join(map(str, chosen["layers"])),
+            f"{row['parameters']:.4f}%",
+            f"{row['accuracy']:.1f}%",
+        )
+    return table
+
+
+def page_table(page: Page) -> Table:
+    """A page of one of the paper's tables; published lines are dim."""
+    table = Table(title=page.title)
+    for name in header_of(page):
+        table.add_column(name, overflow="fold")
+    for line in page.lines:
+        style = "dim" if line.source == "paper" else None
+        table.add_row(*cells(page, line), style=style)
+    return table
