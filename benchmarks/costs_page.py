@@ -46,7 +46,7 @@ TEMPLATE = """# What a training step costs
 A step of each method (forward, backward, the optimizer's update and what the method's procedure
 adds to it), beside the same method without this package: PEFT's own class where PEFT has the
 method, else the equations written straight into the `forward` of the model's modules
-([benchmarks/direct.py](../benchmarks/direct.py)). This page is made by
+(`benchmarks/direct.py`). This page is made by
 
 ```text
 make bench BENCH=                                 # what is missing of the table

@@ -20,7 +20,7 @@ Each table below is what `lorada table N --scale local` printed, with `--rows`, 
 `--seeds` for what it shows: small models and samples of the real data under the paper's protocols,
 beside the paper's own numbers. The two lines of a row are not comparable in height, and the list
 above each table says why; what can be compared is how our rows stand to each other. Every
-`result.json` is under [docs/results](results), where `--resume` finds it. Tables 2 and 3 are
+`result.json` is under `docs/results`, where `--resume` finds it. Tables 2 and 3 are
 computed: `lorada table 2`, `lorada table 3`. This page is made by `python benchmarks/results.py`.
 
 {runs} runs, {hours:.1f} hours of training in all, beside other work on the same two cores: minutes
