@@ -194,7 +194,7 @@ def run(options: argparse.Namespace) -> None:
                     task, model = BOOLQ, options.decoder
                 job = {"method": name, "task": task, "model": model, "steps": options.steps}
                 rows[name] = train_in_process({**job, **files[task]})
-            print(*cells(name, rows[name]), sep=" | ", flush=True)
+            print("|", " | ".join(cells(name, rows[name])), "|", flush=True)
             write_whole(options.results, json.dumps(results, indent=1) + "\n")
             write_whole(options.page, page(results))
 

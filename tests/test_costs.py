@@ -60,7 +60,8 @@ def test_a_method_computes_what_its_reference_does(name, settings):
 def test_the_stored_rows_are_rows_that_have_a_reference():
     stored = json.loads(costs.RESULTS.read_text())
     assert stored["rows"].keys() <= set(COMPARED)
-    assert costs.PAGE.read_text() == method_costs_page.page(stored, costs.rows())
+    measured = [name for name in costs.rows() if name in stored["rows"]]
+    assert costs.PAGE.read_text() == method_costs_page.page(stored, measured)
 
 
 @pytest.fixture

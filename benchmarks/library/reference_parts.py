@@ -30,75 +30,49 @@ class HandwrittenPart:
         words: what is written where.
         changes: what kind of module is changed: ``attention``, ``layer`` or ``linear``. Two parts
             that change the same kind are not written into one model.
+        follows: the settings that ``write`` follows. A part with another setting off its default
+            is not what is written.
         write: changes the model; gets it, the tensors of all parts and the config of this one.
-        follows: the settings that ``write`` follows. With another one off its default, the part is
-            something else than what is written.
     """
 
     words: str
     changes: str
-    write: Callable[[PreTrainedModel, Tensors, Any], None]
     follows: tuple[str, ...]
+    write: Callable[[PreTrainedModel, Tensors, Any], None]
 
 
-def _write_adapter_ffn(model: PreTrainedModel, tensors: Tensors, part: BottleneckConfig) -> None:
-    handwritten.adapter_ffn(model, tensors, scale=part.scale, dropout=part.dropout or 0.0)
-
-
-def _write_omoe(model: PreTrainedModel, tensors: Tensors, part: OmoeConfig) -> None:
-    scale = part.alpha / part.rank
-    handwritten.omoe(model, tensors, scale=scale, dropout=part.dropout)
-
-
-def _write_quanta(model: PreTrainedModel, tensors: Tensors, part: QuantaConfig) -> None:
-    handwritten.quanta(model, tensors, default_dims(model.config.hidden_size))
-
-
-_MAP = "the map in the attention's forward"
+MAP = "the map in the attention's forward"
 
 # By the class of the config, and by its ablation or its placement.
 HANDWRITTEN: dict[tuple[type[PeftConfig], str | None], HandwrittenPart] = {
     (LmamConfig, None): HandwrittenPart(
-        _MAP, "attention", lambda m, t, _: handwritten.lmam(m, t), ("rank", "length")
-    ),
+        MAP, "attention", ("rank", "length"), lambda m, t, part: handwritten.lmam(m, t)),
     (LmamConfig, "full_rank"): HandwrittenPart(
-        _MAP, "attention", lambda m, t, _: handwritten.lmam(m, t), ("length",)
-    ),
+        MAP, "attention", ("length",), lambda m, t, part: handwritten.lmam(m, t)),
     (BottleneckConfig, "ffn"): HandwrittenPart(
-        "the adapter in the layer's forward",
-        "layer",
-        _write_adapter_ffn,
-        ("rank", "scale", "dropout"),
-    ),
+        "the adapter in the layer's forward", "layer", ("rank", "scale", "dropout"),
+        lambda m, t, part: handwritten.adapter_ffn(
+            m, t, scale=part.scale, dropout=part.dropout or 0.0)),
     (BottleneckConfig, "series"): HandwrittenPart(
-        "the adapter in the linear's forward",
-        "linear",
-        lambda m, t, _: handwritten.series(m, t),
-        ("rank",),
-    ),
+        "the adapter in the linear's forward", "linear", ("rank",),
+        lambda m, t, part: handwritten.series(m, t)),
     (BottleneckConfig, "parallel"): HandwrittenPart(
-        "the adapter in the linears' forward",
-        "linear",
-        lambda m, t, _: handwritten.parallel(m, t),
-        ("rank",),
-    ),
-    (QuantaConfig, None): HandwrittenPart("movedim and matmul", "linear", _write_quanta, ()),
+        "the adapter in the linears' forward", "linear", ("rank",),
+        lambda m, t, part: handwritten.parallel(m, t)),
+    (QuantaConfig, None): HandwrittenPart(
+        "movedim and matmul", "linear", (),
+        lambda m, t, part: handwritten.quanta(m, t, default_dims(m.config.hidden_size))),
     (SoraConfig, None): HandwrittenPart(
-        "the gates in the linears' forward",
-        "linear",
-        lambda m, t, part: handwritten.sora(m, t, alpha=part.alpha),
-        ("rank", "alpha"),
-    ),
+        "the gates in the linears' forward", "linear", ("rank", "alpha"),
+        lambda m, t, part: handwritten.sora(m, t, alpha=part.alpha)),
     (LamdaConfig, None): HandwrittenPart(
-        "W_res and three linears",
-        "linear",
-        lambda m, t, _: handwritten.lamda(m, t),
-        ("rank", "ranks"),
-    ),
+        "W_res and three linears", "linear", ("rank", "ranks"),
+        lambda m, t, part: handwritten.lamda(m, t)),
     (OmoeConfig, None): HandwrittenPart(
-        "a loop over experts", "linear", _write_omoe, ("rank", "alpha", "dropout", "experts")
-    ),
-}
+        "a loop over experts", "linear", ("rank", "alpha", "dropout", "experts"),
+        lambda m, t, part: handwritten.omoe(
+            m, t, scale=part.alpha / part.rank, dropout=part.dropout)),
+}  # fmt: skip
 
 
 def handwritten_part(part: PeftConfig) -> HandwrittenPart | None:
