@@ -20,7 +20,7 @@ Each table below was printed by `lorada table N --scale local`, with `--rows`, `
 `--seeds` for what it shows. The models are small and the data are samples of the real rows; the
 protocols are the paper's, whose own numbers stand beside ours. Our score and the paper's score of a
 row cannot be compared, and the list above each table says why. Our rows can be compared to each
-other. Every `result.json` is under [docs/results](results), where `--resume` finds it. Tables 2
+other. Every `result.json` is under `docs/results`, where `--resume` finds it. Tables 2
 and 3 are computed: `lorada table 2`, `lorada table 3`. This page is made by
 `python benchmarks/write_results_page.py`.
 

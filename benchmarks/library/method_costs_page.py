@@ -61,7 +61,7 @@ The time of a training step of each method (forward and backward pass, the optim
 what the method's callbacks add), beside the same method without this package, its *reference*. The
 reference is PEFT's own class where PEFT has the method. Other parts are written straight into the
 `forward` of the model's modules, from their equations
-([handwritten_methods.py](../benchmarks/library/handwritten_methods.py)). This page is made by
+(`benchmarks/library/handwritten_methods.py`). This page is made by
 
 ```text
 make bench BENCH=                                               # what is missing of the table
