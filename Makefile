@@ -63,13 +63,13 @@ format: $(VENV)/.installed-dev
 #   make bench BENCH=
 BENCH ?= --output runs/bench
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/performance.py $(BENCH)
-	$(BIN)/python benchmarks/performance.py --growth $(BENCH)
-	$(BIN)/python benchmarks/costs.py $(BENCH)
+	$(BIN)/python benchmarks/measure_map_costs.py $(BENCH)
+	$(BIN)/python benchmarks/measure_map_growth.py $(BENCH)
+	$(BIN)/python benchmarks/measure_method_costs.py $(BENCH)
 
 # Which scale lets the map learn (docs/scale.md): many trainings, and LORADA_DATA must be set.
 bench-scale: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/train_map_scales.py
 
 clean:
 	rm -rf $(VENV) build dist site

@@ -1,11 +1,10 @@
-"""Make the bundled task of the quickstart: syllogisms, from reasoning-gym.
+"""Make the rows of the quickstart: syllogisms from reasoning-gym.
 
     pip install reasoning-gym
     python benchmarks/make_quickstart_data.py
 
-Questions of the task ``syllogism`` in a short form, half answered Yes and half No, so that always
-giving one answer scores 50 %. No question occurs twice, so no test question occurs in training.
-Writes 2,000 training and 200 test rows to src/lorada/recipes/quickstart/.
+Writes 2,000 rows to train on and 200 to test on. Half of the answers are Yes and half No, so that
+always giving one answer scores 50 %. No question occurs twice, so no test question is trained on.
 """
 
 import json

@@ -1,50 +1,113 @@
-"""The table of costs: each method beside the same method written directly, on a tiny LLaMA.
+"""The table of costs: each method beside the same method without lorada, on a tiny LLaMA.
 
 These are the slow twins of whole methods: loss, gradients and update of both are the same.
 """
 
 import gc
+import json
+import logging
 from dataclasses import replace
 
-import costs
-import costs_page
-import direct
+import measure_method_costs as costs
 import pytest
-from costs import DisagreementError, Options, both, check, text_batch
 from folders import llama_folder
-from pairs import PAIRS, written_by
+from library import handwritten_methods, method_costs_page, page
+from library.agreement import DisagreementError
+from library.measuring import Request, load_results
+from library.reference_parts import HANDWRITTEN
+from library.reference_setup import describe_reference
+from library.training_setup import benchmark_plan, text_batch
+from measure_method_costs import Row, Settings, both_setups, check
 from rich.console import Console
+from transformers import LlamaConfig
 
 from lorada import METHODS
+from lorada.methods.method import Method
+from lorada.methods.table import MAP
 from lorada.runs.models.loading import load_model
 
 # Garbage is collected before each timing; half a second each time with all that is imported.
 gc.freeze()
 
+COMPARED = [
+    name
+    for name, row in costs.rows().items()
+    if row.beside != "reference" or describe_reference(benchmark_plan(row.method, LlamaConfig()))
+]
+
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory):
+def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "llama"
     # Wide enough that attention is not flat; without the dropout that would draw in the check.
     llama_folder(folder, num_hidden_layers=3, attention_dropout=0.0, initializer_range=0.2)
-    return Options(model=str(folder), length=16, batch=3, repetitions=2, threads=1)
+    return Settings(model=str(folder), length=16, batch=3, repetitions=2, threads=1)
 
 
-def sides(name, options):
-    pair = PAIRS[name]
-    base = load_model(options.model)
-    batch = text_batch(options, options.batch, padded=pair.padded)
-    return pair, *both(pair, base, batch), batch
+def setups(row, settings):
+    base = load_model(settings.model)
+    batch = text_batch(
+        settings.model, settings.data, settings.batch, settings.length, padded=row.padded
+    )
+    return row, *both_setups(row, base, batch), batch
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_a_method_computes_what_its_direct_form_does(name, options):
-    check(*sides(name, options))
+@pytest.mark.parametrize("name", COMPARED)
+def test_a_method_computes_what_its_reference_does(name, settings):
+    check(*setups(costs.rows()[name], settings))
 
 
-def test_every_method_that_llama_has_is_in_the_table():
-    on_llama = {n for n, m in METHODS.items() if "llama" in m.parts or m.trainable} - {"bitfit"}
-    assert on_llama <= {pair.method for pair in PAIRS.values()}
+def test_the_stored_rows_are_rows_that_have_a_reference():
+    stored = json.loads(costs.RESULTS.read_text())
+    assert stored["rows"].keys() <= set(COMPARED)
+    measured = [name for name in costs.rows() if name in stored["rows"]]
+    assert costs.PAGE.read_text() == method_costs_page.page(stored, measured)
+
+
+@pytest.fixture
+def added(monkeypatch):
+    """Adds a method to METHODS, and to the rows of the table by that alone."""
+
+    def add(**fields):
+        monkeypatch.setitem(METHODS, "made_up", Method("a made-up method", **fields))
+        costs.rows.cache_clear()
+        return costs.rows()["made_up"]
+
+    yield add
+    monkeypatch.undo()
+    costs.rows.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"lmam": MAP, "bottleneck": {"placement": "parallel", "rank": 3}},
+        {"lora": {"r": 2, "target_modules": ["q_proj"]}, "bottleneck": {"rank": 3}},
+    ],
+    ids=["written", "peft_and_written"],
+)
+def test_a_new_method_of_existing_parts_is_a_row_with_a_reference(parts, added, settings):
+    check(*setups(added(parts={"llama": parts}), settings))
+
+
+NO_REFERENCE = {
+    "another setting": {"lmam": {**MAP, "inverse_scale": 2.0}},
+    "another kind of a part": {"lmam": {**MAP, "ablation": "softmax"}},
+    "two parts in one kind of module": {
+        "quanta": {"target_modules": ["q_proj"]}, "bottleneck": {"placement": "series", "rank": 3},
+    },
+    "a part that is not written by hand": {"bottleneck": {"placement": "houlsby", "rank": 3}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", NO_REFERENCE.values(), ids=NO_REFERENCE)
+def test_a_new_method_without_a_reference_is_timed_alone(parts, added, settings, tmp_path):
+    added(parts={"llama": parts})
+    files = tmp_path / "costs.json", tmp_path / "costs.md"
+    results = costs.run(Request(settings, *files, ["made_up"]))
+    assert results["rows"]["made_up"]["ours_ms"] > 0
+    assert "ratio" not in results["rows"]["made_up"]
+    assert "| made_up | none |" in files[1].read_text()
 
 
 @pytest.mark.parametrize(
@@ -57,82 +120,87 @@ def test_every_method_that_llama_has_is_in_the_table():
         ("prefix", ".key"),
     ],
 )
-def test_another_parameter_is_noticed(name, part, options):
-    pair, mine, other, batch = sides(name, options)
-    changed = next(p for n, p in mine.parameters.items() if n.endswith(part))
+def test_another_parameter_is_noticed(name, part, settings):
+    row, ours, reference, batch = setups(Row(name), settings)
+    changed = next(p for n, p in ours.parameters.items() if n.endswith(part))
     changed.data[..., -1] += 0.1
     with pytest.raises(DisagreementError):
-        check(pair, mine, other, batch)
+        check(row, ours, reference, batch)
 
 
 @pytest.mark.parametrize(
     ("name", "procedure"), [("sora", "soft_threshold"), ("owlore", "galore_step")]
 )
-def test_another_update_is_noticed(name, procedure, options, monkeypatch):
-    pair, mine, other, batch = sides(name, options)
-    monkeypatch.setattr(direct, procedure, lambda *args, **kwargs: None)
+def test_another_update_is_noticed(name, procedure, settings, monkeypatch):
+    row, ours, reference, batch = setups(Row(name), settings)
+    monkeypatch.setattr(handwritten_methods, procedure, lambda *args, **kwargs: None)
     with pytest.raises(DisagreementError, match="the update of"):
-        check(pair, mine, other, batch)
+        check(row, ours, reference, batch)
 
 
-def test_layers_that_another_step_would_draw_are_noticed(options):
-    pair, mine, other, batch = sides("ist", options)
-    before = other.before
-    other.before = lambda t: before(t + 3)
-    with pytest.raises(DisagreementError, match="only one side has a gradient of"):
-        check(pair, mine, other, batch)
+def test_layers_that_another_step_would_draw_are_noticed(settings):
+    row, ours, reference, batch = setups(Row("ist"), settings)
+    before_step = reference.before_step
+    reference.before_step = lambda step: before_step(step + 3)
+    with pytest.raises(DisagreementError, match=r"the gradient of .* is missing"):
+        check(row, ours, reference, batch)
 
 
-def test_a_padded_batch_holds_rows_of_different_lengths(options):
-    batch = text_batch(options, 4, padded=True)
+def test_a_padded_batch_holds_rows_of_different_lengths(settings):
+    batch = text_batch(settings.model, settings.data, 4, settings.length, padded=True)
     assert batch["attention_mask"].sum(1).tolist() == [16, 14, 12, 10]
     assert ((batch["labels"] == -100) == (batch["attention_mask"] == 0)).all()
 
 
 def test_the_table_is_kept_row_by_row_and_not_measured_twice(
-    options, tmp_path, monkeypatch, capsys
+    settings, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(costs, "PAIRS", {name: PAIRS[name] for name in ("noise", "ist")})
+    rows = {name: costs.rows()[name] for name in ("noise", "ist")}
+    monkeypatch.setattr(costs, "rows", lambda: rows)
     files = tmp_path / "costs.json", tmp_path / "costs.md"
-    results = costs.run(options, ["ist"], *files)
+    results = costs.run(Request(settings, *files, ["ist"]))
     row = results["rows"]["ist"]
     assert row["ours_ms"] > 0
     assert row["lowest"] <= row["highest"]
     assert row["scoring"]["scores_ms"] > 0
-    again = costs.run(options, [], *files)["rows"]
+    again = costs.run(Request(settings, *files))["rows"]
     assert again.keys() == {"ist", "noise"}
     assert again["ist"] == row
-    assert costs.load(Options(model=options.model), files[0])["rows"] == {}
-    page = files[1].read_text()
-    assert "| noise | the same, to see the noise |" in page
-    assert "IST's scores" in page
-    monkeypatch.setattr(costs_page, "Console", lambda: Console(width=200))
-    costs_page.show(results)
+    with pytest.raises(ValueError, match="length 16, not 64"):
+        load_results(Settings(model=settings.model), files[0])
+    anew = load_results(Settings(model=settings.model), files[0], overwrite=True)
+    assert anew["rows"] == {}
+    text = files[1].read_text()
+    assert "| noise | a second copy |" in text
+    assert "IST's scores" in text
+    monkeypatch.setattr(page, "Console", lambda: Console(width=200))
+    method_costs_page.show(results, rows)
     assert "requires_grad flips" in capsys.readouterr().out
 
 
-def test_what_does_not_agree_is_not_timed(options, tmp_path, monkeypatch):
-    def doubled(base, tensors):
-        direct.series(base, {name: 2 * tensor for name, tensor in tensors.items()})
+def test_what_does_not_agree_is_not_timed(settings, tmp_path, monkeypatch):
+    kind = next(kind for kind in HANDWRITTEN if kind[1] == "series")
 
-    wrong = replace(PAIRS["series"], other=written_by(doubled))
-    monkeypatch.setitem(PAIRS, "series", wrong)
-    with pytest.raises(DisagreementError, match="series was not timed: the loss is"):
-        costs.run(options, ["series"], tmp_path / "costs.json", tmp_path / "costs.md")
+    def doubled(model, tensors, part):
+        handwritten_methods.series(model, {name: 2 * tensor for name, tensor in tensors.items()})
+
+    monkeypatch.setitem(HANDWRITTEN, kind, replace(HANDWRITTEN[kind], write=doubled))
+    with pytest.raises(DisagreementError, match="series was not measured: the loss is"):
+        costs.run(Request(settings, tmp_path / "costs.json", tmp_path / "costs.md", ["series"]))
     assert not (tmp_path / "costs.json").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--methods", "lmam,lora_"], "--methods lora_: no such row; there are noise, lmam"),
+        (["--rows", "lmam,lora_"], "--rows lora_: no such row; there are noise, lmam"),
         (["--repetitions", "0"], "--repetitions 0 must be at least 1"),
         (["--model", "smollm3"], "unknown model 'smollm3'"),
     ],
 )
 def test_a_wrong_argument_is_one_line(arguments, error, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("sys.argv", ["costs.py", *arguments, "--output", str(tmp_path)])
-    monkeypatch.setattr(costs.logging, "disable", lambda level: None)
+    monkeypatch.setattr(logging, "disable", lambda level: None)
     with pytest.raises(SystemExit) as exit_:
         costs.main()
     assert exit_.value.code == 2

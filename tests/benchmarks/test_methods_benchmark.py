@@ -1,19 +1,18 @@
-"""benchmarks/methods.py, as it is run, on tiny models and invented rows."""
+"""``benchmarks/train_every_method.py`` as it is run, on tiny models and invented rows."""
 
 import gzip
 import json
 import subprocess
 import sys
 
-import methods as methods_benchmark
 import pytest
+import train_every_method
 from folders import bert_folder, llama_folder
-from paths import ROOT
 from test_method_matrix import PLUGGED
 
 from lorada import METHODS
 
-SCRIPT = ROOT / "benchmarks" / "methods.py"
+SCRIPT = train_every_method.__file__
 
 
 def compressed(path, rows):
@@ -53,7 +52,7 @@ def run(place, *arguments):
 def refused(place, capsys, *arguments):
     """The last line of a call that is refused before it begins."""
     with pytest.raises(SystemExit) as stop:
-        methods_benchmark.main([*options(place), *map(str, arguments)])
+        train_every_method.main([*options(place), *map(str, arguments)])
     assert stop.value.code == 2
     return capsys.readouterr().err.splitlines()[-1]
 

@@ -1,22 +1,27 @@
-"""``benchmarks/performance.py``: what it measures, keeps and writes; how fast is for it to say."""
+"""``measure_map_costs.py`` and ``measure_map_growth.py``: what they measure, save and write."""
 
 import json
+import logging
 import subprocess
 import sys
 
-import checked
-import growth
-import papers_form
-import performance
-import performance_page
-import processes
+import measure_map_costs as performance
+import measure_map_growth as growth
 import pytest
-import stored
 import torch
-import turns
 from conftest import assert_close
-from costs import DisagreementError
 from folders import llama_folder
+from library import (
+    fresh_process,
+    llama_layer,
+    map_checks,
+    map_costs_page,
+    measuring,
+    paper_attention,
+    timing,
+)
+from library.agreement import DisagreementError
+from library.measuring import Request
 
 from lorada.functional.maps import add_map_reference, low_rank_map
 
@@ -51,11 +56,11 @@ def one_row(monkeypatch):
 @pytest.fixture
 def command(monkeypatch):
     """The command line, without what it silences for the rest of a process."""
-    monkeypatch.setattr(performance.logging, "disable", lambda level: None)
+    monkeypatch.setattr(logging, "disable", lambda level: None)
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["performance.py", *map(str, arguments)])
-        performance.main()
+    def run(*arguments, script=performance):
+        monkeypatch.setattr(sys, "argv", ["benchmark", *map(str, arguments)])
+        script.main()
 
     return run
 
@@ -76,48 +81,49 @@ def test_rows_are_measured_kept_and_written(settings, files):
         "decode_64",
         "lorada_la",
     ]
-    performance.run(settings, names, *files)
+    performance.run(Request(settings, *files, names))
     rows = json.loads(files[0].read_text())["rows"]
     assert list(rows) == names
-    assert all(row["code"] == stored.code() for row in rows.values())
+    assert all(row["code"] == measuring.package_code() for row in rows.values())
     page = files[1].read_text()
     for name in names:
-        assert performance_page.LIMITS[name][0] in page
+        assert map_costs_page.LIMITS[name][0] in page
     assert "sizes divided by 32" in page
-    assert performance_page.OLDER not in page
-    again = performance.run(settings, ["saved_bytes"], *files)
+    assert map_costs_page.OLDER not in page
+    again = performance.run(Request(settings, *files, ["saved_bytes"]))
     assert list(again["rows"]) == [*names, "saved_bytes"]
     assert again["rows"]["saved_bytes"]["mb"][1] == again["rows"]["saved_bytes"]["mb"][8] < 0.2
 
 
-def test_the_off_sides_are_two_models(settings):
-    batch = performance.batch_of(settings, 1, 256)
-    models = [side.model for side in performance.on_and_off(settings, batch).values()]
-    places = {p.data_ptr() for model in models for p in model.parameters()}
-    assert len(places) == sum(len(list(model.parameters())) for model in models)
+def test_the_setups_without_a_map_are_two_models(settings):
+    batch = performance.make_batch(settings, 1, 256)
+    setups = performance.setups_with_and_without(settings, batch)
+    models = [setup.model for setup in setups.values()]
+    addresses = {p.data_ptr() for model in models for p in model.parameters()}
+    assert len(addresses) == sum(len(list(model.parameters())) for model in models)
 
 
-def test_every_side_begins_as_often_by_default():
+def test_every_action_begins_as_often_by_default():
     began = []
-    sides = {name: lambda t, name=name: began.append((t, name)) for name in "abc"}
+    actions = {name: lambda turn, name=name: began.append((turn, name)) for name in "abc"}
     repetitions = performance.Settings().repetitions
-    turns.in_turn(sides, repetitions)
-    first = [name for t, name in began[::3] if t]
+    timing.time_in_turns(actions, repetitions)
+    first = [name for turn, name in began[::3] if turn]
     assert len(first) == repetitions >= 7
     assert {first.count(name) for name in "abc"} == {repetitions // 3}
 
 
 def test_a_ratio_is_that_of_the_medians_with_the_turns_extremes():
     seconds = {"on": [1.0, 2.0, 6.0], "off": [1.0, 1.0, 2.0]}
-    assert turns.ratio(seconds, "on", "off") == {"ratio": 2.0, "lowest": 1.0, "highest": 3.0}
+    assert timing.ratio(seconds, "on", "off") == {"ratio": 2.0, "lowest": 1.0, "highest": 3.0}
 
 
 def test_padded_rows_are_padded(settings):
-    assert not performance.batch_of(settings, 4, 512, padded=True)["attention_mask"].all()
+    assert not performance.make_batch(settings, 4, 512, padded=True)["attention_mask"].all()
 
 
 def test_the_term_is_a_small_part_of_a_layer():
-    assert growth.term_share()["share"] < 0.01
+    assert llama_layer.term_operations()["share"] < 0.01
 
 
 # Nothing is timed that does not compute what it should.
@@ -129,28 +135,28 @@ def test_the_term_is_a_small_part_of_a_layer():
      "lorada_la"],
 )  # fmt: skip
 def test_a_row_is_only_measured_if_it_computes_the_same(settings, files, monkeypatch, name):
-    monkeypatch.setattr(papers_form, "low_rank_map", wrong_map)
-    for function in ("in_turn", "child"):
-        monkeypatch.setattr(performance, function, lambda *x: pytest.fail(UNREACHED))
+    monkeypatch.setattr(paper_attention, "low_rank_map", wrong_map)
+    monkeypatch.setattr(performance, "time_in_turns", lambda *x: pytest.fail(UNREACHED))
+    monkeypatch.setattr(fresh_process, "call", lambda *x: pytest.fail(UNREACHED))
     with pytest.raises(DisagreementError, match=f"{name} was not measured"):
-        performance.run(settings, [name], *files)
+        performance.run(Request(settings, *files, [name]))
     assert not files[0].exists()
 
 
 def test_a_step_is_checked_on_padded_rows_too(settings, monkeypatch):
-    batch = performance.batch_of(settings, 1, 2048)
+    batch = performance.make_batch(settings, 1, 2048)
     checks = []
-    monkeypatch.setattr(checked, "compare", lambda mine, other, batch: checks.append(batch))
-    mine = performance.with_map(settings, batch)
-    checked.check_steps(settings, performance.METHOD, mine, batch)
-    checked.check_steps(settings, performance.METHOD, mine, batch)  # this shape is known
+    monkeypatch.setattr(map_checks, "compare", lambda ours, paper, batch: checks.append(batch))
+    ours = performance.setup_with_map(settings, batch)
+    map_checks.check_training(settings, performance.METHOD, ours, batch)
+    map_checks.check_training(settings, performance.METHOD, ours, batch)  # this shape is known
     assert [bool(check["attention_mask"].all()) for check in checks] == [True, False]
 
 
 def test_a_curve_is_only_measured_if_it_computes_the_same(monkeypatch):
     module = growth.module_with_map(4, causal=True)
     growth.check(module, 8, 1)
-    monkeypatch.setattr(papers_form, "low_rank_map", lambda w_a, w_b, inverse: w_a @ w_b)
+    monkeypatch.setattr(paper_attention, "low_rank_map", lambda w_a, w_b, inverse: w_a @ w_b)
     with pytest.raises(DisagreementError, match="output"):
         growth.check(module, 8, 1)
 
@@ -174,7 +180,7 @@ def test_the_papers_form_adds_what_the_slow_twin_adds(causal, tokens, grad):
     query, key, value = (
         torch.randn(2, heads, tokens, growth.WIDTH, requires_grad=grad) for heads in (9, 3, 3)
     )
-    found, weights = papers_form.attend(module, query, key, value, None, 0.1)
+    found, weights = paper_attention.attend(module, query, key, value, None, 0.1)
     plain = (query @ key.repeat_interleave(3, 1).mT * 0.1).softmax(-1)
     fused = add_map_reference(plain, low_rank_map(w_a, w_b, 1.0), causal=causal)
     wanted = (fused @ value.repeat_interleave(3, 1)).transpose(1, 2)
@@ -192,21 +198,21 @@ def test_the_papers_form_adds_what_the_slow_twin_adds(causal, tokens, grad):
 
 def test_only_what_is_missing_is_measured(settings, files, one_row):
     for _ in range(2):
-        performance.run(settings, [], *files)
+        performance.run(Request(settings, *files))
     assert len(one_row) == 1
-    performance.run(settings, ["step_8x128"], *files)
-    performance.run(settings, [], *files, overwrite=True)
+    performance.run(Request(settings, *files, ["step_8x128"]))
+    performance.run(Request(settings, *files, overwrite=True))
     assert len(one_row) == 3
 
 
-@pytest.mark.parametrize("growth", [(), ("--growth",)], ids=["rows", "growth"])
-def test_results_of_other_settings_are_left_alone(tmp_path, one_row, command, capsys, growth):
+@pytest.mark.parametrize("script", [performance, growth], ids=["rows", "growth"])
+def test_results_of_other_settings_are_left_alone(tmp_path, one_row, command, capsys, script):
     file = tmp_path / "performance.json"
     command("--output", tmp_path, "--repetitions", 1)
     before = file.read_text()
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
-        command("--output", tmp_path, "--repetitions", 1, "--factor", 32, *growth)
+        command("--output", tmp_path, "--repetitions", 1, "--factor", 32, script=script)
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert "factor 1, not 32: pass --output DIR, or --overwrite" in error
@@ -226,36 +232,38 @@ def test_a_tenth_of_a_gibibyte_is_no_other_machine():
     def machine(memory):
         return {"factor": 1, "hardware": {"cpu": "x", "memory_gib": memory}}
 
-    assert not list(stored.differences(machine(23.5), machine(23.4)))
-    assert list(stored.differences(machine(23.5), machine(31.2))) == ["memory_gib 23.5, not 31.2"]
-    assert list(stored.differences(machine(23.5), {"factor": 1})) != []
+    assert not list(measuring.differences(machine(23.5), machine(23.4)))
+    assert list(measuring.differences(machine(23.5), machine(31.2))) == [
+        "memory_gib 23.5, not 31.2"
+    ]
+    assert list(measuring.differences(machine(23.5), {"factor": 1})) != []
 
 
 def test_rows_of_other_code_are_marked(settings, files, one_row):
-    performance.run(settings, [], *files)
+    performance.run(Request(settings, *files))
     results = json.loads(files[0].read_text())
     (new,) = results["rows"].values()
     results["rows"]["step_1x2048"] = {**new, "code": "0", "measured": "2020-01-01T00:00:00+00:00"}
     results["rows"]["forward_4x512"] = {"ratio": 1.0, "lowest": 1.0, "highest": 1.0}
-    older = [performance_page.OLDER in line[0] for line in performance_page.lines(results)]
+    older = [map_costs_page.OLDER in line[0] for line in map_costs_page.lines(results)]
     assert older == [True, False, True]  # forward, 8×128, 1×2048
-    assert "not known" in performance_page.written(results)
+    assert "not known" in map_costs_page.marked_text(results)
 
 
 def test_a_figure_above_its_limit_is_not_called_met():
     row = {"ratio": 1.05, "lowest": 1.0, "highest": 1.1}
     results = {"rows": {"step_8x128": row}}
-    ((*_, met),) = performance_page.lines(results)
+    ((*_, met),) = map_costs_page.lines(results)
     assert met == "**no**"
     row["ratio"] = 1.03
-    ((*_, met),) = performance_page.lines(results)
+    ((*_, met),) = map_costs_page.lines(results)
     assert met == "yes"
 
 
 def test_a_line_says_how_many_turns_there_were_and_what_a_step_without_a_map_takes():
     seconds = {"on": [2.0] * 3, "off": [4.0] * 3, "bare": [1.0] * 3}
-    results = {"rows": {"paper_1x2048": performance.compared(seconds)}}
-    ((label, _, measured, turns, *_),) = performance_page.lines(results)
+    results = {"rows": {"paper_1x2048": performance.comparison(seconds)}}
+    ((label, _, measured, turns, *_),) = map_costs_page.lines(results)
     assert "(without a map: 0.250)" in label
     assert (measured, turns) == ("0.500", "0.500–0.500 in 3")
 
@@ -275,23 +283,23 @@ def short_curves(monkeypatch):
 
 
 def test_curves_are_measured_kept_and_drawn(settings, files, short_curves, monkeypatch):
-    growth.measure_growth(settings, [], *files)
+    growth.run(Request(settings, *files))
     assert json.loads(files[0].read_text())["growth"].keys() == short_curves.keys()
-    for picture in performance_page.PICTURES.values():
+    for picture in map_costs_page.PICTURES.values():
         assert (files[0].parent / picture).stat().st_size > 0
         assert picture in files[1].read_text()
         assert "The map alone: " in files[1].read_text()
     points = []
-    monkeypatch.setattr(growth, "point", lambda *x, **kw: points.append(x) or one_point())
-    growth.measure_growth(settings, [], *files)
+    monkeypatch.setattr(growth, "measure_point", lambda *x, **kw: points.append(x) or one_point())
+    growth.run(Request(settings, *files))
     assert points == []
-    growth.measure_growth(settings, ["batch"], *files)
+    growth.run(Request(settings, *files, ["batch"]))
     assert len(points) == len(short_curves["batch"].points)
 
 
 def test_a_curve_says_what_the_map_costs_at_both_ends():
     points = [one_point(), one_point() | {"N": 8192, "map_ms": 2.5, "share": 0.004}]
-    assert performance_page._ends(points) == (
+    assert map_costs_page.curve_ends(points) == (
         "The map alone: 1 ms at N = 8, 50.0% of the call; 2.5 ms at N = 8,192, 0.4% of the call."
     )
 
@@ -306,9 +314,9 @@ def test_curves_that_are_measured_survive_a_failure(settings, files, short_curve
             raise DisagreementError("no")
         return one_point()
 
-    monkeypatch.setattr(growth, "point", point)
+    monkeypatch.setattr(growth, "measure_point", point)
     with pytest.raises(DisagreementError):
-        growth.measure_growth(settings, [], *files)
+        growth.run(Request(settings, *files))
     assert list(json.loads(files[0].read_text())["growth"]) == ["tokens", "length"]
 
 
@@ -316,49 +324,50 @@ def test_curves_that_are_measured_survive_a_failure(settings, files, short_curve
 def test_a_curve_compares_a_call_with_a_map_to_attention_alone(causal, monkeypatch):
     module = growth.module_with_map(4, causal=causal)
     assert module.is_causal is causal
-    sides = growth.turns_of(module, 8, 1)
-    assert len(sides["on"](0)) == len(sides["paper"](0)) == 6  # output, Q, K, V, W_a, W_b
+    calls = growth.calls(module, 8, 1)
+    assert len(calls["on"](0)) == len(calls["paper"](0)) == 6  # output, Q, K, V, W_a, W_b
     monkeypatch.setattr(type(module.lmam), "maps", lambda self: pytest.fail(UNREACHED))
-    assert len(sides["off"](0)) == 4
+    assert len(calls["off"](0)) == 4
 
 
 # Processes.
 
 
 def test_the_memory_of_a_step_is_measured(settings):
-    for side in ("ours", "papers"):
-        found = performance.peak_of_step(settings, side)
+    for form in ("ours", "papers"):
+        found = performance.peak_of_step(vars(settings), form)
         assert 0 <= found["beyond"] < found["total"]
 
 
 def test_peaks_are_medians_of_processes_that_take_turns(settings, monkeypatch):
     figures = iter([(10, 500), (40, 520), (12, 501), (44, 540), (90, 600), (48, 530)])
-    sides = []
+    forms = []
 
-    def child(settings, side):
-        sides.append(side)
+    def call(function, settings, form):
+        assert function is performance.peak_of_step
+        forms.append(form)
         return dict(zip(("beyond", "total"), next(figures), strict=True))
 
-    monkeypatch.setattr(performance, "PEAKS", 3)
-    monkeypatch.setattr(performance, "child", child)
-    row = performance.peak(settings)
-    assert sides == ["ours", "papers"] * 3
+    monkeypatch.setattr(performance, "PEAK_PROCESSES", 3)
+    monkeypatch.setattr(fresh_process, "call", call)
+    row = performance.peak_memory(settings)
+    assert forms == ["ours", "papers"] * 3
     assert (row["ours_mb"], row["papers_mb"], row["ratio"]) == (12, 44, round(12 / 44, 4))
-    ((what, *_),) = performance_page.lines({"rows": {"peak_1x2048": row}})
+    ((what, *_),) = map_costs_page.lines({"rows": {"peak_1x2048": row}})
     assert "in all 501 vs 530 MB" in what
 
 
 def test_a_command_that_fails_is_not_timed(monkeypatch):
-    monkeypatch.setattr(processes, "COMMANDS", {"help": "raise SystemExit(3)"})
+    monkeypatch.setattr(fresh_process, "COMMANDS", {"help": "raise SystemExit(3)"})
     with pytest.raises(subprocess.CalledProcessError):
-        processes.start(1)
+        fresh_process.start_times(1)
 
 
 def test_the_import_says_itself_how_long_it_takes(monkeypatch):
-    monkeypatch.setattr(processes, "COMMANDS", {"help": "", "methods": ""})
-    monkeypatch.setattr(processes, "IMPORT", "print('noise'); print(0.1234)")
-    row = processes.start(1)
+    monkeypatch.setattr(fresh_process, "COMMANDS", {"help": "", "methods": ""})
+    monkeypatch.setattr(fresh_process, "IMPORT", "print('noise'); print(0.1234)")
+    row = fresh_process.start_times(1)
     assert row["import_s"] == 0.1234
     assert row["help_s"] > 0
-    shown = [line[2] for line in performance_page.lines({"rows": {"start": row}})]
+    shown = [line[2] for line in map_costs_page.lines({"rows": {"start": row}})]
     assert "0.123 s" in shown

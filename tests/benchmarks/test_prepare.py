@@ -1,11 +1,11 @@
-"""benchmarks/prepare.py: every preparation is measured cold; its times are for it to say."""
+"""``benchmarks/measure_data_preparation.py``: every preparation has an empty cache of token ids."""
 
 import importlib.util
 import json
 import subprocess
 from types import SimpleNamespace
 
-import prepare
+import measure_data_preparation as prepare
 import pytest
 
 from lorada.runs.data.token_cache import LEAST
@@ -19,13 +19,13 @@ def test_a_preparation_has_a_cache_of_its_own(tmp_path, monkeypatch):
     asked = []
 
     def run(command, *, env, **_):
-        asked.append((command[2:], env["HF_DATASETS_CACHE"]))
+        asked.append((json.loads(command[-1]), env["HF_DATASETS_CACHE"]))
         return SimpleNamespace(stdout=json.dumps({"rows": 1}))
 
     monkeypatch.setenv("HF_DATASETS_CACHE", "one that has the tokens")
     monkeypatch.setattr(subprocess, "run", run)
     folder = str(tmp_path)
-    assert prepare.cold(folder, PROTOCOL) == {"rows": 1}
+    assert prepare.prepare_in_process(folder, PROTOCOL) == {"rows": 1}
     assert asked == [([folder, PROTOCOL], f"{folder}/cache")]
 
 
@@ -46,6 +46,6 @@ def test_the_second_preparation_is_as_cold_as_the_first(tmp_path, monkeypatch):
                     "input": "", "output": f"the correct answer is {answer}", "answer": answer,
                 }  # fmt: skip
                 file.write(json.dumps(row) + "\n")
-        assert prepare.cold(str(tmp_path / name), PROTOCOL)["rows"] == count
+        assert prepare.prepare_in_process(str(tmp_path / name), PROTOCOL)["rows"] == count
         assert len(list((tmp_path / name / "cache" / "lorada").iterdir())) == 1
     assert not users.exists()

@@ -1,10 +1,7 @@
 """``lorada params`` on the paper's own models, which it knows without weights."""
 
-import importlib.util
-import sys
-
 import pytest
-from paths import ROOT
+from count_paper_parameters import PAGE, ROWS, line, page, verdict
 
 from lorada.runs.models.architectures import ARCHITECTURES
 from lorada.runs.models.count import count_parameters
@@ -54,33 +51,21 @@ def test_a_name_without_weights_cannot_be_trained_on():
         model_folder("llama-7b")
 
 
-def ledger():
-    path = ROOT / "benchmarks" / "parameters.py"
-    spec = importlib.util.spec_from_file_location("ledger", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ledger"] = module  # its dataclass looks itself up there
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_some_rows_of_the_ledger_are_what_the_command_counts():
-    made = ledger()
-    lines = made.PAGE.read_text().splitlines()
-    for row in made.ROWS[1::9]:
-        assert made.line(row) in lines
+def test_some_rows_of_the_page_are_what_the_command_counts():
+    lines = PAGE.read_text().splitlines()
+    for row in ROWS[1::9]:
+        assert line(row) in lines
 
 
 @pytest.mark.slow
-def test_the_ledger_is_what_the_command_writes():
-    made = ledger()
-    assert made.PAGE.read_text() == made.page([made.line(row) for row in made.ROWS])
+def test_the_page_is_what_the_command_writes():
+    assert PAGE.read_text() == page([line(row) for row in ROWS])
 
 
-def test_every_figure_of_the_ledger_that_is_not_met_has_its_reason():
-    made = ledger()
-    lines = [text for text in made.PAGE.read_text().splitlines() if text.startswith("| ")][1:]
-    assert len(lines) == len(made.ROWS)
-    for text, row in zip(lines, made.ROWS, strict=True):
+def test_every_figure_of_the_page_that_is_not_met_has_its_reason():
+    lines = [text for text in PAGE.read_text().splitlines() if text.startswith("| ")][1:]
+    assert len(lines) == len(ROWS)
+    for text, row in zip(lines, ROWS, strict=True):
         assert ("| ✓ |" in text) != bool(row.why), text
 
 
@@ -90,4 +75,4 @@ def test_every_figure_of_the_ledger_that_is_not_met_has_its_reason():
      ("1.0", [0.9886], "✓"), ("0.29M", [0.3227], "✗"), ("7.2", [7.2682, 6.7757], "cut")],
 )  # fmt: skip
 def test_a_printed_figure_is_met_by_rounding_or_by_cutting(printed, figures, found):
-    assert ledger().verdict(printed, figures) == found
+    assert verdict(printed, figures) == found

@@ -1,7 +1,7 @@
-"""Writes docs/results.md: all tables that were run, from docs/results, below what they say.
+"""Write docs/results.md: the findings, then every table of the paper that was run here.
 
-What they say is written by hand, in docs/results/findings.md. What is missing of a table is run by
-``lorada table N --scale local --data-dir DIR --resume``.
+The findings are written by hand in docs/results/findings.md; the tables are read from docs/results.
+``lorada table N --scale local --data-dir DIR --resume`` runs what is missing of a table.
 """
 
 import json
@@ -16,20 +16,21 @@ DOCS = Path(__file__).parents[1] / "docs"
 NUMBERS = [*range(4, 15), 18]
 INTRO = """# The paper's tables, run here
 
-Each table below is what `lorada table N --scale local` printed, with `--rows`, `--tasks` and
-`--seeds` for what it shows: small models and samples of the real data under the paper's protocols,
-beside the paper's own numbers. The two lines of a row are not comparable in height, and the list
-above each table says why; what can be compared is how our rows stand to each other. Every
-`result.json` is under `docs/results`, where `--resume` finds it. Tables 2 and 3 are
-computed: `lorada table 2`, `lorada table 3`. This page is made by `python benchmarks/results.py`.
+Each table below was printed by `lorada table N --scale local`, with `--rows`, `--tasks` and
+`--seeds` for what it shows. The models are small and the data are samples of the real rows; the
+protocols are the paper's, whose own numbers stand beside ours. Our score and the paper's score of a
+row cannot be compared, and the list above each table says why. Our rows can be compared to each
+other. Every `result.json` is under `docs/results`, where `--resume` finds it. Tables 2
+and 3 are computed: `lorada table 2`, `lorada table 3`. This page is made by
+`python benchmarks/write_results_page.py`.
 
-{runs} runs, {hours:.1f} hours of training in all, beside other work on the same two cores: minutes
-say what such a run costs at most.
+{runs} runs, {hours:.1f} hours of training in all. Other programs ran on the same two cores, so a
+run alone takes no longer than its minutes say.
 {missing}"""
 
 
 def results_of(folder: Path) -> list[dict[str, Any]]:
-    """The results of a table."""
+    """The results of a table's runs."""
     return [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.rglob("seed*.json"))]
 
 
@@ -44,7 +45,7 @@ def page(docs: Path = DOCS) -> str:
     for number in NUMBERS:
         folder = docs / "results" / f"table{number}" / "local"
         rows = load_table(f"table{number}").rows_at("local", None)
-        # Beside table.md there may be one of fewer tasks, learned together.
+        # Beside table.md there may be a table of fewer tasks, trained together.
         pages = sorted(folder.glob("table*.md"))
         if not pages:
             missing.append(f"Table {number}")
@@ -57,8 +58,8 @@ def page(docs: Path = DOCS) -> str:
     hours = sum(result["wall_time_s"] for result in results) / 3600
     intro = INTRO.format(runs=len(results), hours=hours, missing=left)
     findings = docs / "results" / "findings.md"
-    said = [findings.read_text(encoding="utf-8").strip()] if findings.is_file() else []
-    return "\n\n".join([intro.rstrip(), *said, *tables]) + "\n"
+    text = [findings.read_text(encoding="utf-8").strip()] if findings.is_file() else []
+    return "\n\n".join([intro.rstrip(), *text, *tables]) + "\n"
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""What a map adds to the operations of a training step, by torch's profiler.
+"""Profile a training step with a map and one without, by operation, with torch's profiler.
 
-    python benchmarks/profile_step.py --rows 8 --length 128
+    python benchmarks/profile_map_operations.py --rows 8 --length 128
 
-LoRA with a map on SmolLM2-135M beside LoRA alone, after a step that is a warm-up. ``the map,
-forward`` is what the calls of the term took; their backward pass is in the line of their own
+LoRA with a map on SmolLM2-135M stands beside LoRA alone, after a step that warms up. The line ``the
+map, forward`` holds the calls that compute the map's term; its backward pass is in the line of its
 autograd function.
 """
 
@@ -12,24 +12,28 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from costs import Options, text_batch, timed
-from performance import Settings, with_map
+from library.training_setup import (
+    Batch,
+    TrainingSetup,
+    bare_model,
+    lorada_setup,
+    run_step,
+    text_batch,
+)
+from measure_map_costs import Settings, setup_with_map
 from rich.console import Console
 from rich.table import Table
-from sides import Batch, Side, bare_base, ours
 from torch.profiler import ProfilerActivity, profile, record_function
-
-from lorada.attention import interface
 
 FORWARD, BACKWARD = "the map, forward", "_AddedBackward"
 SHOWN, STEPS = 12, 3
 
-# By operation: calls, milliseconds within it, and milliseconds of its own, a step.
+# By operation, per step: calls, milliseconds with and without the operations that it calls.
 Averages = dict[str, tuple[float, float, float]]
 
 
 def labelled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with a name of its own in the profile."""
+    """Give a function a line of its own in the profile."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with record_function(FORWARD):
@@ -38,12 +42,12 @@ def labelled(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def profiled(side: Side, batch: Batch) -> Averages:
-    """The averages of some steps."""
-    timed(side, batch, 1)
+def profile_steps(setup: TrainingSetup, batch: Batch) -> Averages:
+    """Profile some steps."""
+    run_step(setup, batch, 1)
     with profile(activities=[ProfilerActivity.CPU]) as found:
         for step in range(STEPS):
-            timed(side, batch, 2 + step)
+            run_step(setup, batch, 2 + step)
     return {
         one.key: tuple(
             x / STEPS for x in (one.count, one.cpu_time_total / 1e3, one.self_cpu_time_total / 1e3)
@@ -53,7 +57,7 @@ def profiled(side: Side, batch: Batch) -> Averages:
 
 
 def table_of(on: Averages, off: Averages) -> Table:
-    """The map's own lines, then what differs most."""
+    """The map's own lines, then the operations whose own time differs most."""
     table = Table("operation", "calls with a map", "without", "ms with a map", "without")
     none = (0.0, 0.0, 0.0)
     inclusive = [(key, 1) for key in (FORWARD, BACKWARD) if key in on]
@@ -64,7 +68,7 @@ def table_of(on: Averages, off: Averages) -> Table:
         calls = [f"{x[0]:.0f}" for x in (one, other)]
         table.add_row(key[:50], *calls, *(f"{x[column]:.1f}" for x in (one, other)))
     for name, column in (("calls of all operations", 0), ("all operations", 2)):
-        sums = [sum(x[column] for x in side.values()) for side in (on, off)]
+        sums = [sum(x[column] for x in averages.values()) for averages in (on, off)]
         cells = [f"{x:.0f}" for x in sums]
         table.add_row(name, *(["", "", *cells] if column else [*cells, "", ""]))
     return table
@@ -77,11 +81,14 @@ def main() -> None:
     given = parser.parse_args()
     settings = Settings()
     torch.set_num_threads(settings.threads)
-    batch = text_batch(Options(settings.model, settings.data, length=given.length), given.rows)
-    off = profiled(ours("lora", bare_base(settings.model), batch), batch)
+    batch = text_batch(settings.model, settings.data, given.rows, given.length)
+    off = profile_steps(lorada_setup("lora", bare_model(settings.model), batch), batch)
     interface.add_term = labelled(interface.add_term)
-    on = profiled(with_map(settings, batch), batch)
-    print(f"{given.rows} × {given.length} tokens, a step; inclusive first, then own times:")
+    on = profile_steps(setup_with_map(settings, batch), batch)
+    print(
+        f"{given.rows} × {given.length} tokens, per step. The lines of the map include what it "
+        "calls, the others have their own time."
+    )
     Console(width=110).print(table_of(on, off))
 
 

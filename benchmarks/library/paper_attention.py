@@ -1,9 +1,8 @@
-"""The map in the paper's own form: the whole attention map in memory, and Attn_s added to it.
+"""The paper's own form of attention with a map: Attn_s is added to an attention map in memory.
 
-One more attention function of transformers, its eager one with the addition of the slow twin,
-``functional.add_map_reference``. The map goes into the top-left corner and nothing else is touched,
-as in the paper's code. It reads the factors of the same adapter, for batches without a cache that
-are padded on the right, if at all.
+It is an attention function for transformers, which reads the factors of lorada's adapter. The map
+is added to the top-left corner of the attention map, as in the paper's code and in lorada's slow
+twin ``add_map_reference``. It is for batches without a cache, without pads or padded on the right.
 """
 
 from typing import Any
@@ -15,14 +14,14 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 
 from lorada.functional.maps import low_rank_map, mask_map
 
-NAME = "papers_form"
+NAME = "paper_attention"
 
 
-class _InCorner(torch.autograd.Function):
-    """Attention maps (B, H, N, N) with a map (H, m, m) added to their top-left corner.
+class _AddToCorner(torch.autograd.Function):
+    """Adds a map (H, m, m) to the top-left corner of attention maps (B, H, N, N).
 
-    In place, unless softmax needs its output for the backward pass; then in a copy, which is the
-    least that autograd lets pass. Autograd's own backward of ``+=`` would copy the gradient too.
+    It adds in place, or to a copy where softmax needs its output for the backward pass. Autograd's
+    own backward of ``+=`` would copy the gradient too, which the paper's form does not need.
     """
 
     @staticmethod
@@ -51,28 +50,28 @@ def attend(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(QKᵀ/√d) + tile(Attn_s), then times V (Eqs. 12-13)."""
+    """(softmax(QKᵀ/√d) + tile(Attn_s)) V (Eqs. 12-13)."""
     heads, keys = query.shape[1], key.shape[2]
     groups = heads // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.mT * scaling
     if attention_mask is not None:
         scores = scores + attention_mask[..., :keys]
-    fused = scores.softmax(-1)
+    weights = scores.softmax(-1)
     causal = bool(getattr(module, "is_causal", True))
-    held: Any = module.lmam
-    for found in held.maps():
-        w_a, w_b = found.factors
-        map_ = low_rank_map(w_a, w_b, found.inverse_scale)[:, :keys, :keys]
+    adapter: Any = module.lmam
+    for one in adapter.maps():
+        w_a, w_b = one.factors
+        map_ = low_rank_map(w_a, w_b, one.inverse_scale)[:, :keys, :keys]
         tiled = mask_map(map_, causal, None).repeat(heads // map_.shape[0], 1, 1)
-        added: Tensor = _InCorner.apply(fused, tiled)
-        fused = added
-    return (fused @ value).transpose(1, 2), fused
+        with_map: Tensor = _AddToCorner.apply(weights, tiled)
+        weights = with_map
+    return (weights @ value).transpose(1, 2), weights
 
 
-def use(base: PreTrainedModel) -> PreTrainedModel:
+def use_paper_attention(base: PreTrainedModel) -> PreTrainedModel:
     """Let a model compute its attention in this form."""
-    attend.adds_map = True  # type: ignore[attr-defined]  # nothing has to be added to it
+    attend.adds_map = True  # type: ignore[attr-defined]  # so that lorada does not add it again
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
     base.set_attn_implementation(NAME)

@@ -1,11 +1,11 @@
-"""The compared methods as one would write them in a notebook, for LLaMA, from their equations.
+"""The parts of the methods as one would write them in a notebook, for LLaMA, from their equations.
 
-No PEFT, no configs, no second adapter: a function changes the ``forward`` of a few modules of a
-model and closes over the tensors it is given. ``costs.py`` times the package against these, after
-it has seen that loss and gradients are the same.
+There is no PEFT here, no config and no second adapter: a function changes the ``forward`` of a few
+modules of a model, and uses the tensors that it is given. ``measure_method_costs.py`` times lorada
+beside these, after checking that loss and gradients are the same.
 
-A function takes the model and the method's tensors by name, ``HOST.ROLE`` with HOST the name of
-the module that is changed, such as ``model.layers.0.self_attn.q_proj.A``.
+A function takes the model and the method's tensors by name. A name is ``HOST.ROLE``, and HOST is
+the module that is changed, as in ``model.layers.0.self_attn.q_proj.A``.
 
 Shapes: B batch, H query heads, G key/value heads, T tokens, N map length, D head width.
 """
@@ -25,18 +25,28 @@ Tensors = dict[str, Tensor]
 Forward = Callable[..., Tensor]
 
 
-def hosts(tensors: Tensors, child: str = "") -> Iterator[tuple[str, Tensors]]:
-    """(HOST, its tensors by role); with ``child``, of the names HOST.child.ROLE only."""
+def hosts(tensors: Tensors, child: str = "", marker: str = "") -> Iterator[tuple[str, Tensors]]:
+    """Give each HOST of a method with its tensors by role.
+
+    Args:
+        tensors: those of all parts of a method.
+        child: if given, names are HOST.child.ROLE, and others are left out.
+        marker: if given, hosts without a tensor that has this in its name are left out.
+    """
     found: dict[str, Tensors] = defaultdict(dict)
+    marked = set()
     for name, tensor in tensors.items():
         host, _, role = name.rpartition(".")
         if not child or host.endswith(f".{child}"):
-            found[host.removesuffix(f".{child}") if child else host][role] = tensor
-    yield from found.items()
+            host = host.removesuffix(f".{child}") if child else host
+            found[host][role] = tensor
+            if marker in name:
+                marked.add(host)
+    yield from ((host, own) for host, own in found.items() if host in marked)
 
 
 def beside(model: nn.Module, name: str, term: Forward) -> None:
-    """Make it y = W x + term(x)."""
+    """Make the linear of this name compute W x + term(x)."""
     linear = model.get_submodule(name)
     plain = linear.forward
     linear.forward = lambda x: plain(x) + term(x)
@@ -55,7 +65,16 @@ def attention(
     map_of: Callable[[], Tensor] | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """softmax(Q Kᵀ / √d) V, within a mask of its own (H, T, T), and with A V added where A is."""
+    """LLaMA's attention, softmax(Q Kᵀ / √d) V, with a mask of its own and a map added.
+
+    Args:
+        self: the attention module.
+        hidden_states: (B, T, width).
+        position_embeddings: cosines and sines of the positions.
+        attention_mask: the model's mask, unless ``mask_of`` is given.
+        mask_of: makes a mask (H, T, T) from H and T.
+        map_of: makes the map A (H, N, N), whose A V is added to the first N tokens.
+    """
     shape = (*hidden_states.shape[:-1], -1, self.head_dim)
     query = self.q_proj(hidden_states).view(shape).transpose(1, 2)
     key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
@@ -75,7 +94,7 @@ def attention(
 def lmam(model: nn.Module, tensors: Tensors) -> None:
     """O = Attn V + A V with A = tril((W_a + PE)(W_b + PE)), or tril(W + PE PEᵀ) of full rank.
 
-    Slot i is token i, so this is for batches without padding, or padded on the right.
+    It is for batches without pads or padded on the right, where token i is in slot i.
     """
     for name, own in hosts(tensors, "lmam"):
         length = own["w_a" if "w_a" in own else "w"].shape[1]
@@ -125,7 +144,7 @@ def adapter_ffn(model: nn.Module, tensors: Tensors, *, scale: float, dropout: fl
 
 def series(model: nn.Module, tensors: Tensors) -> None:
     """Series: y + U tanh(D y), y = W x."""
-    for name, own in hosts(tensors):
+    for name, own in hosts(tensors, marker="bneck_series_"):
         linear = model.get_submodule(name.replace("bneck_series_", ""))
         plain = linear.forward
 
@@ -138,7 +157,7 @@ def series(model: nn.Module, tensors: Tensors) -> None:
 
 def parallel(model: nn.Module, tensors: Tensors) -> None:
     """Parallel: W x + U tanh(D x)."""
-    for name, own in hosts(tensors):
+    for name, own in hosts(tensors, marker="bneck_parallel_"):
 
         def term(x: Tensor, own: Tensors = own) -> Tensor:
             return F.linear(torch.tanh(F.linear(x, own["down"])), own["up"])
@@ -173,7 +192,7 @@ def quanta(model: nn.Module, tensors: Tensors, dims: tuple[int, ...]) -> None:
 
 def sora(model: nn.Module, tensors: Tensors, *, alpha: float) -> None:
     """SoRA: W x + (α/r) B (g ⊙ A x)."""
-    for name, own in hosts(tensors):
+    for name, own in hosts(tensors, marker=".gate"):
 
         def term(x: Tensor, own: Tensors = own) -> Tensor:
             gated = own["gate"] * F.linear(x, own["A"])
@@ -184,7 +203,7 @@ def sora(model: nn.Module, tensors: Tensors, *, alpha: float) -> None:
 
 def lamda(model: nn.Module, tensors: Tensors) -> None:
     """LaMDA: (W − U Σ Vᵀ) x + B M A x, U, Σ and A = Vᵀ the leading singular directions of W."""
-    for name, own in hosts(tensors):
+    for name, own in hosts(tensors, marker=".M"):
         linear = model.get_submodule(name)
         linear.weight.data -= own["U"] @ torch.diag(own["sigma"]) @ own["A"]
 
@@ -196,7 +215,7 @@ def lamda(model: nn.Module, tensors: Tensors) -> None:
 
 def omoe(model: nn.Module, tensors: Tensors, *, scale: float, dropout: float) -> None:
     """OMoE: W x + Σ g_i u_i: DoRA experts, made orthogonal token by token, weighed by a router."""
-    for name, own in hosts(tensors):
+    for name, own in hosts(tensors, marker=".router"):
         linear = model.get_submodule(name)
         plain = linear.forward
 
@@ -221,11 +240,13 @@ def omoe(model: nn.Module, tensors: Tensors, *, scale: float, dropout: float) ->
         linear.forward = forward
 
 
-# Training procedures: what happens in front of a step, and in place of the optimizer's.
+# Training procedures: what happens before a step, and what replaces the optimizer's step.
 
 
-def some_layers(layers: list[list[nn.Parameter]], count: int, seed: int) -> list[nn.Parameter]:
-    """Let ``count`` layers, all as likely, have gradients and no others; returns theirs."""
+def train_some_layers(
+    layers: list[list[nn.Parameter]], count: int, seed: int
+) -> list[nn.Parameter]:
+    """Draw ``count`` layers, let only them have gradients, and return their parameters."""
     generator = torch.Generator().manual_seed(seed)
     weights = torch.ones(len(layers), dtype=torch.float64)
     chosen = torch.multinomial(weights, count, generator=generator).tolist()
@@ -239,7 +260,10 @@ def some_layers(layers: list[list[nn.Parameter]], count: int, seed: int) -> list
 def galore_step(
     matrices: Iterable[nn.Parameter], state: dict[nn.Parameter, dict], *, lr: float, rank: int
 ) -> None:
-    """AdamW on Pᵀ G or G Qᵀ, the side of G that is shorter, with P or Q from its first gradient."""
+    """GaLore: AdamW on Pᵀ G or G Qᵀ, which projects the shorter side of G.
+
+    P or Q holds singular vectors of the first gradient of a matrix.
+    """
     for weight in matrices:
         gradient = weight.grad
         if gradient is None:
@@ -265,26 +289,26 @@ def soft_threshold(gates: Iterable[Tensor], xi: float) -> None:
 
 
 class FrozenColumns:
-    """LaMDA: a share of the columns of each B, the first ones, gets no gradient and stays."""
+    """LaMDA: the first columns of each B, ``share`` of all, get no gradient and do not change."""
 
     def __init__(self, matrices: list[nn.Parameter]) -> None:
         self.matrices, self.share = matrices, 0.0
         for matrix in matrices:
-            matrix.register_hook(self.without)
+            matrix.register_hook(self.without_frozen)
 
-    def of(self, matrix: Tensor) -> Tensor:
-        """The frozen columns."""
+    def frozen(self, matrix: Tensor) -> Tensor:
+        """The frozen columns of a matrix."""
         return matrix[:, : int(self.share * matrix.shape[1] + 1e-9)]
 
-    def without(self, gradient: Tensor) -> Tensor:
-        """The gradient of the others."""
+    def without_frozen(self, gradient: Tensor) -> Tensor:
+        """A gradient that is zero in the frozen columns."""
         gradient = gradient.clone()
-        self.of(gradient).zero_()
+        self.frozen(gradient).zero_()
         return gradient
 
-    def around(self, optimizer_step: Callable[[], object]) -> None:
-        """An optimizer step, after which the frozen columns are what they were."""
-        kept = [self.of(matrix.detach()).clone() for matrix in self.matrices]
+    def keep(self, optimizer_step: Callable[[], object]) -> None:
+        """Run an optimizer step and put the frozen columns back."""
+        kept = [self.frozen(matrix.detach()).clone() for matrix in self.matrices]
         optimizer_step()
         for matrix, columns in zip(self.matrices, kept, strict=True):
-            self.of(matrix.data).copy_(columns)
+            self.frozen(matrix.data).copy_(columns)

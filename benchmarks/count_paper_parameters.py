@@ -1,9 +1,9 @@
-"""The ledger: every "# Params" of the paper's tables, counted again on the real architectures.
+"""Count every "# Params" of the paper's tables again, on the real architectures.
 
-    python benchmarks/parameters.py        # prints the tables and writes docs/parameters.md
+    python benchmarks/count_paper_parameters.py        # prints the table, writes docs/parameters.md
 
-Nothing is downloaded: models are built without weights. A printed figure may be p/N or p/(N+p);
-it counts as equal if one of the two rounds to it, as cut if one of the two is cut off to it.
+Nothing is downloaded: models are built without weights. A figure of the paper may be p/N or
+p/(N+p). It counts as equal if one of the two rounds to it, as cut if one of them cut off gives it.
 """
 
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ PAGE = Path(__file__).parents[1] / "docs" / "parameters.md"
 
 @dataclass(frozen=True)
 class Row:
-    """One printed figure.
+    """A figure that the paper prints.
 
     Attributes:
         table: number of the table.
-        label: as the paper names the row.
+        label: the paper's name of the row.
         printed: the figure as printed, in percent of the model, or with M for millions.
-        method: its name here.
+        method: the name of the method here.
         model: the architecture.
-        overrides: what the row has that the method's column has not.
-        why: of a figure that is not met.
+        overrides: settings of the row that differ from the method's.
+        why: why our count gives another figure.
     """
 
     table: int
@@ -123,7 +123,7 @@ ROWS = [
 
 
 def verdict(printed: str, figures: list[float]) -> str:
-    """``✓`` if a figure rounds to what is printed, ``cut`` if one is cut off to it, else ``✗``."""
+    """``✓`` if a figure rounds to the printed one, ``cut`` if one cut off gives it, else ``✗``."""
     wanted = Decimal(printed.removesuffix("M"))
     step = Decimal(1).scaleb(wanted.as_tuple().exponent)
     for word, rounding in (("✓", ROUND_HALF_UP), ("cut", ROUND_DOWN)):
@@ -133,7 +133,7 @@ def verdict(printed: str, figures: list[float]) -> str:
 
 
 def figures_of(row: Row) -> tuple[dict, list[float]]:
-    """The counts of a row, and what the printed figure may be."""
+    """Count the parameters of a row; also return what the printed figure may be."""
     counts = count_parameters(row.method, row.model, list(row.overrides))
     if row.printed.endswith("M"):
         return counts, [counts["trainable"] / 1e6]
@@ -141,6 +141,7 @@ def figures_of(row: Row) -> tuple[dict, list[float]]:
 
 
 def line(row: Row) -> str:
+    """The line of a row in the table."""
     counts, figures = figures_of(row)
     found = verdict(row.printed, figures)
     name = " ".join([row.method, *row.overrides])
@@ -152,26 +153,27 @@ def line(row: Row) -> str:
 
 
 def page(lines: list[str]) -> str:
+    """The text of docs/parameters.md."""
     return "\n".join([HEADER, *lines]) + "\n" + FOOTER
 
 
 HEADER = """\
 # Parameters, ours and the paper's
 
-Every figure of the paper's tables that a count can give, made by `python
-benchmarks/parameters.py` from the real architectures, built without weights; `lorada params`
-prints any other. Task heads are never counted, nor are networks that only training needs (of a
-prefix). p/N and p/(N+p) in percent, N the base with its pooler. ✓: one of the two rounds to the
-printed figure; cut: one of the two is cut off to it; ✗: neither.
+Every figure of the paper's tables that a count can give. The page is made by `python
+benchmarks/count_paper_parameters.py` from the real architectures, built without weights; `lorada
+params` prints any other count. Task heads are not counted, nor are networks that only training
+needs, such as that of a prefix. p/N and p/(N+p) are in percent; N is the base with its pooler.
+✓: one of the two rounds to the printed figure. cut: one of the two, cut off, gives it. ✗: neither.
 
 | table | row | model | `lorada params` | p | p/N | p/(N+p) | printed | | why not |
 |---|---|---|---|---|---|---|---|---|---|"""
 FOOTER = """
-Not in the table: rows that print "-" (IST, OwLore: all of LoRA's or of the model's parameters
-exist, a part of them moves at a time), ChatGPT, full fine-tuning (100 %), and Table 12, which
-prints 0.009, 0.008, 0.05 and 0.029 for the runs of Table 4. AutoPEFT's rows are configurations of
-ours at the printed budget: none was published. LongLoRA's own code adds one token to the
-vocabulary: 139,730,944.
+The table leaves out ChatGPT, full fine-tuning (100 %), and rows that print "-": IST and OwLore, in
+which all parameters of LoRA or of the model exist and a part of them trains at a time. It leaves
+out Table 12, which prints 0.009, 0.008, 0.05 and 0.029 for the runs of Table 4. AutoPEFT's rows are
+configurations of ours at the printed budget, because none was published. LongLoRA's own code adds
+one token to the vocabulary, which gives 139,730,944.
 """
 
 if __name__ == "__main__":
