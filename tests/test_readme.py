@@ -98,5 +98,8 @@ def test_the_make_targets_of_the_readme_exist():
 
 def test_pictures_and_pages_of_the_readme_exist():
     root = Path(__file__).parents[1]
-    for target in re.findall(r"\]\(([^)]+)\)", README):
+    targets = re.findall(r"\]\(([^)]+)\)", README)
+    assert any(target.endswith(".md") for target in targets)
+    assert any(target.endswith(".png") for target in targets)
+    for target in targets:
         assert (root / target).is_file(), target
