@@ -18,7 +18,7 @@ INSTALL_TORCH = $(PIP) install -q --retries 0 --timeout 15 --index-url $(CPU_IND
 	|| $(PIP) install torch
 endif
 
-.PHONY: quickstart test test-all kernels check docs format bench bench-scale clean
+.PHONY: quickstart test test-all kernels check docs format pages bench bench-scale clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/lorada quickstart --overwrite --output runs/quickstart
@@ -57,6 +57,12 @@ docs: $(VENV)/.installed-docs
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The pages of docs that are made of code. A test fails where one is not what it would be.
+pages: $(VENV)/.installed-dev
+	$(BIN)/python scripts/tasks_page.py
+	PYTHONPATH=tests $(BIN)/python scripts/architectures_page.py
+	PYTHONPATH=tests $(BIN)/python scripts/exact_page.py
 
 # What the map costs (docs/performance.md) and what a step of each method costs (docs/costs.md), into
 # a folder of this machine's own, where what is measured already is kept. For the pages under docs:

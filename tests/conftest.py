@@ -10,6 +10,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
+import hypothesis
 import jaxtyping
 import pytest
 import torch
@@ -45,6 +46,12 @@ with install_import_hook(SHAPED, "beartype.beartype"):
 
 # Everything here is tiny: a second thread would only wait for a core that another test uses.
 torch.set_num_threads(int(os.environ.get("LORADA_TEST_THREADS", "1")))
+
+# The same examples on every run. With LORADA_TEST_SEED, which other random tests start from,
+# hypothesis draws new ones, or those of its own --hypothesis-seed.
+hypothesis.settings.register_profile("fixed", derandomize=True)
+if "LORADA_TEST_SEED" not in os.environ:
+    hypothesis.settings.load_profile("fixed")
 
 VOCAB = 96
 WINDOW = 4  # of the tiny Mistral, in tokens

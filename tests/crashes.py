@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from lorada.runs.folder.folder import last_whole_checkpoint
 from lorada.runs.folder.lock import LOCK_FILE
 from lorada.support.files import SCRATCH
 
+# Seed of what these tests draw at random.
+SEED = int(os.environ.get("LORADA_TEST_SEED", "0"))
 EVERY = 2  # steps between checkpoints
 SETTINGS = [
     "training.per_device_train_batch_size=4", "training.report_to=[]", "max_length=32",
@@ -89,6 +92,12 @@ class Lab:
         except REFUSED:
             return False
         return True
+
+
+def random_numbers():
+    """A generator seeded with SEED, which is printed, and so shown where a test fails."""
+    print(f"random numbers of LORADA_TEST_SEED={SEED}")
+    return random.Random(SEED)
 
 
 def number(points, pattern):

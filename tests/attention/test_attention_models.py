@@ -252,11 +252,15 @@ def test_target_that_cannot_hold_a_map_is_an_error():
 
 
 def test_baking_a_model_that_still_trains_leaves_the_factors_at_work():
-    model = adapted("llama").train()
-    model.bake()
-    model(SAMPLES[1][None]).logits.sum().backward()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    assert all(parameter.grad is not None for parameter in trained)
+    plain, baked = (adapted("llama").train() for _ in range(2))
+    baked.bake()
+    for model in (plain, baked):
+        model(SAMPLES[1][None]).logits.sum().backward()
+    trained = {key: p.grad for key, p in plain.named_parameters() if p.requires_grad}
+    assert len(trained) == 4
+    for key, gradient in trained.items():
+        assert gradient.any()
+        assert_close(baked.get_parameter(key).grad, gradient)
 
 
 def test_weights_loaded_after_baking_are_the_ones_used():
@@ -294,6 +298,7 @@ def test_map_stays_in_fp32_under_autocast_wherever_it_is_added(ablation):
     seen = []
     with interface.observe(seen.append), torch.no_grad():
         model(SAMPLES[1][None])
+    assert len(seen) == 2
     for call in seen:
         plain = spread_map(call.attention_map, call.places, call.view)
         with torch.autocast("cpu", dtype=torch.bfloat16):

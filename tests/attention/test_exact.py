@@ -4,297 +4,35 @@ The reference of every cell is the plain run: one sample, no padding, no cache. 
 continued greedily, so that a cell that decodes has the same tokens to compare.
 """
 
-import functools
 import inspect
-import os
-from collections.abc import Callable
 
+import exact_page
 import pytest
 import torch
-from conftest import TINY, assert_close
-from paths import ROOT
-from peft import PeftModel, get_peft_model
-from torch import Tensor
-from transformers import (
-    ContinuousBatchingConfig,
-    DynamicCache,
-    GenerationConfig,
-    MistralForCausalLM,
-    StaticCache,
+from conftest import assert_close
+from exact_cells import (
+    CACHE_CELLS,
+    CELLS,
+    DECODERS,
+    GREEDY,
+    LENGTH,
+    MATRIX,
+    NEW,
+    PROMPTS,
+    VARIANTS,
+    adapted,
+    alone,
+    forward,
+    pad,
+    plain_run,
 )
+from torch import Tensor
+from transformers import DynamicCache, MistralForCausalLM, StaticCache
 
-from lorada import LmamConfig, LoradaConfig, PrefixConfig
 from lorada.attention.interface import Observation, observe
 from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64
-
-PAGE = ROOT / "docs" / "exact.md"
-BEGIN, END = "<!-- written by tests/attention/test_exact.py -->\n", "<!-- until here -->"
-LENGTH = 6  # n; longer than Mistral's window of 4, shorter than the long samples
-NEW = 6  # tokens that every prompt is continued by
-PAD = 1
-PROMPTS = [torch.arange(10, 10 + size) * 7 % 83 + 5 for size in (3, 9, 6, 12)]
-DECODERS = ("llama", "mistral", "qwen3")
-VARIANTS = {
-    "map": {},
-    "end": {"align": "end"},
-    "no_negative": {"ablation": "no_negative"},
-    "softmax": {"ablation": "softmax"},
-    "softmax_with_future": {"ablation": "softmax_with_future"},
-    "full_rank": {"ablation": "full_rank"},
-    "no_position": {"ablation": "no_position"},
-    "half_the_heads": {"heads": 2},
-    "behind_a_prefix": {"prefix": 3},
-    "no_negative_behind_a_prefix": {"ablation": "no_negative", "prefix": 3},
-}
-GREEDY = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": PAD}
-GREEDY |= {"eos_token_id": None, "bos_token_id": None}
-
-
-def adapted(name: str, variant: str, **options) -> PeftModel:
-    """A tiny model with a random map; the same weights and map for the same arguments."""
-    defaults = {"rank": 2, "length": LENGTH, "inverse_scale": 2.0, "init_weights": False}
-    options = {**defaults, **VARIANTS[variant], **options}
-    prefix = options.pop("prefix", None)
-    config = LmamConfig(**options)
-    if prefix is not None:
-        before = PrefixConfig(length=prefix, init_weights=False)
-        config = LoradaConfig(parts=[before, config])
-    return get_peft_model(TINY[name](), config).eval()
-
-
-def forward(model: PeftModel, **inputs) -> Tensor:
-    with torch.no_grad():
-        return model(**inputs).logits
-
-
-def alone(model: PeftModel, sample: Tensor) -> Tensor:
-    options = {} if model.config.model_type == "bert" else {"use_cache": False}
-    return forward(model, input_ids=sample[None], **options)[0]
-
-
-@functools.cache
-def plain_run(name: str, variant: str) -> tuple[list[Tensor], list[Tensor]]:
-    """Each prompt with its greedy continuation, and the logits of all its tokens."""
-    model, samples = adapted(name, variant), []
-    for sample in PROMPTS:
-        for _ in range(NEW if name in DECODERS else 0):
-            sample = torch.cat([sample, alone(model, sample)[-1:].argmax(-1)])
-        samples.append(sample)
-    return samples, [alone(model, sample) for sample in samples]
-
-
-def pad(samples: list[Tensor], side: str) -> tuple[Tensor, Tensor]:
-    """Padded ids, and their mask."""
-    width = max(len(sample) for sample in samples)
-    ids = torch.full((len(samples), width), PAD)
-    mask = torch.zeros_like(ids)
-    for row, real, sample in zip(ids, mask, samples, strict=True):
-        place = slice(width - len(sample), None) if side == "left" else slice(len(sample))
-        row[place], real[place] = sample, 1
-    return ids, mask
-
-
-def counted(mask: Tensor) -> Tensor:
-    """Position ids that count real tokens, as ``generate`` makes them."""
-    return (mask.cumsum(-1) - 1).clamp(min=0)
-
-
-def own_rows(logits: Tensor, mask: Tensor) -> list[Tensor]:
-    return [row[real.bool()] for row, real in zip(logits, mask, strict=True)]
-
-
-# Cells: (model, samples) -> the logits of each sample's tokens, the last ones or all.
-
-
-def padded(side: str, positions: bool) -> Callable:
-    def cell(model, samples):
-        ids, mask = pad(samples, side)
-        # BERT's own positions are absolute, so the base itself must be told of pads.
-        told = positions or model.config.model_type == "bert"
-        extra = {"position_ids": counted(mask)} if told else {}
-        return own_rows(forward(model, input_ids=ids, attention_mask=mask, **extra), mask)
-
-    return cell
-
-
-def stepped(
-    cache: str, sizes: list[int], together: bool = True, positions: int | None = 0
-) -> Callable:
-    """Chunks of these sizes, then single tokens, into a cache.
-
-    ``positions`` is what the position of the first token is; None leaves them to the model, which
-    then counts slots.
-    """
-
-    def steps(model, samples):
-        ids, mask = pad(samples, "left")
-        store = DynamicCache(config=model.config)
-        if cache == "static":
-            store = StaticCache(config=model.config, max_cache_len=ids.shape[1] + 3)
-        logits, at, left = [], 0, [*sizes, *[1] * ids.shape[1]]
-        while at < ids.shape[1]:
-            step = slice(at, at + left.pop(0))
-            given = {"input_ids": ids[:, step]}
-            if positions is not None:
-                given["position_ids"] = counted(mask)[:, step] + positions
-            logits.append(forward(model, **given, attention_mask=mask[:, : step.stop],
-                                  past_key_values=store, use_cache=True))  # fmt: skip
-            at = step.stop
-        return own_rows(torch.cat(logits, 1), mask)
-
-    def cell(model, samples):
-        # One sample by itself has no pad, hence on most calls no mask at all.
-        return steps(model, samples) if together else [steps(model, [s])[0] for s in samples]
-
-    return cell
-
-
-def decoded_behind_right_pads(model, samples):
-    """The prompts padded on the right, then decoded as they stand: pads between real tokens."""
-    prompts = [sample[:-NEW] for sample in samples]
-    ids, mask = pad(prompts, "right")
-    store = DynamicCache(config=model.config)
-    forward(model, input_ids=ids, attention_mask=mask, past_key_values=store, use_cache=True)
-    logits = []
-    for i in range(NEW):
-        mask = torch.cat([mask, torch.ones(len(samples), 1, dtype=torch.long)], 1)
-        token = torch.stack([sample[len(sample) - NEW + i] for sample in samples])[:, None]
-        logits.append(forward(model, input_ids=token, attention_mask=mask,
-                              position_ids=counted(mask)[:, -1:],
-                              past_key_values=store, use_cache=True))  # fmt: skip
-    return list(torch.cat(logits, 1))
-
-
-def generated(together: bool = True, **options) -> Callable:
-    def run(model, samples):
-        ids, mask = pad([sample[:-NEW] for sample in samples], "left")
-        out = model.generate(input_ids=ids, attention_mask=mask, output_logits=True,
-                             return_dict_in_generate=True, **GREEDY, **options)  # fmt: skip
-        for row, sample in zip(out.sequences, samples, strict=True):
-            assert row[-NEW:].tolist() == sample[-NEW:].tolist()
-        # What is generated last is never read again.
-        return list(torch.stack(out.logits, 1))
-
-    def cell(model, samples):
-        return run(model, samples) if together else [run(model, [s])[0] for s in samples]
-
-    return cell
-
-
-def assisted(model, samples):
-    """A draft model proposes several tokens, which are then read at once."""
-    return generated(together=False, assistant_model=TINY["llama"]())(model, samples)
-
-
-def packed(by_lengths: bool, pads: int = 0) -> Callable:
-    """All samples one behind the other in a single row."""
-
-    def cell(model, samples):
-        sizes = [len(sample) for sample in samples]
-        owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-        positions = torch.cat([torch.arange(size) for size in sizes])[None]
-        given = {"input_ids": torch.cat(samples)[None], "position_ids": positions}
-        if model.config.model_type == "bert":  # whoever packs for an encoder brings the mask
-            given["attention_mask"] = (owner[:, None] == owner)[None, None]
-        else:
-            given["use_cache"] = False
-        if by_lengths:
-            lengths = torch.tensor([0, *sizes]).cumsum(0).int()
-            given |= {"cu_seq_lens_q": lengths, "cu_seq_lens_k": lengths}
-            given |= {"max_length_q": max(sizes), "max_length_k": max(sizes)}
-        return list(forward(model, **given)[0].split(sizes))
-
-    return cell
-
-
-def batched_continuously(model, samples):
-    """Sequences join and leave one row; what comes back are tokens and their log-probabilities."""
-    prompts = [sample[:-NEW].tolist() for sample in samples]
-    options = {k: v for k, v in GREEDY.items() if k != "bos_token_id"} | {"eos_token_id": -1}
-    out = model.generate_batch(
-        prompts, generation_config=GenerationConfig(**options),
-        # Fewer tokens a batch than the prompts have, so that they join at different times.
-        continuous_batching_config=ContinuousBatchingConfig(
-            return_logprobs=True, max_batch_tokens=10, num_blocks=16, block_size=4),
-    )  # fmt: skip
-    found = []
-    for sample, result in zip(samples, sorted_by_request(out), strict=True):
-        assert result.generated_tokens == sample[-NEW:].tolist()
-        found.append(torch.tensor(result.logprobs))
-    return found
-
-
-def sorted_by_request(out: dict) -> list:
-    return [out[key] for key in sorted(out, key=lambda key: int(key.rsplit("_", 1)[-1]))]
-
-
-def masked_with(blocked: float) -> Callable:
-    """A mask of the caller's own, that takes so much off the scores of what is not to be seen."""
-
-    def cell(model, samples):
-        ids, mask = pad(samples, "left")
-        see = mask.bool()[:, None, None, :].expand(-1, 1, ids.shape[1], -1)
-        if model.config.model_type != "bert":
-            window = getattr(model.config, "sliding_window", None) or ids.shape[1]
-            see = see & torch.ones(ids.shape[1], ids.shape[1]).tril().triu(1 - window).bool()
-        own = torch.where(see, 0.0, blocked)
-        options = {} if model.config.model_type == "bert" else {"use_cache": False}
-        logits = forward(model, input_ids=ids, attention_mask=own, position_ids=counted(mask),
-                         **options)  # fmt: skip
-        return own_rows(logits, mask)
-
-    return cell
-
-
-ENCODER_CELLS = {
-    "padded on the left": padded("left", positions=False),
-    "padded on the right": padded("right", positions=False),
-    "padded on the left, positions given": padded("left", positions=True),
-    "a mask of -10⁴": masked_with(-1e4),
-    "a mask of -∞": masked_with(float("-inf")),
-    "packed by position_ids": packed(by_lengths=False),
-    "packed by cu_seq_lens": packed(by_lengths=True),
-}
-# Each step of these sees another end of the sequence, so they are not for what looks at that end.
-TO_THE_END = ("end", "softmax_with_future")
-CACHE_CELLS = {
-    "dynamic cache": stepped("dynamic", []),
-    "dynamic cache, one by one": stepped("dynamic", [], together=False),
-    "static cache": stepped("static", []),
-    "static cache, one by one": stepped("static", [], together=False),
-    "prefill, then steps": stepped("dynamic", [7]),
-    "prefill, then steps, static": stepped("static", [7]),
-    "chunks": stepped("dynamic", [2, 5, 1, 4]),
-    "chunks, one by one": stepped("dynamic", [2, 5, 1, 4], together=False),
-    "chunks, static": stepped("static", [2, 5, 1, 4]),
-    "positions left to the model": stepped("dynamic", [7], positions=None),
-    "positions left to the model, static": stepped("static", [7], positions=None),
-    "positions from 5": stepped("dynamic", [7], positions=5),
-    "positions from 5, static": stepped("static", [7], positions=5),
-    "positions from 5, one by one": stepped("static", [7], together=False, positions=5),
-    "decoded behind pads on the right": decoded_behind_right_pads,
-    "generate": generated(),
-    "generate, static": generated(cache_implementation="static"),
-    "generate, chunked prefill": generated(prefill_chunk_size=4),
-    "generate, assisted": assisted,
-    "continuous batching": batched_continuously,
-}
-CELLS = {**ENCODER_CELLS, **CACHE_CELLS}
-# The window of the base counts slots, pads included, so there is no exact run to equal.
-NOT_EXACT_IN_THE_BASE = {("mistral", "decoded behind pads on the right")}
-# A prefix is not rotated, so how far a token is from it depends on the position it is given.
-MOVED = ["padded on the left", *(cell for cell in CELLS if cell.startswith("positions "))]
-MATRIX = [
-    (name, cell, variant)
-    for name in (*DECODERS, "bert")
-    for cell in CELLS
-    for variant in VARIANTS
-    if cell in ENCODER_CELLS or (name in DECODERS and variant not in TO_THE_END)
-    if (name, cell) not in NOT_EXACT_IN_THE_BASE
-    if not (name in DECODERS and cell in MOVED and "prefix" in VARIANTS[variant])
-]
 
 
 @pytest.mark.parametrize(("name", "cell", "variant"), MATRIX, ids=lambda part: part)
@@ -445,19 +183,6 @@ def adapted_map(layer: LmamLayer) -> Tensor:
     return (w_a + pe[:, None]) @ (w_b + pe) / layer.configs["default"].inverse_scale
 
 
-def table() -> str:
-    """The matrix as it is in docs/exact.md: how many variants run in each cell."""
-    names = (*DECODERS, "bert")
-    lines = ["| form of the batch | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-    for cell in CELLS:
-        counts = [sum(m[:2] == (name, cell) for m in MATRIX) for name in names]
-        lines.append(f"| {cell} | " + " | ".join(str(count or "—") for count in counts) + " |")
-    variants = ", ".join(f"`{name}`" for name in VARIANTS)
-    return "\n".join(["", *lines, "", f"{len(MATRIX)} cells. Variants: {variants}.", ""])
-
-
 def test_page_has_the_matrix():
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    if os.environ.get("LORADA_WRITE_DOCS"):
-        PAGE.write_text(before + BEGIN + table() + rest[rest.index(END) :])
-    assert PAGE.read_text().partition(BEGIN)[2].partition(END)[0] == table()
+    text = exact_page.PAGE.read_text(encoding="utf-8")
+    assert text == exact_page.page(text)

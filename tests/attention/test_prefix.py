@@ -200,7 +200,9 @@ def test_pads_of_a_source_change_nothing_behind_a_prefix(name):
 def test_the_prefix_is_visible_from_everywhere_behind_a_sliding_window():
     model = adapted("mistral")  # its window is 4
     model.get_base_model().set_attn_implementation("eager")
-    for shares in attentions(model, torch.arange(3, 15)[None]):
+    layers = attentions(model, torch.arange(3, 15)[None])
+    assert len(layers) == 2
+    for shares in layers:
         assert (shares.sum(-1) < 0.999).all()  # the rest is the prefix's
 
 

@@ -1,5 +1,6 @@
 """The places of a batch are found once per forward, and no forward waits for the device."""
 
+import copy
 import gc
 import weakref
 
@@ -124,9 +125,16 @@ def test_a_batch_seen_in_inference_mode_can_be_learned_from():
     inputs = {key: x for key, x in batch(9, 4).items() if key == "input_ids"}
     inputs["attention_mask"] = torch.ones(2, 1, 9, 9, dtype=torch.bool).tril()
     inputs["position_ids"] = torch.arange(9)[None]
+    fresh = copy.deepcopy(model)
     with torch.inference_mode():
         model(**inputs)
-    model(**inputs).logits.sum().backward()
+    for one in (model, fresh):
+        one(**inputs).logits.sum().backward()
+    gradients = {key: p.grad for key, p in fresh.named_parameters() if p.requires_grad}
+    assert len(gradients) == 2 * LAYERS
+    for key, gradient in gradients.items():
+        assert gradient.any()
+        assert_close(model.get_parameter(key).grad, gradient)
 
 
 def test_gradient_checkpointing_asks_once_more_and_gives_the_same_gradients(located):

@@ -8,7 +8,7 @@ import sys
 import pytest
 import train_every_method
 from folders import bert_folder, llama_folder
-from test_method_matrix import PLUGGED
+from methods.test_method_matrix import PLUGGED
 
 from lorada import METHODS
 

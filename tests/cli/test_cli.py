@@ -351,6 +351,7 @@ BAD_CONFIGS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*was saved by lorada")  # which the error says too
 @pytest.mark.parametrize("case", BAD_CONFIGS)
 def test_a_broken_adapter_config_is_one_line(call, place, finished, tmp_path, case):
     text, part = BAD_CONFIGS[case]

@@ -1,28 +1,19 @@
-"""The hyperparameters of the tables' rows are those that the paper prints, Tables 15 to 19."""
+"""The hyperparameters of the tables' rows are those that the paper prints, Tables 15 to 19.
 
+``published_numbers.json`` has the cells; ``test_published.py`` compares it with the paper's text.
+"""
+
+import json
 import math
 import re
 
 import pytest
-from paths import SHARED
+from published_numbers import FIXTURE
 from table_rows import made
 
-PAPER = SHARED / "paper.md"
+PRINTED = json.loads(FIXTURE.read_text(encoding="utf-8"))["hyperparameters"]
 # Where the underlined choice does not give the printed share, and what gives it.
 NOT_UNDERLINED = {("15", "XSum", "LMAM n"): 256, ("15", "MT", "LMAM h_s"): 4}
-
-needs_paper = pytest.mark.skipif(not PAPER.is_file(), reason="the paper's text is not here")
-
-
-def printed(number, skip=0):
-    """Cells of a table of hyperparameters by the name of their row; the last of two of a name."""
-    lines = PAPER.read_text(encoding="utf-8").splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith(f"Table {number}:"))
-    first = next(i for i in range(start + 1, len(lines)) if "\t" in lines[i])
-    last = next((i for i in range(first, len(lines)) if "\t" not in lines[i]), len(lines))
-    rows = [[cell.strip() for cell in line.split("\t")] for line in lines[first:last]]
-    named = [row[skip:] for row in rows if len(row) > skip + 1]
-    return {re.sub(r"[ $†]|\\dagger", "", row[0]): row[1:] for row in named}
 
 
 def choices(cell, convert=float):
@@ -61,11 +52,10 @@ def test_choices_are_read_with_what_is_underlined():
 GLUE_TASKS = ["mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb"]
 
 
-@needs_paper
 @pytest.mark.parametrize("task", GLUE_TASKS)
 @pytest.mark.parametrize("number", [5, 13])
 def test_lorada_a_on_glue_has_the_numbers_of_table_16(number, task):
-    table = printed(16)
+    table = PRINTED["16"]
     head = [cell.lower().replace("-", "") for cell in table["DatasetsHyper"]]
     assert head == GLUE_TASKS
     of = {name: cells[head.index(task)] for name, cells in table.items() if len(cells) == 8}
@@ -88,7 +78,6 @@ def test_lorada_a_on_glue_has_the_numbers_of_table_16(number, task):
     assert training["num_train_epochs"] in choices(of["Epochs"])[0]
 
 
-@needs_paper
 @pytest.mark.parametrize("task", GLUE_TASKS)
 def test_on_deberta_only_the_rank_is_another_and_the_length_is_the_texts(task):
     recipe, parts = made(11, "lorada_a", [task])
@@ -101,10 +90,9 @@ def test_on_deberta_only_the_rank_is_another_and_the_length_is_the_texts(task):
     assert parts["bottleneck"].to_dict() == other["bottleneck"].to_dict()
 
 
-@needs_paper
 @pytest.mark.parametrize(("name", "task"), [("XSum", "xsum"), ("MT", "wmt16_en_ro")])
 def test_lorada_a_on_xsum_and_mt_has_the_numbers_of_table_15(name, task):
-    table = printed(15)
+    table = PRINTED["15"]
     column = table["DatasetsHyper"].index(name)
 
     def chosen(row, value, convert=float):
@@ -148,10 +136,9 @@ LA_ROWS = [
 ]  # fmt: skip
 
 
-@needs_paper
 @pytest.mark.parametrize(("number", "key", "model"), LA_ROWS)
 def test_lorada_la_has_the_numbers_of_table_19(number, key, model):
-    table = printed(19)
+    table = PRINTED["19"]
     column = table["Hyperparameters(LoRaDA)"].index(model)
     recipe, parts = made(number, key, COMMONSENSE)
     lmam, lora, adapter, training = *parts.values(), recipe.training
@@ -175,7 +162,6 @@ def test_lorada_la_has_the_numbers_of_table_19(number, key, model):
     assert adapter.placement == "ffn"
 
 
-@needs_paper
 @pytest.mark.parametrize(
     ("number", "key", "model"),
     [
@@ -185,7 +171,7 @@ def test_lorada_la_has_the_numbers_of_table_19(number, key, model):
     ],
 )
 def test_maps_beside_other_methods_have_the_numbers_of_table_19(number, key, model):
-    table = printed(19)
+    table = PRINTED["19"]
     column = table["Hyperparameters(LoRaDA)"].index(model)
     _, parts = made(number, key, ["proof_pile"] if number == 7 else COMMONSENSE)
     lmam = parts["lmam"]
@@ -200,15 +186,13 @@ def test_maps_beside_other_methods_have_the_numbers_of_table_19(number, key, mod
     assert lmam.map_learning_rate is None
 
 
-@needs_paper
 @pytest.mark.parametrize(
     ("number", "key"),
     [*((4, f"{model.lower()}/lorada_q") for model in LLMS[:4]), (6, "quanta+lmam"),
      (8, "lorada_q")],
 )  # fmt: skip
 def test_lorada_q_has_the_numbers_of_table_17(number, key):
-    # Its first column, the name of the experiment, is empty in most rows.
-    table = {re.sub(r"[^A-Za-z_]", "", name): cell for name, cell in printed(17, skip=1).items()}
+    table = {re.sub(r"[^A-Za-z_]", "", name): cell for name, cell in PRINTED["17"].items()}
     recipe, parts = made(
         number, key, ["aqua", "gsm8k", "mawps", "svamp"] if number == 8 else COMMONSENSE
     )

@@ -197,6 +197,7 @@ def test_what_is_outside_the_layers_trains_at_every_step(tmp_path):
     trainer = trainer_for(model, tmp_path, ISTCallback(), steps=3)
     trainer.add_callback(watch)
     trainer.train()
+    assert len(watch.gradients) == 3
     for gradients in watch.gradients:
         assert len({layer_of(name) for name in gradients} - {None}) == 1
         assert any("lm_head" in name for name in gradients)
@@ -240,6 +241,7 @@ def test_checkpointed_activations_give_the_same_training(reentrant, tmp_path):
         trainer = trainer_for(model, tmp_path, ISTCallback(every=2), steps=5, **settings)
         trainer.add_callback(watch)
         trainer.train()
+        assert len(watch.gradients) == 5
         assert all(watch.gradients)
         results.append(weights(model))
     for key, expected in results[0].items():

@@ -115,6 +115,7 @@ def test_the_loss_falls(method, tmp_path):
 def test_a_layer_that_weighs_nearly_all_is_nearly_always_drawn(tmp_path):
     callback = OwLoreCallback(layers=1, every=1, weights=[1e-6, 1e-6, 1, 1e-6])
     watch, _ = run(tiny(), tmp_path, callback, steps=12)
+    assert len(watch.gradients) == 12
     assert all({layer_of(n) for n in g} - {None} == {2} for g in watch.gradients)
 
 

@@ -80,6 +80,7 @@ def test_encoders_are_trained_by_layers(family, tmp_path):
     trainer = trainer_for(adapted, tmp_path, ISTCallback(every=2), steps=4)
     trainer.add_callback(watch)
     trainer.train()
+    assert len(watch.gradients) == 4
     assert all(len({layer_of(name) for name in names}) == 1 for names in watch.gradients)
 
 

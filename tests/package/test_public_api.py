@@ -2,10 +2,16 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
+import torch
+from conftest import assert_close
+from peft import PeftConfig
 
 import lorada
+from lorada.methods.method import Method
+from lorada.tasks.task import Task
 
 
 def test_the_public_names_are_these():
@@ -15,7 +21,12 @@ def test_the_public_names_are_these():
         "build_method", "explain", "functional",
     ]  # fmt: skip
     for name in lorada.__all__:
-        assert getattr(lorada, name) is not None
+        value = getattr(lorada, name)
+        assert getattr(value, "__name__", name).rpartition(".")[2] == name
+        assert not name.endswith("Config") or issubclass(value, PeftConfig)
+    assert isinstance(lorada.METHODS["lorada_la"], Method)
+    assert isinstance(lorada.TASKS["jsonl"], Task)
+    assert lorada.__version__ == version("lorada")
 
 
 def test_an_unknown_name_is_an_attribute_error():
@@ -23,9 +34,14 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = lorada.nothing
 
 
+@pytest.mark.fp64
 def test_functional_exports_the_map_and_its_twins():
-    for name in ("low_rank_map", "add_map_reference", "map_value_product"):
-        assert callable(getattr(lorada.functional, name))
+    w_a, w_b, value = torch.randn(2, 5, 3), torch.randn(2, 3, 5), torch.randn(1, 4, 7, 6)
+    attention = torch.rand(1, 4, 7, 7).softmax(-1)
+    map_ = lorada.functional.low_rank_map(w_a, w_b, 2.0)
+    added = lorada.functional.add_map_reference(attention, map_)
+    term = lorada.functional.map_value_product(w_a, w_b, value, 2.0, heads=4)
+    assert_close((added - attention)[:, :, :5] @ value, term)
 
 
 def test_importing_lorada_makes_the_types_known_to_peft():

@@ -97,6 +97,8 @@ def test_the_make_targets_of_the_readme_exist():
 
 
 def test_pictures_and_pages_of_the_readme_exist():
-    root = ROOT
-    for target in re.findall(r"\]\((?!https:)([^)]+)\)", README):
-        assert (root / target).is_file(), target
+    targets = re.findall(r"\]\((?!https:)([^)]+)\)", README)
+    assert any(target.endswith(".md") for target in targets)
+    assert any(target.endswith(".png") for target in targets)
+    for target in targets:
+        assert (ROOT / target).is_file(), target

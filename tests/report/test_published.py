@@ -1,5 +1,9 @@
-"""Every published number of ``report/published.yaml``, against the text of the paper."""
+"""Every published number of ``report/published.yaml`` is one that the paper prints.
 
+``published_numbers.json`` has the numbers; where the paper's text is, they are compared with it.
+"""
+
+import json
 import re
 from decimal import Decimal
 from importlib.resources import files
@@ -7,8 +11,10 @@ from importlib.resources import files
 import pytest
 import yaml
 from paths import SHARED
+from published_numbers import FIXTURE, extract, page
 
 PAPER = SHARED / "paper.md"
+PRINTED = json.loads(FIXTURE.read_text(encoding="utf-8"))["results"]
 PUBLISHED = yaml.safe_load((files("lorada") / "report" / "published.yaml").read_text("utf-8"))
 TABLES = [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 18]
 
@@ -23,26 +29,10 @@ HEADS = {
     "xsum (r-1/2/l)": ["rouge1", "rouge2", "rougeL"], "mt (bleu)": ["bleu"],
 }  # fmt: skip
 PAIRS = {"qqp": ["qqp", "qqp_f1"], "mnli": ["mnli_matched", "mnli_mismatched"]}  # of Table 11
-NAMES = {"model", "methods", "method", "method (# params)", "# params", "# params (%)",
-         "negative", "low-rank", "position"}  # fmt: skip
-
-needs_paper = pytest.mark.skipif(not PAPER.is_file(), reason="the paper's text is not here")
 
 
-def printed(number):
-    """The cells of a table of the paper, its head first."""
-    lines = PAPER.read_text(encoding="utf-8").splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith(f"Table {number}:"))
-    first = next(i for i in range(start + 1, len(lines)) if "\t" in lines[i])
-    last = next(i for i in range(first, len(lines)) if "\t" not in lines[i])
-    rows = [line.split("\t") for line in lines[first:last]]
-    if number == 12:  # what is left of its first column stands below
-        assert rows.pop() == ["", "0.009 0.008 0.05"]
-    return rows[0], rows[1:]
-
-
-def numbers(text):
-    return [Decimal(found) for found in re.findall(r"\d*\.\d+|\d+", text)]
+def decimals(values):
+    return [Decimal(str(value)) for value in values]
 
 
 def columns_of(title, number):
@@ -57,57 +47,42 @@ def letters(text):
     return re.sub(r"[^a-z¬]", "", text.replace(r"\neg", "¬").replace(r"\text", "").lower())
 
 
-def split_row(head, cells):
-    """Name, params, scores, spreads and gain of a printed row."""
-    method = next((i for i, name in enumerate(head) if name.startswith("Method")), None)
-    name = cells[method] if method is not None else ""
-    share = next((i for i, title in enumerate(head) if title.lower().startswith("# params")), None)
-    params = cells[share] if share is not None else re.search(r"\((.*?%)\)", name)[1]
-    scores, spreads, gains = [], [], []
-    for i, cell in enumerate(cells):
-        if i in (method, share) or head[i] == "Model":
-            continue
-        cell, _, gain = cell.partition("(+")
-        score, _, spread = cell.replace(r"\pm", "±").partition("±")
-        scores += numbers(score)
-        spreads += numbers(spread)
-        gains += numbers(gain)
-    return name, params.replace("%", "").strip(), scores, spreads, gains
-
-
 def test_the_tables_are_the_papers_tables_of_results():
-    assert list(PUBLISHED) == TABLES
+    assert list(PUBLISHED) == TABLES == [int(number) for number in PRINTED]
 
 
-@needs_paper
+@pytest.mark.skipif(not PAPER.is_file(), reason="the paper's text is not here")
+def test_the_fixture_is_what_the_script_reads_in_the_paper():
+    text = PAPER.read_text(encoding="utf-8")
+    assert FIXTURE.read_text(encoding="utf-8") == page(extract(text)) + "\n"
+
+
 @pytest.mark.parametrize("number", TABLES)
 def test_every_published_number_is_the_papers_and_none_is_missing(number):
-    head, rows = printed(number)
+    rows = PRINTED[str(number)]["rows"]
     assert len(rows) == len(PUBLISHED[number]["rows"])
-    for cells, row in zip(rows, PUBLISHED[number]["rows"], strict=True):
-        name, params, scores, spreads, gains = split_row(head, cells)
-        ours = [Decimal(str(std)) for std in row.get("std", []) if std is not None]
+    for printed, row in zip(rows, PUBLISHED[number]["rows"], strict=True):
+        name = printed["name"]
+        ours = decimals(std for std in row.get("std", []) if std is not None)
         if (number, row["key"]) == LOST_DOT[:2]:
             ours = [LOST_DOT[3] if std == LOST_DOT[2] else std for std in ours]
-        assert row["params"] == params, name
-        assert [Decimal(str(score)) for score in row["scores"]] == scores, name
-        assert ours == spreads, name
-        assert [Decimal(str(row[key])) for key in ("gain",) if key in row] == gains, name
+        assert row["params"] == printed["params"], name
+        assert decimals(row["scores"]) == decimals(printed["scores"]), name
+        assert ours == decimals(printed["spreads"]), name
+        assert decimals(row[key] for key in ("gain",) if key in row) == decimals(printed["gains"])
 
 
-@needs_paper
 @pytest.mark.parametrize("number", TABLES)
 def test_columns_models_and_labels_are_those_of_the_printed_rows(number):
-    head, rows = printed(number)
-    titles = [title.lower() for title in head if title.lower() not in NAMES]
-    columns = [column for title in titles for column in columns_of(title, number)]
+    titles, rows = PRINTED[str(number)].values()
+    columns = [column for title in titles for column in columns_of(title.lower(), number)]
     assert columns == PUBLISHED[number]["columns"]
-    for cells, row in zip(rows, PUBLISHED[number]["rows"], strict=True):
+    for printed, row in zip(rows, PUBLISHED[number]["rows"], strict=True):
         assert len(row["scores"]) == len(PUBLISHED[number]["columns"])
         assert len(row.get("std", row["scores"])) == len(row["scores"])
-        if head[0] == "Model" and cells[0]:
-            assert row["model"] == MISREAD.get(cells[0], cells[0])
-        name = split_row(head, cells)[0]
+        if model := printed["model"]:
+            assert row["model"] == MISREAD.get(model, model)
+        name = printed["name"]
         rest = iter(letters(name).replace("quantta", "quanta"))
         if name not in ("", "-"):
             assert all(letter in rest for letter in letters(row["label"])), name

@@ -1,6 +1,5 @@
 """`kill -9` at any moment: at most one save interval is lost, and nothing half-written loads."""
 
-import random
 import shutil
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from crashes import (
     check_the_end,
     check_what_is_left,
     number,
+    random_numbers,
 )
 
 from lorada.runs.folder.folder import last_whole_checkpoint, run_files
@@ -96,36 +96,37 @@ def test_a_resumed_run_killed_at_every_write_comes_to_the_same_end(lab, tmp_path
     assert kills >= len(points)
 
 
-def kill_at_random(lab, tmp_path, count, seed):
-    chance = random.Random(seed)
-    whole = lab.whole()
+def kill_at_random(lab, tmp_path, count):
+    chance, whole = random_numbers(), lab.whole()
     slow = {"slow": 0.005}
     seconds = lab.train(tmp_path / "timed", **slow)["seconds"]
     kills = 0
     while kills < count:
         run = tmp_path / f"run-{kills}"
         shutil.rmtree(run, ignore_errors=True)
-        reply = lab.train(run, after=chance.uniform(0.2, seconds), **slow)
+        after = chance.uniform(0.2, seconds)
+        reply = lab.train(run, after=after, **slow)
         if reply["code"] == -signal.SIGKILL:  # else it was faster than the kill
             kills += 1
-            print(f"killed after {reply['steps']} steps and {len(reply['points'])} write points")
+            points = len(reply["points"])
+            print(f"killed after {after:.3f} s, {reply['steps']} steps, {points} write points")
             check_what_is_left(lab, run, whole, reply["steps"])
             check_the_end(lab, run, whole)
 
 
 def test_a_run_killed_at_a_random_moment_loses_at_most_one_save_interval(lab, tmp_path):
-    kill_at_random(lab, tmp_path, 1, seed=time.time_ns())
+    kill_at_random(lab, tmp_path, 1)
 
 
 @pytest.mark.slow
 def test_runs_killed_at_random_moments_lose_at_most_one_save_interval(lab, tmp_path):
-    kill_at_random(lab, tmp_path, 25, seed=0)
+    kill_at_random(lab, tmp_path, 25)
 
 
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_comes_to_the_same_end(lab, tmp_path):
     longer = ("max_steps=24", f"save_steps={EVERY}", "logging_steps=3", "save_total_limit=2")
-    whole, run, chance = lab.whole(*longer), tmp_path / "run", random.Random(0)
+    whole, run, chance = lab.whole(*longer), tmp_path / "run", random_numbers()
     kills = at = 0
     while not (run / "result.json").exists():
         resume = ["--resume"] if (run / "recipe.yaml").exists() else []

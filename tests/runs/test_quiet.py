@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 from folders import llama_folder
@@ -128,3 +129,11 @@ def test_no_command_says_which_kernels_torchao_and_bitsandbytes_lack(
         "lorada run": ["-c", main, "run", "python", "-c", "import peft"],
     }
     assert said_by(*words[program]) == []
+
+
+@pytest.mark.parametrize("kind", [UserWarning, DeprecationWarning, FutureWarning])
+def test_what_our_own_code_warns_of_is_an_error_in_a_test_run(kind):
+    for module in ("lorada", "lorada.anything", "lorada_cli"):
+        with pytest.raises(kind, match="deliberate"):
+            warnings.warn_explicit("deliberate", kind, "a.py", 1, module=module)
+    warnings.warn_explicit("theirs", DeprecationWarning, "a.py", 1, module="peft.tuners")

@@ -92,6 +92,7 @@ UNKNOWN = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*was saved by lorada")  # which the error says too
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", UNKNOWN)
 def test_what_a_newer_version_added_is_refused_in_one_line(case, way, saved, tmp_path):

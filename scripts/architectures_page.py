@@ -1,0 +1,56 @@
+"""Writes docs/architectures.md: what was tried on which architecture.
+
+PYTHONPATH=tests python scripts/architectures_page.py
+"""
+
+import itertools
+from pathlib import Path
+
+from architecture_cells import COLUMNS, REASONS, is_slow
+from architectures import ARCHITECTURES
+from lorada.hooked import hooks_for
+
+PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
+HEADER = """\
+# Architectures
+
+What was run on which architecture: {architectures} tiny models, built from transformers' configs,
+{cells} cells. {run} are tests (`tests/test_architectures.py`), the others
+say why there is none. `make test` runs {quick} of them, `make test-all` every one.
+
+"""
+FOOTER = """
+
+- **map**: each layer adds Eqs. 6–15, written out in the test, to 1e-5 in fp32, also behind a
+  sliding window; the full map in encoders, the lower triangle in decoders, none in cross-attention.
+  With the adapter disabled the logits are bit for bit those of the base.
+- **padding**: a padded batch gives each sample the logits it has alone.
+- **sdpa = eager**, **flex = eager**: the same logits under each of transformers' implementations.
+- **dynamic cache**, **static cache**: a batch (of decoders: padded on the left) is generated with
+  the cache; every sample has the logits it gets alone without one.
+- **compile**: `torch.compile(fullgraph=True)`, so no graph break, and the same logits.
+- **bottleneck**: `BottleneckConfig` starts as the identity, changes every output, and disabled
+  leaves the base.
+- Models reached by the **interface** dispatch attention through transformers' attention interface;
+  **hooks** are the pair of hooks of `hooked.py` for models that compute it themselves. Other models
+  are refused when the map is placed.
+"""
+
+
+def page() -> str:
+    """docs/architectures.md, from the cells and the reasons."""
+    lines = ["| architecture | reached by | " + " | ".join(COLUMNS) + " |"]
+    lines.append("|---|---|" + "---|" * len(COLUMNS))
+    for name, build in ARCHITECTURES.items():
+        way = "hooks" if any(map(hooks_for, build().modules())) else "interface"
+        row = [REASONS.get((name, column), "✓") for column in COLUMNS]
+        lines.append(f"| {name} | {way} | " + " | ".join(row) + " |")
+    cells = list(itertools.product(ARCHITECTURES, COLUMNS))
+    return HEADER.format(
+        architectures=len(ARCHITECTURES), cells=len(cells), run=len(cells) - len(REASONS),
+        quick=sum(not is_slow(*cell) for cell in cells if cell not in REASONS),
+    ) + "\n".join(lines) + FOOTER  # fmt: skip
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

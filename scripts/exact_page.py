@@ -1,0 +1,32 @@
+"""Writes the matrix of docs/exact.md: how many variants of a map run in each form of a batch.
+
+PYTHONPATH=tests python scripts/exact_page.py
+"""
+
+from pathlib import Path
+
+from exact_cells import CELLS, DECODERS, MATRIX, VARIANTS
+
+PAGE = Path(__file__).parents[1] / "docs" / "exact.md"
+BEGIN, END = "<!-- written by scripts/exact_page.py -->\n", "<!-- until here -->"
+
+
+def page(text: str) -> str:
+    """The page with its matrix made anew."""
+    before, _, rest = text.partition(BEGIN)
+    return before + BEGIN + table() + rest[rest.index(END) :]
+
+
+def table() -> str:
+    """How many variants run in each cell."""
+    names = (*DECODERS, "bert")
+    lines = ["| form of the batch | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for cell in CELLS:
+        counts = [sum(m[:2] == (name, cell) for m in MATRIX) for name in names]
+        lines.append(f"| {cell} | " + " | ".join(str(count or "—") for count in counts) + " |")
+    variants = ", ".join(f"`{name}`" for name in VARIANTS)
+    return "\n".join(["", *lines, "", f"{len(MATRIX)} cells. Variants: {variants}.", ""])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
