@@ -8,14 +8,15 @@ from pathlib import Path
 
 from architecture_cells import COLUMNS, REASONS, is_slow
 from architectures import ARCHITECTURES
-from lorada.hooked import hooks_for
+
+from lorada.attention.hooks import hooks_for
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 HEADER = """\
 # Architectures
 
 What was run on which architecture: {architectures} tiny models, built from transformers' configs,
-{cells} cells. {run} are tests (`tests/test_architectures.py`), the others
+{cells} cells. {run} are tests (`tests/methods/test_architectures.py`), the others
 say why there is none. `make test` runs {quick} of them, `make test-all` every one.
 
 """

@@ -184,7 +184,7 @@ COLUMNS: dict[str, Callable[[str], None]] = {
     "bottleneck": check_bottleneck,
 }
 SLOW = ("flex = eager", "static cache", "compile")
-QUICK = ("llama", "bert", "bart", "falcon")  # architectures whose slow cells run every time
+QUICK = ("llama",)  # architectures whose slow cells run every time
 
 EAGER_ONLY = "eager only in transformers"
 NO_FLEX = "no flex in transformers"

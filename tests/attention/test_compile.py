@@ -79,7 +79,7 @@ def assert_same_step(compiled, model, inputs):
 
 
 @pytest.mark.parametrize(
-    "padding", [pytest.param(None, marks=slow), pytest.param("right", marks=slow), "left"]
+    "padding", [pytest.param(padding, marks=slow) for padding in (None, "right", "left")]
 )
 def test_a_training_step_is_one_graph_for_all_shapes_of_a_bucket(padding):
     model = stack().train()

@@ -133,6 +133,7 @@ def job(place, name, method, model):
     return Job(row, ["sst2"], 1, recipe, place / "results" / f"{name}.json")
 
 
+@pytest.mark.slow
 @pytest.mark.apart
 def test_the_peak_of_a_run_does_not_carry_that_of_a_larger_one_before_it(tmp_path):
     for split in ("train", "validation"):

@@ -142,7 +142,10 @@ def test_candidates_of_one_token_need_no_second_pass(model):
 
 
 @pytest.mark.fp64(False)
-@pytest.mark.parametrize("method", ["lora", "lorada_la", "ist", "shira"])
+@pytest.mark.parametrize(
+    "method",
+    ["lorada_la", *(pytest.param(m, marks=pytest.mark.slow) for m in ("lora", "ist", "shira"))],
+)
 def test_a_run_learns_which_candidate_is_right(method, tmp_path):
     rows = [
         {"prompt": "ab"[n % 2] * 4, "candidates": [" no", " yes"], "answer": n % 2}

@@ -77,7 +77,7 @@ def assert_same_run(report, output, alone, folder):
 @pytest.mark.parametrize(
     "kind",
     [
-        "ddp",
+        pytest.param("ddp", marks=pytest.mark.slow),
         pytest.param("fsdp2", marks=pytest.mark.slow),
         pytest.param("fsdp2_sharded", marks=pytest.mark.slow),
     ],

@@ -159,6 +159,7 @@ with torch.no_grad(), in_double():
 """
 
 
+@pytest.mark.slow
 def test_without_map_and_bottleneck_it_loads_where_there_is_no_lorada(place, tmp_path, call):
     run = train_run(place, tmp_path / "run", "lora")
     call("export", run, "--merge", tmp_path / "out")

@@ -127,11 +127,11 @@ def test_every_process_that_loads_a_run_scores_it_the_same(runs, labels):
     command = [sys.executable, str(script), str(labels), *map(str, runs.values())]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     scored = []
-    for _ in range(3):
+    for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         scored.append(json.loads(done.stdout.splitlines()[-1]))
-    assert scored[0] == scored[1] == scored[2]
+    assert scored[0] == scored[1]
     assert len(scored[0]) == len(runs)
 
 

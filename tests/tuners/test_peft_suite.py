@@ -79,7 +79,7 @@ FILES = {
 }
 # The models of the cut that always runs.
 CUT = {
-    "decoder": ["LlamaForCausalLM", "GPT2LMHeadModel"],
+    "decoder": ["LlamaForCausalLM"],
     "encoder-decoder": ["BartForConditionalGeneration"],
     "features": ["BertModel"],
     "classifier": ["BertForSequenceClassification"],
