@@ -51,7 +51,7 @@ def close_gates(model: PeftModel, adapter: str = "default") -> None:
 def test_layer_is_its_formula_in_values_and_gradients():
     linear = nn.Linear(6, 5)
     layer = SoraLayer(linear)
-    layer.update_layer("default", SoraConfig(rank=3, alpha=6.0, init_weights=False), 3)
+    layer.update_layer("default", SoraConfig(rank=3, alpha=6.0, init_weights=False), linear, "")
     layer.set_adapter("default")
     a, g, b = (getattr(layer, name)["default"] for name in layer.adapter_layer_names)
     x, x2 = (torch.randn(2, 4, 6).requires_grad_() for _ in range(2))
@@ -403,7 +403,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         ),
         (
             lambda: get_peft_model(TINY["llama"](), SoraConfig(target_modules=["embed_tokens"])),
-            "matches model.embed_tokens, which is a Embedding and no linear map",
+            "matches model.embed_tokens, which is Embedding and not a linear layer",
         ),
     ],
 )  # fmt: skip

@@ -17,22 +17,27 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from torch import Tensor, nn
 from torch.amp.autocast_mode import is_autocast_available as has_autocast
 from transformers.pytorch_utils import Conv1D
 
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
-    LoradaType,
     register,
     require_choice,
     require_count,
     require_positive,
 )
-from lorada.tuners.base.delta_layer import AddedLayer, AddedModel, check_ranks, plain_weight
-from lorada.tuners.base.entries import Entries, FrozenEntries
-from lorada.tuners.omoe.experts import wide
+from lorada.tuners.base.delta_layer import (
+    DeltaLayer,
+    DeltaModel,
+    check_ranks,
+    plain_weight,
+    rank_of,
+)
+from lorada.tuners.base.entries import Entries, FrozenEntries, wide
+from lorada.tuners.base.linears import linear_of
 
 # What the randomised decomposition of a weight looks at beside the leading directions, and how
 # often it refines them.
@@ -68,7 +73,6 @@ class LamdaConfig(LoradaPeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = LoradaType.LAMDA
         require_count(self, "rank")
         require_positive(self, "scale")
         require_choice(self, "init", ("spectral", "released"))
@@ -76,47 +80,44 @@ class LamdaConfig(LoradaPeftConfig):
         check_ranks(self, smallest=1)
 
 
-class LamdaLayer(AddedLayer):
+class LamdaLayer(DeltaLayer):
     """A linear map with spectrally decomposed terms."""
 
     adapter_layer_names = ("lora_M", "lora_B")
     # U and σ are the start of B and of M's diagonal. They are saved: a decomposition of the base
     # at another time or in another dtype would not give them again to the last bit.
     other_param_names = ("lora_A", "lora_U", "lora_sigma", "configs")
+    lora_M: Entries
+    lora_B: Entries
+    configs: dict[str, LamdaConfig]
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
-        self.lora_M = Entries()
-        self.lora_B = Entries()
         self.lora_A = FrozenEntries()
         self.lora_U = FrozenEntries()
         self.lora_sigma = FrozenEntries()
-        self.configs: dict[str, LamdaConfig] = {}
 
-    def update_layer(self, adapter_name: str, config: LamdaConfig, rank: int) -> None:
+    def update_layer(
+        self, adapter_name: str, config: LamdaConfig, model: nn.Module, key: str
+    ) -> None:
         """Create A, M and B of an adapter, and U and σ of a spectral one.
 
         Raises:
             ValueError: for a rank that is larger than the weight, or a quantised weight.
         """
         self.configs[adapter_name] = config
-        width_in, width_out = self.sizes()
-        device = next(self.get_base_layer().parameters()).device
+        width_in, width_out, rank = self.in_features, self.out_features, rank_of(config, key)
         if rank > min(width_in, width_out):
             raise ValueError(
                 f"rank={rank} is more than a weight of {width_out} × {width_in} has: "
                 f"choose {min(width_in, width_out)} or less, or other target_modules"
             )
-
-        def new(*shape: int) -> Tensor:
-            return torch.zeros(shape, device=device, dtype=torch.float32)
-
-        self.lora_A[adapter_name] = new(rank, width_in)
-        self.lora_M[adapter_name] = nn.Parameter(new(rank, rank))
-        self.lora_B[adapter_name] = nn.Parameter(new(width_out, rank))
+        self.lora_A[adapter_name] = self.new_weight(rank, width_in).data
+        self.lora_M[adapter_name] = self.new_weight(rank, rank)
+        self.lora_B[adapter_name] = self.new_weight(width_out, rank)
         if config.init == "spectral":
-            self.lora_U[adapter_name] = new(width_out, rank)
-            self.lora_sigma[adapter_name] = new(rank)
+            self.lora_U[adapter_name] = self.new_weight(width_out, rank).data
+            self.lora_sigma[adapter_name] = self.new_weight(rank).data
         with torch.no_grad():
             self._start(adapter_name, config, rank)
 
@@ -139,7 +140,7 @@ class LamdaLayer(AddedLayer):
         if not config.init_weights:
             up.add_(torch.randn_like(up), alpha=0.1)
 
-    def term(self, name: str, x: Tensor) -> Tensor:
+    def term(self, name: str, x: Tensor, output: Tensor) -> Tensor:
         """The term s · (B M − U Σ) A x for x (…, in) → (…, out)."""
         down = self.lora_A(name)
         hidden = F.linear(x.to(down.dtype), down)
@@ -163,7 +164,7 @@ class LamdaLayer(AddedLayer):
         return outer
 
 
-class LamdaModel(AddedModel):
+class LamdaModel(DeltaModel):
     """Places spectrally decomposed terms on the linear maps that a ``LamdaConfig`` names."""
 
     tuner_layer_cls = LamdaLayer
@@ -191,11 +192,11 @@ def weight_of(module: nn.Module, wish: str) -> Tensor | None:
     Raises:
         ValueError: if it is quantised, naming what was wished.
     """
-    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    if not isinstance(base, nn.Linear | Conv1D):
+    linear = linear_of(module)
+    if linear is None:
         return None
-    weight = plain_weight(base, wish).detach()
-    return weight.T if isinstance(base, Conv1D) else weight
+    weight = plain_weight(linear, wish).detach()
+    return weight.T if isinstance(linear, Conv1D) else weight
 
 
 def leading(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -264,4 +265,4 @@ def lamda_count(model: nn.Module, adapter_name: str = "default", eta: float = 0.
     return LamdaCount(squares + columns, squares + round(eta / 2 * columns), squares)
 
 
-register(LoradaType.LAMDA, LamdaConfig, LamdaModel)
+register("LAMDA", LamdaConfig, LamdaModel)

@@ -19,17 +19,18 @@ from lorada.attention import interface
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.forward_inputs import Told, told_to
 from lorada.functional.maps import Ablation, Align, position_embedding
-from lorada.tuners.base.attach import AttachedModel
-from lorada.tuners.base.attached_layer import AttachedLayer, within_layer
+from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
-    LoradaType,
     register,
     require_choice,
     require_count,
     require_positive,
 )
 from lorada.tuners.base.entries import Entries
+from lorada.tuners.base.layer import sample_mask
+from lorada.tuners.base.linears import within_layer
+from lorada.tuners.base.tuner import AttachedModel
 
 CROSS_ATTENTION = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")
 
@@ -79,9 +80,7 @@ class LmamConfig(LoradaPeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = LoradaType.LMAM
-        require_count(self, "rank")
-        require_count(self, "length")
+        require_count(self, "rank", "length")
         require_positive(self, "inverse_scale")
         self.inverse_scale = float(self.inverse_scale)  # 255 in a recipe, 255.0 in the maths
         if self.heads is not None:
@@ -109,14 +108,13 @@ class LmamLayer(AttachedLayer):
     """
 
     adapter_layer_names = ("lora_w_a", "lora_w_b", "lora_w")
-    other_param_names = ("configs",)
+    lora_w_a: Entries
+    lora_w_b: Entries
+    lora_w: Entries
+    configs: dict[str, LmamConfig]
 
     def __init__(self, host: nn.Module, parent: nn.Module) -> None:
         super().__init__(host, parent)
-        self.lora_w_a = Entries()
-        self.lora_w_b = Entries()
-        self.lora_w = Entries()
-        self.configs: dict[str, LmamConfig] = {}
         self._baked: dict[str, torch.Tensor] = {}
         self._told: Told | None = None
         interface.install()
@@ -147,7 +145,7 @@ class LmamLayer(AttachedLayer):
                 f"ablation='no_negative' changes the scores, which {type(self.host).__name__} "
                 "keeps to itself: choose a model that dispatches its attention"
             )
-        device = self.host_device(model)
+        device = self.device_for_weights(model)
         if self._told is None:
             self._told = told_to(model)
             self._told.join(windowed=_is_windowed(self.host))
@@ -201,7 +199,7 @@ class LmamLayer(AttachedLayer):
 
     def maps(self) -> list[AttentionMap]:
         """The maps of the adapters that are active in this call."""
-        return [self._map(name, samples) for name, samples in self.shares()]
+        return [self._map(name, samples) for name, samples in self.samples_by_adapter()]
 
     def _map(self, name: str, samples: list[bool] | None) -> AttentionMap:
         config = self.configs[name]
@@ -216,7 +214,7 @@ class LmamLayer(AttachedLayer):
             config.positions,
             config.ablation,
             None if self.training or self.scaling else self._finished(name, factors[0].device),
-            None if samples is None else torch.tensor(samples, device=factors[0].device),
+            sample_mask(samples, factors[0].device),
         )
 
     def _finished(self, name: str, device: torch.device) -> torch.Tensor | None:
@@ -308,4 +306,4 @@ def bake(model: nn.Module) -> None:
             module.bake()
 
 
-register(LoradaType.LMAM, LmamConfig, LmamModel)
+register("LMAM", LmamConfig, LmamModel)

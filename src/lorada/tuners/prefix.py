@@ -26,16 +26,12 @@ from torch import Tensor, nn
 from lorada.attention import interface as attention
 from lorada.attention.deberta_prefix import Replaced, is_disentangled
 from lorada.attention.prefix import Prefix
-from lorada.tuners.base.attach import AttachedModel
-from lorada.tuners.base.attached_layer import AttachedLayer, within_layer
-from lorada.tuners.base.config import (
-    LoradaPeftConfig,
-    LoradaType,
-    register,
-    require_count,
-    require_positive,
-)
+from lorada.tuners.base.attached_layer import AttachedLayer
+from lorada.tuners.base.config import LoradaPeftConfig, register, require_count, require_positive
 from lorada.tuners.base.entries import Entries
+from lorada.tuners.base.layer import sample_mask
+from lorada.tuners.base.linears import within_layer
+from lorada.tuners.base.tuner import AttachedModel
 from lorada.tuners.lmam import CROSS_ATTENTION
 
 HEAD_WIDTHS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
@@ -72,7 +68,6 @@ class PrefixConfig(LoradaPeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = LoradaType.PREFIX
         require_count(self, "length")
         require_positive(self, "initial_std")
         if self.projection is not None:
@@ -80,15 +75,9 @@ class PrefixConfig(LoradaPeftConfig):
 
 
 class PrefixPart(AttachedLayer):
-    """A module of ours that holds parameters of prefixes."""
+    """A layer that holds parameters of prefixes: those of one block, or of a network."""
 
-    other_param_names = ("configs",)
-
-    def __init__(self, host: nn.Module, parent: nn.Module) -> None:
-        super().__init__(host, parent)
-        for name in self.adapter_layer_names:
-            setattr(self, name, Entries())
-        self.configs: dict[str, PrefixConfig] = {}
+    configs: dict[str, PrefixConfig]
 
 
 class PrefixNetwork(PrefixPart):
@@ -155,7 +144,7 @@ class PrefixLayer(PrefixPart):
     def update_layer(self, adapter_name: str, config: PrefixConfig, model: nn.Module) -> None:
         """Create the parameters of an adapter for the key/value heads of the host."""
         self.configs[adapter_name] = config
-        width, new = key_width(self.host), partial(_new, self.host_device(model))
+        width, new = key_width(self.host), partial(_new, self.device_for_weights(model))
         if config.projection is None:
             std = config.initial_std if config.init_weights else 1.0
             for parameters in (self.lora_key, self.lora_value):
@@ -175,10 +164,10 @@ class PrefixLayer(PrefixPart):
     def prefixes(self) -> list[Prefix]:
         """The prefixes of the adapters that are active in this call."""
         found = []
-        for name, samples in self.shares():
+        for name, samples in self.samples_by_adapter():
             key, value = self.prefix(name)
-            mine = None if samples is None else torch.tensor(samples, device=key.device)
-            found.append(Prefix(key, self.scaled(name, value), mine))
+            mask = sample_mask(samples, key.device)
+            found.append(Prefix(key, self.scaled(name, value), mask))
         return found
 
     def prefix(self, name: str) -> tuple[Tensor, Tensor]:
@@ -274,7 +263,7 @@ class PrefixModel(AttachedModel):
             network = PrefixNetwork(self.model, self.model)
             self.model.add_module(name, network)
         if adapter_name not in network.lora_hidden:
-            device = getattr(target, self.child).host_device(self.model)
+            device = getattr(target, self.child).device_for_weights(self.model)
             of = target if hasattr(target, "config") else self.model  # DeBERTa's has none
             network.create(adapter_name, config, hidden_width(of), device)
         theirs = network.configs[adapter_name]
@@ -340,4 +329,4 @@ def _uniform(fan_in: int) -> Callable[[Tensor], Any]:
     return lambda parameter: parameter.uniform_(-bound, bound)
 
 
-register(LoradaType.PREFIX, PrefixConfig, PrefixModel)
+register("PREFIX", PrefixConfig, PrefixModel)

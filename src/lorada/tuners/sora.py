@@ -17,15 +17,13 @@ from torch import Tensor, nn
 
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
-    LoradaType,
     register,
     require_count,
     require_positive,
     require_rate,
 )
-from lorada.tuners.base.delta_layer import AddedLayer, AddedModel, check_ranks
-from lorada.tuners.base.entries import Entries
-from lorada.tuners.omoe.experts import wide
+from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel, check_ranks, rank_of
+from lorada.tuners.base.entries import Entries, wide
 
 
 @dataclass
@@ -56,7 +54,6 @@ class SoraConfig(LoradaPeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = LoradaType.SORA
         require_count(self, "rank")
         require_positive(self, "alpha")
         require_rate(self, "dropout")
@@ -66,33 +63,24 @@ class SoraConfig(LoradaPeftConfig):
         check_ranks(self, smallest=0)
 
 
-class SoraLayer(AddedLayer):
+class SoraLayer(DeltaLayer):
     """A linear map with gated low-rank terms."""
 
     adapter_layer_names = ("lora_A", "lora_gate", "lora_B")
-    other_param_names = ("configs",)
     lora_A: Entries
     lora_gate: Entries
     lora_B: Entries
+    configs: dict[str, SoraConfig]
 
-    def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__(base_layer)
-        for name in self.adapter_layer_names:
-            setattr(self, name, Entries())
-        self.configs: dict[str, SoraConfig] = {}
-
-    def update_layer(self, adapter_name: str, config: SoraConfig, rank: int) -> None:
+    def update_layer(
+        self, adapter_name: str, config: SoraConfig, model: nn.Module, key: str
+    ) -> None:
         """Create A, g and B of an adapter."""
         self.configs[adapter_name] = config
-        width_in, width_out = self.sizes()
-        device = next(self.get_base_layer().parameters()).device
-
-        def new(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.zeros(shape, device=device, dtype=torch.float32))
-
-        self.lora_A[adapter_name] = new(rank, width_in)
-        self.lora_gate[adapter_name] = new(rank)
-        self.lora_B[adapter_name] = new(width_out, rank)
+        rank = rank_of(config, key)
+        self.lora_A[adapter_name] = self.new_weight(rank, self.in_features)
+        self.lora_gate[adapter_name] = self.new_weight(rank)
+        self.lora_B[adapter_name] = self.new_weight(self.out_features, rank)
         if rank == 0:
             return
         with torch.no_grad():
@@ -101,7 +89,7 @@ class SoraLayer(AddedLayer):
             if not config.init_weights:
                 self.lora_B[adapter_name].normal_(std=0.1)
 
-    def term(self, name: str, x: Tensor) -> Tensor:
+    def term(self, name: str, x: Tensor, output: Tensor) -> Tensor:
         """(α/r) · B( g ⊙ A drop(x) ) for x (…, in) → (…, out)."""
         config, down = self.configs[name], self.lora_A(name)
         x = F.dropout(x.to(down.dtype), config.dropout, self.training)
@@ -127,7 +115,7 @@ class SoraLayer(AddedLayer):
             entries[name] = nn.Parameter(fresh, requires_grad=old.requires_grad)
 
 
-class SoraModel(AddedModel):
+class SoraModel(DeltaModel):
     """Places gated low-rank terms on the linear maps that a ``SoraConfig`` names."""
 
     tuner_layer_cls = SoraLayer
@@ -164,7 +152,7 @@ def sora_count(model: nn.Module, adapter_name: str = "default") -> SoraCount:
     """Count the parameters of SoRA parts, each gate by the sizes of its own matrices."""
     matrices = gates = zeros = left = 0
     for layer in sora_layers(model, adapter_name).values():
-        gate, width = layer.lora_gate[adapter_name], sum(layer.sizes())
+        gate, width = layer.lora_gate[adapter_name], layer.in_features + layer.out_features
         on = int(torch.count_nonzero(gate.detach())) if not gate.is_meta else gate.numel()
         matrices += gate.numel() * width
         gates += gate.numel()
@@ -204,4 +192,4 @@ def prune(model: Any, adapter_name: str = "default") -> SoraCount:
     return count
 
 
-register(LoradaType.SORA, SoraConfig, SoraModel)
+register("SORA", SoraConfig, SoraModel)

@@ -19,12 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorada.attention.attention_map import for_samples
-from lorada.support.errors import MOST
-from lorada.tuners.base.attach import AttachedModel
 from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
-    LoradaType,
     register,
     require_choice,
     require_count,
@@ -32,6 +29,8 @@ from lorada.tuners.base.config import (
     require_rate,
 )
 from lorada.tuners.base.entries import Entries
+from lorada.tuners.base.layer import sample_mask
+from lorada.tuners.base.tuner import AttachedModel, listed
 from lorada.tuners.bottleneck.placements import LINEARS, ROWS, Spot, hosts, spot_at
 from lorada.tuners.bottleneck.sites import at
 
@@ -93,7 +92,6 @@ class BottleneckConfig(LoradaPeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = LoradaType.BOTTLENECK
         require_choice(self, "placement", tuple(ROWS))
         for name, value in asdict(ROWS[self.placement]).items():
             if getattr(self, name) is None:
@@ -130,12 +128,10 @@ class BottleneckLayer(AttachedLayer):
     lora_up_bias: Entries
     lora_norm_weight: Entries
     lora_norm_bias: Entries
+    configs: dict[str, BottleneckConfig]
 
     def __init__(self, spot: Spot) -> None:
         super().__init__(spot.layer.get_submodule(spot.host), spot.layer)
-        for name in self.adapter_layer_names:
-            setattr(self, name, Entries())
-        self.configs: dict[str, BottleneckConfig] = {}
         self.dropouts: dict[str, float] = {}
         self._spot = spot
         self._inputs: dict[str, Tensor] = {}
@@ -158,11 +154,11 @@ class BottleneckLayer(AttachedLayer):
             return None  # the module serves another part of the layer first
         inputs, self._inputs = self._inputs, {}
         result = here
-        for name, samples in self.shares():
+        for name, samples in self.samples_by_adapter():
             term = self.scaled(name, self.adapt(name, self._read(name, inputs, here)))
             term = term.view_as(here)  # OPT lays all tokens of a batch in one row for its FFN
-            mine = None if samples is None else torch.tensor(samples, device=term.device)
-            result = result + for_samples(term, mine, here.shape[0]).to(here.dtype)
+            mask = sample_mask(samples, term.device)
+            result = result + for_samples(term, mask, here.shape[0]).to(here.dtype)
         return result
 
     def _read(self, name: str, inputs: dict[str, Tensor], here: Tensor) -> Tensor:
@@ -200,7 +196,7 @@ class BottleneckLayer(AttachedLayer):
         """Create the matrices of an adapter, as wide as what passes here."""
         hidden = model.config.hidden_size
         fan_in, fan_out = self._spot.width or (hidden, hidden)
-        device = self.host_device(model)
+        device = self.device_for_weights(model)
         self.configs[adapter_name] = config
         dropout = model_dropout(model) if config.dropout is None else config.dropout
         self.dropouts[adapter_name] = dropout
@@ -245,7 +241,7 @@ class BottleneckModel(AttachedModel):
             if wanted is not None and not ends.issuperset(wanted):
                 raise ValueError(
                     f"placement={placement!r} is for {' and '.join(wanted)}: give target_modules; "
-                    f"this model has {_listed(found)}"
+                    f"this model has {listed(found)}"
                 )
         return peft_config
 
@@ -259,7 +255,7 @@ class BottleneckModel(AttachedModel):
             kind = _KINDS[peft_config.placement]
             raise ValueError(
                 f"target_modules matches {key}, which is not {kind} that can hold an adapter; "
-                f"this model has {_listed(found)}"
+                f"this model has {listed(found)}"
             )
         return matched
 
@@ -315,11 +311,6 @@ def _undefined(placement: str) -> str:
     )
 
 
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - MOST} more" if names[MOST:] else ""
-    return (", ".join(names[:MOST]) or "none") + more
-
-
 def model_dropout(model: Any) -> float:
     """The hidden dropout rate of a transformers model; 0 where its config has none."""
     names = ("hidden_dropout_prob", "hidden_dropout", "resid_pdrop", "dropout", "dropout_rate")
@@ -330,4 +321,4 @@ def model_dropout(model: Any) -> float:
     return 0.0
 
 
-register(LoradaType.BOTTLENECK, BottleneckConfig, BottleneckModel)
+register("BOTTLENECK", BottleneckConfig, BottleneckModel)

@@ -21,7 +21,8 @@ from typing import Literal
 
 from torch import nn
 
-from lorada.tuners.bottleneck.sites import Site, linear_under, site_of
+from lorada.tuners.base.linears import linear_of, linears, widths
+from lorada.tuners.bottleneck.sites import Site, site_of
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def spots_of(layer: nn.Module, placement: str) -> dict[str, Spot]:
     """The adapters that a placement can put in a layer, by host; none where it is not defined."""
     site = site_of(layer)
     if placement in LINEARS:
-        found = [_on_linear(layer, name, placement) for name in _linears(layer)]
+        found = [_on_linear(layer, name, placement) for name in linears(layer)]
     elif placement == "pa_attn":
         found = [_beside_attention(layer, *names) for names in _attentions(layer)]
     elif placement == "houlsby":
@@ -146,16 +147,6 @@ def _in_list(host: str) -> bool:
     return any(part.isdigit() for part in host.split("."))
 
 
-def _linears(layer: nn.Module) -> list[str]:
-    """Names of the linears of a layer, in whatever wrappers; not of what is within those."""
-    names: list[str] = []
-    for name, module in layer.named_modules():
-        wrapped = any(name.startswith(f"{outer}.") for outer in names)
-        if name and not wrapped and linear_under(module) is not None:
-            names.append(name)
-    return names
-
-
 def _attentions(layer: nn.Module) -> list[tuple[str, str]]:
     names = {name for name, _ in layer.named_modules()}
     return [pair for pair in _ATTENTIONS if names.issuperset(pair)]
@@ -173,12 +164,7 @@ def _child(layer: nn.Module, name: str, placement: str) -> tuple[str, str]:
 
 
 def _widths(layer: nn.Module, name: str) -> tuple[int, int]:
-    linear = linear_under(layer.get_submodule(name))
-    assert linear is not None
-    if isinstance(linear, nn.Linear):
-        return linear.in_features, linear.out_features
-    rows, columns = linear.weight.shape  # type: ignore[misc]  # Conv1D has the transpose
-    return rows, columns
+    return widths(linear_of(layer.get_submodule(name)))
 
 
 def _on_linear(layer: nn.Module, name: str, placement: str) -> Spot:

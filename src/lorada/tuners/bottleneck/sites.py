@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers.pytorch_utils import Conv1D
+
+from lorada.tuners.base.linears import linear_of
 
 Change = Callable[[Tensor], Tensor | None]
 
@@ -155,13 +155,6 @@ def site_of(layer: nn.Module) -> Site | None:
     return None
 
 
-def linear_under(module: nn.Module) -> nn.Module | None:
-    """The linear that a module is, or wraps as LoRA does; None for other modules."""
-    while isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer"):
-        module = module.base_layer
-    return module if isinstance(module, nn.Linear | Conv1D) else None
-
-
 class Follower:
     """The hook of a place at a linear: on the outermost module there when its parent is called."""
 
@@ -200,7 +193,7 @@ def at(
     """
     name, side = _split(place)
     module = layer.get_submodule(name)
-    if name and linear_under(module) is not None:
+    if name and linear_of(module) is not None:
         return [Follower(layer, place, change)]
     if name:
         return [_hook(module, side, change, first)]

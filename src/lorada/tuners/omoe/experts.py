@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lorada.tuners.base.entries import wide
+
 ROWS = 1024  # of a weight at a time in fp32, where its norms are computed
 EPSILON = 1e-20  # beside ⟨u, u⟩; the outputs of experts are small in the first steps
 
@@ -61,8 +63,3 @@ def gates_of(logits: Tensor, routing: str) -> Tensor:
         chosen = chosen / chosen.sum(-1, keepdim=True)
         gates = torch.zeros_like(gates).scatter(-1, index, chosen)
     return gates
-
-
-def wide(x: Tensor) -> Tensor:
-    """A tensor in fp32, or as it is where it is wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -8,30 +8,23 @@ the change is exactly zero at step 0 although T is not, and W_0 stays as it was.
 
 import hashlib
 import math
-import warnings
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
     get_quantization_kwargs,
     resolve_quantization_backend,
 )
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from lorada.attention.attention_map import for_samples
-from lorada.tuners.base.attached_layer import Scaled
-from lorada.tuners.base.config import LoradaPeftConfig, LoradaType, register, require_rate
-from lorada.tuners.base.entries import refuse_offloaded, used_on
-from lorada.tuners.base.tuner import OwnTuner
+from lorada.tuners.base.config import LoradaPeftConfig, register, require_rate
+from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
 from lorada.tuners.quanta.gates import apply_to_width, as_matrix, default_dims, draw_gates, pairs
-from lorada.tuners.stack.nesting import matrices
 
 
 @dataclass
@@ -65,7 +58,6 @@ class QuantaConfig(LoradaPeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = LoradaType.QUANTA
         if self.dims is not None:
             self.dims = _factors(self.dims)
         require_rate(self, "dropout")
@@ -130,51 +122,28 @@ class Gates(nn.Module):
         return new - as_matrix(start, self.dims, rows, columns)
 
 
-class QuantaLayer(Scaled, nn.Module, BaseTunerLayer):  # type: ignore[misc]
+class QuantaLayer(DeltaLayer):
     """A matrix with the gates of any number of adapters around it."""
 
-    if TYPE_CHECKING:  # what PEFT's base class has
-        active_adapters: list[str]
-        merged: bool
-
-        get_base_layer: Callable[[], Any]
-        get_base_weight: Callable[[], Tensor]
-        set_base_weight: Callable[[Tensor], None]
-
     adapter_layer_names = ("lora_gates",)
-    other_param_names = ("dropouts",)
+    configs: dict[str, QuantaConfig]
 
     def __init__(self, base_layer: nn.Module, **options: Any) -> None:
-        super().__init__()
-        self.base_layer = base_layer
+        super().__init__(base_layer)
         self.lora_gates = nn.ModuleDict()
-        self.dropouts: dict[str, float] = {}
-        self._disable_adapters = False
-        self._active_adapter: list[str] = []
-        self.merged_adapters: list[str] = []
-        self.scaling = {}
-        self._mixed: list[str] | None = None
-        base = self.get_base_layer()
-        self.quantization_backend = resolve_quantization_backend(base, **options)
-        self.transposed = isinstance(base, Conv1D)  # a weight of (in, out)
-        sides = base.weight.shape if self.transposed else (base.in_features, base.out_features)
-        self.in_features: int = sides[0]
-        self.out_features: int = sides[1]
+        self.quantization_backend = resolve_quantization_backend(self.adapted, **options)
 
-    def update_layer(self, adapter_name: str, config: QuantaConfig, key: str, hidden: Any) -> None:
-        """Create the gates of an adapter.
-
-        Args:
-            adapter_name: of the adapter.
-            config: of the adapter.
-            key: name of the module, which a seed is joined with.
-            hidden: the model's width, if it has one.
+    def update_layer(
+        self, adapter_name: str, config: QuantaConfig, model: nn.Module, key: str
+    ) -> None:
+        """Create the gates of an adapter; a seed draws others for each module.
 
         Raises:
             ValueError: if ``dims`` does not fit the module.
         """
+        hidden = getattr(getattr(model, "config", None), "hidden_size", None)
         dims = self._dims(config, key, hidden)
-        device = next(used_on(self.get_base_layer()), torch.device("cpu"))
+        device = self.device_for_weights()
         generator = None if config.seed is None else _generator(config.seed, key)
         start = draw_gates(dims, generator)
         gates = [gate.clone() for gate in start]
@@ -182,7 +151,7 @@ class QuantaLayer(Scaled, nn.Module, BaseTunerLayer):  # type: ignore[misc]
             gates = [math.sqrt(3) * gate for gate in draw_gates(dims, generator)]
         start, gates = ([gate.to(device) for gate in drawn] for drawn in (start, gates))
         self.lora_gates[adapter_name] = Gates(dims, gates, start, save=config.seed is None)
-        self.dropouts[adapter_name] = config.dropout
+        self.configs[adapter_name] = config
 
     def _dims(self, config: QuantaConfig, key: str, hidden: Any) -> list[int]:
         sides = (self.in_features, self.out_features)
@@ -202,77 +171,22 @@ class QuantaLayer(Scaled, nn.Module, BaseTunerLayer):  # type: ignore[misc]
             )
         return config.dims
 
-    def _move_adapter_to_device_of_base_layer(
-        self, adapter_name: str, device: torch.device | None = None
-    ) -> None:
-        # PEFT's would cast to the base's dtype too, and half precision would spoil T - S.
-        target = device or next(used_on(self.get_base_layer()), None)
-        for name, gates in self.lora_gates.items():
-            if name == adapter_name and not any(p.is_meta for p in gates.parameters()):
-                gates.to(target)
+    def term(self, name: str, x: Tensor, output: Tensor) -> Tensor:
+        """(T - S) dropout(x)."""
+        seen = F.dropout(x, self.configs[name].dropout, self.training)
+        term: Tensor = self.lora_gates[name](seen, self.out_features)
+        return term
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The base module's output plus (T - S) x of every adapter at work."""
-        if self._disable_adapters and self.merged:
-            self.unmerge()
-        result: Tensor = self.base_layer(x, *args, **kwargs)
-        dtype = result.dtype
-        for name, samples in self._shares():
-            seen = F.dropout(x, self.dropouts[name], self.training)
-            term = self.scaled(name, self.lora_gates[name](seen, self.out_features))
-            mine = None if samples is None else torch.tensor(samples, device=term.device)
-            result = result + for_samples(term, mine, term.shape[0])
-        return result.to(dtype)
+    def delta(self, name: str) -> Tensor:
+        """T - S of one adapter, (out, in)."""
+        gates = self.lora_gates[name]
+        assert isinstance(gates, Gates)
+        return gates.matrix(self.out_features, self.in_features)
 
-    def _shares(self) -> list[tuple[str, list[bool] | None]]:
-        """The adapters at work in this call, each with the samples it serves (None: all)."""
-        if self._disable_adapters:
-            return []
-        if self.merged:
-            if self._mixed is not None:
-                raise ValueError("adapter_names needs unmerged adapters: call unmerge_adapter()")
-            return []
-        if self._mixed is None:
-            return [(name, None) for name in self.active_adapters if name in self.lora_gates]
-        names = [name for name in dict.fromkeys(self._mixed) if name in self.lora_gates]
-        return [(name, [name == mixed for mixed in self._mixed]) for name in names]
-
-    # Merging.
-
-    def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """T - S of one adapter, in the layout of the base's weight."""
-        with torch.no_grad():
-            gates = self.lora_gates[adapter_name]
-            assert isinstance(gates, Gates)
-            delta = self.scaled(adapter_name, gates.matrix(self.out_features, self.in_features))
-            return delta.T if self.transposed else delta
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """W ← W + T - S for each adapter, in place.
-
-        Raises:
-            ValueError: with ``safe_merge``, if a merged weight were not finite.
-        """
-        for name in check_adapters_to_merge(self, adapter_names):
-            if name not in self.lora_gates:
-                continue
-            weight = self.get_base_weight()
-            merged = (weight + self.get_delta_weight(name)).to(weight.dtype)
-            if safe_merge and not torch.isfinite(merged).all():
-                raise ValueError(
-                    f"NaNs detected in the merged weights. The adapter {name} seems to be broken"
-                )
-            self.set_base_weight(merged)
-            self.merged_adapters.append(name)
-
-    def unmerge(self) -> None:
-        """W ← W - T + S for each merged adapter."""
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-        while self.merged_adapters:
-            name = self.merged_adapters.pop()
-            weight = self.get_base_weight()
-            self.set_base_weight((weight - self.get_delta_weight(name)).to(weight.dtype))
+    def get_base_weight(self) -> Tensor:
+        """The weight as the linear layer stores it, dequantised where it is quantised."""
+        weight: Tensor = BaseTunerLayer.get_base_weight(self)
+        return weight
 
 
 def _generator(seed: int, key: str) -> torch.Generator:
@@ -281,7 +195,7 @@ def _generator(seed: int, key: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-class QuantaModel(OwnTuner):
+class QuantaModel(DeltaModel):
     """Puts gates around every matrix that a ``QuantaConfig`` names."""
 
     tuner_layer_cls = QuantaLayer
@@ -290,52 +204,9 @@ class QuantaModel(OwnTuner):
         "mbart": ["q_proj", "v_proj"],
     }
 
-    def _prepare_adapter_config(self, peft_config: QuantaConfig, model_config: Any) -> QuantaConfig:
-        if peft_config.target_modules is None:
-            kind = model_config.get("model_type")
-            if kind not in self.target_module_mapping:
-                raise ValueError(
-                    f"QuanTA has no default target_modules for model type {kind!r}: choose some of "
-                    f"{', '.join(matrices(self.model)) or 'none'}"
-                )
-            peft_config.target_modules = list(self.target_module_mapping[kind])
-        return peft_config
-
-    def _prepare_model(self, peft_config: QuantaConfig, model: nn.Module) -> None:
-        refuse_offloaded(model, "QuanTA")
-
-    def _create_and_replace(
-        self,
-        peft_config: QuantaConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        if not isinstance(base, nn.Linear | Conv1D):
-            raise ValueError(
-                f"QuanTA takes nn.Linear and Conv1D, but {current_key} is {type(base).__name__}: "
-                "leave it out of target_modules"
-            )
-        known = isinstance(target, QuantaLayer)
-        layer = target if known else QuantaLayer(target, **get_quantization_kwargs(self))
-        assert isinstance(layer, QuantaLayer)
-        hidden = getattr(getattr(self.model, "config", None), "hidden_size", None)
-        layer.update_layer(adapter_name, peft_config, current_key, hidden)
-        if layer is not target:
-            self._replace_module(parent, target_name, layer, target)
-        layer.train(target.training)
-
-    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        for layer in self.model.modules():
-            if isinstance(layer, QuantaLayer) and adapter_name in layer.lora_gates:
-                dtype = layer.get_base_layer().weight.dtype
-                if not autocast_adapter_dtype and dtype.is_floating_point:
-                    layer.lora_gates[adapter_name].to(dtype)
+    def new_layer(self, target: nn.Module) -> QuantaLayer:
+        """Wrap a linear layer, quantised or not."""
+        return QuantaLayer(target, **get_quantization_kwargs(self))
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -355,4 +226,4 @@ class QuantaModel(OwnTuner):
         return remapped
 
 
-register(LoradaType.QUANTA, QuantaConfig, QuantaModel)
+register("QUANTA", QuantaConfig, QuantaModel)
