@@ -105,7 +105,7 @@ def test_gradients_reach_the_adapters_alone_and_survive_checkpointing(name, plac
         for key in expected:
             assert_close(actual[key], expected[key])
     for part in parts_of(model).values():
-        assert not part._inputs, "a part keeps what it has read"
+        assert not part._saved, "an adapter keeps what it has read"
 
 
 @cases

@@ -408,11 +408,11 @@ REFUSED = {
     ),
     "a module that is no linear": (
         "llama", {"placement": "series", "target_modules": ["mlp"]},
-        r"target_modules matches model.layers.0.mlp, which is not a linear in a layer",
+        "matches model.layers.0.mlp, which is not a linear layer within a transformer layer",
     ),
     "a linear outside of the layers": (
         "llama", {"placement": "series", "target_modules": ["lm_head"]},
-        "matches lm_head, which is not a linear in a layer",
+        "matches lm_head, which is not a linear layer within a transformer layer",
     ),
     "an FFN as an attention": (
         "llama", {"placement": "pa_attn", "target_modules": ["mlp"]},
@@ -424,7 +424,7 @@ REFUSED = {
     ),
     "a name that matches nothing": (
         "llama", {"placement": "parallel", "target_modules": ["wi"]},
-        r"target_modules=\['wi'\] matched no module .*this model has mlp.down_proj",
+        r"target_modules=\['wi'\] matched no module; this model has mlp.down_proj",
     ),
 }  # fmt: skip
 
