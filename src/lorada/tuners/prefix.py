@@ -73,6 +73,11 @@ class PrefixConfig(LoradaPeftConfig):
         if self.projection is not None:
             require_count(self, "projection")
 
+    @property
+    def starts_as_base(self) -> bool:
+        """No: the keys of a prefix take their share of the attention from the first step on."""
+        return False
+
 
 class PrefixPart(AttachedLayer):
     """A layer that holds parameters of prefixes: those of one block, or of a network."""

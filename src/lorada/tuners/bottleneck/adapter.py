@@ -120,6 +120,11 @@ class BottleneckConfig(LoradaPeftConfig):
         if self.dropout is not None:
             require_rate(self, "dropout")
 
+    @property
+    def starts_as_base(self) -> bool:
+        """Whether U is zero at step 0."""
+        return self.init_weights and self.init == "lora"
+
 
 class BottleneckLayer(AttachedLayer):
     """The adapters of one ``Insertion``, which read and change the model by hooks."""

@@ -73,6 +73,11 @@ class OmoeConfig(LoradaPeftConfig):
             )
         require_rate(self, "dropout")
 
+    @property
+    def starts_as_base(self) -> bool:
+        """Whether B is zero at step 0, which a normalised expert's is not."""
+        return self.init_weights and not self.normalize
+
 
 class OmoeLayer(DeltaLayer):
     """A matrix with the experts of any number of adapters around it."""
