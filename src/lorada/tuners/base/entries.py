@@ -1,11 +1,13 @@
 """The weights of adapters by name, their dtype, and the devices that they are used on."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.amp.autocast_mode import is_autocast_available
 
 
 class Entries(nn.ParameterDict):
@@ -86,3 +88,9 @@ def refuse_offloaded(model: nn.Module, kind: str) -> None:
 def wide(x: Tensor) -> Tensor:
     """A tensor in float32, or as it is where it is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[None]:
+    """A context without autocast on a tensor's device; the meta device never has any."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext()

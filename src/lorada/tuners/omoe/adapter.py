@@ -1,10 +1,11 @@
-"""OMoE as a PEFT tuner: orthogonal experts, each a LoRA or DoRA branch of one matrix.
+"""OMoE as a PEFT tuner: each linear layer gets several LoRA or DoRA experts and a router.
 
-    y = W x + Σ_i g_i u_i,   g = softmax(W_r x),   u = Gram-Schmidt of (e_1, …, e_E)
+    y = W x + Σ_i g_i u_i,   g = softmax(W_r x),   (u_1, …, u_E) = Gram-Schmidt of (e_1, …, e_E)
 
-for one token x, with e_i = (α/r) B_i A_i x, or DoRA_i(x) − W x where each expert has its own
-magnitude. From "OMoE: Diversifying Mixture of Low-Rank Adaptation by Orthogonal Finetuning"
-(2025); E = 2 DoRA experts of rank 16 on the FFN give the parameter counts it is printed with.
+for one token x. The output e_i of expert i is (α/r) B_i A_i x for LoRA, and for DoRA the change
+that DoRA with the magnitude of expert i makes to W x. Gram-Schmidt makes the outputs orthogonal.
+"OMoE: Diversifying Mixture of Low-Rank Adaptation by Orthogonal Finetuning" (2025); its parameter
+counts are those of E = 2 DoRA experts of rank 16 on the FFN.
 """
 
 import math
@@ -23,9 +24,9 @@ from lorada.tuners.base.config import (
     require_positive,
     require_rate,
 )
-from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
+from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel, plain_weight
 from lorada.tuners.base.entries import Entries, wide
-from lorada.tuners.omoe.experts import gates_of, orthogonalise, row_norms
+from lorada.tuners.omoe.experts import expert_shares, orthogonalise, row_norms
 
 FFN = ["gate_proj", "up_proj", "down_proj"]
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
@@ -33,19 +34,20 @@ LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"
 
 @dataclass
 class OmoeConfig(LoradaPeftConfig):
-    """How many experts, of which kind, and how they are mixed.
+    """Number and kind of experts, and how the router mixes them.
 
     Attributes:
-        experts: E, the number of experts on each matrix.
+        experts: E, the number of experts on each linear layer.
         rank: r of each expert.
-        alpha: α; an expert is scaled by α/r.
-        dropout: rate on the input of the experts' low-rank branches.
-        use_dora: DoRA experts, each with its own magnitude; False for LoRA experts.
-        routing: ``soft`` mixes all experts, ``top2`` the two with the largest gates, re-normalised.
-        normalize: whether each u_i is divided by its norm. The start is then no identity: B is
-            drawn from N(0, 0.001²), as B = 0 has no direction.
-        target_modules: names of the matrices that get experts; None for the three of the FFN of
-            LLaMA-like models.
+        alpha: α; the output of an expert is scaled by α/r.
+        dropout: rate of the dropout on the input of the experts.
+        use_dora: True for DoRA experts, each with its own magnitude; False for LoRA experts.
+        routing: ``soft`` mixes all experts; ``top2`` the two with the largest g_i, divided by their
+            sum.
+        normalize: whether each u_i is divided by its norm. B is then drawn from N(0, 0.001²),
+            since B = 0 has no direction, and the model does not start as the base.
+        target_modules: names or a regex of the linear layers that get experts; None for the three
+            of the FFN of LLaMA-like models.
         exclude_modules: names or a regex of modules to leave out.
 
     Raises:
@@ -75,12 +77,12 @@ class OmoeConfig(LoradaPeftConfig):
 
     @property
     def starts_as_base(self) -> bool:
-        """Whether B is zero at step 0, which a normalised expert's is not."""
+        """Whether B is zero at the start: see ``normalize``."""
         return self.init_weights and not self.normalize
 
 
 class OmoeLayer(DeltaLayer):
-    """A matrix with the experts of any number of adapters around it."""
+    """A linear layer with the experts and routers of any number of adapters."""
 
     adapter_layer_names = ("lora_down", "lora_up", "lora_magnitude", "lora_router")
     lora_down: Entries
@@ -97,12 +99,7 @@ class OmoeLayer(DeltaLayer):
         Raises:
             ValueError: for a quantised weight.
         """
-        base = self.adapted
-        if type(base.weight) is not nn.Parameter or not base.weight.is_floating_point():
-            raise ValueError(
-                f"{key} is quantised ({type(base.weight).__name__}, {base.weight.dtype}), "  # type: ignore[union-attr]
-                "which OmoeConfig does not support: load the model in float32, bfloat16 or float16"
-            )
+        plain_weight(self.adapted, f"OMoE on {key}")
         down = self.new_weight(config.experts, config.rank, self.in_features)
         up = self.new_weight(config.experts, self.out_features, config.rank)
         router = self.new_weight(config.experts, self.in_features)
@@ -122,27 +119,26 @@ class OmoeLayer(DeltaLayer):
             self.lora_magnitude[adapter_name] = nn.Parameter(norms)
 
     def term(self, name: str, x: Tensor, output: Tensor) -> Tensor:
-        """Σ_i g_i u_i of one adapter, (…, in) → (…, out)."""
+        """Σ_i g_i u_i of one adapter (…, out)."""
         config, down, up = self.configs[name], self.lora_down(name), self.lora_up(name)
         scale, x = config.alpha / config.rank, x.to(down.dtype)
         dropped = F.dropout(x, config.dropout, self.training)
         hidden = torch.einsum("...i,eri->...er", dropped, down)
-        branches = wide(scale * torch.einsum("...er,eor->...eo", hidden, up))
-        if config.use_dora:
-            norms = row_norms(self.matrix(), down, up, scale)
-            ratio = wide(self.lora_magnitude(name)) / norms
-            branches = ratio * branches + (ratio - 1) * self.without_bias(output).unsqueeze(-2)
-        gates = gates_of(F.linear(x, self.lora_router(name)), config.routing)
-        # No product of matrices: those leave fp32 under autocast.
-        return (gates.unsqueeze(-1) * orthogonalise(branches, config.normalize)).sum(-2)
+        experts = wide(scale * torch.einsum("...er,eor->...eo", hidden, up))
+        if config.use_dora:  # m (W + s B A) x / ‖W + s B A‖ − W x, with m the magnitude
+            ratio = wide(self.lora_magnitude(name)) / row_norms(self.matrix(), down, up, scale)
+            experts = ratio * experts + (ratio - 1) * self.without_bias(output).unsqueeze(-2)
+        shares = expert_shares(F.linear(x, self.lora_router(name)), config.routing)
+        # Not a matrix product, which autocast would compute in half precision.
+        return (shares.unsqueeze(-1) * orthogonalise(experts, config.normalize)).sum(-2)
 
 
 class OmoeModel(DeltaModel):
-    """Puts experts around every matrix that an ``OmoeConfig`` names."""
+    """Adds experts to the linear layers that an ``OmoeConfig`` names."""
 
     tuner_layer_cls = OmoeLayer
     target_module_mapping: ClassVar[dict[str, list[str]]] = dict.fromkeys(LLAMAS, FFN)
-    not_mergeable = "their experts are weighed anew for each token; keep them as an adapter"
+    not_mergeable = "each token mixes their experts in its own way; keep them as an adapter"
 
 
 register("OMOE", OmoeConfig, OmoeModel)

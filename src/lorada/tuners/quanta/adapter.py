@@ -1,14 +1,14 @@
-"""QuanTA as a PEFT tuner: a matrix beside the weight, made of gates on pairs of tensor axes.
+"""QuanTA as a PEFT tuner: adds to a linear layer a full-rank matrix that is a product of gates.
 
-    y = W_0 x + (T - S) x
+    y = W x + (T - S) x
 
-T is the product of the gates (``gates``), S the same product of a frozen copy of their start. So
-the change is exactly zero at step 0 although T is not, and W_0 stays as it was.
+Chen et al., "QuanTA: Efficient High-Rank Fine-Tuning of LLMs with Quantum-Informed Tensor
+Adaptation" (2024). T is the product of the gates (see ``gates``). S is the same product of frozen
+copies of the gates as they were at the start, so that the change is exactly zero at step 0.
 """
 
 import hashlib
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -24,26 +24,26 @@ from torch import Tensor, nn
 
 from lorada.tuners.base.config import LoradaPeftConfig, register, require_rate
 from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
+from lorada.tuners.base.entries import no_autocast
 from lorada.tuners.quanta.gates import apply_to_width, as_matrix, default_dims, draw_gates, pairs
 
 
 @dataclass
 class QuantaConfig(LoradaPeftConfig):
-    """How the width is factored, and which matrices have gates.
+    """Shape of the gates, and which linear layers get them.
 
     Attributes:
-        dims: factors of the width, first axis first, as ``[16, 8, 8, 4]`` or ``"16-8-8-4"``. Their
-            product must be the input or the output width of every target. None takes 16-8-8-4 for
-            4096 and 16-8-8-5 for 5120, as the paper does, and for another width four factors as
-            equal as possible (576: 6-6-4-4); the width is the model's hidden width, or the input's
-            where a target has no side of that width.
-        dropout: on what the change reads, (T - S) dropout(x).
-        seed: None draws the gates from torch's generator and saves S beside T. A number draws
-            them from it, another draw for each module, and saves T alone, half the file: S is
-            drawn again on loading.
-        target_modules: names or a regex of the matrices; None for query and value. One that is not
-            square keeps the width of ``dims`` on both sides: of the longer side only the first
-            numbers are read or written.
+        dims: factors of the width D on which the gates work, first axis first, as
+            ``[16, 8, 8, 4]`` or ``"16-8-8-4"``. D must be the input or the output width of every
+            target. If the other width is larger, only its first D numbers are read or written.
+            None takes the model's hidden width as D, or the input width of a target without that
+            width. It takes the paper's factors for 4096 (16-8-8-4) and 5120 (16-8-8-5), and four
+            factors as equal as possible for any other D (6-6-4-4 for 576).
+        dropout: rate of the dropout on x in (T - S) x.
+        seed: None draws the gates with torch's global generator and saves S with T. A number seeds
+            the draw for each target, so that S is drawn again on loading and the file has T alone,
+            half the size.
+        target_modules: names or a regex of the linear layers; None for query and value.
         exclude_modules: names or a regex of modules to leave out.
 
     Raises:
@@ -80,10 +80,10 @@ def _factors(dims: Any) -> list[int]:
 
 
 class Gates(nn.Module):
-    """The gates of one adapter on one matrix, with the frozen copy of their start.
+    """The gates of one adapter on one linear layer, and frozen copies of them from the start.
 
-    Gate (a, b) is the parameter ``a_b``, its start the buffer ``start_a_b``. A call gives
-    (T - S) x, for which accelerate brings offloaded gates back.
+    Gate (a, b) is the parameter ``a_b``, its copy the buffer ``start_a_b``. It is a module, since
+    accelerate brings offloaded weights back when the module that owns them is called.
     """
 
     def __init__(self, dims: list[int], gates: list[Tensor], start: list[Tensor], save: bool):
@@ -95,35 +95,33 @@ class Gates(nn.Module):
             self.register_buffer(f"start_{name}", its_start, persistent=save)
 
     def trained(self) -> list[Tensor]:
-        """The gates of T, first gate first."""
+        """The gates of T, in the order in which they act."""
         return [getattr(self, name) for name in self.names]
 
     def start(self) -> list[Tensor]:
-        """The gates of S."""
+        """The gates of S, likewise."""
         return [getattr(self, f"start_{name}") for name in self.names]
 
     def forward(self, x: Tensor, width: int) -> Tensor:
-        """(T - S) x, of ``width`` numbers, in the dtype of the gates.
+        """(T - S) x (…, width), in the dtype of the gates.
 
-        T x and S x are nearly the same for long, so half precision, also autocast's, would leave
-        little of their difference. Computed alike, it is exactly zero where T = S.
+        T x and S x stay close, and half precision would round much of their difference away. So
+        autocast is off.
         """
         gates = self.trained()
         x = x.to(gates[0].dtype)
-        kind = x.device.type
-        with nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):
-            new = apply_to_width(x, gates, self.dims, width)
-            return new - apply_to_width(x, self.start(), self.dims, width)
+        with no_autocast(x):
+            changed = apply_to_width(x, gates, self.dims, width)
+            return changed - apply_to_width(x, self.start(), self.dims, width)
 
     def matrix(self, rows: int, columns: int) -> Tensor:
-        """T - S as the matrix of a module with so many outputs and inputs."""
-        gates, start = self.trained(), self.start()
-        new = as_matrix(gates, self.dims, rows, columns)
-        return new - as_matrix(start, self.dims, rows, columns)
+        """T - S as a matrix (rows, columns)."""
+        changed = as_matrix(self.trained(), self.dims, rows, columns)
+        return changed - as_matrix(self.start(), self.dims, rows, columns)
 
 
 class QuantaLayer(DeltaLayer):
-    """A matrix with the gates of any number of adapters around it."""
+    """A linear layer with the gates of any number of adapters."""
 
     adapter_layer_names = ("lora_gates",)
     configs: dict[str, QuantaConfig]
@@ -136,7 +134,7 @@ class QuantaLayer(DeltaLayer):
     def update_layer(
         self, adapter_name: str, config: QuantaConfig, model: nn.Module, key: str
     ) -> None:
-        """Create the gates of an adapter; a seed draws others for each module.
+        """Create the gates of an adapter.
 
         Raises:
             ValueError: if ``dims`` does not fit the module.
@@ -190,13 +188,13 @@ class QuantaLayer(DeltaLayer):
 
 
 def _generator(seed: int, key: str) -> torch.Generator:
-    """A generator for one module, the same wherever the seed and the module's name are."""
+    """A generator that depends on nothing but a seed and the name of a linear layer."""
     digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 class QuantaModel(DeltaModel):
-    """Puts gates around every matrix that a ``QuantaConfig`` names."""
+    """Adds gates to the linear layers that a ``QuantaConfig`` names."""
 
     tuner_layer_cls = QuantaLayer
     target_module_mapping: ClassVar[dict[str, list[str]]] = {
@@ -220,8 +218,8 @@ class QuantaModel(DeltaModel):
             path, _, name = key.rpartition(".")
             if not name.startswith("start_") and f"{path}.start_{name}" not in own:
                 raise ValueError(
-                    f"the adapter has {key} but not its start, without which T - S is unknown: "
-                    "save it again, or set the seed that it was drawn from"
+                    f"the adapter has {key} but not its start, which T - S needs: "
+                    "save it again, or set the seed that it was drawn with"
                 )
         return remapped
 
