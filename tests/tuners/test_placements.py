@@ -424,7 +424,7 @@ REFUSED = {
     ),
     "a name that matches nothing": (
         "llama", {"placement": "parallel", "target_modules": ["wi"]},
-        r"target_modules=\['wi'\] matched no module .*this model has mlp.down_proj",
+        r"target_modules=\['wi'\] matched no module; this model has mlp.down_proj",
     ),
 }  # fmt: skip
 
