@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import fields
 
 import pytest
 import torch
@@ -56,6 +57,7 @@ def test_a_saved_adapter_comes_back_under_its_name(part, stacked, tmp_path):
     model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     assert saved["peft_type"] == ("LORADA" if stacked else part.upper())
+    assert saved.keys() == {field.name for field in fields(model.peft_config["default"])}
     loaded = PeftModel.from_pretrained(TINY["llama"](), str(tmp_path)).eval()
     assert_close(logits(loaded, inputs), changed)
     assert_close(logits(copy.deepcopy(loaded), inputs), changed)

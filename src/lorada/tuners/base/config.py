@@ -5,7 +5,7 @@ import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from packaging.version import InvalidVersion, Version
 from peft import PeftConfig
@@ -100,7 +100,8 @@ class LoradaPeftConfig(PeftConfig):
             or a list of no layers.
     """
 
-    registered_as: ClassVar[PeftTypeName]
+    # Set by ``register``. Without an annotation, as a field it would be saved.
+    registered_as = PeftTypeName()
 
     layers_to_transform: list[int] | int | None = field(default=None)
     layers_pattern: list[str] | str | None = field(default=None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
@@ -17,7 +18,11 @@ class Entries(nn.ParameterDict):
     weight back when the module that owns it is called.
     """
 
-    __call__ = nn.Module.__call__  # torch forbids it for a ParameterDict, which gives nothing
+    if TYPE_CHECKING:
+
+        def __call__(self, name: str) -> nn.Parameter: ...  # noqa: D102
+    else:
+        __call__ = nn.Module.__call__  # torch forbids it for a ParameterDict, which gives nothing
 
     def forward(self, name: str) -> nn.Parameter:
         """The parameter of one adapter."""
@@ -31,7 +36,11 @@ class FrozenEntries(BufferDict):  # type: ignore[misc]
     They are buffers, so that whatever makes parameters train, or counts them, passes them over.
     """
 
-    __call__ = nn.Module.__call__
+    if TYPE_CHECKING:
+
+        def __call__(self, name: str) -> Tensor: ...  # noqa: D102
+    else:
+        __call__ = nn.Module.__call__
 
     def __init__(self) -> None:
         super().__init__(persistent=True)
