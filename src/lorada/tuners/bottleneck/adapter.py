@@ -2,11 +2,13 @@
 
     A(x) = s · U φ(D x + b_D) + s · b_U
 
-Placement ``ffn``, the default, is the scaled parallel adapter of He et al., "Towards a Unified View
-of Parameter-Efficient Transfer Learning" (2021): the FFN's output y becomes y + A(x).
-``placements`` lists all placements, ``layouts`` says where FFN and attention are in each
-architecture, and ``hook_points`` hooks an adapter in there. The paper's settings stand in its
-Tables 15, 16 and 19.
+D (r, d) and U (d, r) are the matrices, φ the nonlinearity and s the scale, for a width d and a rank
+r. The default placement ``ffn`` is the scaled parallel adapter of He et al., "Towards a Unified
+View of Parameter-Efficient Transfer Learning" (2021): the FFN's output y becomes y + A(x).
+The paper's settings stand in its Tables 15, 16 and 19.
+
+``placements`` has all placements, ``layouts`` knows where FFN and attention are in each
+architecture, and ``hook_points`` puts the hooks there.
 """
 
 import math
@@ -51,7 +53,7 @@ def _by_placement() -> Any:
 class BottleneckConfig(LoradaPeftConfig):
     """Size and placement of bottleneck adapters.
 
-    A default of None is replaced by the placement's own, which its description here names.
+    Settings that are None get the default of the placement, which each description names.
 
     Attributes:
         rank: width of the bottleneck.
@@ -122,7 +124,7 @@ class BottleneckConfig(LoradaPeftConfig):
 
     @property
     def starts_as_base(self) -> bool:
-        """Whether U is zero at step 0."""
+        """Whether U is zero at the start."""
         return self.init_weights and self.init == "lora"
 
 

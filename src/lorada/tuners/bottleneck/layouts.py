@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import nn
 
-Test = Callable[[nn.Module], bool]
+Condition = Callable[[nn.Module], bool]
 
 
-def _any(layer: nn.Module) -> bool:
+def _always(layer: nn.Module) -> bool:
     return True
 
 
@@ -47,7 +47,7 @@ class FfnLayout:
     total: str = ""
     norm: str = ""
     parallel: bool = False
-    when: Test = _any
+    when: Condition = _always
 
     @property
     def end(self) -> str:
@@ -78,11 +78,11 @@ def _fc_post_ln(*other_norms: str) -> FfnLayout:
     )
 
 
-def _is(*names: str) -> Test:
+def _is(*names: str) -> Condition:
     return lambda layer: any(cls.__name__ in names for cls in type(layer).__mro__)
 
 
-# OPT has the same modules either way, and an attribute that tells. The others tell by their class.
+# Both kinds have the same modules. An attribute of OPT's layers tells; of the others, the class.
 def _is_pre_ln(layer: nn.Module) -> bool:
     known = _is("MBartEncoderLayer", "MBartDecoderLayer", "WhisperEncoderLayer",
                 "WhisperDecoderLayer")  # fmt: skip

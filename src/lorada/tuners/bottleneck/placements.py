@@ -1,11 +1,12 @@
 """The placements of bottleneck adapters: where each puts them, and its default settings.
 
-With x the residual stream, y = FFN(LN(x)), or FFN(x) in a post-LN layer, and W a linear layer:
+With x the residual stream, y = FFN(LN(x)), or FFN(x) in a post-LN layer, and W a linear layer whose
+input is x:
 
     placement      the layer computes                       from
     ffn            y + A(x)                                 He et al., 2021 (Adapter-FFN, PA(ffn))
-    pa_attn        heads of attention, concatenated, + A    He et al., 2021 (PA(attn))
-    houlsby        y + A(y), and so behind the attention    Houlsby et al., 2019
+    pa_attn        heads + A(x), then output projection     He et al., 2021 (PA(attn))
+    houlsby        y + A(y), and the same for attention     Houlsby et al., 2019
     pfeiffer       LN(A(z) + y + x), z = LN(y + x)          Pfeiffer et al., 2020; AutoPEFT
                    A(y + x) + y + x in a pre-LN layer       He et al., 2021 (mBART)
                    A(y) + y + x with parallel attention     ours
@@ -46,8 +47,8 @@ class Placement:
     Attributes:
         target: what ``target_modules`` names, for error messages.
         defaults: its default settings.
-        linears: names of the linear layers that are its default targets, in LLaMA's words; empty
-            for a placement on FFN or attention.
+        linears: the linear layers that are its default targets, by LLaMA's names; empty
+            for placements on FFN or attention.
     """
 
     target: str
@@ -73,14 +74,15 @@ class Insertion:
     """One adapter in one layer. Names of modules and hook points count from the layer.
 
     Attributes:
-        layer: the layer.
+        layer: the transformer layer.
         target: the module that ``target_modules`` names.
         holder: the module that has the adapter as its child: the target, or, since a linear layer
             may be wrapped later, the parent of a linear target.
         child: name of the adapter in the holder; saved files have it.
         add_at: hook point where A is added.
-        saves: hook points whose tensors are saved for A, by the name to save them under. If a name
-            has several, the last one that runs counts. Nothing is added before all are saved.
+        saves: hook points whose tensors are saved for A, by the name that each is saved under. Of
+            several for one name, the last one that runs counts. A is added only after each name
+            has its tensor.
         input: which tensor feeds A: a saved one (``saved``), the tensor at the hook point
             (``here``), that minus the saved x (``here - x``), the sum of the saved y and x, or y
             alone if no x is saved (``y + x``), or the norm of that sum (``LN(y + x)``).
@@ -138,6 +140,10 @@ def targets(model: nn.Module, placement: str) -> Iterator[str]:
                     yield target
 
 
+def _widths(layer: nn.Module, linear: str) -> tuple[int, int]:
+    return widths(linear_of(layer.get_submodule(linear)))
+
+
 def _held_by_parent(name: str, placement: str) -> tuple[str, str]:
     """Holder and child of the adapter on a linear layer."""
     parent, _, own = name.rpartition(".")
@@ -146,7 +152,7 @@ def _held_by_parent(name: str, placement: str) -> tuple[str, str]:
 
 def _on_linear(layer: nn.Module, name: str, placement: str) -> Insertion:
     where = (layer, name, *_held_by_parent(name, placement))
-    fan_in, fan_out = widths(linear_of(layer.get_submodule(name)))
+    fan_in, fan_out = _widths(layer, name)
     if placement == "series":
         return Insertion(*where, f"{name}.out", input="here", widths=(fan_out, fan_out))
     if placement == "series_input":
@@ -159,7 +165,7 @@ def _beside_attention(layer: nn.Module, attention: str, projection: str) -> Inse
     # module, they are the output of the module.
     inside = projection.startswith(f"{attention}.")
     heads = f"{projection}.in" if inside else f"{attention}.out"
-    fan_in, fan_out = widths(linear_of(layer.get_submodule(projection)))
+    fan_in, fan_out = _widths(layer, projection)
     return Insertion(
         layer, attention, attention, "bneck_pa_attn", heads, {"x": (f"{attention}.in",)},
         widths=(fan_out, fan_in),
@@ -167,7 +173,7 @@ def _beside_attention(layer: nn.Module, attention: str, projection: str) -> Inse
 
 
 def _behind_attention(layer: nn.Module, projection: str) -> Insertion:
-    _, width = widths(linear_of(layer.get_submodule(projection)))
+    _, width = _widths(layer, projection)
     where = (layer, projection, *_held_by_parent(projection, "houlsby"))
     return Insertion(*where, f"{projection}.out", input="here", widths=(width, width))
 
