@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ from lorada.support.errors import MOST
 from lorada.tuners.base.attached_layer import AttachedLayer, detach_all
 from lorada.tuners.base.config import PREFIX, STACK, LoradaPeftConfig
 from lorada.tuners.base.injection import all_or_nothing, check_fits, refuse_absent
-from lorada.tuners.base.linears import linear_names
+from lorada.tuners.base.linears import linear_names, within_layer
 from lorada.tuners.base.mixed_batch import mixed_batch
 from lorada.tuners.base.tied_weights import give_own_weights, ties_settled
 
@@ -122,13 +122,47 @@ class AttachedModel(LoradaTuner):
 
     Attributes:
         child: the name of the layer in its host.
+        host_kind: what a host is, for errors.
     """
 
     child: str
+    host_kind: str
     tuner_layer_cls: type[AttachedLayer]
     not_mergeable = (
         "merge_weights() merges the other parts of a stack and keeps these as an adapter"
     )
+
+    def can_host(self, module: nn.Module) -> bool:
+        """Whether a module can hold the part."""
+        raise NotImplementedError
+
+    def candidates(self, config: Any) -> list[str]:
+        """Names, within a layer, of the modules that get the part where none are named."""
+        modules = self.model.named_modules()
+        return sorted({within_layer(name) for name, m in modules if self.can_host(m)})
+
+    def _prepare_adapter_config(
+        self, peft_config: LoradaPeftConfig, model_config: Any
+    ) -> LoradaPeftConfig:
+        config: Any = peft_config
+        if config.target_modules is None:
+            config.target_modules = self.candidates(config)
+        return peft_config
+
+    def _check_target_module_exists(self, peft_config: Any, key: str) -> Any:  # type: ignore[override]
+        matched = BaseTuner._check_target_module_exists(peft_config, key)
+        if not matched or isinstance(matched, _ExcludedModule):
+            return matched
+        if not self.can_host(self.model.get_submodule(key)):
+            raise ValueError(
+                f"target_modules matches {key}, which is not {self.host_kind}; "
+                f"this model has {self.listed_candidates(peft_config)}"
+            )
+        return not peft_config.stacks or any(s in key.split(".") for s in peft_config.stacks)
+
+    def new_layer(self, target: nn.Module, parent: nn.Module) -> AttachedLayer:
+        """The layer for a host that has none yet."""
+        return self.tuner_layer_cls(target, parent)
 
     def _create_and_replace(
         self,
@@ -142,7 +176,7 @@ class AttachedModel(LoradaTuner):
     ) -> None:
         layer = getattr(target, self.child, None)
         if layer is None:
-            layer = self.tuner_layer_cls(target, parent)
+            layer = self.new_layer(target, parent)
             target.add_module(self.child, layer)
         layer.update_layer(adapter_name, peft_config, self.model)
         layer.train(target.training)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from lorada.attention.attention_map import for_samples
@@ -272,7 +273,7 @@ class BottleneckModel(AttachedModel):
         return peft_config
 
     def _check_target_module_exists(self, peft_config: BottleneckConfig, key: str) -> Any:  # type: ignore[override]
-        matched = AttachedModel._check_target_module_exists(peft_config, key)
+        matched = BaseTuner._check_target_module_exists(peft_config, key)
         if matched and insertion_at(self.model, key, peft_config.placement) is None:
             found = self.candidates(peft_config)
             # A norm behind all layers may have the name of a target in each, final_layer_norm.

@@ -346,7 +346,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         return merge_and_keep_attached(self, self.active_adapters[0])
 
     def bake(self) -> None:
-        """Precompute every map of the stack for inference."""
+        """Compute every map of the stack once, for inference."""
         bake(self.model)
 
 
