@@ -406,7 +406,7 @@ def test_bad_values_are_refused(options, message):
         omoe(**options)
 
 
-def test_places_that_cannot_hold_experts_are_refused():
+def test_modules_that_cannot_hold_experts_are_refused():
     with pytest.raises(ValueError, match="embed_tokens, which is Embedding and not a linear layer"):
         get_peft_model(TINY["llama"](), omoe(target_modules=["embed_tokens"]))
     with pytest.raises(ValueError, match="no default target_modules for bert models: choose"):

@@ -34,7 +34,7 @@ from lorada.tuners.base.config import (
 )
 from lorada.tuners.base.entries import Entries
 from lorada.tuners.base.layer import sample_mask
-from lorada.tuners.base.tuner import AttachedModel, listed
+from lorada.tuners.base.tuner import AttachedModel
 from lorada.tuners.bottleneck.hook_points import hook_at
 from lorada.tuners.bottleneck.placements import PLACEMENTS, Insertion, insertion_at, targets
 
@@ -267,7 +267,7 @@ class BottleneckModel(AttachedModel):
             if not {name.rpartition(".")[2] for name in found}.issuperset(linears):
                 raise ValueError(
                     f"placement={placement!r} is for {' and '.join(linears)}: give target_modules; "
-                    f"this model has {listed(found)}"
+                    f"this model has {self.listed_candidates(peft_config)}"
                 )
             peft_config.target_modules = list(linears) or found
         return peft_config
@@ -282,7 +282,7 @@ class BottleneckModel(AttachedModel):
             target = PLACEMENTS[peft_config.placement].target
             raise ValueError(
                 f"target_modules matches {key}, which is not {target} that can hold an adapter; "
-                f"this model has {listed(found)}"
+                f"this model has {self.listed_candidates(peft_config)}"
             )
         return matched
 
