@@ -121,9 +121,9 @@ class LamdaLayer(DeltaLayer):
             self.lora_U[adapter_name] = self.new_weight(width_out, rank).data
             self.lora_sigma[adapter_name] = self.new_weight(rank).data
         with torch.no_grad():
-            self._start(adapter_name, config, rank)
+            self._initialise(adapter_name, config, rank)
 
-    def _start(self, name: str, config: LamdaConfig, rank: int) -> None:
+    def _initialise(self, name: str, config: LamdaConfig, rank: int) -> None:
         down, middle, up = self.lora_A[name], self.lora_M[name], self.lora_B[name]
         if config.init == "spectral":
             # No slow decomposition for an adapter whose numbers are loaded next.
