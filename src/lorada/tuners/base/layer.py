@@ -73,7 +73,7 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         devices = sorted({str(device) for device in used_on(self.adapted)})
         if len(devices) > 1:
             modules = (model or self.adapted).named_modules()
-            name = next(name for name, module in modules if module is self.adapted)
+            name = next((name for name, module in modules if module is self.adapted), "")
             raise ValueError(
                 f"{name or type(self.adapted).__name__} is split over {', '.join(devices)}: "
                 "choose a device_map that keeps each module that holds a part on one device"
