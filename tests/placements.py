@@ -117,7 +117,7 @@ class AfterSumOfGemma2(AfterSum):
     norm = "pre_feedforward_layernorm"
 
 
-# Architecture -> placement -> module of a layer, where its part is held, what becomes of it.
+# Architecture -> placement -> module of a layer, name of the adapter that adapts it, its twin.
 BERT = {
     "houlsby": [
         ("attention.output.dense", "attention.output.bneck_houlsby_dense", After),
@@ -156,7 +156,7 @@ LLAMA = {
     "pa_attn": [("self_attn", "self_attn.bneck_pa_attn", BesideHeadsWithin)],
     "pfeiffer": [("mlp", "mlp.bneck_pfeiffer", AfterSumOfLlama)],
 }
-PLACES = {
+TWINS = {
     "llama": LLAMA,
     "qwen3": {"pa_attn": LLAMA["pa_attn"]},  # its heads are wider than the model
     "roberta": BERT,
@@ -164,7 +164,7 @@ PLACES = {
     "bart": {**MBART, "pfeiffer": PFEIFFER},
     "mbart": MBART,
 }
-CASES = [(name, placement) for name, places in PLACES.items() for placement in places]
+CASES = [(name, placement) for name, twins in TWINS.items() for placement in twins]
 cases = pytest.mark.parametrize(("name", "placement"), CASES, ids=lambda value: value)
 
 
@@ -181,11 +181,11 @@ def parts_of(model: nn.Module) -> dict[str, BottleneckLayer]:
     return {key: m for key, m in base.named_modules() if isinstance(m, BottleneckLayer)}
 
 
-def twin_of(model: PeftModel, name: str, places: list[tuple[str, str, type]]) -> nn.Module:
-    """The plain model with twins in the place of modules, one for each part of ``model``."""
+def twin_of(model: PeftModel, name: str, twins: list[tuple[str, str, type]]) -> nn.Module:
+    """The plain model, with modules replaced by twins, one for each adapter of ``model``."""
     plain, left = ARCHITECTURES[name](use_cache=False), parts_of(model)
     for layer in [key for key, _ in plain.named_modules() if key.rpartition(".")[2].isdigit()]:
-        for path, held, kind in places:
+        for path, held, kind in twins:
             if f"{layer}.{held}" in left:
                 part = left.pop(f"{layer}.{held}")
                 module = plain.get_submodule(f"{layer}.{path}")

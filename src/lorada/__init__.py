@@ -5,6 +5,7 @@ import sys
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from lorada import tuners
 from lorada.support.quiet import VARIABLE, hush
 from lorada.support.version import __version__
 
@@ -18,16 +19,7 @@ _AS_MODULE = sys.argv[:1] == ["-m"] and ("-m", "lorada.cli") in pairwise(sys.ori
 if TYPE_CHECKING or not (_AS_MODULE or "lorada_cli" in sys.modules):
     from lorada import functional
     from lorada.attention.explain import explain
-    from lorada.tuners import (
-        BottleneckConfig,
-        LamdaConfig,
-        LmamConfig,
-        LoradaConfig,
-        OmoeConfig,
-        PrefixConfig,
-        QuantaConfig,
-        SoraConfig,
-    )
+    from lorada.tuners import *  # noqa: F403
 
 if TYPE_CHECKING:
     from lorada.methods.build import build_method
@@ -38,27 +30,19 @@ if TYPE_CHECKING:
 __all__ = [
     "METHODS",
     "TASKS",
-    "BottleneckConfig",
     "EffectSize",
-    "LamdaConfig",
-    "LmamConfig",
-    "LoradaConfig",
-    "OmoeConfig",
-    "PrefixConfig",
-    "QuantaConfig",
-    "SoraConfig",
     "__version__",
     "build_method",
     "explain",
     "functional",
 ]
+__all__ += tuners.__all__
 
 # The rest loads when it is asked for. `import lorada` happens as soon as `peft` is there (`lorada
 # run`), and transformers imports peft from the middle of its own Trainer: nothing above may need a
 # module of transformers that peft does not.
-_CONFIGS = [name for name in __all__ if name.endswith("Config")]
 _LAZY = {
-    **dict.fromkeys(_CONFIGS, "lorada.tuners"),
+    **dict.fromkeys(tuners.__all__, "lorada.tuners"),
     "explain": "lorada.attention.explain",
     "EffectSize": "lorada.runs.training.effect_size",
     "METHODS": "lorada.methods.table",

@@ -38,8 +38,7 @@ from lorada.runs.models.count import count_parameters
 from lorada.runs.models.loading import kind_of
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
-from lorada.tuners.bottleneck.placements import _widths
-from lorada.tuners.bottleneck.sites import linear_under
+from lorada.tuners.base.linears import linear_of, widths
 
 # Names.
 
@@ -62,7 +61,10 @@ def test_every_linear_of_a_layer_has_a_role_and_the_widths_of_it(name):
     linears = linears_of(model.config)
     assert fits(scheme, [linear for linear in linears if not linear.endswith(OF_PLACES)])
     found = {
-        role: [_widths(model, module) for module in hit(model, renamed(names, scheme, scheme))]
+        role: [
+            widths(linear_of(model.get_submodule(module)))
+            for module in hit(model, renamed(names, scheme, scheme))
+        ]
         for role, names in scheme.items()
         if role not in ("embeddings", "norms") and (role, name) != ("gate", "t5")
     }
@@ -94,7 +96,7 @@ def test_a_method_of_all_matrices_is_on_every_linear_of_the_layers_and_on_no_oth
     every = {
         key
         for key, module in model.named_modules()
-        if linear_under(module) is not None and re.search(r"\.\d+\.", key)
+        if linear_of(module) is not None and re.search(r"\.\d+\.", key)
     }
     assert hit(model, targets) == {key for key in every if not key.endswith(OF_PLACES)}
 

@@ -12,14 +12,18 @@ from peft import PeftConfig
 import lorada
 from lorada.methods.method import Method
 from lorada.tasks.task import Task
+from lorada.tuners import TUNERS
 
 
 def test_the_public_names_are_these():
-    assert sorted(lorada.__all__) == [
+    names = {
         "BottleneckConfig", "EffectSize", "LamdaConfig", "LmamConfig", "LoradaConfig", "METHODS",
         "OmoeConfig", "PrefixConfig", "QuantaConfig", "SoraConfig", "TASKS", "__version__",
         "build_method", "explain", "functional",
-    ]  # fmt: skip
+    }  # fmt: skip
+    assert names <= set(lorada.__all__)
+    further = set(lorada.__all__) - names
+    assert further <= {config for config, _ in TUNERS.values()}, "only tuners come by themselves"
     for name in lorada.__all__:
         value = getattr(lorada, name)
         assert getattr(value, "__name__", name).rpartition(".")[2] == name

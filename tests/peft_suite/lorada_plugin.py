@@ -20,9 +20,7 @@ from cases import CONFIG_CLASSES, CUSTOM, FfnModel, configs, lorada_config_on
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
-from lorada.tuners.base.attach import AttachedModel
 from lorada.tuners.base.config import LoradaPeftConfig
-from lorada.tuners.omoe.adapter import OmoeModel
 
 
 def models(family: str) -> list[str]:
@@ -98,7 +96,9 @@ def _tell_what_merges(common: Any) -> None:
     def skip_if_merging_not_supported(
         model_id: str, config_cls: type[PeftConfig], config_kwargs: dict[str, Any]
     ) -> None:
-        if _tuners(config_cls(**config_kwargs), (AttachedModel, OmoeModel)):
+        if any(
+            getattr(tuner, "not_mergeable", "") for tuner in _tuners(config_cls(**config_kwargs))
+        ):
             pytest.skip("a map, bottleneck, prefix or mixture of experts is no matrix to merge")
         theirs(model_id, config_cls, config_kwargs)
 
@@ -124,10 +124,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=out)
 
 
-def _tuners(config: Any, kind: tuple[type, ...]) -> list[type]:
-    """The tuners of a config and its parts that are of some kinds."""
-    types_ = [part.peft_type for part in getattr(config, "parts", [config])]
-    return [tuner for t in types_ if issubclass(tuner := PEFT_TYPE_TO_TUNER_MAPPING[t], kind)]
+def _tuners(config: Any) -> list[type]:
+    """The tuners of a config, or of its parts."""
+    parts = getattr(config, "parts", [config])
+    return [PEFT_TYPE_TO_TUNER_MAPPING[part.peft_type] for part in parts]
 
 
 def _stub_diffusers() -> None:

@@ -8,7 +8,6 @@ from tests.test_encoder_decoder_models import TestEncoderDecoderModels as Encode
 from tests.testing_common import PeftCommonTester
 from tests.testing_utils import set_init_weights_false
 
-from lorada import OmoeConfig
 from tests import testing_common
 
 CONTRACTS = (
@@ -25,8 +24,8 @@ CONTRACTS = (
 
 def keep(contract, tests, model_id, config_cls, config_kwargs, monkeypatch):
     if "mixed" in contract:
-        if GRALORA in config_kwargs.get("parts", []) or config_cls is OmoeConfig:
-            pytest.skip("GraLoRA and OMoE serve one adapter at a time")
+        if GRALORA in config_kwargs.get("parts", []):
+            pytest.skip("GraLoRA serves one adapter at a time")
         # The contract names the config classes it knows to be able to do it.
         monkeypatch.setattr(testing_common, "LoraConfig", config_cls)
     config_kwargs = set_init_weights_false(config_cls, config_kwargs)

@@ -74,7 +74,7 @@ def test_bert_layer_adds_the_adapter_after_its_dropout_before_residual_and_norm(
     model = adapted("bert", adapter_input=adapter_input)
     layer = model.get_base_model().bert.encoder.layer[0]
     x = torch.randn(2, 5, HIDDEN)
-    # A dropout whose place shows; the module, and with it the hook, stays.
+    # A dropout whose position shows; the module, and with it the hook, stays.
     layer.output.dropout.forward = lambda dense: F.threshold(dense, 0.05, 0.0)
 
     with torch.no_grad():

@@ -13,10 +13,10 @@ from lorada.tuners.quanta.gates import (
     apply_to_width,
     as_matrix,
     as_matrix_reference,
+    crop_or_pad,
     default_dims,
     draw_gates,
     factorisations,
-    fit,
     pairs,
     parameter_count,
 )
@@ -89,10 +89,10 @@ def test_other_widths_are_cropped_or_padded_with_zeros(rows, columns):
     assert_close(apply_to_width(x, gates, dims, rows), x @ expected.T)
 
 
-def test_fit_crops_or_pads():
+def test_a_vector_is_cropped_or_padded_with_zeros():
     x = torch.arange(1.0, 4.0)
-    assert fit(x, 2).tolist() == [1, 2]
-    assert fit(x, 5).tolist() == [1, 2, 3, 0, 0]
+    assert crop_or_pad(x, 2).tolist() == [1, 2]
+    assert crop_or_pad(x, 5).tolist() == [1, 2, 3, 0, 0]
 
 
 def test_pairs_come_from_the_last_axes_to_the_first():

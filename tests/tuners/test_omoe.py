@@ -120,7 +120,7 @@ def test_experts_that_say_nothing_give_zeros_and_finite_gradients():
 
 
 def test_row_norms_are_those_of_the_dense_weights(monkeypatch):
-    monkeypatch.setattr("lorada.tuners.omoe.experts.ROWS", 4)  # several blocks of rows
+    monkeypatch.setattr("lorada.tuners.omoe.experts.ROWS", 4)  # several pieces
     weight, down = torch.randn(10, 6).double(), torch.randn(3, RANK, 6).double()
     up = torch.randn(3, 10, RANK).double()
 
@@ -319,10 +319,20 @@ def test_alone_it_cannot_be_merged_and_says_so():
             merge()
 
 
-def test_a_mixed_batch_is_refused():
+def test_a_mixed_batch_gives_each_sample_its_own_experts():
     model, inputs = adapted(), batch("llama")
-    with pytest.raises(ValueError, match="adapter_names: Omoe serves one adapter at a time"):
-        model(**inputs, adapter_names=["default"] * 3)
+    model.add_adapter("other", omoe())
+    randomise(model, "other")
+    rows = {}
+    for adapter in ("default", "other"):
+        model.set_adapter(adapter)
+        rows[adapter] = logits(model, inputs)
+    with model.disable_adapter():
+        rows["__base__"] = logits(model, inputs)
+    names = ["other", "__base__", "default"]
+    mixed = logits(model.eval(), inputs, adapter_names=names)
+    assert_close(mixed, torch.stack([rows[n][i] for i, n in enumerate(names)]))
+    assert (rows["default"] - rows["other"]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -396,15 +406,17 @@ def test_bad_values_are_refused(options, message):
         omoe(**options)
 
 
-def test_places_that_cannot_hold_experts_are_refused():
-    with pytest.raises(ValueError, match="embed_tokens, a Embedding: OmoeConfig puts experts on"):
+def test_modules_that_cannot_hold_experts_are_refused():
+    with pytest.raises(ValueError, match="embed_tokens, which is Embedding and not a linear layer"):
         get_peft_model(TINY["llama"](), omoe(target_modules=["embed_tokens"]))
-    with pytest.raises(ValueError, match="no default target_modules for bert models: name the"):
+    with pytest.raises(ValueError, match="no default target_modules for bert models: choose"):
         get_peft_model(TINY["bert"](), omoe())
     base = TINY["llama"]()
     base.model.layers[1].mlp.up_proj.weight = nn.Parameter(
         torch.zeros(INNER, HIDDEN, dtype=torch.int8), requires_grad=False
     )
-    with pytest.raises(ValueError, match=r"layers.1.mlp.up_proj is quantised \(Parameter, torch.i"):
+    with pytest.raises(
+        ValueError, match=r"quantised, which OMoE on model.layers.1.mlp.up_proj does"
+    ):
         get_peft_model(base, omoe())
     assert not any("lora" in name for name, _ in base.named_parameters())

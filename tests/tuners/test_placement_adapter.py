@@ -8,7 +8,7 @@ import torch
 from architectures import ARCHITECTURES, inputs, logits
 from conftest import assert_close
 from peft import LoraConfig, PeftModel, get_peft_model
-from placements import CASES, LLAMA, PLACES, Twin, adapted, cases, parts_of, twin_of
+from placements import CASES, LLAMA, TWINS, Twin, adapted, cases, parts_of, twin_of
 from stacks import bottleneck, lmam, lora, randomise
 from torch import Tensor, nn
 
@@ -105,7 +105,7 @@ def test_gradients_reach_the_adapters_alone_and_survive_checkpointing(name, plac
         for key in expected:
             assert_close(actual[key], expected[key])
     for part in parts_of(model).values():
-        assert not part._inputs, "a part keeps what it has read"
+        assert not part._saved, "an adapter keeps what it has read"
 
 
 @cases
@@ -237,10 +237,10 @@ def test_lora_at_the_same_linears_before_or_after_it_and_merged_gives_the_same(n
     first, second = (logits(model, **batch) for model in drawn)
     # With LoRA in the weights, the twin is that of the merged base.
     merged = drawn[0].merge_weights()
-    plain = twin_of(merged, name, PLACES[name][placement])
+    plain = twin_of(merged, name, TWINS[name][placement])
     weights = {key: value for key, value in merged.get_base_model().state_dict().items()
                if ".bneck" not in key}  # fmt: skip
-    for path, _, kind in PLACES[name][placement]:
+    for path, _, kind in TWINS[name][placement]:
         if issubclass(kind, Twin):
             weights = {key.replace(f".{path}.", f".{path}.module."): value
                        for key, value in weights.items()}  # fmt: skip
@@ -326,4 +326,4 @@ def test_names_in_a_file_are_those_of_the_modules_that_hold_the_parts():
     names = {key.partition(".layers.0.")[2].rpartition(".lora_")[0]
              for key in model.state_dict() if ".layers.0." in key and ".bneck" in key}  # fmt: skip
 
-    assert names == {"mlp.bneck", *(held for places in LLAMA.values() for _, held, _ in places)}
+    assert names == {"mlp.bneck", *(held for twins in LLAMA.values() for _, held, _ in twins)}

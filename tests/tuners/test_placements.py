@@ -1,4 +1,4 @@
-"""Every placement of BottleneckConfig against a model with plain modules at the same places."""
+"""Every placement of BottleneckConfig against a model with plain modules in the same positions."""
 
 import copy
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from conftest import assert_close
 from peft import PeftModel, get_peft_model
 from placements import (
     BERT,
-    PLACES,
+    TWINS,
     Adapter,
     After,
     AfterSum,
@@ -66,18 +66,18 @@ NORMS = {
     "t5": "layer_norm",
     "vit": "layernorm_after",
 }
-FURTHER = {  # the places of published adapters in further architectures
-    ("opt", "houlsby"): PLACES["mbart"]["houlsby"],
-    ("whisper", "houlsby"): PLACES["mbart"]["houlsby"],
-    ("whisper", "pa_attn"): PLACES["mbart"]["pa_attn"],
+FURTHER = {  # twins in further architectures
+    ("opt", "houlsby"): TWINS["mbart"]["houlsby"],
+    ("whisper", "houlsby"): TWINS["mbart"]["houlsby"],
+    ("whisper", "pa_attn"): TWINS["mbart"]["pa_attn"],
     ("gemma2", "houlsby"): [
-        PLACES["llama"]["houlsby"][0],
+        TWINS["llama"]["houlsby"][0],
         ("post_feedforward_layernorm", "mlp.bneck_houlsby", After),
     ],
-    ("phi3", "houlsby"): PLACES["llama"]["houlsby"],
-    ("opt", "pfeiffer"): PLACES["mbart"]["pfeiffer"],
-    ("whisper", "pfeiffer"): PLACES["mbart"]["pfeiffer"],
-    ("phi3", "pfeiffer"): PLACES["llama"]["pfeiffer"],
+    ("phi3", "houlsby"): TWINS["llama"]["houlsby"],
+    ("opt", "pfeiffer"): TWINS["mbart"]["pfeiffer"],
+    ("whisper", "pfeiffer"): TWINS["mbart"]["pfeiffer"],
+    ("phi3", "pfeiffer"): TWINS["llama"]["pfeiffer"],
     ("gemma2", "pfeiffer"): [
         ("post_feedforward_layernorm", "mlp.bneck_pfeiffer", AfterSumOfGemma2)
     ],
@@ -127,7 +127,7 @@ def test_placement_is_what_it_says_with_its_gradients(name, placement):
 
     assert_twins(
         model,
-        twin_of(model, name, PLACES[name][placement]),
+        twin_of(model, name, TWINS[name][placement]),
         batch,
         logits(ARCHITECTURES[name](), **batch),
     )
@@ -199,12 +199,12 @@ def test_linears_of_any_kind_can_be_named(name, linear, holder, placement, kind)
     model = adapted(name, placement, target_modules=[linear])
     own = f"bneck_{placement}_{linear.rpartition('.')[2]}"
     path = linear if not holder or linear.startswith(holder) else f"{holder}.{linear}"
-    places = [(path, f"{holder}.{own}" if holder else own, kind)]
+    twins = [(path, f"{holder}.{own}" if holder else own, kind)]
     if name == "roberta":  # the attention's output projection ends in output.dense, too
-        places.append(("attention.output.dense", f"attention.output.{own}", kind))
+        twins.append(("attention.output.dense", f"attention.output.{own}", kind))
     batch = inputs(name)
 
-    assert_twins(model, twin_of(model, name, places), batch, logits(ARCHITECTURES[name](), **batch))
+    assert_twins(model, twin_of(model, name, twins), batch, logits(ARCHITECTURES[name](), **batch))
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_houlsbys_adapter_lies_before_the_dropout_of_attention_and_after_that_of
     model = adapted("roberta", "houlsby")
     layer = model.get_base_model().roberta.encoder.layer[0]
     for module in (layer.attention.output, layer.output):
-        # A dropout whose place shows; the module, and with it its hooks, stays.
+        # A dropout whose position shows; the module, and with it its hooks, stays.
         module.dropout.forward = lambda y: F.threshold(y, 0.05, 0.0)
     x, heads = torch.randn(2, 5, 32), torch.randn(2, 5, 32)
     drop = layer.output.dropout.forward
@@ -408,11 +408,11 @@ REFUSED = {
     ),
     "a module that is no linear": (
         "llama", {"placement": "series", "target_modules": ["mlp"]},
-        r"target_modules matches model.layers.0.mlp, which is not a linear in a layer",
+        "matches model.layers.0.mlp, which is not a linear layer within a transformer layer",
     ),
     "a linear outside of the layers": (
         "llama", {"placement": "series", "target_modules": ["lm_head"]},
-        "matches lm_head, which is not a linear in a layer",
+        "matches lm_head, which is not a linear layer within a transformer layer",
     ),
     "an FFN as an attention": (
         "llama", {"placement": "pa_attn", "target_modules": ["mlp"]},
@@ -424,13 +424,13 @@ REFUSED = {
     ),
     "a name that matches nothing": (
         "llama", {"placement": "parallel", "target_modules": ["wi"]},
-        r"target_modules=\['wi'\] matched no module .*this model has mlp.down_proj",
+        r"target_modules=\['wi'\] matched no module; this model has mlp.down_proj",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_placement_that_a_model_has_no_place_for_is_an_error_in_one_line(case):
+def test_placement_or_target_that_a_model_lacks_is_an_error_in_one_line(case):
     name, options, message = REFUSED[case]
     model = ARCHITECTURES[name]()
     with pytest.raises(ValueError, match=message) as error:

@@ -239,7 +239,7 @@ def test_modules_that_are_no_attention_are_refused():
     with pytest.raises(ValueError, match="mlp, which is not an attention module") as refused:
         get_peft_model(TINY["llama"](), PrefixConfig(target_modules=["mlp"]))
     assert "\n" not in str(refused.value)
-    with pytest.raises(ValueError, match="matched no module that can hold this part"):
+    with pytest.raises(ValueError, match="matched no module; this model has"):
         get_peft_model(TINY["llama"](), PrefixConfig(target_modules=["nowhere"]))
 
 

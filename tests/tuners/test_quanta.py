@@ -82,7 +82,7 @@ def test_layer_adds_the_dense_difference_in_values_and_gradients(case, conv):
     grads = [torch.autograd.grad((y * pull).sum(), wanted) for y in (actual, expected)]
     for got, due in zip(*grads, strict=True):
         assert_close(got, due)
-    assert_close(layer.get_delta_weight("default"), (change.T if conv else change).detach())
+    assert_close(layer.delta("default").detach(), change.detach())
 
 
 def test_matrices_that_are_not_square_take_the_hidden_width_on_both_sides():
@@ -94,9 +94,9 @@ def test_matrices_that_are_not_square_take_the_hidden_width_on_both_sides():
     assert {tuple(q.lora_gates["default"].dims) for q in layers(model)} == {(4, 2, 2, 2)}
 
     with torch.no_grad():
-        reads = down.get_delta_weight("default")
-        writes = up.get_delta_weight("default")
-        assert v.get_delta_weight("default").shape == (16, HIDDEN)
+        reads = down.delta("default")
+        writes = up.delta("default")
+        assert v.delta("default").shape == (16, HIDDEN)
     assert (reads.shape, writes.shape) == ((HIDDEN, FFN), (FFN, HIDDEN))
     assert reads[:, HIDDEN:].abs().max() == 0 < reads[:, :HIDDEN].abs().max()
     assert writes[HIDDEN:].abs().max() == 0 < writes[:HIDDEN].abs().max()
@@ -277,7 +277,7 @@ BAD = {
     "dropout": ({"dropout": 1.0}, r"dropout=1.0 must lie in \[0, 1\)"),
     "seed": ({"seed": 1.5}, "seed=1.5 must be a whole number"),
     "no such target": ({"target_modules": ["nothing"]}, "nothing"),
-    "embedding": ({"target_modules": ["embed_tokens"]}, "embed_tokens is Embedding"),
+    "embedding": ({"target_modules": ["embed_tokens"]}, "embed_tokens, which is Embedding and not"),
     "no such layer": ({"layers_to_transform": [7]}, "7"),
 }
 
@@ -307,7 +307,7 @@ def test_dims_that_fit_only_some_targets_place_nothing():
 
 
 def test_model_without_default_targets_is_told_what_it_has():
-    with pytest.raises(ValueError, match=r"'custom': choose some of 0, 1$"):
+    with pytest.raises(ValueError, match=r"for custom models: choose some of 0, 1$"):
         get_peft_model(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), quanta())
 
 

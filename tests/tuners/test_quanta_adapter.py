@@ -328,6 +328,6 @@ def test_gates_train_reload_and_merge_on_a_quantised_base(kind, tmp_path):
 
 def test_offloaded_weights_are_refused_in_one_line():
     model = cpu_offload(TINY["llama"](), execution_device=torch.device("cpu"))
-    with pytest.raises(ValueError, match="offloaded, where PEFT leaves QuanTA weights") as error:
+    with pytest.raises(ValueError, match="offloaded, where PEFT leaves Quanta weights") as error:
         get_peft_model(model, quanta())
     assert "\n" not in str(error.value)

@@ -51,7 +51,7 @@ def close_gates(model: PeftModel, adapter: str = "default") -> None:
 def test_layer_is_its_formula_in_values_and_gradients():
     linear = nn.Linear(6, 5)
     layer = SoraLayer(linear)
-    layer.update_layer("default", SoraConfig(rank=3, alpha=6.0, init_weights=False), 3)
+    layer.update_layer("default", SoraConfig(rank=3, alpha=6.0, init_weights=False), linear, "")
     layer.set_adapter("default")
     a, g, b = (getattr(layer, name)["default"] for name in layer.adapter_layer_names)
     x, x2 = (torch.randn(2, 4, 6).requires_grad_() for _ in range(2))
@@ -113,7 +113,7 @@ def test_deberta_v3_base_has_the_count_of_the_paper():
         model = get_peft_model(DebertaV2Model(config), SoraConfig())
     count = sora_count(model)
     assert (count.matrices, count.gates) == (1_327_104, 576)
-    assert model.get_nb_trainable_parameters()[0] == count.left == 1_327_680
+    assert model.get_nb_trainable_parameters()[0] == count.remaining == 1_327_680
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -137,7 +137,7 @@ def test_each_zero_gate_frees_the_ranks_of_its_own_matrix():
         layers(model)[1].lora_gate["default"][:1] = 0  # down_proj, 48 → 32
     after = sora_count(model)
     assert after.zero_gates == 3
-    assert before.left - after.left == 2 * (32 + 32 + 1) + (48 + 32 + 1)
+    assert before.remaining - after.remaining == 2 * (32 + 32 + 1) + (48 + 32 + 1)
     assert after.matrices == before.matrices
 
 
@@ -160,7 +160,7 @@ def test_saved_adapter_loads_with_the_same_logits(name, pruned, tmp_path):
         ).eval()
         assert_close(logits(loaded, inputs), logits(model, inputs))
     total = sum(p.numel() for n, p in loaded.named_parameters() if "lora_" in n)
-    assert total == (count.left if pruned else count.matrices + count.gates)
+    assert total == (count.remaining if pruned else count.matrices + count.gates)
     assert count.zero_gates > 0
 
 
@@ -177,7 +177,7 @@ def test_ranks_dropped_in_a_stack_load_again(tmp_path):
         model.save_pretrained(tmp_path)
         loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path).eval()
         assert_close(logits(loaded, inputs), logits(model, inputs))
-        assert sora_count(loaded).left == count.left < count.matrices + count.gates
+        assert sora_count(loaded).remaining == count.remaining < count.matrices + count.gates
         assert sora_count(loaded).zero_gates == 0
 
 
@@ -260,7 +260,7 @@ def test_gates_reach_exact_zeros_and_the_report_counts_them(tmp_path):
     assert 0 < count.zero_gates < count.gates
     report = run.state.log_history[-1]
     assert report["sora_zero_gates"] == count.zero_gates
-    assert report["sora_parameters"] == count.left
+    assert report["sora_parameters"] == count.remaining
     assert losses(run)[-1] < 0.9 * losses(run)[0]
 
 
@@ -403,7 +403,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         ),
         (
             lambda: get_peft_model(TINY["llama"](), SoraConfig(target_modules=["embed_tokens"])),
-            "matches model.embed_tokens, which is a Embedding and no linear map",
+            "matches model.embed_tokens, which is Embedding and not a linear layer",
         ),
     ],
 )  # fmt: skip

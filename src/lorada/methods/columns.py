@@ -10,7 +10,7 @@ from lorada.methods.matrix_names import SCHEMES, Scheme, family_of, fits, rename
 from lorada.methods.method import COLUMNS, HOMES, Settings
 from lorada.methods.other_models import ELSEWHERE
 from lorada.methods.table import METHODS
-from lorada.tuners.bottleneck.placements import LINEARS
+from lorada.tuners.bottleneck.placements import PLACEMENTS
 
 NOT_FROM_THE_PAPER = "not from the paper"  # which reports look for
 # Settings that name modules; the second trains them whole.
@@ -79,9 +79,9 @@ def settings_for(
         own = stated.get(part, {})
         settings = {**deepcopy(values), **own}
         named = [(key, column.home) for key in NAMING if key in values and key not in own]
-        placement = settings.get("placement")
-        if placement in LINEARS and "target_modules" not in settings:
-            settings["target_modules"] = list(LINEARS[placement])
+        placement = PLACEMENTS.get(settings.get("placement", ""))
+        if placement is not None and placement.linears and "target_modules" not in settings:
+            settings["target_modules"] = list(placement.linears)
             named.append(("target_modules", "llama"))
         for key, home in named:
             if isinstance(settings[key], str):

@@ -64,7 +64,7 @@ def describe(name: str) -> dict[str, Any]:
 
 def _runs(name: str, method: Method) -> list[str]:
     """What carries a method out: the configs of its parts, and whatever else it brings."""
-    found = [PARTS[part].replace(":", ".").replace(".tuners", "") for part in part_names(name)]
+    found = [PARTS[part].replace(":", ".") for part in part_names(name)]
     if method.trainable is not None:
         which = "all parameters" if method.trainable == "." else method.trains
         found.append(f"trains {which}")

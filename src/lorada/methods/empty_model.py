@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from lorada.methods.matrix_names import family_of
-from lorada.tuners.base.delta_layer import linear_maps
+from lorada.tuners.base.linears import layer_linear_names
 
 _AUTO: dict[str, tuple[Any, Any]] = {
     "llama": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
@@ -41,4 +41,4 @@ def skeleton(model_config: Any) -> PreTrainedModel | None:
 def linears_of(model_config: Any) -> list[str]:
     """Names, within a layer, of the linears of a model; none where it cannot be made."""
     model = skeleton(model_config)
-    return [] if model is None else linear_maps(model)
+    return [] if model is None else layer_linear_names(model)

@@ -16,7 +16,7 @@ from lorada.attention import interface
 from lorada.methods.empty_model import skeleton
 from lorada.methods.matrix_names import SCHEMES
 from lorada.methods.method import PARTS, Method, Settings, load
-from lorada.tuners.bottleneck.sites import linear_under
+from lorada.tuners.base.linears import linears, widths
 from lorada.tuners.lmam import self_attentions
 
 SHIFTED = "lorada.methods.callbacks.longlora:ShiftedAttention"
@@ -160,17 +160,13 @@ def _targets(part: str, values: Settings, lazy: _Lazy) -> dict[str, nn.Module]:
     model, config = lazy.model(), load(PARTS[part])(**values)
     if model is None or config.target_modules is None:
         return {}
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if linear_under(module) is not None and check_target_module_exists(config, name)
-    }
+    found = linears(model).items()
+    return {name: linear for name, linear in found if check_target_module_exists(config, name)}
 
 
 def _matrices(part: str, values: Settings, lazy: _Lazy) -> list[tuple[int, int]]:
-    """Widths (in, out) of the linears that a part is on; of a ``Conv1D`` the other way round."""
-    shapes = [module.weight.shape for module in _targets(part, values, lazy).values()]
-    return [(int(columns), int(rows)) for rows, columns in shapes]  # type: ignore[misc]
+    """Widths (in, out) of the linears that a part is on."""
+    return [widths(linear) for linear in _targets(part, values, lazy).values()]
 
 
 def _refuse_conv1d(values: Settings, lazy: _Lazy) -> None:

@@ -4,22 +4,18 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
 
+from lorada.tuners import TUNERS
+
 Family = Literal["llama", "roberta", "deberta", "bart"]
 Settings = dict[str, Any]
 
-# What has to be imported is named, as ``module:name``: a list of methods needs neither torch nor
-# PEFT, and ``load`` fetches what is used.
+# The name of a part in a method → its config. What has to be imported is named, as ``module:name``:
+# a list of methods needs neither torch nor PEFT, and ``load`` fetches what is used.
 PARTS: dict[str, str] = {
-    "lmam": "lorada.tuners:LmamConfig",
+    **{part: f"lorada:{config}" for part, (config, _) in TUNERS.items()},
+    "pa_attn": "lorada:BottleneckConfig",  # a second one, for stacks of two
+    "parallel_ffn": "lorada:BottleneckConfig",  # likewise
     "lora": "peft:LoraConfig",
-    "bottleneck": "lorada.tuners:BottleneckConfig",
-    "pa_attn": "lorada.tuners:BottleneckConfig",  # a second one, for stacks of two
-    "parallel_ffn": "lorada.tuners:BottleneckConfig",  # likewise
-    "prefix": "lorada.tuners:PrefixConfig",
-    "quanta": "lorada.tuners:QuantaConfig",
-    "omoe": "lorada.tuners:OmoeConfig",
-    "sora": "lorada.tuners:SoraConfig",
-    "lamda": "lorada.tuners:LamdaConfig",
     "shira": "peft:ShiraConfig",
     "adalora": "peft:AdaLoraConfig",
 }

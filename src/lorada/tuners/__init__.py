@@ -1,13 +1,21 @@
-"""PEFT tuners, one file per idea; importing this package makes their types known to PEFT."""
+"""PEFT tuners: each places one kind of part in a model; ``stack`` places several as one adapter.
 
-from lorada.tuners.bottleneck.adapter import BottleneckConfig
-from lorada.tuners.lamda import LamdaConfig
-from lorada.tuners.lmam import LmamConfig
-from lorada.tuners.omoe.adapter import OmoeConfig
-from lorada.tuners.prefix import PrefixConfig
-from lorada.tuners.quanta.adapter import QuantaConfig
-from lorada.tuners.sora import SoraConfig
-from lorada.tuners.stack.stack import LoradaConfig
+``TUNERS`` lists them without importing any, for commands that start without torch. Whoever asks for
+a config gets all tuners imported, which makes them known to PEFT.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorada.tuners.bottleneck.adapter import BottleneckConfig
+    from lorada.tuners.lamda import LamdaConfig
+    from lorada.tuners.lmam import LmamConfig
+    from lorada.tuners.omoe.adapter import OmoeConfig
+    from lorada.tuners.prefix import PrefixConfig
+    from lorada.tuners.quanta.adapter import QuantaConfig
+    from lorada.tuners.sora import SoraConfig
+    from lorada.tuners.stack.config import LoradaConfig
 
 __all__ = [
     "BottleneckConfig",
@@ -19,3 +27,24 @@ __all__ = [
     "QuantaConfig",
     "SoraConfig",
 ]
+
+# The name of a part in a method → its config, and the file that registers it.
+TUNERS = {
+    "bottleneck": ("BottleneckConfig", "bottleneck.adapter"),
+    "lamda": ("LamdaConfig", "lamda"),
+    "lmam": ("LmamConfig", "lmam"),
+    "omoe": ("OmoeConfig", "omoe.adapter"),
+    "prefix": ("PrefixConfig", "prefix"),
+    "quanta": ("QuantaConfig", "quanta.adapter"),
+    "sora": ("SoraConfig", "sora"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import every tuner when a config is asked for: a saved stack may have parts of any kind."""
+    configs = dict([*TUNERS.values(), ("LoradaConfig", "stack.stack")])
+    if name not in configs:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for config, module in configs.items():
+        globals()[config] = getattr(import_module(f"{__name__}.{module}"), config)
+    return globals()[name]

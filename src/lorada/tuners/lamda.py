@@ -1,58 +1,63 @@
-"""LaMDA as a PEFT tuner: only a small square matrix between two projections trains to the end.
+"""LaMDA as a PEFT tuner: a low-rank term of which a small square matrix trains to the end.
 
-    y = W x + s · B M A x
+    y = W x + s · (B M − U_r Σ_r) A x
 
-A (r, in) is frozen, M (r, r) trains, B (out, r) trains until its columns are frozen one after
-another (``procedures.lamda``). With ``init="spectral"`` B, M and A start at U_r, Σ_r and V_rᵀ of
-W = U Σ Vᵀ, and what they give is taken from the frozen weight, W_res = W − s · U_r Σ_r V_rᵀ, so
-that the start is the identity. W itself is left as it is: W_res x is W x less a second term.
 Azizi et al., "LaMDA: Large Model Fine-Tuning via Spectrally Decomposed Low-Dimensional Adaptation"
-(2024).
+(2024). A (r, in) is frozen and M (r, r) trains. B (out, r) trains at first;
+``methods.callbacks.lamda`` freezes its columns one after another.
+
+With ``init="spectral"``, B, M and A start at U_r, Σ_r and V_rᵀ, the leading singular directions of
+W = U Σ Vᵀ. The paper then takes s · U_r Σ_r V_rᵀ from W. Here W stays as it is and U_r Σ_r is taken
+from B M, which gives the same y. With ``init="released"`` B starts at 0 and U_r Σ_r is left out.
 """
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from torch import Tensor, nn
-from torch.amp.autocast_mode import is_autocast_available as has_autocast
 from transformers.pytorch_utils import Conv1D
 
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
-    LoradaType,
     register,
     require_choice,
     require_count,
     require_positive,
 )
-from lorada.tuners.base.delta_layer import AddedLayer, AddedModel, check_ranks, plain_weight
-from lorada.tuners.base.entries import Entries, FrozenEntries
-from lorada.tuners.omoe.experts import wide
+from lorada.tuners.base.delta_layer import (
+    DeltaLayer,
+    DeltaModel,
+    check_ranks,
+    plain_weight,
+    rank_of,
+)
+from lorada.tuners.base.entries import Entries, FrozenEntries, no_autocast, wide
+from lorada.tuners.base.linears import linear_of
 
-# What the randomised decomposition of a weight looks at beside the leading directions, and how
-# often it refines them.
+# The randomised decomposition computes so many directions more than it returns, and refines them so
+# many times.
 OVERSAMPLING, REFINEMENTS = 16, 4
 
 
 @dataclass
 class LamdaConfig(LoradaPeftConfig):
-    """How large M is, where, and how A, M and B start.
+    """Rank and start of the matrices, and which linear layers get them.
 
     Attributes:
         rank: r; with ``ranks="energy"`` the mean of all ranks.
         scale: s.
-        init: ``spectral`` (the leading singular directions of the weight) or ``released`` (A
-            Kaiming-uniform, B at 0, M as a linear layer starts, as the released code does).
-        ranks: ``uniform``, or ``energy`` (LaMDA++): a weight whose spectrum is flat gets twice the
-            mean rank, one whose spectrum is steep half of it. Filled into ``rank_pattern``.
-        target_modules: names or a regex of the linear maps; None for all of every layer.
+        init: how A, M and B start. ``spectral``: at the leading singular directions of the weight.
+            ``released``: A and M Kaiming-uniform and B at 0, as in the released code.
+        ranks: ``uniform`` gives every linear layer ``rank``. ``energy`` (LaMDA++) gives twice the
+            mean to weights with a flat spectrum and half the mean to those with a steep one, and
+            writes that to ``rank_pattern``.
+        target_modules: names or a regex of the linear layers; None for all of every layer.
         exclude_modules: names or a regex of modules to leave out.
-        rank_pattern: ranks by module name where they differ from ``rank``.
+        rank_pattern: ranks that differ from ``rank``, by module name or pattern.
 
     Raises:
         ValueError: for a value out of range.
@@ -68,7 +73,6 @@ class LamdaConfig(LoradaPeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = LoradaType.LAMDA
         require_count(self, "rank")
         require_positive(self, "scale")
         require_choice(self, "init", ("spectral", "released"))
@@ -76,54 +80,53 @@ class LamdaConfig(LoradaPeftConfig):
         check_ranks(self, smallest=1)
 
 
-class LamdaLayer(AddedLayer):
-    """A linear map with spectrally decomposed terms."""
+class LamdaLayer(DeltaLayer):
+    """A linear layer with the matrices of any number of adapters.
+
+    ``lora_U`` and ``lora_sigma`` are U_r and the diagonal of Σ_r. They are saved, since decomposing
+    the weight again, perhaps in another dtype, would not give exactly the same numbers.
+    """
 
     adapter_layer_names = ("lora_M", "lora_B")
-    # U and σ are the start of B and of M's diagonal. They are saved: a decomposition of the base
-    # at another time or in another dtype would not give them again to the last bit.
     other_param_names = ("lora_A", "lora_U", "lora_sigma", "configs")
+    lora_M: Entries
+    lora_B: Entries
+    configs: dict[str, LamdaConfig]
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
-        self.lora_M = Entries()
-        self.lora_B = Entries()
         self.lora_A = FrozenEntries()
         self.lora_U = FrozenEntries()
         self.lora_sigma = FrozenEntries()
-        self.configs: dict[str, LamdaConfig] = {}
 
-    def update_layer(self, adapter_name: str, config: LamdaConfig, rank: int) -> None:
-        """Create A, M and B of an adapter, and U and σ of a spectral one.
+    def update_layer(
+        self, adapter_name: str, config: LamdaConfig, model: nn.Module, key: str
+    ) -> None:
+        """Create the matrices of an adapter.
 
         Raises:
             ValueError: for a rank that is larger than the weight, or a quantised weight.
         """
         self.configs[adapter_name] = config
-        width_in, width_out = self.sizes()
-        device = next(self.get_base_layer().parameters()).device
+        width_in, width_out, rank = self.in_features, self.out_features, rank_of(config, key)
         if rank > min(width_in, width_out):
             raise ValueError(
                 f"rank={rank} is more than a weight of {width_out} × {width_in} has: "
                 f"choose {min(width_in, width_out)} or less, or other target_modules"
             )
-
-        def new(*shape: int) -> Tensor:
-            return torch.zeros(shape, device=device, dtype=torch.float32)
-
-        self.lora_A[adapter_name] = new(rank, width_in)
-        self.lora_M[adapter_name] = nn.Parameter(new(rank, rank))
-        self.lora_B[adapter_name] = nn.Parameter(new(width_out, rank))
+        self.lora_A[adapter_name] = self.new_weight(rank, width_in).data
+        self.lora_M[adapter_name] = self.new_weight(rank, rank)
+        self.lora_B[adapter_name] = self.new_weight(width_out, rank)
         if config.init == "spectral":
-            self.lora_U[adapter_name] = new(width_out, rank)
-            self.lora_sigma[adapter_name] = new(rank)
+            self.lora_U[adapter_name] = self.new_weight(width_out, rank).data
+            self.lora_sigma[adapter_name] = self.new_weight(rank).data
         with torch.no_grad():
-            self._start(adapter_name, config, rank)
+            self._initialise(adapter_name, config, rank)
 
-    def _start(self, name: str, config: LamdaConfig, rank: int) -> None:
+    def _initialise(self, name: str, config: LamdaConfig, rank: int) -> None:
         down, middle, up = self.lora_A[name], self.lora_M[name], self.lora_B[name]
         if config.init == "spectral":
-            # What is loaded comes with its own values, and a decomposition takes its time.
+            # No slow decomposition for an adapter whose numbers are loaded next.
             if not (config.inference_mode or up.is_meta):
                 weight = weight_of(self, 'init="spectral"')
                 assert weight is not None
@@ -139,37 +142,34 @@ class LamdaLayer(AddedLayer):
         if not config.init_weights:
             up.add_(torch.randn_like(up), alpha=0.1)
 
-    def term(self, name: str, x: Tensor) -> Tensor:
-        """The term s · (B M − U Σ) A x for x (…, in) → (…, out)."""
+    def term(self, name: str, x: Tensor, output: Tensor) -> Tensor:
+        """The term s · (B M − U_r Σ_r) A x."""
         down = self.lora_A(name)
         hidden = F.linear(x.to(down.dtype), down)
-        kind = x.device.type
-        # In half precision, the difference of two products that are almost equal would be noise.
-        autocast = torch.autocast(kind, enabled=False) if has_autocast(kind) else nullcontext()
-        with autocast:
-            outer = self.outer(name)
-        return F.linear(hidden, outer.to(down.dtype)) * self.configs[name].scale
+        with no_autocast(x):  # in half precision, the two products would hardly differ
+            left = self.left_factor(name)
+        return F.linear(hidden, left.to(down.dtype)) * self.configs[name].scale
 
     def delta(self, name: str) -> Tensor:
-        """The matrix s · (B M − U Σ) A."""
-        return self.outer(name) @ wide(self.lora_A(name)) * self.configs[name].scale
+        """The matrix s · (B M − U_r Σ_r) A."""
+        return self.left_factor(name) @ wide(self.lora_A(name)) * self.configs[name].scale
 
-    def outer(self, name: str) -> Tensor:
-        """B M − U Σ (out, r), in float32 or wider; B M for a start at B = 0."""
-        outer = wide(self.lora_B(name)) @ wide(self.lora_M(name))
+    def left_factor(self, name: str) -> Tensor:
+        """B M − U_r Σ_r (out, r), in float32 or wider; B M if the start was not spectral."""
+        product = wide(self.lora_B(name)) @ wide(self.lora_M(name))
         if name in self.lora_U:
-            # At the start the same product of the same numbers: the difference is exactly 0.
-            outer = outer - wide(self.lora_U(name)) @ torch.diag(wide(self.lora_sigma(name)))
-        return outer
+            # The same product of the same numbers at the start, so the difference is exactly 0.
+            product = product - wide(self.lora_U(name)) @ torch.diag(wide(self.lora_sigma(name)))
+        return product
 
 
-class LamdaModel(AddedModel):
-    """Places spectrally decomposed terms on the linear maps that a ``LamdaConfig`` names."""
+class LamdaModel(DeltaModel):
+    """Adds the matrices of LaMDA to the linear layers that a ``LamdaConfig`` names."""
 
     tuner_layer_cls = LamdaLayer
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
-        """Wrap the targets, after choosing the ranks of LaMDA++ if they are not given or loaded."""
+        """Wrap the targets. With ``ranks="energy"``, choose ranks that are not given first."""
         config = self.peft_config[adapter_name]
         if config.ranks == "energy" and not config.rank_pattern:
             self._prepare_adapter_config(config, self.get_model_config(model))
@@ -186,48 +186,56 @@ class LamdaModel(AddedModel):
 
 
 def weight_of(module: nn.Module, wish: str) -> Tensor | None:
-    """The weight (out, in) of a linear map, whatever wraps it; None for other modules.
+    """The weight (out, in) of a linear layer, whatever wraps it; None for other modules.
+
+    Args:
+        module: the linear layer, or a tuner layer around it.
+        wish: what the weight is needed for, for the error.
 
     Raises:
-        ValueError: if it is quantised, naming what was wished.
+        ValueError: if it is quantised.
     """
-    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    if not isinstance(base, nn.Linear | Conv1D):
+    linear = linear_of(module)
+    if linear is None:
         return None
-    weight = plain_weight(base, wish).detach()
-    return weight.T if isinstance(base, Conv1D) else weight
+    weight = plain_weight(linear, wish).detach()
+    return weight.T if isinstance(linear, Conv1D) else weight
 
 
 def leading(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The leading singular directions of a weight: U (out, r), σ (r), Vᵀ (r, in)."""
-    looked_at = min(rank + OVERSAMPLING, *weight.shape)
-    left, values, right = torch.svd_lowrank(weight.float(), q=looked_at, niter=REFINEMENTS)
+    """The leading singular directions of a weight: U_r (out, r), σ (r), V_rᵀ (r, in)."""
+    computed = min(rank + OVERSAMPLING, *weight.shape)
+    left, values, right = torch.svd_lowrank(weight.float(), q=computed, niter=REFINEMENTS)
     return left[:, :rank], values[:rank], right[:, :rank].T
 
 
 def energy(weight: Tensor, rank: int) -> float:
-    """E(r) = Σ_{i≤r} σ_i² / Σ_i σ_i², the share of a weight that its leading directions hold."""
-    held = leading(weight, rank)[1].square().sum()
-    return float(held / weight.float().square().sum())
+    """E(r) = Σ_{i≤r} σ_i² / Σ_i σ_i², the leading share of a weight's squared norm."""
+    _, values, _ = leading(weight, rank)
+    return float(values.square().sum() / weight.float().square().sum())
 
 
 def ranks_by_energy(weights: dict[str, Tensor], mean: int) -> dict[str, int]:
-    """Ranks of three classes, 2r̄, r̄ and r̄/2, given out by need with r̄ as their mean.
+    """The ranks of LaMDA++: 2r̄, r̄ or r̄/2 for each weight, on average at most r̄.
 
-    Sorted by E(r̄), the third with the least energy gets 2r̄ and the third with the most r̄/2. As
-    this is more than r̄ on average, the first class then gives weights to the second until it is
-    not; for an odd r̄ or number of weights, the third gives back what fits.
+    The third of the weights with the least energy E(r̄) gets 2r̄, the third with the most r̄/2, the
+    rest r̄. That is more than r̄ on average, so weights go from 2r̄ to r̄, those with most energy
+    first, until it is not. Where the average allows it then, weights go from r̄/2 to r̄, those with
+    least energy first.
 
     Args:
-        weights: matrices by name; on the meta device, where there is no spectrum, all get r̄.
+        weights: the weights by module name. On the meta device all get r̄.
         mean: r̄.
+
+    Returns:
+        The rank of each weight, at most its smaller width.
     """
     if any(weight.is_meta for weight in weights.values()):
         return dict.fromkeys(weights, mean)
     energies = {name: energy(weight, min(mean, *weight.shape)) for name, weight in weights.items()}
     ordered = sorted(energies, key=energies.__getitem__)
     third = len(ordered) // 3
-    first, last = third, len(ordered) - third  # where the first class ends and the last begins
+    first, last = third, len(ordered) - third  # ordered[:first] get 2r̄, ordered[last:] get r̄/2
     half = max(1, mean // 2)
 
     def total(first: int, last: int) -> int:
@@ -245,7 +253,7 @@ def ranks_by_energy(weights: dict[str, Tensor], mean: int) -> dict[str, int]:
 
 
 class LamdaCount(NamedTuple):
-    """Parameters that train: at the start, over the run on average, and at the end."""
+    """Numbers of parameters that train: at the start, on average over a run, and at the end."""
 
     start: int
     average: int
@@ -253,7 +261,13 @@ class LamdaCount(NamedTuple):
 
 
 def lamda_count(model: nn.Module, adapter_name: str = "default", eta: float = 0.3) -> LamdaCount:
-    """Count what trains of LaMDA parts whose B is frozen evenly over the first η of a run."""
+    """Count what trains of an adapter's LaMDA layers.
+
+    Args:
+        model: the model.
+        adapter_name: of the adapter.
+        eta: η, the share of the run over which the columns of B are frozen, at an even pace.
+    """
     layers = [
         layer
         for layer in model.modules()
@@ -264,4 +278,4 @@ def lamda_count(model: nn.Module, adapter_name: str = "default", eta: float = 0.
     return LamdaCount(squares + columns, squares + round(eta / 2 * columns), squares)
 
 
-register(LoradaType.LAMDA, LamdaConfig, LamdaModel)
+register("LAMDA", LamdaConfig, LamdaModel)

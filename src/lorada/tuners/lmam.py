@@ -1,9 +1,9 @@
-"""LMAM, the low-rank multi-head attention map module, as a PEFT tuner.
+"""LMAM as a PEFT tuner: a learned low-rank map, added to the attention map after the softmax.
 
     Attn^ = Attn + repeat((W_a + PE)(W_b + PE) s, h / h_s)                (Eqs. 6-17)
 
-``LmamConfig`` says what the map is, ``LmamLayer`` owns its factors as the child ``lmam`` of a
-self-attention module, ``LmamModel`` places it. The sum itself happens in ``attention``.
+``LmamConfig`` holds the settings, ``LmamLayer`` the factors W_a and W_b as the child ``lmam`` of a
+self-attention module, ``LmamModel`` places it. ``lorada.attention`` computes the sum.
 """
 
 import math
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import torch
-from peft.tuners.tuners_utils import _ExcludedModule
 from torch import nn
 
 from lorada.attention import hooks as hooked
@@ -19,43 +18,45 @@ from lorada.attention import interface
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.forward_inputs import Told, told_to
 from lorada.functional.maps import Ablation, Align, position_embedding
-from lorada.tuners.base.attach import AttachedModel
-from lorada.tuners.base.attached_layer import AttachedLayer, within_layer
+from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
-    LoradaType,
     register,
     require_choice,
     require_count,
     require_positive,
 )
 from lorada.tuners.base.entries import Entries
+from lorada.tuners.base.layer import sample_mask
+from lorada.tuners.base.linears import within_layer
+from lorada.tuners.base.tuner import AttachedModel
 
 CROSS_ATTENTION = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")
 
 
 @dataclass
 class LmamConfig(LoradaPeftConfig):
-    """Where and how large the map is.
+    """The settings of the maps: where they are, how large, and how they start.
 
     Attributes:
         rank: r, the rank of the map.
-        length: n, how many tokens the map covers.
-        heads: h_s, how many maps the attention heads share by tiling; None for one per head.
-        inverse_scale: 1/s of Eq. 10. The paper's recipes carry 255, 4096*600 and others; the
-            default is chosen so that the map learns (docs/scale.md).
+        length: n, the number of tokens that the map covers.
+        heads: h_s, the number of maps of a layer, which its attention heads use in turn; None for
+            one map per head.
+        inverse_scale: 1/s of Eq. 10: the map is divided by it. The paper uses 255, 4096*600 and
+            others; with the default the map learns at common learning rates (docs/scale.md).
         align: ``start`` lays the map on the first ``length`` tokens of a sample (Eqs. 14-15),
             ``end`` on the last (Eq. 16).
-        positions: ``token`` counts real tokens; ``raw`` counts slots of the padded matrix and
-            treats pads as tokens, as the paper's code does.
+        positions: ``token`` counts real tokens; ``raw`` counts positions of the padded batch, so
+            that padding counts too, as in the paper's code.
         ablation: ``no_negative``, ``softmax``, ``full_rank`` or ``no_position`` (Table 9); or
-            ``softmax_with_future``, the softmax as it is printed, in which a causal row gives
-            weight to later tokens: to all that are there, so a step of decoding, which has none,
-            computes something else than a forward of the whole text.
+            ``softmax_with_future``, the softmax as the paper prints it, in which a causal row
+            gives weight to later tokens. Decoding step by step has no later tokens, so it gives
+            other outputs than a forward of the whole text.
         init: ``zero`` starts W_b at -PE, so that the map is zero at step 0 and W_a is normal;
             ``normal`` draws both factors from N(0, 0.02²), which leaves PE alone in the map.
-        map_learning_rate: of the map's factors where `lorada train` builds the optimizer; None for
-            the rate of everything else.
+        map_learning_rate: learning rate of the map's factors in `lorada train`; None for that of
+            all other parameters.
         target_modules: names of self-attention modules; None for all of them.
         exclude_modules: names or a regex of modules to leave out.
         stacks: ``encoder`` and/or ``decoder`` of an encoder-decoder model; None for both.
@@ -79,9 +80,7 @@ class LmamConfig(LoradaPeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = LoradaType.LMAM
-        require_count(self, "rank")
-        require_count(self, "length")
+        require_count(self, "rank", "length")
         require_positive(self, "inverse_scale")
         self.inverse_scale = float(self.inverse_scale)  # 255 in a recipe, 255.0 in the maths
         if self.heads is not None:
@@ -93,6 +92,12 @@ class LmamConfig(LoradaPeftConfig):
         require_choice(self, "ablation", (None, *get_args(Ablation)))
         require_choice(self, "init", ("zero", "normal"))
 
+    @property
+    def starts_as_base(self) -> bool:
+        """Whether the map is zero at step 0: a softmax, or a full-rank map at PE alone, is not."""
+        zero = self.init == "zero" and self.ablation in (None, "no_position")
+        return self.init_weights and zero
+
 
 def map_configs(model: nn.Module) -> list[LmamConfig]:
     """The configs of all maps of a PEFT model, those in stacks too."""
@@ -102,21 +107,20 @@ def map_configs(model: nn.Module) -> list[LmamConfig]:
 
 
 class LmamLayer(AttachedLayer):
-    """The factors of the maps of one self-attention module.
+    """The maps of one self-attention module, by adapter name.
 
-    ``lora_w_a`` (h_s, n, r) and ``lora_w_b`` (h_s, r, n) by adapter name; ``lora_w`` (h, n, n)
-    where the ablation is ``full_rank``.
+    Each has the factors ``lora_w_a`` (h_s, n, r) and ``lora_w_b`` (h_s, r, n), or, where the
+    ablation is ``full_rank``, ``lora_w`` (h, n, n).
     """
 
     adapter_layer_names = ("lora_w_a", "lora_w_b", "lora_w")
-    other_param_names = ("configs",)
+    lora_w_a: Entries
+    lora_w_b: Entries
+    lora_w: Entries
+    configs: dict[str, LmamConfig]
 
     def __init__(self, host: nn.Module, parent: nn.Module) -> None:
         super().__init__(host, parent)
-        self.lora_w_a = Entries()
-        self.lora_w_b = Entries()
-        self.lora_w = Entries()
-        self.configs: dict[str, LmamConfig] = {}
         self._baked: dict[str, torch.Tensor] = {}
         self._told: Told | None = None
         interface.install()
@@ -147,7 +151,7 @@ class LmamLayer(AttachedLayer):
                 f"ablation='no_negative' changes the scores, which {type(self.host).__name__} "
                 "keeps to itself: choose a model that dispatches its attention"
             )
-        device = self.host_device(model)
+        device = self.device_for_weights(model)
         if self._told is None:
             self._told = told_to(model)
             self._told.join(windowed=_is_windowed(self.host))
@@ -195,13 +199,13 @@ class LmamLayer(AttachedLayer):
 
     @property
     def reach(self) -> float:
-        """How many tokens lie under the longest map; without end for one at the end."""
+        """The first tokens of a sample that a map covers; infinity where a map is at its end."""
         ends = [math.inf if c.align == "end" else c.length for c in self.configs.values()]
         return max(ends, default=0)
 
     def maps(self) -> list[AttentionMap]:
         """The maps of the adapters that are active in this call."""
-        return [self._map(name, samples) for name, samples in self.shares()]
+        return [self._map(name, samples) for name, samples in self.samples_by_adapter()]
 
     def _map(self, name: str, samples: list[bool] | None) -> AttentionMap:
         config = self.configs[name]
@@ -215,16 +219,16 @@ class LmamLayer(AttachedLayer):
             config.align,
             config.positions,
             config.ablation,
-            None if self.training or self.scaling else self._finished(name, factors[0].device),
-            None if samples is None else torch.tensor(samples, device=factors[0].device),
+            None if self.training or self.scaling else self._baked_on(name, factors[0].device),
+            sample_mask(samples, factors[0].device),
         )
 
-    def _finished(self, name: str, device: torch.device) -> torch.Tensor | None:
+    def _baked_on(self, name: str, device: torch.device) -> torch.Tensor | None:
         baked = self._baked.get(name)
         return None if baked is None else baked.to(device)  # the model may have moved since
 
     def bake(self) -> None:
-        """Compute the finished maps once, for inference; ``train()`` goes back to the factors."""
+        """Compute each whole map once, for inference; ``train()`` goes back to the factors."""
         self._baked = {}
         with torch.no_grad():
             self._baked = {name: self._map(name, None).dense() for name in self.configs}
@@ -245,6 +249,7 @@ class LmamModel(AttachedModel):
     """Places a map on every self-attention module that an ``LmamConfig`` names."""
 
     child = interface.CHILD
+    host_kind = "a self-attention module that can hold a map"
     tuner_layer_cls = LmamLayer
 
     def _prepare_adapter_config(self, peft_config: LmamConfig, model_config: Any) -> LmamConfig:
@@ -257,33 +262,25 @@ class LmamModel(AttachedModel):
                 f"interface or is one of {', '.join(known)}, so a map would have no effect; "
                 f"found {', '.join(kinds) or 'none'}"
             )
-        if peft_config.target_modules is None:
-            peft_config.target_modules = self.candidates(peft_config)
+        super()._prepare_adapter_config(peft_config, model_config)
         return peft_config
+
+    def can_host(self, module: nn.Module) -> bool:
+        """Whether a map reaches the attention of this module."""
+        return can_hold_map(module)
 
     def candidates(self, config: Any) -> list[str]:
         """Names, within a layer, of the self-attention modules of this model."""
         return sorted({within_layer(name) for name in self_attentions(self.model)})
 
-    def _check_target_module_exists(self, peft_config: LmamConfig, key: str) -> Any:  # type: ignore[override]
-        matched = AttachedModel._check_target_module_exists(peft_config, key)
-        if not matched or isinstance(matched, _ExcludedModule):
-            return matched
-        if not can_hold_map(self.model.get_submodule(key)):
-            raise ValueError(
-                f"target_modules matches {key}, which is not a self-attention module that can hold "
-                f"a map; this model has {', '.join(self.candidates(peft_config)) or 'none'}"
-            )
-        return not peft_config.stacks or any(s in key.split(".") for s in peft_config.stacks)
-
     def bake(self) -> None:
-        """Precompute every map for inference (the paper's offline Attn_s)."""
+        """Compute every map once, for inference (the paper's offline Attn_s)."""
         bake(self.model)
 
 
 def _is_windowed(module: nn.Module) -> bool:
-    places = module, getattr(module, "config", None)
-    return any(getattr(place, "sliding_window", None) for place in places)
+    owners = module, getattr(module, "config", None)
+    return any(getattr(owner, "sliding_window", None) for owner in owners)
 
 
 def can_hold_map(module: nn.Module) -> bool:
@@ -302,10 +299,10 @@ def self_attentions(model: nn.Module) -> list[str]:
 
 
 def bake(model: nn.Module) -> None:
-    """Precompute every map of a model for inference."""
+    """Compute every map of a model once, for inference."""
     for module in model.modules():
         if isinstance(module, LmamLayer):
             module.bake()
 
 
-register(LoradaType.LMAM, LmamConfig, LmamModel)
+register("LMAM", LmamConfig, LmamModel)

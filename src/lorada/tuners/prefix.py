@@ -1,15 +1,16 @@
-"""Prefix tuning as a PEFT tuner: learned keys and values before those of every attention block.
+"""Prefix tuning as a PEFT tuner: learned keys and values in front of those of each attention.
 
-    head = softmax(Q [P_k; K]ᵀ / √d) [P_v; V],    P_k, P_v ∈ R^{l×d} of each block
+    head = softmax(Q [P_k; K]ᵀ / √d) [P_v; V],    P_k, P_v ∈ R^{l×d} of each attention module
 
-Li & Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation" (2021). In training the
-prefix may come out of a small network, one for each set of blocks (encoder, decoder,
-cross-attention), as in He et al., "Towards a Unified View" (2021):
+Li & Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation" (2021). In training a
+small network may compute the prefixes, one network for all self-attentions of the encoder, one for
+those of the decoder, one for cross-attention, as in He et al., "Towards a Unified View" (2021):
 
-    [P_k; P_v] of all blocks = W_2 tanh(W_1 E + b_1) + b_2,    E ∈ R^{l×d}
+    [P_k; P_v] of all these modules = W_2 tanh(W_1 E + b_1) + b_2,    E ∈ R^{l×d}
 
-``PrefixLayer`` is the child ``prefix`` of an attention module and owns P_k and P_v, or the block's
-rows of W_2; ``PrefixNetwork`` owns the rest. What attention does with them is in ``prefixed``.
+``PrefixLayer`` is the child ``prefix`` of an attention module and holds P_k and P_v, or the rows of
+W_2 and b_2 that make them; ``PrefixNetwork`` holds the rest. ``attention.prefix`` puts them before
+the keys and values.
 """
 
 import math
@@ -20,22 +21,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import _ExcludedModule
 from torch import Tensor, nn
 
 from lorada.attention import interface as attention
 from lorada.attention.deberta_prefix import Replaced, is_disentangled
 from lorada.attention.prefix import Prefix
-from lorada.tuners.base.attach import AttachedModel
-from lorada.tuners.base.attached_layer import AttachedLayer, within_layer
-from lorada.tuners.base.config import (
-    LoradaPeftConfig,
-    LoradaType,
-    register,
-    require_count,
-    require_positive,
-)
+from lorada.tuners.base.attached_layer import AttachedLayer
+from lorada.tuners.base.config import LoradaPeftConfig, register, require_count, require_positive
 from lorada.tuners.base.entries import Entries
+from lorada.tuners.base.layer import sample_mask
+from lorada.tuners.base.tuner import AttachedModel
 from lorada.tuners.lmam import CROSS_ATTENTION
 
 HEAD_WIDTHS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
@@ -43,18 +38,18 @@ HEAD_WIDTHS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_d
 
 @dataclass
 class PrefixConfig(LoradaPeftConfig):
-    """How long the prefix is, where it stands, and how it is trained.
+    """The settings of a prefix: how long it is, where, and how it is trained.
 
-    The prefix is not rotated and counts as no position, so in a model with rotary positions a batch
-    that is padded on the left needs ``position_ids`` of its tokens, which ``generate`` makes.
+    The prefix has no positions and is not rotated. So in a model with rotary positions a batch that
+    is padded on the left needs ``position_ids`` of its tokens; ``generate`` makes them.
 
     Attributes:
-        length: l, in tokens.
-        projection: width of the network that the prefix comes out of in training (800 in He et
-            al.); None trains P_k and P_v themselves. ``model.fold()`` replaces a trained network by
-            its output, which is all that is needed from then on and all that is saved afterwards.
+        length: l, the number of learned keys and values.
+        projection: width of the network that computes the prefix in training (800 in He et al.);
+            None trains P_k and P_v themselves. After training, ``model.fold()`` replaces the
+            network by its output, which is then all that is saved.
         initial_std: standard deviation of the normal distribution that P_k and P_v start from,
-            where they do not come out of a network; 1 in LLM-Adapters, as embeddings start.
+            if no network computes them; 1 in LLM-Adapters, as embeddings start.
         target_modules: names of attention modules; None for all, cross-attention included.
         exclude_modules: names or a regex of modules to leave out.
         stacks: ``encoder`` and/or ``decoder`` of an encoder-decoder model; None for both.
@@ -72,27 +67,25 @@ class PrefixConfig(LoradaPeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = LoradaType.PREFIX
         require_count(self, "length")
         require_positive(self, "initial_std")
         if self.projection is not None:
             require_count(self, "projection")
 
+    @property
+    def starts_as_base(self) -> bool:
+        """No: the keys of a prefix take their share of the attention from the first step on."""
+        return False
+
 
 class PrefixPart(AttachedLayer):
-    """A module of ours that holds parameters of prefixes."""
+    """A layer that holds parameters of prefixes: those of one block, or of a network."""
 
-    other_param_names = ("configs",)
-
-    def __init__(self, host: nn.Module, parent: nn.Module) -> None:
-        super().__init__(host, parent)
-        for name in self.adapter_layer_names:
-            setattr(self, name, Entries())
-        self.configs: dict[str, PrefixConfig] = {}
+    configs: dict[str, PrefixConfig]
 
 
 class PrefixNetwork(PrefixPart):
-    """E, W_1 and b_1 of one set of blocks, a child of the whole model."""
+    """E, W_1 and b_1 for one set of attention modules; a child of the whole model."""
 
     adapter_layer_names = ("lora_embedding", "lora_hidden", "lora_hidden_bias")
     lora_embedding: Entries
@@ -102,7 +95,7 @@ class PrefixNetwork(PrefixPart):
     def create(
         self, adapter_name: str, config: PrefixConfig, width: int, device: torch.device
     ) -> None:
-        """Create the network of an adapter, E of d = ``width``, as PyTorch starts such layers."""
+        """Create the network of an adapter with PyTorch's usual start; d is ``width``."""
         assert config.projection is not None
         self.configs[adapter_name] = config
         uniform, new = _uniform(width), partial(_new, device)
@@ -117,7 +110,7 @@ class PrefixNetwork(PrefixPart):
         return torch.tanh(F.linear(self.lora_embedding(adapter_name), weight, bias))
 
     def fold(self, adapter_name: str) -> None:
-        """Forget the network of an adapter, whose layers have its output."""
+        """Remove the network of an adapter, after its layers have taken over the output."""
         if adapter_name not in self.lora_hidden:
             return
         del self.configs[adapter_name]
@@ -126,10 +119,10 @@ class PrefixNetwork(PrefixPart):
 
 
 class PrefixLayer(PrefixPart):
-    """The prefixes of one attention module, by adapter name.
+    """The prefixes of one attention module, by adapter name; G key/value heads of width D.
 
-    ``lora_key`` and ``lora_value`` (l, G·D), or ``lora_out`` (2·G·D, projection) and
-    ``lora_out_bias`` (2·G·D) where they come out of a network.
+    Each is ``lora_key`` and ``lora_value`` (l, G·D), or, where a network computes it, ``lora_out``
+    (2·G·D, projection) and ``lora_out_bias`` (2·G·D).
     """
 
     adapter_layer_names = ("lora_key", "lora_value", "lora_out", "lora_out_bias")
@@ -155,7 +148,7 @@ class PrefixLayer(PrefixPart):
     def update_layer(self, adapter_name: str, config: PrefixConfig, model: nn.Module) -> None:
         """Create the parameters of an adapter for the key/value heads of the host."""
         self.configs[adapter_name] = config
-        width, new = key_width(self.host), partial(_new, self.host_device(model))
+        width, new = key_width(self.host), partial(_new, self.device_for_weights(model))
         if config.projection is None:
             std = config.initial_std if config.init_weights else 1.0
             for parameters in (self.lora_key, self.lora_value):
@@ -168,17 +161,17 @@ class PrefixLayer(PrefixPart):
         self.lora_out_bias[adapter_name] = new(2 * width, start=uniform)
 
     def share(self, network: PrefixNetwork) -> None:
-        """Take the prefixes of adapters with a projection out of this network."""
+        """Set the network that computes the prefixes of adapters with a projection."""
         # In a tuple, the network is not registered once more under every layer.
         self._network = (network,)
 
     def prefixes(self) -> list[Prefix]:
         """The prefixes of the adapters that are active in this call."""
         found = []
-        for name, samples in self.shares():
+        for name, samples in self.samples_by_adapter():
             key, value = self.prefix(name)
-            mine = None if samples is None else torch.tensor(samples, device=key.device)
-            found.append(Prefix(key, self.scaled(name, value), mine))
+            mask = sample_mask(samples, key.device)
+            found.append(Prefix(key, self.scaled(name, value), mask))
         return found
 
     def prefix(self, name: str) -> tuple[Tensor, Tensor]:
@@ -193,7 +186,7 @@ class PrefixLayer(PrefixPart):
         return key, value
 
     def fold(self, name: str) -> None:
-        """Keep P_k and P_v of an adapter instead of what they are computed from."""
+        """Replace the weights that compute P_k and P_v of an adapter by P_k and P_v."""
         if name not in self.lora_out:
             return
         self.configs[name].projection = None  # this is the adapter's own config
@@ -208,6 +201,7 @@ class PrefixModel(AttachedModel):
     """Places a prefix before the keys of every attention module that a ``PrefixConfig`` names."""
 
     child = attention.PREFIX_CHILD
+    host_kind = "an attention module that can have a prefix"
     tuner_layer_cls = PrefixPart
 
     def _prepare_adapter_config(self, peft_config: PrefixConfig, model_config: Any) -> PrefixConfig:
@@ -225,25 +219,16 @@ class PrefixModel(AttachedModel):
                 f"length={peft_config.length} of a prefix must be below the {context} tokens of "
                 "the model's context: lower it"
             )
-        if peft_config.target_modules is None:
-            peft_config.target_modules = self.candidates(peft_config)
+        super()._prepare_adapter_config(peft_config, model_config)
         return peft_config
 
-    def candidates(self, config: Any) -> list[str]:
-        """Names, within a layer, of the attention modules of this model."""
-        modules = self.model.named_modules()
-        return sorted({within_layer(name) for name, m in modules if takes_prefix(m)})
+    def can_host(self, module: nn.Module) -> bool:
+        """Whether a module is attention that can have a prefix."""
+        return attention.dispatches(module) or is_disentangled(module)
 
-    def _check_target_module_exists(self, peft_config: PrefixConfig, key: str) -> Any:  # type: ignore[override]
-        matched = AttachedModel._check_target_module_exists(peft_config, key)
-        if not matched or isinstance(matched, _ExcludedModule):
-            return matched
-        if not takes_prefix(self.model.get_submodule(key)):
-            raise ValueError(
-                f"target_modules matches {key}, which is not an attention module that can have a "
-                f"prefix; this model has {', '.join(self.candidates(peft_config))}"
-            )
-        return not peft_config.stacks or any(s in key.split(".") for s in peft_config.stacks)
+    def new_layer(self, target: nn.Module, parent: nn.Module) -> PrefixLayer:
+        """The layer of an attention module; ``PrefixPart`` is that of networks too."""
+        return PrefixLayer(target, parent)
 
     def _create_and_replace(
         self,
@@ -255,33 +240,31 @@ class PrefixModel(AttachedModel):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        layer = getattr(target, self.child, None)
-        if layer is None:
-            layer = PrefixLayer(target, parent)
-            target.add_module(self.child, layer)
-        layer.update_layer(adapter_name, peft_config, self.model)
+        super()._create_and_replace(
+            peft_config, adapter_name, target, target_name, parent, current_key
+        )
         if peft_config.projection is not None:
+            layer: Any = getattr(target, self.child)
             layer.share(self._network_for(peft_config, adapter_name, target, current_key))
-        layer.train(target.training)
 
     def _network_for(
         self, config: PrefixConfig, adapter_name: str, target: Any, key: str
     ) -> PrefixNetwork:
-        """The network of the set of blocks that ``key`` belongs to, made for its first block."""
+        """The network for the attention module ``key``; the first module of a set creates it."""
         name = f"prefix_{set_of(key)}"
         network = getattr(self.model, name, None)
         if network is None:
             network = PrefixNetwork(self.model, self.model)
             self.model.add_module(name, network)
         if adapter_name not in network.lora_hidden:
-            device = getattr(target, self.child).host_device(self.model)
-            of = target if hasattr(target, "config") else self.model  # DeBERTa's has none
-            network.create(adapter_name, config, hidden_width(of), device)
-        theirs = network.configs[adapter_name]
-        if (theirs.length, theirs.projection) != (config.length, config.projection):
+            device = getattr(target, self.child).device_for_weights(self.model)
+            has_config = target if hasattr(target, "config") else self.model  # DeBERTa's has none
+            network.create(adapter_name, config, hidden_width(has_config), device)
+        other = network.configs[adapter_name]
+        if (other.length, other.projection) != (config.length, config.projection):
             raise ValueError(
                 f"length={config.length}, projection={config.projection} of {key} differ from "
-                f"length={theirs.length}, projection={theirs.projection} of blocks that share its "
+                f"length={other.length}, projection={other.projection} of modules that share its "
                 "network: give both parts the same, or projection=None"
             )
         return network
@@ -302,17 +285,12 @@ class PrefixModel(AttachedModel):
                     delattr(self.model, child)
 
 
-def takes_prefix(module: nn.Module) -> bool:
-    """Whether a module is attention that a prefix can stand before."""
-    return attention.dispatches(module) or is_disentangled(module)
-
-
 def set_of(key: str) -> str:
-    """The set of blocks that share a network: ``cross``, ``encoder``, ``decoder`` or ``self``."""
-    places = key.split(".")
-    if any(cross in places for cross in CROSS_ATTENTION):
+    """The set of modules that share a network: ``cross``, ``encoder``, ``decoder`` or ``self``."""
+    names = key.split(".")
+    if any(cross in names for cross in CROSS_ATTENTION):
         return "cross"
-    return next((stack for stack in ("encoder", "decoder") if stack in places), "self")
+    return next((stack for stack in ("encoder", "decoder") if stack in names), "self")
 
 
 def key_width(module: Any) -> int:
@@ -340,4 +318,4 @@ def _uniform(fan_in: int) -> Callable[[Tensor], Any]:
     return lambda parameter: parameter.uniform_(-bound, bound)
 
 
-register(LoradaType.PREFIX, PrefixConfig, PrefixModel)
+register("PREFIX", PrefixConfig, PrefixModel)

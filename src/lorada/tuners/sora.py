@@ -1,10 +1,10 @@
-"""SoRA as a PEFT tuner: a low-rank term whose ranks have gates that training sets to zero.
+"""SoRA as a PEFT tuner: LoRA with a gate on each rank, so that training can switch ranks off.
 
-    y = W x + (α/r) · B( g ⊙ A drop(x) )
+    y = W x + (α/r) · B( g ⊙ A dropout(x) )
 
-g starts from N(0, 1), A Kaiming-uniform, B at 0: the identity at step 0. After each step the gates
-are thresholded (``procedures.sora``); a rank whose gate is 0 can be dropped (``prune``). Ding et
-al., "Sparse Low-rank Adaptation of Pre-trained Language Models" (2023).
+Ding et al., "Sparse Low-rank Adaptation of Pre-trained Language Models" (2023). A starts
+Kaiming-uniform, the gates g from N(0, 1) and B at 0. ``methods.callbacks.sora`` moves the gates
+towards 0 after each step, and ``prune`` removes the ranks whose gate is 0 when training is over.
 """
 
 import math
@@ -17,30 +17,29 @@ from torch import Tensor, nn
 
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
-    LoradaType,
     register,
     require_count,
     require_positive,
     require_rate,
 )
-from lorada.tuners.base.delta_layer import AddedLayer, AddedModel, check_ranks
-from lorada.tuners.base.entries import Entries
-from lorada.tuners.omoe.experts import wide
+from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel, check_ranks, rank_of
+from lorada.tuners.base.entries import Entries, wide
 
 
 @dataclass
 class SoraConfig(LoradaPeftConfig):
-    """How many ranks there are to begin with, and where.
+    """Ranks at the start, and which linear layers get them.
 
     Attributes:
-        rank: r, the ranks of each matrix at the start.
-        alpha: α; the term is scaled by α/r, also after ranks were dropped.
-        dropout: of the input of A.
-        penalty: λ of the penalty λ · mean|g| over all gates that the released code has in its loss
-            (10 in its script); 0, as in the publication, for none. ``SoraCallback`` adds it.
-        target_modules: names or a regex of the linear maps; None for all of every layer.
+        rank: r, the number of ranks of each linear layer at the start.
+        alpha: α. The scale α/r stays what it was when ranks are removed.
+        dropout: rate of the dropout on the input of A.
+        penalty: λ of a penalty λ · mean|g| over all gates, which ``SoraCallback`` adds to the loss.
+            The released code has it, with 10 in its script; the publication has none, which is 0.
+        target_modules: names or a regex of the linear layers; None for all of every layer.
         exclude_modules: names or a regex of modules to leave out.
-        rank_pattern: ranks by module name where they differ from ``rank``; ``prune`` writes it.
+        rank_pattern: numbers of ranks that differ from ``rank``, by module name or pattern;
+            ``prune`` fills it in.
 
     Raises:
         ValueError: for a value out of range.
@@ -56,7 +55,6 @@ class SoraConfig(LoradaPeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = LoradaType.SORA
         require_count(self, "rank")
         require_positive(self, "alpha")
         require_rate(self, "dropout")
@@ -66,33 +64,24 @@ class SoraConfig(LoradaPeftConfig):
         check_ranks(self, smallest=0)
 
 
-class SoraLayer(AddedLayer):
-    """A linear map with gated low-rank terms."""
+class SoraLayer(DeltaLayer):
+    """A linear layer with the gated ranks of any number of adapters."""
 
     adapter_layer_names = ("lora_A", "lora_gate", "lora_B")
-    other_param_names = ("configs",)
     lora_A: Entries
     lora_gate: Entries
     lora_B: Entries
+    configs: dict[str, SoraConfig]
 
-    def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__(base_layer)
-        for name in self.adapter_layer_names:
-            setattr(self, name, Entries())
-        self.configs: dict[str, SoraConfig] = {}
-
-    def update_layer(self, adapter_name: str, config: SoraConfig, rank: int) -> None:
+    def update_layer(
+        self, adapter_name: str, config: SoraConfig, model: nn.Module, key: str
+    ) -> None:
         """Create A, g and B of an adapter."""
         self.configs[adapter_name] = config
-        width_in, width_out = self.sizes()
-        device = next(self.get_base_layer().parameters()).device
-
-        def new(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.zeros(shape, device=device, dtype=torch.float32))
-
-        self.lora_A[adapter_name] = new(rank, width_in)
-        self.lora_gate[adapter_name] = new(rank)
-        self.lora_B[adapter_name] = new(width_out, rank)
+        rank = rank_of(config, key)
+        self.lora_A[adapter_name] = self.new_weight(rank, self.in_features)
+        self.lora_gate[adapter_name] = self.new_weight(rank)
+        self.lora_B[adapter_name] = self.new_weight(self.out_features, rank)
         if rank == 0:
             return
         with torch.no_grad():
@@ -101,45 +90,41 @@ class SoraLayer(AddedLayer):
             if not config.init_weights:
                 self.lora_B[adapter_name].normal_(std=0.1)
 
-    def term(self, name: str, x: Tensor) -> Tensor:
-        """(α/r) · B( g ⊙ A drop(x) ) for x (…, in) → (…, out)."""
+    def term(self, name: str, x: Tensor, output: Tensor) -> Tensor:
+        """(α/r) · B( g ⊙ A dropout(x) )."""
         config, down = self.configs[name], self.lora_A(name)
         x = F.dropout(x.to(down.dtype), config.dropout, self.training)
         gated = F.linear(x, down) * self.lora_gate(name)
         return F.linear(gated, self.lora_B(name)) * (config.alpha / config.rank)
 
     def delta(self, name: str) -> Tensor:
-        """(α/r) · B diag(g) A, with the gates folded into A."""
+        """(α/r) · B diag(g) A."""
         config = self.configs[name]
-        folded = wide(self.lora_gate(name))[:, None] * wide(self.lora_A(name))
-        product: Tensor = wide(self.lora_B(name)) @ folded
+        gated = wide(self.lora_gate(name))[:, None] * wide(self.lora_A(name))
+        product: Tensor = wide(self.lora_B(name)) @ gated
         return product * (config.alpha / config.rank)
 
-    def keep(self, name: str, ranks: Tensor) -> None:
-        """Drop all ranks of an adapter but these."""
-        down, gate, up = self.lora_A[name], self.lora_gate[name], self.lora_B[name]
-        for entries, old, new in (
-            (self.lora_A, down, down[ranks]),
-            (self.lora_gate, gate, gate[ranks]),
-            (self.lora_B, up, up[:, ranks]),
-        ):
-            fresh = new.detach().clone().contiguous()
-            entries[name] = nn.Parameter(fresh, requires_grad=old.requires_grad)
+    def keep_ranks(self, name: str, ranks: Tensor) -> None:
+        """Remove all ranks of an adapter but those with these indices."""
+        for entries, axis in ((self.lora_A, 0), (self.lora_gate, 0), (self.lora_B, 1)):
+            old = entries[name]
+            kept = old.detach().index_select(axis, ranks)
+            entries[name] = nn.Parameter(kept, requires_grad=old.requires_grad)
 
 
-class SoraModel(AddedModel):
-    """Places gated low-rank terms on the linear maps that a ``SoraConfig`` names."""
+class SoraModel(DeltaModel):
+    """Adds gated ranks to the linear layers that a ``SoraConfig`` names."""
 
     tuner_layer_cls = SoraLayer
 
 
 def soft_threshold(gates: Tensor, xi: float) -> Tensor:
-    """T_ξ of the publication: gates come ξ nearer to 0, those within ξ of it become 0."""
+    """T_ξ of the publication: moves each gate by ξ towards 0, and to 0 if it is within ξ of it."""
     return gates.sign() * (gates.abs() - xi).clamp(min=0)
 
 
 def released_threshold(gates: Tensor, xi: float) -> Tensor:
-    """The thresholding of the released code, in whose third statement gates within 2ξ become 0."""
+    """The threshold of the released code, which also sets gates within 2ξ of 0 to 0."""
     moved = torch.where(gates > xi, gates - xi, torch.where(gates < -xi, gates + xi, gates))
     return torch.where(moved.abs() < xi, torch.zeros_like(moved), moved)
 
@@ -148,29 +133,32 @@ THRESHOLDS = {"soft": soft_threshold, "released": released_threshold}
 
 
 class SoraCount(NamedTuple):
-    """Parameters of an adapter.
+    """Numbers of parameters of an adapter.
 
-    ``matrices`` are A and B with all ranks, ``left`` what remains without the ranks whose gate is
-    0: in + out + 1 for each other gate.
+    Attributes:
+        matrices: in A and B, with all ranks.
+        gates: in g.
+        zero_gates: gates that are 0.
+        remaining: parameters without the ranks whose gate is 0: in + out + 1 for each other gate.
     """
 
     matrices: int
     gates: int
     zero_gates: int
-    left: int
+    remaining: int
 
 
 def sora_count(model: nn.Module, adapter_name: str = "default") -> SoraCount:
-    """Count the parameters of SoRA parts, each gate by the sizes of its own matrices."""
-    matrices = gates = zeros = left = 0
+    """Count the parameters of an adapter's SoRA layers; on the meta device no gate is 0."""
+    matrices = gates = zeros = remaining = 0
     for layer in sora_layers(model, adapter_name).values():
-        gate, width = layer.lora_gate[adapter_name], sum(layer.sizes())
+        gate, width = layer.lora_gate[adapter_name], layer.in_features + layer.out_features
         on = int(torch.count_nonzero(gate.detach())) if not gate.is_meta else gate.numel()
         matrices += gate.numel() * width
         gates += gate.numel()
         zeros += gate.numel() - on
-        left += on * (width + 1)
-    return SoraCount(matrices, gates, zeros, left)
+        remaining += on * (width + 1)
+    return SoraCount(matrices, gates, zeros, remaining)
 
 
 def sora_layers(model: nn.Module, adapter_name: str) -> dict[str, SoraLayer]:
@@ -183,25 +171,26 @@ def sora_layers(model: nn.Module, adapter_name: str) -> dict[str, SoraLayer]:
 
 
 def prune(model: Any, adapter_name: str = "default") -> SoraCount:
-    """Drop the ranks whose gate is 0, after training; the outputs stay what they are.
+    """Remove the ranks whose gate is 0, after training. The outputs of the model do not change.
 
-    What is saved afterwards is smaller, and its config says which ranks are left.
+    The adapter is smaller when it is saved next, and its config has the ranks of each layer.
 
     Args:
         model: a ``PeftModel``.
-        adapter_name: whose SoRA parts are pruned.
+        adapter_name: the adapter to prune.
 
     Returns:
-        The count before, whose ``left`` is what the adapter has now.
+        The count from before, whose ``remaining`` is what the adapter has now.
     """
     count = sora_count(model, adapter_name)
     for name, layer in sora_layers(model.base_model.model, adapter_name).items():
         ranks = layer.lora_gate[adapter_name].detach().nonzero().flatten()
-        layer.keep(adapter_name, ranks)
+        layer.keep_ranks(adapter_name, ranks)
         config = layer.configs[adapter_name]
-        # The first pattern that matches counts. Alone, the part is not nested in others.
+        # PEFT takes the first pattern that matches. Loaded without the other parts of a stack, the
+        # layer is not wrapped in theirs.
         config.rank_pattern = {name.replace(".base_layer", ""): len(ranks), **config.rank_pattern}
     return count
 
 
-register(LoradaType.SORA, SoraConfig, SoraModel)
+register("SORA", SoraConfig, SoraModel)

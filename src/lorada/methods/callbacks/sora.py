@@ -168,7 +168,7 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
                     "sora_adapter": name,
                     "sora_xi": xi,
                     "sora_zero_gates": count.zero_gates,
-                    "sora_parameters": count.left,
+                    "sora_parameters": count.remaining,
                 }
             )
 

@@ -6,7 +6,7 @@ from typing import Any
 from lorada.runs.recipe import Recipe
 from lorada.support.files import write_whole
 from lorada.support.version import __version__
-from lorada.tuners.base.config import LoradaType
+from lorada.tuners.base.config import STACK
 
 CARD = """\
 ---
@@ -136,7 +136,7 @@ def write_export_card(
         text = "the base as it was, since nothing of the method can be merged"
     else:
         text = "the model as it was trained"
-    auto, name = f"AutoModelFor{HEADS[task_type]}", LoradaType.LORADA.value
+    auto, name = f"AutoModelFor{HEADS[task_type]}", STACK
     card = EXPORTED.format(
         model=recipe.model,
         method=recipe.method,

@@ -31,8 +31,7 @@ from lorada.runs.models.origin import refuse_other_base
 from lorada.runs.recipe import Recipe
 from lorada.support.errors import out_of_memory
 from lorada.tuners import LoradaConfig, PrefixConfig
-from lorada.tuners.base.config import known_types
-from lorada.tuners.base.newer import newer_version
+from lorada.tuners.base.config import known_types, newer_version
 from lorada.tuners.stack.nesting import keys_of_others
 
 logger = logging.getLogger(__name__)

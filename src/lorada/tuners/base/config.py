@@ -1,13 +1,13 @@
-"""The PEFT types of this package, and what every config of ours says in ``adapter_config.json``."""
+"""What the configs of all tuners share: how PEFT gets to know them, and how values are checked."""
 
 import math
 import re
 import warnings
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from packaging.version import InvalidVersion, Version
 from peft import PeftConfig
 from peft.mapping import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
@@ -16,13 +16,13 @@ from peft.mapping import (
 )
 from peft.tuners.tuners_utils import BaseTuner
 
-from lorada.support.errors import unknown
 from lorada.support.version import __version__
-from lorada.tuners.base.newer import is_newer, newer_version, saved_by
 
-# transformers' own loading inserts the adapter name behind this one prefix, for every part of a
-# stack, so all our parameters start with the prefix that LoRA's do.
+# The names of all our parameters start as LoRA's do: when transformers loads an adapter itself, it
+# inserts the adapter's name behind one prefix, for every part of a stack.
 PREFIX = "lora"
+# The ``peft_type`` of ``LoradaConfig``.
+STACK = "LORADA"
 
 USAGE = (
     "pip install lorada, then `import lorada` before loading with peft; "
@@ -49,50 +49,34 @@ started with `lorada run` before its name.
 """
 
 
-class LoradaType(str, Enum):  # noqa: UP042
-    """Our PEFT types. Name equals value: PEFT looks types up by the plain string of a JSON file."""
+class PeftTypeName(str):
+    """A PEFT type that PEFT's own enum lacks: a string with ``value``, as members of the enum."""
 
-    LMAM = "LMAM"
-    OMOE = "OMOE"
-    BOTTLENECK = "BOTTLENECK"
-    PREFIX = "PREFIX"
-    QUANTA = "QUANTA"
-    SORA = "SORA"
-    LAMDA = "LAMDA"
-    LORADA = "LORADA"
+    __slots__ = ()
+
+    @property
+    def value(self) -> str:
+        """The string itself."""
+        return str(self)
 
 
-def register(peft_type: LoradaType, config: type[PeftConfig], tuner: type[BaseTuner]) -> None:
-    """Enter a config and its tuner in PEFT's public tables; PEFT's helper wants its own enum."""
-    PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config  # type: ignore[index]
-    PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = tuner  # type: ignore[index]
-    PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = PREFIX  # type: ignore[index]
+def register(peft_type: str, config: type["LoradaPeftConfig"], tuner: type[BaseTuner]) -> None:
+    """Make a tuner known to PEFT.
+
+    Args:
+        peft_type: what ``adapter_config.json`` calls it; a name in saved files never changes.
+        config: its config class, whose ``peft_type`` it becomes.
+        tuner: the class that places it.
+    """
+    config.registered_as = name = PeftTypeName(peft_type)
+    PEFT_TYPE_TO_CONFIG_MAPPING[name] = config  # type: ignore[index]
+    PEFT_TYPE_TO_TUNER_MAPPING[name] = tuner  # type: ignore[index]
+    PEFT_TYPE_TO_PREFIX_MAPPING[name] = PREFIX  # type: ignore[index]
 
 
 def known_types() -> set[str]:
-    """Every PEFT type that has a tuner, PEFT's and ours, as it stands in adapter_config.json."""
+    """Every PEFT type that has a tuner, PEFT's and ours, as adapter_config.json writes it."""
     return {str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_TUNER_MAPPING}
-
-
-def refuse_unknown(part: dict[str, Any], stack: PeftConfig) -> None:
-    """Refuse the dictionary of a part of an unknown type, or with a misspelt setting.
-
-    One that PEFT has written names its version. A newer version may know more settings, of which
-    PEFT warns and goes on; in one that a person wrote, an unknown setting is a slip.
-
-    Raises:
-        ValueError: naming the type, or the setting with the nearest ones.
-    """
-    kind = part["peft_type"]
-    if not isinstance(kind, str) or kind not in known_types():
-        raise ValueError(
-            f"peft_type={kind!r} of a part is unknown to this peft and lorada; "
-            f"upgrade them, or leave the part out{saved_by(stack)}"
-        )
-    known = PEFT_TYPE_TO_CONFIG_MAPPING[kind].__dataclass_fields__
-    for name in part if part.get("peft_version") is None else []:
-        if name not in known:
-            raise unknown(f"setting of {kind}", str(name), known)
 
 
 @dataclass
@@ -101,21 +85,23 @@ class LoradaPeftConfig(PeftConfig):
 
     Attributes:
         layers_to_transform: indices of the layers that get the part; None for all.
-        layers_pattern: name of the module list that the indices count, where PEFT cannot tell.
+        layers_pattern: name of the list of layers that the indices count, where PEFT cannot tell.
         modules_to_save: modules trained and saved whole, such as a classification head.
-        init_weights: False leaves the start random, so that a fresh adapter changes the model
+        init_weights: False starts from random weights, so that a fresh adapter changes the model
             (PEFT's tests use it).
-        usage: written into adapter_config.json for a reader who meets the file without this
-            package.
-        base_model_type: architecture of the base in a run, as its own config names it, so that the
-            adapter is not put on another whose weights happen to have the same shapes.
-        lorada_version: the version that wrote the adapter. One that is newer than the installed
-            version loads with a warning as long as this version knows all its fields and values.
+        usage: a note in adapter_config.json for readers who do not have this package.
+        base_model_type: the type of the base model that the adapter was trained on, from its
+            config. The adapter is refused on a model of another type, even if all shapes fit.
+        lorada_version: the version that wrote the adapter. An adapter of a newer version than the
+            installed one loads with a warning, if this version knows all its fields and values.
 
     Raises:
         ValueError: for a field that this version does not know, of an adapter from a newer one,
             or a list of no layers.
     """
+
+    # Set by ``register``. Without an annotation, as a field it would be saved.
+    registered_as = PeftTypeName()
 
     layers_to_transform: list[int] | int | None = field(default=None)
     layers_pattern: list[str] | str | None = field(default=None)
@@ -126,7 +112,7 @@ class LoradaPeftConfig(PeftConfig):
     lorada_version: str = field(default=__version__)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "LoradaPeftConfig":
-        """Refuse fields from the future here: PEFT drops them before ``__init__`` sees any."""
+        """Refuse the fields of a newer version: PEFT drops them before ``__init__`` sees any."""
         unknown = sorted(kwargs.keys() - cls.__dataclass_fields__.keys())
         version = kwargs.get("lorada_version")
         if unknown and is_newer(version):
@@ -139,6 +125,7 @@ class LoradaPeftConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.peft_type = self.registered_as
         targets = getattr(self, "target_modules", None)
         if isinstance(targets, set | tuple):
             self.__dict__["target_modules"] = sorted(targets)  # of most configs, not of all
@@ -146,6 +133,16 @@ class LoradaPeftConfig(PeftConfig):
         refuse_no_layers(self)
         if text := newer_version(self.lorada_version):
             warnings.warn(f"{type(self).__name__} was {text}", stacklevel=2)
+
+    @property
+    def starts_as_base(self) -> bool:
+        """Whether a new adapter leaves the outputs of the base model as they are."""
+        return self.init_weights
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether a trained adapter can be merged into the weights of the base model."""
+        return not PEFT_TYPE_TO_TUNER_MAPPING[self.registered_as].not_mergeable
 
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON-ready data, as this version writes it."""
@@ -157,12 +154,45 @@ class LoradaPeftConfig(PeftConfig):
         card = Path(save_directory) / "README.md"
         text = card.read_text(encoding="utf-8") if card.is_file() else CARD_HEAD
         if "import lorada" not in text:
-            loading = LOADING.format(peft_type=getattr(self.peft_type, "value", self.peft_type))
+            loading = LOADING.format(peft_type=self.peft_type)
             card.write_text(text.rstrip() + loading, encoding="utf-8")
 
 
+# Adapters that a newer version of this package has saved.
+
+
+def is_newer(version: Any) -> bool:
+    """Whether a ``lorada_version`` is newer than the installed one; None is not.
+
+    Raises:
+        ValueError: for a string that is no version.
+    """
+    try:
+        return version is not None and Version(str(version)) > Version(__version__)
+    except InvalidVersion:
+        raise ValueError(
+            f"lorada_version={version!r} is not a version such as {__version__}"
+        ) from None
+
+
+def newer_version(version: Any) -> str:
+    """What to tell the user of an adapter from a newer version; empty for any other."""
+    if not is_newer(version):
+        return ""
+    return f"saved by lorada {version}, this is {__version__}: pip install -U lorada"
+
+
+def saved_by(config: Any) -> str:
+    """The end of an error about a config: that a newer version wrote it, if one did."""
+    text = newer_version(getattr(config, "lorada_version", None))
+    return f" ({text})" if text else ""
+
+
+# Checks of values, each naming the field and the value.
+
+
 def require_positive(config: object, *names: str) -> None:
-    """Refuse values that are not above zero, naming the field and the value.
+    """Refuse values that are not numbers above zero.
 
     Raises:
         ValueError: for the first such field.
@@ -174,19 +204,20 @@ def require_positive(config: object, *names: str) -> None:
             raise ValueError(f"{name}={value!r} must be a number above 0{saved_by(config)}")
 
 
-def require_count(config: object, name: str) -> None:
-    """Refuse a value that is not a whole number above zero, naming the field and the value.
+def require_count(config: object, *names: str) -> None:
+    """Refuse values that are not whole numbers above zero.
 
     Raises:
-        ValueError: for any other value.
+        ValueError: for the first such field.
     """
-    value: Any = getattr(config, name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r} must be a whole number above 0{saved_by(config)}")
+    for name in names:
+        value: Any = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a whole number above 0{saved_by(config)}")
 
 
 def require_rate(config: object, name: str) -> None:
-    """Refuse a dropout rate outside of [0, 1), naming the field and the value.
+    """Refuse a dropout rate outside of [0, 1).
 
     Raises:
         ValueError: for any other value.
@@ -196,14 +227,16 @@ def require_rate(config: object, name: str) -> None:
         raise ValueError(f"{name}={value!r} must lie in [0, 1)")
 
 
-def _refuse_bad_patterns(config: object) -> None:
-    for name in ("target_modules", "exclude_modules"):
-        value = getattr(config, name, None)
-        if isinstance(value, str):
-            try:
-                re.compile(value)
-            except re.error as error:
-                raise ValueError(f"{name}={value!r} is no regular expression: {error}") from None
+def require_choice(config: object, name: str, choices: tuple[Any, ...]) -> None:
+    """Refuse a value that is not one of ``choices``.
+
+    Raises:
+        ValueError: for any other value, listing the choices.
+    """
+    value = getattr(config, name)
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name}={value!r} is not one of {listed}{saved_by(config)}")
 
 
 def refuse_no_layers(config: object) -> None:
@@ -216,13 +249,11 @@ def refuse_no_layers(config: object) -> None:
         raise ValueError("layers_to_transform=[] names no layer: leave it out for all layers")
 
 
-def require_choice(config: object, name: str, choices: tuple[Any, ...]) -> None:
-    """Refuse a value that is not one of ``choices``, naming them.
-
-    Raises:
-        ValueError: for any other value.
-    """
-    value = getattr(config, name)
-    if value not in choices:
-        listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{name}={value!r} is not one of {listed}{saved_by(config)}")
+def _refuse_bad_patterns(config: object) -> None:
+    for name in ("target_modules", "exclude_modules"):
+        value = getattr(config, name, None)
+        if isinstance(value, str):
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"{name}={value!r} is no regular expression: {error}") from None

@@ -1,176 +1,211 @@
-"""Tuners that add a low-rank term to linear maps: y = W x + term(x) with term(x) = Δ x.
+"""Tuners that add to the output of linear layers: y = W x + term(x).
 
-A subclass says what its matrices are (``update_layer``) and what they do (``term`` and ``delta``).
-The base weight is touched by ``merge`` alone.
+A subclass of ``DeltaLayer`` creates the weights of an adapter (``update_layer``) and computes what
+it adds (``term``), from the input x or from the output W x. Where the term is a matrix product,
+term(x) = Δ x, it also says what Δ is (``delta``), and the part can be merged. A subclass of
+``DeltaModel`` names its layer. ``sora`` is a short example.
 """
 
-from typing import TYPE_CHECKING, Any
+import warnings
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
-from peft.utils.error import NoMatchingPeftModuleError
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorada.attention.attention_map import for_samples
-from lorada.tuners.base.attached_layer import Scaled, cast_entries, weights_of, within_layer
 from lorada.tuners.base.config import LoradaPeftConfig
-from lorada.tuners.base.tuner import OwnTuner
+from lorada.tuners.base.entries import refuse_offloaded
+from lorada.tuners.base.layer import LoradaTunerLayer, sample_mask
+from lorada.tuners.base.linears import layer_linear_names, linear_of, widths
+from lorada.tuners.base.tuner import LoradaTuner
 
 
-class AddedLayer(Scaled, nn.Module, BaseTunerLayer):  # type: ignore[misc]
-    """A linear map and the terms that any number of adapters add to it."""
+class DeltaLayer(LoradaTunerLayer):
+    """A linear layer, and what any number of adapters add to its output.
+
+    Attributes:
+        delta_reads_weight: whether ``delta`` is computed from the base weight. ``merge`` then keeps
+            each Δ for ``unmerge``, since the merged weight gives another.
+    """
+
+    delta_reads_weight: ClassVar[bool] = False
 
     if TYPE_CHECKING:  # what PEFT's base class has
-        adapter_layer_names: tuple[str, ...]
-        other_param_names: tuple[str, ...]
-        active_adapters: list[str]
-        merged: bool
 
-        def _get_available_adapters(self) -> set[str]: ...
-        def get_base_layer(self) -> nn.Module: ...  # noqa: D102
+        def get_base_layer(self) -> Any: ...  # noqa: D102
+        def set_base_weight(self, weight: Tensor) -> None: ...  # noqa: D102
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.in_features, self.out_features = self.sizes()
-        self._disable_adapters = False
-        self._active_adapter: list[str] = []
-        self.merged_adapters: list[str] = []
-        self.scaling = {}
-        self._mixed: list[str] | None = None
+        self.in_features, self.out_features = widths(self.adapted)
+        self.quantization_backend: Any = None
+        self._merged_deltas: dict[str, Tensor] = {}
 
-    def update_layer(self, adapter_name: str, config: Any, rank: int) -> None:
-        """Create the matrices of an adapter."""
+    @property
+    def adapted(self) -> nn.Module:
+        """The linear layer itself, under whatever else wraps it."""
+        linear: nn.Module = self.get_base_layer()
+        return linear
+
+    def update_layer(self, adapter_name: str, config: Any, model: nn.Module, key: str) -> None:
+        """Create the weights of an adapter.
+
+        Args:
+            adapter_name: of the adapter.
+            config: of the adapter.
+            model: the base model.
+            key: the name of the linear layer in the model.
+        """
         raise NotImplementedError
 
-    def term(self, name: str, x: Tensor) -> Tensor:
-        """What an adapter adds for inputs (…, in), in the dtype of its weights."""
+    def term(self, name: str, x: Tensor, output: Tensor) -> Tensor:
+        """What an adapter adds to the output (…, out), in the dtype of its weights.
+
+        Args:
+            name: the adapter.
+            x: the input (…, in).
+            output: what the linear layer gives for it (…, out): W x and the bias.
+        """
         raise NotImplementedError
 
     def delta(self, name: str) -> Tensor:
-        """Δ (out, in) of an adapter, in float32 or wider, for merging."""
+        """Δ (out, in) of an adapter, for merging, in float32 or wider."""
         raise NotImplementedError
 
-    def sizes(self) -> tuple[int, int]:
-        """Widths of input and output."""
-        base: Any = self.get_base_layer()
-        if isinstance(base, Conv1D):  # its weight is (in, out)
-            return base.weight.shape[0], base.weight.shape[1]
-        return base.in_features, base.out_features
+    def new_weight(self, *shape: int) -> nn.Parameter:
+        """Zeros of a shape, in float32, on the device of the linear layer."""
+        device = self.device_for_weights()
+        return nn.Parameter(torch.zeros(shape, device=device, dtype=torch.float32))
+
+    def without_bias(self, output: Tensor) -> Tensor:
+        """W x of an output of the linear layer, W x + b."""
+        bias: Tensor | None = self.get_base_layer().bias
+        return output if bias is None else output - bias
+
+    def matrix(self) -> Tensor:
+        """W (out, in); a ``Conv1D`` stores its transpose."""
+        weight = self.get_base_weight()
+        return weight.T if isinstance(self.adapted, Conv1D) else weight
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The base's output and what the active adapters add to it."""
+        """The output of the linear layer, and on top of it what each adapter at work adds.
+
+        Raises:
+            ValueError: for a mixed batch while an adapter is merged.
+        """
         if self._disable_adapters and self.merged:
             self.unmerge()
-        result: Tensor = self.base_layer(x, *args, **kwargs)
-        if self._disable_adapters or self.merged:
-            return result
-        present = self._get_available_adapters()
-        for name in dict.fromkeys(self._mixed or self.active_adapters):
-            if name in present:
-                term = self.scaled(name, self.term(name, x)).to(result.dtype)
-                if self._mixed is not None:
-                    mine = torch.tensor([name == other for other in self._mixed], device=x.device)
-                    term = for_samples(term, mine, term.shape[0])
-                result = result + term
-        return result
+        output: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.merged:
+            if self._adapter_of_sample is not None:
+                raise ValueError("adapter_names needs unmerged adapters: call unmerge_adapter()")
+            return output
+        result = output
+        for name, samples in self.samples_by_adapter():
+            term = self.scaled(name, self.term(name, x, output))
+            mask = sample_mask(samples, term.device)
+            result = result + for_samples(term, mask, term.shape[0])
+        return result.to(output.dtype)
 
+    @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add Δ of adapters, the active ones by default, to the base weight.
+        """Add Δ of adapters, of the active ones by default, to the base weight.
 
         Raises:
             ValueError: for a quantised base; with ``safe_merge``, if the result is not finite.
         """
-        for name in check_adapters_to_merge(self, adapter_names):
-            if name in self._get_available_adapters():
-                delta = self.scaled(name, self.delta(name))
-                self._add_to_base(delta, name if safe_merge else None)
-                self.merged_adapters.append(name)
-
-    def unmerge(self) -> None:
-        """Take what was merged out of the base weight again."""
-        while self.merged_adapters:
-            name = self.merged_adapters.pop()
-            self._add_to_base(-self.scaled(name, self.delta(name)), None)
+        names = check_adapters_to_merge(self, adapter_names)
+        names = [name for name in names if name in self._get_available_adapters()]
+        # All of them before the weight changes, which they may be computed from.
+        deltas = {name: self.scaled(name, self.delta(name)) for name in names}
+        for name, delta in deltas.items():
+            self._add_to_weight(delta, name if safe_merge else None)
+            self.merged_adapters.append(name)
+        if self.delta_reads_weight:
+            self._merged_deltas |= deltas
 
     @torch.no_grad()
-    def _add_to_base(self, delta: Tensor, checked: str | None) -> None:
-        base = self.get_base_layer()
-        weight = plain_weight(base, "merging")
-        if isinstance(base, Conv1D):
-            delta = delta.T
+    def unmerge(self) -> None:
+        """Take what was merged out of the base weight again."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+        while self.merged_adapters:
+            name = self.merged_adapters.pop()
+            delta = self._merged_deltas.pop(name, None)
+            delta = self.scaled(name, self.delta(name)) if delta is None else delta
+            self._add_to_weight(-delta, None)
+
+    def get_base_weight(self) -> Tensor:
+        """The weight as the linear layer stores it.
+
+        Raises:
+            ValueError: if it is quantised.
+        """
+        return plain_weight(self.adapted, "merging").data
+
+    def _add_to_weight(self, delta: Tensor, checked: str | None) -> None:
+        weight = self.get_base_weight()
+        delta = delta.T if isinstance(self.adapted, Conv1D) else delta
         total = (delta + weight).to(weight.dtype)  # added in the wider dtype of the two
         if checked is not None and not torch.isfinite(total).all():
             raise ValueError(  # in PEFT's words, which programs may look for
                 f"NaNs detected in the merged weights. The adapter {checked} seems to be broken"
             )
-        weight.data = total.contiguous()  # a transposed one could not be saved
-
-    def _move_adapter_to_device_of_base_layer(
-        self, adapter_name: str, device: torch.device | None = None
-    ) -> None:
-        target = device or next(self.get_base_layer().parameters()).device
-        for tensor in weights_of(self, adapter_name):
-            if not tensor.is_meta:
-                tensor.data = tensor.data.to(target)
-
-    def extra_repr(self) -> str:
-        """The adapters this layer holds."""
-        return f"adapters={sorted(self._get_available_adapters())}"
+        self.set_base_weight(total.contiguous())  # a transposed one could not be saved
 
 
-def plain_weight(base: nn.Module, wish: str) -> nn.Parameter:
-    """The weight of a linear map, as numbers that can be read and written.
+def plain_weight(linear: nn.Module, wish: str) -> nn.Parameter:
+    """The weight of a linear layer, as numbers that can be read and written.
+
+    Args:
+        linear: the layer.
+        wish: what the weight is needed for, for the error.
 
     Raises:
         ValueError: if it is quantised.
     """
-    weight: Any = getattr(base, "weight", None)
+    weight: Any = getattr(linear, "weight", None)
     if type(weight) is not nn.Parameter or not weight.dtype.is_floating_point:
         raise ValueError(
-            f"{type(base).__name__} is quantised, which {wish} does not support: "
+            f"{type(linear).__name__} is quantised, which {wish} does not support: "
             "load the model in bfloat16 or float32"
         )
     return weight
 
 
-def cast_to_base(model: nn.Module, adapter_name: str) -> None:
-    """Give an adapter's added terms the dtype of the weights they are added to."""
-    for layer in model.modules():
-        if isinstance(layer, AddedLayer):
-            dtype = next(layer.get_base_layer().parameters()).dtype
-            if dtype.is_floating_point:
-                cast_entries(layer, adapter_name, dtype)
+class DeltaModel(LoradaTuner):
+    """A tuner that wraps linear layers in one kind of ``DeltaLayer``.
 
+    Without ``target_modules`` these are the ones that ``target_module_mapping`` has for the type of
+    the model; where that is empty, all linear layers of the model's repeated layers.
+    """
 
-class AddedModel(OwnTuner):
-    """A tuner that wraps linear maps in one kind of ``AddedLayer``."""
-
-    tuner_layer_cls: type[AddedLayer]
-
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
-        """Wrap the targets, all of them or none."""
-        try:
-            super().inject_adapter(model, adapter_name, *args, **kw)
-        except NoMatchingPeftModuleError as error:
-            config = self.peft_config[adapter_name]
-            targets, layers = config.target_modules, config.layers_to_transform
-            shown = sorted(targets) if isinstance(targets, set) else targets
-            within = "" if layers is None else f" in layers_to_transform={layers!r}"
-            raise ValueError(
-                f"target_modules={shown!r}{within} matched no module; "
-                f"this model has {', '.join(linear_maps(self.model)) or 'no linear maps'}"
-            ) from error
+    tuner_layer_cls: type[DeltaLayer]
 
     def _prepare_adapter_config(
         self, peft_config: LoradaPeftConfig, model_config: Any
     ) -> LoradaPeftConfig:
         config: Any = peft_config
         if config.target_modules is None:
-            config.target_modules = linear_maps(self.model)
+            kind, known = model_config.get("model_type"), self.target_module_mapping
+            if known and kind not in known:
+                raise ValueError(
+                    f"{type(config).__name__} has no default target_modules for {kind} models: "
+                    f"choose some of {self.listed_candidates(config)}"
+                )
+            config.target_modules = list(known[kind]) if known else layer_linear_names(self.model)
         return peft_config
+
+    def _prepare_model(self, peft_config: LoradaPeftConfig, model: nn.Module) -> None:
+        refuse_offloaded(model, type(self).__name__.removesuffix("Model"))
+
+    def new_layer(self, target: nn.Module) -> DeltaLayer:
+        """Wrap a linear layer, or what is around it already."""
+        return self.tuner_layer_cls(target)
 
     def _create_and_replace(
         self,
@@ -184,48 +219,26 @@ class AddedModel(OwnTuner):
     ) -> None:
         layer = target
         if not isinstance(target, self.tuner_layer_cls):
-            base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-            if not isinstance(base, nn.Linear | Conv1D):
+            if linear_of(target) is None:
                 raise ValueError(
-                    f"target_modules matches {current_key}, which is a {type(base).__name__} and "
-                    f"no linear map; this model has {', '.join(linear_maps(self.model))}"
+                    f"target_modules matches {current_key}, which is {type(target).__name__} and "
+                    f"not a linear layer; this model has {self.listed_candidates(peft_config)}"
                 )
-            layer = self.tuner_layer_cls(target)
+            layer = self.new_layer(target)
             self._replace_module(parent, target_name, layer, target)
-        assert isinstance(layer, AddedLayer)
-        layer.update_layer(adapter_name, peft_config, rank_of(peft_config, current_key))
+        assert isinstance(layer, DeltaLayer)
+        layer.update_layer(adapter_name, peft_config, self.model, current_key)
         layer.train(target.training)
-
-    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        if not autocast_adapter_dtype:
-            cast_to_base(self.model, adapter_name)
 
 
 def rank_of(config: Any, name: str) -> int:
-    """The rank of the module of a name: its own by ``rank_pattern``, or the common one."""
+    """The rank for the module of this name: that of ``rank_pattern``, or else ``rank``."""
     rank: int = config.rank_pattern.get(get_pattern_key(config.rank_pattern, name), config.rank)
     return rank
 
 
-def linear_maps(model: nn.Module) -> list[str]:
-    """Names, within a layer, of the linear maps of a model's layers, adapted already or not."""
-    names: dict[str, None] = {}
-    wrapped: list[str] = []
-    for name, module in model.named_modules():
-        if any(name.startswith(f"{outer}.") for outer in wrapped):
-            continue
-        base = module
-        if isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer"):
-            wrapped.append(name)
-            base = module.get_base_layer()
-        if isinstance(base, nn.Linear | Conv1D) and (short := within_layer(name)) != name:
-            names[short] = None
-    return list(names)
-
-
 def check_ranks(config: Any, smallest: int) -> None:
-    """Refuse ranks that are no whole numbers from ``smallest`` on.
+    """Refuse ranks in ``rank_pattern`` that are not whole numbers from ``smallest`` on.
 
     Raises:
         ValueError: naming the module and the rank.

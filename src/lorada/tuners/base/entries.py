@@ -1,20 +1,28 @@
-"""Weights on devices: where a part belongs, and what accelerate moves to and fro."""
+"""The weights of adapters by name, their dtype, and the devices that they are used on."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.amp.autocast_mode import is_autocast_available
 
 
 class Entries(nn.ParameterDict):
-    """Parameters of one kind by adapter name; a call gives one of them.
+    """Parameters of one kind by adapter name, such as all ``lora_A`` of a layer.
 
-    accelerate brings an offloaded weight back for the call of the module that owns it.
+    In a forward, call it with the name (``self.lora_A(name)``): accelerate brings an offloaded
+    weight back when the module that owns it is called.
     """
 
-    __call__ = nn.Module.__call__  # torch forbids it for a ParameterDict, which gives nothing
+    if TYPE_CHECKING:
+
+        def __call__(self, name: str) -> nn.Parameter: ...  # noqa: D102
+    else:
+        __call__ = nn.Module.__call__  # torch forbids it for a ParameterDict, which gives nothing
 
     def forward(self, name: str) -> nn.Parameter:
         """The parameter of one adapter."""
@@ -23,13 +31,16 @@ class Entries(nn.ParameterDict):
 
 
 class FrozenEntries(BufferDict):  # type: ignore[misc]
-    """Tensors of one kind by adapter name that are saved with it and never train.
+    """Tensors of one kind by adapter name that are saved with the adapter and never train.
 
-    As buffers, nothing that makes an adapter's parameters train or counts them can take them for
-    some.
+    They are buffers, so that whatever makes parameters train, or counts them, passes them over.
     """
 
-    __call__ = nn.Module.__call__
+    if TYPE_CHECKING:
+
+        def __call__(self, name: str) -> Tensor: ...  # noqa: D102
+    else:
+        __call__ = nn.Module.__call__
 
     def __init__(self) -> None:
         super().__init__(persistent=True)
@@ -41,7 +52,7 @@ class FrozenEntries(BufferDict):  # type: ignore[misc]
 
 
 def used_on(host: nn.Module) -> Iterator[torch.device]:
-    """The devices that the weights of a module, without what adapters added, are used on."""
+    """The devices on which a module's own weights are used, those of its adapters left out."""
     added = {
         id(parameter)
         for layer in host.modules()
@@ -58,16 +69,16 @@ def used_on(host: nn.Module) -> Iterator[torch.device]:
 
 
 def execution_device(module: nn.Module) -> torch.device | None:
-    """The device that accelerate's hook brings the offloaded weights of a module to."""
+    """The device to which accelerate brings a module's offloaded weights; None if not offloaded."""
     hook = getattr(module, "_hf_hook", None)
     targets = [getattr(part, "execution_device", None) for part in getattr(hook, "hooks", [hook])]
     return next((torch.device(target) for target in targets if target is not None), None)
 
 
 def refuse_offloaded(model: nn.Module, kind: str) -> None:
-    """Refuse to wrap weights that accelerate offloads: PEFT creates its own on meta beside them.
+    """Refuse to wrap weights that accelerate offloads: an adapter's would stay without values.
 
-    Where there is a ``hf_device_map``, PEFT offloads the model anew, adapter included.
+    A model with a ``hf_device_map`` is fine: PEFT offloads it anew together with the adapter.
 
     Raises:
         ValueError: naming the first such module.
@@ -81,3 +92,14 @@ def refuse_offloaded(model: nn.Module, kind: str) -> None:
                 f"{name} is offloaded, where PEFT leaves {kind} weights without values: "
                 "add or load the adapter first, then offload"
             )
+
+
+def wide(x: Tensor) -> Tensor:
+    """A tensor in float32, or as it is where it is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[None]:
+    """A context without autocast on a tensor's device; the meta device never has any."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext()

@@ -1,4 +1,4 @@
-"""An adapter is placed and loaded whole, or the model stays as it was."""
+"""Placing and loading an adapter: all of it fits the model, or the model stays as it was."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from lorada.support.errors import unknown
 from lorada.tuners.base.attached_layer import AttachedLayer
 
-# Modules that PEFT itself asks for, by task, whether a model has them or not.
-PEFTS_OWN = {
+# Heads that PEFT adds to ``modules_to_save`` by task, whether a model has them or not.
+HEADS_OF_PEFT = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
@@ -22,7 +22,7 @@ PEFTS_OWN = {
 
 @contextmanager
 def all_or_nothing(model: nn.Module, adapter_name: str) -> Iterator[None]:
-    """Undo what placing an adapter has done to a model if it fails half-way."""
+    """Undo what placing an adapter did to a model if it fails half-way."""
     children = [(module, dict(module._modules)) for module in model.modules()]
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     layers = [module for module, _ in children if isinstance(module, BaseTunerLayer)]
@@ -48,10 +48,10 @@ def all_or_nothing(model: nn.Module, adapter_name: str) -> Iterator[None]:
 
 
 def refuse_known(model: nn.Module, adapter_name: str) -> None:
-    """Refuse to place an adapter on a model that has another of its name, and would have both.
+    """Refuse to place an adapter on a model that has another one of the same name.
 
     Raises:
-        ValueError: with the way to the base alone, where transformers loaded the other one.
+        ValueError: saying how to load the base alone, as transformers may have loaded both.
     """
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer) and adapter_name in layer._get_available_adapters():
@@ -63,7 +63,7 @@ def refuse_known(model: nn.Module, adapter_name: str) -> None:
 
 
 def refuse_doubled(model: nn.Module, adapter_name: str) -> None:
-    """Refuse a part inside of a module that the same adapter trains and saves whole, as a copy.
+    """Refuse a part in a module that the same adapter trains and saves whole (as a copy).
 
     Raises:
         ValueError: naming the module and the part in it.
@@ -80,59 +80,58 @@ def refuse_doubled(model: nn.Module, adapter_name: str) -> None:
 
 
 def refuse_absent(model: nn.Module, configs: Iterable[PeftConfig], task: Any) -> None:
-    """Refuse modules to train and save whole that the model does not have; PEFT passes them over.
+    """Refuse ``modules_to_save`` that the model does not have; PEFT passes over them in silence.
 
     Args:
         model: the model.
-        configs: what names such modules.
-        task: PEFT's name of the task, None where it is not known; it adds names of its own.
+        configs: the configs that name modules to save.
+        task: PEFT's name of the task, whose heads are let pass; None for those of any task.
 
     Raises:
         ValueError: with the nearest names that it has.
     """
-    places = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    present = [name for name, _ in model.named_modules(remove_duplicate=False)]
     task = getattr(task, "value", task)
-    spared = {name for key, names in PEFTS_OWN.items() if task in (None, key) for name in names}
+    spared = {name for key, names in HEADS_OF_PEFT.items() if task in (None, key) for name in names}
     for config in configs:
         for name in getattr(config, "modules_to_save", None) or []:
-            if name in spared or any(place.endswith(name) for place in places):
+            if name in spared or any(full.endswith(name) for full in present):
                 continue
-            own = {last for place in places if not (last := place.rpartition(".")[2]).isdigit()}
+            own = {last for full in present if not (last := full.rpartition(".")[2]).isdigit()}
             raise unknown("module in modules_to_save", str(name), own - {""})
 
 
 def check_fits(
     model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
 ) -> None:
-    """Refuse adapter weights that belong to another architecture or shape.
+    """Refuse the weights of an adapter that was saved for another architecture or size.
 
     Raises:
-        ValueError: naming the first tensor that has no place or another shape.
+        ValueError: naming the first tensor that the model lacks or has in another shape.
     """
     problem = _misfit(model, state_dict)
     if problem is None:
         return
     if isinstance(model, PeftModel) and config.inference_mode:
-        # Placed a moment ago by from_pretrained or load_adapter; one that trains stays.
-        take_out(model.base_model, adapter_name)
+        # from_pretrained or load_adapter has just placed it. One that trains stays.
+        _remove(model.base_model, adapter_name)
     raise ValueError(f"the adapter was saved for another {problem}")
 
 
 def _misfit(model: nn.Module, state_dict: dict[str, Tensor]) -> str | None:
-    places = model.state_dict()
+    own = model.state_dict()
     for key, tensor in state_dict.items():
-        if key not in places:
+        if key not in own:
             return f"architecture: this model has no place for {key}"
-        if places[key].shape != tensor.shape and places[key].dtype.is_floating_point:
+        if own[key].shape != tensor.shape and own[key].dtype.is_floating_point:
             return (
                 f"model size or head count: {key} is {tuple(tensor.shape)}, "
-                f"this model needs {tuple(places[key].shape)}"
+                f"this model needs {tuple(own[key].shape)}"
             )
     return None
 
 
-def take_out(tuner: BaseTuner, adapter_name: str) -> None:
-    """Leave a model as it was before an adapter that turned out not to fit it."""
+def _remove(tuner: BaseTuner, adapter_name: str) -> None:
     if len(tuner.peft_config) > 1:
         tuner.delete_adapter(adapter_name)
     else:

@@ -1,4 +1,4 @@
-"""Batches in which each sample has an adapter of its own (PEFT's ``adapter_names``)."""
+"""Mixed batches, in which each sample names its own adapter (PEFT's ``adapter_names``)."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -7,18 +7,23 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
+from lorada.tuners.base.layer import LoradaTunerLayer
+
 # Arguments of a model that hold one entry for each sample.
 INPUTS = ("input_ids", "inputs", "inputs_embeds", "input_features", "pixel_values")
 
 
 @contextmanager
 def mixed_batch(
-    tuner: BaseTuner,
-    names: list[str] | None,
-    *args: Any,
-    **kwargs: Any,
+    tuner: BaseTuner, names: list[str] | None, *args: Any, **kwargs: Any
 ) -> Iterator[None]:
-    """Serve each sample of a batch by its own adapter, as PEFT's ``adapter_names`` asks.
+    """Tell the layers of this package, for one call, which sample has which adapter.
+
+    Args:
+        tuner: the tuner whose model is called.
+        names: the adapter of each sample, or ``__base__``; None for an ordinary batch.
+        args: what the model is called with.
+        kwargs: likewise.
 
     Raises:
         ValueError: in training mode, as in PEFT; for a name that is not loaded; for another number
@@ -36,8 +41,8 @@ def mixed_batch(
     hooks = [(module, set(module._forward_pre_hooks)) for module in tuner.model.modules()]
     with ExitStack() as stack:
         stack.push(lambda kind, *_: forget_hooks(hooks) if kind else None)
-        # `generate` shows its inputs here, before it repeats them for its beams; the forward of a
-        # task's model does not, but the model that it calls gets them as they are.
+        # `generate` passes its inputs here, before it repeats them for its beams. PEFT's classes
+        # for tasks do not, so there the inputs are checked when the base model is called.
         if not _fits(names, args, kwargs):
 
             def check(module: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
@@ -46,14 +51,14 @@ def mixed_batch(
             hook = tuner.model.register_forward_pre_hook(check, with_kwargs=True)
             stack.callback(hook.remove)
         for layer in tuner.model.modules():
-            if hasattr(layer, "_mixed"):  # those of this package
-                layer._mixed = list(names)
-                stack.callback(setattr, layer, "_mixed", None)
+            if isinstance(layer, LoradaTunerLayer):
+                layer._adapter_of_sample = list(names)
+                stack.callback(setattr, layer, "_adapter_of_sample", None)
         yield
 
 
 def forget_hooks(known: list[tuple[nn.Module, set[int]]]) -> None:
-    """Remove pre-forward hooks but for those known: LoRA's outlive a mixed batch that fails."""
+    """Remove all pre-forward hooks but the known ones: LoRA leaves its own when a call fails."""
     for module, own in known:
         for key in set(module._forward_pre_hooks) - own:
             del module._forward_pre_hooks[key]
@@ -61,7 +66,7 @@ def forget_hooks(known: list[tuple[nn.Module, set[int]]]) -> None:
 
 
 def _fits(names: list[str], args: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether a call shows its inputs, as many as there are names."""
+    """Whether the inputs are among a call's arguments; there must be a name for each sample."""
     inputs = (*args, *(kwargs.get(name) for name in INPUTS))
     samples = next((len(x) for x in inputs if isinstance(x, Tensor) and x.dim()), None)
     if samples not in (None, len(names)):

@@ -1,39 +1,86 @@
-"""What every tuner of this package does alike, beside what PEFT's base class does."""
+"""The tuners of this package: what all of them do, and what those of attached parts do.
+
+PEFT's tuner finds the target modules of a config and calls ``_create_and_replace`` on each. Ours
+also place an adapter on all of its targets or on none, serve mixed batches, and refuse weights that
+do not fit.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule
+from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
-from lorada.tuners.base.config import PREFIX, LoradaType
+from lorada.support.errors import MOST
+from lorada.tuners.base.attached_layer import AttachedLayer, detach_all
+from lorada.tuners.base.config import PREFIX, STACK, LoradaPeftConfig
 from lorada.tuners.base.injection import all_or_nothing, check_fits, refuse_absent
-from lorada.tuners.base.merging import give_own_weights, ties_settled
+from lorada.tuners.base.linears import linear_names, within_layer
 from lorada.tuners.base.mixed_batch import mixed_batch
+from lorada.tuners.base.tied_weights import give_own_weights, ties_settled
+
+# The settings that choose modules, as an error shows them.
+CHOOSING = ("target_modules", "layers_to_transform", "stacks")
 
 
-class OwnTuner(BaseTuner):  # type: ignore[misc]
-    """A tuner whose adapters are placed whole, share batches, and load only where they fit."""
+class LoradaTuner(BaseTuner):  # type: ignore[misc]
+    """Places one kind of part.
+
+    Attributes:
+        not_mergeable: why parts of this kind cannot be merged into the weights; empty if they can.
+    """
 
     prefix = PREFIX
-    mixes = True  # each layer serves the samples of its adapters, as ``mixed_batch`` tells it
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+    not_mergeable: ClassVar[str] = ""
+
+    def candidates(self, config: Any) -> list[str]:
+        """Names, within a layer, of the modules of this model that can hold the part."""
+        return linear_names(self.model)
+
+    def listed_candidates(self, config: Any) -> str:
+        """The candidates for an error: the first of them, and how many more there are."""
+        return listed(self.candidates(config))
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
-        """Place an adapter on all of its targets, or leave the model as it was."""
-        refuse_absent(model, [self.peft_config[adapter_name]], task=None)
-        with all_or_nothing(model, adapter_name):
-            super().inject_adapter(model, adapter_name, *args, **kw)
+        """Place an adapter on all of its targets, or leave the model as it was.
+
+        Raises:
+            ValueError: if nothing matches, or a module to train and save whole is not there.
+        """
+        config = self.peft_config[adapter_name]
+        refuse_absent(model, [config], task=None)
+        kw.pop("state_dict", None)  # the config alone says which modules are the targets
+        try:
+            with all_or_nothing(model, adapter_name):
+                super().inject_adapter(model, adapter_name, *args, **kw)
+        except NoMatchingPeftModuleError as error:
+            has = self.listed_candidates(config)
+            raise ValueError(f"{chosen(config)} matched no module; this model has {has}") from error
 
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
     ) -> None:
-        """Put a module in the place of another; what comes back has its weights, a head several."""
         if isinstance(new_module, BaseTunerLayer):
             super()._replace_module(parent, child_name, new_module, child)
-        else:
+        else:  # unloading puts back a module that has its weights; a task head has several
             setattr(parent, child_name, new_module)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for layer in self.model.modules():
+            if not autocast_adapter_dtype and isinstance(layer, self.tuner_layer_cls):
+                layer.cast_to_base(adapter_name)
+
+    def _check_merge_allowed(self) -> None:
+        if self.not_mergeable:
+            kind = type(self).__name__.removesuffix("Model")
+            raise ValueError(
+                f"{kind} parts cannot be merged into the weights: {self.not_mergeable}"
+            )
+        super()._check_merge_allowed()
 
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
@@ -65,6 +112,91 @@ class OwnTuner(BaseTuner):  # type: ignore[misc]
             model, config, adapter_name, state_dict
         )
         # A stack checks when all of its parts have been remapped.
-        if getattr(model, "peft_type", None) != LoradaType.LORADA:
+        if getattr(model, "peft_type", None) != STACK:
             check_fits(model, config, adapter_name, remapped)
         return remapped
+
+
+class AttachedModel(LoradaTuner):
+    """A tuner that attaches one kind of layer to its targets, as their child.
+
+    Attributes:
+        child: the name of the layer in its host.
+        host_kind: what a host is, for errors.
+    """
+
+    child: str
+    host_kind: str
+    tuner_layer_cls: type[AttachedLayer]
+    not_mergeable = (
+        "merge_weights() merges the other parts of a stack and keeps these as an adapter"
+    )
+
+    def can_host(self, module: nn.Module) -> bool:
+        """Whether a module can hold the part."""
+        raise NotImplementedError
+
+    def candidates(self, config: Any) -> list[str]:
+        """Names, within a layer, of the modules that get the part where none are named."""
+        modules = self.model.named_modules()
+        return sorted({within_layer(name) for name, m in modules if self.can_host(m)})
+
+    def _prepare_adapter_config(
+        self, peft_config: LoradaPeftConfig, model_config: Any
+    ) -> LoradaPeftConfig:
+        config: Any = peft_config
+        if config.target_modules is None:
+            config.target_modules = self.candidates(config)
+        return peft_config
+
+    def _check_target_module_exists(self, peft_config: Any, key: str) -> Any:  # type: ignore[override]
+        matched = BaseTuner._check_target_module_exists(peft_config, key)
+        if not matched or isinstance(matched, _ExcludedModule):
+            return matched
+        if not self.can_host(self.model.get_submodule(key)):
+            raise ValueError(
+                f"target_modules matches {key}, which is not {self.host_kind}; "
+                f"this model has {self.listed_candidates(peft_config)}"
+            )
+        return not peft_config.stacks or any(s in key.split(".") for s in peft_config.stacks)
+
+    def new_layer(self, target: nn.Module, parent: nn.Module) -> AttachedLayer:
+        """The layer for a host that has none yet."""
+        return self.tuner_layer_cls(target, parent)
+
+    def _create_and_replace(
+        self,
+        peft_config: LoradaPeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer = getattr(target, self.child, None)
+        if layer is None:
+            layer = self.new_layer(target, parent)
+            target.add_module(self.child, layer)
+        layer.update_layer(adapter_name, peft_config, self.model)
+        layer.train(target.training)
+
+    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
+        if merge:
+            self._check_merge_allowed()
+        detach_all(self.model)
+        model: nn.Module = super()._unload_and_optionally_merge(merge=False, **kwargs)
+        return model
+
+
+def chosen(config: Any) -> str:
+    """The settings of a config that choose modules, for an error: ``target_modules=['q_proj']``."""
+    values = {name: getattr(config, name, None) for name in CHOOSING}
+    shown = {name: sorted(v) if isinstance(v, set) else v for name, v in values.items()}
+    return ", ".join(f"{name}={value!r}" for name, value in shown.items() if value is not None)
+
+
+def listed(names: list[str]) -> str:
+    """Names for an error: the first of them, and how many more there are."""
+    more = f" and {len(names) - MOST} more" if names[MOST:] else ""
+    return (", ".join(names[:MOST]) or "none") + more

@@ -1,1 +1,1 @@
-"""Bottleneck adapters: where they go in each architecture, and what they compute."""
+"""Bottleneck adapters: what they compute, and where they go in each architecture."""

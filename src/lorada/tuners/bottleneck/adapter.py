@@ -1,11 +1,14 @@
-"""Bottleneck adapters as a PEFT tuner: two small matrices around a nonlinearity, somewhere.
+"""Bottleneck adapters as a PEFT tuner: two small matrices with a nonlinearity between them.
 
     A(x) = s · U φ(D x + b_D) + s · b_U
 
-Placement ``ffn`` is the scaled parallel adapter ("Adapter-FFN") of He et al., "Towards a Unified
-View of Parameter-Efficient Transfer Learning" (2021): FFN(x) + A(x), added after the FFN's own
-dropout and before the residual. ``placements.py`` has it and the others, each with the settings it
-was published with. Sources of the settings: Tables 15, 16 and 19 of the paper.
+D (r, d) and U (d, r) are the matrices, φ the nonlinearity and s the scale, for a width d and a rank
+r. The default placement ``ffn`` is the scaled parallel adapter of He et al., "Towards a Unified
+View of Parameter-Efficient Transfer Learning" (2021): the FFN's output y becomes y + A(x).
+The paper's settings stand in its Tables 15, 16 and 19.
+
+``placements`` has all placements, ``layouts`` knows where FFN and attention are in each
+architecture, and ``hook_points`` puts the hooks there.
 """
 
 import math
@@ -16,15 +19,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from lorada.attention.attention_map import for_samples
-from lorada.support.errors import MOST
-from lorada.tuners.base.attach import AttachedModel
 from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
-    LoradaType,
     register,
     require_choice,
     require_count,
@@ -32,8 +33,10 @@ from lorada.tuners.base.config import (
     require_rate,
 )
 from lorada.tuners.base.entries import Entries
-from lorada.tuners.bottleneck.placements import LINEARS, ROWS, Spot, hosts, spot_at
-from lorada.tuners.bottleneck.sites import at
+from lorada.tuners.base.layer import sample_mask
+from lorada.tuners.base.tuner import AttachedModel
+from lorada.tuners.bottleneck.hook_points import hook_at
+from lorada.tuners.bottleneck.placements import PLACEMENTS, Insertion, insertion_at, targets
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -42,37 +45,47 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _of_placement() -> Any:
-    """A field that the placement decides where it is not given."""
+def _by_placement() -> Any:
+    """A field whose default depends on the placement."""
     return field(default=None)
 
 
 @dataclass
 class BottleneckConfig(LoradaPeftConfig):
-    """How large the adapter is and where it sits.
+    """Size and placement of bottleneck adapters.
+
+    Settings that are None get the default of the placement, which each description names.
 
     Attributes:
         rank: width of the bottleneck.
-        scale: s; 4 for ``ffn`` (the paper uses 2 on GLUE and 4 on XSum, MT and LLMs), else 1.
-        placement: ``ffn`` (FFN(x) + A(x)); ``pa_attn`` (beside each attention, added in front of
-            its output projection); ``houlsby`` (behind attention and FFN: y + A(y)); ``pfeiffer``
-            (behind the FFN's norm: LN(A(z) + y + x), z = LN(y + x), with y the FFN's own output,
-            whatever other parts add to it; in a pre-LN layer A(y + x) + y + x, or A(y) + y + x
-            where attention is beside the FFN); on linears ``series`` (y + A(y), y = Wx),
-            ``series_input`` (W(x + A(x))) and ``parallel`` (Wx + A(x)).
-        activation: φ: ``relu``, ``tanh`` or ``gelu``; tanh on linears, else relu.
-        use_bias: whether D and U have biases; none on linears.
-        layer_norm: whether x is normalised first; only ``pa_attn`` does. With ``houlsby`` it is
-            about the adapters behind attention.
-        init: ``lora`` (D Kaiming-uniform, U and biases 0: the identity at step 0; of ``ffn``) or
-            ``bert`` (both from N(0, 0.02²), biases 0: not the identity; of all others).
-        dropout: after φ; None for the model's own rate; 0 on linears.
-        adapter_input: of placement ``ffn``: ``residual`` reads the un-normalised residual stream
-            of a pre-LN model, as the mBART code of He et al. does; ``normed`` reads what the FFN
-            reads.
-        target_modules: names of the modules that the placement is about: FFN, attention or, on
-            linears, any of those; None for all of them, or LLaMA's ``down_proj`` (series),
-            ``gate_proj`` and ``up_proj`` (series_input), ``up_proj`` and ``down_proj`` (parallel).
+        scale: s. Default 4 for ``ffn``, else 1. The paper takes 2 on GLUE, and 4 on XSum, on
+            translation and for LLMs.
+        placement: where the adapters go.
+            ``ffn``: beside each FFN, FFN(x) + A(x).
+            ``pa_attn``: beside each attention, added in front of its output projection.
+            ``houlsby``: behind each attention and each FFN, y + A(y).
+            ``pfeiffer``: behind the norm that follows the FFN, LN(A(z) + y + x) with
+            z = LN(y + x) and y = FFN(x). A pre-LN layer gets A(y + x) + y + x, or A(y) + y + x if
+            its attention runs beside the FFN. What other adapters add to y, A does not read.
+            ``series``: behind linear layers, y + A(y) with y = Wx.
+            ``series_input``: in front of linear layers, W(x + A(x)).
+            ``parallel``: beside linear layers, Wx + A(x).
+        activation: φ: ``relu``, ``tanh`` or ``gelu``. Default tanh on linear layers, else relu.
+        use_bias: whether D and U have biases. Default False on linear layers, else True.
+        layer_norm: whether A normalises x first. Default True for ``pa_attn``, else False. With
+            ``houlsby`` it applies to the adapters behind attention alone.
+        init: ``lora`` draws D Kaiming-uniform and sets all else to 0, which starts as the identity;
+            ``bert`` draws D and U from N(0, 0.02²) and sets the biases to 0, which does not.
+            Default ``lora`` for ``ffn``, else ``bert``.
+        dropout: rate of the dropout behind φ; None for the rate of the model's own dropout.
+            Default 0 on linear layers, else None.
+        adapter_input: what A reads with placement ``ffn``. ``residual`` is the residual stream in
+            front of a pre-LN layer's norm, as in the mBART code of He et al.; ``normed`` is what
+            the FFN reads.
+        target_modules: names or a regex of the modules that get an adapter: FFNs, attentions, or
+            linear layers, as the placement has it. None for all FFNs or attentions, or for LLaMA's
+            ``down_proj`` (series), ``gate_proj`` and ``up_proj`` (series_input), ``up_proj`` and
+            ``down_proj`` (parallel).
         exclude_modules: names or a regex of modules to leave out.
 
     Raises:
@@ -80,22 +93,21 @@ class BottleneckConfig(LoradaPeftConfig):
     """
 
     rank: int = field(default=16)
-    scale: float = _of_placement()
+    scale: float = _by_placement()
     placement: str = field(default="ffn")
-    activation: str = _of_placement()
-    use_bias: bool = _of_placement()
-    layer_norm: bool = _of_placement()
-    init: str = _of_placement()
-    dropout: float | None = _of_placement()
+    activation: str = _by_placement()
+    use_bias: bool = _by_placement()
+    layer_norm: bool = _by_placement()
+    init: str = _by_placement()
+    dropout: float | None = _by_placement()
     adapter_input: str = field(default="residual")
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = LoradaType.BOTTLENECK
-        require_choice(self, "placement", tuple(ROWS))
-        for name, value in asdict(ROWS[self.placement]).items():
+        require_choice(self, "placement", tuple(PLACEMENTS))
+        for name, value in asdict(PLACEMENTS[self.placement].defaults).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
         require_count(self, "rank")
@@ -111,9 +123,14 @@ class BottleneckConfig(LoradaPeftConfig):
         if self.dropout is not None:
             require_rate(self, "dropout")
 
+    @property
+    def starts_as_base(self) -> bool:
+        """Whether U is zero at the start."""
+        return self.init_weights and self.init == "lora"
+
 
 class BottleneckLayer(AttachedLayer):
-    """The adapters at one place, fed and read by hooks at the places of its ``Spot``."""
+    """The adapters of one ``Insertion``, which read and change the model by hooks."""
 
     adapter_layer_names = (
         "lora_down",
@@ -130,57 +147,60 @@ class BottleneckLayer(AttachedLayer):
     lora_up_bias: Entries
     lora_norm_weight: Entries
     lora_norm_bias: Entries
+    configs: dict[str, BottleneckConfig]
 
-    def __init__(self, spot: Spot) -> None:
-        super().__init__(spot.layer.get_submodule(spot.host), spot.layer)
-        for name in self.adapter_layer_names:
-            setattr(self, name, Entries())
-        self.configs: dict[str, BottleneckConfig] = {}
+    def __init__(self, insertion: Insertion) -> None:
+        layer = insertion.layer
+        super().__init__(layer.get_submodule(insertion.target), layer)
         self.dropouts: dict[str, float] = {}
-        self._spot = spot
-        self._inputs: dict[str, Tensor] = {}
-        for name, places in spot.reads.items():
-            for place in places:
-                first = spot.of in ("sum", "norm")
-                self._handles += at(spot.layer, place, partial(self._keep, name), first=first)
-        self._handles += at(spot.layer, spot.added, self._add)
+        self._insertion = insertion
+        self._saved: dict[str, Tensor] = {}
+        # y is saved before other adapters add to it, whichever was placed first.
+        first = insertion.input in ("y + x", "LN(y + x)")
+        self._handles = [
+            hook_at(layer, point, partial(self._save, name), first=first)
+            for name, points in insertion.saves.items()
+            for point in points
+        ]
+        self._handles.append(hook_at(layer, insertion.add_at, self._add))
 
     @property
     def host(self) -> nn.Module:
-        """The module this part adapts, or what wraps it by now."""
-        return self._spot.layer.get_submodule(self._spot.host)
+        """The target, or whatever wraps it by now."""
+        return self._insertion.layer.get_submodule(self._insertion.target)
 
-    def _keep(self, name: str, x: Tensor) -> None:
-        self._inputs[name] = x
+    def _save(self, name: str, x: Tensor) -> None:
+        self._saved[name] = x
 
     def _add(self, here: Tensor) -> Tensor | None:
-        if not self._spot.reads.keys() <= self._inputs.keys():
-            return None  # the module serves another part of the layer first
-        inputs, self._inputs = self._inputs, {}
+        """The tensor at the hook point with A of each active adapter added."""
+        if not self._insertion.saves.keys() <= self._saved.keys():
+            return None  # this module runs more than once in a layer; this is not the FFN's turn
+        saved, self._saved = self._saved, {}
         result = here
-        for name, samples in self.shares():
-            term = self.scaled(name, self.adapt(name, self._read(name, inputs, here)))
-            term = term.view_as(here)  # OPT lays all tokens of a batch in one row for its FFN
-            mine = None if samples is None else torch.tensor(samples, device=term.device)
-            result = result + for_samples(term, mine, here.shape[0]).to(here.dtype)
+        for name, samples in self.samples_by_adapter():
+            term = self.scaled(name, self.adapt(name, self._input(name, saved, here)))
+            term = term.view_as(here)  # OPT's FFN has the tokens of all samples in one axis
+            mask = sample_mask(samples, term.device)
+            result = result + for_samples(term, mask, here.shape[0]).to(here.dtype)
         return result
 
-    def _read(self, name: str, inputs: dict[str, Tensor], here: Tensor) -> Tensor:
-        """The x of A(x)."""
-        of, placement = self._spot.of, self.configs[name].placement
-        if of == "kept":
-            return inputs[self.configs[name].adapter_input if placement == "ffn" else "x"]
-        if of == "branch":
-            return here - inputs["x"].view_as(here)
-        if of in ("sum", "norm"):
-            summed = inputs["y"] + inputs["x"] if "x" in inputs else inputs["y"]
-            if of == "sum":
-                return summed
-            norm = self._spot.layer.get_submodule(self._spot.added.rpartition(".")[0])
-            # Its forward and not the norm itself, whose hooks led here.
-            normed: Tensor = norm.forward(summed)
-            return normed
-        return here
+    def _input(self, name: str, saved: dict[str, Tensor], here: Tensor) -> Tensor:
+        """The tensor that feeds A: see ``Insertion.input``."""
+        config, insertion = self.configs[name], self._insertion
+        match insertion.input:
+            case "saved":
+                return saved[config.adapter_input if config.placement == "ffn" else "x"]
+            case "here":
+                return here
+            case "here - x":
+                return here - saved["x"].view_as(here)
+        total = saved["y"] + saved["x"] if "x" in saved else saved["y"]
+        if insertion.input == "y + x":
+            return total
+        norm = insertion.layer.get_submodule(insertion.add_at.removesuffix(".in"))
+        normed: Tensor = norm.forward(total)  # a call of the norm would run this hook again
+        return normed
 
     def adapt(self, name: str, x: Tensor) -> Tensor:
         """A(x) of one adapter, (…, d) → (…, d), in the dtype of its weights."""
@@ -197,10 +217,10 @@ class BottleneckLayer(AttachedLayer):
         return config.scale * F.linear(hidden, up, up_bias)
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig, model: Any) -> None:
-        """Create the matrices of an adapter, as wide as what passes here."""
+        """Create the weights of an adapter."""
         hidden = model.config.hidden_size
-        fan_in, fan_out = self._spot.width or (hidden, hidden)
-        device = self.host_device(model)
+        fan_in, fan_out = self._insertion.widths or (hidden, hidden)
+        device = self.device_for_weights(model)
         self.configs[adapter_name] = config
         dropout = model_dropout(model) if config.dropout is None else config.dropout
         self.dropouts[adapter_name] = dropout
@@ -213,7 +233,7 @@ class BottleneckLayer(AttachedLayer):
         if config.use_bias:
             self.lora_down_bias[adapter_name] = new(config.rank)
             self.lora_up_bias[adapter_name] = new(fan_out)
-        if config.layer_norm and self._spot.may_norm:
+        if config.layer_norm and self._insertion.may_norm:
             self.lora_norm_weight[adapter_name] = new(fan_in, fill=1.0)
             self.lora_norm_bias[adapter_name] = new(fan_in)
         down, up = self.lora_down[adapter_name], self.lora_up[adapter_name]
@@ -228,38 +248,41 @@ class BottleneckLayer(AttachedLayer):
 
 
 class BottleneckModel(AttachedModel):
-    """Places the adapters that a ``BottleneckConfig`` names."""
+    """Places the adapters of a ``BottleneckConfig``."""
 
     tuner_layer_cls = BottleneckLayer
+
+    def candidates(self, config: BottleneckConfig) -> list[str]:
+        """Names, within a layer, of the modules that the placement can put an adapter on."""
+        return sorted(set(targets(self.model, config.placement)))
 
     def _prepare_adapter_config(
         self, peft_config: BottleneckConfig, model_config: Any
     ) -> BottleneckConfig:
         found, placement = self.candidates(peft_config), peft_config.placement
         if not found:
-            raise ValueError(_undefined(placement).format(type(self.model).__name__))
+            raise ValueError(_no_candidates(placement, type(self.model).__name__))
         if peft_config.target_modules is None:
-            wanted = LINEARS.get(placement)
-            peft_config.target_modules = found if wanted is None else list(wanted)
-            ends = {name.rpartition(".")[2] for name in found}
-            if wanted is not None and not ends.issuperset(wanted):
+            linears = PLACEMENTS[placement].linears
+            if not {name.rpartition(".")[2] for name in found}.issuperset(linears):
                 raise ValueError(
-                    f"placement={placement!r} is for {' and '.join(wanted)}: give target_modules; "
-                    f"this model has {_listed(found)}"
+                    f"placement={placement!r} is for {' and '.join(linears)}: give target_modules; "
+                    f"this model has {self.listed_candidates(peft_config)}"
                 )
+            peft_config.target_modules = list(linears) or found
         return peft_config
 
     def _check_target_module_exists(self, peft_config: BottleneckConfig, key: str) -> Any:  # type: ignore[override]
-        matched = AttachedModel._check_target_module_exists(peft_config, key)
-        if matched and spot_at(self.model, key, peft_config.placement) is None:
+        matched = BaseTuner._check_target_module_exists(peft_config, key)
+        if matched and insertion_at(self.model, key, peft_config.placement) is None:
             found = self.candidates(peft_config)
-            # A layer's final_layer_norm has namesakes that are not in a layer.
+            # A norm behind all layers may have the name of a target in each, final_layer_norm.
             if any(f".{key}".endswith(f".{name}") for name in found):
                 return False
-            kind = _KINDS[peft_config.placement]
+            target = PLACEMENTS[peft_config.placement].target
             raise ValueError(
-                f"target_modules matches {key}, which is not {kind} that can hold an adapter; "
-                f"this model has {_listed(found)}"
+                f"target_modules matches {key}, which is not {target} that can hold an adapter; "
+                f"this model has {self.listed_candidates(peft_config)}"
             )
         return matched
 
@@ -273,51 +296,31 @@ class BottleneckModel(AttachedModel):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        spot = spot_at(self.model, current_key, peft_config.placement)
-        assert spot is not None
-        holder = spot.layer.get_submodule(spot.holder)
-        layer = getattr(holder, spot.child, None)
+        insertion = insertion_at(self.model, current_key, peft_config.placement)
+        assert insertion is not None
+        holder = insertion.layer.get_submodule(insertion.holder)
+        layer = getattr(holder, insertion.child, None)
         if layer is None:
-            layer = BottleneckLayer(spot)
-            holder.add_module(spot.child, layer)
+            layer = BottleneckLayer(insertion)
+            holder.add_module(insertion.child, layer)
         layer.update_layer(adapter_name, peft_config, self.model)
         layer.train(holder.training)
 
-    def candidates(self, config: BottleneckConfig) -> list[str]:
-        """Names, within a layer, of the modules that the placement can be at."""
-        return sorted(set(hosts(self.model, config.placement)))
 
-
-# What the modules are that a placement is at.
-_KINDS = {
-    "ffn": "an FFN",
-    "pa_attn": "an attention",
-    "houlsby": "an attention's output projection or an FFN",
-    "pfeiffer": "an FFN",
-    **dict.fromkeys(LINEARS, "a linear in a layer"),
-}
-
-
-def _undefined(placement: str) -> str:
-    """Why a placement is at no module of a model, whose class is yet to be filled in."""
+def _no_candidates(placement: str, model: str) -> str:
+    """The error for a model that a placement can put no adapter in."""
+    if PLACEMENTS[placement].linears:
+        return f"placement={placement!r} needs linear layers in the layers of {model}: it has none"
+    home = "in lorada/tuners/bottleneck/layouts.py"
     if placement in ("ffn", "pfeiffer"):
         return (
-            f"placement={placement!r} does not know the FFN of {{}}: "
-            "describe its layer in SITES of lorada/tuners/bottleneck/sites.py"
-        )
-    if placement in LINEARS:
-        return (
-            f"placement={placement!r} needs linears in the layers of the model, and {{}} has none"
+            f"placement={placement!r} does not know the FFN of {model}: "
+            f"describe its layer in FFN_LAYOUTS {home}"
         )
     return (
-        f"placement={placement!r} does not know the attention of {{}}: use placement 'ffn', "
-        "or describe the attention in lorada/tuners/bottleneck/placements.py"
+        f"placement={placement!r} does not know the attention of {model}: "
+        f"use placement 'ffn', or add the attention to ATTENTIONS {home}"
     )
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - MOST} more" if names[MOST:] else ""
-    return (", ".join(names[:MOST]) or "none") + more
 
 
 def model_dropout(model: Any) -> float:
@@ -330,4 +333,4 @@ def model_dropout(model: Any) -> float:
     return 0.0
 
 
-register(LoradaType.BOTTLENECK, BottleneckConfig, BottleneckModel)
+register("BOTTLENECK", BottleneckConfig, BottleneckModel)

@@ -1,17 +1,20 @@
-"""The placements of bottleneck adapters: where in a layer each sits, and the settings it came with.
+"""The placements of bottleneck adapters: where each puts them, and its default settings.
 
-    placement      what becomes of it                       after
-    ffn            FFN(x) + A(x)                            He et al., 2021 (Adapter-FFN, PA(ffn))
-    pa_attn        heads of Attn(x), concatenated, + A(x)   He et al., 2021 (PA(attn))
-    houlsby        y + A(y), y of attention and of FFN      Houlsby et al., 2019
+With x the residual stream, y = FFN(LN(x)), or FFN(x) in a post-LN layer, and W a linear layer whose
+input is x:
+
+    placement      the layer computes                       from
+    ffn            y + A(x)                                 He et al., 2021 (Adapter-FFN, PA(ffn))
+    pa_attn        heads + A(x), then output projection     He et al., 2021 (PA(attn))
+    houlsby        y + A(y), and the same for attention     Houlsby et al., 2019
     pfeiffer       LN(A(z) + y + x), z = LN(y + x)          Pfeiffer et al., 2020; AutoPEFT
                    A(y + x) + y + x in a pre-LN layer       He et al., 2021 (mBART)
-                   A(y) + y + x with attention beside FFN   ours
-    series         y + A(y), y = Wx                         Hu et al., 2023 (LLM-Adapters)
+                   A(y) + y + x with parallel attention     ours
+    series         Wx + A(Wx)                               Hu et al., 2023 (LLM-Adapters)
     series_input   W(x + A(x))                              Hu et al., 2023
     parallel       Wx + A(x)                                Hu et al., 2023
 
-The settings are those of the code of He et al. and of LLM-Adapters.
+The default settings are those of the code of He et al. and of LLM-Adapters.
 """
 
 import re
@@ -21,12 +24,13 @@ from typing import Literal
 
 from torch import nn
 
-from lorada.tuners.bottleneck.sites import Site, linear_under, site_of
+from lorada.tuners.base.linears import linear_of, linears, widths
+from lorada.tuners.bottleneck.layouts import FfnLayout, attentions_of, ffn_layout_of, has_attention
 
 
 @dataclass(frozen=True)
-class Row:
-    """The settings of a placement, which a config has where it says nothing else."""
+class Defaults:
+    """Settings of a ``BottleneckConfig`` that its placement decides if the user does not."""
 
     activation: str = "relu"
     use_bias: bool = True
@@ -36,207 +40,166 @@ class Row:
     dropout: float | None = None
 
 
-_LLM_ADAPTERS = Row(activation="tanh", use_bias=False, dropout=0.0)
-ROWS = {
-    "ffn": Row(init="lora", scale=4.0),
-    "pa_attn": Row(layer_norm=True),
-    "houlsby": Row(),
-    "pfeiffer": Row(),
-    "series": _LLM_ADAPTERS,
-    "series_input": _LLM_ADAPTERS,
-    "parallel": _LLM_ADAPTERS,
-}
+@dataclass(frozen=True)
+class Placement:
+    """What ``BottleneckConfig.placement`` stands for.
 
-# Placements on linears, any linears, and the names of those of LLaMA that they were made for.
-LINEARS = {
-    "series": ("down_proj",),
-    "series_input": ("gate_proj", "up_proj"),
-    "parallel": ("up_proj", "down_proj"),
-}
+    Attributes:
+        target: what ``target_modules`` names, for error messages.
+        defaults: its default settings.
+        linears: the linear layers that are its default targets, by LLaMA's names; empty
+            for placements on FFN or attention.
+    """
 
-# The module that makes the heads of an attention, and its output projection behind it.
-_ATTENTIONS = (
-    ("self_attn", "self_attn.o_proj"),  # LLaMA, Mistral, Qwen, Gemma, Phi-3
-    ("self_attn", "self_attn.out_proj"),  # BART, mBART, Whisper, OPT
-    ("encoder_attn", "encoder_attn.out_proj"),
-    ("attention.self", "attention.output.dense"),  # BERT, RoBERTa, ELECTRA, DeBERTa
-    ("self_attn", "self_attn.dense"),  # Phi
-    ("self_attention", "self_attention.dense"),  # Falcon, Bloom
-    ("attention", "attention.dense"),  # GPT-NeoX
-    ("attention", "attention.o_proj"),  # ViT
-    ("attention", "attention.out_lin"),  # DistilBERT
-    ("attn", "attn.c_proj"),  # GPT-2
-    ("attn", "attn.out_proj"),  # GPT-J
-    ("attn", "attn.Wo"),  # ModernBERT
-    ("SelfAttention", "SelfAttention.o"),  # T5, where each half of a block is a layer of its own
-    ("EncDecAttention", "EncDecAttention.o"),
-)
+    target: str
+    defaults: Defaults
+    linears: tuple[str, ...] = ()
+
+
+_LINEAR = "a linear layer within a transformer layer"
+_LLM_ADAPTERS = Defaults(activation="tanh", use_bias=False, dropout=0.0)
+PLACEMENTS = {
+    "ffn": Placement("an FFN", Defaults(init="lora", scale=4.0)),
+    "pa_attn": Placement("an attention", Defaults(layer_norm=True)),
+    "houlsby": Placement("an attention's output projection or an FFN", Defaults()),
+    "pfeiffer": Placement("an FFN", Defaults()),
+    "series": Placement(_LINEAR, _LLM_ADAPTERS, ("down_proj",)),
+    "series_input": Placement(_LINEAR, _LLM_ADAPTERS, ("gate_proj", "up_proj")),
+    "parallel": Placement(_LINEAR, _LLM_ADAPTERS, ("up_proj", "down_proj")),
+}
 
 
 @dataclass(frozen=True)
-class Spot:
-    """One adapter in a layer. Names and places count from the layer, as those of a ``Site`` do.
+class Insertion:
+    """One adapter in one layer. Names of modules and hook points count from the layer.
 
     Attributes:
-        layer: the layer.
-        host: the module that is adapted, by which ``target_modules`` names it.
-        holder: the module that holds the part as its child, in its own name or, as a linear may
-            be wrapped and its name with it, that of its parent.
-        child: the name of the part there.
-        added: the place where A is added.
-        reads: places of tensors that are kept on the way there, by the name they are kept under;
-            of several places, the last one that runs counts.
-        of: what A is of: ``kept``, what was kept; ``here``, the tensor that it is added to;
-            ``branch``, that without the residual stream, which was kept; ``sum``, the sum of x
-            and y that were kept; ``norm``, that sum after the norm that A is added in front of.
-        width: of its input and its output; None where both are the hidden width of the model.
-        may_norm: whether ``layer_norm`` is about this adapter.
+        layer: the transformer layer.
+        target: the module that ``target_modules`` names.
+        holder: the module that has the adapter as its child: the target, or, since a linear layer
+            may be wrapped later, the parent of a linear target.
+        child: name of the adapter in the holder; saved files have it.
+        add_at: hook point where A is added.
+        saves: hook points whose tensors are saved for A, by the name that each is saved under. Of
+            several for one name, the last one that runs counts. A is added only after each name
+            has its tensor.
+        input: which tensor feeds A: a saved one (``saved``), the tensor at the hook point
+            (``here``), that minus the saved x (``here - x``), the sum of the saved y and x, or y
+            alone if no x is saved (``y + x``), or the norm of that sum (``LN(y + x)``).
+        widths: of A's input and output; None if both are the model's hidden width.
+        may_norm: whether the setting ``layer_norm`` applies.
     """
 
     layer: nn.Module
-    host: str
+    target: str
     holder: str
     child: str
-    added: str
-    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    of: Literal["kept", "here", "branch", "sum", "norm"] = "kept"
-    width: tuple[int, int] | None = None
+    add_at: str
+    saves: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    input: Literal["saved", "here", "here - x", "y + x", "LN(y + x)"] = "saved"
+    widths: tuple[int, int] | None = None
     may_norm: bool = True
 
 
-def spots_of(layer: nn.Module, placement: str) -> dict[str, Spot]:
-    """The adapters that a placement can put in a layer, by host; none where it is not defined."""
-    site = site_of(layer)
-    if placement in LINEARS:
-        found = [_on_linear(layer, name, placement) for name in _linears(layer)]
+def insertions(layer: nn.Module, placement: str) -> dict[str, Insertion]:
+    """The adapters that a placement can put in a layer, by target; none if it does not know it."""
+    ffn = ffn_layout_of(layer)
+    if PLACEMENTS[placement].linears:
+        found = [_on_linear(layer, name, placement) for name in linears(layer)]
     elif placement == "pa_attn":
-        found = [_beside_attention(layer, *names) for names in _attentions(layer)]
+        found = [_beside_attention(layer, *names) for names in attentions_of(layer)]
     elif placement == "houlsby":
-        found = _behind_attentions(layer)
-        if site is not None and (found or not _attends(layer)):
-            found.append(_behind_ffn(layer, site))
-    elif site is None:
+        found = [_behind_attention(layer, projection) for _, projection in attentions_of(layer)]
+        if ffn is not None and (found or not has_attention(layer)):
+            found.append(_behind_ffn(layer, ffn))
+    elif ffn is None:
         found = []
     elif placement == "ffn":
-        kept = {"residual": site.residual, "normed": site.normed}
-        found = [Spot(layer, site.host, site.host, "bneck", site.added, kept)]
+        found = [_beside_ffn(layer, ffn)]
     else:
-        found = [_behind_sum(layer, site)]
-    return {spot.host: spot for spot in found}
+        found = [_behind_residual_sum(layer, ffn)]
+    return {insertion.target: insertion for insertion in found}
 
 
-def spot_at(model: nn.Module, key: str, placement: str) -> Spot | None:
+def insertion_at(model: nn.Module, key: str, placement: str) -> Insertion | None:
     """The adapter that a placement puts on the module of this name; None if it puts none there."""
     # Only modules of a list are layers; the model above them has the same names further down.
     inside = re.match(r"((?:.*\.)?\d+)\.(.+)$", key)
     if inside is None:
         return None
-    return spots_of(model.get_submodule(inside[1]), placement).get(inside[2])
+    return insertions(model.get_submodule(inside[1]), placement).get(inside[2])
 
 
-def hosts(model: nn.Module, placement: str) -> Iterator[str]:
+def targets(model: nn.Module, placement: str) -> Iterator[str]:
     """Names, within a layer, of the modules of a model that a placement can put an adapter on."""
     for name, module in model.named_modules():
         if name.rpartition(".")[2].isdigit():
-            # What lies in a list within the layer, such as experts, that list's own layers name.
-            yield from (host for host in spots_of(module, placement) if not _in_list(host))
+            for target in insertions(module, placement):
+                # A module in a list within the layer, such as an expert, is a layer of that list.
+                if not any(part.isdigit() for part in target.split(".")):
+                    yield target
 
 
-def _in_list(host: str) -> bool:
-    return any(part.isdigit() for part in host.split("."))
+def _widths(layer: nn.Module, linear: str) -> tuple[int, int]:
+    return widths(linear_of(layer.get_submodule(linear)))
 
 
-def _linears(layer: nn.Module) -> list[str]:
-    """Names of the linears of a layer, in whatever wrappers; not of what is within those."""
-    names: list[str] = []
-    for name, module in layer.named_modules():
-        wrapped = any(name.startswith(f"{outer}.") for outer in names)
-        if name and not wrapped and linear_under(module) is not None:
-            names.append(name)
-    return names
+def _held_by_parent(name: str, placement: str) -> tuple[str, str]:
+    """Holder and child of the adapter on a linear layer."""
+    parent, _, own = name.rpartition(".")
+    return parent, f"bneck_{placement}_{own}"
 
 
-def _attentions(layer: nn.Module) -> list[tuple[str, str]]:
-    names = {name for name, _ in layer.named_modules()}
-    return [pair for pair in _ATTENTIONS if names.issuperset(pair)]
-
-
-def _attends(layer: nn.Module) -> bool:
-    """Whether a layer has an attention, which T5's layers of an FFN have not."""
-    return any("ttention" in type(module).__name__ for module in layer.modules())
-
-
-def _child(layer: nn.Module, name: str, placement: str) -> tuple[str, str]:
-    """Where the part of a linear is held: by its parent, under both names."""
-    holder, _, own = name.rpartition(".")
-    return holder, f"bneck_{placement}_{own}"
-
-
-def _widths(layer: nn.Module, name: str) -> tuple[int, int]:
-    linear = linear_under(layer.get_submodule(name))
-    assert linear is not None
-    if isinstance(linear, nn.Linear):
-        return linear.in_features, linear.out_features
-    rows, columns = linear.weight.shape  # type: ignore[misc]  # Conv1D has the transpose
-    return rows, columns
-
-
-def _on_linear(layer: nn.Module, name: str, placement: str) -> Spot:
-    holder, child = _child(layer, name, placement)
+def _on_linear(layer: nn.Module, name: str, placement: str) -> Insertion:
+    where = (layer, name, *_held_by_parent(name, placement))
     fan_in, fan_out = _widths(layer, name)
     if placement == "series":
-        return Spot(layer, name, holder, child, f"{name}.out", of="here", width=(fan_out, fan_out))
+        return Insertion(*where, f"{name}.out", input="here", widths=(fan_out, fan_out))
     if placement == "series_input":
-        return Spot(layer, name, holder, child, f"{name}.in", of="here", width=(fan_in, fan_in))
-    kept = {"x": (f"{name}.in",)}
-    return Spot(layer, name, holder, child, f"{name}.out", kept, width=(fan_in, fan_out))
+        return Insertion(*where, f"{name}.in", input="here", widths=(fan_in, fan_in))
+    return Insertion(*where, f"{name}.out", {"x": (f"{name}.in",)}, widths=(fan_in, fan_out))
 
 
-def _beside_attention(layer: nn.Module, attention: str, projection: str) -> Spot:
-    """On the concatenated heads; where these leave a module of their own, on its output."""
-    kept = {"x": (f"{attention}.in",)}
-    own_module = not projection.startswith(f"{attention}.")
-    added = f"{attention}.out" if own_module else f"{projection}.in"
-    width = (_widths(layer, projection)[1], _widths(layer, projection)[0])
-    return Spot(layer, attention, attention, "bneck_pa_attn", added, kept, width=width)
+def _beside_attention(layer: nn.Module, attention: str, projection: str) -> Insertion:
+    # The heads are the input of the output projection. If that is no part of the attention's own
+    # module, they are the output of the module.
+    inside = projection.startswith(f"{attention}.")
+    heads = f"{projection}.in" if inside else f"{attention}.out"
+    fan_in, fan_out = _widths(layer, projection)
+    return Insertion(
+        layer, attention, attention, "bneck_pa_attn", heads, {"x": (f"{attention}.in",)},
+        widths=(fan_out, fan_in),
+    )  # fmt: skip
 
 
-def _behind_attentions(layer: nn.Module) -> list[Spot]:
-    """Houlsby's first place: behind each attention's output projection."""
-    found = []
-    for _, name in _attentions(layer):
-        holder, child = _child(layer, name, "houlsby")
-        width = (_widths(layer, name)[1],) * 2
-        found.append(Spot(layer, name, holder, child, f"{name}.out", of="here", width=width))
-    return found
+def _behind_attention(layer: nn.Module, projection: str) -> Insertion:
+    _, width = _widths(layer, projection)
+    where = (layer, projection, *_held_by_parent(projection, "houlsby"))
+    return Insertion(*where, f"{projection}.out", input="here", widths=(width, width))
 
 
-def _behind_ffn(layer: nn.Module, site: Site) -> Spot:
-    """Houlsby's second place. He et al. give an input norm to the adapters of attention alone."""
-    host, child = site.host, "bneck_houlsby"
-    # Where no module lies between FFN and residual sum, the sum is where the adapter joins.
-    if site.summed and not site.alone:
-        kept = {"x": site.residual}
-        return Spot(layer, host, host, child, site.added, kept, "branch", may_norm=False)
-    # What the FFN reads tells its pass through a dropout from that of the attention.
-    kept = {"normed": site.normed}
-    return Spot(layer, host, host, child, site.alone or site.added, kept, "here", may_norm=False)
+def _beside_ffn(layer: nn.Module, ffn: FfnLayout) -> Insertion:
+    saves = {"residual": ffn.residual, "normed": ffn.input}  # the values of ``adapter_input``
+    return Insertion(layer, ffn.module, ffn.module, "bneck", ffn.end, saves)
 
 
-def _behind_sum(layer: nn.Module, site: Site) -> Spot:
-    """Pfeiffer's: behind the residual sum of the FFN and, in a post-LN layer, the norm behind it.
+def _behind_ffn(layer: nn.Module, ffn: FfnLayout) -> Insertion:
+    where = (layer, ffn.module, ffn.module, "bneck_houlsby")
+    # He et al. normalise the input of the adapters behind attention alone.
+    if not ffn.output:
+        return Insertion(*where, ffn.total, {"x": ffn.residual}, "here - x", may_norm=False)
+    # A dropout may serve the attention before the FFN: until the FFN has run, nothing is added.
+    return Insertion(*where, ffn.output, {"input": ffn.input}, "here", may_norm=False)
 
-    It reads y = FFN(x) before anything is added there, as AutoPEFT does beside a parallel adapter.
-    Where attention and FFN are added to one stream side by side, it reads y alone.
-    """
-    host, child = site.host, "bneck_pfeiffer"
-    if site.beside:
-        added = site.alone or site.added
-        # What the FFN reads tells its pass through a dropout from that of the attention.
-        return Spot(layer, host, host, child, added, {"y": (added,), "normed": site.normed}, "sum")
-    kept: dict[str, tuple[str, ...]] = {"y": (site.added,)}
-    if not site.summed:  # else what is there is y + x already
-        kept["x"] = site.residual
-    post_ln = site.residual == site.normed
-    added = f"{site.norms[-1]}.in" if post_ln else site.added
-    return Spot(layer, host, host, child, added, kept, "norm" if post_ln else "sum")
+
+def _behind_residual_sum(layer: nn.Module, ffn: FfnLayout) -> Insertion:
+    """Pfeiffer's: it reads y before other parts add to it, as AutoPEFT does."""
+    where = (layer, ffn.module, ffn.module, "bneck_pfeiffer")
+    if ffn.parallel:  # there is no x + y, so A reads y alone
+        return Insertion(*where, ffn.output, {"y": (ffn.output,), "input": ffn.input}, "y + x")
+    saves: dict[str, tuple[str, ...]] = {"y": (ffn.end,)}
+    if not ffn.total:  # else what is saved as y is x + y already
+        saves["x"] = ffn.residual
+    if ffn.norm:
+        return Insertion(*where, f"{ffn.norm}.in", saves, "LN(y + x)")
+    return Insertion(*where, ffn.end, saves, "y + x")

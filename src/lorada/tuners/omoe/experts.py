@@ -1,26 +1,34 @@
-"""The maths of orthogonal experts: Gram-Schmidt per token, the norms of DoRA, the gates."""
+"""The maths of OMoE as pure functions: Gram-Schmidt of the experts, DoRA's norms, the router.
 
-from contextlib import nullcontext
+Shapes: E experts, r rank, d width of the output.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROWS = 1024  # of a weight at a time in fp32, where its norms are computed
-EPSILON = 1e-20  # beside ⟨u, u⟩; the outputs of experts are small in the first steps
+from lorada.tuners.base.entries import no_autocast, wide
+
+ROWS = 1024  # of a weight that are in float32 at a time
+EPSILON = 1e-20  # added to ⟨u, u⟩. So small because experts give little in their first steps.
 
 
-def orthogonalise(branches: Tensor, normalize: bool = False) -> Tensor:
-    """Gram-Schmidt over the experts of each token, (…, E, d) → (…, E, d), in fp32 or wider.
+def orthogonalise(experts: Tensor, normalize: bool = False) -> Tensor:
+    """Gram-Schmidt: u_1 = e_1 and u_i = e_i − Σ_{j<i} ⟨e_i, u_j⟩ / ⟨u_j, u_j⟩ · u_j.
 
-    u_1 = e_1, u_i = e_i − Σ_{j<i} ⟨e_i, u_j⟩ / ⟨u_j, u_j⟩ · u_j: the first expert stays as it is.
+    Args:
+        experts: e_i of every token (…, E, d).
+        normalize: whether to divide each u_i by its norm.
+
+    Returns:
+        u_i of every token (…, E, d), in float32 or wider.
     """
     found: list[Tensor] = []
-    for branch in wide(branches).unbind(-2):
+    for vector in wide(experts).unbind(-2):
         for other in found:
-            share = (branch * other).sum(-1, keepdim=True)
-            branch = branch - share / (other.square().sum(-1, keepdim=True) + EPSILON) * other
-        found.append(branch)
+            product = (vector * other).sum(-1, keepdim=True)
+            vector = vector - product / (other.square().sum(-1, keepdim=True) + EPSILON) * other
+        found.append(vector)
     if normalize:
         found = [F.normalize(vector, dim=-1, eps=EPSILON) for vector in found]
     return torch.stack(found, -2)
@@ -28,41 +36,38 @@ def orthogonalise(branches: Tensor, normalize: bool = False) -> Tensor:
 
 @torch.no_grad()
 def row_norms(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
-    """‖W + s B_i A_i‖ of each row of each expert, (E, out), without any matrix of W's size.
+    """The norm of each row of W + s B_i A_i, without a copy of W or a matrix of its size.
 
-    ‖W‖² + 2s (W Aᵀ)·B + s² (B A Aᵀ)·B, row by row. DoRA takes the norms as constants.
+    Its square is ‖W‖² + 2s (W Aᵀ)·B + s² (B A Aᵀ)·B, row by row. DoRA treats it as a constant.
 
     Args:
         weight: W (out, in).
         down: A (E, r, in).
         up: B (E, out, r).
         scale: s.
+
+    Returns:
+        The norms (E, out), in float32 or wider.
     """
-    on_meta = weight.device.type == "meta"  # where autocast does not exist
-    with nullcontext() if on_meta else torch.autocast(weight.device.type, enabled=False):
+    with no_autocast(weight):
         down, up = wide(down), wide(up)
         squares, products = [], []
-        for rows in weight.split(ROWS):
-            block = rows.to(down.dtype)
-            squares.append(block.square().sum(1))
-            products.append(block @ down.flatten(0, 1).T)
-        crossed = torch.cat(products).unflatten(1, down.shape[:2]).transpose(0, 1)
-        own = up @ (down @ down.mT)
-        total = torch.cat(squares) + (2 * scale * crossed + scale**2 * own).mul(up).sum(-1)
+        for some in weight.split(ROWS):
+            rows = some.to(down.dtype)
+            squares.append(rows.square().sum(1))
+            products.append(rows @ down.flatten(0, 1).T)
+        weight_by_down = torch.cat(products).unflatten(1, down.shape[:2]).transpose(0, 1)
+        mixed = 2 * scale * weight_by_down + scale**2 * (up @ (down @ down.mT))
+        total = torch.cat(squares) + mixed.mul(up).sum(-1)
         norms: Tensor = total.clamp_min(torch.finfo(total.dtype).tiny).sqrt()
     return norms
 
 
-def gates_of(logits: Tensor, routing: str) -> Tensor:
-    """The weights of the experts of each token, (…, E), in fp32 or wider."""
-    gates = torch.softmax(wide(logits), -1)
+def expert_shares(logits: Tensor, routing: str) -> Tensor:
+    """g: the share that each expert has in a token's output (…, E), in float32 or wider."""
+    shares = torch.softmax(wide(logits), -1)
     if routing == "top2":
-        chosen, index = gates.topk(2, -1)
+        chosen, index = shares.topk(2, -1)
         chosen = chosen / chosen.sum(-1, keepdim=True)
-        gates = torch.zeros_like(gates).scatter(-1, index, chosen)
-    return gates
-
-
-def wide(x: Tensor) -> Tensor:
-    """A tensor in fp32, or as it is where it is wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+        shares = torch.zeros_like(shares).scatter(-1, index, chosen)
+    return shares

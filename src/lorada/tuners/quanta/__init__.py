@@ -1,1 +1,1 @@
-"""QuanTA: a change of a weight made of small tensors."""
+"""QuanTA: adds to a linear layer a matrix that is a product of small ones, its gates."""

@@ -1,15 +1,15 @@
-"""The operator of QuanTA as pure functions, the fast form beside the slow one.
+"""The operator T of QuanTA as pure functions: a fast form, and a slow one to test it against.
 
 Chen et al., "QuanTA: Efficient High-Rank Fine-Tuning of LLMs with Quantum-Informed Tensor
-Adaptation" (2024): a vector of D = d_1 ⋯ d_n numbers is a tensor with axes 1 … n, and each pair
-of axes (a, b) has a gate G of shape (d_a d_b) × (d_a d_b) that mixes these two axes,
+Adaptation" (2024). A vector of D = d_1 ⋯ d_n numbers is seen as a tensor with axes 1 … n. Each pair
+of axes (a, b) has a gate, a matrix G of shape (d_a d_b) × (d_a d_b) that mixes these two axes:
 
     x'_{… i'_a … i'_b …} = Σ_{i_a, i_b} G_{(i'_a i'_b), (i_a i_b)} x_{… i_a … i_b …}
 
-The gates act one after another, so that the whole is T = G_(2,1) ⋯ G_(n,n-2) G_(n,n-1): dense and
-of full rank from Σ (d_a d_b)² numbers. There is no non-linearity, bias, scale or rank.
+The gates act one after another, T = G_(2,1) ⋯ G_(n,n-2) G_(n,n-1). So T is a dense D × D matrix of
+full rank, made of Σ (d_a d_b)² numbers.
 
-Shapes: D the product of ``dims``, P = d_a d_b of one pair.
+Shapes: D the product of ``dims``; P = d_a d_b of one pair; B batch.
 """
 
 import math
@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-AXES = 4  # of a factorisation that is not given
+AXES = 4  # of a default factorisation
 
-# The factorisations of the paper; they are not those that ``default_dims`` would find.
+# The paper's factorisations. The rule of ``default_dims`` would find others.
 PAPER_DIMS = {4096: (16, 8, 8, 4), 5120: (16, 8, 8, 5)}
 
 
 def pairs(axes: int) -> list[tuple[int, int]]:
-    """The pairs of axes, counted from 1, in the order of their gates: (n, n-1) … (2, 1)."""
+    """The pairs of axes, counted from 1, in the order in which their gates act: (n, n-1) first."""
     return [(a, b) for a in range(axes, 1, -1) for b in range(a - 1, 0, -1)]
 
 
@@ -42,13 +42,13 @@ def parameter_count(dims: Sequence[int]) -> int:
 
 
 def default_dims(width: int) -> tuple[int, ...]:
-    """A factorisation of a width: the paper's, or four factors as equal as possible.
+    """The default factors of a width: the paper's, or else four factors as equal as possible.
 
-    As equal as possible means the least sum, largest factor first: 576 = 6·6·4·4. A width of fewer
-    than four prime factors has as many axes as prime factors.
+    These are the four with the least sum, largest first: 576 = 6·6·4·4. A width with fewer than
+    four prime factors is split into those.
 
     Raises:
-        ValueError: for a width with one prime factor or none, which has no pair of axes.
+        ValueError: for a prime width or 1, which has no two factors above 1.
     """
     if width in PAPER_DIMS:
         return PAPER_DIMS[width]
@@ -59,7 +59,13 @@ def default_dims(width: int) -> tuple[int, ...]:
 
 
 def factorisations(number: int, factors: int, most: int | None = None) -> list[tuple[int, ...]]:
-    """Every way to write a number as a product of so many factors above 1, largest first."""
+    """All ways to write a number as a product of factors above 1, largest factor first.
+
+    Args:
+        number: the product.
+        factors: how many factors there are.
+        most: the largest that a factor may be.
+    """
     most = number if most is None else min(most, number)
     if factors == 1:
         return [(number,)] if 1 < number <= most else []
@@ -74,11 +80,11 @@ def factorisations(number: int, factors: int, most: int | None = None) -> list[t
 def draw_gates(
     dims: Sequence[int], generator: torch.Generator | None = None
 ) -> list[Float[Tensor, "_ _"]]:
-    """Fresh gates, uniform in ±1/√P (Kaiming with a = √5): fp32, and on the CPU.
+    """Fresh gates, uniform in ±1/√P (Kaiming with a = √5), in float32 on the CPU.
 
     Args:
         dims: the factors of the width.
-        generator: for gates that can be drawn again; None for torch's own.
+        generator: draws them; None for torch's global one.
     """
     gates = []
     for size in gate_sizes(dims):
@@ -93,7 +99,7 @@ def apply_gates(
 ) -> Float[Tensor, "*B D"]:
     """T x for every vector of ``x``: one small matrix product per gate, first gate first."""
     batch = x.shape[:-1]
-    x = x.reshape(math.prod(batch), *dims)  # the batch is axis 0, so axis a is dimension a
+    x = x.reshape(math.prod(batch), *dims)  # the batch is dimension 0, so axis a is dimension a
     for (a, b), gate in zip(pairs(len(dims)), gates, strict=True):
         last = x.movedim((a, b), (-2, -1))
         mixed = (last.flatten(-2) @ gate.T).view(last.shape)
@@ -101,8 +107,8 @@ def apply_gates(
     return x.reshape(*batch, math.prod(dims))
 
 
-def fit(x: Float[Tensor, "*B _"], width: int) -> Float[Tensor, "*B _"]:
-    """The first ``width`` numbers of every vector, zeros where it has fewer."""
+def crop_or_pad(x: Float[Tensor, "*B _"], width: int) -> Float[Tensor, "*B _"]:
+    """The first ``width`` numbers of every vector, with zeros behind a shorter one."""
     if x.shape[-1] >= width:
         return x[..., :width]
     return F.pad(x, (0, width - x.shape[-1]))
@@ -114,35 +120,35 @@ def apply_to_width(
     dims: Sequence[int],
     width: int,
 ) -> Float[Tensor, "*B _"]:
-    """T between two other widths: the input and the output are cropped or padded with zeros."""
-    return fit(apply_gates(fit(x, math.prod(dims)), gates, dims), width)
+    """T x, where x and the result may have other widths than D: both are cropped or padded."""
+    return crop_or_pad(apply_gates(crop_or_pad(x, math.prod(dims)), gates, dims), width)
 
 
 def as_matrix(
     gates: Sequence[Float[Tensor, "_ _"]], dims: Sequence[int], rows: int, columns: int
 ) -> Float[Tensor, "_ _"]:
-    """T as the matrix of a module with so many outputs (``rows``) and inputs (``columns``).
+    """T cropped or padded to a matrix (rows, columns).
 
-    Column i is T e_i. Only the columns that T reads are computed; those past D are zero.
+    Column i is T e_i, with e_i the unit vector. Columns from D on are zero.
     """
     used = min(columns, math.prod(dims))
     eye = torch.eye(used, dtype=gates[0].dtype, device=gates[0].device)
-    return fit(apply_to_width(eye, gates, dims, rows).T, columns)
+    return crop_or_pad(apply_to_width(eye, gates, dims, rows).T, columns)
 
 
 def as_matrix_reference(
     gates: Sequence[Float[Tensor, "_ _"]], dims: Sequence[int]
 ) -> Float[Tensor, "D D"]:
-    """T as a dense D × D matrix, gate by gate: the slow twin of ``as_matrix`` and ``apply_gates``.
+    """T as a dense D × D matrix: the slow twin of ``as_matrix`` and ``apply_gates``.
 
-    Each gate becomes a D × D matrix of its own, G on its two axes times the identity on every
-    other, and T is the product of these matrices, the first gate right-most.
+    Each gate becomes a D × D matrix, G on its two axes and the identity on all others. T is the
+    product of these matrices, with that of the first gate on the right.
     """
     n, width = len(dims), math.prod(dims)
     whole = torch.eye(width, dtype=gates[0].dtype, device=gates[0].device)
     for (a, b), gate in zip(pairs(n), gates, strict=True):
         d_a, d_b = dims[a - 1], dims[b - 1]
-        # Axis c of the output is index c, of the input index n + c.
+        # einsum gets index c for axis c of the output, and n + c for axis c of the input.
         operands: list[object] = [gate.reshape(d_a, d_b, d_a, d_b), [a, b, n + a, n + b]]
         for c in set(range(1, n + 1)) - {a, b}:
             operands += [torch.eye(dims[c - 1]).to(gate), [c, n + c]]

@@ -1,4 +1,4 @@
-"""Several wrapping parts on one module, and several adapters with different parts there.
+"""Several parts around one module, and several adapters with different parts there.
 
 PEFT wraps: LoRA and then IA3 on one module give ``IA3(base_layer=LoRA(base_layer=Linear))``. Within
 one adapter the order is that of its parts. A second adapter must find the layers of the first, and
@@ -15,81 +15,67 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from lorada.support.errors import MOST
-from lorada.tuners.base.attached_layer import AttachedLayer, within_layer
 from lorada.tuners.base.config import refuse_no_layers
-
-BASE = ".base_layer"
+from lorada.tuners.base.linears import BASE_LAYER, has_adapter, linear_names, wrappers
+from lorada.tuners.base.tuner import AttachedModel, chosen, listed
 
 
 def tuner_of(part: PeftConfig) -> type[BaseTuner]:
-    """The tuner that places a part."""
+    """The class of the tuner that places a part."""
     tuner_cls: type[BaseTuner] = PEFT_TYPE_TO_TUNER_MAPPING[part.peft_type]
     return tuner_cls
 
 
+def wraps(part: PeftConfig) -> bool:
+    """Whether a part is placed around modules, and not attached beside them."""
+    return not issubclass(tuner_of(part), AttachedModel)
+
+
 def part_kind(tuner: BaseTuner, adapter_name: str) -> tuple[type, str | None]:
-    """What two parts on one module must differ in; bottlenecks may be at two places of it."""
+    """What two parts on one module must differ in; bottlenecks may have two placements there."""
     config = tuner.peft_config[adapter_name]
     return tuner.tuner_layer_cls, getattr(config, "placement", None)
 
 
 def layer_kind(layer: nn.Module) -> type:
-    """The kind of tuner layer a layer is: the most special, as AdaLoRA's are LoRA layers too."""
+    """The class that a tuner looks its layers up by; AdaLoRA's layers are also LoRA layers."""
     kinds = {tuner.tuner_layer_cls for tuner in PEFT_TYPE_TO_TUNER_MAPPING.values()
              if hasattr(tuner, "tuner_layer_cls")}  # fmt: skip
     return next((cls for cls in type(layer).__mro__ if cls in kinds), type(layer))
 
 
-def chains(model: nn.Module) -> dict[str, list[BaseTunerLayer]]:
-    """The wrapping layers of each adapted module, outermost first, by the module's name."""
-    found = {}
-    for name, module in model.named_modules():
-        if not _wraps(module) or name.endswith(BASE):
-            continue
-        chain = [module]
-        while _wraps(inner := chain[-1].base_layer):
-            chain.append(inner)
-        found[name] = chain
-    return found
-
-
-def _wraps(module: Any) -> bool:
-    return (
-        isinstance(module, BaseTunerLayer)
-        and not isinstance(module, AttachedLayer)
-        and hasattr(module, "base_layer")
-    )
-
-
 @contextmanager
-def within_reach(model: nn.Module, tuner_cls: type[BaseTuner]) -> Iterator[None]:
-    """Let a tuner meet its own nested layers, so that it adds to them instead of wrapping again."""
-    outer = []
-    for name, chain in chains(model).items():
+def own_layers_outermost(model: nn.Module, tuner_cls: type[BaseTuner]) -> Iterator[None]:
+    """Let a tuner find its own nested layers, so that it adds to them instead of wrapping again.
+
+    Within this context each such layer stands where the outermost one around it was.
+    """
+    outermost = []
+    for name, chain in wrappers(model).items():
         for layer in chain[1:]:
             if layer_kind(layer) is tuner_cls.tuner_layer_cls:
-                parent = model.get_submodule(name.rpartition(".")[0])
-                outer.append((parent, name.rpartition(".")[2], chain[0]))
-                setattr(parent, outer[-1][1], layer)
+                holder, _, child = name.rpartition(".")
+                parent = model.get_submodule(holder)
+                outermost.append((parent, child, chain[0]))
+                setattr(parent, child, layer)
     try:
         yield
     finally:
-        for parent, child, layer in outer:
+        for parent, child, layer in outermost:
             setattr(parent, child, layer)
 
 
 def check_order(model: nn.Module, adapter_name: str, parts: list[PeftConfig]) -> None:
-    """Refuse an adapter whose parts are nested in another order than it would have by itself.
+    """Refuse an adapter whose parts are nested in another order than they would be alone.
 
     Raises:
         ValueError: naming the module.
     """
     wanted = [tuner_of(part).tuner_layer_cls for part in parts]
-    for name, chain in chains(model).items():
-        kinds = [layer_kind(layer) for layer in reversed(chain) if holds(layer, adapter_name)]
+    for name, chain in wrappers(model).items():
+        own = (layer for layer in reversed(chain) if has_adapter(layer, adapter_name))
+        kinds = [layer_kind(layer) for layer in own]
         if kinds != sorted(kinds, key=wanted.index):
             raise ValueError(
                 f"adapter {adapter_name!r} applies its parts to {name} in another order than an "
@@ -100,14 +86,16 @@ def check_order(model: nn.Module, adapter_name: str, parts: list[PeftConfig]) ->
 def names_alone(model: nn.Module, adapter_name: str) -> dict[str, str]:
     """Names of an adapter's wrapping layers → the names they have where it is the only adapter."""
     names = {}
-    for name, chain in chains(model).items():
-        own = [depth for depth, layer in enumerate(chain) if holds(layer, adapter_name)]
-        names.update({name + BASE * depth: name + BASE * i for i, depth in enumerate(own)})
+    for name, chain in wrappers(model).items():
+        own = [depth for depth, layer in enumerate(chain) if has_adapter(layer, adapter_name)]
+        names.update(
+            {name + BASE_LAYER * depth: name + BASE_LAYER * i for i, depth in enumerate(own)}
+        )
     return names
 
 
 def rename(state_dict: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """A state dict with the keys of some modules renamed."""
+    """A state dict in which some modules have other names."""
     renamed = {}
     for key, value in state_dict.items():
         owner = _owner(key, names)
@@ -134,14 +122,11 @@ def _owner(key: str, names: dict[str, Any]) -> str:
     return owner
 
 
-def holds(layer: BaseTunerLayer, adapter_name: str) -> bool:
-    """Whether a layer has weights of an adapter."""
-    return adapter_name in layer._get_available_adapters()
-
-
 @contextmanager
-def misfit_named(model: nn.Module, part: PeftConfig, parts: list[PeftConfig]) -> Iterator[None]:
-    """Make errors of placing a part one line that names it, and what it could have been placed on.
+def part_named_in_errors(
+    model: nn.Module, part: PeftConfig, parts: list[PeftConfig]
+) -> Iterator[None]:
+    """Turn an error of placing a part into one line that names the part and what would fit.
 
     Raises:
         ValueError: in place of the ``ValueError`` that the part's tuner raised.
@@ -152,30 +137,10 @@ def misfit_named(model: nn.Module, part: PeftConfig, parts: list[PeftConfig]) ->
     except ValueError as error:
         text = " ".join(str(error).split())
         if isinstance(error, NoMatchingPeftModuleError):
-            targets = part.target_modules
-            shown = sorted(targets) if isinstance(targets, set) else targets
-            layers = getattr(part, "layers_to_transform", None)
-            within = "" if layers is None else f" in layers_to_transform={layers!r}"
-            text = f"target_modules={shown!r}{within} matched no module"
+            text = f"{chosen(part)} matched no module"
         if re.search("target.modules", text, re.IGNORECASE) and "this model has" not in text:
-            names = matrices(model)
-            more = f" and {len(names) - MOST} more" if names[MOST:] else ""
-            text += f"; this model has {', '.join(names[:MOST]) or 'no matrices'}{more}"
-        place = next(i for i, other in enumerate(parts, 1) if other is part)
+            text += f"; this model has {listed(linear_names(model))}"
+        position = next(i for i, other in enumerate(parts, 1) if other is part)
         raise ValueError(
-            f"{type(part).__name__}, part {place} of {len(parts)} of the stack: {text}"
+            f"{type(part).__name__}, part {position} of {len(parts)} of the stack: {text}"
         ) from error
-
-
-def matrices(model: nn.Module) -> list[str]:
-    """Names, within a layer, of the matrices of a model, whether a part is on them or not."""
-    names: list[str] = []
-    tuner_layers: list[str] = []
-    for name, module in model.named_modules():
-        if any(name.startswith(f"{layer}.") for layer in tuner_layers):
-            continue
-        if isinstance(module, BaseTunerLayer):
-            tuner_layers.append(name)
-        if _wraps(module) or isinstance(module, nn.Linear | Conv1D):
-            names.append(within_layer(name))
-    return list(dict.fromkeys(names))

@@ -1,27 +1,22 @@
-"""``LoradaConfig(parts=[…])``: any number of PEFT configs, ours or PEFT's, as one adapter.
+"""The tuner of a stack: several parts as one adapter.
 
-A stack is a composite tuner. Each part is placed by its own ordinary tuner; everything that PEFT
-does afterwards (activating, disabling, casting, saving) works on the tuner layers it finds in the
-model, whichever tuner put them there. So LoRaDA-LA is a list of three parts and not a class.
+Each part is placed by its own ordinary tuner. Everything that PEFT does afterwards (activating,
+disabling, casting, saving) works on the tuner layers that it finds in the model, whichever tuner
+put them there. So LoRaDA-LA is a list of three parts and not a class.
 """
 
-import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from peft import PeftConfig
-from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.adalora import AdaLoraModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 
-from lorada.support.version import __version__
-from lorada.tuners.base.attach import AttachedModel
 from lorada.tuners.base.attached_layer import detach_all
-from lorada.tuners.base.config import PREFIX, LoradaPeftConfig, LoradaType, refuse_unknown, register
+from lorada.tuners.base.config import PREFIX, STACK, register
 from lorada.tuners.base.entries import refuse_offloaded
 from lorada.tuners.base.injection import (
     all_or_nothing,
@@ -30,82 +25,34 @@ from lorada.tuners.base.injection import (
     refuse_doubled,
     refuse_known,
 )
-from lorada.tuners.base.merging import (
-    give_own_weights,
-    merge_all,
-    merge_inner,
-    one_line,
-    ties_settled,
-)
 from lorada.tuners.base.mixed_batch import mixed_batch
+from lorada.tuners.base.tied_weights import give_own_weights, ties_settled
+from lorada.tuners.base.tuner import AttachedModel, LoradaTuner
 from lorada.tuners.lmam import bake
-from lorada.tuners.stack.kept import merge_and_keep, refuse_to_merge, wraps
+from lorada.tuners.stack.config import LoradaConfig
+from lorada.tuners.stack.merging import (
+    merge_all,
+    merge_and_keep_attached,
+    merge_inner,
+    one_line_errors,
+    refuse_unmergeable,
+)
 from lorada.tuners.stack.nesting import (
     check_order,
     keys_of_others,
-    misfit_named,
     names_alone,
+    own_layers_outermost,
     part_kind,
+    part_named_in_errors,
     rename,
     tuner_of,
-    within_reach,
+    wraps,
 )
 
+# Options of a stack that hold for each part that does not set them.
 FORWARDED = ("layers_to_transform", "layers_pattern")
-
-
-@dataclass
-class LoradaConfig(LoradaPeftConfig):
-    """A stack of parts that is one adapter: one config file, one safetensors file.
-
-    Attributes:
-        parts: PEFT configs, or their dictionaries as in adapter_config.json. Options that are set
-            on the stack itself (``layers_to_transform``, ``modules_to_save``, ``init_weights``,
-            ``inference_mode``) hold for every part that does not say otherwise.
-
-    Raises:
-        ValueError: for an empty stack, or a part that PEFT does not inject into layers.
-    """
-
-    parts: list[Any] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = LoradaType.LORADA
-        if not self.parts:
-            raise ValueError("LoradaConfig needs at least one part, such as LmamConfig()")
-        self.parts = [_as_config(part, self) for part in self.parts]
-        for part in self.parts:
-            _refuse_unstackable(part)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The config as JSON-ready data, parts included, as this version writes it."""
-        own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "parts"}
-        parts = [
-            {key: sorted(value) if isinstance(value, set) else value for key, value in part.items()}
-            for part in (part.to_dict() for part in self.parts)
-        ]
-        return {**own, "parts": parts, "lorada_version": __version__}
-
-
-def _as_config(part: Any, stack: LoradaConfig) -> PeftConfig:
-    if isinstance(part, PeftConfig):
-        return copy.deepcopy(part)  # placing a part fills it in; the caller's stays as it is
-    if isinstance(part, dict) and "peft_type" in part:
-        refuse_unknown(part, stack)
-        return PeftConfig.from_peft_type(**{**part, "inference_mode": stack.inference_mode})
-    raise ValueError(f"a part must be a PEFT config or its dictionary with peft_type, not {part!r}")
-
-
-def _refuse_unstackable(part: PeftConfig) -> None:
-    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(part.peft_type)
-    name = type(part).__name__
-    if part.is_prompt_learning or part.is_adaption_prompt or isinstance(part, LoradaConfig):
-        raise ValueError(f"{name} cannot be a part: PEFT does not place it in the model's layers")
-    if tuner is None or not issubclass(tuner, BaseTuner) or tuner.uses_shared_state:
-        raise ValueError(f"{name} cannot be a part: it keeps weights outside the model's layers")
-    if getattr(part, "trainable_token_indices", None) is not None:
-        raise ValueError(f"trainable_token_indices of {name}: add a TrainableTokensConfig instead")
+# What configs call the option whose value False starts from random weights.
+INIT_OPTIONS = ("init_weights", "init_lora_weights", "init_ia3_weights")
 
 
 class LoradaModel(BaseTuner):  # type: ignore[misc]
@@ -117,15 +64,22 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kw: Any) -> None:
         refuse_known(model, adapter_name)
-        # Plain attributes, not submodules: every tuner's ``model`` is this tuner's ``model``.
+        # The tuners of each adapter's parts; not as submodules, as each holds the whole model.
         self.__dict__["_tuners"] = {}
         if isinstance(known := vars(model).get("peft_config"), dict):
             self.__dict__["peft_config"] = dict(known)  # of adapters that transformers has loaded
         super().__init__(model, peft_config, adapter_name, **kw)
 
+    def tuners_of(self, adapter_name: str) -> list[BaseTuner]:
+        """The tuners of an adapter's parts."""
+        tuners: list[BaseTuner] = self.__dict__["_tuners"].get(adapter_name, [])
+        return tuners
+
     def tuners(self) -> list[BaseTuner]:
         """The tuners of all parts of all adapters."""
         return [tuner for tuners in self.__dict__["_tuners"].values() for tuner in tuners]
+
+    # Placing.
 
     def inject_adapter(
         self,
@@ -135,7 +89,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
-        """Place every part of an adapter; a later adapter leaves the trainability of earlier ones.
+        """Place every part of an adapter; what trains of earlier adapters stays as it was.
 
         Raises:
             ValueError: if two parts of one kind want the same module, if a part would wrap
@@ -183,21 +137,23 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         for name in FORWARDED:
             if hasattr(part, name) and getattr(part, name) is None:
                 setattr(part, name, getattr(config, name))
-        if not config.init_weights:
-            for name in ("init_weights", "init_lora_weights", "init_ia3_weights"):
-                if hasattr(part, name):
-                    setattr(part, name, False)
+        for name in INIT_OPTIONS:
+            if hasattr(part, name) and not config.init_weights:
+                setattr(part, name, False)
         if hasattr(part, "modules_to_save") and own_modules is None:
             part.modules_to_save = config.modules_to_save  # so that no part adapts such a module
         tuner_cls = tuner_of(part)
         model.__dict__.pop("peft_config", None)  # a tuner that sees one joins it instead
-        placed = self.__dict__["_tuners"][adapter_name]
-        with within_reach(model, tuner_cls), misfit_named(model, part, config.parts):
+        with (
+            own_layers_outermost(model, tuner_cls),
+            part_named_in_errors(model, part, config.parts),
+        ):
             tuner = tuner_cls(
                 model, {adapter_name: part}, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage
             )
         if hasattr(part, "modules_to_save"):
             part.modules_to_save = own_modules
+        placed = self.tuners_of(adapter_name)
         for other in placed:
             shared = set(tuner.targeted_module_names) & set(other.targeted_module_names)
             if shared and part_kind(tuner, adapter_name) == part_kind(other, adapter_name):
@@ -210,22 +166,9 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError("parts are placed by their own tuners")
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's forward, through a part that extends it (AdaLoRA adds to the loss)."""
-        for name in self.active_adapters:
-            # One that was loaded for inference has nothing to add, and AdaLoRA's would fail.
-            for tuner in [] if self.peft_config[name].inference_mode else self._parts_of(name):
-                if type(tuner).forward is not BaseTuner.forward:
-                    return tuner(*args, **kwargs)
-        return self.model(*args, **kwargs)
-
-    def _parts_of(self, adapter_name: str) -> list[BaseTuner]:
-        tuners: list[BaseTuner] = self.__dict__["_tuners"].get(adapter_name, [])
-        return tuners
-
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        for tuner in self._parts_of(adapter_name):
+        for tuner in self.tuners_of(adapter_name):
             tuner._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -233,15 +176,25 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         super().delete_adapter(adapter_name)
         self.__dict__["_tuners"].pop(adapter_name, None)
 
+    # Running.
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward, through a part that extends it (AdaLoRA adds to the loss)."""
+        for name in self.active_adapters:
+            # One that was loaded for inference has nothing to add, and AdaLoRA's would fail.
+            for tuner in [] if self.peft_config[name].inference_mode else self.tuners_of(name):
+                if type(tuner).forward is not BaseTuner.forward:
+                    return tuner(*args, **kwargs)
+        return self.model(*args, **kwargs)
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         names = kwargs.pop("adapter_names", None)
-        tuner_classes = list(dict.fromkeys(type(tuner) for tuner in self.tuners()))
         with ExitStack() as stack:
             stack.enter_context(mixed_batch(self, names, *args, **kwargs))
-            for tuner_cls in tuner_classes:
-                if getattr(tuner_cls, "mixes", False):  # its layers have been told
-                    continue
+            for tuner_cls in dict.fromkeys(map(type, self.tuners())):
+                if issubclass(tuner_cls, LoradaTuner):
+                    continue  # ``mixed_batch`` has told its layers
                 if names is not None and "_enable_peft_forward_hooks" not in vars(tuner_cls):
                     raise ValueError(
                         f"adapter_names: {tuner_cls.__name__.removesuffix('Model')} serves one "
@@ -269,19 +222,22 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
             return super().__getattr__(name)
         except AttributeError:
             for adapter_name in self.active_adapters if self.__dict__.get("_tuners") else []:
-                for tuner in self._parts_of(adapter_name):
+                for tuner in self.tuners_of(adapter_name):
                     if name in vars(type(tuner)):
                         return getattr(tuner, name)
             raise
 
+    # AdaLoRA's. PEFT calls them on the model while such an adapter, active or not, is loaded or
+    # saved.
+
     def resize_modules_by_rank_pattern(self, rank_pattern: Any, adapter_name: str) -> None:
-        """AdaLoRA's, which PEFT calls on the model while an adapter, active or not, is loaded."""
-        for tuner in self._parts_of(adapter_name):
+        """Give AdaLoRA's layers the ranks of a saved adapter."""
+        for tuner in self.tuners_of(adapter_name):
             if hasattr(type(tuner), "resize_modules_by_rank_pattern"):
                 tuner.resize_modules_by_rank_pattern(rank_pattern, adapter_name)
 
     def resize_state_dict_by_rank_pattern(self, *args: Any) -> Any:
-        """AdaLoRA's, which PEFT calls on the model while an adapter, active or not, is saved."""
+        """Drop the ranks that AdaLoRA has pruned from a state dict."""
         return AdaLoraModel.resize_state_dict_by_rank_pattern(self, *args)
 
     # Saving and loading: a part's own hooks on the part's own keys, PEFT's structure for the rest.
@@ -337,15 +293,15 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         return False
 
     def _check_merge_allowed(self) -> None:
-        for name in self.active_adapters:
-            refuse_to_merge(self, name)
         parts = [part for name in self.active_adapters for part in self.peft_config[name].parts]
-        kept = sorted({type(part).__name__ for part in parts if not wraps(part)})
-        if kept:
+        for name in self.active_adapters:
+            refuse_unmergeable(self.model, name, self.tuners_of(name))
+        attached = sorted({type(part).__name__ for part in parts if not wraps(part)})
+        if attached:
             raise ValueError(
-                f"parts of {', '.join(kept)} cannot be merged into the weights: merge_weights() "
-                "merges the parts that can be and returns the merged model with the rest as an "
-                "adapter"
+                f"parts of {', '.join(attached)} cannot be merged into the weights: "
+                "merge_weights() merges the parts that can be and returns the merged model with "
+                "the rest as an adapter"
             )
         super()._check_merge_allowed()
 
@@ -355,7 +311,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         """Merge every part in place; ``unmerge_adapter`` undoes it."""
         self._check_merge_allowed()
         give_own_weights(self.model, adapter_names or self.active_adapters)
-        with one_line():
+        with one_line_errors():
             merge_all(self.model, adapter_names=adapter_names, safe_merge=safe_merge)
 
     def _replace_module(
@@ -367,7 +323,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         if merge:
             self._check_merge_allowed()
-        with ties_settled(self.model), one_line():
+        with ties_settled(self.model), one_line_errors():
             if merge:
                 safe, names = kwargs.get("safe_merge", False), kwargs.get("adapter_names")
                 give_own_weights(self.model, names or self.active_adapters)
@@ -387,11 +343,11 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
             ValueError: for a stack with a part around the weights that cannot be merged: it would
                 be around other weights than it was trained on.
         """
-        return merge_and_keep(self, self.active_adapters[0])
+        return merge_and_keep_attached(self, self.active_adapters[0])
 
     def bake(self) -> None:
-        """Precompute every map of the stack for inference."""
+        """Compute every map of the stack once, for inference."""
         bake(self.model)
 
 
-register(LoradaType.LORADA, LoradaConfig, LoradaModel)
+register(STACK, LoradaConfig, LoradaModel)

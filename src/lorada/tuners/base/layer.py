@@ -1,0 +1,117 @@
+"""What every tuner layer of this package shares: PEFT's state, and who is served by what."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from lorada.tuners.base.entries import Entries, used_on
+
+
+class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+    """A layer that holds the weights of any number of adapters, by adapter name.
+
+    ``adapter_layer_names`` lists the attributes with weights that train, ``other_param_names``
+    those with anything else; each is a dictionary whose keys are adapter names.
+
+    Attributes:
+        configs: the config of each adapter.
+        scaling: a factor on what an adapter adds, while IST measures layers; empty otherwise.
+    """
+
+    adapter_layer_names: tuple[str, ...]
+    other_param_names: tuple[str, ...] = ("configs",)
+
+    if TYPE_CHECKING:  # what PEFT's base class has
+        active_adapters: list[str]
+        merged: bool
+
+        def _get_available_adapters(self) -> set[str]: ...
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in self.adapter_layer_names:
+            setattr(self, name, Entries())
+        self.configs: dict[str, Any] = {}
+        self.scaling: dict[str, float] = {}
+        self.merged_adapters: list[str] = []
+        self._disable_adapters = False
+        self._active_adapter: list[str] = []
+        # In a mixed batch, the adapter of each sample; ``mixed_batch`` sets it for one call.
+        self._adapter_of_sample: list[str] | None = None
+
+    @property
+    def adapted(self) -> nn.Module:
+        """The module of the base model that this layer adapts."""
+        raise NotImplementedError
+
+    def samples_by_adapter(self) -> list[tuple[str, list[bool] | None]]:
+        """The adapters at work in this call, each with the samples that it serves (None: all)."""
+        if self._disable_adapters:
+            return []
+        present = self._get_available_adapters()
+        if self._adapter_of_sample is None:
+            return [(name, None) for name in self.active_adapters if name in present]
+        names = [name for name in dict.fromkeys(self._adapter_of_sample) if name in present]
+        return [(name, [name == own for own in self._adapter_of_sample]) for name in names]
+
+    def scaled(self, name: str, term: Tensor) -> Tensor:
+        """What an adapter adds, times its ``scaling``."""
+        return term * self.scaling[name] if name in self.scaling else term
+
+    def device_for_weights(self, model: nn.Module | None = None) -> torch.device:
+        """The device for new weights: where those of the adapted module are used.
+
+        Args:
+            model: names the adapted module in the error.
+
+        Raises:
+            ValueError: if the adapted module is split over devices.
+        """
+        devices = sorted({str(device) for device in used_on(self.adapted)})
+        if len(devices) > 1:
+            modules = (model or self.adapted).named_modules()
+            name = next((name for name, module in modules if module is self.adapted), "")
+            raise ValueError(
+                f"{name or type(self.adapted).__name__} is split over {', '.join(devices)}: "
+                "choose a device_map that keeps each module that holds a part on one device"
+            )
+        return torch.device(devices[0] if devices else "cpu")
+
+    def weights_of(self, adapter_name: str) -> Iterator[Tensor]:
+        """The weights of an adapter in this layer, frozen ones included."""
+        for container in (*self.adapter_layer_names, *self.other_param_names):
+            by_name: Any = getattr(self, container)
+            if isinstance(by_name, nn.Module) and adapter_name in by_name:  # type: ignore[operator]
+                weights = by_name[adapter_name]  # type: ignore[index]
+                if isinstance(weights, Tensor):
+                    yield weights
+                else:
+                    yield from (*weights.parameters(), *weights.buffers())
+
+    def cast_to_base(self, adapter_name: str) -> None:
+        """Give the weights of an adapter the adapted module's dtype, unless that is quantised."""
+        dtypes = (parameter.dtype for parameter in self.adapted.parameters())
+        dtype = next((dtype for dtype in dtypes if dtype.is_floating_point), None)
+        for tensor in self.weights_of(adapter_name) if dtype is not None else ():
+            tensor.data = tensor.data.to(dtype)
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        # PEFT's own would also cast to the base's dtype, whatever ``autocast_adapter_dtype`` says.
+        target = device or self.device_for_weights()
+        for tensor in self.weights_of(adapter_name):
+            if not tensor.is_meta:
+                tensor.data = tensor.data.to(target)
+
+    def extra_repr(self) -> str:
+        """The adapters that this layer holds."""
+        return f"adapters={sorted(self._get_available_adapters())}"
+
+
+def sample_mask(samples: list[bool] | None, device: torch.device) -> Tensor | None:
+    """Which samples of a batch an adapter serves, as a tensor; None for all."""
+    return None if samples is None else torch.tensor(samples, device=device)

@@ -1,0 +1,82 @@
+"""The linear layers of a model, and the tuner layers that PEFT wraps around modules.
+
+PEFT wraps a module once for each kind of part: LoRA and then IA3 on one linear layer give
+``IA3(base_layer=LoRA(base_layer=Linear))``.
+"""
+
+import re
+from typing import Any, TypeGuard
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+BASE_LAYER = ".base_layer"
+
+
+def within_layer(name: str) -> str:
+    """A module name behind its layer index: ``model.layers.3.self_attn`` → ``self_attn``."""
+    return re.sub(r"^.*\.\d+\.", "", name)
+
+
+def is_wrapper(module: Any) -> TypeGuard[BaseTunerLayer]:
+    """Whether a module is a tuner layer around another module."""
+    return isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer")
+
+
+def linear_of(module: nn.Module) -> nn.Linear | Conv1D | None:
+    """The linear layer that a module is, or that tuner layers wrap; None for any other module."""
+    while is_wrapper(module):
+        module = module.base_layer
+    return module if isinstance(module, nn.Linear | Conv1D) else None
+
+
+def widths(linear: Any) -> tuple[int, int]:
+    """Widths of input and output of a linear layer; a ``Conv1D`` stores its weight transposed."""
+    if isinstance(linear, Conv1D):
+        fan_in, fan_out = linear.weight.shape
+        return fan_in, fan_out
+    return linear.in_features, linear.out_features
+
+
+def linears(model: nn.Module) -> dict[str, Any]:
+    """The linear layers of a model or of a part of it, by the name of whatever wraps them now."""
+    found: dict[str, Any] = {}
+    outer = None  # the last tuner layer, whose own matrices are none of the model's
+    for name, module in model.named_modules():
+        if outer is not None and name.startswith(f"{outer}."):
+            continue
+        if isinstance(module, BaseTunerLayer):
+            outer = name
+        linear = linear_of(module)
+        if name and linear is not None:
+            found[name] = linear
+    return found
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """Names of a model's linear layers, those of its repeated layers without the layer's index."""
+    return list(dict.fromkeys(within_layer(name) for name in linears(model)))
+
+
+def layer_linear_names(model: nn.Module) -> list[str]:
+    """Names, within a layer, of the linear layers of a model's repeated layers."""
+    names = ((name, within_layer(name)) for name in linears(model))
+    return list(dict.fromkeys(short for name, short in names if short != name))
+
+
+def wrappers(model: nn.Module) -> dict[str, list[BaseTunerLayer]]:
+    """The tuner layers around each wrapped module, outermost first, by the module's name."""
+    found = {}
+    for name, module in model.named_modules():
+        if is_wrapper(module) and not name.endswith(BASE_LAYER):
+            chain = [module]
+            while is_wrapper(inner := chain[-1].base_layer):
+                chain.append(inner)
+            found[name] = chain
+    return found
+
+
+def has_adapter(layer: BaseTunerLayer, adapter_name: str) -> bool:
+    """Whether a tuner layer has weights of an adapter."""
+    return adapter_name in layer._get_available_adapters()

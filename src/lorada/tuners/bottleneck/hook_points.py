@@ -1,0 +1,176 @@
+"""Hooks at the hook points of a layer, which read the tensor there or replace it.
+
+Two kinds of hook points need more than a hook of PyTorch. LoRA wraps a linear layer, and takes the
+wrapper away when it is merged, so there the hook follows whatever module has the name. And what
+changes the output of a layer has to run inside of the layer's gradient checkpoint.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lorada.tuners.base.attached_layer import Removable
+from lorada.tuners.base.linears import linear_of
+
+# Gets the tensor at a hook point; returns what replaces it, or None to leave it.
+Change = Callable[[Tensor], Tensor | None]
+
+
+def hook_at(layer: nn.Module, point: str, change: Change, *, first: bool = False) -> Removable:
+    """Call ``change`` with the tensor at a hook point, in every forward.
+
+    Args:
+        layer: the layer.
+        point: the hook point, such as ``mlp.out``: see ``layouts``.
+        change: what to call; no closure, which a deep copy of the model would share.
+        first: whether to call it before the changes that are there already. Has no effect at a
+            linear layer.
+    """
+    name, _, side = point.rpartition(".")
+    if not name:
+        output = layer.__dict__.get(LayerOutput.key) or LayerOutput(layer)
+        return output.add(change, first)
+    module = layer.get_submodule(name)
+    if linear_of(module) is not None:
+        return LinearHook(layer, name, side, change)
+    return _hook(module, side, change, first)
+
+
+def _hook(module: nn.Module, side: str, change: Change, first: bool = False) -> RemovableHandle:
+    # Partial functions and not closures: a deep copy of the model then calls its own adapters.
+    if side == "in":
+        return module.register_forward_pre_hook(
+            partial(_change_input, change), prepend=first, with_kwargs=True
+        )
+    return module.register_forward_hook(partial(_change_output, change), prepend=first)
+
+
+def _change_input(
+    change: Change, module: nn.Module, args: Any, kwargs: Any
+) -> tuple[Any, Any] | None:
+    if args:
+        changed = change(args[0])
+        return None if changed is None else ((changed, *args[1:]), kwargs)
+    name = next(iter(kwargs))
+    changed = change(kwargs[name])
+    return None if changed is None else (args, {**kwargs, name: changed})
+
+
+def _change_output(change: Change, module: nn.Module | None, args: Any, output: Any) -> Any:
+    if not isinstance(output, tuple):
+        return change(output)
+    changed = change(output[0])
+    return None if changed is None else (changed, *output[1:])
+
+
+class LinearHook:
+    """A hook on a linear layer, or on the outermost module that wraps it by now.
+
+    Each call of the parent checks which module that is, and moves the hook if it is another.
+    """
+
+    def __init__(self, layer: nn.Module, name: str, side: str, change: Change) -> None:
+        parent, _, self._name = name.rpartition(".")
+        self._side, self._change = side, change
+        self._module: nn.Module | None = None
+        self._handle: RemovableHandle | None = None
+        holder = layer.get_submodule(parent)
+        self._parent_handle = holder.register_forward_pre_hook(self._follow)
+        self._follow(holder, ())
+
+    def _follow(self, parent: nn.Module, args: Any) -> None:
+        module = getattr(parent, self._name)
+        if module is self._module:
+            return
+        if self._handle is not None:
+            self._handle.remove()
+        self._module, self._handle = module, _hook(module, self._side, self._change)
+
+    def remove(self) -> None:
+        """Take both hooks off the model."""
+        self._parent_handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
+
+
+class LayerOutput:
+    """All changes of the output of one layer, one after another.
+
+    transformers checkpoints the ``forward`` of a layer, and the layer's own hooks run outside of
+    the checkpoint. A tensor saved inside must not be used there: it would stay in memory, or lose
+    its gradient. So in a checkpointed forward, the checkpoint function makes the changes.
+    """
+
+    key = "lorada_output"  # where the layer keeps it
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.changes: list[Change] = []
+        self.layer = layer
+        layer.__dict__[self.key] = self
+        self._handles = [
+            layer.register_forward_pre_hook(self._before),
+            # In front of hooks that transformers may have put there to collect hidden states.
+            layer.register_forward_hook(self._after, prepend=True),
+        ]
+
+    def add(self, change: Change, first: bool) -> "OutputChange":
+        """Add a change, before or after the others, and return its handle."""
+        self.changes.insert(0 if first else len(self.changes), change)
+        return OutputChange(self, change)
+
+    def drop(self, change: Change) -> None:
+        """Remove a change, and with the last one the hooks."""
+        self.changes.remove(change)
+        if not self.changes:
+            for handle in self._handles:
+                handle.remove()
+            del self.layer.__dict__[self.key]
+
+    def changed(self, output: Any) -> Any:
+        """The output of the layer after all changes."""
+        for change in self.changes:
+            changed = _change_output(change, None, (), output)
+            output = output if changed is None else changed
+        return output
+
+    def _before(self, layer: Any, args: Any) -> None:
+        if getattr(layer, "gradient_checkpointing", False):
+            plain = layer._gradient_checkpointing_func
+            plain = getattr(plain, "plain", plain)  # left there by a forward that failed
+            layer._gradient_checkpointing_func = _Checkpoint(plain, self)
+
+    def _after(self, layer: Any, args: Any, output: Any) -> Any:
+        if getattr(layer, "gradient_checkpointing", False):
+            checkpoint = layer._gradient_checkpointing_func
+            layer._gradient_checkpointing_func = checkpoint.plain
+            if checkpoint.ran:  # not in eval mode or without gradients
+                return None
+        return self.changed(output)
+
+
+class OutputChange:
+    """The handle of one change of a layer's output."""
+
+    def __init__(self, output: LayerOutput, change: Change) -> None:
+        self._output, self._change = output, change
+
+    def remove(self) -> None:
+        """Remove the change."""
+        self._output.drop(self._change)
+
+
+class _Checkpoint:
+    """The checkpoint function of a layer for one forward, which changes the output inside."""
+
+    def __init__(self, plain: Any, output: LayerOutput) -> None:
+        self.plain, self.ran, self._output = plain, False, output
+
+    def __call__(self, run: Callable[..., Any], *args: Any) -> Any:
+        self.ran = True
+        return self.plain(partial(self._run, run), *args)
+
+    def _run(self, run: Callable[..., Any], *args: Any) -> Any:
+        return self._output.changed(run(*args))

@@ -1,0 +1,92 @@
+"""``LoradaConfig(parts=[…])``: any number of PEFT configs, ours or PEFT's, as one adapter."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
+
+from lorada.support.errors import unknown
+from lorada.support.version import __version__
+from lorada.tuners.base.config import LoradaPeftConfig, known_types, saved_by
+
+
+@dataclass
+class LoradaConfig(LoradaPeftConfig):
+    """A stack of parts that is one adapter: one config file, one safetensors file.
+
+    Attributes:
+        parts: PEFT configs, or their dictionaries as in adapter_config.json. Options that are set
+            on the stack itself (``layers_to_transform``, ``modules_to_save``, ``init_weights``,
+            ``inference_mode``) hold for every part that does not say otherwise.
+
+    Raises:
+        ValueError: for an empty stack, or a part that PEFT does not inject into layers.
+    """
+
+    parts: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.parts:
+            raise ValueError("LoradaConfig needs at least one part, such as LmamConfig()")
+        self.parts = [_as_config(part, self) for part in self.parts]
+        for part in self.parts:
+            _refuse_unstackable(part)
+
+    @property
+    def starts_as_base(self) -> bool:
+        """Whether no part changes the outputs of the base model at the start; PEFT's do not."""
+        return self.init_weights and all(getattr(p, "starts_as_base", True) for p in self.parts)
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether every part can be merged into the weights of the base model."""
+        return all(getattr(part, "mergeable", True) for part in self.parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as JSON-ready data, parts included, as this version writes it."""
+        own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "parts"}
+        parts = [
+            {key: sorted(value) if isinstance(value, set) else value for key, value in part.items()}
+            for part in (part.to_dict() for part in self.parts)
+        ]
+        return {**own, "parts": parts, "lorada_version": __version__}
+
+
+def _as_config(part: Any, stack: LoradaConfig) -> PeftConfig:
+    if isinstance(part, PeftConfig):
+        return copy.deepcopy(part)  # placing a part fills it in; the caller's stays as it is
+    if isinstance(part, dict) and "peft_type" in part:
+        _refuse_unknown(part, stack)
+        return PeftConfig.from_peft_type(**{**part, "inference_mode": stack.inference_mode})
+    raise ValueError(f"a part must be a PEFT config or its dictionary with peft_type, not {part!r}")
+
+
+def _refuse_unknown(part: dict[str, Any], stack: LoradaConfig) -> None:
+    """Refuse the dictionary of a part of an unknown type, or with a misspelt setting."""
+    kind = part["peft_type"]
+    if not isinstance(kind, str) or kind not in known_types():
+        raise ValueError(
+            f"peft_type={kind!r} of a part is unknown to this peft and lorada; "
+            f"upgrade them, or leave the part out{saved_by(stack)}"
+        )
+    if part.get("peft_version") is not None:
+        return  # PEFT wrote it: a newer version may know more settings, and PEFT warns of those
+    known = PEFT_TYPE_TO_CONFIG_MAPPING[kind].__dataclass_fields__
+    for name in part:
+        if name not in known:
+            raise unknown(f"setting of {kind}", str(name), known)
+
+
+def _refuse_unstackable(part: PeftConfig) -> None:
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(part.peft_type)
+    name = type(part).__name__
+    if part.is_prompt_learning or part.is_adaption_prompt or isinstance(part, LoradaConfig):
+        raise ValueError(f"{name} cannot be a part: PEFT does not place it in the model's layers")
+    if tuner is None or not issubclass(tuner, BaseTuner) or tuner.uses_shared_state:
+        raise ValueError(f"{name} cannot be a part: it keeps weights outside the model's layers")
+    if getattr(part, "trainable_token_indices", None) is not None:
+        raise ValueError(f"trainable_token_indices of {name}: add a TrainableTokensConfig instead")

@@ -1,0 +1,127 @@
+"""Merging the parts of a stack: which can be, in what order, and what stays an adapter."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft import (
+    PeftConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft.tuners.tuners_utils import BaseTuner, onload_layer
+from torch import nn
+
+from lorada.tuners.base.attached_layer import AttachedLayer
+from lorada.tuners.base.linears import wrappers
+from lorada.tuners.stack.nesting import wraps
+
+
+def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> None:
+    """Refuse to merge an adapter with a part around modules that cannot be merged into them.
+
+    Args:
+        model: the model the parts are on.
+        name: of the adapter.
+        tuners: of its parts; those of attached parts are passed over.
+
+    Raises:
+        ValueError: naming the part.
+    """
+    for tuner in tuners:
+        part: PeftConfig = tuner.peft_config[name]
+        if not wraps(part):
+            continue
+        if reason := _unmergeable(part, tuner):
+            raise ValueError(f"{reason}: keep it as an adapter")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tied weights, which get one each here
+            tuner._check_merge_allowed()
+    for place, chain in wrappers(model).items():
+        for layer in chain:
+            biased = getattr(layer, "lora_bias", {}).get(name, False)
+            if biased and getattr(layer.get_base_layer(), "bias", None) is None:
+                raise ValueError(
+                    f"lora_bias=True cannot be merged into {place}, which has no bias: "
+                    "keep it as an adapter"
+                )
+
+
+def _unmergeable(part: Any, tuner: BaseTuner) -> str | None:
+    if tokens := getattr(part, "alora_invocation_tokens", None):
+        return (
+            f"alora_invocation_tokens={tokens} changes only what follows these tokens, "
+            "which no weight can say"
+        )
+    if getattr(part, "layer_replication", None):
+        return "layer_replication makes layers that share their weights, so none can be changed"
+    if getattr(tuner, "not_mergeable", ""):
+        return f"a stack with {type(part).__name__} cannot be merged into the weights"
+    return None
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn PEFT's ``NotImplementedError`` for layers that cannot be merged into one line.
+
+    Raises:
+        ValueError: in its place.
+    """
+    try:
+        yield
+    except NotImplementedError as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"this adapter cannot be merged into the weights: {text}") from error
+
+
+def merge_inner(model: nn.Module, **options: Any) -> None:
+    """Merge the layers that PEFT's ``merge_and_unload`` does not see: it takes the outermost."""
+    for chain in wrappers(model).values():
+        for layer in reversed(chain[1:]):
+            layer.merge(**options)
+
+
+def merge_all(model: nn.Module, **options: Any) -> None:
+    """Merge from the inside out: an outer layer, such as IA3's, scales what the inner ones add."""
+    merge_inner(model, **options)
+    for chain in wrappers(model).values():
+        with onload_layer(chain[0]):
+            chain[0].merge(**options)
+
+
+def merge_and_keep_attached(stack: Any, name: str) -> nn.Module:
+    """Merge the parts of an adapter that wrap modules, and put the attached ones on the result.
+
+    Args:
+        stack: the ``LoradaModel``, which is used up.
+        name: of the adapter.
+
+    Returns:
+        A ``PeftModel`` over the merged base, or the merged base itself if no part remains.
+
+    Raises:
+        ValueError: for a part that cannot be merged; the stack is as it was then.
+    """
+    refuse_unmergeable(stack.model, name, stack.tuners_of(name))
+    config = stack.peft_config[name]
+    merged = [part for part in config.parts if wraps(part)]
+    rest = [part for part in config.parts if not wraps(part)]
+    config.parts = rest  # so that the state dict has their weights alone
+    state = get_peft_model_state_dict(stack, adapter_name=name)
+    attached = {n for n, module in stack.named_modules() if isinstance(module, AttachedLayer)}
+    weights = {
+        f"base_model.{key}": value.clone()
+        for key, value in state.items()
+        if any(key.startswith(f"{layer}.") for layer in attached)
+    }
+    config.parts = merged
+    base: nn.Module = stack._unload_and_optionally_merge(merge=True, adapter_names=[name])
+    if not rest:
+        return base
+    fields = {"task_type": config.task_type, "base_model_type": config.base_model_type}
+    model: nn.Module = get_peft_model(base, type(config)(parts=rest, **fields))
+    # A task head, which PEFT puts into every adapter of such a task, is the base's by now.
+    set_peft_model_state_dict(model, {**get_peft_model_state_dict(model), **weights})
+    return model.train(stack.training)
