@@ -12,8 +12,8 @@ from transformers import ElectraConfig, ElectraForMaskedLM
 
 from lorada import METHODS, build_method
 from lorada.methods.build import Plan
-from lorada.methods.columns import column_of
 from lorada.methods.describe import part_names
+from lorada.methods.model_settings import column_of
 from lorada.methods.task_head import select_trainable
 
 BUILDERS = {

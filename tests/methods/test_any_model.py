@@ -28,10 +28,10 @@ from transformers import (
 )
 
 from lorada import METHODS, LmamConfig, build_method
-from lorada.methods.columns import scheme_of
-from lorada.methods.empty_model import linears_of
 from lorada.methods.matrix_names import SCHEMES, fits, renamed
-from lorada.methods.other_models import ELSEWHERE
+from lorada.methods.meta_model import linears_of
+from lorada.methods.model_settings import scheme_of
+from lorada.methods.unpublished_settings import ELSEWHERE
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.load import load_run
 from lorada.runs.models.count import count_parameters

@@ -10,7 +10,7 @@ from stacks import randomise
 from torch import nn
 
 from lorada import BottleneckConfig, LoradaConfig, PrefixConfig, build_method
-from lorada.methods.autopeft.blocks import configuration
+from lorada.methods.autopeft.block_settings import configuration
 from lorada.runs.models.count import count_parameters
 
 pytestmark = pytest.mark.fp64

@@ -15,9 +15,9 @@ from typing import Any
 
 from lorada.experiments import own_process
 from lorada.methods.autopeft import search_space
-from lorada.methods.autopeft.blocks import LAYERS, SIZES
+from lorada.methods.autopeft.block_settings import LAYERS, SIZES
 from lorada.methods.autopeft.search_space import Configuration, Space, Trial, pareto
-from lorada.methods.columns import column_of
+from lorada.methods.model_settings import column_of
 from lorada.runs.folder.folder import clear, holds_run, same_recipe
 from lorada.runs.folder.lock import held
 from lorada.runs.folder.result import RESULT_FILE, read_result

@@ -11,11 +11,11 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainingArguments
 
-from lorada.methods.columns import column_of, settings_for
 from lorada.methods.describe import method_named
-from lorada.methods.fitting import fitted, refuse_undefined
+from lorada.methods.fit_to_model import fitted, refuse_undefined
 from lorada.methods.matrix_names import family_of
 from lorada.methods.method import PARTS, Family, Method, Settings, load
+from lorada.methods.model_settings import column_of, settings_for
 from lorada.methods.table import MAP
 from lorada.support.errors import unknown
 from lorada.tuners import LoradaConfig

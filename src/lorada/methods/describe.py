@@ -3,8 +3,8 @@
 from typing import Any
 
 from lorada.methods.method import PARTS, Method, Settings
-from lorada.methods.other_models import ELSEWHERE, Elsewhere
 from lorada.methods.table import MAP, METHODS
+from lorada.methods.unpublished_settings import ELSEWHERE, Elsewhere
 from lorada.support.errors import unknown
 
 

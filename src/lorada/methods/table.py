@@ -5,7 +5,7 @@ A method is a list of parts with their settings, one column for each kind of mod
 an entry holds, ``plan`` makes a method ready for a model.
 """
 
-from lorada.methods.autopeft.blocks import SIZES, blocks
+from lorada.methods.autopeft.block_settings import SIZES, blocks
 from lorada.methods.method import Method, Settings
 
 # Papers of several methods; each of the others is linked where it stands.

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from lorada.methods.autopeft.blocks import SIZES, configuration
+from lorada.methods.autopeft.block_settings import SIZES, configuration
 from lorada.methods.callbacks.layers import generator_at
 from lorada.support.errors import unknown
 from lorada.support.files import json_text, write_whole

@@ -26,7 +26,7 @@ from lorada.methods.callbacks.layers import (
     same_everywhere,
     training_rows,
 )
-from lorada.methods.callbacks.outliers import outlier_ratios
+from lorada.methods.callbacks.outlier_ratio import outlier_ratios
 
 logger = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from lorada.methods.empty_model import linears_of
 from lorada.methods.matrix_names import SCHEMES, Scheme, family_of, fits, renamed
+from lorada.methods.meta_model import linears_of
 from lorada.methods.method import COLUMNS, HOMES, Settings
-from lorada.methods.other_models import ELSEWHERE
 from lorada.methods.table import METHODS
+from lorada.methods.unpublished_settings import ELSEWHERE
 from lorada.tuners.bottleneck.placements import LINEARS
 
 NOT_FROM_THE_PAPER = "not from the paper"  # which reports look for

@@ -7,7 +7,7 @@ RoBERTa, which DeBERTa takes too where it has no column of its own.
 
 from dataclasses import dataclass
 
-from lorada.methods.autopeft.blocks import blocks
+from lorada.methods.autopeft.block_settings import blocks
 from lorada.methods.method import Family, Settings
 from lorada.methods.table import FFN_LORA, METHODS
 

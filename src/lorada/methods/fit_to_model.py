@@ -13,8 +13,8 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from lorada.attention import interface
-from lorada.methods.empty_model import skeleton
 from lorada.methods.matrix_names import SCHEMES
+from lorada.methods.meta_model import skeleton
 from lorada.methods.method import PARTS, Method, Settings, load
 from lorada.tuners.bottleneck.sites import linear_under
 from lorada.tuners.lmam import self_attentions
