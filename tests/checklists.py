@@ -81,12 +81,18 @@ def copy_repository(folder: Path) -> Path:
     return root
 
 
-def carry_out(checklist: list[Step], root: Path) -> None:
-    """Follow every step in a copy of the repository; a command that fails is an error."""
+def carry_out(checklist: list[Step], root: Path) -> str:
+    """Follow every step in a copy of the repository, and return what the commands printed.
+
+    Raises:
+        AssertionError: for a step that cannot be followed, or a command that fails.
+    """
+    printed = ""
     for step in checklist:
         if step.how == "run":
             done = run(step.code, root)
             assert done.returncode == 0, f"{step.code}\n{done.stdout[-6000:]}{done.stderr[-3000:]}"
+            printed += done.stdout
             continue
         path = root / step.path
         if step.how == "new":
@@ -99,6 +105,12 @@ def carry_out(checklist: list[Step], root: Path) -> None:
         assert len(at) == 1, f"{step.anchor!r} begins {len(at)} lines of {step.path}, not one"
         lines.insert(at[0] + (step.how == "after"), step.code)
         path.write_text("".join(lines), encoding="utf-8")
+    return printed
+
+
+def tests_passed(printed: str) -> int:
+    """How many tests passed, by the last line of pytest."""
+    return int(re.findall(r"(\d+) passed", printed)[-1])
 
 
 def run(command: str, root: Path) -> subprocess.CompletedProcess[str]:

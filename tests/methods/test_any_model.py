@@ -31,7 +31,7 @@ from lorada import METHODS, LmamConfig, build_method
 from lorada.methods.matrix_names import SCHEMES, fits, renamed
 from lorada.methods.meta_model import linears_of
 from lorada.methods.model_settings import scheme_of
-from lorada.methods.unpublished_settings import ELSEWHERE
+from lorada.methods.unpublished_settings import UNPUBLISHED
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.load import load_run
 from lorada.runs.models.count import count_parameters
@@ -241,11 +241,11 @@ def test_what_the_user_wrote_is_never_changed(method, overrides, message, caplog
 
 
 def test_settings_that_are_not_the_papers_say_so_everywhere(call):
-    for name, ours in ELSEWHERE.items():
-        for kind in ours.columns:
+    for name, ours in UNPUBLISHED.items():
+        for kind in ours.parts:
             assert kind not in METHODS[name].parts
     where = build_method("dora", BertConfig()).settings_from
-    assert where == f"not from the paper: {ELSEWHERE['dora'].source}"
+    assert where == f"not from the paper: {UNPUBLISHED['dora'].source}"
     assert build_method("dora", LlamaConfig()).settings_from == "Table 4"
     taken = build_method("dora", GPT2Config()).settings_from
     assert taken == "Table 4; those of llama models, taken to a gpt2 model"

@@ -15,6 +15,7 @@ from stacks import randomise
 from torch import nn
 
 from lorada import (
+    METHODS,
     BottleneckConfig,
     LamdaConfig,
     LmamConfig,
@@ -29,18 +30,11 @@ pytestmark = pytest.mark.fp64
 
 D, FFN, HEADS = SIZES["hidden_size"], SIZES["intermediate_size"], SIZES["num_attention_heads"]
 LAYERS = SIZES["num_hidden_layers"]  # of each stack
-WHOLE = ("full", "owlore", "owlore_full")
-
-# Drawn at random with both matrices, or keys that take their share of attention, or a full-rank
-# map, which starts at PE alone.
-CHANGE_AT_ONCE = {"series", "parallel", "houlsby", "pfeiffer", "pa_attn_ffn", "fmam"}
-CHANGE_AT_ONCE |= {"prefix", "mam", "prefix_lora", "autopeft"}
-MERGE = {"lora", "dora", "quanta", "ist", "adalora", "sora", "shira", "lamda", "longlora"}
 
 every_case = pytest.mark.parametrize(("name", "model"), CASES, ids=lambda part: part)
 every_adapter = pytest.mark.parametrize(
     ("name", "model"),
-    [case for case in CASES if case[0] not in (*WHOLE, "bitfit")],
+    [(name, model) for name, model in CASES if METHODS[name].parts],
     ids=lambda part: part,
 )
 
@@ -156,13 +150,14 @@ BIASES = {
 
 def expected_size(name: str, model: str, config) -> int:
     plain = ARCHITECTURES[model]()
-    if name in WHOLE:
+    if METHODS[name].trainable == ".":
         return sum(p.numel() for p in plain.parameters())
-    if name == "bitfit":
+    if METHODS[name].trains == "biases":
         return BIASES[model]
-    parts = build_method(name, plain.config, **small(name, plain.config)).config.parts
-    if name == "lamda":
-        parts = config.parts  # the spectra decide its ranks
+    asked = build_method(name, plain.config, **small(name, plain.config)).config.parts
+    # What is asked for says the size, but for the ranks of LaMDA, which the spectra decide.
+    parts = [had if isinstance(had, LamdaConfig) else part
+             for part, had in zip(asked, config.parts, strict=True)]  # fmt: skip
     return sum(SIZES_OF[type(part)](part, model) for part in parts)
 
 
@@ -177,14 +172,14 @@ def test_a_method_trains_as_many_parameters_as_its_formula_says(name, model):
 
 
 @every_adapter
-def test_a_fresh_adapter_changes_nothing_unless_its_start_is_random(name, model):
+def test_a_fresh_adapter_changes_nothing_if_its_method_says_so(name, model):
     batch = inputs(model)
     adapted, _ = placed(name, model, batch)
     expected, actual = logits(ARCHITECTURES[model](), **batch), logits(adapted, **batch)
-    if name in CHANGE_AT_ONCE:
-        assert (actual - expected).abs().max() > 1e-4
-    else:
+    if METHODS[name].starts_as_base:
         assert_close(actual, expected)
+    else:
+        assert (actual - expected).abs().max() > 1e-4
 
 
 @every_case
@@ -207,7 +202,7 @@ def test_a_method_merges_to_the_same_model_or_says_in_a_line_that_it_cannot(name
     batch = inputs(model)
     adapted, _ = placed(name, model, batch)
     randomise(adapted.double())  # of the weights' rounding, nothing is to be left
-    if name not in MERGE:
+    if not METHODS[name].mergeable:
         with pytest.raises(ValueError, match=r"^[^\n]*cannot be merged into the weights[^\n]*$"):
             adapted.merge_and_unload()
         return

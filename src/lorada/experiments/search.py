@@ -17,6 +17,7 @@ from lorada.experiments import own_process
 from lorada.methods.autopeft import search_space
 from lorada.methods.autopeft.block_settings import LAYERS, SIZES
 from lorada.methods.autopeft.search_space import Configuration, Space, Trial, pareto
+from lorada.methods.lookup import method_named
 from lorada.methods.model_settings import column_of
 from lorada.runs.folder.folder import clear, holds_run, same_recipe
 from lorada.runs.folder.lock import held
@@ -123,7 +124,7 @@ def search(
 def space_of(recipe: Recipe) -> Space:
     """The search space of a recipe's model."""
     config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    column = column_of(METHOD, config).parts
+    column = column_of(method_named(METHOD), config).parts
     depth = max(config.num_hidden_layers, getattr(config, "decoder_layers", 0))
     return Space(config.hidden_size, depth, tuple(part for part in SIZES if part in column))
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -11,12 +11,11 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainingArguments
 
-from lorada.methods.describe import method_named
 from lorada.methods.fit_to_model import fitted, refuse_undefined
+from lorada.methods.lookup import method_named
 from lorada.methods.matrix_names import family_of
 from lorada.methods.method import PARTS, Family, Method, Settings, load
 from lorada.methods.model_settings import column_of, settings_for
-from lorada.methods.table import MAP
 from lorada.support.errors import unknown
 from lorada.tuners import LoradaConfig
 
@@ -72,11 +71,11 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
             setting (with the full keys), a method that this model has no form of, or a model type
             whose matrices have names that are not known here.
     """
-    method, plus_map = method_named(name)
+    method = method_named(name)
     config, settings_from = None, method.source
-    refuse_undefined(name, method, model_config)
+    refuse_undefined(method, model_config)
     if method.trainable is None:
-        config, settings_from = _stack(name, method, plus_map, model_config, overrides)
+        config, settings_from = _stack(method, model_config, overrides)
     elif overrides:
         raise ValueError(f"method {name} has no settings, but got {', '.join(overrides)}")
     return Plan(
@@ -92,12 +91,10 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
 
 
 def _stack(
-    name: str, method: Method, plus_map: bool, model_config: Any, overrides: dict[str, Any]
+    method: Method, model_config: Any, overrides: dict[str, Any]
 ) -> tuple[LoradaConfig, str]:
     """The config of a method, and where its settings come from."""
-    column = column_of(name.removesuffix("+lmam"), model_config)
-    if plus_map:
-        column = replace(column, parts={"lmam": MAP, **column.parts})
+    column = column_of(method, model_config)
     # To leave out a part that this model has no form of changes nothing.
     without = {part: {size: 0} for part, size in method.sizes.items() if part not in column.parts}
     asked = {key: value for key, value in overrides.items() if without.get(key, ...) != value}
@@ -107,12 +104,12 @@ def _stack(
     left = {part: values for part, values in settings.items() if part not in absent}
     if not left:
         sizes = ", ".join(f"{part}.{method.sizes[part]}=0" for part in absent)
-        raise ValueError(f"{sizes} leaves {name} without a part: give one of them a size")
+        raise ValueError(f"{sizes} leaves {method.name} without a part: give one of them a size")
     left, replaced = fitted(left, stated, model_config)
     for sentence in replaced:
         logger.warning(sentence)
     kind = None if model_config.model_type in NO_TASK_TYPE else TASK_TYPES[family_of(model_config)]
-    configs = [load(PARTS[part])(**values) for part, values in left.items()]
+    configs = [PARTS[part].config_class()(**values) for part, values in left.items()]
     return LoradaConfig(parts=configs, task_type=kind), "; ".join([column.source, *replaced])
 
 
@@ -123,7 +120,7 @@ def part_overrides(parts: list[str], overrides: dict[str, Any]) -> dict[str, Set
         ValueError: for a setting that no part has, or that several have.
     """
     found: dict[str, Settings] = {part: {} for part in parts}
-    known = {part: {f.name for f in fields(load(PARTS[part])) if f.init} for part in parts}
+    known = {part: {f.name for f in fields(PARTS[part].config_class()) if f.init} for part in parts}
     for key, value in overrides.items():
         if key in parts and isinstance(value, dict):
             for name in value:

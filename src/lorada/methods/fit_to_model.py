@@ -15,31 +15,31 @@ from torch import nn
 from lorada.attention import interface
 from lorada.methods.matrix_names import SCHEMES
 from lorada.methods.meta_model import skeleton
-from lorada.methods.method import PARTS, Method, Settings, load
+from lorada.methods.method import PARTS, SHIFTED_ATTENTION, Method, Settings
 from lorada.tuners.bottleneck.sites import linear_under
 from lorada.tuners.lmam import self_attentions
 
-SHIFTED = "lorada.methods.callbacks.longlora:ShiftedAttention"
 # Value, settings of its part, model → the nearest value that fits, and why the other does not.
 Fit = Callable[[Any, Settings, "_Lazy"], tuple[Any, str]]
 
 
-def refuse_undefined(name: str, method: Method, model_config: Any) -> None:
+def refuse_undefined(method: Method, model_config: Any) -> None:
     """Refuse a method that has nothing to work on in a model.
 
     Raises:
         ValueError: saying what it works on.
     """
     rule = method.trainable
-    picks, shifts = rule not in (None, "."), SHIFTED in method.callbacks
+    picks, shifts = rule not in (None, "."), SHIFTED_ATTENTION in method.callbacks
     model = skeleton(model_config) if picks or shifts else None
     if model is None:
         return
+    name, kind = method.name, type(model).__name__
     if picks and not any(re.search(str(rule), key) for key, _ in model.named_parameters()):
-        raise ValueError(f"{name} trains {method.trains}, and {type(model).__name__} has none")
+        raise ValueError(f"{name} trains {method.trains}, and {kind} has none")
     if shifts and not any(interface.dispatches(module) for module in model.modules()):
         raise ValueError(
-            f"{name} needs attention that takes a mask for each head, and {type(model).__name__} "
+            f"{name} needs attention that takes a mask for each head, and {kind} "
             "computes its own instead of calling transformers' attention functions"
         )
 
@@ -157,7 +157,7 @@ def _fit_fused(targets: Any, values: Settings, lazy: _Lazy) -> tuple[Any, str]:
 
 def _targets(part: str, values: Settings, lazy: _Lazy) -> dict[str, nn.Module]:
     """The linears that a part is on, by name."""
-    model, config = lazy.model(), load(PARTS[part])(**values)
+    model, config = lazy.model(), PARTS[part].config_class()(**values)
     if model is None or config.target_modules is None:
         return {}
     return {

@@ -7,14 +7,27 @@ from typing import Any
 
 from lorada.methods.matrix_names import SCHEMES, Scheme, family_of, fits, renamed
 from lorada.methods.meta_model import linears_of
-from lorada.methods.method import COLUMNS, HOMES, Settings
-from lorada.methods.table import METHODS
-from lorada.methods.unpublished_settings import ELSEWHERE
+from lorada.methods.method import Family, Method, Settings
 from lorada.tuners.bottleneck.placements import LINEARS
 
 NOT_FROM_THE_PAPER = "not from the paper"  # which reports look for
 # Settings that name modules; the second trains them whole.
 NAMING = ("target_modules", "modules_to_save")
+
+# The model type whose names for matrices the settings of a family are written in.
+HOMES: dict[Family, str] = {
+    "llama": "llama", "roberta": "roberta", "deberta": "deberta-v2", "bart": "bart",
+}  # fmt: skip
+
+# Models that a method may have settings of their own for, by what their configs say.
+MODELS: dict[str, Settings] = {
+    "llama2-7b": {"model_type": "llama", "hidden_size": 4096, "vocab_size": 32000,
+                  "max_position_embeddings": 4096},
+    "llama3-8b": {"model_type": "llama", "hidden_size": 4096, "vocab_size": 128256},
+    "llama-13b": {"model_type": "llama", "hidden_size": 5120, "num_hidden_layers": 40},
+    "llama2-70b": {"model_type": "llama", "hidden_size": 8192, "num_hidden_layers": 80},
+    "mbart": {"model_type": "mbart", "is_encoder_decoder": True},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -22,7 +35,7 @@ class Column:
     """The settings of a method for one kind of model.
 
     Attributes:
-        home: the model type whose names the settings have.
+        home: the model type whose names for matrices the settings are written in.
         parts: part name → settings.
         source: where they come from, in words.
     """
@@ -32,31 +45,37 @@ class Column:
     source: str
 
 
-def column_of(name: str, model_config: Any) -> Column:
-    """The settings of a method for a model: its own column, that of its family, or one of ours.
+def column_of(method: Method, model_config: Any) -> Column:
+    """Choose a method's settings for a model: its own, its family's, or unpublished ones.
 
     Args:
-        name: a key of ``METHODS`` with parts.
+        method: as ``method_named`` returns it.
         model_config: the transformers config of the model.
+
+    Raises:
+        ValueError: if the method has no settings for a model of this kind.
     """
-    method, family, model_type = METHODS[name], family_of(model_config), model_config.model_type
-    for key, sizes in COLUMNS.items():
-        home = sizes.get("model_type", "llama")
-        same = all(getattr(model_config, key, None) == value for key, value in sizes.items())
-        if same and key in method.parts and family_of_home(home) == family:
+    family, model_type = family_of(model_config), model_config.model_type
+    for key, facts in MODELS.items():
+        same = all(getattr(model_config, name, None) == value for name, value in facts.items())
+        if same and key in method.parts:
+            home = facts["model_type"]
             return Column(home, method.parts[key], _source(method.source, home, model_type))
-    if family in method.parts:
-        home = HOMES[family]
-        return Column(home, method.parts[family], _source(method.source, home, model_type))
-    ours = ELSEWHERE[name]
-    family = "roberta" if family == "deberta" else family
-    source = f"{NOT_FROM_THE_PAPER}: {ours.source}"
-    return Column(HOMES[family], ours.columns[family], source)
-
-
-def family_of_home(home: str) -> str:
-    """The family of a model that has a column of its own."""
-    return "bart" if home == "mbart" else "llama"
+    # DeBERTa is an encoder like RoBERTa, and takes its settings where it has none of its own.
+    families: tuple[Family, ...] = (family, "roberta") if family == "deberta" else (family,)
+    for key in families:
+        if key in method.parts:
+            source = _source(method.source, HOMES[key], model_type)
+            return Column(HOMES[key], method.parts[key], source)
+    for key in families:
+        if key in method.unpublished.parts:
+            source = f"{NOT_FROM_THE_PAPER}: {method.unpublished.source}"
+            return Column(HOMES[key], method.unpublished.parts[key], source)
+    known = ", ".join(method.parts | method.unpublished.parts)
+    raise ValueError(
+        f"{method.name} has no settings for {model_type} models, only for {known}: "
+        "use another method"
+    )
 
 
 def _source(source: str, home: str, model_type: str) -> str:

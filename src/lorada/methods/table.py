@@ -6,7 +6,7 @@ an entry holds, ``plan`` makes a method ready for a model.
 """
 
 from lorada.methods.autopeft.block_settings import SIZES, blocks
-from lorada.methods.method import Method, Settings
+from lorada.methods.method import SHIFTED_ATTENTION, Method, Settings
 
 # Papers of several methods; each of the others is linked where it stands.
 LORADA = "https://aclanthology.org/2025.findings-emnlp.676/"
@@ -300,7 +300,7 @@ METHODS: dict[str, Method] = {
                 },
             },
         },
-        callbacks=("lorada.methods.callbacks.longlora:ShiftedAttention",),
+        callbacks=(SHIFTED_ATTENTION,),
         arguments={"learning_rate": 2e-5},
         formula="Wx + (α/r)·BAx; attention within groups, half of the heads shifted",
         paper="https://arxiv.org/abs/2309.12307",

@@ -5,24 +5,9 @@ another method for this kind. A column names matrices as its model does, ``rober
 RoBERTa, which DeBERTa takes too where it has no column of its own.
 """
 
-from dataclasses import dataclass
-
 from lorada.methods.autopeft.block_settings import blocks
-from lorada.methods.method import Family, Settings
+from lorada.methods.method import Columns, Settings, Unpublished
 from lorada.methods.table import FFN_LORA, METHODS
-
-
-@dataclass(frozen=True)
-class Elsewhere:
-    """Columns of a method beside those of the paper.
-
-    Attributes:
-        source: where the settings come from.
-        columns: part name → settings, by kind of model.
-    """
-
-    source: str
-    columns: dict[Family, dict[str, Settings]]
 
 
 def _of(method: str, column: str, part: str, **changes: object) -> Settings:
@@ -42,35 +27,35 @@ _ADALORA = _of("adalora", "deberta", "adalora")
 _LLAMA_PREFIX = _of("prefix", "llama", "prefix")
 
 
-def _every(part: str, **ranks: int) -> dict[Family, dict[str, Settings]]:
+def _every(part: str, **ranks: int) -> Columns:
     """One placement of bottleneck adapters on kinds of model, by their ranks."""
-    return {kind: {"bottleneck": {"placement": part, "rank": rank}} for kind, rank in ranks.items()}  # type: ignore[misc]
+    return {kind: {"bottleneck": {"placement": part, "rank": rank}} for kind, rank in ranks.items()}
 
 
-ELSEWHERE: dict[str, Elsewhere] = {
-    "dora": Elsewhere(
+UNPUBLISHED: dict[str, Unpublished] = {
+    "dora": Unpublished(
         "LoRA's of Tables 5 and 10",
         {
             "roberta": {"lora": _of("lora", "roberta", "lora", use_dora=True)},
             "bart": {"lora": _of("lora", "bart", "lora", use_dora=True)},
         },
     ),
-    "series": Elsewhere(
+    "series": Unpublished(
         "the ranks of Adapter-FFN in Tables 5 and 10", _every("series", roberta=32, bart=512)
     ),
-    "parallel": Elsewhere(
+    "parallel": Unpublished(
         "ranks of ours; LoRA(ffn)'s of Table 10", _every("parallel", roberta=16, bart=102)
     ),
-    "houlsby": Elsewhere(
+    "houlsby": Unpublished(
         "the rank of Table 5, on BART of the size of Pfeiffer's; in a pre-LN layer y + A(y) behind "
         "attention and FFN, in front of the residual sum",
         _every("houlsby", llama=16, bart=240),
     ),
-    "pfeiffer": Elsewhere(
+    "pfeiffer": Unpublished(
         "a rank of ours, behind the sum with the residual stream as in He et al.'s code for mBART",
         _every("pfeiffer", llama=32),
     ),
-    "pa_attn_ffn": Elsewhere(
+    "pa_attn_ffn": Unpublished(
         "Table 10's; beside LLaMA's FFN those of Table 19",
         {
             "llama": {
@@ -79,11 +64,11 @@ ELSEWHERE: dict[str, Elsewhere] = {
             "roberta": METHODS["pa_attn_ffn"].parts["bart"],
         },
     ),
-    "mam": Elsewhere(
+    "mam": Unpublished(
         "the prefix of Table 4, the adapter of Table 19",
         {"llama": {"prefix": _LLAMA_PREFIX, "bottleneck": _BESIDE_FFN}},
     ),
-    "prefix_lora": Elsewhere(
+    "prefix_lora": Unpublished(
         "Table 10's; on LLaMA the prefix and the rank of Table 4",
         {
             "llama": {
@@ -96,15 +81,15 @@ ELSEWHERE: dict[str, Elsewhere] = {
             },
         },
     ),
-    "autopeft": Elsewhere(
+    "autopeft": Unpublished(
         "the sizes for encoders, which are ours; the serial adapter as Pfeiffer's in such a layer",
         {"llama": blocks(12, 12, 6)},
     ),
-    "ist": Elsewhere(
+    "ist": Unpublished(
         "LoRA's of Tables 5 and 10",
         {"roberta": METHODS["lora"].parts["roberta"], "bart": METHODS["lora"].parts["bart"]},
     ),
-    "adalora": Elsewhere(
+    "adalora": Unpublished(
         "Table 11's, of DeBERTa",
         {
             "llama": {"adalora": {**_ADALORA, "target_modules": _LLAMA_LAYER}},
@@ -112,32 +97,32 @@ ELSEWHERE: dict[str, Elsewhere] = {
             "bart": {"adalora": {**_ADALORA, "target_modules": _BART_LAYER}},
         },
     ),
-    "sora": Elsewhere(
+    "sora": Unpublished(
         "Table 11's, of DeBERTa",
         dict.fromkeys(("llama", "bart"), METHODS["sora"].parts["deberta"]),
     ),
-    "shira": Elsewhere(
+    "shira": Unpublished(
         "a rank of ours, some 1 % of the weights as in Table 4",
         {
             "roberta": {"shira": {"r": 8, "target_modules": _ENCODER_LORA}},
             "bart": {"shira": {"r": 8, "target_modules": _BART_LORA}},
         },
     ),
-    "lamda": Elsewhere(
+    "lamda": Unpublished(
         "Table 4's, of LLaMA",
         {
             "roberta": {"lamda": _of("lamda", "llama", "lamda", target_modules=_ENCODER_LORA)},
             "bart": {"lamda": _of("lamda", "llama", "lamda", target_modules=_BART_LORA)},
         },
     ),
-    "omoe": Elsewhere(
+    "omoe": Unpublished(
         "Table 4's, of LLaMA",
         {
             "roberta": {"omoe": {"target_modules": _ENCODER_FFN}},
             "bart": {"omoe": {"target_modules": ["fc1", "fc2"]}},
         },
     ),
-    "longlora": Elsewhere(
+    "longlora": Unpublished(
         "Table 7's, of LLaMA; an encoder's groups have no causal mask",
         {
             "roberta": {
@@ -154,7 +139,7 @@ ELSEWHERE: dict[str, Elsewhere] = {
             },
         },
     ),
-    "lorada_la": Elsewhere(
+    "lorada_la": Unpublished(
         "map and adapter of Tables 15 and 16, LoRA of Table 19",
         {
             "roberta": {
@@ -172,7 +157,7 @@ ELSEWHERE: dict[str, Elsewhere] = {
             },
         },
     ),
-    "lorada_q": Elsewhere(
+    "lorada_q": Unpublished(
         "the map of Tables 15 and 16, QuanTA on query and value as in Table 17",
         {
             kind: {"lmam": _of("lorada_a", kind, "lmam"), "quanta": _of("quanta", kind, "quanta")}

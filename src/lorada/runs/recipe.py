@@ -22,8 +22,8 @@ from pydantic import (
     field_serializer,
 )
 
-from lorada.methods.describe import part_names
-from lorada.methods.method import PARTS, load
+from lorada.methods.lookup import method_named
+from lorada.methods.method import PARTS
 from lorada.runs.models.packaged import PACKAGED
 from lorada.runs.plain_yaml import read_yaml, refuse_unstorable, write_yaml
 from lorada.support.errors import unknown
@@ -174,7 +174,7 @@ def load_recipe(
     # Which keys exist depends on the method, so that is settled first.
     method = dict(pairs).get("method", Recipe.model_fields["method"].default)
     values: dict[str, Any] = {"parts": {}, TRAINING: {}}
-    parts = part_names(str(method))
+    parts = method_named(str(method)).part_names
     for key, value in pairs:
         _assign(values, parts, key, value)
     if name_output and "output" not in values:
@@ -196,7 +196,7 @@ def outline(
     training = said.get(TRAINING)
     plain = Recipe.model_fields.keys() - {"parts", TRAINING}
     values = {key: value for key, value in said.items() if key in plain}
-    part_names(str(said.get("method", Recipe.model_fields["method"].default)))
+    method_named(str(said.get("method", Recipe.model_fields["method"].default)))
     if name_output and "output" not in values:
         seeds = [training.get("seed", SEED)] if isinstance(training, dict) else [SEED]
         seeds += [said[key] for key in ("seed", "training.seed") if key in said]
@@ -321,7 +321,7 @@ def _known(section: str) -> dict[str, Any]:
     from peft import PeftConfig
     from transformers import Seq2SeqTrainingArguments
 
-    owner = Seq2SeqTrainingArguments if section == TRAINING else load(PARTS[section])
+    owner = Seq2SeqTrainingArguments if section == TRAINING else PARTS[section].config_class()
     try:
         hints = get_type_hints(owner)
     except NameError:
