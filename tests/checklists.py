@@ -108,7 +108,7 @@ def carry_out(checklist: list[Step], root: Path) -> str:
     return printed
 
 
-def tests_passed(printed: str) -> int:
+def passed(printed: str) -> int:
     """How many tests passed, by the last line of pytest."""
     return int(re.findall(r"(\d+) passed", printed)[-1])
 

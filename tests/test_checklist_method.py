@@ -1,6 +1,6 @@
 """The checklist "Add a method" of CONTRIBUTING.md, carried out as it is written."""
 
-from checklists import carry_out, changed_files, copy_repository, steps, tests_passed
+from checklists import carry_out, changed_files, copy_repository, steps, passed
 from method_cases import CASES
 
 
@@ -15,4 +15,4 @@ def test_a_method_of_existing_parts_takes_two_files_and_passes_the_shared_tests(
     assert "`lora_adapter`" in (root / "README.md").read_text(encoding="utf-8")
     # Four shared tests on each of the paper's models that a method of its kinds is defined on.
     models = [model for name, model in CASES if name == "houlsby" and "bart" not in model]
-    assert tests_passed(printed) > 4 * len(models)
+    assert passed(printed) > 4 * len(models)

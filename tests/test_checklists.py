@@ -1,7 +1,7 @@
 """Checklists are read and carried out as they are written, or it is an error."""
 
 import pytest
-from checklists import Step, carry_out, changed_files, copy_repository, steps, tests_passed
+from checklists import Step, carry_out, changed_files, copy_repository, steps, passed
 from paths import ROOT
 
 PAGE = """
@@ -46,7 +46,7 @@ def test_a_checklist_is_the_code_blocks_of_its_section():
 
 def test_a_checklist_is_carried_out_in_its_folder(tmp_path):
     (tmp_path / "a.py").write_text("if True:\n    b = 2\n    e = 5\n")
-    assert tests_passed(carry_out(STEPS, tmp_path)) == 5
+    assert passed(carry_out(STEPS, tmp_path)) == 5
     assert (tmp_path / "a.py").read_text() == "if True:\n    b = 2\n    c = 3\n    e = 5\n"
     assert (tmp_path / "folder/d.py").read_text() == "d = 4\n"
 
