@@ -9,14 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorada.methods.autopeft.search_space import (
-    Configuration,
-    Space,
-    Trial,
-    pareto,
-    random_sampler,
-    search,
-)
+from lorada.methods.autopeft.search import search
+from lorada.methods.autopeft.search_space import Space, Trial, pareto, random_sampler
+from lorada.methods.autopeft.settings import Configuration
 from lorada.methods.callbacks.layers import generator_at
 
 FULL = Space(768, 12)

@@ -14,9 +14,9 @@ from shlex import quote
 from typing import Any
 
 from lorada.experiments import own_process
-from lorada.methods.autopeft import search_space
-from lorada.methods.autopeft.block_settings import LAYERS, SIZES
-from lorada.methods.autopeft.search_space import Configuration, Space, Trial, pareto
+from lorada.methods.autopeft import search as autopeft_search
+from lorada.methods.autopeft.search_space import Space, Trial, pareto
+from lorada.methods.autopeft.settings import LAYERS, SIZES, Configuration
 from lorada.methods.lookup import method_named
 from lorada.methods.model_settings import column_of
 from lorada.runs.folder.folder import clear, holds_run, same_recipe
@@ -93,7 +93,7 @@ def search(
         KeyboardInterrupt: if the training of a trial was interrupted and saved.
     """
     folder = Path(recipe.output)
-    search_space.sampler_named(sampler)
+    autopeft_search.sampler_named(sampler)
     space = space_of(recipe)
     with held(folder):
         _begin(recipe, trials, space, resume=resume, overwrite=overwrite)
@@ -112,7 +112,7 @@ def search(
                 raise
 
         seed = int(recipe.training.get("seed", 42))
-        done = search_space.search(trial, space, trials, sampler, folder / STATE_FILE, seed)
+        done = autopeft_search.search(trial, space, trials, sampler, folder / STATE_FILE, seed)
     return {
         "sampler": sampler,
         "seed": seed,

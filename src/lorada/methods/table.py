@@ -5,7 +5,7 @@ A method is a list of parts with their settings, one column for each kind of mod
 an entry holds, ``plan`` makes a method ready for a model.
 """
 
-from lorada.methods.autopeft.block_settings import SIZES, blocks
+from lorada.methods.autopeft.settings import SIZES, parts_of_size
 from lorada.methods.method import SHIFTED_ATTENTION, Method, Settings
 
 # Papers of several methods; each of the others is linked where it stands.
@@ -185,9 +185,9 @@ METHODS: dict[str, Method] = {
     "autopeft": Method(
         "AutoPEFT: serial and parallel adapters and a prefix, in layers that `search` chooses",
         {
-            **{family: blocks(12, 12, 6) for family in ("roberta", "deberta")},
-            "bart": blocks(256, 256, 32),
-            "mbart": blocks(0, 512, 32),  # which has no norm behind the FFN
+            **{family: parts_of_size(12, 12, 6) for family in ("roberta", "deberta")},
+            "bart": parts_of_size(256, 256, 32),
+            "mbart": parts_of_size(0, 512, 32),  # which has no norm behind the FFN
         },
         arguments={
             "learning_rate": 1e-4, "num_train_epochs": 20, "per_device_train_batch_size": 32,

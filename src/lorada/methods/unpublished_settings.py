@@ -5,7 +5,7 @@ another method for this kind. A column names matrices as its model does, ``rober
 RoBERTa, which DeBERTa takes too where it has no column of its own.
 """
 
-from lorada.methods.autopeft.block_settings import blocks
+from lorada.methods.autopeft.settings import parts_of_size
 from lorada.methods.method import Columns, Settings, Unpublished
 from lorada.methods.table import FFN_LORA, METHODS
 
@@ -83,7 +83,7 @@ UNPUBLISHED: dict[str, Unpublished] = {
     ),
     "autopeft": Unpublished(
         "the sizes for encoders, which are ours; the serial adapter as Pfeiffer's in such a layer",
-        {"llama": blocks(12, 12, 6)},
+        {"llama": parts_of_size(12, 12, 6)},
     ),
     "ist": Unpublished(
         "LoRA's of Tables 5 and 10",
