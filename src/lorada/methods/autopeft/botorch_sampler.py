@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lorada.methods.autopeft.search_space import Point, Space, Trial, pareto, random_sampler
 from lorada.methods.autopeft.settings import Configuration
-from lorada.methods.callbacks.layers import generator_at
+from lorada.methods.callbacks.sampling import generator_at
 
 
 @dataclass(frozen=True)

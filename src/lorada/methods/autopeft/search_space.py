@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 
 from lorada.methods.autopeft.settings import SIZES, Configuration
-from lorada.methods.callbacks.layers import generator_at
+from lorada.methods.callbacks.sampling import generator_at
 
 HALVINGS = 10  # d / 2^0 … d / 2^9
 
-# A configuration as coordinates: for each entry of ``Space.choices``, the index of the chosen value.
+# A configuration as coordinates: the index of the chosen value in each entry of ``Space.choices``.
 Point = tuple[int, ...]
 
 

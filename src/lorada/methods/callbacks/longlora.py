@@ -1,7 +1,7 @@
-"""LongLoRA's shifted sparse attention for the length of a training; LoRA is PEFT's.
+"""LongLoRA's shifted sparse attention, which a model has while it trains.
 
-Chen et al., "LongLoRA: Efficient Fine-tuning of Long-Context Large Language Models" (2023).
-Evaluation, also in the middle of training, has full attention.
+Chen et al., "LongLoRA: Efficient Fine-tuning of Long-Context Large Language Models" (2023). The
+LoRA part is PEFT's. Evaluation has full attention, in the middle of a training too.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from lorada.tuners.lmam import self_attentions
 class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
     """Makes every self-attention sparse while the model trains.
 
-    The publication is about decoders; the groups of an encoder have no causal mask.
+    The publication is about decoders; in an encoder the groups have no causal mask.
 
     Args:
         group_size: G, in tokens; None for a quarter of the padded length of each batch.
@@ -38,7 +38,7 @@ class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
         """Switch it on.
 
         Raises:
-            ValueError: for a model without self-attention that a mask can reach.
+            ValueError: for a model that calls none of transformers' attention functions.
         """
         model: nn.Module = kwargs["model"]
         names = self_attentions(model)
