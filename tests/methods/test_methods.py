@@ -12,6 +12,7 @@ from transformers import BertConfig, LlamaConfig
 from lorada import METHODS, BottleneckConfig, LmamConfig, build_method
 from lorada.methods.describe import describe
 from lorada.methods.task_head import select_trainable
+from lorada.runs.recipe import load_recipe
 
 LLAMA, BERT = LlamaConfig(), BertConfig()
 
@@ -61,6 +62,28 @@ def test_an_ambiguous_override_lists_the_full_keys():
 def test_an_unknown_override_names_the_nearest(override):
     with pytest.raises(ValueError, match="did you mean"):
         build_method("lorada_la", LLAMA, **override)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("rank", "many", "lmam.rank='many': input should be a valid integer"),
+        ("rank", 0, "rank=0 must be a whole number above 0"),
+        ("ablation", "no_map", "lmam.ablation='no_map': input should be 'no_negative'"),
+    ],
+)
+def test_a_bad_setting_has_the_same_error_from_a_recipe_as_from_build_method(name, value, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        build_method("lmam", LLAMA, **{name: value})
+    options = {"method": "lmam", "model": "smollm2-135m", "output": "-"}
+    with pytest.raises(ValueError, match=re.escape(said)):
+        parts = load_recipe(None, [f"lmam.{name}={value}"], options).parts
+        build_method("lmam", LLAMA, **parts)
+
+
+def test_a_number_may_be_written_as_a_text():
+    (lmam,) = build_method("lmam", LLAMA, rank="3", inverse_scale="1e-3").config.parts
+    assert (lmam.rank, lmam.inverse_scale) == (3, 0.001)
 
 
 def test_building_twice_does_not_share_settings():

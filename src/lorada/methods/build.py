@@ -1,8 +1,8 @@
 """``build_method``: from a name of METHODS and a model to a Plan that a Trainer can follow."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,9 @@ from transformers import TrainerCallback, TrainingArguments
 from lorada.methods.fit_to_model import fitted, refuse_undefined
 from lorada.methods.lookup import method_named
 from lorada.methods.matrix_names import family_of
-from lorada.methods.method import PARTS, Family, Method, Settings, load
+from lorada.methods.method import PARTS, Family, Method, load
 from lorada.methods.model_settings import column_of, settings_for
-from lorada.support.errors import unknown
+from lorada.methods.overrides import part_overrides
 from lorada.tuners import LoradaConfig
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def _stack(
     # To leave out a part that this model has no form of changes nothing.
     without = {part: {size: 0} for part, size in method.sizes.items() if part not in column.parts}
     asked = {key: value for key, value in overrides.items() if without.get(key, ...) != value}
-    stated = part_overrides(list(column.parts), asked)
+    stated = part_overrides(column.parts, asked)
     settings = settings_for(column, stated, model_config)
     absent = [part for part, size in method.sizes.items() if settings.get(part, {}).get(size) == 0]
     left = {part: values for part, values in settings.items() if part not in absent}
@@ -111,44 +111,3 @@ def _stack(
     kind = None if model_config.model_type in NO_TASK_TYPE else TASK_TYPES[family_of(model_config)]
     configs = [PARTS[part].config_class()(**values) for part, values in left.items()]
     return LoradaConfig(parts=configs, task_type=kind), "; ".join([column.source, *replaced])
-
-
-def part_overrides(parts: list[str], overrides: dict[str, Any]) -> dict[str, Settings]:
-    """Sort overrides by part: ``{"lmam": {"rank": 4}}`` from either form of key.
-
-    Raises:
-        ValueError: for a setting that no part has, or that several have.
-    """
-    found: dict[str, Settings] = {part: {} for part in parts}
-    known = {part: {f.name for f in fields(PARTS[part].config_class()) if f.init} for part in parts}
-    for key, value in overrides.items():
-        if key in parts and isinstance(value, dict):
-            for name in value:
-                if name not in known[key]:
-                    raise unknown(f"setting of {key}", name, known[key])
-            found[key].update(value)
-            continue
-        found[owner_of(key, known, also=parts)][key] = value
-    return found
-
-
-def owner_of(key: str, known: Mapping[str, Collection[str]], also: Iterable[str] = ()) -> str:
-    """The one section that has a setting of this name.
-
-    Args:
-        key: a bare key, such as ``rank``.
-        known: section → names of its settings.
-        also: other names that would have been right here, for the hint.
-
-    Raises:
-        ValueError: if no section has it (with the nearest names), or several (with the full keys).
-    """
-    owners = [section for section, names in known.items() if key in names]
-    if len(owners) > 1:
-        full = ", ".join(f"{owner}.{key}" for owner in owners)
-        raise ValueError(f"{key} is a setting of several sections: write {full}")
-    if not owners:
-        raise unknown(
-            "override", key, {*also, *(name for names in known.values() for name in names)}
-        )
-    return owners[0]
