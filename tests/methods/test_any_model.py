@@ -29,7 +29,7 @@ from transformers import (
 
 from lorada import METHODS, LmamConfig, build_method
 from lorada.methods.matrix_names import SCHEMES, fits, renamed
-from lorada.methods.meta_model import linears_of
+from lorada.methods.meta_model import meta_model
 from lorada.methods.model_settings import scheme_of
 from lorada.methods.unpublished_settings import UNPUBLISHED
 from lorada.runs.inference.evaluate import evaluate
@@ -38,6 +38,7 @@ from lorada.runs.models.count import count_parameters
 from lorada.runs.models.loading import kind_of
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
+from lorada.tuners.base.delta_layer import linear_maps
 from lorada.tuners.bottleneck.placements import _widths
 from lorada.tuners.bottleneck.sites import linear_under
 
@@ -59,7 +60,7 @@ def hit(model, targets) -> set[str]:
 def test_every_linear_of_a_layer_has_a_role_and_the_widths_of_it(name):
     model = BUILDERS[name]()
     scheme = SCHEMES[model.config.model_type]
-    linears = linears_of(model.config)
+    linears = linear_maps(meta_model(model.config))
     assert fits(scheme, [linear for linear in linears if not linear.endswith(OF_PLACES)])
     found = {
         role: [_widths(model, module) for module in hit(model, renamed(names, scheme, scheme))]

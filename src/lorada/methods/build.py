@@ -1,4 +1,4 @@
-"""``build_method``: from a name of METHODS and a model to a Plan that a Trainer can follow."""
+"""``build_method``: make a ``Plan`` from the name of a method and the config of a model."""
 
 import logging
 from collections.abc import Callable
@@ -27,24 +27,24 @@ TASK_TYPES: dict[Family, TaskType] = {
     "deberta": TaskType.SEQ_CLS,
     "bart": TaskType.SEQ_2_SEQ_LM,
 }
-# Of pictures and sounds, which PEFT's classes for tasks do not pass on.
+# Models of pictures and sounds: PEFT's classes for tasks do not pass those on to the model.
 NO_TASK_TYPE = ("vit", "whisper")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A method made ready for one model.
+    """What a Trainer needs to train a method on one model.
 
     Attributes:
-        config: the PEFT config to place, or None.
-        callbacks: Trainer callbacks of methods that change the procedure.
-        trainable: a regex of parameter names that train when there is no PEFT config.
-        with_head: a regex of those that train with the task head then, and are not counted.
-        prepare: called with model and batches by methods that must see both first.
+        config: the PEFT config of the adapter; None for a method without one.
+        callbacks: Trainer callbacks of a method that changes the training.
+        trainable: regex of the names of parameters that train without an adapter.
+        with_head: regex of the names that train with the task head then, and are not counted.
+        prepare: called with model and batches; returns the config of a method that must see them.
         optimizer: makes the optimizer of a method that has its own.
-        arguments: overrides of TrainingArguments.
-        settings_from: where the settings come from; those that are not the paper's begin with
-            "not from the paper".
+        arguments: settings of TrainingArguments that the method changes.
+        settings_from: where the settings come from; it begins with "not from the paper" for those
+            that are not.
     """
 
     config: PeftConfig | None
@@ -63,13 +63,13 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
     Args:
         name: a key of ``METHODS``, or ``NAME+lmam``.
         model_config: the transformers config of the model.
-        overrides: settings of parts, as ``lmam={"rank": 4}``, or bare (``rank=4``) where only
-            one part has a field of that name.
+        overrides: settings of parts, as ``lmam={"rank": 4}``, or ``rank=4`` where only one part
+            has a setting of that name.
 
     Raises:
-        ValueError: for an unknown method or setting (with the nearest names), an ambiguous
-            setting (with the full keys), a method that this model has no form of, or a model type
-            whose matrices have names that are not known here.
+        ValueError: for an unknown method or setting (with the nearest names), a setting that
+            several parts have (with the full keys), a value of another type, a method that is not
+            defined on this model, or a model type whose names of matrices are unknown.
     """
     method = method_named(name)
     config, settings_from = None, method.source
@@ -95,7 +95,7 @@ def _stack(
 ) -> tuple[LoradaConfig, str]:
     """The config of a method, and where its settings come from."""
     column = column_of(method, model_config)
-    # To leave out a part that this model has no form of changes nothing.
+    # A part that does not exist on this model may be left out by size 0 all the same.
     without = {part: {size: 0} for part, size in method.sizes.items() if part not in column.parts}
     asked = {key: value for key, value in overrides.items() if without.get(key, ...) != value}
     stated = part_overrides(column.parts, asked)

@@ -1,12 +1,13 @@
-"""Defaults that do not fit a model fall to the nearest that do; what has no form in it is refused.
+"""Fitting a method to a model: defaults that are too large become the nearest that fit.
 
-Only settings that nobody stated are changed. Those of the user are left to the tuners, which refuse
-what does not fit.
+Only defaults are changed. Values that the user wrote are left to the tuners, which refuse what does
+not fit. A method that has nothing to work on in a model is refused here.
 """
 
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
+from functools import cached_property
 from typing import Any
 
 from peft.tuners.tuners_utils import check_target_module_exists
@@ -14,24 +15,21 @@ from torch import nn
 
 from lorada.attention import interface
 from lorada.methods.matrix_names import SCHEMES
-from lorada.methods.meta_model import skeleton
+from lorada.methods.meta_model import meta_model
 from lorada.methods.method import PARTS, SHIFTED_ATTENTION, Method, Settings
 from lorada.tuners.bottleneck.sites import linear_under
 from lorada.tuners.lmam import self_attentions
-
-# Value, settings of its part, model → the nearest value that fits, and why the other does not.
-Fit = Callable[[Any, Settings, "_Lazy"], tuple[Any, str]]
 
 
 def refuse_undefined(method: Method, model_config: Any) -> None:
     """Refuse a method that has nothing to work on in a model.
 
     Raises:
-        ValueError: saying what it works on.
+        ValueError: saying what the method needs.
     """
     rule = method.trainable
     picks, shifts = rule not in (None, "."), SHIFTED_ATTENTION in method.callbacks
-    model = skeleton(model_config) if picks or shifts else None
+    model = meta_model(model_config) if picks or shifts else None
     if model is None:
         return
     name, kind = method.name, type(model).__name__
@@ -47,20 +45,20 @@ def refuse_undefined(method: Method, model_config: Any) -> None:
 def fitted(
     parts: Mapping[str, Settings], stated: Mapping[str, Collection[str]], model_config: Any
 ) -> tuple[dict[str, Settings], list[str]]:
-    """Settings with the defaults among them that do not fit a model replaced by the nearest.
+    """Replace the defaults that do not fit a model by the nearest values that do.
 
     Args:
         parts: part name → settings.
-        stated: part name → the settings that the user stated, which stay.
+        stated: part name → names of the settings that the user wrote, which stay.
         model_config: the transformers config of the model.
 
     Returns:
         The settings, and a sentence for each that was replaced.
 
     Raises:
-        ValueError: for matrices that a part cannot be on.
+        ValueError: for matrices that a part cannot be placed on.
     """
-    model = _Lazy(model_config)
+    model = _Model(model_config)
     found, sentences = {}, []
     for part, values in parts.items():
         found[part] = dict(values)
@@ -77,26 +75,30 @@ def fitted(
     return found, sentences
 
 
-class _Lazy:
-    """A model without weights that is made once it is asked for."""
+class _Model:
+    """A model's config, and the model on the meta device once somebody asks for it."""
 
-    def __init__(self, model_config: Any) -> None:
-        self.config = model_config
-        self._made: list[nn.Module | None] = []
+    def __init__(self, config: Any) -> None:
+        self.config = config
 
-    def model(self) -> nn.Module | None:
-        self._made = self._made or [skeleton(self.config)]
-        return self._made[0]
+    @cached_property
+    def module(self) -> nn.Module | None:
+        return meta_model(self.config)
 
 
-def _fit_heads(heads: int, values: Settings, lazy: _Lazy) -> tuple[int, str]:
-    """The divisor of the attention heads that is nearest; of two, the larger."""
-    model, stacks = lazy.model(), values.get("stacks")
-    if model is None or values.get("ablation") == "full_rank":
+# Called with a default, the settings of its part and the model; returns the nearest value that
+# fits, and why the default does not.
+Fit = Callable[[Any, Settings, _Model], tuple[Any, str]]
+
+
+def _fit_heads(heads: int, values: Settings, model: _Model) -> tuple[int, str]:
+    """The nearest divisor of the number of attention heads; of two, the larger."""
+    module, stacks = model.module, values.get("stacks")
+    if module is None or values.get("ablation") == "full_rank":
         return heads, ""
     counts = {
-        interface.head_count(model.get_submodule(name))
-        for name in self_attentions(model)
+        interface.head_count(module.get_submodule(name))
+        for name in self_attentions(module)
         if not stacks or any(stack in name.split(".") for stack in stacks)
     }
     if not counts:
@@ -107,86 +109,79 @@ def _fit_heads(heads: int, values: Settings, lazy: _Lazy) -> tuple[int, str]:
     return best, f"does not divide {' and '.join(map(str, sorted(counts)))}"
 
 
-def _fit_length(length: int, values: Settings, lazy: _Lazy) -> tuple[int, str]:
-    """At most as many tokens as the model takes."""
-    context = _context(lazy)
-    return (length, "") if context is None else (min(length, context), _beyond(context))
+def _fit_tokens(left: int) -> Fit:
+    """At most as many tokens as the model takes, with some left for the text."""
+
+    def fit(length: int, values: Settings, model: _Model) -> tuple[int, str]:
+        context = getattr(model.config, "max_position_embeddings", None)
+        if not isinstance(context, int) or context < 2:
+            return length, ""
+        return min(
+            length, context - left
+        ), f"does not fit the {context} tokens that the model takes"
+
+    return fit
 
 
-def _fit_prefix(length: int, values: Settings, lazy: _Lazy) -> tuple[int, str]:
-    """Fewer tokens than the model takes."""
-    context = _context(lazy)
-    return (length, "") if context is None else (min(length, context - 1), _beyond(context))
-
-
-def _context(lazy: _Lazy) -> int | None:
-    context = getattr(lazy.config, "max_position_embeddings", None)
-    return context if isinstance(context, int) and context > 1 else None
-
-
-def _beyond(context: int) -> str:
-    return f"does not fit the {context} tokens that the model takes"
-
-
-def _fit_shira(r: int, values: Settings, lazy: _Lazy) -> tuple[int, str]:
-    """Such that r (in + out) is not more than in · out, of every matrix."""
-    shapes = _matrices("shira", values, lazy)
+def _fit_shira(r: int, values: Settings, model: _Model) -> tuple[int, str]:
+    """At most r such that r (in + out) entries are in every weight, of in · out."""
+    shapes = _matrices("shira", values, model)
     if not shapes:
         return r, ""
     room, (rows, columns) = min(((i * o) // (i + o), (o, i)) for i, o in shapes)
     return max(1, min(r, room)), f"is more than a weight of {rows} × {columns} has room for"
 
 
-def _fit_lamda(rank: int, values: Settings, lazy: _Lazy) -> tuple[int, str]:
-    """Not more than the rank of every matrix."""
-    shapes = _matrices("lamda", values, lazy)
+def _fit_lamda(rank: int, values: Settings, model: _Model) -> tuple[int, str]:
+    """At most the rank of every weight."""
+    shapes = _matrices("lamda", values, model)
     if not shapes:
         return rank, ""
     columns, rows = min(shapes, key=min)
     return min(rank, columns, rows), f"is more than a weight of {rows} × {columns} has"
 
 
-def _fit_fused(targets: Any, values: Settings, lazy: _Lazy) -> tuple[Any, str]:
+def _fit_fused(targets: Any, values: Settings, model: _Model) -> tuple[Any, str]:
     """The output projection, where the model has query, key and value in one matrix."""
-    scheme = SCHEMES.get(lazy.config.model_type)
+    scheme = SCHEMES.get(model.config.model_type)
     if scheme is None or scheme["query"] != scheme["value"] or values.get("dims") is not None:
         return targets, ""
     why = "is query, key and value in one, and gates of the model's width change a part of that"
     return list(scheme["output"]), why
 
 
-def _targets(part: str, values: Settings, lazy: _Lazy) -> dict[str, nn.Module]:
-    """The linears that a part is on, by name."""
-    model, config = lazy.model(), PARTS[part].config_class()(**values)
-    if model is None or config.target_modules is None:
+_FITS: dict[str, dict[str, Fit]] = {
+    "quanta": {"target_modules": _fit_fused},
+    "lmam": {"heads": _fit_heads, "length": _fit_tokens(left=0)},
+    "prefix": {"length": _fit_tokens(left=1)},
+    "shira": {"r": _fit_shira},
+    "lamda": {"rank": _fit_lamda},
+}
+
+
+def _targets(part: str, values: Settings, model: _Model) -> dict[str, nn.Module]:
+    """The linear layers that a part is placed on, by name."""
+    config = PARTS[part].config_class()(**values)
+    if model.module is None or config.target_modules is None:
         return {}
     return {
         name: module
-        for name, module in model.named_modules()
+        for name, module in model.module.named_modules()
         if linear_under(module) is not None and check_target_module_exists(config, name)
     }
 
 
-def _matrices(part: str, values: Settings, lazy: _Lazy) -> list[tuple[int, int]]:
-    """Widths (in, out) of the linears that a part is on; of a ``Conv1D`` the other way round."""
-    shapes = [module.weight.shape for module in _targets(part, values, lazy).values()]
+def _matrices(part: str, values: Settings, model: _Model) -> list[tuple[int, int]]:
+    """Widths (in, out) of the linear layers of a part; of a ``Conv1D`` the other way round."""
+    shapes = [module.weight.shape for module in _targets(part, values, model).values()]
     return [(int(columns), int(rows)) for rows, columns in shapes]  # type: ignore[misc]
 
 
-def _refuse_conv1d(values: Settings, lazy: _Lazy) -> None:
-    for name, module in _targets("shira", values, lazy).items():
+def _refuse_conv1d(values: Settings, model: _Model) -> None:
+    for name, module in _targets("shira", values, model).items():
         if not isinstance(module, nn.Linear):
             raise ValueError(
                 f"PEFT's SHiRA takes nn.Linear only, and {name} of "
-                f"{type(lazy.model()).__name__} is a {type(module).__name__}: use another method, "
+                f"{type(model.module).__name__} is a {type(module).__name__}: use another method, "
                 "such as lora"
             )
-
-
-_FITS: dict[str, dict[str, Fit]] = {
-    "quanta": {"target_modules": _fit_fused},
-    "lmam": {"heads": _fit_heads, "length": _fit_length},
-    "prefix": {"length": _fit_prefix},
-    "shira": {"r": _fit_shira},
-    "lamda": {"rank": _fit_lamda},
-}

@@ -1,4 +1,8 @@
-"""The settings of a method for a model: which column it takes, in the names of its own matrices."""
+"""The settings of a method for a model, written with the names of that model's matrices.
+
+The settings of a method for one kind of model are a column. A column names matrices as its own
+model does: LLaMA's ``q_proj`` becomes ``query`` on a BERT.
+"""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -6,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorada.methods.matrix_names import SCHEMES, Scheme, family_of, fits, renamed
-from lorada.methods.meta_model import linears_of
+from lorada.methods.meta_model import meta_model
 from lorada.methods.method import Family, Method, Settings
+from lorada.tuners.base.delta_layer import linear_maps
 from lorada.tuners.bottleneck.placements import LINEARS
 
-NOT_FROM_THE_PAPER = "not from the paper"  # which reports look for
-# Settings that name modules; the second trains them whole.
+NOT_FROM_THE_PAPER = "not from the paper"  # reports look for these words
+# Settings that name modules: those that get the part, and those that train whole.
 NAMING = ("target_modules", "modules_to_save")
 
 # The model type whose names for matrices the settings of a family are written in.
@@ -86,11 +91,15 @@ def _source(source: str, home: str, model_type: str) -> str:
 def settings_for(
     column: Column, stated: Mapping[str, Settings], model_config: Any
 ) -> dict[str, Settings]:
-    """The settings of a column for a model, with what the user stated in their place.
+    """The settings of a column for a model, with the user's in their place.
+
+    Args:
+        column: as ``column_of`` returns it.
+        stated: part name → the settings that the user wrote.
+        model_config: the transformers config of the model.
 
     Raises:
-        ValueError: for a model type whose matrices have names that nobody knows, where the user
-            names none either.
+        ValueError: for a model type whose names of matrices are unknown, if the user gives none.
     """
     found: dict[str, Settings] = {}
     here: Scheme | None = None
@@ -104,7 +113,7 @@ def settings_for(
             named.append(("target_modules", "llama"))
         for key, home in named:
             if isinstance(settings[key], str):
-                continue  # a regex of the model that the column is of
+                continue  # a regex, which is for the model of the column
             here = here or scheme_of(model_config, f"{part}.{key}")
             settings[key] = renamed(settings[key], SCHEMES[home], here)
         if here is SCHEMES["gpt2"] and part in ("lora", "adalora"):
@@ -114,15 +123,20 @@ def settings_for(
 
 
 def scheme_of(model_config: Any, wanted: str) -> Scheme:
-    """The names of a model's matrices: those of its type, or of a type with the same linears.
+    """The names of a model's matrices: those of its type, or of a type with the same linear layers.
+
+    Args:
+        model_config: the transformers config of the model.
+        wanted: the setting that names matrices, for the error.
 
     Raises:
-        ValueError: if nobody knows them, naming the setting that says them.
+        ValueError: if there is no such type.
     """
     model_type = model_config.model_type
     if model_type in SCHEMES:
         return SCHEMES[model_type]
-    linears = linears_of(model_config)
+    model = meta_model(model_config)
+    linears = [] if model is None else linear_maps(model)
     for scheme in SCHEMES.values():
         if linears and fits(scheme, linears):
             return scheme

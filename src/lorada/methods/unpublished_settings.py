@@ -1,8 +1,7 @@
-"""Settings that are not from the paper: each method on the kinds of model that it has none for.
+"""Settings that are not from the paper: for each method, the kinds of model that it lacks there.
 
-They are the paper's settings of that method for another kind of model, or those of the same part in
-another method for this kind. A column names matrices as its model does, ``roberta`` those of a
-RoBERTa, which DeBERTa takes too where it has no column of its own.
+They are taken from the method's settings for another kind of model, or from another method that has
+the same part on this kind. Each entry says which. DeBERTa takes the settings of ``roberta``.
 """
 
 from lorada.methods.autopeft.settings import parts_of_size
@@ -11,7 +10,7 @@ from lorada.methods.table import FFN_LORA, METHODS
 
 
 def _of(method: str, column: str, part: str, **changes: object) -> Settings:
-    """The paper's settings of a part, with some of them changed."""
+    """The paper's settings of a part of a method, with changes."""
     return {**METHODS[method].parts[column][part], **changes}
 
 
@@ -28,7 +27,7 @@ _LLAMA_PREFIX = _of("prefix", "llama", "prefix")
 
 
 def _every(part: str, **ranks: int) -> Columns:
-    """One placement of bottleneck adapters on kinds of model, by their ranks."""
+    """A bottleneck adapter with one placement, and a rank for each kind of model."""
     return {kind: {"bottleneck": {"placement": part, "rank": rank}} for kind, rank in ranks.items()}
 
 
