@@ -75,10 +75,13 @@ def test_an_unknown_override_names_the_nearest(override):
 def test_a_bad_setting_has_the_same_error_from_a_recipe_as_from_build_method(name, value, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         build_method("lmam", LLAMA, **{name: value})
-    options = {"method": "lmam", "model": "smollm2-135m", "output": "-"}
+
+    def from_recipe():
+        options = {"method": "lmam", "model": "smollm2-135m", "output": "-"}
+        build_method("lmam", LLAMA, **load_recipe(None, [f"{name}={value}"], options).parts)
+
     with pytest.raises(ValueError, match=re.escape(said)):
-        parts = load_recipe(None, [f"lmam.{name}={value}"], options).parts
-        build_method("lmam", LLAMA, **parts)
+        from_recipe()
 
 
 def test_a_number_may_be_written_as_a_text():
