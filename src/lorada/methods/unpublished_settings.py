@@ -33,7 +33,7 @@ def _every(part: str, **ranks: int) -> Columns:
 
 UNPUBLISHED: dict[str, Unpublished] = {
     "dora": Unpublished(
-        "LoRA's of Tables 5 and 10",
+        "the settings of LoRA in Tables 5 and 10",
         {
             "roberta": {"lora": _of("lora", "roberta", "lora", use_dora=True)},
             "bart": {"lora": _of("lora", "bart", "lora", use_dora=True)},
@@ -43,19 +43,20 @@ UNPUBLISHED: dict[str, Unpublished] = {
         "the ranks of Adapter-FFN in Tables 5 and 10", _every("series", roberta=32, bart=512)
     ),
     "parallel": Unpublished(
-        "ranks of ours; LoRA(ffn)'s of Table 10", _every("parallel", roberta=16, bart=102)
+        "our choice of ranks; on BART that of LoRA(ffn) in Table 10",
+        _every("parallel", roberta=16, bart=102),
     ),
     "houlsby": Unpublished(
-        "the rank of Table 5, on BART of the size of Pfeiffer's; in a pre-LN layer y + A(y) behind "
-        "attention and FFN, in front of the residual sum",
+        "the rank of Table 5, on BART one that gives the size of Pfeiffer's adapter; in a pre-LN "
+        "layer y + A(y) after attention and FFN, before the residual sum",
         _every("houlsby", llama=16, bart=240),
     ),
     "pfeiffer": Unpublished(
-        "a rank of ours, behind the sum with the residual stream as in He et al.'s code for mBART",
+        "our choice of rank; after the residual sum, as in He et al.'s code for mBART",
         _every("pfeiffer", llama=32),
     ),
     "pa_attn_ffn": Unpublished(
-        "Table 10's; beside LLaMA's FFN those of Table 19",
+        "as in Table 10; the adapter beside LLaMA's FFN as in Table 19",
         {
             "llama": {
                 "pa_attn": _of("pa_attn_ffn", "bart", "pa_attn"), "bottleneck": _BESIDE_FFN
@@ -68,7 +69,7 @@ UNPUBLISHED: dict[str, Unpublished] = {
         {"llama": {"prefix": _LLAMA_PREFIX, "bottleneck": _BESIDE_FFN}},
     ),
     "prefix_lora": Unpublished(
-        "Table 10's; on LLaMA the prefix and the rank of Table 4",
+        "as in Table 10; on LLaMA the prefix and the rank of Table 4",
         {
             "llama": {
                 "prefix": _LLAMA_PREFIX,
@@ -81,15 +82,15 @@ UNPUBLISHED: dict[str, Unpublished] = {
         },
     ),
     "autopeft": Unpublished(
-        "the sizes for encoders, which are ours; the serial adapter as Pfeiffer's in such a layer",
+        "our choice of sizes, as for encoders; the serial adapter as Pfeiffer's in a pre-LN layer",
         {"llama": parts_of_size(12, 12, 6)},
     ),
     "ist": Unpublished(
-        "LoRA's of Tables 5 and 10",
+        "the settings of LoRA in Tables 5 and 10",
         {"roberta": METHODS["lora"].parts["roberta"], "bart": METHODS["lora"].parts["bart"]},
     ),
     "adalora": Unpublished(
-        "Table 11's, of DeBERTa",
+        "as in Table 11, on DeBERTa",
         {
             "llama": {"adalora": {**_ADALORA, "target_modules": _LLAMA_LAYER}},
             "roberta": {"adalora": {**_ADALORA, "target_modules": _LAYER}},
@@ -97,32 +98,32 @@ UNPUBLISHED: dict[str, Unpublished] = {
         },
     ),
     "sora": Unpublished(
-        "Table 11's, of DeBERTa",
+        "as in Table 11, on DeBERTa",
         dict.fromkeys(("llama", "bart"), METHODS["sora"].parts["deberta"]),
     ),
     "shira": Unpublished(
-        "a rank of ours, some 1 % of the weights as in Table 4",
+        "our choice of rank, about 1 % of the weights as in Table 4",
         {
             "roberta": {"shira": {"r": 8, "target_modules": _ENCODER_LORA}},
             "bart": {"shira": {"r": 8, "target_modules": _BART_LORA}},
         },
     ),
     "lamda": Unpublished(
-        "Table 4's, of LLaMA",
+        "as in Table 4, on LLaMA",
         {
             "roberta": {"lamda": _of("lamda", "llama", "lamda", target_modules=_ENCODER_LORA)},
             "bart": {"lamda": _of("lamda", "llama", "lamda", target_modules=_BART_LORA)},
         },
     ),
     "omoe": Unpublished(
-        "Table 4's, of LLaMA",
+        "as in Table 4, on LLaMA",
         {
             "roberta": {"omoe": {"target_modules": _ENCODER_FFN}},
             "bart": {"omoe": {"target_modules": ["fc1", "fc2"]}},
         },
     ),
     "longlora": Unpublished(
-        "Table 7's, of LLaMA; an encoder's groups have no causal mask",
+        "as in Table 7, on LLaMA; the groups of an encoder have no causal mask",
         {
             "roberta": {
                 "lora": _of(
