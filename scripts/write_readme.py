@@ -16,7 +16,6 @@ from lorada.methods.table import METHODS
 from lorada.tasks import TASKS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-BOTTLENECK = PARTS["bottleneck"].config
 # Families of decoders, encoders and encoder-decoders.
 KINDS = {"llama": "decoders", "roberta": "encoders", "bart": "encoder–decoders"}
 
@@ -30,7 +29,7 @@ def group_of(method: Method) -> str:
         return "the map alone" if parts == ["lmam"] else "the map with other parts"
     if "prefix" in parts:
         return "prefix tuning, alone and with other parts"
-    if {PARTS[part].config for part in parts} == {BOTTLENECK}:
+    if {PARTS[part] for part in parts} == {PARTS["bottleneck"]}:
         return "bottleneck adapters"
     if "lora" in parts or "adalora" in parts:
         return "LoRA and its variants"
@@ -38,14 +37,13 @@ def group_of(method: Method) -> str:
 
 
 def method_table() -> str:
-    """Names by group, then what can be merged and what lacks settings for a kind of model."""
+    """The names by group, then those that lack settings for a kind of model."""
     groups: dict[str, list[str]] = {}
     for name, method in METHODS.items():
         groups.setdefault(group_of(method), []).append(f"`{name}`")
     rows = [f"| {', '.join(names)} | {group} |" for group, names in groups.items()]
     rows.append("| `NAME+lmam` | any adapter without a map, with one on top |")
-    merged = ", ".join(f"`{name}`" for name, method in METHODS.items() if method.mergeable)
-    text = ["| name | what |", "|---|---|", *rows, "", f"Can be merged into the weights: {merged}."]
+    text = ["| name | what |", "|---|---|", *rows]
     for family, kind in KINDS.items():
         found = {name: method_named(name) for name in METHODS}
         lacking = [
@@ -54,7 +52,7 @@ def method_table() -> str:
             if method.parts and family not in method.parts | method.unpublished.parts
         ]
         if lacking:
-            text.append(f"Without settings for {kind}: {', '.join(lacking)}.")
+            text.append(f"\nWithout settings for {kind}: {', '.join(lacking)}.")
     return "\n".join(text)
 
 

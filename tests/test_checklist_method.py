@@ -1,6 +1,6 @@
 """The checklist "Add a method" of CONTRIBUTING.md, carried out as it is written."""
 
-from checklists import carry_out, changed_files, copy_repository, steps, passed
+from checklists import carry_out, changed_files, copy_repository, passed, steps
 from method_cases import CASES
 
 

@@ -1,7 +1,7 @@
 """Checklists are read and carried out as they are written, or it is an error."""
 
 import pytest
-from checklists import Step, carry_out, changed_files, copy_repository, steps, passed
+from checklists import Step, carry_out, changed_files, copy_repository, passed, steps
 from paths import ROOT
 
 PAGE = """

@@ -44,7 +44,7 @@ def test_names_are_there_for_a_command_too():
 
 
 def test_every_name_in_the_table_of_methods_exists():
-    named = [part.config for part in PARTS.values()]
+    named = [*PARTS.values()]
     for method in METHODS.values():
         named += [*method.callbacks, *(x for x in (method.prepare, method.optimizer) if x)]
     assert len(named) > len(PARTS)

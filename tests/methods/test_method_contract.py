@@ -172,11 +172,11 @@ def test_a_method_trains_as_many_parameters_as_its_formula_says(name, model):
 
 
 @every_adapter
-def test_a_fresh_adapter_changes_nothing_if_its_method_says_so(name, model):
+def test_a_fresh_adapter_changes_nothing_if_its_config_says_so(name, model):
     batch = inputs(model)
-    adapted, _ = placed(name, model, batch)
+    adapted, plan = placed(name, model, batch)
     expected, actual = logits(ARCHITECTURES[model](), **batch), logits(adapted, **batch)
-    if METHODS[name].starts_as_base:
+    if plan.config.starts_as_base:
         assert_close(actual, expected)
     else:
         assert (actual - expected).abs().max() > 1e-4
@@ -186,25 +186,28 @@ def test_a_fresh_adapter_changes_nothing_if_its_method_says_so(name, model):
 def test_the_loss_falls(name, model):
     batch = labelled(model)
     adapted, _ = placed(name, model, {key: batch[key] for key in batch if key != "labels"})
-    trained = [p for p in adapted.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, 2e-2)
-    losses = []
-    # Adam moves each number by about the rate, so a few numbers need more steps.
-    for _ in range(8 if sum(p.numel() for p in trained) > 64 else 30):
+    trained, rate = [p for p in adapted.parameters() if p.requires_grad], 2e-2
+    optimizer = torch.optim.AdamW(trained, rate)
+    losses, promised = [], 0.0
+    for _ in range(8):
         loss = adapted(**batch).loss
         optimizer.zero_grad()
         loss.backward()
+        if not losses:
+            # Adam's first step moves each parameter by the rate, so it promises this fall of the
+            # loss. It is the measure for a method with few parameters.
+            promised = rate * sum(p.grad.abs().sum().item() for p in trained if p.grad is not None)
         optimizer.step()
         losses.append(loss.item())
-    assert min(losses[-2:]) < 0.95 * losses[0]
+    assert min(losses[-2:]) < losses[0] - min(0.05 * losses[0], promised)
 
 
 @every_adapter
 def test_a_method_merges_to_the_same_model_or_says_in_a_line_that_it_cannot(name, model):
     batch = inputs(model)
-    adapted, _ = placed(name, model, batch)
+    adapted, plan = placed(name, model, batch)
     randomise(adapted.double())  # of the weights' rounding, nothing is to be left
-    if not METHODS[name].mergeable:
+    if not plan.config.mergeable:
         with pytest.raises(ValueError, match=r"^[^\n]*cannot be merged into the weights[^\n]*$"):
             adapted.merge_and_unload()
         return

@@ -109,5 +109,5 @@ def _stack(
     for sentence in replaced:
         logger.warning(sentence)
     kind = None if model_config.model_type in NO_TASK_TYPE else TASK_TYPES[family_of(model_config)]
-    configs = [PARTS[part].config_class()(**values) for part, values in left.items()]
+    configs = [load(PARTS[part])(**values) for part, values in left.items()]
     return LoradaConfig(parts=configs, task_type=kind), "; ".join([column.source, *replaced])

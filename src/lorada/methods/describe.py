@@ -34,8 +34,7 @@ def describe(name: str) -> dict[str, Any]:
 
 def _runs(method: Method) -> list[str]:
     """What carries a method out: the configs of its parts, and whatever else it brings."""
-    configs = [PARTS[part].config for part in method.part_names]
-    found = [config.replace(":", ".").replace(".tuners", "") for config in configs]
+    found = [PARTS[part].replace(":", ".").replace(".tuners", "") for part in method.part_names]
     if method.trainable is not None:
         which = "all parameters" if method.trainable == "." else method.trains
         found.append(f"trains {which}")

@@ -16,7 +16,7 @@ from torch import nn
 from lorada.attention import interface
 from lorada.methods.matrix_names import SCHEMES
 from lorada.methods.meta_model import meta_model
-from lorada.methods.method import PARTS, SHIFTED_ATTENTION, Method, Settings
+from lorada.methods.method import PARTS, SHIFTED_ATTENTION, Method, Settings, load
 from lorada.tuners.bottleneck.sites import linear_under
 from lorada.tuners.lmam import self_attentions
 
@@ -161,7 +161,7 @@ _FITS: dict[str, dict[str, Fit]] = {
 
 def _targets(part: str, values: Settings, model: _Model) -> dict[str, nn.Module]:
     """The linear layers that a part is placed on, by name."""
-    config = PARTS[part].config_class()(**values)
+    config = load(PARTS[part])(**values)
     if model.module is None or config.target_modules is None:
         return {}
     return {

@@ -1,10 +1,9 @@
-"""``Method`` and ``Part``: what an entry of METHODS holds, and the parts that it may name.
+"""What an entry of METHODS holds, and the parts that it may name.
 
 Whatever has to be imported is given by name, as ``module:name``: a list of the methods needs
 neither torch nor PEFT, and ``load`` fetches what is used.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
@@ -24,51 +23,20 @@ def load(name: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-@dataclass(frozen=True)
-class Part:
-    """A PEFT config that methods are made of, and what is known about it.
-
-    Attributes:
-        config: where its class is, as ``module:name``.
-        mergeable: whether PEFT can merge it into the weights of the base model.
-        starts_as_base: called with settings; whether a new part with them leaves the outputs of
-            the base model as they are until it is trained.
-    """
-
-    config: str
-    mergeable: bool = True
-    starts_as_base: Callable[[Settings], bool] = lambda settings: True
-
-    def config_class(self) -> Any:
-        """The class of the config."""
-        return load(self.config)
-
-
-# A bottleneck adapter beside the FFN starts with U = 0; the other placements draw U at random.
-_BOTTLENECK = Part(
-    "lorada.tuners:BottleneckConfig",
-    mergeable=False,
-    starts_as_base=lambda settings: settings.get("placement", "ffn") == "ffn",
-)
-PARTS: dict[str, Part] = {
-    "lmam": Part(
-        "lorada.tuners:LmamConfig",
-        mergeable=False,
-        # A full-rank map starts at the product of its position embeddings.
-        starts_as_base=lambda settings: settings.get("ablation") != "full_rank",
-    ),
-    "lora": Part("peft:LoraConfig"),
-    "bottleneck": _BOTTLENECK,
-    "pa_attn": _BOTTLENECK,  # a second one, for stacks of two
-    "parallel_ffn": _BOTTLENECK,  # likewise
-    # The keys of a prefix take their share of the attention from the first step on.
-    "prefix": Part("lorada.tuners:PrefixConfig", mergeable=False, starts_as_base=lambda _: False),
-    "quanta": Part("lorada.tuners:QuantaConfig"),
-    "omoe": Part("lorada.tuners:OmoeConfig", mergeable=False),
-    "sora": Part("lorada.tuners:SoraConfig"),
-    "lamda": Part("lorada.tuners:LamdaConfig"),
-    "shira": Part("peft:ShiraConfig"),
-    "adalora": Part("peft:AdaLoraConfig"),
+# The name of a part in a method → its config.
+PARTS: dict[str, str] = {
+    "lmam": "lorada.tuners:LmamConfig",
+    "lora": "peft:LoraConfig",
+    "bottleneck": "lorada.tuners:BottleneckConfig",
+    "pa_attn": "lorada.tuners:BottleneckConfig",  # a second one, for stacks of two
+    "parallel_ffn": "lorada.tuners:BottleneckConfig",  # likewise
+    "prefix": "lorada.tuners:PrefixConfig",
+    "quanta": "lorada.tuners:QuantaConfig",
+    "omoe": "lorada.tuners:OmoeConfig",
+    "sora": "lorada.tuners:SoraConfig",
+    "lamda": "lorada.tuners:LamdaConfig",
+    "shira": "peft:ShiraConfig",
+    "adalora": "peft:AdaLoraConfig",
 }
 
 
@@ -131,17 +99,3 @@ class Method:
     def part_names(self) -> list[str]:
         """Its parts, in the order in which they are stacked."""
         return list(next(iter(self.parts.values()), {}))
-
-    @property
-    def mergeable(self) -> bool:
-        """Whether its adapter can be merged into the weights; False for one without an adapter."""
-        return bool(self.parts) and all(PARTS[part].mergeable for part in self.part_names)
-
-    @property
-    def starts_as_base(self) -> bool:
-        """Whether the model computes what its base does until the method is trained."""
-        return all(
-            PARTS[part].starts_as_base(settings)
-            for column in self.parts.values()
-            for part, settings in column.items()
-        )

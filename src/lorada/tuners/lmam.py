@@ -93,6 +93,12 @@ class LmamConfig(LoradaPeftConfig):
         require_choice(self, "ablation", (None, *get_args(Ablation)))
         require_choice(self, "init", ("zero", "normal"))
 
+    @property
+    def starts_as_base(self) -> bool:
+        """Whether the map is zero at step 0: a softmax, or a full-rank map at PE alone, is not."""
+        zero = self.init == "zero" and self.ablation in (None, "no_position")
+        return self.init_weights and zero
+
 
 def map_configs(model: nn.Module) -> list[LmamConfig]:
     """The configs of all maps of a PEFT model, those in stacks too."""

@@ -78,6 +78,11 @@ class PrefixConfig(LoradaPeftConfig):
         if self.projection is not None:
             require_count(self, "projection")
 
+    @property
+    def starts_as_base(self) -> bool:
+        """No: the keys of a prefix take their share of the attention from the first step on."""
+        return False
+
 
 class PrefixPart(AttachedLayer):
     """A module of ours that holds parameters of prefixes."""

@@ -13,6 +13,7 @@ from lorada.tuners.base.tuner import OwnTuner
 class AttachedModel(OwnTuner):
     """A tuner that attaches one kind of layer; subclasses say which, where and under what name."""
 
+    mergeable = False
     child: str
     tuner_layer_cls: type[AttachedLayer]
 

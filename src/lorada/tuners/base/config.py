@@ -147,6 +147,16 @@ class LoradaPeftConfig(PeftConfig):
         if text := newer_version(self.lorada_version):
             warnings.warn(f"{type(self).__name__} was {text}", stacklevel=2)
 
+    @property
+    def starts_as_base(self) -> bool:
+        """Whether a new adapter leaves the outputs of the base model as they are."""
+        return self.init_weights
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether a trained adapter can be merged into the weights of the base model."""
+        return getattr(PEFT_TYPE_TO_TUNER_MAPPING[self.peft_type], "mergeable", True)
+
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON-ready data, as this version writes it."""
         return {**super().to_dict(), "lorada_version": __version__}

@@ -111,6 +111,11 @@ class BottleneckConfig(LoradaPeftConfig):
         if self.dropout is not None:
             require_rate(self, "dropout")
 
+    @property
+    def starts_as_base(self) -> bool:
+        """Whether U is zero at step 0."""
+        return self.init_weights and self.init == "lora"
+
 
 class BottleneckLayer(AttachedLayer):
     """The adapters at one place, fed and read by hooks at the places of its ``Spot``."""

@@ -81,6 +81,11 @@ class OmoeConfig(LoradaPeftConfig):
             )
         require_rate(self, "dropout")
 
+    @property
+    def starts_as_base(self) -> bool:
+        """Whether B is zero at step 0, which a normalised expert's is not."""
+        return self.init_weights and not self.normalize
+
 
 class OmoeLayer(Scaled, nn.Module, BaseTunerLayer):  # type: ignore[misc]
     """A matrix with the experts of any number of adapters around it."""
