@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import TINY, assert_close
+from layer_runs import LAYERS, ROWS, Watch, layer_of, trainer_for
 from peft import IA3Config, LoraConfig, get_peft_model, get_peft_model_state_dict
-from procedures import LAYERS, ROWS, Watch, layer_of, trainer_for
 from transformers import TrainerState
 
 from lorada import (

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import TINY, assert_close
-from procedures import LAYERS, ROWS, Watch, layer_of, trainer_for
+from layer_runs import LAYERS, ROWS, Watch, layer_of, trainer_for
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 

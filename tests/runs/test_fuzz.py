@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 from lorada.methods.build import build_method
+from lorada.methods.overrides import TRAINING, settings_of
 from lorada.runs.data.dataset import encode_rows
 from lorada.runs.data.rows import load_rows
-from lorada.methods.overrides import TRAINING, settings_of
 from lorada.runs.recipe import Recipe, load_recipe
 from lorada.runs.training.trainer import training_arguments
 from lorada.tasks.rows import read_rows

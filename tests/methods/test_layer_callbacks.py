@@ -5,14 +5,14 @@ import os
 import subprocess
 import sys
 
-import procedures_worker
+import layer_callbacks_worker
 import pytest
 import torch
 from architectures import ARCHITECTURES
 from conftest import TINY, assert_close
 from folders import llama_folder, rows_file
+from layer_runs import Watch, layer_of, trainer_for
 from peft import LoraConfig, get_peft_model
-from procedures import Watch, layer_of, trainer_for
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -123,9 +123,9 @@ def test_two_processes_train_as_one(procedure, tmp_path):
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
         folder.mkdir()
-    procedures_worker.main(procedure, str(folders[0]), 1)
+    layer_callbacks_worker.main(procedure, str(folders[0]), 1)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
-    command += ["--multi_gpu", "--main_process_port", "0", procedures_worker.__file__]
+    command += ["--multi_gpu", "--main_process_port", "0", layer_callbacks_worker.__file__]
     done = subprocess.run(
         [*command, procedure, str(folders[1]), "2"],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
