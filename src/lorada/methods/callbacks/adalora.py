@@ -16,7 +16,7 @@ from peft.tuners.adalora import AdaLoraModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from lorada.tuners.stack.stack import LoradaModel
 
@@ -39,9 +39,7 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
         # The phases in steps → as they were asked for, which a second, longer run needs again.
         self._asked: dict[tuple[int, int, int], tuple[float, float, float]] = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the length of the training into AdaLoRA's schedule.
 
         Raises:
@@ -69,9 +67,7 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
     def _allocator(self) -> Any:
         return self._tuner.rankallocator
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Score the ranks with this step's gradients, and mask those that exceed the budget."""
         none = [p for p in self._tuner.model.parameters() if p.requires_grad and p.grad is None]
         for parameter in none:  # such as a map that no token of this batch reached
@@ -88,9 +84,7 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
         for parameter in none:
             parameter.grad = None
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save the scores so far in the folder of the checkpoint."""
         scores = _scores_file(args, state)
         if not state.is_world_process_zero or not scores.parent.is_dir():
@@ -111,9 +105,7 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
                 getattr(self._allocator, average)[name] = file.get_tensor(key)
                 self._allocator.ipt[name] = torch.zeros_like(file.get_tensor(key))
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave the pattern in the config, so that saving prunes."""
         if self._pattern is None:
             return

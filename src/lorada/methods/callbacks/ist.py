@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from lorada.methods.callbacks.layers import LayerCallback
 from lorada.methods.callbacks.sampling import (
@@ -84,9 +83,7 @@ class ISTCallback(LayerCallback):
         settings = {name: getattr(self, name) for name in names}
         return {"args": settings, "attributes": {"scores": list(self.scores)}}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Find the adapters of each layer, and the scores of a run that is resumed.
 
         Raises:
@@ -109,9 +106,7 @@ class ISTCallback(LayerCallback):
                 f"{count}: resume with the method of that run"
             )
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Update the scores when it is time, then draw the layers of this step."""
         assert self._switch is not None
         generator = generator_at(args.seed, state.global_step)

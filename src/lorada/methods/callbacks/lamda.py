@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from lorada.methods.callbacks.layers import trained
 from lorada.tuners.lamda import LamdaLayer, lamda_count
@@ -40,9 +40,7 @@ class LamdaCallback(TrainerCallback):  # type: ignore[misc]
         self._handles: list[RemovableHandle] = []
         self._saved: list[tuple[nn.Parameter, Tensor]] = []
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Register hooks that set the gradients of frozen columns to 0.
 
         Raises:
@@ -53,15 +51,11 @@ class LamdaCallback(TrainerCallback):  # type: ignore[misc]
             raise ValueError("no LaMDA matrices train here: add a LamdaConfig to the adapter")
         self._handles = [matrix.register_hook(self._without_frozen) for matrix in matrices]
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Compute the share of the columns that is frozen in this step."""
         self._share = self.share_at(state)
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save the values of the frozen columns."""
         self._saved = [
             (matrix, matrix.detach()[:, : self._frozen(matrix)].clone())
@@ -69,17 +63,13 @@ class LamdaCallback(TrainerCallback):  # type: ignore[misc]
             if self._frozen(matrix)
         ]
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore the values of the frozen columns."""
         for matrix, columns in self._saved:
             matrix.data[:, : columns.shape[1]] = columns
         self._saved = []
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Log how many parameters trained at the start, on average and at the end."""
         for handle in self._handles:
             handle.remove()

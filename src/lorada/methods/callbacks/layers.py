@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 
@@ -74,9 +74,7 @@ class LayerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             return None
         return saved["attributes"][attribute]
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make every layer trainable again."""
         if self._switch is not None:
             self._switch.all()

@@ -7,7 +7,7 @@ LoRA part is PEFT's. Evaluation has full attention, in the middle of a training 
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from lorada.attention.interface import SHIFTED, dispatches, install
 from lorada.attention.shifted_sparse import ShiftedGroups
@@ -32,9 +32,7 @@ class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
             raise ValueError(f"group_size={group_size!r} must be a whole number above 0")
         self.groups = ShiftedGroups(group_size)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Switch it on.
 
         Raises:
@@ -52,9 +50,7 @@ class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
         for module in found:
             setattr(module, SHIFTED, self.groups)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Switch it off."""
         for module in kwargs["model"].modules():
             if SHIFTED in vars(module):

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainingArguments
 
 from lorada.methods.callbacks.layers import LayerCallback, LayerSwitch
 from lorada.methods.callbacks.outlier_ratio import outlier_ratios
@@ -75,9 +75,7 @@ class OwLoreCallback(LayerCallback):
         settings = {name: getattr(self, name) for name in names}
         return {"args": settings, "attributes": {"weights": self.weights}}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Weigh the layers, and draw those that train first or that a resumed run was training.
 
         Raises:
@@ -105,9 +103,7 @@ class OwLoreCallback(LayerCallback):
             raise ValueError(f"OwLore has {len(self.weights)} weights for {count} layers")
         self._activate(args.seed, state.global_step, kwargs["optimizer"])
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Draw other layers when it is time."""
         if state.global_step % self.every == 0:
             self._activate(args.seed, state.global_step, kwargs["optimizer"])

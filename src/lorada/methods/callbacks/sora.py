@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from lorada.methods.callbacks.layers import trained
 from lorada.tuners.sora import THRESHOLDS, SoraLayer, sora_count
@@ -60,9 +60,7 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
         self.sweep, self.sweep_epochs = tuple(sweep), sweep_epochs
         self._before: list[torch.Tensor] = []
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check that gates train, that a penalty can be added, and that the sweep has time.
 
         Raises:
@@ -81,9 +79,7 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
                 f"num_train_epochs={args.num_train_epochs:g} for training before the sweep"
             )
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the gradients of the gates at the penalty's: λ · sign(g) / number of gates."""
         penalties = _penalties(kwargs["model"])
         number = sum(gate.numel() for gate in penalties)
@@ -94,9 +90,7 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
             if penalty:
                 gate.grad = gate.detach().sign() * (penalty / number * scale)
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Divide the gates by what AdamW's weight decay is about to multiply them by.
 
         The Trainer puts the gates into the group that decays, and SoRA's gates do not decay.
@@ -110,9 +104,7 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
             if decay := _decay(kwargs["optimizer"], groups[gate]):
                 gate.data.div_(1 - decay)
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Threshold the gates."""
         gates = gates_of(kwargs["model"])
         if getattr(kwargs["optimizer"], "step_was_skipped", False):  # fp16 gradients overflowed
@@ -124,9 +116,7 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
             rate = groups[gate]["lr"] if self.times_learning_rate else 1.0
             gate.data.copy_(self.threshold(gate.detach(), xi * rate))
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save the adapter when a threshold of the sweep has had its epochs."""
         if not self.sweep:
             return
@@ -138,9 +128,7 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
             if state.is_world_process_zero:
                 kwargs["model"].save_pretrained(str(Path(args.output_dir) / f"xi-{value:g}"))
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Log how many gates are 0 and how many parameters are left."""
         if not self.sweep:
             self._report(state, kwargs["model"], self.xi)
