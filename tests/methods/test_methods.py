@@ -7,10 +7,11 @@ import pytest
 import torch
 from conftest import TINY
 from peft import LoraConfig
-from transformers import BertConfig, LlamaConfig
+from transformers import BartConfig, BertConfig, DebertaV2Config, LlamaConfig
 
 from lorada import METHODS, BottleneckConfig, LmamConfig, build_method
 from lorada.methods.describe import describe
+from lorada.methods.method import Method, Unpublished
 from lorada.methods.task_head import select_trainable
 from lorada.runs.recipe import load_recipe
 
@@ -138,3 +139,24 @@ def test_how_a_method_runs_is_read_off_its_entry():
     assert set(settings) == set(METHODS["lora"].parts)
     assert list(settings["llama"]) == ["lmam", "lora"]
     assert "lmam" not in METHODS["lora"].parts["llama"]
+
+
+def test_a_method_is_refused_on_a_kind_of_model_that_it_has_no_settings_for(monkeypatch):
+    encoder_only = Method("x", {"roberta": {"lora": {"target_modules": ["query"]}}}, source="here")
+    monkeypatch.setitem(METHODS, "encoder_only", encoder_only)
+    # DeBERTa is an encoder like RoBERTa, whose settings it takes.
+    plan = build_method("encoder_only", DebertaV2Config())
+    assert plan.config.parts[0].target_modules == {"attention.self.query_proj"}
+    assert plan.settings_from == "here; those of roberta models, taken to a deberta-v2 model"
+    message = "encoder_only has no settings for llama models, only for roberta: use another method"
+    with pytest.raises(ValueError, match=message):
+        build_method("encoder_only", LLAMA)
+
+
+def test_a_method_may_bring_settings_that_are_not_the_papers_in_its_own_entry(monkeypatch):
+    unpublished = Unpublished("our choice", {"bart": {"lora": {"target_modules": ["fc1"]}}})
+    method = Method("x", {"llama": {"lora": {}}}, source="Table 4", unpublished=unpublished)
+    monkeypatch.setitem(METHODS, "mine", method)
+    assert build_method("mine", BartConfig()).settings_from == "not from the paper: our choice"
+    assert describe("mine")["not_from_the_paper"] == {"bart": "our choice"}
+    assert list(describe("mine+lmam")["settings"]["bart"]) == ["lmam", "lora"]
