@@ -1,12 +1,7 @@
 """The table of methods and the counts in the README are those of the package."""
 
-import sys
-
-from paths import ROOT
-
-sys.path.insert(0, str(ROOT / "scripts"))
-
 import write_readme
+from paths import ROOT
 
 PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
 

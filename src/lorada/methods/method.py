@@ -12,7 +12,6 @@ Family = Literal["llama", "roberta", "deberta", "bart"]
 Settings = dict[str, Any]
 Columns = dict[str, dict[str, Settings]]  # kind of model → part → settings
 
-
 # The callback of methods that train with shifted sparse attention.
 SHIFTED_ATTENTION = "lorada.methods.callbacks.longlora:ShiftedAttention"
 
