@@ -150,11 +150,14 @@ class LoradaPeftConfig(PeftConfig):
     @property
     def starts_as_base(self) -> bool:
         """Whether a new adapter leaves the outputs of the base model as they are."""
-        return self.init_weights
+        parts = getattr(self, "parts", ())  # of a stack, PEFT's among them, which start as the base
+        return self.init_weights and all(getattr(part, "starts_as_base", True) for part in parts)
 
     @property
     def mergeable(self) -> bool:
         """Whether a trained adapter can be merged into the weights of the base model."""
+        if parts := getattr(self, "parts", ()):
+            return all(getattr(part, "mergeable", True) for part in parts)
         return getattr(PEFT_TYPE_TO_TUNER_MAPPING[self.peft_type], "mergeable", True)
 
     def to_dict(self) -> dict[str, Any]:

@@ -78,16 +78,6 @@ class LoradaConfig(LoradaPeftConfig):
         for part in self.parts:
             _refuse_unstackable(part)
 
-    @property
-    def starts_as_base(self) -> bool:
-        """Whether no part changes the outputs of the base model at the start; PEFT's do not."""
-        return self.init_weights and all(getattr(p, "starts_as_base", True) for p in self.parts)
-
-    @property
-    def mergeable(self) -> bool:
-        """Whether every part can be merged into the weights of the base model."""
-        return all(getattr(part, "mergeable", True) for part in self.parts)
-
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON-ready data, parts included, as this version writes it."""
         own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "parts"}
