@@ -12,8 +12,10 @@ from transformers import ElectraConfig, ElectraForMaskedLM
 
 from lorada import METHODS, build_method
 from lorada.methods.build import Plan
-from lorada.methods.columns import column_of
-from lorada.methods.describe import part_names
+from lorada.methods.lookup import method_named
+from lorada.methods.matrix_names import family_of
+from lorada.methods.method import SHIFTED_ATTENTION
+from lorada.methods.model_settings import column_of
 from lorada.methods.task_head import select_trainable
 
 BUILDERS = {
@@ -42,45 +44,48 @@ SMALL = {
     "adalora": {"init_r": 4, "target_r": 2, "total_step": 20},
 }
 
-# Methods that are not defined on a model, and what is said of it.
-NO_BIASES = "bitfit trains biases, and {} has none"
-NO_MASK = "longlora needs attention that takes a mask for each head, and {} computes its own"
-NO_PREFIX = "a prefix needs attention that dispatches .*; {} computes it itself"
-WORDS: dict[tuple[str, str], str] = {
-    **{
-        ("bitfit", model): NO_BIASES
-        for model in ("llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "t5",
-                      "modernbert")
-    },
-    **{
-        ("longlora", model): NO_MASK
-        for model in ("falcon", "falcon_alibi", "bloom", "deberta", "deberta_v2")
-    },
-    **{
-        (name, model): NO_PREFIX
-        for name in ("prefix", "mam", "prefix_lora", "autopeft")
-        for model in ("falcon", "falcon_alibi", "bloom", "deberta")
-    },
-    ("shira", "gpt2"): r"PEFT's SHiRA takes nn.Linear only, and .*c_attn of {} is a Conv1D",
-}  # fmt: skip
+# Models without a single bias, and models that compute attention themselves, without transformers'.
+NO_BIASES = ("llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "t5", "modernbert")
+OWN_ATTENTION = ("falcon", "falcon_alibi", "bloom", "deberta")
 
 
 def small(name: str, config: Any = None) -> dict:
     """Overrides that make a method small, for the parts it has (on a model, where it is given)."""
-    parts = part_names(name)
-    if config is not None and parts:
-        own = column_of(name.removesuffix("+lmam"), config).parts
-        parts = [part for part in parts if part in own or (part == "lmam" and "+" in name)]
+    method = method_named(name)
+    of_model = method.parts and config is not None
+    parts = column_of(method, config).parts if of_model else method.part_names
     return {part: SMALL[part] for part in parts if part in SMALL}
 
 
+def refusal(name: str, model: str) -> str | None:
+    """What a method says where it has no form on a model, as a regex; None where it has one."""
+    method = method_named(name)
+    if method.trains == "biases" and model in NO_BIASES:
+        return rf"{name} trains biases, and \w+ has none"
+    if SHIFTED_ATTENTION in method.callbacks and model in (*OWN_ATTENTION, "deberta_v2"):
+        return rf"{name} needs attention that takes a mask for each head, and \w+ computes its own"
+    if "prefix" in method.part_names and model in OWN_ATTENTION:
+        return r"a prefix needs attention that dispatches .*; \w+ computes it itself"
+    if "shira" in method.part_names and model == "gpt2":
+        return r"PEFT's SHiRA takes nn.Linear only, and .*c_attn of \w+ is a Conv1D"
+    known, kind = {*method.parts, *method.unpublished.parts}, family(model)
+    if known.isdisjoint((kind, "roberta") if kind == "deberta" else (kind,)) and method.parts:
+        return f"{name} has no settings for .* models, only for"
+    return None
+
+
+@functools.cache
+def family(model: str) -> str:
+    return family_of(BUILDERS[model]().config)
+
+
 def defined(name: str, model: str) -> bool:
-    return (name, model) not in WORDS
+    return refusal(name, model) is None
 
 
 CASES = [(name, model) for name in METHODS for model in MODELS if defined(name, model)]
 FURTHER_CASES = [(name, model) for model in FURTHER for name in METHODS if defined(name, model)]
-UNDEFINED = list(WORDS)
+UNDEFINED = [(name, model) for name in METHODS for model in BUILDERS if not defined(name, model)]
 
 
 def placed(name: str, model: str, batch: dict[str, Tensor]) -> tuple[nn.Module | PeftModel, Plan]:

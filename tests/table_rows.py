@@ -8,7 +8,7 @@ import pytest
 
 from lorada.experiments.table_spec import load_table, row_recipe
 from lorada.methods.build import build_method
-from lorada.methods.describe import part_names
+from lorada.methods.lookup import method_named
 from lorada.runs.models.loading import load_config
 from lorada.tasks import TASKS
 
@@ -43,4 +43,4 @@ def made(number, key, tasks, scale="paper"):
         load_table(f"table{number}"), row_of(number, key), scale, tasks, 1, Path("-")
     )
     plan = build_method(recipe.method, config_of(recipe.model), **recipe.parts)
-    return recipe, dict(zip(part_names(recipe.method), plan.config.parts, strict=True))
+    return recipe, dict(zip(method_named(recipe.method).part_names, plan.config.parts, strict=True))

@@ -12,7 +12,7 @@ from lorada.experiments.estimate import estimate
 from lorada.experiments.table_runs import done, jobs
 from lorada.experiments.table_spec import SCALES, PaperTable, load_table, row_recipe, tables
 from lorada.methods.build import build_method
-from lorada.methods.describe import part_names
+from lorada.methods.lookup import method_named
 from lorada.methods.method import PARTS
 from lorada.methods.table import METHODS
 from lorada.report.render import MEAN, measured_line, published_line
@@ -58,7 +58,9 @@ def test_a_table_has_the_rows_of_the_published_one_in_order(number):
 @pytest.mark.parametrize("number", PUBLISHED)
 def test_settings_by_task_are_about_tasks_of_the_table_and_parts_of_its_rows(number):
     table = load_table(f"table{number}")
-    parts = {part for row in table.rows if built(row) for part in part_names(row.method)}
+    parts = {
+        part for row in table.rows if built(row) for part in method_named(row.method).part_names
+    }
     for scale in ("paper", "local"):
         column = table.column(scale)
         assert set(table.tasks_at(scale)) | column.by_task.keys() <= set(table.tasks)

@@ -28,17 +28,17 @@ from transformers import (
 )
 
 from lorada import METHODS, LmamConfig, build_method
-from lorada.methods.columns import scheme_of
-from lorada.methods.empty_model import linears_of
 from lorada.methods.matrix_names import SCHEMES, fits, renamed
-from lorada.methods.other_models import ELSEWHERE
+from lorada.methods.meta_model import meta_model
+from lorada.methods.model_settings import scheme_of
+from lorada.methods.unpublished_settings import UNPUBLISHED
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.load import load_run
 from lorada.runs.models.count import count_parameters
 from lorada.runs.models.loading import kind_of
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
-from lorada.tuners.base.linears import linear_of, widths
+from lorada.tuners.base.linears import layer_linear_names, linear_of, widths
 
 # Names.
 
@@ -58,7 +58,7 @@ def hit(model, targets) -> set[str]:
 def test_every_linear_of_a_layer_has_a_role_and_the_widths_of_it(name):
     model = BUILDERS[name]()
     scheme = SCHEMES[model.config.model_type]
-    linears = linears_of(model.config)
+    linears = layer_linear_names(meta_model(model.config))
     assert fits(scheme, [linear for linear in linears if not linear.endswith(OF_PLACES)])
     found = {
         role: [
@@ -243,11 +243,11 @@ def test_what_the_user_wrote_is_never_changed(method, overrides, message, caplog
 
 
 def test_settings_that_are_not_the_papers_say_so_everywhere(call):
-    for name, ours in ELSEWHERE.items():
-        for kind in ours.columns:
+    for name, ours in UNPUBLISHED.items():
+        for kind in ours.parts:
             assert kind not in METHODS[name].parts
     where = build_method("dora", BertConfig()).settings_from
-    assert where == f"not from the paper: {ELSEWHERE['dora'].source}"
+    assert where == f"not from the paper: {UNPUBLISHED['dora'].source}"
     assert build_method("dora", LlamaConfig()).settings_from == "Table 4"
     taken = build_method("dora", GPT2Config()).settings_from
     assert taken == "Table 4; those of llama models, taken to a gpt2 model"

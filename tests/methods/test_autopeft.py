@@ -10,7 +10,7 @@ from stacks import randomise
 from torch import nn
 
 from lorada import BottleneckConfig, LoradaConfig, PrefixConfig, build_method
-from lorada.methods.autopeft.blocks import configuration
+from lorada.methods.autopeft.settings import Configuration
 from lorada.runs.models.count import count_parameters
 
 pytestmark = pytest.mark.fp64
@@ -144,7 +144,7 @@ def test_a_prefix_joins_the_block_as_it_would_stand_before_attention_without_it(
 
 def method(name: str, *chosen, **more) -> LoradaConfig:
     """The stack of a configuration on an architecture, without its task type."""
-    overrides = configuration(*chosen)
+    overrides = Configuration(*chosen).overrides()
     config = build_method("autopeft", ARCHITECTURES[name]().config, **overrides, **more).config
     config.task_type = None
     return config
@@ -215,7 +215,7 @@ COUNTED = [(12, 12, 6, EVERY), (768, 1, 0, (0,)), (0, 24, 3, (1, 5, 11)), (3, 0,
 @pytest.mark.parametrize("chosen", COUNTED, ids=str)
 @pytest.mark.parametrize("biases", [0, 1])
 def test_a_configuration_counts_what_its_closed_form_says(chosen, biases):
-    pairs = [f"{part}.{key}={value}" for part, values in configuration(*chosen).items()
+    pairs = [f"{part}.{key}={value}" for part, values in Configuration(*chosen).overrides().items()
              for key, value in values.items()]  # fmt: skip
     pairs += [f"{part}.use_bias={bool(biases)}".lower() for part in ("bottleneck", "parallel_ffn")]
     counted = count_parameters("autopeft", "roberta-base", pairs)["trainable"]
@@ -229,7 +229,7 @@ def test_the_balanced_example_on_roberta_is_552960_weights_and_18720_biases():
 
 
 REFUSED = {
-    "no block": ((0, 0, 0, [1]), "leaves no block: give one of them a size"),
+    "no part": ((0, 0, 0, [1]), "leaves no part: give one of them a size"),
     "no layer": ((1, 2, 3, []), r"layers=\[\] leaves no layer: name at least one"),
 }
 
@@ -238,7 +238,7 @@ REFUSED = {
 def test_a_configuration_of_nothing_is_refused(case):
     chosen, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
-        configuration(*chosen)
+        Configuration(*chosen).overrides()
 
 
 def test_a_method_without_a_part_left_is_refused():
@@ -263,7 +263,7 @@ def test_no_other_method_loses_a_part_of_size_0():
 def test_a_model_has_the_blocks_that_it_has_a_form_of(name, parts):
     model = ARCHITECTURES[name]().config
     absent = [0 if kind not in parts else 4 for kind in ("pfeiffer", "ffn", "prefix")]
-    for overrides in ({}, configuration(*absent, [0])):
+    for overrides in ({}, Configuration(*absent, [0]).overrides()):
         config = build_method("autopeft", model, **overrides).config
         assert [getattr(part, "placement", "prefix") for part in config.parts] == parts
 

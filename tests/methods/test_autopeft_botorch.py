@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lorada.methods.autopeft.botorch_sampler import BotorchSampler, normal_scores
-from lorada.methods.autopeft.search_space import Space, pareto, search
+from lorada.methods.autopeft.search import search
+from lorada.methods.autopeft.search_space import Space, pareto
 
 PACKAGES = ("botorch", "jax", "numpyro")
 TINY = {"initial": 8, "warmup": 8, "samples": 8, "thinning": 4, "evaluations": 60, "restarts": 2,
@@ -116,7 +117,8 @@ def hypervolume(trials, reference):
 
 
 def test_the_area_of_two_trials_is_what_one_counts_by_hand():
-    from lorada.methods.autopeft.search_space import Configuration, Trial
+    from lorada.methods.autopeft.search_space import Trial
+    from lorada.methods.autopeft.settings import Configuration
 
     trials = [
         Trial(Configuration(i, 0, 0, (0,)), a, p) for i, (a, p) in enumerate([(60, 1), (80, 3)])

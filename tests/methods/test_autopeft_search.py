@@ -9,15 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorada.methods.autopeft.search_space import (
-    Configuration,
-    Space,
-    Trial,
-    pareto,
-    random_sampler,
-    search,
-)
-from lorada.methods.callbacks.layers import generator_at
+from lorada.methods.autopeft.search import search
+from lorada.methods.autopeft.search_space import Space, Trial, pareto, random_sampler
+from lorada.methods.autopeft.settings import Configuration
+from lorada.methods.callbacks.sampling import generator_at
 
 FULL = Space(768, 12)
 SMALL = Space(4, 3, ("bottleneck", "prefix"))  # sizes 4, 2, 1, 0: 15 × 7 configurations

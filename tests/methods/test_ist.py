@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import TINY, assert_close
+from layer_runs import LAYERS, ROWS, Watch, layer_of, trainer_for
 from peft import IA3Config, LoraConfig, get_peft_model, get_peft_model_state_dict
-from procedures import LAYERS, ROWS, Watch, layer_of, trainer_for
 from transformers import TrainerState
 
 from lorada import (
@@ -25,10 +25,11 @@ from lorada.methods.callbacks.ist import (
     ISTCallback,
     adapters_in,
     different_sets,
-    turned_down,
+    scaled_down,
     updated,
 )
-from lorada.methods.callbacks.layers import draw, generator_at, layers_of, training_rows
+from lorada.methods.callbacks.layers import layers_of
+from lorada.methods.callbacks.sampling import draw, generator_at, training_rows
 
 pytestmark = pytest.mark.fp64
 
@@ -64,13 +65,13 @@ def weights(model):
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_the_adapters_of_a_layer_are_turned_down_and_back(part):
+def test_the_adapters_of_a_layer_are_scaled_down_and_back(part):
     model = adapted(part, init=False)
     with torch.no_grad():
         before = model(IDS).logits
         with model.disable_adapter():
             plain = model(IDS).logits
-        with turned_down(all_adapters(model), 1e-9):
+        with scaled_down(all_adapters(model), 1e-9):
             nothing = model(IDS).logits
         after = model(IDS).logits
     assert torch.equal(before, after)
@@ -82,7 +83,7 @@ def test_the_adapters_of_a_layer_are_turned_down_and_back(part):
 
 
 @pytest.mark.parametrize("part", ["lora", "bottleneck", "lmam"])
-def test_turned_down_is_the_adapter_with_a_smaller_last_factor(part):
+def test_scaled_down_is_the_adapter_with_a_smaller_last_factor(part):
     model = adapted(part, init=False)
     twin = adapted(part, init=False)
     twin.load_state_dict(model.state_dict())
@@ -94,14 +95,14 @@ def test_turned_down_is_the_adapter_with_a_smaller_last_factor(part):
                 pe = position_embedding(16, parameter)[:, None]
                 parameter.copy_((parameter + pe) * 0.25 - pe)
         expected = twin(IDS).logits
-        with turned_down(adapters_in(layers_of(model)["base_model.model.model.layers.1"]), 0.25):
+        with scaled_down(adapters_in(layers_of(model)["base_model.model.model.layers.1"]), 0.25):
             assert_close(model(IDS).logits, expected)
 
 
 @pytest.mark.parametrize("part", ["lora", "sora", "lamda", "quanta"])
-def test_what_is_merged_while_turned_down_is_turned_down_too(part):
+def test_what_is_merged_while_scaled_down_is_scaled_down_too(part):
     model = adapted(part, init=False)
-    with torch.no_grad(), turned_down(all_adapters(model), 0.25):
+    with torch.no_grad(), scaled_down(all_adapters(model), 0.25):
         expected = model(IDS).logits
         model.merge_adapter()
         assert_close(model(IDS).logits, expected)
@@ -114,14 +115,14 @@ def test_what_is_merged_while_turned_down_is_turned_down_too(part):
 def test_an_adapter_in_use_has_no_scale_in_its_file():
     model = adapted("lmam", "bottleneck", "lora")
     before = set(weights(model)), model.peft_config["default"].to_dict()
-    with turned_down(all_adapters(model), 0.25):
+    with scaled_down(all_adapters(model), 0.25):
         assert (set(weights(model)), model.peft_config["default"].to_dict()) == before
 
 
 def test_scales_come_back_when_a_forward_fails():
     model = adapted("lora", "bottleneck")
     before = [dict(adapter.scaling) for adapter in all_adapters(model)]
-    with pytest.raises(ZeroDivisionError), turned_down(all_adapters(model), 0.25):
+    with pytest.raises(ZeroDivisionError), scaled_down(all_adapters(model), 0.25):
         raise ZeroDivisionError
     assert [adapter.scaling for adapter in all_adapters(model)] == before
 
@@ -271,8 +272,7 @@ def test_a_resumed_trainer_may_rebuild_its_callbacks(tmp_path):
     trainer = trainer_for(adapted(), tmp_path, ISTCallback(), steps=9, **settings)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
     rebuilt = next(c for c in trainer.callback_handler.callbacks if isinstance(c, ISTCallback))
-    assert rebuilt.settings == whole.settings
-    assert rebuilt.scores == whole.scores
+    assert rebuilt.state() == whole.state()
 
 
 def test_another_seed_draws_other_layers_and_the_global_generator_is_left_alone(tmp_path):

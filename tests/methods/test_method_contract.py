@@ -15,6 +15,7 @@ from stacks import randomise
 from torch import nn
 
 from lorada import (
+    METHODS,
     BottleneckConfig,
     LamdaConfig,
     LmamConfig,
@@ -29,12 +30,11 @@ pytestmark = pytest.mark.fp64
 
 D, FFN, HEADS = SIZES["hidden_size"], SIZES["intermediate_size"], SIZES["num_attention_heads"]
 LAYERS = SIZES["num_hidden_layers"]  # of each stack
-WHOLE = ("full", "owlore", "owlore_full")
 
 every_case = pytest.mark.parametrize(("name", "model"), CASES, ids=lambda part: part)
 every_adapter = pytest.mark.parametrize(
     ("name", "model"),
-    [case for case in CASES if case[0] not in (*WHOLE, "bitfit")],
+    [(name, model) for name, model in CASES if METHODS[name].parts],
     ids=lambda part: part,
 )
 
@@ -150,13 +150,14 @@ BIASES = {
 
 def expected_size(name: str, model: str, config) -> int:
     plain = ARCHITECTURES[model]()
-    if name in WHOLE:
+    if METHODS[name].trainable == ".":
         return sum(p.numel() for p in plain.parameters())
-    if name == "bitfit":
+    if METHODS[name].trains == "biases":
         return BIASES[model]
-    parts = build_method(name, plain.config, **small(name, plain.config)).config.parts
-    if name == "lamda":
-        parts = config.parts  # the spectra decide its ranks
+    asked = build_method(name, plain.config, **small(name, plain.config)).config.parts
+    # What is asked for says the size, but for the ranks of LaMDA, which the spectra decide.
+    parts = [had if isinstance(had, LamdaConfig) else part
+             for part, had in zip(asked, config.parts, strict=True)]  # fmt: skip
     return sum(SIZES_OF[type(part)](part, model) for part in parts)
 
 

@@ -7,11 +7,22 @@ import torch
 from architectures import inputs, logits
 from conftest import assert_close
 from folders import bert_folder, llama_folder, rows_file
-from method_cases import BUILDERS, CASES, FURTHER_CASES, OFTEN, UNDEFINED, WORDS, placed, small
+from method_cases import (
+    BUILDERS,
+    CASES,
+    FURTHER_CASES,
+    OFTEN,
+    UNDEFINED,
+    defined,
+    placed,
+    refusal,
+    small,
+)
 from peft import PeftModel
 from stacks import randomise
 
 from lorada import METHODS
+from lorada.methods.lookup import method_named
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
@@ -36,10 +47,11 @@ def test_a_method_is_placed_trains_what_it_says_and_comes_back_from_its_file(nam
     trained = [n for n, p in adapted.named_parameters() if p.requires_grad]
     assert trained
     if plan.config is None:
-        assert name != "bitfit" or all(n.endswith("bias") for n in trained)
+        assert METHODS[name].trains != "biases" or all(n.endswith("bias") for n in trained)
         return
-    heavy = ("modules_to_save",) if name == "longlora" else ()
-    own = ("lora_", "shira_", *heavy)
+    own = ["lora_", "shira_"]
+    if any(getattr(part, "modules_to_save", None) for part in plan.config.parts):
+        own.append("modules_to_save")
     assert all(any(f".{key}" in n for key in own) for n in trained)
     randomise(adapted)
     changed = logits(adapted, **batch)
@@ -53,7 +65,7 @@ def test_a_method_is_placed_trains_what_it_says_and_comes_back_from_its_file(nam
 
 @pytest.mark.parametrize(("name", "model"), UNDEFINED, ids=lambda part: part)
 def test_a_method_is_refused_in_words_where_it_has_no_form(name, model):
-    with pytest.raises(ValueError, match=WORDS[name, model].format(r"\w+")) as error:
+    with pytest.raises(ValueError, match=refusal(name, model)) as error:
         placed(name, model, inputs(model))
     assert "\n" not in str(error.value)
 
@@ -77,8 +89,7 @@ def runnable() -> list[tuple[str, str]]:
     names = [*METHODS, *(f"{name}+lmam" for name in PLUGGED)]
     cases = []
     for name in names:
-        method = METHODS[name.removesuffix("+lmam")]
-        decodes = name != "bitfit" and (method.trainable or "llama" in method.parts)
+        decodes = defined(name, "llama") and "llama" in (method_named(name).parts or ["llama"])
         cases.append((name, "llama" if decodes else "bert"))
     return cases
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 from conftest import TINY
 from peft import LoraConfig
-from transformers import BertConfig, LlamaConfig
+from transformers import BartConfig, BertConfig, DebertaV2Config, LlamaConfig
 
 from lorada import METHODS, BottleneckConfig, LmamConfig, build_method
 from lorada.methods.describe import describe
+from lorada.methods.method import Method, Unpublished
 from lorada.methods.task_head import select_trainable
+from lorada.runs.recipe import load_recipe
 
 LLAMA, BERT = LlamaConfig(), BertConfig()
 
@@ -63,6 +65,31 @@ def test_an_unknown_override_names_the_nearest(override):
         build_method("lorada_la", LLAMA, **override)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("rank", "many", "lmam.rank='many': input should be a valid integer"),
+        ("rank", 0, "rank=0 must be a whole number above 0"),
+        ("ablation", "no_map", "lmam.ablation='no_map': input should be 'no_negative'"),
+    ],
+)
+def test_a_bad_setting_has_the_same_error_from_a_recipe_as_from_build_method(name, value, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        build_method("lmam", LLAMA, **{name: value})
+
+    def from_recipe():
+        options = {"method": "lmam", "model": "smollm2-135m", "output": "-"}
+        build_method("lmam", LLAMA, **load_recipe(None, [f"{name}={value}"], options).parts)
+
+    with pytest.raises(ValueError, match=re.escape(said)):
+        from_recipe()
+
+
+def test_a_number_may_be_written_as_a_text():
+    (lmam,) = build_method("lmam", LLAMA, rank="3", inverse_scale="1e-3").config.parts
+    assert (lmam.rank, lmam.inverse_scale) == (3, 0.001)
+
+
 def test_building_twice_does_not_share_settings():
     first = build_method("lorada_la", LLAMA, lmam={"rank": 9})
     assert build_method("lorada_la", LLAMA).config.parts[0].rank == 2
@@ -112,3 +139,24 @@ def test_how_a_method_runs_is_read_off_its_entry():
     assert set(settings) == set(METHODS["lora"].parts)
     assert list(settings["llama"]) == ["lmam", "lora"]
     assert "lmam" not in METHODS["lora"].parts["llama"]
+
+
+def test_a_method_is_refused_on_a_kind_of_model_that_it_has_no_settings_for(monkeypatch):
+    encoder_only = Method("x", {"roberta": {"lora": {"target_modules": ["query"]}}}, source="here")
+    monkeypatch.setitem(METHODS, "encoder_only", encoder_only)
+    # DeBERTa is an encoder like RoBERTa, whose settings it takes.
+    plan = build_method("encoder_only", DebertaV2Config())
+    assert plan.config.parts[0].target_modules == {"attention.self.query_proj"}
+    assert plan.settings_from == "here; those of roberta models, taken to a deberta-v2 model"
+    message = "encoder_only has no settings for llama models, only for roberta: use another method"
+    with pytest.raises(ValueError, match=message):
+        build_method("encoder_only", LLAMA)
+
+
+def test_a_method_may_bring_settings_that_are_not_the_papers_in_its_own_entry(monkeypatch):
+    unpublished = Unpublished("our choice", {"bart": {"lora": {"target_modules": ["fc1"]}}})
+    method = Method("x", {"llama": {"lora": {}}}, source="Table 4", unpublished=unpublished)
+    monkeypatch.setitem(METHODS, "mine", method)
+    assert build_method("mine", BartConfig()).settings_from == "not from the paper: our choice"
+    assert describe("mine")["not_from_the_paper"] == {"bart": "our choice"}
+    assert list(describe("mine+lmam")["settings"]["bart"]) == ["lmam", "lora"]

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from conftest import TINY, assert_close
-from procedures import LAYERS, ROWS, Watch, layer_of, trainer_for
+from layer_runs import LAYERS, ROWS, Watch, layer_of, trainer_for
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lorada.methods.callbacks.layers import layers_of
-from lorada.methods.callbacks.outliers import outlier_ratios
+from lorada.methods.callbacks.outlier_ratio import outlier_ratios
 from lorada.methods.callbacks.owlore import OwLoreCallback
 from lorada.methods.galore import galore
 

@@ -81,7 +81,7 @@ def test_the_commands_of_the_readme_run(tiny_smollm2, monkeypatch, capsys):
 
 
 def test_every_method_of_the_readme_is_one():
-    table = README.split("<!-- methods: begin -->")[1].split("<!-- methods: end -->")[0]
+    table = README.split("<!-- methods -->")[1].split("<!-- end -->")[0]
     names = set(re.findall(r"`([a-z_]+)`", table))
     assert names == set(METHODS)
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 from lorada.methods.build import build_method
+from lorada.methods.overrides import TRAINING, settings_of
 from lorada.runs.data.dataset import encode_rows
 from lorada.runs.data.rows import load_rows
-from lorada.runs.recipe import TRAINING, Recipe, _known, load_recipe
+from lorada.runs.recipe import Recipe, load_recipe
 from lorada.runs.training.trainer import training_arguments
 from lorada.tasks.rows import read_rows
 
@@ -48,7 +49,7 @@ ALONE = {"deepspeed", "fsdp", "fsdp_config", "ddp_backend", "local_rank", "paral
          "tf32", "full_determinism", "torch_compile", "torch_compile_backend",
          "torch_compile_mode", "enable_jit_checkpoint"}  # fmt: skip
 PARTS = ["lmam", "lora", "bottleneck"]  # of lorada_la
-SECTIONS = {name: sorted(set(_known(name)) - ALONE) for name in (*PARTS, TRAINING)}
+SECTIONS = {name: sorted(set(settings_of(name)) - ALONE) for name in (*PARTS, TRAINING)}
 KEYS = [*sorted(Recipe.model_fields), *SECTIONS[TRAINING],
         *(f"{part}.{name}" for part in PARTS for name in SECTIONS[part])]  # fmt: skip
 WORDS = ["1e400", ".inf", "-.nan", "no", "steps", "*a", "&a [*a]", "!!str", "0x", "{a: 1}", "[[",

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from callback_runs import assert_same_weights, losses, trainer
 from conftest import TINY, assert_close
 from peft import LoraConfig, PeftModel, get_peft_model
-from procedure_runs import assert_same_weights, losses, trainer
 from stacks import batch, lmam, logits, randomise
 from torch import nn
 from transformers import (

@@ -7,7 +7,6 @@ checks them again, with all that needs torch.
 from pathlib import Path
 from typing import Any
 
-from lorada.methods.describe import part_names
 from lorada.runs.data.rows import JSONL, Rows, load_rows
 from lorada.runs.folder.folder import refuse_taken
 from lorada.runs.folder.lock import refuse_file
@@ -126,7 +125,6 @@ def check_counted(method: str, model: str, overrides: list[str]) -> None:
     Raises:
         ValueError: for an unknown name, or an override that is not key=value.
     """
-    part_names(method)
     check_name(model, weights=False)
     outline(None, overrides, {"method": method, "model": model, "output": "-"})
 

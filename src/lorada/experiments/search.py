@@ -14,10 +14,11 @@ from shlex import quote
 from typing import Any
 
 from lorada.experiments import own_process
-from lorada.methods.autopeft import search_space
-from lorada.methods.autopeft.blocks import LAYERS, SIZES
-from lorada.methods.autopeft.search_space import Configuration, Space, Trial, pareto
-from lorada.methods.columns import column_of
+from lorada.methods.autopeft import search as autopeft_search
+from lorada.methods.autopeft.search_space import Space, Trial, pareto
+from lorada.methods.autopeft.settings import LAYERS, SIZES, Configuration
+from lorada.methods.lookup import method_named
+from lorada.methods.model_settings import column_of
 from lorada.runs.folder.folder import clear, holds_run, same_recipe
 from lorada.runs.folder.lock import held
 from lorada.runs.folder.result import RESULT_FILE, read_result
@@ -93,7 +94,7 @@ def search(
         KeyboardInterrupt: if the training of a trial was interrupted and saved.
     """
     folder = Path(recipe.output)
-    search_space.sampler_named(sampler)
+    autopeft_search.sampler_named(sampler)
     space = space_of(recipe)
     with held(folder):
         _begin(recipe, trials, space, resume=resume, overwrite=overwrite)
@@ -112,7 +113,7 @@ def search(
                 raise
 
         seed = int(recipe.training.get("seed", 42))
-        done = search_space.search(trial, space, trials, sampler, folder / STATE_FILE, seed)
+        done = autopeft_search.search(trial, space, trials, sampler, folder / STATE_FILE, seed)
     return {
         "sampler": sampler,
         "seed": seed,
@@ -124,7 +125,7 @@ def search(
 def space_of(recipe: Recipe) -> Space:
     """The search space of a recipe's model."""
     config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    column = column_of(METHOD, config).parts
+    column = column_of(method_named(METHOD), config).parts
     depth = max(config.num_hidden_layers, getattr(config, "decoder_layers", 0))
     return Space(config.hidden_size, depth, tuple(part for part in SIZES if part in column))
 

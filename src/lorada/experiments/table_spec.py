@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from lorada.methods.describe import part_names
+from lorada.methods.lookup import method_named
 from lorada.methods.method import PARTS
 from lorada.runs.recipe import Recipe, load_recipe
 from lorada.support.errors import unknown
@@ -173,7 +173,7 @@ def row_recipe(
     settings = deepcopy(column.settings)
     for task in tasks if len(tasks) == 1 else []:
         merge(settings, column.by_task.get(task, {}))
-    for part in PARTS.keys() - set(part_names(row.method)):
+    for part in PARTS.keys() - set(method_named(row.method).part_names):
         settings.pop(part, None)
     own = dict(row.paper if scale == "paper" else row.local)
     by_task = own.pop("by_task", {})

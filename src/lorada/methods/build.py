@@ -1,8 +1,8 @@
-"""``build_method``: from a name of METHODS and a model to a Plan that a Trainer can follow."""
+"""``build_method``: make a ``Plan`` from the name of a method and the config of a model."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -11,13 +11,12 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainingArguments
 
-from lorada.methods.columns import column_of, settings_for
-from lorada.methods.describe import method_named
-from lorada.methods.fitting import fitted, refuse_undefined
+from lorada.methods.fit_to_model import fitted, refuse_undefined
+from lorada.methods.lookup import method_named
 from lorada.methods.matrix_names import family_of
-from lorada.methods.method import PARTS, Family, Method, Settings, load
-from lorada.methods.table import MAP
-from lorada.support.errors import unknown
+from lorada.methods.method import PARTS, Family, Method, load
+from lorada.methods.model_settings import column_of, settings_for
+from lorada.methods.overrides import part_overrides
 from lorada.tuners import LoradaConfig
 
 logger = logging.getLogger(__name__)
@@ -28,24 +27,24 @@ TASK_TYPES: dict[Family, TaskType] = {
     "deberta": TaskType.SEQ_CLS,
     "bart": TaskType.SEQ_2_SEQ_LM,
 }
-# Of pictures and sounds, which PEFT's classes for tasks do not pass on.
+# Models of pictures and sounds: PEFT's classes for tasks do not pass those on to the model.
 NO_TASK_TYPE = ("vit", "whisper")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A method made ready for one model.
+    """What a Trainer needs to train a method on one model.
 
     Attributes:
-        config: the PEFT config to place, or None.
-        callbacks: Trainer callbacks of methods that change the procedure.
-        trainable: a regex of parameter names that train when there is no PEFT config.
-        with_head: a regex of those that train with the task head then, and are not counted.
-        prepare: called with model and batches by methods that must see both first.
+        config: the PEFT config of the adapter; None for a method without one.
+        callbacks: Trainer callbacks of a method that changes the training.
+        trainable: regex of the names of parameters that train without an adapter.
+        with_head: regex of the names that train with the task head then, and are not counted.
+        prepare: called with model and batches; returns the config of a method that must see them.
         optimizer: makes the optimizer of a method that has its own.
-        arguments: overrides of TrainingArguments.
-        settings_from: where the settings come from; those that are not the paper's begin with
-            "not from the paper".
+        arguments: settings of TrainingArguments that the method changes.
+        settings_from: where the settings come from; it begins with "not from the paper" for those
+            that are not.
     """
 
     config: PeftConfig | None
@@ -64,19 +63,19 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
     Args:
         name: a key of ``METHODS``, or ``NAME+lmam``.
         model_config: the transformers config of the model.
-        overrides: settings of parts, as ``lmam={"rank": 4}``, or bare (``rank=4``) where only
-            one part has a field of that name.
+        overrides: settings of parts, as ``lmam={"rank": 4}``, or ``rank=4`` where only one part
+            has a setting of that name.
 
     Raises:
-        ValueError: for an unknown method or setting (with the nearest names), an ambiguous
-            setting (with the full keys), a method that this model has no form of, or a model type
-            whose matrices have names that are not known here.
+        ValueError: for an unknown method or setting (with the nearest names), a setting that
+            several parts have (with the full keys), a value of another type, a method that is not
+            defined on this model, or a model type whose names of matrices are unknown.
     """
-    method, plus_map = method_named(name)
+    method = method_named(name)
     config, settings_from = None, method.source
-    refuse_undefined(name, method, model_config)
+    refuse_undefined(method, model_config)
     if method.trainable is None:
-        config, settings_from = _stack(name, method, plus_map, model_config, overrides)
+        config, settings_from = _stack(method, model_config, overrides)
     elif overrides:
         raise ValueError(f"method {name} has no settings, but got {', '.join(overrides)}")
     return Plan(
@@ -92,66 +91,23 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
 
 
 def _stack(
-    name: str, method: Method, plus_map: bool, model_config: Any, overrides: dict[str, Any]
+    method: Method, model_config: Any, overrides: dict[str, Any]
 ) -> tuple[LoradaConfig, str]:
     """The config of a method, and where its settings come from."""
-    column = column_of(name.removesuffix("+lmam"), model_config)
-    if plus_map:
-        column = replace(column, parts={"lmam": MAP, **column.parts})
-    # To leave out a part that this model has no form of changes nothing.
+    column = column_of(method, model_config)
+    # A part that does not exist on this model may be left out by size 0 all the same.
     without = {part: {size: 0} for part, size in method.sizes.items() if part not in column.parts}
     asked = {key: value for key, value in overrides.items() if without.get(key, ...) != value}
-    stated = part_overrides(list(column.parts), asked)
+    stated = part_overrides(column.parts, asked)
     settings = settings_for(column, stated, model_config)
     absent = [part for part, size in method.sizes.items() if settings.get(part, {}).get(size) == 0]
     left = {part: values for part, values in settings.items() if part not in absent}
     if not left:
         sizes = ", ".join(f"{part}.{method.sizes[part]}=0" for part in absent)
-        raise ValueError(f"{sizes} leaves {name} without a part: give one of them a size")
+        raise ValueError(f"{sizes} leaves {method.name} without a part: give one of them a size")
     left, replaced = fitted(left, stated, model_config)
     for sentence in replaced:
         logger.warning(sentence)
     kind = None if model_config.model_type in NO_TASK_TYPE else TASK_TYPES[family_of(model_config)]
     configs = [load(PARTS[part])(**values) for part, values in left.items()]
     return LoradaConfig(parts=configs, task_type=kind), "; ".join([column.source, *replaced])
-
-
-def part_overrides(parts: list[str], overrides: dict[str, Any]) -> dict[str, Settings]:
-    """Sort overrides by part: ``{"lmam": {"rank": 4}}`` from either form of key.
-
-    Raises:
-        ValueError: for a setting that no part has, or that several have.
-    """
-    found: dict[str, Settings] = {part: {} for part in parts}
-    known = {part: {f.name for f in fields(load(PARTS[part])) if f.init} for part in parts}
-    for key, value in overrides.items():
-        if key in parts and isinstance(value, dict):
-            for name in value:
-                if name not in known[key]:
-                    raise unknown(f"setting of {key}", name, known[key])
-            found[key].update(value)
-            continue
-        found[owner_of(key, known, also=parts)][key] = value
-    return found
-
-
-def owner_of(key: str, known: Mapping[str, Collection[str]], also: Iterable[str] = ()) -> str:
-    """The one section that has a setting of this name.
-
-    Args:
-        key: a bare key, such as ``rank``.
-        known: section → names of its settings.
-        also: other names that would have been right here, for the hint.
-
-    Raises:
-        ValueError: if no section has it (with the nearest names), or several (with the full keys).
-    """
-    owners = [section for section, names in known.items() if key in names]
-    if len(owners) > 1:
-        full = ", ".join(f"{owner}.{key}" for owner in owners)
-        raise ValueError(f"{key} is a setting of several sections: write {full}")
-    if not owners:
-        raise unknown(
-            "override", key, {*also, *(name for names in known.values() for name in names)}
-        )
-    return owners[0]

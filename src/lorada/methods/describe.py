@@ -1,37 +1,13 @@
-"""What a method is, in words: names, parts, settings. It needs neither torch nor PEFT."""
+"""``describe``: a method in words and plain values. It needs neither torch nor PEFT."""
 
 from typing import Any
 
-from lorada.methods.method import PARTS, Method, Settings
-from lorada.methods.other_models import ELSEWHERE, Elsewhere
-from lorada.methods.table import MAP, METHODS
-from lorada.support.errors import unknown
-
-
-def part_names(name: str) -> list[str]:
-    """The parts of a method, in the order in which they are stacked."""
-    method, plus_map = method_named(name)
-    names = list(next(iter(method.parts.values()), {}))
-    return (["lmam"] if plus_map else []) + names
-
-
-def method_named(name: str) -> tuple[Method, bool]:
-    """An entry of METHODS, and whether a map goes on top (``NAME+lmam``).
-
-    Raises:
-        ValueError: for an unknown method, with the nearest names.
-    """
-    plain = name.removesuffix("+lmam")
-    if plain not in METHODS:
-        raise unknown("method", name, METHODS)
-    method, plus_map = METHODS[plain], name != plain
-    if plus_map and (not method.parts or "lmam" in next(iter(method.parts.values()))):
-        raise ValueError(f"unknown method {name!r}: {plain} cannot take a map on top")
-    return method, plus_map
+from lorada.methods.lookup import method_named
+from lorada.methods.method import PARTS, Method
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What a method is and how it runs, in words that JSON can hold.
+    """Describe a method and how it runs, with values that JSON can hold.
 
     Returns:
         ``summary``, ``formula``, ``paper``, ``source``, ``parts`` (names), ``models`` (the kinds it
@@ -41,30 +17,24 @@ def describe(name: str) -> dict[str, Any]:
     Raises:
         ValueError: for an unknown method, with the nearest names.
     """
-    method, plus_map = method_named(name)
-    ours = ELSEWHERE.get(name.removesuffix("+lmam"), Elsewhere("", {}))
-    columns = [*method.parts.items(), *ours.columns.items()]
-    settings: dict[str, dict[str, Settings]] = {model: dict(parts) for model, parts in columns}
-    summary, formula = method.summary, method.formula
-    if plus_map:
-        summary, formula = f"{summary}, with the map", f"{METHODS['lmam'].formula}; {formula}"
-        settings = {model: {"lmam": MAP, **parts} for model, parts in settings.items()}
+    method = method_named(name)
+    settings = {**method.parts, **method.unpublished.parts}
     return {
-        "summary": summary,
-        "formula": formula,
+        "summary": method.summary,
+        "formula": method.formula,
         "paper": method.paper,
         "source": method.source,
-        "parts": part_names(name),
+        "parts": method.part_names,
         "models": list(settings) or ["any"],
-        "not_from_the_paper": dict.fromkeys(ours.columns, ours.source),
-        "runs": _runs(name, method),
-        "settings": settings,
+        "not_from_the_paper": dict.fromkeys(method.unpublished.parts, method.unpublished.source),
+        "runs": _runs(method),
+        "settings": {model: dict(parts) for model, parts in settings.items()},
     }
 
 
-def _runs(name: str, method: Method) -> list[str]:
+def _runs(method: Method) -> list[str]:
     """What carries a method out: the configs of its parts, and whatever else it brings."""
-    found = [PARTS[part].replace(":", ".") for part in part_names(name)]
+    found = [PARTS[part].replace(":", ".") for part in method.part_names]
     if method.trainable is not None:
         which = "all parameters" if method.trainable == "." else method.trains
         found.append(f"trains {which}")

@@ -1,14 +1,14 @@
-"""GaLore: AdamW whose moments live in a low-rank projection of the gradient.
+"""GaLore: AdamW with the moments of a low-rank projection of the gradient.
 
-For a matrix of gradient G (m × n), with the singular vectors of an earlier G as projector:
+A weight with the gradient G (m × n) is updated with the singular vectors of an earlier G:
 
     m ≥ n:  Q = top-r right singular vectors (r × n),   G~ = G Qᵀ,   ΔW = α N(G~) Q
     m < n:  P = top-r left singular vectors (m × r),    G~ = Pᵀ G,   ΔW = α P N(G~)
 
     W ← W - η ΔW,   then   W ← W - η λ W
 
-N is Adam's direction with bias correction. The projector is renewed at the first step of a matrix
-and at every ``refresh`` of its own steps after that.
+N is Adam's direction with bias correction. The projector Q or P is computed at the first step of a
+weight, and anew after every ``refresh`` of its own steps.
 
 "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection" (2024).
 """
@@ -24,10 +24,11 @@ from lorada.methods.callbacks.layers import layers_of
 
 
 class GaLoreAdamW(torch.optim.Optimizer):
-    """AdamW, with a projected gradient in the parameter groups that have a ``rank``.
+    """AdamW that projects the gradients of the parameter groups that have a ``rank``.
 
-    Its state is a step count, two moments of the projected gradient and the projector, in the
-    dtype of the parameter. State that somebody deletes starts anew with a new projector.
+    The state of a parameter is a step count, two moments of the projected gradient and the
+    projector, in the dtype of the parameter. A parameter whose state is deleted starts again with a
+    new projector.
 
     Args:
         params: parameters or groups; a group may have its own ``rank``, ``refresh``, ``scale``.
@@ -113,7 +114,7 @@ class GaLoreAdamW(torch.optim.Optimizer):
 
 
 def projector(gradient: Tensor, rank: int, tall: bool) -> Tensor:
-    """The top singular vectors of the shorter side: Q (r, n) if ``tall`` (m ≥ n), else P (m, r)."""
+    """The top r singular vectors of a gradient: Q (r, n) if ``tall`` (m ≥ n), else P (m, r)."""
     wide = gradient if gradient.dtype == torch.float64 else gradient.float()
     left, _, right = torch.linalg.svd(wide, full_matrices=False)
     vectors: Tensor = right[:rank] if tall else left[:, :rank]
@@ -121,12 +122,12 @@ def projector(gradient: Tensor, rank: int, tall: bool) -> Tensor:
 
 
 def project(gradient: Tensor, vectors: Tensor, tall: bool) -> Tensor:
-    """G Qᵀ, or Pᵀ G."""
+    """The projected gradient: G Qᵀ if ``tall``, else Pᵀ G."""
     return gradient @ vectors.T if tall else vectors.T @ gradient
 
 
 def project_back(change: Tensor, vectors: Tensor, tall: bool) -> Tensor:
-    """A change of the projection as a change of the matrix."""
+    """The change of the weight that a change of the projection stands for."""
     return change @ vectors if tall else vectors @ change
 
 
@@ -138,13 +139,13 @@ def galore(
     refresh: int = 100,
     scale: float = 1.0,
 ) -> GaLoreAdamW:
-    """The optimizer of OwLore: every matrix of a layer projected, plain AdamW for the rest.
+    """Make the optimizer of OwLore: GaLore for the matrices of the layers, AdamW for the rest.
 
     For the stock Trainer: ``Trainer(model, args, optimizers=(galore(model, args), None), ...)``.
 
     Args:
-        model: with everything trainable that shall ever train.
-        args: for the rate, Adam's constants and the weight decay.
+        model: with everything trainable that will train at any time.
+        args: gives the learning rate, Adam's constants and the weight decay.
         rank: r.
         refresh: steps from one projector to the next.
         scale: α.

@@ -1,7 +1,7 @@
-"""What kind of model a config describes, and what its matrices are called by what they do.
+"""The names of a model's matrices by their role, and the family that a model belongs to.
 
-A column of METHODS names matrices as its own model does, such as LLaMA's ``q_proj``. Another model
-has the same ones under other names, or several of them in one: ``renamed`` finds them.
+The settings in METHODS name matrices as one model does, such as LLaMA's ``q_proj``. Another model
+has the same matrices under other names, or several of them in one: ``renamed`` translates.
 """
 
 import re
@@ -10,9 +10,10 @@ from typing import Any
 
 from lorada.methods.method import Family
 
-# Role → names within a layer, as much of each as tells it from other modules of the model. Where
-# query, key and value (or gate and up) are one matrix, its name stands under each. Embeddings and
-# norms are wherever they are, for methods that train them whole.
+# Role → names of the matrices with that role, within a layer. A name is as long as it must be to
+# tell the matrix from other modules of the model. Where query, key and value (or gate and up) are
+# one matrix, its name stands under each. Embeddings and norms are for methods that train them
+# whole, and need not be in a layer.
 Scheme = Mapping[str, tuple[str, ...]]
 ATTENTION = ("query", "key", "value")
 
@@ -102,8 +103,8 @@ SCHEMES: dict[str, Scheme] = {
 
 
 def family_of(model_config: Any) -> Family:
-    """The kind of model that a config describes, by the model of the paper that is most like it."""
-    # Names alone: these tables need no model to be imported.
+    """The family of a model: the model of the paper that is most like it."""
+    # These tables hold names only, so that no model has to be imported.
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -112,7 +113,7 @@ def family_of(model_config: Any) -> Family:
     model_type = model_config.model_type
     if getattr(model_config, "is_encoder_decoder", False):
         return "bart"
-    # A BERT is among the causal ones because it can be made a decoder.
+    # BERT is in the table of causal models because it can be made a decoder.
     if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and (
         model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
         or getattr(model_config, "is_decoder", False)
@@ -122,16 +123,16 @@ def family_of(model_config: Any) -> Family:
 
 
 def renamed(names: Sequence[str], home: Scheme, here: Scheme) -> list[str] | str:
-    """Names of one model's matrices as another's ``target_modules``, roles that it lacks left out.
+    """Translate names of matrices from one model to another, leaving out roles that it lacks.
 
     Args:
-        names: as a column has them.
-        home: the scheme of the model that the column is of.
-        here: that of the model at hand.
+        names: names in the model that ``home`` describes.
+        home: the scheme of that model.
+        here: the scheme of the other model.
 
     Returns:
-        A list, or a regex where the end of one name is another's: BERT's ``output.dense`` would
-        take ``attention.output.dense`` too.
+        A value for ``target_modules``: a list, or a regex where one name ends another. BERT's
+        ``output.dense`` in a list would match ``attention.output.dense`` too.
 
     Raises:
         ValueError: for a name that ``home`` does not have.
@@ -143,7 +144,7 @@ def renamed(names: Sequence[str], home: Scheme, here: Scheme) -> list[str] | str
         if not ending:
             raise ValueError(f"{name} is no matrix that has a role: {', '.join(home)}")
         found |= dict.fromkeys(full for role in whole or ending for full in here.get(role, ()))
-    # As they are written, where they are this model's own and say what is meant.
+    # Names of this model stay as they are written, if each matches one matrix only.
     written = list(names) if here is home else list(found)
     if all(_clear(name, here) for name in written):
         return written
@@ -157,13 +158,18 @@ def _ends(full: str, name: str) -> bool:
 
 
 def _clear(name: str, scheme: Scheme) -> bool:
-    """Whether a name is the end of one matrix's alone."""
+    """Whether a name matches no more than one of a model's matrices."""
     found = {full for names in scheme.values() for full in names if _ends(full, name)}
     return len(found) < 2
 
 
 def fits(scheme: Scheme, linears: Iterable[str]) -> bool:
-    """Whether the linears of a model's layers are those of a scheme, all of them and no others."""
+    """Whether the linear layers of a model are exactly those of a scheme.
+
+    Args:
+        scheme: the names of the matrices.
+        linears: names of the linear layers within the layers of the model.
+    """
     linears = list(linears)
     roles = [role for role in scheme if role not in ("embeddings", "norms", "gate")]
     names = {full for role in (*roles, "gate") for full in scheme.get(role, ())}

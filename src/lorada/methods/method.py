@@ -1,4 +1,8 @@
-"""What a method is: the fields of an entry of METHODS, the parts and the models it may name."""
+"""What an entry of METHODS holds, and the parts that it may name.
+
+Whatever has to be imported is given by name, as ``module:name``: a list of the methods needs
+neither torch nor PEFT, and ``load`` fetches what is used.
+"""
 
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -8,9 +12,19 @@ from lorada.tuners import TUNERS
 
 Family = Literal["llama", "roberta", "deberta", "bart"]
 Settings = dict[str, Any]
+Columns = dict[str, dict[str, Settings]]  # kind of model → part → settings
 
-# The name of a part in a method → its config. What has to be imported is named, as ``module:name``:
-# a list of methods needs neither torch nor PEFT, and ``load`` fetches what is used.
+# The callback of methods that train with shifted sparse attention.
+SHIFTED_ATTENTION = "lorada.methods.callbacks.longlora:ShiftedAttention"
+
+
+def load(name: str) -> Any:
+    """Import the object that a ``module:name`` stands for."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+# The name of a part in a method → its config.
 PARTS: dict[str, str] = {
     **{part: f"lorada:{config}" for part, (config, _) in TUNERS.items()},
     "pa_attn": "lorada:BottleneckConfig",  # a second one, for stacks of two
@@ -20,47 +34,48 @@ PARTS: dict[str, str] = {
     "adalora": "peft:AdaLoraConfig",
 }
 
-# The model whose names the columns of a kind of model have.
-HOMES: dict[Family, str] = {
-    "llama": "llama", "roberta": "roberta", "deberta": "deberta-v2", "bart": "bart",
-}  # fmt: skip
 
-# Models with columns of their own, by what their configs say.
-COLUMNS: dict[str, Settings] = {
-    "llama2-7b": {"model_type": "llama", "hidden_size": 4096, "vocab_size": 32000,
-                  "max_position_embeddings": 4096},
-    "llama3-8b": {"model_type": "llama", "hidden_size": 4096, "vocab_size": 128256},
-    "llama-13b": {"model_type": "llama", "hidden_size": 5120, "num_hidden_layers": 40},
-    "llama2-70b": {"model_type": "llama", "hidden_size": 8192, "num_hidden_layers": 80},
-    "mbart": {"model_type": "mbart"},
-}  # fmt: skip
+@dataclass(frozen=True)
+class Unpublished:
+    """Settings of a method for kinds of model that its paper has none for.
+
+    Attributes:
+        source: where they come from.
+        parts: the settings of each part, by family; those of ``roberta`` are DeBERTa's too.
+    """
+
+    source: str = ""
+    parts: Columns = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the paper.
+    """A row of the paper: its parts with their settings, or a rule of the parameters that train.
 
     Attributes:
         summary: one line for ``lorada methods``.
-        parts: part name → settings, by family or by a key of ``COLUMNS``; empty for methods
-            without an adapter.
-        trainable: rule of parameter names for methods that select parameters of the base.
-        trains: what the parameters of that rule are called.
-        with_head: rule of the names that such a method trains with the task head, uncounted.
-        callbacks: the Trainer callbacks of methods that change the procedure, by name.
-        prepare: of a method that must see model and data, by name: called with both and
-            ``config=``, the stack, which it returns ready to be placed.
-        optimizer: maker of the optimizer of a method that has its own, by name: called with model
-            and TrainingArguments.
-        arguments: overrides of TrainingArguments.
-        sizes: the settings, by part, that leave their part out when they are 0.
+        parts: the settings of each part, for each kind of model (a family, or a model of
+            ``model_settings.MODELS``); empty for a method without an adapter.
+        trainable: regex of the names of the base's parameters that train; None for an adapter.
+        trains: what the parameters of that regex are called.
+        with_head: regex of the names that such a method trains with the task head, uncounted.
+        callbacks: Trainer callbacks of a method that changes the training, as ``module:name``.
+        prepare: function of a method that must see model and data first, as ``module:name``: called
+            with both and ``config=``, the stack, which it returns ready to be placed.
+        optimizer: function that makes the method's own optimizer, as ``module:name``: called with
+            model and TrainingArguments.
+        arguments: settings of TrainingArguments that the method changes.
+        sizes: part → its setting that leaves the part out when it is 0.
         formula: what it computes or how it updates, in one line of plain text.
-        paper: link of the paper that the method is from.
+        paper: link to the paper of the method.
         source: where the settings come from.
+        name: the name it was looked up by, which ``method_named`` fills in.
+        unpublished: settings for further kinds of model; for the methods of
+            ``unpublished_settings``, ``method_named`` fills them in.
     """
 
     summary: str
-    parts: dict[str, dict[str, Settings]] = field(default_factory=dict)
+    parts: Columns = field(default_factory=dict)
     trainable: str | None = None
     trains: str = "parameters"
     with_head: str | None = None
@@ -72,9 +87,10 @@ class Method:
     formula: str = ""
     paper: str = ""
     source: str = ""
+    name: str = ""
+    unpublished: Unpublished = Unpublished()
 
-
-def load(name: str) -> Any:
-    """What a ``module:name`` stands for."""
-    module, _, attribute = name.partition(":")
-    return getattr(import_module(module), attribute)
+    @property
+    def part_names(self) -> list[str]:
+        """Its parts, in the order in which they are stacked."""
+        return list(next(iter(self.parts.values()), {}))

@@ -1,8 +1,8 @@
-"""SHiRA-SNIP: which entries of each weight a sparse adapter trains, chosen on calibration batches.
+"""SHiRA-SNIP: choose the entries of each weight that a sparse adapter trains.
 
-PEFT's ``ShiraConfig`` trains r·(in + out) entries of each weight W that a mask function picks. SNIP
-keeps those with the largest |W · ḡ|, ḡ the mean gradient of the loss. From "Sparse High Rank
-Adapters" (2024), which gives no number of calibration batches.
+PEFT's ``ShiraConfig`` trains r·(in + out) entries of each weight W, which a mask function chooses.
+SNIP takes those with the largest |W · ḡ|, where ḡ is the mean gradient of the loss over calibration
+batches. From "Sparse High Rank Adapters" (2024), which does not say how many batches.
 """
 
 import copy
@@ -28,14 +28,14 @@ PROBE = "snip"
 def snip(
     model: nn.Module, batches: Iterable[Any], *, config: PeftConfig, calibration: int = 8
 ) -> PeftConfig:
-    """Choose what the SHiRA parts of a config train, by backward passes through the bare model.
+    """Choose the entries that the SHiRA parts of a config train, by backward passes of the base.
 
-    The model is left as it was. With one batch the gradient of only one weight exists at a time;
-    with more, their sum for each target stays in memory in fp32.
+    The model is left as it was. With one batch, the gradient of only one weight is in memory at a
+    time; with several, the sum of the gradients of every weight is, in fp32.
 
     Args:
         model: the base model, without adapters.
-        batches: what the model is called with, labels included.
+        batches: arguments of the model, labels included.
         config: a ``ShiraConfig``, or a stack with such a part.
         calibration: how many batches to take.
 
@@ -43,7 +43,7 @@ def snip(
         A copy of ``config`` with masks that fit this very model and no other.
 
     Raises:
-        ValueError: for a config without such a part, a target that has no gradient, no batches, or
+        ValueError: for a config without such a part, a weight that gets no gradient, no batches, or
             batches that give no loss.
     """
     config = copy.deepcopy(config)
@@ -61,7 +61,7 @@ def snip(
         for module in _targets(model, part)
     }
     best = _best_entries(model, chosen, counts)
-    # Of several processes all take the first's, as equal scores may be told apart otherwise there.
+    # Several processes may order equal scores differently, so all take the first one's choice.
     entries = from_first(lambda: [best[module].cpu() for module in counts])
     mask_fn = _mask_function(dict(zip(counts, entries, strict=True)))
     for part in parts:
@@ -74,7 +74,7 @@ def _parts(config: PeftConfig) -> list[PeftConfig]:
 
 
 def _targets(model: nn.Module, part: ShiraConfig) -> list[nn.Linear]:
-    """The modules that PEFT would place a part on: it is placed for a moment to see."""
+    """The modules that PEFT would place a part on, found by placing it and taking it off again."""
     found: list[nn.Linear] = []
     probe = copy.deepcopy(part)
     probe.mask_fn = lambda base_layer, r, **_: found.append(base_layer)
@@ -107,7 +107,7 @@ def _best_entries(
         score = (module.weight.detach().float() * gradient).abs().flatten()
         if not score.isfinite().all():
             raise ValueError(f"SNIP: the gradient of {_name(model, module)} is not finite")
-        # Exactly so many, also where scores are equal.
+        # topk, as a threshold would take more entries where scores are equal.
         best[module] = score.topk(counts[module], sorted=False).indices
 
     def fold(module: nn.Linear, last: bool) -> None:
@@ -136,7 +136,7 @@ def _best_entries(
             finally:
                 for hook in hooks:
                     hook.remove()
-    for module in list(sums):  # those that the last batch did not use
+    for module in list(sums):  # weights that the last batch did not use
         choose(module, sums.pop(module))
     for module in counts:
         if module not in best:
@@ -149,7 +149,7 @@ def _best_entries(
 
 @contextmanager
 def _only_gradients_of(model: nn.Module, modules: Iterable[nn.Linear]) -> Iterator[None]:
-    """Let only some modules' weights have gradients, without dropout, and put all back."""
+    """Let only these modules' weights get gradients, without dropout; restore all afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
@@ -179,7 +179,7 @@ def _loss(model: nn.Module, batch: Any) -> Tensor:
 
 
 def _mask_function(best: dict[nn.Linear, Tensor]) -> Callable[..., Tensor]:
-    """What PEFT asks for the mask of a module; a function, which a copy of a config shares."""
+    """The mask function of a config. PEFT copies configs, and the copies share this function."""
     entries = WeakKeyDictionary(best)
 
     def mask_fn(base_layer: nn.Linear, r: int, **_: Any) -> Tensor:

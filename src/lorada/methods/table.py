@@ -1,12 +1,12 @@
-"""METHODS: the rows of the paper as data.
+"""METHODS: the compared methods of the paper, as data.
 
-A method is a list of parts with their settings, one column for each kind of model. Combinations
-(LoRaDA-A, LoRaDA-LA, MAM, ``NAME+lmam``) are longer lists and nothing else. ``method`` says what
-an entry holds, ``plan`` makes a method ready for a model.
+A method is a list of parts with their settings, for each kind of model. A combination (LoRaDA-A,
+LoRaDA-LA, MAM, ``NAME+lmam``) is a longer list. ``method.Method`` says what an entry holds, and
+``build.build_method`` makes a method ready for a model.
 """
 
-from lorada.methods.autopeft.blocks import SIZES, blocks
-from lorada.methods.method import Method, Settings
+from lorada.methods.autopeft.settings import SIZES, parts_of_size
+from lorada.methods.method import SHIFTED_ATTENTION, Method, Settings
 
 # Papers of several methods; each of the others is linked where it stands.
 LORADA = "https://aclanthology.org/2025.findings-emnlp.676/"
@@ -37,21 +37,21 @@ def _lorada_la(targets: list[str], lora_rank: int, adapter_rank: int) -> dict[st
 
 METHODS: dict[str, Method] = {
     "lmam": Method(
-        "the low-rank attention map alone",
+        "LMAM: the low-rank attention map alone",
         {family: {"lmam": MAP} for family in EVERY_FAMILY},
         formula="softmax(QKᵀ/√d)·V + M·V, M = (W_a + PE)(W_b + PE)/s on the first n tokens",
         paper=LORADA,
         source="Table 19, LLaMA-7B",
     ),
     "fmam": Method(
-        "the full-rank attention map alone (the ¬L ablation)",
+        "FMAM: the full-rank attention map alone (the ¬L ablation)",
         {family: {"lmam": {"length": 128, "ablation": "full_rank"}} for family in EVERY_FAMILY},
         formula="softmax(QKᵀ/√d)·V + M·V, M = (W + PE·PEᵀ)/s on the first n tokens",
         paper=LORADA,
         source="Tables 3 and 9",
     ),
     "lora": Method(
-        "LoRA",
+        "LoRA: a low-rank change of the weights",
         {
             "llama": {"lora": {"r": 32, "lora_alpha": 64, "lora_dropout": 0.05, **LLM_LORA}},
             "roberta": {"lora": {**ENCODER_LORA, "target_modules": QUERY_VALUE["roberta"]}},
@@ -63,7 +63,7 @@ METHODS: dict[str, Method] = {
         source="Tables 4, 5 and 10",
     ),
     "dora": Method(
-        "DoRA: LoRA with the magnitude of each output row learned apart",
+        "DoRA: LoRA that learns the norm of each output row separately",
         {
             "llama": {
                 "lora": {
@@ -88,7 +88,7 @@ METHODS: dict[str, Method] = {
         source="Tables 5 and 10",
     ),
     "series": Method(
-        "series adapter of LLM-Adapters, behind down_proj",
+        "series adapter of LLM-Adapters, after down_proj",
         {"llama": {"bottleneck": {"placement": "series", "rank": 256}}},
         formula="y + U·tanh(Dy), y = W_down·x",
         paper=LLM_ADAPTERS,
@@ -102,7 +102,7 @@ METHODS: dict[str, Method] = {
         source="Tables 4 and 18",
     ),
     "houlsby": Method(
-        "Houlsby's adapters, behind attention and FFN",
+        "Houlsby's adapters, after attention and FFN",
         {
             family: {"bottleneck": {"placement": "houlsby", "rank": 16}}
             for family in ("roberta", "deberta")
@@ -112,7 +112,7 @@ METHODS: dict[str, Method] = {
         source="Table 5",
     ),
     "pfeiffer": Method(
-        "Pfeiffer's adapter, behind the FFN's sum and its norm",
+        "Pfeiffer's adapter, after the FFN, its residual sum and its norm",
         {
             "bart": {"bottleneck": {"placement": "pfeiffer", "rank": 600}},
             **{
@@ -122,7 +122,7 @@ METHODS: dict[str, Method] = {
         },
         formula="LN(x + y + U·ReLU(Dz)), z = LN(x + y), y = FFN(x); on mBART without the norms",
         paper="https://arxiv.org/abs/2005.00247",
-        source="Table 10; the rank for encoders is ours",
+        source="Table 10; the rank for encoders is our choice",
     ),
     "pa_attn_ffn": Method(
         "parallel adapters beside attention and FFN",
@@ -137,7 +137,7 @@ METHODS: dict[str, Method] = {
         source="Table 10",
     ),
     "prefix": Method(
-        "prefix tuning",
+        "prefix tuning: learned keys and values before those of the text",
         {
             "llama": {"prefix": {"length": 30, "initial_std": 1.0}},
             "llama-13b": {"prefix": {"length": 10, "initial_std": 1.0}},
@@ -183,11 +183,11 @@ METHODS: dict[str, Method] = {
         source="Table 10",
     ),
     "autopeft": Method(
-        "AutoPEFT: serial and parallel adapters and a prefix, in layers that `search` chooses",
+        "AutoPEFT: serial and parallel adapters and a prefix; `lorada search` chooses the layers",
         {
-            **{family: blocks(12, 12, 6) for family in ("roberta", "deberta")},
-            "bart": blocks(256, 256, 32),
-            "mbart": blocks(0, 512, 32),  # which has no norm behind the FFN
+            **{family: parts_of_size(12, 12, 6) for family in ("roberta", "deberta")},
+            "bart": parts_of_size(256, 256, 32),
+            "mbart": parts_of_size(0, 512, 32),  # mBART has no norm after the FFN
         },
         arguments={
             "learning_rate": 1e-4, "num_train_epochs": 20, "per_device_train_batch_size": 32,
@@ -195,17 +195,17 @@ METHODS: dict[str, Method] = {
         sizes=SIZES,
         formula="LN(A_s(LN(y + x)) + y + A_p(x) + x), y = FFN(x); Attn(Q, [P_k; K], [P_v; V])",
         paper="https://arxiv.org/abs/2301.12132",
-        source="Tables 5 and 10; the sizes are ours, none was published",
+        source="Tables 5 and 10; the sizes are our choice, as none was published",
     ),
     "quanta": Method(
-        "QuanTA: a full-rank change from gates on pairs of tensor axes",
+        "QuanTA: a full-rank change of the weights, made of gates on pairs of axes",
         {family: {"quanta": {"target_modules": QUERY_VALUE[family]}} for family in EVERY_FAMILY},
         formula="Wx + (T − S)x, T = ∏ T⁽ᵃᵇ⁾ over pairs of axes, S = T at the start",
         paper="https://arxiv.org/abs/2406.00132",
         source="Table 17",
     ),
     "ist": Method(
-        "IST: LoRA whose layers train a quarter at a time, the dispensable ones less",
+        "IST: LoRA that trains a quarter of the layers at a time, important ones more often",
         {
             "llama": {"lora": {"r": 32, "lora_alpha": 64, "lora_dropout": 0.05, **LLM_LORA}},
             "llama3-8b": {
@@ -221,7 +221,7 @@ METHODS: dict[str, Method] = {
         source="Table 4",
     ),
     "owlore": Method(
-        "OwLore: a few whole layers at a time, in GaLore's low-rank projection",
+        "OwLore: trains a few whole layers at a time, with GaLore's low-rank gradients",
         trainable=r".",
         callbacks=("lorada.methods.callbacks.owlore:OwLoreCallback",),
         optimizer="lorada.methods.galore:galore",
@@ -231,7 +231,7 @@ METHODS: dict[str, Method] = {
         source="Table 4",
     ),
     "owlore_full": Method(
-        "OwLore-Full: a few whole layers at a time, with AdamW",
+        "OwLore-Full: trains a few whole layers at a time, with AdamW",
         trainable=r".",
         callbacks=("lorada.methods.callbacks.owlore:OwLoreCallback",),
         arguments={"learning_rate": 3e-4, "ddp_find_unused_parameters": True},
@@ -240,7 +240,7 @@ METHODS: dict[str, Method] = {
         source="Table 4",
     ),
     "adalora": Method(
-        "AdaLoRA: LoRA whose ranks are pruned where they matter least",
+        "AdaLoRA: LoRA that prunes the least important ranks",
         {
             "deberta": {
                 "adalora": {
@@ -254,7 +254,7 @@ METHODS: dict[str, Method] = {
         callbacks=("lorada.methods.callbacks.adalora:AdaLoraCallback",),
         formula="Wx + (α/r)·PΛQx; entries of Λ pruned by importance to a budget",
         paper="https://arxiv.org/abs/2303.10512",
-        source="Table 11; the phases are shares of the run, as long as in AdaLoRA's scripts",
+        source="Table 11; the phases have the shares of the run that AdaLoRA's scripts give them",
     ),
     "sora": Method(
         "SoRA: LoRA with gates that training sets to zero",
@@ -266,7 +266,7 @@ METHODS: dict[str, Method] = {
         source="Table 11",
     ),
     "shira": Method(
-        "SHiRA-SNIP: a fixed, sparse set of the base's weights",
+        "SHiRA-SNIP: a sparse, fixed set of entries of the weights",
         {"llama": {"shira": {"r": 38, **LLM_LORA}}},
         prepare="lorada.methods.snip:snip",
         arguments={"learning_rate": 5e-4},
@@ -275,7 +275,7 @@ METHODS: dict[str, Method] = {
         source="Table 4",
     ),
     "lamda": Method(
-        "LaMDA++: a small matrix between spectral projections, one of which freezes",
+        "LaMDA++: a small matrix between two projections from the SVD, one frozen step by step",
         {"llama": {"lamda": {"rank": 32, "ranks": "energy", **LLM_LORA}}},
         callbacks=("lorada.methods.callbacks.lamda:LamdaCallback",),
         formula="(W − s·UΣVᵀ)x + s·BMAx, B, M, A = U, Σ, Vᵀ at the start; B freezes by columns",
@@ -287,7 +287,7 @@ METHODS: dict[str, Method] = {
         {"llama": {"omoe": {"target_modules": ["gate_proj", "up_proj", "down_proj"]}}},
         formula="Wx + Σ gᵢ·uᵢ, u = Gram-Schmidt of the experts' outputs, g = softmax(W_r·x)",
         paper="https://arxiv.org/abs/2501.10062",
-        source="Table 4; layout inferred from the count",
+        source="Table 4; the layers are inferred from the parameter count",
     ),
     "longlora": Method(
         "LongLoRA: LoRA, embeddings and norms, with shifted sparse attention in training",
@@ -300,7 +300,7 @@ METHODS: dict[str, Method] = {
                 },
             },
         },
-        callbacks=("lorada.methods.callbacks.longlora:ShiftedAttention",),
+        callbacks=(SHIFTED_ATTENTION,),
         arguments={"learning_rate": 2e-5},
         formula="Wx + (α/r)·BAx; attention within groups, half of the heads shifted",
         paper="https://arxiv.org/abs/2309.12307",
@@ -360,7 +360,7 @@ METHODS: dict[str, Method] = {
         source="Table 17",
     ),
     "bitfit": Method(
-        "only the biases of the base; its pooler's trains with the head",
+        "BitFit: only the biases of the base (and of the pooler, with the head)",
         trainable=r"^(?!.*\bpooler\b).*\bbias$",
         trains="biases",
         with_head=r"\bpooler\b.*\bbias$",
@@ -369,7 +369,7 @@ METHODS: dict[str, Method] = {
         source="Table 5",
     ),
     "full": Method(
-        "every parameter of the base",
+        "full fine-tuning: every parameter of the base",
         trainable=r".",
         formula="W ← W − η·Adam(G)",
         paper=LORADA,

@@ -1,9 +1,8 @@
-"""The task head of a model: what trains beside a method, is saved with it, and is never counted.
+"""The task head of a model: it trains beside a method, is saved with it, and is never counted.
 
-A head is what transformers puts on a base model for classes or scores. Whatever of it a checkpoint
-lacks is drawn at random when the model is loaded (DeBERTa's checkpoints have no pooler, for one),
-so all of that belongs to the head too: a part that was neither trained nor saved would be another
-one each time.
+A head is what transformers puts on a base model to get classes or scores. Every parameter that the
+checkpoint lacks is drawn at random when the model is loaded (DeBERTa's checkpoints have no pooler,
+for one) and belongs to the head too: if it were not saved, it would differ after each loading.
 """
 
 import re
@@ -13,16 +12,16 @@ from torch import nn
 
 # What task heads are called in transformers' models.
 HEADS = ("classifier", "score", "pre_classifier", "classification_head")
-POOLER = "pooler"  # what makes one vector of a text; in some models inside of the base
-PEFT_NAMES = "base_model.model."  # before every name of a model that holds an adapter
+POOLER = "pooler"  # the module that makes one vector of a text; in some models part of the base
+PEFT_NAMES = "base_model.model."  # PEFT puts this before every name of a model with an adapter
 
 
 def head_modules(model: nn.Module, drawn: Iterable[str] = ()) -> tuple[str, ...]:
-    """The names of the modules that are a model's task head; none for a model without one.
+    """The names of the modules of a model's task head; none for a model without one.
 
     Args:
         model: the model, before a method is placed on it.
-        drawn: names of the parameters that its checkpoint lacked.
+        drawn: names of the parameters that its checkpoint lacked, so that they were drawn.
     """
     named = (name for name, _ in model.named_modules() if name.rpartition(".")[2] in HEADS)
     found = [*named, *(_owner(name) for name in drawn)]
@@ -40,12 +39,12 @@ def _lies_in(name: str, module: str) -> bool:
 
 
 def in_head(name: str, head: Collection[str]) -> bool:
-    """Whether a parameter belongs to a task head, which is given by its modules."""
+    """Whether a parameter belongs to a task head, given the names of the head's modules."""
     return any(_lies_in(name.removeprefix(PEFT_NAMES), module) for module in head)
 
 
 def may_be_drawn(name: str, backbone: str) -> bool:
-    """Whether a parameter that a checkpoint lacks is one of a head, and not of the base itself.
+    """Whether a parameter that a checkpoint lacks belongs to a head, not to the base itself.
 
     Args:
         name: of the parameter.
@@ -57,13 +56,13 @@ def may_be_drawn(name: str, backbone: str) -> bool:
 def select_trainable(
     model: nn.Module, rule: str, head: Collection[str] = (), with_head: str | None = None
 ) -> None:
-    """Freeze every parameter but those whose name matches the rule, and the head's.
+    """Freeze every parameter except those whose name matches a rule, and those of the head.
 
     Args:
         model: the model, without an adapter.
-        rule: regular expression of names of parameters.
-        head: modules of the task head.
-        with_head: regular expression of names that train as the head does; None for no others.
+        rule: regex of the names of parameters that train.
+        head: names of the modules of the task head.
+        with_head: regex of the names that train as the head does; None for no others.
 
     Raises:
         ValueError: if no parameter matches the rule (a LLaMA has no biases for BitFit).

@@ -5,25 +5,22 @@ Both are the same thing: a key sets a field of the recipe, of one part of the me
 does where only one of them has a field of that name.
 """
 
-import dataclasses
 import os
 import re
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    TypeAdapter,
     ValidationError,
     field_serializer,
 )
 
-from lorada.methods.describe import part_names
-from lorada.methods.method import PARTS, load
+from lorada.methods.lookup import method_named
+from lorada.methods.overrides import TRAINING, checked, owner_of
 from lorada.runs.models.packaged import PACKAGED
 from lorada.runs.plain_yaml import read_yaml, refuse_unstorable, write_yaml
 from lorada.support.errors import unknown
@@ -31,7 +28,6 @@ from lorada.support.files import write_whole
 from lorada.tasks import TASKS
 from lorada.tasks.rows import BUILTIN, resolve
 
-TRAINING = "training"
 REMOTE = "trust_remote_code"
 SEED = 42  # of a run that states none, as transformers has it
 RECIPE_FILE = "recipe.yaml"
@@ -174,7 +170,7 @@ def load_recipe(
     # Which keys exist depends on the method, so that is settled first.
     method = dict(pairs).get("method", Recipe.model_fields["method"].default)
     values: dict[str, Any] = {"parts": {}, TRAINING: {}}
-    parts = part_names(str(method))
+    parts = method_named(str(method)).part_names
     for key, value in pairs:
         _assign(values, parts, key, value)
     if name_output and "output" not in values:
@@ -196,7 +192,7 @@ def outline(
     training = said.get(TRAINING)
     plain = Recipe.model_fields.keys() - {"parts", TRAINING}
     values = {key: value for key, value in said.items() if key in plain}
-    part_names(str(said.get("method", Recipe.model_fields["method"].default)))
+    method_named(str(said.get("method", Recipe.model_fields["method"].default)))
     if name_output and "output" not in values:
         seeds = [training.get("seed", SEED)] if isinstance(training, dict) else [SEED]
         seeds += [said[key] for key in ("seed", "training.seed") if key in said]
@@ -279,7 +275,7 @@ def _assign(values: dict[str, Any], parts: list[str], key: str, value: Any) -> N
                     raise unknown("part", name, parts)
                 _assign(values, parts, name, inner)
             else:
-                _set(values, parts, key, name, inner)
+                _set(values, key, name, inner)
         return
     if key in Recipe.model_fields:
         values[key] = value
@@ -288,71 +284,12 @@ def _assign(values: dict[str, Any], parts: list[str], key: str, value: Any) -> N
     if dot:
         if section not in sections:
             raise unknown("override", key, [f"{s}.…" for s in sections])
-        _set(values, parts, section, name, value)
+        _set(values, section, name, value)
         return
-    from lorada.methods.build import owner_of
-
     own = Recipe.model_fields.keys() - {"parts", TRAINING}
-    owner = owner_of(key, {section: _known(section) for section in sections}, also=own)
-    _set(values, parts, owner, key, value)
+    _set(values, owner_of(key, sections, also=own), key, value)
 
 
-def _set(values: dict[str, Any], parts: list[str], section: str, name: str, value: Any) -> None:
-    known = _known(section)
-    if name not in known:
-        raise unknown(f"setting of {section}", name, known)
-    checked = _checked(section, name, value)
-    if section == TRAINING:
-        values[TRAINING][name] = checked
-    else:
-        values["parts"].setdefault(section, {})[name] = checked
-
-
-# What the recipe and the protocol say about texts written while training.
-LENGTHS = {"generation_max_length", "generation_config"}
-# Fields of part configs that a recipe has no business with.
-UNSETTABLE = {"usage", "lorada_version", "runtime_config", "trainable_token_indices"}
-UNSETTABLE |= {"base_model_type"}
-
-
-@cache
-def _known(section: str) -> dict[str, Any]:
-    """The fields of a section with their types."""
-    from peft import PeftConfig
-    from transformers import Seq2SeqTrainingArguments
-
-    owner = Seq2SeqTrainingArguments if section == TRAINING else load(PARTS[section])
-    try:
-        hints = get_type_hints(owner)
-    except NameError:
-        hints = {}
-    hidden = {f.name for f in dataclasses.fields(PeftConfig)} | UNSETTABLE
-    if section == TRAINING:
-        hidden = {"output_dir", "resume_from_checkpoint", *LENGTHS}
-    return {
-        f.name: hints.get(f.name, Any)
-        for f in dataclasses.fields(owner)
-        if f.init and f.name not in hidden
-    }
-
-
-def _checked(section: str, name: str, value: Any) -> Any:
-    """A value as its field's type takes it ("1e-3" is a number), or an error that names both."""
-    hint = _known(section)[name]
-    if (section, name) == (TRAINING, "fsdp") and isinstance(value, bool):
-        return value  # which transformers wants, and calls a text for the sake of its command line
-    try:
-        adapter: TypeAdapter[Any] = TypeAdapter(hint)
-    except Exception:  # a type that pydantic has no schema for is checked by its own class
-        return value
-    try:
-        checked = adapter.validate_python(value)
-    except ValidationError as error:
-        raise ValueError(
-            f"{section}.{name}={value!r}: {error.errors()[0]['msg'].lower()}"
-        ) from error
-    if isinstance(value, bool) and type(checked) in (int, float):
-        return value  # yes is no number, and the class of the section says what it wants instead
-    # Enums and the like go back to what YAML can hold.
-    plain = isinstance(checked, bool | int | float | str | list | dict | None)
-    return checked if plain else value
+def _set(values: dict[str, Any], section: str, name: str, value: Any) -> None:
+    owner = values[TRAINING] if section == TRAINING else values["parts"].setdefault(section, {})
+    owner[name] = checked(section, name, value)

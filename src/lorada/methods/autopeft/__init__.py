@@ -1,1 +1,1 @@
-"""AutoPEFT: the search for where adapters go and how large they are."""
+"""AutoPEFT: adapters and a prefix whose sizes and layers a search chooses."""

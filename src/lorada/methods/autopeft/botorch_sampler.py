@@ -1,10 +1,11 @@
-"""AutoPEFT's own sampler: Bayesian optimisation of accuracy and parameters, with botorch.
+"""AutoPEFT's published sampler: Bayesian optimisation of accuracy and parameters, with botorch.
 
-After random configurations, each objective has a Gaussian process with a sparsity prior on its
-length scales (SAAS, Eriksson & Jankowiak, 2021), fitted by NUTS to ranks turned into normal scores
-(the copula transform). The configurations of a batch are chosen one after another by expected
-improvement of the noisy hypervolume (Daulton et al., 2021), in a local search over neighbours.
-The numbers are those of the code of Zhou et al. (2024).
+The first configurations are random. Then each objective is modelled by a Gaussian process with a
+sparsity prior on its length scales (SAAS, Eriksson & Jankowiak, 2021). It is fitted by NUTS to the
+ranks of the values, turned into normal scores (the copula transform). The configurations of a batch
+are chosen one after another: each is the best that a local search over neighbours finds by expected
+improvement of the noisy hypervolume (Daulton et al., 2021). The defaults are those of the code of
+Zhou et al. (2024).
 """
 
 import warnings
@@ -15,15 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorada.methods.autopeft.search_space import (
-    Configuration,
-    Point,
-    Space,
-    Trial,
-    pareto,
-    random_sampler,
-)
-from lorada.methods.callbacks.layers import generator_at
+from lorada.methods.autopeft.search_space import Point, Space, Trial, pareto, random_sampler
+from lorada.methods.autopeft.settings import Configuration
+from lorada.methods.callbacks.sampling import generator_at
 
 
 @dataclass(frozen=True)
@@ -35,12 +30,12 @@ class BotorchSampler:
         batch: configurations in a batch.
         warmup: steps of NUTS before its samples.
         samples: of NUTS.
-        thinning: every so-many-th sample is kept.
-        reference: the reference point of the hypervolume: accuracy and parameters, both in
-            percent. Only what is better in both is worth anything.
-        evaluations: points looked at to choose one configuration.
+        thinning: one of so many samples is kept.
+        reference: the reference point of the hypervolume, accuracy and parameters in percent. Only
+            a configuration that is better in both counts.
+        evaluations: most points that are evaluated to choose one configuration.
         restarts: starts of the local search.
-        draws: of the posterior, to estimate the expected improvement with.
+        draws: samples of the posterior that estimate the expected improvement.
 
     Raises:
         ImportError: if botorch or what its fully Bayesian models need is not installed.
@@ -68,7 +63,7 @@ class BotorchSampler:
             ) from error
 
     def __call__(self, space: Space, trials: list[Trial], seed: int) -> list[Configuration]:
-        """The next configurations, none of which was tried."""
+        """Propose the next configurations, none of which was tried."""
         if len(trials) < self.initial:
             return random_sampler(space, trials, seed)
         generator = generator_at(seed, len(trials))
@@ -88,7 +83,7 @@ class BotorchSampler:
         return [space.at(point) for point in chosen]
 
     def _objectives(self, trials: list[Trial]) -> tuple[Tensor, Tensor]:
-        """Both objectives, the larger the better, as normal scores (n, 2), and the reference's."""
+        """Normal scores of both objectives (n, 2), larger is better, and of the reference (2)."""
         values = torch.tensor([[t.accuracy, -t.parameters] for t in trials], dtype=torch.float64)
         reference = torch.tensor([self.reference[0], -self.reference[1]], dtype=torch.float64)
         return normal_scores(values, values), normal_scores(reference[None], values)[0]
@@ -117,7 +112,7 @@ class BotorchSampler:
     def _improvement(
         self, model: Any, inputs: Tensor, reference: Tensor, pending: list[Tensor], seed: int
     ) -> Callable[[Tensor], Tensor]:
-        """Of points (n, D), the logarithm of the expected improvement; its maximum is the same."""
+        """A function of points (n, D): the logarithm of their expected improvement (n)."""
         from botorch.acquisition.multi_objective.logei import (
             qLogNoisyExpectedHypervolumeImprovement,
         )
@@ -146,7 +141,7 @@ class BotorchSampler:
         taken: set[Point],
         generator: torch.Generator,
     ) -> Point:
-        """The best point found that is not taken, from the best so far and from random starts."""
+        """The best point found that is not taken, starting from the best so far and at random."""
         known: dict[Point, float] = {}
 
         def look(points: list[Point]) -> None:
@@ -171,7 +166,7 @@ class BotorchSampler:
 
 
 def _coordinates(space: Space, point: Point) -> Tensor:
-    """A point with each coordinate in [0, 1]."""
+    """A point scaled to [0, 1] in each coordinate."""
     return torch.tensor(
         [i / max(1, len(c) - 1) for i, c in zip(point, space.choices, strict=True)],
         dtype=torch.float64,
@@ -179,10 +174,17 @@ def _coordinates(space: Space, point: Point) -> Tensor:
 
 
 def normal_scores(values: Tensor, among: Tensor) -> Tensor:
-    """Φ⁻¹ of the share of ``among`` (n, M) below each of ``values`` (k, M), column by column.
+    """Normal scores of values: Φ⁻¹ of the share of other values below each, column by column.
 
-    Equal values count half, and shares end a quarter of a rank from 0 and 1, so that a value beyond
-    all others has a score beyond theirs.
+    Equal values count half. Shares are kept a quarter of a rank away from 0 and 1, so that scores
+    are finite and a value beyond all others has a score beyond theirs.
+
+    Args:
+        values: what to score, (k, M).
+        among: what they are compared with, (n, M).
+
+    Returns:
+        Scores (k, M).
     """
     less = (among[None] < values[:, None]).double().mean(1)
     equal = (among[None] == values[:, None]).double().mean(1)

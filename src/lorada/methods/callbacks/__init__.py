@@ -1,1 +1,1 @@
-"""Methods that act while a model trains: each is a callback of transformers' Trainer."""
+"""Trainer callbacks of the methods that change how a model is trained."""

@@ -1,8 +1,8 @@
-"""AdaLoRA's pruning inside the Trainer: scores each step, masks by the budget, saves it pruned.
+"""AdaLoRA's pruning of ranks during a training with transformers' Trainer.
 
 Zhang et al., "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning" (2023).
-PEFT has the tuner and the allocator, which do nothing unless each step calls them; without the
-calls AdaLoRA silently stays what it started as. Its schedule is in steps:
+PEFT has the tuner and the rank allocator, but the allocator must be called in each step: without
+the calls nothing is pruned, and nothing says so. The schedule, in steps:
 
     tinit steps at init_r | pruning every deltaT steps | tfinal steps at target_r, ranks fixed
 """
@@ -16,7 +16,7 @@ from peft.tuners.adalora import AdaLoraModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from lorada.tuners.stack.stack import LoradaModel
 
@@ -25,24 +25,22 @@ AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
 
 
 class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
-    """Calls AdaLoRA's allocator after each optimizer step, alone or as a part of a stack.
+    """Calls AdaLoRA's allocator after each optimizer step, for an adapter alone or in a stack.
 
-    A ``tinit``, ``tfinal`` or ``deltaT`` between 0 and 1 is a share of the run's steps, as a
-    ``warmup_steps`` is, and gives way where whole numbers beside it leave too few.
+    A ``tinit``, ``tfinal`` or ``deltaT`` between 0 and 1 is a share of the run's steps, as with
+    ``warmup_steps``. It is shortened where it would leave no step to prune in.
 
-    Checkpoints hold every rank, pruned ones may grow back, and the scores so far, so that a run
+    Checkpoints hold every rank, as pruned ones may grow back, and the scores so far, so that a run
     resumes as if it had not stopped. The adapter that is saved after training is pruned.
     """
 
     def __init__(self) -> None:
-        self._pattern: dict[str, list[bool]] | None = None
-        # The phases as they were asked for, by what became of them: a second run may be longer.
+        self._pattern: dict[str, list[bool]] | None = None  # which ranks are left, by matrix
+        # The phases in steps → as they were asked for, which a second, longer run needs again.
         self._asked: dict[tuple[int, int, int], tuple[float, float, float]] = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Tell the schedule how long training is.
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Put the length of the training into AdaLoRA's schedule.
 
         Raises:
             ValueError: for a model without AdaLoRA, or a schedule that leaves no step to prune in.
@@ -69,29 +67,25 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
     def _allocator(self) -> Any:
         return self._tuner.rankallocator
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Score with this step's gradients, which still exist, and mask what is over the budget."""
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Score the ranks with this step's gradients, and mask those that exceed the budget."""
         none = [p for p in self._tuner.model.parameters() if p.requires_grad and p.grad is None]
         for parameter in none:  # such as a map that no token of this batch reached
             parameter.grad = torch.zeros_like(parameter)
-        if args.fp16:  # a step that overflowed was skipped and says nothing
+        if args.fp16:  # a step that overflowed was skipped: its gradients count as 0
             for parameter in self._tuner.model.parameters():
                 if parameter.grad is not None:
                     parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
         config = self._config
         config.rank_pattern = self._pattern
-        # The number of steps done, this one included: a schedule without a last phase ends too.
+        # This step is counted in, so that a schedule without a last phase ends too.
         self._tuner.update_and_allocate(state.global_step + 1)
         self._pattern, config.rank_pattern = config.rank_pattern, None
         for parameter in none:
             parameter.grad = None
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Put the scores so far beside the checkpoint."""
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save the scores so far in the folder of the checkpoint."""
         scores = _scores_file(args, state)
         if not state.is_world_process_zero or not scores.parent.is_dir():
             return
@@ -111,14 +105,12 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
                 getattr(self._allocator, average)[name] = file.get_tensor(key)
                 self._allocator.ipt[name] = torch.zeros_like(file.get_tensor(key))
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave the pattern in the config, so that saving prunes."""
         if self._pattern is None:
             return
         parameters: dict[str, Tensor] = dict(self._tuner.model.named_parameters())
-        # The weights may be those of an earlier step that was the best: nothing that counts goes.
+        # The best checkpoint may have been loaded: its ranks that are not 0 are kept too.
         self._config.rank_pattern = {
             name: (torch.tensor(kept) | (parameters[name].detach().flatten().cpu() != 0)).tolist()
             for name, kept in self._pattern.items()
@@ -133,7 +125,7 @@ def schedule(phases: tuple[float, float, float], total: int) -> tuple[int, int, 
     """
     tinit, tfinal, delta_t = phases
     first, last = _share(tinit, total), _share(tfinal, total)
-    # What is masked for good as the last phase begins was scored in a step before.
+    # The ranks of the last phase are chosen at its first step, by scores of the steps before.
     if 0 < tfinal < 1:
         last = max(0, min(last, total - max(2, first + 1)))
     if 0 < tinit < 1:

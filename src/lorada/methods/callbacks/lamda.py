@@ -1,6 +1,8 @@
-"""LaMDA's training: the columns of B are frozen one after another over the first η of the steps.
+"""LaMDA's training: the columns of B are frozen one after another.
 
-frozen after t of T steps = min(r, ⌊r · t / (η T)⌋)
+    columns frozen after t of T steps = min(r, ⌊r · t / (η T)⌋)
+
+η is the share of the steps after which all of B is frozen.
 """
 
 import math
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from lorada.methods.callbacks.layers import trained
 from lorada.tuners.lamda import LamdaLayer, lamda_count
@@ -18,10 +20,10 @@ from lorada.tuners.lamda import LamdaLayer, lamda_count
 class LamdaCallback(TrainerCallback):  # type: ignore[misc]
     """Freezes the columns of B in their order, the leading singular directions first.
 
-    A frozen column keeps its value to the last bit: its gradient is 0, also where gradients are
-    clipped by their norm, and it is put back after the optimizer's step, which would still move it
-    by its moments and by weight decay. The callback holds no state of its own: what is frozen
-    follows from the step, so runs resume exactly.
+    A frozen column keeps its value to the last bit. Its gradient is set to 0, so it does not count
+    when gradients are clipped by their norm. The optimizer would still move it by its moments and
+    by weight decay, so its value is restored after each step. The callback needs nothing from a
+    checkpoint: what is frozen follows from the number of the step, so runs resume exactly.
 
     Args:
         eta: η, the share of the steps over which B is frozen.
@@ -36,12 +38,10 @@ class LamdaCallback(TrainerCallback):  # type: ignore[misc]
         self.eta = eta
         self._share = 0.0
         self._handles: list[RemovableHandle] = []
-        self._kept: list[tuple[nn.Parameter, Tensor]] = []
+        self._saved: list[tuple[nn.Parameter, Tensor]] = []
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Keep gradients from the columns that are frozen.
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Register hooks that set the gradients of frozen columns to 0.
 
         Raises:
             ValueError: if no B trains.
@@ -51,39 +51,32 @@ class LamdaCallback(TrainerCallback):  # type: ignore[misc]
             raise ValueError("no LaMDA matrices train here: add a LamdaConfig to the adapter")
         self._handles = [matrix.register_hook(self._without_frozen) for matrix in matrices]
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """See how much is frozen by now."""
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Compute the share of the columns that is frozen in this step."""
         self._share = self.share_at(state)
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Remember the frozen columns."""
-        self._kept = [
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save the values of the frozen columns."""
+        self._saved = [
             (matrix, matrix.detach()[:, : self._frozen(matrix)].clone())
             for matrix in matrices_of(kwargs["model"])
             if self._frozen(matrix)
         ]
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Put the frozen columns back."""
-        for matrix, columns in self._kept:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Restore the values of the frozen columns."""
+        for matrix, columns in self._saved:
             matrix.data[:, : columns.shape[1]] = columns
-        self._kept = []
+        self._saved = []
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Report what trained at the start, on average and at the end."""
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Log how many parameters trained at the start, on average and at the end."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        for name in adapters_of(kwargs["model"]):
-            count = lamda_count(kwargs["model"], name, self.eta)
+        model = kwargs["model"]
+        for name in dict.fromkeys(name for name, _ in trained(model, LamdaLayer, "lora_B")):
+            count = lamda_count(model, name, self.eta)
             state.log_history.append(
                 {
                     "step": state.global_step,
@@ -99,7 +92,7 @@ class LamdaCallback(TrainerCallback):  # type: ignore[misc]
         return min(1.0, float(state.global_step) / (self.eta * float(state.max_steps)))
 
     def _frozen(self, matrix: Tensor) -> int:
-        # A share such as 3/10 · r may fall a rounding error short of a whole number.
+        # Without the 1e-9, rounding could leave a whole number such as 3/10 · 10 just below 3.
         return math.floor(self._share * matrix.shape[1] + 1e-9)
 
     def _without_frozen(self, gradient: Tensor) -> Tensor:
@@ -110,8 +103,3 @@ class LamdaCallback(TrainerCallback):  # type: ignore[misc]
 def matrices_of(model: nn.Module) -> list[nn.Parameter]:
     """The matrices B that train."""
     return [matrix for _, matrix in trained(model, LamdaLayer, "lora_B")]
-
-
-def adapters_of(model: nn.Module) -> list[str]:
-    """Names of the adapters whose B trains."""
-    return list(dict.fromkeys(name for name, _ in trained(model, LamdaLayer, "lora_B")))

@@ -1,36 +1,32 @@
-"""The layers of a model, which of them get gradients, and how some of them are drawn."""
+"""The layers of a model, and callbacks that train some of them at a time."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
     """The layers of a model by name: the members of every list that is not inside a layer."""
     layers: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and not name.startswith(
-            tuple(f"{k}." for k in layers)
-        ):
+        inside = name.startswith(tuple(f"{layer}." for layer in layers))
+        if isinstance(module, nn.ModuleList) and not inside:
             layers |= {f"{name}.{index}": layer for index, layer in enumerate(module)}
     return layers
 
 
-def trained(model: nn.Module, kind: type, container: str) -> list[tuple[str, nn.Parameter]]:
-    """The parameters that train in one container of all tuner layers of a kind, with adapters."""
-    layers = [layer for layer in model.modules() if isinstance(layer, kind)]
-    items = [item for layer in layers for item in getattr(layer, container).items()]
-    return [(name, parameter) for name, parameter in items if parameter.requires_grad]
+class LayerSwitch:
+    """Switches gradients on and off, layer by layer.
 
+    It covers what is trainable when it is made. Parameters outside the layers (embeddings, last
+    norm, heads) stay as they are.
 
-class Switch:
-    """Which layers of a model get gradients.
-
-    What is trainable when the switch is made is what it turns on and off; parameters outside the
-    layers (embeddings, last norm, heads) are left alone.
+    Attributes:
+        layers: the layers with something to train, by name.
+        parameters: the trainable parameters of each.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -44,65 +40,54 @@ class Switch:
         ]
 
     def only(self, active: Iterable[int]) -> None:
-        """Give gradients to these layers and to no other."""
-        for parameter in (p for layer in self.parameters for p in layer):
-            parameter.requires_grad_(False)
-        for index in active:
-            for parameter in self.parameters[index]:
-                parameter.requires_grad_(True)
+        """Give gradients to the layers with these indices and to no other."""
+        chosen = set(active)
+        for index, parameters in enumerate(self.parameters):
+            for parameter in parameters:
+                parameter.requires_grad_(index in chosen)
 
     def all(self) -> None:
         """Give gradients to every layer again."""
         self.only(range(len(self.parameters)))
 
 
-def generator_at(seed: int, step: int) -> torch.Generator:
-    """A generator of its own for every step, so that a resumed run draws what it would have."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+class LayerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
+    """Base of the callbacks that train some layers of a model at a time."""
+
+    _switch: LayerSwitch | None = None
+
+    def switch_on(self, model: nn.Module, args: TrainingArguments) -> LayerSwitch:
+        """Make the switch of the model that a training begins with; every layer is on."""
+        if self._switch is not None:
+            self._switch.all()  # a training that ended in an error has left some off
+        kwargs = args.gradient_checkpointing_kwargs or {}
+        if args.gradient_checkpointing and kwargs.get("use_reentrant"):
+            # Reentrant checkpoints drop the gradients of layers above frozen ones otherwise.
+            model.enable_input_require_grads()  # type: ignore[operator]
+        self._switch = LayerSwitch(model)
+        return self._switch
+
+    def resumed(self, state: TrainerState, attribute: str) -> Any:
+        """An attribute as the checkpoint has it that a run goes on from; None for a new run."""
+        saved = (state.stateful_callbacks or {}).get(type(self).__name__)
+        if state.global_step == 0 or not isinstance(saved, dict):
+            return None
+        return saved["attributes"][attribute]
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Make every layer trainable again."""
+        if self._switch is not None:
+            self._switch.all()
 
 
-def draw(weights: torch.Tensor, count: int, generator: torch.Generator) -> list[int]:
-    """``count`` different indices, drawn one after another with these weights."""
-    return sorted(torch.multinomial(weights, count, generator=generator).tolist())
+def trained(model: nn.Module, kind: type, container: str) -> list[tuple[str, nn.Parameter]]:
+    """The trainable parameters of all tuner layers of a kind, each with its adapter's name.
 
-
-def training_rows(loader: Any, count: int, generator: torch.Generator, what: str) -> list[Any]:
-    """Up to ``count`` random rows of the training set behind the Trainer's loader.
-
-    Raises:
-        ValueError: for a data set without random access.
+    Args:
+        model: the model with adapters.
+        kind: class of the tuner layers.
+        container: the attribute of such a layer that holds a parameter for each adapter.
     """
-    dataset = loader.dataset
-    if not hasattr(dataset, "__len__"):
-        raise ValueError(
-            f"{what} draws rows of the training set, which {type(dataset).__name__} cannot give "
-            "by number: load the data without streaming"
-        )
-    chosen = torch.randperm(len(dataset), generator=generator)[:count].tolist()
-    return [dataset[index] for index in chosen]
-
-
-def collate(loader: Any, rows: Sequence[Any], device: torch.device) -> dict[str, Any]:
-    """Rows as the Trainer's own batches, without a change to the global random stream.
-
-    A collator whose batches a model cannot read alone has some that it can in ``plain``.
-    """
-    pad = getattr(loader.collate_fn, "plain", loader.collate_fn)
-    with torch.random.fork_rng(devices=[]):  # a collator may draw, as one that masks tokens does
-        batch = pad(rows)
-    return {key: v.to(device) if hasattr(v, "to") else v for key, v in batch.items()}
-
-
-def same_everywhere(measured: torch.Tensor) -> torch.Tensor:
-    """The first process's numbers in every process: with other ones, draws would part ways."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.broadcast(measured, 0)
-    return measured
-
-
-def let_gradients_through(model: Any, args: TrainingArguments) -> None:
-    """Make reentrant checkpoints keep the gradient of layers above the frozen ones."""
-    if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get(
-        "use_reentrant"
-    ):
-        model.enable_input_require_grads()
+    layers = [layer for layer in model.modules() if isinstance(layer, kind)]
+    items = [item for layer in layers for item in getattr(layer, container).items()]
+    return [(name, parameter) for name, parameter in items if parameter.requires_grad]

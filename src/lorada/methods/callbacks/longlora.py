@@ -1,13 +1,13 @@
-"""LongLoRA's shifted sparse attention for the length of a training; LoRA is PEFT's.
+"""LongLoRA's shifted sparse attention, which a model has while it trains.
 
-Chen et al., "LongLoRA: Efficient Fine-tuning of Long-Context Large Language Models" (2023).
-Evaluation, also in the middle of training, has full attention.
+Chen et al., "LongLoRA: Efficient Fine-tuning of Long-Context Large Language Models" (2023). The
+LoRA part is PEFT's. Evaluation has full attention, in the middle of a training too.
 """
 
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from lorada.attention.interface import SHIFTED, dispatches, install
 from lorada.attention.shifted_sparse import ShiftedGroups
@@ -17,7 +17,7 @@ from lorada.tuners.lmam import self_attentions
 class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
     """Makes every self-attention sparse while the model trains.
 
-    The publication is about decoders; the groups of an encoder have no causal mask.
+    The publication is about decoders; in an encoder the groups have no causal mask.
 
     Args:
         group_size: G, in tokens; None for a quarter of the padded length of each batch.
@@ -32,13 +32,11 @@ class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
             raise ValueError(f"group_size={group_size!r} must be a whole number above 0")
         self.groups = ShiftedGroups(group_size)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Switch it on.
 
         Raises:
-            ValueError: for a model without self-attention that a mask can reach.
+            ValueError: for a model that calls none of transformers' attention functions.
         """
         model: nn.Module = kwargs["model"]
         names = self_attentions(model)
@@ -52,9 +50,7 @@ class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
         for module in found:
             setattr(module, SHIFTED, self.groups)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Switch it off."""
         for module in kwargs["model"].modules():
             if SHIFTED in vars(module):

@@ -1,8 +1,9 @@
-"""OwLore: full fine-tuning of a few layers at a time, those with many outliers more often.
+"""OwLore: train a few whole layers at a time; layers with many outliers are drawn more often.
 
-Every K steps all layers are frozen and γ of them, drawn without replacement with probabilities
-p_ℓ = D_ℓ / Σ D (D is OWL's outlier ratio), train completely. Embeddings, the last norm and the
-head are never frozen. With GaLore's optimizer this is OwLore, with AdamW OwLore-Full.
+Every K steps γ layers are drawn, without replacement and with probabilities p_ℓ = D_ℓ / Σ D, where
+D is OWL's outlier ratio. They train completely, and all other layers are frozen. Embeddings, the
+last norm and the head are never frozen. With GaLore's optimizer this is OwLore, with AdamW
+OwLore-Full.
 
 "OwLore: Outlier-weighed Layerwise Sampled Low-Rank Projection for Memory-Efficient LLM
 Fine-tuning" (2024).
@@ -14,27 +15,25 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers import TrainingArguments
 
-from lorada.methods.callbacks.layers import (
-    Switch,
+from lorada.methods.callbacks.layers import LayerCallback, LayerSwitch
+from lorada.methods.callbacks.outlier_ratio import outlier_ratios
+from lorada.methods.callbacks.sampling import (
     collate,
     draw,
     generator_at,
-    let_gradients_through,
     same_everywhere,
     training_rows,
 )
-from lorada.methods.callbacks.outliers import outlier_ratios
 
 logger = logging.getLogger(__name__)
 
-LAYERS = 5  # that train at a time, where nobody says how many
+LAYERS = 5  # how many train at a time by default
 
 
-class OwLoreCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
-    """Trains γ layers at a time and drops the optimizer's memory of the others.
+class OwLoreCallback(LayerCallback):
+    """Trains γ layers at a time and deletes the optimizer's state of the others.
 
     For transformers' Trainer and TRL's trainers alike:
     ``Trainer(..., callbacks=[OwLoreCallback()])``.
@@ -44,8 +43,8 @@ class OwLoreCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         every: K, steps from one draw to the next.
         weights: sampling weight of each layer; None for the outlier ratios of the model, measured
             on rows of the training set before the first step.
-        sequences: how many rows that is.
-        threshold: M, how many times the mean an outlier is.
+        sequences: how many rows they are measured on.
+        threshold: M; an outlier is larger than M times the mean.
 
     Raises:
         ValueError: for a value out of range.
@@ -69,28 +68,22 @@ class OwLoreCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.layers, self.every, self.sequences = layers, every, sequences
         self.threshold = threshold
         self.weights = None if weights is None else list(weights)
-        self._switch: Switch | None = None
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the settings and the weights, which a resume cannot measure."""
+        """What a checkpoint keeps: the settings, and the weights of the model before training."""
         names = ("layers", "every", "sequences", "threshold")
-        args = {name: getattr(self, name) for name in names}
-        return {"args": args, "attributes": {"weights": self.weights}}
+        settings = {name: getattr(self, name) for name in names}
+        return {"args": settings, "attributes": {"weights": self.weights}}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Weigh the layers, and draw the first or those that a resumed run was training.
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Weigh the layers, and draw those that train first or that a resumed run was training.
 
         Raises:
-            ValueError: for more layers than there are, or weights of another number of them.
+            ValueError: for more layers than there are, or weights of another number of layers.
         """
-        if self._switch is not None:
-            self._switch.all()  # a run that ended in an error has not
         model: nn.Module = kwargs["model"]
-        let_gradients_through(model, args)
-        self._switch = Switch(model)
-        count = len(self._switch.layers)
+        switch = self.switch_on(model, args)
+        count = len(switch.layers)
         if self.layers is None:
             self.layers = min(LAYERS, count)
             if count < LAYERS:
@@ -103,37 +96,28 @@ class OwLoreCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
                 f"layers={self.layers} of OwLore is more than the {count} layers of "
                 f"{type(model).__name__} that train"
             )
-        saved = (state.stateful_callbacks or {}).get(type(self).__name__)
-        if state.global_step > 0 and isinstance(saved, dict):
-            self.weights = saved["attributes"]["weights"]
+        self.weights = self.resumed(state, "weights") or self.weights
         if self.weights is None:
-            self.weights = self._measured(model, args, kwargs["train_dataloader"])
+            self.weights = self._measured(model, switch, args, kwargs["train_dataloader"])
         if len(self.weights) != count:
             raise ValueError(f"OwLore has {len(self.weights)} weights for {count} layers")
         self._activate(args.seed, state.global_step, kwargs["optimizer"])
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Draw other layers when it is time."""
         if state.global_step % self.every == 0:
             self._activate(args.seed, state.global_step, kwargs["optimizer"])
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Make every layer trainable again."""
-        if self._switch is not None:
-            self._switch.all()
-
-    def _measured(self, model: nn.Module, args: TrainingArguments, loader: Any) -> list[float]:
-        assert self._switch is not None
-        # Step -1: not the numbers that the first draw gets.
+    def _measured(
+        self, model: nn.Module, switch: LayerSwitch, args: TrainingArguments, loader: Any
+    ) -> list[float]:
+        """The outlier ratio of each layer, on rows of the training set."""
+        # Step -1 has a generator that no draw of layers uses.
         rows = training_rows(loader, self.sequences, generator_at(args.seed, -1), "OwLore")
         size = max(1, args.per_device_train_batch_size)
         parts = (rows[start : start + size] for start in range(0, len(rows), size))
         batches = (collate(loader, part, args.device) for part in parts)
-        measured = outlier_ratios(model, self._switch.layers, batches, self.threshold)
+        measured = outlier_ratios(model, switch.layers, batches, self.threshold)
         ratios: list[float] = same_everywhere(torch.tensor(measured, device=args.device)).tolist()
         if not any(ratios):
             logger.warning(
@@ -143,12 +127,12 @@ class OwLoreCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         return ratios
 
     def _activate(self, seed: int, step: int, optimizer: Any) -> None:
-        """Train the layers of the period that a step is in, and no other."""
+        """Train the layers of the period of K steps that a step is in, and no other."""
         assert self._switch is not None
         assert self.weights is not None
         assert self.layers is not None
         weights = torch.tensor(self.weights, dtype=torch.float64)
-        # A layer without outliers comes after all that have some, and is not out of reach.
+        # A layer without outliers is drawn too, but only after all that have some.
         weights = weights.clamp_min(max(float(weights.max()), 1.0) * 1e-9)
         active = draw(weights, self.layers, generator_at(seed, step // self.every))
         self._switch.only(active)

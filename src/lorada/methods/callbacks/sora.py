@@ -1,10 +1,11 @@
-"""SoRA's training: the proximal step on the gates, and the sweep over thresholds (Algorithm 1).
+"""SoRA's training: a threshold on the gates after each step, and a sweep of thresholds.
 
     g ← T( optimizer step on g )
 
-with T the soft threshold, at ξ = ηλ (publication) or at a constant ξ (released code). The released
-code has a penalty λ · mean|g| in the loss besides; here its gradient is the one that a step begins
-with, so that it is accumulated, clipped and scaled as the loss's own.
+T is the soft threshold, at ξ = ηλ (publication) or at a constant ξ (released code). The released
+code also adds a penalty λ · mean|g| to the loss. Here the gradient of that penalty is what the
+gates' gradients start from in each step, so it is accumulated, clipped and scaled with the loss's.
+The sweep is Algorithm 1: training goes on with one threshold after another.
 """
 
 import math
@@ -13,27 +14,26 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from lorada.methods.callbacks.layers import trained
 from lorada.tuners.sora import THRESHOLDS, SoraLayer, sora_count
 
 
 class SoraCallback(TrainerCallback):  # type: ignore[misc]
-    """Thresholds the gates after each optimizer step, and keeps weight decay off them.
+    """Thresholds the gates after each optimizer step, and exempts them from weight decay.
 
-    The penalty on the gates, if there is one, is an option of ``SoraConfig``.
-
-    It holds no state of its own: what it does follows from the step, so runs resume exactly.
+    The penalty on the gates is an option of ``SoraConfig``. The callback needs nothing from a
+    checkpoint: what it does follows from the number of the step, so runs resume exactly.
 
     Args:
-        xi: the threshold ξ; with a sweep, the one before it.
+        xi: the threshold ξ; with a sweep, the first one.
         threshold: ``soft`` (publication) or ``released`` (the code, which zeroes up to 2ξ).
         times_learning_rate: whether the threshold is ξ times the learning rate of the step, as in
             the publication's ηλ, instead of ξ.
-        sweep: further thresholds, each for ``sweep_epochs`` at the end of training. The adapter of
-            each is saved as ``output_dir/xi-VALUE``.
-        sweep_epochs: epochs that each threshold of the sweep lasts.
+        sweep: further thresholds, each for ``sweep_epochs`` at the end of training. The adapter
+            that each gives is saved as ``output_dir/xi-VALUE``.
+        sweep_epochs: epochs of each threshold of the sweep.
 
     Raises:
         ValueError: for a value out of range.
@@ -60,13 +60,11 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
         self.sweep, self.sweep_epochs = tuple(sweep), sweep_epochs
         self._before: list[torch.Tensor] = []
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Check that there is something to threshold, a way to penalise, and time for the sweep.
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check that gates train, that a penalty can be added, and that the sweep has time.
 
         Raises:
-            ValueError: if not.
+            ValueError: if one of these is not so.
         """
         if not gates_of(kwargs["model"]):
             raise ValueError("no SoRA gates train here: add a SoraConfig to the model's adapter")
@@ -81,24 +79,21 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
                 f"num_train_epochs={args.num_train_epochs:g} for training before the sweep"
             )
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Begin the gradients of the gates with the penalty's, λ · sign(g) / number of gates."""
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the gradients of the gates at the penalty's: λ · sign(g) / number of gates."""
         penalties = _penalties(kwargs["model"])
         number = sum(gate.numel() for gate in penalties)
-        scaler = getattr(kwargs["optimizer"], "scaler", None)  # of fp16, which all gradients have
+        # fp16 scales the loss, and with it every gradient.
+        scaler = getattr(kwargs["optimizer"], "scaler", None)
         scale = 1.0 if scaler is None else scaler.get_scale()
         for gate, penalty in penalties.items():
             if penalty:
                 gate.grad = gate.detach().sign() * (penalty / number * scale)
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Undo beforehand the decay that AdamW is about to do.
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Divide the gates by what AdamW's weight decay is about to multiply them by.
 
-        The Trainer puts the gates into the group that decays, and SoRA's do not.
+        The Trainer puts the gates into the group that decays, and SoRA's gates do not decay.
         """
         gates = gates_of(kwargs["model"])
         groups = _groups(kwargs["optimizer"])
@@ -109,12 +104,10 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
             if decay := _decay(kwargs["optimizer"], groups[gate]):
                 gate.data.div_(1 - decay)
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Threshold the gates."""
         gates = gates_of(kwargs["model"])
-        if getattr(kwargs["optimizer"], "step_was_skipped", False):  # fp16's scaler met infinity
+        if getattr(kwargs["optimizer"], "step_was_skipped", False):  # fp16 gradients overflowed
             for gate, before in zip(gates, self._before, strict=True):
                 gate.data.copy_(before)
             return
@@ -123,10 +116,8 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
             rate = groups[gate]["lr"] if self.times_learning_rate else 1.0
             gate.data.copy_(self.threshold(gate.detach(), xi * rate))
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Keep the model of a threshold of the sweep that has had its epochs."""
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save the adapter when a threshold of the sweep has had its epochs."""
         if not self.sweep:
             return
         ends = [self._sweep_start(state) + self._stage(state) * i for i in range(len(self.sweep))]
@@ -137,22 +128,20 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
             if state.is_world_process_zero:
                 kwargs["model"].save_pretrained(str(Path(args.output_dir) / f"xi-{value:g}"))
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Report how many gates are 0 and how many parameters are left."""
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Log how many gates are 0 and how many parameters are left."""
         if not self.sweep:
             self._report(state, kwargs["model"], self.xi)
 
     def xi_at(self, state: TrainerState) -> float:
-        """The threshold of the step in hand."""
+        """The threshold of the step that follows the steps done so far."""
         late = int(state.global_step) - self._sweep_start(state)
         if not self.sweep or late < 0:
             return self.xi
         return self.sweep[min(late // self._stage(state), len(self.sweep) - 1)]
 
     def _stage(self, state: TrainerState) -> int:
-        """Steps that each threshold of the sweep lasts."""
+        """Steps of each threshold of the sweep."""
         per_epoch = float(state.max_steps) / float(state.num_train_epochs)
         return max(1, round(self.sweep_epochs * per_epoch))
 
@@ -160,7 +149,7 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
         return int(state.max_steps) - len(self.sweep) * self._stage(state)
 
     def _report(self, state: TrainerState, model: nn.Module, xi: float) -> None:
-        for name in adapters_of(model):
+        for name in dict.fromkeys(name for name, _ in trained(model, SoraLayer, "lora_gate")):
             count = sora_count(model, name)
             state.log_history.append(
                 {
@@ -176,14 +165,14 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
 def sweep_values(
     largest: float = 7e-4, number: int = 7, first: float = 0.0, spacing: str = "linear"
 ) -> list[float]:
-    """The thresholds of a sweep behind its first one, evenly spaced up to the largest.
+    """Thresholds for ``SoraCallback(sweep=…)``, evenly spaced from the first to the largest.
 
     Args:
         largest: the last threshold.
-        number: thresholds in all, the first included.
-        first: the threshold before the sweep.
-        spacing: even are the thresholds (``linear``), their exponentials (``log_linear``) or
-            their logarithms (``exp_linear``, which needs a first one above 0).
+        number: of thresholds, the first included.
+        first: the threshold before the sweep, which is not returned.
+        spacing: what is spaced evenly: the thresholds (``linear``), their exponentials
+            (``log_linear``) or their logarithms (``exp_linear``, for a first one above 0).
 
     Raises:
         ValueError: for values that make no rising sweep.
@@ -201,7 +190,7 @@ def sweep_values(
     return [*inner, largest]
 
 
-# expm1 and log1p: exp of such small numbers would leave nothing of them but rounding.
+# expm1 and log1p, as exp and log would lose such small numbers in rounding.
 SPACINGS = {
     "linear": (float, float),
     "log_linear": (math.expm1, math.log1p),
@@ -225,21 +214,16 @@ def _penalties(model: nn.Module) -> dict[nn.Parameter, float]:
     }
 
 
-def adapters_of(model: nn.Module) -> list[str]:
-    """Names of the adapters whose gates train."""
-    return list(dict.fromkeys(name for name, _ in trained(model, SoraLayer, "lora_gate")))
-
-
 def _groups(optimizer: Any) -> dict[nn.Parameter, dict[str, Any]]:
-    """The group of each parameter of an optimizer."""
+    """The parameter group of each parameter of an optimizer."""
     return {p: group for group in optimizer.param_groups for p in group["params"]}
 
 
 def _decay(optimizer: Any, group: dict[str, Any]) -> float:
-    """The share of a parameter that AdamW's decay is about to take away.
+    """The share of a parameter that AdamW's weight decay is about to subtract.
 
     Raises:
-        ValueError: for an optimizer that decays in another way.
+        ValueError: for an optimizer other than AdamW with weight decay.
     """
     if not group.get("weight_decay"):
         return 0.0

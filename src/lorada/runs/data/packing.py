@@ -11,6 +11,8 @@ import torch
 from datasets import Dataset
 from torch import nn
 
+from lorada.methods.lookup import method_named
+from lorada.methods.method import SHIFTED_ATTENTION
 from lorada.runs.data.dataset import dataset_of, lengths_of
 from lorada.tasks.rows import Form
 from lorada.tasks.task import Kind
@@ -30,7 +32,7 @@ def refuse_packing(form: Form, kind: Kind, method: str) -> None:
         raise ValueError("packing=true is for language models that only decode: leave it out")
     if form not in PACKED_FORMS:
         raise ValueError(f"packing=true is for rows to write, not for rows of the form {form!r}")
-    if method.removesuffix("+lmam") == "longlora":
+    if SHIFTED_ATTENTION in method_named(method).callbacks:
         raise ValueError("packing=true: LongLoRA's groups are of whole sequences; leave it out")
 
 

@@ -7,7 +7,6 @@ from peft import ShiraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM
 
 from lorada.methods.build import build_method
-from lorada.methods.describe import part_names
 from lorada.methods.task_head import select_trainable
 from lorada.runs.models.adapters import base_parameters, fold_prefixes, parameter_counts
 from lorada.runs.models.loading import kind_of, load_config
@@ -20,7 +19,6 @@ def count_parameters(method: str, model: str, overrides: list[str]) -> dict[str,
     Raises:
         ValueError: for a setting that is about training and changes no count.
     """
-    part_names(method)
     recipe = load_recipe(None, overrides, {"method": method, "model": model, "output": "-"})
     if recipe.training:
         raise ValueError(f"{', '.join(recipe.training)} changes no parameter count: leave it out")

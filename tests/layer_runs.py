@@ -1,4 +1,4 @@
-"""A stock Trainer on a tiny decoder, for tests of training procedures."""
+"""A stock Trainer on a tiny decoder, for tests of callbacks that train some layers at a time."""
 
 import gc
 

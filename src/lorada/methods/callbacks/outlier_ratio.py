@@ -1,9 +1,9 @@
-"""OWL's layer-wise outlier ratio: how uneven the work of a layer's weights is.
+"""OWL's outlier ratio of a layer: the share of its weights that are far above the layer's mean.
 
     A_ij = |W_ij| · ‖X_j‖₂                  for every linear map of layer ℓ
     D_ℓ  = 100 · share of A_ij > M · mean(A) over all entries of the layer
 
-X_j is the j-th input feature over the tokens of some calibration rows.
+X_j is the j-th input feature over the tokens of the calibration rows.
 "Outlier Weighed Layerwise Sparsity (OWL)" (2023).
 """
 
@@ -25,20 +25,22 @@ def outlier_ratios(
     batches: Iterable[Mapping[str, Any]],
     threshold: float = 13.0,
 ) -> list[float]:
-    """D of each layer, in percent, in the order of ``layers``.
+    """Measure D of each layer.
 
     Args:
         model: called with each batch, in eval mode and without gradients.
         layers: the layers by name.
-        batches: what the calibration tokens are taken from; pads are left out where there is an
-            attention mask.
+        batches: the calibration batches; pads are left out where there is an attention mask.
         threshold: M.
-    """
-    squares: dict[nn.Module, Tensor] = {}
-    mask: list[Tensor | None] = [None]
 
-    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
-        features = real_tokens(args[0].detach(), mask[0]).float()
+    Returns:
+        D in percent, in the order of ``layers``.
+    """
+    squares: dict[nn.Module, Tensor] = {}  # Σ X_j² of each linear map
+    mask: Tensor | None = None
+
+    def add_squares(module: nn.Module, args: tuple[Any, ...]) -> None:
+        features = real_tokens(args[0].detach(), mask).float()
         squares[module] = squares.get(module, 0) + features.square().sum(0)
 
     was_training = model.training
@@ -46,10 +48,10 @@ def outlier_ratios(
     try:
         with ExitStack() as stack, torch.no_grad():
             for linear in (m for layer in layers.values() for m in linears(layer)):
-                handle = linear.register_forward_pre_hook(keep)
+                handle = linear.register_forward_pre_hook(add_squares)
                 stack.callback(handle.remove)
             for batch in watched(batches, "Calibrating"):
-                mask[0] = batch.get("attention_mask")
+                mask = batch.get("attention_mask")
                 model(**batch)
     finally:
         model.train(was_training)
@@ -62,7 +64,7 @@ def linears(layer: nn.Module) -> list[nn.Module]:
 
 
 def real_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
-    """(tokens, features), without pads where the mask fits the input."""
+    """The inputs (tokens, features), without pads where the mask fits them."""
     flat = x.reshape(-1, x.shape[-1])
     if mask is None or mask.dim() != 2 or mask.numel() != len(flat):
         return flat
@@ -72,16 +74,16 @@ def real_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
 def outlier_ratio(layer: nn.Module, squares: Mapping[nn.Module, Tensor], threshold: float) -> float:
     """D of one layer from Σ X_j² of its linear maps."""
     used = [(module, squares[module].sqrt()) for module in linears(layer) if module in squares]
-    if not used:  # as an expert that no token was sent to
+    if not used:  # such as an expert that no token was sent to
         return 0.0
-    # Twice over the weights, so that no more than one A exists at a time.
-    made = [partial(weighed, module, norms) for module, norms in used]
-    entries = sum(a().numel() for a in made)
-    mean = sum(float(a().double().sum()) for a in made) / entries
-    return 100 * sum(int((a() > threshold * mean).sum()) for a in made) / entries
+    # A is computed twice, so that that of only one linear map is in memory at a time.
+    maps = [partial(weighted_sizes, module, norms) for module, norms in used]
+    entries = sum(int(module.get_parameter("weight").numel()) for module, _ in used)
+    mean = sum(float(sizes().double().sum()) for sizes in maps) / entries
+    return 100 * sum(int((sizes() > threshold * mean).sum()) for sizes in maps) / entries
 
 
-def weighed(module: Any, norms: Tensor) -> Tensor:
-    """A of one linear map."""
+def weighted_sizes(module: Any, norms: Tensor) -> Tensor:
+    """A of one linear map, in the shape of its weight."""
     size: Tensor = module.weight.detach().float().abs()
     return size * (norms[:, None] if isinstance(module, Conv1D) else norms)

@@ -5,21 +5,21 @@ import os
 import subprocess
 import sys
 
-import procedures_worker
+import layer_callbacks_worker
 import pytest
 import torch
 from architectures import ARCHITECTURES
 from conftest import TINY, assert_close
 from folders import llama_folder, rows_file
+from layer_runs import Watch, layer_of, trainer_for
 from peft import LoraConfig, get_peft_model
-from procedures import Watch, layer_of, trainer_for
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lorada import BottleneckConfig, LoradaConfig
 from lorada.methods.build import Plan
 from lorada.methods.callbacks.ist import ISTCallback, share_of
-from lorada.methods.callbacks.layers import Switch, layers_of
+from lorada.methods.callbacks.layers import LayerSwitch, layers_of
 from lorada.methods.callbacks.owlore import OwLoreCallback
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training import train as train_module
@@ -100,7 +100,7 @@ def test_llama_7b_trains_a_quarter_of_its_lora_or_five_of_its_layers_at_a_time()
         base = LlamaForCausalLM(LlamaConfig())
     total, width, ffn, vocab = 6_738_415_616, 4096, 11008, 32000
     assert trained(base) == total
-    switch = Switch(base)
+    switch = LayerSwitch(base)
     switch.only([0, 3, 7, 30, 31])
     layer = 4 * width**2 + 3 * width * ffn + 2 * width
     outside = 2 * vocab * width + width
@@ -113,7 +113,7 @@ def test_llama_7b_trains_a_quarter_of_its_lora_or_five_of_its_layers_at_a_time()
         model = get_peft_model(base, LoraConfig(r=32, target_modules=targets))
     whole = 32 * 32 * (3 * 2 * width + 2 * (width + ffn))
     assert trained(model) == whole == 56_098_816
-    Switch(model).only(range(share_of(0.25, 32)))
+    LayerSwitch(model).only(range(share_of(0.25, 32)))
     assert trained(model) == whole / 4
     assert round(100 * trained(model) / total, 2) == 0.21
 
@@ -124,9 +124,9 @@ def test_two_processes_train_as_one(procedure, tmp_path):
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
         folder.mkdir()
-    procedures_worker.main(procedure, str(folders[0]), 1)
+    layer_callbacks_worker.main(procedure, str(folders[0]), 1)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
-    command += ["--multi_gpu", "--main_process_port", "0", procedures_worker.__file__]
+    command += ["--multi_gpu", "--main_process_port", "0", layer_callbacks_worker.__file__]
     done = subprocess.run(
         [*command, procedure, str(folders[1]), "2"],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,

@@ -1,32 +1,16 @@
-"""Settings that are not from the paper: each method on the kinds of model that it has none for.
+"""Settings that are not from the paper: for each method, the kinds of model that it lacks there.
 
-They are the paper's settings of that method for another kind of model, or those of the same part in
-another method for this kind. A column names matrices as its model does, ``roberta`` those of a
-RoBERTa, which DeBERTa takes too where it has no column of its own.
+They are taken from the method's settings for another kind of model, or from another method that has
+the same part on this kind. Each entry says which. DeBERTa takes the settings of ``roberta``.
 """
 
-from dataclasses import dataclass
-
-from lorada.methods.autopeft.blocks import blocks
-from lorada.methods.method import Family, Settings
+from lorada.methods.autopeft.settings import parts_of_size
+from lorada.methods.method import Columns, Settings, Unpublished
 from lorada.methods.table import FFN_LORA, METHODS
 
 
-@dataclass(frozen=True)
-class Elsewhere:
-    """Columns of a method beside those of the paper.
-
-    Attributes:
-        source: where the settings come from.
-        columns: part name → settings, by kind of model.
-    """
-
-    source: str
-    columns: dict[Family, dict[str, Settings]]
-
-
 def _of(method: str, column: str, part: str, **changes: object) -> Settings:
-    """The paper's settings of a part, with some of them changed."""
+    """The paper's settings of a part of a method, with changes."""
     return {**METHODS[method].parts[column][part], **changes}
 
 
@@ -42,36 +26,37 @@ _ADALORA = _of("adalora", "deberta", "adalora")
 _LLAMA_PREFIX = _of("prefix", "llama", "prefix")
 
 
-def _every(part: str, **ranks: int) -> dict[Family, dict[str, Settings]]:
-    """One placement of bottleneck adapters on kinds of model, by their ranks."""
-    return {kind: {"bottleneck": {"placement": part, "rank": rank}} for kind, rank in ranks.items()}  # type: ignore[misc]
+def _every(part: str, **ranks: int) -> Columns:
+    """A bottleneck adapter with one placement, and a rank for each kind of model."""
+    return {kind: {"bottleneck": {"placement": part, "rank": rank}} for kind, rank in ranks.items()}
 
 
-ELSEWHERE: dict[str, Elsewhere] = {
-    "dora": Elsewhere(
-        "LoRA's of Tables 5 and 10",
+UNPUBLISHED: dict[str, Unpublished] = {
+    "dora": Unpublished(
+        "the settings of LoRA in Tables 5 and 10",
         {
             "roberta": {"lora": _of("lora", "roberta", "lora", use_dora=True)},
             "bart": {"lora": _of("lora", "bart", "lora", use_dora=True)},
         },
     ),
-    "series": Elsewhere(
+    "series": Unpublished(
         "the ranks of Adapter-FFN in Tables 5 and 10", _every("series", roberta=32, bart=512)
     ),
-    "parallel": Elsewhere(
-        "ranks of ours; LoRA(ffn)'s of Table 10", _every("parallel", roberta=16, bart=102)
+    "parallel": Unpublished(
+        "our choice of ranks; on BART that of LoRA(ffn) in Table 10",
+        _every("parallel", roberta=16, bart=102),
     ),
-    "houlsby": Elsewhere(
-        "the rank of Table 5, on BART of the size of Pfeiffer's; in a pre-LN layer y + A(y) behind "
-        "attention and FFN, in front of the residual sum",
+    "houlsby": Unpublished(
+        "the rank of Table 5, on BART one that gives the size of Pfeiffer's adapter; in a pre-LN "
+        "layer y + A(y) after attention and FFN, before the residual sum",
         _every("houlsby", llama=16, bart=240),
     ),
-    "pfeiffer": Elsewhere(
-        "a rank of ours, behind the sum with the residual stream as in He et al.'s code for mBART",
+    "pfeiffer": Unpublished(
+        "our choice of rank; after the residual sum, as in He et al.'s code for mBART",
         _every("pfeiffer", llama=32),
     ),
-    "pa_attn_ffn": Elsewhere(
-        "Table 10's; beside LLaMA's FFN those of Table 19",
+    "pa_attn_ffn": Unpublished(
+        "as in Table 10; the adapter beside LLaMA's FFN as in Table 19",
         {
             "llama": {
                 "pa_attn": _of("pa_attn_ffn", "bart", "pa_attn"), "bottleneck": _BESIDE_FFN
@@ -79,12 +64,12 @@ ELSEWHERE: dict[str, Elsewhere] = {
             "roberta": METHODS["pa_attn_ffn"].parts["bart"],
         },
     ),
-    "mam": Elsewhere(
+    "mam": Unpublished(
         "the prefix of Table 4, the adapter of Table 19",
         {"llama": {"prefix": _LLAMA_PREFIX, "bottleneck": _BESIDE_FFN}},
     ),
-    "prefix_lora": Elsewhere(
-        "Table 10's; on LLaMA the prefix and the rank of Table 4",
+    "prefix_lora": Unpublished(
+        "as in Table 10; on LLaMA the prefix and the rank of Table 4",
         {
             "llama": {
                 "prefix": _LLAMA_PREFIX,
@@ -96,49 +81,49 @@ ELSEWHERE: dict[str, Elsewhere] = {
             },
         },
     ),
-    "autopeft": Elsewhere(
-        "the sizes for encoders, which are ours; the serial adapter as Pfeiffer's in such a layer",
-        {"llama": blocks(12, 12, 6)},
+    "autopeft": Unpublished(
+        "our choice of sizes, as for encoders; the serial adapter as Pfeiffer's in a pre-LN layer",
+        {"llama": parts_of_size(12, 12, 6)},
     ),
-    "ist": Elsewhere(
-        "LoRA's of Tables 5 and 10",
+    "ist": Unpublished(
+        "the settings of LoRA in Tables 5 and 10",
         {"roberta": METHODS["lora"].parts["roberta"], "bart": METHODS["lora"].parts["bart"]},
     ),
-    "adalora": Elsewhere(
-        "Table 11's, of DeBERTa",
+    "adalora": Unpublished(
+        "as in Table 11, on DeBERTa",
         {
             "llama": {"adalora": {**_ADALORA, "target_modules": _LLAMA_LAYER}},
             "roberta": {"adalora": {**_ADALORA, "target_modules": _LAYER}},
             "bart": {"adalora": {**_ADALORA, "target_modules": _BART_LAYER}},
         },
     ),
-    "sora": Elsewhere(
-        "Table 11's, of DeBERTa",
+    "sora": Unpublished(
+        "as in Table 11, on DeBERTa",
         dict.fromkeys(("llama", "bart"), METHODS["sora"].parts["deberta"]),
     ),
-    "shira": Elsewhere(
-        "a rank of ours, some 1 % of the weights as in Table 4",
+    "shira": Unpublished(
+        "our choice of rank, about 1 % of the weights as in Table 4",
         {
             "roberta": {"shira": {"r": 8, "target_modules": _ENCODER_LORA}},
             "bart": {"shira": {"r": 8, "target_modules": _BART_LORA}},
         },
     ),
-    "lamda": Elsewhere(
-        "Table 4's, of LLaMA",
+    "lamda": Unpublished(
+        "as in Table 4, on LLaMA",
         {
             "roberta": {"lamda": _of("lamda", "llama", "lamda", target_modules=_ENCODER_LORA)},
             "bart": {"lamda": _of("lamda", "llama", "lamda", target_modules=_BART_LORA)},
         },
     ),
-    "omoe": Elsewhere(
-        "Table 4's, of LLaMA",
+    "omoe": Unpublished(
+        "as in Table 4, on LLaMA",
         {
             "roberta": {"omoe": {"target_modules": _ENCODER_FFN}},
             "bart": {"omoe": {"target_modules": ["fc1", "fc2"]}},
         },
     ),
-    "longlora": Elsewhere(
-        "Table 7's, of LLaMA; an encoder's groups have no causal mask",
+    "longlora": Unpublished(
+        "as in Table 7, on LLaMA; the groups of an encoder have no causal mask",
         {
             "roberta": {
                 "lora": _of(
@@ -154,7 +139,7 @@ ELSEWHERE: dict[str, Elsewhere] = {
             },
         },
     ),
-    "lorada_la": Elsewhere(
+    "lorada_la": Unpublished(
         "map and adapter of Tables 15 and 16, LoRA of Table 19",
         {
             "roberta": {
@@ -172,7 +157,7 @@ ELSEWHERE: dict[str, Elsewhere] = {
             },
         },
     ),
-    "lorada_q": Elsewhere(
+    "lorada_q": Unpublished(
         "the map of Tables 15 and 16, QuanTA on query and value as in Table 17",
         {
             kind: {"lmam": _of("lorada_a", kind, "lmam"), "quanta": _of("quanta", kind, "quanta")}

@@ -1,6 +1,6 @@
-"""One run of a training procedure, in as many processes as ``accelerate launch`` starts.
+"""One training with IST or OwLore, in as many processes as ``accelerate launch`` starts.
 
-    procedures_worker.py ist|owlore OUTPUT PROCESSES
+    layer_callbacks_worker.py ist|owlore OUTPUT PROCESSES
 
 The batch is 4 rows over all processes. OUTPUT gets ``weights.safetensors``, and of each process
 ``scores0.json``, ….
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
-from procedures import trainer_for
+from layer_runs import trainer_for
 from safetensors.torch import save_file
 from test_ist import adapted
 from test_owlore import tiny

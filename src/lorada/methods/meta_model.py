@@ -1,4 +1,4 @@
-"""A model without weights, made from its config alone, to see what a method would meet in it."""
+"""A model without weights, made from its config alone, to look at before a method is placed."""
 
 import copy
 from typing import Any
@@ -15,7 +15,6 @@ from transformers import (
 )
 
 from lorada.methods.matrix_names import family_of
-from lorada.tuners.base.linears import layer_linear_names
 
 _AUTO: dict[str, tuple[Any, Any]] = {
     "llama": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
@@ -24,21 +23,15 @@ _AUTO: dict[str, tuple[Any, Any]] = {
 _BASE = (AutoModel, MODEL_MAPPING)
 
 
-def skeleton(model_config: Any) -> PreTrainedModel | None:
-    """A model of this config on the meta device; None where transformers has no code for it."""
+def meta_model(model_config: Any) -> PreTrainedModel | None:
+    """A model of this config on the meta device; None where transformers has no class for it."""
     for auto, known in (_AUTO.get(family_of(model_config), _BASE), _BASE):
         if type(model_config) not in known:
-            continue  # the error of an auto class imports every model there is
+            continue  # asking the auto class would import every model to say so
         config = copy.deepcopy(model_config)
-        # Kernels that are not installed here are the business of who loads the model.
+        # A kernel that is not installed matters only to the code that loads the model.
         config._attn_implementation = None
         with torch.device("meta"):
             model: PreTrainedModel = auto.from_config(config)
         return model
     return None
-
-
-def linears_of(model_config: Any) -> list[str]:
-    """Names, within a layer, of the linears of a model; none where it cannot be made."""
-    model = skeleton(model_config)
-    return [] if model is None else layer_linear_names(model)

@@ -1,0 +1,76 @@
+"""Write the table of methods and the counts in README.md from the tables that the package has.
+
+    python scripts/write_readme.py
+
+What is written stands between ``<!-- methods -->`` or ``<!-- count of … -->`` and ``<!-- end -->``.
+"""
+
+import re
+from pathlib import Path
+
+import lorada_cli  # noqa: F401  # first: what follows then does without torch
+from lorada.methods.lookup import method_named
+from lorada.methods.matrix_names import SCHEMES
+from lorada.methods.method import PARTS, Method
+from lorada.methods.table import METHODS
+from lorada.tasks import TASKS
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+# Families of decoders, encoders and encoder-decoders.
+KINDS = {"llama": "decoders", "roberta": "encoders", "bart": "encoder–decoders"}
+
+
+def group_of(method: Method) -> str:
+    """The line of the table that a method belongs to, by its parts."""
+    parts = method.part_names
+    if not parts:
+        return "parameters of the base itself"
+    if "lmam" in parts:
+        return "the map alone" if parts == ["lmam"] else "the map with other parts"
+    if "prefix" in parts:
+        return "prefix tuning, alone and with other parts"
+    if {PARTS[part] for part in parts} == {PARTS["bottleneck"]}:
+        return "bottleneck adapters"
+    if "lora" in parts or "adalora" in parts:
+        return "LoRA and its variants"
+    return "other changes of the weights"
+
+
+def method_table() -> str:
+    """The names by group, then those that lack settings for a kind of model."""
+    groups: dict[str, list[str]] = {}
+    for name, method in METHODS.items():
+        groups.setdefault(group_of(method), []).append(f"`{name}`")
+    rows = [f"| {', '.join(names)} | {group} |" for group, names in groups.items()]
+    rows.append("| `NAME+lmam` | any adapter without a map, with one on top |")
+    text = ["| name | what |", "|---|---|", *rows]
+    for family, kind in KINDS.items():
+        found = {name: method_named(name) for name in METHODS}
+        lacking = [
+            f"`{name}`"
+            for name, method in found.items()
+            if method.parts and family not in method.parts | method.unpublished.parts
+        ]
+        if lacking:
+            text.append(f"\nWithout settings for {kind}: {', '.join(lacking)}.")
+    return "\n".join(text)
+
+
+COUNTS = {"methods": len(METHODS), "tasks": len(TASKS) - 1, "model types": len(SCHEMES)}
+
+
+def written(page: str) -> str:
+    """The page with the table and the counts as they are now."""
+    page = _between("methods", f"\n{method_table()}\n", page)
+    for what, number in COUNTS.items():
+        page = _between(f"count of {what}", str(number), page)
+    return page
+
+
+def _between(mark: str, text: str, page: str) -> str:
+    pattern = rf"(<!-- {mark} -->).*?(<!-- end -->)"
+    return re.sub(pattern, lambda found: found[1] + text + found[2], page, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    README.write_text(written(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,183 @@
+"""Fitting a method to a model: defaults that are too large become the nearest that fit.
+
+Only defaults are changed. Values that the user wrote are left to the tuners, which refuse what does
+not fit. A method that has nothing to work on in a model is refused here.
+"""
+
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from functools import cached_property
+from typing import Any
+
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import nn
+
+from lorada.attention import interface
+from lorada.methods.matrix_names import SCHEMES
+from lorada.methods.meta_model import meta_model
+from lorada.methods.method import PARTS, SHIFTED_ATTENTION, Method, Settings, load
+from lorada.tuners.base.linears import linears, widths
+from lorada.tuners.lmam import self_attentions
+
+
+def refuse_undefined(method: Method, model_config: Any) -> None:
+    """Refuse a method that has nothing to work on in a model.
+
+    Raises:
+        ValueError: saying what the method needs.
+    """
+    rule = method.trainable
+    picks, shifts = rule not in (None, "."), SHIFTED_ATTENTION in method.callbacks
+    model = meta_model(model_config) if picks or shifts else None
+    if model is None:
+        return
+    name, kind = method.name, type(model).__name__
+    if picks and not any(re.search(str(rule), key) for key, _ in model.named_parameters()):
+        raise ValueError(f"{name} trains {method.trains}, and {kind} has none")
+    if shifts and not any(interface.dispatches(module) for module in model.modules()):
+        raise ValueError(
+            f"{name} needs attention that takes a mask for each head, and {kind} "
+            "computes its own instead of calling transformers' attention functions"
+        )
+
+
+def fitted(
+    parts: Mapping[str, Settings], stated: Mapping[str, Collection[str]], model_config: Any
+) -> tuple[dict[str, Settings], list[str]]:
+    """Replace the defaults that do not fit a model by the nearest values that do.
+
+    Args:
+        parts: part name → settings.
+        stated: part name → names of the settings that the user wrote, which stay.
+        model_config: the transformers config of the model.
+
+    Returns:
+        The settings, and a sentence for each that was replaced.
+
+    Raises:
+        ValueError: for matrices that a part cannot be placed on.
+    """
+    model = _Model(model_config)
+    found, sentences = {}, []
+    for part, values in parts.items():
+        found[part] = dict(values)
+        if part == "shira":
+            _refuse_conv1d(values, model)
+        for key, fit in _FITS.get(part, {}).items():
+            value = values.get(key)
+            if value is None or key in stated.get(part, ()):
+                continue
+            best, why = fit(value, values, model)
+            if best != value:
+                found[part][key] = best
+                sentences.append(f"{part}.{key}={value} {why}: taking {best}")
+    return found, sentences
+
+
+class _Model:
+    """A model's config, and the model on the meta device once somebody asks for it."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @cached_property
+    def module(self) -> nn.Module | None:
+        return meta_model(self.config)
+
+
+# Called with a default, the settings of its part and the model; returns the nearest value that
+# fits, and why the default does not.
+Fit = Callable[[Any, Settings, _Model], tuple[Any, str]]
+
+
+def _fit_heads(heads: int, values: Settings, model: _Model) -> tuple[int, str]:
+    """The nearest divisor of the number of attention heads; of two, the larger."""
+    module, stacks = model.module, values.get("stacks")
+    if module is None or values.get("ablation") == "full_rank":
+        return heads, ""
+    counts = {
+        interface.head_count(module.get_submodule(name))
+        for name in self_attentions(module)
+        if not stacks or any(stack in name.split(".") for stack in stacks)
+    }
+    if not counts:
+        return heads, ""
+    common = math.gcd(*counts)
+    divisors = [count for count in range(1, common + 1) if common % count == 0]
+    best = min(divisors, key=lambda count: (abs(count - heads), -count))
+    return best, f"does not divide {' and '.join(map(str, sorted(counts)))}"
+
+
+def _fit_tokens(left: int) -> Fit:
+    """At most as many tokens as the model takes, with some left for the text."""
+
+    def fit(length: int, values: Settings, model: _Model) -> tuple[int, str]:
+        context = getattr(model.config, "max_position_embeddings", None)
+        if not isinstance(context, int) or context < 2:
+            return length, ""
+        return min(
+            length, context - left
+        ), f"does not fit the {context} tokens that the model takes"
+
+    return fit
+
+
+def _fit_shira(r: int, values: Settings, model: _Model) -> tuple[int, str]:
+    """At most r such that r (in + out) entries are in every weight, of in · out."""
+    shapes = _matrices("shira", values, model)
+    if not shapes:
+        return r, ""
+    room, (rows, columns) = min(((i * o) // (i + o), (o, i)) for i, o in shapes)
+    return max(1, min(r, room)), f"is more than a weight of {rows} × {columns} has room for"
+
+
+def _fit_lamda(rank: int, values: Settings, model: _Model) -> tuple[int, str]:
+    """At most the rank of every weight."""
+    shapes = _matrices("lamda", values, model)
+    if not shapes:
+        return rank, ""
+    columns, rows = min(shapes, key=min)
+    return min(rank, columns, rows), f"is more than a weight of {rows} × {columns} has"
+
+
+def _fit_fused(targets: Any, values: Settings, model: _Model) -> tuple[Any, str]:
+    """The output projection, where the model has query, key and value in one matrix."""
+    scheme = SCHEMES.get(model.config.model_type)
+    if scheme is None or scheme["query"] != scheme["value"] or values.get("dims") is not None:
+        return targets, ""
+    why = "is query, key and value in one, and gates of the model's width change a part of that"
+    return list(scheme["output"]), why
+
+
+_FITS: dict[str, dict[str, Fit]] = {
+    "quanta": {"target_modules": _fit_fused},
+    "lmam": {"heads": _fit_heads, "length": _fit_tokens(left=0)},
+    "prefix": {"length": _fit_tokens(left=1)},
+    "shira": {"r": _fit_shira},
+    "lamda": {"rank": _fit_lamda},
+}
+
+
+def _targets(part: str, values: Settings, model: _Model) -> dict[str, nn.Module]:
+    """The linear layers that a part is placed on, by name."""
+    config = load(PARTS[part])(**values)
+    if model.module is None or config.target_modules is None:
+        return {}
+    found = linears(model.module).items()
+    return {name: linear for name, linear in found if check_target_module_exists(config, name)}
+
+
+def _matrices(part: str, values: Settings, model: _Model) -> list[tuple[int, int]]:
+    """Widths (in, out) of the linear layers of a part."""
+    return [widths(linear) for linear in _targets(part, values, model).values()]
+
+
+def _refuse_conv1d(values: Settings, model: _Model) -> None:
+    for name, module in _targets("shira", values, model).items():
+        if not isinstance(module, nn.Linear):
+            raise ValueError(
+                f"PEFT's SHiRA takes nn.Linear only, and {name} of "
+                f"{type(model.module).__name__} is a {type(module).__name__}: use another method, "
+                "such as lora"
+            )

@@ -1,0 +1,41 @@
+"""``method_named``: the one place where the name of a method is looked up."""
+
+from dataclasses import replace
+
+from lorada.methods.method import Columns, Method
+from lorada.methods.table import MAP, METHODS
+from lorada.methods.unpublished_settings import UNPUBLISHED
+from lorada.support.errors import unknown
+
+WITH_MAP = "+lmam"  # after the name of a method: the same with a map on top
+
+
+def method_named(name: str) -> Method:
+    """The method of a name, with the settings that are not from the paper.
+
+    Args:
+        name: a key of ``METHODS``, or ``NAME+lmam`` for that method with a map on top.
+
+    Raises:
+        ValueError: for an unknown name (with the nearest ones), or a method that cannot take a map.
+    """
+    plain = name.removesuffix(WITH_MAP)
+    if plain not in METHODS:
+        raise unknown("method", name, METHODS)
+    method = METHODS[plain]
+    method = replace(method, name=name, unpublished=UNPUBLISHED.get(plain, method.unpublished))
+    if plain == name:
+        return method
+    if not method.parts or "lmam" in method.part_names:
+        raise ValueError(f"unknown method {name!r}: {plain} cannot take a map on top")
+    return replace(
+        method,
+        summary=f"{method.summary}, with the map",
+        formula=f"{METHODS['lmam'].formula}; {method.formula}",
+        parts=_with_map(method.parts),
+        unpublished=replace(method.unpublished, parts=_with_map(method.unpublished.parts)),
+    )
+
+
+def _with_map(columns: Columns) -> Columns:
+    return {model: {"lmam": MAP, **parts} for model, parts in columns.items()}

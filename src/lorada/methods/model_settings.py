@@ -1,0 +1,147 @@
+"""The settings of a method for a model, written with the names of that model's matrices.
+
+The settings of a method for one kind of model are a column. A column names matrices as its own
+model does: LLaMA's ``q_proj`` becomes ``query`` on a BERT.
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from lorada.methods.matrix_names import SCHEMES, Scheme, family_of, fits, renamed
+from lorada.methods.meta_model import meta_model
+from lorada.methods.method import Family, Method, Settings
+from lorada.tuners.base.linears import layer_linear_names
+from lorada.tuners.bottleneck.placements import PLACEMENTS
+
+NOT_FROM_THE_PAPER = "not from the paper"  # reports look for these words
+# Settings that name modules: those that get the part, and those that train whole.
+NAMING = ("target_modules", "modules_to_save")
+
+# The model type whose names for matrices the settings of a family are written in.
+HOMES: dict[Family, str] = {
+    "llama": "llama", "roberta": "roberta", "deberta": "deberta-v2", "bart": "bart",
+}  # fmt: skip
+
+# Models that a method may have settings of their own for, by what their configs say.
+MODELS: dict[str, Settings] = {
+    "llama2-7b": {"model_type": "llama", "hidden_size": 4096, "vocab_size": 32000,
+                  "max_position_embeddings": 4096},
+    "llama3-8b": {"model_type": "llama", "hidden_size": 4096, "vocab_size": 128256},
+    "llama-13b": {"model_type": "llama", "hidden_size": 5120, "num_hidden_layers": 40},
+    "llama2-70b": {"model_type": "llama", "hidden_size": 8192, "num_hidden_layers": 80},
+    "mbart": {"model_type": "mbart", "is_encoder_decoder": True},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Column:
+    """The settings of a method for one kind of model.
+
+    Attributes:
+        home: the model type whose names for matrices the settings are written in.
+        parts: part name → settings.
+        source: where they come from, in words.
+    """
+
+    home: str
+    parts: Mapping[str, Settings]
+    source: str
+
+
+def column_of(method: Method, model_config: Any) -> Column:
+    """Choose a method's settings for a model: its own, its family's, or unpublished ones.
+
+    Args:
+        method: as ``method_named`` returns it.
+        model_config: the transformers config of the model.
+
+    Raises:
+        ValueError: if the method has no settings for a model of this kind.
+    """
+    family, model_type = family_of(model_config), model_config.model_type
+    for key, facts in MODELS.items():
+        same = all(getattr(model_config, name, None) == value for name, value in facts.items())
+        if same and key in method.parts:
+            home = facts["model_type"]
+            return Column(home, method.parts[key], _source(method.source, home, model_type))
+    # DeBERTa is an encoder like RoBERTa, and takes its settings where it has none of its own.
+    families: tuple[Family, ...] = (family, "roberta") if family == "deberta" else (family,)
+    for key in families:
+        if key in method.parts:
+            source = _source(method.source, HOMES[key], model_type)
+            return Column(HOMES[key], method.parts[key], source)
+    for key in families:
+        if key in method.unpublished.parts:
+            source = f"{NOT_FROM_THE_PAPER}: {method.unpublished.source}"
+            return Column(HOMES[key], method.unpublished.parts[key], source)
+    known = ", ".join(method.parts | method.unpublished.parts)
+    raise ValueError(
+        f"{method.name} has no settings for {model_type} models, only for {known}: "
+        "use another method"
+    )
+
+
+def _source(source: str, home: str, model_type: str) -> str:
+    taken = "" if home == model_type else f"; those of {home} models, taken to a {model_type} model"
+    return source + taken
+
+
+def settings_for(
+    column: Column, stated: Mapping[str, Settings], model_config: Any
+) -> dict[str, Settings]:
+    """The settings of a column for a model, with the user's in their place.
+
+    Args:
+        column: as ``column_of`` returns it.
+        stated: part name → the settings that the user wrote.
+        model_config: the transformers config of the model.
+
+    Raises:
+        ValueError: for a model type whose names of matrices are unknown, if the user gives none.
+    """
+    found: dict[str, Settings] = {}
+    here: Scheme | None = None
+    for part, values in column.parts.items():
+        own = stated.get(part, {})
+        settings = {**deepcopy(values), **own}
+        named = [(key, column.home) for key in NAMING if key in values and key not in own]
+        placement = PLACEMENTS.get(settings.get("placement", ""))
+        if placement is not None and placement.linears and "target_modules" not in settings:
+            settings["target_modules"] = list(placement.linears)
+            named.append(("target_modules", "llama"))
+        for key, home in named:
+            if isinstance(settings[key], str):
+                continue  # a regex, which is for the model of the column
+            here = here or scheme_of(model_config, f"{part}.{key}")
+            settings[key] = renamed(settings[key], SCHEMES[home], here)
+        if here is SCHEMES["gpt2"] and part in ("lora", "adalora"):
+            settings.setdefault("fan_in_fan_out", True)  # the layout of Conv1D's weights
+        found[part] = settings
+    return found
+
+
+def scheme_of(model_config: Any, wanted: str) -> Scheme:
+    """The names of a model's matrices: those of its type, or of a type with the same linear layers.
+
+    Args:
+        model_config: the transformers config of the model.
+        wanted: the setting that names matrices, for the error.
+
+    Raises:
+        ValueError: if there is no such type.
+    """
+    model_type = model_config.model_type
+    if model_type in SCHEMES:
+        return SCHEMES[model_type]
+    model = meta_model(model_config)
+    linears = [] if model is None else layer_linear_names(model)
+    for scheme in SCHEMES.values():
+        if linears and fits(scheme, linears):
+            return scheme
+    known = f"; its layers have {', '.join(linears)}" if linears else ""
+    raise ValueError(
+        f"the matrices of {model_type} models have no names that are known here: "
+        f"give {wanted}=[…]{known}"
+    )

@@ -1,0 +1,108 @@
+"""Overrides of settings: which section has a setting, and whether a value is of its type.
+
+A section is a part of a method (``lmam``, ``lora``, …) or ``training``, which stands for
+transformers' TrainingArguments. Whether a value makes sense is for the class of the section to say.
+"""
+
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping
+from functools import cache
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from lorada.methods.method import PARTS, Settings, load
+from lorada.support.errors import unknown
+
+TRAINING = "training"
+# Arguments of a training that follow from the recipe and the protocol of its task.
+FIXED_ARGUMENTS = {
+    "output_dir", "resume_from_checkpoint", "generation_max_length", "generation_config",
+}  # fmt: skip
+# Fields of the configs of parts that no user sets, beside those of every PEFT config.
+FIXED_FIELDS = {
+    "usage", "lorada_version", "runtime_config", "trainable_token_indices", "base_model_type",
+}  # fmt: skip
+
+
+@cache
+def settings_of(section: str) -> dict[str, Any]:
+    """The settings of a section, each with its type."""
+    from peft import PeftConfig
+    from transformers import Seq2SeqTrainingArguments
+
+    if section == TRAINING:
+        owner, fixed = Seq2SeqTrainingArguments, FIXED_ARGUMENTS
+    else:
+        owner = load(PARTS[section])
+        fixed = {f.name for f in dataclasses.fields(PeftConfig)} | FIXED_FIELDS
+    try:
+        types = get_type_hints(owner)
+    except NameError:
+        types = {}
+    fields = (f.name for f in dataclasses.fields(owner) if f.init and f.name not in fixed)
+    return {name: types.get(name, Any) for name in fields}
+
+
+def checked(section: str, name: str, value: Any) -> Any:
+    """A value of a setting as its type takes it: for a number, ``"1e-3"`` becomes 0.001.
+
+    Raises:
+        ValueError: for a setting that the section does not have (with the nearest names), or a
+            value of another type.
+    """
+    types = settings_of(section)
+    if name not in types:
+        raise unknown(f"setting of {section}", name, types)
+    if (section, name) == (TRAINING, "fsdp") and isinstance(value, bool):
+        return value  # transformers takes a bool, although it declares a text for its command line
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(types[name])
+    except Exception:  # pydantic has no schema for the type: the class of the section checks it
+        return value
+    try:
+        found = adapter.validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].lower()
+        raise ValueError(f"{section}.{name}={value!r}: {reason}") from error
+    if isinstance(value, bool) and type(found) in (int, float):
+        return value  # yes is no number: the class of the section says what it wants instead
+    # Enums and the like stay as they were written, which YAML can hold.
+    return found if isinstance(found, bool | int | float | str | list | dict | None) else value
+
+
+def owner_of(key: str, sections: Iterable[str], also: Iterable[str] = ()) -> str:
+    """The one section that has a setting of this name.
+
+    Args:
+        key: a bare name, such as ``rank``.
+        sections: where to look.
+        also: other names that would have been right here, for the hint.
+
+    Raises:
+        ValueError: if no section has it (with the nearest names), or several (with the full keys).
+    """
+    known = {section: settings_of(section) for section in sections}
+    owners = [section for section, names in known.items() if key in names]
+    if len(owners) > 1:
+        full = ", ".join(f"{owner}.{key}" for owner in owners)
+        raise ValueError(f"{key} is a setting of several sections: write {full}")
+    if not owners:
+        names = {*also, *(name for types in known.values() for name in types)}
+        raise unknown("override", key, names)
+    return owners[0]
+
+
+def part_overrides(parts: Collection[str], overrides: Mapping[str, Any]) -> dict[str, Settings]:
+    """Sort overrides by part: ``{"lmam": {"rank": 4}}`` from ``lmam={"rank": 4}`` or ``rank=4``.
+
+    Raises:
+        ValueError: for a setting that no part has or that several have, or a value of another type.
+    """
+    found: dict[str, Settings] = {part: {} for part in parts}
+    for key, value in overrides.items():
+        of_part = key in found and isinstance(value, dict)
+        part = key if of_part else owner_of(key, parts, also=parts)
+        for name, inner in value.items() if of_part else [(key, value)]:
+            found[part][name] = checked(part, name, inner)
+    return found
