@@ -28,7 +28,7 @@ from turns import Turn, in_turn
 from lorada import LmamConfig, LoradaConfig
 from lorada.attention.interface import _with_map
 from lorada.experiments import table3_memory
-from lorada.runs.models.architectures import named_config
+from lorada.runs.models.names import named_config
 
 HEADS, GROUPS, WIDTH, RANK = 9, 3, 64, 2  # SmolLM2-135M's; the paper's rank
 Attend = Callable[..., tuple[Tensor, Any]]

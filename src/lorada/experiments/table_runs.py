@@ -22,24 +22,13 @@ from lorada.runs.models.loading import kind_of, load_config
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.train import train
 from lorada.support.files import json_text, write_whole
+from lorada.support.models import MODELS
 from lorada.support.progress import watched
 from lorada.tasks import TASKS
 from lorada.tasks.sources import data_folder
 
 SEED = re.compile(r"seed(\d+)\.json")
 
-# Where the weights of the paper's models are.
-HUB = {
-    "roberta-base": "FacebookAI/roberta-base",
-    "deberta-v3-base": "microsoft/deberta-v3-base",
-    "bart-large": "facebook/bart-large",
-    "mbart-large": "facebook/mbart-large-cc25",
-    "llama-7b": "huggyllama/llama-7b",
-    "llama-13b": "huggyllama/llama-13b",
-    "llama2-7b": "meta-llama/Llama-2-7b-hf",
-    "llama2-70b": "meta-llama/Llama-2-70b-hf",
-    "llama3-8b": "meta-llama/Meta-Llama-3-8B",
-}
 # Training rows of the real data, by their name or that of the task; what epochs are made of.
 ROWS = {
     "commonsense_170k": 170_420,
@@ -172,7 +161,10 @@ def _is_scored(job: Job, result: dict[str, Any]) -> bool:
 
 
 def _with_weights(recipe: Recipe) -> Recipe:
-    return recipe.model_copy(update={"model": HUB.get(recipe.model, recipe.model)})
+    """The recipe with the hub's id of a model that is there, in place of its short name."""
+    named = MODELS.get(recipe.model)
+    hub = named.hub if named else ""
+    return recipe.model_copy(update={"model": hub or recipe.model})
 
 
 def forget(found: list[Job]) -> None:

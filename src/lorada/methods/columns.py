@@ -7,9 +7,10 @@ from typing import Any
 
 from lorada.methods.empty_model import linears_of
 from lorada.methods.matrix_names import SCHEMES, Scheme, family_of, fits, renamed
-from lorada.methods.method import COLUMNS, HOMES, Settings
+from lorada.methods.method import HOMES, Settings
 from lorada.methods.other_models import ELSEWHERE
 from lorada.methods.table import METHODS
+from lorada.support.models import MODELS
 from lorada.tuners.bottleneck.placements import LINEARS
 
 NOT_FROM_THE_PAPER = "not from the paper"  # which reports look for
@@ -40,23 +41,16 @@ def column_of(name: str, model_config: Any) -> Column:
         model_config: the transformers config of the model.
     """
     method, family, model_type = METHODS[name], family_of(model_config), model_config.model_type
-    for key, sizes in COLUMNS.items():
-        home = sizes.get("model_type", "llama")
-        same = all(getattr(model_config, key, None) == value for key, value in sizes.items())
-        if same and key in method.parts and family_of_home(home) == family:
+    named = [key for key, model in MODELS.items() if model.is_model_of(model_config)]
+    # A model of MODELS may have its column under the name of its type, as mBART has.
+    for key in (*named, *([model_type] if named else []), family):
+        if key in method.parts:
+            home = HOMES.get(key, model_type)
             return Column(home, method.parts[key], _source(method.source, home, model_type))
-    if family in method.parts:
-        home = HOMES[family]
-        return Column(home, method.parts[family], _source(method.source, home, model_type))
     ours = ELSEWHERE[name]
     family = "roberta" if family == "deberta" else family
     source = f"{NOT_FROM_THE_PAPER}: {ours.source}"
     return Column(HOMES[family], ours.columns[family], source)
-
-
-def family_of_home(home: str) -> str:
-    """The family of a model that has a column of its own."""
-    return "bart" if home == "mbart" else "llama"
 
 
 def _source(source: str, home: str, model_type: str) -> str:

@@ -25,18 +25,8 @@ PARTS: dict[str, str] = {
 }
 
 # The model whose names the columns of a kind of model have.
-HOMES: dict[Family, str] = {
+HOMES: dict[str, str] = {
     "llama": "llama", "roberta": "roberta", "deberta": "deberta-v2", "bart": "bart",
-}  # fmt: skip
-
-# Models with columns of their own, by what their configs say.
-COLUMNS: dict[str, Settings] = {
-    "llama2-7b": {"model_type": "llama", "hidden_size": 4096, "vocab_size": 32000,
-                  "max_position_embeddings": 4096},
-    "llama3-8b": {"model_type": "llama", "hidden_size": 4096, "vocab_size": 128256},
-    "llama-13b": {"model_type": "llama", "hidden_size": 5120, "num_hidden_layers": 40},
-    "llama2-70b": {"model_type": "llama", "hidden_size": 8192, "num_hidden_layers": 80},
-    "mbart": {"model_type": "mbart"},
 }  # fmt: skip
 
 
@@ -46,8 +36,8 @@ class Method:
 
     Attributes:
         summary: one line for ``lorada methods``.
-        parts: part name → settings, by family or by a key of ``COLUMNS``; empty for methods
-            without an adapter.
+        parts: part name → settings, by family, by model type (``mbart``) or by a key of
+            ``MODELS``; empty for methods without an adapter.
         trainable: rule of parameter names for methods that select parameters of the base.
         trains: what the parameters of that rule are called.
         with_head: rule of the names that such a method trains with the task head, uncounted.
