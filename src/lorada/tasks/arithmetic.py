@@ -12,8 +12,9 @@ from math import inf, isfinite
 from typing import Any
 
 from lorada.tasks import llm_adapters_prompt, quanta_prompt
+from lorada.tasks.metrics import Metrics
 from lorada.tasks.rows import Row
-from lorada.tasks.task import Metrics, Protocol, Source, Task, same
+from lorada.tasks.task import Protocol, Source, Task, same
 
 FOLDER = "arithmetic_llm_adapters"
 MATH10K = f"{llm_adapters_prompt.REPOSITORY}/ft-training_set/math_10k.json"

@@ -8,12 +8,11 @@ likeliest option is chosen (QuanTA). LLM-Adapters leaves out the passages of Boo
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from lorada.tasks import llm_adapters_prompt, quanta_prompt
-from lorada.tasks.metrics import accuracy
+from lorada.tasks.metrics import Metrics, Score, accuracy
 from lorada.tasks.rows import Row
-from lorada.tasks.task import Metrics, Protocol, Source, Task
+from lorada.tasks.task import Protocol, Source, Task
 
 FOLDER = "commonsense_llm_adapters"
 # Made of the training sets of all eight tasks; locally a smaller mix of the same kind.
@@ -128,7 +127,7 @@ def _task(
     words: Callable[[Row], Row],
 ) -> Task:  # fmt: skip
     address, config, test = hub
-    score: Callable[[list[Any], list[Row]], Metrics] = partial(match_options, options=options)
+    score: Score = partial(match_options, options=options)
     likelihood = Protocol("choice", ("decoder",), partial(_likelihood, words=words), choose_options)
     shape = partial(_shaped, words=words)
     return Task(

@@ -7,11 +7,11 @@ by 16 spaces; training and evaluation differ in white space. Source: ``finetune.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from lorada.tasks import quanta_prompt
-from lorada.tasks.rows import Row
-from lorada.tasks.task import Metrics, Protocol
+from lorada.tasks.metrics import Score
+from lorada.tasks.rows import Row, text_of
+from lorada.tasks.task import Protocol
 
 REPOSITORY = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/main"
 MARKER = "### Response:"
@@ -20,7 +20,6 @@ TASK = "Below is an instruction that describes a task"
 WITH_INPUT = ", paired with an input that provides further context"
 WRITE = ". Write a response that appropriately completes the request."
 
-Score = Callable[[list[Any], list[Row]], Metrics]
 Shape = Callable[[Row], Row]
 
 
@@ -110,9 +109,7 @@ def _answerable(row: Row) -> Row:
     Raises:
         ValueError: if the answer is none of them, or the instruction is no text.
     """
-    instruction, answer = row["instruction"], row["answer"]
-    if not isinstance(instruction, str):
-        raise ValueError(f"instruction is not a text: {instruction!r}")
+    instruction, answer = text_of(row, "instruction"), row["answer"]
     if quanta_prompt.FORMAT in instruction.lower():
         options = quanta_prompt.candidates(instruction)
         if answer not in options:

@@ -14,8 +14,9 @@ numbers on one sample can be compared with each other.
 
 import math
 
-from lorada.tasks.rows import Row
-from lorada.tasks.task import Metrics, Protocol, Source, Task
+from lorada.tasks.metrics import Metrics
+from lorada.tasks.rows import Row, text_of
+from lorada.tasks.task import Protocol, Source, Task
 
 Losses = tuple[int, list[float]]  # a context length, and the mean loss of each window, in nats
 
@@ -58,9 +59,7 @@ def perplexities(answers: list[Losses], rows: list[Row]) -> Metrics:
 
 
 def _text(row: Row) -> Row:
-    if not isinstance(row["text"], str):
-        raise ValueError(f"text is not a text: {row['text']!r}")
-    return {"text": row["text"]}
+    return {"text": text_of(row, "text")}
 
 
 LONG_SEQUENCE = {

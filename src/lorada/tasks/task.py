@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lorada.tasks.metrics import Score
 from lorada.tasks.rows import Form, Row
 
 Kind = Literal["decoder", "encoder", "encoder_decoder"]
 ANY_KIND: tuple[Kind, ...] = ("decoder", "encoder", "encoder_decoder")
-Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Protocol:
     form: Form
     kinds: tuple[Kind, ...]
     convert: Callable[[Row], Row]
-    score: Callable[[list[Any], list[Row]], Metrics]
+    score: Score
     labels: tuple[str, ...] = ()
     generation: dict[str, Any] = field(default_factory=dict)
     loss_on: Literal["response", "all"] = "response"

@@ -11,7 +11,7 @@ from lorada.runs.data.rows import Rows
 from lorada.runs.inference.load import Run
 from lorada.support.progress import watched
 from lorada.tasks.long_sequence import Losses, window_starts
-from lorada.tasks.task import Metrics
+from lorada.tasks.metrics import Metrics
 from lorada.tasks.tokenize import document
 
 logger = logging.getLogger(__name__)
