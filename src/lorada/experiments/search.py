@@ -19,7 +19,7 @@ from lorada.methods.autopeft.blocks import LAYERS, SIZES
 from lorada.methods.autopeft.search_space import Configuration, Space, Trial, pareto
 from lorada.methods.columns import column_of
 from lorada.runs.folder.folder import clear, holds_run, same_recipe
-from lorada.runs.folder.lock import held
+from lorada.runs.folder.lock import locked
 from lorada.runs.folder.result import RESULT_FILE, read_result
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.load import load_run
@@ -94,7 +94,7 @@ def search(
     folder = Path(recipe.output)
     search_space.sampler_named(sampler)
     space = space_of(recipe)
-    with held(folder):
+    with locked(folder):
         _begin(recipe, trials, space, resume=resume, overwrite=overwrite)
         began = time.monotonic()
 

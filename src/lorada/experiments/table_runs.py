@@ -14,7 +14,7 @@ from typing import Any
 from lorada.experiments import own_process
 from lorada.experiments.table_spec import PaperTable, Scale, TableRow, counts_of, row_recipe
 from lorada.runs.folder.folder import clear, differences, holds_run
-from lorada.runs.folder.lock import held
+from lorada.runs.folder.lock import locked
 from lorada.runs.folder.result import RESULT_FILE, read_result, result_in
 from lorada.runs.inference.evaluate import evaluate_tasks
 from lorada.runs.inference.load import load_run
@@ -181,7 +181,7 @@ def forget(found: list[Job]) -> None:
         data_folder(job.recipe.data_dir)
     with ExitStack() as stack:
         for run in runs:
-            stack.enter_context(held(run))
+            stack.enter_context(locked(run))
         for job in found:
             job.stored.unlink(missing_ok=True)
         for run in runs:
