@@ -23,7 +23,7 @@ from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks import TASKS
 from lorada.tasks.sources import read_source
-from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode, prompt_of, shortened
+from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode, prompt_of, shorten_prompt
 
 TOKENIZER = byte_tokenizer()
 NEWS = {"document": "Rain fell.\nIt was wet.", "summary": "It rained.", "id": "1"}
@@ -135,8 +135,8 @@ def test_a_long_prompt_loses_its_middle_so_that_question_and_answer_stay():
 
 def test_half_a_character_is_not_left_over():
     row = {"prompt": "aă\nS:", "prompt_end": "\nS:", "response": "b"}
-    assert shortened(row, TOKENIZER, 6) == "aă\nS:"
-    assert shortened(row, TOKENIZER, 5) == "a\nS:"
+    assert shorten_prompt(row, TOKENIZER, 6) == "aă\nS:"
+    assert shorten_prompt(row, TOKENIZER, 5) == "a\nS:"
 
 
 def test_lengths_that_leave_no_room_for_a_prompt_are_refused(place, tmp_path):

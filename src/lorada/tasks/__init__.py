@@ -1,4 +1,4 @@
-"""TASKS: every task by name; a task turns rows into model inputs and outputs into metrics."""
+"""TASKS: every task by name. A task turns rows into a model's inputs, its outputs into metrics."""
 
 from lorada.tasks.arithmetic import ARITHMETIC
 from lorada.tasks.commonsense import COMMONSENSE

@@ -1,6 +1,6 @@
-"""Metrics: (what the model gave, the rows) → numbers, in percent unless they say otherwise.
+"""Scores of a model's answers: (answers, rows) → metrics, in percent unless they say otherwise.
 
-What scikit-learn and scipy have is taken from them (the extra ``metrics``); the rest is a line.
+Correlations, F1, ROUGE and BLEU come from the libraries of the extra ``metrics``.
 """
 
 import math
@@ -14,21 +14,21 @@ from lorada.tasks.rows import Row, answer_of
 Metrics = dict[str, float]
 Score = Callable[[list[Any], list[Row]], Metrics]
 
-# Romanian as the scripts for WMT16 leave it: letters with a cedilla become those with a comma,
-# which Romanian has; then all letters lose their marks (Sennrich et al., 2016).
+# The scripts for WMT16 (Sennrich et al., 2016) turn letters with a cedilla into the Romanian ones
+# with a comma, then take the marks off all letters.
 COMMAS = str.maketrans("ŞşŢţ", "ȘșȚț")
 PLAIN = str.maketrans("ȘșȚțĂăÂâÎî", "SsTtAaAaIi")
 
 
 def exact_match(outputs: list[str], rows: list[Row]) -> Metrics:
-    """Percent of outputs that equal the answer, white space at the ends aside."""
+    """Percent of outputs that equal the answer, apart from white space at the ends."""
     pairs = zip(outputs, rows, strict=True)
     right = sum(output.strip() == answer_of(row).strip() for output, row in pairs)
     return {"exact_match": 100.0 * right / len(rows)}
 
 
 def accuracy(predicted: list[Any], rows: list[Row]) -> Metrics:
-    """Percent of rows whose label, or index of the right candidate, was given."""
+    """Percent of rows for which the right label, or the index of the right candidate, was given."""
     right = sum(p == _target(row) for p, row in zip(predicted, rows, strict=True))
     return {"accuracy": 100.0 * right / len(rows)}
 
@@ -38,7 +38,7 @@ def _target(row: Row) -> Any:
 
 
 def matthews(predicted: list[str], rows: list[Row]) -> Metrics:
-    """Matthews' correlation coefficient in percent, and accuracy; 0 if one class alone is given."""
+    """Matthews' correlation coefficient in percent, 0 if only one class is given; and accuracy."""
     with needing("metrics"):
         from sklearn.metrics import matthews_corrcoef
 
@@ -70,15 +70,15 @@ def correlations(predicted: list[float], rows: list[Row]) -> Metrics:
 
 
 def perplexity(losses: list[float], rows: list[Row]) -> Metrics:
-    """The exponential of the mean over windows of their mean losses (nats a token)."""
+    """The exponential of the mean of the windows' mean losses (nats per token)."""
     return {"perplexity": math.exp(sum(losses) / len(losses))}
 
 
 def rouge(outputs: list[str], rows: list[Row]) -> Metrics:
     """ROUGE-1, ROUGE-2 and ROUGE-L: F1 in percent, the mean over rows (Lin, 2004).
 
-    By rouge_score with Porter's stemmer. ROUGE-L takes a text as one sequence (rouge_score's
-    ``rougeL``); for texts of one line, which XSum's are, ``rougeLsum`` is the same.
+    Computed by rouge_score with Porter's stemmer. ROUGE-L takes a text as one sequence
+    (``rougeL``); for texts of one line, such as XSum's, ``rougeLsum`` is the same.
     """
     with needing("metrics"):
         from rouge_score.rouge_scorer import RougeScorer
@@ -93,8 +93,9 @@ def rouge(outputs: list[str], rows: list[Row]) -> Metrics:
 def bleu(outputs: list[str], rows: list[Row]) -> Metrics:
     """BLEU of the whole set in percent, by sacrebleu, in two ways (Papineni et al., 2002).
 
-    ``bleu_ro``, as published for English to Romanian: both sides as ``normalised_romanian`` makes
-    them, then no tokenisation of sacrebleu's. ``bleu``: both as they are, tokenised as 13a.
+    ``bleu_ro``, as published for English to Romanian: both sides are normalised by
+    ``normalised_romanian``, and sacrebleu does not tokenise them again. ``bleu``: both are left as
+    they are, with sacrebleu's tokenisation 13a.
     """
     with needing("metrics"):
         from sacrebleu.metrics.bleu import BLEU
@@ -110,10 +111,10 @@ def bleu(outputs: list[str], rows: list[Row]) -> Metrics:
 
 
 def normalised_romanian() -> Callable[[str], str]:
-    """A function that brings Romanian text into the form in which published BLEU counts it.
+    """A function that normalises Romanian text as published BLEU scores do.
 
-    Moses: punctuation in ASCII and normalised, no control characters; then cedillas to commas, no
-    diacritics; then Moses' tokens with spaces between them, nothing escaped.
+    Moses normalises punctuation to ASCII and takes out control characters; cedillas become commas
+    and letters lose their marks; then Moses' tokens are joined by spaces, without escapes.
     """
     with needing("metrics"):
         from sacremoses import MosesPunctNormalizer, MosesTokenizer

@@ -154,7 +154,7 @@ def _json_rows(path: Path, text: str) -> list[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=_fields)
+            row = json.loads(line, object_pairs_hook=_unique_names)
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", str(error))
             raise ValueError(f"{path} line {number} is not JSON: {reason}") from error
@@ -164,8 +164,8 @@ def _json_rows(path: Path, text: str) -> list[Row]:
     return rows
 
 
-def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, which must not say two things under one name."""
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, in which no name may be there twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError(f"the field {_twice([name for name, _ in pairs])!r} is there twice")
@@ -173,6 +173,7 @@ def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _twice(names: list[str]) -> str | None:
+    """The first name that is there twice."""
     return next((name for name in names if names.count(name) > 1), None)
 
 
@@ -182,7 +183,7 @@ def _csv_rows(path: Path, text: str) -> list[Row]:
     rows: list[Row] = []
     limit = csv.field_size_limit(FIELD_LIMIT)
     try:
-        named = [name for name in reader.fieldnames or [] if name]  # any number may have no name
+        named = [name for name in reader.fieldnames or [] if name]  # several may be empty
         if (name := _twice(named)) is not None:
             raise ValueError(f"{path} has two columns {name!r}: rename one or leave it out")
         for row in reader:
@@ -200,7 +201,7 @@ def _csv_rows(path: Path, text: str) -> list[Row]:
 
 
 def form_of(rows: list[Row], path: str | Path) -> Form:
-    """Which form the rows have; all must have the fields of the first, with values that fit.
+    """The form of the first row; all others must have the same fields, with values that fit.
 
     Raises:
         ValueError: naming the first row that does not, the field and what is wrong with it.
@@ -219,10 +220,10 @@ def _required(form: Form) -> list[str]:
 
 
 def fields_of(rows: list[Row], form: Form) -> list[Row]:
-    """Rows with the fields of their form alone.
+    """The rows without fields that their form does not have.
 
-    What else a file holds must change nothing: a column of notes may well be named as a field of
-    another form, or as one of those that benchmarks give their rows for evaluation.
+    Such fields must change nothing: a column of notes may well have the name of a field of another
+    form, or of one that benchmarks give their rows for evaluation.
     """
     names = FORMS[form].model_fields
     return [{name: row[name] for name in names if name in row} for row in rows]
@@ -234,7 +235,7 @@ def _check_row(row: Row, fields: type[_Fields], where: str) -> None:
         fields.model_validate(present)
     except ValidationError as error:
         raise ValueError(_explain(error, row, fields, where)) from error
-    for name, value in present.items():  # pydantic lets half a character pass
+    for name, value in present.items():  # pydantic accepts lone surrogates
         try:
             (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
         except UnicodeEncodeError as error:
@@ -271,13 +272,13 @@ def text_of(row: Row, name: str) -> str:
 
 
 def fingerprint(rows: list[Row]) -> str:
-    """sha256 of the rows' content, for ``result.json``."""
+    """The sha256 of the rows' content, for ``result.json``."""
     text = "\n".join(json.dumps(row, sort_keys=True, ensure_ascii=False) for row in rows)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def answer_of(row: Row) -> str:
-    """The text that generation should give."""
+    """The right answer to a row, for a model that answers with a text."""
     if "messages" in row:
         return str(row["messages"][-1]["content"])
     return str(row.get("eval_response", row["response"]))

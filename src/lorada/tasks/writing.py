@@ -48,7 +48,7 @@ def _prompt(begin: str, row: Row, end: str) -> Row:
 
 
 def _first_lines(outputs: list[str]) -> list[str]:
-    """Of each output the first line that is not empty; a decoder may write on after it."""
+    """The first line of each output that is not empty; a decoder may go on writing after it."""
     return [(output.strip().splitlines() or [""])[0].strip() for output in outputs]
 
 
