@@ -20,7 +20,8 @@ from crashes import (
     number,
 )
 
-from lorada.runs.folder.folder import last_whole_checkpoint, run_files
+from lorada.runs.folder.checkpoints import last_whole_checkpoint
+from lorada.runs.folder.folder import run_files
 from lorada.runs.folder.lock import LOCK_FILE, locked
 from lorada.support.files import SCRATCH, scratch_folder, write_whole
 
