@@ -1,15 +1,10 @@
-"""What every task has to do, tried on its sample rows in ``tests/tasks/rows/NAME.jsonl``.
-
-A line of such a file is an object: ``row``, as the data set has it, and in the first line at least
-``learned``: what each protocol makes of the row. Where rows to score are made otherwise, ``scored``
-says what becomes of those.
-"""
+"""What every task has to do, tried on its sample rows."""
 
 import json
 
 import pytest
 from folders import byte_tokenizer
-from paths import TESTS
+from sample_rows import FOLDER, samples
 
 from lorada.runs.data.rows import scored_rows, training_rows
 from lorada.runs.recipe import load_recipe
@@ -17,17 +12,11 @@ from lorada.tasks import TASKS
 from lorada.tasks.rows import answer_of, form_of
 from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode, windows
 
-FOLDER = TESTS / "tasks" / "rows"
 NAMES = [name for name in TASKS if name != "jsonl"]  # whose rows are the user's
 CASES = [(name, protocol) for name in NAMES for protocol in TASKS[name].protocols]
 every_protocol = pytest.mark.parametrize(
     ("name", "protocol"), CASES, ids=[f"{name}-{protocol}" for name, protocol in CASES]
 )
-
-
-def samples(name):
-    with (FOLDER / f"{name}.jsonl").open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
 
 
 def converted(name, protocol, *, scored):
