@@ -131,7 +131,7 @@ NAMED = {
         "messages is not valid Unicode",
     ),
     "a role that is no text": (chat(5, "assistant"), "role is not a text: 5"),
-    "only an answer": (chat("assistant"), "messages has nothing that the assistant answers"),
+    "only an answer": (chat("assistant"), "messages must be a list of two or more .* assistant"),
     "a score beyond every number": ({"text": "a", "score": 10**400}, "score is not a number"),
     "a score beyond fp32": ({"text": "a", "score": 1e39}, "score is not a number"),
     "a score that is true": ({"text": "a", "score": True}, "score is not a number"),

@@ -126,7 +126,7 @@ BAD_ROWS = {
     ),
     "no assistant": (
         [{"messages": [{"role": "user", "content": "a"}]}],
-        "ends with the assistant",
+        "messages must be a list of two or more role/content objects, the last by the assistant",
     ),
 }
 

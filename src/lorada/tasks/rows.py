@@ -11,15 +11,7 @@ import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 
 Row = dict[str, Any]
 Form = Literal["messages", "choice", "prompt", "label", "score", "text"]
@@ -30,44 +22,41 @@ LARGEST = 3.4e38  # the largest score: what fp32 holds
 
 
 class _Fields(BaseModel):
-    """The fields of a form; the description of one says what is wrong where it does not fit."""
+    """The fields of a form; an error about a field is its description."""
 
     model_config = ConfigDict(strict=True)
 
 
 class _Turn(_Fields):
-    """One turn of a conversation; a chat template may read other fields of it too."""
-
     role: str
     content: str
 
 
+def _check_turns(turns: list[_Turn]) -> list[_Turn]:
+    if turns[-1].role != "assistant":
+        raise ValueError
+    return turns
+
+
 class _Messages(_Fields):
-    messages: list[_Turn] = Field(
-        description="must be a list of role/content objects that ends with the assistant"
+    messages: Annotated[list[_Turn], AfterValidator(_check_turns)] = Field(
+        min_length=2,
+        description="must be a list of two or more role/content objects, the last by the assistant",
     )
 
-    @field_validator("messages")
-    @classmethod
-    def _check_turns(cls, turns: list[_Turn]) -> list[_Turn]:
-        if not turns or turns[-1].role != "assistant":
-            raise ValueError
-        if len(turns) < 2:
-            raise ValueError("has nothing that the assistant answers")
-        return turns
+
+def _check_index(answer: int, info: ValidationInfo) -> int:
+    if answer not in range(len(info.data.get("candidates", []))):
+        raise ValueError
+    return answer
 
 
 class _Choice(_Fields):
     prompt: str
     candidates: list[str] = Field(min_length=2, description="must be a list of two texts or more")
-    answer: int = Field(description="must be the index of one of the candidates, from 0")
-
-    @field_validator("answer")
-    @classmethod
-    def _check_index(cls, answer: int, info: ValidationInfo) -> int:
-        if not 0 <= answer < len(info.data.get("candidates", [])):
-            raise ValueError
-        return answer
+    answer: Annotated[int, AfterValidator(_check_index)] = Field(
+        description="must be the index of one of the candidates, from 0"
+    )
 
 
 class _Prompt(_Fields):
@@ -75,14 +64,16 @@ class _Prompt(_Fields):
     response: str
 
 
-class _Label(_Fields):
+class _Text(_Fields):
     text: str
+
+
+class _Label(_Text):
     label: str | int | bool = Field(description="is neither a text nor an integer")
     text_pair: str | None = None
 
 
 def _check_score(score: Any) -> Any:
-    """Check that a score is a finite number; in a CSV file it is a text."""
     try:
         if not isinstance(score, bool) and abs(float(score)) < LARGEST:  # NaN is not
             return score
@@ -91,27 +82,18 @@ def _check_score(score: Any) -> Any:
     raise ValueError
 
 
-class _Score(_Fields):
-    text: str
+class _Score(_Text):
     score: Annotated[Any, AfterValidator(_check_score)] = Field(
-        description="is not a number that fp32 holds"
+        description="is not a number that fp32 holds"  # in a CSV file it is a text
     )
     text_pair: str | None = None
 
 
-class _Text(_Fields):
-    text: str
-
-
 # A file has one form throughout: the first whose required fields its first row has.
 FORMS: dict[Form, type[_Fields]] = {
-    "messages": _Messages,
-    "choice": _Choice,
-    "prompt": _Prompt,
-    "label": _Label,
-    "score": _Score,
-    "text": _Text,
-}
+    "messages": _Messages, "choice": _Choice, "prompt": _Prompt,
+    "label": _Label, "score": _Score, "text": _Text,
+}  # fmt: skip
 # Forms that a model answers with a head, not with text.
 HEADED: tuple[Form, ...] = ("label", "score")
 
@@ -234,7 +216,7 @@ def _check_row(row: Row, fields: type[_Fields], where: str) -> None:
     try:
         fields.model_validate(present)
     except ValidationError as error:
-        raise ValueError(_explain(error, row, fields, where)) from error
+        raise ValueError(f"{where}{_explain(error, row, fields)}") from error
     for name, value in present.items():  # pydantic accepts lone surrogates
         try:
             (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
@@ -244,19 +226,16 @@ def _check_row(row: Row, fields: type[_Fields], where: str) -> None:
             raise ValueError(f"{where}: {name} is nested too deeply") from error
 
 
-def _explain(error: ValidationError, row: Row, fields: type[_Fields], where: str) -> str:
-    """The first thing that is wrong with a row, in one line."""
+def _explain(error: ValidationError, row: Row, fields: type[_Fields]) -> str:
+    """The first thing that is wrong with a row."""
     first = error.errors(include_url=False)[0]
     name, *inner = map(str, first["loc"])
-    if first["type"] == "missing" and not inner:
-        return f"{where} has no field {name!r}"
     description = fields.model_fields[name].description
-    in_turn = inner[-1:] in (["role"], ["content"])
-    if first["type"] == "string_type" and (in_turn or description is None):
-        field = inner[-1] if in_turn else name
-        return f"{where}: {field} is not a text: {reprlib.repr(first['input'])}"
-    said = str(first.get("ctx", {}).get("error", ""))  # by a validator
-    return f"{where}: {name} {said or f'{description}: {reprlib.repr(row[name])}'}"
+    if first["type"] == "missing" and not inner:
+        return f" has no field {name!r}"
+    if first["type"] == "string_type" and (description is None or name == "messages"):
+        return f": {[name, *inner][-1]} is not a text: {reprlib.repr(first['input'])}"
+    return f": {name} {description}: {reprlib.repr(row[name])}"
 
 
 def text_of(row: Row, name: str) -> str:
