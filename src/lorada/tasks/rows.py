@@ -191,7 +191,7 @@ def form_of(rows: list[Row], path: str | Path) -> Form:
     form = next((form for form in FORMS if rows[0].keys() >= set(_required(form))), None)
     if form is None:
         wanted = " or ".join("/".join(_required(form)) for form in FORMS)
-        raise ValueError(f"{path} row 1 has fields {', '.join(rows[0])}; needed are {wanted}")
+        raise ValueError(f"{path} row 1 has fields {', '.join(rows[0])}; each needs {wanted}")
     for number, row in enumerate(fields_of(rows, form), start=1):
         _check_row(row, FORMS[form], f"{path} row {number}")
     return form

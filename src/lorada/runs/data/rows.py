@@ -67,7 +67,9 @@ def head_size(rows: Rows) -> int | None:
     if rows.form != "label":
         return None
     if len(rows.labels) < 2:
-        raise ValueError(f"{rows.path} has only the label {rows.labels[0]!r}: needed are two")
+        raise ValueError(
+            f"{rows.path} has only the label {rows.labels[0]!r}: a classifier needs two or more"
+        )
     return len(rows.labels)
 
 
@@ -106,7 +108,9 @@ def training_rows(
                 )
     if recipe.dev_rows:
         if held_out is not None:
-            raise ValueError(f"dev_rows={recipe.dev_rows} and eval_data exclude each other")
+            raise ValueError(
+                f"dev_rows={recipe.dev_rows} and eval_data exclude each other: leave one out"
+            )
         rows, held_out = _split(rows, recipe.dev_rows)
     return sampled(rows, recipe.train_rows), held_out
 
@@ -146,13 +150,15 @@ def _benchmark_rows(recipe: Recipe, kind: Kind) -> Rows:
     sources: dict[Source, Protocol] = {}
     for name in recipe.tasks:
         if name == JSONL:
-            raise ValueError(f"task={recipe.task}: {JSONL} stands alone")
+            raise ValueError(f"task={recipe.task}: {JSONL} cannot be learned with other tasks")
         task = TASKS[name]
         protocol = task.protocols[task.protocol(recipe.protocol, kind)]
         sources[_train_source(name, task, recipe.train_on)] = protocol
     forms = {(p.form, p.labels, p.languages, p.loss_on, p.joint) for p in sources.values()}
     if len(forms) > 1:
-        raise ValueError(f"task={recipe.task}: these ask for different things; train them apart")
+        raise ValueError(
+            f"task={recipe.task}: rows or losses of these tasks differ: train one at a time"
+        )
     rows: list[Row] = []
     for source, protocol in sources.items():
         try:
@@ -166,11 +172,11 @@ def _benchmark_rows(recipe: Recipe, kind: Kind) -> Rows:
 
 def _train_source(name: str, task: Task, train_on: str | None) -> Source:
     if not task.train:
-        raise ValueError(f"task={name} has no training rows")
+        raise ValueError(f"task={name} has no training rows: choose another task")
     if train_on is None:
         return next(iter(task.train.values()))
     if train_on not in task.train:
-        raise ValueError(f"train_on={train_on!r}: {name} has {', '.join(task.train)}")
+        raise ValueError(f"train_on={train_on!r}: {name} can learn from {', '.join(task.train)}")
     return task.train[train_on]
 
 
@@ -234,7 +240,9 @@ def _sorted_classes(labels: set[str]) -> tuple[str, ...]:
 def _split(rows: Rows, held_out: int) -> tuple[Rows, Rows]:
     """Hold a random part of the rows out, the same for every seed."""
     if held_out >= len(rows.rows):
-        raise ValueError(f"dev_rows={held_out} leaves none of {len(rows.rows)} rows to learn from")
+        raise ValueError(
+            f"dev_rows={held_out} leaves none of {len(rows.rows)} rows to learn from: lower it"
+        )
     everything = range(len(rows.rows))
     chosen = set(random.Random(0).sample(everything, held_out))
     return rows.part(i for i in everything if i not in chosen), rows.part(sorted(chosen))
