@@ -1,4 +1,4 @@
-"""The prompt of LLM-Adapters with its very white space, and protocols for rows of its files.
+"""The prompt of LLM-Adapters with its exact white space, and protocols for rows of its files.
 
 Its text is a Python f-string that was never dedented, so every line after the header is indented
 by 16 spaces; training and evaluation differ in white space. Source: ``finetune.py``,

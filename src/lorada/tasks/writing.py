@@ -13,7 +13,7 @@ from lorada.tasks.metrics import Metrics, bleu, rouge
 from lorada.tasks.rows import Row, text_of
 from lorada.tasks.task import Protocol, Source, Task
 
-# Tokens written do not count the one that a decoder starts with.
+# The token that a decoder starts with is not among the new ones.
 SUMMARY = {"num_beams": 6, "max_new_tokens": 60, "min_new_tokens": 10, "no_repeat_ngram_size": 3}
 TRANSLATION = {"num_beams": 5, "max_new_tokens": 200}
 SUMMARY_END, TRANSLATION_END = "\nSummary:", "\nRomanian:"
@@ -53,12 +53,12 @@ def _first_lines(outputs: list[str]) -> list[str]:
 
 
 def _rouge_of_first_lines(outputs: list[Any], rows: list[Row]) -> Metrics:
-    """Of each output's first line that is not empty: ROUGE as for ``seq2seq``."""
+    """ROUGE, as for ``seq2seq``, of the first line of each output that is not empty."""
     return rouge(_first_lines(outputs), rows)
 
 
 def _bleu_of_first_lines(outputs: list[Any], rows: list[Row]) -> Metrics:
-    """Of each output's first line that is not empty: BLEU in the two ways of ``seq2seq``."""
+    """BLEU in the two ways of ``seq2seq``, of the first line of each output that is not empty."""
     return bleu(_first_lines(outputs), rows)
 
 

@@ -95,7 +95,7 @@ class PackedCollator:
             batch["input_ids"].append(row["input_ids"] + [self.pad] * left)
             batch["labels"].append(row["labels"] + [IGNORED] * left)
             batch["position_ids"].append(row["position_ids"] + list(range(left)))
-        # With a cache, which a forward makes by default, it would not either.
+        # Nor with a cache, which a forward makes by default.
         return {**{key: torch.tensor(rows) for key, rows in batch.items()}, "use_cache": False}
 
 
