@@ -58,7 +58,7 @@ def _rouge_of_first_lines(outputs: list[Any], rows: list[Row]) -> Metrics:
 
 
 def _bleu_of_first_lines(outputs: list[Any], rows: list[Row]) -> Metrics:
-    """BLEU in the two ways of ``seq2seq``, of the first line of each output that is not empty."""
+    """BLEU, as for ``seq2seq``, of the first line of each output that is not empty."""
     return bleu(_first_lines(outputs), rows)
 
 

@@ -177,7 +177,7 @@ def same_recipe(before: Recipe, now: Recipe) -> None:
 
 
 def differences(before: Recipe, now: Recipe) -> Iterator[tuple[str, Any, Any]]:
-    """The settings in which two recipes differ, with both values, without ``output`` and the like."""
+    """The settings in which two recipes differ, with both values; not ``output`` and the like."""
     old = before.model_dump()
     for key, value in now.model_dump().items():
         # Permission to run foreign code is given anew each time; rows have their own fingerprint.
