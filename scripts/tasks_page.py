@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import lorada_cli  # noqa: F401  # first: what follows then does without torch
 from lorada.tasks import TASKS, Task
 from lorada.tasks.task import Protocol, Source
 

@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from lorada.runs.folder.folder import last_whole_checkpoint
+from lorada.runs.folder.checkpoints import last_whole_checkpoint
 from lorada.runs.folder.lock import LOCK_FILE
 from lorada.support.files import SCRATCH
 

@@ -11,7 +11,7 @@ from folders import bert_folder, llama_folder, rows_file, split_file
 from lorada.cli import launch
 from lorada.experiments import quickstart
 from lorada.methods.table import METHODS
-from lorada.runs.models import loading, packaged
+from lorada.runs.models import loading, names
 
 SETTINGS = ["max_steps=2", "max_length=32", "training.report_to=[]", "max_new_tokens=4"]
 LABELS = [{"text": "ab" * (i % 3 + 1), "label": "yn"[i % 2]} for i in range(12)]
@@ -37,7 +37,7 @@ def at_home(home, monkeypatch):
     """In that folder, with tiny models under the names of the packaged ones."""
     folders = {"smollm2-135m": home / "llama [red]", "minilm-l6": home / "bert"}
     monkeypatch.setattr(loading, "_packaged_folder", folders.get)
-    monkeypatch.setattr(packaged, "located", folders.get)
+    monkeypatch.setattr(names, "package_folder", folders.get)
     monkeypatch.setenv("LORADA_DATA", str(home / "data"))
     monkeypatch.chdir(home)
     return home

@@ -17,7 +17,7 @@ from lorada.experiments.table3_memory import (
     measured_bytes,
     paper_bytes,
 )
-from lorada.runs.models.architectures import named_config
+from lorada.runs.models.names import named_config
 
 HEADS = {"llama-7b": 32, "llama2-70b": 64}
 

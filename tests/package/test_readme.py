@@ -12,7 +12,7 @@ from paths import ROOT
 from transformers import Trainer, TrainingArguments
 
 from lorada import METHODS, EffectSize, cli
-from lorada.runs.models import loading, packaged
+from lorada.runs.models import loading, names
 
 README = (ROOT / "README.md").read_text()
 
@@ -53,7 +53,7 @@ def tiny_smollm2(tmp_path, monkeypatch):
         "minilm-l6": bert_folder(tmp_path / "bert", hidden_size=48, num_attention_heads=12),
     }
     monkeypatch.setattr(loading, "_packaged_folder", folders.get)
-    monkeypatch.setattr(packaged, "located", folders.get)
+    monkeypatch.setattr(names, "package_folder", folders.get)
     rows = [{"sentence1": "ab" * (i % 3 + 1), "sentence2": "a", "label": i % 2} for i in range(16)]
     for split in ("train", "validation"):
         split_file(tmp_path / "DATA" / "glue" / "rte", split, rows)

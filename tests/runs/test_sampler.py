@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Trainer
 
-from lorada.runs.data.length_sampler import LikeLengths
+from lorada.runs.data.length_sampler import LengthGroupedSampler
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.trainer import make_trainer, training_arguments
 from lorada.tasks.tokenize import EncodeOptions, encode
@@ -18,7 +18,7 @@ from lorada.tasks.tokenize import EncodeOptions, encode
 
 @given(lengths=st.lists(st.integers(1, 50), max_size=60), size=st.integers(1, 7))
 def test_every_row_comes_once_and_an_epoch_has_its_own_order(lengths, size):
-    sampler = LikeLengths(lengths, size, seed=3)
+    sampler = LengthGroupedSampler(lengths, size, seed=3)
     first, again = [*sampler], [*sampler]
     assert sorted(first) == list(range(len(lengths)))
     assert first == again
@@ -29,7 +29,7 @@ def test_every_row_comes_once_and_an_epoch_has_its_own_order(lengths, size):
 
 def test_rows_of_a_batch_are_of_like_length_and_batches_in_no_order():
     lengths = torch.randint(1, 100, (800,), generator=torch.Generator().manual_seed(0)).tolist()
-    rows = [*LikeLengths(lengths, 8, seed=0)]
+    rows = [*LengthGroupedSampler(lengths, 8, seed=0)]
     batches = [[lengths[row] for row in rows[at : at + 8]] for at in range(0, 800, 8)]
     padded = sum(8 * max(batch) for batch in batches)
     assert padded < 1.05 * sum(lengths)
@@ -51,5 +51,5 @@ def test_held_out_rows_keep_their_order(tmp_path):
     args = training_arguments(asked, quiet=True)
     made = make_trainer(TINY["llama"](), args, (held, held), lambda x: x, [], Trainer)
     assert [*made._get_eval_sampler(held)] == [*range(6)]
-    assert isinstance(made._get_train_sampler(), LikeLengths)
+    assert isinstance(made._get_train_sampler(), LengthGroupedSampler)
     assert [*made._get_train_sampler()] != [*range(6)]

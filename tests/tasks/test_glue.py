@@ -9,6 +9,7 @@ import torch
 from conftest import SAME
 from folders import bert_folder, split_file
 from paths import DATA
+from sample_rows import samples
 
 from lorada.runs.data.rows import training_rows
 from lorada.runs.inference.evaluate import evaluate_tasks
@@ -24,49 +25,7 @@ def convert(task, row):
     return TASKS[task].protocols["classify"].convert(row)
 
 
-# Invented rows with the hub's fields, and what becomes of them.
-GOLDEN = {
-    "cola": (
-        {"sentence": "The cats sleeps.", "label": 0, "idx": 7},
-        {"text": "The cats sleeps.", "label": "unacceptable"},
-    ),
-    "sst2": (
-        {"sentence": "a joy from start to end ", "label": 1, "idx": 7},
-        {"text": "a joy from start to end ", "label": "positive"},
-    ),
-    "mrpc": (
-        {"sentence1": "Rain fell.", "sentence2": "It rained.", "label": 1, "idx": 7},
-        {"text": "Rain fell.", "text_pair": "It rained.", "label": "equivalent"},
-    ),
-    "stsb": (
-        {"sentence1": "A dog runs.", "sentence2": "A hound runs.", "label": 4.25, "idx": 7},
-        {"text": "A dog runs.", "text_pair": "A hound runs.", "score": 4.25},
-    ),
-    "qqp": (
-        {"question1": "Is ice cold?", "question2": "Is ice warm?", "label": 0, "idx": 7},
-        {"text": "Is ice cold?", "text_pair": "Is ice warm?", "label": "not_duplicate"},
-    ),
-    "mnli": (
-        {"premise": "Al ran home.", "hypothesis": "Al stood still.", "label": 2, "idx": 7},
-        {"text": "Al ran home.", "text_pair": "Al stood still.", "label": "contradiction"},
-    ),
-    "qnli": (
-        {"question": "Who fell?", "sentence": "Snow is white.", "label": 1, "idx": 7},
-        {"text": "Who fell?", "text_pair": "Snow is white.", "label": "not_entailment"},
-    ),
-    "rte": (
-        {"sentence1": "Al has a dog.", "sentence2": "Al has a pet.", "label": 0, "idx": 7},
-        {"text": "Al has a dog.", "text_pair": "Al has a pet.", "label": "entailment"},
-    ),
-}
-
-
-@pytest.mark.parametrize("task", GOLDEN)
-def test_a_row_becomes_its_texts_as_they_are_and_the_name_of_its_label(task):
-    row, expected = GOLDEN[task]
-    assert convert(task, row) == expected
-
-
+ROWS = {name: samples(name)[0]["row"] for name in GLUE}
 # The names that the hub's GLUE gives to 0, 1 and 2.
 LABELS = {
     "cola": ("unacceptable", "acceptable"),
@@ -83,13 +42,13 @@ LABELS = {
 @pytest.mark.parametrize("task", LABELS)
 def test_labels_stand_in_the_order_of_glue(task):
     assert TASKS[task].protocols["classify"].labels == LABELS[task]
-    row, _ = GOLDEN[task]
+    row = ROWS[task]
     named = [convert(task, {**row, "label": i})["label"] for i in range(len(LABELS[task]))]
     assert named == list(LABELS[task])
 
 
 def test_these_are_the_eight_tasks_and_each_has_one_protocol_for_every_model():
-    assert GOLDEN.keys() == LABELS.keys() == GLUE.keys()
+    assert LABELS.keys() == GLUE.keys()
     for task in GLUE.values():
         assert list(task.protocols) == ["classify"]
         assert set(task.protocols["classify"].kinds) == {"decoder", "encoder", "encoder_decoder"}
@@ -99,7 +58,7 @@ def test_only_sts_b_is_a_regression():
     forms = {name: task.protocols["classify"].form for name, task in GLUE.items()}
     assert forms.pop("stsb") == "score"
     assert set(forms.values()) == {"label"}
-    row, _ = GOLDEN["stsb"]
+    row = ROWS["stsb"]
     for label in (0, 5, 0.0, 5.0):
         score = convert("stsb", {**row, "label": label})["score"]
         assert (score, type(score)) == (label, float)
@@ -149,7 +108,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_row_is_refused_in_one_line_that_names_it(case, tmp_path):
     task, change, message = BAD[case]
-    row, _ = GOLDEN[task]
+    row = ROWS[task]
     split_file(tmp_path / "glue" / task, "train", [row, {**row, **change}])
     with pytest.raises(ValueError, match=f"^glue/{task}/train row 2: {message}") as error:
         training_rows(recipe(tmp_path, tmp_path, task=task), "encoder")
@@ -157,7 +116,7 @@ def test_a_bad_row_is_refused_in_one_line_that_names_it(case, tmp_path):
 
 
 def test_a_bad_row_stops_a_run_before_it_has_trained(tmp_path):
-    row, _ = GOLDEN["rte"]
+    row = ROWS["rte"]
     bert_folder(tmp_path / "bert")
     split_file(tmp_path / "glue" / "rte", "train", [row, {**row, "label": "1"}])
     with pytest.raises(ValueError, match="glue/rte/train row 2: label '1'"):
@@ -247,7 +206,7 @@ def test_which_metric_comes_first():
     names = {}
     for name, task in GLUE.items():
         protocol = task.protocols["classify"]
-        rows = [convert(name, {**GOLDEN[name][0], "label": label}) for label in (0, 1)]
+        rows = [convert(name, {**ROWS[name], "label": label}) for label in (0, 1)]
         given = [row.get("label", row.get("score")) for row in rows]
         scores = protocol.score(given, rows)
         assert list(scores.values()) == pytest.approx([100.0] * len(scores))
@@ -263,7 +222,7 @@ def test_which_metric_comes_first():
 def test_sts_b_is_trained_and_scored_as_a_regression(tmp_path):
     pytest.importorskip("scipy.stats", reason="scipy missing")
     bert_folder(tmp_path / "bert")
-    rows = [{**GOLDEN["stsb"][0], "sentence2": "a" * n, "label": n / 2} for n in range(1, 9)]
+    rows = [{**ROWS["stsb"], "sentence2": "a" * n, "label": n / 2} for n in range(1, 9)]
     for split in ("train", "validation"):
         split_file(tmp_path / "glue" / "stsb", split, rows)
     train(recipe(tmp_path, tmp_path, "dtype=float64", task="stsb"), quiet=True)
@@ -285,7 +244,7 @@ def test_sts_b_is_trained_and_scored_as_a_regression(tmp_path):
 
 def test_mnli_is_trained_once_and_scored_on_both_of_its_splits(tmp_path):
     bert_folder(tmp_path / "bert")
-    row, _ = GOLDEN["mnli"]
+    row = ROWS["mnli"]
     split_file(tmp_path / "glue" / "mnli", "train", [{**row, "label": n % 3} for n in range(6)])
     # One text throughout, so one class is given throughout: the splits cannot be mixed up.
     matched = [{**row, "label": n % 3} for n in range(3)]

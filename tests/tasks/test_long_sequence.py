@@ -25,7 +25,7 @@ from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks.long_sequence import perplexities, window_starts
 from lorada.tasks.sources import read_source
-from lorada.tasks.tokenize import EncodeOptions, document, windows
+from lorada.tasks.tokenize import EncodeOptions, document_ids, windows
 
 TOKENIZER = byte_tokenizer()
 TEXTS = ["Let x be a number.", "Then x + 1 is another number.", "Hence there is no last one."]
@@ -64,7 +64,7 @@ def test_some_windows_are_spread_evenly_over_all_of_them(tokens, stride, most):
 
 def test_documents_are_joined_with_the_end_token_and_cut_into_full_windows():
     rows = [{"text": text} for text in TEXTS]
-    stream = [i for row in rows for i in document(row, TOKENIZER)]
+    stream = [i for row in rows for i in document_ids(row, TOKENIZER)]
     assert TOKENIZER.decode(stream) == "".join(f"{text}<e>" for text in TEXTS)
     packed = list(windows(rows, TOKENIZER, EncodeOptions(16)))
     ids = [one.features["input_ids"] for one in packed]
@@ -142,7 +142,7 @@ def test_a_run_of_longlora_with_a_map_at_the_end_is_scored_as_by_whole_forwards(
     scores = evaluate_tasks(run)["proof_pile"]
 
     rows = [{"text": f"{number}: {text}"} for number in range(4) for text in TEXTS]
-    stream = torch.tensor([i for row in rows for i in document(row, run.tokenizer)])
+    stream = torch.tensor([i for row in rows for i in document_ids(row, run.tokenizer)])
     assert scores["n"] == 12
     for length in (16, 48):
         starts = starts_by_loop(len(stream), length, 256)

@@ -115,7 +115,7 @@ def test_a_csv_line_with_another_number_of_fields_is_named(tmp_path):
 
 
 BAD_ROWS = {
-    "no known form": ([{"question": "a"}], "row 1 has fields question; needed are"),
+    "no known form": ([{"question": "a"}], "row 1 has fields question; each needs messages or"),
     "missing field": ([{"text": "a", "label": 0}, {"text": "b"}], "row 2 has no field 'label'"),
     "not a text": ([{"prompt": 3, "response": "b"}], "prompt is not a text"),
     "half a character": ([{"prompt": "\ud800", "response": "b"}], "prompt is not valid Unicode"),
@@ -126,7 +126,7 @@ BAD_ROWS = {
     ),
     "no assistant": (
         [{"messages": [{"role": "user", "content": "a"}]}],
-        "ends with the assistant",
+        "messages must be a list of two or more role/content objects, the last by the assistant",
     ),
 }
 

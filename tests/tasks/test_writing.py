@@ -23,7 +23,7 @@ from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks import TASKS
 from lorada.tasks.sources import read_source
-from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode, prompt_of, shortened
+from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode, prompt_of, shorten_prompt
 
 TOKENIZER = byte_tokenizer()
 NEWS = {"document": "Rain fell.\nIt was wet.", "summary": "It rained.", "id": "1"}
@@ -135,8 +135,8 @@ def test_a_long_prompt_loses_its_middle_so_that_question_and_answer_stay():
 
 def test_half_a_character_is_not_left_over():
     row = {"prompt": "aă\nS:", "prompt_end": "\nS:", "response": "b"}
-    assert shortened(row, TOKENIZER, 6) == "aă\nS:"
-    assert shortened(row, TOKENIZER, 5) == "a\nS:"
+    assert shorten_prompt(row, TOKENIZER, 6) == "aă\nS:"
+    assert shorten_prompt(row, TOKENIZER, 5) == "a\nS:"
 
 
 def test_lengths_that_leave_no_room_for_a_prompt_are_refused(place, tmp_path):
@@ -175,7 +175,9 @@ def test_the_rows_that_wmt16_learns_from_are_the_hubs_own_unless_others_are_name
     with pytest.raises(FileNotFoundError, match=r"ro-en has test.*train_on=ro_sts or train_on=tat"):
         train(wrong, quiet=True)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ValueError, match="train_on='europarl': wmt16_en_ro has own, ro_sts, tato"):
+    with pytest.raises(
+        ValueError, match="train_on='europarl': wmt16_en_ro can learn from own, ro_sts, tato"
+    ):
         train(recipe(place, tmp_path / "run", "bart", "wmt16_en_ro", "train_on=europarl"))
 
 

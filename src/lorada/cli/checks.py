@@ -11,7 +11,7 @@ from lorada.runs.data.rows import JSONL, Rows, load_rows
 from lorada.runs.folder.folder import refuse_taken
 from lorada.runs.folder.lock import refuse_file
 from lorada.runs.folder.result import read_result
-from lorada.runs.models.packaged import check_name
+from lorada.runs.models.names import check_name
 from lorada.runs.recipe import RECIPE_FILE, Recipe, outline
 from lorada.tasks.rows import Form, resolve
 from lorada.tasks.sources import data_folder

@@ -79,7 +79,7 @@ def params(
 ) -> None:
     """Count a method's parameters on a model, without loading weights."""
     from lorada.cli.checks import check_counted
-    from lorada.runs.models.packaged import has_weights
+    from lorada.runs.models.names import has_weights
 
     pairs = list(overrides or [])
     check_counted(method, model, pairs)

@@ -20,7 +20,7 @@ from lorada.methods.autopeft.settings import LAYERS, SIZES, Configuration
 from lorada.methods.lookup import method_named
 from lorada.methods.model_settings import column_of
 from lorada.runs.folder.folder import clear, holds_run, same_recipe
-from lorada.runs.folder.lock import held
+from lorada.runs.folder.lock import locked
 from lorada.runs.folder.result import RESULT_FILE, read_result
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.load import load_run
@@ -96,7 +96,7 @@ def search(
     folder = Path(recipe.output)
     autopeft_search.sampler_named(sampler)
     space = space_of(recipe)
-    with held(folder):
+    with locked(folder):
         _begin(recipe, trials, space, resume=resume, overwrite=overwrite)
         began = time.monotonic()
 

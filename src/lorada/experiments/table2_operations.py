@@ -25,7 +25,7 @@ from lorada.experiments.table3_memory import (
     narrow_model,
 )
 from lorada.functional.maps import add_map_reference
-from lorada.runs.models.architectures import named_config
+from lorada.runs.models.names import named_config
 from lorada.tuners.lmam import bake
 
 PRINTED = 1.97e-5  # the share of the model's operations in section 3.3

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lorada.functional.maps import Ablation, add_map_reference, full_rank_map, low_rank_map
-from lorada.runs.models.architectures import named_config
+from lorada.runs.models.names import named_config
+from lorada.support.models import MODELS
 from lorada.tuners import LmamConfig, LoradaConfig
 from lorada.tuners.lmam import LmamLayer, bake
 
@@ -33,7 +34,6 @@ PRINTED = {  # MB: training, inference
     ("llama2-70b", "LMAM"): ("2.38", "2"),
     ("llama2-70b", "FMAM"): ("12", "2"),
 }
-TITLES = {"llama-7b": "LLaMA-7B", "llama2-70b": "LLaMA2-70B"}
 
 
 def memory_table() -> dict[str, Any]:
@@ -53,7 +53,7 @@ def memory_table() -> dict[str, Any]:
         for part, (low_rank, full_rank) in FORMULAS.items():
             values = [round(column[part] / MIB, 4) for column in columns]
             formula = full_rank if full else low_rank
-            rows.append([TITLES[name], method, part, formula, shown.get(part, ""), *values])
+            rows.append([MODELS[name].title, method, part, formula, shown.get(part, ""), *values])
     return {
         "title": f"Table 3: extra memory of a map in one layer (n = {LENGTH}, r = {RANK})",
         "columns": [

@@ -15,31 +15,19 @@ from typing import Any
 from lorada.experiments import own_process
 from lorada.experiments.table_spec import PaperTable, Scale, TableRow, row_recipe
 from lorada.runs.folder.folder import clear, differences, holds_run
-from lorada.runs.folder.lock import held
+from lorada.runs.folder.lock import locked
 from lorada.runs.folder.result import RESULT_FILE, read_result, result_in
 from lorada.runs.inference.evaluate import evaluate_tasks
 from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.train import train
 from lorada.support.files import json_text, write_whole
+from lorada.support.models import MODELS
 from lorada.support.progress import watched
 from lorada.tasks import TASKS
 from lorada.tasks.sources import data_folder
 
 SEED = re.compile(r"seed(\d+)\.json")
-
-# Hub ids of the paper's models.
-HUB = {
-    "roberta-base": "FacebookAI/roberta-base",
-    "deberta-v3-base": "microsoft/deberta-v3-base",
-    "bart-large": "facebook/bart-large",
-    "mbart-large": "facebook/mbart-large-cc25",
-    "llama-7b": "huggyllama/llama-7b",
-    "llama-13b": "huggyllama/llama-13b",
-    "llama2-7b": "meta-llama/Llama-2-7b-hf",
-    "llama2-70b": "meta-llama/Llama-2-70b-hf",
-    "llama3-8b": "meta-llama/Meta-Llama-3-8B",
-}
 
 
 @dataclass(frozen=True)
@@ -159,7 +147,10 @@ def _is_scored(job: Job, result: dict[str, Any]) -> bool:
 
 
 def _with_weights(recipe: Recipe) -> Recipe:
-    return recipe.model_copy(update={"model": HUB.get(recipe.model, recipe.model)})
+    """The recipe with the hub's id of a model that is there, in place of its short name."""
+    named = MODELS.get(recipe.model)
+    hub = named.hub if named else ""
+    return recipe.model_copy(update={"model": hub or recipe.model})
 
 
 def forget(found: list[Job]) -> None:
@@ -177,7 +168,7 @@ def forget(found: list[Job]) -> None:
         data_folder(job.recipe.data_dir)
     with ExitStack() as stack:
         for run in runs:
-            stack.enter_context(held(run))
+            stack.enter_context(locked(run))
         for job in found:
             job.stored.unlink(missing_ok=True)
         for run in runs:

@@ -55,7 +55,7 @@ class Method:
     Attributes:
         summary: one line for ``lorada methods``.
         parts: the settings of each part, for each kind of model (a family, or a model of
-            ``model_settings.MODELS``); empty for a method without an adapter.
+            ``support.models.MODELS``); empty for a method without an adapter.
         trainable: regex of the names of the base's parameters that train; None for an adapter.
         trains: what the parameters of that regex are called.
         with_head: regex of the names that such a method trains with the task head, uncounted.

@@ -12,6 +12,7 @@ from typing import Any
 from lorada.methods.matrix_names import SCHEMES, Scheme, family_of, fits, renamed
 from lorada.methods.meta_model import meta_model
 from lorada.methods.method import Family, Method, Settings
+from lorada.support.models import MODELS
 from lorada.tuners.base.linears import layer_linear_names
 from lorada.tuners.bottleneck.placements import PLACEMENTS
 
@@ -20,18 +21,8 @@ NOT_FROM_THE_PAPER = "not from the paper"  # reports look for these words
 NAMING = ("target_modules", "modules_to_save")
 
 # The model type whose names for matrices the settings of a family are written in.
-HOMES: dict[Family, str] = {
+HOMES: dict[str, str] = {
     "llama": "llama", "roberta": "roberta", "deberta": "deberta-v2", "bart": "bart",
-}  # fmt: skip
-
-# Models that a method may have settings of their own for, by what their configs say.
-MODELS: dict[str, Settings] = {
-    "llama2-7b": {"model_type": "llama", "hidden_size": 4096, "vocab_size": 32000,
-                  "max_position_embeddings": 4096},
-    "llama3-8b": {"model_type": "llama", "hidden_size": 4096, "vocab_size": 128256},
-    "llama-13b": {"model_type": "llama", "hidden_size": 5120, "num_hidden_layers": 40},
-    "llama2-70b": {"model_type": "llama", "hidden_size": 8192, "num_hidden_layers": 80},
-    "mbart": {"model_type": "mbart", "is_encoder_decoder": True},
 }  # fmt: skip
 
 
@@ -61,17 +52,14 @@ def column_of(method: Method, model_config: Any) -> Column:
         ValueError: if the method has no settings for a model of this kind.
     """
     family, model_type = family_of(model_config), model_config.model_type
-    for key, facts in MODELS.items():
-        same = all(getattr(model_config, name, None) == value for name, value in facts.items())
-        if same and key in method.parts:
-            home = facts["model_type"]
-            return Column(home, method.parts[key], _source(method.source, home, model_type))
     # DeBERTa is an encoder like RoBERTa, and takes its settings where it has none of its own.
     families: tuple[Family, ...] = (family, "roberta") if family == "deberta" else (family,)
-    for key in families:
+    named = [key for key, model in MODELS.items() if model.is_model_of(model_config)]
+    # A named model may have its settings under its model type, as mBART has.
+    for key in (*named, *([model_type] if named else []), *families):
         if key in method.parts:
-            source = _source(method.source, HOMES[key], model_type)
-            return Column(HOMES[key], method.parts[key], source)
+            home = HOMES.get(key, model_type)
+            return Column(home, method.parts[key], _source(method.source, home, model_type))
     for key in families:
         if key in method.unpublished.parts:
             source = f"{NOT_FROM_THE_PAPER}: {method.unpublished.source}"

@@ -21,10 +21,10 @@ from pydantic import (
 
 from lorada.methods.lookup import method_named
 from lorada.methods.overrides import TRAINING, checked, owner_of
-from lorada.runs.models.packaged import PACKAGED
 from lorada.runs.plain_yaml import read_yaml, refuse_unstorable, write_yaml
 from lorada.support.errors import unknown
 from lorada.support.files import write_whole
+from lorada.support.models import PACKAGED
 from lorada.tasks import TASKS
 from lorada.tasks.rows import BUILTIN, resolve
 

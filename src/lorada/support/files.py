@@ -83,33 +83,19 @@ def one_at_a_time(path: Path) -> Iterator[None]:
 
     The lock is an empty file beside ``path``. On a file system without locks nobody waits.
     """
-    file, lock = path.with_name(f".{path.name}.lock"), None
-    with suppress(OSError):
+    from filelock import FileLock
+
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    with suppress(OSError, NotImplementedError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock_of(file)
+        lock.acquire()
     try:
         yield
     finally:
-        if lock is not None:
+        if lock.is_locked:
             with suppress(OSError):
-                file.unlink()
-                fcntl.flock(lock, fcntl.LOCK_UN)  # children have inherited the lock
-            os.close(lock)
-
-
-def _lock_of(file: Path) -> int:
-    while True:
-        lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if os.path.samestat(os.fstat(lock), file.stat()):
-                return lock
-        except FileNotFoundError:
-            pass
-        except OSError:
-            os.close(lock)
-            raise
-        os.close(lock)  # the file was removed by its owner meanwhile
+                Path(lock.lock_file).unlink()  # those who wait notice, and make a new one
+            lock.release()
 
 
 def _locked_folder(parent: Path) -> tuple[Path, int]:

@@ -1,15 +1,20 @@
-"""TASKS: every task by name; a task turns rows into model inputs and outputs into metrics."""
+"""TASKS: every task by name. A task turns rows into a model's inputs, its outputs into metrics."""
 
-from lorada.tasks import arithmetic, commonsense, glue, jsonl, long_sequence, writing
+from lorada.tasks.arithmetic import ARITHMETIC
+from lorada.tasks.commonsense import COMMONSENSE
+from lorada.tasks.glue import GLUE
+from lorada.tasks.jsonl import TASK as JSONL
+from lorada.tasks.long_sequence import LONG_SEQUENCE
 from lorada.tasks.task import Task
+from lorada.tasks.writing import WRITING
 
 TASKS: dict[str, Task] = {
-    **glue.GLUE,
-    **writing.WRITING,
-    **commonsense.COMMONSENSE,
-    **arithmetic.ARITHMETIC,
-    **long_sequence.LONG_SEQUENCE,
-    "jsonl": jsonl.TASK,
+    **GLUE,
+    **WRITING,
+    **COMMONSENSE,
+    **ARITHMETIC,
+    **LONG_SEQUENCE,
+    "jsonl": JSONL,
 }
 
 __all__ = ["TASKS", "Task"]

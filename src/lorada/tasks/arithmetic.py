@@ -1,8 +1,8 @@
 """Arithmetic word problems: trained on MATH10K, tested on AQuA, GSM8K, MAWPS and SVAMP.
 
-Rows are in the shape of LLM-Adapters' files (Hu et al., 2023), which are read from its repository
-where there is no local folder. ``answer`` is the right one; the ``output`` of its test rows is
-what ChatGPT once said and is not used.
+Rows have the fields of LLM-Adapters' files (Hu et al., 2023), which are read from its repository if
+there is no local folder. ``answer`` is the right answer; the ``output`` of test rows is one that
+ChatGPT once gave, and is not used.
 """
 
 import re
@@ -12,36 +12,37 @@ from math import inf, isfinite
 from typing import Any
 
 from lorada.tasks import llm_adapters_prompt, quanta_prompt
+from lorada.tasks.metrics import Metrics
 from lorada.tasks.rows import Row
-from lorada.tasks.task import Metrics, Protocol, Source, Task, same
+from lorada.tasks.task import Protocol, Source, Task, unchanged
 
 FOLDER = "arithmetic_llm_adapters"
 MATH10K = f"{llm_adapters_prompt.REPOSITORY}/ft-training_set/math_10k.json"
-# Locally: a set of the same make-up and size, and a small part of the real one.
+# In a local folder: a set composed like MATH10K and as large, and a small part of MATH10K itself.
 TRAIN = {
     "math10k_rebuilt": Source(f"{FOLDER}/math10k_rebuilt", "train", MATH10K),
     "math_10k": Source(f"{FOLDER}/math_10k", "train", MATH10K),
 }
 LETTERS = "ABCDE"
-QUANTA_LETTERS = "ABCDEFGHIK"  # its list has G twice and no J
+QUANTA_LETTERS = "ABCDEFGHIK"  # those of QuanTA's list, which has no J
 
 
 def last_number(text: str) -> float:
-    """The last number of a text, whose commas do not count; infinite where there is none."""
+    """The last number of a text, with commas left out; infinity if it has none."""
     found = re.findall(r"-?\d+(?:\.\d*)?", text.replace(",", ""))
     return float(found[-1]) if found else inf
 
 
 def first_letter(text: str, letters: str = LETTERS) -> str | None:
-    """The first of some capital letters anywhere in a text, be it in a word."""
+    """The first of these capital letters in a text, even inside a word; None if it has none."""
     return next((character for character in text if character in letters), None)
 
 
 def right_number(answer: Any) -> float:
-    """The number that a row to score has for its answer; commas do not count.
+    """The answer of a row to score as a number, with commas left out.
 
     Raises:
-        ValueError: if it has none, so that no output could be right.
+        ValueError: if it is none, so that no output could be right.
     """
     try:
         number = float(str(answer).replace(",", ""))
@@ -53,10 +54,10 @@ def right_number(answer: Any) -> float:
 
 
 def right_letter(answer: Any) -> str:
-    """The letter that a row to score has for its answer.
+    """The answer of a row to score as a letter.
 
     Raises:
-        ValueError: if it is none that is looked for in outputs.
+        ValueError: if it is not one of the letters that outputs are searched for.
     """
     if answer not in tuple(LETTERS):
         raise ValueError(f"answer {answer!r} is not one of {', '.join(LETTERS)}")
@@ -67,8 +68,8 @@ def score_numbers(outputs: list[str], rows: list[Row], answer: Callable[[str], s
     """``exact``, ``quanta_one_sided`` and ``unparsable``, in percent.
 
     ``exact``: within 1e-3 of the right number. ``quanta_one_sided`` is what QuanTA's evaluation
-    counts: its comparison stands inside the absolute value, so any number that is not smaller than
-    the right one counts, and so does an output without a number, which it takes as infinite.
+    counts. Its comparison is inside the absolute value by mistake, so any number that is not
+    smaller than the right one counts, and so does an output without a number, taken as infinity.
     """
     found = [last_number(answer(output)) for output in outputs]
     right = [right_number(row["answer"]) for row in rows]
@@ -83,7 +84,7 @@ def score_numbers(outputs: list[str], rows: list[Row], answer: Callable[[str], s
 def score_letters(outputs: list[str], rows: list[Row], answer: Callable[[str], str]) -> Metrics:
     """``exact``, ``quanta_one_sided`` and ``unparsable`` of letters, in percent.
 
-    Both compare the first letter as it is; QuanTA also reads those behind E.
+    Both compare the first letter; QuanTA also takes letters after E for answers.
     """
     texts = [answer(output) for output in outputs]
     pairs = list(zip(texts, [row["answer"] for row in rows], strict=True))
@@ -101,18 +102,18 @@ def _percent(values: list[bool]) -> float:
 
 
 def first_line(output: str) -> str:
-    """The answer of a model that ends its answers with a newline."""
+    """The first line of an output, for a model that ends its answer with a newline."""
     return output.split("\n")[0]
 
 
 def _scorable(row: Row, right: Callable[[Any], Any]) -> Row:
-    """A row to score, as it is, once its answer has been found to be one."""
+    """A row to score, unchanged, after its answer has been checked."""
     right(row["answer"])
     return row
 
 
-def _rationale(row: Row, field: str, shape: llm_adapters_prompt.Shape = same) -> Row:
-    """QuanTA's prompt; what follows is one line, with its end."""
+def _rationale(row: Row, field: str, shape: llm_adapters_prompt.Shape = unchanged) -> Row:
+    """QuanTA's prompt, and as response one line with its newline."""
     row = shape(row)
     return {
         "prompt": quanta_prompt.prompt(row["instruction"]),
@@ -123,14 +124,16 @@ def _rationale(row: Row, field: str, shape: llm_adapters_prompt.Shape = same) ->
 
 def _task(summary: str, folder: str, *, letters: bool = False) -> Task:
     score = score_letters if letters else score_numbers
-    # Of rows to score only: MATH10K has letters and numbers, and its answers are not used.
+    # Only rows to score are checked: MATH10K has letters and numbers, and its answers are not used.
     scorable = partial(_scorable, right=right_letter if letters else right_number)
     generated = partial(score, answer=llm_adapters_prompt.answered)
     return Task(
         summary=f"{summary}; exact answers, and QuanTA's count",
         benchmark="arithmetic",
         protocols={
-            **llm_adapters_prompt.protocols(same, "answer", generated, 256, test_shape=scorable),
+            **llm_adapters_prompt.protocols(
+                unchanged, "answer", generated, 256, test_shape=scorable
+            ),
             "quanta": Protocol(
                 form="prompt",
                 kinds=("decoder",),

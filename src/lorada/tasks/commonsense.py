@@ -1,22 +1,22 @@
 """Commonsense reasoning: eight tasks, in the words of LLM-Adapters (Hu et al., 2023).
 
-A row is either LLM-Adapters' own (it has an ``instruction``), or the hub's, which is put into the
-same words. Two protocols: text is generated and searched for an option (LLM-Adapters), or the
-likeliest option is chosen (QuanTA). LLM-Adapters leaves out the passages of BoolQ.
+A row is from LLM-Adapters' files (it has an ``instruction``) or from the hub, and is then put into
+the same words. There are two protocols: a text is generated and searched for an option
+(LLM-Adapters), or the likeliest option is chosen (QuanTA). LLM-Adapters leaves out the passages of
+BoolQ.
 """
 
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from lorada.tasks import llm_adapters_prompt, quanta_prompt
-from lorada.tasks.metrics import accuracy
+from lorada.tasks.metrics import Metrics, Score, accuracy
 from lorada.tasks.rows import Row
-from lorada.tasks.task import Metrics, Protocol, Source, Task
+from lorada.tasks.task import Protocol, Source, Task
 
 FOLDER = "commonsense_llm_adapters"
-# Made of the training sets of all eight tasks; locally a smaller mix of the same kind.
+# The training sets of all eight tasks; in a local folder a smaller mix of them.
 MIX = Source(
     f"{FOLDER}/commonsense_mix",
     "train",
@@ -27,7 +27,7 @@ QUESTION = "Please choose the correct answer to the question: "
 
 
 def first_option(output: str, options: tuple[str, ...]) -> str | None:
-    """The option that the generated text names first, in lower case as asked; None for none."""
+    """The option that a generated text names first, in lower case; None if it names none."""
     found = re.search("|".join(options), llm_adapters_prompt.answered(output))
     return found[0] if found else None
 
@@ -48,7 +48,7 @@ def choose_options(chosen: list[int], rows: list[Row]) -> Metrics:
 
 
 def _row(instruction: str, word: str, count: int, right: int) -> Row:
-    """LLM-Adapters' shape, of a question with numbered options."""
+    """A row with LLM-Adapters' fields, of a question with numbered options."""
     if not 0 <= right < count:
         raise ValueError(f"label {right} is not in 0–{count - 1}: is this a test split?")
     answer = f"{word}{right + 1}"
@@ -108,7 +108,7 @@ def _winogrande(row: Row) -> Row:
 
 
 def _lettered(row: Row, question: str) -> Row:
-    """ARC and OpenBookQA; some of ARC's options have numbers for letters."""
+    """A row of ARC or OpenBookQA; some options of ARC have numbers in place of letters."""
     texts, names = row["choices"]["text"], row["choices"]["label"]
     right = names.index(row["answerKey"]) if row["answerKey"] in names else -1
     text = f"{QUESTION}{row[question]}\n\n{_listed('answer', texts)}\n\n"
@@ -128,7 +128,7 @@ def _task(
     words: Callable[[Row], Row],
 ) -> Task:  # fmt: skip
     address, config, test = hub
-    score: Callable[[list[Any], list[Row]], Metrics] = partial(match_options, options=options)
+    score: Score = partial(match_options, options=options)
     likelihood = Protocol("choice", ("decoder",), partial(_likelihood, words=words), choose_options)
     shape = partial(_shaped, words=words)
     return Task(
@@ -158,7 +158,7 @@ COMMONSENSE = {
         "yes-or-no questions, without their passages",
         "boolq", ("google/boolq", None, "validation"), ("true", "false"), _boolq,
     ),
-    # The sets of the authors of PIQA and SIQA need code that ``datasets`` no longer runs: copies.
+    # Copies of PIQA and SIQA: the originals on the hub need code that ``datasets`` no longer runs.
     "piqa": _task(
         "which of two ways to reach a goal",
         "piqa", ("baber/piqa", None, "validation"), _numbered("solution", 2), _piqa,

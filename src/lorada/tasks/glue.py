@@ -1,19 +1,16 @@
 """GLUE: eight tasks on one sentence or a pair; Wang et al., "GLUE" (2018).
 
-The paper says that it reports accuracy for all; its CoLA and STS-B numbers are Matthews' and
-Pearson's correlation, as is usual, so those come first here.
+The paper says that it reports accuracy throughout, but its numbers for CoLA and STS-B are Matthews'
+and Pearson's correlation, as is usual, so those come first here.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
-from lorada.tasks.metrics import accuracy, accuracy_and_f1, correlations, matthews
-from lorada.tasks.rows import Row
-from lorada.tasks.task import ANY_KIND, Metrics, Protocol, Source, Task
+from lorada.tasks.metrics import Score, accuracy, accuracy_and_f1, correlations, matthews
+from lorada.tasks.rows import Row, text_of
+from lorada.tasks.task import ANY_KIND, Protocol, Source, Task
 
 HUB = "nyu-mll/glue"
-Score = Callable[[list[Any], list[Row]], Metrics]
 
 
 def _labelled(row: Row, texts: tuple[str, ...], labels: tuple[str, ...]) -> Row:
@@ -35,10 +32,7 @@ def _scored(row: Row, texts: tuple[str, ...]) -> Row:
 
 
 def _texts(row: Row, names: tuple[str, ...]) -> Row:
-    for name in names:
-        if not isinstance(row[name], str):
-            raise ValueError(f"{name} is not a text: {row[name]!r}")
-    return dict(zip(("text", "text_pair"), (row[name] for name in names), strict=False))
+    return dict(zip(("text", "text_pair"), (text_of(row, name) for name in names), strict=False))
 
 
 def _task(

@@ -1,22 +1,24 @@
-"""The task ``jsonl``: fine-tune on your own file; its fields say what is asked of the model.
+"""The task ``jsonl``: fine-tune on your own file. The fields of its rows say what is asked:
 
-``prompt``/``response``; ``messages`` (through the tokenizer's chat template, the last assistant
-turn is the response); ``text``/``label`` and ``text``/``score``, with a second text in
-``text_pair``; ``prompt``/``candidates``/``answer`` (the likelier text is chosen); ``text`` alone.
+- ``prompt``, ``response``;
+- ``messages``: a chat, whose last turn is the response, through the tokenizer's chat template;
+- ``text``, ``label`` or ``text``, ``score``, also with a second text in ``text_pair``;
+- ``prompt``, ``candidates``, ``answer``: the likeliest candidate is chosen;
+- ``text`` alone.
 """
 
 from lorada.tasks.metrics import accuracy, correlations, exact_match, perplexity
-from lorada.tasks.task import ANY_KIND, Protocol, Task, same
+from lorada.tasks.task import ANY_KIND, Protocol, Task, unchanged
 
 TASK = Task(
     summary="your own file of prompts, chats, labelled texts, choices or plain text",
     benchmark="your own",
     protocols={
-        "messages": Protocol("messages", ("decoder",), same, exact_match),
-        "choice": Protocol("choice", ("decoder",), same, accuracy),
-        "prompt": Protocol("prompt", ("decoder", "encoder_decoder"), same, exact_match),
-        "label": Protocol("label", ANY_KIND, same, accuracy),
-        "score": Protocol("score", ANY_KIND, same, correlations),
-        "text": Protocol("text", ("decoder",), same, perplexity),
+        "messages": Protocol("messages", ("decoder",), unchanged, exact_match),
+        "choice": Protocol("choice", ("decoder",), unchanged, accuracy),
+        "prompt": Protocol("prompt", ("decoder", "encoder_decoder"), unchanged, exact_match),
+        "label": Protocol("label", ANY_KIND, unchanged, accuracy),
+        "score": Protocol("score", ANY_KIND, unchanged, correlations),
+        "text": Protocol("text", ("decoder",), unchanged, perplexity),
     },
 )

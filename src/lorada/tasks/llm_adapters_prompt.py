@@ -1,17 +1,17 @@
-"""The prompt of LLM-Adapters, to the white space, and rows in the shape of its files.
+"""The prompt of LLM-Adapters with its exact white space, and protocols for rows of its files.
 
-Its text is a Python f-string that was never dedented, so every line behind the header is indented
+Its text is a Python f-string that was never dedented, so every line after the header is indented
 by 16 spaces; training and evaluation differ in white space. Source: ``finetune.py``,
 ``evaluate.py`` and ``commonsense_evaluate.py`` of AGI-Edgerunners/LLM-Adapters (Hu et al., 2023).
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from lorada.tasks import quanta_prompt
-from lorada.tasks.rows import Row
-from lorada.tasks.task import Metrics, Protocol
+from lorada.tasks.metrics import Score
+from lorada.tasks.rows import Row, text_of
+from lorada.tasks.task import Protocol
 
 REPOSITORY = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/main"
 MARKER = "### Response:"
@@ -20,12 +20,11 @@ TASK = "Below is an instruction that describes a task"
 WITH_INPUT = ", paired with an input that provides further context"
 WRITE = ". Write a response that appropriately completes the request."
 
-Score = Callable[[list[Any], list[Row]], Metrics]
 Shape = Callable[[Row], Row]
 
 
 def training_prompt(instruction: str, context: str = "") -> str:
-    """What stands before the answer in training.
+    """The prompt in training.
 
     Args:
         instruction: the question.
@@ -35,12 +34,12 @@ def training_prompt(instruction: str, context: str = "") -> str:
 
 
 def evaluation_prompt(instruction: str, context: str = "") -> str:
-    """What generation starts from: fewer spaces behind the header and on the empty lines."""
+    """The prompt in evaluation: fewer spaces after the header and on the empty lines."""
     return _published(instruction, context, spaces=0 if context else 1, blank="")
 
 
 def clean_prompt(instruction: str, context: str = "") -> str:
-    """The same blocks without the odd spaces, in training and in evaluation."""
+    """The same prompt without the odd spaces, for training and evaluation alike."""
     blocks = "".join(f"\n\n{title}\n{text}" for title, text in _blocks(instruction, context))
     return f"{_header(context)}{blocks}\n\n{MARKER}\n"
 
@@ -62,7 +61,7 @@ def _blocks(instruction: str, context: str) -> list[tuple[str, str]]:
 
 
 def answered(output: str) -> str:
-    """The model's answer, which ends where the model opens another block."""
+    """The model's answer: what it wrote before it opened another block."""
     return output.split(MARKER)[0]
 
 
@@ -73,23 +72,23 @@ def protocols(
     max_new_tokens: int,
     test_shape: Shape | None = None,
 ) -> dict[str, Protocol]:
-    """Generate and match, in the published layout and in a clean one.
+    """Two protocols that score generated text: with the published white space, and without it.
 
     Args:
         shape: row of the data set → row with ``instruction``, ``input``, ``output``, ``answer``.
-        gold: the field of it that holds the right answer in test rows.
+        gold: the field of such a row that holds the right answer in test rows.
         score: looks for the answer in what was generated.
-        max_new_tokens: tokens generated.
-        test_shape: the same as ``shape`` for rows to score; None for ``shape``.
+        max_new_tokens: most tokens to generate.
+        test_shape: as ``shape``, for rows to score; None if it is the same.
     """
-    asks = partial(_to_score, shape=test_shape or shape, gold=gold)
+    to_score = partial(_to_score, shape=test_shape or shape, gold=gold)
 
     def protocol(train: Callable[..., str], test: Callable[..., str]) -> Protocol:
         return Protocol(
             form="prompt",
             kinds=("decoder",),
             convert=partial(_to_learn, shape=shape, prompt=train),
-            convert_test=partial(asks, prompt=train, asked=test),
+            convert_test=partial(to_score, prompt=train, asked=test),
             score=score,
             generation={"num_beams": 4, "max_new_tokens": max_new_tokens},
             loss_on="all",
@@ -103,16 +102,14 @@ def protocols(
 
 
 def _answerable(row: Row) -> Row:
-    """A row as it is, if its answer is one of the options that its instruction may list.
+    """The row, unchanged, if its answer is one of the options that its instruction may list.
 
-    The case counts, for what a model writes is searched for options in lower case.
+    The case counts, because outputs are searched for options in lower case.
 
     Raises:
-        ValueError: if the answer is none of them, or the instruction is no text.
+        ValueError: if the answer is none of them, or the instruction is not a text.
     """
-    instruction, answer = row["instruction"], row["answer"]
-    if not isinstance(instruction, str):
-        raise ValueError(f"instruction is not a text: {instruction!r}")
+    instruction, answer = text_of(row, "instruction"), row["answer"]
     if quanta_prompt.FORMAT in instruction.lower():
         options = quanta_prompt.candidates(instruction)
         if answer not in options:

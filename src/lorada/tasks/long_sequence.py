@@ -5,19 +5,20 @@ Documents are joined, each with an end token. Training cuts the stream into wind
 
     perplexity = exp( mean over windows of ( mean loss of the window's tokens ) )
 
-A window of n tokens begins every 256 tokens and is scored whole, its n - 1 predictions from
-nothing but itself, so a token is scored with as little context as one and as much as n - 1.
+A window of n tokens begins every 256 tokens. All its n - 1 predictions are scored, each from the
+tokens before it in the window, of which there are between 1 and n - 1.
 
-LongLoRA took 128 documents of the proof-pile's test split; which ones is not known, so only
-numbers on one sample can be compared with each other.
+LongLoRA took 128 documents of the proof-pile's test split; which ones is not known, so only numbers
+on the same sample can be compared with each other.
 """
 
 import math
 
-from lorada.tasks.rows import Row
-from lorada.tasks.task import Metrics, Protocol, Source, Task
+from lorada.tasks.metrics import Metrics
+from lorada.tasks.rows import Row, text_of
+from lorada.tasks.task import Protocol, Source, Task
 
-Losses = tuple[int, list[float]]  # a context length, and the mean loss of each window, in nats
+Losses = tuple[int, list[float]]  # context length in tokens, mean loss of each window in nats
 
 SAMPLE = "https://huggingface.co/datasets/togethercomputer/RedPajama-Data-1T-Sample/resolve/main"
 CRAWLS = ("cc_2019-30", "cc_2020-05", "cc_2021-04", "cc_2022-05", "cc_2023-06")
@@ -26,13 +27,13 @@ PILE = "https://huggingface.co/datasets/hoskinson-center/proof-pile/resolve/main
 
 
 def window_starts(tokens: int, length: int, stride: int, most: int | None = None) -> list[int]:
-    """Where the windows of a stream begin: every ``stride`` tokens, as long as they are full.
+    """Where the windows of a stream of tokens begin: every ``stride`` tokens, full windows only.
 
     Args:
-        tokens: of the stream.
+        tokens: number of tokens in the stream.
         length: of a window, in tokens.
-        stride: tokens from one beginning to the next.
-        most: take so many of them, spread evenly from the first on; None for all.
+        stride: tokens from one start to the next.
+        most: take only so many windows, spread evenly from the first on; None for all.
 
     Raises:
         ValueError: for a stream that fills no window.
@@ -58,9 +59,7 @@ def perplexities(answers: list[Losses], rows: list[Row]) -> Metrics:
 
 
 def _text(row: Row) -> Row:
-    if not isinstance(row["text"], str):
-        raise ValueError(f"text is not a text: {row['text']!r}")
-    return {"text": row["text"]}
+    return {"text": text_of(row, "text")}
 
 
 LONG_SEQUENCE = {

@@ -1,26 +1,34 @@
-"""Metrics: (what the model gave, the rows) → numbers, in percent unless they say otherwise.
+"""Scores of a model's answers: (answers, rows) → metrics, in percent unless they say otherwise.
 
-What scikit-learn and scipy have is taken from them (the extra ``metrics``); the rest is a line.
+Correlations, F1, ROUGE and BLEU come from the libraries of the extra ``metrics``.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from lorada.support.errors import needing
+from lorada.support.progress import watched
 from lorada.tasks.rows import Row, answer_of
 
 Metrics = dict[str, float]
+Score = Callable[[list[Any], list[Row]], Metrics]
+
+# The scripts for WMT16 (Sennrich et al., 2016) turn letters with a cedilla into the Romanian ones
+# with a comma, then take the marks off all letters.
+COMMAS = str.maketrans("ŞşŢţ", "ȘșȚț")
+PLAIN = str.maketrans("ȘșȚțĂăÂâÎî", "SsTtAaAaIi")
 
 
 def exact_match(outputs: list[str], rows: list[Row]) -> Metrics:
-    """Percent of outputs that equal the answer, white space at the ends aside."""
+    """Percent of outputs that equal the answer, apart from white space at the ends."""
     pairs = zip(outputs, rows, strict=True)
     right = sum(output.strip() == answer_of(row).strip() for output, row in pairs)
     return {"exact_match": 100.0 * right / len(rows)}
 
 
 def accuracy(predicted: list[Any], rows: list[Row]) -> Metrics:
-    """Percent of rows whose label, or index of the right candidate, was given."""
+    """Percent of rows for which the right label, or the index of the right candidate, was given."""
     right = sum(p == _target(row) for p, row in zip(predicted, rows, strict=True))
     return {"accuracy": 100.0 * right / len(rows)}
 
@@ -30,7 +38,7 @@ def _target(row: Row) -> Any:
 
 
 def matthews(predicted: list[str], rows: list[Row]) -> Metrics:
-    """Matthews' correlation coefficient in percent, and accuracy; 0 if one class alone is given."""
+    """Matthews' correlation coefficient in percent, 0 if only one class is given; and accuracy."""
     with needing("metrics"):
         from sklearn.metrics import matthews_corrcoef
 
@@ -62,5 +70,62 @@ def correlations(predicted: list[float], rows: list[Row]) -> Metrics:
 
 
 def perplexity(losses: list[float], rows: list[Row]) -> Metrics:
-    """The exponential of the mean over windows of their mean losses (nats a token)."""
+    """The exponential of the mean of the windows' mean losses (nats per token)."""
     return {"perplexity": math.exp(sum(losses) / len(losses))}
+
+
+def rouge(outputs: list[str], rows: list[Row]) -> Metrics:
+    """ROUGE-1, ROUGE-2 and ROUGE-L: F1 in percent, the mean over rows (Lin, 2004).
+
+    Computed by rouge_score with Porter's stemmer. ROUGE-L takes a text as one sequence
+    (``rougeL``); for texts of one line, such as XSum's, ``rougeLsum`` is the same.
+    """
+    with needing("metrics"):
+        from rouge_score.rouge_scorer import RougeScorer
+
+    names = ["rouge1", "rouge2", "rougeL"]
+    scorer = RougeScorer(names, use_stemmer=True)
+    pairs = watched(list(zip(outputs, rows, strict=True)), "ROUGE")
+    found = [scorer.score(answer_of(row), output) for output, row in pairs]
+    return {name: 100.0 * sum(one[name].fmeasure for one in found) / len(found) for name in names}
+
+
+def bleu(outputs: list[str], rows: list[Row]) -> Metrics:
+    """BLEU of the whole set in percent, by sacrebleu, in two ways (Papineni et al., 2002).
+
+    ``bleu_ro``, as published for English to Romanian: both sides are normalised by
+    ``normalised_romanian``, and sacrebleu does not tokenise them again. ``bleu``: both are left as
+    they are, with sacrebleu's tokenisation 13a.
+    """
+    with needing("metrics"):
+        from sacrebleu.metrics.bleu import BLEU
+
+    references = [answer_of(row) for row in rows]
+    romanian = normalised_romanian()
+    # sacrebleu warns of texts that look tokenised, unless it is told that they are.
+    own = BLEU(tokenize="none", force=True).corpus_score(
+        [romanian(text) for text in outputs], [[romanian(text) for text in references]]
+    )
+    plain = BLEU().corpus_score(outputs, [references])
+    return {"bleu_ro": float(own.score), "bleu": float(plain.score)}
+
+
+def normalised_romanian() -> Callable[[str], str]:
+    """A function that normalises Romanian text as published BLEU scores do.
+
+    Moses normalises punctuation to ASCII and takes out control characters; cedillas become commas
+    and letters lose their marks; then Moses' tokens are joined by spaces, without escapes.
+    """
+    with needing("metrics"):
+        from sacremoses import MosesPunctNormalizer, MosesTokenizer
+
+    punctuation = MosesPunctNormalizer(
+        lang="ro", pre_replace_unicode_punct=True, post_remove_control_chars=True
+    )
+    tokens = MosesTokenizer(lang="ro")
+
+    def normalise(text: str) -> str:
+        text = punctuation.normalize(text).translate(COMMAS).translate(PLAIN)
+        return str(tokens.tokenize(text, return_str=True, escape=False))
+
+    return normalise

@@ -1,4 +1,4 @@
-"""How QuanTA puts questions to a model: one line, then ``Answer:``.
+"""The prompt of QuanTA: the question on one line, then ``Answer:``.
 
 Source: ``run/utils/{tasks,templates}.py`` of quanta-fine-tuning/quanta (Chen et al., 2024).
 """
@@ -11,7 +11,7 @@ FORMAT = "answer format:"
 
 
 def clean(text: str) -> str:
-    """A text on one line: a run of newlines becomes ". ", or " " behind .!?;: and white space."""
+    """A text on one line: newlines become ". ", or " " after any of .!?;: and white space."""
     return re.sub(r"\n+", _join, text).strip()
 
 
@@ -21,15 +21,15 @@ def _join(newlines: re.Match[str]) -> str:
 
 
 def prompt(instruction: str) -> str:
-    """What the answer continues, with a space."""
+    """The prompt; the answer follows after a space."""
     return f"{clean(instruction)}\nAnswer:"
 
 
 def candidates(instruction: str) -> list[str]:
-    """The words to choose from, of the instruction's "Answer format: a/b/c".
+    """The words to choose from, as the instruction lists them: "Answer format: a/b/c".
 
     Raises:
-        ValueError: if it has none.
+        ValueError: if it lists none.
     """
     _, found, rest = instruction.lower().partition(FORMAT)
     words = [word.strip() for word in rest.strip().split("\n")[0].split("/")]
@@ -39,7 +39,7 @@ def candidates(instruction: str) -> list[str]:
 
 
 def choice(row: Row) -> Row:
-    """A row in LLM-Adapters' shape → a row of the form ``choice``."""
+    """Turn a row with LLM-Adapters' fields into a row of the form ``choice``."""
     words, answer = candidates(row["instruction"]), row["answer"].lower()
     if answer not in words:
         raise ValueError(f"answer {row['answer']!r} is not one of {', '.join(words)}")

@@ -1,44 +1,109 @@
-"""Reading a user's own file of rows: JSON Lines or CSV, with errors that say where and why."""
+"""The six forms that a row may have, and the reader of a user's own file, JSON Lines or CSV.
+
+Errors are one line, with the number of the row and what is wrong with it.
+"""
 
 import csv
 import hashlib
 import io
 import json
+import reprlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 
 Row = dict[str, Any]
 Form = Literal["messages", "choice", "prompt", "label", "score", "text"]
 
-# The fields of each form; a file has one form throughout, the first whose fields it has.
-FORMS: dict[Form, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "choice": ("prompt", "candidates", "answer"),
-    "prompt": ("prompt", "response"),
-    "label": ("text", "label"),  # and a second text in ``text_pair``
-    "score": ("text", "score"),  # likewise
-    "text": ("text",),
-}
-PAIRED = "text_pair"
-LARGEST = 3.4e38  # the scores that fp32 holds
+BUILTIN = "builtin:"
 FIELD_LIMIT = 2**31 - 1  # characters of a field of a CSV file; Python's own limit is 131,072
+LARGEST = 3.4e38  # the largest score: what fp32 holds
+
+
+class _Fields(BaseModel):
+    """The fields of a form; an error about a field is its description."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Turn(_Fields):
+    role: str
+    content: str
+
+
+def _check_turns(turns: list[_Turn]) -> list[_Turn]:
+    if turns[-1].role != "assistant":
+        raise ValueError
+    return turns
+
+
+class _Messages(_Fields):
+    messages: Annotated[list[_Turn], AfterValidator(_check_turns)] = Field(
+        min_length=2,
+        description="must be a list of two or more role/content objects, the last by the assistant",
+    )
+
+
+def _check_index(answer: int, info: ValidationInfo) -> int:
+    if answer not in range(len(info.data.get("candidates", []))):
+        raise ValueError
+    return answer
+
+
+class _Choice(_Fields):
+    prompt: str
+    candidates: list[str] = Field(min_length=2, description="must be a list of two texts or more")
+    answer: Annotated[int, AfterValidator(_check_index)] = Field(
+        description="must be the index of one of the candidates, from 0"
+    )
+
+
+class _Prompt(_Fields):
+    prompt: str
+    response: str
+
+
+class _Text(_Fields):
+    text: str
+
+
+class _Label(_Text):
+    label: str | int | bool = Field(description="is neither a text nor an integer")
+    text_pair: str | None = None
+
+
+def _check_score(score: Any) -> Any:
+    try:
+        if not isinstance(score, bool) and abs(float(score)) < LARGEST:  # NaN is not
+            return score
+    except (TypeError, OverflowError):
+        pass
+    raise ValueError
+
+
+class _Score(_Text):
+    score: Annotated[Any, AfterValidator(_check_score)] = Field(
+        description="is not a number that fp32 holds"  # in a CSV file it is a text
+    )
+    text_pair: str | None = None
+
+
+# A file has one form throughout: the first whose required fields its first row has.
+FORMS: dict[Form, type[_Fields]] = {
+    "messages": _Messages, "choice": _Choice, "prompt": _Prompt,
+    "label": _Label, "score": _Score, "text": _Text,
+}  # fmt: skip
 # Forms that a model answers with a head, not with text.
 HEADED: tuple[Form, ...] = ("label", "score")
 
 
-BUILTIN = "builtin:"
-
-
 def resolve(path: str | Path) -> Path:
-    """The file a name stands for; ``builtin:NAME`` is a file that ships with the package."""
-    if str(path).startswith(BUILTIN):
-        return (
-            Path(__file__).parents[1]
-            / "recipes"
-            / "quickstart"
-            / Path(str(path).removeprefix(BUILTIN)).name
-        )
-    return Path(path)
+    """The file that a name stands for; ``builtin:NAME`` is a file that ships with the package."""
+    if not str(path).startswith(BUILTIN):
+        return Path(path)
+    name = Path(str(path).removeprefix(BUILTIN)).name
+    return Path(__file__).parents[1] / "recipes" / "quickstart" / name
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -71,7 +136,7 @@ def _json_rows(path: Path, text: str) -> list[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=_fields)
+            row = json.loads(line, object_pairs_hook=_unique_names)
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", str(error))
             raise ValueError(f"{path} line {number} is not JSON: {reason}") from error
@@ -81,8 +146,8 @@ def _json_rows(path: Path, text: str) -> list[Row]:
     return rows
 
 
-def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, which must not say two things under one name."""
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, in which no name may be there twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError(f"the field {_twice([name for name, _ in pairs])!r} is there twice")
@@ -90,6 +155,7 @@ def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _twice(names: list[str]) -> str | None:
+    """The first name that is there twice."""
     return next((name for name in names if names.count(name) > 1), None)
 
 
@@ -99,7 +165,7 @@ def _csv_rows(path: Path, text: str) -> list[Row]:
     rows: list[Row] = []
     limit = csv.field_size_limit(FIELD_LIMIT)
     try:
-        named = [name for name in reader.fieldnames or [] if name]  # any number may have no name
+        named = [name for name in reader.fieldnames or [] if name]  # several may be empty
         if (name := _twice(named)) is not None:
             raise ValueError(f"{path} has two columns {name!r}: rename one or leave it out")
         for row in reader:
@@ -117,107 +183,81 @@ def _csv_rows(path: Path, text: str) -> list[Row]:
 
 
 def form_of(rows: list[Row], path: str | Path) -> Form:
-    """Which form the rows have; all must have the fields of the first.
+    """The form of the first row; all others must have the same fields, with values that fit.
 
     Raises:
-        ValueError: naming the row and the missing field.
+        ValueError: naming the first row that does not, the field and what is wrong with it.
     """
-    form = next((f for f, names in FORMS.items() if all(n in rows[0] for n in names)), None)
+    form = next((form for form in FORMS if rows[0].keys() >= set(_required(form))), None)
     if form is None:
-        wanted = " or ".join("/".join(fields) for fields in FORMS.values())
-        raise ValueError(f"{path} row 1 has fields {', '.join(rows[0])}; needed are {wanted}")
-    for number, row in enumerate(rows, start=1):
-        for field in FORMS[form]:
-            if row.get(field) is None:
-                raise ValueError(f"{path} row {number} has no field {field!r}")
-            _check_field(row, field, f"{path} row {number}")
-        if row.get(PAIRED) is not None:
-            _check_text(row[PAIRED], PAIRED, f"{path} row {number}")
+        wanted = " or ".join("/".join(_required(form)) for form in FORMS)
+        raise ValueError(f"{path} row 1 has fields {', '.join(rows[0])}; each needs {wanted}")
+    for number, row in enumerate(fields_of(rows, form), start=1):
+        _check_row(row, FORMS[form], f"{path} row {number}")
     return form
 
 
-def fields_of(rows: list[Row], form: Form) -> list[Row]:
-    """Rows with the fields of their form alone.
+def _required(form: Form) -> list[str]:
+    return [name for name, field in FORMS[form].model_fields.items() if field.is_required()]
 
-    What else a file holds must change nothing: a column of notes may well be named as a field of
-    another form, or as one of those that benchmarks give their rows for evaluation.
+
+def fields_of(rows: list[Row], form: Form) -> list[Row]:
+    """The rows without fields that their form does not have.
+
+    Such fields must change nothing: a column of notes may well have the name of a field of another
+    form, or of one that benchmarks give their rows for evaluation.
     """
-    names = (*FORMS[form], *([PAIRED] if form in HEADED else []))
+    names = FORMS[form].model_fields
     return [{name: row[name] for name in names if name in row} for row in rows]
 
 
-def _check_field(row: Row, field: str, where: str) -> None:
-    value = row[field]
-    if field == "messages":
-        _check_messages(value, where)
-    elif field == "label":
-        if not isinstance(value, str | int):
-            raise ValueError(f"{where}: label is neither a text nor an integer: {value!r}")
-        _check_unicode(value, field, where)
-    elif field == "score":
-        if not _is_number(value):
-            raise ValueError(f"{where}: score is not a number that fp32 holds: {value!r:.60}")
-    elif field == "candidates":
-        if not isinstance(value, list) or len(value) < 2:
-            raise ValueError(f"{where}: candidates must be a list of two texts or more")
-        for candidate in value:
-            _check_text(candidate, "candidates", where)
-    elif field == "answer":
-        count = len(row["candidates"])
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < count:
-            raise ValueError(
-                f"{where}: answer={value!r} must be the index of one of {count} candidates, from 0"
-            )
-    else:
-        _check_text(value, field, where)
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is a finite number; a CSV file has numbers as texts."""
+def _check_row(row: Row, fields: type[_Fields], where: str) -> None:
+    present = {name: value for name, value in row.items() if value is not None}
     try:
-        return not isinstance(value, bool) and abs(float(value)) < LARGEST  # which NaN is not
-    except (TypeError, ValueError, OverflowError):
-        return False
+        fields.model_validate(present)
+    except ValidationError as error:
+        raise ValueError(f"{where}{_explain(error, row, fields)}") from error
+    for name, value in present.items():  # pydantic accepts lone surrogates
+        try:
+            (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{where}: {name} is not valid Unicode: {error.reason}") from error
+        except RecursionError as error:
+            raise ValueError(f"{where}: {name} is nested too deeply") from error
 
 
-def _check_messages(messages: Any, where: str) -> None:
-    turns = messages if isinstance(messages, list) else []
-    good = all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns)
-    if not turns or not good or turns[-1]["role"] != "assistant":
-        raise ValueError(
-            f"{where}: messages must be a list of role/content objects that ends with the assistant"
-        )
-    for turn in turns:
-        for name in ("role", "content"):
-            _check_text(turn[name], name, where)
-    if len(turns) < 2:
-        raise ValueError(f"{where}: messages has nothing that the assistant answers")
-    _check_unicode(turns, "messages", where)
+def _explain(error: ValidationError, row: Row, fields: type[_Fields]) -> str:
+    """The first thing that is wrong with a row."""
+    first = error.errors(include_url=False)[0]
+    name, *inner = map(str, first["loc"])
+    description = fields.model_fields[name].description
+    if first["type"] == "missing" and not inner:
+        return f" has no field {name!r}"
+    if first["type"] == "string_type" and (description is None or name == "messages"):
+        return f": {[name, *inner][-1]} is not a text: {reprlib.repr(first['input'])}"
+    return f": {name} {description}: {reprlib.repr(row[name])}"
 
 
-def _check_text(text: Any, field: str, where: str) -> None:
-    if not isinstance(text, str):
-        raise ValueError(f"{where}: {field} is not a text: {text!r}")
-    _check_unicode(text, field, where)
+def text_of(row: Row, name: str) -> str:
+    """A field of a benchmark's row that must hold a text.
 
-
-def _check_unicode(value: Any, field: str, where: str) -> None:
-    try:
-        (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where}: {field} is not valid Unicode: {error.reason}") from error
-    except RecursionError as error:
-        raise ValueError(f"{where}: {field} is nested too deeply") from error
+    Raises:
+        ValueError: if it holds something else.
+        KeyError: if the row does not have it.
+    """
+    if not isinstance(row[name], str):
+        raise ValueError(f"{name} is not a text: {row[name]!r}")
+    return str(row[name])
 
 
 def fingerprint(rows: list[Row]) -> str:
-    """sha256 of the rows' content, for ``result.json``."""
+    """The sha256 of the rows' content, for ``result.json``."""
     text = "\n".join(json.dumps(row, sort_keys=True, ensure_ascii=False) for row in rows)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def answer_of(row: Row) -> str:
-    """The text that generation should give."""
+    """The right answer to a row, for a model that answers with a text."""
     if "messages" in row:
         return str(row["messages"][-1]["content"])
     return str(row.get("eval_response", row["response"]))

@@ -1,4 +1,4 @@
-"""Rows of a benchmark: from a local folder, or from the hub."""
+"""Reads the rows of a benchmark from a local folder or from the hub."""
 
 import gzip
 import json
@@ -14,7 +14,7 @@ DATA_VARIABLE = "LORADA_DATA"
 
 
 def data_folder(chosen: str | None) -> Path | None:
-    """The local data folder: the chosen one, else that of ``LORADA_DATA``; None for the hub.
+    """The chosen local data folder, else the one that ``LORADA_DATA`` names; None for the hub.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -54,7 +54,7 @@ def _from_folder(source: Source, folder: Path) -> list[Row]:
     try:
         opened: Any = gzip.open if path.suffix == ".gz" else open
         with opened(path, "rt", encoding="utf-8") as lines:
-            for line in lines:  # one by one, for the number of a broken one
+            for line in lines:  # one by one, so that an error can name the line
                 rows.append(json.loads(line))
     except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise ValueError(f"{path} line {len(rows) + 1} cannot be read: {error}") from error
@@ -73,14 +73,14 @@ def _from_hub(source: Source) -> list[Row]:
         )
     try:
         if source.hub.startswith("https://"):
-            # One by one: the fields beside the text differ from file to file.
+            # One file at a time, because the fields beside the text differ between files.
             files = (
                 load_dataset("json", data_files=address, split="train")
                 for address in source.hub.split()
             )
             return [row for loaded in files for row in loaded]
         loaded = load_dataset(source.hub, source.config, split=source.hub_split or source.split)
-    except Exception as error:  # the hub's client has many kinds of its own
+    except Exception as error:  # the hub's client raises many kinds of errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"cannot load {source.hub} from the hub ({reason}): pass --data-dir DIR or set "

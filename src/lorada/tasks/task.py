@@ -1,18 +1,18 @@
 """What a task is: where its rows come from, what a model is asked, and how answers are scored.
 
-A row of a data set becomes a row of one of six forms (``rows.FORMS``). How it does, and how what
-the model gives back is scored, is a protocol; a task may have several.
+A protocol turns a row of the data set into a row of one of six forms (``rows.FORMS``), and scores
+what a model answers. A task may have several protocols.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lorada.tasks.metrics import Score
 from lorada.tasks.rows import Form, Row
 
 Kind = Literal["decoder", "encoder", "encoder_decoder"]
 ANY_KIND: tuple[Kind, ...] = ("decoder", "encoder", "encoder_decoder")
-Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Source:
     """One split of a data set: on the hub, or in a local folder.
 
     Attributes:
-        folder: where it is in a local data folder: ``folder/split.jsonl.gz`` (or ``.jsonl``).
+        folder: its folder in a local data folder, where it is ``split.jsonl.gz`` (or ``.jsonl``).
         split: its name there, and on the hub unless ``hub_split`` says otherwise.
-        hub: id of the data set on the hub, or addresses of JSON files with blanks between; empty if
-            it is only in local folders.
-        config: name of the configuration on the hub.
-        hub_split: its name on the hub.
+        hub: id of the data set on the hub, or addresses of JSON files separated by blanks; empty
+            if it is only in local folders.
+        config: name of its configuration on the hub.
+        hub_split: its name on the hub; None for ``split``.
     """
 
     folder: str
@@ -42,26 +42,26 @@ class Protocol:
     Attributes:
         form: the form of the rows that ``convert`` makes.
         kinds: the kinds of model it is for.
-        convert: row of the data set → row of the form. ``eval_prompt`` and ``eval_response`` are
-            what is asked and expected in evaluation, where that differs from training.
-        convert_test: the same for rows to score; None for ``convert``.
+        convert: row of the data set → row of the form. Where evaluation asks or expects something
+            else than training, that is in the fields ``eval_prompt`` and ``eval_response``.
         score: (what the model gave for each row, rows of the form) → metrics, the main one first.
-        labels: class names by index; empty where the rows decide.
+        labels: class names by index; empty if they are taken from the rows.
         generation: settings of ``generate``, such as ``num_beams``.
-        loss_on: tokens that count in training: ``response`` or ``all``.
-        joint: whether prompt and response are turned into tokens as one text.
-        target_length: tokens that a response may have; None where it shares ``max_length``.
+        loss_on: tokens that count in the loss: ``response`` or ``all``.
+        joint: whether prompt and response are tokenised as one text.
+        target_length: most tokens of a response; None where it shares ``max_length``.
         languages: of source and target, as the tokenizer of a multilingual model names them.
-        lengths: tokens of the windows that slide over the joined texts; none for one pass over
-            each row.
-        stride: tokens from the beginning of one window to that of the next.
+        convert_test: as ``convert``, for rows to score; None if it is the same.
+        lengths: lengths in tokens of the windows that slide over the joined texts; none if each
+            row is scored by itself.
+        stride: tokens from the start of one window to the start of the next.
         rows: how many rows are scored unless the recipe says otherwise; None for all.
     """
 
     form: Form
     kinds: tuple[Kind, ...]
     convert: Callable[[Row], Row]
-    score: Callable[[list[Any], list[Row]], Metrics]
+    score: Score
     labels: tuple[str, ...] = ()
     generation: dict[str, Any] = field(default_factory=dict)
     loss_on: Literal["response", "all"] = "response"
@@ -76,13 +76,13 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Task:
-    """One task.
+    """One task: an entry of ``TASKS``.
 
     Attributes:
         summary: one line for ``lorada tasks``.
         benchmark: the group of tasks it belongs to.
-        protocols: name → protocol; the first that suits a model's kind is its default. Of
-            ``jsonl``, whose rows decide, the names are those of the forms.
+        protocols: name → protocol; the first that suits a model's kind is its default. The task
+            ``jsonl`` has one for each form, and its rows decide which.
         train: name → training rows; the first is the default. Empty for the user's own files.
         test: name → rows to score; the name is empty where there is one set.
     """
@@ -120,6 +120,6 @@ class Task:
         return name
 
 
-def same(row: Row) -> Row:
-    """A row that already has its form."""
+def unchanged(row: Row) -> Row:
+    """The row itself, which has its form already."""
     return row

@@ -1,4 +1,4 @@
-"""From rows of each form to token ids: what a model reads, and which tokens count."""
+"""Turns rows of each form into token ids: what a model reads, and which tokens it learns."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from lorada.tasks.task import Kind
 
 IGNORED = -100  # the label that transformers' losses leave out
 CHUNK = 1000  # rows tokenised at once
-MOST_ROLES = 6  # of a conversation, in an error
+MOST_ROLES = 6  # of a conversation, that an error shows
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,14 @@ class EncodeOptions:
     """How rows are encoded.
 
     Attributes:
-        max_length: tokens a row may have; longer ones are cut.
-        loss_on: ``response`` or ``all`` tokens.
+        max_length: most tokens of a row; longer ones are cut.
+        loss_on: which tokens count in the loss, ``response`` or ``all``.
         labels: class names by index, for rows with labels.
-        joint: whether prompt and response are turned into tokens as one text.
+        joint: whether prompt and response are tokenised as one text.
         kind: of the model; an encoder–decoder reads the prompt and gives the response.
-        target_length: tokens a response may have. An encoder–decoder's prompt has ``max_length``
-            for itself then, a decoder's what this leaves of it, if the row has a ``prompt_end``.
+        target_length: most tokens of a response; None where it shares ``max_length`` with the
+            prompt. A decoder's prompt then has what is left of ``max_length``, if its row says by
+            ``prompt_end`` where to cut it; an encoder–decoder's has all of it.
     """
 
     max_length: int
@@ -38,10 +39,10 @@ class EncodeOptions:
 
     @property
     def prompt_room(self) -> int | None:
-        """Tokens for a decoder's prompt that has a ``prompt_end``; None for any number.
+        """Most tokens of a decoder's prompt with a ``prompt_end``; None for no limit of its own.
 
         Raises:
-            ValueError: if there are none.
+            ValueError: if the response leaves no token for it.
         """
         if self.target_length is None or self.kind != "decoder":
             return None
@@ -61,39 +62,40 @@ class Encoded:
     truncated: bool
 
 
-EMPTY = Encoded({}, False)  # a row that gives this tokenizer no token to read or to learn
+# Stands for a row from which this tokenizer makes no token to read, or none to learn.
+EMPTY = Encoded({}, False)
 
 
 class TurnsRefused(ValueError):
-    """A chat template has refused a conversation."""
+    """A chat template refuses a conversation."""
 
 
 def encode(
     rows: list[Row], form: Form, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded | None]:
-    """Features of rows, in order; None for a row of which cutting leaves nothing to learn from.
+    """Tokenise rows of any form but ``text``, for which ``windows`` does it.
 
-    A row in which there was nothing to begin with is ``EMPTY``.
-
-    Rows of the form ``text`` become windows of ``max_length`` tokens instead (``windows``).
+    Yields:
+        For each row its features. ``EMPTY`` if it has no token to learn from, and None if it has
+        lost them all because it was too long.
     """
-    how = {
-        "messages": _messages,
+    encode_chunk = {
+        "messages": _conversations,
         "choice": _choices,
-        "prompt": _joint if options.joint else _apart,
-        "label": _texts,
-        "score": _texts,
+        "prompt": _joint_texts if options.joint else _prompts_and_responses,
+        "label": _classified_texts,
+        "score": _classified_texts,
     }[form]
     if options.kind == "encoder_decoder" and form == "prompt":
-        how = _pairs
+        encode_chunk = _sources_and_targets
     for start in range(0, len(rows), CHUNK):
-        yield from how(rows[start : start + CHUNK], tokenizer, options)
+        yield from encode_chunk(rows[start : start + CHUNK], tokenizer, options)
 
 
-def _texts(
+def _classified_texts(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
-    """One text or a pair, with a class index or a number."""
+    """One text or a pair of texts, with the index of a class or a number."""
     for paired, group in groupby(rows, lambda row: row.get("text_pair") is not None):
         alike, names = list(group), ("text", "text_pair") if paired else ("text",)
         whole = tokenizer(*([row[name] for row in alike] for name in names))
@@ -111,15 +113,15 @@ def _texts(
 
 
 def _by_row(batch: Any) -> Iterator[dict[str, list[int]]]:
-    """What a tokenizer made of many texts, text by text."""
+    """The features that a tokenizer made of many texts, one text at a time."""
     for values in zip(*batch.values(), strict=True):
         yield dict(zip(batch.keys(), values, strict=True))
 
 
-def _apart(
+def _prompts_and_responses(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded | None]:
-    """Prompt and response, each turned into tokens by itself."""
+    """Prompt and response, each tokenised by itself."""
     end = tokenizer.eos_token or ""
     prompts = [str(row["prompt"]) for row in rows]
     responses = [str(row["response"]) + end for row in rows]
@@ -132,29 +134,29 @@ def _apart(
     ):
         cut = most is not None and len(response) > most
         if "prompt_end" in row and (room := options.prompt_room) and len(prompt) > room:
-            prompt, cut = tokenizer(shortened(row, tokenizer, room))["input_ids"], True
-        yield _continued(open_ended(prompt, tokenizer), response[:most], options, cut)
+            prompt, cut = tokenizer(shorten_prompt(row, tokenizer, room))["input_ids"], True
+        yield _one_sequence(_without_end(prompt, tokenizer), response[:most], options, cut)
 
 
-def open_ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids of a text that goes on, without the end that some tokenizers put on every text."""
+def _without_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of a text without the end token that some tokenizers put behind every text."""
     ends = ids[-1:] == [tokenizer.eos_token_id] != [tokenizer.bos_token_id]
     return ids[:-1] if ends else ids
 
 
-def _open_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def _prompt_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     ids: list[list[int]] = tokenizer(texts)["input_ids"]
-    return [open_ended(one, tokenizer) for one in ids]
+    return [_without_end(one, tokenizer) for one in ids]
 
 
 def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
-def _messages(
+def _conversations(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded | None]:
-    """A conversation; the last turn with the template's own end of turn is the response."""
+    """A conversation; its last turn, with the template's own end of turn, is the response."""
     for row in rows:
         prompt = prompt_of(row, "messages", tokenizer)
         whole = _rendered(row["messages"], tokenizer)
@@ -167,29 +169,32 @@ def _messages(
             tokenizer(text, add_special_tokens=False)["input_ids"]
             for text in (prompt, whole.removeprefix(prompt))
         ]
-        yield _continued(ids[0], ids[1], options)
+        yield _one_sequence(ids[0], ids[1], options)
 
 
-def shortened(row: Row, tokenizer: PreTrainedTokenizerBase, room: int) -> str:
-    """The prompt of a row in ``room`` tokens; what is cut stands before its ``prompt_end``."""
+def shorten_prompt(row: Row, tokenizer: PreTrainedTokenizerBase, room: int) -> str:
+    """The prompt of a row in at most ``room`` tokens, cut right before its ``prompt_end``."""
     prompt, end = str(row["prompt"]), str(row["prompt_end"])
     over = len(tokenizer(prompt)["input_ids"]) - room
     if over <= 0:
         return prompt
     ids = tokenizer(prompt.removesuffix(end), add_special_tokens=False)["input_ids"]
     kept: str = tokenizer.decode(ids[: max(0, len(ids) - over)])
-    return kept.rstrip("\ufffd") + end  # which stands for half a character
+    return kept.rstrip("\ufffd") + end  # the replacement character stands for half of another
 
 
-def _continued(
+def _one_sequence(
     prompt: list[int], response: list[int], options: EncodeOptions, cut: bool = False
 ) -> Encoded | None:
+    """Prompt and response one behind the other, with the labels of both."""
     ids = prompt + response
     labels = (prompt if options.loss_on == "all" else [IGNORED] * len(prompt)) + response
-    return _cut(ids, labels, options.max_length, cut or len(ids) > options.max_length)
+    return _cut_to_length(ids, labels, options.max_length, cut or len(ids) > options.max_length)
 
 
-def _cut(ids: list[int], labels: list[int], length: int, truncated: bool) -> Encoded | None:
+def _cut_to_length(
+    ids: list[int], labels: list[int], length: int, truncated: bool
+) -> Encoded | None:
     ids, labels = ids[:length], labels[:length]
     if all(label == IGNORED for label in labels[1:]):  # the first token is never predicted
         return None if truncated else EMPTY
@@ -197,27 +202,28 @@ def _cut(ids: list[int], labels: list[int], length: int, truncated: bool) -> Enc
     return Encoded(features, truncated)
 
 
-def _joint(
+def _joint_texts(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded | None]:
-    """Prompt and response as one text, which ends with the end token where there is room."""
+    """Prompt and response tokenised as one text, with an end token where there is room for it."""
     end = _end(tokenizer)
     texts = [f"{row['prompt']}{row['response']}" for row in rows]
     prompts: list[list[int]] = [[]] * len(rows)
     if options.loss_on == "response":
-        prompts = _open_ids([str(row["prompt"]) for row in rows], tokenizer)
+        prompts = _prompt_ids([str(row["prompt"]) for row in rows], tokenizer)
     for ids, prompt in zip(tokenizer(texts)["input_ids"], prompts, strict=True):
         truncated = len(ids) > options.max_length
         if len(ids) < options.max_length and ids[-1:] != end:
             ids = ids + end
         hidden = min(len(prompt), len(ids))
-        yield _cut(ids, [IGNORED] * hidden + ids[hidden:], options.max_length, truncated)
+        labels = [IGNORED] * hidden + ids[hidden:]
+        yield _cut_to_length(ids, labels, options.max_length, truncated)
 
 
-def _pairs(
+def _sources_and_targets(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
-    """What an encoder reads and what a decoder gives, each cut by itself."""
+    """What an encoder reads and what its decoder is to write, each cut by itself."""
     most, most_given = options.max_length, options.target_length or options.max_length
     prompts = [str(row["prompt"]) for row in rows]
     responses = [str(row["response"]) for row in rows]
@@ -237,7 +243,7 @@ def _pairs(
         if len(given) > most_given:
             room = {"truncation": True, "max_length": most_given}
             given = tokenizer(text_target=response, **room)["input_ids"]
-        if tokenizer.eos_token_id not in given:  # without which the decoder would never stop
+        if tokenizer.eos_token_id not in given:  # or the decoder would never learn to stop
             given = given[: most_given - 1] + _end(tokenizer)
         mask = [1] * len(read)
         yield Encoded({"input_ids": read, "attention_mask": mask, "labels": given}, cut)
@@ -246,11 +252,11 @@ def _pairs(
 def _choices(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded | None]:
-    """A prompt, which loses its beginning where it is too long, and the texts that may follow."""
-    prompts = _open_ids([str(row["prompt"]) for row in rows], tokenizer)
-    behind = _candidate_ids(rows, tokenizer)
+    """A prompt and the texts that may follow it; a long prompt loses its beginning."""
+    prompts = _prompt_ids([str(row["prompt"]) for row in rows], tokenizer)
+    candidate_ids = _candidate_ids(rows, tokenizer)
     for row, prompt in zip(rows, prompts, strict=True):
-        candidates = [behind[_last_line(row), text] for text in row["candidates"]]
+        candidates = [candidate_ids[_last_line(row), text] for text in row["candidates"]]
         room = options.max_length - max(len(ids) for ids in candidates)
         if room < 1 or not prompt or not all(candidates):
             yield None if prompt and all(candidates) else EMPTY
@@ -259,7 +265,7 @@ def _choices(
             "prompt": prompt[-room:],
             "candidates": candidates,
             "answer": int(row["answer"]),
-            # The Trainer's name for what batches of like length go by.
+            # The Trainer's name for what batches of similar length are made by.
             "length": len(prompt[-room:]) + max(len(ids) for ids in candidates),
         }
         yield Encoded(features, len(prompt) > room)
@@ -268,15 +274,15 @@ def _choices(
 def _candidate_ids(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase
 ) -> dict[tuple[str, str], list[int]]:
-    """Ids of each candidate behind the last line of its prompt.
+    """Ids of each candidate behind the last line of its prompt, by that line and the candidate.
 
-    Some tokenizers, such as LLaMA's, give a text other tokens when it stands alone. Where prompt
-    and candidate share a token, the candidate's own are taken.
+    Some tokenizers, such as LLaMA's, give a text other tokens when it stands alone, so both are
+    tokenised together. If a token then spans both, the ids of the candidate alone are taken.
     """
     pairs = list(dict.fromkeys((_last_line(r), text) for r in rows for text in r["candidates"]))
     lines = list(dict.fromkeys(line for line, _ in pairs))
-    before = dict(zip(lines, _open_ids(lines, tokenizer), strict=True))
-    joint = _open_ids([line + text for line, text in pairs], tokenizer)
+    before = dict(zip(lines, _prompt_ids(lines, tokenizer), strict=True))
+    joint = _prompt_ids([line + text for line, text in pairs], tokenizer)
     alone = tokenizer([text for _, text in pairs], add_special_tokens=False)["input_ids"]
     found = {}
     for (line, text), ids, own in zip(pairs, joint, alone, strict=True):
@@ -293,14 +299,14 @@ def _last_line(row: Row) -> str:
 def windows(
     rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
-    """Documents one after another, each with an end token, cut into windows of ``max_length``.
+    """Join documents, each with an end token, and cut them into windows of ``max_length`` tokens.
 
-    What is left over at the end fills no window and is left out, unless it is all there is.
+    The rest at the end, which fills no window, is left out, unless it is all there is.
     """
     length, filled = options.max_length, False
     buffer: list[int] = []
     for row in rows:
-        buffer += document(row, tokenizer)
+        buffer += document_ids(row, tokenizer)
         whole = len(buffer) - len(buffer) % length
         for start in range(0, whole if length > 1 else 0, length):  # one token predicts nothing
             filled = True
@@ -310,11 +316,11 @@ def windows(
         yield _window(buffer)
 
 
-def document(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids of a whole text, which ends with the end token."""
-    # Not verbose: that a document is longer than the model's context is no news here.
+def document_ids(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of a whole text, with an end token."""
+    # Not verbose: a document may well be longer than the model's context.
     ids: list[int] = tokenizer(str(row["text"]), verbose=False)["input_ids"]
-    return open_ended(ids, tokenizer) + _end(tokenizer)
+    return _without_end(ids, tokenizer) + _end(tokenizer)
 
 
 def _window(ids: list[int]) -> Encoded:
@@ -324,11 +330,11 @@ def _window(ids: list[int]) -> Encoded:
 def prompt_of(
     row: Row, form: Form, tokenizer: PreTrainedTokenizerBase, room: int | None = None
 ) -> str:
-    """The text that generation starts from, in ``room`` tokens if it has a ``prompt_end``."""
+    """The text that generation starts from; in ``room`` tokens if the row has a ``prompt_end``."""
     if form == "messages":
         return _rendered(row["messages"][:-1], tokenizer, add_generation_prompt=True)
     if room is not None and "prompt_end" in row:
-        return shortened(row, tokenizer, room)
+        return shorten_prompt(row, tokenizer, room)
     return str(row.get("eval_prompt", row["prompt"]))
 
 
@@ -336,15 +342,15 @@ def _rendered(turns: list[Row], tokenizer: PreTrainedTokenizerBase, **options: A
     """A conversation as the tokenizer's chat template writes it.
 
     Raises:
-        TurnsRefused: with the template's own words, as for roles that do not alternate.
+        TurnsRefused: if the template does, such as for roles that do not alternate.
     """
     if not tokenizer.chat_template:
         raise TurnsRefused("this tokenizer has no chat template: take rows of prompt and response")
     try:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
-    except ImportError:  # of jinja2
+    except ImportError:  # jinja2 is missing
         raise
-    except Exception as error:  # a template is a program and has any kind
+    except Exception as error:  # a template is a program, which may raise anything
         roles = ", ".join(turn["role"] for turn in turns[:MOST_ROLES])
         roles += " …" if turns[MOST_ROLES:] else ""
         said = " ".join(str(error).split()) or type(error).__name__

@@ -9,18 +9,18 @@ XSum: Narayan et al. (2018). WMT16: Bojar et al. (2016).
 
 from typing import Any
 
-from lorada.tasks.rows import Row
-from lorada.tasks.task import Metrics, Protocol, Source, Task
-from lorada.tasks.texts import bleu, rouge
+from lorada.tasks.metrics import Metrics, bleu, rouge
+from lorada.tasks.rows import Row, text_of
+from lorada.tasks.task import Protocol, Source, Task
 
-# Tokens written do not count the one that a decoder starts with.
+# The token that a decoder starts with is not among the new ones.
 SUMMARY = {"num_beams": 6, "max_new_tokens": 60, "min_new_tokens": 10, "no_repeat_ngram_size": 3}
 TRANSLATION = {"num_beams": 5, "max_new_tokens": 200}
 SUMMARY_END, TRANSLATION_END = "\nSummary:", "\nRomanian:"
 
 
 def _article(row: Row) -> Row:
-    return {"prompt": _text(row, "document"), "response": _text(row, "summary")}
+    return {"prompt": text_of(row, "document"), "response": text_of(row, "summary")}
 
 
 def _article_prompt(row: Row) -> Row:
@@ -31,7 +31,7 @@ def _sentence(row: Row) -> Row:
     pair = row["translation"]
     if not isinstance(pair, dict):
         raise ValueError(f"translation is not an object with en and ro: {pair!r}")
-    return {"prompt": _text(pair, "en"), "response": _text(pair, "ro")}
+    return {"prompt": text_of(pair, "en"), "response": text_of(pair, "ro")}
 
 
 def _sentence_prompt(row: Row) -> Row:
@@ -47,24 +47,18 @@ def _prompt(begin: str, row: Row, end: str) -> Row:
     }
 
 
-def _text(row: Row, name: str) -> str:
-    if not isinstance(row[name], str):
-        raise ValueError(f"{name} is not a text: {row[name]!r}")
-    return str(row[name])
-
-
 def _first_lines(outputs: list[str]) -> list[str]:
-    """Of each output the first line that is not empty; a decoder may write on after it."""
+    """The first line of each output that is not empty; a decoder may go on writing after it."""
     return [(output.strip().splitlines() or [""])[0].strip() for output in outputs]
 
 
 def _rouge_of_first_lines(outputs: list[Any], rows: list[Row]) -> Metrics:
-    """Of each output's first line that is not empty: ROUGE as for ``seq2seq``."""
+    """ROUGE, as for ``seq2seq``, of the first line of each output that is not empty."""
     return rouge(_first_lines(outputs), rows)
 
 
 def _bleu_of_first_lines(outputs: list[Any], rows: list[Row]) -> Metrics:
-    """Of each output's first line that is not empty: BLEU in the two ways of ``seq2seq``."""
+    """BLEU, as for ``seq2seq``, of the first line of each output that is not empty."""
     return bleu(_first_lines(outputs), rows)
 
 

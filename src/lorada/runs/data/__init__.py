@@ -1,1 +1,1 @@
-"""Rows of a run: read, tokenised, cached, packed, put in batches."""
+"""The rows of a run: reading, tokenising, caching and packing them, and making batches."""

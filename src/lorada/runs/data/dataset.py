@@ -1,4 +1,4 @@
-"""From rows to a dataset of token ids; collators that pad; what a model has room for."""
+"""Makes a dataset of token ids from rows, pads batches, and fits lengths to the model's context."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from lorada.runs.data.rows import Rows
-from lorada.runs.data.token_cache import Encoding, kept
+from lorada.runs.data.token_cache import Encoding, cached
 from lorada.runs.recipe import Recipe
 from lorada.support.progress import watched
 from lorada.tasks.rows import HEADED, Form
@@ -56,21 +56,21 @@ def encode_rows(
     *,
     answered: bool = False,
 ) -> Dataset:
-    """Token ids of all rows; how many had to be cut or dropped is reported, never silent.
+    """Tokenise rows, with a warning that says how many were cut or left out.
 
     Args:
         rows: the rows.
         recipe: says how long they may be and which tokens count.
         tokenizer: of the model.
         kind: of the model.
-        answered: whether the model is to answer every one of them.
+        answered: whether the model has to answer every row, so that none may be left out.
 
     Raises:
-        ValueError: if no row is left to learn from, or one is left out that was to be answered.
+        ValueError: if no row is left to learn from, or one is left out that has to be answered.
     """
     options = encode_options(rows, recipe, kind)
-    dataset, counts = kept(rows, tokenizer, options, lambda: _encoded(rows, tokenizer, options))
-    # An encoder–decoder may be asked for the answers to held-out rows while it trains.
+    dataset, counts = cached(rows, tokenizer, options, lambda: _encoded(rows, tokenizer, options))
+    # An encoder–decoder may have to answer held-out rows while it trains.
     if (answered or kind == "encoder_decoder") and counts["left_out"]:
         raise ValueError(
             f"{rows.path} row {rows.number(counts['left_out'] - 1)} cannot be answered: a text of "
@@ -100,7 +100,8 @@ def encode_rows(
 
 
 def _encoded(rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions) -> Encoding:
-    # Of rows that were cut, had nothing left, had nothing; and the number of the first left out.
+    # Rows that were cut, those that cutting left nothing of, and those that had no token to learn;
+    # and the number of the first row that was left out.
     counts = {"cut": 0, "dropped": 0, "empty": 0, "left_out": 0}
     done = 0
 
@@ -124,12 +125,12 @@ def _encoded(rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOpti
         )
     try:
         return dataset_of(whole(found)), counts
-    except TurnsRefused as error:  # by the row after the last one done
+    except TurnsRefused as error:  # of the row after the last one that was done
         raise ValueError(f"{rows.path} row {rows.number(done)}: {error}") from error
 
 
 def dataset_of(features: Iterator[dict[str, Any]]) -> Dataset | None:
-    """A dataset in Arrow's memory, made chunk by chunk: Python's lists would take ten times it."""
+    """A dataset in Arrow's memory, made chunk by chunk; Python's lists take ten times as much."""
     parts: list[Dataset] = []
     chunk: list[dict[str, Any]] = []
     for one in features:
@@ -152,10 +153,13 @@ def lengths_of(dataset: Dataset) -> list[int]:
 def collator(
     form: Form, tokenizer: PreTrainedTokenizerBase, model: Any = None
 ) -> Callable[..., Any]:
-    """Pads a batch to its longest row, labels included.
+    """What pads a batch to its longest row, labels included.
 
-    An encoder–decoder that is named makes its decoder's input of the labels, which a loss with
-    smoothed labels takes away.
+    Args:
+        form: of the rows.
+        tokenizer: of the model.
+        model: an encoder–decoder, which makes its decoder's input from the labels here, because a
+            loss with smoothed labels takes them away before its forward.
     """
     if form in HEADED:
         pad: Callable[..., Any] = DataCollatorWithPadding(tokenizer)
@@ -167,27 +171,27 @@ def collator(
 
 
 class ChoiceCollator:
-    """Lays the candidates of all rows one under another, each behind its prompt, padded left.
+    """Makes a batch with a sequence for each candidate of each row: left pads, prompt, candidate.
 
-    Besides the ids there are ``groups`` (how many candidates each row has) and ``answers`` (the
-    index of the right one); ``labels`` count the candidates' tokens.
+    ``labels`` has the tokens of the candidates, ``groups`` the number of candidates of each row,
+    and ``answers`` the index of the right one.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.pad: int = tokenizer.pad_token_id
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Every candidate of every row."""
-        batch = self._laid((row["prompt"], ids) for row in features for ids in row["candidates"])
+        """A batch with every candidate of every row."""
+        batch = self._batch((row["prompt"], ids) for row in features for ids in row["candidates"])
         batch["groups"] = torch.tensor([len(row["candidates"]) for row in features])
         batch["answers"] = torch.tensor([row["answer"] for row in features])
         return batch
 
     def plain(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """The right candidate of every row, as a language model's own batch."""
-        return self._laid((row["prompt"], row["candidates"][row["answer"]]) for row in features)
+        """A batch with the right candidate of every row, as language models are trained on."""
+        return self._batch((row["prompt"], row["candidates"][row["answer"]]) for row in features)
 
-    def _laid(self, pairs: Iterable[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
+    def _batch(self, pairs: Iterable[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
         sequences = [(prompt + ids, len(prompt)) for prompt, ids in pairs]
         shape = len(sequences), max(len(ids) for ids, _ in sequences)
         batch = {
@@ -204,20 +208,20 @@ class ChoiceCollator:
 
 
 def context_of(model_config: Any) -> int | None:
-    """How many tokens a model can read; None if its config does not say."""
+    """The most tokens that a model can read; None if its config does not say."""
     context = getattr(model_config, "max_position_embeddings", None)
-    if not isinstance(context, int) or context < 1:  # XLNet says -1 for any number
+    if not isinstance(context, int) or context < 1:  # XLNet says -1, for no limit
         return None
-    # RoBERTa's positions begin behind its pad token's.
+    # RoBERTa's positions begin after the id of its pad token.
     shifted = model_config.model_type in ("roberta", "xlm-roberta")
     return context - (model_config.pad_token_id + 1 if shifted else 0)
 
 
 def fit_context(recipe: Recipe, model_config: Any) -> Recipe:
-    """The recipe with ``max_length`` and ``max_target_length`` cut to what the model can read.
+    """The recipe with ``max_length`` and ``max_target_length`` lowered to what the model can read.
 
     Raises:
-        ValueError: for a context length to score that is longer than that.
+        ValueError: for a length in ``eval_lengths`` beyond that.
     """
     context = context_of(model_config)
     longest = max(recipe.eval_lengths or [0])

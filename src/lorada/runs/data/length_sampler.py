@@ -1,7 +1,7 @@
-"""Batches of rows of like length, in random order.
+"""Makes batches of rows of similar length, in random order.
 
-transformers' own sampler hands out the batches of a stretch by falling length. Where length goes
-with the task or the label, a model then sees one kind of rows after another.
+transformers' own sampler sorts the batches of each stretch of rows by length, the longest first.
+Where length goes with the task or the label, a model then sees one kind of rows after another.
 """
 
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from torch.utils.data import Sampler
 STRETCH = 50  # batches whose rows are sorted together, as transformers has it
 
 
-class LikeLengths(Sampler[int]):
-    """Indices, batch by batch: which rows share a batch is random but for their lengths.
+class LengthGroupedSampler(Sampler[int]):
+    """Yields the indices of rows, batch by batch; rows of a batch are of similar length.
 
     Args:
         lengths: tokens of each row.
-        batch_size: rows of a batch, all that are accumulated for a step.
-        seed: of the order, with the epoch's number.
+        batch_size: rows of a step of the optimizer, over all batches that it accumulates.
+        seed: of the random order, together with the number of the epoch.
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
@@ -26,7 +26,7 @@ class LikeLengths(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Another epoch has another order."""
+        """Say which epoch comes next; each has an order of its own."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -35,7 +35,7 @@ class LikeLengths(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         rows = torch.randperm(len(self), generator=generator).tolist()
-        last = len(rows) % self.batch_size  # a short batch, which has to be the last
+        last = len(rows) % self.batch_size  # rows of an incomplete batch, which has to be the last
         rows, rest = rows[: len(rows) - last], rows[len(rows) - last :]
         size, batches = self.batch_size, []
         for start in range(0, len(rows), STRETCH * size):

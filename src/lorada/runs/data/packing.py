@@ -1,7 +1,8 @@
-"""Several rows in one sequence, with positions that start anew: no token is a pad.
+"""Packs several rows into one sequence, so that hardly any token is padding.
 
-Each row is read as it would be alone. Positions say where a row begins, transformers' masks keep
-the rows apart, and a map lies on each; ``refuse_mixing`` makes sure of it for the model at hand.
+The positions of each row start at 0. By them transformers' masks keep the rows apart, and each row
+has a map of its own, so a row is read as it would be alone. ``refuse_mixing`` tries this on the
+model at hand.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ PACKED_FORMS: tuple[Form, ...] = ("messages", "prompt")
 
 
 def refuse_packing(form: Form, kind: Kind, method: str) -> None:
-    """Refuse rows and methods that are not sequences of their own one after another.
+    """Refuse rows, models and methods that packing is not for.
 
     Raises:
         ValueError: naming what cannot be packed.
@@ -36,8 +37,11 @@ def refuse_packing(form: Form, kind: Kind, method: str) -> None:
         raise ValueError("packing=true: LongLoRA's groups are of whole sequences; leave it out")
 
 
-def bins(lengths: list[int], room: int) -> list[list[int]]:
-    """Which rows share a sequence of ``room`` tokens: the longest first, each where it fits best.
+def best_fit(lengths: list[int], room: int) -> list[list[int]]:
+    """Distribute rows over sequences by best-fit decreasing bin packing.
+
+    The longest row comes first; each goes into the sequence that it leaves the least room in.
+    (TRL's packing does the same, but would make its extra a condition of ``packing=true``.)
 
     Args:
         lengths: tokens of each row, none above ``room``.
@@ -46,46 +50,46 @@ def bins(lengths: list[int], room: int) -> list[list[int]]:
     Returns:
         Indices of rows, by sequence.
     """
-    by_space: list[list[int]] = [[] for _ in range(room + 1)]  # sequences by what is left in them
-    found: list[list[int]] = []
+    by_space: list[list[int]] = [[] for _ in range(room + 1)]  # sequences by the room left in them
+    sequences: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         space = next((s for s in range(lengths[row], room + 1) if by_space[s]), None)
         if space is None:
-            found.append([])
-            at, space = len(found) - 1, room
+            sequences.append([])
+            at, space = len(sequences) - 1, room
         else:
             at = by_space[space].pop()
-        found[at].append(row)
+        sequences[at].append(row)
         by_space[space - lengths[row]].append(at)
-    return found
+    return sequences
 
 
 def pack(dataset: Dataset, room: int) -> Dataset:
     """Sequences of at most ``room`` tokens from rows with ``input_ids`` and ``labels``."""
 
     def sequences() -> Iterator[dict[str, list[int]]]:
-        for rows in bins(lengths_of(dataset), room):
-            held = dataset[rows]
+        for indices in best_fit(lengths_of(dataset), room):
+            rows = dataset[indices]
             yield {
-                "input_ids": [token for ids in held["input_ids"] for token in ids],
-                # A row's first token would be foretold by another row's last.
-                "labels": [x for labels in held["labels"] for x in (IGNORED, *labels[1:])],
-                "position_ids": [at for ids in held["input_ids"] for at in range(len(ids))],
+                "input_ids": [token for ids in rows["input_ids"] for token in ids],
+                # Mask each row's first token: what stands before it is another row.
+                "labels": [x for labels in rows["labels"] for x in (IGNORED, *labels[1:])],
+                "position_ids": [at for ids in rows["input_ids"] for at in range(len(ids))],
             }
 
     packed = dataset_of(sequences())
-    assert packed is not None  # there was a row
+    assert packed is not None  # there is at least one row
     return packed
 
 
 class PackedCollator:
-    """Fills sequences up to the longest with a last row of pads, which nothing else sees."""
+    """Pads the sequences of a batch to the longest; the pads count as a row of their own."""
 
     def __init__(self, pad: int) -> None:
         self.pad = pad
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """A batch without a mask: with one, transformers would not look at the positions."""
+        """A batch without a mask; with one, transformers would not tell rows apart by positions."""
         longest = max(len(row["input_ids"]) for row in features)
         batch: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "position_ids": []}
         for row in features:
@@ -93,7 +97,7 @@ class PackedCollator:
             batch["input_ids"].append(row["input_ids"] + [self.pad] * left)
             batch["labels"].append(row["labels"] + [IGNORED] * left)
             batch["position_ids"].append(row["position_ids"] + list(range(left)))
-        # Nor with a cache, which is what a forward makes by default.
+        # Nor with a cache, which a forward makes by default.
         return {**{key: torch.tensor(rows) for key, rows in batch.items()}, "use_cache": False}
 
 
@@ -103,19 +107,20 @@ def refuse_mixing(model: nn.Module, batch_size: int) -> None:
 
     Args:
         model: the model as it will be trained.
-        batch_size: sequences in a batch; flash kernels keep rows apart in a single one only.
+        batch_size: sequences in a batch; flash kernels keep rows apart only in a batch of one.
 
     Raises:
-        ValueError: if two short rows get other logits together than alone, or a map counts slots.
+        ValueError: if a short row gets other logits behind another row than alone, or a map counts
+            the positions of the whole sequence.
     """
     if any(part.positions == "raw" for part in map_configs(model)):
         raise ValueError("packing=true: lmam.positions=raw lays one map on all rows of a sequence")
     device, training = next(model.parameters()).device, model.training
     model.eval()
     ids = torch.tensor([[5, 6, 7, 8, 9]], device=device).expand(batch_size, -1)
-    places = torch.tensor([[0, 1, 2, 0, 1]], device=device).expand(batch_size, -1)
-    together = model(input_ids=ids, position_ids=places, use_cache=False).logits[:, 3:]
-    alone = model(input_ids=ids[:1, 3:], position_ids=places[:1, 3:], use_cache=False).logits
+    positions = torch.tensor([[0, 1, 2, 0, 1]], device=device).expand(batch_size, -1)
+    together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 3:]
+    alone = model(input_ids=ids[:1, 3:], position_ids=positions[:1, 3:], use_cache=False).logits
     model.train(training)
     if (together - alone).float().abs().max() > 0.05 * alone.float().std():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Which rows a run learns from and is scored on: the user's file, or those of benchmark tasks."""
+"""Finds the rows that a run learns from and is scored on: a user's file, or those of benchmarks."""
 
 import logging
 import random
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 JSONL = "jsonl"
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
-OwnClasses = tuple[str, ...] | None  # of a model's head, by index
+OwnClasses = tuple[str, ...] | None  # the classes of a model's head, by index
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,12 @@ class Rows:
     """Rows of one form, and how they are put to a model.
 
     Attributes:
+        rows: the rows.
+        form: of all of them.
         labels: class names by index, for rows with labels.
         path: the file or split they are from.
-        places: their indices there; None where they are all of it, in order.
+        protocol: how they are put to a model.
+        indices: their indices in that file; None if they are all of its rows, in order.
     """
 
     rows: list[Row]
@@ -35,48 +38,50 @@ class Rows:
     labels: tuple[str, ...]
     path: str
     protocol: Protocol
-    places: list[int] | None = None
+    indices: list[int] | None = None
 
     def number(self, index: int) -> int:
-        """Which row of its file a row is, counted from 1."""
-        return 1 + (index if self.places is None else self.places[index])
+        """The number of a row in its file, counted from 1."""
+        return 1 + (index if self.indices is None else self.indices[index])
 
     def part(self, indices: Iterable[int]) -> "Rows":
         """Some of the rows, in this order."""
         chosen = list(indices)
-        places = [self.number(index) - 1 for index in chosen]
-        return replace(self, rows=[self.rows[index] for index in chosen], places=places)
+        in_file = [self.number(index) - 1 for index in chosen]
+        return replace(self, rows=[self.rows[index] for index in chosen], indices=in_file)
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the content."""
+        """The sha256 of the rows' content."""
         return fingerprint(self.rows)
 
 
 def head_size(rows: Rows) -> int | None:
-    """How many outputs a task head needs for these rows; None where a text is asked for.
+    """How many outputs a task head needs for these rows; None if they need no head.
 
     Raises:
-        ValueError: for a single class, from which nothing can be learned.
+        ValueError: for rows of a single class, from which nothing can be learned.
     """
     if rows.form == "score":
         return 1
     if rows.form != "label":
         return None
     if len(rows.labels) < 2:
-        raise ValueError(f"{rows.path} has only the label {rows.labels[0]!r}: needed are two")
+        raise ValueError(
+            f"{rows.path} has only the label {rows.labels[0]!r}: a classifier needs two or more"
+        )
     return len(rows.labels)
 
 
 def training_rows(
     recipe: Recipe, kind: Kind, own_classes: OwnClasses = None
 ) -> tuple[Rows, Rows | None]:
-    """The rows to learn from, and those held out for the loss while training.
+    """The rows to learn from, and the held-out ones for the loss while training, if any.
 
     Args:
         recipe: names the tasks or the files.
         kind: of the model, which decides between protocols.
-        own_classes: names of the classes that the model's head has by itself, by index.
+        own_classes: names of the classes that the model's head already has, by index.
 
     Raises:
         ValueError: if no file was named, tasks do not go together, or a setting has no meaning for
@@ -84,7 +89,7 @@ def training_rows(
         FileNotFoundError: if there are no such rows.
     """
     if recipe.task == JSONL:
-        _refuse_benchmarks_own(recipe)
+        _refuse_benchmark_settings(recipe)
         rows = load_rows(recipe.data)
         rows = replace(rows, labels=class_order(rows.labels, own_classes))
         held_out = None
@@ -103,13 +108,15 @@ def training_rows(
                 )
     if recipe.dev_rows:
         if held_out is not None:
-            raise ValueError(f"dev_rows={recipe.dev_rows} and eval_data exclude each other")
+            raise ValueError(
+                f"dev_rows={recipe.dev_rows} and eval_data exclude each other: leave one out"
+            )
         rows, held_out = _split(rows, recipe.dev_rows)
     return sampled(rows, recipe.train_rows), held_out
 
 
-def _refuse_benchmarks_own(recipe: Recipe) -> None:
-    """Refuse settings that say which rows of a benchmark are taken, and how."""
+def _refuse_benchmark_settings(recipe: Recipe) -> None:
+    """Refuse settings that only rows of a benchmark have."""
     for name in ("protocol", "train_on", "data_dir"):
         if (value := getattr(recipe, name)) is not None:
             raise ValueError(
@@ -119,7 +126,7 @@ def _refuse_benchmarks_own(recipe: Recipe) -> None:
 
 
 def scored_rows(recipe: Recipe, form: Form, labels: tuple[str, ...], kind: Kind) -> dict[str, Rows]:
-    """The rows that a benchmark run is scored on, by the name of their metrics."""
+    """The rows that a run on benchmarks is scored on, by the name of their metrics."""
     folder = data_folder(recipe.data_dir)
     found = {}
     for name in recipe.tasks:
@@ -143,19 +150,21 @@ def _benchmark_rows(recipe: Recipe, kind: Kind) -> Rows:
     sources: dict[Source, Protocol] = {}
     for name in recipe.tasks:
         if name == JSONL:
-            raise ValueError(f"task={recipe.task}: {JSONL} stands alone")
+            raise ValueError(f"task={recipe.task}: {JSONL} cannot be learned with other tasks")
         task = TASKS[name]
         protocol = task.protocols[task.protocol(recipe.protocol, kind)]
         sources[_train_source(name, task, recipe.train_on)] = protocol
     forms = {(p.form, p.labels, p.languages, p.loss_on, p.joint) for p in sources.values()}
     if len(forms) > 1:
-        raise ValueError(f"task={recipe.task}: these ask for different things; train them apart")
+        raise ValueError(
+            f"task={recipe.task}: rows or losses of these tasks differ: train one at a time"
+        )
     rows: list[Row] = []
     for source, protocol in sources.items():
         try:
             found = read_source(source, folder)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}{_others(recipe, source)}") from error
+            raise FileNotFoundError(f"{error}{_other_rows(recipe, source)}") from error
         rows += _convert(found, protocol.convert, source)
     path = ", ".join(f"{source.folder}/{source.split}" for source in sources)
     return Rows(rows, protocol.form, protocol.labels, path, protocol)
@@ -163,16 +172,16 @@ def _benchmark_rows(recipe: Recipe, kind: Kind) -> Rows:
 
 def _train_source(name: str, task: Task, train_on: str | None) -> Source:
     if not task.train:
-        raise ValueError(f"task={name} has no training rows")
+        raise ValueError(f"task={name} has no training rows: choose another task")
     if train_on is None:
         return next(iter(task.train.values()))
     if train_on not in task.train:
-        raise ValueError(f"train_on={train_on!r}: {name} has {', '.join(task.train)}")
+        raise ValueError(f"train_on={train_on!r}: {name} can learn from {', '.join(task.train)}")
     return task.train[train_on]
 
 
-def _others(recipe: Recipe, missing: Source) -> str:
-    """The other training rows that tasks have, for the message about those that are not there."""
+def _other_rows(recipe: Recipe, missing: Source) -> str:
+    """What an error adds about training rows that are not there: which others the tasks have."""
     names = {
         name
         for task in recipe.tasks
@@ -193,20 +202,20 @@ def _convert(rows: list[Row], convert: Callable[[Row], Row], source: Source) -> 
             raise ValueError(
                 f"{where} has no {error.args[0]!r}; its fields are {', '.join(row)}"
             ) from error
-        except (ValueError, TypeError, AttributeError) as error:  # of a field of another type
+        except (ValueError, TypeError, AttributeError) as error:  # a field of another type
             raise ValueError(f"{where}: {error}") from error
     return converted
 
 
 def class_order(labels: tuple[str, ...], own: OwnClasses) -> tuple[str, ...]:
-    """The classes of rows in the order of a model's head, where the model knows them.
+    """Class names in the order of a model's own head, if that has all the classes of the rows.
 
     Args:
-        labels: the classes that rows have, in an order of their own.
-        own: the classes of the model's head by index; None for a model without one.
+        labels: the classes of the rows, in an order of their own.
+        own: the classes of the model's head by index; None for a model without a head.
 
     Returns:
-        The model's classes, spelled as the rows spell them; ``labels`` if they are not among those.
+        The model's classes, spelled as in the rows; ``labels`` if some of them are not among those.
     """
     if not labels or own is None:
         return labels
@@ -223,22 +232,24 @@ def class_order(labels: tuple[str, ...], own: OwnClasses) -> tuple[str, ...]:
 
 
 def _sorted_classes(labels: set[str]) -> tuple[str, ...]:
-    """Class names in order: as numbers if all of them are whole ones, else as texts."""
+    """Class names in order: as numbers if all are whole numbers, else as texts."""
     numbers = all(WHOLE_NUMBER.fullmatch(label) for label in labels)
     return tuple(sorted(labels, key=(lambda label: (int(label), label)) if numbers else None))
 
 
 def _split(rows: Rows, held_out: int) -> tuple[Rows, Rows]:
-    """Keep a random part back; the same one for every seed."""
+    """Hold a random part of the rows out, the same for every seed."""
     if held_out >= len(rows.rows):
-        raise ValueError(f"dev_rows={held_out} leaves none of {len(rows.rows)} rows to learn from")
+        raise ValueError(
+            f"dev_rows={held_out} leaves none of {len(rows.rows)} rows to learn from: lower it"
+        )
     everything = range(len(rows.rows))
     chosen = set(random.Random(0).sample(everything, held_out))
     return rows.part(i for i in everything if i not in chosen), rows.part(sorted(chosen))
 
 
 def sampled(rows: Rows, count: int | None) -> Rows:
-    """A random part of the rows, the same one for every seed."""
+    """A random part of the rows, the same for every seed."""
     if count is None or count >= len(rows.rows):
         return rows
     return rows.part(random.Random(0).sample(range(len(rows.rows)), count))
@@ -249,12 +260,12 @@ def load_rows(path: str | None, trained: Form | None = None, labels: tuple[str, 
 
     Args:
         path: the file.
-        trained: the form of the training rows, for held-out ones; None for training rows.
-        labels: class names that the training rows have settled.
+        trained: the form of the training rows, if these rows are to be scored; else None.
+        labels: class names of the training rows.
 
     Raises:
-        ValueError: if no file was named, or held-out rows ask for something that was not learned:
-            labels of a model that gives texts or texts of one that gives labels, or a new label.
+        ValueError: if no file was named, or rows to score ask for something that was not learned:
+            a new label, labels of a model that writes texts, or texts of one that gives labels.
     """
     if path is None:
         raise ValueError("no data: pass --data FILE (.jsonl or .csv), or a benchmark with --task")
@@ -273,7 +284,7 @@ def load_rows(path: str | None, trained: Form | None = None, labels: tuple[str, 
 
 
 def _as_chat(rows: list[Row], form: Form, path: str) -> tuple[list[Row], Form]:
-    """Held-out rows where they or what the run has learned, not both, are chats."""
+    """Rows to score, where either they or the rows that the run has learned are chats, not both."""
     if form == "prompt":
         logger.warning("%s has prompts, and this run has learned chats: each is put as a user's "
                        "turn, through the chat template", path)  # fmt: skip
@@ -290,7 +301,7 @@ def _as_chat(rows: list[Row], form: Form, path: str) -> tuple[list[Row], Form]:
 
 
 def protocol_settings(recipe: Recipe, protocol: Protocol) -> dict[str, Any]:
-    """How answers are generated: what the recipe says, else the protocol."""
+    """The settings of generation: those of the protocol, or of the recipe if it has them."""
     settings = {"max_new_tokens": 32, **protocol.generation}
     if recipe.max_new_tokens is not None:
         settings["max_new_tokens"] = recipe.max_new_tokens

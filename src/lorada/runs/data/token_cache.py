@@ -1,7 +1,8 @@
-"""Token ids of large sets of rows, kept among Hugging Face's datasets for the next run.
+"""Caches the token ids of large sets of rows for the next run, in the cache folder of datasets.
 
-Nothing has to be told apart by hand: what the ids depend on is in the name of their folder, and
-where it cannot be, nothing is kept. The folder may be deleted at any time.
+The name of an entry is a hash of all that the ids depend on; if that cannot be known, nothing is
+cached. Entries may be deleted at any time. ``Dataset.map`` with a fingerprint would not do: a full
+disk or a damaged entry would end the run, and it does not keep how many rows were cut or left out.
 """
 
 import errno
@@ -26,26 +27,27 @@ from lorada.tasks.tokenize import EncodeOptions
 
 logger = logging.getLogger(__name__)
 
-LEAST = 1_000_000  # characters of all rows; fewer are tokenised in about a second
+LEAST = 1_000_000  # characters of rows worth caching; fewer are tokenised in about a second
 COUNTS = "counts.json"
-PLACES = ("name_or_path", "is_local", "local_files_only")  # where a tokenizer was found
+# Settings that say where a tokenizer was found, not what it does.
+LOCATION = ("name_or_path", "is_local", "local_files_only")
 
-# The code that makes the ids, as it was imported: its files may change while a process lives.
+# The code that makes the ids, read at import: its files may change while a process runs.
 CODE = [
     (Path(__file__).parents[2] / name).read_text(encoding="utf-8")
     for name in ("tasks/tokenize.py", "runs/data/dataset.py")
 ]
 
-Encoding = tuple[Dataset | None, dict[str, int]]  # rows that were cut and dropped, by name
+Encoding = tuple[Dataset | None, dict[str, int]]  # token ids, and counts of rows by what was done
 
 
-def kept(
+def cached(
     rows: Rows,
     tokenizer: PreTrainedTokenizerBase,
     options: EncodeOptions,
     make: Callable[[], Encoding],
 ) -> Encoding:
-    """What ``make`` gives, from the disk if it was there before."""
+    """What ``make`` returns, read from the cache if it is there, else written to it."""
     size = sum(len(str(value)) for row in rows.rows for value in row.values())
     key = _key(rows, tokenizer, options) if size >= LEAST else None
     if key is None:
@@ -53,8 +55,8 @@ def kept(
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "lorada" / key
     found = _read(folder)
     if found is None:
-        with one_at_a_time(folder):  # of the processes of one launch, the others read what it wrote
-            found = _read(folder) or _made(folder, make, rows)
+        with one_at_a_time(folder):  # processes of one launch read what the first has written
+            found = _read(folder) or _make(folder, make, rows)
     return found
 
 
@@ -66,7 +68,7 @@ def _read(folder: Path) -> Encoding | None:
         return None
 
 
-def _made(folder: Path, make: Callable[[], Encoding], rows: Rows) -> Encoding:
+def _make(folder: Path, make: Callable[[], Encoding], rows: Rows) -> Encoding:
     made, counts = make()
     if made is not None:
         try:
@@ -74,42 +76,42 @@ def _made(folder: Path, make: Callable[[], Encoding], rows: Rows) -> Encoding:
                 made.save_to_disk(str(fresh))
                 (fresh / COUNTS).write_text(json.dumps(counts))
         except OSError as error:
-            if error.errno != errno.ENOTEMPTY:  # another process has just kept the same
+            if error.errno != errno.ENOTEMPTY:  # another process has just written the same
                 logger.warning("the tokens of %s could not be kept for later: %s", rows.path, error)
     return made, counts
 
 
 def _key(rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions) -> str | None:
-    """A hash of all that the ids depend on; None where some of it does not show itself."""
+    """A hash of all that the ids depend on; None if some of it cannot be known."""
     if rows.form == "messages" and "strftime_now" in repr(tokenizer.chat_template):
-        return None  # the template writes today's date
-    shown = _shown(tokenizer)
-    if shown is None:
+        return None  # the chat template writes today's date
+    state = _state_of(tokenizer)
+    if state is None:
         return None
     parts = [
         __version__, transformers.__version__, tokenizers.__version__, CODE,
-        rows.fingerprint, rows.form, repr(options), shown,
+        rows.fingerprint, rows.form, repr(options), state,
     ]  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def _shown(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """All that decides a tokenizer's ids besides transformers' own code; None if it is unknown."""
+def _state_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """All that a tokenizer's ids depend on but transformers' code; None if it cannot be known."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or type(tokenizer).__module__.split(".")[0] != "transformers":
-        return None  # code of a model's repository may do anything
+        return None  # code from a model's repository may do anything
     try:
         pipeline = json.loads(backend.to_str())
-    except Exception:  # tokenizers raises no narrower one for a part written in Python
+    except Exception:  # what tokenizers raises for a part that is written in Python
         return None
     for state in ("truncation", "padding"):  # left over from its last call
         pipeline.pop(state, None)
     settings = {
         name: value
         for name, value in tokenizer.init_kwargs.items()
-        if name not in PLACES and not name.endswith("_file")  # what was in them is in the pipeline
+        if name not in LOCATION and not name.endswith("_file")  # the pipeline has what was in them
     }
-    # What may have been set since is told beside what it began with.
+    # Beside the settings that it was loaded with, those that may have been changed since.
     parts = [
         type(tokenizer).__qualname__, pipeline, settings, tokenizer.special_tokens_map,
         tokenizer.split_special_tokens, tokenizer.chat_template, tokenizer.truncation_side,
@@ -118,11 +120,11 @@ def _shown(tokenizer: PreTrainedTokenizerBase) -> str | None:
     ]  # fmt: skip
     try:
         return json.dumps(parts, sort_keys=True, default=_plain)
-    except TypeError:  # a setting that has no text of its own
+    except TypeError:  # a setting that cannot be written as text
         return None
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, AddedToken):
         return repr(value)
-    raise TypeError(f"{value!r} may be written otherwise next time")
+    raise TypeError(f"{value!r} has no text that is the same in every process")

@@ -1,1 +1,1 @@
-"""The folder of a run: what it holds, its lock, its result and its model card."""
+"""The folder of a run: who may write there, its lock, checkpoints, result and model card."""

@@ -1,23 +1,18 @@
-"""What a run folder holds: who may write there, what is removed, where to continue.
+"""Decides what a run may do with its output folder: write there, clear it, or continue in it.
 
-A folder holds a run if it has ``recipe.yaml`` or ``result.json``. It is complete with a
-``result.json``. One process at a time trains in it. Nothing that a run did not write is ever
-removed.
+A folder holds a run if it has ``recipe.yaml`` or ``result.json``; with ``result.json`` the run is
+complete. Nothing that a run did not write is ever removed.
 """
 
-import json
 import logging
 import os
 import re
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from lorada.runs.folder.checksums import broken_seal, is_sealed
+from lorada.runs.folder.checkpoints import CHECKPOINT, last_whole_checkpoint, processes_of
 from lorada.runs.folder.result import RESULT_FILE
 from lorada.runs.recipe import PATHS, RECIPE_FILE, Recipe, saved_recipe
 from lorada.support.files import scratch_folder, write_whole
@@ -25,32 +20,31 @@ from lorada.support.processes import count
 
 logger = logging.getLogger(__name__)
 
-ROWS_FILE = "rows.sha256"  # what the run was trained on, so that a resumed run has the same
+ROWS_FILE = "rows.sha256"  # of the training rows, so that a resumed run has the same
 RUN_FILES = (RECIPE_FILE, RESULT_FILE, ROWS_FILE, "loss.png", "adapter", "model", "runs")
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-# The Trainer writes trainer_state.json last, and removes older checkpoints only after it.
-CHECKPOINT_FILES = ("trainer_state.json", "scheduler.pt")
-# What FSDP writes: each state in one file, or a folder of shares whose list of contents comes last.
-OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
-SHARES = ("optimizer_0/.metadata", "pytorch_model_fsdp_0/.metadata")
 
 
 @dataclass(frozen=True)
 class Start:
-    """How a run begins: from nothing, over an earlier run, or from a checkpoint."""
+    """How a run starts.
+
+    Attributes:
+        clear: whether to remove an earlier run first.
+        checkpoint: where to continue; None to start from the beginning.
+    """
 
     clear: bool = False
     checkpoint: Path | None = None
 
 
 def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
-    """Decide whether a run may be written to its output folder; change nothing there.
+    """Decide whether and how a run may start in its output folder; change nothing there.
 
     Raises:
-        ValueError: if the folder holds a run and neither resume nor overwrite was asked for, if
-            it holds things of the same names that are not a run's, or if the run to resume is
-            complete or had another recipe.
+        ValueError: if the folder holds a run and neither resume nor overwrite was asked for, or
+            files with the names of a run's that are not a run; if the run to resume is complete,
+            had another recipe, or was saved by another number of processes.
     """
     run = Path(recipe.output)
     refuse_taken(run, recipe.from_adapter, resume=resume, overwrite=overwrite)
@@ -71,10 +65,10 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
 
 
 def refuse_taken(run: Path, start_from: str | None, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder to which a run may not be written, whatever else its recipe says.
+    """Refuse a folder that a run may not be written to, without a look at its recipe.
 
     Raises:
-        ValueError: as ``check_folder``, but for the recipe of the run to resume.
+        ValueError: as ``check_folder``, except for what is about the recipe and the checkpoints.
     """
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
@@ -98,10 +92,14 @@ def refuse_taken(run: Path, start_from: str | None, *, resume: bool, overwrite: 
 
 
 def refuse_target(folder: Path, target: Path) -> None:
-    """Refuse a place to which what is made of a run may not be written.
+    """Refuse a folder for what is made from a run, unless it is new or empty.
+
+    Args:
+        folder: of the run.
+        target: where something is to be written.
 
     Raises:
-        ValueError: if it is in the run, or not a new or empty folder.
+        ValueError: if the target is in the run, a file, or a folder that is not empty.
     """
     if folder.resolve() in (target.resolve(), *target.resolve().parents):
         raise ValueError(f"{target} lies in the run itself: choose a folder outside {folder}")
@@ -117,17 +115,22 @@ def holds_run(run: Path) -> bool:
 
 
 def run_files(run: Path) -> list[Path]:
-    """Everything in a folder that bears the name of something a run writes."""
+    """The files and folders of a run folder that have the names of what a run writes."""
     if not run.is_dir():
         return []
     return [p for p in sorted(run.iterdir()) if p.name in RUN_FILES or CHECKPOINT.fullmatch(p.name)]
 
 
 def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
-    """Remove an earlier run if that was asked for, and write down what this one is.
+    """Remove an earlier run if that was asked for, then write recipe and fingerprint of this one.
+
+    Args:
+        recipe: of the run.
+        start: how it starts.
+        fingerprint: sha256 of its training rows.
 
     Raises:
-        ValueError: if the rows are not those that the run to resume began with, or nobody can tell.
+        ValueError: if the run to resume began with other rows, or its fingerprint is damaged.
     """
     run = Path(recipe.output)
     if start.clear:
@@ -149,10 +152,10 @@ def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
 
 
 def clear(run: Path) -> None:
-    """Take an earlier run out of its folder, so that what is left at any moment is a run.
+    """Remove the files of a run in an order that leaves a run behind at any moment.
 
-    Without its result it is one that is not complete; its recipe goes last, so that no checkpoint
-    is ever found beside the recipe of another run.
+    First goes the result, so that the run is not complete any more; last the recipe, so that no
+    checkpoint is ever found beside the recipe of another run.
     """
     order = {RESULT_FILE: 0, ROWS_FILE: 2, RECIPE_FILE: 3}
     with scratch_folder(run) as scratch:
@@ -161,7 +164,7 @@ def clear(run: Path) -> None:
 
 
 def same_recipe(before: Recipe, now: Recipe) -> None:
-    """Refuse to go on with another recipe than a run began with.
+    """Refuse to resume a run with another recipe than it began with.
 
     Raises:
         ValueError: for the first setting that differs.
@@ -174,10 +177,10 @@ def same_recipe(before: Recipe, now: Recipe) -> None:
 
 
 def differences(before: Recipe, now: Recipe) -> Iterator[tuple[str, Any, Any]]:
-    """The settings in which two recipes differ that say what a run is, with both values."""
+    """The settings in which two recipes differ, with both values; not ``output`` and the like."""
     old = before.model_dump()
     for key, value in now.model_dump().items():
-        # Whether foreign code may run is asked anew each time; rows have a fingerprint of theirs.
+        # Permission to run foreign code is given anew each time; rows have their own fingerprint.
         if key not in ("output", "trust_remote_code", "data_dir") and not _same(
             key, old[key], value
         ):
@@ -185,62 +188,7 @@ def differences(before: Recipe, now: Recipe) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _same(key: str, old: Any, value: Any) -> bool:
-    """Whether two values of a setting are one: a path is, however it is written."""
+    """Whether two values of a setting mean the same, such as two ways to write one path."""
     if key in PATHS and isinstance(old, str) and isinstance(value, str):
         return os.path.realpath(old) == os.path.realpath(value)
     return bool(old == value)
-
-
-def checkpoints(run: Path) -> list[tuple[int, Path]]:
-    """The checkpoints of a run by their step, newest first."""
-    found = [(CHECKPOINT.fullmatch(path.name), path) for path in run.glob("checkpoint-*")]
-    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
-
-
-def last_whole_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint that is as it was written, to its end; those that are not are named."""
-    for _, path in checkpoints(run):
-        if damaged := broken_seal(path):
-            logger.warning("%s is damaged: going back to an earlier checkpoint", path / damaged)
-        elif not (is_sealed(path) or _is_whole(path)):
-            logger.warning("%s was not written to its end: going back to an earlier one", path)
-        else:
-            return path
-    return None
-
-
-def processes_of(checkpoint: Path) -> int:
-    """How many processes wrote a checkpoint: of several, each keeps its random numbers."""
-    return len(list(checkpoint.glob("rng_state_*.pth"))) or 1
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    if not all((checkpoint / name).is_file() for name in CHECKPOINT_FILES):
-        return False
-    weights, draws = list(checkpoint.glob("*.safetensors")), list(checkpoint.glob("rng_state*.pth"))
-    optimizers = [checkpoint / name for name in OPTIMIZERS if (checkpoint / name).is_file()]
-    shared = all((checkpoint / name).is_file() for name in SHARES)
-    if not draws or not (shared or (weights and optimizers)):
-        return False
-    states = [*draws, *optimizers, *checkpoint.glob("pytorch_model_fsdp.bin")]
-    if not all(map(_whole_archive, [*states, checkpoint / "scheduler.pt"])):
-        return False
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        if not all(isinstance(state.get(name), int) for name in ("global_step", "max_steps")):
-            return False
-        for path in weights:
-            with safe_open(path, "pt"):  # checks the header against the size of the file
-                pass
-    except (ValueError, AttributeError, SafetensorError):
-        return False
-    return True
-
-
-def _whole_archive(path: Path) -> bool:
-    """Whether what torch wrote reads to its end, by the checksums that it put in."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except Exception:  # of whatever kind: a damaged archive may say that it is encrypted
-        return False

@@ -1,4 +1,10 @@
-"""One training at a time in a run folder, by a lock that ends with its process."""
+"""Lets one process at a time train in a run folder.
+
+The lock ends with its process, even if that is killed. filelock would not do: its locks are those
+of ``flock``, which the workers of a data loader inherit, so that the run of a killed process would
+stay locked until they end too. Older versions also empty the lock file of whoever holds it, so
+that an error could not name the process.
+"""
 
 import fcntl
 import logging
@@ -23,8 +29,8 @@ def refuse_file(run: Path) -> None:
 
 
 @contextmanager
-def held(run: Path) -> Iterator[None]:
-    """Keep other trainings out of a run folder, made if it is not there, as long as this one lives.
+def locked(run: Path) -> Iterator[None]:
+    """Keep other trainings out of a run folder in the block; make the folder if it is not there.
 
     Raises:
         ValueError: if another process trains there, or if it is a file.
@@ -39,7 +45,7 @@ def held(run: Path) -> Iterator[None]:
         (run / LOCK_FILE).unlink(missing_ok=True)
         os.close(lock)
         if made:
-            with suppress(OSError):  # something was written
+            with suppress(OSError):  # something was written into it, so it stays
                 run.rmdir()
 
 
@@ -48,7 +54,6 @@ def _lock(run: Path) -> int:
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            # Of the two kinds of lock, the one that worker processes do not inherit.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             owner = os.read(lock, 20).decode() or "another process"
@@ -62,8 +67,8 @@ def _lock(run: Path) -> int:
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock), path.stat()):
                 break
-        os.close(lock)  # its owner has just ended and removed it
-    with suppress(OSError):  # the number is for people; a full disk may refuse it
+        os.close(lock)  # the process that held it has just ended and removed the file
+    with suppress(OSError):  # the number is only for the message above; a full disk may refuse it
         os.ftruncate(lock, 0)
         os.write(lock, str(os.getpid()).encode())
     return lock

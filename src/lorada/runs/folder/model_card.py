@@ -1,4 +1,4 @@
-"""Model cards of what a run leaves: how to load it, what it holds, how it was made."""
+"""Writes the model card (README.md) of an adapter and of an exported model: how to load it."""
 
 from pathlib import Path
 from typing import Any
@@ -6,31 +6,28 @@ from typing import Any
 from lorada.runs.recipe import Recipe
 from lorada.support.files import write_whole
 from lorada.support.version import __version__
-from lorada.tuners.base.config import STACK
+from lorada.tuners.base.config import LAUNCH
 
 CARD = """\
 ---
-library_name: peft
+library_name: {library}
 base_model: {model}
 tags:
 - lorada
 - {method}
 ---
 
-# {method} adapter for {model}
+# {title}
 
-Trained with [lorada](https://pypi.org/project/lorada/) {version}. PEFT knows its parts once
-`lorada` has been imported:
+{made}
 
 ```python
-import lorada  # registers the adapter types; without it PEFT ends in KeyError: '{peft_type}'
-from peft import {auto}
-
-model = {auto}.from_pretrained("path/to/this/folder")
+{code}
 ```
+{notes}"""
 
-A program that you cannot change (`lm_eval`, `trl`, `accelerate launch` …) loads it when it is
-started with `lorada run` before its name.
+ADAPTER_NOTES = """
+{launch}
 
 | part | settings |
 |---|---|
@@ -41,33 +38,13 @@ Task `{task}`, rows `{data}`, seed {seed}. Limits: a map cannot be merged into t
 this adapter.
 """
 
-EXPORTED = """\
----
-library_name: transformers
-base_model: {model}
-tags:
-- lorada
-- {method}
----
-
-# {model} after {method}
-
-Written by `lorada export` {version}: {merged}{left}.
-
-```python
-{imported}from transformers import {auto}, AutoTokenizer
-
-model = {auto}.from_pretrained("path/to/this/folder")
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-```
-"""
-
-# What the card of a folder says that holds an adapter too.
-LEFT = """
+# Of an exported model with an adapter beside its weights.
+BESIDE_NOTES = """
 The first line matters: `from_pretrained` places the adapter too, and without lorada it ends in
-`KeyError: '{peft_type}'`. A program that you cannot change (`transformers serve`, `lm_eval` …)
-loads the folder when it is started with `lorada run` before its name. Where peft is not installed,
-transformers reads the base alone and says nothing, and so may runtimes that know no peft.
+`KeyError: 'LORADA'`. Where peft is not installed, transformers reads the base alone and says
+nothing, and so may runtimes that know no peft.
+
+{launch}
 
 The folder may be moved. On the hub, transformers looks for the base where `adapter_config.json`
 says: before you push, write the id of this repository into `base_model_name_or_path`.
@@ -79,13 +56,13 @@ base = {auto}.from_pretrained("path/to/this/folder", adapter_kwargs={{"subfolder
 ```
 """
 
+# The settings of a part that a card shows.
 SHOWN = (
     "rank", "length", "heads", "inverse_scale", "align", "ablation", "r", "lora_alpha", "use_dora",
     "scale", "placement", "target_modules",
 )  # fmt: skip
 
-
-# The names of heads in transformers' and PEFT's auto classes, by PEFT's names of tasks.
+# The endings of transformers' and PEFT's auto classes, by PEFT's names of tasks.
 HEADS = {
     "CAUSAL_LM": "CausalLM",
     "SEQ_2_SEQ_LM": "Seq2SeqLM",
@@ -94,58 +71,79 @@ HEADS = {
 
 
 def write_card(folder: Path, recipe: Recipe, config: Any) -> None:
-    """Write README.md into an adapter folder."""
-    lines = []
-    for part in config.parts:
-        shown = {name: getattr(part, name, None) for name in SHOWN}
-        text = ", ".join(
-            f"{name}={sorted(value) if isinstance(value, set) else value}"
-            for name, value in shown.items()
-            if value is not None and value is not False
-        )
-        lines.append(f"| {getattr(part.peft_type, 'value', part.peft_type)} | {text} |")
-    card = CARD.format(
-        model=recipe.model,
-        method=recipe.method,
-        version=__version__,
-        auto=f"AutoPeftModelFor{HEADS[config.task_type]}",
-        peft_type=getattr(config.peft_type, "value", config.peft_type),
-        parts="\n".join(lines),
-        task=recipe.task,
-        data=Path(recipe.data or recipe.train_on or "own").name,
-        seed=recipe.training.get("seed", 42),
+    """Write the model card of an adapter.
+
+    Args:
+        folder: of the adapter.
+        recipe: it was trained with.
+        config: the PEFT config of the adapter.
+    """
+    peft_type = getattr(config.peft_type, "value", config.peft_type)
+    auto = f"AutoPeftModelFor{HEADS[config.task_type]}"
+    _write(
+        folder,
+        recipe,
+        library="peft",
+        title=f"{recipe.method} adapter for {recipe.model}",
+        made=f"Trained with [lorada](https://pypi.org/project/lorada/) {__version__}. PEFT knows "
+        "its parts once\n`lorada` has been imported:",
+        code=f"import lorada  # registers the adapter types; without it: KeyError: '{peft_type}'\n"
+        f"from peft import {auto}\n\n"
+        f'model = {auto}.from_pretrained("path/to/this/folder")',
+        notes=ADAPTER_NOTES.format(
+            launch=LAUNCH,
+            parts="\n".join(map(_table_line, config.parts)),
+            task=recipe.task,
+            data=Path(recipe.data or recipe.train_on or "own").name,
+            seed=recipe.training.get("seed", 42),
+        ),
     )
-    write_whole(folder / "README.md", card)
+
+
+def _table_line(part: Any) -> str:
+    shown = {name: getattr(part, name, None) for name in SHOWN}
+    text = ", ".join(
+        f"{name}={sorted(value) if isinstance(value, set) else value}"
+        for name, value in shown.items()
+        if value is not None and value is not False
+    )
+    return f"| {getattr(part.peft_type, 'value', part.peft_type)} | {text} |"
 
 
 def write_export_card(
     folder: Path, recipe: Recipe, merged: list[str], left: list[str], task_type: str
 ) -> None:
-    """Write README.md into the folder of an exported model.
+    """Write the model card of an exported model.
 
     Args:
-        folder: the exported model.
+        folder: of the exported model.
         recipe: of the run it comes from.
-        merged: kinds of parts that its weights hold.
-        left: kinds of parts that its adapter holds.
+        merged: kinds of parts that are merged into its weights.
+        left: kinds of parts that are in an adapter beside its weights.
         task_type: what PEFT calls the model's task, ``CAUSAL_LM`` for one.
     """
     if merged:
-        text = f"the base with {' and '.join(merged)} merged into its weights"
+        what = f"the base with {' and '.join(merged)} merged into its weights"
     elif left:
-        text = "the base as it was, since nothing of the method can be merged"
+        what = "the base as it was, since nothing of the method can be merged"
     else:
-        text = "the model as it was trained"
-    auto, name = f"AutoModelFor{HEADS[task_type]}", STACK
-    card = EXPORTED.format(
-        model=recipe.model,
-        method=recipe.method,
-        version=__version__,
-        merged=text,
-        left=f", and an adapter of {' and '.join(left)} beside it" if left else "",
-        imported=f"import lorada  # else: KeyError: '{name}'\n" if left else "",
-        auto=auto,
+        what = "the model as it was trained"
+    beside = f", and an adapter of {' and '.join(left)} beside it" if left else ""
+    auto = f"AutoModelFor{HEADS[task_type]}"
+    _write(
+        folder,
+        recipe,
+        library="transformers",
+        title=f"{recipe.model} after {recipe.method}",
+        made=f"Written by `lorada export` {__version__}: {what}{beside}.",
+        code=("import lorada  # else: KeyError: 'LORADA'\n" if left else "")
+        + f"from transformers import {auto}, AutoTokenizer\n\n"
+        f'model = {auto}.from_pretrained("path/to/this/folder")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+        notes=BESIDE_NOTES.format(launch=LAUNCH, auto=auto) if left else "",
     )
-    if left:
-        card += LEFT.format(peft_type=name, auto=auto)
+
+
+def _write(folder: Path, recipe: Recipe, **texts: str) -> None:
+    card = CARD.format(model=recipe.model, method=recipe.method, **texts)
     write_whole(folder / "README.md", card)

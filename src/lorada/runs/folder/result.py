@@ -1,4 +1,4 @@
-"""``result.json``: what a run was, on what it ran, and what came out. Reports read only this."""
+"""Reads and writes ``result.json``: what a run was, what it ran on, and its scores."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ PACKAGES = ("lorada", "torch", "transformers", "peft", "accelerate", "datasets")
 
 
 class _Part(BaseModel):
-    """Of a stored result, what is read of it; what else it holds is for people."""
+    """Fields of a stored result that the package reads; the other fields are for people."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -60,7 +60,7 @@ class _Versions(_Part):
 
 
 class _TableResult(_Scored):
-    """What the page of a table reads."""
+    """The fields that the page of a table reads."""
 
     seed: int
     model: str
@@ -73,7 +73,7 @@ class _TableResult(_Scored):
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result."""
+    """Versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -106,14 +106,14 @@ def _cpu_name() -> str:
 
 
 def peak_memory() -> int:
-    """Peak memory of this process so far, in bytes; of the accelerator where there is one."""
+    """Peak memory of this process so far, in bytes: the accelerator's, if there is one."""
     import torch
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.is_file() else []:
-        # What getrusage says under Linux may be that of the process which started this one.
+        # Under Linux, getrusage may give the peak of the process that started this one.
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -137,7 +137,7 @@ def result_in(path: Path, *, of_table: bool = False) -> dict[str, Any]:
 
     Args:
         path: the file.
-        of_table: whether it must have all that the page of a table reads.
+        of_table: whether it must have all fields that the page of a table reads.
 
     Raises:
         ValueError: if it is not JSON, or lacks something or has it of another type.
@@ -165,14 +165,14 @@ def write_result(run: Path, result: dict[str, Any]) -> None:
 def keep_scores(
     run: Path, found: dict[str, dict[str, Any]], unparsable: dict[str, float] | None = None
 ) -> None:
-    """Put scores into the result of a run.
+    """Add scores to the result of a run.
 
-    They took long and are asked for, so where they cannot be kept that is said and no error.
+    Scores may have taken long, so if they cannot be written, a warning says so and nothing fails.
 
     Args:
         run: the run.
         found: name → metrics.
-        unparsable: name → percent of its answers that name no option.
+        unparsable: name → percent of answers that name no option.
     """
     result = read_result(run)
     result["metrics"].update(found)

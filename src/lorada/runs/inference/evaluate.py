@@ -23,8 +23,8 @@ from lorada.runs.training.choice_trainer import (
     sequence_scores,
 )
 from lorada.support.progress import watched
+from lorada.tasks.metrics import Metrics
 from lorada.tasks.rows import Form
-from lorada.tasks.task import Metrics
 from lorada.tasks.tokenize import IGNORED, prompt_of
 
 Answers = tuple[list[Any], Metrics]  # what the model gave for each row, and losses

@@ -11,8 +11,8 @@ from lorada.runs.data.rows import Rows
 from lorada.runs.inference.load import Run
 from lorada.support.progress import watched
 from lorada.tasks.long_sequence import Losses, window_starts
-from lorada.tasks.task import Metrics
-from lorada.tasks.tokenize import document
+from lorada.tasks.metrics import Metrics
+from lorada.tasks.tokenize import document_ids
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def slide(run: Run, rows: Rows) -> tuple[list[Losses], Metrics]:
         ValueError: if no context length fits the model, or the texts are too short for one.
     """
     lengths = _lengths(run, rows)
-    stream = torch.tensor([i for row in rows.rows for i in document(row, run.tokenizer)])
+    stream = torch.tensor([i for row in rows.rows for i in document_ids(row, run.tokenizer)])
     answers: list[Losses] = []
     for length in lengths:
         starts = window_starts(len(stream), length, rows.protocol.stride, run.recipe.eval_windows)

@@ -1,4 +1,4 @@
-"""``lorada params``: what a method trains on a model, counted without weights."""
+"""Counts what a method trains on a model, without weights (``lorada params``)."""
 
 from typing import Any
 
@@ -14,10 +14,15 @@ from lorada.runs.recipe import Recipe, load_recipe
 
 
 def count_parameters(method: str, model: str, overrides: list[str]) -> dict[str, Any]:
-    """Count by name and ``key=value`` settings, as ``parameters_of`` does.
+    """Count the parameters of a method on a model by their names, as ``parameters_of`` does.
+
+    Args:
+        method: a key of ``METHODS``, or one with ``+lmam``.
+        model: a hub id, a folder, or a key of ``MODELS``.
+        overrides: settings of the method, each as ``key=value``.
 
     Raises:
-        ValueError: for a setting that is about training and changes no count.
+        ValueError: for an unknown name, or a setting of training, which changes no count.
     """
     recipe = load_recipe(None, overrides, {"method": method, "model": model, "output": "-"})
     if recipe.training:
@@ -26,13 +31,12 @@ def count_parameters(method: str, model: str, overrides: list[str]) -> dict[str,
 
 
 def parameters_of(recipe: Recipe) -> dict[str, Any]:
-    """Build a recipe's model on the meta device, place its method, and count.
-
-    Only the config of the model is read.
+    """Count the parameters of a recipe: its model is built on the meta device, without weights.
 
     Returns:
-        ``trainable`` (what is trained and saved, without a task head), ``total`` (N), ``percent``
-        (100 p/N), ``percent_of_all`` (100 p/(N+p)) and ``settings_from`` (words).
+        ``trainable`` (p, what is trained and saved, without a task head), ``total`` (N, those of
+        the base), ``percent`` (100 p/N), ``percent_of_all`` (100 p/(N+p)) and ``settings_from``
+        (where the settings of the method come from, in words).
     """
     config = load_config(recipe.model)
     plan = build_method(recipe.method, config, **recipe.parts)
@@ -48,7 +52,7 @@ def parameters_of(recipe: Recipe) -> dict[str, Any]:
         plan.config.task_type = None
         for part in plan.config.parts:
             if isinstance(part, ShiraConfig):
-                part.mask_fn = None  # which entries it would take is for the weights to say
+                part.mask_fn = None  # it would choose entries by their weights
         placed = get_peft_model(base, plan.config)
         fold_prefixes(placed)
         return {**parameter_counts(placed, total), "settings_from": plan.settings_from}

@@ -24,10 +24,10 @@ from transformers import (
 
 from lorada.methods.matrix_names import family_of
 from lorada.methods.task_head import head_modules, may_be_drawn
-from lorada.runs.models.architectures import ARCHITECTURES, named_config
-from lorada.runs.models.packaged import PACKAGED, check_name, located
+from lorada.runs.models.names import check_name, named_config, package_folder
 from lorada.support.errors import out_of_memory, saving
 from lorada.support.files import one_at_a_time, scratch_folder
+from lorada.support.models import MODELS, PACKAGED
 from lorada.tasks.task import Kind
 
 logger = logging.getLogger(__name__)
@@ -51,14 +51,14 @@ def model_folder(name: str) -> str:
 
 
 def _packaged_folder(name: str) -> Path:
-    packaged, folder = PACKAGED[name], located(name)
-    if packaged.gguf is None:
+    package, folder = PACKAGED[name], package_folder(name)
+    if package.gguf is None:
         return folder
     cached = cache_folder() / name
     if not (cached / "model.safetensors").is_file():
         with one_at_a_time(cached):
             if not (cached / "model.safetensors").is_file():
-                _convert_gguf(folder, packaged.gguf, cached)
+                _convert_gguf(folder, package.gguf, cached)
     return cached
 
 
@@ -265,7 +265,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
         ImportError: if a packaged model's package is missing.
         OSError: for a model that cannot be fetched.
     """
-    if name in ARCHITECTURES and not Path(name).is_dir():
+    if name in MODELS and name not in PACKAGED and not Path(name).is_dir():
         return named_config(name)
     with _reading("the config", name):
         config = AutoConfig.from_pretrained(model_folder(name), trust_remote_code=trust_remote_code)

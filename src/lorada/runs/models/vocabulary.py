@@ -1,4 +1,4 @@
-"""A tokenizer that knows more tokens than its model has embeddings for."""
+"""Guards a model against tokens of its tokenizer that it has no embedding for."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def refuse_unknown_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make a model refuse tokens that it has no embedding for, by name, as soon as it meets one.
+    """Make a model raise an error when it meets a token that it has no embedding for.
 
-    Tokenizers with a token too many are common, and most never use it (Gemma 3's has one for
-    images), so it is not refused before.
+    The tokenizer alone is no error: many have a token too many that is never used, such as Gemma
+    3's token for images.
 
     Raises:
-        ValueError: by the model, naming the token.
+        ValueError: in the model's forward, naming the token.
     """
     embeddings = model.get_input_embeddings()
     known = embeddings.weight.shape[0]

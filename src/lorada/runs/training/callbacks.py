@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lorada.runs.folder.checksums import SEAL_FILE, seal
-from lorada.runs.folder.folder import checkpoints
+from lorada.runs.folder.checkpoints import CHECKSUM_FILE, checkpoints, write_checksums
 from lorada.support.processes import anywhere, together
 
 
@@ -200,9 +199,9 @@ class SealCheckpoints(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Break the seal of a damaged checkpoint that is about to be written anew."""
+        """Remove the checksums of a damaged checkpoint that is about to be written anew."""
         if control.should_save and state.is_world_process_zero:
-            (_checkpoint(args, state) / SEAL_FILE).unlink(missing_ok=True)
+            (_checkpoint(args, state) / CHECKSUM_FILE).unlink(missing_ok=True)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -215,7 +214,7 @@ class SealCheckpoints(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Seal what has just been saved."""
         if state.is_world_process_zero and _checkpoint(args, state).is_dir():
-            seal(_checkpoint(args, state))
+            write_checksums(_checkpoint(args, state))
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

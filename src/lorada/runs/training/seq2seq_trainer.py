@@ -15,8 +15,9 @@ from transformers import (
 
 from lorada.runs.data.rows import Rows
 from lorada.runs.training.mean_loss import MeanTrainer
+from lorada.tasks.metrics import Metrics
 from lorada.tasks.rows import HEADED, answer_of
-from lorada.tasks.task import Kind, Metrics
+from lorada.tasks.task import Kind
 
 
 def writes_texts(rows: Rows, kind: Kind) -> bool:

@@ -35,7 +35,7 @@ from lorada.runs.data.dataset import collator, context_of, encode_rows, fit_cont
 from lorada.runs.data.packing import PackedCollator, pack, refuse_mixing, refuse_packing
 from lorada.runs.data.rows import Rows, head_size, training_rows
 from lorada.runs.folder.folder import Start, begin, check_folder
-from lorada.runs.folder.lock import held
+from lorada.runs.folder.lock import locked
 from lorada.runs.folder.model_card import write_card
 from lorada.runs.folder.result import RESULT_FILE, hardware, peak_memory, versions, write_result
 from lorada.runs.models.adapters import (
@@ -132,7 +132,7 @@ def train(
     with saving(run, "Free space, then run the command again"), ExitStack() as kept:
 
         def enter() -> Start:
-            kept.enter_context(held(run))
+            kept.enter_context(locked(run))
             return check_folder(recipe, resume=resume, overwrite=overwrite)
 
         start = from_first(enter)

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from lorada.runs.data.dataset import lengths_of
-from lorada.runs.data.length_sampler import LikeLengths
+from lorada.runs.data.length_sampler import LengthGroupedSampler
 from lorada.runs.data.rows import Rows, protocol_settings
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.callbacks import MeasureHeldOut
@@ -232,7 +232,7 @@ def make_trainer(
     if args.train_sampling_strategy == "group_by_length":
         size = args.train_batch_size * args.gradient_accumulation_steps
         seed = args.seed if args.data_seed is None else args.data_seed
-        sampler = LikeLengths(lengths_of(datasets[0]), size, seed)
+        sampler = LengthGroupedSampler(lengths_of(datasets[0]), size, seed)
         trainer._get_train_sampler = lambda dataset=None: sampler
         # Held-out rows stay in their own order, in which answers are compared with them.
         alone = args.world_size <= 1

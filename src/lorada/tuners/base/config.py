@@ -28,6 +28,10 @@ USAGE = (
     "pip install lorada, then `import lorada` before loading with peft; "
     "or start any program that loads it, such as lm_eval, with `lorada run`"
 )
+# Stands in every model card that lorada writes.
+LAUNCH = """\
+A program that you cannot change (`lm_eval`, `trl`, `transformers serve` …) loads this folder when
+it is started with `lorada run` before its name."""
 CARD_HEAD = "---\nlibrary_name: peft\n---\n"
 # What follows PEFT's own model card.
 LOADING = """
@@ -44,8 +48,7 @@ from peft import PeftModel
 model = PeftModel.from_pretrained(base_model, "path/to/this/folder")
 ```
 
-A program that you cannot change (`lm_eval`, `trl`, `accelerate launch` …) loads it when it is
-started with `lorada run` before its name.
+{launch}
 """
 
 
@@ -154,7 +157,7 @@ class LoradaPeftConfig(PeftConfig):
         card = Path(save_directory) / "README.md"
         text = card.read_text(encoding="utf-8") if card.is_file() else CARD_HEAD
         if "import lorada" not in text:
-            loading = LOADING.format(peft_type=self.peft_type)
+            loading = LOADING.format(peft_type=self.peft_type, launch=LAUNCH)
             card.write_text(text.rstrip() + loading, encoding="utf-8")
 
 

@@ -7,7 +7,7 @@ import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from lorada.tasks.texts import bleu, normalised_romanian, rouge
+from lorada.tasks.metrics import bleu, normalised_romanian, rouge
 
 
 def rows(*texts):

