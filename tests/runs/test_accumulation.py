@@ -25,7 +25,8 @@ from lorada.runs.data.dataset import collator
 from lorada.runs.data.packing import PackedCollator, pack
 from lorada.runs.data.rows import Rows
 from lorada.runs.recipe import load_recipe
-from lorada.runs.training.trainer import make_trainer, trainer_class, training_arguments
+from lorada.runs.training.arguments import training_arguments
+from lorada.runs.training.setup import make_trainer, trainer_class
 from lorada.tasks import TASKS
 from lorada.tasks.tokenize import IGNORED
 

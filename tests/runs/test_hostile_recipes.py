@@ -13,8 +13,8 @@ from lorada.runs.folder.folder import same_recipe
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe, saved_recipe
+from lorada.runs.training.arguments import training_arguments
 from lorada.runs.training.train import train
-from lorada.runs.training.trainer import training_arguments
 
 TOKEN = "hf_thisIsNobodysBusiness"
 BASE = {"model": "smollm2-135m", "output": "out"}

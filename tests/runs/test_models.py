@@ -87,7 +87,7 @@ def test_a_conversion_that_fails_leaves_nothing_loadable(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "AutoModelForCausalLM", reads)
     tokenizer = SimpleNamespace(save_pretrained=full_disk)
     monkeypatch.setattr(
-        models, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda *a, **k: tokenizer)
+        loading, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda *a, **k: tokenizer)
     )
     line = (
         r"could not save .*smollm2-135m: No space left on device\. Free space, or set LORADA_CACHE"

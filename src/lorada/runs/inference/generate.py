@@ -8,7 +8,8 @@ import torch
 from lorada.runs.data.dataset import context_of
 from lorada.runs.data.rows import protocol_settings
 from lorada.runs.inference.load import Run
-from lorada.runs.training.seq2seq_trainer import beginning, refuse_long
+from lorada.runs.models.languages import language_settings
+from lorada.runs.training.seq2seq_trainer import refuse_long
 from lorada.support.errors import out_of_memory
 from lorada.support.progress import watched
 from lorada.tasks.rows import HEADED, Row
@@ -57,7 +58,7 @@ def generate(
         raise ValueError(f"{run.folder} is {what}: it has no text")
     _check_prompts(run, prompts, templated=templated)
     settings = protocol_settings(run.recipe, protocol or run.protocol)
-    settings |= beginning(run.tokenizer)
+    settings |= language_settings(run.tokenizer)
     if max_new_tokens is not None:
         settings["max_new_tokens"] = max_new_tokens
     room = _room_for_prompts(run, settings["max_new_tokens"])

@@ -3,8 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,18 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from lorada.methods.build import Plan, build_method
+from lorada.methods.build import Plan
 from lorada.methods.method import PARTS, load
 from lorada.methods.task_head import PEFT_NAMES, head_modules, in_head, select_trainable
-from lorada.runs.models.loading import kind_of, load_classifier, load_config, load_model, stretched
+from lorada.runs.models.loading import load_classifier, load_model, reading, stretched
 from lorada.runs.models.origin import refuse_other_base
+from lorada.runs.models.vocabulary import refuse_unknown_tokens
+from lorada.runs.prepare import Prepared
 from lorada.runs.recipe import Recipe
-from lorada.support.errors import out_of_memory
 from lorada.tuners import LoradaConfig, PrefixConfig
 from lorada.tuners.base.config import known_types
 from lorada.tuners.base.newer import newer_version
@@ -39,12 +38,7 @@ logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
-
-def plan_for(recipe: Recipe) -> Plan:
-    """The recipe's method, made ready for the recipe's model."""
-    config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    return build_method(recipe.method, config, **recipe.parts)
+UNFIT = "it is damaged, or was saved for another architecture"
 
 
 @dataclass(frozen=True)
@@ -53,40 +47,50 @@ class Base:
 
     Attributes:
         model: the model.
+        total: N, the number of its parameters without its task head.
         drawn: names of its parameters that its checkpoint lacks, which were drawn at random.
         head: names of the modules that are its task head.
     """
 
     model: PreTrainedModel
+    total: int
     drawn: frozenset[str] = frozenset()
     head: tuple[str, ...] = ()
 
 
-def load_base(recipe: Recipe, labels: int | None = None) -> Base:
-    """The recipe's model without any adapter.
+def load_base(prepared: Prepared, outputs: int | None = None) -> Base:
+    """The weights of a recipe's base model.
 
     Args:
-        recipe: names the model.
-        labels: how many classes a head is for, 1 for a score; None for a model that writes.
+        prepared: the recipe with the model's config and tokenizer.
+        outputs: outputs of a task head: the number of classes, 1 for a score; None for a model
+            that generates text.
 
     Raises:
-        ValueError: if the rows ask for a text of a model that cannot generate.
+        ValueError: if text is asked of a model that cannot generate it.
     """
-    config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    if labels is None and kind_of(config) == "encoder":
+    recipe, config = prepared.recipe, prepared.config
+    if outputs is None and prepared.kind == "encoder":
         raise ValueError(
             f"{recipe.model} is a {config.model_type} model, which cannot continue a prompt: "
             "use rows with text and label, or a model that generates"
         )
     options: dict[str, Any] = {
+        "config": config,
         "dtype": recipe.dtype,
         "trust_remote_code": recipe.trust_remote_code,
         **({} if recipe.rope_factor is None else stretched(config, recipe.rope_factor)),
     }
-    if labels is None:
-        return Base(load_model(recipe.model, **options))
-    model, drawn = load_classifier(recipe.model, labels, **options)
-    return Base(model, drawn, head_modules(model, drawn))
+    if outputs is None:
+        model, drawn = load_model(recipe.model, **options), frozenset[str]()
+        head: tuple[str, ...] = ()
+    else:
+        model, drawn = load_classifier(recipe.model, outputs, **options)
+        head = head_modules(model, drawn)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = prepared.tokenizer.pad_token_id
+    refuse_unknown_tokens(model, prepared.tokenizer)
+    return Base(model, base_parameters(model, head), drawn, head)
 
 
 def adapt(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel:
@@ -150,7 +154,7 @@ def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> 
     whole = {*(config.modules_to_save or []), *(old.modules_to_save or [])}
     old.modules_to_save = sorted(whole) or None
     old.base_model_name_or_path, old.base_model_type = None, config.base_model_type
-    with _fitting(folder):
+    with reading("the adapter", str(folder), UNFIT):
         model = get_peft_model(base, old)
         _refuse_missing(model, weights, folder, kinds)
         set_peft_model_state_dict(model, weights)
@@ -171,27 +175,6 @@ def _refuse_missing(
             f"{folder} has no {min(missing)}: it is incomplete, or was saved for another "
             "architecture"
         )
-
-
-@contextmanager
-def _fitting(folder: Path) -> Iterator[None]:
-    """Turn whatever a library makes of an adapter that is damaged or of another model into a line.
-
-    Raises:
-        ValueError: with that line.
-    """
-    try:
-        yield
-    except (ImportError, MemoryError, OSError, ValueError):
-        raise
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        text = " ".join(str(error).split())
-        raise ValueError(
-            f"{folder} cannot be loaded ({type(error).__name__}: {text[:200]}): it is damaged, or "
-            "was saved for another architecture"
-        ) from error
 
 
 def adapter_config(folder: Path) -> PeftConfig:
@@ -217,7 +200,7 @@ def adapter_config(folder: Path) -> PeftConfig:
             f"{path} has peft_type={kind!r}, which neither peft nor lorada knows"
             + (f" ({newer})" if newer else "")
         )
-    with _fitting(folder):
+    with reading("the adapter", str(folder), UNFIT):
         return PeftConfig.from_pretrained(str(folder))
 
 
@@ -232,10 +215,8 @@ def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
         pickles = ", ".join(p.name for p in folder.glob("*.bin"))
         found = f"; {pickles} is a pickle, which lorada does not load" if pickles else ""
         raise ValueError(f"{folder} has no {ADAPTER_WEIGHTS}{found}")
-    try:
+    with reading("the tensors", str(folder)):
         weights: dict[str, torch.Tensor] = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or not safetensors: {error}") from error
     if not weights:
         raise ValueError(f"{path} holds no tensors")
     return weights
@@ -261,7 +242,7 @@ def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = (
             f"{folder} has no {min(lost)}, nor has its model's checkpoint, so each load would draw "
             "another at random: train again"
         )
-    with _fitting(folder):
+    with reading("the adapter", str(folder), UNFIT):
         model = PeftModel.from_pretrained(base, str(folder))
         _refuse_missing(model, weights, folder)
     return model.eval()

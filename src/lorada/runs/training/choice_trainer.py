@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers.trainer_utils import EvalLoopOutput
 
 from lorada.attention.interface import SHIFTED
-from lorada.runs.training.mean_loss import MeanTrainer
+from lorada.runs.training.trainer import RunTrainer
 from lorada.tasks.tokenize import IGNORED
 from lorada.tuners.lmam import map_configs
 
@@ -161,7 +161,7 @@ def shares_prompts(model: nn.Module) -> bool:
     )
 
 
-class ChoiceTrainer(MeanTrainer):
+class ChoiceTrainer(RunTrainer):
     """A Trainer for batches of candidates, which also measures how often it chooses right."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
