@@ -1,4 +1,4 @@
-"""Text with which a finished run continues prompts."""
+"""Generates text with a finished run: the continuations of prompts."""
 
 import logging
 from typing import Any
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def continue_prompts(run: Run, prompts: list[str], max_new_tokens: int | None = None) -> list[str]:
-    """Answers to a user's prompts, in the form that the run was trained on."""
+    """Continue a user's prompts; as turns of a chat, if the run was trained on chats."""
     if run.form != "messages":
         return generate(run, prompts, max_new_tokens=max_new_tokens)
     turns: list[Row] = [
@@ -39,15 +39,18 @@ def generate(
     max_new_tokens: int | None = None,
     protocol: Protocol | None = None,
 ) -> list[str]:
-    """Continuations of prompts, without the prompts, as the run's protocol generates them.
+    """Generate the continuations of prompts, with the settings of a protocol.
 
     Args:
         run: the run.
         prompts: texts to continue; ones too long for the model lose their beginning (an
             encoder–decoder's, their end), which is reported.
-        templated: whether a chat template has already put the special tokens in.
+        templated: whether the prompts already have special tokens, from a chat template.
         max_new_tokens: tokens to generate; None for the recipe's number.
-        protocol: whose settings to use; None for those of the first of the run's tasks.
+        protocol: has the settings to generate with; None for that of the run's first task.
+
+    Returns:
+        The continuations, without the prompts.
 
     Raises:
         ValueError: for a model that cannot generate, a prompt that is empty or no text, or more
@@ -86,14 +89,14 @@ def generate(
 
 
 def _check_prompts(run: Run, prompts: list[str], *, templated: bool) -> None:
-    # An encoder reads the special tokens around nothing; XSum has articles without a word.
+    # An encoder–decoder can read an empty text if its tokenizer adds special tokens; XSum has some.
     marked = run.kind == "encoder_decoder" and run.tokenizer("")["input_ids"]
     if not all(prompts) and not marked:
         raise ValueError("a prompt is empty: there is nothing to continue")
     for prompt in prompts:
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):
             raise ValueError(f"the prompt {prompt!a} is not UTF-8 text: write it anew")
-    # A tokenizer may leave out what it does not know, or what it holds for space.
+    # A tokenizer may drop unknown characters or white space, which can leave no token.
     special = {"add_special_tokens": not templated, "verbose": False}
     found = run.tokenizer(prompts, **special)["input_ids"] if prompts else []
     for prompt, ids in zip(prompts, found, strict=True):
@@ -142,14 +145,14 @@ def _continue(run: Run, batch: Any, settings: dict[str, Any]) -> list[str]:
             ids = run.model.generate(
                 **batch, do_sample=False, pad_token_id=run.tokenizer.pad_token_id, **settings
             )
-    except (TypeError, AttributeError, RuntimeError) as error:  # nothing looks at those before
+    except (TypeError, AttributeError, RuntimeError) as error:  # unchecked settings fail here
         if out_of_memory(error):
             raise
         raise ValueError(
             f"{run.folder} cannot generate ({error}): a setting in its model's "
             "generation_config.json may be damaged"
         ) from error
-    # An encoder–decoder's output begins with its own start token, not with the prompt.
+    # A decoder repeats the prompt in its output; an encoder–decoder does not.
     new = ids if run.kind == "encoder_decoder" else ids[:, batch["input_ids"].shape[1] :]
     texts: list[str] = run.tokenizer.batch_decode(new, skip_special_tokens=True)
     return texts

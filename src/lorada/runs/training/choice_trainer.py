@@ -1,4 +1,4 @@
-"""Choosing between texts by their likelihood: the loss that trains it, and the scores.
+"""Choosing between candidate texts by their likelihood: the scores, and the loss that trains it.
 
     s_c = mean over the tokens of candidate c of log p(token | prompt, the tokens before it)
     loss = cross-entropy of softmax(s) against the right candidate
@@ -57,14 +57,17 @@ def likeliest(scores: Tensor, groups: Tensor) -> list[int]:
 
 
 def sequence_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """s_c of candidates that stand whole behind their prompts, padded on the left.
+    """s_c of each candidate, from sequences of a prompt and a candidate.
 
     Args:
         model: the language model.
-        batch: ``input_ids``, ``attention_mask`` and ``labels``, (C, T).
+        batch: ``input_ids``, ``attention_mask`` and ``labels``, (C, T), padded on the left.
+
+    Returns:
+        (C,) in fp32.
     """
     labels = batch["labels"]
-    # Only the end of each sequence is scored, and logits are what fills the memory.
+    # Logits take the most memory, and only those at the end of each sequence are needed.
     counted = int((labels != IGNORED).sum(-1).max()) + 1
     takes = inspect.signature(_inner(model).forward).parameters
     extra: dict[str, Any] = {}
@@ -77,7 +80,7 @@ def sequence_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def _inner(model: Any) -> nn.Module:
-    """The transformers model inside of a PEFT model or a wrapper of several processes."""
+    """The transformers model inside a PEFT model or a wrapper for several processes."""
     while hasattr(model, "module"):
         model = model.module
     inner: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -85,13 +88,16 @@ def _inner(model: Any) -> nn.Module:
 
 
 def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """The same as ``sequence_scores``, with every prompt read once and its cache shared.
+    """The same as ``sequence_scores``, but each prompt is read once and its cache is shared.
 
-    Not for a model in which a token changes what was read before it: see ``shares_prompts``.
+    Not for a model in which a later token changes an earlier one's output: see ``needs_whole``.
 
     Args:
         model: the language model.
-        batch: as there, and ``groups`` (B,), how many candidates each row has.
+        batch: as in ``sequence_scores``, and ``groups`` (B,), how many candidates each row has.
+
+    Returns:
+        (C,) in fp32.
     """
     prompts, candidates = _apart(batch)
     mask, real = prompts[1], candidates[1]
@@ -99,7 +105,7 @@ def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     takes = inspect.signature(_inner(model).forward).parameters
     last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
     placed = "position_ids" in takes
-    held = "cache" if "cache" in takes else "past_key_values"  # as transformers called it
+    held = "cache" if "cache" in takes else "past_key_values"  # the name depends on the model
 
     where = (mask.cumsum(-1) - 1).clamp(min=0)
     first = {"position_ids": where} if placed else {}
@@ -120,7 +126,7 @@ def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         )
         logits = torch.cat([logits, rest.logits[:, :-1]], 1)
     labels = candidates[0].masked_fill(real == 0, IGNORED)
-    # ``mean_log_likelihoods`` takes the logits one place before the token they predict.
+    # ``mean_log_likelihoods`` expects logits one position before the token that they predict.
     shifted = torch.cat([torch.full_like(labels[:, :1], IGNORED), labels], -1)
     return mean_log_likelihoods(F.pad(logits, (0, 0, 0, 1)), shifted)
 
@@ -135,7 +141,7 @@ def _apart(batch: dict[str, Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tenso
     candidates = ids.gather(1, places).masked_fill(~real, 0), real.long()
 
     groups = batch["groups"].to(ids.device)
-    one = groups.cumsum(0) - groups  # a row's first candidate stands behind its prompt
+    one = groups.cumsum(0) - groups  # the first candidate of each row, whose prompt is taken
     prompted = batch["attention_mask"][one].bool() & ~scored[one]
     counts = prompted.sum(-1)
     slots = torch.arange(int(counts.max()), device=ids.device).flip(0)
@@ -145,15 +151,15 @@ def _apart(batch: dict[str, Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tenso
 
 
 def needs_whole(model: nn.Module) -> bool:
-    """Whether a map changes rows once more tokens follow, or counts pads: no cache is shared."""
+    """Whether a model must read whole sequences, because a map counts later tokens or pads."""
     return any(part.align == "end" or part.positions == "raw" for part in map_configs(model))
 
 
 def shares_prompts(model: nn.Module) -> bool:
-    """Whether a model may train by ``cached_scores``, which reads fewer tokens.
+    """Whether a model may be trained with ``cached_scores``, which reads fewer tokens.
 
-    Gradient checkpointing keeps no cache, LongLoRA's groups are of whole sequences, and a model
-    that is shared by several processes expects one forward for each backward.
+    Not with gradient checkpointing, which keeps no cache; not with LongLoRA, whose groups are of
+    whole sequences; not in several processes, where a model expects one forward per backward.
     """
     whole = hasattr(model, "module") or isinstance(model, FSDPModule) or needs_whole(model)
     return not whole and not any(
@@ -162,11 +168,11 @@ def shares_prompts(model: nn.Module) -> bool:
 
 
 class ChoiceTrainer(RunTrainer):
-    """A Trainer for batches of candidates, which also measures how often it chooses right."""
+    """A Trainer for batches of candidates; it also measures the accuracy on held-out rows."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._right: list[Tensor] = []  # of held-out rows, batch by batch
+        self._right: list[Tensor] = []  # by held-out batch: whether each row's choice is right
 
     def batch_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         """Cross-entropy of the candidates' scores."""
@@ -180,7 +186,7 @@ class ChoiceTrainer(RunTrainer):
     def evaluation_loop(
         self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
-        """The held-out loss and the ``accuracy`` of the likeliest candidates, in percent."""
+        """The held-out loss, and the ``accuracy`` of the likeliest candidates in percent."""
         self._right = []
         output: EvalLoopOutput = super().evaluation_loop(
             *args, metric_key_prefix=metric_key_prefix, **kwargs
