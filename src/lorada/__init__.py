@@ -61,7 +61,7 @@ _LAZY = {
     **dict.fromkeys(_CONFIGS, "lorada.tuners"),
     "explain": "lorada.attention.explain",
     "EffectSize": "lorada.runs.training.effect_size",
-    "METHODS": "lorada.methods",
+    "METHODS": "lorada.methods.table",
     "build_method": "lorada.methods.build",
     "TASKS": "lorada.tasks",
 }

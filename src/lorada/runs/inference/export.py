@@ -81,7 +81,7 @@ def kinds(model: PeftModel | PreTrainedModel) -> list[str]:
 
 
 def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path) -> None:
-    """Write the model, its tokenizer, and the adapter of the parts that are left, if there are any."""
+    """Write the model, its tokenizer, and the adapter of the parts that could not be merged."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if run.labels:
         base.config.id2label = dict(enumerate(run.labels))
