@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 from folders import bert_folder, llama_folder, rows_file
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from lorada.runs import prepare
 from lorada.runs.inference.evaluate import evaluate
@@ -31,6 +31,7 @@ def reads(monkeypatch):
         monkeypatch.setattr(owner, name, counted)
 
     count(AutoConfig, "from_pretrained", lambda path, *_: f"config {path}")
+    count(PreTrainedConfig, "get_config_dict", lambda path, *_: f"config file {path}")
     count(AutoTokenizer, "from_pretrained", lambda path, *_: f"tokenizer {path}")
     for step in ("build_method", "training_rows"):
         count(prepare, step, lambda *_, step=step: step)
@@ -47,20 +48,23 @@ def test_a_config_is_read_once_for_a_training_an_evaluation_and_an_export(
     pairs = ["max_steps=2", "save_steps=1", "dev_rows=4", "report_to=[]"]
     options = {"method": method, "model": base, "data": rows, "output": str(tmp_path / "run")}
     recipe = load_recipe(None, pairs, options)
-    once = {f"config {base}": 1, f"tokenizer {base}": 1}
+    once = {f"config {base}": 1, f"config file {base}": 1, f"tokenizer {base}": 1}
 
     reads.clear()
     run = train(recipe, quiet=True).run
+    reads[f"config file {base}"] = 1  # PEFT reads it as well, to compare sizes of vocabularies
     assert reads == {**once, "build_method": 1, "training_rows": 1}
 
     # A model that was trained whole has a config of its own.
-    own = {f"config {run / 'model'}": 1} if method == "full" else {}
+    whole = run / "model"
+    own = {f"config {whole}": 1, f"config file {whole}": 1} if method == "full" else {}
     reads.clear()
     evaluate(load_run(run), rows)
     assert reads == {**once, **own}
 
     reads.clear()
     export(run, tmp_path / "exported")
+    reads[f"config file {base}"] = 1  # likewise
     assert reads == {**once, **own}
 
 

@@ -1,4 +1,4 @@
-"""A base model with a method placed on it, from a recipe or from a finished run."""
+"""Base models and adapters: loads them, and places a method on a base model."""
 
 import json
 import logging
@@ -94,13 +94,13 @@ def load_base(prepared: Prepared, outputs: int | None = None) -> Base:
 
 
 def adapt(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel:
-    """Place a method on a model, ready to train.
+    """Place a method on a base model, ready to train.
 
     Raises:
-        ValueError: if the method does not fit the model, or ``--from`` the method, or if a head is
-            to stay as it was drawn where there is none.
+        ValueError: if the method does not fit the model, the adapter of ``--from`` does not fit
+            the method, or ``train_head`` is false and there is no head.
     """
-    model = _placed(base, plan, recipe)
+    model = _place(base, plan, recipe)
     if not recipe.train_head:
         if not base.head:
             raise ValueError("train_head=false: this task puts no head on a model: leave it out")
@@ -110,7 +110,7 @@ def adapt(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel
     return model
 
 
-def _placed(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel:
+def _place(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel:
     if plan.config is None:
         if recipe.from_adapter is not None:
             raise ValueError(f"--from needs a method with an adapter, which {recipe.method} is not")
@@ -122,7 +122,7 @@ def _placed(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedMod
         config.base_model_type = base.model.config.model_type
     config.task_type = task_type(base.model.config, classifies=bool(base.head))
     if base.head:
-        # Of itself PEFT trains and saves modules that are called classifier or score, and no other.
+        # By default PEFT trains and saves only heads that are called classifier or score.
         config.modules_to_save = list(base.head)
     if recipe.from_adapter is None:
         return get_peft_model(base.model, config)
@@ -131,13 +131,18 @@ def _placed(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedMod
 
 
 def task_type(model_config: Any, *, classifies: bool) -> str:
-    """What PEFT calls the task of a model with a head for classes or scores, or without one."""
+    """PEFT's name for the task of a model.
+
+    Args:
+        model_config: the model's config.
+        classifies: whether it has a head for classes or a score.
+    """
     generates = "SEQ_2_SEQ_LM" if model_config.is_encoder_decoder else "CAUSAL_LM"
     return "SEQ_CLS" if classifies else generates
 
 
 def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> PeftModel:
-    """A stack whose parts are those of a saved adapter, and the method's for every other kind."""
+    """Place the parts of a saved adapter, and the method's parts of all other kinds."""
     folder = Path(str(recipe.from_adapter))
     saved, weights = adapter_config(folder), adapter_weights(folder)
     refuse_other_base(saved, folder, base.config)
@@ -165,8 +170,20 @@ def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> 
 def _refuse_missing(
     model: PeftModel, weights: dict[str, torch.Tensor], folder: Path, kinds: set[Any] | None = None
 ) -> None:
-    """Refuse a file that lacks tensors of the parts it should bring; None for all parts."""
-    missing = get_peft_model_state_dict(model).keys() - weights.keys()
+    """Refuse saved weights that lack tensors of the model's adapter.
+
+    Args:
+        model: the model with the adapter.
+        weights: the saved tensors.
+        folder: the saved adapter, for the error.
+        kinds: the kinds of parts whose tensors must be there; None for all.
+
+    Raises:
+        ValueError: with the first tensor that is missing.
+    """
+    # Without False, PEFT would read the base's config again, to see whether its vocabulary grew.
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    missing = expected.keys() - weights.keys()
     if kinds is not None:
         tuners = [PEFT_TYPE_TO_TUNER_MAPPING[kind] for kind in kinds]
         missing -= set.intersection(*(keys_of_others(model, tuner, missing) for tuner in tuners))
@@ -181,8 +198,8 @@ def adapter_config(folder: Path) -> PeftConfig:
     """The config of a saved adapter.
 
     Raises:
-        ValueError: for a folder that is missing or empty, or a config that is not JSON or of a
-            type that nobody registered.
+        ValueError: for a folder that is missing or empty, or a config that is not JSON or has an
+            unknown type.
     """
     if not folder.is_dir():
         raise ValueError(f"no adapter folder at {folder}")
@@ -231,8 +248,8 @@ def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = (
         drawn: names of the parameters of ``base`` that were drawn at random.
 
     Raises:
-        ValueError: for a folder that is not a whole adapter of this model, or does not hold what
-            was drawn, so that no two loads would be the same.
+        ValueError: for a folder that is not a complete adapter of this model, or lacks parameters
+            that were drawn, so that each load would give another model.
     """
     refuse_other_base(adapter_config(folder), folder, base.config)
     weights = adapter_weights(folder)
@@ -249,7 +266,7 @@ def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = (
 
 
 def fold_prefixes(model: PeftModel) -> None:
-    """Keep of a prefix what attention sees, and not the network that made it in training."""
+    """Replace the network that makes a prefix in training by the prefix that it makes."""
     for part in model.peft_config["default"].parts:
         if isinstance(part, PrefixConfig) and part.projection is not None:
             model.fold()
@@ -269,7 +286,7 @@ def parameter_counts(
         model: the model, with a method placed on it.
         total: N.
         head: modules of its task head, which is not counted.
-        with_head: rule of the names of other parameters that are not, as a plan has it.
+        with_head: regular expression of the names of other parameters that are not counted.
 
     Returns:
         ``trainable`` (p), ``total`` (N), ``percent`` (100 p/N) and ``percent_of_all``
