@@ -167,7 +167,7 @@ def randomise(side: Side) -> None:
 
 def bare_base(name: str) -> PreTrainedModel:
     """A fresh base model, without the cache that its config asks for, as the Trainer has it."""
-    base = load_model(name)
+    base, _ = load_model(name)
     base.config.use_cache = False
     return base
 

@@ -32,7 +32,7 @@ def options(tmp_path_factory):
 
 def sides(name, options):
     pair = PAIRS[name]
-    base = load_model(options.model)
+    base = load_model(options.model)[0]
     batch = text_batch(options, options.batch, padded=pair.padded)
     return pair, *both(pair, base, batch), batch
 

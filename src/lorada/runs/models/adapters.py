@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from lorada.methods.build import Plan
 from lorada.methods.method import PARTS, load
 from lorada.methods.task_head import PEFT_NAMES, head_modules, in_head, select_trainable
-from lorada.runs.models.loading import load_classifier, load_model, reading, stretched
+from lorada.runs.models.loading import load_model, reading, stretched
 from lorada.runs.models.origin import refuse_other_base
 from lorada.runs.models.vocabulary import refuse_unknown_tokens
 from lorada.runs.prepare import Prepared
@@ -54,8 +54,8 @@ class Base:
 
     model: PreTrainedModel
     total: int
-    drawn: frozenset[str] = frozenset()
-    head: tuple[str, ...] = ()
+    drawn: frozenset[str]
+    head: tuple[str, ...]
 
 
 def load_base(prepared: Prepared, outputs: int | None = None) -> Base:
@@ -75,18 +75,15 @@ def load_base(prepared: Prepared, outputs: int | None = None) -> Base:
             f"{recipe.model} is a {config.model_type} model, which cannot continue a prompt: "
             "use rows with text and label, or a model that generates"
         )
-    options: dict[str, Any] = {
-        "config": config,
-        "dtype": recipe.dtype,
-        "trust_remote_code": recipe.trust_remote_code,
+    model, drawn = load_model(
+        recipe.model,
+        outputs,
+        config=config,
+        dtype=recipe.dtype,
+        trust_remote_code=recipe.trust_remote_code,
         **({} if recipe.rope_factor is None else stretched(config, recipe.rope_factor)),
-    }
-    if outputs is None:
-        model, drawn = load_model(recipe.model, **options), frozenset[str]()
-        head: tuple[str, ...] = ()
-    else:
-        model, drawn = load_classifier(recipe.model, outputs, **options)
-        head = head_modules(model, drawn)
+    )
+    head = () if outputs is None else head_modules(model, drawn)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = prepared.tokenizer.pad_token_id
     refuse_unknown_tokens(model, prepared.tokenizer)

@@ -4,7 +4,7 @@ import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
@@ -174,50 +174,18 @@ def load_tokenizer(
 
 def load_model(
     name: str,
-    *,
-    config: PreTrainedConfig | None = None,
-    dtype: str = "float32",
-    trust_remote_code: bool = False,
-    **settings: Any,
-) -> PreTrainedModel:
-    """A model that generates text.
-
-    Args:
-        name: of the model.
-        config: the model's config, if it has been read already.
-        dtype: of the weights.
-        trust_remote_code: whether code that the model's repository ships may run.
-        **settings: values that replace those of the config.
-
-    Raises:
-        ValueError: for an unknown name or dtype, a checkpoint that lacks some of its weights, or a
-            folder that holds an adapter too.
-        ImportError: if a packaged model's package is missing.
-        OSError: for a model that cannot be fetched.
-    """
-    config = config or load_config(name, trust_remote_code=trust_remote_code)
-    encodes = kind_of(config) == "encoder_decoder"
-    auto = AutoModelForSeq2SeqLM if encodes else AutoModelForCausalLM
-    model, drawn = _from_pretrained(auto, name, config, settings, dtype, trust_remote_code)
-    if drawn:
-        raise _incomplete(name, drawn)
-    return model
-
-
-def load_classifier(
-    name: str,
-    outputs: int,
+    outputs: int | None = None,
     *,
     config: PreTrainedConfig | None = None,
     dtype: str = "float32",
     trust_remote_code: bool = False,
     **settings: Any,
 ) -> tuple[PreTrainedModel, frozenset[str]]:
-    """A model with a task head, for classes or for a score.
+    """A model that generates text, or one with a task head.
 
     Args:
         name: of the model.
-        outputs: how many classes; 1 for a score.
+        outputs: outputs of its head: the number of classes, 1 for a score; None for no head.
         config: the model's config, if it has been read already.
         dtype: of the weights.
         trust_remote_code: whether code that the model's repository ships may run.
@@ -228,30 +196,11 @@ def load_classifier(
         the checkpoint lacks them or has them for another number of outputs.
 
     Raises:
-        ValueError: for an unknown name or dtype, or a checkpoint that lacks weights of the base.
+        ValueError: for an unknown name or dtype, a checkpoint that lacks weights or has them in
+            other sizes, or a folder that holds an adapter too.
         ImportError: if a packaged model's package is missing.
         OSError: for a model that cannot be fetched.
     """
-    config = config or load_config(name, trust_remote_code=trust_remote_code)
-    problem = "regression" if outputs == 1 else "single_label_classification"
-    settings = {**settings, "num_labels": outputs, "problem_type": problem}
-    auto = AutoModelForSequenceClassification
-    model, drawn = _from_pretrained(auto, name, config, settings, dtype, trust_remote_code)
-    of_base = {key for key in drawn if not may_be_drawn(key, model.base_model_prefix)}
-    if of_base:
-        raise _incomplete(name, of_base)
-    return model, frozenset(drawn)
-
-
-def _from_pretrained(
-    auto: Any,
-    name: str,
-    config: PreTrainedConfig,
-    settings: dict[str, Any],
-    dtype: str,
-    trust_remote_code: bool,
-) -> tuple[PreTrainedModel, set[str]]:
-    """A model, and the names of its parameters that its checkpoint lacks or has in other sizes."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
     if Path(name, "adapter_config.json").is_file() and Path(name, "config.json").is_file():
@@ -259,8 +208,17 @@ def _from_pretrained(
             f"{name} holds an adapter beside its base, and would be no base for another: take the "
             "model it was exported from, with --from for its adapter, or a copy without adapter_*"
         )
+    if config is None:
+        config = load_config(name, trust_remote_code=trust_remote_code)
+    config = deepcopy(config)
+    auto: Any = AutoModelForCausalLM
+    if outputs is not None:
+        auto = AutoModelForSequenceClassification
+        problem = "regression" if outputs == 1 else "single_label_classification"
+        settings = {**settings, "num_labels": outputs, "problem_type": problem}
+    elif kind_of(config) == "encoder_decoder":
+        auto = AutoModelForSeq2SeqLM
     with reading("the weights", name):
-        config = deepcopy(config)
         for key, value in settings.items():
             setattr(config, key, value)
         model, found = auto.from_pretrained(
@@ -272,23 +230,31 @@ def _from_pretrained(
             ignore_mismatched_sizes=True,  # refused below, with their names
             output_loading_info=True,
         )
+    return model, _drawn(name, model, found, outputs)
+
+
+def _drawn(
+    name: str, model: PreTrainedModel, found: dict[str, Any], outputs: int | None
+) -> frozenset[str]:
+    """The parameters that were drawn at random; refused, unless they belong to a task head."""
     for key, saved, wanted in sorted(found["mismatched_keys"]):
         # A head for another number of classes is drawn anew, as a missing one is.
-        outputs = key.split(".")[0] in head_modules(model) and saved[1:] == wanted[1:]
-        if not (outputs and wanted[0] == settings.get("num_labels")):
+        in_head = key.split(".")[0] in head_modules(model) and saved[1:] == wanted[1:]
+        if outputs is None or not in_head or wanted[0] != outputs:
             raise ValueError(
                 f"{name} is damaged: its weights have {key} as {list(saved)}, its config wants "
                 f"{list(wanted)}"
             )
-    return model, found["missing_keys"] | {key for key, *_ in found["mismatched_keys"]}
-
-
-def _incomplete(name: str, lacking: Collection[str]) -> ValueError:
-    more = f" and {len(lacking) - 1} more of its weights" if len(lacking) > 1 else ""
-    return ValueError(
-        f"the checkpoint of {name} has no {min(lacking)}{more}, which would be drawn at random: "
-        "give a checkpoint that is complete"
-    )
+    drawn = found["missing_keys"] | {key for key, *_ in found["mismatched_keys"]}
+    prefix = model.base_model_prefix
+    lacking = {key for key in drawn if outputs is None or not may_be_drawn(key, prefix)}
+    if lacking:
+        more = f" and {len(lacking) - 1} more of its weights" if len(lacking) > 1 else ""
+        raise ValueError(
+            f"the checkpoint of {name} has no {min(lacking)}{more}, which would be drawn at "
+            "random: give a checkpoint that is complete"
+        )
+    return frozenset(drawn)
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:

@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
-    PreTrainedTokenizerBase,
+    Seq2SeqTrainingArguments,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -22,7 +22,7 @@ from transformers import (
 
 from lorada.runs.data.dataset import collator, context_of, encode_rows, fit_context
 from lorada.runs.data.packing import PackedCollator, pack, refuse_mixing
-from lorada.runs.data.rows import Rows, head_size, protocol_settings
+from lorada.runs.data.rows import head_size, protocol_settings
 from lorada.runs.models.adapters import Base, adapt, load_base
 from lorada.runs.models.languages import language_settings
 from lorada.runs.prepare import PreparedTraining
@@ -77,8 +77,9 @@ def set_up(
         ValueError: for anything in the recipe that does not fit model, method or rows.
     """
     recipe, plan, held_out = prepared.recipe, prepared.plan, prepared.held_out
-    writes = writes_texts(prepared.rows, prepared.kind)
-    args = training_arguments(recipe, plan.arguments, quiet=quiet, writes=writes)
+    args = training_arguments(
+        recipe, plan.arguments, quiet=quiet, writes=writes_texts(prepared.rows, prepared.kind)
+    )
     measured = held_out_metrics(args, held_out)
     set_seed(args.seed)
     base = load_base(prepared, head_size(prepared.rows))
@@ -89,14 +90,7 @@ def set_up(
     model = adapt(base, plan, recipe)
     if recipe.packing:
         refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
-    make = trainer_class(
-        recipe,
-        prepared.rows,
-        held_out if measured else None,
-        prepared.tokenizer,
-        context_of(base.model.config),
-        writes=writes,
-    )
+    make = trainer_class(prepared, args, context_of(base.model.config))
     callbacks = [*watchers, StopOnNaN(), LogWithSave(), *plan.callbacks]
     callbacks += [*_measuring(args, recipe), SealCheckpoints()]
     with argument_errors():
@@ -151,44 +145,35 @@ def _measuring(args: TrainingArguments, recipe: Recipe) -> list[MeasureHeldOut]:
 
 
 def trainer_class(
-    recipe: Recipe,
-    rows: Rows,
-    scored: Rows | None,
-    tokenizer: PreTrainedTokenizerBase,
-    context: int | None,
-    *,
-    writes: bool,
+    prepared: PreparedTraining, args: TrainingArguments, context: int | None
 ) -> Callable[..., Trainer]:
     """The class of Trainer for a form of rows, with the arguments that only this class takes.
 
     Args:
-        recipe: the recipe.
-        rows: the rows to learn from.
-        scored: held-out rows that are scored while training; None for none.
-        tokenizer: of the model.
+        prepared: has the rows.
+        args: its arguments; those of an encoder–decoder that writes are of their own class.
         context: how many tokens the model can read; None if its config does not say.
-        writes: whether it is an encoder–decoder that learns to write texts.
 
     Raises:
         ValueError: for label smoothing of rows without classes or texts, or a
             ``max_new_tokens`` above the model's context.
     """
+    recipe, rows, tokenizer = prepared.recipe, prepared.rows, prepared.tokenizer
     smoothing = recipe.training.get("label_smoothing_factor")
     if smoothing and rows.form in ("choice", "score"):
         raise ValueError(
             f"training.label_smoothing_factor={smoothing} is for classes and texts, and {rows.path}"
             f" has {rows.form} rows: leave it out"
         )
-    if not writes:
+    if not isinstance(args, Seq2SeqTrainingArguments):
         return ChoiceTrainer if rows.form == "choice" else RunTrainer
-    settings = protocol_settings(recipe, rows.protocol)
-    if scored is not None:
-        refuse_long(settings["max_new_tokens"], context)
-    return partial(
-        WritingTrainer,
-        generation={**settings, **language_settings(tokenizer)},
-        compute_metrics=None if scored is None else scorer(scored, tokenizer),
-    )
+    generation = protocol_settings(recipe, rows.protocol)
+    metrics = None
+    if args.predict_with_generate and prepared.held_out is not None:
+        refuse_long(generation["max_new_tokens"], context)
+        metrics = scorer(prepared.held_out, tokenizer)
+    generation |= language_settings(tokenizer)
+    return partial(WritingTrainer, generation=generation, compute_metrics=metrics)
 
 
 def make_trainer(
