@@ -92,18 +92,12 @@ class Recipe(BaseModel):
         description="most tokens of a generated answer; by default the protocol's, or 32",
     )
     eval_batch_size: int = Field(32, gt=0, description="rows scored at once")
-    dtype: str = Field(
-        "float32", description="of the base's weights: float32, bfloat16, float16 or float64"
-    )
+    dtype: str = Field("float32", description="of the base: float32, bfloat16, float16 or float64")
     rope_factor: float | None = Field(
-        None,
-        gt=1,
-        description="stretch the model's context by this factor, by scaling its rotary positions",
+        None, gt=1, description="stretch the context by this factor, by scaling rotary positions"
     )
     trust_remote_code: bool = Field(False, description="run code from the model's repository")
-    parts: dict[str, dict[str, Any]] = Field(
-        {}, description="settings of the method's parts, by part"
-    )
+    parts: dict[str, dict[str, Any]] = Field({}, description="settings of parts, by part")
     training: dict[str, Any] = Field({}, description="settings of transformers' TrainingArguments")
 
     @property
@@ -120,7 +114,7 @@ class Recipe(BaseModel):
             if value and Path(value).exists() and not value.startswith(BUILTIN)
         }
         if self.model in PACKAGED or not Path(self.model).is_dir():
-            found.pop("model", None)
+            found.pop("model", None)  # a file or folder of this name is not the model
         return self.model_copy(update=found)
 
     @field_serializer("training")
@@ -186,15 +180,12 @@ def load_recipe(
             that asks for remote code when the command does not.
     """
     pairs = _stated(source, overrides, options)
-    # The method comes first, because it decides which keys there are.
-    method = dict(pairs).get("method", Recipe.model_fields["method"].default)
+    parts = _parts_of(dict(pairs))  # which keys there are depends on the method
     values: dict[str, Any] = {"parts": {}, TRAINING: {}}
-    parts = part_names(str(method))
     for key, value in pairs:
         _assign(values, parts, key, value)
-    if name_output and "output" not in values:
-        values.update(_named_output(values))
-    return _validated(values)
+    seed = values[TRAINING].get("seed", SEED)
+    return _validated(values, seed if name_output else None)
 
 
 def outline(
@@ -207,19 +198,25 @@ def outline(
     Raises:
         ValueError: as ``load_recipe`` does, but not for those settings.
     """
-    said = dict(_stated(source, overrides, options))
-    training = said.get(TRAINING)
+    stated = dict(_stated(source, overrides, options))
+    _parts_of(stated)  # refuses an unknown method
+    training = stated.get(TRAINING)
+    seed = training.get("seed", SEED) if isinstance(training, dict) else SEED
+    seed = stated.get("training.seed", stated.get("seed", seed))
     plain = Recipe.model_fields.keys() - {"parts", TRAINING}
-    values = {key: value for key, value in said.items() if key in plain}
-    part_names(str(said.get("method", Recipe.model_fields["method"].default)))
-    if name_output and "output" not in values:
-        seeds = [training.get("seed", SEED)] if isinstance(training, dict) else [SEED]
-        seeds += [said[key] for key in ("seed", "training.seed") if key in said]
-        values.update(_named_output({**values, TRAINING: {"seed": seeds[-1]}}))
-    return _validated(values)
+    values = {key: value for key, value in stated.items() if key in plain}
+    return _validated(values, seed if name_output else None)
 
 
-def _validated(values: dict[str, Any]) -> Recipe:
+def _parts_of(stated: dict[str, Any]) -> list[str]:
+    """The names of the parts of the method that is stated, or of the default one."""
+    return part_names(str(stated.get("method", Recipe.model_fields["method"].default)))
+
+
+def _validated(values: dict[str, Any], seed: Any = None) -> Recipe:
+    """A recipe of these values; with a seed, its output is named if none is given."""
+    if seed is not None and "output" not in values:
+        values = {**values, **_named_output(values, seed)}
     try:
         recipe = Recipe(**values)
     except ValidationError as error:
@@ -246,7 +243,7 @@ def saved_recipe(path: Path, *, trust_remote_code: bool = False) -> Recipe:
     return load_recipe(str(path), [], {REMOTE: trust_remote_code})
 
 
-def _named_output(values: dict[str, Any]) -> dict[str, str]:
+def _named_output(values: dict[str, Any], seed: Any) -> dict[str, str]:
     """The output ``runs/TASK-METHOD-seedN``; nothing if neither a task nor data is given."""
     method, task = (values.get(key, Recipe.model_fields[key].default) for key in ("method", "task"))
     names = [name.strip() for name in str(task).split(",")]
@@ -254,7 +251,6 @@ def _named_output(values: dict[str, Any]) -> dict[str, str]:
         if not values.get("data"):
             return {}
         names = [resolve(str(values["data"])).stem]
-    seed = values[TRAINING].get("seed", SEED)
     return {"output": f"runs/{'-'.join(names)}-{method}-seed{seed}"}
 
 
