@@ -15,7 +15,7 @@ from lorada.runs.folder.result import keep_scores
 from lorada.runs.inference.generate import generate
 from lorada.runs.inference.load import Run
 from lorada.runs.inference.perplexity import slide
-from lorada.runs.training.choice_trainer import (
+from lorada.runs.models.candidate_scores import (
     cached_scores,
     likeliest,
     needs_whole,

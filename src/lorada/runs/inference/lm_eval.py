@@ -13,7 +13,7 @@ from typing import Any
 from lorada.runs.folder.result import keep_scores
 from lorada.runs.inference.evaluate import scoring
 from lorada.runs.inference.load import Run
-from lorada.runs.training.choice_trainer import needs_whole
+from lorada.runs.models.candidate_scores import needs_whole
 from lorada.support.errors import needing, unknown
 from lorada.tasks.rows import HEADED
 
