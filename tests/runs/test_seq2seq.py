@@ -33,7 +33,7 @@ from lorada.runs.inference.evaluate import evaluate, evaluate_tasks
 from lorada.runs.inference.export import export
 from lorada.runs.inference.generate import continue_prompts, generate
 from lorada.runs.inference.load import load_run
-from lorada.runs.models.languages import language_settings, set_languages
+from lorada.runs.models.generation import language_settings, set_languages
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training import train as train_module
 from lorada.runs.training.train import train

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from lorada.methods.build import Plan, build_method
 from lorada.runs.data.packing import refuse_packing
 from lorada.runs.data.rows import Rows, training_rows
-from lorada.runs.models.languages import set_languages
+from lorada.runs.models.generation import set_languages
 from lorada.runs.models.loading import kind_of, load_config, load_tokenizer, own_classes
 from lorada.runs.recipe import Recipe
 from lorada.tasks.task import Kind

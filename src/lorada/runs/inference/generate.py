@@ -8,8 +8,7 @@ import torch
 from lorada.runs.data.dataset import context_of
 from lorada.runs.data.rows import protocol_settings
 from lorada.runs.inference.load import Run
-from lorada.runs.models.languages import language_settings
-from lorada.runs.training.seq2seq_trainer import refuse_long
+from lorada.runs.models.generation import language_settings, refuse_long
 from lorada.support.errors import out_of_memory
 from lorada.support.progress import watched
 from lorada.tasks.rows import HEADED, Row
@@ -65,7 +64,7 @@ def generate(
     if max_new_tokens is not None:
         settings["max_new_tokens"] = max_new_tokens
     room = _room_for_prompts(run, settings["max_new_tokens"])
-    # Prompts of like length share a batch; the longest come first, so that memory fails early.
+    # Prompts of similar length share a batch; the longest come first, so that memory fails early.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     tokenizer, size = run.tokenizer, run.recipe.eval_batch_size
     sides = tokenizer.padding_side, tokenizer.truncation_side

@@ -12,7 +12,7 @@ from lorada.runs.data.dataset import fit_context
 from lorada.runs.data.rows import JSONL
 from lorada.runs.folder.result import read_result
 from lorada.runs.models.adapters import load_adapted, load_base
-from lorada.runs.models.languages import set_languages
+from lorada.runs.models.generation import set_languages
 from lorada.runs.models.loading import load_config
 from lorada.runs.models.origin import weights_fingerprint
 from lorada.runs.prepare import Prepared, prepare

@@ -23,19 +23,6 @@ def writes_texts(rows: Rows, kind: Kind) -> bool:
     return kind == "encoder_decoder" and rows.form not in HEADED
 
 
-def refuse_long(limit: int, context: int | None) -> None:
-    """Refuse to generate more tokens than a decoder has positions for.
-
-    Raises:
-        ValueError: with the number of positions.
-    """
-    if context is not None and limit > context:
-        raise ValueError(
-            f"max_new_tokens={limit} is more than this model can write: pass max_new_tokens="
-            f"{context} or less"
-        )
-
-
 def scorer(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], Metrics]:
     """A function that computes the metrics of held-out rows from the tokens generated for them."""
 

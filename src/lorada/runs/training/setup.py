@@ -24,19 +24,14 @@ from lorada.runs.data.dataset import collator, context_of, encode_rows, fit_cont
 from lorada.runs.data.packing import PackedCollator, pack, refuse_mixing
 from lorada.runs.data.rows import head_size, protocol_settings
 from lorada.runs.models.adapters import Base, adapt, load_base
-from lorada.runs.models.languages import language_settings
+from lorada.runs.models.generation import language_settings, refuse_long
 from lorada.runs.prepare import PreparedTraining
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.arguments import argument_errors, held_out_metrics, training_arguments
 from lorada.runs.training.callbacks import LogWithSave, MeasureHeldOut, SealCheckpoints, StopOnNaN
 from lorada.runs.training.choice_trainer import ChoiceTrainer
 from lorada.runs.training.effect_size import EffectSize
-from lorada.runs.training.seq2seq_trainer import (
-    WritingTrainer,
-    refuse_long,
-    scorer,
-    writes_texts,
-)
+from lorada.runs.training.seq2seq_trainer import WritingTrainer, scorer, writes_texts
 from lorada.runs.training.trainer import RunTrainer
 from lorada.support.processes import count
 from lorada.tuners import LmamConfig, LoradaConfig

@@ -1,4 +1,4 @@
-"""The source and target language of a multilingual tokenizer, such as mBART's."""
+"""What text generation needs of a model: languages, if its tokenizer has some, and room."""
 
 from transformers import PreTrainedTokenizerBase
 
@@ -48,3 +48,16 @@ def language_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     code = int(tokenizer.convert_tokens_to_ids(language))
     first = tokenizer(text_target="a")["input_ids"][0]
     return {"forced_bos_token_id" if first == code else "decoder_start_token_id": code}
+
+
+def refuse_long(limit: int, context: int | None) -> None:
+    """Refuse to generate more tokens than a decoder has positions for.
+
+    Raises:
+        ValueError: with the number of positions.
+    """
+    if context is not None and limit > context:
+        raise ValueError(
+            f"max_new_tokens={limit} is more than this model can write: pass max_new_tokens="
+            f"{context} or less"
+        )
