@@ -1,4 +1,4 @@
-"""Trainer callbacks of every run: stop at a NaN, save on Ctrl-C, log and seal checkpoints."""
+"""Trainer callbacks of every run: check weights, save on Ctrl-C, log and seal checkpoints."""
 
 import signal
 from pathlib import Path
@@ -6,7 +6,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorada.runs.folder.checksums import SEAL_FILE, seal
@@ -15,61 +15,14 @@ from lorada.support.processes import anywhere, together
 
 
 class DivergedError(ValueError):
-    """The loss, a gradient or a weight became NaN or infinite."""
+    """The loss or a weight became NaN or infinite."""
 
 
-class StopOnNaN(TrainerCallback):  # type: ignore[misc]
-    """Ends training at a NaN: before it reaches the weights, or before such weights are saved.
+class CheckWeights(TrainerCallback):  # type: ignore[misc]
+    """Ends training before weights are saved that are NaN or infinite.
 
-    The loss is checked before each update. The weights are checked before each save too, because
-    no loss is computed after the last update.
+    The Trainer's losses do not show this after the last update.
     """
-
-    def __init__(self) -> None:
-        self._loss: torch.Tensor | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Start to record the losses that the model returns."""
-        model: nn.Module = kwargs["model"]
-        self._handle = model.register_forward_hook(self._keep)
-
-    def _keep(self, module: nn.Module, args: Any, output: Any) -> None:
-        loss = getattr(output, "loss", None)
-        if loss is None and isinstance(output, dict):
-            loss = output.get("loss")
-        if loss is not None and module.training:
-            loss = loss.detach()
-            self._loss = loss if self._loss is None else self._loss + loss
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Check the loss of this step, or its gradient if the model returned no loss.
-
-        Raises:
-            DivergedError: if it is NaN or infinite, with the step and the last good checkpoint.
-        """
-        value, self._loss = self._loss, None
-        what = "loss"
-        if (
-            value is None and not args.fp16
-        ):  # with fp16, accelerate itself skips steps that overflow
-            what, model = "gradient", kwargs["model"]
-            value = torch.nn.utils.get_total_norm(
-                [p.grad for p in model.parameters() if p.grad is not None]
-            )
-        # If one process must not take the step, all processes stop before it.
-        if not anywhere(value is not None and not torch.isfinite(value), args.device):
-            return
-        with together():
-            if value is None or torch.isfinite(value):
-                return
-            raise DivergedError(
-                f"the {what} became {float(value)} at step {state.global_step + 1}; "
-                f"{_last_good(Path(args.output_dir), state.global_step)}"
-            )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -83,12 +36,6 @@ class StopOnNaN(TrainerCallback):  # type: ignore[misc]
             refuse_broken(kwargs["model"], args, state)
 
     on_epoch_end = on_step_end  # with save_strategy=epoch, a save is asked for at the end of one
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Stop recording losses."""
-        self._handle.remove()
 
 
 @together()
@@ -106,6 +53,23 @@ def refuse_broken(model: nn.Module, args: TrainingArguments, state: TrainerState
         if not torch.isfinite(weight).all():
             raise DivergedError(
                 f"{name} is not finite after step {state.global_step}; "
+                f"{_last_good(Path(args.output_dir), state.global_step)}"
+            )
+
+
+def refuse_broken_loss(loss: Tensor, args: TrainingArguments, state: TrainerState) -> None:
+    """Refuse a step whose loss is NaN or infinite in any process, before its update.
+
+    Raises:
+        DivergedError: with the step and the last good checkpoint.
+    """
+    broken = not bool(torch.isfinite(loss))
+    if not anywhere(broken, args.device):
+        return
+    with together():
+        if broken:
+            raise DivergedError(
+                f"the loss became {float(loss)} at step {state.global_step + 1}; "
                 f"{_last_good(Path(args.output_dir), state.global_step)}"
             )
 

@@ -28,7 +28,12 @@ from lorada.runs.models.generation import language_settings, refuse_long
 from lorada.runs.prepare import PreparedTraining
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.arguments import argument_errors, held_out_metrics, training_arguments
-from lorada.runs.training.callbacks import LogWithSave, MeasureHeldOut, SealCheckpoints, StopOnNaN
+from lorada.runs.training.callbacks import (
+    CheckWeights,
+    LogWithSave,
+    MeasureHeldOut,
+    SealCheckpoints,
+)
 from lorada.runs.training.choice_trainer import ChoiceTrainer
 from lorada.runs.training.effect_size import EffectSize
 from lorada.runs.training.seq2seq_trainer import WritingTrainer, scorer, writes_texts
@@ -86,7 +91,7 @@ def set_up(
     if recipe.packing:
         refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
     make = trainer_class(prepared, args, context_of(base.model.config))
-    callbacks = [*watchers, StopOnNaN(), LogWithSave(), *plan.callbacks]
+    callbacks = [*watchers, CheckWeights(), LogWithSave(), *plan.callbacks]
     callbacks += [*_measuring(args, recipe), SealCheckpoints()]
     with argument_errors():
         trainer = make_trainer(model, args, (train_rows, eval_rows), pad, callbacks, make)

@@ -20,6 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from lorada.runs.data.dataset import lengths_of
 from lorada.runs.data.length_sampler import LikeLengths
+from lorada.runs.training.callbacks import refuse_broken_loss
 from lorada.support.processes import gathered
 from lorada.tasks.tokenize import IGNORED
 
@@ -32,6 +33,7 @@ class RunTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False  # every model returns the mean of its batch
+        self._step_loss: Tensor | float = 0.0  # of the step's batches so far
         # Of the held-out batches so far: [sum of the losses, how many rows or tokens count].
         self._held_out_sums: list[Tensor] = []
 
@@ -60,6 +62,21 @@ class RunTrainer(Trainer):
         if self.args.average_tokens_across_devices:
             total = self.accelerator.gather(total).sum()
         return batches, total
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """One batch of a step; after the last, the loss of the step is checked.
+
+        Raises:
+            DivergedError: if it is NaN or infinite, before the weights are updated.
+        """
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self._step_loss = self._step_loss + loss
+        if self.accelerator.sync_gradients:
+            refuse_broken_loss(self._step_loss, self.args, self.state)
+            self._step_loss = 0.0
+        return loss
 
     def compute_loss(
         self,
