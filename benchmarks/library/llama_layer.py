@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lorada.experiments import table3_memory
-from lorada.runs.models.architectures import named_config
+from lorada.runs.models.names import named_config
 
 MEGABYTE = 2**20
 

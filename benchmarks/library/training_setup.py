@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, TrainerControl, TrainerState, Training
 from lorada.methods.build import Plan, build_method
 from lorada.methods.callbacks.ist import ISTCallback
 from lorada.methods.callbacks.owlore import OwLoreCallback
-from lorada.methods.describe import part_names
+from lorada.methods.lookup import method_named
 from lorada.methods.task_head import select_trainable
 from lorada.runs.models.loading import load_model, load_tokenizer
 from lorada.tasks.rows import form_of, read_rows
@@ -83,7 +83,7 @@ def run_step(setup: TrainingSetup, batch: Batch, step: int) -> None:
 
 def bare_model(name: str) -> PreTrainedModel:
     """Load a model without an adapter; its cache is off, as the Trainer has it."""
-    model = load_model(name)
+    model, _ = load_model(name)
     model.config.use_cache = False
     return model
 
@@ -100,7 +100,7 @@ def benchmark_plan(name: str, model_config: Any) -> Plan:
         # 38 as in the paper, where the matrices have room for it; those of the tests have not.
         "shira": {"r": max(1, min(38, model_config.hidden_size // 15))},
     }
-    parts = {part: settings[part] for part in part_names(name) if part in settings}
+    parts = {part: settings[part] for part in method_named(name).part_names if part in settings}
     plan = build_method(name, model_config, **parts)
     for callback in plan.callbacks:
         if isinstance(callback, ISTCallback):

@@ -45,7 +45,7 @@ def settings(tmp_path_factory):
 
 
 def setups(row, settings):
-    base = load_model(settings.model)
+    base, _ = load_model(settings.model)
     batch = text_batch(
         settings.model, settings.data, settings.batch, settings.length, padded=row.padded
     )

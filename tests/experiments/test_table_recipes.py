@@ -18,7 +18,7 @@ from lorada.methods.table import METHODS
 from lorada.report.render import MEAN, measured_line, published_line
 from lorada.runs.models.count import parameters_of
 from lorada.runs.models.loading import kind_of
-from lorada.runs.training.trainer import training_arguments
+from lorada.runs.training.arguments import training_arguments
 from lorada.tasks import TASKS
 
 PUBLISHED = yaml.safe_load((files("lorada") / "report" / "published.yaml").read_text("utf-8"))

@@ -3,7 +3,7 @@
 import pytest
 from table_rows import made
 
-from lorada.experiments.table_runs import ROWS
+from lorada.experiments.estimate import ROWS
 from lorada.experiments.table_spec import counts_of
 
 COMMONSENSE = [

@@ -7,7 +7,7 @@ import torch
 from conftest import assert_close
 from torch import nn
 
-from lorada.functional.maps import (
+from lorada.functional.differential import (
     add_map_reference,
     differential_attention,
     differential_lambda,

@@ -22,7 +22,6 @@ from lorada.methods.callbacks.ist import ISTCallback, share_of
 from lorada.methods.callbacks.layers import LayerSwitch, layers_of
 from lorada.methods.callbacks.owlore import OwLoreCallback
 from lorada.runs.recipe import load_recipe
-from lorada.runs.training import train as train_module
 from lorada.runs.training.train import train
 
 pytestmark = pytest.mark.fp64
@@ -40,7 +39,7 @@ def owlore_plan() -> Plan:
 
 @pytest.mark.parametrize("plan", [ist_plan, owlore_plan], ids=["ist", "owlore_full"])
 def test_lorada_train_resumes_bit_for_bit_and_counts_all_that_trains(plan, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module, "plan_for", lambda recipe: plan())
+    monkeypatch.setattr("lorada.runs.prepare.build_method", lambda *_, **__: plan())
     model = str(llama_folder(tmp_path / "llama"))
     data = str(rows_file(tmp_path / "rows.jsonl"))
     settings = [

@@ -253,7 +253,9 @@ def test_a_run_prepares_it_on_padded_shuffled_batches_and_trains_it(tmp_path, mo
         seen.extend(inputs["input_ids"] for inputs in data)
         return snip(model, data, config=LoradaConfig(parts=[shira()]))
 
-    monkeypatch.setattr(run_train, "plan_for", lambda recipe: Plan(None, prepare=prepare))
+    monkeypatch.setattr(
+        "lorada.runs.prepare.build_method", lambda *_, **__: Plan(None, prepare=prepare)
+    )
     recipe = Recipe(
         model=str(llama_folder(tmp_path / "model")),
         method="lora",

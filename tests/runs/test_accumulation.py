@@ -21,11 +21,14 @@ from stacks import randomise
 from transformers import AutoModelForSequenceClassification
 
 from lorada import LmamConfig, LoradaConfig
+from lorada.methods.build import Plan
 from lorada.runs.data.dataset import collator
 from lorada.runs.data.packing import PackedCollator, pack
 from lorada.runs.data.rows import Rows
+from lorada.runs.prepare import PreparedTraining
 from lorada.runs.recipe import load_recipe
-from lorada.runs.training.trainer import make_trainer, trainer_class, training_arguments
+from lorada.runs.training.arguments import training_arguments
+from lorada.runs.training.setup import make_trainer, trainer_class
 from lorada.tasks import TASKS
 from lorada.tasks.tokenize import IGNORED
 
@@ -112,7 +115,9 @@ def trained(form, name, settings, tmp_path, batch, steps, rows_count=7):
     rows = Rows([], form, ("a", "b", "c"), "rows", TASKS["jsonl"].protocols[form])
     writes = form == "prompt" and model.config.is_encoder_decoder
     args = training_arguments(recipe, quiet=True, writes=writes)
-    make = trainer_class(recipe, rows, None, tokenizer, None, writes=writes)
+    kind = "encoder_decoder" if model.config.is_encoder_decoder else "decoder"
+    prepared = PreparedTraining(recipe, model.config, kind, tokenizer, Plan(None), rows, None)
+    make = trainer_class(prepared, args, None)
     dataset = Dataset.from_list([features(form, name, number) for number in range(rows_count)])
     pad = collator(form, tokenizer, model)
     if recipe.packing:

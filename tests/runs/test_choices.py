@@ -17,15 +17,15 @@ from lorada.methods.callbacks.longlora import ShiftedAttention
 from lorada.runs.data.dataset import ChoiceCollator
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.load import load_run
-from lorada.runs.recipe import load_recipe
-from lorada.runs.training.choice_trainer import (
+from lorada.runs.models.candidate_scores import (
     cached_scores,
-    choice_loss,
     mean_log_likelihoods,
     needs_whole,
     sequence_scores,
     shares_prompts,
 )
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.choice_trainer import choice_loss
 from lorada.runs.training.train import train
 from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode
 

@@ -17,7 +17,7 @@ from lorada.methods.overrides import TRAINING, settings_of
 from lorada.runs.data.dataset import encode_rows
 from lorada.runs.data.rows import load_rows
 from lorada.runs.recipe import Recipe, load_recipe
-from lorada.runs.training.trainer import training_arguments
+from lorada.runs.training.arguments import training_arguments
 from lorada.tasks.rows import read_rows
 
 OURS = (ValueError, OSError, ImportError)

@@ -32,7 +32,7 @@ from lorada.runs.data.rows import class_order
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.load import load_run
 from lorada.runs.models.adapters import load_adapted
-from lorada.runs.models.loading import load_classifier
+from lorada.runs.models.loading import load_model
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 
@@ -140,7 +140,7 @@ def test_what_a_checkpoint_lacks_of_a_head_trains_and_is_saved(name, runs):
     run, head = runs[name], ARCHITECTURES[name][2]
     recipe = load_run(run).recipe
     set_seed(42)
-    base, drawn = load_classifier(recipe.model, 2)
+    base, drawn = load_model(recipe.model, 2)
     assert head_modules(base, drawn) == head
     weights = load_file(run / "adapter" / "adapter_model.safetensors")
     start = dict(base.named_parameters())
@@ -161,7 +161,7 @@ def test_a_head_that_does_not_train_is_saved_as_it_was_drawn(name, runs):
     run = runs[f"{name}-frozen"]
     recipe = load_run(run).recipe
     set_seed(42)
-    base, drawn = load_classifier(recipe.model, 2)
+    base, drawn = load_model(recipe.model, 2)
     weights = load_file(run / "adapter" / "adapter_model.safetensors")
     start = dict(base.named_parameters())
     for key in drawn:
@@ -170,7 +170,7 @@ def test_a_head_that_does_not_train_is_saved_as_it_was_drawn(name, runs):
 
 def test_an_adapter_without_what_its_base_lacks_is_refused(runs, tmp_path):
     run = runs["deberta-v2"]
-    base, drawn = load_classifier(load_run(run).recipe.model, 2)
+    base, drawn = load_model(load_run(run).recipe.model, 2)
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter_config.json").write_bytes(

@@ -13,8 +13,8 @@ from lorada.runs.folder.folder import same_recipe
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe, saved_recipe
+from lorada.runs.training.arguments import training_arguments
 from lorada.runs.training.train import train
-from lorada.runs.training.trainer import training_arguments
 
 TOKEN = "hf_thisIsNobodysBusiness"
 BASE = {"model": "smollm2-135m", "output": "out"}
@@ -147,7 +147,7 @@ HOSTILE = {
     "nothing as a key": ("~: 1\n", "None is a key and no text"),
     "a list as a key": ("? [a]\n: 1\n", r"\['a'\] is a key and no text"),
     "a number deep inside": ("training:\n  fsdp_config: {a: [{1.5: b}]}\n", "1.5 is a key"),
-    "a key twice": ("lora:\n  r: 2\n  r: 3\n", "line 3 is not YAML: 'r' stands there twice"),
+    "a key twice": ("lora:\n  r: 2\n  r: 3\n", "line 3 is not YAML: 'r' is given twice"),
     "too deep": ("[" * 3000, "is not YAML: it is nested too deeply"),
     "too long a number": ("max_length: " + "9" * 5000, "is not YAML: "),
     "too many sixties": ("max_length: 1" + ":59" * 200 + ".5", "is not YAML: "),

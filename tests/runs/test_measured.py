@@ -15,7 +15,7 @@ from lorada.runs.folder.result import read_result, write_result
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
-from lorada.runs.training import train as train_module
+from lorada.runs.training import setup
 from lorada.runs.training.callbacks import DivergedError
 from lorada.runs.training.train import train
 from lorada.support.files import json_text
@@ -146,14 +146,14 @@ class Break(TrainerCallback):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("strategy", ["steps", "epoch", "no"])
 def test_what_the_last_update_breaks_is_not_saved(place, tmp_path, monkeypatch, value, strategy):
-    original = train_module.make_trainer
+    original = setup.make_trainer
 
     def make(*args):
         trainer = original(*args)
         trainer.add_callback(Break(4, value))
         return trainer
 
-    monkeypatch.setattr(train_module, "make_trainer", make)
+    monkeypatch.setattr(setup, "make_trainer", make)
     run = tmp_path / "run"
     wild = recipe(place, run, "max_steps=4", "save_steps=2", f"save_strategy={strategy}")
     with pytest.raises(DivergedError, match=r"is not finite after step 4.*learning_rate") as caught:

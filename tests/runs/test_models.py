@@ -42,7 +42,7 @@ def test_smollm2_is_read_from_gguf_once_and_then_from_safetensors(tmp_path, monk
     assert (folder / "model.safetensors").is_file()
     assert [p.name for p in tmp_path.iterdir()] == ["smollm2-135m"]  # nothing half-written is left
     monkeypatch.setattr(loading, "_convert_gguf", None)  # a second reading would call it
-    model, tokenizer = load_model("smollm2-135m").eval(), load_tokenizer("smollm2-135m")
+    model, tokenizer = load_model("smollm2-135m")[0].eval(), load_tokenizer("smollm2-135m")
     assert kind_of(model.config) == "decoder"
     assert (model.config.num_attention_heads, model.config.num_key_value_heads) == (9, 3)
     ids = tokenizer("The capital of France is", return_tensors="pt")
@@ -171,7 +171,7 @@ def test_a_model_that_cannot_be_fetched_is_one_line_with_those_that_need_no_hub(
 
 def test_a_model_in_the_hubs_cache_needs_no_network(cached):
     cached(*TOKENIZER, "model.safetensors")
-    assert kind_of(load_model("a/b").config) == "decoder"
+    assert kind_of(load_model("a/b")[0].config) == "decoder"
     assert load_tokenizer("a/b").pad_token == "<p>"
 
 
@@ -208,5 +208,5 @@ def test_encoders_and_decoders_are_told_apart(tmp_path):
 
 def test_the_dtype_is_what_was_asked_for(tmp_path):
     folder = llama_folder(tmp_path / "llama")
-    assert load_model(str(folder), dtype="bfloat16").dtype == torch.bfloat16
+    assert load_model(str(folder), dtype="bfloat16")[0].dtype == torch.bfloat16
     shutil.rmtree(folder)

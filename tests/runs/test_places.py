@@ -27,7 +27,7 @@ def trained(tmp_path_factory):
         options = {"method": "lora", "model": "llama", "data": "rows.jsonl",
                    "eval_data": "rows.jsonl", "output": "run"}  # fmt: skip
         recipe = load_recipe(None, [*SETTINGS, "training.save_steps=1"], options)
-        train(recipe.anywhere(), quiet=True)
+        train(recipe.with_absolute_paths(), quiet=True)
         train(recipe.model_copy(update={"output": "old"}), quiet=True)
     return place
 
@@ -63,7 +63,10 @@ def test_names_that_are_no_paths_stay_names(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").write_text("a file")
     for name in ("minilm-l6", "a/b", "a/c", "llama-7b"):
-        assert load_recipe(None, [], {"model": name, "output": "-"}).anywhere().model == name
+        assert (
+            load_recipe(None, [], {"model": name, "output": "-"}).with_absolute_paths().model
+            == name
+        )
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["absolute", "relative"])

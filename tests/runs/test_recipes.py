@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from lorada.runs.recipe import Recipe, builtin_recipes, load_recipe
-from lorada.runs.training.trainer import training_arguments
+from lorada.runs.training.arguments import training_arguments
 from lorada.tasks.rows import read_rows
 
 BASE = {"model": "smollm2-135m", "output": "out"}

@@ -8,11 +8,12 @@ from datasets import Dataset
 from folders import byte_tokenizer, llama_folder, rows_file
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import Trainer
 
 from lorada.runs.data.length_sampler import LengthGroupedSampler
 from lorada.runs.recipe import load_recipe
-from lorada.runs.training.trainer import make_trainer, training_arguments
+from lorada.runs.training.arguments import training_arguments
+from lorada.runs.training.setup import make_trainer
+from lorada.runs.training.trainer import RunTrainer
 from lorada.tasks.tokenize import EncodeOptions, encode
 
 
@@ -49,7 +50,7 @@ def test_held_out_rows_keep_their_order(tmp_path):
         [e.features for e in encode(rows, "prompt", byte_tokenizer(), EncodeOptions(20))]
     )
     args = training_arguments(asked, quiet=True)
-    made = make_trainer(TINY["llama"](), args, (held, held), lambda x: x, [], Trainer)
+    made = make_trainer(TINY["llama"](), args, (held, held), lambda x: x, [], RunTrainer)
     assert [*made._get_eval_sampler(held)] == [*range(6)]
     assert isinstance(made._get_train_sampler(), LengthGroupedSampler)
     assert [*made._get_train_sampler()] != [*range(6)]

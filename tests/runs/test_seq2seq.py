@@ -33,9 +33,9 @@ from lorada.runs.inference.evaluate import evaluate, evaluate_tasks
 from lorada.runs.inference.export import export
 from lorada.runs.inference.generate import continue_prompts, generate
 from lorada.runs.inference.load import load_run
+from lorada.runs.models.generation import language_settings, set_languages
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training import train as train_module
-from lorada.runs.training.seq2seq_trainer import beginning, set_languages
 from lorada.runs.training.train import train
 from lorada.tasks.tokenize import EncodeOptions, encode
 
@@ -177,7 +177,7 @@ def test_an_mbart_reads_english_and_starts_in_romanian(place, tmp_path):
     # mBART's decoder is given the labels with their last token, the language, put in front.
     seen = run.model.prepare_decoder_input_ids_from_labels(torch.tensor([labels]))
     assert seen[0, 0] == romanian
-    assert beginning(tokenizer) == {"decoder_start_token_id": romanian}
+    assert language_settings(tokenizer) == {"decoder_start_token_id": romanian}
     starts = []
     generate_ = run.model.generate
     run.model.generate = lambda **given: starts.append(generate_(**given)) or starts[-1]
@@ -189,7 +189,7 @@ def test_where_the_language_stands_first_it_is_the_first_token_to_write():
     letters = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("a", -1.0)]
     tokenizer = MBart50Tokenizer(vocab=letters, src_lang="en_XX", tgt_lang="ro_RO")
     code = tokenizer.convert_tokens_to_ids("ro_RO")
-    assert beginning(tokenizer) == {"forced_bos_token_id": code}
+    assert language_settings(tokenizer) == {"forced_bos_token_id": code}
 
 
 def test_languages_of_your_own_rows_are_the_recipes(place, tmp_path):
@@ -198,7 +198,7 @@ def test_languages_of_your_own_rows_are_the_recipes(place, tmp_path):
     assert (run.tokenizer.src_lang, run.tokenizer.tgt_lang) == ("de_DE", "fr_XX")
     plain = load_run(train(recipe(place, tmp_path / "b", "mbart", "lmam"), quiet=True).run)
     english = plain.tokenizer.convert_tokens_to_ids("en_XX")
-    assert beginning(plain.tokenizer) == {"decoder_start_token_id": english}
+    assert language_settings(plain.tokenizer) == {"decoder_start_token_id": english}
 
 
 def test_a_language_that_the_model_lacks_is_named(place, tmp_path):
@@ -293,7 +293,7 @@ def test_a_run_that_was_cut_off_resumes_bit_for_bit(place, tmp_path, monkeypatch
     whole = train(recipe(place, tmp_path / "whole", "bart", "lorada_a", *pairs), quiet=True)
     part = recipe(place, tmp_path / "part", "bart", "lorada_a", *pairs)
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "_save_whole", lambda *args: (_ for _ in ()).throw(Stop))
+        patch.setattr(train_module, "save_model", lambda *args: (_ for _ in ()).throw(Stop))
         with pytest.raises(Stop):
             train(part, quiet=True)
     for state in (tmp_path / "part" / "checkpoint-6").iterdir():

@@ -24,8 +24,9 @@ from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.generate import generate
 from lorada.runs.inference.load import load_run
 from lorada.runs.models.adapters import load_base
+from lorada.runs.prepare import prepare
 from lorada.runs.recipe import load_recipe
-from lorada.runs.training import train as train_module
+from lorada.runs.training import setup
 from lorada.runs.training.callbacks import DivergedError
 from lorada.runs.training.train import train
 
@@ -100,14 +101,14 @@ class PressCtrlC(TrainerCallback):
 
 
 def with_callback(monkeypatch, callback):
-    build = train_module.make_trainer
+    build = setup.make_trainer
 
     def build_with_callback(*args):
         trainer = build(*args)
         trainer.add_callback(callback)
         return trainer
 
-    monkeypatch.setattr(train_module, "make_trainer", build_with_callback)
+    monkeypatch.setattr(setup, "make_trainer", build_with_callback)
 
 
 @pytest.mark.parametrize("order", ["random", "group_by_length"])
@@ -192,7 +193,7 @@ def test_a_nan_is_seen_where_the_trainer_computes_the_loss_itself(
         "max_steps=6", "save_steps=1",
     )  # fmt: skip
     monkeypatch.setattr(interface, "_observers", [])
-    with pytest.raises(DivergedError, match="the gradient became"):
+    with pytest.raises(DivergedError, match="the loss became"):
         train(wild, quiet=True)
     assert not (tmp_path / "run" / "result.json").exists()
     assert interface._observers == []  # no map is measured any more
@@ -303,7 +304,7 @@ def test_a_head_stays_as_it_was_drawn_where_that_is_asked(method, tmp_path):
         )  # fmt: skip
         train(asked, quiet=True)
         set_seed(42)
-        drawn = load_base(asked, 2).model.classifier.weight
+        drawn = load_base(prepare(asked), 2).model.classifier.weight
         run = load_run(tmp_path / str(trains))
         (head,) = (
             parameter for name, parameter in run.model.named_parameters()

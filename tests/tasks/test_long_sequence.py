@@ -221,7 +221,7 @@ def test_lengths_of_the_protocol_beyond_the_context_are_left_out_with_a_warning(
 def test_stretched_positions_are_the_models_own_at_fractions_of_them(tmp_path):
     folder = llama_folder(tmp_path / "llama")
     config = load_config(str(folder))
-    model = load_model(str(folder), dtype="float64", **stretched(config, 2.0)).eval()
+    model = load_model(str(folder), dtype="float64", **stretched(config, 2.0))[0].eval()
     assert model.config.max_position_embeddings == 128
     plain = AutoModelForCausalLM.from_pretrained(folder).eval()
     ids = torch.randint(3, 96, (1, 10))

@@ -82,7 +82,7 @@ def train(
     with waiting(HEAVY, quiet=as_json):
         from lorada.runs.training.train import train as run_training
 
-        loaded = load_recipe(recipe, pairs, options, name_output=True).anywhere()
+        loaded = load_recipe(recipe, pairs, options, name_output=True).with_absolute_paths()
     with aside(as_json):
         trained = run_training(loaded, resume=resume, overwrite=overwrite, quiet=as_json)
     _tell(trained, loaded, as_json=as_json)
@@ -220,7 +220,7 @@ def search(
         from lorada.experiments.search import search_recipe
 
     with aside(as_json):
-        recipe = search_recipe(pairs, options, resume=resume).anywhere()
+        recipe = search_recipe(pairs, options, resume=resume).with_absolute_paths()
         report = partial(errors.print, highlight=False, soft_wrap=True)
         found = run_search(
             recipe, trials, sampler, resume=resume, overwrite=overwrite, report=report

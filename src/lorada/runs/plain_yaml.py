@@ -1,7 +1,8 @@
-"""YAML as plain data: texts, numbers, lists and named fields, and nothing that points elsewhere.
+"""Reads and writes YAML as plain data: texts, numbers, booleans, lists and mappings.
 
-Recipes come from other people too. An alias makes a few lines grow into billions of values, a tag
-asks for an object, and a key that stands there twice hides what it said first: all are refused.
+Recipes may come from strangers, so three things are refused: aliases, which can make a few lines
+grow into billions of values; tags, which ask for objects; and a key that is given twice, as the
+second value would hide the first.
 """
 
 import math
@@ -14,10 +15,10 @@ PLAIN = tuple(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "f
 
 
 class _Plain(yaml.SafeLoader):
-    """A loader whose booleans are true and false only: in `save_strategy=no`, no is a word."""
+    """A loader whose only booleans are true and false, so that `save_strategy=no` is a text."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuse aliases and tags before anything is made of them."""
+        """Refuse aliases and tags before a value is made of them."""
         event: Any = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             raise _refused(event, f"*{event.anchor} stands for another value: write that value out")
@@ -26,14 +27,14 @@ class _Plain(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """A dictionary whose keys are texts that stand there once."""
+        """A dictionary; every key must be a text and be given once."""
         found: dict[Any, Any] = {}
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise _refused(key_node, f"{key!r} is a key and no text: put it in quotes")
             if key in found:
-                raise _refused(key_node, f"{key!r} stands there twice: leave one out")
+                raise _refused(key_node, f"{key!r} is given twice: leave one out")
             found[key] = self.construct_object(value_node, deep=deep)
         return found
 
@@ -46,7 +47,7 @@ _Plain.yaml_implicit_resolvers = {
     ]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-# `1e-5` is a number as well; PyYAML wants a point in it.
+# PyYAML takes `1e-5` for a text, because it has no decimal point; here it is a number.
 _Plain.add_implicit_resolver(PLAIN[3], re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), "+-0123456789")
 
 
@@ -55,15 +56,15 @@ def _refused(where: Any, problem: str) -> yaml.MarkedYAMLError:
 
 
 class _Written(yaml.SafeDumper):
-    """A dumper that writes every value out, however often the same object stands there."""
+    """A dumper that writes every value out and never an alias, which could not be read again."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Always: what has no anchors can be read again."""
+        """Always."""
         return True
 
 
 def read_yaml(text: str, source: str) -> Any:
-    """What a text says in YAML.
+    """Read a text as YAML.
 
     Args:
         text: the YAML.
@@ -76,7 +77,7 @@ def read_yaml(text: str, source: str) -> Any:
         return yaml.load(text, _Plain)
     except RecursionError as error:
         raise ValueError(f"{source} is not YAML: it is nested too deeply") from error
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # a number may be none after all
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two: of numbers
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark and "\n" in text.strip() else ""
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
@@ -89,7 +90,7 @@ def write_yaml(data: Any) -> str:
 
 
 def refuse_unstorable(name: str, value: Any) -> None:
-    """Refuse what no setting means and no file can hold: infinity, NaN, half a character.
+    """Refuse values that no file can hold: infinity, NaN, text that is not valid Unicode.
 
     Args:
         name: of the setting.

@@ -1,8 +1,8 @@
-"""A recipe: everything that decides a run, from a YAML file and ``key=value`` overrides.
+"""A recipe: all settings of a run, from a YAML file and ``key=value`` overrides.
 
-Both are the same thing: a key sets a field of the recipe, of one part of the method
-(``lmam.rank``), or of transformers' TrainingArguments (``training.learning_rate``); a bare key
-does where only one of them has a field of that name.
+In both, a key names a field of the recipe, of one part of the method (``lmam.rank``), or of
+transformers' TrainingArguments (``training.learning_rate``). The prefix may be left out if only one
+of them has a field of that name.
 """
 
 import os
@@ -29,71 +29,80 @@ from lorada.tasks import TASKS
 from lorada.tasks.rows import BUILTIN, resolve
 
 REMOTE = "trust_remote_code"
-SEED = 42  # of a run that states none, as transformers has it
+SEED = 42  # transformers' default
 RECIPE_FILE = "recipe.yaml"
-# Fields that may name a file or a folder of this machine.
+# Fields that may hold the path of a local file or folder.
 PATHS = ("model", "data", "eval_data", "data_dir", "from_adapter")
-# Settings that are never written anywhere, such as the token of the hub.
+# Names of settings that are never written to a file, such as hub_token.
 SECRET = re.compile(r"(token|password|secret|api_key)$", re.IGNORECASE)
 
 
 class Recipe(BaseModel):
-    """What a run is made of."""
+    """All settings of a run."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    method: str = Field("lorada_la", description="a name of `lorada methods`")
+    method: str = Field("lorada_la", description="a name from `lorada methods`")
     model: str = Field(description="a hub id, a folder, smollm2-135m or minilm-l6")
-    task: str = Field("jsonl", description="a name of `lorada tasks`, or several with commas")
-    protocol: str | None = Field(None, description="how the task is put to the model")
-    train_on: str | None = Field(None, description="training rows of the task, by name")
-    data_dir: str | None = Field(None, description="local folder of the benchmarks' rows")
+    task: str = Field("jsonl", description="a name from `lorada tasks`; commas between several")
+    protocol: str | None = Field(None, description="how the task's rows become prompts and answers")
+    train_on: str | None = Field(None, description="the name of the task's training rows")
+    data_dir: str | None = Field(None, description="a local folder with the benchmarks' rows")
     data: str | None = Field(None, description="training rows: a .jsonl or .csv file")
-    eval_data: str | None = Field(None, description="held-out rows, in the same form")
-    train_rows: int | None = Field(None, gt=0, description="take a random part of the rows")
-    dev_rows: int = Field(0, ge=0, description="training rows kept back for the held-out loss")
-    eval_rows: int | None = Field(None, gt=0, description="score a random part of the rows")
+    eval_data: str | None = Field(None, description="held-out rows, in the same format")
+    train_rows: int | None = Field(
+        None, gt=0, description="how many training rows to use, at random"
+    )
+    dev_rows: int = Field(
+        0, ge=0, description="how many training rows are held out, for the held-out loss"
+    )
+    eval_rows: int | None = Field(None, gt=0, description="how many rows to score, at random")
     eval_lengths: list[Annotated[int, Field(gt=1)]] | None = Field(
-        None, min_length=1, description="context lengths of a perplexity; by default the protocol's"
+        None, min_length=1, description="context lengths for perplexity; by default the protocol's"
     )
     eval_windows: int | None = Field(
-        None, gt=0, description="windows of each length, spread evenly; by default all"
+        None, gt=0, description="windows of each length, evenly spread; by default all"
     )
     output: str = Field(description="folder of the run")
     from_adapter: str | None = Field(None, description="a saved PEFT adapter to start from")
-    max_length: int = Field(512, gt=0, description="tokens of a row; longer rows are cut")
+    max_length: int = Field(512, gt=0, description="most tokens of a row; longer rows are cut")
     max_target_length: int | None = Field(
-        None, gt=0, description="tokens of a response, where they have a limit of their own"
+        None, gt=0, description="most tokens of an encoder–decoder's response"
     )
     languages: list[str] | None = Field(
-        None, min_length=2, max_length=2, description="from and to, of a multilingual tokenizer"
+        None,
+        min_length=2,
+        max_length=2,
+        description="source and target language of a multilingual tokenizer",
     )
     train_head: bool = Field(
-        True, description="whether the head that a task puts on a model trains, or stays as drawn"
+        True, description="train the task head; false leaves it as it was drawn"
     )
-    packing: bool = Field(False, description="fill sequences with several training rows each")
+    packing: bool = Field(False, description="put several training rows in a sequence")
     loss_on: Literal["response", "all"] | None = Field(
-        None, description="tokens that count; by default what the protocol says, or the response"
+        None, description="which tokens the loss is on; by default the protocol's choice"
     )
     max_new_tokens: int | None = Field(
-        None, gt=0, description="tokens generated for an answer; by default the protocol's, or 32"
+        None,
+        gt=0,
+        description="most tokens of a generated answer; by default the protocol's, or 32",
     )
-    eval_batch_size: int = Field(32, gt=0, description="rows generated at once")
+    eval_batch_size: int = Field(32, gt=0, description="rows scored at once")
     dtype: str = Field("float32", description="of the base: float32, bfloat16, float16 or float64")
     rope_factor: float | None = Field(
-        None, gt=1, description="stretch rotary positions, for contexts so many times the model's"
+        None, gt=1, description="stretch the context by this factor, by scaling rotary positions"
     )
-    trust_remote_code: bool = Field(False, description="run code that a model repository ships")
+    trust_remote_code: bool = Field(False, description="run code from the model's repository")
     parts: dict[str, dict[str, Any]] = Field({}, description="settings of parts, by part")
-    training: dict[str, Any] = Field({}, description="settings of TrainingArguments")
+    training: dict[str, Any] = Field({}, description="settings of transformers' TrainingArguments")
 
     @property
     def tasks(self) -> list[str]:
         """The names in ``task``."""
         return [name.strip() for name in self.task.split(",")]
 
-    def anywhere(self) -> "Recipe":
-        """The same with the paths of what is there made absolute, to be used from any folder."""
+    def with_absolute_paths(self) -> "Recipe":
+        """The same recipe, with the paths of existing files made absolute."""
         given = {name: getattr(self, name) for name in PATHS}
         found = {
             name: str(Path(value).absolute())
@@ -101,12 +110,12 @@ class Recipe(BaseModel):
             if value and Path(value).exists() and not value.startswith(BUILTIN)
         }
         if self.model in PACKAGED or not Path(self.model).is_dir():
-            found.pop("model", None)
+            found.pop("model", None)  # a file or folder of this name is not the model
         return self.model_copy(update=found)
 
     @field_serializer("training")
     def _without_secrets(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """What any file of a run may hold: a run that goes on is given its token anew."""
+        """The settings without tokens and passwords, which a resumed run has to be given again."""
         return {
             name: self._without_secrets(value) if isinstance(value, dict) else value
             for name, value in settings.items()
@@ -124,17 +133,17 @@ def builtin_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def stated(
+def _stated(
     source: str | None, overrides: list[str], options: dict[str, Any]
 ) -> list[tuple[str, Any]]:
-    """Keys and values in the order in which they count, as they were written.
+    """Keys and values as they were written; later ones override earlier ones.
 
-    What they mean is not looked at, which takes transformers and PEFT; the arguments are those of
+    They are not checked here, which would take transformers and PEFT. The arguments are those of
     ``load_recipe``.
 
     Raises:
-        ValueError: for a file that is no mapping in YAML or asks for remote code where nobody else
-            does, or an override that is not key=value.
+        ValueError: for a file that is not a YAML mapping, a file that asks for remote code when
+            the command does not, or an override that is not key=value.
         FileNotFoundError: if there is no such file.
     """
     settings = _read_yaml(source) if source is not None else {}
@@ -155,52 +164,55 @@ def load_recipe(
     """Make a recipe from a file or built-in name, ``key=value`` strings and command-line options.
 
     Args:
-        source: path of a YAML file, or the name of a built-in recipe; None to start empty. It
-            cannot switch ``trust_remote_code`` on: who runs it says so, here and now.
+        source: path of a YAML file, or the name of a built-in recipe; None to start empty. A file
+            cannot switch ``trust_remote_code`` on; only an override or an option can.
         overrides: ``key=value``; the value is read as YAML.
         options: recipe fields given as command-line options; None values are left out.
-        name_output: where no output is stated, name one after tasks or data, method and seed.
+        name_output: if no output is given, make one of tasks or data, method and seed.
 
     Raises:
         ValueError: for an unknown key (with the nearest names), an ambiguous key (with the full
-            ones), a value of the wrong type (naming the field, the value and the type), or a file
-            that asks for remote code where nobody else does.
+            ones), a value of the wrong type (with the field, the value and the type), or a file
+            that asks for remote code when the command does not.
     """
-    pairs = stated(source, overrides, options)
-    # Which keys exist depends on the method, so that is settled first.
-    method = dict(pairs).get("method", Recipe.model_fields["method"].default)
+    pairs = _stated(source, overrides, options)
+    parts = _parts_of(dict(pairs))  # which keys there are depends on the method
     values: dict[str, Any] = {"parts": {}, TRAINING: {}}
-    parts = method_named(str(method)).part_names
     for key, value in pairs:
         _assign(values, parts, key, value)
-    if name_output and "output" not in values:
-        values.update(_named_output(values))
-    return _validated(values)
+    seed = values[TRAINING].get("seed", SEED)
+    return _validated(values, seed if name_output else None)
 
 
 def outline(
     source: str | None, overrides: list[str], options: dict[str, Any], *, name_output: bool = False
 ) -> Recipe:
-    """A recipe without the settings of its sections, which take transformers and PEFT to check.
+    """A recipe without the settings of its parts and its training, made without loading PEFT.
 
     The arguments are those of ``load_recipe``.
 
     Raises:
-        ValueError: as ``load_recipe``, for all but those settings.
+        ValueError: as ``load_recipe`` does, but not for those settings.
     """
-    said = dict(stated(source, overrides, options))
-    training = said.get(TRAINING)
+    stated = dict(_stated(source, overrides, options))
+    _parts_of(stated)  # refuses an unknown method
+    training = stated.get(TRAINING)
+    seed = training.get("seed", SEED) if isinstance(training, dict) else SEED
+    seed = stated.get("training.seed", stated.get("seed", seed))
     plain = Recipe.model_fields.keys() - {"parts", TRAINING}
-    values = {key: value for key, value in said.items() if key in plain}
-    method_named(str(said.get("method", Recipe.model_fields["method"].default)))
-    if name_output and "output" not in values:
-        seeds = [training.get("seed", SEED)] if isinstance(training, dict) else [SEED]
-        seeds += [said[key] for key in ("seed", "training.seed") if key in said]
-        values.update(_named_output({**values, TRAINING: {"seed": seeds[-1]}}))
-    return _validated(values)
+    values = {key: value for key, value in stated.items() if key in plain}
+    return _validated(values, seed if name_output else None)
 
 
-def _validated(values: dict[str, Any]) -> Recipe:
+def _parts_of(stated: dict[str, Any]) -> list[str]:
+    """The names of the parts of the method that is stated, or of the default one."""
+    return method_named(str(stated.get("method", Recipe.model_fields["method"].default))).part_names
+
+
+def _validated(values: dict[str, Any], seed: Any = None) -> Recipe:
+    """A recipe of these values; with a seed, its output is named if none is given."""
+    if seed is not None and "output" not in values:
+        values = {**values, **_named_output(values, seed)}
     try:
         recipe = Recipe(**values)
     except ValidationError as error:
@@ -219,7 +231,7 @@ def _validated(values: dict[str, Any]) -> Recipe:
 
 
 def saved_recipe(path: Path, *, trust_remote_code: bool = False) -> Recipe:
-    """The recipe that a run's folder holds; its own word on remote code does not count.
+    """The recipe in a run's folder, with the caller's word on remote code instead of its own.
 
     Raises:
         ValueError: as ``load_recipe``.
@@ -227,15 +239,14 @@ def saved_recipe(path: Path, *, trust_remote_code: bool = False) -> Recipe:
     return load_recipe(str(path), [], {REMOTE: trust_remote_code})
 
 
-def _named_output(values: dict[str, Any]) -> dict[str, str]:
-    """The output ``runs/TASK-METHOD-seedN``; none for a run that names neither a task nor data."""
+def _named_output(values: dict[str, Any], seed: Any) -> dict[str, str]:
+    """The output ``runs/TASK-METHOD-seedN``; nothing if neither a task nor data is given."""
     method, task = (values.get(key, Recipe.model_fields[key].default) for key in ("method", "task"))
     names = [name.strip() for name in str(task).split(",")]
     if task == Recipe.model_fields["task"].default:
         if not values.get("data"):
             return {}
         names = [resolve(str(values["data"])).stem]
-    seed = values[TRAINING].get("seed", SEED)
     return {"output": f"runs/{'-'.join(names)}-{method}-seed{seed}"}
 
 
@@ -264,7 +275,7 @@ def _split(override: str) -> tuple[str, Any]:
 
 
 def _assign(values: dict[str, Any], parts: list[str], key: str, value: Any) -> None:
-    """Set one key, which may be full (``lmam.rank``), bare (``rank``) or a section with a dict."""
+    """Set one key: full (``lmam.rank``), bare (``rank``), or a section with a mapping as value."""
     sections = [*parts, TRAINING]
     if key in (*sections, "parts"):
         if not isinstance(value, dict | None):

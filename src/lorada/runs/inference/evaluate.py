@@ -1,4 +1,4 @@
-"""``lorada evaluate``: a finished run on held-out rows, or on the test rows of its tasks."""
+"""``lorada evaluate``: scores a finished run on held-out rows, or on the test rows of its tasks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from lorada.runs.folder.result import keep_scores
 from lorada.runs.inference.generate import generate
 from lorada.runs.inference.load import Run
 from lorada.runs.inference.perplexity import slide
-from lorada.runs.training.choice_trainer import (
+from lorada.runs.models.candidate_scores import (
     cached_scores,
     likeliest,
     needs_whole,
@@ -27,13 +26,13 @@ from lorada.tasks.metrics import Metrics
 from lorada.tasks.rows import Form
 from lorada.tasks.tokenize import IGNORED, prompt_of
 
-Answers = tuple[list[Any], Metrics]  # what the model gave for each row, and losses
+Answers = tuple[list[Any], Metrics]  # the model's answer to each row, and its loss
 
 
 def evaluate(run: Run, data: str | None = None, *, base: bool = False) -> dict[str, Any]:
     """Score a run on a file of held-out rows and keep the numbers in its ``result.json``.
 
-    Of many rows it takes a random part, if the recipe has ``eval_rows``.
+    Only a random part of the rows is scored if the recipe has ``eval_rows``.
 
     Args:
         run: the run.
@@ -49,7 +48,7 @@ def evaluate(run: Run, data: str | None = None, *, base: bool = False) -> dict[s
     """
     rows = load_rows(data or run.recipe.eval_data, run.form, run.labels)
     rows = sampled(rows, run.recipe.eval_rows)
-    return _kept(run, {rows.path: rows}, base=base)[rows.path]
+    return _score_all(run, {rows.path: rows}, base=base)[rows.path]
 
 
 def evaluate_tasks(
@@ -63,14 +62,14 @@ def evaluate_tasks(
         base: score the base model instead, with the adapter switched off.
 
     Returns:
-        By task (and by split, where a task has two): the metrics, the task's own first.
+        The metrics by task, and by split if a task has two; a task's own metric comes first.
 
     Raises:
         ValueError: as ``evaluate`` does.
         FileNotFoundError: if the rows are not there.
     """
     recipe = run.recipe.model_copy(update={"data_dir": data_dir or run.recipe.data_dir})
-    return _kept(run, scored_rows(recipe, run.form, run.labels, run.kind), base=base)
+    return _score_all(run, scored_rows(recipe, run.form, run.labels, run.kind), base=base)
 
 
 def has_tasks(run: Run) -> bool:
@@ -78,7 +77,8 @@ def has_tasks(run: Run) -> bool:
     return run.recipe.task != JSONL
 
 
-def _kept(run: Run, sets: dict[str, Rows], *, base: bool) -> dict[str, dict[str, Any]]:
+def _score_all(run: Run, sets: dict[str, Rows], *, base: bool) -> dict[str, dict[str, Any]]:
+    """Score a run on sets of rows by name, and write the metrics into its ``result.json``."""
     found = {}
     for name, rows in sets.items():
         with scoring(run, base=base):
@@ -92,7 +92,7 @@ def _kept(run: Run, sets: dict[str, Rows], *, base: bool) -> dict[str, dict[str,
 
 @contextmanager
 def scoring(run: Run, *, base: bool) -> Iterator[None]:
-    """Without gradients, and with the adapter switched off if the base is to be scored.
+    """Switch gradients off, and the adapter too if the base is to be scored.
 
     Raises:
         ValueError: if there is no adapter to switch off, or the base's head was drawn at random.
@@ -111,8 +111,8 @@ def scoring(run: Run, *, base: bool) -> Iterator[None]:
 
 
 def score(run: Run, rows: Rows) -> Metrics:
-    """What a run's answers to some rows are worth: the metrics of their protocol, and losses."""
-    how: dict[Form, Callable[[Run, Rows], Answers]] = {
+    """The metrics of a run's answers to some rows, by the rows' protocol, and its loss on them."""
+    by_form: dict[Form, Callable[[Run, Rows], Answers]] = {
         "label": _classify,
         "score": _classify,
         "choice": _choose,
@@ -120,54 +120,64 @@ def score(run: Run, rows: Rows) -> Metrics:
         "messages": _write,
         "text": _read,
     }
-    answer = slide if rows.protocol.lengths else how[rows.form]
+    answer = slide if rows.protocol.lengths else by_form[rows.form]
     answers, losses = answer(run, rows)
     return {**rows.protocol.score(answers, rows.rows), **losses}
 
 
-def _batches(run: Run, dataset: Dataset, title: str) -> Iterator[list[int]]:
-    """Rows of like length together, the longest first; a progress bar on the way."""
+def _batches(
+    run: Run, rows: Rows, title: str, *, answered: bool
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Batches of rows of similar length, the longest first, with a progress bar.
+
+    Args:
+        run: the run.
+        rows: the rows.
+        title: of the progress bar.
+        answered: whether every row needs an answer, so that none may be left out.
+
+    Yields:
+        The indices of the rows among the encoded ones, and their tensors.
+    """
+    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=answered)
+    pad = collator(rows.form, run.tokenizer)
     lengths = lengths_of(dataset)
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     size = run.recipe.eval_batch_size
     chunks = [order[start : start + size] for start in range(0, len(order), size)]
-    yield from watched(chunks, title)
+    for chosen in watched(chunks, title):
+        batch = pad([dataset[i] for i in chosen])
+        yield chosen, {key: tensor.to(run.device) for key, tensor in batch.items()}
+
+
+def _in_order(answers: dict[int, Any]) -> list[Any]:
+    """Answers by the index of their row, as a list."""
+    return [answers[i] for i in range(len(answers))]
 
 
 def _classify(run: Run, rows: Rows) -> Answers:
     """The likeliest class of each row, or its score."""
-    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=True)
-    pad = collator(rows.form, run.tokenizer)
     answers: dict[int, Any] = {}
     total = 0.0
-    for chosen in _batches(run, dataset, "Scoring"):
-        batch = pad([dataset[i] for i in chosen])
-        output = run.model(**batch.to(run.device))
+    for chosen, batch in _batches(run, rows, "Scoring", answered=True):
+        output = run.model(**batch)
         total += float(output.loss) * len(chosen)
         if rows.form == "label":
             found = [rows.labels[i] for i in output.logits.argmax(-1).tolist()]
         else:
             found = output.logits.flatten().tolist()
         answers.update(zip(chosen, found, strict=True))
-    return [answers[i] for i in range(len(answers))], {"loss": total / len(answers)}
+    return _in_order(answers), {"loss": total / len(answers)}
 
 
-def _losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:
-    """By encoded row, in order: the sum of its tokens' losses, and how many count."""
-    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind)
-    pad = collator(rows.form, run.tokenizer)
-    sums, counts = torch.zeros(len(dataset)), torch.zeros(len(dataset))
-    shift = 0 if run.kind == "encoder_decoder" else 1  # a decoder's logits are of the next token
-    for chosen in _batches(run, dataset, "Scoring"):
-        batch = pad([dataset[i] for i in chosen]).to(run.device)
-        labels = batch["labels"][:, shift:]
-        logits = run.model(**batch).logits[:, : labels.shape[1]].float()
-        each = F.cross_entropy(
-            logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-        )
-        sums[chosen] = each.sum(-1).cpu()
-        counts[chosen] = (labels != IGNORED).sum(-1).float().cpu()
-    return sums, counts
+def _choose(run: Run, rows: Rows) -> Answers:
+    """The index of the likeliest candidate of each row."""
+    scores_of = sequence_scores if needs_whole(run.model) else cached_scores
+    answers: dict[int, int] = {}
+    for chosen, batch in _batches(run, rows, "Choosing", answered=True):
+        best = likeliest(scores_of(run.model, batch), batch["groups"])
+        answers.update(zip(chosen, best, strict=True))
+    return _in_order(answers), {}
 
 
 def _write(run: Run, rows: Rows) -> Answers:
@@ -175,25 +185,29 @@ def _write(run: Run, rows: Rows) -> Answers:
     sums, counts = _losses(run, rows)
     room = encode_options(rows, run.recipe, run.kind).prompt_room
     prompts = [prompt_of(row, rows.form, run.tokenizer, room) for row in rows.rows]
-    # A file of the user's own is answered as the run's task is.
+    # Rows of the user's own file have no settings of generation: the run's task has them.
     protocol = rows.protocol if rows.protocol.generation else None
     answers = generate(run, prompts, templated=rows.form == "messages", protocol=protocol)
     return answers, {"loss": float(sums.sum() / counts.sum())}
 
 
 def _read(run: Run, rows: Rows) -> Answers:
-    """The mean loss of each window of text."""
+    """The mean loss of each window of text, and that of all tokens."""
     sums, counts = _losses(run, rows)
     return (sums / counts).tolist(), {"loss": float(sums.sum() / counts.sum())}
 
 
-def _choose(run: Run, rows: Rows) -> Answers:
-    """The index of the likeliest candidate of each row."""
-    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=True)
-    pad = collator(rows.form, run.tokenizer)
-    answers: dict[int, int] = {}
-    for chosen in _batches(run, dataset, "Choosing"):
-        batch = {key: x.to(run.device) for key, x in pad([dataset[i] for i in chosen]).items()}
-        measured = (sequence_scores if needs_whole(run.model) else cached_scores)(run.model, batch)
-        answers.update(zip(chosen, likeliest(measured, batch["groups"]), strict=True))
-    return [answers[i] for i in range(len(answers))], {}
+def _losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:
+    """By encoded row, in order: the sum of its tokens' losses in nats, and how many count."""
+    found: dict[int, tuple[float, int]] = {}
+    shift = 0 if run.kind == "encoder_decoder" else 1  # a decoder's logits are of the next token
+    for chosen, batch in _batches(run, rows, "Scoring", answered=False):
+        labels = batch["labels"][:, shift:]
+        logits = run.model(**batch).logits[:, : labels.shape[1]].float()
+        each = F.cross_entropy(
+            logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+        )
+        sums, counts = each.sum(-1).tolist(), (labels != IGNORED).sum(-1).tolist()
+        found.update(zip(chosen, zip(sums, counts, strict=True), strict=True))
+    by_row = torch.tensor(_in_order(found))
+    return by_row[:, 0], by_row[:, 1]

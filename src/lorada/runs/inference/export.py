@@ -1,9 +1,9 @@
-"""``lorada export RUN --merge DIR``: a run as one model folder, with an adapter for what is left.
+"""``lorada export RUN --merge DIR``: writes a run as one model folder, with its parts merged.
 
-Maps and bottlenecks cannot be folded into weights, every other part can. So DIR gets the base with
-those parts merged, and beside it, in ``adapter_config.json`` and ``adapter_model.safetensors``, the
-maps and bottlenecks, if there are any. transformers loads both from there, once lorada has been
-imported, and ends in an error before; without them DIR is a plain model, which needs no lorada.
+Maps and bottlenecks cannot be merged into the base's weights; every other part can. DIR gets the
+base with those merged, and an adapter of the maps and bottlenecks beside it, if there are any.
+transformers loads both from DIR once lorada has been imported, and ends in an error otherwise.
+Without such an adapter DIR is a plain model, which does not need lorada.
 """
 
 import logging
@@ -23,13 +23,13 @@ from lorada.tasks.rows import HEADED
 
 logger = logging.getLogger(__name__)
 
-# transformers takes the base from beside the adapter in a local folder, and elsewhere from what the
-# adapter names: the path of DIR would be wrong once it is moved, the first base wrong anywhere.
+# In a local folder transformers takes the base from beside the adapter; elsewhere, from the name in
+# the adapter's config. A path would be wrong once DIR is moved, and the unmerged base always is.
 BESIDE = "the base is beside this adapter: load a local copy of the folder"
 
 
 def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
-    """Write a finished run with every part merged that can be.
+    """Write a finished run as a model, with every part merged that can be.
 
     Args:
         folder: the run.
@@ -65,7 +65,7 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
         _write(model, run, fresh)
         task = task_type(run.model.config, classifies=run.form in HEADED)
         write_export_card(fresh, run.recipe, merged, left, task)
-        refuse_target(folder, target)  # what somebody has put there since stays
+        refuse_target(folder, target)  # again, as somebody may have put files there meanwhile
     return {
         "folder": str(target),
         "merged": merged,
@@ -81,14 +81,14 @@ def kinds(model: PeftModel | PreTrainedModel) -> list[str]:
 
 
 def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path) -> None:
-    """Write model, tokenizer and what is left as an adapter."""
+    """Write the model, its tokenizer, and the adapter of the parts that could not be merged."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if run.labels:
         base.config.id2label = dict(enumerate(run.labels))
         base.config.label2id = {label: i for i, label in enumerate(run.labels)}
     if isinstance(model, PeftModel):
         model.peft_config["default"].base_model_name_or_path = BESIDE
-        # Whatever the embeddings are, the exported base has them; PEFT would look for it to see.
+        # The exported base has the embeddings, so PEFT need not compare them with another base's.
         model.save_pretrained(fresh, save_embedding_layers=False)
         base = model.unload()
     base.save_pretrained(fresh)

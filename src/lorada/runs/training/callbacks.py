@@ -1,4 +1,4 @@
-"""Trainer callbacks of every run: stop at a NaN, save on Ctrl-C, log and seal what is saved."""
+"""Trainer callbacks of every run: check weights, save on Ctrl-C, log and seal checkpoints."""
 
 import signal
 from pathlib import Path
@@ -6,7 +6,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorada.runs.folder.checkpoints import CHECKSUM_FILE, checkpoints, write_checksums
@@ -14,98 +14,61 @@ from lorada.support.processes import anywhere, together
 
 
 class DivergedError(ValueError):
-    """The loss or a weight stopped being a number."""
+    """The loss or a weight became NaN or infinite."""
 
 
-class StopOnNaN(TrainerCallback):  # type: ignore[misc]
-    """Ends training before a step that would put a NaN into the weights, or before they are saved.
+class CheckWeights(TrainerCallback):  # type: ignore[misc]
+    """Ends training before weights are saved that are NaN or infinite.
 
-    What the last update makes of the weights shows in no loss any more.
+    The Trainer's losses do not show this after the last update.
     """
-
-    def __init__(self) -> None:
-        self._loss: torch.Tensor | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Watch the model's loss."""
-        model: nn.Module = kwargs["model"]
-        self._handle = model.register_forward_hook(self._keep)
-
-    def _keep(self, module: nn.Module, args: Any, output: Any) -> None:
-        loss = getattr(output, "loss", None)
-        if loss is None and isinstance(output, dict):
-            loss = output.get("loss")
-        if loss is not None and module.training:
-            loss = loss.detach()
-            self._loss = loss if self._loss is None else self._loss + loss
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Check the loss of this step, or its gradient where the model returned no loss.
-
-        Raises:
-            DivergedError: if it is NaN or infinite, naming the step and the last good checkpoint.
-        """
-        value, self._loss = self._loss, None
-        what = "loss"
-        if value is None and not args.fp16:  # fp16's scaler skips steps that overflow by itself
-            what, model = "gradient", kwargs["model"]
-            value = torch.nn.utils.get_total_norm(
-                [p.grad for p in model.parameters() if p.grad is not None]
-            )
-        # All processes stop before a step that one of them must not take.
-        if not anywhere(value is not None and not torch.isfinite(value), args.device):
-            return
-        with together():
-            if value is None or torch.isfinite(value):
-                return
-            raise DivergedError(
-                f"the {what} became {float(value)} at step {state.global_step + 1}; "
-                f"{_last_good(Path(args.output_dir), state.global_step)}"
-            )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Check the weights where they are about to be saved.
+        """Check the weights before they are saved.
 
         Raises:
-            DivergedError: if one is NaN or infinite, naming the step and the last good checkpoint.
+            DivergedError: if one is NaN or infinite, with the step and the last good checkpoint.
         """
         if control.should_save or state.global_step >= state.max_steps:
             refuse_broken(kwargs["model"], args, state)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Check them with a save that was asked for after this epoch."""
-        self.on_step_end(args, state, control, **kwargs)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Stop watching."""
-        self._handle.remove()
+    on_epoch_end = on_step_end  # with save_strategy=epoch, a save is asked for at the end of one
 
 
 @together()
 def refuse_broken(model: nn.Module, args: TrainingArguments, state: TrainerState) -> None:
-    """Refuse weights that are no numbers, in any process.
+    """Refuse weights that are NaN or infinite in any process.
 
     Raises:
-        DivergedError: naming the first such weight, the step and the last good checkpoint.
+        DivergedError: with the first such weight, the step and the last good checkpoint.
     """
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or not parameter.is_floating_point():
             continue
         weight = parameter.detach()
-        weight = weight.to_local() if hasattr(weight, "to_local") else weight  # a shard of it
+        weight = weight.to_local() if hasattr(weight, "to_local") else weight  # FSDP: a shard
         if not torch.isfinite(weight).all():
             raise DivergedError(
                 f"{name} is not finite after step {state.global_step}; "
+                f"{_last_good(Path(args.output_dir), state.global_step)}"
+            )
+
+
+def refuse_broken_loss(loss: Tensor, args: TrainingArguments, state: TrainerState) -> None:
+    """Refuse a step whose loss is NaN or infinite in any process, before its update.
+
+    Raises:
+        DivergedError: with the step and the last good checkpoint.
+    """
+    broken = not bool(torch.isfinite(loss))
+    if not anywhere(broken, args.device):
+        return
+    with together():
+        if broken:
+            raise DivergedError(
+                f"the loss became {float(loss)} at step {state.global_step + 1}; "
                 f"{_last_good(Path(args.output_dir), state.global_step)}"
             )
 
@@ -118,11 +81,15 @@ def _last_good(run: Path, step: int) -> str:
 
 
 class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
-    """Ctrl-C ends the step in hand, saves a checkpoint and stops; a second one stops at once."""
+    """Makes Ctrl-C finish the current step, save a checkpoint and stop; a second one stops at once.
+
+    Attributes:
+        interrupted: whether Ctrl-C was pressed in any process.
+    """
 
     def __init__(self) -> None:
         self.interrupted = False
-        self._pressed = False  # in this process; in a launch of many each may get its own
+        self._pressed = False  # in this process; of several, each gets its own signal
         self._previous: Any = None
 
     def on_train_begin(
@@ -131,7 +98,7 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
         """Take over SIGINT."""
         try:
             self._previous = signal.signal(signal.SIGINT, self._handle)
-        except ValueError:  # not in the main thread, where no signal can be caught
+        except ValueError:  # signals can be caught in the main thread only
             self._previous = None
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
@@ -142,14 +109,14 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Save and stop if Ctrl-C was pressed; all processes after the same step."""
+        """Save and stop if Ctrl-C was pressed in any process; all do so after the same step."""
         self.interrupted = anywhere(self.interrupted, args.device)
         if self.interrupted:
             control.should_save = True
             control.should_training_stop = True
 
     def restore(self) -> None:
-        """Give SIGINT back, however training ended."""
+        """Give SIGINT back to its previous handler."""
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
             self._previous = None
@@ -158,28 +125,24 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
 class LogWithSave(TrainerCallback):  # type: ignore[misc]
     """Logs whenever a checkpoint is saved.
 
-    The Trainer does not save the sum of the losses since its last log line, so a run that resumed
-    between two lines would log another mean than one that did not.
+    The Trainer does not save the sum of the losses since its last log line. A run that resumed
+    between two log lines would log another mean loss than a run without interruption.
     """
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Log with a save that was asked for after this step."""
+        """Log if a checkpoint is to be saved after this step."""
         if control.should_save and args.logging_strategy != "no":
             control.should_log = True
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Log with a save that was asked for after this epoch."""
-        self.on_step_end(args, state, control)
+    on_epoch_end = on_step_end  # with save_strategy=epoch, a save is asked for at the end of one
 
 
 class MeasureHeldOut(TrainerCallback):  # type: ignore[misc]
-    """Measures held-out rows after the last step, and after each epoch where nothing else does.
+    """Measures held-out rows after the last step, and after each epoch if no strategy is set.
 
-    It does so before the step is saved, so that a run that resumes lacks no measurement.
+    The measurement comes before the step is saved, so that a resumed run has it too.
     """
 
     def on_step_end(
@@ -194,7 +157,7 @@ class MeasureHeldOut(TrainerCallback):  # type: ignore[misc]
 
 
 class SealCheckpoints(TrainerCallback):  # type: ignore[misc]
-    """Seals each checkpoint once it is whole."""
+    """Seals each checkpoint, with checksums of its files, once it is complete."""
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -203,11 +166,7 @@ class SealCheckpoints(TrainerCallback):  # type: ignore[misc]
         if control.should_save and state.is_world_process_zero:
             (_checkpoint(args, state) / CHECKSUM_FILE).unlink(missing_ok=True)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Do so with a save that was asked for after this epoch."""
-        self.on_step_end(args, state, control)
+    on_epoch_end = on_step_end  # with save_strategy=epoch, a save is asked for at the end of one
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -1,7 +1,7 @@
-"""The effect size of a model's maps, measured while a Trainer trains it.
+"""A Trainer callback that measures the effect size of a model's maps while it trains.
 
-Apart from ``explain``, because this needs transformers' callbacks and ``import lorada`` must not:
-see ``lorada/__init__.py``.
+It is not in ``attention/explain.py`` because it imports transformers' callbacks, which
+``import lorada`` must not do: see ``lorada/__init__.py``.
 """
 
 import logging
@@ -17,7 +17,7 @@ from lorada.support.processes import gathered
 
 logger = logging.getLogger(__name__)
 
-Sums = dict[str, list[tuple[Tensor, Tensor]]]  # squared norms of each call, by layer
+Sums = dict[str, list[tuple[Tensor, Tensor]]]  # by layer: the squared norms of each call
 
 NEGLIGIBLE = 1e-3  # effect sizes below this are reported as doing nothing
 
@@ -29,10 +29,10 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
 
         Trainer(..., callbacks=[EffectSize()])
 
-    The number is measured in the training forward of the step that is logged, and is added to the
-    log line as ``effect_size`` (and ``effect_size_max``, the largest layer's); loggers that come
-    before it in the trainer's callbacks write the line without it. When training ends with less
-    than 1e-3, a warning says that the map is numerically nothing.
+    The effect size is measured in the forward of each step that is logged. It is added to the log
+    line as ``effect_size``, the mean over layers, and ``effect_size_max``, the largest of a layer.
+    Loggers that come before this callback in the Trainer's list write the line without it. If it
+    is below 1e-3 at the end of training, a warning says that the map is numerically nothing.
 
     Attributes:
         by_layer: the effect size of each layer at the last measurement, by module name.
@@ -54,7 +54,7 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start to measure if this step will be logged, or saved, with which some log too."""
+        """Start to measure if this step will be logged, or saved: ``LogWithSave`` logs it then."""
         step = state.global_step + 1
         every = max(int(state.logging_steps or args.logging_steps or 1), 1)
         by_step = args.logging_strategy == "steps"
@@ -72,14 +72,14 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
 
     def _watch(self) -> None:
         self.stop()
-        # Known to attention by a weak name: a training that was given up must not be observed on.
+        # A weak reference, so that attention does not keep the callback of an abandoned training.
         me = weakref.ref(self)
         context = observe(lambda seen: callback._observe(seen) if (callback := me()) else None)
         context.__enter__()
         self._watching = weakref.finalize(self, context.__exit__, None, None, None)
 
     def stop(self) -> None:
-        """Stop measuring; for a training that ended with an error."""
+        """Stop measuring; also called for a training that ended with an error."""
         if self._watching is not None:
             self._watching()
             self._watching = None
@@ -108,7 +108,7 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Add the effect size to the log line."""
         if logs is None or "loss" not in logs or not self._sums:
-            return  # this step was not measured, and the last measurement is another's
+            return  # this step was not measured
         values = {"effect_size": self.mean, "effect_size_max": max(self.by_layer.values())}
         logs.update(values)
         if state.log_history:
@@ -117,7 +117,7 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Say so if the map does nothing."""
+        """Warn if the map does nothing."""
         self.stop()
         if self.by_layer and self.mean < NEGLIGIBLE:
             logger.warning(
@@ -135,6 +135,6 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
 
 
 def _of_all(sums: Sums) -> Sums:
-    """The squared norms of all processes, each of which has read its share of the batch."""
+    """The squared norms of all processes; each has read a part of the batch."""
     shares = gathered({name: [(a.cpu(), b.cpu()) for a, b in sums[name]] for name in sums})
     return {name: [call for share in shares for call in share[name]] for name in sums}

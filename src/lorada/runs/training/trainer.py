@@ -1,268 +1,160 @@
-"""The Trainer of a run: its arguments, its class, and the learning rate that maps have."""
+"""The Trainer of a run: transformers' own, with the loss of a step as one mean.
 
-import importlib.util
-import logging
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from copy import deepcopy
-from functools import partial
+    loss of a step = Σ_b (n_b / n) · loss_b        n = Σ_b n_b, over all batches and processes
+
+loss_b is the mean over batch b. n_b is the number of its rows, or of its tokens that have a label
+if the model learns to write text. transformers' Trainer leaves the division by n to every model
+whose ``forward`` takes further keywords, and many of those do not divide (BERT, BART, T5, and every
+loss of scores).
+"""
+
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
-from torch.utils.data import SequentialSampler
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Seq2SeqTrainingArguments,
-    Trainer,
-    TrainingArguments,
-    get_scheduler,
-)
+from torch import Tensor, nn
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from lorada.runs.data.dataset import lengths_of
 from lorada.runs.data.length_sampler import LengthGroupedSampler
-from lorada.runs.data.rows import Rows, protocol_settings
-from lorada.runs.recipe import Recipe
-from lorada.runs.training.callbacks import MeasureHeldOut
-from lorada.runs.training.choice_trainer import ChoiceTrainer
-from lorada.runs.training.effect_size import EffectSize
-from lorada.runs.training.mean_loss import MeanTrainer
-from lorada.runs.training.seq2seq_trainer import (
-    WritingTrainer,
-    beginning,
-    refuse_long,
-    scorer,
-    without_writing,
-)
-from lorada.support.processes import without_accelerator
-from lorada.tuners import LmamConfig, LoradaConfig
-
-logger = logging.getLogger(__name__)
-
-DEFAULTS: dict[str, Any] = {
-    "per_device_train_batch_size": 8,
-    "num_train_epochs": 3,
-    "learning_rate": 1e-3,
-    "lr_scheduler_type": "linear",
-    "warmup_steps": 0.03,
-    "logging_steps": 10,
-    "save_steps": 100,
-    "save_total_limit": 2,
-    "remove_unused_columns": False,
-    "logging_nan_inf_filter": False,
-    "dataloader_pin_memory": torch.cuda.is_available(),
-}
+from lorada.runs.training.callbacks import refuse_broken_loss
+from lorada.support.processes import gathered
+from lorada.tasks.tokenize import IGNORED
 
 
-class _Discreet:
-    """Arguments whose token stays out of ``training_args.bin``, which goes where the weights go."""
+class RunTrainer(Trainer):
+    """A Trainer for which k batches of b rows are one batch of k·b rows."""
 
-    stock: type[TrainingArguments]
+    loss_is_scaled_for_ga = True  # tells the Trainer that compute_loss scales by itself
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickled as transformers' own class, for whoever opens the file, and without the token."""
-        plain = object.__new__(self.stock)
-        vars(plain).update(vars(self), hub_token=None)
-        return plain.__reduce_ex__(0)  # a higher protocol wants the class of what is pickled
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False  # every model returns the mean of its batch
+        self._step_loss: Tensor | float = 0.0  # of the step's batches so far
+        # Of the held-out batches so far: [sum of the losses, how many rows or tokens count].
+        self._held_out_sums: list[Tensor] = []
 
+    @property
+    def _shift(self) -> int:
+        """The number of first labels that a model never predicts."""
+        return 0 if self.model.config.is_encoder_decoder else 1
 
-class _Arguments(_Discreet, TrainingArguments):  # type: ignore[misc]
-    stock = TrainingArguments
+    def counted(self, inputs: dict[str, Any]) -> Tensor:
+        """n_b by row (B,): the row's tokens that have a label, or 1 for the row."""
+        labels: Tensor = inputs["labels"]
+        if "groups" in inputs:
+            return torch.ones_like(inputs["groups"])
+        if labels.dim() < 2:
+            return torch.ones_like(labels, dtype=torch.long)
+        return (labels[:, self._shift :] != IGNORED).sum(-1)
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | None]:
+        """The batches of a step, and n."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        total = torch.stack([self.counted(batch).sum().to(device) for batch in batches]).sum()
+        if self.args.average_tokens_across_devices:
+            total = self.accelerator.gather(total).sum()
+        return batches, total
 
-class _WritingArguments(_Discreet, Seq2SeqTrainingArguments):  # type: ignore[misc]
-    stock = Seq2SeqTrainingArguments
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """One batch of a step; after the last, the loss of the step is checked.
 
+        Raises:
+            DivergedError: if it is NaN or infinite, before the weights are updated.
+        """
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self._step_loss = self._step_loss + loss
+        if self.accelerator.sync_gradients:
+            refuse_broken_loss(self._step_loss, self.args, self.state)
+            self._step_loss = 0.0
+        return loss
 
-def measuring(args: TrainingArguments, recipe: Recipe) -> list[MeasureHeldOut]:
-    """What has held-out rows measured while training, the last step's weights among them.
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """A batch's share of the loss of its step; its own mean if n is not given."""
+        counted = self.counted(inputs)
+        loss, outputs = self.batch_loss(model, inputs)
+        if loss.dim():  # DataParallel: one loss for each device's part of the batch
+            parts = torch.stack([part.sum() for part in counted.chunk(len(loss))]).to(loss.device)
+            loss = (loss * parts).sum() / parts.sum()
+        if num_items_in_batch is not None:
+            loss = loss * (counted.sum().to(loss.device) / num_items_in_batch)
+            if self.args.average_tokens_across_devices:  # gradients are averaged over processes
+                loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
 
-    Rows that were kept back are, unless the recipe says no; an ``eval_data`` where it says so.
-    """
-    if args.eval_strategy != "no":
-        return [MeasureHeldOut()]
-    if recipe.dev_rows and "eval_strategy" in recipe.training:
-        logger.warning(
-            "dev_rows=%d are kept back and not measured: training.eval_strategy=no", recipe.dev_rows
-        )
-        return []
-    return [MeasureHeldOut()] if recipe.dev_rows else []
+    def batch_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
+        """The mean loss of a batch, and the model's outputs."""
+        if self.label_smoother is None:
+            found: tuple[Tensor, Any] = super().compute_loss(model, inputs, return_outputs=True)
+            return found
+        # The Trainer decides by the name of the model's class whether its logits are of the next
+        # token, and FSDP gives the class another name.
+        labels = inputs["labels"]
+        outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
+        shifts = labels.dim() > 1 and self._shift == 1
+        return self.label_smoother(outputs, labels, shift_labels=shifts), outputs
 
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """One held-out batch; its loss is kept with n_b."""
+        counted = self.counted(inputs)
+        found = super().prediction_step(model, inputs, *args, **kwargs)
+        sums = torch.stack([counted * found[0].to(counted.device), counted], -1)
+        self._held_out_sums.append(self.accelerator.gather_for_metrics(sums.to(self.args.device)))
+        return found
 
-def _refuse_no_batch(args: TrainingArguments, rows: int) -> None:
-    """Refuse encoded rows to learn from that are fewer than a batch, where one has to be full."""
-    batch = args.train_batch_size * args.world_size
-    if args.dataloader_drop_last and rows < batch:
-        raise ValueError(
-            f"training.dataloader_drop_last=true leaves no batch of {rows} rows, where one takes "
-            f"{batch}: leave it out, or take a smaller per_device_train_batch_size"
-        )
+    def evaluation_loop(
+        self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """The held-out loss, in which every token counts the same in whichever batch it is.
 
+        A data loader draws random numbers; those of the training stay untouched.
+        """
+        self._held_out_sums = []
+        with torch.random.fork_rng(devices=[]):
+            output: EvalLoopOutput = super().evaluation_loop(
+                *args, metric_key_prefix=metric_key_prefix, **kwargs
+            )
+        total, counted = torch.cat(self._held_out_sums).cpu().double().sum(0).tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = total / counted
+        return output
 
-@contextmanager
-def one_line(what: str) -> Iterator[None]:
-    """Turn whatever a library makes of a bad setting into one line about the setting."""
-    try:
-        yield
-    except Exception as error:  # of whatever kind: a hub that is out of reach has kinds of its own
-        text = str(error).strip() or type(error).__name__
-        raise ValueError(f"{what}: {text.splitlines()[0]}") from error
-
-
-def training_arguments(
-    recipe: Recipe,
-    method: dict[str, Any] | None = None,
-    *,
-    quiet: bool = False,
-    writes: bool = False,
-) -> TrainingArguments:
-    """The TrainingArguments of a recipe, over those of its method and our defaults.
-
-    Args:
-        recipe: the recipe.
-        method: what its method overrides.
-        quiet: no progress bar.
-        writes: whether it trains an encoder–decoder to write texts.
-
-    Raises:
-        ValueError: for a value that TrainingArguments refuses.
-    """
-    report = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
-    if not report and "report_to" not in recipe.training:
-        logger.warning("no TensorBoard logs: pip install 'lorada[logging]'")
-    settings = {**DEFAULTS, "report_to": report, **(method or {}), **recipe.training}
-    settings["use_cpu"] = settings.get("use_cpu") or without_accelerator()
-    made = _WritingArguments if writes else _Arguments
-    if not writes:
-        settings = without_writing(settings)
-    with one_line("TrainingArguments"):
-        # A copy: of what it is given it changes fsdp_config.
-        args: TrainingArguments = made(
-            output_dir=recipe.output, **deepcopy({"disable_tqdm": quiet, **settings})
-        )
-        _check_scheduler(args)
-    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-        if getattr(args, name) < 1:  # which the Trainer finds out by dividing by it
-            raise ValueError(f"training.{name}={getattr(args, name)} must be at least 1")
-    if args.max_steps == 0:
-        raise ValueError("training.max_steps=0 must be at least 1, or left out for whole epochs")
-    if args.max_steps < 0 and not 0 < args.num_train_epochs < math.inf:
-        raise ValueError(
-            f"training.num_train_epochs={args.num_train_epochs:g} is no number of epochs to train: "
-            "take one above 0, or max_steps"
-        )
-    return args
-
-
-def _check_scheduler(args: TrainingArguments) -> None:
-    """Make the schedule once on nothing, so that an argument it lacks is known before training."""
-    chosen = args.lr_scheduler_kwargs
-    name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-    if not chosen:
-        return
-    if name in ("constant", "constant_with_warmup"):
-        raise ValueError(f"lr_scheduler_kwargs={chosen!r}: {name} has no arguments: leave them out")
-    try:
-        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
-        schedule = get_scheduler(name, optimizer, 0, 100, dict(chosen))
-        for rate in getattr(schedule, "lr_lambdas", []):
-            for step in range(101):
-                rate(step)
-    except Exception as error:  # each schedule has its own kinds
-        raise ValueError(f"lr_scheduler_kwargs={chosen!r} of {name}: {error}") from error
-
-
-def trainer_class(
-    recipe: Recipe,
-    rows: Rows,
-    measured: Rows | None,
-    tokenizer: PreTrainedTokenizerBase,
-    context: int | None,
-    *,
-    writes: bool,
-) -> Callable[..., Trainer]:
-    """The class of Trainer for a form of rows, with what it needs beside other classes.
-
-    Raises:
-        ValueError: for smoothed labels of rows that have none, or more tokens than there is room.
-    """
-    smoothing = recipe.training.get("label_smoothing_factor")
-    if smoothing and rows.form in ("choice", "score"):
-        raise ValueError(
-            f"training.label_smoothing_factor={smoothing} is for classes and texts, and {rows.path}"
-            f" has {rows.form} rows: leave it out"
-        )
-    if not writes:
-        return ChoiceTrainer if rows.form == "choice" else MeanTrainer
-    settings = protocol_settings(recipe, rows.protocol)
-    if measured is not None:
-        refuse_long(settings["max_new_tokens"], context)
-    return partial(
-        WritingTrainer,
-        generation={**settings, **beginning(tokenizer)},
-        compute_metrics=None if measured is None else scorer(measured, tokenizer),
-    )
-
-
-def make_trainer(
-    model: PeftModel | PreTrainedModel,
-    args: TrainingArguments,
-    datasets: tuple[Dataset, Dataset | None],
-    pad: Callable[..., Any],
-    callbacks: list[Any],
-    make: Callable[..., Trainer],
-) -> Trainer:
-    """A Trainer of a class that ``trainer_class`` gave, its callbacks in the order they need.
-
-    Raises:
-        ValueError: if there are fewer rows than a batch, and none that is not full may be taken.
-    """
-    _refuse_no_batch(args, len(datasets[0]))
-    trainer = make(
-        model=model,
-        args=args,
-        train_dataset=datasets[0],
-        eval_dataset=datasets[1],
-        data_collator=pad,
-        callbacks=callbacks,
-    )
-    if args.train_sampling_strategy == "group_by_length":
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+        """Our own sampler for ``group_by_length``, whose batches come in random order."""
+        args = self.args
+        if args.train_sampling_strategy != "group_by_length":
+            sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
+            return sampler
+        rows = self.train_dataset if train_dataset is None else train_dataset
         size = args.train_batch_size * args.gradient_accumulation_steps
-        seed = args.seed if args.data_seed is None else args.data_seed
-        sampler = LengthGroupedSampler(lengths_of(datasets[0]), size, seed)
-        trainer._get_train_sampler = lambda dataset=None: sampler
-        # Held-out rows stay in their own order, in which answers are compared with them.
-        alone = args.world_size <= 1
-        trainer._get_eval_sampler = lambda rows: SequentialSampler(rows) if alone else None
-    # EffectSize adds to a log line, so it must see the line before any logger does.
-    listeners = trainer.callback_handler.callbacks
-    listeners.sort(key=lambda callback: not isinstance(callback, EffectSize))
-    return trainer
-
-
-def give_maps_their_rate(trainer: Trainer, model: PeftModel | PreTrainedModel) -> None:
-    """Move the maps' factors to a parameter group of their own if they have their own rate."""
-    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
-    parts = config.parts if isinstance(config, LoradaConfig) else []
-    rates = [
-        p.map_learning_rate for p in parts if isinstance(p, LmamConfig) and p.map_learning_rate
-    ]
-    if not rates:
-        return
-    maps = {id(p) for name, p in trainer.model.named_parameters() if ".lmam." in name}
-    optimizer = trainer.create_optimizer()
-    moved = []
-    for group in optimizer.param_groups:
-        moved += [p for p in group["params"] if id(p) in maps]
-        group["params"] = [p for p in group["params"] if id(p) not in maps]
-    if not any(group["params"] for group in optimizer.param_groups):
-        logger.warning(
-            "only maps train here, at lmam.map_learning_rate=%g; learning_rate is not used",
-            rates[0],
+        return LengthGroupedSampler(
+            lengths_of(rows), size, args.seed if args.data_seed is None else args.data_seed
         )
-    optimizer.add_param_group(
-        {"params": moved, "lr": rates[0], "weight_decay": trainer.args.weight_decay}
-    )
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
+        """Held-out rows in their own order, in which answers are compared with them."""
+        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save random states; no process goes on before all have saved theirs.
+
+        The first process writes ``trainer_state.json`` next, which makes the checkpoint complete.
+        """
+        super()._save_rng_state(output_dir)
+        gathered(None)

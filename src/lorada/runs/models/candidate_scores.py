@@ -1,0 +1,152 @@
+"""Scores candidate texts by their likelihood, to choose between them.
+
+    s_c = mean over the tokens of candidate c of log p(token | prompt, the tokens before it)
+
+Source: the classification objective of QuanTA (Chen et al., 2024) for commonsense questions.
+
+Shapes: B rows, C candidates of all rows one after another, T tokens of a prompt and a candidate.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from lorada.attention.interface import SHIFTED
+from lorada.tasks.tokenize import IGNORED
+from lorada.tuners.lmam import map_configs
+
+
+def mean_log_likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
+    """s_c of each sequence.
+
+    Args:
+        logits: (C, T, vocabulary), of the last T tokens.
+        labels: (C, T), ids of the candidates' tokens and ``IGNORED`` elsewhere.
+
+    Returns:
+        (C,) in fp32.
+    """
+    targets = labels[:, 1:]
+    counted = targets != IGNORED
+    log_p = torch.log_softmax(logits[:, :-1].float(), -1)
+    chosen = log_p.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    return (chosen * counted).sum(-1) / counted.sum(-1)
+
+
+def sequence_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """s_c of each candidate, from sequences of a prompt and a candidate.
+
+    Args:
+        model: the language model.
+        batch: ``input_ids``, ``attention_mask`` and ``labels``, (C, T), padded on the left.
+
+    Returns:
+        (C,) in fp32.
+    """
+    labels, mask = batch["labels"], batch["attention_mask"]
+    # Logits take the most memory, and only those at the end of each sequence are needed.
+    counted = int((labels != IGNORED).sum(-1).max()) + 1
+    extra = _accepted(model, position_ids=_positions(mask), logits_to_keep=counted)
+    output = model(input_ids=batch["input_ids"], attention_mask=mask, **extra)
+    return mean_log_likelihoods(output.logits[:, -counted:], labels[:, -counted:])
+
+
+def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The same as ``sequence_scores``, but each prompt is read once and its cache is shared.
+
+    Not for a model in which a later token changes an earlier one's output: see ``needs_whole``.
+
+    Args:
+        model: the language model.
+        batch: as in ``sequence_scores``, and ``groups`` (B,), how many candidates each row has.
+
+    Returns:
+        (C,) in fp32.
+    """
+    ids, scored = batch["input_ids"], batch["labels"] != IGNORED
+    groups = batch["groups"].to(ids.device)
+    row_of = torch.arange(len(groups), device=ids.device).repeat_interleave(groups)  # (C,)
+    first = groups.cumsum(0) - groups  # (B,): the first candidate of each row
+    lengths = scored.sum(-1)
+    begins = ids.shape[1] - lengths  # (C,): where each candidate begins
+    prompt_lengths = (batch["attention_mask"].bool() & ~scored)[first].sum(-1)
+    prompts, prompt_mask = _cut(ids[first], begins[first] - prompt_lengths, prompt_lengths, "left")
+    candidates, mask = _cut(ids, begins, lengths, "right")
+
+    positions = _positions(prompt_mask)
+    extra = _accepted(model, position_ids=positions, logits_to_keep=1)
+    output = model(input_ids=prompts, attention_mask=prompt_mask, use_cache=True, **extra)
+    logits = output.logits[row_of, -1:]  # they predict the first token of each candidate
+    if mask.shape[1] > 1:
+        name = "cache" if "cache" in _accepted(model, cache=None) else "past_key_values"
+        cache = output[name]
+        cache.batch_select_indices(row_of)
+        steps = torch.arange(1, mask.shape[1] + 1, device=ids.device)
+        rest = model(
+            input_ids=candidates,
+            attention_mask=torch.cat([prompt_mask[row_of], mask], -1),
+            use_cache=True,
+            **{name: cache},
+            **_accepted(model, position_ids=positions[row_of, -1:] + steps),
+        )
+        logits = torch.cat([logits, rest.logits[:, :-1]], 1)
+    labels = candidates.masked_fill(mask == 0, IGNORED)
+    # ``mean_log_likelihoods`` expects logits one position before the token that they predict.
+    shifted = torch.cat([torch.full_like(labels[:, :1], IGNORED), labels], -1)
+    return mean_log_likelihoods(F.pad(logits, (0, 0, 0, 1)), shifted)
+
+
+def _cut(ids: Tensor, begins: Tensor, lengths: Tensor, pads: str) -> tuple[Tensor, Tensor]:
+    """Ids and mask of a piece of each sequence: ``lengths`` tokens, padded on one side."""
+    longest = int(lengths.max())
+    offsets = torch.arange(longest, device=ids.device).expand(len(ids), -1)
+    if pads == "left":
+        offsets = offsets - (longest - lengths)[:, None]
+    real = (offsets >= 0) & (offsets < lengths[:, None])
+    places = (begins[:, None] + offsets).clamp(0, ids.shape[1] - 1)
+    return ids.gather(1, places).masked_fill(~real, 0), real.long()
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """The position of each token, counted without pads."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def _accepted(model: Any, **extra: Any) -> dict[str, Any]:
+    """Those of some keywords that the ``forward`` of the transformers model has by name."""
+    while hasattr(model, "module"):  # a wrapper for several processes
+        model = model.module
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    takes = inspect.signature(inner.forward).parameters
+    return {name: value for name, value in extra.items() if name in takes}
+
+
+def likeliest(scores: Tensor, groups: Tensor) -> list[int]:
+    """The index of each row's best candidate.
+
+    Args:
+        scores: (C,).
+        groups: (B,), how many candidates each row has.
+    """
+    return [int(row.argmax()) for row in scores.split(groups.tolist())]
+
+
+def needs_whole(model: nn.Module) -> bool:
+    """Whether a model must read whole sequences, because a map counts later tokens or pads."""
+    return any(part.align == "end" or part.positions == "raw" for part in map_configs(model))
+
+
+def shares_prompts(model: nn.Module) -> bool:
+    """Whether a model may be trained with ``cached_scores``, which reads fewer tokens.
+
+    Not with gradient checkpointing, which keeps no cache; not with LongLoRA, whose groups are of
+    whole sequences; not in several processes, where a model expects one forward per backward.
+    """
+    whole = hasattr(model, "module") or isinstance(model, FSDPModule) or needs_whole(model)
+    return not whole and not any(
+        getattr(m, "gradient_checkpointing", False) or SHIFTED in vars(m) for m in model.modules()
+    )

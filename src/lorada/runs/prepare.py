@@ -1,0 +1,80 @@
+"""What a run reads before it loads weights, each of it once.
+
+A training, an evaluation and an export all begin with ``prepare``; a training goes on with
+``prepare_training``.
+"""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from lorada.methods.build import Plan, build_method
+from lorada.runs.data.packing import refuse_packing
+from lorada.runs.data.rows import Rows, training_rows
+from lorada.runs.models.generation import set_languages
+from lorada.runs.models.loading import kind_of, load_config, load_tokenizer, own_classes
+from lorada.runs.recipe import Recipe
+from lorada.tasks.task import Kind
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe, and what is read of its base model before the weights.
+
+    Attributes:
+        recipe: the recipe.
+        config: the base model's config.
+        kind: whether that is an encoder, a decoder or an encoder–decoder.
+        tokenizer: the base model's tokenizer.
+    """
+
+    recipe: Recipe
+    config: PreTrainedConfig
+    kind: Kind
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class PreparedTraining(Prepared):
+    """What a training reads before it loads weights.
+
+    Attributes:
+        plan: the recipe's method, made ready for this base model.
+        rows: the rows to learn from.
+        held_out: the rows that are measured while training; None for none.
+    """
+
+    plan: Plan
+    rows: Rows
+    held_out: Rows | None
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Read the config and the tokenizer of a recipe's base model.
+
+    Raises:
+        ValueError: for an unknown model name, or files that are damaged.
+        ImportError: if the package of a packaged model is missing.
+        OSError: for a model that cannot be fetched.
+    """
+    trust = recipe.trust_remote_code
+    config = load_config(recipe.model, trust_remote_code=trust)
+    tokenizer = load_tokenizer(recipe.model, config, trust_remote_code=trust)
+    return Prepared(recipe, config, kind_of(config), tokenizer)
+
+
+def prepare_training(recipe: Recipe) -> PreparedTraining:
+    """Read the base model's config and tokenizer and the rows, and plan the method.
+
+    Raises:
+        ValueError: as ``prepare`` does, or for rows, a method and a model that do not go together.
+        ImportError: as ``prepare`` does.
+        OSError: as ``prepare`` does, or for rows that are not there.
+    """
+    base = prepare(recipe)
+    rows, held_out = training_rows(recipe, base.kind, own_classes(base.config))
+    if recipe.packing:
+        refuse_packing(rows.form, base.kind, recipe.method)
+    plan = build_method(recipe.method, base.config, **recipe.parts)
+    set_languages(base.tokenizer, recipe.languages, rows.protocol.languages)
+    return PreparedTraining(recipe, base.config, base.kind, base.tokenizer, plan, rows, held_out)

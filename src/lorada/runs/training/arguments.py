@@ -1,0 +1,181 @@
+"""The TrainingArguments of a run: the recipe's settings over the method's and our defaults."""
+
+import importlib.util
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from transformers import Seq2SeqTrainingArguments, TrainingArguments, get_scheduler
+
+from lorada.runs.data.rows import Rows
+from lorada.runs.recipe import Recipe
+from lorada.support.processes import without_accelerator
+from lorada.tasks.rows import answer_of
+
+logger = logging.getLogger(__name__)
+
+DEFAULTS: dict[str, Any] = {
+    "per_device_train_batch_size": 8,
+    "num_train_epochs": 3,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0.03,
+    "logging_steps": 10,
+    "save_steps": 100,
+    "save_total_limit": 2,
+    "remove_unused_columns": False,
+    "logging_nan_inf_filter": False,
+    "dataloader_pin_memory": torch.cuda.is_available(),
+}
+
+
+class _WithoutToken:
+    """Arguments whose hub token is not saved in ``training_args.bin``, which is shared.
+
+    Attributes:
+        stock: transformers' own class.
+    """
+
+    stock: type[TrainingArguments]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle as transformers' own class, so that others can open the file."""
+        plain = object.__new__(self.stock)
+        vars(plain).update(vars(self), hub_token=None)
+        return plain.__reduce_ex__(0)  # a higher protocol would name this class
+
+
+class _Arguments(_WithoutToken, TrainingArguments):  # type: ignore[misc]
+    stock = TrainingArguments
+
+
+class _Seq2SeqArguments(_WithoutToken, Seq2SeqTrainingArguments):  # type: ignore[misc]
+    stock = Seq2SeqTrainingArguments
+
+
+@contextmanager
+def argument_errors() -> Iterator[None]:
+    """Turn any error that a library raises about its arguments into one line.
+
+    Raises:
+        ValueError: with that line.
+    """
+    try:
+        yield
+    except Exception as error:  # of any class: the hub's client, for one, has its own
+        text = str(error).strip() or type(error).__name__
+        raise ValueError(f"TrainingArguments: {text.splitlines()[0]}") from error
+
+
+def training_arguments(
+    recipe: Recipe,
+    method: dict[str, Any] | None = None,
+    *,
+    quiet: bool = False,
+    writes: bool = False,
+) -> TrainingArguments:
+    """The TrainingArguments of a recipe, over those of its method and our defaults.
+
+    Args:
+        recipe: the recipe.
+        method: what its method overrides.
+        quiet: no progress bar.
+        writes: whether it trains an encoder–decoder to write texts.
+
+    Returns:
+        transformers' ``TrainingArguments``, or its ``Seq2SeqTrainingArguments`` if ``writes``.
+
+    Raises:
+        ValueError: for a value that TrainingArguments refuses.
+    """
+    report = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
+    if not report and "report_to" not in recipe.training:
+        logger.warning("no TensorBoard logs: pip install 'lorada[logging]'")
+    settings = {**DEFAULTS, "report_to": report, **(method or {}), **recipe.training}
+    settings["use_cpu"] = settings.get("use_cpu") or without_accelerator()
+    made = _Seq2SeqArguments if writes else _Arguments
+    if not writes:
+        settings = _without_seq2seq(settings)
+    with argument_errors():
+        # A copy, because transformers changes the fsdp_config that it is given.
+        args: TrainingArguments = made(
+            output_dir=recipe.output, **deepcopy({"disable_tqdm": quiet, **settings})
+        )
+        _check_scheduler(args)
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, name) < 1:  # the Trainer would divide by it
+            raise ValueError(f"training.{name}={getattr(args, name)} must be at least 1")
+    if args.max_steps == 0:
+        raise ValueError("training.max_steps=0 must be at least 1, or left out for whole epochs")
+    if args.max_steps < 0 and not 0 < args.num_train_epochs < math.inf:
+        raise ValueError(
+            f"training.num_train_epochs={args.num_train_epochs:g} is no number of epochs to train: "
+            "take one above 0, or max_steps"
+        )
+    return args
+
+
+def _check_scheduler(args: TrainingArguments) -> None:
+    """Try the learning-rate schedule, so that a wrong argument ends the run before training."""
+    chosen = args.lr_scheduler_kwargs
+    name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    if not chosen:
+        return
+    if name in ("constant", "constant_with_warmup"):
+        raise ValueError(f"lr_scheduler_kwargs={chosen!r}: {name} has no arguments: leave them out")
+    try:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
+        schedule = get_scheduler(name, optimizer, 0, 100, dict(chosen))
+        for rate in getattr(schedule, "lr_lambdas", []):
+            for step in range(101):
+                rate(step)
+    except Exception as error:  # of any class: each schedule raises its own
+        raise ValueError(f"lr_scheduler_kwargs={chosen!r} of {name}: {error}") from error
+
+
+def _without_seq2seq(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that only ``Seq2SeqTrainingArguments`` has.
+
+    Raises:
+        ValueError: for one of those that is set.
+    """
+    known = TrainingArguments.__dataclass_fields__
+    for name, value in settings.items():
+        if name not in known and value:
+            raise ValueError(
+                f"training.{name}={value} is for encoder–decoder models that write "
+                "texts: leave it out"
+            )
+    return {key: value for key, value in settings.items() if key in known}
+
+
+def held_out_metrics(args: TrainingArguments, held_out: Rows | None) -> list[str]:
+    """The names of what is measured on held-out rows while training, beside the loss.
+
+    Raises:
+        ValueError: if there are no such rows, or the best model is to be chosen by something else.
+    """
+    chooses = held_out is not None and held_out.form == "choice"
+    names = ["eval_accuracy"] if chooses else []
+    if getattr(args, "predict_with_generate", False):
+        if held_out is None:
+            raise ValueError(
+                "training.predict_with_generate=true needs held-out rows: pass eval_data=FILE or "
+                "dev_rows=N"
+            )
+        row = held_out.rows[:1]
+        scored = held_out.protocol.score([answer_of(row[0])], row)  # one row tells the names
+        names = [f"eval_{name}" for name in scored]
+    short = [name.removeprefix("eval_") for name in names]
+    best = args.metric_for_best_model
+    if best not in (None, "loss", "eval_loss", *names, *short):
+        raise ValueError(
+            f"training.metric_for_best_model={best!r} is not measured while training"
+            + (f" ({', '.join(short)} are)" if short else "")
+            + ": leave it out, for the held-out loss"
+        )
+    return names

@@ -1,0 +1,110 @@
+"""What a training leaves behind: the trained weights, and the fields of its ``result.json``."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_WRAPPED_MODULE
+from transformers import Trainer
+
+from lorada.runs.folder.model_card import write_card
+from lorada.runs.folder.result import hardware, versions
+from lorada.runs.models.adapters import fold_prefixes, parameter_counts
+from lorada.runs.models.origin import weights_fingerprint
+from lorada.runs.prepare import PreparedTraining
+from lorada.runs.training.setup import Setup
+from lorada.support.files import written_whole
+from lorada.support.processes import count
+
+
+def all_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
+    """All weights of a model that is sharded over processes; None if each process has them all.
+
+    All processes must call it.
+    """
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        return None
+    weights: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return weights
+
+
+def save_model(
+    setup: Setup, weights: dict[str, torch.Tensor] | None, prepared: PreparedTraining
+) -> None:
+    """Write the adapter, or the model if it was trained whole, into the run's folder.
+
+    It is written beside its place and then moved there, so that it is never half written.
+
+    Args:
+        setup: has the trained model.
+        weights: what ``all_weights`` gave.
+        prepared: has the recipe, which names the folder, and the tokenizer.
+    """
+    model, recipe = setup.model, prepared.recipe
+    if weights is not None:
+        _unshard(model, weights)
+    adapted = isinstance(model, PeftModel)
+    if adapted:
+        fold_prefixes(model)
+    with written_whole(Path(recipe.output) / ("adapter" if adapted else "model")) as fresh:
+        model.save_pretrained(fresh)
+        if adapted:
+            write_card(fresh, recipe, model.peft_config["default"])
+        else:
+            prepared.tokenizer.save_pretrained(fresh)
+
+
+def _unshard(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Put all weights into a model of which this process had a shard."""
+    whole: dict[int, nn.Parameter] = {}  # by the shard's id, so that tied weights stay tied
+    for path, module in model.named_modules():
+        for name, shard in list(module.named_parameters(recurse=False)):
+            key = f"{path}.{name}".removeprefix(".").replace(f"{_CHECKPOINT_WRAPPED_MODULE}.", "")
+            parameter = nn.Parameter(weights[key], requires_grad=shard.requires_grad)
+            setattr(module, name, whole.setdefault(id(shard), parameter))
+
+
+def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict[str, Any]:
+    """The fields of ``result.json``, but for those that ``train`` adds.
+
+    Args:
+        prepared: what was read.
+        setup: what was trained.
+        peak: the most memory that a process took, in bytes.
+    """
+    recipe, rows, plan = prepared.recipe, prepared.rows, prepared.plan
+    state, base = setup.trainer.state, setup.base
+    shown = ["step", "loss", "eval_loss", *setup.measured, "effect_size", "grad_norm"]
+    history = [
+        {key: entry[key] for key in shown if key in entry}
+        for entry in state.log_history
+        if "loss" in entry or "eval_loss" in entry
+    ]
+    counts = parameter_counts(setup.model, base.total, base.head, plan.with_head)
+    effects = [entry["effect_size"] for entry in history if "effect_size" in entry]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    return {
+        "recipe": recipe.model_dump(),
+        "method": recipe.method,
+        "model": recipe.model,
+        "base_sha256": weights_fingerprint(recipe.model),
+        "task": recipe.task,
+        "form": rows.form,
+        "labels": list(rows.labels),
+        "seed": setup.trainer.args.seed,
+        "data": {"file": Path(rows.path).name, "rows": len(rows.rows), "sha256": rows.fingerprint},
+        "versions": versions(),
+        "hardware": hardware(),
+        "processes": count(),
+        "parameters": {**counts, "paper": None},
+        "settings_from": plan.settings_from,
+        "steps": state.global_step,
+        "peak_memory_bytes": peak,
+        "train_loss": losses[-1] if losses else None,
+        "effect_size": effects[-1] if effects else None,
+        "metrics": {},
+        "unparsable": None,
+        "history": history,
+    }

@@ -1,0 +1,251 @@
+"""Sets a training up: loads the weights, encodes the rows, places the method, makes the Trainer."""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch.utils.data import DataLoader
+from transformers import (
+    PreTrainedModel,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from lorada.runs.data.dataset import collator, context_of, encode_rows, fit_context
+from lorada.runs.data.packing import PackedCollator, pack, refuse_mixing
+from lorada.runs.data.rows import head_size, protocol_settings
+from lorada.runs.models.adapters import Base, adapt, load_base
+from lorada.runs.models.generation import language_settings, refuse_long
+from lorada.runs.prepare import PreparedTraining
+from lorada.runs.recipe import Recipe
+from lorada.runs.training.arguments import argument_errors, held_out_metrics, training_arguments
+from lorada.runs.training.callbacks import (
+    CheckWeights,
+    LogWithSave,
+    MeasureHeldOut,
+    SealCheckpoints,
+)
+from lorada.runs.training.choice_trainer import ChoiceTrainer
+from lorada.runs.training.effect_size import EffectSize
+from lorada.runs.training.seq2seq_trainer import WritingTrainer, scorer, writes_texts
+from lorada.runs.training.trainer import RunTrainer
+from lorada.support.processes import count
+from lorada.tuners import LmamConfig, LoradaConfig
+
+logger = logging.getLogger(__name__)
+
+Collator = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A training that is ready to start; nothing is written yet.
+
+    Attributes:
+        base: the model before the method was placed on it.
+        model: the model that trains.
+        trainer: its Trainer.
+        measured: the names of what is measured on held-out rows, beside the loss.
+    """
+
+    base: Base
+    model: PeftModel | PreTrainedModel
+    trainer: Trainer
+    measured: list[str]
+
+
+def set_up(
+    prepared: PreparedTraining, watchers: list[TrainerCallback], *, quiet: bool = False
+) -> Setup:
+    """Make the Trainer of a training, with everything checked that can be before a step.
+
+    Args:
+        prepared: what has been read.
+        watchers: callbacks of the caller, which come first.
+        quiet: no progress bar.
+
+    Raises:
+        ValueError: for anything in the recipe that does not fit model, method or rows.
+    """
+    recipe, plan, held_out = prepared.recipe, prepared.plan, prepared.held_out
+    args = training_arguments(
+        recipe, plan.arguments, quiet=quiet, writes=writes_texts(prepared.rows, prepared.kind)
+    )
+    measured = held_out_metrics(args, held_out)
+    set_seed(args.seed)
+    base = load_base(prepared, head_size(prepared.rows))
+    train_rows, eval_rows, pad = _encode(prepared, base)
+    if plan.prepare is not None:
+        batches = _batches(train_rows, pad, args)
+        plan = replace(plan, config=plan.prepare(base.model.to(args.device), batches))
+    model = adapt(base, plan, recipe)
+    if recipe.packing:
+        refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
+    make = trainer_class(prepared, args, context_of(base.model.config))
+    callbacks = [*watchers, CheckWeights(), LogWithSave(), *plan.callbacks]
+    callbacks += [*_measuring(args, recipe), SealCheckpoints()]
+    with argument_errors():
+        trainer = make_trainer(model, args, (train_rows, eval_rows), pad, callbacks, make)
+        if plan.optimizer is not None:
+            trainer.optimizer = plan.optimizer(model, args)
+        _give_maps_their_rate(trainer, model)
+    _refuse_unshared(trainer)
+    return Setup(base, model, trainer, measured)
+
+
+def _encode(prepared: PreparedTraining, base: Base) -> tuple[Dataset, Dataset | None, Collator]:
+    """Token ids of the rows to learn from and of those held out, and what makes batches of them."""
+    tokenizer, kind = prepared.tokenizer, prepared.kind
+    fitted = fit_context(prepared.recipe, base.model.config)
+    dataset = encode_rows(prepared.rows, fitted, tokenizer, kind)
+    held_out = None
+    if prepared.held_out is not None:
+        held_out = encode_rows(prepared.held_out, fitted, tokenizer, kind)
+    if not fitted.packing:
+        return dataset, held_out, collator(prepared.rows.form, tokenizer, base.model)
+    packed = None if held_out is None else pack(held_out, fitted.max_length)
+    return pack(dataset, fitted.max_length), packed, PackedCollator(tokenizer.pad_token_id)
+
+
+def _batches(
+    dataset: Dataset, pad: Collator, args: TrainingArguments
+) -> DataLoader[dict[str, Any]]:
+    """Shuffled batches for a method's preparation, which draws no random number of the training."""
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]
+        args.per_device_train_batch_size,
+        shuffle=True,
+        generator=torch.Generator().manual_seed(args.seed),
+        collate_fn=getattr(pad, "plain", pad),
+    )
+
+
+def _measuring(args: TrainingArguments, recipe: Recipe) -> list[MeasureHeldOut]:
+    """The callback that measures held-out rows, if they are to be measured.
+
+    ``dev_rows`` are measured unless the recipe says no; ``eval_data`` only if the recipe says so.
+    """
+    if args.eval_strategy != "no":
+        return [MeasureHeldOut()]
+    if recipe.dev_rows and "eval_strategy" in recipe.training:
+        logger.warning(
+            "dev_rows=%d are kept back and not measured: training.eval_strategy=no", recipe.dev_rows
+        )
+        return []
+    return [MeasureHeldOut()] if recipe.dev_rows else []
+
+
+def trainer_class(
+    prepared: PreparedTraining, args: TrainingArguments, context: int | None
+) -> Callable[..., Trainer]:
+    """The class of Trainer for a form of rows, with the arguments that only this class takes.
+
+    Args:
+        prepared: has the rows.
+        args: its arguments; those of an encoder–decoder that writes are of their own class.
+        context: how many tokens the model can read; None if its config does not say.
+
+    Raises:
+        ValueError: for label smoothing of rows without classes or texts, or a
+            ``max_new_tokens`` above the model's context.
+    """
+    recipe, rows, tokenizer = prepared.recipe, prepared.rows, prepared.tokenizer
+    smoothing = recipe.training.get("label_smoothing_factor")
+    if smoothing and rows.form in ("choice", "score"):
+        raise ValueError(
+            f"training.label_smoothing_factor={smoothing} is for classes and texts, and {rows.path}"
+            f" has {rows.form} rows: leave it out"
+        )
+    if not isinstance(args, Seq2SeqTrainingArguments):
+        return ChoiceTrainer if rows.form == "choice" else RunTrainer
+    generation = protocol_settings(recipe, rows.protocol)
+    metrics = None
+    if args.predict_with_generate and prepared.held_out is not None:
+        refuse_long(generation["max_new_tokens"], context)
+        metrics = scorer(prepared.held_out, tokenizer)
+    generation |= language_settings(tokenizer)
+    return partial(WritingTrainer, generation=generation, compute_metrics=metrics)
+
+
+def make_trainer(
+    model: PeftModel | PreTrainedModel,
+    args: TrainingArguments,
+    datasets: tuple[Dataset, Dataset | None],
+    pad: Collator,
+    callbacks: list[Any],
+    make: Callable[..., Trainer],
+) -> Trainer:
+    """A Trainer of a class that ``trainer_class`` gave.
+
+    Raises:
+        ValueError: if the rows do not fill one batch, and only full batches may be taken.
+    """
+    batch, rows = args.train_batch_size * args.world_size, len(datasets[0])
+    if args.dataloader_drop_last and rows < batch:
+        raise ValueError(
+            f"training.dataloader_drop_last=true leaves no batch of {rows} rows, where one takes "
+            f"{batch}: leave it out, or take a smaller per_device_train_batch_size"
+        )
+    trainer = make(
+        model=model,
+        args=args,
+        train_dataset=datasets[0],
+        eval_dataset=datasets[1],
+        data_collator=pad,
+        callbacks=callbacks,
+    )
+    # EffectSize adds to a log line, so it must see the line before any logger does.
+    listeners = trainer.callback_handler.callbacks
+    listeners.sort(key=lambda callback: not isinstance(callback, EffectSize))
+    return trainer
+
+
+def _give_maps_their_rate(trainer: Trainer, model: PeftModel | PreTrainedModel) -> None:
+    """Move the maps' factors to a parameter group of their own if they have their own rate."""
+    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
+    parts = config.parts if isinstance(config, LoradaConfig) else []
+    rates = [
+        p.map_learning_rate for p in parts if isinstance(p, LmamConfig) and p.map_learning_rate
+    ]
+    if not rates:
+        return
+    maps = {id(p) for name, p in trainer.model.named_parameters() if ".lmam." in name}
+    optimizer = trainer.create_optimizer()
+    moved = []
+    for group in optimizer.param_groups:
+        moved += [p for p in group["params"] if id(p) in maps]
+        group["params"] = [p for p in group["params"] if id(p) not in maps]
+    if not any(group["params"] for group in optimizer.param_groups):
+        logger.warning(
+            "only maps train here, at lmam.map_learning_rate=%g; learning_rate is not used",
+            rates[0],
+        )
+    optimizer.add_param_group(
+        {"params": moved, "lr": rates[0], "weight_decay": trainer.args.weight_decay}
+    )
+
+
+def _refuse_unshared(trainer: Trainer) -> None:
+    """Refuse several processes that would not share the work or the model as was asked.
+
+    Raises:
+        ValueError: if each process would train by itself, or hold the whole model despite FSDP.
+    """
+    args = trainer.args
+    if args.world_size != count():
+        raise ValueError(f"{count()} processes were started, and {args.world_size} would train")
+    shared = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if shared and count() > 1 and not trainer.is_fsdp_enabled:
+        raise ValueError(
+            f"training.fsdp={args.fsdp or 'true'} shares a model out among accelerators, and there "
+            "are none here: leave it out"
+        )
