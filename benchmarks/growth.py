@@ -26,7 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from turns import Turn, in_turn
 
 from lorada import LmamConfig, LoradaConfig
-from lorada.attention.interface import _with_map
+from lorada.attention.interface import with_parts
 from lorada.experiments import table3_memory
 from lorada.runs.models.architectures import named_config
 
@@ -53,7 +53,7 @@ CURVES = {
 }
 
 
-def module_with_map(length: int, *, causal: bool) -> nn.Module:
+def modulewith_parts(length: int, *, causal: bool) -> nn.Module:
     """A LLaMA's attention module of this shape, with a map off its start."""
     config = LlamaConfig(
         hidden_size=8 * HEADS, intermediate_size=8, vocab_size=8, num_hidden_layers=1,
@@ -82,7 +82,7 @@ def turns_of(module: nn.Module, tokens: int, batch: int) -> dict[str, Turn]:
         return turn
 
     made = torch.randn_like(grad)
-    around_nothing = _with_map(lambda *args, **kwargs: (made, None))
+    around_nothing = with_parts(lambda *args, **kwargs: (made, None))
     turns = {
         "on": turn_of(with_map, [*inputs, *factors]),
         "off": turn_of(with_map.__wrapped__, inputs),
@@ -114,7 +114,7 @@ def point(
     tokens: int, length: int, batch: int, repetitions: int, *, causal: bool
 ) -> dict[str, float]:
     """Milliseconds of a call with the map, without, and of the map alone."""
-    module = module_with_map(length, causal=causal)
+    module = modulewith_parts(length, causal=causal)
     check(module, tokens, batch)
     turns = turns_of(module, tokens, batch)
     seconds = in_turn({name: turns[name] for name in ("on", "off", "map")}, repetitions)

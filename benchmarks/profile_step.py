@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from lorada.attention import interface
 
-FORWARD, BACKWARD = "the map, forward", "_AddedBackward"
+FORWARD, BACKWARD = "the map, forward", "_AddTermBackward"
 SHOWN, STEPS = 12, 3
 
 # By operation: calls, milliseconds within it, and milliseconds of its own, a step.

@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorada import LmamConfig
 from lorada.attention import interface as lorada_attention
+from lorada.attention.observation import observe
 from lorada.functional.maps import add_map_reference, full_rank_map, low_rank_map
 
 pytestmark = pytest.mark.fp64
@@ -267,7 +268,7 @@ def test_dropout_never_touches_the_term(implementation, ablation):
     module = fresh_host("llama", ablation=ablation).train()
     inputs = Inputs(module, 9)
     terms = []
-    with lorada_attention.observe(lambda seen: terms.append((seen.output, seen.term))):
+    with observe(lambda seen: terms.append((seen.output, seen.term))):
         calm = inputs.call(implementation)
         dropped = inputs.call(implementation, dropout=0.9)
     (attended, term), (dropped_attended, same_term) = terms
@@ -283,7 +284,7 @@ def test_dropout_never_touches_the_term(implementation, ablation):
 def test_autocast_leaves_the_map_in_full_precision(implementation, ablation):
     inputs = Inputs(fresh_host("llama", ablation=ablation), 9)
     terms = []
-    with lorada_attention.observe(lambda seen: terms.append(seen.term)):
+    with observe(lambda seen: terms.append(seen.term)):
         inputs.call(implementation)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             inputs.call(implementation)

@@ -17,7 +17,13 @@ from torch import nn
 from lorada.attention import hooks as hooked
 from lorada.attention import interface
 from lorada.attention.attention_map import AttentionMap
-from lorada.attention.forward_inputs import Told, told_to
+from lorada.attention.forward_inputs import (
+    NOTHING_KNOWN,
+    ForwardInputs,
+    ForwardListener,
+    forward_listener,
+)
+from lorada.attention.interface import CROSS_ATTENTION
 from lorada.functional.maps import Ablation, Align, position_embedding
 from lorada.tuners.base.attach import AttachedModel
 from lorada.tuners.base.attached_layer import AttachedLayer, within_layer
@@ -30,8 +36,6 @@ from lorada.tuners.base.config import (
     require_positive,
 )
 from lorada.tuners.base.entries import Entries
-
-CROSS_ATTENTION = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")
 
 
 @dataclass
@@ -118,7 +122,7 @@ class LmamLayer(AttachedLayer):
         self.lora_w = Entries()
         self.configs: dict[str, LmamConfig] = {}
         self._baked: dict[str, torch.Tensor] = {}
-        self._told: Told | None = None
+        self._listener: ForwardListener | None = None
         interface.install()
         if hooks := hooked.hooks_for(host):
             self._handles.append(hooks(host, self))
@@ -148,12 +152,12 @@ class LmamLayer(AttachedLayer):
                 "keeps to itself: choose a model that dispatches its attention"
             )
         device = self.host_device(model)
-        if self._told is None:
-            self._told = told_to(model)
-            self._told.join(windowed=_is_windowed(self.host))
+        if self._listener is None:
+            self._listener = forward_listener(model)
+            self._listener.add_layer(windowed=_is_windowed(self.host))
             if not hooked.hooks_for(self.host):
-                self._told.guard(self.host, interface.check_installed)
-            self._handles.append(self._told)
+                self._listener.check_before(self.host, interface.check_installed)
+            self._handles.append(self._listener)
         self.configs[adapter_name] = config
         self._baked.pop(adapter_name, None)
         n, r = config.length, config.rank
@@ -184,14 +188,9 @@ class LmamLayer(AttachedLayer):
                     w_b.sub_(position_embedding(config.length, w_b))
 
     @property
-    def seen(self) -> torch.Tensor | int | None:
-        """The tokens so far, where the model's forward was told of them."""
-        return None if self._told is None else self._told.seen
-
-    @property
-    def packable(self) -> bool:
-        """Whether this call may have packed sequences, told by their positions alone."""
-        return self._told is None or self._told.packable
+    def forward_inputs(self) -> ForwardInputs:
+        """What the running forward of the model was given."""
+        return NOTHING_KNOWN if self._listener is None else self._listener.inputs
 
     @property
     def reach(self) -> float:

@@ -24,7 +24,8 @@ from peft.tuners.tuners_utils import _ExcludedModule
 from torch import Tensor, nn
 
 from lorada.attention import interface as attention
-from lorada.attention.deberta_prefix import Replaced, is_disentangled
+from lorada.attention.deberta_prefix import ReplacedForward, is_disentangled
+from lorada.attention.interface import CROSS_ATTENTION
 from lorada.attention.prefix import Prefix
 from lorada.tuners.base.attach import AttachedModel
 from lorada.tuners.base.attached_layer import AttachedLayer, within_layer
@@ -36,7 +37,6 @@ from lorada.tuners.base.config import (
     require_positive,
 )
 from lorada.tuners.base.entries import Entries
-from lorada.tuners.lmam import CROSS_ATTENTION
 
 HEAD_WIDTHS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
 
@@ -142,7 +142,7 @@ class PrefixLayer(PrefixPart):
         super().__init__(host, parent)
         self._network: tuple[PrefixNetwork, ...] = ()
         if is_disentangled(host):
-            self._handles.append(Replaced(host, self))
+            self._handles.append(ReplacedForward(host, self))
             return
         attention.install()
         self._handles.append(host.register_forward_pre_hook(attention.check_installed))

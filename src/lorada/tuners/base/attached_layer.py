@@ -14,8 +14,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lorada.attention.deberta_prefix import Replaced
-from lorada.attention.forward_inputs import Told
+from lorada.attention.deberta_prefix import ReplacedForward
+from lorada.attention.forward_inputs import ForwardListener
 from lorada.attention.hooks import HookPair
 from lorada.tuners.base.entries import Entries, FrozenEntries, used_on
 from lorada.tuners.bottleneck.sites import AtEnd, Follower
@@ -55,7 +55,9 @@ class AttachedLayer(Scaled, nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.merged_adapters: list[str] = []
         self.scaling = {}
         self._mixed: list[str] | None = None
-        self._handles: list[RemovableHandle | HookPair | Replaced | Follower | AtEnd | Told] = []
+        self._handles: list[
+            RemovableHandle | HookPair | ReplacedForward | Follower | AtEnd | ForwardListener
+        ] = []
 
     @property
     def host(self) -> nn.Module:
