@@ -144,7 +144,7 @@ def test_only_raw_positions_make_padding_matter(positions):
 def test_layers_without_a_map_see_the_original_function():
     model = adapted("llama", layers_to_transform=[1])
     seen = []
-    with observe(lambda call: seen.append(call.module.layer_idx)):
+    with observe(lambda one: seen.append(one.call.module.layer_idx)):
         alone(model, SAMPLES[0])
     assert seen == [1]
 

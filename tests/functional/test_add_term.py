@@ -17,7 +17,7 @@ from lorada.attention.dense_map import expand_map
 from lorada.attention.map_term import map_term
 from lorada.attention.positions import NO_TOKEN, TokenSpan, TokenTable
 from lorada.experiments.table3_memory import kept_bytes
-from lorada.functional import causal as blocks
+from lorada.functional import causal as causal_product
 
 pytestmark = pytest.mark.fp64
 
@@ -123,7 +123,7 @@ def by_hand(held: AttentionMap, positions, shape: CallShape, value: Tensor) -> T
 def test_values_and_gradients_are_those_of_a_sum_over_pairs(
     name, causal, ablation, window, block, monkeypatch
 ):
-    monkeypatch.setattr(blocks, "BLOCK", block)
+    monkeypatch.setattr(causal_product, "BLOCK", block)
     positions, shape, value, output = call(name, causal=causal, window=window)
     held = attention_map(ablation, "end" if "end" in name else "start")
     leaves = [output, value, *held.factors]
@@ -199,7 +199,7 @@ def test_an_empty_batch_passes(name):
 @pytest.mark.parametrize("name", ["whole", "shorter than the map", "padded", "padded, long"])
 @pytest.mark.parametrize("block", [1, 32])
 def test_the_sum_may_be_changed_in_place(name, block, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", block)
+    monkeypatch.setattr(causal_product, "BLOCK", block)
     positions, shape, value, output = call(name)
     add_term(output, attention_map(), positions, shape, value).mul_(2).sum().backward()
     assert torch.equal(output.grad, torch.full_like(output, 2))

@@ -18,12 +18,12 @@ from lorada.functional.maps import (
     Align,
     full_rank_map,
     low_rank_map,
-    map_value_product,
     mask_map,
     position_factors,
     softmax_map,
     visible_pairs,
 )
+from lorada.functional.product import map_value_product
 
 
 @dataclass(frozen=True)

@@ -176,15 +176,17 @@ def _attend(
     attend: Attend, call: AttentionCall, maps: list[AttentionMap], groups: ShiftedGroups | None
 ) -> tuple[Tensor, Tensor | None]:
     """One call with its parts: what the kernel is given, and what is added to its output."""
-    if maps and call.is_paged:
-        raise ValueError(
-            "a paged cache was passed without its values, which LMAM needs: use "
-            "attn_implementation='sdpa' for continuous batching"
-        )
     # Only the kernel sees the groups. The map is added to where full attention would be.
     mask = call.mask if groups is None else groups.mask(call)
     kwargs = call.kwargs
     run = with_prefixes(attend, call) if call.prefixes else attend
+    if not maps:
+        return run(call.module, call.query, call.key, call.value, mask, **kwargs)
+    if call.is_paged:
+        raise ValueError(
+            "a paged cache was passed without its values, which LMAM needs: use "
+            "attn_implementation='sdpa' for continuous batching"
+        )
     inside = [m for m in maps if m.ablation == "no_negative"]
     for attention_map in inside:
         mask = mask_with_map(mask, attention_map, map_positions(call, attention_map), call)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lorada.attention.attention_map import AttentionMap, for_samples, take_rows
 from lorada.attention.call import CallShape
 from lorada.attention.positions import TokenPositions, TokenSpan, TokenTable
-from lorada.functional.maps import apply_map, factors_product
+from lorada.functional.product import apply_map, factors_product
 
 
 def map_term(
