@@ -26,7 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from turns import Turn, in_turn
 
 from lorada import LmamConfig, LoradaConfig
-from lorada.attention.interface import with_parts
+from lorada.attention.attend import with_parts
 from lorada.experiments import table3_memory
 from lorada.runs.models.architectures import named_config
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from sides import Batch, Side, bare_base, ours
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from lorada.attention import interface
+from lorada.attention import attend
 
 FORWARD, BACKWARD = "the map, forward", "_AddTermBackward"
 SHOWN, STEPS = 12, 3
@@ -79,7 +79,7 @@ def main() -> None:
     torch.set_num_threads(settings.threads)
     batch = text_batch(Options(settings.model, settings.data, length=given.length), given.rows)
     off = profiled(ours("lora", bare_base(settings.model), batch), batch)
-    interface.add_term = labelled(interface.add_term)
+    attend.add_term = labelled(attend.add_term)
     on = profiled(with_map(settings, batch), batch)
     print(f"{given.rows} × {given.length} tokens, a step; inclusive first, then own times:")
     Console(width=110).print(table_of(on, off))

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from lorada import LmamConfig, LoradaConfig
+from lorada.attention.attend import SHIFTED
 from lorada.attention.call import AttentionCall
 from lorada.attention.interface import CROSS_ATTENTION as CROSS
-from lorada.attention.interface import SHIFTED, install
+from lorada.attention.interface import install
 from lorada.attention.shifted_sparse import ShiftedGroups
 from lorada.methods.callbacks.longlora import ShiftedAttention
 

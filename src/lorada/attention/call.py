@@ -166,6 +166,19 @@ def implementation_of(module: nn.Module) -> str:
     return str(getattr(config, "_attn_implementation", None) or "eager")
 
 
+def head_count(module: nn.Module) -> int:
+    """Query heads of an attention module.
+
+    Raises:
+        ValueError: if neither the module nor its config says it.
+    """
+    for source in (module, getattr(module, "config", None)):
+        for name in ("num_heads", "num_attention_heads", "n_heads"):
+            if isinstance(getattr(source, name, None), int):
+                return int(getattr(source, name))
+    raise ValueError(f"{type(module).__name__} does not say how many attention heads it has")
+
+
 def form_of(mask: Any) -> str:
     """The shape of a mask, or its class where it is no tensor, for an error."""
     return f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__

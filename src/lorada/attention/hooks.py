@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lorada.attention.call import AttentionCall, CallShape
-from lorada.attention.interface import MapSource, add_maps, head_count
+from lorada.attention.attend import MapSource, add_maps
+from lorada.attention.call import AttentionCall, CallShape, head_count
 
 
 class HookPair:

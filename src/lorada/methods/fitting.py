@@ -12,7 +12,8 @@ from typing import Any
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
-from lorada.attention import interface
+from lorada.attention.call import head_count
+from lorada.attention.interface import dispatches
 from lorada.methods.empty_model import skeleton
 from lorada.methods.matrix_names import SCHEMES
 from lorada.methods.method import PARTS, Method, Settings, load
@@ -37,7 +38,7 @@ def refuse_undefined(name: str, method: Method, model_config: Any) -> None:
         return
     if picks and not any(re.search(str(rule), key) for key, _ in model.named_parameters()):
         raise ValueError(f"{name} trains {method.trains}, and {type(model).__name__} has none")
-    if shifts and not any(interface.dispatches(module) for module in model.modules()):
+    if shifts and not any(dispatches(module) for module in model.modules()):
         raise ValueError(
             f"{name} needs attention that takes a mask for each head, and {type(model).__name__} "
             "computes its own instead of calling transformers' attention functions"
@@ -95,7 +96,7 @@ def _fit_heads(heads: int, values: Settings, lazy: _Lazy) -> tuple[int, str]:
     if model is None or values.get("ablation") == "full_rank":
         return heads, ""
     counts = {
-        interface.head_count(model.get_submodule(name))
+        head_count(model.get_submodule(name))
         for name in self_attentions(model)
         if not stacks or any(stack in name.split(".") for stack in stacks)
     }

@@ -16,7 +16,9 @@ from torch import nn
 
 from lorada.attention import hooks as hooked
 from lorada.attention import interface
+from lorada.attention.attend import CHILD
 from lorada.attention.attention_map import AttentionMap
+from lorada.attention.call import head_count
 from lorada.attention.forward_inputs import (
     NOTHING_KNOWN,
     ForwardInputs,
@@ -139,7 +141,7 @@ class LmamLayer(AttachedLayer):
             ValueError: if ``heads`` does not divide the attention heads, or if the module is split
                 over devices.
         """
-        total = interface.head_count(self.host)
+        total = head_count(self.host)
         heads = total if config.heads is None or config.ablation == "full_rank" else config.heads
         if total % heads:
             divisors = ", ".join(str(h) for h in range(1, total + 1) if total % h == 0)
@@ -243,7 +245,7 @@ class LmamLayer(AttachedLayer):
 class LmamModel(AttachedModel):
     """Places a map on every self-attention module that an ``LmamConfig`` names."""
 
-    child = interface.CHILD
+    child = CHILD
     tuner_layer_cls = LmamLayer
 
     def _prepare_adapter_config(self, peft_config: LmamConfig, model_config: Any) -> LmamConfig:

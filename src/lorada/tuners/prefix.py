@@ -24,6 +24,8 @@ from peft.tuners.tuners_utils import _ExcludedModule
 from torch import Tensor, nn
 
 from lorada.attention import interface as attention
+from lorada.attention.attend import PREFIX_CHILD
+from lorada.attention.call import head_count
 from lorada.attention.deberta_prefix import ReplacedForward, is_disentangled
 from lorada.attention.interface import CROSS_ATTENTION
 from lorada.attention.prefix import Prefix
@@ -207,7 +209,7 @@ class PrefixLayer(PrefixPart):
 class PrefixModel(AttachedModel):
     """Places a prefix before the keys of every attention module that a ``PrefixConfig`` names."""
 
-    child = attention.PREFIX_CHILD
+    child = PREFIX_CHILD
     tuner_layer_cls = PrefixPart
 
     def _prepare_adapter_config(self, peft_config: PrefixConfig, model_config: Any) -> PrefixConfig:
@@ -317,7 +319,7 @@ def set_of(key: str) -> str:
 
 def key_width(module: Any) -> int:
     """G·D, the width of all keys of a token in an attention module."""
-    heads = attention.head_count(module)
+    heads = head_count(module)
     widths = [getattr(module, name, None) for name in HEAD_WIDTHS]
     width = next((w for w in widths if isinstance(w, int)), None) or hidden_width(module) // heads
     return width * heads // int(getattr(module, "num_key_value_groups", 1))

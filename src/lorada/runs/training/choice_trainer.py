@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers.trainer_utils import EvalLoopOutput
 
-from lorada.attention.interface import SHIFTED
+from lorada.attention.attend import SHIFTED
 from lorada.runs.training.mean_loss import MeanTrainer
 from lorada.tasks.tokenize import IGNORED
 from lorada.tuners.lmam import map_configs
