@@ -55,6 +55,7 @@ def add_term(
     if torch._C._are_functorch_transforms_active():  # they cannot see into ``_AddTerm``
         term = map_term(attention_map, positions, shape, value)
         return output if term is None else (output + term).to(output.dtype)
+    # Autograd tracks tensors that are arguments of their own, not those inside of a record.
     factors = attention_map.factors
     bare = replace(attention_map, factors=())
     result: Tensor = _AddTerm.apply(output, bare, positions, shape, value, *factors)
@@ -84,6 +85,7 @@ class _AddTerm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         bare, positions, shape = ctx.rest
         needed = ctx.needs_input_grad[4:]
+        # The term is made once more, with a graph, from copies that stand apart from the model's.
         with torch.enable_grad():
             value, *factors = (
                 tensor.detach().requires_grad_(needs)
@@ -95,9 +97,10 @@ class _AddTerm(torch.autograd.Function):
             term, reached = _term(attention_map, positions, without_value, value)
         leaves = [leaf for leaf in (value, *factors) if leaf.requires_grad]
         found: list[Tensor | None] = [None] * len(leaves)
-        if term.requires_grad:
+        if term.requires_grad:  # not where factors and values are frozen
             own = _rows_of_gradient(grad, reached).to(term.dtype)
             found = list(torch.autograd.grad(term, leaves, own, allow_unused=True))
+        # The sum passes the gradient of the output on as it is.
         given = [found.pop(0) if needs else None for needs in needed]
         return (grad, None, None, None, *given)
 
@@ -125,6 +128,8 @@ def _term(
 ) -> tuple[Tensor, Reached]:
     """tile(Attn_s)·V in fp32 of the queries that it is not zero for, and which they are."""
     if isinstance(positions, TokenTable) and _is_longer(attention_map, positions, shape):
+        # The term stays in the order of the map, with the query of each of its rows: putting it
+        # into the order of the queries would take as much memory as the whole output.
         slots, real = positions.key_slots(attention_map.length)
         batch = value.shape[0]
         with torch.autocast(value.device.type, enabled=False):
@@ -145,6 +150,7 @@ def _is_longer(attention_map: AttentionMap, table: TokenTable, shape: CallShape)
 
 def _add(output: Tensor, term: Tensor, reached: Reached) -> Tensor:
     """``output`` (B, T, H, D) plus a term at the queries it belongs to; the term is used up."""
+    # Where every query is reached, the sum is written over the term: no third tensor is needed.
     if reached == slice(0, output.shape[1]):
         if term.dtype == output.dtype and term.is_contiguous():
             # Detached, as autograd lets nobody change a view that was made in a function like this.

@@ -87,6 +87,7 @@ class AttentionMap:
             keys: (B, N) booleans, the columns that hold a token; None for all. Only a softmax asks:
                 elsewhere the values of the others are zero.
         """
+        # The softmax masks for itself: what a row may not see must not count in its sum.
         if self.ablation in SOFTMAXES:
             future = self.ablation == "softmax_with_future"
             return softmax_map(map_, shape.causal, shape.window, keys, future=future)
@@ -129,6 +130,7 @@ def take_rows(map_: Tensor, rows: Tensor) -> Tensor:
     """Rows (B, T) of a dense (S, N, N) or (B, S, N, N) map, as (B, S, T, N)."""
     if map_.dim() == 3:
         return map_[:, rows].transpose(0, 1)
+    # Each sample has a map of its own, as after a softmax over its own keys.
     index = rows[:, None, :, None].expand(-1, map_.shape[1], -1, map_.shape[-1])
     return map_.expand(rows.shape[0], -1, -1, -1).gather(2, index)
 

@@ -56,7 +56,7 @@ class AttentionCall:
         value: (B, G, K, D).
         mask: (B, K) of ones and zeros, (B, 1, T, K) boolean or additive, flex attention's
             BlockMask, or None: as the model made it.
-        inputs: what the model's forward was given, as far as attention is not told.
+        inputs: what the model's forward was given and attention is not.
         kwargs: the keyword arguments of the call.
         query: (B, H, T, D); None where the model computes attention itself.
         key: (B, G, K, D), likewise.

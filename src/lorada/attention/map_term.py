@@ -36,11 +36,13 @@ def reached_queries(length: int, positions: TokenPositions, shape: CallShape) ->
     if isinstance(positions, TokenTable):
         return slice(0, shape.queries)
     _, row, end = _slots_under_map(length, positions)
+    # From key slots to queries, which are counted from the slot of the first one.
     return None if row >= end else slice(row - positions.first, end - positions.first)
 
 
 def _slots_under_map(length: int, span: TokenSpan) -> tuple[int, int, int]:
     """The first key slot under the map, the first that is also a query, one past the last."""
+    # A map on the end of a shorter sequence begins before the first token.
     begin, end = max(span.origin, span.start), min(span.origin + length, span.stop)
     return begin, max(begin, span.first), end
 
@@ -66,9 +68,12 @@ def term_of_reached(
 def fits_in_place(attention_map: AttentionMap, table: TokenTable, shape: CallShape) -> bool:
     """Whether the route in place is right, and cheaper though it multiplies every token."""
     length = attention_map.length
-    # T = K is not enough: behind a padded cache the queries may be other tokens than the keys.
+    # A packed row has a map for each sequence, and one product would mix them. T = K alone does not
+    # say that every token is its own query: behind a padded cache the queries may be others.
     if table.rows is not table.columns or table.sequences > 1 or not attention_map.stays_low_rank:
         return False
+    # Where more tokens lie beyond the map, to multiply them all costs more than to move the values.
+    # Under a window narrower than the map, a map of all tokens would be made for each sample.
     return 2 * shape.keys <= 3 * length and (shape.window is None or shape.window >= length)
 
 
@@ -77,6 +82,7 @@ def _sliced_term(
 ) -> Tensor:
     begin, row, end = _slots_under_map(attention_map.length, span)
     value = value[:, :, begin:end].float()
+    # Without a cache every token under the map is a query, and no row has to be chosen.
     if attention_map.stays_low_rank and row == begin:
         return attention_map.product(value, shape, attention_map.align).transpose(1, 2)
     low, high = begin - span.origin, end - span.origin
@@ -108,6 +114,7 @@ def _factor_of_tokens(factor: Tensor, numbers: Tensor) -> Tensor:
     Padding, and tokens that the map does not cover, get zeros, so they neither give nor take.
     """
     length = factor.shape[1]
+    # One more vector, of zeros, for all that are outside.
     inside = (numbers >= 0) & (numbers < length)
     padded = nn.functional.pad(factor, (0, 0, 0, 1))
     return padded[:, torch.where(inside, numbers, length)].transpose(0, 1)
@@ -119,6 +126,7 @@ def _gathered_term(
     length, packed = attention_map.length, table.sequences
     batch = value.shape[0]
     rows, inside = table.query_rows(length)
+    # A table of one row, for samples that are alike, is read as if it had one for each.
     rows, inside = rows.expand(batch, -1), inside.expand(batch, -1)[..., None, None]
     if packed > 1:
         rows = rows_of_all_maps(table, rows, length)
@@ -128,6 +136,7 @@ def _gathered_term(
     few = shape.queries < least if packed == 1 else shape.queries <= packed
     if few:
         return _term_of_rows(attention_map, table, rows, shape, value) * inside
+    # Back from the order of the map to that of the queries.
     term = term_in_map_order(attention_map, table, shape, value)
     return term.gather(1, rows[..., None, None].expand(-1, -1, *term.shape[2:])) * inside
 
@@ -152,6 +161,7 @@ def _values_in_map_order(table: TokenTable, value: Tensor, length: int) -> tuple
     """Values (B·P, G, N, D) of each map column in fp32, and which columns (B·P, N) have one."""
     batch, groups, _, width = value.shape
     slots, real = (part.expand(batch, -1) for part in table.key_slots(length))
+    # A column without a token reads slot 0, and is then multiplied by zero.
     index = slots[:, None, :, None].expand(-1, groups, -1, width)
     values = value.gather(2, index).float() * real[:, None, :, None]
     if table.sequences > 1:
@@ -185,6 +195,7 @@ def _term_of_rows(
     length = map_.shape[-1]
     sequence = rows // length + torch.arange(batch, device=rows.device)[:, None] * packed
     own = sequence.flatten()
+    # After a softmax over the keys that are there, each sequence has a map of its own.
     map_ = map_.expand(values.shape[0], -1, -1, -1)[own] if map_.dim() == 4 else map_
     picked = take_rows(map_, (rows % length).view(-1, 1))
     term = apply_map(picked, values[own], shape.heads, shape.matmul)

@@ -53,7 +53,7 @@ def with_prefixes(attend: Callable[..., Any], call: AttentionCall) -> Callable[.
     ) -> tuple[Tensor, Tensor | None]:
         count = sum(len(prefix.key) for prefix in prefixes)
         _refuse(call, count)
-        shown = _shown(prefixes, len(key))
+        shown = _visible_prefixes(prefixes, len(key))
         # As kernels do: what a call says of itself goes before what its module says.
         causal = kwargs.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
@@ -89,7 +89,7 @@ def prefix_scores(prefixes: Sequence[Prefix], query: Tensor, key: Tensor, scalin
     before = _joined([prefix.key for prefix in prefixes], key).to(dtype)
     before = before.repeat_interleave(query.shape[1] // len(before), 0)
     scores = query.to(dtype) @ before.transpose(-1, -2) * scaling
-    shown = _shown(prefixes, len(query))
+    shown = _visible_prefixes(prefixes, len(query))
     return scores if shown is None else scores.masked_fill(~shown[:, None, None], float("-inf"))
 
 
@@ -111,7 +111,7 @@ def _joined(parts: list[Tensor], states: Tensor) -> Tensor:
     return joined.view(-1, groups, width).transpose(0, 1)
 
 
-def _shown(prefixes: Sequence[Prefix], batch: int) -> Tensor | None:
+def _visible_prefixes(prefixes: Sequence[Prefix], batch: int) -> Tensor | None:
     """(B, P) booleans: which samples see which prefix tokens; None if all see all."""
     if all(prefix.samples is None for prefix in prefixes):
         return None

@@ -64,8 +64,10 @@ def causal_blocks(
     """
     batch, groups, size, width = value.shape
     share, rank = heads // groups, left.shape[-1]
+    # All query heads of a group meet one V, unless their sums would be more than a block's keys.
     if _outgrow(share, rank):
         value, groups, share = value.repeat_interleave(share, dim=1), heads, 1
+    # Samples that share the factors are one sample with wider values.
     samples = 1
     if left.dim() == 3:
         samples = batch

@@ -77,10 +77,12 @@ def differential_map_reference(
     Raises:
         ValueError: for a width without halves.
     """
+    # Of consecutive query heads each group shares a key head.
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     keep = last_rows(query.shape[2], key.shape[2], query)
     maps = []
     for q, k in zip(halves(query), halves(key), strict=True):
+        # The width of a half, d/2, and not that of the whole query.
         scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
         maps.append((scores.masked_fill(~keep, -torch.inf) if causal else scores).softmax(-1))
     result: Tensor = maps[0] - lambda_.reshape(-1, 1, 1) * maps[1]

@@ -49,6 +49,7 @@ def low_rank_map(
     """Attn_s = (W_a + PE)(W_b + PE) / inverse_scale (Eqs. 7-10), before any causal mask."""
     if position:
         w_a, w_b = position_factors(w_a, w_b)
+    # The entries may be negative, which those of a softmax map cannot.
     return w_a @ w_b / inverse_scale
 
 
@@ -56,7 +57,7 @@ def full_rank_map(
     w: Float[Tensor, "H N N"], inverse_scale: float, *, position: bool = True
 ) -> Float[Tensor, "H N N"]:
     """The map of the ¬L ablation (FMAM): (W + PE(i) PE(j)) / inverse_scale."""
-    # PE(i) PE(j) is what the low-rank map of rank 1 has where its factors are zero.
+    # Where W is zero, this is the low-rank map of rank 1 whose factors are zero.
     if position:
         pe = position_embedding(w.shape[-1], w)
         w = w + pe[:, None] * pe
@@ -118,8 +119,10 @@ def softmax_map(
         (S, N, N), or (B, S, N, N) where ``keys`` is given.
     """
     if future:
+        # Eq. 11 sets later keys to zero and not to -∞, and a zero gets its share of a softmax.
         map_, causal = mask_map(map_, causal, None), False
     keep = _all_pairs(map_, causal, window)
+    # Which columns hold a token differs by sample, so from here on each sample has its own map.
     if keys is not None:
         keep = keys[:, None, None, :] if keep is None else keep & keys[:, None, None, :]
     if keep is None:
@@ -160,6 +163,7 @@ def add_map_reference(
     # A sequence shorter than the map uses its first, or its last, rows and columns.
     size = min(length, keys)
     piece = map_[:, :size, :size] if align == "start" else map_[:, length - size :, length - size :]
+    # The map is cut before a softmax, so each row's weights sum to 1 over tokens that are there.
     if ablation in SOFTMAXES:
         piece = softmax_map(piece, causal, future=ablation == "softmax_with_future")
     else:
@@ -170,6 +174,7 @@ def add_map_reference(
     full[:, offset : offset + size, offset : offset + size] = piece.repeat(
         heads // map_.shape[0], 1, 1
     )
+    # With a cache only the last rows are asked for.
     full = full[:, keys - queries :]
     if ablation == "no_negative":
         weighted = attention * full.exp()

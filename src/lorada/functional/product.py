@@ -57,6 +57,7 @@ def map_value_product(
     else:
         w_a, w_b = w_a[:, w_a.shape[1] - size :], w_b[:, :, w_b.shape[2] - size :]
         value = value[:, :, value.shape[2] - size :]
+    # A factor has far fewer numbers to scale than the product.
     w_a = w_a / inverse_scale
     return factors_product(w_a, w_b, value, heads, causal=causal, window=window, matmul=matmul)
 
@@ -84,6 +85,7 @@ def factors_product(
     """
     size, rank, share = *left.shape[-2:], heads // value.shape[1]
     form = product_form(size, rank, share, causal=causal, window=window)
+    # With a mask the order of the products cannot be changed, unless block by block.
     if form == "dense":
         return apply_map(mask_map(left @ right, causal, window), value, heads, matmul)
     if form == "blocks":
@@ -105,6 +107,7 @@ def apply_map(
         return by_sample.permute(2, 0, 1, 3)
     batch, groups, keys, width = value.shape
     maps, queries = map_.shape[1:3]
+    # ``repeat`` and not ``repeat_interleave``: neighbouring heads use different maps (Eq. 17).
     tiled = map_.repeat(1, heads // maps, 1, 1)
     # The query heads of a group share its values: their maps are stacked as more rows, so the
     # values are never copied for each query head.

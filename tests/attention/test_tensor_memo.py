@@ -1,4 +1,4 @@
-"""The places of a batch are found once per forward, and no forward waits for the device."""
+"""The tokens of a batch are located once per forward, and no forward waits for the device."""
 
 import gc
 import weakref

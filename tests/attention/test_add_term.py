@@ -1,4 +1,4 @@
-"""What a map adds to an attention call, and what it keeps for the backward pass."""
+"""``add_term`` against a sum over pairs of tokens, and what it keeps for the backward pass."""
 
 from dataclasses import is_dataclass, replace
 

@@ -1,4 +1,4 @@
-"""What a model's forward tells the maps, and the calls that no map can reach."""
+"""What attention reads of the inputs of a model's forward, and the calls that no map reaches."""
 
 import copy
 
