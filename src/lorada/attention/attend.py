@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lorada.attention import observation
 from lorada.attention.add_term import add_term
 from lorada.attention.attention_map import AttentionMap
-from lorada.attention.call import AttentionCall
+from lorada.attention.call import AttentionCall, is_packed_or_paged
 from lorada.attention.dense_map import mask_with_map
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
 from lorada.attention.locate import token_positions
@@ -93,11 +93,9 @@ def _lies_beyond(
         return False
     if observation.observers:
         return False
-    # Packed sequences have positions of their own, and a paged cache is refused. A window changes
-    # nothing: where it has dropped keys, the token is a later one than their number says.
-    if kwargs.get("cu_seq_lens_q") is not None or kwargs.get("block_table") is not None:
-        return False
-    return key.shape[2] > source.reach
+    # A window changes nothing: where it has dropped keys, the token is a later one than the number
+    # of keys says. Packed sequences have positions of their own, a paged cache is to be refused.
+    return key.shape[2] > source.reach and not is_packed_or_paged(kwargs)
 
 
 def _attend(

@@ -1,8 +1,8 @@
 """One attention call, read once.
 
 transformers gives an attention function three tensors, a mask in one of several forms, and keyword
-arguments that depend on the model and on the caller. This file alone knows the forms and the names;
-all others ask an ``AttentionCall``.
+arguments that depend on the model and on the caller. This file reads all of that; the others ask an
+``AttentionCall``.
 
 Shapes: B batch, H query heads, G key/value heads, T queries, K key slots, D head width.
 """
@@ -158,6 +158,14 @@ class AttentionCall:
             f"attention mask of an unknown form ({form_of(mask)}); LMAM reads (B, K) and "
             "(B, 1, T, K) tensors and flex attention's BlockMask: use attn_implementation='sdpa'"
         )
+
+
+def is_packed_or_paged(kwargs: dict[str, Any]) -> bool:
+    """Whether keyword arguments give lengths of packed sequences, or pages of a cache.
+
+    A function of its own, as in decoding it is asked before anything of a call is read.
+    """
+    return kwargs.get("cu_seq_lens_q") is not None or kwargs.get("block_table") is not None
 
 
 def implementation_of(module: nn.Module) -> str:
