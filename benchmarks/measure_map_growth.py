@@ -30,7 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorada import LmamConfig, LoradaConfig
-from lorada.attention.interface import _with_map
+from lorada.attention.attend import with_parts
 
 HEADS, GROUPS, WIDTH, RANK = 9, 3, 64, 2  # of SmolLM2-135M; the paper's rank
 Attend = Callable[..., tuple[Tensor, Any]]
@@ -95,7 +95,7 @@ def calls(module: nn.Module, tokens: int, batch: int) -> dict[str, Action]:
         return call
 
     ready_output = torch.randn_like(grad)
-    map_alone = _with_map(lambda *args, **kwargs: (ready_output, None))
+    map_alone = with_parts(lambda *args, **kwargs: (ready_output, None))
     found = {
         "on": call_of(with_map, [*inputs, *factors]),
         "off": call_of(with_map.__wrapped__, inputs),

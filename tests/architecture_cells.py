@@ -13,7 +13,8 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 
 from lorada import BottleneckConfig, LmamConfig
-from lorada.attention.interface import Observation, observe
+from lorada.attention.call import AttentionCall
+from lorada.attention.observation import Observation, observe
 from lorada.functional.maps import mask_map
 from lorada.tuners.lmam import LmamLayer
 
@@ -66,13 +67,14 @@ def check_map(name: str) -> None:
         seen: list[Observation] = []
         with observe(seen.append), torch.no_grad():
             with_map = model(**sample).logits
-        assert {call.module for call in seen} == {
+        assert {one.call.module for one in seen} == {
             layer.host for layer in model.modules() if isinstance(layer, LmamLayer)
         }
-        for call in seen:
-            stack = names[call.module]
+        for one in seen:
+            stack = names[one.call.module]
             causal = "decoder" in stack if name in ENCODER_DECODERS else name not in ENCODERS
-            assert_close(call.term.transpose(1, 2), literal_term(call, causal, WINDOWS.get(name)))
+            expected = literal_term(one.call, causal, WINDOWS.get(name))
+            assert_close(one.term.transpose(1, 2), expected)
         with model.disable_adapter(), torch.no_grad():
             assert torch.equal(model(**sample).logits, ARCHITECTURES[name]()(**sample).logits)
             changed = (with_map - model(**sample).logits).abs().amax(-1)
@@ -80,14 +82,14 @@ def check_map(name: str) -> None:
         assert (reached > 0.01).all()
 
 
-def literal_term(call: Observation, causal: bool, window: int | None) -> Tensor:
+def literal_term(call: AttentionCall, causal: bool, window: int | None) -> Tensor:
     layer = call.module.lmam
     w_a, w_b = layer.lora_w_a["default"], layer.lora_w_b["default"]
     pe = 10000.0 ** (-2.0 * torch.arange(LENGTH) / LENGTH)
     low_rank = (w_a + pe[:, None]) @ (w_b + pe) / layer.configs["default"].inverse_scale
-    assert call.view.window in (None, window)
-    low_rank = mask_map(low_rank, causal, call.view.window)
-    size = call.view.keys
+    assert call.shape.window in (None, window)
+    low_rank = mask_map(low_rank, causal, call.shape.window)
+    size = call.shape.keys
     full = torch.zeros(len(low_rank), size, size)
     reach = min(size, LENGTH)
     full[:, :reach, :reach] = low_rank[:, :reach, :reach]

@@ -39,6 +39,7 @@ SHAPED = [
     "lorada.functional.causal",
     "lorada.functional.maps",
     "lorada.functional.differential",
+    "lorada.functional.product",
     "lorada.tuners.quanta.gates",
 ]
 with install_import_hook(SHAPED, "beartype.beartype"):

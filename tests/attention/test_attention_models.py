@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from lorada import LmamConfig
-from lorada.attention import interface
-from lorada.attention.dense_map import spread_map
+from lorada.attention.dense_map import expand_map
 from lorada.attention.hooks import HookPair
+from lorada.attention.observation import Observation, observe
 from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64
@@ -108,11 +108,12 @@ def test_encoder_gets_the_full_map_decoder_the_lower_triangle_cross_attention_no
     model, seen = bart(stacks=stacks), {}
     names = {module: name for name, module in model.named_modules()}
 
-    def look(call: interface.Observation) -> None:
+    def look(seen_now: Observation) -> None:
+        call = seen_now.call
         stack, layer = names[call.module].removeprefix("base_model.model.model.").split(".", 1)
-        seen[stack] = (layer, call.view.causal)
+        seen[stack] = (layer, call.shape.causal)
 
-    with interface.observe(look):
+    with observe(look):
         model(input_ids=SAMPLES[1][None], decoder_input_ids=SAMPLES[2][None])
     expected = {"encoder": ("layers.0.self_attn", False), "decoder": ("layers.0.self_attn", True)}
     assert seen == {stack: expected[stack] for stack in stacks or expected}
@@ -143,7 +144,7 @@ def test_only_raw_positions_make_padding_matter(positions):
 def test_layers_without_a_map_see_the_original_function():
     model = adapted("llama", layers_to_transform=[1])
     seen = []
-    with interface.observe(lambda call: seen.append(call.module.layer_idx)):
+    with observe(lambda one: seen.append(one.call.module.layer_idx)):
         alone(model, SAMPLES[0])
     assert seen == [1]
 
@@ -163,7 +164,7 @@ def test_map_stays_in_fp32_on_a_half_precision_base(name, dtype, ablation):
     config = LmamConfig(length=LENGTH, inverse_scale=2.0, init_weights=False, ablation=ablation)
     model = get_peft_model(base, config)
     terms = []
-    with interface.observe(lambda call: terms.append(call.term)):
+    with observe(lambda call: terms.append(call.term)):
         plain = model(SAMPLES[1][None]).logits  # no mask: another path than that of the batch
         batch = pad(SAMPLES, "right")
         logits = model(**batch).logits
@@ -199,7 +200,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(name, use_reentrant, ab
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     model.enable_input_require_grads()
     calls = []
-    with interface.observe(calls.append):
+    with observe(calls.append):
         found = map_gradients(model, "left")
     assert len(calls) == 4  # two layers, computed twice
     assert expected
@@ -296,13 +297,13 @@ def test_copies_and_pickles_of_a_model_with_hooks_have_a_map_of_their_own(name):
 def test_map_stays_in_fp32_under_autocast_wherever_it_is_added(ablation):
     model = adapted("llama", ablation=ablation)
     seen = []
-    with interface.observe(seen.append), torch.no_grad():
+    with observe(seen.append), torch.no_grad():
         model(SAMPLES[1][None])
     assert len(seen) == 2
-    for call in seen:
-        plain = spread_map(call.attention_map, call.places, call.view)
+    for one in seen:
+        plain = expand_map(one.attention_map, one.positions, one.call.shape)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            cast = spread_map(call.attention_map, call.places, call.view)
+            cast = expand_map(one.attention_map, one.positions, one.call.shape)
         assert torch.equal(cast, plain)
 
 

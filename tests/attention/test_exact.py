@@ -29,7 +29,7 @@ from exact_cells import (
 from torch import Tensor
 from transformers import DynamicCache, MistralForCausalLM, StaticCache
 
-from lorada.attention.interface import Observation, observe
+from lorada.attention.observation import Observation, observe
 from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64
@@ -127,7 +127,7 @@ def test_map_lies_where_the_equations_index_the_attention_map(name, where, imple
         forward(model, input_ids=ids, attention_mask=mask)
     layers = [m for m in model.modules() if isinstance(m, LmamLayer)]
     assert len(seen) == len(layers) == 2
-    for call, layer in zip(seen, layers, strict=True):
+    for one, layer in zip(seen, layers, strict=True):
         low_rank = adapted_map(layer)
         low_rank = low_rank.tril() if name != "bert" else low_rank
         queries, width = ids.shape[1], ids.shape[1]
@@ -136,8 +136,8 @@ def test_map_lies_where_the_equations_index_the_attention_map(name, where, imple
             full[:, :LENGTH, :LENGTH] += low_rank
         else:
             full[:, -LENGTH:, -LENGTH:] += low_rank
-        value = call.value.repeat_interleave(4 // call.value.shape[1], 1)
-        assert_close(call.term.transpose(1, 2), full @ value)
+        value = one.call.value.repeat_interleave(4 // one.call.value.shape[1], 1)
+        assert_close(one.term.transpose(1, 2), full @ value)
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
@@ -159,11 +159,11 @@ def test_a_softmax_with_future_has_the_future_that_is_there_when_it_runs(name, c
         with observe(seen.append):
             forward(model, input_ids=token[None, None], past_key_values=store, use_cache=True)
         size = store.get_seq_length()
-        for call, layer in zip(seen, layers, strict=True):
+        for one, layer in zip(seen, layers, strict=True):
             weights = adapted_map(layer)[:, size - 1, :size].softmax(-1)
-            value = call.value[:, :, :size].repeat_interleave(4 // call.value.shape[1], 1)
+            value = one.call.value[:, :, :size].repeat_interleave(4 // one.call.value.shape[1], 1)
             expected = torch.einsum("hk,bhkd->bhd", weights, value)
-            assert_close(call.term[:, 0], expected)
+            assert_close(one.term[:, 0], expected)
 
     # And so for a batch whose prompts are padded, each as it goes alone.
     ids, mask = pad(PROMPTS, "left")

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 
 import lorada
 from lorada import EffectSize, LmamConfig, LoradaConfig
-from lorada.attention import interface
+from lorada.attention import observation
 from lorada.attention.explain import explain
 
 pytestmark = pytest.mark.fp64
@@ -126,7 +126,7 @@ def test_a_map_that_works_is_not_warned_about(tmp_path, caplog):
 
 
 def test_a_training_that_was_given_up_is_not_observed_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(interface, "_observers", [])
+    monkeypatch.setattr(observation, "observers", [])
 
     def fails(*args, **kwargs):
         raise RuntimeError("given up")
@@ -135,7 +135,7 @@ def test_a_training_that_was_given_up_is_not_observed_on(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="given up"):
         trained(tmp_path, LmamConfig(length=6))
     gc.collect()
-    assert interface._observers == []
+    assert observation.observers == []
 
 
 def test_the_package_exports_the_function_and_not_its_module():

@@ -4,13 +4,17 @@ Columns are the places of the padded matrix; a cache shows attention some of the
 """
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lorada.attention.positions import locate
+from lorada.attention import locate as locating
+from lorada.attention.call import AttentionCall, CallShape
+from lorada.attention.forward_inputs import ForwardInputs
+from lorada.attention.positions import TokenPositions
 
 EXAMPLES = settings(deadline=None, max_examples=80)
 CPU = torch.device("cpu")
@@ -82,6 +86,36 @@ class Scene:
         """The token of map position 0."""
         count = sum(token is not None for token in self.rows[sample][: self.seen])
         return 0 if align == "start" else count - length
+
+
+def locate(
+    queries: int,
+    keys: int,
+    mask: object,
+    position_ids: torch.Tensor | None,
+    *,
+    length: int,
+    align: str = "start",
+    positions: str = "token",
+    window: int | None = None,
+    cu_seq_lens: tuple[torch.Tensor, torch.Tensor] | tuple[None, None] = (None, None),
+    seen: torch.Tensor | int | None = None,
+    flash: bool = False,
+    device: torch.device = CPU,
+) -> TokenPositions:
+    """``locate`` of a decoder's call, from the little that it reads."""
+    module, (by_query, by_key) = torch.nn.Module(), cu_seq_lens
+    module.config = SimpleNamespace(_attn_implementation="flash_attention_2" if flash else "sdpa")
+    call = AttentionCall(
+        module,
+        CallShape(queries, keys, 1, True, window),
+        torch.empty(0, device=device),
+        mask,
+        ForwardInputs(tokens_so_far=seen),
+        {"position_ids": position_ids, "cu_seq_lens_q": by_query, "cu_seq_lens_k": by_key},
+    )
+    end = length if align == "end" else None
+    return locating.locate(call, raw=positions == "raw", end=end)
 
 
 def padded(left: int, tokens: int, right: int) -> list[Token]:

@@ -12,7 +12,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
 from lorada.attention.explain import explain
-from lorada.attention.interface import Observation, dispatches, observe
+from lorada.attention.interface import dispatches
+from lorada.attention.observation import observe
 from lorada.tuners.prefix import PrefixLayer
 
 pytestmark = pytest.mark.fp64
@@ -233,12 +234,12 @@ def test_the_map_never_sees_the_prefix(name):
             logits(model, **batch)
         first.append(seen[0])
     behind_it, alone = first
-    assert torch.equal(behind_it.value, alone.value)
+    assert torch.equal(behind_it.call.value, alone.call.value)
     assert torch.equal(behind_it.term, alone.term)
     assert alone.term.abs().max() > 0.01
     assert (behind_it.output - alone.output).abs().max() > 0.01
     size = batch["input_ids"].shape[1]
-    tables = [seen.places.table(size, size, seen.output.device) for seen in first]
+    tables = [seen.positions.table(size, size, seen.output.device) for seen in first]
     assert torch.equal(tables[0].columns, tables[1].columns)
     assert torch.equal(tables[0].rows, tables[1].rows)
 
@@ -250,7 +251,7 @@ def test_the_map_inside_the_softmax_leaves_the_prefix_columns_alone(name):
     maps = explain(model, batch)[0].map
     with observe(seen.append):
         logits(model, **batch)
-    call: Observation = seen[0]
+    call = seen[0].call
     layer = call.module.prefix
     query, value = call.query, call.value
     keys = torch.cat([split(layer.lora_key["default"], call.key), call.key], 2)
@@ -261,7 +262,7 @@ def test_the_map_inside_the_softmax_leaves_the_prefix_columns_alone(name):
         scores = scores + nn.functional.pad(added, (LENGTH, 0))
     expected = (scores.softmax(-1) @ values).transpose(1, 2)
     real = batch["attention_mask"].bool()
-    assert_close((call.output + call.term)[real], expected[real])
+    assert_close((seen[0].output + seen[0].term)[real], expected[real])
 
 
 def split(prefix: Tensor, like: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from torch.nn.attention.flex_attention import create_block_mask
 from transformers import DynamicCache, modeling_flash_attention_utils
 
 from lorada import PrefixConfig
-from lorada.attention.prefix import Prefix, behind
+from lorada.attention.call import AttentionCall
+from lorada.attention.prefix import Prefix, with_prefixes
 
 pytestmark = pytest.mark.fp64
 
@@ -116,7 +117,8 @@ def call_of(kernel: str, mask: Tensor | None, samples: Tensor | None = None, **k
 
     states = [torch.randn(2, 2, size, 8) for size in (kwargs.pop("queries", 5), 5, 5)]
     prefix = Prefix(torch.randn(LENGTH, 16), torch.randn(LENGTH, 16), samples)
-    behind(attend, [prefix])(module, *states, mask, **kwargs)
+    call = AttentionCall.read(module, *states, mask, kwargs, prefixes=[prefix])
+    with_prefixes(attend, call)(module, *states, mask, **kwargs)
     assert given["key"].shape[2] == given["value"].shape[2] == LENGTH + 5
     return given
 
@@ -159,10 +161,17 @@ def test_calls_that_no_prefix_fits_are_refused_in_one_line(kernel, mask, kwargs,
 def test_a_row_that_flash_would_read_as_packed_is_refused():
     module = SimpleNamespace(config=SimpleNamespace(_attn_implementation="flash_attention_2"))
     states = [torch.randn(1, 2, 5, 8) for _ in range(3)]
-    run = behind(lambda *args, **kwargs: (args[1], None), [Prefix(*torch.randn(2, 3, 16))])
-    run(module, *states, None, position_ids=torch.tensor([[0, 1, 2, 3, 4]]))
+
+    def run(positions: list[int]) -> None:
+        kwargs = {"position_ids": torch.tensor([positions])}
+        prefixes = [Prefix(*torch.randn(2, 3, 16))]
+        call = AttentionCall.read(module, *states, None, kwargs, prefixes=prefixes)
+        attend = with_prefixes(lambda *args, **kwargs: (args[1], None), call)
+        attend(module, *states, None, **kwargs)
+
+    run([0, 1, 2, 3, 4])
     with pytest.raises(ValueError, match="packed row"):
-        run(module, *states, None, position_ids=torch.tensor([[0, 1, 0, 1, 2]]))
+        run([0, 1, 0, 1, 2])
 
 
 def test_a_block_mask_of_flex_attention_is_refused():

@@ -8,12 +8,11 @@ from conftest import assert_close
 from torch import nn
 
 from lorada.functional.differential import (
-    add_map_reference,
     differential_attention,
     differential_lambda,
     differential_map_reference,
-    low_rank_map,
 )
+from lorada.functional.maps import add_map_reference, low_rank_map
 
 pytestmark = pytest.mark.fp64
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
 from lorada.attention.explain import ratio_of, squared_norms
-from lorada.attention.interface import observe
+from lorada.attention.observation import observe
 from lorada.methods.callbacks.longlora import ShiftedAttention
 from lorada.runs.data.dataset import ChoiceCollator
 from lorada.runs.inference.evaluate import evaluate

@@ -17,7 +17,7 @@ from transformers import (
     set_seed,
 )
 
-from lorada.attention import interface
+from lorada.attention import observation
 from lorada.methods.task_head import in_head
 from lorada.runs.folder.result import read_result
 from lorada.runs.inference.evaluate import evaluate
@@ -192,11 +192,11 @@ def test_a_nan_is_seen_where_the_trainer_computes_the_loss_itself(
         "lmam.map_learning_rate=1e30", "lr_scheduler_type=constant", "warmup_steps=0",
         "max_steps=6", "save_steps=1",
     )  # fmt: skip
-    monkeypatch.setattr(interface, "_observers", [])
+    monkeypatch.setattr(observation, "observers", [])
     with pytest.raises(DivergedError, match="the loss became"):
         train(wild, quiet=True)
     assert not (tmp_path / "run" / "result.json").exists()
-    assert interface._observers == []  # no map is measured any more
+    assert observation.observers == []  # no map is measured any more
 
 
 def test_from_starts_a_stack_from_a_saved_lora(llama, data, tmp_path):

@@ -1,36 +1,45 @@
-"""One map as an attention call needs it, and the rows and products of it.
+"""``AttentionMap``: one learned map as an attention call uses it.
 
-Shapes: B batch, P sequences packed into a row, H query heads, G key/value heads, S map heads,
-T queries, K key slots, N map length, R rank, D head width.
+A tuner makes it for each call from the parameters it owns. Here are the forms in which the term
+needs the map: whole, some of its rows, or never at all, as the product of its factors with values.
+
+Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, M tokens under the map,
+N map length, R rank, D head width.
 """
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from lorada.functional.causal import Matmul
+from lorada.attention.call import CallShape
 from lorada.functional.maps import (
     SOFTMAXES,
     Ablation,
     Align,
     full_rank_map,
     low_rank_map,
-    map_value_product,
     mask_map,
     position_factors,
     softmax_map,
     visible_pairs,
 )
+from lorada.functional.product import map_value_product
 
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """One map as an attention call needs it: factors (or the map itself) and how to read it.
+    """One map: its factors, or the map itself, and how to read them.
+
+    Everything is computed in fp32, whatever the dtype of the model.
 
     Attributes:
-        factors: (W_a, W_b), or (W,) of the full-rank ablation.
-        baked: the finished (S, N, N) map, if it was computed ahead.
+        factors: (W_a, W_b) of shapes (S, N, R) and (S, R, N), or (W,) of shape (H, N, N) for the
+            full-rank ablation.
+        inverse_scale: 1/s of Eq. 10.
+        align: whether the map lies on the first (``start``) or the last tokens of a sequence.
+        positions: whether they count real tokens (``token``) or slots of the batch (``raw``).
+        ablation: the variant of the paper's Table 9; None for the map as it is proposed.
+        baked: the finished (S, N, N) map, where it was computed ahead of time.
         samples: (B,) booleans, the samples of a mixed batch that use this map; None for all.
     """
 
@@ -47,94 +56,93 @@ class AttentionMap:
         """N, in tokens."""
         return self.factors[0].shape[1]
 
-    def dense(self) -> Tensor:
-        """The (S, N, N) map before any mask, in fp32."""
-        if self.baked is not None:
-            return self.baked
-        factors = [factor.float() for factor in self.factors]
-        position = self.ablation != "no_position"
-        if len(factors) == 1:
-            return full_rank_map(factors[0], self.inverse_scale, position=position)
-        return low_rank_map(factors[0], factors[1], self.inverse_scale, position=position)
-
-    def positioned(self) -> tuple[Tensor, Tensor]:
-        """Both factors (S, N, R) and (S, R, N) with PE and the scale, in fp32."""
-        w_a, w_b = (factor.float() for factor in self.factors)
-        if self.ablation != "no_position":
-            w_a, w_b = position_factors(w_a, w_b)
-        return w_a / self.inverse_scale, w_b
+    @property
+    def has_position(self) -> bool:
+        """Whether the position embedding is added to the factors."""
+        return self.ablation != "no_position"
 
     @property
     def stays_low_rank(self) -> bool:
-        """Whether nothing stands in the way of W_a (W_b V)."""
+        """Whether the factors may meet the values one after the other, W_a (W_b V)."""
+        # A softmax needs all entries of a row, and a full-rank or a finished map has no factors.
         return self.baked is None and self.ablation in (None, "no_position")
 
+    def dense(self) -> Tensor:
+        """The whole (S, N, N) map before any mask."""
+        if self.baked is not None:
+            return self.baked
+        # Factors may be stored in half precision, in which a map of the paper's scale vanishes.
+        factors = [factor.float() for factor in self.factors]
+        if len(factors) == 1:
+            return full_rank_map(factors[0], self.inverse_scale, position=self.has_position)
+        w_a, w_b = factors
+        return low_rank_map(w_a, w_b, self.inverse_scale, position=self.has_position)
 
-@dataclass(frozen=True)
-class View:
-    """What a map sees of an attention call besides its values (B, G, K, D).
+    def masked(self, map_: Tensor, shape: CallShape, keys: Tensor | None) -> Tensor:
+        """A dense map (S, N, N) as it is added: masked, and for ¬S normalised.
 
-    Attributes:
-        queries: T.
-        keys: K.
-        heads: H.
-        causal: whether a row sees only its own and earlier keys.
-        window: width of a sliding window, in tokens; None without one.
-        matmul: how the product is taken whose result is the term.
-    """
+        Args:
+            map_: the map, or a square part of it.
+            shape: which keys a query may see.
+            keys: (B, N) booleans, the columns that hold a token; None for all. Only a softmax asks:
+                elsewhere the values of the others are zero.
+        """
+        # The softmax masks for itself: what a row may not see must not count in its sum.
+        if self.ablation in SOFTMAXES:
+            future = self.ablation == "softmax_with_future"
+            return softmax_map(map_, shape.causal, shape.window, keys, future=future)
+        return mask_map(map_, shape.causal, shape.window)
 
-    queries: int
-    keys: int
-    heads: int
-    causal: bool
-    window: int | None
-    matmul: Matmul = torch.matmul
+    def scaled_factors(self) -> tuple[Tensor, Tensor]:
+        """The factors (S, N, R) and (S, R, N) whose product is the map: with PE and the scale."""
+        w_a, w_b = (factor.float() for factor in self.factors)
+        if self.has_position:
+            w_a, w_b = position_factors(w_a, w_b)
+        return w_a / self.inverse_scale, w_b
 
+    def product(self, value: Tensor, shape: CallShape, align: Align) -> Tensor:
+        """tile(Attn_s)·V (B, H, M, D) of a low-rank map, from values (B, G, M, D) in its order."""
+        w_a, w_b = (factor.float() for factor in self.factors)
+        return map_value_product(
+            w_a,
+            w_b,
+            value,
+            self.inverse_scale,
+            heads=shape.heads,
+            align=align,
+            causal=shape.causal,
+            window=shape.window,
+            position=self.has_position,
+            matmul=shape.matmul,
+        )
 
-def product(attention_map: AttentionMap, value: Tensor, view: View, align: Align) -> Tensor:
-    """tile(Attn_s)·V of a low-rank map on values (B, G, M, D) of whole sequences, (B, H, M, D)."""
-    w_a, w_b = (factor.float() for factor in attention_map.factors)
-    return map_value_product(
-        w_a,
-        w_b,
-        value,
-        attention_map.inverse_scale,
-        heads=view.heads,
-        align=align,
-        causal=view.causal,
-        window=view.window,
-        position=attention_map.ablation != "no_position",
-        matmul=view.matmul,
-    )
-
-
-def masked(attention_map: AttentionMap, map_: Tensor, view: View, keys: Tensor | None) -> Tensor:
-    """A map (S, N, N) as attention adds it: masked, and normalised over ``keys`` (B, N) for ¬S."""
-    if attention_map.ablation in SOFTMAXES:
-        future = attention_map.ablation == "softmax_with_future"
-        return softmax_map(map_, view.causal, view.window, keys, future=future)
-    return mask_map(map_, view.causal, view.window)
-
-
-def rows_of_map(attention_map: AttentionMap, rows: Tensor, view: View) -> Tensor:
-    """Rows (*B, T) of the masked low-rank map, without the others, (S, *B, T, N)."""
-    left, right = attention_map.positioned()
-    right = right.view(right.shape[0], *[1] * (rows.dim() - 1), *right.shape[1:])
-    map_ = left[:, rows] @ right
-    keep = visible_pairs(rows, attention_map.length, view.causal, view.window)
-    return map_ if keep is None else map_ * keep
+    def low_rank_rows(self, rows: Tensor, shape: CallShape) -> Tensor:
+        """Rows (*B, T) of the masked low-rank map, (S, *B, T, N), without computing the others."""
+        left, right = self.scaled_factors()
+        # One dimension of size 1 for each of *B, so that both sides of the product broadcast.
+        right = right.view(right.shape[0], *[1] * (rows.dim() - 1), *right.shape[1:])
+        map_ = left[:, rows] @ right
+        keep = visible_pairs(rows, self.length, shape.causal, shape.window)
+        return map_ if keep is None else map_ * keep
 
 
-def map_rows(map_: Tensor, rows: Tensor) -> Tensor:
-    """Rows (B, T) of a (S, N, N) or (B, S, N, N) map, as (B, S, T, N)."""
+def take_rows(map_: Tensor, rows: Tensor) -> Tensor:
+    """Rows (B, T) of a dense (S, N, N) or (B, S, N, N) map, as (B, S, T, N)."""
     if map_.dim() == 3:
         return map_[:, rows].transpose(0, 1)
+    # Each sample has a map of its own, as after a softmax over its own keys.
     index = rows[:, None, :, None].expand(-1, map_.shape[1], -1, map_.shape[-1])
     return map_.expand(rows.shape[0], -1, -1, -1).gather(2, index)
 
 
 def for_samples(full: Tensor, samples: Tensor | None, batch: int) -> Tensor:
-    """``full`` (B or 1, …), zero for the samples that others serve; beam search repeats each."""
+    """``full`` (B or 1, …) with zeros for the samples of a mixed batch that use another adapter.
+
+    Args:
+        full: what an adapter adds to all samples.
+        samples: booleans of the samples that use the adapter; None for all.
+        batch: B, a multiple of ``len(samples)``: beam search repeats each sample.
+    """
     if samples is None:
         return full
     mine = samples.repeat_interleave(batch // samples.shape[0])

@@ -1,7 +1,8 @@
 """A prefix before the keys of DeBERTa-v2 and v3, which compute attention themselves.
 
-Its scores are softmaxed together with those of the tokens, which no hook on the way sees, so this
-is the one place where a module's forward is replaced. He et al., "DeBERTa" (2020), Eq. 4:
+The scores of the prefix belong under the same softmax as those of the tokens, and no hook can reach
+in between. So this is the one place where a module's forward is replaced. The scores of tokens are
+those of He et al., "DeBERTa" (2020), Eq. 4:
 
     s_ij = (q_i · k_j + q_i · kʳ_δ(i,j) + k_j · qʳ_δ(j,i)) / √(3 d)
 
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorada.attention.prefix import PrefixLayer, prefix_scores, prepend
+from lorada.attention.prefix import PrefixSource, prefix_scores, prepend
 
 
 def is_disentangled(module: nn.Module) -> bool:
@@ -24,13 +25,13 @@ def is_disentangled(module: nn.Module) -> bool:
     return hasattr(module, "disentangled_attention_bias") and hasattr(module, "value_proj")
 
 
-class Replaced:
+class ReplacedForward:
     """The forward of one attention module, replaced until ``remove``."""
 
-    def __init__(self, module: nn.Module, layer: PrefixLayer) -> None:
+    def __init__(self, module: nn.Module, source: PrefixSource) -> None:
         self._module = (module,)  # in a tuple, it is not registered as a submodule
-        # A partial function and not a closure: a copy of the model then reads its own layer.
-        self._forward = partial(forward_behind, module, layer)
+        # A partial function and not a closure: a copy of the model then reads its own prefixes.
+        self._forward = partial(forward_with_prefixes, module, source)
         module.__dict__["forward"] = self._forward
 
     def remove(self) -> None:
@@ -39,9 +40,9 @@ class Replaced:
             del self._module[0].__dict__["forward"]
 
 
-def forward_behind(
+def forward_with_prefixes(
     module: Any,
-    layer: PrefixLayer,
+    source: PrefixSource,
     hidden_states: Tensor,
     attention_mask: Tensor,
     output_attentions: bool = False,
@@ -49,8 +50,12 @@ def forward_behind(
     relative_pos: Tensor | None = None,
     rel_embeddings: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """What the module gives, with the active prefixes before its keys; weights are of tokens."""
-    prefixes = layer.prefixes()
+    """The module's own forward with the active prefixes before its keys.
+
+    Returns:
+        The context (B, N, H·D), and the weights of the tokens (B, H, N, N) if they were asked for.
+    """
+    prefixes = source.prefixes()
     if not prefixes:
         plain: tuple[Tensor, Tensor | None] = type(module).forward(
             module, hidden_states, attention_mask, output_attentions, query_states, relative_pos,

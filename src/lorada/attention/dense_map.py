@@ -1,47 +1,85 @@
-"""A map laid out on the attention map itself, for ¬N, whose map joins the scores, and to look at.
+"""A map laid out on a whole (T, K) attention map, entry by entry.
 
-Shapes: B batch, P sequences packed into a row, H query heads, G key/value heads, S map heads,
-T queries, K key slots, N map length, R rank, D head width.
+The term never needs that. It is for the ablation ¬N, whose map is added to the scores before the
+softmax, and for looking at (``explain``).
+
+Shapes: B batch, P sequences packed into a row, H query heads, S map heads, T queries, K key slots,
+N map length.
 """
 
 import torch
 from torch import Tensor
 
-from lorada.attention.attention_map import AttentionMap, View, map_rows, masked
-from lorada.attention.gathered import owned
-from lorada.attention.positions import Places, TokenTable
+from lorada.attention.attention_map import AttentionMap, for_samples, take_rows
+from lorada.attention.call import AttentionCall, CallShape
+from lorada.attention.map_term import rows_of_all_maps
+from lorada.attention.positions import TokenPositions, TokenTable
 
 
-def spread_map(attention_map: AttentionMap, places: Places, view: View) -> Tensor:
-    """A map laid out on the (B, H, T, K) attention map it is added to; zero where it is not."""
-    with torch.autocast(attention_map.factors[0].device.type, enabled=False):
-        return _spread(attention_map, places, view)
+def expand_map(attention_map: AttentionMap, positions: TokenPositions, shape: CallShape) -> Tensor:
+    """tile(Attn_s) on the attention map that it is added to, (B or 1, H, T, K); zero beyond it."""
+    device = attention_map.factors[0].device
+    with torch.autocast(device.type, enabled=False):
+        table = positions.table(shape.queries, shape.keys, device)
+        return _expand(attention_map, table, shape)
 
 
-def _spread(attention_map: AttentionMap, places: Places, view: View) -> Tensor:
+def _expand(attention_map: AttentionMap, table: TokenTable, shape: CallShape) -> Tensor:
     length = attention_map.length
-    table = places.table(view.queries, view.keys, attention_map.factors[0].device)
     _, real = table.key_slots(length)
-    map_ = masked(attention_map, attention_map.dense(), view, real.reshape(-1, length))
+    map_ = attention_map.masked(attention_map.dense(), shape, real.reshape(-1, length))
     rows, _ = table.query_rows(length)
     batch = max(rows.shape[0], table.columns.shape[0])
     rows = rows.expand(batch, -1)
     if map_.dim() == 4 and table.sequences > 1:
-        # (B·P, S, N, N) → (B, S, P·N, N): the maps of a row's sequences, one above the other.
+        # (B·P, S, N, N) → (B, S, P·N, N): the maps of a row's sequences, one below the other.
         map_ = map_.view(-1, table.sequences, *map_.shape[1:]).transpose(1, 2).flatten(2, 3)
-        rows = owned(table, rows, length)
-    picked = map_rows(map_, rows)
+        rows = rows_of_all_maps(table, rows, length)
+    picked = take_rows(map_, rows)
     columns = table.columns.expand(batch, -1)
     index = columns.clamp(0, length - 1)[:, None, None].expand(-1, *picked.shape[1:3], -1)
-    pairs = reached_pairs(table, length)[:, None]
-    return (picked.gather(-1, index) * pairs).repeat(1, view.heads // picked.shape[1], 1, 1)
+    pairs = covered_pairs(table, length)[:, None]
+    return (picked.gather(-1, index) * pairs).repeat(1, shape.heads // picked.shape[1], 1, 1)
 
 
-def reached_pairs(table: TokenTable, length: int) -> Tensor:
-    """(B, T, K) booleans: the pairs of real tokens that have an entry in their sequence's map."""
+def covered_pairs(table: TokenTable, length: int) -> Tensor:
+    """(B, T, K) booleans: the pairs of tokens that have an entry in the map of their sequence."""
     _, rows = table.query_rows(length)
     columns = (table.columns >= 0) & (table.columns < length)
     pairs = rows[:, :, None] & columns[:, None, :]
     if table.row_owner is None or table.column_owner is None:
         return pairs
     return pairs & (table.row_owner[:, :, None] == table.column_owner[:, None, :])
+
+
+def mask_with_map(
+    mask: Tensor | None, attention_map: AttentionMap, positions: TokenPositions, call: AttentionCall
+) -> Tensor:
+    """The additive mask (B, H, T, K) that adds a map to the scores before the softmax (¬N).
+
+    Args:
+        mask: what the kernel would be given otherwise; it may hold a map already.
+        attention_map: the map.
+        positions: where the tokens of the call lie in it.
+        call: the call.
+
+    Raises:
+        ValueError: for a mask that is not (B, 1, T, K).
+    """
+    dtype, keys = call.value.dtype, call.shape.keys
+    full = expand_map(attention_map, positions, call.shape)
+    full = for_samples(full, attention_map.samples, call.value.shape[0]).to(dtype)
+    hidden = torch.finfo(dtype).min
+    if mask is None:
+        if not call.shape.causal or call.shape.queries == 1:
+            return full
+        # A kernel applies its own causal mask only where it is given none.
+        rows = torch.arange(call.shape.queries, device=full.device)
+        return torch.where(rows[:, None] >= torch.arange(keys, device=full.device), full, hidden)
+    if not isinstance(mask, Tensor) or mask.dim() != 4:
+        raise ValueError(
+            "the no_negative ablation needs a (B, 1, T, K) mask: use "
+            "attn_implementation='sdpa' or 'eager'"
+        )
+    mask = mask[..., :keys]  # that of a static cache may be longer
+    return torch.where(mask, full, hidden) if mask.dtype == torch.bool else mask + full

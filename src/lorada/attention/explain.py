@@ -1,10 +1,12 @@
-"""What the maps of a model do on a batch: the maps themselves, negative ratio, effect size.
+"""``explain``: the maps of a model on a batch, their negative ratio and their effect size.
 
     negative ratio = share of entries below 0 among the pairs a row may see within min(n, N)
     effect size    = ‖tile(Attn_s) V‖ / ‖Attn V‖ over the real tokens of the batch (Frobenius)
 
-Figures 1 and 3 of the paper show the first two; the third says whether a map does anything at
-all, which at the paper's scale for LLMs it does not (docs/scale.md).
+Figures 1 and 3 of the paper show maps and negative ratios. The effect size says whether a map does
+anything at all, which at the paper's scale for LLMs it does not (docs/scale.md).
+
+Shapes: B batch, H query heads, T queries, K key slots.
 """
 
 from collections.abc import Mapping
@@ -13,15 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lorada.attention.dense_map import reached_pairs, spread_map
-from lorada.attention.interface import Observation, observe
-from lorada.attention.positions import visible_keys
+from lorada.attention.call import AttentionCall
+from lorada.attention.dense_map import covered_pairs, expand_map
+from lorada.attention.observation import Observation, observe
 from lorada.attention.prefix import prefix_scores
 
 
 @dataclass(frozen=True)
 class LayerMaps:
-    """One attention layer on one batch.
+    """The maps of one attention layer on one batch.
 
     Attributes:
         layer: name of the attention module.
@@ -56,8 +58,8 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor]) -> list[LayerMaps]:
     layers: list[LayerMaps] = []
 
     def keep(seen: Observation) -> None:
-        if seen.module in names:
-            layers.append(_layer_maps(names[seen.module], seen))
+        if seen.call.module in names:
+            layers.append(_layer_maps(names[seen.call.module], seen))
 
     was_training = model.training
     model.eval()
@@ -72,29 +74,31 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor]) -> list[LayerMaps]:
 
 
 def _layer_maps(name: str, seen: Observation) -> LayerMaps:
-    if seen.query is None or seen.key is None:
+    call, attention_map = seen.call, seen.attention_map
+    query, key = call.query, call.key
+    if query is None or key is None:
         raise ValueError(
-            f"{type(seen.module).__name__} keeps its queries and keys to itself, so its softmax "
+            f"{type(call.module).__name__} keeps its queries and keys to itself, so its softmax "
             "map cannot be shown: use a model that dispatches its attention"
         )
-    queries, keys, heads = seen.query.shape[2], seen.key.shape[2], seen.query.shape[1]
-    visible = _visible(seen)
-    key = seen.key.repeat_interleave(heads // seen.key.shape[1], dim=1)
-    scores = (seen.query.float() @ key.float().transpose(-1, -2)) * seen.scaling
+    # A kernel does not return its softmax map, so it is computed here as the paper writes it.
+    visible = _visible(call)
+    keys = key.repeat_interleave(call.shape.heads // key.shape[1], dim=1)
+    scores = (query.float() @ keys.float().transpose(-1, -2)) * call.scaling
     scores = scores.masked_fill(~visible, float("-inf"))
-    before = prefix_scores(seen.prefixes, seen.query, seen.key, seen.scaling)
+    before = prefix_scores(call.prefixes, query, key, call.scaling)
 
     def attend(scores: Tensor) -> Tensor:
-        """The share of each token; a prefix before the tokens keeps its own."""
+        """The share of each token; prefixes before the tokens have the rest."""
         shares = torch.cat([before, scores], -1).softmax(-1).nan_to_num()
         return shares[..., before.shape[-1] :]
 
     softmax = attend(scores)
-    map_ = spread_map(seen.attention_map, seen.places, seen.view).expand_as(softmax)
-    inside_softmax = seen.attention_map.ablation == "no_negative"
+    map_ = expand_map(attention_map, seen.positions, call.shape).expand_as(softmax)
+    inside_softmax = attention_map.ablation == "no_negative"
     fused = attend(scores + map_) if inside_softmax else softmax + map_
-    table = seen.places.table(queries, keys, scores.device)
-    pairs = visible & reached_pairs(table, seen.attention_map.length)[:, None]
+    table = seen.positions.table(call.shape.queries, call.shape.keys, scores.device)
+    pairs = visible & covered_pairs(table, attention_map.length)[:, None]
     pairs = pairs.expand_as(fused)
     return LayerMaps(
         name,
@@ -108,23 +112,25 @@ def _layer_maps(name: str, seen: Observation) -> LayerMaps:
 
 
 def _share_below_zero(values: Tensor, pairs: Tensor) -> Tensor:
+    """The share of entries below 0 among ``pairs`` (B, H, T, K), by head (H,)."""
     return ((values < 0) & pairs).sum((0, 2, 3)) / pairs.sum((0, 2, 3)).clamp(min=1)
 
 
-def _visible(seen: Observation) -> Tensor:
+def _visible(call: AttentionCall) -> Tensor:
     """(B or 1, 1, T, K) booleans: which keys each query attends to."""
-    queries, keys, device = seen.view.queries, seen.view.keys, seen.output.device
+    queries, keys, device = call.shape.queries, call.shape.keys, call.value.device
     everything = torch.ones(1, queries, keys, dtype=torch.bool, device=device)
-    visible = everything if seen.mask is None else visible_keys(seen.mask, queries, keys)
-    if seen.view.causal and (seen.mask is None or visible.shape[1] != queries):
-        # Such a mask says nothing of the order of tokens.
+    visible = everything if call.mask is None else call.visible_keys()
+    if call.shape.causal and (call.mask is None or visible.shape[1] != queries):
+        # A (B, K) mask says nothing of the order of tokens.
         visible = visible & everything.tril(keys - queries)
     return visible.expand(-1, queries, -1)[:, None]
 
 
 def squared_norms(seen: Observation) -> tuple[Tensor, Tensor]:
     """‖tile(Attn_s) V‖² and ‖Attn V‖² of one attention call, over its real tokens."""
-    table = seen.places.table(seen.view.queries, seen.view.keys, seen.output.device)
+    shape = seen.call.shape
+    table = seen.positions.table(shape.queries, shape.keys, seen.output.device)
     real = table.real_queries()[..., None, None]
     return (seen.term * real).square().sum(), (seen.output.float() * real).square().sum()
 

@@ -1,86 +1,113 @@
-"""What a model's forward is told of its tokens and does not pass on to attention.
+"""What a model's forward is given and does not pass on to its attention.
 
-One pair of hooks on the model listens for all its layers.
+Two things about the tokens are known only there: how many there were before a sliding cache dropped
+the first keys, and whether the caller made the positions. One pair of hooks on the model notes both
+for all its layers.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 
-class Told:
-    """What the running forward of a model was told.
+@dataclass(frozen=True)
+class ForwardInputs:
+    """What the running forward of a model was given.
 
     Attributes:
-        seen: the tokens so far, for windowed layers: their 2-D mask, or their number.
-        packable: whether sequences may be packed into a row, told by their positions alone.
-        windowed: whether a layer asks for ``seen``.
+        tokens_so_far: the real tokens of each sample up to this call: their 2-D mask, or their
+            number, (B,) or one for all. Only filled in where a layer has a sliding window.
+        may_be_packed: whether ``position_ids`` alone may separate sequences packed into a row.
+    """
+
+    tokens_so_far: Tensor | int | None = None
+    may_be_packed: bool = True
+
+
+# Outside of a forward that is listened to, as in the recomputation of gradient checkpointing.
+NOTHING_KNOWN = ForwardInputs()
+
+
+class ForwardListener:
+    """The hooks on a model that note its inputs; all layers of the model share one.
+
+    Attributes:
+        inputs: those of the running forward.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.seen: Tensor | int | None = None
-        self.packable = True
-        self.windowed = False
+        self.inputs = NOTHING_KNOWN
+        self._any_window = False
         self._layers = 0
-        self._guarded: list[tuple[Any, Any]] = []
+        self._checked: list[tuple[Any, Any]] = []
         self._handles: list[RemovableHandle] = [
-            model.register_forward_pre_hook(self._look, with_kwargs=True),
+            model.register_forward_pre_hook(self._note, with_kwargs=True),
             model.register_forward_hook(self._forget, always_call=True),
         ]
 
-    def join(self, windowed: bool) -> None:
-        """Count a layer that asks."""
+    def add_layer(self, *, windowed: bool) -> None:
+        """Count a layer that reads ``inputs``, and whether it has a sliding window."""
         self._layers += 1
-        self.windowed = self.windowed or windowed
+        self._any_window = self._any_window or windowed
 
-    def guard(self, host: Any, check: Callable[[nn.Module, Any], None]) -> None:
-        """Have a check run before the first module of each config, in encoder and decoder apart.
+    def check_before(self, module: Any, check: Callable[[nn.Module, Any], None]) -> None:
+        """Run a check before ``module``, if it is the first with its config.
 
         A hook on every layer would cost each step of decoding more than the map does.
         """
-        side = getattr(host, "is_decoder", None)  # BART's encoder and decoder share a config
-        if not any(config is host.config and known == side for config, known in self._guarded):
-            self._guarded.append((host.config, side))
-            self._handles.append(host.register_forward_pre_hook(check))
+        # BART's encoder and decoder share a config and are told apart by ``is_decoder``.
+        side = getattr(module, "is_decoder", None)
+        if not any(config is module.config and known == side for config, known in self._checked):
+            self._checked.append((module.config, side))
+            self._handles.append(module.register_forward_pre_hook(check))
 
     def remove(self) -> None:
-        """One layer asks no more; with the last one the hooks go."""
+        """Count a layer less; with the last one the hooks go."""
         self._layers -= 1
         if self._layers == 0:
             for handle in self._handles:
                 handle.remove()
 
-    def _look(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        mask = kwargs.get("attention_mask")
+    def _note(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         # transformers calls it cache now, and still takes the old name.
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
-        # Positions that the model makes itself do not start anew, nor do those behind tokens.
+        # Positions that the model makes itself never start anew, nor do those behind a cache.
         given = kwargs.get("position_ids") is not None or len(args) > 1
-        self.packable = given and (cache is None or _is_empty(cache))
-        if not self.windowed:
-            return
-        if isinstance(mask, Tensor) and mask.dim() == 2:
-            self.seen = mask
-        elif cache is not None and mask is None:
-            embeds = kwargs.get("inputs_embeds")
-            ids = args[0] if args else kwargs.get("input_ids")
-            new = ids if ids is not None else embeds
-            self.seen = None if new is None else cache.get_seq_length() + new.shape[1]
+        packed = given and (cache is None or _is_empty(cache))
+        tokens = _tokens_so_far(args, kwargs, cache) if self._any_window else None
+        self.inputs = ForwardInputs(tokens, packed)
 
     def _forget(self, *_: Any) -> None:
-        self.seen, self.packable = None, True
+        self.inputs = NOTHING_KNOWN
 
 
-def told_to(model: nn.Module) -> Told:
-    """The one that listens to a model, from its first layer that asks on."""
+def forward_listener(model: nn.Module) -> ForwardListener:
+    """The listener of a model, made when its first layer asks."""
     owners = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
-    return next((owner for owner in owners if isinstance(owner, Told)), None) or Told(model)
+    known = next((owner for owner in owners if isinstance(owner, ForwardListener)), None)
+    return known or ForwardListener(model)
+
+
+def _tokens_so_far(args: Any, kwargs: Any, cache: Any) -> Tensor | int | None:
+    """The 2-D mask of all tokens; without a mask their number; None where neither is known."""
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        return mask
+    if cache is None or mask is not None:
+        return None
+    ids = args[0] if args else kwargs.get("input_ids")
+    new = kwargs.get("inputs_embeds") if ids is None else ids
+    if new is None:
+        return None
+    count: Tensor | int = cache.get_seq_length() + new.shape[1]
+    return count
 
 
 def _is_empty(cache: Any) -> bool:
-    """Whether it shows on the host that no token is in a cache; a paged one says nothing of it."""
+    """Whether a cache says, without a look at the device, that it holds no token."""
     count = getattr(cache, "get_seq_length", None)
     length = None if count is None else count()
     return isinstance(length, int) and length == 0

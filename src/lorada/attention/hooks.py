@@ -1,8 +1,8 @@
-"""Models that compute attention themselves instead of dispatching it: DeBERTa, Falcon, Bloom.
+"""Hooks for models that compute attention themselves: DeBERTa, Falcon, Bloom.
 
-A pair of hooks reaches them. One catches the values on their way in, the other adds
-tile(Attn_s)·V to Attn·V on its way out, before the output projection. Projections may be wrapped
-by LoRA and unwrapped again, so a hook on one follows the module that is in its place.
+They do not call transformers' attention interface, so no wrapped function sees their values. Of a
+pair of hooks one catches the values on their way into attention, and the other adds tile(Attn_s)·V
+to Attn·V before the output projection.
 
 Shapes: B batch, H query heads, G key/value heads, T queries, K key slots, D head width.
 """
@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lorada.attention.attention_map import View
-from lorada.attention.interface import Call, MapLayer, head_count
+from lorada.attention.attend import MapSource, add_maps
+from lorada.attention.call import AttentionCall, CallShape, head_count
 
 
 class HookPair:
@@ -23,9 +23,9 @@ class HookPair:
 
     causal: bool
 
-    def __init__(self, module: nn.Module, layer: MapLayer) -> None:
+    def __init__(self, module: nn.Module, source: MapSource) -> None:
         # In a tuple, a copy of the model copies neither as a submodule of the other.
-        self._layer = (layer,)
+        self._source = (source,)
         self._value: Tensor | None = None
         self._kwargs: dict[str, Any] = {}
         self._mask: Any = None
@@ -42,48 +42,51 @@ class HookPair:
         if self._followed is not None:
             self._followed[1].remove()
 
-    def _follow(self, place: nn.Module, register: Callable[[nn.Module], RemovableHandle]) -> None:
-        """Move a hook to ``place`` if another module held its place before."""
+    def _follow(
+        self, projection: nn.Module, register: Callable[[nn.Module], RemovableHandle]
+    ) -> None:
+        """Put a hook on a projection, and take it off the module that was there before.
+
+        LoRA may have wrapped the projection since the last call, or unwrapped it.
+        """
         if self._followed is not None:
-            if self._followed[0] is place:
+            if self._followed[0] is projection:
                 return
             self._followed[1].remove()
-        self._followed = (place, register(place))
+        self._followed = (projection, register(projection))
 
-    def _with_term(self, module: nn.Module, attended: Tensor) -> Tensor:
+    def _with_maps(self, module: nn.Module, attended: Tensor) -> Tensor:
         """Attn·V plus the terms of all active maps, both (B, T, H·D)."""
         value, mask, kwargs = self._value, self._mask, self._kwargs
+        # Nothing of a batch is kept beyond its forward.
         self._value, self._mask, self._kwargs = None, None, {}
-        maps = self._layer[0].maps()
+        maps = self._source[0].maps()
         if not maps or value is None:
             return attended
         batch, queries, _ = attended.shape
         heads = head_count(module)
+        shape = CallShape(queries, value.shape[2], heads, self.causal)
+        call = AttentionCall(module, shape, value, mask, self._source[0].forward_inputs, kwargs)
         output = attended.view(batch, queries, heads, -1)
-        view = View(queries, value.shape[2], heads, self.causal, None)
-        call = Call(module, view, value, mask, kwargs)
-        result = output
-        for attention_map in maps:
-            result = call.add_term(attention_map, output, result)
-        return result.reshape(attended.shape)
+        return add_maps(call, maps, output).reshape(attended.shape)
 
 
-class EncoderHooks(HookPair):
+class DebertaHooks(HookPair):
     """DeBERTa, all versions: values leave a projection, Attn·V leaves the module itself."""
 
     causal = False
 
-    def __init__(self, module: nn.Module, layer: MapLayer) -> None:
-        super().__init__(module, layer)
+    def __init__(self, module: nn.Module, source: MapSource) -> None:
+        super().__init__(module, source)
         self._handles.append(module.register_forward_hook(self._after))
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._mask = kwargs["attention_mask"] if "attention_mask" in kwargs else args[1]
         self._mask = self._mask.bool()  # the model reads ones and zeros, of any dtype
-        place: Any = module.in_proj if hasattr(module, "in_proj") else module.value_proj
+        projection: Any = module.in_proj if hasattr(module, "in_proj") else module.value_proj
         # A partial function and not a closure: a copy of the model then calls its own pair.
         keep = partial(self._keep, module)
-        self._follow(place, lambda projection: projection.register_forward_hook(keep))
+        self._follow(projection, lambda projection: projection.register_forward_hook(keep))
 
     def _keep(self, module: Any, projection: nn.Module, args: Any, output: Tensor) -> None:
         values = output.view(*output.shape[:-1], head_count(module), -1).transpose(1, 2)
@@ -94,10 +97,10 @@ class EncoderHooks(HookPair):
         self._value = values
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
-        return (self._with_term(module, output[0]), *output[1:])
+        return (self._with_maps(module, output[0]), *output[1:])
 
 
-class DecoderHooks(HookPair):
+class FalconHooks(HookPair):
     """Falcon and Bloom: values pass through the cache, Attn·V enters the projection ``dense``."""
 
     causal = True
@@ -108,23 +111,23 @@ class DecoderHooks(HookPair):
         dense: Any = module.dense
         add = partial(self._add, module)
         self._follow(dense, lambda projection: projection.register_forward_pre_hook(add))
-        return args, {**kwargs, "layer_past": _Recorder(self, kwargs.get("layer_past"))}
+        return args, {**kwargs, "layer_past": _ValueRecorder(self, kwargs.get("layer_past"))}
 
     def _add(self, module: nn.Module, projection: nn.Module, args: Any) -> tuple[Tensor]:
-        return (self._with_term(module, args[0]),)
+        return (self._with_maps(module, args[0]),)
 
     def keep(self, value: Tensor) -> None:
-        """Remember the values (B, G, K, D) that this call attends to."""
+        """Take the values (B, G, K, D) that this call attends to."""
         self._value = value
 
 
-class _Recorder:
-    """Stands before a layer's cache, or in place of none, and sees the values that attention gets.
+class _ValueRecorder:
+    """A layer's cache, or none, that passes on to the hooks the values that attention gets.
 
     A cache may keep them in another form (quantised, in pages), so what it stores is not enough.
     """
 
-    def __init__(self, pair: DecoderHooks, cache: Any) -> None:
+    def __init__(self, pair: FalconHooks, cache: Any) -> None:
         self._pair = pair
         self._cache = cache
 
@@ -138,12 +141,12 @@ class _Recorder:
         return getattr(self._cache, name)
 
 
-# By module file and class name: two DeBERTas call their attention the same.
+# By module file and class name: the classes of both DeBERTa files have the same name.
 HOOKED: dict[str, type[HookPair]] = {
-    "modeling_deberta.DisentangledSelfAttention": EncoderHooks,
-    "modeling_deberta_v2.DisentangledSelfAttention": EncoderHooks,
-    "modeling_falcon.FalconAttention": DecoderHooks,
-    "modeling_bloom.BloomAttention": DecoderHooks,
+    "modeling_deberta.DisentangledSelfAttention": DebertaHooks,
+    "modeling_deberta_v2.DisentangledSelfAttention": DebertaHooks,
+    "modeling_falcon.FalconAttention": FalconHooks,
+    "modeling_bloom.BloomAttention": FalconHooks,
 }
 
 

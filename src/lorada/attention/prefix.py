@@ -9,19 +9,21 @@ Shapes: B batch, H query heads, G key/value heads, T queries, K key slots, P pre
 width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from lorada.attention.call import AttentionCall, form_of
+
 ONLY_MASKS = "use attn_implementation='sdpa' or 'eager'"
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """One prefix as an attention call needs it.
+    """One prefix: learned keys and values of P tokens.
 
     Attributes:
         key: P_k, (P, G·D).
@@ -34,28 +36,28 @@ class Prefix:
     samples: Tensor | None = None
 
 
-class PrefixLayer(Protocol):
-    """What the wrapper asks of the child ``prefix`` of an attention module."""
+class PrefixSource(Protocol):
+    """What a call asks of the child ``prefix`` of its attention module."""
 
     def prefixes(self) -> list[Prefix]:
-        """The prefixes that are active now; empty when the adapter is disabled."""
+        """The prefixes that are active in this call; empty when the adapter is disabled."""
         ...
 
 
-def behind(attend: Callable[..., Any], prefixes: list[Prefix]) -> Callable[..., Any]:
-    """``attend`` over the prefixes and the tokens; the weights it returns are those of tokens."""
+def with_prefixes(attend: Callable[..., Any], call: AttentionCall) -> Callable[..., Any]:
+    """``attend`` over the call's prefixes and then the tokens; its weights are those of tokens."""
+    prefixes, kernel = call.prefixes, call.kernel
 
-    def attend_behind(
+    def attend_with_prefixes(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        kernel = _kernel(module)
-        _refuse(kernel, query, key, mask, kwargs)
         count = sum(len(prefix.key) for prefix in prefixes)
-        _refuse_window(kernel, key.shape[2] + count, kwargs)
-        shown = _shown(prefixes, len(key))
+        _refuse(call, count)
+        shown = _visible_prefixes(prefixes, len(key))
+        # As kernels do: what a call says of itself goes before what its module says.
         causal = kwargs.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
-        # A kernel that takes no mask for a causal one would shift it by the prefix.
+        # Without a mask such a kernel aligns its causal mask to the first key, which is a prefix's.
         ordered = causal and query.shape[2] > 1 and kernel not in ("eager", "flash", "flex")
         if mask is None and (ordered or shown is not None):
             mask = _plain_mask(kernel, ordered, query, key)
@@ -73,10 +75,10 @@ def behind(attend: Callable[..., Any], prefixes: list[Prefix]) -> Callable[..., 
         )
         return output, None if weights is None else weights[..., count:]
 
-    return attend_behind
+    return attend_with_prefixes
 
 
-def prefix_scores(prefixes: list[Prefix], query: Tensor, key: Tensor, scaling: float) -> Tensor:
+def prefix_scores(prefixes: Sequence[Prefix], query: Tensor, key: Tensor, scaling: float) -> Tensor:
     """The scores (B, H, T, P) of every query with the prefixes, -∞ where they are hidden.
 
     In fp32, or wider where the query is.
@@ -84,32 +86,32 @@ def prefix_scores(prefixes: list[Prefix], query: Tensor, key: Tensor, scaling: f
     if not prefixes:
         return query.new_zeros(*query.shape[:3], 0, dtype=torch.float32)
     dtype = torch.promote_types(query.dtype, torch.float32)
-    before = _heads([prefix.key for prefix in prefixes], key).to(dtype)
+    before = _joined([prefix.key for prefix in prefixes], key).to(dtype)
     before = before.repeat_interleave(query.shape[1] // len(before), 0)
     scores = query.to(dtype) @ before.transpose(-1, -2) * scaling
-    shown = _shown(prefixes, len(query))
+    shown = _visible_prefixes(prefixes, len(query))
     return scores if shown is None else scores.masked_fill(~shown[:, None, None], float("-inf"))
 
 
-def _heads(prefixes: list[Tensor], states: Tensor) -> Tensor:
-    """All prefixes (P, G·D), one behind the other, as (G, P, D) of the dtype of ``states``."""
+def prepend(parts: list[Tensor], states: Tensor) -> Tensor:
+    """Keys or values (B, G, K, D) with those of prefixes (P, G·D) before them, (B, G, P+K, D)."""
+    return torch.cat([_joined(parts, states).expand(len(states), -1, -1, -1), states], 2)
+
+
+def _joined(parts: list[Tensor], states: Tensor) -> Tensor:
+    """Keys or values of several prefixes (P, G·D) as one (G, P, D), like ``states``."""
     _, groups, _, width = states.shape
-    for prefix in prefixes:
-        if prefix.shape[1] != groups * width:
+    for part in parts:
+        if part.shape[1] != groups * width:
             raise ValueError(
-                f"a prefix {prefix.shape[1]} wide does not fit attention with {groups} key/value "
+                f"a prefix {part.shape[1]} wide does not fit attention with {groups} key/value "
                 f"heads of width {width}: leave this module out with exclude_modules"
             )
-    joined = torch.cat([prefix.to(states.device, states.dtype) for prefix in prefixes])
+    joined = torch.cat([part.to(states.device, states.dtype) for part in parts])
     return joined.view(-1, groups, width).transpose(0, 1)
 
 
-def prepend(prefixes: list[Tensor], states: Tensor) -> Tensor:
-    """Prefixes (P, G·D) and the keys or values (B, G, K, D) behind them, (B, G, P+K, D)."""
-    return torch.cat([_heads(prefixes, states).expand(len(states), -1, -1, -1), states], 2)
-
-
-def _shown(prefixes: list[Prefix], batch: int) -> Tensor | None:
+def _visible_prefixes(prefixes: Sequence[Prefix], batch: int) -> Tensor | None:
     """(B, P) booleans: which samples see which prefix tokens; None if all see all."""
     if all(prefix.samples is None for prefix in prefixes):
         return None
@@ -124,7 +126,7 @@ def _shown(prefixes: list[Prefix], batch: int) -> Tensor | None:
 
 
 def _plain_mask(kernel: str, ordered: bool, query: Tensor, key: Tensor) -> Tensor:
-    """What no mask means to a kernel, as a mask."""
+    """The mask that says what a kernel does without one."""
     if kernel == "flex":
         raise ValueError(f"flex attention cannot hide a prefix from some samples: {ONLY_MASKS}")
     batch, _, keys, _ = key.shape
@@ -137,11 +139,10 @@ def _plain_mask(kernel: str, ordered: bool, query: Tensor, key: Tensor) -> Tenso
 
 
 def _extend_mask(mask: Any, count: int, keys: int, shown: Tensor | None) -> Tensor:
-    """A mask with P columns more on its left: for all samples, or for those that ``shown`` says."""
+    """A mask with P columns more on its left, for all samples or for those that ``shown`` says."""
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
-        form = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(
-            f"a prefix cannot be put before a mask of this form ({form}): {ONLY_MASKS}"
+            f"a prefix cannot be put before a mask of this form ({form_of(mask)}): {ONLY_MASKS}"
         )
     if mask.dim() == 2:
         columns = mask.new_ones(len(mask), count) if shown is None else shown.to(mask.dtype)
@@ -157,47 +158,36 @@ def _extend_mask(mask: Any, count: int, keys: int, shown: Tensor | None) -> Tens
     return torch.cat([columns, mask], -1)
 
 
-def implementation_of(module: nn.Module) -> str:
-    """The name of the attention implementation that a module runs under."""
-    config = getattr(module, "config", None)
-    return str(getattr(config, "_attn_implementation", None) or "eager")
-
-
-def _kernel(module: nn.Module) -> str:
-    """How a kernel reads masks: ``eager``, ``flash``, ``flex``, or as sdpa does."""
-    name = implementation_of(module)
-    for kernel in ("flash", "flex"):
-        if kernel in name:
-            return kernel
-    return name.removeprefix("paged|")
-
-
-def _refuse(kernel: str, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> None:
-    """Refuse calls whose sequences or keys the prefix cannot be put before.
+def _refuse(call: AttentionCall, count: int) -> None:
+    """Refuse calls whose sequences or keys ``count`` prefix tokens cannot be put before.
 
     Raises:
         ValueError: naming what does work.
     """
-    if kwargs.get("block_table") is not None:
+    if call.is_paged:
         raise ValueError(
             f"a paged cache was passed without its keys, before a prefix: {ONLY_MASKS}"
         )
-    if kernel == "flash" and mask is None:
-        position_ids = kwargs.get("position_ids")
-        packed = kwargs.get("cu_seq_lens_q") is not None
-        if position_ids is not None and len(query) == 1 and query.shape[2] > 1:
-            packed = packed or bool((position_ids.diff() != 1).any())
-        if packed:
-            raise ValueError(
-                f"flash attention cannot put a prefix before each sequence of a packed row: "
-                f"{ONLY_MASKS}"
-            )
-
-
-def _refuse_window(kernel: str, keys: int, kwargs: dict[str, Any]) -> None:
-    window = kwargs.get("sliding_window")
-    if kernel == "flash" and window is not None and keys > window:
+    if call.kernel != "flash":
+        return
+    if call.mask is None and _flash_sees_packed(call):
+        raise ValueError(
+            f"flash attention cannot put a prefix before each sequence of a packed row: "
+            f"{ONLY_MASKS}"
+        )
+    window = call.shape.window
+    if window is not None and call.shape.keys + count > window:
         raise ValueError(
             f"the sliding window of {window} of flash attention would hide the prefix from later "
             f"tokens: {ONLY_MASKS}"
         )
+
+
+def _flash_sees_packed(call: AttentionCall) -> bool:
+    """Whether transformers' flash functions would split the one row of this call."""
+    if call.cu_seq_lens is not None:
+        return True
+    positions, one_row = call.position_ids, len(call.value) == 1
+    if positions is None or not one_row or call.shape.queries == 1:
+        return False
+    return bool((positions.diff() != 1).any())

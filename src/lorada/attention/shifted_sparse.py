@@ -3,23 +3,23 @@
 A token attends within its own group of G consecutive tokens. For the last ⌊H/2⌋ heads the groups
 begin G/2 tokens earlier, so that they straddle the borders of the others. Nothing wraps around:
 their first group has G/2 tokens and the last what is left. In a decoder no token sees a later one;
-an encoder's groups, which are not of the publication, see both ways.
+an encoder's groups, which are not in the publication, see both ways.
 
 Shapes: B batch, H query heads, T queries, K key slots.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lorada.attention.positions import locate
+from lorada.attention.call import AttentionCall
+from lorada.attention.locate import token_positions
 
 
 @dataclass(frozen=True)
 class ShiftedGroups:
-    """The groups of an attention module, at work while it trains.
+    """The groups of an attention module, which it has only while it trains.
 
     Attributes:
         size: G, in tokens; None for a quarter of the padded length of each batch, rounded up.
@@ -27,42 +27,33 @@ class ShiftedGroups:
 
     size: int | None = None
 
-    def mask(
-        self,
-        kernel: str,
-        query: Tensor,
-        key: Tensor,
-        mask: Any,
-        kwargs: dict[str, Any],
-        *,
-        causal: bool = True,
-    ) -> Tensor:
-        """The mask (B, H, T, K) of a call: what ``mask`` shows, within the groups of each head.
+    def mask(self, call: AttentionCall) -> Tensor:
+        """The mask (B, H, T, K) of a call: what its own mask shows, within the groups of each head.
 
-        Groups count the real tokens of a sequence, so neither pads nor other samples move them.
+        Groups count the tokens of a sequence, so neither padding nor other samples move them.
 
         Raises:
             ValueError: for a kernel without such masks.
         """
+        mask, name = call.mask, call.implementation
         flat = mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 4)
-        if flat or any(name in kernel for name in ("flash", "flex", "paged")):
+        if flat or call.kernel in ("flash", "flex") or "paged" in name:
             raise ValueError(
-                f"shifted sparse attention needs a mask for each head, which {kernel} does not "
+                f"shifted sparse attention needs a mask for each head, which {name} does not "
                 "take: use attn_implementation='sdpa' or 'eager'"
             )
-        heads, queries, keys = query.shape[1], query.shape[2], key.shape[2]
-        window, positions = kwargs.get("sliding_window"), kwargs.get("position_ids")
-        found = locate(queries, keys, mask, positions, length=queries, window=window, causal=causal)
-        table = found.table(queries, keys, query.device)
+        queries, keys, causal = call.shape.queries, call.shape.keys, call.shape.causal
+        table = token_positions(call).table(queries, keys, call.value.device)
         rows, columns = table.rows[:, None, :, None], table.columns[:, None, None, :]
-        near = _in_groups(rows, columns, self.size or -(-queries // 4), heads)
+        near = _in_groups(rows, columns, self.size or -(-queries // 4), call.shape.heads)
         if mask is None:
             near = near & (columns <= rows) if causal else near
-            mask = query.new_zeros(()) if kernel == "eager" else near.new_ones(())
+            assert call.query is not None  # only dispatched attention has groups
+            mask = call.query.new_zeros(()) if name == "eager" else near.new_ones(())
         mask = mask[..., :keys] if mask.dim() else mask
         if mask.is_floating_point():
             return torch.where(near, mask, torch.finfo(mask.dtype).min)
-        # A pad that would see nothing sees what it did: some kernels make a NaN of an empty row.
+        # Padding that would see nothing keeps its mask: some kernels make a NaN of an empty row.
         seen = near & mask
         return torch.where(seen.any(-1, keepdim=True), seen, mask)
 

@@ -1,8 +1,8 @@
-"""What was computed from a batch's tensors, kept for as long as they live and stay as they are.
+"""A cache of per-batch results, keyed by the identity and version of tensors.
 
-Every layer of a model asks the same questions of the same mask and positions. The first one's
-answer serves them all, and the recomputation of gradient checkpointing too; there is no moment at
-which it would have to be forgotten, because another batch is other tensors.
+Every layer of a model asks the same question about the same mask and positions. The first layer
+computes the answer, and the others find it here, also when gradient checkpointing runs them again.
+Nothing has to be cleared: an answer goes when its tensors do, and another batch is other tensors.
 """
 
 import operator
@@ -15,54 +15,55 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 Answer = TypeVar("Answer")
 
-KEPT = 8  # answers for each tensor: layers may differ in their windows and maps in their lengths
+# How many answers a tensor keeps: layers may differ in their windows, and maps in their lengths.
+CAPACITY = 8
 
 
-class Remembered:
+class TensorMemo:
     """The answers of one pure function of tensors."""
 
     def __init__(self) -> None:
-        self._kept = WeakTensorKeyDictionary()
+        self._answers = WeakTensorKeyDictionary()
 
     def __call__(
         self, read: Mapping[str, Any], others: Hashable, compute: Callable[[], Answer]
     ) -> Answer:
-        """What ``compute`` gives, from an earlier call with these tensors if there was one.
+        """The result of ``compute``, or that of an earlier call with the same arguments.
 
         Args:
-            read: what it reads, by role: tensors, of which the answer must hold no part, numbers
-                and None. The answer goes when the first tensor goes; with anything else among
-                them, nothing is remembered.
-            others: what else it depends on.
+            read: what ``compute`` reads, by name: tensors, numbers and None. With anything else
+                among them, nothing is cached. The answer, which must hold none of the tensors,
+                lives as long as the first of them.
+            others: what else the answer depends on.
             compute: the function.
         """
-        tensors = {role: x for role, x in read.items() if isinstance(x, Tensor)}
-        numbers = {role: x for role, x in read.items() if role not in tensors}
+        tensors = {name: x for name, x in read.items() if isinstance(x, Tensor)}
+        numbers = {name: x for name, x in read.items() if name not in tensors}
         plain = all(isinstance(x, int | None) for x in numbers.values())
-        if not tensors or not plain or not _stay_known(tensors.values()):
+        if not tensors or not plain or not _can_be_cached(tensors.values()):
             return compute()
-        first, *others_read = tensors.values()
-        # The first must not hold itself, which may have a second role.
-        rest = [None if tensor is first else tensor for tensor in others_read]
+        first, *remaining = tensors.values()
+        # The entry of a tensor must not hold that tensor, or it would never go.
+        rest = [None if tensor is first else tensor for tensor in remaining]
         versions = [tensor._version for tensor in tensors.values()]
         question = (tuple(tensors), versions, numbers, others)
-        answers = self._kept.setdefault(first, [])
+        answers = self._answers.setdefault(first, [])
         for known_rest, known_question, answer in answers:
             if known_question == question and all(map(operator.is_, known_rest, rest)):
                 found: Answer = answer
                 return found
         computed = compute()
         answers.append((rest, question, computed))
-        del answers[:-KEPT]
+        del answers[:-CAPACITY]
         return computed
 
 
-def _stay_known(tensors: Collection[Tensor]) -> bool:
-    """Whether a tensor that changes says so, and what is computed now is computed for good."""
+def _can_be_cached(tensors: Collection[Tensor]) -> bool:
+    """Whether a change of these tensors would show, and a result of now may be used later."""
     if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
-        return False  # what is made in inference mode is of no use to a backward pass
+        return False  # a backward pass cannot use what was made in inference mode
     if any(tensor.is_inference() for tensor in tensors):
         return False
-    # A captured graph runs again over other numbers in the same tensors.
+    # A captured CUDA graph runs again over other numbers in the same tensors.
     on_gpu = any(tensor.is_cuda for tensor in tensors)
     return not (on_gpu and torch.cuda.is_current_stream_capturing())

@@ -7,16 +7,14 @@ from lorada.functional.differential import (
 )
 from lorada.functional.maps import (
     add_map_reference,
-    apply_map,
-    factors_product,
     full_rank_map,
     low_rank_map,
-    map_value_product,
     mask_map,
     position_embedding,
     position_factors,
     softmax_map,
 )
+from lorada.functional.product import apply_map, factors_product, map_value_product
 
 __all__ = [
     "add_map_reference",

@@ -1,4 +1,7 @@
-"""In which form a map meets the values, and the form of causal ones: by blocks of tokens.
+"""A causal map times the values in blocks of tokens, at a cost linear in their number.
+
+A causal mask forbids W_a (W_b V), in which every row sees all keys. Within a block of tokens the
+map is made, and a lower triangle of it used; for all earlier blocks a running sum of W_b V does.
 
 Shapes: B batch, H query heads, G key/value heads, S map heads, M tokens, R rank, D head width.
 """
@@ -13,19 +16,17 @@ from torch import Tensor
 
 Matmul = Callable[[Tensor, Tensor], Tensor]
 
-# Tokens that meet each other through a piece of the map in the causal product: as fast as 16 on
-# processors, with half as many blocks, and faster than 64 and 128 (docs/performance.md).
+# Tokens of a block: as fast as 16 on processors, with half as many blocks, and faster than 64 and
+# 128 (docs/performance.md).
 BLOCK = 32
 
 
 def product_form(
     size: int, rank: int, share: int, *, causal: bool, window: int | None = None
 ) -> Literal["dense", "low_rank", "blocks"]:
-    """The form in which a map of ``size`` tokens meets the values with the fewest multiplications.
+    """The form in which a map meets the values with the fewest multiplications.
 
-    For each number of the term these are ``size`` for the map itself; 2R for W_a (W_b V), which
-    sees every key; and where only earlier keys are seen BLOCK, R for the sums, and as many as there
-    are sums. A window narrower than the map needs the map itself.
+    ``dense`` makes the map, ``low_rank`` is W_a (W_b V), ``blocks`` is ``causal_blocks``.
 
     Args:
         size: M.
@@ -34,8 +35,9 @@ def product_form(
         causal: whether a row sees only its own and earlier keys.
         window: how many keys back a row sees; None for all.
     """
+    # The costs are multiplications for each number of the term.
     if window is not None and window < size:
-        return "dense"
+        return "dense"  # neither W_b V nor a running sum ends where the window does
     if causal:
         sums = rank if _outgrow(share, rank) else share * rank
         return "blocks" if BLOCK + rank + sums < size else "dense"
@@ -54,7 +56,7 @@ def causal_blocks(
     heads: int,
     matmul: Matmul = torch.matmul,
 ) -> Float[Tensor, "B H M D"]:
-    """tile(tril(left right)) · V without the map, whose cost is then linear in M.
+    """tile(tril(left right)) · V, with factors that all samples share or with each sample's own.
 
     A token meets the keys of its own block through a small lower triangle, and all keys before
     that block through the running sum of ``right``·V, R rows for each head. Both are one product:
@@ -62,12 +64,15 @@ def causal_blocks(
     """
     batch, groups, size, width = value.shape
     share, rank = heads // groups, left.shape[-1]
+    # All query heads of a group meet one V, unless their sums would be more than a block's keys.
     if _outgrow(share, rank):
         value, groups, share = value.repeat_interleave(share, dim=1), heads, 1
+    # Samples that share the factors are one sample with wider values.
     samples = 1
     if left.dim() == 3:
         samples = batch
         left, right, value = left[None], right[None], side_by_side(value)
+    # The last block is filled up with zeros, which add nothing.
     blocks = -(-size // BLOCK)
     fill = blocks * BLOCK - size
     if fill:
@@ -83,11 +88,12 @@ def causal_blocks(
     columns = right.unflatten(3, (blocks, BLOCK)).transpose(2, 3)
     values = value.unflatten(2, (blocks, BLOCK))
     sums = (tiled(columns).flatten(3, 4) @ values).cumsum(2)
-    sums = F.pad(sums, (0, 0, 0, 0, 1, -1))  # of the blocks before
-    # Of the sums of its group a head sees its own.
-    own = torch.eye(share, dtype=left.dtype, device=left.device)[:, None, :, None]
-    spread = (tiled(rows).unsqueeze(5) * own).flatten(5)
-    beside = torch.cat((tiled((rows @ columns).tril()), spread), -1).flatten(3, 4)
+    sums = F.pad(sums, (0, 0, 0, 0, 1, -1))  # shifted: of the blocks before, not of the own
+    # The sums of a group's heads lie one below the other. The identity gives each head its own R
+    # of them and zeros for the others'.
+    identity = torch.eye(share, dtype=left.dtype, device=left.device)[:, None, :, None]
+    own_rows = (tiled(rows).unsqueeze(5) * identity).flatten(5)
+    beside = torch.cat((tiled((rows @ columns).tril()), own_rows), -1).flatten(3, 4)
     output = matmul(beside, torch.cat((values, sums), 3))
     # Copied once, into the order that attention's output has: (batch, tokens, heads, D).
     output = output.view(left.shape[0], groups, blocks, share, BLOCK, samples, width)
@@ -96,11 +102,5 @@ def causal_blocks(
 
 
 def side_by_side(value: Tensor) -> Tensor:
-    """Values (B, G, M, D) as those of one sample, (1, G, M, B·D)."""
+    """Values (B, G, M, D) as those of one sample that is B times as wide, (1, G, M, B·D)."""
     return value.permute(1, 2, 0, 3).flatten(2)[None]
-
-
-def apart(product: Tensor, value: Tensor) -> Tensor:
-    """What became of them, (1, H, M, B·D), sample by sample again, (B, H, M, D)."""
-    sample_by_sample: Tensor = product[0].unflatten(2, (value.shape[0], value.shape[-1]))
-    return sample_by_sample.permute(2, 0, 1, 3)

@@ -1,7 +1,9 @@
-"""Differential attention (Eqs. 3-4), the idea that the map of LoRaDA starts from.
+"""Differential attention (Eqs. 3-4): the difference of two softmax maps, which may be negative.
 
     Diff = softmax(Q_1 K_1ᵀ / √(d/2)) - λ softmax(Q_2 K_2ᵀ / √(d/2))      (Eq. 3)
     λ    = exp(λ_q1 · λ_k1) - exp(λ_q2 · λ_k2) + λ_init                   (Eq. 4)
+
+The paper starts from it: a learned map gives the same negative weights for less.
 
 Shapes: B batch, H query heads, G key/value heads, S one λ or one per query head, T queries, K keys,
 W width of Q and K (twice d/2), D head width of the values.
@@ -35,9 +37,9 @@ def differential_attention(
     *,
     causal: bool = False,
 ) -> Float[Tensor, "B H T D"]:
-    """Diff · V of Eq. 3 by two calls of a fused kernel, so that no map has to exist.
+    """Diff · V of Eq. 3 by two calls of a fused kernel, so that no map is made.
 
-    Without what the DIFF Transformer puts around it, such as a norm of each head's output.
+    What the DIFF Transformer adds around it, such as a norm of each head's output, is left out.
 
     Args:
         query: [Q_1; Q_2], whose halves have the width d/2 of Eq. 3; the last T of K tokens.
@@ -50,6 +52,7 @@ def differential_attention(
         ValueError: for a width without halves.
     """
     queries, keys = query.shape[2], key.shape[2]
+    # (A - λB)V = AV - λBV. A kernel's own causal mask is right only where T = K.
     whole = causal and queries == keys
     keep = last_rows(queries, keys, query) if causal and not whole else None
     outputs = [
@@ -74,10 +77,12 @@ def differential_map_reference(
     Raises:
         ValueError: for a width without halves.
     """
+    # Of consecutive query heads each group shares a key head.
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     keep = last_rows(query.shape[2], key.shape[2], query)
     maps = []
     for q, k in zip(halves(query), halves(key), strict=True):
+        # The width of a half, d/2, and not that of the whole query.
         scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
         maps.append((scores.masked_fill(~keep, -torch.inf) if causal else scores).softmax(-1))
     result: Tensor = maps[0] - lambda_.reshape(-1, 1, 1) * maps[1]

@@ -1,15 +1,15 @@
-"""The map of LoRaDA as pure functions: Eqs. 6-17 of the paper, the fast form beside the slow one.
+"""The map of LoRaDA as pure functions of tensors (Eqs. 6-17), and the paper's own sum with it.
 
     Attn_s = s (W_a + PE)(W_b + PE),   s = 1 / inverse_scale              (Eqs. 6-10)
     Attn^  = Attn + repeat(Attn_s, h / h_s)                               (Eqs. 12, 14-17)
     O      = Attn^ V = Attn V + repeat(Attn_s, h / h_s) V                 (Eq. 13)
 
-The last line is why nothing here needs the attention map: the second term stands alone.
-``add_map_reference`` keeps the paper's own form, and the tests hold the two against each other.
-Differential attention (Eqs. 3-4), which the map is an answer to, is in ``differential.py``.
+The last line is why the package never makes an attention map: the second term can be computed by
+itself (``product.py``) and added to whatever a kernel computes. ``add_map_reference`` keeps the
+paper's form, on a full attention map, and the tests hold the two against each other.
 
-Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, K keys, N map length,
-M = min(N, K), R rank, D head width. Readings of what the paper leaves open: docs/paper.md.
+Shapes: B batch, H query heads, S map heads, T queries, K keys, N map length, R rank. Readings of
+what the paper leaves open: docs/paper.md.
 """
 
 from typing import Literal
@@ -18,8 +18,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lorada.functional.causal import Matmul, apart, causal_blocks, product_form, side_by_side
-
 Align = Literal["start", "end"]
 Ablation = Literal["no_negative", "softmax", "softmax_with_future", "full_rank", "no_position"]
 SOFTMAXES = ("softmax", "softmax_with_future")
@@ -27,6 +25,7 @@ SOFTMAXES = ("softmax", "softmax_with_future")
 
 def position_embedding(length: int, like: Tensor) -> Float[Tensor, " N"]:
     """PE(pos) = 10000^(-2 pos / length) for pos = 0 … length-1 (Eq. 7), like ``like``."""
+    # In fp64, or the powers of a long map would be rounded before they are taken.
     position = torch.arange(length, device=like.device, dtype=torch.float64)
     return torch.pow(10000.0, -2.0 * position / length).to(like.dtype)
 
@@ -35,6 +34,7 @@ def position_factors(
     w_a: Float[Tensor, "S N R"], w_b: Float[Tensor, "S R N"]
 ) -> tuple[Float[Tensor, "S N R"], Float[Tensor, "S R N"]]:
     """Both factors with PE added along their token dimension (Eqs. 8-9), out of place."""
+    # The paper's printed code adds PE in place, so a second call would add it twice.
     pe = position_embedding(w_a.shape[1], w_a)
     return w_a + pe[:, None], w_b + pe
 
@@ -49,6 +49,7 @@ def low_rank_map(
     """Attn_s = (W_a + PE)(W_b + PE) / inverse_scale (Eqs. 7-10), before any causal mask."""
     if position:
         w_a, w_b = position_factors(w_a, w_b)
+    # The entries may be negative, which those of a softmax map cannot.
     return w_a @ w_b / inverse_scale
 
 
@@ -56,6 +57,7 @@ def full_rank_map(
     w: Float[Tensor, "H N N"], inverse_scale: float, *, position: bool = True
 ) -> Float[Tensor, "H N N"]:
     """The map of the ¬L ablation (FMAM): (W + PE(i) PE(j)) / inverse_scale."""
+    # Where W is zero, this is the low-rank map of rank 1 whose factors are zero.
     if position:
         pe = position_embedding(w.shape[-1], w)
         w = w + pe[:, None] * pe
@@ -67,18 +69,24 @@ def visible_pairs(
 ) -> Bool[Tensor, "*B T N"] | None:
     """Which keys of a map of ``size`` tokens the rows (*B, T) see; None for all.
 
-    ``causal`` keeps the lower triangle (Eq. 11), ``window`` the last ``window`` keys of each query.
+    Args:
+        rows: map rows.
+        size: N.
+        causal: whether a row sees only its own and earlier keys, the lower triangle of Eq. 11.
+        window: how many keys back a row sees, its own included; None for all.
     """
     if not causal and window is None:
         return None
     distance = rows[..., None] - torch.arange(size, device=rows.device)
     keep = distance >= 0 if causal else distance == distance
     if window is not None:
+        # Encoders with a window look as far ahead as back.
         keep = keep & (distance.abs() < window)
     return keep
 
 
 def _all_pairs(map_: Tensor, causal: bool, window: int | None) -> Tensor | None:
+    """``visible_pairs`` of all rows of a map."""
     size = map_.shape[-1]
     return visible_pairs(torch.arange(size, device=map_.device), size, causal, window)
 
@@ -103,7 +111,7 @@ def softmax_map(
         map_: the raw map, (S, N, N).
         causal: whether a row sees only its own and earlier keys.
         window: how many keys back a row sees; None for all.
-        keys: (B, N) booleans, the map positions that hold a token; None for all of them.
+        keys: (B, N) booleans, the map columns that hold a token; None for all of them.
         future: whether later keys of a causal row stay in the softmax, as the zeros that Eq. 11
             makes of them: each then gets exp(0) of the weight, whatever the row may see.
 
@@ -111,99 +119,17 @@ def softmax_map(
         (S, N, N), or (B, S, N, N) where ``keys`` is given.
     """
     if future:
+        # Eq. 11 sets later keys to zero and not to -∞, and a zero gets its share of a softmax.
         map_, causal = mask_map(map_, causal, None), False
     keep = _all_pairs(map_, causal, window)
+    # Which columns hold a token differs by sample, so from here on each sample has its own map.
     if keys is not None:
         keep = keys[:, None, None, :] if keep is None else keep & keys[:, None, None, :]
     if keep is None:
         return map_.softmax(-1)
-    # A row that sees no key at all is a row without a token: zero, not the NaN of an empty softmax.
+    # A row that sees no key is padding. With -∞ its softmax would be NaN; so it is even, and then
+    # zero by the product.
     return torch.where(keep, map_, torch.finfo(map_.dtype).min).softmax(-1) * keep
-
-
-def apply_map(
-    map_: Float[Tensor, "*B S T M"],
-    value: Float[Tensor, "B G M D"],
-    heads: int,
-    matmul: Matmul = torch.matmul,
-) -> Float[Tensor, "B H T D"]:
-    """Tile(map) · V, with the map heads tiled (head i uses map i mod S) and V shared by groups.
-
-    The values are never expanded to the query heads: a group's maps are stacked along the rows
-    instead, and samples that share a map along the columns.
-    """
-    if map_.dim() == 3:
-        return apart(apply_map(map_[None], side_by_side(value), heads, matmul), value)
-    batch, groups, keys, width = value.shape
-    maps, queries = map_.shape[1:3]
-    tiled = map_.repeat(1, heads // maps, 1, 1)
-    stacked = tiled.view(batch, groups, heads // groups * queries, keys)
-    return matmul(stacked, value).view(batch, heads, queries, width)
-
-
-def map_value_product(
-    w_a: Float[Tensor, "S N R"],
-    w_b: Float[Tensor, "S R N"],
-    value: Float[Tensor, "B G K D"],
-    inverse_scale: float,
-    *,
-    heads: int,
-    align: Align = "start",
-    causal: bool = False,
-    window: int | None = None,
-    position: bool = True,
-    matmul: Matmul = torch.matmul,
-) -> Float[Tensor, "B H M D"]:
-    """The second term of O = Attn·V + tile(Attn_s)·V on the M = min(N, K) tokens the map covers.
-
-    Args:
-        w_a: left factor.
-        w_b: right factor.
-        value: values of a whole, unpadded sequence.
-        inverse_scale: 1 / s.
-        heads: query heads H, a multiple of S and of G.
-        align: whether the map lies on the first (Eqs. 14-15) or the last (Eq. 16) M tokens.
-        causal: lower triangle only (Eq. 11).
-        window: width of a sliding attention window, in tokens; None without one.
-        position: False for the ¬P ablation.
-        matmul: how the last product is taken, which makes the result.
-
-    Returns:
-        What is to be added to the attention output of the first or the last M tokens.
-    """
-    size = min(w_a.shape[1], value.shape[2])
-    if position:
-        w_a, w_b = position_factors(w_a, w_b)
-    if align == "start":
-        w_a, w_b, value = w_a[:, :size], w_b[:, :, :size], value[:, :, :size]
-    else:
-        w_a, w_b = w_a[:, w_a.shape[1] - size :], w_b[:, :, w_b.shape[2] - size :]
-        value = value[:, :, value.shape[2] - size :]
-    w_a = w_a / inverse_scale
-    return factors_product(w_a, w_b, value, heads, causal=causal, window=window, matmul=matmul)
-
-
-def factors_product(
-    left: Float[Tensor, "*B S M R"],
-    right: Float[Tensor, "*B S R M"],
-    value: Float[Tensor, "B G M D"],
-    heads: int,
-    *,
-    causal: bool,
-    window: int | None = None,
-    matmul: Matmul = torch.matmul,
-) -> Float[Tensor, "B H M D"]:
-    """tile(left right ⊙ M) · V with factors that all samples share, or with each sample's own.
-
-    ``matmul`` takes the last product, which makes the result.
-    """
-    size, rank, share = *left.shape[-2:], heads // value.shape[1]
-    form = product_form(size, rank, share, causal=causal, window=window)
-    if form == "dense":
-        return apply_map(mask_map(left @ right, causal, window), value, heads, matmul)
-    if form == "blocks":
-        return causal_blocks(left, right, value, heads, matmul)
-    return apply_map(left, apply_map(right, value, heads), heads, matmul)
 
 
 def add_map_reference(
@@ -234,17 +160,21 @@ def add_map_reference(
     """
     heads, queries, keys = attention.shape[1:]
     length = map_.shape[-1]
+    # A sequence shorter than the map uses its first, or its last, rows and columns.
     size = min(length, keys)
     piece = map_[:, :size, :size] if align == "start" else map_[:, length - size :, length - size :]
+    # The map is cut before a softmax, so each row's weights sum to 1 over tokens that are there.
     if ablation in SOFTMAXES:
         piece = softmax_map(piece, causal, future=ablation == "softmax_with_future")
     else:
         piece = mask_map(piece, causal, None)
+    # A longer one gets zeros beyond the map (Eqs. 14, 16).
     offset = 0 if align == "start" else keys - size
     full = attention.new_zeros(heads, keys, keys)
     full[:, offset : offset + size, offset : offset + size] = piece.repeat(
         heads // map_.shape[0], 1, 1
     )
+    # With a cache only the last rows are asked for.
     full = full[:, keys - queries :]
     if ablation == "no_negative":
         weighted = attention * full.exp()

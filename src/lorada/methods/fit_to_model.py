@@ -13,7 +13,8 @@ from typing import Any
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
-from lorada.attention import interface
+from lorada.attention.call import head_count
+from lorada.attention.interface import dispatches
 from lorada.methods.matrix_names import SCHEMES
 from lorada.methods.meta_model import meta_model
 from lorada.methods.method import PARTS, SHIFTED_ATTENTION, Method, Settings, load
@@ -35,7 +36,7 @@ def refuse_undefined(method: Method, model_config: Any) -> None:
     name, kind = method.name, type(model).__name__
     if picks and not any(re.search(str(rule), key) for key, _ in model.named_parameters()):
         raise ValueError(f"{name} trains {method.trains}, and {kind} has none")
-    if shifts and not any(interface.dispatches(module) for module in model.modules()):
+    if shifts and not any(dispatches(module) for module in model.modules()):
         raise ValueError(
             f"{name} needs attention that takes a mask for each head, and {kind} "
             "computes its own instead of calling transformers' attention functions"
@@ -97,7 +98,7 @@ def _fit_heads(heads: int, values: Settings, model: _Model) -> tuple[int, str]:
     if module is None or values.get("ablation") == "full_rank":
         return heads, ""
     counts = {
-        interface.head_count(module.get_submodule(name))
+        head_count(module.get_submodule(name))
         for name in self_attentions(module)
         if not stacks or any(stack in name.split(".") for stack in stacks)
     }

@@ -15,8 +15,16 @@ from torch import nn
 
 from lorada.attention import hooks as hooked
 from lorada.attention import interface
+from lorada.attention.attend import CHILD
 from lorada.attention.attention_map import AttentionMap
-from lorada.attention.forward_inputs import Told, told_to
+from lorada.attention.call import head_count
+from lorada.attention.forward_inputs import (
+    NOTHING_KNOWN,
+    ForwardInputs,
+    ForwardListener,
+    forward_listener,
+)
+from lorada.attention.interface import CROSS_ATTENTION
 from lorada.functional.maps import Ablation, Align, position_embedding
 from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import (
@@ -30,8 +38,6 @@ from lorada.tuners.base.entries import Entries
 from lorada.tuners.base.layer import sample_mask
 from lorada.tuners.base.linears import within_layer
 from lorada.tuners.base.tuner import AttachedModel
-
-CROSS_ATTENTION = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")
 
 
 @dataclass
@@ -122,7 +128,7 @@ class LmamLayer(AttachedLayer):
     def __init__(self, host: nn.Module, parent: nn.Module) -> None:
         super().__init__(host, parent)
         self._baked: dict[str, torch.Tensor] = {}
-        self._told: Told | None = None
+        self._listener: ForwardListener | None = None
         interface.install()
         if hooks := hooked.hooks_for(host):
             self._handles.append(hooks(host, self))
@@ -139,7 +145,7 @@ class LmamLayer(AttachedLayer):
             ValueError: if ``heads`` does not divide the attention heads, or if the module is split
                 over devices.
         """
-        total = interface.head_count(self.host)
+        total = head_count(self.host)
         heads = total if config.heads is None or config.ablation == "full_rank" else config.heads
         if total % heads:
             divisors = ", ".join(str(h) for h in range(1, total + 1) if total % h == 0)
@@ -152,12 +158,12 @@ class LmamLayer(AttachedLayer):
                 "keeps to itself: choose a model that dispatches its attention"
             )
         device = self.device_for_weights(model)
-        if self._told is None:
-            self._told = told_to(model)
-            self._told.join(windowed=_is_windowed(self.host))
+        if self._listener is None:
+            self._listener = forward_listener(model)
+            self._listener.add_layer(windowed=_is_windowed(self.host))
             if not hooked.hooks_for(self.host):
-                self._told.guard(self.host, interface.check_installed)
-            self._handles.append(self._told)
+                self._listener.check_before(self.host, interface.check_installed)
+            self._handles.append(self._listener)
         self.configs[adapter_name] = config
         self._baked.pop(adapter_name, None)
         n, r = config.length, config.rank
@@ -188,14 +194,9 @@ class LmamLayer(AttachedLayer):
                     w_b.sub_(position_embedding(config.length, w_b))
 
     @property
-    def seen(self) -> torch.Tensor | int | None:
-        """The tokens so far, where the model's forward was told of them."""
-        return None if self._told is None else self._told.seen
-
-    @property
-    def packable(self) -> bool:
-        """Whether this call may have packed sequences, told by their positions alone."""
-        return self._told is None or self._told.packable
+    def forward_inputs(self) -> ForwardInputs:
+        """What the running forward of the model was given."""
+        return NOTHING_KNOWN if self._listener is None else self._listener.inputs
 
     @property
     def reach(self) -> float:
@@ -248,7 +249,7 @@ class LmamLayer(AttachedLayer):
 class LmamModel(AttachedModel):
     """Places a map on every self-attention module that an ``LmamConfig`` names."""
 
-    child = interface.CHILD
+    child = CHILD
     host_kind = "a self-attention module that can hold a map"
     tuner_layer_cls = LmamLayer
 

@@ -24,14 +24,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorada.attention import interface as attention
-from lorada.attention.deberta_prefix import Replaced, is_disentangled
+from lorada.attention.attend import PREFIX_CHILD
+from lorada.attention.call import head_count
+from lorada.attention.deberta_prefix import ReplacedForward, is_disentangled
+from lorada.attention.interface import CROSS_ATTENTION
 from lorada.attention.prefix import Prefix
 from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import LoradaPeftConfig, register, require_count, require_positive
 from lorada.tuners.base.entries import Entries
 from lorada.tuners.base.layer import sample_mask
 from lorada.tuners.base.tuner import AttachedModel
-from lorada.tuners.lmam import CROSS_ATTENTION
 
 HEAD_WIDTHS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
 
@@ -135,7 +137,7 @@ class PrefixLayer(PrefixPart):
         super().__init__(host, parent)
         self._network: tuple[PrefixNetwork, ...] = ()
         if is_disentangled(host):
-            self._handles.append(Replaced(host, self))
+            self._handles.append(ReplacedForward(host, self))
             return
         attention.install()
         self._handles.append(host.register_forward_pre_hook(attention.check_installed))
@@ -200,7 +202,7 @@ class PrefixLayer(PrefixPart):
 class PrefixModel(AttachedModel):
     """Places a prefix before the keys of every attention module that a ``PrefixConfig`` names."""
 
-    child = attention.PREFIX_CHILD
+    child = PREFIX_CHILD
     host_kind = "an attention module that can have a prefix"
     tuner_layer_cls = PrefixPart
 
@@ -295,7 +297,7 @@ def set_of(key: str) -> str:
 
 def key_width(module: Any) -> int:
     """G·D, the width of all keys of a token in an attention module."""
-    heads = attention.head_count(module)
+    heads = head_count(module)
     widths = [getattr(module, name, None) for name in HEAD_WIDTHS]
     width = next((w for w in widths if isinstance(w, int)), None) or hidden_width(module) // heads
     return width * heads // int(getattr(module, "num_key_value_groups", 1))

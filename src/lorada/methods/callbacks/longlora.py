@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
-from lorada.attention.interface import SHIFTED, dispatches, install
+from lorada.attention.attend import SHIFTED
+from lorada.attention.interface import dispatches, install
 from lorada.attention.shifted_sparse import ShiftedGroups
 from lorada.tuners.lmam import self_attentions
 

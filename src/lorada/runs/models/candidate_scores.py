@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from lorada.attention.interface import SHIFTED
+from lorada.attention.attend import SHIFTED
 from lorada.tasks.tokenize import IGNORED
 from lorada.tuners.lmam import map_configs
 

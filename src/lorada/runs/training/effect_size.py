@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorada.attention.explain import ratio_of, squared_norms
-from lorada.attention.interface import Observation, observe
+from lorada.attention.observation import Observation, observe
 from lorada.support.processes import gathered
 
 logger = logging.getLogger(__name__)
@@ -85,8 +85,9 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
             self._watching = None
 
     def _observe(self, seen: Observation) -> None:
-        name = self._names.get(seen.module)
-        if name is not None and seen.module.training:
+        module = seen.call.module
+        name = self._names.get(module)
+        if name is not None and module.training:
             self._sums.setdefault(name, []).append(squared_norms(seen))
 
     def on_step_end(

@@ -1,4 +1,4 @@
-"""What a map adds to an attention call, and what it keeps for the backward pass."""
+"""``add_term`` against a sum over pairs of tokens, and what it keeps for the backward pass."""
 
 from dataclasses import is_dataclass, replace
 
@@ -10,12 +10,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lorada.attention.attention_map import AttentionMap, View
-from lorada.attention.dense_map import spread_map
-from lorada.attention.map_term import add_term, map_term
+from lorada.attention.add_term import add_term
+from lorada.attention.attention_map import AttentionMap
+from lorada.attention.call import CallShape
+from lorada.attention.dense_map import expand_map
+from lorada.attention.map_term import map_term
 from lorada.attention.positions import NO_TOKEN, TokenSpan, TokenTable
 from lorada.experiments.table3_memory import kept_bytes
-from lorada.functional import causal as blocks
+from lorada.functional import causal as causal_product
 
 pytestmark = pytest.mark.fp64
 
@@ -31,10 +33,9 @@ def attention_map(ablation: str | None = None, align: str = "start", heads: int 
     return AttentionMap(factors, 2.0, align, "token", ablation, **kwargs)
 
 
-def table(*places: list[int | None], queries: int | None = None) -> TokenTable:
-    """Samples by the map place of each key slot; None is a pad. The queries come last."""
-    numbers = [[NO_TOKEN if place is None else place for place in sample] for sample in places]
-    columns = torch.tensor(numbers)
+def table(*samples: list[int | None], queries: int | None = None) -> TokenTable:
+    """Samples by the map column of each key slot; None is a pad. The queries come last."""
+    columns = torch.tensor([[NO_TOKEN if at is None else at for at in row] for row in samples])
     return TokenTable(columns, columns if queries is None else columns[:, -queries:])
 
 
@@ -43,7 +44,7 @@ OWNER = torch.tensor([[0] * 5 + [1] * 7])
 PACKED = TokenTable(torch.tensor([[*range(5), *range(7)]]), torch.tensor([[*range(5), *range(7)]]),
                     2, OWNER, OWNER)  # fmt: skip
 # By name: where the tokens are, how many queries, keys and samples there are.
-PLACES = {
+POSITIONS = {
     "whole": (TokenSpan(0, 12, 0, 0), 12, 12, 2),
     "shorter than the map": (TokenSpan(0, 6, 0, 0), 6, 6, 2),
     "on the end": (TokenSpan(0, 12, 12 - LENGTH, 0), 12, 12, 2),
@@ -81,25 +82,25 @@ PLACES = {
 
 
 def call(name: str, *, causal: bool = True, window: int | None = None, dtype=torch.float32):
-    """Places, view, values and output of one call."""
-    places, queries, keys, batch = PLACES[name]
+    """Positions, shape, values and output of one call."""
+    positions, queries, keys, batch = POSITIONS[name]
     torch.manual_seed(0)
     value = torch.randn(batch, GROUPS, keys, WIDTH).to(dtype).requires_grad_()
     output = torch.randn(batch, queries, HEADS, WIDTH).to(dtype).requires_grad_()
-    return places, View(queries, keys, HEADS, causal, window), value, output
+    return positions, CallShape(queries, keys, HEADS, causal, window), value, output
 
 
-def by_hand(held: AttentionMap, places, view: View, value: Tensor) -> Tensor:
+def by_hand(held: AttentionMap, positions, shape: CallShape, value: Tensor) -> Tensor:
     """The term as a sum over pairs of tokens, (B, T, H, D)."""
-    at = places.table(view.queries, view.keys, value.device)
+    at = positions.table(shape.queries, shape.keys, value.device)
     rows, columns = (x.expand(len(value), -1) for x in (at.rows, at.columns))
     seen = (rows[:, :, None] >= 0) & (rows[:, :, None] < LENGTH)
     seen = seen & (columns[:, None] >= 0) & (columns[:, None] < LENGTH)
     distance = rows[:, :, None] - columns[:, None]
-    if view.causal:
+    if shape.causal:
         seen = seen & (distance >= 0)
-    if view.window is not None:
-        seen = seen & (distance.abs() < view.window)
+    if shape.window is not None:
+        seen = seen & (distance.abs() < shape.window)
     if at.row_owner is not None:
         seen = seen & (at.row_owner[:, :, None] == at.column_owner[:, None])
     rows, columns = rows.clamp(0, LENGTH - 1), columns.clamp(0, LENGTH - 1)
@@ -115,19 +116,19 @@ def by_hand(held: AttentionMap, places, view: View, value: Tensor) -> Tensor:
 @pytest.mark.parametrize("block", [1, 2, 32])
 @pytest.mark.parametrize("ablation", [None, "full_rank", "no_position"])
 @pytest.mark.parametrize(("name", "causal"), [
-    *((name, True) for name in PLACES),
+    *((name, True) for name in POSITIONS),
     *((name, False) for name in ("whole", "padded", "padded, long", "padded, long, on the end")),
 ])  # fmt: skip
 @pytest.mark.parametrize("window", [None, 4])
 def test_values_and_gradients_are_those_of_a_sum_over_pairs(
     name, causal, ablation, window, block, monkeypatch
 ):
-    monkeypatch.setattr(blocks, "BLOCK", block)
-    places, view, value, output = call(name, causal=causal, window=window)
+    monkeypatch.setattr(causal_product, "BLOCK", block)
+    positions, shape, value, output = call(name, causal=causal, window=window)
     held = attention_map(ablation, "end" if "end" in name else "start")
     leaves = [output, value, *held.factors]
-    expected = output + by_hand(held, places, view, value)
-    found = add_term(output, held, places, view, value)
+    expected = output + by_hand(held, positions, shape, value)
+    found = add_term(output, held, positions, shape, value)
     assert_close(found, expected)
     weights = torch.randn(expected.shape)
     for gradient, right in zip(
@@ -138,26 +139,26 @@ def test_values_and_gradients_are_those_of_a_sum_over_pairs(
         assert_close(gradient, right)
 
 
-@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("name", POSITIONS)
 def test_the_term_alone_is_what_is_added(name):
-    places, view, value, output = call(name)
+    positions, shape, value, output = call(name)
     held = attention_map()
-    term = map_term(held, places, view, value)
-    assert_close(add_term(output, held, places, view, value), output + term)
+    term = map_term(held, positions, shape, value)
+    assert_close(add_term(output, held, positions, shape, value), output + term)
 
 
 @pytest.mark.fp64(False)
 @pytest.mark.parametrize("name", ["whole", "padded", "padded, long", "shorter than the map"])
 def test_the_sum_is_rounded_once(name):
-    places, view, value, output = call(name, dtype=torch.bfloat16)
+    positions, shape, value, output = call(name, dtype=torch.bfloat16)
     held = attention_map()
-    found = add_term(output, held, places, view, value)
+    found = add_term(output, held, positions, shape, value)
     with torch.no_grad(), in_double():
         factors = [factor.double() for factor in held.factors]
-        exact = output + by_hand(replace(held, factors=factors), places, view, value)
+        exact = output + by_hand(replace(held, factors=factors), positions, shape, value)
         # Without signs a sum is the size of its terms; the position is above zero anyway.
         held = replace(held, factors=[factor.abs() for factor in factors])
-        size = output.abs() + by_hand(held, places, view, value.abs())
+        size = output.abs() + by_hand(held, positions, shape, value.abs())
         # Rank, values, position, scale and the sum in fp32, then once in bf16.
         allowed = rounding(torch.float32, LENGTH + 2 + 4) * size
         allowed += rounding(torch.bfloat16, 1) * (exact.abs() + allowed)
@@ -168,39 +169,39 @@ def test_the_sum_is_rounded_once(name):
 
 @pytest.mark.parametrize("name", ["whole", "padded", "padded, long"])
 def test_samples_that_others_serve_get_nothing(name):
-    places, view, value, output = call(name)
+    positions, shape, value, output = call(name)
     held = attention_map(samples=torch.tensor([True, False]))
-    found = add_term(output, held, places, view, value)
-    assert_close(found, output + by_hand(held, places, view, value))
+    found = add_term(output, held, positions, shape, value)
+    assert_close(found, output + by_hand(held, positions, shape, value))
     assert torch.equal(found[1], output[1])
 
 
 @pytest.mark.parametrize("ablation", ["softmax", "softmax_with_future"])
 @pytest.mark.parametrize("name", ["padded", "padded, long", "padded, a token", "packed"])
 def test_the_softmax_of_a_map_is_added_where_its_tokens_are(name, ablation):
-    places, view, value, output = call(name)
+    positions, shape, value, output = call(name)
     held = attention_map(ablation)
-    full = spread_map(held, places, view)
+    full = expand_map(held, positions, shape)
     wide = value.repeat_interleave(HEADS // GROUPS, 1)
     expected = output + (full @ wide).transpose(1, 2)
-    assert_close(add_term(output, held, places, view, value), expected)
+    assert_close(add_term(output, held, positions, shape, value), expected)
 
 
 @pytest.mark.parametrize("name", ["padded", "padded, long", "packed"])
 def test_an_empty_batch_passes(name):
-    places, view, value, output = call(name)
-    none = torch.zeros(0, places.columns.shape[1], dtype=torch.long)
+    positions, shape, value, output = call(name)
+    none = torch.zeros(0, positions.columns.shape[1], dtype=torch.long)
     empty = TokenTable(none, none)
-    found = add_term(output[:0], attention_map(), empty, view, value[:0])
+    found = add_term(output[:0], attention_map(), empty, shape, value[:0])
     assert found.shape == (0, *output.shape[1:])
 
 
 @pytest.mark.parametrize("name", ["whole", "shorter than the map", "padded", "padded, long"])
 @pytest.mark.parametrize("block", [1, 32])
 def test_the_sum_may_be_changed_in_place(name, block, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", block)
-    places, view, value, output = call(name)
-    add_term(output, attention_map(), places, view, value).mul_(2).sum().backward()
+    monkeypatch.setattr(causal_product, "BLOCK", block)
+    positions, shape, value, output = call(name)
+    add_term(output, attention_map(), positions, shape, value).mul_(2).sum().backward()
     assert torch.equal(output.grad, torch.full_like(output, 2))
 
 
@@ -215,21 +216,21 @@ def tensors_in(thing) -> list[Tensor]:
     return [x for one in thing for x in tensors_in(one)] if isinstance(thing, list | tuple) else []
 
 
-@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("name", POSITIONS)
 def test_what_autograd_does_not_see_is_kept_of_nothing_but_where_the_tokens_are(name):
-    places, view, value, output = call(name)
-    found = add_term(output, attention_map(), places, view, value)
+    positions, shape, value, output = call(name)
+    found = add_term(output, attention_map(), positions, shape, value)
     kept = tensors_in(found.grad_fn.rest)
-    known = {id(x) for x in tensors_in(places)}
+    known = {id(x) for x in tensors_in(positions)}
     assert {id(x) for x in kept} <= known
     assert not any(x.is_floating_point() for x in kept)
 
 
 def test_past_the_map_the_output_itself_comes_back():
-    view = View(1, LENGTH + 1, HEADS, True, None)
+    shape = CallShape(1, LENGTH + 1, HEADS, True, None)
     _, _, value, output = call("one token")
-    places = TokenSpan(0, LENGTH + 1, 0, LENGTH)
-    assert add_term(output, attention_map(), places, view, value) is output
+    positions = TokenSpan(0, LENGTH + 1, 0, LENGTH)
+    assert add_term(output, attention_map(), positions, shape, value) is output
 
 
 def test_nothing_is_allocated_beyond_the_map_but_the_sum():
@@ -244,27 +245,27 @@ def test_nothing_is_allocated_beyond_the_map_but_the_sum():
             return found
 
     tokens = 40 * LENGTH
-    places = table([None, *range(tokens - 1)], [*range(tokens - 3), *[None] * 3])
+    positions = table([None, *range(tokens - 1)], [*range(tokens - 3), *[None] * 3])
     value = torch.randn(2, GROUPS, tokens, WIDTH)
     output = torch.randn(2, tokens, HEADS, WIDTH)
-    view = View(tokens, tokens, HEADS, True, None)
+    shape = CallShape(tokens, tokens, HEADS, True, None)
     own = attention_map()
     with torch.no_grad(), Sizes():
-        result = add_term(output, own, places, view, value)
+        result = add_term(output, own, positions, shape, value)
     whole = {output.numel(), value.numel()}
     # The copy, and the same memory again as what the scattering into it returns.
     assert [size for size in sizes if size >= min(whole)] == [output.numel()] * 2
-    assert_close(result, output + map_term(own, places, view, value))
+    assert_close(result, output + map_term(own, positions, shape, value))
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_last_product_is_not_taken_again_for_its_gradients(causal):
     factors = torch.randn(4, 128, 2, requires_grad=True), torch.randn(4, 2, 128, requires_grad=True)
     held = AttentionMap(factors, 1.0, "start", "token", None)
-    view, places = View(128, 128, 4, causal, None), TokenSpan(0, 128, 0, 0)
+    shape, positions = CallShape(128, 128, 4, causal, None), TokenSpan(0, 128, 0, 0)
     value = torch.randn(2, 2, 128, 16, requires_grad=True)
     with FlopCounterMode(display=False) as forward:
-        result = add_term(torch.randn(2, 128, 4, 16), held, places, view, value)
+        result = add_term(torch.randn(2, 128, 4, 16), held, positions, shape, value)
     with FlopCounterMode(display=False) as backward:
         result.sum().backward()
     # What comes before it is computed again, and all have two gradients each.
@@ -273,32 +274,32 @@ def test_the_last_product_is_not_taken_again_for_its_gradients(causal):
 
 
 def test_a_token_behind_pads_costs_one_row_of_the_map():
-    places, view, value, output = call("padded, a token")
+    positions, shape, value, output = call("padded, a token")
     held = attention_map()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        add_term(output, held, places, view, value)
+        add_term(output, held, positions, shape, value)
     # A row for each map head and sample, which meets N values in each query head.
     assert counter.get_total_flops() == 2 * 2 * LENGTH * (2 * 2 + HEADS * WIDTH)
 
 
 def test_transforms_of_functions_pass():
-    places, view, value, output = call("whole")
+    positions, shape, value, output = call("whole")
     held = attention_map()
 
     def loss(value):
-        return add_term(output, held, places, view, value).square().sum()
+        return add_term(output, held, positions, shape, value).square().sum()
 
     (expected,) = torch.autograd.grad(loss(value), value)
     assert_close(torch.func.grad(loss)(value.detach()), expected)
 
 
 def test_frozen_factors_and_values_get_no_gradient():
-    places, view, value, output = call("whole")
+    positions, shape, value, output = call("whole")
     held = attention_map()
     frozen = replace(held, factors=tuple(x.detach() for x in held.factors))
-    add_term(output, frozen, places, view, value.detach()).sum().backward()
+    add_term(output, frozen, positions, shape, value.detach()).sum().backward()
     assert output.grad is not None
-    add_term(output, held, places, view, value.detach()).sum().backward()
+    add_term(output, held, positions, shape, value.detach()).sum().backward()
     assert value.grad is None
     assert all(x.grad.abs().sum() > 0 for x in held.factors)
 
@@ -311,18 +312,18 @@ def test_nothing_that_grows_with_the_batch_or_the_sequence_is_kept(batch, tokens
     held = AttentionMap(factors, 2.0, "start", "token", None)
     value = torch.randn(batch, 8, tokens, 16, requires_grad=True)
     output = torch.randn(batch, tokens, 32, 16, requires_grad=True)
-    places = TokenSpan(0, tokens, 0, 0)
+    positions = TokenSpan(0, tokens, 0, 0)
     if padded:
         columns = torch.arange(tokens).expand(batch, -1) - torch.arange(batch)[:, None]
         columns = torch.where(columns < 0, NO_TOKEN, columns)
-        places = TokenTable(columns, columns)
-    view = View(tokens, tokens, 32, True, None)
+        positions = TokenTable(columns, columns)
+    shape = CallShape(tokens, tokens, 32, True, None)
 
     def fast():
-        return add_term(output, held, places, view, value)
+        return add_term(output, held, positions, shape, value)
 
     def plain():
-        return output + map_term(held, places, view, value)
+        return output + map_term(held, positions, shape, value)
 
     assert kept_bytes(fast, [*factors, value]) == 0
     assert kept_bytes(plain, [*factors, value]) > 4 * sum(x.nbytes for x in factors)

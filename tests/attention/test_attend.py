@@ -12,8 +12,10 @@ from transformers import AttentionInterface, BartConfig, BartModel
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+import lorada
 from lorada import LmamConfig
-from lorada.attention import interface as lorada_attention
+from lorada.attention import interface
+from lorada.attention.observation import observe
 from lorada.functional.maps import add_map_reference, full_rank_map, low_rank_map
 
 pytestmark = pytest.mark.fp64
@@ -267,7 +269,7 @@ def test_dropout_never_touches_the_term(implementation, ablation):
     module = fresh_host("llama", ablation=ablation).train()
     inputs = Inputs(module, 9)
     terms = []
-    with lorada_attention.observe(lambda seen: terms.append((seen.output, seen.term))):
+    with observe(lambda seen: terms.append((seen.output, seen.term))):
         calm = inputs.call(implementation)
         dropped = inputs.call(implementation, dropout=0.9)
     (attended, term), (dropped_attended, same_term) = terms
@@ -283,7 +285,7 @@ def test_dropout_never_touches_the_term(implementation, ablation):
 def test_autocast_leaves_the_map_in_full_precision(implementation, ablation):
     inputs = Inputs(fresh_host("llama", ablation=ablation), 9)
     terms = []
-    with lorada_attention.observe(lambda seen: terms.append(seen.term)):
+    with observe(lambda seen: terms.append(seen.term)):
         inputs.call(implementation)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             inputs.call(implementation)
@@ -296,23 +298,23 @@ def test_autocast_leaves_the_map_in_full_precision(implementation, ablation):
 def _restored():
     """Put the wrappers back whatever a test does to them."""
     yield
-    lorada_attention.install()
+    interface.install()
 
 
 @pytest.mark.usefixtures("_restored")
 def test_install_twice_wraps_once_and_uninstall_restores_the_originals():
-    lorada_attention.uninstall()
+    interface.uninstall()
     names = set(ALL_ATTENTION_FUNCTIONS.valid_keys())
     originals = {name: ALL_ATTENTION_FUNCTIONS[name] for name in names}
     assert "sdpa" in names
     assert not any(hasattr(function, "adds_map") for function in originals.values())
-    lorada_attention.install()
+    interface.install()
     wrapped = {name: ALL_ATTENTION_FUNCTIONS[name] for name in ALL_ATTENTION_FUNCTIONS.valid_keys()}
     assert set(wrapped) == names | {"eager"}
     assert all(wrapped[name].__wrapped__ is originals[name] for name in names)
-    lorada_attention.install()
+    interface.install()
     assert all(ALL_ATTENTION_FUNCTIONS[name] is wrapped[name] for name in wrapped)
-    lorada_attention.uninstall()
+    interface.uninstall()
     assert {name: ALL_ATTENTION_FUNCTIONS[name] for name in names} == originals
     assert set(ALL_ATTENTION_FUNCTIONS.valid_keys()) == names
 
@@ -320,7 +322,7 @@ def test_install_twice_wraps_once_and_uninstall_restores_the_originals():
 @pytest.fixture
 def late_implementation():
     """Registers an attention function that no wrapper has seen; removes it afterwards."""
-    lorada_attention.install()
+    interface.install()
     original = ALL_ATTENTION_FUNCTIONS["sdpa"].__wrapped__
 
     def late(*args, **kwargs):
@@ -345,7 +347,7 @@ def test_implementation_registered_later_is_an_error_until_it_is_installed(late_
         model(tokens)
     with pytest.raises(ValueError, match="was registered after the adapter"):
         model.base_model.model.model(tokens)  # past the model's own forward, as AdaLoRA goes
-    lorada_attention.install()
+    lorada.attention.install()  # as the error says
     assert_close(model(tokens).logits, expected)
 
 
@@ -373,5 +375,5 @@ def test_eager_is_the_function_that_the_module_names_itself():
             )
             return interface(self, x, x, x, None)[0]
 
-    lorada_attention.install()
+    interface.install()
     assert torch.equal(Simple()(torch.zeros(2)), torch.ones(2))

@@ -1,4 +1,4 @@
-"""What a model's forward tells the maps, and the calls that no map can reach."""
+"""What attention reads of the inputs of a model's forward, and the calls that no map reaches."""
 
 import copy
 
@@ -9,8 +9,8 @@ from peft import get_peft_model
 from transformers import DynamicCache
 
 from lorada import LmamConfig
-from lorada.attention import interface
-from lorada.attention.forward_inputs import Told
+from lorada.attention import observation
+from lorada.attention.forward_inputs import ForwardListener
 from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64
@@ -26,9 +26,9 @@ def adapted(name: str, layers: int = 3, **options):
     return get_peft_model(TINY[name](num_hidden_layers=layers, **window), config).eval()
 
 
-def listeners(model) -> list[Told]:
+def listeners(model) -> list[ForwardListener]:
     owners = [getattr(h, "__self__", None) for h in model._forward_pre_hooks.values()]
-    return [owner for owner in owners if isinstance(owner, Told)]
+    return [owner for owner in owners if isinstance(owner, ForwardListener)]
 
 
 def decode(model, prompt: int, steps: int, **kwargs):
@@ -45,7 +45,7 @@ def decode(model, prompt: int, steps: int, **kwargs):
 @pytest.fixture
 def asked(monkeypatch):
     """How often a layer gave its maps, while nobody else observes."""
-    monkeypatch.setattr(interface, "_observers", [])
+    monkeypatch.setattr(observation, "observers", [])
     calls, maps = [], LmamLayer.maps
 
     def counted(self):
@@ -72,7 +72,7 @@ def test_a_copy_listens_to_itself():
     (own,), (other,) = listeners(model.get_base_model()), listeners(twin.get_base_model())
     assert own is not other
     layers = [m for m in twin.modules() if isinstance(m, LmamLayer)]
-    assert all(layer._told is other for layer in layers)
+    assert all(layer._listener is other for layer in layers)
 
 
 # Before the map's end there are a prompt and two tokens, behind it four.
@@ -89,7 +89,7 @@ def test_a_copy_listens_to_itself():
 )
 def test_decoding_past_the_map_asks_for_nothing_and_changes_nothing(name, options, calls, asked):
     model = adapted(name, **options)
-    with interface.observe(lambda seen: None):  # who observes is told of every call
+    with observation.observe(lambda seen: None):  # who observes is told of every call
         expected = decode(model, LENGTH - 2, 6)
     asked.clear()
     found = decode(model, LENGTH - 2, 6)

@@ -10,21 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
-from lorada.functional import causal as blocks
+from lorada.functional import causal
 from lorada.functional.causal import BLOCK, product_form
 from lorada.functional.maps import (
     add_map_reference,
-    apply_map,
-    factors_product,
     full_rank_map,
     low_rank_map,
-    map_value_product,
     mask_map,
     position_embedding,
     position_factors,
     softmax_map,
     visible_pairs,
 )
+from lorada.functional.product import apply_map, factors_product, map_value_product
 
 pytestmark = pytest.mark.fp64
 
@@ -126,7 +124,7 @@ def fast_output(case: Case, attention, w_a, w_b, value) -> torch.Tensor:
 @given(case=cases(), block=st.integers(1, 5))
 def test_fast_term_equals_the_papers_form_forward_and_backward(case, block):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "BLOCK", block)
+        patch.setattr(causal, "BLOCK", block)
         drawn = case.draw(torch.float64)
         slow, fast = (results(form, case, *drawn) for form in (slow_output, fast_output))
     for actual, expected in zip(fast, slow, strict=True):
@@ -138,7 +136,7 @@ def test_fast_term_equals_the_papers_form_forward_and_backward(case, block):
 @given(case=cases(), block=st.integers(1, 5))
 def test_in_fp32_both_forms_are_off_by_their_rounding(case, block):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "BLOCK", block)
+        patch.setattr(causal, "BLOCK", block)
         drawn = case.draw(torch.float32)
         slow, fast = (results(form, case, *drawn) for form in (slow_output, fast_output))
     # With nothing below zero a sum is the size of its terms; the position is above zero anyway.

@@ -1,4 +1,4 @@
-"""The places of a batch are found once per forward, and no forward waits for the device."""
+"""The tokens of a batch are located once per forward, and no forward waits for the device."""
 
 import copy
 import gc
@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
 from lorada import LmamConfig
-from lorada.attention import interface
-from lorada.attention.tensor_memo import KEPT, Remembered
+from lorada.attention import locate as locating
+from lorada.attention.tensor_memo import CAPACITY, TensorMemo
 
 pytestmark = pytest.mark.fp64
 
@@ -41,23 +41,23 @@ def batch(*lengths: int, side: str = "right"):
 @pytest.fixture
 def located(monkeypatch):
     """The calls of ``locate``."""
-    calls, locate = [], interface.locate
+    calls, locate = [], locating.locate
 
     def counted(*args, **kwargs):
         calls.append(args)
         return locate(*args, **kwargs)
 
-    monkeypatch.setattr(interface, "locate", counted)
+    monkeypatch.setattr(locating, "locate", counted)
     return calls
 
 
 def test_an_answer_serves_as_long_as_its_tensors_stay_what_they_are():
-    remembered, asked = Remembered(), []
+    memo, asked = TensorMemo(), []
     one, other = torch.zeros(2), torch.zeros(2)
 
     def ask(tensor, others=(), extra=None):
         read = {"one": tensor, "extra": extra}
-        return remembered(read, others, lambda: asked.append(0) or len(asked))
+        return memo(read, others, lambda: asked.append(0) or len(asked))
 
     assert ask(one) == ask(one) == 1
     assert ask(other) == 2
@@ -67,28 +67,28 @@ def test_an_answer_serves_as_long_as_its_tensors_stay_what_they_are():
     assert ask(one) == 1
     one.add_(1)
     assert ask(one) == 6
-    for number in range(KEPT + 1):
+    for number in range(CAPACITY + 1):
         ask(one, (number,))
     assert ask(one) == len(asked)  # the oldest answers go
 
 
 @pytest.mark.parametrize("odd", [object(), "inference"])
 def test_what_cannot_be_told_apart_is_not_remembered(odd):
-    remembered, asked = Remembered(), []
+    memo, asked = TensorMemo(), []
     with torch.inference_mode():
         read = {"one": torch.zeros(2), "odd": None}
     if odd != "inference":
         read = {"one": torch.zeros(2), "odd": odd}
     for _ in range(2):
-        remembered(read, (), lambda: asked.append(0))
+        memo(read, (), lambda: asked.append(0))
     assert len(asked) == 2
 
 
 @pytest.mark.parametrize("roles", [["one"], ["one", "two"]])
 def test_an_answer_goes_with_its_tensor(roles):
-    remembered, answer = Remembered(), torch.ones(1)
+    memo, answer = TensorMemo(), torch.ones(1)
     tensor, gone = torch.zeros(2), weakref.ref(answer)
-    remembered(dict.fromkeys(roles, tensor), (), lambda answer=answer: answer)
+    memo(dict.fromkeys(roles, tensor), (), lambda answer=answer: answer)
     del answer
     gc.collect()
     assert gone() is not None

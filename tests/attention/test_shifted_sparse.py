@@ -1,6 +1,7 @@
 """Shifted sparse attention: against loops over heads and groups, in models and in the Trainer."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from lorada import LmamConfig, LoradaConfig
-from lorada.attention.interface import SHIFTED, install
+from lorada.attention.attend import SHIFTED
+from lorada.attention.call import AttentionCall
+from lorada.attention.interface import CROSS_ATTENTION as CROSS
+from lorada.attention.interface import install
 from lorada.attention.shifted_sparse import ShiftedGroups
 from lorada.methods.callbacks.longlora import ShiftedAttention
-from lorada.tuners.lmam import CROSS_ATTENTION as CROSS
 
 pytestmark = pytest.mark.fp64
 
@@ -45,13 +48,20 @@ def attend_by_hand(query: Tensor, key: Tensor, value: Tensor, size: int) -> Tens
 )
 def test_each_half_of_the_heads_attends_within_its_own_groups(heads, tokens, size, kernel):
     query, key, value = (torch.randn(heads, tokens, 6).double() for _ in range(3))
-    mask = ShiftedGroups(size).mask(kernel, query[None], key[None], None, {})
+    mask = ShiftedGroups(size).mask(call_of(kernel, query[None], key[None]))
     if kernel == "sdpa":
         assert mask.dtype == torch.bool
         mask = torch.zeros(()).double().masked_fill(~mask, float("-inf"))
     scores = query @ key.mT / math.sqrt(6) + mask[0]
 
     assert_close(torch.softmax(scores, -1) @ value, attend_by_hand(query, key, value, size))
+
+
+def call_of(kernel: str, query: Tensor, key: Tensor, mask: Tensor | None = None) -> AttentionCall:
+    """A decoder's call under a kernel that need not be there."""
+    module = nn.Module()
+    module.config = SimpleNamespace(_attn_implementation=kernel)
+    return AttentionCall.read(module, query, key, key, mask, {})
 
 
 def shifted(size: int | None = None, **changes) -> nn.Module:
@@ -174,7 +184,7 @@ def test_kernels_without_masks_are_refused():
     for kernel, mask in (("flash_attention_2", None), ("flex_attention", None),
                          ("sdpa", torch.ones(1, 8))):  # fmt: skip
         with pytest.raises(ValueError, match="use attn_implementation='sdpa' or 'eager'"):
-            ShiftedGroups(4).mask(kernel, query, query, mask, {})
+            ShiftedGroups(4).mask(call_of(kernel, query, query, mask))
 
 
 def longlora(**options) -> LoraConfig:

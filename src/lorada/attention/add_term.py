@@ -1,0 +1,182 @@
+"""``add_term``: attention's output plus the term of a map, with little kept for the backward pass.
+
+    O = Attn·V + tile(Attn_s)·V                                           (Eq. 13)
+
+Left to autograd, the sum would keep what lies between the factors and the term, which grows with
+the batch. ``_AddTerm`` keeps the values and the factors and computes the rest again.
+
+Shapes: B batch, H query heads, G key/value heads, T queries, K key slots, N map length, D head
+width.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lorada.attention.attention_map import AttentionMap, for_samples
+from lorada.attention.call import CallShape
+from lorada.attention.map_term import (
+    fits_in_place,
+    map_term,
+    reached_queries,
+    term_in_map_order,
+    term_of_reached,
+)
+from lorada.attention.positions import TokenPositions, TokenTable
+
+# The queries that have a term: a range that all samples share, or for each sample the query of
+# every map row (B, N) and booleans (B, N), whether there is one.
+Reached = slice | tuple[Tensor, Tensor]
+
+
+def add_term(
+    output: Tensor,
+    attention_map: AttentionMap,
+    positions: TokenPositions,
+    shape: CallShape,
+    value: Tensor,
+) -> Tensor:
+    """``output`` (B, T, H, D) plus tile(Attn_s)·V, rounded to its dtype once, after the sum.
+
+    Args:
+        output: Attn·V.
+        attention_map: the map.
+        positions: where the tokens of the call lie in the map.
+        shape: the sizes of the call, and which keys a query may see.
+        value: V, (B, G, K, D).
+    """
+    if torch.compiler.is_compiling():  # the compiler itself decides what to keep
+        return (output + term_of_reached(attention_map, positions, shape, value)).to(output.dtype)
+    if reached_queries(attention_map.length, positions, shape) is None:
+        return output
+    if torch._C._are_functorch_transforms_active():  # they cannot see into ``_AddTerm``
+        term = map_term(attention_map, positions, shape, value)
+        return output if term is None else (output + term).to(output.dtype)
+    # Autograd tracks tensors that are arguments of their own, not those inside of a record.
+    factors = attention_map.factors
+    bare = replace(attention_map, factors=())
+    result: Tensor = _AddTerm.apply(output, bare, positions, shape, value, *factors)
+    return result
+
+
+class _AddTerm(torch.autograd.Function):
+    """``add_term`` that keeps the values, the factors and the layers' shared positions, no more."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output: Tensor,
+        bare: AttentionMap,
+        positions: TokenPositions,
+        shape: CallShape,
+        value: Tensor,
+        *factors: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(value, *factors)
+        ctx.rest = bare, positions, shape
+        term, reached = _term(replace(bare, factors=factors), positions, shape, value)
+        return _add(output, term, reached)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        bare, positions, shape = ctx.rest
+        needed = ctx.needs_input_grad[4:]
+        # The term is made once more, with a graph, from copies that stand apart from the model's.
+        with torch.enable_grad():
+            value, *factors = (
+                tensor.detach().requires_grad_(needs)
+                for tensor, needs in zip(ctx.saved_tensors, needed, strict=True)
+            )
+            attention_map = replace(bare, factors=tuple(factors))
+            # The last product is the largest, and only its gradients are needed.
+            without_value = replace(shape, matmul=_GradientOnlyMatmul.apply)
+            term, reached = _term(attention_map, positions, without_value, value)
+        leaves = [leaf for leaf in (value, *factors) if leaf.requires_grad]
+        found: list[Tensor | None] = [None] * len(leaves)
+        if term.requires_grad:  # not where factors and values are frozen
+            own = _rows_of_gradient(grad, reached).to(term.dtype)
+            found = list(torch.autograd.grad(term, leaves, own, allow_unused=True))
+        # The sum passes the gradient of the output on as it is.
+        given = [found.pop(0) if needs else None for needs in needed]
+        return (grad, None, None, None, *given)
+
+
+class _GradientOnlyMatmul(torch.autograd.Function):
+    """Matmul whose forward value is unused; only its gradient is computed."""
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:
+        ctx.save_for_backward(left, right)
+        # A zero that is expanded to the shape of the product takes no memory.
+        return left.new_zeros(()).expand(*left.shape[:-1], right.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        left, right = ctx.saved_tensors
+        grad = grad.contiguous()  # once, or both products below would copy it
+        by_left, by_right = ctx.needs_input_grad
+        return grad @ right.mT if by_left else None, left.mT @ grad if by_right else None
+
+
+def _term(
+    attention_map: AttentionMap, positions: TokenPositions, shape: CallShape, value: Tensor
+) -> tuple[Tensor, Reached]:
+    """tile(Attn_s)·V in fp32 of the queries that it is not zero for, and which they are."""
+    if isinstance(positions, TokenTable) and _is_longer(attention_map, positions, shape):
+        # The term stays in the order of the map, with the query of each of its rows: putting it
+        # into the order of the queries would take as much memory as the whole output.
+        slots, real = positions.key_slots(attention_map.length)
+        batch = value.shape[0]
+        with torch.autocast(value.device.type, enabled=False):
+            term = term_in_map_order(attention_map, positions, shape, value)
+            term = for_samples(term, attention_map.samples, batch)
+        return term, (slots.expand(batch, -1), real.expand(batch, -1))
+    reached = reached_queries(attention_map.length, positions, shape)
+    assert reached is not None
+    return term_of_reached(attention_map, positions, shape, value), reached
+
+
+def _is_longer(attention_map: AttentionMap, table: TokenTable, shape: CallShape) -> bool:
+    """Whether these are whole sequences longer than the map: beyond it there is nothing to add."""
+    whole = table.rows is table.columns and table.sequences == 1
+    whole = whole and shape.keys > attention_map.length
+    return whole and not fits_in_place(attention_map, table, shape)
+
+
+def _add(output: Tensor, term: Tensor, reached: Reached) -> Tensor:
+    """``output`` (B, T, H, D) plus a term at the queries it belongs to; the term is used up."""
+    # Where every query is reached, the sum is written over the term: no third tensor is needed.
+    if reached == slice(0, output.shape[1]):
+        if term.dtype == output.dtype and term.is_contiguous():
+            # Detached, as autograd lets nobody change a view that was made in a function like this.
+            return term.add_(output).detach()
+        return (output + term).to(output.dtype)
+    result = output.clone()
+    if isinstance(reached, slice):
+        result[:, reached] += term
+        return result
+    slots, real = reached
+    # A map row without a token writes what another row of its sample writes, to the same query.
+    rows = torch.arange(real.shape[1], device=real.device)
+    chosen = torch.where(real, rows, real.to(torch.uint8).argmax(1, keepdim=True))
+    index = _expanded(slots.gather(1, chosen), output)
+    total = output.gather(1, index) + term.gather(1, _expanded(chosen, term))
+    return result.scatter_(1, index, total.to(output.dtype))
+
+
+def _rows_of_gradient(grad: Tensor, reached: Reached) -> Tensor:
+    """The part of an output's gradient (B, T, H, D) that belongs to the term."""
+    if isinstance(reached, slice):
+        return grad[:, reached]
+    slots, real = reached
+    return grad.gather(1, _expanded(slots, grad)) * real[..., None, None]
+
+
+def _expanded(index: Tensor, like: Tensor) -> Tensor:
+    """An index (B, N) of rows of (B, T, H, D), for ``gather`` and ``scatter``."""
+    return index[..., None, None].expand(-1, -1, *like.shape[2:])

@@ -1,0 +1,171 @@
+"""One attention call with the parts of its module: where the map is added.
+
+The parts of an adapter are children of the attention module that they adapt. ``interface.py`` puts
+``with_parts`` around every attention function; a module without parts passes straight through it.
+
+    child ``lmam``           O = Attn·V + tile(Attn_s)·V (Eq. 13), the second term computed beside
+                             the kernel; with ¬N the map is in the kernel's mask instead
+    child ``prefix``         keys and values before those of the call, which the map does not see
+    attribute ``shifted``    a mask that makes attention sparse while the module trains
+
+Shapes: B batch, H query heads, T queries, D head width.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lorada.attention import observation
+from lorada.attention.add_term import add_term
+from lorada.attention.attention_map import AttentionMap
+from lorada.attention.call import AttentionCall, is_packed_or_paged
+from lorada.attention.dense_map import mask_with_map
+from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
+from lorada.attention.locate import token_positions
+from lorada.attention.map_term import map_term
+from lorada.attention.positions import TokenPositions, TokenTable
+from lorada.attention.prefix import with_prefixes
+from lorada.attention.shifted_sparse import ShiftedGroups
+
+CHILD = "lmam"
+PREFIX_CHILD = "prefix"
+SHIFTED = "shifted"  # no child but a plain attribute: shifted sparse attention has no parameters
+
+Attend = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+class MapSource(Protocol):
+    """What a call asks of the child ``lmam`` of its attention module."""
+
+    @property
+    def forward_inputs(self) -> ForwardInputs:
+        """What the running forward of the model was given."""
+
+    @property
+    def reach(self) -> float:
+        """How many tokens the longest map covers, counted from the first; infinite at the end."""
+
+    def maps(self) -> list[AttentionMap]:
+        """The maps that are active in this call; empty when the adapter is disabled."""
+
+
+def with_parts(attend: Attend) -> Attend:
+    """An attention function that also does what the parts of the calling module ask for."""
+
+    @functools.wraps(attend)
+    def attend_with_parts(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        # Straight from the dictionaries: a look at a name that is not there is slow in a module.
+        source: Any = module._modules.get(CHILD)
+        beyond = source is None or _lies_beyond(source, query, key, attention_mask, kwargs)
+        maps = [] if beyond else source.maps()
+        before: Any = module._modules.get(PREFIX_CHILD)
+        prefixes = before.prefixes() if before is not None else []
+        groups: ShiftedGroups | None = module.__dict__.get(SHIFTED)
+        if groups is not None and not module.training:
+            groups = None
+        if not maps and not prefixes and groups is None:
+            return attend(module, query, key, value, attention_mask, **kwargs)
+        inputs = NOTHING_KNOWN if source is None else source.forward_inputs
+        call = AttentionCall.read(
+            module, query, key, value, attention_mask, kwargs, inputs, prefixes
+        )
+        return _attend(attend, call, maps, groups)
+
+    attend_with_parts.adds_map = True  # type: ignore[attr-defined]
+    return attend_with_parts
+
+
+def _lies_beyond(
+    source: MapSource, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]
+) -> bool:
+    """Whether shapes alone tell that no map reaches the one token of this call: long decoding."""
+    if mask is not None or query.shape[2] != 1 or torch.compiler.is_compiling():
+        return False
+    if observation.observers:
+        return False
+    # A window changes nothing: where it has dropped keys, the token is a later one than the number
+    # of keys says. Packed sequences have positions of their own, a paged cache is to be refused.
+    return key.shape[2] > source.reach and not is_packed_or_paged(kwargs)
+
+
+def _attend(
+    attend: Attend, call: AttentionCall, maps: list[AttentionMap], groups: ShiftedGroups | None
+) -> tuple[Tensor, Tensor | None]:
+    """One call with its parts: what the kernel is given, and what is added to its output."""
+    # Only the kernel sees the groups. The map is added to where full attention would be.
+    mask = call.mask if groups is None else groups.mask(call)
+    kwargs = call.kwargs
+    run = with_prefixes(attend, call) if call.prefixes else attend
+    if not maps:
+        return run(call.module, call.query, call.key, call.value, mask, **kwargs)
+    if call.is_paged:
+        raise ValueError(
+            "a paged cache was passed without its values, which LMAM needs: use "
+            "attn_implementation='sdpa' for continuous batching"
+        )
+    inside = [m for m in maps if m.ablation == "no_negative"]
+    for attention_map in inside:
+        mask = mask_with_map(mask, attention_map, map_positions(call, attention_map), call)
+    if inside:
+        kwargs = {**kwargs, "is_causal": False}  # the mask says it already
+    output, weights = run(call.module, call.query, call.key, call.value, mask, **kwargs)
+    if inside and observation.observers:
+        _report_inside(run, call, inside, output)
+    beside = [m for m in maps if m.ablation != "no_negative"]
+    return add_maps(call, beside, output), weights
+
+
+def add_maps(call: AttentionCall, maps: list[AttentionMap], output: Tensor) -> Tensor:
+    """``output`` (B, T, H, D), which is Attn·V, plus tile(Attn_s)·V of each map (Eq. 13)."""
+    result = output
+    for attention_map in maps:
+        positions = map_positions(call, attention_map)
+        if observation.observers:
+            with torch.no_grad():  # what is only looked at needs no graph
+                term = map_term(attention_map, positions, call.shape, call.value)
+            if term is None:
+                term = torch.zeros_like(output, dtype=torch.float32)
+            observation.report(call, attention_map, positions, output, term)
+        result = add_term(result, attention_map, positions, call.shape, call.value)
+    return result
+
+
+def map_positions(call: AttentionCall, attention_map: AttentionMap) -> TokenPositions:
+    """Where the tokens of a call lie in a map.
+
+    Raises:
+        ValueError: if sequences are packed into a row and attention does not keep them apart.
+    """
+    end = attention_map.length if attention_map.align == "end" else None
+    positions = token_positions(call, raw=attention_map.positions == "raw", end=end)
+    packed = isinstance(positions, TokenTable) and positions.sequences > 1
+    if packed and call.mask is None and call.kernel != "flash":
+        raise ValueError(
+            "several sequences are packed into one row and attention would let them see each "
+            "other: pass use_cache=False and position_ids that start anew with each sequence"
+        )
+    return positions
+
+
+def _report_inside(
+    run: Attend, call: AttentionCall, inside: list[AttentionMap], output: Tensor
+) -> None:
+    """Tell observers what maps inside the softmax (¬N) changed: run the kernel without them."""
+    causal = call.shape.causal if call.mask is None else None
+    kwargs = {**call.kwargs, "is_causal": causal}
+    with torch.no_grad():
+        plain = run(call.module, call.query, call.key, call.value, call.mask, **kwargs)[0]
+    change = (output - plain).float()
+    for attention_map in inside:
+        positions = map_positions(call, attention_map)
+        observation.report(call, attention_map, positions, plain, change)

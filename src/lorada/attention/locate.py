@@ -1,0 +1,221 @@
+"""Find where the tokens of an attention call lie in a map.
+
+Which query rows and key slots are tokens, and of which index in their sequence, shows in different
+inputs: the mask, the lengths of packed sequences, ``position_ids`` that start anew, or nothing but
+the numbers of queries and keys. ``locate`` takes the first of these that says it.
+
+Shapes: B batch, T queries, K key slots, N map length, P sequences packed into a row.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lorada.attention.call import AttentionCall
+from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
+from lorada.attention.tensor_memo import TensorMemo
+
+_memo = TensorMemo()
+
+
+def token_positions(
+    call: AttentionCall, *, raw: bool = False, end: int | None = None
+) -> TokenPositions:
+    """``locate`` for all layers at once: the first that asks about these tensors computes it."""
+    shape, inputs = call.shape, call.inputs
+    # These say something only of packed sequences and of keys that a window has dropped.
+    needed = inputs.may_be_packed or shape.window is not None
+    lengths = call.cu_seq_lens
+    tensors = {
+        # Flex attention's mask is no tensor, but is made with some.
+        "mask": getattr(call.mask, "kv_num_blocks", call.mask),
+        "position_ids": call.position_ids if needed else None,
+        "tokens_so_far": inputs.tokens_so_far,
+        "query_lengths": None if lengths is None else lengths[0],
+        "key_lengths": None if lengths is None else lengths[1],
+    }
+    pattern = getattr(call.mask, "mask_mod", None)
+    others = (
+        shape.queries, shape.keys, shape.causal, shape.window, call.kernel == "flash",
+        inputs.may_be_packed, call.value.device, pattern, raw, end,
+    )  # fmt: skip
+    return _memo(tensors, others, lambda: locate(call, raw=raw, end=end))
+
+
+def locate(call: AttentionCall, *, raw: bool = False, end: int | None = None) -> TokenPositions:
+    """The map column of every key slot and the map row of every query of a call.
+
+    Args:
+        call: the call.
+        raw: whether slots count as positions and padding as tokens, as in the paper's code.
+        end: N where the map lies on the last N tokens of each sequence (Eq. 16); None where it
+            lies on the first (Eqs. 14-15).
+
+    Raises:
+        ValueError: for a mask of an unknown form, and where a sliding cache has dropped keys and
+            nothing says how many.
+    """
+    queries, keys, mask = call.shape.queries, call.shape.keys, call.mask
+    lengths = None if raw else call.cu_seq_lens
+    last = None if lengths is not None else _last_token(call)
+    restarting = call.position_ids if call.inputs.may_be_packed else None
+    # Whether row t of the mask ends at query t's own key.
+    ordered = call.shape.causal and not (isinstance(mask, Tensor) and mask.dim() == 2)
+    tokens: TokenPositions
+    if lengths is not None:
+        tokens = _packed_by_lengths(call, *lengths)
+    elif mask is not None and not raw:
+        tokens = _by_mask(call.visible_keys(), queries, restarting, last, ordered)
+    elif mask is not None and ordered and queries < keys and last is None:
+        tokens = _raw_behind_cache(call.visible_keys())
+    elif not raw and queries == keys and _restarts(restarting, None):
+        tokens = _packed_by_restart(restarting, None)
+    else:
+        tokens = _without_padding(call, last)
+    return tokens if end is None else tokens.at_end(end)
+
+
+def _without_padding(call: AttentionCall, last: Tensor | None) -> TokenPositions:
+    """All slots are tokens, in order; ``last`` (B, 1) is the index of each sample's last token."""
+    queries, keys = call.shape.queries, call.shape.keys
+    if last is not None:
+        columns = last - torch.arange(keys - 1, -1, -1, device=last.device)
+        return TokenTable(columns, columns[:, -queries:])
+    # Several queries, more slots and no mask are either the prefill of a static cache, whose last
+    # slots are empty, or a later chunk under a flash kernel, whose queries come last.
+    first = keys - queries if queries == 1 or call.kernel == "flash" else 0
+    return TokenSpan(0, first + queries, 0, first)
+
+
+def _raw_behind_cache(visible: Tensor) -> TokenTable:
+    """Raw positions behind a cache: ``visible`` (B, T, K) shows which slots the queries have."""
+    queries, slots = (torch.arange(n, device=visible.device) for n in visible.shape[1:])
+    last = torch.where(visible, slots, -1).amax(-1)
+    # A query that sees more than the one before it sees its own slot last, or a later one where
+    # the tokens of an image see each other. Padding before the tokens sees nothing, padding behind
+    # them nothing new.
+    new = last > nn.functional.pad(last, (1, 0), value=-1)[:, :-1]
+    room = len(slots) - len(queries)
+    first = torch.where(new, last - queries, room).amin().clamp(min=0)
+    rows = first + queries
+    return TokenTable(torch.where(slots <= rows[-1], slots, NO_TOKEN)[None], rows[None])
+
+
+def _by_mask(
+    visible: Tensor,
+    queries: int,
+    position_ids: Tensor | None,
+    last: Tensor | None,
+    ordered: bool,
+) -> TokenTable:
+    """Tokens are the keys that some query sees: ``visible`` is (B, T or 1, K).
+
+    Args:
+        visible: the mask.
+        queries: T.
+        position_ids: where they may separate packed sequences.
+        last: (B, 1) index of the last token, where the cache has dropped keys.
+        ordered: whether row t of the mask ends at query t's own key.
+    """
+    keys = visible.shape[-1]
+    # Some query, not the last one: behind a window or in a packed row it does not see every token.
+    real = visible.any(-2)
+    if queries == keys and _restarts(position_ids, real):
+        return _packed_by_restart(position_ids, real)
+    counted = real.cumsum(-1)
+    if last is not None:
+        counted = counted - counted[:, -1:] + last + 1
+    columns = torch.where(real, counted - 1, NO_TOKEN)
+    if queries == keys:
+        return TokenTable(columns, columns)
+    if not ordered:  # the mask says nothing of the queries, which come last
+        return TokenTable(columns, columns[:, keys - queries :])
+    own = keys - 1 - visible.flip(-1).to(torch.uint8).argmax(-1)
+    # Padding before the tokens sees nothing, padding behind them no more than the row before.
+    is_token = visible.any(-1)
+    is_token[:, 1:] = is_token[:, 1:] & ~(is_token[:, :-1] & (own[:, 1:] == own[:, :-1]))
+    rows = columns.expand(own.shape[0], -1).gather(1, own)
+    return TokenTable(columns, torch.where(is_token, rows, NO_TOKEN))
+
+
+def _last_token(call: AttentionCall) -> Tensor | None:
+    """(B, 1) or (1, 1) index of each sample's last token; None where no key was dropped."""
+    shape, tokens = call.shape, call.inputs.tokens_so_far
+    if shape.window is None or shape.queries == shape.keys or shape.keys < shape.window:
+        return None
+    device = call.value.device
+    if isinstance(tokens, Tensor):
+        count = tokens.sum(-1) if tokens.dim() == 2 else tokens
+        return count.reshape(-1, 1).to(device) - 1
+    if tokens is not None:
+        return torch.full((1, 1), tokens - 1, device=device)
+    if call.position_ids is None:
+        raise ValueError(
+            f"a sliding window of {shape.window} has dropped the first keys from the cache and no "
+            "position_ids were passed, so token positions are unknown: pass position_ids"
+        )
+    return call.position_ids[:, -1:]
+
+
+def _starts(position_ids: Tensor, real: Tensor) -> Tensor:
+    """(B, K) booleans: tokens whose position is not above that of the token before them."""
+    slots = torch.arange(real.shape[-1], device=real.device)
+    # By index, here and below: transformers' exporters put a plain tuple in place of torch's.
+    before = torch.where(real, slots, -1).cummax(-1)[0].roll(1, -1)
+    before[:, 0] = -1
+    position_ids = position_ids.expand(real.shape[0], -1)
+    earlier = position_ids.gather(1, before.clamp(min=0))
+    return real & (before >= 0) & (position_ids <= earlier)
+
+
+def _restarts(position_ids: Tensor | None, real: Tensor | None) -> bool:
+    """Whether the positions of the tokens, ``real`` (B, K) or all, start anew within a row."""
+    if position_ids is None or position_ids.shape[-1] == 1:
+        return False
+    if real is None:
+        starts = position_ids[:, 1:] <= position_ids[:, :-1]
+    elif real.shape[-1] != position_ids.shape[-1]:
+        return False
+    else:
+        starts = _starts(position_ids, real)
+    if torch.compiler.is_compiling():
+        # A compiled graph cannot branch on the answer; it raises when it runs.
+        torch._assert_async(
+            ~starts.any(),
+            "sequences packed by position_ids are not supported in a compiled model with a map: "
+            "pass cu_seq_lens_q and cu_seq_lens_k too",
+        )
+        return False
+    return bool(starts.any())
+
+
+def _packed_by_restart(position_ids: Tensor | None, real: Tensor | None) -> TokenTable:
+    """Sequences packed into a row, each beginning where ``position_ids`` start anew."""
+    assert position_ids is not None
+    real = torch.ones_like(position_ids, dtype=torch.bool) if real is None else real
+    starts = _starts(position_ids, real)
+    owner = starts.cumsum(-1)
+    counted = real.cumsum(-1) - 1
+    # Each sequence counts from 0: what was counted before it began is subtracted.
+    before = torch.where(starts, counted, 0).cummax(-1)[0]
+    columns = torch.where(real, counted - before, NO_TOKEN)
+    return TokenTable(columns, columns, int(owner.max()) + 1, owner, owner)
+
+
+def _packed_by_lengths(call: AttentionCall, by_query: Tensor, by_key: Tensor) -> TokenTable:
+    """Sequences packed into the one row of a batch, by their cumulative lengths (P+1,)."""
+    shape, position_ids = call.shape, call.position_ids
+    by_query, by_key = by_query.long(), by_key.long()
+    sequences, device = len(by_query) - 1, by_query.device
+    queries, keys = (torch.arange(size, device=device) for size in (shape.queries, shape.keys))
+    row_owner = (torch.searchsorted(by_query, queries, right=True) - 1).clamp(0, sequences - 1)
+    column_owner = (torch.searchsorted(by_key, keys, right=True) - 1).clamp(0, sequences - 1)
+    columns = keys - by_key[column_owner]
+    if shape.window is not None and position_ids is not None:
+        # A sliding cache may have dropped a sequence's first keys; its last position tells.
+        last = position_ids[0, by_query[1:] - 1].long()
+        columns = last[column_owner] + 1 + keys - by_key[1:][column_owner]
+    own = queries + by_key[1:][row_owner] - by_query[1:][row_owner]  # the queries come last
+    rows = columns[own.clamp(0, shape.keys - 1)]
+    columns = torch.where(keys < by_key[-1], columns, NO_TOKEN)
+    rows = torch.where(queries < by_query[-1], rows, NO_TOKEN)
+    return TokenTable(columns[None], rows[None], sequences, column_owner[None], row_owner[None])
