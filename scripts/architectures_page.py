@@ -33,8 +33,8 @@ FOOTER = """
 - **bottleneck**: `BottleneckConfig` starts as the identity, changes every output, and disabled
   leaves the base.
 - Models reached by the **interface** dispatch attention through transformers' attention interface;
-  **hooks** are the pair of hooks of `attention/hooks.py` for models that compute it themselves. Other models
-  are refused when the map is placed.
+  **hooks** are the pair of hooks of `attention/hooks.py` for models that compute it themselves.
+  Other models are refused when the map is placed.
 """
 
 
