@@ -128,16 +128,9 @@ def score(run: Run, rows: Rows) -> Metrics:
 def _batches(
     run: Run, rows: Rows, title: str, *, answered: bool
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Batches of rows of similar length, the longest first, with a progress bar.
+    """Batches of rows of similar length, the longest first: the rows' indices, and their tensors.
 
-    Args:
-        run: the run.
-        rows: the rows.
-        title: of the progress bar.
-        answered: whether every row needs an answer, so that none may be left out.
-
-    Yields:
-        The indices of the rows among the encoded ones, and their tensors.
+    If every row is to be ``answered``, none may be left out.
     """
     dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=answered)
     pad = collator(rows.form, run.tokenizer)

@@ -127,12 +127,7 @@ def _place(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedMode
 
 
 def task_type(model_config: Any, *, classifies: bool) -> str:
-    """PEFT's name for the task of a model.
-
-    Args:
-        model_config: the model's config.
-        classifies: whether it has a head for classes or a score.
-    """
+    """PEFT's name for the task of a model, which may have a head that classifies or scores."""
     generates = "SEQ_2_SEQ_LM" if model_config.is_encoder_decoder else "CAUSAL_LM"
     return "SEQ_CLS" if classifies else generates
 
@@ -166,17 +161,7 @@ def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> 
 def _refuse_missing(
     model: PeftModel, weights: dict[str, torch.Tensor], folder: Path, kinds: set[Any] | None = None
 ) -> None:
-    """Refuse saved weights that lack tensors of the model's adapter.
-
-    Args:
-        model: the model with the adapter.
-        weights: the saved tensors.
-        folder: the saved adapter, for the error.
-        kinds: the kinds of parts whose tensors must be there; None for all.
-
-    Raises:
-        ValueError: with the first tensor that is missing.
-    """
+    """Refuse saved weights that lack tensors of the model's parts of these kinds; None for all."""
     # Without False, PEFT would read the base's config again, to see whether its vocabulary grew.
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
     missing = expected.keys() - weights.keys()

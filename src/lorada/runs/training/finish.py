@@ -36,11 +36,7 @@ def save_model(
     """Write the adapter, or the model if it was trained whole, into the run's folder.
 
     It is written beside its place and then moved there, so that it is never half written.
-
-    Args:
-        setup: has the trained model.
-        weights: what ``all_weights`` gave.
-        prepared: has the recipe, which names the folder, and the tokenizer.
+    ``weights`` is what ``all_weights`` gave.
     """
     model, recipe = setup.model, prepared.recipe
     if weights is not None:
@@ -67,13 +63,7 @@ def _unshard(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
 
 
 def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict[str, Any]:
-    """The fields of ``result.json``, but for those that ``train`` adds.
-
-    Args:
-        prepared: what was read.
-        setup: what was trained.
-        peak: the most memory that a process took, in bytes.
-    """
+    """The fields of ``result.json``, without those that ``train`` adds; ``peak`` is in bytes."""
     recipe, rows, plan = prepared.recipe, prepared.rows, prepared.plan
     state, base = setup.trainer.state, setup.base
     shown = ["step", "loss", "eval_loss", *setup.measured, "effect_size", "grad_norm"]

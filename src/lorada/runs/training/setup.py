@@ -68,10 +68,7 @@ def set_up(
 ) -> Setup:
     """Make the Trainer of a training, with everything checked that can be before a step.
 
-    Args:
-        prepared: what has been read.
-        watchers: callbacks of the caller, which come first.
-        quiet: no progress bar.
+    The callbacks in ``watchers`` are the caller's, and come first.
 
     Raises:
         ValueError: for anything in the recipe that does not fit model, method or rows.
