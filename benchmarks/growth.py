@@ -53,7 +53,7 @@ CURVES = {
 }
 
 
-def modulewith_parts(length: int, *, causal: bool) -> nn.Module:
+def module_with_map(length: int, *, causal: bool) -> nn.Module:
     """A LLaMA's attention module of this shape, with a map off its start."""
     config = LlamaConfig(
         hidden_size=8 * HEADS, intermediate_size=8, vocab_size=8, num_hidden_layers=1,
@@ -114,7 +114,7 @@ def point(
     tokens: int, length: int, batch: int, repetitions: int, *, causal: bool
 ) -> dict[str, float]:
     """Milliseconds of a call with the map, without, and of the map alone."""
-    module = modulewith_parts(length, causal=causal)
+    module = module_with_map(length, causal=causal)
     check(module, tokens, batch)
     turns = turns_of(module, tokens, batch)
     seconds = in_turn({name: turns[name] for name in ("on", "off", "map")}, repetitions)
