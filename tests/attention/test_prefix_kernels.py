@@ -12,8 +12,8 @@ from torch.nn.attention.flex_attention import create_block_mask
 from transformers import DynamicCache, modeling_flash_attention_utils
 
 from lorada import PrefixConfig
-from lorada.attention.call import AttentionCall
-from lorada.attention.prefix import Prefix, with_prefixes
+from lorada.attention.call import AttentionCall, Prefix
+from lorada.attention.prefix import with_prefixes
 
 pytestmark = pytest.mark.fp64
 

@@ -31,6 +31,12 @@ def test_a_wheel_holds_the_package_its_recipes_and_its_data(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert shipped() | {"lorada_cli.py"} <= names
     assert "lorada/py.typed" in names
-    for folder in ("recipes/", "recipes/tables/", "data/", "run/site/", "report/published.yaml"):
+    for folder in (
+        "recipes/",
+        "recipes/tables/",
+        "recipes/quickstart/",
+        "cli/site/",
+        "report/published.yaml",
+    ):
         assert any(name.startswith(f"lorada/{folder}") for name in names), folder
     assert not any(name.startswith("tests") or "__pycache__" in name for name in names)

@@ -9,16 +9,13 @@ Shapes: B batch, H query heads, G key/value heads, T queries, K key slots, D hea
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
 from lorada.functional.causal import Matmul
-
-if TYPE_CHECKING:
-    from lorada.attention.prefix import Prefix
 
 # An additive mask hides a key by a number below this; all forms in use take off at least 10⁴.
 HIDDEN_BELOW = -9e3
@@ -47,6 +44,21 @@ class CallShape:
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """One prefix: learned keys and values of P tokens.
+
+    Attributes:
+        key: P_k, (P, G·D).
+        value: P_v, likewise.
+        samples: (B,) booleans, the samples of a mixed batch that see it; None for all.
+    """
+
+    key: Tensor
+    value: Tensor
+    samples: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class AttentionCall:
     """One call of a module's attention: what it was given, and how to read that.
 
@@ -71,7 +83,7 @@ class AttentionCall:
     kwargs: dict[str, Any] = field(default_factory=dict)
     query: Tensor | None = None
     key: Tensor | None = None
-    prefixes: Sequence["Prefix"] = ()
+    prefixes: Sequence[Prefix] = ()
 
     @classmethod
     def read(
@@ -83,7 +95,7 @@ class AttentionCall:
         mask: Any,
         kwargs: dict[str, Any],
         inputs: ForwardInputs = NOTHING_KNOWN,
-        prefixes: Sequence["Prefix"] = (),
+        prefixes: Sequence[Prefix] = (),
     ) -> "AttentionCall":
         """Read what transformers passes to an attention function."""
         # A module that knows whether it is a decoder is right: the argument of a call may say

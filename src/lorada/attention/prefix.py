@@ -10,30 +10,14 @@ width.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from lorada.attention.call import AttentionCall, form_of
+from lorada.attention.call import AttentionCall, Prefix, form_of
 
 ONLY_MASKS = "use attn_implementation='sdpa' or 'eager'"
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """One prefix: learned keys and values of P tokens.
-
-    Attributes:
-        key: P_k, (P, G·D).
-        value: P_v, likewise.
-        samples: (B,) booleans, the samples of a mixed batch that see it; None for all.
-    """
-
-    key: Tensor
-    value: Tensor
-    samples: Tensor | None = None
 
 
 class PrefixSource(Protocol):

@@ -25,10 +25,9 @@ from torch import Tensor, nn
 
 from lorada.attention import interface as attention
 from lorada.attention.attend import PREFIX_CHILD
-from lorada.attention.call import head_count
+from lorada.attention.call import Prefix, head_count
 from lorada.attention.deberta_prefix import ReplacedForward, is_disentangled
 from lorada.attention.interface import CROSS_ATTENTION
-from lorada.attention.prefix import Prefix
 from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import LoradaPeftConfig, register, require_count, require_positive
 from lorada.tuners.base.entries import Entries
