@@ -1,6 +1,7 @@
 """The layout: which file may import which, and how long files and functions are."""
 
 import ast
+import re
 
 import pytest
 from paths import ROOT
@@ -85,3 +86,10 @@ def test_nothing_unpickles():
         text = path.read_text()
         assert "torch.load" not in text, path
         assert "pickle" not in set(imported_modules(path)), path
+
+
+def test_the_files_to_read_first_are_short_together():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\d\. `([a-z_/]+\.py)`", page.split("## Read the code")[1], re.MULTILINE)
+    assert len(listed) == 5
+    assert sum(len((SOURCE / name).read_text().splitlines()) for name in listed) < 900
