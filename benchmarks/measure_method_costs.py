@@ -47,7 +47,7 @@ from transformers import LlamaConfig, PreTrainedModel
 
 from lorada import METHODS
 from lorada.methods.callbacks.ist import ISTCallback
-from lorada.support.files import write_whole
+from lorada.support.files import write_atomic
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results" / "costs.json", HERE.parent / "docs" / "costs.md"
@@ -229,7 +229,7 @@ def run(request: Request) -> Results:
         return measure(rows()[name], bare_model(settings.model), settings)
 
     def write_page(name: str, results: Results) -> None:
-        write_whole(request.page, page(results, rows()))
+        write_atomic(request.page, page(results, rows()))
 
     return measure_rows(request, rows(), measure_row, write_page)
 

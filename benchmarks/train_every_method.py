@@ -28,7 +28,7 @@ from lorada import METHODS
 from lorada.runs.folder.result import hardware, versions
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
-from lorada.support.files import write_whole
+from lorada.support.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
 WITH_MAP = ("lora", "dora", "series", "parallel", "quanta", "longlora")  # also trained with a map
@@ -195,8 +195,8 @@ def run(options: argparse.Namespace) -> None:
                 job = {"method": name, "task": task, "model": model, "steps": options.steps}
                 rows[name] = train_in_process({**job, **files[task]})
             print("|", " | ".join(cells(name, rows[name])), "|", flush=True)
-            write_whole(options.results, json.dumps(results, indent=1) + "\n")
-            write_whole(options.page, page(results))
+            write_atomic(options.results, json.dumps(results, indent=1) + "\n")
+            write_atomic(options.page, page(results))
 
 
 def method_names(text: str) -> list[str]:

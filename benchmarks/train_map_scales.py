@@ -22,7 +22,7 @@ from lorada.runs.folder.result import hardware
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
-from lorada.support.files import write_whole
+from lorada.support.files import write_atomic
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 SEEDS = (1, 2, 3)
@@ -104,7 +104,7 @@ def main() -> None:
         if options.part in (None, name):
             results[name] = part(options.out)
             results["hardware"] = hardware()
-            write_whole(RESULTS, json.dumps(results, indent=1) + "\n")
+            write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")
             for group, rows in results[name].items():
                 if group != "grid" and len(rows) > 1:
                     losses = [row["loss"] for row in rows]

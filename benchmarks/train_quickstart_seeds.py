@@ -20,7 +20,7 @@ from lorada.experiments.quickstart import RECIPE, largest_lora
 from lorada.runs.folder.result import hardware
 from lorada.runs.models.count import count_parameters
 from lorada.runs.recipe import load_recipe
-from lorada.support.files import write_whole
+from lorada.support.files import write_atomic
 
 SEEDS = (1, 2, 3)
 RESULTS = Path(__file__).parent / "results" / "quickstart_seeds.json"
@@ -57,7 +57,7 @@ def main() -> None:
             values = [row[name] for row in own]
             text.append(f"{name} {statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}")
         print(", ".join(text))
-    write_whole(RESULTS, json.dumps({"hardware": hardware(), "rows": rows}, indent=1) + "\n")
+    write_atomic(RESULTS, json.dumps({"hardware": hardware(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

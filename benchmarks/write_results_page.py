@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorada.experiments.table_spec import load_table
-from lorada.support.files import write_whole
+from lorada.support.files import write_atomic
 
 DOCS = Path(__file__).parents[1] / "docs"
 NUMBERS = [*range(4, 15), 18]
@@ -65,7 +65,7 @@ def page(docs: Path = DOCS) -> str:
 def main() -> None:
     if len(sys.argv) > 1:
         sys.exit("this takes no arguments")
-    write_whole(DOCS / "results.md", page())
+    write_atomic(DOCS / "results.md", page())
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from library.agreement import DisagreementError
 
 import lorada
 from lorada.runs.folder.result import hardware, versions
-from lorada.support.files import write_whole
+from lorada.support.files import write_atomic
 
 MEMORY_ROUNDING = 0.11  # GiB by which the memory of one machine may seem to differ
 Results = dict[str, Any]
@@ -127,7 +127,7 @@ def measure_rows(
         gc.collect()
         now = datetime.now(UTC).isoformat(timespec="seconds")
         done[name] = {**row, "code": package_code(), "measured": now}
-        write_whole(request.file, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        write_atomic(request.file, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         show(name, results)
         seconds = time.monotonic() - started
         print(f"[{number}/{len(names)}] {name}: {seconds:.0f} s", file=sys.stderr)

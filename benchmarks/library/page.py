@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lorada.support.files import write_whole
+from lorada.support.files import write_atomic
 
 END = "<!-- until here -->"
 
@@ -38,4 +38,4 @@ def write_marked(page: Path, script: str, text: str) -> None:
     old = page.read_text(encoding="utf-8") if page.is_file() else f"{begin}{END}\n"
     before, rest = old.split(begin)
     _, after = rest.split(END)
-    write_whole(page, f"{before}{begin}{text}{END}{after}")
+    write_atomic(page, f"{before}{begin}{text}{END}{after}")

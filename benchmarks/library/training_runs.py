@@ -12,7 +12,7 @@ from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.train import train
-from lorada.support.files import write_whole
+from lorada.support.files import write_atomic
 
 BOOLQ, SST2 = "BoolQ", "SST-2"
 # By task: the folder of its rows, the split to train on and the split to score.
@@ -49,7 +49,7 @@ def write_first_rows(
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             rows = [_row_of(task, json.loads(line)) for line in islice(lines, size)]
         files[key] = str(file).format(split)
-        write_whole(Path(files[key]), "".join(json.dumps(row) + "\n" for row in rows))
+        write_atomic(Path(files[key]), "".join(json.dumps(row) + "\n" for row in rows))
     return files
 
 

@@ -6,11 +6,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from lorada import tuners
-from lorada.support.quiet import VARIABLE, hush
+from lorada.support.quiet import VARIABLE, silence
 from lorada.support.version import __version__
 
 if VARIABLE in os.environ:  # a child of a command, which is as silent as its parent
-    hush()
+    silence()
 # Until Python has found a module, the name of its program is -m.
 _AS_MODULE = sys.argv[:1] == ["-m"] and ("-m", "lorada.cli") in pairwise(sys.orig_argv)
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lorada.cli.app import as_typed, waiting
 from lorada.support import progress
-from lorada.support.progress import plain_console, watched
+from lorada.support.progress import plain_console, progress_bar
 
 SOURCE = ROOT / "src" / "lorada"
 ODD = "runs/x[/y] [bold]a[/bold] :smile: [link=x]"
@@ -32,7 +32,7 @@ def test_a_bar_has_the_title_that_it_is_given(monkeypatch):
     said = io.StringIO()
     shown = Console(file=said, force_terminal=True, width=120, markup=False, emoji=False)
     monkeypatch.setattr(progress, "plain_console", lambda **_: shown)
-    assert list(watched([1, 2], "of x[/y]")) == [1, 2]
+    assert list(progress_bar([1, 2], "of x[/y]")) == [1, 2]
     assert "of x[/y]" in said.getvalue()
 
 

@@ -23,7 +23,7 @@ from crashes import (
 from lorada.runs.folder.checkpoints import last_whole_checkpoint
 from lorada.runs.folder.folder import run_files
 from lorada.runs.folder.lock import LOCK_FILE, locked
-from lorada.support.files import SCRATCH, scratch_folder, write_whole
+from lorada.support.files import SCRATCH, scratch_folder, write_atomic
 
 KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)
 LORADA = Path(sys.executable).with_name("lorada")
@@ -230,7 +230,7 @@ def test_scratch_of_the_dead_is_removed_and_of_the_living_is_not(tmp_path):
     (orphan / "adapter").mkdir(parents=True)
     with scratch_folder(tmp_path) as living:
         assert not orphan.exists()
-        write_whole(tmp_path / "a.txt", "a")
+        write_atomic(tmp_path / "a.txt", "a")
         assert living.is_dir()
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 

@@ -46,7 +46,7 @@ def test_only_the_command_line_keeps_other_libraries_from_being_heard(monkeypatc
     monkeypatch.delenv(VARIABLE, raising=False)
     code = (
         "import logging, sys, lorada_cli, lorada.cli, lorada.support.quiet\n"
-        "loggers = [logging.getLogger(name) for name in lorada.support.quiet.UNHEARD]\n"
+        "loggers = [logging.getLogger(name) for name in lorada.support.quiet.SILENCED]\n"
         "assert not any(logger.filters for logger in loggers)\n"
         "sys.argv = ['lorada', 'methods', '--json']\n"
         "lorada_cli.main()\n"

@@ -182,7 +182,7 @@ def test_a_full_disk_or_a_faster_process_is_no_reason_to_stop(
     def full(*args):
         raise OSError(code, "reason")
 
-    monkeypatch.setattr(token_cache, "written_whole", full)
+    monkeypatch.setattr(token_cache, "atomic_path", full)
     with caplog.at_level(logging.WARNING):
         assert len(encoded(tmp_path)) > 0
     assert ("could not be kept" in caplog.text) == told

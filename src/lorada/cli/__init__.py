@@ -16,33 +16,33 @@ from lorada.cli.app import app, errors
 from lorada.support.errors import out_of_memory
 from lorada.support.processes import (
     OtherProcessError,
-    count,
-    first,
-    leave,
-    refuse_many,
-    told_once,
+    is_first,
+    leave_processes,
+    process_count,
+    raise_once,
+    refuse_several,
 )
-from lorada.support.quiet import hush
+from lorada.support.quiet import silence
 
-# The commands that several processes may run at once: one trains, the other becomes a program.
+# The commands that several processes may run: `run` only starts another program.
 FOR_MANY = ("train", "run")
 
-# How other versions of those libraries, under other names, begin to speak of their kernels.
-NO_CONCERN = ("Failed to load", "Warning: Detected no triton")
+# Beginnings of messages about missing kernels, which libraries log under various names.
+OTHERS_MESSAGES = ("Failed to load", "Warning: Detected no triton")
 
 
 def main() -> None:
     """Entry point: run a command, and turn a user's mistake into one line and exit code 2."""
-    hush()
+    silence()
     handler = RichHandler(console=errors, show_time=False, show_path=False)
-    handler.addFilter(lambda record: not record.getMessage().startswith(NO_CONCERN))
-    # Of several processes that train together one warns.
-    level = logging.WARNING if first() else logging.ERROR
+    handler.addFilter(lambda record: not record.getMessage().startswith(OTHERS_MESSAGES))
+    # Of several processes only the first warns.
+    level = logging.WARNING if is_first() else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
-    # Other libraries' announcements of their next version are no concern of who runs a command.
+    # What will change in a later version of another library does not concern a user.
     warnings.simplefilter("ignore", FutureWarning)
     try:
-        # The code of an Exit, or of Ctrl-C, which typer returns instead of raising it.
+        # typer returns the code of an Exit or of Ctrl-C instead of raising it.
         if code := _run():
             sys.exit(code)
     except OtherProcessError:
@@ -64,19 +64,19 @@ def main() -> None:
         )
     except Exception as error:  # click's own errors carry their message and code
         if hasattr(error, "format_message"):
-            if not error.format_message():  # a command without any word has shown its help
+            if not error.format_message():  # a command without arguments has printed its help
                 sys.exit(2)
             _fail(error.format_message())
         raise
 
 
 def _run() -> int | None:
-    with told_once():
+    with raise_once():
         if sys.argv[1:] and sys.argv[1] not in FOR_MANY:
-            refuse_many(f"lorada {sys.argv[1]}")
+            refuse_several(f"lorada {sys.argv[1]}")
         code: int | None = app(standalone_mode=False)
-    if count() > 1:
-        leave()
+    if process_count() > 1:
+        leave_processes()
     return code
 
 

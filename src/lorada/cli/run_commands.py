@@ -26,7 +26,7 @@ from lorada.cli.app import (
     suggest,
     waiting,
 )
-from lorada.support.processes import first
+from lorada.support.processes import is_first
 
 # A prompt of the bundled task, for the command that the quickstart suggests.
 PROMPT = (
@@ -77,7 +77,7 @@ def train(
     elif resume and recipe is None and model is None:
         raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
     plain = outline(recipe, pairs, options, name_output=True)
-    if first():  # later processes would find what the first has begun to write
+    if is_first():  # later processes would find what the first has begun to write
         check_training(plain, resume=resume, overwrite=overwrite)
     with waiting(HEAVY, quiet=as_json):
         from lorada.runs.training.train import train as run_training
@@ -90,7 +90,7 @@ def train(
 
 def _tell(trained: Any, recipe: Any, *, as_json: bool) -> None:
     """Print the result of a training and the next command; only the first process prints."""
-    if not first():
+    if not is_first():
         raise typer.Exit(130 if trained.interrupted else 0)
     if trained.interrupted:
         errors.print(f"stopped and saved at step {trained.result['steps']}")

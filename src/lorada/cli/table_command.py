@@ -19,8 +19,8 @@ from lorada.cli.app import (
     waiting,
 )
 from lorada.cli.terminal import page_table
-from lorada.support.files import write_whole
-from lorada.support.progress import watched
+from lorada.support.files import write_atomic
+from lorada.support.progress import progress_bar
 
 
 @app.command()
@@ -102,7 +102,7 @@ def _write_page(page: Any, stem: str) -> None:
     from lorada.report.render import comma_separated, latex, markdown
 
     for suffix, write in ((".md", markdown), (".csv", comma_separated), (".tex", latex)):
-        write_whole(Path(f"{stem}{suffix}"), write(page))
+        write_atomic(Path(f"{stem}{suffix}"), write(page))
 
 
 def check_table(
@@ -180,7 +180,7 @@ def _show_plan(found: list[Any], scale: Any, *, as_json: bool) -> None:
     from lorada.experiments.table_runs import done
 
     plan = []
-    for job in watched(found, "Counting parameters"):
+    for job in progress_bar(found, "Counting parameters"):
         guess = estimate(job, scale)
         plan.append(
             {

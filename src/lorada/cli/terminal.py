@@ -11,8 +11,8 @@ from rich.text import Text
 
 from lorada.report.figures import attention_maps, loss_png
 from lorada.report.render import NOT_FROM_THE_PAPER, Page, cells, header_of
-from lorada.support.errors import saving
-from lorada.support.files import write_whole
+from lorada.support.errors import full_disk_in_one_line
+from lorada.support.files import write_atomic
 
 
 def methods_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -63,7 +63,7 @@ def draw_loss(run: Path, result: dict[str, Any]) -> str:
     """Write ``loss.png`` into a run folder; return its path or why there is none."""
     complete = f"The run itself is complete: lorada evaluate {quote(str(run))}"
     try:
-        with saving(run / "loss.png", complete):
+        with full_disk_in_one_line(run / "loss.png", complete):
             loss_png({result["method"]: result["history"]}, run / "loss.png")
     except ImportError as error:
         return str(error)
@@ -119,7 +119,7 @@ def comparison_markdown(comparison: dict[str, Any]) -> str:
 
 def draw(comparison: dict[str, Any], output: Path) -> list[str]:
     """Write the quickstart's table, loss curves and heatmaps; return lines with their paths."""
-    write_whole(output / "comparison.md", comparison_markdown(comparison))
+    write_atomic(output / "comparison.md", comparison_markdown(comparison))
     picture = comparison["picture"]
     try:
         loss_png(comparison["histories"], output / "loss.png")

@@ -30,7 +30,7 @@ from lorada.runs.plain_yaml import write_yaml
 from lorada.runs.recipe import RECIPE_FILE, Recipe, load_recipe, saved_recipe
 from lorada.runs.training.callbacks import DivergedError
 from lorada.runs.training.train import train
-from lorada.support.files import write_whole
+from lorada.support.files import write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def _begin(recipe: Recipe, trials: int, space: Space, *, resume: bool, overwrite
             clear(run)
             if not any(run.iterdir()):
                 run.rmdir()
-    write_whole(saved, write_yaml(recipe.model_dump()))
+    write_atomic(saved, write_yaml(recipe.model_dump()))
 
 
 def _run_of(folder: Path, number: int) -> Path:

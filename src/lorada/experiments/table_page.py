@@ -8,7 +8,7 @@ from lorada.experiments.table_runs import Job, carry_out, done, forget
 from lorada.experiments.table_spec import PaperTable, Scale, TableRow
 from lorada.report.page import Results, Row, paper_page
 from lorada.report.render import Page, published
-from lorada.support.progress import watched
+from lorada.support.progress import progress_bar
 
 
 def run_all(
@@ -39,7 +39,7 @@ def run_all(
         raise ValueError(f"{stored[0]} is there already: use --resume, --overwrite or --results")
     known = [None if overwrite else done(job) for job in found]
     todo = [job for job, result in zip(found, known, strict=True) if result is None]
-    for job in watched(todo, "Counting parameters"):
+    for job in progress_bar(todo, "Counting parameters"):
         estimate(job, scale)  # a row that cannot be built is known before any is trained
     if overwrite:
         forget(todo)

@@ -21,9 +21,9 @@ from lorada.runs.inference.evaluate import evaluate_tasks
 from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.train import train
-from lorada.support.files import json_text, write_whole
+from lorada.support.files import json_text, write_atomic
 from lorada.support.models import MODELS
-from lorada.support.progress import watched
+from lorada.support.progress import progress_bar
 from lorada.tasks import TASKS
 from lorada.tasks.sources import data_folder
 
@@ -65,7 +65,7 @@ def jobs(
     wanted = [task for task in table.tasks if task in table.tasks_at(scale, tasks)]
     groups = [[task] for task in wanted] if table.train == "each" else [wanted]
     found = []
-    for row in watched(table.rows_at(scale, rows), "Counting parameters"):
+    for row in progress_bar(table.rows_at(scale, rows), "Counting parameters"):
         for group in groups:
             for seed in dict.fromkeys(seeds or table.seeds):
                 place = Path(row.key) / "-".join(group) / f"seed{seed}"
@@ -196,7 +196,7 @@ def carry_out(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
     # Drop local paths before storing the result; keep whether the rows came from the hub.
     result["recipe"].update(data_dir=None, output=str(run))
     result["data"]["source"] = "a local folder" if data_folder(recipe.data_dir) else "the hub"
-    write_whole(job.stored, json_text(result) + "\n")
+    write_atomic(job.stored, json_text(result) + "\n")
     return result
 
 

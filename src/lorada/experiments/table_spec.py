@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lorada.methods.lookup import method_named
 from lorada.methods.method import PARTS
 from lorada.runs.recipe import Recipe, load_recipe
-from lorada.support.errors import unknown
+from lorada.support.errors import unknown_name
 
 Scale = Literal["paper", "local"]
 SCALES: tuple[Scale, ...] = ("paper", "local")
@@ -89,7 +89,7 @@ class PaperTable(_Strict):
         """
         for name in chosen or []:
             if name not in self.tasks:
-                raise unknown(f"task of {self.name}", name, self.tasks)
+                raise unknown_name(f"task of {self.name}", name, self.tasks)
         return chosen or self.column(scale).tasks or self.tasks
 
     def columns_of(self, tasks: list[str]) -> dict[str, tuple[str, str | None]]:
@@ -115,7 +115,7 @@ class PaperTable(_Strict):
             exact = [row for row in self.rows if row.key == name]
             rows = exact or [row for row in self.rows if row.method == name]
             if not rows:
-                raise unknown(f"row of {self.name}", name, [row.key for row in self.rows])
+                raise unknown_name(f"row of {self.name}", name, [row.key for row in self.rows])
             found += [row for row in rows if row not in found]
         return found
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from lorada.methods.method import Columns, Method
 from lorada.methods.table import MAP, METHODS
 from lorada.methods.unpublished_settings import UNPUBLISHED
-from lorada.support.errors import unknown
+from lorada.support.errors import unknown_name
 
 WITH_MAP = "+lmam"  # after the name of a method: the same with a map on top
 
@@ -21,7 +21,7 @@ def method_named(name: str) -> Method:
     """
     plain = name.removesuffix(WITH_MAP)
     if plain not in METHODS:
-        raise unknown("method", name, METHODS)
+        raise unknown_name("method", name, METHODS)
     method = METHODS[plain]
     method = replace(method, name=name, unpublished=UNPUBLISHED.get(plain, method.unpublished))
     if plain == name:

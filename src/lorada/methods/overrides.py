@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from lorada.methods.method import PARTS, Settings, load
-from lorada.support.errors import unknown
+from lorada.support.errors import unknown_name
 
 TRAINING = "training"
 # Arguments of a training that follow from the recipe and the protocol of its task.
@@ -53,7 +53,7 @@ def checked(section: str, name: str, value: Any) -> Any:
     """
     types = settings_of(section)
     if name not in types:
-        raise unknown(f"setting of {section}", name, types)
+        raise unknown_name(f"setting of {section}", name, types)
     if (section, name) == (TRAINING, "fsdp") and isinstance(value, bool):
         return value  # transformers takes a bool, although it declares a text for its command line
     try:
@@ -89,7 +89,7 @@ def owner_of(key: str, sections: Iterable[str], also: Iterable[str] = ()) -> str
         raise ValueError(f"{key} is a setting of several sections: write {full}")
     if not owners:
         names = {*also, *(name for types in known.values() for name in types)}
-        raise unknown("override", key, names)
+        raise unknown_name("override", key, names)
     return owners[0]
 
 

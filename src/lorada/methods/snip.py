@@ -17,8 +17,8 @@ from peft import PeftConfig, ShiraConfig
 from peft.tuners.shira import ShiraModel
 from torch import Tensor, nn
 
-from lorada.support.processes import from_first
-from lorada.support.progress import watched
+from lorada.support.processes import made_by_first
+from lorada.support.progress import progress_bar
 from lorada.tuners import LoradaConfig
 from lorada.tuners.base.injection import all_or_nothing
 
@@ -62,7 +62,7 @@ def snip(
     }
     best = _best_entries(model, chosen, counts)
     # Several processes may order equal scores differently, so all take the first one's choice.
-    entries = from_first(lambda: [best[module].cpu() for module in counts])
+    entries = made_by_first(lambda: [best[module].cpu() for module in counts])
     mask_fn = _mask_function(dict(zip(counts, entries, strict=True)))
     for part in parts:
         part.mask_type, part.mask_fn = "snip", mask_fn
@@ -121,7 +121,7 @@ def _best_entries(
             sums[module] = gradient
 
     with _only_gradients_of(model, counts):
-        for number, batch in enumerate(watched(batches, "Calibrating"), 1):
+        for number, batch in enumerate(progress_bar(batches, "Calibrating"), 1):
             last = number == len(batches)
             hooks = [
                 module.weight.register_post_accumulate_grad_hook(

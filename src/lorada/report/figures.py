@@ -8,7 +8,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from lorada.support.files import written_whole
+from lorada.support.files import atomic_path
 
 STYLES = ("o-", "s--", "^-.", "v:", "D-", "x--", "P-.", "*:")  # distinct without colours
 MARKERS = "osD^vP*<X>d"
@@ -232,7 +232,7 @@ def _literal(text: str) -> str:
 def _save(figure: Any, paths: Sequence[Path]) -> None:
     """Write a figure to files; the layout is computed once."""
     for path in paths:
-        with written_whole(path) as fresh:
+        with atomic_path(path) as fresh:
             figure.savefig(fresh, dpi=150)
         figure.set_layout_engine("none")
     _pyplot().close(figure)

@@ -22,8 +22,8 @@ from pydantic import (
 from lorada.methods.lookup import method_named
 from lorada.methods.overrides import TRAINING, checked, owner_of
 from lorada.runs.plain_yaml import read_yaml, refuse_unstorable, write_yaml
-from lorada.support.errors import unknown
-from lorada.support.files import write_whole
+from lorada.support.errors import unknown_name
+from lorada.support.files import write_atomic
 from lorada.support.models import PACKAGED
 from lorada.tasks import TASKS
 from lorada.tasks.rows import BUILTIN, resolve
@@ -124,7 +124,7 @@ class Recipe(BaseModel):
 
     def save(self, folder: Path) -> None:
         """Write the recipe into a run folder."""
-        write_whole(folder / RECIPE_FILE, write_yaml(self.model_dump()))
+        write_atomic(folder / RECIPE_FILE, write_yaml(self.model_dump()))
 
 
 def builtin_recipes() -> dict[str, Path]:
@@ -223,7 +223,7 @@ def _validated(values: dict[str, Any], seed: Any = None) -> Recipe:
         raise ValueError(f"{name}={first['input']!r}: {first['msg'].lower()}") from error
     for name in recipe.tasks:
         if name not in TASKS:
-            raise unknown("task", name, TASKS)
+            raise unknown_name("task", name, TASKS)
     for name, value in recipe:
         for key, inner in value.items() if name == "parts" else [(name, value)]:
             refuse_unstorable(key, inner)
@@ -256,7 +256,7 @@ def _read_yaml(source: str) -> dict[str, Any]:
     if not path.is_file():
         if path.suffix in (".yaml", ".yml") or os.sep in source:
             raise FileNotFoundError(f"no recipe at {path}")
-        raise unknown("recipe", source, recipes)
+        raise unknown_name("recipe", source, recipes)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -283,7 +283,7 @@ def _assign(values: dict[str, Any], parts: list[str], key: str, value: Any) -> N
         for name, inner in (value or {}).items():
             if key == "parts":
                 if name not in parts:
-                    raise unknown("part", name, parts)
+                    raise unknown_name("part", name, parts)
                 _assign(values, parts, name, inner)
             else:
                 _set(values, key, name, inner)
@@ -294,7 +294,7 @@ def _assign(values: dict[str, Any], parts: list[str], key: str, value: Any) -> N
     section, dot, name = key.partition(".")
     if dot:
         if section not in sections:
-            raise unknown("override", key, [f"{s}.…" for s in sections])
+            raise unknown_name("override", key, [f"{s}.…" for s in sections])
         _set(values, section, name, value)
         return
     own = Recipe.model_fields.keys() - {"parts", TRAINING}

@@ -9,7 +9,7 @@ from pathlib import Path
 MOST = 12  # names that an error lists at most
 
 
-def unknown(kind: str, value: str, known: Iterable[str]) -> ValueError:
+def unknown_name(kind: str, value: str, known: Iterable[str]) -> ValueError:
     """A ``ValueError`` for an unknown name, with the nearest known names or a list of them."""
     names = sorted(known)
     near = difflib.get_close_matches(value, names, n=3, cutoff=0.5)
@@ -19,7 +19,7 @@ def unknown(kind: str, value: str, known: Iterable[str]) -> ValueError:
 
 
 @contextmanager
-def needing(extra: str) -> Iterator[None]:
+def needs_extra(extra: str) -> Iterator[None]:
     """Turn a failed import of an optional package into an error that names the extra to install.
 
     Raises:
@@ -44,7 +44,7 @@ TORCH_WRITER = ("inline_container.cc", "iostream error", "PytorchStreamWriter")
 
 
 @contextmanager
-def saving(what: Path | str, remedy: str) -> Iterator[None]:
+def full_disk_in_one_line(what: Path | str, remedy: str) -> Iterator[None]:
     """Turn the error of a full disk into one line: what could not be saved and what to do.
 
     Raises:

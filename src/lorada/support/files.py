@@ -18,7 +18,7 @@ SCRATCH = ".lorada-writing-"
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path for a file or folder; it is renamed to ``path`` if the block succeeds.
 
     A folder that is already at ``path`` is renamed away first, so that no half of it is left.
@@ -32,9 +32,9 @@ def written_whole(path: Path) -> Iterator[Path]:
         fresh.replace(path)
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    with written_whole(path) as fresh:
+    with atomic_path(path) as fresh:
         fresh.write_text(text, encoding="utf-8")
 
 

@@ -20,38 +20,38 @@ class OtherProcessError(Exception):
     """Another process of this launch failed and prints the reason."""
 
 
-def count() -> int:
+def process_count() -> int:
     """The number of processes of this launch."""
     # Launchers set both. Some clusters set WORLD_SIZE alone, to a number of machines.
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
 
 
-def first() -> bool:
+def is_first() -> bool:
     """Whether this process decides, writes and prints; a single process does."""
-    return count() == 1 or os.environ.get("RANK", "0") == "0"
+    return process_count() == 1 or os.environ.get("RANK", "0") == "0"
 
 
-def refuse_many(what: str) -> None:
+def refuse_several(what: str) -> None:
     """Refuse to run a command in several processes.
 
     Raises:
         ValueError: in a launch of several processes.
     """
-    if count() > 1:
+    if process_count() > 1:
         raise ValueError(
-            f"{what} is for one process, and {count()} were started: leave out torchrun or "
+            f"{what} is for one process, and {process_count()} were started: leave out torchrun or "
             "accelerate launch"
         )
 
 
-def without_accelerator() -> bool:
+def only_cpu() -> bool:
     """Whether several processes share a CPU; accelerate must be told so."""
     import torch
 
-    return count() > 1 and not torch.accelerator.is_available()
+    return process_count() > 1 and not torch.accelerator.is_available()
 
 
-def join(settings: Mapping[str, Any]) -> None:
+def join_processes(settings: Mapping[str, Any]) -> None:
     """Connect the processes of this launch; a single process stays alone.
 
     Args:
@@ -59,12 +59,14 @@ def join(settings: Mapping[str, Any]) -> None:
     """
     from accelerate import PartialState
 
-    cpu = bool(settings.get("use_cpu")) or without_accelerator()
+    cpu = bool(settings.get("use_cpu")) or only_cpu()
     seconds = float(settings.get("ddp_timeout", 1800))
     PartialState(cpu=cpu, backend=settings.get("ddp_backend"), timeout=timedelta(seconds=seconds))
-    if count() > 1 and _alone():
-        raise ValueError(f"{count()} processes were started, and accelerate has not joined them")
-    if not first():
+    if process_count() > 1 and _alone():
+        raise ValueError(
+            f"{process_count()} processes were started, and accelerate has not joined them"
+        )
+    if not is_first():
         import datasets
         import transformers
 
@@ -72,7 +74,7 @@ def join(settings: Mapping[str, Any]) -> None:
         datasets.disable_progress_bars()
 
 
-def leave() -> None:
+def leave_processes() -> None:
     """Disconnect from the other processes, at the end of a command."""
     if not _alone():
         import torch.distributed as dist
@@ -82,7 +84,7 @@ def leave() -> None:
 
 def _alone() -> bool:
     """Whether there is one process only, or it is not connected to others."""
-    if count() == 1:
+    if process_count() == 1:
         return True
     import torch.distributed as dist
 
@@ -90,7 +92,7 @@ def _alone() -> bool:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def all_or_none() -> Iterator[None]:
     """A step of all processes: at its end each knows whether it succeeded in all of them.
 
     Steps may be nested. Inside a step no other collective operation may be used, as a process that
@@ -109,7 +111,7 @@ def together() -> Iterator[None]:
         error = failed
     if _alone():
         return
-    said = gathered(None if error is None else f"{type(error).__name__}: {error}")
+    said = gather_values(None if error is None else f"{type(error).__name__}: {error}")
     speakers = [number for number, text in enumerate(said) if text is not None]
     if not speakers:
         return
@@ -129,7 +131,7 @@ def _is_known(error: Exception) -> bool:
 
 
 @contextmanager
-def told_once() -> Iterator[None]:
+def raise_once() -> Iterator[None]:
     """Raise an error only in the first process that fails; those of others follow from it.
 
     Raises:
@@ -138,7 +140,7 @@ def told_once() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if count() == 1 or _is_known(error) or _failed_first():
+        if process_count() == 1 or _is_known(error) or _failed_first():
             raise
         raise OtherProcessError("another process failed before") from error
 
@@ -160,11 +162,11 @@ def _failed_first() -> bool:
     except RuntimeError:  # the process with the counter is gone
         return False
     except ValueError:  # not connected yet: give the first process time to print
-        time.sleep(0 if first() else PATIENCE)
+        time.sleep(0 if is_first() else PATIENCE)
         return True
 
 
-def from_first(make: Callable[[], Value]) -> Value:
+def made_by_first(make: Callable[[], Value]) -> Value:
     """Make a value in the first process and send it to all others.
 
     Raises:
@@ -172,8 +174,8 @@ def from_first(make: Callable[[], Value]) -> Value:
         OtherProcessError: in the others.
     """
     made: list[Any] = [None]
-    with together():
-        if first() or _alone():
+    with all_or_none():
+        if is_first() or _alone():
             made = [make()]
     if not _alone():
         import torch.distributed as dist
@@ -183,18 +185,18 @@ def from_first(make: Callable[[], Value]) -> Value:
     return value
 
 
-def gathered(value: Value) -> list[Value]:
+def gather_values(value: Value) -> list[Value]:
     """The values of all processes, in their order."""
     if _alone():
         return [value]
     import torch.distributed as dist
 
-    values: list[Any] = [None] * count()
+    values: list[Any] = [None] * process_count()
     dist.all_gather_object(values, value)
     return values
 
 
-def anywhere(here: bool, device: Any) -> bool:
+def in_any_process(here: bool, device: Any) -> bool:
     """Whether a flag is set in any process; ``device`` is the one that collectives use."""
     if _alone():
         return here

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from lorada.support.processes import first
+from lorada.support.processes import is_first
 
 Item = TypeVar("Item")
 
@@ -17,7 +17,7 @@ def plain_console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, emoji=False)
 
 
-def watched(items: Iterable[Item], title: str, *, total: int | None = None) -> Iterable[Item]:
+def progress_bar(items: Iterable[Item], title: str, *, total: int | None = None) -> Iterable[Item]:
     """Iterate over items with a progress bar on the error stream.
 
     Args:
@@ -27,5 +27,5 @@ def watched(items: Iterable[Item], title: str, *, total: int | None = None) -> I
     """
     console = plain_console(stderr=True)
     return track(
-        items, escape(title), total=total, transient=True, console=console, disable=not first()
+        items, escape(title), total=total, transient=True, console=console, disable=not is_first()
     )

@@ -12,7 +12,7 @@ VARIABLE = "LORADA_COMMAND"
 # Logger → parts of messages: kernels that torchao and bitsandbytes do not find, how torchao
 # registers types with torch, each retry of a download. Filtered by logger, as some have their own
 # handlers.
-UNHEARD = {
+SILENCED = {
     "torchao": ("Failed to load ",),
     "bitsandbytes.backends.cpu.ops": ("Failed to load ",),
     "torch.utils._pytree": ("is an Enum subclass and is now natively supported",),
@@ -20,13 +20,13 @@ UNHEARD = {
 }
 
 
-def heard(record: logging.LogRecord) -> bool:
+def concerns_user(record: logging.LogRecord) -> bool:
     """Whether a log record concerns a user."""
-    return not any(words in record.getMessage() for words in UNHEARD.get(record.name, ()))
+    return not any(words in record.getMessage() for words in SILENCED.get(record.name, ()))
 
 
-def hush() -> None:
+def silence() -> None:
     """Silence those messages in this process and its children."""
     os.environ[VARIABLE] = "1"
-    for name in UNHEARD:
-        logging.getLogger(name).addFilter(heard)
+    for name in SILENCED:
+        logging.getLogger(name).addFilter(concerns_user)

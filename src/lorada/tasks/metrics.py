@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from lorada.support.errors import needing
-from lorada.support.progress import watched
+from lorada.support.errors import needs_extra
+from lorada.support.progress import progress_bar
 from lorada.tasks.rows import Row, answer_of
 
 Metrics = dict[str, float]
@@ -39,7 +39,7 @@ def _target(row: Row) -> Any:
 
 def matthews(predicted: list[str], rows: list[Row]) -> Metrics:
     """Matthews' correlation coefficient in percent, 0 if only one class is given; and accuracy."""
-    with needing("metrics"):
+    with needs_extra("metrics"):
         from sklearn.metrics import matthews_corrcoef
 
     coefficient = float(matthews_corrcoef([_target(row) for row in rows], predicted))
@@ -48,7 +48,7 @@ def matthews(predicted: list[str], rows: list[Row]) -> Metrics:
 
 def accuracy_and_f1(predicted: list[str], rows: list[Row], positive: str) -> Metrics:
     """Accuracy and the F1 score of the class ``positive``, in percent."""
-    with needing("metrics"):
+    with needs_extra("metrics"):
         from sklearn.metrics import f1_score
 
     targets = [_target(row) for row in rows]
@@ -58,7 +58,7 @@ def accuracy_and_f1(predicted: list[str], rows: list[Row], positive: str) -> Met
 
 def correlations(predicted: list[float], rows: list[Row]) -> Metrics:
     """Pearson's and Spearman's correlation in percent; 0 where one side does not vary."""
-    with needing("metrics"):
+    with needs_extra("metrics"):
         from scipy.stats import pearsonr, spearmanr
 
     targets = [float(row["score"]) for row in rows]
@@ -80,12 +80,12 @@ def rouge(outputs: list[str], rows: list[Row]) -> Metrics:
     Computed by rouge_score with Porter's stemmer. ROUGE-L takes a text as one sequence
     (``rougeL``); for texts of one line, such as XSum's, ``rougeLsum`` is the same.
     """
-    with needing("metrics"):
+    with needs_extra("metrics"):
         from rouge_score.rouge_scorer import RougeScorer
 
     names = ["rouge1", "rouge2", "rougeL"]
     scorer = RougeScorer(names, use_stemmer=True)
-    pairs = watched(list(zip(outputs, rows, strict=True)), "ROUGE")
+    pairs = progress_bar(list(zip(outputs, rows, strict=True)), "ROUGE")
     found = [scorer.score(answer_of(row), output) for output, row in pairs]
     return {name: 100.0 * sum(one[name].fmeasure for one in found) / len(found) for name in names}
 
@@ -97,7 +97,7 @@ def bleu(outputs: list[str], rows: list[Row]) -> Metrics:
     ``normalised_romanian``, and sacrebleu does not tokenise them again. ``bleu``: both are left as
     they are, with sacrebleu's tokenisation 13a.
     """
-    with needing("metrics"):
+    with needs_extra("metrics"):
         from sacrebleu.metrics.bleu import BLEU
 
     references = [answer_of(row) for row in rows]
@@ -116,7 +116,7 @@ def normalised_romanian() -> Callable[[str], str]:
     Moses normalises punctuation to ASCII and takes out control characters; cedillas become commas
     and letters lose their marks; then Moses' tokens are joined by spaces, without escapes.
     """
-    with needing("metrics"):
+    with needs_extra("metrics"):
         from sacremoses import MosesPunctNormalizer, MosesTokenizer
 
     punctuation = MosesPunctNormalizer(

@@ -15,7 +15,7 @@ class _AfterPeft:
     def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
         """The spec of peft whose loader registers our types at its end; None for all else."""
         if name == "torch":
-            _hush()
+            _silence()
         if name != "peft":
             return None
         # Asking for a spec need not end in an import, so this finder stays until one has.
@@ -38,16 +38,16 @@ class _AfterPeft:
         loader.exec_module = execute_and_register
 
 
-def _hush():  # type: ignore[no-untyped-def]
-    """Keep back what libraries on torch say for themselves, as in commands of lorada."""
+def _silence():  # type: ignore[no-untyped-def]
+    """Silence messages of other libraries, as the commands of lorada do."""
     here = os.path.dirname(os.path.abspath(__file__))
     path = os.path.join(here, "..", "..", "support", "quiet.py")
     names = {"__name__": "lorada_quiet"}
     try:
         with open(path) as file:
             exec(compile(file.read(), path, "exec"), names)
-        names["hush"]()  # type: ignore[operator]
-    except Exception as error:  # then they are heard
+        names["silence"]()  # type: ignore[operator]
+    except Exception as error:  # then they are not silenced
         sys.stderr.write("lorada run: " + str(error) + "\n")
 
 

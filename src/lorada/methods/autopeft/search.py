@@ -9,8 +9,8 @@ from typing import Any
 from lorada.methods.autopeft.botorch_sampler import BotorchSampler
 from lorada.methods.autopeft.search_space import Sampler, Space, Trial, random_sampler
 from lorada.methods.autopeft.settings import Configuration
-from lorada.support.errors import unknown
-from lorada.support.files import json_text, write_whole
+from lorada.support.errors import unknown_name
+from lorada.support.files import json_text, write_atomic
 
 
 def sampler_named(name: str) -> Sampler:
@@ -24,7 +24,7 @@ def sampler_named(name: str) -> Sampler:
         return random_sampler
     if name == "botorch":
         return BotorchSampler()
-    raise unknown("sampler", name, ("random", "botorch"))
+    raise unknown_name("sampler", name, ("random", "botorch"))
 
 
 def search(
@@ -78,7 +78,7 @@ def _write(
             "trials": [asdict(t) for t in done],
             "next": [asdict(c) for c in proposed],
         }
-        write_whole(path, json_text(state) + "\n")
+        write_atomic(path, json_text(state) + "\n")
 
 
 def _read(path: Path | None, about: dict[str, Any]) -> tuple[list[Trial], list[Configuration]]:

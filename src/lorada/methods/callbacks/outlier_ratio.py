@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lorada.support.progress import watched
+from lorada.support.progress import progress_bar
 
 
 def outlier_ratios(
@@ -50,7 +50,7 @@ def outlier_ratios(
             for linear in (m for layer in layers.values() for m in linears(layer)):
                 handle = linear.register_forward_pre_hook(add_squares)
                 stack.callback(handle.remove)
-            for batch in watched(batches, "Calibrating"):
+            for batch in progress_bar(batches, "Calibrating"):
                 mask = batch.get("attention_mask")
                 model(**batch)
     finally:

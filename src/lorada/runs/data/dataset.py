@@ -15,7 +15,7 @@ from transformers import (
 from lorada.runs.data.rows import Rows
 from lorada.runs.data.token_cache import Encoding, cached
 from lorada.runs.recipe import Recipe
-from lorada.support.progress import watched
+from lorada.support.progress import progress_bar
 from lorada.tasks.rows import HEADED, Form
 from lorada.tasks.task import Kind
 from lorada.tasks.tokenize import (
@@ -118,9 +118,9 @@ def _encoded(rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOpti
     title = f"Encoding {rows.path}"
     found: Iterable[Encoded | None]
     if rows.form == "text":
-        found = windows(watched(rows.rows, title), tokenizer, options)
+        found = windows(progress_bar(rows.rows, title), tokenizer, options)
     else:
-        found = watched(
+        found = progress_bar(
             encode(rows.rows, rows.form, tokenizer, options), title, total=len(rows.rows)
         )
     try:

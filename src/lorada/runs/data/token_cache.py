@@ -21,7 +21,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from lorada.runs.data.rows import Rows
-from lorada.support.files import one_at_a_time, written_whole
+from lorada.support.files import atomic_path, one_at_a_time
 from lorada.support.version import __version__
 from lorada.tasks.tokenize import EncodeOptions
 
@@ -72,7 +72,7 @@ def _make(folder: Path, make: Callable[[], Encoding], rows: Rows) -> Encoding:
     made, counts = make()
     if made is not None:
         try:
-            with written_whole(folder) as fresh:
+            with atomic_path(folder) as fresh:
                 made.save_to_disk(str(fresh))
                 (fresh / COUNTS).write_text(json.dumps(counts))
         except OSError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from lorada.support.files import SCRATCH, write_whole
+from lorada.support.files import SCRATCH, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def _whole_archive(path: Path) -> bool:
 def write_checksums(checkpoint: Path) -> None:
     """Write the checksums of a checkpoint's files into it."""
     lines = [f"{_sum(checkpoint / name)}  {name}\n" for name in _files(checkpoint)]
-    write_whole(checkpoint / CHECKSUM_FILE, "".join(lines))
+    write_atomic(checkpoint / CHECKSUM_FILE, "".join(lines))
 
 
 def has_checksums(checkpoint: Path) -> bool:

@@ -15,8 +15,8 @@ from typing import Any
 from lorada.runs.folder.checkpoints import CHECKPOINT, last_whole_checkpoint, processes_of
 from lorada.runs.folder.result import RESULT_FILE
 from lorada.runs.recipe import PATHS, RECIPE_FILE, Recipe, saved_recipe
-from lorada.support.files import scratch_folder, write_whole
-from lorada.support.processes import count
+from lorada.support.files import scratch_folder, write_atomic
+from lorada.support.processes import process_count
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +56,10 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
     checkpoint = last_whole_checkpoint(run)
     if checkpoint is None:
         logger.warning("%s has no whole checkpoint yet: starting from the beginning", run)
-    elif (before := processes_of(checkpoint)) != count():
+    elif (before := processes_of(checkpoint)) != process_count():
         raise ValueError(
-            f"{checkpoint} was saved by {before}, not {count()} process(es): start as many, or "
-            "start again with --overwrite"
+            f"{checkpoint} was saved by {before}, not {process_count()} process(es): start as "
+            "many, or start again with --overwrite"
         )
     return Start(checkpoint=checkpoint)
 
@@ -148,7 +148,7 @@ def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
             "with --overwrite"
         )
     recipe.save(run)
-    write_whole(rows, fingerprint + "\n")
+    write_atomic(rows, fingerprint + "\n")
 
 
 def clear(run: Path) -> None:
@@ -172,7 +172,7 @@ def same_recipe(before: Recipe, now: Recipe) -> None:
     for key, old, value in differences(before, now):
         raise ValueError(
             f"the run to resume had {key}={old!r}, not {value!r}: leave it as it was, "
-            "or start again with --overwrite"
+            "or, start again with --overwrite"
         )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lorada.runs.recipe import Recipe
-from lorada.support.files import write_whole
+from lorada.support.files import write_atomic
 from lorada.support.version import __version__
 from lorada.tuners.base.config import LAUNCH
 
@@ -146,4 +146,4 @@ def write_export_card(
 
 def _write(folder: Path, recipe: Recipe, **texts: str) -> None:
     card = CARD.format(model=recipe.model, method=recipe.method, **texts)
-    write_whole(folder / "README.md", card)
+    write_atomic(folder / "README.md", card)

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lorada.support.files import json_text, write_whole
+from lorada.support.files import json_text, write_atomic
 from lorada.tasks.rows import Form
 
 logger = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ def result_in(path: Path, *, of_table: bool = False) -> dict[str, Any]:
 
 def write_result(run: Path, result: dict[str, Any]) -> None:
     """Write the result of a run, whole or not at all."""
-    write_whole(run / RESULT_FILE, json_text(result) + "\n")
+    write_atomic(run / RESULT_FILE, json_text(result) + "\n")
 
 
 def keep_scores(

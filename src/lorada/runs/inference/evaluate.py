@@ -21,7 +21,7 @@ from lorada.runs.models.candidate_scores import (
     needs_whole,
     sequence_scores,
 )
-from lorada.support.progress import watched
+from lorada.support.progress import progress_bar
 from lorada.tasks.metrics import Metrics
 from lorada.tasks.rows import Form
 from lorada.tasks.tokenize import IGNORED, prompt_of
@@ -138,7 +138,7 @@ def _batches(
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     size = run.recipe.eval_batch_size
     chunks = [order[start : start + size] for start in range(0, len(order), size)]
-    for chosen in watched(chunks, title):
+    for chosen in progress_bar(chunks, title):
         batch = pad([dataset[i] for i in chosen])
         yield chosen, {key: tensor.to(run.device) for key, tensor in batch.items()}
 

@@ -17,8 +17,8 @@ from lorada.runs.folder.folder import refuse_target
 from lorada.runs.folder.model_card import write_export_card
 from lorada.runs.inference.load import Run, load_run
 from lorada.runs.models.adapters import task_type
-from lorada.support.errors import saving
-from lorada.support.files import written_whole
+from lorada.support.errors import full_disk_in_one_line
+from lorada.support.files import atomic_path
 from lorada.tasks.rows import HEADED
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
             run.recipe.dtype,
         )
     again = "Free space, then run the command again"
-    with saving(target, again), written_whole(target) as fresh:
+    with full_disk_in_one_line(target, again), atomic_path(target) as fresh:
         _write(model, run, fresh)
         task = task_type(run.model.config, classifies=run.form in HEADED)
         write_export_card(fresh, run.recipe, merged, left, task)

@@ -10,7 +10,7 @@ from lorada.runs.data.rows import protocol_settings
 from lorada.runs.inference.load import Run
 from lorada.runs.models.generation import language_settings, refuse_long
 from lorada.support.errors import out_of_memory
-from lorada.support.progress import watched
+from lorada.support.progress import progress_bar
 from lorada.tasks.rows import HEADED, Row
 from lorada.tasks.task import Protocol
 from lorada.tasks.tokenize import prompt_of
@@ -73,7 +73,7 @@ def generate(
     outputs: dict[int, str] = {}
     cut = 0
     try:
-        for start in watched(range(0, len(order), size), "Generating"):
+        for start in progress_bar(range(0, len(order), size), "Generating"):
             chosen = order[start : start + size]
             chunk = [prompts[i] for i in chosen]
             batch, longer = _tokens(run, chunk, room, templated=templated)

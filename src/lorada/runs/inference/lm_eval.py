@@ -14,7 +14,7 @@ from lorada.runs.folder.result import keep_scores
 from lorada.runs.inference.evaluate import scoring
 from lorada.runs.inference.load import Run
 from lorada.runs.models.candidate_scores import needs_whole
-from lorada.support.errors import needing, unknown
+from lorada.support.errors import needs_extra, unknown_name
 from lorada.tasks.rows import HEADED
 
 PREFIX = "lm_eval/"
@@ -39,7 +39,7 @@ def evaluate_lm_eval(
         ImportError: naming the extra, if lm-eval is missing.
         ValueError: for an unknown task, rows that cannot be loaded, or a run without a text.
     """
-    with needing("eval"):
+    with needs_extra("eval"):
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
     if run.form in HEADED:
@@ -70,7 +70,7 @@ def _task_manager(names: list[str]) -> Any:
     manager = TaskManager(include_defaults=bool(named))  # the defaults are thousands of files
     for name in named:
         if name not in manager.all_tasks:
-            raise unknown("task of lm-eval", name, manager.all_tasks)
+            raise unknown_name("task of lm-eval", name, manager.all_tasks)
     for name in names:
         try:
             manager.load([name])

@@ -8,7 +8,7 @@ import torch
 from lorada.attention.explain import LayerMaps, explain
 from lorada.runs.data.rows import JSONL, Rows, load_rows, scored_rows
 from lorada.runs.inference.load import Run
-from lorada.support.progress import watched
+from lorada.support.progress import progress_bar
 from lorada.tasks.rows import Form, Row
 from lorada.tasks.tokenize import prompt_of
 
@@ -99,7 +99,7 @@ def ratios_by_layer(
     scored = _rows(run, data, data_dir)
     rows = scored.rows[:count]
     layers: list[dict[str, Any]] = []
-    for row in watched(rows, "Explaining"):
+    for row in progress_bar(rows, "Explaining"):
         found, _ = _explained(run, _texts(run, row, scored.form))
         if not layers:
             layers = [

@@ -9,7 +9,7 @@ from torch import Tensor
 from lorada.runs.data.dataset import context_of
 from lorada.runs.data.rows import Rows
 from lorada.runs.inference.load import Run
-from lorada.support.progress import watched
+from lorada.support.progress import progress_bar
 from lorada.tasks.long_sequence import Losses, window_starts
 from lorada.tasks.metrics import Metrics
 from lorada.tasks.tokenize import document_ids
@@ -34,7 +34,7 @@ def slide(run: Run, rows: Rows) -> tuple[list[Losses], Metrics]:
         size = max(1, min(run.recipe.eval_batch_size, TOKENS // length))
         chunks = [starts[first : first + size] for first in range(0, len(starts), size)]
         losses: list[float] = []
-        for chunk in watched(chunks, f"Windows of {length}"):
+        for chunk in progress_bar(chunks, f"Windows of {length}"):
             ids = torch.stack([stream[start : start + length] for start in chunk]).to(run.device)
             # Every window is full, so there are no pads and no mask.
             logits = run.model(input_ids=ids, use_cache=False).logits

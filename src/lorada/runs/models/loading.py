@@ -27,7 +27,7 @@ from transformers import (
 from lorada.methods.matrix_names import family_of
 from lorada.methods.task_head import head_modules, may_be_drawn
 from lorada.runs.models.names import check_name, named_config, package_folder
-from lorada.support.errors import out_of_memory, saving
+from lorada.support.errors import full_disk_in_one_line, out_of_memory
 from lorada.support.files import one_at_a_time, scratch_folder
 from lorada.support.models import MODELS, PACKAGED
 from lorada.tasks.task import Kind
@@ -83,7 +83,7 @@ def _convert_gguf(folder: Path, file_name: str, target: Path) -> None:
     model = type(loaded)(config)
     model.load_state_dict(loaded.state_dict())
     space = f"Free space, or set LORADA_CACHE to another place than {target.parent}"
-    with saving(target, space), scratch_folder(target.parent) as scratch:
+    with full_disk_in_one_line(target, space), scratch_folder(target.parent) as scratch:
         fresh = scratch / target.name
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)

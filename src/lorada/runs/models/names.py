@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorada.support.errors import unknown
+from lorada.support.errors import unknown_name
 from lorada.support.models import MODELS, PACKAGED
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def check_name(name: str, *, weights: bool = True) -> None:
             )
         return
     if name.startswith((".", "/", "~")) or "/" not in name:
-        raise unknown("model", name, MODELS)
+        raise unknown_name("model", name, MODELS)
 
 
 def has_weights(name: str) -> bool:

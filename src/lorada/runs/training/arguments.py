@@ -13,7 +13,7 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments, get_schedu
 
 from lorada.runs.data.rows import Rows
 from lorada.runs.recipe import Recipe
-from lorada.support.processes import without_accelerator
+from lorada.support.processes import only_cpu
 from lorada.tasks.rows import answer_of
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def training_arguments(
     if not report and "report_to" not in recipe.training:
         logger.warning("no TensorBoard logs: pip install 'lorada[logging]'")
     settings = {**DEFAULTS, "report_to": report, **(method or {}), **recipe.training}
-    settings["use_cpu"] = settings.get("use_cpu") or without_accelerator()
+    settings["use_cpu"] = settings.get("use_cpu") or only_cpu()
     made = _Seq2SeqArguments if writes else _Arguments
     if not writes:
         settings = _without_seq2seq(settings)

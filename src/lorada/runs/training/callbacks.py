@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorada.runs.folder.checkpoints import CHECKSUM_FILE, checkpoints, write_checksums
-from lorada.support.processes import anywhere, together
+from lorada.support.processes import all_or_none, in_any_process
 
 
 class DivergedError(ValueError):
@@ -37,7 +37,7 @@ class CheckWeights(TrainerCallback):  # type: ignore[misc]
     on_epoch_end = on_step_end  # with save_strategy=epoch, a save is asked for at the end of one
 
 
-@together()
+@all_or_none()
 def refuse_broken(model: nn.Module, args: TrainingArguments, state: TrainerState) -> None:
     """Refuse weights that are NaN or infinite in any process.
 
@@ -63,9 +63,9 @@ def refuse_broken_loss(loss: Tensor, args: TrainingArguments, state: TrainerStat
         DivergedError: with the step and the last good checkpoint.
     """
     broken = not bool(torch.isfinite(loss))
-    if not anywhere(broken, args.device):
+    if not in_any_process(broken, args.device):
         return
-    with together():
+    with all_or_none():
         if broken:
             raise DivergedError(
                 f"the loss became {float(loss)} at step {state.global_step + 1}; "
@@ -110,7 +110,7 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Save and stop if Ctrl-C was pressed in any process; all do so after the same step."""
-        self.interrupted = anywhere(self.interrupted, args.device)
+        self.interrupted = in_any_process(self.interrupted, args.device)
         if self.interrupted:
             control.should_save = True
             control.should_training_stop = True

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lorada.attention.explain import ratio_of, squared_norms
 from lorada.attention.observation import Observation, observe
-from lorada.support.processes import gathered
+from lorada.support.processes import gather_values
 
 logger = logging.getLogger(__name__)
 
@@ -137,5 +137,5 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
 
 def _of_all(sums: Sums) -> Sums:
     """The squared norms of all processes; each has read a part of the batch."""
-    shares = gathered({name: [(a.cpu(), b.cpu()) for a, b in sums[name]] for name in sums})
+    shares = gather_values({name: [(a.cpu(), b.cpu()) for a, b in sums[name]] for name in sums})
     return {name: [call for share in shares for call in share[name]] for name in sums}

@@ -15,8 +15,8 @@ from lorada.runs.models.adapters import fold_prefixes, parameter_counts
 from lorada.runs.models.origin import weights_fingerprint
 from lorada.runs.prepare import PreparedTraining
 from lorada.runs.training.setup import Setup
-from lorada.support.files import written_whole
-from lorada.support.processes import count
+from lorada.support.files import atomic_path
+from lorada.support.processes import process_count
 
 
 def all_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
@@ -44,7 +44,7 @@ def save_model(
     adapted = isinstance(model, PeftModel)
     if adapted:
         fold_prefixes(model)
-    with written_whole(Path(recipe.output) / ("adapter" if adapted else "model")) as fresh:
+    with atomic_path(Path(recipe.output) / ("adapter" if adapted else "model")) as fresh:
         model.save_pretrained(fresh)
         if adapted:
             write_card(fresh, recipe, model.peft_config["default"])
@@ -87,7 +87,7 @@ def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict
         "data": {"file": Path(rows.path).name, "rows": len(rows.rows), "sha256": rows.fingerprint},
         "versions": versions(),
         "hardware": hardware(),
-        "processes": count(),
+        "processes": process_count(),
         "parameters": {**counts, "paper": None},
         "settings_from": plan.settings_from,
         "steps": state.global_step,

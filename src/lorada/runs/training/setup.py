@@ -38,7 +38,7 @@ from lorada.runs.training.choice_trainer import ChoiceTrainer
 from lorada.runs.training.effect_size import EffectSize
 from lorada.runs.training.seq2seq_trainer import WritingTrainer, scorer, writes_texts
 from lorada.runs.training.trainer import RunTrainer
-from lorada.support.processes import count
+from lorada.support.processes import process_count
 from lorada.tuners import LmamConfig, LoradaConfig
 
 logger = logging.getLogger(__name__)
@@ -238,10 +238,12 @@ def _refuse_unshared(trainer: Trainer) -> None:
         ValueError: if each process would train by itself, or hold the whole model despite FSDP.
     """
     args = trainer.args
-    if args.world_size != count():
-        raise ValueError(f"{count()} processes were started, and {args.world_size} would train")
+    if args.world_size != process_count():
+        raise ValueError(
+            f"{process_count()} processes were started, and {args.world_size} would train"
+        )
     shared = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if shared and count() > 1 and not trainer.is_fsdp_enabled:
+    if shared and process_count() > 1 and not trainer.is_fsdp_enabled:
         raise ValueError(
             f"training.fsdp={args.fsdp or 'true'} shares a model out among accelerators, and there "
             "are none here: leave it out"

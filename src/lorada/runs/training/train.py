@@ -26,8 +26,14 @@ from lorada.runs.training.callbacks import SaveOnInterrupt, refuse_broken
 from lorada.runs.training.effect_size import EffectSize
 from lorada.runs.training.finish import all_weights, save_model, training_result
 from lorada.runs.training.setup import set_up
-from lorada.support.errors import saving
-from lorada.support.processes import anywhere, from_first, gathered, join, together
+from lorada.support.errors import full_disk_in_one_line
+from lorada.support.processes import (
+    all_or_none,
+    gather_values,
+    in_any_process,
+    join_processes,
+    made_by_first,
+)
 
 AGAIN = "What was saved before is whole: free space, then lorada train --resume --output "
 
@@ -70,14 +76,14 @@ def train(
     """
     run = Path(recipe.output)
     with argument_errors():
-        join(recipe.training)
-    with saving(run, "Free space, then run the command again"), ExitStack() as stack:
+        join_processes(recipe.training)
+    with full_disk_in_one_line(run, "Free space, then run the command again"), ExitStack() as stack:
 
         def lock_and_check() -> Start:
             stack.enter_context(locked(run))
             return check_folder(recipe, resume=resume, overwrite=overwrite)
 
-        start = from_first(lock_and_check)
+        start = made_by_first(lock_and_check)
         return _train(recipe, start, quiet=quiet)
 
 
@@ -85,32 +91,32 @@ def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
     run = Path(recipe.output)
     again = AGAIN + quote(str(run))
     effect, interrupt = EffectSize(), SaveOnInterrupt()
-    with together():
+    with all_or_none():
         prepared = prepare_training(recipe)
         setup = set_up(prepared, [effect, interrupt], quiet=quiet)
     trainer = setup.trainer
-    from_first(lambda: begin(recipe, start, prepared.rows.fingerprint))
+    made_by_first(lambda: begin(recipe, start, prepared.rows.fingerprint))
     started = time.monotonic()
     try:
         _fit(trainer, start.checkpoint, again)
     finally:
         interrupt.restore()
         effect.stop()
-    if anywhere(interrupt.interrupted, trainer.args.device):
+    if in_any_process(interrupt.interrupted, trainer.args.device):
         return Trained(run, {"steps": trainer.state.global_step}, interrupted=True)
-    weights, peak = all_weights(trainer), max(gathered(peak_memory()))
+    weights, peak = all_weights(trainer), max(gather_values(peak_memory()))
 
     def finish() -> dict[str, Any]:
-        with saving(f"the weights of {run}", again):
+        with full_disk_in_one_line(f"the weights of {run}", again):
             save_model(setup, weights, prepared)
         result = training_result(prepared, setup, peak)
         result["wall_time_s"] = round(time.monotonic() - started, 1)
         result["resumed_from"] = start.checkpoint.name if start.checkpoint else None
-        with saving(run / RESULT_FILE, again):
+        with full_disk_in_one_line(run / RESULT_FILE, again):
             write_result(run, result)
         return result
 
-    return Trained(run, from_first(finish))
+    return Trained(run, made_by_first(finish))
 
 
 def _fit(trainer: Trainer, checkpoint: Path | None, again: str) -> None:
@@ -119,7 +125,9 @@ def _fit(trainer: Trainer, checkpoint: Path | None, again: str) -> None:
         _continue(trainer, checkpoint)
     except Exception:
         print(file=sys.stderr)  # ends the line of the progress bar
-        with saving(f"{trainer.args.output_dir} at step {trainer.state.global_step}", again):
+        with full_disk_in_one_line(
+            f"{trainer.args.output_dir} at step {trainer.state.global_step}", again
+        ):
             raise
 
 

@@ -21,7 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from lorada.runs.data.dataset import lengths_of
 from lorada.runs.data.length_sampler import LengthGroupedSampler
 from lorada.runs.training.callbacks import refuse_broken_loss
-from lorada.support.processes import gathered
+from lorada.support.processes import gather_values
 from lorada.tasks.tokenize import IGNORED
 
 
@@ -157,4 +157,4 @@ class RunTrainer(Trainer):
         The first process writes ``trainer_state.json`` next, which makes the checkpoint complete.
         """
         super()._save_rng_state(output_dir)
-        gathered(None)
+        gather_values(None)

@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from lorada.support.errors import unknown
+from lorada.support.errors import unknown_name
 from lorada.tuners.base.attached_layer import AttachedLayer
 
 # Heads that PEFT adds to ``modules_to_save`` by task, whether a model has them or not.
@@ -98,7 +98,7 @@ def refuse_absent(model: nn.Module, configs: Iterable[PeftConfig], task: Any) ->
             if name in spared or any(full.endswith(name) for full in present):
                 continue
             own = {last for full in present if not (last := full.rpartition(".")[2]).isdigit()}
-            raise unknown("module in modules_to_save", str(name), own - {""})
+            raise unknown_name("module in modules_to_save", str(name), own - {""})
 
 
 def check_fits(

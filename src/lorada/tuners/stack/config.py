@@ -8,7 +8,7 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 
-from lorada.support.errors import unknown
+from lorada.support.errors import unknown_name
 from lorada.support.version import __version__
 from lorada.tuners.base.config import LoradaPeftConfig, known_types, saved_by
 
@@ -78,7 +78,7 @@ def _refuse_unknown(part: dict[str, Any], stack: LoradaConfig) -> None:
     known = PEFT_TYPE_TO_CONFIG_MAPPING[kind].__dataclass_fields__
     for name in part:
         if name not in known:
-            raise unknown(f"setting of {kind}", str(name), known)
+            raise unknown_name(f"setting of {kind}", str(name), known)
 
 
 def _refuse_unstackable(part: PeftConfig) -> None:
