@@ -88,7 +88,7 @@ class DeltaLayer(LoradaTunerLayer):
 
     def matrix(self) -> Tensor:
         """W (out, in); a ``Conv1D`` stores its transpose."""
-        weight = self.get_base_weight()
+        weight: Tensor = self.get_base_layer().weight.detach()
         return weight.T if isinstance(self.adapted, Conv1D) else weight
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
