@@ -60,6 +60,24 @@ def test_imports_follow_the_layout(path):
             assert other == room or other in MAY_IMPORT[room], f"{room} imports {module}"
 
 
+# Within two folders: the files of the first, and what they must not import.
+INNER = {
+    "tuners/base/*.py": r"lorada\.tuners(?!\.base)",
+    "runs/models/*.py": r"lorada\.runs\.(training|inference|folder)",
+    "runs/data/*.py": r"lorada\.runs\.(training|inference|folder)",
+    "runs/inference/*.py": r"lorada\.runs\.training",
+}
+
+
+@pytest.mark.parametrize("files", INNER)
+def test_imports_within_a_folder_follow_the_layout(files):
+    paths = list(SOURCE.glob(files))
+    assert paths
+    for path in paths:
+        for module in imported_modules(path):
+            assert not re.match(INNER[files], module), f"{path.name} imports {module}"
+
+
 def test_reports_read_results_without_torch():
     for path in SOURCE.glob("report/*.py"):
         heavy = {"torch", "transformers", "peft", "datasets"}
