@@ -32,7 +32,7 @@ def refuse_packing(form: Form, kind: Kind, method: str) -> None:
         raise ValueError("packing=true is for decoders only: leave it out")
     if form not in PACKED_FORMS:
         raise ValueError(
-            f"packing=true is for rows of prompts or messages, not of the form {form!r}: leave it out"
+            f"packing=true is for prompts or messages, not for rows of the form {form!r}"
         )
     if SHIFTED_ATTENTION in method_named(method).callbacks:
         raise ValueError("packing=true: LongLoRA's groups would span several rows; leave it out")

@@ -26,7 +26,7 @@ from lorada.tasks.metrics import Metrics
 from lorada.tasks.rows import Form
 from lorada.tasks.tokenize import IGNORED, prompt_of
 
-Answers = tuple[list[Any], Metrics]  # the model's answer to each row, and its loss
+Answers = tuple[list[Any], Metrics]  # the model's answer to each row, and its loss if measured
 
 
 def evaluate(run: Run, data: str | None = None, *, base: bool = False) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def evaluate_tasks(
         base: score the base model instead, with the adapter switched off.
 
     Returns:
-        The metrics by task, and by split if a task has two; a task's own metric comes first.
+        The metrics by task, and by split if a task has two; a task's main metric comes first.
 
     Raises:
         ValueError: as ``evaluate`` does.
@@ -73,7 +73,7 @@ def evaluate_tasks(
 
 
 def has_tasks(run: Run) -> bool:
-    """Whether a run learned benchmark tasks, which bring their own test rows."""
+    """Whether a run learned benchmark tasks, which have test rows."""
     return run.recipe.task != JSONL
 
 
@@ -92,7 +92,7 @@ def _score_all(run: Run, sets: dict[str, Rows], *, base: bool) -> dict[str, dict
 
 @contextmanager
 def scoring(run: Run, *, base: bool) -> Iterator[None]:
-    """Switch gradients off, and the adapter too if the base is to be scored.
+    """Switch gradients off in a ``with`` block, and the adapter too if the base is to be scored.
 
     Raises:
         ValueError: if there is no adapter to switch off, or the base's head was drawn at random.
@@ -104,7 +104,7 @@ def scoring(run: Run, *, base: bool) -> Iterator[None]:
     if base and run.drawn:
         raise ValueError(
             f"--base: {run.recipe.model} has no {min(run.drawn)}, which is drawn anew at each load,"
-            " so the base has no scores of its own: leave out --base"
+            " so scores of the base would be random: leave out --base"
         )
     with run.model.disable_adapter() if base else nullcontext(), torch.no_grad():
         yield
@@ -130,7 +130,7 @@ def _batches(
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Batches of rows of similar length, the longest first: the rows' indices, and their tensors.
 
-    If every row is to be ``answered``, none may be left out.
+    If every row has to be ``answered``, none may be left out.
     """
     dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=answered)
     pad = collator(rows.form, run.tokenizer)
@@ -174,18 +174,18 @@ def _choose(run: Run, rows: Rows) -> Answers:
 
 
 def _write(run: Run, rows: Rows) -> Answers:
-    """What the model writes, and its loss on the right answers per token that counts."""
+    """The text that the model writes for each row, and its loss per token of the right answers."""
     sums, counts = _losses(run, rows)
     room = encode_options(rows, run.recipe, run.kind).prompt_room
     prompts = [prompt_of(row, rows.form, run.tokenizer, room) for row in rows.rows]
-    # Rows of the user's own file have no settings of generation: the run's task has them.
+    # Rows of a user's own file have no generation settings; generate takes those of the run's task.
     protocol = rows.protocol if rows.protocol.generation else None
     answers = generate(run, prompts, templated=rows.form == "messages", protocol=protocol)
     return answers, {"loss": float(sums.sum() / counts.sum())}
 
 
 def _read(run: Run, rows: Rows) -> Answers:
-    """The mean loss of each window of text, and that of all tokens."""
+    """The mean loss of each window of text, and the mean loss of all tokens."""
     sums, counts = _losses(run, rows)
     return (sums / counts).tolist(), {"loss": float(sums.sum() / counts.sum())}
 
