@@ -50,12 +50,8 @@ class Recipe(BaseModel):
     data_dir: str | None = Field(None, description="a local folder with the benchmarks' rows")
     data: str | None = Field(None, description="training rows: a .jsonl or .csv file")
     eval_data: str | None = Field(None, description="held-out rows, in the same format")
-    train_rows: int | None = Field(
-        None, gt=0, description="how many training rows to use, at random"
-    )
-    dev_rows: int = Field(
-        0, ge=0, description="how many training rows are held out, for the held-out loss"
-    )
+    train_rows: int | None = Field(None, gt=0, description="how many training rows, at random")
+    dev_rows: int = Field(0, ge=0, description="training rows held out for the held-out loss")
     eval_rows: int | None = Field(None, gt=0, description="how many rows to score, at random")
     eval_lengths: list[Annotated[int, Field(gt=1)]] | None = Field(
         None, min_length=1, description="context lengths for perplexity; by default the protocol's"
@@ -66,32 +62,27 @@ class Recipe(BaseModel):
     output: str = Field(description="folder of the run")
     from_adapter: str | None = Field(None, description="a saved PEFT adapter to start from")
     max_length: int = Field(512, gt=0, description="most tokens of a row; longer rows are cut")
-    max_target_length: int | None = Field(
-        None, gt=0, description="most tokens of an encoder–decoder's response"
-    )
+    max_target_length: int | None = Field(None, gt=0, description="most tokens of a response")
     languages: list[str] | None = Field(
-        None,
-        min_length=2,
-        max_length=2,
-        description="source and target language of a multilingual tokenizer",
+        None, min_length=2, max_length=2, description="source and target language of the tokenizer"
     )
     train_head: bool = Field(True, description="train the task head; false freezes it")
     packing: bool = Field(False, description="put several training rows in a sequence")
     loss_on: Literal["response", "all"] | None = Field(
-        None, description="which tokens the loss is on; by default the protocol's choice"
+        None, description="tokens that count in the loss; by default the protocol's choice"
     )
     max_new_tokens: int | None = Field(
-        None,
-        gt=0,
-        description="most tokens of a generated answer; by default the protocol's, or 32",
+        None, gt=0, description="most tokens of an answer; by default the protocol's number, or 32"
     )
     eval_batch_size: int = Field(32, gt=0, description="rows scored at once")
-    dtype: str = Field("float32", description="of the base: float32, bfloat16, float16 or float64")
+    dtype: str = Field("float32", description="base in float32, bfloat16, float16 or float64")
     rope_factor: float | None = Field(
         None, gt=1, description="stretch the context by this factor, by scaling rotary positions"
     )
     trust_remote_code: bool = Field(False, description="run code from the model's repository")
-    parts: dict[str, dict[str, Any]] = Field({}, description="settings of parts, by part")
+    parts: dict[str, dict[str, Any]] = Field(
+        {}, description="settings of the method's parts, by part"
+    )
     training: dict[str, Any] = Field({}, description="settings of transformers' TrainingArguments")
 
     @property

@@ -334,11 +334,7 @@ def prompt_of(
 
 
 def _rendered(turns: list[Row], tokenizer: PreTrainedTokenizerBase, **options: Any) -> str:
-    """A conversation as the tokenizer's chat template writes it.
-
-    Raises:
-        TurnsRefused: if there is no template, or it refuses them, as roles that do not alternate.
-    """
+    """A conversation as the tokenizer's chat template writes it; the template may refuse it."""
     if not tokenizer.chat_template:
         raise TurnsRefused("this tokenizer has no chat template: take rows of prompt and response")
     try:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -123,13 +124,7 @@ def _encoded(rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOpti
 def dataset_of(features: Iterator[dict[str, Any]]) -> Dataset | None:
     """A dataset in Arrow's memory, made chunk by chunk: Python's lists take ten times as much."""
     parts: list[Dataset] = []
-    chunk: list[dict[str, Any]] = []
-    for one in features:
-        chunk.append(one)
-        if len(chunk) == CHUNK:
-            parts.append(Dataset.from_list(chunk))
-            chunk = []
-    if chunk:
+    while chunk := list(islice(features, CHUNK)):
         parts.append(Dataset.from_list(chunk))
     return concatenate_datasets(parts) if parts else None
 

@@ -73,12 +73,7 @@ def head_size(rows: Rows) -> int | None:
 def training_rows(
     recipe: Recipe, kind: Kind, own_classes: OwnClasses = None
 ) -> tuple[Rows, Rows | None]:
-    """The rows to learn from, and the held-out ones for the loss while training, if any.
-
-    Args:
-        recipe: names the tasks or the files.
-        kind: kind of the model, which decides between protocols.
-        own_classes: names of the classes that the model's head already has, by index.
+    """The rows to learn from, and those held out to be measured while training, if any.
 
     Raises:
         ValueError: if no file was named, tasks do not go together, or a setting has no meaning for
@@ -250,10 +245,7 @@ def sampled(rows: Rows, count: int | None) -> Rows:
 def load_rows(path: str | None, trained: Form | None = None, labels: tuple[str, ...] = ()) -> Rows:
     """Read a user's file of rows.
 
-    Args:
-        path: the file.
-        trained: the form of the training rows, if these rows are to be scored; else None.
-        labels: class names of the training rows.
+    For rows to score, ``trained`` is the form of the training rows and ``labels`` their classes.
 
     Raises:
         ValueError: if no file was named, or rows to score do not fit the training: a new label,

@@ -161,12 +161,9 @@ def write_result(run: Path, result: dict[str, Any]) -> None:
 def keep_scores(
     run: Path, found: dict[str, dict[str, Any]], unparsable: dict[str, float] | None = None
 ) -> None:
-    """Add scores to the result of a run; if they cannot be written, only warn.
+    """Add scores to the result of a run, by name; if they cannot be written, only warn.
 
-    Args:
-        run: the run's folder.
-        found: name → metrics.
-        unparsable: name → percent of answers that name no option.
+    ``unparsable`` is the percent of answers that name no option, by the same names.
     """
     result = read_result(run)
     result["metrics"].update(found)

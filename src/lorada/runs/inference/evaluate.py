@@ -32,19 +32,15 @@ Answers = tuple[list[Any], Metrics]  # the model's answer to each row, and its l
 def evaluate(run: Run, data: str | None = None, *, base: bool = False) -> dict[str, Any]:
     """Score a run on a file of held-out rows and keep the numbers in its ``result.json``.
 
-    Only a random part of the rows is scored if the recipe has ``eval_rows``.
-
-    Args:
-        run: the run.
-        data: file of rows; None for the recipe's ``eval_data``.
-        base: score the base model instead, with the adapter switched off.
+    The file is ``data`` or the recipe's ``eval_data``. If the recipe has ``eval_rows``, so many of
+    the rows are scored, at random. ``base`` scores the model with the adapter switched off.
 
     Returns:
         The metrics, such as ``loss`` and ``exact_match`` or ``accuracy`` in percent, with ``n``.
 
     Raises:
-        ValueError: if there are no rows or they have another form than the run's, or ``base`` is
-            asked of a run without an adapter.
+        ValueError: if there are no rows or they have another form than the run's, or for ``base``
+            with a run without an adapter.
     """
     rows = load_rows(data or run.recipe.eval_data, run.form, run.labels)
     rows = sampled(rows, run.recipe.eval_rows)
@@ -56,10 +52,7 @@ def evaluate_tasks(
 ) -> dict[str, dict[str, Any]]:
     """Score a run on the test rows of its tasks and keep the numbers in its ``result.json``.
 
-    Args:
-        run: the run.
-        data_dir: local folder of the benchmarks' rows; None for the recipe's.
-        base: score the base model instead, with the adapter switched off.
+    ``data_dir`` replaces the recipe's; ``base`` is as in ``evaluate``.
 
     Returns:
         The metrics by task, and by split if a task has two; a task's main metric comes first.

@@ -29,12 +29,9 @@ BESIDE = "the base is beside this adapter: load a local copy of the folder"
 
 
 def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
-    """Write a finished run as a model, with every part merged that can be.
+    """Write the finished run in ``folder`` as a model, with every part merged that can be.
 
-    Args:
-        folder: the run.
-        target: the folder to write; new or empty, and not inside the run.
-        trust_remote_code: whether code that the model's repository ships may run.
+    ``target`` is the folder to write: new or empty, and not inside the run.
 
     Returns:
         ``folder``, ``merged`` and ``adapter`` (kinds of parts), and ``labels`` of a classifier.

@@ -9,6 +9,7 @@ from lorada.runs.data.dataset import context_of
 from lorada.runs.data.rows import protocol_settings
 from lorada.runs.inference.load import Run
 from lorada.runs.models.generation import language_settings, refuse_long
+from lorada.runs.plain_yaml import refuse_unstorable
 from lorada.support.errors import out_of_memory
 from lorada.support.progress import progress_bar
 from lorada.tasks.rows import HEADED, Row
@@ -92,9 +93,7 @@ def _check_prompts(run: Run, prompts: list[str], *, templated: bool) -> None:
     marked = run.kind == "encoder_decoder" and run.tokenizer("")["input_ids"]
     if not all(prompts) and not marked:
         raise ValueError("a prompt is empty: there is nothing to continue")
-    for prompt in prompts:
-        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-            raise ValueError(f"the prompt {prompt!a} is not UTF-8 text: type it again")
+    refuse_unstorable("prompt", prompts)
     # A tokenizer may drop unknown characters or white space, which can leave no token.
     special = {"add_special_tokens": not templated, "verbose": False}
     found = run.tokenizer(prompts, **special)["input_ids"] if prompts else []

@@ -25,11 +25,8 @@ def evaluate_lm_eval(
 ) -> dict[str, dict[str, Any]]:
     """Score a run on tasks of lm-eval and keep the numbers in its ``result.json``.
 
-    Args:
-        run: the run.
-        names: of tasks, groups or tags of lm-eval, or paths of YAML files that define a task.
-        limit: how many rows of each task to take, from the first on; None for all.
-        base: score the base model instead, with the adapter switched off.
+    ``names`` are tasks, groups or tags of lm-eval, or paths of YAML files that define a task. Of
+    each task the first ``limit`` rows are taken. ``base`` switches the adapter off.
 
     Returns:
         By ``lm_eval/TASK``: lm-eval's metrics with their standard errors, the number of rows

@@ -58,10 +58,7 @@ class Run(Prepared):
 def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
     """Load a finished run.
 
-    Args:
-        folder: the run.
-        trust_remote_code: whether code from the model's repository may run; the recipe in the
-            folder does not decide, because the folder may come from somebody else.
+    Its recipe does not decide about remote code, because the folder may come from somebody else.
 
     Raises:
         ValueError: if the folder holds no finished run, or its adapter does not fit.

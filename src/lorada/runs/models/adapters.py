@@ -218,12 +218,7 @@ def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = ()) -> PeftModel:
-    """A model with the saved adapter in ``folder``, for inference.
-
-    Args:
-        base: the model.
-        folder: the saved adapter.
-        drawn: names of the parameters of ``base`` that were drawn at random.
+    """A model with the saved adapter in ``folder``, for inference; ``drawn`` is as in ``Base``.
 
     Raises:
         ValueError: for a folder that is not a complete adapter of this model, or that lacks drawn
@@ -258,13 +253,10 @@ def base_parameters(base: nn.Module, head: Collection[str] = ()) -> int:
 def parameter_counts(
     model: nn.Module, total: int, head: Collection[str] = (), with_head: str | None = None
 ) -> dict[str, Any]:
-    """How many parameters a model trains, against the ``total`` of its base.
+    """How many parameters a model with a method trains, against the ``total`` (N) of its base.
 
-    Args:
-        model: the model, with a method placed on it.
-        total: N.
-        head: modules of its task head, which is not counted.
-        with_head: regular expression for names of more parameters that are not counted.
+    The task head's modules ``head`` do not count, nor do names that match the regular expression
+    ``with_head``.
 
     Returns:
         ``trainable`` (p), ``total`` (N), ``percent`` (100 p/N) and ``percent_of_all``

@@ -38,14 +38,9 @@ def mean_log_likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def sequence_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """s_c of each candidate, from sequences of a prompt with a candidate.
+    """s_c of each candidate (C,), in fp32, from sequences of a prompt with a candidate.
 
-    Args:
-        model: the language model.
-        batch: ``input_ids``, ``attention_mask`` and ``labels``, (C, T), padded on the left.
-
-    Returns:
-        (C,) in fp32.
+    ``batch`` has ``input_ids``, ``attention_mask`` and ``labels``, (C, T), padded on the left.
     """
     labels, mask = batch["labels"], batch["attention_mask"]
     # Logits take the most memory, and only those at the ends of sequences are needed.
@@ -58,14 +53,8 @@ def sequence_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """The same as ``sequence_scores``, but each prompt is read once and its candidates share it.
 
-    Wrong for a model in which a later token changes an earlier token's output: ``needs_whole``.
-
-    Args:
-        model: the language model.
-        batch: as in ``sequence_scores``, and ``groups`` (B,), how many candidates each row has.
-
-    Returns:
-        (C,) in fp32.
+    ``batch`` also has ``groups`` (B,), how many candidates each row has. Wrong for a model in which
+    a later token changes an earlier token's output: see ``needs_whole``.
     """
     ids, scored = batch["input_ids"], batch["labels"] != IGNORED
     groups = batch["groups"].to(ids.device)

@@ -16,10 +16,7 @@ from lorada.runs.recipe import Recipe, load_recipe
 def count_parameters(method: str, model: str, overrides: list[str]) -> dict[str, Any]:
     """Count the parameters of a method on a model, as ``parameters_of`` does for a recipe.
 
-    Args:
-        method: a key of ``METHODS``, or one with ``+lmam``.
-        model: a hub id, a folder, or a key of ``MODELS``.
-        overrides: settings of the method, each as ``key=value``.
+    ``model`` may also be a key of ``MODELS``; ``overrides`` are settings, each as ``key=value``.
 
     Raises:
         ValueError: for an unknown name, or a setting of the training, which changes no count.

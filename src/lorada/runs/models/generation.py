@@ -8,12 +8,7 @@ def set_languages(
     chosen: list[str] | None,
     usual: tuple[str, str] | None,
 ) -> None:
-    """Set the source and target language of a tokenizer.
-
-    Args:
-        tokenizer: the tokenizer of any model; one without languages stays unchanged.
-        chosen: source and target in the recipe.
-        usual: source and target of the protocol, if the recipe has none.
+    """Set a multilingual tokenizer's source and target: the recipe's ``chosen``, else ``usual``.
 
     Raises:
         ValueError: for a language that the tokenizer does not have.

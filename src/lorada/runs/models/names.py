@@ -14,12 +14,10 @@ if TYPE_CHECKING:
 def check_name(name: str, *, weights: bool = True) -> None:
     """Refuse a name that no model can have, before any file of the model is read.
 
-    Args:
-        name: a hub id, a folder, or a key of ``MODELS``.
-        weights: whether weights are needed; most keys of ``MODELS`` have none.
+    Most keys of ``MODELS`` name an architecture only; they are refused if ``weights`` are needed.
 
     Raises:
-        ValueError: for a name that is none of these, with the nearest known names.
+        ValueError: for such a name, or an unknown one, with the nearest known names.
         ImportError: if the package of a packaged model is missing, with the line that installs it.
     """
     if name in PACKAGED:

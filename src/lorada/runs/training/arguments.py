@@ -70,16 +70,9 @@ def training_arguments(
     quiet: bool = False,
     writes: bool = False,
 ) -> TrainingArguments:
-    """The TrainingArguments of a recipe.
+    """The recipe's settings, over those of its method, over our defaults.
 
-    Args:
-        recipe: the recipe; its settings come before those of ``method``.
-        method: settings of the method; they come before our defaults.
-        quiet: no progress bar.
-        writes: whether an encoder–decoder learns to write texts.
-
-    Returns:
-        transformers' ``TrainingArguments``, or its ``Seq2SeqTrainingArguments`` if ``writes``.
+    If an encoder–decoder learns to write (``writes``), they are ``Seq2SeqTrainingArguments``.
 
     Raises:
         ValueError: for a value that TrainingArguments refuses.

@@ -57,17 +57,11 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
         """Start to measure if this step is to be logged, or saved: ``LogWithSave`` logs saves."""
         step = state.global_step + 1
         every = max(int(state.logging_steps or args.logging_steps or 1), 1)
-        by_step = args.logging_strategy == "steps"
-        first = step == 1 and args.logging_first_step
         saves = max(int(state.save_steps or 0), 0) if args.save_strategy == "steps" else 0
+        logged = args.logging_strategy != "steps" or step % every == 0 or step == state.max_steps
+        logged = logged or (step == 1 and args.logging_first_step)
         self._sums = {}
-        if (
-            not by_step
-            or step % every == 0
-            or step == state.max_steps
-            or first
-            or (saves and step % saves == 0)
-        ):
+        if logged or (saves and step % saves == 0):
             self._watch()
 
     def _watch(self) -> None:

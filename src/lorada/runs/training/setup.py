@@ -229,11 +229,7 @@ def _give_maps_their_rate(trainer: Trainer, model: PeftModel | PreTrainedModel) 
 
 
 def _refuse_unshared(trainer: Trainer) -> None:
-    """Refuse several processes that would not share the work, or the model, as asked.
-
-    Raises:
-        ValueError: if each process would train alone, or hold the whole model despite FSDP.
-    """
+    """Refuse processes that would each train alone, or hold the whole model despite FSDP."""
     args = trainer.args
     if args.world_size != process_count():
         raise ValueError(

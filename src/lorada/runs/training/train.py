@@ -132,11 +132,7 @@ def _fit(trainer: Trainer, checkpoint: Path | None, again: str) -> None:
 
 
 def _continue(trainer: Trainer, checkpoint: Path | None) -> None:
-    """Train to the end, from a checkpoint if there is one.
-
-    Raises:
-        DivergedError: if a weight is NaN or infinite at the end.
-    """
+    """Train to the end, from a checkpoint if there is one; refuse broken weights at the end."""
     state = None
     if checkpoint is not None:
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
