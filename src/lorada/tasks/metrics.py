@@ -103,11 +103,11 @@ def bleu(outputs: list[str], rows: list[Row]) -> Metrics:
     references = [answer_of(row) for row in rows]
     romanian = normalised_romanian()
     # Without ``force``, sacrebleu warns that the texts look tokenised.
-    own = BLEU(tokenize="none", force=True).corpus_score(
+    normalised = BLEU(tokenize="none", force=True).corpus_score(
         [romanian(text) for text in outputs], [[romanian(text) for text in references]]
     )
     plain = BLEU().corpus_score(outputs, [references])
-    return {"bleu_ro": float(own.score), "bleu": float(plain.score)}
+    return {"bleu_ro": float(normalised.score), "bleu": float(plain.score)}
 
 
 def normalised_romanian() -> Callable[[str], str]:

@@ -168,10 +168,10 @@ def same_recipe(before: Recipe, now: Recipe) -> None:
 
 
 def differences(before: Recipe, now: Recipe) -> Iterator[tuple[str, Any, Any]]:
-    """The settings in which two recipes differ, with both values; not ``output`` and its kind."""
+    """The settings in which two recipes differ, with both values; ``output`` may differ."""
     old = before.model_dump()
     for key, value in now.model_dump().items():
-        # Remote code is allowed for one command only; the rows have their own fingerprint.
+        # Remote code is allowed command by command; the rows have their own fingerprint.
         if key not in ("output", "trust_remote_code", "data_dir") and not _same(
             key, old[key], value
         ):

@@ -184,7 +184,7 @@ def _read(run: Run, rows: Rows) -> Answers:
 
 
 def _losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:
-    """By encoded row, in order: the sum of its tokens' losses in nats, and how many count."""
+    """For each encoded row, in order: the sum of its tokens' losses in nats, and how many count."""
     found: dict[int, tuple[float, int]] = {}
     shift = 0 if run.kind == "encoder_decoder" else 1  # a decoder's logits are of the next token
     for chosen, batch in _batches(run, rows, "Scoring", answered=False):

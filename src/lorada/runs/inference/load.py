@@ -73,9 +73,9 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
     whole = folder / "model"
     if whole.is_dir():
         # A fully trained model has its own config, in which positions are stretched already.
-        own = recipe.model_copy(update={"model": str(whole), "rope_factor": None})
-        config = load_config(own.model, trust_remote_code=trust_remote_code)
-        prepared = replace(prepared, recipe=own, config=config)
+        trained = recipe.model_copy(update={"model": str(whole), "rope_factor": None})
+        config = load_config(trained.model, trust_remote_code=trust_remote_code)
+        prepared = replace(prepared, recipe=trained, config=config)
     base = load_base(prepared, outputs)
     if whole.is_dir():
         model: PeftModel | PreTrainedModel = base.model.eval()

@@ -20,8 +20,8 @@ SAMPLED = 64  # how many numbers of each tensor, evenly spread; training changes
 def base_type_of(config: PeftConfig) -> str | None:
     """The ``model_type`` of the base that a saved adapter was trained on; None if it is unknown.
 
-    PEFT's own adapters do not store it, but the name of their base. The config of that base is read
-    if it is in a local folder or in the hub's cache; nothing is downloaded.
+    PEFT's adapters store only the name of their base. The config of that base is read if it is in a
+    local folder or in the hub's cache; nothing is downloaded.
     """
     own = getattr(config, "base_model_type", None)
     name = config.base_model_name_or_path

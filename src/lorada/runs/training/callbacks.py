@@ -34,7 +34,7 @@ class CheckWeights(TrainerCallback):  # type: ignore[misc]
         if control.should_save or state.global_step >= state.max_steps:
             refuse_broken(kwargs["model"], args, state)
 
-    on_epoch_end = on_step_end  # with save_strategy=epoch, a save is asked for at the end of one
+    on_epoch_end = on_step_end  # save_strategy=epoch asks for a save only after an epoch
 
 
 @all_or_none()
@@ -136,7 +136,7 @@ class LogWithSave(TrainerCallback):  # type: ignore[misc]
         if control.should_save and args.logging_strategy != "no":
             control.should_log = True
 
-    on_epoch_end = on_step_end  # with save_strategy=epoch, a save is asked for at the end of one
+    on_epoch_end = on_step_end  # save_strategy=epoch asks for a save only after an epoch
 
 
 class MeasureHeldOut(TrainerCallback):  # type: ignore[misc]
@@ -166,7 +166,7 @@ class SealCheckpoints(TrainerCallback):  # type: ignore[misc]
         if control.should_save and state.is_world_process_zero:
             (_checkpoint(args, state) / CHECKSUM_FILE).unlink(missing_ok=True)
 
-    on_epoch_end = on_step_end  # with save_strategy=epoch, a save is asked for at the end of one
+    on_epoch_end = on_step_end  # save_strategy=epoch asks for a save only after an epoch
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -33,8 +33,8 @@ class RunTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False  # every model returns the mean of its batch
-        self._step_loss: Tensor | float = 0.0  # of the step's batches so far
-        # Of the held-out batches so far: [sum of the losses, how many rows or tokens count].
+        self._step_loss: Tensor | float = 0.0  # sum over the step's batches so far
+        # For each held-out batch so far: [sum of the losses, how many rows or tokens count] by row.
         self._held_out_sums: list[Tensor] = []
 
     @property
