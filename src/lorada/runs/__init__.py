@@ -1,1 +1,1 @@
-"""One training: its recipe, model, rows, trainer, folder, and what its result is used for."""
+"""A run: its recipe, model, rows, training and folder, and the uses of the trained model."""

@@ -1,8 +1,8 @@
 """Reads and writes YAML as plain data: texts, numbers, booleans, lists and mappings.
 
-Recipes may come from strangers, so three things are refused: aliases, which can make a few lines
-grow into billions of values; tags, which ask for objects; and a key that is given twice, as the
-second value would hide the first.
+Recipes may come from strangers, so three things are refused: aliases, because a few lines of them
+can grow into billions of values; tags, because they make Python objects; and a key that is given
+twice, because the second value would hide the first.
 """
 
 import math
@@ -15,7 +15,7 @@ PLAIN = tuple(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "f
 
 
 class _Plain(yaml.SafeLoader):
-    """A loader whose only booleans are true and false, so that `save_strategy=no` is a text."""
+    """A loader that reads only true and false as booleans: in `save_strategy=no`, no is a text."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Refuse aliases and tags before a value is made of them."""
@@ -47,7 +47,7 @@ _Plain.yaml_implicit_resolvers = {
     ]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-# PyYAML takes `1e-5` for a text, because it has no decimal point; here it is a number.
+# PyYAML reads `1e-5` as a text, because it has no decimal point; here it is a number.
 _Plain.add_implicit_resolver(PLAIN[3], re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), "+-0123456789")
 
 
@@ -56,19 +56,15 @@ def _refused(where: Any, problem: str) -> yaml.MarkedYAMLError:
 
 
 class _Written(yaml.SafeDumper):
-    """A dumper that writes every value out and never an alias, which could not be read again."""
+    """A dumper that never writes an alias, because `read_yaml` refuses aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Always."""
+        """True for all data."""
         return True
 
 
 def read_yaml(text: str, source: str) -> Any:
-    """Read a text as YAML.
-
-    Args:
-        text: the YAML.
-        source: what it is, for errors.
+    """Read a text as YAML; errors call it ``source``.
 
     Raises:
         ValueError: with the line, for anything but plain data.
@@ -77,7 +73,7 @@ def read_yaml(text: str, source: str) -> Any:
         return yaml.load(text, _Plain)
     except RecursionError as error:
         raise ValueError(f"{source} is not YAML: it is nested too deeply") from error
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two: of numbers
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two come from numbers
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark and "\n" in text.strip() else ""
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
@@ -90,11 +86,9 @@ def write_yaml(data: Any) -> str:
 
 
 def refuse_unstorable(name: str, value: Any) -> None:
-    """Refuse values that no file can hold: infinity, NaN, text that is not valid Unicode.
+    """Refuse a setting that no file can hold: infinity, NaN, text that is not valid Unicode.
 
-    Args:
-        name: of the setting.
-        value: of it; lists and dictionaries are looked through.
+    Lists and dictionaries are searched too.
 
     Raises:
         ValueError: naming the setting.
@@ -102,7 +96,7 @@ def refuse_unstorable(name: str, value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name}={value} must be a finite number")
     if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise ValueError(f"{name}={value!a} is not UTF-8 text: write it anew")
+        raise ValueError(f"{name}={value!a} is not UTF-8 text: type it again")
     if isinstance(value, dict):
         for key, inner in value.items():
             refuse_unstorable(f"{name}.{key}", inner)

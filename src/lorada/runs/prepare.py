@@ -1,4 +1,4 @@
-"""What a run reads before it loads weights, each of it once.
+"""Reads what a run needs before it loads weights.
 
 A training, an evaluation and an export all begin with ``prepare``; a training goes on with
 ``prepare_training``.
@@ -19,14 +19,7 @@ from lorada.tasks.task import Kind
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe, and what is read of its base model before the weights.
-
-    Attributes:
-        recipe: the recipe.
-        config: the base model's config.
-        kind: whether that is an encoder, a decoder or an encoder–decoder.
-        tokenizer: the base model's tokenizer.
-    """
+    """A recipe, and the config, kind and tokenizer of its base model."""
 
     recipe: Recipe
     config: PreTrainedConfig
@@ -36,10 +29,10 @@ class Prepared:
 
 @dataclass(frozen=True)
 class PreparedTraining(Prepared):
-    """What a training reads before it loads weights.
+    """What a training needs before it loads weights.
 
     Attributes:
-        plan: the recipe's method, made ready for this base model.
+        plan: the recipe's method, with its settings for this base model.
         rows: the rows to learn from.
         held_out: the rows that are measured while training; None for none.
     """

@@ -1,8 +1,8 @@
 """A recipe: all settings of a run, from a YAML file and ``key=value`` overrides.
 
-In both, a key names a field of the recipe, of one part of the method (``lmam.rank``), or of
-transformers' TrainingArguments (``training.learning_rate``). The prefix may be left out if only one
-of them has a field of that name.
+A key names a field of the recipe, of one part of the method (``lmam.rank``), or of transformers'
+TrainingArguments (``training.learning_rate``). The prefix may be left out if only one of them has a
+field of that name.
 """
 
 import os
@@ -50,12 +50,8 @@ class Recipe(BaseModel):
     data_dir: str | None = Field(None, description="a local folder with the benchmarks' rows")
     data: str | None = Field(None, description="training rows: a .jsonl or .csv file")
     eval_data: str | None = Field(None, description="held-out rows, in the same format")
-    train_rows: int | None = Field(
-        None, gt=0, description="how many training rows to use, at random"
-    )
-    dev_rows: int = Field(
-        0, ge=0, description="how many training rows are held out, for the held-out loss"
-    )
+    train_rows: int | None = Field(None, gt=0, description="how many training rows, at random")
+    dev_rows: int = Field(0, ge=0, description="training rows held out for the held-out loss")
     eval_rows: int | None = Field(None, gt=0, description="how many rows to score, at random")
     eval_lengths: list[Annotated[int, Field(gt=1)]] | None = Field(
         None, min_length=1, description="context lengths for perplexity; by default the protocol's"
@@ -66,34 +62,27 @@ class Recipe(BaseModel):
     output: str = Field(description="folder of the run")
     from_adapter: str | None = Field(None, description="a saved PEFT adapter to start from")
     max_length: int = Field(512, gt=0, description="most tokens of a row; longer rows are cut")
-    max_target_length: int | None = Field(
-        None, gt=0, description="most tokens of an encoder–decoder's response"
-    )
+    max_target_length: int | None = Field(None, gt=0, description="most tokens of a response")
     languages: list[str] | None = Field(
-        None,
-        min_length=2,
-        max_length=2,
-        description="source and target language of a multilingual tokenizer",
+        None, min_length=2, max_length=2, description="source and target language of the tokenizer"
     )
-    train_head: bool = Field(
-        True, description="train the task head; false leaves it as it was drawn"
-    )
+    train_head: bool = Field(True, description="train the task head; false freezes it")
     packing: bool = Field(False, description="put several training rows in a sequence")
     loss_on: Literal["response", "all"] | None = Field(
-        None, description="which tokens the loss is on; by default the protocol's choice"
+        None, description="tokens that count in the loss; by default the protocol's choice"
     )
     max_new_tokens: int | None = Field(
-        None,
-        gt=0,
-        description="most tokens of a generated answer; by default the protocol's, or 32",
+        None, gt=0, description="most tokens of an answer; by default the protocol's number, or 32"
     )
     eval_batch_size: int = Field(32, gt=0, description="rows scored at once")
-    dtype: str = Field("float32", description="of the base: float32, bfloat16, float16 or float64")
+    dtype: str = Field("float32", description="base in float32, bfloat16, float16 or float64")
     rope_factor: float | None = Field(
         None, gt=1, description="stretch the context by this factor, by scaling rotary positions"
     )
     trust_remote_code: bool = Field(False, description="run code from the model's repository")
-    parts: dict[str, dict[str, Any]] = Field({}, description="settings of parts, by part")
+    parts: dict[str, dict[str, Any]] = Field(
+        {}, description="settings of the method's parts, by part"
+    )
     training: dict[str, Any] = Field({}, description="settings of transformers' TrainingArguments")
 
     @property
@@ -110,12 +99,12 @@ class Recipe(BaseModel):
             if value and Path(value).exists() and not value.startswith(BUILTIN)
         }
         if self.model in PACKAGED or not Path(self.model).is_dir():
-            found.pop("model", None)  # a file or folder of this name is not the model
+            found.pop("model", None)  # the file or folder of this name is not the model
         return self.model_copy(update=found)
 
     @field_serializer("training")
     def _without_secrets(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """The settings without tokens and passwords, which a resumed run has to be given again."""
+        """The settings without tokens and passwords; a resumed run must be given them again."""
         return {
             name: self._without_secrets(value) if isinstance(value, dict) else value
             for name, value in settings.items()
@@ -127,24 +116,22 @@ class Recipe(BaseModel):
         write_atomic(folder / RECIPE_FILE, write_yaml(self.model_dump()))
 
 
+# Fields that are not themselves sections of settings.
+PLAIN = Recipe.model_fields.keys() - {"parts", TRAINING}
+
+
 def builtin_recipes() -> dict[str, Path]:
     """The recipes that ship with the package, by name."""
     folder = Path(str(files("lorada"))) / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def _stated(
+def _given_settings(
     source: str | None, overrides: list[str], options: dict[str, Any]
 ) -> list[tuple[str, Any]]:
-    """Keys and values as they were written; later ones override earlier ones.
+    """Keys and values as given to ``load_recipe``; later ones override earlier ones.
 
-    They are not checked here, which would take transformers and PEFT. The arguments are those of
-    ``load_recipe``.
-
-    Raises:
-        ValueError: for a file that is not a YAML mapping, a file that asks for remote code when
-            the command does not, or an override that is not key=value.
-        FileNotFoundError: if there is no such file.
+    They are not checked here, because that needs transformers and PEFT.
     """
     settings = _read_yaml(source) if source is not None else {}
     asked = settings.pop(REMOTE, False)
@@ -172,11 +159,12 @@ def load_recipe(
 
     Raises:
         ValueError: for an unknown key (with the nearest names), an ambiguous key (with the full
-            ones), a value of the wrong type (with the field, the value and the type), or a file
-            that asks for remote code when the command does not.
+            ones), a value of the wrong type (with the field, the value and the type), a file that
+            is no YAML mapping, or one that asks for remote code when the command does not.
+        FileNotFoundError: if there is no such file.
     """
-    pairs = _stated(source, overrides, options)
-    parts = _parts_of(dict(pairs))  # which keys there are depends on the method
+    pairs = _given_settings(source, overrides, options)
+    parts = _part_names(dict(pairs))  # which keys there are depends on the method
     values: dict[str, Any] = {"parts": {}, TRAINING: {}}
     for key, value in pairs:
         _assign(values, parts, key, value)
@@ -194,19 +182,18 @@ def outline(
     Raises:
         ValueError: as ``load_recipe`` does, but not for those settings.
     """
-    stated = dict(_stated(source, overrides, options))
-    _parts_of(stated)  # refuses an unknown method
-    training = stated.get(TRAINING)
+    given = dict(_given_settings(source, overrides, options))
+    _part_names(given)  # refuses an unknown method
+    training = given.get(TRAINING)
     seed = training.get("seed", SEED) if isinstance(training, dict) else SEED
-    seed = stated.get("training.seed", stated.get("seed", seed))
-    plain = Recipe.model_fields.keys() - {"parts", TRAINING}
-    values = {key: value for key, value in stated.items() if key in plain}
+    seed = given.get("training.seed", given.get("seed", seed))
+    values = {key: value for key, value in given.items() if key in PLAIN}
     return _validated(values, seed if name_output else None)
 
 
-def _parts_of(stated: dict[str, Any]) -> list[str]:
-    """The names of the parts of the method that is stated, or of the default one."""
-    return method_named(str(stated.get("method", Recipe.model_fields["method"].default))).part_names
+def _part_names(given: dict[str, Any]) -> list[str]:
+    """The names of the parts of the given method, or of the default method."""
+    return method_named(str(given.get("method", Recipe.model_fields["method"].default))).part_names
 
 
 def _validated(values: dict[str, Any], seed: Any = None) -> Recipe:
@@ -231,7 +218,7 @@ def _validated(values: dict[str, Any], seed: Any = None) -> Recipe:
 
 
 def saved_recipe(path: Path, *, trust_remote_code: bool = False) -> Recipe:
-    """The recipe in a run's folder, with the caller's word on remote code instead of its own.
+    """The recipe in a run's folder; the caller, not the file, decides about remote code.
 
     Raises:
         ValueError: as ``load_recipe``.
@@ -240,7 +227,7 @@ def saved_recipe(path: Path, *, trust_remote_code: bool = False) -> Recipe:
 
 
 def _named_output(values: dict[str, Any], seed: Any) -> dict[str, str]:
-    """The output ``runs/TASK-METHOD-seedN``; nothing if neither a task nor data is given."""
+    """``output=runs/TASK-METHOD-seedN``; empty if neither a task nor data is given."""
     method, task = (values.get(key, Recipe.model_fields[key].default) for key in ("method", "task"))
     names = [name.strip() for name in str(task).split(",")]
     if task == Recipe.model_fields["task"].default:
@@ -275,7 +262,7 @@ def _split(override: str) -> tuple[str, Any]:
 
 
 def _assign(values: dict[str, Any], parts: list[str], key: str, value: Any) -> None:
-    """Set one key: full (``lmam.rank``), bare (``rank``), or a section with a mapping as value."""
+    """Set one key: ``lmam.rank``, its short form ``rank``, or ``lmam`` with a mapping as value."""
     sections = [*parts, TRAINING]
     if key in (*sections, "parts"):
         if not isinstance(value, dict | None):
@@ -297,8 +284,7 @@ def _assign(values: dict[str, Any], parts: list[str], key: str, value: Any) -> N
             raise unknown_name("override", key, [f"{s}.…" for s in sections])
         _set(values, section, name, value)
         return
-    own = Recipe.model_fields.keys() - {"parts", TRAINING}
-    _set(values, owner_of(key, sections, also=own), key, value)
+    _set(values, owner_of(key, sections, also=PLAIN), key, value)
 
 
 def _set(values: dict[str, Any], section: str, name: str, value: Any) -> None:

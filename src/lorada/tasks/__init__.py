@@ -1,4 +1,4 @@
-"""TASKS: every task by name. A task turns rows into a model's inputs, its outputs into metrics."""
+"""``TASKS``: every task, by name. A task makes inputs from rows, and metrics from outputs."""
 
 from lorada.tasks.arithmetic import ARITHMETIC
 from lorada.tasks.commonsense import COMMONSENSE

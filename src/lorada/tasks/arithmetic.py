@@ -1,8 +1,8 @@
 """Arithmetic word problems: trained on MATH10K, tested on AQuA, GSM8K, MAWPS and SVAMP.
 
-Rows have the fields of LLM-Adapters' files (Hu et al., 2023), which are read from its repository if
-there is no local folder. ``answer`` is the right answer; the ``output`` of test rows is one that
-ChatGPT once gave, and is not used.
+Rows have the fields of LLM-Adapters' files (Hu et al., 2023). Without a local folder they are read
+from its repository. ``answer`` is the right answer; the ``output`` of a test row is an answer of
+ChatGPT, and is not used.
 """
 
 import re
@@ -18,31 +18,31 @@ from lorada.tasks.task import Protocol, Source, Task, unchanged
 
 FOLDER = "arithmetic_llm_adapters"
 MATH10K = f"{llm_adapters_prompt.REPOSITORY}/ft-training_set/math_10k.json"
-# In a local folder: a set composed like MATH10K and as large, and a small part of MATH10K itself.
+# A local folder has a set as large as MATH10K and composed like it, and a small part of MATH10K.
 TRAIN = {
     "math10k_rebuilt": Source(f"{FOLDER}/math10k_rebuilt", "train", MATH10K),
     "math_10k": Source(f"{FOLDER}/math_10k", "train", MATH10K),
 }
 LETTERS = "ABCDE"
-QUANTA_LETTERS = "ABCDEFGHIK"  # those of QuanTA's list, which has no J
+QUANTA_LETTERS = "ABCDEFGHIK"  # QuanTA's list has no J
 
 
 def last_number(text: str) -> float:
-    """The last number of a text, with commas left out; infinity if it has none."""
+    """The last number in a text, read without commas; infinity if there is none."""
     found = re.findall(r"-?\d+(?:\.\d*)?", text.replace(",", ""))
     return float(found[-1]) if found else inf
 
 
 def first_letter(text: str, letters: str = LETTERS) -> str | None:
-    """The first of these capital letters in a text, even inside a word; None if it has none."""
+    """The first of these capital letters in a text, even inside a word; None if there is none."""
     return next((character for character in text if character in letters), None)
 
 
 def right_number(answer: Any) -> float:
-    """The answer of a row to score as a number, with commas left out.
+    """The right answer of a row as a number, read without commas.
 
     Raises:
-        ValueError: if it is none, so that no output could be right.
+        ValueError: if it is not a finite number.
     """
     try:
         number = float(str(answer).replace(",", ""))
@@ -54,10 +54,10 @@ def right_number(answer: Any) -> float:
 
 
 def right_letter(answer: Any) -> str:
-    """The answer of a row to score as a letter.
+    """The right answer of a row as a letter.
 
     Raises:
-        ValueError: if it is not one of the letters that outputs are searched for.
+        ValueError: if it is not one of ``LETTERS``.
     """
     if answer not in tuple(LETTERS):
         raise ValueError(f"answer {answer!r} is not one of {', '.join(LETTERS)}")
@@ -67,9 +67,9 @@ def right_letter(answer: Any) -> str:
 def score_numbers(outputs: list[str], rows: list[Row], answer: Callable[[str], str]) -> Metrics:
     """``exact``, ``quanta_one_sided`` and ``unparsable``, in percent.
 
-    ``exact``: within 1e-3 of the right number. ``quanta_one_sided`` is what QuanTA's evaluation
-    counts. Its comparison is inside the absolute value by mistake, so any number that is not
-    smaller than the right one counts, and so does an output without a number, taken as infinity.
+    ``exact``: within 1e-3 of the right number. ``quanta_one_sided``: what QuanTA's evaluation
+    counts as right. By mistake its comparison is inside the absolute value, so every number that is
+    not smaller than the right one counts; so does an output without a number, which is infinity.
     """
     found = [last_number(answer(output)) for output in outputs]
     right = [right_number(row["answer"]) for row in rows]
@@ -84,7 +84,7 @@ def score_numbers(outputs: list[str], rows: list[Row], answer: Callable[[str], s
 def score_letters(outputs: list[str], rows: list[Row], answer: Callable[[str], str]) -> Metrics:
     """``exact``, ``quanta_one_sided`` and ``unparsable`` of letters, in percent.
 
-    Both compare the first letter; QuanTA also takes letters after E for answers.
+    The first letter is compared with the right one; QuanTA also searches for letters after E.
     """
     texts = [answer(output) for output in outputs]
     pairs = list(zip(texts, [row["answer"] for row in rows], strict=True))
@@ -102,18 +102,18 @@ def _percent(values: list[bool]) -> float:
 
 
 def first_line(output: str) -> str:
-    """The first line of an output, for a model that ends its answer with a newline."""
+    """The first line of an output; QuanTA's answers end with a newline."""
     return output.split("\n")[0]
 
 
 def _scorable(row: Row, right: Callable[[Any], Any]) -> Row:
-    """A row to score, unchanged, after its answer has been checked."""
+    """The row, unchanged; raises if its answer could never be matched."""
     right(row["answer"])
     return row
 
 
 def _rationale(row: Row, field: str, shape: llm_adapters_prompt.Shape = unchanged) -> Row:
-    """QuanTA's prompt, and as response one line with its newline."""
+    """A row with QuanTA's prompt; the response is one line and ends with a newline."""
     row = shape(row)
     return {
         "prompt": quanta_prompt.prompt(row["instruction"]),
@@ -124,7 +124,7 @@ def _rationale(row: Row, field: str, shape: llm_adapters_prompt.Shape = unchange
 
 def _task(summary: str, folder: str, *, letters: bool = False) -> Task:
     score = score_letters if letters else score_numbers
-    # Only rows to score are checked: MATH10K has letters and numbers, and its answers are not used.
+    # Training rows are not checked: MATH10K has letters and numbers, and its answers are not used.
     scorable = partial(_scorable, right=right_letter if letters else right_number)
     generated = partial(score, answer=llm_adapters_prompt.answered)
     return Task(

@@ -1,9 +1,8 @@
 """Commonsense reasoning: eight tasks, in the words of LLM-Adapters (Hu et al., 2023).
 
-A row is from LLM-Adapters' files (it has an ``instruction``) or from the hub, and is then put into
-the same words. There are two protocols: a text is generated and searched for an option
-(LLM-Adapters), or the likeliest option is chosen (QuanTA). LLM-Adapters leaves out the passages of
-BoolQ.
+Rows of LLM-Adapters' files have an ``instruction``. Rows from the hub do not, and get one in the
+same words. One protocol generates a text and searches it for an option (LLM-Adapters); the other
+chooses the likeliest option (QuanTA). LLM-Adapters leaves out the passages of BoolQ.
 """
 
 import re
@@ -16,7 +15,7 @@ from lorada.tasks.rows import Row
 from lorada.tasks.task import Protocol, Source, Task
 
 FOLDER = "commonsense_llm_adapters"
-# The training sets of all eight tasks; in a local folder a smaller mix of them.
+# The training sets of all eight tasks; a local folder has a smaller mix of them.
 MIX = Source(
     f"{FOLDER}/commonsense_mix",
     "train",
@@ -33,7 +32,7 @@ def first_option(output: str, options: tuple[str, ...]) -> str | None:
 
 
 def match_options(outputs: list[str], rows: list[Row], options: tuple[str, ...]) -> Metrics:
-    """Percent of right options, and of outputs that name none, which count as wrong."""
+    """Percent of right options, and of outputs that name no option; these count as wrong."""
     found = [first_option(output, options) for output in outputs]
     right = sum(option == row["answer"] for option, row in zip(found, rows, strict=True))
     return {
@@ -43,22 +42,24 @@ def match_options(outputs: list[str], rows: list[Row], options: tuple[str, ...])
 
 
 def choose_options(chosen: list[int], rows: list[Row]) -> Metrics:
-    """Percent of right options; one is always chosen, so none is unparsable."""
+    """Percent of right options; an option is always chosen, so no output is unparsable."""
     return {**accuracy(chosen, rows), "unparsable": 0.0}
 
 
-def _row(instruction: str, word: str, count: int, right: int) -> Row:
-    """A row with LLM-Adapters' fields, of a question with numbered options."""
-    if not 0 <= right < count:
-        raise ValueError(f"label {right} is not in 0–{count - 1}: is this a test split?")
-    answer = f"{word}{right + 1}"
-    form = "/".join(f"{word}{number + 1}" for number in range(count))
+def _row(instruction: str, options: tuple[str, ...], right: int) -> Row:
+    """A row with LLM-Adapters' fields; ``right`` is the index of the right option."""
+    if not 0 <= right < len(options):
+        raise ValueError(f"label {right} is not in 0–{len(options) - 1}: is this a test split?")
     return {
-        "instruction": f"{instruction}Answer format: {form}",
+        "instruction": f"{instruction}Answer format: {'/'.join(options)}",
         "input": "",
-        "output": f"the correct answer is {answer}",
-        "answer": answer,
+        "output": f"the correct answer is {options[right]}",
+        "answer": options[right],
     }
+
+
+def _numbered(word: str, count: int) -> tuple[str, ...]:
+    return tuple(f"{word}{number}" for number in range(1, count + 1))
 
 
 def _listed(word: str, texts: list[str], between: str = " ") -> str:
@@ -68,26 +69,21 @@ def _listed(word: str, texts: list[str], between: str = " ") -> str:
 def _boolq(row: Row) -> Row:
     if not isinstance(row["answer"], bool):
         raise ValueError(f"answer {row['answer']!r} is not one of true, false")
-    answer = "true" if row["answer"] else "false"
-    return {
-        "instruction": "Please answer the following question with true or false, question: "
-        f"{row['question']}?\n\nAnswer format: true/false",
-        "input": "",
-        "output": f"the correct answer is {answer}",
-        "answer": answer,
-    }
+    question = "Please answer the following question with true or false, question: "
+    text = f"{question}{row['question']}?\n\n"
+    return _row(text, ("true", "false"), 0 if row["answer"] else 1)
 
 
 def _piqa(row: Row) -> Row:
     solutions = _listed("solution", [row["sol1"], row["sol2"]], "\n\n")
     text = f"Please choose the correct solution to the question: {row['goal']}\n\n{solutions}\n\n"
-    return _row(text, "solution", 2, int(row["label"]))
+    return _row(text, _numbered("solution", 2), int(row["label"]))
 
 
 def _siqa(row: Row) -> Row:
     answers = _listed("answer", [row["answerA"], row["answerB"], row["answerC"]])
     text = f"{QUESTION}{row['context']} {row['question']}\n\n{answers}\n\n"
-    return _row(text, "answer", 3, int(row["label"] or 0) - 1)
+    return _row(text, _numbered("answer", 3), int(row["label"] or 0) - 1)
 
 
 def _hellaswag(row: Row) -> Row:
@@ -96,7 +92,7 @@ def _hellaswag(row: Row) -> Row:
         f"{row['activity_label']}: {row['ctx']}\n\n{_listed('ending', row['endings'])}\n\n"
     )
     right = -1 if row["label"] == "" else int(row["label"])
-    return _row(text, "ending", len(row["endings"]), right)
+    return _row(text, _numbered("ending", len(row["endings"])), right)
 
 
 def _winogrande(row: Row) -> Row:
@@ -104,15 +100,15 @@ def _winogrande(row: Row) -> Row:
         "Please choose the correct answer to fill in the blank to complete the given sentence: "
         f"{row['sentence']}\n\n{_listed('option', [row['option1'], row['option2']])} "
     )
-    return _row(text, "option", 2, int(row["answer"] or 0) - 1)
+    return _row(text, _numbered("option", 2), int(row["answer"] or 0) - 1)
 
 
 def _lettered(row: Row, question: str) -> Row:
-    """A row of ARC or OpenBookQA; some options of ARC have numbers in place of letters."""
+    """A row of ARC or OpenBookQA; ARC calls some options by numbers, not letters."""
     texts, names = row["choices"]["text"], row["choices"]["label"]
     right = names.index(row["answerKey"]) if row["answerKey"] in names else -1
     text = f"{QUESTION}{row[question]}\n\n{_listed('answer', texts)}\n\n"
-    return _row(text, "answer", len(texts), right)
+    return _row(text, _numbered("answer", len(texts)), right)
 
 
 def _shaped(row: Row, words: Callable[[Row], Row]) -> Row:
@@ -144,10 +140,6 @@ def _task(
         },
         test={"": Source(f"{FOLDER}/{folder}", "test", address, config, hub_split=test)},
     )
-
-
-def _numbered(word: str, count: int) -> tuple[str, ...]:
-    return tuple(f"{word}{number}" for number in range(1, count + 1))
 
 
 ANSWERS = _numbered("answer", 5)

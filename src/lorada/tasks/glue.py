@@ -1,7 +1,7 @@
 """GLUE: eight tasks on one sentence or a pair; Wang et al., "GLUE" (2018).
 
-The paper says that it reports accuracy throughout, but its numbers for CoLA and STS-B are Matthews'
-and Pearson's correlation, as is usual, so those come first here.
+The paper says that it reports accuracy for every task, but its numbers for CoLA and STS-B are the
+usual Matthews' and Pearson's correlations, so those come first here.
 """
 
 from functools import partial

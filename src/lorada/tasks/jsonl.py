@@ -1,7 +1,7 @@
-"""The task ``jsonl``: fine-tune on your own file. The fields of its rows say what is asked:
+"""The task ``jsonl``: fine-tune on your own file. The fields of its rows decide the form:
 
 - ``prompt``, ``response``;
-- ``messages``: a chat, whose last turn is the response, through the tokenizer's chat template;
+- ``messages``: a chat, put through the tokenizer's chat template; the last turn is the response;
 - ``text``, ``label`` or ``text``, ``score``, also with a second text in ``text_pair``;
 - ``prompt``, ``candidates``, ``answer``: the likeliest candidate is chosen;
 - ``text`` alone.

@@ -1,7 +1,7 @@
 """The prompt of LLM-Adapters with its exact white space, and protocols for rows of its files.
 
-Its text is a Python f-string that was never dedented, so every line after the header is indented
-by 16 spaces; training and evaluation differ in white space. Source: ``finetune.py``,
+LLM-Adapters' f-string was never dedented, so every line after the header is indented by 16 spaces.
+Its prompts for training and evaluation differ in white space. Source: ``finetune.py``,
 ``evaluate.py`` and ``commonsense_evaluate.py`` of AGI-Edgerunners/LLM-Adapters (Hu et al., 2023).
 """
 
@@ -24,12 +24,7 @@ Shape = Callable[[Row], Row]
 
 
 def training_prompt(instruction: str, context: str = "") -> str:
-    """The prompt in training.
-
-    Args:
-        instruction: the question.
-        context: what LLM-Adapters calls the input; the sets used here leave it empty.
-    """
+    """The prompt in training; ``context`` is LLM-Adapters' input, empty in the sets used here."""
     return _published(instruction, context, spaces=1 if context else 2, blank=INDENT)
 
 
@@ -39,7 +34,7 @@ def evaluation_prompt(instruction: str, context: str = "") -> str:
 
 
 def clean_prompt(instruction: str, context: str = "") -> str:
-    """The same prompt without the odd spaces, for training and evaluation alike."""
+    """The same prompt without the odd spaces, for both training and evaluation."""
     blocks = "".join(f"\n\n{title}\n{text}" for title, text in _blocks(instruction, context))
     return f"{_header(context)}{blocks}\n\n{MARKER}\n"
 
@@ -61,7 +56,7 @@ def _blocks(instruction: str, context: str) -> list[tuple[str, str]]:
 
 
 def answered(output: str) -> str:
-    """The model's answer: what it wrote before it opened another block."""
+    """The model's answer: what it wrote before it began another response."""
     return output.split(MARKER)[0]
 
 
@@ -76,10 +71,10 @@ def protocols(
 
     Args:
         shape: row of the data set → row with ``instruction``, ``input``, ``output``, ``answer``.
-        gold: the field of such a row that holds the right answer in test rows.
-        score: looks for the answer in what was generated.
+        gold: the field of a test row that holds the right answer.
+        score: finds the answers in the generated texts and scores them.
         max_new_tokens: most tokens to generate.
-        test_shape: as ``shape``, for rows to score; None if it is the same.
+        test_shape: ``shape`` for rows to score; None for the same.
     """
     to_score = partial(_to_score, shape=test_shape or shape, gold=gold)
 
@@ -102,12 +97,9 @@ def protocols(
 
 
 def _answerable(row: Row) -> Row:
-    """The row, unchanged, if its answer is one of the options that its instruction may list.
+    """The row, unchanged; raises if its instruction lists options and the answer is none of them.
 
-    The case counts, because outputs are searched for options in lower case.
-
-    Raises:
-        ValueError: if the answer is none of them, or the instruction is not a text.
+    Case matters, because outputs are searched for options in lower case.
     """
     instruction, answer = text_of(row, "instruction"), row["answer"]
     if quanta_prompt.FORMAT in instruction.lower():

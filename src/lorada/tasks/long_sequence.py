@@ -1,15 +1,15 @@
-"""Long sequences: train on RedPajama, perplexity on the proof-pile; Chen et al., "LongLoRA" (2023).
+"""Long sequences: trained on RedPajama, scored by perplexity on the proof-pile.
 
 Documents are joined, each with an end token. Training cuts the stream into windows of
 ``max_length`` tokens. Evaluation slides a window of each context length over it:
 
     perplexity = exp( mean over windows of ( mean loss of the window's tokens ) )
 
-A window of n tokens begins every 256 tokens. All its n - 1 predictions are scored, each from the
-tokens before it in the window, of which there are between 1 and n - 1.
+A window of n tokens begins every 256 tokens. Each of its n - 1 predictions is scored, from all the
+tokens before it in the window.
 
-LongLoRA took 128 documents of the proof-pile's test split; which ones is not known, so only numbers
-on the same sample can be compared with each other.
+Source: Chen et al., "LongLoRA" (2023). It took 128 documents of the proof-pile's test split, and
+does not say which, so only numbers on the same sample can be compared with each other.
 """
 
 import math
@@ -27,13 +27,13 @@ PILE = "https://huggingface.co/datasets/hoskinson-center/proof-pile/resolve/main
 
 
 def window_starts(tokens: int, length: int, stride: int, most: int | None = None) -> list[int]:
-    """Where the windows of a stream of tokens begin: every ``stride`` tokens, full windows only.
+    """Where windows in a stream of tokens begin: every ``stride`` tokens, full windows only.
 
     Args:
         tokens: number of tokens in the stream.
-        length: of a window, in tokens.
+        length: tokens of a window.
         stride: tokens from one start to the next.
-        most: take only so many windows, spread evenly from the first on; None for all.
+        most: how many windows to take, spread evenly from the first on; None for all.
 
     Raises:
         ValueError: for a stream that fills no window.
@@ -49,13 +49,10 @@ def window_starts(tokens: int, length: int, stride: int, most: int | None = None
 
 
 def perplexities(answers: list[Losses], rows: list[Row]) -> Metrics:
-    """Perplexity at each context length, and the number of windows that it is a mean over."""
-    found: Metrics = {}
-    for length, losses in answers:
-        found[f"perplexity_{length}"] = math.exp(sum(losses) / len(losses))
-    for length, losses in answers:
-        found[f"windows_{length}"] = len(losses)
-    return found
+    """Perplexity at each context length, and the number of windows that it is the mean of."""
+    means = {length: sum(losses) / len(losses) for length, losses in answers}
+    found = {f"perplexity_{length}": math.exp(mean) for length, mean in means.items()}
+    return {**found, **{f"windows_{length}": len(losses) for length, losses in answers}}
 
 
 def _text(row: Row) -> Row:

@@ -1,4 +1,4 @@
-"""Scores of a model's answers: (answers, rows) → metrics, in percent unless they say otherwise.
+"""Metrics of a model's answers: (answers, rows) → metrics, in percent unless noted.
 
 Correlations, F1, ROUGE and BLEU come from the libraries of the extra ``metrics``.
 """
@@ -14,8 +14,8 @@ from lorada.tasks.rows import Row, answer_of
 Metrics = dict[str, float]
 Score = Callable[[list[Any], list[Row]], Metrics]
 
-# The scripts for WMT16 (Sennrich et al., 2016) turn letters with a cedilla into the Romanian ones
-# with a comma, then take the marks off all letters.
+# The scripts for WMT16 (Sennrich et al., 2016) replace letters with a cedilla by the Romanian ones
+# with a comma, then remove the marks from all letters.
 COMMAS = str.maketrans("ŞşŢţ", "ȘșȚț")
 PLAIN = str.maketrans("ȘșȚțĂăÂâÎî", "SsTtAaAaIi")
 
@@ -28,7 +28,7 @@ def exact_match(outputs: list[str], rows: list[Row]) -> Metrics:
 
 
 def accuracy(predicted: list[Any], rows: list[Row]) -> Metrics:
-    """Percent of rows for which the right label, or the index of the right candidate, was given."""
+    """Percent of rows with the right label, or the index of the right candidate."""
     right = sum(p == _target(row) for p, row in zip(predicted, rows, strict=True))
     return {"accuracy": 100.0 * right / len(rows)}
 
@@ -38,7 +38,7 @@ def _target(row: Row) -> Any:
 
 
 def matthews(predicted: list[str], rows: list[Row]) -> Metrics:
-    """Matthews' correlation coefficient in percent, 0 if only one class is given; and accuracy."""
+    """Matthews' correlation in percent, 0 if all answers are one class; and accuracy."""
     with needs_extra("metrics"):
         from sklearn.metrics import matthews_corrcoef
 
@@ -57,7 +57,7 @@ def accuracy_and_f1(predicted: list[str], rows: list[Row], positive: str) -> Met
 
 
 def correlations(predicted: list[float], rows: list[Row]) -> Metrics:
-    """Pearson's and Spearman's correlation in percent; 0 where one side does not vary."""
+    """Pearson's and Spearman's correlation in percent; 0 if either side is constant."""
     with needs_extra("metrics"):
         from scipy.stats import pearsonr, spearmanr
 
@@ -77,7 +77,7 @@ def perplexity(losses: list[float], rows: list[Row]) -> Metrics:
 def rouge(outputs: list[str], rows: list[Row]) -> Metrics:
     """ROUGE-1, ROUGE-2 and ROUGE-L: F1 in percent, the mean over rows (Lin, 2004).
 
-    Computed by rouge_score with Porter's stemmer. ROUGE-L takes a text as one sequence
+    rouge_score computes them, with Porter's stemmer. ROUGE-L reads a text as one sequence
     (``rougeL``); for texts of one line, such as XSum's, ``rougeLsum`` is the same.
     """
     with needs_extra("metrics"):
@@ -93,28 +93,28 @@ def rouge(outputs: list[str], rows: list[Row]) -> Metrics:
 def bleu(outputs: list[str], rows: list[Row]) -> Metrics:
     """BLEU of the whole set in percent, by sacrebleu, in two ways (Papineni et al., 2002).
 
-    ``bleu_ro``, as published for English to Romanian: both sides are normalised by
-    ``normalised_romanian``, and sacrebleu does not tokenise them again. ``bleu``: both are left as
-    they are, with sacrebleu's tokenisation 13a.
+    ``bleu_ro``, as published for English to Romanian: outputs and references are normalised by
+    ``normalised_romanian``, and sacrebleu does not tokenise them again. ``bleu``: nothing is
+    normalised, and sacrebleu tokenises with its default, 13a.
     """
     with needs_extra("metrics"):
         from sacrebleu.metrics.bleu import BLEU
 
     references = [answer_of(row) for row in rows]
     romanian = normalised_romanian()
-    # sacrebleu warns of texts that look tokenised, unless it is told that they are.
-    own = BLEU(tokenize="none", force=True).corpus_score(
+    # Without ``force``, sacrebleu warns that the texts look tokenised.
+    normalised = BLEU(tokenize="none", force=True).corpus_score(
         [romanian(text) for text in outputs], [[romanian(text) for text in references]]
     )
     plain = BLEU().corpus_score(outputs, [references])
-    return {"bleu_ro": float(own.score), "bleu": float(plain.score)}
+    return {"bleu_ro": float(normalised.score), "bleu": float(plain.score)}
 
 
 def normalised_romanian() -> Callable[[str], str]:
     """A function that normalises Romanian text as published BLEU scores do.
 
-    Moses normalises punctuation to ASCII and takes out control characters; cedillas become commas
-    and letters lose their marks; then Moses' tokens are joined by spaces, without escapes.
+    In order: Moses makes punctuation ASCII and removes control characters; cedillas become commas;
+    letters lose their marks; Moses splits the text into tokens, joined by spaces, without escapes.
     """
     with needs_extra("metrics"):
         from sacremoses import MosesPunctNormalizer, MosesTokenizer

@@ -11,7 +11,7 @@ FORMAT = "answer format:"
 
 
 def clean(text: str) -> str:
-    """A text on one line: newlines become ". ", or " " after any of .!?;: and white space."""
+    """A text on one line: newlines become ". ", or " " after .!?;: or white space."""
     return re.sub(r"\n+", _join, text).strip()
 
 
@@ -26,10 +26,10 @@ def prompt(instruction: str) -> str:
 
 
 def candidates(instruction: str) -> list[str]:
-    """The words to choose from, as the instruction lists them: "Answer format: a/b/c".
+    """The words to choose from: a, b and c if the instruction has "Answer format: a/b/c".
 
     Raises:
-        ValueError: if it lists none.
+        ValueError: if it has no such list.
     """
     _, found, rest = instruction.lower().partition(FORMAT)
     words = [word.strip() for word in rest.strip().split("\n")[0].split("/")]

@@ -1,7 +1,4 @@
-"""The six forms that a row may have, and the reader of a user's own file, JSON Lines or CSV.
-
-Errors are one line, with the number of the row and what is wrong with it.
-"""
+"""The six forms that a row may have, and the reader of a user's own file, JSON Lines or CSV."""
 
 import csv
 import hashlib
@@ -22,7 +19,7 @@ LARGEST = 3.4e38  # the largest score: what fp32 holds
 
 
 class _Fields(BaseModel):
-    """The fields of a form; an error about a field is its description."""
+    """The fields of a form; an error about a field prints the field's description."""
 
     model_config = ConfigDict(strict=True)
 
@@ -99,7 +96,7 @@ HEADED: tuple[Form, ...] = ("label", "score")
 
 
 def resolve(path: str | Path) -> Path:
-    """The file that a name stands for; ``builtin:NAME`` is a file that ships with the package."""
+    """The path of a file; ``builtin:NAME`` is a file that ships with the package."""
     if not str(path).startswith(BUILTIN):
         return Path(path)
     name = Path(str(path).removeprefix(BUILTIN)).name
@@ -112,7 +109,7 @@ def read_rows(path: str | Path) -> list[Row]:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: for an empty file, a broken line (with its number), a field that is there twice,
-            or another encoding.
+            or an encoding other than UTF-8.
     """
     path = resolve(path)
     if not path.is_file():
@@ -147,7 +144,7 @@ def _json_rows(path: Path, text: str) -> list[Row]:
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, in which no name may be there twice."""
+    """A JSON object; raises if a name is there twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError(f"the field {_twice([name for name, _ in pairs])!r} is there twice")
@@ -160,12 +157,12 @@ def _twice(names: list[str]) -> str | None:
 
 
 def _csv_rows(path: Path, text: str) -> list[Row]:
-    # With newline="" the csv module alone decides where a line ends, within quotes or without.
+    # With newline="" the csv module decides where a line ends, inside quotes too.
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     rows: list[Row] = []
     limit = csv.field_size_limit(FIELD_LIMIT)
     try:
-        named = [name for name in reader.fieldnames or [] if name]  # several may be empty
+        named = [name for name in reader.fieldnames or [] if name]  # several names may be empty
         if (name := _twice(named)) is not None:
             raise ValueError(f"{path} has two columns {name!r}: rename one or leave it out")
         for row in reader:
@@ -183,10 +180,10 @@ def _csv_rows(path: Path, text: str) -> list[Row]:
 
 
 def form_of(rows: list[Row], path: str | Path) -> Form:
-    """The form of the first row; all others must have the same fields, with values that fit.
+    """The form of the first row; all other rows must have it too, with values that fit.
 
     Raises:
-        ValueError: naming the first row that does not, the field and what is wrong with it.
+        ValueError: naming the first row that does not fit, the field and what is wrong with it.
     """
     form = next((form for form in FORMS if rows[0].keys() >= set(_required(form))), None)
     if form is None:
@@ -202,10 +199,10 @@ def _required(form: Form) -> list[str]:
 
 
 def fields_of(rows: list[Row], form: Form) -> list[Row]:
-    """The rows without fields that their form does not have.
+    """The rows without fields that their form does not have, so that extra fields change nothing.
 
-    Such fields must change nothing: a column of notes may well have the name of a field of another
-    form, or of one that benchmarks give their rows for evaluation.
+    A column of notes may have the name of a field of another form, or of one that only benchmarks
+    give their rows.
     """
     names = FORMS[form].model_fields
     return [{name: row[name] for name in names if name in row} for row in rows]
@@ -227,7 +224,7 @@ def _check_row(row: Row, fields: type[_Fields], where: str) -> None:
 
 
 def _explain(error: ValidationError, row: Row, fields: type[_Fields]) -> str:
-    """The first thing that is wrong with a row."""
+    """The end of an error about a row: the first thing that is wrong with it."""
     first = error.errors(include_url=False)[0]
     name, *inner = map(str, first["loc"])
     description = fields.model_fields[name].description

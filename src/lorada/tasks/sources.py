@@ -14,7 +14,7 @@ DATA_VARIABLE = "LORADA_DATA"
 
 
 def data_folder(chosen: str | None) -> Path | None:
-    """The chosen local data folder, else the one that ``LORADA_DATA`` names; None for the hub.
+    """The chosen local data folder, or the one in ``LORADA_DATA``; None for the hub.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -28,11 +28,7 @@ def data_folder(chosen: str | None) -> Path | None:
 
 
 def read_source(source: Source, folder: Path | None) -> list[Row]:
-    """All rows of a split, in order.
-
-    Args:
-        source: which split.
-        folder: a local data folder; None for the hub.
+    """All rows of a split, in order, from a local data folder; from the hub if that is None.
 
     Raises:
         FileNotFoundError: if the folder does not have it.
@@ -54,7 +50,7 @@ def _from_folder(source: Source, folder: Path) -> list[Row]:
     try:
         opened: Any = gzip.open if path.suffix == ".gz" else open
         with opened(path, "rt", encoding="utf-8") as lines:
-            for line in lines:  # one by one, so that an error can name the line
+            for line in lines:  # no comprehension, so that the error can name the line
                 rows.append(json.loads(line))
     except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise ValueError(f"{path} line {len(rows) + 1} cannot be read: {error}") from error
@@ -73,7 +69,7 @@ def _from_hub(source: Source) -> list[Row]:
         )
     try:
         if source.hub.startswith("https://"):
-            # One file at a time, because the fields beside the text differ between files.
+            # One file at a time, because the files have different fields besides the text.
             files = (
                 load_dataset("json", data_files=address, split="train")
                 for address in source.hub.split()

@@ -1,4 +1,4 @@
-"""What a task is: where its rows come from, what a model is asked, and how answers are scored.
+"""``Task``: where its rows come from, what a model is asked, and how its answers are scored.
 
 A protocol turns a row of the data set into a row of one of six forms (``rows.FORMS``), and scores
 what a model answers. A task may have several protocols.
@@ -20,8 +20,8 @@ class Source:
     """One split of a data set: on the hub, or in a local folder.
 
     Attributes:
-        folder: its folder in a local data folder, where it is ``split.jsonl.gz`` (or ``.jsonl``).
-        split: its name there, and on the hub unless ``hub_split`` says otherwise.
+        folder: its folder in a local data folder, which has ``{split}.jsonl.gz`` or ``.jsonl``.
+        split: its name in that folder, and on the hub unless there is a ``hub_split``.
         hub: id of the data set on the hub, or addresses of JSON files separated by blanks; empty
             if it is only in local folders.
         config: name of its configuration on the hub.
@@ -37,25 +37,25 @@ class Source:
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to put a task to a model.
+    """One way to ask a model a task.
 
     Attributes:
         form: the form of the rows that ``convert`` makes.
         kinds: the kinds of model it is for.
-        convert: row of the data set → row of the form. Where evaluation asks or expects something
-            else than training, that is in the fields ``eval_prompt`` and ``eval_response``.
-        score: (what the model gave for each row, rows of the form) → metrics, the main one first.
+        convert: row of the data set → row of the form. If evaluation asks or expects something else
+            than training, the row has it in ``eval_prompt`` and ``eval_response``.
+        score: (the model's answer to each row, rows of the form) → metrics, the main one first.
         labels: class names by index; empty if they are taken from the rows.
         generation: settings of ``generate``, such as ``num_beams``.
         loss_on: tokens that count in the loss: ``response`` or ``all``.
         joint: whether prompt and response are tokenised as one text.
-        target_length: most tokens of a response; None where it shares ``max_length``.
-        languages: of source and target, as the tokenizer of a multilingual model names them.
-        convert_test: as ``convert``, for rows to score; None if it is the same.
-        lengths: lengths in tokens of the windows that slide over the joined texts; none if each
-            row is scored by itself.
+        target_length: most tokens of a response; None if prompt and response share ``max_length``.
+        languages: source and target language, as the tokenizer of a multilingual model names them.
+        convert_test: ``convert`` for rows to score; None for the same.
+        lengths: lengths in tokens of the windows that slide over the joined texts; empty if each
+            row is scored alone.
         stride: tokens from the start of one window to the start of the next.
-        rows: how many rows are scored unless the recipe says otherwise; None for all.
+        rows: how many rows are scored if the recipe does not say; None for all.
     """
 
     form: Form
@@ -82,9 +82,9 @@ class Task:
         summary: one line for ``lorada tasks``.
         benchmark: the group of tasks it belongs to.
         protocols: name → protocol; the first that suits a model's kind is its default. The task
-            ``jsonl`` has one for each form, and its rows decide which.
+            ``jsonl`` has one for each form, and the form of its rows decides.
         train: name → training rows; the first is the default. Empty for the user's own files.
-        test: name → rows to score; the name is empty where there is one set.
+        test: name → rows to score; the name is empty if there is only one set.
     """
 
     summary: str
@@ -94,14 +94,10 @@ class Task:
     test: dict[str, Source] = field(default_factory=dict)
 
     def protocol(self, name: str | None, kind: Kind) -> str:
-        """The name of the protocol to use with a kind of model.
-
-        Args:
-            name: a name that was asked for; None for the first that suits.
-            kind: of the model.
+        """The name of the protocol for a kind of model: ``name``, or the first that suits if None.
 
         Raises:
-            ValueError: for an unknown name, or if the model cannot do it.
+            ValueError: for an unknown name, or if no protocol or not this one suits the kind.
         """
         fitting = [key for key, protocol in self.protocols.items() if kind in protocol.kinds]
         if name is None and fitting:
@@ -121,5 +117,5 @@ class Task:
 
 
 def unchanged(row: Row) -> Row:
-    """The row itself, which has its form already."""
+    """The row itself, for a data set that already has the form."""
     return row

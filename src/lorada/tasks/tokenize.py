@@ -1,4 +1,4 @@
-"""Turns rows of each form into token ids: what a model reads, and which tokens it learns."""
+"""Turns rows of each form into token ids, and into labels that say which tokens a model learns."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from lorada.tasks.task import Kind
 
 IGNORED = -100  # the label that transformers' losses leave out
 CHUNK = 1000  # rows tokenised at once
-MOST_ROLES = 6  # of a conversation, that an error shows
+MOST_ROLES = 6  # roles of a conversation that an error shows
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class EncodeOptions:
         loss_on: which tokens count in the loss, ``response`` or ``all``.
         labels: class names by index, for rows with labels.
         joint: whether prompt and response are tokenised as one text.
-        kind: of the model; an encoder–decoder reads the prompt and gives the response.
-        target_length: most tokens of a response; None where it shares ``max_length`` with the
-            prompt. A decoder's prompt then has what is left of ``max_length``, if its row says by
-            ``prompt_end`` where to cut it; an encoder–decoder's has all of it.
+        kind: kind of the model; an encoder–decoder reads the prompt and writes the response.
+        target_length: most tokens of a response; None if it shares ``max_length`` with the prompt.
+            With it, a decoder's prompt gets the rest of ``max_length`` if its row has a
+            ``prompt_end`` to cut before; an encoder–decoder's prompt always gets all of it.
     """
 
     max_length: int
@@ -39,17 +39,17 @@ class EncodeOptions:
 
     @property
     def prompt_room(self) -> int | None:
-        """Most tokens of a decoder's prompt with a ``prompt_end``; None for no limit of its own.
+        """Most tokens of a decoder's prompt that has a ``prompt_end``; None for no such limit.
 
         Raises:
-            ValueError: if the response leaves no token for it.
+            ValueError: if the response may take all of ``max_length``.
         """
         if self.target_length is None or self.kind != "decoder":
             return None
         if self.target_length >= self.max_length:
             raise ValueError(
                 f"max_length={self.max_length} leaves no room for a prompt beside "
-                f"max_target_length={self.target_length}: raise the one or lower the other"
+                f"max_target_length={self.target_length}: raise the first or lower the second"
             )
         return self.max_length - self.target_length
 
@@ -62,22 +62,22 @@ class Encoded:
     truncated: bool
 
 
-# Stands for a row from which this tokenizer makes no token to read, or none to learn.
+# For a row in which this tokenizer finds no token to read, or none to learn.
 EMPTY = Encoded({}, False)
 
 
 class TurnsRefused(ValueError):
-    """A chat template refuses a conversation."""
+    """A tokenizer without a chat template, or one that refuses a conversation."""
 
 
 def encode(
     rows: list[Row], form: Form, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded | None]:
-    """Tokenise rows of any form but ``text``, for which ``windows`` does it.
+    """Tokenise rows of any form except ``text``, which ``windows`` tokenises.
 
     Yields:
-        For each row its features. ``EMPTY`` if it has no token to learn from, and None if it has
-        lost them all because it was too long.
+        The features of each row: ``EMPTY`` if it has no token to learn, and None if cutting it to
+        length left none.
     """
     encode_chunk = {
         "messages": _conversations,
@@ -98,8 +98,9 @@ def _classified_texts(
     """One text or a pair of texts, with the index of a class or a number."""
     for paired, group in groupby(rows, lambda row: row.get("text_pair") is not None):
         alike, names = list(group), ("text", "text_pair") if paired else ("text",)
-        whole = tokenizer(*([row[name] for row in alike] for name in names))
-        for row, ids in zip(alike, _by_row(whole), strict=True):
+        batch = tokenizer(*([row[name] for row in alike] for name in names))
+        for row, *features in zip(alike, *batch.values(), strict=True):
+            ids: Any = dict(zip(batch.keys(), features, strict=True))
             cut = len(ids["input_ids"]) > options.max_length
             if cut:  # truncation keeps the special tokens at the end
                 texts = [row[name] for name in names]
@@ -112,16 +113,10 @@ def _classified_texts(
             yield Encoded({**ids, "labels": label}, cut)
 
 
-def _by_row(batch: Any) -> Iterator[dict[str, list[int]]]:
-    """The features that a tokenizer made of many texts, one text at a time."""
-    for values in zip(*batch.values(), strict=True):
-        yield dict(zip(batch.keys(), values, strict=True))
-
-
 def _prompts_and_responses(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded | None]:
-    """Prompt and response, each tokenised by itself."""
+    """Prompt and response, tokenised separately."""
     end = tokenizer.eos_token or ""
     prompts = [str(row["prompt"]) for row in rows]
     responses = [str(row["response"]) + end for row in rows]
@@ -139,7 +134,7 @@ def _prompts_and_responses(
 
 
 def _without_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids of a text without the end token that some tokenizers put behind every text."""
+    """The ids of a text without the end token that some tokenizers add to every text."""
     ends = ids[-1:] == [tokenizer.eos_token_id] != [tokenizer.bos_token_id]
     return ids[:-1] if ends else ids
 
@@ -156,7 +151,7 @@ def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _conversations(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded | None]:
-    """A conversation; its last turn, with the template's own end of turn, is the response."""
+    """Conversations; the last turn, with the template's end of a turn, is the response."""
     for row in rows:
         prompt = prompt_of(row, "messages", tokenizer)
         whole = _rendered(row["messages"], tokenizer)
@@ -173,20 +168,20 @@ def _conversations(
 
 
 def shorten_prompt(row: Row, tokenizer: PreTrainedTokenizerBase, room: int) -> str:
-    """The prompt of a row in at most ``room`` tokens, cut right before its ``prompt_end``."""
+    """The prompt of a row in at most ``room`` tokens; the text before its ``prompt_end`` is cut."""
     prompt, end = str(row["prompt"]), str(row["prompt_end"])
     over = len(tokenizer(prompt)["input_ids"]) - room
     if over <= 0:
         return prompt
     ids = tokenizer(prompt.removesuffix(end), add_special_tokens=False)["input_ids"]
     kept: str = tokenizer.decode(ids[: max(0, len(ids) - over)])
-    return kept.rstrip("\ufffd") + end  # the replacement character stands for half of another
+    return kept.rstrip("\ufffd") + end  # a character that was cut in half decodes to this
 
 
 def _one_sequence(
     prompt: list[int], response: list[int], options: EncodeOptions, cut: bool = False
 ) -> Encoded | None:
-    """Prompt and response one behind the other, with the labels of both."""
+    """The prompt followed by the response, with the labels of both."""
     ids = prompt + response
     labels = (prompt if options.loss_on == "all" else [IGNORED] * len(prompt)) + response
     return _cut_to_length(ids, labels, options.max_length, cut or len(ids) > options.max_length)
@@ -205,7 +200,7 @@ def _cut_to_length(
 def _joint_texts(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded | None]:
-    """Prompt and response tokenised as one text, with an end token where there is room for it."""
+    """Prompt and response tokenised as one text, with an end token if there is room for it."""
     end = _end(tokenizer)
     texts = [f"{row['prompt']}{row['response']}" for row in rows]
     prompts: list[list[int]] = [[]] * len(rows)
@@ -223,7 +218,7 @@ def _joint_texts(
 def _sources_and_targets(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
-    """What an encoder reads and what its decoder is to write, each cut by itself."""
+    """What an encoder reads and what its decoder learns to write, cut separately."""
     most, most_given = options.max_length, options.target_length or options.max_length
     prompts = [str(row["prompt"]) for row in rows]
     responses = [str(row["response"]) for row in rows]
@@ -243,7 +238,7 @@ def _sources_and_targets(
         if len(given) > most_given:
             room = {"truncation": True, "max_length": most_given}
             given = tokenizer(text_target=response, **room)["input_ids"]
-        if tokenizer.eos_token_id not in given:  # or the decoder would never learn to stop
+        if tokenizer.eos_token_id not in given:  # without it the decoder never learns to stop
             given = given[: most_given - 1] + _end(tokenizer)
         mask = [1] * len(read)
         yield Encoded({"input_ids": read, "attention_mask": mask, "labels": given}, cut)
@@ -265,7 +260,7 @@ def _choices(
             "prompt": prompt[-room:],
             "candidates": candidates,
             "answer": int(row["answer"]),
-            # The Trainer's name for what batches of similar length are made by.
+            # The Trainer groups rows into batches of similar length by this name.
             "length": len(prompt[-room:]) + max(len(ids) for ids in candidates),
         }
         yield Encoded(features, len(prompt) > room)
@@ -274,10 +269,10 @@ def _choices(
 def _candidate_ids(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase
 ) -> dict[tuple[str, str], list[int]]:
-    """Ids of each candidate behind the last line of its prompt, by that line and the candidate.
+    """Ids of each candidate, by the last line of its prompt and its text.
 
-    Some tokenizers, such as LLaMA's, give a text other tokens when it stands alone, so both are
-    tokenised together. If a token then spans both, the ids of the candidate alone are taken.
+    Some tokenizers, such as LLaMA's, split a text differently when it stands alone, so line and
+    candidate are tokenised together. If a token spans both, the candidate is tokenised alone.
     """
     pairs = list(dict.fromkeys((_last_line(r), text) for r in rows for text in r["candidates"]))
     lines = list(dict.fromkeys(line for line, _ in pairs))
@@ -301,7 +296,7 @@ def windows(
 ) -> Iterator[Encoded]:
     """Join documents, each with an end token, and cut them into windows of ``max_length`` tokens.
 
-    The rest at the end, which fills no window, is left out, unless it is all there is.
+    The last tokens, which fill no window, are left out, unless there are no others.
     """
     length, filled = options.max_length, False
     buffer: list[int] = []
@@ -330,7 +325,7 @@ def _window(ids: list[int]) -> Encoded:
 def prompt_of(
     row: Row, form: Form, tokenizer: PreTrainedTokenizerBase, room: int | None = None
 ) -> str:
-    """The text that generation starts from; in ``room`` tokens if the row has a ``prompt_end``."""
+    """The text that generation starts from, cut to ``room`` tokens if it has a ``prompt_end``."""
     if form == "messages":
         return _rendered(row["messages"][:-1], tokenizer, add_generation_prompt=True)
     if room is not None and "prompt_end" in row:
@@ -339,11 +334,7 @@ def prompt_of(
 
 
 def _rendered(turns: list[Row], tokenizer: PreTrainedTokenizerBase, **options: Any) -> str:
-    """A conversation as the tokenizer's chat template writes it.
-
-    Raises:
-        TurnsRefused: if the template does, such as for roles that do not alternate.
-    """
+    """A conversation as the tokenizer's chat template writes it; the template may refuse it."""
     if not tokenizer.chat_template:
         raise TurnsRefused("this tokenizer has no chat template: take rows of prompt and response")
     try:

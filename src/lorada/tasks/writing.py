@@ -1,7 +1,7 @@
-"""Writing a text about another: XSum's summaries, and WMT16's translations into Romanian.
+"""Writing one text from another: XSum's summaries, and WMT16's translations into Romanian.
 
-An encoder–decoder reads the source and writes the target. A decoder is given the source in a
-prompt; what it writes counts up to the end of its first line that is not empty.
+An encoder–decoder reads the source and writes the target. A decoder gets the source in a prompt;
+only the first line of its output that is not empty counts.
 
 Settings: He et al., "Towards a Unified View of Parameter-Efficient Transfer Learning" (2022).
 XSum: Narayan et al. (2018). WMT16: Bojar et al. (2016).
@@ -13,7 +13,7 @@ from lorada.tasks.metrics import Metrics, bleu, rouge
 from lorada.tasks.rows import Row, text_of
 from lorada.tasks.task import Protocol, Source, Task
 
-# The token that a decoder starts with is not among the new ones.
+# The token that a decoder starts with does not count as new.
 SUMMARY = {"num_beams": 6, "max_new_tokens": 60, "min_new_tokens": 10, "no_repeat_ngram_size": 3}
 TRANSLATION = {"num_beams": 5, "max_new_tokens": 200}
 SUMMARY_END, TRANSLATION_END = "\nSummary:", "\nRomanian:"
@@ -52,6 +52,7 @@ def _first_lines(outputs: list[str]) -> list[str]:
     return [(output.strip().splitlines() or [""])[0].strip() for output in outputs]
 
 
+# docs/tasks.md prints the docstrings of the next two.
 def _rouge_of_first_lines(outputs: list[Any], rows: list[Row]) -> Metrics:
     """ROUGE, as for ``seq2seq``, of the first line of each output that is not empty."""
     return rouge(_first_lines(outputs), rows)
@@ -102,7 +103,7 @@ WRITING = {
         },
         train={
             "own": _wmt16("train"),
-            # Other pairs in the same shape, for machines without WMT16's 610,320.
+            # Other pairs with the same fields, for machines without WMT16's 610,320 pairs.
             "ro_sts": Source("wmt16/ro-en_proxy_ro-sts", "train", ""),
             "tatoeba": Source("wmt16/ro-en_proxy_tatoeba", "train", ""),
         },

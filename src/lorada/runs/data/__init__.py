@@ -1,1 +1,1 @@
-"""The rows of a run: reading, tokenising, caching and packing them, and making batches."""
+"""The rows of a run: read, tokenised, cached, packed and put into batches."""

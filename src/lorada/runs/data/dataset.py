@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ NOTHING = "give this tokenizer no token to read, or none to learn"
 
 
 def encode_options(rows: Rows, recipe: Recipe, kind: Kind) -> EncodeOptions:
-    """How rows are encoded: what the recipe says, else their protocol."""
+    """How rows are encoded: as the recipe says, or else as their protocol says."""
     protocol = rows.protocol
     usual = protocol.target_length and min(protocol.target_length, recipe.max_length)
     return EncodeOptions(
@@ -56,14 +57,9 @@ def encode_rows(
     *,
     answered: bool = False,
 ) -> Dataset:
-    """Tokenise rows, with a warning that says how many were cut or left out.
+    """Tokenise rows; a warning says how many were cut or left out.
 
-    Args:
-        rows: the rows.
-        recipe: says how long they may be and which tokens count.
-        tokenizer: of the model.
-        kind: of the model.
-        answered: whether the model has to answer every row, so that none may be left out.
+    If every row has to be ``answered`` by the model, none may be left out.
 
     Raises:
         ValueError: if no row is left to learn from, or one is left out that has to be answered.
@@ -75,20 +71,16 @@ def encode_rows(
         raise ValueError(
             f"{rows.path} row {rows.number(counts['left_out'] - 1)} cannot be answered: a text of "
             f"it gives this tokenizer no token, or is longer than max_length={recipe.max_length}: "
-            "mend it, or raise that"
+            "correct it, or raise max_length"
         )
     if counts["empty"]:
         logger.warning("%s: %d of %d rows were left out: they %s", rows.path, counts["empty"],
                        len(rows.rows), NOTHING)  # fmt: skip
     if counts["cut"] or counts["dropped"]:
-        left_out = (
-            f", {counts['dropped']} more were left out because nothing of the response was left"
-        )
-        logger.warning(
-            "%s: %d of %d rows were cut to max_length=%d%s",
-            rows.path, counts["cut"], len(rows.rows), recipe.max_length,
-            left_out if counts["dropped"] else "",
-        )  # fmt: skip
+        more = f", {counts['dropped']} more were left out because nothing of the response was left"
+        logger.warning("%s: %d of %d rows were cut to max_length=%d%s", rows.path, counts["cut"],
+                       len(rows.rows), recipe.max_length,
+                       more if counts["dropped"] else "")  # fmt: skip
     if dataset is None and not counts["dropped"] and recipe.max_length > 1:
         raise ValueError(f"{rows.path} has no row to learn from: they all {NOTHING}")
     if dataset is None:
@@ -100,8 +92,8 @@ def encode_rows(
 
 
 def _encoded(rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions) -> Encoding:
-    # Rows that were cut, those that cutting left nothing of, and those that had no token to learn;
-    # and the number of the first row that was left out.
+    # How many rows were cut, dropped because cutting left nothing, or had no token to learn; and
+    # the number of the first row that was left out.
     counts = {"cut": 0, "dropped": 0, "empty": 0, "left_out": 0}
     done = 0
 
@@ -125,20 +117,14 @@ def _encoded(rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOpti
         )
     try:
         return dataset_of(whole(found)), counts
-    except TurnsRefused as error:  # of the row after the last one that was done
+    except TurnsRefused as error:  # in the row after the last one that was done
         raise ValueError(f"{rows.path} row {rows.number(done)}: {error}") from error
 
 
 def dataset_of(features: Iterator[dict[str, Any]]) -> Dataset | None:
-    """A dataset in Arrow's memory, made chunk by chunk; Python's lists take ten times as much."""
+    """A dataset in Arrow's memory, made chunk by chunk: Python's lists take ten times as much."""
     parts: list[Dataset] = []
-    chunk: list[dict[str, Any]] = []
-    for one in features:
-        chunk.append(one)
-        if len(chunk) == CHUNK:
-            parts.append(Dataset.from_list(chunk))
-            chunk = []
-    if chunk:
+    while chunk := list(islice(features, CHUNK)):
         parts.append(Dataset.from_list(chunk))
     return concatenate_datasets(parts) if parts else None
 
@@ -153,13 +139,10 @@ def lengths_of(dataset: Dataset) -> list[int]:
 def collator(
     form: Form, tokenizer: PreTrainedTokenizerBase, model: Any = None
 ) -> Callable[..., Any]:
-    """What pads a batch to its longest row, labels included.
+    """The collator for rows of a form: it pads a batch to its longest row, labels included.
 
-    Args:
-        form: of the rows.
-        tokenizer: of the model.
-        model: an encoder–decoder, which makes its decoder's input from the labels here, because a
-            loss with smoothed labels takes them away before its forward.
+    An encoder–decoder is passed as ``model``: its decoder's input is made from the labels here,
+    because label smoothing takes the labels away before the forward.
     """
     if form in HEADED:
         pad: Callable[..., Any] = DataCollatorWithPadding(tokenizer)
@@ -171,7 +154,7 @@ def collator(
 
 
 class ChoiceCollator:
-    """Makes a batch with a sequence for each candidate of each row: left pads, prompt, candidate.
+    """Makes a batch of one sequence per candidate of each row: left pads, prompt, candidate.
 
     ``labels`` has the tokens of the candidates, ``groups`` the number of candidates of each row,
     and ``answers`` the index of the right one.
@@ -188,7 +171,7 @@ class ChoiceCollator:
         return batch
 
     def plain(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """A batch with the right candidate of every row, as language models are trained on."""
+        """A batch with only the right candidate of every row, as a language model is trained."""
         return self._batch((row["prompt"], row["candidates"][row["answer"]]) for row in features)
 
     def _batch(self, pairs: Iterable[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
@@ -210,7 +193,7 @@ class ChoiceCollator:
 def context_of(model_config: Any) -> int | None:
     """The most tokens that a model can read; None if its config does not say."""
     context = getattr(model_config, "max_position_embeddings", None)
-    if not isinstance(context, int) or context < 1:  # XLNet says -1, for no limit
+    if not isinstance(context, int) or context < 1:  # XLNet has -1, for no limit
         return None
     # RoBERTa's positions begin after the id of its pad token.
     shifted = model_config.model_type in ("roberta", "xlm-roberta")
@@ -221,7 +204,7 @@ def fit_context(recipe: Recipe, model_config: Any) -> Recipe:
     """The recipe with ``max_length`` and ``max_target_length`` lowered to what the model can read.
 
     Raises:
-        ValueError: for a length in ``eval_lengths`` beyond that.
+        ValueError: for a length in ``eval_lengths`` above that.
     """
     context = context_of(model_config)
     longest = max(recipe.eval_lengths or [0])

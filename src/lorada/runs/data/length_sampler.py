@@ -1,7 +1,7 @@
 """Makes batches of rows of similar length, in random order.
 
-transformers' own sampler sorts the batches of each stretch of rows by length, the longest first.
-Where length goes with the task or the label, a model then sees one kind of rows after another.
+transformers' sampler sorts the batches of each stretch of rows by length, the longest first. If
+length depends on the task or the label, the model then sees one kind of rows after another.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
-STRETCH = 50  # batches whose rows are sorted together, as transformers has it
+STRETCH = 50  # batches of rows that are sorted together; transformers has the same
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -17,8 +17,8 @@ class LengthGroupedSampler(Sampler[int]):
 
     Args:
         lengths: tokens of each row.
-        batch_size: rows of a step of the optimizer, over all batches that it accumulates.
-        seed: of the random order, together with the number of the epoch.
+        batch_size: rows in a step of the optimizer, with all batches that it accumulates.
+        seed: makes the random order, together with the number of the epoch.
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
@@ -26,7 +26,7 @@ class LengthGroupedSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next; each has an order of its own."""
+        """Set the number of the next epoch; each has another order."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -35,7 +35,7 @@ class LengthGroupedSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         rows = torch.randperm(len(self), generator=generator).tolist()
-        last = len(rows) % self.batch_size  # rows of an incomplete batch, which has to be the last
+        last = len(rows) % self.batch_size  # the incomplete batch has to be the last
         rows, rest = rows[: len(rows) - last], rows[len(rows) - last :]
         size, batches = self.batch_size, []
         for start in range(0, len(rows), STRETCH * size):

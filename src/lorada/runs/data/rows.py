@@ -22,15 +22,12 @@ OwnClasses = tuple[str, ...] | None  # the classes of a model's head, by index
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one form, and how they are put to a model.
+    """Rows of one form, and the protocol by which a model is asked them.
 
     Attributes:
-        rows: the rows.
-        form: of all of them.
         labels: class names by index, for rows with labels.
         path: the file or split they are from.
-        protocol: how they are put to a model.
-        indices: their indices in that file; None if they are all of its rows, in order.
+        indices: their indices in that file; None for all its rows, in order.
     """
 
     rows: list[Row]
@@ -45,7 +42,7 @@ class Rows:
         return 1 + (index if self.indices is None else self.indices[index])
 
     def part(self, indices: Iterable[int]) -> "Rows":
-        """Some of the rows, in this order."""
+        """The rows with these indices, in this order."""
         chosen = list(indices)
         in_file = [self.number(index) - 1 for index in chosen]
         return replace(self, rows=[self.rows[index] for index in chosen], indices=in_file)
@@ -76,12 +73,7 @@ def head_size(rows: Rows) -> int | None:
 def training_rows(
     recipe: Recipe, kind: Kind, own_classes: OwnClasses = None
 ) -> tuple[Rows, Rows | None]:
-    """The rows to learn from, and the held-out ones for the loss while training, if any.
-
-    Args:
-        recipe: names the tasks or the files.
-        kind: of the model, which decides between protocols.
-        own_classes: names of the classes that the model's head already has, by index.
+    """The rows to learn from, and those held out to be measured while training, if any.
 
     Raises:
         ValueError: if no file was named, tasks do not go together, or a setting has no meaning for
@@ -91,20 +83,19 @@ def training_rows(
     if recipe.task == JSONL:
         _refuse_benchmark_settings(recipe)
         rows = load_rows(recipe.data)
-        rows = replace(rows, labels=class_order(rows.labels, own_classes))
-        held_out = None
-        if recipe.eval_data:
-            held_out = load_rows(recipe.eval_data, rows.form, rows.labels)
-            held_out = sampled(held_out, recipe.eval_rows)
     else:
-        rows, held_out = _benchmark_rows(recipe, kind), None
-        rows = replace(rows, labels=class_order(rows.labels, own_classes))
+        rows = _benchmark_rows(recipe, kind)
+    rows = replace(rows, labels=class_order(rows.labels, own_classes))
+    held_out = None
+    if recipe.eval_data:  # only of a user's own files
+        held_out = load_rows(recipe.eval_data, rows.form, rows.labels)
+        held_out = sampled(held_out, recipe.eval_rows)
     if not rows.protocol.lengths:
         for name in ("eval_lengths", "eval_windows"):
             if (value := getattr(recipe, name)) is not None:
                 raise ValueError(
-                    f"{name}={value}: only long texts are scored by windows, and {rows.path} is "
-                    "not: leave it out, or take task=proof_pile"
+                    f"{name}={value}: only long texts are scored by windows, and {rows.path} has "
+                    "none: leave it out, or take task=proof_pile"
                 )
     if recipe.dev_rows:
         if held_out is not None:
@@ -181,7 +172,7 @@ def _train_source(name: str, task: Task, train_on: str | None) -> Source:
 
 
 def _other_rows(recipe: Recipe, missing: Source) -> str:
-    """What an error adds about training rows that are not there: which others the tasks have."""
+    """The end of an error about missing training rows: which others the tasks have."""
     names = {
         name
         for task in recipe.tasks
@@ -208,14 +199,10 @@ def _convert(rows: list[Row], convert: Callable[[Row], Row], source: Source) -> 
 
 
 def class_order(labels: tuple[str, ...], own: OwnClasses) -> tuple[str, ...]:
-    """Class names in the order of a model's own head, if that has all the classes of the rows.
-
-    Args:
-        labels: the classes of the rows, in an order of their own.
-        own: the classes of the model's head by index; None for a model without a head.
+    """The classes of rows in the order of a model's own head, if the head has them all.
 
     Returns:
-        The model's classes, spelled as in the rows; ``labels`` if some of them are not among those.
+        The classes of the head, spelled as in the rows; ``labels`` if the head lacks one of them.
     """
     if not labels or own is None:
         return labels
@@ -232,13 +219,13 @@ def class_order(labels: tuple[str, ...], own: OwnClasses) -> tuple[str, ...]:
 
 
 def _sorted_classes(labels: set[str]) -> tuple[str, ...]:
-    """Class names in order: as numbers if all are whole numbers, else as texts."""
+    """Class names sorted as numbers if all are whole numbers, else as texts."""
     numbers = all(WHOLE_NUMBER.fullmatch(label) for label in labels)
     return tuple(sorted(labels, key=(lambda label: (int(label), label)) if numbers else None))
 
 
 def _split(rows: Rows, held_out: int) -> tuple[Rows, Rows]:
-    """Hold a random part of the rows out, the same for every seed."""
+    """Hold out a random part of the rows, the same for every seed."""
     if held_out >= len(rows.rows):
         raise ValueError(
             f"dev_rows={held_out} leaves none of {len(rows.rows)} rows to learn from: lower it"
@@ -258,14 +245,11 @@ def sampled(rows: Rows, count: int | None) -> Rows:
 def load_rows(path: str | None, trained: Form | None = None, labels: tuple[str, ...] = ()) -> Rows:
     """Read a user's file of rows.
 
-    Args:
-        path: the file.
-        trained: the form of the training rows, if these rows are to be scored; else None.
-        labels: class names of the training rows.
+    For rows to score, ``trained`` is the form of the training rows and ``labels`` their classes.
 
     Raises:
-        ValueError: if no file was named, or rows to score ask for something that was not learned:
-            a new label, labels of a model that writes texts, or texts of one that gives labels.
+        ValueError: if no file was named, or rows to score do not fit the training: a new label,
+            labels for a model that writes texts, or texts for one that gives labels.
     """
     if path is None:
         raise ValueError("no data: pass --data FILE (.jsonl or .csv), or a benchmark with --task")
@@ -284,7 +268,7 @@ def load_rows(path: str | None, trained: Form | None = None, labels: tuple[str, 
 
 
 def _as_chat(rows: list[Row], form: Form, path: str) -> tuple[list[Row], Form]:
-    """Rows to score, where either they or the rows that the run has learned are chats, not both."""
+    """Rows to score, when either they or the training rows are chats, but not both."""
     if form == "prompt":
         logger.warning("%s has prompts, and this run has learned chats: each is put as a user's "
                        "turn, through the chat template", path)  # fmt: skip
@@ -301,7 +285,7 @@ def _as_chat(rows: list[Row], form: Form, path: str) -> tuple[list[Row], Form]:
 
 
 def protocol_settings(recipe: Recipe, protocol: Protocol) -> dict[str, Any]:
-    """The settings of generation: those of the protocol, or of the recipe if it has them."""
+    """Settings of ``generate``: the protocol's, with the recipe's ``max_new_tokens`` over them."""
     settings = {"max_new_tokens": 32, **protocol.generation}
     if recipe.max_new_tokens is not None:
         settings["max_new_tokens"] = recipe.max_new_tokens

@@ -1,8 +1,8 @@
 """Caches the token ids of large sets of rows for the next run, in the cache folder of datasets.
 
-The name of an entry is a hash of all that the ids depend on; if that cannot be known, nothing is
+The name of an entry is a hash of everything the ids depend on; if some of it is unknown, nothing is
 cached. Entries may be deleted at any time. ``Dataset.map`` with a fingerprint would not do: a full
-disk or a damaged entry would end the run, and it does not keep how many rows were cut or left out.
+disk or a damaged entry ends the run, and the counts of rows that were cut or left out are lost.
 """
 
 import errno
@@ -29,16 +29,18 @@ logger = logging.getLogger(__name__)
 
 LEAST = 1_000_000  # characters of rows worth caching; fewer are tokenised in about a second
 COUNTS = "counts.json"
-# Settings that say where a tokenizer was found, not what it does.
+# Settings about where a tokenizer was found, not about what it does.
 LOCATION = ("name_or_path", "is_local", "local_files_only")
 
-# The code that makes the ids, read at import: its files may change while a process runs.
+# The code that makes the ids. It is read at import, as its files may change while a process runs.
 CODE = [
     (Path(__file__).parents[2] / name).read_text(encoding="utf-8")
     for name in ("tasks/tokenize.py", "runs/data/dataset.py")
 ]
 
-Encoding = tuple[Dataset | None, dict[str, int]]  # token ids, and counts of rows by what was done
+Encoding = tuple[
+    Dataset | None, dict[str, int]
+]  # token ids, and how many rows were cut or left out
 
 
 def cached(
@@ -47,7 +49,7 @@ def cached(
     options: EncodeOptions,
     make: Callable[[], Encoding],
 ) -> Encoding:
-    """What ``make`` returns, read from the cache if it is there, else written to it."""
+    """What ``make`` returns: read from the cache, or made and then written to it."""
     size = sum(len(str(value)) for row in rows.rows for value in row.values())
     key = _key(rows, tokenizer, options) if size >= LEAST else None
     if key is None:
@@ -82,7 +84,7 @@ def _make(folder: Path, make: Callable[[], Encoding], rows: Rows) -> Encoding:
 
 
 def _key(rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions) -> str | None:
-    """A hash of all that the ids depend on; None if some of it cannot be known."""
+    """A hash of everything the ids depend on; None if some of it is unknown."""
     if rows.form == "messages" and "strftime_now" in repr(tokenizer.chat_template):
         return None  # the chat template writes today's date
     state = _state_of(tokenizer)
@@ -96,10 +98,10 @@ def _key(rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions)
 
 
 def _state_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """All that a tokenizer's ids depend on but transformers' code; None if it cannot be known."""
+    """Everything a tokenizer's ids depend on, except transformers' code; None if it is unknown."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or type(tokenizer).__module__.split(".")[0] != "transformers":
-        return None  # code from a model's repository may do anything
+        return None  # code from a model's repository can do anything
     try:
         pipeline = json.loads(backend.to_str())
     except Exception:  # what tokenizers raises for a part that is written in Python
@@ -111,7 +113,7 @@ def _state_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
         for name, value in tokenizer.init_kwargs.items()
         if name not in LOCATION and not name.endswith("_file")  # the pipeline has what was in them
     }
-    # Beside the settings that it was loaded with, those that may have been changed since.
+    # The settings it was loaded with, and those that may have been changed since.
     parts = [
         type(tokenizer).__qualname__, pipeline, settings, tokenizer.special_tokens_map,
         tokenizer.split_special_tokens, tokenizer.chat_template, tokenizer.truncation_side,

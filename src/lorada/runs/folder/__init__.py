@@ -1,1 +1,1 @@
-"""The folder of a run: who may write there, its lock, checkpoints, result and model card."""
+"""The folder of a run: what may be written there, its lock, checkpoints, result, model card."""

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: which there are, and which of them were written whole and are undamaged.
+"""Finds the checkpoints of a run, and checks that they are complete and undamaged.
 
-Every checkpoint has the checksums of its files in ``files.sha256``, in the format of the program
-sha256sum, written last. Libraries may read a damaged file without an error, with another number in
-a weight, so files are checked before they are read.
+``files.sha256`` in a checkpoint has the checksums of its files, in the format of ``sha256sum``. It
+is written last. Files are checked before they are read, because a library may read a damaged file
+without an error and get another number in a weight.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 CHECKSUM_FILE = "files.sha256"
 # The Trainer writes trainer_state.json last, and removes older checkpoints only after it.
 CHECKPOINT_FILES = ("trainer_state.json", "scheduler.pt")
-# FSDP writes each state into one file, or into a folder of shards whose list of contents is last.
+# FSDP writes each state into one file, or into a folder of shards, with the list of shards last.
 OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
 SHARDED = ("optimizer_0/.metadata", "pytorch_model_fsdp_0/.metadata")
 
 
 def checkpoints(run: Path) -> list[tuple[int, Path]]:
-    """The checkpoints of a run by their step, newest first."""
+    """The steps and paths of a run's checkpoints, newest first."""
     found = [(CHECKPOINT.fullmatch(path.name), path) for path in run.glob("checkpoint-*")]
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
@@ -46,18 +46,16 @@ def last_whole_checkpoint(run: Path) -> Path | None:
 
 
 def processes_of(checkpoint: Path) -> int:
-    """How many processes wrote a checkpoint; each of several saved its own random numbers."""
+    """How many processes wrote a checkpoint: if several did, each saved its own random state."""
     return len(list(checkpoint.glob("rng_state_*.pth"))) or 1
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint without checksums has all its files, each to its end."""
+    """Whether a checkpoint without checksums has all its files, and each is complete."""
     if not all((checkpoint / name).is_file() for name in CHECKPOINT_FILES):
         return False
-    weights, randoms = (
-        list(checkpoint.glob("*.safetensors")),
-        list(checkpoint.glob("rng_state*.pth")),
-    )
+    weights = list(checkpoint.glob("*.safetensors"))
+    randoms = list(checkpoint.glob("rng_state*.pth"))
     optimizers = [checkpoint / name for name in OPTIMIZERS if (checkpoint / name).is_file()]
     sharded = all((checkpoint / name).is_file() for name in SHARDED)
     if not randoms or not (sharded or (weights and optimizers)):
@@ -78,11 +76,11 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def _whole_archive(path: Path) -> bool:
-    """Whether a file that torch wrote is undamaged, by the checksums that are in it."""
+    """Whether a file that torch wrote is undamaged, by the checksums inside it."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except Exception:  # of any kind: a damaged archive may seem to be encrypted, for one
+    except Exception:  # of any kind: a damaged archive may even look encrypted
         return False
 
 
@@ -93,12 +91,12 @@ def write_checksums(checkpoint: Path) -> None:
 
 
 def has_checksums(checkpoint: Path) -> bool:
-    """Whether a checkpoint has checksums; not if the process ended before, or lorada was older."""
+    """Whether a checkpoint has checksums; it lacks them if its process ended too early."""
     return (checkpoint / CHECKSUM_FILE).is_file()
 
 
 def damaged_file(checkpoint: Path) -> str | None:
-    """A file of a checkpoint that is not as it was written; None if all are, or nothing tells."""
+    """A file of a checkpoint that has changed; None if none has, or there are no checksums."""
     if not has_checksums(checkpoint):
         return None
     found = set(_files(checkpoint))
@@ -112,7 +110,7 @@ def damaged_file(checkpoint: Path) -> str | None:
 
 
 def _files(checkpoint: Path) -> list[str]:
-    """The files of a checkpoint, without what a process was writing there when it was killed."""
+    """The files of a checkpoint, without the half-written ones of a killed process."""
     paths = (path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file())
     done = (path for path in paths if not path.parts[0].startswith(SCRATCH))
     return sorted(path.as_posix() for path in done if path.as_posix() != CHECKSUM_FILE)

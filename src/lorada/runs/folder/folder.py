@@ -1,4 +1,4 @@
-"""Decides what a run may do with its output folder: write there, clear it, or continue in it.
+"""Decides whether a run may write to its output folder, clear it, or continue in it.
 
 A folder holds a run if it has ``recipe.yaml`` or ``result.json``; with ``result.json`` the run is
 complete. Nothing that a run did not write is ever removed.
@@ -20,7 +20,7 @@ from lorada.support.processes import process_count
 
 logger = logging.getLogger(__name__)
 
-ROWS_FILE = "rows.sha256"  # of the training rows, so that a resumed run has the same
+ROWS_FILE = "rows.sha256"  # a resumed run must have the same training rows
 RUN_FILES = (RECIPE_FILE, RESULT_FILE, ROWS_FILE, "loss.png", "adapter", "model", "runs")
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
@@ -42,9 +42,9 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
     """Decide whether and how a run may start in its output folder; change nothing there.
 
     Raises:
-        ValueError: if the folder holds a run and neither resume nor overwrite was asked for, or
-            files with the names of a run's that are not a run; if the run to resume is complete,
-            had another recipe, or was saved by another number of processes.
+        ValueError: if the folder holds a run and neither resume nor overwrite was asked for, or has
+            a run's files without a recipe; if the run to resume is complete, had another recipe, or
+            was saved by another number of processes.
     """
     run = Path(recipe.output)
     refuse_taken(run, recipe.from_adapter, resume=resume, overwrite=overwrite)
@@ -65,10 +65,10 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
 
 
 def refuse_taken(run: Path, start_from: str | None, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder that a run may not be written to, without a look at its recipe.
+    """Refuse a folder that a run may not be written to; its recipe is not read.
 
     Raises:
-        ValueError: as ``check_folder``, except for what is about the recipe and the checkpoints.
+        ValueError: as ``check_folder``, except about the recipe and the checkpoints.
     """
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
@@ -92,14 +92,10 @@ def refuse_taken(run: Path, start_from: str | None, *, resume: bool, overwrite: 
 
 
 def refuse_target(folder: Path, target: Path) -> None:
-    """Refuse a folder for what is made from a run, unless it is new or empty.
-
-    Args:
-        folder: of the run.
-        target: where something is to be written.
+    """Refuse a ``target`` for something made from the run in ``folder``.
 
     Raises:
-        ValueError: if the target is in the run, a file, or a folder that is not empty.
+        ValueError: if the target is inside the run, a file, or a folder that is not empty.
     """
     if folder.resolve() in (target.resolve(), *target.resolve().parents):
         raise ValueError(f"{target} lies in the run itself: choose a folder outside {folder}")
@@ -115,19 +111,14 @@ def holds_run(run: Path) -> bool:
 
 
 def run_files(run: Path) -> list[Path]:
-    """The files and folders of a run folder that have the names of what a run writes."""
+    """The files and subfolders of a folder that have names of a run's files."""
     if not run.is_dir():
         return []
     return [p for p in sorted(run.iterdir()) if p.name in RUN_FILES or CHECKPOINT.fullmatch(p.name)]
 
 
 def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
-    """Remove an earlier run if that was asked for, then write recipe and fingerprint of this one.
-
-    Args:
-        recipe: of the run.
-        start: how it starts.
-        fingerprint: sha256 of its training rows.
+    """Clear the folder if ``start`` says so, then write the recipe and the rows' fingerprint.
 
     Raises:
         ValueError: if the run to resume began with other rows, or its fingerprint is damaged.
@@ -139,8 +130,8 @@ def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
     before = rows.read_text(errors="replace").strip() if rows.is_file() else fingerprint
     if not FINGERPRINT.fullmatch(before):
         raise ValueError(
-            f"{rows} is damaged, so whether the rows are those that this run began with cannot be "
-            "told: delete it if you know that they are, or start again with --overwrite"
+            f"{rows} is damaged, so the rows cannot be compared with those that this run began "
+            "with: delete it if you know they are the same, or start again with --overwrite"
         )
     if before != fingerprint:
         raise ValueError(
@@ -152,10 +143,10 @@ def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
 
 
 def clear(run: Path) -> None:
-    """Remove the files of a run in an order that leaves a run behind at any moment.
+    """Remove the files of a run, in an order that is safe to interrupt.
 
-    First goes the result, so that the run is not complete any more; last the recipe, so that no
-    checkpoint is ever found beside the recipe of another run.
+    The result goes first, so that the run no longer counts as complete; the recipe goes last, so
+    that no checkpoint is ever found beside the recipe of another run.
     """
     order = {RESULT_FILE: 0, ROWS_FILE: 2, RECIPE_FILE: 3}
     with scratch_folder(run) as scratch:
@@ -164,7 +155,7 @@ def clear(run: Path) -> None:
 
 
 def same_recipe(before: Recipe, now: Recipe) -> None:
-    """Refuse to resume a run with another recipe than it began with.
+    """Refuse to resume a run with a recipe that differs from its own.
 
     Raises:
         ValueError: for the first setting that differs.
@@ -172,15 +163,15 @@ def same_recipe(before: Recipe, now: Recipe) -> None:
     for key, old, value in differences(before, now):
         raise ValueError(
             f"the run to resume had {key}={old!r}, not {value!r}: leave it as it was, "
-            "or, start again with --overwrite"
+            "or start again with --overwrite"
         )
 
 
 def differences(before: Recipe, now: Recipe) -> Iterator[tuple[str, Any, Any]]:
-    """The settings in which two recipes differ, with both values; not ``output`` and the like."""
+    """The settings in which two recipes differ, with both values; ``output`` may differ."""
     old = before.model_dump()
     for key, value in now.model_dump().items():
-        # Permission to run foreign code is given anew each time; rows have their own fingerprint.
+        # Remote code is allowed command by command; the rows have their own fingerprint.
         if key not in ("output", "trust_remote_code", "data_dir") and not _same(
             key, old[key], value
         ):
@@ -188,7 +179,7 @@ def differences(before: Recipe, now: Recipe) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _same(key: str, old: Any, value: Any) -> bool:
-    """Whether two values of a setting mean the same, such as two ways to write one path."""
+    """Whether two values of a setting mean the same, such as two spellings of one path."""
     if key in PATHS and isinstance(old, str) and isinstance(value, str):
         return os.path.realpath(old) == os.path.realpath(value)
     return bool(old == value)

@@ -1,9 +1,9 @@
 """Lets one process at a time train in a run folder.
 
-The lock ends with its process, even if that is killed. filelock would not do: its locks are those
-of ``flock``, which the workers of a data loader inherit, so that the run of a killed process would
-stay locked until they end too. Older versions also empty the lock file of whoever holds it, so
-that an error could not name the process.
+The lock ends with its process, even if that is killed. filelock would not do: it locks by
+``flock``, which the workers of a data loader inherit, so the folder of a killed process would stay
+locked until they end too. Its older versions also empty a lock file that another process holds, so
+an error could not name that process.
 """
 
 import fcntl
@@ -19,10 +19,10 @@ LOCK_FILE = ".lorada.lock"
 
 
 def refuse_file(run: Path) -> None:
-    """Refuse a file where a folder is to be.
+    """Refuse a run folder that is a file.
 
     Raises:
-        ValueError: if it is one.
+        ValueError: if it is a file.
     """
     if run.exists() and not run.is_dir():
         raise ValueError(f"{run} is a file: choose another --output")
@@ -30,7 +30,7 @@ def refuse_file(run: Path) -> None:
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Keep other trainings out of a run folder in the block; make the folder if it is not there.
+    """Keep other trainings out of a run folder in a ``with`` block; make the folder if needed.
 
     Raises:
         ValueError: if another process trains there, or if it is a file.
@@ -63,12 +63,14 @@ def _lock(run: Path) -> int:
                 "--output"
             ) from None
         except OSError:
-            logger.warning("%s is on a file system without locks: train there once at a time", run)
+            logger.warning(
+                "%s is on a file system without locks: never train there twice at once", run
+            )
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock), path.stat()):
                 break
         os.close(lock)  # the process that held it has just ended and removed the file
-    with suppress(OSError):  # the number is only for the message above; a full disk may refuse it
+    with suppress(OSError):  # the number is only for the error above; a full disk may refuse it
         os.ftruncate(lock, 0)
         os.write(lock, str(os.getpid()).encode())
     return lock

@@ -1,4 +1,4 @@
-"""Writes the model card (README.md) of an adapter and of an exported model: how to load it."""
+"""Writes the model card (README.md) of an adapter or of an exported model."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ Task `{task}`, rows `{data}`, seed {seed}. Limits: a map cannot be merged into t
 this adapter.
 """
 
-# Of an exported model with an adapter beside its weights.
+# For an exported model with an adapter beside its weights.
 BESIDE_NOTES = """
 The first line matters: `from_pretrained` places the adapter too, and without lorada it ends in
 `KeyError: 'LORADA'`. Where peft is not installed, transformers reads the base alone and says
@@ -62,7 +62,7 @@ SHOWN = (
     "scale", "placement", "target_modules",
 )  # fmt: skip
 
-# The endings of transformers' and PEFT's auto classes, by PEFT's names of tasks.
+# The ends of the names of transformers' and PEFT's auto classes, by PEFT's task type.
 HEADS = {
     "CAUSAL_LM": "CausalLM",
     "SEQ_2_SEQ_LM": "Seq2SeqLM",
@@ -71,13 +71,7 @@ HEADS = {
 
 
 def write_card(folder: Path, recipe: Recipe, config: Any) -> None:
-    """Write the model card of an adapter.
-
-    Args:
-        folder: of the adapter.
-        recipe: it was trained with.
-        config: the PEFT config of the adapter.
-    """
+    """Write the model card of an adapter with a PEFT ``config`` into its folder."""
     peft_type = getattr(config.peft_type, "value", config.peft_type)
     auto = f"AutoPeftModelFor{HEADS[config.task_type]}"
     _write(
@@ -116,11 +110,11 @@ def write_export_card(
     """Write the model card of an exported model.
 
     Args:
-        folder: of the exported model.
-        recipe: of the run it comes from.
+        folder: the folder of the exported model.
+        recipe: the recipe of its run.
         merged: kinds of parts that are merged into its weights.
         left: kinds of parts that are in an adapter beside its weights.
-        task_type: what PEFT calls the model's task, ``CAUSAL_LM`` for one.
+        task_type: PEFT's name for the model's task, such as ``CAUSAL_LM``.
     """
     if merged:
         what = f"the base with {' and '.join(merged)} merged into its weights"

@@ -22,7 +22,7 @@ PACKAGES = ("lorada", "torch", "transformers", "peft", "accelerate", "datasets")
 
 
 class _Part(BaseModel):
-    """Fields of a stored result that the package reads; the other fields are for people."""
+    """Fields of a stored result that the package reads; other fields are for people."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -106,7 +106,7 @@ def _cpu_name() -> str:
 
 
 def peak_memory() -> int:
-    """Peak memory of this process so far, in bytes: the accelerator's, if there is one."""
+    """Peak memory of this process so far, in bytes; of the accelerator, if there is one."""
     import torch
 
     if torch.cuda.is_available():
@@ -133,11 +133,7 @@ def read_result(run: Path) -> dict[str, Any]:
 
 
 def result_in(path: Path, *, of_table: bool = False) -> dict[str, Any]:
-    """The result that a file holds.
-
-    Args:
-        path: the file.
-        of_table: whether it must have all fields that the page of a table reads.
+    """The result in a file; ``of_table`` asks for all fields that the page of a table reads.
 
     Raises:
         ValueError: if it is not JSON, or lacks something or has it of another type.
@@ -158,21 +154,16 @@ def result_in(path: Path, *, of_table: bool = False) -> dict[str, Any]:
 
 
 def write_result(run: Path, result: dict[str, Any]) -> None:
-    """Write the result of a run, whole or not at all."""
+    """Write the result of a run, completely or not at all."""
     write_atomic(run / RESULT_FILE, json_text(result) + "\n")
 
 
 def keep_scores(
     run: Path, found: dict[str, dict[str, Any]], unparsable: dict[str, float] | None = None
 ) -> None:
-    """Add scores to the result of a run.
+    """Add scores to the result of a run, by name; if they cannot be written, only warn.
 
-    Scores may have taken long, so if they cannot be written, a warning says so and nothing fails.
-
-    Args:
-        run: the run.
-        found: name → metrics.
-        unparsable: name → percent of answers that name no option.
+    ``unparsable`` is the percent of answers that name no option, by the same names.
     """
     result = read_result(run)
     result["metrics"].update(found)

@@ -1,1 +1,1 @@
-"""What a trained run is used for: evaluated, generated with, exported."""
+"""Uses of a finished run: evaluation, generation, statistics of maps, export."""

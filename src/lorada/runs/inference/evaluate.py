@@ -26,25 +26,21 @@ from lorada.tasks.metrics import Metrics
 from lorada.tasks.rows import Form
 from lorada.tasks.tokenize import IGNORED, prompt_of
 
-Answers = tuple[list[Any], Metrics]  # the model's answer to each row, and its loss
+Answers = tuple[list[Any], Metrics]  # the model's answer to each row, and its loss if measured
 
 
 def evaluate(run: Run, data: str | None = None, *, base: bool = False) -> dict[str, Any]:
     """Score a run on a file of held-out rows and keep the numbers in its ``result.json``.
 
-    Only a random part of the rows is scored if the recipe has ``eval_rows``.
-
-    Args:
-        run: the run.
-        data: file of rows; None for the recipe's ``eval_data``.
-        base: score the base model instead, with the adapter switched off.
+    The file is ``data`` or the recipe's ``eval_data``. If the recipe has ``eval_rows``, so many of
+    the rows are scored, at random. ``base`` scores the model with the adapter switched off.
 
     Returns:
         The metrics, such as ``loss`` and ``exact_match`` or ``accuracy`` in percent, with ``n``.
 
     Raises:
-        ValueError: if there are no rows or they have another form than the run's, or ``base`` is
-            asked of a run without an adapter.
+        ValueError: if there are no rows or they have another form than the run's, or for ``base``
+            with a run without an adapter.
     """
     rows = load_rows(data or run.recipe.eval_data, run.form, run.labels)
     rows = sampled(rows, run.recipe.eval_rows)
@@ -56,13 +52,10 @@ def evaluate_tasks(
 ) -> dict[str, dict[str, Any]]:
     """Score a run on the test rows of its tasks and keep the numbers in its ``result.json``.
 
-    Args:
-        run: the run.
-        data_dir: local folder of the benchmarks' rows; None for the recipe's.
-        base: score the base model instead, with the adapter switched off.
+    ``data_dir`` replaces the recipe's; ``base`` is as in ``evaluate``.
 
     Returns:
-        The metrics by task, and by split if a task has two; a task's own metric comes first.
+        The metrics by task, and by split if a task has two; a task's main metric comes first.
 
     Raises:
         ValueError: as ``evaluate`` does.
@@ -73,7 +66,7 @@ def evaluate_tasks(
 
 
 def has_tasks(run: Run) -> bool:
-    """Whether a run learned benchmark tasks, which bring their own test rows."""
+    """Whether a run learned benchmark tasks, which have test rows."""
     return run.recipe.task != JSONL
 
 
@@ -92,7 +85,7 @@ def _score_all(run: Run, sets: dict[str, Rows], *, base: bool) -> dict[str, dict
 
 @contextmanager
 def scoring(run: Run, *, base: bool) -> Iterator[None]:
-    """Switch gradients off, and the adapter too if the base is to be scored.
+    """Switch gradients off in a ``with`` block, and the adapter too if the base is to be scored.
 
     Raises:
         ValueError: if there is no adapter to switch off, or the base's head was drawn at random.
@@ -104,7 +97,7 @@ def scoring(run: Run, *, base: bool) -> Iterator[None]:
     if base and run.drawn:
         raise ValueError(
             f"--base: {run.recipe.model} has no {min(run.drawn)}, which is drawn anew at each load,"
-            " so the base has no scores of its own: leave out --base"
+            " so scores of the base would be random: leave out --base"
         )
     with run.model.disable_adapter() if base else nullcontext(), torch.no_grad():
         yield
@@ -130,7 +123,7 @@ def _batches(
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Batches of rows of similar length, the longest first: the rows' indices, and their tensors.
 
-    If every row is to be ``answered``, none may be left out.
+    If every row has to be ``answered``, none may be left out.
     """
     dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=answered)
     pad = collator(rows.form, run.tokenizer)
@@ -174,24 +167,24 @@ def _choose(run: Run, rows: Rows) -> Answers:
 
 
 def _write(run: Run, rows: Rows) -> Answers:
-    """What the model writes, and its loss on the right answers per token that counts."""
+    """The text that the model writes for each row, and its loss per token of the right answers."""
     sums, counts = _losses(run, rows)
     room = encode_options(rows, run.recipe, run.kind).prompt_room
     prompts = [prompt_of(row, rows.form, run.tokenizer, room) for row in rows.rows]
-    # Rows of the user's own file have no settings of generation: the run's task has them.
+    # Rows of a user's own file have no generation settings; generate takes those of the run's task.
     protocol = rows.protocol if rows.protocol.generation else None
     answers = generate(run, prompts, templated=rows.form == "messages", protocol=protocol)
     return answers, {"loss": float(sums.sum() / counts.sum())}
 
 
 def _read(run: Run, rows: Rows) -> Answers:
-    """The mean loss of each window of text, and that of all tokens."""
+    """The mean loss of each window of text, and the mean loss of all tokens."""
     sums, counts = _losses(run, rows)
     return (sums / counts).tolist(), {"loss": float(sums.sum() / counts.sum())}
 
 
 def _losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:
-    """By encoded row, in order: the sum of its tokens' losses in nats, and how many count."""
+    """For each encoded row, in order: the sum of its tokens' losses in nats, and how many count."""
     found: dict[int, tuple[float, int]] = {}
     shift = 0 if run.kind == "encoder_decoder" else 1  # a decoder's logits are of the next token
     for chosen, batch in _batches(run, rows, "Scoring", answered=False):

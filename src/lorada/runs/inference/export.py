@@ -23,25 +23,22 @@ from lorada.tasks.rows import HEADED
 
 logger = logging.getLogger(__name__)
 
-# In a local folder transformers takes the base from beside the adapter; elsewhere, from the name in
-# the adapter's config. A path would be wrong once DIR is moved, and the unmerged base always is.
+# From a local folder transformers loads the base beside the adapter; from the hub, the one that the
+# adapter's config names. No name fits: DIR may be moved, and the recipe's model is not merged.
 BESIDE = "the base is beside this adapter: load a local copy of the folder"
 
 
 def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
-    """Write a finished run as a model, with every part merged that can be.
+    """Write the finished run in ``folder`` as a model, with every part merged that can be.
 
-    Args:
-        folder: the run.
-        target: where the model goes; new or empty, and not inside the run.
-        trust_remote_code: whether code that the model's repository ships may run.
+    ``target`` is the folder to write: new or empty, and not inside the run.
 
     Returns:
         ``folder``, ``merged`` and ``adapter`` (kinds of parts), and ``labels`` of a classifier.
 
     Raises:
         ValueError: if the run is not finished, the target is not free, or the base is quantised.
-        OSError: if the disk is full; nothing is left of the target then.
+        OSError: if the disk is full; then the target is not there.
     """
     refuse_target(folder, target)
     run = load_run(folder, trust_remote_code=trust_remote_code)
@@ -56,7 +53,7 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
     merged = [kind for kind in parts if kind not in left]
     if merged and run.recipe.dtype in ("bfloat16", "float16"):
         logger.warning(
-            "the base is %s, so what was merged is rounded to that, and the exported model is not "
+            "the base is %s, so merged weights are rounded to that, and the exported model is not "
             "exactly the trained one: score both",
             run.recipe.dtype,
         )
@@ -75,7 +72,7 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
 
 
 def kinds(model: PeftModel | PreTrainedModel) -> list[str]:
-    """The PEFT types of the parts of a model's adapter; none for a model without one."""
+    """The PEFT types of the parts in a model's adapter; empty for a model without one."""
     parts = model.peft_config["default"].parts if isinstance(model, PeftModel) else []
     return [str(getattr(part.peft_type, "value", part.peft_type)) for part in parts]
 

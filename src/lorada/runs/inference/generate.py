@@ -1,4 +1,4 @@
-"""Generates text with a finished run: the continuations of prompts."""
+"""Generates text with a finished run: it continues prompts."""
 
 import logging
 from typing import Any
@@ -9,6 +9,7 @@ from lorada.runs.data.dataset import context_of
 from lorada.runs.data.rows import protocol_settings
 from lorada.runs.inference.load import Run
 from lorada.runs.models.generation import language_settings, refuse_long
+from lorada.runs.plain_yaml import refuse_unstorable
 from lorada.support.errors import out_of_memory
 from lorada.support.progress import progress_bar
 from lorada.tasks.rows import HEADED, Row
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def continue_prompts(run: Run, prompts: list[str], max_new_tokens: int | None = None) -> list[str]:
-    """Continue a user's prompts; as turns of a chat, if the run was trained on chats."""
+    """Continue a user's prompts, as turns of a chat if the run was trained on chats."""
     if run.form != "messages":
         return generate(run, prompts, max_new_tokens=max_new_tokens)
     turns: list[Row] = [
@@ -38,22 +39,22 @@ def generate(
     max_new_tokens: int | None = None,
     protocol: Protocol | None = None,
 ) -> list[str]:
-    """Generate the continuations of prompts, with the settings of a protocol.
+    """Continue prompts, with the generation settings of a protocol.
 
     Args:
         run: the run.
-        prompts: texts to continue; ones too long for the model lose their beginning (an
-            encoder–decoder's, their end), which is reported.
+        prompts: texts to continue; too long ones lose their beginning (an encoder–decoder's, their
+            end), with a warning.
         templated: whether the prompts already have special tokens, from a chat template.
-        max_new_tokens: tokens to generate; None for the recipe's number.
-        protocol: has the settings to generate with; None for that of the run's first task.
+        max_new_tokens: most tokens to generate; None for the recipe's number.
+        protocol: has the generation settings; None for the protocol of the run's first task.
 
     Returns:
         The continuations, without the prompts.
 
     Raises:
-        ValueError: for a model that cannot generate, a prompt that is empty or no text, or more
-            tokens than the model has room for.
+        ValueError: for a model that cannot generate, a prompt that is empty or not valid text, or
+            more tokens than the model has room for.
     """
     if run.form in HEADED:
         what = f"a classifier of {', '.join(run.labels)}" if run.labels else "a scorer"
@@ -64,7 +65,7 @@ def generate(
     if max_new_tokens is not None:
         settings["max_new_tokens"] = max_new_tokens
     room = _room_for_prompts(run, settings["max_new_tokens"])
-    # Prompts of similar length share a batch; the longest come first, so that memory fails early.
+    # Prompts of similar length share a batch. The longest come first, to run out of memory early.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     tokenizer, size = run.tokenizer, run.recipe.eval_batch_size
     sides = tokenizer.padding_side, tokenizer.truncation_side
@@ -92,9 +93,7 @@ def _check_prompts(run: Run, prompts: list[str], *, templated: bool) -> None:
     marked = run.kind == "encoder_decoder" and run.tokenizer("")["input_ids"]
     if not all(prompts) and not marked:
         raise ValueError("a prompt is empty: there is nothing to continue")
-    for prompt in prompts:
-        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-            raise ValueError(f"the prompt {prompt!a} is not UTF-8 text: write it anew")
+    refuse_unstorable("prompt", prompts)
     # A tokenizer may drop unknown characters or white space, which can leave no token.
     special = {"add_special_tokens": not templated, "verbose": False}
     found = run.tokenizer(prompts, **special)["input_ids"] if prompts else []

@@ -1,7 +1,7 @@
 """``lorada evaluate RUN --lm-eval TASKS``: scores a finished run by lm-evaluation-harness.
 
-Prompts, scoring and numbers are that library's own; its accuracy is a share, not a percentage. The
-model is the run's, with its adapter. `lorada run lm_eval …` does the same by lm-eval's own command.
+Prompts, scoring and numbers are that library's; its accuracy is a share, not a percentage. The
+model is the run's, with its adapter. `lorada run lm_eval …` does the same with lm-eval's command.
 """
 
 import logging
@@ -25,11 +25,8 @@ def evaluate_lm_eval(
 ) -> dict[str, dict[str, Any]]:
     """Score a run on tasks of lm-eval and keep the numbers in its ``result.json``.
 
-    Args:
-        run: the run.
-        names: of tasks, groups or tags of lm-eval, or paths of YAML files that define a task.
-        limit: take the first so many rows of each task; None for all.
-        base: score the base model instead, with the adapter switched off.
+    ``names`` are tasks, groups or tags of lm-eval, or paths of YAML files that define a task. Of
+    each task the first ``limit`` rows are taken. ``base`` switches the adapter off.
 
     Returns:
         By ``lm_eval/TASK``: lm-eval's metrics with their standard errors, the number of rows
@@ -37,7 +34,7 @@ def evaluate_lm_eval(
 
     Raises:
         ImportError: naming the extra, if lm-eval is missing.
-        ValueError: for an unknown task, rows that cannot be loaded, or a run without a text.
+        ValueError: for an unknown task, rows that cannot be loaded, or a run that writes no text.
     """
     with needs_extra("eval"):
         from lm_eval import simple_evaluate
@@ -63,7 +60,7 @@ def evaluate_lm_eval(
 
 
 def _task_manager(names: list[str]) -> Any:
-    """lm-eval's task manager, checked to have these tasks and their rows."""
+    """lm-eval's task manager; it is checked that it has these tasks and their rows."""
     from lm_eval.tasks import TaskManager
 
     named = [name for name in names if not name.endswith(".yaml")]
@@ -84,7 +81,7 @@ def _task_manager(names: list[str]) -> Any:
 
 
 def _metrics(found: dict[str, Any], task: str) -> dict[str, Any]:
-    """The metrics of one task; the name of a metric keeps its filter, if it has one."""
+    """The metrics of one task; a metric keeps its filter in its name, if it has one."""
     samples = found["n-samples"].get(task, {})
     metrics: dict[str, Any] = {"n": samples["effective"]} if samples else {}
     for key, value in found["results"][task].items():
@@ -98,7 +95,7 @@ def _metrics(found: dict[str, Any], task: str) -> dict[str, Any]:
 
 @contextmanager
 def _only_errors() -> Iterator[None]:
-    """Silence lm-eval's warnings about what is intended, such as a model that is already loaded."""
+    """Silence lm-eval's warnings about intended things, such as a model that is already loaded."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

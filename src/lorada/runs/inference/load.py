@@ -1,4 +1,4 @@
-"""A finished run, loaded for inference."""
+"""Loads a finished run for inference."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,12 +24,12 @@ from lorada.tasks.task import Protocol
 
 @dataclass(frozen=True)
 class Run(Prepared):
-    """A finished run: what was prepared for it, and its model.
+    """A finished run and its model.
 
     Attributes:
         folder: the run's folder.
-        model: the base model with the adapter, or the model that was trained whole.
-        form: the form of the rows that it has learned.
+        model: the base model with the adapter, or the fully trained model.
+        form: the form of its training rows.
         labels: the classes that it has learned, by index.
         drawn: names of the base's parameters that were drawn at random.
     """
@@ -42,13 +42,13 @@ class Run(Prepared):
 
     @property
     def device(self) -> torch.device:
-        """Where the model reads its input."""
+        """The device that the model's inputs must be on."""
         device: torch.device = next(self.model.parameters()).device
         return device
 
     @property
     def protocol(self) -> Protocol:
-        """How the first of its tasks is put to the model."""
+        """The protocol of its first task."""
         task = TASKS[self.recipe.tasks[0]]
         if self.recipe.task == JSONL:
             return task.protocols[self.form]
@@ -58,10 +58,7 @@ class Run(Prepared):
 def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
     """Load a finished run.
 
-    Args:
-        folder: the run.
-        trust_remote_code: whether code that the model's repository ships may run; what the
-            folder's own recipe says does not count, as the folder may come from somebody else.
+    Its recipe does not decide about remote code, because the folder may come from somebody else.
 
     Raises:
         ValueError: if the folder holds no finished run, or its adapter does not fit.
@@ -75,10 +72,10 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
     outputs = 1 if result["form"] == "score" else len(labels) or None
     whole = folder / "model"
     if whole.is_dir():
-        # A model that was trained whole has a config of its own, with stretched positions.
-        own = recipe.model_copy(update={"model": str(whole), "rope_factor": None})
-        config = load_config(own.model, trust_remote_code=trust_remote_code)
-        prepared = replace(prepared, recipe=own, config=config)
+        # A fully trained model has its own config, in which positions are stretched already.
+        trained = recipe.model_copy(update={"model": str(whole), "rope_factor": None})
+        config = load_config(trained.model, trust_remote_code=trust_remote_code)
+        prepared = replace(prepared, recipe=trained, config=config)
     base = load_base(prepared, outputs)
     if whole.is_dir():
         model: PeftModel | PreTrainedModel = base.model.eval()
@@ -105,7 +102,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
 
 
 def _refuse_changed(recipe: Recipe, result: dict[str, Any], folder: Path) -> None:
-    """Refuse a base whose weights have changed since the training, if it still has its name."""
+    """Refuse a base with the same name but other weights than at the training."""
     before, now = result.get("base_sha256"), weights_fingerprint(recipe.model)
     if recipe.model == result.get("model") and None not in (before, now) and before != now:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Statistics of a finished run's maps, for the paper's figures: of a sentence, and by layer."""
+"""Statistics of a finished run's maps for the paper's figures: for a sentence, and by layer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,14 +24,14 @@ def sentence_maps(
         run: a run with a map.
         text: the sentence.
         layer: index among the layers with a map; None for the last.
-        head: index of the head; None for the one whose map has the largest norm.
+        head: index of the head; None for the head with the largest norm of its map.
 
     Returns:
         ``tokens``, ``layer`` (its name), ``head``, ``maps`` (title → values, negative ratio) and
         ``layers`` (``effect_size``, ``negative_ratio`` and ``map_negative_ratio`` of each).
 
     Raises:
-        ValueError: for an empty text, a run without a map, or an index that it does not have.
+        ValueError: for an empty text, a run without a map, or an index out of range.
     """
     if not text.strip():
         raise ValueError("the text is empty: there is nothing to show")
@@ -92,9 +92,9 @@ def ratios_by_layer(
         data_dir: local folder of the benchmarks' rows.
 
     Returns:
-        ``rows`` (how many), ``task`` (whose rows they are), and ``layers``: by layer, the means
-        over rows of the ``layers`` of ``sentence_maps``, and the ``map`` of the first row and
-        head, with its negative ratio ``shown_ratio``.
+        ``rows`` (how many), ``task`` (the run's first), and ``layers``: the statistics of
+        ``sentence_maps`` for each layer, as means over rows, and the ``map`` of the first row and
+        head with its negative ratio ``shown_ratio``.
     """
     scored = _rows(run, data, data_dir)
     rows = scored.rows[:count]

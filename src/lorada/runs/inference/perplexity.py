@@ -1,4 +1,4 @@
-"""Perplexity of long texts, from windows that slide over them; Chen et al., "LongLoRA" (2023)."""
+"""Losses of windows that slide over long texts, for perplexity; Chen et al., "LongLoRA" (2023)."""
 
 import logging
 
@@ -16,8 +16,8 @@ from lorada.tasks.tokenize import document_ids
 
 logger = logging.getLogger(__name__)
 
-TOKENS = 2048  # in a batch of windows; a longer window is a batch by itself
-SLICE = 512  # positions whose logits are in fp32 at a time: those of 8192 would fill a gigabyte
+TOKENS = 2048  # tokens in a batch of windows; a longer window is a batch alone
+SLICE = 512  # positions with logits in fp32 at a time: 8192 would fill a gigabyte
 
 
 def slide(run: Run, rows: Rows) -> tuple[list[Losses], Metrics]:
@@ -44,7 +44,7 @@ def slide(run: Run, rows: Rows) -> tuple[list[Losses], Metrics]:
 
 
 def _lengths(run: Run, rows: Rows) -> list[int]:
-    """The context lengths to score; of the protocol's, those that fit the model."""
+    """The context lengths to score: the recipe's, or those of the protocol that fit the model."""
     if run.recipe.eval_lengths:  # checked when the run was loaded
         return run.recipe.eval_lengths
     lengths, context = list(rows.protocol.lengths), context_of(run.model.config)
@@ -61,7 +61,7 @@ def _lengths(run: Run, rows: Rows) -> list[int]:
 
 
 def window_losses(logits: Tensor, ids: Tensor) -> Tensor:
-    """The mean loss of each window, over all its tokens but the first.
+    """The mean loss of each window, over all its tokens except the first.
 
     Args:
         logits: (B, T, vocabulary).

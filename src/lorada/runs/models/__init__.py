@@ -1,1 +1,1 @@
-"""Base models: found, loaded, given an adapter, counted."""
+"""Base models: finding and loading them, placing methods on them, counting parameters."""

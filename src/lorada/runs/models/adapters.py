@@ -1,4 +1,4 @@
-"""Base models and adapters: loads them, and places a method on a base model."""
+"""Loads base models and adapters, and places a method on a base model."""
 
 import json
 import logging
@@ -45,9 +45,8 @@ class Base:
     """A model before a method is placed on it.
 
     Attributes:
-        model: the model.
         total: N, the number of its parameters without its task head.
-        drawn: names of its parameters that its checkpoint lacks, which were drawn at random.
+        drawn: names of the parameters that its checkpoint lacks, so they were drawn at random.
         head: names of the modules that are its task head.
     """
 
@@ -58,15 +57,13 @@ class Base:
 
 
 def load_base(prepared: Prepared, outputs: int | None = None) -> Base:
-    """The weights of a recipe's base model.
+    """Load the weights of a recipe's base model.
 
-    Args:
-        prepared: the recipe with the model's config and tokenizer.
-        outputs: outputs of a task head: the number of classes, 1 for a score; None for a model
-            that generates text.
+    ``outputs`` is the size of a task head: the number of classes, or 1 for a score; None for a
+    model that generates text.
 
     Raises:
-        ValueError: if text is asked of a model that cannot generate it.
+        ValueError: if a model that cannot generate text should.
     """
     recipe, config = prepared.recipe, prepared.config
     if outputs is None and prepared.kind == "encoder":
@@ -118,7 +115,7 @@ def _place(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedMode
         config.base_model_type = base.model.config.model_type
     config.task_type = task_type(base.model.config, classifies=bool(base.head))
     if base.head:
-        # By default PEFT trains and saves only heads that are called classifier or score.
+        # By default PEFT trains and saves only heads with the name classifier or score.
         config.modules_to_save = list(base.head)
     if recipe.from_adapter is None:
         return get_peft_model(base.model, config)
@@ -127,13 +124,13 @@ def _place(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedMode
 
 
 def task_type(model_config: Any, *, classifies: bool) -> str:
-    """PEFT's name for the task of a model, which may have a head that classifies or scores."""
+    """PEFT's task type of a model; ``classifies`` if it has a head for classes or scores."""
     generates = "SEQ_2_SEQ_LM" if model_config.is_encoder_decoder else "CAUSAL_LM"
     return "SEQ_CLS" if classifies else generates
 
 
 def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> PeftModel:
-    """Place the parts of a saved adapter, and the method's parts of all other kinds."""
+    """Place the parts of a saved adapter, and those parts of the method whose kind it lacks."""
     folder = Path(str(recipe.from_adapter))
     saved, weights = adapter_config(folder), adapter_weights(folder)
     refuse_other_base(saved, folder, base.config)
@@ -161,8 +158,8 @@ def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> 
 def _refuse_missing(
     model: PeftModel, weights: dict[str, torch.Tensor], folder: Path, kinds: set[Any] | None = None
 ) -> None:
-    """Refuse saved weights that lack tensors of the model's parts of these kinds; None for all."""
-    # Without False, PEFT would read the base's config again, to see whether its vocabulary grew.
+    """Refuse saved weights that lack tensors of these kinds of parts; None for all kinds."""
+    # With save_embedding_layers, PEFT would read the base's config to see if its vocabulary grew.
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
     missing = expected.keys() - weights.keys()
     if kinds is not None:
@@ -179,7 +176,7 @@ def adapter_config(folder: Path) -> PeftConfig:
     """The config of a saved adapter.
 
     Raises:
-        ValueError: for a folder that is missing or empty, or a config that is not JSON or has an
+        ValueError: for a folder that is missing or empty, or a config that is not JSON or of an
             unknown type.
     """
     if not folder.is_dir():
@@ -221,16 +218,11 @@ def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = ()) -> PeftModel:
-    """A model with a saved adapter, for inference.
-
-    Args:
-        base: the model.
-        folder: the saved adapter.
-        drawn: names of the parameters of ``base`` that were drawn at random.
+    """A model with the saved adapter in ``folder``, for inference; ``drawn`` is as in ``Base``.
 
     Raises:
-        ValueError: for a folder that is not a complete adapter of this model, or lacks parameters
-            that were drawn, so that each load would give another model.
+        ValueError: for a folder that is not a complete adapter of this model, or that lacks drawn
+            parameters, so that each load would give another model.
     """
     refuse_other_base(adapter_config(folder), folder, base.config)
     weights = adapter_weights(folder)
@@ -247,7 +239,7 @@ def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = (
 
 
 def fold_prefixes(model: PeftModel) -> None:
-    """Replace the network that makes a prefix in training by the prefix that it makes."""
+    """Replace each network that makes a prefix while training by the prefix it makes."""
     for part in model.peft_config["default"].parts:
         if isinstance(part, PrefixConfig) and part.projection is not None:
             model.fold()
@@ -261,13 +253,10 @@ def base_parameters(base: nn.Module, head: Collection[str] = ()) -> int:
 def parameter_counts(
     model: nn.Module, total: int, head: Collection[str] = (), with_head: str | None = None
 ) -> dict[str, Any]:
-    """How many parameters a model trains, against the ``total`` of its base.
+    """How many parameters a model with a method trains, against the ``total`` (N) of its base.
 
-    Args:
-        model: the model, with a method placed on it.
-        total: N.
-        head: modules of its task head, which is not counted.
-        with_head: regular expression of the names of other parameters that are not counted.
+    The task head's modules ``head`` do not count, nor do names that match the regular expression
+    ``with_head``.
 
     Returns:
         ``trainable`` (p), ``total`` (N), ``percent`` (100 p/N) and ``percent_of_all``

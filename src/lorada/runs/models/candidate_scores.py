@@ -1,10 +1,10 @@
-"""Scores candidate texts by their likelihood, to choose between them.
+"""Scores candidate answers by their likelihood, to choose the likeliest.
 
     s_c = mean over the tokens of candidate c of log p(token | prompt, the tokens before it)
 
 Source: the classification objective of QuanTA (Chen et al., 2024) for commonsense questions.
 
-Shapes: B rows, C candidates of all rows one after another, T tokens of a prompt and a candidate.
+Shapes: B rows, C candidates of all rows in order, T tokens of a prompt with a candidate.
 """
 
 import inspect
@@ -25,7 +25,7 @@ def mean_log_likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: (C, T, vocabulary), of the last T tokens.
-        labels: (C, T), ids of the candidates' tokens and ``IGNORED`` elsewhere.
+        labels: (C, T), ids of the candidates' tokens, and ``IGNORED`` for all other tokens.
 
     Returns:
         (C,) in fp32.
@@ -38,17 +38,12 @@ def mean_log_likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def sequence_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """s_c of each candidate, from sequences of a prompt and a candidate.
+    """s_c of each candidate (C,), in fp32, from sequences of a prompt with a candidate.
 
-    Args:
-        model: the language model.
-        batch: ``input_ids``, ``attention_mask`` and ``labels``, (C, T), padded on the left.
-
-    Returns:
-        (C,) in fp32.
+    ``batch`` has ``input_ids``, ``attention_mask`` and ``labels``, (C, T), padded on the left.
     """
     labels, mask = batch["labels"], batch["attention_mask"]
-    # Logits take the most memory, and only those at the end of each sequence are needed.
+    # Logits take the most memory, and only those at the ends of sequences are needed.
     counted = int((labels != IGNORED).sum(-1).max()) + 1
     extra = _accepted(model, position_ids=_positions(mask), logits_to_keep=counted)
     output = model(input_ids=batch["input_ids"], attention_mask=mask, **extra)
@@ -56,16 +51,10 @@ def sequence_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """The same as ``sequence_scores``, but each prompt is read once and its cache is shared.
+    """The same as ``sequence_scores``, but each prompt is read once and its candidates share it.
 
-    Not for a model in which a later token changes an earlier one's output: see ``needs_whole``.
-
-    Args:
-        model: the language model.
-        batch: as in ``sequence_scores``, and ``groups`` (B,), how many candidates each row has.
-
-    Returns:
-        (C,) in fp32.
+    ``batch`` also has ``groups`` (B,), how many candidates each row has. Wrong for a model in which
+    a later token changes an earlier token's output: see ``needs_whole``.
     """
     ids, scored = batch["input_ids"], batch["labels"] != IGNORED
     groups = batch["groups"].to(ids.device)
@@ -101,14 +90,14 @@ def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def _cut(ids: Tensor, begins: Tensor, lengths: Tensor, pads: str) -> tuple[Tensor, Tensor]:
-    """Ids and mask of a piece of each sequence: ``lengths`` tokens, padded on one side."""
+    """Ids and mask of ``lengths`` tokens of each sequence, padded on one side."""
     longest = int(lengths.max())
     offsets = torch.arange(longest, device=ids.device).expand(len(ids), -1)
     if pads == "left":
         offsets = offsets - (longest - lengths)[:, None]
     real = (offsets >= 0) & (offsets < lengths[:, None])
-    places = (begins[:, None] + offsets).clamp(0, ids.shape[1] - 1)
-    return ids.gather(1, places).masked_fill(~real, 0), real.long()
+    indices = (begins[:, None] + offsets).clamp(0, ids.shape[1] - 1)
+    return ids.gather(1, indices).masked_fill(~real, 0), real.long()
 
 
 def _positions(mask: Tensor) -> Tensor:
@@ -117,7 +106,7 @@ def _positions(mask: Tensor) -> Tensor:
 
 
 def _accepted(model: Any, **extra: Any) -> dict[str, Any]:
-    """Those of some keywords that the ``forward`` of the transformers model has by name."""
+    """The keywords that the transformers model's ``forward`` names among its parameters."""
     while hasattr(model, "module"):  # a wrapper for several processes
         model = model.module
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -126,25 +115,20 @@ def _accepted(model: Any, **extra: Any) -> dict[str, Any]:
 
 
 def likeliest(scores: Tensor, groups: Tensor) -> list[int]:
-    """The index of each row's best candidate.
-
-    Args:
-        scores: (C,).
-        groups: (B,), how many candidates each row has.
-    """
+    """The index of each row's best candidate, from ``scores`` (C,) and ``groups`` (B,)."""
     return [int(row.argmax()) for row in scores.split(groups.tolist())]
 
 
 def needs_whole(model: nn.Module) -> bool:
-    """Whether a model must read whole sequences, because a map counts later tokens or pads."""
+    """Whether a model must read whole sequences, because its maps count later tokens or pads."""
     return any(part.align == "end" or part.positions == "raw" for part in map_configs(model))
 
 
 def shares_prompts(model: nn.Module) -> bool:
     """Whether a model may be trained with ``cached_scores``, which reads fewer tokens.
 
-    Not with gradient checkpointing, which keeps no cache; not with LongLoRA, whose groups are of
-    whole sequences; not in several processes, where a model expects one forward per backward.
+    Not with gradient checkpointing, which has no cache; not with LongLoRA, which groups the tokens
+    of whole sequences; not in several processes, where each backward expects one forward.
     """
     whole = hasattr(model, "module") or isinstance(model, FSDPModule) or needs_whole(model)
     return not whole and not any(

@@ -1,4 +1,4 @@
-"""Counts what a method trains on a model, without weights (``lorada params``)."""
+"""Counts the parameters that a method trains on a model, without weights (``lorada params``)."""
 
 from typing import Any
 
@@ -14,15 +14,12 @@ from lorada.runs.recipe import Recipe, load_recipe
 
 
 def count_parameters(method: str, model: str, overrides: list[str]) -> dict[str, Any]:
-    """Count the parameters of a method on a model by their names, as ``parameters_of`` does.
+    """Count the parameters of a method on a model, as ``parameters_of`` does for a recipe.
 
-    Args:
-        method: a key of ``METHODS``, or one with ``+lmam``.
-        model: a hub id, a folder, or a key of ``MODELS``.
-        overrides: settings of the method, each as ``key=value``.
+    ``model`` may also be a key of ``MODELS``; ``overrides`` are settings, each as ``key=value``.
 
     Raises:
-        ValueError: for an unknown name, or a setting of training, which changes no count.
+        ValueError: for an unknown name, or a setting of the training, which changes no count.
     """
     recipe = load_recipe(None, overrides, {"method": method, "model": model, "output": "-"})
     if recipe.training:
@@ -52,7 +49,7 @@ def parameters_of(recipe: Recipe) -> dict[str, Any]:
         plan.config.task_type = None
         for part in plan.config.parts:
             if isinstance(part, ShiraConfig):
-                part.mask_fn = None  # it would choose entries by their weights
+                part.mask_fn = None  # it would choose entries by weights, and there are none
         placed = get_peft_model(base, plan.config)
         fold_prefixes(placed)
         return {**parameter_counts(placed, total), "settings_from": plan.settings_from}

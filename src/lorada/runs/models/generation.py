@@ -1,4 +1,4 @@
-"""What text generation needs of a model: languages, if its tokenizer has some, and room."""
+"""Prepares text generation: the languages of a multilingual tokenizer, and a check of lengths."""
 
 from transformers import PreTrainedTokenizerBase
 
@@ -8,12 +8,7 @@ def set_languages(
     chosen: list[str] | None,
     usual: tuple[str, str] | None,
 ) -> None:
-    """Set the source and target language of a tokenizer.
-
-    Args:
-        tokenizer: of any model; one without languages stays as it is.
-        chosen: source and target that the recipe names.
-        usual: source and target of the protocol, where the recipe names none.
+    """Set a multilingual tokenizer's source and target: the recipe's ``chosen``, else ``usual``.
 
     Raises:
         ValueError: for a language that the tokenizer does not have.
@@ -24,7 +19,7 @@ def set_languages(
         return
     languages = chosen or usual
     if languages is None:
-        # Otherwise the tokenizer sets the source as its target when it first encodes a target.
+        # Else the tokenizer would make the source its target when it first encodes a target.
         tokenizer.tgt_lang = tokenizer.tgt_lang or tokenizer.src_lang
         return
     for language in languages:
@@ -39,8 +34,8 @@ def set_languages(
 def language_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Settings of ``generate`` that make a multilingual model write its target language.
 
-    Where the language comes first in the labels, it is the first token to generate (mBART-50).
-    Where it comes last, the decoder starts with it (mBART).
+    If the language token comes first in the labels, generation is forced to begin with it
+    (mBART-50). If it comes last, the decoder starts from it (mBART).
     """
     language = getattr(tokenizer, "tgt_lang", None)
     if language is None:

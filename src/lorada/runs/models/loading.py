@@ -42,7 +42,7 @@ DAMAGED = "its files are damaged, or of another version of transformers"
 
 
 def model_folder(name: str) -> str:
-    """Where the files of a model are: a folder, or the hub id itself.
+    """The folder with the files of a model, or its hub id.
 
     Raises:
         ValueError: for a name that is neither, with the nearest known names.
@@ -65,7 +65,7 @@ def _packaged_folder(name: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept (``LORADA_CACHE``)."""
+    """The folder for converted models (``LORADA_CACHE``)."""
     default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "lorada"
     return Path(os.environ.get("LORADA_CACHE", default))
 
@@ -77,7 +77,7 @@ def _convert_gguf(folder: Path, file_name: str, target: Path) -> None:
     logger.warning("reading %s once and caching it in %s", file_name, target)
     loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file_name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file_name)
-    # transformers will not save a model that it marks as quantised, though its weights are not.
+    # transformers refuses to save a model marked as quantised; these weights no longer are.
     config = loaded.config
     config.__dict__.pop("quantization_config", None)
     model = type(loaded)(config)
@@ -89,7 +89,7 @@ def _convert_gguf(folder: Path, file_name: str, target: Path) -> None:
         tokenizer.save_pretrained(fresh)
         if target.is_dir() and not (target / "model.safetensors").is_file():
             shutil.rmtree(target)
-        # Where another process was faster, its folder stays.
+        # If another process was faster, its folder stays.
         with suppress(OSError):
             fresh.rename(target)
     if not (target / "model.safetensors").is_file():
@@ -103,7 +103,7 @@ def reading(what: str, name: str, hint: str = DAMAGED) -> Iterator[None]:
     Args:
         what: which files are read, such as "the weights".
         name: the model or folder that they belong to.
-        hint: what may be wrong with files that a library fails on unexpectedly.
+        hint: what may be wrong with the files if a library fails unexpectedly.
 
     Raises:
         OSError: for a model of the hub that cannot be reached, with the models that need no hub.
@@ -118,8 +118,7 @@ def reading(what: str, name: str, hint: str = DAMAGED) -> Iterator[None]:
         raise
     except (OSError, ValueError) as error:
         text = " ".join(str(error).split())
-        # With an errno the error is the disk's. With an HTTP error the hub answered, and its own
-        # words say why.
+        # An errno means an error of the disk; an HTTP error means that the hub answered.
         unreachable = isinstance(error, OSError) and error.errno is None
         unreachable &= not isinstance(error.__cause__, HfHubHTTPError)
         local = name in PACKAGED or Path(name).is_dir()
@@ -144,12 +143,7 @@ def reading(what: str, name: str, hint: str = DAMAGED) -> Iterator[None]:
 def load_tokenizer(
     name: str, config: PreTrainedConfig | None = None, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, with a pad token.
-
-    Args:
-        name: of the model.
-        config: the model's config, if it has been read already.
-        trust_remote_code: whether code that the model's repository ships may run.
+    """The tokenizer of a model, with a pad token; ``config`` is the model's, if already read.
 
     Raises:
         ValueError: for an unknown name.
@@ -166,8 +160,8 @@ def load_tokenizer(
         tokenizer.pad_token = next((token for token in usual if token is not None), None)
     if tokenizer.pad_token is None:
         raise ValueError(
-            f"the tokenizer of {name} has no token to fill short rows with, nor one for the end or "
-            "for what it does not know: give it a pad_token in its tokenizer_config.json"
+            f"the tokenizer of {name} has no token to fill short rows with, nor an eos, unk or bos "
+            "token that could: give it a pad_token in its tokenizer_config.json"
         )
     return tokenizer
 
@@ -184,11 +178,11 @@ def load_model(
     """A model that generates text, or one with a task head.
 
     Args:
-        name: of the model.
+        name: a hub id, a folder, or a packaged model.
         outputs: outputs of its head: the number of classes, 1 for a score; None for no head.
-        config: the model's config, if it has been read already.
-        dtype: of the weights.
-        trust_remote_code: whether code that the model's repository ships may run.
+        config: the model's config, if already read.
+        dtype: a name in ``DTYPES``.
+        trust_remote_code: whether code from the model's repository may run.
         **settings: values that replace those of the config.
 
     Returns:
@@ -205,7 +199,7 @@ def load_model(
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
     if Path(name, "adapter_config.json").is_file() and Path(name, "config.json").is_file():
         raise ValueError(
-            f"{name} holds an adapter beside its base, and would be no base for another: take the "
+            f"{name} holds an adapter beside its base, so no other can be placed on it: take the "
             "model it was exported from, with --from for its adapter, or a copy without adapter_*"
         )
     if config is None:
@@ -236,9 +230,9 @@ def load_model(
 def _drawn(
     name: str, model: PreTrainedModel, found: dict[str, Any], outputs: int | None
 ) -> frozenset[str]:
-    """The parameters that were drawn at random; refused, unless they belong to a task head."""
+    """The parameters that were drawn at random; raises if one is not of a task head."""
     for key, saved, wanted in sorted(found["mismatched_keys"]):
-        # A head for another number of classes is drawn anew, as a missing one is.
+        # A head for another number of classes is drawn at random, like a missing one.
         in_head = key.split(".")[0] in head_modules(model) and saved[1:] == wanted[1:]
         if outputs is None or not in_head or wanted[0] != outputs:
             raise ValueError(
@@ -258,7 +252,7 @@ def _drawn(
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The config of a model; its weights are not read, and need not exist.
+    """The config of a model; weights are not needed.
 
     Raises:
         ValueError: for an unknown name.
@@ -269,7 +263,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConf
         return named_config(name)
     with reading("the config", name):
         config = AutoConfig.from_pretrained(model_folder(name), trust_remote_code=trust_remote_code)
-        # Two settings that transformers does not check before it uses them.
+        # transformers does not check these two settings before it uses them.
         own_classes(config)
         if getattr(config, "num_attention_heads", 1) < 1:
             raise ValueError(f"num_attention_heads={config.num_attention_heads} must be above 0")
@@ -279,7 +273,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConf
 def own_classes(config: Any) -> tuple[str, ...] | None:
     """The classes of a checkpoint's own head, by index; None for a checkpoint without such a head.
 
-    Every config names two classes. Whether they are real, its ``architectures`` say.
+    Every config names at least two classes; only with such ``architectures`` are they real.
     """
     kinds = getattr(config, "architectures", None) or []
     names = getattr(config, "id2label", None) or {}
@@ -311,6 +305,6 @@ def stretched(config: Any, factor: float) -> dict[str, Any]:
 
 
 def kind_of(config: Any) -> Kind:
-    """The kind of model that a config describes; a model that generates no text is an encoder."""
+    """The kind of model that a config describes; one that cannot generate text is an encoder."""
     kinds: dict[str, Kind] = {"llama": "decoder", "bart": "encoder_decoder"}
     return kinds.get(family_of(config), "encoder")

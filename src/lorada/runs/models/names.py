@@ -1,4 +1,4 @@
-"""What a model's name stands for: a folder, a hub id, or an entry of ``MODELS``."""
+"""Checks and resolves a model's name: a folder, a hub id, or a key of ``MODELS``."""
 
 import importlib.util
 from pathlib import Path
@@ -12,15 +12,12 @@ if TYPE_CHECKING:
 
 
 def check_name(name: str, *, weights: bool = True) -> None:
-    """Refuse a name that no model can have, before anything of the model is read.
+    """Refuse a name that no model can have, before any file of the model is read.
 
-    Args:
-        name: a hub id, a folder, or a key of ``MODELS``.
-        weights: whether weights are needed, which are not found by the short name of a model on
-            the hub.
+    Most keys of ``MODELS`` name an architecture only; they are refused if ``weights`` are needed.
 
     Raises:
-        ValueError: for a name that is none of these, with the nearest known names.
+        ValueError: for such a name, or an unknown one, with the nearest known names.
         ImportError: if the package of a packaged model is missing, with the line that installs it.
     """
     if name in PACKAGED:
@@ -42,7 +39,7 @@ def check_name(name: str, *, weights: bool = True) -> None:
 
 
 def has_weights(name: str) -> bool:
-    """Whether a model can be trained, as far as its name and its folder tell."""
+    """Whether a model seems to have weights, judged by its name and its folder."""
     if name in PACKAGED:
         return True
     if Path(name).is_dir():
@@ -66,7 +63,7 @@ def package_folder(name: str) -> Path:
 
 
 def named_config(name: str) -> "PretrainedConfig":
-    """The config of a model whose sizes are in ``MODELS``."""
+    """The config of a model from its sizes in ``MODELS``."""
     from transformers import AutoConfig
 
     return AutoConfig.for_model(**MODELS[name].sizes)

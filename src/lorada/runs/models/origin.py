@@ -1,6 +1,6 @@
-"""Tells which base an adapter was trained on: by architecture, and by a fingerprint of weights.
+"""Finds out which base an adapter was trained on, by architecture and a fingerprint of weights.
 
-Shapes alone do not tell: LLaMA, Mistral and Qwen2 models load each other's adapters.
+Shapes are not enough: LLaMA, Mistral and Qwen2 models load each other's adapters.
 """
 
 import hashlib
@@ -14,13 +14,13 @@ from transformers import PreTrainedConfig
 
 from lorada.runs.models.loading import model_folder
 
-SAMPLED = 64  # numbers of each tensor, evenly spread; training changes most of them
+SAMPLED = 64  # how many numbers of each tensor, evenly spread; training changes most of them
 
 
 def base_type_of(config: PeftConfig) -> str | None:
     """The ``model_type`` of the base that a saved adapter was trained on; None if it is unknown.
 
-    PEFT's own adapters do not hold it. They name their base, whose config is read if it is in a
+    PEFT's adapters store only the name of their base. The config of that base is read if it is in a
     local folder or in the hub's cache; nothing is downloaded.
     """
     own = getattr(config, "base_model_type", None)
@@ -29,7 +29,7 @@ def base_type_of(config: PeftConfig) -> str | None:
         return own
     try:
         found, _ = PreTrainedConfig.get_config_dict(name, local_files_only=True)
-    except Exception:  # of any class: the base is not here, or its name is not a name
+    except Exception:  # of any class: the base is not here, or its name is invalid
         return None
     kind = found.get("model_type")
     return kind if isinstance(kind, str) else None
@@ -39,22 +39,21 @@ def refuse_other_base(config: PeftConfig, folder: Path, model_config: PreTrained
     """Refuse an adapter of another architecture.
 
     Raises:
-        ValueError: naming both.
+        ValueError: naming both architectures.
     """
     before, now = base_type_of(config), model_config.model_type
     if before not in (None, now):
         raise ValueError(
             f"{folder} was trained on a {before} model and does not belong on a {now} model: give "
-            "it one of its own architecture"
+            "it one of the same architecture"
         )
 
 
 def weights_fingerprint(name: str) -> str | None:
     """A sha256 of a model's weights; None if its files are not on this machine.
 
-    It covers the name, shape, dtype and ``SAMPLED`` numbers of each tensor, so little of a large
-    model is read. Which file a tensor is in does not matter. A model of the hub is looked for in
-    the hub's cache.
+    It covers the name, shape, dtype and ``SAMPLED`` numbers of each tensor, and not the file that a
+    tensor is in. A model of the hub is looked for in the hub's cache.
     """
     folder = Path(model_folder(name))
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Guards a model against tokens of its tokenizer that it has no embedding for."""
+"""Refuses tokens of a tokenizer that the model has no embedding for."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 def refuse_unknown_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Make a model raise an error when it meets a token that it has no embedding for.
 
-    The tokenizer alone is no error: many have a token too many that is never used, such as Gemma
-    3's token for images.
+    A tokenizer with more tokens is no error by itself: many have one that is never used, such as
+    Gemma 3's token for images.
 
     Raises:
         ValueError: in the model's forward, naming the token.

@@ -1,1 +1,1 @@
-"""The training itself: trainers, losses and callbacks."""
+"""Training: the set-up, trainers, losses and callbacks."""

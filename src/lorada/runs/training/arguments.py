@@ -1,4 +1,4 @@
-"""The TrainingArguments of a run: the recipe's settings over the method's and our defaults."""
+"""The TrainingArguments of a run: our defaults, then the method's settings, then the recipe's."""
 
 import importlib.util
 import logging
@@ -34,13 +34,9 @@ DEFAULTS: dict[str, Any] = {
 
 
 class _WithoutToken:
-    """Arguments whose hub token is not saved in ``training_args.bin``, which is shared.
+    """Arguments that are saved without the hub token: ``training_args.bin`` is often shared."""
 
-    Attributes:
-        stock: transformers' own class.
-    """
-
-    stock: type[TrainingArguments]
+    stock: type[TrainingArguments]  # transformers' own class
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle as transformers' own class, so that others can open the file."""
@@ -59,14 +55,10 @@ class _Seq2SeqArguments(_WithoutToken, Seq2SeqTrainingArguments):  # type: ignor
 
 @contextmanager
 def argument_errors() -> Iterator[None]:
-    """Turn any error that a library raises about its arguments into one line.
-
-    Raises:
-        ValueError: with that line.
-    """
+    """Turn any error about TrainingArguments into a ``ValueError`` of one line."""
     try:
         yield
-    except Exception as error:  # of any class: the hub's client, for one, has its own
+    except Exception as error:  # of any class: the hub's client has its own
         text = str(error).strip() or type(error).__name__
         raise ValueError(f"TrainingArguments: {text.splitlines()[0]}") from error
 
@@ -78,16 +70,9 @@ def training_arguments(
     quiet: bool = False,
     writes: bool = False,
 ) -> TrainingArguments:
-    """The TrainingArguments of a recipe, over those of its method and our defaults.
+    """The recipe's settings, over those of its method, over our defaults.
 
-    Args:
-        recipe: the recipe.
-        method: what its method overrides.
-        quiet: no progress bar.
-        writes: whether it trains an encoder–decoder to write texts.
-
-    Returns:
-        transformers' ``TrainingArguments``, or its ``Seq2SeqTrainingArguments`` if ``writes``.
+    If an encoder–decoder learns to write (``writes``), they are ``Seq2SeqTrainingArguments``.
 
     Raises:
         ValueError: for a value that TrainingArguments refuses.
@@ -114,13 +99,13 @@ def training_arguments(
     if args.max_steps < 0 and not 0 < args.num_train_epochs < math.inf:
         raise ValueError(
             f"training.num_train_epochs={args.num_train_epochs:g} is no number of epochs to train: "
-            "take one above 0, or max_steps"
+            "give one above 0, or max_steps"
         )
     return args
 
 
 def _check_scheduler(args: TrainingArguments) -> None:
-    """Try the learning-rate schedule, so that a wrong argument ends the run before training."""
+    """Try the learning-rate schedule, so that a wrong argument fails before training."""
     chosen = args.lr_scheduler_kwargs
     name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     if not chosen:
@@ -138,11 +123,7 @@ def _check_scheduler(args: TrainingArguments) -> None:
 
 
 def _without_seq2seq(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those that only ``Seq2SeqTrainingArguments`` has.
-
-    Raises:
-        ValueError: for one of those that is set.
-    """
+    """Settings without those that only ``Seq2SeqTrainingArguments`` has; raises if one is set."""
     known = TrainingArguments.__dataclass_fields__
     for name, value in settings.items():
         if name not in known and value:
@@ -154,10 +135,11 @@ def _without_seq2seq(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def held_out_metrics(args: TrainingArguments, held_out: Rows | None) -> list[str]:
-    """The names of what is measured on held-out rows while training, beside the loss.
+    """The names of the metrics measured on held-out rows while training, besides the loss.
 
     Raises:
-        ValueError: if there are no such rows, or the best model is to be chosen by something else.
+        ValueError: if they are asked for without such rows, or the best model is to be chosen by
+            another metric.
     """
     chooses = held_out is not None and held_out.form == "choice"
     names = ["eval_accuracy"] if chooses else []

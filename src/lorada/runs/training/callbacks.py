@@ -1,4 +1,4 @@
-"""Trainer callbacks of every run: check weights, save on Ctrl-C, log and seal checkpoints."""
+"""Trainer callbacks of every run: for broken weights, Ctrl-C, logs, held-out rows, checksums."""
 
 import signal
 from pathlib import Path
@@ -18,9 +18,9 @@ class DivergedError(ValueError):
 
 
 class CheckWeights(TrainerCallback):  # type: ignore[misc]
-    """Ends training before weights are saved that are NaN or infinite.
+    """Ends training before NaN or infinite weights are saved.
 
-    The Trainer's losses do not show this after the last update.
+    The losses do not show such weights if the last update made them.
     """
 
     def on_step_end(
@@ -34,7 +34,7 @@ class CheckWeights(TrainerCallback):  # type: ignore[misc]
         if control.should_save or state.global_step >= state.max_steps:
             refuse_broken(kwargs["model"], args, state)
 
-    on_epoch_end = on_step_end  # with save_strategy=epoch, a save is asked for at the end of one
+    on_epoch_end = on_step_end  # save_strategy=epoch asks for a save only after an epoch
 
 
 @all_or_none()
@@ -74,7 +74,7 @@ def refuse_broken_loss(loss: Tensor, args: TrainingArguments, state: TrainerStat
 
 
 def _last_good(run: Path, step: int) -> str:
-    """The newest checkpoint whose weights did not give the NaN that came after ``step`` steps."""
+    """The end of an error: the newest checkpoint from before ``step`` steps, and what to do."""
     good = [path for at, path in checkpoints(run) if at < step]
     found = f"the last good checkpoint is {good[0]}" if good else "no good checkpoint was saved yet"
     return f"{found}. Start again with a lower training.learning_rate"
@@ -89,7 +89,7 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.interrupted = False
-        self._pressed = False  # in this process; of several, each gets its own signal
+        self._pressed = False  # in this process: each process gets its own signal
         self._previous: Any = None
 
     def on_train_begin(
@@ -98,7 +98,7 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
         """Take over SIGINT."""
         try:
             self._previous = signal.signal(signal.SIGINT, self._handle)
-        except ValueError:  # signals can be caught in the main thread only
+        except ValueError:  # only the main thread can catch signals
             self._previous = None
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
@@ -125,8 +125,8 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
 class LogWithSave(TrainerCallback):  # type: ignore[misc]
     """Logs whenever a checkpoint is saved.
 
-    The Trainer does not save the sum of the losses since its last log line. A run that resumed
-    between two log lines would log another mean loss than a run without interruption.
+    The Trainer does not save the sum of the losses since its last log line, so a run that resumes
+    between two log lines would log another mean loss than an uninterrupted run.
     """
 
     def on_step_end(
@@ -136,13 +136,13 @@ class LogWithSave(TrainerCallback):  # type: ignore[misc]
         if control.should_save and args.logging_strategy != "no":
             control.should_log = True
 
-    on_epoch_end = on_step_end  # with save_strategy=epoch, a save is asked for at the end of one
+    on_epoch_end = on_step_end  # save_strategy=epoch asks for a save only after an epoch
 
 
 class MeasureHeldOut(TrainerCallback):  # type: ignore[misc]
     """Measures held-out rows after the last step, and after each epoch if no strategy is set.
 
-    The measurement comes before the step is saved, so that a resumed run has it too.
+    The measurement comes before the checkpoint, so that a resumed run has it too.
     """
 
     def on_step_end(
@@ -162,11 +162,11 @@ class SealCheckpoints(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Remove the checksums of a damaged checkpoint that is about to be written anew."""
+        """Remove the checksums of a damaged checkpoint that is about to be overwritten."""
         if control.should_save and state.is_world_process_zero:
             (_checkpoint(args, state) / CHECKSUM_FILE).unlink(missing_ok=True)
 
-    on_epoch_end = on_step_end  # with save_strategy=epoch, a save is asked for at the end of one
+    on_epoch_end = on_step_end  # save_strategy=epoch asks for a save only after an epoch
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -2,7 +2,7 @@
 
     loss = cross-entropy of softmax(s) against the right candidate
 
-where s are the scores of ``runs/models/candidate_scores.py``.
+where s are the candidates' scores of ``runs/models/candidate_scores.py``.
 """
 
 from typing import Any
@@ -25,9 +25,9 @@ def choice_loss(scores: Tensor, groups: Tensor, answers: Tensor) -> Tensor:
     """Mean cross-entropy over rows.
 
     Args:
-        scores: (C,), of the candidates of all rows one after another.
+        scores: (C,), scores of the candidates of all rows in order.
         groups: (B,), how many candidates each row has.
-        answers: (B,), index of the right one.
+        answers: (B,), index of the right candidate.
     """
     rows = scores.split(groups.tolist())
     losses = [F.cross_entropy(s[None], a[None]) for s, a in zip(rows, answers, strict=True)]
@@ -35,7 +35,7 @@ def choice_loss(scores: Tensor, groups: Tensor, answers: Tensor) -> Tensor:
 
 
 class ChoiceTrainer(RunTrainer):
-    """A Trainer for batches of candidates; it also measures the accuracy on held-out rows."""
+    """A Trainer for batches of candidates; it also measures accuracy on held-out rows."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

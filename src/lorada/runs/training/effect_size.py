@@ -1,7 +1,7 @@
 """A Trainer callback that measures the effect size of a model's maps while it trains.
 
-It is not in ``attention/explain.py`` because it imports transformers' callbacks, which
-``import lorada`` must not do: see ``lorada/__init__.py``.
+It is not in ``attention/explain.py``, because it imports transformers' callbacks, and ``import
+lorada`` must not: see ``lorada/__init__.py``.
 """
 
 import logging
@@ -17,7 +17,7 @@ from lorada.support.processes import gather_values
 
 logger = logging.getLogger(__name__)
 
-Sums = dict[str, list[tuple[Tensor, Tensor]]]  # by layer: the squared norms of each call
+Sums = dict[str, list[tuple[Tensor, Tensor]]]  # layer → squared norms of each call
 
 NEGLIGIBLE = 1e-3  # effect sizes below this are reported as doing nothing
 
@@ -29,13 +29,13 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
 
         Trainer(..., callbacks=[EffectSize()])
 
-    The effect size is measured in the forward of each step that is logged. It is added to the log
-    line as ``effect_size``, the mean over layers, and ``effect_size_max``, the largest of a layer.
-    Loggers that come before this callback in the Trainer's list write the line without it. If it
-    is below 1e-3 at the end of training, a warning says that the map is numerically nothing.
+    The effect size is measured in the forward of each step that is logged. The log line gets
+    ``effect_size``, the mean over layers, and ``effect_size_max``, the largest layer's. Loggers
+    before this callback in the Trainer's list write the line without them. If the mean is below
+    1e-3 at the end of training, a warning says that the map is numerically nothing.
 
     Attributes:
-        by_layer: the effect size of each layer at the last measurement, by module name.
+        by_layer: module name of a layer → its effect size at the last measurement.
     """
 
     def __init__(self) -> None:
@@ -54,20 +54,14 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start to measure if this step will be logged, or saved: ``LogWithSave`` logs it then."""
+        """Start to measure if this step is to be logged, or saved: ``LogWithSave`` logs saves."""
         step = state.global_step + 1
         every = max(int(state.logging_steps or args.logging_steps or 1), 1)
-        by_step = args.logging_strategy == "steps"
-        first = step == 1 and args.logging_first_step
         saves = max(int(state.save_steps or 0), 0) if args.save_strategy == "steps" else 0
+        logged = args.logging_strategy != "steps" or step % every == 0 or step == state.max_steps
+        logged = logged or (step == 1 and args.logging_first_step)
         self._sums = {}
-        if (
-            not by_step
-            or step % every == 0
-            or step == state.max_steps
-            or first
-            or (saves and step % saves == 0)
-        ):
+        if logged or (saves and step % saves == 0):
             self._watch()
 
     def _watch(self) -> None:
@@ -79,7 +73,7 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
         self._watching = weakref.finalize(self, context.__exit__, None, None, None)
 
     def stop(self) -> None:
-        """Stop measuring; also called for a training that ended with an error."""
+        """Stop measuring; call it too when training ends with an error."""
         if self._watching is not None:
             self._watching()
             self._watching = None
@@ -96,7 +90,7 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
         """Stop measuring."""
         self.stop()
         if self._sums:
-            sums = _of_all(self._sums) if args.world_size > 1 else self._sums
+            sums = _of_all_processes(self._sums) if args.world_size > 1 else self._sums
             self.by_layer = {name: ratio_of(calls) for name, calls in sums.items()}
 
     def on_log(
@@ -135,7 +129,7 @@ class EffectSize(TrainerCallback):  # type: ignore[misc]
         return sum(values) / len(values) if values else float("nan")
 
 
-def _of_all(sums: Sums) -> Sums:
-    """The squared norms of all processes; each has read a part of the batch."""
+def _of_all_processes(sums: Sums) -> Sums:
+    """The squared norms from all processes, which each read a part of the batch."""
     shares = gather_values({name: [(a.cpu(), b.cpu()) for a, b in sums[name]] for name in sums})
     return {name: [call for share in shares for call in share[name]] for name in sums}

@@ -1,4 +1,4 @@
-"""What a training leaves behind: the trained weights, and the fields of its ``result.json``."""
+"""Saves the trained weights of a training, and collects the fields of its ``result.json``."""
 
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from lorada.support.processes import process_count
 
 
 def all_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
-    """All weights of a model that is sharded over processes; None if each process has them all.
+    """All weights of a model that is sharded over processes; None if every process has them all.
 
-    All processes must call it.
+    All processes must call this.
     """
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         return None
@@ -33,10 +33,10 @@ def all_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
 def save_model(
     setup: Setup, weights: dict[str, torch.Tensor] | None, prepared: PreparedTraining
 ) -> None:
-    """Write the adapter, or the model if it was trained whole, into the run's folder.
+    """Write the adapter, or the fully trained model, into the run's folder.
 
-    It is written beside its place and then moved there, so that it is never half written.
-    ``weights`` is what ``all_weights`` gave.
+    It is written into a scratch folder and then moved, so it is never there half written.
+    ``weights`` is what ``all_weights`` returned.
     """
     model, recipe = setup.model, prepared.recipe
     if weights is not None:
@@ -53,7 +53,7 @@ def save_model(
 
 
 def _unshard(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Put all weights into a model of which this process had a shard."""
+    """Replace the shards of this process's model by whole weights."""
     whole: dict[int, nn.Parameter] = {}  # by the shard's id, so that tied weights stay tied
     for path, module in model.named_modules():
         for name, shard in list(module.named_parameters(recurse=False)):

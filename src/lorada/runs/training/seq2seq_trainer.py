@@ -1,4 +1,4 @@
-"""The Trainer of encoder–decoders that write texts, which are scored while they train."""
+"""The Trainer for encoder–decoders that learn to write texts."""
 
 import copy
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from lorada.tasks.task import Kind
 
 
 def writes_texts(rows: Rows, kind: Kind) -> bool:
-    """Whether a model is an encoder–decoder that learns to write texts."""
+    """Whether a model of this kind is an encoder–decoder that learns to write texts."""
     return kind == "encoder_decoder" and rows.form not in HEADED
 
 
@@ -35,13 +35,7 @@ def scorer(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPred
 
 
 class WritingTrainer(RunTrainer, Seq2SeqTrainer):
-    """A Trainer that has texts generated for held-out rows, as their protocol says.
-
-    Args:
-        generation: settings of ``generate``.
-        *args: of ``Seq2SeqTrainer``.
-        **kwargs: of ``Seq2SeqTrainer``.
-    """
+    """A Trainer that generates texts for held-out rows, with the settings ``generation``."""
 
     def __init__(self, *args: Any, generation: dict[str, Any], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,10 +50,9 @@ class WritingTrainer(RunTrainer, Seq2SeqTrainer):
         return found
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
-        """One batch of held-out rows; the model's own generation settings stay as they were.
+        """One batch of held-out rows; the model's own generation settings do not change.
 
-        The Seq2SeqTrainer fills in the settings that are missing, and they would be saved with the
-        model.
+        ``Seq2SeqTrainer`` fills in missing settings, which would then be saved with the model.
         """
         model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         kept = copy.deepcopy(model.generation_config)

@@ -1,4 +1,4 @@
-"""Sets a training up: loads the weights, encodes the rows, places the method, makes the Trainer."""
+"""Sets up a training: loads the weights, encodes the rows, places the method, makes the Trainer."""
 
 import logging
 import os
@@ -54,7 +54,7 @@ class Setup:
         base: the model before the method was placed on it.
         model: the model that trains.
         trainer: its Trainer.
-        measured: the names of what is measured on held-out rows, beside the loss.
+        measured: the names of the metrics on held-out rows, besides the loss.
     """
 
     base: Base
@@ -66,9 +66,9 @@ class Setup:
 def set_up(
     prepared: PreparedTraining, watchers: list[TrainerCallback], *, quiet: bool = False
 ) -> Setup:
-    """Make the Trainer of a training, with everything checked that can be before a step.
+    """Make the Trainer of a training, and check what can be checked before the first step.
 
-    The callbacks in ``watchers`` are the caller's, and come first.
+    ``watchers`` are the caller's callbacks; they come first.
 
     Raises:
         ValueError: for anything in the recipe that does not fit model, method or rows.
@@ -100,7 +100,7 @@ def set_up(
 
 
 def _encode(prepared: PreparedTraining, base: Base) -> tuple[Dataset, Dataset | None, Collator]:
-    """Token ids of the rows to learn from and of those held out, and what makes batches of them."""
+    """Token ids of the training rows and of the held-out rows, and the collator of both."""
     tokenizer, kind = prepared.tokenizer, prepared.kind
     fitted = fit_context(prepared.recipe, base.model.config)
     dataset = encode_rows(prepared.rows, fitted, tokenizer, kind)
@@ -116,7 +116,7 @@ def _encode(prepared: PreparedTraining, base: Base) -> tuple[Dataset, Dataset | 
 def _batches(
     dataset: Dataset, pad: Collator, args: TrainingArguments
 ) -> DataLoader[dict[str, Any]]:
-    """Shuffled batches for a method's preparation, which draws no random number of the training."""
+    """Shuffled batches for a method's preparation; the training's random numbers do not change."""
     return DataLoader(
         dataset,  # type: ignore[arg-type]
         args.per_device_train_batch_size,
@@ -127,7 +127,7 @@ def _batches(
 
 
 def _measuring(args: TrainingArguments, recipe: Recipe) -> list[MeasureHeldOut]:
-    """The callback that measures held-out rows, if they are to be measured.
+    """The callback that measures held-out rows, if they shall be measured.
 
     ``dev_rows`` are measured unless the recipe says no; ``eval_data`` only if the recipe says so.
     """
@@ -144,15 +144,12 @@ def _measuring(args: TrainingArguments, recipe: Recipe) -> list[MeasureHeldOut]:
 def trainer_class(
     prepared: PreparedTraining, args: TrainingArguments, context: int | None
 ) -> Callable[..., Trainer]:
-    """The class of Trainer for a form of rows, with the arguments that only this class takes.
+    """The class of Trainer for the rows, with the arguments that only this class takes.
 
-    Args:
-        prepared: has the rows.
-        args: its arguments; those of an encoder–decoder that writes are of their own class.
-        context: how many tokens the model can read; None if its config does not say.
+    ``context`` is how many tokens the model can read; None if its config does not say.
 
     Raises:
-        ValueError: for label smoothing of rows without classes or texts, or a
+        ValueError: for label smoothing with rows without classes or texts, or a
             ``max_new_tokens`` above the model's context.
     """
     recipe, rows, tokenizer = prepared.recipe, prepared.rows, prepared.tokenizer
@@ -181,10 +178,10 @@ def make_trainer(
     callbacks: list[Any],
     make: Callable[..., Trainer],
 ) -> Trainer:
-    """A Trainer of a class that ``trainer_class`` gave.
+    """A Trainer; ``make`` is what ``trainer_class`` returned.
 
     Raises:
-        ValueError: if the rows do not fill one batch, and only full batches may be taken.
+        ValueError: if only full batches may be taken and the rows do not fill one.
     """
     batch, rows = args.train_batch_size * args.world_size, len(datasets[0])
     if args.dataloader_drop_last and rows < batch:
@@ -207,7 +204,7 @@ def make_trainer(
 
 
 def _give_maps_their_rate(trainer: Trainer, model: PeftModel | PreTrainedModel) -> None:
-    """Move the maps' factors to a parameter group of their own if they have their own rate."""
+    """Move the maps' factors to a separate parameter group if ``map_learning_rate`` is set."""
     config = model.peft_config["default"] if isinstance(model, PeftModel) else None
     parts = config.parts if isinstance(config, LoradaConfig) else []
     rates = [
@@ -232,11 +229,7 @@ def _give_maps_their_rate(trainer: Trainer, model: PeftModel | PreTrainedModel) 
 
 
 def _refuse_unshared(trainer: Trainer) -> None:
-    """Refuse several processes that would not share the work or the model as was asked.
-
-    Raises:
-        ValueError: if each process would train by itself, or hold the whole model despite FSDP.
-    """
+    """Refuse processes that would each train alone, or hold the whole model despite FSDP."""
     args = trainer.args
     if args.world_size != process_count():
         raise ValueError(
@@ -245,6 +238,6 @@ def _refuse_unshared(trainer: Trainer) -> None:
     shared = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if shared and process_count() > 1 and not trainer.is_fsdp_enabled:
         raise ValueError(
-            f"training.fsdp={args.fsdp or 'true'} shares a model out among accelerators, and there "
+            f"training.fsdp={args.fsdp or 'true'} shards a model over accelerators, and there "
             "are none here: leave it out"
         )

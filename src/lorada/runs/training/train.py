@@ -40,7 +40,7 @@ AGAIN = "What was saved before is whole: free space, then lorada train --resume 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training left behind.
+    """The outcome of a training.
 
     Attributes:
         run: the run's folder.
@@ -58,21 +58,21 @@ def train(
 ) -> Trained:
     """Train a recipe into its output folder.
 
-    Where ``torchrun`` or ``accelerate launch`` started several processes, all call this: they
-    train together, the first alone writes, and all get what it wrote.
+    If ``torchrun`` or ``accelerate launch`` started several processes, all call this: they train
+    together, only the first writes, and all return its result.
 
     Args:
         recipe: what to train.
-        resume: continue from the last checkpoint of that folder, bit for bit.
-        overwrite: delete what an earlier run left there, once everything else is in order.
+        resume: continue from the last checkpoint in that folder, bit for bit.
+        overwrite: delete an earlier run there, once everything else has been checked.
         quiet: no progress bar.
 
     Raises:
-        ValueError: for a folder that holds a run or in which another process trains, or anything
-            in the recipe that does not fit.
+        ValueError: for a folder that holds a run or in which another process trains, or for
+            settings that do not fit.
         DivergedError: if the loss becomes NaN; checkpoints saved before stay.
         OSError: if the disk is full; what was saved before stays whole.
-        OtherProcessError: for any of these, in all processes but the one that has it.
+        OtherProcessError: for any of these, in all processes except the one that fails.
     """
     run = Path(recipe.output)
     with argument_errors():
@@ -132,11 +132,7 @@ def _fit(trainer: Trainer, checkpoint: Path | None, again: str) -> None:
 
 
 def _continue(trainer: Trainer, checkpoint: Path | None) -> None:
-    """Train to the end, from a checkpoint if there is one.
-
-    Raises:
-        DivergedError: if a weight is NaN or infinite at the end.
-    """
+    """Train to the end, from a checkpoint if there is one; refuse broken weights at the end."""
     state = None
     if checkpoint is not None:
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))

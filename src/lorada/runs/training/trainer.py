@@ -1,10 +1,10 @@
-"""The Trainer of a run: transformers' own, with the loss of a step as one mean.
+"""The Trainer of a run: transformers' Trainer, with the loss of a step as one mean.
 
     loss of a step = Σ_b (n_b / n) · loss_b        n = Σ_b n_b, over all batches and processes
 
-loss_b is the mean over batch b. n_b is the number of its rows, or of its tokens that have a label
-if the model learns to write text. transformers' Trainer leaves the division by n to every model
-whose ``forward`` takes further keywords, and many of those do not divide (BERT, BART, T5, and every
+loss_b is the mean over batch b. n_b is the number of its rows or, if the model learns to write
+text, of its tokens that have a label. transformers' Trainer leaves the division by n to each model
+with further keywords in its ``forward``, and many of them do not divide (BERT, BART, T5, and every
 loss of scores).
 """
 
@@ -28,13 +28,13 @@ from lorada.tasks.tokenize import IGNORED
 class RunTrainer(Trainer):
     """A Trainer for which k batches of b rows are one batch of k·b rows."""
 
-    loss_is_scaled_for_ga = True  # tells the Trainer that compute_loss scales by itself
+    loss_is_scaled_for_ga = True  # the Trainer must not scale: compute_loss does
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False  # every model returns the mean of its batch
-        self._step_loss: Tensor | float = 0.0  # of the step's batches so far
-        # Of the held-out batches so far: [sum of the losses, how many rows or tokens count].
+        self._step_loss: Tensor | float = 0.0  # sum over the step's batches so far
+        # For each held-out batch so far: [sum of the losses, how many rows or tokens count] by row.
         self._held_out_sums: list[Tensor] = []
 
     @property
@@ -43,7 +43,7 @@ class RunTrainer(Trainer):
         return 0 if self.model.config.is_encoder_decoder else 1
 
     def counted(self, inputs: dict[str, Any]) -> Tensor:
-        """n_b by row (B,): the row's tokens that have a label, or 1 for the row."""
+        """The share of each row in n_b (B,): its tokens that have a label, or 1."""
         labels: Tensor = inputs["labels"]
         if "groups" in inputs:
             return torch.ones_like(inputs["groups"])
@@ -85,7 +85,7 @@ class RunTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """A batch's share of the loss of its step; its own mean if n is not given."""
+        """A batch's share of the loss of its step; the mean of the batch if n is not given."""
         counted = self.counted(inputs)
         loss, outputs = self.batch_loss(model, inputs)
         if loss.dim():  # DataParallel: one loss for each device's part of the batch
@@ -102,8 +102,8 @@ class RunTrainer(Trainer):
         if self.label_smoother is None:
             found: tuple[Tensor, Any] = super().compute_loss(model, inputs, return_outputs=True)
             return found
-        # The Trainer decides by the name of the model's class whether its logits are of the next
-        # token, and FSDP gives the class another name.
+        # The Trainer decides by the name of the model's class whether logits predict the next
+        # token, but FSDP renames the class.
         labels = inputs["labels"]
         outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
         shifts = labels.dim() > 1 and self._shift == 1
@@ -112,7 +112,7 @@ class RunTrainer(Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """One held-out batch; its loss is kept with n_b."""
+        """One held-out batch; its loss and n_b are kept for ``evaluation_loop``."""
         counted = self.counted(inputs)
         found = super().prediction_step(model, inputs, *args, **kwargs)
         sums = torch.stack([counted * found[0].to(counted.device), counted], -1)
@@ -122,9 +122,9 @@ class RunTrainer(Trainer):
     def evaluation_loop(
         self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
-        """The held-out loss, in which every token counts the same in whichever batch it is.
+        """The held-out loss, in which every token counts the same in any batch.
 
-        A data loader draws random numbers; those of the training stay untouched.
+        The data loader draws random numbers, so the training's random state is put back after it.
         """
         self._held_out_sums = []
         with torch.random.fork_rng(devices=[]):
@@ -136,7 +136,7 @@ class RunTrainer(Trainer):
         return output
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
-        """Our own sampler for ``group_by_length``, whose batches come in random order."""
+        """Our own sampler for ``group_by_length``: its batches come in random order."""
         args = self.args
         if args.train_sampling_strategy != "group_by_length":
             sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
@@ -148,7 +148,7 @@ class RunTrainer(Trainer):
         )
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
-        """Held-out rows in their own order, in which answers are compared with them."""
+        """Held-out rows in order, because answers are compared with them in order."""
         return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
 
     def _save_rng_state(self, output_dir: str) -> None:
