@@ -1,6 +1,7 @@
 """The command line: one line and exit code 2 for a user's mistake, JSON for programs."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -55,10 +56,11 @@ def refused(result, *parts):
         assert part in lines[0]
 
 
-def test_train_prints_the_loss_curve_and_the_next_command(call, place, tmp_path):
+def test_train_prints_the_first_and_last_loss_and_the_next_command(call, place, tmp_path):
     code, out, _ = call(*train_words(place, tmp_path / "run"))
     assert code == 0
-    assert "│" in out
+    losses = re.search(r"loss (\d+\.\d{3}) at first, (\d+\.\d{3}) at last", out)
+    assert losses is not None, out
     assert f"next: lorada evaluate {tmp_path / 'run'}" in out.replace("\n", "")
     assert (tmp_path / "run" / "loss.png").stat().st_size > 1000
 
