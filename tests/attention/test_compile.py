@@ -89,7 +89,7 @@ def test_a_training_step_is_one_graph_for_all_shapes_of_a_bucket(padding):
 
 
 @pytest.mark.parametrize(
-    "padding", [None, pytest.param("right", marks=slow), pytest.param("left", marks=slow)]
+    "padding", [pytest.param(padding, marks=slow) for padding in (None, "right", "left")]
 )
 def test_a_forward_is_one_graph_for_all_shapes_of_a_bucket(padding):
     model = stack().eval()

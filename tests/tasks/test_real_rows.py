@@ -43,6 +43,7 @@ def run(tmp_path, *settings, **options):
     return train(recipe, quiet=True)
 
 
+@pytest.mark.slow
 def test_the_map_alone_learns_on_real_rows_and_changes_the_model(tmp_path):
     data = sst2(tmp_path, "label")
     trained = run(

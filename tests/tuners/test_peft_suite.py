@@ -79,7 +79,7 @@ FILES = {
 }
 # The models of the cut that always runs.
 CUT = {
-    "decoder": ["LlamaForCausalLM"],
+    "decoder": ["LlamaForCausalLM", "GPT2LMHeadModel"],
     "encoder-decoder": ["BartForConditionalGeneration"],
     "features": ["BertModel"],
     "classifier": ["BertForSequenceClassification"],
