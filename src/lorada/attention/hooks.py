@@ -1,8 +1,8 @@
 """Hooks for models that compute attention themselves: DeBERTa, Falcon, Bloom.
 
-They do not call transformers' attention interface, so no wrapped function sees their values. Of a
-pair of hooks one catches the values on their way into attention, and the other adds tile(Attn_s)·V
-to Attn·V before the output projection.
+They do not call transformers' attention interface, so no wrapped function sees their values. Here a
+first hook keeps the values that enter attention, and a second one adds tile(Attn_s)·V to Attn·V
+before the output projection.
 
 Shapes: B batch, H query heads, G key/value heads, T queries, K key slots, D head width.
 """
@@ -19,13 +19,12 @@ from lorada.attention.call import AttentionCall, CallShape, head_count
 
 
 class HookPair:
-    """The hooks on one attention module; a subclass says where values and output pass."""
+    """The hooks on one attention module; a subclass knows where the values and the output are."""
 
     causal: bool
 
     def __init__(self, module: nn.Module, source: MapSource) -> None:
-        # In a tuple, a copy of the model copies neither as a submodule of the other.
-        self._source = (source,)
+        self._source = source
         self._value: Tensor | None = None
         self._kwargs: dict[str, Any] = {}
         self._mask: Any = None
@@ -58,21 +57,21 @@ class HookPair:
     def _with_maps(self, module: nn.Module, attended: Tensor) -> Tensor:
         """Attn·V plus the terms of all active maps, both (B, T, H·D)."""
         value, mask, kwargs = self._value, self._mask, self._kwargs
-        # Nothing of a batch is kept beyond its forward.
+        # Released here, so that no tensor of a batch lives longer than its forward.
         self._value, self._mask, self._kwargs = None, None, {}
-        maps = self._source[0].maps()
+        maps = self._source.maps()
         if not maps or value is None:
             return attended
         batch, queries, _ = attended.shape
         heads = head_count(module)
         shape = CallShape(queries, value.shape[2], heads, self.causal)
-        call = AttentionCall(module, shape, value, mask, self._source[0].forward_inputs, kwargs)
+        call = AttentionCall(module, shape, value, mask, self._source.forward_inputs, kwargs)
         output = attended.view(batch, queries, heads, -1)
         return add_maps(call, maps, output).reshape(attended.shape)
 
 
 class DebertaHooks(HookPair):
-    """DeBERTa, all versions: values leave a projection, Attn·V leaves the module itself."""
+    """DeBERTa, all versions: a projection returns the values, and the module returns Attn·V."""
 
     causal = False
 
@@ -101,7 +100,7 @@ class DebertaHooks(HookPair):
 
 
 class FalconHooks(HookPair):
-    """Falcon and Bloom: values pass through the cache, Attn·V enters the projection ``dense``."""
+    """Falcon and Bloom: the cache returns the values, and Attn·V is the input of ``dense``."""
 
     causal = True
 
@@ -117,14 +116,14 @@ class FalconHooks(HookPair):
         return (self._with_maps(module, args[0]),)
 
     def keep(self, value: Tensor) -> None:
-        """Take the values (B, G, K, D) that this call attends to."""
+        """Keep the values (B, G, K, D) of this call."""
         self._value = value
 
 
 class _ValueRecorder:
-    """A layer's cache, or none, that passes on to the hooks the values that attention gets.
+    """Stands in for a layer's cache, which may be None, and gives the hooks the values it returns.
 
-    A cache may keep them in another form (quantised, in pages), so what it stores is not enough.
+    The stored values would not do: a cache may store them quantised or in pages.
     """
 
     def __init__(self, pair: FalconHooks, cache: Any) -> None:
@@ -141,8 +140,8 @@ class _ValueRecorder:
         return getattr(self._cache, name)
 
 
-# By module file and class name: the classes of both DeBERTa files have the same name.
-HOOKED: dict[str, type[HookPair]] = {
+# By file and class name, since the classes of both DeBERTa files have the same name.
+HOOKS: dict[str, type[HookPair]] = {
     "modeling_deberta.DisentangledSelfAttention": DebertaHooks,
     "modeling_deberta_v2.DisentangledSelfAttention": DebertaHooks,
     "modeling_falcon.FalconAttention": FalconHooks,
@@ -151,9 +150,9 @@ HOOKED: dict[str, type[HookPair]] = {
 
 
 def hooks_for(module: nn.Module) -> type[HookPair] | None:
-    """The hooks that reach this attention module; None if it is not one of ``HOOKED``."""
+    """The hooks for this attention module; None if it has no entry in ``HOOKS``."""
     for cls in type(module).__mro__:
         name = f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
-        if name in HOOKED:
-            return HOOKED[name]
+        if name in HOOKS:
+            return HOOKS[name]
     return None

@@ -13,7 +13,6 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from lorada.attention import hooks as hooked
 from lorada.attention import interface
 from lorada.attention.attend import CHILD
 from lorada.attention.attention_map import AttentionMap
@@ -24,6 +23,7 @@ from lorada.attention.forward_inputs import (
     ForwardListener,
     forward_listener,
 )
+from lorada.attention.hooks import HOOKS, hooks_for
 from lorada.attention.interface import CROSS_ATTENTION
 from lorada.functional.maps import Ablation, Align, position_embedding
 from lorada.tuners.base.attached_layer import AttachedLayer
@@ -130,7 +130,7 @@ class LmamLayer(AttachedLayer):
         self._baked: dict[str, torch.Tensor] = {}
         self._listener: ForwardListener | None = None
         interface.install()
-        if hooks := hooked.hooks_for(host):
+        if hooks := hooks_for(host):
             self._handles.append(hooks(host, self))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -161,7 +161,7 @@ class LmamLayer(AttachedLayer):
         if self._listener is None:
             self._listener = forward_listener(model)
             self._listener.add_layer(windowed=_is_windowed(self.host))
-            if not hooked.hooks_for(self.host):
+            if not hooks_for(self.host):
                 self._listener.check_before(self.host, interface.check_installed)
             self._handles.append(self._listener)
         self.configs[adapter_name] = config
@@ -257,7 +257,7 @@ class LmamModel(AttachedModel):
         if not self_attentions(self.model):
             classes = {type(module).__name__ for module in self.model.modules()}
             kinds = sorted(name for name in classes if "ttention" in name)
-            known = sorted(name.partition(".")[2] for name in hooked.HOOKED)
+            known = sorted(name.partition(".")[2] for name in HOOKS)
             raise ValueError(
                 "no self-attention module of this model dispatches through transformers' attention "
                 f"interface or is one of {', '.join(known)}, so a map would have no effect; "
@@ -286,7 +286,7 @@ def _is_windowed(module: nn.Module) -> bool:
 
 def can_hold_map(module: nn.Module) -> bool:
     """Whether a map reaches the attention of this module."""
-    return interface.dispatches(module) or hooked.hooks_for(module) is not None
+    return interface.dispatches(module) or hooks_for(module) is not None
 
 
 def self_attentions(model: nn.Module) -> list[str]:
