@@ -50,6 +50,12 @@ def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor
     return result
 
 
+def attention_classes(model: nn.Module) -> str:
+    """The class names of a model's attention modules, for an error."""
+    classes = {type(module).__name__ for module in model.modules()}
+    return ", ".join(sorted(name for name in classes if "ttention" in name))
+
+
 def dispatches(module: nn.Module) -> bool:
     """Whether a module calls its attention through the interface, so that a map reaches it."""
     forward = inspect.unwrap(type(module).forward)
