@@ -1,4 +1,4 @@
-"""The tuners of this package: what all of them do, and what those of attached parts do.
+"""``LoradaTuner``, the base of our tuners, and ``AttachedModel``, the base of attached parts.
 
 PEFT's tuner finds the target modules of a config and calls ``_create_and_replace`` on each. Ours
 also place an adapter on all of its targets or on none, serve mixed batches, and refuse weights that
@@ -41,18 +41,18 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         return linear_names(self.model)
 
     def listed_candidates(self, config: Any) -> str:
-        """The candidates for an error: the first of them, and how many more there are."""
+        """The candidates, shortened for an error."""
         return listed(self.candidates(config))
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
-        """Place an adapter on all of its targets, or leave the model as it was.
+        """Place an adapter on all of its targets; after an error the model is as before.
 
         Raises:
-            ValueError: if nothing matches, or a module to train and save whole is not there.
+            ValueError: if no module matches, or the model lacks one of ``modules_to_save``.
         """
         config = self.peft_config[adapter_name]
         refuse_absent(model, [config], task=None)
-        kw.pop("state_dict", None)  # the config alone says which modules are the targets
+        kw.pop("state_dict", None)  # PEFT would choose the targets by it; only the config may
         try:
             with all_or_nothing(model, adapter_name):
                 super().inject_adapter(model, adapter_name, *args, **kw)
@@ -65,7 +65,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
     ) -> None:
         if isinstance(new_module, BaseTunerLayer):
             super()._replace_module(parent, child_name, new_module, child)
-        else:  # unloading puts back a module that has its weights; a task head has several
+        else:  # unloading puts back a whole module, and PEFT would look for one weight in it
             setattr(parent, child_name, new_module)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
@@ -111,7 +111,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
-        # A stack checks when all of its parts have been remapped.
+        # A stack checks after it has remapped all of its parts.
         if getattr(model, "peft_type", None) != STACK:
             check_fits(model, config, adapter_name, remapped)
         return remapped
@@ -122,7 +122,7 @@ class AttachedModel(LoradaTuner):
 
     Attributes:
         child: the name of the layer in its host.
-        host_kind: what a host is, for errors.
+        host_kind: a description of a host, for errors.
     """
 
     child: str
@@ -137,7 +137,7 @@ class AttachedModel(LoradaTuner):
         raise NotImplementedError
 
     def candidates(self, config: Any) -> list[str]:
-        """Names, within a layer, of the modules that get the part where none are named."""
+        """Names, within a layer, of the modules that get the part by default."""
         modules = self.model.named_modules()
         return sorted({within_layer(name) for name, m in modules if self.can_host(m)})
 
