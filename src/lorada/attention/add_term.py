@@ -39,15 +39,7 @@ def add_term(
     shape: CallShape,
     value: Tensor,
 ) -> Tensor:
-    """``output`` (B, T, H, D) plus tile(Attn_s)·V, rounded to its dtype once, after the sum.
-
-    Args:
-        output: Attn·V.
-        attention_map: the map.
-        positions: where the tokens of the call lie in the map.
-        shape: the sizes of the call, and which keys a query may see.
-        value: V, (B, G, K, D).
-    """
+    """Attn·V (``output``, (B, T, H, D)) plus tile(Attn_s)·V, rounded once, after the sum."""
     if torch.compiler.is_compiling():  # the compiler decides itself which tensors to keep
         return (output + term_of_reached(attention_map, positions, shape, value)).to(output.dtype)
     if reached_queries(attention_map.length, positions, shape) is None:

@@ -28,6 +28,7 @@ from lorada.attention.dense_map import mask_with_map
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
 from lorada.attention.locate import token_positions
 from lorada.attention.map_term import map_term
+from lorada.attention.observation import Observation
 from lorada.attention.positions import TokenPositions, TokenTable
 from lorada.attention.prefix import with_prefixes
 from lorada.attention.shifted_sparse import ShiftedGroups
@@ -137,7 +138,8 @@ def add_maps(call: AttentionCall, maps: list[AttentionMap], output: Tensor) -> T
                 term = map_term(attention_map, positions, call.shape, call.value)
             if term is None:
                 term = torch.zeros_like(output, dtype=torch.float32)
-            observation.report(call, attention_map, positions, output, term)
+            seen = Observation(call, attention_map, positions, output.detach(), term)
+            observation.report(seen)
         result = add_term(result, attention_map, positions, call.shape, call.value)
     return result
 
@@ -167,7 +169,7 @@ def _report_inside(
     kwargs = {**call.kwargs, "is_causal": causal}
     with torch.no_grad():
         plain = run(call.module, call.query, call.key, call.value, call.mask, **kwargs)[0]
-    change = (output - plain).float()
+        change = (output - plain).float()
     for attention_map in inside:
         positions = map_positions(call, attention_map)
-        observation.report(call, attention_map, positions, plain, change)
+        observation.report(Observation(call, attention_map, positions, plain, change))

@@ -99,6 +99,7 @@ class AttentionMap:
 
     def product(self, value: Tensor, shape: CallShape, align: Align) -> Tensor:
         """tile(Attn_s)·V (B, H, M, D) of a low-rank map, from its tokens' values (B, G, M, D)."""
+        # Unscaled factors, since ``map_value_product`` cuts them before it adds PE and the scale.
         w_a, w_b = (factor.float() for factor in self.factors)
         return map_value_product(
             w_a,

@@ -35,10 +35,12 @@ def _expand(attention_map: AttentionMap, table: TokenTable, shape: CallShape) ->
         # (B·P, S, N, N) → (B, S, P·N, N): the maps of a row's sequences are stacked.
         map_ = map_.view(-1, table.sequences, *map_.shape[1:]).transpose(1, 2).flatten(2, 3)
         rows = rows_of_all_maps(table, rows, length)
+    # First the map row of every query, then from it the map column of every key.
     picked = take_rows(map_, rows)
     columns = table.columns.expand(batch, -1)
     index = columns.clamp(0, length - 1)[:, None, None].expand(-1, *picked.shape[1:3], -1)
     pairs = covered_pairs(table, length)[:, None]
+    # Rows and columns outside of the map were clamped into it: their entries become zero here.
     return (picked.gather(-1, index) * pairs).repeat(1, shape.heads // picked.shape[1], 1, 1)
 
 
@@ -57,15 +59,12 @@ def mask_with_map(
 ) -> Tensor:
     """The additive mask (B, H, T, K) that adds a map to the scores before the softmax (¬N).
 
-    Args:
-        mask: the mask without this map; it may hold another map.
-        attention_map: the map.
-        positions: where the tokens of the call lie in it.
-        call: the call.
+    ``mask`` is the mask without this map; it may hold another map.
 
     Raises:
         ValueError: for a mask that is not (B, 1, T, K).
     """
+    # The kernel adds a mask to the scores, so a map inside the mask is a map before the softmax.
     dtype, keys = call.value.dtype, call.shape.keys
     full = expand_map(attention_map, positions, call.shape)
     full = for_samples(full, attention_map.samples, call.value.shape[0]).to(dtype)

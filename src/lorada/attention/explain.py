@@ -47,9 +47,7 @@ class LayerMaps:
 def explain(model: nn.Module, batch: Mapping[str, Tensor]) -> list[LayerMaps]:
     """Run a model once and return the softmax map, the LMAM map and their sum of each layer.
 
-    Args:
-        model: a model with a map in at least one layer.
-        batch: the keyword arguments of its forward.
+    ``batch`` has the keyword arguments of the model's forward.
 
     Raises:
         ValueError: if no map was active.

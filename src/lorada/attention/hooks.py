@@ -18,6 +18,45 @@ from lorada.attention.attend import MapSource, add_maps
 from lorada.attention.call import AttentionCall, CallShape, head_count
 
 
+class FollowingHook:
+    """A hook on a child of a module, which moves to the module that has the child's name now.
+
+    LoRA may wrap the child, or remove the wrapper. Before each call of the parent the hook moves if
+    the child is another module than before.
+    """
+
+    def __init__(
+        self, parent: nn.Module, name: str, register: Callable[[nn.Module], RemovableHandle]
+    ) -> None:
+        # ``register`` is a partial function and not a closure: a copy of the model copies it too.
+        self._name, self._register = name, register
+        self._module: nn.Module | None = None
+        self._handle: RemovableHandle | None = None
+        self._parent_handle = parent.register_forward_pre_hook(self._follow)
+        self._follow(parent, ())
+
+    def _follow(self, parent: nn.Module, args: Any) -> None:
+        module = getattr(parent, self._name)
+        if module is not self._module:
+            if self._handle is not None:
+                self._handle.remove()
+            self._module, self._handle = module, self._register(module)
+
+    def remove(self) -> None:
+        """Remove both hooks."""
+        self._parent_handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
+
+
+def _register_input(hook: Callable[..., Any], module: nn.Module) -> RemovableHandle:
+    return module.register_forward_pre_hook(hook)
+
+
+def _register_output(hook: Callable[..., Any], module: nn.Module) -> RemovableHandle:
+    return module.register_forward_hook(hook)
+
+
 class HookPair:
     """The hooks on one attention module; a subclass knows where the values and the output are."""
 
@@ -28,8 +67,9 @@ class HookPair:
         self._value: Tensor | None = None
         self._kwargs: dict[str, Any] = {}
         self._mask: Any = None
-        self._followed: tuple[nn.Module, RemovableHandle] | None = None
-        self._handles = [module.register_forward_pre_hook(self._before, with_kwargs=True)]
+        self._handles: list[RemovableHandle | FollowingHook] = [
+            module.register_forward_pre_hook(self._before, with_kwargs=True)
+        ]
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError
@@ -38,21 +78,6 @@ class HookPair:
         """Take every hook off the model."""
         for handle in self._handles:
             handle.remove()
-        if self._followed is not None:
-            self._followed[1].remove()
-
-    def _follow(
-        self, projection: nn.Module, register: Callable[[nn.Module], RemovableHandle]
-    ) -> None:
-        """Put a hook on a projection, and take it off the module that was there before.
-
-        LoRA may have wrapped the projection since the last call, or unwrapped it.
-        """
-        if self._followed is not None:
-            if self._followed[0] is projection:
-                return
-            self._followed[1].remove()
-        self._followed = (projection, register(projection))
 
     def _with_maps(self, module: nn.Module, attended: Tensor) -> Tensor:
         """Attn·V plus the terms of all active maps, both (B, T, H·D)."""
@@ -77,15 +102,14 @@ class DebertaHooks(HookPair):
 
     def __init__(self, module: nn.Module, source: MapSource) -> None:
         super().__init__(module, source)
+        projection = "in_proj" if hasattr(module, "in_proj") else "value_proj"
+        keep = partial(_register_output, partial(self._keep, module))
+        self._handles.append(FollowingHook(module, projection, keep))
         self._handles.append(module.register_forward_hook(self._after))
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._mask = kwargs["attention_mask"] if "attention_mask" in kwargs else args[1]
         self._mask = self._mask.bool()  # the model reads ones and zeros, of any dtype
-        projection: Any = module.in_proj if hasattr(module, "in_proj") else module.value_proj
-        # A partial function and not a closure: a copy of the model then calls its own pair.
-        keep = partial(self._keep, module)
-        self._follow(projection, lambda projection: projection.register_forward_hook(keep))
 
     def _keep(self, module: Any, projection: nn.Module, args: Any, output: Tensor) -> None:
         values = output.view(*output.shape[:-1], head_count(module), -1).transpose(1, 2)
@@ -104,12 +128,14 @@ class FalconHooks(HookPair):
 
     causal = True
 
+    def __init__(self, module: nn.Module, source: MapSource) -> None:
+        super().__init__(module, source)
+        add = partial(_register_input, partial(self._add, module))
+        self._handles.append(FollowingHook(module, "dense", add))
+
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
         self._mask = kwargs["attention_mask"]
         self._kwargs = {"position_ids": kwargs.get("position_ids")}
-        dense: Any = module.dense
-        add = partial(self._add, module)
-        self._follow(dense, lambda projection: projection.register_forward_pre_hook(add))
         return args, {**kwargs, "layer_past": _ValueRecorder(self, kwargs.get("layer_past"))}
 
     def _add(self, module: nn.Module, projection: nn.Module, args: Any) -> tuple[Tensor]:

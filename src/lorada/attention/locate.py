@@ -108,14 +108,10 @@ def _by_mask(
     last: Tensor | None,
     ordered: bool,
 ) -> TokenTable:
-    """Positions by a mask: the keys that some query sees are tokens.
+    """Positions by a mask ``visible`` (B, T or 1, K): the keys that some query sees are tokens.
 
-    Args:
-        visible: the mask, (B, T or 1, K).
-        queries: T.
-        position_ids: given if they may separate packed sequences.
-        last: (B, 1) index of the last token, given if the cache has dropped keys.
-        ordered: whether the last key that row t of the mask shows is that of query t itself.
+    ``position_ids`` are given if they may separate packed sequences, ``last`` (B, 1), the index of
+    the last token, if the cache has dropped keys. ``ordered`` is explained in ``locate``.
     """
     keys = visible.shape[-1]
     # The last query alone does not see every token under a window or in a packed row.

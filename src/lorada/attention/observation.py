@@ -49,14 +49,7 @@ def observe(observer: Callable[[Observation], None]) -> Iterator[None]:
         observers.remove(observer)
 
 
-def report(
-    call: AttentionCall,
-    attention_map: AttentionMap,
-    positions: TokenPositions,
-    output: Tensor,
-    term: Tensor,
-) -> None:
-    """Call all observers with the result of a call for a map."""
-    seen = Observation(call, attention_map, positions, output.detach(), term.detach())
+def report(seen: Observation) -> None:
+    """Call all observers."""
     for observer in observers:
         observer(seen)

@@ -186,11 +186,9 @@ class LamdaModel(DeltaModel):
 
 
 def weight_of(module: nn.Module, wish: str) -> Tensor | None:
-    """The weight (out, in) of a linear layer, whatever wraps it; None for other modules.
+    """The weight (out, in) of a linear layer, wrapped or not; None for other modules.
 
-    Args:
-        module: the linear layer, or a tuner layer around it.
-        wish: what the weight is needed for, for the error.
+    ``wish`` is the use of the weight, for the error.
 
     Raises:
         ValueError: if it is quantised.
@@ -223,12 +221,7 @@ def ranks_by_energy(weights: dict[str, Tensor], mean: int) -> dict[str, int]:
     energy first, until the average is at most r̄. Then weights go from r̄/2 to r̄, those with the
     least energy first, as long as the average stays at most r̄.
 
-    Args:
-        weights: the weights by module name. On the meta device all get r̄.
-        mean: r̄.
-
-    Returns:
-        The rank of each weight, at most its smaller width.
+    A rank is at most the smaller width of its weight. On the meta device all ranks are r̄.
     """
     if any(weight.is_meta for weight in weights.values()):
         return dict.fromkeys(weights, mean)

@@ -228,22 +228,14 @@ class PrefixModel(AttachedModel):
         """A ``PrefixLayer``, since ``tuner_layer_cls`` is the base of networks too."""
         return PrefixLayer(target, parent)
 
-    def _create_and_replace(
-        self,
-        peft_config: PrefixConfig,  # type: ignore[override]
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
+    def place(
+        self, config: PrefixConfig, adapter_name: str, target: Any, parent: nn.Module, key: str
     ) -> None:
-        super()._create_and_replace(
-            peft_config, adapter_name, target, target_name, parent, current_key
-        )
-        if peft_config.projection is not None:
-            layer: Any = getattr(target, self.child)
-            layer.share(self._network_for(peft_config, adapter_name, target, current_key))
+        """Attach a layer to the target, with the network that computes its prefix, if any."""
+        super().place(config, adapter_name, target, parent, key)
+        if config.projection is not None:
+            layer = getattr(target, self.child)
+            layer.share(self._network_for(config, adapter_name, target, key))
 
     def _network_for(
         self, config: PrefixConfig, adapter_name: str, target: Any, key: str

@@ -175,12 +175,8 @@ def prune(model: Any, adapter_name: str = "default") -> SoraCount:
 
     The adapter is smaller when it is saved next, and its config has the ranks of each layer.
 
-    Args:
-        model: a ``PeftModel``.
-        adapter_name: the adapter to prune.
-
     Returns:
-        The count from before, whose ``remaining`` is what the adapter has now.
+        The count from before; its ``remaining`` is the number of parameters that are left.
     """
     count = sora_count(model, adapter_name)
     for name, layer in sora_layers(model.base_model.model, adapter_name).items():

@@ -152,11 +152,7 @@ class DeltaLayer(LoradaTunerLayer):
 
 
 def plain_weight(linear: nn.Module, wish: str) -> nn.Parameter:
-    """The weight of a linear layer that is not quantised.
-
-    Args:
-        linear: the layer.
-        wish: what the weight is needed for, for the error.
+    """The weight of a linear layer; ``wish`` is its use, for the error.
 
     Raises:
         ValueError: if it is quantised.
@@ -200,27 +196,20 @@ class DeltaModel(LoradaTuner):
         """Wrap a linear layer, or the tuner layer around it."""
         return self.tuner_layer_cls(target)
 
-    def _create_and_replace(
-        self,
-        peft_config: LoradaPeftConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
+    def place(
+        self, config: Any, adapter_name: str, target: Any, parent: nn.Module, key: str
     ) -> None:
+        """Wrap the target, if it is not wrapped yet, and create the adapter's weights."""
         layer = target
         if not isinstance(target, self.tuner_layer_cls):
             if linear_of(target) is None:
                 raise ValueError(
-                    f"target_modules matches {current_key}, which is {type(target).__name__} and "
-                    f"not a linear layer; this model has {self.listed_candidates(peft_config)}"
+                    f"target_modules matches {key}, which is {type(target).__name__} and "
+                    f"not a linear layer; this model has {self.listed_candidates(config)}"
                 )
             layer = self.new_layer(target)
-            self._replace_module(parent, target_name, layer, target)
-        assert isinstance(layer, DeltaLayer)
-        layer.update_layer(adapter_name, peft_config, self.model, current_key)
+            self._replace_module(parent, key.rpartition(".")[2], layer, target)
+        layer.update_layer(adapter_name, config, self.model, key)
         layer.train(target.training)
 
 

@@ -19,11 +19,8 @@ def mixed_batch(
 ) -> Iterator[None]:
     """Set the adapter of each sample in all layers of this package, for one call.
 
-    Args:
-        tuner: the tuner whose model is called.
-        names: the adapter of each sample, or ``__base__``; None for an ordinary batch.
-        args: the arguments of the call.
-        kwargs: its keyword arguments.
+    ``names`` are the adapter of each sample, or ``__base__``; None for an ordinary batch. ``args``
+    and ``kwargs`` are the arguments of the call.
 
     Raises:
         ValueError: in training mode, as in PEFT; for a name that is not loaded; if the numbers of

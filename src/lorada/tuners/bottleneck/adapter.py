@@ -287,24 +287,18 @@ class BottleneckModel(AttachedModel):
             )
         return matched
 
-    def _create_and_replace(
-        self,
-        peft_config: BottleneckConfig,  # type: ignore[override]
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
+    def place(
+        self, config: BottleneckConfig, adapter_name: str, target: Any, parent: nn.Module, key: str
     ) -> None:
-        insertion = insertion_at(self.model, current_key, peft_config.placement)
+        """Add a layer to the holder of the target's insertion, if it has none, and its weights."""
+        insertion = insertion_at(self.model, key, config.placement)
         assert insertion is not None
         holder = insertion.layer.get_submodule(insertion.holder)
         layer = getattr(holder, insertion.child, None)
         if layer is None:
             layer = BottleneckLayer(insertion)
             holder.add_module(insertion.child, layer)
-        layer.update_layer(adapter_name, peft_config, self.model)
+        layer.update_layer(adapter_name, config, self.model)
         layer.train(holder.training)
 
 

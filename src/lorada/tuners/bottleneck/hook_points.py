@@ -1,8 +1,8 @@
 """Hooks at the hook points of a layer, which read the tensor there or replace it.
 
 A hook of PyTorch is not enough at two kinds of hook points. LoRA wraps a linear layer and removes
-the wrapper when it is merged, so ``LinearHook`` moves to the module that has the name now. And a
-change of a layer's output must run inside of the layer's gradient checkpoint: ``LayerOutput``.
+the wrapper when it is merged: there ``FollowingHook`` moves to the module that has the name now.
+And a change of a layer's output must run within the layer's gradient checkpoint: ``LayerOutput``.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lorada.attention.hooks import FollowingHook
 from lorada.tuners.base.attached_layer import Removable
 from lorada.tuners.base.linears import linear_of
 
@@ -35,11 +36,13 @@ def hook_at(layer: nn.Module, point: str, change: Change, *, first: bool = False
         return output.add(change, first)
     module = layer.get_submodule(name)
     if linear_of(module) is not None:
-        return LinearHook(layer, name, side, change)
-    return _hook(module, side, change, first)
+        parent, _, child = name.rpartition(".")
+        register = partial(_hook, side, change)
+        return FollowingHook(layer.get_submodule(parent), child, register)
+    return _hook(side, change, module, first)
 
 
-def _hook(module: nn.Module, side: str, change: Change, first: bool = False) -> RemovableHandle:
+def _hook(side: str, change: Change, module: nn.Module, first: bool = False) -> RemovableHandle:
     # Partial functions and not closures: a deep copy of the model then calls its own adapters.
     if side == "in":
         return module.register_forward_pre_hook(
@@ -64,36 +67,6 @@ def _change_output(change: Change, module: nn.Module | None, args: Any, output: 
         return change(output)
     changed = change(output[0])
     return None if changed is None else (changed, *output[1:])
-
-
-class LinearHook:
-    """A hook on a linear layer, or on the outermost module that wraps it now.
-
-    Before each call of the parent the hook moves if that is another module than before.
-    """
-
-    def __init__(self, layer: nn.Module, name: str, side: str, change: Change) -> None:
-        parent, _, self._name = name.rpartition(".")
-        self._side, self._change = side, change
-        self._module: nn.Module | None = None
-        self._handle: RemovableHandle | None = None
-        holder = layer.get_submodule(parent)
-        self._parent_handle = holder.register_forward_pre_hook(self._follow)
-        self._follow(holder, ())
-
-    def _follow(self, parent: nn.Module, args: Any) -> None:
-        module = getattr(parent, self._name)
-        if module is self._module:
-            return
-        if self._handle is not None:
-            self._handle.remove()
-        self._module, self._handle = module, _hook(module, self._side, self._change)
-
-    def remove(self) -> None:
-        """Take both hooks off the model."""
-        self._parent_handle.remove()
-        if self._handle is not None:
-            self._handle.remove()
 
 
 class LayerOutput:

@@ -16,12 +16,8 @@ EPSILON = 1e-20  # added to ⟨u, u⟩. So small since the outputs of experts st
 def orthogonalise(experts: Tensor, normalize: bool = False) -> Tensor:
     """Gram-Schmidt: u_1 = e_1 and u_i = e_i − Σ_{j<i} ⟨e_i, u_j⟩ / ⟨u_j, u_j⟩ · u_j.
 
-    Args:
-        experts: e_i of every token (…, E, d).
-        normalize: whether to divide each u_i by its norm.
-
-    Returns:
-        u_i of every token (…, E, d), in float32 or wider.
+    ``experts`` has e_i of every token (…, E, d), the result u_i, in float32 or wider. ``normalize``
+    divides each u_i by its norm.
     """
     found: list[Tensor] = []
     for vector in wide(experts).unbind(-2):

@@ -22,10 +22,7 @@ from lorada.tuners.stack.nesting import wraps
 def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> None:
     """Refuse to merge an adapter if one of its parts wraps modules and cannot be merged.
 
-    Args:
-        model: the model with the parts.
-        name: the name of the adapter.
-        tuners: the tuners of its parts; those of attached parts are ignored.
+    ``tuners`` are the tuners of its parts; those of attached parts are ignored.
 
     Raises:
         ValueError: naming the part.
@@ -94,9 +91,7 @@ def merge_all(model: nn.Module, **options: Any) -> None:
 def merge_and_keep_attached(stack: Any, name: str) -> nn.Module:
     """Merge the parts of an adapter that wrap modules, and put the attached ones on the result.
 
-    Args:
-        stack: the ``LoradaModel``, which cannot be used afterwards.
-        name: the name of the adapter.
+    ``stack`` is a ``LoradaModel``, which cannot be used afterwards.
 
     Returns:
         A ``PeftModel`` over the merged base, or the merged base itself if no part remains.
