@@ -22,7 +22,8 @@ class FollowingHook:
     """A hook on a child of a module, which moves to the module that has the child's name now.
 
     LoRA may wrap the child, or remove the wrapper. Before each call of the parent the hook moves if
-    the child is another module than before.
+    the child is another module than before. The first call puts it there, so it runs after the
+    hooks that other parts have put on the child.
     """
 
     def __init__(
@@ -32,10 +33,10 @@ class FollowingHook:
         self._name, self._register = name, register
         self._module: nn.Module | None = None
         self._handle: RemovableHandle | None = None
-        self._parent_handle = parent.register_forward_pre_hook(self._follow)
-        self._follow(parent, ())
+        self._parent_handle = parent.register_forward_pre_hook(self.follow)
 
-    def _follow(self, parent: nn.Module, args: Any) -> None:
+    def follow(self, parent: nn.Module, args: Any = ()) -> None:
+        """Move the hook if the child is another module than before."""
         module = getattr(parent, self._name)
         if module is not self._module:
             if self._handle is not None:
@@ -47,14 +48,6 @@ class FollowingHook:
         self._parent_handle.remove()
         if self._handle is not None:
             self._handle.remove()
-
-
-def _register_input(hook: Callable[..., Any], module: nn.Module) -> RemovableHandle:
-    return module.register_forward_pre_hook(hook)
-
-
-def _register_output(hook: Callable[..., Any], module: nn.Module) -> RemovableHandle:
-    return module.register_forward_hook(hook)
 
 
 class HookPair:
@@ -103,7 +96,7 @@ class DebertaHooks(HookPair):
     def __init__(self, module: nn.Module, source: MapSource) -> None:
         super().__init__(module, source)
         projection = "in_proj" if hasattr(module, "in_proj") else "value_proj"
-        keep = partial(_register_output, partial(self._keep, module))
+        keep = partial(nn.Module.register_forward_hook, hook=partial(self._keep, module))
         self._handles.append(FollowingHook(module, projection, keep))
         self._handles.append(module.register_forward_hook(self._after))
 
@@ -130,7 +123,7 @@ class FalconHooks(HookPair):
 
     def __init__(self, module: nn.Module, source: MapSource) -> None:
         super().__init__(module, source)
-        add = partial(_register_input, partial(self._add, module))
+        add = partial(nn.Module.register_forward_pre_hook, hook=partial(self._add, module))
         self._handles.append(FollowingHook(module, "dense", add))
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:

@@ -165,7 +165,7 @@ def _values_in_map_order(table: TokenTable, value: Tensor, length: int) -> tuple
     index = slots[:, None, :, None].expand(-1, groups, -1, width)
     values = value.gather(2, index).float() * real[:, None, :, None]
     if table.sequences > 1:
-        # Each packed sequence becomes a sample of its own.
+        # Each packed sequence becomes one sample.
         values = values.view(batch, groups, table.sequences, length, width).transpose(1, 2)
         values = values.reshape(batch * table.sequences, groups, length, width)
         real = real.reshape(-1, length)

@@ -57,7 +57,7 @@ def full_rank_map(
     w: Float[Tensor, "H N N"], inverse_scale: float, *, position: bool = True
 ) -> Float[Tensor, "H N N"]:
     """The map of the ¬L ablation (FMAM): (W + PE(i) PE(j)) / inverse_scale."""
-    # Where W is zero, this is the low-rank map of rank 1 whose factors are zero.
+    # With W = 0 this equals the low-rank map of rank 1 with factors of zero: both are PE alone.
     if position:
         pe = position_embedding(w.shape[-1], w)
         w = w + pe[:, None] * pe
@@ -89,7 +89,7 @@ def _all_pairs(map_: Tensor, causal: bool, window: int | None) -> Tensor | None:
 
 
 def mask_map(map_: Float[Tensor, "*S N N"], causal: bool, window: int | None) -> Tensor:
-    """Attn_s ⊙ M (Eq. 11), with the band of a sliding window where there is one."""
+    """Attn_s ⊙ M (Eq. 11), and zero outside of the sliding window, if any."""
     keep = _all_pairs(map_, causal, window)
     return map_ if keep is None else map_ * keep
 

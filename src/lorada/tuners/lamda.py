@@ -7,8 +7,9 @@ Azizi et al., "LaMDA: Large Model Fine-Tuning via Spectrally Decomposed Low-Dime
 ``methods.callbacks.lamda`` freezes its columns one after another.
 
 With ``init="spectral"``, B, M and A start at U_r, Σ_r and V_rᵀ, the leading singular directions of
-W = U Σ Vᵀ. The paper then takes s · U_r Σ_r V_rᵀ from W. Here W stays as it is and U_r Σ_r is taken
-from B M, which gives the same y. With ``init="released"`` B starts at 0 and U_r Σ_r is left out.
+W = U Σ Vᵀ. The paper then subtracts s · U_r Σ_r V_rᵀ from W. Here W does not change, and U_r Σ_r is
+subtracted from B M, which gives the same y. With ``init="released"`` B starts at 0, and there is no
+U_r Σ_r.
 """
 
 import math
@@ -126,7 +127,7 @@ class LamdaLayer(DeltaLayer):
     def _initialise(self, name: str, config: LamdaConfig, rank: int) -> None:
         down, middle, up = self.lora_A[name], self.lora_M[name], self.lora_B[name]
         if config.init == "spectral":
-            # No slow decomposition for an adapter whose numbers are loaded next.
+            # An adapter for inference is loaded next, and needs no slow decomposition.
             if not (config.inference_mode or up.is_meta):
                 weight = weight_of(self, 'init="spectral"')
                 assert weight is not None

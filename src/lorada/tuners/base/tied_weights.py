@@ -93,9 +93,9 @@ def _only_ties(model: PreTrainedModel) -> bool:
     A T5 also scales its outputs by it, so its config is not changed. transformers does not tie
     weights that differ in the file; it warns.
     """
-    said = model.config.to_dict()
-    if TIED not in said:
+    own = model.config.to_dict()
+    if TIED not in own:
         return False
-    read = [type(model.config).from_dict({**said, TIED: tied}).to_dict() for tied in (True, False)]
-    changed = {key for key in said if read[0].get(key) != read[1].get(key)}
+    read = [type(model.config).from_dict({**own, TIED: tied}).to_dict() for tied in (True, False)]
+    changed = {key for key in own if read[0].get(key) != read[1].get(key)}
     return changed == {TIED} and f"config.{TIED}" not in inspect.getsource(type(model).forward)

@@ -36,9 +36,11 @@ def hook_at(layer: nn.Module, point: str, change: Change, *, first: bool = False
         return output.add(change, first)
     module = layer.get_submodule(name)
     if linear_of(module) is not None:
-        parent, _, child = name.rpartition(".")
-        register = partial(_hook, side, change)
-        return FollowingHook(layer.get_submodule(parent), child, register)
+        path, _, child = name.rpartition(".")
+        parent = layer.get_submodule(path)
+        hook = FollowingHook(parent, child, partial(_hook, side, change))
+        hook.follow(parent)  # now and not at the first call: hooks run in the order of placement
+        return hook
     return _hook(side, change, module, first)
 
 

@@ -56,7 +56,7 @@ class FfnLayout:
 
 
 def _mlp(norm: str, *other_norms: str, output: str = "mlp.out", **more: Any) -> FfnLayout:
-    """A pre-LN layer whose FFN is a module ``mlp`` behind a norm."""
+    """A pre-LN layer with an FFN ``mlp`` behind a norm."""
     return FfnLayout(
         "mlp", (norm, *other_norms), (f"{norm}.in",), ("mlp.in",), output=output, **more
     )
@@ -121,7 +121,7 @@ FFN_LAYOUTS = (
     _mlp("ln_2", "ln_1"),
     _mlp("ln_1", parallel=True),
     _mlp("mlp_norm", "attn_norm"),
-    # T5, where attention and FFN are layers of their own.
+    # T5, which has a separate layer for the FFN.
     FfnLayout("DenseReluDense", norms=("layer_norm",), residual=("layer_norm.in",),
               input=("DenseReluDense.in",), output="dropout.out"),
     # BERT, RoBERTa, DeBERTa.
@@ -133,7 +133,7 @@ FFN_LAYOUTS = (
     # mBART, Whisper, most of OPT: layers of a decoder behind an encoder; all others.
     _fc_pre_ln("self_attn_layer_norm", "encoder_attn_layer_norm"),
     _fc_pre_ln("self_attn_layer_norm"),
-    # BART, OPT-350m: likewise.
+    # BART, OPT-350m: layers of a decoder behind an encoder; all others.
     _fc_post_ln("self_attn_layer_norm", "encoder_attn_layer_norm"),
     _fc_post_ln("self_attn_layer_norm"),
 )  # fmt: skip

@@ -179,7 +179,7 @@ class QuantaLayer(DeltaLayer):
         return gates.matrix(self.out_features, self.in_features)
 
     def get_base_weight(self) -> Tensor:
-        """The weight as the linear layer stores it, dequantised where it is quantised."""
+        """The weight as the linear layer stores it; a quantised one is dequantised."""
         weight: Tensor = BaseTunerLayer.get_base_weight(self)
         return weight
 
