@@ -96,7 +96,7 @@ def test_without_lambda_it_is_softmax_attention_of_the_first_halves():
 
 def test_an_odd_width_is_one_line():
     odd = draw(1, 1, 2, 5)
-    with pytest.raises(ValueError, match="a width of 5 has no halves"):
+    with pytest.raises(ValueError, match="a width of 5 is odd"):
         differential_attention(odd, odd, odd, torch.tensor(0.5, dtype=odd.dtype))
 
 

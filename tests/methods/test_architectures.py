@@ -23,7 +23,7 @@ from architectures import ARCHITECTURES, logits
 from conftest import assert_close
 from peft import LoraConfig, get_peft_model
 
-from lorada import LmamConfig
+from lorada import BottleneckConfig, LmamConfig
 from lorada.attention.hooks import hooks_for
 from lorada.functional.maps import low_rank_map, mask_map
 from lorada.tuners.lmam import LmamLayer
@@ -101,14 +101,19 @@ def test_hooks_do_what_a_map_added_to_the_attention_map_does(name, dropout):
     assert_close(found, expected)
 
 
-@pytest.mark.parametrize("name", ["deberta_v2", "bloom"])
-def test_hooks_see_the_values_that_lora_made_whether_it_came_first_or_last(name):
-    projections = {"deberta_v2": ["value_proj"], "bloom": ["query_key_value", "dense"]}[name]
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("deberta_v2", LoraConfig(r=2, target_modules=["value_proj"], init_lora_weights=False)),
+        ("bloom", LoraConfig(r=2, target_modules=["query_key_value", "dense"],
+                             init_lora_weights=False)),
+        ("deberta_v2", BottleneckConfig(placement="series", target_modules=["value_proj"])),
+    ],
+    ids=["lora-deberta_v2", "lora-bloom", "series-deberta_v2"],
+)  # fmt: skip
+def test_hooks_see_the_values_that_a_part_made_whether_it_came_first_or_last(name, other):
     found = []
-    parts = [
-        LmamConfig(length=LENGTH, inverse_scale=2.0, init_weights=False),
-        LoraConfig(r=2, target_modules=projections, init_lora_weights=False),
-    ]
+    parts = [LmamConfig(length=LENGTH, inverse_scale=2.0, init_weights=False), other]
     for order in (parts, parts[::-1]):
         model = ARCHITECTURES[name]()
         for part in order:

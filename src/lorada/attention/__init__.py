@@ -1,4 +1,4 @@
-"""What happens inside an attention call: the map or prefix that is added, and where."""
+"""Attention calls with an adapter: how a map or a prefix is added, and where."""
 
 from lorada.attention.interface import install
 

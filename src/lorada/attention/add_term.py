@@ -2,8 +2,8 @@
 
     O = Attn·V + tile(Attn_s)·V                                           (Eq. 13)
 
-Left to autograd, the sum would keep what lies between the factors and the term, which grows with
-the batch. ``_AddTerm`` keeps the values and the factors and computes the rest again.
+Autograd would keep every tensor between the factors and the term, and their size grows with the
+batch. ``_AddTerm`` keeps only the values and the factors, and computes the rest again.
 
 Shapes: B batch, H query heads, G key/value heads, T queries, K key slots, N map length, D head
 width.
@@ -27,8 +27,8 @@ from lorada.attention.map_term import (
 )
 from lorada.attention.positions import TokenPositions, TokenTable
 
-# The queries that have a term: a range that all samples share, or for each sample the query of
-# every map row (B, N) and booleans (B, N), whether there is one.
+# The queries that have a term: a range that all samples share, or the query of every map row (B, N)
+# with booleans (B, N) that are False for a map row without a query.
 Reached = slice | tuple[Tensor, Tensor]
 
 
@@ -39,23 +39,15 @@ def add_term(
     shape: CallShape,
     value: Tensor,
 ) -> Tensor:
-    """``output`` (B, T, H, D) plus tile(Attn_s)·V, rounded to its dtype once, after the sum.
-
-    Args:
-        output: Attn·V.
-        attention_map: the map.
-        positions: where the tokens of the call lie in the map.
-        shape: the sizes of the call, and which keys a query may see.
-        value: V, (B, G, K, D).
-    """
-    if torch.compiler.is_compiling():  # the compiler itself decides what to keep
+    """Attn·V (``output``, (B, T, H, D)) plus tile(Attn_s)·V, rounded once, after the sum."""
+    if torch.compiler.is_compiling():  # the compiler decides itself which tensors to keep
         return (output + term_of_reached(attention_map, positions, shape, value)).to(output.dtype)
     if reached_queries(attention_map.length, positions, shape) is None:
         return output
-    if torch._C._are_functorch_transforms_active():  # they cannot see into ``_AddTerm``
+    if torch._C._are_functorch_transforms_active():  # they do not support ``_AddTerm``
         term = map_term(attention_map, positions, shape, value)
         return output if term is None else (output + term).to(output.dtype)
-    # Autograd tracks tensors that are arguments of their own, not those inside of a record.
+    # Autograd tracks tensors that are arguments, not tensors inside a record.
     factors = attention_map.factors
     bare = replace(attention_map, factors=())
     result: Tensor = _AddTerm.apply(output, bare, positions, shape, value, *factors)
@@ -63,7 +55,7 @@ def add_term(
 
 
 class _AddTerm(torch.autograd.Function):
-    """``add_term`` that keeps the values, the factors and the layers' shared positions, no more."""
+    """``add_term``; it keeps only the values, the factors and the positions, which layers share."""
 
     @staticmethod
     def forward(
@@ -85,7 +77,7 @@ class _AddTerm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         bare, positions, shape = ctx.rest
         needed = ctx.needs_input_grad[4:]
-        # The term is made once more, with a graph, from copies that stand apart from the model's.
+        # The term is computed again, with a graph that ends at detached values and factors.
         with torch.enable_grad():
             value, *factors = (
                 tensor.detach().requires_grad_(needs)
@@ -97,10 +89,10 @@ class _AddTerm(torch.autograd.Function):
             term, reached = _term(attention_map, positions, without_value, value)
         leaves = [leaf for leaf in (value, *factors) if leaf.requires_grad]
         found: list[Tensor | None] = [None] * len(leaves)
-        if term.requires_grad:  # not where factors and values are frozen
+        if term.requires_grad:  # False if factors and values are frozen
             own = _rows_of_gradient(grad, reached).to(term.dtype)
             found = list(torch.autograd.grad(term, leaves, own, allow_unused=True))
-        # The sum passes the gradient of the output on as it is.
+        # The gradient of a sum by ``output`` is ``grad`` unchanged.
         given = [found.pop(0) if needs else None for needs in needed]
         return (grad, None, None, None, *given)
 
@@ -118,7 +110,7 @@ class _GradientOnlyMatmul(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         left, right = ctx.saved_tensors
-        grad = grad.contiguous()  # once, or both products below would copy it
+        grad = grad.contiguous()  # here, since each of the products below would copy it
         by_left, by_right = ctx.needs_input_grad
         return grad @ right.mT if by_left else None, left.mT @ grad if by_right else None
 
@@ -126,10 +118,10 @@ class _GradientOnlyMatmul(torch.autograd.Function):
 def _term(
     attention_map: AttentionMap, positions: TokenPositions, shape: CallShape, value: Tensor
 ) -> tuple[Tensor, Reached]:
-    """tile(Attn_s)·V in fp32 of the queries that it is not zero for, and which they are."""
+    """tile(Attn_s)·V in fp32 of the queries that a map may reach, and which queries these are."""
     if isinstance(positions, TokenTable) and _is_longer(attention_map, positions, shape):
-        # The term stays in the order of the map, with the query of each of its rows: putting it
-        # into the order of the queries would take as much memory as the whole output.
+        # The term stays in the order of the map rows, beside the query of each row: in the order of
+        # the queries it would take as much memory as the whole output.
         slots, real = positions.key_slots(attention_map.length)
         batch = value.shape[0]
         with torch.autocast(value.device.type, enabled=False):
@@ -142,18 +134,18 @@ def _term(
 
 
 def _is_longer(attention_map: AttentionMap, table: TokenTable, shape: CallShape) -> bool:
-    """Whether these are whole sequences longer than the map: beyond it there is nothing to add."""
+    """Whether these are whole sequences longer than the map, so that some queries get no term."""
     whole = table.rows is table.columns and table.sequences == 1
     whole = whole and shape.keys > attention_map.length
     return whole and not fits_in_place(attention_map, table, shape)
 
 
 def _add(output: Tensor, term: Tensor, reached: Reached) -> Tensor:
-    """``output`` (B, T, H, D) plus a term at the queries it belongs to; the term is used up."""
-    # Where every query is reached, the sum is written over the term: no third tensor is needed.
+    """``output`` (B, T, H, D) plus a term at its queries; the term may be overwritten."""
+    # If every query is reached, the sum is written over the term, which saves a third tensor.
     if reached == slice(0, output.shape[1]):
         if term.dtype == output.dtype and term.is_contiguous():
-            # Detached, as autograd lets nobody change a view that was made in a function like this.
+            # Detached, since autograd forbids in-place changes of a view made in such a function.
             return term.add_(output).detach()
         return (output + term).to(output.dtype)
     result = output.clone()
@@ -161,7 +153,8 @@ def _add(output: Tensor, term: Tensor, reached: Reached) -> Tensor:
         result[:, reached] += term
         return result
     slots, real = reached
-    # A map row without a token writes what another row of its sample writes, to the same query.
+    # ``scatter_`` needs a query for every map row. A row without a token repeats a row that has
+    # one, so both write the same numbers to the same query.
     rows = torch.arange(real.shape[1], device=real.device)
     chosen = torch.where(real, rows, real.to(torch.uint8).argmax(1, keepdim=True))
     index = _expanded(slots.gather(1, chosen), output)

@@ -1,12 +1,14 @@
-"""One attention call with the parts of its module: where the map is added.
+"""``with_parts``: an attention function that also uses the adapter parts of the calling module.
 
-The parts of an adapter are children of the attention module that they adapt. ``interface.py`` puts
-``with_parts`` around every attention function; a module without parts passes straight through it.
+The parts of an adapter are children of the attention module that they adapt. ``interface.py`` wraps
+every attention function in ``with_parts``, which calls the function unchanged for modules without
+parts.
 
-    child ``lmam``           O = Attn·V + tile(Attn_s)·V (Eq. 13), the second term computed beside
-                             the kernel; with ¬N the map is in the kernel's mask instead
-    child ``prefix``         keys and values before those of the call, which the map does not see
-    attribute ``shifted``    a mask that makes attention sparse while the module trains
+    child ``lmam``           adds the map: O = Attn·V + tile(Attn_s)·V (Eq. 13). The kernel computes
+                             the first term and ``add_term`` the second; only the map of the
+                             ablation ¬N is given to the kernel, in its mask
+    child ``prefix``         puts keys and values before those of the call; maps do not cover them
+    attribute ``shifted``    makes attention sparse by a mask while the module trains
 
 Shapes: B batch, H query heads, T queries, D head width.
 """
@@ -26,34 +28,35 @@ from lorada.attention.dense_map import mask_with_map
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
 from lorada.attention.locate import token_positions
 from lorada.attention.map_term import map_term
+from lorada.attention.observation import Observation
 from lorada.attention.positions import TokenPositions, TokenTable
 from lorada.attention.prefix import with_prefixes
 from lorada.attention.shifted_sparse import ShiftedGroups
 
 CHILD = "lmam"
 PREFIX_CHILD = "prefix"
-SHIFTED = "shifted"  # no child but a plain attribute: shifted sparse attention has no parameters
+SHIFTED = "shifted"  # a plain attribute, since shifted sparse attention has no parameters
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 class MapSource(Protocol):
-    """What a call asks of the child ``lmam`` of its attention module."""
+    """The interface of the child ``lmam`` of an attention module."""
 
     @property
     def forward_inputs(self) -> ForwardInputs:
-        """What the running forward of the model was given."""
+        """The inputs of the running forward of the model."""
 
     @property
     def reach(self) -> float:
-        """How many tokens the longest map covers, counted from the first; infinite at the end."""
+        """The length of the longest map, in tokens; infinity if a map lies on the last tokens."""
 
     def maps(self) -> list[AttentionMap]:
         """The maps that are active in this call; empty when the adapter is disabled."""
 
 
 def with_parts(attend: Attend) -> Attend:
-    """An attention function that also does what the parts of the calling module ask for."""
+    """Wrap an attention function so that it also uses the parts of the calling module."""
 
     @functools.wraps(attend)
     def attend_with_parts(
@@ -64,7 +67,7 @@ def with_parts(attend: Attend) -> Attend:
         attention_mask: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        # Straight from the dictionaries: a look at a name that is not there is slow in a module.
+        # Read from the dictionaries: ``getattr`` of a missing name is slow on a module.
         source: Any = module._modules.get(CHILD)
         beyond = source is None or _lies_beyond(source, query, key, attention_mask, kwargs)
         maps = [] if beyond else source.maps()
@@ -88,21 +91,21 @@ def with_parts(attend: Attend) -> Attend:
 def _lies_beyond(
     source: MapSource, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]
 ) -> bool:
-    """Whether shapes alone tell that no map reaches the one token of this call: long decoding."""
+    """Whether this call decodes one token that by its shapes lies beyond every map."""
     if mask is not None or query.shape[2] != 1 or torch.compiler.is_compiling():
         return False
     if observation.observers:
         return False
-    # A window changes nothing: where it has dropped keys, the token is a later one than the number
-    # of keys says. Packed sequences have positions of their own, a paged cache is to be refused.
+    # A sliding window may have dropped keys, but then the token is even later than the number of
+    # keys says. Packed sequences count from 0 again, and a paged cache must reach its error.
     return key.shape[2] > source.reach and not is_packed_or_paged(kwargs)
 
 
 def _attend(
     attend: Attend, call: AttentionCall, maps: list[AttentionMap], groups: ShiftedGroups | None
 ) -> tuple[Tensor, Tensor | None]:
-    """One call with its parts: what the kernel is given, and what is added to its output."""
-    # Only the kernel sees the groups. The map is added to where full attention would be.
+    """Run one call with its parts."""
+    # Only the kernel gets the mask of the groups; the map covers the same tokens as without them.
     mask = call.mask if groups is None else groups.mask(call)
     kwargs = call.kwargs
     run = with_prefixes(attend, call) if call.prefixes else attend
@@ -117,7 +120,7 @@ def _attend(
     for attention_map in inside:
         mask = mask_with_map(mask, attention_map, map_positions(call, attention_map), call)
     if inside:
-        kwargs = {**kwargs, "is_causal": False}  # the mask says it already
+        kwargs = {**kwargs, "is_causal": False}  # the mask is causal already
     output, weights = run(call.module, call.query, call.key, call.value, mask, **kwargs)
     if inside and observation.observers:
         _report_inside(run, call, inside, output)
@@ -131,11 +134,12 @@ def add_maps(call: AttentionCall, maps: list[AttentionMap], output: Tensor) -> T
     for attention_map in maps:
         positions = map_positions(call, attention_map)
         if observation.observers:
-            with torch.no_grad():  # what is only looked at needs no graph
+            with torch.no_grad():  # observers need no gradients
                 term = map_term(attention_map, positions, call.shape, call.value)
             if term is None:
                 term = torch.zeros_like(output, dtype=torch.float32)
-            observation.report(call, attention_map, positions, output, term)
+            seen = Observation(call, attention_map, positions, output.detach(), term)
+            observation.report(seen)
         result = add_term(result, attention_map, positions, call.shape, call.value)
     return result
 
@@ -144,7 +148,7 @@ def map_positions(call: AttentionCall, attention_map: AttentionMap) -> TokenPosi
     """Where the tokens of a call lie in a map.
 
     Raises:
-        ValueError: if sequences are packed into a row and attention does not keep them apart.
+        ValueError: if sequences are packed into a row and attention lets them see each other.
     """
     end = attention_map.length if attention_map.align == "end" else None
     positions = token_positions(call, raw=attention_map.positions == "raw", end=end)
@@ -152,7 +156,7 @@ def map_positions(call: AttentionCall, attention_map: AttentionMap) -> TokenPosi
     if packed and call.mask is None and call.kernel != "flash":
         raise ValueError(
             "several sequences are packed into one row and attention would let them see each "
-            "other: pass use_cache=False and position_ids that start anew with each sequence"
+            "other: pass use_cache=False and position_ids that restart with each sequence"
         )
     return positions
 
@@ -160,12 +164,12 @@ def map_positions(call: AttentionCall, attention_map: AttentionMap) -> TokenPosi
 def _report_inside(
     run: Attend, call: AttentionCall, inside: list[AttentionMap], output: Tensor
 ) -> None:
-    """Tell observers what maps inside the softmax (¬N) changed: run the kernel without them."""
+    """Report what maps inside the softmax (¬N) changed, by running the kernel without them."""
     causal = call.shape.causal if call.mask is None else None
     kwargs = {**call.kwargs, "is_causal": causal}
     with torch.no_grad():
         plain = run(call.module, call.query, call.key, call.value, call.mask, **kwargs)[0]
-    change = (output - plain).float()
+        change = (output - plain).float()
     for attention_map in inside:
         positions = map_positions(call, attention_map)
-        observation.report(call, attention_map, positions, plain, change)
+        observation.report(Observation(call, attention_map, positions, plain, change))

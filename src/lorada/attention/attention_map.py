@@ -1,7 +1,7 @@
-"""``AttentionMap``: one learned map as an attention call uses it.
+"""``AttentionMap``: one learned map, in the forms in which an attention call needs it.
 
-A tuner makes it for each call from the parameters it owns. Here are the forms in which the term
-needs the map: whole, some of its rows, or never at all, as the product of its factors with values.
+A tuner makes the record for each call from its parameters. A call needs the whole map, some of its
+rows, or only the product of its factors with the values, which never makes the map.
 
 Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, M tokens under the map,
 N map length, R rank, D head width.
@@ -28,7 +28,7 @@ from lorada.functional.product import map_value_product
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """One map: its factors, or the map itself, and how to read them.
+    """The factors of one map and its settings.
 
     Everything is computed in fp32, whatever the dtype of the model.
 
@@ -37,9 +37,9 @@ class AttentionMap:
             full-rank ablation.
         inverse_scale: 1/s of Eq. 10.
         align: whether the map lies on the first (``start``) or the last tokens of a sequence.
-        positions: whether they count real tokens (``token``) or slots of the batch (``raw``).
-        ablation: the variant of the paper's Table 9; None for the map as it is proposed.
-        baked: the finished (S, N, N) map, where it was computed ahead of time.
+        positions: whether positions count real tokens (``token``) or slots of the batch (``raw``).
+        ablation: the variant of the paper's Table 9; None for the proposed map.
+        baked: the finished (S, N, N) map, if it was computed ahead of time.
         samples: (B,) booleans, the samples of a mixed batch that use this map; None for all.
     """
 
@@ -63,7 +63,7 @@ class AttentionMap:
 
     @property
     def stays_low_rank(self) -> bool:
-        """Whether the factors may meet the values one after the other, W_a (W_b V)."""
+        """Whether the term can be computed as W_a (W_b V), without the map."""
         # A softmax needs all entries of a row, and a full-rank or a finished map has no factors.
         return self.baked is None and self.ablation in (None, "no_position")
 
@@ -79,29 +79,27 @@ class AttentionMap:
         return low_rank_map(w_a, w_b, self.inverse_scale, position=self.has_position)
 
     def masked(self, map_: Tensor, shape: CallShape, keys: Tensor | None) -> Tensor:
-        """A dense map (S, N, N) as it is added: masked, and for ¬S normalised.
+        """A dense map, or a square part of one, with its mask, and for ¬S with its softmax.
 
-        Args:
-            map_: the map, or a square part of it.
-            shape: which keys a query may see.
-            keys: (B, N) booleans, the columns that hold a token; None for all. Only a softmax asks:
-                elsewhere the values of the others are zero.
+        ``keys`` (B, N) are booleans, the columns that hold a token; None for all. Only the softmax
+        needs them: without it a column without a token meets values of zero.
         """
-        # The softmax masks for itself: what a row may not see must not count in its sum.
+        # The softmax masks before it sums, so that hidden keys do not count in the sum.
         if self.ablation in SOFTMAXES:
             future = self.ablation == "softmax_with_future"
             return softmax_map(map_, shape.causal, shape.window, keys, future=future)
         return mask_map(map_, shape.causal, shape.window)
 
     def scaled_factors(self) -> tuple[Tensor, Tensor]:
-        """The factors (S, N, R) and (S, R, N) whose product is the map: with PE and the scale."""
+        """The factors (S, N, R) and (S, R, N) with PE and scale; their product is the map."""
         w_a, w_b = (factor.float() for factor in self.factors)
         if self.has_position:
             w_a, w_b = position_factors(w_a, w_b)
         return w_a / self.inverse_scale, w_b
 
     def product(self, value: Tensor, shape: CallShape, align: Align) -> Tensor:
-        """tile(Attn_s)·V (B, H, M, D) of a low-rank map, from values (B, G, M, D) in its order."""
+        """tile(Attn_s)·V (B, H, M, D) of a low-rank map, from its tokens' values (B, G, M, D)."""
+        # Unscaled factors, since ``map_value_product`` cuts them before it adds PE and the scale.
         w_a, w_b = (factor.float() for factor in self.factors)
         return map_value_product(
             w_a,
@@ -121,6 +119,7 @@ class AttentionMap:
         left, right = self.scaled_factors()
         # One dimension of size 1 for each of *B, so that both sides of the product broadcast.
         right = right.view(right.shape[0], *[1] * (rows.dim() - 1), *right.shape[1:])
+        # Row t of the map needs row t of W_a and all of W_b: decoding computes 1 row instead of N.
         map_ = left[:, rows] @ right
         keep = visible_pairs(rows, self.length, shape.causal, shape.window)
         return map_ if keep is None else map_ * keep
@@ -130,7 +129,7 @@ def take_rows(map_: Tensor, rows: Tensor) -> Tensor:
     """Rows (B, T) of a dense (S, N, N) or (B, S, N, N) map, as (B, S, T, N)."""
     if map_.dim() == 3:
         return map_[:, rows].transpose(0, 1)
-    # Each sample has a map of its own, as after a softmax over its own keys.
+    # After a softmax over the keys of each sample, each sample has another map.
     index = rows[:, None, :, None].expand(-1, map_.shape[1], -1, map_.shape[-1])
     return map_.expand(rows.shape[0], -1, -1, -1).gather(2, index)
 
@@ -146,4 +145,5 @@ def for_samples(full: Tensor, samples: Tensor | None, batch: int) -> Tensor:
     if samples is None:
         return full
     mine = samples.repeat_interleave(batch // samples.shape[0])
+    # Multiplied and not selected: an index would have another shape with each mixture.
     return full * mine.view(-1, *[1] * (full.dim() - 1))

@@ -1,8 +1,7 @@
-"""One attention call, read once.
+"""``AttentionCall``: the arguments of one attention call, and the properties read from them.
 
 transformers gives an attention function three tensors, a mask in one of several forms, and keyword
-arguments that depend on the model and on the caller. This file reads all of that; the others ask an
-``AttentionCall``.
+arguments that depend on the model and on the caller. Only this file interprets them.
 
 Shapes: B batch, H query heads, G key/value heads, T queries, K key slots, D head width.
 """
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
 from lorada.functional.causal import Matmul
 
-# An additive mask hides a key by a number below this; all forms in use take off at least 10⁴.
+# An additive mask hides a key with a number below this; the masks in use have -10⁴ or less there.
 HIDDEN_BELOW = -9e3
 
 
@@ -27,12 +26,12 @@ class CallShape:
 
     Attributes:
         queries: T.
-        keys: K, with those of the cache.
+        keys: K, those of the cache included.
         heads: H.
         causal: whether a query sees only its own and earlier keys.
         window: width of the layer's sliding window, in tokens; None without one.
-        matmul: the function that takes the last product of a term. In the backward pass it is one
-            that has gradients but no value.
+        matmul: computes the last product of a term. The backward pass puts a function here that
+            has gradients but no value.
     """
 
     queries: int
@@ -60,19 +59,19 @@ class Prefix:
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One call of a module's attention: what it was given, and how to read that.
+    """The arguments of one attention call.
 
     Attributes:
         module: the attention module.
         shape: sizes, and which keys a query may see.
         value: (B, G, K, D).
-        mask: (B, K) of ones and zeros, (B, 1, T, K) boolean or additive, flex attention's
-            BlockMask, or None: as the model made it.
-        inputs: what the model's forward was given and attention is not.
+        mask: the mask as the model made it: (B, K) of ones and zeros, (B, 1, T, K) boolean or
+            additive, flex attention's BlockMask, or None.
+        inputs: inputs of the model's forward that are not passed on to attention.
         kwargs: the keyword arguments of the call.
         query: (B, H, T, D); None where the model computes attention itself.
         key: (B, G, K, D), likewise.
-        prefixes: learned keys and values that the module puts before those of the call.
+        prefixes: learned keys and values to put before those of the call.
     """
 
     module: nn.Module
@@ -98,8 +97,8 @@ class AttentionCall:
         prefixes: Sequence[Prefix] = (),
     ) -> "AttentionCall":
         """Read what transformers passes to an attention function."""
-        # A module that knows whether it is a decoder is right: the argument of a call may say
-        # False only because the mask is causal already.
+        # The module's attribute goes first: a call may pass is_causal=False only because its mask
+        # is causal already.
         causal = getattr(module, "is_causal", None)
         causal = bool(kwargs.get("is_causal", True) if causal is None else causal)
         window = kwargs.get("sliding_window")
@@ -108,14 +107,15 @@ class AttentionCall:
 
     @property
     def implementation(self) -> str:
-        """The name of the attention implementation, as ``attn_implementation`` gives it."""
+        """The ``attn_implementation`` of the module."""
         return implementation_of(self.module)
 
     @property
     def kernel(self) -> str:
-        """Whose rules for masks hold: ``flash``, ``flex``, ``eager``, or another name for sdpa's.
+        """The kind of kernel, which decides how masks work: ``flash``, ``flex`` or ``eager``.
 
-        Without a mask, flash kernels align causal queries to the last key, sdpa to the first.
+        All other names have the rules of sdpa. Without a mask, flash kernels align causal queries
+        to the last key, sdpa to the first.
         """
         name = self.implementation
         for kernel in ("flash", "flex"):
@@ -125,17 +125,17 @@ class AttentionCall:
 
     @property
     def is_paged(self) -> bool:
-        """Whether the kernel alone can read the cache, whose keys and values lie in pages."""
+        """Whether the cache is stored in pages, which only the kernel can read."""
         return self.kwargs.get("block_table") is not None
 
     @property
     def position_ids(self) -> Tensor | None:
-        """(B, T) or (1, T) positions of the queries; they start anew with each packed sequence."""
+        """(B, T) or (1, T) positions of the queries; they restart with each packed sequence."""
         return self.kwargs.get("position_ids")
 
     @property
     def cu_seq_lens(self) -> tuple[Tensor, Tensor] | None:
-        """(P+1,) cumulative lengths, in queries and in keys, of the sequences packed into a row."""
+        """Cumulative lengths (P+1,) of P sequences packed into a row, in queries and in keys."""
         queries: Tensor | None = self.kwargs.get("cu_seq_lens_q")
         if queries is None:
             return None
@@ -144,11 +144,11 @@ class AttentionCall:
 
     @property
     def scaling(self) -> float:
-        """What the scores are multiplied by before the softmax."""
+        """The factor on the scores before the softmax."""
         return float(self.kwargs.get("scaling") or self.value.shape[-1] ** -0.5)
 
     def visible_keys(self) -> Tensor:
-        """(B, T or 1, K) booleans: which keys the mask, which must be there, lets a query see.
+        """(B, T or 1, K) booleans: which keys the mask lets a query see. It must not be None.
 
         Raises:
             ValueError: for a mask of an unknown form.
@@ -157,7 +157,7 @@ class AttentionCall:
         if isinstance(mask, Tensor) and mask.dim() == 2:
             return mask[:, None, -keys:].bool()
         if isinstance(mask, Tensor) and mask.dim() == 4:
-            seen: Tensor = mask[:, 0, :, :keys]  # that of a static cache may be longer
+            seen: Tensor = mask[:, 0, :, :keys]  # the mask of a static cache may be longer
             return seen > HIDDEN_BELOW if seen.is_floating_point() else seen.bool()
         if hasattr(mask, "mask_mod"):  # flex attention's BlockMask, made of a function of indices
             batch, device = mask.shape[0], mask.kv_num_blocks.device
@@ -175,13 +175,13 @@ class AttentionCall:
 def is_packed_or_paged(kwargs: dict[str, Any]) -> bool:
     """Whether keyword arguments give lengths of packed sequences, or pages of a cache.
 
-    A function of its own, as in decoding it is asked before anything of a call is read.
+    A function, since decoding asks this before it makes an ``AttentionCall``.
     """
     return kwargs.get("cu_seq_lens_q") is not None or kwargs.get("block_table") is not None
 
 
 def implementation_of(module: nn.Module) -> str:
-    """The name of the attention implementation that a module runs under."""
+    """The ``attn_implementation`` of a module."""
     config = getattr(module, "config", None)
     return str(getattr(config, "_attn_implementation", None) or "eager")
 
@@ -190,7 +190,7 @@ def head_count(module: nn.Module) -> int:
     """Query heads of an attention module.
 
     Raises:
-        ValueError: if neither the module nor its config says it.
+        ValueError: if neither the module nor its config has the number.
     """
     for source in (module, getattr(module, "config", None)):
         for name in ("num_heads", "num_attention_heads", "n_heads"):
@@ -200,5 +200,5 @@ def head_count(module: nn.Module) -> int:
 
 
 def form_of(mask: Any) -> str:
-    """The shape of a mask, or its class where it is no tensor, for an error."""
+    """The shape of a mask, or its class if it is not a tensor, for an error."""
     return f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__

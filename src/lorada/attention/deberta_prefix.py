@@ -1,8 +1,8 @@
 """A prefix before the keys of DeBERTa-v2 and v3, which compute attention themselves.
 
-The scores of the prefix belong under the same softmax as those of the tokens, and no hook can reach
-in between. So this is the one place where a module's forward is replaced. The scores of tokens are
-those of He et al., "DeBERTa" (2020), Eq. 4:
+One softmax runs over the scores of the prefix and of the tokens, and no hook can reach the scores.
+So the forward of the module is replaced; nothing else in the package does that. The scores of the
+tokens are those of He et al., "DeBERTa" (2020), Eq. 4:
 
     s_ij = (q_i · k_j + q_i · kʳ_δ(i,j) + k_j · qʳ_δ(j,i)) / √(3 d)
 
@@ -21,7 +21,7 @@ from lorada.attention.prefix import PrefixSource, prefix_scores, prepend
 
 
 def is_disentangled(module: nn.Module) -> bool:
-    """Whether a module is the attention of DeBERTa-v2 or v3; the first version's is another."""
+    """Whether a module is the attention of DeBERTa-v2 or v3, not that of the first version."""
     return hasattr(module, "disentangled_attention_bias") and hasattr(module, "value_proj")
 
 
@@ -29,15 +29,15 @@ class ReplacedForward:
     """The forward of one attention module, replaced until ``remove``."""
 
     def __init__(self, module: nn.Module, source: PrefixSource) -> None:
-        self._module = (module,)  # in a tuple, it is not registered as a submodule
+        self._module = module
         # A partial function and not a closure: a copy of the model then reads its own prefixes.
         self._forward = partial(forward_with_prefixes, module, source)
         module.__dict__["forward"] = self._forward
 
     def remove(self) -> None:
-        """Give the module its own forward back."""
-        if self._module[0].__dict__.get("forward") is self._forward:
-            del self._module[0].__dict__["forward"]
+        """Restore the module's own forward."""
+        if self._module.__dict__.get("forward") is self._forward:
+            del self._module.__dict__["forward"]
 
 
 def forward_with_prefixes(
@@ -67,7 +67,7 @@ def forward_with_prefixes(
     query = split(module.query_proj(hidden_states if query_states is None else query_states))
     key, value = split(module.key_proj(hidden_states)), split(module.value_proj(hidden_states))
     terms = 1 + sum(kind in module.pos_att_type for kind in ("c2p", "p2c"))
-    # In fp32 whatever the model's dtype, as the model itself takes it.
+    # The root is taken in fp32 whatever the model's dtype, as in the module's own forward.
     scaled = query / torch.tensor(terms * query.shape[-1], dtype=torch.float32).sqrt()
     scores = scaled @ key.mT
     if module.relative_attention:

@@ -1,7 +1,7 @@
 """A map laid out on a whole (T, K) attention map, entry by entry.
 
-The term never needs that. It is for the ablation ¬N, whose map is added to the scores before the
-softmax, and for looking at (``explain``).
+The term never needs it. The ablation ¬N does, which adds the map to the scores before the softmax,
+and so does ``explain``, which shows it.
 
 Shapes: B batch, P sequences packed into a row, H query heads, S map heads, T queries, K key slots,
 N map length.
@@ -17,7 +17,7 @@ from lorada.attention.positions import TokenPositions, TokenTable
 
 
 def expand_map(attention_map: AttentionMap, positions: TokenPositions, shape: CallShape) -> Tensor:
-    """tile(Attn_s) on the attention map that it is added to, (B or 1, H, T, K); zero beyond it."""
+    """tile(Attn_s) in the shape of the attention map, (B or 1, H, T, K), with zeros beyond it."""
     device = attention_map.factors[0].device
     with torch.autocast(device.type, enabled=False):
         table = positions.table(shape.queries, shape.keys, device)
@@ -32,18 +32,20 @@ def _expand(attention_map: AttentionMap, table: TokenTable, shape: CallShape) ->
     batch = max(rows.shape[0], table.columns.shape[0])
     rows = rows.expand(batch, -1)
     if map_.dim() == 4 and table.sequences > 1:
-        # (B·P, S, N, N) → (B, S, P·N, N): the maps of a row's sequences, one below the other.
+        # (B·P, S, N, N) → (B, S, P·N, N): the maps of a row's sequences are stacked.
         map_ = map_.view(-1, table.sequences, *map_.shape[1:]).transpose(1, 2).flatten(2, 3)
         rows = rows_of_all_maps(table, rows, length)
+    # First the map row of every query, then from it the map column of every key.
     picked = take_rows(map_, rows)
     columns = table.columns.expand(batch, -1)
     index = columns.clamp(0, length - 1)[:, None, None].expand(-1, *picked.shape[1:3], -1)
     pairs = covered_pairs(table, length)[:, None]
+    # Rows and columns outside of the map were clamped into it: their entries become zero here.
     return (picked.gather(-1, index) * pairs).repeat(1, shape.heads // picked.shape[1], 1, 1)
 
 
 def covered_pairs(table: TokenTable, length: int) -> Tensor:
-    """(B, T, K) booleans: the pairs of tokens that have an entry in the map of their sequence."""
+    """(B, T, K) booleans: pairs of query and key with an entry in the map of their sequence."""
     _, rows = table.query_rows(length)
     columns = (table.columns >= 0) & (table.columns < length)
     pairs = rows[:, :, None] & columns[:, None, :]
@@ -57,15 +59,12 @@ def mask_with_map(
 ) -> Tensor:
     """The additive mask (B, H, T, K) that adds a map to the scores before the softmax (¬N).
 
-    Args:
-        mask: what the kernel would be given otherwise; it may hold a map already.
-        attention_map: the map.
-        positions: where the tokens of the call lie in it.
-        call: the call.
+    ``mask`` is the mask without this map; it may hold another map.
 
     Raises:
         ValueError: for a mask that is not (B, 1, T, K).
     """
+    # The kernel adds a mask to the scores, so a map inside the mask is a map before the softmax.
     dtype, keys = call.value.dtype, call.shape.keys
     full = expand_map(attention_map, positions, call.shape)
     full = for_samples(full, attention_map.samples, call.value.shape[0]).to(dtype)
@@ -73,7 +72,7 @@ def mask_with_map(
     if mask is None:
         if not call.shape.causal or call.shape.queries == 1:
             return full
-        # A kernel applies its own causal mask only where it is given none.
+        # A kernel that is given a mask does not apply its own causal mask.
         rows = torch.arange(call.shape.queries, device=full.device)
         return torch.where(rows[:, None] >= torch.arange(keys, device=full.device), full, hidden)
     if not isinstance(mask, Tensor) or mask.dim() != 4:
@@ -81,5 +80,5 @@ def mask_with_map(
             "the no_negative ablation needs a (B, 1, T, K) mask: use "
             "attn_implementation='sdpa' or 'eager'"
         )
-    mask = mask[..., :keys]  # that of a static cache may be longer
+    mask = mask[..., :keys]  # the mask of a static cache may be longer
     return torch.where(mask, full, hidden) if mask.dtype == torch.bool else mask + full

@@ -1,10 +1,10 @@
 """``explain``: the maps of a model on a batch, their negative ratio and their effect size.
 
-    negative ratio = share of entries below 0 among the pairs a row may see within min(n, N)
+    negative ratio = share of entries below 0 among the visible pairs that the map covers
     effect size    = ‖tile(Attn_s) V‖ / ‖Attn V‖ over the real tokens of the batch (Frobenius)
 
-Figures 1 and 3 of the paper show maps and negative ratios. The effect size says whether a map does
-anything at all, which at the paper's scale for LLMs it does not (docs/scale.md).
+Figures 1 and 3 of the paper show maps and negative ratios. The effect size shows whether a map
+changes the output at all; at the paper's scale for LLMs it does not (docs/scale.md).
 
 Shapes: B batch, H query heads, T queries, K key slots.
 """
@@ -27,9 +27,9 @@ class LayerMaps:
 
     Attributes:
         layer: name of the attention module.
-        softmax: Attn, (B, H, T, K); behind a prefix a row sums to less than 1.
+        softmax: Attn, (B, H, T, K). With a prefix a row sums to less than 1.
         map: tile(Attn_s), masked as the layer uses it, (B, H, T, K).
-        fused: Attn^ = Attn + tile(Attn_s), or the softmax with the map inside for ¬N, (B, H, T, K).
+        fused: Attn^ = Attn + tile(Attn_s), for ¬N the softmax with the map inside, (B, H, T, K).
         negative_ratio: share of entries of ``fused`` below 0 by head, (H,).
         map_negative_ratio: the same of ``map``, (H,).
         effect_size: ‖tile(Attn_s) V‖ / ‖Attn V‖.
@@ -45,11 +45,9 @@ class LayerMaps:
 
 
 def explain(model: nn.Module, batch: Mapping[str, Tensor]) -> list[LayerMaps]:
-    """Run a model once and return, layer by layer, the softmax map, the LMAM map and their sum.
+    """Run a model once and return the softmax map, the LMAM map and their sum of each layer.
 
-    Args:
-        model: a model with a map in at least one layer.
-        batch: keyword arguments of its forward.
+    ``batch`` has the keyword arguments of the model's forward.
 
     Raises:
         ValueError: if no map was active.
@@ -78,10 +76,10 @@ def _layer_maps(name: str, seen: Observation) -> LayerMaps:
     query, key = call.query, call.key
     if query is None or key is None:
         raise ValueError(
-            f"{type(call.module).__name__} keeps its queries and keys to itself, so its softmax "
-            "map cannot be shown: use a model that dispatches its attention"
+            f"{type(call.module).__name__} computes attention itself, so its softmax map cannot be "
+            "shown: use a model that calls transformers' attention interface"
         )
-    # A kernel does not return its softmax map, so it is computed here as the paper writes it.
+    # A kernel does not return its softmax map, so it is computed here by its definition.
     visible = _visible(call)
     keys = key.repeat_interleave(call.shape.heads // key.shape[1], dim=1)
     scores = (query.float() @ keys.float().transpose(-1, -2)) * call.scaling
@@ -89,7 +87,7 @@ def _layer_maps(name: str, seen: Observation) -> LayerMaps:
     before = prefix_scores(call.prefixes, query, key, call.scaling)
 
     def attend(scores: Tensor) -> Tensor:
-        """The share of each token; prefixes before the tokens have the rest."""
+        """The softmax over prefixes and tokens, without the columns of the prefixes."""
         shares = torch.cat([before, scores], -1).softmax(-1).nan_to_num()
         return shares[..., before.shape[-1] :]
 
@@ -122,7 +120,7 @@ def _visible(call: AttentionCall) -> Tensor:
     everything = torch.ones(1, queries, keys, dtype=torch.bool, device=device)
     visible = everything if call.mask is None else call.visible_keys()
     if call.shape.causal and (call.mask is None or visible.shape[1] != queries):
-        # A (B, K) mask says nothing of the order of tokens.
+        # A (B, K) mask shows only which keys are tokens.
         visible = visible & everything.tril(keys - queries)
     return visible.expand(-1, queries, -1)[:, None]
 

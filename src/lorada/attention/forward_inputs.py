@@ -1,8 +1,7 @@
-"""What a model's forward is given and does not pass on to its attention.
+"""Inputs of a model's forward that are not passed on to its attention.
 
-Two things about the tokens are known only there: how many there were before a sliding cache dropped
-the first keys, and whether the caller made the positions. One pair of hooks on the model notes both
-for all its layers.
+Attention needs two of them: the number of tokens before a sliding cache dropped the first keys, and
+whether the caller passed the positions. One pair of hooks on the model records both for all layers.
 """
 
 from collections.abc import Callable
@@ -15,11 +14,11 @@ from torch.utils.hooks import RemovableHandle
 
 @dataclass(frozen=True)
 class ForwardInputs:
-    """What the running forward of a model was given.
+    """Facts about the inputs of a model's running forward.
 
     Attributes:
         tokens_so_far: the real tokens of each sample up to this call: their 2-D mask, or their
-            number, (B,) or one for all. Only filled in where a layer has a sliding window.
+            number, (B,) or one for all. Recorded only if a layer has a sliding window.
         may_be_packed: whether ``position_ids`` alone may separate sequences packed into a row.
     """
 
@@ -27,12 +26,12 @@ class ForwardInputs:
     may_be_packed: bool = True
 
 
-# Outside of a forward that is listened to, as in the recomputation of gradient checkpointing.
+# Used outside of the model's forward, as when gradient checkpointing computes a layer again.
 NOTHING_KNOWN = ForwardInputs()
 
 
 class ForwardListener:
-    """The hooks on a model that note its inputs; all layers of the model share one.
+    """The hooks that record the inputs of a model; all its layers share one listener.
 
     Attributes:
         inputs: those of the running forward.
@@ -58,23 +57,23 @@ class ForwardListener:
 
         A hook on every layer would cost each step of decoding more than the map does.
         """
-        # BART's encoder and decoder share a config and are told apart by ``is_decoder``.
+        # BART's encoder and decoder share a config and differ in ``is_decoder``.
         side = getattr(module, "is_decoder", None)
         if not any(config is module.config and known == side for config, known in self._checked):
             self._checked.append((module.config, side))
             self._handles.append(module.register_forward_pre_hook(check))
 
     def remove(self) -> None:
-        """Count a layer less; with the last one the hooks go."""
+        """Count one layer less, and remove the hooks after the last one."""
         self._layers -= 1
         if self._layers == 0:
             for handle in self._handles:
                 handle.remove()
 
     def _note(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        # transformers calls it cache now, and still takes the old name.
+        # ``cache`` is the new name in transformers, which still takes the old one.
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
-        # Positions that the model makes itself never start anew, nor do those behind a cache.
+        # Positions that the model makes itself never restart, nor do those behind a cache.
         given = kwargs.get("position_ids") is not None or len(args) > 1
         packed = given and (cache is None or _is_empty(cache))
         tokens = _tokens_so_far(args, kwargs, cache) if self._any_window else None
@@ -85,14 +84,14 @@ class ForwardListener:
 
 
 def forward_listener(model: nn.Module) -> ForwardListener:
-    """The listener of a model, made when its first layer asks."""
+    """The listener of a model, made by the first call."""
     owners = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
     known = next((owner for owner in owners if isinstance(owner, ForwardListener)), None)
     return known or ForwardListener(model)
 
 
 def _tokens_so_far(args: Any, kwargs: Any, cache: Any) -> Tensor | int | None:
-    """The 2-D mask of all tokens; without a mask their number; None where neither is known."""
+    """The 2-D mask of all tokens; without a mask their number; None if neither is known."""
     mask = kwargs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.dim() == 2:
         return mask
@@ -107,7 +106,7 @@ def _tokens_so_far(args: Any, kwargs: Any, cache: Any) -> Tensor | int | None:
 
 
 def _is_empty(cache: Any) -> bool:
-    """Whether a cache says, without a look at the device, that it holds no token."""
+    """Whether a cache is known to be empty without reading a tensor on the device."""
     count = getattr(cache, "get_seq_length", None)
     length = None if count is None else count()
     return isinstance(length, int) and length == 0

@@ -1,8 +1,8 @@
 """Hooks for models that compute attention themselves: DeBERTa, Falcon, Bloom.
 
-They do not call transformers' attention interface, so no wrapped function sees their values. Of a
-pair of hooks one catches the values on their way into attention, and the other adds tile(Attn_s)·V
-to Attn·V before the output projection.
+They do not call transformers' attention interface, so no wrapped function sees their values. Here a
+first hook keeps the values that enter attention, and a second one adds tile(Attn_s)·V to Attn·V
+before the output projection.
 
 Shapes: B batch, H query heads, G key/value heads, T queries, K key slots, D head width.
 """
@@ -18,19 +18,51 @@ from lorada.attention.attend import MapSource, add_maps
 from lorada.attention.call import AttentionCall, CallShape, head_count
 
 
+class FollowingHook:
+    """A hook on a child of a module, which moves to the module that has the child's name now.
+
+    LoRA may wrap the child, or remove the wrapper. Before each call of the parent the hook moves if
+    the child is another module than before. The first call puts it there, so it runs after the
+    hooks that other parts have put on the child.
+    """
+
+    def __init__(
+        self, parent: nn.Module, name: str, register: Callable[[nn.Module], RemovableHandle]
+    ) -> None:
+        # ``register`` is a partial function and not a closure: a copy of the model copies it too.
+        self._name, self._register = name, register
+        self._module: nn.Module | None = None
+        self._handle: RemovableHandle | None = None
+        self._parent_handle = parent.register_forward_pre_hook(self.follow)
+
+    def follow(self, parent: nn.Module, args: Any = ()) -> None:
+        """Move the hook if the child is another module than before."""
+        module = getattr(parent, self._name)
+        if module is not self._module:
+            if self._handle is not None:
+                self._handle.remove()
+            self._module, self._handle = module, self._register(module)
+
+    def remove(self) -> None:
+        """Remove both hooks."""
+        self._parent_handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
+
+
 class HookPair:
-    """The hooks on one attention module; a subclass says where values and output pass."""
+    """The hooks on one attention module; a subclass knows where the values and the output are."""
 
     causal: bool
 
     def __init__(self, module: nn.Module, source: MapSource) -> None:
-        # In a tuple, a copy of the model copies neither as a submodule of the other.
-        self._source = (source,)
+        self._source = source
         self._value: Tensor | None = None
         self._kwargs: dict[str, Any] = {}
         self._mask: Any = None
-        self._followed: tuple[nn.Module, RemovableHandle] | None = None
-        self._handles = [module.register_forward_pre_hook(self._before, with_kwargs=True)]
+        self._handles: list[RemovableHandle | FollowingHook] = [
+            module.register_forward_pre_hook(self._before, with_kwargs=True)
+        ]
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError
@@ -39,54 +71,38 @@ class HookPair:
         """Take every hook off the model."""
         for handle in self._handles:
             handle.remove()
-        if self._followed is not None:
-            self._followed[1].remove()
-
-    def _follow(
-        self, projection: nn.Module, register: Callable[[nn.Module], RemovableHandle]
-    ) -> None:
-        """Put a hook on a projection, and take it off the module that was there before.
-
-        LoRA may have wrapped the projection since the last call, or unwrapped it.
-        """
-        if self._followed is not None:
-            if self._followed[0] is projection:
-                return
-            self._followed[1].remove()
-        self._followed = (projection, register(projection))
 
     def _with_maps(self, module: nn.Module, attended: Tensor) -> Tensor:
         """Attn·V plus the terms of all active maps, both (B, T, H·D)."""
         value, mask, kwargs = self._value, self._mask, self._kwargs
-        # Nothing of a batch is kept beyond its forward.
+        # Released here, so that no tensor of a batch lives longer than its forward.
         self._value, self._mask, self._kwargs = None, None, {}
-        maps = self._source[0].maps()
+        maps = self._source.maps()
         if not maps or value is None:
             return attended
         batch, queries, _ = attended.shape
         heads = head_count(module)
         shape = CallShape(queries, value.shape[2], heads, self.causal)
-        call = AttentionCall(module, shape, value, mask, self._source[0].forward_inputs, kwargs)
+        call = AttentionCall(module, shape, value, mask, self._source.forward_inputs, kwargs)
         output = attended.view(batch, queries, heads, -1)
         return add_maps(call, maps, output).reshape(attended.shape)
 
 
 class DebertaHooks(HookPair):
-    """DeBERTa, all versions: values leave a projection, Attn·V leaves the module itself."""
+    """DeBERTa, all versions: a projection returns the values, and the module returns Attn·V."""
 
     causal = False
 
     def __init__(self, module: nn.Module, source: MapSource) -> None:
         super().__init__(module, source)
+        projection = "in_proj" if hasattr(module, "in_proj") else "value_proj"
+        keep = partial(nn.Module.register_forward_hook, hook=partial(self._keep, module))
+        self._handles.append(FollowingHook(module, projection, keep))
         self._handles.append(module.register_forward_hook(self._after))
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._mask = kwargs["attention_mask"] if "attention_mask" in kwargs else args[1]
         self._mask = self._mask.bool()  # the model reads ones and zeros, of any dtype
-        projection: Any = module.in_proj if hasattr(module, "in_proj") else module.value_proj
-        # A partial function and not a closure: a copy of the model then calls its own pair.
-        keep = partial(self._keep, module)
-        self._follow(projection, lambda projection: projection.register_forward_hook(keep))
 
     def _keep(self, module: Any, projection: nn.Module, args: Any, output: Tensor) -> None:
         values = output.view(*output.shape[:-1], head_count(module), -1).transpose(1, 2)
@@ -101,30 +117,32 @@ class DebertaHooks(HookPair):
 
 
 class FalconHooks(HookPair):
-    """Falcon and Bloom: values pass through the cache, Attn·V enters the projection ``dense``."""
+    """Falcon and Bloom: the cache returns the values, and Attn·V is the input of ``dense``."""
 
     causal = True
+
+    def __init__(self, module: nn.Module, source: MapSource) -> None:
+        super().__init__(module, source)
+        add = partial(nn.Module.register_forward_pre_hook, hook=partial(self._add, module))
+        self._handles.append(FollowingHook(module, "dense", add))
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
         self._mask = kwargs["attention_mask"]
         self._kwargs = {"position_ids": kwargs.get("position_ids")}
-        dense: Any = module.dense
-        add = partial(self._add, module)
-        self._follow(dense, lambda projection: projection.register_forward_pre_hook(add))
         return args, {**kwargs, "layer_past": _ValueRecorder(self, kwargs.get("layer_past"))}
 
     def _add(self, module: nn.Module, projection: nn.Module, args: Any) -> tuple[Tensor]:
         return (self._with_maps(module, args[0]),)
 
     def keep(self, value: Tensor) -> None:
-        """Take the values (B, G, K, D) that this call attends to."""
+        """Keep the values (B, G, K, D) of this call."""
         self._value = value
 
 
 class _ValueRecorder:
-    """A layer's cache, or none, that passes on to the hooks the values that attention gets.
+    """Stands in for a layer's cache, which may be None, and gives the hooks the values it returns.
 
-    A cache may keep them in another form (quantised, in pages), so what it stores is not enough.
+    The stored values would not do: a cache may store them quantised or in pages.
     """
 
     def __init__(self, pair: FalconHooks, cache: Any) -> None:
@@ -141,8 +159,8 @@ class _ValueRecorder:
         return getattr(self._cache, name)
 
 
-# By module file and class name: the classes of both DeBERTa files have the same name.
-HOOKED: dict[str, type[HookPair]] = {
+# By file and class name, since the classes of both DeBERTa files have the same name.
+HOOKS: dict[str, type[HookPair]] = {
     "modeling_deberta.DisentangledSelfAttention": DebertaHooks,
     "modeling_deberta_v2.DisentangledSelfAttention": DebertaHooks,
     "modeling_falcon.FalconAttention": FalconHooks,
@@ -151,9 +169,9 @@ HOOKED: dict[str, type[HookPair]] = {
 
 
 def hooks_for(module: nn.Module) -> type[HookPair] | None:
-    """The hooks that reach this attention module; None if it is not one of ``HOOKED``."""
+    """The hooks for this attention module; None if it has no entry in ``HOOKS``."""
     for cls in type(module).__mro__:
         name = f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
-        if name in HOOKED:
-            return HOOKED[name]
+        if name in HOOKS:
+            return HOOKS[name]
     return None

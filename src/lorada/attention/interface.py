@@ -1,7 +1,7 @@
-"""The only file that knows transformers' attention interface, the table of attention functions.
+"""The only file that uses transformers' attention interface, its table of attention functions.
 
 ``install`` wraps each function of the table in place, so implementation names, masks and saved
-configs stay as they are. What the wrapper does is in ``attend.py``.
+configs do not change. The wrapper is ``with_parts`` in ``attend.py``.
 """
 
 import inspect
@@ -24,7 +24,7 @@ def install() -> None:
         function = ALL_ATTENTION_FUNCTIONS[name]
         if not hasattr(function, "adds_map"):
             AttentionInterface.register(name, with_parts(function))
-    # transformers has no entry for ``eager``: each model file brings a function of its own.
+    # transformers has no entry for ``eager``: each model file has its own function.
     if "eager" not in ALL_ATTENTION_FUNCTIONS.valid_keys():
         AttentionInterface.register("eager", with_parts(_eager))
 
@@ -41,12 +41,19 @@ def uninstall() -> None:
 
 
 def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """The eager function that ``module`` would have fallen back to."""
+    """Call the eager attention function of the module's own file."""
     forward = inspect.unwrap(type(module).forward)
-    # A few files have several, such as vision_eager_attention_forward; the forward names its own.
+    # Some files have several, such as vision_eager_attention_forward: take the one that the
+    # module's forward names.
     names = [n for n in forward.__code__.co_names if n.endswith("eager_attention_forward")]
     result: tuple[Tensor, Tensor | None] = forward.__globals__[names[0]](module, *args, **kwargs)
     return result
+
+
+def attention_classes(model: nn.Module) -> str:
+    """The class names of a model's attention modules, for an error."""
+    classes = {type(module).__name__ for module in model.modules()}
+    return ", ".join(sorted(name for name in classes if "ttention" in name))
 
 
 def dispatches(module: nn.Module) -> bool:
@@ -59,10 +66,10 @@ def check_installed(module: nn.Module, args: Any) -> None:
     """A forward pre-hook of attention modules that hold a part.
 
     Raises:
-        ValueError: if the module's attention function would ignore it.
+        ValueError: if the module's attention function is not wrapped and would ignore the part.
     """
     implementation = name = implementation_of(module)
-    if name != "paged|eager":  # the one paged function that has a name of its own
+    if name != "paged|eager":  # the only paged function with its own entry
         name = name.removeprefix("paged|")
     if not hasattr(ALL_ATTENTION_FUNCTIONS.get(name), "adds_map"):
         raise ValueError(

@@ -1,8 +1,8 @@
 """Find where the tokens of an attention call lie in a map.
 
-Which query rows and key slots are tokens, and of which index in their sequence, shows in different
-inputs: the mask, the lengths of packed sequences, ``position_ids`` that start anew, or nothing but
-the numbers of queries and keys. ``locate`` takes the first of these that says it.
+For that we need to know which query rows and key slots hold tokens, and the index of each token in
+its sequence. Depending on the call, this follows from the lengths of packed sequences, the mask,
+``position_ids`` that restart, or only the numbers of queries and keys; ``locate`` decides which.
 
 Shapes: B batch, T queries, K key slots, N map length, P sequences packed into a row.
 """
@@ -20,13 +20,13 @@ _memo = TensorMemo()
 def token_positions(
     call: AttentionCall, *, raw: bool = False, end: int | None = None
 ) -> TokenPositions:
-    """``locate`` for all layers at once: the first that asks about these tensors computes it."""
+    """``locate``, computed once for all layers that pass the same tensors."""
     shape, inputs = call.shape, call.inputs
-    # These say something only of packed sequences and of keys that a window has dropped.
+    # ``position_ids`` matter only for packed sequences and for keys that a window has dropped.
     needed = inputs.may_be_packed or shape.window is not None
     lengths = call.cu_seq_lens
     tensors = {
-        # Flex attention's mask is no tensor, but is made with some.
+        # Flex attention's mask is not a tensor, but holds this one.
         "mask": getattr(call.mask, "kv_num_blocks", call.mask),
         "position_ids": call.position_ids if needed else None,
         "tokens_so_far": inputs.tokens_so_far,
@@ -46,19 +46,19 @@ def locate(call: AttentionCall, *, raw: bool = False, end: int | None = None) ->
 
     Args:
         call: the call.
-        raw: whether slots count as positions and padding as tokens, as in the paper's code.
-        end: N where the map lies on the last N tokens of each sequence (Eq. 16); None where it
-            lies on the first (Eqs. 14-15).
+        raw: whether padding counts as tokens, as in the paper's code.
+        end: N if the map lies on the last N tokens of each sequence (Eq. 16); None if it lies on
+            the first (Eqs. 14-15).
 
     Raises:
-        ValueError: for a mask of an unknown form, and where a sliding cache has dropped keys and
-            nothing says how many.
+        ValueError: for a mask of an unknown form, or if a sliding cache has dropped an unknown
+            number of keys.
     """
     queries, keys, mask = call.shape.queries, call.shape.keys, call.mask
     lengths = None if raw else call.cu_seq_lens
     last = None if lengths is not None else _last_token(call)
     restarting = call.position_ids if call.inputs.may_be_packed else None
-    # Whether row t of the mask ends at query t's own key.
+    # Whether the last key that row t of the mask shows is that of query t itself.
     ordered = call.shape.causal and not (isinstance(mask, Tensor) and mask.dim() == 2)
     tokens: TokenPositions
     if lengths is not None:
@@ -75,24 +75,25 @@ def locate(call: AttentionCall, *, raw: bool = False, end: int | None = None) ->
 
 
 def _without_padding(call: AttentionCall, last: Tensor | None) -> TokenPositions:
-    """All slots are tokens, in order; ``last`` (B, 1) is the index of each sample's last token."""
+    """Positions if every slot is a token; ``last`` (B, 1) is the index of each last token."""
     queries, keys = call.shape.queries, call.shape.keys
     if last is not None:
         columns = last - torch.arange(keys - 1, -1, -1, device=last.device)
         return TokenTable(columns, columns[:, -queries:])
-    # Several queries, more slots and no mask are either the prefill of a static cache, whose last
-    # slots are empty, or a later chunk under a flash kernel, whose queries come last.
+    # Several queries, more slots than queries, and no mask: under a flash kernel this is a later
+    # chunk of a prompt, and the queries are the last slots. Elsewhere it is the prefill of a static
+    # cache, and the last slots are empty.
     first = keys - queries if queries == 1 or call.kernel == "flash" else 0
     return TokenSpan(0, first + queries, 0, first)
 
 
 def _raw_behind_cache(visible: Tensor) -> TokenTable:
-    """Raw positions behind a cache: ``visible`` (B, T, K) shows which slots the queries have."""
+    """Raw positions behind a cache: ``visible`` (B, T, K) shows the slots of the queries."""
     queries, slots = (torch.arange(n, device=visible.device) for n in visible.shape[1:])
     last = torch.where(visible, slots, -1).amax(-1)
-    # A query that sees more than the one before it sees its own slot last, or a later one where
-    # the tokens of an image see each other. Padding before the tokens sees nothing, padding behind
-    # them nothing new.
+    # If a query sees a later slot than the query before it, that slot is its own, or one after it
+    # (tokens of an image see each other). Padding before the tokens sees no slot, and padding
+    # behind them no later slot.
     new = last > nn.functional.pad(last, (1, 0), value=-1)[:, :-1]
     room = len(slots) - len(queries)
     first = torch.where(new, last - queries, room).amin().clamp(min=0)
@@ -107,17 +108,13 @@ def _by_mask(
     last: Tensor | None,
     ordered: bool,
 ) -> TokenTable:
-    """Tokens are the keys that some query sees: ``visible`` is (B, T or 1, K).
+    """Positions by a mask ``visible`` (B, T or 1, K): the keys that some query sees are tokens.
 
-    Args:
-        visible: the mask.
-        queries: T.
-        position_ids: where they may separate packed sequences.
-        last: (B, 1) index of the last token, where the cache has dropped keys.
-        ordered: whether row t of the mask ends at query t's own key.
+    ``position_ids`` are given if they may separate packed sequences, ``last`` (B, 1), the index of
+    the last token, if the cache has dropped keys. ``ordered`` is explained in ``locate``.
     """
     keys = visible.shape[-1]
-    # Some query, not the last one: behind a window or in a packed row it does not see every token.
+    # The last query alone does not see every token under a window or in a packed row.
     real = visible.any(-2)
     if queries == keys and _restarts(position_ids, real):
         return _packed_by_restart(position_ids, real)
@@ -127,10 +124,10 @@ def _by_mask(
     columns = torch.where(real, counted - 1, NO_TOKEN)
     if queries == keys:
         return TokenTable(columns, columns)
-    if not ordered:  # the mask says nothing of the queries, which come last
+    if not ordered:  # the mask does not show which keys are the queries; they are the last ones
         return TokenTable(columns, columns[:, keys - queries :])
     own = keys - 1 - visible.flip(-1).to(torch.uint8).argmax(-1)
-    # Padding before the tokens sees nothing, padding behind them no more than the row before.
+    # Padding before the tokens sees no key, padding behind them no more than the row before.
     is_token = visible.any(-1)
     is_token[:, 1:] = is_token[:, 1:] & ~(is_token[:, :-1] & (own[:, 1:] == own[:, :-1]))
     rows = columns.expand(own.shape[0], -1).gather(1, own)
@@ -138,7 +135,7 @@ def _by_mask(
 
 
 def _last_token(call: AttentionCall) -> Tensor | None:
-    """(B, 1) or (1, 1) index of each sample's last token; None where no key was dropped."""
+    """(B, 1) or (1, 1) index of each sample's last token; None if no key was dropped."""
     shape, tokens = call.shape, call.inputs.tokens_so_far
     if shape.window is None or shape.queries == shape.keys or shape.keys < shape.window:
         return None
@@ -157,9 +154,9 @@ def _last_token(call: AttentionCall) -> Tensor | None:
 
 
 def _starts(position_ids: Tensor, real: Tensor) -> Tensor:
-    """(B, K) booleans: tokens whose position is not above that of the token before them."""
+    """(B, K) booleans: tokens that start a new sequence, since positions do not increase there."""
     slots = torch.arange(real.shape[-1], device=real.device)
-    # By index, here and below: transformers' exporters put a plain tuple in place of torch's.
+    # By index and not ``.values``: transformers' exporters return a plain tuple here.
     before = torch.where(real, slots, -1).cummax(-1)[0].roll(1, -1)
     before[:, 0] = -1
     position_ids = position_ids.expand(real.shape[0], -1)
@@ -168,7 +165,7 @@ def _starts(position_ids: Tensor, real: Tensor) -> Tensor:
 
 
 def _restarts(position_ids: Tensor | None, real: Tensor | None) -> bool:
-    """Whether the positions of the tokens, ``real`` (B, K) or all, start anew within a row."""
+    """Whether positions restart within a row; ``real`` (B, K) are the tokens, None for all."""
     if position_ids is None or position_ids.shape[-1] == 1:
         return False
     if real is None:
@@ -178,7 +175,7 @@ def _restarts(position_ids: Tensor | None, real: Tensor | None) -> bool:
     else:
         starts = _starts(position_ids, real)
     if torch.compiler.is_compiling():
-        # A compiled graph cannot branch on the answer; it raises when it runs.
+        # A compiled graph cannot branch on the answer, so it raises when it runs.
         torch._assert_async(
             ~starts.any(),
             "sequences packed by position_ids are not supported in a compiled model with a map: "
@@ -189,20 +186,20 @@ def _restarts(position_ids: Tensor | None, real: Tensor | None) -> bool:
 
 
 def _packed_by_restart(position_ids: Tensor | None, real: Tensor | None) -> TokenTable:
-    """Sequences packed into a row, each beginning where ``position_ids`` start anew."""
+    """Positions of sequences packed into a row, each of which restarts ``position_ids``."""
     assert position_ids is not None
     real = torch.ones_like(position_ids, dtype=torch.bool) if real is None else real
     starts = _starts(position_ids, real)
     owner = starts.cumsum(-1)
     counted = real.cumsum(-1) - 1
-    # Each sequence counts from 0: what was counted before it began is subtracted.
+    # Each sequence counts from 0: the count of the tokens before it is subtracted.
     before = torch.where(starts, counted, 0).cummax(-1)[0]
     columns = torch.where(real, counted - before, NO_TOKEN)
     return TokenTable(columns, columns, int(owner.max()) + 1, owner, owner)
 
 
 def _packed_by_lengths(call: AttentionCall, by_query: Tensor, by_key: Tensor) -> TokenTable:
-    """Sequences packed into the one row of a batch, by their cumulative lengths (P+1,)."""
+    """Positions of sequences packed into one row, from their cumulative lengths (P+1,)."""
     shape, position_ids = call.shape, call.position_ids
     by_query, by_key = by_query.long(), by_key.long()
     sequences, device = len(by_query) - 1, by_query.device
@@ -211,7 +208,8 @@ def _packed_by_lengths(call: AttentionCall, by_query: Tensor, by_key: Tensor) ->
     column_owner = (torch.searchsorted(by_key, keys, right=True) - 1).clamp(0, sequences - 1)
     columns = keys - by_key[column_owner]
     if shape.window is not None and position_ids is not None:
-        # A sliding cache may have dropped a sequence's first keys; its last position tells.
+        # A sliding cache may have dropped the first keys of a sequence. Its last position is then
+        # not its number of keys, so columns are counted back from that.
         last = position_ids[0, by_query[1:] - 1].long()
         columns = last[column_owner] + 1 + keys - by_key[1:][column_owner]
     own = queries + by_key[1:][row_owner] - by_query[1:][row_owner]  # the queries come last

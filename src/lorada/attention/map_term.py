@@ -1,10 +1,10 @@
 """``map_term``: the term tile(Attn_s)·V of one attention call, by the cheapest of three routes.
 
 1. Sliced: without padding the tokens under the map are a slice of the values.
-2. In place: where every token is its own query and few lie beyond the map, each token takes the row
-   of W_a and the column of W_b that belong to it. No value moves.
+2. In place: if every token is also a query and few lie beyond the map, each token gets its row of
+   W_a and its column of W_b. The values stay where they are.
 3. Gathered: in all other cases (packed rows, padded caches, full-rank maps, long padded batches,
-   compiled graphs) the values are gathered into the order of the map, and the rows put back.
+   compiled graphs) the values are gathered into the order of the map, and its rows scattered back.
 
 Shapes: B batch, P sequences packed into a row, H query heads, G key/value heads, S map heads,
 T queries, K key slots, N map length, R rank, D head width.
@@ -22,7 +22,7 @@ from lorada.functional.product import apply_map, factors_product
 def map_term(
     attention_map: AttentionMap, positions: TokenPositions, shape: CallShape, value: Tensor
 ) -> Tensor | None:
-    """tile(Attn_s)·V of every query, (B, T, H, D) in fp32; None where the map reaches none."""
+    """tile(Attn_s)·V of every query, (B, T, H, D) in fp32; None if the map reaches no query."""
     reached = reached_queries(attention_map.length, positions, shape)
     if reached is None:
         return None
@@ -31,8 +31,8 @@ def map_term(
 
 
 def reached_queries(length: int, positions: TokenPositions, shape: CallShape) -> slice | None:
-    """Which queries a map of this length may reach, by shapes alone; None for none."""
-    # The numbers of a table are on the device, where a look at them would make the host wait.
+    """Which queries a map of this length may reach, by shapes alone; None if it reaches none."""
+    # The numbers of a table are on the device, and reading them would make the host wait.
     if isinstance(positions, TokenTable):
         return slice(0, shape.queries)
     _, row, end = _slots_under_map(length, positions)
@@ -42,7 +42,7 @@ def reached_queries(length: int, positions: TokenPositions, shape: CallShape) ->
 
 def _slots_under_map(length: int, span: TokenSpan) -> tuple[int, int, int]:
     """The first key slot under the map, the first that is also a query, one past the last."""
-    # A map on the end of a shorter sequence begins before the first token.
+    # A map on the end of a sequence shorter than it begins before the first token.
     begin, end = max(span.origin, span.start), min(span.origin + length, span.stop)
     return begin, max(begin, span.first), end
 
@@ -52,7 +52,7 @@ def term_of_reached(
 ) -> Tensor:
     """tile(Attn_s)·V of ``reached_queries``, (B, ·, H, D) in fp32."""
     with torch.autocast(value.device.type, enabled=False):
-        # How long a slice is depends on the batch; a compiled graph must serve all of them.
+        # The length of a slice depends on the batch, and a compiled graph must serve every batch.
         compiling = torch.compiler.is_compiling()
         if isinstance(positions, TokenSpan) and not compiling:
             term = _sliced_term(attention_map, positions, shape, value)
@@ -66,14 +66,14 @@ def term_of_reached(
 
 
 def fits_in_place(attention_map: AttentionMap, table: TokenTable, shape: CallShape) -> bool:
-    """Whether the route in place is right, and cheaper though it multiplies every token."""
+    """Whether the route in place is correct, and cheaper although it multiplies every token."""
     length = attention_map.length
-    # A packed row has a map for each sequence, and one product would mix them. T = K alone does not
-    # say that every token is its own query: behind a padded cache the queries may be others.
+    # A packed row has a map for each sequence, and one product would mix them. T = K does not mean
+    # that every token is also a query: behind a padded cache the queries may be other tokens.
     if table.rows is not table.columns or table.sequences > 1 or not attention_map.stays_low_rank:
         return False
-    # Where more tokens lie beyond the map, to multiply them all costs more than to move the values.
-    # Under a window narrower than the map, a map of all tokens would be made for each sample.
+    # With more tokens beyond the map, multiplying all tokens costs more than moving the values.
+    # Under a window narrower than the map, this route would make a (K, K) map for each sample.
     return 2 * shape.keys <= 3 * length and (shape.window is None or shape.window >= length)
 
 
@@ -82,16 +82,16 @@ def _sliced_term(
 ) -> Tensor:
     begin, row, end = _slots_under_map(attention_map.length, span)
     value = value[:, :, begin:end].float()
-    # Without a cache every token under the map is a query, and no row has to be chosen.
+    # Without a cache every token under the map is a query, so all rows are needed.
     if attention_map.stays_low_rank and row == begin:
         return attention_map.product(value, shape, attention_map.align).transpose(1, 2)
     low, high = begin - span.origin, end - span.origin
-    # The queries are the last of the tokens, behind a cache: only their rows are needed.
+    # Behind a cache the queries are the last tokens, and only their rows are needed.
     if attention_map.stays_low_rank:
         chosen = torch.arange(row - span.origin, high, device=value.device)
         map_ = attention_map.low_rank_rows(chosen, shape)[..., low:high]
     else:
-        # Cut first: a softmax runs over the tokens that are there.
+        # Cut before the softmax, which must run only over the tokens of this sequence.
         part = attention_map.dense()[:, low:high, low:high]
         map_ = attention_map.masked(part, shape, None)[:, row - begin :]
     return apply_map(map_, value, shape.heads, shape.matmul).transpose(1, 2)
@@ -111,10 +111,10 @@ def _term_in_place(
 def _factor_of_tokens(factor: Tensor, numbers: Tensor) -> Tensor:
     """The vectors (B, S, T, R) of a factor (S, N, R) that belong to map rows or columns (B, T).
 
-    Padding, and tokens that the map does not cover, get zeros, so they neither give nor take.
+    Padding and tokens beyond the map get zeros, so the term has nothing for them or from them.
     """
     length = factor.shape[1]
-    # One more vector, of zeros, for all that are outside.
+    # One vector of zeros is appended, and all numbers outside the map are sent to it.
     inside = (numbers >= 0) & (numbers < length)
     padded = nn.functional.pad(factor, (0, 0, 0, 1))
     return padded[:, torch.where(inside, numbers, length)].transpose(0, 1)
@@ -126,17 +126,17 @@ def _gathered_term(
     length, packed = attention_map.length, table.sequences
     batch = value.shape[0]
     rows, inside = table.query_rows(length)
-    # A table of one row, for samples that are alike, is read as if it had one for each.
+    # A table has one row if all samples are alike.
     rows, inside = rows.expand(batch, -1), inside.expand(batch, -1)[..., None, None]
     if packed > 1:
         rows = rows_of_all_maps(table, rows, length)
     # For few queries, as in decoding, only their rows of the map are multiplied. A compiled graph
-    # must serve any number of them, so there only a single query counts as few.
+    # must serve any number of queries, so there only one query counts as few.
     least = 2 if torch.compiler.is_compiling() else length
     few = shape.queries < least if packed == 1 else shape.queries <= packed
     if few:
         return _term_of_rows(attention_map, table, rows, shape, value) * inside
-    # Back from the order of the map to that of the queries.
+    # From the order of the map rows to the order of the queries.
     term = term_in_map_order(attention_map, table, shape, value)
     return term.gather(1, rows[..., None, None].expand(-1, -1, *term.shape[2:])) * inside
 
@@ -144,10 +144,10 @@ def _gathered_term(
 def term_in_map_order(
     attention_map: AttentionMap, table: TokenTable, shape: CallShape, value: Tensor
 ) -> Tensor:
-    """tile(Attn_s)·V of every row of every map, (B, P·N, H, D) in fp32, with a token or not."""
+    """tile(Attn_s)·V of every row of every map, with a token or without, (B, P·N, H, D) in fp32."""
     values, real = _values_in_map_order(table, value, attention_map.length)
     if attention_map.stays_low_rank:
-        # Gathered values begin where the map does, whichever tokens it lies on.
+        # Gathered values start at map column 0, also for a map on the last tokens.
         term = attention_map.product(values, shape, "start")
     else:
         map_ = attention_map.masked(attention_map.dense(), shape, real)
@@ -165,7 +165,7 @@ def _values_in_map_order(table: TokenTable, value: Tensor, length: int) -> tuple
     index = slots[:, None, :, None].expand(-1, groups, -1, width)
     values = value.gather(2, index).float() * real[:, None, :, None]
     if table.sequences > 1:
-        # Each packed sequence becomes a sample of its own.
+        # Each packed sequence becomes one sample.
         values = values.view(batch, groups, table.sequences, length, width).transpose(1, 2)
         values = values.reshape(batch * table.sequences, groups, length, width)
         real = real.reshape(-1, length)
@@ -173,7 +173,7 @@ def _values_in_map_order(table: TokenTable, value: Tensor, length: int) -> tuple
 
 
 def rows_of_all_maps(table: TokenTable, rows: Tensor, length: int) -> Tensor:
-    """Map rows (B, T) counted from 0 to P·N-1, through the maps of all packed sequences."""
+    """Map rows (B, T) numbered from 0 to P·N-1 over the maps of all packed sequences."""
     assert table.row_owner is not None
     return rows + table.row_owner.expand_as(rows) * length
 
@@ -190,12 +190,12 @@ def _term_of_rows(
     map_ = attention_map.masked(attention_map.dense(), shape, real)
     if packed == 1:
         return apply_map(take_rows(map_, rows), values, shape.heads, shape.matmul).transpose(1, 2)
-    # Every query becomes a sample that meets the values of its own sequence.
+    # Every query becomes a sample, with the values of its sequence.
     batch, queries = rows.shape
     length = map_.shape[-1]
     sequence = rows // length + torch.arange(batch, device=rows.device)[:, None] * packed
     own = sequence.flatten()
-    # After a softmax over the keys that are there, each sequence has a map of its own.
+    # After a softmax over its keys, each sequence has another map.
     map_ = map_.expand(values.shape[0], -1, -1, -1)[own] if map_.dim() == 4 else map_
     picked = take_rows(map_, (rows % length).view(-1, 1))
     term = apply_map(picked, values[own], shape.heads, shape.matmul)

@@ -1,7 +1,7 @@
-"""``observe``: look at what the maps of a model do while it runs.
+"""``observe``: be called with the term of each map while a model runs.
 
-``explain`` and the effect size in the logs of a training are made of such looks. Nothing is
-computed for them while nobody observes.
+``explain`` and the effect size in the logs of a training use it. Without an observer nothing is
+computed for it.
 
 Shapes: B batch, H query heads, T queries, D head width.
 """
@@ -19,14 +19,14 @@ from lorada.attention.positions import TokenPositions
 
 @dataclass(frozen=True)
 class Observation:
-    """What one attention call computed with one of its maps.
+    """The result of one attention call for one of its maps.
 
     Attributes:
         call: the call.
         attention_map: the map.
         positions: where the tokens of the call lie in the map.
         output: Attn·V without any map, (B, T, H, D).
-        term: tile(Attn_s)·V, (B, T, H, D); for ¬N what its maps changed in the output.
+        term: tile(Attn_s)·V, (B, T, H, D); for ¬N the change of the output by all maps of the call.
     """
 
     call: AttentionCall
@@ -49,14 +49,7 @@ def observe(observer: Callable[[Observation], None]) -> Iterator[None]:
         observers.remove(observer)
 
 
-def report(
-    call: AttentionCall,
-    attention_map: AttentionMap,
-    positions: TokenPositions,
-    output: Tensor,
-    term: Tensor,
-) -> None:
-    """Tell all observers what a call computed with a map."""
-    seen = Observation(call, attention_map, positions, output.detach(), term.detach())
+def report(seen: Observation) -> None:
+    """Call all observers."""
     for observer in observers:
         observer(seen)

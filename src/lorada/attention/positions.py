@@ -2,8 +2,8 @@
 
 A map has a row and a column for each token of one sequence, counted from 0. Attention works on
 query rows and key slots, which may also hold padding, cached tokens, empty slots of a static cache,
-or tokens of several packed sequences. The two records here translate: they give the map column of
-every key slot and the map row of every query. ``locate.py`` finds them for a call.
+or tokens of several packed sequences. The two records here give the map column of every key slot
+and the map row of every query. ``locate.py`` makes them for a call.
 
 Shapes: B batch, T queries, K key slots, N map length, P sequences packed into a row.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-# The column and row of what is no token: far outside any map, whichever way it is shifted.
+# The column or row of a slot without a token: outside of every map, however it is shifted.
 NO_TOKEN = -(2**40)
 
 
@@ -21,7 +21,7 @@ NO_TOKEN = -(2**40)
 class TokenSpan:
     """Positions that are alike for all samples: one sequence in each row, without padding.
 
-    Four numbers of the host say it all, so the tokens under a map are a slice of the values.
+    They are four Python numbers, so the tokens under a map are a slice of the values.
 
     Attributes:
         start: the first key slot that holds a token.
@@ -52,15 +52,15 @@ class TokenSpan:
 class TokenTable:
     """Positions as a table: a map column for every key slot and a map row for every query.
 
-    B is 1 where all samples are alike.
+    B is 1 if all samples are alike.
 
     Attributes:
         columns: (B, K) map column of each key slot; ``NO_TOKEN`` for padding and empty slots. A
             number below 0, or N and above, is a token that the map does not cover.
-        rows: (B, T) map row of each query, likewise. It is the same tensor as ``columns`` where
-            every key slot is also a query, in the same order.
+        rows: (B, T) map row of each query, likewise. It is the same tensor as ``columns`` if every
+            key slot is also a query, in the same order.
         sequences: P, how many sequences are packed into a row of the batch; each has its own map.
-        column_owner: (B, K) number of the sequence that a key slot belongs to; None where P is 1.
+        column_owner: (B, K) number of the sequence that a key slot belongs to; None if P is 1.
         row_owner: (B, T) the same for queries.
     """
 
@@ -76,13 +76,13 @@ class TokenTable:
         return self
 
     def key_slots(self, length: int) -> tuple[Tensor, Tensor]:
-        """The inverse of ``columns``: where the token of each map column is.
+        """The inverse of ``columns``: the key slot of each map column.
 
         Returns:
             (B, P·N) key slot of each column of each sequence's map, and (B, P·N) booleans: whether
-            there is such a token. Without one the slot is 0.
+            the column has a token. Without one the slot is 0.
         """
-        # All layers share a table, and most maps have the same length.
+        # Stored, since all layers share a table and most maps have the same length.
         if length not in self._slots:
             self._slots[length] = self._key_slots(length)
         return self._slots[length]
@@ -92,8 +92,8 @@ class TokenTable:
         columns = self.columns
         if self.column_owner is not None:
             columns = columns + self.column_owner * length
-        # A scatter needs an index for every slot: those outside the map all write to one extra
-        # column at the end, which is cut off again.
+        # A scatter needs an index for every slot. Slots outside the map write to one extra column
+        # at the end, which is then cut off.
         total = self.sequences * length
         columns = torch.where(inside, columns, total)
         slots = torch.arange(columns.shape[-1], device=columns.device).expand_as(columns)
@@ -102,7 +102,7 @@ class TokenTable:
         return found[:, :-1], filled[:, :-1]
 
     def query_rows(self, length: int) -> tuple[Tensor, Tensor]:
-        """(B, T) map row of each query, cut to 0 … N-1, and whether that was its row already."""
+        """(B, T) map row of each query, clamped to 0 … N-1, and booleans: whether it was inside."""
         inside = (self.rows >= 0) & (self.rows < length)
         return self.rows.clamp(0, length - 1), inside
 
@@ -122,13 +122,13 @@ class TokenTable:
             column_shift = shift.gather(1, self.column_owner)
             row_shift = shift.gather(1, self.row_owner)
         columns = _shifted(self.columns, column_shift)
-        # Whoever asks whether both are one tensor must find that they still are.
+        # ``fits_in_place`` tests whether both are one tensor.
         rows = columns if self.rows is self.columns else _shifted(self.rows, row_shift)
         return TokenTable(columns, rows, self.sequences, self.column_owner, self.row_owner)
 
 
 def _shifted(numbers: Tensor, shift: Tensor) -> Tensor:
-    """Map rows or columns moved down by ``shift``; what is no token stays none."""
+    """Map rows or columns minus ``shift``; ``NO_TOKEN`` stays."""
     return torch.where(numbers == NO_TOKEN, NO_TOKEN, numbers - shift)
 
 

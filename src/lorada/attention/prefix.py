@@ -2,8 +2,8 @@
 
     head = softmax(Q [P_k; K]ᵀ / √d) [P_v; V]
 
-The prefix stands before the keys of each call and nowhere else: no cache holds it, it has neither
-position nor rotation, and a map of the same module goes on counting real tokens.
+The prefix is put before the keys in each call. It is not stored in the cache, has no position and
+no rotation, and a map of the same module does not count it.
 
 Shapes: B batch, H query heads, G key/value heads, T queries, K key slots, P prefix tokens, D head
 width.
@@ -21,7 +21,7 @@ ONLY_MASKS = "use attn_implementation='sdpa' or 'eager'"
 
 
 class PrefixSource(Protocol):
-    """What a call asks of the child ``prefix`` of its attention module."""
+    """The interface of the child ``prefix`` of an attention module."""
 
     def prefixes(self) -> list[Prefix]:
         """The prefixes that are active in this call; empty when the adapter is disabled."""
@@ -29,7 +29,7 @@ class PrefixSource(Protocol):
 
 
 def with_prefixes(attend: Callable[..., Any], call: AttentionCall) -> Callable[..., Any]:
-    """``attend`` over the call's prefixes and then the tokens; its weights are those of tokens."""
+    """``attend`` with the call's prefixes before its keys; it returns the weights of tokens."""
     prefixes, kernel = call.prefixes, call.kernel
 
     def attend_with_prefixes(
@@ -38,10 +38,10 @@ def with_prefixes(attend: Callable[..., Any], call: AttentionCall) -> Callable[.
         count = sum(len(prefix.key) for prefix in prefixes)
         _refuse(call, count)
         shown = _visible_prefixes(prefixes, len(key))
-        # As kernels do: what a call says of itself goes before what its module says.
+        # As in the kernels, the argument of the call goes before the attribute of the module.
         causal = kwargs.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
-        # Without a mask such a kernel aligns its causal mask to the first key, which is a prefix's.
+        # Without a mask these kernels align their causal mask to the first key, now of a prefix.
         ordered = causal and query.shape[2] > 1 and kernel not in ("eager", "flash", "flex")
         if mask is None and (ordered or shown is not None):
             mask = _plain_mask(kernel, ordered, query, key)
@@ -83,7 +83,7 @@ def prepend(parts: list[Tensor], states: Tensor) -> Tensor:
 
 
 def _joined(parts: list[Tensor], states: Tensor) -> Tensor:
-    """Keys or values of several prefixes (P, G·D) as one (G, P, D), like ``states``."""
+    """Keys or values of several prefixes (P, G·D) as one (G, P, D), in the dtype of ``states``."""
     _, groups, _, width = states.shape
     for part in parts:
         if part.shape[1] != groups * width:
@@ -110,7 +110,7 @@ def _visible_prefixes(prefixes: Sequence[Prefix], batch: int) -> Tensor | None:
 
 
 def _plain_mask(kernel: str, ordered: bool, query: Tensor, key: Tensor) -> Tensor:
-    """The mask that says what a kernel does without one."""
+    """The mask with which a kernel does the same as without one."""
     if kernel == "flex":
         raise ValueError(f"flex attention cannot hide a prefix from some samples: {ONLY_MASKS}")
     batch, _, keys, _ = key.shape
@@ -123,7 +123,7 @@ def _plain_mask(kernel: str, ordered: bool, query: Tensor, key: Tensor) -> Tenso
 
 
 def _extend_mask(mask: Any, count: int, keys: int, shown: Tensor | None) -> Tensor:
-    """A mask with P columns more on its left, for all samples or for those that ``shown`` says."""
+    """A mask with ``count`` new columns on its left, which ``shown`` may hide from samples."""
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
         raise ValueError(
             f"a prefix cannot be put before a mask of this form ({form_of(mask)}): {ONLY_MASKS}"
@@ -131,7 +131,7 @@ def _extend_mask(mask: Any, count: int, keys: int, shown: Tensor | None) -> Tens
     if mask.dim() == 2:
         columns = mask.new_ones(len(mask), count) if shown is None else shown.to(mask.dtype)
         return torch.cat([columns, mask[:, -keys:]], 1)
-    mask = mask[..., :keys]  # that of a static cache may be longer
+    mask = mask[..., :keys]  # the mask of a static cache may be longer
     if shown is not None:
         mask = mask.expand(len(shown), -1, -1, -1)
     seen = 1 if mask.dtype == torch.bool else 0
@@ -143,11 +143,7 @@ def _extend_mask(mask: Any, count: int, keys: int, shown: Tensor | None) -> Tens
 
 
 def _refuse(call: AttentionCall, count: int) -> None:
-    """Refuse calls whose sequences or keys ``count`` prefix tokens cannot be put before.
-
-    Raises:
-        ValueError: naming what does work.
-    """
+    """Raise a ValueError if this call cannot have ``count`` prefix tokens before its keys."""
     if call.is_paged:
         raise ValueError(
             f"a paged cache was passed without its keys, before a prefix: {ONLY_MASKS}"
@@ -168,7 +164,7 @@ def _refuse(call: AttentionCall, count: int) -> None:
 
 
 def _flash_sees_packed(call: AttentionCall) -> bool:
-    """Whether transformers' flash functions would split the one row of this call."""
+    """Whether transformers' flash functions would split the row of this call into sequences."""
     if call.cu_seq_lens is not None:
         return True
     positions, one_row = call.position_ids, len(call.value) == 1

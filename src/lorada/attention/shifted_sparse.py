@@ -1,9 +1,9 @@
 """Shifted sparse attention (S²-Attn) as a mask (Chen et al., "LongLoRA", 2023).
 
 A token attends within its own group of G consecutive tokens. For the last ⌊H/2⌋ heads the groups
-begin G/2 tokens earlier, so that they straddle the borders of the others. Nothing wraps around:
-their first group has G/2 tokens and the last what is left. In a decoder no token sees a later one;
-an encoder's groups, which are not in the publication, see both ways.
+begin G/2 tokens earlier, so that they cross the borders of the other heads' groups. They do not
+wrap around: their first group has G/2 tokens and the last one the rest. In a decoder no token sees
+a later one. In an encoder, which the publication does not treat, a token sees its whole group.
 
 Shapes: B batch, H query heads, T queries, K key slots.
 """
@@ -19,7 +19,7 @@ from lorada.attention.locate import token_positions
 
 @dataclass(frozen=True)
 class ShiftedGroups:
-    """The groups of an attention module, which it has only while it trains.
+    """The groups of an attention module; they are used only in training.
 
     Attributes:
         size: G, in tokens; None for a quarter of the padded length of each batch, rounded up.
@@ -28,12 +28,12 @@ class ShiftedGroups:
     size: int | None = None
 
     def mask(self, call: AttentionCall) -> Tensor:
-        """The mask (B, H, T, K) of a call: what its own mask shows, within the groups of each head.
+        """The mask (B, H, T, K) of a call: its own mask, cut to the groups of each head.
 
-        Groups count the tokens of a sequence, so neither padding nor other samples move them.
+        Groups count the tokens of a sequence, so padding and packed sequences do not move them.
 
         Raises:
-            ValueError: for a kernel without such masks.
+            ValueError: for a kernel that takes no mask for each head.
         """
         mask, name = call.mask, call.implementation
         flat = mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 4)
@@ -53,7 +53,8 @@ class ShiftedGroups:
         mask = mask[..., :keys] if mask.dim() else mask
         if mask.is_floating_point():
             return torch.where(near, mask, torch.finfo(mask.dtype).min)
-        # Padding that would see nothing keeps its mask: some kernels make a NaN of an empty row.
+        # A row of padding that would see no key keeps its own mask: for a row without keys some
+        # kernels return NaN.
         seen = near & mask
         return torch.where(seen.any(-1, keepdim=True), seen, mask)
 

@@ -1,8 +1,8 @@
 """A cache of per-batch results, keyed by the identity and version of tensors.
 
-Every layer of a model asks the same question about the same mask and positions. The first layer
-computes the answer, and the others find it here, also when gradient checkpointing runs them again.
-Nothing has to be cleared: an answer goes when its tensors do, and another batch is other tensors.
+Every layer of a model computes the same thing from the same mask and positions. The first layer
+stores the result here and the others read it, also when gradient checkpointing runs them again.
+Nothing has to be cleared: a result is deleted with its tensors, and each batch has new tensors.
 """
 
 import operator
@@ -13,28 +13,28 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
-# How many answers a tensor keeps: layers may differ in their windows, and maps in their lengths.
+# Results per tensor. One is not enough: layers differ in their windows, and maps in their lengths.
 CAPACITY = 8
 
 
 class TensorMemo:
-    """The answers of one pure function of tensors."""
+    """A cache for one pure function of tensors."""
 
     def __init__(self) -> None:
-        self._answers = WeakTensorKeyDictionary()
+        self._results = WeakTensorKeyDictionary()
 
     def __call__(
-        self, read: Mapping[str, Any], others: Hashable, compute: Callable[[], Answer]
-    ) -> Answer:
+        self, read: Mapping[str, Any], others: Hashable, compute: Callable[[], Result]
+    ) -> Result:
         """The result of ``compute``, or that of an earlier call with the same arguments.
 
         Args:
-            read: what ``compute`` reads, by name: tensors, numbers and None. With anything else
-                among them, nothing is cached. The answer, which must hold none of the tensors,
-                lives as long as the first of them.
-            others: what else the answer depends on.
+            read: the inputs of ``compute`` by name: tensors, numbers and None. With any other type
+                nothing is cached. The result lives as long as the first tensor, and must not hold
+                any of the tensors.
+            others: all else that the result depends on.
             compute: the function.
         """
         tensors = {name: x for name, x in read.items() if isinstance(x, Tensor)}
@@ -43,27 +43,27 @@ class TensorMemo:
         if not tensors or not plain or not _can_be_cached(tensors.values()):
             return compute()
         first, *remaining = tensors.values()
-        # The entry of a tensor must not hold that tensor, or it would never go.
+        # The entry of a tensor must not hold that tensor, or neither would ever be freed.
         rest = [None if tensor is first else tensor for tensor in remaining]
         versions = [tensor._version for tensor in tensors.values()]
-        question = (tuple(tensors), versions, numbers, others)
-        answers = self._answers.setdefault(first, [])
-        for known_rest, known_question, answer in answers:
-            if known_question == question and all(map(operator.is_, known_rest, rest)):
-                found: Answer = answer
+        key = (tuple(tensors), versions, numbers, others)
+        entries = self._results.setdefault(first, [])
+        for entry_rest, entry_key, result in entries:
+            if entry_key == key and all(map(operator.is_, entry_rest, rest)):
+                found: Result = result
                 return found
         computed = compute()
-        answers.append((rest, question, computed))
-        del answers[:-CAPACITY]
+        entries.append((rest, key, computed))
+        del entries[:-CAPACITY]
         return computed
 
 
 def _can_be_cached(tensors: Collection[Tensor]) -> bool:
-    """Whether a change of these tensors would show, and a result of now may be used later."""
+    """Whether these tensors have version counters, and a result may be used in a later call."""
     if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
-        return False  # a backward pass cannot use what was made in inference mode
+        return False  # a backward pass cannot use tensors made in inference mode
     if any(tensor.is_inference() for tensor in tensors):
         return False
-    # A captured CUDA graph runs again over other numbers in the same tensors.
+    # A captured CUDA graph runs again with other numbers in the same tensors.
     on_gpu = any(tensor.is_cuda for tensor in tensors)
     return not (on_gpu and torch.cuda.is_current_stream_capturing())

@@ -1,7 +1,8 @@
-"""A causal map times the values in blocks of tokens, at a cost linear in their number.
+"""The product of a causal map with the values, in blocks, at a cost linear in the tokens.
 
-A causal mask forbids W_a (W_b V), in which every row sees all keys. Within a block of tokens the
-map is made, and a lower triangle of it used; for all earlier blocks a running sum of W_b V does.
+A causal mask forbids W_a (W_b V), in which every row sees all keys. So the tokens are cut into
+blocks. For the keys of its own block a row uses the lower triangle of a small map; for the keys of
+all earlier blocks it uses a running sum of W_b V.
 
 Shapes: B batch, H query heads, G key/value heads, S map heads, M tokens, R rank, D head width.
 """
@@ -16,7 +17,7 @@ from torch import Tensor
 
 Matmul = Callable[[Tensor, Tensor], Tensor]
 
-# Tokens of a block: as fast as 16 on processors, with half as many blocks, and faster than 64 and
+# Tokens in a block. On CPUs 32 is as fast as 16, with half as many blocks, and faster than 64 and
 # 128 (docs/performance.md).
 BLOCK = 32
 
@@ -24,7 +25,7 @@ BLOCK = 32
 def product_form(
     size: int, rank: int, share: int, *, causal: bool, window: int | None = None
 ) -> Literal["dense", "low_rank", "blocks"]:
-    """The form in which a map meets the values with the fewest multiplications.
+    """The form of the product of a map with the values that takes the fewest multiplications.
 
     ``dense`` makes the map, ``low_rank`` is W_a (W_b V), ``blocks`` is ``causal_blocks``.
 
@@ -35,9 +36,9 @@ def product_form(
         causal: whether a row sees only its own and earlier keys.
         window: how many keys back a row sees; None for all.
     """
-    # The costs are multiplications for each number of the term.
+    # Costs are counted in multiplications for each number of the result.
     if window is not None and window < size:
-        return "dense"  # neither W_b V nor a running sum ends where the window does
+        return "dense"  # W_b V and the running sum include keys that the window hides
     if causal:
         sums = rank if _outgrow(share, rank) else share * rank
         return "blocks" if BLOCK + rank + sums < size else "dense"
@@ -45,7 +46,7 @@ def product_form(
 
 
 def _outgrow(share: int, rank: int) -> bool:
-    """Whether the sums of a group's heads would outgrow a block, so that each has its own V."""
+    """Whether a group's running sums have more rows than a block; then each head gets its own V."""
     return share * rank > BLOCK
 
 
@@ -56,15 +57,14 @@ def causal_blocks(
     heads: int,
     matmul: Matmul = torch.matmul,
 ) -> Float[Tensor, "B H M D"]:
-    """tile(tril(left right)) · V, with factors that all samples share or with each sample's own.
+    """tile(tril(left right)) · V, with one pair of factors for all samples or one for each.
 
-    A token meets the keys of its own block through a small lower triangle, and all keys before
-    that block through the running sum of ``right``·V, R rows for each head. Both are one product:
-    the triangle beside ``left``, times the values above the sums.
+    Both parts of a block are one product: [triangle, left] times the values of the block stacked on
+    the running sum of ``right``·V, which has R rows for each head.
     """
     batch, groups, size, width = value.shape
     share, rank = heads // groups, left.shape[-1]
-    # All query heads of a group meet one V, unless their sums would be more than a block's keys.
+    # All query heads of a group share one V, unless their sums would have more rows than a block.
     if _outgrow(share, rank):
         value, groups, share = value.repeat_interleave(share, dim=1), heads, 1
     # Samples that share the factors are one sample with wider values.
@@ -88,9 +88,9 @@ def causal_blocks(
     columns = right.unflatten(3, (blocks, BLOCK)).transpose(2, 3)
     values = value.unflatten(2, (blocks, BLOCK))
     sums = (tiled(columns).flatten(3, 4) @ values).cumsum(2)
-    sums = F.pad(sums, (0, 0, 0, 0, 1, -1))  # shifted: of the blocks before, not of the own
-    # The sums of a group's heads lie one below the other. The identity gives each head its own R
-    # of them and zeros for the others'.
+    sums = F.pad(sums, (0, 0, 0, 0, 1, -1))  # shifted by one: a block gets the sum of those before
+    # The sums of a group's heads are stacked. The identity places each head's ``left`` on its own R
+    # of them, and zeros on those of the other heads.
     identity = torch.eye(share, dtype=left.dtype, device=left.device)[:, None, :, None]
     own_rows = (tiled(rows).unsqueeze(5) * identity).flatten(5)
     beside = torch.cat((tiled((rows @ columns).tril()), own_rows), -1).flatten(3, 4)

@@ -3,10 +3,11 @@
     Diff = softmax(Q_1 K_1ᵀ / √(d/2)) - λ softmax(Q_2 K_2ᵀ / √(d/2))      (Eq. 3)
     λ    = exp(λ_q1 · λ_k1) - exp(λ_q2 · λ_k2) + λ_init                   (Eq. 4)
 
-The paper starts from it: a learned map gives the same negative weights for less.
+The paper starts from it and replaces the second map by a learned one, which can be negative too and
+costs less.
 
-Shapes: B batch, H query heads, G key/value heads, S one λ or one per query head, T queries, K keys,
-W width of Q and K (twice d/2), D head width of the values.
+Shapes: B batch, H query heads, G key/value heads, S number of λ (1 or H), T queries, K keys, W
+width of Q and K (twice d/2), D head width of the values.
 """
 
 import torch
@@ -23,6 +24,7 @@ def differential_lambda(
     initial: float,
 ) -> Float[Tensor, "*H"]:
     """λ = exp(λ_q1 · λ_k1) - exp(λ_q2 · λ_k2) + λ_init (Eq. 4), one for all heads or one each."""
+    # Each exponential is positive, so only their difference lets λ fall below its start λ_init.
     first = (lambda_q1 * lambda_k1).sum(-1).exp()
     second = (lambda_q2 * lambda_k2).sum(-1).exp()
     result: Tensor = first - second + initial
@@ -37,9 +39,9 @@ def differential_attention(
     *,
     causal: bool = False,
 ) -> Float[Tensor, "B H T D"]:
-    """Diff · V of Eq. 3 by two calls of a fused kernel, so that no map is made.
+    """Diff · V (Eq. 3) by two calls of a fused kernel, so that no map is made.
 
-    What the DIFF Transformer adds around it, such as a norm of each head's output, is left out.
+    The norm of each head's output, which the DIFF Transformer adds, is left out.
 
     Args:
         query: [Q_1; Q_2], whose halves have the width d/2 of Eq. 3; the last T of K tokens.
@@ -49,10 +51,11 @@ def differential_attention(
         causal: whether a token sees only its own and earlier keys.
 
     Raises:
-        ValueError: for a width without halves.
+        ValueError: if W is odd.
     """
     queries, keys = query.shape[2], key.shape[2]
-    # (A - λB)V = AV - λBV. A kernel's own causal mask is right only where T = K.
+    # (A - λB)V = AV - λBV, so each map can stay inside a kernel. A kernel's own causal mask is
+    # right only where T = K: behind a cache it would align the queries to the first keys.
     whole = causal and queries == keys
     keep = last_rows(queries, keys, query) if causal and not whole else None
     outputs = [
@@ -75,9 +78,9 @@ def differential_map_reference(
     """softmax(Q_1 K_1ᵀ / √(d/2)) - λ softmax(Q_2 K_2ᵀ / √(d/2)) (Eq. 3): the slow twin.
 
     Raises:
-        ValueError: for a width without halves.
+        ValueError: if W is odd.
     """
-    # Of consecutive query heads each group shares a key head.
+    # Each group of consecutive query heads shares a key head.
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     keep = last_rows(query.shape[2], key.shape[2], query)
     maps = []
@@ -91,9 +94,10 @@ def differential_map_reference(
 
 def halves(x: Float[Tensor, "B H T W"]) -> tuple[Tensor, Tensor]:
     """[X_1; X_2] as two tensors of half the width."""
+    # ``chunk`` would split an odd width into unequal parts without an error.
     if x.shape[-1] % 2:
         raise ValueError(
-            f"a width of {x.shape[-1]} has no halves: differential attention splits it"
+            f"a width of {x.shape[-1]} is odd: differential attention splits it in halves"
         )
     first, second = x.chunk(2, -1)
     return first, second
@@ -102,4 +106,5 @@ def halves(x: Float[Tensor, "B H T W"]) -> tuple[Tensor, Tensor]:
 def last_rows(queries: int, keys: int, like: Tensor) -> Bool[Tensor, "T K"]:
     """Which keys the last ``queries`` of ``keys`` tokens see, as booleans."""
     position = torch.arange(keys, device=like.device)
+    # With a cache the queries are the last tokens, so row 0 is token K - T.
     return position[keys - queries :, None] >= position

@@ -4,9 +4,9 @@
     Attn^  = Attn + repeat(Attn_s, h / h_s)                               (Eqs. 12, 14-17)
     O      = Attn^ V = Attn V + repeat(Attn_s, h / h_s) V                 (Eq. 13)
 
-The last line is why the package never makes an attention map: the second term can be computed by
-itself (``product.py``) and added to whatever a kernel computes. ``add_map_reference`` keeps the
-paper's form, on a full attention map, and the tests hold the two against each other.
+By the last line the second term can be computed alone (``product.py``) and added to the output of
+any kernel, so no attention map is ever made. ``add_map_reference`` keeps the paper's form, on a
+full attention map, and the tests compare the two.
 
 Shapes: B batch, H query heads, S map heads, T queries, K keys, N map length, R rank. Readings of
 what the paper leaves open: docs/paper.md.
@@ -25,7 +25,7 @@ SOFTMAXES = ("softmax", "softmax_with_future")
 
 def position_embedding(length: int, like: Tensor) -> Float[Tensor, " N"]:
     """PE(pos) = 10000^(-2 pos / length) for pos = 0 … length-1 (Eq. 7), like ``like``."""
-    # In fp64, or the powers of a long map would be rounded before they are taken.
+    # In fp64: lower precision would round the exponents of a long map.
     position = torch.arange(length, device=like.device, dtype=torch.float64)
     return torch.pow(10000.0, -2.0 * position / length).to(like.dtype)
 
@@ -49,7 +49,7 @@ def low_rank_map(
     """Attn_s = (W_a + PE)(W_b + PE) / inverse_scale (Eqs. 7-10), before any causal mask."""
     if position:
         w_a, w_b = position_factors(w_a, w_b)
-    # The entries may be negative, which those of a softmax map cannot.
+    # The entries may be negative; those of a softmax map cannot.
     return w_a @ w_b / inverse_scale
 
 
@@ -57,7 +57,7 @@ def full_rank_map(
     w: Float[Tensor, "H N N"], inverse_scale: float, *, position: bool = True
 ) -> Float[Tensor, "H N N"]:
     """The map of the ¬L ablation (FMAM): (W + PE(i) PE(j)) / inverse_scale."""
-    # Where W is zero, this is the low-rank map of rank 1 whose factors are zero.
+    # With W = 0 this equals the low-rank map of rank 1 with factors of zero: both are PE alone.
     if position:
         pe = position_embedding(w.shape[-1], w)
         w = w + pe[:, None] * pe
@@ -67,22 +67,19 @@ def full_rank_map(
 def visible_pairs(
     rows: Tensor, size: int, causal: bool, window: int | None
 ) -> Bool[Tensor, "*B T N"] | None:
-    """Which keys of a map of ``size`` tokens the rows (*B, T) see; None for all.
+    """Booleans: which of ``size`` keys the map rows (*B, T) see; None if each row sees all.
 
-    Args:
-        rows: map rows.
-        size: N.
-        causal: whether a row sees only its own and earlier keys, the lower triangle of Eq. 11.
-        window: how many keys back a row sees, its own included; None for all.
+    A causal row sees its own and earlier keys, the lower triangle of Eq. 11. ``window`` is how many
+    keys back a row sees, its own included; None for all.
     """
     if not causal and window is None:
         return None
     distance = rows[..., None] - torch.arange(size, device=rows.device)
-    keep = distance >= 0 if causal else distance == distance
-    if window is not None:
-        # Encoders with a window look as far ahead as back.
-        keep = keep & (distance.abs() < window)
-    return keep
+    if window is None:
+        return distance >= 0
+    # Encoders with a window look as far ahead as back.
+    near = distance.abs() < window
+    return near & (distance >= 0) if causal else near
 
 
 def _all_pairs(map_: Tensor, causal: bool, window: int | None) -> Tensor | None:
@@ -92,7 +89,7 @@ def _all_pairs(map_: Tensor, causal: bool, window: int | None) -> Tensor | None:
 
 
 def mask_map(map_: Float[Tensor, "*S N N"], causal: bool, window: int | None) -> Tensor:
-    """Attn_s ⊙ M (Eq. 11), with the band of a sliding window where there is one."""
+    """Attn_s ⊙ M (Eq. 11), and zero outside of the sliding window, if any."""
     keep = _all_pairs(map_, causal, window)
     return map_ if keep is None else map_ * keep
 
@@ -105,21 +102,21 @@ def softmax_map(
     *,
     future: bool = False,
 ) -> Tensor:
-    """The map of the ¬S ablation: a softmax over the keys a row may see, zero elsewhere.
+    """The map of the ¬S ablation: a softmax over the keys that a row sees, zero at all others.
 
     Args:
-        map_: the raw map, (S, N, N).
-        causal: whether a row sees only its own and earlier keys.
-        window: how many keys back a row sees; None for all.
+        map_: the map before any mask.
+        causal: see ``visible_pairs``.
+        window: see ``visible_pairs``.
         keys: (B, N) booleans, the map columns that hold a token; None for all of them.
-        future: whether later keys of a causal row stay in the softmax, as the zeros that Eq. 11
-            makes of them: each then gets exp(0) of the weight, whatever the row may see.
+        future: whether later keys of a causal row stay in the softmax as the zeros of Eq. 11, and
+            so get weight.
 
     Returns:
         (S, N, N), or (B, S, N, N) where ``keys`` is given.
     """
     if future:
-        # Eq. 11 sets later keys to zero and not to -∞, and a zero gets its share of a softmax.
+        # Eq. 11 sets later keys to zero instead of -∞, and a softmax gives weight to a zero.
         map_, causal = mask_map(map_, causal, None), False
     keep = _all_pairs(map_, causal, window)
     # Which columns hold a token differs by sample, so from here on each sample has its own map.
@@ -127,8 +124,8 @@ def softmax_map(
         keep = keys[:, None, None, :] if keep is None else keep & keys[:, None, None, :]
     if keep is None:
         return map_.softmax(-1)
-    # A row that sees no key is padding. With -∞ its softmax would be NaN; so it is even, and then
-    # zero by the product.
+    # A row that sees no key is padding, and its softmax over -∞ would be NaN. With the least finite
+    # number it is uniform instead, and the product makes it zero.
     return torch.where(keep, map_, torch.finfo(map_.dtype).min).softmax(-1) * keep
 
 
@@ -148,12 +145,12 @@ def add_map_reference(
     Args:
         attention: probabilities after the softmax.
         map_: Attn_s without any mask.
-        align: map on the first (Eqs. 14-15) or the last (Eq. 16) tokens.
+        align: whether the map lies on the first (Eqs. 14-15) or the last (Eq. 16) tokens.
         causal: whether the model is causal (Eq. 11).
-        ablation: ``softmax`` (¬S) normalises the map before adding it, ``softmax_with_future``
-            with the zeros of Eq. 11 among what is normalised; ``no_negative`` (¬N) adds it to the
-            scores before the softmax, which on probabilities is
-            softmax(x + a) = p·exp(a) / Σ p·exp(a) with p = softmax(x).
+        ablation: ``softmax`` (¬S) normalises the map before adding it; ``softmax_with_future`` does
+            so with the zeros of Eq. 11 in the softmax; ``no_negative`` (¬N) adds the map to the
+            scores before the softmax. On probabilities p = softmax(x) that is
+            softmax(x + a) = p·exp(a) / Σ p·exp(a).
 
     Returns:
         The fused map Attn^.
@@ -168,13 +165,13 @@ def add_map_reference(
         piece = softmax_map(piece, causal, future=ablation == "softmax_with_future")
     else:
         piece = mask_map(piece, causal, None)
-    # A longer one gets zeros beyond the map (Eqs. 14, 16).
+    # A longer sequence gets zeros beyond the map (Eqs. 14, 16).
     offset = 0 if align == "start" else keys - size
     full = attention.new_zeros(heads, keys, keys)
     full[:, offset : offset + size, offset : offset + size] = piece.repeat(
         heads // map_.shape[0], 1, 1
     )
-    # With a cache only the last rows are asked for.
+    # With a cache only the last tokens are queries.
     full = full[:, keys - queries :]
     if ablation == "no_negative":
         weighted = attention * full.exp()

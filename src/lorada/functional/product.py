@@ -2,9 +2,9 @@
 
     O = Attn^ V = Attn V + tile(Attn_s) V
 
-The factors meet the values one after the other, W_a (W_b V), wherever that is cheaper than the map:
-it costs 2 R multiplications for each number of V instead of M. Eq. 17 tiles: of S map heads, query
-head i uses map i mod S.
+The product is computed from right to left, W_a (W_b V), wherever that is cheaper than making the
+map: it costs 2 R multiplications for each number of V instead of M. ``tile`` is the repetition of
+Eq. 17: with S map heads, query head i uses map i mod S.
 
 Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, K keys, N map length,
 M = min(N, K), R rank, D head width.
@@ -31,33 +31,31 @@ def map_value_product(
     position: bool = True,
     matmul: Matmul = torch.matmul,
 ) -> Float[Tensor, "B H M D"]:
-    """The second term of O = Attn·V + tile(Attn_s)·V on the M = min(N, K) tokens the map covers.
+    """The second term of Eq. 13, tile(Attn_s)·V, on the M = min(N, K) tokens that the map covers.
 
     Args:
         w_a: left factor.
         w_b: right factor.
-        value: values of a whole, unpadded sequence.
+        value: values of whole, unpadded sequences.
         inverse_scale: 1 / s.
         heads: query heads H, a multiple of S and of G.
         align: whether the map lies on the first (Eqs. 14-15) or the last (Eq. 16) M tokens.
         causal: lower triangle only (Eq. 11).
         window: width of a sliding attention window, in tokens; None without one.
         position: False for the ¬P ablation.
-        matmul: takes the last product, whose result is the term.
-
-    Returns:
-        What is to be added to the attention output of the first or the last M tokens.
+        matmul: computes the last product, whose result is the term.
     """
     size = min(w_a.shape[1], value.shape[2])
     if position:
         w_a, w_b = position_factors(w_a, w_b)
-    # Cutting the factors cuts the map: what lies beyond the sequence is never computed.
+    # Row t of W_a makes row t of the map, and column t of W_b its column t. So what a shorter
+    # sequence does not need is cut from the factors and never computed.
     if align == "start":
         w_a, w_b, value = w_a[:, :size], w_b[:, :, :size], value[:, :, :size]
     else:
         w_a, w_b = w_a[:, w_a.shape[1] - size :], w_b[:, :, w_b.shape[2] - size :]
         value = value[:, :, value.shape[2] - size :]
-    # A factor has far fewer numbers to scale than the product.
+    # The scale may go on any factor of the product; W_a has the fewest numbers.
     w_a = w_a / inverse_scale
     return factors_product(w_a, w_b, value, heads, causal=causal, window=window, matmul=matmul)
 
@@ -72,24 +70,20 @@ def factors_product(
     window: int | None = None,
     matmul: Matmul = torch.matmul,
 ) -> Float[Tensor, "B H M D"]:
-    """tile(left right ⊙ M) · V, in the form that takes the fewest multiplications.
+    """tile(mask(left right)) · V, in the form that takes the fewest multiplications.
 
-    Args:
-        left: W_a with PE and scale, for all samples or for each its own.
-        right: W_b with PE, likewise.
-        value: V.
-        heads: H.
-        causal: whether a row sees only its own and earlier keys.
-        window: how many keys back a row sees; None for all.
-        matmul: takes the last product, whose result is the term.
+    ``left`` is W_a with PE and scale and ``right`` W_b with PE, one for all samples or one for
+    each. The other arguments are those of ``map_value_product``.
     """
     size, rank, share = *left.shape[-2:], heads // value.shape[1]
     form = product_form(size, rank, share, causal=causal, window=window)
-    # With a mask the order of the products cannot be changed, unless block by block.
+    # A mask on W_a W_b stands between the factors, so W_b V cannot be computed first, except block
+    # by block for a causal mask.
     if form == "dense":
         return apply_map(mask_map(left @ right, causal, window), value, heads, matmul)
     if form == "blocks":
         return causal_blocks(left, right, value, heads, matmul)
+    # Each factor is itself a map: right (R rows, M keys) first, then left (M rows, R keys).
     return apply_map(left, apply_map(right, value, heads), heads, matmul)
 
 
@@ -99,9 +93,9 @@ def apply_map(
     heads: int,
     matmul: Matmul = torch.matmul,
 ) -> Float[Tensor, "B H T D"]:
-    """Tile(map) · V, for one map or for one of each sample."""
+    """Tile(map) · V, for one map of all samples or one map of each sample."""
     if map_.dim() == 3:
-        # Samples that share a map stand side by side, as more columns of one product.
+        # Samples that share a map are columns of one large product, which is faster than B small.
         product = apply_map(map_[None], side_by_side(value), heads, matmul)[0]
         by_sample: Tensor = product.unflatten(2, (value.shape[0], value.shape[-1]))
         return by_sample.permute(2, 0, 1, 3)

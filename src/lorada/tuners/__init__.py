@@ -1,7 +1,7 @@
 """PEFT tuners: each places one kind of part in a model; ``stack`` places several as one adapter.
 
-``TUNERS`` lists them without importing any, for commands that start without torch. Whoever asks for
-a config gets all tuners imported, which makes them known to PEFT.
+``TUNERS`` lists them without importing any, for commands that start without torch. The first use of
+a config imports all tuners, which registers them with PEFT.
 """
 
 from importlib import import_module
@@ -41,7 +41,7 @@ TUNERS = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import every tuner when a config is asked for: a saved stack may have parts of any kind."""
+    """Import every tuner at the first use of a config: a saved stack may have parts of any kind."""
     configs = dict([*TUNERS.values(), ("LoradaConfig", "stack.stack")])
     if name not in configs:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

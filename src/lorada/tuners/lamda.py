@@ -1,4 +1,4 @@
-"""LaMDA as a PEFT tuner: a low-rank term of which a small square matrix trains to the end.
+"""LaMDA as a PEFT tuner: a low-rank term in which only a small square matrix trains to the end.
 
     y = W x + s · (B M − U_r Σ_r) A x
 
@@ -7,8 +7,9 @@ Azizi et al., "LaMDA: Large Model Fine-Tuning via Spectrally Decomposed Low-Dime
 ``methods.callbacks.lamda`` freezes its columns one after another.
 
 With ``init="spectral"``, B, M and A start at U_r, Σ_r and V_rᵀ, the leading singular directions of
-W = U Σ Vᵀ. The paper then takes s · U_r Σ_r V_rᵀ from W. Here W stays as it is and U_r Σ_r is taken
-from B M, which gives the same y. With ``init="released"`` B starts at 0 and U_r Σ_r is left out.
+W = U Σ Vᵀ. The paper then subtracts s · U_r Σ_r V_rᵀ from W. Here W does not change, and U_r Σ_r is
+subtracted from B M, which gives the same y. With ``init="released"`` B starts at 0, and there is no
+U_r Σ_r.
 """
 
 import math
@@ -38,17 +39,17 @@ from lorada.tuners.base.delta_layer import (
 from lorada.tuners.base.entries import Entries, FrozenEntries, no_autocast, wide
 from lorada.tuners.base.linears import linear_of
 
-# The randomised decomposition computes so many directions more than it returns, and refines them so
-# many times.
+# The randomised decomposition computes this many more directions than it returns, and refines them
+# in this many steps.
 OVERSAMPLING, REFINEMENTS = 16, 4
 
 
 @dataclass
 class LamdaConfig(LoradaPeftConfig):
-    """Rank and start of the matrices, and which linear layers get them.
+    """Rank and initialisation of the matrices, and which linear layers get them.
 
     Attributes:
-        rank: r; with ``ranks="energy"`` the mean of all ranks.
+        rank: r; with ``ranks="energy"`` the upper limit of the mean rank.
         scale: s.
         init: how A, M and B start. ``spectral``: at the leading singular directions of the weight.
             ``released``: A and M Kaiming-uniform and B at 0, as in the released code.
@@ -83,8 +84,8 @@ class LamdaConfig(LoradaPeftConfig):
 class LamdaLayer(DeltaLayer):
     """A linear layer with the matrices of any number of adapters.
 
-    ``lora_U`` and ``lora_sigma`` are U_r and the diagonal of Σ_r. They are saved, since decomposing
-    the weight again, perhaps in another dtype, would not give exactly the same numbers.
+    ``lora_U`` and ``lora_sigma`` are U_r and the diagonal of Σ_r. They are saved, since a second
+    decomposition of the weight, perhaps in another dtype, would not give exactly the same numbers.
     """
 
     adapter_layer_names = ("lora_M", "lora_B")
@@ -126,7 +127,7 @@ class LamdaLayer(DeltaLayer):
     def _initialise(self, name: str, config: LamdaConfig, rank: int) -> None:
         down, middle, up = self.lora_A[name], self.lora_M[name], self.lora_B[name]
         if config.init == "spectral":
-            # No slow decomposition for an adapter whose numbers are loaded next.
+            # An adapter for inference is loaded next, and needs no slow decomposition.
             if not (config.inference_mode or up.is_meta):
                 weight = weight_of(self, 'init="spectral"')
                 assert weight is not None
@@ -146,7 +147,7 @@ class LamdaLayer(DeltaLayer):
         """The term s · (B M − U_r Σ_r) A x."""
         down = self.lora_A(name)
         hidden = F.linear(x.to(down.dtype), down)
-        with no_autocast(x):  # in half precision, the two products would hardly differ
+        with no_autocast(x):  # half precision would round away the difference of the two products
             left = self.left_factor(name)
         return F.linear(hidden, left.to(down.dtype)) * self.configs[name].scale
 
@@ -158,7 +159,7 @@ class LamdaLayer(DeltaLayer):
         """B M − U_r Σ_r (out, r), in float32 or wider; B M if the start was not spectral."""
         product = wide(self.lora_B(name)) @ wide(self.lora_M(name))
         if name in self.lora_U:
-            # The same product of the same numbers at the start, so the difference is exactly 0.
+            # At the start both products have the same factors, so their difference is exactly 0.
             product = product - wide(self.lora_U(name)) @ torch.diag(wide(self.lora_sigma(name)))
         return product
 
@@ -169,7 +170,7 @@ class LamdaModel(DeltaModel):
     tuner_layer_cls = LamdaLayer
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
-        """Wrap the targets. With ``ranks="energy"``, choose ranks that are not given first."""
+        """Wrap the targets. With ``ranks="energy"``, first choose the ranks if none are given."""
         config = self.peft_config[adapter_name]
         if config.ranks == "energy" and not config.rank_pattern:
             self._prepare_adapter_config(config, self.get_model_config(model))
@@ -186,11 +187,9 @@ class LamdaModel(DeltaModel):
 
 
 def weight_of(module: nn.Module, wish: str) -> Tensor | None:
-    """The weight (out, in) of a linear layer, whatever wraps it; None for other modules.
+    """The weight (out, in) of a linear layer, wrapped or not; None for other modules.
 
-    Args:
-        module: the linear layer, or a tuner layer around it.
-        wish: what the weight is needed for, for the error.
+    ``wish`` is the use of the weight, for the error.
 
     Raises:
         ValueError: if it is quantised.
@@ -218,17 +217,12 @@ def energy(weight: Tensor, rank: int) -> float:
 def ranks_by_energy(weights: dict[str, Tensor], mean: int) -> dict[str, int]:
     """The ranks of LaMDA++: 2r̄, r̄ or r̄/2 for each weight, on average at most r̄.
 
-    The third of the weights with the least energy E(r̄) gets 2r̄, the third with the most r̄/2, the
-    rest r̄. That is more than r̄ on average, so weights go from 2r̄ to r̄, those with most energy
-    first, until it is not. Where the average allows it then, weights go from r̄/2 to r̄, those with
-    least energy first.
+    The third of the weights with the least energy E(r̄) gets 2r̄, the third with the most gets r̄/2,
+    and the rest r̄. The average of these is above r̄. So weights go from 2r̄ to r̄, those with the most
+    energy first, until the average is at most r̄. Then weights go from r̄/2 to r̄, those with the
+    least energy first, as long as the average stays at most r̄.
 
-    Args:
-        weights: the weights by module name. On the meta device all get r̄.
-        mean: r̄.
-
-    Returns:
-        The rank of each weight, at most its smaller width.
+    A rank is at most the smaller width of its weight. On the meta device all ranks are r̄.
     """
     if any(weight.is_meta for weight in weights.values()):
         return dict.fromkeys(weights, mean)
@@ -253,7 +247,7 @@ def ranks_by_energy(weights: dict[str, Tensor], mean: int) -> dict[str, int]:
 
 
 class LamdaCount(NamedTuple):
-    """Numbers of parameters that train: at the start, on average over a run, and at the end."""
+    """Numbers of trained parameters: at the start, on average over a run, and at the end."""
 
     start: int
     average: int
@@ -261,12 +255,9 @@ class LamdaCount(NamedTuple):
 
 
 def lamda_count(model: nn.Module, adapter_name: str = "default", eta: float = 0.3) -> LamdaCount:
-    """Count what trains of an adapter's LaMDA layers.
+    """Count the trained parameters of an adapter's LaMDA layers.
 
-    Args:
-        model: the model.
-        adapter_name: of the adapter.
-        eta: η, the share of the run over which the columns of B are frozen, at an even pace.
+    ``eta`` is η, the share of the run in which the columns of B are frozen, at an even pace.
     """
     layers = [
         layer

@@ -2,8 +2,8 @@
 
     Attn^ = Attn + repeat((W_a + PE)(W_b + PE) s, h / h_s)                (Eqs. 6-17)
 
-``LmamConfig`` holds the settings, ``LmamLayer`` the factors W_a and W_b as the child ``lmam`` of a
-self-attention module, ``LmamModel`` places it. ``lorada.attention`` computes the sum.
+``LmamConfig`` holds the settings. ``LmamLayer`` holds the factors W_a and W_b; ``LmamModel`` places
+it in each self-attention module, as the child ``lmam``. ``lorada.attention`` computes the sum.
 """
 
 import math
@@ -13,7 +13,6 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from lorada.attention import hooks as hooked
 from lorada.attention import interface
 from lorada.attention.attend import CHILD
 from lorada.attention.attention_map import AttentionMap
@@ -24,7 +23,7 @@ from lorada.attention.forward_inputs import (
     ForwardListener,
     forward_listener,
 )
-from lorada.attention.interface import CROSS_ATTENTION
+from lorada.attention.hooks import HOOKS, hooks_for
 from lorada.functional.maps import Ablation, Align, position_embedding
 from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import (
@@ -42,7 +41,7 @@ from lorada.tuners.base.tuner import AttachedModel
 
 @dataclass
 class LmamConfig(LoradaPeftConfig):
-    """The settings of the maps: where they are, how large, and how they start.
+    """The settings of the maps: where they are, how large they are, and how they start.
 
     Attributes:
         rank: r, the rank of the map.
@@ -100,7 +99,7 @@ class LmamConfig(LoradaPeftConfig):
 
     @property
     def starts_as_base(self) -> bool:
-        """Whether the map is zero at step 0: a softmax, or a full-rank map at PE alone, is not."""
+        """Whether the map is zero at step 0. A softmax is not, and a full-rank map starts at PE."""
         zero = self.init == "zero" and self.ablation in (None, "no_position")
         return self.init_weights and zero
 
@@ -115,8 +114,8 @@ def map_configs(model: nn.Module) -> list[LmamConfig]:
 class LmamLayer(AttachedLayer):
     """The maps of one self-attention module, by adapter name.
 
-    Each has the factors ``lora_w_a`` (h_s, n, r) and ``lora_w_b`` (h_s, r, n), or, where the
-    ablation is ``full_rank``, ``lora_w`` (h, n, n).
+    Each has the factors ``lora_w_a`` (h_s, n, r) and ``lora_w_b`` (h_s, r, n), or for the ablation
+    ``full_rank`` one matrix ``lora_w`` (h, n, n).
     """
 
     adapter_layer_names = ("lora_w_a", "lora_w_b", "lora_w")
@@ -130,11 +129,11 @@ class LmamLayer(AttachedLayer):
         self._baked: dict[str, torch.Tensor] = {}
         self._listener: ForwardListener | None = None
         interface.install()
-        if hooks := hooked.hooks_for(host):
+        if hooks := hooks_for(host):
             self._handles.append(hooks(host, self))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A model that was unpickled in a new process finds the attention functions unwrapped.
+        # In a new process, which unpickles a model, the attention functions are not wrapped yet.
         super().__setstate__(state)
         interface.install()
 
@@ -154,14 +153,14 @@ class LmamLayer(AttachedLayer):
             )
         if config.ablation == "no_negative" and not interface.dispatches(self.host):
             raise ValueError(
-                f"ablation='no_negative' changes the scores, which {type(self.host).__name__} "
-                "keeps to itself: choose a model that dispatches its attention"
+                f"ablation='no_negative' changes the scores, and {type(self.host).__name__} "
+                "computes them itself: choose a model that calls transformers' attention interface"
             )
         device = self.device_for_weights(model)
         if self._listener is None:
             self._listener = forward_listener(model)
             self._listener.add_layer(windowed=_is_windowed(self.host))
-            if not hooked.hooks_for(self.host):
+            if not hooks_for(self.host):
                 self._listener.check_before(self.host, interface.check_installed)
             self._handles.append(self._listener)
         self.configs[adapter_name] = config
@@ -195,12 +194,12 @@ class LmamLayer(AttachedLayer):
 
     @property
     def forward_inputs(self) -> ForwardInputs:
-        """What the running forward of the model was given."""
+        """The inputs of the running forward of the model."""
         return NOTHING_KNOWN if self._listener is None else self._listener.inputs
 
     @property
     def reach(self) -> float:
-        """The first tokens of a sample that a map covers; infinity where a map is at its end."""
+        """The length of the longest map, in tokens; infinity if a map lies on the last tokens."""
         ends = [math.inf if c.align == "end" else c.length for c in self.configs.values()]
         return max(ends, default=0)
 
@@ -229,7 +228,7 @@ class LmamLayer(AttachedLayer):
         return None if baked is None else baked.to(device)  # the model may have moved since
 
     def bake(self) -> None:
-        """Compute each whole map once, for inference; ``train()`` goes back to the factors."""
+        """Compute each map once, for inference; ``train()`` goes back to the factors."""
         self._baked = {}
         with torch.no_grad():
             self._baked = {name: self._map(name, None).dense() for name in self.configs}
@@ -239,7 +238,7 @@ class LmamLayer(AttachedLayer):
         super()._load_from_state_dict(*args, **kwargs)
 
     def train(self, mode: bool = True) -> "LmamLayer":
-        """Switch the mode; training forgets what ``bake`` computed."""
+        """Switch the mode; training mode deletes the maps that ``bake`` computed."""
         if mode:
             self._baked = {}
         super().train(mode)
@@ -255,13 +254,11 @@ class LmamModel(AttachedModel):
 
     def _prepare_adapter_config(self, peft_config: LmamConfig, model_config: Any) -> LmamConfig:
         if not self_attentions(self.model):
-            classes = {type(module).__name__ for module in self.model.modules()}
-            kinds = sorted(name for name in classes if "ttention" in name)
-            known = sorted(name.partition(".")[2] for name in hooked.HOOKED)
+            known = sorted(name.partition(".")[2] for name in HOOKS)
             raise ValueError(
                 "no self-attention module of this model dispatches through transformers' attention "
                 f"interface or is one of {', '.join(known)}, so a map would have no effect; "
-                f"found {', '.join(kinds) or 'none'}"
+                f"found {interface.attention_classes(self.model) or 'none'}"
             )
         super()._prepare_adapter_config(peft_config, model_config)
         return peft_config
@@ -286,7 +283,7 @@ def _is_windowed(module: nn.Module) -> bool:
 
 def can_hold_map(module: nn.Module) -> bool:
     """Whether a map reaches the attention of this module."""
-    return interface.dispatches(module) or hooked.hooks_for(module) is not None
+    return interface.dispatches(module) or hooks_for(module) is not None
 
 
 def self_attentions(model: nn.Module) -> list[str]:
@@ -295,7 +292,7 @@ def self_attentions(model: nn.Module) -> list[str]:
         name
         for name, module in model.named_modules()
         if can_hold_map(module)
-        and not any(f".{cross}." in f".{name}." for cross in CROSS_ATTENTION)
+        and not any(f".{cross}." in f".{name}." for cross in interface.CROSS_ATTENTION)
     ]
 
 

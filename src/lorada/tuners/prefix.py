@@ -2,15 +2,15 @@
 
     head = softmax(Q [P_k; K]ᵀ / √d) [P_v; V],    P_k, P_v ∈ R^{l×d} of each attention module
 
-Li & Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation" (2021). In training a
-small network may compute the prefixes, one network for all self-attentions of the encoder, one for
-those of the decoder, one for cross-attention, as in He et al., "Towards a Unified View" (2021):
+Li & Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation" (2021). In training, small
+networks may compute the prefixes, as in He et al., "Towards a Unified View" (2021). One network
+serves all self-attentions of the encoder, one those of the decoder, and one all cross-attentions:
 
     [P_k; P_v] of all these modules = W_2 tanh(W_1 E + b_1) + b_2,    E ∈ R^{l×d}
 
-``PrefixLayer`` is the child ``prefix`` of an attention module and holds P_k and P_v, or the rows of
-W_2 and b_2 that make them; ``PrefixNetwork`` holds the rest. ``attention.prefix`` puts them before
-the keys and values.
+``PrefixLayer`` is the child ``prefix`` of an attention module. It holds P_k and P_v, or the rows of
+W_2 and b_2 that compute them; ``PrefixNetwork`` holds E, W_1 and b_1. ``attention.prefix`` puts P_k
+and P_v before the keys and values.
 """
 
 import math
@@ -23,11 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorada.attention import interface as attention
+from lorada.attention import interface
 from lorada.attention.attend import PREFIX_CHILD
 from lorada.attention.call import Prefix, head_count
 from lorada.attention.deberta_prefix import ReplacedForward, is_disentangled
-from lorada.attention.interface import CROSS_ATTENTION
 from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import LoradaPeftConfig, register, require_count, require_positive
 from lorada.tuners.base.entries import Entries
@@ -48,9 +47,9 @@ class PrefixConfig(LoradaPeftConfig):
         length: l, the number of learned keys and values.
         projection: width of the network that computes the prefix in training (800 in He et al.);
             None trains P_k and P_v themselves. After training, ``model.fold()`` replaces the
-            network by its output, which is then all that is saved.
-        initial_std: standard deviation of the normal distribution that P_k and P_v start from,
-            if no network computes them; 1 in LLM-Adapters, as embeddings start.
+            network by its output, and only that is saved.
+        initial_std: standard deviation of the normal distribution from which P_k and P_v are drawn
+            if no network computes them. LLM-Adapters has 1, the start of an embedding.
         target_modules: names of attention modules; None for all, cross-attention included.
         exclude_modules: names or a regex of modules to leave out.
         stacks: ``encoder`` and/or ``decoder`` of an encoder-decoder model; None for both.
@@ -80,7 +79,7 @@ class PrefixConfig(LoradaPeftConfig):
 
 
 class PrefixPart(AttachedLayer):
-    """A layer that holds parameters of prefixes: those of one block, or of a network."""
+    """Parameters of prefixes; the base of ``PrefixLayer`` and ``PrefixNetwork``."""
 
     configs: dict[str, PrefixConfig]
 
@@ -96,7 +95,7 @@ class PrefixNetwork(PrefixPart):
     def create(
         self, adapter_name: str, config: PrefixConfig, width: int, device: torch.device
     ) -> None:
-        """Create the network of an adapter with PyTorch's usual start; d is ``width``."""
+        """Create the network of an adapter, with PyTorch's usual initialisation; d is ``width``."""
         assert config.projection is not None
         self.configs[adapter_name] = config
         uniform, new = _uniform(width), partial(_new, device)
@@ -111,7 +110,7 @@ class PrefixNetwork(PrefixPart):
         return torch.tanh(F.linear(self.lora_embedding(adapter_name), weight, bias))
 
     def fold(self, adapter_name: str) -> None:
-        """Remove the network of an adapter, after its layers have taken over the output."""
+        """Remove the network of an adapter, after its layers have stored the output."""
         if adapter_name not in self.lora_hidden:
             return
         del self.configs[adapter_name]
@@ -122,8 +121,8 @@ class PrefixNetwork(PrefixPart):
 class PrefixLayer(PrefixPart):
     """The prefixes of one attention module, by adapter name; G key/value heads of width D.
 
-    Each is ``lora_key`` and ``lora_value`` (l, G·D), or, where a network computes it, ``lora_out``
-    (2·G·D, projection) and ``lora_out_bias`` (2·G·D).
+    Each is ``lora_key`` and ``lora_value`` (l, G·D). If a network computes it, it is ``lora_out``
+    (2·G·D, projection) and ``lora_out_bias`` (2·G·D) instead.
     """
 
     adapter_layer_names = ("lora_key", "lora_value", "lora_out", "lora_out_bias")
@@ -138,13 +137,13 @@ class PrefixLayer(PrefixPart):
         if is_disentangled(host):
             self._handles.append(ReplacedForward(host, self))
             return
-        attention.install()
-        self._handles.append(host.register_forward_pre_hook(attention.check_installed))
+        interface.install()
+        self._handles.append(host.register_forward_pre_hook(interface.check_installed))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A model that was unpickled in a new process finds the attention functions unwrapped.
+        # In a new process, which unpickles a model, the attention functions are not wrapped yet.
         super().__setstate__(state)
-        attention.install()
+        interface.install()
 
     def update_layer(self, adapter_name: str, config: PrefixConfig, model: nn.Module) -> None:
         """Create the parameters of an adapter for the key/value heads of the host."""
@@ -163,7 +162,7 @@ class PrefixLayer(PrefixPart):
 
     def share(self, network: PrefixNetwork) -> None:
         """Set the network that computes the prefixes of adapters with a projection."""
-        # In a tuple, the network is not registered once more under every layer.
+        # In a tuple, so that PyTorch does not register the network under every layer.
         self._network = (network,)
 
     def prefixes(self) -> list[Prefix]:
@@ -180,7 +179,7 @@ class PrefixLayer(PrefixPart):
         if name in self.lora_key:
             return self.lora_key(name), self.lora_value(name)
         weight, bias = self.lora_out(name), self.lora_out_bias(name)
-        device = "cpu" if weight.is_meta else weight.device.type  # meta knows no autocast
+        device = "cpu" if weight.is_meta else weight.device.type  # autocast does not know "meta"
         with torch.autocast(device, enabled=False):
             hidden = self._network[0](name).to(weight.device)
             key, value = F.linear(hidden, weight, bias).chunk(2, -1)
@@ -207,12 +206,10 @@ class PrefixModel(AttachedModel):
 
     def _prepare_adapter_config(self, peft_config: PrefixConfig, model_config: Any) -> PrefixConfig:
         if not self.candidates(peft_config):
-            classes = {type(module).__name__ for module in self.model.modules()}
-            kinds = ", ".join(sorted(name for name in classes if "ttention" in name))
             raise ValueError(
                 "a prefix needs attention that dispatches through transformers' interface, or that "
                 f"of DeBERTa-v2; {type(self.model).__name__} computes it itself, in "
-                f"{kinds or 'none we know'}"
+                f"{interface.attention_classes(self.model) or 'none we know'}"
             )
         context = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
         if isinstance(context, int) and peft_config.length >= context:
@@ -225,34 +222,26 @@ class PrefixModel(AttachedModel):
 
     def can_host(self, module: nn.Module) -> bool:
         """Whether a module is attention that can have a prefix."""
-        return attention.dispatches(module) or is_disentangled(module)
+        return interface.dispatches(module) or is_disentangled(module)
 
     def new_layer(self, target: nn.Module, parent: nn.Module) -> PrefixLayer:
-        """The layer of an attention module; ``PrefixPart`` is that of networks too."""
+        """A ``PrefixLayer``, since ``tuner_layer_cls`` is the base of networks too."""
         return PrefixLayer(target, parent)
 
-    def _create_and_replace(
-        self,
-        peft_config: PrefixConfig,  # type: ignore[override]
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
+    def place(
+        self, config: PrefixConfig, adapter_name: str, target: Any, parent: nn.Module, key: str
     ) -> None:
-        super()._create_and_replace(
-            peft_config, adapter_name, target, target_name, parent, current_key
-        )
-        if peft_config.projection is not None:
-            layer: Any = getattr(target, self.child)
-            layer.share(self._network_for(peft_config, adapter_name, target, current_key))
+        """Attach a layer to the target, with the network that computes its prefix, if any."""
+        super().place(config, adapter_name, target, parent, key)
+        if config.projection is not None:
+            layer = getattr(target, self.child)
+            layer.share(self._network_for(config, adapter_name, target, key))
 
     def _network_for(
         self, config: PrefixConfig, adapter_name: str, target: Any, key: str
     ) -> PrefixNetwork:
         """The network for the attention module ``key``; the first module of a set creates it."""
-        name = f"prefix_{set_of(key)}"
+        name = f"prefix_{network_set(key)}"
         network = getattr(self.model, name, None)
         if network is None:
             network = PrefixNetwork(self.model, self.model)
@@ -277,7 +266,7 @@ class PrefixModel(AttachedModel):
         a checkpoint to be resumed needs the network.
         """
         for name in self.active_adapters if adapter_name is None else [adapter_name]:
-            # First the layers, which compute their prefix, then the networks that they read.
+            # The layers first, since they compute their prefix from the networks.
             for cls in (PrefixLayer, PrefixNetwork):
                 for module in [m for m in self.model.modules() if isinstance(m, cls)]:
                     module.fold(name)
@@ -286,10 +275,10 @@ class PrefixModel(AttachedModel):
                     delattr(self.model, child)
 
 
-def set_of(key: str) -> str:
+def network_set(key: str) -> str:
     """The set of modules that share a network: ``cross``, ``encoder``, ``decoder`` or ``self``."""
     names = key.split(".")
-    if any(cross in names for cross in CROSS_ATTENTION):
+    if any(cross in names for cross in interface.CROSS_ATTENTION):
         return "cross"
     return next((stack for stack in ("encoder", "decoder") if stack in names), "self")
 
@@ -303,7 +292,7 @@ def key_width(module: Any) -> int:
 
 
 def hidden_width(module: Any) -> int:
-    """d, the width of a model, or of that which an attention module is part of."""
+    """d, the hidden width, from the config of a model or of an attention module."""
     return int(module.config.hidden_size)
 
 

@@ -1,4 +1,4 @@
-"""SoRA as a PEFT tuner: LoRA with a gate on each rank, so that training can switch ranks off.
+"""SoRA as a PEFT tuner: LoRA with a gate on each rank, which training can set to 0.
 
     y = W x + (α/r) · B( g ⊙ A dropout(x) )
 
@@ -28,14 +28,14 @@ from lorada.tuners.base.entries import Entries, wide
 
 @dataclass
 class SoraConfig(LoradaPeftConfig):
-    """Ranks at the start, and which linear layers get them.
+    """Rank at the start, and which linear layers are adapted.
 
     Attributes:
         rank: r, the number of ranks of each linear layer at the start.
-        alpha: α. The scale α/r stays what it was when ranks are removed.
+        alpha: α. The scale α/r does not change when ranks are removed.
         dropout: rate of the dropout on the input of A.
         penalty: λ of a penalty λ · mean|g| over all gates, which ``SoraCallback`` adds to the loss.
-            The released code has it, with 10 in its script; the publication has none, which is 0.
+            The script of the released code has 10; the publication has no penalty, which is 0.
         target_modules: names or a regex of the linear layers; None for all of every layer.
         exclude_modules: names or a regex of modules to leave out.
         rank_pattern: numbers of ranks that differ from ``rank``, by module name or pattern;
@@ -175,20 +175,16 @@ def prune(model: Any, adapter_name: str = "default") -> SoraCount:
 
     The adapter is smaller when it is saved next, and its config has the ranks of each layer.
 
-    Args:
-        model: a ``PeftModel``.
-        adapter_name: the adapter to prune.
-
     Returns:
-        The count from before, whose ``remaining`` is what the adapter has now.
+        The count from before; its ``remaining`` is the number of parameters that are left.
     """
     count = sora_count(model, adapter_name)
     for name, layer in sora_layers(model.base_model.model, adapter_name).items():
         ranks = layer.lora_gate[adapter_name].detach().nonzero().flatten()
         layer.keep_ranks(adapter_name, ranks)
         config = layer.configs[adapter_name]
-        # PEFT takes the first pattern that matches. Loaded without the other parts of a stack, the
-        # layer is not wrapped in theirs.
+        # PEFT takes the first pattern that matches. The name has no ``.base_layer``, since the
+        # adapter may be loaded without the parts of a stack that wrap the layer here.
         config.rank_pattern = {name.replace(".base_layer", ""): len(ranks), **config.rank_pattern}
     return count
 

@@ -1,7 +1,7 @@
-"""The layer of a part that is attached beside a module instead of wrapped around it.
+"""The base of layers that are attached to a module instead of wrapped around it.
 
-An attached part is a child module of the one it adapts (``self_attn.lmam``, ``mlp.bneck``). The
-base keeps its modules and names. So the paths in a LoRA file stay those of plain LoRA, a second
+An attached part is a child of the module that it adapts (``self_attn.lmam``, ``mlp.bneck``). The
+modules of the base keep their names. So the paths in a LoRA file are those of plain LoRA, a second
 adapter finds the same modules as the first, and ``unload`` only has to remove the child.
 """
 
@@ -13,18 +13,18 @@ from lorada.tuners.base.layer import LoradaTunerLayer
 
 
 class Removable(Protocol):
-    """A hook on the model, or several, that can be taken off."""
+    """One or more hooks on the model that can be removed."""
 
     def remove(self) -> None:
-        """Take the hook off."""
+        """Remove the hooks."""
 
 
 class AttachedLayer(LoradaTunerLayer):
-    """A child of the module it adapts, its host; hooks on the model bring it into the forward."""
+    """A child of the module that it adapts, its host; hooks on the model call it in the forward."""
 
     def __init__(self, host: nn.Module, parent: nn.Module) -> None:
         super().__init__()
-        # In a tuple, the host is not registered as a submodule of its own child.
+        # In a tuple, so that PyTorch does not register the host under its own child.
         self._host = (host,)
         self._handles: list[Removable] = []
 
@@ -40,7 +40,7 @@ class AttachedLayer(LoradaTunerLayer):
 
     @property
     def weight(self) -> Tensor:
-        """Attached parts have no base weight; PEFT's property would look for one without end."""
+        """Attached parts have no base weight; PEFT's property would recurse without end."""
         raise AttributeError("an attached part has no weight of its own")
 
     @property
@@ -59,7 +59,7 @@ class AttachedLayer(LoradaTunerLayer):
         self._handles = []
 
     def forward(self, x: Any) -> Any:
-        """The input: a host that is an ``nn.Sequential`` runs its children, this one included."""
+        """Return the input: a host that is an ``nn.Sequential`` also calls this child."""
         return x
 
 

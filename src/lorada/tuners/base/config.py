@@ -1,4 +1,4 @@
-"""What the configs of all tuners share: how PEFT gets to know them, and how values are checked."""
+"""The base of all configs: their registration with PEFT, and the checks of their values."""
 
 import math
 import re
@@ -18,8 +18,8 @@ from peft.tuners.tuners_utils import BaseTuner
 
 from lorada.support.version import __version__
 
-# The names of all our parameters start as LoRA's do: when transformers loads an adapter itself, it
-# inserts the adapter's name behind one prefix, for every part of a stack.
+# The names of all our parameters start with LoRA's prefix: when transformers itself loads a stack,
+# it inserts the adapter's name behind one prefix, the same for all parts.
 PREFIX = "lora"
 # The ``peft_type`` of ``LoradaConfig``.
 STACK = "LORADA"
@@ -28,12 +28,12 @@ USAGE = (
     "pip install lorada, then `import lorada` before loading with peft; "
     "or start any program that loads it, such as lm_eval, with `lorada run`"
 )
-# Stands in every model card that lorada writes.
+# A paragraph of every model card that lorada writes.
 LAUNCH = """\
 A program that you cannot change (`lm_eval`, `trl`, `transformers serve` …) loads this folder when
 it is started with `lorada run` before its name."""
 CARD_HEAD = "---\nlibrary_name: peft\n---\n"
-# What follows PEFT's own model card.
+# Appended to PEFT's own model card.
 LOADING = """
 
 ## Loading this adapter
@@ -53,7 +53,7 @@ model = PeftModel.from_pretrained(base_model, "path/to/this/folder")
 
 
 class PeftTypeName(str):
-    """A PEFT type that PEFT's own enum lacks: a string with ``value``, as members of the enum."""
+    """A PEFT type that is not in PEFT's enum: a string with ``value``, like the enum's members."""
 
     __slots__ = ()
 
@@ -64,12 +64,12 @@ class PeftTypeName(str):
 
 
 def register(peft_type: str, config: type["LoradaPeftConfig"], tuner: type[BaseTuner]) -> None:
-    """Make a tuner known to PEFT.
+    """Register a tuner with PEFT.
 
     Args:
-        peft_type: what ``adapter_config.json`` calls it; a name in saved files never changes.
-        config: its config class, whose ``peft_type`` it becomes.
-        tuner: the class that places it.
+        peft_type: its name in ``adapter_config.json``, which must never change.
+        config: its config class, which gets this ``peft_type``.
+        tuner: its class.
     """
     config.registered_as = name = PeftTypeName(peft_type)
     PEFT_TYPE_TO_CONFIG_MAPPING[name] = config  # type: ignore[index]
@@ -78,7 +78,7 @@ def register(peft_type: str, config: type["LoradaPeftConfig"], tuner: type[BaseT
 
 
 def known_types() -> set[str]:
-    """Every PEFT type that has a tuner, PEFT's and ours, as adapter_config.json writes it."""
+    """All PEFT types that have a tuner, PEFT's and ours, as written in adapter_config.json."""
     return {str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_TUNER_MAPPING}
 
 
@@ -88,22 +88,21 @@ class LoradaPeftConfig(PeftConfig):
 
     Attributes:
         layers_to_transform: indices of the layers that get the part; None for all.
-        layers_pattern: name of the list of layers that the indices count, where PEFT cannot tell.
+        layers_pattern: name of the list of layers that the indices count, if PEFT cannot find it.
         modules_to_save: modules trained and saved whole, such as a classification head.
         init_weights: False starts from random weights, so that a fresh adapter changes the model
             (PEFT's tests use it).
         usage: a note in adapter_config.json for readers who do not have this package.
         base_model_type: the type of the base model that the adapter was trained on, from its
             config. The adapter is refused on a model of another type, even if all shapes fit.
-        lorada_version: the version that wrote the adapter. An adapter of a newer version than the
-            installed one loads with a warning, if this version knows all its fields and values.
+        lorada_version: the version that wrote the adapter. An adapter from a newer version loads
+            with a warning if this version knows all its fields and values.
 
     Raises:
-        ValueError: for a field that this version does not know, of an adapter from a newer one,
-            or a list of no layers.
+        ValueError: for an unknown field from a newer version, or an empty list of layers.
     """
 
-    # Set by ``register``. Without an annotation, as a field it would be saved.
+    # Set by ``register``. It has no annotation, since a field would be saved.
     registered_as = PeftTypeName()
 
     layers_to_transform: list[int] | int | None = field(default=None)
@@ -115,7 +114,7 @@ class LoradaPeftConfig(PeftConfig):
     lorada_version: str = field(default=__version__)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "LoradaPeftConfig":
-        """Refuse the fields of a newer version: PEFT drops them before ``__init__`` sees any."""
+        """Refuse unknown fields from a newer version; PEFT drops them before ``__init__``."""
         unknown = sorted(kwargs.keys() - cls.__dataclass_fields__.keys())
         version = kwargs.get("lorada_version")
         if unknown and is_newer(version):
@@ -131,7 +130,7 @@ class LoradaPeftConfig(PeftConfig):
         self.peft_type = self.registered_as
         targets = getattr(self, "target_modules", None)
         if isinstance(targets, set | tuple):
-            self.__dict__["target_modules"] = sorted(targets)  # of most configs, not of all
+            self.__dict__["target_modules"] = sorted(targets)  # not a field of this class
         _refuse_bad_patterns(self)
         refuse_no_layers(self)
         if text := newer_version(self.lorada_version):
@@ -139,7 +138,7 @@ class LoradaPeftConfig(PeftConfig):
 
     @property
     def starts_as_base(self) -> bool:
-        """Whether a new adapter leaves the outputs of the base model as they are."""
+        """Whether a new adapter does not change the outputs of the base model."""
         return self.init_weights
 
     @property
@@ -148,11 +147,11 @@ class LoradaPeftConfig(PeftConfig):
         return not PEFT_TYPE_TO_TUNER_MAPPING[self.registered_as].not_mergeable
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as JSON-ready data, as this version writes it."""
+        """The config as JSON-ready data, with the version of this package."""
         return {**super().to_dict(), "lorada_version": __version__}
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write adapter_config.json, and into the model card beside it what must be imported."""
+        """Write adapter_config.json, and say in the model card how to load the adapter."""
         super().save_pretrained(save_directory, **kwargs)
         card = Path(save_directory) / "README.md"
         text = card.read_text(encoding="utf-8") if card.is_file() else CARD_HEAD
@@ -161,14 +160,14 @@ class LoradaPeftConfig(PeftConfig):
             card.write_text(text.rstrip() + loading, encoding="utf-8")
 
 
-# Adapters that a newer version of this package has saved.
+# Adapters that were saved by a newer version of this package.
 
 
 def is_newer(version: Any) -> bool:
     """Whether a ``lorada_version`` is newer than the installed one; None is not.
 
     Raises:
-        ValueError: for a string that is no version.
+        ValueError: for a string that is not a version.
     """
     try:
         return version is not None and Version(str(version)) > Version(__version__)
@@ -179,19 +178,19 @@ def is_newer(version: Any) -> bool:
 
 
 def newer_version(version: Any) -> str:
-    """What to tell the user of an adapter from a newer version; empty for any other."""
+    """The message about an adapter from a newer version; empty for any other version."""
     if not is_newer(version):
         return ""
     return f"saved by lorada {version}, this is {__version__}: pip install -U lorada"
 
 
 def saved_by(config: Any) -> str:
-    """The end of an error about a config: that a newer version wrote it, if one did."""
+    """The end of an error about a config, which names a newer version that wrote it, if any."""
     text = newer_version(getattr(config, "lorada_version", None))
     return f" ({text})" if text else ""
 
 
-# Checks of values, each naming the field and the value.
+# Checks of values. Each error names the field and the value.
 
 
 def require_positive(config: object, *names: str) -> None:
@@ -243,7 +242,7 @@ def require_choice(config: object, name: str, choices: tuple[Any, ...]) -> None:
 
 
 def refuse_no_layers(config: object) -> None:
-    """Refuse an empty list of layers, which PEFT takes for all of them.
+    """Refuse an empty list of layers, which for PEFT means all layers.
 
     Raises:
         ValueError: for such a list.

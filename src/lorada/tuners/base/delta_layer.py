@@ -1,9 +1,9 @@
-"""Tuners that add to the output of linear layers: y = W x + term(x).
+"""The base of tuners that add a term to the output of linear layers: y = W x + term(x).
 
-A subclass of ``DeltaLayer`` creates the weights of an adapter (``update_layer``) and computes what
-it adds (``term``), from the input x or from the output W x. Where the term is a matrix product,
-term(x) = Δ x, it also says what Δ is (``delta``), and the part can be merged. A subclass of
-``DeltaModel`` names its layer. ``sora`` is a short example.
+A subclass of ``DeltaLayer`` creates the weights of an adapter (``update_layer``) and computes its
+term (``term``) from the input x or the output W x. If the term is a matrix product, term(x) = Δ x,
+the subclass also computes Δ (``delta``), and the part can be merged. A subclass of ``DeltaModel``
+names its layer. ``sora`` is a short example.
 """
 
 import warnings
@@ -24,16 +24,16 @@ from lorada.tuners.base.tuner import LoradaTuner
 
 
 class DeltaLayer(LoradaTunerLayer):
-    """A linear layer, and what any number of adapters add to its output.
+    """A linear layer and the terms of any number of adapters.
 
     Attributes:
         delta_reads_weight: whether ``delta`` is computed from the base weight. ``merge`` then keeps
-            each Δ for ``unmerge``, since the merged weight gives another.
+            each Δ for ``unmerge``, since the merged weight would give another.
     """
 
     delta_reads_weight: ClassVar[bool] = False
 
-    if TYPE_CHECKING:  # what PEFT's base class has
+    if TYPE_CHECKING:  # methods of PEFT's base class
 
         def get_base_layer(self) -> Any: ...  # noqa: D102
         def set_base_weight(self, weight: Tensor) -> None: ...  # noqa: D102
@@ -47,28 +47,21 @@ class DeltaLayer(LoradaTunerLayer):
 
     @property
     def adapted(self) -> nn.Module:
-        """The linear layer itself, under whatever else wraps it."""
+        """The linear layer itself, inside of all wrappers."""
         linear: nn.Module = self.get_base_layer()
         return linear
 
     def update_layer(self, adapter_name: str, config: Any, model: nn.Module, key: str) -> None:
-        """Create the weights of an adapter.
-
-        Args:
-            adapter_name: of the adapter.
-            config: of the adapter.
-            model: the base model.
-            key: the name of the linear layer in the model.
-        """
+        """Create the weights of an adapter for the linear layer named ``key`` in ``model``."""
         raise NotImplementedError
 
     def term(self, name: str, x: Tensor, output: Tensor) -> Tensor:
-        """What an adapter adds to the output (…, out), in the dtype of its weights.
+        """The term of an adapter (…, out), in the dtype of its weights.
 
         Args:
             name: the adapter.
             x: the input (…, in).
-            output: what the linear layer gives for it (…, out): W x and the bias.
+            output: the output of the linear layer (…, out), W x plus the bias.
         """
         raise NotImplementedError
 
@@ -82,7 +75,7 @@ class DeltaLayer(LoradaTunerLayer):
         return nn.Parameter(torch.zeros(shape, device=device, dtype=torch.float32))
 
     def without_bias(self, output: Tensor) -> Tensor:
-        """W x of an output of the linear layer, W x + b."""
+        """W x, given the output W x + b of the linear layer."""
         bias: Tensor | None = self.get_base_layer().bias
         return output if bias is None else output - bias
 
@@ -92,7 +85,7 @@ class DeltaLayer(LoradaTunerLayer):
         return weight.T if isinstance(self.adapted, Conv1D) else weight
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The output of the linear layer, and on top of it what each adapter at work adds.
+        """The output of the linear layer plus the term of each active adapter.
 
         Raises:
             ValueError: for a mixed batch while an adapter is merged.
@@ -120,7 +113,7 @@ class DeltaLayer(LoradaTunerLayer):
         """
         names = check_adapters_to_merge(self, adapter_names)
         names = [name for name in names if name in self._get_available_adapters()]
-        # All of them before the weight changes, which they may be computed from.
+        # Each Δ before the weight changes, since ``delta`` may read the weight.
         deltas = {name: self.scaled(name, self.delta(name)) for name in names}
         for name, delta in deltas.items():
             self._add_to_weight(delta, name if safe_merge else None)
@@ -130,7 +123,7 @@ class DeltaLayer(LoradaTunerLayer):
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Take what was merged out of the base weight again."""
+        """Subtract each merged Δ from the base weight again."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
         while self.merged_adapters:
@@ -152,18 +145,14 @@ class DeltaLayer(LoradaTunerLayer):
         delta = delta.T if isinstance(self.adapted, Conv1D) else delta
         total = (delta + weight).to(weight.dtype)  # added in the wider dtype of the two
         if checked is not None and not torch.isfinite(total).all():
-            raise ValueError(  # in PEFT's words, which programs may look for
+            raise ValueError(  # PEFT's text, which programs may search for
                 f"NaNs detected in the merged weights. The adapter {checked} seems to be broken"
             )
-        self.set_base_weight(total.contiguous())  # a transposed one could not be saved
+        self.set_base_weight(total.contiguous())  # a transposed tensor could not be saved
 
 
 def plain_weight(linear: nn.Module, wish: str) -> nn.Parameter:
-    """The weight of a linear layer, as numbers that can be read and written.
-
-    Args:
-        linear: the layer.
-        wish: what the weight is needed for, for the error.
+    """The weight of a linear layer; ``wish`` is its use, for the error.
 
     Raises:
         ValueError: if it is quantised.
@@ -180,8 +169,8 @@ def plain_weight(linear: nn.Module, wish: str) -> nn.Parameter:
 class DeltaModel(LoradaTuner):
     """A tuner that wraps linear layers in one kind of ``DeltaLayer``.
 
-    Without ``target_modules`` these are the ones that ``target_module_mapping`` has for the type of
-    the model; where that is empty, all linear layers of the model's repeated layers.
+    Without ``target_modules`` these are the entry of ``target_module_mapping`` for the type of the
+    model, or, if that mapping is empty, all linear layers of the model's repeated layers.
     """
 
     tuner_layer_cls: type[DeltaLayer]
@@ -204,35 +193,28 @@ class DeltaModel(LoradaTuner):
         refuse_offloaded(model, type(self).__name__.removesuffix("Model"))
 
     def new_layer(self, target: nn.Module) -> DeltaLayer:
-        """Wrap a linear layer, or what is around it already."""
+        """Wrap a linear layer, or the tuner layer around it."""
         return self.tuner_layer_cls(target)
 
-    def _create_and_replace(
-        self,
-        peft_config: LoradaPeftConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
+    def place(
+        self, config: Any, adapter_name: str, target: Any, parent: nn.Module, key: str
     ) -> None:
+        """Wrap the target, if it is not wrapped yet, and create the adapter's weights."""
         layer = target
         if not isinstance(target, self.tuner_layer_cls):
             if linear_of(target) is None:
                 raise ValueError(
-                    f"target_modules matches {current_key}, which is {type(target).__name__} and "
-                    f"not a linear layer; this model has {self.listed_candidates(peft_config)}"
+                    f"target_modules matches {key}, which is {type(target).__name__} and "
+                    f"not a linear layer; this model has {self.listed_candidates(config)}"
                 )
             layer = self.new_layer(target)
-            self._replace_module(parent, target_name, layer, target)
-        assert isinstance(layer, DeltaLayer)
-        layer.update_layer(adapter_name, peft_config, self.model, current_key)
+            self._replace_module(parent, key.rpartition(".")[2], layer, target)
+        layer.update_layer(adapter_name, config, self.model, key)
         layer.train(target.training)
 
 
 def rank_of(config: Any, name: str) -> int:
-    """The rank for the module of this name: that of ``rank_pattern``, or else ``rank``."""
+    """The rank of the module of this name, from ``rank_pattern`` or else ``rank``."""
     rank: int = config.rank_pattern.get(get_pattern_key(config.rank_pattern, name), config.rank)
     return rank
 

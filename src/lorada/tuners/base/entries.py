@@ -1,4 +1,4 @@
-"""The weights of adapters by name, their dtype, and the devices that they are used on."""
+"""Containers for the weights of adapters by name, and helpers for their dtype and device."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -14,15 +14,15 @@ from torch.amp.autocast_mode import is_autocast_available
 class Entries(nn.ParameterDict):
     """Parameters of one kind by adapter name, such as all ``lora_A`` of a layer.
 
-    In a forward, call it with the name (``self.lora_A(name)``): accelerate brings an offloaded
-    weight back when the module that owns it is called.
+    In a forward, call it with the name (``self.lora_A(name)``): accelerate loads an offloaded
+    weight when the module that owns it is called.
     """
 
     if TYPE_CHECKING:
 
         def __call__(self, name: str) -> nn.Parameter: ...  # noqa: D102
     else:
-        __call__ = nn.Module.__call__  # torch forbids it for a ParameterDict, which gives nothing
+        __call__ = nn.Module.__call__  # torch forbids to call a plain ParameterDict
 
     def forward(self, name: str) -> nn.Parameter:
         """The parameter of one adapter."""
@@ -33,7 +33,7 @@ class Entries(nn.ParameterDict):
 class FrozenEntries(BufferDict):  # type: ignore[misc]
     """Tensors of one kind by adapter name that are saved with the adapter and never train.
 
-    They are buffers, so that whatever makes parameters train, or counts them, passes them over.
+    They are buffers, so that code which unfreezes or counts parameters ignores them.
     """
 
     if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class FrozenEntries(BufferDict):  # type: ignore[misc]
 
 
 def used_on(host: nn.Module) -> Iterator[torch.device]:
-    """The devices on which a module's own weights are used, those of its adapters left out."""
+    """The devices on which a module's own weights are used, without those of its adapters."""
     added = {
         id(parameter)
         for layer in host.modules()
@@ -76,9 +76,9 @@ def execution_device(module: nn.Module) -> torch.device | None:
 
 
 def refuse_offloaded(model: nn.Module, kind: str) -> None:
-    """Refuse to wrap weights that accelerate offloads: an adapter's would stay without values.
+    """Refuse to wrap weights that accelerate offloads: the adapter's would never get values.
 
-    A model with a ``hf_device_map`` is fine: PEFT offloads it anew together with the adapter.
+    A model with a ``hf_device_map`` is fine: PEFT offloads it again together with the adapter.
 
     Raises:
         ValueError: naming the first such module.
@@ -95,7 +95,7 @@ def refuse_offloaded(model: nn.Module, kind: str) -> None:
 
 
 def wide(x: Tensor) -> Tensor:
-    """A tensor in float32, or as it is where it is wider."""
+    """A tensor in float32, or in its own dtype if that is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

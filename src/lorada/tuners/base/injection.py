@@ -1,4 +1,4 @@
-"""Placing and loading an adapter: all of it fits the model, or the model stays as it was."""
+"""Checks when an adapter is placed or loaded; if one fails, the model is restored."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ HEADS_OF_PEFT = {
 
 @contextmanager
 def all_or_nothing(model: nn.Module, adapter_name: str) -> Iterator[None]:
-    """Undo what placing an adapter did to a model if it fails half-way."""
+    """Restore a model if placing an adapter on it fails half-way."""
     children = [(module, dict(module._modules)) for module in model.modules()]
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     layers = [module for module, _ in children if isinstance(module, BaseTunerLayer)]
@@ -51,7 +51,7 @@ def refuse_known(model: nn.Module, adapter_name: str) -> None:
     """Refuse to place an adapter on a model that has another one of the same name.
 
     Raises:
-        ValueError: saying how to load the base alone, as transformers may have loaded both.
+        ValueError: with the way to load the base alone, since transformers may have loaded both.
     """
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer) and adapter_name in layer._get_available_adapters():
@@ -63,7 +63,7 @@ def refuse_known(model: nn.Module, adapter_name: str) -> None:
 
 
 def refuse_doubled(model: nn.Module, adapter_name: str) -> None:
-    """Refuse a part in a module that the same adapter trains and saves whole (as a copy).
+    """Refuse a part in a module that the same adapter trains and saves as a whole copy.
 
     Raises:
         ValueError: naming the module and the part in it.
@@ -80,15 +80,15 @@ def refuse_doubled(model: nn.Module, adapter_name: str) -> None:
 
 
 def refuse_absent(model: nn.Module, configs: Iterable[PeftConfig], task: Any) -> None:
-    """Refuse ``modules_to_save`` that the model does not have; PEFT passes over them in silence.
+    """Refuse ``modules_to_save`` that the model does not have; PEFT ignores them silently.
 
     Args:
         model: the model.
         configs: the configs that name modules to save.
-        task: PEFT's name of the task, whose heads are let pass; None for those of any task.
+        task: PEFT's name of the task, whose heads are not refused; None for the heads of any task.
 
     Raises:
-        ValueError: with the nearest names that it has.
+        ValueError: with the nearest names that the model has.
     """
     present = [name for name, _ in model.named_modules(remove_duplicate=False)]
     task = getattr(task, "value", task)
@@ -113,7 +113,7 @@ def check_fits(
     if problem is None:
         return
     if isinstance(model, PeftModel) and config.inference_mode:
-        # from_pretrained or load_adapter has just placed it. One that trains stays.
+        # from_pretrained or load_adapter has just placed it. An adapter in training stays.
         _remove(model.base_model, adapter_name)
     raise ValueError(f"the adapter was saved for another {problem}")
 

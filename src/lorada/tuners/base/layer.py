@@ -1,4 +1,4 @@
-"""What every tuner layer of this package shares: PEFT's state, and who is served by what."""
+"""``LoradaTunerLayer``, the base of our tuner layers."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -13,18 +13,18 @@ from lorada.tuners.base.entries import Entries, used_on
 class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     """A layer that holds the weights of any number of adapters, by adapter name.
 
-    ``adapter_layer_names`` lists the attributes with weights that train, ``other_param_names``
-    those with anything else; each is a dictionary whose keys are adapter names.
+    ``adapter_layer_names`` lists the attributes with trained weights and ``other_param_names`` all
+    other attributes of adapters; each attribute is a dictionary by adapter name.
 
     Attributes:
         configs: the config of each adapter.
-        scaling: a factor on what an adapter adds, while IST measures layers; empty otherwise.
+        scaling: a factor on the term of an adapter, set while IST measures layers.
     """
 
     adapter_layer_names: tuple[str, ...]
     other_param_names: tuple[str, ...] = ("configs",)
 
-    if TYPE_CHECKING:  # what PEFT's base class has
+    if TYPE_CHECKING:  # members of PEFT's base class
         active_adapters: list[str]
         merged: bool
 
@@ -48,7 +48,7 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         raise NotImplementedError
 
     def samples_by_adapter(self) -> list[tuple[str, list[bool] | None]]:
-        """The adapters at work in this call, each with the samples that it serves (None: all)."""
+        """The active adapters of this call, each with booleans of its samples (None for all)."""
         if self._disable_adapters:
             return []
         present = self._get_available_adapters()
@@ -58,14 +58,13 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return [(name, [name == own for own in self._adapter_of_sample]) for name in names]
 
     def scaled(self, name: str, term: Tensor) -> Tensor:
-        """What an adapter adds, times its ``scaling``."""
+        """The term of an adapter times its ``scaling``, if it has one."""
         return term * self.scaling[name] if name in self.scaling else term
 
     def device_for_weights(self, model: nn.Module | None = None) -> torch.device:
-        """The device for new weights: where those of the adapted module are used.
+        """The device for new weights: the one on which the adapted module runs.
 
-        Args:
-            model: names the adapted module in the error.
+        ``model`` is searched for the module's name, for the error.
 
         Raises:
             ValueError: if the adapted module is split over devices.
@@ -81,7 +80,7 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return torch.device(devices[0] if devices else "cpu")
 
     def weights_of(self, adapter_name: str) -> Iterator[Tensor]:
-        """The weights of an adapter in this layer, frozen ones included."""
+        """The weights of an adapter in this layer, also frozen ones."""
         for container in (*self.adapter_layer_names, *self.other_param_names):
             by_name: Any = getattr(self, container)
             if isinstance(by_name, nn.Module) and adapter_name in by_name:  # type: ignore[operator]
@@ -101,14 +100,14 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
-        # PEFT's own would also cast to the base's dtype, whatever ``autocast_adapter_dtype`` says.
+        # PEFT's method would also cast to the base's dtype, and ignore ``autocast_adapter_dtype``.
         target = device or self.device_for_weights()
         for tensor in self.weights_of(adapter_name):
             if not tensor.is_meta:
                 tensor.data = tensor.data.to(target)
 
     def extra_repr(self) -> str:
-        """The adapters that this layer holds."""
+        """The adapters of this layer, for ``repr``."""
         return f"adapters={sorted(self._get_available_adapters())}"
 
 

@@ -15,7 +15,7 @@ BASE_LAYER = ".base_layer"
 
 
 def within_layer(name: str) -> str:
-    """A module name behind its layer index: ``model.layers.3.self_attn`` → ``self_attn``."""
+    """A module's name within its layer: ``model.layers.3.self_attn`` → ``self_attn``."""
     return re.sub(r"^.*\.\d+\.", "", name)
 
 
@@ -25,7 +25,7 @@ def is_wrapper(module: Any) -> TypeGuard[BaseTunerLayer]:
 
 
 def linear_of(module: nn.Module) -> nn.Linear | Conv1D | None:
-    """The linear layer that a module is, or that tuner layers wrap; None for any other module."""
+    """The module if it is linear, or the linear layer that it wraps; None for any other module."""
     while is_wrapper(module):
         module = module.base_layer
     return module if isinstance(module, nn.Linear | Conv1D) else None
@@ -40,9 +40,9 @@ def widths(linear: Any) -> tuple[int, int]:
 
 
 def linears(model: nn.Module) -> dict[str, Any]:
-    """The linear layers of a model or of a part of it, by the name of whatever wraps them now."""
+    """The linear layers of a model or of one module, by the name of their outermost wrapper."""
     found: dict[str, Any] = {}
-    outer = None  # the last tuner layer, whose own matrices are none of the model's
+    outer = None  # the last tuner layer; linear layers inside it belong to adapters
     for name, module in model.named_modules():
         if outer is not None and name.startswith(f"{outer}."):
             continue
@@ -55,7 +55,7 @@ def linears(model: nn.Module) -> dict[str, Any]:
 
 
 def linear_names(model: nn.Module) -> list[str]:
-    """Names of a model's linear layers, those of its repeated layers without the layer's index."""
+    """Names of a model's linear layers; within repeated layers, without the layer's index."""
     return list(dict.fromkeys(within_layer(name) for name in linears(model)))
 
 

@@ -17,17 +17,14 @@ INPUTS = ("input_ids", "inputs", "inputs_embeds", "input_features", "pixel_value
 def mixed_batch(
     tuner: BaseTuner, names: list[str] | None, *args: Any, **kwargs: Any
 ) -> Iterator[None]:
-    """Tell the layers of this package, for one call, which sample has which adapter.
+    """Set the adapter of each sample in all layers of this package, for one call.
 
-    Args:
-        tuner: the tuner whose model is called.
-        names: the adapter of each sample, or ``__base__``; None for an ordinary batch.
-        args: what the model is called with.
-        kwargs: likewise.
+    ``names`` are the adapter of each sample, or ``__base__``; None for an ordinary batch. ``args``
+    and ``kwargs`` are the arguments of the call.
 
     Raises:
-        ValueError: in training mode, as in PEFT; for a name that is not loaded; for another number
-            of names than of samples.
+        ValueError: in training mode, as in PEFT; for a name that is not loaded; if the numbers of
+            names and samples differ.
     """
     if names is None:
         yield
@@ -41,8 +38,8 @@ def mixed_batch(
     hooks = [(module, set(module._forward_pre_hooks)) for module in tuner.model.modules()]
     with ExitStack() as stack:
         stack.push(lambda kind, *_: forget_hooks(hooks) if kind else None)
-        # `generate` passes its inputs here, before it repeats them for its beams. PEFT's classes
-        # for tasks do not, so there the inputs are checked when the base model is called.
+        # `generate` passes its inputs to this function before it repeats them for its beams. PEFT's
+        # classes for tasks do not, so there a hook checks them when the base model is called.
         if not _fits(names, args, kwargs):
 
             def check(module: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
@@ -58,7 +55,7 @@ def mixed_batch(
 
 
 def forget_hooks(known: list[tuple[nn.Module, set[int]]]) -> None:
-    """Remove all pre-forward hooks but the known ones: LoRA leaves its own when a call fails."""
+    """Remove all forward pre-hooks except known ones: after a failed call LoRA's are left."""
     for module, own in known:
         for key in set(module._forward_pre_hooks) - own:
             del module._forward_pre_hooks[key]

@@ -1,8 +1,8 @@
-"""Weights that two modules share, while parts are merged into one of the modules.
+"""Weights that two modules share (tied weights), when a part is merged into one of them.
 
 The input and the output embeddings of most models are one tensor. A part on one of them changes
-that one alone, so merged they are two tensors, and the model's config has to say so: loading would
-tie them again.
+only that one. After merging they are two tensors, and the model's config must say so, since loading
+would tie them again.
 """
 
 import copy
@@ -21,7 +21,7 @@ TIED = "tie_word_embeddings"
 
 
 def give_own_weights(model: nn.Module, names: list[str]) -> None:
-    """Copy each weight that one of these adapters changes and that another module uses too."""
+    """Copy each weight that one of these adapters changes and that another module shares."""
     users = Counter(
         id(p) for module in model.modules() for p in module._parameters.values() if p is not None
     )
@@ -37,12 +37,12 @@ def give_own_weights(model: nn.Module, names: list[str]) -> None:
 
 @contextmanager
 def ties_settled(model: nn.Module) -> Iterator[None]:
-    """Tie or untie a model's shared weights after it was unloaded within this context.
+    """Tie or untie a model's shared weights at the end of this context, in which it is unloaded.
 
-    Weights that are still equal stay one tensor. Otherwise each gets its own, and the config says
-    so. PEFT does this for the embeddings, but not for the other weights that an encoder-decoder
-    ties to them, and its change of the config would change what a T5 computes. So the config says
-    "not tied" while PEFT is at work.
+    Weights that are still equal stay one tensor. Otherwise each module gets its own, and the config
+    says so. PEFT does this only for the embeddings, not for other weights that an encoder-decoder
+    ties to them, and its change of the config changes the outputs of a T5. So within the context
+    the config says "not tied", which makes PEFT do nothing.
     """
     config = getattr(model, "config", None)
     tied = getattr(config, TIED, False) is True
@@ -74,7 +74,7 @@ def _tie_or_untie(model: PreTrainedModel) -> None:
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that holds the parameter of a name, and the parameter's own name there."""
+    """The module that holds the parameter of this name, and the parameter's name in it."""
     owner, _, key = name.rpartition(".")
     return model.get_submodule(owner), key
 
@@ -88,14 +88,14 @@ def _equal(one: nn.Parameter | None, other: nn.Parameter | None) -> bool:
 
 
 def _only_ties(model: PreTrainedModel) -> bool:
-    """Whether ``tie_word_embeddings`` of a config decides on nothing but tying.
+    """Whether ``tie_word_embeddings`` of a model's config has no other effect than tying.
 
-    A T5 also scales its outputs by it, so there it stays as it is. transformers ties no weights
-    that differ in the file anyway; it warns.
+    A T5 also scales its outputs by it, so its config is not changed. transformers does not tie
+    weights that differ in the file; it warns.
     """
-    said = model.config.to_dict()
-    if TIED not in said:
+    own = model.config.to_dict()
+    if TIED not in own:
         return False
-    read = [type(model.config).from_dict({**said, TIED: tied}).to_dict() for tied in (True, False)]
-    changed = {key for key in said if read[0].get(key) != read[1].get(key)}
+    read = [type(model.config).from_dict({**own, TIED: tied}).to_dict() for tied in (True, False)]
+    changed = {key for key in own if read[0].get(key) != read[1].get(key)}
     return changed == {TIED} and f"config.{TIED}" not in inspect.getsource(type(model).forward)

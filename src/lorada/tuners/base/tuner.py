@@ -1,8 +1,8 @@
-"""The tuners of this package: what all of them do, and what those of attached parts do.
+"""``LoradaTuner``, the base of our tuners, and ``AttachedModel``, the base of attached parts.
 
-PEFT's tuner finds the target modules of a config and calls ``_create_and_replace`` on each. Ours
-also place an adapter on all of its targets or on none, serve mixed batches, and refuse weights that
-do not fit.
+PEFT's tuner finds the target modules of a config and calls ``_create_and_replace`` on each, which
+here is ``place``. Our tuners also place an adapter on all of its targets or on none, serve mixed
+batches, and refuse weights that do not fit.
 """
 
 from collections.abc import Iterator
@@ -41,18 +41,18 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         return linear_names(self.model)
 
     def listed_candidates(self, config: Any) -> str:
-        """The candidates for an error: the first of them, and how many more there are."""
+        """The candidates, shortened for an error."""
         return listed(self.candidates(config))
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
-        """Place an adapter on all of its targets, or leave the model as it was.
+        """Place an adapter on all of its targets; after an error the model is as before.
 
         Raises:
-            ValueError: if nothing matches, or a module to train and save whole is not there.
+            ValueError: if no module matches, or the model lacks one of ``modules_to_save``.
         """
         config = self.peft_config[adapter_name]
         refuse_absent(model, [config], task=None)
-        kw.pop("state_dict", None)  # the config alone says which modules are the targets
+        kw.pop("state_dict", None)  # PEFT would choose the targets by it; only the config may
         try:
             with all_or_nothing(model, adapter_name):
                 super().inject_adapter(model, adapter_name, *args, **kw)
@@ -60,12 +60,30 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
             has = self.listed_candidates(config)
             raise ValueError(f"{chosen(config)} matched no module; this model has {has}") from error
 
+    def place(
+        self, config: Any, adapter_name: str, target: Any, parent: nn.Module, key: str
+    ) -> None:
+        """Place an adapter on the module ``target``, named ``key`` in the model."""
+        raise NotImplementedError
+
+    def _create_and_replace(
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        self.place(peft_config, adapter_name, target, parent, current_key)
+
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
     ) -> None:
         if isinstance(new_module, BaseTunerLayer):
             super()._replace_module(parent, child_name, new_module, child)
-        else:  # unloading puts back a module that has its weights; a task head has several
+        else:  # unloading puts back a whole module, and PEFT would look for one weight in it
             setattr(parent, child_name, new_module)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
@@ -111,7 +129,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
-        # A stack checks when all of its parts have been remapped.
+        # A stack checks after it has remapped all of its parts.
         if getattr(model, "peft_type", None) != STACK:
             check_fits(model, config, adapter_name, remapped)
         return remapped
@@ -122,7 +140,7 @@ class AttachedModel(LoradaTuner):
 
     Attributes:
         child: the name of the layer in its host.
-        host_kind: what a host is, for errors.
+        host_kind: a description of a host, for errors.
     """
 
     child: str
@@ -137,7 +155,7 @@ class AttachedModel(LoradaTuner):
         raise NotImplementedError
 
     def candidates(self, config: Any) -> list[str]:
-        """Names, within a layer, of the modules that get the part where none are named."""
+        """Names, within a layer, of the modules that get the part by default."""
         modules = self.model.named_modules()
         return sorted({within_layer(name) for name, m in modules if self.can_host(m)})
 
@@ -164,21 +182,15 @@ class AttachedModel(LoradaTuner):
         """The layer for a host that has none yet."""
         return self.tuner_layer_cls(target, parent)
 
-    def _create_and_replace(
-        self,
-        peft_config: LoradaPeftConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
+    def place(
+        self, config: Any, adapter_name: str, target: Any, parent: nn.Module, key: str
     ) -> None:
+        """Attach a layer to the target, if it has none, and create the adapter's weights in it."""
         layer = getattr(target, self.child, None)
         if layer is None:
             layer = self.new_layer(target, parent)
             target.add_module(self.child, layer)
-        layer.update_layer(adapter_name, peft_config, self.model)
+        layer.update_layer(adapter_name, config, self.model)
         layer.train(target.training)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:

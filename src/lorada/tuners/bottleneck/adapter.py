@@ -5,10 +5,10 @@
 D (r, d) and U (d, r) are the matrices, φ the nonlinearity and s the scale, for a width d and a rank
 r. The default placement ``ffn`` is the scaled parallel adapter of He et al., "Towards a Unified
 View of Parameter-Efficient Transfer Learning" (2021): the FFN's output y becomes y + A(x).
-The paper's settings stand in its Tables 15, 16 and 19.
+The paper's settings are in its Tables 15, 16 and 19.
 
-``placements`` has all placements, ``layouts`` knows where FFN and attention are in each
-architecture, and ``hook_points`` puts the hooks there.
+``placements`` has all placements, ``layouts`` where FFN and attention are in each architecture, and
+``hook_points`` the hooks.
 """
 
 import math
@@ -54,7 +54,7 @@ def _by_placement() -> Any:
 class BottleneckConfig(LoradaPeftConfig):
     """Size and placement of bottleneck adapters.
 
-    Settings that are None get the default of the placement, which each description names.
+    A setting that is None gets the default of the placement, which its description names.
 
     Attributes:
         rank: width of the bottleneck.
@@ -66,26 +66,26 @@ class BottleneckConfig(LoradaPeftConfig):
             ``houlsby``: behind each attention and each FFN, y + A(y).
             ``pfeiffer``: behind the norm that follows the FFN, LN(A(z) + y + x) with
             z = LN(y + x) and y = FFN(x). A pre-LN layer gets A(y + x) + y + x, or A(y) + y + x if
-            its attention runs beside the FFN. What other adapters add to y, A does not read.
+            its attention runs beside the FFN. A reads y without the terms of other adapters.
             ``series``: behind linear layers, y + A(y) with y = Wx.
             ``series_input``: in front of linear layers, W(x + A(x)).
             ``parallel``: beside linear layers, Wx + A(x).
         activation: φ: ``relu``, ``tanh`` or ``gelu``. Default tanh on linear layers, else relu.
         use_bias: whether D and U have biases. Default False on linear layers, else True.
         layer_norm: whether A normalises x first. Default True for ``pa_attn``, else False. With
-            ``houlsby`` it applies to the adapters behind attention alone.
-        init: ``lora`` draws D Kaiming-uniform and sets all else to 0, which starts as the identity;
-            ``bert`` draws D and U from N(0, 0.02²) and sets the biases to 0, which does not.
-            Default ``lora`` for ``ffn``, else ``bert``.
+            ``houlsby`` it applies only to the adapters behind attention.
+        init: ``lora`` draws D Kaiming-uniform and sets U and the biases to 0, so that the model
+            starts as the base; ``bert`` draws D and U from N(0, 0.02²) and sets the biases to 0, so
+            that it does not. Default ``lora`` for ``ffn``, else ``bert``.
         dropout: rate of the dropout behind φ; None for the rate of the model's own dropout.
             Default 0 on linear layers, else None.
         adapter_input: what A reads with placement ``ffn``. ``residual`` is the residual stream in
             front of a pre-LN layer's norm, as in the mBART code of He et al.; ``normed`` is what
             the FFN reads.
-        target_modules: names or a regex of the modules that get an adapter: FFNs, attentions, or
-            linear layers, as the placement has it. None for all FFNs or attentions, or for LLaMA's
-            ``down_proj`` (series), ``gate_proj`` and ``up_proj`` (series_input), ``up_proj`` and
-            ``down_proj`` (parallel).
+        target_modules: names or a regex of the modules that get an adapter: FFNs, attentions or
+            linear layers, depending on the placement. None for all FFNs or attentions, or for
+            LLaMA's ``down_proj`` (series), ``gate_proj`` and ``up_proj`` (series_input),
+            ``up_proj`` and ``down_proj`` (parallel).
         exclude_modules: names or a regex of modules to leave out.
 
     Raises:
@@ -130,7 +130,7 @@ class BottleneckConfig(LoradaPeftConfig):
 
 
 class BottleneckLayer(AttachedLayer):
-    """The adapters of one ``Insertion``, which read and change the model by hooks."""
+    """The adapters of one ``Insertion``, by adapter name; hooks read and change the model."""
 
     adapter_layer_names = (
         "lora_down",
@@ -155,7 +155,7 @@ class BottleneckLayer(AttachedLayer):
         self.dropouts: dict[str, float] = {}
         self._insertion = insertion
         self._saved: dict[str, Tensor] = {}
-        # y is saved before other adapters add to it, whichever was placed first.
+        # Save y before other adapters add to it, also those that were placed before this one.
         first = insertion.input in ("y + x", "LN(y + x)")
         self._handles = [
             hook_at(layer, point, partial(self._save, name), first=first)
@@ -166,7 +166,7 @@ class BottleneckLayer(AttachedLayer):
 
     @property
     def host(self) -> nn.Module:
-        """The target, or whatever wraps it by now."""
+        """The target, or the module that wraps it now."""
         return self._insertion.layer.get_submodule(self._insertion.target)
 
     def _save(self, name: str, x: Tensor) -> None:
@@ -175,7 +175,7 @@ class BottleneckLayer(AttachedLayer):
     def _add(self, here: Tensor) -> Tensor | None:
         """The tensor at the hook point with A of each active adapter added."""
         if not self._insertion.saves.keys() <= self._saved.keys():
-            return None  # this module runs more than once in a layer; this is not the FFN's turn
+            return None  # the module runs more than once in a layer, and this is not the FFN's run
         saved, self._saved = self._saved, {}
         result = here
         for name, samples in self.samples_by_adapter():
@@ -199,7 +199,7 @@ class BottleneckLayer(AttachedLayer):
         if insertion.input == "y + x":
             return total
         norm = insertion.layer.get_submodule(insertion.add_at.removesuffix(".in"))
-        normed: Tensor = norm.forward(total)  # a call of the norm would run this hook again
+        normed: Tensor = norm.forward(total)  # ``norm(total)`` would run this hook again
         return normed
 
     def adapt(self, name: str, x: Tensor) -> Tensor:
@@ -276,7 +276,8 @@ class BottleneckModel(AttachedModel):
         matched = BaseTuner._check_target_module_exists(peft_config, key)
         if matched and insertion_at(self.model, key, peft_config.placement) is None:
             found = self.candidates(peft_config)
-            # A norm behind all layers may have the name of a target in each, final_layer_norm.
+            # A norm behind all layers may have the name of a target in the layers, such as
+            # final_layer_norm.
             if any(f".{key}".endswith(f".{name}") for name in found):
                 return False
             target = PLACEMENTS[peft_config.placement].target
@@ -286,24 +287,18 @@ class BottleneckModel(AttachedModel):
             )
         return matched
 
-    def _create_and_replace(
-        self,
-        peft_config: BottleneckConfig,  # type: ignore[override]
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
+    def place(
+        self, config: BottleneckConfig, adapter_name: str, target: Any, parent: nn.Module, key: str
     ) -> None:
-        insertion = insertion_at(self.model, current_key, peft_config.placement)
+        """Add a layer to the holder of the target's insertion, if it has none, and its weights."""
+        insertion = insertion_at(self.model, key, config.placement)
         assert insertion is not None
         holder = insertion.layer.get_submodule(insertion.holder)
         layer = getattr(holder, insertion.child, None)
         if layer is None:
             layer = BottleneckLayer(insertion)
             holder.add_module(insertion.child, layer)
-        layer.update_layer(adapter_name, peft_config, self.model)
+        layer.update_layer(adapter_name, config, self.model)
         layer.train(holder.training)
 
 

@@ -1,8 +1,8 @@
 """Hooks at the hook points of a layer, which read the tensor there or replace it.
 
-Two kinds of hook points need more than a hook of PyTorch. LoRA wraps a linear layer, and takes the
-wrapper away when it is merged, so there the hook follows whatever module has the name. And what
-changes the output of a layer has to run inside of the layer's gradient checkpoint.
+A hook of PyTorch is not enough at two kinds of hook points. LoRA wraps a linear layer and removes
+the wrapper when it is merged: there ``FollowingHook`` moves to the module that has the name now.
+And a change of a layer's output must run within the layer's gradient checkpoint: ``LayerOutput``.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lorada.attention.hooks import FollowingHook
 from lorada.tuners.base.attached_layer import Removable
 from lorada.tuners.base.linears import linear_of
 
@@ -25,8 +26,8 @@ def hook_at(layer: nn.Module, point: str, change: Change, *, first: bool = False
     Args:
         layer: the layer.
         point: the hook point, such as ``mlp.out``: see ``layouts``.
-        change: what to call; no closure, which a deep copy of the model would share.
-        first: whether to call it before the changes that are there already. Has no effect at a
+        change: what to call. Not a closure, which a deep copy of the model would share.
+        first: whether to call it before the changes that are already there. Has no effect at a
             linear layer.
     """
     name, _, side = point.rpartition(".")
@@ -35,11 +36,15 @@ def hook_at(layer: nn.Module, point: str, change: Change, *, first: bool = False
         return output.add(change, first)
     module = layer.get_submodule(name)
     if linear_of(module) is not None:
-        return LinearHook(layer, name, side, change)
-    return _hook(module, side, change, first)
+        path, _, child = name.rpartition(".")
+        parent = layer.get_submodule(path)
+        hook = FollowingHook(parent, child, partial(_hook, side, change))
+        hook.follow(parent)  # now and not at the first call: hooks run in the order of placement
+        return hook
+    return _hook(side, change, module, first)
 
 
-def _hook(module: nn.Module, side: str, change: Change, first: bool = False) -> RemovableHandle:
+def _hook(side: str, change: Change, module: nn.Module, first: bool = False) -> RemovableHandle:
     # Partial functions and not closures: a deep copy of the model then calls its own adapters.
     if side == "in":
         return module.register_forward_pre_hook(
@@ -66,45 +71,15 @@ def _change_output(change: Change, module: nn.Module | None, args: Any, output: 
     return None if changed is None else (changed, *output[1:])
 
 
-class LinearHook:
-    """A hook on a linear layer, or on the outermost module that wraps it by now.
-
-    Each call of the parent checks which module that is, and moves the hook if it is another.
-    """
-
-    def __init__(self, layer: nn.Module, name: str, side: str, change: Change) -> None:
-        parent, _, self._name = name.rpartition(".")
-        self._side, self._change = side, change
-        self._module: nn.Module | None = None
-        self._handle: RemovableHandle | None = None
-        holder = layer.get_submodule(parent)
-        self._parent_handle = holder.register_forward_pre_hook(self._follow)
-        self._follow(holder, ())
-
-    def _follow(self, parent: nn.Module, args: Any) -> None:
-        module = getattr(parent, self._name)
-        if module is self._module:
-            return
-        if self._handle is not None:
-            self._handle.remove()
-        self._module, self._handle = module, _hook(module, self._side, self._change)
-
-    def remove(self) -> None:
-        """Take both hooks off the model."""
-        self._parent_handle.remove()
-        if self._handle is not None:
-            self._handle.remove()
-
-
 class LayerOutput:
     """All changes of the output of one layer, one after another.
 
     transformers checkpoints the ``forward`` of a layer, and the layer's own hooks run outside of
-    the checkpoint. A tensor saved inside must not be used there: it would stay in memory, or lose
+    the checkpoint. A tensor saved inside must not be used outside: it would stay in memory, or lose
     its gradient. So in a checkpointed forward, the checkpoint function makes the changes.
     """
 
-    key = "lorada_output"  # where the layer keeps it
+    key = "lorada_output"  # the attribute of the layer that holds this object
 
     def __init__(self, layer: nn.Module) -> None:
         self.changes: list[Change] = []
@@ -112,7 +87,7 @@ class LayerOutput:
         layer.__dict__[self.key] = self
         self._handles = [
             layer.register_forward_pre_hook(self._before),
-            # In front of hooks that transformers may have put there to collect hidden states.
+            # Before the hooks with which transformers may collect hidden states.
             layer.register_forward_hook(self._after, prepend=True),
         ]
 
@@ -139,14 +114,14 @@ class LayerOutput:
     def _before(self, layer: Any, args: Any) -> None:
         if getattr(layer, "gradient_checkpointing", False):
             plain = layer._gradient_checkpointing_func
-            plain = getattr(plain, "plain", plain)  # left there by a forward that failed
+            plain = getattr(plain, "plain", plain)  # a forward that failed left a ``_Checkpoint``
             layer._gradient_checkpointing_func = _Checkpoint(plain, self)
 
     def _after(self, layer: Any, args: Any, output: Any) -> Any:
         if getattr(layer, "gradient_checkpointing", False):
             checkpoint = layer._gradient_checkpointing_func
             layer._gradient_checkpointing_func = checkpoint.plain
-            if checkpoint.ran:  # not in eval mode or without gradients
+            if checkpoint.ran:  # False in eval mode and without gradients
                 return None
         return self.changed(output)
 

@@ -1,10 +1,10 @@
-"""Where the FFN and the attention are in the layers of each architecture, as two tables.
+"""Two tables: where the FFN and the attention are in the layers of each architecture.
 
 A hook point names a tensor in a layer: ``mlp.out`` is the output of the layer's module ``mlp`` (the
 first, if it returns several), ``mlp.in`` its first input, and ``out`` the output of the layer.
 
-x stands for the residual stream in front of the FFN and y for what the FFN gives. A pre-LN layer
-computes y = FFN(LN(x)) and returns x + y; a post-LN layer y = FFN(x) and returns LN(x + y).
+x is the residual stream in front of the FFN and y the output of the FFN. A pre-LN layer computes
+y = FFN(LN(x)) and returns x + y; a post-LN layer computes y = FFN(x) and returns LN(x + y).
 """
 
 import re
@@ -26,17 +26,17 @@ class FfnLayout:
     """The FFN in one kind of layer.
 
     Attributes:
-        module: name of the module that holds the adapter, and by which ``target_modules`` chooses
-            the FFN. It is the FFN itself, or one next to it if the FFN is not one module.
-        norms: names of all norms of the layer. They tell one kind of layer from another.
+        module: name of the module that holds the adapter; ``target_modules`` chooses the FFN by it.
+            It is the FFN itself, or a module next to it if the FFN is not one module.
+        norms: names of all norms of the layer. They identify the kind of layer.
         residual: hook points of x. If there are several, the last one that runs counts.
-        input: hook points of what the FFN reads, likewise: LN(x), or x in a post-LN layer.
+        input: hook points of the FFN's input, likewise: LN(x), or x in a post-LN layer.
         output: hook point of y; empty if no module returns y alone.
-        total: hook point of x + y; empty if ``output`` has y behind the FFN's dropout already.
+        total: hook point of x + y; empty if ``output`` is behind the FFN's dropout.
         norm: name of the norm that reads x + y in a post-LN layer; empty in a pre-LN layer.
-        parallel: whether attention and FFN both read the same x, so that the layer returns
-            x + Attn(LN(x)) + y and x + y is nowhere.
-        when: what else must hold of a layer, where the names of modules are not enough.
+        parallel: whether attention and FFN both read the same x. The layer then returns
+            x + Attn(LN(x)) + y, and no tensor holds x + y.
+        when: a further condition on the layer, if the names of modules are not enough.
     """
 
     module: str
@@ -56,14 +56,14 @@ class FfnLayout:
 
 
 def _mlp(norm: str, *other_norms: str, output: str = "mlp.out", **more: Any) -> FfnLayout:
-    """A pre-LN layer whose FFN is a module ``mlp`` behind a norm."""
+    """A pre-LN layer with an FFN ``mlp`` behind a norm."""
     return FfnLayout(
         "mlp", (norm, *other_norms), (f"{norm}.in",), ("mlp.in",), output=output, **more
     )
 
 
 def _fc_pre_ln(*other_norms: str) -> FfnLayout:
-    """A pre-LN layer of Fairseq's kind: linear layers fc1 and fc2, and no module around both."""
+    """A pre-LN layer like Fairseq's: linear layers fc1 and fc2, and no module around both."""
     norm = "final_layer_norm"
     return FfnLayout(
         norm, (norm, *other_norms), (f"{norm}.in",), (f"{norm}.out",), total="out", when=_is_pre_ln
@@ -71,7 +71,7 @@ def _fc_pre_ln(*other_norms: str) -> FfnLayout:
 
 
 def _fc_post_ln(*other_norms: str) -> FfnLayout:
-    """A post-LN layer of Fairseq's kind, whose FFN reads what the norms in front of it give."""
+    """A post-LN layer like Fairseq's: the FFN reads the output of the norms in front of it."""
     norm, x = "final_layer_norm", tuple(f"{other}.out" for other in other_norms)
     return FfnLayout(
         norm, (norm, *other_norms), x, x, total=f"{norm}.in", norm=norm, when=_is_post_ln
@@ -82,7 +82,7 @@ def _is(*names: str) -> Condition:
     return lambda layer: any(cls.__name__ in names for cls in type(layer).__mro__)
 
 
-# Both kinds have the same modules. An attribute of OPT's layers tells; of the others, the class.
+# Both kinds have the same modules. They differ in an attribute (OPT) or in their class (others).
 def _is_pre_ln(layer: nn.Module) -> bool:
     known = _is("MBartEncoderLayer", "MBartDecoderLayer", "WhisperEncoderLayer",
                 "WhisperDecoderLayer")  # fmt: skip
@@ -103,11 +103,11 @@ FFN_LAYOUTS = (
     _mlp(*_LLAMA, total="out", when=_FALCON),
     _mlp("input_layernorm", total="out", parallel=True, when=_FALCON),
     _mlp("ln_mlp", "ln_attn", total="out", parallel=True, when=_FALCON),
-    # GPT-NeoX, whose layers are seldom other than parallel.
+    # GPT-NeoX; its layers are nearly always parallel.
     _mlp(*_LLAMA, output="post_mlp_dropout.out", parallel=True),
     # Phi-3.
     _mlp(*_LLAMA, output="resid_mlp_dropout.out"),
-    # Bloom, whose mlp gets x as well and returns x + y.
+    # Bloom; its mlp also gets x and returns x + y.
     _mlp(*_LLAMA, output="mlp.dense_4h_to_h.out", total="mlp.out", when=_is("BloomBlock")),
     # Llama, Mistral, Qwen, Gemma.
     _mlp(*_LLAMA),
@@ -121,7 +121,7 @@ FFN_LAYOUTS = (
     _mlp("ln_2", "ln_1"),
     _mlp("ln_1", parallel=True),
     _mlp("mlp_norm", "attn_norm"),
-    # T5, where attention and FFN are layers of their own.
+    # T5, which has a separate layer for the FFN.
     FfnLayout("DenseReluDense", norms=("layer_norm",), residual=("layer_norm.in",),
               input=("DenseReluDense.in",), output="dropout.out"),
     # BERT, RoBERTa, DeBERTa.
@@ -133,7 +133,7 @@ FFN_LAYOUTS = (
     # mBART, Whisper, most of OPT: layers of a decoder behind an encoder; all others.
     _fc_pre_ln("self_attn_layer_norm", "encoder_attn_layer_norm"),
     _fc_pre_ln("self_attn_layer_norm"),
-    # BART, OPT-350m: likewise.
+    # BART, OPT-350m: layers of a decoder behind an encoder; all others.
     _fc_post_ln("self_attn_layer_norm", "encoder_attn_layer_norm"),
     _fc_post_ln("self_attn_layer_norm"),
 )  # fmt: skip
@@ -176,5 +176,5 @@ def attentions_of(layer: nn.Module) -> list[tuple[str, str]]:
 
 
 def has_attention(layer: nn.Module) -> bool:
-    """Whether a layer has an attention, known or not; T5's layers of an FFN have none."""
+    """Whether a layer has an attention, known or not; T5 has layers with only an FFN."""
     return any("ttention" in type(module).__name__ for module in layer.modules())

@@ -1,7 +1,7 @@
 """The placements of bottleneck adapters: where each puts them, and its default settings.
 
-With x the residual stream, y = FFN(LN(x)), or FFN(x) in a post-LN layer, and W a linear layer whose
-input is x:
+x is the residual stream, or the input of an attention or of a linear layer W; y is FFN(LN(x)), or
+FFN(x) in a post-LN layer:
 
     placement      the layer computes                       from
     ffn            y + A(x)                                 He et al., 2021 (Adapter-FFN, PA(ffn))
@@ -30,7 +30,7 @@ from lorada.tuners.bottleneck.layouts import FfnLayout, attentions_of, ffn_layou
 
 @dataclass(frozen=True)
 class Defaults:
-    """Settings of a ``BottleneckConfig`` that its placement decides if the user does not."""
+    """Settings of a ``BottleneckConfig`` whose default depends on the placement."""
 
     activation: str = "relu"
     use_bias: bool = True
@@ -42,10 +42,10 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Placement:
-    """What ``BottleneckConfig.placement`` stands for.
+    """One value of ``BottleneckConfig.placement``.
 
     Attributes:
-        target: what ``target_modules`` names, for error messages.
+        target: the kind of module that ``target_modules`` names, for error messages.
         defaults: its default settings.
         linears: the linear layers that are its default targets, by LLaMA's names; empty
             for placements on FFN or attention.
@@ -76,17 +76,17 @@ class Insertion:
     Attributes:
         layer: the transformer layer.
         target: the module that ``target_modules`` names.
-        holder: the module that has the adapter as its child: the target, or, since a linear layer
-            may be wrapped later, the parent of a linear target.
-        child: name of the adapter in the holder; saved files have it.
+        holder: the module that has the adapter as its child: the target, or the parent of a linear
+            target, since a linear layer may be wrapped later.
+        child: name of the adapter in the holder, also in saved files.
         add_at: hook point where A is added.
-        saves: hook points whose tensors are saved for A, by the name that each is saved under. Of
-            several for one name, the last one that runs counts. A is added only after each name
-            has its tensor.
-        input: which tensor feeds A: a saved one (``saved``), the tensor at the hook point
-            (``here``), that minus the saved x (``here - x``), the sum of the saved y and x, or y
-            alone if no x is saved (``y + x``), or the norm of that sum (``LN(y + x)``).
-        widths: of A's input and output; None if both are the model's hidden width.
+        saves: hook points of the tensors to save for A, by the name that each is saved under. If a
+            name has several, the last one that runs counts. A is added only after every name has a
+            tensor.
+        input: which tensor feeds A. ``saved``: a saved one. ``here``: the tensor at ``add_at``.
+            ``here - x``: that minus the saved x. ``y + x``: the sum of the saved y and x, or y if
+            no x is saved. ``LN(y + x)``: the norm of that sum.
+        widths: widths of A's input and output; None if both are the model's hidden width.
         may_norm: whether the setting ``layer_norm`` applies.
     """
 
@@ -102,7 +102,7 @@ class Insertion:
 
 
 def insertions(layer: nn.Module, placement: str) -> dict[str, Insertion]:
-    """The adapters that a placement can put in a layer, by target; none if it does not know it."""
+    """The adapters that a placement can put in a layer, by target; empty for an unknown layer."""
     ffn = ffn_layout_of(layer)
     if PLACEMENTS[placement].linears:
         found = [_on_linear(layer, name, placement) for name in linears(layer)]
@@ -122,8 +122,8 @@ def insertions(layer: nn.Module, placement: str) -> dict[str, Insertion]:
 
 
 def insertion_at(model: nn.Module, key: str, placement: str) -> Insertion | None:
-    """The adapter that a placement puts on the module of this name; None if it puts none there."""
-    # Only modules of a list are layers; the model above them has the same names further down.
+    """The adapter that a placement puts on the module named ``key``; None if it puts none there."""
+    # Layers are the modules of a list, so the part of the name up to the last number is the layer.
     inside = re.match(r"((?:.*\.)?\d+)\.(.+)$", key)
     if inside is None:
         return None
@@ -161,8 +161,8 @@ def _on_linear(layer: nn.Module, name: str, placement: str) -> Insertion:
 
 
 def _beside_attention(layer: nn.Module, attention: str, projection: str) -> Insertion:
-    # The heads are the input of the output projection. If that is no part of the attention's own
-    # module, they are the output of the module.
+    # The heads are the input of the output projection. If the projection is outside of the
+    # attention module, they are also the module's output.
     inside = projection.startswith(f"{attention}.")
     heads = f"{projection}.in" if inside else f"{attention}.out"
     fan_in, fan_out = _widths(layer, projection)
@@ -185,20 +185,21 @@ def _beside_ffn(layer: nn.Module, ffn: FfnLayout) -> Insertion:
 
 def _behind_ffn(layer: nn.Module, ffn: FfnLayout) -> Insertion:
     where = (layer, ffn.module, ffn.module, "bneck_houlsby")
-    # He et al. normalise the input of the adapters behind attention alone.
+    # He et al. normalise the input only of the adapters behind attention.
     if not ffn.output:
         return Insertion(*where, ffn.total, {"x": ffn.residual}, "here - x", may_norm=False)
-    # A dropout may serve the attention before the FFN: until the FFN has run, nothing is added.
+    # The FFN's input is saved only as a sign that the FFN runs now: ``ffn.output`` may be a dropout
+    # that also runs for the attention.
     return Insertion(*where, ffn.output, {"input": ffn.input}, "here", may_norm=False)
 
 
 def _behind_residual_sum(layer: nn.Module, ffn: FfnLayout) -> Insertion:
-    """Pfeiffer's: it reads y before other parts add to it, as AutoPEFT does."""
+    """Pfeiffer's adapter, which reads y before other parts add to it, as in AutoPEFT."""
     where = (layer, ffn.module, ffn.module, "bneck_pfeiffer")
-    if ffn.parallel:  # there is no x + y, so A reads y alone
+    if ffn.parallel:  # no tensor holds x + y, so A reads only y
         return Insertion(*where, ffn.output, {"y": (ffn.output,), "input": ffn.input}, "y + x")
     saves: dict[str, tuple[str, ...]] = {"y": (ffn.end,)}
-    if not ffn.total:  # else what is saved as y is x + y already
+    if not ffn.total:  # else the tensor at ``ffn.end`` is x + y
         saves["x"] = ffn.residual
     if ffn.norm:
         return Insertion(*where, f"{ffn.norm}.in", saves, "LN(y + x)")

@@ -1,1 +1,1 @@
-"""OMoE: orthogonal LoRA or DoRA experts, mixed by a router."""
+"""OMoE: orthogonal LoRA or DoRA experts on each linear layer, mixed by a router."""

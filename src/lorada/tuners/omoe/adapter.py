@@ -2,10 +2,10 @@
 
     y = W x + Σ_i g_i u_i,   g = softmax(W_r x),   (u_1, …, u_E) = Gram-Schmidt of (e_1, …, e_E)
 
-for one token x. The output e_i of expert i is (α/r) B_i A_i x for LoRA, and for DoRA the change
-that DoRA with the magnitude of expert i makes to W x. Gram-Schmidt makes the outputs orthogonal.
-"OMoE: Diversifying Mixture of Low-Rank Adaptation by Orthogonal Finetuning" (2025); its parameter
-counts are those of E = 2 DoRA experts of rank 16 on the FFN.
+for one token x. For LoRA the output e_i of expert i is (α/r) B_i A_i x. For DoRA it is the change
+of W x by DoRA with the matrices and the magnitude of expert i. Gram-Schmidt makes the outputs
+orthogonal. "OMoE: Diversifying Mixture of Low-Rank Adaptation by Orthogonal Finetuning" (2025). The
+parameter counts in it are those of E = 2 DoRA experts of rank 16 on the FFN.
 """
 
 import math
@@ -44,8 +44,8 @@ class OmoeConfig(LoradaPeftConfig):
         use_dora: True for DoRA experts, each with its own magnitude; False for LoRA experts.
         routing: ``soft`` mixes all experts; ``top2`` the two with the largest g_i, divided by their
             sum.
-        normalize: whether each u_i is divided by its norm. B is then drawn from N(0, 0.001²),
-            since B = 0 has no direction, and the model does not start as the base.
+        normalize: whether each u_i is divided by its norm. B then starts from N(0, 0.001²), since
+            B = 0 has no direction, and so the model does not start as the base.
         target_modules: names or a regex of the linear layers that get experts; None for the three
             of the FFN of LLaMA-like models.
         exclude_modules: names or a regex of modules to leave out.
@@ -129,7 +129,7 @@ class OmoeLayer(DeltaLayer):
             ratio = wide(self.lora_magnitude(name)) / row_norms(self.matrix(), down, up, scale)
             experts = ratio * experts + (ratio - 1) * self.without_bias(output).unsqueeze(-2)
         shares = expert_shares(F.linear(x, self.lora_router(name)), config.routing)
-        # Not a matrix product, which autocast would compute in half precision.
+        # A sum and not a matrix product, which autocast would compute in half precision.
         return (shares.unsqueeze(-1) * orthogonalise(experts, config.normalize)).sum(-2)
 
 
@@ -138,7 +138,7 @@ class OmoeModel(DeltaModel):
 
     tuner_layer_cls = OmoeLayer
     target_module_mapping: ClassVar[dict[str, list[str]]] = dict.fromkeys(LLAMAS, FFN)
-    not_mergeable = "each token mixes their experts in its own way; keep them as an adapter"
+    not_mergeable = "the mixture of their experts differs by token; keep them as an adapter"
 
 
 register("OMOE", OmoeConfig, OmoeModel)

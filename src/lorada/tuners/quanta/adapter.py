@@ -1,10 +1,10 @@
-"""QuanTA as a PEFT tuner: adds to a linear layer a full-rank matrix that is a product of gates.
+"""QuanTA as a PEFT tuner: adds a full-rank matrix, the product of small gates, to a linear layer.
 
     y = W x + (T - S) x
 
 Chen et al., "QuanTA: Efficient High-Rank Fine-Tuning of LLMs with Quantum-Informed Tensor
-Adaptation" (2024). T is the product of the gates (see ``gates``). S is the same product of frozen
-copies of the gates as they were at the start, so that the change is exactly zero at step 0.
+Adaptation" (2024). T is the product of the gates (see ``gates``). S is the product of frozen copies
+of the gates from before training, so that T - S is exactly zero at step 0.
 """
 
 import hashlib
@@ -36,13 +36,13 @@ class QuantaConfig(LoradaPeftConfig):
         dims: factors of the width D on which the gates work, first axis first, as
             ``[16, 8, 8, 4]`` or ``"16-8-8-4"``. D must be the input or the output width of every
             target. If the other width is larger, only its first D numbers are read or written.
-            None takes the model's hidden width as D, or the input width of a target without that
-            width. It takes the paper's factors for 4096 (16-8-8-4) and 5120 (16-8-8-5), and four
-            factors as equal as possible for any other D (6-6-4-4 for 576).
+            With None, D is the model's hidden width, or the input width of a target that has no
+            side of that width. The factors are then the paper's for 4096 (16-8-8-4) and 5120
+            (16-8-8-5), and else four factors as equal as possible (6-6-4-4 for 576).
         dropout: rate of the dropout on x in (T - S) x.
         seed: None draws the gates with torch's global generator and saves S with T. A number seeds
-            the draw for each target, so that S is drawn again on loading and the file has T alone,
-            half the size.
+            the gates of each target. S is then drawn again on loading, and the saved file has only
+            T, which is half the size.
         target_modules: names or a regex of the linear layers; None for query and value.
         exclude_modules: names or a regex of modules to leave out.
 
@@ -82,8 +82,8 @@ def _factors(dims: Any) -> list[int]:
 class Gates(nn.Module):
     """The gates of one adapter on one linear layer, and frozen copies of them from the start.
 
-    Gate (a, b) is the parameter ``a_b``, its copy the buffer ``start_a_b``. It is a module, since
-    accelerate brings offloaded weights back when the module that owns them is called.
+    Gate (a, b) is the parameter ``a_b``, its copy the buffer ``start_a_b``. They have their own
+    module, since accelerate loads offloaded weights when the module that owns them is called.
     """
 
     def __init__(self, dims: list[int], gates: list[Tensor], start: list[Tensor], save: bool):
@@ -103,13 +103,10 @@ class Gates(nn.Module):
         return [getattr(self, f"start_{name}") for name in self.names]
 
     def forward(self, x: Tensor, width: int) -> Tensor:
-        """(T - S) x (…, width), in the dtype of the gates.
-
-        T x and S x stay close, and half precision would round much of their difference away. So
-        autocast is off.
-        """
+        """(T - S) x (…, width), in the dtype of the gates."""
         gates = self.trained()
         x = x.to(gates[0].dtype)
+        # T x and S x are close, and half precision would round away much of their difference.
         with no_autocast(x):
             changed = apply_to_width(x, gates, self.dims, width)
             return changed - apply_to_width(x, self.start(), self.dims, width)
@@ -145,7 +142,7 @@ class QuantaLayer(DeltaLayer):
         generator = None if config.seed is None else _generator(config.seed, key)
         start = draw_gates(dims, generator)
         gates = [gate.clone() for gate in start]
-        if not config.init_weights:  # √3 undoes what a gate takes from the length of a vector
+        if not config.init_weights:  # a gate shrinks a vector by √3 on average; undo that
             gates = [math.sqrt(3) * gate for gate in draw_gates(dims, generator)]
         start, gates = ([gate.to(device) for gate in drawn] for drawn in (start, gates))
         self.lora_gates[adapter_name] = Gates(dims, gates, start, save=config.seed is None)
@@ -182,13 +179,13 @@ class QuantaLayer(DeltaLayer):
         return gates.matrix(self.out_features, self.in_features)
 
     def get_base_weight(self) -> Tensor:
-        """The weight as the linear layer stores it, dequantised where it is quantised."""
+        """The weight as the linear layer stores it; a quantised one is dequantised."""
         weight: Tensor = BaseTunerLayer.get_base_weight(self)
         return weight
 
 
 def _generator(seed: int, key: str) -> torch.Generator:
-    """A generator that depends on nothing but a seed and the name of a linear layer."""
+    """A generator that depends only on a seed and the name of a linear layer."""
     digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 

@@ -1,4 +1,4 @@
-"""The operator T of QuanTA as pure functions: a fast form, and a slow one to test it against.
+"""The operator T of QuanTA as pure functions: a fast form, and a slow form to test it.
 
 Chen et al., "QuanTA: Efficient High-Rank Fine-Tuning of LLMs with Quantum-Informed Tensor
 Adaptation" (2024). A vector of D = d_1 ⋯ d_n numbers is seen as a tensor with axes 1 … n. Each pair
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-AXES = 4  # of a default factorisation
+AXES = 4  # number of factors of a default factorisation
 
 # The paper's factorisations. The rule of ``default_dims`` would find others.
 PAPER_DIMS = {4096: (16, 8, 8, 4), 5120: (16, 8, 8, 5)}
@@ -44,8 +44,8 @@ def parameter_count(dims: Sequence[int]) -> int:
 def default_dims(width: int) -> tuple[int, ...]:
     """The default factors of a width: the paper's, or else four factors as equal as possible.
 
-    These are the four with the least sum, largest first: 576 = 6·6·4·4. A width with fewer than
-    four prime factors is split into those.
+    These are the four with the least sum, largest first: 576 = 6·6·4·4. A width with two or three
+    prime factors gets just those.
 
     Raises:
         ValueError: for a prime width or 1, which has no two factors above 1.
@@ -54,18 +54,17 @@ def default_dims(width: int) -> tuple[int, ...]:
         return PAPER_DIMS[width]
     for axes in range(AXES, 1, -1):
         if found := factorisations(width, axes):
+            # Equal factors give the smallest gates; ``dims`` itself decides between equal sums.
             return min(found, key=lambda dims: (sum(dims), dims))
     raise ValueError(f"a width of {width} is no product of two factors above 1")
 
 
 def factorisations(number: int, factors: int, most: int | None = None) -> list[tuple[int, ...]]:
-    """All ways to write a number as a product of factors above 1, largest factor first.
+    """All ways to write ``number`` as a product of ``factors`` numbers above 1, largest first.
 
-    Args:
-        number: the product.
-        factors: how many factors there are.
-        most: the largest that a factor may be.
+    ``most`` is the largest that a factor may be.
     """
+    # Each factor limits the next, so every product is found once and in order.
     most = number if most is None else min(most, number)
     if factors == 1:
         return [(number,)] if 1 < number <= most else []
@@ -80,15 +79,11 @@ def factorisations(number: int, factors: int, most: int | None = None) -> list[t
 def draw_gates(
     dims: Sequence[int], generator: torch.Generator | None = None
 ) -> list[Float[Tensor, "_ _"]]:
-    """Fresh gates, uniform in ±1/√P (Kaiming with a = √5), in float32 on the CPU.
-
-    Args:
-        dims: the factors of the width.
-        generator: draws them; None for torch's global one.
-    """
+    """Random gates, uniform in ±1/√P (Kaiming with a = √5), in float32 on the CPU."""
     gates = []
     for size in gate_sizes(dims):
         bound = 1 / math.sqrt(size)
+        # On the CPU in a fixed dtype, so that a seed gives the same gates on every machine.
         gate = torch.empty(size, size, dtype=torch.float32, device="cpu")
         gates.append(gate.uniform_(-bound, bound, generator=generator))
     return gates
@@ -101,6 +96,7 @@ def apply_gates(
     batch = x.shape[:-1]
     x = x.reshape(math.prod(batch), *dims)  # the batch is dimension 0, so axis a is dimension a
     for (a, b), gate in zip(pairs(len(dims)), gates, strict=True):
+        # With axes a and b last, the gate is one matrix product over all other axes at once.
         last = x.movedim((a, b), (-2, -1))
         mixed = (last.flatten(-2) @ gate.T).view(last.shape)
         x = mixed.movedim((-2, -1), (a, b))
@@ -108,7 +104,7 @@ def apply_gates(
 
 
 def crop_or_pad(x: Float[Tensor, "*B _"], width: int) -> Float[Tensor, "*B _"]:
-    """The first ``width`` numbers of every vector, with zeros behind a shorter one."""
+    """The first ``width`` numbers of every vector; a shorter vector is filled up with zeros."""
     if x.shape[-1] >= width:
         return x[..., :width]
     return F.pad(x, (0, width - x.shape[-1]))
@@ -120,7 +116,7 @@ def apply_to_width(
     dims: Sequence[int],
     width: int,
 ) -> Float[Tensor, "*B _"]:
-    """T x, where x and the result may have other widths than D: both are cropped or padded."""
+    """T x for an x and a result of any width: both are cropped or padded to fit D."""
     return crop_or_pad(apply_gates(crop_or_pad(x, math.prod(dims)), gates, dims), width)
 
 
@@ -131,6 +127,7 @@ def as_matrix(
 
     Column i is T e_i, with e_i the unit vector. Columns from D on are zero.
     """
+    # The rows of the identity are the unit vectors, so their images are the columns of T.
     used = min(columns, math.prod(dims))
     eye = torch.eye(used, dtype=gates[0].dtype, device=gates[0].device)
     return crop_or_pad(apply_to_width(eye, gates, dims, rows).T, columns)
@@ -150,6 +147,7 @@ def as_matrix_reference(
         d_a, d_b = dims[a - 1], dims[b - 1]
         # einsum gets index c for axis c of the output, and n + c for axis c of the input.
         operands: list[object] = [gate.reshape(d_a, d_b, d_a, d_b), [a, b, n + a, n + b]]
+        # The gate does not change the other axes.
         for c in set(range(1, n + 1)) - {a, b}:
             operands += [torch.eye(dims[c - 1]).to(gate), [c, n + c]]
         dense = torch.einsum(*operands, list(range(1, 2 * n + 1)))  # type: ignore[arg-type]

@@ -18,9 +18,9 @@ class LoradaConfig(LoradaPeftConfig):
     """A stack of parts that is one adapter: one config file, one safetensors file.
 
     Attributes:
-        parts: PEFT configs, or their dictionaries as in adapter_config.json. Options that are set
-            on the stack itself (``layers_to_transform``, ``modules_to_save``, ``init_weights``,
-            ``inference_mode``) hold for every part that does not say otherwise.
+        parts: PEFT configs, or their dictionaries as in adapter_config.json. Options of the stack
+            itself (``layers_to_transform``, ``modules_to_save``, ``init_weights``,
+            ``inference_mode``) hold for every part that does not set them.
 
     Raises:
         ValueError: for an empty stack, or a part that PEFT does not inject into layers.
@@ -38,7 +38,8 @@ class LoradaConfig(LoradaPeftConfig):
 
     @property
     def starts_as_base(self) -> bool:
-        """Whether no part changes the outputs of the base model at the start; PEFT's do not."""
+        """Whether no part changes the outputs of the base model at the start."""
+        # PEFT's parts have no such property; by default they start as the base.
         return self.init_weights and all(getattr(p, "starts_as_base", True) for p in self.parts)
 
     @property
@@ -47,7 +48,7 @@ class LoradaConfig(LoradaPeftConfig):
         return all(getattr(part, "mergeable", True) for part in self.parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as JSON-ready data, parts included, as this version writes it."""
+        """The config as JSON-ready data, parts included, with the version of this package."""
         own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "parts"}
         parts = [
             {key: sorted(value) if isinstance(value, set) else value for key, value in part.items()}
@@ -58,7 +59,7 @@ class LoradaConfig(LoradaPeftConfig):
 
 def _as_config(part: Any, stack: LoradaConfig) -> PeftConfig:
     if isinstance(part, PeftConfig):
-        return copy.deepcopy(part)  # placing a part fills it in; the caller's stays as it is
+        return copy.deepcopy(part)  # placing a part changes its config; the caller's must not
     if isinstance(part, dict) and "peft_type" in part:
         _refuse_unknown(part, stack)
         return PeftConfig.from_peft_type(**{**part, "inference_mode": stack.inference_mode})
@@ -74,7 +75,7 @@ def _refuse_unknown(part: dict[str, Any], stack: LoradaConfig) -> None:
             f"upgrade them, or leave the part out{saved_by(stack)}"
         )
     if part.get("peft_version") is not None:
-        return  # PEFT wrote it: a newer version may know more settings, and PEFT warns of those
+        return  # PEFT wrote it, and warns itself of the settings of a newer PEFT
     known = PEFT_TYPE_TO_CONFIG_MAPPING[kind].__dataclass_fields__
     for name in part:
         if name not in known:

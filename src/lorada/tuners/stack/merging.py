@@ -1,4 +1,4 @@
-"""Merging the parts of a stack: which can be, in what order, and what stays an adapter."""
+"""Merging the parts of a stack: which parts can be merged, in what order, and which are kept."""
 
 import warnings
 from collections.abc import Iterator
@@ -20,12 +20,9 @@ from lorada.tuners.stack.nesting import wraps
 
 
 def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> None:
-    """Refuse to merge an adapter with a part around modules that cannot be merged into them.
+    """Refuse to merge an adapter if one of its parts wraps modules and cannot be merged.
 
-    Args:
-        model: the model the parts are on.
-        name: of the adapter.
-        tuners: of its parts; those of attached parts are passed over.
+    ``tuners`` are the tuners of its parts; those of attached parts are ignored.
 
     Raises:
         ValueError: naming the part.
@@ -37,7 +34,7 @@ def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> 
         if reason := _unmergeable(part, tuner):
             raise ValueError(f"{reason}: keep it as an adapter")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tied weights, which get one each here
+            warnings.simplefilter("ignore")  # about tied weights, which we untie
             tuner._check_merge_allowed()
     for place, chain in wrappers(model).items():
         for layer in chain:
@@ -53,7 +50,7 @@ def _unmergeable(part: Any, tuner: BaseTuner) -> str | None:
     if tokens := getattr(part, "alora_invocation_tokens", None):
         return (
             f"alora_invocation_tokens={tokens} changes only what follows these tokens, "
-            "which no weight can say"
+            "which a merged weight cannot do"
         )
     if getattr(part, "layer_replication", None):
         return "layer_replication makes layers that share their weights, so none can be changed"
@@ -77,14 +74,14 @@ def one_line_errors() -> Iterator[None]:
 
 
 def merge_inner(model: nn.Module, **options: Any) -> None:
-    """Merge the layers that PEFT's ``merge_and_unload`` does not see: it takes the outermost."""
+    """Merge all but the outermost layers; PEFT's ``merge_and_unload`` merges only those."""
     for chain in wrappers(model).values():
         for layer in reversed(chain[1:]):
             layer.merge(**options)
 
 
 def merge_all(model: nn.Module, **options: Any) -> None:
-    """Merge from the inside out: an outer layer, such as IA3's, scales what the inner ones add."""
+    """Merge from the inside out: an outer layer, such as IA3's, scales the terms of inner ones."""
     merge_inner(model, **options)
     for chain in wrappers(model).values():
         with onload_layer(chain[0]):
@@ -94,21 +91,19 @@ def merge_all(model: nn.Module, **options: Any) -> None:
 def merge_and_keep_attached(stack: Any, name: str) -> nn.Module:
     """Merge the parts of an adapter that wrap modules, and put the attached ones on the result.
 
-    Args:
-        stack: the ``LoradaModel``, which is used up.
-        name: of the adapter.
+    ``stack`` is a ``LoradaModel``, which cannot be used afterwards.
 
     Returns:
         A ``PeftModel`` over the merged base, or the merged base itself if no part remains.
 
     Raises:
-        ValueError: for a part that cannot be merged; the stack is as it was then.
+        ValueError: for a part that cannot be merged; the stack is then unchanged.
     """
     refuse_unmergeable(stack.model, name, stack.tuners_of(name))
     config = stack.peft_config[name]
     merged = [part for part in config.parts if wraps(part)]
     rest = [part for part in config.parts if not wraps(part)]
-    config.parts = rest  # so that the state dict has their weights alone
+    config.parts = rest  # so that the state dict has only their weights
     state = get_peft_model_state_dict(stack, adapter_name=name)
     attached = {n for n, module in stack.named_modules() if isinstance(module, AttachedLayer)}
     weights = {
@@ -122,6 +117,6 @@ def merge_and_keep_attached(stack: Any, name: str) -> nn.Module:
         return base
     fields = {"task_type": config.task_type, "base_model_type": config.base_model_type}
     model: nn.Module = get_peft_model(base, type(config)(parts=rest, **fields))
-    # A task head, which PEFT puts into every adapter of such a task, is the base's by now.
+    # PEFT adds a task head to every adapter of such a task. The trained head is in the base now.
     set_peft_model_state_dict(model, {**get_peft_model_state_dict(model), **weights})
     return model.train(stack.training)

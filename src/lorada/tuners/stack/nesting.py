@@ -1,8 +1,8 @@
 """Several parts around one module, and several adapters with different parts there.
 
 PEFT wraps: LoRA and then IA3 on one module give ``IA3(base_layer=LoRA(base_layer=Linear))``. Within
-one adapter the order is that of its parts. A second adapter must find the layers of the first, and
-its file must not depend on what else was loaded, so names are saved as if it were alone.
+one adapter the order is that of its parts. A second adapter must find the layers of the first. The
+file of an adapter must not depend on other adapters, so its names are those it would have alone.
 """
 
 import re
@@ -28,18 +28,18 @@ def tuner_of(part: PeftConfig) -> type[BaseTuner]:
 
 
 def wraps(part: PeftConfig) -> bool:
-    """Whether a part is placed around modules, and not attached beside them."""
+    """Whether a part wraps modules instead of being attached to them."""
     return not issubclass(tuner_of(part), AttachedModel)
 
 
 def part_kind(tuner: BaseTuner, adapter_name: str) -> tuple[type, str | None]:
-    """What two parts on one module must differ in; bottlenecks may have two placements there."""
+    """Layer class and placement of a part; two parts on one module must differ in them."""
     config = tuner.peft_config[adapter_name]
     return tuner.tuner_layer_cls, getattr(config, "placement", None)
 
 
 def layer_kind(layer: nn.Module) -> type:
-    """The class that a tuner looks its layers up by; AdaLoRA's layers are also LoRA layers."""
+    """The class by which a tuner finds its layers; AdaLoRA's layers are also LoRA layers."""
     kinds = {tuner.tuner_layer_cls for tuner in PEFT_TYPE_TO_TUNER_MAPPING.values()
              if hasattr(tuner, "tuner_layer_cls")}  # fmt: skip
     return next((cls for cls in type(layer).__mro__ if cls in kinds), type(layer))
@@ -49,7 +49,7 @@ def layer_kind(layer: nn.Module) -> type:
 def own_layers_outermost(model: nn.Module, tuner_cls: type[BaseTuner]) -> Iterator[None]:
     """Let a tuner find its own nested layers, so that it adds to them instead of wrapping again.
 
-    Within this context each such layer stands where the outermost one around it was.
+    Within this context each such layer takes the place of the outermost layer around it.
     """
     outermost = []
     for name, chain in wrappers(model).items():
@@ -67,7 +67,7 @@ def own_layers_outermost(model: nn.Module, tuner_cls: type[BaseTuner]) -> Iterat
 
 
 def check_order(model: nn.Module, adapter_name: str, parts: list[PeftConfig]) -> None:
-    """Refuse an adapter whose parts are nested in another order than they would be alone.
+    """Refuse an adapter if other adapters change the order in which its parts are nested.
 
     Raises:
         ValueError: naming the module.
@@ -84,7 +84,7 @@ def check_order(model: nn.Module, adapter_name: str, parts: list[PeftConfig]) ->
 
 
 def names_alone(model: nn.Module, adapter_name: str) -> dict[str, str]:
-    """Names of an adapter's wrapping layers → the names they have where it is the only adapter."""
+    """Names of an adapter's wrapping layers → their names if it were the only adapter."""
     names = {}
     for name, chain in wrappers(model).items():
         own = [depth for depth, layer in enumerate(chain) if has_adapter(layer, adapter_name)]
@@ -95,7 +95,7 @@ def names_alone(model: nn.Module, adapter_name: str) -> dict[str, str]:
 
 
 def rename(state_dict: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """A state dict in which some modules have other names."""
+    """A state dict with some modules renamed."""
     renamed = {}
     for key, value in state_dict.items():
         owner = _owner(key, names)
@@ -104,7 +104,7 @@ def rename(state_dict: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
 
 
 def keys_of_others(model: nn.Module, tuner_cls: type[BaseTuner], keys: Iterable[str]) -> set[str]:
-    """The keys that belong to tuner layers of another kind than those of ``tuner_cls``."""
+    """The keys of tuner layers of another kind than those of ``tuner_cls``."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
     owners = {key: _owner(key, layers) for key in keys}
     return {
@@ -115,7 +115,7 @@ def keys_of_others(model: nn.Module, tuner_cls: type[BaseTuner], keys: Iterable[
 
 
 def _owner(key: str, names: dict[str, Any]) -> str:
-    """The longest of ``names`` that ``key`` lies under; empty if none."""
+    """The longest of ``names`` that is a module above ``key``; empty if none is."""
     owner = key.rpartition(".")[0]
     while owner and owner not in names:
         owner = owner.rpartition(".")[0]
@@ -126,10 +126,10 @@ def _owner(key: str, names: dict[str, Any]) -> str:
 def part_named_in_errors(
     model: nn.Module, part: PeftConfig, parts: list[PeftConfig]
 ) -> Iterator[None]:
-    """Turn an error of placing a part into one line that names the part and what would fit.
+    """Turn an error of placing a part into one line that names the part and possible targets.
 
     Raises:
-        ValueError: in place of the ``ValueError`` that the part's tuner raised.
+        ValueError: in place of the ``ValueError`` of the part's tuner.
     """
     try:
         refuse_no_layers(part)

@@ -1,8 +1,8 @@
 """The tuner of a stack: several parts as one adapter.
 
-Each part is placed by its own ordinary tuner. Everything that PEFT does afterwards (activating,
-disabling, casting, saving) works on the tuner layers that it finds in the model, whichever tuner
-put them there. So LoRaDA-LA is a list of three parts and not a class.
+Each part is placed by its ordinary tuner. All that PEFT does afterwards (activating, disabling,
+casting, saving) works on the tuner layers in the model, no matter which tuner placed them. So
+LoRaDA-LA is a list of three parts and not a class.
 """
 
 from collections.abc import Iterator
@@ -49,9 +49,9 @@ from lorada.tuners.stack.nesting import (
     wraps,
 )
 
-# Options of a stack that hold for each part that does not set them.
+# Options of a stack that it passes on to each part that does not set them.
 FORWARDED = ("layers_to_transform", "layers_pattern")
-# What configs call the option whose value False starts from random weights.
+# The names, in different configs, of the option that is False for a start from random weights.
 INIT_OPTIONS = ("init_weights", "init_lora_weights", "init_ia3_weights")
 
 
@@ -64,7 +64,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kw: Any) -> None:
         refuse_known(model, adapter_name)
-        # The tuners of each adapter's parts; not as submodules, as each holds the whole model.
+        # The tuners of each adapter's parts. Not submodules, since each holds the whole model.
         self.__dict__["_tuners"] = {}
         if isinstance(known := vars(model).get("peft_config"), dict):
             self.__dict__["peft_config"] = dict(known)  # of adapters that transformers has loaded
@@ -89,7 +89,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
-        """Place every part of an adapter; what trains of earlier adapters stays as it was.
+        """Place every part of an adapter; earlier adapters stay trainable or frozen as before.
 
         Raises:
             ValueError: if two parts of one kind want the same module, if a part would wrap
@@ -105,7 +105,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         saved = model.__dict__.pop("peft_config", None)
         try:
             with all_or_nothing(model, adapter_name):
-                # Attached parts last: they watch modules, which a part like LN tuning replaces.
+                # Attached parts last: they put hooks on modules, which LN tuning would replace.
                 for part in sorted(config.parts, key=lambda part: not wraps(part)):
                     self._inject_part(model, adapter_name, part, low_cpu_mem_usage)
                 check_order(model, adapter_name, config.parts)
@@ -143,7 +143,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         if hasattr(part, "modules_to_save") and own_modules is None:
             part.modules_to_save = config.modules_to_save  # so that no part adapts such a module
         tuner_cls = tuner_of(part)
-        model.__dict__.pop("peft_config", None)  # a tuner that sees one joins it instead
+        model.__dict__.pop("peft_config", None)  # else the tuner would add its config to that
         with (
             own_layers_outermost(model, tuner_cls),
             part_named_in_errors(model, part, config.parts),
@@ -179,9 +179,9 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
     # Running.
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's forward, through a part that extends it (AdaLoRA adds to the loss)."""
+        """The model's forward, or that of a part which extends it (AdaLoRA adds to the loss)."""
         for name in self.active_adapters:
-            # One that was loaded for inference has nothing to add, and AdaLoRA's would fail.
+            # An adapter for inference needs no such loss, and AdaLoRA's forward would fail.
             for tuner in [] if self.peft_config[name].inference_mode else self.tuners_of(name):
                 if type(tuner).forward is not BaseTuner.forward:
                     return tuner(*args, **kwargs)
@@ -194,14 +194,14 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
             stack.enter_context(mixed_batch(self, names, *args, **kwargs))
             for tuner_cls in dict.fromkeys(map(type, self.tuners())):
                 if issubclass(tuner_cls, LoradaTuner):
-                    continue  # ``mixed_batch`` has told its layers
+                    continue  # ``mixed_batch`` has set the adapters in its layers
                 if names is not None and "_enable_peft_forward_hooks" not in vars(tuner_cls):
                     raise ValueError(
                         f"adapter_names: {tuner_cls.__name__.removesuffix('Model')} serves one "
                         "adapter at a time, so no batch is mixed while one of its kind is loaded"
                     )
                 if hasattr(tuner_cls, "_enable_peft_forward_hooks"):
-                    # Called on the stack: an inner tuner is no submodule and never sees eval().
+                    # Called on the stack: an inner tuner is not a submodule, so eval() misses it.
                     own = {**kwargs, "adapter_names": self._names_known_to(tuner_cls, names)}
                     stack.enter_context(tuner_cls._enable_peft_forward_hooks(self, *args, **own))
             yield
@@ -209,7 +209,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
     def _names_known_to(
         self, tuner_cls: type[BaseTuner], names: list[str] | None
     ) -> list[str] | None:
-        """``adapter_names`` with the base where an adapter has no part of this kind."""
+        """``adapter_names`` with ``__base__`` for adapters without a part of this kind."""
         if names is None:
             return None
         layers = [m for m in self.modules() if isinstance(m, tuner_cls.tuner_layer_cls)]
@@ -217,7 +217,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         return [name if name in known else "__base__" for name in names]
 
     def __getattr__(self, name: str) -> Any:
-        """What the stack lacks, a part of the active adapter may have (``update_and_allocate``)."""
+        """Look up a missing attribute on the active parts' tuners, as ``update_and_allocate``."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -227,8 +227,8 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
                         return getattr(tuner, name)
             raise
 
-    # AdaLoRA's. PEFT calls them on the model while such an adapter, active or not, is loaded or
-    # saved.
+    # Methods of AdaLoRA. PEFT calls them on the model when such an adapter is loaded or saved, even
+    # if it is not active.
 
     def resize_modules_by_rank_pattern(self, rank_pattern: Any, adapter_name: str) -> None:
         """Give AdaLoRA's layers the ranks of a saved adapter."""
@@ -240,7 +240,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         """Drop the ranks that AdaLoRA has pruned from a state dict."""
         return AdaLoraModel.resize_state_dict_by_rank_pattern(self, *args)
 
-    # Saving and loading: a part's own hooks on the part's own keys, PEFT's structure for the rest.
+    # Saving and loading: each part's tuner handles the keys of that part, PEFT all other keys.
 
     @classmethod
     def _get_adapter_state_dict(
@@ -317,7 +317,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
     ) -> None:
-        # Only unloading replaces here, by a module that has its weights, be it a head of several.
+        # Only unloading calls this, with a module that has its weights; a head has several.
         setattr(parent, child_name, new_module)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
@@ -337,11 +337,11 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
 
         Returns:
             A ``PeftModel`` over the merged base whose adapter holds the remaining parts; the
-            merged base itself if nothing remains. The model this is called on is used up.
+            merged base itself if nothing remains. This model cannot be used afterwards.
 
         Raises:
-            ValueError: for a stack with a part around the weights that cannot be merged: it would
-                be around other weights than it was trained on.
+            ValueError: if a part that wraps modules cannot be merged: with the other parts merged
+                it would wrap other weights than those it was trained on.
         """
         return merge_and_keep_attached(self, self.active_adapters[0])
 
