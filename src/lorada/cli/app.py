@@ -88,7 +88,7 @@ def loaded_run(run: Path, model: str, *, remote: bool, quiet: bool) -> Any:
         logging.enable_progress_bar()
 
 
-def aside(as_json: bool) -> AbstractContextManager[Any]:
+def prints_to_stderr(as_json: bool) -> AbstractContextManager[Any]:
     """With --json, redirect prints to the error stream, so that stdout holds JSON alone."""
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
 

@@ -162,7 +162,7 @@ def _plot_sweep(
     scale: str | None, seeds: str | None, results: Path, output: Path, data_dir: str | None,
     *, resume: bool, overwrite: bool,
 ) -> None:  # fmt: skip
-    from lorada.cli.table_command import check_table, numbers, say, scale_named
+    from lorada.cli.table_command import check_table, numbers, print_progress, scale_named
     from lorada.report.figures import sweep_figure
     from lorada.report.render import main_metric
 
@@ -174,7 +174,7 @@ def _plot_sweep(
 
         at = scale_named(scale)
     found = jobs(figure, at, seeds=chosen, results=results, output=Path("runs"), data_dir=data_dir)
-    complete = run_all(found, at, report=say, resume=resume, overwrite=overwrite)
+    complete = run_all(found, at, report=print_progress, resume=resume, overwrite=overwrite)
     scores: dict[tuple[int, int], list[float]] = {}
     metric = ""
     for job, result in zip(found, complete, strict=True):
@@ -193,7 +193,7 @@ def _plot_sweep(
 
 
 def _plot_scatter(table: int, scale: str | None, results: Path, output: Path) -> None:
-    from lorada.cli.table_command import check_table, say, scale_named
+    from lorada.cli.table_command import check_table, print_progress, scale_named
     from lorada.report.figures import scatter_figure
     from lorada.report.page import averaged_columns, scatter_points
 
@@ -208,7 +208,7 @@ def _plot_scatter(table: int, scale: str | None, results: Path, output: Path) ->
         from lorada.experiments.table_runs import stored_rows
 
         at = scale_named(scale)
-    rows = page_rows(stored_rows(chosen, at, None, results, report=say))
+    rows = page_rows(stored_rows(chosen, at, None, results, report=print_progress))
     points = scatter_points(rows, columns, chosen.mean)
     title = f"Table {table}, {at} scale: mean over {', '.join(points[0]['columns'])}"
     name = f"scatter-table{table}"

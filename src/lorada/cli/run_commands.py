@@ -17,7 +17,7 @@ from lorada.cli.app import (
     Remote,
     RunFolder,
     app,
-    aside,
+    prints_to_stderr,
     console,
     errors,
     loaded_run,
@@ -83,12 +83,12 @@ def train(
         from lorada.runs.training.train import train as run_training
 
         loaded = load_recipe(recipe, pairs, options, name_output=True).with_absolute_paths()
-    with aside(as_json):
+    with prints_to_stderr(as_json):
         trained = run_training(loaded, resume=resume, overwrite=overwrite, quiet=as_json)
-    _tell(trained, loaded, as_json=as_json)
+    _print_result(trained, loaded, as_json=as_json)
 
 
-def _tell(trained: Any, recipe: Any, *, as_json: bool) -> None:
+def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
     """Print the result of a training and the next command; only the first process prints."""
     if not is_first():
         raise typer.Exit(130 if trained.interrupted else 0)
@@ -219,7 +219,7 @@ def search(
         from lorada.experiments.search import search as run_search
         from lorada.experiments.search import search_recipe
 
-    with aside(as_json):
+    with prints_to_stderr(as_json):
         recipe = search_recipe(pairs, options, resume=resume).with_absolute_paths()
         report = partial(errors.print, highlight=False, soft_wrap=True)
         found = run_search(
@@ -251,7 +251,7 @@ def quickstart(
         from lorada.experiments.quickstart import compare
 
     report: Callable[..., Any] = errors.print if as_json else console.print
-    with aside(as_json):
+    with prints_to_stderr(as_json):
         comparison = compare(output, overwrite=overwrite, report=report)
     from lorada.cli.terminal import comparison_table, draw
 

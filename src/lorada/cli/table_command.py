@@ -11,7 +11,7 @@ from lorada.cli.app import (
     DataDir,
     Json,
     app,
-    aside,
+    prints_to_stderr,
     console,
     errors,
     print_json,
@@ -64,13 +64,13 @@ def table(
         if not as_json:
             suggest(*again, "--resume")
         return
-    with aside(as_json):
-        complete = run_all(found, at, report=say, resume=resume, overwrite=overwrite)
+    with prints_to_stderr(as_json):
+        complete = run_all(found, at, report=print_progress, resume=resume, overwrite=overwrite)
     kept = [(job.row, [result]) for job, result in zip(found, complete, strict=True)]
     _show_page(page_of(chosen, at, kept, every=rows is None), as_json=as_json)
     # The files have every row and seed so far (if one run learns all tasks: of the same tasks).
     of = found[0].tasks if chosen.train == "together" else None
-    so_far = stored_rows(chosen, at, of, results, report=say)
+    so_far = stored_rows(chosen, at, of, results, report=print_progress)
     whole = page_of(chosen, at, so_far, every=True)
     part = "" if of in (None, chosen.tasks_at(at)) else f"-{'-'.join(found[0].tasks)}"
     stem = f"{results / chosen.name / at}/table{part}"
@@ -170,7 +170,7 @@ def numbers(text: str | None) -> list[int] | None:
         raise ValueError(f"--seeds {text} must be whole numbers with commas") from error
 
 
-def say(line: str) -> None:
+def print_progress(line: str) -> None:
     """Print progress on the error stream."""
     errors.print(line, highlight=False, soft_wrap=True)
 

@@ -18,7 +18,7 @@ from lorada.methods.autopeft import search as autopeft_search
 from lorada.methods.autopeft.search_space import Space, Trial, pareto
 from lorada.methods.autopeft.settings import LAYERS, SIZES, Configuration
 from lorada.methods.lookup import method_named
-from lorada.methods.model_settings import column_of
+from lorada.methods.model_settings import choose_settings
 from lorada.runs.folder.folder import clear, holds_run, same_recipe
 from lorada.runs.folder.lock import locked
 from lorada.runs.folder.result import RESULT_FILE, read_result
@@ -103,7 +103,7 @@ def search(
         def trial(number: int, chosen: Configuration) -> tuple[float, float]:
             minutes = (time.monotonic() - began) / 60
             report(
-                f"trial {number + 1} of {trials} ({minutes:.0f} min so far): {described(chosen)}"
+                f"trial {number + 1} of {trials} ({minutes:.0f} min so far): {configuration_text(chosen)}"
             )
             try:
                 return own_process.call(train_and_score, recipe, number, chosen)
@@ -125,12 +125,12 @@ def search(
 def space_of(recipe: Recipe) -> Space:
     """The search space of a recipe's model."""
     config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    column = column_of(method_named(METHOD), config).parts
+    column = choose_settings(method_named(METHOD), config).parts
     depth = max(config.num_hidden_layers, getattr(config, "decoder_layers", 0))
     return Space(config.hidden_size, depth, tuple(part for part in SIZES if part in column))
 
 
-def described(chosen: Configuration) -> str:
+def configuration_text(chosen: Configuration) -> str:
     """A configuration as text for the progress line."""
     layers = ", ".join(map(str, chosen.layers))
     sizes = {name: getattr(chosen, name) for name in ("serial", "parallel", "prefix")}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lorada.experiments.estimate import estimate
-from lorada.experiments.table_runs import Job, carry_out, done, forget
+from lorada.experiments.table_runs import Job, carry_out, done, delete_runs
 from lorada.experiments.table_spec import PaperTable, Scale, TableRow
 from lorada.report.page import Results, Row, paper_page
 from lorada.report.render import Page, published
@@ -42,7 +42,7 @@ def run_all(
     for job in progress_bar(todo, "Counting parameters"):
         estimate(job, scale)  # a row that cannot be built is known before any is trained
     if overwrite:
-        forget(todo)
+        delete_runs(todo)
     complete = []
     for job, result in zip(found, known, strict=True):
         if result is None:

@@ -153,7 +153,7 @@ def _with_weights(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": hub or recipe.model})
 
 
-def forget(found: list[Job]) -> None:
+def delete_runs(found: list[Job]) -> None:
     """Delete the results of jobs and their run folders.
 
     All are deleted before any is run again: a table that is cut off must not mix old and new

@@ -27,7 +27,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Column(_Strict):
+class SharedSettings(_Strict):
     """Settings that all rows of a table share at one scale."""
 
     model: str | None = Field(None, description="of rows that name no model")
@@ -68,8 +68,8 @@ class PaperTable(_Strict):
     )
     mean: list[str] | None = Field(None, description="columns that the mean is of; None for all")
     digits: int = Field(1, description="decimal places")
-    paper: Column
-    local: Column
+    paper: SharedSettings
+    local: SharedSettings
     rows: list[TableRow]
 
     @property
@@ -77,7 +77,7 @@ class PaperTable(_Strict):
         """The name of its folder of results."""
         return f"{'figure' if self.figure else 'table'}{self.table}"
 
-    def column(self, scale: Scale) -> Column:
+    def shared(self, scale: Scale) -> SharedSettings:
         """The settings that all rows share at a scale."""
         return self.paper if scale == "paper" else self.local
 
@@ -90,7 +90,7 @@ class PaperTable(_Strict):
         for name in chosen or []:
             if name not in self.tasks:
                 raise unknown_name(f"task of {self.name}", name, self.tasks)
-        return chosen or self.column(scale).tasks or self.tasks
+        return chosen or self.shared(scale).tasks or self.tasks
 
     def columns_of(self, tasks: list[str]) -> dict[str, tuple[str, str | None]]:
         """The columns of some tasks: name → (task, metric), None for the task's main metric."""
@@ -169,10 +169,10 @@ def row_recipe(
         seed: of the run.
         output: folder of the run.
     """
-    column = table.column(scale)
-    settings = deepcopy(column.settings)
+    shared = table.shared(scale)
+    settings = deepcopy(shared.settings)
     for task in tasks if len(tasks) == 1 else []:
-        merge(settings, column.by_task.get(task, {}))
+        merge(settings, shared.by_task.get(task, {}))
     for part in PARTS.keys() - set(method_named(row.method).part_names):
         settings.pop(part, None)
     own = dict(row.paper if scale == "paper" else row.local)
@@ -180,7 +180,7 @@ def row_recipe(
     merge(settings, own)
     for task in tasks if len(tasks) == 1 else []:
         merge(settings, by_task.get(task, {}))
-    model = (row.model if scale == "paper" else None) or settings.get("model", column.model)
+    model = (row.model if scale == "paper" else None) or settings.get("model", shared.model)
     merge(settings, {"method": row.method, "model": model, "task": ",".join(tasks)})
     merge(settings, {"output": str(output), "training": {"seed": seed}})
     recipe = load_recipe(None, [], settings)

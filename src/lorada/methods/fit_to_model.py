@@ -43,7 +43,7 @@ def refuse_undefined(method: Method, model_config: Any) -> None:
         )
 
 
-def fitted(
+def fit_defaults(
     parts: Mapping[str, Settings], stated: Mapping[str, Collection[str]], model_config: Any
 ) -> tuple[dict[str, Settings], list[str]]:
     """Replace the defaults that do not fit a model by the nearest values that do.

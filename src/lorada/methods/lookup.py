@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from lorada.methods.method import Columns, Method
+from lorada.methods.method import PartsByModel, Method
 from lorada.methods.table import MAP, METHODS
 from lorada.methods.unpublished_settings import UNPUBLISHED
 from lorada.support.errors import unknown_name
@@ -37,5 +37,5 @@ def method_named(name: str) -> Method:
     )
 
 
-def _with_map(columns: Columns) -> Columns:
+def _with_map(columns: PartsByModel) -> PartsByModel:
     return {model: {"lmam": MAP, **parts} for model, parts in columns.items()}

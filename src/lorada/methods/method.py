@@ -12,7 +12,7 @@ from lorada.tuners import TUNERS
 
 Family = Literal["llama", "roberta", "deberta", "bart"]
 Settings = dict[str, Any]
-Columns = dict[str, dict[str, Settings]]  # kind of model → part → settings
+PartsByModel = dict[str, dict[str, Settings]]  # kind of model → part → settings
 
 # The callback of methods that train with shifted sparse attention.
 SHIFTED_ATTENTION = "lorada.methods.callbacks.longlora:ShiftedAttention"
@@ -45,7 +45,7 @@ class Unpublished:
     """
 
     source: str = ""
-    parts: Columns = field(default_factory=dict)
+    parts: PartsByModel = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Method:
     """
 
     summary: str
-    parts: Columns = field(default_factory=dict)
+    parts: PartsByModel = field(default_factory=dict)
     trainable: str | None = None
     trains: str = "parameters"
     with_head: str | None = None

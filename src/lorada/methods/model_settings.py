@@ -21,13 +21,13 @@ NOT_FROM_THE_PAPER = "not from the paper"  # reports look for these words
 NAMING = ("target_modules", "modules_to_save")
 
 # The model type whose names for matrices the settings of a family are written in.
-HOMES: dict[str, str] = {
+WRITTEN_FOR: dict[str, str] = {
     "llama": "llama", "roberta": "roberta", "deberta": "deberta-v2", "bart": "bart",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Column:
+class ChosenSettings:
     """The settings of a method for one kind of model.
 
     Attributes:
@@ -41,7 +41,7 @@ class Column:
     source: str
 
 
-def column_of(method: Method, model_config: Any) -> Column:
+def choose_settings(method: Method, model_config: Any) -> ChosenSettings:
     """Choose a method's settings for a model: its own, its family's, or unpublished ones.
 
     Args:
@@ -58,12 +58,12 @@ def column_of(method: Method, model_config: Any) -> Column:
     # A named model may have its settings under its model type, as mBART has.
     for key in (*named, *([model_type] if named else []), *families):
         if key in method.parts:
-            home = HOMES.get(key, model_type)
-            return Column(home, method.parts[key], _source(method.source, home, model_type))
+            home = WRITTEN_FOR.get(key, model_type)
+            return ChosenSettings(home, method.parts[key], _source(method.source, home, model_type))
     for key in families:
         if key in method.unpublished.parts:
             source = f"{NOT_FROM_THE_PAPER}: {method.unpublished.source}"
-            return Column(HOMES[key], method.unpublished.parts[key], source)
+            return ChosenSettings(WRITTEN_FOR[key], method.unpublished.parts[key], source)
     known = ", ".join(method.parts | method.unpublished.parts)
     raise ValueError(
         f"{method.name} has no settings for {model_type} models, only for {known}: "
@@ -77,12 +77,12 @@ def _source(source: str, home: str, model_type: str) -> str:
 
 
 def settings_for(
-    column: Column, stated: Mapping[str, Settings], model_config: Any
+    column: ChosenSettings, stated: Mapping[str, Settings], model_config: Any
 ) -> dict[str, Settings]:
     """The settings of a column for a model, with the user's in their place.
 
     Args:
-        column: as ``column_of`` returns it.
+        column: as ``choose_settings`` returns it.
         stated: part name → the settings that the user wrote.
         model_config: the transformers config of the model.
 

@@ -5,7 +5,7 @@ the same part on this kind. Each entry says which. DeBERTa takes the settings of
 """
 
 from lorada.methods.autopeft.settings import parts_of_size
-from lorada.methods.method import Columns, Settings, Unpublished
+from lorada.methods.method import PartsByModel, Settings, Unpublished
 from lorada.methods.table import FFN_LORA, METHODS
 
 
@@ -26,7 +26,7 @@ _ADALORA = _of("adalora", "deberta", "adalora")
 _LLAMA_PREFIX = _of("prefix", "llama", "prefix")
 
 
-def _every(part: str, **ranks: int) -> Columns:
+def _every(part: str, **ranks: int) -> PartsByModel:
     """A bottleneck adapter with one placement, and a rank for each kind of model."""
     return {kind: {"bottleneck": {"placement": part, "rank": rank}} for kind, rank in ranks.items()}
 

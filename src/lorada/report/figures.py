@@ -29,7 +29,7 @@ def loss_png(runs: dict[str, Sequence[dict[str, Any]]], *paths: Path) -> None:
     plt = _pyplot()
     height = 3.6 + 0.22 * (len(runs) if len(runs) > 1 else 0)
     figure, axes = plt.subplots(figsize=(6, height), layout="constrained")
-    names = telling(list(runs))
+    names = shorten_paths(list(runs))
     for name, history, style in zip(names, runs.values(), cycle(STYLES), strict=False):
         lines = [e for e in history if None not in (e.get("loss"), e.get("step"))]
         steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
@@ -43,7 +43,7 @@ def loss_png(runs: dict[str, Sequence[dict[str, Any]]], *paths: Path) -> None:
     _save(figure, paths)
 
 
-def telling(names: list[str]) -> list[str]:
+def shorten_paths(names: list[str]) -> list[str]:
     """Shorten paths by the folders that all of them begin or end with."""
     parts = [name.split("/") for name in names]
     for end in (0, -1):

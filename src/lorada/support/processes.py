@@ -45,7 +45,7 @@ def refuse_several(what: str) -> None:
 
 
 def only_cpu() -> bool:
-    """Whether several processes share a CPU; accelerate must be told so."""
+    """Whether several processes share a CPU; accelerate must be flag so."""
     import torch
 
     return process_count() > 1 and not torch.accelerator.is_available()
@@ -203,6 +203,6 @@ def in_any_process(here: bool, device: Any) -> bool:
     import torch
     import torch.distributed as dist
 
-    told = torch.tensor(int(here), device=device)
-    dist.all_reduce(told, dist.ReduceOp.MAX)
-    return bool(told)
+    flag = torch.tensor(int(here), device=device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag)

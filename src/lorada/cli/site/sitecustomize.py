@@ -61,7 +61,7 @@ def _register():  # type: ignore[no-untyped-def]
         )
 
 
-def _run_the_one_behind():  # type: ignore[no-untyped-def]
+def _run_next_sitecustomize():  # type: ignore[no-untyped-def]
     """Import the sitecustomize that this one stands before, as if this one were not there."""
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]
@@ -78,4 +78,4 @@ if "peft" in sys.modules:  # a .pth file came first
     _register()
 elif sys.version_info >= (3, 6):  # noqa: UP036 - an old Python asks its finders other questions
     sys.meta_path.insert(0, _AfterPeft())
-_run_the_one_behind()
+_run_next_sitecustomize()
