@@ -17,12 +17,12 @@ from lorada.cli.app import (
     Remote,
     RunFolder,
     app,
-    prints_to_stderr,
     console,
     errors,
     loaded_run,
     next_is,
     print_json,
+    prints_to_stderr,
     suggest,
     waiting,
 )

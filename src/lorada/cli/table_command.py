@@ -11,10 +11,10 @@ from lorada.cli.app import (
     DataDir,
     Json,
     app,
-    prints_to_stderr,
     console,
     errors,
     print_json,
+    prints_to_stderr,
     suggest,
     waiting,
 )

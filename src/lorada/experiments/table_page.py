@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lorada.experiments.estimate import estimate
-from lorada.experiments.table_runs import Job, carry_out, done, delete_runs
+from lorada.experiments.table_runs import Job, carry_out, delete_runs, done
 from lorada.experiments.table_spec import PaperTable, Scale, TableRow
 from lorada.report.page import Results, Row, paper_page
 from lorada.report.render import Page, published

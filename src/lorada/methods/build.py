@@ -1,4 +1,4 @@
-"""``build_method``: make a ``Plan`` from the name of a method and the config of a model."""
+"""``build_method``: makes a ``Plan`` from the name of a method and the config of a model."""
 
 import logging
 from collections.abc import Callable
@@ -37,14 +37,14 @@ class Plan:
 
     Attributes:
         config: the PEFT config of the adapter; None for a method without one.
-        callbacks: Trainer callbacks of a method that changes the training.
-        trainable: regex of the names of parameters that train without an adapter.
-        with_head: regex of the names that train with the task head then, and are not counted.
-        prepare: called with model and batches; returns the config of a method that must see them.
-        optimizer: makes the optimizer of a method that has its own.
-        arguments: settings of TrainingArguments that the method changes.
-        settings_from: where the settings come from; it begins with "not from the paper" for those
-            that are not.
+        callbacks: Trainer callbacks that the method needs.
+        trainable: regex of the names of parameters that train, for a method without an adapter.
+        with_head: regex of further parameters that train but, like the task head, do not count.
+        prepare: completes the config; called with model and batches.
+        optimizer: makes the method's own optimizer.
+        arguments: TrainingArguments that the method changes.
+        settings_from: where the settings come from; begins with "not from the paper" if they are
+            not.
     """
 
     config: PeftConfig | None
@@ -69,7 +69,7 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
     Raises:
         ValueError: for an unknown method or setting (with the nearest names), a setting that
             several parts have (with the full keys), a value of another type, a method that is not
-            defined on this model, or a model type whose names of matrices are unknown.
+            defined on this model, or a model with unknown names of matrices.
     """
     method = method_named(name)
     config, settings_from = None, method.source
@@ -95,7 +95,7 @@ def _stack(
 ) -> tuple[LoradaConfig, str]:
     """The config of a method, and where its settings come from."""
     chosen = choose_settings(method, model_config)
-    # A part that does not exist on this model may be left out by size 0 all the same.
+    # Size 0 is also accepted for a part that this model does not have.
     without = {part: {size: 0} for part, size in method.sizes.items() if part not in chosen.parts}
     asked = {key: value for key, value in overrides.items() if without.get(key, ...) != value}
     stated = part_overrides(chosen.parts, asked)

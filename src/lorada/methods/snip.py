@@ -1,4 +1,4 @@
-"""SHiRA-SNIP: choose the entries of each weight that a sparse adapter trains.
+"""SHiRA-SNIP: chooses the entries of each weight that a sparse adapter trains.
 
 PEFT's ``ShiraConfig`` trains r·(in + out) entries of each weight W, which a mask function chooses.
 SNIP takes those with the largest |W · ḡ|, where ḡ is the mean gradient of the loss over calibration
@@ -40,7 +40,7 @@ def snip(
         calibration: how many batches to take.
 
     Returns:
-        A copy of ``config`` with masks that fit this very model and no other.
+        A copy of ``config`` with masks that fit only this model.
 
     Raises:
         ValueError: for a config without such a part, a weight that gets no gradient, no batches, or
@@ -74,7 +74,7 @@ def _parts(config: PeftConfig) -> list[PeftConfig]:
 
 
 def _targets(model: nn.Module, part: ShiraConfig) -> list[nn.Linear]:
-    """The modules that PEFT would place a part on, found by placing it and taking it off again."""
+    """The modules that PEFT adapts for a part, found by a trial injection that is undone."""
     found: list[nn.Linear] = []
     probe = copy.deepcopy(part)
     probe.mask_fn = lambda base_layer, r, **_: found.append(base_layer)
@@ -107,7 +107,7 @@ def _best_entries(
         score = (module.weight.detach().float() * gradient).abs().flatten()
         if not score.isfinite().all():
             raise ValueError(f"SNIP: the gradient of {_name(model, module)} is not finite")
-        # topk, as a threshold would take more entries where scores are equal.
+        # topk takes an exact number; a threshold would take more where scores are equal.
         best[module] = score.topk(counts[module], sorted=False).indices
 
     def fold(module: nn.Linear, last: bool) -> None:
@@ -149,7 +149,7 @@ def _best_entries(
 
 @contextmanager
 def _only_gradients_of(model: nn.Module, modules: Iterable[nn.Linear]) -> Iterator[None]:
-    """Let only these modules' weights get gradients, without dropout; restore all afterwards."""
+    """Give gradients to these modules' weights only, without dropout; restore all afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
