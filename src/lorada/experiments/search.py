@@ -1,4 +1,4 @@
-"""``lorada search``: AutoPEFT's search. Each trial is an ordinary run, scored on held-out rows.
+"""``lorada search``: runs AutoPEFT's search. Each trial is a normal run, scored on held-out rows.
 
 The folder of a search holds ``search.yaml`` (the recipe that all trials share), ``search.json``
 (the trials so far) and the runs ``trial-000``, ``trial-001`` …
@@ -39,7 +39,7 @@ SEARCH_RECIPE, STATE_FILE = "search.yaml", "search.json"
 
 
 def search_recipe(pairs: list[str], options: dict[str, Any], *, resume: bool) -> Recipe:
-    """The recipe of a search: a new one, or with ``resume`` the one saved in its folder.
+    """The recipe of a search; with ``resume`` the one saved in its folder.
 
     Raises:
         ValueError: as ``load_recipe``, and for a method without a search.
@@ -85,12 +85,12 @@ def search(
         report: called with a line before each trial.
 
     Returns:
-        ``trials`` and ``pareto``: lists of configurations, each with ``accuracy`` and
-        ``parameters`` in percent and the folder of its ``run``. ``pareto`` starts with the
-        smallest.
+        ``sampler``, ``seed``, ``trials`` and ``pareto``. The last two are lists of configurations,
+        each with ``accuracy`` and ``parameters`` in percent and the folder of its ``run``;
+        ``pareto`` starts with the smallest.
 
     Raises:
-        ValueError: for a number of trials that is not possible, or a folder that holds a search.
+        ValueError: for an impossible number of trials, or a folder that already holds a search.
         KeyboardInterrupt: if the training of a trial was interrupted and saved.
     """
     folder = Path(recipe.output)
@@ -102,9 +102,8 @@ def search(
 
         def trial(number: int, chosen: Configuration) -> tuple[float, float]:
             minutes = (time.monotonic() - began) / 60
-            report(
-                f"trial {number + 1} of {trials} ({minutes:.0f} min so far): {configuration_text(chosen)}"
-            )
+            at = f"trial {number + 1} of {trials} ({minutes:.0f} min so far)"
+            report(f"{at}: {configuration_text(chosen)}")
             try:
                 return own_process.call(train_and_score, recipe, number, chosen)
             except KeyboardInterrupt:
@@ -168,7 +167,7 @@ def _run_of(folder: Path, number: int) -> Path:
 
 
 def train_and_score(recipe: Recipe, number: int, chosen: Configuration) -> tuple[float, float]:
-    """Train and score one configuration in this process; a run that was cut off is continued.
+    """Train and score one configuration in this process; an interrupted run continues.
 
     Returns:
         Accuracy and parameters, in percent.

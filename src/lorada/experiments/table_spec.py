@@ -1,7 +1,7 @@
 """The paper's tables as data: ``recipes/tables/tableN.yaml``, and the recipes of their rows.
 
 A row of a table is a method with its settings at two scales: ``paper`` (the real models) and
-``local`` (small models and samples of the data, the same share of trained parameters).
+``local`` (small models, samples of the data, and the same share of trained parameters).
 """
 
 from copy import deepcopy
@@ -30,14 +30,14 @@ class _Strict(BaseModel):
 class SharedSettings(_Strict):
     """Settings that all rows of a table share at one scale."""
 
-    model: str | None = Field(None, description="of rows that name no model")
+    model: str | None = Field(None, description="model of rows that name none")
     tasks: list[str] | None = Field(None, description="tasks at this scale; None for all")
     settings: Settings = Field({}, description="fields of a recipe")
     by_task: dict[str, Settings] = Field({}, description="exceptions by task")
 
 
 class TableRow(_Strict):
-    """One row."""
+    """One row of a table."""
 
     key: str = Field(description="its key in published.yaml")
     label: str = Field(description="as the paper prints it")
@@ -45,7 +45,7 @@ class TableRow(_Strict):
     model: str | None = Field(None, description="at scale paper, where rows differ")
     share: float | None = Field(None, description="trained parameters as printed, percent")
     match: str | None = Field(
-        None, description="the setting that is chosen so that a local row reaches the share"
+        None, description="the setting to choose so that a local row reaches the share"
     )
     only: Scale | None = Field(None, description="the only scale it runs at; None for both")
     paper: Settings = Field({}, description="its own settings at scale paper; also by_task")
@@ -66,7 +66,7 @@ class PaperTable(_Strict):
     columns: dict[str, str] = Field(
         {}, description="column → task.metric, where it is not a task with its main metric"
     )
-    mean: list[str] | None = Field(None, description="columns that the mean is of; None for all")
+    mean: list[str] | None = Field(None, description="columns to average; None for all")
     digits: int = Field(1, description="decimal places")
     paper: SharedSettings
     local: SharedSettings
@@ -134,7 +134,7 @@ class PaperTable(_Strict):
 
 
 def tables() -> dict[str, Path]:
-    """The recipes of tables and figures, by name (``table5``, ``figure4``)."""
+    """The YAML files of tables and figures, by name (``table5``, ``figure4``)."""
     folder = Path(str(files("lorada"))) / "recipes" / "tables"
     return {path.stem: path for path in folder.glob("*.yaml")}
 
@@ -144,7 +144,7 @@ def load_table(name: str) -> PaperTable:
     """A table or figure by its name, such as ``table5``.
 
     Raises:
-        ValueError: for a number that is no table of results.
+        ValueError: for a number without a table of results.
     """
     known = tables()
     if name not in known:
@@ -157,17 +157,9 @@ def load_table(name: str) -> PaperTable:
 def row_recipe(
     table: PaperTable, row: TableRow, scale: Scale, tasks: list[str], seed: int, output: Path
 ) -> Recipe:
-    """The recipe of one run of a row.
+    """The recipe of one run of a row, which trains on ``tasks`` in the folder ``output``.
 
     The table's settings for parts that the method does not have are dropped.
-
-    Args:
-        table: the table.
-        row: one of its rows.
-        scale: at which scale.
-        tasks: what the run trains on.
-        seed: of the run.
-        output: folder of the run.
     """
     shared = table.shared(scale)
     settings = deepcopy(shared.settings)
