@@ -152,22 +152,22 @@ def serve(descriptor: int) -> None:
     link, sending = Connection(descriptor), threading.Lock()
     os.set_inheritable(descriptor, False)
 
-    def answer(kind: str, content: Any) -> None:
+    def send(kind: str, content: Any) -> None:
         sys.stdout.flush()  # the parent kills this process soon after its answer
         with sending:
             link.send((kind, content))
 
     try:
-        logging.getLogger().addHandler(_Sender(answer))
+        logging.getLogger().addHandler(_Sender(send))
         function, arguments, reports, level = link.recv()
         logging.getLogger().setLevel(level)
         threading.Thread(target=_end_with, args=(link,), daemon=True).start()
         # Before this line, while modules are imported, Ctrl-C ends the process silently.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        options = {"report": lambda line: answer("line", line)} if reports else {}
-        answer("value", function(*arguments, **options))
+        options = {"report": lambda line: send("line", line)} if reports else {}
+        send("value", function(*arguments, **options))
     except (Exception, KeyboardInterrupt) as error:
-        answer("error", _sendable(error))
+        send("error", _sendable(error))
 
 
 def _end_with(link: Connection) -> None:
