@@ -1,4 +1,4 @@
-"""The commands ``explain`` and ``plot``: maps of a sentence, the paper's figures, loss curves."""
+"""The commands ``explain`` and ``plot``: draw maps, figures of the paper, loss curves."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,12 +22,7 @@ from lorada.cli.app import (
 
 SUFFIXES = (".png", ".svg")
 PICTURES = ("1", "3", "4", "loss", "scatter")
-MOST_RUNS = {
-    "1": 1,
-    "3": 1,
-    "4": 0,
-    "scatter": 0,
-}  # runs that a picture takes; loss takes any number
+MOST_RUNS = {"1": 1, "3": 1, "4": 0, "scatter": 0}  # runs for a picture; loss takes any number
 Text = Annotated[str, typer.Option(help="the sentence to show")]
 
 
@@ -84,8 +79,8 @@ def plot(
     table: Annotated[int, typer.Option(help="the table that scatter shows")] = 5,
     scale: Annotated[str | None, typer.Option(help="paper or local")] = None,
     seeds: Annotated[str | None, typer.Option(help="of the sweep of 4, with commas")] = None,
-    resume: Annotated[bool, typer.Option(help="run only what 4 has no result of")] = False,
-    overwrite: Annotated[bool, typer.Option(help="run all of 4 again")] = False,
+    resume: Annotated[bool, typer.Option(help="run only what has no result yet, for 4")] = False,
+    overwrite: Annotated[bool, typer.Option(help="delete results first, for 4")] = False,
     results: Annotated[Path, typer.Option(help="where results are kept")] = Path("docs/results"),
     output: Annotated[
         Path, typer.Option(help="folder of the picture; runs of 4 are in runs")

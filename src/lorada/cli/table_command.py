@@ -68,7 +68,7 @@ def table(
         complete = run_all(found, at, report=print_progress, resume=resume, overwrite=overwrite)
     kept = [(job.row, [result]) for job, result in zip(found, complete, strict=True)]
     _show_page(page_of(chosen, at, kept, every=rows is None), as_json=as_json)
-    # The files have every row and seed so far (if one run learns all tasks: of the same tasks).
+    # The files show every row and seed so far; if one run learns all tasks, of the same tasks.
     of = found[0].tasks if chosen.train == "together" else None
     so_far = stored_rows(chosen, at, of, results, report=print_progress)
     whole = page_of(chosen, at, so_far, every=True)
@@ -133,7 +133,7 @@ def check_table(
 
 
 def _has_means(chosen: Any, rows: list[Any]) -> bool:
-    """Whether ``lorada plot scatter`` has a point to draw of these rows."""
+    """Whether ``lorada plot scatter`` has a point to draw for these rows."""
     from lorada.report.page import averaged_columns, scatter_points
 
     columns = chosen.columns_of(chosen.tasks)
@@ -206,9 +206,9 @@ def _show_plan(found: list[Any], scale: Any, *, as_json: bool) -> None:
     console.print(shown)
     models = ", ".join(dict.fromkeys(entry["model"] for entry in plan))
     console.print(
-        f"On {models}. Times are of training alone, at most: from operations and tokens, as if no "
-        "row were shorter than max_length; memory is weights, gradients and optimizer, without "
-        "activations. --json has every number.",
+        f"On {models}. Times are upper bounds of training alone, as if every row had max_length "
+        "tokens; memory is weights, gradients and optimizer, without activations. --json has every "
+        "number.",
         highlight=False,
     )
 
