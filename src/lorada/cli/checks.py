@@ -65,10 +65,7 @@ def check_run(folder: Path) -> Recipe:
 def check_scored(folder: Path, data: str | None, data_dir: str | None) -> Recipe:
     """Check a finished run and the rows to score it on, and return the outline of its recipe.
 
-    Args:
-        folder: the run.
-        data: a file of rows; None for those of its recipe.
-        data_dir: local folder of the benchmarks' rows.
+    ``data`` is a file of rows; None for those of its recipe.
 
     Raises:
         ValueError: as ``check_run``, or for rows that do not fit the run.

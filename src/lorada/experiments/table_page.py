@@ -21,12 +21,7 @@ def run_all(
 ) -> list[dict[str, Any]]:
     """Run the jobs that have no result yet, and return the results of all jobs in order.
 
-    Args:
-        found: the jobs.
-        scale: of the jobs.
-        report: called with a line before each run.
-        resume: keep results that exist.
-        overwrite: delete results that exist.
+    ``resume`` keeps the results that exist, ``overwrite`` deletes them first.
 
     Raises:
         ValueError: if there are results and neither ``resume`` nor ``overwrite`` is given.

@@ -48,10 +48,7 @@ def fit_defaults(
 ) -> tuple[dict[str, Settings], list[str]]:
     """Replace the defaults that do not fit a model by the nearest values that do.
 
-    Args:
-        parts: part name → settings.
-        stated: part name → names of the settings that the user wrote, which are kept.
-        model_config: the transformers config of the model.
+    ``stated`` names the settings of each part that the user wrote, which are kept.
 
     Returns:
         The settings, and a sentence for each that was replaced.

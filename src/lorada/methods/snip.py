@@ -78,15 +78,11 @@ def _targets(model: nn.Module, part: ShiraConfig) -> list[nn.Linear]:
     found: list[nn.Linear] = []
     probe = copy.deepcopy(part)
     probe.mask_fn = lambda base_layer, r, **_: found.append(base_layer)
-    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        with all_or_nothing(model, PROBE):
+        with _same_trainable(model), all_or_nothing(model, PROBE):
             ShiraModel(model, {PROBE: probe}, PROBE).unload()
     except TypeError as error:
         raise ValueError(f"SHiRA: {' '.join(str(error).split())}") from error
-    finally:
-        for parameter, requires_grad in trainable:
-            parameter.requires_grad = requires_grad
     for module in found:
         if not module.weight.is_floating_point():
             raise ValueError(
@@ -148,21 +144,29 @@ def _best_entries(
 
 
 @contextmanager
+def _same_trainable(model: nn.Module) -> Iterator[None]:
+    """Restore afterwards which parameters are trainable."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, requires_grad in before:
+            parameter.requires_grad = requires_grad
+
+
+@contextmanager
 def _only_gradients_of(model: nn.Module, modules: Iterable[nn.Linear]) -> Iterator[None]:
     """Give gradients to these modules' weights only, without dropout; restore all afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        model.eval().requires_grad_(False)
-        for module in modules:
-            module.weight.requires_grad_(True)
-        with torch.enable_grad():
+        with _same_trainable(model), torch.enable_grad():
+            model.eval().requires_grad_(False)
+            for module in modules:
+                module.weight.requires_grad_(True)
             yield
     finally:
         for module in modules:
             module.weight.grad = None
-        for parameter, requires_grad in before:
-            parameter.requires_grad = requires_grad
         for part, training in modes:
             part.training = training
 

@@ -17,11 +17,9 @@ PEFT_NAMES = "base_model.model."  # PEFT puts this before every name of a model 
 
 
 def head_modules(model: nn.Module, drawn: Iterable[str] = ()) -> tuple[str, ...]:
-    """The names of the modules of a model's task head; none for a model without one.
+    """The names of the modules of a model's task head, before a method is placed on the model.
 
-    Args:
-        model: the model, before a method is placed on it.
-        drawn: names of the parameters that its checkpoint lacked.
+    ``drawn`` are the names of the parameters that its checkpoint lacked.
     """
     named = (name for name, _ in model.named_modules() if name.rpartition(".")[2] in HEADS)
     found = [*named, *(_owner(name) for name in drawn)]
@@ -56,11 +54,8 @@ def select_trainable(
 ) -> None:
     """Freeze every parameter except those with names that match a rule, and those of the head.
 
-    Args:
-        model: the model, without an adapter.
-        rule: regex of the names of parameters that train.
-        head: names of the modules of the task head.
-        with_head: regex of further parameters that train with the head; None for no others.
+    ``rule`` and ``with_head`` (further parameters that train with the head) are regexes; ``head``
+    has the names of the head's modules.
 
     Raises:
         ValueError: if no parameter matches the rule (a LLaMA has no biases for BitFit).

@@ -118,13 +118,9 @@ def measured_line(
     columns: Columns,
     averaged: Sequence[str] = (),
 ) -> Line:
-    """The measured line of a row.
+    """The measured line of a row, from the results of all its seeds and tasks.
 
-    Args:
-        label: the row.
-        results: of all its seeds and tasks.
-        columns: name → (task, metric), None for the first metric.
-        averaged: the columns to average, seed by seed.
+    Its mean is over the columns ``averaged``, seed by seed.
     """
     by_seed: dict[int, dict[str, float]] = {}
     for result in sorted(results, key=lambda r: int(r["seed"])):
