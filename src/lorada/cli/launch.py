@@ -21,8 +21,8 @@ def run_command(command: list[str]) -> NoReturn:
         ValueError: if there is no such program.
         OSError: if it cannot be executed.
     """
-    beside = str(Path(sys.executable).parent)
-    program = shutil.which(command[0], path=beside) or shutil.which(command[0])
+    own_folder = str(Path(sys.executable).parent)
+    program = shutil.which(command[0], path=own_folder) or shutil.which(command[0])
     if program is None:
         script = Path(command[0]).is_file()
         remedy = f"write lorada run python {command[0]}" if script else "is it installed?"

@@ -220,7 +220,7 @@ def counts_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def _alpha(recipe: Recipe, section: str, name: str, value: int) -> Settings:
-    """For a LoRA whose rank changes, the α that keeps α/r."""
+    """The α that keeps α/r if the rank of a LoRA changes, as overrides; none for other settings."""
     if (section, name) != ("lora", "r"):
         return {}
     from lorada.methods.build import build_method

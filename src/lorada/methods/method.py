@@ -19,7 +19,7 @@ SHIFTED_ATTENTION = "lorada.methods.callbacks.longlora:ShiftedAttention"
 
 
 def load(name: str) -> Any:
-    """Import the object that a ``module:name`` stands for."""
+    """Import the object named ``module:name``."""
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
 

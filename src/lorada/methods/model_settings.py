@@ -47,7 +47,7 @@ def choose_settings(method: Method, model_config: Any) -> ChosenSettings:
         ValueError: if the method has no settings for a model of this kind.
     """
     family, model_type = family_of(model_config), model_config.model_type
-    # DeBERTa is an encoder like RoBERTa, and takes its settings where it has none of its own.
+    # DeBERTa is an encoder like RoBERTa, and uses its settings where a method has none for DeBERTa.
     families: tuple[Family, ...] = (family, "roberta") if family == "deberta" else (family,)
     named = [key for key, model in MODELS.items() if model.is_model_of(model_config)]
     # A named model may have its settings under its model type, as mBART has.

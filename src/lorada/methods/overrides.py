@@ -1,6 +1,6 @@
 """Checks overrides of settings: which section has a setting, and whether a value has its type.
 
-A section is a part of a method (``lmam``, ``lora``, …) or ``training``, which stands for
+A section is a part of a method (``lmam``, ``lora``, …) or ``training``, which is
 transformers' TrainingArguments. Only the class of the section checks whether a value makes sense.
 """
 

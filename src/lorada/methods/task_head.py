@@ -67,5 +67,5 @@ def select_trainable(
             "this method is not defined for this model"
         )
     for name, parameter in model.named_parameters():
-        beside = with_head is not None and re.search(with_head, name) is not None
-        parameter.requires_grad_(name in chosen or beside or in_head(name, head))
+        extra = with_head is not None and re.search(with_head, name) is not None
+        parameter.requires_grad_(name in chosen or extra or in_head(name, head))
