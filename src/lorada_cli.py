@@ -1,7 +1,7 @@
-"""The command ``lorada``, apart from the package: to name its commands takes no torch.
+"""The entry point of the command ``lorada``, outside the package so that it starts without torch.
 
-``import lorada`` makes the PEFT types known at once, which takes seconds. With this module loaded
-it does not, and each command imports the modules it needs.
+``import lorada`` makes the adapter types known to PEFT, which takes seconds. It does not if this
+module is loaded; each command then imports the modules it needs.
 """
 
 

@@ -15,7 +15,7 @@ from lorada.methods.build import Plan
 from lorada.methods.lookup import method_named
 from lorada.methods.matrix_names import family_of
 from lorada.methods.method import SHIFTED_ATTENTION
-from lorada.methods.model_settings import column_of
+from lorada.methods.model_settings import choose_settings
 from lorada.methods.task_head import select_trainable
 
 BUILDERS = {
@@ -53,7 +53,7 @@ def small(name: str, config: Any = None) -> dict:
     """Overrides that make a method small, for the parts it has (on a model, where it is given)."""
     method = method_named(name)
     of_model = method.parts and config is not None
-    parts = column_of(method, config).parts if of_model else method.part_names
+    parts = choose_settings(method, config).parts if of_model else method.part_names
     return {part: SMALL[part] for part in parts if part in SMALL}
 
 

@@ -9,13 +9,13 @@ from lorada import tuners
 from lorada.support.quiet import VARIABLE, silence
 from lorada.support.version import __version__
 
-if VARIABLE in os.environ:  # a child of a command, which is as silent as its parent
+if VARIABLE in os.environ:  # started by a lorada command, so as silent as that
     silence()
-# Until Python has found a module, the name of its program is -m.
+# While Python still looks for the module of `python -m`, sys.argv begins with -m.
 _AS_MODULE = sys.argv[:1] == ["-m"] and ("-m", "lorada.cli") in pairwise(sys.orig_argv)
 
-# What `import lorada` must do is make the PEFT types known, which takes torch. The command line
-# starts without it, and imports what a command needs.
+# `import lorada` makes the adapter types known to PEFT, which takes torch. The command line starts
+# without them, and each command imports what it needs.
 if TYPE_CHECKING or not (_AS_MODULE or "lorada_cli" in sys.modules):
     from lorada import functional
     from lorada.attention.explain import explain
@@ -38,9 +38,9 @@ __all__ = [
 ]
 __all__ += tuners.__all__
 
-# The rest loads when it is asked for. `import lorada` happens as soon as `peft` is there (`lorada
-# run`), and transformers imports peft from the middle of its own Trainer: nothing above may need a
-# module of transformers that peft does not.
+# The rest is imported when first used. Under `lorada run`, peft's import also imports lorada, and
+# transformers imports peft in the middle of its own Trainer. So nothing above may need a module of
+# transformers that peft does not need.
 _LAZY = {
     **dict.fromkeys(tuners.__all__, "lorada.tuners"),
     "explain": "lorada.attention.explain",

@@ -126,5 +126,7 @@ def test_tables_have_a_value_in_every_column_and_are_the_same_each_time(table_2,
 
 
 def test_another_table_is_refused():
-    with pytest.raises(ValueError, match="table 4 is not about what a map costs: 2 and 3 are"):
+    with pytest.raises(
+        ValueError, match="table 4 does not show what a map costs: tables 2 and 3 do"
+    ):
         operations_table(4)

@@ -62,7 +62,7 @@ def test_settings_by_task_are_about_tasks_of_the_table_and_parts_of_its_rows(num
         part for row in table.rows if built(row) for part in method_named(row.method).part_names
     }
     for scale in ("paper", "local"):
-        column = table.column(scale)
+        column = table.shared(scale)
         assert set(table.tasks_at(scale)) | column.by_task.keys() <= set(table.tasks)
         for settings in (column.settings, *column.by_task.values()):
             assert settings.keys() & PARTS.keys() <= parts
@@ -97,7 +97,7 @@ def check_dry_run(name, scale, keys):
     """What ``lorada table N --dry-run`` computes, for rows of a table and one of its tasks."""
     table = load_table(name)
     tasks = table.tasks_at(scale)[: 1 if table.train == "each" else None]
-    config_of(table.column(scale).model)
+    config_of(table.shared(scale).model)
     found = jobs(table, scale, rows=keys, tasks=tasks, seeds=[1], results=Path("-"),
                  output=Path("-"))  # fmt: skip
     assert len(found) == len(keys)

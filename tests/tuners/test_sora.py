@@ -422,7 +422,7 @@ def test_training_without_gates_or_time_or_with_another_decay_is_an_error(tmp_pa
         trainer(SoraConfig(), tmp_path, SoraCallback(), weight_decay=0.1, optim="sgd").train()
     run = trainer(SoraConfig(penalty=1.0), tmp_path, SoraCallback())
     run.args.deepspeed = "zero2.json"
-    with pytest.raises(ValueError, match="which DeepSpeed keeps to itself: use penalty=0"):
+    with pytest.raises(ValueError, match="DeepSpeed gives no access to them: use penalty=0"):
         run.callback_handler.on_train_begin(run.args, run.state, run.control)
 
 

@@ -24,10 +24,10 @@ from lorada.support.processes import (
 )
 from lorada.support.quiet import silence
 
-# The commands that several processes may run: `run` only starts another program.
+# The commands that several processes may run; `run` only starts another program.
 FOR_MANY = ("train", "run")
 
-# Beginnings of messages about missing kernels, which libraries log under various names.
+# Beginnings of messages about missing kernels, which libraries log with various loggers.
 OTHERS_MESSAGES = ("Failed to load", "Warning: Detected no triton")
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     # Of several processes only the first warns.
     level = logging.WARNING if is_first() else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
-    # What will change in a later version of another library does not concern a user.
+    # Users need not know what will change in a later version of another library.
     warnings.simplefilter("ignore", FutureWarning)
     try:
         # typer returns the code of an Exit or of Ctrl-C instead of raising it.

@@ -1,4 +1,4 @@
-"""The typer application, and what all commands share: options, consoles, the next command."""
+"""The typer application, and what commands share: options, consoles, suggestions, JSON."""
 
 import shlex
 import sys
@@ -34,32 +34,27 @@ RunFolder = Annotated[Path, typer.Argument(help="folder of a finished run")]
 
 
 def suggest(*words: object, also: str = "", on: Console = console) -> None:
-    """Print the lorada command to try next; arguments as for ``next_is``."""
+    """Print the lorada command to try next; see ``next_is``."""
     next_is("lorada", *words, also=also, on=on)
 
 
 def next_is(*words: object, also: str = "", on: Console = console) -> None:
-    """Print the command to try next, quoted for a shell.
+    """Print the command to try next: ``words`` quoted for a shell, and ``also`` as it stands.
 
-    Words in capitals are placeholders for the user.
-
-    Args:
-        words: the words of the command, unquoted.
-        also: the rest of the command, already quoted.
-        on: the console to print on.
+    Words in capitals are placeholders for the user to fill in.
     """
     command = " ".join(filter(None, (as_typed(*words), also)))
     on.print(Text.assemble("next: ", (command, "bold")), highlight=False, soft_wrap=True)
 
 
 def as_typed(*words: object) -> str:
-    """Words quoted for a shell; a path that begins with a dash gets ./ so that it is no option."""
+    """Quote words for a shell; a path that begins with a dash gets ./, so that it is no option."""
     safe = (f"./{w}" if isinstance(w, Path) and str(w).startswith("-") else str(w) for w in words)
     return shlex.join(safe)
 
 
 def waiting(what: str, *, quiet: bool = False) -> AbstractContextManager[Any]:
-    """Show a spinner with what is being waited for; only on a terminal, on the error stream."""
+    """Show a spinner with the text ``what`` on the error stream, if that is a terminal."""
     return nullcontext() if quiet or not errors.is_terminal else errors.status(Text(what))
 
 
@@ -67,20 +62,16 @@ HEAVY = "loading torch and transformers"
 
 
 def loaded_run(run: Path, model: str, *, remote: bool, quiet: bool) -> Any:
-    """Load a finished run, with a spinner.
+    """Load a finished run on the base ``model``, with a spinner unless ``quiet``.
 
-    Args:
-        run: its folder.
-        model: the name of its base, for the spinner.
-        remote: whether code of the model's repository may run.
-        quiet: no spinner.
+    ``remote`` allows code of the model's repository to run.
     """
     with waiting(HEAVY, quiet=quiet):
         from transformers.utils import logging
 
         from lorada.runs.inference.load import load_run
 
-    logging.disable_progress_bar()  # the spinner stands for it
+    logging.disable_progress_bar()  # the spinner replaces it
     try:
         with waiting(f"loading {model}", quiet=quiet):
             return load_run(run, trust_remote_code=remote)
@@ -88,7 +79,7 @@ def loaded_run(run: Path, model: str, *, remote: bool, quiet: bool) -> Any:
         logging.enable_progress_bar()
 
 
-def aside(as_json: bool) -> AbstractContextManager[Any]:
+def prints_to_stderr(as_json: bool) -> AbstractContextManager[Any]:
     """With --json, redirect prints to the error stream, so that stdout holds JSON alone."""
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
 

@@ -1,7 +1,7 @@
 """Checks that a command makes before it loads torch, which takes seconds.
 
-Mistakes in names, files and folders are answered at once. The code that carries the command out
-checks them again, with all that needs torch.
+So mistakes in names, files and folders are reported at once. The code that runs the command checks
+them again, together with what needs torch.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from lorada.runs.recipe import RECIPE_FILE, Recipe, outline
 from lorada.tasks.rows import Form, resolve
 from lorada.tasks.sources import data_folder
 
-SMALL = 20 * 2**20  # bytes; larger files of rows are not read twice
+SMALL = 20 * 2**20  # bytes; larger files of rows are not checked early, as they would be read twice
 
 
 def check_training(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
@@ -65,10 +65,7 @@ def check_run(folder: Path) -> Recipe:
 def check_scored(folder: Path, data: str | None, data_dir: str | None) -> Recipe:
     """Check a finished run and the rows to score it on, and return the outline of its recipe.
 
-    Args:
-        folder: the run.
-        data: a file of rows; None for those of its recipe.
-        data_dir: local folder of the benchmarks' rows.
+    ``data`` is a file of rows; None for those of its recipe.
 
     Raises:
         ValueError: as ``check_run``, or for rows that do not fit the run.
@@ -94,7 +91,7 @@ def check_search(
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
     refuse_file(Path(str(options["output"])))
-    if not resume:  # a search that is resumed has its recipe in its folder
+    if not resume:  # a resumed search takes its recipe from its folder
         recipe = outline(None, overrides, options)
         check_name(recipe.model)
         if recipe.eval_data is None:
@@ -133,7 +130,7 @@ def _small(
     path: str | None, trained: Form | None = None, labels: tuple[str, ...] = ()
 ) -> Rows | None:
     """The checked rows of a file; None for a large file."""
-    place = None if path is None else resolve(path)
-    if place is not None and place.is_file() and place.stat().st_size > SMALL:
+    file = None if path is None else resolve(path)
+    if file is not None and file.is_file() and file.stat().st_size > SMALL:
         return None
     return load_rows(path, trained, labels)

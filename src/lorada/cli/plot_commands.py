@@ -1,4 +1,4 @@
-"""The commands ``explain`` and ``plot``: maps of a sentence, the paper's figures, loss curves."""
+"""The commands ``explain`` and ``plot``: draw maps, figures of the paper, loss curves."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,12 +22,7 @@ from lorada.cli.app import (
 
 SUFFIXES = (".png", ".svg")
 PICTURES = ("1", "3", "4", "loss", "scatter")
-MOST_RUNS = {
-    "1": 1,
-    "3": 1,
-    "4": 0,
-    "scatter": 0,
-}  # runs that a picture takes; loss takes any number
+MOST_RUNS = {"1": 1, "3": 1, "4": 0, "scatter": 0}  # runs for a picture; loss takes any number
 Text = Annotated[str, typer.Option(help="the sentence to show")]
 
 
@@ -84,8 +79,8 @@ def plot(
     table: Annotated[int, typer.Option(help="the table that scatter shows")] = 5,
     scale: Annotated[str | None, typer.Option(help="paper or local")] = None,
     seeds: Annotated[str | None, typer.Option(help="of the sweep of 4, with commas")] = None,
-    resume: Annotated[bool, typer.Option(help="run only what 4 has no result of")] = False,
-    overwrite: Annotated[bool, typer.Option(help="run all of 4 again")] = False,
+    resume: Annotated[bool, typer.Option(help="run only what has no result yet, for 4")] = False,
+    overwrite: Annotated[bool, typer.Option(help="delete results first, for 4")] = False,
     results: Annotated[Path, typer.Option(help="where results are kept")] = Path("docs/results"),
     output: Annotated[
         Path, typer.Option(help="folder of the picture; runs of 4 are in runs")
@@ -162,7 +157,7 @@ def _plot_sweep(
     scale: str | None, seeds: str | None, results: Path, output: Path, data_dir: str | None,
     *, resume: bool, overwrite: bool,
 ) -> None:  # fmt: skip
-    from lorada.cli.table_command import check_table, numbers, say, scale_named
+    from lorada.cli.table_command import check_table, numbers, print_progress, scale_named
     from lorada.report.figures import sweep_figure
     from lorada.report.render import main_metric
 
@@ -174,7 +169,7 @@ def _plot_sweep(
 
         at = scale_named(scale)
     found = jobs(figure, at, seeds=chosen, results=results, output=Path("runs"), data_dir=data_dir)
-    complete = run_all(found, at, report=say, resume=resume, overwrite=overwrite)
+    complete = run_all(found, at, report=print_progress, resume=resume, overwrite=overwrite)
     scores: dict[tuple[int, int], list[float]] = {}
     metric = ""
     for job, result in zip(found, complete, strict=True):
@@ -193,7 +188,7 @@ def _plot_sweep(
 
 
 def _plot_scatter(table: int, scale: str | None, results: Path, output: Path) -> None:
-    from lorada.cli.table_command import check_table, say, scale_named
+    from lorada.cli.table_command import check_table, print_progress, scale_named
     from lorada.report.figures import scatter_figure
     from lorada.report.page import averaged_columns, scatter_points
 
@@ -208,7 +203,7 @@ def _plot_scatter(table: int, scale: str | None, results: Path, output: Path) ->
         from lorada.experiments.table_runs import stored_rows
 
         at = scale_named(scale)
-    rows = page_rows(stored_rows(chosen, at, None, results, report=say))
+    rows = page_rows(stored_rows(chosen, at, None, results, report=print_progress))
     points = scatter_points(rows, columns, chosen.mean)
     title = f"Table {table}, {at} scale: mean over {', '.join(points[0]['columns'])}"
     name = f"scatter-table{table}"

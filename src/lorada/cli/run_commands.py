@@ -17,12 +17,12 @@ from lorada.cli.app import (
     Remote,
     RunFolder,
     app,
-    aside,
     console,
     errors,
     loaded_run,
     next_is,
     print_json,
+    prints_to_stderr,
     suggest,
     waiting,
 )
@@ -60,7 +60,7 @@ def train(
 ) -> None:
     """Train a method on a model and your rows."""
     pairs = list(overrides or [])
-    # `lorada train --method lora rank=4`: a first word with = that is no file is an override
+    # In `lorada train --method lora rank=4` the first word is an override, not a recipe.
     if recipe is not None and "=" in recipe and not Path(recipe).is_file():
         pairs, recipe = [recipe, *pairs], None
     options = {
@@ -77,18 +77,18 @@ def train(
     elif resume and recipe is None and model is None:
         raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
     plain = outline(recipe, pairs, options, name_output=True)
-    if is_first():  # later processes would find what the first has begun to write
+    if is_first():  # other processes may already see what the first has begun to write
         check_training(plain, resume=resume, overwrite=overwrite)
     with waiting(HEAVY, quiet=as_json):
         from lorada.runs.training.train import train as run_training
 
         loaded = load_recipe(recipe, pairs, options, name_output=True).with_absolute_paths()
-    with aside(as_json):
+    with prints_to_stderr(as_json):
         trained = run_training(loaded, resume=resume, overwrite=overwrite, quiet=as_json)
-    _tell(trained, loaded, as_json=as_json)
+    _print_result(trained, loaded, as_json=as_json)
 
 
-def _tell(trained: Any, recipe: Any, *, as_json: bool) -> None:
+def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
     """Print the result of a training and the next command; only the first process prints."""
     if not is_first():
         raise typer.Exit(130 if trained.interrupted else 0)
@@ -205,21 +205,21 @@ def search(
     remote: Remote = False,
     as_json: Json = False,
 ) -> None:
-    """Search AutoPEFT's configurations: a training each, and those that no other beats."""
+    """Search AutoPEFT's configurations: train each and show those that no other beats."""
     from lorada.cli.checks import check_search
     from lorada.cli.terminal import pareto_table
 
+    pairs = list(overrides or [])
     options: dict[str, Any] = {
         "method": method, "model": model, "data": data, "eval_data": eval_data,
+        "output": output, "trust_remote_code": remote or None,
     }  # fmt: skip
-    pairs, chosen = list(overrides or []), {"output": output, "trust_remote_code": remote or None}
-    options = {**options, **chosen}
     check_search(pairs, options, resume=resume, overwrite=overwrite)
     with waiting(HEAVY, quiet=as_json):
         from lorada.experiments.search import search as run_search
         from lorada.experiments.search import search_recipe
 
-    with aside(as_json):
+    with prints_to_stderr(as_json):
         recipe = search_recipe(pairs, options, resume=resume).with_absolute_paths()
         report = partial(errors.print, highlight=False, soft_wrap=True)
         found = run_search(
@@ -251,7 +251,7 @@ def quickstart(
         from lorada.experiments.quickstart import compare
 
     report: Callable[..., Any] = errors.print if as_json else console.print
-    with aside(as_json):
+    with prints_to_stderr(as_json):
         comparison = compare(output, overwrite=overwrite, report=report)
     from lorada.cli.terminal import comparison_table, draw
 
@@ -270,7 +270,7 @@ def export(
     run: RunFolder,
     merge: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="new folder: all that can be merged into the base"),
+        typer.Option(metavar="DIR", help="new folder for the base with all that can be merged"),
     ] = None,
     remote: Remote = False,
     as_json: Json = False,
@@ -278,8 +278,8 @@ def export(
     """Write a finished run as one model folder, with an adapter for what cannot be merged."""
     if merge is None:
         raise ValueError(
-            f"nothing to do without --merge DIR, which writes the base with every part merged that "
-            f"can be, and the rest as an adapter beside it; as it was trained, it is in {run}"
+            "nothing to do without --merge DIR, which writes the base with every part merged that "
+            f"can be, and the rest as an adapter beside it; the trained adapter is in {run}"
         )
     from lorada.cli.checks import check_run
     from lorada.runs.folder.folder import refuse_target
@@ -302,14 +302,14 @@ def export(
     suggest("run", "lm_eval", "--model", "hf", "--model_args", model, "--tasks", "TASKS")
 
 
-# All words after the program's name belong to the program, `--help` too.
+# All words after the program's name, even `--help`, are passed to the program.
 @app.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 def run(
     command: Annotated[list[str], typer.Argument(metavar="CMD", help="program and its arguments")],
 ) -> None:
-    """Run another program (lm_eval, trl, accelerate …) that is to load adapters of lorada."""
+    """Run another program (lm_eval, trl, accelerate …) that loads adapters of lorada."""
     from lorada.cli.launch import run_command
 
     run_command(command)

@@ -11,10 +11,10 @@ from lorada.cli.app import (
     DataDir,
     Json,
     app,
-    aside,
     console,
     errors,
     print_json,
+    prints_to_stderr,
     suggest,
     waiting,
 )
@@ -64,13 +64,13 @@ def table(
         if not as_json:
             suggest(*again, "--resume")
         return
-    with aside(as_json):
-        complete = run_all(found, at, report=say, resume=resume, overwrite=overwrite)
+    with prints_to_stderr(as_json):
+        complete = run_all(found, at, report=print_progress, resume=resume, overwrite=overwrite)
     kept = [(job.row, [result]) for job, result in zip(found, complete, strict=True)]
     _show_page(page_of(chosen, at, kept, every=rows is None), as_json=as_json)
-    # The files have every row and seed so far (if one run learns all tasks: of the same tasks).
+    # The files show every row and seed so far; if one run learns all tasks, of the same tasks.
     of = found[0].tasks if chosen.train == "together" else None
-    so_far = stored_rows(chosen, at, of, results, report=say)
+    so_far = stored_rows(chosen, at, of, results, report=print_progress)
     whole = page_of(chosen, at, so_far, every=True)
     part = "" if of in (None, chosen.tasks_at(at)) else f"-{'-'.join(found[0].tasks)}"
     stem = f"{results / chosen.name / at}/table{part}"
@@ -133,7 +133,7 @@ def check_table(
 
 
 def _has_means(chosen: Any, rows: list[Any]) -> bool:
-    """Whether ``lorada plot scatter`` has a point to draw of these rows."""
+    """Whether ``lorada plot scatter`` has a point to draw for these rows."""
     from lorada.report.page import averaged_columns, scatter_points
 
     columns = chosen.columns_of(chosen.tasks)
@@ -170,7 +170,7 @@ def numbers(text: str | None) -> list[int] | None:
         raise ValueError(f"--seeds {text} must be whole numbers with commas") from error
 
 
-def say(line: str) -> None:
+def print_progress(line: str) -> None:
     """Print progress on the error stream."""
     errors.print(line, highlight=False, soft_wrap=True)
 
@@ -206,9 +206,9 @@ def _show_plan(found: list[Any], scale: Any, *, as_json: bool) -> None:
     console.print(shown)
     models = ", ".join(dict.fromkeys(entry["model"] for entry in plan))
     console.print(
-        f"On {models}. Times are of training alone, at most: from operations and tokens, as if no "
-        "row were shorter than max_length; memory is weights, gradients and optimizer, without "
-        "activations. --json has every number.",
+        f"On {models}. Times are upper bounds of training alone, as if every row had max_length "
+        "tokens; memory is weights, gradients and optimizer, without activations. --json has every "
+        "number.",
         highlight=False,
     )
 

@@ -1,4 +1,4 @@
-"""Tables and summaries that commands print, and the pictures they draw when they are done."""
+"""Tables and summaries that commands print, and the pictures they draw at their end."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +16,7 @@ from lorada.support.files import write_atomic
 
 
 def methods_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The table of methods: summary, formula, how each runs, its models and sources.
-
-    Args:
-        rows: name → its description by ``methods.describe.describe``.
-    """
+    """The table of methods; ``rows`` is name → description by ``methods.describe.describe``."""
     table = Table("method", "what, formula", "runs", "models", "settings from, paper")
     table.show_lines = True
     for name, row in rows.items():
@@ -71,15 +67,15 @@ def draw_loss(run: Path, result: dict[str, Any]) -> str:
 
 
 def training_summary(result: dict[str, Any]) -> str:
-    """Where the loss began and ended, and a line on what was trained."""
+    """The first and last loss, and a line on what was trained."""
     losses = [loss for entry in result["history"] if (loss := entry.get("loss")) is not None]
     curve = "no loss was logged"
     if losses:
         curve = f"loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last"
     count, effect = result["parameters"], result["effect_size"]
     text = f", effect size {effect:.2g}" if effect is not None else ""
-    ours = result.get("settings_from", "").startswith(NOT_FROM_THE_PAPER)
-    text += f"\nsettings {result['settings_from']}" if ours else ""
+    if result.get("settings_from", "").startswith(NOT_FROM_THE_PAPER):
+        text += f"\nsettings {result['settings_from']}"
     return (
         f"{curve}\n"
         f"{result['method']} on {result['model']}: {count['trainable']:,} parameters "

@@ -1,1 +1,1 @@
-"""Many runs together: the paper's tables, the search, the quickstart."""
+"""Experiments of several runs: the paper's tables, the search, the quickstart."""

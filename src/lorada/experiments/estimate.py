@@ -1,4 +1,4 @@
-"""What a run would take, worked out from its recipe: parameters, steps, time and memory."""
+"""Estimates what a run needs from its recipe: parameters, steps, time and memory."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +8,10 @@ from lorada.experiments.table_spec import Scale, counts_of
 from lorada.runs.models.loading import kind_of, load_config
 from lorada.tasks import TASKS
 
-# Training rows of the real data, by their name or that of the task; what epochs are made of.
+# Rows of the real training sets, by the name of the set or the task; they give steps per epoch.
 ROWS = {
     "commonsense_170k": 170_420,
-    "math10k_rebuilt": 9_919,  # which is MATH10K itself on the hub
+    "math10k_rebuilt": 9_919,  # on the hub, MATH10K itself
     "cola": 8_551,
     "sst2": 67_349,
     "mrpc": 3_668,
@@ -25,11 +25,11 @@ ROWS = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would take.
+    """What a run needs.
 
     Attributes:
         parameters: as ``parameters_of`` counts them.
-        steps: optimizer steps; None if they depend on a number of rows that is not known.
+        steps: optimizer steps; None if they depend on an unknown number of rows.
         tokens: upper bound of the tokens that training reads (every row ``max_length`` long).
         seconds: upper bound of the training time at ``SPEED``.
         memory: bytes of weights, gradients and optimizer states, without activations.

@@ -1,7 +1,7 @@
 """Calls a function in a new process, so that its peak memory is measured alone.
 
-Tables, searches and the quickstart train one run after another. A process never gives back its peak
-memory, nor all of what it allocated, so each run gets a process of its own::
+Tables, searches and the quickstart train one run after another. A process never gives back all the
+memory that it allocated, and its peak memory never falls, so each run gets its own process::
 
     result = own_process.call(train_and_score, job, report=print)
 
@@ -40,7 +40,7 @@ def call(
     *arguments: Any,
     report: Callable[[str], None] | None = None,
 ) -> Value:
-    """Call a function in a fresh process.
+    """Call a function in a new process.
 
     Args:
         function: a function of a module of this package, or a ``partial`` of one.
@@ -51,7 +51,7 @@ def call(
         Exception: what the function raises, with its own traceback as a note.
         KeyboardInterrupt: if it was interrupted.
         MemoryError: if its process was killed.
-        OSError: if its process ended in another way before the function returned.
+        OSError: if its process ended in another way before it answered.
     """
     here, there = Pipe()
     sys.stdout.flush()
@@ -60,7 +60,7 @@ def call(
         process = subprocess.Popen(
             [*python, str(there.fileno()), str(Path(__file__).parents[2])],
             stdin=subprocess.DEVNULL,
-            # If output is redirected here, the child must not write between a program's lines.
+            # If stdout is redirected here, the child writes to stderr, not between its lines.
             stdout=None if sys.stdout is sys.__stdout__ else 2,
             pass_fds=[there.fileno()],
             process_group=0,  # a terminal sends Ctrl-C to this process alone, which passes it on
@@ -85,7 +85,7 @@ def _answer(
         try:
             kind, content = here.recv()
         except (EOFError, ConnectionError):
-            raise _sudden(process.wait()) from None
+            raise _ended_early(process.wait()) from None
         if kind == "value":
             return content
         if kind == "error":
@@ -96,7 +96,7 @@ def _answer(
             logging.getLogger(content.name).handle(content)
 
 
-def _sudden(code: int) -> BaseException:
+def _ended_early(code: int) -> BaseException:
     """The error for a process that ended without an answer, from its exit code."""
     if code in (-signal.SIGINT, 128 + signal.SIGINT):
         return KeyboardInterrupt()
@@ -119,7 +119,7 @@ def _signals_for(process: "subprocess.Popen[bytes]") -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGSTOP)
         process.send_signal(signal.SIGCONT)
 
-    if threading.current_thread() is not threading.main_thread():  # only that one gets signals
+    if threading.current_thread() is not threading.main_thread():  # only that thread gets signals
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTSTP)}
@@ -135,43 +135,43 @@ def _signals_for(process: "subprocess.Popen[bytes]") -> Iterator[None]:
 class _Sender(logging.Handler):
     """Sends log records to the other process as text, as their arguments may not pickle."""
 
-    def __init__(self, tell: Callable[[str, Any], None]) -> None:
+    def __init__(self, send: Callable[[str, Any], None]) -> None:
         super().__init__()
-        self._tell = tell
+        self._send = send
 
     def emit(self, record: logging.LogRecord) -> None:
         """Format a record and send it."""
         text = self.format(record)
         record = logging.makeLogRecord({**vars(record), "msg": text, "args": None})
         record.exc_info, record.exc_text, record.stack_info = None, None, None
-        self._tell("record", record)
+        self._send("record", record)
 
 
 def serve(descriptor: int) -> None:
-    """The child's side of ``call``: run the function that comes through the pipe, and answer."""
+    """The child's side of ``call``: run the function from the pipe, and send back the result."""
     link, sending = Connection(descriptor), threading.Lock()
     os.set_inheritable(descriptor, False)
 
-    def tell(kind: str, content: Any) -> None:
+    def send(kind: str, content: Any) -> None:
         sys.stdout.flush()  # the parent kills this process soon after its answer
         with sending:
             link.send((kind, content))
 
     try:
-        logging.getLogger().addHandler(_Sender(tell))
+        logging.getLogger().addHandler(_Sender(send))
         function, arguments, reports, level = link.recv()
         logging.getLogger().setLevel(level)
         threading.Thread(target=_end_with, args=(link,), daemon=True).start()
         # Before this line, while modules are imported, Ctrl-C ends the process silently.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        options = {"report": lambda line: tell("line", line)} if reports else {}
-        tell("value", function(*arguments, **options))
+        options = {"report": lambda line: send("line", line)} if reports else {}
+        send("value", function(*arguments, **options))
     except (Exception, KeyboardInterrupt) as error:
-        tell("error", _sendable(error))
+        send("error", _sendable(error))
 
 
 def _end_with(link: Connection) -> None:
-    """Kill this process when the parent closes the pipe or is gone."""
+    """Kill this process when the parent closes the pipe or ends."""
     try:
         link.recv()
     except (EOFError, OSError):
@@ -179,7 +179,7 @@ def _end_with(link: Connection) -> None:
 
 
 def _sendable(error: BaseException) -> BaseException:
-    """The error itself if it pickles, else one like it; with its traceback as a note."""
+    """The error if it pickles, else one of ``KINDS``, with its traceback as a note."""
     text = "".join(traceback.format_exception(error))
     try:
         error = ForkingPickler.loads(bytes(ForkingPickler.dumps(error)))

@@ -1,4 +1,4 @@
-"""The quickstart: trains LoRaDA-LA and a LoRA with no more parameters, and compares them."""
+"""The quickstart: trains LoRaDA-LA and a LoRA of no more parameters, and compares them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ SENTENCE = (
 def largest_lora(model: str, budget: int) -> list[str]:
     """Recipe overrides for the LoRA of the largest rank within ``budget`` parameters.
 
-    It is placed on the modules that the paper's own LoRA row names (q, k, v, up, down).
+    Like the LoRA row of the paper it adapts q, k, v, up and down.
     """
     one = count_parameters("lora", model, ["lora.r=1"])["trainable"]
     rank = max(1, budget // one)
@@ -29,15 +29,13 @@ def largest_lora(model: str, budget: int) -> list[str]:
 
 
 def compare(output: Path, *, overwrite: bool, report: Callable[[str], None]) -> dict[str, Any]:
-    """Train and score both methods on the bundled task.
+    """Train and score both methods on the bundled task, with runs in the folder ``output``.
 
-    Args:
-        output: folder for the two runs.
-        overwrite: delete an earlier quickstart there.
-        report: called with a line before each step.
+    ``report`` is called with a line before each step.
 
     Returns:
-        Rows of the comparison, and the maps of one head for the picture.
+        ``rows`` of the comparison, ``hardware``, ``seed``, ``picture`` (the maps of one head) and
+        ``histories`` (method → logged losses).
     """
     ours = load_recipe(RECIPE, [], {"output": str(output / "lorada_la")})
     budget = count_parameters(ours.method, ours.model, [])["trainable"]
@@ -64,8 +62,8 @@ def train_and_score(
     """Train and score one of the two methods, in this process.
 
     Returns:
-        Its rows of the comparison (LoRA's call also scores the untrained model, as its first row),
-        its result, and for LoRaDA-LA the maps of one head.
+        Its rows of the comparison (LoRA's begin with the untrained model), its result, and for
+        LoRaDA-LA the maps of one head.
 
     Raises:
         KeyboardInterrupt: if the training was interrupted and saved.

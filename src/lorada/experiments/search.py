@@ -1,4 +1,4 @@
-"""``lorada search``: AutoPEFT's search. Each trial is an ordinary run, scored on held-out rows.
+"""``lorada search``: runs AutoPEFT's search. Each trial is a normal run, scored on held-out rows.
 
 The folder of a search holds ``search.yaml`` (the recipe that all trials share), ``search.json``
 (the trials so far) and the runs ``trial-000``, ``trial-001`` …
@@ -18,7 +18,7 @@ from lorada.methods.autopeft import search as autopeft_search
 from lorada.methods.autopeft.search_space import Space, Trial, pareto
 from lorada.methods.autopeft.settings import LAYERS, SIZES, Configuration
 from lorada.methods.lookup import method_named
-from lorada.methods.model_settings import column_of
+from lorada.methods.model_settings import choose_settings
 from lorada.runs.folder.folder import clear, holds_run, same_recipe
 from lorada.runs.folder.lock import locked
 from lorada.runs.folder.result import RESULT_FILE, read_result
@@ -39,7 +39,7 @@ SEARCH_RECIPE, STATE_FILE = "search.yaml", "search.json"
 
 
 def search_recipe(pairs: list[str], options: dict[str, Any], *, resume: bool) -> Recipe:
-    """The recipe of a search: a new one, or with ``resume`` the one saved in its folder.
+    """The recipe of a search; with ``resume`` the one saved in its folder.
 
     Raises:
         ValueError: as ``load_recipe``, and for a method without a search.
@@ -85,12 +85,12 @@ def search(
         report: called with a line before each trial.
 
     Returns:
-        ``trials`` and ``pareto``: lists of configurations, each with ``accuracy`` and
-        ``parameters`` in percent and the folder of its ``run``. ``pareto`` starts with the
-        smallest.
+        ``sampler``, ``seed``, ``trials`` and ``pareto``. The last two are lists of configurations,
+        each with ``accuracy`` and ``parameters`` in percent and the folder of its ``run``;
+        ``pareto`` starts with the smallest.
 
     Raises:
-        ValueError: for a number of trials that is not possible, or a folder that holds a search.
+        ValueError: for an impossible number of trials, or a folder that already holds a search.
         KeyboardInterrupt: if the training of a trial was interrupted and saved.
     """
     folder = Path(recipe.output)
@@ -102,9 +102,8 @@ def search(
 
         def trial(number: int, chosen: Configuration) -> tuple[float, float]:
             minutes = (time.monotonic() - began) / 60
-            report(
-                f"trial {number + 1} of {trials} ({minutes:.0f} min so far): {described(chosen)}"
-            )
+            at = f"trial {number + 1} of {trials} ({minutes:.0f} min so far)"
+            report(f"{at}: {configuration_text(chosen)}")
             try:
                 return own_process.call(train_and_score, recipe, number, chosen)
             except KeyboardInterrupt:
@@ -125,12 +124,12 @@ def search(
 def space_of(recipe: Recipe) -> Space:
     """The search space of a recipe's model."""
     config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    column = column_of(method_named(METHOD), config).parts
+    column = choose_settings(method_named(METHOD), config).parts
     depth = max(config.num_hidden_layers, getattr(config, "decoder_layers", 0))
     return Space(config.hidden_size, depth, tuple(part for part in SIZES if part in column))
 
 
-def described(chosen: Configuration) -> str:
+def configuration_text(chosen: Configuration) -> str:
     """A configuration as text for the progress line."""
     layers = ", ".join(map(str, chosen.layers))
     sizes = {name: getattr(chosen, name) for name in ("serial", "parallel", "prefix")}
@@ -168,7 +167,7 @@ def _run_of(folder: Path, number: int) -> Path:
 
 
 def train_and_score(recipe: Recipe, number: int, chosen: Configuration) -> tuple[float, float]:
-    """Train and score one configuration in this process; a run that was cut off is continued.
+    """Train and score one configuration in this process; an interrupted run continues.
 
     Returns:
         Accuracy and parameters, in percent.

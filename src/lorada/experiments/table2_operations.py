@@ -1,4 +1,4 @@
-"""Table 2: the extra operations of a map, by the paper's formulas and counted on a real layer.
+"""Table 2: counts the extra operations of a map, by the paper's formulas and on a real layer.
 
 torch's FLOP counter counts them on one LLaMA-7B layer without weights (2 FLOPs are one
 multiplication and its addition); additions of the map are counted call by call. The paper's
@@ -40,7 +40,7 @@ def operations_table(number: int) -> dict[str, Any]:
     """
     tables = {2: _table_2, 3: memory_table}
     if number not in tables:
-        raise ValueError(f"table {number} is not about what a map costs: 2 and 3 are")
+        raise ValueError(f"table {number} does not show what a map costs: tables 2 and 3 do")
     return tables[number]()
 
 
@@ -74,17 +74,17 @@ def _table_2() -> dict[str, Any]:
             f"With the printed N = {TOKENS} no count gives {PRINTED:.3g}; nearest is the share of "
             f"{at_512[0]} ({at_512[2]:.4g}).",
             f"Nearest of all is the share of {nearest[0]} ({nearest[2]:.4g}), which rounds to the "
-            f"printed number: the additions may have been set against a text of n tokens, though "
-            f"the paper says N = {TOKENS}, where that share is {shares[-2][2]:.3g}.",
-            "Added to the map itself, LMAM multiplies nothing. Here the map is a term of its own, "
-            "so that fused kernels, which have no map, stay in use; its product with V costs "
-            f"{own / _layer_total(shares):.2%} of the layer's multiplications.",
+            "printed number: the paper may have counted a text of n tokens, though it says "
+            f"N = {TOKENS}, where that share is {shares[-2][2]:.3g}.",
+            "Added to the attention map, LMAM needs no multiplications. Here its product with V is "
+            "a separate term, so that fused kernels, which never form the attention map, can be "
+            f"used; it costs {own / _layer_total(shares):.2%} of the layer's multiplications.",
         ],
     }
 
 
 def share_candidates() -> list[tuple[str, str, float, float]]:
-    """Totals that h·min(n,N)² additions may be a share of: (what, formula, computed, measured)."""
+    """The share of h·min(n,N)² in several totals: (what, formula, computed, measured)."""
     config = named_config("llama-7b")
     heads: int = config.num_attention_heads
     layers: int = config.num_hidden_layers
@@ -143,7 +143,7 @@ def computed_parts(config: Any, tokens: int) -> Parts:
 
 
 def measured_parts(config: Any, tokens: int) -> Parts:
-    """The same, counted by the FLOP counter in a layer on the meta device."""
+    """The same as ``computed_parts``, by the FLOP counter in a layer on the meta device."""
     config = LlamaConfig(**{**config.to_dict(), "attn_implementation": "sdpa"})
     with torch.device("meta"):
         layer = LlamaDecoderLayer(config, 0)
@@ -181,7 +181,7 @@ class _Additions(TorchDispatchMode):
 
 
 def _added_to_the_map(heads: int) -> tuple[int, int]:
-    """FLOPs, and additions within reach of the map, of adding a finished map to Attn (Eq. 12)."""
+    """FLOPs and additions of adding a finished map to Attn (Eq. 12), where the map covers it."""
     size = min(LENGTH, TOKENS)
     attention = torch.zeros(1, heads, size, size)  # the corner of Attn that the map covers
     with FlopCounterMode(display=False) as counter, _Additions() as additions, torch.no_grad():

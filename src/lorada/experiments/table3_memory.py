@@ -1,4 +1,4 @@
-"""Table 3: the memory of a map in one layer, by the paper's formulas and as measured.
+"""Table 3: the memory of a map in one layer, by the paper's formulas and measured.
 
     training:  weights 4hnr + gradients 4hnr + Adam 16hnr + activations 2hnn = 2hn(12r + n) bytes
     inference: the finished map, 2hnn bytes
@@ -68,10 +68,9 @@ def memory_table() -> dict[str, Any]:
             f"({2 * 32 * TOKENS**2 // MIB} MiB for LLaMA-7B at N = {TOKENS}), not 2hnn; the "
             "factors with their position embedding (4hnr) and the causal mask come on top.",
             "Here factors, their gradients and the map are 32-bit numbers, twice the paper's. The "
-            "map is a term of its own that is computed again for the backward pass, so nothing is "
-            "kept for it but the factors and the values, which attention keeps anyway.",
-            "Inference here keeps the factors beside the finished map, which exists once bake() "
-            "was called.",
+            "map is computed again for the backward pass, so autograd keeps only the factors and "
+            "the values, which attention keeps anyway.",
+            "Inference here keeps the factors as well as the finished map, which bake() makes.",
         ],
     }  # fmt: skip
 
@@ -87,7 +86,7 @@ FORMULAS = {  # part → bytes of LMAM and of FMAM
 
 
 def formula_bytes(heads: int, *, full: bool) -> Bytes:
-    """Table 3's formulas; FMAM's 12hnn counts no activations, as its map is its weight."""
+    """Table 3's formulas; FMAM's 12hnn has no activations, because its map is its weight."""
     map_ = 2 * heads * LENGTH**2
     weights = map_ if full else 4 * heads * LENGTH * RANK
     parts = {
@@ -100,7 +99,7 @@ def formula_bytes(heads: int, *, full: bool) -> Bytes:
 
 
 def paper_bytes(heads: int, tokens: int, *, full: bool) -> Bytes:
-    """Measured on Eqs. 6-13 as printed, in bfloat16, for one sample of ``tokens`` tokens."""
+    """Bytes measured on Eqs. 6-13 as printed, in bfloat16, for one sample of ``tokens`` tokens."""
     shapes = [(LENGTH, LENGTH)] if full else [(LENGTH, RANK), (RANK, LENGTH)]
     factors = [torch.zeros(heads, *s, dtype=torch.bfloat16).requires_grad_() for s in shapes]
     value = torch.zeros(1, heads, tokens, HEAD_WIDTH, dtype=torch.bfloat16, requires_grad=True)
@@ -121,7 +120,7 @@ def paper_bytes(heads: int, tokens: int, *, full: bool) -> Bytes:
 
 
 def measured_bytes(config: Any, *, full: bool) -> Bytes:
-    """Measured on the map of a real layer, as ``lorada train`` runs it."""
+    """Bytes measured on the map of a real layer, as ``lorada train`` runs it."""
     model = mapped_model(config, "full_rank" if full else None).train()
     factors = [p for name, p in model.named_parameters() if ".lmam." in name]
 
@@ -156,7 +155,7 @@ def _trained(forward: Callable[[], Tensor], factors: list[Any], kept: int) -> By
 
 
 def kept_bytes(forward: Callable[[], Tensor], parameters: list[Any]) -> int:
-    """Bytes that autograd keeps of a forward pass; each storage once, without parameters."""
+    """Bytes that autograd keeps after a forward pass; each storage once, without parameters."""
     own = {p.untyped_storage().data_ptr() for p in parameters}
     kept: dict[int, Tensor] = {}  # keeps the tensors alive, so that no address is reused
 
@@ -166,7 +165,7 @@ def kept_bytes(forward: Callable[[], Tensor], parameters: list[Any]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = forward()
-    total = sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in own)
+    total = sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in own)
     del output
     return total
 

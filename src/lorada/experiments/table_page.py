@@ -1,10 +1,10 @@
-"""From a table's jobs to its page: the runs that are missing are made, and all results laid out."""
+"""Runs a table's jobs that have no result yet, and lays out its results as a page."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from lorada.experiments.estimate import estimate
-from lorada.experiments.table_runs import Job, carry_out, done, forget
+from lorada.experiments.table_runs import Job, carry_out, delete_runs, done
 from lorada.experiments.table_spec import PaperTable, Scale, TableRow
 from lorada.report.page import Results, Row, paper_page
 from lorada.report.render import Page, published
@@ -19,17 +19,9 @@ def run_all(
     resume: bool,
     overwrite: bool,
 ) -> list[dict[str, Any]]:
-    """Run the jobs that have no result yet.
+    """Run the jobs that have no result yet, and return the results of all jobs in order.
 
-    Args:
-        found: the jobs.
-        scale: at which scale.
-        report: called with a line before each run.
-        resume: keep the results that are there.
-        overwrite: delete them first.
-
-    Returns:
-        The results of all jobs, in their order.
+    ``resume`` keeps the results that exist, ``overwrite`` deletes them first.
 
     Raises:
         ValueError: if there are results and neither ``resume`` nor ``overwrite`` is given.
@@ -40,9 +32,9 @@ def run_all(
     known = [None if overwrite else done(job) for job in found]
     todo = [job for job, result in zip(found, known, strict=True) if result is None]
     for job in progress_bar(todo, "Counting parameters"):
-        estimate(job, scale)  # a row that cannot be built is known before any is trained
+        estimate(job, scale)  # fails for a row that cannot be built, before any row is trained
     if overwrite:
-        forget(todo)
+        delete_runs(todo)
     complete = []
     for job, result in zip(found, known, strict=True):
         if result is None:
@@ -55,7 +47,7 @@ def run_all(
 def page_of(
     chosen: PaperTable, scale: Scale, kept: Iterable[tuple[TableRow, Results]], *, every: bool
 ) -> Page:
-    """The page of rows and their results; with ``every`` also of rows that only the paper has."""
+    """The page of rows and their results; with ``every`` also the rows that only the paper has."""
     rows = page_rows(kept)
     scored = {t for row in rows for r in row.results for t in r["recipe"]["task"].split(",")}
     named = {row.key for row in chosen.rows}
@@ -73,7 +65,7 @@ def page_of(
 
 
 def page_rows(kept: Iterable[tuple[TableRow, Results]]) -> list[Row]:
-    """Rows of a page from pairs of a table's row and results, the results of one row together."""
+    """The rows of a page; pairs with the same row become one row with the results of all."""
     rows: dict[str, Row] = {}
     for row, results in kept:
         before = rows[row.key].results if row.key in rows else []

@@ -1,8 +1,8 @@
-"""The runs of a table: which there are, which have a result, and how one is trained and scored.
+"""The runs of a table: lists them, finds their stored results, and trains and scores them.
 
 Results are kept outside of the run folders, one file each, so that they can be committed:
-``RESULTS/table5/local/lora/rte/seed1.json``. A table that was cut off continues with the runs that
-have no result.
+``RESULTS/table5/local/lora/rte/seed1.json``. An interrupted table continues with the runs that have
+no result.
 """
 
 import re
@@ -61,18 +61,18 @@ def jobs(
     Raises:
         ValueError: for a row or task that the table does not have, or not at this scale.
     """
-    # In the table's order and once each, as the tasks are part of a run's name.
+    # Each once and in the table's order, because the tasks are part of a run's path.
     wanted = [task for task in table.tasks if task in table.tasks_at(scale, tasks)]
     groups = [[task] for task in wanted] if table.train == "each" else [wanted]
     found = []
     for row in progress_bar(table.rows_at(scale, rows), "Counting parameters"):
         for group in groups:
             for seed in dict.fromkeys(seeds or table.seeds):
-                place = Path(row.key) / "-".join(group) / f"seed{seed}"
-                run = output / f"{table.name}-{scale}" / place
+                path = Path(row.key) / "-".join(group) / f"seed{seed}"
+                run = output / f"{table.name}-{scale}" / path
                 recipe = row_recipe(table, row, scale, group, seed, run)
                 recipe = recipe.model_copy(update={"data_dir": data_dir})
-                stored = results / table.name / scale / f"{place}.json"
+                stored = results / table.name / scale / f"{path}.json"
                 found.append(Job(row, group, seed, recipe, stored))
     return found
 
@@ -102,15 +102,10 @@ def stored_rows(
     *,
     report: Callable[[str], None],
 ) -> list[tuple[TableRow, list[dict[str, Any]]]]:
-    """All rows that have stored results, with those results.
+    """All rows that have stored results in the folder ``results``, with those results.
 
-    Args:
-        table: the table.
-        scale: at which scale.
-        tasks: of the runs, where one run learns all tasks; None for those of the scale. Tables
-            with a run for each task look for all tasks.
-        results: where results are kept.
-        report: called with a line for each result that is left out because its recipe differs.
+    ``tasks`` is for tables with one run for all tasks: the tasks of that run, None for those of the
+    scale. ``report`` is called for each result that is left out because its recipe differs.
     """
     folder = results / table.name / scale
     names = (SEED.fullmatch(path.name) for path in folder.rglob("seed*.json"))
@@ -147,21 +142,21 @@ def _is_scored(job: Job, result: dict[str, Any]) -> bool:
 
 
 def _with_weights(recipe: Recipe) -> Recipe:
-    """The recipe with the hub's id of a model that is there, in place of its short name."""
+    """The recipe with the short name of its model replaced by the hub id, if it has one."""
     named = MODELS.get(recipe.model)
     hub = named.hub if named else ""
     return recipe.model_copy(update={"model": hub or recipe.model})
 
 
-def forget(found: list[Job]) -> None:
-    """Delete the results of jobs and their run folders.
+def delete_runs(found: list[Job]) -> None:
+    """Delete the results and run folders of jobs.
 
-    All are deleted before any is run again: a table that is cut off must not mix old and new
+    All are deleted before any runs again, so that an interrupted table never mixes old and new
     numbers.
 
     Raises:
         ValueError: if another process trains one of them.
-        FileNotFoundError: if the rows to train them on are not there.
+        FileNotFoundError: if their training rows are missing, before anything is deleted.
     """
     runs = [run for job in found if holds_run(run := Path(job.recipe.output))]
     for job in found:
@@ -176,13 +171,9 @@ def forget(found: list[Job]) -> None:
 
 
 def carry_out(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
-    """Train and score one job in a process of its own, and store its result.
+    """Train and score one job in its own process, and store its result.
 
-    A run that was cut off is continued. The new process keeps earlier runs out of its peak memory.
-
-    Args:
-        job: the run.
-        report: called with a line before each step.
+    An interrupted run continues. ``report`` is called with a line before each step.
 
     Raises:
         ValueError: if its folder holds a run of another recipe.
@@ -203,10 +194,6 @@ def carry_out(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
 def train_and_score(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
     """Train and score one job in this process, as far as it is not done; return its result.
 
-    Args:
-        job: the run.
-        report: called with a line before each step.
-
     Raises:
         ValueError: if its folder holds a run of another recipe.
         KeyboardInterrupt: if the training was interrupted and saved.
@@ -223,6 +210,6 @@ def train_and_score(job: Job, *, report: Callable[[str], None]) -> dict[str, Any
         report(f"{job.row.key}, {recipe.task}, seed {job.seed}: scoring")
         evaluate_tasks(load_run(run), recipe.data_dir)
         result = read_result(run)
-        if not _is_scored(job, result):  # the reason is in an earlier line
+        if not _is_scored(job, result):  # the reason was logged
             raise OSError(f"the scores of {run} were not kept: run the command again")
     return result

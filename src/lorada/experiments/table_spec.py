@@ -1,7 +1,7 @@
 """The paper's tables as data: ``recipes/tables/tableN.yaml``, and the recipes of their rows.
 
 A row of a table is a method with its settings at two scales: ``paper`` (the real models) and
-``local`` (small models and samples of the data, the same share of trained parameters).
+``local`` (small models, samples of the data, and the same share of trained parameters).
 """
 
 from copy import deepcopy
@@ -27,17 +27,17 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Column(_Strict):
+class SharedSettings(_Strict):
     """Settings that all rows of a table share at one scale."""
 
-    model: str | None = Field(None, description="of rows that name no model")
+    model: str | None = Field(None, description="model of rows that name none")
     tasks: list[str] | None = Field(None, description="tasks at this scale; None for all")
     settings: Settings = Field({}, description="fields of a recipe")
     by_task: dict[str, Settings] = Field({}, description="exceptions by task")
 
 
 class TableRow(_Strict):
-    """One row."""
+    """One row of a table."""
 
     key: str = Field(description="its key in published.yaml")
     label: str = Field(description="as the paper prints it")
@@ -45,7 +45,7 @@ class TableRow(_Strict):
     model: str | None = Field(None, description="at scale paper, where rows differ")
     share: float | None = Field(None, description="trained parameters as printed, percent")
     match: str | None = Field(
-        None, description="the setting that is chosen so that a local row reaches the share"
+        None, description="the setting to choose so that a local row reaches the share"
     )
     only: Scale | None = Field(None, description="the only scale it runs at; None for both")
     paper: Settings = Field({}, description="its own settings at scale paper; also by_task")
@@ -66,10 +66,10 @@ class PaperTable(_Strict):
     columns: dict[str, str] = Field(
         {}, description="column → task.metric, where it is not a task with its main metric"
     )
-    mean: list[str] | None = Field(None, description="columns that the mean is of; None for all")
+    mean: list[str] | None = Field(None, description="columns to average; None for all")
     digits: int = Field(1, description="decimal places")
-    paper: Column
-    local: Column
+    paper: SharedSettings
+    local: SharedSettings
     rows: list[TableRow]
 
     @property
@@ -77,7 +77,7 @@ class PaperTable(_Strict):
         """The name of its folder of results."""
         return f"{'figure' if self.figure else 'table'}{self.table}"
 
-    def column(self, scale: Scale) -> Column:
+    def shared(self, scale: Scale) -> SharedSettings:
         """The settings that all rows share at a scale."""
         return self.paper if scale == "paper" else self.local
 
@@ -90,7 +90,7 @@ class PaperTable(_Strict):
         for name in chosen or []:
             if name not in self.tasks:
                 raise unknown_name(f"task of {self.name}", name, self.tasks)
-        return chosen or self.column(scale).tasks or self.tasks
+        return chosen or self.shared(scale).tasks or self.tasks
 
     def columns_of(self, tasks: list[str]) -> dict[str, tuple[str, str | None]]:
         """The columns of some tasks: name → (task, metric), None for the task's main metric."""
@@ -134,7 +134,7 @@ class PaperTable(_Strict):
 
 
 def tables() -> dict[str, Path]:
-    """The recipes of tables and figures, by name (``table5``, ``figure4``)."""
+    """The YAML files of tables and figures, by name (``table5``, ``figure4``)."""
     folder = Path(str(files("lorada"))) / "recipes" / "tables"
     return {path.stem: path for path in folder.glob("*.yaml")}
 
@@ -144,7 +144,7 @@ def load_table(name: str) -> PaperTable:
     """A table or figure by its name, such as ``table5``.
 
     Raises:
-        ValueError: for a number that is no table of results.
+        ValueError: for a number without a table of results.
     """
     known = tables()
     if name not in known:
@@ -157,22 +157,14 @@ def load_table(name: str) -> PaperTable:
 def row_recipe(
     table: PaperTable, row: TableRow, scale: Scale, tasks: list[str], seed: int, output: Path
 ) -> Recipe:
-    """The recipe of one run of a row.
+    """The recipe of one run of a row, which trains on ``tasks`` in the folder ``output``.
 
     The table's settings for parts that the method does not have are dropped.
-
-    Args:
-        table: the table.
-        row: one of its rows.
-        scale: at which scale.
-        tasks: what the run trains on.
-        seed: of the run.
-        output: folder of the run.
     """
-    column = table.column(scale)
-    settings = deepcopy(column.settings)
+    shared = table.shared(scale)
+    settings = deepcopy(shared.settings)
     for task in tasks if len(tasks) == 1 else []:
-        merge(settings, column.by_task.get(task, {}))
+        merge(settings, shared.by_task.get(task, {}))
     for part in PARTS.keys() - set(method_named(row.method).part_names):
         settings.pop(part, None)
     own = dict(row.paper if scale == "paper" else row.local)
@@ -180,7 +172,7 @@ def row_recipe(
     merge(settings, own)
     for task in tasks if len(tasks) == 1 else []:
         merge(settings, by_task.get(task, {}))
-    model = (row.model if scale == "paper" else None) or settings.get("model", column.model)
+    model = (row.model if scale == "paper" else None) or settings.get("model", shared.model)
     merge(settings, {"method": row.method, "model": model, "task": ",".join(tasks)})
     merge(settings, {"output": str(output), "training": {"seed": seed}})
     recipe = load_recipe(None, [], settings)
@@ -228,7 +220,7 @@ def counts_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def _alpha(recipe: Recipe, section: str, name: str, value: int) -> Settings:
-    """For a LoRA whose rank changes, the α that keeps α/r."""
+    """The α that keeps α/r if the rank of a LoRA changes, as overrides; none for other settings."""
     if (section, name) != ("lora", "r"):
         return {}
     from lorada.methods.build import build_method

@@ -1,4 +1,4 @@
-"""``build_method``: make a ``Plan`` from the name of a method and the config of a model."""
+"""``build_method``: makes a ``Plan`` from the name of a method and the config of a model."""
 
 import logging
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainingArguments
 
-from lorada.methods.fit_to_model import fitted, refuse_undefined
+from lorada.methods.fit_to_model import fit_defaults, refuse_undefined
 from lorada.methods.lookup import method_named
 from lorada.methods.matrix_names import family_of
 from lorada.methods.method import PARTS, Family, Method, load
-from lorada.methods.model_settings import column_of, settings_for
+from lorada.methods.model_settings import choose_settings, settings_for
 from lorada.methods.overrides import part_overrides
 from lorada.tuners import LoradaConfig
 
@@ -37,14 +37,14 @@ class Plan:
 
     Attributes:
         config: the PEFT config of the adapter; None for a method without one.
-        callbacks: Trainer callbacks of a method that changes the training.
-        trainable: regex of the names of parameters that train without an adapter.
-        with_head: regex of the names that train with the task head then, and are not counted.
-        prepare: called with model and batches; returns the config of a method that must see them.
-        optimizer: makes the optimizer of a method that has its own.
-        arguments: settings of TrainingArguments that the method changes.
-        settings_from: where the settings come from; it begins with "not from the paper" for those
-            that are not.
+        callbacks: Trainer callbacks that the method needs.
+        trainable: regex of the names of parameters that train, for a method without an adapter.
+        with_head: regex of further parameters that train but, like the task head, do not count.
+        prepare: completes the config; called with model and batches.
+        optimizer: makes the method's own optimizer.
+        arguments: TrainingArguments that the method changes.
+        settings_from: where the settings come from; begins with "not from the paper" if they are
+            not.
     """
 
     config: PeftConfig | None
@@ -69,7 +69,7 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
     Raises:
         ValueError: for an unknown method or setting (with the nearest names), a setting that
             several parts have (with the full keys), a value of another type, a method that is not
-            defined on this model, or a model type whose names of matrices are unknown.
+            defined on this model, or a model with unknown names of matrices.
     """
     method = method_named(name)
     config, settings_from = None, method.source
@@ -94,20 +94,20 @@ def _stack(
     method: Method, model_config: Any, overrides: dict[str, Any]
 ) -> tuple[LoradaConfig, str]:
     """The config of a method, and where its settings come from."""
-    column = column_of(method, model_config)
-    # A part that does not exist on this model may be left out by size 0 all the same.
-    without = {part: {size: 0} for part, size in method.sizes.items() if part not in column.parts}
+    chosen = choose_settings(method, model_config)
+    # Size 0 is also accepted for a part that this model does not have.
+    without = {part: {size: 0} for part, size in method.sizes.items() if part not in chosen.parts}
     asked = {key: value for key, value in overrides.items() if without.get(key, ...) != value}
-    stated = part_overrides(column.parts, asked)
-    settings = settings_for(column, stated, model_config)
+    stated = part_overrides(chosen.parts, asked)
+    settings = settings_for(chosen, stated, model_config)
     absent = [part for part, size in method.sizes.items() if settings.get(part, {}).get(size) == 0]
     left = {part: values for part, values in settings.items() if part not in absent}
     if not left:
         sizes = ", ".join(f"{part}.{method.sizes[part]}=0" for part in absent)
         raise ValueError(f"{sizes} leaves {method.name} without a part: give one of them a size")
-    left, replaced = fitted(left, stated, model_config)
+    left, replaced = fit_defaults(left, stated, model_config)
     for sentence in replaced:
         logger.warning(sentence)
     kind = None if model_config.model_type in NO_TASK_TYPE else TASK_TYPES[family_of(model_config)]
     configs = [load(PARTS[part])(**values) for part, values in left.items()]
-    return LoradaConfig(parts=configs, task_type=kind), "; ".join([column.source, *replaced])
+    return LoradaConfig(parts=configs, task_type=kind), "; ".join([chosen.source, *replaced])

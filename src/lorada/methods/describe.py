@@ -1,4 +1,4 @@
-"""``describe``: a method in words and plain values. It needs neither torch nor PEFT."""
+"""``describe``: describes a method in plain values; needs neither torch nor PEFT."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ def describe(name: str) -> dict[str, Any]:
 
     Returns:
         ``summary``, ``formula``, ``paper``, ``source``, ``parts`` (names), ``models`` (the kinds it
-        has settings for), ``not_from_the_paper`` (those of them whose settings are not, with where
-        they come from), ``runs`` (what carries it out) and ``settings`` (by model and part).
+        has settings for), ``not_from_the_paper`` (kind of model → source of settings that are not
+        from the paper), ``runs`` (what implements it) and ``settings`` (model → part → settings).
 
     Raises:
         ValueError: for an unknown method, with the nearest names.
@@ -33,7 +33,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def _runs(method: Method) -> list[str]:
-    """What carries a method out: the configs of its parts, and whatever else it brings."""
+    """What implements a method: configs of parts, callbacks, an optimizer, training arguments."""
     found = [PARTS[part].replace(":", ".") for part in method.part_names]
     if method.trainable is not None:
         which = "all parameters" if method.trainable == "." else method.trains

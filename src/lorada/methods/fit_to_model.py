@@ -1,7 +1,7 @@
-"""Fitting a method to a model: defaults that are too large become the nearest that fit.
+"""Fits a method to a model: replaces defaults that do not fit by the nearest values that do.
 
-Only defaults are changed. Values that the user wrote are left to the tuners, which refuse what does
-not fit. A method that has nothing to work on in a model is refused here.
+Only defaults are replaced; the tuners refuse a user's value that does not fit. A method that has
+nothing to train in a model is refused here.
 """
 
 import math
@@ -23,7 +23,7 @@ from lorada.tuners.lmam import self_attentions
 
 
 def refuse_undefined(method: Method, model_config: Any) -> None:
-    """Refuse a method that has nothing to work on in a model.
+    """Refuse a method that has nothing to train in a model.
 
     Raises:
         ValueError: saying what the method needs.
@@ -43,15 +43,12 @@ def refuse_undefined(method: Method, model_config: Any) -> None:
         )
 
 
-def fitted(
+def fit_defaults(
     parts: Mapping[str, Settings], stated: Mapping[str, Collection[str]], model_config: Any
 ) -> tuple[dict[str, Settings], list[str]]:
     """Replace the defaults that do not fit a model by the nearest values that do.
 
-    Args:
-        parts: part name → settings.
-        stated: part name → names of the settings that the user wrote, which stay.
-        model_config: the transformers config of the model.
+    ``stated`` names the settings of each part that the user wrote, which are kept.
 
     Returns:
         The settings, and a sentence for each that was replaced.
@@ -77,7 +74,7 @@ def fitted(
 
 
 class _Model:
-    """A model's config, and the model on the meta device once somebody asks for it."""
+    """A model's config, and the model on the meta device, which is made when first needed."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -111,21 +108,20 @@ def _fit_heads(heads: int, values: Settings, model: _Model) -> tuple[int, str]:
 
 
 def _fit_tokens(left: int) -> Fit:
-    """At most as many tokens as the model takes, with some left for the text."""
+    """At most as many tokens as the model takes, with ``left`` tokens for the text."""
 
     def fit(length: int, values: Settings, model: _Model) -> tuple[int, str]:
         context = getattr(model.config, "max_position_embeddings", None)
         if not isinstance(context, int) or context < 2:
             return length, ""
-        return min(
-            length, context - left
-        ), f"does not fit the {context} tokens that the model takes"
+        why = f"does not fit the {context} tokens that the model takes"
+        return min(length, context - left), why
 
     return fit
 
 
 def _fit_shira(r: int, values: Settings, model: _Model) -> tuple[int, str]:
-    """At most r such that r (in + out) entries are in every weight, of in · out."""
+    """At most the r for which every weight (in · out entries) has r·(in + out) entries."""
     shapes = _matrices("shira", values, model)
     if not shapes:
         return r, ""
@@ -143,7 +139,7 @@ def _fit_lamda(rank: int, values: Settings, model: _Model) -> tuple[int, str]:
 
 
 def _fit_fused(targets: Any, values: Settings, model: _Model) -> tuple[Any, str]:
-    """The output projection, where the model has query, key and value in one matrix."""
+    """The output projection, if query, key and value are one matrix in the model."""
     scheme = SCHEMES.get(model.config.model_type)
     if scheme is None or scheme["query"] != scheme["value"] or values.get("dims") is not None:
         return targets, ""

@@ -8,7 +8,7 @@ A weight with the gradient G (m × n) is updated with the singular vectors of an
     W ← W - η ΔW,   then   W ← W - η λ W
 
 N is Adam's direction with bias correction. The projector Q or P is computed at the first step of a
-weight, and anew after every ``refresh`` of its own steps.
+weight, and again after every ``refresh`` steps of that weight.
 
 "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection" (2024).
 """
@@ -127,7 +127,7 @@ def project(gradient: Tensor, vectors: Tensor, tall: bool) -> Tensor:
 
 
 def project_back(change: Tensor, vectors: Tensor, tall: bool) -> Tensor:
-    """The change of the weight that a change of the projection stands for."""
+    """Map a change of the projected gradient back to a change of the weight."""
     return change @ vectors if tall else vectors @ change
 
 
@@ -144,7 +144,7 @@ def galore(
     For the stock Trainer: ``Trainer(model, args, optimizers=(galore(model, args), None), ...)``.
 
     Args:
-        model: with everything trainable that will train at any time.
+        model: with all parameters trainable that train at any time.
         args: gives the learning rate, Adam's constants and the weight decay.
         rank: r.
         refresh: steps from one projector to the next.

@@ -1,17 +1,17 @@
-"""``method_named``: the one place where the name of a method is looked up."""
+"""``method_named``: looks up a method by its name."""
 
 from dataclasses import replace
 
-from lorada.methods.method import Columns, Method
+from lorada.methods.method import Method, PartsByModel
 from lorada.methods.table import MAP, METHODS
 from lorada.methods.unpublished_settings import UNPUBLISHED
 from lorada.support.errors import unknown_name
 
-WITH_MAP = "+lmam"  # after the name of a method: the same with a map on top
+WITH_MAP = "+lmam"  # suffix of a method's name: the same method with a map on top
 
 
 def method_named(name: str) -> Method:
-    """The method of a name, with the settings that are not from the paper.
+    """Look up a method, and add its settings that are not from the paper.
 
     Args:
         name: a key of ``METHODS``, or ``NAME+lmam`` for that method with a map on top.
@@ -37,5 +37,5 @@ def method_named(name: str) -> Method:
     )
 
 
-def _with_map(columns: Columns) -> Columns:
-    return {model: {"lmam": MAP, **parts} for model, parts in columns.items()}
+def _with_map(parts_by_model: PartsByModel) -> PartsByModel:
+    return {model: {"lmam": MAP, **parts} for model, parts in parts_by_model.items()}

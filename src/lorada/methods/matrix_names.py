@@ -1,7 +1,7 @@
-"""The names of a model's matrices by their role, and the family that a model belongs to.
+"""The names of a model's weight matrices by role, and the family of a model.
 
-The settings in METHODS name matrices as one model does, such as LLaMA's ``q_proj``. Another model
-has the same matrices under other names, or several of them in one: ``renamed`` translates.
+The settings in METHODS use one model's names, such as LLaMA's ``q_proj``. Other models have other
+names for the same matrices, or one matrix in place of several; ``renamed`` translates.
 """
 
 import re
@@ -10,10 +10,9 @@ from typing import Any
 
 from lorada.methods.method import Family
 
-# Role → names of the matrices with that role, within a layer. A name is as long as it must be to
-# tell the matrix from other modules of the model. Where query, key and value (or gate and up) are
-# one matrix, its name stands under each. Embeddings and norms are for methods that train them
-# whole, and need not be in a layer.
+# Role → names of the matrices with that role, within a layer. A name is long enough to match no
+# other module of the model. Where query, key and value (or gate and up) are one matrix, it is
+# listed under each role. Some methods train embeddings and norms, which may be outside the layers.
 Scheme = Mapping[str, tuple[str, ...]]
 ATTENTION = ("query", "key", "value")
 
@@ -103,7 +102,7 @@ SCHEMES: dict[str, Scheme] = {
 
 
 def family_of(model_config: Any) -> Family:
-    """The family of a model: the model of the paper that is most like it."""
+    """The family of a model, named after the model of the paper that is most like it."""
     # These tables hold names only, so that no model has to be imported.
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -123,12 +122,9 @@ def family_of(model_config: Any) -> Family:
 
 
 def renamed(names: Sequence[str], home: Scheme, here: Scheme) -> list[str] | str:
-    """Translate names of matrices from one model to another, leaving out roles that it lacks.
+    """Translate names of matrices from the scheme ``home`` to the scheme ``here``.
 
-    Args:
-        names: names in the model that ``home`` describes.
-        home: the scheme of that model.
-        here: the scheme of the other model.
+    Roles that the model of ``here`` lacks are left out.
 
     Returns:
         A value for ``target_modules``: a list, or a regex where one name ends another. BERT's
@@ -144,7 +140,7 @@ def renamed(names: Sequence[str], home: Scheme, here: Scheme) -> list[str] | str
         if not ending:
             raise ValueError(f"{name} is no matrix that has a role: {', '.join(home)}")
         found |= dict.fromkeys(full for role in whole or ending for full in here.get(role, ()))
-    # Names of this model stay as they are written, if each matches one matrix only.
+    # Names of this very model stay as written if each matches one matrix only.
     written = list(names) if here is home else list(found)
     if all(_clear(name, here) for name in written):
         return written
@@ -164,12 +160,7 @@ def _clear(name: str, scheme: Scheme) -> bool:
 
 
 def fits(scheme: Scheme, linears: Iterable[str]) -> bool:
-    """Whether the linear layers of a model are exactly those of a scheme.
-
-    Args:
-        scheme: the names of the matrices.
-        linears: names of the linear layers within the layers of the model.
-    """
+    """Whether the linear layers within a model's layers are exactly those of a scheme."""
     linears = list(linears)
     roles = [role for role in scheme if role not in ("embeddings", "norms", "gate")]
     names = {full for role in (*roles, "gate") for full in scheme.get(role, ())}

@@ -27,7 +27,7 @@ def meta_model(model_config: Any) -> PreTrainedModel | None:
     """A model of this config on the meta device; None where transformers has no class for it."""
     for auto, known in (_AUTO.get(family_of(model_config), _BASE), _BASE):
         if type(model_config) not in known:
-            continue  # asking the auto class would import every model to say so
+            continue  # otherwise the auto class would import every model before it fails
         config = copy.deepcopy(model_config)
         # A kernel that is not installed matters only to the code that loads the model.
         config._attn_implementation = None

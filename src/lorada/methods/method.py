@@ -1,7 +1,7 @@
-"""What an entry of METHODS holds, and the parts that it may name.
+"""``Method``, the class of the entries of METHODS, and ``PARTS``, the config class of each part.
 
-Whatever has to be imported is given by name, as ``module:name``: a list of the methods needs
-neither torch nor PEFT, and ``load`` fetches what is used.
+Classes and functions are given by name, as ``module:name``, and ``load`` imports those that are
+used. So listing the methods needs neither torch nor PEFT.
 """
 
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ from lorada.tuners import TUNERS
 
 Family = Literal["llama", "roberta", "deberta", "bart"]
 Settings = dict[str, Any]
-Columns = dict[str, dict[str, Settings]]  # kind of model → part → settings
+PartsByModel = dict[str, dict[str, Settings]]  # kind of model → part → settings
 
 # The callback of methods that train with shifted sparse attention.
 SHIFTED_ATTENTION = "lorada.methods.callbacks.longlora:ShiftedAttention"
 
 
 def load(name: str) -> Any:
-    """Import the object that a ``module:name`` stands for."""
+    """Import the object named ``module:name``."""
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
 
@@ -37,45 +37,44 @@ PARTS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Unpublished:
-    """Settings of a method for kinds of model that its paper has none for.
+    """Settings of a method for kinds of model for which the paper gives none.
 
     Attributes:
         source: where they come from.
-        parts: the settings of each part, by family; those of ``roberta`` are DeBERTa's too.
+        parts: family → part → settings; those of ``roberta`` are used for DeBERTa too.
     """
 
     source: str = ""
-    parts: Columns = field(default_factory=dict)
+    parts: PartsByModel = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the paper: its parts with their settings, or a rule of the parameters that train.
+    """A method: parts with their settings, or a rule for which parameters train.
 
     Attributes:
         summary: one line for ``lorada methods``.
-        parts: the settings of each part, for each kind of model (a family, or a model of
-            ``support.models.MODELS``); empty for a method without an adapter.
+        parts: kind of model (a family, or a model of ``support.models.MODELS``) → part → settings;
+            empty for a method without an adapter.
         trainable: regex of the names of the base's parameters that train; None for an adapter.
-        trains: what the parameters of that regex are called.
-        with_head: regex of the names that such a method trains with the task head, uncounted.
-        callbacks: Trainer callbacks of a method that changes the training, as ``module:name``.
-        prepare: function of a method that must see model and data first, as ``module:name``: called
-            with both and ``config=``, the stack, which it returns ready to be placed.
-        optimizer: function that makes the method's own optimizer, as ``module:name``: called with
-            model and TrainingArguments.
-        arguments: settings of TrainingArguments that the method changes.
-        sizes: part → its setting that leaves the part out when it is 0.
+        trains: what messages call those parameters.
+        with_head: regex of further parameters that train but, like the task head, do not count.
+        callbacks: Trainer callbacks that the method needs, as ``module:name``.
+        prepare: ``module:name`` of a function that completes the config with the help of the model
+            and its data: called with model, batches and ``config=``, it returns the config.
+        optimizer: ``module:name`` of a function that makes the method's own optimizer from model
+            and TrainingArguments.
+        arguments: TrainingArguments that the method changes.
+        sizes: part → the setting that leaves the part out when it is 0.
         formula: what it computes or how it updates, in one line of plain text.
         paper: link to the paper of the method.
         source: where the settings come from.
-        name: the name it was looked up by, which ``method_named`` fills in.
-        unpublished: settings for further kinds of model; for the methods of
-            ``unpublished_settings``, ``method_named`` fills them in.
+        name: the name it was looked up by; ``method_named`` fills it in.
+        unpublished: settings for further kinds of model; ``method_named`` fills them in.
     """
 
     summary: str
-    parts: Columns = field(default_factory=dict)
+    parts: PartsByModel = field(default_factory=dict)
     trainable: str | None = None
     trains: str = "parameters"
     with_head: str | None = None

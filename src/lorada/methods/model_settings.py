@@ -1,7 +1,6 @@
-"""The settings of a method for a model, written with the names of that model's matrices.
+"""Chooses the settings of a method for a model, and translates the names of matrices in them.
 
-The settings of a method for one kind of model are a column. A column names matrices as its own
-model does: LLaMA's ``q_proj`` becomes ``query`` on a BERT.
+LLaMA's ``q_proj``, for one, becomes ``query`` on a BERT.
 """
 
 from collections.abc import Mapping
@@ -17,21 +16,21 @@ from lorada.tuners.base.linears import layer_linear_names
 from lorada.tuners.bottleneck.placements import PLACEMENTS
 
 NOT_FROM_THE_PAPER = "not from the paper"  # reports look for these words
-# Settings that name modules: those that get the part, and those that train whole.
+# Settings that name modules: those that the part adapts, and those that train as a whole.
 NAMING = ("target_modules", "modules_to_save")
 
-# The model type whose names for matrices the settings of a family are written in.
-HOMES: dict[str, str] = {
+# Key of a method's settings → the model type whose names of matrices they use.
+WRITTEN_FOR: dict[str, str] = {
     "llama": "llama", "roberta": "roberta", "deberta": "deberta-v2", "bart": "bart",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Column:
+class ChosenSettings:
     """The settings of a method for one kind of model.
 
     Attributes:
-        home: the model type whose names for matrices the settings are written in.
+        home: the model type whose names of matrices the settings use.
         parts: part name → settings.
         source: where they come from, in words.
     """
@@ -41,29 +40,25 @@ class Column:
     source: str
 
 
-def column_of(method: Method, model_config: Any) -> Column:
-    """Choose a method's settings for a model: its own, its family's, or unpublished ones.
-
-    Args:
-        method: as ``method_named`` returns it.
-        model_config: the transformers config of the model.
+def choose_settings(method: Method, model_config: Any) -> ChosenSettings:
+    """Choose a method's settings for a model: the model's own, its family's, or unpublished ones.
 
     Raises:
         ValueError: if the method has no settings for a model of this kind.
     """
     family, model_type = family_of(model_config), model_config.model_type
-    # DeBERTa is an encoder like RoBERTa, and takes its settings where it has none of its own.
+    # DeBERTa is an encoder like RoBERTa, and uses its settings where a method has none for DeBERTa.
     families: tuple[Family, ...] = (family, "roberta") if family == "deberta" else (family,)
     named = [key for key, model in MODELS.items() if model.is_model_of(model_config)]
     # A named model may have its settings under its model type, as mBART has.
     for key in (*named, *([model_type] if named else []), *families):
         if key in method.parts:
-            home = HOMES.get(key, model_type)
-            return Column(home, method.parts[key], _source(method.source, home, model_type))
+            home = WRITTEN_FOR.get(key, model_type)
+            return ChosenSettings(home, method.parts[key], _source(method.source, home, model_type))
     for key in families:
         if key in method.unpublished.parts:
             source = f"{NOT_FROM_THE_PAPER}: {method.unpublished.source}"
-            return Column(HOMES[key], method.unpublished.parts[key], source)
+            return ChosenSettings(WRITTEN_FOR[key], method.unpublished.parts[key], source)
     known = ", ".join(method.parts | method.unpublished.parts)
     raise ValueError(
         f"{method.name} has no settings for {model_type} models, only for {known}: "
@@ -77,31 +72,26 @@ def _source(source: str, home: str, model_type: str) -> str:
 
 
 def settings_for(
-    column: Column, stated: Mapping[str, Settings], model_config: Any
+    chosen: ChosenSettings, stated: Mapping[str, Settings], model_config: Any
 ) -> dict[str, Settings]:
-    """The settings of a column for a model, with the user's in their place.
-
-    Args:
-        column: as ``column_of`` returns it.
-        stated: part name → the settings that the user wrote.
-        model_config: the transformers config of the model.
+    """Translate chosen settings for a model, and put the user's (``stated``) in their place.
 
     Raises:
-        ValueError: for a model type whose names of matrices are unknown, if the user gives none.
+        ValueError: for a model with unknown names of matrices, if the user gives none.
     """
     found: dict[str, Settings] = {}
     here: Scheme | None = None
-    for part, values in column.parts.items():
+    for part, values in chosen.parts.items():
         own = stated.get(part, {})
         settings = {**deepcopy(values), **own}
-        named = [(key, column.home) for key in NAMING if key in values and key not in own]
+        named = [(key, chosen.home) for key in NAMING if key in values and key not in own]
         placement = PLACEMENTS.get(settings.get("placement", ""))
         if placement is not None and placement.linears and "target_modules" not in settings:
             settings["target_modules"] = list(placement.linears)
             named.append(("target_modules", "llama"))
         for key, home in named:
             if isinstance(settings[key], str):
-                continue  # a regex, which is for the model of the column
+                continue  # a regex, which is for the model it was written for
             here = here or scheme_of(model_config, f"{part}.{key}")
             settings[key] = renamed(settings[key], SCHEMES[home], here)
         if here is SCHEMES["gpt2"] and part in ("lora", "adalora"):
@@ -113,9 +103,7 @@ def settings_for(
 def scheme_of(model_config: Any, wanted: str) -> Scheme:
     """The names of a model's matrices: those of its type, or of a type with the same linear layers.
 
-    Args:
-        model_config: the transformers config of the model.
-        wanted: the setting that names matrices, for the error.
+    ``wanted`` is the setting that needs the names; the error tells the user to give it.
 
     Raises:
         ValueError: if there is no such type.

@@ -1,7 +1,7 @@
-"""Overrides of settings: which section has a setting, and whether a value is of its type.
+"""Checks overrides of settings: which section has a setting, and whether a value has its type.
 
-A section is a part of a method (``lmam``, ``lora``, …) or ``training``, which stands for
-transformers' TrainingArguments. Whether a value makes sense is for the class of the section to say.
+A section is a part of a method (``lmam``, ``lora``, …) or ``training``, which is
+transformers' TrainingArguments. Only the class of the section checks whether a value makes sense.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ from lorada.methods.method import PARTS, Settings, load
 from lorada.support.errors import unknown_name
 
 TRAINING = "training"
-# Arguments of a training that follow from the recipe and the protocol of its task.
+# TrainingArguments that follow from the recipe and its task, so that no override may set them.
 FIXED_ARGUMENTS = {
     "output_dir", "resume_from_checkpoint", "generation_max_length", "generation_config",
 }  # fmt: skip
-# Fields of the configs of parts that no user sets, beside those of every PEFT config.
+# Fields of part configs that no override may set, in addition to those of every PEFT config.
 FIXED_FIELDS = {
     "usage", "lorada_version", "runtime_config", "trainable_token_indices", "base_model_type",
 }  # fmt: skip
@@ -45,7 +45,7 @@ def settings_of(section: str) -> dict[str, Any]:
 
 
 def checked(section: str, name: str, value: Any) -> Any:
-    """A value of a setting as its type takes it: for a number, ``"1e-3"`` becomes 0.001.
+    """Check a value against the type of its setting and convert it, such as ``"1e-3"`` to 0.001.
 
     Raises:
         ValueError: for a setting that the section does not have (with the nearest names), or a
@@ -66,18 +66,18 @@ def checked(section: str, name: str, value: Any) -> Any:
         reason = error.errors()[0]["msg"].lower()
         raise ValueError(f"{section}.{name}={value!r}: {reason}") from error
     if isinstance(value, bool) and type(found) in (int, float):
-        return value  # yes is no number: the class of the section says what it wants instead
-    # Enums and the like stay as they were written, which YAML can hold.
+        return value  # pydantic takes a bool for a number; the class of the section refuses it
+    # Instead of enums and other objects, which YAML cannot hold, return the value as written.
     return found if isinstance(found, bool | int | float | str | list | dict | None) else value
 
 
 def owner_of(key: str, sections: Iterable[str], also: Iterable[str] = ()) -> str:
-    """The one section that has a setting of this name.
+    """The one section that has the setting ``key``.
 
     Args:
         key: a bare name, such as ``rank``.
         sections: where to look.
-        also: other names that would have been right here, for the hint.
+        also: further valid names, for the hint of the error.
 
     Raises:
         ValueError: if no section has it (with the nearest names), or several (with the full keys).

@@ -1,4 +1,4 @@
-"""SHiRA-SNIP: choose the entries of each weight that a sparse adapter trains.
+"""SHiRA-SNIP: chooses the entries of each weight that a sparse adapter trains.
 
 PEFT's ``ShiraConfig`` trains r·(in + out) entries of each weight W, which a mask function chooses.
 SNIP takes those with the largest |W · ḡ|, where ḡ is the mean gradient of the loss over calibration
@@ -40,7 +40,7 @@ def snip(
         calibration: how many batches to take.
 
     Returns:
-        A copy of ``config`` with masks that fit this very model and no other.
+        A copy of ``config`` with masks that fit only this model.
 
     Raises:
         ValueError: for a config without such a part, a weight that gets no gradient, no batches, or
@@ -74,19 +74,15 @@ def _parts(config: PeftConfig) -> list[PeftConfig]:
 
 
 def _targets(model: nn.Module, part: ShiraConfig) -> list[nn.Linear]:
-    """The modules that PEFT would place a part on, found by placing it and taking it off again."""
+    """The modules that PEFT adapts for a part, found by a trial injection that is undone."""
     found: list[nn.Linear] = []
     probe = copy.deepcopy(part)
     probe.mask_fn = lambda base_layer, r, **_: found.append(base_layer)
-    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        with all_or_nothing(model, PROBE):
+        with _same_trainable(model), all_or_nothing(model, PROBE):
             ShiraModel(model, {PROBE: probe}, PROBE).unload()
     except TypeError as error:
         raise ValueError(f"SHiRA: {' '.join(str(error).split())}") from error
-    finally:
-        for parameter, requires_grad in trainable:
-            parameter.requires_grad = requires_grad
     for module in found:
         if not module.weight.is_floating_point():
             raise ValueError(
@@ -107,7 +103,7 @@ def _best_entries(
         score = (module.weight.detach().float() * gradient).abs().flatten()
         if not score.isfinite().all():
             raise ValueError(f"SNIP: the gradient of {_name(model, module)} is not finite")
-        # topk, as a threshold would take more entries where scores are equal.
+        # topk takes an exact number; a threshold would take more where scores are equal.
         best[module] = score.topk(counts[module], sorted=False).indices
 
     def fold(module: nn.Linear, last: bool) -> None:
@@ -148,21 +144,29 @@ def _best_entries(
 
 
 @contextmanager
-def _only_gradients_of(model: nn.Module, modules: Iterable[nn.Linear]) -> Iterator[None]:
-    """Let only these modules' weights get gradients, without dropout; restore all afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
+def _same_trainable(model: nn.Module) -> Iterator[None]:
+    """Restore afterwards which parameters are trainable."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        model.eval().requires_grad_(False)
-        for module in modules:
-            module.weight.requires_grad_(True)
-        with torch.enable_grad():
+        yield
+    finally:
+        for parameter, requires_grad in before:
+            parameter.requires_grad = requires_grad
+
+
+@contextmanager
+def _only_gradients_of(model: nn.Module, modules: Iterable[nn.Linear]) -> Iterator[None]:
+    """Give gradients to these modules' weights only, without dropout; restore all afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with _same_trainable(model), torch.enable_grad():
+            model.eval().requires_grad_(False)
+            for module in modules:
+                module.weight.requires_grad_(True)
             yield
     finally:
         for module in modules:
             module.weight.grad = None
-        for parameter, requires_grad in before:
-            parameter.requires_grad = requires_grad
         for part, training in modes:
             part.training = training
 

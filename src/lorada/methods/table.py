@@ -1,14 +1,14 @@
 """METHODS: the compared methods of the paper, as data.
 
 A method is a list of parts with their settings, for each kind of model. A combination (LoRaDA-A,
-LoRaDA-LA, MAM, ``NAME+lmam``) is a longer list. ``method.Method`` says what an entry holds, and
+LoRaDA-LA, MAM, ``NAME+lmam``) is a longer list. ``method.Method`` documents the fields of an entry;
 ``build.build_method`` makes a method ready for a model.
 """
 
 from lorada.methods.autopeft.settings import SIZES, parts_of_size
 from lorada.methods.method import SHIFTED_ATTENTION, Method, Settings
 
-# Papers of several methods; each of the others is linked where it stands.
+# Papers that several methods link to.
 LORADA = "https://aclanthology.org/2025.findings-emnlp.676/"
 UNIFIED = "https://arxiv.org/abs/2110.04366"  # He et al.
 LLM_ADAPTERS = "https://arxiv.org/abs/2304.01933"

@@ -1,8 +1,8 @@
-"""The task head of a model: it trains beside a method, is saved with it, and is never counted.
+"""The task head of a model, which trains and is saved with every method, and is never counted.
 
-A head is what transformers puts on a base model to get classes or scores. Every parameter that the
-checkpoint lacks is drawn at random when the model is loaded (DeBERTa's checkpoints have no pooler,
-for one) and belongs to the head too: if it were not saved, it would differ after each loading.
+A head is what transformers puts on a base model to get classes or scores. Parameters that the
+checkpoint lacks, such as DeBERTa's pooler, are drawn at random when the model is loaded. They
+belong to the head too: if they were not saved, they would differ after each loading.
 """
 
 import re
@@ -17,11 +17,9 @@ PEFT_NAMES = "base_model.model."  # PEFT puts this before every name of a model 
 
 
 def head_modules(model: nn.Module, drawn: Iterable[str] = ()) -> tuple[str, ...]:
-    """The names of the modules of a model's task head; none for a model without one.
+    """The names of the modules of a model's task head, before a method is placed on the model.
 
-    Args:
-        model: the model, before a method is placed on it.
-        drawn: names of the parameters that its checkpoint lacked, so that they were drawn.
+    ``drawn`` are the names of the parameters that its checkpoint lacked.
     """
     named = (name for name, _ in model.named_modules() if name.rpartition(".")[2] in HEADS)
     found = [*named, *(_owner(name) for name in drawn)]
@@ -46,9 +44,7 @@ def in_head(name: str, head: Collection[str]) -> bool:
 def may_be_drawn(name: str, backbone: str) -> bool:
     """Whether a parameter that a checkpoint lacks belongs to a head, not to the base itself.
 
-    Args:
-        name: of the parameter.
-        backbone: name of the base within the model (transformers' ``base_model_prefix``).
+    ``backbone`` is the name of the base within the model (transformers' ``base_model_prefix``).
     """
     return POOLER in name.split(".") or not _lies_in(name, backbone)
 
@@ -56,13 +52,10 @@ def may_be_drawn(name: str, backbone: str) -> bool:
 def select_trainable(
     model: nn.Module, rule: str, head: Collection[str] = (), with_head: str | None = None
 ) -> None:
-    """Freeze every parameter except those whose name matches a rule, and those of the head.
+    """Freeze every parameter except those with names that match a rule, and those of the head.
 
-    Args:
-        model: the model, without an adapter.
-        rule: regex of the names of parameters that train.
-        head: names of the modules of the task head.
-        with_head: regex of the names that train as the head does; None for no others.
+    ``rule`` and ``with_head`` (further parameters that train with the head) are regexes; ``head``
+    has the names of the head's modules.
 
     Raises:
         ValueError: if no parameter matches the rule (a LLaMA has no biases for BitFit).
@@ -74,5 +67,5 @@ def select_trainable(
             "this method is not defined for this model"
         )
     for name, parameter in model.named_parameters():
-        beside = with_head is not None and re.search(with_head, name) is not None
-        parameter.requires_grad_(name in chosen or beside or in_head(name, head))
+        extra = with_head is not None and re.search(with_head, name) is not None
+        parameter.requires_grad_(name in chosen or extra or in_head(name, head))

@@ -1,22 +1,22 @@
-"""Settings that are not from the paper: for each method, the kinds of model that it lacks there.
+"""Settings that are not from the paper, for kinds of model on which it has none for a method.
 
-They are taken from the method's settings for another kind of model, or from another method that has
+They are taken from the method's settings for another kind of model, or from another method with
 the same part on this kind. Each entry says which. DeBERTa takes the settings of ``roberta``.
 """
 
 from lorada.methods.autopeft.settings import parts_of_size
-from lorada.methods.method import Columns, Settings, Unpublished
+from lorada.methods.method import PartsByModel, Settings, Unpublished
 from lorada.methods.table import FFN_LORA, METHODS
 
 
-def _of(method: str, column: str, part: str, **changes: object) -> Settings:
+def _of(method: str, model: str, part: str, **changes: object) -> Settings:
     """The paper's settings of a part of a method, with changes."""
-    return {**METHODS[method].parts[column][part], **changes}
+    return {**METHODS[method].parts[model][part], **changes}
 
 
 _LAYER = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
 _ENCODER_FFN = ["intermediate.dense", "output.dense"]
-_ENCODER_LORA = ["query", "key", "value", *_ENCODER_FFN]  # LLM_LORA's, of a BERT
+_ENCODER_LORA = ["query", "key", "value", *_ENCODER_FFN]  # the matrices of LLM_LORA in a BERT
 _BART_LORA = ["q_proj", "k_proj", "v_proj", "fc1", "fc2"]
 _LLAMA_LAYER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 _BART_LAYER = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
@@ -26,7 +26,7 @@ _ADALORA = _of("adalora", "deberta", "adalora")
 _LLAMA_PREFIX = _of("prefix", "llama", "prefix")
 
 
-def _every(part: str, **ranks: int) -> Columns:
+def _every(part: str, **ranks: int) -> PartsByModel:
     """A bottleneck adapter with one placement, and a rank for each kind of model."""
     return {kind: {"bottleneck": {"placement": part, "rank": rank}} for kind, rank in ranks.items()}
 

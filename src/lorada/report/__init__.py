@@ -1,1 +1,1 @@
-"""Pictures and tables from saved results; imports neither torch nor the code that trains."""
+"""Makes pictures and tables from saved results; imports neither torch nor the training code."""

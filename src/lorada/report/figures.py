@@ -1,4 +1,4 @@
-"""Loss curves, attention maps and the paper's figures, as pictures."""
+"""Draws loss curves, attention maps and the paper's figures."""
 
 import math
 import statistics
@@ -12,12 +12,12 @@ from lorada.support.files import atomic_path
 
 STYLES = ("o-", "s--", "^-.", "v:", "D-", "x--", "P-.", "*:")  # distinct without colours
 MARKERS = "osD^vP*<X>d"
-LARGEST = 12  # inches of a map's side; a larger picture is slow to draw and shows no more
+LARGEST = 12  # inches, the side of a map; a larger picture is slow to draw and shows no more
 SHADES = 6  # of viridis; coprime to the number of markers, so that 66 points differ
 
 
 def loss_png(runs: dict[str, Sequence[dict[str, Any]]], *paths: Path) -> None:
-    """Loss over steps of one or more runs.
+    """Draw the loss of one or more runs over steps.
 
     Args:
         runs: name → history of a ``result.json`` (``step`` and ``loss``).
@@ -29,7 +29,7 @@ def loss_png(runs: dict[str, Sequence[dict[str, Any]]], *paths: Path) -> None:
     plt = _pyplot()
     height = 3.6 + 0.22 * (len(runs) if len(runs) > 1 else 0)
     figure, axes = plt.subplots(figsize=(6, height), layout="constrained")
-    names = telling(list(runs))
+    names = shorten_paths(list(runs))
     for name, history, style in zip(names, runs.values(), cycle(STYLES), strict=False):
         lines = [e for e in history if None not in (e.get("loss"), e.get("step"))]
         steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
@@ -37,14 +37,14 @@ def loss_png(runs: dict[str, Sequence[dict[str, Any]]], *paths: Path) -> None:
     axes.set(xlabel="optimizer steps", ylabel="training loss")
     axes.grid(alpha=0.3)
     if len(runs) > 1:
-        # Names are passed in, as matplotlib leaves out labels that begin with an underscore.
+        # Pass the names, because matplotlib leaves out labels that begin with an underscore.
         named = map(_literal, names)
         figure.legend(axes.lines, named, loc="outside lower center", fontsize="small")
     _save(figure, paths)
 
 
-def telling(names: list[str]) -> list[str]:
-    """Shorten paths by the folders that all of them begin or end with."""
+def shorten_paths(names: list[str]) -> list[str]:
+    """Remove the folders that all paths begin or end with."""
     parts = [name.split("/") for name in names]
     for end in (0, -1):
         while len(parts) > 1 and all(len(p) > 1 and p[end] == parts[0][end] for p in parts):
@@ -59,10 +59,10 @@ def attention_maps(
     *paths: Path,
     title: str = "",
 ) -> None:
-    """Heatmaps side by side, like Figure 1 of the paper.
+    """Draw heatmaps side by side, like Figure 1 of the paper.
 
-    Red is positive and blue negative. A minus marks negative entries too, for readers without
-    colour. Each panel has its own scale, centred at 0, as softmax maps and learned maps differ in
+    Red is positive and blue negative; negative entries also have a minus, for readers without
+    colour. Each panel has its own scale, centred at 0, because softmax and learned maps differ in
     size.
 
     Args:
@@ -76,17 +76,17 @@ def attention_maps(
     """
     plt = _pyplot()
     size = min(max(3.2, 0.24 * len(tokens)), LARGEST)
-    # In a long text only every second or third token is named, so that names do not overlap.
+    # In a long text only every second or third token is labelled, so that labels do not overlap.
     every = math.ceil(len(tokens) / (size * 11))
-    places, names = range(0, len(tokens), every), [_literal(t) for t in tokens[::every]]
+    ticks, names = range(0, len(tokens), every), [_literal(t) for t in tokens[::every]]
     letters = {"fontsize": 7 if size > 0.14 * len(names) else 5}
     figure, axes = plt.subplots(
         1, len(maps), figsize=(len(maps) * (size + 0.6), size + 0.9), layout="constrained"
     )
     for axis, (name, (values, ratio)) in zip(axes, maps.items(), strict=True):
         image = _signed(axis, values)
-        axis.set_xticks(places, names, rotation=90, **letters)
-        axis.set_yticks(places, names, **letters)
+        axis.set_xticks(ticks, names, rotation=90, **letters)
+        axis.set_yticks(ticks, names, **letters)
         axis.set_title(name if ratio is None else f"{name}\n(Neg Rat: {100 * ratio:.2f}%)")
         figure.colorbar(image, ax=axis, shrink=0.75)
     if title:
@@ -112,7 +112,7 @@ def _signed(axis: Any, values: Sequence[Sequence[float]]) -> Any:
 
 
 def layers_figure(found: dict[str, Any], *paths: Path) -> None:
-    """Maps of up to four layers, and the negative ratio over all, like Figure 3 of the paper.
+    """Draw the maps of up to four layers and the negative ratio of all, like the paper's Figure 3.
 
     A panel is one head's map of one row, with its ratio in the title. The curves are means over
     heads and rows.
@@ -135,15 +135,15 @@ def layers_figure(found: dict[str, Any], *paths: Path) -> None:
         figure.colorbar(_signed(axis, layers[index]["map"]), ax=axis, shrink=0.7)
         ratio = 100 * layers[index]["shown_ratio"]
         axis.set_title(f"layer {index}, head 0, Neg Rat: {ratio:.0f}%", fontsize=9)
-    places = range(len(layers))
+    numbers = range(len(layers))
     ratio_axis = axes["ratio"]
     for name, style, label in (
         ("map_negative_ratio", "-o", "LMAM (Attn_s)"),
         ("negative_ratio", "--s", "fused"),
     ):
-        ratio_axis.plot(places, [100 * one[name] for one in layers], style, label=label)
+        ratio_axis.plot(numbers, [100 * one[name] for one in layers], style, label=label)
     ratio_axis.axhline(50, color="grey", linewidth=0.8)
-    ratio_axis.set(xlabel="layer", ylabel="negative ratio (%)", ylim=(0, 100), xticks=places)
+    ratio_axis.set(xlabel="layer", ylabel="negative ratio (%)", ylim=(0, 100), xticks=numbers)
     mean = f"mean over all heads and {found['rows']} rows of {found['task']}"
     ratio_axis.set_title(f"{mean}\n(the maps above: of the first row)", fontsize=9)
     ratio_axis.legend()
@@ -153,12 +153,12 @@ def layers_figure(found: dict[str, Any], *paths: Path) -> None:
 def sweep_figure(
     scores: Mapping[tuple[int, int], Sequence[float]], *paths: Path, title: str, metric: str
 ) -> None:
-    """Mean score over heads and ranks, like Figure 4 of the paper.
+    """Draw the mean score for each number of heads and rank, like Figure 4 of the paper.
 
     Args:
-        scores: (heads, rank) → one score a seed.
+        scores: (heads, rank) → one score per seed.
         paths: files to write, PNG or SVG by their names.
-        title: line above.
+        title: line above the picture.
         metric: name of the score.
     """
     plt = _pyplot()
@@ -183,15 +183,15 @@ def sweep_figure(
 
 
 def scatter_figure(points: Sequence[dict[str, Any]], *paths: Path, title: str) -> None:
-    """Score over trained parameters, one point a row, its spread over seeds as a bar.
+    """Draw scores over trained parameters, one point per row, with the spread over seeds as a bar.
 
-    Points of one shape differ in lightness, so that they differ in print, too.
+    Points of one shape differ in lightness, so that they also differ in grey print.
 
     Args:
-        points: ``label``, ``percent`` (trained, of the base), ``scores`` (one a seed, means over
+        points: ``label``, ``percent`` (trained, of the base), ``scores`` (one per seed, means over
             columns).
         paths: files to write, PNG or SVG by their names.
-        title: line above.
+        title: line above the picture.
     """
     plt = _pyplot()
     columns = math.ceil(len(points) / 22)  # of the legend
@@ -230,7 +230,7 @@ def _literal(text: str) -> str:
 
 
 def _save(figure: Any, paths: Sequence[Path]) -> None:
-    """Write a figure to files; the layout is computed once."""
+    """Write a figure to files and close it; the layout is computed once."""
     for path in paths:
         with atomic_path(path) as fresh:
             figure.savefig(fresh, dpi=150)

@@ -1,7 +1,4 @@
-"""Builds the page of one of the paper's tables: lines, columns, and notes on what was compared.
-
-It reads results only; the caller says what the table is.
-"""
+"""Builds the page of one of the paper's tables: lines, columns, and notes on what was compared."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -48,14 +45,14 @@ def paper_page(
     notes: Sequence[str] = (),
     unrun: Sequence[str] = (),
 ) -> Page:
-    """Lay out rows of a table beside the published scores.
+    """Build the page of a table from its rows and the published scores.
 
     Args:
         number: of the table.
         title: of the page.
         rows: at least one of them with a result.
-        columns: of all rows; rows of different protocols get columns of their own.
-        mean: the columns that the mean is of; None for all.
+        columns: of all rows; if rows differ in protocol, each protocol gets its own columns.
+        mean: the columns to average; None for all.
         digits: decimal places.
         notes: the table's own notes.
         unrun: keys of published rows that cannot be run, such as ChatGPT's.
@@ -82,28 +79,30 @@ def paper_page(
         lines.append(_renamed(measured_line(label, row.results, columns, averaged), names(row)))
     shown = dict.fromkeys(name for row in rows for name in names(row).values())
     results = [result for row in rows for result in row.results]
-    said = [
+    every_note = [
         *_about(results),
         *_scores(results, columns),
         *_of_means(number, averaged),
         *_unfinished(lines),
         *notes,
+        *_unparsable(rows),
+        *_machines(results),
     ]
-    return Page(title, list(shown), lines, [*said, *_unparsable(rows), *_machines(results)], digits)
+    return Page(title, list(shown), lines, every_note, digits)
 
 
 def averaged_columns(columns: Columns, mean: list[str] | None) -> list[str]:
-    """The columns that a table's mean is of."""
+    """The columns that a table's mean averages."""
     return [name for name in columns if mean is None or name in mean]
 
 
 def scatter_points(
     rows: Sequence[Row], columns: Columns, mean: list[str] | None
 ) -> list[dict[str, Any]]:
-    """The points of ``scatter_figure``, one a row.
+    """The points of ``scatter_figure``, one per row.
 
     Returns:
-        ``label``, ``percent``, ``scores`` (means over columns, one a seed) and ``columns``. Rows
+        ``label``, ``percent``, ``scores`` (means over columns, one per seed) and ``columns``. Rows
         and seeds that lack a column of the row with the most columns are left out.
 
     Raises:
@@ -161,12 +160,12 @@ def _about(results: Results) -> list[str]:
     protocols = _listed(p for r in results if (p := r["recipe"].get("protocol")))
     trained = _listed(f"{r['data']['rows']:,}" for r in results if r.get("data"))
     sets = _listed(on for r in results if (on := r["recipe"].get("train_on")))
-    places = _listed(p for r in results if (p := (r.get("data") or {}).get("source")))
+    sources = _listed(s for r in results if (s := (r.get("data") or {}).get("source")))
     parts = [
         f"protocol: {protocols}" if protocols else "",
         f"rows to learn from: {trained}" if trained else "",
         f"train_on: {sets}" if sets else "",
-        f"rows are from {places}" if places else "",
+        f"rows are from {sources}" if sources else "",
     ]
     notes.append("; ".join(filter(None, parts)) + ".")
     sizes = {task: m["n"] for r in results for task, m in r["metrics"].items()}
@@ -184,12 +183,12 @@ def _scores(results: Results, columns: Columns) -> list[str]:
         )
         if scored:
             found.setdefault(metric or main_metric(scored), []).append(name)
-    said = [f"{metric} of {', '.join(names)}" for metric, names in found.items()]
-    return [f"scores: {'; '.join(said)}."] if said else []
+    shown = [f"{metric} of {', '.join(names)}" for metric, names in found.items()]
+    return [f"scores: {'; '.join(shown)}."] if shown else []
 
 
 def _of_means(number: int, averaged: Sequence[str]) -> list[str]:
-    """A note on which columns the mean is of; the paper's own mean may be of others."""
+    """A note on which columns the mean averages; the paper's mean may average others."""
     if not averaged:
         return []
     alone = AVERAGE in published(number)["columns"]
@@ -208,7 +207,7 @@ def _unfinished(lines: Sequence[Line]) -> list[str]:
 
 
 def _machines(results: Results) -> list[str]:
-    """A note on hardware and versions, each once."""
+    """A note on hardware and versions, without repeats."""
     found = []
     for result in results:
         machine, packages = result["hardware"], result["versions"]

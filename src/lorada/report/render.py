@@ -1,6 +1,6 @@
-"""A table of the paper, our scores beside the published ones: as Markdown, CSV and LaTeX.
+"""Renders a table of the paper, our scores beside the published ones, as Markdown, CSV and LaTeX.
 
-Reads results only: each number is a mean over seeds with its spread, from ``result.json`` files.
+Each number is a mean over seeds with its spread, from ``result.json`` files.
 """
 
 import csv
@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-NOT_FROM_THE_PAPER = "not from the paper"  # how a result's ``settings_from`` begins where so
-NOTHING = "–"  # in a cell without a number
+NOT_FROM_THE_PAPER = "not from the paper"  # how a result's ``settings_from`` begins if they are not
+NOTHING = "–"  # text of a cell without a number
 MEAN = "mean"
 AVERAGE = "avg"  # the name of the paper's own column of means
 # Characters that LaTeX reads as commands or that its text fonts lack.
@@ -41,7 +41,7 @@ class Line:
         label: the row.
         source: ``paper`` or ``ours``.
         percent: trained parameters in percent of the base, or as published.
-        scores: column (or ``MEAN``) → one number a seed, or the published number.
+        scores: column (or ``MEAN``) → one number per seed, or the published number.
         spread: column → published standard deviation.
         minutes: of training, summed over runs.
     """
@@ -80,14 +80,14 @@ def published(number: int) -> dict[str, Any]:
 
 
 def has_models(number: int) -> bool:
-    """Whether the rows of a published table are of several models."""
+    """Whether a published table has rows of several models."""
     return len({row.get("model") for row in published(number)["rows"]}) > 1
 
 
 def published_line(number: int, key: str, averaged: Sequence[str] = ()) -> Line | None:
     """A published row by its key; None if the paper has no such row.
 
-    Its mean is computed over the columns ``averaged``; if the paper prints only a mean, that one.
+    Its mean is over the columns ``averaged``, or the printed one if the paper prints only a mean.
     """
     table = published(number)
     row = next((row for row in table["rows"] if row["key"] == key), None)
@@ -118,13 +118,9 @@ def measured_line(
     columns: Columns,
     averaged: Sequence[str] = (),
 ) -> Line:
-    """The measured line of a row.
+    """The measured line of a row, from the results of all its seeds and tasks.
 
-    Args:
-        label: the row.
-        results: of all its seeds and tasks.
-        columns: name → (task, metric), None for the first metric.
-        averaged: the columns that the mean is of, seed by seed.
+    Its mean is over the columns ``averaged``, seed by seed.
     """
     by_seed: dict[int, dict[str, float]] = {}
     for result in sorted(results, key=lambda r: int(r["seed"])):
@@ -183,7 +179,7 @@ def header_of(page: Page) -> list[str]:
 
 
 def markdown(page: Page) -> str:
-    """A Markdown section."""
+    """The page as a Markdown section."""
     lines = [f"## {page.title}", "", *(f"- {note}" for note in page.notes), ""]
     header = header_of(page)
     lines += [_bar(header), "|" + "---|" * 3 + "--:|" * (len(header) - 3)]
@@ -196,7 +192,7 @@ def _bar(cells: list[str]) -> str:
 
 
 def comma_separated(page: Page) -> str:
-    """CSV: one line for each number, with every seed's value."""
+    """The page as CSV: one line for each number, with every seed's value."""
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(["method", "from", "trained", "column", "mean", "std", "values"])
@@ -213,7 +209,7 @@ def comma_separated(page: Page) -> str:
 
 
 def latex(page: Page) -> str:
-    """A ``tabular`` for booktabs, the notes as comments above it."""
+    """The page as a LaTeX ``tabular`` for booktabs, with the notes as comments above it."""
     header = header_of(page)
     lines = [f"% {' '.join(note.split())}" for note in page.notes]
     lines += [rf"\begin{{tabular}}{{lll{'r' * (len(header) - 3)}}}", r"\toprule"]

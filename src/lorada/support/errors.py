@@ -39,13 +39,13 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Texts of torch's own writer, whose errors have no number.
+# Texts in errors of torch's own writer, which have no number.
 TORCH_WRITER = ("inline_container.cc", "iostream error", "PytorchStreamWriter")
 
 
 @contextmanager
 def full_disk_in_one_line(what: Path | str, remedy: str) -> Iterator[None]:
-    """Turn the error of a full disk into one line: what could not be saved and what to do.
+    """Turn the error of a full disk into one line: what could not be saved, and the remedy.
 
     Raises:
         OSError: in one line, whichever library was writing. Other errors pass unchanged.
@@ -60,13 +60,13 @@ def full_disk_in_one_line(what: Path | str, remedy: str) -> Iterator[None]:
 
 
 def _full_disk(error: Exception) -> str | None:
-    """The reason of a failed write if the disk is full, else None."""
+    """The reason for a failed write if the disk is full, else None."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         return str(error.strerror) + (f" ({error.filename})" if error.filename else "")
-    # safetensors and tokenizers are Rust: their errors have the number in the text only.
+    # Errors of safetensors and tokenizers, which are Rust, have the number in their text only.
     if any(f"(os error {number})" in text for number in NO_SPACE):
         return text.removeprefix("Error while serializing: ").removeprefix("I/O error: ")
     if isinstance(error, RuntimeError) and any(sign in text for sign in TORCH_WRITER):
-        return f"a write failed, most likely for want of space ({text.rpartition('] . ')[2]})"
+        return f"a write failed, most likely on a full disk ({text.rpartition('] . ')[2]})"
     return None

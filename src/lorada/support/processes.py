@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
-PATIENCE = 30.0  # seconds that others wait for the first process to report an error of all
+PATIENCE = 30.0  # seconds to wait for the first process to report an error that all have
 
 
 class OtherProcessError(Exception):
-    """Another process of this launch failed and prints the reason."""
+    """Another process of this launch failed; it prints the reason."""
 
 
 def process_count() -> int:
@@ -27,7 +27,7 @@ def process_count() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process decides, writes and prints; a single process does."""
+    """Whether this process decides, writes and prints; True for a single process."""
     return process_count() == 1 or os.environ.get("RANK", "0") == "0"
 
 
@@ -45,17 +45,16 @@ def refuse_several(what: str) -> None:
 
 
 def only_cpu() -> bool:
-    """Whether several processes share a CPU; accelerate must be told so."""
+    """Whether several processes share a CPU, which accelerate does not see by itself."""
     import torch
 
     return process_count() > 1 and not torch.accelerator.is_available()
 
 
 def join_processes(settings: Mapping[str, Any]) -> None:
-    """Connect the processes of this launch; a single process stays alone.
+    """Connect the processes of this launch, if there are several.
 
-    Args:
-        settings: TrainingArguments; ``use_cpu``, ``ddp_timeout`` and ``ddp_backend`` are read.
+    It reads ``use_cpu``, ``ddp_timeout`` and ``ddp_backend`` of the TrainingArguments ``settings``.
     """
     from accelerate import PartialState
 
@@ -93,14 +92,14 @@ def _alone() -> bool:
 
 @contextmanager
 def all_or_none() -> Iterator[None]:
-    """A step of all processes: at its end each knows whether it succeeded in all of them.
+    """Run a step in all processes; at its end each knows whether it succeeded in all of them.
 
     Steps may be nested. Inside a step no other collective operation may be used, as a process that
     has failed would not take part in it.
 
     Raises:
-        Exception: the error of this process, if no process before it has failed.
-        OtherProcessError: if one has.
+        Exception: the error of this process, if it is the first in order that failed.
+        OtherProcessError: if another is.
     """
     error: Exception | None = None
     try:
@@ -111,28 +110,25 @@ def all_or_none() -> Iterator[None]:
         error = failed
     if _alone():
         return
-    said = gather_values(None if error is None else f"{type(error).__name__}: {error}")
-    speakers = [number for number, text in enumerate(said) if text is not None]
-    if not speakers:
+    reasons = gather_values(None if error is None else f"{type(error).__name__}: {error}")
+    first = next((number for number, reason in enumerate(reasons) if reason is not None), None)
+    if first is None:
         return
-    mine = error is not None and int(os.environ["RANK"]) == speakers[0]
-    ending = error if error is not None and mine else _other(speakers[0], said[speakers[0]])
+    mine = error is not None and int(os.environ["RANK"]) == first
+    other = OtherProcessError(f"process {first} failed: {reasons[first]}")
+    ending = error if error is not None and mine else other
     ending.__dict__["lorada_known"] = True
     raise ending from (None if mine else error)
 
 
-def _other(number: int, text: Any) -> OtherProcessError:
-    return OtherProcessError(f"process {number} failed: {text}")
-
-
 def _is_known(error: Exception) -> bool:
-    """Whether all processes know of an error, so that none waits for this one."""
+    """Whether all processes know of an error, so that none waits for this process."""
     return "lorada_known" in error.__dict__
 
 
 @contextmanager
 def raise_once() -> Iterator[None]:
-    """Raise an error only in the first process that fails; those of others follow from it.
+    """Raise an error only in the first process that fails; errors of others follow from it.
 
     Raises:
         OtherProcessError: in the others.
@@ -203,6 +199,6 @@ def in_any_process(here: bool, device: Any) -> bool:
     import torch
     import torch.distributed as dist
 
-    told = torch.tensor(int(here), device=device)
-    dist.all_reduce(told, dist.ReduceOp.MAX)
-    return bool(told)
+    flag = torch.tensor(int(here), device=device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag)

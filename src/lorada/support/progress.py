@@ -20,10 +20,7 @@ def plain_console(*, stderr: bool = False) -> Console:
 def progress_bar(items: Iterable[Item], title: str, *, total: int | None = None) -> Iterable[Item]:
     """Iterate over items with a progress bar on the error stream.
 
-    Args:
-        items: what is worked through.
-        title: what is happening.
-        total: the number of items, if ``items`` has no length.
+    ``total`` is the number of items, if ``items`` has no length.
     """
     console = plain_console(stderr=True)
     return track(

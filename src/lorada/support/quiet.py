@@ -1,4 +1,4 @@
-"""Silences log messages of other libraries that do not concern a user of the command line.
+"""Silences log messages of other libraries that users of the command line do not need.
 
 This file imports only the standard library: `lorada run` loads it by its path into processes of
 other programs, before anything else.
@@ -9,9 +9,8 @@ import os
 
 # Set in the environment of a command, so that its child processes are silent too.
 VARIABLE = "LORADA_COMMAND"
-# Logger → parts of messages: kernels that torchao and bitsandbytes do not find, how torchao
-# registers types with torch, each retry of a download. Filtered by logger, as some have their own
-# handlers.
+# Logger → parts of its messages: about missing kernels of torchao and bitsandbytes, torchao's types
+# in torch, each retry of a download. Filters are on loggers, as some have their own handlers.
 SILENCED = {
     "torchao": ("Failed to load ",),
     "bitsandbytes.backends.cpu.ops": ("Failed to load ",),
@@ -21,7 +20,7 @@ SILENCED = {
 
 
 def concerns_user(record: logging.LogRecord) -> bool:
-    """Whether a log record concerns a user."""
+    """Whether a log record is one that users need."""
     return not any(words in record.getMessage() for words in SILENCED.get(record.name, ()))
 
 

@@ -1,8 +1,8 @@
 """Makes the adapter types of lorada known to PEFT in a process that never imports lorada.
 
 `lorada run` puts this folder first on PYTHONPATH, and Python imports this file as it starts, in
-the command and in its children. A process that never imports peft pays for nothing but this file.
-It may meet any Python, so it needs nothing that is new and nothing outside the standard library.
+the command and in its children. A process that never imports peft loads only this file. Any Python
+may import it, so it uses only old syntax and the standard library.
 """
 
 import os
@@ -10,15 +10,15 @@ import sys
 
 
 class _AfterPeft:
-    """A finder that finds peft as the others would, and has lorada imported after it."""
+    """A finder that finds peft by the other finders, and imports lorada after it."""
 
     def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
-        """The spec of peft whose loader registers our types at its end; None for all else."""
+        """The spec of peft, with a loader that registers our types at its end; else None."""
         if name == "torch":
             _silence()
         if name != "peft":
             return None
-        # Asking for a spec need not end in an import, so this finder stays until one has.
+        # Not every look-up ends in an import, so this finder stays until peft is imported.
         others = [finder for finder in sys.meta_path if finder is not self]
         specs = (f.find_spec(name, path, target) for f in others if hasattr(f, "find_spec"))
         spec = next((spec for spec in specs if spec is not None), None)
@@ -47,22 +47,22 @@ def _silence():  # type: ignore[no-untyped-def]
         with open(path) as file:
             exec(compile(file.read(), path, "exec"), names)
         names["silence"]()  # type: ignore[operator]
-    except Exception as error:  # then they are not silenced
+    except Exception as error:  # the command works without it
         sys.stderr.write("lorada run: " + str(error) + "\n")
 
 
 def _register():  # type: ignore[no-untyped-def]
     try:
         import lorada  # noqa: F401
-    except Exception as error:  # the command may do without it
+    except Exception as error:  # the command may work without it
         reason = " ".join(str(error).split())
         sys.stderr.write(
             "lorada run: " + sys.executable + " cannot import lorada: " + reason + "\n"
         )
 
 
-def _run_the_one_behind():  # type: ignore[no-untyped-def]
-    """Import the sitecustomize that this one stands before, as if this one were not there."""
+def _run_next_sitecustomize():  # type: ignore[no-untyped-def]
+    """Import the sitecustomize that Python would have found without this one."""
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]
     this = sys.modules.pop(__name__)
@@ -76,6 +76,6 @@ def _run_the_one_behind():  # type: ignore[no-untyped-def]
 
 if "peft" in sys.modules:  # a .pth file came first
     _register()
-elif sys.version_info >= (3, 6):  # noqa: UP036 - an old Python asks its finders other questions
+elif sys.version_info >= (3, 6):  # noqa: UP036 - older Pythons call other methods of finders
     sys.meta_path.insert(0, _AfterPeft())
-_run_the_one_behind()
+_run_next_sitecustomize()

@@ -1,1 +1,1 @@
-"""AutoPEFT: adapters and a prefix whose sizes and layers a search chooses."""
+"""AutoPEFT: a search chooses the sizes and layers of two adapters and a prefix."""

@@ -30,7 +30,7 @@ class BotorchSampler:
         batch: configurations in a batch.
         warmup: steps of NUTS before its samples.
         samples: of NUTS.
-        thinning: one of so many samples is kept.
+        thinning: keep one sample in this many.
         reference: the reference point of the hypervolume, accuracy and parameters in percent. Only
             a configuration that is better in both counts.
         evaluations: most points that are evaluated to choose one configuration.
@@ -52,7 +52,7 @@ class BotorchSampler:
     draws: int = 128
 
     def __post_init__(self) -> None:
-        try:  # now, and not after the random trials
+        try:  # fail now instead of after the random trials
             import botorch  # noqa: F401
             import jax  # noqa: F401
             import numpyro  # noqa: F401
@@ -95,7 +95,7 @@ class BotorchSampler:
 
         models = []
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that scores are not standardised to the last digit
+            warnings.simplefilter("ignore")  # about scores that are not exactly standardised
             for objective in scores.T:
                 model = SaasFullyBayesianSingleTaskGP(inputs, objective[:, None])
                 fit_fully_bayesian_model_nuts(
@@ -174,10 +174,10 @@ def _coordinates(space: Space, point: Point) -> Tensor:
 
 
 def normal_scores(values: Tensor, among: Tensor) -> Tensor:
-    """Normal scores of values: Φ⁻¹ of the share of other values below each, column by column.
+    """Normal scores of values: Φ⁻¹ of the share of ``among`` below each, column by column.
 
-    Equal values count half. Shares are kept a quarter of a rank away from 0 and 1, so that scores
-    are finite and a value beyond all others has a score beyond theirs.
+    Equal values count half. Shares stay a quarter of a rank away from 0 and 1, so that scores are
+    finite, and a value beyond all others still has a score beyond theirs.
 
     Args:
         values: what to score, (k, M).

@@ -1,4 +1,4 @@
-"""AutoPEFT's search for the configurations that no other beats in both accuracy and size."""
+"""AutoPEFT's search for configurations that no other beats in accuracy and size."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from lorada.support.files import json_text, write_atomic
 
 
 def sampler_named(name: str) -> Sampler:
-    """The sampler of a name: ``random`` or ``botorch``.
+    """Look up a sampler: ``random`` or ``botorch``.
 
     Raises:
         ValueError: for another name.
@@ -35,7 +35,7 @@ def search(
     state_file: Path | None = None,
     seed: int = 0,
 ) -> list[Trial]:
-    """Try configurations and record their results; a search that was interrupted goes on.
+    """Try configurations and record their results; an interrupted search continues.
 
     Args:
         evaluate: trains and scores a configuration, given the number of its trial from 0 on;
@@ -44,7 +44,7 @@ def search(
         trials: how many configurations to try, those recorded in ``state_file`` included.
         sampler: a name of ``sampler_named``, or a function.
         state_file: a JSON file that is written before and after each trial; if it exists, the
-            search goes on from it.
+            search continues from it.
         seed: of the sampler.
 
     Raises:
@@ -98,7 +98,7 @@ def _read(path: Path | None, about: dict[str, Any]) -> tuple[list[Trial], list[C
         if before[key] != value:
             raise ValueError(
                 f"the search in {path} had {key}={before[key]!r}, not {value!r}: "
-                "leave it as it was, or start again elsewhere"
+                "keep it, or search in another folder"
             )
     return done, proposed
 

@@ -1,4 +1,4 @@
-"""The search space of AutoPEFT: how large each part is, and which layers have them.
+"""The search space of AutoPEFT: the sizes of the parts and the layers that have them.
 
     y = FFN(x), z = LN(y + x):    LN(A_s(z) + y + A_p(x) + x),    and a prefix in the attention
 
@@ -24,11 +24,11 @@ Point = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Space:
-    """The configurations that there are for one model.
+    """All configurations for one model.
 
     Attributes:
         width: d, the hidden width of the model.
-        depth: number of layers, each with a bit; encoder and decoder share theirs.
+        depth: number of layers, one bit for each; encoder and decoder share the bits.
         parts: the parts of ``SIZES`` that exist for the model; the others always have size 0.
     """
 
@@ -99,8 +99,8 @@ class Trial:
     parameters: float
 
 
-# A function of the space, the trials so far and a seed that proposes the next configurations. It
-# must propose the same again for the same arguments, so that a search can be resumed.
+# Proposes the next configurations from the space, the trials so far and a seed. It must propose
+# the same again for the same arguments, so that a search can be resumed.
 Sampler = Callable[[Space, list[Trial], int], list[Configuration]]
 
 

@@ -1,16 +1,16 @@
-"""AutoPEFT's three parts, the setting of each that is its size, and a choice of all of them."""
+"""AutoPEFT's three parts, and ``Configuration``: the size of each and the layers that have them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Part → the setting that is its size: the serial adapter, the parallel one, the prefix.
+# Part → the setting for its size: of the serial adapter, the parallel adapter and the prefix.
 SIZES = {"bottleneck": "rank", "parallel_ffn": "rank", "prefix": "length"}
 LAYERS = "layers_to_transform"
 
 
 def parts_of_size(serial: int, parallel: int, prefix: int) -> dict[str, dict[str, Any]]:
-    """The settings of the parts, with the published placement and start; size 0 leaves one out."""
+    """The parts' settings, with the published placement and start; size 0 leaves a part out."""
     settings: dict[str, dict[str, Any]] = {
         # The equations have no dropout within an adapter.
         "bottleneck": {"placement": "pfeiffer", "rank": serial, "dropout": 0.0},
@@ -28,8 +28,7 @@ class Configuration:
         serial: width of the serial adapter; 0 for none, as with the others.
         parallel: width of the parallel adapter.
         prefix: length of the prefix, in tokens.
-        layers: indices of the layers that have the parts, of encoder and decoder where there are
-            both.
+        layers: indices of the layers that have the parts, in encoder and decoder alike.
     """
 
     serial: int

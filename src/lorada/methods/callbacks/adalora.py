@@ -1,8 +1,8 @@
-"""AdaLoRA's pruning of ranks during a training with transformers' Trainer.
+"""AdaLoRA: prunes ranks during a training with transformers' Trainer.
 
 Zhang et al., "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning" (2023).
-PEFT has the tuner and the rank allocator, but the allocator must be called in each step: without
-the calls nothing is pruned, and nothing says so. The schedule, in steps:
+PEFT has the tuner and the rank allocator, but the allocator must be called in each step. Without
+the calls nothing is pruned, and there is no warning. The schedule, in steps:
 
     tinit steps at init_r | pruning every deltaT steps | tfinal steps at target_r, ranks fixed
 """
@@ -30,17 +30,17 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
     A ``tinit``, ``tfinal`` or ``deltaT`` between 0 and 1 is a share of the run's steps, as with
     ``warmup_steps``. It is shortened where it would leave no step to prune in.
 
-    Checkpoints hold every rank, as pruned ones may grow back, and the scores so far, so that a run
-    resumes as if it had not stopped. The adapter that is saved after training is pruned.
+    Checkpoints hold every rank, as pruned ones may grow back, and the scores so far, so that a
+    resumed run gives the same result. The adapter that is saved after training is pruned.
     """
 
     def __init__(self) -> None:
         self._pattern: dict[str, list[bool]] | None = None  # which ranks are left, by matrix
-        # The phases in steps → as they were asked for, which a second, longer run needs again.
+        # Phases in steps → phases as the user gave them, from which a second run starts again.
         self._asked: dict[tuple[int, int, int], tuple[float, float, float]] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Put the length of the training into AdaLoRA's schedule.
+        """Compute AdaLoRA's schedule for the length of the training.
 
         Raises:
             ValueError: for a model without AdaLoRA, or a schedule that leaves no step to prune in.
@@ -69,8 +69,8 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Score the ranks with this step's gradients, and mask those that exceed the budget."""
-        none = [p for p in self._tuner.model.parameters() if p.requires_grad and p.grad is None]
-        for parameter in none:  # such as a map that no token of this batch reached
+        unused = [p for p in self._tuner.model.parameters() if p.requires_grad and p.grad is None]
+        for parameter in unused:  # such as a map that no token of this batch reached
             parameter.grad = torch.zeros_like(parameter)
         if args.fp16:  # a step that overflowed was skipped: its gradients count as 0
             for parameter in self._tuner.model.parameters():
@@ -78,10 +78,10 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
                     parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
         config = self._config
         config.rank_pattern = self._pattern
-        # This step is counted in, so that a schedule without a last phase ends too.
+        # + 1 counts this step too; otherwise a schedule without a last phase would not end.
         self._tuner.update_and_allocate(state.global_step + 1)
         self._pattern, config.rank_pattern = config.rank_pattern, None
-        for parameter in none:
+        for parameter in unused:
             parameter.grad = None
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -106,11 +106,11 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
                 self._allocator.ipt[name] = torch.zeros_like(file.get_tensor(key))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave the pattern in the config, so that saving prunes."""
+        """Put the pattern into the config, so that saving prunes."""
         if self._pattern is None:
             return
         parameters: dict[str, Tensor] = dict(self._tuner.model.named_parameters())
-        # The best checkpoint may have been loaded: its ranks that are not 0 are kept too.
+        # If the best checkpoint was loaded, its ranks that are not 0 are kept too.
         self._config.rank_pattern = {
             name: (torch.tensor(kept) | (parameters[name].detach().flatten().cpu() != 0)).tolist()
             for name, kept in self._pattern.items()

@@ -1,8 +1,8 @@
-"""IST: train the adapters of a few layers at a time; layers that matter less are drawn less often.
+"""IST: trains the adapters of a few layers at a time, those of important layers more often.
 
 In every step n_u layers are drawn with weights σ(-I), and only their adapters get gradients. Every
-few steps sets S_j of n_v layers are drawn with weights σ(I). For each set its adapters are scaled
-down by a factor, and ℓ_j is the loss of some training rows then:
+few steps sets S_j of n_v layers are drawn with weights σ(I). ℓ_j is the loss on some training rows
+while the adapters of S_j are scaled down by a factor:
 
     R_j = exp(-ℓ_j),   a_j = R_j - mean(R)
     I_i ← I_i + μ Σ_{j: i ∈ S_j} a_j σ(I_i)(1 - σ(I_i))
@@ -43,9 +43,9 @@ class ISTCallback(LayerCallback):
         suppress_frac: share of the layers that are scaled down in a set, n_v / L.
         factor: what their scale is multiplied by.
         every: steps from one update of the scores to the next.
-        samples: sets that are compared in an update, each by one forward pass.
+        samples: number of sets in an update, each of which takes one forward pass.
         lr: μ, the learning rate of the scores.
-        examples: training rows that the sets are compared on.
+        examples: number of training rows to compare the sets on.
 
     Attributes:
         scores: I, one for each layer in the model's order.
@@ -132,7 +132,7 @@ class ISTCallback(LayerCallback):
         finally:
             model.train(was_training)
         losses = same_everywhere(losses).double().cpu()
-        if not losses.isnan().any():  # the training's own loss will be NaN too, and is reported
+        if not losses.isnan().any():  # if any is, the training's own loss will report it
             self.scores = updated(scores, sets, losses, self.lr).tolist()
 
     def _loss(self, model: nn.Module, batch: dict[str, Any], chosen: list[int]) -> Tensor:
@@ -150,10 +150,10 @@ class ISTCallback(LayerCallback):
 
 
 def adapters_in(layer: nn.Module) -> list[BaseTunerLayer]:
-    """The tuner layers in a layer that have something to train.
+    """The tuner layers with trainable parameters in a layer.
 
     Raises:
-        ValueError: for one that has no ``scaling``.
+        ValueError: if one has no ``scaling``.
     """
     adapters = [
         module

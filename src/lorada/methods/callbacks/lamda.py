@@ -1,4 +1,4 @@
-"""LaMDA's training: the columns of B are frozen one after another.
+"""LaMDA's schedule: freezes the columns of B one after another.
 
     columns frozen after t of T steps = min(r, ⌊r · t / (η T)⌋)
 
@@ -18,12 +18,12 @@ from lorada.tuners.lamda import LamdaLayer, lamda_count
 
 
 class LamdaCallback(TrainerCallback):  # type: ignore[misc]
-    """Freezes the columns of B in their order, the leading singular directions first.
+    """Freezes the columns of B in order, the leading singular directions first.
 
-    A frozen column keeps its value to the last bit. Its gradient is set to 0, so it does not count
-    when gradients are clipped by their norm. The optimizer would still move it by its moments and
-    by weight decay, so its value is restored after each step. The callback needs nothing from a
-    checkpoint: what is frozen follows from the number of the step, so runs resume exactly.
+    A frozen column keeps its value exactly. Its gradient is set to 0, so that it does not count
+    when gradients are clipped by norm. The optimizer would still change it through its moments and
+    weight decay, so its value is restored after each step. The number of the step decides what is
+    frozen, so runs resume exactly without anything from a checkpoint.
 
     Args:
         eta: η, the share of the steps over which B is frozen.

@@ -21,11 +21,11 @@ def layers_of(model: nn.Module) -> dict[str, nn.Module]:
 class LayerSwitch:
     """Switches gradients on and off, layer by layer.
 
-    It covers what is trainable when it is made. Parameters outside the layers (embeddings, last
-    norm, heads) stay as they are.
+    It controls the parameters that are trainable when it is made. Parameters outside the layers
+    (embeddings, last norm, heads) are left alone.
 
     Attributes:
-        layers: the layers with something to train, by name.
+        layers: the layers with trainable parameters, by name.
         parameters: the trainable parameters of each.
     """
 
@@ -57,18 +57,18 @@ class LayerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     _switch: LayerSwitch | None = None
 
     def switch_on(self, model: nn.Module, args: TrainingArguments) -> LayerSwitch:
-        """Make the switch of the model that a training begins with; every layer is on."""
+        """Make the switch at the start of a training; every layer is on."""
         if self._switch is not None:
             self._switch.all()  # a training that ended in an error has left some off
         kwargs = args.gradient_checkpointing_kwargs or {}
         if args.gradient_checkpointing and kwargs.get("use_reentrant"):
-            # Reentrant checkpoints drop the gradients of layers above frozen ones otherwise.
+            # Otherwise reentrant checkpoints drop the gradients of layers above frozen ones.
             model.enable_input_require_grads()  # type: ignore[operator]
         self._switch = LayerSwitch(model)
         return self._switch
 
     def resumed(self, state: TrainerState, attribute: str) -> Any:
-        """An attribute as the checkpoint has it that a run goes on from; None for a new run."""
+        """An attribute from the checkpoint that a run resumes from; None for a new run."""
         saved = (state.stateful_callbacks or {}).get(type(self).__name__)
         if state.global_step == 0 or not isinstance(saved, dict):
             return None
@@ -81,12 +81,9 @@ class LayerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
 
 
 def trained(model: nn.Module, kind: type, container: str) -> list[tuple[str, nn.Parameter]]:
-    """The trainable parameters of all tuner layers of a kind, each with its adapter's name.
+    """The trainable parameters of all tuner layers of class ``kind``, each with its adapter's name.
 
-    Args:
-        model: the model with adapters.
-        kind: class of the tuner layers.
-        container: the attribute of such a layer that holds a parameter for each adapter.
+    ``container`` is the attribute of such a layer that holds a parameter for each adapter.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, kind)]
     items = [item for layer in layers for item in getattr(layer, container).items()]

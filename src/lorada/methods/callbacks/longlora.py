@@ -1,7 +1,7 @@
-"""LongLoRA's shifted sparse attention, which a model has while it trains.
+"""LongLoRA's shifted sparse attention, which a model uses only while it trains.
 
 Chen et al., "LongLoRA: Efficient Fine-tuning of Long-Context Large Language Models" (2023). The
-LoRA part is PEFT's. Evaluation has full attention, in the middle of a training too.
+LoRA part is PEFT's. Evaluation uses full attention, also in the middle of a training.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from lorada.tuners.lmam import self_attentions
 
 
 class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
-    """Makes every self-attention sparse while the model trains.
+    """Makes every self-attention shifted and sparse while the model trains.
 
     The publication is about decoders; in an encoder the groups have no causal mask.
 
@@ -24,7 +24,7 @@ class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
         group_size: G, in tokens; None for a quarter of the padded length of each batch.
 
     Raises:
-        ValueError: for a group size that is no whole number above 0.
+        ValueError: for a group size that is not a whole number above 0.
     """
 
     def __init__(self, group_size: int | None = None) -> None:
@@ -34,7 +34,7 @@ class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
         self.groups = ShiftedGroups(group_size)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Switch it on.
+        """Switch shifted sparse attention on.
 
         Raises:
             ValueError: for a model that calls none of transformers' attention functions.
@@ -52,7 +52,7 @@ class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
             setattr(module, SHIFTED, self.groups)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Switch it off."""
+        """Switch shifted sparse attention off."""
         for module in kwargs["model"].modules():
             if SHIFTED in vars(module):
                 delattr(module, SHIFTED)

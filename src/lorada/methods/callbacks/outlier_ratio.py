@@ -64,7 +64,7 @@ def linears(layer: nn.Module) -> list[nn.Module]:
 
 
 def real_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
-    """The inputs (tokens, features), without pads where the mask fits them."""
+    """The inputs (tokens, features), without pads if the mask has their shape."""
     flat = x.reshape(-1, x.shape[-1])
     if mask is None or mask.dim() != 2 or mask.numel() != len(flat):
         return flat
@@ -76,7 +76,7 @@ def outlier_ratio(layer: nn.Module, squares: Mapping[nn.Module, Tensor], thresho
     used = [(module, squares[module].sqrt()) for module in linears(layer) if module in squares]
     if not used:  # such as an expert that no token was sent to
         return 0.0
-    # A is computed twice, so that that of only one linear map is in memory at a time.
+    # A is computed twice, to have it in memory for only one linear map at a time.
     maps = [partial(weighted_sizes, module, norms) for module, norms in used]
     entries = sum(int(module.get_parameter("weight").numel()) for module, _ in used)
     mean = sum(float(sizes().double().sum()) for sizes in maps) / entries

@@ -1,7 +1,7 @@
-"""OwLore: train a few whole layers at a time; layers with many outliers are drawn more often.
+"""OwLore: trains a few whole layers at a time, those with many outliers more often.
 
 Every K steps γ layers are drawn, without replacement and with probabilities p_ℓ = D_ℓ / Σ D, where
-D is OWL's outlier ratio. They train completely, and all other layers are frozen. Embeddings, the
+D is OWL's outlier ratio. All their weights train, and all other layers are frozen. Embeddings, the
 last norm and the head are never frozen. With GaLore's optimizer this is OwLore, with AdamW
 OwLore-Full.
 
@@ -76,7 +76,7 @@ class OwLoreCallback(LayerCallback):
         return {"args": settings, "attributes": {"weights": self.weights}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Weigh the layers, and draw those that train first or that a resumed run was training.
+        """Weigh the layers, and draw the first ones; in a resumed run those that were training.
 
         Raises:
             ValueError: for more layers than there are, or weights of another number of layers.
@@ -127,12 +127,12 @@ class OwLoreCallback(LayerCallback):
         return ratios
 
     def _activate(self, seed: int, step: int, optimizer: Any) -> None:
-        """Train the layers of the period of K steps that a step is in, and no other."""
+        """Train only the layers drawn for the period of K steps that contains ``step``."""
         assert self._switch is not None
         assert self.weights is not None
         assert self.layers is not None
         weights = torch.tensor(self.weights, dtype=torch.float64)
-        # A layer without outliers is drawn too, but only after all that have some.
+        # Layers without outliers may be drawn too, but only after all layers that have some.
         weights = weights.clamp_min(max(float(weights.max()), 1.0) * 1e-9)
         active = draw(weights, self.layers, generator_at(seed, step // self.every))
         self._switch.only(active)

@@ -7,12 +7,7 @@ import torch
 
 
 def generator_at(seed: int, step: int) -> torch.Generator:
-    """A random generator for one step, so that a resumed run draws what an uninterrupted one does.
-
-    Args:
-        seed: of the run.
-        step: number of the step.
-    """
+    """A random generator for one step, so that a resumed run draws what an uninterrupted does."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
@@ -22,13 +17,9 @@ def draw(weights: torch.Tensor, count: int, generator: torch.Generator) -> list[
 
 
 def training_rows(loader: Any, count: int, generator: torch.Generator, what: str) -> list[Any]:
-    """Draw up to ``count`` rows of the training set behind a Trainer's loader.
+    """Draw up to ``count`` rows of the training set of a Trainer's ``train_dataloader``.
 
-    Args:
-        loader: the Trainer's ``train_dataloader``.
-        count: number of rows.
-        generator: of the draw.
-        what: name of the method that asks, for the error.
+    ``what`` is the name of the method that needs them, for the error.
 
     Raises:
         ValueError: for a data set without random access.
@@ -44,10 +35,9 @@ def training_rows(loader: Any, count: int, generator: torch.Generator, what: str
 
 
 def collate(loader: Any, rows: Sequence[Any], device: torch.device) -> dict[str, Any]:
-    """Make a batch of rows as the Trainer does, without moving the global random stream.
+    """Make a batch of rows as the Trainer does, without advancing the global random generator.
 
-    A collator whose batches need a special trainer has a plain one, for the model alone, as its
-    attribute ``plain``.
+    A collator for a special trainer has an attribute ``plain``: a collator for the model alone.
     """
     pad = getattr(loader.collate_fn, "plain", loader.collate_fn)
     with torch.random.fork_rng(devices=[]):  # a collator may draw, as one that masks tokens does
@@ -56,7 +46,7 @@ def collate(loader: Any, rows: Sequence[Any], device: torch.device) -> dict[str,
 
 
 def same_everywhere(measured: torch.Tensor) -> torch.Tensor:
-    """Give every process the numbers of the first, or their draws would differ."""
+    """Give every process the numbers of the first, so that all draw the same layers."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.broadcast(measured, 0)
     return measured

@@ -1,11 +1,11 @@
-"""SoRA's training: a threshold on the gates after each step, and a sweep of thresholds.
+"""SoRA's schedule: applies a threshold to the gates after each step, and sweeps thresholds.
 
     g ← T( optimizer step on g )
 
 T is the soft threshold, at ξ = ηλ (publication) or at a constant ξ (released code). The released
-code also adds a penalty λ · mean|g| to the loss. Here the gradient of that penalty is what the
-gates' gradients start from in each step, so it is accumulated, clipped and scaled with the loss's.
-The sweep is Algorithm 1: training goes on with one threshold after another.
+code also adds a penalty λ · mean|g| to the loss. Here each step starts the gates' gradients at the
+gradient of that penalty, so that it is accumulated, clipped and scaled with the loss's.
+The sweep is Algorithm 1: training continues with one threshold after another.
 """
 
 import math
@@ -23,16 +23,16 @@ from lorada.tuners.sora import THRESHOLDS, SoraLayer, sora_count
 class SoraCallback(TrainerCallback):  # type: ignore[misc]
     """Thresholds the gates after each optimizer step, and exempts them from weight decay.
 
-    The penalty on the gates is an option of ``SoraConfig``. The callback needs nothing from a
-    checkpoint: what it does follows from the number of the step, so runs resume exactly.
+    The penalty on the gates is an option of ``SoraConfig``. The number of the step decides what the
+    callback does, so runs resume exactly without anything from a checkpoint.
 
     Args:
         xi: the threshold ξ; with a sweep, the first one.
         threshold: ``soft`` (publication) or ``released`` (the code, which zeroes up to 2ξ).
-        times_learning_rate: whether the threshold is ξ times the learning rate of the step, as in
-            the publication's ηλ, instead of ξ.
+        times_learning_rate: whether to multiply ξ by the learning rate of the step, as in the
+            publication's ηλ.
         sweep: further thresholds, each for ``sweep_epochs`` at the end of training. The adapter
-            that each gives is saved as ``output_dir/xi-VALUE``.
+            of each is saved as ``output_dir/xi-VALUE``.
         sweep_epochs: epochs of each threshold of the sweep.
 
     Raises:
@@ -64,14 +64,14 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
         """Check that gates train, that a penalty can be added, and that the sweep has time.
 
         Raises:
-            ValueError: if one of these is not so.
+            ValueError: if a check fails.
         """
         if not gates_of(kwargs["model"]):
             raise ValueError("no SoRA gates train here: add a SoraConfig to the model's adapter")
         if getattr(args, "deepspeed", None) and any(_penalties(kwargs["model"]).values()):
             raise ValueError(
-                "sora.penalty is added to the gradients that a step begins with, which DeepSpeed "
-                "keeps to itself: use penalty=0, DDP or FSDP"
+                "sora.penalty is added to the gradients before each step, and DeepSpeed gives no "
+                "access to them: use penalty=0, DDP or FSDP"
             )
         if self.sweep and self._sweep_start(state) <= 0:
             raise ValueError(
@@ -80,7 +80,7 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
             )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the gradients of the gates at the penalty's: λ · sign(g) / number of gates."""
+        """Set the gates' gradients to the penalty's: λ · sign(g) / number of gates."""
         penalties = _penalties(kwargs["model"])
         number = sum(gate.numel() for gate in penalties)
         # fp16 scales the loss, and with it every gradient.
@@ -91,9 +91,9 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
                 gate.grad = gate.detach().sign() * (penalty / number * scale)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Divide the gates by what AdamW's weight decay is about to multiply them by.
+        """Undo in advance the weight decay that AdamW is about to apply to the gates.
 
-        The Trainer puts the gates into the group that decays, and SoRA's gates do not decay.
+        The Trainer puts them into the group with weight decay, but SoRA's gates do not decay.
         """
         gates = gates_of(kwargs["model"])
         groups = _groups(kwargs["optimizer"])
@@ -165,7 +165,7 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
 def sweep_values(
     largest: float = 7e-4, number: int = 7, first: float = 0.0, spacing: str = "linear"
 ) -> list[float]:
-    """Thresholds for ``SoraCallback(sweep=…)``, evenly spaced from the first to the largest.
+    """Evenly spaced thresholds for ``SoraCallback(sweep=…)``, from the first to the largest.
 
     Args:
         largest: the last threshold.
@@ -190,7 +190,7 @@ def sweep_values(
     return [*inner, largest]
 
 
-# expm1 and log1p, as exp and log would lose such small numbers in rounding.
+# expm1 and log1p, because exp and log would round such small numbers away.
 SPACINGS = {
     "linear": (float, float),
     "log_linear": (math.expm1, math.log1p),
