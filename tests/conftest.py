@@ -133,6 +133,11 @@ def in_the_precision_of(node: pytest.Item | pytest.Collector) -> AbstractContext
     return nullcontext() if marker is None or marker.args == (False,) else in_double()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest test, so that no worker waits for it at the end."""
+    items.sort(key=lambda item: "test_peft_suite" not in item.nodeid)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(request: pytest.FixtureRequest):
     with in_the_precision_of(request.node):

@@ -203,7 +203,7 @@ def test_numbers_that_json_lacks_are_null_and_named(kept_back, tmp_path, caplog)
     write_result(run, result)
     saved = strictly((run / "result.json").read_text())
     assert saved["metrics"] == {"a": {"loss": None, "n": 3}, "b": [None, 1.5]}
-    assert "metrics.a.loss=nan and 1 more: no number" in caplog.text
+    assert "metrics.a.loss=nan and 1 more: not a finite number" in caplog.text
 
 
 def test_json_of_data_without_such_numbers_says_nothing(caplog):

@@ -44,7 +44,7 @@ def json_text(data: Any) -> str:
     text = json.dumps(_finite(data, "", lost), indent=2, ensure_ascii=False, allow_nan=False)
     if lost:
         more = f" and {len(lost) - 1} more" if lost[1:] else ""
-        logger.warning("%s%s is not a finite number: written as null in JSON", lost[0], more)
+        logger.warning("%s%s: not a finite number, written as null in JSON", lost[0], more)
     return text
 
 
