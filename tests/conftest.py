@@ -133,6 +133,14 @@ def in_the_precision_of(node: pytest.Item | pytest.Collector) -> AbstractContext
     return nullcontext() if marker is None or marker.args == (False,) else in_double()
 
 
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    """Benchmarks choose how many threads torch uses; the next test must not run with them."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest test, so that no worker waits for it at the end."""
     items.sort(key=lambda item: "test_peft_suite" not in item.nodeid)
