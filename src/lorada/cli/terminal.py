@@ -71,7 +71,9 @@ def training_summary(result: dict[str, Any]) -> str:
     losses = [loss for entry in result["history"] if (loss := entry.get("loss")) is not None]
     curve = "no loss was logged"
     if losses:
-        curve = f"loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last"
+        curve = f"loss {losses[0]:.3f}"
+    if len(losses) > 1:
+        curve += f" at first, {losses[-1]:.3f} at last"
     count, effect = result["parameters"], result["effect_size"]
     text = f", effect size {effect:.2g}" if effect is not None else ""
     if result.get("settings_from", "").startswith(NOT_FROM_THE_PAPER):
