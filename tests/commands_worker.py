@@ -82,6 +82,6 @@ if __name__ == "__main__":
     if sys.argv[2:] == ["fsdp"]:
         share_models()
     file = sys.argv[1]
-    lorada.cli.leave = lambda: None  # the next command goes on with the same processes
+    lorada.cli.leave_processes = lambda: None  # the next command goes on with the same processes
     codes = [run(words) for words in json.loads(Path(file).read_text())]
     Path(f"{file}.codes{RANK}").write_text(json.dumps(codes))
