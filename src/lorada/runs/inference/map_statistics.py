@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from lorada.attention.explain import LayerMaps, explain
+from lorada.methods.task_head import PEFT_NAMES
 from lorada.runs.data.rows import JSONL, Rows, load_rows, scored_rows
 from lorada.runs.inference.load import Run
 from lorada.support.progress import progress_bar
@@ -42,7 +43,7 @@ def sentence_maps(
     head = _index(head, shown.map.shape[1], "head")
     return {
         "text": text,
-        "layer": shown.layer.removeprefix("base_model.model."),
+        "layer": shown.layer.removeprefix(PEFT_NAMES),
         "head": head,
         "tokens": [run.tokenizer.decode([i]).strip() or "␣" for i in ids],
         "maps": _maps(shown, head),
@@ -60,7 +61,7 @@ def _maps(layer: LayerMaps, head: int) -> Maps:
 
 def _numbers(layer: LayerMaps) -> dict[str, Any]:
     return {
-        "layer": layer.layer.removeprefix("base_model.model."),
+        "layer": layer.layer.removeprefix(PEFT_NAMES),
         "effect_size": layer.effect_size,
         "negative_ratio": float(layer.negative_ratio.mean()),
         "map_negative_ratio": float(layer.map_negative_ratio.mean()),
@@ -103,7 +104,7 @@ def ratios_by_layer(
         found, _ = _explained(run, _texts(run, row, scored.form))
         if not layers:
             layers = [
-                {"layer": one.layer.removeprefix("base_model.model."),
+                {"layer": one.layer.removeprefix(PEFT_NAMES),
                  "map": one.map[0, 0].tolist(),
                  "shown_ratio": float(one.map_negative_ratio[0]), "each": []}
                 for one in found
