@@ -1,0 +1,1 @@
+"""``lorada compare``: trains several methods at the same budgets and tells which are better."""
