@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from lorada.experiments.table_runs import Job
+from lorada.experiments.table_runs import TableJob
 from lorada.experiments.table_spec import Scale, counts_of
 from lorada.experiments.training_memory import Memory, training_memory
 from lorada.runs.models.loading import kind_of, load_config
@@ -93,11 +93,8 @@ SPEED: dict[Scale, float] = {"local": 4 * 135e6 * 250, "paper": USED * GPUS["a10
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def estimate(job: Job, scale: Scale, gpu: Gpu | None = None) -> Estimate:
-    """Estimate parameters, steps, time and memory of a run; the time is rough.
-
-    With a ``gpu``, the time is of this GPU, and the memory has its parts.
-    """
+def estimate(job: TableJob, scale: Scale) -> Estimate:
+    """Estimate parameters, steps, time and memory of a run; the time is rough."""
     counts, training = counts_of(job.recipe), job.recipe.training
     config = load_config(job.recipe.model)
     # Embeddings cost no FLOPs in an encoder; a decoder also multiplies by them at its output.
@@ -116,7 +113,7 @@ def estimate(job: Job, scale: Scale, gpu: Gpu | None = None) -> Estimate:
     return Estimate(counts, steps, tokens, seconds, memory, parts)
 
 
-def _memory(job: Job) -> Memory | None:
+def _memory(job: TableJob) -> Memory | None:
     """The memory of a step by part, cached over the tasks and seeds of a row."""
     training = {key: job.recipe.training[key] for key in STEP if key in job.recipe.training}
     same = {"task": "-", "output": "-", "data_dir": None, "training": training}
@@ -135,7 +132,7 @@ def _cached_memory(text: str, sequences: int) -> Memory | None:
     return None
 
 
-def _rows_of(job: Job) -> int | None:
+def _rows_of(job: TableJob) -> int | None:
     recipe = job.recipe
     name = recipe.train_on or next(iter(TASKS[job.tasks[0]].train))
     known = ROWS.get(name, ROWS.get(job.tasks[0]))

@@ -18,6 +18,10 @@ logger = logging.getLogger(__name__)
 LOCK_FILE = ".lorada.lock"
 
 
+class HeldError(ValueError):
+    """Another process works in a folder."""
+
+
 def refuse_file(run: Path) -> None:
     """Refuse a run folder that is a file.
 
@@ -29,28 +33,31 @@ def refuse_file(run: Path) -> None:
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
+def locked(run: Path, name: str = LOCK_FILE) -> Iterator[None]:
     """Keep other trainings out of a run folder in a ``with`` block; make the folder if needed.
 
+    Locks of different file names do not exclude each other.
+
     Raises:
-        ValueError: if another process trains there, or if it is a file.
+        HeldError: if another process trains there.
+        ValueError: if it is a file.
     """
     refuse_file(run)
     made = not run.exists()
     run.mkdir(parents=True, exist_ok=True)
-    lock = _lock(run)
+    lock = _lock(run, name)
     try:
         yield
     finally:
-        (run / LOCK_FILE).unlink(missing_ok=True)
+        (run / name).unlink(missing_ok=True)
         os.close(lock)
         if made:
             with suppress(OSError):  # something was written into it, so it stays
                 run.rmdir()
 
 
-def _lock(run: Path) -> int:
-    path = run / LOCK_FILE
+def _lock(run: Path, name: str) -> int:
+    path = run / name
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -58,7 +65,7 @@ def _lock(run: Path) -> int:
         except (BlockingIOError, PermissionError):
             owner = os.read(lock, 20).decode() or "another process"
             os.close(lock)
-            raise ValueError(
+            raise HeldError(
                 f"{run} is being trained by process {owner}: wait for it, or choose another "
                 "--output"
             ) from None
