@@ -53,24 +53,23 @@ def _runs_table(plan: list[dict[str, Any]]) -> Table:
             f"{entry['percent']:.3f}%",
             "–" if entry["share"] is None else f"{entry['share']}%",
             "by rows" if entry["steps"] is None else f"{entry['steps']:,}",
-            _duration(entry), _gib(entry["memory"]),
+            _duration(entry), f"{_gib(entry['memory'])} GiB",
         )  # fmt: skip
     return shown
 
 
 def _memory_table(plan: list[dict[str, Any]]) -> Table:
     """One line a row of the table: tasks and seeds of a row need the same memory."""
-    shown = Table("row", "runs", *PARTS, "peak", "fits", "a run", "all its runs")
+    shown = Table("row", *PARTS, "peak", "fits", "runs", "hours", title="Memory in GiB")
     for row in dict.fromkeys(entry["row"] for entry in plan):
         runs = [entry for entry in plan if entry["row"] == row]
         largest = max(runs, key=lambda entry: entry["peak"] or 0)
         parts = largest["parts"] or dict.fromkeys(PARTS)
-        longest = max(runs, key=lambda entry: entry["seconds"] or 0)
         hours = _hours(runs)
         shown.add_row(
-            row, str(len(runs)), *(_gib(parts[name]) for name in PARTS), _gib(largest["peak"]),
+            row, *(_gib(parts[name]) for name in PARTS), _gib(largest["peak"]),
             {True: "yes", False: "no", None: "–"}[largest["fits"]],
-            _duration(longest), "by rows" if hours is None else f"{hours:,.1f} h",
+            str(len(runs)), "by rows" if hours is None else f"{hours:,.1f}",
         )  # fmt: skip
     return shown
 
@@ -106,7 +105,7 @@ def _hours(runs: list[dict[str, Any]]) -> float | None:
 
 
 def _gib(size: float | None) -> str:
-    return "–" if size is None else f"{size / 2**30:.1f} GiB"
+    return "–" if size is None else f"{size / 2**30:.1f}"
 
 
 def _duration(entry: dict[str, Any]) -> str:

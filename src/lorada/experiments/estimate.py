@@ -93,8 +93,11 @@ SPEED: dict[Scale, float] = {"local": 4 * 135e6 * 250, "paper": USED * GPUS["a10
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def estimate(job: TableJob, scale: Scale) -> Estimate:
-    """Estimate parameters, steps, time and memory of a run; the time is rough."""
+def estimate(job: TableJob, scale: Scale, gpu: Gpu | None = None) -> Estimate:
+    """Estimate parameters, steps, time and memory of a run; the time is rough.
+
+    With a ``gpu``, the time is of this GPU, and the memory has its parts.
+    """
     counts, training = counts_of(job.recipe), job.recipe.training
     config = load_config(job.recipe.model)
     # Embeddings cost no FLOPs in an encoder; a decoder also multiplies by them at its output.

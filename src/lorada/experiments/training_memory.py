@@ -31,6 +31,7 @@ AUTO = {
 }
 DEPTHS = ("num_hidden_layers", "encoder_layers", "decoder_layers")
 SHORT = (2, 4)  # layers of the models that are traced in place of a deep one
+MANY = 0.05  # share of the weights' bytes above which gradients decide where the peak is
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def training_memory(recipe: Recipe, sequences: int | None = None) -> Memory:
     """The memory of one training step of a recipe, with every sequence ``max_length`` long.
 
     A model of more than four layers is computed from two models of ``SHORT`` layers, because every
-    layer adds the same; if a method cannot be placed on those, the whole model is traced.
+    layer adds the same. The whole model is traced if a method cannot be placed on those, or if many
+    of the weights train: then the peak is at the loss in short models and elsewhere in deep ones.
 
     Args:
         recipe: what to train.
@@ -78,6 +80,8 @@ def training_memory(recipe: Recipe, sequences: int | None = None) -> Memory:
         try:
             low, high = (asdict(_traced(recipe, each, sequences)) for each in (few, more))
         except (ValueError, IndexError, KeyError):  # settings that name layers which are not there
+            return _traced(recipe, config, sequences)
+        if high["gradients"] > MANY * high["weights"]:
             return _traced(recipe, config, sequences)
         layers = (deepest - SHORT[0]) / (SHORT[1] - SHORT[0])
         return Memory(**{part: low[part] + layers * (high[part] - low[part]) for part in low})
@@ -149,7 +153,7 @@ def _make_fake(model: nn.Module) -> None:
                 )
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+                module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
 
 
 def _optimizer(
@@ -161,9 +165,11 @@ def _optimizer(
 
 
 def _inputs(config: Any, batch: int, recipe: Recipe) -> dict[str, Tensor]:
-    """A batch of sequences of the greatest length, with labels."""
+    """A batch of sequences of the greatest length, with labels and one padded token."""
     ids = torch.zeros(batch, recipe.max_length, dtype=torch.long)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    mask = torch.ones_like(ids)
+    mask[0, 0] = 0  # a mask of ones would be left out
+    inputs = {"input_ids": ids, "attention_mask": mask}
     kind = kind_of(config)
     if kind == "encoder":
         return {**inputs, "labels": torch.zeros(batch, dtype=torch.long)}
