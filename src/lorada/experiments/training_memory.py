@@ -138,7 +138,8 @@ def _placed(recipe: Recipe, config: Any, plan: Plan) -> nn.Module:
         select_trainable(model, plan.trainable, with_head=plan.with_head)
         return model
     plan.config.task_type = None
-    return get_peft_model(model, plan.config)
+    placed: nn.Module = get_peft_model(model, plan.config)
+    return placed
 
 
 def _make_fake(model: nn.Module) -> None:
