@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from lorada.report.comparison.statistics import Scores
+from lorada.report.render import main_metric
 
 Row = tuple[str, int]  # the name of the rows and the row's number in their file, from 1
 OF_BASE = " (base)"  # ends the name of rows that the model was scored on without its adapter
@@ -205,7 +206,10 @@ def _read_runs(
 
 def _read_run(folder: Path, name: str, seed: int) -> Run:
     result = json.loads((folder / name / "result.json").read_text(encoding="utf-8"))
-    result["metrics"].items()  # is read later, so it must be a mapping
+    for metrics in result["metrics"].values():
+        main_metric(metrics)
+    if not all(isinstance(entry, dict) for entry in result.get("history") or []):
+        raise ValueError("its history is no list of losses")
     run = Run(name, seed, result, {}, {})
     # Not splitlines(), which would also split at U+2028, and a JSON string may hold that.
     text = (folder / name / "predictions.jsonl").read_text(encoding="utf-8")
