@@ -57,15 +57,14 @@ class Row:
 
 def table_columns(summary: Summary) -> list[Column]:
     """The columns; the main metric has one only if it differs from the score."""
-    references = {line.against for line in summary.lines if line.against}
-    reference = references.pop() if len(references) == 1 else "the reference"
+    references = {line.method for line in summary.lines if line.label in _references(summary)}
     metric = [Column(summary.metric, first="descending")] if _has_metric(summary) else []
     return [
         Column("candidate"),
         Column("score", "95 % interval", "descending"),
         *metric,
         Column("group"),
-        Column("p", f"against {reference}"),
+        Column("p", f"against {', '.join(sorted(references)) or 'the reference'}"),
         Column("p", "against the highest"),
         Column("trained parameters", "of the model"),
         Column("adapter", "MB"),
@@ -88,6 +87,11 @@ def table_rows(summary: Summary) -> list[Row]:
     return rows
 
 
+def _references(summary: Summary) -> set[str]:
+    """The labels that candidates are tested against: one for each budget, if there are several."""
+    return {line.against for line in summary.lines if line.against}
+
+
 def _has_metric(summary: Summary) -> bool:
     pairs = [(line.score, line.value) for line in summary.lines]
     return any(s is not None and v is not None and abs(s - v) > SAME for s, v in pairs)
@@ -103,12 +107,13 @@ def _candidate(summary: Summary, line: Line) -> Row:
     ]
     share = "" if line.percent is None else f"{line.percent:.3f} %"
     rate = Cell() if line.rate is None else Cell(f"{line.rate:.1e}".replace("e-0", "e-"), line.rate)
+    reference = line.against if len(_references(summary)) > 1 else ""
     merges = {None: Cell(), True: Cell("yes", 1), False: Cell("no", 0)}
     cells = [
         _score(summary, line),
         *([_number(line.value, ".2f")] if _has_metric(summary) else []),
         Cell(line.letter, line.letter) if line.letter else Cell(),
-        _probability(line.p_against),
+        _probability(line.p_against, reference),
         _probability(line.p_best),
         _number(line.trainable, ",d", share),
         _number(line.adapter_mb, ".2f"),
@@ -133,7 +138,7 @@ def _number(value: float | None, form: str, note: str = "") -> Cell:
     return Cell() if value is None else Cell(format(value, form), value, note)
 
 
-def _probability(value: float | None) -> Cell:
+def _probability(value: float | None, note: str = "") -> Cell:
     if value is not None and value < 0.001:
-        return Cell("< 0.001", value)
-    return _number(value, ".3f")
+        return Cell("< 0.001", value, note)
+    return _number(value, ".3f", note)
