@@ -70,7 +70,7 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
         verdict=verdict(choice),
         sentences=tuple(limits(results, choice, tested, str(chosen), search)),
         model=str(shared.get("model", "")),
-        task=", ".join(dict.fromkeys(name for name, _ in results.rows)),
+        task=", ".join(dict.fromkeys(Path(name).name for name, _ in results.rows)),
         rows=len(results.rows),
         seeds=tuple(asked) if isinstance(asked, list) else seeds_of(runs),
         metric=next((line.metric for line in lines if line.metric), ""),
@@ -192,14 +192,16 @@ def _disagreements(
     found = []
     for index in np.argsort(-divided, kind="stable")[:MOST_ROWS]:
         if divided[index]:
-            row = results.rows[index]
-            sides = (
-                tuple(c.label for c, is_right in zip(scored, right[:, index], strict=True)
-                      if is_right == side)
-                for side in (True, False)
-            )  # fmt: skip
+            name, number = row = results.rows[index]
+            sides: dict[bool, list[str]] = {True: [], False: []}
+            for candidate, is_right in zip(scored, right[:, index], strict=True):
+                sides[bool(is_right)].append(candidate.label)
             text = texts.get(row, (None, None)) if with_text else (None, None)
-            found.append(Disagreement(*row, *sides, *text))
+            found.append(
+                Disagreement(
+                    Path(name).name, number, tuple(sides[True]), tuple(sides[False]), *text
+                )
+            )
     return found
 
 
