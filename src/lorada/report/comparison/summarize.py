@@ -29,6 +29,7 @@ from lorada.support.errors import unknown_name
 
 MOST_ROWS = 50  # disagreements that a report shows
 RIGHT, WRONG = 100.0, 0.0  # scores of rows that are right or wrong
+CLASSIFIED = ("label", "score")  # forms of rows whose answer is a class or a number
 BASELINES = {"as_it_is": "the model as it is", "commonest": "the commonest answer"}
 
 
@@ -213,12 +214,11 @@ def _commands(folder: Path, best: Candidate) -> dict[str, str]:
     remote = isinstance(recipe, dict) and recipe.get("trust_remote_code")
     train = ["train", place / "recipe.yaml", "--output", f"runs/{mine}"]
     export = ["export", place, "--merge", mine]
-    serve = ["run", "transformers", "serve", mine]
     # A file cannot allow remote code, so that the command has to.
     allowed = ["--trust-remote-code"] if remote else []
-    found: dict[str, list[Any]] = {
-        "train": [*train, *allowed], "export": [*export, *allowed], "serve": serve,
-    }  # fmt: skip
+    found: dict[str, list[Any]] = {"train": [*train, *allowed], "export": [*export, *allowed]}
+    if run.result.get("form") not in CLASSIFIED:  # transformers serves models that write text
+        found["serve"] = ["run", "transformers", "serve", mine]
     return {name: shlex.join(["lorada", *map(_word, words)]) for name, words in found.items()}
 
 
