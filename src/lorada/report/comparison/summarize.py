@@ -29,6 +29,7 @@ from lorada.support.errors import unknown_name
 
 MOST_ROWS = 50  # disagreements that a report shows
 RIGHT, WRONG = 100.0, 0.0  # scores of rows that are right or wrong
+CLASSIFIED = ("label", "score")  # forms of rows whose answer is a class or a number
 BASELINES = {"as_it_is": "the model as it is", "commonest": "the commonest answer"}
 
 
@@ -70,7 +71,7 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
         verdict=verdict(choice),
         sentences=tuple(limits(results, choice, tested, str(chosen), search)),
         model=str(shared.get("model", "")),
-        task=", ".join(dict.fromkeys(name for name, _ in results.rows)),
+        task=", ".join(dict.fromkeys(Path(name).name for name, _ in results.rows)),
         rows=len(results.rows),
         seeds=tuple(asked) if isinstance(asked, list) else seeds_of(runs),
         metric=next((line.metric for line in lines if line.metric), ""),
@@ -192,14 +193,16 @@ def _disagreements(
     found = []
     for index in np.argsort(-divided, kind="stable")[:MOST_ROWS]:
         if divided[index]:
-            row = results.rows[index]
-            sides = (
-                tuple(c.label for c, is_right in zip(scored, right[:, index], strict=True)
-                      if is_right == side)
-                for side in (True, False)
-            )  # fmt: skip
+            name, number = row = results.rows[index]
+            sides: dict[bool, list[str]] = {True: [], False: []}
+            for candidate, is_right in zip(scored, right[:, index], strict=True):
+                sides[bool(is_right)].append(candidate.label)
             text = texts.get(row, (None, None)) if with_text else (None, None)
-            found.append(Disagreement(*row, *sides, *text))
+            found.append(
+                Disagreement(
+                    Path(name).name, number, tuple(sides[True]), tuple(sides[False]), *text
+                )
+            )
     return found
 
 
@@ -211,12 +214,11 @@ def _commands(folder: Path, best: Candidate) -> dict[str, str]:
     remote = isinstance(recipe, dict) and recipe.get("trust_remote_code")
     train = ["train", place / "recipe.yaml", "--output", f"runs/{mine}"]
     export = ["export", place, "--merge", mine]
-    serve = ["run", "transformers", "serve", mine]
     # A file cannot allow remote code, so that the command has to.
     allowed = ["--trust-remote-code"] if remote else []
-    found: dict[str, list[Any]] = {
-        "train": [*train, *allowed], "export": [*export, *allowed], "serve": serve,
-    }  # fmt: skip
+    found: dict[str, list[Any]] = {"train": [*train, *allowed], "export": [*export, *allowed]}
+    if run.result.get("form") not in CLASSIFIED:  # transformers serves models that write text
+        found["serve"] = ["run", "transformers", "serve", mine]
     return {name: shlex.join(["lorada", *map(_word, words)]) for name, words in found.items()}
 
 
