@@ -1,0 +1,113 @@
+"""Writes the page of a comparison: one HTML file that works offline and asks for nothing.
+
+Its scripts are inlined, Vega's among them. Its security policy allows only these scripts, by their
+hashes, and no connection. All names and texts are escaped by Jinja. Jinja and vl-convert come with
+the extra ``compare``.
+"""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from urllib.parse import quote
+
+from lorada.report.comparison.charts import (
+    COSTS,
+    MOST_SEEDS,
+    Curve,
+    interval_chart,
+    loss_charts,
+    pareto_charts,
+    score_unit,
+    scored,
+)
+from lorada.report.comparison.page_table import table_columns, table_rows
+from lorada.report.comparison.summary import Search, Summary
+from lorada.support.errors import needs_extra
+
+with needs_extra("compare"):
+    import jinja2
+    import vl_convert
+    from markupsafe import Markup
+
+HERE = Path(__file__).parent
+
+
+def comparison_page(summary: Summary, curves: Mapping[str, Sequence[Curve]]) -> str:
+    """The page as HTML; the same summary always gives the same page.
+
+    Args:
+        summary: what the page shows.
+        curves: label → the training loss of each seed: (step, nats per token).
+    """
+    costs, losses = pareto_charts(summary), loss_charts(summary, curves)
+    specs = {f"cost-{name}": spec for name, spec in costs.items()}
+    specs |= {f"loss-{number}": spec for number, spec in enumerate(losses.values())}
+    if intervals := interval_chart(summary):
+        specs["intervals"] = intervals
+    scripts = [
+        _vega(),
+        (HERE / "page.js").read_text(encoding="utf-8"),
+    ]
+    page = _environment().get_template("page.html.j2").render(
+        summary=summary,
+        columns=table_columns(summary),
+        rows=table_rows(summary),
+        unit=score_unit(summary),
+        scored=scored(summary),
+        specs=specs,
+        costs={f"cost-{name}": COSTS[name][1] for name in costs},
+        budgets={f"loss-{number}": budget for number, budget in enumerate(losses)},
+        methods=list(dict.fromkeys(line.method for line in scored(summary))),
+        few_methods=MOST_SEEDS,
+        texts=any(one.text for one in summary.disagreements),
+        search=_search(summary.search),
+        folders=run_folders(summary),
+        policy=" ".join(f"'sha256-{_hash(script)}'" for script in scripts),
+        scripts=[Markup(script) for script in scripts],
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+    )  # fmt: skip
+    return page
+
+
+def run_folders(summary: Summary) -> dict[str, dict[int, str]]:
+    """Links from the comparison's folder to its run folders: label → seed → quoted path."""
+    return {
+        line.label: {
+            seed: f"runs/{quote(line.method, safe='')}/{line.trainable}/seed{seed}/"
+            for seed in line.seeds
+        }
+        for line in summary.lines
+        if line.seeds
+    }
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    return environment
+
+
+@cache  # it takes a second
+def _vega() -> str:
+    """The script that draws charts: Vega, Vega-Lite and Vega-Embed."""
+    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+
+
+def _hash(script: str) -> str:
+    """A script's hash, as a security policy names it."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _search(search: Search) -> str:
+    if not search.trials:
+        return "the methods' defaults, without a search"
+    ended = f"{search.pruned} stopped early, {search.diverged} diverged"
+    return f"{search.trials} trials ({ended}) in {search.seconds / 60:.1f} min"
