@@ -133,7 +133,7 @@ def _jobs(recipe: Recipe, trials: int, space: Space, sampler: str) -> list[Job]:
             partial(carry_out, recipe, number, space, sampler),
             Path(recipe.output),
             partial(is_recorded, recipe, number, space, sampler),
-            after=tuple(names[number - 1 : number]),
+            after=(names[number - 1],) if number else (),
         )
         for number, name in enumerate(names)
     ]
