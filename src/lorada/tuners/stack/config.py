@@ -12,6 +12,9 @@ from lorada.support.errors import unknown_name
 from lorada.support.version import __version__
 from lorada.tuners.base.config import LoradaPeftConfig, known_types, saved_by
 
+# The types of PEFT's tuners whose layers cannot be merged.
+UNMERGEABLE = ("LILY",)
+
 
 @dataclass
 class LoradaConfig(LoradaPeftConfig):
@@ -45,7 +48,9 @@ class LoradaConfig(LoradaPeftConfig):
     @property
     def mergeable(self) -> bool:
         """Whether every part can be merged into the weights of the base model."""
-        return all(getattr(part, "mergeable", True) for part in self.parts)
+        return all(
+            getattr(part, "mergeable", part.peft_type not in UNMERGEABLE) for part in self.parts
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON-ready data, parts included, with the version of this package."""
