@@ -12,6 +12,17 @@ from lorada.support.errors import unknown_name
 from lorada.support.version import __version__
 from lorada.tuners.base.config import LoradaPeftConfig, known_types, saved_by
 
+# The types of PEFT's tuners that place parts in layers but cannot be in a stack, and why.
+UNSTACKABLE = {
+    "POLY": "it needs the number of each row's task in every call of the model",
+    "SHADOW": "it trains a second model beside the base",
+    "XLORA": "it mixes adapters that were trained before",
+}
+# The types of PEFT's tuners whose layers cannot be merged.
+UNMERGEABLE = ("LILY",)
+# The types of PEFT's tuners that by default start from random weights, not as the base.
+CHANGES_AT_START = ("C3A", "FOURIERFT", "UNILORA", "VBLORA")
+
 
 @dataclass
 class LoradaConfig(LoradaPeftConfig):
@@ -39,13 +50,17 @@ class LoradaConfig(LoradaPeftConfig):
     @property
     def starts_as_base(self) -> bool:
         """Whether no part changes the outputs of the base model at the start."""
-        # PEFT's parts have no such property; by default they start as the base.
-        return self.init_weights and all(getattr(p, "starts_as_base", True) for p in self.parts)
+        return self.init_weights and all(
+            getattr(part, "starts_as_base", part.peft_type not in CHANGES_AT_START)
+            for part in self.parts
+        )
 
     @property
     def mergeable(self) -> bool:
         """Whether every part can be merged into the weights of the base model."""
-        return all(getattr(part, "mergeable", True) for part in self.parts)
+        return all(
+            getattr(part, "mergeable", part.peft_type not in UNMERGEABLE) for part in self.parts
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON-ready data, parts included, with the version of this package."""
@@ -85,9 +100,12 @@ def _refuse_unknown(part: dict[str, Any], stack: LoradaConfig) -> None:
 def _refuse_unstackable(part: PeftConfig) -> None:
     tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(part.peft_type)
     name = type(part).__name__
-    if part.is_prompt_learning or part.is_adaption_prompt or isinstance(part, LoradaConfig):
+    placed = (
+        tuner is not None and issubclass(tuner, BaseTuner) and not isinstance(part, LoradaConfig)
+    )
+    if part.is_prompt_learning or part.is_adaption_prompt or not placed:
         raise ValueError(f"{name} cannot be a part: PEFT does not place it in the model's layers")
-    if tuner is None or not issubclass(tuner, BaseTuner) or tuner.uses_shared_state:
-        raise ValueError(f"{name} cannot be a part: it keeps weights outside the model's layers")
+    if reason := UNSTACKABLE.get(part.peft_type):
+        raise ValueError(f"{name} cannot be a part: {reason}")
     if getattr(part, "trainable_token_indices", None) is not None:
         raise ValueError(f"trainable_token_indices of {name}: add a TrainableTokensConfig instead")
