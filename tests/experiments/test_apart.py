@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 from folders import bert_folder, split_file
+from queue_jobs import is_gone
 
 from lorada.experiments import own_process
-from lorada.experiments.table_runs import Job, carry_out
+from lorada.experiments.table_runs import TableJob, carry_out
 from lorada.experiments.table_spec import TableRow
 from lorada.runs.folder.result import read_result
 from lorada.runs.recipe import load_recipe
@@ -77,18 +78,6 @@ def child_of(process):
     raise AssertionError(process.communicate())
 
 
-def is_gone(number, within=10):
-    """Whether a process ends; a zombie, whom nobody has asked for its code, has ended."""
-    for _ in range(within * 20):
-        try:
-            if Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.05)
-    return False
-
-
 @pytest.mark.parametrize("ends_by", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_whatever_ends_a_process_ends_the_one_it_has_started(ends_by):
     process = subprocess.Popen([sys.executable, "-c", SLEEPS], stderr=subprocess.PIPE, text=True)
@@ -130,7 +119,7 @@ def job(place, name, method, model):
     fixed = {"method": method, "model": str(model), "task": "sst2", "data_dir": str(place / "data")}
     recipe = load_recipe(None, [*settings, "max_length=32"], {**fixed, "output": str(place / name)})
     row = TableRow(key=name, label=name, method=method)
-    return Job(row, ["sst2"], 1, recipe, place / "results" / f"{name}.json")
+    return TableJob(row, ["sst2"], 1, recipe, place / "results" / f"{name}.json")
 
 
 @pytest.mark.slow
@@ -145,28 +134,29 @@ def test_the_peak_of_a_run_does_not_carry_that_of_a_larger_one_before_it(tmp_pat
         job(tmp_path, "small", "lora", bert_folder(tmp_path / "small-model")),
     ]
     said = []
-    first, second = (carry_out(job, report=said.append) for job in jobs)
+    first, second = (own_process.call(carry_out, job, report=said.append) for job in jobs)
     assert first["peak_memory_bytes"] > second["peak_memory_bytes"] + 250 * 2**20
     assert second == json.loads(jobs[1].stored.read_text())
     assert [line.rpartition(" ")[2] for line in said] == ["training", "scoring"] * 2
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_the_run_of_a_table_and_ends_the_command(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_saves_the_runs_of_a_table_and_ends_the_command(workers, tmp_path):
     for split in ("train", "validation"):
         rows = [{"sentence1": "ab" * (i + 1), "sentence2": "b", "label": i % 2} for i in range(12)]
         split_file(tmp_path / "data" / "glue" / "rte", split, rows)
     command = [
         LORADA, "table", "5", "--scale", "local", "--rows", "lora", "--tasks", "rte", "--seeds",
-        "1", "--data-dir", "data", "--resume",
+        "1,2"[: 2 * workers - 1], "--data-dir", "data", "--resume", "--workers", str(workers),
     ]  # fmt: skip
-    run = tmp_path / "runs/table5-local/lora/rte/seed1"
+    runs = [tmp_path / f"runs/table5-local/lora/rte/seed{i + 1}" for i in range(workers)]
     process = subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     child = child_of(process)
-    while process.poll() is None and not list(run.glob("runs/*/events*")):
+    while process.poll() is None and not all(list(run.glob("runs/*/events*")) for run in runs):
         time.sleep(0.1)
     time.sleep(1)  # TensorBoard's log is begun with the first step, from which on Ctrl-C saves
     process.send_signal(signal.SIGINT)
@@ -174,8 +164,9 @@ def test_ctrl_c_saves_the_run_of_a_table_and_ends_the_command(tmp_path):
     assert process.returncode == 130, said
     assert "Traceback" not in said
     assert is_gone(child)
-    (checkpoint,) = run.glob("checkpoint-*")
-    assert not (run / "result.json").exists()
+    saved = [path.name for run in runs for path in run.glob("checkpoint-*")]
+    assert len(saved) == workers
+    assert not list(tmp_path.rglob("result.json"))
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert read_result(run)["resumed_from"] == checkpoint.name
+    assert [read_result(run)["resumed_from"] for run in runs] == saved
