@@ -6,6 +6,7 @@ import socket
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -108,15 +109,77 @@ def test_a_folder_that_nodes_do_not_see_ends_the_command(engine_of, tmp_path, mo
     assert list((tmp_path / "one").iterdir()) == []
 
 
+def on_node(path):
+    return Path(str(path).replace("/here/", "/node/"))
+
+
 class OtherDisk(RayEngine):
-    """An engine whose nodes have other disks: each path is another one there."""
+    """An engine for nodes with disks of their own: there, every path in ``here`` is in ``node``."""
 
     def _order(self, job):
-        order = super()._order(job)
-        there = order.folder.parents[1] / "node" / order.folder.name
-        reads = tuple(order.folder.parents[1] / "node" / path.name for path in order.reads)
-        arguments = [*reads, there]
-        changed = replace(job, folder=there, work=partial(job.work.func, *arguments),
-                          done=(there / "result.json").is_file)  # fmt: skip
-        self.contents = [*map(self._content, order.reads)]
-        return replace(order, folder=there, job=changed, reads=reads)
+        order, folder = super()._order(job), on_node(job.folder)
+        reads = tuple(map(on_node, order.reads))
+        work = partial(job.work.func, *map(on_node, job.work.args))
+        moved = replace(job, folder=folder, work=work, done=bool)
+        return replace(order, folder=folder, reads=reads, job=moved)
+
+    def _content(self, path):
+        return super()._content(Path(str(path).replace("/node/", "/here/")))
+
+
+def test_the_files_of_a_job_are_collected_from_another_disk(engine_of, tmp_path):
+    folder = tmp_path / "here/one"
+    outcomes, lines = run(engine_of(OtherDisk, collect=True), job(folder))
+    assert outcomes["one"].status == "done" and "[1/1] one: writing" in lines
+    assert (folder / "adapter/weights").read_bytes() == bytes(range(256))
+    assert sorted(os.listdir(folder)) == ["adapter", "result.json"]
+    assert not on_node(folder).exists()
+
+
+def test_rows_and_what_is_in_the_folder_are_sent_to_another_disk(engine_of, tmp_path):
+    rows, folder = tmp_path / "here/rows.jsonl", tmp_path / "here/one"
+    folder.mkdir(parents=True)
+    rows.write_text("rows")
+    (folder / "before").write_text("before")
+    copying = Job("one", partial(ray_jobs.copy, rows, folder), folder, bool, reads=(rows,))
+    outcomes, _ = run(engine_of(OtherDisk, collect=True), copying)
+    assert outcomes["one"].error == ""
+    assert (folder / "copied").read_text() == "rows, before"
+
+
+def test_collecting_from_a_node_that_shares_the_folder_copies_nothing(engine_of, tmp_path):
+    outcomes, _ = run(engine_of(collect=True), job(tmp_path / "one"))
+    assert outcomes["one"].status == "done"
+    assert (tmp_path / "one/checkpoint-4/weights").is_file()
+    assert not (tmp_path / "one" / CALLER).exists()
+
+
+def test_a_path_that_a_node_lacks_is_named(engine_of, tmp_path):
+    outcomes, _ = run(engine_of(), job(tmp_path / "one", reads=(tmp_path / "model",)))
+    assert f"has no {tmp_path / 'model'}: put it on a path that all" in outcomes["one"].error
+
+
+def test_a_cluster_that_cannot_be_reached_is_one_line(monkeypatch):
+    began = time.monotonic()
+    with pytest.raises(ConnectionError, match=r"no Ray cluster at 127.* refused\): start one by"):
+        RayEngine(f"127.0.0.1:{ray_jobs.free_port()}")
+    with pytest.raises(ConnectionError, match="no Ray cluster at ray://no-such-host"):
+        RayEngine("ray://no-such-host.invalid:10001")
+    assert time.monotonic() - began < 10
+    for address in ("gpu-box", "ray:/host:1", "host:port"):
+        with pytest.raises(ValueError, match=f"--cluster '{address}' is not auto, HOST:PORT or"):
+            RayEngine(address)
+
+
+def test_another_service_at_the_address_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(ray_connection, "CONNECT_WITHIN", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        address = f"127.0.0.1:{service.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match=r"no answer within 2 s\): start one by"):
+            RayEngine(address)
+
+
+def test_without_a_cluster_auto_is_one_line(monkeypatch):
+    monkeypatch.setattr(ray_connection, "TRY", "raise SystemExit('Could not find any Ray')")
+    with pytest.raises(ConnectionError, match=r"at auto \(Could not find any Ray\): start one by"):
+        RayEngine("auto")
