@@ -137,7 +137,8 @@ class OtherDisk(RayEngine):
 def test_the_files_of_a_job_are_collected_from_another_disk(engine_of, tmp_path):
     folder = tmp_path / "here/one"
     outcomes, lines = run(engine_of(OtherDisk, collect=True), job(folder))
-    assert outcomes["one"].status == "done" and "[1/1] one: writing" in lines
+    assert outcomes["one"].status == "done"
+    assert "[1/1] one: writing" in lines
     assert (folder / "adapter/weights").read_bytes() == bytes(range(256))
     assert sorted(os.listdir(folder)) == ["adapter", "result.json"]
     assert not on_node(folder).exists()
