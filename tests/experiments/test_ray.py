@@ -157,6 +157,16 @@ def test_rows_and_what_is_in_the_folder_are_sent_to_another_disk(engine_of, tmp_
 
 
 @pytest.mark.slow
+def test_a_job_that_dies_on_another_disk_goes_on_from_its_checkpoint_there(engine_of, tmp_path):
+    folder = tmp_path / "here/one"
+    outcomes, lines = run(engine_of(OtherDisk, collect=True), job(folder, ray_jobs.die_once))
+    assert outcomes["one"].error == ""
+    assert any("one: its process ended; started again on node" in line for line in lines)
+    assert (folder / "result.json").read_text() == "from checkpoint-1"
+    assert os.listdir(folder) == ["result.json"]
+
+
+@pytest.mark.slow
 def test_collecting_from_a_node_that_shares_the_folder_copies_nothing(engine_of, tmp_path):
     outcomes, _ = run(engine_of(collect=True), job(tmp_path / "one"))
     assert outcomes["one"].status == "done"

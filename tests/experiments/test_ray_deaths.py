@@ -63,7 +63,7 @@ def test_a_training_that_is_killed_on_a_cluster_ends_as_if_it_was_not(tmp_path):
         outcomes = run_queue(jobs, RayEngine(addresses.member), report=lines.append)
         killer.join()
     assert [outcome.status for outcome in outcomes.values()] == ["done", "done"], outcomes
-    assert any("[1/2] killed: its process ended; it goes on on node" in line for line in lines)
+    assert any("[1/2] killed: its process ended; started again on node" in line for line in lines)
     result, expected = read_result(killed), read_result(tmp_path / "whole")
     assert result["resumed_from"] is not None
     assert expected["resumed_from"] is None

@@ -47,7 +47,8 @@ class Connection:
         # level of its logger is.
         logging.getLogger("ray").setLevel(logging.CRITICAL)
         ray._private.worker._worker_logs_enabled = False
-        ray.init(address, log_to_driver=False, configure_logging=False)
+        quiet = {"log_to_driver": False, "configure_logging": False}
+        ray.init(address, **quiet, logging_level=logging.CRITICAL)
         self.address = address
         self._head = "" if address.startswith(CLIENT) else ray.get_runtime_context().gcs_address
         self._asked = self._answered = time.monotonic()
