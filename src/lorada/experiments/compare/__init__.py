@@ -1,0 +1,1 @@
+"""``lorada compare``: trains several methods at matched sizes and says which differ in their scores."""
