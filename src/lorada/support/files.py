@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,22 @@ def json_text(data: Any) -> str:
     """Data as strict JSON: NaN and infinity, which JSON lacks, become null with a warning."""
     lost: list[str] = []
     text = json.dumps(_finite(data, "", lost), indent=2, ensure_ascii=False, allow_nan=False)
+    _warn_of(lost)
+    return text
+
+
+def json_lines(rows: Iterable[dict[str, Any]]) -> str:
+    """Objects as strict JSON, one a line; NaN and infinity become null with one warning."""
+    lost: list[str] = []
+    finite = [_finite(row, f"line {number}", lost) for number, row in enumerate(rows, start=1)]
+    _warn_of(lost)
+    return "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in finite)
+
+
+def _warn_of(lost: list[str]) -> None:
     if lost:
         more = f" and {len(lost) - 1} more" if lost[1:] else ""
         logger.warning("%s%s: not a finite number, written as null in JSON", lost[0], more)
-    return text
 
 
 def _finite(data: Any, name: str, lost: list[str]) -> Any:

@@ -4,7 +4,7 @@ Correlations, F1, ROUGE and BLEU come from the libraries of the extra ``metrics`
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from lorada.support.errors import needs_extra
@@ -85,9 +85,11 @@ def rouge(outputs: list[str], rows: list[Row]) -> Metrics:
 
     names = ["rouge1", "rouge2", "rougeL"]
     scorer = RougeScorer(names, use_stemmer=True)
-    pairs = progress_bar(list(zip(outputs, rows, strict=True)), "ROUGE")
+    pairs: Iterable[tuple[str, Row]] = list(zip(outputs, rows, strict=True))
+    if len(rows) > 1:  # a bar for one row takes longer than its score
+        pairs = progress_bar(pairs, "ROUGE")
     found = [scorer.score(answer_of(row), output) for output, row in pairs]
-    return {name: 100.0 * sum(one[name].fmeasure for one in found) / len(found) for name in names}
+    return {name: sum(100.0 * one[name].fmeasure for one in found) / len(found) for name in names}
 
 
 def bleu(outputs: list[str], rows: list[Row]) -> Metrics:
@@ -95,18 +97,19 @@ def bleu(outputs: list[str], rows: list[Row]) -> Metrics:
 
     ``bleu_ro``, as published for English to Romanian: outputs and references are normalised by
     ``normalised_romanian``, and sacrebleu does not tokenise them again. ``bleu``: nothing is
-    normalised, and sacrebleu tokenises with its default, 13a.
+    normalised, and sacrebleu tokenises with its default, 13a. A set of one row has sacrebleu's
+    sentence-level BLEU, which leaves out n-grams that are longer than the text.
     """
     with needs_extra("metrics"):
         from sacrebleu.metrics.bleu import BLEU
 
     references = [answer_of(row) for row in rows]
-    romanian = normalised_romanian()
+    romanian, alone = normalised_romanian(), len(rows) == 1
     # Without ``force``, sacrebleu warns that the texts look tokenised.
-    normalised = BLEU(tokenize="none", force=True).corpus_score(
+    normalised = BLEU(tokenize="none", force=True, effective_order=alone).corpus_score(
         [romanian(text) for text in outputs], [[romanian(text) for text in references]]
     )
-    plain = BLEU().corpus_score(outputs, [references])
+    plain = BLEU(effective_order=alone).corpus_score(outputs, [references])
     return {"bleu_ro": float(normalised.score), "bleu": float(plain.score)}
 
 

@@ -91,6 +91,14 @@ def encode_rows(
     return dataset
 
 
+def kept_rows(
+    rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, kind: Kind
+) -> list[int]:
+    """The indices of the rows that ``encode_rows`` keeps; for every form but ``text``."""
+    found = encode(rows.rows, rows.form, tokenizer, encode_options(rows, recipe, kind))
+    return [index for index, one in enumerate(found) if one is not None and one is not EMPTY]
+
+
 def _encoded(rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions) -> Encoding:
     # How many rows were cut, dropped because cutting left nothing, or had no token to learn; and
     # the number of the first row that was left out.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lorada.runs.folder.checkpoints import CHECKPOINT, last_whole_checkpoint, processes_of
+from lorada.runs.folder.predictions import PREDICTIONS_FILE
 from lorada.runs.folder.result import RESULT_FILE
 from lorada.runs.recipe import PATHS, RECIPE_FILE, Recipe, saved_recipe
 from lorada.support.files import scratch_folder, write_atomic
@@ -21,7 +22,9 @@ from lorada.support.processes import process_count
 logger = logging.getLogger(__name__)
 
 ROWS_FILE = "rows.sha256"  # a resumed run must have the same training rows
-RUN_FILES = (RECIPE_FILE, RESULT_FILE, ROWS_FILE, "loss.png", "adapter", "model", "runs")
+RUN_FILES = (
+    RECIPE_FILE, RESULT_FILE, ROWS_FILE, PREDICTIONS_FILE, "loss.png", "adapter", "model", "runs",
+)  # fmt: skip
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 

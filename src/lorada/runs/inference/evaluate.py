@@ -1,6 +1,9 @@
-"""``lorada evaluate``: scores a finished run on held-out rows, or on the test rows of its tasks."""
+"""``lorada evaluate``: scores a finished run on held-out rows, or on the test rows of its tasks.
 
-from collections.abc import Callable, Iterator
+The metrics go into ``result.json``, and the answer to each row into ``predictions.jsonl``.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -9,8 +12,9 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor
 
-from lorada.runs.data.dataset import collator, encode_options, encode_rows, lengths_of
+from lorada.runs.data.dataset import collator, encode_options, encode_rows, kept_rows, lengths_of
 from lorada.runs.data.rows import JSONL, Rows, load_rows, sampled, scored_rows
+from lorada.runs.folder.predictions import read_predictions, write_predictions
 from lorada.runs.folder.result import keep_scores
 from lorada.runs.inference.generate import generate
 from lorada.runs.inference.load import Run
@@ -23,36 +27,46 @@ from lorada.runs.models.candidate_scores import (
 )
 from lorada.support.progress import progress_bar
 from lorada.tasks.metrics import Metrics
-from lorada.tasks.rows import Form
+from lorada.tasks.row_scores import row_scores
+from lorada.tasks.rows import Form, Row, answer_of
 from lorada.tasks.tokenize import IGNORED, prompt_of
 
-Answers = tuple[list[Any], Metrics]  # the model's answer to each row, and its loss if measured
+# The model's answer to each row, each row's loss (None for a row without one), and the loss of all
+# if it is among the metrics.
+Answers = tuple[list[Any], Sequence[float | None], Metrics]
 
 
-def evaluate(run: Run, data: str | None = None, *, base: bool = False) -> dict[str, Any]:
-    """Score a run on a file of held-out rows and keep the numbers in its ``result.json``.
+def evaluate(
+    run: Run, data: str | None = None, *, base: bool = False, with_text: bool = False
+) -> dict[str, Any]:
+    """Score a run on a file of held-out rows and keep the numbers and the answers in its folder.
 
-    The file is ``data`` or the recipe's ``eval_data``. If the recipe has ``eval_rows``, so many of
-    the rows are scored, at random. ``base`` scores the model with the adapter switched off.
+    If the recipe has ``eval_rows``, so many of the rows are scored, at random.
+
+    Args:
+        run: the run.
+        data: the file; None for the recipe's ``eval_data``.
+        base: score the model with the adapter switched off.
+        with_text: also keep what was asked and the right answer beside each answer.
 
     Returns:
         The metrics, such as ``loss`` and ``exact_match`` or ``accuracy`` in percent, with ``n``.
 
     Raises:
         ValueError: if there are no rows or they have another form than the run's, or for ``base``
-            with a run without an adapter.
+            with a run without an adapter; if the ``predictions.jsonl`` that is there is damaged.
     """
     rows = load_rows(data or run.recipe.eval_data, run.form, run.labels)
     rows = sampled(rows, run.recipe.eval_rows)
-    return _score_all(run, {rows.path: rows}, base=base)[rows.path]
+    return _score_all(run, {rows.path: rows}, base=base, with_text=with_text)[rows.path]
 
 
 def evaluate_tasks(
-    run: Run, data_dir: str | None = None, *, base: bool = False
+    run: Run, data_dir: str | None = None, *, base: bool = False, with_text: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Score a run on the test rows of its tasks and keep the numbers in its ``result.json``.
+    """Score a run on the test rows of its tasks and keep the numbers and answers in its folder.
 
-    ``data_dir`` replaces the recipe's; ``base`` is as in ``evaluate``.
+    ``data_dir`` replaces the recipe's; ``base`` and ``with_text`` are as in ``evaluate``.
 
     Returns:
         The metrics by task, and by split if a task has two; a task's main metric comes first.
@@ -62,7 +76,8 @@ def evaluate_tasks(
         FileNotFoundError: if the rows are not there.
     """
     recipe = run.recipe.model_copy(update={"data_dir": data_dir or run.recipe.data_dir})
-    return _score_all(run, scored_rows(recipe, run.form, run.labels, run.kind), base=base)
+    sets = scored_rows(recipe, run.form, run.labels, run.kind)
+    return _score_all(run, sets, base=base, with_text=with_text)
 
 
 def has_tasks(run: Run) -> bool:
@@ -70,16 +85,22 @@ def has_tasks(run: Run) -> bool:
     return run.recipe.task != JSONL
 
 
-def _score_all(run: Run, sets: dict[str, Rows], *, base: bool) -> dict[str, dict[str, Any]]:
-    """Score a run on sets of rows by name, and write the metrics into its ``result.json``."""
+def _score_all(
+    run: Run, sets: dict[str, Rows], *, base: bool, with_text: bool
+) -> dict[str, dict[str, Any]]:
+    """Score a run on sets of rows by name, and write metrics and answers into its folder."""
+    read_predictions(run.folder)  # a damaged file is refused before the work, not after it
     found = {}
     for name, rows in sets.items():
         with scoring(run, base=base):
-            scores = score(run, rows)
+            scores, lines = score(run, rows, with_text=with_text)
         found[name] = {"n": len(rows.rows), **scores, "sha256": rows.fingerprint}
         asked = "unparsable" in scores and not base
         unparsable = {name: scores["unparsable"]} if asked else None
-        keep_scores(run.folder, {f"{name}{' (base)' if base else ''}": found[name]}, unparsable)
+        key = f"{name} (base)" if base else name
+        # First the answers: where there are metrics, there are answers too.
+        write_predictions(run.folder, key, lines)
+        keep_scores(run.folder, {key: found[name]}, unparsable)
     return found
 
 
@@ -103,8 +124,12 @@ def scoring(run: Run, *, base: bool) -> Iterator[None]:
         yield
 
 
-def score(run: Run, rows: Rows) -> Metrics:
-    """The metrics of a run's answers to some rows, by the rows' protocol, and its loss on them."""
+def score(run: Run, rows: Rows, *, with_text: bool = False) -> tuple[Metrics, list[dict[str, Any]]]:
+    """The metrics of a run's answers to some rows, by the rows' protocol, and its loss on them.
+
+    Returns:
+        The metrics, and the lines of ``predictions.jsonl``, by the rows' numbers.
+    """
     by_form: dict[Form, Callable[[Run, Rows], Answers]] = {
         "label": _classify,
         "score": _classify,
@@ -114,8 +139,41 @@ def score(run: Run, rows: Rows) -> Metrics:
         "text": _read,
     }
     answer = slide if rows.protocol.lengths else by_form[rows.form]
-    answers, losses = answer(run, rows)
-    return {**rows.protocol.score(answers, rows.rows), **losses}
+    answers, losses, loss = answer(run, rows)
+    metrics = {**rows.protocol.score(answers, rows.rows), **loss}
+    scores = row_scores(rows.protocol, answers, rows.rows)
+    if rows.form == "text":  # cut into windows, which are not rows of the file
+        windows = enumerate(zip(scores, losses, strict=True), start=1)
+        return metrics, [_line(number, None, *both) for number, both in windows]
+    lines = [
+        _line(rows.number(index), *line)
+        for index, line in enumerate(zip(answers, scores, losses, strict=True))
+    ]
+    if with_text:
+        for line, row in zip(lines, rows.rows, strict=True):
+            line.update(_text_of(row, rows.form, run))
+    return metrics, sorted(lines, key=lambda line: int(line["row"]))
+
+
+def _line(number: int, answer: Any, score: float, loss: float | None) -> dict[str, Any]:
+    return {"row": number, "answer": answer, "score": score, "loss": loss}
+
+
+def _text_of(row: Row, form: Form, run: Run) -> dict[str, Any]:
+    """What a row asks, as one text, and the right answer."""
+    if form == "label":
+        return {"text": _joined(row), "right": str(row["label"])}
+    if form == "score":
+        return {"text": _joined(row), "right": float(row["score"])}
+    text = prompt_of(row, form, run.tokenizer)
+    if form == "choice":
+        options = (f"{index}: {one}" for index, one in enumerate(row["candidates"]))
+        return {"text": "\n".join([text, *options]), "right": row["answer"]}
+    return {"text": text, "right": answer_of(row)}
+
+
+def _joined(row: Row) -> str:
+    return "\n".join(filter(None, (row["text"], row.get("text_pair"))))
 
 
 def _batches(
@@ -142,28 +200,41 @@ def _in_order(answers: dict[int, Any]) -> list[Any]:
 
 
 def _classify(run: Run, rows: Rows) -> Answers:
-    """The likeliest class of each row, or its score."""
-    answers: dict[int, Any] = {}
-    total = 0.0
+    """The likeliest class of each row with its cross-entropy, or its score with the squared error.
+
+    These are the losses of which transformers' models return the mean of a batch.
+    """
+    found: dict[int, tuple[Any, float]] = {}
     for chosen, batch in _batches(run, rows, "Scoring", answered=True):
-        output = run.model(**batch)
-        total += float(output.loss) * len(chosen)
+        right = batch.pop("labels")
+        logits = run.model(**batch).logits
         if rows.form == "label":
-            found = [rows.labels[i] for i in output.logits.argmax(-1).tolist()]
+            answers = [rows.labels[i] for i in logits.argmax(-1).tolist()]
+            losses = F.cross_entropy(logits.float(), right, reduction="none")
         else:
-            found = output.logits.flatten().tolist()
-        answers.update(zip(chosen, found, strict=True))
-    return _in_order(answers), {"loss": total / len(answers)}
+            answers = logits.flatten().tolist()
+            losses = (logits.flatten().float() - right).square()
+        found.update(zip(chosen, zip(answers, losses.tolist(), strict=True), strict=True))
+    answers, each = map(list, zip(*_in_order(found), strict=True))
+    return answers, each, {"loss": sum(each) / len(each)}
 
 
 def _choose(run: Run, rows: Rows) -> Answers:
-    """The index of the likeliest candidate of each row."""
+    """The index of each row's likeliest candidate, and the loss that training has for the row.
+
+    It is −log softmax(s) of the right candidate, s being the candidates' scores. It is not among
+    the metrics.
+    """
     scores_of = sequence_scores if needs_whole(run.model) else cached_scores
-    answers: dict[int, int] = {}
+    found: dict[int, tuple[int, float]] = {}
     for chosen, batch in _batches(run, rows, "Choosing", answered=True):
-        best = likeliest(scores_of(run.model, batch), batch["groups"])
-        answers.update(zip(chosen, best, strict=True))
-    return _in_order(answers), {}
+        scores, groups = scores_of(run.model, batch), batch["groups"]
+        right = zip(scores.split(groups.tolist()), batch["answers"].tolist(), strict=True)
+        losses = [-float(s.log_softmax(-1)[answer]) for s, answer in right]
+        pairs = zip(likeliest(scores, groups), losses, strict=True)
+        found.update(zip(chosen, pairs, strict=True))
+    answers, each = map(list, zip(*_in_order(found), strict=True))
+    return answers, each, {}
 
 
 def _write(run: Run, rows: Rows) -> Answers:
@@ -174,13 +245,20 @@ def _write(run: Run, rows: Rows) -> Answers:
     # Rows of a user's own file have no generation settings; generate takes those of the run's task.
     protocol = rows.protocol if rows.protocol.generation else None
     answers = generate(run, prompts, templated=rows.form == "messages", protocol=protocol)
-    return answers, {"loss": float(sums.sum() / counts.sum())}
+    # A row whose right answer lies beyond max_length is answered, but has no loss.
+    kept: Iterable[int] = range(len(rows.rows))
+    if len(sums) < len(rows.rows):
+        kept = kept_rows(rows, run.recipe, run.tokenizer, run.kind)
+    by_row = dict(zip(kept, (sums / counts).tolist(), strict=True))
+    losses = [by_row.get(index) for index in range(len(rows.rows))]
+    return answers, losses, {"loss": float(sums.sum() / counts.sum())}
 
 
 def _read(run: Run, rows: Rows) -> Answers:
     """The mean loss of each window of text, and the mean loss of all tokens."""
     sums, counts = _losses(run, rows)
-    return (sums / counts).tolist(), {"loss": float(sums.sum() / counts.sum())}
+    losses = (sums / counts).tolist()
+    return losses, losses, {"loss": float(sums.sum() / counts.sum())}
 
 
 def _losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,8 @@ TOKENS = 2048  # tokens in a batch of windows; a longer window is a batch alone
 SLICE = 512  # positions with logits in fp32 at a time: 8192 would fill a gigabyte
 
 
-def slide(run: Run, rows: Rows) -> tuple[list[Losses], Metrics]:
-    """The mean loss of each window of a run's texts, by context length.
+def slide(run: Run, rows: Rows) -> tuple[list[Losses], list[float], Metrics]:
+    """The mean loss of each window of a run's texts: by context length, and all of them in order.
 
     Raises:
         ValueError: if no context length fits the model, or the texts are too short for one.
@@ -40,7 +40,7 @@ def slide(run: Run, rows: Rows) -> tuple[list[Losses], Metrics]:
             logits = run.model(input_ids=ids, use_cache=False).logits
             losses += window_losses(logits, ids).tolist()
         answers.append((length, losses))
-    return answers, {}
+    return answers, [loss for _, losses in answers for loss in losses], {}
 
 
 def _lengths(run: Run, rows: Rows) -> list[int]:
