@@ -15,6 +15,7 @@ from lorada.support.files import write_atomic
 SPEC_FILE = "comparison.yaml"
 # Settings that all runs share are read as a recipe of this method, because it has no parts.
 NO_PARTS = "full"
+FIXED = {"method": NO_PARTS, "output": "-"}
 # Settings that a comparison chooses by itself → what to give instead of them.
 CHOSEN = {
     "method": "pass --methods",
@@ -123,8 +124,10 @@ def comparison_of(recipe: Recipe, asked: dict[str, Any]) -> Comparison:
     """
     shared = recipe.with_absolute_paths().model_dump(exclude_unset=True)
     trust = shared.pop("trust_remote_code", False)
-    for name in ("method", "output", "parts"):
-        shared.pop(name, None)
+    shared.pop("parts", None)  # there are none
+    for name, fixed in FIXED.items():
+        if shared[name] == fixed:
+            del shared[name]
     for names, owner in ((CHOSEN, shared), (CHOSEN_TRAINING, shared.get("training", {}))):
         if name := next((name for name in names if name in owner), None):
             raise ValueError(f"{name}={owner[name]!r} is not for a comparison: {names[name]}")
@@ -179,16 +182,39 @@ def resumed_comparison(
         old = getattr(saved, name)
         if value is not None and value != old:
             raise _differs(f"--{_option(name)}", old, value)
-    fixed = {"method": NO_PARTS, "output": str(folder)}
-    before = Recipe(**saved.recipe, **fixed)
+    before = Recipe(**saved.recipe, **FIXED)
     given = {key: value for key, value in options.items() if value is not None}
-    now = load_recipe(None, pairs, {**saved.recipe, **fixed, **given}).with_absolute_paths()
+    now = load_recipe(None, pairs, {**saved.recipe, **FIXED, **given}).with_absolute_paths()
     for key, old, value in differences(before, now):
         if isinstance(old, dict):
             names = sorted(name for name in {*old, *value} if old.get(name) != value.get(name))
             key, old, value = f"{key}.{names[0]}", old.get(names[0]), value.get(names[0])
         raise _differs(key, old, value)
     return saved.model_copy(update={"trust_remote_code": now.trust_remote_code})
+
+
+def refuse_taken_by_other(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that a comparison may not be written to.
+
+    Raises:
+        ValueError: if it holds another comparison, or something else.
+    """
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: choose another --output")
+    if resume or not folder.is_dir():
+        return
+    if (folder / SPEC_FILE).is_file():
+        if not overwrite:
+            raise ValueError(
+                f"{folder} already holds a comparison: use --resume, --overwrite or another "
+                "--output"
+            )
+    elif other := sorted(p.name for p in folder.iterdir() if not p.name.startswith(".lorada")):
+        raise ValueError(
+            f"{folder} is not empty ({other[0]}) and holds no comparison: choose another --output"
+        )
 
 
 def _option(name: str) -> str:

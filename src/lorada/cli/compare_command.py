@@ -1,0 +1,195 @@
+"""The command ``compare``: which method is best for some rows, and which differences are real."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from lorada.cli.app import (
+    HEAVY,
+    DataDir,
+    Json,
+    Remote,
+    app,
+    as_typed,
+    console,
+    errors,
+    next_is,
+    print_json,
+    prints_to_stderr,
+    suggest,
+    waiting,
+)
+from lorada.cli.queue_options import Cluster, Collect, Shard, Workers, check_queue
+from lorada.cli.table_command import numbers, print_progress
+
+
+@app.command(no_args_is_help=True)
+def compare(
+    folder: Annotated[
+        str | None, typer.Argument(help="folder of a comparison, for --resume")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value …, settings that all runs share")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="with commas; see `lorada methods`, or PEFT's names")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="hub id, folder, or a packaged name")] = None,
+    data: Annotated[str | None, typer.Option(help="training rows, .jsonl or .csv")] = None,
+    held_out: Annotated[str | None, typer.Option(help="rows to score, .jsonl or .csv")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="instead of --data and --held-out; see `lorada tasks`")
+    ] = None,
+    data_dir: DataDir = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="trained parameters, such as 0.2% or 100000; commas for several"),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="with commas; 1,2,3 if not given")] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(help="learning rates to try for each method; 4 if not given, 0 for none"),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="a method to test the others against, besides the best")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="folder of the comparison")] = None,
+    resume: Annotated[bool, typer.Option(help="go on with the comparison in the folder")] = False,
+    overwrite: Annotated[bool, typer.Option(help="delete the comparison in --output first")] = False,
+    dry_run: Annotated[bool, typer.Option(help="only say what would be run")] = False,
+    allow_overlap: Annotated[
+        bool, typer.Option(help="held-out rows may be training rows too")
+    ] = False,
+    with_text: Annotated[
+        bool, typer.Option(help="keep the text of held-out rows in predictions and report")
+    ] = False,
+    workers: Workers = 1,
+    cluster: Cluster = None,
+    collect: Collect = False,
+    shard: Shard = None,
+    remote: Remote = False,
+    as_json: Json = False,
+) -> None:
+    """Train methods at matched sizes on your rows, and say which differences can be trusted."""
+    pairs = list(overrides or [])
+    if folder is not None and "=" in folder and not Path(folder).is_dir():
+        pairs, folder = [folder, *pairs], None
+    part = check_queue(workers, cluster, collect, shard)
+    options = {
+        "model": model, "data": data, "task": task, "data_dir": data_dir,
+        "trust_remote_code": remote or None,
+    }  # fmt: skip
+    asked = {
+        "methods": _names(methods), "budgets": _names(budget), "seeds": numbers(seeds),
+        "trials": trials, "against": against, "held_out": held_out,
+        "with_text": with_text or None, "allow_overlap": allow_overlap or None,
+    }  # fmt: skip
+    from lorada.cli.checks import check_comparison
+
+    place = _place(folder, output, resume=resume)
+    # Parts of one comparison may be started together: the later ones join the first.
+    resume = resume or (part is not None and not overwrite and _is_there(place))
+    check_comparison(place, pairs, options, asked, resume=resume, overwrite=overwrite)
+    with waiting(HEAVY, quiet=as_json):
+        from lorada.experiments.compare.run import compare as run_comparison
+        from lorada.experiments.compare.spec import (
+            FIXED,
+            comparison_of,
+            resumed_comparison,
+        )
+        from lorada.experiments.queue.engine import engine_named
+        from lorada.runs.recipe import load_recipe
+
+        if resume:
+            chosen = resumed_comparison(place, pairs, options, asked)
+        else:
+            chosen = comparison_of(load_recipe(None, pairs, {**options, **FIXED}), asked)
+    if dry_run:
+        _show_plan(chosen, workers, as_json=as_json)
+        return
+    go_on = ["compare", place, "--resume"]
+    try:
+        with prints_to_stderr(as_json):
+            compared = run_comparison(
+                chosen, place, lambda: engine_named(workers, cluster, collect),
+                overwrite=overwrite, part=part, report=print_progress,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        errors.print("stopped and saved")
+        suggest(*go_on, on=errors)
+        raise
+    for job, error in compared.failures.items():
+        errors.print(f"failed: {job}: {error}", highlight=False, soft_wrap=True)
+    if compared.left:
+        errors.print(f"{compared.left} jobs are left to other commands")
+        suggest(*go_on, on=errors)
+        return
+    _show_report(place, compared.reports, as_json=as_json)
+    if compared.failures:
+        raise typer.Exit(1)
+
+
+def _place(folder: str | None, output: str | None, *, resume: bool) -> Path:
+    """The folder of the comparison: the argument with --resume, else --output."""
+    if resume:
+        if folder is None and output is None:
+            raise ValueError("nothing to resume: lorada compare FOLDER --resume")
+        return Path(str(folder or output))
+    if folder is not None:
+        raise ValueError(f"{folder}: a folder is for --resume; pass --output FOLDER for a new one")
+    if output is None:
+        raise ValueError("no folder for the comparison: pass --output FOLDER")
+    return Path(output)
+
+
+def _is_there(place: Path) -> bool:
+    from lorada.experiments.compare.spec import SPEC_FILE
+
+    return (place / SPEC_FILE).is_file()
+
+
+def _names(text: str | None) -> list[str] | None:
+    """Split names at commas."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _show_report(place: Path, reports: list[Path], *, as_json: bool) -> None:
+    """Print the verdict, the table, the files of the report and the next command."""
+    import json
+
+    summary = json.loads((place / "report.json").read_text(encoding="utf-8"))
+    if as_json:
+        print_json(summary)
+        return
+    console.print(summary["verdict"], highlight=False)
+    console.print(_table(summary))
+    for sentence in summary["sentences"]:
+        console.print(f"• {sentence}", highlight=False)
+    console.print(", ".join(map(str, reports)), highlight=False, soft_wrap=True)
+    if command := summary["commands"].get("train"):
+        console.print(f"next: {command}", highlight=False, soft_wrap=True)
+
+
+def _table(summary: dict[str, Any]) -> Table:
+    """The candidates, the best first."""
+    shown = Table("method", summary["metric"] or "score", "group", "parameters", "learning rate")
+    for line in summary["lines"]:
+        if line["score"] is None:
+            shown.add_row(line["label"], line["reason"] or "not run", "", "", "")
+            continue
+        score = f"{line['score']:.1f}"
+        if line["low"] is not None:
+            score += f" ({line['low']:.1f} to {line['high']:.1f})"
+        above = " above the budget" if line["above"] else ""
+        shown.add_row(
+            line["label"], score, line["letter"],
+            f"{line['trainable']:,} ({line['percent']:.3f}%){above}",
+            "" if line["rate"] is None else f"{line['rate']:.2g}",
+        )  # fmt: skip
+    return shown
+
+
+def _show_plan(chosen: Any, workers: int, *, as_json: bool) -> None:
+    raise NotImplementedError
