@@ -16,8 +16,9 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
@@ -53,47 +54,94 @@ def call(
         MemoryError: if its process was killed.
         OSError: if its process ended in another way before it answered.
     """
-    here, there = Pipe()
-    sys.stdout.flush()
-    python = [sys.executable, "-P", "-W", "ignore::FutureWarning", "-c", CHILD]
-    with here, there:
-        process = subprocess.Popen(
-            [*python, str(there.fileno()), str(Path(__file__).parents[2])],
-            stdin=subprocess.DEVNULL,
-            # If stdout is redirected here, the child writes to stderr, not between its lines.
-            stdout=None if sys.stdout is sys.__stdout__ else 2,
-            pass_fds=[there.fileno()],
-            process_group=0,  # a terminal sends Ctrl-C to this process alone, which passes it on
-        )
-        there.close()
-        try:
-            with _signals_for(process):
-                level = logging.getLogger().level
-                here.send((function, arguments, report is not None, level))
-                value: Value = _answer(here, process, report)
-            return value
-        finally:
-            here.close()  # the child ends when the pipe closes
-            process.wait()
+    process = Process(function, *arguments, report=report)
+    try:
+        with signals_for([process]):
+            while (answer := process.receive()) is None:
+                pass
+    finally:
+        process.end()
+    if answer.error is not None:
+        raise answer.error
+    value: Value = answer.value
+    return value
 
 
-def _answer(
-    here: Connection, process: "subprocess.Popen[bytes]", report: Callable[[str], None] | None
-) -> Any:
-    """Wait for the result of a call, and pass on the lines and log records before it."""
-    while True:
+@dataclass(frozen=True)
+class Answer:
+    """What a function returned in its process, or the error that it raised."""
+
+    value: Any = None
+    error: BaseException | None = None
+
+
+class Process:
+    """A function at work in a new process; the arguments are those of ``call``.
+
+    Args:
+        threads: how many threads torch uses there, unless OMP_NUM_THREADS is set; None for all.
+
+    Attributes:
+        link: the pipe to it; ``receive`` does not block once this can be read.
+        interrupted: whether it was interrupted from here.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        report: Callable[[str], None] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.report, self.interrupted = report, False
+        level = logging.getLogger().level
+        message = ForkingPickler.dumps((function, arguments, report is not None, level))
+        self.link, there = Pipe()
+        own = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+        sys.stdout.flush()
+        python = [sys.executable, "-P", "-W", "ignore::FutureWarning", "-c", CHILD]
+        with there:
+            self._process = subprocess.Popen(
+                [*python, str(there.fileno()), str(Path(__file__).parents[2])],
+                stdin=subprocess.DEVNULL,
+                # If stdout is redirected here, the child writes to stderr, not between its lines.
+                stdout=None if sys.stdout is sys.__stdout__ else 2,
+                pass_fds=[there.fileno()],
+                process_group=0,  # a terminal sends Ctrl-C to this process alone, see signals_for
+                env={**own, **os.environ},
+            )
+        with suppress(ConnectionError):  # it has ended already, and `receive` tells how
+            self.link.send_bytes(message)
+
+    def receive(self) -> Answer | None:
+        """Wait for a message and handle it; return the answer once it is there, else None."""
         try:
-            kind, content = here.recv()
+            kind, content = self.link.recv()
         except (EOFError, ConnectionError):
-            raise _ended_early(process.wait()) from None
+            return Answer(error=_ended_early(self._process.wait()))
         if kind == "value":
-            return content
+            return Answer(content)
         if kind == "error":
-            raise content
-        if kind == "line" and report is not None:
-            report(content)
+            return Answer(error=content)
+        if kind == "line" and self.report is not None:
+            self.report(content)
         elif kind == "record":
             logging.getLogger(content.name).handle(content)
+        return None
+
+    def interrupt(self) -> None:
+        """Interrupt it, as Ctrl-C does."""
+        self.interrupted = True
+        self.send_signal(signal.SIGINT)
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, if it still runs."""
+        self._process.send_signal(number)
+
+    def end(self) -> None:
+        """End it, which kills it if it has not answered, and wait until it is gone."""
+        self.link.close()  # the child ends when the pipe closes
+        self._process.wait()
 
 
 def _ended_early(code: int) -> BaseException:
@@ -108,16 +156,25 @@ def _ended_early(code: int) -> BaseException:
 
 
 @contextmanager
-def _signals_for(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Pass Ctrl-C and Ctrl-Z on to another process."""
+def signals_for(
+    processes: Collection[Process], on_interrupt: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Pass Ctrl-C and Ctrl-Z on to those of the processes that run when they come.
+
+    ``on_interrupt`` is called at each Ctrl-C.
+    """
 
     def interrupt(number: int, frame: Any) -> None:
-        process.send_signal(signal.SIGINT)
+        on_interrupt()
+        for process in list(processes):
+            process.interrupt()
 
     def stop(number: int, frame: Any) -> None:
-        process.send_signal(signal.SIGSTOP)
+        for process in list(processes):
+            process.send_signal(signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)
-        process.send_signal(signal.SIGCONT)
+        for process in list(processes):
+            process.send_signal(signal.SIGCONT)
 
     if threading.current_thread() is not threading.main_thread():  # only that thread gets signals
         yield

@@ -1,0 +1,158 @@
+"""Runs jobs on an engine: in order, going on after a failure, never a finished job again."""
+
+import os
+import time
+import traceback
+from collections import Counter
+from collections.abc import Hashable, Sequence
+
+from lorada.experiments.own_process import KINDS
+from lorada.experiments.queue.job import Engine, HeldError, Job, Outcome, Report
+from lorada.experiments.queue.order import Order
+
+
+def run_queue(jobs: Sequence[Job], engine: Engine, *, report: Report) -> dict[str, Outcome]:
+    """Run jobs in their order, each after the jobs that it waits for; then close the engine.
+
+    A job that fails does not end the others. A job that another process holds is tried again after
+    all others. ``report`` is called with a line when a job starts and ends, and with its own lines.
+
+    Returns:
+        What became of each job, by its name.
+
+    Raises:
+        ValueError: for two jobs of one name, a job to wait for that is not there, or jobs that
+            wait for each other.
+        KeyboardInterrupt: if the user interrupted; running jobs have saved then.
+    """
+    try:
+        outcomes = _Queue(jobs, engine, report).run()
+    except BaseException:
+        engine.close(interrupt=True)
+        raise
+    engine.close(interrupt=False)
+    return outcomes
+
+
+def shard(jobs: Sequence[Job], i: int, n: int) -> list[Job]:
+    """The i-th of n parts of a queue's jobs, from 1 on.
+
+    Jobs that wait for each other, directly or through others, are in one part.
+    """
+    groups = {job.name: [job.name] for job in jobs}  # each job's group, one list for all of it
+    for job in jobs:
+        for before in job.after:
+            mine, other = groups[job.name], groups.get(before, [])
+            if other and mine is not other:
+                small, large = sorted((mine, other), key=len)
+                large += small
+                groups.update(dict.fromkeys(small, large))
+    parts = list({id(group): group for group in groups.values()}.values())
+    chosen = {name for group in parts[i - 1 :: n] for name in group}
+    return [job for job in jobs if job.name in chosen]
+
+
+class _Queue:
+    """The state of a queue while it runs."""
+
+    def __init__(self, jobs: Sequence[Job], engine: Engine, report: Report) -> None:
+        twice = [name for name, count in Counter(job.name for job in jobs).items() if count > 1]
+        if twice:
+            raise ValueError(f"two jobs have the name {twice[0]!r}")
+        self._jobs = {job.name: job for job in jobs}
+        self._engine, self._report = engine, report
+        self._order = Order({job.name: job.after for job in jobs})
+        self._outcomes: dict[str, Outcome] = {}
+        self._labels: dict[str, str] = {}  # how lines about a job begin, from its first start on
+        self._running: dict[Hashable, tuple[str, float]] = {}  # the name, and when it started
+        self._seconds: list[float] = []  # of each job that was done
+
+    def run(self) -> dict[str, Outcome]:
+        """Run all jobs; return what became of each."""
+        for name, job in self._jobs.items():
+            if job.done():
+                self._outcomes[name] = Outcome("kept")
+                self._order.done(name)
+        self._kept = len(self._outcomes)
+        if self._kept:
+            self._report(f"{self._kept} of {len(self._jobs)} jobs were done before")
+        self._run_ready()
+        for name, outcome in list(self._outcomes.items()):
+            if outcome.status == "held":
+                self._order.again(name)
+        self._run_ready()
+        return {name: self._outcomes.get(name, Outcome("waiting")) for name in self._jobs}
+
+    def _run_ready(self) -> None:
+        """Run jobs until none runs and all that are left wait for others."""
+        while True:
+            free = len(self._running) < self._engine.slots
+            name = self._order.next() if free else None
+            if name is not None:
+                self._start(name)
+            elif self._running:
+                handle, error = self._engine.wait()
+                self._end(*self._running.pop(handle), error)
+            else:
+                return
+
+    def _start(self, name: str) -> None:
+        if self._outcomes.get(name) == Outcome("kept"):
+            return
+        number = self._kept + len(self._labels) + 1
+        label = self._labels.setdefault(name, f"[{number}/{len(self._jobs)}] {name}: ")
+        job, now = self._jobs[name], time.monotonic()
+        try:
+            if job.done():
+                self._outcomes[name] = Outcome("kept")
+                self._order.done(name)
+                self._report(f"{label}done by another process")
+                return
+            self._report(f"{label}started")
+            handle = self._engine.start(job, lambda line: self._report(label + line))
+        except Exception as error:
+            self._end(name, now, error)
+        else:
+            self._running[handle] = name, now
+
+    def _end(self, name: str, began: float, error: BaseException | None) -> None:
+        """Record and report what became of a job."""
+        if error is None:
+            self._outcomes[name] = Outcome("done")
+            self._seconds.append(time.monotonic() - began)
+            self._order.done(name)
+            said = f"done in {duration(self._seconds[-1])}"
+        elif not isinstance(error, Exception):  # Ctrl-C reached its process
+            raise error
+        elif isinstance(error, HeldError):
+            self._outcomes[name] = Outcome("held", last_line(error))
+            said = f"held: {last_line(error)}"
+        else:
+            self._outcomes[name] = Outcome("failed", last_line(error))
+            said = f"failed: {last_line(error)}"
+            if os.environ.get("LORADA_DEBUG"):
+                self._report("".join(traceback.format_exception(error)))
+        self._report(f"{self._labels[name]}{said}{self._time_left()}")
+
+    def _time_left(self) -> str:
+        """How long the jobs that are left take, from those that are done; empty if not known."""
+        started = [began for _, began in self._running.values()]
+        more = len(self._jobs) - len(self._outcomes) - len(started)
+        mean, now = sum(self._seconds) / max(1, len(self._seconds)), time.monotonic()
+        left = more * mean + sum(max(0.0, mean - (now - began)) for began in started)
+        return f", about {duration(left / self._engine.slots)} left" if left else ""
+
+
+def duration(seconds: float) -> str:
+    """A time to read, such as ``31 s``, ``12 min`` or ``2.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error; its kind is named where the text alone may say nothing."""
+    lines = str(error).strip().splitlines() or [""]
+    kind = type(error).__name__
+    return lines[-1] if isinstance(error, KINDS) and lines[-1] else f"{kind}: {lines[-1]}"

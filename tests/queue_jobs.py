@@ -1,0 +1,62 @@
+"""Jobs for tests of the queue, for processes of their own, which need no torch."""
+
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+from lorada.experiments.queue.job import Job
+
+
+def write(folder, text, *, report):
+    """Report, and leave a file that says who did it and with which setting of threads."""
+    report("writing")
+    (folder / "written").open("a").write(f"{text} {os.environ.get('OMP_NUM_THREADS')}\n")
+
+
+def fail(folder, text, *, report):
+    raise ValueError(f"a first line\n{text}")
+
+
+def kill_at_first(folder, text, *, report):
+    """A process that is killed in the middle, and goes on with what it left when called again."""
+    if (folder / "half").exists():
+        write(folder, text, report=report)
+    else:
+        (folder / "half").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def save_on_interrupt(folder, text, *, report):
+    """Work that ends only by Ctrl-C, and saves then."""
+    (folder / "begun").touch()
+    try:
+        time.sleep(100)
+    except KeyboardInterrupt:
+        time.sleep(0.5)
+        (folder / "saved").touch()
+        raise
+
+
+def wait_for(path, folder, text, *, report):
+    """Work that is done when another job or the test has made a file."""
+    (folder / "begun").touch()
+    deadline = time.monotonic() + 60
+    while not Path(path).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    write(folder, text, report=report)
+
+
+def job(place, name, work=write, after=()):
+    folder = place / name
+    return Job(name, partial(work, folder, name), folder, (folder / "written").exists, after)
+
+
+def started(place, *names):
+    """Wait until the work of jobs has begun."""
+    deadline = time.monotonic() + 60
+    while not all((place / name / "begun").exists() for name in names):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
