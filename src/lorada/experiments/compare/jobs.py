@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from lorada.experiments.compare.data import read_data, shared_recipe
-from lorada.experiments.compare.learning_rate import MEASURED, chosen_rate, run_trial, trial_done
+from lorada.experiments.compare.learning_rate import (
+    MAP,
+    MAP_RATE,
+    MEASURED,
+    at_rate,
+    chosen_rate,
+    run_trial,
+    trial_done,
+)
 from lorada.experiments.compare.plan import Candidate, Plan
 from lorada.experiments.compare.spec import Comparison
 from lorada.experiments.queue.job import Job
@@ -25,6 +33,7 @@ from lorada.runs.prepare import prepare
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.train import train
 from lorada.support.files import json_text, write_atomic
+from lorada.support.progress import only_reports
 from lorada.tasks.row_scores import row_scores
 from lorada.tasks.rows import answer_of
 
@@ -55,7 +64,7 @@ def _trial_jobs(
     for number in range(count):
         found.append(Job(
             name=f"{candidate.name} trial {number}",
-            work=partial(run_trial, recipe, place, number, count, candidate.default_rate),
+            work=partial(run_trial, recipe, place, number, count),
             folder=place,
             done=partial(trial_done, place, number, count),
             after=tuple(job.name for job in found[-1:]),
@@ -71,8 +80,7 @@ def _final_jobs(
     found = []
     for seed in comparison.seeds:
         run = folder / RUNS / candidate.path / f"seed{seed}"
-        rate = {"learning_rate": candidate.default_rate}
-        recipe = _recipe(comparison, plan, candidate, run, seed, rate)
+        recipe = _recipe(comparison, plan, candidate, run, seed)
         found.append(Job(
             name=f"{candidate.name} seed {seed}",
             work=partial(train_and_score, recipe, search, with_text=comparison.with_text),
@@ -85,18 +93,23 @@ def _final_jobs(
 
 def _recipe(
     comparison: Comparison, plan: Plan, candidate: Candidate, run: Path, seed: int,
-    training: dict[str, Any],
+    training: dict[str, Any] | None = None,
 ) -> Recipe:  # fmt: skip
     """The recipe of a run; all runs have the same number of steps and rows in a step."""
     shared = {
         "seed": seed,
+        "learning_rate": candidate.default_rate,
         "max_steps": plan.steps,
         "per_device_train_batch_size": plan.batch,
         "save_steps": max(LEAST_STEPS, -(-plan.steps // SAVES)),
         "save_total_limit": 1,
     }
+    parts = candidate.parts
+    if candidate.map_rate is not None:  # stated, so that it can follow the learning rate
+        own = {**parts.get(MAP, {}), MAP_RATE: candidate.map_rate}
+        parts = {**parts, MAP: own}
     return comparison.run_recipe(
-        candidate.method, run, parts=candidate.parts, training={**shared, **training}
+        candidate.method, run, parts=parts, training={**shared, **(training or {})}
     )
 
 
@@ -124,16 +137,17 @@ def train_and_score(
     """
     run = Path(recipe.output)
     if search is not None:
-        training = {**recipe.training, "learning_rate": chosen_rate(search)}
-        recipe = recipe.model_copy(update={"training": training})
+        recipe = at_rate(recipe, chosen_rate(search))
     if not (run / RESULT_FILE).is_file():
         report(f"training at learning rate {recipe.training['learning_rate']:.2g}")
-        if train(recipe, resume=holds_run(run), quiet=True).interrupted:
-            raise KeyboardInterrupt
+        with only_reports():
+            if train(recipe, resume=holds_run(run), quiet=True).interrupted:
+                raise KeyboardInterrupt
     report("scoring")
-    loaded = load_run(run, trust_remote_code=recipe.trust_remote_code)
-    _score(loaded, with_text=with_text)
-    forgetting(loaded)
+    with only_reports():
+        loaded = load_run(run, trust_remote_code=recipe.trust_remote_code)
+        _score(loaded, with_text=with_text)
+        forgetting(loaded)
     if not is_scored(run):  # the reason was logged
         raise OSError(f"the scores of {run} were not kept: run the command again")
 
@@ -168,7 +182,8 @@ def score_baselines(
 ) -> None:
     """Score the model as it is and the commonest answer, and write ``baselines.json``."""
     report("scoring the model as it is, and the commonest answer")
-    found = {"as_it_is": _as_it_is(comparison, runs), "commonest": _commonest(comparison)}
+    with only_reports():
+        found = {"as_it_is": _as_it_is(comparison, runs), "commonest": _commonest(comparison)}
     write_atomic(folder / BASELINES_FILE, json_text(found) + "\n")
 
 

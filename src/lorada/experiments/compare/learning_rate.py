@@ -28,11 +28,13 @@ from lorada.runs.training.callbacks import DivergedError
 from lorada.runs.training.train import train
 from lorada.support.errors import needs_extra
 from lorada.support.files import json_text, write_atomic
+from lorada.support.progress import only_reports
 
 RATE_RANGE = (1e-5, 1e-1)
 MEASURED = 4  # how often a trial measures its loss on the rows that are set aside
 SEED = 3  # of the sequence; its first rates are 1.5e-3, 1.5e-5 and 1.5e-2
 STUDY_FILE, SEARCH_FILE, TRIAL_FILE = "study.log", "search.json", "trial.json"
+MAP, MAP_RATE = "lmam", "map_learning_rate"  # maps may have a learning rate of their own
 # What a trial's run keeps only until its loss is known.
 WEIGHTS = ("adapter", "model", "checkpoint-*")
 
@@ -49,6 +51,19 @@ def rates_to_try(default: float, trials: int) -> list[float]:
         rates.append(_rate_of(trial))
         study.tell(trial, 0.0)
     return rates
+
+
+def at_rate(recipe: Recipe, rate: float) -> Recipe:
+    """A recipe at another learning rate.
+
+    If its maps have a rate of their own, that one keeps its ratio to the learning rate; else
+    the search would change nothing in a method that trains only maps.
+    """
+    parts, factor = recipe.parts, rate / recipe.training["learning_rate"]
+    if MAP_RATE in parts.get(MAP, {}):
+        parts = {**parts, MAP: {**parts[MAP], MAP_RATE: factor * parts[MAP][MAP_RATE]}}
+    training = {**recipe.training, "learning_rate": rate}
+    return recipe.model_copy(update={"parts": parts, "training": training})
 
 
 def trial_done(folder: Path, number: int, trials: int) -> bool:
@@ -71,23 +86,22 @@ def chosen_rate(folder: Path) -> float:
 
 
 def run_trial(
-    recipe: Recipe, folder: Path, number: int, trials: int, default: float, *,
-    report: Callable[[str], None],
-) -> None:  # fmt: skip
+    recipe: Recipe, folder: Path, number: int, trials: int, *, report: Callable[[str], None]
+) -> None:
     """Do one trial of a search, as far as it is not done; after the last, write ``search.json``.
 
     Args:
-        recipe: of the candidate, with the rows to set aside and the number of steps.
+        recipe: of the candidate, with the rows to set aside, the number of steps, and the method's
+            own learning rate.
         folder: of the candidate's search.
         number: of this trial, from 0; those before it are done.
         trials: how many there are.
-        default: the method's own learning rate.
         report: called with a line about the trial.
 
     Raises:
         KeyboardInterrupt: if the training was interrupted and saved.
     """
-    run = _run_of(folder, number)
+    run, default = _run_of(folder, number), float(recipe.training["learning_rate"])
     if not (run / TRIAL_FILE).is_file():
         rates = rates_to_try(default, trials)
         found = _try(recipe, folder, number, rates[number])
@@ -133,11 +147,12 @@ def _try(recipe: Recipe, folder: Path, number: int, rate: float) -> dict[str, An
     began = time.monotonic()
     # If it was killed after it was stopped or diverged, it must not train on from a checkpoint.
     if not {"pruned", "diverged"} & before.keys() and not (run / RESULT_FILE).is_file():
-        training = {**recipe.training, "learning_rate": rate}
-        mine = recipe.model_copy(update={"output": str(run), "training": training})
+        mine = at_rate(recipe.model_copy(update={"output": str(run)}), rate)
         try:
             watch = MeasureTrial(study, trial, number)
-            if train(mine, resume=holds_run(run), quiet=True, callbacks=[watch]).interrupted:
+            with only_reports():
+                trained = train(mine, resume=holds_run(run), quiet=True, callbacks=[watch])
+            if trained.interrupted:
                 raise KeyboardInterrupt
         except DivergedError:
             trial.set_user_attr("diverged", True)

@@ -23,6 +23,7 @@ from lorada.runs.prepare import Prepared
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.arguments import training_arguments
 from lorada.support.files import json_text, write_atomic
+from lorada.tuners import LmamConfig, LoradaConfig
 
 PLAN_FILE = "plan.json"
 
@@ -41,6 +42,7 @@ class Candidate:
         total: parameters of the base.
         mergeable: whether all of it can be merged into the base.
         default_rate: the method's own learning rate.
+        map_rate: the learning rate of the maps, for a method that gives them one of their own.
         settings_from: where its settings come from, in words.
         reason: why it cannot be run, and then the numbers are None; None if it can.
     """
@@ -53,6 +55,7 @@ class Candidate:
     total: int | None = None
     mergeable: bool | None = None
     default_rate: float | None = None
+    map_rate: float | None = None
     settings_from: str = ""
     reason: str | None = None
 
@@ -206,10 +209,18 @@ def _candidate(recipe: Recipe, budget: str | None, data: Data, base: Prepared) -
             **{name: counts[name] for name in ("trainable", "percent", "total", "settings_from")},
             mergeable=config is None or config.mergeable,
             default_rate=default_rate(recipe.method),
+            map_rate=_map_rate(config),
         )
     except Exception as error:  # of any class: each tuner of PEFT raises its own
         text = " ".join(str(error).split()) or type(error).__name__
         return Candidate(recipe.method, budgets, reason=text)
+
+
+def _map_rate(config: Any) -> float | None:
+    """The learning rate that a method's maps have of their own; None for that of the other parts."""
+    parts = config.parts if isinstance(config, LoradaConfig) else []
+    rates = (part.map_learning_rate for part in parts if isinstance(part, LmamConfig))
+    return next(rates, None)
 
 
 def steps_of(comparison: Comparison, base: Prepared, data: Data) -> int:
