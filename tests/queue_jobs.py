@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from lorada.experiments.queue.job import Job
+from lorada.runs.folder.lock import locked
 
 
 def write(folder, text, *, report):
@@ -60,3 +61,21 @@ def started(place, *names):
     while not all((place / name / "begun").exists() for name in names):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def lock_as_training(folder, text, *, report):
+    """Work that takes the lock of the run, as training does."""
+    with locked(folder):
+        write(folder, text, report=report)
+
+
+def is_gone(number, within=10):
+    """Whether a process ends; a zombie, whom nobody has asked for its code, has ended."""
+    for _ in range(within * 20):
+        try:
+            if Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False

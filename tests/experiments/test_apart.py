@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from folders import bert_folder, split_file
+from queue_jobs import is_gone
 
 from lorada.experiments import own_process
 from lorada.experiments.table_runs import Job, carry_out
@@ -75,18 +76,6 @@ def child_of(process):
             return int(found[0])
         time.sleep(0.05)
     raise AssertionError(process.communicate())
-
-
-def is_gone(number, within=10):
-    """Whether a process ends; a zombie, whom nobody has asked for its code, has ended."""
-    for _ in range(within * 20):
-        try:
-            if Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.mark.parametrize("ends_by", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainingArguments
 from lorada.methods.fit_to_model import fit_defaults, refuse_undefined
 from lorada.methods.lookup import method_named
 from lorada.methods.matrix_names import family_of
-from lorada.methods.method import PARTS, Family, Method, load
+from lorada.methods.method import Family, Method, load, part_class
 from lorada.methods.model_settings import choose_settings, settings_for
 from lorada.methods.overrides import part_overrides
 from lorada.tuners import LoradaConfig
@@ -61,7 +61,8 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
     """Make a method ready for a model.
 
     Args:
-        name: a key of ``METHODS``, or ``NAME+lmam``.
+        name: a key of ``METHODS``, another name that ``method_named`` knows, such as ``ia3``, or
+            a sum of such names.
         model_config: the transformers config of the model.
         overrides: settings of parts, as ``lmam={"rank": 4}``, or ``rank=4`` where only one part
             has a setting of that name.
@@ -109,5 +110,5 @@ def _stack(
     for sentence in replaced:
         logger.warning(sentence)
     kind = None if model_config.model_type in NO_TASK_TYPE else TASK_TYPES[family_of(model_config)]
-    configs = [load(PARTS[part])(**values) for part, values in left.items()]
+    configs = [part_class(part)(**values) for part, values in left.items()]
     return LoradaConfig(parts=configs, task_type=kind), "; ".join([chosen.source, *replaced])

@@ -1,9 +1,9 @@
-"""``describe``: describes a method in plain values; needs neither torch nor PEFT."""
+"""``describe``: describes a method in plain values; for METHODS without torch or PEFT."""
 
 from typing import Any
 
 from lorada.methods.lookup import method_named
-from lorada.methods.method import PARTS, Method
+from lorada.methods.method import Method, part_path
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def describe(name: str) -> dict[str, Any]:
 
 def _runs(method: Method) -> list[str]:
     """What implements a method: configs of parts, callbacks, an optimizer, training arguments."""
-    found = [PARTS[part].replace(":", ".") for part in method.part_names]
+    found = [part_path(part) for part in method.part_names]
     if method.trainable is not None:
         which = "all parameters" if method.trainable == "." else method.trains
         found.append(f"trains {which}")

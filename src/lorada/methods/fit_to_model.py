@@ -17,7 +17,7 @@ from lorada.attention.call import head_count
 from lorada.attention.interface import dispatches
 from lorada.methods.matrix_names import SCHEMES
 from lorada.methods.meta_model import meta_model
-from lorada.methods.method import PARTS, SHIFTED_ATTENTION, Method, Settings, load
+from lorada.methods.method import SHIFTED_ATTENTION, Method, Settings, part_class
 from lorada.tuners.base.linears import linears, widths
 from lorada.tuners.lmam import self_attentions
 
@@ -63,10 +63,10 @@ def fit_defaults(
         if part == "shira":
             _refuse_conv1d(values, model)
         for key, fit in _FITS.get(part, {}).items():
-            value = values.get(key)
+            value = values.get(key, getattr(part_class(part), key, None))
             if value is None or key in stated.get(part, ()):
                 continue
-            best, why = fit(value, values, model)
+            best, why = fit(value, values, model, part)
             if best != value:
                 found[part][key] = best
                 sentences.append(f"{part}.{key}={value} {why}: taking {best}")
@@ -84,12 +84,12 @@ class _Model:
         return meta_model(self.config)
 
 
-# Called with a default, the settings of its part and the model; returns the nearest value that
-# fits, and why the default does not.
-Fit = Callable[[Any, Settings, _Model], tuple[Any, str]]
+# Called with a default, the settings of its part, the model, and the part's name; returns the
+# nearest value that fits, and why the default does not.
+Fit = Callable[[Any, Settings, _Model, str], tuple[Any, str]]
 
 
-def _fit_heads(heads: int, values: Settings, model: _Model) -> tuple[int, str]:
+def _fit_heads(heads: int, values: Settings, model: _Model, part: str) -> tuple[int, str]:
     """The nearest divisor of the number of attention heads; of two, the larger."""
     module, stacks = model.module, values.get("stacks")
     if module is None or values.get("ablation") == "full_rank":
@@ -110,7 +110,7 @@ def _fit_heads(heads: int, values: Settings, model: _Model) -> tuple[int, str]:
 def _fit_tokens(left: int) -> Fit:
     """At most as many tokens as the model takes, with ``left`` tokens for the text."""
 
-    def fit(length: int, values: Settings, model: _Model) -> tuple[int, str]:
+    def fit(length: int, values: Settings, model: _Model, part: str) -> tuple[int, str]:
         context = getattr(model.config, "max_position_embeddings", None)
         if not isinstance(context, int) or context < 2:
             return length, ""
@@ -120,25 +120,25 @@ def _fit_tokens(left: int) -> Fit:
     return fit
 
 
-def _fit_shira(r: int, values: Settings, model: _Model) -> tuple[int, str]:
+def _fit_shira(r: int, values: Settings, model: _Model, part: str) -> tuple[int, str]:
     """At most the r for which every weight (in · out entries) has r·(in + out) entries."""
-    shapes = _matrices("shira", values, model)
+    shapes = _matrices(part, values, model)
     if not shapes:
         return r, ""
     room, (rows, columns) = min(((i * o) // (i + o), (o, i)) for i, o in shapes)
     return max(1, min(r, room)), f"is more than a weight of {rows} × {columns} has room for"
 
 
-def _fit_lamda(rank: int, values: Settings, model: _Model) -> tuple[int, str]:
+def _fit_lamda(rank: int, values: Settings, model: _Model, part: str) -> tuple[int, str]:
     """At most the rank of every weight."""
-    shapes = _matrices("lamda", values, model)
+    shapes = _matrices(part, values, model)
     if not shapes:
         return rank, ""
     columns, rows = min(shapes, key=min)
     return min(rank, columns, rows), f"is more than a weight of {rows} × {columns} has"
 
 
-def _fit_fused(targets: Any, values: Settings, model: _Model) -> tuple[Any, str]:
+def _fit_fused(targets: Any, values: Settings, model: _Model, part: str) -> tuple[Any, str]:
     """The output projection, if query, key and value are one matrix in the model."""
     scheme = SCHEMES.get(model.config.model_type)
     if scheme is None or scheme["query"] != scheme["value"] or values.get("dims") is not None:
@@ -147,18 +147,51 @@ def _fit_fused(targets: Any, values: Settings, model: _Model) -> tuple[Any, str]
     return list(scheme["output"]), why
 
 
+def _fit_divisor(*sides: int) -> Fit:
+    """The largest divisor of the weights' widths; ``sides``: 0 for the input's, 1 the output's."""
+
+    def fit(size: int, values: Settings, model: _Model, part: str) -> tuple[int, str]:
+        counts = {shape[side] for shape in _matrices(part, values, model) for side in sides}
+        common = math.gcd(*counts) if counts else size
+        best = max(divisor for divisor in range(1, size + 1) if common % divisor == 0)
+        return best, f"does not divide {' and '.join(map(str, sorted(counts)))}"
+
+    return fit
+
+
+def _fit_below(most: Callable[[int, int], int]) -> Fit:
+    """At most what every weight has room for, given its widths (in, out)."""
+
+    def fit(size: int, values: Settings, model: _Model, part: str) -> tuple[int, str]:
+        shapes = _matrices(part, values, model)
+        room = min((most(*shape) for shape in shapes), default=size)
+        return min(size, room), f"is more than the {room} that a weight has room for"
+
+    return fit
+
+
 _FITS: dict[str, dict[str, Fit]] = {
     "quanta": {"target_modules": _fit_fused},
     "lmam": {"heads": _fit_heads, "length": _fit_tokens(left=0)},
     "prefix": {"length": _fit_tokens(left=1)},
     "shira": {"r": _fit_shira},
     "lamda": {"rank": _fit_lamda},
+    "boft": {"boft_block_size": _fit_divisor(0)},
+    "c3a": {"block_size": _fit_divisor(0, 1)},
+    "fourierft": {"n_frequency": _fit_below(lambda rows, columns: rows * columns)},
+    "gralora": {"gralora_k": _fit_divisor(0, 1)},
+    "miss": {"r": _fit_below(min)},
+    "oft": {"oft_block_size": _fit_divisor(0)},
+    "psoft": {"r": _fit_below(min)},
+    "road": {"group_size": _fit_divisor(1)},
+    "vblora": {"vector_length": _fit_divisor(0, 1)},
+    "waveft": {"n_frequency": _fit_below(lambda rows, columns: rows * columns)},
 }
 
 
 def _targets(part: str, values: Settings, model: _Model) -> dict[str, nn.Module]:
     """The linear layers that a part is placed on, by name."""
-    config = load(PARTS[part])(**values)
+    config = part_class(part)(**values)
     if model.module is None or config.target_modules is None:
         return {}
     found = linears(model.module).items()

@@ -1,35 +1,43 @@
-"""``method_named``: looks up a method by its name."""
+"""``method_named``: looks up a method, or a sum of methods, by its name."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from lorada.methods.method import Method, PartsByModel
+from lorada.methods.method import Method, PartsByModel, Unpublished, peft_configs
+from lorada.methods.peft_methods import peft_method, peft_names
 from lorada.methods.table import MAP, METHODS
 from lorada.methods.unpublished_settings import UNPUBLISHED
 from lorada.support.errors import unknown_name
 
 WITH_MAP = "+lmam"  # suffix of a method's name: the same method with a map on top
+SUM = "+"  # between the names of several methods whose parts make one adapter
 
 
 def method_named(name: str) -> Method:
     """Look up a method, and add its settings that are not from the paper.
 
     Args:
-        name: a key of ``METHODS``, or ``NAME+lmam`` for that method with a map on top.
+        name: a key of ``METHODS``; the lower-case name of a tuner of the installed PEFT, such as
+            ``ia3``; several of these with ``+`` between, for one adapter with the parts of each;
+            or any of these followed by ``+lmam``, for the same with a map on top.
 
     Raises:
-        ValueError: for an unknown name (with the nearest ones), or a method that cannot take a map.
+        ValueError: for an unknown name (with the nearest ones), a method that cannot take a map,
+            or methods that cannot be one adapter.
     """
     plain = name.removesuffix(WITH_MAP)
-    if plain not in METHODS:
-        raise unknown_name("method", name, METHODS)
-    method = METHODS[plain]
-    method = replace(method, name=name, unpublished=UNPUBLISHED.get(plain, method.unpublished))
+    if SUM in plain:
+        return _sum(name, [_single(each) for each in plain.split(SUM)], with_map=plain != name)
+    method = _single(plain, name)
     if plain == name:
         return method
-    if not method.parts or "lmam" in method.part_names:
+    if not method.part_names or "lmam" in method.part_names:
         raise ValueError(f"unknown method {name!r}: {plain} cannot take a map on top")
     return replace(
         method,
+        name=name,
         summary=f"{method.summary}, with the map",
         formula=f"{METHODS['lmam'].formula}; {method.formula}",
         parts=_with_map(method.parts),
@@ -37,5 +45,93 @@ def method_named(name: str) -> Method:
     )
 
 
+def _single(plain: str, asked: str = "") -> Method:
+    """A method that is no sum; ``asked`` is the name that an error shows."""
+    if plain in METHODS:
+        method = METHODS[plain]
+        unpublished = UNPUBLISHED.get(plain, method.unpublished)
+        return replace(method, name=plain, unpublished=unpublished)
+    if plain in peft_configs():  # imports PEFT, which the names of METHODS do not need
+        return peft_method(plain)
+    raise unknown_name("method", asked or plain, [*METHODS, *peft_names()])
+
+
 def _with_map(parts_by_model: PartsByModel) -> PartsByModel:
     return {model: {"lmam": MAP, **parts} for model, parts in parts_by_model.items()}
+
+
+def _sum(name: str, methods: Sequence[Method], *, with_map: bool) -> Method:
+    """One method with the parts of several, in their order; the map, if any, comes first.
+
+    Raises:
+        ValueError: for a method without parts, a part that two of them have, or two that prepare
+            the adapter, bring an optimizer or set one training argument differently.
+    """
+    if with_map:
+        methods = [replace(METHODS["lmam"], name="lmam"), *methods]
+    for method in methods:
+        if not method.part_names:
+            raise ValueError(f"{name}: {method.name} has no parts, so it cannot be in a sum")
+    named = Counter(part for method in methods for part in method.part_names)
+    part, count = named.most_common(1)[0]
+    if count > 1:
+        owners = " and ".join(method.name for method in methods if part in method.part_names)
+        raise ValueError(f"{name}: {owners} each bring a {part} part: leave one of them out")
+    parts_by_model, unpublished = _joined_settings(methods)
+    return Method(
+        " with ".join(method.summary for method in methods),
+        name=name,
+        parts=parts_by_model,
+        unpublished=unpublished,
+        callbacks=tuple(dict.fromkeys(each for method in methods for each in method.callbacks)),
+        prepare=_only(name, methods, "prepare"),
+        optimizer=_only(name, methods, "optimizer"),
+        arguments=_joined_arguments(name, methods),
+        sizes={part: size for method in methods for part, size in method.sizes.items()},
+        formula="; ".join(method.formula for method in methods),
+        paper=" ".join(dict.fromkeys(method.paper for method in methods)),
+        source="; ".join(f"{method.name}: {method.source}" for method in methods),
+        summands=tuple(methods),
+    )
+
+
+def _joined_settings(methods: Sequence[Method]) -> tuple[PartsByModel, Unpublished]:
+    """The settings of a sum for the kinds of model that each method names, as a list shows them.
+
+    ``choose_settings`` chooses for a model those of each method.
+    """
+    settings = [{**method.parts, **method.unpublished.parts} for method in methods]
+    shared = [key for key in settings[0] if all(key in each for each in settings)]
+    joined: PartsByModel = {
+        key: {part: values for each in settings for part, values in each[key].items()}
+        for key in shared
+    }
+    published = [key for key in shared if all(key in method.parts for method in methods)]
+    rest = {key: parts for key, parts in joined.items() if key not in published}
+    sources = [f"{m.name}: {m.unpublished.source}" for m in methods if m.unpublished.parts]
+    return {key: joined[key] for key in published}, Unpublished("; ".join(sources), rest)
+
+
+def _only(name: str, methods: Sequence[Method], field: str) -> str | None:
+    """What the one method that has this field gives for it; None if none has it.
+
+    Raises:
+        ValueError: if two have it.
+    """
+    having = [method for method in methods if getattr(method, field) is not None]
+    if len(having) > 1:
+        both = " and ".join(method.name for method in having)
+        raise ValueError(f"{name}: {both} each bring their own {field}: leave one of them out")
+    return getattr(having[0], field) if having else None
+
+
+def _joined_arguments(name: str, methods: Sequence[Method]) -> dict[str, Any]:
+    joined: dict[str, Any] = {}
+    for method in methods:
+        for key, value in method.arguments.items():
+            if joined.setdefault(key, value) != value:
+                raise ValueError(
+                    f"{name}: {method.name} trains with {key}={value}, another with "
+                    f"{key}={joined[key]}: leave one of them out"
+                )
+    return joined

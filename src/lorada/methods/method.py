@@ -1,14 +1,18 @@
-"""``Method``, the class of the entries of METHODS, and ``PARTS``, the config class of each part.
+"""``Method``, the class of the entries of METHODS, and the config class of each part of a method.
 
 Classes and functions are given by name, as ``module:name``, and ``load`` imports those that are
 used. So listing the methods needs neither torch nor PEFT.
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lorada.tuners import TUNERS
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 Family = Literal["llama", "roberta", "deberta", "bart"]
 Settings = dict[str, Any]
@@ -24,7 +28,7 @@ def load(name: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-# The name of a part in a method → its config.
+# The name of a part in METHODS → its config. Any other part is a tuner of PEFT: see ``part_class``.
 PARTS: dict[str, str] = {
     **{part: f"lorada:{config}" for part, (config, _) in TUNERS.items()},
     "pa_attn": "lorada:BottleneckConfig",  # a second one, for stacks of two
@@ -33,6 +37,26 @@ PARTS: dict[str, str] = {
     "shira": "peft:ShiraConfig",
     "adalora": "peft:AdaLoraConfig",
 }
+
+
+@cache
+def peft_configs() -> "dict[str, type[PeftConfig]]":
+    """The config classes of the installed PEFT, by the lower-case names of their types."""
+    from peft import PeftType
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    known = PEFT_TYPE_TO_CONFIG_MAPPING
+    return {kind.value.lower(): known[kind] for kind in PeftType if kind in known}
+
+
+def part_class(part: str) -> Any:
+    """The config class of a part, given the part's name in PARTS or PEFT's name of a tuner."""
+    return load(PARTS[part]) if part in PARTS else peft_configs()[part]
+
+
+def part_path(part: str) -> str:
+    """Where the config class of a part is imported from, such as ``peft.LoraConfig``."""
+    return PARTS[part].replace(":", ".") if part in PARTS else f"peft.{part_class(part).__name__}"
 
 
 @dataclass(frozen=True)
@@ -71,6 +95,8 @@ class Method:
         source: where the settings come from.
         name: the name it was looked up by; ``method_named`` fills it in.
         unpublished: settings for further kinds of model; ``method_named`` fills them in.
+        summands: the methods of a sum, such as ``ia3+lora``, in the order of their parts; empty
+            for any other method.
     """
 
     summary: str
@@ -88,8 +114,11 @@ class Method:
     source: str = ""
     name: str = ""
     unpublished: Unpublished = Unpublished()
+    summands: "tuple[Method, ...]" = ()
 
     @property
     def part_names(self) -> list[str]:
         """Its parts, in the order in which they are stacked."""
-        return list(next(iter(self.parts.values()), {}))
+        if self.summands:
+            return [part for method in self.summands for part in method.part_names]
+        return list(next(iter((self.parts or self.unpublished.parts).values()), {}))

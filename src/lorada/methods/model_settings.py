@@ -3,7 +3,7 @@
 LLaMA's ``q_proj``, for one, becomes ``query`` on a BERT.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +11,14 @@ from typing import Any
 from lorada.methods.matrix_names import SCHEMES, Scheme, family_of, fits, renamed
 from lorada.methods.meta_model import meta_model
 from lorada.methods.method import Family, Method, Settings
+from lorada.methods.overrides import settings_of
 from lorada.support.models import MODELS
 from lorada.tuners.base.linears import layer_linear_names
 from lorada.tuners.bottleneck.placements import PLACEMENTS
 
 NOT_FROM_THE_PAPER = "not from the paper"  # reports look for these words
 # Settings that name modules: those that the part adapts, and those that train as a whole.
-NAMING = ("target_modules", "modules_to_save")
+NAMING = ("target_modules", "feedforward_modules", "modules_to_save")
 
 # Key of a method's settings → the model type whose names of matrices they use.
 WRITTEN_FOR: dict[str, str] = {
@@ -30,12 +31,12 @@ class ChosenSettings:
     """The settings of a method for one kind of model.
 
     Attributes:
-        home: the model type whose names of matrices the settings use.
+        homes: part name → the model type whose names of matrices its settings use.
         parts: part name → settings.
         source: where they come from, in words.
     """
 
-    home: str
+    homes: Mapping[str, str]
     parts: Mapping[str, Settings]
     source: str
 
@@ -46,6 +47,8 @@ def choose_settings(method: Method, model_config: Any) -> ChosenSettings:
     Raises:
         ValueError: if the method has no settings for a model of this kind.
     """
+    if method.summands:
+        return _joined([(m.name, choose_settings(m, model_config)) for m in method.summands])
     family, model_type = family_of(model_config), model_config.model_type
     # DeBERTa is an encoder like RoBERTa, and uses its settings where a method has none for DeBERTa.
     families: tuple[Family, ...] = (family, "roberta") if family == "deberta" else (family,)
@@ -54,15 +57,30 @@ def choose_settings(method: Method, model_config: Any) -> ChosenSettings:
     for key in (*named, *([model_type] if named else []), *families):
         if key in method.parts:
             home = WRITTEN_FOR.get(key, model_type)
-            return ChosenSettings(home, method.parts[key], _source(method.source, home, model_type))
+            parts = method.parts[key]
+            source = _source(method.source, home, model_type)
+            return ChosenSettings(dict.fromkeys(parts, home), parts, source)
     for key in families:
         if key in method.unpublished.parts:
+            parts = method.unpublished.parts[key]
             source = f"{NOT_FROM_THE_PAPER}: {method.unpublished.source}"
-            return ChosenSettings(WRITTEN_FOR[key], method.unpublished.parts[key], source)
+            return ChosenSettings(dict.fromkeys(parts, WRITTEN_FOR[key]), parts, source)
     known = ", ".join(method.parts | method.unpublished.parts)
     raise ValueError(
         f"{method.name} has no settings for {model_type} models, only for {known}: "
         "use another method"
+    )
+
+
+def _joined(summands: Sequence[tuple[str, ChosenSettings]]) -> ChosenSettings:
+    """The settings of a sum, from those of each method, by name."""
+    ours = f"{NOT_FROM_THE_PAPER}: "
+    sources = "; ".join(f"{name}: {one.source.removeprefix(ours)}" for name, one in summands)
+    unpublished = any(one.source.startswith(ours) for _, one in summands)
+    return ChosenSettings(
+        {part: home for _, one in summands for part, home in one.homes.items()},
+        {part: values for _, one in summands for part, values in one.parts.items()},
+        ours + sources if unpublished else sources,
     )
 
 
@@ -84,7 +102,7 @@ def settings_for(
     for part, values in chosen.parts.items():
         own = stated.get(part, {})
         settings = {**deepcopy(values), **own}
-        named = [(key, chosen.home) for key in NAMING if key in values and key not in own]
+        named = [(key, chosen.homes[part]) for key in NAMING if key in values and key not in own]
         placement = PLACEMENTS.get(settings.get("placement", ""))
         if placement is not None and placement.linears and "target_modules" not in settings:
             settings["target_modules"] = list(placement.linears)
@@ -94,7 +112,7 @@ def settings_for(
                 continue  # a regex, which is for the model it was written for
             here = here or scheme_of(model_config, f"{part}.{key}")
             settings[key] = renamed(settings[key], SCHEMES[home], here)
-        if here is SCHEMES["gpt2"] and part in ("lora", "adalora"):
+        if here is SCHEMES["gpt2"] and "fan_in_fan_out" in settings_of(part):
             settings.setdefault("fan_in_fan_out", True)  # the layout of Conv1D's weights
         found[part] = settings
     return found

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from lorada.methods.method import PARTS, Settings, load
+from lorada.methods.method import Settings, part_class
 from lorada.support.errors import unknown_name
 
 TRAINING = "training"
@@ -34,7 +34,7 @@ def settings_of(section: str) -> dict[str, Any]:
     if section == TRAINING:
         owner, fixed = Seq2SeqTrainingArguments, FIXED_ARGUMENTS
     else:
-        owner = load(PARTS[section])
+        owner = part_class(section)
         fixed = {f.name for f in dataclasses.fields(PeftConfig)} | FIXED_FIELDS
     try:
         types = get_type_hints(owner)

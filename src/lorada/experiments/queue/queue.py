@@ -140,7 +140,7 @@ class _Queue:
         more = len(self._jobs) - len(self._outcomes) - len(started)
         mean, now = sum(self._seconds) / max(1, len(self._seconds)), time.monotonic()
         left = more * mean + sum(max(0.0, mean - (now - began)) for began in started)
-        return f", about {duration(left / self._engine.slots)} left" if left else ""
+        return f", about {duration(left / self._engine.slots)} left" if left >= 1 else ""
 
 
 def duration(seconds: float) -> str:

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lorada.methods.build import Plan
-from lorada.methods.method import PARTS, load
+from lorada.methods.method import part_class
 from lorada.methods.task_head import PEFT_NAMES, head_modules, in_head, select_trainable
 from lorada.runs.models.loading import load_model, reading, stretched
 from lorada.runs.models.origin import refuse_other_base
@@ -137,7 +137,7 @@ def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> 
     old = saved if isinstance(saved, LoradaConfig) else LoradaConfig(parts=[saved])
     kinds = {part.peft_type for part in old.parts}
     for name in recipe.parts:
-        if any(isinstance(part, load(PARTS[name])) for part in old.parts):
+        if any(isinstance(part, part_class(name)) for part in old.parts):
             raise ValueError(
                 f"{folder} brings its own {name} part as it was trained: leave out the settings "
                 f"{', '.join(f'{name}.{key}' for key in recipe.parts[name])}"

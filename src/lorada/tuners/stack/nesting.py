@@ -129,12 +129,13 @@ def part_named_in_errors(
     """Turn an error of placing a part into one line that names the part and possible targets.
 
     Raises:
-        ValueError: in place of the ``ValueError`` of the part's tuner.
+        ValueError: in place of the tuner's own error. PEFT's tuners raise a ``TypeError`` or a
+            ``NotImplementedError`` for a kind of layer that they do not support.
     """
     try:
         refuse_no_layers(part)
         yield
-    except ValueError as error:
+    except (ValueError, TypeError, NotImplementedError) as error:
         text = " ".join(str(error).split())
         if isinstance(error, NoMatchingPeftModuleError):
             text = f"{chosen(part)} matched no module"

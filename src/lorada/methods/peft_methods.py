@@ -1,0 +1,80 @@
+"""The methods that the installed PEFT brings: its tuners, by the lower-case name of their type.
+
+Any tuner that places parts in a model's layers is a method of one part, with PEFT's own defaults.
+"""
+
+from lorada.methods.method import Method, Settings, Unpublished, peft_configs
+from lorada.methods.table import EVERY_FAMILY, QUERY_VALUE
+
+# Why a tuner of PEFT is no method here, although it places parts in layers.
+REFUSED = {
+    "osf": "it changes the base model's own weights, which an adapter's file does not hold",
+    "poly": "it needs the number of each row's task in every call of the model",
+    "shadow": "it trains a second model beside the base, which is no part in a layer",
+    "trainable_tokens": "it needs the tokens to train: set token_indices in a plain PEFT config",
+    "xlora": "it mixes adapters that were trained before: give them in a plain PEFT config",
+}
+OUTSIDE_LAYERS = "PEFT does not place it in the model's layers"
+
+# Any norm, whatever a model calls it.
+_NORMS = r"(?i)(.*\.)?([^.]*norm[^.]*|ln_[^.]*)"
+# The matrices of tuners that are not meant for query and value: PEFT's choice, by role.
+_OTHER_TARGETS: dict[str, dict[str, list[str] | str]] = {
+    "beft": {
+        "llama": ["v_proj"], "roberta": ["value"], "deberta": ["value_proj"], "bart": ["v_proj"],
+    },
+    "ia3": {
+        "llama": ["k_proj", "v_proj", "down_proj"],
+        "roberta": ["key", "value", "output.dense"],
+        "deberta": ["key_proj", "value_proj", "output.dense"],
+        "bart": ["k_proj", "v_proj", "fc2"],
+    },
+    "ln_tuning": dict.fromkeys(EVERY_FAMILY, _NORMS),
+}  # fmt: skip
+
+
+def refusal(name: str) -> str:
+    """Why a config of PEFT is no method here; empty if it is one."""
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+    from peft.tuners.tuners_utils import BaseTuner
+
+    tuner = next(
+        (t for kind, t in PEFT_TYPE_TO_TUNER_MAPPING.items() if kind.lower() == name), None
+    )
+    if tuner is None or not issubclass(tuner, BaseTuner):
+        return OUTSIDE_LAYERS
+    return REFUSED.get(name, "")
+
+
+def peft_names() -> list[str]:
+    """The tuners of the installed PEFT that are methods."""
+    return [name for name in peft_configs() if not refusal(name)]
+
+
+def peft_method(name: str) -> Method:
+    """The method of one tuner of PEFT.
+
+    Raises:
+        ValueError: for a tuner that cannot be one.
+    """
+    if reason := refusal(name):
+        raise ValueError(f"PEFT's {name} cannot be used as a method: {reason}")
+    config = peft_configs()[name]
+    parts = {family: {name: _settings(name, family)} for family in EVERY_FAMILY}
+    where = "the matrices that PEFT gives it" if name in _OTHER_TARGETS else "query and value"
+    return Method(
+        f"PEFT's {config.__name__.removesuffix('Config')}",
+        name=name,
+        formula=f"see peft.{config.__name__}",
+        paper="https://huggingface.co/docs/peft",
+        source="PEFT's defaults",
+        unpublished=Unpublished(f"PEFT's defaults, on {where}", parts),
+    )
+
+
+def _settings(name: str, family: str) -> Settings:
+    targets = _OTHER_TARGETS.get(name, QUERY_VALUE)[family]
+    settings: Settings = {"target_modules": targets}
+    if name == "ia3":
+        settings["feedforward_modules"] = targets[-1:]
+    return settings

@@ -1,0 +1,176 @@
+"""The engines of this machine: jobs in real processes, killed, interrupted and held."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+import queue_jobs as work
+from paths import ROOT
+from queue_jobs import job
+
+from lorada.experiments.queue.job import JOB_FILE, HeldError, run_job
+from lorada.experiments.queue.local import OneAtATime, Workers
+from lorada.experiments.queue.queue import run_queue
+from lorada.runs.folder.lock import LOCK_FILE, locked
+
+pytestmark = pytest.mark.apart
+ENGINES = {"one at a time": OneAtATime, "two workers": partial(Workers, 2)}
+
+
+@pytest.fixture(autouse=True)
+def processes_find_the_work(monkeypatch):
+    path = os.pathsep.join(
+        map(str, [ROOT / "tests", *filter(None, [os.environ.get("PYTHONPATH")])])
+    )
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+def statuses(outcomes):
+    return [outcome.status for outcome in outcomes.values()]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_jobs_fail_or_are_killed_each_for_itself_and_go_on_the_next_time(engine, tmp_path):
+    jobs = [
+        job(tmp_path, "a"), job(tmp_path, "bad", work.fail), job(tmp_path, "c", after=("bad",)),
+        job(tmp_path, "killed", work.kill_at_first), job(tmp_path, "e", after=("a",)),
+    ]  # fmt: skip
+    said = []
+    outcomes = run_queue(jobs, ENGINES[engine](), report=said.append)
+    assert statuses(outcomes) == ["done", "failed", "waiting", "failed", "done"]
+    assert outcomes["bad"].error == "bad"
+    assert "was killed" in outcomes["killed"].error
+    assert "[1/5] a: writing" in said
+    before = (tmp_path / "a" / "written").read_text()
+    outcomes = run_queue(jobs, ENGINES[engine](), report=said.append)
+    assert statuses(outcomes) == ["kept", "failed", "waiting", "done", "kept"]
+    assert (tmp_path / "a" / "written").read_text() == before
+    assert not list(tmp_path.rglob(JOB_FILE))
+
+
+def test_workers_run_at_once_and_share_the_cores(tmp_path):
+    jobs = [
+        job(tmp_path, "a", partial(work.wait_for, tmp_path / "b" / "written")),
+        job(tmp_path, "b"),
+    ]
+    assert statuses(run_queue(jobs, Workers(2), report=print)) == ["done", "done"]
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert (tmp_path / "a" / "written").read_text() == f"a {threads}\n"
+
+
+def test_the_threads_that_the_user_sets_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    run_queue([job(tmp_path, "a")], Workers(2), report=print)
+    assert (tmp_path / "a" / "written").read_text() == "a 7\n"
+
+
+def test_a_job_that_another_process_holds_is_held_until_that_process_ends(tmp_path):
+    free = tmp_path / "free"
+    mine = [job(tmp_path, "a", partial(work.wait_for, free)), job(tmp_path, "b")]
+    found = {}
+
+    def other_queue():
+        found.update(run_queue(mine[:1], OneAtATime(), report=print))
+
+    other = threading.Thread(target=other_queue)
+    other.start()
+    work.started(tmp_path, "a")
+    outcomes = run_queue(mine, OneAtATime(), report=print)
+    assert statuses(outcomes) == ["held", "done"]
+    owner = (tmp_path / "a" / JOB_FILE).read_text()
+    assert outcomes["a"].error.startswith(f"{tmp_path / 'a'} is being trained by process {owner}:")
+    free.touch()
+    other.join()
+    assert statuses(found) == ["done"]
+    assert statuses(run_queue(mine, OneAtATime(), report=print)) == ["kept", "kept"]
+    assert (tmp_path / "a" / "written").read_text().count("a") == 1
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_run_that_is_trained_without_a_queue_is_held_too(engine, tmp_path):
+    train = job(tmp_path, "a", work.lock_as_training)
+    with locked(tmp_path / "a"):
+        outcomes = run_queue([train], ENGINES[engine](), report=print)
+        assert (tmp_path / "a" / LOCK_FILE).is_file()
+    assert statuses(outcomes) == ["held"]
+    assert statuses(run_queue([train], ENGINES[engine](), report=print)) == ["done"]
+
+
+def test_work_that_is_done_when_its_turn_comes_is_not_done_again(tmp_path):
+    done = job(tmp_path, "a", work.fail)
+    done.folder.mkdir()
+    (done.folder / "written").touch()
+    run_job(done, report=print)
+
+
+def test_the_two_locks_of_a_folder_are_kept_apart(tmp_path):
+    with locked(tmp_path), locked(tmp_path, JOB_FILE):
+        code = f"""
+import lorada_cli
+from pathlib import Path
+from lorada.runs.folder.lock import HeldError, locked
+for name in ({LOCK_FILE!r}, {JOB_FILE!r}):
+    try:
+        with locked(Path({str(tmp_path)!r}), name):
+            print("free")
+    except HeldError:
+        print("held")
+"""
+        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert said.stdout.split() == ["held", "held"], said.stderr
+    assert issubclass(HeldError, ValueError)
+
+
+# A command with two workers, as the command line has them.
+COMMAND = """
+import lorada_cli, sys
+from pathlib import Path
+from queue_jobs import job, save_on_interrupt
+from lorada.experiments.queue.local import Workers
+from lorada.experiments.queue.queue import run_queue
+try:
+    jobs = [job(Path(sys.argv[1]), name, save_on_interrupt) for name in "abc"]
+    run_queue(jobs, Workers(2), report=print)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_ctrl_c_lets_all_workers_save_and_ends_the_command(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, str(tmp_path)], stderr=subprocess.PIPE, text=True
+    )
+    work.started(tmp_path, "a", "b")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert [(tmp_path / name / "saved").exists() for name in "abc"] == [True, True, False]
+    assert not list(tmp_path.rglob(JOB_FILE))
+
+
+def test_an_interrupt_of_one_worker_alone_ends_all(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, str(tmp_path)], stderr=subprocess.PIPE, text=True
+    )
+    work.started(tmp_path, "a", "b")
+    os.kill(int((tmp_path / "b" / JOB_FILE).read_text()), signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert [(tmp_path / name / "saved").exists() for name in "abc"] == [True, True, False]
+
+
+def test_workers_of_a_command_that_is_killed_end_with_it(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", COMMAND, str(tmp_path)])
+    work.started(tmp_path, "a", "b")
+    numbers = [int((tmp_path / name / JOB_FILE).read_text()) for name in "ab"]
+    process.kill()
+    process.wait()
+    assert all(work.is_gone(number) for number in numbers)
+    with locked(Path(tmp_path / "a"), JOB_FILE):
+        pass
