@@ -57,7 +57,9 @@ def compare(
     ] = None,
     output: Annotated[str | None, typer.Option(help="folder of the comparison")] = None,
     resume: Annotated[bool, typer.Option(help="go on with the comparison in the folder")] = False,
-    overwrite: Annotated[bool, typer.Option(help="delete the comparison in --output first")] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="delete the comparison in --output first")
+    ] = False,
     dry_run: Annotated[bool, typer.Option(help="only say what would be run")] = False,
     allow_overlap: Annotated[
         bool, typer.Option(help="held-out rows may be training rows too")
@@ -107,7 +109,16 @@ def compare(
         else:
             chosen = comparison_of(load_recipe(None, pairs, {**options, **FIXED}), asked)
     if dry_run:
-        _show_plan(chosen, workers, as_json=as_json)
+        from lorada.experiments.compare.measure import estimate
+        from lorada.experiments.compare.run import planned
+
+        engine = engine_named(workers, cluster, collect)
+        slots = engine.slots
+        engine.close(interrupt=False)
+        with prints_to_stderr(as_json):
+            plan = planned(chosen, place, resume=resume, report=print_progress)
+            found = estimate(chosen, plan, slots, print_progress)
+        _show_plan(found, as_json=as_json)
         return
     go_on = ["compare", place, "--resume"]
     try:
@@ -191,5 +202,35 @@ def _table(summary: dict[str, Any]) -> Table:
     return shown
 
 
-def _show_plan(chosen: Any, workers: int, *, as_json: bool) -> None:
-    raise NotImplementedError
+def _show_plan(found: dict[str, Any], *, as_json: bool) -> None:
+    """Print what a comparison would run, and what it would take."""
+    from lorada.experiments.queue.queue import duration
+
+    if as_json:
+        print_json(found)
+        return
+    shown = Table("method", "budget", "sizes", "parameters", "runs", "training", "memory")
+    for row in found["candidates"]:
+        budgets = ", ".join(
+            f"{budget} (above)" if above else budget for budget, above in row["budgets"].items()
+        )
+        if row["reason"] is not None:
+            shown.add_row(row["method"], budgets, row["reason"], "", "", "", "")
+            continue
+        sizes = [
+            f"{part}.{name}={value}"
+            for part, settings in row["parts"].items()
+            for name, value in settings.items()
+        ]
+        shown.add_row(
+            row["method"], budgets, " ".join(sizes),
+            f"{row['trainable']:,} ({row['percent']:.3f}%)", str(row["runs"]),
+            duration(row["seconds"]), f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
+        )  # fmt: skip
+    console.print(shown)
+    console.print(
+        f"{found['jobs']} trainings of {found['steps']} steps, {found['slots']} at once: at most "
+        f"{duration(found['seconds'])}, and scoring. Time and memory are those of a few steps with "
+        "the longest rows.",
+        highlight=False,
+    )

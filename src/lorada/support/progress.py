@@ -28,7 +28,12 @@ def progress_bar(items: Iterable[Item], title: str, *, total: int | None = None)
     """
     console = plain_console(stderr=True)
     return track(
-        items, escape(title), total=total, transient=True, console=console, disable=not (is_first() and _shown.get())
+        items,
+        escape(title),
+        total=total,
+        transient=True,
+        console=console,
+        disable=not (is_first() and _shown.get()),
     )
 
 

@@ -1,4 +1,5 @@
 """Stand-ins for pieces that are not merged yet."""
+
 import sys
 import types
 import json
@@ -35,8 +36,11 @@ def put():
         write = types.ModuleType("write")
 
         def write_report(folder, against=None, with_text=False):
-            (folder / "report.json").write_text(json.dumps(
-                {"verdict": "v", "sentences": [], "lines": [], "metric": "", "commands": {}}))
+            (folder / "report.json").write_text(
+                json.dumps(
+                    {"verdict": "v", "sentences": [], "lines": [], "metric": "", "commands": {}}
+                )
+            )
             return [folder / "report.json"]
 
         write.write_report = write_report
@@ -46,6 +50,7 @@ def put():
 
         def forgetting(run):
             from lorada.runs.folder.result import read_result, write_result
+
             write_result(run.folder, {**read_result(run.folder), "forgetting": {}})
 
         f.forgetting = forgetting
@@ -54,6 +59,7 @@ def put():
 
 def have(name):
     import importlib.util
+
     try:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:

@@ -181,7 +181,8 @@ def candidates_of(
 ) -> list[Candidate]:
     """A method at the size of each budget; budgets that lead to the same size share one."""
     found: dict[int | None, Candidate] = {}
-    for budget in comparison.budgets or [None]:
+    budgets: list[str | None] = [*comparison.budgets] or [None]
+    for budget in budgets:
         one = _candidate(comparison.run_recipe(method, "-"), budget, data, base)
         known = found.setdefault(one.trainable, one)
         found[one.trainable] = replace(known, budgets={**known.budgets, **one.budgets})
@@ -234,4 +235,4 @@ def steps_of(comparison: Comparison, base: Prepared, data: Data) -> int:
     batch = args.per_device_train_batch_size
     batches = rows // batch if args.dataloader_drop_last else -(-rows // batch)
     steps = max(1, -(-batches // args.gradient_accumulation_steps))
-    return math.ceil(args.num_train_epochs * steps)
+    return int(math.ceil(args.num_train_epochs * steps))

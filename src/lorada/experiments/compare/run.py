@@ -101,6 +101,19 @@ def _begin(
     return plan
 
 
+def planned(
+    comparison: Comparison, folder: Path, *, resume: bool, report: Callable[[str], None]
+) -> Plan:
+    """The plan of a comparison; nothing is written.
+
+    Raises:
+        ValueError: as ``compare``.
+    """
+    base, data = read(comparison)
+    plan = saved_plan(folder) if resume else None
+    return plan or make_plan(comparison, base, data, report)
+
+
 def read(comparison: Comparison) -> tuple[Prepared, Data]:
     """The model's config and tokenizer, and the rows.
 
@@ -119,9 +132,7 @@ def clear(folder: Path) -> None:
                 path.replace(scratch / name)
 
 
-def _keep_failures(
-    jobs: list[Job], outcomes: dict[str, Outcome], folder: Path
-) -> dict[str, str]:
+def _keep_failures(jobs: list[Job], outcomes: dict[str, Outcome], folder: Path) -> dict[str, str]:
     """Write ``failures.json``: those of this command, and earlier ones that are still not done."""
     path = folder / FAILURES_FILE
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -15,7 +15,7 @@ from lorada.support.files import write_atomic
 SPEC_FILE = "comparison.yaml"
 # Settings that all runs share are read as a recipe of this method, because it has no parts.
 NO_PARTS = "full"
-FIXED = {"method": NO_PARTS, "output": "-"}
+FIXED: dict[str, Any] = {"method": NO_PARTS, "output": "-"}
 # Settings that a comparison chooses by itself → what to give instead of them.
 CHOSEN = {
     "method": "pass --methods",
@@ -125,12 +125,12 @@ def comparison_of(recipe: Recipe, asked: dict[str, Any]) -> Comparison:
     shared = recipe.with_absolute_paths().model_dump(exclude_unset=True)
     trust = shared.pop("trust_remote_code", False)
     shared.pop("parts", None)  # there are none
-    for name, fixed in FIXED.items():
-        if shared[name] == fixed:
-            del shared[name]
+    for key, fixed in FIXED.items():
+        if shared[key] == fixed:
+            del shared[key]
     for names, owner in ((CHOSEN, shared), (CHOSEN_TRAINING, shared.get("training", {}))):
-        if name := next((name for name in names if name in owner), None):
-            raise ValueError(f"{name}={owner[name]!r} is not for a comparison: {names[name]}")
+        if (own := next((name for name in names if name in owner), None)) is not None:
+            raise ValueError(f"{own}={owner[own]!r} is not for a comparison: {names[own]}")
     given = {name: value for name, value in asked.items() if value is not None}
     if (held_out := given.get("held_out")) and Path(held_out).exists():
         given["held_out"] = str(Path(held_out).absolute())
