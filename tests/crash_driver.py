@@ -173,7 +173,9 @@ def warm_up():
     from lorada.experiments import own_process
 
     # The trials of a search in this process, whose write points are watched.
-    own_process.call = lambda function, *arguments, report=None: function(*arguments)
+    own_process.call = lambda function, *arguments, report=None: function(
+        *arguments, **({} if report is None else {"report": report})
+    )
 
     torch.set_num_threads(1)
     matplotlib.use("Agg")

@@ -15,7 +15,7 @@ from folders import bert_folder, split_file
 from queue_jobs import is_gone
 
 from lorada.experiments import own_process
-from lorada.experiments.table_runs import Job, carry_out
+from lorada.experiments.table_runs import TableJob, carry_out
 from lorada.experiments.table_spec import TableRow
 from lorada.runs.folder.result import read_result
 from lorada.runs.recipe import load_recipe
@@ -119,7 +119,7 @@ def job(place, name, method, model):
     fixed = {"method": method, "model": str(model), "task": "sst2", "data_dir": str(place / "data")}
     recipe = load_recipe(None, [*settings, "max_length=32"], {**fixed, "output": str(place / name)})
     row = TableRow(key=name, label=name, method=method)
-    return Job(row, ["sst2"], 1, recipe, place / "results" / f"{name}.json")
+    return TableJob(row, ["sst2"], 1, recipe, place / "results" / f"{name}.json")
 
 
 @pytest.mark.slow
@@ -134,7 +134,7 @@ def test_the_peak_of_a_run_does_not_carry_that_of_a_larger_one_before_it(tmp_pat
         job(tmp_path, "small", "lora", bert_folder(tmp_path / "small-model")),
     ]
     said = []
-    first, second = (carry_out(job, report=said.append) for job in jobs)
+    first, second = (own_process.call(carry_out, job, report=said.append) for job in jobs)
     assert first["peak_memory_bytes"] > second["peak_memory_bytes"] + 250 * 2**20
     assert second == json.loads(jobs[1].stored.read_text())
     assert [line.rpartition(" ")[2] for line in said] == ["training", "scoring"] * 2

@@ -346,7 +346,7 @@ def test_every_run_has_a_curve_and_names_without_what_all_share(drawn, tmp_path)
 
 @pytest.mark.parametrize("option", ["resume", "overwrite"])
 def test_the_sweep_does_with_earlier_results_what_it_is_told(option, monkeypatch, capsys):
-    def told(found, scale, *, report, resume, overwrite):
+    def told(found, scale, *, resume, overwrite, **options):
         raise ValueError(f"{len(found)} runs, resume {resume}, overwrite {overwrite}")
 
     monkeypatch.setattr(table_page, "run_all", told)

@@ -19,6 +19,14 @@ from lorada.cli.app import (
     suggest,
     waiting,
 )
+from lorada.cli.queue_options import (
+    Cluster,
+    Collect,
+    Shard,
+    Workers,
+    check_outcomes,
+    check_queue,
+)
 
 SUFFIXES = (".png", ".svg")
 PICTURES = ("1", "3", "4", "loss", "scatter")
@@ -88,6 +96,10 @@ def plot(
     data: Annotated[
         str | None, typer.Option(help="rows that 3 looks at; else the run's own")
     ] = None,
+    workers: Workers = 1,
+    cluster: Cluster = None,
+    collect: Collect = False,
+    shard: Shard = None,
     data_dir: DataDir = None,
 ) -> None:
     """Draw a figure of the paper, loss curves, or parameters against scores."""
@@ -104,7 +116,11 @@ def plot(
         else:
             _plot_layers(runs[0], rows, output, data, data_dir)
     elif what == "4":
-        _plot_sweep(scale, seeds, results, output, data_dir, resume=resume, overwrite=overwrite)
+        part = check_queue(workers, cluster, collect, shard)
+        _plot_sweep(
+            scale, seeds, results, output, data_dir, resume=resume, overwrite=overwrite,
+            place=(workers, cluster, collect), part=part,
+        )  # fmt: skip
     elif what == "scatter":
         _plot_scatter(table, scale, results, output)
     else:
@@ -155,36 +171,53 @@ def _plot_layers(
 
 def _plot_sweep(
     scale: str | None, seeds: str | None, results: Path, output: Path, data_dir: str | None,
-    *, resume: bool, overwrite: bool,
+    *, resume: bool, overwrite: bool, place: tuple[int, str | None, bool],
+    part: tuple[int, int] | None,
 ) -> None:  # fmt: skip
     from lorada.cli.table_command import check_table, numbers, print_progress, scale_named
-    from lorada.report.figures import sweep_figure
-    from lorada.report.render import main_metric
 
     figure = check_table("figure4", scale, data_dir, resume=resume, overwrite=overwrite)
     chosen = numbers(seeds)
     with waiting(HEAVY):
+        from lorada.experiments.queue.engine import engine_named
         from lorada.experiments.table_page import run_all
         from lorada.experiments.table_runs import jobs
 
         at = scale_named(scale)
     found = jobs(figure, at, seeds=chosen, results=results, output=Path("runs"), data_dir=data_dir)
-    complete = run_all(found, at, report=print_progress, resume=resume, overwrite=overwrite)
+    complete, outcomes = run_all(
+        found, at, report=print_progress, resume=resume, overwrite=overwrite,
+        engine=engine_named(*place), part=part,
+    )  # fmt: skip
+    if any(complete):
+        for note in figure.differs if at == "local" else []:
+            console.print(f"• {note}", highlight=False)
+        _draw_sweep(figure.title, at, found, complete, output)
+        suggest("table", "5", "--scale", at, "--results", results, "--dry-run")
+    check_outcomes(outcomes, print_progress)
+
+
+def _draw_sweep(
+    title: str, scale: str, found: list[Any], complete: list[Any], output: Path
+) -> None:
+    """Draw Figure 4 from the results that are there."""
+    from lorada.report.figures import sweep_figure
+    from lorada.report.render import main_metric
+
     scores: dict[tuple[int, int], list[float]] = {}
-    metric = ""
+    metric = model = ""
     for job, result in zip(found, complete, strict=True):
-        lmam = result["recipe"]["parts"]["lmam"]
-        metrics = result["metrics"][job.tasks[0]]
-        metric = main_metric(metrics)
-        scores.setdefault((lmam["heads"], lmam["rank"]), []).append(metrics[metric])
-    for note in figure.differs if at == "local" else []:
-        console.print(f"• {note}", highlight=False)
-    seeds_each = len(found) // len(scores)
-    seeds_named = f"{seeds_each} seed{'s' if seeds_each > 1 else ''}"
-    title = f"{figure.title} ({complete[0]['model']}, {at} scale, {seeds_named})"
+        if result:
+            lmam, model = result["recipe"]["parts"]["lmam"], result["model"]
+            metrics = result["metrics"][job.tasks[0]]
+            metric = main_metric(metrics)
+            scores.setdefault((lmam["heads"], lmam["rank"]), []).append(metrics[metric])
+    fewest, most = min(map(len, scores.values())), max(map(len, scores.values()))
+    seeds = f"{most} seed{'s' if most > 1 else ''}"
+    seeds = seeds if fewest == most else f"{fewest} to {seeds}"
+    title = f"{title} ({model}, {scale} scale, {seeds})"
     _draw("figure4", output, lambda *paths: sweep_figure(scores, *paths, title=title,
                                                          metric=f"{metric} (%)"))  # fmt: skip
-    suggest("table", "5", "--scale", at, "--results", results, "--dry-run")
 
 
 def _plot_scatter(table: int, scale: str | None, results: Path, output: Path) -> None:

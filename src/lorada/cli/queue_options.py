@@ -1,6 +1,7 @@
 """The options of commands that run a queue of jobs: where the jobs run, and which part of them."""
 
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -34,3 +35,21 @@ def check_queue(
     if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
         raise ValueError(f"--shard {shard} must be i/n with i from 1 to n, such as 1/4")
     return int(i), int(n)
+
+
+def check_outcomes(outcomes: Mapping[str, Any], report: Callable[[str], None]) -> None:
+    """Say which jobs of a queue (name → ``Outcome``) are held, and which failed and why.
+
+    Raises:
+        ValueError: if any failed.
+    """
+    failed = [name for name, outcome in outcomes.items() if outcome.status == "failed"]
+    held = sum(outcome.status == "held" for outcome in outcomes.values())
+    if held:
+        report(f"{held} of {len(outcomes)} jobs are held by other processes, which finish them")
+    for name in failed:
+        report(f"{name} failed: {outcomes[name].error}")
+    if failed:
+        raise ValueError(
+            f"{len(failed)} of {len(outcomes)} jobs failed; --resume runs them again, and only them"
+        )

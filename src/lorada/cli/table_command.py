@@ -18,6 +18,14 @@ from lorada.cli.app import (
     suggest,
     waiting,
 )
+from lorada.cli.queue_options import (
+    Cluster,
+    Collect,
+    Shard,
+    Workers,
+    check_outcomes,
+    check_queue,
+)
 from lorada.cli.terminal import page_table
 from lorada.support.files import write_atomic
 from lorada.support.progress import progress_bar
@@ -37,6 +45,10 @@ def table(
     overwrite: Annotated[bool, typer.Option(help="delete results first, and run again")] = False,
     results: Annotated[Path, typer.Option(help="where results are kept")] = Path("docs/results"),
     output: Annotated[Path, typer.Option(help="where the runs are")] = Path("runs"),
+    workers: Workers = 1,
+    cluster: Cluster = None,
+    collect: Collect = False,
+    shard: Shard = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -44,13 +56,15 @@ def table(
     if number in (2, 3):
         _show_operations(number, as_json=as_json)
         return
+    part = check_queue(workers, cluster, collect, shard)
     chosen = check_table(f"table{number}", scale, data_dir, resume=resume, overwrite=overwrite)
     of_rows, of_tasks, of_seeds = _names("rows", rows), _names("tasks", tasks), numbers(seeds)
     chosen.rows_named(of_rows)
     chosen.tasks_at("paper", of_tasks)
     with waiting(HEAVY, quiet=as_json):
-        from lorada.experiments.table_page import page_of, page_rows, run_all
-        from lorada.experiments.table_runs import jobs, stored_rows
+        from lorada.experiments.queue.engine import engine_named
+        from lorada.experiments.table_page import page_of, run_all
+        from lorada.experiments.table_runs import jobs
 
         at = scale_named(scale)
     found = jobs(
@@ -65,22 +79,15 @@ def table(
             suggest(*again, "--resume")
         return
     with prints_to_stderr(as_json):
-        complete = run_all(found, at, report=print_progress, resume=resume, overwrite=overwrite)
-    kept = [(job.row, [result]) for job, result in zip(found, complete, strict=True)]
-    _show_page(page_of(chosen, at, kept, every=rows is None), as_json=as_json)
-    # The files show every row and seed so far; if one run learns all tasks, of the same tasks.
-    of = found[0].tasks if chosen.train == "together" else None
-    so_far = stored_rows(chosen, at, of, results, report=print_progress)
-    whole = page_of(chosen, at, so_far, every=True)
-    part = "" if of in (None, chosen.tasks_at(at)) else f"-{'-'.join(found[0].tasks)}"
-    stem = f"{results / chosen.name / at}/table{part}"
-    _write_page(whole, stem)
-    if not as_json:
-        console.print(f"{stem}.md, .csv, .tex", highlight=False, soft_wrap=True)
-        if not part and _has_means(chosen, page_rows(so_far)):
-            suggest("plot", "scatter", "--table", number, "--scale", at, "--results", results)
-        else:
-            suggest(*again, "--dry-run")
+        complete, outcomes = run_all(
+            found, at, report=print_progress, resume=resume, overwrite=overwrite,
+            engine=engine_named(workers, cluster, collect), part=part,
+        )  # fmt: skip
+    if any(complete):
+        kept = [(job.row, [result]) for job, result in zip(found, complete, strict=True) if result]
+        _show_page(page_of(chosen, at, kept, every=rows is None), as_json=as_json)
+        _write_so_far(chosen, at, found[0].tasks, results, again, quiet=as_json)
+    check_outcomes(outcomes, print_progress)
 
 
 def _words(number: int, **options: Any) -> list[Any]:
@@ -96,6 +103,31 @@ def _show_page(page: Any, *, as_json: bool) -> None:
     for note in page.notes:
         console.print(f"• {note}", highlight=False)
     console.print(page_table(page))
+
+
+def _write_so_far(
+    chosen: Any, scale: Any, tasks: list[str], results: Path, again: list[Any], *, quiet: bool
+) -> None:
+    """Write the page of every row and seed so far; if one run learns all tasks, of these tasks.
+
+    Unless ``quiet``, it prints the paths and the next command; ``again`` is this one.
+    """
+    from lorada.experiments.table_page import page_of, page_rows
+    from lorada.experiments.table_runs import stored_rows
+
+    of = tasks if chosen.train == "together" else None
+    so_far = stored_rows(chosen, scale, of, results, report=print_progress)
+    part = "" if of in (None, chosen.tasks_at(scale)) else f"-{'-'.join(tasks)}"
+    stem = f"{results / chosen.name / scale}/table{part}"
+    _write_page(page_of(chosen, scale, so_far, every=True), stem)
+    if quiet:
+        return
+    console.print(f"{stem}.md, .csv, .tex", highlight=False, soft_wrap=True)
+    if not part and _has_means(chosen, page_rows(so_far)):
+        number = chosen.table
+        suggest("plot", "scatter", "--table", number, "--scale", scale, "--results", results)
+    else:
+        suggest(*again, "--dry-run")
 
 
 def _write_page(page: Any, stem: str) -> None:

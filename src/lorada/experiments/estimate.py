@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lorada.experiments.table_runs import Job
+from lorada.experiments.table_runs import TableJob
 from lorada.experiments.table_spec import Scale, counts_of
 from lorada.runs.models.loading import kind_of, load_config
 from lorada.tasks import TASKS
@@ -47,7 +47,7 @@ SPEED: dict[Scale, float] = {"local": 4 * 135e6 * 250, "paper": 0.4 * 312e12}
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def estimate(job: Job, scale: Scale) -> Estimate:
+def estimate(job: TableJob, scale: Scale) -> Estimate:
     """Estimate parameters, steps, time and memory of a run; the time is rough."""
     counts, training = counts_of(job.recipe), job.recipe.training
     config = load_config(job.recipe.model)
@@ -65,7 +65,7 @@ def estimate(job: Job, scale: Scale) -> Estimate:
     return Estimate(counts, steps, tokens, seconds, memory)
 
 
-def _rows_of(job: Job) -> int | None:
+def _rows_of(job: TableJob) -> int | None:
     recipe = job.recipe
     name = recipe.train_on or next(iter(TASKS[job.tasks[0]].train))
     known = ROWS.get(name, ROWS.get(job.tasks[0]))

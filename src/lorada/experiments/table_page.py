@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lorada.experiments.estimate import estimate
-from lorada.experiments.table_runs import Job, carry_out, delete_runs, done
+from lorada.experiments.queue.job import Engine, Outcome
+from lorada.experiments.queue.local import OneAtATime
+from lorada.experiments.queue.queue import run_queue, shard
+from lorada.experiments.table_runs import TableJob, delete_runs, done, is_done, store_if_complete
 from lorada.experiments.table_spec import PaperTable, Scale, TableRow
 from lorada.report.page import Results, Row, paper_page
 from lorada.report.render import Page, published
@@ -12,36 +15,57 @@ from lorada.support.progress import progress_bar
 
 
 def run_all(
-    found: list[Job],
+    found: list[TableJob],
     scale: Scale,
     *,
     report: Callable[[str], None],
     resume: bool,
     overwrite: bool,
-) -> list[dict[str, Any]]:
-    """Run the jobs that have no result yet, and return the results of all jobs in order.
+    engine: Engine | None = None,
+    part: tuple[int, int] | None = None,
+) -> tuple[list[dict[str, Any] | None], dict[str, Outcome]]:
+    """Run the jobs that have no result yet.
 
-    ``resume`` keeps the results that exist, ``overwrite`` deletes them first.
+    ``resume`` keeps the results that exist, ``overwrite`` deletes them first. ``engine`` runs one
+    job after another if it is not given. ``part`` (i, n) runs the i-th of n parts of the jobs.
+
+    Returns:
+        The stored result of each job in order, None where there is none; and what became of each
+        job that was to be run, by its name.
 
     Raises:
         ValueError: if there are results and neither ``resume`` nor ``overwrite`` is given.
     """
-    stored = [job.stored for job in found if job.stored.is_file()]
+    queued = [job.in_queue() for job in found]
+    chosen = {job.name for job in (queued if part is None else shard(queued, *part))}
+    mine = [job for job in found if job.in_queue().name in chosen]
+    stored = [job.stored for job in mine if job.stored.is_file()]
     if stored and not (resume or overwrite):
         raise ValueError(f"{stored[0]} is there already: use --resume, --overwrite or --results")
-    known = [None if overwrite else done(job) for job in found]
-    todo = [job for job, result in zip(found, known, strict=True) if result is None]
+    todo = mine if overwrite else [job for job in mine if not _is_stored(job)]
     for job in progress_bar(todo, "Counting parameters"):
         estimate(job, scale)  # fails for a row that cannot be built, before any row is trained
     if overwrite:
         delete_runs(todo)
-    complete = []
-    for job, result in zip(found, known, strict=True):
-        if result is None:
-            report(f"{todo.index(job) + 1} of {len(todo)}")
-            result = carry_out(job, report=report)
-        complete.append(result)
-    return complete
+    queue = [job.in_queue() for job in mine]
+    outcomes = run_queue(queue, engine or OneAtATime(), report=report)
+    return [_result(job, report) for job in found], outcomes
+
+
+def _is_stored(job: TableJob) -> bool:
+    """Whether a job has a stored result; if its run is complete, the result is stored now."""
+    if not is_done(job):
+        store_if_complete(job)
+    return is_done(job)
+
+
+def _result(job: TableJob, report: Callable[[str], None]) -> dict[str, Any] | None:
+    """The stored result of a job; None, with a line that says why, if it cannot be used."""
+    try:
+        return done(job) if _is_stored(job) else None
+    except ValueError as error:
+        report(f"left out: {error}")
+        return None
 
 
 def page_of(

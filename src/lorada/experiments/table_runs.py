@@ -1,4 +1,4 @@
-"""The runs of a table: lists them, finds their stored results, and trains and scores them.
+"""The jobs of a table: lists them, finds their stored results, and trains and scores them.
 
 Results are kept outside of the run folders, one file each, so that they can be committed:
 ``RESULTS/table5/local/lora/rte/seed1.json``. An interrupted table continues with the runs that have
@@ -9,10 +9,11 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lorada.experiments import own_process
+from lorada.experiments.queue.job import JOB_FILE, Job
 from lorada.experiments.table_spec import PaperTable, Scale, TableRow, row_recipe
 from lorada.runs.folder.folder import clear, differences, holds_run
 from lorada.runs.folder.lock import locked
@@ -31,7 +32,7 @@ SEED = re.compile(r"seed(\d+)\.json")
 
 
 @dataclass(frozen=True)
-class Job:
+class TableJob:
     """One run of a table: one row, one seed, and one task or all tasks together.
 
     Attributes:
@@ -44,6 +45,12 @@ class Job:
     recipe: Recipe
     stored: Path
 
+    def in_queue(self) -> Job:
+        """This job for the queue."""
+        name = f"{self.row.key}, {self.recipe.task}, seed {self.seed}"
+        work, done = partial(carry_out, self), partial(is_done, self)
+        return Job(name, work, Path(self.recipe.output), done)
+
 
 def jobs(
     table: PaperTable,
@@ -55,7 +62,7 @@ def jobs(
     results: Path,
     output: Path,
     data_dir: str | None = None,
-) -> list[Job]:
+) -> list[TableJob]:
     """All runs of the chosen rows, tasks and seeds, row by row.
 
     Raises:
@@ -73,11 +80,11 @@ def jobs(
                 recipe = row_recipe(table, row, scale, group, seed, run)
                 recipe = recipe.model_copy(update={"data_dir": data_dir})
                 stored = results / table.name / scale / f"{path}.json"
-                found.append(Job(row, group, seed, recipe, stored))
+                found.append(TableJob(row, group, seed, recipe, stored))
     return found
 
 
-def done(job: Job) -> dict[str, Any] | None:
+def done(job: TableJob) -> dict[str, Any] | None:
     """The stored result of a run; None if there is none or some of its tasks have no score.
 
     Raises:
@@ -92,6 +99,11 @@ def done(job: Job) -> dict[str, Any] | None:
         raise ValueError(f"{job.stored} is not the result of a run: delete it") from error
     _check_recipe(job.stored, before, job)
     return result if scored else None
+
+
+def is_done(job: TableJob) -> bool:
+    """Whether a run has a stored result with all scores."""
+    return done(job) is not None
 
 
 def stored_rows(
@@ -127,7 +139,7 @@ def stored_rows(
     return list(found.values())
 
 
-def _check_recipe(path: Path, before: Recipe, job: Job) -> None:
+def _check_recipe(path: Path, before: Recipe, job: TableJob) -> None:
     for key, old, value in differences(before, _with_weights(job.recipe)):
         raise ValueError(
             f"{path} was made with {key}={old!r}, not {value!r}: choose another --results and "
@@ -135,7 +147,7 @@ def _check_recipe(path: Path, before: Recipe, job: Job) -> None:
         )
 
 
-def _is_scored(job: Job, result: dict[str, Any]) -> bool:
+def _is_scored(job: TableJob, result: dict[str, Any]) -> bool:
     """Whether a run was scored on all test rows of its tasks."""
     wanted = {"_".join(filter(None, (t, suffix))) for t in job.tasks for suffix in TASKS[t].test}
     return wanted <= set(result["metrics"])
@@ -148,7 +160,7 @@ def _with_weights(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": hub or recipe.model})
 
 
-def delete_runs(found: list[Job]) -> None:
+def delete_runs(found: list[TableJob]) -> None:
     """Delete the results and run folders of jobs.
 
     All are deleted before any runs again, so that an interrupted table never mixes old and new
@@ -163,6 +175,7 @@ def delete_runs(found: list[Job]) -> None:
         data_folder(job.recipe.data_dir)
     with ExitStack() as stack:
         for run in runs:
+            stack.enter_context(locked(run, JOB_FILE))
             stack.enter_context(locked(run))
         for job in found:
             job.stored.unlink(missing_ok=True)
@@ -170,28 +183,42 @@ def delete_runs(found: list[Job]) -> None:
             clear(run)
 
 
-def carry_out(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
-    """Train and score one job in its own process, and store its result.
+def carry_out(job: TableJob, *, report: Callable[[str], None]) -> dict[str, Any]:
+    """Train and score one job in this process, as far as it is not done, and store its result.
 
-    An interrupted run continues. ``report`` is called with a line before each step.
+    ``report`` is called with a line before each step.
 
     Raises:
         ValueError: if its folder holds a run of another recipe.
+        KeyboardInterrupt: if the training was interrupted and saved.
     """
-    recipe = _with_weights(job.recipe)
-    run = Path(recipe.output)
-    result = read_result(run) if (run / RESULT_FILE).is_file() else None
-    if result is None or not _is_scored(job, result):
-        result = own_process.call(train_and_score, job, report=report)
-    _check_recipe(run / RESULT_FILE, Recipe(**result["recipe"]), job)
+    return _store(job, train_and_score(job, report=report))
+
+
+def store_if_complete(job: TableJob) -> None:
+    """Store the result of a run that is complete in its folder, as one collected from a cluster.
+
+    Raises:
+        ValueError: if its folder holds a finished run of another recipe.
+    """
+    path = Path(job.recipe.output) / RESULT_FILE
+    if path.is_file():
+        result = read_result(path.parent)
+        _check_recipe(path, Recipe(**result["recipe"]), job)
+        if _is_scored(job, result):
+            _store(job, result)
+
+
+def _store(job: TableJob, result: dict[str, Any]) -> dict[str, Any]:
     # Drop local paths before storing the result; keep whether the rows came from the hub.
-    result["recipe"].update(data_dir=None, output=str(run))
-    result["data"]["source"] = "a local folder" if data_folder(recipe.data_dir) else "the hub"
+    result["recipe"].update(data_dir=None, output=str(Path(job.recipe.output)))
+    source = data_folder(job.recipe.data_dir)
+    result["data"]["source"] = "a local folder" if source else "the hub"
     write_atomic(job.stored, json_text(result) + "\n")
     return result
 
 
-def train_and_score(job: Job, *, report: Callable[[str], None]) -> dict[str, Any]:
+def train_and_score(job: TableJob, *, report: Callable[[str], None]) -> dict[str, Any]:
     """Train and score one job in this process, as far as it is not done; return its result.
 
     Raises:
@@ -201,13 +228,13 @@ def train_and_score(job: Job, *, report: Callable[[str], None]) -> dict[str, Any
     recipe = _with_weights(job.recipe)
     run = Path(recipe.output)
     if not (run / RESULT_FILE).is_file():
-        report(f"{job.row.key}, {recipe.task}, seed {job.seed}: training")
+        report("training")
         if train(recipe, resume=holds_run(run)).interrupted:
             raise KeyboardInterrupt
     result = read_result(run)
     _check_recipe(run / RESULT_FILE, Recipe(**result["recipe"]), job)
     if not _is_scored(job, result):
-        report(f"{job.row.key}, {recipe.task}, seed {job.seed}: scoring")
+        report("scoring")
         evaluate_tasks(load_run(run), recipe.data_dir)
         result = read_result(run)
         if not _is_scored(job, result):  # the reason was logged
