@@ -1,1 +1,1 @@
-"""``lorada compare``: trains several methods at matched sizes and says which differ in their scores."""
+"""``lorada compare``: trains several methods at the same budgets and tells which are better."""

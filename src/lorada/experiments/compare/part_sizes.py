@@ -1,0 +1,125 @@
+"""``growing_parts``: the parts of a method that have a size, and the sizes that each may have."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+
+from peft.tuners.tuners_utils import check_target_module_exists
+
+from lorada.methods.lookup import method_named
+from lorada.methods.meta_model import meta_model
+from lorada.methods.method import PARTS, Settings, load
+from lorada.methods.model_settings import choose_settings, settings_for
+from lorada.methods.sizes import BOUNDS, FEWER_WHEN_LARGER, SIZES, Bound
+from lorada.runs.models.loading import load_config
+from lorada.runs.recipe import Recipe
+from lorada.tuners.base.linears import linears, widths, within_layer
+
+
+@dataclass(frozen=True)
+class GrowingPart:
+    """A part of a method, and the sizes that it may have.
+
+    Attributes:
+        name: of the part.
+        settings: its settings at its default size.
+        keys: the setting that is its size, then those that keep their ratio to it.
+        sizes: the sizes it may have, from the fewest trained parameters to the most.
+    """
+
+    name: str
+    settings: Settings
+    keys: tuple[str, ...]
+    sizes: Sequence[int]
+
+    @property
+    def default(self) -> int:
+        """Its default size."""
+        size: int = self.settings[self.keys[0]]
+        return size
+
+    def scale(self, size: int) -> float:
+        """How much larger a size is than the default."""
+        return self.default / size if self.name in FEWER_WHEN_LARGER else size / self.default
+
+    def scaled(self, scale: float) -> int:
+        """The size that comes nearest to ``scale`` times the default."""
+        wanted = self.default / scale if self.name in FEWER_WHEN_LARGER else self.default * scale
+        if isinstance(self.sizes, range):
+            return min(max(round(wanted), self.sizes[0]), self.sizes[-1])
+        return min(self.sizes, key=lambda size: abs(size - wanted))
+
+    def at(self, size: int, fixed: Settings) -> Settings:
+        """The settings that give a size, with those that the user fixed."""
+        found: Settings = {self.keys[0]: size}
+        for key in self.keys[1:]:
+            value = self.settings[key]
+            if value is not None:
+                scaled = value * size / self.default
+                # LoRA's alpha, for one, has to be a whole number.
+                found[key] = max(1, round(scaled)) if isinstance(value, int) else scaled
+        return {**found, **fixed}
+
+
+def growing_parts(recipe: Recipe) -> list[GrowingPart]:
+    """The parts of a recipe's method that have a size, unless the recipe sets it."""
+    method, config = method_named(recipe.method), load_config(recipe.model)
+    if method.trainable is not None:
+        return []
+    found = []
+    chosen = choose_settings(method, config)
+    for name, values in settings_for(chosen, recipe.parts, config).items():
+        keys, bound = SIZES.get(name, ()), BOUNDS.get(name)
+        if values.get("ablation") == "full_rank":  # a map without a rank
+            keys, bound = ("length",), "context"
+        if not keys or keys[0] in recipe.parts.get(name, {}):
+            continue
+        defaults = load(PARTS[name]).__dataclass_fields__
+        settings = {**{key: defaults[key].default for key in keys}, **values}
+        if settings[keys[0]]:
+            sizes = _sizes(name, settings, bound, recipe.model)
+            found.append(GrowingPart(name, settings, keys, sizes))
+    return found
+
+
+def _sizes(part: str, settings: Settings, bound: Bound | None, model: str) -> Sequence[int]:
+    """The sizes that a part may have, from the fewest trained parameters to the most."""
+    if bound in ("length", "context"):
+        tokens = getattr(load_config(model), "max_position_embeddings", None)
+        most = tokens - 1 if isinstance(tokens, int) and tokens > 1 else _parameters(model)
+        return range(1, (min(most, settings["length"]) if bound == "length" else most) + 1)
+    shapes = _shapes(part, settings, model) if bound is not None else []
+    if not shapes:
+        return range(1, _parameters(model) + 1)
+    if bound in ("side", "entries"):
+        measure: Callable[[tuple[int, ...]], int] = min if bound == "side" else math.prod
+        return range(1, min(map(measure, shapes)) + 1)
+    inputs = [shape[:1] for shape in shapes] if bound == "divides_inputs" else shapes
+    width = math.gcd(*chain.from_iterable(inputs))
+    divisors = [size for size in range(1, width + 1) if width % size == 0]
+    return divisors[::-1] if part in FEWER_WHEN_LARGER else divisors
+
+
+def _shapes(part: str, settings: Settings, model: str) -> list[tuple[int, ...]]:
+    """Widths (in, out) of the matrices of a part; of all in layers if PEFT chooses them."""
+    config = load(PARTS[part])(**settings)
+    if not config.target_modules:
+        return [shape for name, shape in _linears(model).items() if within_layer(name) != name]
+    linears = _linears(model).items()
+    return [shape for name, shape in linears if check_target_module_exists(config, name)]
+
+
+@cache
+def _linears(model: str) -> dict[str, tuple[int, ...]]:
+    """Widths (in, out) of a model's linear layers, by name."""
+    module = meta_model(load_config(model))
+    return {} if module is None else {key: widths(each) for key, each in linears(module).items()}
+
+
+@cache
+def _parameters(model: str) -> int:
+    """How many parameters a model has, which is above any size within a budget."""
+    module = meta_model(load_config(model))
+    return 10**12 if module is None else module.num_parameters()

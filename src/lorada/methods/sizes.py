@@ -1,0 +1,168 @@
+"""The setting of each part that is its size, and the usual learning rate of each method."""
+
+from typing import Literal
+
+# Part → the setting that is its size, then settings that keep their ratio to it. A tuner of PEFT
+# has its lower-case name. A part without an entry has no size: QuanTA's gates, for one, follow from
+# the width of the matrices.
+SIZES: dict[str, tuple[str, ...]] = {
+    "lmam": ("rank",),
+    "bottleneck": ("rank",),
+    "pa_attn": ("rank",),
+    "parallel_ffn": ("rank",),
+    "prefix": ("length",),
+    "sora": ("rank", "alpha"),
+    "lamda": ("rank",),
+    "omoe": ("rank", "alpha"),
+    "lora": ("r", "lora_alpha"),
+    "adalora": ("init_r", "target_r", "lora_alpha"),
+    "shira": ("r",),
+    "adamss": ("num_subspaces",),
+    "boft": ("boft_block_size",),
+    "c3a": ("block_size",),
+    "deft": ("r", "alpha"),
+    "delora": ("r",),
+    "fourierft": ("n_frequency",),
+    "glora": ("r",),
+    "gralora": ("r", "alpha"),
+    "hira": ("r",),
+    "hra": ("r",),
+    "lily": ("r",),
+    "loha": ("r", "alpha"),
+    "lokr": ("r", "alpha"),
+    "miss": ("r",),
+    "oft": ("oft_block_size",),
+    "peanut": ("r",),
+    "psoft": ("r", "psoft_alpha"),
+    "pvera": ("r",),
+    "randlora": ("r", "randlora_alpha"),
+    "tinylora": ("u",),
+    "unilora": ("theta_d_length",),
+    "vblora": ("r",),
+    "vera": ("r",),
+    "waveft": ("n_frequency",),
+}
+
+# Parts of which a LARGER setting trains FEWER parameters.
+FEWER_WHEN_LARGER = ("c3a", "randlora")
+
+# Part → what its size may be at most, or must divide; a part without an entry takes any number:
+# "side": at most the smaller side of each matrix of the part, as that is the highest rank it has;
+# "entries": at most the entries of each matrix; "context": at most the model's tokens, less one;
+# "length": at most the setting ``length`` of the part; "divides_inputs", "divides": a divisor of
+# the input widths of all matrices of the part, or of all widths.
+Bound = Literal["side", "entries", "context", "length", "divides_inputs", "divides"]
+BOUNDS: dict[str, Bound] = {
+    "lmam": "length",
+    "prefix": "context",
+    "sora": "side",
+    "lamda": "side",
+    "omoe": "side",
+    "lora": "side",
+    "adalora": "side",
+    "shira": "side",
+    "adamss": "side",
+    "boft": "divides_inputs",
+    "c3a": "divides",
+    "deft": "side",
+    "delora": "side",
+    "fourierft": "entries",
+    "glora": "side",
+    "gralora": "side",
+    "hira": "side",
+    "hra": "side",
+    "lily": "side",
+    "loha": "side",
+    "lokr": "side",
+    "miss": "side",
+    "oft": "divides_inputs",
+    "psoft": "side",
+    "randlora": "divides",
+    "waveft": "entries",
+}
+
+# The learning rate of a method without an entry below: what `lorada train` takes by default.
+DEFAULT_RATE = 1e-3
+# Where a search for a learning rate looks, the same for all methods.
+RATE_RANGE = (1e-5, 1e-1)
+
+_HE = "scripts of He et al. (Tables 5 and 10)"
+_LLM_ADAPTERS = "LLM-Adapters' scripts (Table 4)"
+_LORADA = "Tables 16, 17 and 19"
+_SUITE = "PEFT's method comparison on MetaMathQA"
+_EXAMPLE = "PEFT's example of it"
+_DOCS = "PEFT's documentation"
+
+# Method → its usual learning rate, and where that comes from.
+RATES: dict[str, tuple[float, str]] = {
+    "lmam": (5e-3, "the default of map_learning_rate (docs/scale.md)"),
+    "fmam": (5e-3, "the default of map_learning_rate (docs/scale.md)"),
+    "lora": (3e-4, _LLM_ADAPTERS),
+    "dora": (2e-4, "DoRA's scripts (Table 4)"),
+    "adapter_ffn": (1e-4, _HE),
+    "series": (3e-4, _LLM_ADAPTERS),
+    "parallel": (3e-4, _LLM_ADAPTERS),
+    "houlsby": (1e-4, _HE),
+    "pfeiffer": (5e-5, _HE),
+    "pa_attn_ffn": (5e-5, _HE),
+    "prefix": (3e-2, _LLM_ADAPTERS),
+    "mam": (1e-4, _HE),
+    "prefix_lora": (5e-5, _HE),
+    "autopeft": (1e-4, "AutoPEFT's paper"),
+    "quanta": (5e-5, "QuanTA's scripts (Table 4)"),
+    "ist": (2e-4, "IST's scripts (Table 4)"),
+    "owlore": (3e-4, "OwLore's scripts (Table 4)"),
+    "owlore_full": (3e-4, "OwLore's scripts (Table 4)"),
+    "adalora": (8e-4, "AdaLoRA's scripts, for CoLA (Table 11)"),
+    "sora": (8e-4, "SoRA's script (Table 11)"),
+    "shira": (5e-4, "SHiRA's paper"),
+    "lamda": (3e-4, "the rate of the other rows of Table 4"),
+    "omoe": (2e-4, "OMoE's authors (Table 4)"),
+    "longlora": (2e-5, "LongLoRA's scripts (Table 7)"),
+    "lorada_a": (3e-4, _LORADA),
+    "lorada_la": (1e-4, _LORADA),
+    "lorada_q": (1e-4, _LORADA),
+    "bitfit": (2e-4, "ten times that of full fine-tuning (Table 5)"),
+    "full": (2e-5, _HE),
+    "beft": (8e-3, _EXAMPLE),
+    "adamss": (1e-4, _SUITE),
+    "boft": (1e-4, _SUITE),
+    "c3a": (1e-1, _DOCS),
+    "deft": (3e-4, _EXAMPLE),
+    "delora": (1e-3, _SUITE),
+    "fourierft": (6e-2, _EXAMPLE),
+    "frod": (1e-3, _SUITE),
+    "glora": (3e-4, _EXAMPLE),
+    "gralora": (2e-4, _SUITE),
+    "hira": (4.5e-3, _SUITE),
+    "hra": (5e-3, _EXAMPLE),
+    "ia3": (5e-3, _SUITE),
+    "lily": (1e-4, _EXAMPLE),
+    "ln_tuning": (1e-4, _SUITE),
+    "loha": (1e-4, _SUITE),
+    "lokr": (3e-3, _SUITE),
+    "miss": (1e-4, _SUITE),
+    "oft": (1e-4, _SUITE),
+    "peanut": (1e-4, _SUITE),
+    "psoft": (5e-4, _EXAMPLE),
+    "pvera": (3e-3, _SUITE),
+    "randlora": (3e-4, _EXAMPLE),
+    "road": (1e-3, _DOCS),
+    "supertuning": (1e-4, _EXAMPLE),
+    "tinylora": (1e-3, _SUITE),
+    "unilora": (1e-4, _EXAMPLE),
+    "vblora": (1e-3, _DOCS),
+    "vera": (2e-2, _EXAMPLE),
+    "waveft": (3e-4, _EXAMPLE),
+}
+
+
+def default_rate(name: str) -> float:
+    """A method's own learning rate; of a sum, the smallest of its methods, which suits them all.
+
+    A map that is added as ``+lmam`` does not count: it trains at its own ``map_learning_rate``.
+    """
+    if name in RATES:
+        return RATES[name][0]
+    methods = [each for each in name.split("+") if each != "lmam"]
+    return min((RATES.get(each, (DEFAULT_RATE, ""))[0] for each in methods), default=DEFAULT_RATE)
