@@ -88,11 +88,12 @@ def write_made_up(folder: Path, *, rows: int = 200, seeds: tuple[int, ...] = (1,
     random = np.random.default_rng(7)
     plan = {
         "candidates": candidates(), "versions": VERSIONS, "hardware": MACHINE,
-        "held_out": {"file": HELD_OUT, "rows": rows},
+        "held_out": {HELD_OUT: {"rows": rows, "sha256": "0" * 64}},
     }  # fmt: skip
     asked = {
-        "model": MODEL, "data": "train.jsonl", "held_out": HELD_OUT, "methods": list(METHODS),
-        "budgets": list(BUDGETS), "seeds": list(seeds), "trials": 4,
+        "recipe": {"model": MODEL, "data": "train.jsonl"}, "held_out": HELD_OUT,
+        "methods": list(METHODS), "budgets": list(BUDGETS), "seeds": list(seeds), "trials": 4,
+        "against": None, "with_text": False, "allow_overlap": False,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "comparison.yaml").write_text(yaml.safe_dump(asked, sort_keys=False))
@@ -132,7 +133,7 @@ def search(folder: Path, random: np.random.Generator) -> None:
     """Write the search for a learning rate: four trials, one of them pruned."""
     trials = [
         {
-            "number": number, "rate": float(rate), "loss": None if number == 2 else 0.6 + number / 9,
+            "number": number, "rate": float(rate), "loss": 0.6 + number / 9,
             "steps": 15 if number == 2 else 45, "pruned": number == 2, "diverged": False,
             "seconds": float(random.uniform(20, 40)),
         }

@@ -1,0 +1,239 @@
+"""Reads what is there of a comparison's folder; whatever is missing or damaged becomes a note."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from lorada.report.comparison.statistics import Scores
+
+Row = tuple[str, int]  # the name of the rows and the row's number in their file, from 1
+OF_BASE = " (base)"  # ends the name of rows that the model was scored on without its adapter
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run that is scored on the held-out rows.
+
+    Attributes:
+        folder: relative to the comparison's.
+        seed: of the run.
+        result: its ``result.json``.
+        scores: in percent, by row.
+        losses: in nats, by row; NaN where none was measured.
+        texts: by row, what was asked and the right answer, if they are stored.
+    """
+
+    folder: str
+    seed: int
+    result: dict[str, Any]
+    scores: dict[Row, float]
+    losses: dict[Row, float]
+    texts: dict[Row, tuple[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method at one size, with its runs.
+
+    Attributes:
+        label: a unique name, such as ``lora`` or ``lora (0.2%)``.
+        plan: its entry in ``plan.json``.
+        runs: those that are scored, by seed.
+        scores: seeds × rows, in percent.
+        losses: seeds × rows, in nats; NaN where none was measured.
+        search: its ``search.json``; empty if there is none.
+        missing: why it has no run, or not one of every seed; empty if nothing is missing.
+    """
+
+    label: str
+    plan: dict[str, Any]
+    runs: list[Run]
+    scores: Scores
+    losses: Scores
+    search: dict[str, Any]
+    missing: str
+
+    @property
+    def method(self) -> str:
+        """The name of its method."""
+        return str(self.plan["method"])
+
+    @property
+    def budgets(self) -> dict[str, bool]:
+        """Each budget that leads to this size → whether the size is above it."""
+        found: dict[str, bool] = self.plan.get("budgets") or {}
+        return found
+
+    @property
+    def sizes(self) -> str:
+        """The settings that give its size, as they are typed."""
+        parts = self.plan.get("parts") or {}
+        return " ".join(
+            f"{part}.{k}={v}" for part, given in parts.items() for k, v in given.items()
+        )
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is there of a comparison.
+
+    Attributes:
+        folder: of the comparison.
+        asked: ``comparison.yaml``.
+        plan: ``plan.json``.
+        candidates: in the order of the plan.
+        rows: the held-out rows, in the order of the columns of all scores.
+        baselines: ``baselines.json``.
+        notes: one line for each run or file that is missing, damaged or failed.
+    """
+
+    folder: Path
+    asked: dict[str, Any]
+    plan: dict[str, Any]
+    candidates: list[Candidate]
+    rows: list[Row]
+    baselines: dict[str, Any]
+    notes: list[str]
+
+
+def read_comparison(folder: Path) -> Results:
+    """Read a comparison, finished or not.
+
+    Raises:
+        ValueError: if the folder has no readable plan.
+    """
+    notes: list[str] = []
+    if not (folder / "plan.json").is_file():
+        raise ValueError(f"{folder} holds no comparison: it has no plan.json")
+    plan = _mapping(folder, "plan.json", json.loads, notes)
+    if notes or not isinstance(plan.get("candidates"), list):
+        raise ValueError(f"{folder / 'plan.json'} is damaged: start again with --overwrite")
+    asked = _mapping(folder, "comparison.yaml", yaml.safe_load, notes)
+    failures = _mapping(folder, "failures.json", json.loads, notes, needed=False)
+    baselines = _mapping(folder, "baselines.json", json.loads, notes)
+    entries = [entry for entry in plan["candidates"] if isinstance(entry, dict)]
+    seeds = _seeds(folder, asked)
+    found = [_read_runs(folder, entry, seeds, failures) for entry in entries]
+    rows = _common_rows([run for runs, _ in found for run in runs], plan)
+    candidates = []
+    for entry, label, (runs, missing) in zip(entries, _labels(entries), found, strict=True):
+        same = [run for run in runs if run.scores.keys() == set(rows)]
+        missing += [f"{r.folder}: it was scored on other rows" for r in runs if r not in same]
+        notes += missing
+        notes += [f"{label}: {entry['reason']}"] if entry.get("reason") else []
+        place = f"trials/{_place(entry)}/search.json"
+        candidates.append(Candidate(
+            label=label, plan=entry, runs=same, missing="; ".join(missing),
+            scores=_table(same, rows, "scores"), losses=_table(same, rows, "losses"),
+            search=_mapping(folder, place, json.loads, notes, needed=False),
+        ))  # fmt: skip
+    notes += [f"{key}: {text}" for key, text in failures.items() if key.startswith("trials/")]
+    return Results(folder, asked, plan, candidates, rows, baselines, notes)
+
+
+def _mapping(
+    folder: Path, name: str, parse: Callable[[str], Any], notes: list[str], *, needed: bool = True
+) -> dict[str, Any]:
+    """The mapping in a file; if it is damaged, or needed and missing, an empty one and a note."""
+    path = folder / name
+    if not path.is_file():
+        notes += [f"{name} is not there yet"] if needed else []
+        return {}
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    except (*BROKEN, yaml.YAMLError):
+        pass
+    notes.append(f"{name} is damaged and was left out")
+    return {}
+
+
+def _place(entry: dict[str, Any]) -> str:
+    """The folder of a candidate, in ``trials`` and in ``runs``."""
+    return f"{entry.get('method')}/{entry.get('trainable')}"
+
+
+def _seeds(folder: Path, asked: dict[str, Any]) -> list[int]:
+    """The seeds that were asked for; if that cannot be read, those of the runs."""
+    given = asked.get("seeds")
+    if isinstance(given, list) and given and all(isinstance(seed, int) for seed in given):
+        return given
+    names = {path.name.removeprefix("seed") for path in folder.glob("runs/*/*/seed*")}
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _labels(entries: list[dict[str, Any]]) -> list[str]:
+    """A unique name for each candidate: its method, with its budgets if it has several sizes."""
+    count = Counter(entry.get("method") for entry in entries)
+    labels = [
+        f"{entry.get('method')} ({', '.join(entry.get('budgets') or {}) or 'default size'})"
+        if count[entry.get("method")] > 1
+        else str(entry.get("method"))
+        for entry in entries
+    ]
+    return labels
+
+
+def _read_runs(
+    folder: Path, entry: dict[str, Any], seeds: list[int], failures: dict[str, Any]
+) -> tuple[list[Run], list[str]]:
+    """The scored runs of a candidate, and a line for each seed that is missing."""
+    runs, missing = [], []
+    for seed in seeds if not entry.get("reason") else []:
+        name = f"runs/{_place(entry)}/seed{seed}"
+        if name in failures:
+            missing.append(f"{name} failed: {failures[name]}")
+        elif not (folder / name / "predictions.jsonl").is_file():
+            missing.append(f"{name} is not finished")
+        else:
+            try:
+                runs.append(_read_run(folder, name, seed))
+            except BROKEN as error:
+                reason = str(error) if isinstance(error, ValueError) else type(error).__name__
+                missing.append(f"{name} is damaged and was left out ({reason})")
+    return runs, missing
+
+
+def _read_run(folder: Path, name: str, seed: int) -> Run:
+    result = json.loads((folder / name / "result.json").read_text(encoding="utf-8"))
+    result["metrics"].items()  # is read later, so it must be a mapping
+    run = Run(name, seed, result, {}, {})
+    # Not splitlines(), which would also split at U+2028, and a JSON string may hold that.
+    text = (folder / name / "predictions.jsonl").read_text(encoding="utf-8")
+    for line in filter(None, text.split("\n")):
+        one = json.loads(line)
+        row = str(one["rows"]), int(one["row"])
+        if row[0].endswith(OF_BASE):
+            continue
+        if one["score"] is None:
+            raise ValueError(f"row {row[1]} of {row[0]} has no score")
+        run.scores[row] = float(one["score"])
+        run.losses[row] = math.nan if one.get("loss") is None else float(one["loss"])
+        if "text" in one:
+            run.texts[row] = str(one["text"]), str(one.get("right"))
+    if not run.scores:
+        raise ValueError("no row is scored")
+    return run
+
+
+def _common_rows(runs: list[Run], plan: dict[str, Any]) -> list[Row]:
+    """The rows that most runs were scored on, in the order of the plan and of their numbers."""
+    counted = Counter(frozenset(run.scores) for run in runs)
+    rows = max(counted, key=lambda found: (counted[found], len(found)), default=frozenset())
+    names = list(plan.get("held_out") or {})
+    names += sorted({name for name, _ in rows} - set(names))
+    return sorted(rows, key=lambda row: (names.index(row[0]), row[1]))
+
+
+def _table(runs: list[Run], rows: list[Row], kind: str) -> Scores:
+    found = [[getattr(run, kind)[row] for row in rows] for run in runs]
+    return np.array(found, dtype=float).reshape(len(runs), len(rows))

@@ -1,0 +1,226 @@
+r"""Statistics of scores: intervals, tests of pairs of methods, and the difference they could show.
+
+Scores are arrays of shape seeds × rows, in percent, higher is better. A run is one training with
+one seed. The score of one row in one run is modelled as
+
+    y[method, run, row] = mean[method] + row + method×row + run + noise.
+
+A difference between two methods is due to chance if other rows, or other runs of the same methods,
+could have turned it round. Both are covered:
+
+- ``interval`` draws rows and runs anew (a bootstrap of both).
+- ``paired_p`` is a t-test of the difference in means, paired by row. Its standard error adds the
+  variance between runs to the variance that the choice of rows causes; its degrees of freedom are
+  Satterthwaite's. This is how readers and cases are treated where several doctors judge the same
+  images (Hillis, 2007, "A comparison of denominator degrees of freedom methods for multiple
+  observer ROC analysis"; here runs are the readers).
+
+Why it is no permutation test: swapping the two methods' scores of whole rows takes the runs as they
+are, and so calls the luck of a run a difference. Swapping whole runs is right, but three runs of
+each of two methods can be split in only 20 ways, so p could not fall below 0.1. The t-test assumes
+instead that the mean scores of runs are normally distributed, with one variance for both methods.
+Runs of two methods with the same seed are not treated as pairs.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorada.support.errors import needs_extra
+
+Scores = NDArray[np.float64]
+LEVEL = 0.95  # of intervals
+ALPHA = 0.05  # a p-value below it is a difference
+POWER = 0.8  # of the smallest detectable difference
+DRAWS = 10_000  # of a bootstrap
+SEED = 0  # of the random draws, so that a report is the same each time
+TINY = 1e-9  # percent; differences below it are rounding errors
+
+
+def interval(scores: Scores, level: float = LEVEL) -> tuple[float, float]:
+    """The interval of the mean score, by a bootstrap over rows and seeds; of one seed, over rows.
+
+    Args:
+        scores: seeds × rows.
+        level: of confidence.
+
+    Returns:
+        Its lower and upper end: percentiles of 10,000 draws.
+    """
+    random = np.random.default_rng(SEED)
+    # Rows with the same scores in all seeds are drawn together, which is fast for right and wrong.
+    patterns, counts = np.unique(scores, axis=1, return_counts=True)
+    means = []
+    per_part = max(1, 2_000_000 // scores.shape[1])  # draws at once, for less memory
+    for start in range(0, DRAWS, per_part):
+        draws = min(per_part, DRAWS - start)
+        means.append(_row_weights(random, counts, draws) @ patterns.T / scores.shape[1])
+    by_seed = np.concatenate(means)  # draws × seeds
+    seeds = random.integers(len(scores), size=by_seed.shape)
+    drawn = np.take_along_axis(by_seed, seeds, axis=1).mean(axis=1)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _row_weights(
+    random: np.random.Generator, counts: NDArray[np.int64], draws: int
+) -> NDArray[np.float64]:
+    """How often each pattern is drawn, of ``counts`` rows: draws × patterns."""
+    rows = int(counts.sum())
+    if 4 * len(counts) < rows:
+        return random.multinomial(rows, counts / rows, size=draws).astype(float)
+    pattern = np.repeat(np.arange(len(counts)), counts)  # of each row
+    drawn = pattern[random.integers(rows, size=(draws, rows))]
+    drawn += np.arange(draws)[:, None] * len(counts)
+    flat = np.bincount(drawn.ravel(), minlength=draws * len(counts))
+    return flat.reshape(draws, len(counts)).astype(float)
+
+
+def paired_p(a: Scores, b: Scores) -> float:
+    """The probability of a difference in means at least as large if the methods did not differ.
+
+    It is two-sided. It is never below 2 / 2^k, where k is the number of rows with a difference,
+    because a coin for each of these rows would put them all on one side that often.
+
+    Args:
+        a: seeds × rows of one method.
+        b: the same of the other, with the same rows; it may have another number of seeds.
+
+    Raises:
+        ValueError: if one has fewer than two seeds or rows, because the variance between them is
+            then unknown, or if the numbers of rows differ.
+    """
+    with needs_extra("compare"):
+        from scipy.stats import t
+
+    if min(*a.shape, *b.shape) < 2:
+        raise ValueError("a test needs two rows, and two seeds of each method")
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"{a.shape[1]} and {b.shape[1]} rows cannot be compared")
+    error, freedom = _standard_error(
+        (len(a), len(b)), _between_runs(a, b), *_over_rows(a, b), a.shape[1]
+    )
+    differing = np.count_nonzero(np.abs(a.mean(axis=0) - b.mean(axis=0)) > TINY)
+    if error < TINY:
+        return 1.0
+    p = 2 * float(t.sf(abs(a.mean() - b.mean()) / error, freedom))
+    return min(1.0, max(p, 2.0 ** (1 - differing)))
+
+
+def _standard_error(
+    seeds: tuple[int, int], between_runs: float, over_rows: float, noise: float, rows: int
+) -> tuple[float, float]:
+    """The standard error of a difference in means, and its degrees of freedom (Satterthwaite).
+
+    Args:
+        seeds: the number of runs of each method.
+        between_runs: variance of the mean score of one run.
+        over_rows: variance over rows of the difference, with the noise of single runs in it.
+        noise: that noise.
+        rows: their number.
+    """
+    runs = between_runs * (1 / seeds[0] + 1 / seeds[1])
+    # The variance between runs has the noise in it, too, which must count once.
+    variance = runs + max(over_rows - noise, 0.0) / rows
+    free = sum(seeds) - 2
+    spread = runs**2 / free + (over_rows**2 + noise**2 / free) / rows**2 / (rows - 1)
+    return float(np.sqrt(variance)), variance**2 / spread if spread > 0 else 1.0
+
+
+def _between_runs(*methods: Scores) -> float:
+    """The variance of a run's mean score over runs of one method; pooled over methods."""
+    squares = sum(float(s.mean(axis=1).var() * len(s)) for s in methods)
+    return squares / sum(len(s) - 1 for s in methods)
+
+
+def _over_rows(a: Scores, b: Scores) -> tuple[float, float]:
+    """The variance over rows of the difference, and the noise of single runs in it."""
+    differences = a.mean(axis=0) - b.mean(axis=0)
+    return float(differences.var(ddof=1)), _noise(a) / len(a) + _noise(b) / len(b)
+
+
+def _noise(scores: Scores) -> float:
+    """The variance of single scores that neither their row nor their run explains."""
+    seeds, rows = scores.shape
+    rest = scores - scores.mean(axis=1, keepdims=True) - scores.mean(axis=0) + scores.mean()
+    return float((rest**2).sum() / ((seeds - 1) * (rows - 1)))
+
+
+def detectable(methods: Sequence[Scores], tests: int = 1) -> float:
+    """The smallest difference in percent that a test of two such methods finds with 80 % power.
+
+    It uses the variances between runs and rows that were measured, as means over all methods.
+
+    Args:
+        methods: seeds × rows of each; those with one seed are left out.
+        tests: how many tests share the level of 5 %: the first of Holm's must reach 5 % / tests.
+
+    Raises:
+        ValueError: if fewer than two methods have two seeds and two rows.
+    """
+    with needs_extra("compare"):
+        from scipy.optimize import brentq
+        from scipy.stats import nct, t
+
+    several = [scores for scores in methods if min(scores.shape) > 1]
+    if len(several) < 2:
+        raise ValueError("fewer than two methods have two seeds and two rows")
+    seeds, rows = min(map(len, several)), several[0].shape[1]
+    over_rows, noise = np.mean([_over_rows(a, b) for a, b in combinations(several, 2)], axis=0)
+    between_runs = _between_runs(*several)
+    error, freedom = _standard_error((seeds, seeds), between_runs, over_rows, noise, rows)
+    limit = float(t.isf(ALPHA / tests / 2, freedom))
+    errors = brentq(lambda x: nct.sf(limit, freedom, x) - POWER, 0.0, 4 * limit + 4)
+    return float(errors) * error
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """The p-values corrected for their number by Holm's method, in the order given."""
+    order = sorted(range(len(ps)), key=lambda i: ps[i])
+    corrected, largest = [0.0] * len(ps), 0.0
+    for place, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(ps) - place) * ps[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def letters(names: Sequence[str], different: set[frozenset[str]]) -> dict[str, str]:
+    """Letters such that two names share one if, and only if, they are not different.
+
+    A letter stands for a largest group of names of which no two are different. Groups that
+    are not needed to show a pair are left out.
+
+    Args:
+        names: in the order of the letters: the first name has an ``a``.
+        different: the pairs of names that differ.
+    """
+    groups = [set(names)] if names else []
+    for pair in sorted(map(sorted, different)):
+        split = []
+        for group in groups:
+            split += [group - {name} for name in pair] if group.issuperset(pair) else [group]
+        groups = [g for i, g in enumerate(split) if not _covered(g, split[:i], split[i + 1 :])]
+    for group in list(groups):
+        others = [other for other in groups if other is not group]
+        pairs = [{x, y} for x in group for y in group]  # of a name with itself, too
+        if all(any(pair <= other for other in others) for pair in pairs):
+            groups = others
+    place = {name: index for index, name in enumerate(names)}
+    groups.sort(key=lambda group: sorted(place[name] for name in group))
+    return {
+        name: "".join(_letter(i) for i, group in enumerate(groups) if name in group)
+        for name in names
+    }
+
+
+def _covered(group: set[str], before: list[set[str]], after: list[set[str]]) -> bool:
+    """Whether another group holds all of this one; of two equal groups the first stays."""
+    return any(group <= other for other in before) or any(group < other for other in after)
+
+
+def _letter(index: int) -> str:
+    """A to z, then a2 to z2 and so on."""
+    turn, place = divmod(index, 26)
+    return chr(ord("a") + place) + (str(turn + 1) if turn else "")
