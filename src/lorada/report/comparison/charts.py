@@ -1,0 +1,290 @@
+"""Draws the charts of a comparison's page, as Vega-Lite specifications.
+
+A method has the same colour, dash and marker in all charts, so that no chart needs colours to be
+read. Text and lines have ``currentColor``: the page's style sheet sets it for light, dark and
+print. Altair comes with the extra ``compare``.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lorada.report.comparison.summary import Line, Summary
+from lorada.support.errors import needs_extra
+
+with needs_extra("compare"):
+    import altair as alt
+
+Spec = dict[str, Any]
+Curve = Sequence[tuple[int, float]]
+
+# Okabe and Ito's colours without yellow, which cannot be seen on white. The numbers of colours,
+# dashes and markers have no common factor, so 35 lines and 56 markers differ.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "currentColor")
+DASHES = ((1, 0), (6, 3), (2, 2), (10, 3, 2, 3), (14, 4))
+MARKERS = (
+    "circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right",
+    "triangle-left",
+)  # fmt: skip
+
+# What the score is drawn over: name → (field of a line, title of the axis, format of a number).
+COSTS = {
+    "parameters": ("trainable", "trained parameters", "~s"),
+    "memory": ("peak_memory_gib", "peak memory (GiB)", "~g"),
+    "time": ("seconds_per_step", "seconds per step", "~g"),
+}
+LOG_FROM = 8  # an axis is logarithmic if its largest value is so many times its smallest
+MOST_POINTS = 100  # of one loss curve
+ALL_POINTS = 50_000  # of all loss curves, because a point takes about 14 bytes of the page
+TEXT = {"labelColor": "currentColor", "titleColor": "currentColor", "labelFontSize": 12}
+CONFIG = {
+    "background": "transparent",
+    "font": "system-ui, Liberation Sans, Arial, sans-serif",
+    "view": {"stroke": None},
+    "text": {"fontSize": 12},
+    "axis": {
+        **TEXT, "titleFontSize": 12, "titleFontWeight": "normal", "gridColor": "currentColor",
+        "gridOpacity": 0.15, "domainColor": "currentColor", "domainOpacity": 0.5,
+        "tickColor": "currentColor", "tickOpacity": 0.5,
+    },
+    "legend": {**TEXT, "symbolStrokeWidth": 2, "symbolOpacity": 1},
+}  # fmt: skip
+MOST_SEEDS = 8  # methods; with more of them, seeds are drawn for the chosen method only
+
+
+def pareto_charts(summary: Summary) -> dict[str, Spec]:
+    """Charts of the score over each cost that was measured: name of the cost → specification."""
+    charts = {}
+    for name, (field, title, form) in COSTS.items():
+        lines = [line for line in scored(summary) if getattr(line, field) is not None]
+        if lines:
+            costs = [float(getattr(line, field)) for line in lines]
+            charts[name] = _pareto(summary, lines, costs, title, form)
+    return charts
+
+
+def _pareto(summary: Summary, lines: list[Line], costs: list[float], title: str, form: str) -> Spec:
+    front = pareto_front(costs, [line.score or 0.0 for line in lines])
+    rows = [
+        {**_row(line), "cost": cost, "front": index in front}
+        for index, (line, cost) in enumerate(zip(lines, costs, strict=True))
+    ]
+    logarithmic = min(costs) > 0 and max(costs) > LOG_FROM * min(costs)
+    scale = alt.Scale(type="log" if logarithmic else "linear", zero=False, nice=False, padding=30)
+    title_of_axis = f"{title} (logarithmic)" if logarithmic else title
+    base = alt.Chart(alt.InlineData(rows)).encode(
+        x=alt.X(
+            "cost:Q", title=title_of_axis, scale=scale, axis=alt.Axis(format=form, tickCount=5)
+        ),
+        y=alt.Y("score:Q", title="score", scale=alt.Scale(zero=False)),
+        tooltip=[*_tooltip(), alt.Tooltip("cost:Q", title=title, format=form)],
+    )
+    styles = _styles(summary, lines)
+    colour = alt.Color("method:N", **styles(COLOURS))
+    markers = base.encode(
+        stroke=alt.Stroke("method:N", **styles(COLOURS)),
+        shape=alt.Shape("method:N", **styles(MARKERS)),
+    )
+    on_front = alt.datum.front
+    labels = base.transform_filter(on_front).encode(text="label:N")
+    beside: Any = {
+        "align": "left",
+        "dx": 9,
+        "dy": -10,
+        "limit": 140,
+        "opacity": alt.ExprRef("width < 250 ? 0 : 1"),
+    }
+    layers = [
+        base.transform_filter(on_front).mark_line(
+            interpolate="step-after", color="currentColor", opacity=0.5, size=1.5
+        ),
+        # One line a method: its sizes, if it has several.
+        base.mark_line(size=1.5).encode(color=colour),
+        base.mark_rule(size=1.5).encode(y="low:Q", y2="high:Q", color=colour),
+        markers.transform_filter(~on_front).mark_point(size=80, strokeWidth=2, fill=None),
+        markers.transform_filter(on_front)
+        .mark_point(size=130, opacity=1)
+        .encode(fill=alt.Fill("method:N", **styles(COLOURS))),
+        # The same text twice: the first is an outline that keeps lines off the letters.
+        labels.mark_text(**beside, stroke="var(--page)", strokeWidth=4),
+        labels.mark_text(**beside, color="currentColor"),
+    ]
+    return _finished(alt.layer(*layers), height=380)
+
+
+def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> set[int]:
+    """Positions of the points that score higher than all points that cost no more.
+
+    Args:
+        costs: of each point; lower is better.
+        scores: of each point; higher is better.
+    """
+    front, best = set(), -math.inf
+    for index in sorted(range(len(costs)), key=lambda i: (costs[i], -scores[i])):
+        if scores[index] > best:
+            front.add(index)
+            best = scores[index]
+    return front
+
+
+def interval_chart(summary: Summary) -> Spec | None:
+    """Chart of each score with its interval, the highest first; None if nothing is scored."""
+    rows = [{**_row(line), "letter": line.letter, "kind": "trained"} for line in scored(summary)]
+    if not rows:
+        return None
+    rows += [
+        {"label": one.name, "score": one.score, "low": one.low, "high": one.high,
+         "letter": "", "kind": "baseline"}
+        for one in summary.baselines
+        if one.score is not None
+    ]  # fmt: skip
+    rows.sort(key=lambda row: -row["score"])
+    names = alt.Axis(labelLimit=160, title=None, domain=False, ticks=False, grid=True)
+    kinds = ["trained", "baseline"]
+    colour = alt.Color(
+        "kind:N", scale=alt.Scale(domain=kinds, range=["#0072B2", "currentColor"]), legend=None
+    )
+    marker = alt.Shape(
+        "kind:N", scale=alt.Scale(domain=kinds, range=["circle", "diamond"]), legend=None
+    )
+    base = alt.Chart(alt.InlineData(rows)).encode(
+        x=alt.X(
+            "score:Q",
+            title="score and its 95 % interval",
+            scale=alt.Scale(zero=False, padding=12),
+            axis=alt.Axis(tickCount=8),
+        ),
+        y=alt.Y("label:N", sort=[row["label"] for row in rows], axis=names),
+        tooltip=_tooltip(),
+    )
+    layers = [
+        base.mark_rule(size=2).encode(x="low:Q", x2="high:Q", color=colour),
+        base.mark_point(size=70, filled=True, opacity=1).encode(color=colour, shape=marker),
+        base.mark_text(align="left", dx=7, color="currentColor").encode(
+            x="high:Q", text="letter:N"
+        ),
+    ]
+    return _finished(alt.layer(*layers), height=28 * len(rows) + 10)
+
+
+def loss_charts(summary: Summary, curves: Mapping[str, Sequence[Curve]]) -> dict[str, Spec]:
+    """Charts of the training loss over steps: budget → specification.
+
+    The parameter ``chosen`` of a chart is the method whose curve stands out, or null for none.
+
+    Args:
+        summary: of the comparison; its histories are the thick lines.
+        curves: label → a curve for each seed, drawn as thin lines.
+    """
+    lines = [line for line in summary.lines if summary.histories.get(line.label)]
+    budgets = list(dict.fromkeys(name for line in lines for name in _budgets(line)))
+    seeds = sum(1 + len(curves.get(line.label, ())) for line in lines)
+    points = max(2, min(MOST_POINTS, ALL_POINTS // max(seeds, 1)))
+    return {
+        budget: _loss(summary, [line for line in lines if budget in _budgets(line)], curves, points)
+        for budget in budgets
+    }
+
+
+def _loss(
+    summary: Summary, lines: list[Line], curves: Mapping[str, Sequence[Curve]], points: int
+) -> Spec:
+    rows = []
+    for line in lines:
+        seeds = curves.get(line.label, ())
+        means = {"mean": summary.histories[line.label]}
+        thin = {str(number): curve for number, curve in enumerate(seeds)} if seeds[1:] else {}
+        for name, curve in {**thin, **means}.items():
+            kept = thin_out(curve, points)
+            rows.append({
+                "method": line.method, "curve": name, "step": [step for step, _ in kept],
+                # JSON has no NaN; a null leaves a gap in the line.
+                "loss": [float(f"{y:.4g}") if math.isfinite(y) else None for _, y in kept],
+            })  # fmt: skip
+    styles = _styles(summary, lines)
+    base = (
+        alt.Chart(alt.InlineData(rows))
+        .transform_flatten(["step", "loss"])
+        .encode(
+            x=alt.X("step:Q", title="optimizer steps", axis=alt.Axis(tickCount=6)),
+            y=alt.Y("loss:Q", title="training loss (nats per token)", scale=alt.Scale(zero=False)),
+            color=alt.Color("method:N", **styles(COLOURS)),
+            strokeDash=alt.StrokeDash("method:N", **styles(DASHES)),
+            detail="curve:N",
+        )
+    )
+    chosen, none = "datum.method === chosen", "chosen === null"
+    unchosen = 0.4 if len(lines) <= MOST_SEEDS else 0.0
+    mean = alt.datum.curve == "mean"
+    seeds_opacity = alt.when(chosen).then(alt.value(0.6)).when(none).then(alt.value(unchosen))
+    mean_opacity = alt.when(f"{none} || {chosen}").then(alt.value(1))
+    layers = [
+        base.transform_filter(~mean)
+        .mark_line(size=1)
+        .encode(opacity=seeds_opacity.otherwise(alt.value(0))),
+        base.transform_filter(mean)
+        .mark_line(size=2.25)
+        .encode(opacity=mean_opacity.otherwise(alt.value(0.12))),
+    ]
+    chart = alt.layer(*layers).add_params(alt.param(name="chosen", value=None))
+    return _finished(chart, height=340)
+
+
+def thin_out(curve: Curve, points: int) -> Curve:
+    """At most so many points of a curve, evenly spread, the first and the last among them."""
+    if len(curve) <= points:
+        return curve
+    return [curve[round(i * (len(curve) - 1) / (points - 1))] for i in range(points)]
+
+
+def scored(summary: Summary) -> list[Line]:
+    """The candidates that have a score, the highest first."""
+    return [line for line in summary.lines if line.score is not None]
+
+
+def _budgets(line: Line) -> list[str]:
+    return [name.strip() for name in line.budget.split(",")]
+
+
+def _row(line: Line) -> dict[str, Any]:
+    """What each chart of scores needs of a candidate."""
+    return {
+        "label": line.label, "method": line.method, "score": line.score,
+        "low": line.low if line.low is not None else line.score,
+        "high": line.high if line.high is not None else line.score,
+    }  # fmt: skip
+
+
+def _tooltip() -> list[alt.Tooltip]:
+    ends = [alt.Tooltip(f"{end}:Q", format=".1f") for end in ("low", "high")]
+    return [alt.Tooltip("label:N", title="candidate"), alt.Tooltip("score:Q", format=".1f"), *ends]
+
+
+def _styles(summary: Summary, lines: list[Line]) -> Any:
+    """A function from values, such as colours, to the scale and legend of the lines' methods.
+
+    A method's place among all methods chooses its value, so that it is the same in all charts.
+    """
+    methods = list(dict.fromkeys(line.method for line in summary.lines))
+    shown = list(dict.fromkeys(line.method for line in lines))
+    legend = alt.Legend(
+        title=None,
+        orient="bottom",
+        columns=alt.ExprRef("max(1, floor(width / 150))"),
+        labelLimit=130,
+        symbolLimit=0,
+        symbolSize=200,
+    )
+
+    def scale(values: Sequence[Any]) -> dict[str, Any]:
+        chosen = [values[methods.index(method) % len(values)] for method in shown]
+        return {"scale": alt.Scale(domain=shown, range=chosen), "legend": legend}
+
+    return scale
+
+
+def _finished(chart: Any, height: Any) -> Spec:
+    """A chart as a specification, as wide as its place on the page."""
+    autosize = {"type": "fit-x", "contains": "padding"}
+    spec = chart.properties(width="container", height=height, autosize=autosize).to_dict()
+    return {**spec, "config": CONFIG}
