@@ -209,7 +209,9 @@ def _show_plan(found: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    shown = Table("method", "budget", "sizes", "parameters", "runs", "training", "memory")
+    shown = Table("method")
+    for name in ("budget", "sizes", "parameters", "runs", "training", "memory"):
+        shown.add_column(name, overflow="fold")
     for row in found["candidates"]:
         budgets = ", ".join(
             f"{budget} (above)" if above else budget for budget, above in row["budgets"].items()

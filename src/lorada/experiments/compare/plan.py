@@ -13,6 +13,7 @@ from typing import Any
 from lorada.experiments.compare.data import Data, shared_recipe
 from lorada.experiments.compare.sizes import Budget, size_for
 from lorada.experiments.compare.spec import Comparison
+from lorada.experiments.queue.queue import last_line
 from lorada.methods.build import build_method
 from lorada.methods.sizes import default_rate
 from lorada.runs.data.dataset import encode_rows, fit_context
@@ -213,8 +214,7 @@ def _candidate(recipe: Recipe, budget: str | None, data: Data, base: Prepared) -
             map_rate=_map_rate(config),
         )
     except Exception as error:  # of any class: each tuner of PEFT raises its own
-        text = " ".join(str(error).split()) or type(error).__name__
-        return Candidate(recipe.method, budgets, reason=text)
+        return Candidate(recipe.method, budgets, reason=last_line(error))
 
 
 def _map_rate(config: Any) -> float | None:
