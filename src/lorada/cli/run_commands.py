@@ -26,6 +26,7 @@ from lorada.cli.app import (
     suggest,
     waiting,
 )
+from lorada.cli.queue_options import Cluster, Collect, check_queue
 from lorada.support.processes import is_first
 
 # A prompt of the bundled task, for the command that the quickstart suggests.
@@ -202,6 +203,8 @@ def search(
     sampler: Annotated[str, typer.Option(help="random, or botorch (an extra)")] = "random",
     resume: Annotated[bool, typer.Option(help="continue the search in --output")] = False,
     overwrite: Annotated[bool, typer.Option(help="delete the search in --output first")] = False,
+    cluster: Cluster = None,
+    collect: Collect = False,
     remote: Remote = False,
     as_json: Json = False,
 ) -> None:
@@ -215,7 +218,9 @@ def search(
         "output": output, "trust_remote_code": remote or None,
     }  # fmt: skip
     check_search(pairs, options, resume=resume, overwrite=overwrite)
+    check_queue(1, cluster, collect, None)  # each trial depends on those before it
     with waiting(HEAVY, quiet=as_json):
+        from lorada.experiments.queue.engine import engine_named
         from lorada.experiments.search import search as run_search
         from lorada.experiments.search import search_recipe
 
@@ -223,8 +228,9 @@ def search(
         recipe = search_recipe(pairs, options, resume=resume).with_absolute_paths()
         report = partial(errors.print, highlight=False, soft_wrap=True)
         found = run_search(
-            recipe, trials, sampler, resume=resume, overwrite=overwrite, report=report
-        )
+            recipe, trials, sampler, resume=resume, overwrite=overwrite, report=report,
+            engine=engine_named(1, cluster, collect),
+        )  # fmt: skip
     if as_json:
         print_json(found)
         return

@@ -6,14 +6,16 @@ The folder of a search holds ``search.yaml`` (the recipe that all trials share),
 
 import json
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from lorada.experiments import own_process
+from lorada.experiments.queue.job import Engine, Job
+from lorada.experiments.queue.local import OneAtATime
+from lorada.experiments.queue.queue import run_queue
 from lorada.methods.autopeft import search as autopeft_search
 from lorada.methods.autopeft.search_space import Space, Trial, pareto
 from lorada.methods.autopeft.settings import LAYERS, SIZES, Configuration
@@ -73,6 +75,7 @@ def search(
     resume: bool = False,
     overwrite: bool = False,
     report: Callable[[str], None] = print,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Search the configurations of AutoPEFT for a model and its rows.
 
@@ -82,7 +85,8 @@ def search(
         sampler: ``random`` or ``botorch``.
         resume: continue the search in the output folder.
         overwrite: delete the search in the output folder first.
-        report: called with a line before each trial.
+        report: called with a line before and after each trial.
+        engine: where the trials run, one after another; processes of this machine if not given.
 
     Returns:
         ``sampler``, ``seed``, ``trials`` and ``pareto``. The last two are lists of configurations,
@@ -90,7 +94,8 @@ def search(
         ``pareto`` starts with the smallest.
 
     Raises:
-        ValueError: for an impossible number of trials, or a folder that already holds a search.
+        ValueError: for an impossible number of trials, a folder that already holds a search, or
+            a trial that failed.
         KeyboardInterrupt: if the training of a trial was interrupted and saved.
     """
     folder = Path(recipe.output)
@@ -98,27 +103,70 @@ def search(
     space = space_of(recipe)
     with locked(folder):
         _begin(recipe, trials, space, resume=resume, overwrite=overwrite)
-        began = time.monotonic()
-
-        def trial(number: int, chosen: Configuration) -> tuple[float, float]:
-            minutes = (time.monotonic() - began) / 60
-            at = f"trial {number + 1} of {trials} ({minutes:.0f} min so far)"
-            report(f"{at}: {configuration_text(chosen)}")
-            try:
-                return own_process.call(train_and_score, recipe, number, chosen)
-            except KeyboardInterrupt:
-                more = f"--trials {trials} --sampler {sampler} --output {quote(str(folder))}"
-                report(f"stopped and saved; next: lorada search --resume {more}")
-                raise
-
-        seed = int(recipe.training.get("seed", 42))
-        done = autopeft_search.search(trial, space, trials, sampler, folder / STATE_FILE, seed)
+        jobs = [
+            Job(
+                _name(number),
+                partial(carry_out, recipe, number, space, sampler),
+                folder,
+                partial(is_recorded, recipe, number, space, sampler),
+                after=(_name(number - 1),) if number else (),
+            )
+            for number in range(trials)
+        ]
+        try:
+            outcomes = run_queue(jobs, engine or OneAtATime(), report=report)
+        except KeyboardInterrupt:
+            more = f"--trials {trials} --sampler {sampler} --output {quote(str(folder))}"
+            report(f"stopped and saved; next: lorada search --resume {more}")
+            raise
+    for name, outcome in outcomes.items():
+        if outcome.error:
+            raise ValueError(f"{name}: {outcome.error}")
+    seed = _seed(recipe)
+    done = autopeft_search.recorded(space, sampler, folder / STATE_FILE, seed)[:trials]
     return {
         "sampler": sampler,
         "seed": seed,
         "trials": [_row(folder, done, trial) for trial in done],
         "pareto": [_row(folder, done, trial) for trial in pareto(done)],
     }
+
+
+def _name(number: int) -> str:
+    return f"trial {number + 1}"
+
+
+def _seed(recipe: Recipe) -> int:
+    return int(recipe.training.get("seed", 42))
+
+
+def is_recorded(recipe: Recipe, number: int, space: Space, sampler: str) -> bool:
+    """Whether the result of a trial is in the folder of its search.
+
+    Raises:
+        ValueError: if that folder has the state of another search.
+    """
+    state = Path(recipe.output) / STATE_FILE
+    return len(autopeft_search.recorded(space, sampler, state, _seed(recipe))) > number
+
+
+def carry_out(
+    recipe: Recipe, number: int, space: Space, sampler: str, *, report: Callable[[str], None]
+) -> None:
+    """Choose, train and score one trial in this process, and record its result.
+
+    The trials before it must be recorded.
+
+    Raises:
+        KeyboardInterrupt: if the training was interrupted and saved.
+    """
+
+    def trial(at: int, chosen: Configuration) -> tuple[float, float]:
+        report(configuration_text(chosen))
+        return train_and_score(recipe, at, chosen)
+
+    state = Path(recipe.output) / STATE_FILE
+    autopeft_search.search(trial, space, number + 1, sampler, state, _seed(recipe))
 
 
 def space_of(recipe: Recipe) -> Space:

@@ -57,8 +57,7 @@ def search(
             f"trials={trials} is more than the {space.size()} configurations there are"
         )
     propose = sampler_named(sampler) if isinstance(sampler, str) else sampler
-    name = sampler if isinstance(sampler, str) else type(sampler).__name__
-    about = {"space": {**asdict(space), "parts": list(space.parts)}, "sampler": name, "seed": seed}
+    about = _about(space, sampler, seed)
     done, proposed = _read(state_file, about)
     while len(done) < trials:
         proposed = proposed or propose(space, done, seed)
@@ -67,6 +66,20 @@ def search(
         proposed = proposed[1:]
         _write(state_file, about, done, proposed)
     return done[:trials]
+
+
+def recorded(space: Space, sampler: str | Sampler, state_file: Path, seed: int) -> list[Trial]:
+    """The trials that a search has recorded; the arguments are those of ``search``.
+
+    Raises:
+        ValueError: for a state file of another search.
+    """
+    return _read(state_file, _about(space, sampler, seed))[0]
+
+
+def _about(space: Space, sampler: str | Sampler, seed: int) -> dict[str, Any]:
+    name = sampler if isinstance(sampler, str) else type(sampler).__name__
+    return {"space": {**asdict(space), "parts": list(space.parts)}, "sampler": name, "seed": seed}
 
 
 def _write(
