@@ -1,5 +1,6 @@
 """The commands that make or use runs: train, evaluate, generate, search, export, run …"""
 
+import gc
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -27,7 +28,7 @@ from lorada.cli.app import (
     waiting,
 )
 from lorada.cli.queue_options import Cluster, Collect, check_queue
-from lorada.support.processes import is_first
+from lorada.support.processes import is_first, process_count
 
 # A prompt of the bundled task, for the command that the quickstart suggests.
 PROMPT = (
@@ -100,12 +101,36 @@ def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
     from lorada.cli.terminal import draw_loss, training_summary
 
     drawn = draw_loss(trained.run, trained.result)
-    if as_json:
-        print_json(trained.result)
+    if not as_json:
+        console.print(training_summary(trained.result), highlight=False, soft_wrap=True)
+        console.print(drawn, highlight=False, soft_wrap=True)
+    # Benchmarks are scored by a command of their own: their test rows can take hours.
+    if recipe.eval_data is None or process_count() > 1:
+        if as_json:
+            print_json(trained.result)
+        else:
+            suggest_scoring(trained.run, recipe)
         return
-    console.print(training_summary(trained.result), highlight=False, soft_wrap=True)
-    console.print(drawn, highlight=False, soft_wrap=True)
-    suggest_scoring(trained.run, recipe)
+    _score_held_out(trained.run, recipe, as_json=as_json)
+
+
+def _score_held_out(run: Path, recipe: Any, *, as_json: bool) -> None:
+    """Score a run that has just been trained on its recipe's held-out rows, and print the scores.
+
+    With ``as_json`` the whole result is printed.
+    """
+    gc.collect()  # the Trainer refers to itself, so its model would stay beside the loaded one
+    loaded = loaded_run(run, recipe.model, remote=recipe.trust_remote_code, quiet=as_json)
+    from lorada.runs.folder.result import read_result
+    from lorada.runs.inference.evaluate import evaluate as evaluate_file
+
+    metrics = evaluate_file(loaded)
+    if as_json:
+        print_json(read_result(run))
+        return
+    console.print(f"scored on {recipe.eval_data}:", highlight=False, soft_wrap=True)
+    _print_scores([("", *item) for item in metrics.items()])
+    _suggest_use(run, loaded.form)
 
 
 def suggest_scoring(run: Path, recipe: Any) -> None:
@@ -125,6 +150,9 @@ def evaluate(
         str | None, typer.Option(help="score on tasks of lm-eval instead; commas for more")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="rows of each lm-eval task")] = None,
+    with_text: Annotated[
+        bool, typer.Option(help="also keep each row's text in predictions.jsonl")
+    ] = False,
     remote: Remote = False,
     as_json: Json = False,
 ) -> None:
@@ -133,8 +161,9 @@ def evaluate(
         raise ValueError(f"--limit {limit} is for --lm-eval: eval_rows of the recipe limits others")
     if lm_eval is not None and (data or data_dir):
         raise ValueError(f"--lm-eval {lm_eval} brings its own rows: leave out {data or data_dir}")
+    if lm_eval is not None and with_text:
+        raise ValueError(f"--lm-eval {lm_eval} keeps no answers: leave out --with-text")
     from lorada.cli.checks import check_run, check_scored
-    from lorada.tasks.rows import HEADED
 
     recipe = check_scored(run, data, data_dir) if lm_eval is None else check_run(run)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
@@ -149,19 +178,31 @@ def evaluate(
             metrics = evaluate_lm_eval(loaded, names, limit=limit, base=base)
         rows = [(task, *item) for task, scores in metrics.items() for item in scores.items()]
     elif data is None and has_tasks(loaded):
-        metrics = evaluate_tasks(loaded, data_dir, base=base)
+        metrics = evaluate_tasks(loaded, data_dir, base=base, with_text=with_text)
         rows = [(task, *item) for task, scores in metrics.items() for item in scores.items()]
     else:
-        metrics = evaluate_file(loaded, data, base=base)
+        metrics = evaluate_file(loaded, data, base=base, with_text=with_text)
         rows = [("", *item) for item in metrics.items()]
     if as_json:
         print_json(metrics)
         return
+    _print_scores(rows)
+    _suggest_use(run, loaded.form)
+
+
+def _print_scores(rows: list[tuple[str, str, Any]]) -> None:
+    """Print scores as a table; each is a task, a metric and a value."""
     table = Table("task", "metric", "value")
     for task, name, value in rows:
         table.add_row(task, name, f"{value:.3f}" if isinstance(value, float) else str(value))
     console.print(table)
-    if loaded.form in HEADED:
+
+
+def _suggest_use(run: Path, form: str) -> None:
+    """Suggest what to do with a run that has been scored."""
+    from lorada.tasks.rows import HEADED
+
+    if form in HEADED:
         suggest("export", run, "--merge", "DIR")
     else:
         suggest("generate", run, "--prompt", "TEXT")

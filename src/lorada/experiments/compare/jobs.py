@@ -3,6 +3,7 @@
 Each may be called again after an interrupt or a kill: it does what is not done yet.
 """
 
+import gc
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -144,6 +145,7 @@ def train_and_score(
             if train(recipe, resume=holds_run(run), quiet=True).interrupted:
                 raise KeyboardInterrupt
     report("scoring")
+    gc.collect()  # the Trainer refers to itself, so its model would stay beside the loaded one
     with only_reports():
         loaded = load_run(run, trust_remote_code=recipe.trust_remote_code)
         _score(loaded, with_text=with_text)

@@ -169,8 +169,17 @@ def keep_scores(
     result["metrics"].update(found)
     if unparsable:
         result["unparsable"] = {**(result.get("unparsable") or {}), **unparsable}
+    _keep(run, result, "the scores")
+
+
+def keep_forgetting(run: Path, found: dict[str, Any]) -> None:
+    """Put the losses of ``forgetting`` into the result of a run; if that fails, only warn."""
+    _keep(run, {**read_result(run), "forgetting": found}, "the losses on the neutral text")
+
+
+def _keep(run: Path, result: dict[str, Any], what: str) -> None:
     try:
         write_result(run, result)
     except OSError as error:
         reason = error.strerror or error
-        logger.warning("the scores could not be kept in %s: %s", run / RESULT_FILE, reason)
+        logger.warning("%s could not be kept in %s: %s", what, run / RESULT_FILE, reason)

@@ -63,7 +63,10 @@ def _unshard(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
 
 
 def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict[str, Any]:
-    """The fields of ``result.json``, without those that ``train`` adds; ``peak`` is in bytes."""
+    """The fields of ``result.json``, without those that ``train`` adds; ``peak`` is in bytes.
+
+    The weights must be saved before.
+    """
     recipe, rows, plan = prepared.recipe, prepared.rows, prepared.plan
     state, base = setup.trainer.state, setup.base
     shown = ["step", "loss", "eval_loss", *setup.measured, "effect_size", "grad_norm"]
@@ -90,6 +93,7 @@ def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict
         "processes": process_count(),
         "parameters": {**counts, "paper": None},
         "settings_from": plan.settings_from,
+        "adapter_bytes": _saved_bytes(Path(recipe.output)),
         "steps": state.global_step,
         "peak_memory_bytes": peak,
         "train_loss": losses[-1] if losses else None,
@@ -98,3 +102,9 @@ def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict
         "unparsable": None,
         "history": history,
     }
+
+
+def _saved_bytes(run: Path) -> int:
+    """The size of everything in the folder of a run's adapter, or of its fully trained model."""
+    files = (path for name in ("adapter", "model") for path in (run / name).rglob("*"))
+    return sum(path.stat().st_size for path in files if path.is_file())

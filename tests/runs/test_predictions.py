@@ -1,0 +1,341 @@
+"""``predictions.jsonl``: the answer, score and loss of each row that a run was scored on."""
+
+import json
+import logging
+import math
+import shutil
+import subprocess
+import sys
+from statistics import fmean
+
+import pytest
+import torch
+import torch.nn.functional as F
+from folders import ROWS, bart_folder, bert_folder, llama_folder, rows_file, split_file
+from paths import TESTS
+
+from lorada.runs.folder.folder import run_files
+from lorada.runs.folder.predictions import PREDICTIONS_FILE, read_predictions, write_predictions
+from lorada.runs.folder.result import read_result
+from lorada.runs.inference.evaluate import evaluate, evaluate_tasks
+from lorada.runs.inference.load import load_run
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
+
+TRAINING = [
+    "per_device_train_batch_size=4", "report_to=[]", "max_steps=2", "max_length=48",
+    "max_new_tokens=4", "save_strategy=no", "eval_batch_size=3",
+]  # fmt: skip
+CHATS = [
+    {
+        "messages": [
+            {"role": "user", "content": row["prompt"]},
+            {"role": "assistant", "content": row["response"]},
+        ]
+    }
+    for row in ROWS[:7]
+]
+FORMS = {
+    "prompt": ("llama", ROWS[:7]),
+    "written by an encoder–decoder": ("bart", ROWS[:7]),
+    "messages": ("llama", CHATS),
+    "label": ("bert", [{"text": "ab" * (n % 4 + 1), "label": "xyz"[n % 3]} for n in range(7)]),
+    "label of a decoder": ("llama", [{"text": "a" * (n + 1), "label": n % 2} for n in range(7)]),
+    "score": ("bert", [{"text": "ab" * (n % 4 + 1), "score": n / 2} for n in range(7)]),
+    "choice": (
+        "llama",
+        [{"prompt": f"{n}?", "candidates": [" a", " no", " c"], "answer": n % 3} for n in range(7)],
+    ),
+    "text": ("llama", [{"text": "Let x be a number. " * 3}, {"text": "Then x + 1 is another."}]),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("predictions")
+    llama_folder(place / "llama")
+    bert_folder(place / "bert")
+    bart_folder(place / "bart")
+    rows_file(place / "rows.jsonl")
+    return place
+
+
+def recipe(place, output, rows, *overrides, model="llama"):
+    options = {
+        "method": "lora", "model": str(place / model), "data": str(rows), "output": str(output),
+    }  # fmt: skip
+    return load_recipe(None, [*TRAINING, *overrides], options)
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def scored(request, place):
+    """A run of each form with its scores and predictions."""
+    model, rows = FORMS[request.param]
+    folder = place / request.param.replace(" ", "-")
+    file = rows_file(place / f"{folder.name}.jsonl", rows)
+    run = load_run(train(recipe(place, folder, file, model=model), quiet=True).run)
+    return run, str(file), rows, evaluate(run, str(file))
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    """A run on prompts that has not been scored; copy it before changing it."""
+    return train(recipe(place, place / "finished", place / "rows.jsonl"), quiet=True).run
+
+
+def test_the_mean_of_the_scores_is_the_metric_for_every_form(scored):
+    run, file, rows, metrics = scored
+    lines = read_predictions(run.folder)
+    assert {line["rows"] for line in lines} == {file} == set(read_result(run.folder)["metrics"])
+    assert [line["row"] for line in lines] == list(range(1, len(lines) + 1))
+    mean = fmean(line["score"] for line in lines)
+    if run.form == "text":
+        assert math.exp(-mean) == pytest.approx(metrics["perplexity"])
+        return
+    assert len(lines) == len(rows)
+    if run.form == "score":
+        right = [row["score"] for row in rows]
+        errors = [abs(line["answer"] - b) for line, b in zip(lines, right, strict=True)]
+        assert mean == pytest.approx(-100 * fmean(errors) / (max(right) - min(right)))
+    else:
+        assert mean == metrics["accuracy" if "accuracy" in metrics else "exact_match"]
+
+
+def only(*forms):
+    """The test is for these entries of FORMS."""
+    return pytest.mark.parametrize("scored", forms, indirect=True)
+
+
+# The metrics of choices have no loss, and windows cannot be scored alone.
+@only(*(form for form in FORMS if form not in ("choice", "text")))
+def test_the_loss_of_each_row_is_that_of_the_row_scored_alone(scored, tmp_path):
+    run, _, rows, metrics = scored
+    losses = [line["loss"] for line in read_predictions(run.folder)]
+    if run.form in ("label", "score"):
+        assert metrics["loss"] == pytest.approx(fmean(losses))
+    copy = shutil.copytree(run.folder, tmp_path / "run")
+    alone = load_run(copy)
+    each = [
+        evaluate(alone, str(rows_file(tmp_path / f"{n}.jsonl", [row])))["loss"]
+        for n, row in enumerate(rows)
+    ]
+    assert losses == pytest.approx(each, rel=1e-4)
+
+
+@only("label", "label of a decoder", "score")
+def test_the_losses_of_classes_and_scores_have_the_mean_that_the_model_itself_computes(scored):
+    run, _, rows, metrics = scored
+    ids = [run.tokenizer(row["text"])["input_ids"] for row in rows]
+    found = []
+    for row, one in zip(rows, ids, strict=True):
+        scored = run.form == "score"
+        right = row["score"] if scored else run.labels.index(str(row["label"]))
+        label = torch.tensor([right], dtype=torch.float32 if scored else torch.long)
+        with torch.no_grad():
+            found.append(float(run.model(input_ids=torch.tensor([one]), labels=label).loss))
+    assert metrics["loss"] == pytest.approx(fmean(found), rel=1e-5)
+
+
+@only("choice")
+def test_the_loss_of_a_choice_is_what_training_takes(scored):
+    run, _, rows, metrics = scored
+    assert "loss" not in metrics
+    for line, row in zip(read_predictions(run.folder), rows, strict=True):
+        means = []
+        for candidate in row["candidates"]:
+            prompt, whole = (
+                run.tokenizer(text)["input_ids"]
+                for text in (row["prompt"], row["prompt"] + candidate)
+            )
+            with torch.no_grad():
+                log_p = run.model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
+            positions = range(len(prompt), len(whole))
+            means.append(fmean(float(log_p[t - 1, whole[t]]) for t in positions))
+        expected = F.cross_entropy(torch.tensor([means]), torch.tensor([row["answer"]]))
+        assert line["loss"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_run_that_is_scored_twice_has_the_same_file(scored):
+    run, file, _, metrics = scored
+    before = (run.folder / PREDICTIONS_FILE).read_bytes()
+    assert evaluate(run, file) == metrics
+    assert (run.folder / PREDICTIONS_FILE).read_bytes() == before
+
+
+def test_scoring_with_text_adds_what_was_asked_and_the_right_answer(scored, tmp_path):
+    run, file, rows, _ = scored
+    before = (run.folder / PREDICTIONS_FILE).read_bytes()
+    assert not any({"text", "right"} & line.keys() for line in read_predictions(run.folder))
+    evaluate(run, file, with_text=True)
+    lines = read_predictions(run.folder)
+    if run.form == "text":  # windows have no text of their own, and no right answer
+        assert (run.folder / PREDICTIONS_FILE).read_bytes() == before
+        return
+    first, row = lines[0], rows[0]
+    right = {"label": lambda: str(row["label"]), "score": lambda: row["score"],
+             "choice": lambda: 0}.get(run.form, lambda: ROWS[0]["response"])  # fmt: skip
+    assert first["right"] == right()
+    text = {"label": lambda: row["text"], "score": lambda: row["text"],
+            "choice": lambda: "0?\n0:  a\n1:  no\n2:  c",
+            "messages": lambda: "<|user|>0 + 0 =<e><|assistant|>"}  # fmt: skip
+    assert first["text"] == text.get(run.form, lambda: ROWS[0]["prompt"])()
+    evaluate(run, file)
+    assert (run.folder / PREDICTIONS_FILE).read_bytes() == before
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    return load_run(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_the_base_and_each_set_of_rows_keep_lines_of_their_own(copied, tmp_path):
+    one, two = (
+        str(rows_file(tmp_path / f"{name}.jsonl", ROWS[start:stop]))
+        for name, start, stop in (("one", 0, 4), ("two", 4, 9))
+    )
+    for file, base in ((one, False), (two, False), (one, True), (two, False)):
+        evaluate(copied, file, base=base)
+    lines = read_predictions(copied.folder)
+    names = [line["rows"] for line in lines]
+    assert names == [one] * 4 + [two] * 5 + [f"{one} (base)"] * 4
+    assert set(names) == set(read_result(copied.folder)["metrics"])
+
+
+def test_lines_have_the_rows_own_numbers_where_only_some_rows_are_scored(place, copied, tmp_path):
+    saved = copied.folder / "recipe.yaml"
+    saved.write_text(saved.read_text().replace("eval_rows: null", "eval_rows: 6"))
+    run = load_run(copied.folder)
+    evaluate(run, str(place / "rows.jsonl"), with_text=True)
+    lines = read_predictions(run.folder)
+    numbers = [line["row"] for line in lines]
+    assert len(numbers) == 6
+    assert numbers == sorted(set(numbers))
+    assert numbers != [1, 2, 3, 4, 5, 6]
+    assert [line["text"] for line in lines] == [ROWS[n - 1]["prompt"] for n in numbers]
+
+
+def test_a_row_whose_answer_does_not_fit_is_answered_and_has_no_loss(copied, tmp_path, caplog):
+    rows = [ROWS[0], {"prompt": "1" * 60, "response": " 2"}, *ROWS[1:3]]
+    metrics = evaluate(copied, str(rows_file(tmp_path / "long.jsonl", rows)))
+    whole = read_predictions(copied.folder)
+    assert [line["row"] for line in whole] == [1, 2, 3, 4]
+    assert [line["loss"] is None for line in whole] == [False, True, False, False]
+    assert all(isinstance(line["answer"], str) for line in whole)
+    kept = evaluate(copied, str(rows_file(tmp_path / "kept.jsonl", [ROWS[0], *ROWS[1:3]])))
+    assert kept["loss"] == pytest.approx(metrics["loss"], rel=1e-5)
+    without = [line["loss"] for line in read_predictions(copied.folder)[4:]]
+    assert without == pytest.approx([line["loss"] for line in whole if line["row"] != 2], rel=1e-5)
+
+
+def test_a_benchmark_has_the_lines_of_each_split_that_it_is_scored_on(place, tmp_path):
+    rows = [{"premise": "a" * (n + 1), "hypothesis": "b", "label": n % 3} for n in range(6)]
+    for split in ("train", "validation_matched", "validation_mismatched"):
+        split_file(tmp_path / "data" / "glue" / "mnli", split, rows)
+    options = {
+        "method": "lora", "model": str(place / "bert"), "task": "mnli",
+        "data_dir": str(tmp_path / "data"), "output": str(tmp_path / "run"),
+    }  # fmt: skip
+    run = load_run(train(load_recipe(None, TRAINING, options), quiet=True).run)
+    metrics = evaluate_tasks(run, with_text=True)
+    lines = read_predictions(run.folder)
+    assert {line["rows"] for line in lines} == {"mnli_matched", "mnli_mismatched"}
+    for name, found in metrics.items():
+        own = [line for line in lines if line["rows"] == name]
+        assert fmean(line["score"] for line in own) == found["accuracy"]
+        assert [line["text"] for line in own] == ["a" * (n + 1) + "\nb" for n in range(6)]
+
+
+def test_windows_of_long_texts_are_numbered_through_all_lengths(place, tmp_path):
+    rows = [{"text": "Let x be a number. " * 40}]
+    for folder in ("redpajama_arxiv/train", "proof_pile_books/train", "proof_pile_books/test"):
+        name, _, split = folder.partition("/")
+        split_file(tmp_path / "data" / "long_sequence" / name, split, rows)
+    options = {
+        "method": "lora", "model": str(place / "llama"), "task": "proof_pile",
+        "data_dir": str(tmp_path / "data"), "output": str(tmp_path / "run"),
+    }  # fmt: skip
+    settings = [*TRAINING, "eval_lengths=[32,64]", "eval_windows=2"]
+    run = load_run(train(load_recipe(None, settings, options), quiet=True).run)
+    metrics = evaluate_tasks(run)["proof_pile"]
+    lines = read_predictions(run.folder)
+    assert [line["row"] for line in lines] == [1, 2, 3, 4]
+    assert all(line["score"] == -line["loss"] and line["answer"] is None for line in lines)
+    for length, own in ((32, lines[:2]), (64, lines[2:])):
+        perplexity = math.exp(fmean(line["loss"] for line in own))
+        assert perplexity == pytest.approx(metrics[f"perplexity_{length}"])
+
+
+def test_another_process_writes_the_same_answers(copied, place):
+    rows = str(place / "rows.jsonl")
+    torch.set_num_threads(1)  # as in the other process
+    evaluate(copied, rows)
+    before = read_predictions(copied.folder)
+    (copied.folder / PREDICTIONS_FILE).unlink()
+    command = [sys.executable, str(TESTS / "score_runs.py"), rows, str(copied.folder)]
+    subprocess.run(command, check=True, capture_output=True)
+    after = read_predictions(copied.folder)
+    for key in ("rows", "row", "answer", "score"):
+        assert [line[key] for line in after] == [line[key] for line in before]
+    losses = [[line["loss"] for line in lines] for lines in (after, before)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_run_that_was_never_scored_has_no_predictions(finished):
+    assert read_predictions(finished) == []
+
+
+DAMAGE = {
+    "cut off": lambda text: text[: len(text) // 2],
+    "no JSON": lambda text: text + "x\n",
+    "another type": lambda text: text.replace('"row": 3', '"row": "3"'),
+    "a field that is missing": lambda text: text.replace('"score"', '"points"'),
+    "a list": lambda text: text + "[]\n",
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_file_is_one_line_before_anything_is_scored(copied, place, case, monkeypatch):
+    evaluate(copied, str(place / "rows.jsonl"))
+    path = copied.folder / PREDICTIONS_FILE
+    path.write_text(DAMAGE[case](path.read_text()))
+    damaged = path.read_bytes()
+    monkeypatch.setattr(copied.model, "forward", lambda **_: pytest.fail("it was scored"))
+    with pytest.raises(ValueError, match=r"predictions\.jsonl line \d+ is damaged") as caught:
+        evaluate(copied, str(place / "rows.jsonl"))
+    assert "\n" not in str(caught.value)
+    assert "score the run again" in str(caught.value)
+    assert path.read_bytes() == damaged
+
+
+def test_answers_that_cannot_be_kept_are_only_warned_of(tmp_path, caplog, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lorada.runs.folder.predictions.write_atomic", full)
+    write_predictions(tmp_path, "rows", [{"row": 1, "answer": "a", "score": 100.0, "loss": None}])
+    assert "the answers could not be kept in" in caplog.text
+    assert "No space left on device" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_odd_texts_and_numbers_come_back_as_they_were(tmp_path, caplog):
+    texts = ["a\u2028b", "c\nd\r", '"\\', "ăâ", "\x00\x1c", ""]
+    lines = [{"row": n, "answer": t, "score": 0.1, "loss": 2 / 3} for n, t in enumerate(texts, 1)]
+    lines += [{"row": 7, "answer": 3, "score": 1.0, "loss": None}]
+    write_predictions(tmp_path, "ä (base)", lines)
+    assert read_predictions(tmp_path) == [{"rows": "ä (base)", **line} for line in lines]
+    assert isinstance(read_predictions(tmp_path)[6]["answer"], int)
+    with caplog.at_level(logging.WARNING):
+        nan = {"row": 1, "answer": float("nan"), "score": -math.inf, "loss": math.nan}
+        write_predictions(tmp_path, "ä (base)", [nan, nan])
+    assert caplog.text.count("not a finite number, written as null") == 1
+    for line in (tmp_path / PREDICTIONS_FILE).read_text().splitlines():
+        assert json.loads(line)["score"] is None
+
+
+def test_overwrite_removes_the_predictions(place, copied):
+    evaluate(copied, str(place / "rows.jsonl"))
+    assert copied.folder / PREDICTIONS_FILE in run_files(copied.folder)
+    again = recipe(place, copied.folder, place / "rows.jsonl")
+    train(again, overwrite=True, quiet=True)
+    assert read_predictions(copied.folder) == []

@@ -1,0 +1,121 @@
+"""The score of each row alone: the mean is the main metric, where that is a mean over rows."""
+
+import math
+
+import pytest
+import sacrebleu
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sample_rows import samples
+
+from lorada.tasks import TASKS
+from lorada.tasks.metrics import Metrics
+from lorada.tasks.row_scores import row_scores
+from lorada.tasks.rows import answer_of
+from lorada.tasks.task import Protocol
+
+# Rows for the forms of a user's own file.
+OWN = {
+    "messages": [
+        {"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": b}]}
+        for a, b in (("2 + 2", "4"), ("sky", "blue"))
+    ],
+    "prompt": [{"prompt": "2 + 2 =", "response": " 4"}, {"prompt": "sky:", "response": " blue"}],
+    "choice": [
+        {"prompt": "ice", "candidates": ["cold", "hot", "red"], "answer": n} for n in (0, 2)
+    ],
+    "label": [{"text": "good", "label": "yes"}, {"text": "bad", "label": 0}],
+}
+CASES = [(name, protocol) for name in TASKS for protocol in TASKS[name].protocols]
+# Main metrics that are not a mean over rows: correlations, BLEU and perplexity.
+NO_MEANS = [
+    ("cola", "classify"), ("stsb", "classify"), ("wmt16_en_ro", "seq2seq"),
+    ("wmt16_en_ro", "prompt"), ("proof_pile", "perplexity"), ("jsonl", "score"), ("jsonl", "text"),
+]  # fmt: skip
+MEANS = [case for case in CASES if case not in NO_MEANS]
+
+
+def rows_of(name, protocol):
+    """Rows to score, in the form of a protocol."""
+    if name == "jsonl":
+        return OWN[protocol]
+    found = TASKS[name].protocols[protocol]
+    return [(found.convert_test or found.convert)(sample["row"]) for sample in samples(name)]
+
+
+def answers_of(protocol, row):
+    """What a model may answer to a row, rightly, wrongly, or in part."""
+    if protocol.form == "label":
+        return st.sampled_from(protocol.labels or [str(row["label"]), "another"])
+    if protocol.form == "choice":
+        return st.integers(0, len(row["candidates"]) - 1)
+    right = answer_of(row)
+    return st.sampled_from([right, "", right[: len(right) // 2], f"no, {right} and more", "7 B"])
+
+
+def test_the_cases_without_a_mean_are_all_there():
+    assert set(NO_MEANS) < set(CASES)
+    assert len(MEANS) == len(CASES) - len(NO_MEANS)
+
+
+@pytest.mark.parametrize(("name", "key"), MEANS, ids=[f"{a}-{b}" for a, b in MEANS])
+@settings(max_examples=15, deadline=None)  # the first loads a library
+@given(data=st.data())
+def test_the_mean_over_rows_is_the_main_metric_exactly(name, key, data):
+    protocol = TASKS[name].protocols[key]
+    rows = data.draw(st.lists(st.sampled_from(rows_of(name, key)), min_size=1, max_size=7))
+    answers = [data.draw(answers_of(protocol, row)) for row in rows]
+    scores = row_scores(protocol, answers, rows)
+    assert len(scores) == len(rows)
+    assert all(0 <= score <= 100 for score in scores)
+    assert sum(scores) / len(scores) == next(iter(protocol.score(answers, rows).values()))
+
+
+def test_a_class_is_right_or_wrong_also_where_the_main_metric_is_a_correlation():
+    rows = [{"text": "a", "label": label} for label in ("acceptable", "unacceptable", "acceptable")]
+    cola = TASKS["cola"].protocols["classify"]
+    assert row_scores(cola, ["acceptable"] * 3, rows) == [100, 0, 100]
+
+
+def test_a_translation_has_the_sentence_level_score():
+    rows = [{"response": "Ploaia a căzut toată ziua."}, {"response": "Da."}]
+    outputs = ["Ploaia cade toată ziua.", "Da."]
+    protocol = TASKS["wmt16_en_ro"].protocols["seq2seq"]
+    expected = [
+        sacrebleu.sentence_bleu(output, [reference], tokenize="none").score
+        for output, reference in (
+            ("Ploaia cade toata ziua .", "Ploaia a cazut toata ziua ."),
+            ("Da .", "Da ."),
+        )
+    ]
+    assert row_scores(protocol, outputs, rows) == pytest.approx(expected)
+    assert expected[1] == pytest.approx(100)  # though it has no sequence of four tokens
+
+
+def test_a_number_loses_its_distance_in_percent_of_the_range_of_the_right_ones():
+    rows = [{"text": "a", "score": score} for score in (1, "3", 5.0)]
+    protocol = TASKS["jsonl"].protocols["score"]
+    assert row_scores(protocol, [1.0, 5.0, 4.0], rows) == [0, -50, -25]
+    assert row_scores(protocol, [1.5], rows[:1]) == [-50]  # there is no range
+
+
+def test_the_mean_of_windows_is_minus_the_logarithm_of_the_perplexity():
+    losses = [1.5, 2.5, 0.25]
+    own, long = TASKS["jsonl"].protocols["text"], TASKS["proof_pile"].protocols["perplexity"]
+    for protocol, answers in ((own, losses), (long, [(16, losses)])):
+        scores = row_scores(protocol, answers, [{"text": "a"}])
+        assert scores == [-1.5, -2.5, -0.25]
+        perplexity = next(iter(protocol.score(answers, []).values()))
+        assert math.exp(-sum(scores) / 3) == pytest.approx(perplexity)
+    assert row_scores(long, [(16, [1.0]), (32, [0.5, 2.0])], []) == [-1.0, -0.5, -2.0]
+
+
+def test_a_task_of_somebody_else_needs_nothing_more_than_its_metric():
+    def share_of_words(outputs: list[str], rows: list[dict]) -> Metrics:
+        pairs = zip(outputs, rows, strict=True)
+        shares = [len(set(o.split()) & set(answer_of(r).split())) for o, r in pairs]
+        return {"words": 50.0 * sum(shares) / len(shares), "other": 0.0}
+
+    protocol = Protocol("prompt", ("decoder",), lambda row: row, share_of_words)
+    rows = [{"prompt": "a", "response": "b c"}] * 2
+    assert row_scores(protocol, ["b", "c b"], rows) == [50, 100]
