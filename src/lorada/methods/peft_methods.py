@@ -77,4 +77,6 @@ def _settings(name: str, family: str) -> Settings:
     settings: Settings = {"target_modules": targets}
     if name == "ia3":
         settings["feedforward_modules"] = targets[-1:]
+    if name == "frod":
+        settings["progressbar"] = False
     return settings

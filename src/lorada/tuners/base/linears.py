@@ -79,4 +79,7 @@ def wrappers(model: nn.Module) -> dict[str, list[BaseTunerLayer]]:
 
 def has_adapter(layer: BaseTunerLayer, adapter_name: str) -> bool:
     """Whether a tuner layer has weights of an adapter."""
-    return adapter_name in layer._get_available_adapters()
+    # Weights that all layers of a model share, as VB-LoRA's, are not a layer's own; ``r`` is.
+    ranks = getattr(layer, "r", None)
+    own = not isinstance(ranks, dict) or adapter_name in ranks
+    return own and adapter_name in layer._get_available_adapters()

@@ -85,9 +85,10 @@ def _refuse_unknown(part: dict[str, Any], stack: LoradaConfig) -> None:
 def _refuse_unstackable(part: PeftConfig) -> None:
     tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(part.peft_type)
     name = type(part).__name__
-    if part.is_prompt_learning or part.is_adaption_prompt or isinstance(part, LoradaConfig):
+    placed = (
+        tuner is not None and issubclass(tuner, BaseTuner) and not isinstance(part, LoradaConfig)
+    )
+    if part.is_prompt_learning or part.is_adaption_prompt or not placed:
         raise ValueError(f"{name} cannot be a part: PEFT does not place it in the model's layers")
-    if tuner is None or not issubclass(tuner, BaseTuner) or tuner.uses_shared_state:
-        raise ValueError(f"{name} cannot be a part: it keeps weights outside the model's layers")
     if getattr(part, "trainable_token_indices", None) is not None:
         raise ValueError(f"trainable_token_indices of {name}: add a TrainableTokensConfig instead")

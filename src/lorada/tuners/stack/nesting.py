@@ -83,6 +83,27 @@ def check_order(model: nn.Module, adapter_name: str, parts: list[PeftConfig]) ->
             )
 
 
+# PEFT's layers that compute with the base layer's weight instead of calling what they wrap.
+BLIND = ("FrodLayer", "GloraLayer", "HRALayer", "SupertuningLayer")
+
+
+def refuse_blind(model: nn.Module) -> None:
+    """Refuse layers that another layer wraps without ever calling them.
+
+    Raises:
+        ValueError: naming the module, with the remedy.
+    """
+    for name, chain in wrappers(model).items():
+        for layer in chain[:-1]:
+            kind = layer_kind(layer).__name__
+            if kind in BLIND:
+                raise ValueError(
+                    f"{kind.removesuffix('Layer')} computes with the weight of {name} and would "
+                    "ignore the other parts there: put it before them, as in hra+lora, or load it "
+                    "into a model of its own"
+                )
+
+
 def names_alone(model: nn.Module, adapter_name: str) -> dict[str, str]:
     """Names of an adapter's wrapping layers → their names if it were the only adapter."""
     names = {}
@@ -98,7 +119,7 @@ def rename(state_dict: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     """A state dict with some modules renamed."""
     renamed = {}
     for key, value in state_dict.items():
-        owner = _owner(key, names)
+        owner = owner_of(key, names)
         renamed[names[owner] + key[len(owner) :] if owner else key] = value
     return renamed
 
@@ -106,7 +127,7 @@ def rename(state_dict: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
 def keys_of_others(model: nn.Module, tuner_cls: type[BaseTuner], keys: Iterable[str]) -> set[str]:
     """The keys of tuner layers of another kind than those of ``tuner_cls``."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
-    owners = {key: _owner(key, layers) for key in keys}
+    owners = {key: owner_of(key, layers) for key in keys}
     return {
         key
         for key, owner in owners.items()
@@ -114,7 +135,7 @@ def keys_of_others(model: nn.Module, tuner_cls: type[BaseTuner], keys: Iterable[
     }
 
 
-def _owner(key: str, names: dict[str, Any]) -> str:
+def owner_of(key: str, names: dict[str, Any]) -> str:
     """The longest of ``names`` that is a module above ``key``; empty if none is."""
     owner = key.rpartition(".")[0]
     while owner and owner not in names:

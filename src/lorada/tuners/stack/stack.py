@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from peft.tuners.adalora import AdaLoraModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import set_additional_trainable_modules
@@ -41,12 +41,21 @@ from lorada.tuners.stack.nesting import (
     check_order,
     keys_of_others,
     names_alone,
-    own_layers_outermost,
     part_kind,
     part_named_in_errors,
+    refuse_blind,
     rename,
     tuner_of,
     wraps,
+)
+from lorada.tuners.stack.shared_state import (
+    adopt,
+    forget,
+    own_keys,
+    place,
+    refuse_second,
+    refuse_without_peft_model,
+    shares_state,
 )
 
 # Options of a stack that it passes on to each part that does not set them.
@@ -66,6 +75,8 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         refuse_known(model, adapter_name)
         # The tuners of each adapter's parts. Not submodules, since each holds the whole model.
         self.__dict__["_tuners"] = {}
+        if isinstance(peft_config, LoradaConfig):  # a PeftModel gives a dictionary
+            refuse_without_peft_model(peft_config.parts)
         if isinstance(known := vars(model).get("peft_config"), dict):
             self.__dict__["peft_config"] = dict(known)  # of adapters that transformers has loaded
         super().__init__(model, peft_config, adapter_name, **kw)
@@ -109,7 +120,9 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
                 for part in sorted(config.parts, key=lambda part: not wraps(part)):
                     self._inject_part(model, adapter_name, part, low_cpu_mem_usage)
                 check_order(model, adapter_name, config.parts)
+                refuse_blind(model)
                 refuse_doubled(model, adapter_name)
+            adopt(self, self.tuners_of(adapter_name))
         except Exception:
             del self.__dict__["_tuners"][adapter_name]
             raise
@@ -144,16 +157,12 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
             part.modules_to_save = config.modules_to_save  # so that no part adapts such a module
         tuner_cls = tuner_of(part)
         model.__dict__.pop("peft_config", None)  # else the tuner would add its config to that
-        with (
-            own_layers_outermost(model, tuner_cls),
-            part_named_in_errors(model, part, config.parts),
-        ):
-            tuner = tuner_cls(
-                model, {adapter_name: part}, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage
-            )
+        placed = self.tuners_of(adapter_name)
+        with part_named_in_errors(model, part, config.parts):
+            refuse_second(tuner_cls, placed)
+            tuner = place(model, part, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
         if hasattr(part, "modules_to_save"):
             part.modules_to_save = own_modules
-        placed = self.tuners_of(adapter_name)
         for other in placed:
             shared = set(tuner.targeted_module_names) & set(other.targeted_module_names)
             if shared and part_kind(tuner, adapter_name) == part_kind(other, adapter_name):
@@ -174,6 +183,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter with all its parts."""
         super().delete_adapter(adapter_name)
+        forget(self, adapter_name)
         self.__dict__["_tuners"].pop(adapter_name, None)
 
     # Running.
@@ -274,15 +284,26 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
     ) -> dict[str, Tensor]:
         here = {alone: name for name, alone in names_alone(model, adapter_name).items()}
         state_dict = rename(state_dict, here)
+        shared: dict[str, Tensor] = {}
+        for tuner in (
+            model.base_model.tuners_of(adapter_name) if isinstance(model, PeftModel) else []
+        ):
+            if shares_state(type(tuner)):
+                keys = own_keys(model, tuner, state_dict)
+                part = tuner.peft_config[adapter_name]
+                shared |= type(tuner)._remap_adapter_state_dict_for_load(
+                    model, part, adapter_name, {key: state_dict.pop(key) for key in keys}
+                )
         for part in config.parts:
             tuner_cls = tuner_of(part)
-            if not issubclass(tuner_cls, AttachedModel):
+            if not issubclass(tuner_cls, AttachedModel) and not shares_state(tuner_cls):
                 state_dict = tuner_cls._remap_adapter_state_dict_for_load(
                     model, part, adapter_name, state_dict
                 )
         state_dict = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
+        state_dict |= shared
         check_fits(model, config, adapter_name, state_dict)
         return state_dict
 
