@@ -57,7 +57,7 @@ class Comparison(BaseModel):
 
     recipe: dict[str, Any]
     held_out: str | None = None
-    methods: list[str]
+    methods: list[str] = []
     budgets: list[str] = []
     seeds: list[int] = [1, 2, 3]
     trials: int = 4
