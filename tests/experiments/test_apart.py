@@ -141,21 +141,22 @@ def test_the_peak_of_a_run_does_not_carry_that_of_a_larger_one_before_it(tmp_pat
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_the_run_of_a_table_and_ends_the_command(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_saves_the_runs_of_a_table_and_ends_the_command(workers, tmp_path):
     for split in ("train", "validation"):
         rows = [{"sentence1": "ab" * (i + 1), "sentence2": "b", "label": i % 2} for i in range(12)]
         split_file(tmp_path / "data" / "glue" / "rte", split, rows)
     command = [
         LORADA, "table", "5", "--scale", "local", "--rows", "lora", "--tasks", "rte", "--seeds",
-        "1", "--data-dir", "data", "--resume",
+        "1,2"[: 2 * workers - 1], "--data-dir", "data", "--resume", "--workers", str(workers),
     ]  # fmt: skip
-    run = tmp_path / "runs/table5-local/lora/rte/seed1"
+    runs = [tmp_path / f"runs/table5-local/lora/rte/seed{i + 1}" for i in range(workers)]
     process = subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     child = child_of(process)
-    while process.poll() is None and not list(run.glob("runs/*/events*")):
+    while process.poll() is None and not all(list(run.glob("runs/*/events*")) for run in runs):
         time.sleep(0.1)
     time.sleep(1)  # TensorBoard's log is begun with the first step, from which on Ctrl-C saves
     process.send_signal(signal.SIGINT)
@@ -163,8 +164,9 @@ def test_ctrl_c_saves_the_run_of_a_table_and_ends_the_command(tmp_path):
     assert process.returncode == 130, said
     assert "Traceback" not in said
     assert is_gone(child)
-    (checkpoint,) = run.glob("checkpoint-*")
-    assert not (run / "result.json").exists()
+    saved = [path.name for run in runs for path in run.glob("checkpoint-*")]
+    assert len(saved) == workers
+    assert not list(tmp_path.rglob("result.json"))
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert read_result(run)["resumed_from"] == checkpoint.name
+    assert [read_result(run)["resumed_from"] for run in runs] == saved

@@ -5,6 +5,7 @@ import json
 import shlex
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import yaml
@@ -12,7 +13,8 @@ from folders import bert_folder
 from table_rows import SMALL
 
 from lorada import cli
-from lorada.experiments import table_spec
+from lorada.experiments import table_runs, table_spec
+from lorada.experiments.queue.job import JOB_FILE
 from lorada.experiments.table_runs import jobs
 from lorada.experiments.table_spec import PaperTable, load_table, row_recipe
 from lorada.report import page as pages
@@ -235,19 +237,28 @@ def test_a_file_that_is_no_result_is_one_line(content, place, monkeypatch, capsy
     assert "Traceback" not in err
 
 
-def test_overwriting_leaves_alone_what_another_process_trains(place, monkeypatch, capsys):
+@contextmanager
+def held(path):
+    """Another process has locked a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
+    code += "print('held', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        yield
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+@pytest.mark.parametrize("file", [LOCK_FILE, JOB_FILE])
+def test_overwriting_leaves_alone_what_another_process_trains(file, place, monkeypatch, capsys):
     words = ("table", "5", "--scale", "local", "--tasks", "rte", "--seeds", "1", "--rows", "lora")
     assert lorada(monkeypatch, capsys, *words)[0] == 0
     run = place / "runs/table5-local/lora/rte/seed1"
-    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
-    code += "print('held', flush=True); time.sleep(60)"
-    holder = subprocess.Popen([sys.executable, "-c", code, str(run / LOCK_FILE)],
-                              stdout=subprocess.PIPE)  # fmt: skip
-    try:
-        assert holder.stdout.readline() == b"held\n"
+    with held(run / file):
         code, _, err = lorada(monkeypatch, capsys, *words, "--overwrite")
-    finally:
-        holder.kill()
     assert code == 2
     assert "is being trained by" in err
     assert (run / "result.json").is_file()
@@ -368,7 +379,96 @@ def test_a_plan_suggests_the_runs_that_it_is_of(place, monkeypatch, capsys):
     assert stored == ["seed1.json"] * len(TASKS)
 
 
+ASKED = ("table", "5", "--scale", "local", "--tasks", "rte", "--seeds", "1")
+PAGE = "docs/results/table5/local/table.md"
+
+
+def test_a_failed_run_does_not_end_the_table_and_is_named_at_its_end(place, monkeypatch, capsys):
+    train = table_runs.train
+
+    def without_lora(recipe, **options):
+        if recipe.method == "lora":
+            raise MemoryError("a first line\nthe device is full")
+        return train(recipe, **options)
+
+    monkeypatch.setattr(table_runs, "train", without_lora)
+    code, out, err = lorada(monkeypatch, capsys, *ASKED)
+    assert code == 2
+    assert err.splitlines()[-2:] == [
+        "lora, rte, seed 1 failed: the device is full",
+        "error: 1 of 2 jobs failed; --resume runs them again, and only them",
+    ]
+    assert "Full" in out
+    assert (place / PAGE).read_text().count("| ours |") == 1
+    monkeypatch.setattr(table_runs, "train", train)
+    code, out, err = lorada(monkeypatch, capsys, *ASKED, "--resume")
+    assert code == 0, err
+    assert "1 of 2 jobs were done before" in err
+    assert (place / PAGE).read_text().count("| ours |") == 2
+
+
+@pytest.mark.parametrize("file", [LOCK_FILE, JOB_FILE])
+def test_a_run_that_another_process_holds_is_left_to_it(file, place, monkeypatch, capsys):
+    with held(place / "runs/table5-local/lora/rte/seed1" / file):
+        code, out, err = lorada(monkeypatch, capsys, *ASKED)
+    assert code == 0, err
+    assert "1 of 2 jobs are held by other processes, which finish them" in err
+    assert "Full" in out
+    assert not list(place.rglob("results/**/lora/**/seed1.json"))
+
+
+def test_all_held_runs_leave_no_page(place, monkeypatch, capsys):
+    with held(place / "runs/table5-local/lora/rte/seed1" / JOB_FILE):
+        code, out, err = lorada(monkeypatch, capsys, *ASKED, "--rows", "lora")
+    assert code == 0, err
+    assert out == ""
+    assert not (place / "docs").exists()
+
+
+def test_parts_of_a_table_make_the_whole_and_each_shows_what_is_there(place, monkeypatch, capsys):
+    words = ("table", "5", "--scale", "local", "--rows", "lora", "--seeds", "1")
+    folder = place / "docs/results/table5/local/lora"
+    for part, tasks in (("1/2", ["rte"]), ("2/2", ["rte", "sst2"])):
+        code, out, err = lorada(monkeypatch, capsys, *words, "--shard", part)
+        assert code == 0, err
+        assert sorted(path.parent.name for path in folder.rglob("seed1.json")) == tasks
+        assert "[1/1] lora" in err
+        assert all(task in out for task in tasks)
+
+
+def test_a_complete_run_without_a_stored_result_needs_no_process(place, monkeypatch, capsys):
+    words = (*ASKED, "--rows", "lora")
+    assert lorada(monkeypatch, capsys, *words)[0] == 0
+    stored = place / "docs/results/table5/local/lora/rte/seed1.json"
+    before = stored.read_text()
+    stored.unlink()
+    code, _, err = lorada(monkeypatch, capsys, *words)
+    assert code == 0, err
+    assert "started" not in err
+    assert stored.read_text() == before
+
+
+@pytest.mark.slow
+@pytest.mark.apart
+def test_two_workers_store_what_one_stores(place, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = ("table", "5", "--scale", "local", "--rows", "lora", "--seeds", "1")
+    found = []
+    for count in ("1", "2"):
+        at = ("--workers", count, "--results", f"results{count}", "--output", f"runs{count}")
+        code, _, err = lorada(monkeypatch, capsys, *words, *at)
+        assert code == 0, err
+        paths = sorted((place / f"results{count}").rglob("seed1.json"))
+        results = [json.loads(path.read_text()) for path in paths]
+        found.append([(r["metrics"], [e.get("loss") for e in r["history"]]) for r in results])
+    assert len(found[0]) == 2
+    assert found[0] == found[1]
+
+
 BAD = {
+    "a part that is not there": (["5", "--shard", "3/2"], "--shard 3/2 must be i/n"),
+    "no workers": (["5", "--workers", "0"], "--workers 0 must be at least 1"),
+    "collected from here": (["5", "--collect"], "--collect is for --cluster"),
     "no such table": (["1"], "no table1 of results in the paper: there are tables 2, 3, 5"),
     "no such row": (["5", "--rows", "lroa"], "unknown row of table5 'lroa'; did you mean lora?"),
     "a task of another table": (["5", "--tasks", "piqa"], "unknown task of table5 'piqa'"),

@@ -10,6 +10,7 @@ from folders import bert_folder, llama_folder, rows_file
 
 from lorada import cli
 from lorada.experiments import table_page
+from lorada.experiments.queue.job import Outcome
 from lorada.experiments.table_runs import jobs
 from lorada.experiments.table_spec import load_table
 from lorada.report import figures as plots
@@ -352,3 +353,23 @@ def test_the_sweep_does_with_earlier_results_what_it_is_told(option, monkeypatch
     monkeypatch.setattr(table_page, "run_all", told)
     _, _, err = lorada(monkeypatch, capsys, "plot", "4", "--scale", "local", f"--{option}")
     assert f"48 runs, resume {option == 'resume'}, overwrite {option == 'overwrite'}" in err
+
+
+def test_a_sweep_of_which_a_run_failed_is_drawn_without_it(drawn, monkeypatch, capsys, tmp_path):
+    def some(found, scale, **options):
+        assert options["part"] == (1, 2)
+        results = [
+            {"model": "bert", "recipe": job.recipe.model_dump(),
+             "metrics": {job.tasks[0]: {"accuracy": 80.0}}}
+            for job in found
+        ]  # fmt: skip
+        results[0] = None
+        return results, {"a": Outcome("failed", "too large"), "b": Outcome("held")}
+
+    monkeypatch.setattr(table_page, "run_all", some)
+    words = ("plot", "4", "--scale", "local", "--shard", "1/2", "--output", str(tmp_path))
+    code, _, err = lorada(monkeypatch, capsys, *words)
+    assert code == 2
+    assert "a failed: too large" in err
+    assert "1 of 2 jobs are held" in err
+    assert drawn[0].axes[0].get_title().endswith("(bert, local scale, 2 to 3 seeds)")
