@@ -16,6 +16,8 @@ from lorada.runs.recipe import Recipe
 
 # How many sizes are tried on each side of one that cannot be built: ranks of GraLoRA must be even.
 NEAR = 8
+# How many guesses assume that the number of parameters is affine in the size.
+LINES = 4
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def _largest(trained: Callable[[int], int], first: int, usual: int, end: int, li
     """The index with the most trained parameters that are not above a limit.
 
     Mostly the number of parameters is affine in the size: a line through two known sizes gives the
-    next guess. If that does not end soon, the range is halved.
+    next guess. If that does not end soon, every other guess halves the range.
 
     Args:
         trained: how many parameters train at an index; 0 if it cannot be built.
@@ -153,7 +155,7 @@ def _largest(trained: Callable[[int], int], first: int, usual: int, end: int, li
     """
     known = {first: trained(first)}
     low, high = first, end  # low is within the limit, high is not
-    guess, tries = usual, 0
+    guess, tries, flat = usual, 0, False
     while high - low > 1:
         guess = min(max(guess, low + 1), high - 1)
         lowest = max(low + 1, guess - NEAR)
@@ -161,14 +163,27 @@ def _largest(trained: Callable[[int], int], first: int, usual: int, end: int, li
         at = next(filter(trained, near), None)
         if at is not None:
             known[at] = trained(at)
+            flat = flat or known[at] == known[low]
         if at is not None and known[low] < known[at] <= limit:
             low = at
         else:
             # If the one found lies beyond the guess, all from the lowest on cannot be built.
             high = at if at is not None and at <= guess else lowest
         tries += 1
-        guess = _by_line(known, low, high, limit) if tries < NEAR else (low + high) // 2
-    return low
+        by_line = tries < LINES or tries % 2 == 0
+        guess = _by_line(known, low, high, limit) if by_line else (low + high) // 2
+    return _first_like(trained, first, low) if flat or low == end - 1 else low
+
+
+def _first_like(trained: Callable[[int], int], first: int, index: int) -> int:
+    """The first index that trains as many parameters as another: LoKr's ranks have an end."""
+    if index == first or trained(index - 1) != trained(index):
+        return index
+    low, high = first - 1, index - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if trained(middle) == trained(index) else (middle, high)
+    return high
 
 
 def _by_line(known: dict[int, int], low: int, high: int, limit: int) -> int:
