@@ -92,25 +92,46 @@ def paired_p(a: Scores, b: Scores) -> float:
         ValueError: if one has fewer than two seeds or rows, because the variance between them is
             then unknown, or if the numbers of rows differ.
     """
-    with needs_extra("compare"):
-        from scipy.stats import t
-
     if min(*a.shape, *b.shape) < 2:
         raise ValueError("a test needs two rows, and two seeds of each method")
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"{a.shape[1]} and {b.shape[1]} rows cannot be compared")
-    error, freedom = _standard_error(
-        (len(a), len(b)), _between_runs(a, b), *_over_rows(a, b), a.shape[1]
-    )
-    differing = np.count_nonzero(np.abs(a.mean(axis=0) - b.mean(axis=0)) > TINY)
+    error = _standard_error((len(a), len(b)), _between_runs(a, b), *_over_rows(a, b), a.shape[1])
+    return _p_value(a.mean(axis=0) - b.mean(axis=0), *error)
+
+
+def fixed_p(scores: Scores, fixed: Scores) -> float:
+    """The same as ``paired_p`` against scores without training, which no seed changes.
+
+    Args:
+        scores: seeds × rows of a method.
+        fixed: a score for each row.
+
+    Raises:
+        ValueError: if the method has fewer than two seeds or rows, or another number of rows.
+    """
+    if min(scores.shape) < 2 or fixed.shape != scores.shape[1:]:
+        raise ValueError("a test needs two seeds of the method, and two rows, the same for both")
+    differences = scores.mean(axis=0) - fixed
+    over_rows, noise = float(differences.var(ddof=1)), _noise(scores) / len(scores)
+    runs = _between_runs(scores)
+    error = _standard_error((len(scores),), runs, over_rows, noise, scores.shape[1])
+    return _p_value(differences, *error)
+
+
+def _p_value(differences: Scores, error: float, freedom: float) -> float:
+    """The two-sided p-value of the mean of differences by row, with its standard error."""
+    with needs_extra("compare"):
+        from scipy.stats import t
+
     if error < TINY:
         return 1.0
-    p = 2 * float(t.sf(abs(a.mean() - b.mean()) / error, freedom))
-    return min(1.0, max(p, 2.0 ** (1 - differing)))
+    p = 2 * float(t.sf(abs(differences.mean()) / error, freedom))
+    return min(1.0, max(p, 2.0 ** (1 - np.count_nonzero(np.abs(differences) > TINY))))
 
 
 def _standard_error(
-    seeds: tuple[int, int], between_runs: float, over_rows: float, noise: float, rows: int
+    seeds: Sequence[int], between_runs: float, over_rows: float, noise: float, rows: int
 ) -> tuple[float, float]:
     """The standard error of a difference in means, and its degrees of freedom (Satterthwaite).
 
@@ -121,12 +142,14 @@ def _standard_error(
         noise: that noise.
         rows: their number.
     """
-    runs = between_runs * (1 / seeds[0] + 1 / seeds[1])
+    runs = between_runs * sum(1 / count for count in seeds)
     # The variance between runs has the noise in it, too, which must count once.
     variance = runs + max(over_rows - noise, 0.0) / rows
-    free = sum(seeds) - 2
+    free = sum(seeds) - len(seeds)
     spread = runs**2 / free + (over_rows**2 + noise**2 / free) / rows**2 / (rows - 1)
-    return float(np.sqrt(variance)), variance**2 / spread if spread > 0 else 1.0
+    # Where rows add nothing this is a t-test of the runs, so there are never fewer degrees.
+    freedom = variance**2 / spread if spread > 0 else 0.0
+    return float(np.sqrt(variance)), max(freedom, free)
 
 
 def _between_runs(*methods: Scores) -> float:
@@ -167,7 +190,7 @@ def detectable(methods: Sequence[Scores], tests: int = 1) -> float:
     several = [scores for scores in methods if min(scores.shape) > 1]
     if len(several) < 2:
         raise ValueError("fewer than two methods have two seeds and two rows")
-    seeds, rows = min(map(len, several)), several[0].shape[1]
+    seeds, rows = int(np.median([len(s) for s in several])), several[0].shape[1]
     over_rows, noise = np.mean([_over_rows(a, b) for a, b in combinations(several, 2)], axis=0)
     between_runs = _between_runs(*several)
     error, freedom = _standard_error((seeds, seeds), between_runs, over_rows, noise, rows)

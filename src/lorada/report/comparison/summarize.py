@@ -1,0 +1,320 @@
+"""Makes the summary of a comparison from its results: scores, tests, costs and commands."""
+
+import shlex
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorada.report.comparison.read import Candidate, Results, Run
+from lorada.report.comparison.statistics import (
+    ALPHA,
+    fixed_p,
+    holm,
+    interval,
+    letters,
+    paired_p,
+)
+from lorada.report.comparison.summary import Baseline, Disagreement, Line, Search, Summary
+from lorada.report.comparison.verdict import choose, limits, verdict
+from lorada.report.render import main_metric
+from lorada.support.errors import unknown_name
+
+MOST_ROWS = 50  # disagreements that a report shows
+RIGHT, WRONG = 100.0, 0.0  # scores of rows that are right or wrong
+BASELINES = {"as_it_is": "the model as it is", "commonest": "the commonest answer"}
+
+
+def summarize(results: Results, against: str | None = None, with_text: bool = False) -> Summary:
+    """Summarize a comparison, finished or not.
+
+    Args:
+        results: what there is of it.
+        against: the method that others are tested against; by default the one that the comparison
+            names, or its first.
+        with_text: whether rows on which candidates disagree come with their text, if it is stored.
+
+    Raises:
+        ValueError: if ``against`` is no method of the comparison.
+    """
+    methods = list(dict.fromkeys(candidate.method for candidate in results.candidates))
+    chosen = against or results.asked.get("against") or next(iter(methods), "")
+    if methods and chosen not in methods:
+        raise unknown_name("method to compare with", str(chosen), methods)
+    scored = sorted(
+        (c for c in results.candidates if c.runs),
+        key=lambda c: float(c.scores.mean()),
+        reverse=True,
+    )
+    tested = [candidate for candidate in scored if min(candidate.scores.shape) > 1]
+    pairs = _pairs(tested)
+    lines = _lines(results, scored, pairs, str(chosen))
+    search, baselines = _search(results.candidates), _baselines(results)
+    choice = choose(lines, baselines, {
+        name: fixed_p(tested[0].scores, np.array(found["row_scores"], dtype=float))
+        for name, found in _scored_baselines(results).items() if tested
+    })  # fmt: skip
+    best = next((c for c in scored if choice.best and c.label == choice.best.label), None)
+    runs = [run for candidate in scored for run in candidate.runs]
+    asked = results.asked.get("seeds")
+    shared = results.asked.get("recipe")
+    shared = shared if isinstance(shared, dict) else {}
+    return Summary(
+        verdict=verdict(choice),
+        sentences=tuple(limits(results, choice, tested, str(chosen), search)),
+        model=str(shared.get("model", "")),
+        task=", ".join(dict.fromkeys(name for name, _ in results.rows)),
+        rows=len(results.rows),
+        seeds=tuple(asked) if isinstance(asked, list) else _seeds(runs),
+        metric=next((line.metric for line in lines if line.metric), ""),
+        best=best.label if best else "",
+        lines=tuple(lines),
+        baselines=tuple(baselines),
+        histories={c.label: _history(c) for c in scored},
+        disagreements=tuple(_disagreements(results, scored, with_text)),
+        commands=_commands(results.folder, best) if best else {},
+        search=search,
+        hardware=_hardware(results.plan, runs),
+        versions={str(k): str(v) for k, v in (results.plan.get("versions") or {}).items()},
+        notes=(*results.notes, *_different_versions(runs)),
+    )
+
+
+def _pairs(tested: list[Candidate]) -> dict[frozenset[str], float]:
+    """The corrected p-value of each pair of candidates, by their labels."""
+    pairs = list(combinations(tested, 2))
+    corrected = holm([paired_p(a.scores, b.scores) for a, b in pairs])
+    return {frozenset((a.label, b.label)): p for (a, b), p in zip(pairs, corrected, strict=True)}
+
+
+def _lines(
+    results: Results, scored: list[Candidate], pairs: dict[frozenset[str], float], against: str
+) -> list[Line]:
+    """A line for each candidate, those with the highest score first."""
+    tested = [c for c in scored if min(c.scores.shape) > 1]
+    different = {pair for pair, p in pairs.items() if p < ALPHA}
+    groups = letters([c.label for c in tested], different) if len(tested) > 1 else {}
+    references = {
+        c.label: reference for c in tested if (reference := _reference(c, tested, against))
+    }
+    by_label = {c.label: c for c in tested}
+    corrected = holm([
+        paired_p(by_label[label].scores, reference.scores)
+        for label, reference in references.items()
+    ])  # fmt: skip
+    p_against = dict(zip(references, corrected, strict=True))
+    rest = [c for c in results.candidates if c not in scored]
+    return [
+        Line(
+            **_facts(candidate),
+            letter=groups.get(candidate.label, ""),
+            against=references[candidate.label].label if candidate.label in references else "",
+            p_against=p_against.get(candidate.label),
+            p_best=pairs.get(frozenset((candidate.label, tested[0].label))) if tested else None,
+        )
+        for candidate in [*scored, *rest]
+    ]
+
+
+def _reference(candidate: Candidate, tested: list[Candidate], against: str) -> Candidate | None:
+    """What a candidate is tested against: the method ``against``, if possible at the same budget.
+
+    None for that method itself.
+    """
+    found = [c for c in tested if c.method == against]
+    if candidate.method == against or not found:
+        return None
+    same = (c for c in found if c.budgets.keys() & candidate.budgets.keys())
+    return next(same, found[0])
+
+
+def _facts(candidate: Candidate) -> dict[str, Any]:
+    """The fields of a line that need no other candidate."""
+    runs, plan = candidate.runs, candidate.plan
+    facts: dict[str, Any] = {
+        "label": candidate.label, "method": candidate.method,
+        "budget": ", ".join(candidate.budgets), "above": any(candidate.budgets.values()),
+        "sizes": candidate.sizes, "trainable": plan.get("trainable"),
+        "percent": plan.get("percent"), "mergeable": plan.get("mergeable"),
+        "seeds": _seeds(runs), "reason": plan.get("reason") or candidate.missing or None,
+    }  # fmt: skip
+    if not runs:
+        return facts
+    low, high = interval(candidate.scores)
+    metric, value = _metric(runs)
+    adapter, peak = (_numbers(runs, key) for key in ("adapter_bytes", "peak_memory_bytes"))
+    adapted, base = (_numbers(runs, "forgetting", key) for key in ("adapted", "base"))
+    rates = _numbers(runs, "recipe", "training", "learning_rate")
+    fresh = [run for run in runs if not run.result.get("resumed_from")]
+    seconds, steps = _numbers(fresh, "wall_time_s"), _numbers(fresh, "steps")
+    return facts | {
+        "score": float(candidate.scores.mean()), "low": low, "high": high,
+        "metric": metric, "value": value,
+        "adapter_mb": _mean(adapter, 1e6), "peak_memory_gib": max(peak) / 2**30 if peak else None,
+        "seconds_per_step": sum(seconds) / sum(steps) if seconds and sum(steps) else None,
+        "forgetting": float(np.mean(adapted) - np.mean(base)) if adapted and base else None,
+        "rate": rates[0] if rates else None,
+    }  # fmt: skip
+
+
+def _numbers(runs: list[Run], *keys: str) -> list[float]:
+    """The numbers under these keys of the runs' results; runs without one are left out."""
+    found = []
+    for run in runs:
+        value: Any = run.result
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, int | float):
+            found.append(float(value))
+    return found
+
+
+def _mean(values: list[float], unit: float = 1.0) -> float | None:
+    return float(np.mean(values)) / unit if values else None
+
+
+def _seeds(runs: list[Run]) -> tuple[int, ...]:
+    return tuple(sorted({run.seed for run in runs}))
+
+
+def _metric(runs: list[Run]) -> tuple[str, float | None]:
+    """The main metric's name, and its mean over runs and over the names of the rows."""
+    names = dict.fromkeys(name for run in runs for name, _ in run.scores)
+    found: dict[str, None] = {}
+    values: list[float] = []
+    for name in names:
+        for run in runs:
+            metrics = run.result["metrics"].get(name)
+            if isinstance(metrics, dict) and metrics.keys() - {"n"}:
+                found.setdefault(main_metric(metrics))
+                values += _numbers([run], "metrics", name, main_metric(metrics))
+    return "/".join(found), _mean(values)
+
+
+def _history(candidate: Candidate) -> list[tuple[int, float]]:
+    """The training loss over steps: the mean over runs, at steps that all of them logged."""
+    by_step: dict[int, list[float]] = {}
+    for run in candidate.runs:
+        history = run.result.get("history")
+        for entry in history if isinstance(history, list) else []:
+            if isinstance(entry.get("loss"), int | float) and isinstance(entry.get("step"), int):
+                by_step.setdefault(entry["step"], []).append(float(entry["loss"]))
+    most = len(candidate.runs)
+    return [(step, float(np.mean(v))) for step, v in sorted(by_step.items()) if len(v) == most]
+
+
+def _search(candidates: list[Candidate]) -> Search:
+    """What the search for learning rates cost."""
+    trials = [
+        trial
+        for candidate in candidates
+        for trial in candidate.search.get("trials") or []
+        if isinstance(trial, dict)
+    ]
+    return Search(
+        seconds=sum(float(trial.get("seconds") or 0.0) for trial in trials),
+        trials=len(trials),
+        pruned=sum(bool(trial.get("pruned")) for trial in trials),
+        diverged=sum(bool(trial.get("diverged")) for trial in trials),
+    )
+
+
+def _scored_baselines(results: Results) -> dict[str, dict[str, Any]]:
+    """The baselines with a score for each row, by their names in the report."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, name in BASELINES.items():
+        entry = results.baselines.get(key)
+        scores = entry.get("row_scores") if isinstance(entry, dict) else None
+        whole = isinstance(scores, list) and 0 < len(scores) == len(results.rows)
+        if entry and whole and all(isinstance(score, int | float) for score in scores or []):
+            found[name] = entry
+    return found
+
+
+def _baselines(results: Results) -> list[Baseline]:
+    scored, found = _scored_baselines(results), []
+    for key, name in BASELINES.items():
+        entry = results.baselines.get(key)
+        if name in scored:
+            scores = np.array(scored[name]["row_scores"], dtype=float)
+            low, high = interval(scores[None])
+            answer = scored[name].get("answer")
+            text = None if answer is None else str(answer)
+            found.append(Baseline(name, float(scores.mean()), low, high, text))
+        else:
+            reason = entry.get("reason") if isinstance(entry, dict) else "it is not scored yet"
+            found.append(Baseline(name, reason=str(reason or "it was scored on other rows")))
+    return found
+
+
+def _disagreements(
+    results: Results, scored: list[Candidate], with_text: bool
+) -> list[Disagreement]:
+    """The rows that divide the candidates most; none where rows are not right or wrong."""
+    if not scored or not all(np.isin(c.scores, (RIGHT, WRONG)).all() for c in scored):
+        return []
+    right = np.array([c.scores.mean(axis=0) > (RIGHT + WRONG) / 2 for c in scored])
+    count = right.sum(axis=0)
+    divided = np.minimum(count, len(scored) - count)
+    texts = {row: text for c in scored for run in c.runs for row, text in run.texts.items()}
+    found = []
+    for index in np.argsort(-divided, kind="stable")[:MOST_ROWS]:
+        if divided[index]:
+            row = results.rows[index]
+            sides = (
+                tuple(c.label for c, is_right in zip(scored, right[:, index], strict=True)
+                      if is_right == side)
+                for side in (True, False)
+            )  # fmt: skip
+            text = texts.get(row, (None, None)) if with_text else (None, None)
+            found.append(Disagreement(*row, *sides, *text))
+    return found
+
+
+def _commands(folder: Path, best: Candidate) -> dict[str, str]:
+    """The commands to train the winner again, and to export and serve the run of its first seed."""
+    run = min(best.runs, key=lambda run: run.seed)
+    place, mine = folder / run.folder, f"my-{best.method}"
+    recipe = run.result.get("recipe")
+    remote = isinstance(recipe, dict) and recipe.get("trust_remote_code")
+    train = ["train", place / "recipe.yaml", "--output", f"runs/{mine}"]
+    export = ["export", place, "--merge", mine]
+    serve = ["run", "transformers", "serve", mine]
+    # A file cannot allow remote code, so that the command has to.
+    allowed = ["--trust-remote-code"] if remote else []
+    found: dict[str, list[Any]] = {
+        "train": [*train, *allowed], "export": [*export, *allowed], "serve": serve,
+    }  # fmt: skip
+    return {name: shlex.join(["lorada", *map(_word, words)]) for name, words in found.items()}
+
+
+def _word(word: Any) -> str:
+    """A word of a command; a path that begins with a dash gets ./, so that it is no option."""
+    return f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)
+
+
+def _hardware(plan: dict[str, Any], runs: list[Run]) -> tuple[str, ...]:
+    """One text for each kind of machine that ran a part."""
+    machines = [run.result.get("hardware") for run in runs] or [plan.get("hardware")]
+    texts = []
+    for machine in machines:
+        if isinstance(machine, dict):
+            cpu = "{cpu}, {cores} cores, {memory_gib} GiB".format_map(Counter() | machine)
+            texts.append(f"{machine['accelerator']}; {cpu}" if machine.get("accelerator") else cpu)
+    return tuple(dict.fromkeys(texts))
+
+
+def _different_versions(runs: list[Run]) -> list[str]:
+    """A note for each package whose version differs between runs."""
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        versions = run.result.get("versions")
+        for package, version in versions.items() if isinstance(versions, dict) else ():
+            found.setdefault(str(package), {}).setdefault(str(version))
+    return [
+        f"runs used different versions of {package}: {', '.join(versions)}"
+        for package, versions in found.items()
+        if len(versions) > 1
+    ]
