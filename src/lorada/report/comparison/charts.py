@@ -177,7 +177,8 @@ def loss_charts(summary: Summary, curves: Mapping[str, Sequence[Curve]]) -> dict
         curves: label → a curve for each seed, drawn as thin lines.
     """
     lines = [line for line in summary.lines if summary.histories.get(line.label)]
-    budgets = list(dict.fromkeys(name for line in lines for name in _budgets(line)))
+    by_size = sorted(lines, key=lambda line: line.trainable or 0)
+    budgets = list(dict.fromkeys(name for line in by_size for name in _budgets(line)))
     seeds = sum(1 + len(curves.get(line.label, ())) for line in lines)
     points = max(2, min(MOST_POINTS, ALL_POINTS // max(seeds, 1)))
     return {

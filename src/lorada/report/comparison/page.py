@@ -9,6 +9,7 @@ import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -92,7 +93,7 @@ def comparison_page(summary: Summary, curves: Mapping[str, Sequence[Curve]]) -> 
     if intervals := interval_chart(summary):
         specs["intervals"] = intervals
     scripts = [
-        vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
+        _vega(),
         (HERE / "page.js").read_text(encoding="utf-8"),
     ]
     page = _environment().get_template("page.html.j2").render(
@@ -138,6 +139,12 @@ def _environment() -> jinja2.Environment:
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment
+
+
+@cache  # it takes a second
+def _vega() -> str:
+    """The script that draws charts: Vega, Vega-Lite and Vega-Embed."""
+    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
 
 
 def _hash(script: str) -> str:

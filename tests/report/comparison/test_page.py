@@ -1,0 +1,320 @@
+"""The page of a comparison in a headless Chromium without a network."""
+
+import dataclasses
+import shutil
+from html.parser import HTMLParser
+from importlib.util import find_spec
+
+import pytest
+from made_up_summary import CANNOT_RUN, METHODS, made_up_summary
+
+pytest.importorskip("altair", reason="needs the extra compare")
+
+from lorada.report.comparison.page import comparison_page
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None or find_spec("playwright") is None, reason="needs playwright and chromium"
+)
+LONG = "x" * 300
+HOSTILE = (
+    "<img src=x onerror='window.hacked=1'>",
+    "</script><script>window.hacked=1</script>",
+    "\"><svg onload=window.hacked=1>",
+    "{{ 7 * 7 }} ${7 * 7} &lt;b&gt;",
+    "\u202egnisrever",
+    LONG,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """A function that opens a page, which must make no request and no error until the test ends."""
+    contexts, requests, errors = [], [], []
+    path = tmp_path / "report.html"
+
+    def open_page(summary, curves, **options):
+        path.write_text(comparison_page(summary, curves), encoding="utf-8")
+        contexts.append(browser.new_context(offline=True, **options))
+        page = contexts[-1].new_page()
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text))
+        page.goto(path.as_uri())
+        # Not wait_for_function: it evaluates text, which the page's policy forbids.
+        appears(page, ".chart:not([data-drawn])", 0)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert errors == []
+    # The empty icon is a data: address, which the browser counts as a request.
+    assert {url for url in requests if not url.startswith("data:")} == {path.as_uri()}
+
+
+def appears(page, selector, count=1):
+    """Wait until so many elements are there."""
+    from playwright.sync_api import expect
+
+    expect(page.locator(selector)).to_have_count(count)
+
+
+def names_in(page):
+    """The headings of the table's rows, from above."""
+    return page.locator("table.sortable tbody th > bdi").all_text_contents()
+
+
+def column_of(page, number):
+    return page.locator(f"table.sortable tbody td:nth-child({number})").all_text_contents()
+
+
+def widest(page):
+    return page.evaluate("document.documentElement.scrollWidth")
+
+
+def test_the_same_summary_gives_the_same_page():
+    assert comparison_page(*made_up_summary()) == comparison_page(*made_up_summary())
+
+
+def test_forty_candidates_with_five_seeds_fit_in_two_megabytes():
+    many = made_up_summary([f"method_{i}" for i in range(40)], seeds=(1, 2, 3, 4, 5), steps=3000)
+    assert len(comparison_page(*many).encode()) < 2_000_000
+
+
+class Outline(HTMLParser):
+    """Collects the headings and the language of a page."""
+
+    def __init__(self):
+        super().__init__()
+        self.levels, self.language = [], None
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "html":
+            self.language = dict(attrs).get("lang")
+        if tag in ("h1", "h2", "h3", "h4"):
+            self.levels.append(int(tag[1]))
+
+
+def test_headings_are_in_order_and_the_language_is_named():
+    outline = Outline()
+    outline.feed(comparison_page(*made_up_summary()))
+    assert outline.language == "en"
+    assert outline.levels[0] == 1
+    assert outline.levels.count(1) == 1
+    steps = zip(outline.levels, outline.levels[1:], strict=False)
+    assert all(after <= before + 1 for before, after in steps)
+
+
+def test_the_verdict_follows_the_heading():
+    summary, curves = made_up_summary()
+    page = comparison_page(summary, curves)
+    after = page.partition("</h1>")[2].lstrip()
+    assert after.startswith(f'<p class="verdict">{summary.verdict}</p>')
+
+
+def test_run_folders_are_linked_by_quoted_relative_paths():
+    summary, curves = made_up_summary()
+    line = next(line for line in summary.lines if line.method == "lora+lmam")
+    link = f'<a href="runs/lora%2Blmam/{line.trainable}/seed1/">seed 1</a>'
+    assert link in comparison_page(summary, curves)
+
+
+@needs_chromium
+def test_the_page_draws_all_charts_without_a_request_or_an_error(opened):
+    page = opened(*made_up_summary())
+    assert page.locator(".chart svg.marks").count() == 3
+    for chart in page.locator(".chart").all():
+        assert chart.get_attribute("role") == "img"
+        assert len(chart.get_attribute("aria-label")) > 20
+
+
+@needs_chromium
+def test_the_policy_of_the_page_stops_a_script_and_a_connection(browser, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(comparison_page(*made_up_summary()), encoding="utf-8")
+    page = browser.new_page()
+    refused = []
+    page.on("console", lambda message: refused.append(message.text))
+    page.goto(path.as_uri())
+    page.evaluate("""() => {
+        const script = document.createElement("script");
+        script.textContent = "window.hacked = 1";
+        document.body.append(script);
+    }""")
+    page.evaluate("fetch('http://localhost:9/').catch(() => null)")
+    assert page.evaluate("window.hacked === undefined")
+    assert any("script-src" in text for text in refused)
+    assert any("connect-src" in text or "default-src" in text for text in refused)
+    page.close()
+
+
+@needs_chromium
+def test_a_click_and_a_key_sort_the_table_and_say_so(opened):
+    summary, curves = made_up_summary()
+    page = opened(summary, curves)
+    heading = page.locator("table.sortable thead th").nth(5)
+    assert page.locator("[aria-sort]").count() == 1
+    heading.locator("button").click()
+    assert heading.get_attribute("aria-sort") == "ascending"
+    able = [line for line in summary.lines if line.trainable]
+    by_size = [line.label for line in sorted(able, key=lambda line: line.trainable)]
+    without = ["boft", "the model as it is", "the commonest answer"]
+    assert names_in(page) == by_size + without
+    page.keyboard.press("Enter")
+    assert heading.get_attribute("aria-sort") == "descending"
+    assert page.locator("[aria-sort]").count() == 1
+    assert names_in(page) == by_size[::-1] + without
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Space")
+    assert page.locator("table.sortable thead th").nth(4).get_attribute("aria-sort") == "ascending"
+    shown = [text for text in column_of(page, 5) if text != "–"]
+    assert shown == sorted(shown) != shown[::-1]
+
+
+@needs_chromium
+def test_names_are_sorted_as_text(opened):
+    page = opened(*made_up_summary())
+    page.locator("table.sortable thead button").first.click()
+    ours = [name for name in names_in(page) if name in METHODS]
+    assert ours == sorted(METHODS, key=str.lower)
+
+
+@needs_chromium
+def test_the_menus_change_what_the_charts_show(opened):
+    page = opened(*made_up_summary(budgets=("0.1%", "0.2%")))
+    cost, loss = page.locator("figure").nth(0), page.locator("figure").nth(2)
+    axis = cost.locator("svg text", has_text="trained parameters")
+    assert axis.count() == 1
+    cost.locator("select").select_option(label="peak memory (GiB)")
+    appears(page, "[data-drawn=cost-memory]")
+    assert axis.count() == 0
+    assert cost.locator("svg text", has_text="peak memory (GiB)").count() == 1
+    faint = "path[stroke-opacity='0.12'], path[opacity='0.12']"
+    assert loss.locator(faint).count() == 0
+    loss.locator("select.method").select_option("lora")
+    page.wait_for_function(f'document.querySelectorAll("{faint}").length === {len(METHODS) - 1}')
+    loss.locator("select.which").select_option(label="0.1%")
+    appears(page, "[data-drawn=loss-0]")
+    assert loss.locator(faint).count() == len(METHODS) - 1
+
+
+@needs_chromium
+def test_a_candidate_that_cannot_be_run_shows_its_reason(opened):
+    page = opened(*made_up_summary())
+    failed = page.locator("tr.failed")
+    assert CANNOT_RUN in failed.inner_text()
+    assert failed.locator("td").all_text_contents() == ["–"] * 11
+
+
+@needs_chromium
+def test_hostile_names_and_texts_stay_text(opened):
+    summary, curves = made_up_summary(HOSTILE, text=f"{HOSTILE[0]}\n{HOSTILE[1]}")
+    everywhere = " ".join(HOSTILE)
+    summary = dataclasses.replace(
+        summary, verdict=everywhere, sentences=HOSTILE, model=HOSTILE[1], task=HOSTILE[0],
+        commands={"train": everywhere}, hardware=HOSTILE, versions={HOSTILE[1]: HOSTILE[2]},
+        notes=HOSTILE,
+    )  # fmt: skip
+    page = opened(summary, curves, viewport={"width": 320, "height": 640})
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("script").count() == 3
+    assert page.locator("img").count() == 0
+    assert set(names_in(page)) >= set(HOSTILE)
+    assert page.locator(".verdict").text_content() == everywhere
+    assert page.locator("#command-1").text_content() == everywhere
+    assert page.locator("select.method option").count() == len(HOSTILE) + 1
+    page.locator("select.method").select_option(HOSTILE[1])
+    points = page.locator("figure").first.locator("svg .mark-symbol path")
+    points.first.hover(force=True)
+    page.wait_for_selector("#vg-tooltip-element.visible")
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("#vg-tooltip-element img").count() == 0
+    assert widest(page) == 320
+
+
+@needs_chromium
+def test_a_narrow_page_scrolls_only_its_tables(opened):
+    page = opened(*made_up_summary(text="Is it?"), viewport={"width": 320, "height": 640})
+    assert widest(page) == 320
+    box = page.locator(".scroll").first
+    assert box.evaluate("box => box.scrollWidth > box.clientWidth")
+    box.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(500)
+    assert box.evaluate("box => box.scrollLeft") > 0
+
+
+@needs_chromium
+@pytest.mark.parametrize(("scheme", "darker"), [("light", "text"), ("dark", "page")])
+def test_text_of_page_and_charts_can_be_read_in_light_and_dark(opened, scheme, darker):
+    page = opened(*made_up_summary(), color_scheme=scheme)
+    colours = page.evaluate("""() => {
+        const style = element => getComputedStyle(element);
+        const label = document.querySelector(".chart svg .role-axis-label text");
+        return {text: style(document.body).color, page: style(document.body).backgroundColor,
+                chart: style(label).fill};
+    }""")
+    light = {name: sum(map(int, rgb[4:-1].split(","))) / 3 for name, rgb in colours.items()}
+    assert abs(light["text"] - light["page"]) > 180
+    assert (light["text"] < light["page"]) == (darker == "text")
+    assert colours["chart"] == colours["text"]
+
+
+@needs_chromium
+def test_a_printed_page_has_its_charts_and_no_buttons(opened):
+    page = opened(*made_up_summary(), color_scheme="dark")
+    assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF-")
+    page.emulate_media(media="print")
+    assert page.locator(".chart svg").first.is_visible()
+    assert not page.locator("button.copy").first.is_visible()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert widest(page) <= page.viewport_size["width"]
+
+
+@needs_chromium
+def test_the_copy_button_copies_the_command_with_or_without_a_clipboard(opened):
+    summary, curves = made_up_summary()
+    page = opened(summary, curves, permissions=["clipboard-read", "clipboard-write"])
+    for number, name in enumerate(("train", "serve")):
+        page.locator("button.copy").nth(number).click()
+        appears(page, f"button.copy[data-of=command-{number + 1}]:has-text('Copied')")
+        assert page.evaluate("navigator.clipboard.readText()") == summary.commands[name]
+        page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(); }")
+
+
+@needs_chromium
+def test_a_comparison_without_a_score_is_a_page_without_charts(opened):
+    summary, _ = made_up_summary()
+    nothing = dataclasses.replace(
+        summary, lines=summary.lines[-1:], histories={}, disagreements=(), best="", commands={},
+        baselines=(), seeds=(), hardware=(), versions={}, notes=(), sentences=(),
+    )  # fmt: skip
+    page = opened(nothing, {})
+    assert page.locator(".chart").count() == 0
+    assert names_in(page) == ["boft"]
+
+
+@needs_chromium
+def test_rows_where_candidates_disagree_are_shown_by_number_and_text(opened):
+    summary, curves = made_up_summary(text="Is it?\nAnswer yes or no.")
+    page = opened(summary, curves)
+    first = page.locator("table.grid tbody tr").first
+    one = summary.disagreements[0]
+    assert first.locator("th").text_content() == "test.jsonl 1"
+    assert first.locator("td.words bdi").first.text_content() == "Is it?\nAnswer yes or no."
+    order = [line.label for line in summary.lines if line.score is not None]
+    marks = first.locator("td").all_text_contents()[2:]
+    assert marks == ["✓" if label in one.right else "✗" for label in order]
