@@ -5,10 +5,12 @@ import re
 import shutil
 
 import pytest
-from folders import bert_folder, llama_folder, rows_file
+from folders import ROWS, bert_folder, llama_folder, rows_file
 from safetensors.torch import load_file, save_file
 
 from lorada import METHODS
+from lorada.runs.folder.predictions import read_predictions
+from lorada.runs.folder.result import read_result
 
 TINY = [
     "training.per_device_train_batch_size=4", "training.report_to=[]", "max_steps=2",
@@ -63,6 +65,40 @@ def test_train_prints_the_first_and_last_loss_and_the_next_command(call, place, 
     assert losses is not None, out
     assert f"next: lorada evaluate {tmp_path / 'run'}" in out.replace("\n", "")
     assert (tmp_path / "run" / "loss.png").stat().st_size > 1000
+
+
+def test_a_training_with_held_out_rows_ends_with_their_scores(call, place, tmp_path):
+    held_out = rows_file(tmp_path / "held out.jsonl", ROWS[:5])
+    more = (f"eval_data={held_out}", "max_new_tokens=4")
+    code, out, err = call(*train_words(place, tmp_path / "run", *more))
+    assert code == 0, err
+    metrics = read_result(tmp_path / "run")["metrics"][str(held_out)]
+    assert re.search(rf"exact_match +│ {metrics['exact_match']:.3f}", out)
+    assert f"{metrics['loss']:.3f}" in out
+    assert f"scored on {held_out}:" in out
+    assert f"next: lorada generate {tmp_path / 'run'}" in out.replace("\n", "")
+    assert len(read_predictions(tmp_path / "run")) == metrics["n"] == 5
+    code, out, err = call(*train_words(place, tmp_path / "again", *more, "--json"))
+    assert code == 0, err
+    assert json.loads(out)["metrics"] == {str(held_out): metrics}
+
+
+def test_a_row_says_what_was_asked_only_with_text(call, place, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    words = ("evaluate", run, "--data", place / "rows.jsonl")
+    assert call(*words)[0] == 0
+    assert "text" not in read_predictions(run)[0]
+    assert call(*words, "--with-text")[0] == 0
+    assert read_predictions(run)[7]["text"] == ROWS[7]["prompt"]
+    assert read_predictions(run)[7]["right"] == ROWS[7]["response"]
+    refused(call("evaluate", run, "--lm-eval", "piqa", "--with-text"), "leave out --with-text")
+
+
+def test_predictions_that_are_damaged_are_one_line(call, place, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "predictions.jsonl").write_text('{"rows": "a", "row"')
+    words = ("evaluate", run, "--data", place / "rows.jsonl")
+    refused(call(*words), "predictions.jsonl line 1 is damaged", "score the run again")
 
 
 def test_json_output_is_nothing_but_json(call, place, tmp_path):

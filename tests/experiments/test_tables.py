@@ -20,6 +20,7 @@ from lorada.experiments.table_spec import PaperTable, load_table, row_recipe
 from lorada.report import page as pages
 from lorada.report import render
 from lorada.runs.folder.lock import LOCK_FILE
+from lorada.runs.folder.predictions import read_predictions
 from lorada.runs.folder.result import read_result
 from lorada.runs.models.count import parameters_of
 
@@ -88,6 +89,12 @@ def test_a_table_runs_its_rows_and_prints_them_beside_the_paper(place, monkeypat
     folder = place / "docs/results/table5/local"
     stored = sorted(str(path.relative_to(folder)) for path in folder.rglob("seed*.json"))
     assert stored == [f"lora/{task}/seed{seed}.json" for task in TASKS for seed in (1, 2)]
+    for task in TASKS:  # each run folder has the answer to each of its 12 rows
+        for path in (place / "runs").rglob(f"{task}/seed*/predictions.jsonl"):
+            lines = read_predictions(path.parent)
+            assert [line["row"] for line in lines] == list(range(1, 13))
+            assert {line["rows"] for line in lines} == {task}
+    assert len(list((place / "runs").rglob("predictions.jsonl"))) == len(stored)
     page = (folder / "table.md").read_text()
     assert "A tiny model, rows that mean nothing." in page
     assert "| LoRA (0.5%) | paper | 0.5% | 75.4 ± 0.2 | 94.2 ± 0.2 | 84.8 | – |" in page

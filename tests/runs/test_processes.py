@@ -125,6 +125,7 @@ def test_two_processes_save_one_adapter_which_is_that_of_one_process(place, tmp_
     assert done.stdout.count("next: lorada evaluate") == 1
     assert done.stdout.count("loss curve: ") == 1
     assert done.stderr.count("is cut to the") == 1
+    assert read_result(tmp_path / "two")["metrics"] == {}  # only a process alone scores its run
     assert_whole(tmp_path / "two", alone(place, call, *how, tmp_path / "one", "max_length=99"))
     assert_scores(tmp_path / "two", tmp_path / "one")
 
