@@ -26,7 +26,7 @@ def all_or_nothing(model: nn.Module, adapter_name: str) -> Iterator[None]:
     children = [(module, dict(module._modules)) for module in model.modules()]
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     layers = [module for module, _ in children if isinstance(module, BaseTunerLayer)]
-    active = [(layer, layer._active_adapter) for layer in layers]
+    attributes = [(layer, dict(vars(layer))) for layer in layers]  # such as the active adapters
     without = [m for m in layers if adapter_name not in m._get_available_adapters()]
     try:
         yield
@@ -35,8 +35,8 @@ def all_or_nothing(model: nn.Module, adapter_name: str) -> Iterator[None]:
         for module in list(model.modules()):
             if isinstance(module, AttachedLayer) and id(module) not in before:
                 module.detach_from_host()
-        for layer, names in active:
-            layer._active_adapter = names
+        for layer, values in attributes:
+            vars(layer).update(values)
         for layer in without:
             layer.delete_adapter(adapter_name)
         for module, own in children:

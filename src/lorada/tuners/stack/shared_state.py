@@ -109,10 +109,12 @@ def adopt(stack: nn.Module, tuners: list[BaseTuner]) -> None:
                 _join(stack._modules[name], container, joined)
             else:
                 stack.add_module(name, container)
-    for module in [*stack.modules(), *tuners]:
-        for name, child in module._modules.items():
-            if id(child) in joined:
-                module._modules[name] = joined[id(child)]
+    for module in [*stack.modules(), *tuners] if joined else []:
+        # FRoD's layers have their containers as plain attributes, which are no submodules.
+        for attributes in (module._modules, vars(module)):
+            for name, value in attributes.items():
+                if id(value) in joined:
+                    attributes[name] = joined[id(value)]
 
 
 def _join(here: Any, new: Any, joined: dict[int, nn.Module]) -> None:
