@@ -443,6 +443,17 @@ def test_parts_of_a_table_make_the_whole_and_each_shows_what_is_there(place, mon
         assert all(task in out for task in tasks)
 
 
+def test_the_plan_of_a_part_has_its_runs_alone(place, monkeypatch, capsys):
+    found = []
+    for part in ("1/3", "2/3", "3/3"):
+        words = ("table", "5", "--scale", "local", "--dry-run", "--shard", part, "--json")
+        code, out, err = lorada(monkeypatch, capsys, *words)
+        assert code == 0, err
+        found += [(run["row"], *run["tasks"], run["seed"]) for run in json.loads(out)]
+    rows = ("full", "lora")
+    assert sorted(found) == [(row, task, seed) for row in rows for task in TASKS for seed in (1, 2)]
+
+
 def test_a_complete_run_without_a_stored_result_needs_no_process(place, monkeypatch, capsys):
     words = (*ASKED, "--rows", "lora")
     assert lorada(monkeypatch, capsys, *words)[0] == 0

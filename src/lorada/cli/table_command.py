@@ -63,7 +63,7 @@ def table(
     chosen.tasks_at("paper", of_tasks)
     with waiting(HEAVY, quiet=as_json):
         from lorada.experiments.queue.engine import engine_named
-        from lorada.experiments.table_page import page_of, run_all
+        from lorada.experiments.table_page import page_of, part_of, run_all
         from lorada.experiments.table_runs import jobs
 
         at = scale_named(scale)
@@ -74,7 +74,7 @@ def table(
     again = _words(number, scale=at, rows=rows, tasks=tasks, seeds=seeds, results=results,
                    output=output, data_dir=data_dir)  # fmt: skip
     if dry_run:
-        _show_plan(found, at, as_json=as_json)
+        _show_plan(part_of(found, part), at, as_json=as_json)
         if not as_json:
             suggest(*again, "--resume")
         return

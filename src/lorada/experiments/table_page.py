@@ -36,9 +36,7 @@ def run_all(
     Raises:
         ValueError: if there are results and neither ``resume`` nor ``overwrite`` is given.
     """
-    queued = [job.in_queue() for job in found]
-    chosen = {job.name for job in (queued if part is None else shard(queued, *part))}
-    mine = [job for job in found if job.in_queue().name in chosen]
+    mine = part_of(found, part)
     stored = [job.stored for job in mine if job.stored.is_file()]
     if stored and not (resume or overwrite):
         raise ValueError(f"{stored[0]} is there already: use --resume, --overwrite or --results")
@@ -50,6 +48,14 @@ def run_all(
     queue = [job.in_queue() for job in mine]
     outcomes = run_queue(queue, engine or OneAtATime(), report=report)
     return [_result(job, report) for job in found], outcomes
+
+
+def part_of(found: list[TableJob], part: tuple[int, int] | None) -> list[TableJob]:
+    """The i-th of n parts (i, n) of a table's jobs; all if no part is given."""
+    if part is None:
+        return found
+    chosen = {job.name for job in shard([job.in_queue() for job in found], *part)}
+    return [job for job in found if job.in_queue().name in chosen]
 
 
 def _is_stored(job: TableJob) -> bool:

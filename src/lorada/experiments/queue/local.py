@@ -89,6 +89,7 @@ class Workers:
             self._next_end()
         if self._signals is not None:
             self._signals.close()
+            self._signals = None
 
     def _next_end(self) -> tuple[Hashable, BaseException | None] | None:
         """Handle a message of a process; return its outcome if it has ended."""
