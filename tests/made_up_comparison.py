@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-MODEL, HELD_OUT = "smollm2-135m", "test.jsonl"
+MODEL, HELD_OUT = "smollm2-135m", "/home/me/test.jsonl"
 TOTAL = 134_515_008  # parameters of the base
 MACHINE = {"cpu": "AMD EPYC", "cores": 2, "threads": 1, "memory_gib": 23.5, "accelerator": None}
 VERSIONS = {"python": "3.11.7", "lorada": "0.1.0", "torch": "2.13.0", "transformers": "5.24.0"}

@@ -26,6 +26,7 @@ LATEX = str.maketrans({
     "\\": r"\textbackslash{}",
     NOTHING: "--",
     "¬": r"$\neg$",
+    "<": "$<$",
     "±": r"$\pm$",
 })  # fmt: skip
 
@@ -182,12 +183,13 @@ def markdown(page: Page) -> str:
     """The page as a Markdown section."""
     lines = [f"## {page.title}", "", *(f"- {note}" for note in page.notes), ""]
     header = header_of(page)
-    lines += [_bar(header), "|" + "---|" * 3 + "--:|" * (len(header) - 3)]
-    lines += [_bar(cells(page, line)) for line in page.lines]
+    lines += [bar(header), "|" + "---|" * 3 + "--:|" * (len(header) - 3)]
+    lines += [bar(cells(page, line)) for line in page.lines]
     return "\n".join([*lines, ""])
 
 
-def _bar(cells: list[str]) -> str:
+def bar(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
@@ -219,6 +221,13 @@ def latex(page: Page) -> str:
 
 
 def _ampersands(cells: list[str]) -> str:
-    row = " & ".join(cell.translate(LATEX) for cell in cells) + r" \\"
-    # LaTeX would read a leading [ or * as an argument of the line break before it.
-    return f"{{}}{row}" if row.startswith(("[", "*")) else row
+    return f"{' & '.join(latex_cells(cells))} \\\\"
+
+
+def latex_cells(cells: Sequence[str]) -> list[str]:
+    """The cells of a line for LaTeX.
+
+    LaTeX would read a leading [ or * as an argument of the line break before it.
+    """
+    first, *rest = (cell.translate(LATEX) for cell in cells)
+    return [f"{{}}{first}" if first.startswith(("[", "*")) else first, *rest]

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ import numpy as np
 import yaml
 
 from lorada.report.comparison.statistics import Scores
+from lorada.report.render import main_metric
 
 Row = tuple[str, int]  # the name of the rows and the row's number in their file, from 1
-OF_BASE = " (base)"  # ends the name of rows that the model was scored on without its adapter
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 
 
@@ -121,8 +121,9 @@ def read_comparison(folder: Path) -> Results:
     baselines = _mapping(folder, "baselines.json", json.loads, notes)
     entries = [entry for entry in plan["candidates"] if isinstance(entry, dict)]
     seeds = _seeds(folder, asked)
-    found = [_read_runs(folder, entry, seeds, failures) for entry in entries]
-    rows = _common_rows([run for runs, _ in found for run in runs], plan)
+    names = list(plan.get("held_out") or {})
+    found = [_read_runs(folder, entry, seeds, failures, names) for entry in entries]
+    rows = _common_rows([run for runs, _ in found for run in runs], names)
     candidates = []
     for entry, label, (runs, missing) in zip(entries, _labels(entries), found, strict=True):
         same = [run for run in runs if run.scores.keys() == set(rows)]
@@ -184,7 +185,11 @@ def _labels(entries: list[dict[str, Any]]) -> list[str]:
 
 
 def _read_runs(
-    folder: Path, entry: dict[str, Any], seeds: list[int], failures: dict[str, Any]
+    folder: Path,
+    entry: dict[str, Any],
+    seeds: list[int],
+    failures: dict[str, Any],
+    held_out: Collection[str],
 ) -> tuple[list[Run], list[str]]:
     """The scored runs of a candidate, and a line for each seed that is missing."""
     runs, missing = [], []
@@ -196,23 +201,27 @@ def _read_runs(
             missing.append(f"{name} is not finished")
         else:
             try:
-                runs.append(_read_run(folder, name, seed))
+                runs.append(_read_run(folder, name, seed, held_out))
             except BROKEN as error:
                 reason = str(error) if isinstance(error, ValueError) else type(error).__name__
                 missing.append(f"{name} is damaged and was left out ({reason})")
     return runs, missing
 
 
-def _read_run(folder: Path, name: str, seed: int) -> Run:
+def _read_run(folder: Path, name: str, seed: int, held_out: Collection[str]) -> Run:
+    """A run with its scores on the held-out rows; it may have been scored on others since."""
     result = json.loads((folder / name / "result.json").read_text(encoding="utf-8"))
-    result["metrics"].items()  # is read later, so it must be a mapping
+    for metrics in result["metrics"].values():
+        main_metric(metrics)
+    if not all(isinstance(entry, dict) for entry in result.get("history") or []):
+        raise ValueError("its history is no list of losses")
     run = Run(name, seed, result, {}, {})
     # Not splitlines(), which would also split at U+2028, and a JSON string may hold that.
     text = (folder / name / "predictions.jsonl").read_text(encoding="utf-8")
     for line in filter(None, text.split("\n")):
         one = json.loads(line)
         row = str(one["rows"]), int(one["row"])
-        if row[0].endswith(OF_BASE):
+        if row[0] not in held_out:
             continue
         if one["score"] is None:
             raise ValueError(f"row {row[1]} of {row[0]} has no score")
@@ -221,16 +230,14 @@ def _read_run(folder: Path, name: str, seed: int) -> Run:
         if "text" in one:
             run.texts[row] = str(one["text"]), str(one.get("right"))
     if not run.scores:
-        raise ValueError("no row is scored")
+        raise ValueError("none of the held-out rows is scored")
     return run
 
 
-def _common_rows(runs: list[Run], plan: dict[str, Any]) -> list[Row]:
-    """The rows that most runs were scored on, in the order of the plan and of their numbers."""
+def _common_rows(runs: list[Run], names: list[str]) -> list[Row]:
+    """The rows that most runs were scored on, in the order of their names and numbers."""
     counted = Counter(frozenset(run.scores) for run in runs)
     rows = max(counted, key=lambda found: (counted[found], len(found)), default=frozenset())
-    names = list(plan.get("held_out") or {})
-    names += sorted({name for name, _ in rows} - set(names))
     return sorted(rows, key=lambda row: (names.index(row[0]), row[1]))
 
 

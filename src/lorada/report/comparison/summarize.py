@@ -1,14 +1,20 @@
 """Makes the summary of a comparison from its results: scores, tests, costs and commands."""
 
 import shlex
-from collections import Counter
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lorada.report.comparison.read import Candidate, Results, Run
+from lorada.report.comparison.facts import (
+    facts_of,
+    history_of,
+    machines_of,
+    seeds_of,
+    version_notes,
+)
+from lorada.report.comparison.read import Candidate, Results
 from lorada.report.comparison.statistics import (
     ALPHA,
     fixed_p,
@@ -19,11 +25,11 @@ from lorada.report.comparison.statistics import (
 )
 from lorada.report.comparison.summary import Baseline, Disagreement, Line, Search, Summary
 from lorada.report.comparison.verdict import choose, limits, verdict
-from lorada.report.render import main_metric
 from lorada.support.errors import unknown_name
 
 MOST_ROWS = 50  # disagreements that a report shows
 RIGHT, WRONG = 100.0, 0.0  # scores of rows that are right or wrong
+CLASSIFIED = ("label", "score")  # forms of rows whose answer is a class or a number
 BASELINES = {"as_it_is": "the model as it is", "commonest": "the commonest answer"}
 
 
@@ -65,20 +71,20 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
         verdict=verdict(choice),
         sentences=tuple(limits(results, choice, tested, str(chosen), search)),
         model=str(shared.get("model", "")),
-        task=", ".join(dict.fromkeys(name for name, _ in results.rows)),
+        task=", ".join(dict.fromkeys(Path(name).name for name, _ in results.rows)),
         rows=len(results.rows),
-        seeds=tuple(asked) if isinstance(asked, list) else _seeds(runs),
+        seeds=tuple(asked) if isinstance(asked, list) else seeds_of(runs),
         metric=next((line.metric for line in lines if line.metric), ""),
         best=best.label if best else "",
         lines=tuple(lines),
         baselines=tuple(baselines),
-        histories={c.label: _history(c) for c in scored},
+        histories={c.label: history_of(c) for c in scored},
         disagreements=tuple(_disagreements(results, scored, with_text)),
         commands=_commands(results.folder, best) if best else {},
         search=search,
-        hardware=_hardware(results.plan, runs),
+        hardware=machines_of(results.plan, runs),
         versions={str(k): str(v) for k, v in (results.plan.get("versions") or {}).items()},
-        notes=(*results.notes, *_different_versions(runs)),
+        notes=(*results.notes, *version_notes(runs)),
     )
 
 
@@ -108,7 +114,7 @@ def _lines(
     rest = [c for c in results.candidates if c not in scored]
     return [
         Line(
-            **_facts(candidate),
+            **facts_of(candidate),
             letter=groups.get(candidate.label, ""),
             against=references[candidate.label].label if candidate.label in references else "",
             p_against=p_against.get(candidate.label),
@@ -128,81 +134,6 @@ def _reference(candidate: Candidate, tested: list[Candidate], against: str) -> C
         return None
     same = (c for c in found if c.budgets.keys() & candidate.budgets.keys())
     return next(same, found[0])
-
-
-def _facts(candidate: Candidate) -> dict[str, Any]:
-    """The fields of a line that need no other candidate."""
-    runs, plan = candidate.runs, candidate.plan
-    facts: dict[str, Any] = {
-        "label": candidate.label, "method": candidate.method,
-        "budget": ", ".join(candidate.budgets), "above": any(candidate.budgets.values()),
-        "sizes": candidate.sizes, "trainable": plan.get("trainable"),
-        "percent": plan.get("percent"), "mergeable": plan.get("mergeable"),
-        "seeds": _seeds(runs), "reason": plan.get("reason") or candidate.missing or None,
-    }  # fmt: skip
-    if not runs:
-        return facts
-    low, high = interval(candidate.scores)
-    metric, value = _metric(runs)
-    adapter, peak = (_numbers(runs, key) for key in ("adapter_bytes", "peak_memory_bytes"))
-    adapted, base = (_numbers(runs, "forgetting", key) for key in ("adapted", "base"))
-    rates = _numbers(runs, "recipe", "training", "learning_rate")
-    fresh = [run for run in runs if not run.result.get("resumed_from")]
-    seconds, steps = _numbers(fresh, "wall_time_s"), _numbers(fresh, "steps")
-    return facts | {
-        "score": float(candidate.scores.mean()), "low": low, "high": high,
-        "metric": metric, "value": value,
-        "adapter_mb": _mean(adapter, 1e6), "peak_memory_gib": max(peak) / 2**30 if peak else None,
-        "seconds_per_step": sum(seconds) / sum(steps) if seconds and sum(steps) else None,
-        "forgetting": float(np.mean(adapted) - np.mean(base)) if adapted and base else None,
-        "rate": rates[0] if rates else None,
-    }  # fmt: skip
-
-
-def _numbers(runs: list[Run], *keys: str) -> list[float]:
-    """The numbers under these keys of the runs' results; runs without one are left out."""
-    found = []
-    for run in runs:
-        value: Any = run.result
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, int | float):
-            found.append(float(value))
-    return found
-
-
-def _mean(values: list[float], unit: float = 1.0) -> float | None:
-    return float(np.mean(values)) / unit if values else None
-
-
-def _seeds(runs: list[Run]) -> tuple[int, ...]:
-    return tuple(sorted({run.seed for run in runs}))
-
-
-def _metric(runs: list[Run]) -> tuple[str, float | None]:
-    """The main metric's name, and its mean over runs and over the names of the rows."""
-    names = dict.fromkeys(name for run in runs for name, _ in run.scores)
-    found: dict[str, None] = {}
-    values: list[float] = []
-    for name in names:
-        for run in runs:
-            metrics = run.result["metrics"].get(name)
-            if isinstance(metrics, dict) and metrics.keys() - {"n"}:
-                found.setdefault(main_metric(metrics))
-                values += _numbers([run], "metrics", name, main_metric(metrics))
-    return "/".join(found), _mean(values)
-
-
-def _history(candidate: Candidate) -> list[tuple[int, float]]:
-    """The training loss over steps: the mean over runs, at steps that all of them logged."""
-    by_step: dict[int, list[float]] = {}
-    for run in candidate.runs:
-        history = run.result.get("history")
-        for entry in history if isinstance(history, list) else []:
-            if isinstance(entry.get("loss"), int | float) and isinstance(entry.get("step"), int):
-                by_step.setdefault(entry["step"], []).append(float(entry["loss"]))
-    most = len(candidate.runs)
-    return [(step, float(np.mean(v))) for step, v in sorted(by_step.items()) if len(v) == most]
 
 
 def _search(candidates: list[Candidate]) -> Search:
@@ -262,14 +193,16 @@ def _disagreements(
     found = []
     for index in np.argsort(-divided, kind="stable")[:MOST_ROWS]:
         if divided[index]:
-            row = results.rows[index]
-            sides = (
-                tuple(c.label for c, is_right in zip(scored, right[:, index], strict=True)
-                      if is_right == side)
-                for side in (True, False)
-            )  # fmt: skip
+            name, number = row = results.rows[index]
+            sides: dict[bool, list[str]] = {True: [], False: []}
+            for candidate, is_right in zip(scored, right[:, index], strict=True):
+                sides[bool(is_right)].append(candidate.label)
             text = texts.get(row, (None, None)) if with_text else (None, None)
-            found.append(Disagreement(*row, *sides, *text))
+            found.append(
+                Disagreement(
+                    Path(name).name, number, tuple(sides[True]), tuple(sides[False]), *text
+                )
+            )
     return found
 
 
@@ -281,40 +214,14 @@ def _commands(folder: Path, best: Candidate) -> dict[str, str]:
     remote = isinstance(recipe, dict) and recipe.get("trust_remote_code")
     train = ["train", place / "recipe.yaml", "--output", f"runs/{mine}"]
     export = ["export", place, "--merge", mine]
-    serve = ["run", "transformers", "serve", mine]
     # A file cannot allow remote code, so that the command has to.
     allowed = ["--trust-remote-code"] if remote else []
-    found: dict[str, list[Any]] = {
-        "train": [*train, *allowed], "export": [*export, *allowed], "serve": serve,
-    }  # fmt: skip
+    found: dict[str, list[Any]] = {"train": [*train, *allowed], "export": [*export, *allowed]}
+    if run.result.get("form") not in CLASSIFIED:  # transformers serves models that write text
+        found["serve"] = ["run", "transformers", "serve", mine]
     return {name: shlex.join(["lorada", *map(_word, words)]) for name, words in found.items()}
 
 
 def _word(word: Any) -> str:
     """A word of a command; a path that begins with a dash gets ./, so that it is no option."""
     return f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)
-
-
-def _hardware(plan: dict[str, Any], runs: list[Run]) -> tuple[str, ...]:
-    """One text for each kind of machine that ran a part."""
-    machines = [run.result.get("hardware") for run in runs] or [plan.get("hardware")]
-    texts = []
-    for machine in machines:
-        if isinstance(machine, dict):
-            cpu = "{cpu}, {cores} cores, {memory_gib} GiB".format_map(Counter() | machine)
-            texts.append(f"{machine['accelerator']}; {cpu}" if machine.get("accelerator") else cpu)
-    return tuple(dict.fromkeys(texts))
-
-
-def _different_versions(runs: list[Run]) -> list[str]:
-    """A note for each package whose version differs between runs."""
-    found: dict[str, dict[str, None]] = {}
-    for run in runs:
-        versions = run.result.get("versions")
-        for package, version in versions.items() if isinstance(versions, dict) else ():
-            found.setdefault(str(package), {}).setdefault(str(version))
-    return [
-        f"runs used different versions of {package}: {', '.join(versions)}"
-        for package, versions in found.items()
-        if len(versions) > 1
-    ]

@@ -1,0 +1,118 @@
+"""What a comparison's results say of one candidate, and of the machines that ran it."""
+
+from typing import Any
+
+import numpy as np
+
+from lorada.report.comparison.read import Candidate, Run
+from lorada.report.comparison.statistics import interval
+from lorada.report.render import main_metric
+
+
+def facts_of(candidate: Candidate) -> dict[str, Any]:
+    """The fields of a line that need no other candidate."""
+    runs, plan = candidate.runs, candidate.plan
+    facts: dict[str, Any] = {
+        "label": candidate.label, "method": candidate.method,
+        "budget": ", ".join(candidate.budgets), "above": any(candidate.budgets.values()),
+        "sizes": candidate.sizes, "trainable": plan.get("trainable"),
+        "percent": plan.get("percent"), "mergeable": plan.get("mergeable"),
+        "seeds": seeds_of(runs), "reason": plan.get("reason") or candidate.missing or None,
+    }  # fmt: skip
+    if not runs:
+        return facts
+    low, high = interval(candidate.scores)
+    metric, value = _metric(runs)
+    adapter, peak = (_numbers(runs, key) for key in ("adapter_bytes", "peak_memory_bytes"))
+    adapted, base = (_numbers(runs, "forgetting", key) for key in ("adapted", "base"))
+    rates = _numbers(runs, "recipe", "training", "learning_rate")
+    steps = [
+        seconds / count
+        for run in runs
+        if not run.result.get("resumed_from")  # the time of a resumed run lacks its first part
+        for seconds, count in zip(
+            _numbers([run], "wall_time_s"), _numbers([run], "steps"), strict=False
+        )
+        if count
+    ]
+    return facts | {
+        "score": float(candidate.scores.mean()), "low": low, "high": high,
+        "metric": metric, "value": value,
+        "adapter_mb": _mean(adapter, 1e6), "peak_memory_gib": max(peak) / 2**30 if peak else None,
+        "seconds_per_step": _mean(steps),
+        "forgetting": float(np.mean(adapted) - np.mean(base)) if adapted and base else None,
+        "rate": rates[0] if rates else None,
+    }  # fmt: skip
+
+
+def _numbers(runs: list[Run], *keys: str) -> list[float]:
+    """The numbers under these keys of the runs' results; runs without one are left out."""
+    found = []
+    for run in runs:
+        value: Any = run.result
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, int | float):
+            found.append(float(value))
+    return found
+
+
+def _mean(values: list[float], unit: float = 1.0) -> float | None:
+    return float(np.mean(values)) / unit if values else None
+
+
+def seeds_of(runs: list[Run]) -> tuple[int, ...]:
+    """The seeds of runs, each once."""
+    return tuple(sorted({run.seed for run in runs}))
+
+
+def _metric(runs: list[Run]) -> tuple[str, float | None]:
+    """The main metric's name, and its mean over runs and over the names of the rows."""
+    names = dict.fromkeys(name for run in runs for name, _ in run.scores)
+    found: dict[str, None] = {}
+    values: list[float] = []
+    for name in names:
+        for run in runs:
+            if metrics := run.result["metrics"].get(name):
+                found.setdefault(main_metric(metrics))
+                values += _numbers([run], "metrics", name, main_metric(metrics))
+    return "/".join(found), _mean(values)
+
+
+def history_of(candidate: Candidate) -> list[tuple[int, float]]:
+    """The training loss over steps: the mean over runs, at steps that all of them logged."""
+    by_step: dict[int, list[float]] = {}
+    for run in candidate.runs:
+        for entry in run.result.get("history") or []:
+            if isinstance(entry.get("loss"), int | float) and isinstance(entry.get("step"), int):
+                by_step.setdefault(entry["step"], []).append(float(entry["loss"]))
+    most = len(candidate.runs)
+    return [(step, float(np.mean(v))) for step, v in sorted(by_step.items()) if len(v) == most]
+
+
+def machines_of(plan: dict[str, Any], runs: list[Run]) -> tuple[str, ...]:
+    """One text for each kind of machine that ran a part."""
+    machines = [run.result.get("hardware") for run in runs] or [plan.get("hardware")]
+    texts = []
+    for machine in machines:
+        if isinstance(machine, dict):
+            cpu, cores, memory = (machine.get(key, "?") for key in ("cpu", "cores", "memory_gib"))
+            text = f"{cpu}, {cores} cores, {memory} GiB"
+            texts.append(
+                f"{machine['accelerator']}; {text}" if machine.get("accelerator") else text
+            )
+    return tuple(dict.fromkeys(texts))
+
+
+def version_notes(runs: list[Run]) -> list[str]:
+    """A note for each package whose version differs between runs."""
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        versions = run.result.get("versions")
+        for package, version in versions.items() if isinstance(versions, dict) else ():
+            found.setdefault(str(package), {}).setdefault(str(version))
+    return [
+        f"runs used different versions of {package}: {', '.join(versions)}"
+        for package, versions in found.items()
+        if len(versions) > 1
+    ]

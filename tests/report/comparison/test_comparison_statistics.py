@@ -1,0 +1,158 @@
+"""Statistics of made-up scores: intervals, tests of pairs, and how often they are wrong."""
+
+import numpy as np
+import pytest
+from comparison_errors import made_up_scores, swapped_rows_p
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from lorada.report.comparison.statistics import (
+    ALPHA,
+    detectable,
+    fixed_p,
+    holm,
+    interval,
+    letters,
+    paired_p,
+)
+
+SAME = 1e-9  # relative; two ways to compute one number
+DRAWN = 0.05  # relative; a percentile of 10,000 draws beside its formula
+COPIES = 400  # made-up pairs of copies of one method
+# 5 % of the copies may be called different. More than 8 % of 400 would be chance once in 250 times.
+MOST_WRONG = 0.08
+
+
+def test_an_interval_of_one_seed_is_that_of_the_mean_over_rows():
+    random = np.random.default_rng(1)
+    for scores in (100.0 * (random.random((1, 500)) < 0.7), random.normal(50, 9, (1, 500))):
+        low, high = interval(scores)
+        expected = 2 * 1.96 * scores.std() / np.sqrt(500)
+        assert high - low == pytest.approx(expected, rel=DRAWN)
+        assert low < scores.mean() < high
+
+
+def test_an_interval_covers_seeds_that_differ_though_all_rows_agree():
+    scores = np.repeat([[40.0], [50.0], [60.0]], 100, axis=1)
+    assert interval(scores) == (40.0, 60.0)
+    assert interval(scores[:1]) == (40.0, 40.0)
+
+
+def test_an_interval_is_the_same_each_time_and_wider_for_a_higher_level():
+    scores = made_up_scores(np.random.default_rng(2), 3, 100)[0]
+    assert interval(scores) == interval(scores)
+    low, high = interval(scores, 0.99)
+    assert low < interval(scores)[0]
+    assert high > interval(scores)[1]
+
+
+def test_without_differences_between_rows_the_test_is_a_t_test_of_the_runs():
+    runs = [np.array([60.0, 64.0, 61.0]), np.array([66.0, 70.0, 69.0, 64.0])]
+    a, b = (np.repeat(each[:, None], 40, axis=1) for each in runs)
+    expected = stats.ttest_ind(*runs).pvalue
+    assert paired_p(a, b) == pytest.approx(expected, rel=SAME)
+
+
+def test_without_differences_between_runs_the_test_is_a_paired_t_test_of_the_rows():
+    random = np.random.default_rng(3)
+    rows = [random.normal(60, 9, 40), random.normal(64, 9, 40)]
+    a, b = (np.repeat(each[None], 3, axis=0) for each in rows)
+    assert paired_p(a, b) == pytest.approx(stats.ttest_rel(*rows).pvalue, rel=SAME)
+    assert fixed_p(a, rows[1]) == pytest.approx(stats.ttest_rel(*rows).pvalue, rel=SAME)
+
+
+def test_scores_without_training_are_tested_against_the_runs():
+    runs = np.array([60.0, 64.0, 61.0])
+    found = fixed_p(np.repeat(runs[:, None], 40, axis=1), np.full(40, 55.0))
+    assert found == pytest.approx(stats.ttest_1samp(runs, 55.0).pvalue, rel=SAME)
+
+
+@pytest.mark.parametrize(("seeds", "rows", "run"), [(2, 1000, 0.3), (3, 200, 0.1), (5, 50, 0.0)])
+def test_two_copies_of_one_method_are_rarely_called_different(seeds, rows, run):
+    random = np.random.default_rng([seeds, rows])
+    found = [paired_p(*made_up_scores(random, seeds, rows, run=run)) for _ in range(COPIES)]
+    assert np.mean(np.array(found) < ALPHA) <= MOST_WRONG
+
+
+def test_swapping_rows_alone_would_call_the_luck_of_a_run_a_difference():
+    random = np.random.default_rng(4)
+    pairs = [made_up_scores(random, 3, 300, run=0.4) for _ in range(40)]
+    assert np.mean([swapped_rows_p(*pair) < ALPHA for pair in pairs]) > 0.4
+    assert np.mean([paired_p(*pair) < ALPHA for pair in pairs]) <= 0.1
+
+
+def test_two_copies_over_twenty_seeds_share_a_letter():
+    for start in range(5):
+        a, b = made_up_scores(np.random.default_rng(start), 20, 200)
+        assert paired_p(a, b) >= ALPHA
+        assert paired_p(a, a) == 1.0
+
+
+def test_the_test_is_symmetric_and_finds_a_real_difference():
+    random = np.random.default_rng(5)
+    a, b = made_up_scores(random, 3, 500, run=0.05)
+    better = np.where(random.random(b.shape) < 0.5, 100.0, b)  # half of the wrong answers put right
+    assert paired_p(a, better) == paired_p(better, a) < 0.01
+
+
+def test_a_few_differing_rows_cannot_give_a_small_p():
+    a = np.zeros((3, 1000))
+    for count in (1, 4, 6):
+        b = a.copy()
+        b[:, :count] = 100.0
+        assert paired_p(a, b) >= 2 / 2**count
+    assert paired_p(a, b) < ALPHA
+
+
+def test_a_test_needs_two_seeds_two_rows_and_the_same_rows():
+    scores = made_up_scores(np.random.default_rng(6), 3, 20)[0]
+    for a, b in ((scores[:1], scores), (scores, scores[:1]), (scores[:, :1], scores[:, :1])):
+        with pytest.raises(ValueError, match="two rows, and two seeds of each"):
+            paired_p(a, b)
+    with pytest.raises(ValueError, match="20 and 19 rows"):
+        paired_p(scores, scores[:, 1:])
+    with pytest.raises(ValueError, match="two seeds of the method"):
+        fixed_p(scores[:1], scores[0])
+
+
+def test_holm_multiplies_the_smallest_by_all_and_never_goes_down():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06], rel=SAME)
+    assert holm([0.02, 0.6, 0.6]) == pytest.approx([0.06, 1.0, 1.0], rel=SAME)
+    assert holm([]) == []
+
+
+def test_letters_begin_with_the_first_name():
+    found = letters(["best", "middle", "worst"], {frozenset(("best", "worst"))})
+    assert found == {"best": "a", "middle": "ab", "worst": "b"}
+    assert letters(["only"], set()) == {"only": "a"}
+
+
+NAMES = [f"m{i}" for i in range(7)]
+PAIRS = st.sets(st.sampled_from([frozenset((x, y)) for x in NAMES for y in NAMES if x < y]))
+
+
+@given(PAIRS)
+def test_two_names_share_a_letter_if_and_only_if_they_do_not_differ(different):
+    found = letters(NAMES, different)
+    for x in NAMES:
+        for y in NAMES:
+            share = bool(set(found[x]) & set(found[y]))
+            assert share == (frozenset((x, y)) not in different)
+
+
+def test_a_detectable_difference_is_found_four_times_in_five():
+    random = np.random.default_rng(7)
+    pairs = [made_up_scores(random, 5, 200, run=0.2, taste=0.5) for _ in range(200)]
+    step = np.median([detectable(pair) for pair in pairs])
+    found = np.mean([paired_p(a, b + step) < ALPHA for a, b in pairs])
+    assert 0.7 <= found <= 0.9
+
+
+def test_more_seeds_show_smaller_differences_and_more_tests_larger_ones():
+    scores = made_up_scores(np.random.default_rng(8), 10, 200)
+    fewer = [each[:3] for each in scores]
+    assert detectable(scores) < detectable(fewer) < detectable(fewer, tests=10)
+    assert detectable([*fewer, scores[0][:1]]) == detectable(fewer)
+    with pytest.raises(ValueError, match="fewer than two methods"):
+        detectable([scores[0], scores[1][:1]])

@@ -1,0 +1,299 @@
+"""The summary of a comparison: the verdict in every case, the lines, costs and commands."""
+
+import dataclasses
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from comparison_errors import made_up_scores
+from made_up_comparison import HELD_OUT, write_made_up
+
+from lorada.report.comparison.read import Candidate, Results, Run, read_comparison
+from lorada.report.comparison.statistics import interval
+from lorada.report.comparison.summarize import summarize
+from lorada.report.comparison.summary import Summary
+
+ROWS = 200
+TINY = 1e-9  # relative; two ways to compute one number
+
+
+def results_of(scores: dict[str, np.ndarray], *, metric="exact_match", baselines=None) -> Results:
+    """A comparison of methods with these scores (seeds × rows); the first trains the most."""
+    candidates = []
+    for index, (name, found) in enumerate(scores.items()):
+        rows = [(HELD_OUT, number + 1) for number in range(found.shape[1])]
+        runs = [
+            Run(f"runs/{name}/9/seed{seed}", seed, {
+                "metrics": {HELD_OUT: {"n": len(rows), metric: float(line.mean())}},
+            }, dict(zip(rows, line.tolist(), strict=True)), {})
+            for seed, line in enumerate(found, 1)
+        ]  # fmt: skip
+        plan = {"method": name, "budgets": {}, "trainable": 9000 - 1000 * index}
+        candidates.append(Candidate(name, plan, runs, found, found * np.nan, {}, ""))
+    asked = {"seeds": list(range(1, 1 + max(map(len, scores.values()))))}
+    return Results(Path("c"), asked, {}, candidates, rows, baselines or {}, [])
+
+
+def raised(scores: np.ndarray, share: float) -> np.ndarray:
+    """The scores with a share of the wrong rows put right, the same in all seeds."""
+    right = np.random.default_rng(1).random(scores.shape[1]) < share
+    return np.where(right, 100.0, scores)
+
+
+def alike(methods=3, seeds=3, rows=ROWS):
+    random = np.random.default_rng(11)
+    names = ("lora", "dora", "ia3")[:methods]
+    return dict(
+        zip(names, made_up_scores(random, seeds, rows, methods=methods, run=0.05), strict=True)
+    )
+
+
+def test_one_method_better_than_all_others_is_taken():
+    scores = alike()
+    summary = summarize(results_of({**scores, "dora": raised(scores["dora"], 0.8)}))
+    assert summary.best == "dora"
+    assert summary.verdict.startswith("Take dora: it scores 9")
+    assert "2 other candidates score less by more than chance (p ≤ " in summary.verdict
+    letters = {line.label: line.letter for line in summary.lines}
+    assert letters == {"dora": "a", "lora": "b", "ia3": "b"}
+
+
+def test_of_methods_that_cannot_be_told_apart_the_smallest_is_taken():
+    scores = alike()
+    scores["lora"] = np.maximum(scores["lora"], scores["ia3"])  # highest, but not by much
+    scores["dora"] = raised(scores["dora"], 0.0) * 0.3
+    summary = summarize(results_of({k: scores[k] for k in ("lora", "dora")} | {
+        "ia3": np.where(np.arange(ROWS) < 3, 0.0, scores["lora"]),
+    }))  # fmt: skip
+    assert summary.best == "ia3"
+    assert "trains the fewest parameters (7,000) of the 2 candidates that cannot be told apart" in (
+        summary.verdict
+    )
+    assert "More seeds may still show" in summary.verdict
+
+
+def test_the_highest_score_is_taken_where_it_is_also_the_smallest():
+    scores = alike(2)
+    scores["dora"] = scores["lora"].copy()
+    scores["dora"][:, :2] = 100.0
+    scores["lora"][:, :2] = 0.0
+    assert "Take dora: it has the highest score" in summarize(results_of(scores)).verdict
+    assert "none of the others is worse by more than chance" in (
+        summarize(results_of(scores)).verdict
+    )
+
+
+def test_two_copies_of_one_method_share_a_letter():
+    random = np.random.default_rng(12)
+    for _ in range(20):
+        both = made_up_scores(random, 20, ROWS)
+        summary = summarize(results_of({"lora": both[0], "copy": both[0][::-1]}))
+        assert {line.letter for line in summary.lines} == {"a"}
+        assert summary.lines[1].p_best == 1.0
+
+
+def test_with_one_seed_nothing_is_tested():
+    summary = summarize(results_of(alike(seeds=1)))
+    assert summary.best == summary.lines[0].label
+    assert "without a second seed no difference can be tested" in summary.verdict
+    assert all(line.letter == "" and line.p_best is None for line in summary.lines)
+    assert any(sentence.startswith("No test, for lack of") for sentence in summary.sentences)
+
+
+def test_a_candidate_with_one_seed_is_never_the_winner_over_tested_ones():
+    scores = alike()
+    scores["lora"] = raised(scores["lora"], 1.0)[:1]
+    summary = summarize(results_of(scores))
+    assert summary.lines[0].label == "lora"
+    assert summary.best in ("dora", "ia3")
+    assert "No test, for lack of a second seed to compare: lora." in summary.sentences
+
+
+def test_nothing_beats_the_model_as_it_is():
+    base = {"as_it_is": {"row_scores": [100.0] * ROWS}, "commonest": {"reason": "no answers"}}
+    summary = summarize(results_of(alike(), baselines=base))
+    assert summary.verdict.startswith(
+        "Nothing beats the model as it is, which scores 100.0%: the highest score of a method is "
+    )
+    assert summary.best == ""
+    assert summary.commands == {}
+    assert summary.baselines[1].reason == "no answers"
+
+
+def test_a_lead_over_the_commonest_answer_may_be_chance():
+    scores = alike()
+    best = max(scores.values(), key=np.mean)
+    common = np.where(np.arange(ROWS) < 2, 0.0, best.mean(axis=0))
+    baselines = {"commonest": {"answer": "Yes", "row_scores": common.tolist()}}
+    summary = summarize(results_of(scores, baselines=baselines))
+    assert "is better than the commonest answer" in summary.verdict
+    assert "can be chance (p = " in summary.verdict
+    assert summary.baselines[1].answer == "Yes"
+
+
+def test_baselines_on_other_rows_are_left_out():
+    short = {"as_it_is": {"row_scores": [100.0]}}
+    found = summarize(results_of(alike(), baselines=short)).baselines
+    assert [one.reason for one in found] == ["it was scored on other rows", "it is not scored yet"]
+
+
+def test_nothing_finished_is_no_result(tmp_path):
+    folder = write_made_up(tmp_path / "made up", rows=20)
+    (folder / "runs").rename(tmp_path / "runs")
+    summary = summarize(read_comparison(folder))
+    assert summary.verdict == "No run is scored yet, so there is no result."
+    assert summary.sentences[0].startswith("The comparison is not complete: 0 of 30 runs")
+    assert summary.best == ""
+    assert all(line.score is None and line.reason for line in summary.lines)
+
+
+def test_one_method_alone_is_not_called_a_winner():
+    verdict = summarize(results_of(alike(1))).verdict
+    assert verdict.endswith("no other candidate has a score to compare it with.")
+
+
+def test_scores_that_are_losses_are_not_called_percent():
+    random = np.random.default_rng(13)
+    scores = {name: -random.normal(3.0, 0.1, (3, 30)) for name in ("lora", "dora")}
+    summary = summarize(results_of(scores, metric="perplexity"))
+    assert "(minus the loss)" in summary.verdict
+    assert "%" not in summary.verdict
+    assert any("nats per token between two candidates" in each for each in summary.sentences)
+    assert summary.disagreements == ()
+
+
+def test_a_metric_that_is_no_mean_over_rows_is_named():
+    results = results_of(alike())
+    for candidate in results.candidates:
+        for run in candidate.runs:
+            run.result["metrics"] = {HELD_OUT: {"n": ROWS, "matthews": 12.5, "accuracy": 1.0}}
+    summary = summarize(results)
+    assert summary.metric == "matthews"
+    assert summary.lines[0].value == 12.5
+    assert any(each.endswith("over rows, which is not matthews.") for each in summary.sentences)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_made_up(tmp_path_factory.mktemp("comparison") / "made up", rows=60)
+
+
+@pytest.fixture(scope="module")
+def summary(folder) -> Summary:
+    return summarize(read_comparison(folder))
+
+
+def test_lines_are_sorted_and_have_each_number(folder, summary):
+    scored = [line.score for line in summary.lines if line.score is not None]
+    assert scored == sorted(scored, reverse=True)
+    assert summary.lines[-1].label == "boft"
+    assert summary.lines[-1].reason == "boft does not fit: 576 is no multiple of 5"
+    line = next(line for line in summary.lines if line.label == "lora (0.1%)")
+    results = [
+        json.loads((folder / f"runs/lora/115200/seed{seed}/result.json").read_text())
+        for seed in (1, 2, 3)
+    ]
+    mine = next(c for c in read_comparison(folder).candidates if c.label == line.label)
+    assert (line.low, line.high) == interval(mine.scores)
+    assert line.score == pytest.approx(mine.scores.mean(), rel=TINY)
+    assert line.value == pytest.approx(line.score, rel=TINY)
+    # The run of seed 2 was resumed, so that its time says nothing.
+    fresh = [results[i]["wall_time_s"] / results[i]["steps"] for i in (0, 2)]
+    assert line.seconds_per_step == pytest.approx(np.mean(fresh), rel=TINY)
+    assert line.adapter_mb == pytest.approx(results[0]["adapter_bytes"] / 1e6, rel=TINY)
+    assert line.peak_memory_gib == results[0]["peak_memory_bytes"] / 2**30
+    assert line.forgetting == pytest.approx(115_200 / 3e6, rel=TINY)
+    assert (line.rate, line.seeds, line.budget, line.above) == (2e-4, (1, 2, 3), "0.1%", False)
+    assert len(summary.histories["lora (0.1%)"]) == 10
+
+
+def test_each_candidate_is_compared_with_the_reference_of_its_budget(folder, summary):
+    found = {line.label: line.against for line in summary.lines}
+    assert found["dora (0.1%)"] == "lora (0.1%)"
+    assert found["dora (0.2%)"] == "lora (0.2%)"
+    assert found["lora (0.1%)"] == ""
+    other = summarize(read_comparison(folder), against="ia3")
+    assert {line.against for line in other.lines if line.score} == {"ia3", ""}
+    with pytest.raises(ValueError, match="unknown method to compare with 'lara'; did you mean"):
+        summarize(read_comparison(folder), against="lara")
+
+
+def test_sentences_say_what_limits_the_verdict(summary):
+    said = " ".join(summary.sentences)
+    assert "28 of 30 runs are scored" in said
+    assert "With 60 rows and 2 to 3 seeds a difference under " in said
+    assert "among all 45 pairs" in said
+    assert "Above a budget, because no smaller size of the method exists: vblora." in said
+    assert "40 trials, 10 of them stopped early." in said
+
+
+def test_rows_that_divide_the_candidates_most_come_first(folder, summary):
+    sizes = [min(len(one.right), len(one.wrong)) for one in summary.disagreements]
+    assert sizes == sorted(sizes, reverse=True)
+    assert 0 < len(sizes) <= 50
+    first = summary.disagreements[0]
+    assert first.rows == Path(HELD_OUT).name
+    for candidate in read_comparison(folder).candidates:
+        if candidate.runs:
+            right = candidate.scores[:, first.row - 1].mean() > 50
+            assert (candidate.label in first.right) == right
+            assert (candidate.label in first.wrong) != right
+
+
+def test_texts_of_rows_are_shown_only_if_asked(folder):
+    results = read_comparison(folder)
+    run = next(c for c in results.candidates if c.runs).runs[0]
+    run.texts.update({row: (f"question {row[1]}", "Yes") for row in results.rows})
+    first = summarize(results, with_text=True).disagreements[0]
+    assert (first.text, first.answer) == (f"question {first.row}", "Yes")
+    assert summarize(results).disagreements[0].text is None
+
+
+def test_the_commands_are_commands_of_lorada(summary):
+    from lorada import cli
+
+    commands = typer.main.get_command(cli.app).commands
+    assert list(summary.commands) == ["train", "export", "serve"]
+    for command in summary.commands.values():
+        program, name, *rest = shlex.split(command)
+        assert program == "lorada"
+        commands[name].make_context(name, rest).close()  # refuses unknown options
+    recipe = Path(shlex.split(summary.commands["train"])[2])
+    assert recipe.is_file()
+    assert recipe.parts[-4] in summary.best
+
+
+def test_a_classifier_has_no_command_to_serve_it():
+    results = results_of(alike())
+    for candidate in results.candidates:
+        candidate.runs[0].result["form"] = "label"
+    assert list(summarize(results).commands) == ["train", "export"]
+
+
+def test_a_run_with_remote_code_is_trained_and_exported_with_it():
+    results = results_of(alike())
+    for candidate in results.candidates:
+        candidate.runs[0].result["recipe"] = {"trust_remote_code": True}
+    commands = summarize(results).commands
+    assert "--trust-remote-code" in commands["train"]
+    assert "--trust-remote-code" in commands["export"]
+
+
+def test_a_mixed_set_of_machines_and_versions_is_said():
+    results = results_of(alike())
+    for index, candidate in enumerate(results.candidates):
+        for run in candidate.runs:
+            run.result["versions"] = {"torch": f"2.{index}"}
+            run.result["hardware"] = {"cpu": f"C{index % 2}", "cores": 4, "memory_gib": 8}
+    summary = summarize(results)
+    assert sorted(summary.hardware) == ["C0, 4 cores, 8 GiB", "C1, 4 cores, 8 GiB"]
+    (note,) = summary.notes
+    assert note.startswith("runs used different versions of torch: 2.")
+
+
+def test_a_summary_is_plain_data(summary):
+    text = json.dumps(dataclasses.asdict(summary))
+    assert json.loads(text)["best"] == summary.best
