@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorada.report.comparison.summary import Line, Summary
+from lorada.report.comparison.verdict import LOSSES
 from lorada.support.errors import needs_extra
 
 with needs_extra("compare"):
@@ -76,8 +77,8 @@ def _pareto(summary: Summary, lines: list[Line], costs: list[float], title: str,
         x=alt.X(
             "cost:Q", title=title_of_axis, scale=scale, axis=alt.Axis(format=form, tickCount=5)
         ),
-        y=alt.Y("score:Q", title="score", scale=alt.Scale(zero=False)),
-        tooltip=[*_tooltip(), alt.Tooltip("cost:Q", title=title, format=form)],
+        y=alt.Y("score:Q", title=f"score ({score_unit(summary)})", scale=alt.Scale(zero=False)),
+        tooltip=[*_tooltip(summary), alt.Tooltip("cost:Q", title=title, format=form)],
     )
     styles = _styles(summary, lines)
     colour = alt.Color("method:N", **styles(COLOURS))
@@ -150,12 +151,12 @@ def interval_chart(summary: Summary) -> Spec | None:
     base = alt.Chart(alt.InlineData(rows)).encode(
         x=alt.X(
             "score:Q",
-            title="score and its 95 % interval",
+            title=f"score ({score_unit(summary)}) and its 95 % interval",
             scale=alt.Scale(zero=False, padding=12),
             axis=alt.Axis(tickCount=8),
         ),
         y=alt.Y("label:N", sort=[row["label"] for row in rows], axis=names),
-        tooltip=_tooltip(),
+        tooltip=_tooltip(summary),
     )
     layers = [
         base.mark_rule(size=2).encode(x="low:Q", x2="high:Q", color=colour),
@@ -238,6 +239,11 @@ def thin_out(curve: Curve, points: int) -> Curve:
     return [curve[round(i * (len(curve) - 1) / (points - 1))] for i in range(points)]
 
 
+def score_unit(summary: Summary) -> str:
+    """What a score counts."""
+    return "minus nats per token" if summary.metric == LOSSES else "percent"
+
+
 def scored(summary: Summary) -> list[Line]:
     """The candidates that have a score, the highest first."""
     return [line for line in summary.lines if line.score is not None]
@@ -256,9 +262,10 @@ def _row(line: Line) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _tooltip() -> list[alt.Tooltip]:
-    ends = [alt.Tooltip(f"{end}:Q", format=".1f") for end in ("low", "high")]
-    return [alt.Tooltip("label:N", title="candidate"), alt.Tooltip("score:Q", format=".1f"), *ends]
+def _tooltip(summary: Summary) -> list[alt.Tooltip]:
+    form = ".3f" if summary.metric == LOSSES else ".1f"
+    numbers = [alt.Tooltip(f"{name}:Q", format=form) for name in ("score", "low", "high")]
+    return [alt.Tooltip("label:N", title="candidate"), *numbers]
 
 
 def _styles(summary: Summary, lines: list[Line]) -> Any:
