@@ -19,7 +19,10 @@ PREDICTIONS_FILE = "predictions.jsonl"
 
 
 class Line(BaseModel):
-    """One row of one scoring. ``--with-text`` adds ``text`` (what was asked) and ``right``.
+    """One row of one scoring.
+
+    ``--with-text`` adds ``text`` (what was asked) and ``right`` (the right answer), except to
+    windows of plain text, which have no right answer.
 
     Attributes:
         rows: the name of the rows, as among the metrics in ``result.json``.
