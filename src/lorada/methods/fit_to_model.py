@@ -60,8 +60,8 @@ def fit_defaults(
     found, sentences = {}, []
     for part, values in parts.items():
         found[part] = dict(values)
-        if part == "shira":
-            _refuse_conv1d(values, model)
+        if part in _LINEAR_ONLY:
+            _refuse_conv1d(part, values, model)
         for key, fit in _FITS.get(part, {}).items():
             value = values.get(key, getattr(part_class(part), key, None))
             if value is None or key in stated.get(part, ()):
@@ -203,11 +203,15 @@ def _matrices(part: str, values: Settings, model: _Model) -> list[tuple[int, int
     return [widths(linear) for linear in _targets(part, values, model).values()]
 
 
-def _refuse_conv1d(values: Settings, model: _Model) -> None:
-    for name, module in _targets("shira", values, model).items():
+# Tuners of PEFT that say nothing, or too late, about other kinds of linear layers.
+_LINEAR_ONLY = {"osf": "OSF", "shira": "SHiRA"}
+
+
+def _refuse_conv1d(part: str, values: Settings, model: _Model) -> None:
+    for name, module in _targets(part, values, model).items():
         if not isinstance(module, nn.Linear):
             raise ValueError(
-                f"PEFT's SHiRA takes nn.Linear only, and {name} of "
+                f"PEFT's {_LINEAR_ONLY[part]} takes nn.Linear only, and {name} of "
                 f"{type(model.module).__name__} is a {type(module).__name__}: use another method, "
                 "such as lora"
             )

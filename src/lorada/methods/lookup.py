@@ -53,7 +53,7 @@ def _single(plain: str, asked: str = "") -> Method:
         return replace(method, name=plain, unpublished=unpublished)
     if plain in peft_configs():  # imports PEFT, which the names of METHODS do not need
         return peft_method(plain)
-    raise unknown_name("method", asked or plain, [*METHODS, *peft_names()])
+    raise unknown_name("method", asked or plain, {*METHODS, *peft_names()})
 
 
 def _with_map(parts_by_model: PartsByModel) -> PartsByModel:

@@ -6,15 +6,8 @@ Any tuner that places parts in a model's layers is a method of one part, with PE
 from lorada.methods.method import Method, Settings, Unpublished, peft_configs
 from lorada.methods.table import EVERY_FAMILY, QUERY_VALUE
 
-# Why a tuner of PEFT is no method here, although it places parts in layers.
-REFUSED = {
-    "osf": "it changes the base model's own weights, which an adapter's file does not hold",
-    "poly": "it needs the number of each row's task in every call of the model",
-    "shadow": "it trains a second model beside the base, which is no part in a layer",
-    "trainable_tokens": "it needs the tokens to train: set token_indices in a plain PEFT config",
-    "xlora": "it mixes adapters that were trained before: give them in a plain PEFT config",
-}
 OUTSIDE_LAYERS = "PEFT does not place it in the model's layers"
+NEEDS_TOKENS = "it trains the tokens that its config names, so it has no defaults"
 
 # Any norm, whatever a model calls it.
 _NORMS = r"(?i)(.*\.)?([^.]*norm[^.]*|ln_[^.]*)"
@@ -38,12 +31,13 @@ def refusal(name: str) -> str:
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
     from peft.tuners.tuners_utils import BaseTuner
 
-    tuner = next(
-        (t for kind, t in PEFT_TYPE_TO_TUNER_MAPPING.items() if kind.lower() == name), None
-    )
+    from lorada.tuners.stack.config import UNSTACKABLE
+
+    kind = name.upper()
+    tuner = {str(key.value): each for key, each in PEFT_TYPE_TO_TUNER_MAPPING.items()}.get(kind)
     if tuner is None or not issubclass(tuner, BaseTuner):
         return OUTSIDE_LAYERS
-    return REFUSED.get(name, "")
+    return NEEDS_TOKENS if kind == "TRAINABLE_TOKENS" else UNSTACKABLE.get(kind, "")
 
 
 def peft_names() -> list[str]:

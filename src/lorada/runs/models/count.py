@@ -1,16 +1,20 @@
 """Counts the parameters that a method trains on a model, without weights (``lorada params``)."""
 
+import copy
 from typing import Any
 
 import torch
-from peft import ShiraConfig, get_peft_model
-from transformers import AutoModel, AutoModelForCausalLM
+from peft import PeftModel, ShiraConfig, get_peft_model
+from peft.tuners.tuners_utils import check_target_module_exists
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from lorada.methods.build import build_method
 from lorada.methods.task_head import select_trainable
 from lorada.runs.models.adapters import base_parameters, fold_prefixes, parameter_counts
 from lorada.runs.models.loading import kind_of, load_config
 from lorada.runs.recipe import Recipe, load_recipe
+from lorada.tuners import LoradaConfig
+from lorada.tuners.base.linears import linears
 
 
 def count_parameters(method: str, model: str, overrides: list[str]) -> dict[str, Any]:
@@ -37,19 +41,51 @@ def parameters_of(recipe: Recipe) -> dict[str, Any]:
     """
     config = load_config(recipe.model)
     plan = build_method(recipe.method, config, **recipe.parts)
+    base = _meta_model(config)
+    total = base_parameters(base)
+    if plan.config is None:
+        assert plan.trainable is not None
+        select_trainable(base, plan.trainable, with_head=plan.with_head)
+        counts = parameter_counts(base, total, with_head=plan.with_head)
+        return {**counts, "settings_from": plan.settings_from}
+    try:
+        with torch.device("meta"):
+            placed = _place(base, plan.config)
+    except (ValueError, RuntimeError) as error:
+        if "meta tensor" not in str(error).lower():
+            raise
+        # Some of PEFT's tuners compute with the weights that they are placed on, such as FRoD.
+        base = _meta_model(config)
+        _give_weights(base, plan.config)
+        placed = _place(base, plan.config)
+    return {**parameter_counts(placed, total), "settings_from": plan.settings_from}
+
+
+def _meta_model(config: Any) -> PreTrainedModel:
+    """The model of a config without weights."""
     auto = AutoModelForCausalLM if kind_of(config) == "decoder" else AutoModel
     with torch.device("meta"):
-        base = auto.from_config(config)
-        total = base_parameters(base)
-        if plan.config is None:
-            assert plan.trainable is not None
-            select_trainable(base, plan.trainable, with_head=plan.with_head)
-            counts = parameter_counts(base, total, with_head=plan.with_head)
-            return {**counts, "settings_from": plan.settings_from}
-        plan.config.task_type = None
-        for part in plan.config.parts:
-            if isinstance(part, ShiraConfig):
-                part.mask_fn = None  # it would choose entries by weights, and there are none
-        placed = get_peft_model(base, plan.config)
-        fold_prefixes(placed)
-        return {**parameter_counts(placed, total), "settings_from": plan.settings_from}
+        model: PreTrainedModel = auto.from_config(config)
+    return model
+
+
+def _place(base: PreTrainedModel, config: LoradaConfig) -> PeftModel:
+    """Place an adapter on a model without weights."""
+    config = copy.deepcopy(config)
+    config.task_type = None
+    for part in config.parts:
+        if isinstance(part, ShiraConfig):
+            part.mask_fn = None  # it would choose entries by weights, and there are none
+    placed: PeftModel = get_peft_model(base, config)
+    fold_prefixes(placed)
+    return placed
+
+
+def _give_weights(base: PreTrainedModel, config: LoradaConfig) -> None:
+    """Draw weights for the linear layers that the parts of an adapter are placed on."""
+    for part in config.parts:
+        for name, linear in linears(base).items():
+            if part.target_modules and check_target_module_exists(part, name):
+                if linear.weight.is_meta:  # with its neighbours: no module is on two devices
+                    base.get_submodule(name.rpartition(".")[0]).to_empty(device="cpu")
+                torch.nn.init.normal_(linear.weight)

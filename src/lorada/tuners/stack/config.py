@@ -12,6 +12,15 @@ from lorada.support.errors import unknown_name
 from lorada.support.version import __version__
 from lorada.tuners.base.config import LoradaPeftConfig, known_types, saved_by
 
+# The types of PEFT's tuners that place parts in layers but cannot be in a stack, and why.
+UNSTACKABLE = {
+    "POLY": "it needs the number of each row's task in every call of the model",
+    "SHADOW": "it trains a second model beside the base",
+    "XLORA": "it mixes adapters that were trained before",
+}
+# The types of PEFT's tuners whose layers cannot be merged.
+UNMERGEABLE = ("LILY",)
+
 
 @dataclass
 class LoradaConfig(LoradaPeftConfig):
@@ -45,7 +54,9 @@ class LoradaConfig(LoradaPeftConfig):
     @property
     def mergeable(self) -> bool:
         """Whether every part can be merged into the weights of the base model."""
-        return all(getattr(part, "mergeable", True) for part in self.parts)
+        return all(
+            getattr(part, "mergeable", part.peft_type not in UNMERGEABLE) for part in self.parts
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON-ready data, parts included, with the version of this package."""
@@ -90,5 +101,7 @@ def _refuse_unstackable(part: PeftConfig) -> None:
     )
     if part.is_prompt_learning or part.is_adaption_prompt or not placed:
         raise ValueError(f"{name} cannot be a part: PEFT does not place it in the model's layers")
+    if reason := UNSTACKABLE.get(part.peft_type):
+        raise ValueError(f"{name} cannot be a part: {reason}")
     if getattr(part, "trainable_token_indices", None) is not None:
         raise ValueError(f"trainable_token_indices of {name}: add a TrainableTokensConfig instead")

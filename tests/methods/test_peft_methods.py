@@ -1,0 +1,194 @@
+"""Methods by the names of PEFT's tuners: every name of the installed PEFT works or says why not."""
+
+import re
+
+import pytest
+import torch
+from architectures import ARCHITECTURES
+from conftest import TINY
+from peft import PeftModel, PeftType, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+from lorada import METHODS, build_method
+from lorada.methods.describe import describe
+from lorada.methods.lookup import method_named
+from lorada.methods.peft_methods import peft_names
+from lorada.runs.models.count import count_parameters
+
+OUTSIDE = "PEFT does not place it in the model's layers"
+# Every name of PEFT that is no method, with the reason.
+REFUSED = {
+    **dict.fromkeys(
+        (
+            "adaption_prompt", "cartridge", "cpt", "multitask_prompt_tuning", "p_tuning",
+            "prefix_tuning", "prompt_tuning",
+        ),
+        OUTSIDE,
+    ),
+    "poly": "it needs the number of each row's task in every call of the model",
+    "shadow": "it trains a second model beside the base",
+    "trainable_tokens": "it trains the tokens that its config names, so it has no defaults",
+    "xlora": "it mixes adapters that were trained before",
+}  # fmt: skip
+# Read from PEFT here too: a tuner that a newer PEFT brings must work or be listed above.
+NAMES = [kind.value.lower() for kind in PeftType if kind in PEFT_TYPE_TO_CONFIG_MAPPING]
+TUNERS = [name for name in NAMES if name not in REFUSED]
+every_tuner = pytest.mark.parametrize("name", TUNERS)
+
+IDS = torch.arange(3, 23).reshape(2, 10)
+BATCH = {"input_ids": IDS, "labels": IDS}
+
+
+def placed(name, model="llama", **overrides):
+    """A tiny model with a method on it."""
+    base = (TINY | ARCHITECTURES)[model]()
+    config = build_method(name, base.config, **overrides).config
+    config.task_type = None
+    return get_peft_model(base, config)
+
+
+def trained(name, model="llama", **overrides):
+    """The same after one step of training, with the losses before and after it."""
+    adapted = placed(name, model, **overrides)
+    before = adapted(**BATCH).loss
+    before.backward()
+    torch.optim.Adam([p for p in adapted.parameters() if p.requires_grad], lr=1e-2).step()
+    adapted.eval()
+    return adapted, before.item(), adapted(**BATCH).loss.item()
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits
+
+
+@pytest.mark.parametrize("model", ["llama", "roberta"])
+@every_tuner
+def test_every_tuner_of_peft_trains_and_loads_as_it_was_saved(name, model, tmp_path):
+    adapted, before, after = trained(name, model)
+    assert before != after
+    adapted.save_pretrained(tmp_path)
+    torch.manual_seed(1)  # so that what is drawn again differs, unless it has its own seed
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["adapter_model.safetensors"]
+    loaded = PeftModel.from_pretrained(TINY[model](), tmp_path)
+    assert torch.equal(logits(loaded), logits(adapted))
+    assert not torch.equal(logits(loaded), logits(TINY[model]()))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_method_says_why(name):
+    text = f"PEFT's {name} cannot be used as a method: {REFUSED[name]}"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        method_named(name)
+
+
+def test_the_listed_names_are_those_that_work():
+    assert peft_names() == TUNERS
+
+
+@every_tuner
+def test_a_tuner_works_on_fused_conv1d_or_is_refused_in_one_line(name):
+    try:
+        adapted, before, after = trained(name, "gpt2")
+    except ValueError as error:
+        assert "Conv1D" in str(error)
+        assert "\n" not in str(error)
+    else:
+        assert before != after
+
+
+@pytest.mark.parametrize("model", ["deberta_v2", "bart", "t5", "distilbert"])
+@every_tuner
+def test_the_names_of_matrices_are_those_of_the_model(name, model):
+    try:
+        adapted = placed(name, model)
+    except ValueError as error:
+        assert "\n" not in str(error)
+        assert "matched no module" not in str(error)
+    else:
+        assert any(p.requires_grad for p in adapted.parameters())
+
+
+@every_tuner
+def test_the_count_without_weights_is_that_of_the_placed_tuner(name, tmp_path):
+    base = TINY["llama"]()
+    base.config.save_pretrained(tmp_path)
+    counted = count_parameters(name, str(tmp_path), [])["trainable"]
+    assert counted == sum(p.numel() for p in placed(name).parameters() if p.requires_grad)
+
+
+@every_tuner
+def test_a_config_says_whether_it_can_be_merged(name):
+    adapted, *_ = trained(name, "roberta")
+    expected = logits(adapted)
+    if not adapted.peft_config["default"].mergeable:
+        with pytest.raises(ValueError, match="cannot be merged"):
+            adapted.merge_and_unload()
+        return
+    torch.testing.assert_close(logits(adapted.merge_and_unload()), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_names_of_methods_win_over_names_of_peft():
+    assert method_named("lora").source == METHODS["lora"].source
+    assert build_method("shira", TINY["llama"]().config).prepare is not None
+
+
+def test_settings_are_pefts_defaults_on_query_and_value_and_say_so():
+    plan = build_method("hira", TINY["llama"]().config)
+    (part,) = plan.config.parts
+    assert (part.r, part.target_modules) == (32, {"q_proj", "v_proj"})
+    assert plan.settings_from == "not from the paper: PEFT's defaults, on query and value"
+
+
+def test_ia3_scales_keys_values_and_the_input_of_the_second_matrix_of_the_ffn():
+    (part,) = build_method("ia3", TINY["llama"]().config).config.parts
+    assert part.target_modules == {"k_proj", "v_proj", "down_proj"}
+    assert part.feedforward_modules == {"down_proj"}
+    adapted = placed("ia3", "roberta")
+    sides = {
+        name.split("layer.0.")[1].split(".ia3")[0]: tuple(parameter.shape)
+        for name, parameter in adapted.named_parameters()
+        if "ia3" in name and ".layer.0." in name
+    }
+    # (1, n) scales an input of n numbers, (n, 1) an output.
+    assert sides == {
+        "attention.self.key": (32, 1), "attention.self.value": (32, 1), "output.dense": (1, 48),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["llama", "roberta", "gpt2"])
+def test_ln_tuning_trains_every_norm_and_nothing_else(model):
+    adapted = placed("ln_tuning", model)
+    owners = {n for n, p in adapted.named_parameters() if p.requires_grad}
+    norms = [m for m in (TINY | ARCHITECTURES)[model]().modules() if "Norm" in type(m).__name__]
+    assert len(owners) == sum(len(list(norm.parameters())) for norm in norms)
+
+
+def test_a_default_that_does_not_fit_is_replaced_and_one_that_was_given_is_refused():
+    plan = build_method("vblora", TINY["llama"]().config)
+    assert plan.config.parts[0].vector_length == 16
+    said = "vblora.vector_length=256 does not divide 16 and 32: taking 16"
+    assert plan.settings_from.endswith(said)
+    with pytest.raises(ValueError, match="must be divisible by `vector_length` 24"):
+        placed("vblora", vector_length=24)
+
+
+def test_an_unknown_name_gets_the_nearest_of_peft_too():
+    with pytest.raises(ValueError, match="unknown method 'veraa'; did you mean .*vera"):
+        method_named("veraa")
+
+
+def test_settings_of_a_tuner_are_checked_as_others_are():
+    config = TINY["llama"]().config
+    assert build_method("vera", config, r=8).config.parts[0].r == 8
+    with pytest.raises(ValueError, match=r"vera\.r='many': input should be a valid integer"):
+        build_method("vera", config, r="many")
+    with pytest.raises(ValueError, match="unknown override 'd_inital'; did you mean d_initial"):
+        build_method("vera", config, d_inital=0.2)
+
+
+def test_a_tuner_is_described_like_a_method():
+    row = describe("ia3+lmam")
+    assert row["runs"] == ["lorada.LmamConfig", "peft.IA3Config"]
+    assert row["models"] == ["llama", "roberta", "deberta", "bart"]
+    assert set(row["not_from_the_paper"]) == set(row["models"])

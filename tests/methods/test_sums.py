@@ -1,0 +1,111 @@
+"""Sums of methods, such as ``ia3+lora``: one adapter with the parts of each."""
+
+import re
+
+import pytest
+import torch
+from conftest import TINY
+from peft import PeftModel
+from test_peft_methods import TUNERS, logits, placed, trained
+
+from lorada import METHODS, build_method
+from lorada.methods.describe import describe
+from lorada.methods.lookup import method_named
+from lorada.methods.method import SHIFTED_ATTENTION, Method
+
+LLAMA = TINY["llama"]().config
+
+
+@pytest.mark.parametrize("model", ["llama", "roberta"])
+@pytest.mark.parametrize("name", ["ia3+lora", "vera+lora", "oft+lmam", "vblora+unilora+lmam"])
+def test_a_sum_trains_and_loads_as_it_was_saved(name, model, tmp_path):
+    adapted, before, after = trained(name, model)
+    assert before != after
+    adapted.save_pretrained(tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(TINY[model](), tmp_path)), logits(adapted))
+
+
+def test_the_parts_are_stacked_in_order_with_the_map_first():
+    parts = build_method("ia3+lora+lmam", LLAMA).config.parts
+    assert [part.peft_type for part in parts] == ["LMAM", "IA3", "LORA"]
+    assert method_named("lora+ia3").part_names == ["lora", "ia3"]
+
+
+def test_a_sum_has_the_settings_of_each_and_says_where_they_are_from():
+    plan = build_method("ia3+lora", LLAMA)
+    assert plan.config.parts[1].r == METHODS["lora"].parts["llama"]["lora"]["r"]
+    assert plan.settings_from == (
+        "not from the paper: ia3: PEFT's defaults, on the matrices that PEFT gives it; "
+        "lora: Tables 4, 5 and 10"
+    )
+    assert build_method("lora+quanta", LLAMA).settings_from == (
+        "lora: Tables 4, 5 and 10; quanta: Table 17"
+    )
+
+
+def test_overrides_name_the_part_where_several_have_the_setting():
+    config = build_method("lora+tinylora", LLAMA, u=8, lora={"r": 4}).config
+    assert (config.parts[0].r, config.parts[1].u) == (4, 8)
+    with pytest.raises(ValueError, match=r"write lora\.r, tinylora\.r"):
+        build_method("lora+tinylora", LLAMA, r=4)
+
+
+def test_a_sum_trains_with_the_callbacks_and_arguments_of_each():
+    plan = build_method("longlora+sora", LLAMA)
+    kinds = [type(callback).__name__ for callback in plan.callbacks]
+    assert kinds == ["ShiftedAttention", "SoraCallback"]
+    assert plan.arguments == {**METHODS["longlora"].arguments, **METHODS["sora"].arguments}
+    assert SHIFTED_ATTENTION in method_named("longlora+sora").callbacks
+    assert build_method("hira+shira", LLAMA).prepare is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("lora+dora", "lora+dora: lora and dora each bring a lora part: leave one of them out"),
+        ("ia3+ia3", "ia3+ia3: ia3 and ia3 each bring a ia3 part: leave one of them out"),
+        ("lorada_a+lora+lmam", "lmam and lorada_a each bring a lmam part"),
+        ("lora+full", "lora+full: full has no parts, so it cannot be in a sum"),
+        ("bitfit+ia3", "bitfit+ia3: bitfit has no parts, so it cannot be in a sum"),
+        ("longlora+shira", "shira trains with learning_rate=0.0005, another with "
+                           "learning_rate=2e-05: leave one of them out"),
+        ("lora+iaa3", "unknown method 'iaa3'; did you mean ia3"),
+        ("lora+", "unknown method ''"),
+        ("lora+poly", "PEFT's poly cannot be used as a method"),
+    ],
+)  # fmt: skip
+def test_methods_that_cannot_be_one_adapter_say_why(name, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        method_named(name)
+
+
+def test_two_methods_that_prepare_the_adapter_cannot_be_a_sum(monkeypatch):
+    preparing = Method("x", {"llama": {"lora": {}}}, prepare="some.module:function")
+    monkeypatch.setitem(METHODS, "preparing", preparing)
+    with pytest.raises(ValueError, match="shira and preparing each bring their own prepare"):
+        method_named("shira+preparing")
+
+
+def test_a_sum_is_described_for_the_models_that_each_has_settings_for():
+    row = describe("dora+ia3")
+    assert row["parts"] == ["lora", "ia3"]
+    assert row["models"] == ["llama", "roberta", "bart"]
+    assert list(row["settings"]["bart"]) == ["lora", "ia3"]
+    assert row["runs"] == ["peft.LoraConfig", "peft.IA3Config"]
+
+
+@pytest.mark.parametrize("order", ["{}+lora", "lora+{}"])
+@pytest.mark.parametrize("name", [name for name in TUNERS if name != "lora"])
+def test_both_parts_on_one_matrix_learn_or_the_order_is_refused(name, order):
+    targets = {"target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
+    try:
+        adapted, before, after = trained(order.format(name), lora=targets)
+    except ValueError as error:
+        assert "\n" not in str(error)
+        return
+    assert before != after
+    plain = placed(order.format(name), lora=targets).state_dict()
+    state = adapted.state_dict()
+    for is_lora in (True, False):
+        of_part = [key for key in state if (".lora_" in key) == is_lora and "default" in key]
+        assert any(not torch.equal(state[key], plain[key]) for key in of_part), is_lora
