@@ -29,6 +29,8 @@ class Job:
         after: names of the jobs that must be done before this one starts.
         cpus: processor cores that it needs on a cluster.
         gpus: accelerators that it needs on a cluster; a part of one is allowed.
+        reads: files and folders that it reads; a cluster whose nodes share no path gets a copy of
+            the files.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Job:
     after: tuple[str, ...] = ()
     cpus: int = 1
     gpus: float = 0.0
+    reads: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

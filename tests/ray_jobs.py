@@ -1,0 +1,108 @@
+"""A small Ray cluster for tests, and the work of its jobs."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from paths import ROOT
+
+
+STARTED_WITHIN = 90  # seconds
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def processes_with(text):
+    """The processes of this machine that have a text in their command line or environment."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            known = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if text.encode() in known and int(folder.name) != os.getpid():
+            yield int(folder.name)
+
+
+@contextmanager
+def cluster(cpus=2):
+    """A cluster of this machine alone; yields its address and that for clients."""
+    # Sockets have short names only, so this is not in pytest's folder.
+    with tempfile.TemporaryDirectory(prefix="lorada-ray-", ignore_cleanup_errors=True) as place:
+        port, client = free_port(), free_port()
+        command = [
+            sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
+            f"--port={port}", f"--ray-client-server-port={client}", f"--num-cpus={cpus}",
+            f"--temp-dir={place}", "--include-dashboard=false", "--disable-usage-stats",
+            "--object-store-memory=100000000",
+        ]  # fmt: skip
+        paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
+        variables = {**os.environ, "PYTHONPATH": paths, "LORADA_TEST_CLUSTER": place}
+        with open(Path(place) / "output", "w") as output:
+            subprocess.Popen(command, env=variables, stdout=output, stderr=output)
+        try:
+            end = time.monotonic() + STARTED_WITHIN
+            while "Ray runtime started" not in (Path(place) / "output").read_text():
+                assert time.monotonic() < end, (Path(place) / "output").read_text()
+                time.sleep(0.2)
+            yield f"127.0.0.1:{port}", f"ray://127.0.0.1:{client}"
+        finally:
+            for process in processes_with(f"LORADA_TEST_CLUSTER={place}"):
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+
+
+def train_run(recipe, *, report):
+    """Train a run, or go on with it."""
+    from lorada.runs.folder.folder import holds_run
+    from lorada.runs.training.train import train
+
+    if train(recipe, resume=holds_run(Path(recipe.output)), quiet=True).interrupted:
+        raise KeyboardInterrupt
+
+
+def write(folder: Path, *, report):
+    """Write two files and a checkpoint."""
+    report("writing")
+    logging.getLogger("lorada").warning("a %s", "warning")
+    (folder / "adapter").mkdir(parents=True)
+    (folder / "adapter/weights").write_bytes(bytes(range(256)))
+    (folder / "checkpoint-4").mkdir()
+    (folder / "checkpoint-4/weights").write_text("large")
+    (folder / "result.json").write_text("{}")
+
+
+def copy(rows: Path, folder: Path, *, report):
+    """Write into the job's folder what there is to read."""
+    (folder / "copied").write_text(f"{rows.read_text()}, {(folder / 'before').read_text()}")
+
+
+def fail(*, report):
+    """Fail in two lines."""
+    raise ValueError("first line\nlast line")
+
+
+def die(*, report):
+    """Die without an answer."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_for_interrupt(folder: Path, *, report):
+    """Wait until interrupted, then write that."""
+    (folder / "started").touch()
+    try:
+        while True:
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        (folder / "saved").touch()
+        raise
