@@ -114,6 +114,11 @@ def test_a_folder_with_something_else_is_refused(call, place, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_part_may_not_delete_what_others_have_done(call, place, tmp_path):
+    line = mistake(call, *words(place, tmp_path / "out", "--shard", "1/2", "--overwrite"))
+    assert "--shard and --overwrite exclude each other" in line
+
+
 def test_there_must_be_a_comparison_to_resume(call, tmp_path):
     line = mistake(call, "compare", tmp_path, "--resume")
     assert "holds no comparison to resume: it has no comparison.yaml" in line
@@ -210,7 +215,9 @@ def test_a_method_that_does_not_fit_is_a_row_with_its_reason(call, place, tmp_pa
 
 def test_if_no_method_fits_the_reasons_are_told(call, place, tmp_path):
     line = mistake(call, *words(place, tmp_path / "out", methods="bitfit"))
-    assert "no method can be run: bitfit: bitfit trains biases, and LlamaForCausalLM has none" in line
+    assert (
+        "no method can be run: bitfit: bitfit trains biases, and LlamaForCausalLM has none" in line
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -239,6 +246,17 @@ def test_a_job_that_fails_is_told_and_the_rest_goes_on(call, place, tmp_path, mo
     code, _, err = call("compare", output, "--resume")
     assert code == 0, err
     assert json.loads((output / "failures.json").read_text()) == {}
+
+
+def test_ctrl_c_says_how_to_go_on(call, place, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare_jobs, "train", interrupted)
+    output = tmp_path / "out"
+    code, _, err = call(*words(place, output, methods="lora", seeds="1", trials=0))
+    assert code == 130
+    assert f"next: lorada compare {output} --resume" in err.replace("\n", "")
 
 
 def test_runs_that_wait_for_a_failed_trial_have_its_reason(call, place, tmp_path, monkeypatch):

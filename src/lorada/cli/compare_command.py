@@ -88,6 +88,8 @@ def compare(
         "trials": trials, "against": against, "held_out": held_out,
         "with_text": with_text or None, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
+    if part is not None and overwrite:
+        raise ValueError("--shard and --overwrite exclude each other: parts share one folder")
     from lorada.cli.checks import check_comparison
 
     place = _place(folder, output, resume=resume)

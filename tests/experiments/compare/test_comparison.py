@@ -6,9 +6,11 @@ import sys
 
 import pytest
 from crashes import number
-from folders import ROWS, bert_folder, llama_folder, rows_file
+from folders import ROWS, bert_folder, llama_folder, rows_file, split_file
 
 from lorada.experiments.compare.learning_rate import rates_to_try
+from lorada.report.comparison.read import read_comparison
+from lorada.report.comparison.statistics import paired_p
 from lorada.runs.folder.predictions import read_predictions
 from lorada.runs.folder.result import read_result
 
@@ -194,6 +196,7 @@ def test_a_finished_comparison_only_writes_its_report_again(lab, place, whole, t
 
 
 @pytest.mark.apart
+@pytest.mark.slow
 def test_two_workers_in_a_fresh_process_find_the_same(place, whole, tmp_path):
     folder = tmp_path / "comparison"
     asked = words(place, folder, "--workers", "2", seeds="1")
@@ -224,3 +227,37 @@ def test_labels_are_compared_too(call, place, tmp_path):
         assert [line["right"] for line in lines] == [row["label"] for row in LABELS[24:]]
         (metrics,) = read_result(run)["metrics"].values()
         assert metrics["accuracy"] == pytest.approx(sum(line["score"] for line in lines) / 8)
+
+
+def test_a_benchmark_is_compared_on_its_own_test_rows(call, place, tmp_path):
+    rows = [{"sentence1": "ab" * (i % 5 + 1), "sentence2": "c" * i, "label": i % 2}
+            for i in range(24)]  # fmt: skip
+    split_file(tmp_path / "data", "rte", "train", rows[:16])
+    split_file(tmp_path / "data", "rte", "validation", rows[16:])
+    folder = tmp_path / "comparison"
+    code, _, err = call(
+        "compare", "--model", place / "bert", "--task", "rte", "--data-dir", tmp_path / "data",
+        "--methods", "lora", "--seeds", 1, "--trials", 0, "--output", folder, *SETTINGS,
+    )  # fmt: skip
+    assert code == 0, err
+    assert read(folder / "plan.json")["held_out"]["rte"]["rows"] == 8
+    (run,) = folder.glob("runs/lora/*/seed1")
+    assert read_result(run)["metrics"]["rte"]["n"] == 8
+    assert len(read(folder / "baselines.json")["commonest"]["row_scores"]) == 8
+    rows[20] = rows[3]
+    split_file(tmp_path / "data", "rte", "validation", rows[16:])
+    code, _, err = call("compare", folder, "--resume")
+    assert code == 2
+    assert "1 of 8 held-out rows (rte) are training rows too" in err
+
+
+@pytest.mark.slow
+def test_two_copies_of_a_method_do_not_differ(lab, place, tmp_path):
+    folder = tmp_path / "comparison"
+    asked = words(place, folder, model="bert", rows="_labels", methods=["lora"],
+                  seeds="1,2,3,4,5,6", trials=0)  # fmt: skip
+    reply = lab.command([*asked, "max_steps=20", "--allow-overlap"], folder)
+    assert reply["code"] == 0, reply["said"]
+    (candidate,) = read_comparison(folder).candidates
+    assert candidate.scores.shape == (6, 8)
+    assert paired_p(candidate.scores[:3], candidate.scores[3:]) > 0.05

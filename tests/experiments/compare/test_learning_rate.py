@@ -164,5 +164,3 @@ def test_the_rate_of_the_maps_keeps_its_ratio_to_the_learning_rate():
     assert moved.training["learning_rate"] == 2e-3
     assert moved.parts == {"lmam": {"rank": 4, "map_learning_rate": 1e-2}}
     assert at_rate(RECIPE, 2e-3).parts == {}
-
-

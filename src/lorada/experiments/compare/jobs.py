@@ -1,20 +1,20 @@
-"""The jobs of a comparison: trials of learning rates, final runs, and the scores without training.
+"""The jobs of a comparison: trials of learning rates, final runs, and scores without training.
 
 Each may be called again after an interrupt or a kill: it does what is not done yet.
 """
 
 import gc
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lorada.experiments.compare.data import read_data, shared_recipe
+from lorada.experiments.compare.data import Data
 from lorada.experiments.compare.learning_rate import (
     MAP,
     MAP_RATE,
     MEASURED,
+    SEARCH_FILE,
     at_rate,
     chosen_rate,
     run_trial,
@@ -22,7 +22,7 @@ from lorada.experiments.compare.learning_rate import (
 )
 from lorada.experiments.compare.plan import Candidate, Plan
 from lorada.experiments.compare.spec import Comparison
-from lorada.experiments.queue.job import Job
+from lorada.experiments.queue.job import Job, Report
 from lorada.runs.data.rows import Rows
 from lorada.runs.folder.folder import holds_run
 from lorada.runs.folder.predictions import PREDICTIONS_FILE, read_predictions
@@ -30,7 +30,6 @@ from lorada.runs.folder.result import RESULT_FILE, read_result
 from lorada.runs.inference.evaluate import evaluate, evaluate_tasks, has_tasks
 from lorada.runs.inference.forgetting import forgetting
 from lorada.runs.inference.load import Run, load_run
-from lorada.runs.prepare import prepare
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.train import train
 from lorada.support.files import json_text, write_atomic
@@ -39,7 +38,7 @@ from lorada.tasks.row_scores import row_scores
 from lorada.tasks.rows import answer_of
 
 TRIALS, RUNS = "trials", "runs"  # folders of a comparison
-BASELINES, BASELINES_FILE = "baselines", "baselines.json"
+BASE_FILE = "as_it_is.json"  # in the run whose model was scored without its adapter
 SAVES = 10  # how often a training saves a checkpoint, unless that is after fewer steps than:
 LEAST_STEPS = 10
 
@@ -69,6 +68,8 @@ def _trial_jobs(
             folder=place,
             done=partial(trial_done, place, number, count),
             after=tuple(job.name for job in found[-1:]),
+            gpus=_gpus(plan),
+            reads=_reads(comparison),
         ))  # fmt: skip
     return found
 
@@ -88,6 +89,8 @@ def _final_jobs(
             folder=run,
             done=partial(is_scored, run),
             after=tuple(job.name for job in trials[-1:]),
+            gpus=_gpus(plan),
+            reads=_reads(comparison, *([search / SEARCH_FILE] if search else [])),
         ))  # fmt: skip
     return found
 
@@ -122,7 +125,7 @@ def is_scored(run: Path) -> bool:
 
 
 def train_and_score(
-    recipe: Recipe, search: Path | None, *, with_text: bool, report: Callable[[str], None]
+    recipe: Recipe, search: Path | None, *, with_text: bool, report: Report
 ) -> None:
     """Train a final run and score it on the held-out rows, as far as that is not done.
 
@@ -161,60 +164,52 @@ def _score(run: Run, *, base: bool = False, with_text: bool = False) -> dict[str
     return {str(run.recipe.eval_data): evaluate(run, base=base, with_text=with_text)}
 
 
-def baselines_job(comparison: Comparison, plan: Plan, folder: Path) -> Job:
-    """The job that scores the model as it is, and the commonest answer.
+def base_job(comparison: Comparison, plan: Plan, folder: Path) -> Job | None:
+    """The job that scores the model as it is: a finished run with its adapter switched off.
 
-    The model is that of a finished run with its adapter switched off, so it has to come last.
+    None if no such run is finished.
     """
-    runs = [
-        folder / RUNS / candidate.path / f"seed{seed}"
-        for candidate in plan.runnable
-        for seed in comparison.seeds
-    ]
-    return Job(
-        name=BASELINES,
-        work=partial(score_baselines, comparison, runs, folder),
-        folder=folder,
-        done=(folder / BASELINES_FILE).is_file,
-    )
+    for candidate in plan.runnable:
+        for seed in comparison.seeds:
+            run = folder / RUNS / candidate.path / f"seed{seed}"
+            if is_scored(run) and (run / "adapter").is_dir():
+                return Job(
+                    name="the model as it is",
+                    work=partial(score_base, run, comparison.trust_remote_code),
+                    folder=run,
+                    done=(run / BASE_FILE).is_file,
+                    gpus=_gpus(plan),
+                    reads=_reads(comparison),
+                )
+    return None
 
 
-def score_baselines(
-    comparison: Comparison, runs: list[Path], folder: Path, *, report: Callable[[str], None]
-) -> None:
-    """Score the model as it is and the commonest answer, and write ``baselines.json``."""
-    report("scoring the model as it is, and the commonest answer")
+def score_base(run: Path, trust_remote_code: bool, *, report: Report) -> None:
+    """Score a run's model with its adapter switched off, and write ``as_it_is.json`` beside it."""
+    report("scoring")
     with only_reports():
-        found = {"as_it_is": _as_it_is(comparison, runs), "commonest": _commonest(comparison)}
-    write_atomic(folder / BASELINES_FILE, json_text(found) + "\n")
-
-
-def _as_it_is(comparison: Comparison, runs: list[Path]) -> dict[str, Any]:
-    run = next((run for run in runs if is_scored(run) and (run / "adapter").is_dir()), None)
-    if run is None:
-        return {"reason": "no method that leaves the model itself unchanged was trained"}
-    loaded = load_run(run, trust_remote_code=comparison.trust_remote_code)
-    try:
-        metrics = _score(loaded, base=True)
-    except ValueError as error:  # its head is drawn at random
-        return {"reason": str(error)}
+        loaded = load_run(run, trust_remote_code=trust_remote_code)
+        try:
+            metrics = _score(loaded, base=True)
+        except ValueError as error:  # its head is drawn at random
+            write_atomic(run / BASE_FILE, json_text({"reason": str(error)}) + "\n")
+            return
     names = [f"{name} (base)" for name in metrics]
     scores = [line["score"] for line in read_predictions(run) if line["rows"] in names]
-    return {"row_scores": scores, "metrics": read_result(run)["metrics"][names[0]]}
+    found = {"row_scores": scores, "metrics": read_result(run)["metrics"][names[0]]}
+    write_atomic(run / BASE_FILE, json_text(found) + "\n")
 
 
-def _commonest(comparison: Comparison) -> dict[str, Any]:
-    base = prepare(shared_recipe(comparison))
-    data = read_data(comparison, base.kind)
+def score_commonest(data: Data) -> dict[str, Any]:
+    """The commonest answer of the training rows, and its score on each held-out row."""
     answer = commonest_answer(data.train)
     if answer is None:
         return {"reason": "plain text has no answers"}
     scores: list[float] = []
     for rows in data.held_out.values():
         # Predictions are in the order of the rows' numbers, and so must these be.
-        order = sorted(range(len(rows.rows)), key=rows.number)
-        inside = rows.part(order)
-        scores += row_scores(rows.protocol, [answer] * len(order), inside.rows)
+        inside = rows.part(sorted(range(len(rows.rows)), key=rows.number))
+        scores += row_scores(rows.protocol, [answer] * len(inside.rows), inside.rows)
     return {"answer": answer, "row_scores": scores}
 
 
@@ -231,3 +226,15 @@ def commonest_answer(rows: Rows) -> Any:
     else:
         answers = [answer_of(row) for row in rows.rows]
     return Counter(answers).most_common(1)[0][0]
+
+
+def _gpus(plan: Plan) -> float:
+    """The accelerators of a job on a cluster: one, if the machine that made the plan has one."""
+    return 0.0 if plan.hardware["accelerator"] is None else 1.0
+
+
+def _reads(comparison: Comparison, *more: Path) -> tuple[Path, ...]:
+    """The files and folders that a job reads, besides its own."""
+    given = [comparison.recipe.get(name) for name in ("model", "data", "data_dir")]
+    paths = [Path(path) for path in [*given, comparison.held_out] if path]
+    return (*(path for path in paths if path.exists()), *more)

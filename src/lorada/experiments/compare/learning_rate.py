@@ -15,12 +15,12 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lorada.experiments.queue.job import Report
 from lorada.runs.folder.folder import holds_run
 from lorada.runs.folder.result import RESULT_FILE
 from lorada.runs.recipe import Recipe
@@ -85,9 +85,7 @@ def chosen_rate(folder: Path) -> float:
     return float(search["rate"])
 
 
-def run_trial(
-    recipe: Recipe, folder: Path, number: int, trials: int, *, report: Callable[[str], None]
-) -> None:
+def run_trial(recipe: Recipe, folder: Path, number: int, trials: int, *, report: Report) -> None:
     """Do one trial of a search, as far as it is not done; after the last, write ``search.json``.
 
     Args:

@@ -8,7 +8,6 @@ is not measured.
 import json
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +17,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lorada.experiments import own_process
 from lorada.experiments.compare.jobs import comparison_jobs
-from lorada.experiments.compare.plan import Plan
+from lorada.experiments.compare.plan import Candidate, Plan
 from lorada.experiments.compare.spec import Comparison
+from lorada.experiments.queue.job import Report
 from lorada.experiments.queue.queue import last_line
 from lorada.experiments.queue.simulate import makespan
 from lorada.runs.data.rows import Rows
@@ -32,9 +32,7 @@ from lorada.support.progress import only_reports
 STEPS = 3  # the first does not count, as it is slower than those after it
 
 
-def estimate(
-    comparison: Comparison, plan: Plan, slots: int, report: Callable[[str], None]
-) -> dict[str, Any]:
+def estimate(comparison: Comparison, plan: Plan, slots: int, report: Report) -> dict[str, Any]:
     """What a comparison would take.
 
     Args:
@@ -79,7 +77,7 @@ def estimate(
     }
 
 
-def _recipe(comparison: Comparison, plan: Plan, candidate: Any) -> Recipe:
+def _recipe(comparison: Comparison, plan: Plan, candidate: Candidate) -> Recipe:
     settings = {
         "seed": comparison.seeds[0],
         "max_steps": STEPS,

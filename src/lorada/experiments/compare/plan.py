@@ -5,7 +5,6 @@ It is made once and saved as ``plan.json``, so that a comparison that goes on ru
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from lorada.experiments.compare.data import Data, shared_recipe
 from lorada.experiments.compare.sizes import Budget, size_for
 from lorada.experiments.compare.spec import Comparison
+from lorada.experiments.queue.job import Report
 from lorada.experiments.queue.queue import last_line
 from lorada.methods.build import build_method
 from lorada.methods.sizes import default_rate
@@ -123,9 +123,7 @@ def saved_plan(folder: Path) -> Plan | None:
         raise ValueError(f"{path} is damaged ({error}): put it back, or --overwrite") from error
 
 
-def make_plan(
-    comparison: Comparison, base: Prepared, data: Data, report: Callable[[str], None]
-) -> Plan:
+def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report) -> Plan:
     """Choose the size of each method for each budget, and count the steps of a training.
 
     Raises:

@@ -4,25 +4,27 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lorada.experiments.compare.data import Data, read_data, shared_recipe
 from lorada.experiments.compare.jobs import (
-    BASELINES_FILE,
+    BASE_FILE,
     RUNS,
     TRIALS,
-    baselines_job,
+    base_job,
     comparison_jobs,
+    score_commonest,
 )
 from lorada.experiments.compare.plan import PLAN_FILE, Plan, about, make_plan, saved_plan
 from lorada.experiments.compare.spec import SPEC_FILE, Comparison
-from lorada.experiments.queue.job import Engine, Job, Outcome
+from lorada.experiments.queue.job import Engine, Job, Outcome, Report
 from lorada.experiments.queue.queue import run_queue, shard
 from lorada.report.comparison.write import write_report
 from lorada.runs.models.loading import own_classes
 from lorada.runs.prepare import Prepared, prepare
 from lorada.support.files import json_text, one_at_a_time, scratch_folder, write_atomic
 
-FAILURES_FILE = "failures.json"
+BASELINES_FILE, FAILURES_FILE = "baselines.json", "failures.json"
 REPORTS = tuple(f"report.{kind}" for kind in ("html", "md", "csv", "tex", "json"))
 OWN = (SPEC_FILE, PLAN_FILE, TRIALS, RUNS, BASELINES_FILE, FAILURES_FILE, *REPORTS)
 
@@ -49,7 +51,7 @@ def compare(
     *,
     overwrite: bool = False,
     part: tuple[int, int] | None = None,
-    report: Callable[[str], None] = print,
+    report: Report = print,
 ) -> Compared:
     """Run what is not done yet of a comparison, then write its report.
 
@@ -66,7 +68,8 @@ def compare(
         KeyboardInterrupt: if it was interrupted; running trainings have saved then.
     """
     folder = folder.absolute()
-    plan = _begin(comparison, folder, overwrite=overwrite, report=report)
+    base, data = read(comparison)
+    plan = _begin(comparison, folder, base, data, overwrite=overwrite, report=report)
     jobs = comparison_jobs(comparison, plan, folder)
     mine = jobs if part is None else shard(jobs, *part)
     outcomes = run_queue(mine, engine(), report=report)
@@ -75,16 +78,30 @@ def compare(
     left = [job for job in undone if str(job.folder.relative_to(folder)) not in failed]
     if left:
         return Compared([], failed, len(left))
-    run_queue([baselines_job(comparison, plan, folder)], engine(), report=report)
+    job = base_job(comparison, plan, folder)
+    baselines = {"as_it_is": _as_it_is(job, engine, report), "commonest": score_commonest(data)}
+    write_atomic(folder / BASELINES_FILE, json_text(baselines) + "\n")
     reports = write_report(folder, against=comparison.against, with_text=comparison.with_text)
     return Compared(reports, failed, 0)
 
 
+def _as_it_is(job: Job | None, engine: Callable[[], Engine], report: Report) -> dict[str, Any]:
+    """The scores of the model without any training, or the reason why there are none."""
+    if job is None:
+        return {"reason": "no finished run has an adapter that could be switched off"}
+    if not job.done():
+        outcome = run_queue([job], engine(), report=report)[job.name]
+        if not job.done():
+            return {"reason": outcome.error}
+    found: dict[str, Any] = json.loads((job.folder / BASE_FILE).read_text(encoding="utf-8"))
+    return found
+
+
 def _begin(
-    comparison: Comparison, folder: Path, *, overwrite: bool, report: Callable[[str], None]
-) -> Plan:
+    comparison: Comparison, folder: Path, base: Prepared, data: Data, *, overwrite: bool,
+    report: Report,
+) -> Plan:  # fmt: skip
     """The plan of a comparison, made now or before; the folder is written only if all is well."""
-    base, data = read(comparison)
     with one_at_a_time(folder):  # shards may begin at once
         plan = None if overwrite else saved_plan(folder)
         if plan is None:
@@ -101,9 +118,7 @@ def _begin(
     return plan
 
 
-def planned(
-    comparison: Comparison, folder: Path, *, resume: bool, report: Callable[[str], None]
-) -> Plan:
+def planned(comparison: Comparison, folder: Path, *, resume: bool, report: Report) -> Plan:
     """The plan of a comparison; nothing is written.
 
     Raises:
