@@ -152,11 +152,10 @@ KILLED_AT = {
 @pytest.mark.parametrize(
     "moment",
     [
-        pytest.param(moment, marks=[] if "trials" in moment or "scored" in moment
-                     else pytest.mark.slow)
+        pytest.param(moment, marks=[] if "scored" in moment else pytest.mark.slow)
         for moment in KILLED_AT
     ],
-)  # fmt: skip
+)
 def test_a_comparison_that_was_killed_goes_on_and_repeats_no_finished_job(
     lab, place, whole, moment, tmp_path
 ):
@@ -232,8 +231,8 @@ def test_labels_are_compared_too(call, place, tmp_path):
 def test_a_benchmark_is_compared_on_its_own_test_rows(call, place, tmp_path):
     rows = [{"sentence1": "ab" * (i % 5 + 1), "sentence2": "c" * i, "label": i % 2}
             for i in range(24)]  # fmt: skip
-    split_file(tmp_path / "data", "rte", "train", rows[:16])
-    split_file(tmp_path / "data", "rte", "validation", rows[16:])
+    split_file(tmp_path / "data" / "glue" / "rte", "train", rows[:16])
+    split_file(tmp_path / "data" / "glue" / "rte", "validation", rows[16:])
     folder = tmp_path / "comparison"
     code, _, err = call(
         "compare", "--model", place / "bert", "--task", "rte", "--data-dir", tmp_path / "data",
@@ -245,7 +244,7 @@ def test_a_benchmark_is_compared_on_its_own_test_rows(call, place, tmp_path):
     assert read_result(run)["metrics"]["rte"]["n"] == 8
     assert len(read(folder / "baselines.json")["commonest"]["row_scores"]) == 8
     rows[20] = rows[3]
-    split_file(tmp_path / "data", "rte", "validation", rows[16:])
+    split_file(tmp_path / "data" / "glue" / "rte", "validation", rows[16:])
     code, _, err = call("compare", folder, "--resume")
     assert code == 2
     assert "1 of 8 held-out rows (rte) are training rows too" in err
