@@ -26,9 +26,9 @@ from lorada.cli.queue_options import (
     check_outcomes,
     check_queue,
 )
+from lorada.cli.table_plan import show_plan
 from lorada.cli.terminal import page_table
 from lorada.support.files import write_atomic
-from lorada.support.progress import progress_bar
 
 
 @app.command()
@@ -41,6 +41,10 @@ def table(
     tasks: Annotated[str | None, typer.Option(help="names, with commas")] = None,
     seeds: Annotated[str | None, typer.Option(help="numbers, with commas")] = None,
     dry_run: Annotated[bool, typer.Option(help="only say what would be run")] = False,
+    gpu: Annotated[
+        str | None, typer.Option(help="for --dry-run: memory by part and hours on it (a100-80gb …)")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="how many of them share the runs")] = 1,
     resume: Annotated[bool, typer.Option(help="run only what has no result yet")] = False,
     overwrite: Annotated[bool, typer.Option(help="delete results first, and run again")] = False,
     results: Annotated[Path, typer.Option(help="where results are kept")] = Path("docs/results"),
@@ -57,6 +61,8 @@ def table(
         _show_operations(number, as_json=as_json)
         return
     part = check_queue(workers, cluster, collect, shard)
+    if gpu is not None and not dry_run:
+        raise ValueError(f"--gpu {gpu} is for --dry-run, which computes what the runs need on it")
     chosen = check_table(f"table{number}", scale, data_dir, resume=resume, overwrite=overwrite)
     of_rows, of_tasks, of_seeds = _names("rows", rows), _names("tasks", tasks), numbers(seeds)
     chosen.rows_named(of_rows)
@@ -74,7 +80,7 @@ def table(
     again = _words(number, scale=at, rows=rows, tasks=tasks, seeds=seeds, results=results,
                    output=output, data_dir=data_dir)  # fmt: skip
     if dry_run:
-        _show_plan(part_of(found, part), at, as_json=as_json)
+        show_plan(part_of(found, part), at, gpu, gpus, as_json=as_json)
         if not as_json:
             suggest(*again, "--resume")
         return
@@ -205,51 +211,6 @@ def numbers(text: str | None) -> list[int] | None:
 def print_progress(line: str) -> None:
     """Print progress on the error stream."""
     errors.print(line, highlight=False, soft_wrap=True)
-
-
-def _show_plan(found: list[Any], scale: Any, *, as_json: bool) -> None:
-    from lorada.experiments.estimate import estimate
-    from lorada.experiments.table_runs import done
-
-    plan = []
-    for job in progress_bar(found, "Counting parameters"):
-        guess = estimate(job, scale)
-        plan.append(
-            {
-                "row": job.row.key, "model": job.recipe.model, "tasks": job.tasks,
-                "seed": job.seed, **guess.parameters, "share": job.row.share,
-                "steps": guess.steps, "tokens": guess.tokens, "seconds": guess.seconds,
-                "memory": guess.memory, "done": done(job) is not None,
-            }
-        )  # fmt: skip
-    if as_json:
-        print_json(plan)
-        return
-    shown = Table("row", "tasks", "seed", "trained", "paper", "steps", "training", "memory")
-    for entry in plan:
-        shown.add_row(
-            entry["row"], " ".join(entry["tasks"]), str(entry["seed"]),
-            f"{entry['percent']:.3f}%",
-            "–" if entry["share"] is None else f"{entry['share']}%",
-            "by rows" if entry["steps"] is None else f"{entry['steps']:,}",
-            "done" if entry["done"] else _duration(entry["seconds"]),
-            f"{entry['memory'] / 2**30:.1f} GiB",
-        )  # fmt: skip
-    console.print(shown)
-    models = ", ".join(dict.fromkeys(entry["model"] for entry in plan))
-    console.print(
-        f"On {models}. Times are upper bounds of training alone, as if every row had max_length "
-        "tokens; memory is weights, gradients and optimizer, without activations. --json has every "
-        "number.",
-        highlight=False,
-    )
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "by rows"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def _show_operations(number: int, *, as_json: bool) -> None:

@@ -3,8 +3,8 @@
 from typing import Literal
 
 # Part → the setting that is its size, then settings that keep their ratio to it. A tuner of PEFT
-# has its lower-case name. A part without an entry has no size: QuanTA's gates, for one, follow from
-# the width of the matrices.
+# has its lower-case name. A part without an entry has no size: QuanTA's gates follow from the width
+# of the matrices, and TinyLoRA's u from r² on adds no further changes.
 SIZES: dict[str, tuple[str, ...]] = {
     "lmam": ("rank",),
     "bottleneck": ("rank",),
@@ -36,7 +36,6 @@ SIZES: dict[str, tuple[str, ...]] = {
     "psoft": ("r", "psoft_alpha"),
     "pvera": ("r",),
     "randlora": ("r", "randlora_alpha"),
-    "tinylora": ("u",),
     "unilora": ("theta_d_length",),
     "vblora": ("r",),
     "vera": ("r",),
@@ -46,12 +45,18 @@ SIZES: dict[str, tuple[str, ...]] = {
 # Parts of which a LARGER setting trains FEWER parameters.
 FEWER_WHEN_LARGER = ("c3a", "randlora")
 
-# Part → what its size may be at most, or must divide; a part without an entry takes any number:
+# Part → what its size may be; a part without an entry takes any number:
 # "side": at most the smaller side of each matrix of the part, as that is the highest rank it has;
-# "entries": at most the entries of each matrix; "context": at most the model's tokens, less one;
-# "length": at most the setting ``length`` of the part; "divides_inputs", "divides": a divisor of
-# the input widths of all matrices of the part, or of all widths.
-Bound = Literal["side", "entries", "context", "length", "divides_inputs", "divides"]
+# "largest_side": the same of its largest matrix, for factors that all matrices share;
+# "entries": at most the entries of each matrix;
+# "low_rank": at most the entries of factors of rank r, which the part chooses from its numbers;
+# "context": at most the model's tokens, less one;
+# "length": at most the setting ``length`` of the part, and those tokens;
+# "divides_inputs": a divisor above 1 of the input widths of all its matrices;
+# "divides": a divisor of all their widths.
+Bound = Literal[
+    "side", "largest_side", "entries", "low_rank", "context", "length", "divides_inputs", "divides"
+]
 BOUNDS: dict[str, Bound] = {
     "lmam": "length",
     "prefix": "context",
@@ -77,7 +82,10 @@ BOUNDS: dict[str, Bound] = {
     "miss": "side",
     "oft": "divides_inputs",
     "psoft": "side",
+    "pvera": "largest_side",
     "randlora": "divides",
+    "unilora": "low_rank",
+    "vera": "largest_side",
     "waveft": "entries",
 }
 

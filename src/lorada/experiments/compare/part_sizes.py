@@ -1,7 +1,7 @@
 """``growing_parts``: the parts of a method that have a size, and the sizes that each may have."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -40,6 +40,13 @@ class GrowingPart:
         size: int = self.settings[self.keys[0]]
         return size
 
+    @property
+    def steps(self) -> int:
+        """How many sizes there are up to the default."""
+        if isinstance(self.sizes, range):
+            return min(self.default, len(self.sizes))
+        return sum(self.scale(size) <= 1 for size in self.sizes)
+
     def scale(self, size: int) -> float:
         """How much larger a size is than the default."""
         return self.default / size if self.name in FEWER_WHEN_LARGER else size / self.default
@@ -77,7 +84,8 @@ def growing_parts(recipe: Recipe) -> list[GrowingPart]:
         if not keys or keys[0] in recipe.parts.get(name, {}):
             continue
         defaults = part_class(name).__dataclass_fields__
-        settings = {**{key: defaults[key].default for key in keys}, **values}
+        needed = {*keys, "r", "length"} & defaults.keys()
+        settings = {**{key: defaults[key].default for key in needed}, **values}
         if settings[keys[0]]:
             sizes = _sizes(name, settings, bound, recipe.model)
             found.append(GrowingPart(name, settings, keys, sizes))
@@ -88,17 +96,24 @@ def _sizes(part: str, settings: Settings, bound: Bound | None, model: str) -> Se
     """The sizes that a part may have, from the fewest trained parameters to the most."""
     if bound in ("length", "context"):
         tokens = getattr(load_config(model), "max_position_embeddings", None)
-        most = tokens - 1 if isinstance(tokens, int) and tokens > 1 else _parameters(model)
-        return range(1, (min(most, settings["length"]) if bound == "length" else most) + 1)
+        room = tokens - 1 if isinstance(tokens, int) and tokens > 1 else _parameters(model)
+        return range(1, (min(room, settings["length"]) if bound == "length" else room) + 1)
     shapes = _shapes(part, settings, model) if bound is not None else []
     if not shapes:
         return range(1, _parameters(model) + 1)
-    if bound in ("side", "entries"):
-        measure: Callable[[tuple[int, ...]], int] = min if bound == "side" else math.prod
-        return range(1, min(map(measure, shapes)) + 1)
-    inputs = [shape[:1] for shape in shapes] if bound == "divides_inputs" else shapes
-    width = math.gcd(*chain.from_iterable(inputs))
+    most: dict[Bound | None, int] = {
+        "side": min(map(min, shapes)),
+        "largest_side": max(map(min, shapes)),
+        "entries": min(map(math.prod, shapes)),
+        "low_rank": settings.get("r", 1) * sum(map(sum, shapes)),
+    }
+    if bound in most:
+        return range(1, most[bound] + 1)
+    blocks = bound == "divides_inputs"
+    width = math.gcd(*chain.from_iterable(shape[:1] if blocks else shape for shape in shapes))
     divisors = [size for size in range(1, width + 1) if width % size == 0]
+    if blocks:  # a block of a single number has no rotation
+        return divisors[1:] or divisors
     return divisors[::-1] if part in FEWER_WHEN_LARGER else divisors
 
 

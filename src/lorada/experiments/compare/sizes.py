@@ -97,7 +97,7 @@ def size_for(recipe: Recipe, budget: Budget) -> Sized:
         counts = counts_of(recipe)
         above = counts["trainable"] > budget.limit(counts["total"])
         return Sized(dict(recipe.parts), counts, above)
-    leader = max(parts, key=lambda part: part.default)
+    leader = max(parts, key=lambda part: part.steps)
 
     def overrides(index: int) -> dict[str, Settings]:
         """The settings of all parts where the leader has the size with this index."""

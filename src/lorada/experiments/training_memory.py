@@ -1,0 +1,222 @@
+"""Computes the memory of a training step, by part, without weights and without an accelerator.
+
+One step of the recipe's model, method and optimizer runs on fake tensors, which have a shape, a
+dtype and a lifetime, but no memory. The bytes that are alive are counted at every operation.
+"""
+
+import copy
+import weakref
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from peft import ShiraConfig, get_peft_model
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoModelForSequenceClassification as AutoClassifier
+
+from lorada.methods.build import Plan, build_method
+from lorada.methods.task_head import select_trainable
+from lorada.runs.models.loading import kind_of, load_config
+from lorada.runs.recipe import Recipe
+from lorada.runs.training.arguments import DEFAULTS, training_arguments
+
+AUTO = {
+    "decoder": AutoModelForCausalLM,
+    "encoder": AutoClassifier,
+    "encoder_decoder": AutoModelForSeq2SeqLM,
+}
+DEPTHS = ("num_hidden_layers", "encoder_layers", "decoder_layers")
+SHORT = (2, 4)  # layers of the models that are traced in place of a deep one
+MANY = 0.05  # share of the weights' bytes above which gradients decide where the peak is
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a training step needs at its peak.
+
+    Attributes:
+        weights: of the base and of the trained parts, with buffers.
+        gradients: of the trained weights.
+        optimizer: the optimizer's states, such as Adam's two moments.
+        activations: everything else at the peak: what the backward pass needs, logits, and what
+            operations need for a moment.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All parts together."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def training_memory(recipe: Recipe, sequences: int | None = None) -> Memory:
+    """The memory of one training step of a recipe, with every sequence ``max_length`` long.
+
+    A model of more than four layers is computed from two models of ``SHORT`` layers, because every
+    layer adds the same. The whole model is traced if a method cannot be placed on those, or if many
+    of the weights train: then the peak is at the loss in short models and elsewhere in deep ones.
+
+    Args:
+        recipe: what to train.
+        sequences: how many sequences a step reads at once; None for the recipe's batch size.
+
+    Raises:
+        ValueError: as ``build_method`` does.
+        NotImplementedError: for SHiRA.
+    """
+    config = load_config(recipe.model)
+    depths = {name: getattr(config, name) for name in DEPTHS if hasattr(config, name)}
+    deepest = max(depths.values(), default=0)
+    if deepest > max(SHORT) and len(set(depths.values())) == 1:
+        few, more = (_shortened(config, depths, layers) for layers in SHORT)
+        try:
+            low, high = (asdict(_traced(recipe, each, sequences)) for each in (few, more))
+        except (ValueError, IndexError, KeyError):  # settings that name layers which are not there
+            return _traced(recipe, config, sequences)
+        if high["gradients"] > MANY * high["weights"]:
+            return _traced(recipe, config, sequences)
+        layers = (deepest - SHORT[0]) / (SHORT[1] - SHORT[0])
+        return Memory(**{part: low[part] + layers * (high[part] - low[part]) for part in low})
+    return _traced(recipe, config, sequences)
+
+
+def _shortened(config: Any, depths: dict[str, int], layers: int) -> Any:
+    short = copy.deepcopy(config)
+    for name in depths:
+        setattr(short, name, layers)
+    if getattr(short, "layer_types", None):
+        short.layer_types = short.layer_types[:layers]
+    return short
+
+
+def _traced(recipe: Recipe, config: Any, sequences: int | None) -> Memory:
+    """Run two training steps on fake tensors; the second is counted, as it has optimizer states."""
+    plan = build_method(recipe.method, config, **recipe.parts)
+    for part in getattr(plan.config, "parts", []):
+        if isinstance(part, ShiraConfig):
+            raise NotImplementedError("SHiRA's sparse weights have no form on fake tensors")
+    settings = {**DEFAULTS, **plan.arguments, **recipe.training}
+    batch = sequences or int(settings["per_device_train_batch_size"])
+    with torch.device("meta"):
+        model = _placed(recipe, config, plan)
+    if settings.get("gradient_checkpointing"):
+        model.gradient_checkpointing_enable(settings.get("gradient_checkpointing_kwargs"))  # type: ignore[operator]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _make_fake(model)
+        model.train()
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = _optimizer(model, recipe, plan, trained)
+        inputs = _inputs(config, batch, recipe)
+        counter = _Alive(besides=[*model.parameters(), *model.buffers()])
+        with counter:
+            for _ in range(2):
+                counter.peak = 0
+                model(**inputs).loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    weights = _bytes([*model.parameters(), *model.buffers()])
+    gradients = _bytes(trained)
+    states = _bytes([value for state in optimizer.state.values() for value in tree_leaves(state)])
+    rest = counter.peak - states - gradients
+    return Memory(weights, gradients, states, max(0, rest))
+
+
+def _placed(recipe: Recipe, config: Any, plan: Plan) -> nn.Module:
+    """The recipe's model with its method; on the meta device, so without weights."""
+    auto = AUTO[kind_of(config)]
+    model: nn.Module = auto.from_config(config, dtype=getattr(torch, recipe.dtype))
+    if plan.config is None:
+        assert plan.trainable is not None
+        select_trainable(model, plan.trainable, with_head=plan.with_head)
+        return model
+    plan.config.task_type = None
+    placed: nn.Module = get_peft_model(model, plan.config)
+    return placed
+
+
+def _make_fake(model: nn.Module) -> None:
+    """Replace the meta tensors of a model by fake ones on the CPU; tied weights stay tied."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                fake = torch.empty(weight.shape, dtype=weight.dtype)
+                module._parameters[name] = made.setdefault(
+                    id(weight), nn.Parameter(fake, requires_grad=weight.requires_grad)
+                )
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
+
+
+def _optimizer(
+    model: nn.Module, recipe: Recipe, plan: Plan, trained: list[nn.Parameter]
+) -> torch.optim.Optimizer:
+    if plan.optimizer is None:
+        return torch.optim.AdamW(trained)
+    return plan.optimizer(model, training_arguments(recipe, plan.arguments, quiet=True))
+
+
+def _inputs(config: Any, batch: int, recipe: Recipe) -> dict[str, Tensor]:
+    """A batch of sequences of the greatest length, with labels and one padded token."""
+    ids = torch.zeros(batch, recipe.max_length, dtype=torch.long)
+    mask = torch.ones_like(ids)
+    mask[0, 0] = 0  # a mask of ones would be left out
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    kind = kind_of(config)
+    if kind == "encoder":
+        return {**inputs, "labels": torch.zeros(batch, dtype=torch.long)}
+    if kind == "encoder_decoder":
+        length = recipe.max_target_length or recipe.max_length
+        return {**inputs, "labels": torch.zeros(batch, length, dtype=torch.long)}
+    return {**inputs, "labels": ids}
+
+
+def _bytes(tensors: list[Any]) -> int:
+    """Bytes of the storages of some tensors, each storage once."""
+    storages = [tensor.untyped_storage() for tensor in tensors if isinstance(tensor, Tensor)]
+    return sum({id(storage): storage.nbytes() for storage in storages}.values())
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of the storages that operations made and that are still alive.
+
+    Storages of the tensors ``besides`` are not counted; views of them are no new storages.
+    """
+
+    def __init__(self, besides: list[Tensor]) -> None:
+        super().__init__()
+        # By id, with the storage itself, because the id of one that is gone may be given again.
+        self._besides = {id(s): s for s in (tensor.untyped_storage() for tensor in besides)}
+        self._sizes: dict[int, tuple[Any, int]] = {}
+        self.now = 0
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count what it made."""
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor) and tensor.layout is torch.strided:
+                self._count(tensor.untyped_storage())
+        return output
+
+    def _count(self, storage: Any) -> None:
+        key = id(storage)
+        if key in self._sizes or key in self._besides:
+            return
+        size = storage.nbytes()
+
+        def ended(_: Any) -> None:
+            self.now -= self._sizes.pop(key)[1]
+
+        self._sizes[key] = (weakref.ref(storage, ended), size)
+        self.now += size
+        self.peak = max(self.peak, self.now)

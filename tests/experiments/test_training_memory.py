@@ -1,0 +1,107 @@
+"""The computed memory of a training step: against real tensors, whole models, and bad input."""
+
+import json
+from contextlib import nullcontext
+
+import pytest
+from folders import bart_folder, bert_folder, llama_folder
+from test_tables import lorada
+
+from lorada.experiments import training_memory as computed
+from lorada.experiments.estimate import GPUS, gpu_named
+from lorada.experiments.training_memory import _traced, training_memory
+from lorada.runs.models.loading import load_config
+from lorada.runs.recipe import load_recipe
+
+
+def recipe_for(folder, method="lora", *pairs):
+    options = {"method": method, "model": str(folder), "output": "-"}
+    batch = "per_device_train_batch_size=3"
+    return load_recipe(None, [batch, "max_length=24", *pairs], options)
+
+
+def same(left, right):
+    return all(getattr(left, part) == pytest.approx(getattr(right, part)) for part in vars(left))
+
+
+@pytest.mark.parametrize("method", ["lora", "lorada_la"])
+def test_a_deep_model_is_computed_exactly_from_two_short_ones(tmp_path, method):
+    folder = llama_folder(tmp_path / "llama", num_hidden_layers=6)
+    recipe = recipe_for(folder, method)
+    assert same(training_memory(recipe), _traced(recipe, load_config(str(folder)), None))
+
+
+def test_a_model_of_which_all_weights_train_is_traced_whole(tmp_path):
+    folder = llama_folder(tmp_path / "llama", num_hidden_layers=6)
+    recipe = recipe_for(folder, "full")
+    found = training_memory(recipe)
+    assert same(found, _traced(recipe, load_config(str(folder)), None))
+    assert found.gradients == pytest.approx(found.weights, rel=0.01)
+    assert found.optimizer == pytest.approx(2 * found.gradients, rel=0.01)
+
+
+@pytest.mark.parametrize("make", [llama_folder, bert_folder, bart_folder])
+def test_fake_tensors_need_what_real_ones_do(tmp_path, make, monkeypatch):
+    recipe = recipe_for(make(tmp_path / "model"))
+    config = load_config(recipe.model)
+    fake = _traced(recipe, config, None)
+    # The same steps on real tensors, whatever their values are.
+    monkeypatch.setattr(computed, "FakeTensorMode", lambda **options: nullcontext())
+    real = _traced(recipe, config, None)
+    if make is bart_folder:  # it leaves out a mask that hides nothing, and a fake one has no values
+        assert real.activations < fake.activations < 1.02 * real.activations
+    else:
+        assert same(fake, real)
+
+
+def test_recomputing_activations_and_smaller_batches_need_less(tmp_path):
+    folder = llama_folder(tmp_path / "llama", num_hidden_layers=4)
+    plain = training_memory(recipe_for(folder))
+    again = training_memory(recipe_for(folder, "lora", "gradient_checkpointing=true"))
+    assert again.activations < plain.activations / 2
+    one = training_memory(recipe_for(folder), sequences=1)
+    assert one.activations < plain.activations / 2
+    assert one.weights == plain.weights
+
+
+def test_half_precision_halves_the_weights(tmp_path):
+    folder = llama_folder(tmp_path / "llama")
+    whole = training_memory(recipe_for(folder, "full"))
+    half = training_memory(recipe_for(folder, "full", "dtype=bfloat16"))
+    assert half.weights == pytest.approx(whole.weights / 2, rel=0.01)
+
+
+def test_shira_is_refused_because_its_weights_are_sparse(tmp_path):
+    with pytest.raises(NotImplementedError, match="SHiRA"):
+        training_memory(recipe_for(llama_folder(tmp_path / "llama"), "shira", "r=1"))
+
+
+def test_a_gpu_is_known_by_its_name():
+    assert gpu_named("a100-80gb").memory == 80 * 2**30
+    assert all(gpu.memory > 2**34 and gpu.peak > 1e14 for gpu in GPUS.values())
+    with pytest.raises(ValueError, match="unknown GPU 'a100-80'; did you mean a100-80gb"):
+        gpu_named("a100-80")
+
+
+def test_a_dry_run_on_a_gpu_names_memory_by_part_and_the_hours_of_all_runs(monkeypatch, capsys):
+    words = ("table", "4", "--scale", "paper", "--rows", "llama-7b/lorada_la", "--dry-run")
+    code, out, err = lorada(monkeypatch, capsys, *words, "--gpu", "a100-80gb", "--json")
+    assert code == 0, err
+    (entry,) = json.loads(out)
+    assert entry["fits"] is True
+    assert entry["peak"] == pytest.approx(sum(entry["parts"].values()))
+    assert 12 * 2**30 < entry["parts"]["weights"] < 13 * 2**30  # 6.7 billion in bfloat16
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, err = lorada(monkeypatch, capsys, *words, "--gpu", "a100-80gb", "--gpus", "2")
+    assert code == 0, err
+    assert "activations" in out
+    hours = entry["seconds"] / 3600
+    assert f"1 runs take {hours:.1f} hours of a100-80gb, and {hours:.1f} hours on 2 at once" in (
+        " ".join(out.split())
+    )
+
+
+def test_a_gpu_without_a_dry_run_is_refused(monkeypatch, capsys):
+    code, _, err = lorada(monkeypatch, capsys, "table", "4", "--gpu", "a100-80gb")
+    assert code == 2
+    assert "--gpu a100-80gb is for --dry-run" in err
