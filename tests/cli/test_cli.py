@@ -146,6 +146,19 @@ def test_methods_lists_all_of_them_and_shows_one_in_full(call):
     refused(call("methods", "lorra"), "unknown method 'lorra'; did you mean lora")
 
 
+def test_methods_lists_pefts_tuners_and_shows_one_in_full(call):
+    code, out, _ = call("methods", "--peft")
+    assert code == 0
+    names = out.replace("\n", " ").split("next:")[0].replace(" ", "").split(",")
+    assert {"ia3", "vera", "oft"} < set(names)
+    assert not set(names) & METHODS.keys()
+    assert list(json.loads(call("methods", "--peft", "--json")[1])) == names
+    code, out, _ = call("methods", "ia3+lora")
+    assert code == 0
+    assert "peft.IA3Config" in out
+    assert "feedforward_modules=['down_proj']" in out
+
+
 def test_help_names_every_command(call):
     code, out, _ = call("--help")
     assert code == 0

@@ -30,6 +30,11 @@ REFUSED = {
     "trainable_tokens": "it trains the tokens that its config names, so it has no defaults",
     "xlora": "it mixes adapters that were trained before",
 }  # fmt: skip
+# Tuners of PEFT that take no Conv1D, GPT-2's kind of linear layer.
+WITHOUT_CONV1D = (
+    "adamss", "beft", "boft", "c3a", "delora", "glora", "hra", "lily", "loha", "lokr", "miss",
+    "oft", "osf", "peanut", "psoft", "road", "shira", "supertuning",
+)  # fmt: skip
 # Read from PEFT here too: a tuner that a newer PEFT brings must work or be listed above.
 NAMES = [kind.value.lower() for kind in PeftType if kind in PEFT_TYPE_TO_CONFIG_MAPPING]
 TUNERS = [name for name in NAMES if name not in REFUSED]
@@ -88,25 +93,21 @@ def test_the_listed_names_are_those_that_work():
 
 @every_tuner
 def test_a_tuner_works_on_fused_conv1d_or_is_refused_in_one_line(name):
-    try:
-        adapted, before, after = trained(name, "gpt2")
-    except ValueError as error:
-        assert "Conv1D" in str(error)
-        assert "\n" not in str(error)
-    else:
-        assert before != after
+    if name in WITHOUT_CONV1D:
+        with pytest.raises(ValueError, match="Conv1D") as caught:
+            placed(name, "gpt2")
+        assert "\n" not in str(caught.value)
+        return
+    _, before, after = trained(name, "gpt2")
+    assert before != after
 
 
 @pytest.mark.parametrize("model", ["deberta_v2", "bart", "t5", "distilbert"])
 @every_tuner
-def test_the_names_of_matrices_are_those_of_the_model(name, model):
-    try:
-        adapted = placed(name, model)
-    except ValueError as error:
-        assert "\n" not in str(error)
-        assert "matched no module" not in str(error)
-    else:
-        assert any(p.requires_grad for p in adapted.parameters())
+def test_a_tuner_finds_its_matrices_in_every_family(name, model):
+    trainable = [n for n, p in placed(name, model).named_parameters() if p.requires_grad]
+    assert trainable
+    assert name != "beft" or not any(".q" in n or "query" in n for n in trainable)
 
 
 @every_tuner
@@ -174,7 +175,7 @@ def test_a_default_that_does_not_fit_is_replaced_and_one_that_was_given_is_refus
 
 
 def test_an_unknown_name_gets_the_nearest_of_peft_too():
-    with pytest.raises(ValueError, match="unknown method 'veraa'; did you mean .*vera"):
+    with pytest.raises(ValueError, match=r"unknown method 'veraa'; did you mean .*vera"):
         method_named("veraa")
 
 

@@ -11,6 +11,7 @@ from lorada.cli.app import HEAVY, Json, app, console, print_json, suggest, waiti
 @app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="one method, in full")] = None,
+    peft: Annotated[bool, typer.Option("--peft", help="the names of PEFT's tuners")] = False,
     as_json: Json = False,
 ) -> None:
     """List the methods: what each is, its formula, its paper, and how it runs."""
@@ -18,17 +19,26 @@ def methods(
     from lorada.methods.describe import describe
     from lorada.methods.table import METHODS
 
-    rows = {each: describe(each) for each in ([name] if name else METHODS)}
+    names = [name] if name else list(METHODS)
+    if peft:
+        from lorada.methods.peft_methods import peft_names
+
+        names = [each for each in peft_names() if each not in METHODS]
+    rows = {each: describe(each) for each in names}
     if as_json:
         print_json(rows)
-        return
-    if name is not None:
+    elif peft:
+        console.print(", ".join(names), highlight=False)
+        suggest("methods", "ia3")
+    elif name is not None:
         console.print(method_page(name, rows[name]), highlight=False)
         suggest("params", "--method", name, "--model", "MODEL")
-        return
-    console.print(methods_table(rows), highlight=False)
-    console.print("Any method with parts but no map also as NAME+lmam.")
-    suggest("methods", "lorada_la")
+    else:
+        console.print(methods_table(rows), highlight=False)
+        console.print("Any method with parts but no map also as NAME+lmam.")
+        console.print("Methods with different parts also as a sum, such as lora+quanta.")
+        console.print("PEFT's tuners too, such as ia3, vera and oft: lorada methods --peft")
+        suggest("methods", "lorada_la")
 
 
 @app.command()

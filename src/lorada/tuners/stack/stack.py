@@ -167,7 +167,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
             shared = set(tuner.targeted_module_names) & set(other.targeted_module_names)
             if shared and part_kind(tuner, adapter_name) == part_kind(other, adapter_name):
                 raise ValueError(
-                    f"two parts of type {part.peft_type} both target {sorted(shared)[0]}: "
+                    f"two parts of type {part.peft_type.value} both target {sorted(shared)[0]}: "
                     "give them different target_modules"
                 )
         placed.append(tuner)
