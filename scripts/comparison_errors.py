@@ -88,7 +88,7 @@ def measure(seeds: int, rows: int, run: float, repeats: int) -> list[float]:
     ends = [interval(a) for a, _ in copies[:few]]
     return [
         float(np.mean([a.mean(axis=1).std(ddof=1) for a, _ in copies])),
-        percent(swapped_rows_p(a, b) < ALPHA for a, b in copies[:few]),
+        percent(swapped_rows_p(a, b) < ALPHA for a, b in copies[: repeats // 20]),
         percent(paired_p(a, b) < ALPHA for a, b in copies),
         percent(paired_p(a, b) < ALPHA for a, b in unlike),
         percent(paired_p(a, b) < ALPHA for a, b in other),

@@ -212,6 +212,29 @@ def test_the_menus_change_what_the_charts_show(opened):
 
 
 @needs_chromium
+def test_a_menu_that_changes_while_a_chart_is_drawn_ends_at_its_last_choice(opened):
+    page = opened(*made_up_summary())
+    # The first of two charts takes longer to draw than the second.
+    page.evaluate("""() => {
+        const [embed, menu] = [window.vegaEmbed, document.querySelector("select.which")];
+        const waits = [300, 0];
+        window.vegaEmbed = async (...given) => {
+            await new Promise(done => setTimeout(done, waits.shift()));
+            return embed(...given);
+        };
+        for (const choice of ["cost-time", "cost-memory"]) {
+            menu.value = choice;
+            menu.dispatchEvent(new Event("change"));
+        }
+    }""")
+    page.wait_for_timeout(800)
+    appears(page, "[data-drawn=cost-memory]")
+    chart = page.locator("figure").first
+    assert chart.locator("svg.marks").count() == 1
+    assert chart.locator("svg text", has_text="peak memory (GiB)").count() == 1
+
+
+@needs_chromium
 def test_a_candidate_that_cannot_be_run_shows_its_reason(opened):
     page = opened(*made_up_summary())
     failed = page.locator("tr.failed")

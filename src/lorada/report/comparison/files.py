@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorada.report.comparison.summary import Baseline, Line, Summary
+from lorada.report.comparison.verdict import LOSSES
 from lorada.report.render import NOTHING, bar, latex_cells
 from lorada.support.errors import needs_extra
 from lorada.support.files import json_text, write_atomic
@@ -34,7 +35,7 @@ def write_files(summary: Summary, folder: Path) -> list[Path]:
 def columns(summary: Summary) -> dict[str, Callable[[Line], str]]:
     """The columns of the table: heading → what a line shows there."""
     scored = [line for line in summary.lines if line.score is not None]
-    digits = 3 if any(abs(line.score or 0.0) < 10 for line in scored) else 1
+    digits = digits_of(summary)
     against = {line.against for line in scored} - {""}
     found: dict[str, Callable[[Line], str]] = {
         "method": lambda line: line.label,
@@ -66,14 +67,20 @@ def markdown(summary: Summary) -> str:
     found = columns(summary)
     scored = [line for line in summary.lines if line.score is not None]
     lines += _table(list(found), [[show(line) for show in found.values()] for line in scored])
+    unit = "minus the loss in nats" if summary.metric == LOSSES else "percent"
     lines += [
-        f"Score: percent, with its 95 % interval. {ABOVE}: above its budget. Candidates that share "
+        f"Score: {unit}, with its 95 % interval. {ABOVE}: above its budget. Candidates that share "
         "a letter (group) cannot be told apart. p: chance of such a difference between equal "
         "methods, corrected for the number of tests (Holm). Forgetting: growth of the model's loss "
         "on a neutral text, in nats per token.",
         "",
     ]  # fmt: skip
-    lines += ["## Without training", "", *_bullets(map(_baseline, summary.baselines)), ""]
+    lines += [
+        "## Without training",
+        "",
+        *_bullets(_baseline(one, digits_of(summary)) for one in summary.baselines),
+        "",
+    ]
     commands = [f"{command}  # {what}" for what, command in summary.commands.items()]
     if commands:
         lines += ["## Commands", "", "```bash", *commands, "```", ""]
@@ -124,6 +131,11 @@ def latex(summary: Summary) -> str:
     return "".join(f"% {_one_line(sentence)}\n" for sentence in said) + table
 
 
+def digits_of(summary: Summary) -> int:
+    """The decimal places of scores."""
+    return 3 if summary.metric == LOSSES else 1
+
+
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
     rule = "|---|" + "--:|" * (len(header) - 1)
     return [bar(header), rule, *(bar([_plain(cell) for cell in row]) for row in rows), ""]
@@ -133,11 +145,12 @@ def _bullets(sentences: Any) -> list[str]:
     return [f"- {_plain(sentence)}" for sentence in sentences]
 
 
-def _baseline(one: Baseline) -> str:
+def _baseline(one: Baseline, digits: int) -> str:
     named = one.name if one.answer is None else f"{one.name} ({one.answer})"
     if one.score is None:
         return f"{named}: no score, because {one.reason}"
-    return f"{named}: {one.score:.1f} ({one.low:.1f} to {one.high:.1f})"
+    low, score, high = (_number(v, f".{digits}f") for v in (one.low, one.score, one.high))
+    return f"{named}: {score} ({low} to {high})"
 
 
 def _trained(line: Line) -> str:

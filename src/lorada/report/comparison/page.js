@@ -17,13 +17,15 @@ for (const figure of document.querySelectorAll("figure[data-charts]")) {
   const draw = async () => {
     if (chart) chart.finalize();
     if (which) box.dataset.chart = which.value;
-    chart = await vegaEmbed(box, specs[box.dataset.chart], options);
+    const name = box.dataset.chart;
+    chart = await vegaEmbed(box, specs[name], { ...options, downloadFileName: name });
     if (method) await highlight();
-    box.dataset.drawn = box.dataset.chart;
+    box.dataset.drawn = name;
   };
-  which?.addEventListener("change", draw);
-  method?.addEventListener("change", highlight);
-  draw();
+  // One after the other: a menu may change while a chart is being drawn.
+  let last = draw();
+  which?.addEventListener("change", () => { last = last.then(draw); });
+  method?.addEventListener("change", () => { last = last.then(highlight); });
 }
 
 /** Compare two cells: numbers by size, others as text; a cell without a value comes last. */

@@ -168,9 +168,7 @@ def _detectable(choice: Choice, tested: Sequence[Candidate]) -> Iterator[str]:
     if every == 0:
         yield "All runs have the same scores."
         return
-    losses = LOSSES in tested[0].runs[0].result["metrics"].get(
-        next(iter(tested[0].runs[0].scores))[0], {}
-    )
+    losses = choice.scored[0].metric == LOSSES
     unit = "nats per token" if losses else "points"
     digits = 3 if losses else 1
     text = (
