@@ -9,12 +9,19 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from paths import ROOT
 
-
 STARTED_WITHIN = 90  # seconds
+
+
+class Addresses(NamedTuple):
+    member: str
+    client: str
+    place: str
 
 
 def free_port():
@@ -36,7 +43,7 @@ def processes_with(text):
 
 @contextmanager
 def cluster(cpus=2):
-    """A cluster of this machine alone; yields its address and that for clients."""
+    """A cluster of this machine alone; yields its addresses."""
     # Sockets have short names only, so this is not in pytest's folder.
     with tempfile.TemporaryDirectory(prefix="lorada-ray-", ignore_cleanup_errors=True) as place:
         port, client = free_port(), free_port()
@@ -55,7 +62,7 @@ def cluster(cpus=2):
             while "Ray runtime started" not in (Path(place) / "output").read_text():
                 assert time.monotonic() < end, (Path(place) / "output").read_text()
                 time.sleep(0.2)
-            yield f"127.0.0.1:{port}", f"ray://127.0.0.1:{client}"
+            yield Addresses(f"127.0.0.1:{port}", f"ray://127.0.0.1:{client}", place)
         finally:
             for process in processes_with(f"LORADA_TEST_CLUSTER={place}"):
                 with suppress(ProcessLookupError):
@@ -87,6 +94,20 @@ def copy(rows: Path, folder: Path, *, report):
     (folder / "copied").write_text(f"{rows.read_text()}, {(folder / 'before').read_text()}")
 
 
+def lose_head(address, folder):
+    """A command whose cluster loses its head while a job runs; prints the error it ends with."""
+    from lorada.experiments.queue.job import Job
+    from lorada.experiments.queue.queue import run_queue
+    from lorada.experiments.queue.ray_cluster import RayEngine
+
+    job = Job("one", partial(wait_for_interrupt, folder), folder, bool)
+    try:
+        run_queue([job], RayEngine(address), report=lambda line: print(line, flush=True))
+    except ConnectionError as error:
+        print(error, flush=True)
+        sys.exit(2)
+
+
 def fail(*, report):
     """Fail in two lines."""
     raise ValueError("first line\nlast line")
@@ -106,3 +127,7 @@ def wait_for_interrupt(folder: Path, *, report):
     except KeyboardInterrupt:
         (folder / "saved").touch()
         raise
+
+
+if __name__ == "__main__":
+    lose_head(sys.argv[1], Path(sys.argv[2]))

@@ -77,6 +77,7 @@ def test_jobs_run_and_their_lines_and_warnings_arrive(engine_of, tmp_path, caplo
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_what_is_interrupted_saves_before_the_engine_is_closed(engine_of, tmp_path):
     engine = engine_of()
     engine.start(job(tmp_path / "one", ray_jobs.wait_for_interrupt), print)
@@ -88,13 +89,17 @@ def test_what_is_interrupted_saves_before_the_engine_is_closed(engine_of, tmp_pa
     assert (tmp_path / "one/saved").exists()
 
 
+@pytest.mark.slow
 def test_a_job_that_wants_a_gpu_is_refused_at_once_where_no_node_has_one(engine_of, tmp_path):
     began = time.monotonic()
-    with pytest.raises(ValueError, match=r"can run one, which needs 1 CPU and 0\.5 GPU \(.* has 2 "):
+    with pytest.raises(
+        ValueError, match=r"can run one, which needs 1 CPU and 0\.5 GPU \(.* has 2 "
+    ):
         run(engine_of(), job(tmp_path / "one", gpus=0.5))
     assert time.monotonic() - began < 20
 
 
+@pytest.mark.slow
 def test_a_node_with_other_versions_is_refused(engine_of, monkeypatch):
     other = only_here("versions", lambda found: {**found, "peft": "0.1"})
     monkeypatch.setattr(ray_node, "versions", other)
@@ -102,6 +107,7 @@ def test_a_node_with_other_versions_is_refused(engine_of, monkeypatch):
         engine_of()
 
 
+@pytest.mark.slow
 def test_a_folder_that_nodes_do_not_see_ends_the_command(engine_of, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_node, "sees", lambda path, text: False)
     with pytest.raises(ValueError, match=r"one is not shared with node .*--collect"):
@@ -127,6 +133,7 @@ class OtherDisk(RayEngine):
         return super()._content(Path(str(path).replace("/node/", "/here/")))
 
 
+@pytest.mark.slow
 def test_the_files_of_a_job_are_collected_from_another_disk(engine_of, tmp_path):
     folder = tmp_path / "here/one"
     outcomes, lines = run(engine_of(OtherDisk, collect=True), job(folder))
@@ -136,6 +143,7 @@ def test_the_files_of_a_job_are_collected_from_another_disk(engine_of, tmp_path)
     assert not on_node(folder).exists()
 
 
+@pytest.mark.slow
 def test_rows_and_what_is_in_the_folder_are_sent_to_another_disk(engine_of, tmp_path):
     rows, folder = tmp_path / "here/rows.jsonl", tmp_path / "here/one"
     folder.mkdir(parents=True)
@@ -147,6 +155,7 @@ def test_rows_and_what_is_in_the_folder_are_sent_to_another_disk(engine_of, tmp_
     assert (folder / "copied").read_text() == "rows, before"
 
 
+@pytest.mark.slow
 def test_collecting_from_a_node_that_shares_the_folder_copies_nothing(engine_of, tmp_path):
     outcomes, _ = run(engine_of(collect=True), job(tmp_path / "one"))
     assert outcomes["one"].status == "done"
@@ -154,18 +163,19 @@ def test_collecting_from_a_node_that_shares_the_folder_copies_nothing(engine_of,
     assert not (tmp_path / "one" / CALLER).exists()
 
 
+@pytest.mark.slow
 def test_a_path_that_a_node_lacks_is_named(engine_of, tmp_path):
     outcomes, _ = run(engine_of(), job(tmp_path / "one", reads=(tmp_path / "model",)))
     assert f"has no {tmp_path / 'model'}: put it on a path that all" in outcomes["one"].error
 
 
-def test_a_cluster_that_cannot_be_reached_is_one_line(monkeypatch):
+def test_a_cluster_that_cannot_be_reached_is_one_line():
     began = time.monotonic()
     with pytest.raises(ConnectionError, match=r"no Ray cluster at 127.* refused\): start one by"):
         RayEngine(f"127.0.0.1:{ray_jobs.free_port()}")
     with pytest.raises(ConnectionError, match="no Ray cluster at ray://no-such-host"):
         RayEngine("ray://no-such-host.invalid:10001")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
     for address in ("gpu-box", "ray:/host:1", "host:port"):
         with pytest.raises(ValueError, match=f"--cluster '{address}' is not auto, HOST:PORT or"):
             RayEngine(address)

@@ -17,6 +17,7 @@ WRITES = {
     "guides/stack": "my-adapter/adapter_model.safetensors",
     "guides/serve": "my-model/config.json",
     "guides/tables": None,
+    "cluster": None,
 }
 
 
@@ -33,7 +34,7 @@ def commands(block):
 
 def test_every_guide_with_code_is_run_here():
     pages = {path for path in (ROOT / "docs/guides").glob("*.md") if "```" in path.read_text()}
-    assert pages == {ROOT / f"docs/{name}.md" for name in WRITES if name != "index"}
+    assert pages == {ROOT / f"docs/{name}.md" for name in WRITES if name.startswith("guides/")}
 
 
 @pytest.mark.parametrize("name", WRITES)

@@ -91,7 +91,7 @@ class RayEngine:
                 with self._watched():
                     refuse_unfit(job.name, job.cpus, job.gpus)
                     self._probe(order)
-                    self._submit(order)
+                    self._tasks[self._submit(order)] = job
                     self.slots = fitting(job.cpus, job.gpus)
             except (ConnectionError, ValueError) as error:  # no other job could run either
                 self._error = error
@@ -164,13 +164,13 @@ class RayEngine:
             most=RETRIES + 1,
         )
 
-    def _submit(self, order: Order) -> None:
-        """Hand a job to Ray."""
+    def _submit(self, order: Order) -> Any:
+        """Hand a job to Ray; return Ray's reference to its task."""
         job = order.job
         task = self._task.options(name=job.name, num_cpus=job.cpus, num_gpus=job.gpus)
         contents = [self._content(path) for path in order.reads]
         pickled = ray.cloudpickle.dumps(order)
-        self._tasks[task.remote(self._versions, pickled, self._lines, *contents)] = job
+        return task.remote(self._versions, pickled, self._lines, *contents)
 
     def _content(self, path: Path) -> Any:
         """A file's content in Ray's object store if nodes may need a copy of it, else None."""

@@ -97,9 +97,9 @@ def carry_out(here: dict[str, str], order: bytes, lines: Any, *contents: bytes |
     """
     if wrong := other_version(here, versions(), platform.node()):
         raise ValueError(wrong)
-    import lorada_cli  # noqa: F401  with it loaded, importing lorada does not import torch
     from ray import cloudpickle
 
+    import lorada_cli  # noqa: F401  with it loaded, importing lorada does not import torch
     from lorada.experiments.queue import ray_task
 
     return ray_task.carry_out(cloudpickle.loads(order), lines, *contents)

@@ -1,0 +1,102 @@
+"""What dies on a Ray cluster: the process of a job, once or always, and the head of the cluster."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray", reason="needs the extra `cluster`")
+
+import ray_jobs
+from folders import llama_folder, rows_file
+from paths import TESTS
+
+from lorada.experiments.queue.job import JOB_FILE, Job
+from lorada.experiments.queue.queue import run_queue
+from lorada.experiments.queue.ray_cluster import RayEngine
+from lorada.runs.folder.result import read_result
+from lorada.runs.recipe import Recipe
+
+pytestmark = pytest.mark.slow
+STEPS = {"max_steps": 100, "save_steps": 5, "logging_steps": 1, "report_to": []}
+
+
+def wait_until(found, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return value
+
+
+def training_job(place, name):
+    recipe = Recipe(
+        method="lorada_la", model=str(place / "llama"), data=str(place / "rows.jsonl"),
+        max_length=32, training=STEPS, output=str(place / name),
+    )  # fmt: skip
+    run = place / name
+    return Job(name, partial(ray_jobs.train_run, recipe), run, (run / "result.json").is_file,
+               reads=(place / "llama", place / "rows.jsonl"))  # fmt: skip
+
+
+def test_a_training_that_is_killed_on_a_cluster_ends_as_if_it_was_not(tmp_path):
+    llama_folder(tmp_path / "llama")
+    rows_file(tmp_path / "rows.jsonl")
+    killed = tmp_path / "killed"
+
+    def kill():
+        # The second checkpoint is begun, so the first is whole.
+        wait_until(lambda: list(killed.glob("checkpoint-10")))
+        os.kill(int((killed / JOB_FILE).read_text()), signal.SIGKILL)
+
+    lines = []
+    with ray_jobs.cluster() as addresses:
+        killer = threading.Thread(target=kill)
+        killer.start()
+        jobs = [training_job(tmp_path, name) for name in ("killed", "whole")]
+        outcomes = run_queue(jobs, RayEngine(addresses.member), report=lines.append)
+        killer.join()
+    assert [outcome.status for outcome in outcomes.values()] == ["done", "done"], outcomes
+    assert any("[1/2] killed: its process ended; it goes on on node" in line for line in lines)
+    result, expected = read_result(killed), read_result(tmp_path / "whole")
+    assert result["resumed_from"] is not None and expected["resumed_from"] is None
+    assert result["history"] == expected["history"]
+    weights = "adapter/adapter_model.safetensors"
+    assert (killed / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+
+
+def test_a_job_whose_process_always_dies_fails_alone(tmp_path):
+    dying = Job("dying", ray_jobs.die, tmp_path / "dying", bool)
+    folder = tmp_path / "one"
+    other = Job("one", partial(ray_jobs.write, folder), folder, (folder / "result.json").is_file)
+    with ray_jobs.cluster() as addresses:
+        outcomes = run_queue([dying, other], RayEngine(addresses.member), report=print)
+    assert outcomes["dying"].error == "its process died 4 times (WorkerCrashedError)"
+    assert outcomes["one"].status == "done"
+
+
+@pytest.mark.parametrize("gone", ["head", "gcs_server"])
+@pytest.mark.parametrize("client", [0, 1], ids=["member", "client"])
+def test_a_cluster_that_loses_its_head_ends_the_command_in_one_line(tmp_path, gone, client):
+    command = [sys.executable, TESTS / "ray_jobs.py"]
+    with ray_jobs.cluster() as addresses:
+        address, place = addresses[client], addresses.place
+        process = subprocess.Popen(
+            [*command, address, tmp_path / "job"], stdout=-1, stderr=-1, text=True
+        )
+        wait_until((tmp_path / "job/started").exists)
+        for number in ray_jobs.processes_with(f"LORADA_TEST_CLUSTER={place}"):
+            name = Path(f"/proc/{number}/comm").read_text().strip()
+            if gone == "head" or name == gone:
+                os.kill(number, signal.SIGKILL)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 2, (process.returncode, out, err)
+    assert f"the Ray cluster at {address} is lost (" in out.splitlines()[-1]
+    assert "run the command again with --resume" in out.splitlines()[-1]
+    assert err == ""
