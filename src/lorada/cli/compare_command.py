@@ -1,5 +1,6 @@
 """The command ``compare``: which method is best for some rows, and which differences are real."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +13,8 @@ from lorada.cli.app import (
     Json,
     Remote,
     app,
-    as_typed,
     console,
     errors,
-    next_is,
     print_json,
     prints_to_stderr,
     suggest,
@@ -24,49 +23,57 @@ from lorada.cli.app import (
 from lorada.cli.queue_options import Cluster, Collect, Shard, Workers, check_queue
 from lorada.cli.table_command import numbers, print_progress
 
+Folder = Annotated[str | None, typer.Argument(help="folder of a comparison, for --resume")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value …, settings that all runs share")
+]
+Methods = Annotated[
+    str | None, typer.Option(help="with commas; see `lorada methods`, or PEFT's names")
+]
+Model = Annotated[str | None, typer.Option(help="hub id, folder, or a packaged name")]
+Rows = Annotated[str | None, typer.Option(help="training rows, .jsonl or .csv")]
+HeldOut = Annotated[str | None, typer.Option(help="rows to score, .jsonl or .csv")]
+Task = Annotated[
+    str | None, typer.Option(help="instead of --data and --held-out; see `lorada tasks`")
+]
+Budget = Annotated[
+    str | None, typer.Option(help="trained parameters, such as 0.2% or 100000; commas for several")
+]
+Seeds = Annotated[str | None, typer.Option(help="with commas; 1,2,3 if not given")]
+Trials = Annotated[
+    int | None, typer.Option(help="learning rates to try for each method; 4 if not given")
+]
+Against = Annotated[
+    str | None, typer.Option(help="a method to test the others against, besides the best")
+]
+Output = Annotated[str | None, typer.Option(help="folder of the comparison")]
+Resume = Annotated[bool, typer.Option(help="go on with the comparison in the folder")]
+Overwrite = Annotated[bool, typer.Option(help="delete the comparison in --output first")]
+DryRun = Annotated[bool, typer.Option(help="only say what would be run")]
+Overlap = Annotated[bool, typer.Option(help="held-out rows may be training rows too")]
+Text = Annotated[bool, typer.Option(help="keep the text of held-out rows in the report")]
+
 
 @app.command(no_args_is_help=True)
 def compare(
-    folder: Annotated[
-        str | None, typer.Argument(help="folder of a comparison, for --resume")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value …, settings that all runs share")
-    ] = None,
-    methods: Annotated[
-        str | None, typer.Option(help="with commas; see `lorada methods`, or PEFT's names")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="hub id, folder, or a packaged name")] = None,
-    data: Annotated[str | None, typer.Option(help="training rows, .jsonl or .csv")] = None,
-    held_out: Annotated[str | None, typer.Option(help="rows to score, .jsonl or .csv")] = None,
-    task: Annotated[
-        str | None, typer.Option(help="instead of --data and --held-out; see `lorada tasks`")
-    ] = None,
+    folder: Folder = None,
+    overrides: Overrides = None,
+    methods: Methods = None,
+    model: Model = None,
+    data: Rows = None,
+    held_out: HeldOut = None,
+    task: Task = None,
     data_dir: DataDir = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(help="trained parameters, such as 0.2% or 100000; commas for several"),
-    ] = None,
-    seeds: Annotated[str | None, typer.Option(help="with commas; 1,2,3 if not given")] = None,
-    trials: Annotated[
-        int | None,
-        typer.Option(help="learning rates to try for each method; 4 if not given, 0 for none"),
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option(help="a method to test the others against, besides the best")
-    ] = None,
-    output: Annotated[str | None, typer.Option(help="folder of the comparison")] = None,
-    resume: Annotated[bool, typer.Option(help="go on with the comparison in the folder")] = False,
-    overwrite: Annotated[
-        bool, typer.Option(help="delete the comparison in --output first")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option(help="only say what would be run")] = False,
-    allow_overlap: Annotated[
-        bool, typer.Option(help="held-out rows may be training rows too")
-    ] = False,
-    with_text: Annotated[
-        bool, typer.Option(help="keep the text of held-out rows in predictions and report")
-    ] = False,
+    budget: Budget = None,
+    seeds: Seeds = None,
+    trials: Trials = None,
+    against: Against = None,
+    output: Output = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    allow_overlap: Overlap = False,
+    with_text: Text = False,
     workers: Workers = 1,
     cluster: Cluster = None,
     collect: Collect = False,
@@ -76,9 +83,11 @@ def compare(
 ) -> None:
     """Train methods at matched sizes on your rows, and say which differences can be trusted."""
     pairs = list(overrides or [])
+    # In `lorada compare max_steps=100 …` the first word is an override, not a folder.
     if folder is not None and "=" in folder and not Path(folder).is_dir():
         pairs, folder = [folder, *pairs], None
     part = check_queue(workers, cluster, collect, shard)
+    place = _place(folder, output, resume=resume)
     options = {
         "model": model, "data": data, "task": task, "data_dir": data_dir,
         "trust_remote_code": remote or None,
@@ -90,58 +99,84 @@ def compare(
     }  # fmt: skip
     if part is not None and overwrite:
         raise ValueError("--shard and --overwrite exclude each other: parts share one folder")
+    # Parts of one comparison may be started together: the later ones join the first.
+    resume = resume or (part is not None and _is_there(place))
+    chosen = _checked(place, pairs, options, asked, resume=resume, overwrite=overwrite)
+    engine = partial(_engine, workers, cluster, collect)
+    if dry_run:
+        _estimate(chosen, place, engine, resume=resume, as_json=as_json)
+    else:
+        _run(chosen, place, engine, part, overwrite=overwrite, as_json=as_json)
+
+
+def _checked(
+    place: Path,
+    pairs: list[str],
+    options: dict[str, Any],
+    asked: dict[str, Any],
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> Any:
+    """The comparison that was asked for; most mistakes are found before torch is loaded."""
     from lorada.cli.checks import check_comparison
 
-    place = _place(folder, output, resume=resume)
-    # Parts of one comparison may be started together: the later ones join the first.
-    resume = resume or (part is not None and not overwrite and _is_there(place))
     check_comparison(place, pairs, options, asked, resume=resume, overwrite=overwrite)
-    with waiting(HEAVY, quiet=as_json):
-        from lorada.experiments.compare.run import compare as run_comparison
-        from lorada.experiments.compare.spec import (
-            FIXED,
-            comparison_of,
-            resumed_comparison,
-        )
-        from lorada.experiments.queue.engine import engine_named
+    with waiting(HEAVY):
+        from lorada.experiments.compare.spec import FIXED, comparison_of, resumed_comparison
         from lorada.runs.recipe import load_recipe
 
         if resume:
-            chosen = resumed_comparison(place, pairs, options, asked)
-        else:
-            chosen = comparison_of(load_recipe(None, pairs, {**options, **FIXED}), asked)
-    if dry_run:
-        from lorada.experiments.compare.measure import estimate
-        from lorada.experiments.compare.run import planned
+            return resumed_comparison(place, pairs, options, asked)
+        return comparison_of(load_recipe(None, pairs, {**options, **FIXED}), asked)
 
-        engine = engine_named(workers, cluster, collect)
-        slots = engine.slots
-        engine.close(interrupt=False)
-        with prints_to_stderr(as_json):
-            plan = planned(chosen, place, resume=resume, report=print_progress)
-            found = estimate(chosen, plan, slots, print_progress)
-        _show_plan(found, as_json=as_json)
-        return
-    go_on = ["compare", place, "--resume"]
+
+def _engine(workers: int, cluster: str | None, collect: bool) -> Any:
+    from lorada.experiments.queue.engine import engine_named
+
+    return engine_named(workers, cluster, collect)
+
+
+def _run(
+    chosen: Any, place: Path, engine: Any, part: Any, *, overwrite: bool, as_json: bool
+) -> None:
+    """Run a comparison, and print its report or how it goes on; code 1 if a job has failed."""
+    with waiting(HEAVY):
+        from lorada.experiments.compare.run import compare as run_comparison
+
     try:
         with prints_to_stderr(as_json):
             compared = run_comparison(
-                chosen, place, lambda: engine_named(workers, cluster, collect),
-                overwrite=overwrite, part=part, report=print_progress,
-            )  # fmt: skip
+                chosen, place, engine, overwrite=overwrite, part=part, report=print_progress
+            )
     except KeyboardInterrupt:
         errors.print("stopped and saved")
-        suggest(*go_on, on=errors)
+        suggest("compare", place, "--resume", on=errors)
         raise
     for job, error in compared.failures.items():
         errors.print(f"failed: {job}: {error}", highlight=False, soft_wrap=True)
     if compared.left:
         errors.print(f"{compared.left} jobs are left to other commands")
-        suggest(*go_on, on=errors)
-        return
-    _show_report(place, compared.reports, as_json=as_json)
+        suggest("compare", place, "--resume", on=errors)
+    else:
+        _show_report(place, compared.reports, as_json=as_json)
     if compared.failures:
         raise typer.Exit(1)
+
+
+def _estimate(chosen: Any, place: Path, engine: Any, *, resume: bool, as_json: bool) -> None:
+    """Print what a comparison would run, and what it would take."""
+    with waiting(HEAVY):
+        from lorada.experiments.compare.measure import estimate
+        from lorada.experiments.compare.run import planned
+
+    made = engine()
+    slots = made.slots
+    made.close(interrupt=False)
+    with prints_to_stderr(as_json):
+        plan = planned(chosen, place, resume=resume, report=print_progress)
+        found = estimate(chosen, plan, slots, print_progress)
+    _show_plan(found, as_json=as_json)
 
 
 def _place(folder: str | None, output: str | None, *, resume: bool) -> Path:
@@ -205,7 +240,7 @@ def _table(summary: dict[str, Any]) -> Table:
 
 
 def _show_plan(found: dict[str, Any], *, as_json: bool) -> None:
-    """Print what a comparison would run, and what it would take."""
+    """Print an estimate as a table or as JSON."""
     from lorada.experiments.queue.queue import duration
 
     if as_json:

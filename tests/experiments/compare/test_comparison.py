@@ -103,8 +103,8 @@ def test_the_search_tries_the_default_first_and_never_reads_a_held_out_row(whole
         search = read(place / "search.json")
         assert [t["rate"] for t in search["trials"]] == rates_to_try(candidate["default_rate"], 2)
         assert search["rate"] == min(search["trials"], key=lambda t: t["loss"])["rate"]
-        for number in (0, 1):
-            result = read_result(place / f"trial-{number}")
+        for trial in (0, 1):
+            result = read_result(place / f"trial-{trial}")
             assert (result["seed"], result["steps"]) == (1, STEPS)
             assert result["recipe"]["eval_data"] is None
             assert result["recipe"]["dev_rows"] == plan["dev_rows"] == 8

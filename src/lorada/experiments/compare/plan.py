@@ -216,7 +216,7 @@ def _candidate(recipe: Recipe, budget: str | None, data: Data, base: Prepared) -
 
 
 def _map_rate(config: Any) -> float | None:
-    """The learning rate that a method's maps have of their own; None for that of the other parts."""
+    """The learning rate that a method's maps have of their own, if they have one."""
     parts = config.parts if isinstance(config, LoradaConfig) else []
     rates = (part.map_learning_rate for part in parts if isinstance(part, LmamConfig))
     return next(rates, None)
@@ -233,4 +233,5 @@ def steps_of(comparison: Comparison, base: Prepared, data: Data) -> int:
     batch = args.per_device_train_batch_size
     batches = rows // batch if args.dataloader_drop_last else -(-rows // batch)
     steps = max(1, -(-batches // args.gradient_accumulation_steps))
-    return int(math.ceil(args.num_train_epochs * steps))
+    whole: int = math.ceil(args.num_train_epochs * steps)
+    return whole
