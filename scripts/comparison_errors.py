@@ -108,7 +108,7 @@ def main(repeats: int = 2000) -> None:
     names = ["seeds", "rows", "spread", "rows swapped", "`paired_p`", "unlike spread", "other rows",
              "detectable", "found", "in interval"]  # fmt: skip
     print(f"| {' | '.join(names)} |\n|{'--:|' * len(names)}", flush=True)
-    for run in (0.0, 0.1, 0.3):
+    for run in (0.0, 0.3):
         for seeds in (2, 3, 5):
             for rows in (50, 200, 1000):
                 numbers = [f"{value:.1f}" for value in measure(seeds, rows, run, repeats)]

@@ -69,7 +69,7 @@ def test_of_methods_that_cannot_be_told_apart_the_smallest_is_taken():
         "ia3": np.where(np.arange(ROWS) < 3, 0.0, scores["lora"]),
     }))  # fmt: skip
     assert summary.best == "ia3"
-    assert "trains the fewest parameters (7,000) of the 2 candidates that cannot be told apart" in (
+    assert "trains the fewest parameters (7,000) of the candidates that cannot be told apart" in (
         summary.verdict
     )
     assert "More seeds may still show" in summary.verdict
@@ -80,10 +80,22 @@ def test_the_highest_score_is_taken_where_it_is_also_the_smallest():
     scores["dora"] = scores["lora"].copy()
     scores["dora"][:, :2] = 100.0
     scores["lora"][:, :2] = 0.0
-    assert "Take dora: it has the highest score" in summarize(results_of(scores)).verdict
-    assert "none of the others is worse by more than chance" in (
-        summarize(results_of(scores)).verdict
-    )
+    verdict = summarize(results_of(scores)).verdict
+    assert verdict.startswith("Take dora: it has the highest score, ")
+    assert verdict.endswith("cannot be told apart from it (1 other).")
+
+
+def test_the_smallest_is_not_taken_where_it_scores_below_the_model_as_it_is():
+    scores = alike(2, rows=40)
+    scores["lora"] = np.where(np.arange(40) < 30, 100.0, scores["lora"] * 0)
+    scores["dora"] = np.where(np.arange(40) < 29, 100.0, scores["lora"])
+    scores["ia3"] = np.where(np.arange(40) < 27, 100.0, scores["lora"] * 0)
+    base = {"as_it_is": {"row_scores": [100.0] * 28 + [0.0] * 12}}
+    scores = {name: np.repeat(each[:1], 3, axis=0) for name, each in scores.items()}
+    scores["dora"][:, 29] = 0.0
+    summary = summarize(results_of(scores, baselines=base))
+    assert summary.best == "dora"
+    assert "that beat the model as it is and cannot be told apart from" in summary.verdict
 
 
 def test_two_copies_of_one_method_share_a_letter():
@@ -98,9 +110,9 @@ def test_two_copies_of_one_method_share_a_letter():
 def test_with_one_seed_nothing_is_tested():
     summary = summarize(results_of(alike(seeds=1)))
     assert summary.best == summary.lines[0].label
-    assert "without a second seed no difference can be tested" in summary.verdict
+    assert "may be chance: a test needs two candidates with two seeds each." in summary.verdict
     assert all(line.letter == "" and line.p_best is None for line in summary.lines)
-    assert any(sentence.startswith("No test, for lack of") for sentence in summary.sentences)
+    assert any(each.startswith("Not tested, because only one seed") for each in summary.sentences)
 
 
 def test_a_candidate_with_one_seed_is_never_the_winner_over_tested_ones():
@@ -109,7 +121,8 @@ def test_a_candidate_with_one_seed_is_never_the_winner_over_tested_ones():
     summary = summarize(results_of(scores))
     assert summary.lines[0].label == "lora"
     assert summary.best in ("dora", "ia3")
-    assert "No test, for lack of a second seed to compare: lora." in summary.sentences
+    assert "the highest score of those tested" in summary.verdict
+    assert "Not tested, because only one seed is scored: lora." in summary.sentences
 
 
 def test_nothing_beats_the_model_as_it_is():
@@ -151,8 +164,9 @@ def test_nothing_finished_is_no_result(tmp_path):
 
 
 def test_one_method_alone_is_not_called_a_winner():
-    verdict = summarize(results_of(alike(1))).verdict
-    assert verdict.endswith("no other candidate has a score to compare it with.")
+    summary = summarize(results_of(alike(1)))
+    assert summary.verdict.endswith("no other candidate has a score to compare it with.")
+    assert not any("seed" in sentence for sentence in summary.sentences)
 
 
 def test_scores_that_are_losses_are_not_called_percent():

@@ -82,8 +82,8 @@ def _winner(choice: Choice, top: Line, best: Line) -> str:
         return f"{top.label} scores {score}; no other candidate has a score to compare it with."
     if not tested:
         return (
-            f"{top.label} has the highest score, {score}, but without a second seed no difference "
-            "can be tested: another seed may change the order."
+            f"{top.label} has the highest score, {score}, but that may be chance: a test needs two "
+            "candidates with two seeds each."
         )
     if len(choice.tied) == 1:
         worst = max(line.p_best or 0.0 for line in tested)
@@ -93,20 +93,23 @@ def _winner(choice: Choice, top: Line, best: Line) -> str:
             f"{'scores' if len(tested) == 1 else 'score'} less by more than chance "
             f"(p ≤ {worst:.2g})."
         )
-    rest = len(choice.tied) - 1
-    every = "none of the others is" if rest == len(tested) else f"{rest} others are not"
+    highest = f"the highest score{'' if top is choice.scored[0] else ' of those tested'}"
     if best is top:
+        rest = _counted(len(choice.tied) - 1, "other")
         return (
-            f"Take {top.label}: it has the highest score, {score}; {every} worse by more than "
-            f"chance, and of these it trains the fewest parameters ({best.trainable:,})."
+            f"Take {top.label}: it has {highest}, {score}, and trains the fewest parameters "
+            f"({best.trainable:,}) of the candidates that cannot be told apart from it "
+            f"({rest})."
         )
     gap = (top.score or 0.0) - (best.score or 0.0)
     lower = f"{gap:.3f}" if top.metric == LOSSES else f"{gap:.1f} points"
+    smaller = any((line.trainable or 0) < (best.trainable or 0) for line in choice.tied)
+    above = f"beat {choice.baseline.name} and " if smaller and choice.baseline else ""
     return (
         f"Take {best.label}: it scores {_shown(best.score, top)} and trains the fewest parameters "
-        f"({best.trainable:,}) of the {len(choice.tied)} candidates that cannot be told apart from "
-        f"the highest score, {score} of {top.label}. More seeds may still show that the {lower} "
-        "between the two are real."
+        f"({best.trainable:,}) of the candidates that {above}cannot be told apart from {highest}, "
+        f"{score} of {top.label}. More seeds may still show that the {lower} between the "
+        "two are real."
     )
 
 
@@ -125,9 +128,9 @@ def limits(
     yield from _incomplete(results)
     yield from _detectable(choice, tested)
     yield from _compared_with(choice.scored, against)
-    untested = [line.label for line in choice.scored if not line.letter]
+    untested = [line.label for line in choice.scored if len(line.seeds) < 2]
     if untested:
-        yield f"No test, for lack of a second seed to compare: {_listed(untested)}."
+        yield f"Not tested, because only one seed is scored: {_listed(untested)}."
     metric = next((line.metric for line in choice.scored), "")
     if any(abs((line.value or 0) - (line.score or 0)) > 0.05 for line in choice.scored):
         yield f"Methods are compared by their mean score over rows, which is not {metric}."
