@@ -13,6 +13,7 @@ from lorada.cli.app import (
     Json,
     Remote,
     app,
+    as_typed,
     console,
     errors,
     print_json,
@@ -216,16 +217,17 @@ def _show_report(place: Path, reports: list[Path], *, as_json: bool) -> None:
     for sentence in summary["sentences"]:
         console.print(f"• {sentence}", highlight=False)
     console.print(", ".join(map(str, reports)), highlight=False, soft_wrap=True)
-    if command := summary["commands"].get("train"):
-        console.print(f"next: {command}", highlight=False, soft_wrap=True)
+    train = summary["commands"].get("train")
+    see = as_typed("python", "-m", "webbrowser", reports[0])
+    console.print(f"next: {train or see}", highlight=False, soft_wrap=True)
 
 
 def _table(summary: dict[str, Any]) -> Table:
     """The candidates, the best first."""
-    shown = Table("method", summary["metric"] or "score", "group", "parameters", "learning rate")
+    shown = Table("method", "score", "group", "p", "parameters", "learning rate")
     for line in summary["lines"]:
         if line["score"] is None:
-            shown.add_row(line["label"], line["reason"] or "not run", "", "", "")
+            shown.add_row(line["label"], line["reason"] or "not run", "", "", "", "")
             continue
         score = f"{line['score']:.1f}"
         if line["low"] is not None:
@@ -233,6 +235,7 @@ def _table(summary: dict[str, Any]) -> Table:
         above = " above the budget" if line["above"] else ""
         shown.add_row(
             line["label"], score, line["letter"],
+            "" if line["p_against"] is None else f"{line['p_against']:.2g}",
             f"{line['trainable']:,} ({line['percent']:.3f}%){above}",
             "" if line["rate"] is None else f"{line['rate']:.2g}",
         )  # fmt: skip

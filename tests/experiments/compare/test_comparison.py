@@ -136,8 +136,16 @@ def test_the_model_as_it_is_and_the_commonest_answer_are_scored(whole):
 
 def test_the_verdict_the_reports_and_the_next_command_are_printed(whole):
     folder, reply = whole
-    assert str(folder / "report.json") in reply["said"].replace("\n", "")
-    assert "[8/8]" in reply["said"]
+    said = " ".join(reply["said"].split())
+    summary = read(folder / "report.json")
+    assert summary["verdict"] in said
+    assert all(sentence in said for sentence in summary["sentences"])
+    assert "[8/8] lmam" in said
+    for kind in ("html", "md", "csv", "tex", "json"):
+        assert (folder / f"report.{kind}").is_file()
+        assert f"{folder}/report.{kind}" in said
+    see = f"python -m webbrowser {folder}/report.html"
+    assert f"next: {summary['commands'].get('train', see)}" in said
 
 
 KILLED_AT = {
