@@ -99,8 +99,9 @@ def test_a_setting_that_the_comparison_chooses_is_refused(call, place, tmp_path,
 
 
 def test_the_floor_is_named_with_its_method(call, place, tmp_path):
-    line = mistake(call, *words(place, tmp_path / "out", budget="3"))
+    line = mistake(call, *words(place, tmp_path / "new" / "out", budget="3"))
     assert ": lora trains the fewest parameters, 640 (1.994%)" in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_with_something_else_is_refused(call, place, tmp_path):

@@ -102,19 +102,22 @@ def _begin(
     report: Report,
 ) -> Plan:  # fmt: skip
     """The plan of a comparison, made now or before; the folder is written only if all is well."""
-    with one_at_a_time(folder):  # shards may begin at once
-        plan = None if overwrite else saved_plan(folder)
-        if plan is None:
-            plan = make_plan(comparison, base, data, report)
-            if overwrite:
-                clear(folder)
-            comparison.save(folder)
-            plan.save(folder)
-        elif (plan.train, plan.held_out) != about(data):
-            raise ValueError(
-                f"the rows are not those that {folder} began with: put them back, or start again "
-                "with --overwrite"
-            )
+    plan = None if overwrite else saved_plan(folder)
+    if plan is None:
+        made = make_plan(comparison, base, data, report)
+        with one_at_a_time(folder):  # shards may begin at once
+            plan = None if overwrite else saved_plan(folder)
+            if plan is None:
+                if overwrite:
+                    clear(folder)
+                comparison.save(folder)
+                made.save(folder)
+                return made
+    if (plan.train, plan.held_out) != about(data):
+        raise ValueError(
+            f"the rows are not those that {folder} began with: put them back, or start again "
+            "with --overwrite"
+        )
     return plan
 
 
