@@ -119,6 +119,13 @@ def test_the_count_without_weights_is_that_of_the_placed_tuner(name, tmp_path):
 
 
 @every_tuner
+def test_a_config_says_whether_it_starts_as_the_base(name):
+    adapted = placed(name)
+    change = (logits(adapted) - logits(TINY["llama"]())).abs().max()
+    assert (change < 1e-4) == adapted.peft_config["default"].starts_as_base
+
+
+@every_tuner
 def test_a_config_says_whether_it_can_be_merged(name):
     adapted, *_ = trained(name, "roberta")
     expected = logits(adapted)

@@ -35,7 +35,7 @@ def test_a_sum_has_the_settings_of_each_and_says_where_they_are_from():
     plan = build_method("ia3+lora", LLAMA)
     assert plan.config.parts[1].r == METHODS["lora"].parts["llama"]["lora"]["r"]
     assert plan.settings_from == (
-        "not from the paper: ia3: PEFT's defaults, on the matrices that PEFT gives it; "
+        "not from the paper: ia3: PEFT's defaults, on the layers that PEFT chooses; "
         "lora: Tables 4, 5 and 10"
     )
     assert build_method("lora+quanta", LLAMA).settings_from == (

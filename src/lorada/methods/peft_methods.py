@@ -55,7 +55,7 @@ def peft_method(name: str) -> Method:
         raise ValueError(f"PEFT's {name} cannot be used as a method: {reason}")
     config = peft_configs()[name]
     parts = {family: {name: _settings(name, family)} for family in EVERY_FAMILY}
-    where = "the matrices that PEFT gives it" if name in _OTHER_TARGETS else "query and value"
+    where = "the layers that PEFT chooses" if name in _OTHER_TARGETS else "query and value"
     return Method(
         f"PEFT's {config.__name__.removesuffix('Config')}",
         name=name,

@@ -20,6 +20,8 @@ UNSTACKABLE = {
 }
 # The types of PEFT's tuners whose layers cannot be merged.
 UNMERGEABLE = ("LILY",)
+# The types of PEFT's tuners that by default start from random weights, not as the base.
+CHANGES_AT_START = ("C3A", "FOURIERFT", "UNILORA", "VBLORA")
 
 
 @dataclass
@@ -48,8 +50,10 @@ class LoradaConfig(LoradaPeftConfig):
     @property
     def starts_as_base(self) -> bool:
         """Whether no part changes the outputs of the base model at the start."""
-        # PEFT's parts have no such property; by default they start as the base.
-        return self.init_weights and all(getattr(p, "starts_as_base", True) for p in self.parts)
+        return self.init_weights and all(
+            getattr(part, "starts_as_base", part.peft_type not in CHANGES_AT_START)
+            for part in self.parts
+        )
 
     @property
     def mergeable(self) -> bool:
