@@ -103,18 +103,10 @@ def search(
     space = space_of(recipe)
     with locked(folder):
         _begin(recipe, trials, space, resume=resume, overwrite=overwrite)
-        jobs = [
-            Job(
-                _name(number),
-                partial(carry_out, recipe, number, space, sampler),
-                folder,
-                partial(is_recorded, recipe, number, space, sampler),
-                after=(_name(number - 1),) if number else (),
-            )
-            for number in range(trials)
-        ]
         try:
-            outcomes = run_queue(jobs, engine or OneAtATime(), report=report)
+            outcomes = run_queue(
+                _jobs(recipe, trials, space, sampler), engine or OneAtATime(), report=report
+            )
         except KeyboardInterrupt:
             more = f"--trials {trials} --sampler {sampler} --output {quote(str(folder))}"
             report(f"stopped and saved; next: lorada search --resume {more}")
@@ -132,8 +124,19 @@ def search(
     }
 
 
-def _name(number: int) -> str:
-    return f"trial {number + 1}"
+def _jobs(recipe: Recipe, trials: int, space: Space, sampler: str) -> list[Job]:
+    """The trials as jobs of the queue, each after the one before it."""
+    names = [f"trial {number + 1}" for number in range(trials)]
+    return [
+        Job(
+            name,
+            partial(carry_out, recipe, number, space, sampler),
+            Path(recipe.output),
+            partial(is_recorded, recipe, number, space, sampler),
+            after=(names[number - 1],) if number else (),
+        )
+        for number, name in enumerate(names)
+    ]
 
 
 def _seed(recipe: Recipe) -> int:
