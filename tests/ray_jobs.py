@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from paths import ROOT
 
+import lorada_cli  # noqa: F401  with it loaded, importing lorada does not import torch
+
 STARTED_WITHIN = 90  # seconds
 
 
@@ -116,6 +118,14 @@ def fail(*, report):
 def die(*, report):
     """Die without an answer."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_once(folder: Path, *, report):
+    """Save a checkpoint and die; called again, go on from it."""
+    if not (folder / "checkpoint-1").exists():
+        (folder / "checkpoint-1").mkdir()
+        die(report=report)
+    (folder / "result.json").write_text("from checkpoint-1")
 
 
 def wait_for_interrupt(folder: Path, *, report):

@@ -63,7 +63,8 @@ def test_a_copy_of_an_earlier_job_is_removed(tmp_path):
     copy = tmp_path / "copy"
     make_copy(copy, "token", [File("old.json", b"1")])
     make_copy(copy, "another", [])
-    assert names(files_in(copy)) == [] and (copy / COPY).is_file()
+    assert names(files_in(copy)) == []
+    assert (copy / COPY).is_file()
 
 
 def test_a_folder_that_is_no_copy_is_left_alone(tmp_path):

@@ -137,7 +137,8 @@ class OtherDisk(RayEngine):
 def test_the_files_of_a_job_are_collected_from_another_disk(engine_of, tmp_path):
     folder = tmp_path / "here/one"
     outcomes, lines = run(engine_of(OtherDisk, collect=True), job(folder))
-    assert outcomes["one"].status == "done" and "[1/1] one: writing" in lines
+    assert outcomes["one"].status == "done"
+    assert "[1/1] one: writing" in lines
     assert (folder / "adapter/weights").read_bytes() == bytes(range(256))
     assert sorted(os.listdir(folder)) == ["adapter", "result.json"]
     assert not on_node(folder).exists()
@@ -153,6 +154,16 @@ def test_rows_and_what_is_in_the_folder_are_sent_to_another_disk(engine_of, tmp_
     outcomes, _ = run(engine_of(OtherDisk, collect=True), copying)
     assert outcomes["one"].error == ""
     assert (folder / "copied").read_text() == "rows, before"
+
+
+@pytest.mark.slow
+def test_a_job_that_dies_on_another_disk_goes_on_from_its_checkpoint_there(engine_of, tmp_path):
+    folder = tmp_path / "here/one"
+    outcomes, lines = run(engine_of(OtherDisk, collect=True), job(folder, ray_jobs.die_once))
+    assert outcomes["one"].error == ""
+    assert any("one: its process ended; started again on node" in line for line in lines)
+    assert (folder / "result.json").read_text() == "from checkpoint-1"
+    assert os.listdir(folder) == ["result.json"]
 
 
 @pytest.mark.slow

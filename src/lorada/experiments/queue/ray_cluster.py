@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import (
+    GetTimeoutError,
     LocalRayletDiedError,
     OutOfMemoryError,
     RayError,
@@ -25,7 +26,6 @@ from lorada.experiments.queue import ray_node
 from lorada.experiments.queue.collect import CALLER, files_in, token_of, write_files
 from lorada.experiments.queue.job import Job, Report
 from lorada.experiments.queue.ray_connection import (
-    ANSWER_WITHIN,
     Connection,
     fitting,
     on_nodes,
@@ -61,6 +61,7 @@ class RayEngine:
         self._reports: dict[str, Report] = {}
         self._contents: dict[tuple[Path, int], Any] = {}  # of files that jobs read, sent once
         self._numbers = itertools.count()
+        self._taking: Any = None  # lines that the actor was asked for
         self._error: Exception | None = None
         self._probed = collect
         self._connection = Connection(address)
@@ -89,6 +90,7 @@ class RayEngine:
             self._reports[job.name] = report
             try:
                 with self._watched():
+                    self._connection.refuse_lost(wait=True)
                     refuse_unfit(job.name, job.cpus, job.gpus)
                     self._probe(order)
                     self._tasks[self._submit(order)] = job
@@ -191,9 +193,15 @@ class RayEngine:
 
     def _pass_on_lines(self) -> None:
         """Report the lines of jobs that have arrived, and log their warnings."""
-        lines: list[tuple[str, int, str]] = []
-        with suppress(RayError):  # its node died, and a new actor starts elsewhere
-            lines = ray.get(self._lines.take.remote(), timeout=ANSWER_WITHIN)
+        if self._taking is None:
+            self._taking = self._lines.take.remote()
+        try:
+            lines = ray.get(self._taking, timeout=1.0)
+        except GetTimeoutError:  # asked for later, so that no line is lost
+            return
+        except RayError:  # its node died, and a new actor starts elsewhere
+            lines = []
+        self._taking = None
         for name, level, text in lines:
             if level:
                 logger.log(level, "%s: %s", name, text)

@@ -47,27 +47,41 @@ class Connection:
         # level of its logger is.
         logging.getLogger("ray").setLevel(logging.CRITICAL)
         ray._private.worker._worker_logs_enabled = False
-        ray.init(address, log_to_driver=False, configure_logging=False)
+        quiet = {"log_to_driver": False, "configure_logging": False}
+        ray.init(address, **quiet, logging_level=logging.CRITICAL)
         self.address = address
         self._head = "" if address.startswith(CLIENT) else ray.get_runtime_context().gcs_address
         self._asked = self._answered = time.monotonic()
 
-    def refuse_lost(self) -> None:
+    def refuse_lost(self, *, wait: bool = False) -> None:
         """Check now and then that the head of the cluster is there.
+
+        With ``wait``, a head that does not answer is waited for, because Ray's own calls would end
+        this process.
 
         Raises:
             ConnectionError: if it has not answered for some time.
         """
-        now = time.monotonic()
-        if not self._head or now - self._asked < ASK_EVERY:  # a client is told by Ray
+        if not self._head:  # Ray tells a client
             return
-        self._asked = now
+        if not wait and time.monotonic() - self._asked < ASK_EVERY:
+            return
+        while not self._answers():
+            if self._asked - self._answered > LOST_AFTER:
+                raise ConnectionError("its head does not answer")
+            if not wait:
+                return
+            time.sleep(1.0)
+
+    def _answers(self) -> bool:
+        """Whether the head answers now."""
+        self._asked = time.monotonic()
         try:
             _open(self._head)
-            self._answered = time.monotonic()
-        except OSError as error:
-            if now - self._answered > LOST_AFTER:
-                raise ConnectionError("its head does not answer") from error
+        except OSError:
+            return False
+        self._answered = self._asked
+        return True
 
 
 def nodes() -> list[tuple[str, str, dict[str, float]]]:

@@ -72,6 +72,8 @@ def carry_out(order: Order, lines: Any, *contents: bytes | None) -> list[File] |
     if not shared and not order.collect:
         raise ValueError(unshared(order.folder, [node]))
     _enter(order.directory, made=not shared)
+    if os.path.realpath(order.job.folder) != os.path.realpath(order.folder):
+        raise ValueError(f"node {node} has no folder {order.directory}: give absolute paths")
     if not shared:
         _prepare_copy(order, contents, node)
     for path in order.reads:
@@ -101,7 +103,7 @@ def _count(order: Order, lines: Any, report: Report, node: str) -> None:
     if begun > order.most:
         raise MemoryError(f"its process was ended {order.most} times, at last on node {node}")
     if begun > 1:
-        report(f"its process ended; it goes on on node {node}")
+        report(f"its process ended; started again on node {node}")
 
 
 def unshared(folder: Path, nodes: Sequence[str]) -> str:
@@ -133,8 +135,6 @@ def _prepare_copy(order: Order, contents: Sequence[bytes | None], node: str) -> 
                 write_sent(path, content)
     except (OSError, ValueError) as error:
         raise ValueError(f"on node {node}: {error}") from error
-    if not order.job.folder.samefile(order.folder):
-        raise ValueError(f"node {node} cannot enter {order.directory}: give absolute paths")
 
 
 @contextmanager
