@@ -25,6 +25,7 @@ print(json.dumps(found))
 
 MODEL, ROWS = ["--model", "llama"], ["--data", "rows.jsonl"]
 TRAIN = ["train", *MODEL, *ROWS, "--output", "new"]
+COMPARED = [*MODEL, *ROWS, "--held-out", "rows.jsonl", "--output", "new"]
 MISTAKES = {
     "no such recipe": (["train", "none.yaml"], "no recipe at none.yaml"),
     "recipe of no name": (["train", "quickstrt"], "did you mean quickstart"),
@@ -76,6 +77,21 @@ MISTAKES = {
     "scores of no table": (["plot", "scatter", "--table", "7"], "table 7 has no mean"),
     "search both ways": (["search", *TRAIN[1:], "--resume", "--overwrite"], "exclude each other"),
     "search without rows": (["search", *MODEL, "--output", "new"], "pass --eval-data FILE"),
+    "compare nothing": (["compare", *COMPARED], "nothing to compare: pass --methods"),
+    "compare twice": (["compare", *COMPARED, "--methods", "lora,lora"], "names lora twice"),
+    "compare no seeds": (
+        ["compare", *COMPARED, "--methods", "lora", "--seeds", "1,1"],
+        "--seeds names 1 twice",
+    ),
+    "compare known rows": (
+        ["compare", *COMPARED, "--methods", "lora", "--trials", "0"],
+        "rows.jsonl) are training rows too, so scores",
+    ),
+    "compare in a run": (
+        ["compare", *COMPARED[:-1], "run", "--methods", "lora"],
+        "holds no comparison",
+    ),
+    "resume no comparison": (["compare", "none", "--resume"], "holds no comparison to resume"),
     "quickstart again": (["quickstart", "--output", "before"], "lora already holds a run"),
     "count no method": (["params", "--method", "lroa", *MODEL], "did you mean lora"),
     "count no model": (["params", "--method", "lora", "--model", "llma-7b"], "unknown model 'llma"),

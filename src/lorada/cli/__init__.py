@@ -11,7 +11,13 @@ import warnings
 
 from rich.logging import RichHandler
 
-from lorada.cli import list_commands, plot_commands, run_commands, table_command  # noqa: F401
+from lorada.cli import (  # noqa: F401
+    compare_command,
+    list_commands,
+    plot_commands,
+    run_commands,
+    table_command,
+)
 from lorada.cli.app import app, errors
 from lorada.support.errors import out_of_memory
 from lorada.support.processes import (

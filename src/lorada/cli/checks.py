@@ -7,6 +7,13 @@ them again, together with what needs torch.
 from pathlib import Path
 from typing import Any
 
+from lorada.experiments.compare.data import has_own_rows, read_data
+from lorada.experiments.compare.spec import (
+    FIXED,
+    comparison_of,
+    refuse_taken_by_other,
+    saved_comparison,
+)
 from lorada.runs.data.rows import JSONL, Rows, load_rows
 from lorada.runs.folder.folder import refuse_taken
 from lorada.runs.folder.lock import refuse_file
@@ -97,6 +104,43 @@ def check_search(
         if recipe.eval_data is None:
             raise ValueError("a search scores on held-out rows: pass --eval-data FILE")
         check_rows(recipe)
+
+
+def check_comparison(
+    folder: Path,
+    overrides: list[str],
+    options: dict[str, Any],
+    asked: dict[str, Any],
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Check the names, numbers and rows of a comparison, and its folder.
+
+    Args:
+        folder: of the comparison.
+        overrides: ``key=value``, settings that all runs share.
+        options: recipe fields given as options.
+        asked: other options, by the names of ``Comparison``'s fields; None if not given.
+        resume: whether to go on with the comparison in the folder.
+        overwrite: whether to delete it first.
+
+    Raises:
+        ValueError: for an unknown name, a number out of range, or rows that cannot be compared on.
+        FileNotFoundError: for rows that are not there.
+    """
+    refuse_taken_by_other(folder, resume=resume, overwrite=overwrite)
+    if resume:
+        chosen = saved_comparison(folder)
+    else:
+        chosen = comparison_of(outline(None, overrides, {**options, **FIXED}), asked)
+    check_name(chosen.recipe["model"])
+    if has_own_rows(chosen):
+        files = [resolve(str(path)) for path in (chosen.recipe.get("data"), chosen.held_out)]
+        if all(not file.is_file() or file.stat().st_size <= SMALL for file in files):
+            read_data(chosen, "decoder")
+    else:
+        data_folder(chosen.recipe.get("data_dir"))
 
 
 def check_quickstart(output: Path, *, overwrite: bool) -> None:

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 
 from lorada.methods.lookup import method_named
 from lorada.methods.meta_model import meta_model
-from lorada.methods.method import PARTS, Settings, load
+from lorada.methods.method import Settings, part_class
 from lorada.methods.model_settings import choose_settings, settings_for
 from lorada.methods.sizes import BOUNDS, FEWER_WHEN_LARGER, SIZES, Bound
 from lorada.runs.models.loading import load_config
@@ -83,7 +83,7 @@ def growing_parts(recipe: Recipe) -> list[GrowingPart]:
             keys, bound = ("length",), "context"
         if not keys or keys[0] in recipe.parts.get(name, {}):
             continue
-        defaults = load(PARTS[name]).__dataclass_fields__
+        defaults = part_class(name).__dataclass_fields__
         needed = {*keys, "r", "length"} & defaults.keys()
         settings = {**{key: defaults[key].default for key in needed}, **values}
         if settings[keys[0]]:
@@ -119,7 +119,7 @@ def _sizes(part: str, settings: Settings, bound: Bound | None, model: str) -> Se
 
 def _shapes(part: str, settings: Settings, model: str) -> list[tuple[int, ...]]:
     """Widths (in, out) of the matrices of a part; of all in layers if PEFT chooses them."""
-    config = load(PARTS[part])(**settings)
+    config = part_class(part)(**settings)
     if not config.target_modules:
         return [shape for name, shape in _linears(model).items() if within_layer(name) != name]
     linears = _linears(model).items()

@@ -8,13 +8,14 @@ A run folder holds ``recipe.yaml``, checkpoints while it trains, then ``adapter/
 
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from transformers import Trainer, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from lorada.runs.folder.folder import Start, begin, check_folder
 from lorada.runs.folder.lock import locked
@@ -54,7 +55,12 @@ class Trained:
 
 
 def train(
-    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, quiet: bool = False
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Trained:
     """Train a recipe into its output folder.
 
@@ -66,6 +72,7 @@ def train(
         resume: continue from the last checkpoint in that folder, bit for bit.
         overwrite: delete an earlier run there, once everything else has been checked.
         quiet: no progress bar.
+        callbacks: further callbacks of the Trainer; one that stops the training ends the run early.
 
     Raises:
         ValueError: for a folder that holds a run or in which another process trains, or for
@@ -84,16 +91,18 @@ def train(
             return check_folder(recipe, resume=resume, overwrite=overwrite)
 
         start = made_by_first(lock_and_check)
-        return _train(recipe, start, quiet=quiet)
+        return _train(recipe, start, callbacks, quiet=quiet)
 
 
-def _train(recipe: Recipe, start: Start, *, quiet: bool) -> Trained:
+def _train(
+    recipe: Recipe, start: Start, callbacks: Sequence[TrainerCallback], *, quiet: bool
+) -> Trained:
     run = Path(recipe.output)
     again = AGAIN + quote(str(run))
     effect, interrupt = EffectSize(), SaveOnInterrupt()
     with all_or_none():
         prepared = prepare_training(recipe)
-        setup = set_up(prepared, [effect, interrupt], quiet=quiet)
+        setup = set_up(prepared, [effect, interrupt, *callbacks], quiet=quiet)
     trainer = setup.trainer
     made_by_first(lambda: begin(recipe, start, prepared.rows.fingerprint))
     started = time.monotonic()

@@ -1,0 +1,278 @@
+"""The command ``compare``: which method is best for some rows, and which differences are real."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from lorada.cli.app import (
+    HEAVY,
+    DataDir,
+    Json,
+    Remote,
+    app,
+    as_typed,
+    console,
+    errors,
+    print_json,
+    prints_to_stderr,
+    suggest,
+    waiting,
+)
+from lorada.cli.queue_options import Cluster, Collect, Shard, Workers, check_queue
+from lorada.cli.table_command import numbers, print_progress
+
+Folder = Annotated[str | None, typer.Argument(help="folder of a comparison, for --resume")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value …, settings that all runs share")
+]
+Methods = Annotated[
+    str | None, typer.Option(help="with commas; see `lorada methods`, or PEFT's names")
+]
+Model = Annotated[str | None, typer.Option(help="hub id, folder, or a packaged name")]
+Rows = Annotated[str | None, typer.Option(help="training rows, .jsonl or .csv")]
+HeldOut = Annotated[str | None, typer.Option(help="rows to score, .jsonl or .csv")]
+Task = Annotated[
+    str | None, typer.Option(help="instead of --data and --held-out; see `lorada tasks`")
+]
+Budget = Annotated[
+    str | None, typer.Option(help="trained parameters, such as 0.2% or 100000; commas for several")
+]
+Seeds = Annotated[str | None, typer.Option(help="with commas; 1,2,3 if not given")]
+Trials = Annotated[
+    int | None, typer.Option(help="learning rates to try for each method; 4 if not given")
+]
+Against = Annotated[
+    str | None, typer.Option(help="a method to test the others against, besides the best")
+]
+Output = Annotated[str | None, typer.Option(help="folder of the comparison")]
+Resume = Annotated[bool, typer.Option(help="go on with the comparison in the folder")]
+Overwrite = Annotated[bool, typer.Option(help="delete the comparison in --output first")]
+DryRun = Annotated[bool, typer.Option(help="only say what would be run")]
+Overlap = Annotated[bool, typer.Option(help="held-out rows may be training rows too")]
+Text = Annotated[bool, typer.Option(help="keep the text of held-out rows in the report")]
+
+
+@app.command(no_args_is_help=True)
+def compare(
+    folder: Folder = None,
+    overrides: Overrides = None,
+    methods: Methods = None,
+    model: Model = None,
+    data: Rows = None,
+    held_out: HeldOut = None,
+    task: Task = None,
+    data_dir: DataDir = None,
+    budget: Budget = None,
+    seeds: Seeds = None,
+    trials: Trials = None,
+    against: Against = None,
+    output: Output = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    allow_overlap: Overlap = False,
+    with_text: Text = False,
+    workers: Workers = 1,
+    cluster: Cluster = None,
+    collect: Collect = False,
+    shard: Shard = None,
+    remote: Remote = False,
+    as_json: Json = False,
+) -> None:
+    """Train methods at matched sizes on your rows, and say which differences can be trusted."""
+    pairs = list(overrides or [])
+    # In `lorada compare max_steps=100 …` the first word is an override, not a folder.
+    if folder is not None and "=" in folder and not Path(folder).is_dir():
+        pairs, folder = [folder, *pairs], None
+    part = check_queue(workers, cluster, collect, shard)
+    place = _place(folder, output, resume=resume)
+    options = {
+        "model": model, "data": data, "task": task, "data_dir": data_dir,
+        "trust_remote_code": remote or None,
+    }  # fmt: skip
+    asked = {
+        "methods": _names(methods), "budgets": _names(budget), "seeds": numbers(seeds),
+        "trials": trials, "against": against, "held_out": held_out,
+        "with_text": with_text or None, "allow_overlap": allow_overlap or None,
+    }  # fmt: skip
+    if part is not None and overwrite:
+        raise ValueError("--shard and --overwrite exclude each other: parts share one folder")
+    # Parts of one comparison may be started together: the later ones join the first.
+    resume = resume or (part is not None and _is_there(place))
+    chosen = _checked(place, pairs, options, asked, resume=resume, overwrite=overwrite)
+    engine = partial(_engine, workers, cluster, collect)
+    if dry_run:
+        _estimate(chosen, place, engine, resume=resume, as_json=as_json)
+    else:
+        _run(chosen, place, engine, part, overwrite=overwrite, as_json=as_json)
+
+
+def _checked(
+    place: Path,
+    pairs: list[str],
+    options: dict[str, Any],
+    asked: dict[str, Any],
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> Any:
+    """The comparison that was asked for; most mistakes are found before torch is loaded."""
+    from lorada.cli.checks import check_comparison
+
+    check_comparison(place, pairs, options, asked, resume=resume, overwrite=overwrite)
+    with waiting(HEAVY):
+        from lorada.experiments.compare.spec import FIXED, comparison_of, resumed_comparison
+        from lorada.runs.recipe import load_recipe
+
+        if resume:
+            return resumed_comparison(place, pairs, options, asked)
+        return comparison_of(load_recipe(None, pairs, {**options, **FIXED}), asked)
+
+
+def _engine(workers: int, cluster: str | None, collect: bool) -> Any:
+    from lorada.experiments.queue.engine import engine_named
+
+    return engine_named(workers, cluster, collect)
+
+
+def _run(
+    chosen: Any, place: Path, engine: Any, part: Any, *, overwrite: bool, as_json: bool
+) -> None:
+    """Run a comparison, and print its report or how it goes on; code 1 if a job has failed."""
+    with waiting(HEAVY):
+        from lorada.experiments.compare.run import compare as run_comparison
+
+    try:
+        with prints_to_stderr(as_json):
+            compared = run_comparison(
+                chosen, place, engine, overwrite=overwrite, part=part, report=print_progress
+            )
+    except KeyboardInterrupt:
+        errors.print("stopped and saved")
+        suggest("compare", place, "--resume", on=errors)
+        raise
+    for job, error in compared.failures.items():
+        errors.print(f"failed: {job}: {error}", highlight=False, soft_wrap=True)
+    if compared.left:
+        errors.print(f"{compared.left} jobs are left to other commands")
+        suggest("compare", place, "--resume", on=errors)
+    else:
+        _show_report(place, compared.reports, as_json=as_json)
+    if compared.failures:
+        raise typer.Exit(1)
+
+
+def _estimate(chosen: Any, place: Path, engine: Any, *, resume: bool, as_json: bool) -> None:
+    """Print what a comparison would run, and what it would take."""
+    with waiting(HEAVY):
+        from lorada.experiments.compare.measure import estimate
+        from lorada.experiments.compare.run import planned
+
+    made = engine()
+    slots = made.slots
+    made.close(interrupt=False)
+    with prints_to_stderr(as_json):
+        plan = planned(chosen, place, resume=resume, report=print_progress)
+        found = estimate(chosen, plan, slots, print_progress)
+    _show_plan(found, as_json=as_json)
+
+
+def _place(folder: str | None, output: str | None, *, resume: bool) -> Path:
+    """The folder of the comparison: the argument with --resume, else --output."""
+    if resume:
+        if folder is None and output is None:
+            raise ValueError("nothing to resume: lorada compare FOLDER --resume")
+        return Path(str(folder or output))
+    if folder is not None:
+        raise ValueError(f"{folder}: a folder is for --resume; pass --output FOLDER for a new one")
+    if output is None:
+        raise ValueError("no folder for the comparison: pass --output FOLDER")
+    return Path(output)
+
+
+def _is_there(place: Path) -> bool:
+    from lorada.experiments.compare.spec import SPEC_FILE
+
+    return (place / SPEC_FILE).is_file()
+
+
+def _names(text: str | None) -> list[str] | None:
+    """Split names at commas."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _show_report(place: Path, reports: list[Path], *, as_json: bool) -> None:
+    """Print the verdict, the table, the files of the report and the next command."""
+    import json
+
+    summary = json.loads((place / "report.json").read_text(encoding="utf-8"))
+    if as_json:
+        print_json(summary)
+        return
+    console.print(summary["verdict"], highlight=False)
+    console.print(_table(summary))
+    for sentence in summary["sentences"]:
+        console.print(f"• {sentence}", highlight=False)
+    console.print(", ".join(map(str, reports)), highlight=False, soft_wrap=True)
+    train = summary["commands"].get("train")
+    see = as_typed("python", "-m", "webbrowser", reports[0])
+    console.print(f"next: {train or see}", highlight=False, soft_wrap=True)
+
+
+def _table(summary: dict[str, Any]) -> Table:
+    """The candidates, the best first."""
+    shown = Table("method", "score", "group", "p", "parameters", "learning rate")
+    for line in summary["lines"]:
+        if line["score"] is None:
+            shown.add_row(line["label"], line["reason"] or "not run", "", "", "", "")
+            continue
+        score = f"{line['score']:.1f}"
+        if line["low"] is not None:
+            score += f" ({line['low']:.1f} to {line['high']:.1f})"
+        above = " above the budget" if line["above"] else ""
+        shown.add_row(
+            line["label"], score, line["letter"],
+            "" if line["p_against"] is None else f"{line['p_against']:.2g}",
+            f"{line['trainable']:,} ({line['percent']:.3f}%){above}",
+            "" if line["rate"] is None else f"{line['rate']:.2g}",
+        )  # fmt: skip
+    return shown
+
+
+def _show_plan(found: dict[str, Any], *, as_json: bool) -> None:
+    """Print an estimate as a table or as JSON."""
+    from lorada.experiments.queue.queue import duration
+
+    if as_json:
+        print_json(found)
+        return
+    shown = Table("method")
+    for name in ("budget", "sizes", "parameters", "runs", "training", "memory"):
+        shown.add_column(name, overflow="fold")
+    for row in found["candidates"]:
+        budgets = ", ".join(
+            f"{budget} (above)" if above else budget for budget, above in row["budgets"].items()
+        )
+        if row["reason"] is not None:
+            shown.add_row(row["method"], budgets, row["reason"], "", "", "", "")
+            continue
+        sizes = [
+            f"{part}.{name}={value}"
+            for part, settings in row["parts"].items()
+            for name, value in settings.items()
+        ]
+        shown.add_row(
+            row["method"], budgets, " ".join(sizes),
+            f"{row['trainable']:,} ({row['percent']:.3f}%)", str(row["runs"]),
+            duration(row["seconds"]), f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
+        )  # fmt: skip
+    console.print(shown)
+    console.print(
+        f"{found['jobs']} trainings of {found['steps']} steps, {found['slots']} at once: at most "
+        f"{duration(found['seconds'])}, and scoring. Time and memory are those of a few steps with "
+        "the longest rows.",
+        highlight=False,
+    )

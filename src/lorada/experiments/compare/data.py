@@ -1,0 +1,98 @@
+"""The rows of a comparison: those to learn from, those set aside, and the held-out rows."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from lorada.experiments.compare.spec import NO_PARTS, Comparison
+from lorada.runs.data.rows import JSONL, OwnClasses, Rows, head_size, scored_rows, training_rows
+from lorada.runs.recipe import Recipe
+from lorada.tasks.rows import Row
+from lorada.tasks.task import Kind
+
+# How many training rows are set aside to measure learning rates: a tenth, within these limits.
+LEAST, MOST = 8, 500
+
+
+@dataclass(frozen=True)
+class Data:
+    """The rows of a comparison.
+
+    Attributes:
+        train: the rows to learn from; the search for learning rates sets ``dev_rows`` of them
+            aside.
+        held_out: the rows to score, by the name of their metrics.
+        dev_rows: how many rows the search sets aside; 0 without a search.
+        overlap: how many held-out rows are training rows too.
+    """
+
+    train: Rows
+    held_out: dict[str, Rows]
+    dev_rows: int
+    overlap: int
+
+
+def read_data(comparison: Comparison, kind: Kind, own_classes: OwnClasses = None) -> Data:
+    """Read the rows of a comparison and check that they can be compared on.
+
+    Args:
+        comparison: what to compare.
+        kind: of the model. It matters for benchmarks only.
+        own_classes: the classes of the model's own head, if it has one.
+
+    Raises:
+        ValueError: for broken rows, too few of them, or held-out rows that are training rows too.
+        FileNotFoundError: for rows that are not there.
+    """
+    recipe = shared_recipe(comparison)
+    train, held_out = training_rows(recipe, kind, own_classes)
+    head_size(train)
+    if held_out is not None:
+        scored = {held_out.path: held_out}
+    else:
+        scored = scored_rows(recipe, train.form, train.labels, kind)
+    overlap = 0
+    for name, rows in scored.items():
+        common = _common(train.rows, rows.rows)
+        if common and not comparison.allow_overlap:
+            raise ValueError(
+                f"{common} of {len(rows.rows)} held-out rows ({name}) are training rows too, so "
+                "scores would reward memory: remove them from one file, or pass --allow-overlap"
+            )
+        overlap += common
+    dev_rows = min(MOST, max(LEAST, len(train.rows) // 10)) if comparison.trials else 0
+    if dev_rows >= len(train.rows):
+        raise ValueError(
+            f"{train.path} has {len(train.rows)} rows, and none is left to learn from after "
+            f"{dev_rows} are set aside for the learning rate: give more rows, or --trials 0"
+        )
+    return Data(train, scored, dev_rows, overlap)
+
+
+def shared_recipe(comparison: Comparison) -> Recipe:
+    """The settings that all runs share, as a recipe of a method without parts."""
+    return comparison.run_recipe(NO_PARTS, "-")
+
+
+def has_own_rows(comparison: Comparison) -> bool:
+    """Whether the rows are files of the user, not those of a benchmark."""
+    return bool(comparison.recipe.get("task", JSONL) == JSONL)
+
+
+def _common(train: list[Row], held_out: list[Row]) -> int:
+    """How many held-out rows are training rows too, apart from white space."""
+    known = {_content(row) for row in train}
+    return sum(_content(row) in known for row in held_out)
+
+
+def _content(row: Row) -> str:
+    """A row as one text, in which every stretch of white space is one blank."""
+    return json.dumps(_plain(row), sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return " ".join(value.split())
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value

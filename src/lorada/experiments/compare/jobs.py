@@ -1,0 +1,240 @@
+"""The jobs of a comparison: trials of learning rates, final runs, and scores without training.
+
+Each may be called again after an interrupt or a kill: it does what is not done yet.
+"""
+
+import gc
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lorada.experiments.compare.data import Data
+from lorada.experiments.compare.learning_rate import (
+    MAP,
+    MAP_RATE,
+    MEASURED,
+    SEARCH_FILE,
+    at_rate,
+    chosen_rate,
+    run_trial,
+    trial_done,
+)
+from lorada.experiments.compare.plan import Candidate, Plan
+from lorada.experiments.compare.spec import Comparison
+from lorada.experiments.queue.job import Job, Report
+from lorada.runs.data.rows import Rows
+from lorada.runs.folder.folder import holds_run
+from lorada.runs.folder.predictions import PREDICTIONS_FILE, read_predictions
+from lorada.runs.folder.result import RESULT_FILE, read_result
+from lorada.runs.inference.evaluate import evaluate, evaluate_tasks, has_tasks
+from lorada.runs.inference.forgetting import forgetting
+from lorada.runs.inference.load import Run, load_run
+from lorada.runs.recipe import Recipe
+from lorada.runs.training.train import train
+from lorada.support.files import json_text, write_atomic
+from lorada.support.progress import only_reports
+from lorada.tasks.row_scores import row_scores
+from lorada.tasks.rows import answer_of
+
+TRIALS, RUNS = "trials", "runs"  # folders of a comparison
+BASE_FILE = "as_it_is.json"  # in the run whose model was scored without its adapter
+SAVES = 10  # how often a training saves a checkpoint, unless that is after fewer steps than:
+LEAST_STEPS = 10
+
+
+def comparison_jobs(comparison: Comparison, plan: Plan, folder: Path) -> list[Job]:
+    """The trials and the final runs of all candidates, candidate by candidate."""
+    found: list[Job] = []
+    for candidate in plan.runnable:
+        trials = _trial_jobs(comparison, plan, candidate, folder)
+        found += [*trials, *_final_jobs(comparison, plan, candidate, folder, trials)]
+    return found
+
+
+def _trial_jobs(
+    comparison: Comparison, plan: Plan, candidate: Candidate, folder: Path
+) -> list[Job]:
+    """The trials of one candidate, each after the one before, because that one may stop it."""
+    place, count = folder / TRIALS / candidate.path, comparison.trials
+    recipe = _recipe(comparison, plan, candidate, place, comparison.seeds[0], {
+        "eval_strategy": "steps", "eval_steps": -(-plan.steps // MEASURED),
+    }).model_copy(update={"eval_data": None, "dev_rows": plan.dev_rows})  # fmt: skip
+    found: list[Job] = []
+    for number in range(count):
+        found.append(Job(
+            name=f"{candidate.name} trial {number}",
+            work=partial(run_trial, recipe, place, number, count),
+            folder=place,
+            done=partial(trial_done, place, number, count),
+            after=tuple(job.name for job in found[-1:]),
+            gpus=_gpus(plan),
+            reads=_reads(comparison),
+        ))  # fmt: skip
+    return found
+
+
+def _final_jobs(
+    comparison: Comparison, plan: Plan, candidate: Candidate, folder: Path, trials: list[Job]
+) -> list[Job]:
+    """The runs of one candidate with every seed, after its search if there is one."""
+    search = folder / TRIALS / candidate.path if trials else None
+    found = []
+    for seed in comparison.seeds:
+        run = folder / RUNS / candidate.path / f"seed{seed}"
+        recipe = _recipe(comparison, plan, candidate, run, seed)
+        found.append(Job(
+            name=f"{candidate.name} seed {seed}",
+            work=partial(train_and_score, recipe, search, with_text=comparison.with_text),
+            folder=run,
+            done=partial(is_scored, run),
+            after=tuple(job.name for job in trials[-1:]),
+            gpus=_gpus(plan),
+            reads=_reads(comparison, *([search / SEARCH_FILE] if search else [])),
+        ))  # fmt: skip
+    return found
+
+
+def _recipe(
+    comparison: Comparison, plan: Plan, candidate: Candidate, run: Path, seed: int,
+    training: dict[str, Any] | None = None,
+) -> Recipe:  # fmt: skip
+    """The recipe of a run; all runs have the same number of steps and rows in a step."""
+    shared = {
+        "seed": seed,
+        "learning_rate": candidate.default_rate,
+        "max_steps": plan.steps,
+        "per_device_train_batch_size": plan.batch,
+        "save_steps": max(LEAST_STEPS, -(-plan.steps // SAVES)),
+        "save_total_limit": 1,
+    }
+    parts = candidate.parts
+    if candidate.map_rate is not None:  # stated, so that it can follow the learning rate
+        own = {**parts.get(MAP, {}), MAP_RATE: candidate.map_rate}
+        parts = {**parts, MAP: own}
+    return comparison.run_recipe(
+        candidate.method, run, parts=parts, training={**shared, **(training or {})}
+    )
+
+
+def is_scored(run: Path) -> bool:
+    """Whether a final run is trained and scored; the last thing kept of it is its forgetting."""
+    result = run / RESULT_FILE
+    scored = (run / PREDICTIONS_FILE).is_file() and result.is_file()
+    return scored and b'"forgetting"' in result.read_bytes()
+
+
+def train_and_score(
+    recipe: Recipe, search: Path | None, *, with_text: bool, report: Report
+) -> None:
+    """Train a final run and score it on the held-out rows, as far as that is not done.
+
+    Args:
+        recipe: of the run, with the method's default rate.
+        search: the folder of the candidate's search, whose rate replaces it; None for no search.
+        with_text: whether the predictions have the text of the rows.
+        report: called with a line before each step.
+
+    Raises:
+        ValueError: if the search has found no rate.
+        KeyboardInterrupt: if the training was interrupted and saved.
+    """
+    run = Path(recipe.output)
+    if search is not None:
+        recipe = at_rate(recipe, chosen_rate(search))
+    if not (run / RESULT_FILE).is_file():
+        report(f"training at learning rate {recipe.training['learning_rate']:.2g}")
+        with only_reports():
+            if train(recipe, resume=holds_run(run), quiet=True).interrupted:
+                raise KeyboardInterrupt
+    report("scoring")
+    gc.collect()  # the Trainer refers to itself, so its model would stay beside the loaded one
+    with only_reports():
+        loaded = load_run(run, trust_remote_code=recipe.trust_remote_code)
+        _score(loaded, with_text=with_text)
+        forgetting(loaded)
+    if not is_scored(run):  # the reason was logged
+        raise OSError(f"the scores of {run} were not kept: run the command again")
+
+
+def _score(run: Run, *, base: bool = False, with_text: bool = False) -> dict[str, dict[str, Any]]:
+    """Score a run on the held-out rows; return the metrics by the name of the rows."""
+    if has_tasks(run):
+        return evaluate_tasks(run, base=base, with_text=with_text)
+    return {str(run.recipe.eval_data): evaluate(run, base=base, with_text=with_text)}
+
+
+def base_job(comparison: Comparison, plan: Plan, folder: Path) -> Job | None:
+    """The job that scores the model as it is: a finished run with its adapter switched off.
+
+    None if no such run is finished.
+    """
+    for candidate in plan.runnable:
+        for seed in comparison.seeds:
+            run = folder / RUNS / candidate.path / f"seed{seed}"
+            if is_scored(run) and (run / "adapter").is_dir():
+                return Job(
+                    name="the model as it is",
+                    work=partial(score_base, run, comparison.trust_remote_code),
+                    folder=run,
+                    done=(run / BASE_FILE).is_file,
+                    gpus=_gpus(plan),
+                    reads=_reads(comparison),
+                )
+    return None
+
+
+def score_base(run: Path, trust_remote_code: bool, *, report: Report) -> None:
+    """Score a run's model with its adapter switched off, and write ``as_it_is.json`` beside it."""
+    report("scoring")
+    with only_reports():
+        loaded = load_run(run, trust_remote_code=trust_remote_code)
+        try:
+            metrics = _score(loaded, base=True)
+        except ValueError as error:  # its head is drawn at random
+            write_atomic(run / BASE_FILE, json_text({"reason": str(error)}) + "\n")
+            return
+    names = [f"{name} (base)" for name in metrics]
+    scores = [line["score"] for line in read_predictions(run) if line["rows"] in names]
+    found = {"row_scores": scores, "metrics": read_result(run)["metrics"][names[0]]}
+    write_atomic(run / BASE_FILE, json_text(found) + "\n")
+
+
+def score_commonest(data: Data) -> dict[str, Any]:
+    """The commonest answer of the training rows, and its score on each held-out row."""
+    answer = commonest_answer(data.train)
+    if answer is None:
+        return {"reason": "plain text has no answers"}
+    scores: list[float] = []
+    for rows in data.held_out.values():
+        # Predictions are in the order of the rows' numbers, and so must these be.
+        inside = rows.part(sorted(range(len(rows.rows)), key=rows.number))
+        scores += row_scores(rows.protocol, [answer] * len(inside.rows), inside.rows)
+    return {"answer": answer, "row_scores": scores}
+
+
+def commonest_answer(rows: Rows) -> Any:
+    """The answer that most rows have; of scores their mean; None if rows have no answers."""
+    if rows.form == "text":
+        return None
+    if rows.form == "score":
+        return sum(float(row["score"]) for row in rows.rows) / len(rows.rows)
+    if rows.form == "label":
+        answers: list[Any] = [str(row["label"]) for row in rows.rows]
+    elif rows.form == "choice":
+        answers = [row["answer"] for row in rows.rows]
+    else:
+        answers = [answer_of(row) for row in rows.rows]
+    return Counter(answers).most_common(1)[0][0]
+
+
+def _gpus(plan: Plan) -> float:
+    """The accelerators of a job on a cluster: one, if the machine that made the plan has one."""
+    return 0.0 if plan.hardware["accelerator"] is None else 1.0
+
+
+def _reads(comparison: Comparison, *more: Path) -> tuple[Path, ...]:
+    """The files and folders that a job reads, besides its own."""
+    given = [comparison.recipe.get(name) for name in ("model", "data", "data_dir")]
+    paths = [Path(path) for path in [*given, comparison.held_out] if path]
+    return (*(path for path in paths if path.exists()), *more)

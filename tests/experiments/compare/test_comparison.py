@@ -1,0 +1,270 @@
+"""``lorada compare`` from one command to the report, on tiny models; going on after a kill."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from crashes import number
+from folders import ROWS, bert_folder, llama_folder, rows_file, split_file
+
+from lorada.experiments.compare.learning_rate import rates_to_try
+from lorada.report.comparison.read import read_comparison
+from lorada.report.comparison.statistics import paired_p
+from lorada.runs.folder.predictions import read_predictions
+from lorada.runs.folder.result import read_result
+
+STEPS = 4
+SETTINGS = [f"max_steps={STEPS}", "max_length=32", "max_new_tokens=2", "training.report_to=[]"]
+LABELS = [{"text": "ab" * (i % 9 + 1) + "c" * i, "label": "nymn"[i % 4]} for i in range(32)]
+PROMPTS = ["lora", "lmam"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("compare")
+    llama_folder(place / "llama")
+    bert_folder(place / "bert")
+    rows_file(place / "train.jsonl", ROWS[:28])
+    rows_file(place / "test.jsonl", ROWS[28:])
+    rows_file(place / "train_labels.jsonl", LABELS[:24])
+    rows_file(place / "test_labels.jsonl", LABELS[24:])
+    return place
+
+
+def words(place, output, *more, model="llama", rows="", methods=PROMPTS, seeds="1,2", trials=2):
+    return list(map(str, [
+        "compare", "--model", place / model, "--data", place / f"train{rows}.jsonl",
+        "--held-out", place / f"test{rows}.jsonl", "--methods", ",".join(methods),
+        "--seeds", seeds, "--trials", trials, "--output", output, *SETTINGS, *more,
+    ]))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(lab, place):
+    """A comparison of two methods that nothing has interrupted, and its write points."""
+    folder = place / "whole"
+    reply = lab.command(words(place, folder), folder)
+    assert reply["code"] == 0, reply["said"]
+    return folder, reply
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def runs_of(folder):
+    return {str(path.parent.relative_to(folder)): path for path in folder.rglob("result.json")}
+
+
+def searches(folder):
+    """What the searches have found, without the seconds they took."""
+    found = {}
+    for path in sorted(folder.glob("trials/*/*/search.json")):
+        found[path.parent.parent.name] = search = read(path)
+        for trial in search["trials"]:
+            trial.pop("seconds")
+    return found
+
+
+def final_losses(folder):
+    """The logged losses and the scores of every final run."""
+    found = {}
+    for name, path in runs_of(folder).items():
+        if name.startswith("runs/"):
+            result = read(path)
+            metrics = {k: v for k, v in result["metrics"].items() if not k.endswith("(base)")}
+            found[name] = result["history"], metrics, result["forgetting"]
+    return found
+
+
+def test_every_method_and_seed_is_trained_and_scored_on_every_held_out_row(whole, place):
+    folder, _ = whole
+    assert len(final_losses(folder)) == 4
+    for candidate in read(folder / "plan.json")["candidates"]:
+        for seed in (1, 2):
+            run = folder / "runs" / candidate["method"] / str(candidate["trainable"])
+            result = read_result(run / f"seed{seed}")
+            assert (result["seed"], result["steps"]) == (seed, STEPS)
+            assert result["parameters"]["trainable"] == candidate["trainable"]
+            assert result["metrics"][str(place / "test.jsonl")]["n"] == 8
+            lines = read_predictions(run / f"seed{seed}")
+            mine = [line for line in lines if line["rows"] == str(place / "test.jsonl")]
+            assert [line["row"] for line in mine] == list(range(1, 9))
+            assert "text" not in mine[0]
+            assert (run / f"seed{seed}" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_search_tries_the_default_first_and_never_reads_a_held_out_row(whole):
+    folder, _ = whole
+    plan = read(folder / "plan.json")
+    for candidate in plan["candidates"]:
+        place = folder / "trials" / candidate["method"] / str(candidate["trainable"])
+        search = read(place / "search.json")
+        assert [t["rate"] for t in search["trials"]] == rates_to_try(candidate["default_rate"], 2)
+        assert search["rate"] == min(search["trials"], key=lambda t: t["loss"])["rate"]
+        for trial in (0, 1):
+            result = read_result(place / f"trial-{trial}")
+            assert (result["seed"], result["steps"]) == (1, STEPS)
+            assert result["recipe"]["eval_data"] is None
+            assert result["recipe"]["dev_rows"] == plan["dev_rows"] == 8
+            measured = [entry["step"] for entry in result["history"] if "eval_loss" in entry]
+            assert measured == [1, 2, 3, 4]
+            assert not list(place.glob("trial-*/adapter"))
+            assert not list(place.glob("trial-*/checkpoint-*"))
+
+
+def test_the_final_runs_take_the_rate_that_the_search_has_found(whole):
+    folder, _ = whole
+    for method, search in searches(folder).items():
+        for path in folder.glob(f"runs/{method}/*/seed*/result.json"):
+            recipe = read(path)["recipe"]
+            assert recipe["training"]["learning_rate"] == search["rate"]
+            if method == "lmam":
+                assert recipe["parts"]["lmam"]["map_learning_rate"] == pytest.approx(search["rate"])
+
+
+def test_the_model_as_it_is_and_the_commonest_answer_are_scored(whole):
+    found = read(whole[0] / "baselines.json")
+    assert len(found["as_it_is"]["row_scores"]) == 8
+    assert found["as_it_is"]["metrics"]["n"] == 8
+    answers = [row["response"] for row in ROWS[:28]]
+    assert found["commonest"]["answer"] == max(answers, key=answers.count)
+    right = [row["response"] == found["commonest"]["answer"] for row in ROWS[28:]]
+    assert found["commonest"]["row_scores"] == [100.0 * one for one in right]
+
+
+def test_the_verdict_the_reports_and_the_next_command_are_printed(whole):
+    folder, reply = whole
+    said = " ".join(reply["said"].split())
+    summary = read(folder / "report.json")
+    assert summary["verdict"] in said
+    assert all(sentence in said for sentence in summary["sentences"])
+    assert "[8/8] lmam" in said
+    for kind in ("html", "md", "csv", "tex", "json"):
+        assert (folder / f"report.{kind}").is_file()
+        assert f"{folder}/report.{kind}" in said
+    see = f"python -m webbrowser {folder}/report.html"
+    assert f"next: {summary['commands'].get('train', see)}" in said
+
+
+KILLED_AT = {
+    "in the first trial": r"torch.save trials/lora/.*trial-0/.*",
+    "between two trials": r"os.mkdir trials/lora/[0-9]+/trial-1",
+    "before the search has its result": r"os.rename .*search.json",
+    "before a run is scored": r"os.rename runs/lmam/.*/seed1/.*predictions.jsonl",
+    "before the baselines": r"os.rename .*baselines.json",
+}
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param(moment, marks=[] if "scored" in moment else pytest.mark.slow)
+        for moment in KILLED_AT
+    ],
+)
+def test_a_comparison_that_was_killed_goes_on_and_repeats_no_finished_job(
+    lab, place, whole, moment, tmp_path
+):
+    expected, reply = whole
+    folder = tmp_path / "comparison"
+    at = number(reply["points"], KILLED_AT[moment])
+    killed = lab.command(words(place, folder), folder, at=at, how="kill")
+    assert killed["code"] == -9
+    before = {name: path.stat().st_mtime_ns for name, path in trained(folder).items()}
+    again = lab.command(["compare", str(folder), "--resume"], folder)
+
+    assert again["code"] == 0, again["said"]
+    assert searches(folder) == searches(expected)
+    assert final_losses(folder) == final_losses(expected)
+    assert read(folder / "baselines.json") == read(expected / "baselines.json")
+    after = {name: path.stat().st_mtime_ns for name, path in trained(folder).items()}
+    assert {name: after[name] for name in before} == before
+    assert killed["steps"] + again["steps"] <= reply["steps"] + STEPS  # of the one that was killed
+
+
+def trained(folder):
+    """A file that only a training writes, at its end or its last checkpoint, for each done job."""
+    found = {str(p.parent.relative_to(folder)): p for p in folder.glob("trials/*/*/*/trial.json")}
+    for path in folder.glob("runs/*/*/*/adapter/adapter_model.safetensors"):
+        if (path.parents[1] / "result.json").is_file():
+            found[str(path.parents[1].relative_to(folder))] = path
+    return found
+
+
+def test_a_finished_comparison_only_writes_its_report_again(lab, place, whole, tmp_path):
+    folder, _ = whole
+    (folder / "report.json").unlink()
+    reply = lab.command(["compare", str(folder), "--resume"], folder)
+    assert reply["code"] == 0, reply["said"]
+    assert reply["steps"] == 0
+    assert (folder / "report.json").is_file()
+
+
+@pytest.mark.apart
+@pytest.mark.slow
+def test_two_workers_in_a_fresh_process_find_the_same(place, whole, tmp_path):
+    folder = tmp_path / "comparison"
+    asked = words(place, folder, "--workers", "2", seeds="1")
+    done = subprocess.run(
+        [sys.executable, "-m", "lorada.cli", *asked], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert searches(folder) == searches(whole[0])
+    expected = final_losses(whole[0])
+    assert final_losses(folder) == {name: expected[name] for name in final_losses(folder)}
+
+
+def test_labels_are_compared_too(call, place, tmp_path):
+    folder = tmp_path / "comparison"
+    asked = words(place, folder, model="bert", rows="_labels", methods=["lora", "bitfit"])
+    code, out, err = call(*asked, "--with-text", "--json")
+    assert code == 0, err
+    assert json.loads(out) == read(folder / "report.json")
+    found = read(folder / "baselines.json")
+    assert "drawn anew" in found["as_it_is"]["reason"]
+    assert found["commonest"]["answer"] == "n"
+    right = [100.0 * (row["label"] == "n") for row in LABELS[24:]]
+    assert found["commonest"]["row_scores"] == right
+    runs = [folder / name for name in final_losses(folder)]
+    assert len(runs) == 4
+    for run in runs:
+        lines = read_predictions(run)
+        assert [line["right"] for line in lines] == [row["label"] for row in LABELS[24:]]
+        (metrics,) = read_result(run)["metrics"].values()
+        assert metrics["accuracy"] == pytest.approx(sum(line["score"] for line in lines) / 8)
+
+
+def test_a_benchmark_is_compared_on_its_own_test_rows(call, place, tmp_path):
+    rows = [{"sentence1": "ab" * (i % 5 + 1), "sentence2": "c" * i, "label": i % 2}
+            for i in range(24)]  # fmt: skip
+    split_file(tmp_path / "data" / "glue" / "rte", "train", rows[:16])
+    split_file(tmp_path / "data" / "glue" / "rte", "validation", rows[16:])
+    folder = tmp_path / "comparison"
+    code, _, err = call(
+        "compare", "--model", place / "bert", "--task", "rte", "--data-dir", tmp_path / "data",
+        "--methods", "lora", "--seeds", 1, "--trials", 0, "--output", folder, *SETTINGS,
+    )  # fmt: skip
+    assert code == 0, err
+    assert read(folder / "plan.json")["held_out"]["rte"]["rows"] == 8
+    (run,) = folder.glob("runs/lora/*/seed1")
+    assert read_result(run)["metrics"]["rte"]["n"] == 8
+    assert len(read(folder / "baselines.json")["commonest"]["row_scores"]) == 8
+    rows[20] = rows[3]
+    split_file(tmp_path / "data" / "glue" / "rte", "validation", rows[16:])
+    code, _, err = call("compare", folder, "--resume")
+    assert code == 2
+    assert "1 of 8 held-out rows (rte) are training rows too" in err
+
+
+@pytest.mark.slow
+def test_two_copies_of_a_method_do_not_differ(lab, place, tmp_path):
+    folder = tmp_path / "comparison"
+    asked = words(place, folder, model="bert", rows="_labels", methods=["lora"],
+                  seeds="1,2,3,4,5,6", trials=0)  # fmt: skip
+    reply = lab.command([*asked, "max_steps=20", "--allow-overlap"], folder)
+    assert reply["code"] == 0, reply["said"]
+    (candidate,) = read_comparison(folder).candidates
+    assert candidate.scores.shape == (6, 8)
+    assert paired_p(candidate.scores[:3], candidate.scores[3:]) > 0.05

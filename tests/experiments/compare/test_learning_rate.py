@@ -1,0 +1,166 @@
+"""The search for a learning rate: which rates are tried, what is kept, and how it goes on."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from lorada.experiments.compare import learning_rate
+from lorada.experiments.compare.learning_rate import (
+    RATE_RANGE,
+    at_rate,
+    chosen_rate,
+    rates_to_try,
+    run_trial,
+    trial_done,
+)
+from lorada.runs.recipe import Recipe
+
+STEPS = 8
+RECIPE = Recipe(
+    model="-", output="-", dev_rows=8, method="lora",
+    training={"learning_rate": 1e-3, "max_steps": STEPS},
+)  # fmt: skip
+
+
+class Script:
+    """A training that measures given losses instead of training; ``killed_at`` ends it there."""
+
+    def __init__(self, losses, killed_at=None):
+        self.losses, self.killed_at, self.rates, self.measured = losses, killed_at, [], []
+
+    def train(self, recipe, *, resume, quiet, callbacks):
+        (watch,) = callbacks
+        control = SimpleNamespace(should_training_stop=False)
+        rate = recipe.training["learning_rate"]
+        self.rates.append(rate)
+        losses = self.losses[len(set(self.rates)) - 1]
+        for number, loss in enumerate(losses, start=1):
+            step = number * STEPS // len(losses)
+            self.measured.append((rate, step))
+            state = SimpleNamespace(global_step=step, max_steps=STEPS)
+            watch.on_evaluate(None, state, control, metrics={"eval_loss": loss})
+            if (len(set(self.rates)) - 1, step) == self.killed_at:
+                self.killed_at = None
+                raise OSError("killed")
+            if control.should_training_stop:
+                break
+        return SimpleNamespace(interrupted=False)
+
+
+@pytest.fixture
+def search(tmp_path, monkeypatch):
+    """Runs a search whose trials measure the given losses; returns its ``search.json``."""
+
+    def run(losses, killed_at=None, place=None):
+        place = place or tmp_path / "search"
+        script = Script(losses, killed_at)
+        monkeypatch.setattr(learning_rate, "train", script.train)
+        for number in range(len(losses)):
+            try:
+                run_trial(RECIPE, place, number, len(losses), report=print)
+            except OSError:
+                run_trial(RECIPE, place, number, len(losses), report=print)
+            assert trial_done(place, number, len(losses))
+        found = json.loads((place / "search.json").read_text())
+        for trial in found["trials"]:
+            trial.pop("seconds")
+        return found, script
+
+    return run
+
+
+FALLING = [4.0, 3.0, 2.0, 1.0]
+
+
+def test_the_default_comes_first_and_more_trials_only_add_rates():
+    four, eight = rates_to_try(2e-4, 4), rates_to_try(2e-4, 8)
+    assert four == eight[:4]
+    assert four[0] == 2e-4
+    assert len(set(eight)) == 8
+    low, high = RATE_RANGE
+    assert all(low <= rate <= high for rate in eight)
+
+
+def test_every_method_tries_the_same_rates_besides_its_default():
+    assert rates_to_try(2e-4, 6)[1:] == rates_to_try(5e-3, 6)[1:]
+
+
+def test_four_rates_besides_the_default_lie_in_the_four_quarters_of_the_range():
+    low, high = map(math.log, RATE_RANGE)
+    quarters = [int(4 * (math.log(r) - low) / (high - low)) for r in rates_to_try(1e-3, 5)[1:]]
+    assert sorted(quarters) == [0, 1, 2, 3]
+
+
+def test_the_rate_with_the_lowest_loss_is_chosen(search, tmp_path):
+    found, script = search([FALLING, [3.0, 2.0, 1.0, 0.5], [3.5, 2.5, 1.5, 0.7]])
+    assert found["default"] == script.rates[0] == 1e-3
+    assert found["rate"] == script.rates[1] == chosen_rate(tmp_path / "search")
+    assert [trial["loss"] for trial in found["trials"]] == [1.0, 0.5, 0.7]
+    assert [trial["rate"] for trial in found["trials"]] == script.rates
+
+
+def test_a_trial_behind_the_median_is_stopped_in_the_middle_and_never_chosen(search):
+    found, script = search([FALLING, FALLING, [9.0, 0.0, 0.0, 0.0], [9.0, 9.0, 0.1, 0.1]])
+    stopped = found["trials"][3]
+    assert (stopped["pruned"], stopped["steps"], stopped["loss"]) == (True, STEPS // 2, 9.0)
+    assert [trial["pruned"] for trial in found["trials"]] == [False, False, False, True]
+    assert (script.rates[3], STEPS // 2) == script.measured[-1]
+    assert found["rate"] == script.rates[2]
+
+
+def test_a_trial_that_diverges_has_no_loss_and_the_search_goes_on(search):
+    found, _ = search([[4.0, math.nan, 0.0, 0.0], FALLING])
+    first = found["trials"][0]
+    assert (first["loss"], first["diverged"], first["pruned"]) == (None, True, False)
+    assert found["rate"] == found["trials"][1]["rate"]
+
+
+def test_if_every_trial_diverges_the_reason_names_the_rates(search, tmp_path):
+    found, _ = search([[math.nan], [math.inf]])
+    assert found["rate"] is None
+    with pytest.raises(ValueError, match=r"NaN at every learning rate that was tried: 0\.001, 0\."):
+        chosen_rate(tmp_path / "search")
+
+
+@pytest.mark.parametrize("moment", [(0, 2), (1, 4), (3, 4), (3, 2)])
+def test_a_search_that_is_killed_goes_on_with_the_same_trial(search, tmp_path, moment):
+    losses = [FALLING, FALLING, [3.0, 2.0, 1.0, 0.5], [9.0, 9.0, 0.1, 0.1]]
+    whole, _ = search(losses, place=tmp_path / "whole")
+    again, _ = search(losses, killed_at=moment, place=tmp_path / "killed")
+    assert again == whole
+
+
+def test_a_trial_keeps_its_result_and_none_of_its_weights(tmp_path, monkeypatch):
+    def train(recipe, **kwargs):
+        run = tmp_path / "search" / "trial-0"
+        for name in ("adapter", "checkpoint-8", "runs"):
+            (run / name).mkdir(parents=True)
+            (run / name / "weights").write_text("weights")
+        (run / "result.json").write_text("{}")
+        return script.train(recipe, **kwargs)
+
+    script = Script([FALLING])
+    monkeypatch.setattr(learning_rate, "train", train)
+    run_trial(RECIPE, tmp_path / "search", 0, 1, report=print)
+    kept = {path.name for path in (tmp_path / "search" / "trial-0").iterdir()}
+    assert kept == {"result.json", "runs", "trial.json"}
+
+
+def test_an_error_of_another_kind_ends_the_trial(tmp_path, monkeypatch):
+    def train(*_, **__):
+        raise ValueError("no such layer")
+
+    monkeypatch.setattr(learning_rate, "train", train)
+    with pytest.raises(ValueError, match="no such layer"):
+        run_trial(RECIPE, tmp_path / "search", 0, 1, report=print)
+    assert not trial_done(tmp_path / "search", 0, 1)
+
+
+def test_the_rate_of_the_maps_keeps_its_ratio_to_the_learning_rate():
+    parts = {"lmam": {"rank": 4, "map_learning_rate": 5e-3}}
+    moved = at_rate(RECIPE.model_copy(update={"parts": parts}), 2e-3)
+    assert moved.training["learning_rate"] == 2e-3
+    assert moved.parts == {"lmam": {"rank": 4, "map_learning_rate": 1e-2}}
+    assert at_rate(RECIPE, 2e-3).parts == {}
