@@ -19,8 +19,8 @@ class Choice:
         scored: the lines with a score, the highest first.
         top: the highest of the tested lines; if none is tested, of all; None without scores.
         tied: the tested lines that cannot be told apart from ``top``, and ``top`` itself.
-        best: the line to take: of ``tied`` the one with the fewest parameters; None if a baseline
-            has a score as high as that of ``top``.
+        best: the line to take, which is ``top``; None if a baseline has a score as high.
+        smallest: of ``tied`` and better than the baseline, the one with the fewest parameters.
         baseline: the baseline with the highest score; None without one.
         p_baseline: p-value of ``top`` against that baseline; None without a test.
     """
@@ -29,6 +29,7 @@ class Choice:
     top: Line | None
     tied: Sequence[Line]
     best: Line | None
+    smallest: Line | None
     baseline: Baseline | None
     p_baseline: float | None
 
@@ -51,9 +52,10 @@ def choose(
     )
     least = -float("inf") if baseline is None or baseline.score is None else baseline.score
     better = [line for line in tied if line.score is not None and line.score > least]
-    best = min(better, key=lambda line: line.trainable or 0, default=None)
+    best = top if top in better else None
+    smallest = min(better, key=lambda line: line.trainable or 0, default=None)
     p_baseline = None if baseline is None else p_baselines.get(baseline.name)
-    return Choice(scored, top, tied, best, baseline, p_baseline)
+    return Choice(scored, top, tied, best, smallest, baseline, p_baseline)
 
 
 def verdict(choice: Choice) -> str:
@@ -66,14 +68,14 @@ def verdict(choice: Choice) -> str:
             f"Nothing beats {baseline.name}, which scores {_shown(baseline.score, top)}: the "
             f"highest score of a method is {_shown(top.score, top)}, of {top.label}."
         )
-    found = _winner(choice, top, best or top)
+    found = _winner(choice, top)
     if baseline is not None and choice.p_baseline is not None and choice.p_baseline >= ALPHA:
         lead = f"that {top.label} is better than {baseline.name} ({_shown(baseline.score, top)})"
         found += f" But {lead} can be chance (p = {choice.p_baseline:.2g})."
     return found
 
 
-def _winner(choice: Choice, top: Line, best: Line) -> str:
+def _winner(choice: Choice, top: Line) -> str:
     """Which candidate to take, where it beats the baselines."""
     score = _shown(top.score, top)
     others = [line for line in choice.scored if line is not top]
@@ -94,22 +96,17 @@ def _winner(choice: Choice, top: Line, best: Line) -> str:
             f"(p ≤ {worst:.2g})."
         )
     highest = f"the highest score{'' if top is choice.scored[0] else ' of those tested'}"
-    if best is top:
-        rest = _counted(len(choice.tied) - 1, "other")
-        return (
-            f"Take {top.label}: it has {highest}, {score}, and trains the fewest parameters "
-            f"({best.trainable:,}) of the candidates that cannot be told apart from it "
-            f"({rest})."
-        )
-    gap = (top.score or 0.0) - (best.score or 0.0)
+    tied = _counted(len(choice.tied) - 1, "other candidate")
+    found = f"Take {top.label}: it has {highest}, {score}. {tied} cannot be told apart from it"
+    small = choice.smallest or top
+    if small is top:
+        return f"{found}, and it trains the fewest parameters of these ({top.trainable:,})."
+    gap = (top.score or 0.0) - (small.score or 0.0)
     lower = f"{gap:.3f}" if top.metric == LOSSES else f"{gap:.1f} points"
-    smaller = any((line.trainable or 0) < (best.trainable or 0) for line in choice.tied)
-    above = f"beat {choice.baseline.name} and " if smaller and choice.baseline else ""
     return (
-        f"Take {best.label}: it scores {_shown(best.score, top)} and trains the fewest parameters "
-        f"({best.trainable:,}) of the candidates that {above}cannot be told apart from {highest}, "
-        f"{score} of {top.label}. More seeds may still show that the {lower} between the "
-        "two are real."
+        f"{found}; the smallest of these is {small.label}, with {small.trainable:,} parameters "
+        f"instead of {top.trainable:,} and {_shown(small.score, top)}. More seeds may show whether "
+        f"the {lower} between the two are real."
     )
 
 
