@@ -1,4 +1,4 @@
-"""The search for a learning rate: a few short-listed rates, each tried in a training of its own.
+"""The search for a learning rate: several rates, each tried in a training of its own.
 
 Every method and size gets the same number of trials over the same range: first its default rate,
 then points of one low-discrepancy sequence. A trial trains as long as a final run, on the training

@@ -1,0 +1,96 @@
+"""The plan of a comparison: sizes, steps and rows; and the commonest answer."""
+
+import pytest
+from folders import ROWS, llama_folder, rows_file
+
+from lorada.experiments.compare.data import read_data
+from lorada.experiments.compare.jobs import commonest_answer
+from lorada.experiments.compare.plan import make_plan, saved_plan, steps_of
+from lorada.experiments.compare.run import read
+from lorada.experiments.compare.spec import Comparison
+from lorada.runs.data.rows import load_rows
+from lorada.runs.recipe import Recipe
+from lorada.runs.training.train import train
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("plan")
+    llama_folder(place / "llama")
+    rows_file(place / "train.jsonl", ROWS[:27])
+    rows_file(place / "test.jsonl", ROWS[28:])
+    return place
+
+
+def comparison(place, data="train.jsonl", **changes):
+    shared = {"model": str(place / "llama"), "data": str(place / data), **changes.pop("recipe", {})}
+    return Comparison(recipe=shared, held_out=str(place / "test.jsonl"), **changes)
+
+
+def planned(asked):
+    return make_plan(asked, *read(asked), print)
+
+
+def test_budgets_that_lead_to_one_size_share_a_candidate(place):
+    plan = planned(comparison(place, methods=["lora", "ia3"], budgets=["700", "720", "8%"]))
+    budgets = [(each.method, each.budgets, each.trainable) for each in plan.candidates]
+    assert budgets == [
+        ("lora", {"700": False, "720": False}, 640),
+        ("lora", {"8%": False}, 2560),
+        ("ia3", {"700": False, "720": False, "8%": False}, 160),
+    ]
+    assert plan.candidates[0].parts["lora"]["r"] == 1
+
+
+def test_a_plan_that_was_saved_is_read_as_it_was(place, tmp_path):
+    plan = planned(comparison(place, methods=["lora", "bitfit", "lmam"]))
+    assert [each.reason is None for each in plan.candidates] == [True, False, True]
+    plan.save(tmp_path)
+    assert saved_plan(tmp_path) == plan
+    assert saved_plan(tmp_path / "elsewhere") is None
+    (tmp_path / "plan.json").write_text('{"candidates": [')
+    with pytest.raises(ValueError, match=r"plan\.json is damaged"):
+        saved_plan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"num_train_epochs": 2},
+        {"num_train_epochs": 1.5, "gradient_accumulation_steps": 2},
+        {"per_device_train_batch_size": 4, "dataloader_drop_last": True, "num_train_epochs": 1},
+        {"max_steps": 3},
+    ],
+)
+def test_the_steps_are_those_that_the_trainer_counts(place, tmp_path, training):
+    training = {"report_to": [], **training}
+    asked = comparison(place, methods=["lora"], recipe={"training": training})
+    steps = steps_of(asked, *read(asked))
+    recipe = Recipe(**asked.recipe, method="lora", output=str(tmp_path / "run"))
+    assert train(recipe, quiet=True).result["steps"] == steps
+
+
+@pytest.mark.parametrize(("rows", "aside"), [(27, 8), (300, 30), (9000, 500)])
+def test_a_tenth_of_the_rows_is_set_aside_within_limits(place, rows, aside):
+    made = [{"prompt": f"{i}?", "response": str(i)} for i in range(rows)]
+    rows_file(place / f"{rows}.jsonl", made)
+    asked = comparison(place, f"{rows}.jsonl", methods=["lora"])
+    assert read_data(asked, "decoder").dev_rows == aside
+    assert read_data(asked.model_copy(update={"trials": 0}), "decoder").dev_rows == 0
+
+
+COMMONEST = {
+    "label": ([{"text": "a", "label": n} for n in ("x", "y", "y")], "y"),
+    "score": ([{"text": "a", "score": n} for n in (1, 2, 6)], 3.0),
+    "choice": ([{"prompt": "a", "candidates": ["b", "c"], "answer": n} for n in (1, 0, 1)], 1),
+    "prompt": ([{"prompt": "a", "response": n} for n in ("b", "c", "c")], "c"),
+    "text": ([{"text": "a"}], None),
+}
+
+
+@pytest.mark.parametrize("form", COMMONEST)
+def test_the_commonest_answer_is_that_of_the_rows_form(tmp_path, form):
+    given, answer = COMMONEST[form]
+    rows = load_rows(str(rows_file(tmp_path / "rows.jsonl", given)))
+    assert rows.form == form
+    assert commonest_answer(rows) == answer
