@@ -233,7 +233,7 @@ def test_a_job_that_fails_is_told_and_the_rest_goes_on(call, place, tmp_path, mo
     monkeypatch.setattr(compare_jobs, "train", broken)
     output = tmp_path / "out"
     code, _, err = call(*words(place, output, methods="lmam,lora", seeds="1", trials=0))
-    assert code == 1
+    assert code == 2
     failures = json.loads((output / "failures.json").read_text())
     ((name, reason),) = failures.items()
     assert name.startswith("runs/lmam/")
@@ -256,7 +256,7 @@ def test_ctrl_c_says_how_to_go_on(call, place, tmp_path, monkeypatch):
     monkeypatch.setattr(compare_jobs, "train", interrupted)
     output = tmp_path / "out"
     code, _, err = call(*words(place, output, methods="lora", seeds="1", trials=0))
-    assert code == 130
+    assert code == 230
     assert f"next: lorada compare {output} --resume" in err.replace("\n", "")
 
 
@@ -267,7 +267,7 @@ def test_runs_that_wait_for_a_failed_trial_have_its_reason(call, place, tmp_path
     monkeypatch.setattr("lorada.experiments.compare.learning_rate.train", broken)
     output = tmp_path / "out"
     code, _, _ = call(*words(place, output, methods="lora", seeds="1", trials=2))
-    assert code == 1
+    assert code == 2
     failures = json.loads((output / "failures.json").read_text())
     assert set(failures.values()) == {"no such layer"}
     assert {name.split("/")[0] for name in failures} == {"trials", "runs"}

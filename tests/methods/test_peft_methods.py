@@ -12,7 +12,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from lorada import METHODS, build_method
 from lorada.methods.describe import describe
 from lorada.methods.lookup import method_named
-from lorada.methods.peft_methods import peft_names
+from lorada.methods.method import peft_configs
+from lorada.methods.peft_methods import peft_names, peft_types
 from lorada.runs.models.count import count_parameters
 
 OUTSIDE = "PEFT does not place it in the model's layers"
@@ -200,3 +201,7 @@ def test_a_tuner_is_described_like_a_method():
     assert row["runs"] == ["lorada.LmamConfig", "peft.IA3Config"]
     assert row["models"] == ["llama", "roberta", "deberta", "bart"]
     assert set(row["not_from_the_paper"]) == set(row["models"])
+
+
+def test_the_names_read_from_source_are_those_of_the_mapping():
+    assert peft_types() == set(peft_configs())

@@ -141,7 +141,7 @@ def _engine(workers: int, cluster: str | None, collect: bool) -> Any:
 def _run(
     chosen: Any, place: Path, engine: Any, part: Any, *, overwrite: bool, as_json: bool
 ) -> None:
-    """Run a comparison, and print its report or how it goes on; code 1 if a job has failed."""
+    """Run a comparison, and print its report or how it goes on; code 2 if a job has failed."""
     with waiting(HEAVY):
         from lorada.experiments.compare.run import compare as run_comparison
 
@@ -162,7 +162,7 @@ def _run(
     else:
         _show_report(place, compared.reports, as_json=as_json)
     if compared.failures:
-        raise typer.Exit(1)
+        raise typer.Exit(2)
 
 
 def _estimate(chosen: Any, place: Path, engine: Any, *, resume: bool, as_json: bool) -> None:

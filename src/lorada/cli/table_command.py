@@ -30,6 +30,11 @@ from lorada.cli.table_plan import show_plan
 from lorada.cli.terminal import page_table
 from lorada.support.files import write_atomic
 
+GpuName = Annotated[
+    str | None, typer.Option(help="for --dry-run: memory by part and hours on it (a100-80gb …)")
+]
+GpuCount = Annotated[int, typer.Option(min=1, help="how many of them share the runs")]
+
 
 @app.command()
 def table(
@@ -41,10 +46,8 @@ def table(
     tasks: Annotated[str | None, typer.Option(help="names, with commas")] = None,
     seeds: Annotated[str | None, typer.Option(help="numbers, with commas")] = None,
     dry_run: Annotated[bool, typer.Option(help="only say what would be run")] = False,
-    gpu: Annotated[
-        str | None, typer.Option(help="for --dry-run: memory by part and hours on it (a100-80gb …)")
-    ] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="how many of them share the runs")] = 1,
+    gpu: GpuName = None,
+    gpus: GpuCount = 1,
     resume: Annotated[bool, typer.Option(help="run only what has no result yet")] = False,
     overwrite: Annotated[bool, typer.Option(help="delete results first, and run again")] = False,
     results: Annotated[Path, typer.Option(help="where results are kept")] = Path("docs/results"),

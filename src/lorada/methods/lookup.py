@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
-from lorada.methods.method import Method, PartsByModel, Unpublished, peft_configs
-from lorada.methods.peft_methods import peft_method, peft_names
+from lorada.methods.method import Method, PartsByModel, Unpublished
+from lorada.methods.peft_methods import peft_method, peft_types
 from lorada.methods.table import MAP, METHODS
 from lorada.methods.unpublished_settings import UNPUBLISHED
 from lorada.support.errors import unknown_name
@@ -51,9 +52,10 @@ def _single(plain: str, asked: str = "") -> Method:
         method = METHODS[plain]
         unpublished = UNPUBLISHED.get(plain, method.unpublished)
         return replace(method, name=plain, unpublished=unpublished)
-    if plain in peft_configs():  # imports PEFT, which the names of METHODS do not need
-        return peft_method(plain)
-    raise unknown_name("method", asked or plain, {*METHODS, *peft_names()})
+    if plain in peft_types():
+        return peft_method(plain)  # imports PEFT, which other names do not need
+    near = get_close_matches(plain, METHODS, cutoff=0.6)
+    raise unknown_name("method", asked or plain, near or {*METHODS, *peft_types()})
 
 
 def _with_map(parts_by_model: PartsByModel) -> PartsByModel:

@@ -3,6 +3,11 @@
 Any tuner that places parts in a model's layers is a method of one part, with PEFT's own defaults.
 """
 
+import re
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
 from lorada.methods.method import Method, Settings, Unpublished, peft_configs
 from lorada.methods.table import EVERY_FAMILY, QUERY_VALUE
 
@@ -24,6 +29,24 @@ _OTHER_TARGETS: dict[str, dict[str, list[str] | str]] = {
     },
     "ln_tuning": dict.fromkeys(EVERY_FAMILY, _NORMS),
 }  # fmt: skip
+
+
+@cache
+def peft_types() -> frozenset[str]:
+    """The lower-case names of the types that the installed PEFT lists.
+
+    They are read from its source, because importing PEFT takes seconds and a misspelt name is to be
+    answered at once.
+    """
+    spec = find_spec("peft")
+    assert spec is not None
+    assert spec.origin is not None
+    listed = Path(spec.origin).parent / "utils" / "peft_types.py"
+    if not listed.is_file():
+        return frozenset(peft_configs())
+    types = listed.read_text("utf-8").partition("class PeftType")[2].partition("\nclass ")[0]
+    found = re.findall(r"^ +([A-Z][A-Z0-9_]*) = ", types, re.MULTILINE)
+    return frozenset(name.lower() for name in found)
 
 
 def refusal(name: str) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorada.experiments.queue.job import Report
+from lorada.methods.sizes import RATE_RANGE
 from lorada.runs.folder.folder import holds_run
 from lorada.runs.folder.result import RESULT_FILE
 from lorada.runs.recipe import Recipe
@@ -30,7 +31,6 @@ from lorada.support.errors import needs_extra
 from lorada.support.files import json_text, write_atomic
 from lorada.support.progress import only_reports
 
-RATE_RANGE = (1e-5, 1e-1)
 MEASURED = 4  # how often a trial measures its loss on the rows that are set aside
 SEED = 3  # of the sequence; its first rates are 1.5e-3, 1.5e-5 and 1.5e-2
 STUDY_FILE, SEARCH_FILE, TRIAL_FILE = "study.log", "search.json", "trial.json"
