@@ -32,6 +32,16 @@ def free_port():
         return listener.getsockname()[1]
 
 
+def connects(address):
+    """Whether Ray takes clients at an address. It refuses some in its first seconds."""
+    script = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False)"
+    try:
+        return subprocess.run([sys.executable, "-c", script, address], timeout=60,
+                              capture_output=True, check=False).returncode == 0  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return False
+
+
 def processes_with(text):
     """The processes of this machine that have a text in their command line or environment."""
     for folder in Path("/proc").glob("[0-9]*"):

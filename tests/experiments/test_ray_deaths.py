@@ -88,10 +88,14 @@ def test_a_cluster_that_loses_its_head_ends_the_command_in_one_line(tmp_path, go
     command = [sys.executable, TESTS / "ray_jobs.py"]
     with ray_jobs.cluster() as addresses:
         address, place = addresses[client], addresses.place
+        if client:
+            wait_until(lambda: ray_jobs.connects(address), seconds=150)
         process = subprocess.Popen(
             [*command, address, tmp_path / "job"], stdout=-1, stderr=-1, text=True
         )
-        wait_until((tmp_path / "job/started").exists)
+        started = tmp_path / "job/started"
+        wait_until(lambda: started.exists() or process.poll() is not None)
+        assert started.exists(), process.communicate()
         for number in ray_jobs.processes_with(f"LORADA_TEST_CLUSTER={place}"):
             name = Path(f"/proc/{number}/comm").read_text().strip()
             if gone == "head" or name == gone:

@@ -48,7 +48,10 @@ class Connection:
         logging.getLogger("ray").setLevel(logging.CRITICAL)
         ray._private.worker._worker_logs_enabled = False
         quiet = {"log_to_driver": False, "configure_logging": False}
-        ray.init(address, **quiet, logging_level=logging.CRITICAL)
+        try:
+            ray.init(address, **quiet, logging_level=logging.CRITICAL)
+        except (ConnectionError, RuntimeError) as error:  # Ray's texts have many lines
+            raise _unreachable(address, str(error).strip().partition("\n")[0]) from error
         self.address = address
         self._head = "" if address.startswith(CLIENT) else ray.get_runtime_context().gcs_address
         self._asked = self._answered = time.monotonic()
@@ -138,7 +141,11 @@ def _refuse_closed_port(address: str) -> None:
     try:
         _open(address.removeprefix(CLIENT))
     except OSError as error:
-        raise ConnectionError(f"no Ray cluster at {address} ({error}): {START}") from error
+        raise _unreachable(address, str(error)) from error
+
+
+def _unreachable(address: str, reason: str) -> ConnectionError:
+    return ConnectionError(f"no Ray cluster at {address} ({reason}): {START}")
 
 
 def _open(address: str) -> None:
@@ -160,4 +167,4 @@ def _try(address: str) -> None:
         if done.returncode == 0:
             return
         reason = " ".join(done.stderr.strip().splitlines()[-1:])
-    raise ConnectionError(f"no Ray cluster at {address} ({reason}): {START}")
+    raise _unreachable(address, reason)
