@@ -26,8 +26,8 @@ from lorada.support.files import json_text, write_atomic
 RESULTS = Path(__file__).parent / "results" / "memory_estimates.json"
 # method, rows a step, tokens a row
 SETTINGS = [
-    ("lora", 4, 128), ("lora", 8, 256), ("lorada_la", 4, 128), ("lorada_la", 8, 256),
-    ("lmam", 8, 256), ("dora", 4, 128), ("prefix", 8, 128), ("full", 4, 128),
+    ("lora", 4, 128), ("lora", 8, 128), ("lorada_la", 4, 128), ("lorada_la", 8, 128),
+    ("lmam", 8, 128), ("dora", 4, 128), ("prefix", 4, 128), ("full", 4, 128),
 ]  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def processes_with(text):
 
 
 @contextmanager
-def cluster(cpus=2):
+def cluster(cpus=2, gpus=0):
     """A cluster of this machine alone; yields its addresses."""
     # Sockets have short names only, so this is not in pytest's folder.
     with tempfile.TemporaryDirectory(prefix="lorada-ray-", ignore_cleanup_errors=True) as place:
@@ -62,7 +62,7 @@ def cluster(cpus=2):
         command = [
             sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
             f"--port={port}", f"--ray-client-server-port={client}", f"--num-cpus={cpus}",
-            f"--temp-dir={place}", "--include-dashboard=false", "--disable-usage-stats",
+            f"--num-gpus={gpus}", f"--temp-dir={place}", "--include-dashboard=false", "--disable-usage-stats",
             "--object-store-memory=100000000",
         ]  # fmt: skip
         paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
@@ -99,6 +99,12 @@ def write(folder: Path, *, report):
     (folder / "checkpoint-4").mkdir()
     (folder / "checkpoint-4/weights").write_text("large")
     (folder / "result.json").write_text("{}")
+
+
+def write_gpus(folder: Path, *, report):
+    """Write which GPUs the job may use."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "not set"))
 
 
 def copy(rows: Path, folder: Path, *, report):

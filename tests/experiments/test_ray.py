@@ -214,3 +214,13 @@ def test_without_a_cluster_auto_is_one_line(monkeypatch):
     monkeypatch.setattr(ray_connection, "TRY", "raise SystemExit('Could not find any Ray')")
     with pytest.raises(ConnectionError, match=r"at auto \(Could not find any Ray\): start one by"):
         RayEngine("auto")
+
+
+@pytest.mark.slow
+def test_a_job_gets_a_gpu_where_the_cluster_has_any(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ray_jobs.cluster(gpus=1) as addresses:
+        engine = RayEngine(addresses.member)
+        assert engine.slots == 1
+        run(engine, job(tmp_path / "one", ray_jobs.write_gpus))
+    assert (tmp_path / "one" / "gpus").read_text() == "0"

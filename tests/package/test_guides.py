@@ -17,6 +17,7 @@ WRITES = {
     "guides/stack": "my-adapter/adapter_model.safetensors",
     "guides/serve": "my-model/config.json",
     "guides/tables": None,
+    "compare": "comparison/report.html",
     "cluster": None,
 }
 
@@ -40,7 +41,8 @@ def test_every_guide_with_code_is_run_here():
 @pytest.mark.parametrize("name", WRITES)
 def test_the_code_of_a_guide_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    llama_folder(tmp_path / "HuggingFaceTB/SmolLM2-135M")  # read in place of the hub's
+    sizes = {"hidden_size": 128, "intermediate_size": 384, "max_position_embeddings": 512}
+    llama_folder(tmp_path / "HuggingFaceTB/SmolLM2-135M", **sizes)  # read in place of the hub's
     page = (ROOT / f"docs/{name}.md").read_text()
     names = {}
     for language, block in re.findall(r"```(python|bash)\n(.*?)```", page, flags=re.S):

@@ -134,6 +134,7 @@ def _jobs(recipe: Recipe, trials: int, space: Space, sampler: str) -> list[Job]:
             Path(recipe.output),
             partial(is_recorded, recipe, number, space, sampler),
             after=(names[number - 1],) if number else (),
+            reads=tuple(recipe.local_paths().values()),
         )
         for number, name in enumerate(names)
     ]

@@ -49,7 +49,8 @@ class TableJob:
         """This job for the queue."""
         name = f"{self.row.key}, {self.recipe.task}, seed {self.seed}"
         work, done = partial(carry_out, self), partial(is_done, self)
-        return Job(name, work, Path(self.recipe.output), done)
+        reads = tuple(self.recipe.local_paths().values())
+        return Job(name, work, Path(self.recipe.output), done, reads=reads)
 
 
 def jobs(

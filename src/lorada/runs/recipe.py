@@ -90,16 +90,21 @@ class Recipe(BaseModel):
         """The names in ``task``."""
         return [name.strip() for name in self.task.split(",")]
 
-    def with_absolute_paths(self) -> "Recipe":
-        """The same recipe, with the paths of existing files made absolute."""
+    def local_paths(self) -> dict[str, Path]:
+        """The files and folders of this machine that the recipe names, by field."""
         given = {name: getattr(self, name) for name in PATHS}
         found = {
-            name: str(Path(value).absolute())
+            name: Path(value).absolute()
             for name, value in given.items()
             if value and Path(value).exists() and not value.startswith(BUILTIN)
         }
         if self.model in PACKAGED or not Path(self.model).is_dir():
             found.pop("model", None)  # the file or folder of this name is not the model
+        return found
+
+    def with_absolute_paths(self) -> "Recipe":
+        """The same recipe, with the paths of existing files made absolute."""
+        found = {name: str(path) for name, path in self.local_paths().items()}
         return self.model_copy(update=found)
 
     @field_serializer("training")

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lorada.experiments.compare.data import Data
+from lorada.experiments.compare.data import Data, shared_recipe
 from lorada.experiments.compare.learning_rate import (
     MAP,
     MAP_RATE,
@@ -68,7 +68,6 @@ def _trial_jobs(
             folder=place,
             done=partial(trial_done, place, number, count),
             after=tuple(job.name for job in found[-1:]),
-            gpus=_gpus(plan),
             reads=_reads(comparison),
         ))  # fmt: skip
     return found
@@ -89,7 +88,6 @@ def _final_jobs(
             folder=run,
             done=partial(is_scored, run),
             after=tuple(job.name for job in trials[-1:]),
-            gpus=_gpus(plan),
             reads=_reads(comparison, *([search / SEARCH_FILE] if search else [])),
         ))  # fmt: skip
     return found
@@ -178,7 +176,6 @@ def base_job(comparison: Comparison, plan: Plan, folder: Path) -> Job | None:
                     work=partial(score_base, run, comparison.trust_remote_code),
                     folder=run,
                     done=(run / BASE_FILE).is_file,
-                    gpus=_gpus(plan),
                     reads=_reads(comparison),
                 )
     return None
@@ -228,13 +225,6 @@ def commonest_answer(rows: Rows) -> Any:
     return Counter(answers).most_common(1)[0][0]
 
 
-def _gpus(plan: Plan) -> float:
-    """The accelerators of a job on a cluster: one, if the machine that made the plan has one."""
-    return 0.0 if plan.hardware["accelerator"] is None else 1.0
-
-
 def _reads(comparison: Comparison, *more: Path) -> tuple[Path, ...]:
     """The files and folders that a job reads, besides its own."""
-    given = [comparison.recipe.get(name) for name in ("model", "data", "data_dir")]
-    paths = [Path(path) for path in [*given, comparison.held_out] if path]
-    return (*(path for path in paths if path.exists()), *more)
+    return (*shared_recipe(comparison).local_paths().values(), *more)

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ SAVE_WITHIN = 600.0  # seconds for interrupted jobs to save
 
 
 class RayEngine:
-    """Runs jobs on a Ray cluster.
+    """Runs jobs on a Ray cluster; a job that names no GPU gets one where the cluster has any.
 
     Args:
         address: ``auto`` for the cluster that this machine belongs to, ``HOST:PORT`` for one of
@@ -73,7 +74,8 @@ class RayEngine:
                     if wrong := ray_node.other_version(self._versions, found, name):
                         raise ValueError(wrong)
                 self._lines = ray.remote(num_cpus=0, max_restarts=-1)(ray_node.Lines).remote()
-                self.slots = max(1, fitting(1, 0))
+                self._has_gpus = fitting(1, 1) > 0
+                self.slots = max(1, fitting(1, int(self._has_gpus)))
             self._task = ray.remote(max_retries=RETRIES, max_calls=1)(ray_node.carry_out)
         except BaseException:
             ray.shutdown()
@@ -85,6 +87,8 @@ class RayEngine:
         Raises:
             OSError: if its folder or a file that it reads cannot be read.
         """
+        if not job.gpus and self._has_gpus:
+            job = replace(job, gpus=1.0)  # without one, Ray would hide them from the job
         if self._error is None:
             order = self._order(job)
             self._reports[job.name] = report
