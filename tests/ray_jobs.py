@@ -62,8 +62,8 @@ def cluster(cpus=2, gpus=0):
         command = [
             sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
             f"--port={port}", f"--ray-client-server-port={client}", f"--num-cpus={cpus}",
-            f"--num-gpus={gpus}", f"--temp-dir={place}", "--include-dashboard=false", "--disable-usage-stats",
-            "--object-store-memory=100000000",
+            f"--num-gpus={gpus}", f"--temp-dir={place}", "--include-dashboard=false",
+            "--disable-usage-stats", "--object-store-memory=100000000",
         ]  # fmt: skip
         paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
         variables = {**os.environ, "PYTHONPATH": paths, "LORADA_TEST_CLUSTER": place}
