@@ -256,7 +256,7 @@ def test_ctrl_c_says_how_to_go_on(call, place, tmp_path, monkeypatch):
     monkeypatch.setattr(compare_jobs, "train", interrupted)
     output = tmp_path / "out"
     code, _, err = call(*words(place, output, methods="lora", seeds="1", trials=0))
-    assert code == 230
+    assert code == 130
     assert f"next: lorada compare {output} --resume" in err.replace("\n", "")
 
 
