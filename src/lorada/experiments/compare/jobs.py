@@ -105,6 +105,8 @@ def _recipe(
         "per_device_train_batch_size": plan.batch,
         "save_steps": max(LEAST_STEPS, -(-plan.steps // SAVES)),
         "save_total_limit": 1,
+        # The report draws the losses, so there are no TensorBoard logs unless they are asked for.
+        "report_to": comparison.recipe.get("training", {}).get("report_to", []),
     }
     parts = candidate.parts
     if candidate.map_rate is not None:  # stated, so that it can follow the learning rate
