@@ -278,7 +278,8 @@ def _styles(summary: Summary, lines: list[Line]) -> Any:
     legend = alt.Legend(
         title=None,
         orient="bottom",
-        columns=alt.ExprRef("max(1, floor(width / 150))"),
+        # Not by ``width``, which shrinks after the rows were counted and would cut off the last.
+        columns=alt.ExprRef("max(1, floor(containerSize()[0] / 170))"),
         labelLimit=130,
         symbolLimit=0,
         symbolSize=200,
