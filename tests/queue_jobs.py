@@ -31,8 +31,8 @@ def kill_at_first(folder, text, *, report):
 
 def save_on_interrupt(folder, text, *, report):
     """Work that ends only by Ctrl-C, and saves then."""
-    (folder / "begun").touch()
     try:
+        (folder / "begun").touch()  # from here on it may be interrupted
         time.sleep(100)
     except KeyboardInterrupt:
         time.sleep(0.5)
