@@ -21,8 +21,5 @@ def engine_named(workers: int = 1, cluster: str | None = None, collect: bool = F
     if cluster is None:
         return OneAtATime() if workers == 1 else Workers(workers)
     with needs_extra("cluster"):
-        from lorada.experiments.queue.ray_cluster import (  # type: ignore[import-not-found, unused-ignore]
-            RayEngine,
-        )
-    engine: Engine = RayEngine(cluster, collect=collect)
-    return engine
+        from lorada.experiments.queue.ray_cluster import RayEngine
+    return RayEngine(cluster, collect=collect)
