@@ -83,6 +83,14 @@ def test_the_default_comes_first_and_more_trials_only_add_rates():
     assert all(low <= rate <= high for rate in eight)
 
 
+def test_all_rates_lie_in_the_range_and_its_middle_replaces_a_default_outside():
+    bounds = (1e-3, 1e-1)
+    inside, outside = rates_to_try(5e-3, 5, bounds), rates_to_try(2e-4, 5, bounds)
+    assert (inside[0], outside[0]) == (5e-3, pytest.approx(1e-2))
+    assert inside[1:] == outside[1:]
+    assert all(1e-3 <= rate <= 1e-1 for rate in outside)
+
+
 def test_every_method_tries_the_same_rates_besides_its_default():
     assert rates_to_try(2e-4, 6)[1:] == rates_to_try(5e-3, 6)[1:]
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lorada.methods.lookup import method_named
+from lorada.experiments.compare.variant import Variant
+from lorada.methods.sizes import RATE_RANGE
 from lorada.runs.data.rows import JSONL
 from lorada.runs.folder.folder import differences
 from lorada.runs.plain_yaml import read_yaml, write_yaml
@@ -41,11 +42,12 @@ class Comparison(BaseModel):
     Attributes:
         recipe: settings of a recipe that all runs share, such as the model and the rows.
         held_out: the file of the rows to score; None for benchmarks, which have their own.
-        methods: names of ``method_named``.
+        methods: names of ``method_named``, each with settings if need be: ``Variant.parse``.
         budgets: how much each method may train, as ``Budget.parse`` reads it; if there are none,
             each method has its default size.
         seeds: of the final runs; the search for learning rates takes the first.
         trials: how many learning rates are tried for each method and size; 0 for its default rate.
+        rates: the lowest and the highest learning rate to try.
         against: the method that others are tested against, besides the best; None for none.
         with_text: whether predictions and report have the text of the held-out rows.
         allow_overlap: whether held-out rows may be training rows too.
@@ -61,6 +63,7 @@ class Comparison(BaseModel):
     budgets: list[str] = []
     seeds: list[int] = [1, 2, 3]
     trials: int = 4
+    rates: tuple[float, float] = RATE_RANGE
     against: str | None = None
     with_text: bool = False
     allow_overlap: bool = False
@@ -80,13 +83,19 @@ class Comparison(BaseModel):
             if twice is not None:
                 raise ValueError(f"--{_option(option)} names {twice} twice: leave one out")
         for name in self.methods:
-            method_named(name)
+            Variant.parse(name)
         if not self.seeds:
             raise ValueError("no seed to train with: pass --seeds NUMBER,NUMBER")
         if (least := min(self.seeds)) < 0:
             raise ValueError(f"--seeds {least} must be 0 or more")
         if self.trials < 0:
             raise ValueError(f"--trials {self.trials} must be 0 or more")
+        low, high = self.rates
+        if not 0 < low < high:
+            raise ValueError(
+                f"--rates {low:g},{high:g} must be a rate above 0 and a higher one, such as "
+                "1e-5,1e-1"
+            )
         if self.against is not None and self.against not in self.methods:
             raise ValueError(
                 f"--against {self.against} is not compared: add it to --methods, or choose one of "
@@ -103,12 +112,15 @@ class Comparison(BaseModel):
     def run_recipe(self, method: str, output: Path | str, **changes: Any) -> Recipe:
         """The recipe of one run; ``changes`` are fields, and ``training`` is added to the shared.
 
-        Its ``eval_data`` are the held-out rows, which are scored after the training.
+        Its ``eval_data`` are the held-out rows, which are scored after the training. ``method`` may
+        have settings, as in ``methods``; ``parts`` among the changes replaces them.
         """
+        variant = Variant.parse(method)
         training = {**self.recipe.get("training", {}), **changes.pop("training", {})}
         return Recipe(**{
-            **self.recipe, "method": method, "output": str(output), "eval_data": self.held_out,
-            "trust_remote_code": self.trust_remote_code, **changes, "training": training,
+            **self.recipe, "method": variant.method, "parts": variant.parts, "output": str(output),
+            "eval_data": self.held_out, "trust_remote_code": self.trust_remote_code, **changes,
+            "training": training,
         })  # fmt: skip
 
     def save(self, folder: Path) -> None:
