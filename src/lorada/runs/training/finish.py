@@ -13,6 +13,7 @@ from lorada.runs.folder.model_card import write_card
 from lorada.runs.folder.result import hardware, versions
 from lorada.runs.models.adapters import fold_prefixes, parameter_counts
 from lorada.runs.models.origin import weights_fingerprint
+from lorada.runs.models.pooling import save_beside
 from lorada.runs.prepare import PreparedTraining
 from lorada.runs.training.setup import Setup
 from lorada.support.files import atomic_path
@@ -49,6 +50,7 @@ def save_model(
         if adapted:
             write_card(fresh, recipe, model.peft_config["default"])
         else:
+            save_beside(model, fresh)
             prepared.tokenizer.save_pretrained(fresh)
 
 
