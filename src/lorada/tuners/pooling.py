@@ -195,8 +195,10 @@ def reader_of(model: nn.Module) -> Literal["", "classifier", "pooler"]:
     reader = READERS[kind]
     head: Any = getattr(model, "classifier", None)
     last = getattr(head, "out_proj", None) if reader == "classifier" else head
-    has_all = backbone_of(model) is not None and hasattr(model, reader or "classifier")
-    if last is None or not has_all or hasattr(head, "out_proj") != (reader == "classifier"):
+    # Without a reader of its own the head reads what the pooler in the backbone returns.
+    pooler = getattr(backbone_of(model) if reader == "" else model, reader or "pooler", None)
+    # Asked like this, a linear layer may be wrapped by parts of other adapters.
+    if backbone_of(model) is None or not hasattr(last, "out_features") or pooler is None:
         raise ValueError(
             f"pooling: {type(model).__name__} has no head for classes or scores as transformers "
             f"builds it for {kind}: load the model with AutoModelForSequenceClassification"
@@ -224,7 +226,7 @@ def attach(model: nn.Module, pooling: str, name: str = "default") -> PoolingLaye
     """
     reader_of(model)
     host: Any = backbone_of(model)
-    layer: Any = PoolingLayer(host, model)
+    layer = PoolingLayer(host, model)
     host.add_module(CHILD, layer)
     layer.update_layer(name, PoolingConfig(pooling=pooling), model)
     layer.set_adapter([name])

@@ -221,7 +221,7 @@ def load_model(
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # refused below, with their names
-            adapter_kwargs={"subfolder": "none"} if without_adapter else {},
+            adapter_kwargs={"subfolder": "none"} if without_adapter else None,
             output_loading_info=True,
         )
     return model, _drawn(name, model, found, outputs)

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import nn
 from transformers import PreTrainedModel
 
 from lorada.tasks.rows import HEADED, Form
 from lorada.tuners import LoradaConfig
 from lorada.tuners.pooling import CHILD, PoolingConfig, PoolingLayer, backbone_of, refuse_type
 
-# From a local folder transformers loads the base beside the adapter; from the hub, the one that the
-# adapter's config names. No name fits: the folder may be moved, and no other base has its weights.
+# ``base_model_name_or_path`` of an adapter that lies beside its base. From a local folder
+# transformers loads the base beside it; from the hub, the one that is named here. No name fits: the
+# folder may be moved, and no other folder has these weights.
 BESIDE = "the base is beside this adapter: load a local copy of the folder"
 
 
@@ -53,21 +55,26 @@ def refuse_other(found: str | None, wanted: str | None, folder: Path) -> None:
         raise ValueError(f"{folder} was trained with {own}, and the recipe has {given}")
 
 
-def pooling_of(model: PreTrainedModel) -> str | None:
-    """The pooling that ``attach`` has put on a fully trained model; None if it has none."""
+def pooling_of(model: nn.Module) -> str | None:
+    """The pooling that ``attach`` has put on a fully trained model; None for any other model."""
+    if not isinstance(model, PreTrainedModel):
+        return None
     layer = getattr(backbone_of(model), CHILD, None)
     return layer.configs["default"].pooling if isinstance(layer, PoolingLayer) else None
 
 
-def save_beside(model: PreTrainedModel, folder: Path) -> None:
-    """Write the pooling of a fully trained model, if it has one, as an adapter in its folder."""
+def save_beside(model: nn.Module, folder: Path) -> None:
+    """Write the pooling of a fully trained model, if it has one, as an adapter in its folder.
+
+    It has no tensors, as the trained head is in the weights of the model.
+    """
     pooling = pooling_of(model)
     if pooling is None:
         return
     config = LoradaConfig(
         parts=[PoolingConfig(pooling=pooling)],
         base_model_name_or_path=BESIDE,
-        base_model_type=model.config.model_type,
+        base_model_type=str(model.config.model_type),  # type: ignore[union-attr]
         inference_mode=True,
     )
     config.save_pretrained(str(folder))
