@@ -23,21 +23,27 @@ class FollowingHook:
 
     LoRA may wrap the child, or remove the wrapper. Before each call of the parent the hook moves if
     the child is another module than before. The first call puts it there, so it runs after the
-    hooks that other parts have put on the child.
+    hooks that other parts have put on the child. ``before`` is the module before whose calls the
+    hook moves, if that is not the parent.
     """
 
     def __init__(
-        self, parent: nn.Module, name: str, register: Callable[[nn.Module], RemovableHandle]
+        self,
+        parent: nn.Module,
+        name: str,
+        register: Callable[[nn.Module], RemovableHandle],
+        before: nn.Module | None = None,
     ) -> None:
         # ``register`` is a partial function and not a closure: a copy of the model copies it too.
         self._name, self._register = name, register
+        self._parent = None if before is None else parent
         self._module: nn.Module | None = None
         self._handle: RemovableHandle | None = None
-        self._parent_handle = parent.register_forward_pre_hook(self.follow)
+        self._parent_handle = (before or parent).register_forward_pre_hook(self.follow)
 
-    def follow(self, parent: nn.Module, args: Any = ()) -> None:
+    def follow(self, called: nn.Module, args: Any = ()) -> None:
         """Move the hook if the child is another module than before."""
-        module = getattr(parent, self._name)
+        module = getattr(called if self._parent is None else self._parent, self._name)
         if module is not self._module:
             if self._handle is not None:
                 self._handle.remove()
