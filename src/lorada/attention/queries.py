@@ -30,12 +30,14 @@ class QueryListener:
     def __init__(self, module: nn.Module, read: ReadQuery) -> None:
         self._module = (module,)  # in a tuple: the owner is a module and must not register it
         self._read = read
+        self._expected = False  # whether DeBERTa's projection has yet to return the queries
         self._handles: list[Any] = []
         if interface.dispatches(module):
             interface.install()
             module.__dict__[READER] = read
             self._handles.append(module.register_forward_pre_hook(interface.check_installed))
         elif hasattr(module, "query_proj"):
+            self._handles.append(module.register_forward_pre_hook(self._expect))
             hook = partial(nn.Module.register_forward_hook, hook=self._read_output)
             self._handles.append(FollowingHook(module, "query_proj", hook))
         else:
@@ -49,7 +51,13 @@ class QueryListener:
         self.__dict__.update(state)
         interface.install()
 
+    def _expect(self, module: nn.Module, args: Any) -> None:
+        self._expected = True
+
     def _read_output(self, projection: nn.Module, args: Any, output: Tensor) -> None:
+        if not self._expected:
+            return  # after the queries, DeBERTa projects its embeddings of distances
+        self._expected = False
         heads = head_count(self._module[0])
         self._read(output.unflatten(-1, (heads, -1)).transpose(1, 2))
 
