@@ -18,7 +18,7 @@ Family = Literal["llama", "roberta", "deberta", "bart"]
 Settings = dict[str, Any]
 PartsByModel = dict[str, dict[str, Settings]]  # kind of model → part → settings
 
-EVERY_FAMILY: tuple[Family, ...] = ("llama", "roberta", "deberta", "bart")
+EVERY_FAMILY = ("llama", "roberta", "deberta", "bart")
 # The callback of methods that train with shifted sparse attention.
 SHIFTED_ATTENTION = "lorada.methods.callbacks.longlora:ShiftedAttention"
 

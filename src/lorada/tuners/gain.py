@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorada.attention import interface
 from lorada.attention.attention_map import for_samples
 from lorada.attention.call import head_count, head_width
 from lorada.attention.queries import QueryListener
@@ -58,7 +59,7 @@ class GainConfig(LoradaPeftConfig):
 
     @property
     def mergeable(self) -> bool:
-        """Whether the gains can be merged: constant ones can, those of the query differ by token."""
+        """Whether the gains can be merged; those of the query differ from token to token."""
         return self.form == "constant"
 
 
@@ -132,7 +133,7 @@ class GainLayer(DeltaLayer):
         self, name: str, samples: list[bool] | None, x: Tensor, query: Tensor | None
     ) -> Tensor:
         """The gains of an adapter in this call, (…, H) with dimensions of 1 or as ``x`` has."""
-        gain = self.lora_gain(name)
+        gain: Tensor = self.lora_gain(name)
         if name in self.lora_gain_query:
             assert query is not None
             gain = query_gains(query, self.lora_gain_query(name), gain).view(*x.shape[:-1], -1)
@@ -164,6 +165,15 @@ class GainModel(HostModel):
     def candidates(self, config: Any) -> list[str]:
         """Names, within a layer, of the self-attention modules of this model."""
         return sorted({within_layer(name) for name in self_attentions(self.model)})
+
+    def _prepare_adapter_config(self, peft_config: GainConfig, model_config: Any) -> GainConfig:
+        if not self.candidates(peft_config):
+            raise ValueError(
+                f"no self-attention module of {type(self.model).__name__} can have gains; it has "
+                f"{interface.attention_classes(self.model) or 'no attention'}"
+            )
+        super()._prepare_adapter_config(peft_config, model_config)
+        return peft_config
 
     def _prepare_model(self, peft_config: GainConfig, model: nn.Module) -> None:
         refuse_offloaded(model, "Gain")
