@@ -66,6 +66,8 @@ def refusal(name: str, model: str) -> str | None:
         return rf"{name} needs attention that takes a mask for each head, and \w+ computes its own"
     if "prefix" in method.part_names and model in OWN_ATTENTION:
         return r"a prefix needs attention that dispatches .*; \w+ computes it itself"
+    if name == "gain_query" and model in OWN_ATTENTION:
+        return r"form='query' reads the queries, and \w+ computes attention itself"
     if "shira" in method.part_names and model == "gpt2":
         return r"PEFT's SHiRA takes nn.Linear only, and .*c_attn of \w+ is a Conv1D"
     known, kind = {*method.parts, *method.unpublished.parts}, family(model)

@@ -12,6 +12,7 @@ from transformers import TrainerState
 
 from lorada import (
     BottleneckConfig,
+    GainConfig,
     LamdaConfig,
     LmamConfig,
     LoradaConfig,
@@ -41,6 +42,7 @@ PARTS = {
     "lmam": LmamConfig(rank=2, length=16),
     "prefix": PrefixConfig(length=3),
     "sora": SoraConfig(rank=4),
+    "gain": GainConfig(),
     "lamda": LamdaConfig(rank=4),
     "omoe": OmoeConfig(rank=4),
     "quanta": QuantaConfig(),

@@ -17,6 +17,7 @@ from torch import nn
 from lorada import (
     METHODS,
     BottleneckConfig,
+    GainConfig,
     LamdaConfig,
     LmamConfig,
     OmoeConfig,
@@ -82,6 +83,11 @@ def lmam(part, model: str) -> int:
     return stacks * LAYERS * one
 
 
+def gain(part, model: str) -> int:
+    attentions = LAYERS * (2 if model in ENCODER_DECODERS else 1)
+    return attentions * (HEADS + (D if part.form == "query" else 0))
+
+
 def bottleneck(part, model: str) -> int:
     layers = LAYERS * (2 if model in ENCODER_DECODERS else 1)
     attentions = LAYERS * (3 if model in ENCODER_DECODERS else 1)
@@ -135,6 +141,7 @@ SIZES_OF = {
         part.init_r * (i + o + 1) for i, o in widths(part, model).values()
     ),
     ShiraConfig: lambda part, model: sum(part.r * (i + o) for i, o in widths(part, model).values()),
+    GainConfig: gain,
     LamdaConfig: lamda,
     OmoeConfig: omoe,
 }

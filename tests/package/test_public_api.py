@@ -17,9 +17,9 @@ from lorada.tuners import TUNERS
 
 def test_the_public_names_are_these():
     names = {
-        "BottleneckConfig", "EffectSize", "LamdaConfig", "LmamConfig", "LoradaConfig", "METHODS",
-        "OmoeConfig", "PrefixConfig", "QuantaConfig", "SoraConfig", "TASKS", "__version__",
-        "build_method", "explain", "functional",
+        "BottleneckConfig", "EffectSize", "GainConfig", "LamdaConfig", "LmamConfig", "LoradaConfig",
+        "METHODS", "OmoeConfig", "PrefixConfig", "QuantaConfig", "SoraConfig", "TASKS",
+        "__version__", "build_method", "explain", "functional",
     }  # fmt: skip
     assert names <= set(lorada.__all__)
     further = set(lorada.__all__) - names

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from lorada import (
     BottleneckConfig,
+    GainConfig,
     LamdaConfig,
     LmamConfig,
     LoradaConfig,
@@ -47,6 +48,8 @@ def configs(task: str) -> list[Case]:
         (SoraConfig, {"rank": 4}),
         (LamdaConfig, {"rank": 4}),
         (OmoeConfig, {"rank": 2, "target_modules": MATRICES}),
+        (GainConfig, {}),
+        (GainConfig, {"form": "query"}),
         (LoradaConfig, {"parts": [LMAM, LORA, BOTTLENECK]}),
         (LoradaConfig, {"parts": [PREFIX, LORA]}),
         (LoradaConfig, {"parts": [LORA, GRALORA]}),
@@ -65,6 +68,7 @@ CONFIG_CLASSES: list[Case] = [
     (SoraConfig, {}),
     (LamdaConfig, {}),
     (OmoeConfig, {}),
+    (GainConfig, {}),
     (LoradaConfig, {"parts": [LMAM, LORA, BOTTLENECK]}),
 ]
 

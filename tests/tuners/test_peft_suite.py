@@ -135,9 +135,9 @@ HUB = {
         "test_pvera_reproducible",
     },
 }
-# The first two need attention, which no custom model has.
-OURS = ("LmamConfig", "PrefixConfig", "BottleneckConfig", "QuantaConfig", "SoraConfig")
-OURS += ("LamdaConfig", "OmoeConfig", "LoradaConfig")
+# The first three need attention, which no custom model has.
+OURS = ("LmamConfig", "PrefixConfig", "GainConfig", "BottleneckConfig", "QuantaConfig")
+OURS += ("SoraConfig", "LamdaConfig", "OmoeConfig", "LoradaConfig")
 KINDS = ("passed", "with our configs", "skipped", "excused", "failed")
 NO_HUB = ("huggingface.co", "hf.co", "on the Hub (Offline", "find 'adapter_config.json' at")
 
@@ -303,7 +303,7 @@ def test_peft_tests_pass_with_our_configs(names, tmp_path):
         own = [o.case for o in met if o.family == family]
         assert len(own) >= LEAST[family] * (len(models) or 1), family
         every = names != CUT or family in ("decoder", "config", "custom")
-        for config in OURS[2 * (family == "custom") :] if every else ("LoradaConfig",):
+        for config in OURS[3 * (family == "custom") :] if every else ("LoradaConfig",):
             assert any(config in case for case in own), f"{family} met no {config}"
     merges = [o for o in met if o.family == "decoder" and "merge" in o.case]
     assert len(merges) >= 4 * len(names["decoder"])

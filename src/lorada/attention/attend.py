@@ -9,6 +9,7 @@ parts.
                              ablation ¬N is given to the kernel, in its mask
     child ``prefix``         puts keys and values before those of the call; maps do not cover them
     attribute ``shifted``    makes attention sparse by a mask while the module trains
+    attribute ``read_query`` is a function that gets the queries, for gains that depend on them
 
 Shapes: B batch, H query heads, T queries, D head width.
 """
@@ -36,6 +37,7 @@ from lorada.attention.shifted_sparse import ShiftedGroups
 CHILD = "lmam"
 PREFIX_CHILD = "prefix"
 SHIFTED = "shifted"  # a plain attribute, since shifted sparse attention has no parameters
+READER = "read_query"  # likewise: gains have their parameters at the output projection
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
 
@@ -68,6 +70,9 @@ def with_parts(attend: Attend) -> Attend:
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         # Read from the dictionaries: ``getattr`` of a missing name is slow on a module.
+        read_query = module.__dict__.get(READER)
+        if read_query is not None:
+            read_query(query)
         source: Any = module._modules.get(CHILD)
         beyond = source is None or _lies_beyond(source, query, key, attention_mask, kwargs)
         maps = [] if beyond else source.maps()

@@ -14,6 +14,8 @@ from lorada.report.render import NOT_FROM_THE_PAPER, Page, cells, header_of
 from lorada.support.errors import full_disk_in_one_line
 from lorada.support.files import write_atomic
 
+OURS = "an extension of this project, not of the paper"  # marks such a method in a list
+
 
 def methods_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     """The table of methods; ``rows`` is name → description by ``methods.describe.describe``."""
@@ -25,7 +27,7 @@ def methods_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
             Text(f"{row['summary']}\n{row['formula']}"),
             Text("\n".join(row["runs"])),
             Text("\n".join(_marked(row, model) for model in row["models"])),
-            Text(f"{row['source']}\n{row['paper']}", overflow="fold"),
+            Text("\n".join([row["source"], *_links(row)]), overflow="fold"),
         )
     return table
 
@@ -34,8 +36,10 @@ def method_page(name: str, row: Mapping[str, Any]) -> RenderableType:
     """All facts of one method, with its settings for each kind of model."""
     facts = Table.grid(padding=(0, 2))
     facts.add_row("method", name)
-    for key in ("summary", "formula", "paper", "source"):
+    for key in ("summary", "formula"):
         facts.add_row(key, Text(row[key], overflow="fold"))
+    facts.add_row("paper", Text("\n".join(_links(row)), overflow="fold"))
+    facts.add_row("source", Text(row["source"], overflow="fold"))
     facts.add_row("runs", Text("\n".join(row["runs"])))
     facts.add_row("models", Text(", ".join(_marked(row, model) for model in row["models"])))
     for source in dict.fromkeys(row["not_from_the_paper"].values()):
@@ -48,6 +52,11 @@ def method_page(name: str, row: Mapping[str, Any]) -> RenderableType:
             words = ", ".join(f"{key}={value!r}" for key, value in settings.items())
             table.add_row(Text(_marked(row, model)), part, Text(words or "defaults"))
     return Group(facts, table)
+
+
+def _links(row: Mapping[str, Any]) -> list[str]:
+    """The papers of a method, and a mark if it is, or has in it, an extension of this project."""
+    return [each for each in (row["paper"], OURS if row["ours"] else "") if each]
 
 
 def _marked(row: Mapping[str, Any], model: str) -> str:

@@ -10,8 +10,9 @@ def describe(name: str) -> dict[str, Any]:
     """Describe a method and how it runs, with values that JSON can hold.
 
     Returns:
-        ``summary``, ``formula``, ``paper``, ``source``, ``parts`` (names), ``models`` (the kinds it
-        has settings for), ``not_from_the_paper`` (kind of model → source of settings that are not
+        ``summary``, ``formula``, ``paper``, ``source``, ``ours`` (whether it, or a method of a sum,
+        is an extension of this project), ``parts`` (names), ``models`` (the kinds it has settings
+        for), ``not_from_the_paper`` (kind of model → source of settings that are not
         from the paper), ``runs`` (what implements it) and ``settings`` (model → part → settings).
 
     Raises:
@@ -24,6 +25,7 @@ def describe(name: str) -> dict[str, Any]:
         "formula": method.formula,
         "paper": method.paper,
         "source": method.source,
+        "ours": method.ours,
         "parts": method.part_names,
         "models": list(settings) or ["any"],
         "not_from_the_paper": dict.fromkeys(method.unpublished.parts, method.unpublished.source),

@@ -91,8 +91,9 @@ def _sum(name: str, methods: Sequence[Method], *, with_map: bool) -> Method:
         arguments=_joined_arguments(name, methods),
         sizes={part: size for method in methods for part, size in method.sizes.items()},
         formula="; ".join(method.formula for method in methods),
-        paper=" ".join(dict.fromkeys(method.paper for method in methods)),
+        paper=" ".join(dict.fromkeys(method.paper for method in methods if method.paper)),
         source="; ".join(f"{method.name}: {method.source}" for method in methods),
+        ours=any(method.ours for method in methods),
         summands=tuple(methods),
     )
 

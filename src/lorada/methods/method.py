@@ -18,6 +18,7 @@ Family = Literal["llama", "roberta", "deberta", "bart"]
 Settings = dict[str, Any]
 PartsByModel = dict[str, dict[str, Settings]]  # kind of model → part → settings
 
+EVERY_FAMILY = ("llama", "roberta", "deberta", "bart")
 # The callback of methods that train with shifted sparse attention.
 SHIFTED_ATTENTION = "lorada.methods.callbacks.longlora:ShiftedAttention"
 
@@ -91,8 +92,9 @@ class Method:
         arguments: TrainingArguments that the method changes.
         sizes: part → the setting that leaves the part out when it is 0.
         formula: what it computes or how it updates, in one line of plain text.
-        paper: link to the paper of the method.
+        paper: link to the paper of the method; empty for an extension of this project.
         source: where the settings come from.
+        ours: whether it is an extension of this project, not of the paper.
         name: the name it was looked up by; ``method_named`` fills it in.
         unpublished: settings for further kinds of model; ``method_named`` fills them in.
         summands: the methods of a sum, such as ``ia3+lora``, in the order of their parts; empty
@@ -112,6 +114,7 @@ class Method:
     formula: str = ""
     paper: str = ""
     source: str = ""
+    ours: bool = False
     name: str = ""
     unpublished: Unpublished = Unpublished()
     summands: "tuple[Method, ...]" = ()

@@ -8,8 +8,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from lorada.methods.method import Method, Settings, Unpublished, peft_configs
-from lorada.methods.table import EVERY_FAMILY, QUERY_VALUE
+from lorada.methods.method import EVERY_FAMILY, Method, Settings, Unpublished, peft_configs
+from lorada.methods.table import QUERY_VALUE
 
 OUTSIDE_LAYERS = "PEFT does not place it in the model's layers"
 NEEDS_TOKENS = "it trains the tokens that its config names, so it has no defaults"

@@ -3,8 +3,9 @@
 from typing import Literal
 
 # Part → the setting that is its size, then settings that keep their ratio to it. A tuner of PEFT
-# has its lower-case name. A part without an entry has no size: QuanTA's gates follow from the width
-# of the matrices, and TinyLoRA's u from r² on adds no further changes.
+# has its lower-case name. A part without an entry has no size: gains are as many as the heads,
+# QuanTA's gates follow from the width of the matrices, and TinyLoRA's u from r² on adds no further
+# changes.
 SIZES: dict[str, tuple[str, ...]] = {
     "lmam": ("rank",),
     "bottleneck": ("rank",),
@@ -130,6 +131,8 @@ RATES: dict[str, tuple[float, str]] = {
     "lorada_a": (3e-4, _LORADA),
     "lorada_la": (1e-4, _LORADA),
     "lorada_q": (1e-4, _LORADA),
+    "gain": (5e-3, "our choice: that of maps"),
+    "gain_query": (5e-3, "our choice: that of maps"),
     "bitfit": (2e-4, "ten times that of full fine-tuning (Table 5)"),
     "full": (2e-5, _HE),
     "beft": (8e-3, _EXAMPLE),

@@ -1,4 +1,4 @@
-"""METHODS: the compared methods of the paper, as data.
+"""METHODS: the compared methods of the paper, and the extensions of this project, as data.
 
 A method is a list of parts with their settings, for each kind of model. A combination (LoRaDA-A,
 LoRaDA-LA, MAM, ``NAME+lmam``) is a longer list. ``method.Method`` documents the fields of an entry;
@@ -6,7 +6,8 @@ LoRaDA-LA, MAM, ``NAME+lmam``) is a longer list. ``method.Method`` documents the
 """
 
 from lorada.methods.autopeft.settings import SIZES, parts_of_size
-from lorada.methods.method import SHIFTED_ATTENTION, Method, Settings
+from lorada.methods.extensions import EXTENSIONS
+from lorada.methods.method import EVERY_FAMILY, SHIFTED_ATTENTION, Method, Settings
 
 # Papers that several methods link to.
 LORADA = "https://aclanthology.org/2025.findings-emnlp.676/"
@@ -14,7 +15,6 @@ UNIFIED = "https://arxiv.org/abs/2110.04366"  # He et al.
 LLM_ADAPTERS = "https://arxiv.org/abs/2304.01933"
 
 MAP = {"rank": 2, "length": 128}
-EVERY_FAMILY = ("llama", "roberta", "deberta", "bart")
 LLM_LORA = {"target_modules": ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]}
 ENCODER_LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.1}
 FFN_LORA = {"r": 102, "lora_alpha": 102, "target_modules": ["fc1", "fc2"]}
@@ -375,4 +375,5 @@ METHODS: dict[str, Method] = {
         paper=LORADA,
         source="Table 5",
     ),
+    **EXTENSIONS,
 }  # fmt: skip

@@ -25,15 +25,13 @@ from torch import Tensor, nn
 
 from lorada.attention import interface
 from lorada.attention.attend import PREFIX_CHILD
-from lorada.attention.call import Prefix, head_count
+from lorada.attention.call import Prefix, head_count, head_width, hidden_width
 from lorada.attention.deberta_prefix import ReplacedForward, is_disentangled
 from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import LoradaPeftConfig, register, require_count, require_positive
 from lorada.tuners.base.entries import Entries
 from lorada.tuners.base.layer import sample_mask
 from lorada.tuners.base.tuner import AttachedModel
-
-HEAD_WIDTHS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
 
 
 @dataclass
@@ -285,15 +283,8 @@ def network_set(key: str) -> str:
 
 def key_width(module: Any) -> int:
     """G·D, the width of all keys of a token in an attention module."""
-    heads = head_count(module)
-    widths = [getattr(module, name, None) for name in HEAD_WIDTHS]
-    width = next((w for w in widths if isinstance(w, int)), None) or hidden_width(module) // heads
-    return width * heads // int(getattr(module, "num_key_value_groups", 1))
-
-
-def hidden_width(module: Any) -> int:
-    """d, the hidden width, from the config of a model or of an attention module."""
-    return int(module.config.hidden_size)
+    width = head_width(module)
+    return width * head_count(module) // int(getattr(module, "num_key_value_groups", 1))
 
 
 def _new(device: torch.device, *shape: int, start: Callable[[Tensor], Any]) -> nn.Parameter:

@@ -64,9 +64,10 @@ class AttachedLayer(LoradaTunerLayer):
 
 
 def detach_all(model: nn.Module) -> None:
-    """Remove every attached part and its hooks from a model."""
+    """Remove every attached part from a model, and the hooks of every part."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, AttachedLayer):
+            if isinstance(child, LoradaTunerLayer):
                 child.detach_from_host()
+            if isinstance(child, AttachedLayer):
                 delattr(module, name)

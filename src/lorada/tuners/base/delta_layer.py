@@ -85,17 +85,10 @@ class DeltaLayer(LoradaTunerLayer):
         return weight.T if isinstance(self.adapted, Conv1D) else weight
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The output of the linear layer plus the term of each active adapter.
-
-        Raises:
-            ValueError: for a mixed batch while an adapter is merged.
-        """
-        if self._disable_adapters and self.merged:
-            self.unmerge()
+        """The output of the linear layer plus the term of each active adapter."""
+        merged = self.merged_alone()
         output: Tensor = self.base_layer(x, *args, **kwargs)
-        if self.merged:
-            if self._adapter_of_sample is not None:
-                raise ValueError("adapter_names needs unmerged adapters: call unmerge_adapter()")
+        if merged:
             return output
         result = output
         for name, samples in self.samples_by_adapter():
@@ -103,6 +96,18 @@ class DeltaLayer(LoradaTunerLayer):
             mask = sample_mask(samples, term.device)
             result = result + for_samples(term, mask, term.shape[0])
         return result.to(output.dtype)
+
+    def merged_alone(self) -> bool:
+        """Whether merged weights serve this call; unmerges first if the adapters are disabled.
+
+        Raises:
+            ValueError: for a mixed batch while an adapter is merged.
+        """
+        if self._disable_adapters and self.merged:
+            self.unmerge()
+        if self.merged and self._adapter_of_sample is not None:
+            raise ValueError("adapter_names needs unmerged adapters: call unmerge_adapter()")
+        return self.merged
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

@@ -10,7 +10,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from lorada.support.errors import unknown_name
-from lorada.tuners.base.attached_layer import AttachedLayer
+from lorada.tuners.base.layer import LoradaTunerLayer
 
 # Heads that PEFT adds to ``modules_to_save`` by task, whether a model has them or not.
 HEADS_OF_PEFT = {
@@ -33,7 +33,7 @@ def all_or_nothing(model: nn.Module, adapter_name: str) -> Iterator[None]:
     except BaseException:
         before = {id(module) for module, _ in children}
         for module in list(model.modules()):
-            if isinstance(module, AttachedLayer) and id(module) not in before:
+            if isinstance(module, LoradaTunerLayer) and id(module) not in before:
                 module.detach_from_host()
         for layer, values in attributes:
             vars(layer).update(values)

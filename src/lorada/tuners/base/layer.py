@@ -48,6 +48,9 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         """The module of the base model that this layer adapts."""
         raise NotImplementedError
 
+    def detach_from_host(self) -> None:
+        """Remove every hook that this part has put on the model; most parts put none."""
+
     def samples_by_adapter(self) -> list[tuple[str, list[bool] | None]]:
         """The active adapters of this call, each with booleans of its samples (None for all)."""
         if self._disable_adapters:

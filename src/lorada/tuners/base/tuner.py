@@ -135,20 +135,14 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         return remapped
 
 
-class AttachedModel(LoradaTuner):
-    """A tuner that attaches one kind of layer to its targets, as their child.
+class HostModel(LoradaTuner):
+    """A tuner whose targets are modules of one kind, such as attention, instead of linear layers.
 
     Attributes:
-        child: the name of the layer in its host.
-        host_kind: a description of a host, for errors.
+        host_kind: a description of such a module, for errors.
     """
 
-    child: str
     host_kind: str
-    tuner_layer_cls: type[AttachedLayer]
-    not_mergeable = (
-        "merge_weights() merges the other parts of a stack and keeps these as an adapter"
-    )
 
     def can_host(self, module: nn.Module) -> bool:
         """Whether a module can hold the part."""
@@ -177,6 +171,20 @@ class AttachedModel(LoradaTuner):
                 f"this model has {self.listed_candidates(peft_config)}"
             )
         return not peft_config.stacks or any(s in key.split(".") for s in peft_config.stacks)
+
+
+class AttachedModel(HostModel):
+    """A tuner that attaches one kind of layer to its targets, as their child.
+
+    Attributes:
+        child: the name of the layer in its host.
+    """
+
+    child: str
+    tuner_layer_cls: type[AttachedLayer]
+    not_mergeable = (
+        "merge_weights() merges the other parts of a stack and keeps these as an adapter"
+    )
 
     def new_layer(self, target: nn.Module, parent: nn.Module) -> AttachedLayer:
         """The layer for a host that has none yet."""

@@ -1,0 +1,386 @@
+"""Gains of attention heads as an adapter, against heads that are scaled by hand."""
+
+import copy
+import io
+import pickle
+
+import exact_cells
+import pytest
+import torch
+from architectures import ARCHITECTURES, inputs, logits
+from conftest import TINY, assert_close
+from exact_cells import CELLS, DECODERS, NEW, PROMPTS, alone
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from stacks import batch, lmam, randomise
+from stacks import logits as output
+from transformers import AttentionInterface, DeepseekV3Config, DeepseekV3ForCausalLM
+
+from lorada import GainConfig, LoradaConfig, PrefixConfig
+from lorada.attention.attend import READER
+from lorada.functional.gains import query_gains_reference, scale_heads_reference
+from lorada.tuners.gain import GainLayer
+from lorada.tuners.lmam import self_attentions
+
+pytestmark = pytest.mark.fp64
+
+HEADS = 4
+LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "o_proj"]}
+FORMS = ("constant", "query")
+every_form = pytest.mark.parametrize("form", FORMS)
+
+
+def trained(base, form="constant", *parts, behind=(), **options):
+    """A model with gains that have moved, behind other parts in a stack or before them."""
+    config = GainConfig(form=form, **options)
+    if parts or behind:
+        config = LoradaConfig(parts=[*parts, config, *behind])
+    model = get_peft_model(base, config).eval()
+    randomise(model)
+    return model
+
+
+def gain_layers(model) -> list[GainLayer]:
+    return [module for module in model.modules() if isinstance(module, GainLayer)]
+
+
+# The maths, in a whole model.
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen3", "gemma2", "gpt2", "roberta", "deberta_v2", "deberta", "falcon",
+             "bart", "t5", "vit"],
+)  # fmt: skip
+def test_constant_gains_scale_the_columns_of_the_output_projection(name):
+    model, inputs_ = trained(ARCHITECTURES[name]()), inputs(name)
+    changed, plain = logits(model, **inputs_), ARCHITECTURES[name]()
+    before = logits(plain, **inputs_)
+    assert len(gain_layers(model)) == len(self_attentions(plain))
+    for key, layer in model.base_model.model.named_modules():
+        if isinstance(layer, GainLayer):
+            linear = plain.get_submodule(key)
+            rows = linear.weight.data if name == "gpt2" else linear.weight.data.T
+            for h, part in enumerate(rows.chunk(HEADS)):
+                part *= 1 + layer.lora_gain["default"][h].item()
+    assert_close(logits(plain, **inputs_), changed)
+    assert (changed - before).abs().max() > 1e-3
+
+
+class ByHand:
+    """The attention of a plain model with each head's output scaled by the reference."""
+
+    def __init__(self, model: PeftModel, plain) -> None:
+        self.weights = {
+            plain.get_submodule(name): [
+                layer.lora_gain_query["default"].detach().clone().requires_grad_(),
+                layer.lora_gain["default"].detach().clone().requires_grad_(),
+            ]
+            for name, layer in zip(self_attentions(plain), gain_layers(model), strict=True)
+        }
+        self.plain = AttentionInterface._global_mapping["sdpa"]
+
+    def scaled(self, module, query, attended):
+        gains = query_gains_reference(query, *self.weights[module])
+        return scale_heads_reference(attended.flatten(2), gains).view(attended.shape)
+
+    def __call__(self, module, query, key, value, mask, **kwargs):
+        attended, weights = self.plain(module, query, key, value, mask, **kwargs)
+        if module in self.weights:  # no cross-attention
+            attended = self.scaled(module, query, attended)
+        return attended, weights
+
+
+@pytest.mark.parametrize("name", ["llama", "roberta", "bart", "gpt2"])
+def test_gains_of_queries_are_the_reference_in_values_and_gradients(name, monkeypatch):
+    model, plain, given = (
+        trained(ARCHITECTURES[name](), "query"),
+        ARCHITECTURES[name](),
+        inputs(name),
+    )
+    found = model(**given).logits
+    hand = ByHand(model, plain)
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", hand)
+    expected = plain(**given).logits
+    assert_close(found, expected)
+    pull = torch.randn_like(found)
+    trains = [w for layer in gain_layers(model)
+              for w in (layer.lora_gain_query["default"], layer.lora_gain["default"])]  # fmt: skip
+    weights = [weight for pair in hand.weights.values() for weight in pair]
+    actual = torch.autograd.grad((found * pull).sum(), trains)
+    for left, right in zip(
+        actual, torch.autograd.grad((expected * pull).sum(), weights), strict=True
+    ):
+        assert right.abs().max() > 1e-3
+        assert_close(left, right)
+
+
+def test_gains_of_queries_of_a_deberta_are_the_reference():
+    model, plain = trained(ARCHITECTURES["deberta_v2"](), "query"), ARCHITECTURES["deberta_v2"]()
+    given, hand = inputs("deberta_v2"), ByHand(model, plain)
+
+    def scale(module, args, kwargs, output):
+        hidden = args[0]
+        query = module.query_proj(hidden).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        attended = output[0].unflatten(-1, (HEADS, -1))
+        return (hand.scaled(module, query, attended).flatten(2), *output[1:])
+
+    for module in hand.weights:
+        module.register_forward_hook(scale, with_kwargs=True)
+    assert_close(logits(model, **given), logits(plain, **given))
+
+
+def test_gains_scale_the_terms_of_maps_and_prefixes_too():
+    parts = [lmam(init_weights=False), PrefixConfig(length=3)]
+    for order in ([GainConfig(), *parts], [*parts, GainConfig()]):
+        model = get_peft_model(TINY["llama"](), LoradaConfig(parts=order)).eval()
+        with torch.no_grad():
+            for layer in gain_layers(model):
+                layer.lora_gain["default"].fill_(-1)  # nothing is left of any head
+        given = batch("llama")
+        silent = output(model, given)
+        for layer in gain_layers(model):
+            torch.nn.init.zeros_(layer.base_layer.weight)
+        assert_close(output(model, given), silent)
+
+
+# Every form of a batch.
+
+# A rotated query depends on the position that its token is given, so there the gains are constant.
+CELLS_OF = [
+    (name, cell, "constant" if name in DECODERS and cell in exact_cells.MOVED else "query")
+    for name in ("llama", "mistral", "bert")
+    for cell in CELLS
+    if name in DECODERS or cell in exact_cells.ENCODER_CELLS
+    if (name, cell) not in exact_cells.NOT_EXACT_IN_THE_BASE
+]
+
+
+@pytest.fixture(scope="module")
+def plain_runs():
+    """An adapted model, each prompt with its continuation, and the logits of it run alone."""
+    runs = {}
+
+    def run(name, form):
+        if (name, form) not in runs:
+            torch.manual_seed(1)
+            model, samples = trained(TINY[name](), form), []
+            for sample in PROMPTS:
+                for _ in range(NEW if name in DECODERS else 0):
+                    sample = torch.cat([sample, alone(model, sample)[-1:].argmax(-1)])
+                samples.append(sample)
+            runs[name, form] = model, samples, [alone(model, sample) for sample in samples]
+        return runs[name, form]
+
+    return run
+
+
+@pytest.mark.parametrize(("name", "cell", "form"), CELLS_OF, ids=lambda part: part)
+def test_every_form_of_a_batch_gives_the_numbers_of_the_plain_run(name, cell, form, plain_runs):
+    model, samples, expected = plain_runs(name, form)
+    found = CELLS[cell](model, samples)
+    for sample, row, plain in zip(samples, found, expected, strict=True):
+        if row.dim() == 1:  # log-probabilities of the generated tokens, handed out in fp32
+            new = plain[-NEW - 1 : -1].log_softmax(-1).gather(1, sample[-NEW:, None])[:, 0]
+            assert_close(row, new, terms=1, size=new.abs(), dtype=torch.float32)
+        elif cell.startswith("generate"):
+            assert_close(row, plain[-NEW - 1 : -1])
+        else:
+            assert_close(row, plain[-len(row) :])
+
+
+def test_gains_of_rotated_queries_depend_on_the_position_that_a_token_is_given():
+    ids = PROMPTS[3][None]
+    for form in FORMS:
+        model = trained(TINY["llama"](), form)
+        moved = torch.arange(ids.shape[1])[None] + 5
+        change = output(model, {"input_ids": ids, "position_ids": moved})
+        change -= output(model, {"input_ids": ids})
+        assert (change.abs().max() > 1e-3) == (form == "query")
+
+
+@every_form
+def test_a_mixed_batch_has_the_form_and_gains_of_each_sample(form):
+    model, given = trained(TINY["llama"](), form), batch("llama")
+    model.add_adapter("other", GainConfig(form="query"))
+    randomise(model, "other")
+    rows = {}
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        rows[name] = output(model, given)
+    with model.disable_adapter():
+        rows["__base__"] = output(model, given)
+    names = ["other", "__base__", "default"]
+    mixed = output(model, given, adapter_names=names)
+    assert_close(mixed, torch.stack([rows[name][i] for i, name in enumerate(names)]))
+    model.base_model.set_adapter(["default", "other"])
+    assert (output(model, given) - rows["other"]).abs().max() > 1e-3
+    first, beams = {"input_ids": given["input_ids"][:1]}, {"max_new_tokens": 4, "num_beams": 2}
+    model.set_adapter("other")
+    expected = model.generate(**first, **beams, do_sample=False)
+    named = model.generate(**first, **beams, do_sample=False, adapter_names=["other"])
+    assert torch.equal(named, expected)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    given, found = batch("llama"), []
+    model = trained(TINY["llama"](), "query")
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        model.zero_grad()
+        model(**given, labels=given["input_ids"]).loss.backward()
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for left, right in zip(*found, strict=True):
+        assert_close(left, right)
+
+
+def test_no_query_is_kept_after_a_forward():
+    model = trained(TINY["llama"](), "query")
+    output(model, batch("llama"))
+    assert all(layer._query is None for layer in gain_layers(model))
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_a_compiler_makes_one_graph_with_the_same_outputs():
+    model, given = trained(TINY["llama"](num_hidden_layers=1), "query"), batch("llama")
+    expected = output(model, given)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert_close(output(compiled, given), expected)
+
+
+# Copies, files, merging.
+
+
+@every_form
+def test_copies_and_files_have_the_same_gains_bit_for_bit(form, tmp_path):
+    model, given = trained(TINY["roberta"](), form), batch("roberta")
+    expected, state = output(model, given), get_peft_model_state_dict(model)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(TINY["roberta"](), tmp_path).eval()
+    again = get_peft_model_state_dict(loaded)
+    assert loaded.peft_config["default"].form == form
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[key], state[key]) for key in state)
+    pickled = pickle.load(io.BytesIO(pickle.dumps(model)))
+    for copied in (loaded, copy.deepcopy(model), pickled):
+        assert_close(output(copied, given), expected)
+    torch.nn.init.zeros_(gain_layers(model)[0].lora_gain["default"])
+    assert_close(output(pickled, given), expected)  # it reads its own gains and its own queries
+
+
+@pytest.mark.parametrize(
+    ("before", "behind"),
+    [([LORA], []), ([], [LORA]), ([], [])],
+    ids=["lora, then the gain", "the gain, then lora", "alone"],
+)
+def test_merged_gains_compute_the_same_and_come_off_again(before, behind):
+    parts = [LoraConfig(**options) for options in before]
+    after = [LoraConfig(**options) for options in behind]
+    model, given = trained(TINY["llama"](), "constant", *parts, behind=after), batch("llama")
+    expected = output(model, given)
+    model.merge_adapter()
+    assert_close(output(model, given), expected)
+    model.unmerge_adapter()
+    assert_close(output(model, given), expected)
+    merged = model.merge_and_unload()
+    assert type(merged) is type(TINY["llama"]())
+    assert_close(output(merged, given), expected)
+
+
+def test_gains_merged_one_after_the_other_are_those_merged_at_once():
+    model, given = trained(TINY["llama"]()), batch("llama")
+    model.add_adapter("other", GainConfig())
+    randomise(model, "other")
+    model.base_model.set_adapter(["default", "other"])
+    expected = output(model, given)
+    model.merge_adapter(["default"])
+    model.merge_adapter(["other"])
+    assert_close(output(model, given), expected)
+
+
+def test_in_a_stack_with_a_map_the_gain_is_merged_and_the_map_stays():
+    model, given = trained(TINY["llama"](), "constant", lmam(init_weights=False)), batch("llama")
+    expected = output(model, given)
+    rest = model.base_model.merge_weights()
+    assert [part.peft_type for part in rest.peft_config["default"].parts] == ["LMAM"]
+    assert not gain_layers(rest)
+    assert_close(output(rest, given), expected)
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["alone", "in a stack"])
+def test_gains_of_queries_are_no_weights_and_say_so(stacked):
+    model = trained(TINY["llama"](), "query", *([LoraConfig(**LORA)] if stacked else []))
+    given = batch("llama")
+    expected = output(model, given)
+    merges = [model.merge_adapter, model.merge_and_unload]
+    if stacked:
+        merges.append(model.base_model.merge_weights)
+    for merge in merges:
+        with pytest.raises(ValueError, match=r"^Gain parts cannot be merged into the weights: w"):
+            merge()
+        assert_close(output(model, given), expected)
+    plain = model.unload()
+    assert not any(READER in vars(module) for module in plain.modules())
+    assert torch.equal(output(plain, given), output(TINY["llama"](), given))
+
+
+# Where they are.
+
+
+def test_layers_stacks_and_modules_are_chosen_as_for_maps():
+    def names(model, **options):
+        adapted = get_peft_model(ARCHITECTURES[model](), GainConfig(**options))
+        return set(get_peft_model_state_dict(adapted))
+
+    assert len(names("llama")) == 2
+    assert len(names("llama", layers_to_transform=[1], form="query")) == 2
+    assert len(names("bart")) == 4
+    assert all(".encoder." in key for key in names("bart", stacks=["encoder"]))
+    assert len(names("bart", exclude_modules=r".*decoder.*")) == 2
+    own = names("llama", layers_to_transform=[0])
+    assert own == {"base_model.model.model.layers.0.self_attn.o_proj.lora_gain"}
+
+
+def test_queries_may_be_wider_than_what_a_head_gives():
+    config = DeepseekV3Config(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=4, kv_lora_rank=8, q_lora_rank=None,
+        qk_rope_head_dim=4, qk_nope_head_dim=8, v_head_dim=6, first_k_dense_replace=1,
+    )  # fmt: skip
+    model = trained(DeepseekV3ForCausalLM(config), "query")
+    layer = gain_layers(model)[0]
+    assert layer.lora_gain_query["default"].shape == (4, 12)
+    assert torch.isfinite(output(model, batch("llama"))).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GainConfig(form="linear"), r"form='linear' is not one of 'constant', 'query'$"),
+        (
+            lambda: get_peft_model(ARCHITECTURES["falcon"](), GainConfig(form="query")),
+            "reads the queries, and FalconAttention computes attention itself",
+        ),
+        (
+            lambda: get_peft_model(ARCHITECTURES["llama"](), GainConfig(target_modules=["mlp"])),
+            "matches model.layers.0.mlp, which is not a self-attention module whose heads can",
+        ),
+        (
+            lambda: get_peft_model(torch.nn.Sequential(torch.nn.Linear(2, 2)), GainConfig()),
+            "no self-attention module of Sequential can have gains",
+        ),
+    ],
+)
+def test_what_cannot_be_is_an_error_in_one_line(make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def test_a_refused_adapter_leaves_the_model_as_it_was():
+    plain = ARCHITECTURES["falcon"]()
+    with pytest.raises(ValueError, match="reads the queries"):
+        get_peft_model(plain, GainConfig(form="query"))
+    assert not gain_layers(plain)
