@@ -78,7 +78,7 @@ class _AddTerm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, compute: Compute, *tensors: Tensor) -> Tensor:
         ctx.save_for_backward(*tensors)
-        ctx.compute = compute
+        ctx.rest = compute
         return _add(output, *compute(torch.matmul, *tensors))
 
     @staticmethod
@@ -92,7 +92,7 @@ class _AddTerm(torch.autograd.Function):
                 for tensor, needs in zip(ctx.saved_tensors, needed, strict=True)
             ]
             # The last product is the largest, and only its gradients are needed.
-            term, reached = ctx.compute(_GradientOnlyMatmul.apply, *tensors)
+            term, reached = ctx.rest(_GradientOnlyMatmul.apply, *tensors)
         leaves = [leaf for leaf in tensors if leaf.requires_grad]
         found: list[Tensor | None] = [None] * len(leaves)
         if term.requires_grad:  # False if all of the tensors are frozen

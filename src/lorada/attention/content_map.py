@@ -41,16 +41,19 @@ class ContentMap(FormMap):
 
     def product(self, pairs: VisiblePairs, matmul: Matmul, *tensors: Tensor) -> Tensor:
         """tile(map)·V of all queries, (B, H, T, D)."""
-        value, key = tensors
-        right = self._right(key, pairs.shape.heads)
+        value, key, shape = tensors[0].float(), tensors[1], pairs.shape
+        if not pairs.ordered and shape.queries < value.shape[-1]:
+            # For few queries, as in decoding, their map is smaller than the weighted values.
+            return apply_map(self.weights(pairs, *tensors), value, shape.heads, matmul)
+        right = self._right(key, shape.heads)
         if pairs.sees_all_before:
-            left = right.new_ones(*right.shape[:2], pairs.shape.queries, 1)
+            left = right.new_ones(*right.shape[:2], shape.queries, 1)
             return whole_mean_product(pairs, left, right, value, matmul)
         return visible_mean_product(right, value, pairs.pairs(value.device), matmul)
 
     def _right(self, key: Tensor, heads: int) -> Tensor:
         b, c = self.factors
-        return content_key_factor(b, c, key, heads) / self.inverse_scale
+        return content_key_factor(b, c, key.float(), heads) / self.inverse_scale
 
 
 class BilinearMap(FormMap):
@@ -65,15 +68,15 @@ class BilinearMap(FormMap):
 
     def product(self, pairs: VisiblePairs, matmul: Matmul, *tensors: Tensor) -> Tensor:
         """tile(map)·V of all queries, (B, H, T, D)."""
-        value = tensors[0]
+        value = tensors[0].float()
         if pairs.sees_all_before:
             return whole_mean_product(pairs, *self._both(*tensors[1:]), value, matmul)
         return apply_map(self.weights(pairs, *tensors), value, pairs.shape.heads, matmul)
 
     def _both(self, key: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         a, b = self.factors
-        left = bilinear_query_factor(a, query) / self.inverse_scale
-        return left, bilinear_key_factor(b, key, query.shape[1])
+        left = bilinear_query_factor(a, query.float()) / self.inverse_scale
+        return left, bilinear_key_factor(b, key.float(), query.shape[1])
 
 
 def whole_mean_product(

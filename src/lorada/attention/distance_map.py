@@ -42,7 +42,7 @@ class DistanceMap(FormMap):
         map_ = self._map(pairs, value.device)
         # A map that all samples share has no dimension for them.
         map_ = map_[0] if len(map_) == 1 else map_
-        return apply_map(map_, value, shape.heads, matmul)
+        return apply_map(map_, value.float(), shape.heads, matmul)
 
     @property
     def _taps(self) -> Tensor:
@@ -55,7 +55,7 @@ class DistanceMap(FormMap):
         return map_ * pairs.pairs(device)[:, None]
 
     def _of_whole(self, pairs: VisiblePairs, value: Tensor, matmul: Matmul) -> Tensor:
-        shape = pairs.shape
+        shape, value = pairs.shape, value.float()
         return distance_product(
             self._taps, value, shape.heads, causal=shape.causal, window=shape.window, matmul=matmul
         )
@@ -86,4 +86,4 @@ class DistanceMap(FormMap):
         map_ = distance_weights(self._taps, rows, columns, shape.causal)
         if shape.window is not None:
             map_ = map_ * ((columns - rows[:, None]).abs() < shape.window)
-        return apply_map(map_, value[:, :, low:high], shape.heads, matmul)
+        return apply_map(map_, value[:, :, low:high].float(), shape.heads, matmul)

@@ -27,7 +27,7 @@ class FormMap:
     Everything is computed in fp32, whatever the dtype of the model.
 
     Attributes:
-        factors: the parameters; each subclass says which.
+        factors: the parameters; each subclass says which. The methods need them in fp32.
         inverse_scale: the map is divided by it.
         samples: (B,) booleans, the samples of a mixed batch that use this map; None for all.
         reads: the tensors of a call that the map is computed from. All methods get them in this
@@ -72,16 +72,14 @@ class FormTerm:
         """The term (B, T, H, D) in fp32, from the tensors that the map reads and its factors."""
         count, device = len(self.bare.reads), tensors[0].device
         with torch.autocast(device.type, enabled=False):
-            # Half precision would round sums over all keys.
-            wide = [tensor.float() for tensor in tensors]
-            own = replace(self.bare, factors=tuple(wide[count:]))
-            term = own.product(self.pairs, matmul, *wide[:count]).transpose(1, 2)
+            own = replace(self.bare, factors=tuple(factor.float() for factor in tensors[count:]))
+            term = own.product(self.pairs, matmul, *tensors[:count]).transpose(1, 2)
             return for_samples(term, self.bare.samples, len(term))
 
 
 def form_weights(form_map: FormMap, pairs: VisiblePairs, call: AttentionCall) -> Tensor:
     """tile(map) in the shape of the attention map, (B or 1, H, T, K), for ``explain``."""
     with torch.autocast(call.value.device.type, enabled=False):
-        wide = replace(form_map, factors=tuple(factor.float() for factor in form_map.factors))
-        found = wide.weights(pairs, *(tensor.float() for tensor in form_map.tensors(call)))
+        own = replace(form_map, factors=tuple(factor.float() for factor in form_map.factors))
+        found = own.weights(pairs, *own.tensors(call))
         return for_samples(found, form_map.samples, len(call.value))

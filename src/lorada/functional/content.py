@@ -26,14 +26,17 @@ def content_key_factor(
 ) -> Float[Tensor, "B H 1 K"]:
     """b·k/√d + c of every key, for each query head."""
     factor = bilinear_key_factor(b[:, None] * key.shape[-1] ** -0.5, key, heads)
-    return factor + c.repeat(heads // len(c))[:, None, None]
+    with_constant: Tensor = factor + c.repeat(heads // len(c))[:, None, None]
+    return with_constant
 
 
 def bilinear_query_factor(
     a: Float[Tensor, "S C R"], query: Float[Tensor, "B H T C"]
 ) -> Float[Tensor, "B H T R"]:
     """Q A / √d; head i uses A of map head i mod S (Eq. 17)."""
-    return query @ (a.repeat(query.shape[1] // len(a), 1, 1) * query.shape[-1] ** -0.5)
+    own = a.repeat(query.shape[1] // len(a), 1, 1) * query.shape[-1] ** -0.5
+    factor: Tensor = query @ own
+    return factor
 
 
 def bilinear_key_factor(
@@ -43,7 +46,8 @@ def bilinear_key_factor(
     # The query heads of a group share its keys: their B are stacked, so no key is copied.
     share, rank = heads // key.shape[1], b.shape[1]
     stacked = b.repeat(heads // len(b), 1, 1).view(key.shape[1], share * rank, -1)
-    return (stacked @ key.mT).unflatten(2, (share, rank)).flatten(1, 2)
+    factor: Tensor = (stacked @ key.mT).unflatten(2, (share, rank))
+    return factor.flatten(1, 2)
 
 
 def visible_mean_map(
@@ -52,7 +56,8 @@ def visible_mean_map(
     visible: Bool[Tensor, "b T K"],
 ) -> Float[Tensor, "B H T K"]:
     """The map, entry by entry: left·right for visible keys, divided by their number."""
-    return (left @ right) * _shares(visible, left)[:, None]
+    map_: Tensor = left @ right * _shares(visible, left)[:, None]
+    return map_
 
 
 def visible_mean_product(
@@ -69,7 +74,8 @@ def visible_mean_product(
     weighted = value.repeat_interleave(heads // value.shape[1], 1) * right.mT
     beside = weighted.transpose(1, 2).reshape(batch, keys, -1)
     product = matmul(_shares(visible, right).expand(batch, -1, -1), beside)
-    return product.unflatten(2, (heads, -1)).transpose(1, 2)
+    by_head: Tensor = product.unflatten(2, (heads, -1))
+    return by_head.transpose(1, 2)
 
 
 def _shares(visible: Tensor, like: Tensor) -> Tensor:
@@ -89,7 +95,7 @@ def content_term_reference(
     share = heads // key.shape[1]
 
     def weight(n: int, h: int, i: int, j: int) -> Tensor:
-        own = b[h % len(b)] @ key[n, h // share, j] / key.shape[-1] ** 0.5
+        own: Tensor = b[h % len(b)] @ key[n, h // share, j] / key.shape[-1] ** 0.5
         return own + c[h % len(c)]
 
     return _mean_reference(weight, value, visible, heads)
@@ -109,7 +115,8 @@ def bilinear_term_reference(
     def weight(n: int, h: int, i: int, j: int) -> Tensor:
         left = query[n, h, i] @ a[h % len(a)]
         right = b[h % len(b)] @ key[n, h // share, j]
-        return left @ right / key.shape[-1] ** 0.5
+        found: Tensor = left @ right / key.shape[-1] ** 0.5
+        return found
 
     return _mean_reference(weight, value, visible, query.shape[1])
 

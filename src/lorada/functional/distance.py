@@ -43,7 +43,8 @@ def distance_weights(
     tap = columns[..., None, :] - rows[..., :, None] - first_distance(size, causal)
     inside = (tap >= 0) & (tap < size)
     # (S, *B, T, K), then the map heads behind the samples.
-    return (taps[:, tap.clamp(0, size - 1)] * inside).movedim(0, -3)
+    map_: Tensor = taps[:, tap.clamp(0, size - 1)] * inside
+    return map_.movedim(0, -3)
 
 
 def distance_product(
@@ -82,7 +83,7 @@ def distance_product(
     columns = torch.arange(width, device=taps.device) + first
     band = distance_weights(taps, rows, columns, causal)
     product = apply_map(band, pieces, heads, matmul)  # (B · blocks, H, C, D)
-    term = product.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)
+    term: Tensor = product.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)
     return term[:, :, :tokens]
 
 
@@ -97,14 +98,15 @@ def distance_term_reference(
     """The slow twin of ``distance_product``: the sum of the module's docstring, key by key."""
     tokens, groups = value.shape[2], value.shape[1]
     first = first_distance(taps.shape[1], causal)
-    rows = []
+    rows: list[Tensor] = []
     for head in range(heads):
         own, values = taps[head % len(taps)], value[:, head // (heads // groups)]
         for i in range(tokens):
-            term = torch.zeros_like(values[:, 0])
+            own_term = torch.zeros_like(values[:, 0])
             for j in range(tokens):
                 tap, near = j - i - first, window is None or abs(j - i) < window
                 if 0 <= tap < taps.shape[1] and near:
-                    term = term + own[tap] * values[:, j]
-            rows.append(term)
-    return torch.stack(rows, 1).unflatten(1, (heads, tokens))
+                    own_term = own_term + own[tap] * values[:, j]
+            rows.append(own_term)
+    term: Tensor = torch.stack(rows, 1).unflatten(1, (heads, tokens))
+    return term
