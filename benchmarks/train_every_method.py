@@ -113,7 +113,8 @@ def train_in_process(job: dict[str, Any]) -> dict[str, Any]:
 
 def cells(name: str, row: dict[str, Any]) -> list[str]:
     """One line of the table."""
-    linked = f"[`{name}`]({METHODS[name.removesuffix('+lmam')].paper})"
+    paper = METHODS[name.removesuffix("+lmam")].paper
+    linked = f"[`{name}`]({paper})" if paper else f"`{name}`"  # ours have no paper
     if "error" in row:
         return [linked, f"failed: {row['error'].replace('|', '/')}", *[""] * 10]
     rates = ", ".join(f"{rate:g}" for rate in row["rates"])

@@ -93,6 +93,7 @@ class Method:
         formula: what it computes or how it updates, in one line of plain text.
         paper: link to the paper of the method.
         source: where the settings come from.
+        ours: whether it is an extension of this project, not of the paper.
         name: the name it was looked up by; ``method_named`` fills it in.
         unpublished: settings for further kinds of model; ``method_named`` fills them in.
         summands: the methods of a sum, such as ``ia3+lora``, in the order of their parts; empty
@@ -112,6 +113,7 @@ class Method:
     formula: str = ""
     paper: str = ""
     source: str = ""
+    ours: bool = False
     name: str = ""
     unpublished: Unpublished = Unpublished()
     summands: "tuple[Method, ...]" = ()

@@ -1,4 +1,4 @@
-"""METHODS: the compared methods of the paper, as data.
+"""METHODS: the compared methods of the paper, as data, and this project's own (``EXTENSIONS``).
 
 A method is a list of parts with their settings, for each kind of model. A combination (LoRaDA-A,
 LoRaDA-LA, MAM, ``NAME+lmam``) is a longer list. ``method.Method`` documents the fields of an entry;
@@ -6,6 +6,7 @@ LoRaDA-LA, MAM, ``NAME+lmam``) is a longer list. ``method.Method`` documents the
 """
 
 from lorada.methods.autopeft.settings import SIZES, parts_of_size
+from lorada.methods.extensions import EXTENSIONS
 from lorada.methods.method import SHIFTED_ATTENTION, Method, Settings
 
 # Papers that several methods link to.
@@ -375,4 +376,5 @@ METHODS: dict[str, Method] = {
         paper=LORADA,
         source="Table 5",
     ),
+    **EXTENSIONS,
 }  # fmt: skip
