@@ -15,13 +15,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lorada.attention.call import head_count
+from lorada.attention.call import HEAD_WIDTHS, head_count, hidden_width
 from lorada.attention.content_map import BilinearMap, ContentMap
 from lorada.attention.distance_map import DistanceMap
 from lorada.attention.form_map import FormMap
 from lorada.attention.hooks import hooks_for
 from lorada.tuners.base.config import require_choice, require_count
-from lorada.tuners.prefix import HEAD_WIDTHS, hidden_width
 
 Form = Literal["position", "distance", "content", "bilinear"]
 FORMS = ("position", "distance", "content", "bilinear")
