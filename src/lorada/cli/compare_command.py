@@ -46,7 +46,8 @@ Trials = Annotated[
     int | None, typer.Option(help="learning rates to try for each method; 4 if not given")
 ]
 Rates = Annotated[
-    str | None, typer.Option(help="range of the learning rates to try; 1e-5,1e-1 if not given")
+    str | None,
+    typer.Option(help="learning rates to try, with commas, the same for all; instead of --trials"),
 ]
 Against = Annotated[
     str | None, typer.Option(help="a method to test the others against, besides the best")
@@ -100,7 +101,7 @@ def compare(
     }  # fmt: skip
     asked = {
         "methods": _names(methods), "budgets": _names(budget), "seeds": numbers(seeds),
-        "trials": trials, "rates": _range(rates), "against": against, "held_out": held_out,
+        "trials": trials, "rates": _rates(rates), "against": against, "held_out": held_out,
         "with_text": with_text or None, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
     if part is not None and overwrite:
@@ -204,19 +205,17 @@ def _is_there(place: Path) -> bool:
     return (place / SPEC_FILE).is_file()
 
 
-def _range(text: str | None) -> tuple[float, float] | None:
-    """Read the lowest and the highest learning rate, with a comma between.
+def _rates(text: str | None) -> list[float] | None:
+    """Read learning rates with commas between.
 
     Raises:
         ValueError: for anything else.
     """
-    if text is None:
-        return None
+    names = _names(text)
     try:
-        low, high = map(float, text.split(","))
+        return None if names is None else [float(name) for name in names]
     except ValueError as error:
-        raise ValueError(f"--rates {text} must be two learning rates, such as 1e-5,1e-1") from error
-    return low, high
+        raise ValueError(f"--rates {text} must be learning rates, such as 1e-3,1e-2") from error
 
 
 def _names(text: str | None) -> list[str] | None:

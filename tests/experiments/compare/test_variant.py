@@ -6,8 +6,9 @@ from folders import ROWS, llama_folder, rows_file
 from lorada.experiments.compare.jobs import comparison_jobs
 from lorada.experiments.compare.plan import make_plan
 from lorada.experiments.compare.run import read
-from lorada.experiments.compare.spec import Comparison
+from lorada.experiments.compare.spec import Comparison, comparison_of
 from lorada.experiments.compare.variant import Variant
+from lorada.runs.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,12 @@ def test_a_setting_cannot_lead_out_of_the_folder(place):
     assert "/.." not in plan.candidates[0].path
 
 
-@pytest.mark.parametrize("rates", [(0, 1), (1e-3, 1e-3), (1e-2, 1e-3), (-1, 1)])
-def test_a_range_of_rates_must_be_one(place, rates):
-    with pytest.raises(ValueError, match="--rates"):
-        comparison(place, ["lora"], rates=rates).check()
+def test_given_rates_are_the_trials_and_must_lie_in_the_range(place):
+    recipe = Recipe(model="m", method="full", output="-", data="a.jsonl")
+    asked = {"methods": ["lora"], "held_out": "b.jsonl", "rates": [1e-3, 1e-2]}
+    assert comparison_of(recipe, asked).trials == 2
+    with pytest.raises(ValueError, match="--trials 3 and 2 --rates: leave out --trials"):
+        comparison_of(recipe, {**asked, "trials": 3})
+    for rates, error in (([0.0], "--rates 0 must be"), ([1e-3, 1e-3], "--rates names 0.001 twice")):
+        with pytest.raises(ValueError, match=error):
+            comparison(place, ["lora"], rates=rates).check()

@@ -1,10 +1,11 @@
 """The search for a learning rate: several rates, each tried in a training of its own.
 
 Every method and size gets the same number of trials over the same range: first its default rate,
-or the middle of the range if the default lies outside, then points of one low-discrepancy sequence.
-A trial trains as long as a final run, on the training rows without those that are set aside. Its
-loss on the latter is measured four times, and it is stopped if it is worse than the median of the
-trials before. The final runs take the rate with the lowest loss.
+then points of one low-discrepancy sequence; or all try the same rates, if the user gives them. A
+trial trains as long as a final run, on the training
+rows without those that are set aside. Its loss on the latter is measured four times, and it is
+stopped if it is worse than the median of the trials before. The final runs take the rate with the
+lowest loss.
 
 Optuna keeps the trials in ``study.log``. A search that was killed goes on with the same trial, and
 the trials of one candidate run one after another, so its result does not depend on timing.
@@ -15,6 +16,7 @@ import math
 import shutil
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,6 @@ from lorada.support.errors import needs_extra
 from lorada.support.files import json_text, write_atomic
 from lorada.support.progress import only_reports
 
-Bounds = tuple[float, float]  # the lowest and the highest learning rate to try
 MEASURED = 4  # how often a trial measures its loss on the rows that are set aside
 SEED = 3  # of the sequence; its first rates are 1.5e-3, 1.5e-5 and 1.5e-2
 STUDY_FILE, SEARCH_FILE, TRIAL_FILE = "study.log", "search.json", "trial.json"
@@ -40,26 +41,16 @@ MAP, MAP_RATE = "lmam", "map_learning_rate"  # maps may have a learning rate of 
 WEIGHTS = ("adapter", "model", "checkpoint-*")
 
 
-def rates_to_try(default: float, trials: int, bounds: Bounds = RATE_RANGE) -> list[float]:
-    """The default rate, then rates spread over a range; more trials only add to the end.
-
-    If the default lies outside, the middle of the range takes its place.
-
-    Args:
-        default: the method's own rate.
-        trials: how many rates.
-        bounds: the lowest and the highest rate.
-    """
+def rates_to_try(default: float, trials: int) -> list[float]:
+    """The default rate, then rates spread over ``RATE_RANGE``; more trials only add to the end."""
     optuna = _optuna()
     sampler = optuna.samplers.QMCSampler(qmc_type="halton", scramble=True, seed=SEED)
     study = optuna.create_study(sampler=sampler)
-    low, high = bounds
-    first = default if low <= default <= high else math.sqrt(low * high)
-    study.enqueue_trial({"rate": first})
+    study.enqueue_trial({"rate": default})
     rates = []
     for _ in range(trials):
         trial = study.ask()
-        rates.append(_rate_of(trial, bounds))
+        rates.append(_rate_of(trial))
         study.tell(trial, 0.0)
     return rates
 
@@ -97,7 +88,7 @@ def chosen_rate(folder: Path) -> float:
 
 
 def run_trial(
-    recipe: Recipe, folder: Path, number: int, trials: int, bounds: Bounds = RATE_RANGE, *,
+    recipe: Recipe, folder: Path, number: int, trials: int, given: Sequence[float] = (), *,
     report: Report,
 ) -> None:  # fmt: skip
     """Do one trial of a search, as far as it is not done; after the last, write ``search.json``.
@@ -108,7 +99,7 @@ def run_trial(
         folder: of the candidate's search.
         number: of this trial, from 0; those before it are done.
         trials: how many there are.
-        bounds: the lowest and the highest learning rate to try.
+        given: the rates to try, if the user gave them.
         report: called with a line about the trial.
 
     Raises:
@@ -116,15 +107,15 @@ def run_trial(
     """
     run, default = _run_of(folder, number), float(recipe.training["learning_rate"])
     if not (run / TRIAL_FILE).is_file():
-        rates = rates_to_try(default, trials, bounds)
-        found = _try(recipe, folder, number, rates[number], bounds)
+        rates = given or rates_to_try(default, trials)
+        found = _try(recipe, folder, number, rates[number])
         for pattern in WEIGHTS:
             for path in run.glob(pattern):
                 shutil.rmtree(path)
         write_atomic(run / TRIAL_FILE, json_text(found) + "\n")
         report(f"learning rate {found['rate']:.2g}: {_outcome(found)}")
     if number == trials - 1:
-        _finish(folder, trials, default, bounds)
+        _finish(folder, trials, default)
 
 
 def _outcome(found: dict[str, Any]) -> str:
@@ -134,7 +125,7 @@ def _outcome(found: dict[str, Any]) -> str:
     return f"loss {found['loss']:.4f}{at}"
 
 
-def _finish(folder: Path, trials: int, default: float, bounds: Bounds) -> None:
+def _finish(folder: Path, trials: int, default: float) -> None:
     """Write ``search.json``, with the rate of the lowest loss among the trials that ended."""
     tried = [
         json.loads((_run_of(folder, number) / TRIAL_FILE).read_text(encoding="utf-8"))
@@ -144,17 +135,17 @@ def _finish(folder: Path, trials: int, default: float, bounds: Bounds) -> None:
     best = min(ended, key=lambda one: (one["loss"], one["number"]), default=None)
     search = {
         "default": default,
-        "range": list(bounds),
+        "range": list(RATE_RANGE),
         "rate": best and best["rate"],
         "trials": tried,
     }
     write_atomic(folder / SEARCH_FILE, json_text(search) + "\n")
 
 
-def _try(recipe: Recipe, folder: Path, number: int, rate: float, bounds: Bounds) -> dict[str, Any]:
+def _try(recipe: Recipe, folder: Path, number: int, rate: float) -> dict[str, Any]:
     """Train one trial, or go on with it; return what ``search.json`` keeps of it."""
     study = _study(folder, recipe.training["max_steps"])
-    trial = _trial(study, number, rate, bounds)
+    trial = _trial(study, number, rate)
     run = _run_of(folder, number)
     before = study.trials[number].user_attrs
     began = time.monotonic()
@@ -230,7 +221,7 @@ def _study(folder: Path, steps: int) -> Any:
     )
 
 
-def _trial(study: Any, number: int, rate: float, bounds: Bounds) -> Any:
+def _trial(study: Any, number: int, rate: float) -> Any:
     """The trial of this number, which may have begun before."""
     if number == len(study.trials):
         study.enqueue_trial({"rate": rate})
@@ -238,12 +229,12 @@ def _trial(study: Any, number: int, rate: float, bounds: Bounds) -> Any:
     waiting = known.state == _optuna().trial.TrialState.WAITING
     trial = study.ask() if waiting else _optuna().trial.Trial(study, known._trial_id)
     if not known.state.is_finished():
-        _rate_of(trial, bounds)
+        _rate_of(trial)
     return trial
 
 
-def _rate_of(trial: Any, bounds: Bounds) -> float:
-    return float(trial.suggest_float("rate", *bounds, log=True))
+def _rate_of(trial: Any) -> float:
+    return float(trial.suggest_float("rate", *RATE_RANGE, log=True))
 
 
 def _run_of(folder: Path, number: int) -> Path:

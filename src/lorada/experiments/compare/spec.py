@@ -47,7 +47,7 @@ class Comparison(BaseModel):
             each method has its default size.
         seeds: of the final runs; the search for learning rates takes the first.
         trials: how many learning rates are tried for each method and size; 0 for its default rate.
-        rates: the lowest and the highest learning rate to try.
+        rates: the learning rates to try, the same for all; empty for those of ``rates_to_try``.
         against: the method that others are tested against, besides the best; None for none.
         with_text: whether predictions and report have the text of the held-out rows.
         allow_overlap: whether held-out rows may be training rows too.
@@ -63,7 +63,7 @@ class Comparison(BaseModel):
     budgets: list[str] = []
     seeds: list[int] = [1, 2, 3]
     trials: int = 4
-    rates: tuple[float, float] = RATE_RANGE
+    rates: list[float] = []
     against: str | None = None
     with_text: bool = False
     allow_overlap: bool = False
@@ -77,7 +77,7 @@ class Comparison(BaseModel):
         """
         if not self.methods:
             raise ValueError("nothing to compare: pass --methods NAME,NAME (see `lorada methods`)")
-        for option in ("methods", "budgets", "seeds"):
+        for option in ("methods", "budgets", "seeds", "rates"):
             values = getattr(self, option)
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
@@ -90,12 +90,10 @@ class Comparison(BaseModel):
             raise ValueError(f"--seeds {least} must be 0 or more")
         if self.trials < 0:
             raise ValueError(f"--trials {self.trials} must be 0 or more")
-        low, high = self.rates
-        if not 0 < low < high:
-            raise ValueError(
-                f"--rates {low:g},{high:g} must be a rate above 0 and a higher one, such as "
-                "1e-5,1e-1"
-            )
+        low, high = RATE_RANGE
+        for rate in self.rates:
+            if not low <= rate <= high:
+                raise ValueError(f"--rates {rate:g} must be from {low:g} to {high:g}")
         if self.against is not None and self.against not in self.methods:
             raise ValueError(
                 f"--against {self.against} is not compared: add it to --methods, or choose one of "
@@ -146,6 +144,11 @@ def comparison_of(recipe: Recipe, asked: dict[str, Any]) -> Comparison:
     given = {name: value for name, value in asked.items() if value is not None}
     if (held_out := given.get("held_out")) and Path(held_out).exists():
         given["held_out"] = str(Path(held_out).absolute())
+    if rates := given.get("rates"):
+        if given.setdefault("trials", len(rates)) != len(rates):
+            raise ValueError(
+                f"--trials {given['trials']} and {len(rates)} --rates: leave out --trials"
+            )
     comparison = Comparison(recipe=shared, trust_remote_code=trust, **given)
     comparison.check()
     return comparison
