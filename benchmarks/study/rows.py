@@ -129,14 +129,14 @@ def plain(question: str) -> str:
 def shifted(row: Row, most: int) -> Row:
     """The row behind 0 to ``most`` words of another kind of text, so that its form moves."""
     draw = random.Random(f"{most} {row['text']}")
-    words = [draw.choice(FILLER) for _ in range(draw.randint(0, most))]
+    words = [draw.choice(FILLER.split()) for _ in range(draw.randint(0, most))]
     return {**row, "text": " ".join([*words, row["text"]])}
 
 
 FILLER = (
     "the rain over a small town with its old river and some green hills near many quiet roads "
     "while two boats went slowly to an island where people had built white houses long ago"
-).split()
+)
 
 if __name__ == "__main__":
     main()
