@@ -144,11 +144,9 @@ def comparison_of(recipe: Recipe, asked: dict[str, Any]) -> Comparison:
     given = {name: value for name, value in asked.items() if value is not None}
     if (held_out := given.get("held_out")) and Path(held_out).exists():
         given["held_out"] = str(Path(held_out).absolute())
-    if rates := given.get("rates"):
-        if given.setdefault("trials", len(rates)) != len(rates):
-            raise ValueError(
-                f"--trials {given['trials']} and {len(rates)} --rates: leave out --trials"
-            )
+    rates = given.get("rates", [])
+    if rates and given.setdefault("trials", len(rates)) != len(rates):
+        raise ValueError(f"--trials {given['trials']} and {len(rates)} --rates: leave out --trials")
     comparison = Comparison(recipe=shared, trust_remote_code=trust, **given)
     comparison.check()
     return comparison
