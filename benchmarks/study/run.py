@@ -43,11 +43,11 @@ MOVED = (HEAD, LORA, PRINTED, PRINTED_ON_LORA, "lmam_content")
 RATES, FULL_RATES = "7e-4,3e-3,1.2e-2", "5e-5,2e-4,8e-4"
 # Name → rows, methods, learning rates; the most important ones first.
 COMPARISONS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "syllogism_forms": ("syllogism", FORMS, RATES),
+    "syllogism_printed": ("syllogism", (*PLUGINS, *ABLATIONS), RATES),
+    "sst2_forms": ("sst2", FORMS, RATES),
     "syllogism_full": ("syllogism", ("full",), FULL_RATES),
     "sst2_full": ("sst2", ("full",), FULL_RATES),
-    "syllogism_forms": ("syllogism", FORMS, RATES),
-    "sst2_forms": ("sst2", FORMS, RATES),
-    "syllogism_printed": ("syllogism", (*PLUGINS, *ABLATIONS), RATES),
     "syllogism8_moved": ("syllogism8", MOVED, RATES),
     "syllogism32_moved": ("syllogism32", MOVED, RATES),
     "sst2_printed": ("sst2", PLUGINS, RATES),
@@ -57,6 +57,7 @@ COMPARISONS: dict[str, tuple[str, tuple[str, ...], str]] = {
 SETTINGS = (
     "pooling=mean", "max_length=96", "max_steps=150", "per_device_train_batch_size=16",
     "warmup_steps=15", "logging_steps=10", "train_sampling_strategy=group_by_length",
+    "bf16=true", "use_cpu=true",  # matrix products in bfloat16, weights and scoring in float32
 )  # fmt: skip
 
 
