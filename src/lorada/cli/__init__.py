@@ -12,6 +12,7 @@ import warnings
 from rich.logging import RichHandler
 
 from lorada.cli import (  # noqa: F401
+    chat_command,
     compare_command,
     list_commands,
     plot_commands,

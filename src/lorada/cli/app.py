@@ -2,7 +2,8 @@
 
 import shlex
 import sys
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,22 +62,31 @@ def waiting(what: str, *, quiet: bool = False) -> AbstractContextManager[Any]:
 HEAVY = "loading torch and transformers"
 
 
+@contextmanager
+def loading_model(model: str, *, quiet: bool = False) -> Iterator[None]:
+    """Import torch, and show a spinner while the ``with`` block loads ``model``."""
+    with waiting(HEAVY, quiet=quiet):
+        from transformers.utils import logging
+
+        import lorada.runs.inference.load  # noqa: F401
+
+    logging.disable_progress_bar()  # the spinner replaces it
+    try:
+        with waiting(f"loading {model}", quiet=quiet):
+            yield
+    finally:
+        logging.enable_progress_bar()
+
+
 def loaded_run(run: Path, model: str, *, remote: bool, quiet: bool) -> Any:
     """Load a finished run on the base ``model``, with a spinner unless ``quiet``.
 
     ``remote`` allows code of the model's repository to run.
     """
-    with waiting(HEAVY, quiet=quiet):
-        from transformers.utils import logging
-
+    with loading_model(model, quiet=quiet):
         from lorada.runs.inference.load import load_run
 
-    logging.disable_progress_bar()  # the spinner replaces it
-    try:
-        with waiting(f"loading {model}", quiet=quiet):
-            return load_run(run, trust_remote_code=remote)
-    finally:
-        logging.enable_progress_bar()
+        return load_run(run, trust_remote_code=remote)
 
 
 def prints_to_stderr(as_json: bool) -> AbstractContextManager[Any]:

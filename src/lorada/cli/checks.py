@@ -4,6 +4,8 @@ So mistakes in names, files and folders are reported at once. The code that runs
 them again, together with what needs torch.
 """
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ from lorada.runs.data.rows import JSONL, Rows, load_rows
 from lorada.runs.folder.folder import refuse_taken
 from lorada.runs.folder.lock import refuse_file
 from lorada.runs.folder.result import read_result
+from lorada.runs.folder.same_base import adapter_names, refuse_different_bases
 from lorada.runs.models.names import check_name
 from lorada.runs.recipe import RECIPE_FILE, Recipe, outline
-from lorada.tasks.rows import Form, resolve
+from lorada.tasks.rows import HEADED, Form, resolve
 from lorada.tasks.sources import data_folder
 
 SMALL = 20 * 2**20  # bytes; larger files of rows are not checked early, as they would be read twice
@@ -84,6 +87,26 @@ def check_scored(folder: Path, data: str | None, data_dir: str | None) -> Recipe
     else:
         _small(data or recipe.eval_data, result["form"], tuple(result["labels"]))
     return recipe
+
+
+def check_chat(folders: Sequence[Path]) -> Recipe:
+    """Check that finished runs can chat on one base, and return the outline of the first's recipe.
+
+    Raises:
+        ValueError: as ``check_run``, for a run that writes no text, one that is given twice, or
+            runs on different bases.
+    """
+    recipes = [check_run(folder) for folder in folders]
+    for folder in folders:
+        result = read_result(folder)
+        if result["form"] in HEADED:
+            labels = ", ".join(result["labels"])
+            what = f"a classifier of {labels}" if labels else "a scorer"
+            score = shlex.join(["lorada", "evaluate", str(folder), "--data", "FILE"])
+            raise ValueError(f"{folder} is {what} and writes no text: score it with {score}")
+    adapter_names(folders)
+    refuse_different_bases(folders)
+    return recipes[0]
 
 
 def check_search(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from lorada.cli.app import (
@@ -133,11 +134,11 @@ def _score_held_out(run: Path, recipe: Any, *, as_json: bool) -> None:
     _suggest_use(run, loaded.form)
 
 
-def suggest_scoring(run: Path, recipe: Any) -> None:
+def suggest_scoring(run: Path, recipe: Any, on: Console = console) -> None:
     """Suggest to score a run, with --data FILE if its recipe names no rows."""
     from lorada.cli.checks import can_be_scored
 
-    suggest("evaluate", run, *([] if can_be_scored(recipe) else ["--data", "FILE"]))
+    suggest("evaluate", run, *([] if can_be_scored(recipe) else ["--data", "FILE"]), on=on)
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """Tables and summaries that commands print, and the pictures they draw at their end."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -15,6 +15,7 @@ from lorada.support.errors import full_disk_in_one_line
 from lorada.support.files import write_atomic
 
 OURS = "an extension of this project, not of the paper"  # marks such a method in a list
+BAR = 20  # characters of the longest bar
 
 
 def methods_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -139,6 +140,16 @@ def draw(comparison: dict[str, Any], output: Path) -> list[str]:
     except ImportError as error:
         return [str(error)]
     return [f"loss curves: {output / 'loss.png'}", f"maps, like Figure 1: {output / 'maps.png'}"]
+
+
+def effect_table(effects: Sequence[Any]) -> Table:
+    """The effect size of each layer's map on an answer, from ``answer_effect``, with a bar."""
+    table = Table("layer", "effect size", "on the answer", "", caption="‖Attn_s V‖ / ‖Attn V‖")
+    largest = max(effect.answer for effect in effects)
+    for one in effects:
+        bar = round(BAR * one.answer / largest) if largest else 0
+        table.add_row(one.layer, f"{one.text:.3g}", f"{one.answer:.3g}", "█" * bar)
+    return table
 
 
 def pareto_table(found: dict[str, Any]) -> Table:

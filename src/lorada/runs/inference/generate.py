@@ -1,9 +1,12 @@
 """Generates text with a finished run: it continues prompts."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lorada.runs.data.dataset import context_of
 from lorada.runs.data.rows import protocol_settings
@@ -56,39 +59,66 @@ def generate(
         ValueError: for a model that cannot generate, a prompt that is empty or not valid text, or
             more tokens than the model has room for.
     """
-    if run.form in HEADED:
-        what = f"a classifier of {', '.join(run.labels)}" if run.labels else "a scorer"
-        raise ValueError(f"{run.folder} is {what}: it has no text")
-    _check_prompts(run, prompts, templated=templated)
-    settings = protocol_settings(run.recipe, protocol or run.protocol)
-    settings |= language_settings(run.tokenizer)
-    if max_new_tokens is not None:
-        settings["max_new_tokens"] = max_new_tokens
-    room = _room_for_prompts(run, settings["max_new_tokens"])
+    settings = generation_settings(run, max_new_tokens, protocol)
+    check_prompts(run, prompts, templated=templated)
+    room = room_for_prompts(run, settings["max_new_tokens"])
     # Prompts of similar length share a batch. The longest come first, to run out of memory early.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    tokenizer, size = run.tokenizer, run.recipe.eval_batch_size
-    sides = tokenizer.padding_side, tokenizer.truncation_side
-    if run.kind == "decoder":
-        tokenizer.padding_side = tokenizer.truncation_side = "left"
+    size = run.recipe.eval_batch_size
     outputs: dict[int, str] = {}
     cut = 0
-    try:
+    with prompts_end_alike(run):
         for start in progress_bar(range(0, len(order), size), "Generating"):
             chosen = order[start : start + size]
             chunk = [prompts[i] for i in chosen]
-            batch, longer = _tokens(run, chunk, room, templated=templated)
+            batch, longer = tokens_of(run, chunk, room, templated=templated)
             cut += longer
-            outputs.update(zip(chosen, _continue(run, batch, settings), strict=True))
-    finally:
-        tokenizer.padding_side, tokenizer.truncation_side = sides
+            new = continue_batch(run, batch, settings)
+            texts = run.tokenizer.batch_decode(new, skip_special_tokens=True)
+            outputs.update(zip(chosen, texts, strict=True))
     if cut:
         end = "beginning" if run.kind == "decoder" else "end"
         logger.warning("%d of %d prompts lost their %s to fit the model", cut, len(prompts), end)
     return [outputs[i] for i in range(len(prompts))]
 
 
-def _check_prompts(run: Run, prompts: list[str], *, templated: bool) -> None:
+def generation_settings(
+    run: Run, max_new_tokens: int | None = None, protocol: Protocol | None = None
+) -> dict[str, Any]:
+    """Settings of transformers' ``generate``; the arguments are those of ``generate`` here.
+
+    Raises:
+        ValueError: for a model that writes no text.
+    """
+    if run.form in HEADED:
+        what = f"a classifier of {', '.join(run.labels)}" if run.labels else "a scorer"
+        raise ValueError(f"{run.folder} is {what}: it has no text")
+    settings = protocol_settings(run.recipe, protocol or run.protocol)
+    settings |= language_settings(run.tokenizer)
+    if max_new_tokens is not None:
+        settings["max_new_tokens"] = max_new_tokens
+    return settings
+
+
+@contextmanager
+def prompts_end_alike(run: Run) -> Iterator[None]:
+    """Pad and cut a decoder's prompts at their beginning in a ``with`` block."""
+    tokenizer = run.tokenizer
+    sides = tokenizer.padding_side, tokenizer.truncation_side
+    if run.kind == "decoder":
+        tokenizer.padding_side = tokenizer.truncation_side = "left"
+    try:
+        yield
+    finally:
+        tokenizer.padding_side, tokenizer.truncation_side = sides
+
+
+def check_prompts(run: Run, prompts: list[str], *, templated: bool) -> None:
+    """Refuse prompts that leave the model nothing to continue; see ``generate``.
+
+    Raises:
+        ValueError: for a prompt that is empty, has no known token, or is not valid text.
+    """
     # An encoder–decoder can read an empty text if its tokenizer adds special tokens; XSum has some.
     marked = run.kind == "encoder_decoder" and run.tokenizer("")["input_ids"]
     if not all(prompts) and not marked:
@@ -105,8 +135,12 @@ def _check_prompts(run: Run, prompts: list[str], *, templated: bool) -> None:
             )
 
 
-def _room_for_prompts(run: Run, limit: int) -> int | None:
-    """How many tokens a prompt may have; None for any number."""
+def room_for_prompts(run: Run, limit: int) -> int | None:
+    """How many tokens a prompt may have if ``limit`` are to be written; None for any number.
+
+    Raises:
+        ValueError: if the model has no room for so many.
+    """
     context = context_of(run.model.config)
     if run.kind == "encoder_decoder":
         refuse_long(limit, context)
@@ -121,7 +155,9 @@ def _room_for_prompts(run: Run, limit: int) -> int | None:
     return context - limit
 
 
-def _tokens(run: Run, prompts: list[str], room: int | None, *, templated: bool) -> tuple[Any, int]:
+def tokens_of(
+    run: Run, prompts: list[str], room: int | None, *, templated: bool
+) -> tuple[Any, int]:
     """A batch of prompts, and how many of them were cut."""
     special = not templated
     most: dict[str, Any] = {} if room is None else {"truncation": True, "max_length": room}
@@ -135,7 +171,12 @@ def _tokens(run: Run, prompts: list[str], room: int | None, *, templated: bool) 
     return batch, sum(len(ids) > room for ids in whole)
 
 
-def _continue(run: Run, batch: Any, settings: dict[str, Any]) -> list[str]:
+def continue_batch(run: Run, batch: Any, settings: dict[str, Any]) -> Tensor:
+    """The token ids that the model writes for each prompt of a batch, (B, N).
+
+    Raises:
+        ValueError: if its generation settings are damaged.
+    """
     if "stop_strings" in settings:
         settings = {**settings, "tokenizer": run.tokenizer}
     try:
@@ -151,6 +192,5 @@ def _continue(run: Run, batch: Any, settings: dict[str, Any]) -> list[str]:
             "generation_config.json may be damaged"
         ) from error
     # A decoder repeats the prompt in its output; an encoder–decoder does not.
-    new = ids if run.kind == "encoder_decoder" else ids[:, batch["input_ids"].shape[1] :]
-    texts: list[str] = run.tokenizer.batch_decode(new, skip_special_tokens=True)
-    return texts
+    new: Tensor = ids if run.kind == "encoder_decoder" else ids[:, batch["input_ids"].shape[1] :]
+    return new

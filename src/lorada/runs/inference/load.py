@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from lorada.runs.data.dataset import fit_context
 from lorada.runs.data.rows import JSONL
 from lorada.runs.folder.result import read_result
-from lorada.runs.models.adapters import adapter_config, load_adapted, load_base
+from lorada.runs.models.adapters import adapter_config, load_adapted, load_base, load_beside
 from lorada.runs.models.generation import set_languages
 from lorada.runs.models.loading import load_config
 from lorada.runs.models.origin import weights_fingerprint
@@ -65,10 +65,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
     Raises:
         ValueError: if the folder holds no finished run, or its adapter does not fit.
     """
-    if not (folder / RECIPE_FILE).is_file():
-        raise ValueError(f"{folder} is not a run: it has no {RECIPE_FILE}")
-    result = read_result(folder)
-    recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
+    recipe, result = _saved(folder, trust_remote_code=trust_remote_code)
     prepared = prepare(recipe)
     labels = tuple(result["labels"])
     outputs = 1 if result["form"] == "score" else len(labels) or None
@@ -107,6 +104,42 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
     )
     set_languages(run.tokenizer, recipe.languages, run.protocol.languages)
     return run
+
+
+def load_run_beside(run: Run, folder: Path, name: str, *, trust_remote_code: bool = False) -> Run:
+    """Load the adapter of another finished run onto the same base model, under a name of its own.
+
+    Both runs share one model; which adapter is active, PEFT's ``set_adapter`` decides.
+    ``refuse_different_bases`` must have found the base to be one.
+
+    Raises:
+        ValueError: as ``load_run``, or if PEFT cannot put the adapter beside another.
+    """
+    assert isinstance(run.model, PeftModel)
+    recipe, result = _saved(folder, trust_remote_code=trust_remote_code)
+    prepared = prepare(recipe)
+    load_beside(run.model, folder / "adapter", name, run.drawn)
+    _refuse_changed(recipe, result, folder)
+    beside = replace(
+        run,
+        recipe=fit_context(recipe, run.model.config),
+        config=prepared.config,
+        kind=prepared.kind,
+        tokenizer=prepared.tokenizer,
+        folder=folder,
+        form=result["form"],
+        labels=tuple(result["labels"]),
+    )
+    set_languages(beside.tokenizer, recipe.languages, beside.protocol.languages)
+    return beside
+
+
+def _saved(folder: Path, *, trust_remote_code: bool) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe and the result in the folder of a finished run."""
+    if not (folder / RECIPE_FILE).is_file():
+        raise ValueError(f"{folder} is not a run: it has no {RECIPE_FILE}")
+    result = read_result(folder)
+    return saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code), result
 
 
 def _refuse_changed(recipe: Recipe, result: dict[str, Any], folder: Path) -> None:

@@ -167,11 +167,15 @@ def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> 
 
 
 def _refuse_missing(
-    model: PeftModel, weights: dict[str, torch.Tensor], folder: Path, kinds: set[Any] | None = None
+    model: PeftModel,
+    weights: dict[str, torch.Tensor],
+    folder: Path,
+    kinds: set[Any] | None = None,
+    name: str = "default",
 ) -> None:
     """Refuse saved weights that lack tensors of these kinds of parts; None for all kinds."""
     # With save_embedding_layers, PEFT would read the base's config to see if its vocabulary grew.
-    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     missing = expected.keys() - weights.keys()
     if kinds is not None:
         tuners = [PEFT_TYPE_TO_TUNER_MAPPING[kind] for kind in kinds]
@@ -235,6 +239,32 @@ def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = (
         ValueError: for a folder that is not a complete adapter of this model, or that lacks drawn
             parameters, so that each load would give another model.
     """
+    weights = _complete_weights(folder, base, drawn)
+    with reading("the adapter", str(folder), UNFIT):
+        model = PeftModel.from_pretrained(base, str(folder))
+        _refuse_missing(model, weights, folder)
+    return model.eval()
+
+
+def load_beside(model: PeftModel, folder: Path, name: str, drawn: Collection[str] = ()) -> None:
+    """Load the saved adapter in ``folder`` beside those of a model, under a name of its own.
+
+    The adapter that was active stays so.
+
+    Raises:
+        ValueError: as ``load_adapted``, or for an adapter that PEFT cannot put beside another.
+    """
+    weights = _complete_weights(folder, model.get_base_model(), drawn)
+    with reading("the adapter", str(folder), UNFIT):
+        model.load_adapter(str(folder), adapter_name=name)
+        _refuse_missing(model, weights, folder, name=name)
+    model.eval()
+
+
+def _complete_weights(
+    folder: Path, base: PreTrainedModel, drawn: Collection[str]
+) -> dict[str, torch.Tensor]:
+    """The tensors of a saved adapter of this base, with all that the base has drawn at random."""
     refuse_other_base(adapter_config(folder), folder, base.config)
     weights = adapter_weights(folder)
     lost = [name for name in drawn if PEFT_NAMES + name not in weights]
@@ -243,10 +273,7 @@ def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = (
             f"{folder} has no {min(lost)}, nor has its model's checkpoint, so each load would draw "
             "another at random: train again"
         )
-    with reading("the adapter", str(folder), UNFIT):
-        model = PeftModel.from_pretrained(base, str(folder))
-        _refuse_missing(model, weights, folder)
-    return model.eval()
+    return weights
 
 
 def fold_prefixes(model: PeftModel) -> None:

@@ -1,0 +1,202 @@
+"""The command ``chat``: a conversation in the terminal with finished runs on one base.
+
+Answers go to the output, everything else to the error stream, so that a script gets answers alone.
+"""
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from lorada.cli.app import Remote, app, console, errors, loading_model
+from lorada.cli.run_commands import suggest_scoring
+from lorada.support.errors import unknown_name
+
+BASE = "base"
+KEYS = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat"
+QUIT = "/quit"
+HELP = """\
+/base          answer the last question with the base alone, below the adapter's answer
+/base TEXT     answer TEXT with the base alone; it is not part of the conversation
+/adapter NAME  let another adapter answer; without NAME, list them
+/effect        show what the map of each layer did to the last answer
+/reset         forget the conversation
+/help          show this list
+/quit          end the chat
+A line that ends with \\ goes on in the next. Put a blank before a question that begins with /."""
+
+
+@app.command()
+def chat(
+    runs: Annotated[
+        list[Path], typer.Argument(help="folders of finished runs on one base; the first answers")
+    ],
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="tokens to generate")] = None,
+    remote: Remote = False,
+) -> None:
+    """Chat with finished runs in the terminal, with the base's answers beside theirs."""
+    from lorada.cli.checks import check_chat
+
+    recipe = check_chat(runs)
+    with loading_model(recipe.model):
+        from lorada.runs.inference.chat import open_chat
+
+        opened = open_chat(runs, max_new_tokens, trust_remote_code=remote)
+    _list_adapters(opened)
+    _note(KEYS)
+    with suppress(ImportError):
+        import readline  # noqa: F401 (gives input() a history and the arrow keys)
+    while (line := _read(opened.active)) is not None and line.strip() != QUIT:
+        try:
+            _obey(opened, line)
+        except ValueError as error:
+            _note(f"error: {' '.join(str(error).split())}")
+    suggest_scoring(runs[0], recipe, on=errors)
+
+
+def _read(name: str) -> str | None:
+    """The next question or command; None at the end of the input."""
+    lines: list[str] = []
+    while True:
+        try:
+            line = _line("… " if lines else f"{name}> ")
+        except EOFError:
+            return "\n".join(lines) if lines else None
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            _note(f"\nCtrl-D or {QUIT} ends the chat")
+            return ""
+        if not line.endswith("\\"):
+            return "\n".join([*lines, line])
+        lines.append(line[:-1])
+
+
+def _line(prompt: str) -> str:
+    """A line as it was typed, or the next line of a file or pipe."""
+    if sys.stdin.isatty():
+        return input(prompt)
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.removesuffix("\n")
+
+
+def _obey(chat: Any, line: str) -> None:
+    """Answer a question, or do what a command says."""
+    if not line.strip():
+        return
+    if not line.startswith("/"):
+        _answer(chat, line)
+        return
+    word, _, rest = line.partition(" ")
+    if word not in COMMANDS:
+        raise unknown_name("command", word, [*COMMANDS, QUIT])
+    COMMANDS[word](chat, rest.strip())
+
+
+def _answer(chat: Any, question: str) -> None:
+    with _stoppable() as stopped:
+        answer = chat.ask(question, _show, stopped)
+    _show("\n")
+    if answer.dropped:
+        _note(f"the first {answer.dropped} turns have no room any more and were left out")
+
+
+def _base(chat: Any, text: str) -> None:
+    chat.refuse_base(text or None)
+    if not text:
+        _label(chat.last.name)
+        _show(f"{chat.last.written.text}\n")
+    _label(BASE)
+    with _stoppable() as stopped:
+        chat.ask_base(text or None, _show, stopped)
+    _show("\n")
+
+
+def _adapter(chat: Any, name: str) -> None:
+    if name:
+        chat.switch(name)
+        _note(_about(chat, name))
+    else:
+        _list_adapters(chat)
+
+
+def _effect(chat: Any, _: str) -> None:
+    effects = chat.effect()
+    if not effects:
+        _note(f"{chat.last.name} has no map")
+        return
+    from lorada.cli.terminal import effect_table
+
+    console.print(effect_table(effects))
+
+
+def _reset(chat: Any, _: str) -> None:
+    chat.reset()
+    _note("the conversation is forgotten")
+
+
+def _help(chat: Any, _: str) -> None:
+    _note(HELP)
+
+
+COMMANDS: dict[str, Callable[[Any, str], None]] = {
+    "/base": _base,
+    "/adapter": _adapter,
+    "/effect": _effect,
+    "/reset": _reset,
+    "/help": _help,
+}
+
+
+def _list_adapters(chat: Any) -> None:
+    for name in chat.adapters:
+        _note(_about(chat, name) + (" (it answers now)" if _is_one_of(chat, name) else ""))
+
+
+def _is_one_of(chat: Any, name: str) -> bool:
+    return len(chat.adapters) > 1 and name == chat.active
+
+
+def _about(chat: Any, name: str) -> str:
+    """One line on a run: what it is, and what becomes of a question."""
+    run = chat.adapters[name].run
+    how = "it continues each line by itself, as a prompt"
+    if run.form == "messages":
+        how = "it reads the conversation so far, in the tokenizer's chat template"
+    return f"{name}: {run.recipe.method} on {run.recipe.model}; {how}"
+
+
+def _label(name: str) -> None:
+    console.print(Text(f"{name}:", "bold"), highlight=False, soft_wrap=True)
+
+
+def _show(piece: str) -> None:
+    console.out(piece, end="", highlight=False)
+
+
+def _note(text: str) -> None:
+    errors.print(text, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _stoppable() -> Iterator[Callable[[], bool]]:
+    """Give a function that says whether Ctrl-C was pressed; a second Ctrl-C ends the command."""
+    pressed: list[bool] = []
+
+    def press(*_: object) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(True)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,67 @@
+"""Checks that the adapters of several runs belong on one base, as ``lorada chat`` needs it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lorada.runs.folder.result import read_result
+from lorada.runs.recipe import RECIPE_FILE, REMOTE, Recipe, outline
+
+# Settings of a recipe that change the base itself.
+OF_BASE = ("dtype", "rope_factor")
+
+
+def refuse_different_bases(folders: Sequence[Path]) -> None:
+    """Refuse finished runs that cannot answer with one copy of a base model's weights.
+
+    Raises:
+        ValueError: for runs on different bases, or several runs of which one trained the base.
+    """
+    first, *others = folders
+    for folder in folders if others else ():
+        if (folder / "model").is_dir():
+            raise ValueError(
+                f"{folder} trained the base model itself, so it shares no base with another run: "
+                "chat with it alone"
+            )
+    recipe = _recipe(first)
+    for folder in others:
+        other = _recipe(folder)
+        if not _same_weights(first, recipe, folder, other):
+            raise ValueError(
+                f"{first} was trained on {recipe.model} and {folder} on {other.model}, and a chat "
+                "has one base: chat with each alone"
+            )
+        for name in OF_BASE:
+            here, there = getattr(recipe, name), getattr(other, name)
+            if here != there:
+                raise ValueError(
+                    f"{first} was trained with {name}={here} and {folder} with {name}={there}, and "
+                    "a chat has one base: chat with each alone"
+                )
+
+
+def _recipe(folder: Path) -> Recipe:
+    return outline(str(folder / RECIPE_FILE), [], {REMOTE: False})
+
+
+def _same_weights(first: Path, recipe: Recipe, folder: Path, other: Recipe) -> bool:
+    """Whether two bases are one: by the fingerprints of their weights, else by their names."""
+    known = [read_result(run).get("base_sha256") for run in (first, folder)]
+    return known[0] == known[1] if all(known) else recipe.model == other.model
+
+
+def adapter_names(folders: Sequence[Path]) -> list[str]:
+    """The names of runs in a chat: their folders' names, or the paths where two are the same.
+
+    Raises:
+        ValueError: for a folder that is given twice.
+    """
+    whole = [folder.resolve() for folder in folders]
+    for place, folder in enumerate(whole):
+        if folder in whole[:place]:
+            raise ValueError(f"{folders[place]} is given twice: name each run once")
+    names = [folder.name for folder in whole]
+    return [
+        str(folder) if names.count(name) > 1 else name
+        for folder, name in zip(folders, names, strict=True)
+    ]
