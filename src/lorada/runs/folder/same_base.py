@@ -17,7 +17,9 @@ def refuse_different_bases(folders: Sequence[Path]) -> None:
         ValueError: for runs on different bases, or several runs of which one trained the base.
     """
     first, *others = folders
-    for folder in folders if others else ():
+    if not others:
+        return
+    for folder in folders:
         if (folder / "model").is_dir():
             raise ValueError(
                 f"{folder} trained the base model itself, so it shares no base with another run: "
