@@ -163,7 +163,8 @@ def test_help_names_every_command(call):
     code, out, _ = call("--help")
     assert code == 0
     for command in (
-        "train", "evaluate", "generate", "methods", "tasks", "recipes", "params", "export", "run",
+        "train", "evaluate", "generate", "chat", "methods", "tasks", "recipes", "params", "export",
+        "run",
     ):  # fmt: skip
         assert f" {command} " in out
 

@@ -1,6 +1,7 @@
 """A mistake that names, files and folders show is answered before torch is there."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -54,6 +55,10 @@ MISTAKES = {
     "unfinished run": (["evaluate", "half"], "half has no result.json"),
     "recipe of a run": (["evaluate", "spoilt"], "recipe.yaml line 2 is not YAML"),
     "result of a run": (["generate", "damaged", "--prompt", "a"], "result.json is not JSON"),
+    "chat with no run": (["chat", "run", "none"], "none is not a run"),
+    "chat with a class": (["chat", "labelled"], "labelled is a classifier of y and writes no text"),
+    "chat with one twice": (["chat", "run", "run"], "run is given twice"),
+    "chat on two bases": (["chat", "run", "other"], "was trained on llama and other on wide"),
     "no rows to score": (["evaluate", "run"], "no data: pass --data FILE"),
     "no file to score": (["evaluate", "run", "--data", "none.csv"], "no data file at none.csv"),
     "rows of a class": (["evaluate", "run", "--data", "labels.jsonl"], "has label rows; this run"),
@@ -99,11 +104,13 @@ MISTAKES = {
 }
 
 
-def run_folder(path, **files):
-    recipe = {"method": "lora", "model": "llama", "data": "rows.jsonl", "output": str(path)}
-    result = {"labels": [], "form": "prompt", "metrics": {}, "history": []}
+RESULT = {"labels": [], "form": "prompt", "metrics": {}, "history": []}
+
+
+def run_folder(path, model="llama", **files):
+    recipe = {"method": "lora", "model": model, "data": "rows.jsonl", "output": str(path)}
     path.mkdir(parents=True)
-    files = {"recipe": yaml.safe_dump(recipe), "result": json.dumps(result), **files}
+    files = {"recipe": yaml.safe_dump(recipe), "result": json.dumps(RESULT), **files}
     for name, text in files.items():
         if text is not None:
             (path / f"{name}.{'yaml' if name == 'recipe' else 'json'}").write_text(text)
@@ -122,6 +129,9 @@ def answers(tmp_path_factory):
     for name in ("run", "runs/rows-lora-seed7", "before/lora"):
         run_folder(place / name)
     run_folder(place / "half", result=None)
+    run_folder(place / "other", model="wide")
+    shutil.copytree(place / "llama", place / "wide")
+    run_folder(place / "labelled", result=json.dumps({**RESULT, "form": "label", "labels": ["y"]}))
     run_folder(place / "spoilt", recipe="method: lora\nmodel: [")
     run_folder(place / "damaged", result="{")
     words = json.dumps({case: words for case, (words, _) in MISTAKES.items()})

@@ -1,5 +1,6 @@
 """The guides of the documentation run: their Python and their commands, on a tiny local model."""
 
+import io
 import re
 import shlex
 import sys
@@ -10,6 +11,7 @@ from paths import ROOT
 
 from lorada import cli
 
+CHAT = "9 + 4 =\n/base\n/effect\n/reset\n/quit\n"  # is typed into each chat
 # Each page with a file that its code writes; the other pages only print.
 WRITES = {
     "index": None,
@@ -51,6 +53,7 @@ def test_the_code_of_a_guide_runs(name, tmp_path, monkeypatch):
         else:
             for words in commands(block):
                 monkeypatch.setattr(sys, "argv", words)
+                monkeypatch.setattr(sys, "stdin", io.StringIO(CHAT))
                 cli.main()
     if WRITES[name]:
         assert (tmp_path / WRITES[name]).is_file()

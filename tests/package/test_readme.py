@@ -1,5 +1,6 @@
 """The README runs: its Python and its commands, on tiny local models."""
 
+import io
 import re
 import shlex
 import subprocess
@@ -71,13 +72,14 @@ def test_the_commands_of_the_readme_run(tiny_smollm2, monkeypatch, capsys):
     ]
     names = [words[1] for words in commands]
     assert names == [
-        "train", "evaluate", "generate", "export", "params", "compare",
+        "train", "evaluate", "generate", "chat", "export", "params", "compare",
         "train", "evaluate", "explain", "table", "table",
     ]  # fmt: skip
     for words in commands:
         if words[1] == "compare":  # trainings of every method take minutes: here they are planned
             words += ["--dry-run", "--allow-overlap"]
         monkeypatch.setattr(sys, "argv", words)
+        monkeypatch.setattr(sys, "stdin", io.StringIO("2 + 2 =\n/base\n/effect\n"))
         cli.main()
     assert "next:" in capsys.readouterr().out
 

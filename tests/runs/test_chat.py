@@ -253,7 +253,10 @@ def test_what_has_no_answer_is_refused(chat_of):
 def test_runs_of_one_name_are_told_apart_by_their_paths(folder, place):
     (place / "again").mkdir()
     (place / "again" / "lora").symlink_to(folder("mine.v1"))
-    assert list(open_chat([folder("lora"), place / "again" / "lora"]).adapters) == ["lora", "mine.v1"]
+    assert list(open_chat([folder("lora"), place / "again" / "lora"]).adapters) == [
+        "lora",
+        "mine.v1",
+    ]
 
 
 class Words:

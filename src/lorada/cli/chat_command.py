@@ -178,7 +178,7 @@ def _label(name: str) -> None:
 
 
 def _show(piece: str) -> None:
-    console.out(piece, end="", highlight=False)
+    print(piece, end="", flush=True)  # as it is: rich would make blanks of tabs
 
 
 def _note(text: str) -> None:

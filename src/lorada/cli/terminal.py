@@ -15,7 +15,7 @@ from lorada.support.errors import full_disk_in_one_line
 from lorada.support.files import write_atomic
 
 OURS = "an extension of this project, not of the paper"  # marks such a method in a list
-BAR = 20  # characters of the longest bar
+BAR = 10  # characters of the longest bar; a layer's name fits beside it
 
 
 def methods_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:

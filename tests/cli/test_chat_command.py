@@ -1,0 +1,200 @@
+"""``lorada chat`` in a pipe: answers on the output, everything else on the error stream."""
+
+import io
+import json
+import re
+import shutil
+import signal
+import sys
+
+import pytest
+from folders import llama_folder, rows_file
+
+from lorada.cli import chat_command
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
+
+SETTINGS = [
+    "max_steps=2",
+    "learning_rate=0.02",
+    "report_to=[]",
+    "max_length=32",
+    "max_new_tokens=8",
+]
+TURNS = [
+    {"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": b}]}
+    for a, b in (("hi", "ho"), ("1", "2"), ("no", "yes"), ("up", "down"))
+]
+QUESTION = "1 + 1 ="
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Runs with a map and without, and one of conversations, in a folder with blanks."""
+    place = tmp_path_factory.mktemp("chat") / "my [bold] runs"
+    place.mkdir()
+    llama_folder(place / "llama", initializer_range=0.2)
+    rows_file(place / "rows.jsonl")
+    rows_file(place / "turns.jsonl", TURNS)
+    runs = {"map": ("lorada_la", "rows"), "none": ("lora", "rows"), "talk": ("lora", "turns")}
+    for name, (method, rows) in runs.items():
+        options = {
+            "method": method, "model": str(place / "llama"), "output": str(place / name),
+            "data": str(place / f"{rows}.jsonl"),
+        }  # fmt: skip
+        train(load_recipe(None, SETTINGS, options), quiet=True)
+    return place
+
+
+@pytest.fixture
+def chat(call, place, monkeypatch):
+    """Type lines into a chat with some runs; returns exit code, answers and notes."""
+
+    def typed(lines, *names, options=()):
+        text = lines if isinstance(lines, str) else "".join(f"{line}\n" for line in lines)
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        return call("chat", *(place / name for name in names), *options)
+
+    return typed
+
+
+@pytest.fixture
+def written(call, place):
+    """What ``lorada generate`` writes."""
+
+    def text(name, prompt=QUESTION, *options):
+        out = call("generate", place / name, "--prompt", prompt, "--json", *options)[1]
+        return json.loads(out)[0]["output"]
+
+    return text
+
+
+def test_answers_alone_go_to_the_output(chat, written, place):
+    code, out, err = chat([QUESTION, "", QUESTION], "map")
+    assert code == 0
+    assert out == f"{written('map')}\n" * 2
+    assert "\x1b" not in out + err
+    about, keys, following = err.splitlines()
+    assert about == (
+        f"map: lorada_la on {place / 'llama'}; it continues each line by itself, as a prompt"
+    )
+    assert keys == "/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat"
+    assert following.startswith("next: lorada evaluate ")
+
+
+def test_an_answer_has_as_many_tokens_as_is_said(chat, written):
+    options = ("--max-new-tokens", 3)
+    assert chat([QUESTION], "map", options=options)[1] == f"{written('map', QUESTION, *options)}\n"
+
+
+def test_the_base_stands_below_the_answer_it_repeats(chat, written):
+    _, out, err = chat([QUESTION, "/base", "/base 2 + 2 =", "/quit", QUESTION], "map")
+    own = written("map")
+    first, _, rest = out.partition("map:\n")
+    assert first == f"{own}\n"
+    again, one, two = rest.split("base:\n")
+    assert again == first
+    assert one not in (again, two)
+    assert "error" not in err
+
+
+def test_adapters_take_turns(chat, written):
+    lines = [QUESTION, "/adapter none", QUESTION, "/adapter", "/adapter mpa"]
+    _, out, err = chat(lines, "map", "none")
+    assert out == f"{written('map')}\n{written('none')}\n"
+    listed = [line for line in err.splitlines() if line.endswith("(it answers now)")]
+    assert [line.partition(":")[0] for line in listed] == ["map", "none"]
+    assert "error: unknown adapter 'mpa'; did you mean map?" in err
+
+
+def test_the_effect_is_a_table_of_layers_with_a_map(chat):
+    lines = ["/effect", QUESTION, "/effect", "/adapter none", QUESTION, "/effect"]
+    _, out, err = chat(lines, "map", "none")
+    rows = re.findall(r"(\S+self_attn) +│ (\S+) +│ (\S+) +│ (█*)", out)
+    assert [name for name, *_ in rows] == [f"model.layers.{i}.self_attn" for i in range(2)]
+    assert all(float(number) > 0 for _, *numbers, _ in rows for number in numbers)
+    longest = max(rows, key=lambda row: float(row[2]))
+    assert len(longest[3]) == max(len(row[3]) for row in rows) == 10
+    assert "error: there is no answer yet: ask something first" in err
+    assert err.count("none has no map") == 1
+
+
+def test_a_conversation_is_read_until_it_is_forgotten(chat, written):
+    _, out, err = chat(["0123"] * 3, "talk")
+    assert out.splitlines()[0] == written("talk", "0123")
+    assert "it reads the conversation so far, in the tokenizer's chat template" in err
+    left_out = "the first 2 turns have no room any more and were left out"
+    assert left_out in err
+    _, again, err = chat(["0123", "0123", "/reset", "0123"], "talk")
+    assert again.splitlines()[-1] == out.splitlines()[0]
+    assert "the conversation is forgotten" in err
+    assert left_out not in err
+
+
+def test_what_is_no_command_is_said_in_one_line_and_the_chat_goes_on(chat, written):
+    lines = ["/bsae", "/help me", " /x", QUESTION]
+    code, out, err = chat(lines, "map")
+    assert code == 0
+    assert "error: unknown command '/bsae'; did you mean /base" in err
+    for word in [*chat_command.COMMANDS, "/quit"]:
+        assert f"\n{word} " in err
+    assert out == f"{written('map', ' /x')}\n{written('map')}\n"
+
+
+def test_a_line_may_go_on_in_the_next(chat, written):
+    both = written("map", "1 + 1\n=")
+    assert chat(["1 + 1\\", "="], "map")[1] == f"{both}\n"
+    assert chat("1 + 1\n", "map")[1] == chat("1 + 1", "map")[1] == chat("1 + 1\\\n", "map")[1]
+
+
+def test_ctrl_c_stops_an_answer_and_twice_the_chat(chat, written, monkeypatch):
+    show, presses = chat_command._show, [1]
+
+    def press(piece):
+        show(piece)
+        for _ in range(presses.pop() if presses else 0):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(chat_command, "_show", press)
+    before = signal.getsignal(signal.SIGINT)
+    code, out, _ = chat([QUESTION, QUESTION], "map")
+    whole = written("map")
+    assert code == 0
+    # The stopped answer ends within the tokens that were on their way.
+    stopped, _, rest = out.partition("\n")
+    assert whole.startswith(stopped)
+    assert len(stopped) < len(whole)
+    assert rest == f"{whole}\n"
+    presses.append(2)
+    assert chat([QUESTION, QUESTION], "map")[0] == 130
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_runs_on_different_bases_do_not_chat(chat, place):
+    other = shutil.copytree(place / "none", place / "moved")
+    result = json.loads((other / "result.json").read_text())
+    (other / "result.json").write_text(json.dumps({**result, "base_sha256": "0"}))
+    code, out, err = chat([QUESTION], "map", "moved")
+    assert (code, out) == (2, "")
+    assert "a chat has one base: chat with each alone" in err
+    assert err.count("\n") == 1
+
+
+def test_a_terminal_is_asked_and_ctrl_c_there_ends_nothing(call, place, written, monkeypatch):
+    asked, typed = [], iter([KeyboardInterrupt, QUESTION, "a \\", "b", EOFError])
+
+    def at_terminal(prompt):
+        asked.append(prompt)
+        line = next(typed)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr("builtins.input", at_terminal)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    code, out, err = call("chat", place / "map")
+    assert code == 0
+    assert asked == ["map> ", "map> ", "map> ", "… ", "map> "]
+    two_lines = written("map", "a \nb")
+    assert out == f"{written('map')}\n{two_lines}\n"
+    assert err.count("Ctrl-D or /quit ends the chat") == 1
