@@ -78,6 +78,7 @@ COMMANDS = {
     "train RECIPE": ["train", "RUN/recipe.yaml", "--output", "NEW"],
     "evaluate": ["evaluate", "RUN", "--data", "ROWS"],
     "generate": ["generate", "RUN", "--prompt", "a"],
+    "chat": ["chat", "RUN"],
     "export": ["export", "RUN", "--merge", "NEW"],
     "explain": ["explain", "RUN", "--text", "a"],
     "plot": ["plot", "1", "RUN", "--output", "NEW"],
@@ -118,6 +119,12 @@ def test_code_runs_where_the_user_says_so_now(said, foreign, call):
     folder, marker = foreign
     (folder / "result.json").unlink()
     call("train", "--resume", "--output", folder, *said)
+    assert marker.exists()
+
+
+def test_a_finished_run_is_used_with_the_code_where_the_user_says_so_now(foreign, call):
+    folder, marker = foreign
+    call("generate", folder, "--prompt", "a", "--trust-remote-code")
     assert marker.exists()
 
 

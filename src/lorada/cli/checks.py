@@ -22,7 +22,7 @@ from lorada.runs.folder.lock import refuse_file
 from lorada.runs.folder.result import read_result
 from lorada.runs.folder.same_base import adapter_names, refuse_different_bases
 from lorada.runs.models.names import check_name
-from lorada.runs.recipe import RECIPE_FILE, Recipe, outline
+from lorada.runs.recipe import RECIPE_FILE, REMOTE, Recipe, outline
 from lorada.tasks.rows import HEADED, Form, resolve
 from lorada.tasks.sources import data_folder
 
@@ -67,7 +67,8 @@ def check_run(folder: Path) -> Recipe:
     if not (folder / RECIPE_FILE).is_file():
         raise ValueError(f"{folder} is not a run: it has no {RECIPE_FILE}")
     read_result(folder)
-    recipe = outline(str(folder / RECIPE_FILE), [], {})
+    # Whether remote code runs is said in the command, and is asked when the run is loaded.
+    recipe = outline(str(folder / RECIPE_FILE), [], {REMOTE: False})
     check_name(recipe.model)
     return recipe
 
