@@ -27,6 +27,8 @@ def group_of(method: Method) -> str:
         return "extensions of this project, not of the paper"
     if not parts:
         return "parameters of the base itself"
+    if method.ours:
+        return "this project's own: the map in other forms (docs/forms.md)"
     if "lmam" in parts:
         return "the map alone" if parts == ["lmam"] else "the map with other parts"
     if "prefix" in parts:

@@ -266,7 +266,7 @@ def test_what_appears_in_the_folder_meanwhile_is_left_alone(finished, tmp_path, 
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "mine.txt").write_text("mine")
 
-    monkeypatch.setattr("lorada.runs.inference.export.write_export_card", busy)
+    monkeypatch.setattr("lorada.runs.inference.export.write_model_card", busy)
     refused(call("export", finished, "--merge", tmp_path / "out"), "out is not empty")
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
 
@@ -303,7 +303,7 @@ def test_a_full_disk_leaves_nothing_behind(finished, tmp_path, call, monkeypatch
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lorada.runs.inference.export.write_export_card", full)
+    monkeypatch.setattr("lorada.runs.inference.export.write_model_card", full)
     refused(call("export", finished, "--merge", tmp_path / "to" / "out"), "No space left")
     assert list((tmp_path / "to").iterdir()) == []
 

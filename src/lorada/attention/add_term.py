@@ -9,7 +9,8 @@ Shapes: B batch, H query heads, G key/value heads, T queries, K key slots, N map
 width.
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from lorada.attention.attention_map import AttentionMap, for_samples
 from lorada.attention.call import CallShape
+from lorada.attention.form_map import FormMap, FormTerm
 from lorada.attention.map_term import (
     fits_in_place,
     map_term,
@@ -26,10 +28,14 @@ from lorada.attention.map_term import (
     term_of_reached,
 )
 from lorada.attention.positions import TokenPositions, TokenTable
+from lorada.attention.visible import VisiblePairs
+from lorada.functional.causal import Matmul
 
 # The queries that have a term: a range that all samples share, or the query of every map row (B, N)
 # with booleans (B, N) that are False for a map row without a query.
 Reached = slice | tuple[Tensor, Tensor]
+# Computes a term from a function for its last product and the tensors that it depends on.
+Compute = Callable[..., tuple[Tensor, Reached]]
 
 
 def add_term(
@@ -48,53 +54,77 @@ def add_term(
         term = map_term(attention_map, positions, shape, value)
         return output if term is None else (output + term).to(output.dtype)
     # Autograd tracks tensors that are arguments, not tensors inside a record.
-    factors = attention_map.factors
     bare = replace(attention_map, factors=())
-    result: Tensor = _AddTerm.apply(output, bare, positions, shape, value, *factors)
+    compute = _PositionTerm(bare, positions, shape)
+    result: Tensor = _AddTerm.apply(output, compute, value, *attention_map.factors)
+    return result
+
+
+def add_form_term(
+    output: Tensor, form_map: FormMap, pairs: VisiblePairs, tensors: tuple[Tensor, ...]
+) -> Tensor:
+    """``add_term`` of a map in another form, from the tensors that it reads."""
+    term = FormTerm(replace(form_map, factors=()), pairs)
+    tensors = (*tensors, *form_map.factors)
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return (output + term(torch.matmul, *tensors)).to(output.dtype)
+    result: Tensor = _AddTerm.apply(output, _EveryQuery(term), *tensors)
     return result
 
 
 class _AddTerm(torch.autograd.Function):
-    """``add_term``; it keeps only the values, the factors and the positions, which layers share."""
+    """Adds a term; keeps only the tensors that it is computed from, which attention keeps too."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        output: Tensor,
-        bare: AttentionMap,
-        positions: TokenPositions,
-        shape: CallShape,
-        value: Tensor,
-        *factors: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(value, *factors)
-        ctx.rest = bare, positions, shape
-        term, reached = _term(replace(bare, factors=factors), positions, shape, value)
-        return _add(output, term, reached)
+    def forward(ctx: Any, output: Tensor, compute: Compute, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        ctx.rest = compute
+        return _add(output, *compute(torch.matmul, *tensors))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        bare, positions, shape = ctx.rest
-        needed = ctx.needs_input_grad[4:]
-        # The term is computed again, with a graph that ends at detached values and factors.
+        needed = ctx.needs_input_grad[2:]
+        # The term is computed again, with a graph that ends at detached tensors.
         with torch.enable_grad():
-            value, *factors = (
+            tensors = [
                 tensor.detach().requires_grad_(needs)
                 for tensor, needs in zip(ctx.saved_tensors, needed, strict=True)
-            )
-            attention_map = replace(bare, factors=tuple(factors))
+            ]
             # The last product is the largest, and only its gradients are needed.
-            without_value = replace(shape, matmul=_GradientOnlyMatmul.apply)
-            term, reached = _term(attention_map, positions, without_value, value)
-        leaves = [leaf for leaf in (value, *factors) if leaf.requires_grad]
+            term, reached = ctx.rest(_GradientOnlyMatmul.apply, *tensors)
+        leaves = [leaf for leaf in tensors if leaf.requires_grad]
         found: list[Tensor | None] = [None] * len(leaves)
-        if term.requires_grad:  # False if factors and values are frozen
+        if term.requires_grad:  # False if all of the tensors are frozen
             own = _rows_of_gradient(grad, reached).to(term.dtype)
             found = list(torch.autograd.grad(term, leaves, own, allow_unused=True))
         # The gradient of a sum by ``output`` is ``grad`` unchanged.
         given = [found.pop(0) if needs else None for needs in needed]
-        return (grad, None, None, None, *given)
+        return (grad, None, *given)
+
+
+@dataclass(frozen=True)
+class _PositionTerm:
+    """The term of the paper's map, from the values and the factors; ``bare`` has none."""
+
+    bare: AttentionMap
+    positions: TokenPositions
+    shape: CallShape
+
+    def __call__(self, matmul: Matmul, value: Tensor, *factors: Tensor) -> tuple[Tensor, Reached]:
+        shape = replace(self.shape, matmul=matmul)
+        return _term(replace(self.bare, factors=factors), self.positions, shape, value)
+
+
+@dataclass(frozen=True)
+class _EveryQuery:
+    """The term of a map in another form, which reaches every query."""
+
+    term: FormTerm
+
+    def __call__(self, matmul: Matmul, *tensors: Tensor) -> tuple[Tensor, Reached]:
+        term = self.term(matmul, *tensors)
+        return term, slice(0, term.shape[1])
 
 
 class _GradientOnlyMatmul(torch.autograd.Function):

@@ -15,24 +15,26 @@ Shapes: B batch, H query heads, T queries, D head width.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lorada.attention import observation
-from lorada.attention.add_term import add_term
+from lorada.attention.add_term import add_form_term, add_term
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, is_packed_or_paged
 from lorada.attention.dense_map import mask_with_map
+from lorada.attention.form_map import FormMap, FormTerm
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
 from lorada.attention.locate import token_positions
 from lorada.attention.map_term import map_term
-from lorada.attention.observation import Observation
+from lorada.attention.observation import AnyMap, Observation
 from lorada.attention.positions import TokenPositions, TokenTable
 from lorada.attention.prefix import with_prefixes
 from lorada.attention.shifted_sparse import ShiftedGroups
+from lorada.attention.visible import visible_pairs
 
 CHILD = "lmam"
 PREFIX_CHILD = "prefix"
@@ -53,7 +55,7 @@ class MapSource(Protocol):
     def reach(self) -> float:
         """The length of the longest map, in tokens; infinity if a map lies on the last tokens."""
 
-    def maps(self) -> list[AttentionMap]:
+    def maps(self) -> Sequence[AnyMap]:
         """The maps that are active in this call; empty when the adapter is disabled."""
 
 
@@ -107,7 +109,7 @@ def _lies_beyond(
 
 
 def _attend(
-    attend: Attend, call: AttentionCall, maps: list[AttentionMap], groups: ShiftedGroups | None
+    attend: Attend, call: AttentionCall, maps: Sequence[AnyMap], groups: ShiftedGroups | None
 ) -> tuple[Tensor, Tensor | None]:
     """Run one call with its parts."""
     # Only the kernel gets the mask of the groups; the map covers the same tokens as without them.
@@ -121,7 +123,7 @@ def _attend(
             "a paged cache was passed without its values, which LMAM needs: use "
             "attn_implementation='sdpa' for continuous batching"
         )
-    inside = [m for m in maps if m.ablation == "no_negative"]
+    inside = [m for m in maps if isinstance(m, AttentionMap) and m.ablation == "no_negative"]
     for attention_map in inside:
         mask = mask_with_map(mask, attention_map, map_positions(call, attention_map), call)
     if inside:
@@ -133,30 +135,44 @@ def _attend(
     return add_maps(call, beside, output), weights
 
 
-def add_maps(call: AttentionCall, maps: list[AttentionMap], output: Tensor) -> Tensor:
+def add_maps(call: AttentionCall, maps: Sequence[AnyMap], output: Tensor) -> Tensor:
     """``output`` (B, T, H, D), which is Attn·V, plus tile(Attn_s)·V of each map (Eq. 13)."""
     result = output
-    for attention_map in maps:
-        positions = map_positions(call, attention_map)
+    for own in maps:
+        positions = map_positions(call, own)
         if observation.observers:
             with torch.no_grad():  # observers need no gradients
-                term = map_term(attention_map, positions, call.shape, call.value)
+                term = _term_of(own, call, positions)
             if term is None:
                 term = torch.zeros_like(output, dtype=torch.float32)
-            seen = Observation(call, attention_map, positions, output.detach(), term)
-            observation.report(seen)
-        result = add_term(result, attention_map, positions, call.shape, call.value)
+            observation.report(Observation(call, own, positions, output.detach(), term))
+        if isinstance(own, FormMap):
+            pairs = visible_pairs(call, positions)
+            result = add_form_term(result, own, pairs, own.tensors(call))
+        else:
+            result = add_term(result, own, positions, call.shape, call.value)
     return result
 
 
-def map_positions(call: AttentionCall, attention_map: AttentionMap) -> TokenPositions:
-    """Where the tokens of a call lie in a map.
+def _term_of(own: AnyMap, call: AttentionCall, positions: TokenPositions) -> Tensor | None:
+    """tile(map)·V of every query, (B, T, H, D) in fp32; None if the map reaches none."""
+    if isinstance(own, FormMap):
+        term = FormTerm(own, visible_pairs(call, positions))
+        return term(torch.matmul, *own.tensors(call), *own.factors)
+    return map_term(own, positions, call.shape, call.value)
+
+
+def map_positions(call: AttentionCall, attention_map: AnyMap) -> TokenPositions:
+    """Where the tokens of a call lie in a map; for other forms, the numbers of the tokens.
 
     Raises:
         ValueError: if sequences are packed into a row and attention lets them see each other.
     """
-    end = attention_map.length if attention_map.align == "end" else None
-    positions = token_positions(call, raw=attention_map.positions == "raw", end=end)
+    raw, end = False, None
+    if isinstance(attention_map, AttentionMap):
+        raw = attention_map.positions == "raw"
+        end = attention_map.length if attention_map.align == "end" else None
+    positions = token_positions(call, raw=raw, end=end)
     packed = isinstance(positions, TokenTable) and positions.sequences > 1
     if packed and call.mask is None and call.kernel != "flash":
         raise ValueError(

@@ -17,8 +17,11 @@ from torch import Tensor, nn
 
 from lorada.attention.call import AttentionCall
 from lorada.attention.dense_map import covered_pairs, expand_map
+from lorada.attention.form_map import FormMap, form_weights
+from lorada.attention.interface import dispatches
 from lorada.attention.observation import Observation, observe
 from lorada.attention.prefix import prefix_scores
+from lorada.attention.visible import visible_pairs
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor]) -> list[LayerMaps]:
 def _layer_maps(name: str, seen: Observation) -> LayerMaps:
     call, attention_map = seen.call, seen.attention_map
     query, key = call.query, call.key
-    if query is None or key is None:
+    if query is None or key is None or not dispatches(call.module):
         raise ValueError(
             f"{type(call.module).__name__} computes attention itself, so its softmax map cannot be "
             "shown: use a model that calls transformers' attention interface"
@@ -92,11 +95,16 @@ def _layer_maps(name: str, seen: Observation) -> LayerMaps:
         return shares[..., before.shape[-1] :]
 
     softmax = attend(scores)
-    map_ = expand_map(attention_map, seen.positions, call.shape).expand_as(softmax)
+    table = seen.positions.table(call.shape.queries, call.shape.keys, scores.device)
+    if isinstance(attention_map, FormMap):
+        map_ = form_weights(attention_map, visible_pairs(call, seen.positions), call)
+        pairs = visible & table.real_queries()[:, None, :, None]
+    else:
+        map_ = expand_map(attention_map, seen.positions, call.shape)
+        pairs = visible & covered_pairs(table, attention_map.length)[:, None]
+    map_ = map_.expand_as(softmax)
     inside_softmax = attention_map.ablation == "no_negative"
     fused = attend(scores + map_) if inside_softmax else softmax + map_
-    table = seen.positions.table(call.shape.queries, call.shape.keys, scores.device)
-    pairs = visible & covered_pairs(table, attention_map.length)[:, None]
     pairs = pairs.expand_as(fused)
     return LayerMaps(
         name,

@@ -23,21 +23,27 @@ class FollowingHook:
 
     LoRA may wrap the child, or remove the wrapper. Before each call of the parent the hook moves if
     the child is another module than before. The first call puts it there, so it runs after the
-    hooks that other parts have put on the child.
+    hooks that other parts have put on the child. ``before`` is the module before whose calls the
+    hook moves, if that is not the parent.
     """
 
     def __init__(
-        self, parent: nn.Module, name: str, register: Callable[[nn.Module], RemovableHandle]
+        self,
+        parent: nn.Module,
+        name: str,
+        register: Callable[[nn.Module], RemovableHandle],
+        before: nn.Module | None = None,
     ) -> None:
         # ``register`` is a partial function and not a closure: a copy of the model copies it too.
         self._name, self._register = name, register
+        self._parent = None if before is None else parent
         self._module: nn.Module | None = None
         self._handle: RemovableHandle | None = None
-        self._parent_handle = parent.register_forward_pre_hook(self.follow)
+        self._parent_handle = (before or parent).register_forward_pre_hook(self.follow)
 
-    def follow(self, parent: nn.Module, args: Any = ()) -> None:
+    def follow(self, called: nn.Module, args: Any = ()) -> None:
         """Move the hook if the child is another module than before."""
-        module = getattr(parent, self._name)
+        module = getattr(called if self._parent is None else self._parent, self._name)
         if module is not self._module:
             if self._handle is not None:
                 self._handle.remove()
@@ -54,10 +60,13 @@ class HookPair:
     """The hooks on one attention module; a subclass knows where the values and the output are."""
 
     causal: bool
+    has_query = True  # whether the queries can be reached too, as a map by query and key needs
 
     def __init__(self, module: nn.Module, source: MapSource) -> None:
         self._source = source
         self._value: Tensor | None = None
+        self._key: Tensor | None = None
+        self._query: Tensor | None = None
         self._kwargs: dict[str, Any] = {}
         self._mask: Any = None
         self._handles: list[RemovableHandle | FollowingHook] = [
@@ -74,16 +83,19 @@ class HookPair:
 
     def _with_maps(self, module: nn.Module, attended: Tensor) -> Tensor:
         """Attn·V plus the terms of all active maps, both (B, T, H·D)."""
-        value, mask, kwargs = self._value, self._mask, self._kwargs
+        value, key, query = self._value, self._key, self._query
+        mask, kwargs = self._mask, self._kwargs
         # Released here, so that no tensor of a batch lives longer than its forward.
-        self._value, self._mask, self._kwargs = None, None, {}
+        self._value = self._key = self._query = self._mask = None
+        self._kwargs = {}
         maps = self._source.maps()
         if not maps or value is None:
             return attended
         batch, queries, _ = attended.shape
         heads = head_count(module)
         shape = CallShape(queries, value.shape[2], heads, self.causal)
-        call = AttentionCall(module, shape, value, mask, self._source.forward_inputs, kwargs)
+        inputs = self._source.forward_inputs
+        call = AttentionCall(module, shape, value, mask, inputs, kwargs, query, key)
         output = attended.view(batch, queries, heads, -1)
         return add_maps(call, maps, output).reshape(attended.shape)
 
@@ -98,6 +110,11 @@ class DebertaHooks(HookPair):
         projection = "in_proj" if hasattr(module, "in_proj") else "value_proj"
         keep = partial(nn.Module.register_forward_hook, hook=partial(self._keep, module))
         self._handles.append(FollowingHook(module, projection, keep))
+        if projection == "value_proj":
+            for name in ("query", "key"):
+                hook = partial(self._keep_other, module, f"_{name}")
+                keep = partial(nn.Module.register_forward_hook, hook=hook)
+                self._handles.append(FollowingHook(module, f"{name}_proj", keep))
         self._handles.append(module.register_forward_hook(self._after))
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -108,9 +125,18 @@ class DebertaHooks(HookPair):
         values = output.view(*output.shape[:-1], head_count(module), -1).transpose(1, 2)
         if hasattr(module, "in_proj"):
             # DeBERTa's first version: query, key and value side by side in each head.
-            values = values.chunk(3, dim=-1)[2]
+            query, self._key, values = values.chunk(3, dim=-1)
+            self._query = query + module.q_bias.view(1, query.shape[1], 1, -1)
             values = values + module.v_bias.view(1, values.shape[1], 1, -1)
         self._value = values
+
+    def _keep_other(
+        self, module: Any, name: str, projection: nn.Module, args: Any, output: Tensor
+    ) -> None:
+        # The model also projects its embeddings of distances, after the tokens.
+        if getattr(self, name) is None:
+            heads = output.view(*output.shape[:-1], head_count(module), -1).transpose(1, 2)
+            setattr(self, name, heads)
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
         return (self._with_maps(module, output[0]), *output[1:])
@@ -120,6 +146,7 @@ class FalconHooks(HookPair):
     """Falcon and Bloom: the cache returns the values, and Attn·V is the input of ``dense``."""
 
     causal = True
+    has_query = False  # they are rotated and used within one function
 
     def __init__(self, module: nn.Module, source: MapSource) -> None:
         super().__init__(module, source)
@@ -134,9 +161,9 @@ class FalconHooks(HookPair):
     def _add(self, module: nn.Module, projection: nn.Module, args: Any) -> tuple[Tensor]:
         return (self._with_maps(module, args[0]),)
 
-    def keep(self, value: Tensor) -> None:
-        """Keep the values (B, G, K, D) of this call."""
-        self._value = value
+    def keep(self, key: Tensor, value: Tensor) -> None:
+        """Keep the keys and values (B, G, K, D) of this call."""
+        self._key, self._value = key, value
 
 
 class _ValueRecorder:
@@ -152,7 +179,7 @@ class _ValueRecorder:
     def update(self, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self._cache is not None:
             key, value = self._cache.update(key, value, *args, **kwargs)
-        self._pair.keep(value)
+        self._pair.keep(key, value)
         return key, value
 
     def __getattr__(self, name: str) -> Any:

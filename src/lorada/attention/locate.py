@@ -7,12 +7,17 @@ its sequence. Depending on the call, this follows from the lengths of packed seq
 Shapes: B batch, T queries, K key slots, N map length, P sequences packed into a row.
 """
 
+from collections.abc import Callable, Hashable
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from lorada.attention.call import AttentionCall
 from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
 from lorada.attention.tensor_memo import TensorMemo
+
+Result = TypeVar("Result")
 
 _memo = TensorMemo()
 
@@ -21,6 +26,20 @@ def token_positions(
     call: AttentionCall, *, raw: bool = False, end: int | None = None
 ) -> TokenPositions:
     """``locate``, computed once for all layers that pass the same tensors."""
+    return remembered_for(call, _memo, lambda: locate(call, raw=raw, end=end), raw, end)
+
+
+def remembered_for(
+    call: AttentionCall, memo: TensorMemo, compute: Callable[[], Result], *others: Hashable
+) -> Result:
+    """The result of ``compute``, or that of another layer's call on tokens at the same places.
+
+    Args:
+        call: the call.
+        memo: the cache of this function of calls.
+        compute: the function; it reads masks, positions and sizes, and nothing else of the call.
+        others: its further arguments.
+    """
     shape, inputs = call.shape, call.inputs
     # ``position_ids`` matter only for packed sequences and for keys that a window has dropped.
     needed = inputs.may_be_packed or shape.window is not None
@@ -34,11 +53,11 @@ def token_positions(
         "key_lengths": None if lengths is None else lengths[1],
     }
     pattern = getattr(call.mask, "mask_mod", None)
-    others = (
+    key = (
         shape.queries, shape.keys, shape.causal, shape.window, call.kernel == "flash",
-        inputs.may_be_packed, call.value.device, pattern, raw, end,
+        inputs.may_be_packed, call.value.device, pattern, *others,
     )  # fmt: skip
-    return _memo(tensors, others, lambda: locate(call, raw=raw, end=end))
+    return memo(tensors, key, compute)
 
 
 def locate(call: AttentionCall, *, raw: bool = False, end: int | None = None) -> TokenPositions:

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall
+from lorada.attention.form_map import FormMap
 from lorada.attention.positions import TokenPositions
+
+AnyMap = AttentionMap | FormMap
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Observation:
     """
 
     call: AttentionCall
-    attention_map: AttentionMap
+    attention_map: AnyMap
     positions: TokenPositions
     output: Tensor
     term: Tensor

@@ -29,7 +29,8 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value …, settings that all runs share")
 ]
 Methods = Annotated[
-    str | None, typer.Option(help="with commas; see `lorada methods`, or PEFT's names")
+    str | None,
+    typer.Option(help="with commas; `lorada methods` lists them; lora:r=1 is one with a setting"),
 ]
 Model = Annotated[str | None, typer.Option(help="hub id, folder, or a packaged name")]
 Rows = Annotated[str | None, typer.Option(help="training rows, .jsonl or .csv")]
@@ -43,6 +44,10 @@ Budget = Annotated[
 Seeds = Annotated[str | None, typer.Option(help="with commas; 1,2,3 if not given")]
 Trials = Annotated[
     int | None, typer.Option(help="learning rates to try for each method; 4 if not given")
+]
+Rates = Annotated[
+    str | None,
+    typer.Option(help="learning rates to try, with commas, the same for all; instead of --trials"),
 ]
 Against = Annotated[
     str | None, typer.Option(help="a method to test the others against, besides the best")
@@ -68,6 +73,7 @@ def compare(
     budget: Budget = None,
     seeds: Seeds = None,
     trials: Trials = None,
+    rates: Rates = None,
     against: Against = None,
     output: Output = None,
     resume: Resume = False,
@@ -95,7 +101,7 @@ def compare(
     }  # fmt: skip
     asked = {
         "methods": _names(methods), "budgets": _names(budget), "seeds": numbers(seeds),
-        "trials": trials, "against": against, "held_out": held_out,
+        "trials": trials, "rates": _rates(rates), "against": against, "held_out": held_out,
         "with_text": with_text or None, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
     if part is not None and overwrite:
@@ -197,6 +203,19 @@ def _is_there(place: Path) -> bool:
     from lorada.experiments.compare.spec import SPEC_FILE
 
     return (place / SPEC_FILE).is_file()
+
+
+def _rates(text: str | None) -> list[float] | None:
+    """Read learning rates with commas between.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    names = _names(text)
+    try:
+        return None if names is None else [float(name) for name in names]
+    except ValueError as error:
+        raise ValueError(f"--rates {text} must be learning rates, such as 1e-3,1e-2") from error
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -16,6 +16,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lorada.attention.attention_map import AttentionMap
 from lorada.functional.maps import Ablation, add_map_reference, full_rank_map, low_rank_map
 from lorada.runs.models.names import named_config
 from lorada.support.models import MODELS
@@ -132,6 +133,7 @@ def measured_bytes(config: Any, *, full: bool) -> Bytes:
     bake(model.eval())
     (layer,) = [module for module in model.modules() if isinstance(module, LmamLayer)]
     (map_,) = layer.maps()
+    assert isinstance(map_, AttentionMap)
     assert map_.baked is not None
     return parts | {"inference": map_.baked.nbytes + parts["weights"]}
 

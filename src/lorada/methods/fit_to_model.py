@@ -111,6 +111,8 @@ def _fit_tokens(left: int) -> Fit:
     """At most as many tokens as the model takes, with ``left`` tokens for the text."""
 
     def fit(length: int, values: Settings, model: _Model, part: str) -> tuple[int, str]:
+        if values.get("form", "position") != "position":
+            return length, ""  # a map in another form has no length
         context = getattr(model.config, "max_position_embeddings", None)
         if not isinstance(context, int) or context < 2:
             return length, ""

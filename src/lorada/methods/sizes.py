@@ -53,10 +53,21 @@ FEWER_WHEN_LARGER = ("c3a", "randlora")
 # "low_rank": at most the entries of factors of rank r, which the part chooses from its numbers;
 # "context": at most the model's tokens, less one;
 # "length": at most the setting ``length`` of the part, and those tokens;
+# "divides_heads": a divisor of the number of attention heads, for maps without a rank;
+# "head_width": at most the width of an attention head, for a map by query and key;
 # "divides_inputs": a divisor above 1 of the input widths of all its matrices;
 # "divides": a divisor of all their widths.
 Bound = Literal[
-    "side", "largest_side", "entries", "low_rank", "context", "length", "divides_inputs", "divides"
+    "side",
+    "largest_side",
+    "entries",
+    "low_rank",
+    "context",
+    "length",
+    "divides_heads",
+    "head_width",
+    "divides_inputs",
+    "divides",
 ]
 BOUNDS: dict[str, Bound] = {
     "lmam": "length",
@@ -92,6 +103,8 @@ BOUNDS: dict[str, Bound] = {
 
 # The learning rate of a method without an entry below: what `lorada train` takes by default.
 DEFAULT_RATE = 1e-3
+# Methods of a map alone, which trains at its own ``map_learning_rate`` beside another method.
+MAPS = ("lmam", "lmam_distance", "lmam_content", "lmam_bilinear")
 # Where a search for a learning rate looks, the same for all methods.
 RATE_RANGE = (1e-5, 1e-1)
 
@@ -106,6 +119,9 @@ _DOCS = "PEFT's documentation"
 RATES: dict[str, tuple[float, str]] = {
     "lmam": (5e-3, "the default of map_learning_rate (docs/scale.md)"),
     "fmam": (5e-3, "the default of map_learning_rate (docs/scale.md)"),
+    "lmam_distance": (5e-3, "the default of map_learning_rate (docs/scale.md)"),
+    "lmam_content": (5e-3, "the default of map_learning_rate (docs/scale.md)"),
+    "lmam_bilinear": (5e-3, "the default of map_learning_rate (docs/scale.md)"),
     "lora": (3e-4, _LLM_ADAPTERS),
     "dora": (2e-4, "DoRA's scripts (Table 4)"),
     "adapter_ffn": (1e-4, _HE),
@@ -171,9 +187,9 @@ RATES: dict[str, tuple[float, str]] = {
 def default_rate(name: str) -> float:
     """A method's own learning rate; of a sum, the smallest of its methods, which suits them all.
 
-    A map that is added as ``+lmam`` does not count: it trains at its own ``map_learning_rate``.
+    A map that is added to another method does not count: it has its own ``map_learning_rate``.
     """
     if name in RATES:
         return RATES[name][0]
-    methods = [each for each in name.split("+") if each != "lmam"]
+    methods = [each for each in name.split("+") if each not in MAPS]
     return min((RATES.get(each, (DEFAULT_RATE, ""))[0] for each in methods), default=DEFAULT_RATE)

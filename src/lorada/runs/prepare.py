@@ -13,6 +13,7 @@ from lorada.runs.data.packing import refuse_packing
 from lorada.runs.data.rows import Rows, training_rows
 from lorada.runs.models.generation import set_languages
 from lorada.runs.models.loading import kind_of, load_config, load_tokenizer, own_classes
+from lorada.runs.models.pooling import refuse_pooling
 from lorada.runs.recipe import Recipe
 from lorada.tasks.task import Kind
 
@@ -66,6 +67,8 @@ def prepare_training(recipe: Recipe) -> PreparedTraining:
     """
     base = prepare(recipe)
     rows, held_out = training_rows(recipe, base.kind, own_classes(base.config))
+    if recipe.pooling is not None:
+        refuse_pooling(recipe.pooling, base.config, rows.form, rows.path)
     if recipe.packing:
         refuse_packing(rows.form, base.kind, recipe.method)
     plan = build_method(recipe.method, base.config, **recipe.parts)

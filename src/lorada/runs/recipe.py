@@ -67,6 +67,9 @@ class Recipe(BaseModel):
         None, min_length=2, max_length=2, description="source and target language of the tokenizer"
     )
     train_head: bool = Field(True, description="train the task head; false freezes it")
+    pooling: Literal["mean", "cls"] | None = Field(
+        None, description="what an encoder's head reads: mean of the tokens, or first token (cls)"
+    )
     packing: bool = Field(False, description="put several training rows in a sequence")
     loss_on: Literal["response", "all"] | None = Field(
         None, description="tokens that count in the loss; by default the protocol's choice"

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,11 @@ def write_atomic(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(path) as fresh:
         fresh.write_text(text, encoding="utf-8")
+
+
+def file_name(text: str) -> str:
+    """A text as the name of a file; slashes, for one, are written as %2F."""
+    return quote(text, safe=" +,:=[]")
 
 
 def json_text(data: Any) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lorada.tuners.lamda import LamdaConfig
     from lorada.tuners.lmam import LmamConfig
     from lorada.tuners.omoe.adapter import OmoeConfig
+    from lorada.tuners.pooling import PoolingConfig as PoolingConfig  # no part of a method
     from lorada.tuners.prefix import PrefixConfig
     from lorada.tuners.quanta.adapter import QuantaConfig
     from lorada.tuners.sora import SoraConfig
@@ -45,7 +46,8 @@ TUNERS = {
 
 def __getattr__(name: str) -> Any:
     """Import every tuner at the first use of a config: a saved stack may have parts of any kind."""
-    configs = dict([*TUNERS.values(), ("LoradaConfig", "stack.stack")])
+    further = [("PoolingConfig", "pooling"), ("LoradaConfig", "stack.stack")]
+    configs = dict([*TUNERS.values(), *further])
     if name not in configs:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     for config, module in configs.items():

@@ -24,6 +24,7 @@ from lorada.attention.forward_inputs import (
     forward_listener,
 )
 from lorada.attention.hooks import HOOKS, hooks_for
+from lorada.attention.observation import AnyMap
 from lorada.functional.maps import Ablation, Align, position_embedding
 from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import (
@@ -37,6 +38,7 @@ from lorada.tuners.base.entries import Entries
 from lorada.tuners.base.layer import sample_mask
 from lorada.tuners.base.linears import within_layer
 from lorada.tuners.base.tuner import AttachedModel
+from lorada.tuners.map_forms import PARAMETERS, Form, check_form, form_map, new_parameters
 
 
 @dataclass
@@ -60,6 +62,11 @@ class LmamConfig(LoradaPeftConfig):
             other outputs than a forward of the whole text.
         init: ``zero`` starts W_b at -PE, so that the map is zero at step 0 and W_a is normal;
             ``normal`` draws both factors from N(0, 0.02²), which leaves PE alone in the map.
+        form: ``position`` is the paper's map. The others are this project's own and reach every
+            token (docs/forms.md): a weight for each ``distance`` between two tokens, weights by
+            ``content`` (of the key), or ``bilinear`` ones (of query and key).
+        taps: the number of distances of ``distance``, an odd number: a causal model has the query
+            and the ``taps`` - 1 tokens before it, any other as many tokens before it as behind it.
         map_learning_rate: learning rate of the map's factors in `lorada train`; None for that of
             all other parameters.
         target_modules: names of self-attention modules; None for all of them.
@@ -78,6 +85,8 @@ class LmamConfig(LoradaPeftConfig):
     positions: str = field(default="token")
     ablation: Ablation | None = field(default=None)
     init: str = field(default="zero")
+    form: Form = field(default="position")
+    taps: int = field(default=17)
     map_learning_rate: float | None = field(default=5e-3)
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
@@ -96,6 +105,7 @@ class LmamConfig(LoradaPeftConfig):
         require_choice(self, "positions", ("token", "raw"))
         require_choice(self, "ablation", (None, *get_args(Ablation)))
         require_choice(self, "init", ("zero", "normal"))
+        check_form(self)
 
     @property
     def starts_as_base(self) -> bool:
@@ -115,10 +125,16 @@ class LmamLayer(AttachedLayer):
     """The maps of one self-attention module, by adapter name.
 
     Each has the factors ``lora_w_a`` (h_s, n, r) and ``lora_w_b`` (h_s, r, n), or for the ablation
-    ``full_rank`` one matrix ``lora_w`` (h, n, n).
+    ``full_rank`` one matrix ``lora_w`` (h, n, n). A map in another form has the parameters that
+    ``map_forms.py`` lists.
     """
 
-    adapter_layer_names = ("lora_w_a", "lora_w_b", "lora_w")
+    adapter_layer_names = (
+        "lora_w_a",
+        "lora_w_b",
+        "lora_w",
+        *(name for names in PARAMETERS.values() for name in names),
+    )
     lora_w_a: Entries
     lora_w_b: Entries
     lora_w: Entries
@@ -165,6 +181,10 @@ class LmamLayer(AttachedLayer):
             self._handles.append(self._listener)
         self.configs[adapter_name] = config
         self._baked.pop(adapter_name, None)
+        if config.form != "position":
+            for name, weight in new_parameters(config, heads, self.host, device).items():
+                getattr(self, name)[adapter_name] = weight
+            return
         n, r = config.length, config.rank
         if config.ablation == "full_rank":
             self.lora_w[adapter_name] = nn.Parameter(torch.zeros(heads, n, n, device=device))
@@ -199,23 +219,32 @@ class LmamLayer(AttachedLayer):
 
     @property
     def reach(self) -> float:
-        """The length of the longest map, in tokens; infinity if a map lies on the last tokens."""
-        ends = [math.inf if c.align == "end" else c.length for c in self.configs.values()]
+        """The length of the longest map, in tokens; infinity if a map reaches the last tokens."""
+        ends = [
+            math.inf if c.align == "end" or c.form != "position" else c.length
+            for c in self.configs.values()
+        ]
         return max(ends, default=0)
 
-    def maps(self) -> list[AttentionMap]:
+    def maps(self) -> list[AnyMap]:
         """The maps of the adapters that are active in this call."""
         return [self._map(name, samples) for name, samples in self.samples_by_adapter()]
 
-    def _map(self, name: str, samples: list[bool] | None) -> AttentionMap:
+    def _map(self, name: str, samples: list[bool] | None) -> AnyMap:
         config = self.configs[name]
+        inverse_scale = config.inverse_scale / self.scaling.get(name, 1.0)
+        factors: tuple[torch.Tensor, ...]
+        if config.form != "position":
+            factors = tuple(getattr(self, each)(name) for each in PARAMETERS[config.form])
+            mask = sample_mask(samples, factors[0].device)
+            return form_map(config.form, factors, inverse_scale, mask)
         if name in self.lora_w:
-            factors: tuple[torch.Tensor, ...] = (self.lora_w(name),)
+            factors = (self.lora_w(name),)
         else:
             factors = (self.lora_w_a(name), self.lora_w_b(name))
         return AttentionMap(
             factors,
-            config.inverse_scale / self.scaling.get(name, 1.0),
+            inverse_scale,
             config.align,
             config.positions,
             config.ablation,
@@ -228,10 +257,14 @@ class LmamLayer(AttachedLayer):
         return None if baked is None else baked.to(device)  # the model may have moved since
 
     def bake(self) -> None:
-        """Compute each map once, for inference; ``train()`` goes back to the factors."""
+        """Compute each map once, for inference; ``train()`` goes back to the factors.
+
+        Maps in other forms depend on the batch, and stay as they are.
+        """
         self._baked = {}
         with torch.no_grad():
-            self._baked = {name: self._map(name, None).dense() for name in self.configs}
+            maps = {name: self._map(name, None) for name in self.configs}
+            self._baked = {n: m.dense() for n, m in maps.items() if isinstance(m, AttentionMap)}
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._baked = {}  # other factors make another map

@@ -53,15 +53,15 @@ class Script:
 def search(tmp_path, monkeypatch):
     """Runs a search whose trials measure the given losses; returns its ``search.json``."""
 
-    def run(losses, killed_at=None, place=None):
+    def run(losses, killed_at=None, place=None, given=()):
         place = place or tmp_path / "search"
         script = Script(losses, killed_at)
         monkeypatch.setattr(learning_rate, "train", script.train)
         for number in range(len(losses)):
             try:
-                run_trial(RECIPE, place, number, len(losses), report=print)
+                run_trial(RECIPE, place, number, len(losses), given, report=print)
             except OSError:
-                run_trial(RECIPE, place, number, len(losses), report=print)
+                run_trial(RECIPE, place, number, len(losses), given, report=print)
             assert trial_done(place, number, len(losses))
         found = json.loads((place / "search.json").read_text())
         for trial in found["trials"]:
@@ -81,6 +81,12 @@ def test_the_default_comes_first_and_more_trials_only_add_rates():
     assert len(set(eight)) == 8
     low, high = RATE_RANGE
     assert all(low <= rate <= high for rate in eight)
+
+
+def test_rates_that_the_user_gives_are_tried_as_they_are(search):
+    found, script = search([FALLING, [3.0, 2.0, 1.0, 0.5]], given=[2e-3, 7e-4])
+    assert script.rates == [2e-3, 7e-4]
+    assert found["rate"] == 7e-4
 
 
 def test_every_method_tries_the_same_rates_besides_its_default():

@@ -64,7 +64,7 @@ def _trial_jobs(
     for number in range(count):
         found.append(Job(
             name=f"{candidate.name} trial {number}",
-            work=partial(run_trial, recipe, place, number, count),
+            work=partial(run_trial, recipe, place, number, count, comparison.rates),
             folder=place,
             done=partial(trial_done, place, number, count),
             after=tuple(job.name for job in found[-1:]),

@@ -1,7 +1,8 @@
 """The search for a learning rate: several rates, each tried in a training of its own.
 
 Every method and size gets the same number of trials over the same range: first its default rate,
-then points of one low-discrepancy sequence. A trial trains as long as a final run, on the training
+then points of one low-discrepancy sequence; or all try the same rates, if the user gives them. A
+trial trains as long as a final run, on the training
 rows without those that are set aside. Its loss on the latter is measured four times, and it is
 stopped if it is worse than the median of the trials before. The final runs take the rate with the
 lowest loss.
@@ -15,6 +16,7 @@ import math
 import shutil
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +87,10 @@ def chosen_rate(folder: Path) -> float:
     return float(search["rate"])
 
 
-def run_trial(recipe: Recipe, folder: Path, number: int, trials: int, *, report: Report) -> None:
+def run_trial(
+    recipe: Recipe, folder: Path, number: int, trials: int, given: Sequence[float] = (), *,
+    report: Report,
+) -> None:  # fmt: skip
     """Do one trial of a search, as far as it is not done; after the last, write ``search.json``.
 
     Args:
@@ -94,6 +99,7 @@ def run_trial(recipe: Recipe, folder: Path, number: int, trials: int, *, report:
         folder: of the candidate's search.
         number: of this trial, from 0; those before it are done.
         trials: how many there are.
+        given: the rates to try, if the user gave them.
         report: called with a line about the trial.
 
     Raises:
@@ -101,7 +107,7 @@ def run_trial(recipe: Recipe, folder: Path, number: int, trials: int, *, report:
     """
     run, default = _run_of(folder, number), float(recipe.training["learning_rate"])
     if not (run / TRIAL_FILE).is_file():
-        rates = rates_to_try(default, trials)
+        rates = given or rates_to_try(default, trials)
         found = _try(recipe, folder, number, rates[number])
         for pattern in WEIGHTS:
             for path in run.glob(pattern):

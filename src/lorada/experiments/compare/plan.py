@@ -23,7 +23,7 @@ from lorada.runs.models.count import parameters_of
 from lorada.runs.prepare import Prepared
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.arguments import training_arguments
-from lorada.support.files import json_text, write_atomic
+from lorada.support.files import file_name, json_text, write_atomic
 from lorada.tuners import LmamConfig, LoradaConfig
 
 PLAN_FILE = "plan.json"
@@ -34,7 +34,7 @@ class Candidate:
     """A method at one size.
 
     Attributes:
-        method: name of ``method_named``.
+        method: as in ``Comparison.methods``.
         budgets: each budget that leads to this size, as given → whether the size is above it,
             because the method has no smaller one. Empty for the method's default size.
         parts: settings of parts that give this size.
@@ -43,7 +43,8 @@ class Candidate:
         total: parameters of the base.
         mergeable: whether all of it can be merged into the base.
         default_rate: the method's own learning rate.
-        map_rate: the learning rate of the maps, for a method that gives them one of their own.
+        map_rate: the learning rate of the maps, for a method of maps alone; beside other parts,
+            maps keep their own rate in a search.
         settings_from: where its settings come from, in words.
         reason: why it cannot be run, and then the numbers are None; None if it can.
     """
@@ -63,7 +64,7 @@ class Candidate:
     @property
     def path(self) -> str:
         """Its folder in ``trials`` and ``runs``."""
-        return f"{self.method}/{self.trainable}"
+        return f"{file_name(self.method)}/{self.trainable}"
 
     @property
     def name(self) -> str:
@@ -182,13 +183,15 @@ def candidates_of(
     found: dict[int | None, Candidate] = {}
     budgets: list[str | None] = [*comparison.budgets] or [None]
     for budget in budgets:
-        one = _candidate(comparison.run_recipe(method, "-"), budget, data, base)
+        one = _candidate(method, comparison.run_recipe(method, "-"), budget, data, base)
         known = found.setdefault(one.trainable, one)
         found[one.trainable] = replace(known, budgets={**known.budgets, **one.budgets})
     return list(found.values())
 
 
-def _candidate(recipe: Recipe, budget: str | None, data: Data, base: Prepared) -> Candidate:
+def _candidate(
+    method: str, recipe: Recipe, budget: str | None, data: Data, base: Prepared
+) -> Candidate:
     """A method at one budget; of any error about the method, its text is the reason."""
     budgets = {} if budget is None else {budget: False}
     try:
@@ -196,14 +199,14 @@ def _candidate(recipe: Recipe, budget: str | None, data: Data, base: Prepared) -
             refuse_packing(data.train.form, base.kind, recipe.method)
         if budget is None:
             counts = parameters_of(recipe)
-            parts: dict[str, dict[str, Any]] = {}
+            parts = recipe.parts
         else:
             sized = size_for(recipe, Budget.parse(budget))
             counts, parts = sized.counts, sized.parts
             budgets = {str(budget): sized.above}
         config = build_method(recipe.method, base.config, **parts).config
         return Candidate(
-            method=recipe.method,
+            method=method,
             budgets=budgets,
             parts=parts,
             **{name: counts[name] for name in ("trainable", "percent", "total", "settings_from")},
@@ -212,14 +215,14 @@ def _candidate(recipe: Recipe, budget: str | None, data: Data, base: Prepared) -
             map_rate=_map_rate(config),
         )
     except Exception as error:  # of any class: each tuner of PEFT raises its own
-        return Candidate(recipe.method, budgets, reason=last_line(error))
+        return Candidate(method, budgets, reason=last_line(error))
 
 
 def _map_rate(config: Any) -> float | None:
-    """The learning rate that a method's maps have of their own, if they have one."""
+    """The learning rate of the maps of a method that trains nothing else, if it is their own."""
     parts = config.parts if isinstance(config, LoradaConfig) else []
-    rates = (part.map_learning_rate for part in parts if isinstance(part, LmamConfig))
-    return next(rates, None)
+    maps = [part for part in parts if isinstance(part, LmamConfig)]
+    return maps[0].map_learning_rate if maps and maps == parts else None
 
 
 def steps_of(comparison: Comparison, base: Prepared, data: Data) -> int:

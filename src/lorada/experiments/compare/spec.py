@@ -5,7 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lorada.methods.lookup import method_named
+from lorada.experiments.compare.variant import Variant
+from lorada.methods.sizes import RATE_RANGE
 from lorada.runs.data.rows import JSONL
 from lorada.runs.folder.folder import differences
 from lorada.runs.plain_yaml import read_yaml, write_yaml
@@ -41,11 +42,12 @@ class Comparison(BaseModel):
     Attributes:
         recipe: settings of a recipe that all runs share, such as the model and the rows.
         held_out: the file of the rows to score; None for benchmarks, which have their own.
-        methods: names of ``method_named``.
+        methods: names of ``method_named``, each with settings if need be: ``Variant.parse``.
         budgets: how much each method may train, as ``Budget.parse`` reads it; if there are none,
             each method has its default size.
         seeds: of the final runs; the search for learning rates takes the first.
         trials: how many learning rates are tried for each method and size; 0 for its default rate.
+        rates: the learning rates to try, the same for all; empty for those of ``rates_to_try``.
         against: the method that others are tested against, besides the best; None for none.
         with_text: whether predictions and report have the text of the held-out rows.
         allow_overlap: whether held-out rows may be training rows too.
@@ -61,6 +63,7 @@ class Comparison(BaseModel):
     budgets: list[str] = []
     seeds: list[int] = [1, 2, 3]
     trials: int = 4
+    rates: list[float] = []
     against: str | None = None
     with_text: bool = False
     allow_overlap: bool = False
@@ -74,19 +77,23 @@ class Comparison(BaseModel):
         """
         if not self.methods:
             raise ValueError("nothing to compare: pass --methods NAME,NAME (see `lorada methods`)")
-        for option in ("methods", "budgets", "seeds"):
+        for option in ("methods", "budgets", "seeds", "rates"):
             values = getattr(self, option)
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
                 raise ValueError(f"--{_option(option)} names {twice} twice: leave one out")
         for name in self.methods:
-            method_named(name)
+            Variant.parse(name)
         if not self.seeds:
             raise ValueError("no seed to train with: pass --seeds NUMBER,NUMBER")
         if (least := min(self.seeds)) < 0:
             raise ValueError(f"--seeds {least} must be 0 or more")
         if self.trials < 0:
             raise ValueError(f"--trials {self.trials} must be 0 or more")
+        low, high = RATE_RANGE
+        for rate in self.rates:
+            if not low <= rate <= high:
+                raise ValueError(f"--rates {rate:g} must be from {low:g} to {high:g}")
         if self.against is not None and self.against not in self.methods:
             raise ValueError(
                 f"--against {self.against} is not compared: add it to --methods, or choose one of "
@@ -103,12 +110,15 @@ class Comparison(BaseModel):
     def run_recipe(self, method: str, output: Path | str, **changes: Any) -> Recipe:
         """The recipe of one run; ``changes`` are fields, and ``training`` is added to the shared.
 
-        Its ``eval_data`` are the held-out rows, which are scored after the training.
+        Its ``eval_data`` are the held-out rows, which are scored after the training. ``method`` may
+        have settings, as in ``methods``; ``parts`` among the changes replaces them.
         """
+        variant = Variant.parse(method)
         training = {**self.recipe.get("training", {}), **changes.pop("training", {})}
         return Recipe(**{
-            **self.recipe, "method": method, "output": str(output), "eval_data": self.held_out,
-            "trust_remote_code": self.trust_remote_code, **changes, "training": training,
+            **self.recipe, "method": variant.method, "parts": variant.parts, "output": str(output),
+            "eval_data": self.held_out, "trust_remote_code": self.trust_remote_code, **changes,
+            "training": training,
         })  # fmt: skip
 
     def save(self, folder: Path) -> None:
@@ -134,6 +144,9 @@ def comparison_of(recipe: Recipe, asked: dict[str, Any]) -> Comparison:
     given = {name: value for name, value in asked.items() if value is not None}
     if (held_out := given.get("held_out")) and Path(held_out).exists():
         given["held_out"] = str(Path(held_out).absolute())
+    rates = given.get("rates", [])
+    if rates and given.setdefault("trials", len(rates)) != len(rates):
+        raise ValueError(f"--trials {given['trials']} and {len(rates)} --rates: leave out --trials")
     comparison = Comparison(recipe=shared, trust_remote_code=trust, **given)
     comparison.check()
     return comparison

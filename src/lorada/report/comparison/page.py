@@ -25,6 +25,7 @@ from lorada.report.comparison.charts import (
 from lorada.report.comparison.page_table import table_columns, table_rows
 from lorada.report.comparison.summary import Search, Summary
 from lorada.support.errors import needs_extra
+from lorada.support.files import file_name
 
 with needs_extra("compare"):
     import jinja2
@@ -75,7 +76,7 @@ def run_folders(summary: Summary) -> dict[str, dict[int, str]]:
     """Links from the comparison's folder to its run folders: label → seed → quoted path."""
     return {
         line.label: {
-            seed: f"runs/{quote(line.method, safe='')}/{line.trainable}/seed{seed}/"
+            seed: f"runs/{quote(file_name(line.method), safe='')}/{line.trainable}/seed{seed}/"
             for seed in line.seeds
         }
         for line in summary.lines

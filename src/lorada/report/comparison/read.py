@@ -13,6 +13,7 @@ import yaml
 
 from lorada.report.comparison.statistics import Scores
 from lorada.report.render import main_metric
+from lorada.support.files import file_name
 
 Row = tuple[str, int]  # the name of the rows and the row's number in their file, from 1
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
@@ -160,7 +161,7 @@ def _mapping(
 
 def _place(entry: dict[str, Any]) -> str:
     """The folder of a candidate, in ``trials`` and in ``runs``."""
-    return f"{entry.get('method')}/{entry.get('trainable')}"
+    return f"{file_name(str(entry.get('method')))}/{entry.get('trainable')}"
 
 
 def _seeds(folder: Path, asked: dict[str, Any]) -> list[int]:

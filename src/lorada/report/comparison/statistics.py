@@ -172,7 +172,7 @@ def _noise(scores: Scores) -> float:
     return float((rest**2).sum() / ((seeds - 1) * (rows - 1)))
 
 
-def detectable(methods: Sequence[Scores], tests: int = 1) -> float:
+def detectable(methods: Sequence[Scores], tests: int = 1, seeds: int | None = None) -> float:
     """The smallest difference in percent that a test of two such methods finds with 80 % power.
 
     It uses the variances between runs and rows that were measured, as means over all methods.
@@ -180,6 +180,7 @@ def detectable(methods: Sequence[Scores], tests: int = 1) -> float:
     Args:
         methods: seeds × rows of each; those with one seed are left out.
         tests: how many tests share the level of 5 %: the first of Holm's must reach 5 % / tests.
+        seeds: how many seeds each method would have; None for as many as most have.
 
     Raises:
         ValueError: if fewer than two methods have two seeds and two rows.
@@ -191,8 +192,11 @@ def detectable(methods: Sequence[Scores], tests: int = 1) -> float:
     several = [scores for scores in methods if min(scores.shape) > 1]
     if len(several) < 2:
         raise ValueError("fewer than two methods have two seeds and two rows")
-    seeds, rows = int(np.median([len(s) for s in several])), several[0].shape[1]
+    measured, rows = int(np.median([len(s) for s in several])), several[0].shape[1]
+    seeds = measured if seeds is None else seeds
     over_rows, noise = np.mean([_over_rows(a, b) for a, b in combinations(several, 2)], axis=0)
+    # More seeds average the noise of single runs; the rows themselves differ as before.
+    over_rows, noise = over_rows - noise + noise * measured / seeds, noise * measured / seeds
     between_runs = _between_runs(*several)
     error, freedom = _standard_error((seeds, seeds), between_runs, over_rows, noise, rows)
     limit = float(t.isf(ALPHA / tests / 2, freedom))

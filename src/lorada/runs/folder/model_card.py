@@ -59,7 +59,7 @@ base = {auto}.from_pretrained("path/to/this/folder", adapter_kwargs={{"subfolder
 # The settings of a part that a card shows.
 SHOWN = (
     "rank", "length", "heads", "inverse_scale", "align", "ablation", "r", "lora_alpha", "use_dora",
-    "scale", "placement", "target_modules",
+    "scale", "placement", "pooling", "target_modules",
 )  # fmt: skip
 
 # The ends of the names of transformers' and PEFT's auto classes, by PEFT's task type.
@@ -104,21 +104,27 @@ def _table_line(part: Any) -> str:
     return f"| {getattr(part.peft_type, 'value', part.peft_type)} | {text} |"
 
 
-def write_export_card(
-    folder: Path, recipe: Recipe, merged: list[str], left: list[str], task_type: str
+def write_model_card(
+    folder: Path,
+    recipe: Recipe,
+    merged: list[str],
+    left: list[str],
+    task_type: str,
+    command: str = "export",
 ) -> None:
-    """Write the model card of an exported model.
+    """Write the model card of an exported model, or of a fully trained one with a pooling.
 
     Args:
-        folder: the folder of the exported model.
+        folder: the folder of the model.
         recipe: the recipe of its run.
         merged: kinds of parts that are merged into its weights.
         left: kinds of parts that are in an adapter beside its weights.
         task_type: PEFT's name for the model's task, such as ``CAUSAL_LM``.
+        command: the command that wrote it.
     """
     if merged:
         what = f"the base with {' and '.join(merged)} merged into its weights"
-    elif left:
+    elif left and left != ["POOLING"]:  # which is alone only with a fully trained model
         what = "the base as it was, since nothing of the method can be merged"
     else:
         what = "the model as it was trained"
@@ -129,7 +135,7 @@ def write_export_card(
         recipe,
         library="transformers",
         title=f"{recipe.model} after {recipe.method}",
-        made=f"Written by `lorada export` {__version__}: {what}{beside}.",
+        made=f"Written by `lorada {command}` {__version__}: {what}{beside}.",
         code=("import lorada  # else: KeyError: 'LORADA'\n" if left else "")
         + f"from transformers import {auto}, AutoTokenizer\n\n"
         f'model = {auto}.from_pretrained("path/to/this/folder")\n'

@@ -1,7 +1,7 @@
 """``lorada export RUN --merge DIR``: writes a run as one model folder, with its parts merged.
 
-Maps and bottlenecks cannot be merged into the base's weights; every other part can. DIR gets the
-base with those merged, and an adapter of the maps and bottlenecks beside it, if there are any.
+Maps, bottlenecks and a pooling cannot be merged into the base's weights; every other part can. DIR
+gets the base with those merged, and an adapter of the rest beside it, if there is any.
 transformers loads both from DIR once lorada has been imported, and ends in an error otherwise.
 Without such an adapter DIR is a plain model, which does not need lorada.
 """
@@ -14,18 +14,16 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from lorada.runs.folder.folder import refuse_target
-from lorada.runs.folder.model_card import write_export_card
+from lorada.runs.folder.model_card import write_model_card
 from lorada.runs.inference.load import Run, load_run
 from lorada.runs.models.adapters import task_type
+from lorada.runs.models.pooling import BESIDE, pooling_of, save_beside
 from lorada.support.errors import full_disk_in_one_line
 from lorada.support.files import atomic_path
 from lorada.tasks.rows import HEADED
+from lorada.tuners.pooling import PoolingConfig
 
 logger = logging.getLogger(__name__)
-
-# From a local folder transformers loads the base beside the adapter; from the hub, the one that the
-# adapter's config names. No name fits: DIR may be moved, and the recipe's model is not merged.
-BESIDE = "the base is beside this adapter: load a local copy of the folder"
 
 
 def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -61,7 +59,7 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
     with full_disk_in_one_line(target, again), atomic_path(target) as fresh:
         _write(model, run, fresh)
         task = task_type(run.model.config, classifies=run.form in HEADED)
-        write_export_card(fresh, run.recipe, merged, left, task)
+        write_model_card(fresh, run.recipe, merged, left, task)
         refuse_target(folder, target)  # again, as somebody may have put files there meanwhile
     return {
         "folder": str(target),
@@ -73,7 +71,9 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
 
 def kinds(model: PeftModel | PreTrainedModel) -> list[str]:
     """The PEFT types of the parts in a model's adapter; empty for a model without one."""
-    parts = model.peft_config["default"].parts if isinstance(model, PeftModel) else []
+    if not isinstance(model, PeftModel):
+        return [] if pooling_of(model) is None else [PoolingConfig.registered_as.value]
+    parts = model.peft_config["default"].parts
     return [str(getattr(part.peft_type, "value", part.peft_type)) for part in parts]
 
 
@@ -89,4 +89,5 @@ def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path) -> None:
         model.save_pretrained(fresh, save_embedding_layers=False)
         base = model.unload()
     base.save_pretrained(fresh)
+    save_beside(base, fresh)
     run.tokenizer.save_pretrained(fresh)

@@ -11,15 +11,17 @@ from transformers import PreTrainedModel
 from lorada.runs.data.dataset import fit_context
 from lorada.runs.data.rows import JSONL
 from lorada.runs.folder.result import read_result
-from lorada.runs.models.adapters import load_adapted, load_base
+from lorada.runs.models.adapters import adapter_config, load_adapted, load_base
 from lorada.runs.models.generation import set_languages
 from lorada.runs.models.loading import load_config
 from lorada.runs.models.origin import weights_fingerprint
+from lorada.runs.models.pooling import pooling_part, refuse_other
 from lorada.runs.prepare import Prepared, prepare
 from lorada.runs.recipe import RECIPE_FILE, Recipe, saved_recipe
 from lorada.tasks import TASKS
 from lorada.tasks.rows import Form
 from lorada.tasks.task import Protocol
+from lorada.tuners.pooling import attach
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,19 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
         trained = recipe.model_copy(update={"model": str(whole), "rope_factor": None})
         config = load_config(trained.model, trust_remote_code=trust_remote_code)
         prepared = replace(prepared, recipe=trained, config=config)
-    base = load_base(prepared, outputs)
+    pooled = whole.is_dir() and recipe.pooling is not None
+    base = load_base(prepared, outputs, without_adapter=pooled)
     if whole.is_dir():
         model: PeftModel | PreTrainedModel = base.model.eval()
         if base.drawn:
             raise ValueError(f"{whole} has no {min(base.drawn)}: it is incomplete")
+        if recipe.pooling is not None:
+            refuse_other(pooling_part(adapter_config(whole)), recipe.pooling, whole)
+            attach(base.model, recipe.pooling)
     else:
-        model = load_adapted(base.model, folder / "adapter", base.drawn)
+        adapted = load_adapted(base.model, folder / "adapter", base.drawn)
+        refuse_other(pooling_part(adapted.peft_config["default"]), recipe.pooling, folder)
+        model = adapted
         _refuse_changed(recipe, result, folder)
     if torch.cuda.is_available():
         model = model.cuda()

@@ -26,11 +26,13 @@ from lorada.methods.method import part_class
 from lorada.methods.task_head import PEFT_NAMES, head_modules, in_head, select_trainable
 from lorada.runs.models.loading import load_model, reading, stretched
 from lorada.runs.models.origin import refuse_other_base
+from lorada.runs.models.pooling import pooling_part, refuse_other
 from lorada.runs.models.vocabulary import refuse_unknown_tokens
 from lorada.runs.prepare import Prepared
 from lorada.runs.recipe import Recipe
 from lorada.tuners import LoradaConfig, PrefixConfig
 from lorada.tuners.base.config import known_types, newer_version
+from lorada.tuners.pooling import PoolingConfig, attach
 from lorada.tuners.stack.nesting import keys_of_others
 
 logger = logging.getLogger(__name__)
@@ -56,11 +58,13 @@ class Base:
     head: tuple[str, ...]
 
 
-def load_base(prepared: Prepared, outputs: int | None = None) -> Base:
+def load_base(
+    prepared: Prepared, outputs: int | None = None, *, without_adapter: bool = False
+) -> Base:
     """Load the weights of a recipe's base model.
 
     ``outputs`` is the size of a task head: the number of classes, or 1 for a score; None for a
-    model that generates text.
+    model that generates text. ``without_adapter`` is as in ``load_model``.
 
     Raises:
         ValueError: if a model that cannot generate text should.
@@ -77,6 +81,7 @@ def load_base(prepared: Prepared, outputs: int | None = None) -> Base:
         config=config,
         dtype=recipe.dtype,
         trust_remote_code=recipe.trust_remote_code,
+        without_adapter=without_adapter,
         **({} if recipe.rope_factor is None else stretched(config, recipe.rope_factor)),
     )
     head = () if outputs is None else head_modules(model, drawn)
@@ -108,11 +113,15 @@ def _place(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedMode
         if recipe.from_adapter is not None:
             raise ValueError(f"--from needs a method with an adapter, which {recipe.method} is not")
         assert plan.trainable is not None
+        if recipe.pooling is not None:
+            attach(base.model, recipe.pooling)
         select_trainable(base.model, plan.trainable, base.head, plan.with_head)
         return base.model
     config = plan.config
     if isinstance(config, LoradaConfig):
         config.base_model_type = base.model.config.model_type
+        if recipe.pooling is not None:
+            config.parts = [*config.parts, PoolingConfig(pooling=recipe.pooling)]
     config.task_type = task_type(base.model.config, classifies=bool(base.head))
     if base.head:
         # By default PEFT trains and saves only heads with the name classifier or score.
@@ -136,6 +145,8 @@ def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> 
     refuse_other_base(saved, folder, base.config)
     old = saved if isinstance(saved, LoradaConfig) else LoradaConfig(parts=[saved])
     kinds = {part.peft_type for part in old.parts}
+    if pooling_part(old) is not None:
+        refuse_other(pooling_part(old), recipe.pooling, folder)
     for name in recipe.parts:
         if any(isinstance(part, part_class(name)) for part in old.parts):
             raise ValueError(

@@ -173,6 +173,7 @@ def load_model(
     config: PreTrainedConfig | None = None,
     dtype: str = "float32",
     trust_remote_code: bool = False,
+    without_adapter: bool = False,
     **settings: Any,
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """A model that generates text, or one with a task head.
@@ -183,6 +184,7 @@ def load_model(
         config: the model's config, if already read.
         dtype: a name in ``DTYPES``.
         trust_remote_code: whether code from the model's repository may run.
+        without_adapter: whether a folder may hold an adapter too, which is then not placed.
         **settings: values that replace those of the config.
 
     Returns:
@@ -197,11 +199,8 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
-    if Path(name, "adapter_config.json").is_file() and Path(name, "config.json").is_file():
-        raise ValueError(
-            f"{name} holds an adapter beside its base, so no other can be placed on it: take the "
-            "model it was exported from, with --from for its adapter, or a copy without adapter_*"
-        )
+    if not without_adapter:
+        _refuse_adapter(name)
     if config is None:
         config = load_config(name, trust_remote_code=trust_remote_code)
     config = deepcopy(config)
@@ -222,9 +221,19 @@ def load_model(
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # refused below, with their names
+            adapter_kwargs={"subfolder": "none"} if without_adapter else None,
             output_loading_info=True,
         )
     return model, _drawn(name, model, found, outputs)
+
+
+def _refuse_adapter(name: str) -> None:
+    """Refuse a folder that holds an adapter beside a model: transformers would place it too."""
+    if Path(name, "adapter_config.json").is_file() and Path(name, "config.json").is_file():
+        raise ValueError(
+            f"{name} holds an adapter beside its base, so no other can be placed on it: take the "
+            "model it was exported from, with --from for its adapter, or a copy without adapter_*"
+        )
 
 
 def _drawn(

@@ -81,6 +81,8 @@ def training_arguments(
     if not report and "report_to" not in recipe.training:
         logger.warning("no TensorBoard logs: pip install 'lorada[logging]'")
     settings = {**DEFAULTS, "report_to": report, **(method or {}), **recipe.training}
+    if recipe.pooling is not None:  # the layers that it passes over get no gradient
+        settings.setdefault("ddp_find_unused_parameters", True)
     settings["use_cpu"] = settings.get("use_cpu") or only_cpu()
     made = _Seq2SeqArguments if writes else _Arguments
     if not writes:

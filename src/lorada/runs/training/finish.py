@@ -9,10 +9,11 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_WRAPPED_MODULE
 from transformers import Trainer
 
-from lorada.runs.folder.model_card import write_card
+from lorada.runs.folder.model_card import write_card, write_model_card
 from lorada.runs.folder.result import hardware, versions
 from lorada.runs.models.adapters import fold_prefixes, parameter_counts
 from lorada.runs.models.origin import weights_fingerprint
+from lorada.runs.models.pooling import save_beside
 from lorada.runs.prepare import PreparedTraining
 from lorada.runs.training.setup import Setup
 from lorada.support.files import atomic_path
@@ -50,6 +51,9 @@ def save_model(
             write_card(fresh, recipe, model.peft_config["default"])
         else:
             prepared.tokenizer.save_pretrained(fresh)
+            if recipe.pooling is not None:
+                save_beside(model, fresh)
+                write_model_card(fresh, recipe, [], ["POOLING"], "SEQ_CLS", command="train")
 
 
 def _unshard(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:

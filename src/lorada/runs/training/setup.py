@@ -40,6 +40,7 @@ from lorada.runs.training.seq2seq_trainer import WritingTrainer, scorer, writes_
 from lorada.runs.training.trainer import RunTrainer
 from lorada.support.processes import process_count
 from lorada.tuners import LmamConfig, LoradaConfig
+from lorada.tuners.pooling import attached
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,8 @@ def set_up(
     train_rows, eval_rows, pad = _encode(prepared, base)
     if plan.prepare is not None:
         batches = _batches(train_rows, pad, args)
-        plan = replace(plan, config=plan.prepare(base.model.to(args.device), batches))
+        with attached(base.model, recipe.pooling):
+            plan = replace(plan, config=plan.prepare(base.model.to(args.device), batches))
     model = adapt(base, plan, recipe)
     if recipe.packing:
         refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))

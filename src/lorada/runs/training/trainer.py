@@ -9,6 +9,7 @@ loss of scores).
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from lorada.runs.data.dataset import lengths_of
 from lorada.runs.data.length_sampler import LengthGroupedSampler
+from lorada.runs.models.pooling import save_beside
 from lorada.runs.training.callbacks import refuse_broken_loss
 from lorada.support.processes import gather_values
 from lorada.tasks.tokenize import IGNORED
@@ -77,6 +79,13 @@ class RunTrainer(Trainer):
             refuse_broken_loss(self._step_loss, self.args, self.state)
             self._step_loss = 0.0
         return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save the model, and the pooling of a fully trained one beside its weights."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            model = self.accelerator.unwrap_model(self.model)
+            save_beside(model, Path(output_dir or self.args.output_dir))
 
     def compute_loss(
         self,

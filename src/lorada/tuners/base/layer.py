@@ -29,6 +29,7 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         merged: bool
 
         def _get_available_adapters(self) -> set[str]: ...
+        def set_adapter(self, adapter_names: list[str]) -> None: ...  # noqa: D102
 
     def __init__(self) -> None:
         super().__init__()

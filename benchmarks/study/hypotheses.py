@@ -1,0 +1,74 @@
+"""The tests of the study's hypotheses, as docs/study.md states them, as Markdown tables."""
+
+from collections.abc import Callable, Iterator
+
+from run import ABLATIONS, HEAD, LORA, PLUGINS, PRINTED, PRINTED_ON_LORA
+
+from lorada.report.comparison.read import Candidate
+from lorada.report.comparison.statistics import ALPHA, holm, paired_p
+
+Found = dict[str, dict[str, Candidate]]
+Pair = tuple[str, str, str]  # rows, the method that should be better, the other
+
+LORA_4 = "lora:r=4:lora_alpha=8"
+ALONE = ("lmam_distance", "lmam_content", "lmam_bilinear", "gain", "gain_query")
+MOVES = ("syllogism", "syllogism8", "syllogism32")
+
+
+def tables(found: Found, title: Callable[[str], str]) -> Iterator[str]:
+    """One section for each hypothesis."""
+    plugins = [(LORA, PRINTED_ON_LORA), *zip(PLUGINS[::2], PLUGINS[1::2], strict=True)]
+    asked: dict[str, list[Pair]] = {
+        "H1: the printed map on top of other methods": [
+            (task, added, plain) for task in found for plain, added in plugins
+        ],
+        "Beside H1: LoRA of rank 4 has as many parameters as LoRA of rank 1 with the map": [
+            (task, PRINTED_ON_LORA, LORA_4) for task in found
+        ],
+        "H2: the printed map against its ablations": [
+            ("syllogism", PRINTED, ablation) for ablation in ABLATIONS
+        ],
+        "H3: the map where the form moves": [
+            (task, *pair) for task in MOVES for pair in ((PRINTED, HEAD), (PRINTED_ON_LORA, LORA))
+        ],
+        "H4: other forms alone, against the printed map": [
+            (task, form, PRINTED) for task in found for form in ALONE
+        ],
+        "H4: other forms on LoRA of rank 1, against LoRA of rank 1": [
+            (task, added, LORA) for task in found for added in _on_lora(found[task])
+        ],
+    }
+    for heading, pairs in asked.items():
+        yield from _table(heading, [pair for pair in pairs if _there(found, pair)], found, title)
+
+
+def _on_lora(methods: dict[str, Candidate]) -> list[str]:
+    return [m for m in methods if m.startswith(("lora+lmam_", "lora+gain"))]
+
+
+def _there(found: Found, pair: Pair) -> bool:
+    task, better, other = pair
+    return better in found.get(task, {}) and other in found.get(task, {})
+
+
+def _table(
+    heading: str, pairs: list[Pair], found: Found, title: Callable[[str], str]
+) -> Iterator[str]:
+    if not pairs:
+        return
+    both = [(found[task][better], found[task][other]) for task, better, other in pairs]
+    corrected = holm([paired_p(a.scores, b.scores) for a, b in both])
+    yield f"## {heading}"
+    yield ""
+    yield "| rows | method | against | points | p | p by Holm | loss | its p | |"
+    yield "|---|---|---|--:|--:|--:|--:|--:|---|"
+    for (task, better, other), (a, b), p in zip(pairs, both, corrected, strict=True):
+        points = a.scores.mean() - b.scores.mean()
+        word = "" if p >= ALPHA else "**better**" if points > 0 else "**worse**"
+        yield (
+            f"| `{task}` | {title(better)} | {title(other)} | {points:+.1f} | "
+            f"{paired_p(a.scores, b.scores):.2g} | {p:.2g} | "
+            f"{a.losses.mean() - b.losses.mean():+.3f} | {paired_p(a.losses, b.losses):.2g} | "
+            f"{word} |"
+        )
+    yield ""

@@ -1,0 +1,183 @@
+"""Write the results of the study into docs/study.md, docs/study.png and docs/results/study.json.
+
+    python benchmarks/study/page.py study
+
+``study`` is the folder that ``run.py`` wrote; comparisons that are not finished are left out.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hypotheses
+import numpy as np
+from run import ABLATIONS, COMPARISONS, HEAD, LORA, PRINTED, PRINTED_ON_LORA
+
+from lorada.report.comparison.read import Candidate, read_comparison
+from lorada.report.comparison.statistics import detectable, interval, paired_p
+from lorada.support.files import json_text, write_atomic
+
+DOCS = Path(__file__).parents[2] / "docs"
+BEGIN, END = "<!-- results: benchmarks/study/page.py -->", "<!-- end of results -->"
+NAMES = {
+    HEAD: "head alone", LORA: "LoRA r 1", "lora:r=4:lora_alpha=8": "LoRA r 4",
+    "lmam:rank=1:length=96:heads=1": "printed map, r 1, one for all heads",
+    PRINTED: "printed map, r 2", "lmam_distance": "map by distance",
+    "lmam_content": "map by content", "lmam_bilinear": "bilinear map", "gain": "gains",
+    "gain_query": "gains by query", PRINTED_ON_LORA: "LoRA r 1 + printed map",
+    "full": "full fine-tuning",
+    **{each: f"printed map, {each.rpartition('=')[2].replace('_', ' ')}" for each in ABLATIONS},
+}  # fmt: skip
+PLUGIN_NAMES = {"dora": "DoRA r 1", "adapter_ffn": "Adapter-FFN r 1", "quanta": "QuanTA"}
+SECTIONS = {
+    "syllogism": "Syllogisms: one fixed form", "sst2": "SST-2: free sentences",
+    "syllogism8": "Syllogisms behind up to 8 words",
+    "syllogism32": "Syllogisms behind up to 32 words", "stsb": "STS-B: pairs of sentences",
+    "family": "Family relationships: stories of varying length",
+}  # fmt: skip
+Found = dict[str, dict[str, Candidate]]  # rows → method as run.py names it → candidate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", type=Path)
+    found = read(parser.parse_args().study)
+    write_atomic(DOCS / "results" / "study.json", json_text(list(summary(found))) + "\n")
+    lines = [*power(found), *hypotheses.tables(found, title), *tables(found)]
+    page = DOCS / "study.md"
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    write_atomic(page, "\n".join([before + BEGIN, "", *lines, END + after]))
+    draw(found)
+
+
+def read(study: Path) -> Found:
+    """The candidates of all comparisons that have every run, by rows and method."""
+    found: Found = {}
+    for name, (task, _, _) in COMPARISONS.items():
+        if not (study / name / "plan.json").is_file():
+            continue
+        for each in read_comparison(study / name).candidates:
+            if each.runs and not each.missing:
+                found.setdefault(task, {})[each.method] = each
+    return found
+
+
+def title(method: str) -> str:
+    """The name of a method in tables."""
+    if method in NAMES:
+        return NAMES[method]
+    name, *_ = method.split(":")
+    plain, plus, added = name.partition("+")
+    if plain in PLUGIN_NAMES:
+        return PLUGIN_NAMES[plain] + (" + printed map" if plus else "")
+    return f"LoRA r 1 + {NAMES[added]}"
+
+
+def summary(found: Found) -> Iterator[dict[str, Any]]:
+    """What is kept of each candidate."""
+    for task, methods in found.items():
+        for method, each in methods.items():
+            low, high = interval(each.scores)
+            yield {
+                "rows": task, "method": method, "parameters": each.plan["trainable"],
+                "learning_rate": each.search.get("rate"), "held_out": each.scores.shape[1],
+                "score": each.scores.mean(), "low": low, "high": high, "loss": each.losses.mean(),
+                "runs": {
+                    run.seed: {"score": score, "loss": loss}
+                    for run, score, loss in zip(
+                        each.runs, each.scores.mean(axis=1), each.losses.mean(axis=1), strict=True
+                    )
+                },
+            }  # fmt: skip
+
+
+def power(found: Found) -> Iterator[str]:
+    """The smallest differences that a test of two methods could show, for 5, 10 and 20 seeds."""
+    yield "## What could be shown"
+    yield ""
+    yield "Smallest difference in points that one test finds with 80 % power, from the measured"
+    yield "spread over rows and seeds:"
+    yield ""
+    yield "| rows | 5 seeds | 10 seeds | 20 seeds | spread of LoRA r 1 over 5 seeds |"
+    yield "|---|--:|--:|--:|--:|"
+    for task, methods in found.items():
+        several = [each.scores for each in methods.values()]
+        if len(several) > 1 and LORA in methods:
+            cells = [f"{detectable(several, seeds=seeds):.1f}" for seeds in (5, 10, 20)]
+            spread = methods[LORA].scores.mean(axis=1).std(ddof=1)
+            yield f"| `{task}` | {' | '.join(cells)} | ± {spread:.1f} |"
+    yield ""
+
+
+def tables(found: Found) -> Iterator[str]:
+    """A table for each task: every method with its size, rate, score and loss."""
+    for task, heading in SECTIONS.items():
+        methods = found.get(task, {})
+        if not methods:
+            continue
+        yield f"## {heading}"
+        yield ""
+        yield "| method | parameters | rate | score (95 %) | against LoRA r 1 | p | held-out loss |"
+        yield "|---|--:|--:|--:|--:|--:|--:|"
+        for method, each in sorted(methods.items(), key=lambda pair: -pair[1].scores.mean()):
+            low, high = interval(each.scores)
+            trained = 0 if method == HEAD else each.plan["trainable"]
+            versus = "– | –"
+            if LORA in methods and method != LORA:
+                other = methods[LORA].scores
+                versus = (
+                    f"{each.scores.mean() - other.mean():+.1f} | {paired_p(each.scores, other):.2g}"
+                )
+            yield (
+                f"| {title(method)} | {trained:,} | {each.search['rate']:.2g} | "
+                f"{each.scores.mean():.1f} ({low:.1f} to {high:.1f}) | {versus} | "
+                f"{np.nanmean(each.losses):.3f} |"
+            )
+        yield ""
+
+
+def draw(found: Found) -> None:
+    """The figure: score over trained parameters, a panel for each task."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    tasks = [task for task in SECTIONS if len(found.get(task, {})) > 6]
+    figure, axes = pyplot.subplots(
+        1, len(tasks), figsize=(6.2 * len(tasks), 5.2), layout="constrained", squeeze=False
+    )
+    for axis, task in zip(axes[0], tasks, strict=True):
+        methods = found[task]
+        head = methods[HEAD].scores.mean() if HEAD in methods else None
+        if head is not None:
+            axis.axhline(head, color="grey", linestyle=":", linewidth=1)
+            axis.annotate("head alone", (50, head), fontsize=7, color="grey", va="bottom")
+        for method, each in methods.items():
+            if method == HEAD or method in ABLATIONS:
+                continue
+            low, high = interval(each.scores)
+            mean, size = each.scores.mean(), each.plan["trainable"]
+            stacked, mapped = "+" in method, "lmam" in method or "gain" in method
+            color = "#d55e00" if stacked and mapped else "#0072b2" if mapped else "#000000"
+            axis.errorbar(
+                size, mean, [[mean - low], [high - mean]], marker="s" if stacked else "o",
+                color=color, markersize=5, elinewidth=0.8, capsize=2,
+            )  # fmt: skip
+            axis.annotate(
+                title(method), (size, mean), fontsize=6.5, xytext=(5, 2),
+                textcoords="offset points", color=color,
+            )  # fmt: skip
+        axis.set_xscale("log")
+        axis.set_xlim(40, 3e7 if "full" in methods else 2e6)
+        axis.set_xlabel("trained parameters, without the head")
+        axis.set_title(SECTIONS[task], fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("score on held-out rows, 5 seeds, 95 % interval")
+    figure.savefig(DOCS / "study.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Run the comparisons of the study (docs/study.md), one after another; what is finished is kept.
+
+    python benchmarks/study/rows.py --data-dir DATA rows
+    python benchmarks/study/run.py rows study --workers 2
+
+Interrupted, the same command goes on. ``--only syllogism_forms`` runs one of them, and ``--show``
+prints their commands instead.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+# LoRA of rank 1 scales its change by alpha / r = 2. With alpha = 0 only the task head learns.
+LORA_1 = "r=1:lora_alpha=2"
+HEAD = "lora:r=1:lora_alpha=0"
+LORA = f"lora:{LORA_1}"
+MAP = "rank=2:length=96"  # 27,648 parameters: with LoRA of rank 1 as many as LoRA of rank 4
+PRINTED = f"lmam:{MAP}"
+PRINTED_ON_LORA = f"lora+lmam:{LORA_1}:{MAP}"
+
+FORMS = (
+    HEAD, LORA, "lora:r=4:lora_alpha=8",
+    "lmam:rank=1:length=96:heads=1", PRINTED,
+    "lmam_distance", "lmam_content", "lmam_bilinear", "gain", "gain_query",
+    PRINTED_ON_LORA,
+    f"lora+lmam_distance:{LORA_1}", f"lora+lmam_content:{LORA_1}",
+    "lora+lmam_bilinear:lora.r=1:lora_alpha=2", f"lora+gain:{LORA_1}",
+    f"lora+gain_query:{LORA_1}",
+)  # fmt: skip
+ABLATIONS = tuple(
+    f"{PRINTED}:ablation={name}" for name in ("full_rank", "no_negative", "softmax", "no_position")
+)
+PLUGINS = (
+    f"dora:{LORA_1}", f"dora+lmam:{LORA_1}:{MAP}",
+    "adapter_ffn:rank=1", "adapter_ffn+lmam:bottleneck.rank=1:lmam.rank=2:length=96",
+    "quanta", f"quanta+lmam:{MAP}",
+)  # fmt: skip
+MOVED = (HEAD, LORA, PRINTED, PRINTED_ON_LORA, "lmam_content")
+
+RATES, FULL_RATES = "7e-4,3e-3,1.2e-2", "5e-5,2e-4,8e-4"
+# Name → rows, methods, learning rates; the most important ones first.
+COMPARISONS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "syllogism_forms": ("syllogism", FORMS, RATES),
+    "syllogism_printed": ("syllogism", (*PLUGINS, *ABLATIONS), RATES),
+    "sst2_forms": ("sst2", FORMS, RATES),
+    "syllogism_full": ("syllogism", ("full",), FULL_RATES),
+    "sst2_full": ("sst2", ("full",), FULL_RATES),
+    "syllogism8_moved": ("syllogism8", MOVED, RATES),
+    "syllogism32_moved": ("syllogism32", MOVED, RATES),
+    "sst2_printed": ("sst2", PLUGINS, RATES),
+    "stsb_forms": ("stsb", FORMS, RATES),
+    "family_forms": ("family", FORMS, RATES),
+}
+SETTINGS = (
+    "pooling=mean", "max_length=96", "max_steps=150", "per_device_train_batch_size=16",
+    "warmup_steps=15", "logging_steps=10", "train_sampling_strategy=group_by_length",
+    "bf16=true", "use_cpu=true",  # matrix products in bfloat16, weights and scoring in float32
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("rows", type=Path, help="folder of rows.py")
+    parser.add_argument("output", type=Path, help="folder for the comparisons")
+    parser.add_argument("--only", choices=COMPARISONS, help="run one of them")
+    parser.add_argument("--workers", default="1")
+    parser.add_argument("--show", action="store_true", help="print the commands")
+    given = parser.parse_args()
+    for name in [given.only] if given.only else COMPARISONS:
+        words = command(name, given.rows, given.output / name, given.workers)
+        print(shlex.join(words), flush=True)
+        if not given.show:
+            subprocess.run([sys.executable, "-m", "lorada.cli", *words[1:]], check=True)
+
+
+def command(name: str, rows: Path, folder: Path, workers: str) -> list[str]:
+    """The words of one comparison; an existing folder is resumed."""
+    if (folder / "comparison.yaml").is_file():
+        return ["lorada", "compare", str(folder), "--resume", "--workers", workers]
+    task, methods, rates = COMPARISONS[name]
+    return [
+        "lorada", "compare", "--model", "minilm-l6", "--data", str(rows / f"{task}_train.jsonl"),
+        "--held-out", str(rows / f"{task}_test.jsonl"), "--methods", ",".join(methods),
+        "--seeds", "1,2,3,4,5", "--rates", rates, "--output", str(folder),
+        "--workers", workers, *SETTINGS,
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

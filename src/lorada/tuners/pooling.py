@@ -1,0 +1,248 @@
+"""What the head of an encoder reads, as a part of an adapter without weights.
+
+    mean:  p = Σ_t m_t h_t / Σ_t m_t        h (T, d) the last hidden states of a text,
+    cls:   p = h_t of the first t, m_t = 1   m (T,) its attention mask
+
+The last linear layer of the head reads dropout(p): logits = W dropout(p) + b. Whatever the model
+has between the hidden states and that layer is passed over: BERT's and DeBERTa's poolers, and the
+dense layer with tanh in RoBERTa's head. In most checkpoints it is untrained, and tanh would bound
+the mean.
+
+Shapes: B batch, T tokens, d width of the hidden states.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lorada.attention.hooks import FollowingHook
+from lorada.tuners.base.attached_layer import AttachedLayer
+from lorada.tuners.base.config import LoradaPeftConfig, register, require_choice
+from lorada.tuners.base.layer import sample_mask
+from lorada.tuners.base.tuner import AttachedModel
+
+POOLINGS = ("mean", "cls")
+CHILD = "pooling"
+
+# The type of a model → the module whose output becomes p. Empty: the vector that the backbone
+# returns beside the hidden states. ``classifier`` is a head of several layers, of which only the
+# last, ``out_proj``, runs on p.
+READERS: dict[str, Literal["", "classifier", "pooler"]] = {
+    "bert": "",
+    "deberta": "pooler",
+    "deberta-v2": "pooler",
+    "roberta": "classifier",
+    "xlm-roberta": "classifier",
+}
+
+
+@dataclass
+class PoolingConfig(LoradaPeftConfig):
+    """What the head reads instead of what the model gives it.
+
+    Attributes:
+        pooling: ``mean`` for the mean of the tokens' last hidden states, ``cls`` for that of the
+            first token; padding is no token.
+
+    Raises:
+        ValueError: for another value.
+    """
+
+    pooling: str = field(default="mean")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice(self, "pooling", POOLINGS)
+
+    @property
+    def starts_as_base(self) -> bool:
+        """No: the head reads other numbers from the start."""
+        return False
+
+
+def pool(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
+    """One vector p (B, d) for each text, from its last hidden states (B, T, d).
+
+    The mean is computed in fp32 or better, and hidden states of padding are never touched.
+
+    Args:
+        hidden: the last hidden states.
+        mask: the attention mask (B, T), not 0 where there is a token; None for tokens everywhere.
+        pooling: one of ``POOLINGS``.
+
+    Raises:
+        ValueError: for a mask of another shape.
+    """
+    if mask is None:
+        return hidden.mean(1) if pooling == "mean" else hidden[:, 0]
+    if mask.shape != hidden.shape[:2]:
+        raise ValueError(
+            f"pooling={pooling!r} needs an attention_mask of shape {tuple(hidden.shape[:2])}, not "
+            f"{tuple(mask.shape)}"
+        )
+    real = mask.to(hidden.device) != 0
+    if pooling == "cls":
+        first = real.int().argmax(1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), first]
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    total = hidden.masked_fill(~real[..., None], 0).sum(1, dtype=wide)
+    count = real.sum(1, keepdim=True).clamp(min=1)
+    return (total / count).to(hidden.dtype)
+
+
+class PoolingLayer(AttachedLayer):
+    """A child of the backbone (``bert.pooling``) that has the pooling of any number of adapters.
+
+    p goes with the hidden states to the module that reads them, as further tokens behind the last.
+    Nothing of a batch is kept here, so copies of a model that run side by side do not meet.
+    """
+
+    adapter_layer_names = ("kinds",)
+
+    def __init__(self, host: nn.Module, parent: nn.Module) -> None:
+        super().__init__(host, parent)
+        # PEFT finds a layer's adapters by the keys of its modules, so each has an empty one.
+        self.kinds = nn.ModuleDict()
+        self._reader = reader_of(parent)
+        self._handles = [host.register_forward_hook(self._after_backbone, with_kwargs=True)]
+        if self._reader:
+            hook = partial(nn.Module.register_forward_hook, hook=self._after_reader)
+            self._handles.append(FollowingHook(parent, self._reader, hook, before=host))
+
+    def update_layer(self, adapter_name: str, config: PoolingConfig, model: nn.Module) -> None:
+        """Take the pooling of an adapter."""
+        self.configs[adapter_name] = config
+        self.kinds[adapter_name] = nn.Identity()
+
+    def _after_backbone(self, host: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """Give p to what reads the output of the backbone."""
+        names = [name for name, _ in self.samples_by_adapter()]
+        if not names:
+            return None
+        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        hidden = output[0]
+        pooled = [pool(hidden, mask, self.configs[name].pooling) for name in names]
+        if not self._reader:
+            return _replaced(output, 1, self._each_sample(output[1], pooled))
+        return _replaced(output, 0, torch.cat([hidden, torch.stack(pooled, 1)], 1))
+
+    def _after_reader(self, reader: Any, args: Any, output: Tensor) -> Tensor | None:
+        """What the reader gives for p, in place of its output for the hidden states."""
+        count = len(self.samples_by_adapter())
+        if not count:
+            return None
+        found = list(args[0][:, -count:].unbind(1))
+        if self._reader == "classifier":
+            found = [reader.out_proj(reader.dropout(each)) for each in found]
+        return self._each_sample(output, found)
+
+    def _each_sample(self, own: Tensor, found: list[Tensor]) -> Tensor:
+        """The vectors (B, …) of each sample's adapter; the model's own where there is none."""
+        for (_, samples), each in zip(self.samples_by_adapter(), found, strict=True):
+            chosen = sample_mask(samples, own.device)
+            own = each if chosen is None else torch.where(chosen[:, None], each, own)
+        return own
+
+
+def _replaced(output: Any, index: int, value: Tensor) -> Any:
+    """The output of a backbone, a tuple or a dictionary in order, with one tensor replaced."""
+    if isinstance(output, tuple):
+        return (*output[:index], value, *output[index + 1 :])
+    output[list(output)[index]] = value
+    return output
+
+
+class PoolingModel(AttachedModel):
+    """Puts the pooling of a ``PoolingConfig`` on the backbone of a model with a head."""
+
+    child = CHILD
+    host_kind = "the backbone of a model"
+    tuner_layer_cls = PoolingLayer
+
+    def can_host(self, module: nn.Module) -> bool:
+        """Whether a module is the backbone."""
+        return module is backbone_of(self.model)
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
+        reader_of(self.model)
+        peft_config.target_modules = None  # not a field: there is nothing to choose
+        return peft_config
+
+    def _check_target_module_exists(self, peft_config: Any, key: str) -> bool:  # type: ignore[override]
+        module: nn.Module = self.model.get_submodule(key)
+        return self.can_host(module)
+
+
+def backbone_of(model: nn.Module) -> nn.Module | None:
+    """The module of a model that its head reads; None for a model without a head."""
+    found = getattr(model, getattr(model, "base_model_prefix", "") or "-", None)
+    return found if isinstance(found, nn.Module) else None
+
+
+def reader_of(model: nn.Module) -> Literal["", "classifier", "pooler"]:
+    """The entry of ``READERS`` for a model.
+
+    Raises:
+        ValueError: for a model with no head, or one of another kind.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    refuse_type(kind)
+    reader = READERS[kind]
+    head: Any = getattr(model, "classifier", None)
+    last = getattr(head, "out_proj", None) if reader == "classifier" else head
+    # Without a reader of its own the head reads what the pooler in the backbone returns.
+    pooler = getattr(backbone_of(model) if reader == "" else model, reader or "pooler", None)
+    # Asked like this, a linear layer may be wrapped by parts of other adapters.
+    if backbone_of(model) is None or not hasattr(last, "out_features") or pooler is None:
+        raise ValueError(
+            f"pooling: {type(model).__name__} has no head for classes or scores as transformers "
+            f"builds it for {kind}: load the model with AutoModelForSequenceClassification"
+        )
+    return reader
+
+
+def refuse_type(model_type: str) -> None:
+    """Refuse a type of model whose head is not known.
+
+    Raises:
+        ValueError: with the types that are.
+    """
+    if model_type not in READERS:
+        raise ValueError(
+            f"pooling is for the heads of {', '.join(READERS)}, not of {model_type}: leave it out"
+        )
+
+
+def attach(model: nn.Module, pooling: str, name: str = "default") -> PoolingLayer:
+    """Put a pooling on a model that has no adapter; ``detach`` of the layer takes it off.
+
+    Raises:
+        ValueError: for a model with no head, or one of another kind.
+    """
+    reader_of(model)
+    host: Any = backbone_of(model)
+    layer = PoolingLayer(host, model)
+    host.add_module(CHILD, layer)
+    layer.update_layer(name, PoolingConfig(pooling=pooling), model)
+    layer.set_adapter([name])
+    return layer
+
+
+@contextmanager
+def attached(model: nn.Module, pooling: str | None) -> Iterator[None]:
+    """Put a pooling on a model in a ``with`` block; None for none."""
+    layer = None if pooling is None else attach(model, pooling)
+    try:
+        yield
+    finally:
+        if layer is not None:
+            layer.detach_from_host()
+            delattr(layer.host, CHILD)
+
+
+register("POOLING", PoolingConfig, PoolingModel)

@@ -1,0 +1,100 @@
+"""Methods with settings of their parts, as ``--methods`` of a comparison names them."""
+
+import pytest
+from folders import ROWS, llama_folder, rows_file
+
+from lorada.experiments.compare.jobs import comparison_jobs
+from lorada.experiments.compare.plan import make_plan
+from lorada.experiments.compare.run import read
+from lorada.experiments.compare.spec import Comparison, comparison_of
+from lorada.experiments.compare.variant import Variant
+from lorada.runs.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("variant")
+    llama_folder(place / "llama")
+    rows_file(place / "train.jsonl", ROWS[:27])
+    rows_file(place / "test.jsonl", ROWS[28:])
+    return place
+
+
+def comparison(place, methods, **changes):
+    shared = {"model": str(place / "llama"), "data": str(place / "train.jsonl")}
+    return Comparison(recipe=shared, held_out=str(place / "test.jsonl"), methods=methods, **changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "method", "parts"),
+    [
+        ("lora", "lora", {}),
+        ("lora:r=1", "lora", {"lora": {"r": 1}}),
+        ("lora+lmam:lora.r=1:lmam.rank=2", "lora+lmam", {"lora": {"r": 1}, "lmam": {"rank": 2}}),
+        ("lmam:rank=2:ablation=softmax", "lmam", {"lmam": {"rank": 2, "ablation": "softmax"}}),
+        ("lora:target_modules=[a, b]", "lora", {"lora": {"target_modules": ["a", "b"]}}),
+    ],
+)
+def test_a_name_with_settings_is_read(text, method, parts):
+    assert Variant.parse(text) == Variant(method, parts)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("lorra:r=1", "unknown method 'lorra'"),
+        ("lora:r", "'r' is not a setting"),
+        ("lora:=1", "'=1' is not a setting"),
+        ("lora:r=", "'r=' is not a setting"),
+        ("lora:rnk=1", "lora:rnk=1: unknown override 'rnk'"),
+        ("lora:r=many", "lora:r=many: lora.r='many'"),
+        ("lora:lmam.rank=1", "lora has no part lmam, only lora"),
+        ("full:rank=1", "unknown override 'rank'"),
+        ("lora+lmam:target_modules=[a]", "a setting of several sections"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_its_text(text, error):
+    with pytest.raises(ValueError, match=error.replace("[", r"\[")):
+        Variant.parse(text)
+
+
+def test_variants_of_one_method_are_candidates_of_their_own(place):
+    asked = comparison(place, ["lora:r=1", "lora:r=2", "lora+lmam:lora.r=1"], trials=0)
+    plan = make_plan(asked, *read(asked), print)
+    one, two, stack = plan.candidates
+    assert (one.parts, two.parts) == ({"lora": {"r": 1}}, {"lora": {"r": 2}})
+    assert two.trainable == 2 * one.trainable < stack.trainable
+    jobs = comparison_jobs(asked, plan, place / "out")
+    assert len({job.folder for job in jobs}) == 9
+    recipes = {job.work.args[0].method: job.work.args[0].parts for job in jobs}
+    assert recipes["lora+lmam"] == {"lora": {"r": 1}}
+
+
+def test_a_budget_grows_only_what_a_variant_does_not_set(place):
+    asked = comparison(place, ["lora+lmam:lora.r=1"], budgets=["60%"], trials=0)
+    (found,) = make_plan(asked, *read(asked), print).candidates
+    assert found.parts["lora"] == {"r": 1}
+    assert found.parts["lmam"]["rank"] > 2
+
+
+def test_maps_keep_their_own_rate_beside_other_parts(place):
+    asked = comparison(place, ["lmam", "lora+lmam"])
+    alone, stacked = make_plan(asked, *read(asked), print).candidates
+    assert (alone.map_rate, stacked.map_rate) == (5e-3, None)
+
+
+def test_a_setting_cannot_lead_out_of_the_folder(place):
+    asked = comparison(place, ["lora:target_modules=.*q_proj|/../../x"], trials=0)
+    plan = make_plan(asked, *read(asked), print)
+    assert "/.." not in plan.candidates[0].path
+
+
+def test_given_rates_are_the_trials_and_must_lie_in_the_range(place):
+    recipe = Recipe(model="m", method="full", output="-", data="a.jsonl")
+    asked = {"methods": ["lora"], "held_out": "b.jsonl", "rates": [1e-3, 1e-2]}
+    assert comparison_of(recipe, asked).trials == 2
+    with pytest.raises(ValueError, match="--trials 3 and 2 --rates: leave out --trials"):
+        comparison_of(recipe, {**asked, "trials": 3})
+    for rates, error in (([0.0], "--rates 0 must be"), ([1e-3, 1e-3], "--rates names 0.001 twice")):
+        with pytest.raises(ValueError, match=error):
+            comparison(place, ["lora"], rates=rates).check()
