@@ -219,6 +219,9 @@ def test_affine_sizes_need_few_counts():
             253_500, False,
         ),
         ("quanta", "0.2%", {}, 231_360, False),
+        ("gain", "0.2%", {}, 30 * 9, False),
+        ("gain_query", "0.01%", {}, 30 * 9 * (1 + 64), True),
+        ("lora+gain", "1%", {"lora": {"r": 6, "lora_alpha": 12}}, 1_244_160 + 30 * 9, False),
         ("full", "0.2%", {}, 134_515_008, True),
     ],
 )  # fmt: skip
