@@ -1,4 +1,4 @@
-"""EXTENSIONS: methods of this project's own, which the paper does not have. METHODS includes them."""
+"""EXTENSIONS: methods of this project's own, which METHODS includes; the paper has none of them."""
 
 from lorada.methods.method import Method, Settings
 
