@@ -241,6 +241,7 @@ def test_copies_and_pickles_of_a_model_with_hooks_have_a_map_of_their_own(name, 
         assert (pair._value, pair._key, pair._query, pair._mask) == (None,) * 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shapes_unchecked")
 @every_form
 def test_a_forward_compiles_to_one_graph(form):
