@@ -20,6 +20,7 @@ WRITES = {
     "forms": "my-gains/adapter_model.safetensors",
     "compare": "comparison/report.html",
     "cluster": None,
+    "forms": "my-map/bilinear/adapter_model.safetensors",
 }
 
 
