@@ -55,12 +55,12 @@ def main() -> None:
 def read(study: Path) -> Found:
     """The candidates of all comparisons that have every run, by rows and method."""
     found: Found = {}
-    for name, (task, _, _) in COMPARISONS.items():
+    for name, asked in COMPARISONS.items():
         if not (study / name / "plan.json").is_file():
             continue
         for each in read_comparison(study / name).candidates:
             if each.runs and not each.missing:
-                found.setdefault(task, {})[each.method] = each
+                found.setdefault(asked.rows, {})[each.method] = each
     return found
 
 
