@@ -1,7 +1,6 @@
 """``pooling=mean|cls`` of a run: trained, saved, resumed, loaded, exported, and refused."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -46,13 +45,16 @@ RUNS = {
     "roberta-shira": ("roberta", "shira", "mean"),
 }
 WHOLE = [name for name, (_, method, _) in RUNS.items() if method in ("full", "bitfit")]
-# How transformers loads folders before and after lorada is imported.
-LOADS = """
+# In a process of its own: what transformers loads from folders before and after lorada is imported,
+# and how lorada scores runs.
+ELSEWHERE = """
 import json, sys
+from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification as Auto
 
-tests, *folders = sys.argv[1:]
+torch.set_num_threads(1)
+tests, rows, given = sys.argv[1:]
 sys.path.insert(0, tests)
 from double import in_double
 
@@ -64,18 +66,24 @@ def load(folder):
     except KeyError as error:
         return f"KeyError: {error}"
 
+folders, runs = json.loads(given)
 before = [load(folder) for folder in folders]
 assert "lorada" not in sys.modules
-import lorada
-print(json.dumps([before, [load(folder) for folder in folders]]))
+from lorada.runs.inference.evaluate import evaluate
+from lorada.runs.inference.load import load_run
+after = [load(folder) for folder in folders]
+with in_double():
+    scores = [evaluate(load_run(Path(run)), rows) for run in runs]
+print(json.dumps([before, after, scores]))
 """
+pytestmark = pytest.mark.fp64
 
 
 def model_folder(path: Path, name: str) -> Path:
-    """A tiny encoder whose head has the number of classes of ``LABELS``, or one output."""
+    """A tiny classifier with as many classes as ``LABELS``; for ``SCORES`` a new head is drawn."""
     set_seed(0)
     config = AutoConfig.for_model(name, **SIZES)
-    AutoModelForSequenceClassification.from_config(config).base_model.save_pretrained(path)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(path)
     byte_tokenizer().save_pretrained(path)
     return path
 
@@ -104,6 +112,24 @@ def runs(place):
     return found
 
 
+@pytest.fixture(scope="module")
+def elsewhere(runs, place):
+    """Folders with a model and its pooling → their logits here, and what the process printed."""
+    wanted = {}
+    for name, run in runs.items():
+        done = export(run, place / f"{name}-exported")
+        assert done["adapter"][-1] == "POOLING"
+        folders = [path for path in (place / done["folder"], run / "model") if path.is_dir()]
+        wanted |= dict.fromkeys(map(str, folders), logits(load_run(run).model))
+    given = json.dumps([[*wanted], [str(run) for run in runs.values()]])
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(TESTS), str(place / "labels.jsonl"), given],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return wanted, json.loads(done.stdout.splitlines()[-1])
+
+
 def refused(message, act):
     with pytest.raises(ValueError, match=message) as error:
         act()
@@ -123,17 +149,13 @@ def poolings(model):
 # Trained, saved and loaded.
 
 
-def test_every_run_scores_in_a_process_of_its_own_as_it_does_here(runs, place):
-    rows = str(place / "labels.jsonl")
-    here = {str(run): evaluate(load_run(run), rows) for run in runs.values()}
-    done = subprocess.run(
-        [sys.executable, str(TESTS / "score_runs.py"), rows, *here],
-        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == here
+def test_every_run_scores_in_a_process_of_its_own_as_it_does_here(runs, elsewhere, place):
+    _, (_, _, scores) = elsewhere
+    for run, found in zip(runs.values(), scores, strict=True):
+        assert found == evaluate(load_run(run), str(place / "labels.jsonl"))
 
 
+@pytest.mark.fp64(False)
 def test_a_score_is_learned_and_scored_with_a_pooling_too(place, tmp_path):
     asked = recipe(place, tmp_path / "run", "pooling=mean", model="roberta", rows="scores")
     run = load_run(train(asked, quiet=True).run)
@@ -160,12 +182,13 @@ def test_peft_loads_the_adapter_of_a_run_with_its_pooling(runs, place):
     assert torch.equal(logits(model), wanted)
 
 
+@pytest.mark.fp64(False)
 def test_the_head_is_drawn_as_without_a_pooling_whatever_the_method(place, tmp_path):
     heads = []
     for method, pooling in (("lora", None), ("lora", "mean"), ("full", "cls")):
         asked = recipe(
             place, tmp_path / f"{method}-{pooling}", "learning_rate=0", "seed=3", "max_steps=1",
-            method=method, pooling=pooling,
+            method=method, pooling=pooling, rows="scores",
         )  # fmt: skip
         run = train(asked, quiet=True).run
         files = [path for path in run.glob("*/*.safetensors") if path.stat().st_size > 1000]
@@ -218,20 +241,8 @@ def test_an_adapter_to_start_from_keeps_its_pooling(runs, place, tmp_path):
 # Exported, and loaded by transformers.
 
 
-@pytest.mark.fp64
-def test_what_is_exported_scores_the_same_with_lorada_and_is_refused_without(runs, tmp_path):
-    wanted = {}
-    for name, run in runs.items():
-        done = export(run, tmp_path / name)
-        assert done["adapter"][-1] == "POOLING"
-        found = logits(load_run(run).model)
-        wanted |= {str(path): found for path in (tmp_path / name, run / "model") if path.is_dir()}
-    done = subprocess.run(
-        [sys.executable, "-c", LOADS, str(TESTS), *wanted],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    before, after = json.loads(done.stdout.splitlines()[-1])
+def test_what_is_exported_scores_the_same_with_lorada_and_is_refused_without(elsewhere):
+    wanted, (before, after, _) = elsewhere
     assert set(before) == {"KeyError: 'LORADA'"}
     for found, expected in zip(after, wanted.values(), strict=True):
         assert_close(torch.tensor(found), expected)
