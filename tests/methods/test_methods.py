@@ -11,7 +11,6 @@ from transformers import BartConfig, BertConfig, DebertaV2Config, LlamaConfig
 
 from lorada import METHODS, BottleneckConfig, LmamConfig, build_method
 from lorada.methods.describe import describe
-from lorada.methods.lookup import method_named
 from lorada.methods.method import Method, Unpublished
 from lorada.methods.task_head import select_trainable
 from lorada.runs.recipe import load_recipe

@@ -17,7 +17,6 @@ WRITES = {
     "guides/stack": "my-adapter/adapter_model.safetensors",
     "guides/serve": "my-model/config.json",
     "guides/tables": None,
-    "forms": "my-gains/adapter_model.safetensors",
     "compare": "comparison/report.html",
     "cluster": None,
     "forms": "my-map/bilinear/adapter_model.safetensors",
