@@ -247,10 +247,17 @@ def refused(result, *parts):
         assert part in lines[0]
 
 
-def test_export_alone_says_what_merge_does(finished, call, tmp_path):
-    refused(call("export", finished), "without --merge DIR", "merged")
-    refused(call("export", finished, "--merge"), "requires an argument")
-    refused(call("export", finished, tmp_path / "out"), "unexpected extra argument")
+def test_a_folder_to_write_to_is_needed(finished, call, tmp_path):
+    refused(call("export", finished), "no folder to write to", f"lorada export {finished} DIR")
+    two = ["--merge", tmp_path / "other"]
+    refused(call("export", finished, tmp_path / "out", *two), "leave out --merge")
+
+
+def test_the_old_spelling_does_the_same(finished, tmp_path, call):
+    assert call("export", finished, tmp_path / "new")[0] == 0
+    assert call("export", finished, "--merge", tmp_path / "old")[0] == 0
+    for path in (tmp_path / "new").iterdir():
+        assert path.read_bytes() == (tmp_path / "old" / path.name).read_bytes()
 
 
 def test_a_folder_that_is_taken_is_refused_and_left_alone(finished, tmp_path, call):

@@ -101,10 +101,11 @@ def write_card(
 
 
 def _outputs(result: dict[str, Any] | None) -> str:
-    """The argument for the size of a head, which the base's own config may have otherwise."""
+    """The arguments for a head whose size the base may have otherwise; its weights are saved."""
     if result is None or not (result["labels"] or result["form"] == "score"):
         return ""
-    return f", num_labels={len(result['labels']) or 1}"
+    size = len(result["labels"]) or 1
+    return f", num_labels={size}, ignore_mismatched_sizes=True"
 
 
 def _table_line(part: Any) -> str:
