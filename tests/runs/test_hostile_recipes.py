@@ -78,7 +78,7 @@ COMMANDS = {
     "train RECIPE": ["train", "RUN/recipe.yaml", "--output", "NEW"],
     "evaluate": ["evaluate", "RUN", "--data", "ROWS"],
     "generate": ["generate", "RUN", "--prompt", "a"],
-    "export": ["export", "RUN", "--merge", "NEW"],
+    "export": ["export", "RUN", "NEW"],
     "explain": ["explain", "RUN", "--text", "a"],
     "plot": ["plot", "1", "RUN", "--output", "NEW"],
     "search --resume": ["search", "--resume", "--output", "SEARCH"],

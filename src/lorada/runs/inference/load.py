@@ -91,7 +91,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
         adapted = load_adapted(base.model, folder / "adapter", base.drawn)
         refuse_other(pooling_part(adapted.peft_config["default"]), recipe.pooling, folder)
         model = adapted
-        _refuse_changed(recipe, result, folder)
+        refuse_changed(recipe, result, folder)
     if torch.cuda.is_available():
         model = model.cuda()
     run = Run(
@@ -109,8 +109,12 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
     return run
 
 
-def _refuse_changed(recipe: Recipe, result: dict[str, Any], folder: Path) -> None:
-    """Refuse a base with the same name but other weights than at the training."""
+def refuse_changed(recipe: Recipe, result: dict[str, Any], folder: Path) -> None:
+    """Refuse a base with the same name but other weights than at the training.
+
+    Raises:
+        ValueError: for such a base.
+    """
     before, now = result.get("base_sha256"), weights_fingerprint(recipe.model)
     if recipe.model == result.get("model") and None not in (before, now) and before != now:
         raise ValueError(
