@@ -26,7 +26,8 @@ NAMES = {
     PRINTED: "printed map, r 2", "lmam_distance": "map by distance",
     "lmam_content": "map by content", "lmam_bilinear": "bilinear map", "gain": "gains",
     "gain_query": "gains by query", PRINTED_ON_LORA: "LoRA r 1 + printed map",
-    "full": "full fine-tuning",
+    "full": "full fine-tuning", "dora:r=4:lora_alpha=8": "DoRA r 4",
+    "adapter_ffn:rank=7": "Adapter-FFN r 7",
     **{each: f"printed map, {each.rpartition('=')[2].replace('_', ' ')}" for each in ABLATIONS},
 }  # fmt: skip
 PLUGIN_NAMES = {"dora": "DoRA r 1", "adapter_ffn": "Adapter-FFN r 1", "quanta": "QuanTA"}

@@ -39,7 +39,9 @@ PLUGINS = (
     "adapter_ffn:rank=1", "adapter_ffn+lmam:bottleneck.rank=1:lmam.rank=2:length=96",
     "quanta", f"quanta+lmam:{MAP}",
 )  # fmt: skip
-MOVED = (HEAD, LORA, PRINTED, PRINTED_ON_LORA, "lmam_content")
+# As many parameters as DoRA and Adapter-FFN of rank 1 have with the map.
+CONTROLS = ("dora:r=4:lora_alpha=8", "adapter_ffn:rank=7")
+MOVED = (HEAD, LORA, PRINTED, PRINTED_ON_LORA)
 
 # Those of Table 4 that have a form on this model, at one budget.
 TABLE_4 = (
@@ -65,8 +67,11 @@ COMPARISONS = {
     "syllogism_forms": Asked("syllogism", FORMS),
     "syllogism_printed": Asked("syllogism", (*PLUGINS, *ABLATIONS)),
     "sst2_forms": Asked("sst2", FORMS),
+    "syllogism_controls": Asked("syllogism", CONTROLS),
     "syllogism_full": Asked("syllogism", ("full",), FULL_RATES),
     "sst2_full": Asked("sst2", ("full",), FULL_RATES),
+    "syllogism8_moved": Asked("syllogism8", MOVED),
+    "syllogism32_moved": Asked("syllogism32", MOVED),
     "syllogism_llm": Asked(
         "syllogisms",
         ("lora", "lmam", "lmam_distance", "lorada_la"),
@@ -75,8 +80,6 @@ COMPARISONS = {
         "smollm2-135m",
         "1,2,3",
     ),
-    "syllogism8_moved": Asked("syllogism8", MOVED),
-    "syllogism32_moved": Asked("syllogism32", MOVED),
     "syllogism_methods": Asked("syllogism", TABLE_4, budget="0.2%"),
     "sst2_printed": Asked("sst2", PLUGINS),
     "stsb_forms": Asked("stsb", FORMS),
