@@ -24,11 +24,9 @@ def group_of(method: Method) -> str:
     """The line of the table that a method belongs to, by its parts."""
     parts = method.part_names
     if method.ours:
-        return "extensions of this project, not of the paper"
+        return "[extensions of this project](docs/forms.md), not of the paper"
     if not parts:
         return "parameters of the base itself"
-    if method.ours:
-        return "this project's own: the map in other forms (docs/forms.md)"
     if "lmam" in parts:
         return "the map alone" if parts == ["lmam"] else "the map with other parts"
     if "prefix" in parts:

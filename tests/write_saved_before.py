@@ -236,7 +236,7 @@ def write_runs(expected: dict[str, torch.Tensor]) -> dict[str, dict]:
                 loaded = PeftModel.from_pretrained(base(model, **heads), run / "adapter")
                 expected[f"runs.{name}"] = logits(loaded)
     target = PLACE / "exported"
-    command("export", PLACE / "runs" / "causal", "--merge", target)
+    command("export", PLACE / "runs" / "causal", target)
     for path in target.iterdir():
         if path.name.startswith("tokenizer"):
             path.unlink()

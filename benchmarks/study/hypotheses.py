@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from run import ABLATIONS, HEAD, LORA, PLUGINS, PRINTED, PRINTED_ON_LORA
+from run import ABLATIONS, CONTROLS, HEAD, LORA, PLUGINS, PRINTED, PRINTED_ON_LORA
 
 from lorada.report.comparison.read import Candidate
 from lorada.report.comparison.statistics import ALPHA, holm, paired_p
@@ -22,8 +22,12 @@ def tables(found: Found, title: Callable[[str], str]) -> Iterator[str]:
         "H1: the printed map on top of other methods": [
             (task, added, plain) for task in found for plain, added in plugins
         ],
-        "Beside H1: LoRA of rank 4 has as many parameters as LoRA of rank 1 with the map": [
-            (task, PRINTED_ON_LORA, LORA_4) for task in found
+        "Beside H1: against as many parameters without a map": [
+            (task, added, control)
+            for task in found
+            for added, control in zip(
+                (PRINTED_ON_LORA, *PLUGINS[1:4:2]), (LORA_4, *CONTROLS), strict=True
+            )
         ],
         "H2: the printed map against its ablations": [
             ("syllogism", PRINTED, ablation) for ablation in ABLATIONS

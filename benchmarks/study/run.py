@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 # LoRA of rank 1 scales its change by alpha / r = 2. With alpha = 0 only the task head learns.
 LORA_1 = "r=1:lora_alpha=2"
@@ -38,27 +39,61 @@ PLUGINS = (
     "adapter_ffn:rank=1", "adapter_ffn+lmam:bottleneck.rank=1:lmam.rank=2:length=96",
     "quanta", f"quanta+lmam:{MAP}",
 )  # fmt: skip
-MOVED = (HEAD, LORA, PRINTED, PRINTED_ON_LORA, "lmam_content")
+# As many parameters as DoRA and Adapter-FFN of rank 1 have with the map.
+CONTROLS = ("dora:r=4:lora_alpha=8", "adapter_ffn:rank=7")
+MOVED = (HEAD, LORA, PRINTED, PRINTED_ON_LORA)
+
+# Those of Table 4 that have a form on this model, at one budget.
+TABLE_4 = (
+    "prefix", "series", "parallel", "lora", "dora", "quanta", "lorada_a", "lorada_la", "lorada_q",
+)  # fmt: skip
 
 RATES, FULL_RATES = "7e-4,3e-3,1.2e-2", "5e-5,2e-4,8e-4"
-# Name → rows, methods, learning rates; the most important ones first.
-COMPARISONS: dict[str, tuple[str, tuple[str, ...], str]] = {
-    "syllogism_forms": ("syllogism", FORMS, RATES),
-    "syllogism_printed": ("syllogism", (*PLUGINS, *ABLATIONS), RATES),
-    "sst2_forms": ("sst2", FORMS, RATES),
-    "syllogism_full": ("syllogism", ("full",), FULL_RATES),
-    "sst2_full": ("sst2", ("full",), FULL_RATES),
-    "syllogism8_moved": ("syllogism8", MOVED, RATES),
-    "syllogism32_moved": ("syllogism32", MOVED, RATES),
-    "sst2_printed": ("sst2", PLUGINS, RATES),
-    "stsb_forms": ("stsb", FORMS, RATES),
-    "family_forms": ("family", FORMS, RATES),
+
+
+class Asked(NamedTuple):
+    """A comparison: the name of its rows, its methods, learning rates, budget and model."""
+
+    rows: str
+    methods: tuple[str, ...]
+    rates: str = RATES
+    budget: str | None = None
+    model: str = "minilm-l6"
+    seeds: str = "1,2,3,4,5"
+
+
+# The most important ones first.
+COMPARISONS = {
+    "syllogism_forms": Asked("syllogism", FORMS),
+    "syllogism_printed": Asked("syllogism", (*PLUGINS, *ABLATIONS)),
+    "sst2_forms": Asked("sst2", FORMS),
+    "syllogism_controls": Asked("syllogism", CONTROLS),
+    "syllogism_full": Asked("syllogism", ("full",), FULL_RATES),
+    "sst2_full": Asked("sst2", ("full",), FULL_RATES),
+    "syllogism8_moved": Asked("syllogism8", MOVED),
+    "syllogism32_moved": Asked("syllogism32", MOVED),
+    "syllogism_llm": Asked(
+        "syllogisms",
+        ("lora", "lmam", "lmam_distance", "lorada_la"),
+        "3e-4,1.5e-3,7e-3",
+        "0.2%",
+        "smollm2-135m",
+        "1,2,3",
+    ),
+    "syllogism_methods": Asked("syllogism", TABLE_4, budget="0.2%"),
+    "sst2_printed": Asked("sst2", PLUGINS),
+    "stsb_forms": Asked("stsb", FORMS),
+    "family_forms": Asked("family", FORMS),
 }
-SETTINGS = (
-    "pooling=mean", "max_length=96", "max_steps=150", "per_device_train_batch_size=16",
-    "warmup_steps=15", "logging_steps=10", "train_sampling_strategy=group_by_length",
+COMMON = (
+    "per_device_train_batch_size=16", "logging_steps=10",
+    "train_sampling_strategy=group_by_length",
     "bf16=true", "use_cpu=true",  # matrix products in bfloat16, weights and scoring in float32
 )  # fmt: skip
+SETTINGS = {
+    "minilm-l6": ("pooling=mean", "max_length=96", "max_steps=150", "warmup_steps=15"),
+    "smollm2-135m": ("max_length=96", "max_steps=24", "warmup_steps=3", "max_new_tokens=4"),
+}
 
 
 def main() -> None:
@@ -80,12 +115,15 @@ def command(name: str, rows: Path, folder: Path, workers: str) -> list[str]:
     """The words of one comparison; an existing folder is resumed."""
     if (folder / "comparison.yaml").is_file():
         return ["lorada", "compare", str(folder), "--resume", "--workers", workers]
-    task, methods, rates = COMPARISONS[name]
+    asked = COMPARISONS[name]
+    # The bundled rows are for models that write; the others are those of rows.py.
+    place = "builtin:" if asked.model == "smollm2-135m" else f"{rows}/"
+    train, held_out = (f"{place}{asked.rows}_{part}.jsonl" for part in ("train", "test"))
     return [
-        "lorada", "compare", "--model", "minilm-l6", "--data", str(rows / f"{task}_train.jsonl"),
-        "--held-out", str(rows / f"{task}_test.jsonl"), "--methods", ",".join(methods),
-        "--seeds", "1,2,3,4,5", "--rates", rates, "--output", str(folder),
-        "--workers", workers, *SETTINGS,
+        "lorada", "compare", "--model", asked.model, "--data", train, "--held-out", held_out,
+        "--methods", ",".join(asked.methods), *(["--budget", asked.budget] if asked.budget else []),
+        "--seeds", asked.seeds, "--rates", asked.rates, "--output", str(folder),
+        "--workers", workers, *SETTINGS[asked.model], *COMMON,
     ]  # fmt: skip
 
 

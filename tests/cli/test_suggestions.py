@@ -120,7 +120,7 @@ def test_a_classifier_is_exported_and_described(call, at_home, labelled):
 
 def test_an_export_is_handed_to_lm_eval_as_it_is_named(call, at_home, run, monkeypatch):
     target = at_home / "merged [x]"
-    command = next_of(call, "export", run, "--merge", target)
+    command = next_of(call, "export", run, target)
     handed = []
     monkeypatch.setattr(os, "execve", lambda program, words, environment: handed.append(words))
     monkeypatch.setattr(launch.shutil, "which", lambda name, path=None: f"/bin/{name}")

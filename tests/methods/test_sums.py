@@ -25,6 +25,16 @@ def test_a_sum_trains_and_loads_as_it_was_saved(name, model, tmp_path):
     assert torch.equal(logits(PeftModel.from_pretrained(TINY[model](), tmp_path)), logits(adapted))
 
 
+def test_a_map_in_another_form_may_be_in_a_sum_once():
+    parts = build_method("lora+lmam_content", LLAMA).config.parts
+    assert [part.peft_type for part in parts] == ["LORA", "LMAM"]
+    assert parts[1].form == "content"
+    with pytest.raises(ValueError, match="lmam_distance and lmam_content each bring a lmam part"):
+        method_named("lmam_distance+lmam_content")
+    with pytest.raises(ValueError, match="lmam_content cannot take a map on top"):
+        method_named("lmam_content+lmam")
+
+
 def test_the_parts_are_stacked_in_order_with_the_map_first():
     parts = build_method("ia3+lora+lmam", LLAMA).config.parts
     assert [part.peft_type for part in parts] == ["LMAM", "IA3", "LORA"]

@@ -21,6 +21,7 @@ WRITES = {
     "guides/tables": None,
     "compare": "comparison/report.html",
     "cluster": None,
+    "forms": "my-map/bilinear/adapter_model.safetensors",
 }
 
 

@@ -18,7 +18,6 @@ import pytest
 import torch
 from cases import CONFIG_CLASSES, CUSTOM, FfnModel, configs, lorada_config_on
 from peft import PeftConfig
-from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
 from lorada.tuners.base.config import LoradaPeftConfig
 
@@ -96,10 +95,8 @@ def _tell_what_merges(common: Any) -> None:
     def skip_if_merging_not_supported(
         model_id: str, config_cls: type[PeftConfig], config_kwargs: dict[str, Any]
     ) -> None:
-        if any(
-            getattr(tuner, "not_mergeable", "") for tuner in _tuners(config_cls(**config_kwargs))
-        ):
-            pytest.skip("a map, bottleneck, prefix or mixture of experts is no matrix to merge")
+        if not getattr(config_cls(**config_kwargs), "mergeable", True):
+            pytest.skip("a map, bottleneck, prefix, mixture of experts or query gain is no matrix")
         theirs(model_id, config_cls, config_kwargs)
 
     for module in [common, *(m for n, m in sys.modules.items() if n.startswith("tests.test_"))]:
@@ -122,12 +119,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (out if other else kept).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=out)
-
-
-def _tuners(config: Any) -> list[type]:
-    """The tuners of a config, or of its parts."""
-    parts = getattr(config, "parts", [config])
-    return [PEFT_TYPE_TO_TUNER_MAPPING[part.peft_type] for part in parts]
 
 
 def _stub_diffusers() -> None:

@@ -113,7 +113,7 @@ def test_an_exported_model_computes_what_the_run_did(place, tmp_path, call, case
     run = train_run(place, tmp_path / "run", method, *settings, model=model, rows=rows)
     batch, target = inputs(), tmp_path / "exported"
     expected = logits(load_run(run).model, batch)
-    code, out, err = call("export", run, "--merge", target, "--json")
+    code, out, err = call("export", run, target, "--json")
     assert code == 0, err
     written = json.loads(out)
     assert written["merged"] == merged
@@ -132,7 +132,7 @@ def test_an_exported_model_computes_what_the_run_did(place, tmp_path, call, case
 
 
 def test_merged_weights_are_named_as_those_of_the_base(place, finished, tmp_path, call):
-    call("export", finished, "--merge", tmp_path / "out")
+    call("export", finished, tmp_path / "out")
     before = load_file(place / "llama" / "model.safetensors")
     after = load_file(tmp_path / "out" / "model.safetensors")
     assert after.keys() == before.keys()
@@ -162,7 +162,7 @@ with torch.no_grad(), in_double():
 @pytest.mark.slow
 def test_without_map_and_bottleneck_it_loads_where_there_is_no_lorada(place, tmp_path, call):
     run = train_run(place, tmp_path / "run", "lora")
-    call("export", run, "--merge", tmp_path / "out")
+    call("export", run, tmp_path / "out")
     expected = logits(load_run(run).model, {"input_ids": torch.arange(5, 25)[None]})
     words = [sys.executable, "-c", ALONE, tmp_path / "out", TESTS]
     done = subprocess.run(words, capture_output=True, text=True)
@@ -172,7 +172,7 @@ def test_without_map_and_bottleneck_it_loads_where_there_is_no_lorada(place, tmp
 
 def test_a_classifier_has_its_head_and_the_names_of_its_classes(place, tmp_path, call):
     run = train_run(place, tmp_path / "run", "lora", model="bert", rows="classes.jsonl")
-    code, out, _ = call("export", run, "--merge", tmp_path / "out")
+    code, out, _ = call("export", run, tmp_path / "out")
     assert code == 0
     assert f"next: cat {tmp_path / 'out'}/README.md" in out.replace("\n", "")
     trained = load_run(run).model
@@ -189,14 +189,14 @@ def test_a_module_that_was_saved_whole_is_in_the_exported_base(place, tmp_path, 
     get_peft_model(base, stack).save_pretrained(tmp_path / "start")
     run = train_run(place, tmp_path / "run", "lmam", from_adapter=str(tmp_path / "start"))
     batch = inputs()
-    call("export", run, "--merge", tmp_path / "out")
+    call("export", run, tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert_close(logits(model, batch), logits(load_run(run).model, batch))
     assert not torch.equal(model.lm_head.weight, base.lm_head.original_module.weight)
 
 
 def test_the_python_of_the_card_loads_the_trained_model(finished, tmp_path, call):
-    call("export", finished, "--merge", tmp_path / "out")
+    call("export", finished, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     code = "".join(re.findall(r"```python\n(.*?)```", card, flags=re.S))
     names = {}
@@ -209,14 +209,14 @@ def test_the_python_of_the_card_loads_the_trained_model(finished, tmp_path, call
 
 def test_a_plain_export_says_nothing_of_an_adapter(place, tmp_path, call):
     run = train_run(place, tmp_path / "run", "lora")
-    code, out, _ = call("export", run, "--merge", tmp_path / "out")
+    code, out, _ = call("export", run, tmp_path / "out")
     assert code == 0
     assert f"--model_args pretrained={tmp_path / 'out'} --tasks" in out.replace("\n", "")
     assert "import lorada" not in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_next_command_names_the_one_folder(finished, tmp_path, call):
-    _, out, _ = call("export", finished, "--merge", tmp_path / "out")
+    _, out, _ = call("export", finished, tmp_path / "out")
     target = tmp_path / "out"
     assert f"pretrained={target} --tasks" in out.replace("\n", "")
 
@@ -226,13 +226,13 @@ def test_exporting_leaves_the_run_as_it_was(finished, tmp_path, call):
         return {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
 
     before = content()
-    assert call("export", finished, "--merge", tmp_path / "out")[0] == 0
+    assert call("export", finished, tmp_path / "out")[0] == 0
     assert content() == before
 
 
 def test_an_empty_folder_may_be_filled(finished, tmp_path, call):
     (tmp_path / "out").mkdir()
-    assert call("export", finished, "--merge", tmp_path / "out")[0] == 0
+    assert call("export", finished, tmp_path / "out")[0] == 0
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
@@ -247,17 +247,24 @@ def refused(result, *parts):
         assert part in lines[0]
 
 
-def test_export_alone_says_what_merge_does(finished, call, tmp_path):
-    refused(call("export", finished), "without --merge DIR", "merged")
-    refused(call("export", finished, "--merge"), "requires an argument")
-    refused(call("export", finished, tmp_path / "out"), "unexpected extra argument")
+def test_a_folder_to_write_to_is_needed(finished, call, tmp_path):
+    refused(call("export", finished), "no folder to write to", f"lorada export {finished} DIR")
+    two = ["--merge", tmp_path / "other"]
+    refused(call("export", finished, tmp_path / "out", *two), "leave out --merge")
+
+
+def test_the_old_spelling_does_the_same(finished, tmp_path, call):
+    assert call("export", finished, tmp_path / "new")[0] == 0
+    assert call("export", finished, "--merge", tmp_path / "old")[0] == 0
+    for path in (tmp_path / "new").iterdir():
+        assert path.read_bytes() == (tmp_path / "old" / path.name).read_bytes()
 
 
 def test_a_folder_that_is_taken_is_refused_and_left_alone(finished, tmp_path, call):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    refused(call("export", finished, "--merge", tmp_path / "out"), "out is not empty")
-    refused(call("export", finished, "--merge", tmp_path / "out" / "mine.txt"), "is a file")
+    refused(call("export", finished, tmp_path / "out"), "out is not empty")
+    refused(call("export", finished, tmp_path / "out" / "mine.txt"), "is a file")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
@@ -267,7 +274,7 @@ def test_what_appears_in_the_folder_meanwhile_is_left_alone(finished, tmp_path, 
         (tmp_path / "out" / "mine.txt").write_text("mine")
 
     monkeypatch.setattr("lorada.runs.inference.export.write_model_card", busy)
-    refused(call("export", finished, "--merge", tmp_path / "out"), "out is not empty")
+    refused(call("export", finished, tmp_path / "out"), "out is not empty")
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
 
 
@@ -277,7 +284,7 @@ def test_a_half_precision_base_keeps_its_dtype_and_rounding_is_said(
     place, tmp_path, call, caplog, method
 ):
     run = train_run(place, tmp_path / "run", method, "dtype=bfloat16")
-    assert call("export", run, "--merge", tmp_path / "out")[0] == 0
+    assert call("export", run, tmp_path / "out")[0] == 0
     assert ("rounded" in caplog.text) == (method == "lorada_la")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.dtype == torch.bfloat16
@@ -288,14 +295,14 @@ def test_a_half_precision_base_keeps_its_dtype_and_rounding_is_said(
 
 @pytest.mark.parametrize("inside", [".", "model", "a/b"])
 def test_a_folder_inside_the_run_is_refused(finished, call, inside):
-    refused(call("export", finished, "--merge", finished / inside), "lies in the run itself")
+    refused(call("export", finished, finished / inside), "lies in the run itself")
 
 
 def test_an_unfinished_run_is_refused(finished, tmp_path, call):
     run = shutil.copytree(finished, tmp_path / "run")
     (run / "result.json").unlink()
-    refused(call("export", run, "--merge", tmp_path / "out"), "has no result.json", "--resume")
-    refused(call("export", tmp_path / "no", "--merge", tmp_path / "out"), "is not a run")
+    refused(call("export", run, tmp_path / "out"), "has no result.json", "--resume")
+    refused(call("export", tmp_path / "no", tmp_path / "out"), "is not a run")
     assert not (tmp_path / "out").exists()
 
 
@@ -304,7 +311,7 @@ def test_a_full_disk_leaves_nothing_behind(finished, tmp_path, call, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("lorada.runs.inference.export.write_model_card", full)
-    refused(call("export", finished, "--merge", tmp_path / "to" / "out"), "No space left")
+    refused(call("export", finished, tmp_path / "to" / "out"), "No space left")
     assert list((tmp_path / "to").iterdir()) == []
 
 
@@ -325,5 +332,5 @@ def test_a_quantised_base_is_refused(place, finished, tmp_path, call):
     said = json.loads(result.read_text())
     said.pop("base_sha256", None)  # of a run whose base was not looked at
     result.write_text(json.dumps(said))
-    refused(call("export", run, "--merge", tmp_path / "out"), "nf4 is quantised")
+    refused(call("export", run, tmp_path / "out"), "nf4 is quantised")
     assert not (tmp_path / "out").exists()

@@ -79,7 +79,7 @@ COMMANDS = {
     "evaluate": ["evaluate", "RUN", "--data", "ROWS"],
     "generate": ["generate", "RUN", "--prompt", "a"],
     "chat": ["chat", "RUN"],
-    "export": ["export", "RUN", "--merge", "NEW"],
+    "export": ["export", "RUN", "NEW"],
     "explain": ["explain", "RUN", "--text", "a"],
     "plot": ["plot", "1", "RUN", "--output", "NEW"],
     "search --resume": ["search", "--resume", "--output", "SEARCH"],

@@ -39,7 +39,7 @@ def test_a_run_of_relative_paths_is_used_from_any_folder(call, trained, tmp_path
     assert code == 0, err
     assert json.loads(out)["n"] == 36
     assert call("generate", run, "--prompt", "1 + 1 =")[0] == 0
-    assert call("export", run, "--merge", tmp_path / "merged")[0] == 0
+    assert call("export", run, tmp_path / "merged")[0] == 0
     adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == str(trained / "llama")
 

@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 import torch
 from conftest import TINY, assert_close
-from method_cases import SMALL
+from method_cases import SMALL, SMALL_FORMS
 from peft import PeftModel, get_peft_model
 from stacks import batch, lmam, logits, lora, randomise
 
@@ -17,16 +17,19 @@ from lorada.tuners import TUNERS
 
 pytestmark = pytest.mark.fp64
 
-every_tuner = pytest.mark.parametrize("part", TUNERS)
+# The part of a map is tried in each of its forms.
+FORMS = {f"lmam_{form}": settings | {"form": form} for form, settings in SMALL_FORMS.items()}
+every_tuner = pytest.mark.parametrize("part", [*TUNERS, *FORMS])
 alone_and_stacked = pytest.mark.parametrize("stacked", [False, True], ids=["alone", "in a stack"])
 
 
 def config_of(part, stacked=False):
     """A small config of a tuner, beside LoRA on matrices that it may be on and beside a map."""
-    config = getattr(lorada, TUNERS[part][0])(**SMALL.get(part, {}))
+    tuner = "lmam" if part in FORMS else part
+    config = getattr(lorada, TUNERS[tuner][0])(**FORMS.get(part, SMALL.get(part, {})))
     if not stacked:
         return config
-    beside = [lora("llama"), *([] if part == "lmam" else [lmam()])]
+    beside = [lora("llama"), *([] if tuner == "lmam" else [lmam()])]
     return LoradaConfig(parts=[*beside[:1], config, *beside[1:]])
 
 
@@ -56,7 +59,7 @@ def test_a_saved_adapter_comes_back_under_its_name(part, stacked, tmp_path):
     assert (changed - plain).abs().max() > 1e-3
     model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert saved["peft_type"] == ("LORADA" if stacked else part.upper())
+    assert saved["peft_type"] == ("LORADA" if stacked else config_of(part).peft_type)
     assert saved.keys() == {field.name for field in fields(model.peft_config["default"])}
     loaded = PeftModel.from_pretrained(TINY["llama"](), str(tmp_path)).eval()
     assert_close(logits(loaded, inputs), changed)

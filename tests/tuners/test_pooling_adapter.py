@@ -175,8 +175,11 @@ def test_a_mask_of_another_shape_is_refused():
 # As a part of an adapter.
 
 
-def methods_of(model):
-    return [name for name, method in METHODS.items() if method.trainable is None]
+def merged_or_refused(model):
+    try:
+        return model.merge_weights(), ""
+    except ValueError as error:
+        return None, str(error)
 
 
 @pytest.mark.parametrize("model", ["bert", "roberta"])
@@ -207,10 +210,9 @@ def test_every_method_has_it_trains_saves_loads_and_merges(method, model, tmp_pa
     adapted.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(headed(model), tmp_path).eval()
     assert_close(logits(loaded, inputs), found.logits)
-    try:
-        merged = loaded.merge_weights()
-    except ValueError as error:
-        assert "keep it as an adapter" in str(error)
+    merged, refused = merged_or_refused(loaded)
+    if refused:
+        assert "keep it as an adapter" in refused
         return
     assert [part.peft_type for part in merged.peft_config["default"].parts][-1] == "POOLING"
     assert_close(logits(merged, inputs), found.logits)
@@ -320,7 +322,7 @@ def test_a_head_of_another_kind_is_refused_and_the_model_stays_as_it_was(name):
 def test_a_known_type_without_a_head_for_texts_is_refused(name, auto):
     sizes = {**SIZES, **HEADED, **MODELS[name]}
     model = auto.from_config(AutoConfig.for_model(name, **sizes))
-    with pytest.raises(ValueError, match="has no head for classes or scores .*: load the model"):
+    with pytest.raises(ValueError, match=r"has no head for classes or scores .*: load the model"):
         attach(model, "mean")
 
 

@@ -51,7 +51,7 @@ def test_exporting_it_is_refused_before_anything_is_written(name, tmp_path, call
     code, _, err = call(*fixed, *small, f"lora.{name}={value}")
     assert code == 0, err
 
-    code, out, err = call("export", tmp_path / "run", "--merge", tmp_path / "out")
+    code, out, err = call("export", tmp_path / "run", tmp_path / "out")
     assert (code, out) == (2, "")
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert message.replace("\\", "") in line

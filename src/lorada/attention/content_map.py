@@ -95,7 +95,7 @@ def whole_mean_product(
     else:
         real = positions.real_queries()
         seen = positions.rows + 1 if shape.causal else real.sum(-1, keepdim=True)
-        # Padding is before, between or behind the tokens, and adds nothing to any sum.
-        left = left / seen.clamp(min=1).expand_as(real)[:, None, :, None]
+        # Padding is before, between or behind the tokens, adds nothing to a sum and gets nothing.
+        left = left * (real / seen.clamp(min=1))[:, None, :, None]
         right = right * real[:, None, None, :]
     return factors_product(left, right, value, shape.heads, causal=shape.causal, matmul=matmul)

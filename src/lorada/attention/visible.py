@@ -49,8 +49,11 @@ class VisiblePairs:
         return self.positions.table(self.shape.queries, self.shape.keys, device)
 
     def pairs(self, device: torch.device) -> Tensor:
-        """(B or 1, T, K) booleans."""
-        return rule(self.table(device), self.shape) if self.mask is None else self.mask
+        """(B or 1, T, K) booleans; padding sees nothing, whatever a mask shows it."""
+        table = self.table(device)
+        if self.mask is None:
+            return rule(table, self.shape)
+        return self.mask & table.real_queries()[..., None]
 
 
 def visible_pairs(call: AttentionCall, positions: TokenPositions) -> VisiblePairs:

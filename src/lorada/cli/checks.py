@@ -4,6 +4,7 @@ So mistakes in names, files and folders are reported at once. The code that runs
 them again, together with what needs torch.
 """
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from lorada.experiments.compare.spec import (
     saved_comparison,
 )
 from lorada.runs.data.rows import JSONL, Rows, load_rows
-from lorada.runs.folder.folder import refuse_taken
+from lorada.runs.folder.folder import refuse_no_adapter, refuse_taken, refuse_target
 from lorada.runs.folder.lock import refuse_file
 from lorada.runs.folder.result import read_result
 from lorada.runs.folder.same_base import adapter_names, refuse_different_bases
@@ -26,6 +27,8 @@ from lorada.runs.recipe import RECIPE_FILE, REMOTE, Recipe, outline
 from lorada.tasks.rows import HEADED, Form, resolve
 from lorada.tasks.sources import data_folder
 
+DTYPES = ("float32", "bfloat16", "float16")  # that an export may be written in
+SHARD_SIZE = re.compile(r"[1-9]\d*(\.\d+)?(KB|MB|GB|TB)")
 SMALL = 20 * 2**20  # bytes; larger files of rows are not checked early, as they would be read twice
 
 
@@ -71,6 +74,31 @@ def check_run(folder: Path) -> Recipe:
     recipe = outline(str(folder / RECIPE_FILE), [], {REMOTE: False})
     check_name(recipe.model)
     return recipe
+
+
+def check_export(
+    folder: Path, target: Path, *, adapter_only: bool, dtype: str | None, shard_size: str | None
+) -> None:
+    """Check a finished run, the folder to export it to, and how it should be written.
+
+    Raises:
+        ValueError: as ``check_run`` and ``refuse_target``, for a dtype or size that is none, for
+            either where no weights of a base are written, or if there is no adapter to write alone.
+    """
+    check_run(folder)
+    refuse_target(folder, target)
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
+    if shard_size is not None and not SHARD_SIZE.fullmatch(shard_size):
+        raise ValueError(f"--shard-size {shard_size} is not a size such as 500MB or 2GB")
+    for option, given in (("--dtype", dtype), ("--shard-size", shard_size)):
+        if adapter_only and given is not None:
+            raise ValueError(
+                f"{option} {given} is for the weights of the base, which --adapter-only does not "
+                "write: leave one out"
+            )
+    if adapter_only:
+        refuse_no_adapter(folder)
 
 
 def check_scored(folder: Path, data: str | None, data_dir: str | None) -> Recipe:

@@ -268,8 +268,8 @@ def _show_plan(found: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    shown = Table("method")
-    for name in ("budget", "sizes", "parameters", "runs", "training", "memory"):
+    shown = Table()
+    for name in ("method", "budget", "sizes", "parameters", "runs", "training", "memory"):
         shown.add_column(name, overflow="fold")
     for row in found["candidates"]:
         budgets = ", ".join(

@@ -1,10 +1,11 @@
-"""The maths of the paper as functions of tensors, without state (Eqs. 3-4 and 6-17)."""
+"""The maths of the paper (Eqs. 3-4 and 6-17) and of our extensions, as functions of tensors."""
 
 from lorada.functional.differential import (
     differential_attention,
     differential_lambda,
     differential_map_reference,
 )
+from lorada.functional.gains import gain_delta, query_gains, scale_heads
 from lorada.functional.maps import (
     add_map_reference,
     full_rank_map,
@@ -24,10 +25,13 @@ __all__ = [
     "differential_map_reference",
     "factors_product",
     "full_rank_map",
+    "gain_delta",
     "low_rank_map",
     "map_value_product",
     "mask_map",
     "position_embedding",
     "position_factors",
+    "query_gains",
+    "scale_heads",
     "softmax_map",
 ]

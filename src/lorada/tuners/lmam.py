@@ -62,11 +62,9 @@ class LmamConfig(LoradaPeftConfig):
             other outputs than a forward of the whole text.
         init: ``zero`` starts W_b at -PE, so that the map is zero at step 0 and W_a is normal;
             ``normal`` draws both factors from N(0, 0.02²), which leaves PE alone in the map.
-        form: ``position`` is the paper's map. The others are this project's own and reach every
-            token (docs/forms.md): a weight for each ``distance`` between two tokens, weights by
-            ``content`` (of the key), or ``bilinear`` ones (of query and key).
-        taps: the number of distances of ``distance``, an odd number: a causal model has the query
-            and the ``taps`` - 1 tokens before it, any other as many tokens before it as behind it.
+        form: ``position`` is the paper's map; ``distance``, ``content`` (of the key) and
+            ``bilinear`` (query and key) are this project's own (docs/forms.md).
+        taps: how many distances the form ``distance`` has a weight for; an odd number.
         map_learning_rate: learning rate of the map's factors in `lorada train`; None for that of
             all other parameters.
         target_modules: names of self-attention modules; None for all of them.

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lorada.attention.call import HEAD_WIDTHS, head_count, hidden_width
+from lorada.attention.call import head_width
 from lorada.attention.content_map import BilinearMap, ContentMap
 from lorada.attention.distance_map import DistanceMap
 from lorada.attention.form_map import FormMap
@@ -83,7 +83,7 @@ def new_parameters(
             f"form='bilinear' needs the queries, and {type(host).__name__} computes attention "
             "itself and hands out its keys and values only: use form='content'"
         )
-    width = 0 if config.form == "distance" else query_width(host)
+    width = 0 if config.form == "distance" else head_width(host)
     shapes: dict[str, tuple[tuple[int, ...], ...]] = {
         "distance": ((heads, config.taps),),
         "content": ((heads, width), (heads,)),
@@ -98,13 +98,6 @@ def new_parameters(
             weight.normal_(std=1 / math.sqrt(width))
         made[name] = nn.Parameter(weight)
     return made
-
-
-def query_width(host: Any) -> int:
-    """d, the width of each query and key head of an attention module."""
-    widths = [getattr(host, name, None) for name in ("qk_head_dim", *HEAD_WIDTHS)]
-    width = next((width for width in widths if isinstance(width, int)), None)
-    return width or hidden_width(host) // head_count(host)
 
 
 def form_map(

@@ -218,8 +218,8 @@ def refuse_type(model_type: str) -> None:
         )
 
 
-def attach(model: nn.Module, pooling: str, name: str = "default") -> PoolingLayer:
-    """Put a pooling on a model that has no adapter; ``detach`` of the layer takes it off.
+def attach(model: nn.Module, pooling: str) -> PoolingLayer:
+    """Put a pooling on a model that has no adapter.
 
     Raises:
         ValueError: for a model with no head, or one of another kind.
@@ -228,8 +228,8 @@ def attach(model: nn.Module, pooling: str, name: str = "default") -> PoolingLaye
     host: Any = backbone_of(model)
     layer = PoolingLayer(host, model)
     host.add_module(CHILD, layer)
-    layer.update_layer(name, PoolingConfig(pooling=pooling), model)
-    layer.set_adapter([name])
+    layer.update_layer("default", PoolingConfig(pooling=pooling), model)
+    layer.set_adapter(["default"])
     return layer
 
 

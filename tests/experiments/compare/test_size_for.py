@@ -76,6 +76,7 @@ GROWING = {
     "dora": {"lora": ("r", 16, 8)},
     "lmam": {"lmam": ("rank", 2, 39)},
     "fmam": {"lmam": ("length", 128, 39)},
+    "lmam_bilinear": {"lmam": ("rank", 2, 4)},  # at most the width of a head
     "lora+lmam": {"lmam": ("rank", 2, 39), "lora": ("r", 32, 8)},
     "lorada_la": {"lmam": ("rank", 2, 39), "lora": ("r", 1, 16), "bottleneck": ("rank", 18, 999)},
     "lamda": {"lamda": ("rank", 32, 8)},
@@ -112,6 +113,15 @@ def test_the_size_is_that_of_a_search_through_all_sizes(method, tiny):
             best = max((n for n in sizes if n <= limit), default=sizes[0])
             assert found.counts["trainable"] == best, limit
             assert found.above == (limit < sizes[0])
+
+
+@pytest.mark.parametrize(("method", "numbers"), [("lmam_distance", 17), ("lmam_content", 4 + 1)])
+def test_the_size_of_a_map_without_a_rank_is_its_number_of_maps(method, numbers, tiny):
+    recipe = recipe_of(method, tiny["llama"])
+    for limit, heads in ((numbers, 1), (2 * numbers, 2), (4 * numbers - 1, 2), (9 * numbers, 4)):
+        sized = size_for(recipe, Budget.parse(str(limit)))
+        assert sized.parts["lmam"]["heads"] == heads
+        assert sized.counts["trainable"] == heads * numbers
 
 
 @pytest.mark.parametrize("method", OF_PEFT)
@@ -219,6 +229,9 @@ def test_affine_sizes_need_few_counts():
             253_500, False,
         ),
         ("quanta", "0.2%", {}, 231_360, False),
+        ("gain", "0.2%", {}, 30 * 9, False),
+        ("gain_query", "0.01%", {}, 30 * 9 * (1 + 64), True),
+        ("lora+gain", "1%", {"lora": {"r": 6, "lora_alpha": 12}}, 1_244_160 + 30 * 9, False),
         ("full", "0.2%", {}, 134_515_008, True),
     ],
 )  # fmt: skip

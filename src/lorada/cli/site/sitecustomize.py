@@ -9,16 +9,19 @@ import os
 import sys
 
 
-class _AfterPeft:
-    """A finder that finds peft by the other finders, and imports lorada after it."""
+class _After:
+    """A finder that finds some modules by the other finders, and calls a function after each."""
+
+    def __init__(self, functions):  # type: ignore[no-untyped-def]
+        self.functions = functions  # by the names of the modules
 
     def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
-        """The spec of peft, with a loader that registers our types at its end; else None."""
+        """The spec of such a module, with a loader that calls its function at its end; or None."""
         if name == "torch":
             _silence()
-        if name != "peft":
+        if name not in self.functions:
             return None
-        # Not every look-up ends in an import, so this finder stays until peft is imported.
+        # Not every look-up ends in an import, so this finder waits until the module is imported.
         others = [finder for finder in sys.meta_path if finder is not self]
         specs = (f.find_spec(name, path, target) for f in others if hasattr(f, "find_spec"))
         spec = next((spec for spec in specs if spec is not None), None)
@@ -31,9 +34,11 @@ class _AfterPeft:
 
         def execute_and_register(module):  # type: ignore[no-untyped-def]
             execute(module)
-            if module.__name__ == "peft" and self in sys.meta_path:
+            function = self.functions.pop(module.__name__, None)
+            if not self.functions and self in sys.meta_path:
                 sys.meta_path.remove(self)
-                _register()
+            if function is not None:
+                function()
 
         loader.exec_module = execute_and_register
 
@@ -55,10 +60,30 @@ def _register():  # type: ignore[no-untyped-def]
     try:
         import lorada  # noqa: F401
     except Exception as error:  # the command may work without it
-        reason = " ".join(str(error).split())
-        sys.stderr.write(
-            "lorada run: " + sys.executable + " cannot import lorada: " + reason + "\n"
-        )
+        _report(error)
+
+
+def _register_config():  # type: ignore[no-untyped-def]
+    """Register the type of exported configs, which transformers may read before peft is imported.
+
+    The file is loaded by its path: lorada itself cannot be imported while transformers is.
+    """
+    here = os.path.dirname(os.path.abspath(__file__))
+    path = os.path.join(here, "..", "..", "tuners", "exported_config.py")
+    try:
+        from importlib.util import module_from_spec, spec_from_file_location
+
+        spec = spec_from_file_location("lorada_exported_config", path)
+        module = module_from_spec(spec)  # type: ignore[arg-type]
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+        module.register()
+    except Exception as error:  # the command may work without it
+        _report(error)
+
+
+def _report(error):  # type: ignore[no-untyped-def]
+    reason = " ".join(str(error).split())
+    sys.stderr.write("lorada run: " + sys.executable + " cannot import lorada: " + reason + "\n")
 
 
 def _run_next_sitecustomize():  # type: ignore[no-untyped-def]
@@ -77,5 +102,13 @@ def _run_next_sitecustomize():  # type: ignore[no-untyped-def]
 if "peft" in sys.modules:  # a .pth file came first
     _register()
 elif sys.version_info >= (3, 6):  # noqa: UP036 - older Pythons call other methods of finders
-    sys.meta_path.insert(0, _AfterPeft())
+    sys.meta_path.insert(
+        0,
+        _After(
+            {
+                "peft": _register,
+                "transformers.models.auto.configuration_auto": _register_config,
+            }
+        ),
+    )
 _run_next_sitecustomize()

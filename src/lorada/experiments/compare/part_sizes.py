@@ -8,7 +8,7 @@ from itertools import chain
 
 from peft.tuners.tuners_utils import check_target_module_exists
 
-from lorada.attention.call import head_count
+from lorada.attention.call import head_count, head_width
 from lorada.methods.lookup import method_named
 from lorada.methods.meta_model import meta_model
 from lorada.methods.method import Settings, part_class
@@ -18,7 +18,6 @@ from lorada.runs.models.loading import load_config
 from lorada.runs.recipe import Recipe
 from lorada.tuners.base.linears import linears, widths, within_layer
 from lorada.tuners.lmam import self_attentions
-from lorada.tuners.map_forms import query_width
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def _map_hosts(model: str) -> tuple[int, int]:
     module = meta_model(load_config(model))
     hosts = [] if module is None else [module.get_submodule(n) for n in self_attentions(module)]
     heads = math.gcd(*(head_count(host) for host in hosts)) or 1
-    return heads, min((query_width(host) for host in hosts), default=1)
+    return heads, min((head_width(host) for host in hosts), default=1)
 
 
 @cache

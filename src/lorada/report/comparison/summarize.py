@@ -213,7 +213,7 @@ def _commands(folder: Path, best: Candidate) -> dict[str, str]:
     recipe = run.result.get("recipe")
     remote = isinstance(recipe, dict) and recipe.get("trust_remote_code")
     train = ["train", place / "recipe.yaml", "--output", f"runs/{mine}"]
-    export = ["export", place, "--merge", mine]
+    export = ["export", place, mine]
     # A file cannot allow remote code, so that the command has to.
     allowed = ["--trust-remote-code"] if remote else []
     found: dict[str, list[Any]] = {"train": [*train, *allowed], "export": [*export, *allowed]}

@@ -108,6 +108,19 @@ def refuse_target(folder: Path, target: Path) -> None:
         raise ValueError(f"{target} is not empty: choose a new folder")
 
 
+def refuse_no_adapter(folder: Path) -> None:
+    """Refuse a finished run that trained the model itself, where its adapter is asked for.
+
+    Raises:
+        ValueError: for such a run.
+    """
+    if not (folder / "adapter").is_dir():
+        raise ValueError(
+            f"{folder} has no adapter, as its method trained the model itself: leave out "
+            "--adapter-only"
+        )
+
+
 def holds_run(run: Path) -> bool:
     """Whether a folder holds a run, finished or not."""
     return any((run / name).is_file() for name in (RECIPE_FILE, RESULT_FILE))

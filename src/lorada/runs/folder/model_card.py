@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from lorada.runs.folder.card_metadata import CARD_FILE, front_matter, licence_note
 from lorada.runs.recipe import Recipe
 from lorada.support.files import write_atomic
 from lorada.support.version import __version__
@@ -10,11 +11,7 @@ from lorada.tuners.base.config import LAUNCH
 
 CARD = """\
 ---
-library_name: {library}
-base_model: {model}
-tags:
-- lorada
-- {method}
+{metadata}
 ---
 
 # {title}
@@ -24,7 +21,9 @@ tags:
 ```python
 {code}
 ```
-{notes}"""
+{notes}
+{licence}
+"""
 
 ADAPTER_NOTES = """
 {launch}
@@ -40,9 +39,10 @@ this adapter.
 
 # For an exported model with an adapter beside its weights.
 BESIDE_NOTES = """
-The first line matters: `from_pretrained` places the adapter too, and without lorada it ends in
-`KeyError: 'LORADA'`. Where peft is not installed, transformers reads the base alone and says
-nothing, and so may runtimes that know no peft.
+The first line matters: `from_pretrained` places the adapter too. Without lorada it ends in an error
+about the model type `lorada`, or in `KeyError: 'LORADA'`, and so do `pipeline` and
+`transformers serve`. vLLM and SGLang refuse the folder. Only a class of one model family, such as
+`LlamaForCausalLM`, reads the base alone where peft is not installed.
 
 {launch}
 
@@ -70,20 +70,26 @@ HEADS = {
 }
 
 
-def write_card(folder: Path, recipe: Recipe, config: Any) -> None:
-    """Write the model card of an adapter with a PEFT ``config`` into its folder."""
+def write_card(
+    folder: Path, recipe: Recipe, config: Any, result: dict[str, Any] | None = None
+) -> None:
+    """Write the model card of an adapter with a PEFT ``config`` into its folder.
+
+    ``result`` is the ``result.json`` of its run, whose scores are listed; None before there is one.
+    """
     peft_type = getattr(config.peft_type, "value", config.peft_type)
     auto = f"AutoPeftModelFor{HEADS[config.task_type]}"
+    title = f"{recipe.method} adapter for {recipe.model}"
     _write(
         folder,
         recipe,
-        library="peft",
-        title=f"{recipe.method} adapter for {recipe.model}",
+        front_matter(recipe, "peft", config.task_type, title, result),
+        title=title,
         made=f"Trained with [lorada](https://pypi.org/project/lorada/) {__version__}. PEFT knows "
         "its parts once\n`lorada` has been imported:",
         code=f"import lorada  # registers the adapter types; without it: KeyError: '{peft_type}'\n"
         f"from peft import {auto}\n\n"
-        f'model = {auto}.from_pretrained("path/to/this/folder")',
+        f'model = {auto}.from_pretrained("path/to/this/folder"{_outputs(result)})',
         notes=ADAPTER_NOTES.format(
             launch=LAUNCH,
             parts="\n".join(map(_table_line, config.parts)),
@@ -92,6 +98,14 @@ def write_card(folder: Path, recipe: Recipe, config: Any) -> None:
             seed=recipe.training.get("seed", 42),
         ),
     )
+
+
+def _outputs(result: dict[str, Any] | None) -> str:
+    """The arguments for a head whose size the base may have otherwise; its weights are saved."""
+    if result is None or not (result["labels"] or result["form"] == "score"):
+        return ""
+    size = len(result["labels"]) or 1
+    return f", num_labels={size}, ignore_mismatched_sizes=True"
 
 
 def _table_line(part: Any) -> str:
@@ -110,6 +124,7 @@ def write_model_card(
     merged: list[str],
     left: list[str],
     task_type: str,
+    result: dict[str, Any] | None = None,
     command: str = "export",
 ) -> None:
     """Write the model card of an exported model, or of a fully trained one with a pooling.
@@ -120,6 +135,7 @@ def write_model_card(
         merged: kinds of parts that are merged into its weights.
         left: kinds of parts that are in an adapter beside its weights.
         task_type: PEFT's name for the model's task, such as ``CAUSAL_LM``.
+        result: the ``result.json`` of its run, whose scores are listed; None before there is one.
         command: the command that wrote it.
     """
     if merged:
@@ -130,13 +146,14 @@ def write_model_card(
         what = "the model as it was trained"
     beside = f", and an adapter of {' and '.join(left)} beside it" if left else ""
     auto = f"AutoModelFor{HEADS[task_type]}"
+    title = f"{recipe.model} after {recipe.method}"
     _write(
         folder,
         recipe,
-        library="transformers",
-        title=f"{recipe.model} after {recipe.method}",
+        front_matter(recipe, "transformers", task_type, title, result),
+        title=title,
         made=f"Written by `lorada {command}` {__version__}: {what}{beside}.",
-        code=("import lorada  # else: KeyError: 'LORADA'\n" if left else "")
+        code=("import lorada  # without it, loading ends in an error\n" if left else "")
         + f"from transformers import {auto}, AutoTokenizer\n\n"
         f'model = {auto}.from_pretrained("path/to/this/folder")\n'
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
@@ -144,6 +161,6 @@ def write_model_card(
     )
 
 
-def _write(folder: Path, recipe: Recipe, **texts: str) -> None:
-    card = CARD.format(model=recipe.model, method=recipe.method, **texts)
-    write_atomic(folder / "README.md", card)
+def _write(folder: Path, recipe: Recipe, metadata: str, **texts: str) -> None:
+    licence = licence_note(recipe.model)
+    write_atomic(folder / CARD_FILE, CARD.format(metadata=metadata, licence=licence, **texts))

@@ -88,7 +88,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
         adapted = load_adapted(base.model, folder / "adapter", base.drawn)
         refuse_other(pooling_part(adapted.peft_config["default"]), recipe.pooling, folder)
         model = adapted
-        _refuse_changed(recipe, result, folder)
+        refuse_changed(recipe, result, folder)
     if torch.cuda.is_available():
         model = model.cuda()
     run = Run(
@@ -119,7 +119,7 @@ def load_run_beside(run: Run, folder: Path, name: str, *, trust_remote_code: boo
     recipe, result = _saved(folder, trust_remote_code=trust_remote_code)
     prepared = prepare(recipe)
     load_beside(run.model, folder / "adapter", name, run.drawn)
-    _refuse_changed(recipe, result, folder)
+    refuse_changed(recipe, result, folder)
     beside = replace(
         run,
         recipe=fit_context(recipe, run.model.config),
@@ -142,8 +142,12 @@ def _saved(folder: Path, *, trust_remote_code: bool) -> tuple[Recipe, dict[str, 
     return saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code), result
 
 
-def _refuse_changed(recipe: Recipe, result: dict[str, Any], folder: Path) -> None:
-    """Refuse a base with the same name but other weights than at the training."""
+def refuse_changed(recipe: Recipe, result: dict[str, Any], folder: Path) -> None:
+    """Refuse a base with the same name but other weights than at the training.
+
+    Raises:
+        ValueError: for such a base.
+    """
     before, now = result.get("base_sha256"), weights_fingerprint(recipe.model)
     if recipe.model == result.get("model") and None not in (before, now) and before != now:
         raise ValueError(

@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 
+from lorada.tuners import exported_config
 from lorada.tuners.base.attached_layer import detach_all
 from lorada.tuners.base.config import PREFIX, STACK, register
 from lorada.tuners.base.entries import refuse_offloaded
@@ -372,3 +373,4 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
 
 
 register(STACK, LoradaConfig, LoradaModel)
+exported_config.register()

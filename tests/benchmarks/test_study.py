@@ -1,0 +1,78 @@
+"""The study's scripts: its comparisons can be run, its rows are fair, and its tests say what is."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lorada.experiments.compare.variant import Variant
+from lorada.report.comparison.read import Candidate
+
+STUDY = Path(__file__).parents[2] / "benchmarks" / "study"
+
+
+@pytest.fixture
+def study(monkeypatch):
+    """Imports a script of the study; its neighbours are found, as when it is run."""
+    monkeypatch.syspath_prepend(str(STUDY))
+    yield importlib.import_module
+    for name in ("run", "rows", "hypotheses", "page"):
+        sys.modules.pop(name, None)
+
+
+def test_every_method_of_the_study_is_one(study):
+    run = study("run")
+    names = {name for asked in run.COMPARISONS.values() for name in asked.methods}
+    assert {Variant.parse(name).method for name in names} >= {"lora", "lora+gain", "quanta+lmam"}
+
+
+def test_an_existing_comparison_goes_on(study, tmp_path):
+    run = study("run")
+    words = run.command("sst2_forms", tmp_path, tmp_path / "new", "2")
+    assert words[words.index("--data") + 1] == f"{tmp_path}/sst2_train.jsonl"
+    (tmp_path / "comparison.yaml").write_text("")
+    resumed = run.command("sst2_forms", tmp_path, tmp_path, "2")
+    assert resumed == ["lorada", "compare", str(tmp_path), "--resume", "--workers", "2"]
+
+
+def test_held_out_rows_share_no_text_with_training_rows(study, tmp_path, monkeypatch):
+    rows = study("rows")
+    monkeypatch.setattr(rows, "TRAIN", 40)
+    monkeypatch.setattr(rows, "HELD_OUT", 20)
+    phrases = [f"phrase number {i % 70} of a longer sentence" for i in range(200)]
+    data = {
+        "train": [{"sentence": text, "label": i % 2} for i, text in enumerate(phrases)],
+        "validation": [{"sentence": phrases[0] + " with an end", "label": 0}],
+    }
+    monkeypatch.setattr(rows, "read", lambda folder, task, split: iter(data[split]))
+    train, held_out = rows.glue(tmp_path, "sst2")
+    assert len(train) == 40
+    assert held_out
+    for row in held_out:
+        assert not any(row["text"] in one["text"] or one["text"] in row["text"] for one in train)
+
+
+def test_a_moved_row_ends_as_it_was(study):
+    rows = study("rows")
+    texts = [f"{i}. All cats are pets" for i in range(50)]
+    moved = [rows.shifted({"text": text, "label": "Yes"}, 8) for text in texts]
+    assert all(row["text"].endswith(text) for row, text in zip(moved, texts, strict=True))
+    added = [len(row["text"].split()) - 5 for row in moved]
+    assert (min(added), max(added)) == (0, 8)
+
+
+def candidate(method, level, seed):
+    random = np.random.default_rng(seed)
+    scores = 100.0 * (random.random((5, 400)) < level)
+    return Candidate(method, {"method": method}, [], scores, -scores / 100, {}, "")
+
+
+def test_the_tables_name_what_is_better_and_what_is_worse(study):
+    run, page = study("run"), study("page")
+    levels = {run.PRINTED: 0.7, "lmam_distance": 0.9, "lmam_content": 0.4, "gain": 0.7}
+    methods = {m: candidate(m, level, i) for i, (m, level) in enumerate(levels.items())}
+    lines = list(study("hypotheses").tables({"syllogism": methods}, page.title))
+    found = {line.split(" | ")[1]: line.rsplit("|", 2)[1].strip() for line in lines if "`" in line}
+    assert found == {"map by distance": "**better**", "map by content": "**worse**", "gains": ""}

@@ -1,0 +1,55 @@
+"""The methods that are extensions of this project: how they are marked, and their sums."""
+
+import pytest
+from transformers import BartConfig, LlamaConfig
+
+from lorada import METHODS, GainConfig, build_method
+from lorada.cli.terminal import OURS, method_page, methods_table
+from lorada.methods.describe import describe
+from lorada.methods.extensions import EXTENSIONS
+from lorada.methods.lookup import method_named
+from lorada.methods.sizes import default_rate
+
+
+def test_extensions_are_marked_and_the_papers_methods_are_not():
+    assert EXTENSIONS
+    assert {name for name, method in METHODS.items() if method.ours} == EXTENSIONS.keys()
+    assert not any(method.paper for method in EXTENSIONS.values())
+    assert all(method.paper for name, method in METHODS.items() if name not in EXTENSIONS)
+
+
+def test_lists_of_methods_show_the_mark(capsys):
+    from rich.console import Console
+
+    console = Console(width=200)
+    marks = {"gain": True, "gain+lmam": True, "lora+gain": True, "lora": False}
+    for name, marked in marks.items():
+        for shown in (methods_table({name: describe(name)}), method_page(name, describe(name))):
+            console.print(shown)
+            assert (OURS in capsys.readouterr().out) == marked
+
+
+def test_results_say_that_the_settings_are_not_from_the_paper():
+    source = EXTENSIONS["gain"].source
+    assert build_method("gain", LlamaConfig()).settings_from == f"not from the paper: {source}"
+    found = build_method("lora+gain", BartConfig()).settings_from
+    assert found.startswith("not from the paper: lora: ")
+    assert found.endswith(f"; gain: {source}")
+    assert not build_method("lora", LlamaConfig()).settings_from.startswith("not")
+
+
+def test_a_sum_with_an_extension_has_the_links_of_the_other_methods():
+    assert method_named("lora+gain").paper == METHODS["lora"].paper
+    assert method_named("gain+lora").paper == METHODS["lora"].paper
+    assert method_named("gain+lmam").paper == ""
+    assert method_named("lora+gain").ours
+    assert not method_named("lora+sora").ours
+
+
+def test_gains_are_a_part_of_sums():
+    lora, gain = build_method("lora+gain_query", LlamaConfig()).config.parts
+    assert isinstance(gain, GainConfig)
+    assert (lora.r, gain.form) == (32, "query")
+    assert (default_rate("gain"), default_rate("lora+gain")) == (5e-3, 3e-4)
+    with pytest.raises(ValueError, match="gain and gain_query each bring a gain part"):
+        method_named("gain+gain_query")

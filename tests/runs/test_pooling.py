@@ -1,0 +1,336 @@
+"""``pooling=mean|cls`` of a run: trained, saved, resumed, loaded, exported, and refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import assert_close
+from folders import ROWS, bart_folder, byte_tokenizer, llama_folder, rows_file, split_file
+from paths import TESTS
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
+
+from lorada.experiments.compare.spec import comparison_of
+from lorada.runs.inference.evaluate import evaluate
+from lorada.runs.inference.export import export
+from lorada.runs.inference.load import load_run
+from lorada.runs.prepare import prepare_training
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
+from lorada.tuners.pooling import PoolingLayer
+
+SIZES = {
+    "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 80, "pad_token_id": 0,
+    "initializer_range": 0.2,
+}  # fmt: skip
+QUICK = [
+    "max_steps=2", "per_device_train_batch_size=4", "report_to=[]", "save_strategy=no",
+    "max_length=48", "learning_rate=1e-2",
+]  # fmt: skip
+LABELS = [{"text": "ab" * (i % 5 + 1), "label": "yn"[i % 2]} for i in range(12)]
+SCORES = [{"text": "ab" * (i % 5 + 1), "text_pair": "c" * i, "score": i / 4} for i in range(12)]
+# A run → model, method and pooling.
+RUNS = {
+    "bert-lora": ("bert", "lora", "mean"),
+    "bert-full": ("bert", "full", "mean"),
+    "roberta-stack": ("roberta", "lorada_la", "cls"),
+    "roberta-bitfit": ("roberta", "bitfit", "mean"),
+    "roberta-shira": ("roberta", "shira", "mean"),
+}
+WHOLE = [name for name, (_, method, _) in RUNS.items() if method in ("full", "bitfit")]
+# In a process of its own: what transformers loads from folders before and after lorada is imported,
+# and how lorada scores runs.
+ELSEWHERE = """
+import json, sys
+from pathlib import Path
+import torch
+from transformers import AutoModelForSequenceClassification as Auto
+
+torch.set_num_threads(1)
+tests, rows, given = sys.argv[1:]
+sys.path.insert(0, tests)
+from double import in_double
+
+def load(folder):
+    try:
+        with in_double():
+            model = Auto.from_pretrained(folder).eval()
+            return model(torch.arange(5, 12)[None]).logits[0].tolist()
+    except KeyError as error:
+        return f"KeyError: {error}"
+
+folders, runs = json.loads(given)
+before = [load(folder) for folder in folders]
+assert "lorada" not in sys.modules
+from lorada.runs.inference.evaluate import evaluate
+from lorada.runs.inference.load import load_run
+after = [load(folder) for folder in folders]
+with in_double():
+    scores = [evaluate(load_run(Path(run)), rows) for run in runs]
+print(json.dumps([before, after, scores]))
+"""
+pytestmark = pytest.mark.fp64
+
+
+def model_folder(path: Path, name: str) -> Path:
+    """A tiny classifier with as many classes as ``LABELS``; for ``SCORES`` a new head is drawn."""
+    set_seed(0)
+    config = AutoConfig.for_model(name, **SIZES)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("place")
+    for name in ("bert", "roberta"):
+        model_folder(place / name, name)
+    rows_file(place / "labels.jsonl", LABELS)
+    rows_file(place / "scores.jsonl", SCORES)
+    return place
+
+
+def recipe(place, output, *pairs, model="bert", method="lora", rows="labels", **options):
+    fixed = {"method": method, "model": str(place / model), "data": str(place / f"{rows}.jsonl")}
+    return load_recipe(None, [*QUICK, *pairs], {**fixed, "output": str(output), **options})
+
+
+@pytest.fixture(scope="module")
+def runs(place):
+    found = {}
+    for name, (model, method, pooling) in RUNS.items():
+        asked = recipe(place, place / name, f"pooling={pooling}", model=model, method=method)
+        found[name] = train(asked, quiet=True).run
+    return found
+
+
+@pytest.fixture(scope="module")
+def elsewhere(runs, place):
+    """Folders with a model and its pooling → their logits here, and what the process printed."""
+    wanted = {}
+    for name, run in runs.items():
+        done = export(run, place / f"{name}-exported")
+        assert done["adapter"][-1] == "POOLING"
+        folders = [path for path in (place / done["folder"], run / "model") if path.is_dir()]
+        wanted |= dict.fromkeys(map(str, folders), logits(load_run(run).model))
+    given = json.dumps([[*wanted], [str(run) for run in runs.values()]])
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(TESTS), str(place / "labels.jsonl"), given],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return wanted, json.loads(done.stdout.splitlines()[-1])
+
+
+def refused(message, act):
+    with pytest.raises(ValueError, match=message) as error:
+        act()
+    assert "\n" not in str(error.value)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(torch.arange(5, 12)[None]).logits[0]
+
+
+def poolings(model):
+    layers = [module for module in model.modules() if isinstance(module, PoolingLayer)]
+    return [config.pooling for layer in layers for config in layer.configs.values()]
+
+
+# Trained, saved and loaded.
+
+
+def test_every_run_scores_in_a_process_of_its_own_as_it_does_here(runs, elsewhere, place):
+    _, (_, _, scores) = elsewhere
+    for run, found in zip(runs.values(), scores, strict=True):
+        assert found == evaluate(load_run(run), str(place / "labels.jsonl"))
+
+
+@pytest.mark.fp64(False)
+def test_a_score_is_learned_and_scored_with_a_pooling_too(place, tmp_path):
+    asked = recipe(place, tmp_path / "run", "pooling=mean", model="roberta", rows="scores")
+    run = load_run(train(asked, quiet=True).run)
+    assert poolings(run.model) == ["mean"]
+    assert evaluate(run, str(place / "scores.jsonl"))["n"] == len(SCORES)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_loaded_run_has_the_pooling_of_its_recipe(name, runs):
+    run = load_run(runs[name])
+    assert poolings(run.model) == [run.recipe.pooling] == [RUNS[name][2]]
+    kept = "model" if name in WHOLE else "adapter"
+    config = json.loads((runs[name] / kept / "adapter_config.json").read_text())
+    assert config["parts"][-1]["pooling"] == RUNS[name][2]
+    card = (runs[name] / kept / "README.md").read_text()
+    assert "POOLING" in card
+    assert "import lorada" in card
+
+
+def test_peft_loads_the_adapter_of_a_run_with_its_pooling(runs, place):
+    wanted = logits(load_run(runs["bert-lora"]).model)
+    base = AutoModelForSequenceClassification.from_pretrained(place / "bert")
+    model = PeftModel.from_pretrained(base, runs["bert-lora"] / "adapter")
+    assert torch.equal(logits(model), wanted)
+
+
+@pytest.mark.fp64(False)
+def test_the_head_is_drawn_as_without_a_pooling_whatever_the_method(place, tmp_path):
+    heads = []
+    for method, pooling in (("lora", None), ("lora", "mean"), ("full", "cls")):
+        asked = recipe(
+            place, tmp_path / f"{method}-{pooling}", "learning_rate=0", "seed=3", "max_steps=1",
+            method=method, pooling=pooling, rows="scores",
+        )  # fmt: skip
+        run = train(asked, quiet=True).run
+        files = [path for path in run.glob("*/*.safetensors") if path.stat().st_size > 1000]
+        saved = load_file(files[0])
+        heads += [value for key, value in saved.items() if key.endswith("classifier.weight")]
+    assert len(heads) == 3
+    assert all(torch.equal(head, heads[0]) for head in heads)
+
+
+def test_without_the_option_nothing_of_it_is_saved(place, tmp_path):
+    run = train(recipe(place, tmp_path / "run"), quiet=True).run
+    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert [part["peft_type"] for part in config["parts"]] == ["LORA"]
+    assert poolings(load_run(run).model) == []
+    whole = train(recipe(place, tmp_path / "whole", method="full"), quiet=True).run
+    assert not list((whole / "model").glob("adapter_*"))
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_resumed_run_comes_to_the_same_end(method, place, tmp_path):
+    pairs = ("pooling=mean", "max_steps=4", "save_strategy=steps", "save_steps=2")
+    whole = train(recipe(place, tmp_path / "whole", *pairs, method=method), quiet=True)
+    cut = shutil.copytree(whole.run, tmp_path / "cut")
+    for name in ("result.json", "adapter", "model", "checkpoint-4"):
+        path = cut / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    again = train(recipe(place, cut, *pairs, method=method), resume=True, quiet=True)
+    assert again.result["resumed_from"] == "checkpoint-2"
+    assert again.result["train_loss"] == whole.result["train_loss"]
+    assert torch.equal(logits(load_run(cut).model), logits(load_run(whole.run).model))
+    saved = json.loads((cut / "checkpoint-4" / "adapter_config.json").read_text())
+    assert saved["parts"][-1]["pooling"] == "mean"
+
+    other = recipe(place, cut, *pairs, "pooling=cls", method=method)
+    (cut / "result.json").unlink()
+    refused("the run to resume had pooling='mean', not 'cls'", lambda: train(other, resume=True))
+
+
+def test_an_adapter_to_start_from_keeps_its_pooling(runs, place, tmp_path):
+    start = {"from_adapter": str(runs["bert-lora"] / "adapter")}
+    asked = recipe(place, tmp_path / "run", "pooling=mean", "learning_rate=0", **start)
+    run = train(asked, quiet=True).run
+    assert torch.equal(logits(load_run(run).model), logits(load_run(runs["bert-lora"]).model))
+    for pairs, given in (((), "no pooling"), (("pooling=cls",), "pooling=cls")):
+        other = recipe(place, tmp_path / "other", *pairs, **start)
+        message = f"adapter was trained with pooling=mean, and the recipe has {given}"
+        refused(message, lambda other=other: train(other, quiet=True))
+
+
+# Exported, and loaded by transformers.
+
+
+def test_what_is_exported_scores_the_same_with_lorada_and_is_refused_without(elsewhere):
+    wanted, (before, after, _) = elsewhere
+    assert set(before) == {"KeyError: 'LORADA'"}
+    for found, expected in zip(after, wanted.values(), strict=True):
+        assert_close(torch.tensor(found), expected)
+
+
+# Damaged runs.
+
+
+def changed(run: Path, target: Path, **settings) -> Path:
+    copy = shutil.copytree(run, target)
+    path = copy / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **settings}))
+    return copy
+
+
+@pytest.mark.parametrize("name", ["bert-lora", "bert-full"])
+def test_a_recipe_with_another_pooling_than_the_weights_is_refused(name, runs, tmp_path):
+    for i, pooling in enumerate((None, "cls")):
+        copy = changed(runs[name], tmp_path / f"{i}", pooling=pooling)
+        refused(
+            "was trained with pooling=mean, and the recipe has|holds an adapter beside its base",
+            lambda copy=copy: load_run(copy),
+        )
+
+
+def test_a_model_that_lost_its_pooling_is_refused(runs, tmp_path):
+    copy = shutil.copytree(runs["bert-full"], tmp_path / "run")
+    (copy / "model" / "adapter_config.json").unlink()
+    refused("has no adapter_config.json", lambda: load_run(copy))
+
+
+def test_a_pooling_from_nowhere_is_refused(runs, tmp_path):
+    copy = shutil.copytree(runs["bert-lora"], tmp_path / "run")
+    path = copy / "adapter" / "adapter_config.json"
+    path.write_text(path.read_text().replace('"pooling": "mean"', '"pooling": "max"'))
+    refused("pooling='max' is not one of 'mean', 'cls'", lambda: load_run(copy))
+
+
+# Recipes.
+
+
+@pytest.mark.parametrize("value", ["max", "Mean", "none", "[mean]", "1", "true", "{a: 1}"])
+def test_another_value_is_refused_in_one_line(value, place, tmp_path):
+    refused("pooling=.*input should be 'mean' or 'cls'",
+            lambda: recipe(place, tmp_path / "run", f"pooling={value}"))  # fmt: skip
+
+
+def test_models_and_rows_without_such_a_head_are_refused_before_weights_are_read(place, tmp_path):
+    llama_folder(place / "llama")
+    bart_folder(place / "bart")
+    rows_file(place / "prompts.jsonl", ROWS[:4])
+    for folder in ("llama", "bart"):  # so that reading them would be another error
+        (place / folder / "model.safetensors").write_bytes(b"")
+    cases = {
+        ("llama", "labels"): "pooling is for the heads of bert, .*, not of llama: leave it out",
+        ("bart", "labels"): "pooling is for the heads of bert, .*, not of bart: leave it out",
+        ("llama", "prompts"): "pooling=mean is what a head for classes or scores reads, and "
+        ".*prompts.jsonl has prompt rows, which need none: leave it out",
+    }
+    for (model, rows), message in cases.items():
+        asked = recipe(place, tmp_path / "run", "pooling=mean", model=model, rows=rows)
+        refused(message, lambda asked=asked: prepare_training(asked))
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_comparison_gives_every_run_the_pooling(place):
+    shared = recipe(place, "-", "pooling=mean", method="full")
+    shared.training = {}
+    chosen = comparison_of(
+        shared, {"methods": ["lora", "full"], "held_out": str(place / "labels.jsonl")}
+    )
+    assert chosen.run_recipe("lora", "out").pooling == "mean"
+
+
+def test_a_benchmark_trains_and_scores_with_a_pooling_from_the_command_line(place, tmp_path, call):
+    data, rows = tmp_path / "data" / "glue" / "sst2", [
+        {"sentence": f"good {i}" if i % 2 else f"bad {i}", "label": i % 2, "idx": i}
+        for i in range(8)
+    ]  # fmt: skip
+    for split in ("train", "validation"):
+        split_file(data, split, rows)
+    run = tmp_path / "run"
+    code, _, err = call(
+        "train", "--task", "sst2", "--model", place / "bert", "--method", "lora", "--output", run,
+        "--data-dir", tmp_path / "data", "pooling=mean", *QUICK,
+    )  # fmt: skip
+    assert code == 0, err
+    code, _, err = call("evaluate", run, "--data-dir", tmp_path / "data")
+    assert code == 0, err
+    assert json.loads((run / "result.json").read_text())["recipe"]["pooling"] == "mean"
+    assert poolings(load_run(run).model) == ["mean"]
