@@ -78,21 +78,7 @@ def export(
     """
     refuse_target(folder, target)
     run = load_run(folder, trust_remote_code=trust_remote_code)
-    if getattr(run.model.config, "quantization_config", None) is not None:
-        raise ValueError(
-            f"{run.recipe.model} is quantised, and merging would round its weights again: train "
-            "on the same model unquantised, or load base and adapter as they are"
-        )
-    parts = kinds(run.model)
-    model = run.model.merge_weights() if isinstance(run.model, PeftModel) else run.model
-    left = kinds(model)
-    merged = [kind for kind in parts if kind not in left]
-    if merged and run.recipe.dtype in ("bfloat16", "float16"):
-        logger.warning(
-            "the base is %s, so merged weights are rounded to that, and the exported model is not "
-            "exactly the trained one: score both",
-            run.recipe.dtype,
-        )
+    model, merged, left = _merge(run)
     # The recipe of a fully trained model that was loaded names the run's own folder.
     recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
     with full_disk_in_one_line(target, AGAIN), atomic_path(target) as fresh:
@@ -178,6 +164,26 @@ def kinds(model: PeftModel | PreTrainedModel) -> list[str]:
 
 def _names(parts: list[Any]) -> list[str]:
     return [str(getattr(part.peft_type, "value", part.peft_type)) for part in parts]
+
+
+def _merge(run: Run) -> tuple[PeftModel | PreTrainedModel, list[str], list[str]]:
+    """The model with every part merged that can be, and the kinds of merged and of other parts."""
+    if getattr(run.model.config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{run.recipe.model} is quantised, and merging would round its weights again: train "
+            "on the same model unquantised, or load base and adapter as they are"
+        )
+    parts = kinds(run.model)
+    model = run.model.merge_weights() if isinstance(run.model, PeftModel) else run.model
+    left = kinds(model)
+    merged = [kind for kind in parts if kind not in left]
+    if merged and run.recipe.dtype in ("bfloat16", "float16"):
+        logger.warning(
+            "the base is %s, so merged weights are rounded to that, and the exported model is not "
+            "exactly the trained one: score both",
+            run.recipe.dtype,
+        )
+    return model, merged, left
 
 
 def _write(
