@@ -1,9 +1,11 @@
 """The checklist "Add a method" of CONTRIBUTING.md, carried out as it is written."""
 
+import pytest
 from checklists import carry_out, changed_files, copy_repository, passed, steps
 from method_cases import CASES
 
 
+@pytest.mark.slow
 def test_a_method_of_existing_parts_takes_two_files_and_passes_the_shared_tests(tmp_path):
     checklist = steps("Add a method")
     root = copy_repository(tmp_path)

@@ -1,8 +1,10 @@
 """The checklist "Add a tuner" of CONTRIBUTING.md, carried out as it is written."""
 
+import pytest
 from checklists import carry_out, changed_files, copy_repository, passed, steps
 
 
+@pytest.mark.slow
 def test_a_tuner_is_added_in_five_files_and_its_contracts_pass(tmp_path):
     checklist = steps("Add a tuner")
     root = copy_repository(tmp_path)

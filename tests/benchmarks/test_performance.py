@@ -282,6 +282,7 @@ def short_curves(monkeypatch):
     return short
 
 
+@pytest.mark.slow
 def test_curves_are_measured_kept_and_drawn(settings, files, short_curves, monkeypatch):
     growth.run(Request(settings, *files))
     assert json.loads(files[0].read_text())["growth"].keys() == short_curves.keys()

@@ -230,4 +230,5 @@ def test_everything_that_is_written_as_json_goes_through_one_function():
         "report/comparison/page.py",  # jinja2's setting of that name, which refuses NaN
         "runs/data/token_cache.py",
         "tasks/rows.py",
+        "tuners/exported_config.py",
     }

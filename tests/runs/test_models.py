@@ -34,6 +34,7 @@ def needs(name):
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
 
+@pytest.mark.slow
 @needs("smollm2-135m")
 def test_smollm2_is_read_from_gguf_once_and_then_from_safetensors(tmp_path, monkeypatch):
     monkeypatch.setenv("LORADA_CACHE", str(tmp_path))

@@ -77,7 +77,7 @@ FILES = {
     "config": "test_config",
     "custom": "test_custom_models",
 }
-# The models of the cut that always runs.
+# The models of the short form.
 CUT = {
     "decoder": ["LlamaForCausalLM", "GPT2LMHeadModel"],
     "encoder-decoder": ["BartForConditionalGeneration"],
@@ -283,7 +283,7 @@ def print_counts(outcomes: list[Outcome]) -> None:
 @pytest.mark.parametrize(
     "names",
     [
-        pytest.param(CUT, id="cut"),
+        pytest.param(CUT, id="cut", marks=pytest.mark.slow),
         pytest.param({f: list(m) for f, m in MODELS.items()}, id="all", marks=pytest.mark.slow),
     ],
 )

@@ -232,8 +232,8 @@ def refuse_query(config: GainConfig) -> None:
     """
     if not config.mergeable:
         raise ValueError(
-            f"Gain parts cannot be merged into the weights: with form={config.form!r} they differ "
-            "from token to token; keep the adapter as it is"
+            f"Gain parts cannot be merged into the weights, as with form={config.form!r} they "
+            "differ from token to token: keep it as an adapter"
         )
 
 

@@ -36,7 +36,7 @@ from lorada.runs.models.pooling import BESIDE, pooling_of, save_beside
 from lorada.runs.prepare import prepare
 from lorada.runs.recipe import RECIPE_FILE, saved_recipe
 from lorada.support.errors import full_disk_in_one_line
-from lorada.support.files import atomic_path
+from lorada.support.files import atomic_path, json_text
 from lorada.tasks.rows import HEADED
 from lorada.tuners.exported_config import mark
 from lorada.tuners.pooling import PoolingConfig
@@ -140,8 +140,7 @@ def export_adapter(
         shutil.copy(source / ADAPTER_WEIGHTS, fresh)
         said = json.loads((source / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         said["base_model_name_or_path"] = base
-        text = json.dumps(said, indent=2, sort_keys=True) + "\n"
-        (fresh / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
+        (fresh / ADAPTER_CONFIG).write_text(json_text(said) + "\n", encoding="utf-8")
         tokenizer.save_pretrained(fresh)
         _copy_licence(recipe.model, fresh)
         write_card(fresh, recipe, config, result)
