@@ -1,8 +1,9 @@
 """Write the results of the study into docs/study.md, docs/study.png and docs/results/study.json.
 
-    python benchmarks/study/page.py study
+    python benchmarks/study/page.py rows study
 
-``study`` is the folder that ``run.py`` wrote; comparisons that are not finished are left out.
+``rows`` and ``study`` are the folders of ``rows.py`` and ``run.py``; methods without all of their
+runs are left out.
 """
 
 import argparse
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hypotheses
+import lengths
 import numpy as np
 from run import ABLATIONS, COMPARISONS, HEAD, LORA, PRINTED, PRINTED_ON_LORA
 
@@ -45,10 +47,14 @@ Found = dict[str, dict[str, Candidate]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("rows", type=Path)
     parser.add_argument("study", type=Path)
-    found = read(parser.parse_args().study)
+    given = parser.parse_args()
+    found = read(given.study)
     write_atomic(DOCS / "results" / "study.json", json_text(list(summary(found))) + "\n")
     lines = [*power(found), *hypotheses.tables(found, title), *tables(found)]
+    if "sst2" in found:
+        lines += lengths.table(found["sst2"], given.rows, title)
     page = DOCS / "study.md"
     before, rest = page.read_text(encoding="utf-8").split(BEGIN)
     after = rest.split(END)[1]
@@ -146,44 +152,52 @@ def tables(found: Found) -> Iterator[str]:
 
 
 def draw(found: Found) -> None:
-    """The figure: score over trained parameters, a panel for each task."""
+    """The figure: score over trained parameters, a panel for each task, methods by number."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    tasks = [task for task in SECTIONS if len(found.get(task, {})) > 6]
+    tasks = [task for task in SECTIONS if task in found and PRINTED in found[task]]
     figure, axes = pyplot.subplots(
-        1, len(tasks), figsize=(6.2 * len(tasks), 5.2), layout="constrained", squeeze=False
+        len(tasks), 1, figsize=(9.5, 4.6 * len(tasks)), layout="constrained", squeeze=False
     )
-    for axis, task in zip(axes[0], tasks, strict=True):
-        methods = found[task]
-        head = methods[HEAD].scores.mean() if HEAD in methods else None
-        if head is not None:
-            axis.axhline(head, color="grey", linestyle=":", linewidth=1)
-            axis.annotate("head alone", (50, head), fontsize=7, color="grey", va="bottom")
-        for method, each in methods.items():
-            if method == HEAD or method in ABLATIONS:
-                continue
-            low, high = interval(each.scores)
-            mean, size = each.scores.mean(), each.plan["trainable"]
-            stacked, mapped = "+" in method, "lmam" in method or "gain" in method
-            color = "#d55e00" if stacked and mapped else "#0072b2" if mapped else "#000000"
-            axis.errorbar(
-                size, mean, [[mean - low], [high - mean]], marker="s" if stacked else "o",
-                color=color, markersize=5, elinewidth=0.8, capsize=2,
-            )  # fmt: skip
-            axis.annotate(
-                title(method), (size, mean), fontsize=6.5, xytext=(5, 2),
-                textcoords="offset points", color=color,
-            )  # fmt: skip
-        axis.set_xscale("log")
-        axis.set_xlim(40, 3e7 if "full" in methods else 2e6)
-        axis.set_xlabel("trained parameters, without the head")
-        axis.set_title(SECTIONS[task], fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_ylabel("score on held-out rows, 5 seeds, 95 % interval")
+    for axis, task in zip(axes[:, 0], tasks, strict=True):
+        _draw_panel(axis, found[task])
+        axis.set_title(SECTIONS[task], fontsize=10, loc="left")
+    axes[-1][0].set_xlabel("trained parameters, without the head")
     figure.savefig(DOCS / "study.png", dpi=110)
+
+
+def _draw_panel(axis: Any, methods: dict[str, Candidate]) -> None:
+    """The methods of one task; the list beside them has their names, the best first."""
+    if HEAD in methods:
+        head = methods[HEAD].scores.mean()
+        axis.axhline(head, color="grey", linestyle=":", linewidth=1)
+        axis.annotate(f"head alone {head:.1f}", (45, head), fontsize=7, color="grey", va="bottom")
+    shown = [(m, each) for m, each in methods.items() if m != HEAD and m not in ABLATIONS]
+    shown.sort(key=lambda pair: -pair[1].scores.mean())
+    for number, (method, each) in enumerate(shown, start=1):
+        low, high = interval(each.scores)
+        mean, size = each.scores.mean(), each.plan["trainable"]
+        stacked, mapped = "+" in method, "lmam" in method or "gain" in method
+        color = "#d55e00" if stacked and mapped else "#0072b2" if mapped else "#000000"
+        axis.errorbar(
+            size, mean, [[mean - low], [high - mean]], marker="s" if stacked else "o",
+            color=color, markersize=4, elinewidth=0.7, alpha=0.9,
+        )  # fmt: skip
+        axis.annotate(
+            str(number), (size, mean), fontsize=8, xytext=(4, 1), textcoords="offset points",
+            color=color,
+        )  # fmt: skip
+        axis.text(
+            1.02, 1 - 0.043 * number, f"{number}  {title(method)}  {mean:.1f}", fontsize=8,
+            color=color, transform=axis.transAxes,
+        )  # fmt: skip
+    axis.set_xscale("log")
+    axis.set_xlim(40, 4e7 if "full" in methods else 2e5)
+    axis.set_ylabel("accuracy, 95 % interval", fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 if __name__ == "__main__":
