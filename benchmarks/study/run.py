@@ -41,7 +41,7 @@ PLUGINS = (
 )  # fmt: skip
 # As many parameters as DoRA and Adapter-FFN of rank 1 have with the map.
 CONTROLS = ("dora:r=4:lora_alpha=8", "adapter_ffn:rank=7")
-MOVED = (HEAD, LORA, PRINTED, PRINTED_ON_LORA)
+MOVED, MOVED_ON_LORA = (HEAD, PRINTED), (LORA, PRINTED_ON_LORA)
 
 # Those of Table 4 that have a form on this model, at one budget.
 TABLE_4 = (
@@ -72,6 +72,8 @@ COMPARISONS = {
     "sst2_full": Asked("sst2", ("full",), FULL_RATES),
     "syllogism8_moved": Asked("syllogism8", MOVED),
     "syllogism32_moved": Asked("syllogism32", MOVED),
+    "syllogism8_moved_on_lora": Asked("syllogism8", MOVED_ON_LORA),
+    "syllogism32_moved_on_lora": Asked("syllogism32", MOVED_ON_LORA),
     "syllogism_llm": Asked(
         "syllogisms",
         ("lora", "lmam", "lmam_distance", "lorada_la"),
