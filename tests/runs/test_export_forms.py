@@ -12,7 +12,11 @@ from huggingface_hub import ModelCard
 from peft import AutoPeftModelForSequenceClassification, PeftModel
 from safetensors.torch import load_file
 from test_export import inputs, logits, place, refused, train_run  # noqa: F401 (a fixture)
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from lorada.runs.folder.card_metadata import front_matter
 from lorada.runs.inference.evaluate import evaluate
@@ -140,6 +144,25 @@ def test_weights_are_written_in_files_of_a_size(licensed, tmp_path, call):
     batch = inputs()
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert_close(logits(model, batch), logits(load_run(licensed).model, batch))
+
+
+def test_a_fully_trained_model_with_a_pooling_is_marked_and_loads(
+    place,  # noqa: F811
+    tmp_path,
+    call,
+):
+    rows_file(place / "three.jsonl", THREE)
+    settings = ["pooling=mean"]
+    run = train_run(place, tmp_path / "run", "full", *settings, model="bert", rows="three.jsonl")
+    code, out, err = call("export", run, tmp_path / "out", "--json")
+    assert code == 0, err
+    assert json.loads(out)["adapter"] == ["POOLING"]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "lorada"
+    batch, auto = inputs(), AutoModelForSequenceClassification
+    model = auto.from_pretrained(tmp_path / "out")
+    assert_close(logits(model, batch), logits(load_run(run).model, batch))
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.base_model == str(place / "bert")
 
 
 # Model cards.
