@@ -220,9 +220,10 @@ def test_each_task_generates_by_its_own_settings(tmp_path, monkeypatch):
 
     def written(run, batch, settings):
         limits.append((settings["num_beams"], settings["max_new_tokens"]))
-        return ["true 4"] * len(batch["input_ids"])
+        texts = ["true 4"] * len(batch["input_ids"])
+        return run.tokenizer(texts, return_tensors="pt", add_special_tokens=False)["input_ids"]
 
-    monkeypatch.setattr(generate, "_continue", written)
+    monkeypatch.setattr(generate, "continue_batch", written)
     scores = evaluate_tasks(load_run(tmp_path / "run"))
     assert limits == [(4, 32), (4, 256)]
     assert scores["gsm8k"]["exact"] == 100
