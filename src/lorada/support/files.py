@@ -86,7 +86,7 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
     and are removed first.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    _remove_orphans(parent)
+    remove_orphans(parent)
     folder, lock = _locked_folder(parent)
     try:
         yield folder
@@ -129,7 +129,8 @@ def _locked_folder(parent: Path) -> tuple[Path, int]:
         # Before it was locked, another process removed it as an orphan: try again.
 
 
-def _remove_orphans(parent: Path) -> None:
+def remove_orphans(parent: Path) -> None:
+    """Remove the temporary folders in ``parent`` that killed processes have left."""
     for folder in parent.glob(f"{SCRATCH}*"):
         with suppress(OSError):  # its owner is alive, or has removed it
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

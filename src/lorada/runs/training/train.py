@@ -28,6 +28,7 @@ from lorada.runs.training.effect_size import EffectSize
 from lorada.runs.training.finish import all_weights, save_model, training_result
 from lorada.runs.training.setup import set_up
 from lorada.support.errors import full_disk_in_one_line
+from lorada.support.files import remove_orphans
 from lorada.support.processes import (
     all_or_none,
     gather_values,
@@ -144,6 +145,7 @@ def _continue(trainer: Trainer, checkpoint: Path | None) -> None:
     """Train to the end, from a checkpoint if there is one; refuse broken weights at the end."""
     state = None
     if checkpoint is not None:
+        remove_orphans(checkpoint)  # of a process that was killed while it wrote the checksums
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     if checkpoint is None or state is None or state.global_step < state.max_steps:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
