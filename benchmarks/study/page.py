@@ -158,7 +158,7 @@ def draw(found: Found) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    tasks = [task for task in SECTIONS if task in found and PRINTED in found[task]]
+    tasks = [task for task in SECTIONS if PRINTED in found.get(task, {}) and len(found[task]) > 6]
     figure, axes = pyplot.subplots(
         len(tasks), 1, figsize=(9.5, 4.6 * len(tasks)), layout="constrained", squeeze=False
     )
