@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Iterator
 
-from run import ABLATIONS, CONTROLS, HEAD, LORA, PLUGINS, PRINTED, PRINTED_ON_LORA
+from run import ABLATIONS, CONTROLS, HEAD, LORA, LORA_4, PLUGINS, PRINTED, PRINTED_ON_LORA
 
 from lorada.report.comparison.read import Candidate
 from lorada.report.comparison.statistics import ALPHA, holm, paired_p
 
+# Rows, or the name of a comparison at a budget → method as run.py names it → candidate.
 Found = dict[str, dict[str, Candidate]]
 Pair = tuple[str, str, str]  # rows, the method that should be better, the other
 
-LORA_4 = "lora:r=4:lora_alpha=8"
 ALONE = ("lmam_distance", "lmam_content", "lmam_bilinear", "gain", "gain_query")
 MOVES = ("syllogism", "syllogism8", "syllogism32")
 

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from run import HEAD, LORA, PRINTED, PRINTED_ON_LORA
+from run import HEAD, LORA, PRINTED, PRINTED_ON_LORA, SMALL
 
 from lorada.report.comparison.read import Candidate
 
 BINS = ((5, 8), (9, 12), (13, 18), (19, 99))  # words
 SHOWN = (
-    HEAD, PRINTED, "lmam:rank=1:length=96:heads=1", "lmam_distance", "lmam_content", LORA,
+    HEAD, PRINTED, SMALL, "lmam_distance", "lmam_content", LORA,
     PRINTED_ON_LORA,
 )  # fmt: skip
 

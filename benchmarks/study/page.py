@@ -14,7 +14,19 @@ from typing import Any
 import hypotheses
 import lengths
 import numpy as np
-from run import ABLATIONS, COMPARISONS, HEAD, LORA, PRINTED, PRINTED_ON_LORA
+from hypotheses import Found
+from run import (
+    ABLATIONS,
+    ADAPTER_7,
+    COMPARISONS,
+    DORA_4,
+    HEAD,
+    LORA,
+    LORA_4,
+    PRINTED,
+    PRINTED_ON_LORA,
+    SMALL,
+)
 
 from lorada.report.comparison.read import Candidate, read_comparison
 from lorada.report.comparison.statistics import detectable, interval, paired_p
@@ -23,13 +35,13 @@ from lorada.support.files import json_text, write_atomic
 DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- results: benchmarks/study/page.py -->", "<!-- end of results -->"
 NAMES = {
-    HEAD: "head alone", LORA: "LoRA r 1", "lora:r=4:lora_alpha=8": "LoRA r 4",
-    "lmam:rank=1:length=96:heads=1": "printed map, r 1, one for all heads",
+    HEAD: "head alone", LORA: "LoRA r 1", LORA_4: "LoRA r 4",
+    SMALL: "printed map, r 1, one for all heads",
     PRINTED: "printed map, r 2", "lmam_distance": "map by distance",
     "lmam_content": "map by content", "lmam_bilinear": "bilinear map", "gain": "gains",
     "gain_query": "gains by query", PRINTED_ON_LORA: "LoRA r 1 + printed map",
-    "full": "full fine-tuning", "quanta": "QuanTA", "dora:r=4:lora_alpha=8": "DoRA r 4",
-    "adapter_ffn:rank=7": "Adapter-FFN r 7",
+    "full": "full fine-tuning", "quanta": "QuanTA", DORA_4: "DoRA r 4",
+    ADAPTER_7: "Adapter-FFN r 7",
     **{each: f"printed map, {each.rpartition('=')[2].replace('_', ' ')}" for each in ABLATIONS},
 }  # fmt: skip
 PLUGIN_NAMES = {"dora": "DoRA r 1", "adapter_ffn": "Adapter-FFN r 1", "quanta": "QuanTA"}
@@ -41,8 +53,6 @@ SECTIONS = {
     "syllogism_methods": "The methods of Table 4 at 0.2 % on syllogisms",
     "syllogism_llm": "SmolLM2-135M at 0.2 % on the bundled syllogisms",
 }  # fmt: skip
-# Rows, or the name of a comparison at a budget → method as run.py names it → candidate.
-Found = dict[str, dict[str, Candidate]]
 
 
 def main() -> None:

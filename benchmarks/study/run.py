@@ -17,14 +17,14 @@ from typing import NamedTuple
 # LoRA of rank 1 scales its change by alpha / r = 2. With alpha = 0 only the task head learns.
 LORA_1 = "r=1:lora_alpha=2"
 HEAD = "lora:r=1:lora_alpha=0"
-LORA = f"lora:{LORA_1}"
+LORA, LORA_4 = f"lora:{LORA_1}", "lora:r=4:lora_alpha=8"
+SMALL = "lmam:rank=1:length=96:heads=1"  # the printed map with 1,152 parameters
 MAP = "rank=2:length=96"  # 27,648 parameters: with LoRA of rank 1 as many as LoRA of rank 4
 PRINTED = f"lmam:{MAP}"
 PRINTED_ON_LORA = f"lora+lmam:{LORA_1}:{MAP}"
 
 FORMS = (
-    HEAD, LORA, "lora:r=4:lora_alpha=8",
-    "lmam:rank=1:length=96:heads=1", PRINTED,
+    HEAD, LORA, LORA_4, SMALL, PRINTED,
     "lmam_distance", "lmam_content", "lmam_bilinear", "gain", "gain_query",
     PRINTED_ON_LORA,
     f"lora+lmam_distance:{LORA_1}", f"lora+lmam_content:{LORA_1}",
@@ -40,7 +40,7 @@ PLUGINS = (
     "quanta", f"quanta+lmam:{MAP}",
 )  # fmt: skip
 # As many parameters as DoRA and Adapter-FFN of rank 1 have with the map.
-CONTROLS = ("dora:r=4:lora_alpha=8", "adapter_ffn:rank=7")
+DORA_4, ADAPTER_7 = CONTROLS = ("dora:r=4:lora_alpha=8", "adapter_ffn:rank=7")
 MOVED, MOVED_ON_LORA = (HEAD, PRINTED), (LORA, PRINTED_ON_LORA)
 
 # Those of Table 4 that have a form on this model, at one budget.

@@ -9,12 +9,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lorada.methods.extensions import OURS
 from lorada.report.figures import attention_maps, loss_png
 from lorada.report.render import NOT_FROM_THE_PAPER, Page, cells, header_of
 from lorada.support.errors import full_disk_in_one_line
 from lorada.support.files import write_atomic
 
-OURS = "an extension of this project, not of the paper"  # marks such a method in a list
 BAR = 10  # characters of the longest bar; a layer's name fits beside it
 
 

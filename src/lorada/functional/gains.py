@@ -15,12 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lorada.functional.precision import wide
+
 
 def query_gains(
     query: Float[Tensor, "B H T D"], weight: Float[Tensor, "H D"], gain: Float[Tensor, " H"]
 ) -> Float[Tensor, "B T H"]:
     """g_h + w_h·q_hi / √D for every token, in the wider dtype of float32 and ``query``."""
-    query = _wide(query)
+    query = wide(query)
     # No matrix product, which autocast would round.
     scores = (query * weight[:, None]).sum(-1) / math.sqrt(query.shape[-1])
     return scores.transpose(1, 2) + gain
@@ -49,7 +51,7 @@ def scale_heads(heads: Float[Tensor, "*B HD"], gains: Float[Tensor, "*#B H"]) ->
         gains: of each head, or of each head and token.
     """
     apart = heads.unflatten(-1, (gains.shape[-1], -1))
-    scaled: Tensor = (apart * (1 + _wide(gains))[..., None]).flatten(-2)
+    scaled: Tensor = (apart * (1 + wide(gains))[..., None]).flatten(-2)
     return scaled.to(heads.dtype)
 
 
@@ -61,7 +63,7 @@ def scale_heads_reference(heads: Float[Tensor, "*B HD"], gains: Float[Tensor, "*
 
 def gain_delta(weight: Float[Tensor, "O HD"], gain: Float[Tensor, " H"]) -> Float[Tensor, "O HD"]:
     """W_o diag(g): what is added to W_o for constant gains, in float32 or wider."""
-    weight, gain = _wide(weight), _wide(gain)
+    weight, gain = wide(weight), wide(gain)
     return weight * gain.repeat_interleave(weight.shape[1] // gain.shape[0])
 
 
@@ -72,7 +74,3 @@ def gain_delta_reference(
     width = weight.shape[1] // gain.shape[0]
     columns = [(1 + gain[i // width]) * weight[:, i] for i in range(weight.shape[1])]
     return torch.stack(columns, 1) - weight
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -5,7 +5,8 @@
 
 from lorada.methods.method import EVERY_FAMILY, Method, Settings
 
-OURS = "an extension of this project, not of the paper (docs/forms.md)"
+OURS = "an extension of this project, not of the paper"  # marks such a method in a list
+SOURCE = f"{OURS} (docs/forms.md)"
 
 
 def _form(form: str, **settings: int) -> dict[str, dict[str, Settings]]:
@@ -17,35 +18,35 @@ EXTENSIONS: dict[str, Method] = {
         "a map by distance: a weight for each distance between two tokens",
         _form("distance"),
         formula="softmax(QKᵀ/√d)·V + M·V, M_ij = t[j − i] for visible j within the window",
-        source=OURS,
+        source=SOURCE,
         ours=True,
     ),
     "lmam_content": Method(
         "a map by content: weights that depend on the key",
         _form("content"),
         formula="softmax(QKᵀ/√d)·V + M·V, M_ij = (b·k_j/√d + c)/(visible keys of i)",
-        source=OURS,
+        source=SOURCE,
         ours=True,
     ),
     "lmam_bilinear": Method(
         "a bilinear map: weights that depend on query and key, without a softmax",
         _form("bilinear", rank=2),
         formula="softmax(QKᵀ/√d)·V + M·V, M_ij = (q_i·A)(B·k_j)/√d/(visible keys of i)",
-        source=OURS,
+        source=SOURCE,
         ours=True,
     ),
     "gain": Method(
         "gains: a learned factor on the output of each attention head",
         {family: {"gain": {"form": "constant"}} for family in EVERY_FAMILY},
         formula="(1 + g_h)·o_h, o_h the output of head h in front of W_o",
-        source=OURS,
+        source=SOURCE,
         ours=True,
     ),
     "gain_query": Method(
         "gains that depend on the query of each token",
         {family: {"gain": {"form": "query"}} for family in EVERY_FAMILY},
         formula="(1 + g_h + w_h·q_hi/√d)·o_hi, o_hi the output of head h for token i",
-        source=OURS,
+        source=SOURCE,
         ours=True,
     ),
 }

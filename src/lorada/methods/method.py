@@ -7,7 +7,7 @@ used. So listing the methods needs neither torch nor PEFT.
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lorada.tuners import TUNERS
 
@@ -18,7 +18,7 @@ Family = Literal["llama", "roberta", "deberta", "bart"]
 Settings = dict[str, Any]
 PartsByModel = dict[str, dict[str, Settings]]  # kind of model → part → settings
 
-EVERY_FAMILY = ("llama", "roberta", "deberta", "bart")
+EVERY_FAMILY: tuple[str, ...] = get_args(Family)
 # The callback of methods that train with shifted sparse attention.
 SHIFTED_ATTENTION = "lorada.methods.callbacks.longlora:ShiftedAttention"
 

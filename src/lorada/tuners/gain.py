@@ -20,10 +20,11 @@ from lorada.attention.attention_map import for_samples
 from lorada.attention.call import head_count, head_width
 from lorada.attention.queries import QueryListener
 from lorada.functional.gains import gain_delta, query_gains, scale_heads
+from lorada.functional.precision import wide
 from lorada.tuners.base.attached_layer import detach_all
 from lorada.tuners.base.config import LoradaPeftConfig, register, require_choice
 from lorada.tuners.base.delta_layer import DeltaLayer
-from lorada.tuners.base.entries import Entries, refuse_offloaded, wide
+from lorada.tuners.base.entries import Entries, refuse_offloaded
 from lorada.tuners.base.layer import sample_mask
 from lorada.tuners.base.linears import linear_of, within_layer
 from lorada.tuners.base.tuner import HostModel

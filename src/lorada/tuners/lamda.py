@@ -22,6 +22,7 @@ from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lorada.functional.precision import wide
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
     register,
@@ -36,7 +37,7 @@ from lorada.tuners.base.delta_layer import (
     plain_weight,
     rank_of,
 )
-from lorada.tuners.base.entries import Entries, FrozenEntries, no_autocast, wide
+from lorada.tuners.base.entries import Entries, FrozenEntries, no_autocast
 from lorada.tuners.base.linears import linear_of
 
 # The randomised decomposition computes this many more directions than it returns, and refines them

@@ -10,7 +10,7 @@ computes: docs/forms.md and ``functional/distance.py``, ``functional/content.py`
 
 import math
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from lorada.attention.hooks import hooks_for
 from lorada.tuners.base.config import require_choice, require_count
 
 Form = Literal["position", "distance", "content", "bilinear"]
-FORMS = ("position", "distance", "content", "bilinear")
+FORMS: tuple[Form, ...] = get_args(Form)
 
 MAPS: dict[str, type[FormMap]] = {
     "distance": DistanceMap,

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorada.functional.precision import wide
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
     register,
@@ -23,7 +24,7 @@ from lorada.tuners.base.config import (
     require_rate,
 )
 from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel, check_ranks, rank_of
-from lorada.tuners.base.entries import Entries, wide
+from lorada.tuners.base.entries import Entries
 
 
 @dataclass

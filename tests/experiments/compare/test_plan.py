@@ -1,13 +1,13 @@
 """The plan of a comparison: sizes, steps and rows; and the commonest answer."""
 
 import pytest
-from folders import ROWS, llama_folder, rows_file
+from compared import comparison, model_and_rows
+from folders import rows_file
 
 from lorada.experiments.compare.data import read_data
 from lorada.experiments.compare.jobs import commonest_answer
 from lorada.experiments.compare.plan import make_plan, saved_plan, steps_of
 from lorada.experiments.compare.run import read
-from lorada.experiments.compare.spec import Comparison
 from lorada.runs.data.rows import load_rows
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.train import train
@@ -15,16 +15,7 @@ from lorada.runs.training.train import train
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("plan")
-    llama_folder(place / "llama")
-    rows_file(place / "train.jsonl", ROWS[:27])
-    rows_file(place / "test.jsonl", ROWS[28:])
-    return place
-
-
-def comparison(place, data="train.jsonl", **changes):
-    shared = {"model": str(place / "llama"), "data": str(place / data), **changes.pop("recipe", {})}
-    return Comparison(recipe=shared, held_out=str(place / "test.jsonl"), **changes)
+    return model_and_rows(tmp_path_factory.mktemp("plan"))
 
 
 def planned(asked):

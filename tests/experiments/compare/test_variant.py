@@ -1,28 +1,19 @@
 """Methods with settings of their parts, as ``--methods`` of a comparison names them."""
 
 import pytest
-from folders import ROWS, llama_folder, rows_file
+from compared import comparison, model_and_rows
 
 from lorada.experiments.compare.jobs import comparison_jobs
 from lorada.experiments.compare.plan import make_plan
 from lorada.experiments.compare.run import read
-from lorada.experiments.compare.spec import Comparison, comparison_of
+from lorada.experiments.compare.spec import comparison_of
 from lorada.experiments.compare.variant import Variant
 from lorada.runs.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("variant")
-    llama_folder(place / "llama")
-    rows_file(place / "train.jsonl", ROWS[:27])
-    rows_file(place / "test.jsonl", ROWS[28:])
-    return place
-
-
-def comparison(place, methods, **changes):
-    shared = {"model": str(place / "llama"), "data": str(place / "train.jsonl")}
-    return Comparison(recipe=shared, held_out=str(place / "test.jsonl"), methods=methods, **changes)
+    return model_and_rows(tmp_path_factory.mktemp("variant"))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +50,7 @@ def test_a_wrong_setting_is_refused_with_its_text(text, error):
 
 
 def test_variants_of_one_method_are_candidates_of_their_own(place):
-    asked = comparison(place, ["lora:r=1", "lora:r=2", "lora+lmam:lora.r=1"], trials=0)
+    asked = comparison(place, methods=["lora:r=1", "lora:r=2", "lora+lmam:lora.r=1"], trials=0)
     plan = make_plan(asked, *read(asked), print)
     one, two, stack = plan.candidates
     assert (one.parts, two.parts) == ({"lora": {"r": 1}}, {"lora": {"r": 2}})
@@ -71,20 +62,20 @@ def test_variants_of_one_method_are_candidates_of_their_own(place):
 
 
 def test_a_budget_grows_only_what_a_variant_does_not_set(place):
-    asked = comparison(place, ["lora+lmam:lora.r=1"], budgets=["60%"], trials=0)
+    asked = comparison(place, methods=["lora+lmam:lora.r=1"], budgets=["60%"], trials=0)
     (found,) = make_plan(asked, *read(asked), print).candidates
     assert found.parts["lora"] == {"r": 1}
     assert found.parts["lmam"]["rank"] > 2
 
 
 def test_maps_keep_their_own_rate_beside_other_parts(place):
-    asked = comparison(place, ["lmam", "lora+lmam"])
+    asked = comparison(place, methods=["lmam", "lora+lmam"])
     alone, stacked = make_plan(asked, *read(asked), print).candidates
     assert (alone.map_rate, stacked.map_rate) == (5e-3, None)
 
 
 def test_a_setting_cannot_lead_out_of_the_folder(place):
-    asked = comparison(place, ["lora:target_modules=.*q_proj|/../../x"], trials=0)
+    asked = comparison(place, methods=["lora:target_modules=.*q_proj|/../../x"], trials=0)
     plan = make_plan(asked, *read(asked), print)
     assert "/.." not in plan.candidates[0].path
 
@@ -97,4 +88,4 @@ def test_given_rates_are_the_trials_and_must_lie_in_the_range(place):
         comparison_of(recipe, {**asked, "trials": 3})
     for rates, error in (([0.0], "--rates 0 must be"), ([1e-3, 1e-3], "--rates names 0.001 twice")):
         with pytest.raises(ValueError, match=error):
-            comparison(place, ["lora"], rates=rates).check()
+            comparison(place, methods=["lora"], rates=rates).check()

@@ -2,10 +2,9 @@
 
 Every method and size gets the same number of trials over the same range: first its default rate,
 then points of one low-discrepancy sequence; or all try the same rates, if the user gives them. A
-trial trains as long as a final run, on the training
-rows without those that are set aside. Its loss on the latter is measured four times, and it is
-stopped if it is worse than the median of the trials before. The final runs take the rate with the
-lowest loss.
+trial trains as long as a final run, on the training rows without those that are set aside. Its loss
+on the latter is measured four times, and it is stopped if it is worse than the median of the trials
+before. The final runs take the rate with the lowest loss.
 
 Optuna keeps the trials in ``study.log``. A search that was killed goes on with the same trial, and
 the trials of one candidate run one after another, so its result does not depend on timing.

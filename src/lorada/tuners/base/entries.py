@@ -94,11 +94,6 @@ def refuse_offloaded(model: nn.Module, kind: str) -> None:
             )
 
 
-def wide(x: Tensor) -> Tensor:
-    """A tensor in float32, or in its own dtype if that is wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def no_autocast(x: Tensor) -> AbstractContextManager[None]:
     """A context without autocast on a tensor's device; the meta device never has any."""
     kind = x.device.type

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorada.functional.precision import wide
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
     register,
@@ -25,7 +26,7 @@ from lorada.tuners.base.config import (
     require_rate,
 )
 from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel, plain_weight
-from lorada.tuners.base.entries import Entries, wide
+from lorada.tuners.base.entries import Entries
 from lorada.tuners.omoe.experts import expert_shares, orthogonalise, row_norms
 
 FFN = ["gate_proj", "up_proj", "down_proj"]

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorada.tuners.base.entries import no_autocast, wide
+from lorada.functional.precision import wide
+from lorada.tuners.base.entries import no_autocast
 
 ROWS = 1024  # how many rows of a weight are converted to float32 at a time
 EPSILON = 1e-20  # added to ⟨u, u⟩. So small since the outputs of experts start near 0.
