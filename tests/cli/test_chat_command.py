@@ -176,7 +176,7 @@ def test_runs_on_different_bases_do_not_chat(chat, place):
     (other / "result.json").write_text(json.dumps({**result, "base_sha256": "0"}))
     code, out, err = chat([QUESTION], "map", "moved")
     assert (code, out) == (2, "")
-    assert "a chat has one base: chat with each alone" in err
+    assert "several runs must share one base: take each alone" in err
     assert err.count("\n") == 1
 
 
