@@ -23,10 +23,10 @@ class OneByOne:
     def __init__(
         self, run: Run, shared: SharedModel, key: str | None, settings: dict[str, Any]
     ) -> None:
-        """Take the run's ``settings`` of ``generate``."""
+        """Take the run's ``settings`` of ``generate``; others are the model's own."""
         self.room: int | None = None
         self._run, self._shared, self._key = run, shared, key
-        self._settings = settings
+        self._settings = {"num_beams": shared.base.generation_config.num_beams or 1, **settings}
         self._ended = threading.Event()
 
     async def write(self, ask: Ask) -> AsyncGenerator[Progress]:
@@ -59,9 +59,9 @@ class OneByOne:
         """The token ids of an answer."""
         settings = {**self._settings, "do_sample": False, "max_new_tokens": ask.most}
         if ask.temperature > 0:
-            settings.pop("num_beams", None)
             settings |= {"do_sample": True, "temperature": ask.temperature, "top_p": ask.top_p}
-        if settings.get("num_beams", 1) == 1:
+            settings["num_beams"] = 1
+        if settings["num_beams"] == 1:
             settings["streamer"] = sender
         if "stop_strings" in settings:
             settings["tokenizer"] = self._run.tokenizer
