@@ -14,6 +14,7 @@ One = Annotated[int, Field(ge=1, le=1)]
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Nothing = Annotated[list[Any], Field(max_length=0)]
 MOST_PROMPTS = 256
+LONGEST = 40  # characters of a wrong value that are repeated
 
 
 class Asked(BaseModel):
@@ -130,9 +131,33 @@ class CompletionRequest(Asked):
         return self.prompt  # type: ignore[return-value]
 
 
+# What fields may be that several types fit, or none but nothing.
+MEANT = {
+    "prompt": "a text, a list of token ids, or a list of either",
+    "stop": "a text, or a list of at most 4",
+    "content": "a text, or a list of parts of type text",
+    "seed": "left out: requests are sampled together",
+    "suffix": "left out: models here only continue texts",
+}
+
+
 def what_is_wrong(error: ValidationError) -> tuple[str, str | None]:
     """One line on the first fault of a body, and the field that has it."""
     first = error.errors(include_url=False)[0]
-    field = ".".join(str(place) for place in first["loc"] if isinstance(place, (str, int)))
-    said = f"{field}: {first['msg']}" if field else first["msg"]
-    return said, str(first["loc"][0]) if first["loc"] else None
+    places = list(first["loc"])
+    if not places:
+        return first["msg"], None
+    named = next((place for place in places if place in MEANT), None)
+    if named is not None:
+        places = places[: places.index(named) + 1]
+        said = f"must be {MEANT[str(named)]}"
+    else:
+        said = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
+        if first["type"] != "missing":
+            said += f", not {_short(first['input'])}"
+    return f"{'.'.join(map(str, places))}: {said}", str(places[0])
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
