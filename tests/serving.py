@@ -9,18 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
-from folders import bart_folder, llama_folder, rows_file
+from folders import TURNS, bart_folder, llama_folder, rows_file
 from transformers import GenerationConfig
 
 from lorada.runs.recipe import load_recipe
 from lorada.runs.serving.app import Server
-from lorada.runs.serving.server import listen
+from lorada.runs.serving.listen import listen
 from lorada.runs.training.train import train
 
-TURNS = [
-    {"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": b}]}
-    for a, b in (("hi", "ho"), ("1", "2"), ("no", "yes"), ("up", "down"))
-]
 SETTINGS = ["max_steps=2", "learning_rate=0.1", "report_to=[]", "max_length=48", "max_new_tokens=9"]
 RANDOM = "lmam.init_weights=false"
 # Run → model, method, rows, and settings of its own.

@@ -35,19 +35,20 @@ def serve(
 ) -> None:
     """Serve finished runs and their base to OpenAI's clients, which name one as the model."""
     from lorada.cli.checks import check_writers
+    from lorada.runs.serving.listen import listen
 
     with needs_extra("serve"):
         import prometheus_client  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     recipe = check_writers(runs)
+    socket = listen(host, port)
     with loading_model(recipe.model):
         from lorada.runs.serving.app import Server
         from lorada.runs.serving.limits import Limits
         from lorada.runs.serving.served import open_served
-        from lorada.runs.serving.server import listen, serve_until_stopped
+        from lorada.runs.serving.server import serve_until_stopped
 
-        socket = listen(host, port)
         served = open_served(runs, cache_tokens=cache_tokens, trust_remote_code=remote)
     limits = Limits(max_body, max_tokens, max_prompts, timeout)
     if host not in LOOPBACK and not api_key:

@@ -10,22 +10,6 @@ import uvicorn
 from lorada.runs.serving.app import Server
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens at an address; port 0 is any free one.
-
-    Raises:
-        ValueError: if the address is taken, or not one of this machine.
-    """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(
-            f"cannot listen at {host} port {port}: {reason}; choose another"
-        ) from error
-
-
 def serve_until_stopped(server: Server, at: socket.socket) -> None:
     """Answer requests until SIGTERM or SIGINT.
 
