@@ -1,6 +1,10 @@
 """Servers in a thread of the test, for the tests of ``lorada serve``."""
 
 import asyncio
+import json
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -84,3 +88,33 @@ def until(true, seconds: float = 20) -> None:
     while not true():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.02)
+
+
+class Process:
+    """``lorada serve`` as a process, and what it says."""
+
+    def __init__(self, *words, folder=None):
+        command = [sys.executable, "-m", "lorada.cli", "serve", "--port", "0", *map(str, words)]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder
+        )
+        self.said = []
+        threading.Thread(target=self._listen, daemon=True).start()
+        until(lambda: self.address or self.process.poll() is not None, 90)
+
+    def _listen(self):
+        for line in self.process.stderr:
+            self.said.append(line)
+
+    @property
+    def address(self):
+        return next(iter(re.findall(r"listening at (http://\S+);", "".join(self.said))), None)
+
+    def curl(self, path, body=None, *options):
+        words = ["curl", "-sN", "--max-time", "60", self.address + path, *options]
+        if body is not None:
+            words += ["-d", json.dumps(body)]
+        return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+
+    def asked(self, path, body=None, *options):
+        return json.loads(self.curl(path, body, *options).communicate()[0])

@@ -1,15 +1,12 @@
 """``lorada serve`` as a process: asked with curl, and told to stop."""
 
-import json
 import re
 import signal
 import socket
-import subprocess
 import sys
-import threading
 
 import pytest
-from serving import trained, until
+from serving import Process, trained
 
 from lorada.runs.inference.generate import continue_prompts
 from lorada.runs.inference.load import load_run
@@ -21,36 +18,6 @@ QUESTION = "1 + 1 ="
 def runs(tmp_path_factory):
     place = tmp_path_factory.mktemp("served runs")
     return [trained(place, name) for name in ("mine.v1", "talk")]
-
-
-class Process:
-    """A server of its own, and what it says."""
-
-    def __init__(self, *words):
-        command = [sys.executable, "-m", "lorada.cli", "serve", "--port", "0", *map(str, words)]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        self.said = []
-        threading.Thread(target=self._listen, daemon=True).start()
-        until(lambda: self.address or self.process.poll() is not None, 90)
-
-    def _listen(self):
-        for line in self.process.stderr:
-            self.said.append(line)
-
-    @property
-    def address(self):
-        return next(iter(re.findall(r"listening at (http://\S+);", "".join(self.said))), None)
-
-    def curl(self, path, body=None, *options):
-        words = ["curl", "-sN", "--max-time", "60", self.address + path, *options]
-        if body is not None:
-            words += ["-d", json.dumps(body)]
-        return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-
-    def asked(self, path, body=None, *options):
-        return json.loads(self.curl(path, body, *options).communicate()[0])
 
 
 @pytest.fixture

@@ -67,8 +67,9 @@ class OneByOne:
             settings["tokenizer"] = self._run.tokenizer
         read = torch.tensor([ask.ids], device=self._run.device)
         criteria = StoppingCriteriaList([_Stop((stopped, self._ended))])
+        model = self._shared.base if self._key is None else self._shared.whole
         with self._shared.turn(self._key), torch.no_grad():
-            found: Tensor = self._shared.whole.generate(
+            found: Tensor = model.generate(
                 input_ids=read,
                 attention_mask=torch.ones_like(read),
                 pad_token_id=self._run.tokenizer.pad_token_id,

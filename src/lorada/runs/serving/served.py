@@ -19,7 +19,7 @@ from lorada.runs.serving.shared_model import AdapterView, SharedModel
 
 # Settings of `generate` that the server follows whichever engine answers.
 FOLLOWED = ("max_new_tokens", "stop_strings", "do_sample")
-CACHE_TOKENS = 16384  # of each batch's cache on a processor, unless the user says otherwise
+CACHE_TOKENS = 8192  # of each batch's cache on a processor, unless the user says otherwise
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner
 from transformers import PreTrainedModel
 from transformers.generation.continuous_batching.continuous_api import ContinuousMixin
 
@@ -29,7 +30,6 @@ class SharedModel:
         self._changed = threading.Condition()
         self._given = self._done = 0
         self._active: str | None = ""  # no adapter's name: the first turn always switches
-        self._switched_off = ExitStack()
 
     @contextmanager
     def turn(self, key: str | None) -> Iterator[None]:
@@ -48,11 +48,12 @@ class SharedModel:
     def _activate(self, key: str | None) -> None:
         if key == self._active or not isinstance(self.whole, PeftModel):
             return
-        self._switched_off.close()
-        if key is None:
-            self._switched_off.enter_context(self.whole.disable_adapter())
-        else:
+        layers = self.whole.base_model  # learned prompts have none: the base runs without them
+        if key is not None:
             self.whole.set_adapter(key, inference_mode=True)
+        if isinstance(layers, BaseTuner) and None in (key, self._active):
+            switch = layers.disable_adapter_layers if key is None else layers.enable_adapter_layers
+            switch()
         self._active = key
 
 
