@@ -7,7 +7,7 @@ import httpx
 import openai
 import pytest
 import torch
-from serving import RUNS, running, trained
+from serving import RUNS, running, trained, until
 
 from lorada.runs.inference.generate import continue_prompts, generate
 from lorada.runs.inference.load import load_run
@@ -85,6 +85,21 @@ def test_what_cannot_be_batched_is_answered_one_after_the_other(name, place):
             with pytest.raises(openai.BadRequestError, match="is not batched and has no log-prob"):
                 complete(client, name, logprobs=0)
             assert complete(client, name, temperature=1.0, max_tokens=20) != whole
+
+
+def test_requests_that_wait_for_another_are_answered_or_dropped(place):
+    """One after the other: many wait, and those that are given up are not computed."""
+    served = open_served([trained(place, "beams")])
+    with running(Server(served)) as found, ThreadPoolExecutor(8) as pool:
+        client = openai.OpenAI(base_url=f"{found.url}/v1", api_key="none", max_retries=0)
+        kept = [pool.submit(complete, client, "beams", f"{i} + 1 =") for i in range(8)]
+        short = client.with_options(timeout=0.05)
+        for _ in range(4):
+            with pytest.raises(openai.APITimeoutError):
+                complete(short, "beams", "1", max_tokens=40)
+        texts = [one.result() for one in kept]
+        assert texts == [alone(place, "beams", f"{i} + 1 =") for i in range(8)]
+        until(lambda: found.server._places.taken == 0)
 
 
 def test_the_pieces_of_a_stream_are_the_answer(client):

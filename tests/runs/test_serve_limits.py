@@ -106,6 +106,12 @@ def test_a_chat_that_cannot_be_answered_is_refused_in_one_line(case, usual):
     assert text in said(ask(usual, {"model": BASE, "messages": turns, **body}, CHAT), 400)
 
 
+def test_a_tokenizer_without_a_chat_template_is_said(usual, served, monkeypatch):
+    monkeypatch.setattr(served["lora"].run.tokenizer, "chat_template", None)
+    body = {"model": "lora", "messages": [{"role": "user", "content": "a"}]}
+    assert said(ask(usual, body, CHAT), 400) == ("lora has no chat template: ask /v1/completions")
+
+
 def test_unknown_models_addresses_and_methods_are_refused(usual):
     assert said(ask(usual, {**LONG, "model": "gpt"}), 404) == (
         "no model 'gpt' here; there are lora, llama"

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -28,12 +29,15 @@ class OneByOne:
         self._run, self._shared, self._key = run, shared, key
         self._settings = {"num_beams": shared.base.generation_config.num_beams or 1, **settings}
         self._ended = threading.Event()
+        self._worker = ThreadPoolExecutor(1)
 
     async def write(self, ask: Ask) -> AsyncGenerator[Progress]:
         """See ``Engine``."""
         loop, pieces = asyncio.get_running_loop(), asyncio.Queue[list[int] | None]()
         stopped = threading.Event()
-        work = loop.run_in_executor(None, self._generate, ask, stopped, _Sender(loop, pieces))
+        work = loop.run_in_executor(
+            self._worker, self._generate, ask, stopped, _Sender(loop, pieces)
+        )
         work.add_done_callback(lambda _: pieces.put_nowait(None))
         ids: list[int] = []
         try:
@@ -46,6 +50,7 @@ class OneByOne:
                 raise EngineFailed(" ".join(str(error).split())) from error
         finally:
             stopped.set()
+            work.cancel()  # it may not have begun
 
     def running(self) -> bool:
         """See ``Engine``."""
@@ -54,6 +59,7 @@ class OneByOne:
     def stop(self) -> None:
         """See ``Engine``."""
         self._ended.set()
+        self._worker.shutdown(wait=False, cancel_futures=True)
 
     def _generate(self, ask: Ask, stopped: threading.Event, sender: "_Sender") -> list[int]:
         """The token ids of an answer."""

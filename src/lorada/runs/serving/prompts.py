@@ -47,6 +47,8 @@ def _prompts(served: Served, request: ChatRequest | CompletionRequest) -> list[l
 
 def _chat_ids(served: Served, request: ChatRequest) -> list[int]:
     """The conversation so far in the tokenizer's chat template, which has its special tokens."""
+    if not served.run.tokenizer.chat_template:
+        raise ValueError(f"{served.name} has no chat template: ask /v1/completions")
     turns = [message.turn() for message in request.messages]
     row = {"messages": [*turns, {"role": "assistant", "content": ""}]}
     prompt = prompt_of(row, "messages", served.run.tokenizer)
