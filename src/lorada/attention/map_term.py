@@ -46,7 +46,7 @@ def reached_queries(length: int, positions: TokenPositions, shape: CallShape) ->
 
 def _can_be_read(numbers: Tensor) -> bool:
     """Whether numbers are on the CPU, and there is no graph that must serve other numbers too."""
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    recorded = torch.compiler.is_compiling() or torch._C._is_tracing()
     plain = type(numbers) is Tensor and not torch._C._are_functorch_transforms_active()
     return plain and numbers.is_cpu and not recorded
 
