@@ -1,5 +1,8 @@
 """Answers from a batch that is refilled are those of ``generate``, prompt by prompt."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from architectures import ARCHITECTURES
@@ -166,6 +169,24 @@ def test_rows_that_have_ended_need_no_further_positions():
     assert max(LENGTHS) == 17
     never = lambda ids: torch.zeros(len(ids), dtype=torch.bool)  # noqa: E731
     assert refilled(model, ended=never, size=8) == one_by_one(model, eos_token_id=None)
+
+
+def test_no_cache_outlives_its_rows(monkeypatch):
+    alive, most = weakref.WeakSet(), []
+    original = RefilledCache.__init__
+
+    def begin(cache):
+        original(cache)
+        alive.add(cache)
+
+    monkeypatch.setattr(RefilledCache, "__init__", begin)
+    base = adapted("llama", "map").get_base_model()
+    for _ in write_answers(Writer(base, is_end, LIMIT, PAD, 2), PROMPTS * 6):
+        gc.collect()
+        most.append(len(alive))
+    gc.collect()
+    assert max(most) == 1  # that of the rows that joined is gone once they have joined
+    assert not alive
 
 
 def test_no_prompts_have_no_answers():
