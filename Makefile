@@ -72,6 +72,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/measure_map_costs.py $(BENCH)
 	$(BIN)/python benchmarks/measure_map_growth.py $(BENCH)
 	$(BIN)/python benchmarks/measure_method_costs.py $(BENCH)
+	$(BIN)/python benchmarks/measure_generated_answers.py $(BENCH)
 
 # Which scale lets the map learn (docs/scale.md): many trainings, and LORADA_DATA must be set.
 bench-scale: $(VENV)/.installed-dev

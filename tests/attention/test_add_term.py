@@ -233,6 +233,17 @@ def test_past_the_map_the_output_itself_comes_back():
     assert add_term(output, attention_map(), positions, shape, value) is output
 
 
+def test_past_the_map_the_output_itself_comes_back_of_padded_samples():
+    shape = CallShape(1, 11, HEADS, True, None)
+    past = table([None, *range(10)], [*range(11)], queries=1)
+    one_inside = table([*[None] * (11 - LENGTH), *range(LENGTH)], [*range(11)], queries=1)
+    value, output = torch.randn(2, 2, 11, 8), torch.randn(2, 1, HEADS, 8)
+    assert add_term(output, attention_map(), past, shape, value) is output
+    added = add_term(output, attention_map(), one_inside, shape, value)
+    assert not torch.equal(added[0], output[0])
+    assert torch.equal(added[1], output[1])
+
+
 def test_nothing_is_allocated_beyond_the_map_but_the_sum():
     """A long padded batch: one copy of the output, and parts as long as the map."""
     sizes = []

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from lorada import LmamConfig, LoradaConfig
 from lorada.runs.folder.checkpoints import CHECKSUM_FILE, last_whole_checkpoint
 from lorada.runs.folder.result import read_result
+from lorada.runs.inference import generate as generating
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.generate import continue_prompts
 from lorada.runs.inference.load import load_run
@@ -330,12 +331,14 @@ def test_a_prompt_to_a_chat_run_goes_through_the_template(place, tmp_path, monke
     rows = rows_file(tmp_path / "rows.jsonl", [{"messages": turns}] * 8)
     run = load_run(train(recipe(place, tmp_path / "run", data=str(rows)), quiet=True).run)
     seen = []
-    generate = run.model.generate
+    write = generating.write_answers
     monkeypatch.setattr(
-        run.model, "generate", lambda **kw: (seen.append(kw["input_ids"]), generate(**kw))[1]
+        generating,
+        "write_answers",
+        lambda writer, prompts: write(writer, seen.extend(prompts) or prompts),
     )
     continue_prompts(run, ["hi"], 2)
-    assert run.tokenizer.decode(seen[0][0]) == "<|user|>hi<e><|assistant|>"
+    assert run.tokenizer.decode(seen[0]) == "<|user|>hi<e><|assistant|>"
 
 
 def test_a_recipe_in_a_run_folder_cannot_switch_remote_code_on(finished, tmp_path):

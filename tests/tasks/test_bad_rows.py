@@ -132,7 +132,8 @@ def test_nothing_is_generated_where_a_row_cannot_be_scored(protocol, tmp_path, m
     source_file(tmp_path, f"{MATH}/mawps", "test", [good, good, {**good, "answer": "four"}])
     train(recipe(tmp_path, "gsm8k,mawps", protocol), quiet=True)
     asked = []
-    monkeypatch.setattr(generate, "continue_batch", lambda *batch: asked.append(batch))
+    for way in ("continue_batch", "write_answers"):
+        monkeypatch.setattr(generate, way, lambda *batch: asked.append(batch))
     refused(
         f"^{MATH}/mawps/test row 3: answer 'four' is not a number$",
         lambda: evaluate_tasks(load_run(tmp_path / "run")),

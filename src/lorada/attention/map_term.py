@@ -31,13 +31,24 @@ def map_term(
 
 
 def reached_queries(length: int, positions: TokenPositions, shape: CallShape) -> slice | None:
-    """Which queries a map of this length may reach, by shapes alone; None if it reaches none."""
-    # The numbers of a table are on the device, and reading them would make the host wait.
+    """Which queries a map of this length may reach; None if it reaches none.
+
+    Shapes alone say it, except in decoding on a CPU, whose numbers can be read without waiting.
+    """
     if isinstance(positions, TokenTable):
-        return slice(0, shape.queries)
+        decoding = shape.queries == 1 and _can_be_read(positions.rows)
+        beyond = decoding and not positions.reaches(length)
+        return None if beyond else slice(0, shape.queries)
     _, row, end = _slots_under_map(length, positions)
     # From key slots to queries, which are counted from the slot of the first one.
     return None if row >= end else slice(row - positions.first, end - positions.first)
+
+
+def _can_be_read(numbers: Tensor) -> bool:
+    """Whether numbers are on the CPU, and there is no graph that must serve other numbers too."""
+    recorded = torch.compiler.is_compiling() or torch._C._is_tracing()
+    plain = type(numbers) is Tensor and not torch._C._are_functorch_transforms_active()
+    return plain and numbers.is_cpu and not recorded
 
 
 def _slots_under_map(length: int, span: TokenSpan) -> tuple[int, int, int]:

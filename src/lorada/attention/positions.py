@@ -70,6 +70,7 @@ class TokenTable:
     column_owner: Tensor | None = None
     row_owner: Tensor | None = None
     _slots: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _reaches: dict[int, bool] = field(default_factory=dict, repr=False)
 
     def table(self, queries: int, keys: int, device: torch.device) -> "TokenTable":
         """Itself."""
@@ -105,6 +106,12 @@ class TokenTable:
         """(B, T) map row of each query, clamped to 0 … N-1, and booleans: whether it was inside."""
         inside = (self.rows >= 0) & (self.rows < length)
         return self.rows.clamp(0, length - 1), inside
+
+    def reaches(self, length: int) -> bool:
+        """Whether any query is on a map row below ``length``; reads the table."""
+        if length not in self._reaches:  # stored, since all layers share a table
+            self._reaches[length] = bool(self.query_rows(length)[1].any())
+        return self._reaches[length]
 
     def real_queries(self) -> Tensor:
         """(B, T) booleans: which queries are tokens and not padding."""

@@ -1,16 +1,20 @@
 """Generates text with a finished run: it continues prompts."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
+from transformers.generation import StopStringCriteria
 
 from lorada.runs.data.dataset import context_of
 from lorada.runs.data.rows import protocol_settings
+from lorada.runs.inference.can_refill import can_refill, end_tokens
 from lorada.runs.inference.load import Run
+from lorada.runs.inference.refilled_batch import Writer, write_answers
 from lorada.runs.models.generation import language_settings, refuse_long
 from lorada.runs.plain_yaml import refuse_unstorable
 from lorada.support.errors import out_of_memory
@@ -62,24 +66,57 @@ def generate(
     settings = generation_settings(run, max_new_tokens, protocol)
     check_prompts(run, prompts, templated=templated)
     room = room_for_prompts(run, settings["max_new_tokens"])
-    # Prompts of similar length share a batch. The longest come first, to run out of memory early.
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    size = run.recipe.eval_batch_size
-    outputs: dict[int, str] = {}
-    cut = 0
     with prompts_end_alike(run):
-        for start in progress_bar(range(0, len(order), size), "Generating"):
-            chosen = order[start : start + size]
-            chunk = [prompts[i] for i in chosen]
-            batch, longer = tokens_of(run, chunk, room, templated=templated)
-            cut += longer
-            new = continue_batch(run, batch, settings)
-            texts = run.tokenizer.batch_decode(new, skip_special_tokens=True)
-            outputs.update(zip(chosen, texts, strict=True))
+        tokens, cut = tokens_of(run, prompts, room, templated=templated)
+        way = _refilled if can_refill(run, settings) else _padded
+        answers = way(run, tokens, settings)
+        outputs = dict(progress_bar(answers, "Generating", total=len(prompts)))
     if cut:
         end = "beginning" if run.kind == "decoder" else "end"
         logger.warning("%d of %d prompts lost their %s to fit the model", cut, len(prompts), end)
     return [outputs[i] for i in range(len(prompts))]
+
+
+def _refilled(
+    run: Run, prompts: list[list[int]], settings: dict[str, Any]
+) -> Iterator[tuple[int, str]]:
+    """Answer prompts in a batch that is refilled, as they end: their indices and answers."""
+    model = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
+    writer = Writer(
+        model, _ends(run, settings), settings["max_new_tokens"], run.tokenizer.pad_token_id,
+        run.recipe.eval_batch_size,
+    )  # fmt: skip
+    with _damaged_settings_in_one_line(run):
+        for index, ids in write_answers(writer, prompts):
+            yield index, run.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _ends(run: Run, settings: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    """What says which rows of ids (B, T) end with their last token."""
+    tokens = torch.tensor(end_tokens(run), dtype=torch.long, device=run.device)
+    strings = settings.get("stop_strings") or run.model.generation_config.stop_strings
+    found = StopStringCriteria(run.tokenizer, strings) if strings else None
+
+    def ended(ids: Tensor) -> Tensor:
+        last = torch.isin(ids[:, -1], tokens)
+        return last if found is None else last | found(ids, None)
+
+    return ended
+
+
+def _padded(
+    run: Run, prompts: list[list[int]], settings: dict[str, Any]
+) -> Iterator[tuple[int, str]]:
+    """Answer prompts in padded batches with transformers' ``generate``; as ``_refilled`` does."""
+    # Prompts of similar length share a batch. The longest come first, to run out of memory early.
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    size = run.recipe.eval_batch_size
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        batch = padded(run, [prompts[i] for i in chosen])
+        new = continue_batch(run, batch, settings)
+        texts = run.tokenizer.batch_decode(new, skip_special_tokens=True)
+        yield from zip(chosen, texts, strict=True)
 
 
 def generation_settings(
@@ -157,18 +194,22 @@ def room_for_prompts(run: Run, limit: int) -> int | None:
 
 def tokens_of(
     run: Run, prompts: list[str], room: int | None, *, templated: bool
-) -> tuple[Any, int]:
-    """A batch of prompts, and how many of them were cut."""
+) -> tuple[list[list[int]], int]:
+    """The token ids of each prompt, and how many prompts were cut."""
+    if not prompts:
+        return [], 0
     special = not templated
     most: dict[str, Any] = {} if room is None else {"truncation": True, "max_length": room}
-    batch = run.tokenizer(
-        prompts, return_tensors="pt", padding=True, add_special_tokens=special, **most
-    ).to(run.device)
-    batch.pop("token_type_ids", None)
-    if room is None or batch["input_ids"].shape[1] < room:
-        return batch, 0
-    whole = run.tokenizer(prompts, add_special_tokens=special)["input_ids"]
-    return batch, sum(len(ids) > room for ids in whole)
+    found = run.tokenizer(prompts, add_special_tokens=special, verbose=False, **most)["input_ids"]
+    if room is None or max(map(len, found), default=0) < room:
+        return found, 0
+    whole = run.tokenizer(prompts, add_special_tokens=special, verbose=False)["input_ids"]
+    return found, sum(len(ids) > room for ids in whole)
+
+
+def padded(run: Run, prompts: list[list[int]]) -> Any:
+    """A batch of prompts; padded at their beginning if ``prompts_end_alike``."""
+    return run.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(run.device)
 
 
 def continue_batch(run: Run, batch: Any, settings: dict[str, Any]) -> Tensor:
@@ -179,18 +220,28 @@ def continue_batch(run: Run, batch: Any, settings: dict[str, Any]) -> Tensor:
     """
     if "stop_strings" in settings:
         settings = {**settings, "tokenizer": run.tokenizer}
+    with _damaged_settings_in_one_line(run), torch.no_grad():
+        ids = run.model.generate(
+            **batch, do_sample=False, pad_token_id=run.tokenizer.pad_token_id, **settings
+        )
+    # A decoder repeats the prompt in its output; an encoder–decoder does not.
+    new: Tensor = ids if run.kind == "encoder_decoder" else ids[:, batch["input_ids"].shape[1] :]
+    return new
+
+
+@contextmanager
+def _damaged_settings_in_one_line(run: Run) -> Iterator[None]:
+    """Turn what unchecked generation settings fail with into one line.
+
+    Raises:
+        ValueError: naming the file of the settings.
+    """
     try:
-        with torch.no_grad():
-            ids = run.model.generate(
-                **batch, do_sample=False, pad_token_id=run.tokenizer.pad_token_id, **settings
-            )
-    except (TypeError, AttributeError, RuntimeError) as error:  # unchecked settings fail here
+        yield
+    except (TypeError, AttributeError, RuntimeError) as error:
         if out_of_memory(error):
             raise
         raise ValueError(
             f"{run.folder} cannot generate ({error}): a setting in its model's "
             "generation_config.json may be damaged"
         ) from error
-    # A decoder repeats the prompt in its output; an encoder–decoder does not.
-    new: Tensor = ids if run.kind == "encoder_decoder" else ids[:, batch["input_ids"].shape[1] :]
-    return new

@@ -15,6 +15,7 @@ from lorada.runs.inference.generate import (
     check_prompts,
     continue_batch,
     generation_settings,
+    padded,
     prompts_end_alike,
     room_for_prompts,
     tokens_of,
@@ -70,7 +71,8 @@ def stream(
     check_prompts(run, [prompt], templated=templated)
     room = room_for_prompts(run, settings["max_new_tokens"])
     with prompts_end_alike(run):
-        batch, cut = tokens_of(run, [prompt], room, templated=templated)
+        tokens, cut = tokens_of(run, [prompt], room, templated=templated)
+        batch = padded(run, tokens)
     if cut:
         end = "beginning" if run.kind == "decoder" else "end"
         logger.warning("the question lost its %s to fit the model", end)

@@ -45,7 +45,7 @@ def sequence_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     labels, mask = batch["labels"], batch["attention_mask"]
     # Logits take the most memory, and only those at the ends of sequences are needed.
     counted = int((labels != IGNORED).sum(-1).max()) + 1
-    extra = _accepted(model, position_ids=_positions(mask), logits_to_keep=counted)
+    extra = accepted(model, position_ids=positions_of(mask), logits_to_keep=counted)
     output = model(input_ids=batch["input_ids"], attention_mask=mask, **extra)
     return mean_log_likelihoods(output.logits[:, -counted:], labels[:, -counted:])
 
@@ -66,12 +66,12 @@ def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     prompts, prompt_mask = _cut(ids[first], begins[first] - prompt_lengths, prompt_lengths, "left")
     candidates, mask = _cut(ids, begins, lengths, "right")
 
-    positions = _positions(prompt_mask)
-    extra = _accepted(model, position_ids=positions, logits_to_keep=1)
+    positions = positions_of(prompt_mask)
+    extra = accepted(model, position_ids=positions, logits_to_keep=1)
     output = model(input_ids=prompts, attention_mask=prompt_mask, use_cache=True, **extra)
     logits = output.logits[row_of, -1:]  # they predict the first token of each candidate
     if mask.shape[1] > 1:
-        name = "cache" if "cache" in _accepted(model, cache=None) else "past_key_values"
+        name = "cache" if "cache" in accepted(model, cache=None) else "past_key_values"
         cache = output[name]
         cache.batch_select_indices(row_of)
         steps = torch.arange(1, mask.shape[1] + 1, device=ids.device)
@@ -80,7 +80,7 @@ def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
             attention_mask=torch.cat([prompt_mask[row_of], mask], -1),
             use_cache=True,
             **{name: cache},
-            **_accepted(model, position_ids=positions[row_of, -1:] + steps),
+            **accepted(model, position_ids=positions[row_of, -1:] + steps),
         )
         logits = torch.cat([logits, rest.logits[:, :-1]], 1)
     labels = candidates.masked_fill(mask == 0, IGNORED)
@@ -100,12 +100,12 @@ def _cut(ids: Tensor, begins: Tensor, lengths: Tensor, pads: str) -> tuple[Tenso
     return ids.gather(1, indices).masked_fill(~real, 0), real.long()
 
 
-def _positions(mask: Tensor) -> Tensor:
+def positions_of(mask: Tensor) -> Tensor:
     """The position of each token, counted without pads."""
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def _accepted(model: Any, **extra: Any) -> dict[str, Any]:
+def accepted(model: Any, **extra: Any) -> dict[str, Any]:
     """The keywords that the transformers model's ``forward`` names among its parameters."""
     while hasattr(model, "module"):  # a wrapper for several processes
         model = model.module

@@ -1,0 +1,209 @@
+"""Greedy generation in a batch that is refilled: the next prompts take the place of ended answers.
+
+A batch that runs until its longest answer ends computes the rows that ended earlier to no use. Here
+they leave, and the next prompts join so that they end at the same slot as the rest. The model sees
+what it sees in any batch with pads on the left, so each answer is that of ``generate``.
+
+Shapes: B rows, T slots of a row: pads, its prompt, and what was written behind it.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorada.runs.models.candidate_scores import accepted, positions_of
+from lorada.runs.models.refilled_cache import RefilledCache
+
+# A batch is refilled when 1/8 of its rows have ended: a prompt that is read alone costs almost as
+# much time as a step of the whole batch.
+SHARE = 8
+
+Ended = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """How answers are written.
+
+    Attributes:
+        model: a transformers model, the base under PEFT.
+        ended: says which rows (B,) of ids (B, T) end with their last token.
+        limit: most tokens of an answer.
+        pad: the id of pads.
+        size: how many rows are written at once, and more if they are shorter than the longest: what
+            the cache holds is at most that of ``size`` rows as long as the longest.
+    """
+
+    model: Any
+    ended: Ended
+    limit: int
+    pad: int
+    size: int
+
+
+@dataclass
+class _Rows:
+    """Rows that are being written.
+
+    Attributes:
+        numbers: the number of each row's prompt.
+        written: how many of its tokens are answer.
+        done: whether its answer has ended.
+        ids: (B, T); the cache has all but the last slot.
+        mask: (B, T): 1 for tokens, 0 for pads.
+        cache: keys and values of the first T-1 slots.
+    """
+
+    numbers: list[int]
+    written: list[int]
+    done: list[bool]
+    ids: Tensor
+    mask: Tensor
+    cache: RefilledCache
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def kept(self) -> list[int]:
+        """Which rows have not ended."""
+        return [row for row, done in enumerate(self.done) if not done]
+
+
+@torch.no_grad()
+def write_answers(writer: Writer, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
+    """Answer prompts of token ids, the longest first.
+
+    Yields:
+        The index of a prompt, and the ids (N,) of its answer, in the order in which they end.
+    """
+    waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
+    if not waiting:
+        return
+    budget = writer.size * (len(prompts[waiting[0]]) + writer.limit)
+    rows: _Rows | None = None
+    while waiting or rows is not None:
+        joining = _next_rows(writer, prompts, waiting, rows, budget)
+        if joining or (rows is not None and _worth_leaving(rows, waiting)):
+            rows = _refilled(writer, rows, joining, prompts)
+        else:
+            assert rows is not None
+            _step(writer, rows)
+        if rows is not None:
+            yield from _ended(writer, rows)
+
+
+def _next_rows(
+    writer: Writer,
+    prompts: Sequence[Sequence[int]],
+    waiting: deque[int],
+    rows: _Rows | None,
+    budget: int,
+) -> list[int]:
+    """Take the prompts that join now from those that wait; none until enough have room."""
+    if not waiting:
+        return []
+    staying = [] if rows is None else [rows.numbers[k] for k in rows.kept()]
+    longest = max(len(prompts[n]) for n in (*staying, waiting[0]))
+    most = budget // (longest + writer.limit)
+    free = min(most - len(staying), len(waiting))
+    if staying and free < min(len(waiting), max(1, most // SHARE)):
+        return []
+    return [waiting.popleft() for _ in range(free)]
+
+
+def _worth_leaving(rows: _Rows, waiting: deque[int]) -> bool:
+    """Whether so many have ended, and none may join, that the others go on alone."""
+    ended = sum(rows.done)
+    return ended == len(rows) or (not waiting and ended * SHARE >= len(rows))
+
+
+def _refilled(
+    writer: Writer, rows: _Rows | None, joining: list[int], prompts: Sequence[Sequence[int]]
+) -> _Rows | None:
+    """The rows that have not ended and, behind them, those that join; None if there are none."""
+    new = _read(writer, joining, prompts) if joining else None
+    if rows is None:
+        return new
+    kept = rows.kept()
+    if not kept:
+        return new
+    slots = int(rows.mask[kept].sum(-1).max())  # what the longest of them needs
+    rows.cache.refill(kept, slots - 1, None if new is None else new.cache)
+    ids, mask = rows.ids[kept, -slots:], rows.mask[kept, -slots:]
+    rows = _Rows(
+        [rows.numbers[k] for k in kept], [rows.written[k] for k in kept], [False] * len(kept),
+        ids, mask, rows.cache,
+    )  # fmt: skip
+    if new is None:
+        return rows
+    return _Rows(
+        rows.numbers + new.numbers, rows.written + new.written, rows.done + new.done,
+        _stacked(ids, new.ids, writer.pad), _stacked(mask, new.mask, 0), rows.cache,
+    )  # fmt: skip
+
+
+def _read(writer: Writer, numbers: list[int], prompts: Sequence[Sequence[int]]) -> _Rows:
+    """Read some prompts and write the first token of each answer."""
+    longest = max(len(prompts[n]) for n in numbers)
+    shape, device = (len(numbers), longest), writer.model.device
+    ids = torch.full(shape, writer.pad, device=device)
+    mask = torch.zeros(shape, dtype=torch.long, device=device)
+    for row, number in enumerate(numbers):
+        prompt = torch.tensor(prompts[number], device=device)
+        ids[row, longest - len(prompt) :] = prompt
+        mask[row, longest - len(prompt) :] = 1
+    cache = RefilledCache()
+    one = [1] * len(numbers)
+    rows = _Rows(numbers, one, [False] * len(numbers), ids, mask, cache)
+    _append(rows, _next_tokens(writer, rows, ids, positions_of(mask)))
+    return rows
+
+
+def _step(writer: Writer, rows: _Rows) -> None:
+    """Write one more token behind every row; those that have ended get one to no use."""
+    positions = rows.mask.sum(-1, keepdim=True) - 1
+    # An ended row must not run out of the positions that the model has.
+    ended = torch.tensor(rows.done, device=positions.device)[:, None]
+    positions = positions.masked_fill(ended, 0)
+    _append(rows, _next_tokens(writer, rows, rows.ids[:, -1:], positions))
+    rows.written = [written + 1 for written in rows.written]
+
+
+def _next_tokens(writer: Writer, rows: _Rows, ids: Tensor, positions: Tensor) -> Tensor:
+    """Give the model these ids (B, ·) and return the likeliest next token of each row (B,)."""
+    model = writer.model
+    name = "cache" if "cache" in accepted(model, cache=None) else "past_key_values"
+    given = {
+        "input_ids": ids, "attention_mask": rows.mask, "use_cache": True, name: rows.cache,
+        **accepted(model, position_ids=positions, logits_to_keep=1),
+    }  # fmt: skip
+    logits: Tensor = model(**given).logits[:, -1]
+    return logits.float().argmax(-1)
+
+
+def _append(rows: _Rows, tokens: Tensor) -> None:
+    rows.ids = torch.cat([rows.ids, tokens[:, None]], -1)
+    rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(rows), 1)], -1)
+
+
+def _ended(writer: Writer, rows: _Rows) -> Iterator[tuple[int, Tensor]]:
+    """Mark the rows whose answers end with their last token, and yield these answers."""
+    last = writer.ended(rows.ids).tolist()
+    for row, number in enumerate(rows.numbers):
+        if not rows.done[row] and (last[row] or rows.written[row] == writer.limit):
+            rows.done[row] = True
+            yield number, rows.ids[row, rows.ids.shape[1] - rows.written[row] :]
+
+
+def _stacked(above: Tensor, below: Tensor, fill: int) -> Tensor:
+    """Rows of two lengths below each other, with ``fill`` before the shorter ones."""
+    longest = max(above.shape[1], below.shape[1])
+    padded = [
+        torch.nn.functional.pad(part, (longest - part.shape[1], 0), value=fill)
+        for part in (above, below)
+    ]
+    return torch.cat(padded)
