@@ -105,7 +105,7 @@ def test_requests_that_wait_for_another_are_answered_or_dropped(place):
 def test_the_pieces_of_a_stream_are_the_answer(client):
     parts = list(
         client.completions.create(
-            model="mine.v1", prompt=QUESTION, stream=True, max_tokens=40,
+            model=BASE, prompt=QUESTION, stream=True, max_tokens=60,
             stream_options={"include_usage": True},
         )
     )  # fmt: skip
@@ -116,7 +116,7 @@ def test_the_pieces_of_a_stream_are_the_answer(client):
     assert [part.choices[0].finish_reason for part in parts[:-1]] == [None] * (len(parts) - 1)
     assert parts[-1].choices[0].finish_reason in ("stop", "length")
     text = "".join(part.choices[0].text for part in parts)
-    assert text == complete(client, "mine.v1", max_tokens=40)
+    assert text == complete(client, BASE, max_tokens=60)
 
 
 def test_the_pieces_of_a_chat_are_the_answer(client):

@@ -5,7 +5,7 @@ Everything that is not known to is answered by ``generate`` itself, in padded ba
 
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers.generation import GenerationMixin
 
 from lorada.runs.inference.load import Run
@@ -32,17 +32,11 @@ def can_refill(run: Run, settings: dict[str, Any]) -> bool:
     It is for decoders whose cache is keys and values of all tokens, with greedy search. Maps with
     ``positions="raw"`` count pads, so an answer depends on how the batch is padded.
     """
-    if run.kind != "decoder" or not _follows(_saved_settings(run) | settings):
+    if run.kind != "decoder" or not is_plain_greedy(run, settings):
         return False
     model = run.model
     if isinstance(model, PeftModel):
-        configs = model.peft_config.values()
-        parts = [part for config in configs for part in getattr(config, "parts", [config])]
-        # Prompts that are learned, and adapters that are switched on by tokens, are steps of
-        # PEFT's own ``generate``.
-        if any(part.is_prompt_learning for part in parts):
-            return False
-        if any(getattr(part, "alora_invocation_tokens", None) for part in parts):
+        if any(needs_peft_generate(config) for config in model.peft_config.values()):
             return False
         model = model.get_base_model()
     prepare = getattr(type(model), "prepare_inputs_for_generation", None)
@@ -51,6 +45,25 @@ def can_refill(run: Run, settings: dict[str, Any]) -> bool:
         and bool(accepted(model, position_ids=None))
         and not any(part.positions == "raw" for part in map_configs(run.model))
         and can_be_refilled(model.config)
+    )
+
+
+def is_plain_greedy(run: Run, settings: dict[str, Any]) -> bool:
+    """Whether a run's settings of ``generate`` and these take the likeliest token each time.
+
+    Then a token depends on those before through the model alone.
+    """
+    return _follows(_saved_settings(run) | settings)
+
+
+def needs_peft_generate(config: PeftConfig) -> bool:
+    """Whether an adapter needs steps that PEFT takes in its own ``generate``.
+
+    Prompts that are learned do, and adapters that are switched on by tokens.
+    """
+    parts = getattr(config, "parts", [config])
+    return any(
+        part.is_prompt_learning or getattr(part, "alora_invocation_tokens", None) for part in parts
     )
 
 

@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import GenerationConfig
 
 from lorada.runs.data.dataset import context_of
+from lorada.runs.inference.can_refill import end_tokens, is_plain_greedy, needs_peft_generate
 from lorada.runs.inference.generate import generation_settings, room_for_prompts
 from lorada.runs.inference.load import Run
 from lorada.runs.inference.side_by_side import Adapter, load_side_by_side
@@ -17,8 +18,6 @@ from lorada.runs.serving.engine import Engine
 from lorada.runs.serving.one_by_one import OneByOne
 from lorada.runs.serving.shared_model import AdapterView, SharedModel
 
-# Settings of `generate` that the server follows whichever engine answers.
-FOLLOWED = ("max_new_tokens", "stop_strings", "do_sample")
 CACHE_TOKENS = 8192  # of each batch's cache on a processor, unless the user says otherwise
 
 
@@ -99,37 +98,30 @@ def _served(
     config = GenerationConfig.from_dict(shared.base.generation_config.to_dict())
     config.update(**settings)
     engine: Engine
-    if can_batch(run, key, config, settings):
+    if can_batch(run, key, settings):
         engine = Batched(AdapterView(shared, key), config, cache_tokens, share)
     else:
         engine = OneByOne(run, shared, key, settings)
-    ends = config.eos_token_id
     described = {"base": base}
     if adapter:
         described["method"] = run.recipe.method
     return Served(
         name=name, run=run, engine=engine, most=settings["max_new_tokens"],
-        ends=frozenset([ends] if isinstance(ends, int) else ends or ()),
+        ends=frozenset(end_tokens(run)),
         stops=tuple(settings.get("stop_strings") or ()), described=described,
     )  # fmt: skip
 
 
-def can_batch(
-    run: Run, key: str | None, config: GenerationConfig, settings: dict[str, Any]
-) -> bool:
+def can_batch(run: Run, key: str | None, settings: dict[str, Any]) -> bool:
     """Whether transformers' continuous batching gives the tokens of ``generate``.
 
-    It runs decoders whose attention goes through transformers' interface, and chooses tokens
-    without looking at those before.
+    It is for decoders whose attention goes through transformers' interface; ``key`` is the
+    adapter's, None for the base alone.
     """
     model = run.model
     if isinstance(model, PeftModel):
-        if key is not None and model.peft_config[key].is_prompt_learning:
+        if key is not None and needs_peft_generate(model.peft_config[key]):
             return False
         model = model.get_base_model()
-    plain = (
-        (config.num_beams or 1) == 1
-        and not model._get_logits_processor(config)
-        and not set(settings) - set(FOLLOWED) - {"num_beams"}
-    )
-    return bool(plain and run.kind == "decoder" and model._supports_attention_backend)
+    decoder = run.kind == "decoder" and model._supports_attention_backend
+    return bool(decoder and is_plain_greedy(run, settings))
