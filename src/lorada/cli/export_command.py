@@ -88,7 +88,10 @@ def export(
 def export_as_graph(run: Path, target: Path, *, remote: bool, as_json: bool) -> None:
     """Write a finished run as a graph, and print how its numbers compare with torch's."""
     with waiting(HEAVY, quiet=as_json):
+        from transformers.utils import logging
+
         from lorada.runs.inference.graph_export import export_graph
+    logging.disable_progress_bar()  # the spinner replaces it
     with waiting("tracing the model and comparing the graph with torch", quiet=as_json):
         written = export_graph(run, target, trust_remote_code=remote)
     if as_json:
