@@ -13,7 +13,7 @@ from folders import ROWS, bart_folder, bert_folder, byte_tokenizer, llama_folder
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lorada.cli import checks
-from lorada.runs.inference import graph_export
+from lorada.runs.inference import graph_export, graph_trace
 from lorada.runs.inference.generate import continue_prompts
 from lorada.runs.inference.graph_check import Check
 from lorada.runs.inference.load import load_run
@@ -92,7 +92,7 @@ def test_the_graph_of_a_classifier_answers_as_the_run_does(place, tmp_path, call
     target = tmp_path / "graph"
     code, out, err = call("export", run, target, "--format", "onnx")
     assert code == 0, err
-    assert re.search(r"ONNX opset \d+; merged LORA; in the graph LMAM", out)
+    assert re.search(r"onnx opset \d+; merged LORA; in the graph LMAM", out)
     assert re.search(r"differ from torch's by at most .*; the adapter changes them by up to", out)
     assert f"next: cat {target}/README.md" in out
     names = {}
@@ -170,8 +170,8 @@ class Nothing:
 
 
 def test_a_graph_that_computes_something_else_leaves_nothing(finished, tmp_path, call, monkeypatch):
-    monkeypatch.setattr(graph_export, "_traced", lambda *_: Nothing())
-    monkeypatch.setattr(graph_export, "_loaded", lambda *_: None)
+    monkeypatch.setattr(graph_export, "traced", lambda *_: Nothing())
+    monkeypatch.setattr(graph_export, "loaded", lambda *_, **options: None)
     monkeypatch.setattr(graph_export, "compare", lambda *_: Check(0.5, 2.0, 10.0))
     code, _, err = call("export", finished, tmp_path / "graph", "--format", "onnx")
     assert code == 2
@@ -182,10 +182,10 @@ def test_a_graph_that_computes_something_else_leaves_nothing(finished, tmp_path,
 def test_a_model_that_cannot_be_traced_is_refused_in_one_line(
     finished, tmp_path, call, monkeypatch
 ):
-    monkeypatch.setattr(graph_export, "free_sizes", lambda inputs: {"no such input": {}})
+    monkeypatch.setattr(graph_trace, "free_sizes", lambda *_: {"no such input": {}})
     code, _, err = call("export", finished, tmp_path / "graph", "--format", "onnx")
     assert code == 2
-    assert re.match(r"error: transformers \S+ cannot export this llama model to ONNX \(", err)
+    assert re.match(r"error: transformers \S+ cannot export this llama model to onnx \(", err)
     assert err.count("\n") == 1
     assert folder_of(tmp_path) == []
 

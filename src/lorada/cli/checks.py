@@ -31,7 +31,7 @@ from lorada.tasks.sources import data_folder
 
 DTYPES = ("float32", "bfloat16", "float16")  # that an export may be written in
 # Formats of an export that are graphs, which are extras, and the packages that they need.
-GRAPHS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
+GRAPHS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "executorch": ("executorch",)}
 SHARD_SIZE = re.compile(r"[1-9]\d*(\.\d+)?(KB|MB|GB|TB)")
 SMALL = 20 * 2**20  # bytes; larger files of rows are not checked early, as they would be read twice
 
