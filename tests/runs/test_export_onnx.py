@@ -10,9 +10,11 @@ import pytest
 import torch
 from architectures import ARCHITECTURES
 from folders import ROWS, bart_folder, bert_folder, byte_tokenizer, llama_folder, rows_file
+from paths import ROOT
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lorada.cli import checks
+from lorada.runs.folder.graph_card import example
 from lorada.runs.inference import graph_export, graph_trace
 from lorada.runs.inference.generate import continue_prompts
 from lorada.runs.inference.graph_check import Check
@@ -171,6 +173,7 @@ class Nothing:
 
 def test_a_graph_that_computes_something_else_leaves_nothing(finished, tmp_path, call, monkeypatch):
     monkeypatch.setattr(graph_export, "traced", lambda *_: Nothing())
+    monkeypatch.setattr(graph_export, "interface", lambda *_: {})
     monkeypatch.setattr(graph_export, "loaded", lambda *_, **options: None)
     monkeypatch.setattr(graph_export, "compare", lambda *_: Check(0.5, 2.0, 10.0))
     code, _, err = call("export", finished, tmp_path / "graph", "--format", "onnx")
@@ -186,6 +189,22 @@ def test_a_model_that_cannot_be_traced_is_refused_in_one_line(
     code, _, err = call("export", finished, tmp_path / "graph", "--format", "onnx")
     assert code == 2
     assert re.match(r"error: transformers \S+ cannot export this llama model to onnx \(", err)
+    assert err.count("\n") == 1
+    assert folder_of(tmp_path) == []
+
+
+def test_a_graph_that_its_runtime_cannot_compute_is_refused_in_one_line(
+    finished, tmp_path, call, monkeypatch
+):
+    def fails(*_, **options):
+        raise RuntimeError("NOT_IMPLEMENTED: no kernel\nfor Mul(14)")
+
+    monkeypatch.setattr(graph_export, "traced", lambda *_: Nothing())
+    monkeypatch.setattr(graph_export, "interface", lambda *_: {})
+    monkeypatch.setattr(graph_export, "loaded", fails)
+    code, _, err = call("export", finished, tmp_path / "graph", "--format", "onnx")
+    assert code == 2
+    assert "NOT_IMPLEMENTED: no kernel for Mul(14)" in err
     assert err.count("\n") == 1
     assert folder_of(tmp_path) == []
 
@@ -294,3 +313,10 @@ def test_the_example_of_a_card_needs_neither_torch_nor_lorada(finished, tmp_path
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("[")
+
+
+def test_the_guide_has_the_example_of_the_card():
+    page = (ROOT / "docs/guides/graphs.md").read_text()
+    written = {"format": "onnx", "labels": [], "inputs": {"input.cache": ()}}
+    code = example("my-graph", written, ["tokenizer.eos_token_id"]).replace("'", "")
+    assert code in page.replace("'", "")

@@ -1,7 +1,7 @@
 """The command ``lorada export``."""
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -70,7 +70,12 @@ def export(
         )
     if as_json:
         print_json(written)
-        return
+    else:
+        say_written(target, written, adapter_only=adapter_only)
+
+
+def say_written(target: Path, written: dict[str, Any], *, adapter_only: bool) -> None:
+    """Print what was written into a folder, and what to do with it."""
     left = ", ".join(written["adapter"]) or "nothing"
     if adapter_only:
         text = f"adapter of {left}, for {written['base']}"

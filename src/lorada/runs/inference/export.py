@@ -11,6 +11,7 @@ Without such an adapter DIR is a plain model, which does not need lorada.
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,9 +198,7 @@ def _write(
     ``options`` are those of ``save_pretrained``. Returns the base as it was written.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if run.labels:
-        base.config.id2label = dict(enumerate(run.labels))
-        base.config.label2id = {label: i for i, label in enumerate(run.labels)}
+    name_labels(base, run.labels)
     if isinstance(model, PeftModel):
         model.peft_config["default"].base_model_name_or_path = BESIDE
         # The exported base has the embeddings, so PEFT need not compare them with another base's.
@@ -211,6 +210,13 @@ def _write(
     save_beside(base, fresh)
     run.tokenizer.save_pretrained(fresh)
     return base
+
+
+def name_labels(model: PreTrainedModel, labels: Sequence[str]) -> None:
+    """Write the classes of a classifier into its config."""
+    if labels:
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: i for i, label in enumerate(labels)}
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:

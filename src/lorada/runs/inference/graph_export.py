@@ -17,10 +17,17 @@ from lorada.runs.folder.card_metadata import licence_of
 from lorada.runs.folder.folder import refuse_target
 from lorada.runs.folder.graph_card import write_graph_card
 from lorada.runs.folder.result import read_result
-from lorada.runs.inference.export import AGAIN, copy_licence, merge
+from lorada.runs.inference.export import AGAIN, copy_licence, merge, name_labels
 from lorada.runs.inference.graph_check import TOLERANCE, Check, Expected, compare, expected_of
 from lorada.runs.inference.graph_inputs import Bounds, example_inputs
-from lorada.runs.inference.graph_trace import GraphFormat, interface, loaded, need_packages, traced
+from lorada.runs.inference.graph_trace import (
+    GraphFormat,
+    interface,
+    loaded,
+    need_packages,
+    refused_if_impossible,
+    traced,
+)
 from lorada.runs.inference.load import Run, load_run
 from lorada.runs.models.adapters import task_type
 from lorada.runs.prepare import Prepared, prepare
@@ -49,10 +56,7 @@ def export_graph(
         trust_remote_code: whether code from the base's repository may run.
 
     Returns:
-        ``folder``, ``format``, ``opset`` (None for executorch), ``inputs`` and ``outputs`` (name →
-        type and shape), ``bounds`` of an executorch graph, ``merged`` and ``adapter`` (kinds of
-        parts), ``labels`` of a classifier, ``dtype``, ``difference``, ``effect`` and ``largest`` as
-        in ``Check``, and ``license`` as in ``export``.
+        What the model card says: the interface, the parts, and the numbers of the ``Check``.
 
     Raises:
         ValueError: as ``export`` does, for a model or part that cannot be exported, or if the graph
@@ -70,37 +74,41 @@ def export_graph(
     model, merged, left = merge(run)
     refuse_unchecked(left)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if run.labels:
-        base.config.id2label = dict(enumerate(run.labels))
-        base.config.label2id = {label: i for i, label in enumerate(run.labels)}
+    name_labels(base, run.labels)
     example = example_inputs(base, int(expected.texts[0]["input_ids"].amax()), cached=cached)
     bounds = _bounds(base, expected)
-    graph = traced(base, example, form, bounds)
+    with refused_if_impossible(base, form):
+        graph = traced(base, example, form, bounds)
+    about = {
+        "folder": str(target),
+        "format": form,
+        **interface(graph, base, example),
+        "bounds": bounds._asdict() if form == "executorch" else None,
+        "merged": merged,
+        "adapter": left,
+        "labels": list(run.labels),
+        "dtype": "float32",
+    }
     with full_disk_in_one_line(target, AGAIN), atomic_path(target) as fresh:
-        graph.save_pretrained(fresh)
-        if cached:
-            base.generation_config.save_pretrained(fresh)
-        run.tokenizer.save_pretrained(fresh)
-        again = loaded(fresh, trust_remote_code=trust_remote_code)
-        check = compare(again, expected, example.get("cache"))
+        _save(graph, base, run, fresh)
+        with refused_if_impossible(base, form):
+            again = loaded(fresh, trust_remote_code=trust_remote_code)
+            check = compare(again, expected, example.get("cache"))
         refuse_different(check)
         copy_licence(recipe.model, fresh)
-        written = {
-            "folder": str(target),
-            "format": form,
-            **interface(graph, base, example),
-            "bounds": bounds._asdict() if form == "executorch" else None,
-            "merged": merged,
-            "adapter": left,
-            "labels": list(run.labels),
-            "dtype": "float32",
-            **asdict(check),
-            "license": licence_of(recipe.model).get("license"),
-        }
+        written = {**about, **asdict(check), "license": licence_of(recipe.model).get("license")}
         task = task_type(base.config, classifies=not cached)
         write_graph_card(fresh, recipe, task, read_result(folder), written, _ends(base))
         refuse_target(folder, target)  # again, as somebody may have put files there meanwhile
     return written
+
+
+def _save(graph: Any, model: PreTrainedModel, run: Run, fresh: Path) -> None:
+    """Write the graph, the configs of its model and the tokenizer."""
+    graph.save_pretrained(fresh)
+    if model.can_generate():
+        model.generation_config.save_pretrained(fresh)
+    run.tokenizer.save_pretrained(fresh)
 
 
 def refuse_unchecked(left: list[str]) -> None:

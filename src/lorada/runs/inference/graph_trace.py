@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorada.runs.inference.graph_inputs import Bounds, Inputs, free_sizes
-from lorada.support.errors import needs_extra
+from lorada.support.errors import needs_extra, out_of_memory
 
 GraphFormat = Literal["onnx", "executorch"]
 # Name of a tensor → its type and shape; a free axis has a name.
@@ -49,31 +49,39 @@ def need_packages(form: GraphFormat) -> None:
             import executorch.runtime  # noqa: F401
 
 
-def traced(model: PreTrainedModel, example: Inputs, form: GraphFormat, bounds: Bounds) -> Any:
-    """The model as transformers' ``ExportedModel``, traced with an example of its inputs.
+@contextmanager
+def refused_if_impossible(model: PreTrainedModel, form: GraphFormat) -> Iterator[None]:
+    """Turn an error of an exporter or of a runtime into one line.
 
     Raises:
-        ValueError: if it cannot be exported.
+        ValueError: in its place. A lack of memory or of room on the disk passes.
     """
-    from transformers import exporters
-
     try:
-        with _quiet():
-            if form == "onnx":
-                config = exporters.OnnxConfig(dynamic_shapes=free_sizes(example))
-                exporter = exporters.OnnxExporter()
-            else:
-                config = exporters.ExecutorchConfig(dynamic_shapes=free_sizes(example, bounds))
-                exporter = exporters.ExecutorchExporter()
-            graph = exporter.export(model, dict(example), config)
+        yield
     except (MemoryError, OSError):
         raise
     except Exception as error:  # of any kind, as each model fails in its own way
+        if out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"transformers {transformers.__version__} cannot export this {model.config.model_type} "
             f"model to {form} ({type(error).__name__}: {reason}): export it without --format"
         ) from error
+
+
+def traced(model: PreTrainedModel, example: Inputs, form: GraphFormat, bounds: Bounds) -> Any:
+    """The model as transformers' ``ExportedModel``, traced with an example of its inputs."""
+    from transformers import exporters
+
+    with _quiet():
+        if form == "onnx":
+            config = exporters.OnnxConfig(dynamic_shapes=free_sizes(example))
+            exporter = exporters.OnnxExporter()
+        else:
+            config = exporters.ExecutorchConfig(dynamic_shapes=free_sizes(example, bounds))
+            exporter = exporters.ExecutorchExporter()
+        graph = exporter.export(model, dict(example), config)
     if form == "onnx":
         _tidy(graph.program)
     return graph
