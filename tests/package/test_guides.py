@@ -49,7 +49,10 @@ GRAPHS = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))),
     reason="a package is missing: pip install 'lorada[onnx]'",
 )
-PAGES = [pytest.param(n, marks=GRAPHS if n == "guides/graphs" else ()) for n in WRITES]
+PAGES = [
+    pytest.param(n, marks=[GRAPHS, pytest.mark.slow] if n == "guides/graphs" else ())
+    for n in WRITES
+]
 
 
 @pytest.mark.parametrize("name", PAGES)
