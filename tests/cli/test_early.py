@@ -70,6 +70,7 @@ MISTAKES = {
     "no picture": (["plot", "9"], "no picture '9'"),
     "no run of losses": (["plot", "loss", "none"], "none has no result.json"),
     "no rows of 3": (["plot", "3", "run"], "no data: pass --data FILE"),
+    "export to no format": (["export", "run", "new", "--format", "onxx"], "unknown format 'onxx'"),
     "export nowhere": (["export", "run"], "no folder to write to: lorada export run DIR"),
     "export in no dtype": (["export", "run", "new", "--dtype", "int8"], "int8 is not one of"),
     "export in no size": (["export", "run", "new", "--shard-size", "2"], "2 is not a size such"),

@@ -41,7 +41,7 @@ class DistanceMap(FormMap):
             return self._of_slice(pairs, positions, value, matmul)
         map_ = self._map(pairs, value.device)
         # A map that all samples share has no dimension for them.
-        map_ = map_[0] if len(map_) == 1 else map_
+        map_ = map_[0] if map_.shape[0] == 1 else map_
         return apply_map(map_, value.float(), shape.heads, matmul)
 
     @property

@@ -74,7 +74,7 @@ class FormTerm:
         with torch.autocast(device.type, enabled=False):
             own = replace(self.bare, factors=tuple(factor.float() for factor in tensors[count:]))
             term = own.product(self.pairs, matmul, *tensors[:count]).transpose(1, 2)
-            return for_samples(term, self.bare.samples, len(term))
+            return for_samples(term, self.bare.samples, term.shape[0])
 
 
 def form_weights(form_map: FormMap, pairs: VisiblePairs, call: AttentionCall) -> Tensor:

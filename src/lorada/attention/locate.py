@@ -108,14 +108,14 @@ def _without_padding(call: AttentionCall, last: Tensor | None) -> TokenPositions
 
 def _raw_behind_cache(visible: Tensor) -> TokenTable:
     """Raw positions behind a cache: ``visible`` (B, T, K) shows the slots of the queries."""
+    room = visible.shape[2] - visible.shape[1]
     queries, slots = (torch.arange(n, device=visible.device) for n in visible.shape[1:])
     last = torch.where(visible, slots, -1).amax(-1)
     # If a query sees a later slot than the query before it, that slot is its own, or one after it
     # (tokens of an image see each other). Padding before the tokens sees no slot, and padding
     # behind them no later slot.
     new = last > nn.functional.pad(last, (1, 0), value=-1)[:, :-1]
-    room = len(slots) - len(queries)
-    first = torch.where(new, last - queries, room).amin().clamp(min=0)
+    first = torch.where(new, last - queries, room).min().clamp(min=0)
     rows = first + queries
     return TokenTable(torch.where(slots <= rows[-1], slots, NO_TOKEN)[None], rows[None])
 
@@ -156,7 +156,11 @@ def _by_mask(
 def _last_token(call: AttentionCall) -> Tensor | None:
     """(B, 1) or (1, 1) index of each sample's last token; None if no key was dropped."""
     shape, tokens = call.shape, call.inputs.tokens_so_far
-    if shape.window is None or shape.queries == shape.keys or shape.keys < shape.window:
+    if shape.window is None or shape.queries == shape.keys:
+        return None
+    # A compiled graph must not ask whether keys were dropped; counting is right either way.
+    counted = torch.compiler.is_compiling() and isinstance(tokens, Tensor)
+    if not counted and shape.keys < shape.window:
         return None
     device = call.value.device
     if isinstance(tokens, Tensor):

@@ -142,9 +142,13 @@ def _gathered_term(
     if packed > 1:
         rows = rows_of_all_maps(table, rows, length)
     # For few queries, as in decoding, only their rows of the map are multiplied. A compiled graph
-    # must serve any number of queries, so there only one query counts as few.
-    least = 2 if torch.compiler.is_compiling() else length
-    few = shape.queries < least if packed == 1 else shape.queries <= packed
+    # must serve any number of queries, so there only one query counts as few. An exported graph
+    # with a cache reads prompts and single tokens alike, and most calls are of single tokens.
+    if torch.compiler.is_exporting() and table.rows is not table.columns:
+        few = True
+    else:
+        least = 2 if torch.compiler.is_compiling() else length
+        few = shape.queries < least if packed == 1 else shape.queries <= packed
     if few:
         return _term_of_rows(attention_map, table, rows, shape, value) * inside
     # From the order of the map rows to the order of the queries.

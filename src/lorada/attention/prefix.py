@@ -37,7 +37,7 @@ def with_prefixes(attend: Callable[..., Any], call: AttentionCall) -> Callable[.
     ) -> tuple[Tensor, Tensor | None]:
         count = sum(len(prefix.key) for prefix in prefixes)
         _refuse(call, count)
-        shown = _visible_prefixes(prefixes, len(key))
+        shown = _visible_prefixes(prefixes, key.shape[0])
         # As in the kernels, the argument of the call goes before the attribute of the module.
         causal = kwargs.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
@@ -73,13 +73,13 @@ def prefix_scores(prefixes: Sequence[Prefix], query: Tensor, key: Tensor, scalin
     before = _joined([prefix.key for prefix in prefixes], key).to(dtype)
     before = before.repeat_interleave(query.shape[1] // len(before), 0)
     scores = query.to(dtype) @ before.transpose(-1, -2) * scaling
-    shown = _visible_prefixes(prefixes, len(query))
+    shown = _visible_prefixes(prefixes, query.shape[0])
     return scores if shown is None else scores.masked_fill(~shown[:, None, None], float("-inf"))
 
 
 def prepend(parts: list[Tensor], states: Tensor) -> Tensor:
     """Keys or values (B, G, K, D) with those of prefixes (P, G·D) before them, (B, G, P+K, D)."""
-    return torch.cat([_joined(parts, states).expand(len(states), -1, -1, -1), states], 2)
+    return torch.cat([_joined(parts, states).expand(states.shape[0], -1, -1, -1), states], 2)
 
 
 def _joined(parts: list[Tensor], states: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def _extend_mask(mask: Any, count: int, keys: int, shown: Tensor | None) -> Tens
             f"a prefix cannot be put before a mask of this form ({form_of(mask)}): {ONLY_MASKS}"
         )
     if mask.dim() == 2:
-        columns = mask.new_ones(len(mask), count) if shown is None else shown.to(mask.dtype)
+        columns = mask.new_ones(mask.shape[0], count) if shown is None else shown.to(mask.dtype)
         return torch.cat([columns, mask[:, -keys:]], 1)
     mask = mask[..., :keys]  # the mask of a static cache may be longer
     if shown is not None:

@@ -7,6 +7,7 @@ them again, together with what needs torch.
 import re
 import shlex
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,13 @@ from lorada.runs.folder.result import read_result
 from lorada.runs.folder.same_base import adapter_names, refuse_different_bases
 from lorada.runs.models.names import check_name
 from lorada.runs.recipe import RECIPE_FILE, REMOTE, Recipe, outline
+from lorada.support.errors import unknown_name
 from lorada.tasks.rows import HEADED, Form, resolve
 from lorada.tasks.sources import data_folder
 
 DTYPES = ("float32", "bfloat16", "float16")  # that an export may be written in
+# Formats of an export that are graphs, which are extras, and the packages that they need.
+GRAPHS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "executorch": ("executorch",)}
 SHARD_SIZE = re.compile(r"[1-9]\d*(\.\d+)?(KB|MB|GB|TB)")
 SMALL = 20 * 2**20  # bytes; larger files of rows are not checked early, as they would be read twice
 
@@ -77,16 +81,38 @@ def check_run(folder: Path) -> Recipe:
 
 
 def check_export(
-    folder: Path, target: Path, *, adapter_only: bool, dtype: str | None, shard_size: str | None
+    folder: Path,
+    target: Path,
+    *,
+    adapter_only: bool,
+    dtype: str | None,
+    shard_size: str | None,
+    form: str = "transformers",
 ) -> None:
     """Check a finished run, the folder to export it to, and how it should be written.
 
     Raises:
         ValueError: as ``check_run`` and ``refuse_target``, for a dtype or size that is none, for
-            either where no weights of a base are written, or if there is no adapter to write alone.
+            either where no weights of a base are written, if there is no adapter to write alone,
+            or for an unknown format or an option that it does not have.
+        ImportError: if a package of the format's extra is missing.
     """
     check_run(folder)
     refuse_target(folder, target)
+    if form not in GRAPHS:
+        if form != "transformers":
+            raise unknown_name("format", form, ["transformers", *GRAPHS])
+    else:
+        options = {"--adapter-only": adapter_only, "--dtype": dtype, "--shard-size": shard_size}
+        for option, given in options.items():
+            if given:
+                raise ValueError(
+                    f"{option} is not for --format {form}, which writes the whole model in "
+                    "float32: leave one out"
+                )
+        for package in GRAPHS[form]:
+            if find_spec(package) is None:
+                raise ImportError(f"{package} is missing: pip install 'lorada[{form}]'")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
     if shard_size is not None and not SHARD_SIZE.fullmatch(shard_size):

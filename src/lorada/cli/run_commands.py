@@ -22,7 +22,6 @@ from lorada.cli.app import (
     console,
     errors,
     loaded_run,
-    next_is,
     print_json,
     prints_to_stderr,
     suggest,
@@ -311,66 +310,6 @@ def quickstart(
     for line in drawn:
         console.print(line, soft_wrap=True, highlight=False)
     suggest("generate", output / "lorada_la", also=f"--prompt $'{PROMPT}'")
-
-
-@app.command()
-def export(
-    run: RunFolder,
-    target: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="new folder for the model")
-    ] = None,
-    adapter_only: Annotated[
-        bool, typer.Option(help="write adapter and tokenizer only; the base stays where it is")
-    ] = False,
-    dtype: Annotated[
-        str | None, typer.Option(help="of the weights: float32, bfloat16 or float16")
-    ] = None,
-    shard_size: Annotated[
-        str | None, typer.Option(help="most bytes of a file of weights, such as 2GB")
-    ] = None,
-    merge: Annotated[Path | None, typer.Option(hidden=True, help="DIR, as it was given")] = None,
-    remote: Remote = False,
-    as_json: Json = False,
-) -> None:
-    """Write a finished run as one model folder, with an adapter for what cannot be merged."""
-    if target is not None and merge is not None:
-        raise ValueError(f"two folders to write to: leave out --merge {merge}")
-    target = target or merge
-    if target is None:
-        raise ValueError(
-            f"no folder to write to: lorada export {run} DIR writes the base with every part "
-            "merged that can be, and the rest as an adapter beside it"
-        )
-    from lorada.cli.checks import check_export
-
-    check_export(run, target, adapter_only=adapter_only, dtype=dtype, shard_size=shard_size)
-    with waiting(HEAVY, quiet=as_json):
-        from lorada.runs.inference.export import export as export_model
-        from lorada.runs.inference.export import export_adapter
-
-    if adapter_only:
-        written = export_adapter(run, target, trust_remote_code=remote)
-    else:
-        written = export_model(
-            run, target, dtype=dtype, shard_size=shard_size, trust_remote_code=remote
-        )
-    if as_json:
-        print_json(written)
-        return
-    left = ", ".join(written["adapter"]) or "nothing"
-    if adapter_only:
-        text = f"adapter of {left}, for {written['base']}"
-    else:
-        text = f"merged {', '.join(written['merged']) or 'nothing'}; adapter of {left}"
-    console.print(f"{target}: {text}", highlight=False, soft_wrap=True)
-    if written["license"] is None:
-        text = "the licence of the base was not found: add it to README.md before you share DIR"
-        console.print(text, highlight=False, soft_wrap=True)
-    if written["labels"] or adapter_only:
-        next_is("cat", target / "README.md")
-        return
-    model = f"pretrained={target}"
-    suggest("run", "lm_eval", "--model", "hf", "--model_args", model, "--tasks", "TASKS")
 
 
 # All words after the program's name, even `--help`, are passed to the program.

@@ -88,7 +88,7 @@ def pool(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
     real = mask.to(hidden.device) != 0
     if pooling == "cls":
         first = real.int().argmax(1)
-        return hidden[torch.arange(len(hidden), device=hidden.device), first]
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), first]
     wide = torch.promote_types(hidden.dtype, torch.float32)
     total = hidden.masked_fill(~real[..., None], 0).sum(1, dtype=wide)
     count = real.sum(1, keepdim=True).clamp(min=1)

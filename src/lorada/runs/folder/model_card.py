@@ -80,7 +80,7 @@ def write_card(
     peft_type = getattr(config.peft_type, "value", config.peft_type)
     auto = f"AutoPeftModelFor{HEADS[config.task_type]}"
     title = f"{recipe.method} adapter for {recipe.model}"
-    _write(
+    write_text(
         folder,
         recipe,
         front_matter(recipe, "peft", config.task_type, title, result),
@@ -147,7 +147,7 @@ def write_model_card(
     beside = f", and an adapter of {' and '.join(left)} beside it" if left else ""
     auto = f"AutoModelFor{HEADS[task_type]}"
     title = f"{recipe.model} after {recipe.method}"
-    _write(
+    write_text(
         folder,
         recipe,
         front_matter(recipe, "transformers", task_type, title, result),
@@ -161,6 +161,7 @@ def write_model_card(
     )
 
 
-def _write(folder: Path, recipe: Recipe, metadata: str, **texts: str) -> None:
+def write_text(folder: Path, recipe: Recipe, metadata: str, **texts: str) -> None:
+    """Write a card from the ``texts`` of its parts and a sentence on the base's licence."""
     licence = licence_note(recipe.model)
     write_atomic(folder / CARD_FILE, CARD.format(metadata=metadata, licence=licence, **texts))

@@ -11,6 +11,7 @@ Without such an adapter DIR is a plain model, which does not need lorada.
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def export(
     """
     refuse_target(folder, target)
     run = load_run(folder, trust_remote_code=trust_remote_code)
-    model, merged, left = _merge(run)
+    model, merged, left = merge(run)
     # The recipe of a fully trained model that was loaded names the run's own folder.
     recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
     with full_disk_in_one_line(target, AGAIN), atomic_path(target) as fresh:
@@ -87,7 +88,7 @@ def export(
         )
         if left:
             mark(fresh)
-        _copy_licence(recipe.model, fresh)
+        copy_licence(recipe.model, fresh)
         task = task_type(run.model.config, classifies=run.form in HEADED)
         write_model_card(fresh, recipe, merged, left, task, read_result(folder))
         refuse_target(folder, target)  # again, as somebody may have put files there meanwhile
@@ -142,7 +143,7 @@ def export_adapter(
         said["base_model_name_or_path"] = base
         (fresh / ADAPTER_CONFIG).write_text(json_text(said) + "\n", encoding="utf-8")
         tokenizer.save_pretrained(fresh)
-        _copy_licence(recipe.model, fresh)
+        copy_licence(recipe.model, fresh)
         write_card(fresh, recipe, config, result)
         refuse_target(folder, target)
     return {
@@ -165,7 +166,7 @@ def _names(parts: list[Any]) -> list[str]:
     return [str(getattr(part.peft_type, "value", part.peft_type)) for part in parts]
 
 
-def _merge(run: Run) -> tuple[PeftModel | PreTrainedModel, list[str], list[str]]:
+def merge(run: Run) -> tuple[PeftModel | PreTrainedModel, list[str], list[str]]:
     """The model with every part merged that can be, and the kinds of merged and of other parts."""
     if getattr(run.model.config, "quantization_config", None) is not None:
         raise ValueError(
@@ -197,9 +198,7 @@ def _write(
     ``options`` are those of ``save_pretrained``. Returns the base as it was written.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if run.labels:
-        base.config.id2label = dict(enumerate(run.labels))
-        base.config.label2id = {label: i for i, label in enumerate(run.labels)}
+    name_labels(base, run.labels)
     if isinstance(model, PeftModel):
         model.peft_config["default"].base_model_name_or_path = BESIDE
         # The exported base has the embeddings, so PEFT need not compare them with another base's.
@@ -211,6 +210,13 @@ def _write(
     save_beside(base, fresh)
     run.tokenizer.save_pretrained(fresh)
     return base
+
+
+def name_labels(model: PreTrainedModel, labels: Sequence[str]) -> None:
+    """Write the classes of a classifier into its config."""
+    if labels:
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: i for i, label in enumerate(labels)}
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
@@ -235,7 +241,7 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> None:
         )
 
 
-def _copy_licence(model: str, fresh: Path) -> None:
+def copy_licence(model: str, fresh: Path) -> None:
     """Copy the texts of its licence from the folder of a base."""
     for pattern in LICENCE_FILES if Path(model).is_dir() else ():
         for path in Path(model).glob(pattern):

@@ -1,0 +1,171 @@
+"""Makes a graph of a model with ``transformers.exporters``, and describes what it takes.
+
+onnx        ``model.onnx`` and ``model.onnx.data``; any number of texts and tokens
+executorch  ``model.pte``, computed by XNNPACK; it reserves memory, so every size has a bound
+"""
+
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lorada.runs.inference.graph_inputs import Bounds, Inputs, free_sizes
+from lorada.support.errors import needs_extra, out_of_memory
+
+GraphFormat = Literal["onnx", "executorch"]
+# Name of a tensor → its type and shape; a free axis has a name.
+Interface = dict[str, tuple[str, list[int | str]]]
+# The free axes of the inputs, by the beginnings of their names.
+AXES = {
+    "input_ids": ("batch", "tokens"),
+    "attention_mask": ("batch", "past + tokens"),
+    "position_ids": ("batch", "tokens"),
+    "input.cache": ("batch", None, "past", None),
+}
+
+
+def need_packages(form: GraphFormat) -> None:
+    """Import what a format needs.
+
+    Raises:
+        ImportError: naming the extra, if a package is missing.
+    """
+    with needs_extra(form):
+        from transformers import exporters  # noqa: F401
+
+        if form == "onnx":
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+        else:
+            import executorch.runtime  # noqa: F401
+
+
+@contextmanager
+def refused_if_impossible(model: PreTrainedModel, form: GraphFormat) -> Iterator[None]:
+    """Turn an error of an exporter or of a runtime into one line.
+
+    Raises:
+        ValueError: in its place. A lack of memory or of room on the disk passes.
+    """
+    try:
+        yield
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # of any kind, as each model fails in its own way
+        if out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"transformers {transformers.__version__} cannot export this {model.config.model_type} "
+            f"model to {form} ({type(error).__name__}: {reason}): export it without --format"
+        ) from error
+
+
+def traced(model: PreTrainedModel, example: Inputs, form: GraphFormat, bounds: Bounds) -> Any:
+    """The model as transformers' ``ExportedModel``, traced with an example of its inputs."""
+    from transformers import exporters
+
+    with _quiet():
+        if form == "onnx":
+            config = exporters.OnnxConfig(dynamic_shapes=free_sizes(example))
+            exporter = exporters.OnnxExporter()
+        else:
+            config = exporters.ExecutorchConfig(dynamic_shapes=free_sizes(example, bounds))
+            exporter = exporters.ExecutorchExporter()
+        graph = exporter.export(model, dict(example), config)
+    if form == "onnx":
+        _tidy(graph.program)
+    return graph
+
+
+def loaded(folder: Path, *, trust_remote_code: bool) -> Any:
+    """The graph in a folder, in the runtime of its format."""
+    from transformers.exporters import ExportedModel
+
+    with _quiet():
+        return ExportedModel.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+
+
+def interface(graph: Any, model: PreTrainedModel, example: Inputs) -> dict[str, Any]:
+    """``opset`` (None for executorch), ``inputs`` and ``outputs`` of a graph."""
+    if graph.export_format == "onnx":
+        program = graph.program
+        inputs, outputs = (
+            {v.name: (v.dtype.name.lower(), [_size(n) for n in v.shape]) for v in values}
+            for values in (program.graph.inputs, program.graph.outputs)
+        )
+        return {"opset": program.opset_imports[""], "inputs": inputs, "outputs": outputs}
+    with torch.no_grad():
+        logits = model(**example).logits
+    given = {name: _described(name, x) for name, x in example.items() if name != "cache"}
+    before, after = {}, {}
+    layers = example["cache"].layers if "cache" in example else []
+    for number, layer in enumerate(layers):
+        for name in ("keys", "values"):
+            dtype, shape = _described("input.cache", getattr(layer, name))
+            before[f"input.cache.layers.{number}.{name}"] = (dtype, shape)
+            longer = [*shape[:2], "past + tokens", *shape[3:]]
+            after[f"output.cache.layers.{number}.{name}"] = (dtype, longer)
+    free = ["batch", "tokens"][: logits.dim() - 1]
+    found: Interface = {"logits": ("float", [*free, logits.shape[-1]])}
+    return {"opset": None, "inputs": {**given, **before}, "outputs": {**found, **after}}
+
+
+def _described(name: str, tensor: Tensor) -> tuple[str, list[int | str]]:
+    axes = next(axes for start, axes in AXES.items() if name.startswith(start))
+    sizes = [axis or size for axis, size in zip(axes, tensor.shape, strict=True)]
+    return ("float" if tensor.is_floating_point() else "int64"), sizes
+
+
+def _tidy(program: Any) -> None:
+    """Give the free axes of an ONNX graph the names in ``AXES``, and forget where it was traced."""
+    from onnx_ir import Shape, SymbolicDim
+
+    names: dict[str, str] = {}
+    for value in program.graph.inputs:
+        axes = next(axes for start, axes in AXES.items() if value.name.startswith(start))
+        names.update(
+            (size.value, axis)
+            for size, axis in zip(value.shape, axes, strict=True)
+            if axis and isinstance(size, SymbolicDim)
+        )
+    known = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names))
+
+    def renamed(size: Any) -> Any:
+        if not isinstance(size, SymbolicDim) or size.value is None:
+            return size
+        text = known.sub(lambda found: names[found[0]], size.value)
+        return "past + tokens" if text == "tokens + past" else text
+
+    nodes = list(program.graph.all_nodes())
+    for value in [*program.graph.inputs, *(value for node in nodes for value in node.outputs)]:
+        if value.shape is not None:
+            value.shape = Shape([renamed(size) for size in value.shape])
+    for node in nodes:
+        node.metadata_props.clear()  # the lines of Python that each operation comes from
+
+
+def _size(size: Any) -> int | str:
+    return size if isinstance(size, int) else str(size.value)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what the exporters print and log; they end with an error if something is wrong."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
