@@ -58,13 +58,15 @@ def random_base(kind: str = "llama", **sizes: Any) -> Any:
     return AutoModelForCausalLM.from_config(config)
 
 
-def write_stack(folder: Path, parts: list[Any], kind: str = "llama", **sizes: Any) -> Path:
+def write_stack(
+    folder: Path, parts: list[Any], kind: str = "llama", shard: str = "1GB", **sizes: Any
+) -> Path:
     """An exported folder, as `lorada export` writes it: merged base, adapter of the rest, mark."""
     model = get_peft_model(random_base(kind, **sizes), LoradaConfig(parts=parts))
     move(model)
     merged: Any = model.merge_weights()
     merged.save_pretrained(folder, save_embedding_layers=False)
-    merged.unload().save_pretrained(folder)
+    merged.unload().save_pretrained(folder, max_shard_size=shard)
     mark(folder)
     tokenizer().save_pretrained(folder)
     return folder

@@ -64,7 +64,7 @@ def _for_engine(engine: str, config: dict[str, Any], folder: str | None) -> dict
     Raises:
         ValueError: for an engine without a plugin.
     """
-    # `lorada run` loads this file a second time, by its path; plugins enter themselves in the first.
+    # `lorada run` loads this file a second time, by its path. Plugins use the first.
     from lorada.tuners.exported_config import READERS
 
     if engine in READERS:

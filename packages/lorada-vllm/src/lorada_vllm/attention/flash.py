@@ -1,4 +1,7 @@
-"""vLLM's backend FlashAttention with the map. Written from vLLM's source; never run, for want of a GPU."""
+"""vLLM's backend FlashAttention with the map.
+
+Written from vLLM's source. It never ran, for want of a GPU.
+"""
 
 from torch import Tensor
 from vllm.v1.attention.backends.flash_attn import (
