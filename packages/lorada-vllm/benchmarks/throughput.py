@@ -29,13 +29,13 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 import torch
+from lorada_vllm.versions import installed
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from lorada import BottleneckConfig, LmamConfig, LoradaConfig
 from lorada.tuners.exported_config import mark
-from lorada_vllm.versions import installed
 
 # The shape of SmolLM2-135M.
 SHAPE = {
@@ -80,7 +80,7 @@ def write(folder: Path, parts: list[Any]) -> Path:
 
 
 def engine(folder: Path, dtype: str, batch: int, eager: bool) -> Any:
-    """vLLM with one of the models."""
+    """VLLM with one of the models."""
     from vllm import LLM
 
     return LLM(

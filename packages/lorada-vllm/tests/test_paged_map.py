@@ -1,13 +1,13 @@
 """The map's term from a paged cache, against the paper's own sum; needs no vLLM."""
 
+import lorada_vllm.paged_map
 import pytest
 import torch
-
-import lorada_vllm.paged_map
-from lorada.attention.attention_map import AttentionMap
-from lorada.functional.maps import add_map_reference
 from lorada_vllm.paged_map import PagedMap
 from lorada_vllm.step import groups_of_step
+
+from lorada.attention.attention_map import AttentionMap
+from lorada.functional.maps import add_map_reference
 
 HEADS, GROUPS, WIDTH, LENGTH, SIZE = 4, 2, 8, 12, 4
 # How many tokens each sequence had before the step, and how many the step adds.

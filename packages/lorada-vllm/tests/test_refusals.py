@@ -5,16 +5,16 @@ import sys
 import types
 from importlib.metadata import PackageNotFoundError
 
+import lorada_vllm.plugin
+import lorada_vllm.versions
 import pytest
+from lorada_vllm.folder import base_config
+from lorada_vllm.refusal import RefusedError, refuse
 from stacks import lorada_la, write_stack
 from transformers import AutoConfig
 
-import lorada_vllm.plugin
-import lorada_vllm.versions
 from lorada import BottleneckConfig, LmamConfig, PrefixConfig
 from lorada.tuners.exported_config import READERS
-from lorada_vllm.folder import base_config
-from lorada_vllm.refusal import RefusedError, refuse
 
 
 def config_of(folder):

@@ -176,9 +176,8 @@ def test_another_adapter_in_the_same_folder_is_not_served_by_an_old_graph(tmp_pa
     ids=["cache", "parallel", "lora", "speculative"],
 )  # fmt: skip
 def test_settings_that_are_not_served_are_refused_before_an_engine_starts(stack, options, named):
-    from vllm.engine.arg_utils import EngineArgs
-
     from lorada_vllm.refusal import RefusedError
+    from vllm.engine.arg_utils import EngineArgs
 
     with pytest.raises(RefusedError) as error:
         EngineArgs(model=str(stack), **options).create_engine_config()

@@ -1,7 +1,6 @@
 """Which tokens of a step lie under the map; needs no vLLM."""
 
 import torch
-
 from lorada_vllm.step import MOST_ROWS, groups_of_step
 
 BLOCKS = torch.arange(40).view(4, 10)

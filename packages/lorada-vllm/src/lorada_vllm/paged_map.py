@@ -40,10 +40,10 @@ class PagedMap:
         """Rows of the masked map, (S, T, keys) in fp32."""
         if self._dense is not None:
             return self._dense[:, rows, :keys]
-        chosen = rows
         if isinstance(rows, slice):
-            chosen = torch.arange(rows.start, rows.stop, device=self._left.device)
-        keep = visible_pairs(chosen, keys, True, None)
+            rows = torch.arange(rows.start, rows.stop, device=self._left.device)
+        keep = visible_pairs(rows, keys, causal=True, window=None)
+        assert keep is not None  # it is causal
         return self._left[:, rows] @ self._right[:, :, :keys] * keep
 
     def add(self, output: Tensor, value_cache: Tensor, groups: list[Group]) -> None:

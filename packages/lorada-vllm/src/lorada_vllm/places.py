@@ -25,6 +25,9 @@ PLACEMENTS = ("ffn", "houlsby", "series", "pfeiffer")
 class Bottleneck(nn.Module):
     """A(x) = s · U φ(D x + b_D) + s · b_U, computed in fp32."""
 
+    down: Tensor
+    up: Tensor
+
     def __init__(self, config: BottleneckConfig, weights: dict[str, Tensor]) -> None:
         super().__init__()
         for name, weight in weights.items():

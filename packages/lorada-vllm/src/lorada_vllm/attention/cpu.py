@@ -15,6 +15,8 @@ from lorada_vllm.attention.mixins import AddsMap, FindsRows, has_parts
 class CpuBuilder(FindsRows, CPUAttentionMetadataBuilder):
     """Metadata of the CPU backend."""
 
+    isa: str
+
     def __init__(self, kv_cache_spec: Any, layer_names: Any, vllm_config: Any, device: Any) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         if self.isa == "amx" and has_parts(vllm_config):

@@ -25,6 +25,10 @@ ROWS = "lorada_rows"  # the attribute of a step's metadata that holds its groups
 class FindsRows:
     """Adds to the metadata of a step which tokens lie under the map."""
 
+    vllm_config: Any
+    layer_names: list[str]
+    kv_cache_spec: Any
+
     # A copy of the metadata with another block table would keep the old one in its groups.
     supports_update_block_table = False
 
@@ -55,7 +59,7 @@ class FindsRows:
             layers = get_layers_from_vllm_config(
                 self.vllm_config,
                 Attention,
-                self.layer_names,  # type: ignore[attr-defined]
+                self.layer_names,
             )
             maps = [layer.__dict__.get(MAP) for layer in layers.values()]
             found = max((map_.length for map_ in maps if map_ is not None), default=0)
@@ -63,7 +67,7 @@ class FindsRows:
         return int(found)
 
     def _block_size(self) -> int:
-        return int(self.kv_cache_spec.block_size)  # type: ignore[attr-defined]
+        return int(self.kv_cache_spec.block_size)
 
 
 def has_parts(vllm_config: Any) -> bool:
