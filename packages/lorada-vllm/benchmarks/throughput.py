@@ -9,7 +9,8 @@ Four models of SmolLM2-135M's shape, with random weights, in one process:
 
 They answer the same prompts in turn, round after round, so that whatever else the machine does
 meets all of them. A ratio is made within each round; its median is printed with the smallest and
-the largest.
+the largest. Ratios of processor time do not count the time in which other programs ran; they mean
+what they say with one thread (``--threads 1``), as more of them wait for each other.
 
     python packages/lorada-vllm/benchmarks/throughput.py --output FILE.json
 """
@@ -53,7 +54,7 @@ STACKS = {
     "map": [MAP, LORA, BOTTLENECK],
 }
 # Prompt and new tokens: every step under the map of 128 tokens, and a prompt longer than it.
-LOADS = {"short": (32, 64), "long": (256, 64)}
+LOADS = {"short": (32, 48), "long": (256, 48)}
 
 
 def write(folder: Path, parts: list[Any]) -> Path:
@@ -94,17 +95,17 @@ def engine(folder: Path, dtype: str, batch: int, eager: bool) -> Any:
     )
 
 
-def seconds(llm: Any, prompts: list[list[int]], new: int) -> float:
-    """How long one batch takes."""
+def seconds(llm: Any, prompts: list[list[int]], new: int) -> tuple[float, float]:
+    """How long one batch takes, on the clock and of processor time."""
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, detokenize=False)
     asked = [{"prompt_token_ids": prompt} for prompt in prompts]
-    start = time.perf_counter()
+    start, start_busy = time.perf_counter(), time.process_time()
     answers = llm.generate(asked, sampling, use_tqdm=False)
-    took = time.perf_counter() - start
+    took, busy = time.perf_counter() - start, time.process_time() - start_busy
     assert all(len(answer.outputs[0].token_ids) == new for answer in answers)
-    return took
+    return took, busy
 
 
 def measure(engines: dict[str, Any], batch: int, load: str, rounds: int) -> dict[str, Any]:
@@ -112,6 +113,7 @@ def measure(engines: dict[str, Any], batch: int, load: str, rounds: int) -> dict
     length, new = LOADS[load]
     generator = torch.Generator().manual_seed(batch)
     took: dict[str, list[float]] = {name: [] for name in engines}
+    busy: dict[str, list[float]] = {name: [] for name in engines}
     for turn in range(rounds + 1):
         shape = (batch, length)
         prompts = torch.randint(1, SHAPE["vocab_size"], shape, generator=generator).tolist()
@@ -119,11 +121,13 @@ def measure(engines: dict[str, Any], batch: int, load: str, rounds: int) -> dict
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             spent = seconds(engines[name], prompts, new)
             if turn:  # the first round warms up
-                took[name].append(spent)
+                took[name].append(spent[0])
+                busy[name].append(spent[1])
     rates = {name: [batch * new / t for t in times] for name, times in took.items()}
     ratios = {
-        "map / no map": [b / a for a, b in zip(took["map"], took["no map"], strict=True)],
-        "map / base": [b / a for a, b in zip(took["map"], took["base"], strict=True)],
+        f"map / {other}, {kind}": [b / a for a, b in zip(times["map"], times[other], strict=True)]
+        for kind, times in (("clock", took), ("processor", busy))
+        for other in ("no map", "base")
     }
     return {"batch": batch, "load": load, "tokens_per_s": rates, "ratios": ratios}
 
@@ -148,7 +152,11 @@ def main() -> None:
     parser.add_argument("--loads", nargs="+", default=list(LOADS), choices=list(LOADS))
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
+    parser.add_argument("--threads", type=int, help="one per core, if left out")
     asked = parser.parse_args()
+    if asked.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(asked.threads)
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     with tempfile.TemporaryDirectory() as place:
         most = max(asked.batches)
         engines = {
@@ -167,6 +175,7 @@ def main() -> None:
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "cores": os.cpu_count(),
+        "threads": asked.threads or os.cpu_count(),
         "processor": platform.processor() or platform.machine(),
         "dtype": asked.dtype,
         "compiled": not asked.eager,

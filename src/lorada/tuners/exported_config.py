@@ -52,7 +52,8 @@ class ExportedConfig(PreTrainedConfig):
         config = {key: value for key, value in config_dict.items() if key != "lorada"}
         for engine in ENGINES:
             if engine in sys.modules:
-                config = _for_engine(engine, config, kwargs.get("name_or_path"))
+                folder = kwargs.get("name_or_path")
+                config = _for_engine(engine, config, None if folder is None else str(folder))
         config["model_type"] = config.pop(BASE_TYPE)
         config["architectures"] = config.pop(BASE_CLASSES, None)
         return CONFIG_MAPPING[config["model_type"]].from_dict(config, **kwargs)
