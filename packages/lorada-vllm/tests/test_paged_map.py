@@ -1,10 +1,12 @@
 """The map's term from a paged cache, against the paper's own sum; needs no vLLM."""
 
+from dataclasses import replace
+
 import lorada_vllm.paged_map
 import pytest
 import torch
 from lorada_vllm.paged_map import PagedMap
-from lorada_vllm.step import groups_of_step
+from lorada_vllm.step import Cache, Together, groups_of_step
 
 from lorada.attention.attention_map import AttentionMap
 from lorada.functional.maps import add_map_reference
@@ -35,11 +37,19 @@ def paged(values, blocks):
     return cache
 
 
+def as_on_a_gpu(groups):
+    """The groups without the copies of a CPU."""
+    changed = [replace(g, copies=None) if isinstance(g, Together) else g for g in groups]
+    assert any(isinstance(group, Together) for group in groups)
+    return changed
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
 @pytest.mark.parametrize("baked", [True, False], ids=["baked", "from factors"])
 @pytest.mark.parametrize("maps", [1, 2, HEADS])
 @pytest.mark.parametrize("ablation", [None, "no_position", "softmax", "full_rank"])
 def test_a_step_adds_what_the_paper_adds_to_the_whole_attention_map(
-    ablation, maps, baked, monkeypatch
+    ablation, maps, baked, device, monkeypatch
 ):
     if not baked:
         monkeypatch.setattr(lorada_vllm.paged_map, "BAKED_UP_TO", 0)
@@ -56,7 +66,9 @@ def test_a_step_adds_what_the_paper_adds_to_the_whole_attention_map(
     own = attention_map(ablation, maps)
     output = torch.zeros(starts[-1], HEADS, WIDTH)
 
-    groups = groups_of_step(starts, lengths, table, SIZE, LENGTH)
+    groups = groups_of_step(starts, lengths, table, Cache(SIZE, GROUPS, WIDTH), LENGTH)
+    if device == "gpu":
+        groups = as_on_a_gpu(groups)
     PagedMap(own, HEADS).add(output, cache, groups)
 
     for i, (_, added) in enumerate(SEQUENCES):

@@ -7,7 +7,8 @@ under a map of length n if p < n, and then reads the values of positions 0 … p
 Made once per step, from numbers that the host has anyway, and used by every layer. A step in which
 every sequence is longer than the map has no groups, and costs nothing.
 
-Shapes: Q sequences of a step, R sequences of a group, C blocks of the cache per sequence.
+Shapes: Q sequences of a step, R sequences of a group, C blocks of the cache per sequence,
+G key/value heads, D head width.
 """
 
 from collections.abc import Sequence
@@ -21,30 +22,71 @@ MOST_ROWS = 256
 
 
 @dataclass(frozen=True)
-class Group:
-    """Tokens that are computed together: of one sequence, or one token of each of R.
+class Part:
+    """Tokens of one sequence that follow each other.
 
     Attributes:
         tokens: their places among the tokens of the step.
         rows: their map rows, which are their positions.
-        blocks: (R, C) numbers of the cache blocks with the values of positions 0 … keys-1.
-        keys: how many values are read of each sequence.
-        beyond: (R, 1, keys, 1) booleans, values that are not of the sequence; None without any.
+        blocks: (C,) the numbers of the cache blocks with the values of positions 0 … keys-1.
+        keys: how many values are read.
     """
 
-    tokens: slice | Tensor
-    rows: slice | Tensor
+    tokens: slice
+    rows: slice
     blocks: Tensor
     keys: int
-    beyond: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Copies:
+    """How the values of a ``Together`` are copied on a CPU, where this is faster than an index.
+
+    Attributes:
+        values: (R, G, keys, D) in fp32, zeros behind the end of each sequence. Every layer copies
+            its own values over those of the layer before.
+        parts: parts of ``values``, with the number of a block and how many of its tokens they get.
+    """
+
+    values: Tensor
+    parts: list[tuple[Tensor, int, int]]
+
+
+@dataclass(frozen=True)
+class Together:
+    """One token of each of R sequences.
+
+    Attributes:
+        tokens: (R,) their places among the tokens of the step.
+        rows: (R,) their map rows.
+        blocks: (R, C) as in ``Part``.
+        keys: how many values are read of each sequence.
+        beyond: (R, 1, keys, 1) booleans, values that are not of the sequence.
+        copies: for a CPU; None on a GPU.
+    """
+
+    tokens: Tensor
+    rows: Tensor
+    blocks: Tensor
+    keys: int
+    beyond: Tensor
+    copies: Copies | None
+
+
+Group = Part | Together
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The sizes of the cache of values: tokens per block, G and D."""
+
+    block: int
+    heads: int
+    width: int
 
 
 def groups_of_step(
-    starts: Sequence[int],
-    lengths: Sequence[int],
-    blocks: Tensor,
-    block_size: int,
-    reach: int,
+    starts: Sequence[int], lengths: Sequence[int], blocks: Tensor, cache: Cache, reach: int
 ) -> list[Group]:
     """The tokens of a step that lie under a map of length ``reach``.
 
@@ -53,7 +95,7 @@ def groups_of_step(
             ones end; Q + 1 numbers.
         lengths: how long each sequence is after the step, Q numbers.
         blocks: (Q, …) the block table.
-        block_size: tokens per block.
+        cache: the sizes of the cache.
         reach: n, in tokens.
     """
     groups: list[Group] = []
@@ -67,21 +109,37 @@ def groups_of_step(
             continue
         for begin in range(first, last, MOST_ROWS):
             end = min(begin + MOST_ROWS, last)
-            tokens = slice(place + begin - first, place + end - first)
-            used = blocks[i : i + 1, : -(-end // block_size)]
-            groups.append(Group(tokens, slice(begin, end), used, end))
-    if alone:
-        groups.append(_one_token_each(alone, blocks, block_size))
+            groups.append(_part(place + begin - first, begin, end, blocks[i], cache))
+    if len(alone) == 1:
+        ((place, row, i),) = alone
+        groups.append(_part(place, row, row + 1, blocks[i], cache))
+    elif alone:
+        groups.append(_together(alone, blocks, cache))
     return groups
 
 
-def _one_token_each(alone: list[tuple[int, int, int]], blocks: Tensor, block_size: int) -> Group:
-    places, positions, sequences = zip(*alone, strict=True)
+def _part(place: int, begin: int, end: int, blocks: Tensor, cache: Cache) -> Part:
+    used = blocks[: -(-end // cache.block)]
+    return Part(slice(place, place + end - begin), slice(begin, end), used, end)
+
+
+def _together(alone: list[tuple[int, int, int]], blocks: Tensor, cache: Cache) -> Together:
     device = blocks.device
-    tokens, rows, chosen = torch.tensor([places, positions, sequences], device=device)
-    keys = max(positions) + 1
-    used = blocks[chosen, : -(-keys // block_size)]
-    if min(positions) + 1 == keys:
-        return Group(tokens, rows, used, keys)
-    beyond = torch.arange(keys, device=device) > rows[:, None]
-    return Group(tokens, rows, used, keys, beyond[:, None, :, None])
+    tokens, rows, chosen = torch.tensor(alone, device=device).unbind(1)
+    keys = max(row for _, row, _ in alone) + 1
+    used = blocks[chosen, : -(-keys // cache.block)]
+    beyond = (torch.arange(keys, device=device) > rows[:, None])[:, None, :, None]
+    copies = None
+    if device.type == "cpu":
+        copies = _copies(used.tolist(), [row + 1 for _, row, _ in alone], keys, cache)
+    return Together(tokens, rows, used, keys, beyond, copies)
+
+
+def _copies(blocks: list[list[int]], lengths: list[int], keys: int, cache: Cache) -> Copies:
+    values = torch.zeros(len(blocks), cache.heads, keys, cache.width)
+    parts = []
+    for sequence, used, length in zip(values, blocks, lengths, strict=True):
+        for begin, block in zip(range(0, length, cache.block), used, strict=False):
+            end = min(begin + cache.block, length)
+            parts.append((sequence[:, begin:end], block, end - begin))
+    return Copies(values, parts)

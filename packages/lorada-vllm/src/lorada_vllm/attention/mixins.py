@@ -16,7 +16,7 @@ from vllm.config import get_layers_from_vllm_config
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backend import AttentionCGSupport
 
-from lorada_vllm.step import Group, groups_of_step
+from lorada_vllm.step import Cache, Group, groups_of_step
 
 MAP = "lorada_map"  # the attribute of an attention layer that holds its ``PagedMap``
 ROWS = "lorada_rows"  # the attribute of a step's metadata that holds its groups
@@ -49,7 +49,7 @@ class FindsRows:
         made = super().build(common_prefix_len, common_attn_metadata, *args, **kw)  # type: ignore[misc]
         reach = self._reach()
         if reach:
-            setattr(made, ROWS, _groups(common_attn_metadata, self._block_size(), reach))
+            setattr(made, ROWS, _groups(common_attn_metadata, self._cache(), reach))
         return made
 
     def _reach(self) -> int:
@@ -66,8 +66,9 @@ class FindsRows:
             self.__dict__["_lorada_reach"] = found
         return int(found)
 
-    def _block_size(self) -> int:
-        return int(self.kv_cache_spec.block_size)
+    def _cache(self) -> Cache:
+        spec = self.kv_cache_spec
+        return Cache(spec.block_size, spec.num_kv_heads, spec.head_size)
 
 
 def has_parts(vllm_config: Any) -> bool:
@@ -75,7 +76,7 @@ def has_parts(vllm_config: Any) -> bool:
     return hasattr(vllm_config.model_config.hf_config, "lorada")
 
 
-def _groups(common: Any, block_size: int, reach: int) -> list[Group]:
+def _groups(common: Any, cache: Cache, reach: int) -> list[Group]:
     count = common.num_reqs
     lengths = common.seq_lens_cpu_upper_bound
     # Exact, since speculative decoding is refused. Reading the device makes the host wait.
@@ -83,7 +84,7 @@ def _groups(common: Any, block_size: int, reach: int) -> list[Group]:
     if common.max_query_len == 1 and min(lengths, default=0) > reach:
         return []
     starts = common.query_start_loc_cpu[: count + 1].tolist()
-    return groups_of_step(starts, lengths, common.block_table_tensor, block_size, reach)
+    return groups_of_step(starts, lengths, common.block_table_tensor, cache, reach)
 
 
 class AddsMap:
