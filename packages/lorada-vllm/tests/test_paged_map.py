@@ -82,3 +82,18 @@ def test_a_step_adds_what_the_paper_adds_to_the_whole_attention_map(
         value = values[i].transpose(0, 1).repeat_interleave(HEADS // GROUPS, 0)
         expected = (fused @ value).transpose(0, 1)[n - added :]
         torch.testing.assert_close(output[starts[i] : starts[i + 1]], expected)
+
+
+def test_half_precision_rounds_only_the_sum():
+    generator = torch.Generator().manual_seed(3)
+    cache = torch.randn(6, GROUPS, SIZE, WIDTH, generator=generator).bfloat16()
+    output = torch.randn(4, HEADS, WIDTH, generator=generator).bfloat16()
+    table = torch.tensor([[3, 1], [0, 2], [5, 4]])
+    sizes = Cache(SIZE, GROUPS, WIDTH)
+    groups = groups_of_step([0, 2, 3, 4], [6, 3, 7], table, sizes, LENGTH)
+    own = PagedMap(attention_map(None, HEADS), HEADS)
+    wide = output.float()
+    own.add(wide, cache.float(), groups)
+    own.add(output, cache, groups)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), wide, rtol=2**-7, atol=2**-7)
