@@ -21,6 +21,10 @@ from transformers import (
 )
 
 ROWS = [{"prompt": f"{a} + {b} =", "response": f" {a + b}"} for a in range(6) for b in range(6)]
+TURNS = [
+    {"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": b}]}
+    for a, b in (("hi", "ho"), ("1", "2"), ("no", "yes"), ("up", "down"))
+]
 CHAT = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<e>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

@@ -8,7 +8,7 @@ import signal
 import sys
 
 import pytest
-from folders import llama_folder, rows_file
+from folders import TURNS, llama_folder, rows_file
 
 from lorada.cli import chat_command
 from lorada.runs.recipe import load_recipe
@@ -20,10 +20,6 @@ SETTINGS = [
     "report_to=[]",
     "max_length=32",
     "max_new_tokens=8",
-]
-TURNS = [
-    {"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": b}]}
-    for a, b in (("hi", "ho"), ("1", "2"), ("no", "yes"), ("up", "down"))
 ]
 QUESTION = "1 + 1 ="
 
@@ -176,7 +172,7 @@ def test_runs_on_different_bases_do_not_chat(chat, place):
     (other / "result.json").write_text(json.dumps({**result, "base_sha256": "0"}))
     code, out, err = chat([QUESTION], "map", "moved")
     assert (code, out) == (2, "")
-    assert "a chat has one base: chat with each alone" in err
+    assert "several runs must share one base: take each alone" in err
     assert err.count("\n") == 1
 
 

@@ -57,6 +57,8 @@ MISTAKES = {
     "result of a run": (["generate", "damaged", "--prompt", "a"], "result.json is not JSON"),
     "chat with no run": (["chat", "run", "none"], "none is not a run"),
     "chat with a class": (["chat", "labelled"], "labelled is a classifier of y and writes no text"),
+    "serve no run": (["serve", "none"], "none is not a run"),
+    "serve a class": (["serve", "labelled"], "labelled is a classifier of y and writes no text"),
     "chat with one twice": (["chat", "run", "run"], "run is given twice"),
     "chat on two bases": (["chat", "run", "other"], "was trained on llama and other on wide"),
     "no rows to score": (["evaluate", "run"], "no data: pass --data FILE"),

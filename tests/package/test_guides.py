@@ -17,7 +17,7 @@ WRITES = {
     "index": None,
     "guides/train": "runs/mine/adapter/adapter_model.safetensors",
     "guides/stack": "my-adapter/adapter_model.safetensors",
-    "guides/serve": "my-model/config.json",
+    "guides/export": "my-model/config.json",
     "guides/tables": None,
     "compare": "comparison/report.html",
     "cluster": None,

@@ -14,6 +14,7 @@ from transformers import Trainer, TrainingArguments
 
 from lorada import METHODS, EffectSize, cli
 from lorada.runs.models import loading, names
+from lorada.runs.serving import server
 
 README = (ROOT / "README.md").read_text()
 
@@ -72,16 +73,21 @@ def test_the_commands_of_the_readme_run(tiny_smollm2, monkeypatch, capsys):
     ]
     names = [words[1] for words in commands]
     assert names == [
-        "train", "evaluate", "generate", "chat", "export", "params", "compare",
+        "train", "evaluate", "generate", "chat", "serve", "export", "params", "compare",
         "train", "evaluate", "explain", "table", "table",
     ]  # fmt: skip
+    served = []
+    monkeypatch.setattr(server, "serve_until_stopped", lambda one, _: served.extend(one.served))
     for words in commands:
+        if words[1] == "serve":
+            words += ["--port", "0"]
         if words[1] == "compare":  # trainings of every method take minutes: here they are planned
             words += ["--dry-run", "--allow-overlap"]
         monkeypatch.setattr(sys, "argv", words)
         monkeypatch.setattr(sys, "stdin", io.StringIO("2 + 2 =\n/base\n/effect\n"))
         cli.main()
     assert "next:" in capsys.readouterr().out
+    assert served == ["mine", "smollm2-135m"]
 
 
 def test_every_method_of_the_readme_is_one():

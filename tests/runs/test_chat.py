@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from conftest import assert_close
-from folders import bart_folder, bert_folder, byte_tokenizer, llama_folder, rows_file
+from folders import TURNS, bart_folder, bert_folder, byte_tokenizer, llama_folder, rows_file
 from peft import PeftModel
 
 from lorada.attention.explain import explain, ratio_of, squared_norms
@@ -18,10 +18,6 @@ from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks.tokenize import prompt_of
 
-TURNS = [
-    {"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": b}]}
-    for a, b in (("hi", "ho"), ("1", "2"), ("no", "yes"), ("up", "down"))
-]
 LABELS = [{"text": "ab" * (i % 3 + 1), "label": "yn"[i % 2]} for i in range(8)]
 SETTINGS = ["max_steps=2", "learning_rate=0.1", "report_to=[]", "max_length=32", "max_new_tokens=8"]
 # Run → model, method, rows, and settings of its own.

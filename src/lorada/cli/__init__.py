@@ -17,6 +17,7 @@ from lorada.cli import (  # noqa: F401
     list_commands,
     plot_commands,
     run_commands,
+    serve_command,
     table_command,
 )
 from lorada.cli.app import app, errors

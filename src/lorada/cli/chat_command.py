@@ -40,9 +40,9 @@ def chat(
     remote: Remote = False,
 ) -> None:
     """Chat with finished runs in the terminal, with the base's answers beside theirs."""
-    from lorada.cli.checks import check_chat
+    from lorada.cli.checks import check_writers
 
-    recipe = check_chat(runs)
+    recipe = check_writers(runs)
     with loading_model(recipe.model):
         from lorada.runs.inference.chat import open_chat
 

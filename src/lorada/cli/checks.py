@@ -118,8 +118,8 @@ def check_scored(folder: Path, data: str | None, data_dir: str | None) -> Recipe
     return recipe
 
 
-def check_chat(folders: Sequence[Path]) -> Recipe:
-    """Check that finished runs can chat on one base, and return the outline of the first's recipe.
+def check_writers(folders: Sequence[Path]) -> Recipe:
+    """Check that finished runs on one base write text; return the outline of the first's recipe.
 
     Raises:
         ValueError: as ``check_run``, for a run that writes no text, one that is given twice, or

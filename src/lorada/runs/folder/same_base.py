@@ -1,4 +1,4 @@
-"""Checks that the adapters of several runs belong on one base, as ``lorada chat`` needs it."""
+"""Checks that the adapters of several runs belong on one base, as `chat` and `serve` need it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,22 +23,22 @@ def refuse_different_bases(folders: Sequence[Path]) -> None:
         if (folder / "model").is_dir():
             raise ValueError(
                 f"{folder} trained the base model itself, so it shares no base with another run: "
-                "chat with it alone"
+                "take it alone"
             )
     recipe = _recipe(first)
     for folder in others:
         other = _recipe(folder)
         if not _same_weights(first, recipe, folder, other):
             raise ValueError(
-                f"{first} was trained on {recipe.model} and {folder} on {other.model}, and a chat "
-                "has one base: chat with each alone"
+                f"{first} was trained on {recipe.model} and {folder} on {other.model}, and several "
+                "runs must share one base: take each alone"
             )
         for name in OF_BASE:
             here, there = getattr(recipe, name), getattr(other, name)
             if here != there:
                 raise ValueError(
                     f"{first} was trained with {name}={here} and {folder} with {name}={there}, and "
-                    "a chat has one base: chat with each alone"
+                    "several runs must share one base: take each alone"
                 )
 
 
@@ -53,7 +53,7 @@ def _same_weights(first: Path, recipe: Recipe, folder: Path, other: Recipe) -> b
 
 
 def adapter_names(folders: Sequence[Path]) -> list[str]:
-    """The names of runs in a chat: their folders' names, or the paths where two are the same.
+    """Names for runs: those of their folders, or the paths where two are the same.
 
     Raises:
         ValueError: for a folder that is given twice.

@@ -1,31 +1,20 @@
 """``lorada chat``: a conversation with one or several finished runs on one base model."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from peft import PeftModel
-
-from lorada.runs.folder.same_base import adapter_names, refuse_different_bases
 from lorada.runs.inference.answer_effect import LayerEffect, answer_effect
 from lorada.runs.inference.evaluate import scoring
 from lorada.runs.inference.generate import generation_settings, room_for_prompts
-from lorada.runs.inference.load import Run, load_run, load_run_beside
+from lorada.runs.inference.load import Run
+from lorada.runs.inference.side_by_side import Adapter, load_side_by_side
 from lorada.runs.inference.stream import Show, Written, stream
 from lorada.support.errors import unknown_name
 from lorada.tasks.rows import Row
 from lorada.tasks.tokenize import prompt_of
 
 Stopped = Callable[[], bool]
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """One run of a chat, and the name that PEFT knows its adapter by."""
-
-    run: Run
-    key: str
 
 
 @dataclass(frozen=True)
@@ -137,8 +126,7 @@ class Chat:
             ValueError: if there is no answer yet.
         """
         last = self._last()
-        with self._answering(last.name) as run:
-            return answer_effect(run, last.written)
+        return answer_effect(self._activated(last.name), last.written)
 
     def reset(self) -> None:
         """Forget the conversation."""
@@ -167,19 +155,17 @@ class Chat:
     def _write(
         self, name: str, prompt: str, show: Show, stopped: Stopped, *, base: bool = False
     ) -> Written:
-        with self._answering(name) as run, scoring(run, base=base):
+        run = self._activated(name)
+        with scoring(run, base=base):
             return stream(
                 run, prompt, show=show, stopped=stopped, templated=run.form == "messages",
                 max_new_tokens=self.max_new_tokens,
             )  # fmt: skip
 
-    @contextmanager
-    def _answering(self, name: str) -> Iterator[Run]:
+    def _activated(self, name: str) -> Run:
         """Make one adapter the active one of the model."""
-        adapter = self.adapters[name]
-        if isinstance(adapter.run.model, PeftModel):
-            adapter.run.model.set_adapter(adapter.key, inference_mode=True)
-        yield adapter.run
+        self.adapters[name].activate()
+        return self.adapters[name].run
 
 
 def open_chat(
@@ -191,17 +177,10 @@ def open_chat(
         ValueError: for a run that is not finished or writes no text, runs on different bases, or a
             run that is given twice.
     """
-    names = adapter_names(folders)
-    refuse_different_bases(folders)
-    first = load_run(folders[0], trust_remote_code=trust_remote_code)
-    adapters = {names[0]: Adapter(first, "default")}
-    for number, (name, folder) in enumerate(zip(names[1:], folders[1:], strict=True), start=2):
-        key = f"run{number}"  # PEFT allows no dots in a name, which a folder may have
-        run = load_run_beside(first, folder, key, trust_remote_code=trust_remote_code)
-        adapters[name] = Adapter(run, key)
+    adapters = load_side_by_side(folders, trust_remote_code=trust_remote_code)
     for adapter in adapters.values():
         _room(adapter.run, max_new_tokens)
-    return Chat(adapters, names[0], max_new_tokens)
+    return Chat(adapters, next(iter(adapters)), max_new_tokens)
 
 
 def _room(run: Run, max_new_tokens: int | None) -> int | None:

@@ -1,0 +1,67 @@
+"""The command ``serve``: finished runs on one base behind an OpenAI-compatible HTTP server."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorada.cli.app import Remote, app, errors, loading_model, next_is
+from lorada.support.errors import needs_extra
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@app.command()
+def serve(
+    runs: Annotated[list[Path], typer.Argument(help="folders of finished runs on one base")],
+    host: Annotated[str, typer.Option(help="address to listen at")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any free one")] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="LORADA_API_KEY", help="what each request must bring"),
+    ] = None,
+    max_body: Annotated[int, typer.Option(min=1, help="bytes of a request")] = 2**20,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="tokens of an answer; else what there is room for")
+    ] = None,
+    max_prompts: Annotated[
+        int, typer.Option(min=1, help="prompts that are answered or wait at one time")
+    ] = 256,
+    timeout: Annotated[float, typer.Option(min=1, help="seconds for a request")] = 600,
+    cache_tokens: Annotated[
+        int | None, typer.Option(min=64, help="keys and values that the cache of a batch holds")
+    ] = None,
+    remote: Remote = False,
+) -> None:
+    """Serve finished runs and their base to OpenAI's clients, which name one as the model."""
+    from lorada.cli.checks import check_writers
+    from lorada.runs.serving.listen import listen
+
+    with needs_extra("serve"):
+        import prometheus_client  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    recipe = check_writers(runs)
+    socket = listen(host, port)
+    with loading_model(recipe.model):
+        from lorada.runs.serving.app import Server
+        from lorada.runs.serving.limits import Limits
+        from lorada.runs.serving.served import open_served
+        from lorada.runs.serving.server import serve_until_stopped
+
+        served = open_served(runs, cache_tokens=cache_tokens, trust_remote_code=remote)
+    limits = Limits(max_body, max_tokens, max_prompts, timeout)
+    if host not in LOOPBACK and not api_key:
+        _note(f"anybody who reaches {host} may ask: --api-key KEY asks them for a key")
+    host, port = socket.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    for name, one in served.items():
+        how = "in batches" if one.engine.has_logprobs else "one request after the other"
+        _note(f"{name}: {one.described.get('method', 'the base alone')}, {how}")
+    _note(f"listening at {address}; Ctrl-C or SIGTERM ends it when running requests have ended")
+    next_is("curl", f"{address}/v1/models", on=errors)
+    serve_until_stopped(Server(served, limits, api_key or None), socket)
+
+
+def _note(text: str) -> None:
+    errors.print(text, highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""``lorada serve``: finished runs behind an OpenAI-compatible HTTP server."""

@@ -1,0 +1,84 @@
+"""What the server takes at most, and who may ask."""
+
+import hmac
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from lorada.runs.serving.refusals import Refused
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of a server.
+
+    Attributes:
+        body: bytes of a request.
+        tokens: of an answer; None for what the model has room for.
+        requests: prompts that are answered or wait at one time.
+        seconds: from a request until its end.
+    """
+
+    body: int = 2**20
+    tokens: int | None = None
+    requests: int = 256
+    seconds: float = 600.0
+
+
+class Places:
+    """Counts the prompts that are being answered or wait."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.taken = most, 0
+
+    @contextmanager
+    def take(self, count: int) -> Iterator[None]:
+        """Take places for some prompts in a ``with`` block.
+
+        Raises:
+            Refused: if there are not so many.
+        """
+        if count > self.most:
+            raise Refused(400, f"{count} prompts are more than this server takes, {self.most}")
+        if self.taken + count > self.most:
+            raise Refused(
+                429, f"{self.taken} prompts wait or are answered, of {self.most}: try again later",
+                code="rate_limit_exceeded",
+            )  # fmt: skip
+        self.taken += count
+        try:
+            yield
+        finally:
+            self.taken -= count
+
+
+def check_key(request: Request, key: str | None) -> None:
+    """Refuse a request without the key of the server.
+
+    Raises:
+        Refused: for no key, or another one.
+    """
+    if key is None:
+        return
+    given = request.headers.get("authorization", "")
+    if not hmac.compare_digest(given.encode("utf-8", "replace"), f"Bearer {key}".encode()):
+        raise Refused(
+            401, "no valid API key: send Authorization: Bearer KEY", code="invalid_api_key"
+        )
+
+
+async def body_of(request: Request, most: int) -> bytes:
+    """The body of a request.
+
+    Raises:
+        Refused: for a longer one than ``most`` bytes.
+    """
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > most:
+            raise Refused(413, f"the request is longer than {most} bytes")
+        parts.append(part)
+    return b"".join(parts)

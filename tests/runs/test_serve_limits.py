@@ -1,0 +1,240 @@
+"""The server's limits, each with its HTTP status, and what becomes of requests that are cut off."""
+
+import http.client
+import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from serving import running, trained, until
+
+from lorada.runs.serving.app import Server
+from lorada.runs.serving.limits import Limits
+from lorada.runs.serving.served import open_served
+
+BASE = "llama"
+LONG = {"model": BASE, "prompt": "9", "max_tokens": 500}
+COMPLETE, CHAT = "/v1/completions", "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    return open_served([trained(tmp_path_factory.mktemp("limits"), "lora")])
+
+
+@pytest.fixture(scope="module")
+def usual(served):
+    with running(Server(served)) as found:
+        yield found
+
+
+def ask(found, body, path=COMPLETE, **options):
+    return httpx.post(found.url + path, json=body, timeout=60, **options)
+
+
+def said(response, status):
+    """The one line of a refusal."""
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+    assert "\n" not in error["message"]
+    return error["message"]
+
+
+REFUSED = {
+    "no json": (b"{", "Invalid JSON"),
+    "no object": (b"[]", "object"),
+    "no text": (b"\xff\xfe", "Invalid JSON"),
+    "no model": (b'{"prompt": "a"}', "model: field required"),
+    "no prompt": ({"model": BASE}, "prompt: must be a text"),
+    "an empty prompt": ({"prompt": ""}, "a prompt is empty"),
+    "no prompts": ({"prompt": []}, "there is no prompt"),
+    "half a character": (
+        b'{"model": "llama", "prompt": "\\ud800"}',
+        "unexpected end of hex escape",
+    ),
+    "an unknown token": ({"prompt": [[5], [10**6]]}, "1000000 is no token of this model"),
+    "a negative token": (
+        {"prompt": [-1]},
+        "prompt: must be a text, a list of token ids, or a list of either",
+    ),
+    "no tokens": ({"max_tokens": 0}, "max_tokens: input should be greater than or equal to 1"),
+    "a text as a number": (
+        {"max_tokens": "5"},
+        "max_tokens: input should be a valid integer, not '5'",
+    ),
+    "too many tokens": ({"max_tokens": 512}, "a prompt of 1 tokens and an answer of 512 does not"),
+    "a long prompt": ({"prompt": "a" * 512}, "a prompt of 512 tokens does not fit: there is room"),
+    "heat": ({"temperature": 3}, "temperature: input should be less than or equal to 2"),
+    "not a number": (b'{"model": "llama", "prompt": "a", "temperature": NaN}', "temperature"),
+    "two answers": ({"n": 2}, "n: input should be less than or equal to 1"),
+    "a seed": ({"seed": 1}, "seed: must be left out"),
+    "a penalty": ({"presence_penalty": 0.5}, "presence_penalty"),
+    "alternatives": ({"logprobs": 5}, "logprobs: input should be less than or equal to 0"),
+    "an unknown field": ({"speed": 9}, "speed: extra inputs are not permitted, not 9"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_answered_is_refused_in_one_line(case, usual):
+    body, text = REFUSED[case]
+    if isinstance(body, dict):
+        body = json.dumps(
+            {"model": BASE, "prompt": "a", **body} if body != {"model": BASE} else body
+        )
+    assert text in said(httpx.post(usual.url + COMPLETE, content=body, timeout=60), 400)
+
+
+REFUSED_CHATS = {
+    "no turns": ({"messages": []}, "messages: list should have at least 1 item"),
+    "an unknown role": ({"messages": [{"role": "god", "content": "a"}]}, "messages.0.role"),
+    "a picture": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+        "messages.0.content",
+    ),
+    "tools": ({"tools": [{"type": "function"}]}, "tools"),
+    "JSON": ({"response_format": {"type": "json_object"}}, "response_format.type"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_CHATS)
+def test_a_chat_that_cannot_be_answered_is_refused_in_one_line(case, usual):
+    body, text = REFUSED_CHATS[case]
+    turns = [{"role": "user", "content": "a"}]
+    assert text in said(ask(usual, {"model": BASE, "messages": turns, **body}, CHAT), 400)
+
+
+def test_a_tokenizer_without_a_chat_template_is_said(usual, served, monkeypatch):
+    monkeypatch.setattr(served["lora"].run.tokenizer, "chat_template", None)
+    body = {"model": "lora", "messages": [{"role": "user", "content": "a"}]}
+    assert said(ask(usual, body, CHAT), 400) == ("lora has no chat template: ask /v1/completions")
+
+
+def test_unknown_models_addresses_and_methods_are_refused(usual):
+    assert said(ask(usual, {**LONG, "model": "gpt"}), 404) == (
+        "no model 'gpt' here; there are lora, llama"
+    )
+    assert "Not Found" in said(httpx.get(usual.url + "/v1/nothing"), 404)
+    assert "Method Not Allowed" in said(httpx.get(usual.url + COMPLETE), 405)
+
+
+def test_a_key_is_asked_for_where_there_is_one(served):
+    with running(Server(served, key="s3cret")) as found:
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "s3cret"}):
+            assert "no valid API key" in said(ask(found, LONG, headers=headers), 401)
+            assert said(httpx.get(found.url + "/v1/models", headers=headers), 401)
+        right = {"Authorization": "Bearer s3cret"}
+        assert ask(found, {**LONG, "max_tokens": 2}, headers=right).status_code == 200
+        assert httpx.get(found.url + "/v1/models", headers=right).status_code == 200
+        assert httpx.get(found.url + "/health").json() == {"status": "ok"}
+
+
+def test_a_request_that_is_too_long_is_not_read(served):
+    with running(Server(served, Limits(body=100))) as found:
+        assert said(ask(found, {**LONG, "prompt": "a" * 100}), 413) == (
+            "the request is longer than 100 bytes"
+        )
+        assert ask(found, {"model": BASE, "prompt": "a", "max_tokens": 2}).status_code == 200
+
+
+def test_a_longer_answer_than_the_server_writes_is_refused(served):
+    with running(Server(served, Limits(tokens=20))) as found:
+        assert "more than this server writes, 20" in said(ask(found, LONG), 400)
+        assert ask(found, {**LONG, "max_tokens": 20}).status_code == 200
+
+
+def test_more_prompts_than_there_are_places_for_are_refused(served):
+    with running(Server(served, Limits(requests=2))) as found, ThreadPoolExecutor(6) as pool:
+        assert "3 prompts are more than" in said(ask(found, {**LONG, "prompt": ["a"] * 3}), 400)
+        answers = list(pool.map(lambda _: ask(found, LONG), range(6)))
+        assert {answer.status_code for answer in answers} == {200, 429}
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert "try again later" in said(refused, 429)
+        assert refused.headers["retry-after"] == "1"
+        assert ask(found, {**LONG, "max_tokens": 2}).status_code == 200  # places are free again
+
+
+def test_a_request_has_a_limited_time(served):
+    with running(Server(served, Limits(seconds=0.3))) as found:
+        assert "is over" in said(ask(found, LONG), 504)
+        events = ask(found, {**LONG, "stream": True}).text.strip().split("\n\n")
+        assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "timeout"
+        until(lambda: not at_work(served))
+
+
+def test_a_request_that_is_never_sent_whole_has_a_limited_time(served):
+    with running(Server(served, Limits(seconds=0.3))) as found:
+        host, port = found.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as slow:
+            slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{")
+            assert slow.recv(1000).startswith(b"HTTP/1.1 504")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_is_cut_off_frees_its_place(stream, served):
+    with running(Server(served, Limits(requests=1))) as found:
+        host = found.url.removeprefix("http://")
+        connection = http.client.HTTPConnection(host, timeout=10)
+        connection.request("POST", COMPLETE, json.dumps({**LONG, "stream": stream}))
+        if stream:
+            connection.getresponse().read(1)
+        until(lambda: at_work(served))
+        connection.close()
+        if stream:
+            connection.sock = None
+        until(lambda: not at_work(served))
+        until(lambda: ask(found, {**LONG, "max_tokens": 1}).status_code == 200)
+        until(lambda: 'status="499"} 1.0' in httpx.get(found.url + "/metrics").text)
+
+
+def at_work(served) -> int:
+    """How many requests are in the batches of the base."""
+    workers = served[BASE].engine._workers.values()
+    processors = [worker.manager.batch_processor for worker in workers]
+    return sum(len(one.scheduler.active_requests) for one in processors if one)
+
+
+def test_health_and_numbers(usual):
+    before = httpx.get(usual.url + "/metrics").text
+    assert ask(usual, {**LONG, "max_tokens": 3}).status_code == 200
+    after = httpx.get(usual.url + "/metrics").text
+    name = f'lorada_generated_tokens_total{{model="{BASE}"}}'
+    assert number(after, name) == number(before, name) + 3
+    assert number(after, "lorada_prompts_running") == 0
+    name = f'lorada_first_token_seconds_count{{model="{BASE}"}}'
+    assert number(after, name) == number(before, name) + 1
+    assert httpx.get(usual.url + "/health").json() == {"status": "ok"}
+
+
+def number(text: str, name: str) -> float:
+    found = [line.rpartition(" ")[2] for line in text.splitlines() if line.startswith(name)]
+    return float(found[0]) if found else 0.0
+
+
+def test_a_batch_that_died_is_made_anew(served, monkeypatch):
+    with running(Server(served)) as found:
+        assert ask(found, {**LONG, "max_tokens": 2}).status_code == 200
+        base = served[BASE].engine._view._shared.base
+        kept = base.forward
+
+        def broken(*args, **kwargs):
+            raise RuntimeError("a card fell off the bus")
+
+        monkeypatch.setattr(base, "forward", broken)
+        assert "the model failed at this answer" in said(ask(found, LONG), 503)
+        until(lambda: httpx.get(found.url + "/health").status_code == 503)
+        monkeypatch.setattr(base, "forward", kept)
+        assert ask(found, {**LONG, "max_tokens": 2}).status_code == 200
+        assert httpx.get(found.url + "/health").status_code == 200
+
+
+def test_the_log_has_a_line_a_request_without_its_text(usual, caplog):
+    with caplog.at_level("INFO", logger="lorada.runs.serving"):
+        ask(usual, {"model": BASE, "prompt": "s3cret words", "max_tokens": 3})
+        until(lambda: caplog.records)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 1
+    assert lines[0].startswith("200 /v1/completions model=llama read=12 written=3 first=")
+    assert "s3cret" not in caplog.text

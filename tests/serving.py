@@ -1,0 +1,120 @@
+"""Servers in a thread of the test, for the tests of ``lorada serve``."""
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+from folders import TURNS, bart_folder, llama_folder, rows_file
+from transformers import GenerationConfig
+
+from lorada.runs.recipe import load_recipe
+from lorada.runs.serving.app import Server
+from lorada.runs.serving.listen import listen
+from lorada.runs.training.train import train
+
+SETTINGS = ["max_steps=2", "learning_rate=0.1", "report_to=[]", "max_length=48", "max_new_tokens=9"]
+RANDOM = "lmam.init_weights=false"
+# Run → model, method, rows, and settings of its own.
+RUNS = {
+    "mine.v1": ("llama", "lorada_la", "rows", [RANDOM]),
+    "talk": ("llama", "lorada_la", "turns", [RANDOM]),
+    "lora": ("llama", "lora", "rows", []),
+    "bottleneck": ("llama", "lmam+adapter_ffn", "rows", [RANDOM]),
+    "prefix": ("llama", "prefix", "rows", []),
+    "beams": ("beams-llama", "lorada_la", "rows", [RANDOM]),
+    "whole": ("llama", "full", "rows", []),
+    "seq2seq": ("bart", "lmam+lora", "rows", [RANDOM]),
+}
+
+
+def trained(place: Path, name: str) -> Path:
+    """The folder of a run of ``RUNS``, which is trained at its first use."""
+    model, method, rows, own = RUNS[name]
+    output = place / name
+    if not (place / "rows.jsonl").is_file():
+        llama_folder(place / "llama", max_position_embeddings=512)
+        bart_folder(place / "bart")
+        llama_folder(place / "beams-llama")
+        GenerationConfig(num_beams=3, eos_token_id=2).save_pretrained(place / "beams-llama")
+        rows_file(place / "rows.jsonl")
+        rows_file(place / "turns.jsonl", TURNS)
+    if not output.is_dir():
+        options = {
+            "method": method, "model": str(place / model), "output": str(output),
+            "data": str(place / f"{rows}.jsonl"),
+        }  # fmt: skip
+        train(load_recipe(None, [*SETTINGS, *own], options), quiet=True)
+    return output
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that runs."""
+
+    server: Server
+    url: str
+
+
+@contextmanager
+def running(server: Server) -> Iterator[Running]:
+    """Run a server in a thread of its own in a ``with`` block."""
+    socket = listen("127.0.0.1", 0)
+    config = uvicorn.Config(server.app(), log_level="warning", access_log=False)
+    runner = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(runner.serve(sockets=[socket])))
+    thread.start()
+    while not runner.started and thread.is_alive():
+        time.sleep(0.01)
+    try:
+        yield Running(server, f"http://127.0.0.1:{socket.getsockname()[1]}")
+    finally:
+        runner.should_exit = True
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+
+
+def until(true, seconds: float = 20) -> None:
+    """Wait until ``true()``, at most so long."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+class Process:
+    """``lorada serve`` as a process, and what it says."""
+
+    def __init__(self, *words, folder=None):
+        command = [sys.executable, "-m", "lorada.cli", "serve", "--port", "0", *map(str, words)]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder
+        )
+        self.said = []
+        threading.Thread(target=self._listen, daemon=True).start()
+        until(lambda: self.address or self.process.poll() is not None, 90)
+
+    def _listen(self):
+        for line in self.process.stderr:
+            self.said.append(line)
+
+    @property
+    def address(self):
+        return next(iter(re.findall(r"listening at (http://\S+);", "".join(self.said))), None)
+
+    def curl(self, path, body=None, *options):
+        words = ["curl", "-sN", "--max-time", "60", self.address + path, *options]
+        if body is not None:
+            words += ["-d", json.dumps(body)]
+        return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+
+    def asked(self, path, body=None, *options):
+        return json.loads(self.curl(path, body, *options).communicate()[0])
