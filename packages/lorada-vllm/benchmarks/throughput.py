@@ -128,6 +128,7 @@ def measure(engines: dict[str, Any], batch: int, load: str, rounds: int) -> dict
         f"map / {other}, {kind}": [b / a for a, b in zip(times["map"], times[other], strict=True)]
         for kind, times in (("clock", took), ("processor", busy))
         for other in ("no map", "base")
+        if {"map", other} <= engines.keys()
     }
     return {"batch": batch, "load": load, "tokens_per_s": rates, "ratios": ratios}
 
@@ -151,6 +152,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--loads", nargs="+", default=list(LOADS), choices=list(LOADS))
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--models", nargs="+", default=list(STACKS), choices=list(STACKS))
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--threads", type=int, help="one per core, if left out")
     asked = parser.parse_args()
@@ -164,6 +166,7 @@ def main() -> None:
                 write(Path(place) / name.replace(" ", "-"), parts), asked.dtype, most, asked.eager
             )
             for name, parts in STACKS.items()
+            if name in asked.models
         }
         found = []
         for load in asked.loads:

@@ -69,7 +69,7 @@ def test_a_step_adds_what_the_paper_adds_to_the_whole_attention_map(
     groups = groups_of_step(starts, lengths, table, Cache(SIZE, GROUPS, WIDTH), LENGTH)
     if device == "gpu":
         groups = as_on_a_gpu(groups)
-    PagedMap(own, HEADS).add(output, cache, groups)
+    PagedMap(own, HEADS, GROUPS).add(output, cache, groups)
 
     for i, (_, added) in enumerate(SEQUENCES):
         n = lengths[i]
@@ -91,7 +91,7 @@ def test_half_precision_rounds_only_the_sum():
     table = torch.tensor([[3, 1], [0, 2], [5, 4]])
     sizes = Cache(SIZE, GROUPS, WIDTH)
     groups = groups_of_step([0, 2, 3, 4], [6, 3, 7], table, sizes, LENGTH)
-    own = PagedMap(attention_map(None, HEADS), HEADS)
+    own = PagedMap(attention_map(None, HEADS), HEADS, GROUPS)
     wide = output.float()
     own.add(wide, cache.float(), groups)
     own.add(output, cache, groups)

@@ -63,7 +63,7 @@ def _place_map(attention: Any, config: LmamConfig, tensors: dict[str, Tensor]) -
     map_ = AttentionMap(
         factors, config.inverse_scale, config.align, config.positions, config.ablation
     )
-    attention.__dict__[MAP] = PagedMap(map_, attention.num_heads)
+    attention.__dict__[MAP] = PagedMap(map_, attention.num_heads, attention.num_kv_heads)
 
 
 class LoradaLlamaForCausalLM(WithParts, LlamaForCausalLM):

@@ -22,10 +22,15 @@ BAKED_UP_TO = 256
 
 
 class PagedMap:
-    """One layer's map, for inference on causal sequences without padding."""
+    """One layer's map, for inference on causal sequences without padding.
 
-    def __init__(self, attention_map: AttentionMap, heads: int) -> None:
+    A model calls it in every layer of every step, between kernels that push it out of the
+    processor's caches, so each call of torch counts: tens of microseconds.
+    """
+
+    def __init__(self, attention_map: AttentionMap, heads: int, groups: int) -> None:
         self.length = attention_map.length
+        self._sizes = groups, heads // groups
         self._dense: Tensor | None = None
         if attention_map.stays_low_rank and self.length > BAKED_UP_TO:
             left, right = attention_map.scaled_factors()
@@ -33,17 +38,23 @@ class PagedMap:
         else:
             shape = CallShape(self.length, self.length, heads, causal=True)
             masked = attention_map.masked(attention_map.dense(), shape, None)
-            self._dense = _tiled(masked, heads)
+            self._dense = self._rows_first(_tiled(masked, heads)).contiguous()
+
+    def _rows_first(self, map_: Tensor) -> Tensor:
+        return map_.transpose(0, 1).unflatten(1, self._sizes)
 
     def rows(self, rows: slice | Tensor, keys: int) -> Tensor:
-        """Rows of the masked map of each query head, (H, T, keys) in fp32."""
+        """Rows of the masked map of each query head, (T, G, H/G, keys) in fp32."""
         if self._dense is not None:
-            return self._dense[:, rows, :keys]
+            chosen = (
+                self._dense[rows] if isinstance(rows, slice) else self._dense.index_select(0, rows)
+            )
+            return chosen[..., :keys]
         if isinstance(rows, slice):
             rows = torch.arange(rows.start, rows.stop, device=self._left.device)
         keep = visible_pairs(rows, keys, causal=True, window=None)
         assert keep is not None  # it is causal
-        return self._left[:, rows] @ self._right[:, :, :keys] * keep
+        return self._rows_first(self._left[:, rows] @ self._right[:, :, :keys] * keep)
 
     def add(self, output: Tensor, value_cache: Tensor, groups: list[Group]) -> None:
         """Add the term of every token under the map to ``output`` (T, H, D), in place.
@@ -53,10 +64,13 @@ class PagedMap:
             value_cache: (blocks, G, block size, D).
             groups: from ``groups_of_step``.
         """
+        # The query heads of a group share its values.
+        output = output.view(len(output), *self._sizes, -1)
         for group in groups:
             rows = self.rows(group.rows, group.keys)
             if isinstance(group, Part):
-                output[group.tokens] += _term(rows, values_of(value_cache, group))
+                # In the wider dtype, and rounded once, after the sum.
+                output[group.tokens].add_(_term(rows, values_of(value_cache, group)))
             else:
                 term = _term_together(rows, values_together(value_cache, group))
                 output.index_add_(0, group.tokens, term.to(output.dtype))
@@ -68,26 +82,24 @@ def _tiled(factor: Tensor, heads: int) -> Tensor:
 
 
 def _term(rows: Tensor, values: Tensor) -> Tensor:
-    """Rows (H, T, keys) times values (G, keys, D) of one sequence, (T, H, D)."""
-    heads, count, keys = rows.shape
-    groups, _, width = values.shape
-    # The query heads of a group share its values, so their rows stand below each other.
-    stacked = rows.reshape(groups, heads // groups * count, keys)
-    return torch.bmm(stacked, values).view(heads, count, width).transpose(0, 1)
+    """Rows (T, G, H/G, keys) times values (G, keys, D) of one sequence, (T, G, H/G, D)."""
+    count = rows.shape[0]
+    if count == 1:
+        return torch.bmm(rows[0], values)
+    stacked = rows.permute(1, 0, 2, 3).flatten(1, 2)
+    return torch.bmm(stacked, values).unflatten(1, (count, -1)).transpose(0, 1)
 
 
 def _term_together(rows: Tensor, values: Tensor) -> Tensor:
-    """One row (H, R, keys) for the values (R, G, keys, D) of each sequence, (R, H, D)."""
-    sequences, groups = values.shape[:2]
-    stacked = rows.transpose(0, 1).reshape(sequences, groups, -1, values.shape[2])
-    return (stacked @ values).flatten(1, 2)
+    """One row (R, G, H/G, keys) for the values (R, G, keys, D) of each, (R, G, H/G, D)."""
+    product = torch.bmm(rows.flatten(0, 1), values.flatten(0, 1))
+    return product.view(*rows.shape[:3], -1)
 
 
 def values_of(value_cache: Tensor, part: Part) -> Tensor:
     """The values (G, keys, D) of one sequence in fp32."""
-    if part.keys <= value_cache.shape[2] and part.blocks.device.type == "cpu":
-        # One block, whose number the host may read: a view, which fp32 need not copy.
-        return value_cache[int(part.blocks[0]), :, : part.keys].float()
+    if part.only is not None:  # a view, which fp32 need not copy
+        return value_cache[part.only, :, : part.keys].float()
     paged = value_cache[part.blocks]  # (C, G, block size, D)
     return paged.transpose(0, 1).flatten(1, 2)[:, : part.keys].float()
 

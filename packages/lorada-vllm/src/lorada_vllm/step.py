@@ -30,12 +30,14 @@ class Part:
         rows: their map rows, which are their positions.
         blocks: (C,) the numbers of the cache blocks with the values of positions 0 … keys-1.
         keys: how many values are read.
+        only: the number of the block if there is one, on a CPU; None else.
     """
 
     tokens: slice
     rows: slice
     blocks: Tensor
     keys: int
+    only: int | None
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ def groups_of_step(
 
 def _part(place: int, begin: int, end: int, blocks: Tensor, cache: Cache) -> Part:
     used = blocks[: -(-end // cache.block)]
-    return Part(slice(place, place + end - begin), slice(begin, end), used, end)
+    only = int(used[0]) if len(used) == 1 and used.device.type == "cpu" else None
+    return Part(slice(place, place + end - begin), slice(begin, end), used, end, only)
 
 
 def _together(alone: list[tuple[int, int, int]], blocks: Tensor, cache: Cache) -> Together:

@@ -90,6 +90,9 @@ def _groups(common: Any, cache: Cache, reach: int) -> list[Group]:
 class AddsMap:
     """Adds the term of a layer's map to the output of the kernel."""
 
+    _seen: Tensor | None = None
+    _values: Tensor
+
     @staticmethod
     def value_cache(kv_cache: Tensor, width: int) -> Tensor:
         """The values in a layer's cache, (blocks, G, block size, D)."""
@@ -114,6 +117,8 @@ class AddsMap:
         groups = getattr(attn_metadata, ROWS, None)
         own = layer.__dict__.get(MAP)
         if groups and own is not None:
-            values = self.value_cache(kv_cache, layer.head_size)
-            own.add(output.view(-1, layer.num_heads, layer.head_size), values, groups)
+            # The cache of a layer is one tensor, so what is read of it is found once.
+            if self._seen is not kv_cache:
+                self._seen, self._values = kv_cache, self.value_cache(kv_cache, layer.head_size)
+            own.add(output, self._values, groups)
         return result
