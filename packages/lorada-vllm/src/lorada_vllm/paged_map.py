@@ -41,7 +41,8 @@ class PagedMap:
             self._dense = self._rows_first(_tiled(masked, heads)).contiguous()
 
     def _rows_first(self, map_: Tensor) -> Tensor:
-        return map_.transpose(0, 1).unflatten(1, self._sizes)
+        apart: Tensor = map_.transpose(0, 1).unflatten(1, self._sizes)
+        return apart
 
     def rows(self, rows: slice | Tensor, keys: int) -> Tensor:
         """Rows of the masked map of each query head, (T, G, H/G, keys) in fp32."""
@@ -87,7 +88,8 @@ def _term(rows: Tensor, values: Tensor) -> Tensor:
     if count == 1:
         return torch.bmm(rows[0], values)
     stacked = rows.permute(1, 0, 2, 3).flatten(1, 2)
-    return torch.bmm(stacked, values).unflatten(1, (count, -1)).transpose(0, 1)
+    term: Tensor = torch.bmm(stacked, values).unflatten(1, (count, -1)).transpose(0, 1)
+    return term
 
 
 def _term_together(rows: Tensor, values: Tensor) -> Tensor:
