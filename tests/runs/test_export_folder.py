@@ -27,6 +27,7 @@ from lorada.runs.inference.export import export
 from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
+from lorada.tuners.exported_config import READERS
 
 TINY = [
     "training.per_device_train_batch_size=8", "training.report_to=[]", "max_steps=4",
@@ -157,6 +158,20 @@ def test_an_engine_that_would_read_the_base_alone_is_refused(exported, engine, m
     monkeypatch.setitem(sys.modules, engine, types.ModuleType(engine))
     with pytest.raises(ValueError, match=f"{engine} would serve .* without its lorada adapter"):
         AutoConfig.from_pretrained(place / "llama")
+
+
+def test_an_engine_whose_plugin_reads_the_adapter_gets_what_the_plugin_makes(exported, monkeypatch):
+    place, _ = exported
+    monkeypatch.setitem(sys.modules, "vllm", types.ModuleType("vllm"))
+
+    def read(config, folder):
+        assert config["model_type"] == "lorada"
+        return {**config, "base_architectures": ["Own"], "read_from": folder}
+
+    monkeypatch.setitem(READERS, "vllm", read)
+    config = AutoConfig.from_pretrained(place / "llama")
+    assert (config.model_type, config.architectures) == ("llama", ["Own"])
+    assert config.read_from == str(place / "llama")
 
 
 def test_the_config_that_is_read_is_that_of_the_base(exported):

@@ -11,6 +11,7 @@ This file imports nothing of lorada: `lorada run` loads it by its path, before p
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ NOTE = (
 BASE_TYPE, BASE_CLASSES = "base_model_type", "base_architectures"
 # Programs that read config and weights by themselves, and no adapter of this kind.
 ENGINES = ("vllm", "sglang")
+# Engine → what its plugin makes of a marked config and of the folder, so that it serves both.
+READERS: dict[str, Callable[[dict[str, Any], str | None], dict[str, Any]]] = {}
+# What to install for an engine that has a plugin.
+PLUGINS = {"vllm": "pip install lorada-vllm, or "}
 
 
 class ExportedConfig(PreTrainedConfig):
@@ -38,21 +43,38 @@ class ExportedConfig(PreTrainedConfig):
         """The config of the base.
 
         Raises:
-            ValueError: in a process of an engine that would read the base alone.
+            ValueError: in a process of an engine that would read the base alone, or whose plugin
+                refuses the folder.
         """
         import lorada.tuners
 
         lorada.tuners.LoradaConfig  # noqa: B018 - tells peft about the adapter that comes next
+        config = {key: value for key, value in config_dict.items() if key != "lorada"}
         for engine in ENGINES:
             if engine in sys.modules:
-                raise ValueError(
-                    f"{engine} would serve this folder without its lorada adapter: use `lorada run "
-                    "transformers serve`, or export a run of a method that can be merged"
-                )
-        config = {key: value for key, value in config_dict.items() if key != "lorada"}
+                folder = kwargs.get("name_or_path")
+                config = _for_engine(engine, config, None if folder is None else str(folder))
         config["model_type"] = config.pop(BASE_TYPE)
         config["architectures"] = config.pop(BASE_CLASSES, None)
         return CONFIG_MAPPING[config["model_type"]].from_dict(config, **kwargs)
+
+
+def _for_engine(engine: str, config: dict[str, Any], folder: str | None) -> dict[str, Any]:
+    """A marked config as the plugin of an engine changes it.
+
+    Raises:
+        ValueError: for an engine without a plugin.
+    """
+    # `lorada run` loads this file a second time, by its path. Plugins use the first.
+    from lorada.tuners.exported_config import READERS
+
+    if engine in READERS:
+        return READERS[engine](config, folder)
+    raise ValueError(
+        f"{engine} would serve this folder without its lorada adapter: "
+        f"{PLUGINS.get(engine, '')}use `lorada run transformers serve`, or export a run of a "
+        "method that can be merged"
+    )
 
 
 def register() -> None:
