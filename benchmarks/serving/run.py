@@ -191,7 +191,8 @@ def page(results: dict) -> str:
     load, machine = results["load"], results["hardware"]
     text = [
         f"\n{MODEL}, fp32, {machine['cpu']}, {machine['cores']} cores; "
-        f"{load['requests']} requests over {load['connections']} connections, prompts of {load['read'][0]} to {load['read'][1]} "
+        f"{load['requests']} requests over {load['connections']} connections, "
+        f"prompts of {load['read'][0]} to {load['read'][1]} "
         f"tokens, answers of {load['write'][0]} to {load['write'][1]}; median of "
         f"{len(results['rounds'][OURS])} rounds, with the smallest and the largest."
         + (f" vLLM: {results['vllm']}." if results["vllm"] else ""),

@@ -233,6 +233,7 @@ def test_past_the_map_the_output_itself_comes_back():
     assert add_term(output, attention_map(), positions, shape, value) is output
 
 
+@torch.no_grad()
 def test_past_the_map_the_output_itself_comes_back_of_padded_samples():
     shape = CallShape(1, 11, HEADS, True, None)
     past = table([None, *range(10)], [*range(11)], queries=1)

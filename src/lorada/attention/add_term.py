@@ -21,6 +21,7 @@ from lorada.attention.attention_map import AttentionMap, for_samples
 from lorada.attention.call import CallShape
 from lorada.attention.form_map import FormMap, FormTerm
 from lorada.attention.map_term import (
+    decodes_past,
     fits_in_place,
     map_term,
     reached_queries,
@@ -48,7 +49,8 @@ def add_term(
     """Attn·V (``output``, (B, T, H, D)) plus tile(Attn_s)·V, rounded once, after the sum."""
     if torch.compiler.is_compiling():  # the compiler decides itself which tensors to keep
         return (output + term_of_reached(attention_map, positions, shape, value)).to(output.dtype)
-    if reached_queries(attention_map.length, positions, shape) is None:
+    length = attention_map.length
+    if reached_queries(length, positions, shape) is None or decodes_past(length, positions, shape):
         return output
     if torch._C._are_functorch_transforms_active():  # they do not support ``_AddTerm``
         term = map_term(attention_map, positions, shape, value)

@@ -31,24 +31,28 @@ def map_term(
 
 
 def reached_queries(length: int, positions: TokenPositions, shape: CallShape) -> slice | None:
-    """Which queries a map of this length may reach; None if it reaches none.
-
-    Shapes alone say it, except in decoding on a CPU, whose numbers can be read without waiting.
-    """
+    """Which queries a map of this length may reach, by shapes alone; None if it reaches none."""
+    # The numbers of a table are on the device, and reading them would make the host wait.
     if isinstance(positions, TokenTable):
-        decoding = shape.queries == 1 and _can_be_read(positions.rows)
-        beyond = decoding and not positions.reaches(length)
-        return None if beyond else slice(0, shape.queries)
+        return slice(0, shape.queries)
     _, row, end = _slots_under_map(length, positions)
     # From key slots to queries, which are counted from the slot of the first one.
     return None if row >= end else slice(row - positions.first, end - positions.first)
 
 
-def _can_be_read(numbers: Tensor) -> bool:
-    """Whether numbers are on the CPU, and there is no graph that must serve other numbers too."""
-    recorded = torch.compiler.is_compiling() or torch._C._is_tracing()
-    plain = type(numbers) is Tensor and not torch._C._are_functorch_transforms_active()
-    return plain and numbers.is_cpu and not recorded
+def decodes_past(length: int, positions: TokenPositions, shape: CallShape) -> bool:
+    """Whether this is a step of decoding on a CPU in which no sample is under the map.
+
+    There a table can be read without waiting. Where a graph is recorded, of gradients or for calls
+    with other numbers, the answer is no.
+    """
+    if shape.queries > 1 or not isinstance(positions, TokenTable):
+        return False
+    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._is_tracing()
+    if recorded or torch._C._are_functorch_transforms_active():
+        return False
+    plain = type(positions.rows) is Tensor and positions.rows.is_cpu
+    return plain and not positions.reaches(length)
 
 
 def _slots_under_map(length: int, span: TokenSpan) -> tuple[int, int, int]:
