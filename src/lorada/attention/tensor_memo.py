@@ -60,7 +60,8 @@ class TensorMemo:
 
 def _can_be_cached(tensors: Collection[Tensor]) -> bool:
     """Whether these tensors have version counters, and a result may be used in a later call."""
-    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+    # Dynamo cannot trace this cache. An export without it runs this code once, for all layers.
+    if torch.compiler.is_dynamo_compiling() or torch.is_inference_mode_enabled():
         return False  # a backward pass cannot use tensors made in inference mode
     if any(tensor.is_inference() for tensor in tensors):
         return False
