@@ -98,6 +98,7 @@ class Explanation(Sequence[ExplainedLayer]):
         return self.layers[index]
 
 
+@torch.no_grad()
 def explain(model: nn.Module, batch: Mapping[str, Tensor]) -> Explanation:
     """Let a model read a batch with its adapter, without it, and with each part alone.
 
@@ -115,14 +116,13 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor]) -> Explanation:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            with_all = _read(model, batch, names)
-            with without_adapter(model, parts):
-                without = _read(model, batch, names)
-            alone = {}
-            for name in parts if len(parts) > 1 else ():
-                with without_parts(parts, [other for other in parts if other != name]):
-                    alone[name] = _read(model, batch, {})
+        with_all = _read(model, batch, names)
+        with without_adapter(model, parts):
+            without = _read(model, batch, names)
+        alone = {}
+        for name in parts if len(parts) > 1 else ():
+            with without_parts(parts, [other for other in parts if other != name]):
+                alone[name] = _read(model, batch, {})
     finally:
         model.train(was_training)
     if len(parts) == 1:
