@@ -7,7 +7,15 @@ import pytest
 import torch
 from conftest import TINY, assert_close
 from peft import LoraConfig, get_peft_model
-from transformers import Gemma2Config, Gemma2ForCausalLM, set_seed
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    set_seed,
+)
 
 import lorada
 from lorada import BottleneckConfig, LmamConfig, LoradaConfig, PrefixConfig, explain
@@ -50,16 +58,48 @@ def test_the_softmax_is_the_models_own_with_the_adapter_and_without(name):
     assert not torch.allclose(found[1].softmax, found[1].without)
 
 
-def test_a_model_that_caps_its_scores_is_shown_as_it_computes():
-    set_seed(0)
+def gemma2():
+    """Its scores are capped."""
     config = Gemma2Config(
         vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, head_dim=8, initializer_range=0.8,
         attn_logit_softcapping=0.5, sliding_window=4, attn_implementation="eager",
     )  # fmt: skip
-    model = get_peft_model(Gemma2ForCausalLM(config), lora()).eval()
-    found = explain(model, {"input_ids": IDS})
-    for layer, softmax in zip(found, read(model).attentions, strict=True):
+    return Gemma2ForCausalLM(config), ["q_proj", "v_proj"]
+
+
+def gpt_oss():
+    """A part of each row belongs to no token."""
+    config = GptOssConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_local_experts=2,
+        num_experts_per_tok=1, initializer_range=0.8, attn_implementation="eager",
+    )  # fmt: skip
+    return GptOssForCausalLM(config), ["q_proj", "v_proj"]
+
+
+def t5():
+    """Its scores have a bias by distance."""
+    config = T5Config(
+        vocab_size=96, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
+        decoder_start_token_id=0, attn_implementation="eager",
+    )  # fmt: skip
+    return T5ForConditionalGeneration(config), ["q", "v"]
+
+
+@pytest.mark.parametrize("made", [gemma2, gpt_oss, t5])
+def test_the_softmax_of_other_families_is_their_own(made):
+    set_seed(0)
+    base, projections = made()
+    part = LoraConfig(r=2, target_modules=projections, init_lora_weights=False)
+    model, batch = get_peft_model(base, part).eval(), {"input_ids": IDS}
+    if made is t5:
+        batch["decoder_input_ids"] = IDS[:, :4]
+    found = explain(model, batch)
+    with torch.no_grad():
+        out = model(**batch, output_attentions=True)
+    own = out.attentions if made is not t5 else [*out.encoder_attentions, *out.decoder_attentions]
+    for layer, softmax in zip(found, own, strict=True):
         assert_close(layer.softmax, softmax)
 
 

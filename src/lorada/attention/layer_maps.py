@@ -142,11 +142,13 @@ def _softmax(call: AttentionCall) -> tuple[Tensor, Tensor, Callable[[Tensor], Te
 
 
 def _bias(call: AttentionCall) -> Tensor | float:
-    """What an additive mask adds to the scores of visible keys, such as a bias by distance."""
+    """What is added to the scores of visible keys: T5's positions, or an additive mask."""
+    bias = call.kwargs.get("position_bias")
+    by_position: Tensor | float = 0.0 if bias is None else bias
     mask = call.mask
     if isinstance(mask, Tensor) and mask.dim() == 4 and mask.is_floating_point():
-        return mask[..., : call.shape.keys].float()
-    return 0.0
+        return by_position + mask[..., : call.shape.keys].float()
+    return by_position
 
 
 def _share_below_zero(values: Tensor, pairs: Tensor) -> Tensor:
