@@ -112,7 +112,7 @@ def test_the_softmax_of_other_families_is_their_own(made):
 def test_the_softmax_beside_sinks_is_the_models_own():
     for shown, softmax in own_softmax(gpt_oss):
         assert_close(shown, softmax, terms=32, size=1.0)
-        assert softmax.sum(-1).max() < 0.99
+        assert softmax.sum(-1).min() < 0.99
 
 
 @pytest.mark.parametrize("name", ["llama", "bert"])
