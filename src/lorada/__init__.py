@@ -18,8 +18,8 @@ _AS_MODULE = sys.argv[:1] == ["-m"] and ("-m", "lorada.cli") in pairwise(sys.ori
 # without them, and each command imports what it needs.
 if TYPE_CHECKING or not (_AS_MODULE or "lorada_cli" in sys.modules):
     from lorada import functional
-    from lorada.attention.explain import explain
     from lorada.tuners import *  # noqa: F403
+    from lorada.tuners.explanation import explain
 
 if TYPE_CHECKING:
     from lorada.methods.build import build_method
@@ -43,7 +43,7 @@ __all__ += tuners.__all__
 # transformers that peft does not need.
 _LAZY = {
     **dict.fromkeys(tuners.__all__, "lorada.tuners"),
-    "explain": "lorada.attention.explain",
+    "explain": "lorada.tuners.explanation",
     "EffectSize": "lorada.runs.training.effect_size",
     "METHODS": "lorada.methods.table",
     "build_method": "lorada.methods.build",

@@ -16,8 +16,8 @@ from transformers import DynamicCache
 
 from lorada import LmamConfig
 from lorada.attention.content_map import BilinearMap
-from lorada.attention.explain import explain
 from lorada.attention.hooks import HookPair
+from lorada.attention.layer_maps import layer_maps
 from lorada.attention.observation import observe
 from lorada.functional.content import bilinear_term_reference
 from lorada.tuners.lmam import LmamLayer
@@ -158,7 +158,7 @@ def test_explain_shows_the_map_that_is_multiplied_with_the_values(form):
     model, seen = adapted("llama", form), []
     given = batch("llama")
     with observe(seen.append):
-        layers = explain(model, given)
+        layers = layer_maps(model, given)
     real = given["attention_mask"].bool()
     for layer, one in zip(layers, seen, strict=True):
         values = one.call.value.repeat_interleave(2, 1)

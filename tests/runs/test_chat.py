@@ -8,7 +8,7 @@ from conftest import assert_close
 from folders import TURNS, bart_folder, bert_folder, byte_tokenizer, llama_folder, rows_file
 from peft import PeftModel
 
-from lorada.attention.explain import explain, ratio_of, squared_norms
+from lorada.attention.layer_maps import layer_maps, ratio_of, squared_norms
 from lorada.attention.observation import observe
 from lorada.runs.inference.chat import open_chat
 from lorada.runs.inference.generate import continue_prompts
@@ -188,7 +188,7 @@ def test_the_effect_is_what_the_maps_are_explained_to_do(name, chat_of):
         batch = {**written.read, "decoder_input_ids": written.ids[None, :-1]}
     else:
         batch = {"input_ids": torch.cat([written.read["input_ids"], written.ids[None]], 1)}
-    layers = explain(chat.run.model, batch)
+    layers = layer_maps(chat.run.model, batch)
     found = chat.effect()
     assert len(found) == len(layers) == (4 if name == "seq2seq" else 2)
     for one, layer in zip(found, layers, strict=True):

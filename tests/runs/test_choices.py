@@ -11,7 +11,7 @@ from stacks import randomise
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
-from lorada.attention.explain import ratio_of, squared_norms
+from lorada.attention.layer_maps import ratio_of, squared_norms
 from lorada.attention.observation import observe
 from lorada.methods.callbacks.longlora import ShiftedAttention
 from lorada.runs.data.dataset import ChoiceCollator

@@ -4,15 +4,18 @@
 configs do not change. The wrapper is ``with_parts`` in ``attend.py``.
 """
 
+import functools
 import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lorada.attention.attend import with_parts
-from lorada.attention.call import implementation_of
+from lorada.attention.attend import prefixes_of, with_parts
+from lorada.attention.call import AttentionCall, implementation_of
 
 # Names of cross-attention modules, which get no map: Eqs. 6-17 are about self-attention.
 CROSS_ATTENTION = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")
@@ -38,6 +41,40 @@ def uninstall() -> None:
             del mapping[name]
         elif hasattr(function, "adds_map"):
             AttentionInterface.register(name, function.__wrapped__)
+
+
+Watcher = Callable[[AttentionCall, Tensor], None]
+
+
+@contextmanager
+def watch(watcher: Watcher) -> Iterator[None]:
+    """Call ``watcher`` after every attention call in a ``with`` block, with a part or without.
+
+    It gets the call and its output (B, T, H, D), in which the parts are.
+    """
+    install()
+    before = {name: ALL_ATTENTION_FUNCTIONS[name] for name in ALL_ATTENTION_FUNCTIONS.valid_keys()}
+    for name, function in before.items():
+        AttentionInterface.register(name, _watched(function, watcher))
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            AttentionInterface.register(name, function)
+
+
+def _watched(function: Callable[..., Any], watcher: Watcher) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def watched(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
+    ) -> Any:
+        found = function(module, query, key, value, mask, **kwargs)
+        prefixes = prefixes_of(module)
+        call = AttentionCall.read(module, query, key, value, mask, kwargs, prefixes=prefixes)
+        watcher(call, found[0])
+        return found
+
+    return watched
 
 
 def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:

@@ -14,6 +14,7 @@ from rich.logging import RichHandler
 from lorada.cli import (  # noqa: F401
     chat_command,
     compare_command,
+    explore_command,
     export_command,
     list_commands,
     plot_commands,

@@ -256,3 +256,24 @@ def _small(
     if file is not None and file.is_file() and file.stat().st_size > SMALL:
         return None
     return load_rows(path, trained, labels)
+
+
+def check_explored(
+    folders: Sequence[Path], texts: Sequence[str], output: Path, *, overwrite: bool
+) -> Recipe:
+    """Check what is to be explored, and return the outline of the first run's recipe.
+
+    Raises:
+        ValueError: as ``check_run``, for more than two runs, one without an adapter, an empty text,
+            or a page that is there.
+    """
+    if len(folders) > 2:
+        raise ValueError(f"{len(folders)} runs do not fit side by side: give one or two")
+    recipes = [check_run(folder) for folder in folders]
+    for folder in folders:
+        refuse_no_adapter(folder, "explore another run")
+    if not all(text.strip() for text in texts):
+        raise ValueError("the text is empty: there is nothing to show")
+    if output.is_dir() or (output.exists() and not overwrite):
+        raise ValueError(f"{output} is there already: choose another --output, or pass --overwrite")
+    return recipes[0]

@@ -108,7 +108,7 @@ def refuse_target(folder: Path, target: Path) -> None:
         raise ValueError(f"{target} is not empty: choose a new folder")
 
 
-def refuse_no_adapter(folder: Path) -> None:
+def refuse_no_adapter(folder: Path, remedy: str = "leave out --adapter-only") -> None:
     """Refuse a finished run that trained the model itself, where its adapter is asked for.
 
     Raises:
@@ -116,8 +116,7 @@ def refuse_no_adapter(folder: Path) -> None:
     """
     if not (folder / "adapter").is_dir():
         raise ValueError(
-            f"{folder} has no adapter, as its method trained the model itself: leave out "
-            "--adapter-only"
+            f"{folder} has no adapter, as its method trained the model itself: {remedy}"
         )
 
 

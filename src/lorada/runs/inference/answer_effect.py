@@ -2,7 +2,7 @@
 
     effect size = ‖tile(Attn_s) V‖ / ‖Attn V‖ over the tokens (Frobenius)
 
-It is that of ``attention/explain.py``, without the maps themselves, which long texts would make
+It is that of ``attention/layer_maps.py``, without the maps themselves, which long texts would make
 large, and also for models whose softmax cannot be shown.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorada.attention.explain import ratio_of, squared_norms
+from lorada.attention.layer_maps import ratio_of, squared_norms
 from lorada.attention.observation import Observation, observe
 from lorada.methods.task_head import PEFT_NAMES
 from lorada.runs.inference.load import Run

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lorada.attention.explain import LayerMaps, explain
+from lorada.attention.layer_maps import LayerMaps, layer_maps
 from lorada.methods.task_head import PEFT_NAMES
 from lorada.runs.data.rows import JSONL, Rows, load_rows, scored_rows
 from lorada.runs.inference.load import Run
@@ -78,7 +78,7 @@ def _index(wanted: int | None, count: int, what: str) -> int:
 def _explained(run: Run, texts: Sequence[str]) -> tuple[list[LayerMaps], list[int]]:
     batch = run.tokenizer(*texts, return_tensors="pt", truncation=True,
                           max_length=run.recipe.max_length)  # fmt: skip
-    return explain(run.model, batch.to(run.device)), batch["input_ids"][0].tolist()
+    return layer_maps(run.model, batch.to(run.device)), batch["input_ids"][0].tolist()
 
 
 def ratios_by_layer(

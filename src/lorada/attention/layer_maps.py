@@ -1,4 +1,4 @@
-"""``explain``: the maps of a model on a batch, their negative ratio and their effect size.
+"""``layer_maps``: the maps of a model on a batch, their negative ratio and their effect size.
 
     negative ratio = share of entries below 0 among the visible pairs that the map covers
     effect size    = ‖tile(Attn_s) V‖ / ‖Attn V‖ over the real tokens of the batch (Frobenius)
@@ -9,7 +9,7 @@ changes the output at all; at the paper's scale for LLMs it does not (docs/scale
 Shapes: B batch, H query heads, T queries, K key slots.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +47,7 @@ class LayerMaps:
     effect_size: float
 
 
-def explain(model: nn.Module, batch: Mapping[str, Tensor]) -> list[LayerMaps]:
+def layer_maps(model: nn.Module, batch: Mapping[str, Tensor]) -> list[LayerMaps]:
     """Run a model once and return the softmax map, the LMAM map and their sum of each layer.
 
     ``batch`` has the keyword arguments of the model's forward.
@@ -60,7 +60,7 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor]) -> list[LayerMaps]:
 
     def keep(seen: Observation) -> None:
         if seen.call.module in names:
-            layers.append(_layer_maps(names[seen.call.module], seen))
+            layers.append(maps_of_call(names[seen.call.module], seen))
 
     was_training = model.training
     model.eval()
@@ -74,27 +74,11 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor]) -> list[LayerMaps]:
     return layers
 
 
-def _layer_maps(name: str, seen: Observation) -> LayerMaps:
+def maps_of_call(name: str, seen: Observation) -> LayerMaps:
+    """The maps of one attention call."""
     call, attention_map = seen.call, seen.attention_map
-    query, key = call.query, call.key
-    if query is None or key is None or not dispatches(call.module):
-        raise ValueError(
-            f"{type(call.module).__name__} computes attention itself, so its softmax map cannot be "
-            "shown: use a model that calls transformers' attention interface"
-        )
-    # A kernel does not return its softmax map, so it is computed here by its definition.
+    softmax, scores, attend = _softmax(call)
     visible = _visible(call)
-    keys = key.repeat_interleave(call.shape.heads // key.shape[1], dim=1)
-    scores = (query.float() @ keys.float().transpose(-1, -2)) * call.scaling
-    scores = scores.masked_fill(~visible, float("-inf"))
-    before = prefix_scores(call.prefixes, query, key, call.scaling)
-
-    def attend(scores: Tensor) -> Tensor:
-        """The softmax over prefixes and tokens, without the columns of the prefixes."""
-        shares = torch.cat([before, scores], -1).softmax(-1).nan_to_num()
-        return shares[..., before.shape[-1] :]
-
-    softmax = attend(scores)
     table = seen.positions.table(call.shape.queries, call.shape.keys, scores.device)
     if isinstance(attention_map, FormMap):
         map_ = form_weights(attention_map, visible_pairs(call, seen.positions), call)
@@ -115,6 +99,56 @@ def _layer_maps(name: str, seen: Observation) -> LayerMaps:
         _share_below_zero(map_, pairs),
         ratio_of([squared_norms(seen)]),
     )
+
+
+def softmax_map(call: AttentionCall) -> Tensor:
+    """Attn of one call, (B, H, T, K), without any map; with a prefix a row sums to less than 1.
+
+    Raises:
+        ValueError: for a module that computes attention itself.
+    """
+    return _softmax(call)[0]
+
+
+def _softmax(call: AttentionCall) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """The softmax map, the scores before it, and the softmax itself.
+
+    A kernel does not return its softmax map, so it is computed here by its definition.
+    """
+    query, key = call.query, call.key
+    if query is None or key is None or not dispatches(call.module):
+        raise ValueError(
+            f"{type(call.module).__name__} computes attention itself, so its softmax map cannot be "
+            "shown: use a model that calls transformers' attention interface"
+        )
+    keys = key.repeat_interleave(call.shape.heads // key.shape[1], dim=1)
+    scores = (query.float() @ keys.float().transpose(-1, -2)) * call.scaling
+    cap = call.kwargs.get("softcap")
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
+    scores = (scores + _bias(call)).masked_fill(~_visible(call), float("-inf"))
+    before = prefix_scores(call.prefixes, query, key, call.scaling)
+    sinks = call.kwargs.get("s_aux")  # a score of each head for no token at all
+    if sinks is not None:
+        shape = (*query.shape[:3], 1)
+        before = torch.cat([sinks.float()[:, None, None].expand(shape), before], -1)
+
+    def attend(scores: Tensor) -> Tensor:
+        """The softmax over prefixes and tokens, without the columns of the prefixes."""
+        shares = torch.cat([before.to(scores.dtype), scores], -1).softmax(-1).nan_to_num()
+        return shares[..., before.shape[-1] :]
+
+    return attend(scores), scores, attend
+
+
+def _bias(call: AttentionCall) -> Tensor | float:
+    """What is added to the scores of visible keys: T5's positions, or an additive mask."""
+    bias = call.kwargs.get("position_bias")
+    by_position: Tensor | float = 0.0 if bias is None else bias
+    mask = call.mask
+    if isinstance(mask, Tensor) and mask.dim() == 4 and mask.is_floating_point():
+        return by_position + mask[..., : call.shape.keys].float()
+    return by_position
 
 
 def _share_below_zero(values: Tensor, pairs: Tensor) -> Tensor:

@@ -1,9 +1,7 @@
 """Effect size, negative ratio and the maps of a model on a batch."""
 
 import gc
-import importlib
 import logging
-from inspect import isfunction
 
 import pytest
 import torch
@@ -11,10 +9,9 @@ from conftest import TINY, VOCAB, assert_close
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
-import lorada
 from lorada import EffectSize, LmamConfig, LoradaConfig
 from lorada.attention import observation
-from lorada.attention.explain import explain
+from lorada.attention.layer_maps import layer_maps
 
 pytestmark = pytest.mark.fp64
 
@@ -35,7 +32,7 @@ def attentions(model):
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_the_softmax_map_is_the_models_own(name):
     model = adapted(name)
-    first = explain(model, {"input_ids": IDS})[0]
+    first = layer_maps(model, {"input_ids": IDS})[0]
     assert_close(first.softmax, attentions(model))
     assert_close(first.fused, first.softmax + first.map)
 
@@ -43,7 +40,7 @@ def test_the_softmax_map_is_the_models_own(name):
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_the_negative_ratio_counts_visible_pairs_within_the_map(name):
     model = adapted(name)
-    first = explain(model, {"input_ids": IDS})[0]
+    first = layer_maps(model, {"input_ids": IDS})[0]
     pairs = torch.ones(6, 6, dtype=torch.bool)
     if name == "llama":
         pairs = pairs.tril()
@@ -58,19 +55,19 @@ def test_the_negative_ratio_counts_visible_pairs_within_the_map(name):
 
 def test_padding_changes_neither_ratio_nor_effect_size():
     model = adapted()
-    alone = explain(model, {"input_ids": IDS})
+    alone = layer_maps(model, {"input_ids": IDS})
     padded = {
         "input_ids": torch.cat([torch.zeros(1, 5, dtype=torch.long), IDS], 1),
         "attention_mask": torch.cat([torch.zeros(1, 5), torch.ones(1, 10)], 1).long(),
     }
-    for one, other in zip(alone, explain(model, padded), strict=True):
+    for one, other in zip(alone, layer_maps(model, padded), strict=True):
         assert_close(one.negative_ratio, other.negative_ratio)
         assert one.effect_size == pytest.approx(other.effect_size, rel=1e-4)
 
 
 def test_the_effect_size_is_the_ratio_of_the_two_terms():
     model = adapted()
-    seen = explain(model, {"input_ids": IDS})[0]
+    seen = layer_maps(model, {"input_ids": IDS})[0]
     captured = {}
     attention = model.base_model.model.model.layers[0].self_attn
     attention.v_proj.register_forward_hook(lambda m, a, out: captured.update(value=out))
@@ -82,7 +79,7 @@ def test_the_effect_size_is_the_ratio_of_the_two_terms():
 
 def test_explain_needs_a_map():
     with pytest.raises(ValueError, match="no active map"):
-        explain(TINY["llama"](), {"input_ids": IDS})
+        layer_maps(TINY["llama"](), {"input_ids": IDS})
 
 
 def rows(count=8):
@@ -138,17 +135,10 @@ def test_a_training_that_was_given_up_is_not_observed_on(tmp_path, monkeypatch):
     assert observation.observers == []
 
 
-def test_the_package_exports_the_function_and_not_its_module():
-    # Importing the module puts it in the place of the function, which must be put back.
-    module = importlib.import_module(explain.__module__)
-    assert lorada.explain is explain is module.explain
-    assert isfunction(explain)
-
-
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_the_no_negative_map_sits_inside_the_softmax_and_has_an_effect_size(name):
     model = adapted(name, ablation="no_negative")
-    seen = explain(model, {"input_ids": IDS})[0]
+    seen = layer_maps(model, {"input_ids": IDS})[0]
     with torch.no_grad():
         inside = model(IDS, output_attentions=True).attentions[0]
     assert_close(seen.fused, inside)

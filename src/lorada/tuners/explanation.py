@@ -1,0 +1,269 @@
+"""``explain``: what the active adapter of a model does to a batch, layer by layer, head by head.
+
+The model reads the batch with its adapter, without it, and with each part of it alone. The
+difference shows what the adapter does, whatever its method.
+
+    moved         = ‖O_with − O_without‖ / ‖O_without‖ of a head's output over the real tokens
+    change        = ‖h_with − h_without‖ / ‖h_without‖ of the hidden states after a layer
+    effect of map = ‖tile(Attn_s) V‖ / ‖Attn V‖ of a head
+    (Frobenius norms)
+
+Shapes: L layers, B samples, H query heads, T queries, K keys, V words or classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorada.attention.call import AttentionCall
+from lorada.attention.interface import CROSS_ATTENTION, watch
+from lorada.attention.layer_maps import LayerMaps, maps_of_call, softmax_map
+from lorada.attention.observation import Observation, observe
+from lorada.tuners.switching import active_parts, without_adapter, without_parts
+
+KEPT = ("first", "previous", "itself", "other")  # what a query attends to
+# The axes of every tensor.
+AXES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("softmax", "without", "map", "fused"), ("sample", "head", "query", "key")),
+    **dict.fromkeys(("negative", "map_negative", "effect", "moved"), ("head",)),
+    "attends": ("kept", "head"),
+    "change": ("layer",),
+    "probabilities": ("sample", "word"),
+}
+
+
+@dataclass(frozen=True)
+class ExplainedLayer:
+    """One attention layer on one batch; ``AXES`` names the axes of its tensors.
+
+    Attributes:
+        layer: name of the attention module.
+        softmax: Attn with the adapter, (B, H, T, K).
+        without: Attn without the adapter, (B, H, T, K).
+        map: tile(Attn_s), (B, H, T, K); None if the layer has no active map.
+        fused: their sum, for ¬N the softmax with the map inside, (B, H, T, K).
+        inside: whether the map is inside the softmax (¬N).
+        negative: share of the visible entries of ``fused`` within the map below 0, (H,).
+        map_negative: the same of ``map``, (H,).
+        effect: effect of the map by head, (H,); None without a map.
+        effect_size: that of all heads together.
+        moved: how far the adapter moves the output of each head, (H,).
+        attends: the shares of ``softmax`` on ``KEPT``, (4, H), means over queries.
+    """
+
+    layer: str
+    softmax: Tensor
+    without: Tensor
+    map: Tensor | None
+    fused: Tensor
+    inside: bool
+    negative: Tensor | None
+    map_negative: Tensor | None
+    effect: Tensor | None
+    effect_size: float | None
+    moved: Tensor
+    attends: Tensor
+
+
+@dataclass(frozen=True)
+class Explanation(Sequence[ExplainedLayer]):
+    """What an adapter does to a batch: a sequence of its layers, and what becomes of them.
+
+    Attributes:
+        layers: the attention layers, in order.
+        parts: the names of the adapter's parts.
+        change: "all" and each part alone → the change of the hidden states after each layer, (L,).
+        probabilities: "with", "without" and each part alone → of the next token, or of the classes,
+            (B, V); empty for a model that gives neither.
+        ids: the tokens that were read, (B, T).
+        real: which of them are tokens and not padding, (B, T).
+    """
+
+    layers: list[ExplainedLayer]
+    parts: list[str]
+    change: dict[str, Tensor]
+    probabilities: dict[str, Tensor]
+    ids: Tensor
+    real: Tensor
+
+    def __len__(self) -> int:
+        """The number of layers."""
+        return len(self.layers)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One layer, or some."""
+        return self.layers[index]
+
+
+@torch.no_grad()
+def explain(model: nn.Module, batch: Mapping[str, Tensor]) -> Explanation:
+    """Let a model read a batch with its adapter, without it, and with each part alone.
+
+    Args:
+        model: a model with an active adapter of any method.
+        batch: keyword arguments of its forward, ``input_ids`` among them.
+
+    Raises:
+        ValueError: if no adapter is active, or for a model that computes attention itself.
+    """
+    parts = active_parts(model)
+    if not parts:
+        raise ValueError("this model has no active adapter: load or enable one")
+    names = {module: name for name, module in model.named_modules() if not _is_cross(name)}
+    was_training = model.training
+    model.eval()
+    try:
+        with_all = _read(model, batch, names)
+        with without_adapter(model, parts):
+            without = _read(model, batch, names)
+        alone = {}
+        for name in parts if len(parts) > 1 else ():
+            with without_parts(parts, [other for other in parts if other != name]):
+                alone[name] = _read(model, batch, {})
+    finally:
+        model.train(was_training)
+    if len(parts) == 1:
+        alone = dict.fromkeys(parts, with_all)
+    real = _real(batch)
+    layers = [
+        _layer(names[module], with_all, without, module, real)
+        for module in with_all.calls
+        if module in without.calls
+    ]
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} computes attention itself, so its attention cannot be shown: "
+            "use a model that calls transformers' attention interface"
+        )
+    reads = {"with": with_all, "without": without, **alone}
+    return Explanation(
+        layers,
+        list(parts),
+        {name: _change(read, without, real) for name, read in {"all": with_all, **alone}.items()},
+        _probabilities(reads, real),
+        batch["input_ids"].cpu(),
+        real.cpu(),
+    )
+
+
+@dataclass
+class _Reading:
+    """One forward pass.
+
+    Attributes:
+        calls: attention module → its call and output (B, T, H, D).
+        maps: attention module → what its map did.
+        hidden: the hidden states after each layer, (B, T, ·).
+        logits: (B, T, V) or (B, V); None if the model has none.
+    """
+
+    calls: dict[nn.Module, tuple[AttentionCall, Tensor]] = field(default_factory=dict)
+    maps: dict[nn.Module, Observation] = field(default_factory=dict)
+    hidden: list[Tensor] = field(default_factory=list)
+    logits: Tensor | None = None
+
+
+def _read(
+    model: nn.Module, batch: Mapping[str, Tensor], watched: Mapping[nn.Module, str]
+) -> _Reading:
+    """Let a model read a batch, and keep the attention calls of some modules."""
+    found = _Reading()
+
+    def keep(call: AttentionCall, output: Tensor) -> None:
+        if call.module in watched:
+            found.calls[call.module] = (call, output)
+
+    def keep_map(seen: Observation) -> None:
+        if seen.call.module in watched:
+            found.maps[seen.call.module] = seen
+
+    with watch(keep), observe(keep_map):
+        out = model(**batch, output_hidden_states=True)
+    states = out.get("hidden_states") or out.get("encoder_hidden_states") or ()
+    found.hidden = list(states[1:])
+    found.logits = out.get("logits")
+    return found
+
+
+def _is_cross(name: str) -> bool:
+    return name.rpartition(".")[2] in CROSS_ATTENTION
+
+
+def _real(batch: Mapping[str, Tensor]) -> Tensor:
+    mask = batch.get("attention_mask")
+    return torch.ones_like(batch["input_ids"]).bool() if mask is None else mask.bool()
+
+
+def _layer(
+    name: str, with_all: _Reading, without: _Reading, module: nn.Module, real: Tensor
+) -> ExplainedLayer:
+    (call, output), (call_off, output_off) = with_all.calls[module], without.calls[module]
+    softmax, seen = softmax_map(call), with_all.maps.get(module)
+    maps: LayerMaps | None = None if seen is None else maps_of_call(name, seen)
+    real = real if real.shape[1] == output.shape[1] else real.new_ones(output.shape[:2])
+    effect = None
+    if seen is not None:
+        effect = _by_head(seen.term, real) / _by_head(seen.output, real).clamp(min=1e-12)
+    moved = _by_head(output.float() - output_off.float(), real)
+    return ExplainedLayer(
+        layer=name,
+        softmax=softmax.cpu(),
+        without=softmax_map(call_off).cpu(),
+        map=None if maps is None else maps.map.cpu(),
+        fused=(softmax if maps is None else maps.fused).cpu(),
+        inside=seen is not None and seen.attention_map.ablation == "no_negative",
+        negative=None if maps is None else maps.negative_ratio.cpu(),
+        map_negative=None if maps is None else maps.map_negative_ratio.cpu(),
+        effect=None if effect is None else effect.cpu(),
+        effect_size=None if maps is None else maps.effect_size,
+        moved=(moved / _by_head(output_off, real).clamp(min=1e-12)).cpu(),
+        attends=_attends(softmax, real).cpu(),
+    )
+
+
+def _by_head(states: Tensor, real: Tensor) -> Tensor:
+    """The norm of each head's part (H,) of states (B, T, H, D), over the real tokens."""
+    return (states.float() * real[..., None, None]).square().sum((0, 1, 3)).sqrt()
+
+
+def _attends(softmax: Tensor, real: Tensor) -> Tensor:
+    """The shares of ``KEPT`` in a softmax map (B, H, T, K), by head, (4, H)."""
+    count = real.shape[1]
+    if softmax.shape[-2:] != (count, count):
+        return softmax.new_zeros(len(KEPT), softmax.shape[1])
+    number = real.long().cumsum(-1) - 1
+    query, key = number[:, :, None], number[:, None, :]
+    itself, previous = query == key, query == key + 1
+    first = (key == 0) & ~itself & ~previous
+    both = real[:, :, None] & real[:, None, :]
+    kinds = torch.stack([first, previous, itself, ~(first | previous | itself)]) & both
+    shares = torch.einsum("bhqk,cbqk->ch", softmax, kinds.to(softmax.dtype))
+    return shares / real.sum()
+
+
+def _change(read: _Reading, without: _Reading, real: Tensor) -> Tensor:
+    """How far each layer's hidden states are from those without the adapter, (L,)."""
+    found = []
+    for on, off in zip(read.hidden, without.hidden, strict=True):
+        seen = real if real.shape[1] == on.shape[1] else real.new_ones(on.shape[:2])
+        change, size = ((x.float() * seen[..., None]).norm() for x in (on - off, off))
+        found.append(change / size.clamp(min=1e-12))
+    return torch.stack(found).cpu() if found else torch.zeros(0)
+
+
+def _probabilities(reads: Mapping[str, _Reading], real: Tensor) -> dict[str, Tensor]:
+    """The probabilities of the next token behind the last real one, or of the classes."""
+    found = {}
+    for name, read in reads.items():
+        if read.logits is None:
+            return {}
+        logits = read.logits
+        if logits.dim() == 3:
+            places = torch.arange(real.shape[1], device=real.device)
+            last = (places * real).argmax(-1) if logits.shape[1] == real.shape[1] else -1
+            logits = logits[torch.arange(len(logits), device=logits.device), last]
+        found[name] = logits.float().softmax(-1).cpu()
+    return found

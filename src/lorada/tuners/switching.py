@@ -1,0 +1,53 @@
+"""Switches the parts of an adapter off and on, to see what each does alone."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+# The package of a tuner layer → what its part is called; others go by the package's own name.
+CALLED = {"lmam": "map", "lora": "LoRA", "adalora": "AdaLoRA", "quanta": "QuanTA"}
+Parts = dict[str, list[BaseTunerLayer]]
+
+
+def active_parts(model: nn.Module) -> Parts:
+    """The layers of each part of the active adapters, by the part's name, in order of the model."""
+    found: Parts = {}
+    for module in model.modules():
+        if not isinstance(module, BaseTunerLayer) or module.disable_adapters:
+            continue
+        if set(module.active_adapters) & set(module._get_available_adapters()):
+            found.setdefault(part_name(module), []).append(module)
+    return found
+
+
+def part_name(layer: BaseTunerLayer) -> str:
+    """What the part that a layer belongs to is called."""
+    package = type(layer).__module__.partition(".tuners.")[2].partition(".")[0]
+    return CALLED.get(package, package)
+
+
+@contextmanager
+def without_parts(parts: Parts, names: Iterable[str]) -> Iterator[None]:
+    """Switch some parts off in a ``with`` block."""
+    layers = [layer for name in names for layer in parts[name]]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+@contextmanager
+def without_adapter(model: nn.Module, parts: Parts) -> Iterator[None]:
+    """Switch everything off in a ``with`` block that the active adapters change."""
+    with ExitStack() as stack:
+        if isinstance(model, PeftModel):  # it has trained copies of modules too, such as a head
+            stack.enter_context(model.disable_adapter())
+        else:
+            stack.enter_context(without_parts(parts, parts))
+        yield
