@@ -38,15 +38,23 @@ const SIGNS = { "\n": "⏎", "\r": "␍", "\t": "⇥" };
 /** A token as it can be seen: blanks and unseen characters as signs. */
 function seen(token) {
   if (token === "") return "(empty)";
-  return token
-    .replaceAll(" ", "␣")
-    .replace(UNSEEN, (one) => SIGNS[one] ?? `\\u${one.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  return visible(token.replaceAll(" ", "␣"));
+}
+
+/** A text with signs for unseen characters. */
+function visible(text) {
+  return text.replace(UNSEEN, (one) => SIGNS[one] ?? `\\u${one.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}
+
+/** At most so many characters of a text. */
+function cut(text, most) {
+  const letters = [...text];
+  return letters.length > most ? `${letters.slice(0, most - 1).join("")}…` : letters.join("");
 }
 
 /** At most so many characters of a seen token. */
 function short(token, most = 12) {
-  const letters = [...seen(token)];
-  return letters.length > most ? `${letters.slice(0, most - 1).join("")}…` : letters.join("");
+  return cut(seen(token), most);
 }
 
 /** A token for reading in a line of text; its direction does not reach beyond it. */
@@ -127,6 +135,8 @@ function entryLegend(most, signed) {
 
 /* Downloads. */
 
+const NOT_XML = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]/g;
+
 function save(name, type, text) {
   const address = URL.createObjectURL(new Blob([text], { type }));
   element("a", { href: address, download: name.replace(/[^A-Za-z0-9._-]+/g, "-") }).click();
@@ -152,7 +162,7 @@ function downloads(what, name, picture) {
   return element("div", { class: "downloads" }, "Download: ",
     button("SVG", () => {
       const text = new XMLSerializer().serializeToString(picture.svg());
-      save(`${name}.svg`, "image/svg+xml", text.toWellFormed?.() ?? text);
+      save(`${name}.svg`, "image/svg+xml", text.replace(NOT_XML, "\ufffd"));
     }),
     button("CSV", () => save(`${name}.csv`, "text/csv", csv(picture.rows()))));
 }

@@ -3,16 +3,28 @@
 
 const DASHES = ["", "6 3", "2 3", "8 3 2 3", "1 2", "10 4", "4 2"];
 
+/** Marks of an axis from 0 to at least ``most``: [0, step, …], at most six. */
+function marks(most) {
+  const size = 10 ** Math.floor(Math.log10(most || 1));
+  const step = size * [0.2, 0.25, 0.5, 1, 2].find((one) => (most || 1) / (size * one) <= 5);
+  return Array.from({ length: Math.ceil((most || 1) / step - 1e-9) + 1 }, (_, i) => i * step);
+}
+
 /** The names that the page gives to the settings of the next token's probabilities. */
 function settingName(key) {
-  return { with: "adapter on", without: "adapter off" }[key] ?? `${key} alone`;
+  return { with: "adapter on", without: "adapter off" }[key] ?? `${cut(visible(key), 20)} alone`;
+}
+
+/** The parts that are shown alone: where there is one, it is all. */
+function alone(run) {
+  return run.parts.length > 1 ? run.parts : [];
 }
 
 /** Lists of the likeliest next tokens with bars, one list for each setting. */
 class NextTokens {
   constructor(run, next, width) {
     Object.assign(this, { run, next, width });
-    const order = ["with", "without", ...run.parts].filter((key) => next[key]);
+    const order = ["with", "without", ...alone(run)].filter((key) => next[key]);
     this.settings = order.map((key) => ({ key, name: settingName(key), tokens: next[key] }));
   }
 
@@ -28,8 +40,8 @@ class NextTokens {
     settings.forEach((setting, i) => {
       const [left, top] = [(i % columns) * wide, Math.floor(i / columns) * tall];
       const group = drawn("g", { transform: `translate(${left} ${top})`, "data-setting": setting.key });
-      group.append(drawn("text", { x: 0, y: 16, "font-weight": 600 }, short(setting.name, 28)));
-      const [start, room] = [88, wide - 88 - 64];
+      group.append(drawn("text", { x: 0, y: 16, "font-weight": 600 }, setting.name));
+      const [start, room] = [88, wide - 88 - 76];
       setting.tokens.forEach(([token, share], row) => {
         const y = 26 + row * line;
         const middle = { y: y + 9, "dominant-baseline": "middle" };
@@ -37,7 +49,7 @@ class NextTokens {
           drawn("text", { x: start - 6, ...middle, "text-anchor": "end" }, short(token, 11)),
           drawn("rect", { x: start, y, width: Math.max(share * room, 1), height: 17, fill: colours[1] },
             drawn("title", {}, `${seen(token)}: ${percent(share)}`)),
-          drawn("text", { x: start + share * room + 6, ...middle }, percent(share)));
+          drawn("text", { x: start + room + 54, ...middle, "text-anchor": "end" }, percent(share)));
         if (setting.key === "without" || !before.has(token)) return;
         const x = start + before.get(token) * room;
         group.append(drawn("path", { d: `M${x} ${y - 2}v21`, stroke: colours[2], "stroke-width": 2.5 }));
@@ -56,10 +68,11 @@ class NextTokens {
 /** Lines of the change through the layers: of all parts together, and of each alone. */
 class ChangeLines {
   constructor(run, change, width, most) {
-    Object.assign(this, { run, width, most });
-    const order = ["all", ...run.parts].filter((key) => change[key]);
-    this.lines = order.map((key) => ({ key, name: key === "all" ? "all together" : `${key} alone`, values: change[key] }));
-    this.layers = this.lines[0]?.values.length ?? 0;
+    this.marks = marks(most);
+    Object.assign(this, { run, width, most: this.marks.at(-1) });
+    const order = ["all", ...alone(run)].filter((key) => change[key]);
+    this.lines = order.map((key) => ({ key, name: key === "all" ? "all together" : settingName(key), values: change[key] }));
+    this.layers = Math.min(...this.lines.map((line) => line.values.length));
     this.line = element("p", { class: "readout", "aria-live": "polite" });
     this.at = this.layers - 1;
     this.element = element("div", {
@@ -76,7 +89,7 @@ class ChangeLines {
     const [left, right, top, bottom] = [56, 12, 12, 44];
     const wide = this.width - left - right;
     const x = (i) => left + (this.layers > 1 ? i / (this.layers - 1) : 0.5) * wide;
-    return { left, top, wide, tall: 220, bottom, x, y: (value) => top + 220 * (1 - value / (this.most || 1)) };
+    return { left, top, wide, tall: 220, bottom, x, y: (value) => top + 220 * (1 - value / this.most) };
   }
 
   svg() {
@@ -85,10 +98,10 @@ class ChangeLines {
     const made = canvasOfSvg(this.width, top + tall + bottom + key, "Change of the hidden state through the layers");
     const faint = { stroke: "currentColor", "stroke-opacity": 0.2 };
     const small = { "font-size": 11 };
-    for (const share of [0, 0.25, 0.5, 0.75, 1]) {
-      const at = y(share * this.most);
+    for (const value of this.marks) {
+      const at = y(value);
       made.append(drawn("path", { d: `M${left} ${at}h${wide}`, ...faint }),
-        drawn("text", { x: left - 6, y: at + 4, "text-anchor": "end", ...small }, number(share * this.most)));
+        drawn("text", { x: left - 6, y: at + 4, "text-anchor": "end", ...small }, number(value)));
     }
     const every = Math.ceil(this.layers / Math.max(wide / 34, 1));
     for (let i = 0; i < this.layers; i += every) {

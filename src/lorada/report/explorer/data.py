@@ -100,10 +100,10 @@ class Shown(Part):
 
     Attributes:
         layers: in the model's order.
-        next: the likeliest next tokens ``with`` the adapter, ``without`` it and with each part
+        next: the likeliest next tokens, or classes, ``with`` the adapter, ``without`` it and with each part
             alone: up to ten of (token, probability), the likeliest first.
         change: ‖h_with − h_without‖ / ‖h_without‖ of the hidden state h after each layer, of ``all``
-            parts and of each alone.
+            parts and of each alone. Shorter than ``layers`` if the last have no state of their own.
     """
 
     layers: Annotated[list[Layer], Field(min_length=1)]
@@ -138,8 +138,8 @@ class RunShown(Part):
         for one in (one for step in self.shown for one in step):
             if not {*one.next} <= {*ALONE, *known} or not {*one.change} <= {WHOLE, *known}:
                 raise ValueError(f"run {self.name!r}: numbers of a part that it has not")
-            if any(len(line) != len(one.layers) for line in one.change.values()):
-                raise ValueError(f"run {self.name!r}: change needs a number for each layer")
+            if any(len(line) > len(one.layers) for line in one.change.values()):
+                raise ValueError(f"run {self.name!r}: change has more numbers than layers")
         return self
 
 
@@ -181,7 +181,7 @@ def pack(matrices: ArrayLike) -> dict[str, Any]:
         raise ValueError("a matrix has a number that is not finite: the run may have diverged")
     values = _without_repeats(values)
     whole = np.rint(values / (scale or 1.0) * MOST).astype("<i2")
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    deflate = zlib.compressobj(6, zlib.DEFLATED, -15)
     data = deflate.compress(whole.tobytes()) + deflate.flush()
     return {
         "shape": list(values.shape),

@@ -59,16 +59,15 @@ function pairLine(pictures, at) {
 
 /** The pictures of one run and the line below them. */
 class RunDetail {
-  constructor(run, pictures, tokens, view, place) {
+  constructor(name, heading, pictures, tokens, view, place) {
     this.line = element("p", { class: "readout", "aria-live": "polite" });
     this.pictures = pictures.map((one) => new MatrixPicture({ ...one, tokens, view }));
     const figures = this.pictures.map((picture, i) => element("figure", { class: "matrix" },
       element("h4", {}, picture.title), picture.canvas, entryLegend(picture.most, picture.signed),
       element("figcaption", {}, pictures[i].text),
-      downloads(`${picture.title}, ${place}`, `${run.name}-${place}-${picture.title}`, picture)));
+      downloads(`${picture.title}, ${place}`, `${name}-${place}-${picture.title}`, picture)));
     this.element = element("div", { class: "run" },
-      element("h3", {}, element("bdi", {}, run.name)),
-      this.line, element("div", { class: "matrices" }, ...figures));
+      heading, this.line, element("div", { class: "matrices" }, ...figures));
   }
 
   tell(at) {

@@ -68,9 +68,10 @@ class HeadsGrid {
    * @param at {layer, head} that the keyboard reaches
    * @param open {layer, head} that is open, or null
    * @param onOpen called with a layer and a head
+   * @param onPoint the same, for one that is pointed at
    */
-  constructor({ name, layers, measure, range, width, at, open, onOpen }) {
-    Object.assign(this, { name, layers, measure, range, onOpen });
+  constructor({ name, layers, measure, range, width, at, open, onOpen, onPoint }) {
+    Object.assign(this, { name, layers, measure, range, onOpen, onPoint });
     this.heads = Math.max(...layers.map((layer) => layer.moved.length));
     this.beside = layers.length * 18 + 64 <= width;
     this.at = this.clamped(at);
@@ -98,8 +99,8 @@ class HeadsGrid {
     });
     if (!missing) cell.style.background = shareColour(value, ...this.range);
     cell.addEventListener("click", () => { this.reach(number, head); this.onOpen(number, head); });
-    cell.addEventListener("pointerenter", () => this.tell(number, head));
-    cell.addEventListener("focus", () => this.tell(number, head));
+    cell.addEventListener("pointerenter", () => this.onPoint(number, head));
+    cell.addEventListener("focus", () => this.onPoint(number, head));
     cell.addEventListener("keydown", (event) => this.press(event, number, head));
     return cell;
   }
@@ -152,8 +153,10 @@ class HeadsGrid {
     return cell;
   }
 
+  /** Show the numbers of a head, if there is one. */
   tell(number, head) {
     const layer = this.layers[number];
+    if (layer?.moved[head] === undefined) return;
     this.readout.replaceChildren(element("b", {}, `Layer ${number}, head ${head}`), " (",
       element("bdi", {}, layer.name), `): ${wordsOf(layer, head)}`);
   }

@@ -86,6 +86,7 @@ class View {
 }
 
 const LABEL = 11; // size of the tokens' labels in pixels
+const FONT = `${LABEL}px system-ui, "Liberation Sans", Arial, sans-serif`;
 
 /** One matrix on a canvas with its tokens at the edges. */
 class MatrixPicture {
@@ -124,9 +125,9 @@ class MatrixPicture {
     const width = canvas.clientWidth;
     if (!width) return;
     const context = canvas.getContext("2d");
-    context.font = `${LABEL}px system-ui, "Liberation Sans", Arial, sans-serif`;
+    context.font = FONT;
     const names = [...this.tokens, ...(this.offset ? [this.key(0)] : [])].map((one) => short(one));
-    const edge = Math.min(Math.max(...names.map((one) => context.measureText(one).width)) + 8, width / 4);
+    const edge = Math.min(Math.max(...names.map((one) => context.measureText(one).width)) + 14, width / 4);
     const side = width - edge - 1;
     const place = { edge, side, tall: Math.min(side * matrix.queries / matrix.keys, side) };
     this.place = place;
@@ -165,55 +166,65 @@ class MatrixPicture {
     return canvas;
   }
 
+  /** The frame, the tokens' labels and the marked pair; ``wide`` by ``high`` entries are in view. */
   drawEdges(context, wide, high) {
     const { matrix, view, place } = this;
     const { edge, side, tall } = place;
     const style = getComputedStyle(document.body);
-    const [cellX, cellY] = [side / wide, tall / high];
+    const cell = [side / wide, tall / high];
+    const from = [view.left * matrix.keys, view.top * matrix.queries];
+    const marked = view.at ? [view.at.key + this.offset, view.at.query] : [];
     context.strokeStyle = context.fillStyle = style.color;
     context.globalAlpha = 0.35;
     context.strokeRect(edge - 0.5, edge - 0.5, side + 1, tall + 1);
     context.globalAlpha = 1;
     context.direction = "ltr";
     context.textBaseline = "middle";
-    const fitted = (text) => {
-      const letters = [...short(text)];
-      if (context.measureText(letters.join("")).width <= edge - 6) return letters.join("");
-      while (letters.length > 1 && context.measureText(`${letters.join("")}…`).width > edge - 6) letters.pop();
-      return `${letters.join("")}…`;
-    };
-    const marked = view.at && { row: view.at.query, column: view.at.key + this.offset };
-    const label = (count, start, cell, at, draw) => {
-      const every = Math.ceil((LABEL + 1) / cell);
-      for (let i = Math.floor(start); i < Math.min(count, start + side / cell); i++) {
-        const middle = edge + (i + 0.5 - start) * cell;
-        if (middle < edge || (i !== at && (i % every || (at !== undefined && Math.abs(i - at) < every)))) continue;
-        context.font = `${i === at ? "bold " : ""}${LABEL}px system-ui, "Liberation Sans", Arial, sans-serif`;
-        draw(i, middle);
-      }
-    };
     context.textAlign = "right";
-    label(matrix.queries, view.top * matrix.queries, cellY, marked?.row, (i, middle) => {
-      if (middle <= edge + tall) context.fillText(fitted(this.tokens[i]), edge - 4, middle);
-    });
+    for (const [i, y] of this.labelled(from[1], cell[1], tall, marked[1])) {
+      this.write(context, this.tokens[i], edge - 4, y, 0, i === marked[1]);
+    }
     context.textAlign = "left";
-    label(matrix.keys, view.left * matrix.keys, cellX, marked?.column, (i, middle) => {
-      context.save();
-      context.translate(middle, edge - 4);
-      context.rotate(-Math.PI / 2);
-      context.fillText(fitted(this.key(i)), 0, 0);
-      context.restore();
-    });
-    if (!marked) return;
-    const x = edge + (marked.column - view.left * matrix.keys) * cellX;
-    const y = edge + (marked.row - view.top * matrix.queries) * cellY;
+    for (const [i, x] of this.labelled(from[0], cell[0], side, marked[0])) {
+      this.write(context, this.key(i), x, edge - 4, -Math.PI / 2, i === marked[0]);
+    }
+    if (!view.at) return;
+    const [x, y] = [0, 1].map((axis) => edge + (marked[axis] - from[axis]) * cell[axis]);
     if (x < edge - 1 || y < edge - 1 || x > edge + side || y > edge + tall) return;
+    const [w, h] = cell.map((one) => Math.max(one, 4));
     context.lineWidth = 2;
-    const [w, h] = [Math.max(cellX, 4), Math.max(cellY, 4)];
     context.strokeRect(x, y, w, h);
     context.strokeStyle = style.backgroundColor;
     context.lineWidth = 1;
     context.strokeRect(x - 1.5, y - 1.5, w + 3, h + 3);
+  }
+
+  /** The rows or columns whose label has room, [number, middle in pixels]; the marked one has. */
+  labelled(from, cell, length, marked) {
+    const every = Math.ceil((LABEL + 1) / cell);
+    const found = [];
+    for (let i = Math.max(Math.ceil(from - 0.5), 0); (i + 0.5 - from) * cell < length; i++) {
+      const near = marked !== undefined && Math.abs(i - marked) < every;
+      if (i === marked || (i % every === 0 && !near)) found.push([i, this.place.edge + (i + 0.5 - from) * cell]);
+    }
+    return found;
+  }
+
+  write(context, token, x, y, angle, bold) {
+    context.font = `${bold ? "bold " : ""}${FONT}`;
+    const room = this.place.edge - 6;
+    const letters = [...short(token)];
+    const fits = (text) => context.measureText(text).width <= room;
+    let text = letters.join("");
+    while (!fits(text) && letters.length > 1) {
+      letters.pop();
+      text = `${letters.join("")}…`;
+    }
+    context.save();
+    context.translate(x, y);
+    context.rotate(angle);
+    context.fillText(text, 0, 0);
+    context.restore();
   }
 
   /** The pair of tokens under a place of the canvas, and the place from 0 to 1; or null. */

@@ -35,11 +35,14 @@ function drawHeads() {
   const measure = MEASURES[chosen.measure];
   const range = rangeOf(measure, everyShown());
   const width = widthOfRun(part("heads"));
+  const grids = [];
+  const onPoint = (layer, head) => { for (const grid of grids) grid.tell(layer, head); };
   part("heads").replaceChildren(...runs.map((run, i) => {
     const grid = new HeadsGrid({
       name: run.name, layers: shownBy(run, i).layers, measure, range, width,
-      at: chosen.at, open: chosen.open, onOpen: open,
+      at: chosen.at, open: chosen.open, onOpen: open, onPoint,
     });
+    grids.push(grid);
     return element("figure", {}, heading(run, i), grid.element, grid.legend(), grid.readout,
       downloads(`the heads of ${run.name}`, `${titled(run, i)}-heads`, grid));
   }));
@@ -89,7 +92,7 @@ async function drawDetail() {
   details = [];
   const shown = runs.map((run, i) => {
     if (!loaded[i]) return element("p", {}, element("bdi", {}, run.name), ` has no layer ${layer} with a head ${head}.`);
-    const detail = new RunDetail({ ...run, name: titled(run, i) }, loaded[i], tokens, view, `layer ${layer} head ${head}`);
+    const detail = new RunDetail(titled(run, i), heading(run, i), loaded[i], tokens, view, `layer ${layer} head ${head}`);
     details.push(detail);
     return detail.element;
   });
@@ -120,7 +123,7 @@ function drawNext() {
   part("next").replaceChildren(...runs.map((run, i) => {
     const next = new NextTokens(run, shownBy(run, i).next, width);
     if (!next.settings.some((one) => one.tokens.length)) {
-      return element("p", {}, element("bdi", {}, run.name), " has no next token to show: its model continues no text.");
+      return element("p", {}, element("bdi", {}, run.name), " predicts neither a next token nor a class.");
     }
     const picture = next.svg();
     picture.setAttribute("role", "img");
@@ -135,6 +138,7 @@ function drawChange() {
   const width = widthOfRun(part("change"));
   const most = Math.max(0, ...everyShown().flatMap((shown) => Object.values(shown.change).flat()));
   part("change").replaceChildren(...runs.map((run, i) => {
+    if (!shownBy(run, i).change.all?.length) return element("p", {}, element("bdi", {}, run.name), ": no hidden states to compare.");
     const lines = new ChangeLines(run, shownBy(run, i).change, width, most);
     lines.draw();
     return element("figure", {}, heading(run, i), lines.element, lines.line,
