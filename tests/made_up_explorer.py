@@ -6,6 +6,7 @@ from lorada.report.explorer.data import pack
 
 SENTENCE = ["The", " little", " cat", " saw", " a", " dog", " and", " ran", "."]
 PARTS = ["map", "LoRA"]
+WORDS = ("and", "then", "she", "he", "it", "we", "the", "a", "all", "some", "his", "her", "our")
 
 
 def softmax_maps(random, heads, length, spread=1.5):
@@ -78,7 +79,7 @@ def made_up_page(
     """
     random = np.random.default_rng(seed)
     tokens = tokens or [SENTENCE, ["Dogs", " bark", "."]]
-    words = [f" {word}" for word in "and then she he it we the a all some his her our".split()]
+    words = [f" {word}" for word in WORDS]
 
     def shown(text, share):
         change = random.gamma(2, 0.05, (len(parts) + 1, layers)).cumsum(1) * share

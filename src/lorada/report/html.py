@@ -1,4 +1,4 @@
-"""Makes one HTML file of a folder's template, style and scripts; it works offline, asks for nothing.
+"""Makes one HTML file of a template, a style and scripts; it works offline and asks for nothing.
 
 The folder holds ``page.html.j2`` and ``page.css``. The page's security policy allows only the given
 scripts, by their hashes, and no connection. All names and texts are escaped by Jinja.

@@ -1,1 +1,1 @@
-"""One page that shows what a run's adapter does to a few sentences, layer by layer, head by head."""
+"""A page that shows what a run's adapter does to a few sentences, by layer and head."""

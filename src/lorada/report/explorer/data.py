@@ -100,10 +100,10 @@ class Shown(Part):
 
     Attributes:
         layers: in the model's order.
-        next: the likeliest next tokens, or classes, ``with`` the adapter, ``without`` it and with each part
-            alone: up to ten of (token, probability), the likeliest first.
-        change: ‖h_with − h_without‖ / ‖h_without‖ of the hidden state h after each layer, of ``all``
-            parts and of each alone. Shorter than ``layers`` if the last have no state of their own.
+        next: the likeliest next tokens, or classes, ``with`` the adapter, ``without`` it and with
+            each part alone: up to ten of (token, probability), the likeliest first.
+        change: ‖h_with − h_without‖ / ‖h_without‖ of the hidden state h after each layer, of
+            ``all`` parts and of each alone. Shorter than ``layers`` if the last have no state.
     """
 
     layers: Annotated[list[Layer], Field(min_length=1)]

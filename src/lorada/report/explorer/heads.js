@@ -153,12 +153,12 @@ class HeadsGrid {
     return cell;
   }
 
-  /** Show the numbers of a head, if there is one. */
+  /** Show the numbers of a head. */
   tell(number, head) {
     const layer = this.layers[number];
-    if (layer?.moved[head] === undefined) return;
-    this.readout.replaceChildren(element("b", {}, `Layer ${number}, head ${head}`), " (",
-      element("bdi", {}, layer.name), `): ${wordsOf(layer, head)}`);
+    const found = layer?.moved[head] !== undefined;
+    this.readout.replaceChildren(element("b", {}, `Layer ${number}, head ${head}`), ...(found
+      ? [" (", element("bdi", {}, layer.name), `): ${wordsOf(layer, head)}`] : [": not in this model"]));
   }
 
   legend() {
