@@ -40,6 +40,9 @@ def test_a_wheel_holds_the_package_its_recipes_and_its_data(tmp_path):
         "report/comparison/page.html.j2",
         "report/comparison/page.css",
         "report/comparison/page.js",
+        "report/explorer/page.html.j2",
+        "report/explorer/page.css",
+        "report/explorer/matrices.js",
     ):
         assert any(name.startswith(f"lorada/{folder}") for name in names), folder
     assert not any(name.startswith("tests") or "__pycache__" in name for name in names)

@@ -1,23 +1,16 @@
 """The page of a comparison in a headless Chromium without a network."""
 
 import dataclasses
-import shutil
 from html.parser import HTMLParser
-from importlib.util import find_spec
 
 import pytest
+from browsing import appears, chromium, needs_chromium, watched, widest
 from made_up_summary import CANNOT_RUN, METHODS, made_up_summary
 
 pytest.importorskip("altair", reason="needs the extra compare")
 
 from lorada.report.comparison.page import comparison_page
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None or find_spec("playwright") is None, reason="needs playwright and chromium"
-)
 LONG = "x" * 300
 HOSTILE = (
     "<img src=x onerror='window.hacked=1'>",
@@ -31,45 +24,24 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture
 def opened(browser, tmp_path):
     """A function that opens a page, which must make no request and no error until the test ends."""
-    contexts, requests, errors = [], [], []
     path = tmp_path / "report.html"
+    with watched(browser, path) as open_page:
 
-    def open_page(summary, curves, **options):
-        path.write_text(comparison_page(summary, curves), encoding="utf-8")
-        contexts.append(browser.new_context(offline=True, **options))
-        page = contexts[-1].new_page()
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: errors.append(message.text))
-        page.goto(path.as_uri())
-        # Not wait_for_function: it evaluates text, which the page's policy forbids.
-        appears(page, ".chart:not([data-drawn])", 0)
-        return page
+        def opened_page(summary, curves, **options):
+            path.write_text(comparison_page(summary, curves), encoding="utf-8")
+            page = open_page(**options)
+            # Not wait_for_function: it evaluates text, which the page's policy forbids.
+            appears(page, ".chart:not([data-drawn])", 0)
+            return page
 
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert errors == []
-    # The empty icon is a data: address, which the browser counts as a request.
-    assert {url for url in requests if not url.startswith("data:")} == {path.as_uri()}
-
-
-def appears(page, selector, count=1):
-    """Wait until so many elements are there."""
-    from playwright.sync_api import expect
-
-    expect(page.locator(selector)).to_have_count(count)
+        yield opened_page
 
 
 def names_in(page):
@@ -79,10 +51,6 @@ def names_in(page):
 
 def column_of(page, number):
     return page.locator(f"table.sortable tbody td:nth-child({number})").all_text_contents()
-
-
-def widest(page):
-    return page.evaluate("document.documentElement.scrollWidth")
 
 
 def test_the_same_summary_gives_the_same_page():

@@ -1,12 +1,8 @@
 """Writes the page of a comparison: one HTML file that works offline and asks for nothing.
 
-Its scripts are inlined, Vega's among them. Its security policy allows only these scripts, by their
-hashes, and no connection. All names and texts are escaped by Jinja. Jinja and vl-convert come with
-the extra ``compare``.
+Its scripts are inlined, Vega's among them. vl-convert comes with the extra ``compare``.
 """
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -24,13 +20,12 @@ from lorada.report.comparison.charts import (
 )
 from lorada.report.comparison.page_table import table_columns, table_rows
 from lorada.report.comparison.summary import Search, Summary
+from lorada.report.html import render_page
 from lorada.support.errors import needs_extra
 from lorada.support.files import file_name
 
 with needs_extra("compare"):
-    import jinja2
     import vl_convert
-    from markupsafe import Markup
 
 HERE = Path(__file__).parent
 
@@ -51,7 +46,9 @@ def comparison_page(summary: Summary, curves: Mapping[str, Sequence[Curve]]) -> 
         _vega(),
         (HERE / "page.js").read_text(encoding="utf-8"),
     ]
-    page = _environment().get_template("page.html.j2").render(
+    return render_page(
+        HERE,
+        scripts,
         summary=summary,
         columns=table_columns(summary),
         rows=table_rows(summary),
@@ -65,11 +62,7 @@ def comparison_page(summary: Summary, curves: Mapping[str, Sequence[Curve]]) -> 
         texts=any(one.text for one in summary.disagreements),
         search=_search(summary.search),
         folders=run_folders(summary),
-        policy=" ".join(f"'sha256-{_hash(script)}'" for script in scripts),
-        scripts=[Markup(script) for script in scripts],
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-    )  # fmt: skip
-    return page
+    )
 
 
 def run_folders(summary: Summary) -> dict[str, dict[int, str]]:
@@ -84,27 +77,10 @@ def run_folders(summary: Summary) -> dict[str, dict[int, str]]:
     }
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    return environment
-
-
 @cache  # it takes a second
 def _vega() -> str:
     """The script that draws charts: Vega, Vega-Lite and Vega-Embed."""
     return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
-
-
-def _hash(script: str) -> str:
-    """A script's hash, as a security policy names it."""
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _search(search: Search) -> str:

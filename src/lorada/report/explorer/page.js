@@ -1,0 +1,219 @@
+"use strict";
+/* The page: what is chosen, and the drawing of it. */
+
+const { sentences, runs } = JSON.parse(document.getElementById("data").textContent);
+const part = (id) => document.getElementById(id);
+const chosen = {
+  sentence: 0,
+  steps: runs.map((run) => run.steps.length - 1),
+  measure: null,
+  pictures: "map",
+  at: { layer: 0, head: 0 },
+  open: null,
+};
+const view = new View((one) => { for (const detail of details) detail.tell(one.at); });
+let details = [];
+
+const shownBy = (run, i) => run.shown[chosen.steps[i]][chosen.sentence];
+const everyShown = () => runs.flatMap((run) => run.shown.map((step) => step[chosen.sentence]));
+const stepName = (step) => step === null ? "finished" : `step ${step}`;
+const titled = (run, i) => run.steps.length > 1 ? `${run.name}-${stepName(run.steps[chosen.steps[i]])}` : run.name;
+
+function heading(run, i) {
+  const step = run.steps.length > 1 ? `, ${stepName(run.steps[chosen.steps[i]])}` : "";
+  return element("h3", {}, element("bdi", {}, run.name), step);
+}
+
+/** The width in pixels of one run's figure; two stand beside each other where there is room. */
+function widthOfRun(box) {
+  const beside = runs.length > 1 && box.clientWidth >= 860;
+  box.classList.toggle("beside", beside);
+  return Math.floor(beside ? (box.clientWidth - 32) / runs.length : box.clientWidth);
+}
+
+function drawHeads() {
+  const measure = MEASURES[chosen.measure];
+  const range = rangeOf(measure, everyShown());
+  const width = widthOfRun(part("heads"));
+  const grids = [];
+  const onPoint = (layer, head) => { for (const grid of grids) grid.tell(layer, head); };
+  part("heads").replaceChildren(...runs.map((run, i) => {
+    const grid = new HeadsGrid({
+      name: run.name, layers: shownBy(run, i).layers, measure, range, width,
+      at: chosen.at, open: chosen.open, onOpen: open, onPoint,
+    });
+    grids.push(grid);
+    return element("figure", {}, heading(run, i), grid.element, grid.legend(), grid.readout,
+      downloads(`the heads of ${run.name}`, `${titled(run, i)}-heads`, grid));
+  }));
+  part("measure-text").textContent = measure.text;
+}
+
+/** Open a head, or another one. */
+async function open(layer, head) {
+  const before = chosen.open;
+  chosen.open = chosen.at = { layer, head };
+  for (const cell of document.querySelectorAll("#heads [role=gridcell]")) {
+    const here = Number(cell.dataset.layer) === layer && Number(cell.dataset.head) === head;
+    cell.setAttribute("aria-selected", String(here));
+  }
+  await drawDetail();
+  if (before) return;
+  part("detail").scrollIntoView({ block: "start" });
+  part("detail-title").focus({ preventScroll: true });
+}
+
+function close() {
+  if (!chosen.open) return;
+  const { layer, head } = chosen.open;
+  chosen.open = null;
+  part("detail").hidden = true;
+  drawHeads();
+  document.querySelector(`#heads [data-layer="${layer}"][data-head="${head}"]`)?.focus();
+}
+
+let drawing = 0;
+
+async function drawDetail() {
+  if (!chosen.open) return;
+  const mine = ++drawing;
+  const { layer, head } = chosen.open;
+  const tokens = sentences[chosen.sentence];
+  const same = everyShown().map((shown) => shown.layers[layer]).filter(Boolean);
+  const loaded = await Promise.all(runs.map((run, i) => {
+    const found = shownBy(run, i).layers[layer];
+    return found?.moved[head] === undefined ? null : picturesOf(found, head, chosen.pictures, same);
+  }));
+  if (mine !== drawing || !chosen.open) return; // something else was chosen meanwhile
+  const differences = loaded.flatMap((one) => one?.filter((picture) => picture.title === "Difference") ?? []);
+  const most = Math.max(...differences.map((picture) => picture.most));
+  for (const picture of differences) picture.most = most;
+  view.pictures = [];
+  details = [];
+  const shown = runs.map((run, i) => {
+    if (!loaded[i]) return element("p", {}, element("bdi", {}, run.name), ` has no layer ${layer} with a head ${head}.`);
+    const detail = new RunDetail(titled(run, i), heading(run, i), loaded[i], tokens, view, `layer ${layer} head ${head}`);
+    details.push(detail);
+    return detail.element;
+  });
+  part("detail").hidden = false;
+  part("detail-title").textContent = `Layer ${layer}, head ${head}`;
+  part("detail-runs").replaceChildren(...shown);
+  part("layer").value = layer;
+  fillHeads(layer);
+  part("head").value = head;
+  part("pictures").parentElement.hidden = !same.some((one) => one.map);
+  view.changed();
+  part("detail").dataset.shown = [chosen.sentence, ...chosen.steps, layer, head, chosen.pictures].join(" ");
+}
+
+function fillHeads(layer) {
+  const count = Math.max(...runs.map((run, i) => shownBy(run, i).layers[layer]?.moved.length ?? 0));
+  part("head").replaceChildren(...Array.from({ length: count }, (_, i) => element("option", { value: i }, String(i))));
+}
+
+function fillLayers() {
+  const lists = runs.map((run, i) => shownBy(run, i).layers);
+  const longest = lists.reduce((a, b) => (b.length > a.length ? b : a));
+  part("layer").replaceChildren(...longest.map((layer, i) => element("option", { value: i }, `${i}: ${layer.name}`)));
+}
+
+function drawNext() {
+  const width = widthOfRun(part("next"));
+  part("next").replaceChildren(...runs.map((run, i) => {
+    const next = new NextTokens(run, shownBy(run, i).next, width);
+    if (!next.settings.some((one) => one.tokens.length)) {
+      return element("p", {}, element("bdi", {}, run.name), " predicts neither a next token nor a class.");
+    }
+    const picture = next.svg();
+    picture.setAttribute("role", "img");
+    picture.setAttribute("aria-label", next.settings.map((one) => `${one.name}: ${one.tokens.map(
+      ([token, share]) => `${seen(token)} ${percent(share)}`).join(", ")}`).join("; "));
+    return element("figure", {}, heading(run, i), picture,
+      downloads(`the next tokens of ${run.name}`, `${titled(run, i)}-next-tokens`, next));
+  }));
+}
+
+function drawChange() {
+  const width = widthOfRun(part("change"));
+  const most = Math.max(0, ...everyShown().flatMap((shown) => Object.values(shown.change).flat()));
+  part("change").replaceChildren(...runs.map((run, i) => {
+    if (!shownBy(run, i).change.all?.length) return element("p", {}, element("bdi", {}, run.name), ": no hidden states to compare.");
+    const lines = new ChangeLines(run, shownBy(run, i).change, width, most);
+    lines.draw();
+    return element("figure", {}, heading(run, i), lines.element, lines.line,
+      downloads(`the change through the layers of ${run.name}`, `${titled(run, i)}-change`, lines));
+  }));
+}
+
+function drawSentence() {
+  part("tokens").replaceChildren(...sentences[chosen.sentence].map((token) => element("li", {}, quoted(token))));
+}
+
+function drawAll() {
+  drawHeads();
+  drawNext();
+  drawChange();
+  return drawDetail();
+}
+
+function fillMenus() {
+  const has = (measure) => runs.some((run) => run.shown.flat().some((shown) => shown.layers.some(measure.read)));
+  const measures = Object.entries(MEASURES).filter(([, measure]) => has(measure));
+  chosen.measure = measures[0][0];
+  part("measure").replaceChildren(...measures.map(([key, one]) => element("option", { value: key }, one.title)));
+  part("sentence").replaceChildren(...sentences.map((tokens, i) =>
+    element("option", { value: i }, short(tokens.join(""), 60))));
+  part("pictures").replaceChildren(...Object.entries(PICTURES).map(([key, text]) => element("option", { value: key }, text)));
+  for (const [i, run] of runs.entries()) {
+    if (run.steps.length < 2) continue;
+    const slider = element("input", { type: "range", min: 0, max: run.steps.length - 1, step: 1, value: chosen.steps[i] });
+    const said = element("output");
+    const tell = () => {
+      said.textContent = stepName(run.steps[chosen.steps[i]]);
+      slider.setAttribute("aria-valuetext", said.textContent);
+    };
+    slider.addEventListener("input", () => { chosen.steps[i] = Number(slider.value); tell(); drawAll(); });
+    tell();
+    part("steps").append(element("label", {}, element("span", {}, "Training of ", element("bdi", {}, run.name)), slider, said));
+  }
+}
+
+function listen() {
+  const onChange = (id, act) => part(id).addEventListener("change", (event) => act(event.target.value));
+  onChange("sentence", (value) => {
+    chosen.sentence = Number(value);
+    Object.assign(view, { zoom: 1, left: 0, top: 0, at: null });
+    drawSentence();
+    fillLayers();
+    drawAll();
+  });
+  onChange("measure", (value) => { chosen.measure = value; drawHeads(); });
+  onChange("pictures", (value) => { chosen.pictures = value; drawDetail(); });
+  onChange("layer", (value) => open(Number(value), chosen.open.head));
+  onChange("head", (value) => open(chosen.open.layer, Number(value)));
+  onChange("theme", (value) => {
+    if (value) document.documentElement.dataset.theme = value;
+    else delete document.documentElement.dataset.theme;
+    drawAll();
+  });
+  part("close").addEventListener("click", close);
+  part("larger").addEventListener("click", () => view.zoomBy(2));
+  part("smaller").addEventListener("click", () => view.zoomBy(0.5));
+  part("whole").addEventListener("click", () => view.whole());
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") close(); });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  let width = innerWidth;
+  addEventListener("resize", () => {
+    if (innerWidth === width) return; // a phone's bars come and go without it
+    width = innerWidth;
+    drawAll();
+  });
+}
+
+fillMenus();
+listen();
+drawSentence();
+fillLayers();
+drawAll();
+document.documentElement.dataset.ready = "yes";

@@ -1,0 +1,63 @@
+"""Makes one HTML file of a template, a style and scripts; it works offline and asks for nothing.
+
+The folder holds ``page.html.j2`` and ``page.css``. The page's security policy allows only the given
+scripts, by their hashes, and no connection. All names and texts are escaped by Jinja.
+"""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lorada.support.errors import needs_extra
+
+with needs_extra("explore"):
+    import jinja2
+    from markupsafe import Markup
+
+
+def render_page(folder: Path, scripts: Sequence[str], **values: Any) -> str:
+    """The page as HTML; the same values always give the same page.
+
+    Args:
+        folder: of the template and the style.
+        scripts: JavaScript, in the order in which it runs. The template puts each between tags.
+        values: what the template shows.
+    """
+    return (
+        _environment(folder)
+        .get_template("page.html.j2")
+        .render(
+            policy=_policy(scripts),
+            scripts=[Markup(script) for script in scripts],
+            style=Markup((folder / "page.css").read_text(encoding="utf-8")),
+            **values,
+        )
+    )
+
+
+def _environment(folder: Path) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    return environment
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """The content of the page's ``Content-Security-Policy``."""
+    allowed = " ".join(f"'sha256-{_hash(script)}'" for script in scripts)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(script: str) -> str:
+    """A script's hash, as a security policy names it."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

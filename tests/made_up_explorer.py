@@ -1,0 +1,111 @@
+"""Made-up data of the explorer's page: as a causal model with a map and LoRA would give them."""
+
+import numpy as np
+
+from lorada.report.explorer.data import pack
+
+SENTENCE = ["The", " little", " cat", " saw", " a", " dog", " and", " ran", "."]
+PARTS = ["map", "LoRA"]
+WORDS = ("and", "then", "she", "he", "it", "we", "the", "a", "all", "some", "his", "her", "our")
+
+
+def softmax_maps(random, heads, length, spread=1.5):
+    """Softmax maps of a causal model, (heads, length, length), with much on the first token."""
+    scores = random.normal(0, spread, (heads, length, length))
+    scores[:, :, 0] += 3
+    scores[:, ~np.tri(length, dtype=bool)] = -np.inf
+    raised = np.exp(scores - scores.max(-1, keepdims=True))
+    return raised / raised.sum(-1, keepdims=True)
+
+
+def made_up_matrices(random, heads, length, size):
+    """The matrices of a layer by kind, as arrays."""
+    left, right = random.normal(0, 1, (2, heads, length, 2))
+    return {
+        "softmax": softmax_maps(random, heads, length),
+        "map": np.tril(size * left @ right.transpose(0, 2, 1)),
+        "without": softmax_maps(random, heads, length),
+    }
+
+
+def made_up_layer(random, heads, length, number, size=0.1, has_map=True, matrices=None):
+    """A layer of the page; ``matrices``: a list that gets its arrays."""
+    made = made_up_matrices(random, heads, length, size)
+    if not has_map:
+        made["map"] = None
+    if matrices is not None:
+        matrices.append(made)
+    shares = random.dirichlet([4, 1, 1, 2], heads).T.tolist()
+    numbers = {
+        "effect": (size * random.gamma(2, 1, heads)).tolist(),
+        "negative": random.uniform(0.1, 0.5, heads).tolist(),
+        "map_negative": random.uniform(0.4, 0.6, heads).tolist(),
+    }
+    return {
+        "name": f"layers.{number}.self_attn",
+        **(numbers if has_map else dict.fromkeys(numbers)),
+        "moved": random.gamma(2, 0.1, heads).tolist(),
+        "attends": dict(zip(("first", "previous", "itself", "other"), shares, strict=True)),
+        **{kind: None if one is None else pack(one) for kind, one in made.items()},
+    }
+
+
+def made_up_next(random, words, parts=PARTS):
+    """Ten likely words for each setting."""
+    found = {}
+    for key in ("with", "without", *parts):
+        shares = sorted(random.dirichlet([0.4] * 12), reverse=True)[:10]
+        order = random.permutation(len(words))[:10]
+        found[key] = [(words[i], float(p)) for i, p in zip(order, shares, strict=False)]
+    return found
+
+
+def made_up_page(
+    tokens=None, runs=("lorada_a",), steps=(None,), layers=3, heads=4, parts=PARTS, no_map=(),
+    seed=0, matrices=None,
+):  # fmt: skip
+    """Data of a page with the given sentences.
+
+    Args:
+        tokens: of each sentence.
+        runs: names.
+        steps: of the checkpoints of each run.
+        layers: count.
+        heads: count in each layer.
+        parts: display names.
+        no_map: numbers of layers without a map.
+        seed: of all numbers.
+        matrices: a list that gets the arrays of each layer, by run, step, sentence and layer.
+    """
+    random = np.random.default_rng(seed)
+    tokens = tokens or [SENTENCE, ["Dogs", " bark", "."]]
+    words = [f" {word}" for word in WORDS]
+
+    def shown(text, share):
+        change = random.gamma(2, 0.05, (len(parts) + 1, layers)).cumsum(1) * share
+        return {
+            "layers": [
+                made_up_layer(
+                    random, heads, len(text), number, 0.1 * share, number not in no_map, matrices
+                )
+                for number in range(layers)
+            ],
+            "next": made_up_next(random, words, parts),
+            "change": dict(zip(("all", *parts), change.tolist(), strict=True)),
+        }
+
+    shares = np.linspace(0, 1, len(steps) + 1)[1:]
+    return {
+        "title": "Explorer",
+        "sentences": [{"tokens": list(one)} for one in tokens],
+        "runs": [
+            {
+                "name": name,
+                "method": "lorada_a",
+                "parts": list(parts),
+                "steps": list(steps),
+                "shown": [[shown(text, share) for text in tokens] for share in shares],
+            }
+            for name in runs
+        ],
+    }

@@ -1,0 +1,664 @@
+"""The explorer's page in a headless Chromium without a network: every control and every number."""
+
+import csv
+import io
+import json
+import time
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from browsing import appears, chromium, needs_chromium, watched, widest
+from made_up_explorer import SENTENCE, made_up_page, softmax_maps
+
+pytest.importorskip("jinja2", reason="needs the extra explore")
+
+from lorada.report.explorer.data import pack
+from lorada.report.explorer.page import explorer_page
+
+pytestmark = needs_chromium
+HOSTILE = [
+    "<img src=x onerror='window.hacked=1'>",
+    "</script><script>window.hacked=1</script>",
+    "\"><svg onload=window.hacked=1>",
+    "=1+1\",\n",
+    "\u202egnisrever\x00",
+    "עברית",
+    "👩‍👩‍👧",
+    "x" * 300,
+    "",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """A function that opens a page, which must make no request and no error until the test ends."""
+    path = tmp_path / "explore.html"
+    with watched(browser, path) as open_page:
+
+        def opened_page(data, **options):
+            path.write_text(explorer_page(data), encoding="utf-8")
+            page = open_page(**options)
+            appears(page, "html[data-ready]")
+            return page
+
+        yield opened_page
+
+
+def cell(page, layer, head, run=0):
+    return page.locator(f"#heads figure:nth-of-type({run + 1}) [data-layer='{layer}']").nth(head)
+
+
+def open_head(page, layer, head, how="click"):
+    """Open a head; how: by a click or a key."""
+    if how == "click":
+        cell(page, layer, head).click()
+    else:
+        cell(page, layer, head).press(how)
+    shown_head(page, layer, head)
+
+
+def shown_head(page, layer, head, which="map"):
+    page.wait_for_selector(f"#detail[data-shown$=' {layer} {head} {which}']")
+
+
+def written(number):
+    """A number as text of the page, as a number."""
+    return float(number.replace("−", "-").replace(" %", ""))
+
+
+def numbers_of(line):
+    """The numbers behind the last colon of a line of the page: name → number."""
+    parts = [part.rpartition(" ") for part in line.rpartition(": ")[2].split(" · ")]
+    return {name: written(value) for name, _, value in parts}
+
+
+def close_to(value, digits=3):
+    """Equal to a number that is shown with so many digits; a matrix has 16 bits besides."""
+    return pytest.approx(value, rel=0.51 * 10 ** (1 - digits), abs=1e-4)
+
+
+def saved(page, box, kind):
+    """What a button saves: the name of the file and its text."""
+    with page.expect_download() as download:
+        box.locator(f"button[data-kind={kind}]").click()
+    return download.value.suggested_filename, download.value.path().read_text(encoding="utf-8")
+
+
+def table(page, box):
+    """A picture's numbers as rows of text."""
+    return list(csv.reader(io.StringIO(saved(page, box, "CSV")[1], newline="")))
+
+
+def hover_entry(page, picture, query, key, size):
+    """Point at an entry of a drawn matrix of so many tokens."""
+    edge, side = picture.evaluate("""canvas => {
+        const { edge, side } = view.pictures.find(one => one.canvas === canvas).place;
+        return [edge, side];
+    }""")
+    at = {name: edge + (i + 0.5) * side / size for name, i in (("x", key), ("y", query))}
+    picture.hover(position=at)
+
+
+def test_each_head_shows_every_measure_of_the_data(opened):
+    data = made_up_page(layers=3, heads=4, no_map=(1,))
+    page = opened(data)
+    layers = data["runs"][0]["shown"][0][0]["layers"]
+    shares = ("first", "previous", "itself", "other")
+    options = page.locator("#measure option")
+    keys = [option.get_attribute("value") for option in options.all()]
+    assert keys == ["effect", "negative", "map_negative", "moved", *shares]
+    for key in keys:
+        page.locator("#measure").select_option(key)
+        for number, layer in enumerate(layers):
+            values = layer["attends"][key] if key in shares else layer[key]
+            for head in range(4):
+                shown = cell(page, number, head)
+                label = shown.get_attribute("aria-label")
+                if values is None:
+                    assert label == f"layer {number}, head {head}: no map"
+                    continue
+                factor = 1 if key in ("effect", "moved") else 100
+                said = written(label.rpartition(" ")[2] if factor == 1 else label.split()[-2])
+                assert said == pytest.approx(factor * values[head], rel=0.006, abs=0.051)
+                assert float(shown.get_attribute("data-value")) == values[head]
+    rows = table(page, page.locator("#heads figure"))
+    assert rows[0] == ["layer", "name", "head", *keys]
+    assert len(rows) == 13
+    expected = [
+        "" if layers[1]["effect"] is None else layers[1]["effect"][2],
+        *[layers[1]["moved"][2]],
+        *[layers[1]["attends"][share][2] for share in shares],
+    ]
+    assert rows[7][:3] == ["1", "layers.1.self_attn", "2"]
+    assert [rows[7][3], *map(float, rows[7][6:])] == expected
+
+
+def test_the_line_below_the_heads_tells_all_numbers_of_the_head_that_is_pointed_at(opened):
+    data = made_up_page(runs=("a", "b"))
+    page = opened(data)
+    cell(page, 2, 1).hover()
+    for run, readout in enumerate(page.locator("#heads .readout").all()):
+        layer = data["runs"][run]["shown"][0][0]["layers"][2]
+        text = readout.text_content()
+        assert text.startswith("Layer 2, head 1 (layers.2.self_attn): ")
+        numbers = numbers_of(text.replace(" %", ""))
+        assert numbers["effect size of the map"] == close_to(layer["effect"][1])
+        assert numbers["share of the sum below 0"] == close_to(100 * layer["negative"][1])
+        assert numbers["attention to the first token"] == close_to(
+            100 * layer["attends"]["first"][1]
+        )
+
+
+def test_a_head_opens_with_its_matrices_and_the_numbers_of_any_two_tokens(opened):
+    matrices = []
+    page = opened(made_up_page([SENTENCE], matrices=matrices))
+    assert page.locator("#detail").is_hidden()
+    open_head(page, 2, 3)
+    assert page.locator("#detail-title").text_content() == "Layer 2, head 3"
+    titles = page.locator("#detail h4").all_text_contents()
+    assert titles == ["Softmax", "Map", "Sum"]
+    softmax, added = matrices[2]["softmax"][3], matrices[2]["map"][3]
+    for picture, (query, key) in zip((0, 1, 2), ((4, 2), (8, 0), (0, 0)), strict=True):
+        hover_entry(page, page.locator("#detail canvas").nth(picture), query, key, 9)
+        line = page.locator("#detail .readout").text_content()
+        tokens = [SENTENCE[i].replace(" ", "␣") for i in (query, key)]
+        assert line.startswith(f"“{tokens[0]}” ({query}) looks at “{tokens[1]}” ({key}): ")
+        assert numbers_of(line) == {
+            "softmax": close_to(softmax[query, key]),
+            "map": close_to(added[query, key]),
+            "sum": close_to(softmax[query, key] + added[query, key]),
+        }
+
+
+def test_saved_tables_are_the_matrices_of_the_data(opened):
+    matrices = []
+    page = opened(made_up_page([SENTENCE], matrices=matrices))
+    open_head(page, 1, 2)
+    made = {name: matrices[1][name][2] for name in ("softmax", "map", "without")}
+
+    def check(number, expected, scale):
+        rows = table(page, page.locator("#detail figure").nth(number))
+        assert [json.loads(one.partition(" ")[2]) for one in rows[0][1:]] == SENTENCE
+        assert [row[0] for row in rows[1:]] == rows[0][1:]
+        found = np.array([[float(one) for one in row[1:]] for row in rows[1:]])
+        assert np.abs(found - expected).max() < scale / 32767
+        assert (found[np.triu_indices(9, 1)] == 0).all()
+
+    check(0, made["softmax"], 1)
+    check(1, made["map"], np.abs(matrices[1]["map"]).max())
+    check(2, made["softmax"] + made["map"], 2)
+    page.locator("#pictures").select_option("adapter")
+    shown_head(page, 1, 2, "adapter")
+    check(0, made["softmax"], 1)
+    check(1, made["without"], 1)
+    check(2, made["softmax"] - made["without"], 2)
+
+
+def test_a_map_inside_the_softmax_shows_what_the_softmax_becomes(opened):
+    data = made_up_page([SENTENCE])
+    fused = softmax_maps(np.random.default_rng(5), 4, 9)
+    for layer in data["runs"][0]["shown"][0][0]["layers"]:
+        layer.update(inside=True, fused=pack(fused))
+    page = opened(data)
+    open_head(page, 0, 1)
+    assert page.locator("#detail h4").nth(2).text_content() == "Softmax with the map inside"
+    rows = table(page, page.locator("#detail figure").nth(2))
+    found = np.array([[float(one) for one in row[1:]] for row in rows[1:]])
+    assert np.abs(found - fused[1]).max() < 1 / 32767
+
+
+def test_a_layer_without_a_map_shows_the_softmax_with_and_without_the_adapter(opened):
+    page = opened(made_up_page([SENTENCE], no_map=(0, 1, 2), parts=["LoRA"]))
+    keys = [option.get_attribute("value") for option in page.locator("#measure option").all()]
+    assert keys == ["moved", "first", "previous", "itself", "other"]
+    open_head(page, 0, 0)
+    titles = page.locator("#detail h4").all_text_contents()
+    assert titles == ["With the adapter", "Without the adapter", "Difference"]
+    assert not page.locator("#pictures").is_visible()
+    assert page.locator("#next g[data-setting]").count() == 2  # one part alone is all of it
+
+
+def test_a_map_with_fewer_heads_is_the_one_that_each_head_uses(opened):
+    data = made_up_page([SENTENCE], heads=4)
+    few = np.random.default_rng(1).normal(size=(2, 9, 9))
+    data["runs"][0]["shown"][0][0]["layers"][0]["map"] = pack(np.tile(few, (2, 1, 1)))
+    page = opened(data)
+    open_head(page, 0, 3)
+    rows = table(page, page.locator("#detail figure").nth(1))
+    assert float(rows[1][1]) == pytest.approx(few[1, 0, 0], abs=1e-3)
+
+
+def test_everything_works_from_the_keyboard(opened):
+    page = opened(made_up_page([SENTENCE], runs=("a", "b")))
+    for grid in page.locator("#heads [role=grid]").all():
+        assert grid.locator("[tabindex='0']").count() == 1
+    page.locator("#measure").focus()
+    page.keyboard.press("Tab")
+    focused = page.locator("[role=gridcell]:focus")
+    for key, place in (
+        ("ArrowRight", (1, 0)), ("ArrowDown", (1, 1)), ("End", (2, 1)), ("ArrowRight", (2, 1)),
+        ("Home", (0, 1)), ("ArrowUp", (0, 0)), ("ArrowUp", (0, 0)), ("ArrowRight", (1, 0)),
+    ):  # fmt: skip
+        page.keyboard.press(key)
+        at = focused.get_attribute("data-layer"), focused.get_attribute("data-head")
+        assert tuple(map(int, at)) == place
+    assert focused.evaluate("cell => getComputedStyle(cell).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    shown_head(page, 1, 0)
+    assert page.locator("#detail-title").evaluate("one => one === document.activeElement")
+    assert cell(page, 1, 0, run=1).get_attribute("aria-selected") == "true"
+    for _ in range(7):  # three menus, three zoom buttons, close
+        page.keyboard.press("Tab")
+    assert page.locator("#close").evaluate("one => one === document.activeElement")
+    page.keyboard.press("Tab")
+    for key in ("ArrowDown", "ArrowDown", "ArrowDown", "ArrowUp", "ArrowRight", "ArrowLeft"):
+        page.keyboard.press(key)
+    for line in page.locator("#detail .readout").all_text_contents():
+        assert line.startswith("“␣little” (1) looks at “The” (0): ")
+    page.keyboard.press("Escape")
+    assert page.locator("#detail").is_hidden()
+    assert focused.get_attribute("data-layer") == "1"
+    page.keyboard.press("Space")
+    shown_head(page, 1, 0)
+    page.locator("#close").click()
+    assert page.locator("#detail").is_hidden()
+
+
+def test_another_layer_and_head_open_from_the_menus(opened):
+    page = opened(made_up_page([SENTENCE]))
+    open_head(page, 0, 0, "Enter")
+    page.locator("#layer").select_option("2")
+    shown_head(page, 2, 0)
+    page.locator("#head").select_option("3")
+    shown_head(page, 2, 3)
+    assert page.locator("#layer option").nth(2).text_content() == "2: layers.2.self_attn"
+    assert cell(page, 2, 3).get_attribute("aria-selected") == "true"
+    assert page.locator("[aria-selected=true]").count() == 1
+
+
+def test_matrices_zoom_and_move_together(opened):
+    page = opened(made_up_page([[f"w{i}" for i in range(64)]], layers=1, heads=1))
+    open_head(page, 0, 0)
+    first = page.locator("#detail canvas").first
+
+    def shown():
+        """The tokens in the corners of the second picture, by pointing at them."""
+        found = []
+        for i in (0, 63):
+            hover_entry(page, page.locator("#detail canvas").nth(1), i, i, 64)
+            line = page.locator("#detail .readout").text_content()
+            found += [int(line.split("(")[1].split(")")[0])]
+        return found
+
+    assert shown() == [0, 63]
+    page.locator("#larger").click()
+    assert shown() == [16, 47]
+    page.locator("#smaller").click()
+    assert shown() == [0, 63]
+    first.press("+")
+    first.press("+")
+    assert shown() == [24, 39]
+    first.press("0")
+    assert shown() == [0, 63]
+    hover_entry(page, first, 0, 0, 64)
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -139)  # e^(139/200) is about 2, towards the first token
+    page.keyboard.up("Control")
+    assert shown() == [0, 31]
+    first.scroll_into_view_if_needed()
+    box = first.bounding_box()
+    middle = box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.6
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] - 60, middle[1] - 60, steps=4)
+    page.mouse.up()
+    low, high = shown()
+    assert 5 < low < 16
+    assert high - low == 31
+    page.locator("#whole").click()
+    assert shown() == [0, 63]
+    hover_entry(page, first, 32, 32, 64)
+    page.mouse.dblclick(
+        *(page.evaluate("[view.pictures[0]].map(one => one.canvas.getBoundingClientRect()).map("
+                        "box => [box.x + box.width * 0.6, box.y + box.height * 0.6])")[0])
+    )  # fmt: skip
+    low, high = shown()
+    assert high - low == 31
+    page.evaluate("view.whole()")
+    first.focus()
+    for _ in range(3):
+        page.keyboard.press("+")
+    for _ in range(40):  # the marked pair stays in view
+        page.keyboard.press("ArrowDown")
+    assert page.evaluate("view.top * 64") == pytest.approx(page.evaluate("view.at.query") - 7)
+
+
+def test_the_wheel_alone_scrolls_the_page(opened):
+    page = opened(made_up_page([SENTENCE]), viewport={"width": 900, "height": 500})
+    open_head(page, 0, 0)
+    page.locator("#detail canvas").first.hover()
+    before = page.evaluate("scrollY")
+    page.mouse.wheel(0, 100)
+    for _ in range(50):
+        if page.evaluate("scrollY") != before:
+            break
+        page.wait_for_timeout(20)
+    assert page.evaluate("scrollY") == before + 100
+    assert page.evaluate("view.zoom") == 1
+
+
+def test_next_tokens_are_those_of_the_data(opened):
+    data = made_up_page()
+    page = opened(data)
+    expected = data["runs"][0]["shown"][0][0]["next"]
+    names = {"with": "adapter on", "without": "adapter off", "map": "map alone"}
+    for key in ("with", "without", "map", "LoRA"):
+        group = page.locator(f"#next g[data-setting='{key}']")
+        texts = group.locator("> text").all_text_contents()
+        assert texts[0] == names.get(key, "LoRA alone")
+        tokens = [token.replace(" ", "␣") for token, _ in expected[key]]
+        assert texts[1::2] == tokens
+        assert [written(one) for one in texts[2::2]] == pytest.approx(
+            [100 * share for _, share in expected[key]], abs=0.051
+        )
+        before = {token for token, _ in expected["without"]}
+        both = sum(token in before for token, _ in expected[key])
+        assert group.locator("path").count() == (0 if key == "without" else both)
+        longest = group.locator("rect").evaluate_all(
+            "all => all.map(one => one.width.baseVal.value)"
+        )
+        assert longest == sorted(longest, reverse=True)
+    rows = table(page, page.locator("#next figure"))
+    assert [row[0] for row in rows[1::10]] == [
+        "adapter on",
+        "adapter off",
+        "map alone",
+        "LoRA alone",
+    ]
+    assert [(json.loads(row[1]), float(row[2])) for row in rows[1:11]] == expected["with"]
+
+
+def test_the_change_through_the_layers_is_that_of_the_data(opened):
+    data = made_up_page(layers=5)
+    page = opened(data)
+    change = data["runs"][0]["shown"][0][0]["change"]
+    chart = page.locator("#change .chart")
+    assert chart.locator("path[data-line]").count() == 3
+    chart.focus()
+    for key, layer in (("Home", 0), ("ArrowRight", 1), ("End", 4), ("ArrowLeft", 3)):
+        page.keyboard.press(key)
+        text = chart.get_attribute("aria-valuetext")
+        assert text == page.locator("#change .readout").text_content()
+        assert text.startswith(f"after layer {layer}: ")
+        assert numbers_of(text) == {
+            "all together": close_to(change["all"][layer]),
+            "map alone": close_to(change["map"][layer]),
+            "LoRA alone": close_to(change["LoRA"][layer]),
+        }
+    box = chart.bounding_box()
+    page.mouse.move(box["x"] + 60, box["y"] + 40)
+    assert chart.get_attribute("aria-valuenow") == "0"
+    rows = table(page, page.locator("#change figure"))
+    assert rows[0] == ["layer", "all together", "map alone", "LoRA alone"]
+    assert [float(row[2]) for row in rows[1:]] == change["map"]
+
+
+def test_the_slider_shows_each_step_of_the_training(opened):
+    matrices = []
+    data = made_up_page([SENTENCE], steps=(10, 20, None), matrices=matrices)
+    page = opened(data)
+    slider = page.locator("#steps input")
+    assert page.locator("#steps output").text_content() == "finished"
+    legend = page.locator("#heads .ends").text_content()
+    open_head(page, 1, 1)
+    map_legend = page.locator("#detail .ends").nth(1).text_content()
+    for key, step, said in (("Home", 0, "step 10"), ("ArrowRight", 1, "step 20")):
+        slider.press(key)
+        page.wait_for_selector(f"#detail[data-shown='0 {step} 1 1 map']")
+        assert page.locator("#steps output").text_content() == said
+        assert slider.get_attribute("aria-valuetext") == said
+        shown = data["runs"][0]["shown"][step][0]
+        value = float(cell(page, 1, 1).get_attribute("data-value"))
+        assert value == shown["layers"][1]["effect"][1]
+        last = page.locator("#change .readout").text_content()
+        assert numbers_of(last)["all together"] == close_to(shown["change"]["all"][-1])
+        first = page.locator("#next g[data-setting=with] > text").nth(2).text_content()
+        assert written(first) == pytest.approx(100 * shown["next"]["with"][0][1], abs=0.051)
+        rows = table(page, page.locator("#detail figure").nth(1))
+        added = matrices[3 * step + 1]["map"]
+        assert float(rows[3][1]) == pytest.approx(added[1, 2, 0], abs=np.abs(added).max() / 32767)
+        # The colours mean the same at every step.
+        assert page.locator("#heads .ends").text_content() == legend
+        assert page.locator("#detail .ends").nth(1).text_content() == map_legend
+
+
+def test_a_slider_that_moves_while_matrices_load_ends_at_its_last_step(opened):
+    page = opened(made_up_page([SENTENCE], steps=(1, 2, 3, None)))
+    open_head(page, 0, 0)
+    page.evaluate("""() => {
+        const slow = matrixOf;
+        let wait = 300;
+        window.matrixOf = async (...given) => {
+            await new Promise(done => setTimeout(done, wait -= 60));
+            return slow(...given);
+        };
+        const slider = document.querySelector("#steps input");
+        for (const step of [0, 1, 2]) {
+            slider.value = step;
+            slider.dispatchEvent(new Event("input"));
+        }
+    }""")
+    page.wait_for_timeout(900)
+    assert page.locator("#detail").get_attribute("data-shown") == "0 2 0 0 map"
+    assert page.locator("#detail h3").text_content() == "lorada_a, step 3"
+
+
+def test_two_runs_stand_beside_each_other_with_the_same_colours(opened):
+    data = made_up_page([SENTENCE], runs=("a", "b"))
+    page = opened(data, viewport={"width": 1400, "height": 900})
+    boxes = [figure.bounding_box() for figure in page.locator("#heads figure").all()]
+    assert boxes[0]["y"] == boxes[1]["y"]
+    for run in (0, 1):
+        effect = data["runs"][run]["shown"][0][0]["layers"][2]["effect"][1]
+        assert float(cell(page, 2, 1, run).get_attribute("data-value")) == effect
+    ends = page.locator("#heads .ends").all_text_contents()
+    assert ends[0] == ends[1]
+    open_head(page, 0, 0)
+    ends = page.locator("#detail .ends").all_text_contents()
+    assert ends[:3] == ends[3:]
+    page.locator("#pictures").select_option("adapter")
+    shown_head(page, 0, 0, "adapter")
+    ends = page.locator("#detail .ends").all_text_contents()
+    assert ends[:3] == ends[3:]
+    assert page.locator("#next figure").count() == page.locator("#change figure").count() == 2
+
+
+def test_runs_of_two_models_show_what_each_has(opened):
+    data = made_up_page([SENTENCE], layers=4)
+    data["runs"] += made_up_page([SENTENCE], layers=2, heads=2, runs=("small",))["runs"]
+    page = opened(data)
+    open_head(page, 3, 3)
+    assert page.locator("#detail canvas").count() == 3
+    text = page.locator("#detail-runs").text_content()
+    assert "small has no layer 3 with a head 3." in text
+    cell(page, 3, 1).hover()
+    last = page.locator("#heads .readout").nth(1)
+    assert last.text_content() == "Layer 3, head 1: not in this model"
+    cell(page, 1, 1).hover()
+    assert last.text_content().startswith("Layer 1, head 1 (layers.1.self_attn): ")
+
+
+def test_another_sentence_shows_its_own_numbers(opened):
+    data = made_up_page()
+    page = opened(data)
+    open_head(page, 0, 2)
+    page.locator("#sentence").select_option("1")
+    page.wait_for_selector("#detail[data-shown^='1 ']")
+    assert page.locator("#tokens li").all_text_contents() == ["Dogs", "␣bark", "."]
+    effect = data["runs"][0]["shown"][0][1]["layers"][0]["effect"][2]
+    assert float(cell(page, 0, 2).get_attribute("data-value")) == effect
+    assert len(table(page, page.locator("#detail figure").first)) == 4
+
+
+def test_pictures_are_saved_as_svg_that_other_programs_read(opened):
+    page = opened(made_up_page([SENTENCE], runs=(HOSTILE[0],)))
+    open_head(page, 1, 0)
+    names = []
+    for box in page.locator("figure").all():
+        name, text = saved(page, box, "SVG")
+        names.append(name)
+        root = ElementTree.fromstring(text)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert len(list(root.iter("{http://www.w3.org/2000/svg}text"))) > 5
+        assert "class=" not in text
+    assert len(set(names)) == 6
+    assert all(name.replace("-", "").replace(".", "").replace("_", "").isalnum() for name in names)
+
+
+def test_hostile_texts_stay_text(opened):
+    data = made_up_page([HOSTILE], parts=HOSTILE[:2], runs=(HOSTILE[0], HOSTILE[4]), steps=(1, 2))
+    data["title"] = HOSTILE[1]
+    for run in data["runs"]:
+        run["method"] = HOSTILE[2]
+        for step in run["shown"]:
+            step[0]["next"]["with"] = [(token, 0.1) for token in HOSTILE]
+            for layer in step[0]["layers"]:
+                layer["name"] = HOSTILE[1]
+    page = opened(data, viewport={"width": 320, "height": 640})
+    scripts = page.locator("script").count()
+    open_head(page, 0, 0)
+    for _ in HOSTILE:
+        page.locator("#detail canvas").first.press("ArrowDown")
+    assert page.locator("script").count() == scripts
+    assert page.locator("img").count() == 0
+    assert page.locator("h1").text_content() == HOSTILE[1]
+    shown = page.locator("#tokens li").all_text_contents()
+    assert shown[0] == "<img␣src=x␣onerror='window.ha…"
+    assert shown[3:6] == ['=1+1",⏎', "\\u202egnisrever\\u0000", "עברית"]
+    assert shown[6] == HOSTILE[6]
+    assert shown[8] == "(empty)"
+    rows = table(page, page.locator("#detail figure").first)
+    assert [json.loads(one.partition(" ")[2]) for one in rows[0][1:]] == HOSTILE
+    rows = table(page, page.locator("#next figure").first)
+    assert [json.loads(row[1]) for row in rows[1:10]] == HOSTILE
+    for number in (0, 2, 4, 8, 10):  # Chromium stops a page that saves more than ten files at once
+        box = page.locator("figure").nth(number)
+        ElementTree.fromstring(saved(page, box, "SVG")[1])
+    assert page.evaluate("window.hacked") is None
+    assert widest(page) == 320
+
+
+def test_the_policy_of_the_page_stops_a_script_and_a_connection(browser, tmp_path):
+    path = tmp_path / "explore.html"
+    path.write_text(explorer_page(made_up_page()), encoding="utf-8")
+    page = browser.new_page()
+    refused = []
+    page.on("console", lambda message: refused.append(message.text))
+    page.goto(path.as_uri())
+    page.evaluate("""() => {
+        const script = document.createElement("script");
+        script.textContent = "window.hacked = 1";
+        document.body.append(script);
+    }""")
+    page.evaluate("fetch('http://localhost:9/').catch(() => null)")
+    assert page.evaluate("window.hacked === undefined")
+    assert any("script-src" in text for text in refused)
+    assert any("connect-src" in text or "default-src" in text for text in refused)
+    page.close()
+
+
+@pytest.mark.parametrize("width", [320, 360, 800, 1400])
+def test_nothing_is_wider_than_the_page(opened, width):
+    data = made_up_page([SENTENCE], runs=("a", "b"), steps=(1, 2), layers=30, heads=9)
+    page = opened(data, viewport={"width": width, "height": 800})
+    open_head(page, 5, 5)
+    assert widest(page) == width
+    rights = page.locator("[role=gridcell], svg, canvas, select").evaluate_all(
+        "all => all.map(one => one.getBoundingClientRect().right)"
+    )
+    assert max(rights) <= width
+    heights = page.locator("[role=gridcell]").evaluate_all(
+        "all => all.map(one => one.offsetHeight)"
+    )
+    assert min(heights) >= 18
+    # The reading order of layers follows the room that there is.
+    first = cell(page, 0, 0).bounding_box()
+    assert (cell(page, 1, 0).bounding_box()["x"] > first["x"]) == (width >= 800)
+
+
+def lightness(colour):
+    return sum(map(int, colour[4:-1].split(","))) / 3
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_follow_the_system_or_the_menu(opened, scheme):
+    page = opened(made_up_page([SENTENCE]), color_scheme=scheme)
+    open_head(page, 0, 0)
+    zero = """() => {
+        const { canvas, place } = view.pictures[0];
+        const at = (place.edge + place.side - 3) * devicePixelRatio;
+        const [r, g, b] = canvas.getContext("2d").getImageData(at, place.edge + 3, 1, 1).data;
+        const style = getComputedStyle(document.body);
+        return {zero: `rgb(${r}, ${g}, ${b})`, page: style.backgroundColor, text: style.color,
+                line: getComputedStyle(document.querySelector("#change svg text")).fill};
+    }"""
+    other = {"light": "dark", "dark": "light"}[scheme]
+    for shown, choose in ((scheme, ""), (other, other), (scheme, "")):
+        page.locator("#theme").select_option(choose)
+        page.wait_for_selector("#detail[data-shown]")
+        page.wait_for_timeout(100)
+        light = {name: lightness(colour) for name, colour in page.evaluate(zero).items()}
+        assert (light["page"] > 200) == (shown == "light")
+        assert abs(light["text"] - light["page"]) > 180
+        assert abs(light["line"] - light["page"]) > 180
+        assert abs(light["zero"] - light["page"]) < 20
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_is_below_zero_differs_from_what_is_above_for_all_eyes(opened, scheme):
+    image = pytest.importorskip("PIL.Image", reason="needs Pillow")
+    page = opened(made_up_page([SENTENCE]), color_scheme=scheme)
+    open_head(page, 0, 0)
+    strip = page.locator("#detail .strip").nth(1)
+    strip.scroll_into_view_if_needed()
+    devtools = page.context.new_cdp_session(page)
+    for eyes in ("none", "protanopia", "deuteranopia", "tritanopia"):
+        devtools.send("Emulation.setEmulatedVisionDeficiency", {"type": eyes})
+        picture = image.open(io.BytesIO(strip.screenshot())).convert("RGB")
+        width, height = picture.size
+        colours = [picture.getpixel((x, height // 2)) for x in range(2, width - 2)]
+        middle = len(colours) // 2
+        for share in (0.15, 0.4, 0.65):
+            below, above = (colours[middle + sign * int(share * middle)] for sign in (-1, 1))
+            assert np.abs(np.subtract(below, above)).max() > 30, (eyes, share, below, above)
+        # More is darker in light colours and brighter in dark ones.
+        grey = np.array(colours).mean(1) * (1 if scheme == "light" else -1)
+        assert (np.diff(grey[middle + 4 :: 6]) < 1).all(), eyes
+        assert (np.diff(grey[: middle - 4 : 6]) > -1).all(), eyes
+
+
+@pytest.mark.slow
+def test_thirty_layers_on_256_tokens_open_in_two_seconds(browser, tmp_path):
+    data = made_up_page([[f" w{i}" for i in range(256)]], layers=30, heads=9)
+    path = tmp_path / "explore.html"
+    path.write_text(explorer_page(data), encoding="utf-8")
+    with watched(browser, path) as open_page:
+        started = time.perf_counter()
+        page = open_page()
+        appears(page, "html[data-ready]")
+        assert time.perf_counter() - started < 2
+        started = time.perf_counter()
+        open_head(page, 20, 5)
+        assert time.perf_counter() - started < 2
+        figure = page.locator("#detail figure").nth(1)
+        text = saved(page, figure, "SVG")[1]
+        assert "data:image/png;base64" in text
+        ElementTree.fromstring(text)
+        assert len(table(page, figure)) == 257

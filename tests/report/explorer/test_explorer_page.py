@@ -1,0 +1,215 @@
+"""The explorer's page as a file: what is in it, how large it is, and which data it refuses."""
+
+import base64
+import hashlib
+import json
+import re
+import zlib
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from made_up_explorer import SENTENCE, made_up_page, softmax_maps
+from pydantic import ValidationError
+
+pytest.importorskip("jinja2", reason="needs the extra explore")
+
+from lorada.report.explorer.data import Page, pack
+from lorada.report.explorer.page import explorer_page
+
+HOSTILE = (
+    "<img src=x onerror='window.hacked=1'>",
+    "</script><script>window.hacked=1</script>",
+    "<!--<script>",
+    "\"><svg onload=window.hacked=1>",
+    "{{ 7 * 7 }} &lt;b&gt;",
+    "\u202egnisrever",
+    "עברית",
+    "👩‍👩‍👧",
+    "\n",
+    "\ud800",
+    "",
+)  # fmt: skip
+
+
+def unpacked(packed):
+    """The array of ``pack``, as the format says it."""
+    whole = zlib.decompress(base64.b64decode(packed["data"]), wbits=-15)
+    return np.frombuffer(whole, "<i2").reshape(packed["shape"]) / 32767 * packed["scale"]
+
+
+class Outline(HTMLParser):
+    """What a browser finds in a page: tags, headings, scripts and addresses."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.addresses, self.scripts, self.policy = [], [], [], ""
+        self.within = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.tags.append(tag)
+        self.addresses += [found[name] for name in ("src", "href", "action") if name in found]
+        if found.get("http-equiv") == "Content-Security-Policy":
+            self.policy = found["content"]
+        self.within = found.get("type", "runs") if tag == "script" else None
+
+    def handle_data(self, data):
+        if self.within:
+            self.scripts.append((self.within, data))
+
+    def handle_endtag(self, tag):
+        self.within = None
+
+    def data(self):
+        (text,) = [text for kind, text in self.scripts if kind == "application/json"]
+        return json.loads(text)
+
+
+def test_a_matrix_comes_back_within_the_rounding_of_sixteen_bits():
+    matrices = np.random.default_rng(0).normal(0, 3, (4, 5, 7))
+    packed = pack(matrices)
+    assert packed["scale"] == np.abs(matrices).max()
+    assert np.abs(unpacked(packed) - matrices).max() <= packed["scale"] / 65534 * (1 + 1e-9)
+    assert np.abs(unpacked(packed)).max() == pytest.approx(packed["scale"])
+
+
+def test_zeros_stay_zeros():
+    packed = pack(np.zeros((2, 3, 3)))
+    assert packed["scale"] == 0
+    assert not unpacked(packed).any()
+
+
+def test_heads_that_repeat_are_kept_once():
+    few = np.random.default_rng(0).normal(size=(3, 4, 4))
+    packed = pack(np.tile(few, (4, 1, 1)))
+    assert packed["shape"] == [3, 4, 4]
+    assert np.allclose(unpacked(packed), few, atol=packed["scale"] / 65534)
+    assert pack(np.repeat(few, 2, axis=0))["shape"] == [6, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("matrices", "words"),
+    [(np.zeros((3, 3)), r"shape \(3, 3\)"), (np.full((1, 2, 2), np.nan), "not finite")],
+)
+def test_what_is_no_matrix_is_refused(matrices, words):
+    with pytest.raises(ValueError, match=words):
+        pack(matrices)
+
+
+def test_the_same_data_give_the_same_page():
+    assert explorer_page(made_up_page()) == explorer_page(Page.model_validate(made_up_page()))
+
+
+def test_a_page_for_thirty_layers_and_three_sentences_is_below_two_megabytes():
+    lengths = (12, 16, 20)
+    tokens = [[f" word{i}" for i in range(length)] for length in lengths]
+    page = explorer_page(made_up_page(tokens, layers=30, heads=9))
+    assert 500_000 < len(page.encode()) < 2_000_000
+
+
+def test_equal_matrices_are_on_the_page_once():
+    data = made_up_page([SENTENCE], layers=2)
+    layers = data["runs"][0]["shown"][0][0]["layers"]
+    layers[1]["without"] = layers[0]["without"]
+    outline = Outline(explorer_page(data))
+    shown = outline.data()["runs"][0]["shown"][0][0]["layers"]
+    assert shown[1]["without"] == shown[0]["without"]
+    packed = [text for kind, text in outline.scripts if kind == "text/plain"]
+    assert len(packed) == len(set(packed)) == 5
+    for number, layer in enumerate(layers):
+        for kind in ("softmax", "map", "without"):
+            assert packed[shown[number][kind]["at"]] == layer[kind]["data"]
+
+
+def test_the_policy_allows_the_page_its_scripts_and_nothing_else():
+    outline = Outline(explorer_page(made_up_page()))
+    hashes = [
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for kind, text in outline.scripts
+        if kind == "runs"
+    ]
+    assert len(hashes) == 6
+    allowed = " ".join(f"'sha256-{one}'" for one in hashes)
+    assert outline.policy.startswith(f"default-src 'none'; script-src {allowed}; style-src")
+    assert "http" not in outline.policy
+
+
+def test_the_page_names_no_address_outside_itself():
+    page = explorer_page(made_up_page())
+    assert set(re.findall(r"https?://[^\s\"'`)]+", page)) == {"http://www.w3.org/2000/svg"}
+    assert Outline(page).addresses == ["data:,"]
+    assert not re.search(r"@import|url\(", page)
+
+
+def test_hostile_texts_stay_text():
+    data = made_up_page([list(HOSTILE)], parts=HOSTILE[:2], runs=HOSTILE[:2])
+    data["title"] = data["runs"][0]["method"] = HOSTILE[1]
+    for layer in data["runs"][0]["shown"][0][0]["layers"]:
+        layer["name"] = HOSTILE[0]
+    plain = Outline(explorer_page(made_up_page([list(HOSTILE)], runs=("a", "b"))))
+    outline = Outline(explorer_page(data))
+    assert [tag for tag in outline.tags if tag not in ("bdi", "b")] == [
+        tag for tag in plain.tags if tag not in ("bdi", "b")
+    ]
+    found = outline.data()
+    assert found["sentences"][0] == [text.replace("\ud800", "?") for text in HOSTILE]
+    assert [run["name"] for run in found["runs"]] == list(HOSTILE[:2])
+
+
+def broken(change):
+    """Data of a page after a change to its run and its first layer."""
+    data = made_up_page([SENTENCE], layers=2)
+    run = data["runs"][0]
+    change(data, run, run["shown"][0][0])
+    return data
+
+
+REFUSED = {
+    "no run": (lambda data, run, shown: data.update(runs=[]), "runs"),
+    "three runs": (lambda data, run, shown: data.update(runs=[run] * 3), "runs"),
+    "no sentence": (lambda data, run, shown: data.update(sentences=[]), "sentences"),
+    "a sentence too many": (
+        lambda data, run, shown: data["sentences"].append({"tokens": ["a"]}),
+        "numbers for each of 2 sentences",
+    ),
+    "a step too many": (lambda data, run, shown: run["steps"].append(7), "2 steps, 1 shown"),
+    "parts of one name": (lambda data, run, shown: run.update(parts=["a", "a"]), "names of their"),
+    "a part named all": (lambda data, run, shown: run.update(parts=["all"]), "names of their own"),
+    "an unknown part": (lambda data, run, shown: shown["next"].update(x=[]), "a part that it has"),
+    "too many changes": (lambda data, run, shown: shown["change"]["all"].extend([1, 2]), "change"),
+    "a head too few": (
+        lambda data, run, shown: shown["layers"][0]["effect"].pop(),
+        "missing for some of 4 heads",
+    ),
+    "another shape": (
+        lambda data, run, shown: shown["layers"][0].update(map=pack(softmax_maps(R, 4, 3))),
+        "do not fit 4 heads",
+    ),
+    "another count of heads": (
+        lambda data, run, shown: shown["layers"][0].update(map=pack(softmax_maps(R, 3, 9))),
+        "do not fit 4 heads",
+    ),
+    "inside without it": (
+        lambda data, run, shown: shown["layers"][0].update(inside=True),
+        "belongs to a map that is 'inside'",
+    ),
+    "a tag as data": (
+        lambda data, run, shown: shown["layers"][0]["map"].update(data="</script>"),
+        "pattern",
+    ),
+    "no number": (
+        lambda data, run, shown: shown["layers"][0]["moved"].__setitem__(0, float("nan")),
+        "finite",
+    ),
+    "an unknown field": (lambda data, run, shown: shown.update(more=1), "more"),
+}
+R = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_data_that_do_not_fit_together_are_refused(name):
+    change, words = REFUSED[name]
+    with pytest.raises(ValidationError, match=words):
+        explorer_page(broken(change))
