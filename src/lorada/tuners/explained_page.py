@@ -11,6 +11,29 @@ from lorada.tuners.explanation import KEPT, ExplainedLayer, Explanation
 LIKELIEST = 10  # next tokens that are shown
 
 
+def page_of(found: Explanation) -> str:
+    """The explorer's page of an explanation.
+
+    Raises:
+        ValueError: for a batch of several samples, whose numbers by head are of all together.
+        ImportError: without the extra ``explore``.
+    """
+    from lorada.report.explorer.page import explorer_page
+
+    if len(found.ids) > 1:
+        raise ValueError(f"a page shows one sample, not {len(found.ids)}: explain them one by one")
+
+    def word_of(token: int) -> str:
+        return str(token) if found.tokenizer is None else str(found.tokenizer.decode([token]))
+
+    tokens = [word_of(token) for token in found.ids[0][found.real[0]].tolist()]
+    run = {
+        "name": "adapter", "method": ", ".join(found.parts), "parts": found.parts,
+        "steps": [None], "shown": [[shown(found, 0, word_of)]],
+    }  # fmt: skip
+    return explorer_page({"title": "adapter", "sentences": [{"tokens": tokens}], "runs": [run]})
+
+
 def shown(found: Explanation, sample: int, word_of: Callable[[int], str]) -> dict[str, Any]:
     """The fields of the page's ``Shown`` for one sample.
 

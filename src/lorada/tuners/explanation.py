@@ -11,8 +11,10 @@ difference shows what the adapter does, whatever its method.
 Shapes: L layers, B samples, H query heads, T queries, K keys, V words or classes.
 """
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from lorada.attention.call import AttentionCall
 from lorada.attention.interface import CROSS_ATTENTION, watch
 from lorada.attention.layer_maps import LayerMaps, maps_of_call, softmax_map
 from lorada.attention.observation import Observation, observe
+from lorada.support.files import write_atomic
 from lorada.tuners.switching import active_parts, without_adapter, without_parts
 
 KEPT = ("first", "previous", "itself", "other")  # what a query attends to
@@ -80,6 +83,7 @@ class Explanation(Sequence[ExplainedLayer]):
             (B, V); empty for a model that gives neither.
         ids: the tokens that were read, (B, T).
         real: which of them are tokens and not padding, (B, T).
+        tokenizer: makes texts of tokens on the page; None for their numbers.
     """
 
     layers: list[ExplainedLayer]
@@ -88,6 +92,7 @@ class Explanation(Sequence[ExplainedLayer]):
     probabilities: dict[str, Tensor]
     ids: Tensor
     real: Tensor
+    tokenizer: Any = None
 
     def __len__(self) -> int:
         """The number of layers."""
@@ -97,14 +102,39 @@ class Explanation(Sequence[ExplainedLayer]):
         """One layer, or some."""
         return self.layers[index]
 
+    def to_html(self, path: str | Path) -> None:
+        """Write a page for a browser that shows all of it, without a network.
+
+        Raises:
+            ValueError: for a batch of several samples.
+            ImportError: without the extra ``explore``.
+        """
+        from lorada.tuners.explained_page import page_of
+
+        write_atomic(Path(path), page_of(self))
+
+    def _repr_html_(self) -> str | None:
+        """The page in a notebook; None, for the plain form, where it cannot be made."""
+        from lorada.tuners.explained_page import page_of
+
+        try:
+            page = page_of(self)
+        except (ImportError, ValueError):
+            return None
+        return (
+            f'<iframe srcdoc="{html.escape(page)}" sandbox="allow-scripts allow-downloads" '
+            'style="width: 100%; height: 48rem; border: 0"></iframe>'
+        )
+
 
 @torch.no_grad()
-def explain(model: nn.Module, batch: Mapping[str, Tensor]) -> Explanation:
+def explain(model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any = None) -> Explanation:
     """Let a model read a batch with its adapter, without it, and with each part alone.
 
     Args:
         model: a model with an active adapter of any method.
         batch: keyword arguments of its forward, ``input_ids`` among them.
+        tokenizer: that of the model, for the texts on the page.
 
     Raises:
         ValueError: if no adapter is active, or for a model that computes attention itself.
@@ -146,6 +176,7 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor]) -> Explanation:
         _probabilities(reads, real),
         batch["input_ids"].cpu(),
         real.cpu(),
+        tokenizer,
     )
 
 
