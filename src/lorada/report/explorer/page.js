@@ -163,7 +163,7 @@ function fillMenus() {
   chosen.measure = measures[0][0];
   part("measure").replaceChildren(...measures.map(([key, one]) => element("option", { value: key }, one.title)));
   part("sentence").replaceChildren(...sentences.map((tokens, i) =>
-    element("option", { value: i }, short(tokens.join(""), 60))));
+    element("option", { value: i }, cut(visible(tokens.join("")), 60))));
   part("pictures").replaceChildren(...Object.entries(PICTURES).map(([key, text]) => element("option", { value: key }, text)));
   for (const [i, run] of runs.entries()) {
     if (run.steps.length < 2) continue;
