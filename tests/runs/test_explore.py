@@ -3,14 +3,18 @@
 import json
 import re
 
+import httpx
 import pytest
 import torch
 from folders import bart_folder, bert_folder, llama_folder, rows_file
+from serving import running
 
 from lorada import explain
 from lorada.report.explorer.data import Page
+from lorada.report.explorer.page import explorer_page
 from lorada.runs.inference.explore import explain_text, explored, load_runs
 from lorada.runs.recipe import load_recipe
+from lorada.runs.serving.explorer import Explorer
 from lorada.runs.training.train import train
 
 SETTINGS = ["max_steps=3", "learning_rate=0.1", "report_to=[]", "max_length=32"]
@@ -138,3 +142,28 @@ def test_python_makes_the_same_page(folder, tmp_path):
     assert two._repr_html_() is None
     with pytest.raises(ValueError, match="a page shows one sample, not 2"):
         two.to_html(tmp_path / "two.html")
+
+
+def test_a_sentence_of_the_readers_own_is_shown(folder):
+    runs = load_runs([folder("lora")])
+    with running(Explorer(runs, [TEXT], steps=False)) as found:
+        first = httpx.get(found.url + "/")
+        assert first.status_code == 200
+        assert f'name="text" value="{TEXT}"' in first.text
+        assert "form-action &#39;self&#39;" in first.text
+        own = httpx.get(found.url + "/", params={"text": "<b>77</b>"}).text
+        assert 'value="&lt;b&gt;77&lt;/b&gt;"' in own
+        assert "<b>77" not in own
+        assert json.dumps("7") in own
+        refused = httpx.get(found.url + "/", params={"text": " "})
+        assert (refused.status_code, refused.text) == (
+            400, "the text is empty: there is nothing to show"
+        )  # fmt: skip
+        assert httpx.get(found.url + "/", params={"text": "a" * 10_001}).status_code == 413
+
+
+def test_a_page_without_a_server_has_no_box(folder):
+    data = explored(load_runs([folder("lora")]), [TEXT], steps=False)
+    page = explorer_page(data)
+    assert "<form" not in page
+    assert "form-action &#39;none&#39;" in page

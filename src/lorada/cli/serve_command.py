@@ -35,7 +35,7 @@ def serve(
 ) -> None:
     """Serve finished runs and their base to OpenAI's clients, which name one as the model."""
     from lorada.cli.checks import check_writers
-    from lorada.runs.serving.listen import listen
+    from lorada.runs.serving.listen import address_of, listen
 
     with needs_extra("serve"):
         import prometheus_client  # noqa: F401
@@ -53,14 +53,14 @@ def serve(
     limits = Limits(max_body, max_tokens, max_prompts, timeout)
     if host not in LOOPBACK and not api_key:
         _note(f"anybody who reaches {host} may ask: --api-key KEY asks them for a key")
-    host, port = socket.getsockname()[:2]
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    address = address_of(socket)
     for name, one in served.items():
         how = "in batches" if one.engine.has_logprobs else "one request after the other"
         _note(f"{name}: {one.described.get('method', 'the base alone')}, {how}")
     _note(f"listening at {address}; Ctrl-C or SIGTERM ends it when running requests have ended")
     next_is("curl", f"{address}/v1/models", on=errors)
-    serve_until_stopped(Server(served, limits, api_key or None), socket)
+    app = Server(served, limits, api_key or None).app()
+    serve_until_stopped(app, socket, limits.seconds)
 
 
 def _note(text: str) -> None:

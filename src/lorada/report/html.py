@@ -17,19 +17,20 @@ with needs_extra("explore"):
     from markupsafe import Markup
 
 
-def render_page(folder: Path, scripts: Sequence[str], **values: Any) -> str:
+def render_page(folder: Path, scripts: Sequence[str], *, asks: bool = False, **values: Any) -> str:
     """The page as HTML; the same values always give the same page.
 
     Args:
         folder: of the template and the style.
         scripts: JavaScript, in the order in which it runs. The template puts each between tags.
+        asks: whether the page has a form for the server that it comes from.
         values: what the template shows.
     """
     return (
         _environment(folder)
         .get_template("page.html.j2")
         .render(
-            policy=_policy(scripts),
+            policy=_policy(scripts, "'self'" if asks else "'none'"),
             scripts=[Markup(script) for script in scripts],
             style=Markup((folder / "page.css").read_text(encoding="utf-8")),
             **values,
@@ -49,12 +50,12 @@ def _environment(folder: Path) -> jinja2.Environment:
     return environment
 
 
-def _policy(scripts: Sequence[str]) -> str:
-    """The content of the page's ``Content-Security-Policy``."""
+def _policy(scripts: Sequence[str], forms: str) -> str:
+    """The content of the page's ``Content-Security-Policy``; ``forms`` is where forms may go."""
     allowed = " ".join(f"'sha256-{_hash(script)}'" for script in scripts)
     return (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+        f"img-src data: blob:; base-uri 'none'; form-action {forms}"
     )
 
 

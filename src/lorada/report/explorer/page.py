@@ -15,11 +15,13 @@ SCRIPTS = ("basics.js", "matrices.js", "detail.js", "heads.js", "charts.js", "pa
 KINDS = ("softmax", "map", "without", "fused")
 
 
-def explorer_page(data: Mapping[str, Any] | Page) -> str:
+def explorer_page(data: Mapping[str, Any] | Page, *, asked: str | None = None) -> str:
     """The page as HTML; the same data always give the same page.
 
     Args:
         data: the fields of ``Page``, of plain Python, or a ``Page``.
+        asked: what stands in a box for the reader's own sentence, which the page sends to the
+            server that it comes from; None for a page without a server.
 
     Raises:
         ValueError: if the data do not fit together.
@@ -43,6 +45,8 @@ def explorer_page(data: Mapping[str, Any] | Page) -> str:
     return render_page(
         HERE,
         [(HERE / name).read_text(encoding="utf-8") for name in SCRIPTS],
+        asks=asked is not None,
+        asked=asked,
         title=page.title,
         runs=page.runs,
         data={"sentences": [one.tokens for one in page.sentences], "runs": runs},

@@ -19,3 +19,9 @@ def listen(host: str, port: int) -> socket.socket:
         raise ValueError(
             f"cannot listen at {host} port {port}: {reason}; choose another"
         ) from error
+
+
+def address_of(at: socket.socket) -> str:
+    """The address of a socket for a browser."""
+    host, port = at.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,4 +1,4 @@
-"""Runs the application until it is told to stop; requests that are running then end first."""
+"""Runs an application until it is told to stop; requests that are running then end first."""
 
 import logging
 import signal
@@ -6,20 +6,19 @@ import socket
 import sys
 
 import uvicorn
+from starlette.applications import Starlette
 
-from lorada.runs.serving.app import Server
 
-
-def serve_until_stopped(server: Server, at: socket.socket) -> None:
+def serve_until_stopped(app: Starlette, at: socket.socket, patience: float) -> None:
     """Answer requests until SIGTERM or SIGINT.
 
-    After either, no new requests are taken, and those that are running have the server's limit of
-    seconds to end.
+    After either, no new requests are taken, and those that are running have ``patience`` seconds to
+    end.
     """
     _log()
     config = uvicorn.Config(
-        server.app(), log_level="warning", access_log=False, server_header=False,
-        timeout_graceful_shutdown=int(server.limits.seconds),
+        app, log_level="warning", access_log=False, server_header=False,
+        timeout_graceful_shutdown=int(patience),
     )  # fmt: skip
     # uvicorn raises the signal again once it has shut down; the command has ended well then.
     for number in (signal.SIGTERM, signal.SIGINT):
