@@ -23,6 +23,7 @@ WRITES = {
     "guides/tables": None,
     "compare": "comparison/report.html",
     "cluster": None,
+    "explore": "explanation.html",
     "forms": "my-map/bilinear/adapter_model.safetensors",
 }
 
@@ -31,7 +32,7 @@ def commands(block):
     """The ``lorada`` commands of a block, as words; a backslash continues a line."""
     for line in block.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
-        if words[:1] != ["lorada"] or words[1] == "run":  # `run` starts servers
+        if words[:1] != ["lorada"] or words[1] == "run" or "--serve" in words:  # these are servers
             continue
         if "executorch" in words:  # an extra that is not in `dev`
             continue
