@@ -18,6 +18,7 @@ import onnxruntime
 from transformers import AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{folder}", padding_side="left")
+onnxruntime.set_default_logger_severity(3)  # it warns of operations that it keeps as they are
 session = onnxruntime.InferenceSession("{folder}/model.onnx")
 names = [value.name for value in session.get_inputs()]
 
@@ -50,6 +51,7 @@ import onnxruntime
 from transformers import AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
+onnxruntime.set_default_logger_severity(3)  # it warns of operations that it keeps as they are
 session = onnxruntime.InferenceSession("{folder}/model.onnx")
 batch = tokenizer(["A text.", "Another, longer text."], return_tensors="np", padding=True)
 names = [value.name for value in session.get_inputs()]

@@ -166,13 +166,22 @@ def _names(parts: list[Any]) -> list[str]:
     return [str(getattr(part.peft_type, "value", part.peft_type)) for part in parts]
 
 
-def merge(run: Run) -> tuple[PeftModel | PreTrainedModel, list[str], list[str]]:
-    """The model with every part merged that can be, and the kinds of merged and of other parts."""
+def refuse_quantised(run: Run) -> None:
+    """Refuse a run whose base is quantised.
+
+    Raises:
+        ValueError: for such a base.
+    """
     if getattr(run.model.config, "quantization_config", None) is not None:
         raise ValueError(
             f"{run.recipe.model} is quantised, and merging would round its weights again: train "
             "on the same model unquantised, or load base and adapter as they are"
         )
+
+
+def merge(run: Run) -> tuple[PeftModel | PreTrainedModel, list[str], list[str]]:
+    """The model with every part merged that can be, and the kinds of merged and of other parts."""
+    refuse_quantised(run)
     parts = kinds(run.model)
     model = run.model.merge_weights() if isinstance(run.model, PeftModel) else run.model
     left = kinds(model)

@@ -17,7 +17,14 @@ from lorada.runs.folder.card_metadata import licence_of
 from lorada.runs.folder.folder import refuse_target
 from lorada.runs.folder.graph_card import write_graph_card
 from lorada.runs.folder.result import read_result
-from lorada.runs.inference.export import AGAIN, copy_licence, merge, name_labels
+from lorada.runs.inference.export import (
+    AGAIN,
+    copy_licence,
+    kinds,
+    merge,
+    name_labels,
+    refuse_quantised,
+)
 from lorada.runs.inference.graph_check import TOLERANCE, Check, Expected, compare, expected_of
 from lorada.runs.inference.graph_inputs import Bounds, example_inputs
 from lorada.runs.inference.graph_trace import (
@@ -38,7 +45,7 @@ from lorada.tasks.rows import HEADED
 
 # Parts that stay beside the merged weights and were checked in graphs (tests/runs/
 # test_export_onnx.py), of a decoder with its cache and of an encoder with a head.
-CHECKED = ("LMAM", "BOTTLENECK", "PREFIX", "GAIN", "OMOE", "POOLING")
+CHECKED = ("LMAM", "BOTTLENECK", "PREFIX", "GAIN", "OMOE", "POOLING", "LORA")
 # Texts and tokens that an executorch graph takes at most in one call, and tokens of the past where
 # the model does not say how many it can read. Each takes memory that is reserved.
 MOST = Bounds(batch=4, tokens=512, past=2048)
@@ -68,10 +75,12 @@ def export_graph(
     need_packages(form)
     recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
     _refuse_kind(prepare(recipe))
-    run = _in_fp32(load_run(folder, trust_remote_code=trust_remote_code))
+    run = load_run(folder, trust_remote_code=trust_remote_code)
+    refuse_quantised(run)
+    run = _in_fp32(run)
     cached = run.form not in HEADED
     expected = expected_of(run, cached=cached)
-    model, merged, left = merge(run)
+    model, merged, left = _merged(run)
     refuse_unchecked(left)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     name_labels(base, run.labels)
@@ -92,7 +101,7 @@ def export_graph(
     with full_disk_in_one_line(target, AGAIN), atomic_path(target) as fresh:
         _save(graph, base, run, fresh)
         with refused_if_impossible(base, form):
-            again = loaded(fresh, trust_remote_code=trust_remote_code)
+            again = loaded(fresh, form, trust_remote_code=trust_remote_code)
             check = compare(again, expected, example.get("cache"))
         refuse_different(check)
         copy_licence(recipe.model, fresh)
@@ -150,6 +159,14 @@ def _refuse_kind(prepared: Prepared) -> None:
             f"{prepared.recipe.model} is an encoder–decoder ({prepared.config.model_type}), which "
             "cannot be exported as one graph: export the model without --format"
         )
+
+
+def _merged(run: Run) -> tuple[PeftModel | PreTrainedModel, list[str], list[str]]:
+    """The model as ``merge`` returns it, or as it is if one of its parts cannot be merged."""
+    try:
+        return merge(run)
+    except ValueError:  # gains by the query, OMoE: then the others stay beside them too
+        return run.model, [], kinds(run.model)
 
 
 def _in_fp32(run: Run) -> Run:

@@ -89,12 +89,18 @@ def traced(model: PreTrainedModel, example: Inputs, form: GraphFormat, bounds: B
     return graph
 
 
-def loaded(folder: Path, *, trust_remote_code: bool) -> Any:
+def loaded(folder: Path, form: GraphFormat, *, trust_remote_code: bool) -> Any:
     """The graph in a folder, in the runtime of its format."""
     from transformers.exporters import ExportedModel
 
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     with _quiet():
-        return ExportedModel.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+        if form == "onnx":
+            import onnxruntime
+
+            options["session_options"] = onnxruntime.SessionOptions()
+            options["session_options"].log_severity_level = 3  # errors; it warns of what it keeps
+        return ExportedModel.from_pretrained(str(folder), **options)
 
 
 def interface(graph: Any, model: PreTrainedModel, example: Inputs) -> dict[str, Any]:
