@@ -272,7 +272,7 @@ def test_the_commands_are_commands_of_lorada(summary):
     from lorada import cli
 
     commands = typer.main.get_command(cli.app).commands
-    assert list(summary.commands) == ["train", "export", "serve"]
+    assert list(summary.commands) == ["train", "export", "serve", "explore"]
     for command in summary.commands.values():
         program, name, *rest = shlex.split(command)
         assert program == "lorada"
@@ -286,7 +286,7 @@ def test_a_classifier_has_no_command_to_serve_it():
     results = results_of(alike())
     for candidate in results.candidates:
         candidate.runs[0].result["form"] = "label"
-    assert list(summarize(results).commands) == ["train", "export"]
+    assert list(summarize(results).commands) == ["train", "export", "explore"]
 
 
 def test_a_run_with_remote_code_is_trained_and_exported_with_it():

@@ -207,7 +207,7 @@ def _disagreements(
 
 
 def _commands(folder: Path, best: Candidate) -> dict[str, str]:
-    """The commands to train the winner again, and to export and serve the run of its first seed."""
+    """The commands to train the winner again, and to use the run of its first seed."""
     run = min(best.runs, key=lambda run: run.seed)
     place, mine = folder / run.folder, f"my-{best.method}"
     recipe = run.result.get("recipe")
@@ -217,8 +217,10 @@ def _commands(folder: Path, best: Candidate) -> dict[str, str]:
     # A file cannot allow remote code, so that the command has to.
     allowed = ["--trust-remote-code"] if remote else []
     found: dict[str, list[Any]] = {"train": [*train, *allowed], "export": [*export, *allowed]}
-    if run.result.get("form") not in CLASSIFIED:  # transformers serves models that write text
-        found["serve"] = ["run", "transformers", "serve", mine]
+    if run.result.get("form") not in CLASSIFIED:  # only models that write text are served
+        found["serve"] = ["serve", place, *allowed]
+    if not (place / "model").is_dir():  # a model that was trained itself has no adapter
+        found["explore"] = ["explore", place, "--text", "TEXT", *allowed]
     return {name: shlex.join(["lorada", *map(_word, words)]) for name, words in found.items()}
 
 
