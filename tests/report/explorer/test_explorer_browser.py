@@ -177,6 +177,29 @@ def test_a_head_opens_with_its_matrices_and_the_numbers_of_any_two_tokens(opened
         }
 
 
+def test_squares_have_the_colours_of_their_entries(opened):
+    matrices = []
+    page = opened(made_up_page([SENTENCE], matrices=matrices), color_scheme="light")
+    open_head(page, 1, 2)
+    softmax, added = matrices[1]["softmax"][2], matrices[1]["map"][2]
+    for number, expected in enumerate((softmax, added, softmax + added)):
+        pixels = page.evaluate(
+            """number => {
+                const { canvas, place } = view.pictures[number];
+                const middle = i => Math.round(place.edge + (i + 0.5) * place.side / 9);
+                const all = [...Array(9).keys()];
+                const context = canvas.getContext("2d");
+                const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
+                const from = (x, y) => 4 * (middle(y) * canvas.width + middle(x));
+                return all.map(y => all.map(x => [...data.slice(from(x, y), from(x, y) + 3)]));
+            }""",
+            number,
+        )
+        red, _, blue = np.moveaxis(np.array(pixels), -1, 0)
+        assert (np.sign(blue - red) == np.sign(expected)).all()
+        assert np.sum(pixels, -1).argmin() == np.abs(expected).argmax()
+
+
 def test_saved_tables_are_the_matrices_of_the_data(opened):
     matrices = []
     page = opened(made_up_page([SENTENCE], matrices=matrices))
