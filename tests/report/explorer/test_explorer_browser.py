@@ -177,6 +177,29 @@ def test_a_head_opens_with_its_matrices_and_the_numbers_of_any_two_tokens(opened
         }
 
 
+def test_squares_have_the_colours_of_their_entries(opened):
+    matrices = []
+    page = opened(made_up_page([SENTENCE], matrices=matrices), color_scheme="light")
+    open_head(page, 1, 2)
+    softmax, added = matrices[1]["softmax"][2], matrices[1]["map"][2]
+    for number, expected in enumerate((softmax, added, softmax + added)):
+        pixels = page.evaluate(
+            """number => {
+                const { canvas, place } = view.pictures[number];
+                const middle = i => Math.round(place.edge + (i + 0.5) * place.side / 9);
+                const all = [...Array(9).keys()];
+                const context = canvas.getContext("2d");
+                const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
+                const from = (x, y) => 4 * (middle(y) * canvas.width + middle(x));
+                return all.map(y => all.map(x => [...data.slice(from(x, y), from(x, y) + 3)]));
+            }""",
+            number,
+        )
+        red, _, blue = np.moveaxis(np.array(pixels), -1, 0)
+        assert (np.sign(blue - red) == np.sign(expected)).all()
+        assert np.sum(pixels, -1).argmin() == np.abs(expected).argmax()
+
+
 def test_saved_tables_are_the_matrices_of_the_data(opened):
     matrices = []
     page = opened(made_up_page([SENTENCE], matrices=matrices))
@@ -249,6 +272,8 @@ def test_everything_works_from_the_keyboard(opened):
         page.keyboard.press(key)
         at = focused.get_attribute("data-layer"), focused.get_attribute("data-head")
         assert tuple(map(int, at)) == place
+        assert page.locator("#heads figure:first-of-type [tabindex='0']").count() == 1
+        assert focused.get_attribute("tabindex") == "0"
     assert focused.evaluate("cell => getComputedStyle(cell).outlineStyle") == "solid"
     page.keyboard.press("Enter")
     shown_head(page, 1, 0)
@@ -294,7 +319,9 @@ def test_matrices_zoom_and_move_together(opened):
         for i in (0, 63):
             hover_entry(page, page.locator("#detail canvas").nth(1), i, i, 64)
             line = page.locator("#detail .readout").text_content()
-            found += [int(line.split("(")[1].split(")")[0])]
+            query, key = (int(part.split(")")[0]) for part in line.split("(")[1:])
+            assert query == key
+            found.append(query)
         return found
 
     assert shown() == [0, 63]
@@ -371,10 +398,15 @@ def test_next_tokens_are_those_of_the_data(opened):
         before = {token for token, _ in expected["without"]}
         both = sum(token in before for token, _ in expected[key])
         assert group.locator("path").count() == (0 if key == "without" else both)
-        longest = group.locator("rect").evaluate_all(
-            "all => all.map(one => one.width.baseVal.value)"
+        start, longest = group.locator("rect").evaluate_all(
+            "all => [all[0].x.baseVal.value, all[0].width.baseVal.value]"
         )
-        assert longest == sorted(longest, reverse=True)
+        ticks = group.locator("path").evaluate_all("all => all.map(one => one.getBBox().x)")
+        off = dict(expected["without"])
+        places = [off[token] for token, _ in expected[key] if token in off]
+        if key != "without":  # the line is where a bar of that probability would end
+            room = longest / expected[key][0][1]
+            assert ticks == pytest.approx([start + room * place for place in places], abs=0.01)
     rows = table(page, page.locator("#next figure"))
     assert [row[0] for row in rows[1::10]] == [
         "adapter on",
@@ -390,7 +422,14 @@ def test_the_change_through_the_layers_is_that_of_the_data(opened):
     page = opened(data)
     change = data["runs"][0]["shown"][0][0]["change"]
     chart = page.locator("#change .chart")
-    assert chart.locator("path[data-line]").count() == 3
+    lines = chart.locator("path[data-line]").all()
+    points = [line.get_attribute("d")[1:].split("L") for line in lines]
+    places = np.array([[point.split(" ") for point in line] for line in points], dtype=float)
+    values = np.array([change[key] for key in ("all", "map", "LoRA")])
+    assert (np.diff(places[..., 0]) > 0).all()
+    slope, _ = np.polyfit(values.ravel(), places[..., 1].ravel(), 1)
+    assert slope < 0  # upwards, and in proportion
+    assert np.corrcoef(values.ravel(), places[..., 1].ravel())[0, 1] == pytest.approx(-1)
     chart.focus()
     for key, layer in (("Home", 0), ("ArrowRight", 1), ("End", 4), ("ArrowLeft", 3)):
         page.keyboard.press(key)
@@ -440,14 +479,17 @@ def test_the_slider_shows_each_step_of_the_training(opened):
 
 
 def test_a_slider_that_moves_while_matrices_load_ends_at_its_last_step(opened):
-    page = opened(made_up_page([SENTENCE], steps=(1, 2, 3, None)))
+    matrices = []
+    page = opened(made_up_page([SENTENCE], steps=(1, 2, 3, None), matrices=matrices))
     open_head(page, 0, 0)
+    # The matrices of the first step take the longest.
     page.evaluate("""() => {
-        const slow = matrixOf;
+        const quick = matrixOf;
         let wait = 300;
         window.matrixOf = async (...given) => {
+            const found = await quick(...given);
             await new Promise(done => setTimeout(done, wait -= 60));
-            return slow(...given);
+            return found;
         };
         const slider = document.querySelector("#steps input");
         for (const step of [0, 1, 2]) {
@@ -458,6 +500,9 @@ def test_a_slider_that_moves_while_matrices_load_ends_at_its_last_step(opened):
     page.wait_for_timeout(900)
     assert page.locator("#detail").get_attribute("data-shown") == "0 2 0 0 map"
     assert page.locator("#detail h3").text_content() == "lorada_a, step 3"
+    rows = table(page, page.locator("#detail figure").first)
+    third = matrices[2 * 3]["softmax"][0]
+    assert float(rows[9][1]) == pytest.approx(third[8, 0], abs=1 / 32767)
 
 
 def test_two_runs_stand_beside_each_other_with_the_same_colours(opened):
