@@ -134,7 +134,8 @@ class Summary:
         baselines: scores without training.
         histories: label → training loss over steps, the mean over seeds: (step, nats per token).
         disagreements: the most divided rows first, at most 50.
-        commands: ``train``, ``export``, ``serve`` and ``explore`` → the shell command for the candidate to take.
+        commands: ``train``, ``export``, ``serve`` and ``explore`` → the shell command for the
+            candidate to take.
         search: what the search for learning rates cost.
         hardware: one text for each kind of machine that ran a part.
         versions: package → version.
