@@ -3,7 +3,8 @@
     python benchmarks/serving/run.py FOLDER [--vllm PYTHON] [--rounds 3]
 
 FOLDER keeps the runs and exports that are served. PYTHON is that of an environment with
-lorada-vllm. Every figure is the median of the rounds; a ratio is made within each round.
+lorada-vllm. All servers run at one time and are asked one after the other, round after round. Every
+figure is the median of the rounds; a ratio is made within each round.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -32,7 +33,7 @@ HERE = Path(__file__).parent
 RESULTS, PAGE = HERE.parent / "results" / "serving.json", HERE.parent.parent / "docs" / "serve.md"
 MODEL, BASE, WITHOUT, WITH = "smollm2-135m", "base alone", "LoRA + Adapter-FFN", "LoRaDA-LA"
 LORA = ["lora.r=1", "lora.lora_alpha=2", "lora.target_modules=[o_proj,down_proj]"]
-ADAPTER = ["adapter_ffn.rank=18", "adapter_ffn.scale=4.0"]
+ADAPTER = ["bottleneck.rank=18", "bottleneck.scale=4.0"]
 # What is served → method and settings. The map is all that the last has and the one before has not.
 RUNS = {
     "LoRA": ("lora", LORA),
@@ -52,17 +53,23 @@ def main() -> None:
     folders = {name: _trained(given.folder, name) for name in RUNS}
     load = Load(given.requests, given.connections)
     found: dict[str, list[Round]] = {OURS: []} | ({VLLM: []} if given.vllm else {})
-    for number in range(given.rounds):
-        found[OURS].append(_ours(folders, load))
+    with ExitStack() as servers:  # all at one time: those that wait take no processor time
+        at = {OURS: _ours(servers, folders)}
         if given.vllm:
             exports = {name: _exported(given.folder, name, folders) for name in (BASE, *RUNS)}
-            found[VLLM].append(_vllm(given.vllm, exports, load))
-        print(f"round {number + 1}: {found[OURS][-1]}", flush=True)
-        results = {
-            "load": asdict(load), "hardware": hardware(), "rounds": found,
-            "vllm": _vllm_version(given.vllm) if given.vllm else None,
-        }  # fmt: skip
-        write_atomic(given.results, json_text(results))
+            at[VLLM] = _vllm(servers, given.vllm, exports)
+        for models in at.values():  # not counted: the first requests make caches and graphs
+            for url, model in models.values():
+                measure(url, model, Load(given.connections, given.connections))
+        for number in range(given.rounds):
+            for server, models in at.items():
+                found[server].append({name: measure(*one, load) for name, one in models.items()})
+                print(f"round {number + 1}, {server}: {found[server][-1]}", flush=True)
+            results = {
+                "load": asdict(load), "hardware": hardware(), "rounds": found,
+                "vllm": _vllm_version(given.vllm) if given.vllm else None,
+            }  # fmt: skip
+            write_atomic(given.results, json_text(results))
     write_marked(given.page, "serving/run.py", page(json.loads(given.results.read_text())))
 
 
@@ -71,8 +78,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--vllm", metavar="PYTHON")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--connections", type=int, default=8)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=PAGE)
     return parser.parse_args()
@@ -114,17 +121,17 @@ def _lorada(*words: object) -> None:
     subprocess.run([sys.executable, "-m", "lorada.cli", *map(str, words)], check=True)
 
 
-def _ours(folders: dict[str, Path], load: Load) -> Round:
-    """One server of all runs; each answers alone, after a few requests that are not counted."""
+def _ours(servers: ExitStack, folders: dict[str, Path]) -> dict[str, tuple[str, str]]:
+    """One server of all runs: its address, and the name of each model there."""
     port = _free_port()
     words = [sys.executable, "-m", "lorada.cli", "serve", *folders.values(), "--port", port]
-    with _running(words, port) as url:
-        names = {BASE: MODEL} | {name: folder.name for name, folder in folders.items()}
-        return {name: _measured(url, model, load) for name, model in names.items()}
+    url = servers.enter_context(_running(words, port))
+    names = {BASE: MODEL} | {name: folder.name for name, folder in folders.items()}
+    return {name: (url, model) for name, model in names.items()}
 
 
-def _vllm(python: str, exports: dict[str, Path], load: Load) -> Round:
-    """A server for each export, one after the other."""
+def _vllm(servers: ExitStack, python: str, exports: dict[str, Path]) -> dict[str, tuple[str, str]]:
+    """A server for each export."""
     found = {}
     for name, folder in exports.items():
         port = _free_port()
@@ -133,14 +140,8 @@ def _vllm(python: str, exports: dict[str, Path], load: Load) -> Round:
             "--served-model-name", "served", "--dtype", "float32", "--port", port,
             "--max-model-len", 2048,
         ]  # fmt: skip
-        with _running(words, port) as url:
-            found[name] = _measured(url, "served", load)
+        found[name] = (servers.enter_context(_running(words, port)), "served")
     return found
-
-
-def _measured(url: str, model: str, load: Load) -> dict[str, float]:
-    measure(url, model, Load(load.connections, load.connections))
-    return measure(url, model, load)
 
 
 @contextmanager

@@ -21,8 +21,8 @@ from lorada.attention.attention_map import AttentionMap, for_samples
 from lorada.attention.call import CallShape
 from lorada.attention.form_map import FormMap, FormTerm
 from lorada.attention.map_term import (
-    decodes_past,
     fits_in_place,
+    lies_past,
     map_term,
     reached_queries,
     term_in_map_order,
@@ -50,7 +50,7 @@ def add_term(
     if torch.compiler.is_compiling():  # the compiler decides itself which tensors to keep
         return (output + term_of_reached(attention_map, positions, shape, value)).to(output.dtype)
     length = attention_map.length
-    if reached_queries(length, positions, shape) is None or decodes_past(length, positions, shape):
+    if reached_queries(length, positions, shape) is None or lies_past(length, positions):
         return output
     if torch._C._are_functorch_transforms_active():  # they do not support ``_AddTerm``
         term = map_term(attention_map, positions, shape, value)

@@ -40,19 +40,22 @@ def reached_queries(length: int, positions: TokenPositions, shape: CallShape) ->
     return None if row >= end else slice(row - positions.first, end - positions.first)
 
 
-def decodes_past(length: int, positions: TokenPositions, shape: CallShape) -> bool:
-    """Whether this is a step of decoding on a CPU in which no sample is under the map.
-
-    There a table can be read without waiting. Where a graph is recorded, of gradients or for calls
-    with other numbers, the answer is no.
-    """
-    if shape.queries > 1 or not isinstance(positions, TokenTable):
+def lies_past(length: int, positions: TokenPositions) -> bool:
+    """Whether no query is under a map of this length, where that can be read."""
+    if not isinstance(positions, TokenTable) or not _can_be_read(positions.rows):
         return False
+    return not positions.reaches(length)
+
+
+def _can_be_read(numbers: Tensor) -> bool:
+    """Whether numbers are on the CPU, where reading them waits for nothing.
+
+    Not where a graph is recorded, of gradients or for calls with other numbers.
+    """
     recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._is_tracing()
     if recorded or torch._C._are_functorch_transforms_active():
         return False
-    plain = type(positions.rows) is Tensor and positions.rows.is_cpu
-    return plain and not positions.reaches(length)
+    return type(numbers) is Tensor and numbers.is_cpu
 
 
 def _slots_under_map(length: int, span: TokenSpan) -> tuple[int, int, int]:
@@ -140,6 +143,8 @@ def _gathered_term(
 ) -> Tensor:
     length, packed = attention_map.length, table.sequences
     batch = value.shape[0]
+    if packed > 1 and shape.queries <= packed:  # one step of many sequences
+        return _term_of_packed_rows(attention_map, table, shape, value)
     rows, inside = table.query_rows(length)
     # A table has one row if all samples are alike.
     rows, inside = rows.expand(batch, -1), inside.expand(batch, -1)[..., None, None]
@@ -148,12 +153,9 @@ def _gathered_term(
     # For few queries, as in decoding, only their rows of the map are multiplied. A compiled graph
     # must serve any number of queries, so there only one query counts as few. An exported graph
     # with a cache reads prompts and single tokens alike, and most calls are of single tokens.
-    if torch.compiler.is_exporting() and table.rows is not table.columns:
-        few = True
-    else:
-        least = 2 if torch.compiler.is_compiling() else length
-        few = shape.queries < least if packed == 1 else shape.queries <= packed
-    if few:
+    least = 2 if torch.compiler.is_compiling() else length
+    exported = torch.compiler.is_exporting() and table.rows is not table.columns
+    if packed == 1 and (exported or shape.queries < least):
         return _term_of_rows(attention_map, table, rows, shape, value) * inside
     # From the order of the map rows to the order of the queries.
     term = term_in_map_order(attention_map, table, shape, value)
@@ -200,22 +202,32 @@ def rows_of_all_maps(table: TokenTable, rows: Tensor, length: int) -> Tensor:
 def _term_of_rows(
     attention_map: AttentionMap, table: TokenTable, rows: Tensor, shape: CallShape, value: Tensor
 ) -> Tensor:
-    """tile(Attn_s)·V of some rows (B, T) of ``rows_of_all_maps``, (B, T, H, D) in fp32."""
-    packed = table.sequences
+    """tile(Attn_s)·V of some rows (B, T) of the map, (B, T, H, D) in fp32."""
     values, real = _values_in_map_order(table, value, attention_map.length)
-    if packed == 1 and attention_map.stays_low_rank:
+    if attention_map.stays_low_rank:
         map_ = attention_map.low_rank_rows(rows, shape).transpose(0, 1)
-        return apply_map(map_, values, shape.heads, shape.matmul).transpose(1, 2)
-    map_ = attention_map.masked(attention_map.dense(), shape, real)
-    if packed == 1:
-        return apply_map(take_rows(map_, rows), values, shape.heads, shape.matmul).transpose(1, 2)
-    # Every query becomes a sample, with the values of its sequence.
-    batch, queries = rows.shape
-    length = map_.shape[-1]
-    sequence = rows // length + torch.arange(batch, device=rows.device)[:, None] * packed
-    own = sequence.flatten()
-    # After a softmax over its keys, each sequence has another map.
-    map_ = map_.expand(values.shape[0], -1, -1, -1)[own] if map_.dim() == 4 else map_
-    picked = take_rows(map_, (rows % length).view(-1, 1))
-    term = apply_map(picked, values[own], shape.heads, shape.matmul)
-    return term.view(batch, queries, shape.heads, -1)
+    else:
+        map_ = take_rows(attention_map.masked(attention_map.dense(), shape, real), rows)
+    return apply_map(map_, values, shape.heads, shape.matmul).transpose(1, 2)
+
+
+def _term_of_packed_rows(
+    attention_map: AttentionMap, table: TokenTable, shape: CallShape, value: Tensor
+) -> Tensor:
+    """tile(Attn_s)·V of every query of packed sequences, (B, T, H, D) in fp32.
+
+    Every query becomes a sample, with the values of its own sequence.
+    """
+    batch, queries = len(value), shape.queries
+    found = table.packed_queries(attention_map.length, batch, read=_can_be_read(table.rows))
+    values = value.transpose(1, 2)[found.sample[:, None], found.slots].float()
+    values = (values * found.real[..., None, None]).transpose(1, 2)  # (C, G, N, D)
+    own = found.rows[:, None]
+    if attention_map.stays_low_rank:
+        map_ = attention_map.low_rank_rows(own, shape).transpose(0, 1)
+    else:
+        map_ = take_rows(attention_map.masked(attention_map.dense(), shape, found.real), own)
+    term = apply_map(map_, values, shape.heads, shape.matmul)[:, :, 0]
+    term = term * found.inside[:, None, None]
+    whole = term.new_zeros(batch * queries, *term.shape[1:]).index_copy(0, found.chosen, term)
+    return whole.view(batch, queries, *term.shape[1:])

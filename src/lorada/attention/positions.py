@@ -49,6 +49,27 @@ class TokenSpan:
 
 
 @dataclass(frozen=True)
+class PackedQueries:
+    """Some queries of packed sequences: C of the B·T of a call.
+
+    Attributes:
+        chosen: (C,) which they are.
+        sample: (C,) the sample of each.
+        rows: (C,) its map row, clamped to 0 … N-1.
+        inside: (C,) booleans: whether the map reaches it.
+        slots: (C, N) the key slot of each map column of its sequence.
+        real: (C, N) booleans: whether the column has a token.
+    """
+
+    chosen: Tensor
+    sample: Tensor
+    rows: Tensor
+    inside: Tensor
+    slots: Tensor
+    real: Tensor
+
+
+@dataclass(frozen=True)
 class TokenTable:
     """Positions as a table: a map column for every key slot and a map row for every query.
 
@@ -71,6 +92,7 @@ class TokenTable:
     row_owner: Tensor | None = None
     _slots: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     _reaches: dict[int, bool] = field(default_factory=dict, repr=False)
+    _packed: dict[tuple[int, int, bool], "PackedQueries"] = field(default_factory=dict, repr=False)
 
     def table(self, queries: int, keys: int, device: torch.device) -> "TokenTable":
         """Itself."""
@@ -112,6 +134,32 @@ class TokenTable:
         if length not in self._reaches:  # stored, since all layers share a table
             self._reaches[length] = bool(self.query_rows(length)[1].any())
         return self._reaches[length]
+
+    def packed_queries(self, length: int, batch: int, *, read: bool) -> "PackedQueries":
+        """The queries of packed sequences, each with the key slots of its own map.
+
+        Args:
+            length: N of the map.
+            batch: B, where the table has one row for all samples.
+            read: whether the table may be read, to leave out the queries that no map reaches.
+        """
+        key = (length, batch, read)
+        if key not in self._packed:  # stored, since all layers share a table
+            self._packed[key] = self._packed_queries(length, batch, read=read)
+        return self._packed[key]
+
+    def _packed_queries(self, length: int, batch: int, *, read: bool) -> "PackedQueries":
+        assert self.row_owner is not None
+        rows, inside = (part.expand(batch, -1).flatten() for part in self.query_rows(length))
+        owner = self.row_owner.expand(batch, -1).flatten()
+        numbers = torch.arange(len(rows), device=rows.device)
+        chosen = inside.nonzero()[:, 0] if read else numbers
+        sample, own = chosen // (len(rows) // batch), owner[chosen]
+        slots, real = (
+            part.expand(batch, -1).reshape(batch, -1, length)[sample, own]
+            for part in self.key_slots(length)
+        )
+        return PackedQueries(chosen, sample, rows[chosen], inside[chosen], slots, real)
 
     def real_queries(self) -> Tensor:
         """(B, T) booleans: which queries are tokens and not padding."""
