@@ -194,8 +194,8 @@ def page(results: dict) -> str:
         f"\n{MODEL}, fp32, {machine['cpu']}, {machine['cores']} cores; "
         f"{load['requests']} requests over {load['connections']} connections, "
         f"prompts of {load['read'][0]} to {load['read'][1]} "
-        f"tokens, answers of {load['write'][0]} to {load['write'][1]}; median of "
-        f"{len(results['rounds'][OURS])} rounds, with the smallest and the largest."
+        f"tokens, answers of {load['write'][0]} to {load['write'][1]}; "
+        + _rounds(len(results["rounds"][OURS]))
         + (f" vLLM: {results['vllm']}." if results["vllm"] else ""),
         "",
         markdown_table(header, lines),
@@ -209,7 +209,15 @@ def page(results: dict) -> str:
     return "\n".join([*text, ""])
 
 
+def _rounds(count: int) -> str:
+    if count == 1:
+        return "one round, so nothing is said of noise."
+    return f"median of {count} rounds, with the smallest and the largest."
+
+
 def _spread(numbers: list[float]) -> str:
+    if len(numbers) == 1:
+        return f"{numbers[0]:.3g}"
     return f"{median(numbers):.3g} ({min(numbers):.3g}–{max(numbers):.3g})"
 
 
