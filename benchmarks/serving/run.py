@@ -175,7 +175,7 @@ def _free_port() -> int:
 
 
 def _vllm_version(python: str) -> str:
-    code = "from lorada_vllm.versions import installed; print(installed())"
+    code = "from lorada_vllm.versions import installed; print(*installed())"
     return subprocess.run(
         [python, "-c", code], check=True, capture_output=True, text=True
     ).stdout.strip()
