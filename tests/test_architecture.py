@@ -14,10 +14,10 @@ MAY_IMPORT = {
     "support": set(),
     "functional": {"support"},
     "attention": {"functional", "support"},
-    "tuners": {"attention", "functional", "support"},
+    "tuners": {"attention", "functional", "support", "report"},
     "methods": {"tuners", "attention", "support"},
     "tasks": {"support"},
-    "runs": {"methods", "tuners", "attention", "tasks", "support"},
+    "runs": {"methods", "tuners", "attention", "tasks", "support", "report"},
     "experiments": {
         "report",
         "runs",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lorada.attention.attention_map import AttentionMap, for_samples, take_rows
 from lorada.attention.call import CallShape
+from lorada.attention.packed_term import can_be_read, term_of_packed_rows
 from lorada.attention.positions import TokenPositions, TokenSpan, TokenTable
 from lorada.functional.product import apply_map, factors_product
 
@@ -42,20 +43,9 @@ def reached_queries(length: int, positions: TokenPositions, shape: CallShape) ->
 
 def lies_past(length: int, positions: TokenPositions) -> bool:
     """Whether no query is under a map of this length, where that can be read."""
-    if not isinstance(positions, TokenTable) or not _can_be_read(positions.rows):
+    if not isinstance(positions, TokenTable) or not can_be_read(positions.rows):
         return False
     return not positions.reaches(length)
-
-
-def _can_be_read(numbers: Tensor) -> bool:
-    """Whether numbers are on the CPU, where reading them waits for nothing.
-
-    Not where a graph is recorded, of gradients or for calls with other numbers.
-    """
-    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._is_tracing()
-    if recorded or torch._C._are_functorch_transforms_active():
-        return False
-    return type(numbers) is Tensor and numbers.is_cpu
 
 
 def _slots_under_map(length: int, span: TokenSpan) -> tuple[int, int, int]:
@@ -144,7 +134,7 @@ def _gathered_term(
     length, packed = attention_map.length, table.sequences
     batch = value.shape[0]
     if packed > 1 and shape.queries <= packed:  # one step of many sequences
-        return _term_of_packed_rows(attention_map, table, shape, value)
+        return term_of_packed_rows(attention_map, table, shape, value)
     rows, inside = table.query_rows(length)
     # A table has one row if all samples are alike.
     rows, inside = rows.expand(batch, -1), inside.expand(batch, -1)[..., None, None]
@@ -209,25 +199,3 @@ def _term_of_rows(
     else:
         map_ = take_rows(attention_map.masked(attention_map.dense(), shape, real), rows)
     return apply_map(map_, values, shape.heads, shape.matmul).transpose(1, 2)
-
-
-def _term_of_packed_rows(
-    attention_map: AttentionMap, table: TokenTable, shape: CallShape, value: Tensor
-) -> Tensor:
-    """tile(Attn_s)·V of every query of packed sequences, (B, T, H, D) in fp32.
-
-    Every query becomes a sample, with the values of its own sequence.
-    """
-    batch, queries = len(value), shape.queries
-    found = table.packed_queries(attention_map.length, batch, read=_can_be_read(table.rows))
-    values = value.transpose(1, 2)[found.sample[:, None], found.slots].float()
-    values = (values * found.real[..., None, None]).transpose(1, 2)  # (C, G, N, D)
-    own = found.rows[:, None]
-    if attention_map.stays_low_rank:
-        map_ = attention_map.low_rank_rows(own, shape).transpose(0, 1)
-    else:
-        map_ = take_rows(attention_map.masked(attention_map.dense(), shape, found.real), own)
-    term = apply_map(map_, values, shape.heads, shape.matmul)[:, :, 0]
-    term = term * found.inside[:, None, None]
-    whole = term.new_zeros(batch * queries, *term.shape[1:]).index_copy(0, found.chosen, term)
-    return whole.view(batch, queries, *term.shape[1:])

@@ -1,7 +1,6 @@
 """The HTTP application: its addresses, and what each does."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import ExitStack, aclosing, asynccontextmanager
@@ -24,6 +23,7 @@ from lorada.runs.serving.record import Record
 from lorada.runs.serving.refusals import HANDLERS, Refused, refusal_of
 from lorada.runs.serving.requests import ChatRequest, CompletionRequest, what_is_wrong
 from lorada.runs.serving.served import Served
+from lorada.support.files import json_lines
 
 Kind = type[ChatRequest] | type[CompletionRequest]
 Body = ChatRequest | CompletionRequest
@@ -179,4 +179,4 @@ class _Stream(StreamingResponse):
 
 
 def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+    return f"data: {json_lines([data]).strip()}\n\n"
