@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 from lorada import LmamConfig, LoradaConfig
 from lorada.attention.attend import SHIFTED
 from lorada.attention.call import AttentionCall
-from lorada.attention.interface import CROSS_ATTENTION as CROSS
 from lorada.attention.interface import install
+from lorada.attention.modules import CROSS_ATTENTION as CROSS
 from lorada.attention.shifted_sparse import ShiftedGroups
 from lorada.methods.callbacks.longlora import ShiftedAttention
 

@@ -171,6 +171,7 @@ def test_rows_that_have_ended_need_no_further_positions():
     assert refilled(model, ended=never, size=8) == one_by_one(model, eos_token_id=None)
 
 
+@pytest.mark.slow
 def test_no_cache_outlives_its_rows(monkeypatch):
     alive, most = weakref.WeakSet(), []
     original = RefilledCache.__init__

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lorada.attention import observation
 from lorada.attention.add_term import add_form_term, add_term
 from lorada.attention.attention_map import AttentionMap
-from lorada.attention.call import AttentionCall, Prefix, is_packed_or_paged
+from lorada.attention.call import AttentionCall, is_packed_or_paged
 from lorada.attention.dense_map import mask_with_map
 from lorada.attention.form_map import FormMap, FormTerm
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
@@ -78,7 +78,8 @@ def with_parts(attend: Attend) -> Attend:
         source: Any = module._modules.get(CHILD)
         beyond = source is None or _lies_beyond(source, query, key, attention_mask, kwargs)
         maps = [] if beyond else source.maps()
-        prefixes = prefixes_of(module)
+        before: Any = module._modules.get(PREFIX_CHILD)
+        prefixes = before.prefixes() if before is not None else []
         groups: ShiftedGroups | None = module.__dict__.get(SHIFTED)
         if groups is not None and not module.training:
             groups = None
@@ -92,12 +93,6 @@ def with_parts(attend: Attend) -> Attend:
 
     attend_with_parts.adds_map = True  # type: ignore[attr-defined]
     return attend_with_parts
-
-
-def prefixes_of(module: nn.Module) -> Sequence[Prefix]:
-    """The prefixes of an attention module that are active."""
-    before: Any = module._modules.get(PREFIX_CHILD)
-    return before.prefixes() if before is not None else []
 
 
 def _lies_beyond(

@@ -1,10 +1,9 @@
 """The only file that uses transformers' attention interface, its table of attention functions.
 
-``install`` wraps each function of the table in place, so implementation names, masks and saved
-configs do not change. The wrapper is ``with_parts`` in ``attend.py``.
+``install`` wraps each function of the table in place (``with_parts`` in ``attend.py``), so
+implementation names, masks and saved configs do not change.
 """
 
-import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +13,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lorada.attention.attend import prefixes_of, with_parts
-from lorada.attention.call import AttentionCall, implementation_of
-
-# Names of cross-attention modules, which get no map: Eqs. 6-17 are about self-attention.
-CROSS_ATTENTION = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")
+from lorada.attention.attend import with_parts
+from lorada.attention.call import implementation_of
 
 
 def install() -> None:
@@ -34,28 +30,21 @@ def install() -> None:
 
 def uninstall() -> None:
     """Put the original functions back."""
-    mapping = AttentionInterface._global_mapping
     for name in list(ALL_ATTENTION_FUNCTIONS.valid_keys()):
-        function = mapping[name]
+        function = AttentionInterface._global_mapping[name]
         if name == "eager":
-            del mapping[name]
+            del AttentionInterface._global_mapping[name]
         elif hasattr(function, "adds_map"):
             AttentionInterface.register(name, function.__wrapped__)
 
 
-Watcher = Callable[[AttentionCall, Tensor], None]
-
-
 @contextmanager
-def watch(watcher: Watcher) -> Iterator[None]:
-    """Call ``watcher`` after every attention call in a ``with`` block, with a part or without.
-
-    It gets the call and its output (B, T, H, D), in which the parts are.
-    """
+def wrapped_by(wrap: Callable[[Any], Any]) -> Iterator[None]:
+    """Wrap every attention function once more in a ``with`` block."""
     install()
     before = {name: ALL_ATTENTION_FUNCTIONS[name] for name in ALL_ATTENTION_FUNCTIONS.valid_keys()}
     for name, function in before.items():
-        AttentionInterface.register(name, _watched(function, watcher))
+        AttentionInterface.register(name, wrap(function))
     try:
         yield
     finally:
@@ -63,34 +52,13 @@ def watch(watcher: Watcher) -> Iterator[None]:
             AttentionInterface.register(name, function)
 
 
-def _watched(function: Callable[..., Any], watcher: Watcher) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def watched(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
-    ) -> Any:
-        found = function(module, query, key, value, mask, **kwargs)
-        prefixes = prefixes_of(module)
-        call = AttentionCall.read(module, query, key, value, mask, kwargs, prefixes=prefixes)
-        watcher(call, found[0])
-        return found
-
-    return watched
-
-
 def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """Call the eager attention function of the module's own file."""
     forward = inspect.unwrap(type(module).forward)
-    # Some files have several, such as vision_eager_attention_forward: take the one that the
-    # module's forward names.
+    # Some files have several, such as one for images: take the one that the forward names.
     names = [n for n in forward.__code__.co_names if n.endswith("eager_attention_forward")]
     result: tuple[Tensor, Tensor | None] = forward.__globals__[names[0]](module, *args, **kwargs)
     return result
-
-
-def attention_classes(model: nn.Module) -> str:
-    """The class names of a model's attention modules, for an error."""
-    classes = {type(module).__name__ for module in model.modules()}
-    return ", ".join(sorted(name for name in classes if "ttention" in name))
 
 
 def dispatches(module: nn.Module) -> bool:
@@ -106,8 +74,7 @@ def check_installed(module: nn.Module, args: Any) -> None:
         ValueError: if the module's attention function is not wrapped and would ignore the part.
     """
     implementation = name = implementation_of(module)
-    if name != "paged|eager":  # the only paged function with its own entry
-        name = name.removeprefix("paged|")
+    name = name if name == "paged|eager" else name.removeprefix("paged|")  # the one with an entry
     if not hasattr(ALL_ATTENTION_FUNCTIONS.get(name), "adds_map"):
         raise ValueError(
             f"attn_implementation={implementation!r} was registered after the adapter was placed "

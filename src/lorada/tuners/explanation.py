@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from lorada.attention.call import AttentionCall
-from lorada.attention.interface import CROSS_ATTENTION, watch
 from lorada.attention.layer_maps import LayerMaps, maps_of_call, softmax_map
+from lorada.attention.modules import CROSS_ATTENTION
 from lorada.attention.observation import Observation, observe
+from lorada.attention.watch import watch
 from lorada.support.files import write_atomic
 from lorada.tuners.switching import active_parts, without_adapter, without_parts
 

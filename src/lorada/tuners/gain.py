@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorada.attention import interface
 from lorada.attention.attention_map import for_samples
 from lorada.attention.call import head_count, head_width
+from lorada.attention.modules import attention_classes
 from lorada.attention.queries import QueryListener
 from lorada.functional.gains import gain_delta, query_gains, scale_heads
 from lorada.functional.precision import wide
@@ -171,7 +171,7 @@ class GainModel(HostModel):
         if not self.candidates(peft_config):
             raise ValueError(
                 f"no self-attention module of {type(self.model).__name__} can have gains; it has "
-                f"{interface.attention_classes(self.model) or 'no attention'}"
+                f"{attention_classes(self.model) or 'no attention'}"
             )
         super()._prepare_adapter_config(peft_config, model_config)
         return peft_config

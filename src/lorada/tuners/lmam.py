@@ -24,6 +24,7 @@ from lorada.attention.forward_inputs import (
     forward_listener,
 )
 from lorada.attention.hooks import HOOKS, hooks_for
+from lorada.attention.modules import CROSS_ATTENTION, attention_classes, is_windowed
 from lorada.attention.observation import AnyMap
 from lorada.functional.maps import Ablation, Align, position_embedding
 from lorada.tuners.base.attached_layer import AttachedLayer
@@ -173,7 +174,7 @@ class LmamLayer(AttachedLayer):
         device = self.device_for_weights(model)
         if self._listener is None:
             self._listener = forward_listener(model)
-            self._listener.add_layer(windowed=_is_windowed(self.host))
+            self._listener.add_layer(windowed=is_windowed(self.host))
             if not hooks_for(self.host):
                 self._listener.check_before(self.host, interface.check_installed)
             self._handles.append(self._listener)
@@ -289,7 +290,7 @@ class LmamModel(AttachedModel):
             raise ValueError(
                 "no self-attention module of this model dispatches through transformers' attention "
                 f"interface or is one of {', '.join(known)}, so a map would have no effect; "
-                f"found {interface.attention_classes(self.model) or 'none'}"
+                f"found {attention_classes(self.model) or 'none'}"
             )
         super()._prepare_adapter_config(peft_config, model_config)
         return peft_config
@@ -307,11 +308,6 @@ class LmamModel(AttachedModel):
         bake(self.model)
 
 
-def _is_windowed(module: nn.Module) -> bool:
-    owners = module, getattr(module, "config", None)
-    return any(getattr(owner, "sliding_window", None) for owner in owners)
-
-
 def can_hold_map(module: nn.Module) -> bool:
     """Whether a map reaches the attention of this module."""
     return interface.dispatches(module) or hooks_for(module) is not None
@@ -323,7 +319,7 @@ def self_attentions(model: nn.Module) -> list[str]:
         name
         for name, module in model.named_modules()
         if can_hold_map(module)
-        and not any(f".{cross}." in f".{name}." for cross in interface.CROSS_ATTENTION)
+        and not any(f".{cross}." in f".{name}." for cross in CROSS_ATTENTION)
     ]
 
 

@@ -27,6 +27,7 @@ from lorada.attention import interface
 from lorada.attention.attend import PREFIX_CHILD
 from lorada.attention.call import Prefix, head_count, head_width, hidden_width
 from lorada.attention.deberta_prefix import ReplacedForward, is_disentangled
+from lorada.attention.modules import CROSS_ATTENTION, attention_classes
 from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import LoradaPeftConfig, register, require_count, require_positive
 from lorada.tuners.base.entries import Entries
@@ -207,7 +208,7 @@ class PrefixModel(AttachedModel):
             raise ValueError(
                 "a prefix needs attention that dispatches through transformers' interface, or that "
                 f"of DeBERTa-v2; {type(self.model).__name__} computes it itself, in "
-                f"{interface.attention_classes(self.model) or 'none we know'}"
+                f"{attention_classes(self.model) or 'none we know'}"
             )
         context = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
         if isinstance(context, int) and peft_config.length >= context:
@@ -276,7 +277,7 @@ class PrefixModel(AttachedModel):
 def network_set(key: str) -> str:
     """The set of modules that share a network: ``cross``, ``encoder``, ``decoder`` or ``self``."""
     names = key.split(".")
-    if any(cross in names for cross in interface.CROSS_ATTENTION):
+    if any(cross in names for cross in CROSS_ATTENTION):
         return "cross"
     return next((stack for stack in ("encoder", "decoder") if stack in names), "self")
 
