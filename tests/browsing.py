@@ -58,3 +58,21 @@ def appears(page, selector, count=1):
 def widest(page):
     """The width in pixels that the page's content takes."""
     return page.evaluate("document.documentElement.scrollWidth")
+
+
+def assert_policy_stops_others(browser, path):
+    """A script that is not the page's own, and a connection, are refused."""
+    page = browser.new_page()
+    refused = []
+    page.on("console", lambda message: refused.append(message.text))
+    page.goto(path.as_uri())
+    page.evaluate("""() => {
+        const script = document.createElement("script");
+        script.textContent = "window.hacked = 1";
+        document.body.append(script);
+    }""")
+    page.evaluate("fetch('http://localhost:9/').catch(() => null)")
+    assert page.evaluate("window.hacked === undefined")
+    assert any("script-src" in text for text in refused)
+    assert any("connect-src" in text or "default-src" in text for text in refused)
+    page.close()

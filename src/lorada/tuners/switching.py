@@ -1,6 +1,6 @@
 """Switches the parts of an adapter off and on, to see what each does alone."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from peft import PeftModel
@@ -30,9 +30,8 @@ def part_name(layer: BaseTunerLayer) -> str:
 
 
 @contextmanager
-def without_parts(parts: Parts, names: Iterable[str]) -> Iterator[None]:
-    """Switch some parts off in a ``with`` block."""
-    layers = [layer for name in names for layer in parts[name]]
+def switched_off(layers: Sequence[BaseTunerLayer]) -> Iterator[None]:
+    """Switch layers off in a ``with`` block; trained copies of modules, such as a head, stay."""
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -40,6 +39,13 @@ def without_parts(parts: Parts, names: Iterable[str]) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+
+
+@contextmanager
+def without_parts(parts: Parts, names: Iterable[str]) -> Iterator[None]:
+    """Switch some parts off in a ``with`` block."""
+    with switched_off([layer for name in names for layer in parts[name]]):
+        yield
 
 
 @contextmanager

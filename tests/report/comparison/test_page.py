@@ -4,7 +4,7 @@ import dataclasses
 from html.parser import HTMLParser
 
 import pytest
-from browsing import appears, chromium, needs_chromium, watched, widest
+from browsing import appears, assert_policy_stops_others, chromium, needs_chromium, watched, widest
 from made_up_summary import CANNOT_RUN, METHODS, made_up_summary
 
 pytest.importorskip("altair", reason="needs the extra compare")
@@ -113,20 +113,7 @@ def test_the_page_draws_all_charts_without_a_request_or_an_error(opened):
 def test_the_policy_of_the_page_stops_a_script_and_a_connection(browser, tmp_path):
     path = tmp_path / "report.html"
     path.write_text(comparison_page(*made_up_summary()), encoding="utf-8")
-    page = browser.new_page()
-    refused = []
-    page.on("console", lambda message: refused.append(message.text))
-    page.goto(path.as_uri())
-    page.evaluate("""() => {
-        const script = document.createElement("script");
-        script.textContent = "window.hacked = 1";
-        document.body.append(script);
-    }""")
-    page.evaluate("fetch('http://localhost:9/').catch(() => null)")
-    assert page.evaluate("window.hacked === undefined")
-    assert any("script-src" in text for text in refused)
-    assert any("connect-src" in text or "default-src" in text for text in refused)
-    page.close()
+    assert_policy_stops_others(browser, path)
 
 
 @needs_chromium

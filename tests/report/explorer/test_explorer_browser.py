@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from browsing import appears, chromium, needs_chromium, watched, widest
+from browsing import appears, assert_policy_stops_others, chromium, needs_chromium, watched, widest
 from made_up_explorer import SENTENCE, made_up_page, softmax_maps
 
 pytest.importorskip("jinja2", reason="needs the extra explore")
@@ -603,20 +603,7 @@ def test_hostile_texts_stay_text(opened):
 def test_the_policy_of_the_page_stops_a_script_and_a_connection(browser, tmp_path):
     path = tmp_path / "explore.html"
     path.write_text(explorer_page(made_up_page()), encoding="utf-8")
-    page = browser.new_page()
-    refused = []
-    page.on("console", lambda message: refused.append(message.text))
-    page.goto(path.as_uri())
-    page.evaluate("""() => {
-        const script = document.createElement("script");
-        script.textContent = "window.hacked = 1";
-        document.body.append(script);
-    }""")
-    page.evaluate("fetch('http://localhost:9/').catch(() => null)")
-    assert page.evaluate("window.hacked === undefined")
-    assert any("script-src" in text for text in refused)
-    assert any("connect-src" in text or "default-src" in text for text in refused)
-    page.close()
+    assert_policy_stops_others(browser, path)
 
 
 @pytest.mark.parametrize("width", [320, 360, 800, 1400])

@@ -5,7 +5,6 @@ covers prompts and decoding. Numbers are compared where there are tokens, not at
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,6 +18,7 @@ from lorada.runs.data.dataset import context_of
 from lorada.runs.inference.graph_inputs import Inputs, empty, part, text_inputs
 from lorada.runs.inference.load import Run
 from lorada.tuners.lmam import map_configs
+from lorada.tuners.switching import switched_off
 
 STEPS = 3  # tokens of each text that a decoder reads one by one
 SHORT = 12  # tokens of texts that are short
@@ -85,7 +85,7 @@ def expected_of(run: Run, *, cached: bool) -> Expected:
     layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
     if not layers:
         return Expected(texts, found, None)
-    with _switched_off(layers):
+    with switched_off(layers):
         effect = max(map(_difference, found, logits()))
     return Expected(texts, found, effect)
 
@@ -148,18 +148,6 @@ def _texts(run: Run, *, cached: bool) -> Iterator[tuple[Tensor, Tensor]]:
             mask[row, side] = 0
         pad = run.tokenizer.pad_token_id
         yield torch.where(mask.bool(), tokens[chosen], 0 if pad is None else pad), mask
-
-
-@contextmanager
-def _switched_off(layers: list[BaseTunerLayer]) -> Iterator[None]:
-    """Switch the parts of adapters off in a ``with`` block; a trained head stays."""
-    for layer in layers:
-        layer.enable_adapters(False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

@@ -77,7 +77,7 @@ def stream(
         end = "beginning" if run.kind == "decoder" else "end"
         logger.warning("the question lost its %s to fit the model", end)
     pieces = _Pieces(run.tokenizer, show)
-    settings["stopping_criteria"] = StoppingCriteriaList([_Stop(stopped)])
+    settings["stopping_criteria"] = StoppingCriteriaList([Stop(stopped)])
     if (settings.get("num_beams") or run.model.generation_config.num_beams or 1) == 1:
         settings["streamer"] = pieces
     ids = continue_batch(run, batch, settings)[0]
@@ -125,11 +125,12 @@ class _Pieces(BaseStreamer):  # type: ignore[misc]
             self._show(new)
 
 
-class _Stop(StoppingCriteria):  # type: ignore[misc]
+class Stop(StoppingCriteria):  # type: ignore[misc]
     """Ends an answer once ``stopped`` says so."""
 
     def __init__(self, stopped: Callable[[], bool]) -> None:
         self._stopped = stopped
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """The same answer for every row (B,)."""
         return torch.full(input_ids.shape[:1], self._stopped(), device=input_ids.device)

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.generation import StoppingCriteria, StoppingCriteriaList
+from transformers.generation import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from lorada.runs.inference.load import Run
+from lorada.runs.inference.stream import Stop
 from lorada.runs.serving.engine import Ask, EngineFailed, Progress
 from lorada.runs.serving.shared_model import SharedModel
 
@@ -72,14 +73,14 @@ class OneByOne:
         if "stop_strings" in settings:
             settings["tokenizer"] = self._run.tokenizer
         read = torch.tensor([ask.ids], device=self._run.device)
-        criteria = StoppingCriteriaList([_Stop((stopped, self._ended))])
+        ends = Stop(lambda: stopped.is_set() or self._ended.is_set())
         model = self._shared.base if self._key is None else self._shared.whole
         with self._shared.turn(self._key), torch.no_grad():
             found: Tensor = model.generate(
                 input_ids=read,
                 attention_mask=torch.ones_like(read),
                 pad_token_id=self._run.tokenizer.pad_token_id,
-                stopping_criteria=criteria,
+                stopping_criteria=StoppingCriteriaList([ends]),
                 **settings,
             )[0]
         # A decoder repeats the prompt; an encoder–decoder begins with what it starts from.
@@ -105,14 +106,3 @@ class _Sender(BaseStreamer):  # type: ignore[misc]
 
     def end(self) -> None:
         """Nothing: the end of the work is."""
-
-
-class _Stop(StoppingCriteria):  # type: ignore[misc]
-    """Ends an answer once any event is set."""
-
-    def __init__(self, events: tuple[threading.Event, ...]) -> None:
-        self._events = events
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        stop = any(event.is_set() for event in self._events)
-        return torch.full(input_ids.shape[:1], stop, device=input_ids.device)
