@@ -14,12 +14,11 @@ from pathlib import Path
 
 import uvicorn
 from folders import TURNS, bart_folder, llama_folder, rows_file
+from trained import train_once
 from transformers import GenerationConfig
 
-from lorada.runs.recipe import load_recipe
 from lorada.runs.serving.app import Server
 from lorada.runs.serving.listen import listen
-from lorada.runs.training.train import train
 
 SETTINGS = ["max_steps=2", "learning_rate=0.1", "report_to=[]", "max_length=48", "max_new_tokens=9"]
 RANDOM = "lmam.init_weights=false"
@@ -38,8 +37,6 @@ RUNS = {
 
 def trained(place: Path, name: str) -> Path:
     """The folder of a run of ``RUNS``, which is trained at its first use."""
-    model, method, rows, own = RUNS[name]
-    output = place / name
     if not (place / "rows.jsonl").is_file():
         llama_folder(place / "llama", max_position_embeddings=512)
         bart_folder(place / "bart")
@@ -47,13 +44,7 @@ def trained(place: Path, name: str) -> Path:
         GenerationConfig(num_beams=3, eos_token_id=2).save_pretrained(place / "beams-llama")
         rows_file(place / "rows.jsonl")
         rows_file(place / "turns.jsonl", TURNS)
-    if not output.is_dir():
-        options = {
-            "method": method, "model": str(place / model), "output": str(output),
-            "data": str(place / f"{rows}.jsonl"),
-        }  # fmt: skip
-        train(load_recipe(None, [*SETTINGS, *own], options), quiet=True)
-    return output
+    return train_once(place, name, RUNS, SETTINGS)
 
 
 @dataclass(frozen=True)

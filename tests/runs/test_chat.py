@@ -7,6 +7,7 @@ import torch
 from conftest import assert_close
 from folders import TURNS, bart_folder, bert_folder, byte_tokenizer, llama_folder, rows_file
 from peft import PeftModel
+from trained import train_once
 
 from lorada.attention.layer_maps import layer_maps, ratio_of, squared_norms
 from lorada.attention.observation import observe
@@ -14,8 +15,6 @@ from lorada.runs.inference.chat import open_chat
 from lorada.runs.inference.generate import continue_prompts
 from lorada.runs.inference.load import load_run
 from lorada.runs.inference.stream import _Pieces, stream
-from lorada.runs.recipe import load_recipe
-from lorada.runs.training.train import train
 from lorada.tasks.tokenize import prompt_of
 
 LABELS = [{"text": "ab" * (i % 3 + 1), "label": "yn"[i % 2]} for i in range(8)]
@@ -49,19 +48,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(place):
     """The folder of a run, which is trained at its first use."""
-
-    def trained(name):
-        model, method, rows, own = RUNS[name]
-        output = place / name
-        if not output.is_dir():
-            options = {
-                "method": method, "model": str(place / model), "output": str(output),
-                "data": str(place / f"{rows}.jsonl"),
-            }  # fmt: skip
-            train(load_recipe(None, [*SETTINGS, *own], options), quiet=True)
-        return output
-
-    return trained
+    return lambda name: train_once(place, name, RUNS, SETTINGS)
 
 
 @pytest.fixture

@@ -8,14 +8,13 @@ import pytest
 import torch
 from folders import bart_folder, bert_folder, llama_folder, rows_file
 from serving import running
+from trained import train_once
 
 from lorada import explain
 from lorada.report.explorer.data import Page
 from lorada.report.explorer.page import explorer_page
 from lorada.runs.inference.explore import explain_text, explored, load_runs
-from lorada.runs.recipe import load_recipe
 from lorada.runs.serving.explorer import Explorer
-from lorada.runs.training.train import train
 
 SETTINGS = ["max_steps=3", "learning_rate=0.1", "report_to=[]", "max_length=32"]
 STEPS = ["training.save_strategy=steps", "training.save_steps=1", "training.save_total_limit=5"]
@@ -45,19 +44,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(place):
     """The folder of a run, which is trained at its first use."""
-
-    def trained(name):
-        model, method, rows, own = RUNS[name]
-        output = place / name
-        if not output.is_dir():
-            options = {
-                "method": method, "model": str(place / model), "output": str(output),
-                "data": str(place / f"{rows}.jsonl"),
-            }  # fmt: skip
-            train(load_recipe(None, [*SETTINGS, *own], options), quiet=True)
-        return output
-
-    return trained
+    return lambda name: train_once(place, name, RUNS, SETTINGS)
 
 
 @pytest.mark.parametrize("name", ["map", "lora", "classes", "seq2seq"])
