@@ -3,7 +3,7 @@
 import json
 import re
 
-import httpx
+import httpx2
 import pytest
 import torch
 from folders import bart_folder, bert_folder, llama_folder, rows_file
@@ -134,19 +134,19 @@ def test_python_makes_the_same_page(folder, tmp_path):
 def test_a_sentence_of_the_readers_own_is_shown(folder):
     runs = load_runs([folder("lora")])
     with running(Explorer(runs, [TEXT], steps=False)) as found:
-        first = httpx.get(found.url + "/")
+        first = httpx2.get(found.url + "/")
         assert first.status_code == 200
         assert f'name="text" value="{TEXT}"' in first.text
         assert "form-action &#39;self&#39;" in first.text
-        own = httpx.get(found.url + "/", params={"text": "<b>77</b>"}).text
+        own = httpx2.get(found.url + "/", params={"text": "<b>77</b>"}).text
         assert 'value="&lt;b&gt;77&lt;/b&gt;"' in own
         assert "<b>77" not in own
         assert json.dumps("7") in own
-        refused = httpx.get(found.url + "/", params={"text": " "})
+        refused = httpx2.get(found.url + "/", params={"text": " "})
         assert (refused.status_code, refused.text) == (
             400, "the text is empty: there is nothing to show"
         )  # fmt: skip
-        assert httpx.get(found.url + "/", params={"text": "a" * 10_001}).status_code == 413
+        assert httpx2.get(found.url + "/", params={"text": "a" * 10_001}).status_code == 413
 
 
 def test_a_page_without_a_server_has_no_box(folder):

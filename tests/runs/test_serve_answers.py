@@ -3,7 +3,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
+import httpx2
 import openai
 import pytest
 import torch
@@ -207,7 +207,7 @@ def test_answers_asked_for_together_are_those_asked_for_alone(place):
 def test_models_are_listed(client, url):
     assert [model.id for model in client.models.list()] == [*TOGETHER, BASE]
     assert client.models.retrieve("mine.v1").id == "mine.v1"
-    listed = httpx.get(f"{url}/v1/models").json()["data"]
+    listed = httpx2.get(f"{url}/v1/models").json()["data"]
     assert listed[0]["method"] == "lorada_la"
     assert {model["base"] for model in listed} == {BASE}
     assert "/" not in json.dumps(listed)  # no folder of the server

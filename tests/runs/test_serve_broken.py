@@ -7,7 +7,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
+import httpx2
 import hypothesis
 import pytest
 from hypothesis import given
@@ -80,7 +80,7 @@ def test_broken_requests_do_not_end_the_server(examples, found):
         if answer.status_code != 200:
             assert answer.json()["error"]["message"]
 
-    with httpx.Client(timeout=60) as client:
+    with httpx2.Client(timeout=60) as client:
         send()
         assert counts[400] > examples / 3
         assert counts[200] > examples / 50  # some changes break nothing
@@ -111,7 +111,7 @@ def work(found, count: int, numbers) -> None:
                 answer.read()
         assert answer.status_code == 200
 
-    with httpx.Client(timeout=60) as client, ThreadPoolExecutor(16) as pool:
+    with httpx2.Client(timeout=60) as client, ThreadPoolExecutor(16) as pool:
         list(pool.map(ask, itertools.islice(numbers, count)))
 
 

@@ -5,7 +5,7 @@ import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
+import httpx2
 import pytest
 from serving import running, trained, until
 
@@ -30,7 +30,7 @@ def usual(served):
 
 
 def ask(found, body, path=COMPLETE, **options):
-    return httpx.post(found.url + path, json=body, timeout=60, **options)
+    return httpx2.post(found.url + path, json=body, timeout=60, **options)
 
 
 def said(response, status):
@@ -84,7 +84,7 @@ def test_what_cannot_be_answered_is_refused_in_one_line(case, usual):
         body = json.dumps(
             {"model": BASE, "prompt": "a", **body} if body != {"model": BASE} else body
         )
-    assert text in said(httpx.post(usual.url + COMPLETE, content=body, timeout=60), 400)
+    assert text in said(httpx2.post(usual.url + COMPLETE, content=body, timeout=60), 400)
 
 
 REFUSED_CHATS = {
@@ -116,19 +116,19 @@ def test_unknown_models_addresses_and_methods_are_refused(usual):
     assert said(ask(usual, {**LONG, "model": "gpt"}), 404) == (
         "no model 'gpt' here; there are lora, llama"
     )
-    assert "Not Found" in said(httpx.get(usual.url + "/v1/nothing"), 404)
-    assert "Method Not Allowed" in said(httpx.get(usual.url + COMPLETE), 405)
+    assert "Not Found" in said(httpx2.get(usual.url + "/v1/nothing"), 404)
+    assert "Method Not Allowed" in said(httpx2.get(usual.url + COMPLETE), 405)
 
 
 def test_a_key_is_asked_for_where_there_is_one(served):
     with running(Server(served, key="s3cret")) as found:
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "s3cret"}):
             assert "no valid API key" in said(ask(found, LONG, headers=headers), 401)
-            assert said(httpx.get(found.url + "/v1/models", headers=headers), 401)
+            assert said(httpx2.get(found.url + "/v1/models", headers=headers), 401)
         right = {"Authorization": "Bearer s3cret"}
         assert ask(found, {**LONG, "max_tokens": 2}, headers=right).status_code == 200
-        assert httpx.get(found.url + "/v1/models", headers=right).status_code == 200
-        assert httpx.get(found.url + "/health").json() == {"status": "ok"}
+        assert httpx2.get(found.url + "/v1/models", headers=right).status_code == 200
+        assert httpx2.get(found.url + "/health").json() == {"status": "ok"}
 
 
 def test_a_request_that_is_too_long_is_not_read(served):
@@ -186,7 +186,7 @@ def test_a_request_that_is_cut_off_frees_its_place(stream, served):
             connection.sock = None
         until(lambda: not at_work(served))
         until(lambda: ask(found, {**LONG, "max_tokens": 1}).status_code == 200)
-        until(lambda: 'status="499"} 1.0' in httpx.get(found.url + "/metrics").text)
+        until(lambda: 'status="499"} 1.0' in httpx2.get(found.url + "/metrics").text)
 
 
 def at_work(served) -> int:
@@ -197,15 +197,15 @@ def at_work(served) -> int:
 
 
 def test_health_and_numbers(usual):
-    before = httpx.get(usual.url + "/metrics").text
+    before = httpx2.get(usual.url + "/metrics").text
     assert ask(usual, {**LONG, "max_tokens": 3}).status_code == 200
-    after = httpx.get(usual.url + "/metrics").text
+    after = httpx2.get(usual.url + "/metrics").text
     name = f'lorada_generated_tokens_total{{model="{BASE}"}}'
     assert number(after, name) == number(before, name) + 3
     assert number(after, "lorada_prompts_running") == 0
     name = f'lorada_first_token_seconds_count{{model="{BASE}"}}'
     assert number(after, name) == number(before, name) + 1
-    assert httpx.get(usual.url + "/health").json() == {"status": "ok"}
+    assert httpx2.get(usual.url + "/health").json() == {"status": "ok"}
 
 
 def number(text: str, name: str) -> float:
@@ -224,10 +224,10 @@ def test_a_batch_that_died_is_made_anew(served, monkeypatch):
 
         monkeypatch.setattr(base, "forward", broken)
         assert "the model failed at this answer" in said(ask(found, LONG), 503)
-        until(lambda: httpx.get(found.url + "/health").status_code == 503)
+        until(lambda: httpx2.get(found.url + "/health").status_code == 503)
         monkeypatch.setattr(base, "forward", kept)
         assert ask(found, {**LONG, "max_tokens": 2}).status_code == 200
-        assert httpx.get(found.url + "/health").status_code == 200
+        assert httpx2.get(found.url + "/health").status_code == 200
 
 
 def test_the_log_has_a_line_a_request_without_its_text(usual, caplog):

@@ -1,4 +1,4 @@
-"""Tells attention modules apart: by name, by class, by what they see."""
+"""Tells attention modules apart by name and by class."""
 
 from torch import nn
 
@@ -10,9 +10,3 @@ def attention_classes(model: nn.Module) -> str:
     """The class names of a model's attention modules, for an error."""
     classes = {type(module).__name__ for module in model.modules()}
     return ", ".join(sorted(name for name in classes if "ttention" in name))
-
-
-def is_windowed(module: nn.Module) -> bool:
-    """Whether a module sees only a window of its sequence."""
-    owners = module, getattr(module, "config", None)
-    return any(getattr(owner, "sliding_window", None) for owner in owners)

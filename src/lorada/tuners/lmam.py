@@ -16,7 +16,7 @@ from torch import nn
 from lorada.attention import interface
 from lorada.attention.attend import CHILD
 from lorada.attention.attention_map import AttentionMap
-from lorada.attention.call import head_count
+from lorada.attention.call import head_count, is_windowed
 from lorada.attention.forward_inputs import (
     NOTHING_KNOWN,
     ForwardInputs,
@@ -24,7 +24,7 @@ from lorada.attention.forward_inputs import (
     forward_listener,
 )
 from lorada.attention.hooks import HOOKS, hooks_for
-from lorada.attention.modules import CROSS_ATTENTION, attention_classes, is_windowed
+from lorada.attention.modules import CROSS_ATTENTION, attention_classes
 from lorada.attention.observation import AnyMap
 from lorada.functional.maps import Ablation, Align, position_embedding
 from lorada.tuners.base.attached_layer import AttachedLayer

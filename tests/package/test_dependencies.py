@@ -1,0 +1,68 @@
+"""Every package that our code imports is one that pyproject.toml names, or is known to come along.
+
+A package that only happens to be installed is missing as soon as another project drops it.
+"""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib import metadata
+
+import pytest
+from paths import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+FOLDERS = ("src/lorada", "tests", "benchmarks", "scripts")
+# Files beside one another import each other by name; those of the package, as lorada.
+OWN = {"lorada", "lorada_cli"} | {
+    path.parts[at].removesuffix(".py")
+    for folder in FOLDERS[1:]
+    for path in (ROOT / folder).rglob("*.py")
+    for at in (-1, -2)
+}
+# Packages that we do not name, and the one we name that requires them.
+COME_ALONG = {
+    "huggingface-hub": "transformers", "tokenizers": "transformers", "numpy": "transformers",
+    "markupsafe": "jinja2", "onnx-ir": "onnxscript", "jax": "botorch", "numpyro": "botorch",
+}  # fmt: skip
+# One script needs it and says in its first lines how to install it; tests of PEFT's own suite put
+# that suite's `tests` on the path.
+ELSEWHERE = {"reasoning_gym", "tests"}
+
+
+def normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def named(requirements):
+    return {normal(re.match(r"[\w.-]+", line)[0]) for line in requirements}
+
+
+def imported(path):
+    """The packages whose modules a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_what_is_imported_is_declared(folder):
+    extras = PROJECT["optional-dependencies"].values()
+    known = named(PROJECT["dependencies"]).union(*map(named, extras), COME_ALONG)
+    distributions = metadata.packages_distributions()
+    for path in (ROOT / folder).rglob("*.py"):
+        for module in set(imported(path)) - set(sys.stdlib_module_names) - OWN - ELSEWHERE:
+            found = {normal(name) for name in distributions.get(module, [module])}
+            assert found & known, f"{path.relative_to(ROOT)} imports {module}"
+
+
+@pytest.mark.parametrize("package", COME_ALONG)
+def test_what_comes_along_is_still_required(package):
+    try:
+        required = metadata.requires(COME_ALONG[package])
+    except metadata.PackageNotFoundError:
+        pytest.skip(f"{COME_ALONG[package]} is not installed")
+    assert package in named(required)
