@@ -26,9 +26,9 @@ COME_ALONG = {
     "huggingface-hub": "transformers", "tokenizers": "transformers", "numpy": "transformers",
     "markupsafe": "jinja2", "onnx-ir": "onnxscript", "jax": "botorch", "numpyro": "botorch",
 }  # fmt: skip
-# One script needs it and says in its first lines how to install it; tests of PEFT's own suite put
-# that suite's `tests` on the path.
-ELSEWHERE = {"reasoning_gym", "tests"}
+# One script says in its first lines how to install what it needs; PEFT's own suite has modules named
+# tests; a sitecustomize may stand behind ours.
+ELSEWHERE = {"reasoning_gym", "tests", "sitecustomize"}
 
 
 def normal(name):
