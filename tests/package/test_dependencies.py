@@ -26,8 +26,8 @@ COME_ALONG = {
     "huggingface-hub": "transformers", "tokenizers": "transformers", "numpy": "transformers",
     "markupsafe": "jinja2", "onnx-ir": "onnxscript", "jax": "botorch", "numpyro": "botorch",
 }  # fmt: skip
-# One script says in its first lines how to install what it needs; PEFT's own suite has modules named
-# tests; a sitecustomize may stand behind ours.
+# One script says in its first lines how to install what it needs; PEFT's own suite is a package
+# called tests; another sitecustomize may stand behind ours.
 ELSEWHERE = {"reasoning_gym", "tests", "sitecustomize"}
 
 
