@@ -55,6 +55,8 @@ def add_term(
     if torch._C._are_functorch_transforms_active():  # they do not support ``_AddTerm``
         term = map_term(attention_map, positions, shape, value)
         return output if term is None else (output + term).to(output.dtype)
+    if not torch.is_grad_enabled():
+        return _add(output, *_term(attention_map, positions, shape, value))
     # Autograd tracks tensors that are arguments, not tensors inside a record.
     bare = replace(attention_map, factors=())
     compute = _PositionTerm(bare, positions, shape)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from lorada.attention.attention_map import AttentionMap, for_samples, take_rows
 from lorada.attention.call import CallShape
-from lorada.attention.packed_term import can_be_read, term_of_packed_rows
+from lorada.attention.packed_term import can_be_read, packed_term
 from lorada.attention.positions import TokenPositions, TokenSpan, TokenTable
+from lorada.attention.sliced_term import queries_under_map, sliced_term
 from lorada.functional.product import apply_map, factors_product
 
 
@@ -36,9 +37,7 @@ def reached_queries(length: int, positions: TokenPositions, shape: CallShape) ->
     # The numbers of a table are on the device, and reading them would make the host wait.
     if isinstance(positions, TokenTable):
         return slice(0, shape.queries)
-    _, row, end = _slots_under_map(length, positions)
-    # From key slots to queries, which are counted from the slot of the first one.
-    return None if row >= end else slice(row - positions.first, end - positions.first)
+    return queries_under_map(length, positions)
 
 
 def lies_past(length: int, positions: TokenPositions) -> bool:
@@ -46,13 +45,6 @@ def lies_past(length: int, positions: TokenPositions) -> bool:
     if not isinstance(positions, TokenTable) or not can_be_read(positions.rows):
         return False
     return not positions.reaches(length)
-
-
-def _slots_under_map(length: int, span: TokenSpan) -> tuple[int, int, int]:
-    """The first key slot under the map, the first that is also a query, one past the last."""
-    # A map on the end of a sequence shorter than it begins before the first token.
-    begin, end = max(span.origin, span.start), min(span.origin + length, span.stop)
-    return begin, max(begin, span.first), end
 
 
 def term_of_reached(
@@ -63,7 +55,7 @@ def term_of_reached(
         # The length of a slice depends on the batch, and a compiled graph must serve every batch.
         compiling = torch.compiler.is_compiling()
         if isinstance(positions, TokenSpan) and not compiling:
-            term = _sliced_term(attention_map, positions, shape, value)
+            term = sliced_term(attention_map, positions, shape, value)
         else:
             table = positions.table(shape.queries, shape.keys, value.device)
             if not compiling and fits_in_place(attention_map, table, shape):
@@ -83,26 +75,6 @@ def fits_in_place(attention_map: AttentionMap, table: TokenTable, shape: CallSha
     # With more tokens beyond the map, multiplying all tokens costs more than moving the values.
     # Under a window narrower than the map, this route would make a (K, K) map for each sample.
     return 2 * shape.keys <= 3 * length and (shape.window is None or shape.window >= length)
-
-
-def _sliced_term(
-    attention_map: AttentionMap, span: TokenSpan, shape: CallShape, value: Tensor
-) -> Tensor:
-    begin, row, end = _slots_under_map(attention_map.length, span)
-    value = value[:, :, begin:end].float()
-    # Without a cache every token under the map is a query, so all rows are needed.
-    if attention_map.stays_low_rank and row == begin:
-        return attention_map.product(value, shape, attention_map.align).transpose(1, 2)
-    low, high = begin - span.origin, end - span.origin
-    # Behind a cache the queries are the last tokens, and only their rows are needed.
-    if attention_map.stays_low_rank:
-        chosen = torch.arange(row - span.origin, high, device=value.device)
-        map_ = attention_map.low_rank_rows(chosen, shape)[..., low:high]
-    else:
-        # Cut before the softmax, which must run only over the tokens of this sequence.
-        part = attention_map.dense()[:, low:high, low:high]
-        map_ = attention_map.masked(part, shape, None)[:, row - begin :]
-    return apply_map(map_, value, shape.heads, shape.matmul).transpose(1, 2)
 
 
 def _term_in_place(
@@ -133,8 +105,10 @@ def _gathered_term(
 ) -> Tensor:
     length, packed = attention_map.length, table.sequences
     batch = value.shape[0]
-    if packed > 1 and shape.queries <= packed:  # one step of many sequences
-        return term_of_packed_rows(attention_map, table, shape, value)
+    if packed > 1:
+        found = packed_term(attention_map, table, shape, value)
+        if found is not None:
+            return found
     rows, inside = table.query_rows(length)
     # A table has one row if all samples are alike.
     rows, inside = rows.expand(batch, -1), inside.expand(batch, -1)[..., None, None]

@@ -1,9 +1,10 @@
-"""The map's term of one step of decoding that packs many sequences into a row.
+"""The term of a call in which sequences are packed into a row behind a cache.
 
-Continuous batching makes such calls. Each query belongs to another sequence, with a map of its own.
+Continuous batching makes such calls: some sequences bring a whole prompt, the others one token, and
+each has a map of its own.
 
-Shapes: B batch, H query heads, G key/value heads, T queries, N map length, D head width, C queries
-that are computed.
+Shapes: B batch, H query heads, G key/value heads, T queries, K key slots, N map length, D head
+width, C queries that are computed.
 """
 
 import torch
@@ -11,30 +12,54 @@ from torch import Tensor
 
 from lorada.attention.attention_map import AttentionMap, take_rows
 from lorada.attention.call import CallShape
+from lorada.attention.packed_positions import PackedQueries, all_queries, read_parts
 from lorada.attention.positions import TokenTable
+from lorada.attention.sliced_term import queries_under_map, sliced_term
 from lorada.functional.product import apply_map
 
 
-def term_of_packed_rows(
+def packed_term(
     attention_map: AttentionMap, table: TokenTable, shape: CallShape, value: Tensor
-) -> Tensor:
+) -> Tensor | None:
     """tile(Attn_s)·V of every query of packed sequences, (B, T, H, D) in fp32.
 
-    Every query becomes a sample, with the values of its own sequence.
+    None if this would be slower than to compute the whole map of each sequence.
     """
-    batch, queries = len(value), shape.queries
-    found = table.packed_queries(attention_map.length, batch, read=can_be_read(table.rows))
-    values = value.transpose(1, 2)[found.sample[:, None], found.slots].float()
-    values = (values * found.real[..., None, None]).transpose(1, 2)  # (C, G, N, D)
+    batch, length = len(value), attention_map.length
+    if batch == 1 and table.rows is not table.columns and can_be_read(table.rows):
+        parts = read_parts(table, length)
+        if parts is not None:
+            alone, spans = parts
+            term = _term_of_rows(attention_map, alone, shape, value)
+            for first, span in spans:
+                reached = queries_under_map(length, span)
+                if reached is not None:
+                    part = sliced_term(attention_map, span, shape, value)
+                    term[:, first + reached.start : first + reached.stop] = part
+            return term
+    if shape.queries > table.sequences:
+        return None
+    return _term_of_rows(attention_map, all_queries(table, length, batch), shape, value)
+
+
+def _term_of_rows(
+    attention_map: AttentionMap, found: PackedQueries, shape: CallShape, value: Tensor
+) -> Tensor:
+    """The term (B, T, H, D) with zeros for other queries. Each query becomes a sample."""
+    batch, groups, _, width = value.shape
+    # One copy of whole rows: an index for each dimension would take ten times as long.
+    slots = value.transpose(1, 2).reshape(-1, groups * width).index_select(0, found.slots.flatten())
+    values = slots.view(*found.slots.shape, groups, width).transpose(1, 2).float()  # (C, G, ·, D)
     own = found.rows[:, None]
     if attention_map.stays_low_rank:
         map_ = attention_map.low_rank_rows(own, shape).transpose(0, 1)
     else:
         map_ = take_rows(attention_map.masked(attention_map.dense(), shape, found.real), own)
+    used = found.real[:, None, None] & found.inside[:, None, None, None]
+    map_ = (map_ * used)[..., : found.slots.shape[1]]
     term = apply_map(map_, values, shape.heads, shape.matmul)[:, :, 0]
-    term = term * found.inside[:, None, None]
-    whole = term.new_zeros(batch * queries, *term.shape[1:]).index_copy(0, found.chosen, term)
-    return whole.view(batch, queries, *term.shape[1:])
+    whole = term.new_zeros(batch * shape.queries, *term.shape[1:])
+    return whole.index_copy(0, found.chosen, term).view(batch, shape.queries, *term.shape[1:])
 
 
 def can_be_read(numbers: Tensor) -> bool:

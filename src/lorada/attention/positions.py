@@ -8,10 +8,14 @@ and the map row of every query. ``locate.py`` makes them for a call.
 Shapes: B batch, T queries, K key slots, N map length, P sequences packed into a row.
 """
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Result = TypeVar("Result")
 
 # The column or row of a slot without a token: outside of every map, however it is shifted.
 NO_TOKEN = -(2**40)
@@ -49,27 +53,6 @@ class TokenSpan:
 
 
 @dataclass(frozen=True)
-class PackedQueries:
-    """Some queries of packed sequences: C of the B·T of a call.
-
-    Attributes:
-        chosen: (C,) which they are.
-        sample: (C,) the sample of each.
-        rows: (C,) its map row, clamped to 0 … N-1.
-        inside: (C,) booleans: whether the map reaches it.
-        slots: (C, N) the key slot of each map column of its sequence.
-        real: (C, N) booleans: whether the column has a token.
-    """
-
-    chosen: Tensor
-    sample: Tensor
-    rows: Tensor
-    inside: Tensor
-    slots: Tensor
-    real: Tensor
-
-
-@dataclass(frozen=True)
 class TokenTable:
     """Positions as a table: a map column for every key slot and a map row for every query.
 
@@ -90,9 +73,7 @@ class TokenTable:
     sequences: int = 1
     column_owner: Tensor | None = None
     row_owner: Tensor | None = None
-    _slots: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
-    _reaches: dict[int, bool] = field(default_factory=dict, repr=False)
-    _packed: dict[tuple[int, int, bool], "PackedQueries"] = field(default_factory=dict, repr=False)
+    _found: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
 
     def table(self, queries: int, keys: int, device: torch.device) -> "TokenTable":
         """Itself."""
@@ -105,10 +86,7 @@ class TokenTable:
             (B, P·N) key slot of each column of each sequence's map, and (B, P·N) booleans: whether
             the column has a token. Without one the slot is 0.
         """
-        # Stored, since all layers share a table and most maps have the same length.
-        if length not in self._slots:
-            self._slots[length] = self._key_slots(length)
-        return self._slots[length]
+        return self.once(lambda: self._key_slots(length), "slots", length)
 
     def _key_slots(self, length: int) -> tuple[Tensor, Tensor]:
         inside = (self.columns >= 0) & (self.columns < length)
@@ -131,35 +109,17 @@ class TokenTable:
 
     def reaches(self, length: int) -> bool:
         """Whether any query is on a map row below ``length``; reads the table."""
-        if length not in self._reaches:  # stored, since all layers share a table
-            self._reaches[length] = bool(self.query_rows(length)[1].any())
-        return self._reaches[length]
+        return self.once(lambda: bool(self.query_rows(length)[1].any()), "reaches", length)
 
-    def packed_queries(self, length: int, batch: int, *, read: bool) -> "PackedQueries":
-        """The queries of packed sequences, each with the key slots of its own map.
+    def once(self, compute: Callable[[], Result], *key: Hashable) -> Result:
+        """The result of ``compute``, a function of this table and of ``key``, computed once.
 
-        Args:
-            length: N of the map.
-            batch: B, where the table has one row for all samples.
-            read: whether the table may be read, to leave out the queries that no map reaches.
+        All layers share a table, and most maps have the same length.
         """
-        key = (length, batch, read)
-        if key not in self._packed:  # stored, since all layers share a table
-            self._packed[key] = self._packed_queries(length, batch, read=read)
-        return self._packed[key]
-
-    def _packed_queries(self, length: int, batch: int, *, read: bool) -> "PackedQueries":
-        assert self.row_owner is not None
-        rows, inside = (part.expand(batch, -1).flatten() for part in self.query_rows(length))
-        owner = self.row_owner.expand(batch, -1).flatten()
-        numbers = torch.arange(len(rows), device=rows.device)
-        chosen = inside.nonzero()[:, 0] if read else numbers
-        sample, own = chosen // (len(rows) // batch), owner[chosen]
-        slots, real = (
-            part.expand(batch, -1).reshape(batch, -1, length)[sample, own]
-            for part in self.key_slots(length)
-        )
-        return PackedQueries(chosen, sample, rows[chosen], inside[chosen], slots, real)
+        if key not in self._found:
+            self._found[key] = compute()
+        found: Result = self._found[key]
+        return found
 
     def real_queries(self) -> Tensor:
         """(B, T) booleans: which queries are tokens and not padding."""

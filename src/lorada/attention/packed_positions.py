@@ -1,0 +1,108 @@
+"""Which queries of packed sequences are computed one by one, and which as a whole sequence.
+
+Shapes: B batch, T queries, K key slots, N map length, C queries that are computed.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lorada.attention.positions import NO_TOKEN, TokenSpan, TokenTable
+
+# The number of a sequence's first query, and where its tokens lie.
+Spans = tuple[tuple[int, TokenSpan], ...]
+
+
+@dataclass(frozen=True)
+class PackedQueries:
+    """C of the B·T queries of a call, each with the tokens of its own sequence.
+
+    Attributes:
+        chosen: (C,) which they are.
+        rows: (C,) the map row of each, clamped to 0 … N-1.
+        inside: (C,) booleans: whether the map reaches it.
+        real: (C, N) booleans: whether a map column of its sequence has a token.
+        slots: (C, ·) where the values of those columns are, counted over all samples; cut behind
+            the last column that has a token, if that could be read.
+    """
+
+    chosen: Tensor
+    rows: Tensor
+    inside: Tensor
+    real: Tensor
+    slots: Tensor
+
+
+def all_queries(table: TokenTable, length: int, batch: int) -> PackedQueries:
+    """Every query of the call; nothing is read."""
+
+    def find() -> PackedQueries:
+        count = batch * table.rows.shape[1]
+        return _queries(table, length, batch, torch.arange(count, device=table.rows.device))
+
+    return table.once(find, "all queries", length, batch)
+
+
+def read_parts(table: TokenTable, length: int) -> tuple[PackedQueries, Spans] | None:
+    """The queries whose sequence has no other query here, and where the other sequences lie.
+
+    The table is read, and has one row. Queries that no map reaches are left out. None if the tokens
+    of a sequence with several queries do not lie side by side.
+    """
+    return table.once(lambda: _parts(table, length), "parts", length)
+
+
+def _parts(table: TokenTable, length: int) -> tuple[PackedQueries, Spans] | None:
+    assert table.row_owner is not None
+    owners, rows = table.row_owner[0], table.rows[0]
+    counts = torch.bincount(owners[rows != NO_TOKEN], minlength=table.sequences)
+    alone = (counts[owners] == 1) & (rows >= 0) & (rows < length)
+    spans = []
+    for sequence in (counts > 1).nonzero()[:, 0].tolist():
+        found = _span(table, sequence)
+        if found is None:
+            return None
+        spans.append(found)
+    queries = _queries(table, length, 1, alone.nonzero()[:, 0])
+    used = queries.real.any(0).nonzero()
+    width = int(used.max()) + 1 if len(used) else 0
+    return replace(queries, slots=queries.slots[:, :width]), tuple(spans)
+
+
+def _span(table: TokenTable, sequence: int) -> tuple[int, TokenSpan] | None:
+    """The first query of a sequence and where its tokens lie; None if they are not side by side."""
+    assert table.row_owner is not None
+    assert table.column_owner is not None
+    query, first_row, whole = _run(table.rows[0], table.row_owner[0] == sequence)
+    slot, first_column, dense = _run(table.columns[0], table.column_owner[0] == sequence)
+    if whole is None or dense is None:
+        return None
+    origin = slot - first_column
+    return query, TokenSpan(slot, slot + dense, origin, origin + first_row)
+
+
+def _run(numbers: Tensor, mine: Tensor) -> tuple[int, int, int | None]:
+    """Where a sequence begins among rows or columns, its number there, and how many it has.
+
+    The last is None if they are not side by side and consecutive.
+    """
+    places = (mine & (numbers != NO_TOKEN)).nonzero()[:, 0]
+    count, begin = len(places), int(places[0])
+    first = int(numbers[begin])
+    steps = torch.arange(count, device=numbers.device)
+    consecutive = torch.equal(numbers[begin : begin + count], first + steps)
+    return begin, first, count if consecutive and torch.equal(places, begin + steps) else None
+
+
+def _queries(table: TokenTable, length: int, batch: int, chosen: Tensor) -> PackedQueries:
+    assert table.row_owner is not None
+    queries, keys = table.rows.shape[1], table.columns.shape[1]
+    rows, inside = (part.expand(batch, -1).flatten()[chosen] for part in table.query_rows(length))
+    owner = table.row_owner.expand(batch, -1).flatten()[chosen]
+    sample = chosen // queries
+    slots, real = (
+        part.expand(batch, -1).reshape(batch, -1, length)[sample, owner]
+        for part in table.key_slots(length)
+    )
+    return PackedQueries(chosen, rows, inside, real, slots + sample[:, None] * keys)
