@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lorada.attention.call import CallShape
 from lorada.attention.positions import NO_TOKEN, TokenSpan, TokenTable
+from lorada.functional.maps import visible_pairs
 
 # The number of a sequence's first query, and where its tokens lie.
 Spans = tuple[tuple[int, TokenSpan], ...]
@@ -21,39 +23,44 @@ class PackedQueries:
     Attributes:
         chosen: (C,) which they are.
         rows: (C,) the map row of each, clamped to 0 … N-1.
-        inside: (C,) booleans: whether the map reaches it.
         real: (C, N) booleans: whether a map column of its sequence has a token.
-        slots: (C, ·) where the values of those columns are, counted over all samples; cut behind
-            the last column that has a token, if that could be read.
+        slots: (C, M) where the values of the first M columns are, counted over all samples. Behind
+            them no column has a token, if that could be read; otherwise M is N.
+        used: (C, M) booleans: the columns with a token, if the map reaches the query.
+        seen: (C, M) booleans: of these, the columns that the query sees.
     """
 
     chosen: Tensor
     rows: Tensor
-    inside: Tensor
     real: Tensor
     slots: Tensor
+    used: Tensor
+    seen: Tensor
 
 
-def all_queries(table: TokenTable, length: int, batch: int) -> PackedQueries:
+def all_queries(table: TokenTable, length: int, shape: CallShape, batch: int) -> PackedQueries:
     """Every query of the call; nothing is read."""
 
     def find() -> PackedQueries:
-        count = batch * table.rows.shape[1]
-        return _queries(table, length, batch, torch.arange(count, device=table.rows.device))
+        chosen = torch.arange(batch * shape.queries, device=table.rows.device)
+        return _queries(table, length, shape, batch, chosen)
 
-    return table.once(find, "all queries", length, batch)
+    return table.once(find, "all queries", length, shape.causal, shape.window, batch)
 
 
-def read_parts(table: TokenTable, length: int) -> tuple[PackedQueries, Spans] | None:
+def read_parts(
+    table: TokenTable, length: int, shape: CallShape
+) -> tuple[PackedQueries, Spans] | None:
     """The queries whose sequence has no other query here, and where the other sequences lie.
 
     The table is read, and has one row. Queries that no map reaches are left out. None if the tokens
     of a sequence with several queries do not lie side by side.
     """
-    return table.once(lambda: _parts(table, length), "parts", length)
+    key = "parts", length, shape.causal, shape.window
+    return table.once(lambda: _parts(table, length, shape), *key)
 
 
-def _parts(table: TokenTable, length: int) -> tuple[PackedQueries, Spans] | None:
+def _parts(table: TokenTable, length: int, shape: CallShape) -> tuple[PackedQueries, Spans] | None:
     assert table.row_owner is not None
     owners, rows = table.row_owner[0], table.rows[0]
     counts = torch.bincount(owners[rows != NO_TOKEN], minlength=table.sequences)
@@ -64,10 +71,11 @@ def _parts(table: TokenTable, length: int) -> tuple[PackedQueries, Spans] | None
         if found is None:
             return None
         spans.append(found)
-    queries = _queries(table, length, 1, alone.nonzero()[:, 0])
-    used = queries.real.any(0).nonzero()
+    queries = _queries(table, length, shape, 1, alone.nonzero()[:, 0])
+    used = queries.used.any(0).nonzero()
     width = int(used.max()) + 1 if len(used) else 0
-    return replace(queries, slots=queries.slots[:, :width]), tuple(spans)
+    cut = {name: getattr(queries, name)[:, :width] for name in ("slots", "used", "seen")}
+    return replace(queries, **cut), tuple(spans)
 
 
 def _span(table: TokenTable, sequence: int) -> tuple[int, TokenSpan] | None:
@@ -95,14 +103,18 @@ def _run(numbers: Tensor, mine: Tensor) -> tuple[int, int, int | None]:
     return begin, first, count if consecutive and torch.equal(places, begin + steps) else None
 
 
-def _queries(table: TokenTable, length: int, batch: int, chosen: Tensor) -> PackedQueries:
+def _queries(
+    table: TokenTable, length: int, shape: CallShape, batch: int, chosen: Tensor
+) -> PackedQueries:
     assert table.row_owner is not None
-    queries, keys = table.rows.shape[1], table.columns.shape[1]
     rows, inside = (part.expand(batch, -1).flatten()[chosen] for part in table.query_rows(length))
     owner = table.row_owner.expand(batch, -1).flatten()[chosen]
-    sample = chosen // queries
+    sample = chosen // shape.queries
     slots, real = (
         part.expand(batch, -1).reshape(batch, -1, length)[sample, owner]
         for part in table.key_slots(length)
     )
-    return PackedQueries(chosen, rows, inside, real, slots + sample[:, None] * keys)
+    used = real & inside[:, None]
+    visible = visible_pairs(rows, length, shape.causal, shape.window)
+    seen = used if visible is None else used & visible
+    return PackedQueries(chosen, rows, real, slots + sample[:, None] * shape.keys, used, seen)

@@ -27,7 +27,7 @@ def packed_term(
     """
     batch, length = len(value), attention_map.length
     if batch == 1 and table.rows is not table.columns and can_be_read(table.rows):
-        parts = read_parts(table, length)
+        parts = read_parts(table, length, shape)
         if parts is not None:
             alone, spans = parts
             term = _term_of_rows(attention_map, alone, shape, value)
@@ -39,7 +39,7 @@ def packed_term(
             return term
     if shape.queries > table.sequences:
         return None
-    return _term_of_rows(attention_map, all_queries(table, length, batch), shape, value)
+    return _term_of_rows(attention_map, all_queries(table, length, shape, batch), shape, value)
 
 
 def _term_of_rows(
@@ -48,15 +48,17 @@ def _term_of_rows(
     """The term (B, T, H, D) with zeros for other queries. Each query becomes a sample."""
     batch, groups, _, width = value.shape
     # One copy of whole rows: an index for each dimension would take ten times as long.
-    slots = value.transpose(1, 2).reshape(-1, groups * width).index_select(0, found.slots.flatten())
-    values = slots.view(*found.slots.shape, groups, width).transpose(1, 2).float()  # (C, G, ·, D)
-    own = found.rows[:, None]
+    rows = value.transpose(1, 2).reshape(-1, groups * width)
+    rows = rows.index_select(0, found.slots.flatten())
+    values = rows.view(*found.slots.shape, groups, width).transpose(1, 2).float()  # (C, G, M, D)
     if attention_map.stays_low_rank:
-        map_ = attention_map.low_rank_rows(own, shape).transpose(0, 1)
+        left, right = attention_map.scaled_factors()
+        map_ = left[:, found.rows] @ right[..., : values.shape[2]]  # (S, C, M)
+        map_ = (map_.transpose(0, 1) * found.seen[:, None])[:, :, None]
     else:
-        map_ = take_rows(attention_map.masked(attention_map.dense(), shape, found.real), own)
-    used = found.real[:, None, None] & found.inside[:, None, None, None]
-    map_ = (map_ * used)[..., : found.slots.shape[1]]
+        map_ = attention_map.masked(attention_map.dense(), shape, found.real)
+        map_ = take_rows(map_, found.rows[:, None])[..., : values.shape[2]]
+        map_ = map_ * found.used[:, None, None]
     term = apply_map(map_, values, shape.heads, shape.matmul)[:, :, 0]
     whole = term.new_zeros(batch * shape.queries, *term.shape[1:])
     return whole.index_copy(0, found.chosen, term).view(batch, shape.queries, *term.shape[1:])
