@@ -3,13 +3,13 @@
     python benchmarks/measure_generated_answers.py               # 1,000 rows, twice each
     python benchmarks/measure_generated_answers.py --count 60 --output DIR   # a quick look
 
-The model has the shape of SmolLM2-135M and LoRaDA-LA with random weights. Prompts have 10 to 400
+The model has the shape of SmolLM2-135M and LoRaDA-LA with random weights. Prompts have 10 to 200
 tokens. The answers' lengths are drawn too: the first two tokens of a prompt say how long it is and
 where its answer ends, which both ways read in the same manner. Mixes of lengths:
 
-    even    1 to 128 tokens, each length as often
-    tail    32 on average, most of them short, few up to 128
-    alike   all 128: nothing ends early, so nothing is gained by refilling
+    even    1 to 64 tokens, each length as often
+    tail    16 on average, most of them short, few up to 64
+    alike   all 64: nothing ends early, so nothing is gained by refilling
 
 The padded batches are sorted by length and measured twice, which shows noise. All answers of both
 ways are compared. Writes benchmarks/results/generated_answers.json and docs/performance.md.
@@ -42,13 +42,14 @@ Answers = dict[int, list[int]]
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the figures."""
+    """What decides the figures: ``batch`` rows are padded, ``size`` refilled at one time."""
 
     count: int = 1000
     shortest: int = 10
-    longest: int = 400
-    limit: int = 128
+    longest: int = 200
+    limit: int = 64
     batch: int = 16
+    size: int = 32  # the default of ``eval_batch_size``
     layers: int = 30
     repetitions: int = 2
     threads: int = 2
@@ -121,7 +122,7 @@ def padded(model: PeftModel, prompts: list[list[int]], settings: Settings) -> An
 def refilled(model: PeftModel, prompts: list[list[int]], settings: Settings) -> Answers:
     """Answers of a batch that is refilled."""
     base = model.get_base_model()
-    writer = Writer(base, AnswerEnds(), settings.limit, PAD, settings.batch)
+    writer = Writer(base, AnswerEnds(), settings.limit, PAD, settings.size)
     return {i: ids.tolist() for i, ids in write_answers(writer, prompts)}
 
 

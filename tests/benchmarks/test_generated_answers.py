@@ -8,7 +8,7 @@ import torch
 from library.measuring import Request
 
 SETTINGS = benchmark.Settings(
-    count=6, shortest=4, longest=20, limit=6, batch=2, layers=1, repetitions=1, threads=1
+    count=6, shortest=4, longest=20, limit=6, batch=2, size=3, layers=1, repetitions=1, threads=1
 )
 
 
@@ -18,7 +18,7 @@ def test_prompts_say_where_they_and_their_answers_end():
         assert all(len(prompt) == prompt[0] for prompt in prompts)
         assert {min(benchmark.FIRST_WORD, *prompt[2:]) for prompt in prompts} == {1000}
         answers = [prompt[1] for prompt in prompts]
-        assert 1 <= min(answers) <= max(answers) <= 128
+        assert 1 <= min(answers) <= max(answers) <= 64
         assert (len(set(answers)) == 1) == (mix == "alike")
     ids = torch.tensor([[0, 3, 2, 9, 9], [0, 3, 1, 9, 9], [3, 2, 9, 9, 9]])
     assert benchmark.AnswerEnds()(ids).tolist() == [False, True, True]
@@ -31,5 +31,5 @@ def test_a_row_says_how_many_answers_are_the_same(tmp_path):
     row = json.loads(file.read_text())["rows"]["even"]
     assert row["same"] == row["rows"] == 6
     assert row["changed_by_adapter"]
-    assert "| 1 to 128 tokens" in page.read_text()
+    assert "| 1 to 6 tokens" in page.read_text()
     assert "6 of 6" in page.read_text()
