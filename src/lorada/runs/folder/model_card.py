@@ -49,7 +49,8 @@ about the model type `lorada`, or in `KeyError: 'LORADA'`, and so do `pipeline` 
 The folder may be moved. On the hub, transformers looks for the base where `adapter_config.json`
 says: before you push, write the id of this repository into `base_model_name_or_path`.
 
-The base without the adapter, as a second adapter or `PeftModel.from_pretrained` needs it:
+The base without the adapter, as a second adapter or `PeftModel.from_pretrained` needs it
+(transformers 5.23 or newer):
 
 ```python
 base = {auto}.from_pretrained("path/to/this/folder", adapter_kwargs={{"subfolder": "none"}})

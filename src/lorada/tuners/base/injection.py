@@ -58,7 +58,8 @@ def refuse_known(model: nn.Module, adapter_name: str) -> None:
             raise ValueError(
                 f"the model has an adapter {adapter_name!r} already, as one loaded from a folder "
                 "that holds base and adapter: use it as it is, choose another adapter_name, or "
-                "load the base alone, from_pretrained(…, adapter_kwargs={'subfolder': 'none'})"
+                "load the base alone, from_pretrained(…, adapter_kwargs={'subfolder': 'none'}), "
+                "which needs transformers 5.23"
             )
 
 
