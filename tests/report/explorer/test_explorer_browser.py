@@ -693,9 +693,11 @@ def test_the_policy_of_the_page_stops_a_script_and_a_connection(browser, tmp_pat
     assert_policy_stops_others(browser, path)
 
 
-@pytest.mark.parametrize("width", [320, 360, 800, 1400])
-def test_nothing_is_wider_than_the_page(opened, width):
-    data = made_up_page([SENTENCE], runs=("a", "b"), steps=(1, 2), layers=30, heads=9)
+@pytest.mark.parametrize(
+    ("width", "runs"), [(320, "ab"), (360, "ab"), (800, "ab"), (1200, "a"), (1400, "ab")]
+)
+def test_nothing_is_wider_than_the_page(opened, width, runs):
+    data = made_up_page([SENTENCE], runs=runs, steps=(1, 2), layers=30, heads=9)
     page = opened(data, viewport={"width": width, "height": 800})
     open_head(page, 5, 5)
     assert widest(page) == width
@@ -707,6 +709,11 @@ def test_nothing_is_wider_than_the_page(opened, width):
         "all => all.map(one => one.offsetHeight)"
     )
     assert min(heights) >= 18
+    beyond = page.locator("#heads [role=gridcell]").evaluate_all(
+        "all => all.map(one => one.getBoundingClientRect().right"
+        " - one.closest('figure').getBoundingClientRect().right)"
+    )
+    assert max(beyond) <= 0
     # The reading order of layers follows the room that there is.
     first = cell(page, 0, 0).bounding_box()
     assert (cell(page, 1, 0).bounding_box()["x"] > first["x"]) == (width >= 800)
