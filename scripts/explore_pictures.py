@@ -22,7 +22,7 @@ import lorada
 from lorada.runs.models.loading import model_folder
 from lorada.tuners.explanation import Explanation
 
-WIDE, PHONE, HIGH, MARGIN = 1200, 390, 1070, 16  # pixels
+WIDE, PHONE, HIGH, MARGIN = 1200, 390, 1050, 16  # pixels
 QUESTION = "Does it logically follow that: "
 # Held-out rows of the quickstart → their right answers.
 ROWS = {
