@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import httpx2
 import pytest
@@ -115,6 +116,15 @@ def test_the_command_writes_a_page(folder, call, tmp_path):
     assert code == 2
     assert "is there already: choose another --output, or pass --overwrite" in err
     assert call(*words, "--overwrite")[0] == 0
+
+
+def test_runs_in_folders_of_one_name_are_told_apart_by_what_comes_before(folder, tmp_path):
+    places = [tmp_path / "lora" / "seed1", tmp_path / "other" / "seed1"]
+    for place in places:
+        shutil.copytree(folder("lora"), place)
+    data = explored(load_runs(places), [TEXT], steps=False)
+    assert [run["name"] for run in data["runs"]] == ["lora/seed1", "other/seed1"]
+    assert data["title"] == "lora/seed1, other/seed1"
 
 
 def test_python_makes_the_same_page(folder, tmp_path):

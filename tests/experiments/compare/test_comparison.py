@@ -1,16 +1,22 @@
 """``lorada compare`` from one command to the report, on tiny models; going on after a kill."""
 
 import json
+import re
+import shlex
+import shutil
 import subprocess
 import sys
+from urllib.parse import unquote
 
 import pytest
 from crashes import number
 from folders import ROWS, bert_folder, llama_folder, rows_file, split_file
 
 from lorada.experiments.compare.learning_rate import rates_to_try
+from lorada.report.comparison.commands import BESIDE
 from lorada.report.comparison.read import read_comparison
 from lorada.report.comparison.statistics import paired_p
+from lorada.report.comparison.write import write_report
 from lorada.runs.folder.predictions import read_predictions
 from lorada.runs.folder.result import read_result
 
@@ -200,6 +206,29 @@ def test_a_finished_comparison_only_writes_its_report_again(lab, place, whole, t
     assert reply["code"] == 0, reply["said"]
     assert reply["steps"] == 0
     assert (folder / "report.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_report_explores_two_runs_and_then_links_to_their_page(whole, tmp_path):
+    pytest.importorskip("jinja2", reason="needs the extra explore")
+    folder = tmp_path / "it's a copy"
+    shutil.copytree(whole[0], folder)
+    (folder / "baselines.json").unlink()  # they may beat methods that have learned nothing
+    write_report(folder)
+    assert 'href="explore-' not in (folder / "report.html").read_text()
+    command = read(folder / "report.json")["commands"][BESIDE]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    words = [sys.executable, "-m", "lorada.cli", *shlex.split(command)[1:]]
+    subprocess.run(words, cwd=elsewhere, check=True, capture_output=True)
+    assert not list(elsewhere.iterdir())
+    write_report(folder)
+    (link,) = re.findall('<a href="(explore-[^"]+)"', (folder / "report.html").read_text())
+    page = (folder / unquote(link)).read_text()
+    for candidate in read_comparison(folder).candidates:
+        name = "/".join(candidate.runs[0].folder.split("/")[1:])
+        assert f"<bdi>{name}</bdi>" in page
+    assert f"({link})" in (folder / "report.md").read_text()
 
 
 @pytest.mark.apart

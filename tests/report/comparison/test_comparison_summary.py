@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import typer
 from comparison_errors import made_up_scores
 from made_up_comparison import HELD_OUT, write_made_up
 
+from lorada.report.comparison.commands import BESIDE
 from lorada.report.comparison.read import Candidate, Results, Run, read_comparison
 from lorada.report.comparison.statistics import interval
 from lorada.report.comparison.summarize import summarize
@@ -272,7 +275,7 @@ def test_the_commands_are_commands_of_lorada(summary):
     from lorada import cli
 
     commands = typer.main.get_command(cli.app).commands
-    assert list(summary.commands) == ["train", "export", "serve", "explore"]
+    assert list(summary.commands) == ["train", "export", "serve", "explore", BESIDE]
     for command in summary.commands.values():
         program, name, *rest = shlex.split(command)
         assert program == "lorada"
@@ -286,7 +289,7 @@ def test_a_classifier_has_no_command_to_serve_it():
     results = results_of(alike())
     for candidate in results.candidates:
         candidate.runs[0].result["form"] = "label"
-    assert list(summarize(results).commands) == ["train", "export", "explore"]
+    assert list(summarize(results).commands) == ["train", "export", "explore", BESIDE]
 
 
 def test_a_run_with_remote_code_is_trained_and_exported_with_it():
@@ -296,6 +299,49 @@ def test_a_run_with_remote_code_is_trained_and_exported_with_it():
     commands = summarize(results).commands
     assert "--trust-remote-code" in commands["train"]
     assert "--trust-remote-code" in commands["export"]
+    assert "--trust-remote-code" in commands[BESIDE]
+
+
+def explored_beside(summary):
+    """The folders of the runs, and the page, in the command for two runs."""
+    _, _, first, second, *rest = shlex.split(summary.commands[BESIDE])
+    return first, second, Path(rest[rest.index("--output") + 1])
+
+
+def test_the_winner_is_explored_beside_the_best_of_another_method_at_one_seed(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "made up")
+    results = read_comparison(tmp_path / "made up")
+    by_label = {candidate.label: candidate for candidate in results.candidates}
+    summary = summarize(results)
+    order = [line.label for line in summary.lines]
+    assert order[:3] == ["lorada_la (0.2%)", "lorada_la (0.1%)", "dora (0.1%)"]
+    by_label["dora (0.1%)"].runs.pop(0)  # the first seed that both have is 2
+    first, second, page = explored_beside(summarize(results))
+    assert first == str(results.folder / "runs/lorada_la/218910/seed2")
+    assert second == str(results.folder / "runs/dora/103680/seed2")
+    assert page == results.folder / "explore-lorada_la-218910-dora-103680-seed2.html"
+
+
+def test_a_model_that_was_trained_itself_is_not_explored_beside_another(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "made up")
+    results = read_comparison(tmp_path / "made up")
+    _, second, _ = explored_beside(summarize(results))
+    (Path(second) / "model").mkdir()
+    commands = summarize(results).commands
+    assert "explore" in commands
+    assert BESIDE not in commands
+
+
+def test_a_page_of_two_runs_is_linked_while_it_is_not_older_than_they(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "made up")
+    results = read_comparison(tmp_path / "made up")
+    _, second, page = explored_beside(summarize(results))
+    assert summarize(results).pages == {}
+    page.write_text("")
+    assert summarize(results).pages == {BESIDE: page.name}
+    later = page.stat().st_mtime + 1
+    os.utime(Path(second) / "result.json", (later, later))
+    assert summarize(results).pages == {}
 
 
 def test_a_mixed_set_of_machines_and_versions_is_said():

@@ -367,6 +367,93 @@ def test_matrices_zoom_and_move_together(opened):
     assert page.evaluate("view.top * 64") == pytest.approx(page.evaluate("view.at.query") - 7)
 
 
+class Fingers:
+    """Two fingers on a touch screen, as the browser gets them from the screen."""
+
+    def __init__(self, page):
+        self.devtools = page.context.new_cdp_session(page)
+
+    def send(self, kind, *places):
+        points = [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(places)]
+        self.devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    def pinch(self, before, after, steps=8):
+        """Put both down, one after the other, move them in a straight line, and take them off."""
+        before, after = np.array(before, float), np.array(after, float)
+        self.send("touchStart", before[0])
+        self.send("touchStart", *before)
+        for step in range(1, steps + 1):
+            self.send("touchMove", *(before + (after - before) * step / steps))
+        self.send("touchEnd")
+
+
+def test_two_fingers_zoom_about_the_place_between_them(opened):
+    page = opened(
+        made_up_page([[f"w{i}" for i in range(64)]], layers=1, heads=1),
+        viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True,
+    )  # fmt: skip
+    open_head(page, 0, 0)
+    canvas = page.locator("#detail canvas").nth(1)
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    edge, side = page.evaluate("[view.pictures[1].place.edge, view.pictures[1].place.side]")
+    seen = "({zoom: view.zoom, left: view.left, top: view.top})"
+    fingers, scrolled = Fingers(page), page.evaluate("scrollY")
+
+    def at(x, y):
+        """The place on the screen of (x, y), from 0 to 1 of what is seen of the matrix."""
+        return box["x"] + edge + x * side, box["y"] + edge + y * side
+
+    def under(x, y, view):
+        """The place of the matrix that is seen there."""
+        return view["left"] + x / view["zoom"], view["top"] + y / view["zoom"]
+
+    fingers.pinch([at(0.5, 0.3), at(0.7, 0.3)], [at(0.35, 0.3), at(0.85, 0.3)])
+    near = page.evaluate(seen)
+    assert near["zoom"] == pytest.approx(2.5, rel=0.02)
+    assert under(0.6, 0.3, near) == pytest.approx((0.6, 0.3), abs=0.01)
+
+    # Fingers that also move take the matrix with them, and nothing jumps when one is lifted.
+    fingers.pinch([at(0.4, 0.4), at(0.4, 0.6)], [at(0.5, 0.3), at(0.5, 0.7)])
+    moved = page.evaluate(seen)
+    assert moved["zoom"] == pytest.approx(5, rel=0.02)
+    assert under(0.5, 0.5, moved) == pytest.approx(under(0.4, 0.5, near), abs=0.01)
+
+    fingers.pinch([at(0.1, 0.1), at(0.9, 0.9)], [at(0.45, 0.45), at(0.55, 0.55)])
+    assert page.evaluate(seen) == {"zoom": 1, "left": 0, "top": 0}
+    assert page.evaluate("[visualViewport.scale, scrollY]") == [1, scrolled]
+
+
+def test_one_finger_scrolls_the_page_over_a_whole_matrix_and_moves_a_part(opened):
+    page = opened(
+        made_up_page([[f"w{i}" for i in range(64)]], layers=1, heads=1),
+        viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True,
+    )  # fmt: skip
+    open_head(page, 0, 0)
+    canvas = page.locator("#detail canvas").nth(1)
+    canvas.scroll_into_view_if_needed()
+    place, fingers = canvas.bounding_box(), Fingers(page)
+    middle = np.array([place["x"] + place["width"] / 2, place["y"] + place["height"] / 2])
+
+    def drag():
+        fingers.send("touchStart", middle)
+        for step in range(1, 9):
+            fingers.send("touchMove", middle - [0, 12 * step])
+        fingers.send("touchEnd")
+        page.wait_for_timeout(100)
+
+    page.evaluate("view.zoomBy(2)")
+    before = page.evaluate("[scrollY, view.top]")
+    drag()
+    after = page.evaluate("[scrollY, view.top]")
+    assert after[0] == before[0]
+    assert after[1] > before[1] + 0.1
+    page.evaluate("view.whole()")
+    drag()
+    assert page.evaluate("scrollY") > before[0] + 50
+    assert page.evaluate("view.top") == 0
+
+
 def test_the_wheel_alone_scrolls_the_page(opened):
     page = opened(made_up_page([SENTENCE]), viewport={"width": 900, "height": 500})
     open_head(page, 0, 0)
@@ -606,9 +693,11 @@ def test_the_policy_of_the_page_stops_a_script_and_a_connection(browser, tmp_pat
     assert_policy_stops_others(browser, path)
 
 
-@pytest.mark.parametrize("width", [320, 360, 800, 1400])
-def test_nothing_is_wider_than_the_page(opened, width):
-    data = made_up_page([SENTENCE], runs=("a", "b"), steps=(1, 2), layers=30, heads=9)
+@pytest.mark.parametrize(
+    ("width", "runs"), [(320, "ab"), (360, "ab"), (800, "ab"), (1200, "a"), (1400, "ab")]
+)
+def test_nothing_is_wider_than_the_page(opened, width, runs):
+    data = made_up_page([SENTENCE], runs=runs, steps=(1, 2), layers=30, heads=9)
     page = opened(data, viewport={"width": width, "height": 800})
     open_head(page, 5, 5)
     assert widest(page) == width
@@ -620,6 +709,11 @@ def test_nothing_is_wider_than_the_page(opened, width):
         "all => all.map(one => one.offsetHeight)"
     )
     assert min(heights) >= 18
+    beyond = page.locator("#heads [role=gridcell]").evaluate_all(
+        "all => all.map(one => one.getBoundingClientRect().right"
+        " - one.closest('figure').getBoundingClientRect().right)"
+    )
+    assert max(beyond) <= 0
     # The reading order of layers follows the room that there is.
     first = cell(page, 0, 0).bounding_box()
     assert (cell(page, 1, 0).bounding_box()["x"] > first["x"]) == (width >= 800)

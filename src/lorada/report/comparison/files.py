@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from lorada.report.comparison.summary import Baseline, Line, Summary
 from lorada.report.comparison.verdict import LOSSES
@@ -84,6 +85,7 @@ def markdown(summary: Summary) -> str:
     commands = [f"{command}  # {what}" for what, command in summary.commands.items()]
     if commands:
         lines += ["## Commands", "", "```bash", *commands, "```", ""]
+    lines += [f"[{what}]({quote(page)})" for what, page in summary.pages.items()]
     if summary.disagreements:
         rows = [
             [one.rows, str(one.row), ", ".join(one.right), ", ".join(one.wrong)]

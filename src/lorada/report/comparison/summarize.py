@@ -1,12 +1,12 @@
 """Makes the summary of a comparison from its results: scores, tests, costs and commands."""
 
-import shlex
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lorada.report.comparison.commands import BESIDE, commands_of, pair_of
 from lorada.report.comparison.facts import (
     facts_of,
     history_of,
@@ -29,7 +29,6 @@ from lorada.support.errors import unknown_name
 
 MOST_ROWS = 50  # disagreements that a report shows
 RIGHT, WRONG = 100.0, 0.0  # scores of rows that are right or wrong
-CLASSIFIED = ("label", "score")  # forms of rows whose answer is a class or a number
 BASELINES = {"as_it_is": "the model as it is", "commonest": "the commonest answer"}
 
 
@@ -63,6 +62,7 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
         for name, found in _scored_baselines(results).items() if tested
     })  # fmt: skip
     best = next((c for c in scored if choice.best and c.label == choice.best.label), None)
+    pair = pair_of(results.folder, best, scored) if best else None
     runs = [run for candidate in scored for run in candidate.runs]
     asked = results.asked.get("seeds")
     shared = results.asked.get("recipe")
@@ -80,7 +80,8 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
         baselines=tuple(baselines),
         histories={c.label: history_of(c) for c in scored},
         disagreements=tuple(_disagreements(results, scored, with_text)),
-        commands=_commands(results.folder, best) if best else {},
+        commands=commands_of(results.folder, best, pair) if best else {},
+        pages={BESIDE: pair.page.name} if pair and pair.is_shown() else {},
         search=search,
         hardware=machines_of(results.plan, runs),
         versions={str(k): str(v) for k, v in (results.plan.get("versions") or {}).items()},
@@ -204,26 +205,3 @@ def _disagreements(
                 )
             )
     return found
-
-
-def _commands(folder: Path, best: Candidate) -> dict[str, str]:
-    """The commands to train the winner again, and to use the run of its first seed."""
-    run = min(best.runs, key=lambda run: run.seed)
-    place, mine = folder / run.folder, f"my-{best.method}"
-    recipe = run.result.get("recipe")
-    remote = isinstance(recipe, dict) and recipe.get("trust_remote_code")
-    train = ["train", place / "recipe.yaml", "--output", f"runs/{mine}"]
-    export = ["export", place, mine]
-    # A file cannot allow remote code, so that the command has to.
-    allowed = ["--trust-remote-code"] if remote else []
-    found: dict[str, list[Any]] = {"train": [*train, *allowed], "export": [*export, *allowed]}
-    if run.result.get("form") not in CLASSIFIED:  # only models that write text are served
-        found["serve"] = ["serve", place, *allowed]
-    if not (place / "model").is_dir():  # a model that was trained itself has no adapter
-        found["explore"] = ["explore", place, "--text", "TEXT", *allowed]
-    return {name: shlex.join(["lorada", *map(_word, words)]) for name, words in found.items()}
-
-
-def _word(word: Any) -> str:
-    """A word of a command; a path that begins with a dash gets ./, so that it is no option."""
-    return f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)

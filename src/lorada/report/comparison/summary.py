@@ -134,8 +134,9 @@ class Summary:
         baselines: scores without training.
         histories: label → training loss over steps, the mean over seeds: (step, nats per token).
         disagreements: the most divided rows first, at most 50.
-        commands: ``train``, ``export``, ``serve`` and ``explore`` → the shell command for the
-            candidate to take.
+        commands: ``train``, ``export``, ``serve``, ``explore`` and ``commands.BESIDE`` → the shell
+            command for the candidate to take.
+        pages: the same names → the page in the comparison's folder that the command has written.
         search: what the search for learning rates cost.
         hardware: one text for each kind of machine that ran a part.
         versions: package → version.
@@ -155,6 +156,7 @@ class Summary:
     histories: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     disagreements: tuple[Disagreement, ...] = ()
     commands: dict[str, str] = field(default_factory=dict)
+    pages: dict[str, str] = field(default_factory=dict)
     search: Search = Search()
     hardware: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)

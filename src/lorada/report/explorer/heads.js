@@ -107,7 +107,7 @@ class HeadsGrid {
 
   grid(width) {
     const [lines, across] = this.beside ? [this.heads, this.layers.length] : [this.layers.length, this.heads];
-    const side = Math.min(Math.floor((width - 60) / across), 36);
+    const side = Math.min(Math.floor((width - 56) / across) - 1, 36); // a label, and a gap for each
     const every = Math.ceil(20 / side);
     const grid = element("div", {
       role: "grid", "aria-label": `Heads of ${this.name}: ${this.measure.title}. Arrow keys move, Enter opens.`,

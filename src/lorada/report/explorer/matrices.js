@@ -142,7 +142,7 @@ class MatrixPicture {
     context.drawImage(this.image(), view.left * matrix.keys, view.top * matrix.queries, wide, high,
       edge, edge, side, place.tall);
     this.drawEdges(context, wide, high);
-    canvas.style.touchAction = view.zoom > 1 ? "none" : "manipulation";
+    canvas.style.touchAction = view.zoom > 1 ? "none" : "pan-x pan-y";
   }
 
   /** The matrix with one pixel an entry. */
@@ -238,26 +238,48 @@ class MatrixPicture {
     return { x, y, query, key: column - this.offset };
   }
 
+  /** The middle of the pointers that are held, from 0 to 1 of what is seen, and how far apart two are. */
+  grip(held) {
+    const places = [...held.values()];
+    const middle = (axis) => places.reduce((sum, place) => sum + place[axis], 0) / places.length;
+    const [first, second] = places;
+    return {
+      x: (middle(0) - this.place.edge) / this.place.side,
+      y: (middle(1) - this.place.edge) / this.place.tall,
+      apart: second ? Math.max(Math.hypot(first[0] - second[0], first[1] - second[1]), 1) : 1,
+    };
+  }
+
   listen() {
     const { canvas, view } = this;
-    let held = null;
+    const held = new Map(); // pointer → its place on the canvas
+    const hold = (event) => held.set(event.pointerId, [event.offsetX, event.offsetY]);
     const mark = (event) => {
       const at = this.under(event);
       if (at && (at.query !== view.at?.query || at.key !== view.at?.key)) view.mark(at.query, at.key);
     };
     canvas.addEventListener("pointerdown", (event) => {
-      mark(event);
-      held = { x: event.offsetX, y: event.offsetY };
+      if (!held.size) mark(event);
+      hold(event);
       canvas.setPointerCapture(event.pointerId);
     });
     canvas.addEventListener("pointermove", (event) => {
-      if (!held || view.zoom === 1) return mark(event);
-      view.left += (held.x - event.offsetX) / this.place.side / view.zoom;
-      view.top += (held.y - event.offsetY) / this.place.tall / view.zoom;
-      held = { x: event.offsetX, y: event.offsetY };
-      return view.changed();
+      if (!held.has(event.pointerId) || (held.size === 1 && view.zoom === 1)) return mark(event);
+      const before = this.grip(held);
+      hold(event);
+      const after = this.grip(held);
+      view.left += (before.x - after.x) / view.zoom;
+      view.top += (before.y - after.y) / view.zoom;
+      return view.zoomBy(after.apart / before.apart, after.x, after.y);
     });
-    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => { held = null; });
+    for (const end of ["pointerup", "pointercancel"]) {
+      canvas.addEventListener(end, (event) => held.delete(event.pointerId));
+    }
+    for (const touch of ["touchstart", "touchmove"]) {
+      canvas.addEventListener(touch, (event) => { // two fingers neither scroll nor enlarge the page
+        if (event.targetTouches.length > 1 && event.cancelable) event.preventDefault();
+      }, { passive: false });
+    }
     canvas.addEventListener("dblclick", (event) => {
       const at = this.under(event);
       if (at) view.zoomBy(2, at.x, at.y);

@@ -1,5 +1,6 @@
 """``lorada explore``: what the adapters of finished runs do to some sentences, as page data."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -45,11 +46,24 @@ def explored(runs: Sequence[Run], texts: Sequence[str], *, steps: bool = True) -
         raise ValueError(
             f"{runs[0].folder} and {runs[1].folder} read other tokens: explore each alone"
         )
+    names = _names([run.folder.resolve() for run in runs])
     return {
-        "title": ", ".join(run.folder.resolve().name for run in runs),
+        "title": ", ".join(names),
         "sentences": [{"tokens": tokens} for tokens in read[0]],
-        "runs": [_explored_run(run, texts, steps=steps) for run in runs],
+        "runs": [
+            _explored_run(run, name, texts, steps=steps)
+            for run, name in zip(runs, names, strict=True)
+        ],
     }
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The names of folders; where they are the same, the paths from what the folders share."""
+    names = [folder.name for folder in folders]
+    if len({*names}) == len(names) or len({*folders}) < len(folders):
+        return names
+    shared = os.path.commonpath(folders)
+    return [folder.relative_to(shared).as_posix() for folder in folders]
 
 
 def explain_text(run: Run, text: str) -> Explanation:
@@ -68,7 +82,7 @@ def explain_text(run: Run, text: str) -> Explanation:
     return explain(run.model, batch)
 
 
-def _explored_run(run: Run, texts: Sequence[str], *, steps: bool) -> dict[str, Any]:
+def _explored_run(run: Run, name: str, texts: Sequence[str], *, steps: bool) -> dict[str, Any]:
     model = run.model
     if not isinstance(model, PeftModel):
         raise ValueError(f"{run.folder} trained the base model itself: it has no adapter to show")
@@ -83,7 +97,7 @@ def _explored_run(run: Run, texts: Sequence[str], *, steps: bool) -> dict[str, A
         pictures.append(shown(found, 0, partial(_word, run)))
     each = len(texts)
     return {
-        "name": run.folder.resolve().name,
+        "name": name,
         "method": run.recipe.method,
         "parts": parts,
         "steps": [state.step for state in states],

@@ -1,0 +1,100 @@
+"""The shell commands that a comparison's report gives for the candidate to take."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorada.report.comparison.read import Candidate, Run
+from lorada.support.files import file_name
+
+CLASSIFIED = ("label", "score")  # forms of rows whose answer is a class or a number
+BESIDE = "explore beside the next best"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two runs of one seed to look at side by side.
+
+    Attributes:
+        runs: their folders, the winner's first.
+        page: where ``lorada explore`` writes their page, in the comparison's folder.
+    """
+
+    runs: tuple[Path, Path]
+    page: Path
+
+    def is_shown(self) -> bool:
+        """Whether the page is there and shows these runs, not some that were there before."""
+        if not self.page.is_file():
+            return False
+        written = self.page.stat().st_mtime_ns
+        return all((run / "result.json").stat().st_mtime_ns <= written for run in self.runs)
+
+
+def pair_of(folder: Path, best: Candidate, scored: Sequence[Candidate]) -> Pair | None:
+    """The winner and the next best candidate of another method, at the first seed that both have.
+
+    Args:
+        folder: of the comparison.
+        best: the winner.
+        scored: the candidates with a score, the best first.
+
+    Returns:
+        None if there is no such candidate, or one of the two runs has no adapter.
+    """
+    other = next((one for one in scored if one.method != best.method), None)
+    if other is None:
+        return None
+    mine, others = ({run.seed: run for run in one.runs} for one in (best, other))
+    seed = min(mine.keys() & others.keys(), default=None)
+    if seed is None:
+        return None
+    first, second = folder / mine[seed].folder, folder / others[seed].folder
+    if not (_has_adapter(first) and _has_adapter(second)):
+        return None
+    names = [f"{file_name(one.method)}-{one.plan.get('trainable')}" for one in (best, other)]
+    return Pair((first, second), folder / f"explore-{'-'.join(names)}-seed{seed}.html")
+
+
+def commands_of(folder: Path, best: Candidate, pair: Pair | None) -> dict[str, str]:
+    """The commands to train the winner again, and to use the run of its first seed.
+
+    Args:
+        folder: of the comparison.
+        best: the winner.
+        pair: what to look at side by side; None for nothing.
+    """
+    run = min(best.runs, key=lambda run: run.seed)
+    place, mine = folder / run.folder, f"my-{best.method}"
+    # A file cannot allow remote code, so that the command has to.
+    allowed = ["--trust-remote-code"] if _remote(run) else []
+    found: dict[str, list[Any]] = {
+        "train": ["train", place / "recipe.yaml", "--output", f"runs/{mine}", *allowed],
+        "export": ["export", place, mine, *allowed],
+    }
+    if run.result.get("form") not in CLASSIFIED:  # only models that write text are served
+        found["serve"] = ["serve", place, *allowed]
+    if _has_adapter(place):
+        found["explore"] = ["explore", place, "--text", "TEXT", *allowed]
+    if pair is not None:
+        found[BESIDE] = [
+            "explore", *pair.runs, "--text", "TEXT", "--output", pair.page, "--overwrite", *allowed
+        ]  # fmt: skip
+    return {name: shlex.join(["lorada", *map(_word, words)]) for name, words in found.items()}
+
+
+def _has_adapter(run: Path) -> bool:
+    """Whether a run has an adapter; a model that was trained itself has none."""
+    return not (run / "model").is_dir()
+
+
+def _remote(run: Run) -> bool:
+    recipe = run.result.get("recipe")
+    return isinstance(recipe, dict) and bool(recipe.get("trust_remote_code"))
+
+
+def _word(word: Any) -> str:
+    """A word of a command; a path that begins with a dash gets ./, so that it is no option."""
+    return f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)
