@@ -29,6 +29,7 @@ from lorada.runs.prepare import PreparedTraining
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.arguments import training_arguments
 from lorada.runs.training.setup import make_trainer, trainer_class
+from lorada.runs.training.trainer import RunTrainer
 from lorada.tasks import TASKS
 from lorada.tasks.tokenize import IGNORED
 
@@ -159,6 +160,31 @@ def test_batches_that_are_added_up_are_one_large_batch(form, name, settings, tmp
 
 
 @pytest.mark.parametrize(
+    ("form", "name", "settings"),
+    [
+        ("prompt", "adapted llama", ()),
+        ("prompt", "adapted llama", ("gradient_checkpointing=true",)),
+        ("prompt", "adapted llama", ("packing=true",)),
+        ("text", "adapted gpt2", ()),
+        ("prompt", "llama", ()),
+    ],
+    ids=str,
+)
+def test_logits_only_where_labels_count_train_the_weights_that_all_logits_train(
+    form, name, settings, tmp_path, monkeypatch
+):
+    sparing = trained(form, name, settings, tmp_path, 2, 2)
+    assert sparing._labelled_loss is not None
+    monkeypatch.setattr(f"{RunTrainer.__module__}.find_labelled_loss", lambda model, inputs: None)
+    plain = trained(form, name, settings, tmp_path, 2, 2)
+    assert plain._labelled_loss is None
+    for key, expected in plain.model.named_parameters():
+        assert_close(sparing.model.state_dict()[key], expected.detach())
+    for key in ("loss", "grad_norm", "eval_loss"):
+        assert_close(logged(sparing, key), logged(plain, key))
+
+
+@pytest.mark.parametrize(
     ("form", "name"),
     [("label", "bert"), ("score", "llama"), ("text", "gpt2"), ("text", "llama"), ("prompt", "t5")],
     ids=" ".join,
@@ -192,7 +218,9 @@ def test_devices_that_share_a_batch_weigh_by_what_counts_in_their_rows(tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("form", "name"), [("label", "adapted bert"), ("prompt", "bart")])
+@pytest.mark.parametrize(
+    ("form", "name"), [("label", "adapted bert"), ("prompt", "bart"), ("prompt", "adapted llama")]
+)
 def test_two_processes_that_add_batches_up_are_one_large_batch(form, name, tmp_path):
     """Each has other numbers of tokens in its rows; gradients are averaged over processes."""
     one = trained(form, name, (), tmp_path / "one", 4, 1, 8)
