@@ -1,12 +1,17 @@
 """The loss with logits only where labels count is the model's own loss, in values and gradients."""
 
+import copy
 import functools
 
 import pytest
 import torch
 from architectures import ARCHITECTURES, ENCODER_DECODERS
 from conftest import DECODER_SIZES, ENCODERS, VOCAB, _build, assert_close
-from peft import AdaLoraConfig, LoraConfig, get_peft_model
+from folders import llama_folder, rows_file
+from peft import AdaLoraConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -18,8 +23,11 @@ from transformers import (
     MixtralForCausalLM,
 )
 
+from lorada.runs.recipe import load_recipe
 from lorada.runs.training import labelled_loss
 from lorada.runs.training.labelled_loss import AfterHead, find_labelled_loss
+from lorada.runs.training.train import train
+from lorada.runs.training.trainer import RunTrainer
 from lorada.tasks.tokenize import IGNORED
 
 pytestmark = pytest.mark.fp64
@@ -74,7 +82,7 @@ def batch(packed=False):
 def with_lora(model, **options):
     torch.manual_seed(1)
     options = {"target_modules": "all-linear", "r": 2, "init_lora_weights": False, **options}
-    config = LoraConfig(**options)
+    config = LoraConfig(fan_in_fan_out=model.config.model_type == "gpt2", **options)
     return get_peft_model(model, config).eval()
 
 
@@ -183,3 +191,100 @@ def test_the_comparison_draws_no_random_numbers_and_changes_no_mode():
     assert find_labelled_loss(model, inputs) is not None
     assert torch.equal(torch.get_rng_state(), before)
     assert all(module.training for module in model.modules())
+
+
+def test_virtual_tokens_before_a_text_leave_the_loss_to_the_model():
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    assert find_labelled_loss(get_peft_model(DECODERS["llama"](), config), batch()) is None
+
+
+def test_prefixes_of_keys_and_values_have_the_loss_of_the_plain_form():
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = get_peft_model(DECODERS["llama"](), config).eval().double()
+    assert compared(model, batch())[1] == 1
+
+
+def test_a_batch_without_labels_has_no_loss_as_in_the_plain_form():
+    model = with_lora(DECODERS["llama"]()).double()
+    found, inputs = find_labelled_loss(model, batch()), batch()
+    inputs["labels"] = torch.full_like(inputs["labels"], IGNORED)
+    assert model(**inputs).loss.isnan()
+    loss, _ = found(model, inputs)
+    loss.backward()
+    assert loss.isnan()
+
+
+class Widest(TorchDispatchMode):
+    """Counts the tokens of the largest tensor of logits that ``head`` makes, or of their like."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.weight, self.tokens = head.weight.data_ptr(), 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for one in tree_leaves(made):
+            logits = isinstance(one, torch.Tensor) and one.dim() and one.shape[-1] == VOCAB
+            if logits and one.data_ptr() != self.weight:
+                self.tokens = max(self.tokens, one.numel() // VOCAB)
+        return made
+
+
+def test_at_most_a_chunk_of_tokens_has_logits_at_a_time():
+    model, inputs = with_lora(DECODERS["llama"]()).double(), batch()
+    found, widest = find_labelled_loss(model, inputs), Widest(model.get_output_embeddings())
+    with widest:
+        found(model, inputs)[0].backward()
+    assert widest.tokens == 3
+
+
+@pytest.mark.fp64(False)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["llama", "gemma3", "cohere", "phi"])
+def test_mixed_precision_rounds_no_more_than_the_plain_form(name, dtype):
+    """Both forms against fp64, in which the gradients of the plain form are exact."""
+    changes = CAPPED if name == "gemma3" else {}
+    model, inputs = with_lora(DECODERS[name](**changes)), batch()
+    exact = copy.deepcopy(model).double()
+    exact(**inputs).loss.backward()
+    found = find_labelled_loss(model, inputs)
+    assert found.after_head is not None
+    errors = []
+    for form in (lambda: model(**inputs).loss, lambda: found(model, inputs)[0]):
+        model.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            form().backward()
+        pairs = zip(model.parameters(), exact.parameters(), strict=True)
+        errors.append(
+            sum(float((p.grad - q.grad).norm() ** 2) for p, q in pairs if p.requires_grad)
+        )
+    plain, ours = errors
+    assert 0 < ours <= 2 * plain
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["lora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lorada_la", "full"))],
+)
+def test_lorada_train_saves_the_weights_of_the_plain_form(method, tmp_path, monkeypatch):
+    llama_folder(tmp_path / "llama", initializer_range=0.2, attention_dropout=0.0)
+    rows_file(tmp_path / "rows.jsonl")
+    settings = [
+        "per_device_train_batch_size=3", "gradient_accumulation_steps=2", "max_steps=3",
+        "use_cpu=true", "dev_rows=4", "logging_steps=1", "report_to=[]",
+    ]  # fmt: skip
+
+    def run(name):
+        options = {
+            "method": method, "model": str(tmp_path / "llama"), "output": str(tmp_path / name),
+            "data": str(tmp_path / "rows.jsonl"),
+        }  # fmt: skip
+        train(load_recipe(None, settings, options), quiet=True)
+        return load_file(next((tmp_path / name).glob("*/*model.safetensors")))
+
+    weights = run("sparing")
+    monkeypatch.setattr(f"{RunTrainer.__module__}.find_labelled_loss", lambda *_: None)
+    plain = run("plain")
+    assert weights.keys() == plain.keys()
+    for key, weight in plain.items():
+        assert_close(weights[key], weight)

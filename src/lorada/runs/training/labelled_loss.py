@@ -34,7 +34,7 @@ from lorada.tasks.tokenize import IGNORED
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 2**25  # of the fp32 logits of a chunk; the gradient takes two more of these
-SAMPLE = 64  # tokens that are compared with the model's own loss
+SAMPLE = 32  # tokens that are compared with the model's own loss
 # By these names configs say what logits are multiplied by, or divided by: the same name means
 # one in Granite and the other in HyperCLOVA.
 SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
@@ -116,7 +116,7 @@ def _chunk(head: nn.Module, states: Tensor) -> int:
     That may be something that it shares with another module, so it is asked for logits.
     """
     with torch.enable_grad():
-        logits: Tensor = head.forward(states[:1, :1].detach())
+        logits: Tensor = head.forward(states[0, :1].detach())
     return 0 if logits.requires_grad else max(1, CHUNK_BYTES // (4 * logits.shape[-1]))
 
 
@@ -208,7 +208,9 @@ def _compared(model: nn.Module, inputs: dict[str, Any]) -> LabelledLoss | None:
     with _before(head, look):
         own = model(**inputs)
     labels = inputs["labels"]
-    if len(raw) != 1 or own["logits"].shape[:2] != labels.shape:
+    if len(raw) != 1 or not isinstance(own, dict) or own.get("loss") is None:
+        return None
+    if own["logits"].shape[:2] != labels.shape:  # virtual tokens, for one
         return None
     logits, expected = own["logits"].float(), own["loss"]
     loss = F.cross_entropy(logits[0, :-1], labels[0, 1:].to(logits.device), ignore_index=IGNORED)

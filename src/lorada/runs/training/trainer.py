@@ -143,15 +143,9 @@ class RunTrainer(Trainer):
 
     @property
     def _one_whole_model(self) -> bool:
-        """Whether each process has the whole model, as Python runs it, without virtual tokens."""
-        args, config = self.args, getattr(self.model, "active_peft_config", None)
-        return not (
-            args.n_gpu > 1
-            or args.torch_compile
-            or self.is_fsdp_enabled
-            or self.is_deepspeed_enabled
-            or getattr(config, "is_prompt_learning", False)
-        )
+        """Whether each process has the whole model, once, as Python runs it."""
+        shared = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1
+        return not shared and not self.args.torch_compile
 
     def prediction_step(
         self,
