@@ -38,6 +38,7 @@ SAMPLE = 32  # tokens that are compared with the model's own loss
 # By these names configs say what logits are multiplied by, or divided by: the same name means
 # one in Granite and the other in HyperCLOVA.
 SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+CAP = "final_logit_softcapping"
 ROUNDING = 32  # times eps: two forms of one product by the head, or of one mean
 NEAR = 0.05  # two losses from products of other shapes, in bf16 too; a wrong form is off by more
 
@@ -139,24 +140,41 @@ class LabelledLoss:
             model: ``bare``, or its wrapper.
             inputs: with ``labels`` (B, T).
         """
+        labels = inputs["labels"][:, 1:]
+        counted = labels != IGNORED
+        given = {key: value for key, value in inputs.items() if key != "labels"}
+        return self.of(model, given, lambda h: h[:, :-1][counted.to(h.device)], labels[counted])
+
+    def of(
+        self,
+        model: nn.Module,
+        given: dict[str, Any],
+        choose: Callable[[Tensor], Tensor],
+        targets: Tensor,
+    ) -> tuple[Tensor, Any]:
+        """The mean loss of tokens, and the model's outputs.
+
+        Args:
+            model: ``bare``, or its wrapper.
+            given: to the model, without labels.
+            choose: takes h_t, (n, D), out of what the head would get, (B, T, D).
+            targets: y_(t+1), (n,).
+        """
         head = _head(self.bare)
         assert head is not None  # find_labelled_loss has looked
-        labels = inputs["labels"]
-        counted = labels[:, 1:] != IGNORED
-        targets = labels[:, 1:][counted]
         total: Tensor | None = None
 
         def take(states: Tensor) -> Tensor:
             nonlocal total
-            picked = states[:, :-1][counted.to(states.device)]
+            chosen = choose(states)
             chunk = 0 if self.after_head is None else _chunk(head, states)
             if not chunk:
-                return picked[None]
-            total = ChunkedLoss.apply(picked, targets, head, self.after_head, chunk)
-            return states[:1, :1]  # its logits are not used
+                return chosen[None]
+            total = ChunkedLoss.apply(chosen, targets, head, self.after_head, chunk)
+            return states[0, :1][None]  # its logits are not used
 
         with _before(head, take):
-            outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
+            outputs = model(**given)
         if total is None:
             logits = outputs["logits"][0].float()
             return F.cross_entropy(logits, targets.to(logits.device)), outputs
@@ -231,7 +249,7 @@ def _after_head(raw: Tensor, logits: Tensor, config: PretrainedConfig) -> AfterH
     if raw.shape != logits.shape:
         return None
     config = config.get_text_config()
-    cap = getattr(config, "final_logit_softcapping", None)
+    cap = getattr(config, CAP, None)
     scales = [float(scale) for name in SCALES if (scale := getattr(config, name, None))]
     allowed = ROUNDING * torch.finfo(raw.dtype).eps * float(logits.abs().max())
     for scale in (1.0, *scales, *(1 / scale for scale in scales)):
