@@ -12,6 +12,7 @@ from lorada.experiments.estimate import GPUS, gpu_named
 from lorada.experiments.training_memory import _traced, training_memory
 from lorada.runs.models.loading import load_config
 from lorada.runs.recipe import load_recipe
+from lorada.runs.training import labelled_loss
 
 
 def recipe_for(folder, method="lora", *pairs):
@@ -62,6 +63,17 @@ def test_recomputing_activations_and_smaller_batches_need_less(tmp_path):
     one = training_memory(recipe_for(folder), sequences=1)
     assert one.activations < plain.activations / 2
     assert one.weights == plain.weights
+
+
+def test_logits_count_for_a_chunk_of_tokens_unless_the_head_trains(tmp_path, monkeypatch):
+    folder = llama_folder(tmp_path / "llama")
+    logits = 4 * 3 * 23 * load_config(str(folder)).vocab_size  # bytes, of all tokens
+    methods = "lora", "full"
+    whole = [training_memory(recipe_for(folder, method)).activations for method in methods]
+    monkeypatch.setattr(labelled_loss, "CHUNK_BYTES", 1)  # one token at a time
+    found = [training_memory(recipe_for(folder, method)).activations for method in methods]
+    assert found[0] < whole[0] - 2 * logits
+    assert found[1] == whole[1]
 
 
 def test_half_precision_halves_the_weights(tmp_path):

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from peft import ShiraConfig, get_peft_model
+from peft import AdaLoraConfig, ShiraConfig, get_peft_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,6 +23,7 @@ from lorada.methods.task_head import select_trainable
 from lorada.runs.models.loading import kind_of, load_config
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.arguments import DEFAULTS, training_arguments
+from lorada.runs.training.labelled_loss import CAP, AfterHead, LabelledLoss
 
 AUTO = {
     "decoder": AutoModelForCausalLM,
@@ -119,7 +120,7 @@ def _traced(recipe: Recipe, config: Any, sequences: int | None) -> Memory:
         with counter:
             for _ in range(2):
                 counter.peak = 0
-                model(**inputs).loss.backward()
+                _loss(model, inputs, config, plan).backward()
                 optimizer.step()
                 optimizer.zero_grad()
     weights = _bytes([*model.parameters(), *model.buffers()])
@@ -178,6 +179,19 @@ def _inputs(config: Any, batch: int, recipe: Recipe) -> dict[str, Tensor]:
         length = recipe.max_target_length or recipe.max_length
         return {**inputs, "labels": torch.zeros(batch, length, dtype=torch.long)}
     return {**inputs, "labels": ids}
+
+
+def _loss(model: nn.Module, inputs: dict[str, Tensor], config: Any, plan: Plan) -> Tensor:
+    """The loss as a run computes it: a decoder's without all logits, unless more is added to it."""
+    adds = any(isinstance(part, AdaLoraConfig) for part in getattr(plan.config, "parts", []))
+    if kind_of(config) != "decoder" or adds or getattr(config, "output_router_logits", False):
+        loss: Tensor = model(**inputs).loss
+        return loss
+    given = {key: value for key, value in inputs.items() if key != "labels"}
+    labelled = LabelledLoss(model, AfterHead(cap=getattr(config, CAP, None)))
+    # All tokens have labels. Which ones have is not known without values.
+    targets = inputs["labels"][:, 1:].flatten()
+    return labelled.of(model, given, lambda h: h[:, :-1].flatten(0, 1), targets)[0]
 
 
 def _bytes(tensors: list[Any]) -> int:

@@ -23,6 +23,7 @@ from lorada.runs.data.dataset import lengths_of
 from lorada.runs.data.length_sampler import LengthGroupedSampler
 from lorada.runs.models.pooling import save_beside
 from lorada.runs.training.callbacks import refuse_broken_loss
+from lorada.runs.training.labelled_loss import LabelledLoss, find_labelled_loss
 from lorada.support.processes import gather_values
 from lorada.tasks.tokenize import IGNORED
 
@@ -38,6 +39,9 @@ class RunTrainer(Trainer):
         self._step_loss: Tensor | float = 0.0  # sum over the step's batches so far
         # For each held-out batch so far: [sum of the losses, how many rows or tokens count] by row.
         self._held_out_sums: list[Tensor] = []
+        self._needs_logits = False
+        self._labelled_loss: LabelledLoss | None = None
+        self._labelled_loss_known = False
 
     @property
     def _shift(self) -> int:
@@ -109,6 +113,9 @@ class RunTrainer(Trainer):
     def batch_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         """The mean loss of a batch, and the model's outputs."""
         if self.label_smoother is None:
+            labelled = self._labelled(model, inputs)
+            if labelled is not None:
+                return labelled(model, inputs)
             found: tuple[Tensor, Any] = super().compute_loss(model, inputs, return_outputs=True)
             return found
         # The Trainer decides by the name of the model's class whether logits predict the next
@@ -118,12 +125,43 @@ class RunTrainer(Trainer):
         shifts = labels.dim() > 1 and self._shift == 1
         return self.label_smoother(outputs, labels, shift_labels=shifts), outputs
 
+    def _labelled(self, model: nn.Module, inputs: dict[str, Any]) -> LabelledLoss | None:
+        """What computes logits only where labels count, for models and batches that it is for."""
+        labels = inputs["labels"]
+        if self._needs_logits or self._shift == 0 or labels.dim() < 2 or not self._one_whole_model:
+            return None
+        if not self._labelled_loss_known:
+            tensors = [value for value in inputs.values() if isinstance(value, Tensor)]
+            if any(tensor.shape != labels.shape for tensor in tensors):
+                return None
+            if not self.counted(inputs).any():
+                return None
+            bare = self.accelerator.unwrap_model(model)
+            self._labelled_loss = find_labelled_loss(bare, inputs)
+            self._labelled_loss_known = True
+        return self._labelled_loss
+
+    @property
+    def _one_whole_model(self) -> bool:
+        """Whether each process has the whole model, once, as Python runs it."""
+        shared = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1
+        return not shared and not self.args.torch_compile
+
     def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """One held-out batch; its loss and n_b are kept for ``evaluation_loop``."""
         counted = self.counted(inputs)
-        found = super().prediction_step(model, inputs, *args, **kwargs)
+        self._needs_logits = not prediction_loss_only
+        try:
+            found = super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+        finally:
+            self._needs_logits = False
         sums = torch.stack([counted * found[0].to(counted.device), counted], -1)
         self._held_out_sums.append(self.accelerator.gather_for_metrics(sums.to(self.args.device)))
         return found

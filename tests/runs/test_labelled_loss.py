@@ -1,0 +1,290 @@
+"""The loss with logits only where labels count is the model's own loss, in values and gradients."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, ENCODER_DECODERS
+from conftest import DECODER_SIZES, ENCODERS, VOCAB, _build, assert_close
+from folders import llama_folder, rows_file
+from peft import AdaLoraConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    HyperCLOVAXConfig,
+    HyperCLOVAXForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
+
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training import labelled_loss
+from lorada.runs.training.labelled_loss import AfterHead, find_labelled_loss
+from lorada.runs.training.train import train
+from lorada.runs.training.trainer import RunTrainer
+from lorada.tasks.tokenize import IGNORED
+
+pytestmark = pytest.mark.fp64
+
+NO_DECODERS = (*ENCODERS, *ENCODER_DECODERS, "xlm_roberta", "distilbert", "modernbert", "deberta",
+               "deberta_v2", "vit")  # fmt: skip
+SCALED = {
+    "cohere": functools.partial(
+        _build, CohereForCausalLM, CohereConfig, DECODER_SIZES, logit_scale=0.3
+    ),
+    "granite": functools.partial(
+        _build, GraniteForCausalLM, GraniteConfig, DECODER_SIZES, logits_scaling=3.0
+    ),
+    # The same name, and it multiplies.
+    "hyperclovax": functools.partial(
+        _build, HyperCLOVAXForCausalLM, HyperCLOVAXConfig, DECODER_SIZES, logits_scaling=0.3
+    ),
+}
+DECODERS = {
+    **{name: build for name, build in ARCHITECTURES.items() if name not in NO_DECODERS},
+    **SCALED,
+}
+CAPPED = {"final_logit_softcapping": 2.0}
+# Decoder and changes of its config: every family, tied and untied, capped logits.
+CASES = [
+    *((name, {"tie_word_embeddings": tied}) for name in DECODERS for tied in (False, True)),
+    *((name, CAPPED) for name in ("gemma2", "gemma3")),
+]
+TOKENS = 9
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch):
+    monkeypatch.setattr(labelled_loss, "CHUNK_BYTES", 3 * 4 * VOCAB)  # three tokens
+
+
+def batch(packed=False):
+    """Four rows, padded on either side; one of them has no label."""
+    torch.manual_seed(3)
+    ids = torch.randint(5, VOCAB - 6, (4, TOKENS))
+    labels = torch.full_like(ids, IGNORED)
+    labels[0], labels[1, 6:8], labels[2, 3:] = ids[0], ids[1, 6:8], ids[2, 3:]
+    if packed:
+        starts = torch.tensor([0, 1, 2, 3, 0, 1, 0, 1, 2])
+        return {"input_ids": ids, "labels": labels, "position_ids": starts.expand(4, -1),
+                "use_cache": False}  # fmt: skip
+    mask = torch.ones_like(ids)
+    mask[1, 8:], mask[2, :3] = 0, 0
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+
+def with_lora(model, **options):
+    torch.manual_seed(1)
+    options = {"target_modules": "all-linear", "r": 2, "init_lora_weights": False, **options}
+    config = LoraConfig(fan_in_fan_out=model.config.model_type == "gpt2", **options)
+    return get_peft_model(model, config).eval()
+
+
+def compared(model, inputs, head_trains=False):
+    """Both losses and the gradients of all that trains; how many tokens had logits."""
+    found = find_labelled_loss(model, inputs)
+    assert found is not None
+    forms = []
+    for form in (lambda: (model(**inputs).loss, None), lambda: found(model, inputs)):
+        model.zero_grad()
+        loss, outputs = form()
+        loss.backward()
+        grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        forms.append((loss.detach(), grads))
+    (expected, plain), (loss, grads) = forms
+    assert_close(loss, expected)
+    assert plain.keys() == grads.keys()
+    for name, grad in plain.items():
+        assert_close(grads[name], grad)
+    assert any(grad.abs().max() > 1e-4 for grad in plain.values())
+    return found, outputs.logits.shape[:2].numel()
+
+
+COUNTED = TOKENS - 1 + 2 + TOKENS - 3
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [pytest.param(*case, id=f"{case[0]} {case[1]}") for case in CASES]
+)
+def test_with_a_frozen_head_no_logits_are_kept(name, changes):
+    model = with_lora(DECODERS[name](**changes)).double()
+    found, made = compared(model, batch())
+    assert made == 1
+    scale = {"cohere": 0.3, "granite": 1 / 3, "hyperclovax": 0.3}.get(name, 1.0)
+    assert found.after_head == AfterHead(
+        scale,
+        changes.get(
+            "final_logit_softcapping", getattr(model.config, "final_logit_softcapping", None)
+        ),
+    )
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_head_that_trains_makes_logits_where_labels_count(name):
+    model = DECODERS[name]().double()
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    assert compared(model, batch())[1] == COUNTED
+
+
+def test_rows_in_one_sequence_have_the_loss_of_the_plain_form():
+    model = with_lora(DECODERS["llama"]()).double()
+    assert compared(model, batch(packed=True))[1] == 1
+
+
+def test_a_head_with_lora_makes_logits_where_labels_count():
+    model = with_lora(DECODERS["llama"](), target_modules=["q_proj", "lm_head"]).double()
+    assert compared(model, batch())[1] == COUNTED
+
+
+def test_a_copy_of_the_head_that_trains_makes_logits_where_labels_count():
+    model = with_lora(DECODERS["llama"](), modules_to_save=["lm_head"]).double()
+    assert compared(model, batch())[1] == COUNTED
+
+
+def test_a_tied_head_of_which_single_tokens_train_makes_logits_where_labels_count():
+    model = DECODERS["llama"](tie_word_embeddings=True)
+    model = with_lora(model, trainable_token_indices=[5, 9]).double()
+    assert compared(model, batch())[1] == COUNTED
+
+
+def test_scaling_that_no_config_tells_is_left_to_the_model(monkeypatch):
+    monkeypatch.setattr(labelled_loss, "SCALES", ())
+    model = with_lora(DECODERS["granite"]()).double()
+    found, made = compared(model, batch())
+    assert (found.after_head, made) == (None, COUNTED)
+
+
+def test_checkpointed_layers_have_the_same_gradients():
+    model = with_lora(DECODERS["llama"]()).double()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    assert compared(model, batch())[1] == 1
+
+
+def mixture_of_experts(**changes):
+    sizes = {**DECODER_SIZES, "num_local_experts": 2, "experts_implementation": "eager"}
+    return _build(MixtralForCausalLM, MixtralConfig, sizes, **changes)
+
+
+def test_a_model_that_adds_a_loss_of_its_own_computes_it_itself():
+    assert find_labelled_loss(mixture_of_experts(output_router_logits=True), batch()) is None
+    assert find_labelled_loss(mixture_of_experts(), batch()).after_head == AfterHead()
+
+
+def test_adalora_keeps_what_it_adds_to_the_loss():
+    config = AdaLoraConfig(
+        target_modules=["q_proj"], total_step=10, tinit=1, tfinal=1, deltaT=1, task_type="CAUSAL_LM"
+    )
+    assert find_labelled_loss(get_peft_model(DECODERS["llama"](), config), batch()) is None
+
+
+def test_the_comparison_draws_no_random_numbers_and_changes_no_mode():
+    model = with_lora(DECODERS["llama"](), lora_dropout=0.5).train()
+    inputs, before = batch(), torch.get_rng_state()
+    assert find_labelled_loss(model, inputs) is not None
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(module.training for module in model.modules())
+
+
+def test_virtual_tokens_before_a_text_leave_the_loss_to_the_model():
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    assert find_labelled_loss(get_peft_model(DECODERS["llama"](), config), batch()) is None
+
+
+def test_prefixes_of_keys_and_values_have_the_loss_of_the_plain_form():
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = get_peft_model(DECODERS["llama"](), config).eval().double()
+    assert compared(model, batch())[1] == 1
+
+
+def test_a_batch_without_labels_has_no_loss_as_in_the_plain_form():
+    model = with_lora(DECODERS["llama"]()).double()
+    found, inputs = find_labelled_loss(model, batch()), batch()
+    inputs["labels"] = torch.full_like(inputs["labels"], IGNORED)
+    assert model(**inputs).loss.isnan()
+    loss, _ = found(model, inputs)
+    loss.backward()
+    assert loss.isnan()
+
+
+class Widest(TorchDispatchMode):
+    """Counts the tokens of the largest tensor of logits that ``head`` makes, or of their like."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.weight, self.tokens = head.weight.data_ptr(), 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for one in tree_leaves(made):
+            logits = isinstance(one, torch.Tensor) and one.dim() and one.shape[-1] == VOCAB
+            if logits and one.data_ptr() != self.weight:
+                self.tokens = max(self.tokens, one.numel() // VOCAB)
+        return made
+
+
+def test_at_most_a_chunk_of_tokens_has_logits_at_a_time():
+    model, inputs = with_lora(DECODERS["llama"]()).double(), batch()
+    found, widest = find_labelled_loss(model, inputs), Widest(model.get_output_embeddings())
+    with widest:
+        found(model, inputs)[0].backward()
+    assert widest.tokens == 3
+
+
+@pytest.mark.fp64(False)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["llama", "gemma3", "cohere", "phi"])
+def test_mixed_precision_rounds_no_more_than_the_plain_form(name, dtype):
+    """Both forms against fp64, in which the gradients of the plain form are exact."""
+    changes = CAPPED if name == "gemma3" else {}
+    model, inputs = with_lora(DECODERS[name](**changes)), batch()
+    exact = copy.deepcopy(model).double()
+    exact(**inputs).loss.backward()
+    found = find_labelled_loss(model, inputs)
+    assert found.after_head is not None
+    errors = []
+    for form in (lambda: model(**inputs).loss, lambda: found(model, inputs)[0]):
+        model.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            form().backward()
+        pairs = zip(model.parameters(), exact.parameters(), strict=True)
+        errors.append(
+            sum(float((p.grad - q.grad).norm() ** 2) for p, q in pairs if p.requires_grad)
+        )
+    plain, ours = errors
+    assert 0 < ours <= 2 * plain
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["lora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lorada_la", "full"))],
+)
+def test_lorada_train_saves_the_weights_of_the_plain_form(method, tmp_path, monkeypatch):
+    llama_folder(tmp_path / "llama", initializer_range=0.2, attention_dropout=0.0)
+    rows_file(tmp_path / "rows.jsonl")
+    settings = [
+        "per_device_train_batch_size=3", "gradient_accumulation_steps=2", "max_steps=3",
+        "use_cpu=true", "dev_rows=4", "logging_steps=1", "report_to=[]",
+    ]  # fmt: skip
+
+    def run(name):
+        options = {
+            "method": method, "model": str(tmp_path / "llama"), "output": str(tmp_path / name),
+            "data": str(tmp_path / "rows.jsonl"),
+        }  # fmt: skip
+        train(load_recipe(None, settings, options), quiet=True)
+        return load_file(next((tmp_path / name).glob("*/*model.safetensors")))
+
+    weights = run("sparing")
+    monkeypatch.setattr(f"{RunTrainer.__module__}.find_labelled_loss", lambda *_: None)
+    plain = run("plain")
+    assert weights.keys() == plain.keys()
+    for key, weight in plain.items():
+        assert_close(weights[key], weight)
