@@ -15,6 +15,7 @@ import torch
 from architectures import ARCHITECTURES
 from conftest import VOCAB, assert_close
 from datasets import Dataset
+from double import in_double
 from folders import byte_tokenizer
 from peft import get_peft_model
 from stacks import randomise
@@ -218,7 +219,10 @@ def test_devices_that_share_a_batch_weigh_by_what_counts_in_their_rows(tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("form", "name"), [("label", "adapted bert"), ("prompt", "bart")])
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [("label", "adapted bert"), ("prompt", "bart"), ("prompt", "adapted llama")],
+)
 def test_two_processes_that_add_batches_up_are_one_large_batch(form, name, tmp_path):
     """Each has other numbers of tokens in its rows; gradients are averaged over processes."""
     one = trained(form, name, (), tmp_path / "one", 4, 1, 8)
@@ -239,6 +243,7 @@ def test_two_processes_that_add_batches_up_are_one_large_batch(form, name, tmp_p
         assert_close(several["weights"][key].float(), expected.detach().float())
 
 
+@in_double()
 def main(form, name, folder):
     trainer = trained(form, name, (), Path(folder) / "two", 1, 2, 8)
     if trainer.is_world_process_zero():
