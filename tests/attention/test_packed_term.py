@@ -95,13 +95,15 @@ def test_whole_prompts_are_slices_and_single_tokens_are_rows():
     assert read_parts(shuffled(table, 3), LENGTH, shape) is None
 
 
-@pytest.mark.parametrize("ablation", ["softmax", "softmax_with_future"])
-def test_a_softmax_sums_over_one_sequence(ablation, monkeypatch):
-    table = packed([7, 5, 6], [7, 1, 2], [0] * 3, 1)
+@pytest.mark.parametrize("asked", [[7, 1, 2], [1, 1, 1]], ids=["prompts and tokens", "tokens"])
+@pytest.mark.parametrize("ablation", [None, "softmax", "softmax_with_future"])
+def test_what_may_not_be_read_gives_the_same(asked, ablation, monkeypatch):
+    """Where a graph is recorded, and on an accelerator; a softmax sums over one sequence."""
+    table, queries = packed([7, 5, 6], asked, [0] * 3, 0), sum(asked)
     held = attention_map(ablation)
     torch.manual_seed(0)
-    value = torch.randn(1, GROUPS, 19, WIDTH)
-    output, shape = torch.zeros(1, 11, HEADS, WIDTH), CallShape(11, 19, HEADS, True)
+    value = torch.randn(1, GROUPS, 18, WIDTH)
+    output, shape = torch.zeros(1, queries, HEADS, WIDTH), CallShape(queries, 18, HEADS, True)
     with torch.no_grad():
         found = add_term(output, held, table, shape, value)
         monkeypatch.setattr(packed_term, "can_be_read", lambda _: False)
