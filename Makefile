@@ -127,12 +127,12 @@ $(VENV_VLLM)/.installed: pyproject.toml $(PLUGIN)/pyproject.toml
 	$(VENV_VLLM)/bin/pip uninstall -q -y torchaudio torchcodec triton
 	touch $@
 
-# torch comes first, from the same place as lorada's own.
+# lorada is measured in the same environment. torch comes first, from the same place as elsewhere.
 $(VENV_PEERS)/.installed: benchmarks/peers/requirements.txt
 	$(PYTHON) -m venv $(VENV_PEERS)
 	version=$$(grep ^torch== $<) && pip=$(VENV_PEERS)/bin/pip && \
 		($$pip install -q --retries 0 --timeout 15 --index-url $(CPU_INDEX) $$version \
-		|| $$pip install -q $$version) && $$pip install -q -r $<
+		|| $$pip install -q $$version) && $$pip install -q -r $< -e .
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

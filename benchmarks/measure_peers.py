@@ -4,14 +4,14 @@
     python benchmarks/measure_peers.py --rows train              # this row again
     python benchmarks/measure_peers.py --turns 1 --short_rows 16 --output DIR   # a quick look
 
-The peers have an environment of their own (``.venv-peers``, or ``PEERS_PYTHON``). Whole processes
-take turns, each with empty caches. lorada runs twice a turn, which shows noise. Time and memory are
+Both sides run in an environment of their own (``.venv-peers``, or the Python ``PEERS_PYTHON``), so
+that none imports more optional packages than the other. Whole processes take turns, each with empty caches. lorada runs twice a turn, which shows noise. Time and memory are
 of the whole process; stamps from inside tell the steps, or the scoring, from the rest. Both sides
 must have trained on the same tokens with about the same loss, or they are not compared.
 
-    train     LoRA, 8 rows of 64 tokens a step, only the response is learned; beside TRL
+    train     LoRA, 8 rows of 48 tokens a step, only the response is learned; beside TRL
     mixed     rows of 16 to 512 tokens, packed by both; beside TRL
-    bfloat16  the rows of train with dtype=bfloat16; beside float32
+    bfloat16  half the rows of train with dtype=bfloat16; beside float32
     evaluate  questions of 2 to 5 candidates; beside lm-eval, which must choose the same
     start     from the command to the first step of a training, in seconds
 
@@ -20,7 +20,6 @@ All words are made up. Writes benchmarks/results/peers.json and docs/performance
 
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,7 +46,7 @@ from library.whole_processes import (
 from lorada.runs.models.loading import load_tokenizer, model_folder
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"
-SHORT, SHORTEST, LONGEST = 64, 16, 512  # tokens of a row
+SHORT, SHORTEST, LONGEST = 48, 16, 512  # tokens of a row
 LOSS_TOLERANCE = 0.05  # the rows come in another order, and bfloat16 rounds
 LORA = ("lora.r=8", "lora.lora_alpha=16", "lora.lora_dropout=0.05")
 TRAINING = (
@@ -64,7 +63,7 @@ class Settings:
     turns: int = 3
     threads: int = 2
     short_rows: int = 160  # 20 steps
-    mixed_rows: int = 48
+    mixed_rows: int = 24
     questions: int = 1000  # each turn has its own share of them
 
 
@@ -78,8 +77,7 @@ class Place:
 
     def lorada(self, command: str, *arguments: Any) -> Finished:
         """Run a command of lorada."""
-        given = (command, *arguments)
-        return run_script(sys.executable, "run_lorada.py", given, self.settings.threads)
+        return self.peer("run_lorada.py", command, *arguments)
 
     def train(self, data: Path, name: str, *more: str) -> Side:
         """A side that trains LoRA with lorada."""
@@ -90,7 +88,7 @@ class Place:
         )
 
     def peer(self, script: str, *arguments: Any) -> Finished:
-        """Run a script of a peer."""
+        """Run a script of ``benchmarks/peers``."""
         return run_script(peers_python(), script, arguments, self.settings.threads)
 
     def train_with_trl(self, data: Path, *more: str) -> Side:
@@ -126,7 +124,7 @@ def mixed(place: Place) -> dict[str, Any]:
 
 def bfloat16(place: Place) -> dict[str, Any]:
     """LoRA on short rows in bfloat16, beside float32."""
-    data = place.training_rows([SHORT] * place.settings.short_rows)
+    data = place.training_rows([SHORT] * max(8, place.settings.short_rows // 2))
     ours = place.train(data, "lorada", "dtype=bfloat16")
     return compare_trainings(place, ours, {"float32": place.train(data, "float32")})
 

@@ -51,7 +51,7 @@ FIGURES: dict[str, Callable[[Finished], float]] = {
 
 
 def peers_python() -> Path:
-    """The Python that has the peers: ``PEERS_PYTHON``, or that of ``make bench-peers``.
+    """The Python that has lorada and its peers: ``PEERS_PYTHON``, or that of ``make bench-peers``.
 
     Raises:
         FileNotFoundError: if it is not there.
