@@ -86,8 +86,8 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/measure_generated_answers.py $(BENCH)
 	$(MAKE) bench-peers
 
-# lorada beside TRL and lm-eval (docs/performance.md), which have an environment of their own: 25
-# minutes on two quiet cores. bench-check measures one turn again (CHECK="--rows train" one row) and
+# lorada beside TRL and lm-eval (docs/performance.md), which have an environment of their own: half
+# an hour on two quiet cores. bench-check measures one turn again (CHECK="--rows train" one row) and
 # fails where a figure is worse than the stored one by more than noise.
 VENV_PEERS ?= .venv-peers
 PEERS := PEERS_PYTHON=$(VENV_PEERS)/bin/python $(BIN)/python

@@ -5,9 +5,11 @@
     python benchmarks/measure_peers.py --turns 1 --short_rows 16 --output DIR   # a quick look
 
 Both sides run in an environment of their own (``.venv-peers``, or the Python ``PEERS_PYTHON``), so
-that none imports more optional packages than the other. Whole processes take turns, each with empty caches. lorada runs twice a turn, which shows noise. Time and memory are
-of the whole process; stamps from inside tell the steps, or the scoring, from the rest. Both sides
-must have trained on the same tokens with about the same loss, or they are not compared.
+that none imports more optional packages than the other. Whole processes take turns, each with
+empty caches. lorada runs twice a turn, which shows noise. Time and memory are those of the whole
+process; stamps from inside tell the steps, or the scoring, from the rest. Both sides must have
+learned the same tokens with about the same loss, or they are not compared. All rows take about
+half an hour on two quiet cores.
 
     train     LoRA, 8 rows of 48 tokens a step, only the response is learned; beside TRL
     mixed     rows of 16 to 512 tokens, packed by both; beside TRL
@@ -34,6 +36,7 @@ from library.measuring import run_script as run_measurements
 from library.peers_page import PAGE, show, write_page
 from library.training_setup import MODEL
 from library.whole_processes import (
+    FIGURES,
     Finished,
     Side,
     compare,
@@ -119,7 +122,10 @@ def mixed(place: Place) -> dict[str, Any]:
     steps = [i * (LONGEST - SHORTEST) // max(1, count - 1) for i in range(count)]
     data = place.training_rows([SHORTEST + step for step in steps])
     ours = place.train(data, "lorada", "packing=true")
-    return compare_trainings(place, ours, {"trl": place.train_with_trl(data, "--packing")})
+    row = compare_trainings(place, ours, {"trl": place.train_with_trl(data, "--packing")})
+    # Once, to see whether packing helps TRL on a CPU at all.
+    padded = place.train_with_trl(data)(0)
+    return {**row, "trl_padded": {name: round(read(padded), 1) for name, read in FIGURES.items()}}
 
 
 def bfloat16(place: Place) -> dict[str, Any]:

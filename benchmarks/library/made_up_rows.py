@@ -57,7 +57,7 @@ def training_rows(
 
 
 def questions(
-    tokenizer: PreTrainedTokenizerBase, count: int, longest: int = 48, seed: int = 1
+    tokenizer: PreTrainedTokenizerBase, count: int, longest: int = 64, seed: int = 1
 ) -> list[dict[str, Any]]:
     """Questions of a prompt with 2 to 5 candidates, any of which may be the right one.
 

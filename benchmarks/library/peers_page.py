@@ -61,6 +61,11 @@ def remarks(results: dict[str, Any]) -> list[str]:
             f"{ours['read']:,} tokens with pads (mean loss {ours['loss']:.3f}), {SIDES[other]} in "
             f"{theirs['steps']} of {theirs['read']:,} ({theirs['loss']:.3f})."
         )
+    if padded := rows.get("mixed", {}).get("trl_padded"):
+        found.append(
+            f"TRL without packing, once: {padded['time']:.1f} s ({padded['work']:.1f} s for the "
+            f"steps) and {padded['memory']:,.0f} MB."
+        )
     if row := rows.get("evaluate"):
         found.append(f"Questions: {row['same']:,} of {row['questions']:,} chosen answers agree.")
     if row := rows.get("start"):

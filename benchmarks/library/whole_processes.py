@@ -88,10 +88,9 @@ def run_script(python: Path | str, script: str, arguments: Sequence[Any], thread
         if process.returncode != 0:
             last = log.read_text(errors="replace").strip().rpartition("\n")[2]
             raise ValueError(f"{script} ended with {process.returncode}: {last}")
-        return Finished(
-            seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, started,
-            json.loads(stamps.read_text(encoding="utf-8")),
-        )  # fmt: skip
+        left = json.loads(stamps.read_text(encoding="utf-8"))
+        processor = used.ru_utime + used.ru_stime
+        return Finished(seconds, processor, left["memory_mb"], started, left)
 
 
 def run_in_turns(sides: dict[str, Side], turns: int) -> dict[str, list[Finished]]:

@@ -21,9 +21,20 @@ def now() -> float:
 
 
 def write(stamps: Stamps, *packages: str) -> None:
-    """Leave the stamps, with the versions of some packages, where the measuring process looks."""
-    found = {**stamps, "versions": {name: version(name) for name in packages}}
+    """Leave the stamps, with peak memory and versions of packages, where the measurer looks."""
+    versions = {name: version(name) for name in packages}
+    found = {**stamps, "memory_mb": peak_memory_mb(), "versions": versions}
     Path(os.environ["BENCHMARK_STAMPS"]).write_text(json.dumps(found), encoding="utf-8")
+
+
+def peak_memory_mb() -> float:
+    """The most megabytes that this process held at once.
+
+    ``ru_maxrss`` would not do: it is never less than what the process that started this one held.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
 
 
 def watch_training() -> Stamps:
