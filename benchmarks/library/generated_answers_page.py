@@ -25,7 +25,8 @@ def lines(results: dict[str, Any]) -> list[tuple[str, ...]]:
             older = " (older code)" if is_older(row, newest) else ""
             single = f"{row['lowest']:.2f}–{row['highest']:.2f} in {row['turns']}"
             found.append((
-                f"{name.format(results['settings']['limit'])}{older}", f"{row['tokens_read']:,}, {row['tokens_written']:,}",
+                f"{name.format(results['settings']['limit'])}{older}",
+                f"{row['tokens_read']:,}, {row['tokens_written']:,}",
                 f"{row['ratio']:.2f}", single, f"{row['noise']['ratio']:.2f}",
                 f"{row['processor']['ratio']:.2f}", f"{row['processor_noise']['ratio']:.2f}",
                 f"{row['same']:,} of {row['rows']:,}",
@@ -41,7 +42,8 @@ def write_page(page: Path, results: dict[str, Any]) -> None:
         f"{about['hardware']['cpu']}, {about['threads']} threads, fp32, torch {packages['torch']}, "
         f"transformers {packages['transformers']}; {about['count']:,} rows with prompts of "
         f"{about['shortest']} to {about['longest']} tokens, {about['layers']} layers; "
-        f"{about['size']} rows refilled, {about['batch']} padded at one time.\n\n{markdown_table(HEADER, lines(results))}\n\n"
+        f"{about['size']} rows refilled, {about['batch']} padded at one time.\n\n"
+        f"{markdown_table(HEADER, lines(results))}\n\n"
     )
     write_marked(page, SCRIPT, text)
 

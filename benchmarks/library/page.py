@@ -37,5 +37,5 @@ def write_marked(page: Path, script: str, text: str) -> None:
     begin = f"<!-- written by benchmarks/{script} -->\n"
     old = page.read_text(encoding="utf-8") if page.is_file() else f"{begin}{END}\n"
     before, rest = old.split(begin)
-    _, after = rest.split(END)
+    _, after = rest.split(END, 1)
     write_atomic(page, f"{before}{begin}{text}{END}{after}")

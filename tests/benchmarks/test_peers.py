@@ -1,0 +1,211 @@
+"""``measure_peers.py`` and ``check_peers.py``: lorada beside TRL and lm-eval."""
+
+import importlib.util
+import json
+import sys
+
+import check_peers
+import measure_peers as benchmark
+import pytest
+from folders import byte_tokenizer, llama_folder
+from library import peers_page, whole_processes
+from library.agreement import DisagreementError
+from library.made_up_rows import Words, questions, training_rows
+from library.measuring import Request
+from library.page import write_marked
+from library.whole_processes import Finished, compare, run_in_turns, start_row
+from library.worsened import worsened
+
+FIGURES = ("time", "work", "memory", "start")
+
+
+def figure(ratio, noise=1.0):
+    return {
+        "ratio": ratio, "lowest": ratio, "highest": ratio, "lorada": ratio, "trl": 1.0,
+        "noise": {"ratio": 1.0, "lowest": 2 - noise, "highest": noise},
+    }  # fmt: skip
+
+
+def finished(seconds, **stamps):
+    stamps = {"begin": 1.0, "end": 1.0 + seconds / 2, **stamps}
+    return Finished(seconds, 2 * seconds, 100 * seconds, 0.0, stamps)
+
+
+def row(**figures):
+    return {"figures": figures, "turns": 1}
+
+
+# What is compared.
+
+
+def test_made_up_rows_have_the_tokens_that_are_asked_for():
+    tokenizer = byte_tokenizer()
+    words = Words(tokenizer, 0)
+    assert words.size(words.text(30)) <= 30
+    for wanted, made in zip((64, 200), training_rows(tokenizer, [64, 200]), strict=True):
+        found = [len(tokenizer(made[name])["input_ids"]) for name in ("prompt", "response")]
+        assert wanted - 6 <= sum(found) + 1 <= wanted  # words of bytes do not fill every length
+        assert found[1] < found[0]
+
+
+def test_candidates_of_a_question_have_the_same_number_of_tokens():
+    tokenizer = byte_tokenizer()
+    made = questions(tokenizer, 20)
+    assert made == questions(tokenizer, 20)
+    for one in made:
+        assert len({len(tokenizer(text)["input_ids"]) for text in one["candidates"]}) == 1
+        assert 2 <= len(set(one["candidates"])) == len(one["candidates"]) <= 5
+        assert one["answer"] < len(one["candidates"])
+
+
+def test_sides_take_turns_and_are_compared_by_their_medians():
+    order = []
+
+    def side(name, seconds):
+        def run(turn):
+            order.append(name)
+            return finished(seconds * (turn + 1))
+
+        return run
+
+    sides = {"lorada": side("a", 1.0), "again": side("b", 1.5), "trl": side("c", 2.0)}
+    done = run_in_turns(sides, 3)
+    assert "".join(order) == "abcbcacab"
+    found = compare(done, "lorada", "again", "trl")
+    assert found["turns"] == 3
+    for one in ("time", "work", "processor", "memory"):
+        assert found["figures"][one]["ratio"] == 0.5
+        assert found["figures"][one]["noise"]["ratio"] == 1.5
+    assert found["figures"]["memory"]["lorada"] == 200
+    assert found["figures"]["work"]["trl"] == 2.0
+
+
+def test_the_start_is_told_by_its_parts():
+    imports = {"began": 0.1, "torch": 0.4, "transformers": 0.6}
+    done = [finished(4.0, imports=imports)]
+    found = start_row(done, done)
+    assert found["figures"]["start"]["ratio"] == 1.0
+    assert sum(found["parts"].values()) == pytest.approx(1.0)
+    assert list(found["parts"].values()) == pytest.approx([0.1, 0.3, 0.2, 0.4])
+
+
+@pytest.mark.parametrize("what", ["labelled", "trained", "loss"])
+def test_trainings_that_did_other_work_are_not_compared(what):
+    ours = {"labelled": 100, "trained": 10, "loss": 5.0}
+    benchmark.check_same_work(ours, {**ours, "loss": 5.1})
+    with pytest.raises(DisagreementError, match=what):
+        benchmark.check_same_work(ours, {**ours, what: ours[what] * 2})
+
+
+def test_a_process_that_fails_is_named_with_its_last_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(whole_processes, "PEERS", tmp_path)
+    (tmp_path / "wrong.py").write_text("print('first')\nraise ValueError('no such model')\n")
+    with pytest.raises(ValueError, match=r"wrong.py ended with 1: ValueError: no such model"):
+        whole_processes.run_script(sys.executable, "wrong.py", [], 1)
+
+
+def test_missing_peers_are_named_with_what_installs_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEERS_PYTHON", str(tmp_path / "python"))
+    with pytest.raises(FileNotFoundError, match="make bench-peers"):
+        whole_processes.peers_python()
+
+
+# The check.
+
+
+def test_only_what_noise_does_not_explain_is_worse():
+    before = {"train": row(time=figure(0.7, noise=1.05), memory=figure(0.5))}
+
+    def lines(time, memory, noise=1.02):
+        now = {"train": row(time=figure(time, noise), memory=figure(memory))}
+        return worsened(before, now, FIGURES, same_machine=True)
+
+    assert lines(0.5, 0.4) == []  # better
+    assert lines(0.748, 0.5) == []  # 6.9 % more, of which 7 % may be noise
+    assert lines(0.7, 0.509) == []  # without noise 2 % are allowed
+    assert lines(0.75, 0.511) == [
+        "train, time: 0.750 instead of 0.700, and noise explains 7.0%",
+        "train, memory: 0.511 instead of 0.500, and noise explains 2.0%",
+    ]
+
+
+def test_seconds_of_another_machine_are_not_compared():
+    before, now = {"start": row(start=figure(5.0))}, {"start": row(start=figure(9.0))}
+    assert worsened(before, now, FIGURES, same_machine=False) == []
+    assert len(worsened(before, now, FIGURES, same_machine=True)) == 1
+    assert worsened({}, now, FIGURES, same_machine=True) == []  # never measured before
+
+
+@pytest.mark.parametrize(("ratio", "code"), [(0.7, 0), (0.8, 1)])
+def test_the_check_exits_with_one_if_a_figure_is_worse(ratio, code, tmp_path, monkeypatch, capsys):
+    settings = benchmark.Settings(turns=4, questions=40)
+    about = {**vars(settings), "hardware": {"cpu": "made up"}, "versions": {}}
+    file = tmp_path / "peers.json"
+    stored = {"settings": about, "rows": {"train": row(time=figure(0.7))}}
+    file.write_text(json.dumps(stored))
+    asked = []
+
+    def measure(request):
+        asked.append(request)
+        return {"settings": about, "rows": {"train": row(time=figure(ratio))}}
+
+    monkeypatch.setattr(benchmark, "run", measure)
+    monkeypatch.setattr(check_peers, "run_measurements", lambda run, request: run(request))
+    monkeypatch.setattr(sys, "argv", ["check", "--results", str(file)])
+    with pytest.raises(SystemExit) as ended:
+        check_peers.main()
+    assert ended.value.code == code
+    assert len(capsys.readouterr().out.splitlines()) == code
+    assert asked[0].names == ["train"]
+    assert (asked[0].settings.turns, asked[0].settings.questions) == (1, 10)
+    assert json.loads(file.read_text()) == stored
+
+
+def test_a_check_without_stored_figures_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["check", "--results", str(tmp_path / "none.json")])
+    with pytest.raises(SystemExit) as ended:
+        check_peers.main()
+    assert ended.value.code == 2
+    assert "make bench-peers" in capsys.readouterr().err
+
+
+# The page.
+
+
+def test_the_page_keeps_what_other_scripts_wrote(tmp_path):
+    page = tmp_path / "page.md"
+    marks = "".join(
+        f"<!-- written by benchmarks/{n}.py -->\nold\n<!-- until here -->\n" for n in "ab"
+    )
+    page.write_text(marks)
+    write_marked(page, "a.py", "new\n")
+    assert page.read_text() == marks.replace("old", "new", 1)
+
+
+# All rows, with a tiny model and real processes.
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("trl"), reason="needs trl: pip install trl")
+@pytest.mark.skipif(not importlib.util.find_spec("lm_eval"), reason="needs lm_eval")
+def test_every_row_is_measured_and_both_sides_do_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEERS_PYTHON", sys.executable)
+    model = llama_folder(tmp_path / "llama", max_position_embeddings=512)
+    settings = benchmark.Settings(
+        model=str(model), turns=1, threads=1, short_rows=16, mixed_rows=8, questions=6
+    )
+    file, page = tmp_path / "peers.json", tmp_path / "page.md"
+    rows = benchmark.run(Request(settings, file, page))["rows"]
+    assert list(rows) == list(benchmark.ROWS)
+    for name in ("train", "mixed"):
+        ours, theirs = rows[name]["sides"]["lorada"], rows[name]["sides"]["trl"]
+        assert ours["labelled"] == theirs["labelled"] > 0
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.01)
+    assert rows["train"]["sides"]["lorada"]["steps"] == 2
+    assert rows["evaluate"]["same"] == rows["evaluate"]["questions"] == 6
+    assert rows["start"]["figures"]["start"]["ratio"] > 0
+    for measured in rows.values():
+        assert all(one["ratio"] > 0 for one in measured["figures"].values())
+    text = page.read_text()
+    assert all(what in text for what, *_ in peers_page.LIMITS.values())
+    assert "6 of 6 chosen answers agree" in text
