@@ -387,7 +387,8 @@ class Fingers:
         self.send("touchEnd")
 
 
-def test_two_fingers_zoom_about_the_place_between_them(opened):
+def matrix_on_a_phone(opened):
+    """A page of 64 tokens on a touch screen, and the open map of its one head."""
     page = opened(
         made_up_page([[f"w{i}" for i in range(64)]], layers=1, heads=1),
         viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True,
@@ -395,6 +396,11 @@ def test_two_fingers_zoom_about_the_place_between_them(opened):
     open_head(page, 0, 0)
     canvas = page.locator("#detail canvas").nth(1)
     canvas.scroll_into_view_if_needed()
+    return page, canvas
+
+
+def test_two_fingers_zoom_about_the_place_between_them(opened):
+    page, canvas = matrix_on_a_phone(opened)
     box = canvas.bounding_box()
     edge, side = page.evaluate("[view.pictures[1].place.edge, view.pictures[1].place.side]")
     seen = "({zoom: view.zoom, left: view.left, top: view.top})"
@@ -425,13 +431,7 @@ def test_two_fingers_zoom_about_the_place_between_them(opened):
 
 
 def test_one_finger_scrolls_the_page_over_a_whole_matrix_and_moves_a_part(opened):
-    page = opened(
-        made_up_page([[f"w{i}" for i in range(64)]], layers=1, heads=1),
-        viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True,
-    )  # fmt: skip
-    open_head(page, 0, 0)
-    canvas = page.locator("#detail canvas").nth(1)
-    canvas.scroll_into_view_if_needed()
+    page, canvas = matrix_on_a_phone(opened)
     place, fingers = canvas.bounding_box(), Fingers(page)
     middle = np.array([place["x"] + place["width"] / 2, place["y"] + place["height"] / 2])
 
