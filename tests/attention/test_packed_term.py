@@ -86,13 +86,13 @@ def test_the_tokens_of_a_sequence_may_lie_anywhere(table, seed, align):
 def test_whole_prompts_are_slices_and_single_tokens_are_rows():
     table = packed([7, 5, 6, 20], [7, 1, 2, 1], [0] * 4, 2)
     shape = CallShape(11, 38, HEADS, True)
-    alone, spans = read_parts(table, LENGTH, shape)
+    alone, spans = read_parts(table, LENGTH, shape, 1)
     assert alone.chosen.tolist() == [7]  # the last sequence is past the map
-    assert alone.slots.tolist() == [[7, 8, 9, 10, 11]]  # and no more than it has
+    assert alone.places.tolist() == [[[7, 8, 9, 10, 11]]]  # and no more than it has
     assert [(first, span.start, span.stop, span.first) for first, span in spans] == [
         (0, 0, 7, 0), (8, 12, 18, 16),
     ]  # fmt: skip
-    assert read_parts(shuffled(table, 3), LENGTH, shape) is None
+    assert read_parts(shuffled(table, 3), LENGTH, shape, 1) is None
 
 
 @pytest.mark.parametrize("asked", [[7, 1, 2], [1, 1, 1]], ids=["prompts and tokens", "tokens"])

@@ -31,6 +31,7 @@ from lorada.attention.map_term import (
 from lorada.attention.positions import TokenPositions, TokenTable
 from lorada.attention.visible import VisiblePairs
 from lorada.functional.causal import Matmul
+from lorada.functional.precision import no_autocast
 
 # The queries that have a term: a range that all samples share, or the query of every map row (B, N)
 # with booleans (B, N) that are False for a map row without a query.
@@ -158,7 +159,7 @@ def _term(
         # the queries it would take as much memory as the whole output.
         slots, real = positions.key_slots(attention_map.length)
         batch = value.shape[0]
-        with torch.autocast(value.device.type, enabled=False):
+        with no_autocast(value.device):
             term = term_in_map_order(attention_map, positions, shape, value)
             term = for_samples(term, attention_map.samples, batch)
         return term, (slots.expand(batch, -1), real.expand(batch, -1))

@@ -62,6 +62,11 @@ class AttentionMap:
         return self.ablation != "no_position"
 
     @property
+    def has_softmax(self) -> bool:
+        """Whether the entries of a row depend on each other."""
+        return self.ablation in SOFTMAXES
+
+    @property
     def stays_low_rank(self) -> bool:
         """Whether the term can be computed as W_a (W_b V), without the map."""
         # A softmax needs all entries of a row, and a full-rank or a finished map has no factors.
@@ -85,7 +90,7 @@ class AttentionMap:
         needs them: without it a column without a token meets values of zero.
         """
         # The softmax masks before it sums, so that hidden keys do not count in the sum.
-        if self.ablation in SOFTMAXES:
+        if self.has_softmax:
             future = self.ablation == "softmax_with_future"
             return softmax_map(map_, shape.causal, shape.window, keys, future=future)
         return mask_map(map_, shape.causal, shape.window)
@@ -114,15 +119,22 @@ class AttentionMap:
             matmul=shape.matmul,
         )
 
-    def low_rank_rows(self, rows: Tensor, shape: CallShape) -> Tensor:
-        """Rows (*B, T) of the masked low-rank map, (S, *B, T, N), without computing the others."""
+    def masked_rows(self, rows: Tensor, shape: CallShape) -> Tensor:
+        """Rows (*B, T) of a map without softmax, with its mask, (S, *B, T, N)."""
+        map_ = self.rows(rows)
+        keep = visible_pairs(rows, self.length, shape.causal, shape.window)
+        return map_ if keep is None else map_ * keep
+
+    def rows(self, rows: Tensor, size: int | None = None) -> Tensor:
+        """Rows (*B, T) of the map before any mask and softmax, (S, *B, T, N), or their start."""
+        if not self.stays_low_rank:
+            chosen = self.dense().index_select(1, rows.flatten())
+            return chosen.unflatten(1, rows.shape)[..., :size]
         left, right = self.scaled_factors()
         # One dimension of size 1 for each of *B, so that both sides of the product broadcast.
         right = right.view(right.shape[0], *[1] * (rows.dim() - 1), *right.shape[1:])
         # Row t of the map needs row t of W_a and all of W_b: decoding computes 1 row instead of N.
-        map_ = left[:, rows] @ right
-        keep = visible_pairs(rows, self.length, shape.causal, shape.window)
-        return map_ if keep is None else map_ * keep
+        return left[:, rows] @ right[..., :size]
 
 
 def take_rows(map_: Tensor, rows: Tensor) -> Tensor:

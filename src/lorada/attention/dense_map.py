@@ -14,12 +14,13 @@ from lorada.attention.attention_map import AttentionMap, for_samples, take_rows
 from lorada.attention.call import AttentionCall, CallShape
 from lorada.attention.map_term import rows_of_all_maps
 from lorada.attention.positions import TokenPositions, TokenTable
+from lorada.functional.precision import no_autocast
 
 
 def expand_map(attention_map: AttentionMap, positions: TokenPositions, shape: CallShape) -> Tensor:
     """tile(Attn_s) in the shape of the attention map, (B or 1, H, T, K), with zeros beyond it."""
     device = attention_map.factors[0].device
-    with torch.autocast(device.type, enabled=False):
+    with no_autocast(device):
         table = positions.table(shape.queries, shape.keys, device)
         return _expand(attention_map, table, shape)
 

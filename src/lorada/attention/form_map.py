@@ -11,13 +11,13 @@ key, D width of a value.
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lorada.attention.attention_map import for_samples
 from lorada.attention.call import AttentionCall
 from lorada.attention.visible import VisiblePairs
 from lorada.functional.causal import Matmul
+from lorada.functional.precision import no_autocast
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class FormTerm:
     def __call__(self, matmul: Matmul, *tensors: Tensor) -> Tensor:
         """The term (B, T, H, D) in fp32, from the tensors that the map reads and its factors."""
         count, device = len(self.bare.reads), tensors[0].device
-        with torch.autocast(device.type, enabled=False):
+        with no_autocast(device):
             own = replace(self.bare, factors=tuple(factor.float() for factor in tensors[count:]))
             term = own.product(self.pairs, matmul, *tensors[:count]).transpose(1, 2)
             return for_samples(term, self.bare.samples, term.shape[0])
@@ -79,7 +79,7 @@ class FormTerm:
 
 def form_weights(form_map: FormMap, pairs: VisiblePairs, call: AttentionCall) -> Tensor:
     """tile(map) in the shape of the attention map, (B or 1, H, T, K), for ``explain``."""
-    with torch.autocast(call.value.device.type, enabled=False):
+    with no_autocast(call.value.device):
         own = replace(form_map, factors=tuple(factor.float() for factor in form_map.factors))
         found = own.weights(pairs, *own.tensors(call))
         return for_samples(found, form_map.samples, len(call.value))

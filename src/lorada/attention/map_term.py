@@ -18,6 +18,7 @@ from lorada.attention.call import CallShape
 from lorada.attention.packed_term import can_be_read, packed_term
 from lorada.attention.positions import TokenPositions, TokenSpan, TokenTable
 from lorada.attention.sliced_term import queries_under_map, sliced_term
+from lorada.functional.precision import no_autocast
 from lorada.functional.product import apply_map, factors_product
 
 
@@ -51,7 +52,7 @@ def term_of_reached(
     attention_map: AttentionMap, positions: TokenPositions, shape: CallShape, value: Tensor
 ) -> Tensor:
     """tile(Attn_s)·V of ``reached_queries``, (B, ·, H, D) in fp32."""
-    with torch.autocast(value.device.type, enabled=False):
+    with no_autocast(value.device):
         # The length of a slice depends on the batch, and a compiled graph must serve every batch.
         compiling = torch.compiler.is_compiling()
         if isinstance(positions, TokenSpan) and not compiling:
@@ -168,8 +169,8 @@ def _term_of_rows(
 ) -> Tensor:
     """tile(Attn_s)·V of some rows (B, T) of the map, (B, T, H, D) in fp32."""
     values, real = _values_in_map_order(table, value, attention_map.length)
-    if attention_map.stays_low_rank:
-        map_ = attention_map.low_rank_rows(rows, shape).transpose(0, 1)
+    if not attention_map.has_softmax:
+        map_ = attention_map.masked_rows(rows, shape).transpose(0, 1)
     else:
         map_ = take_rows(attention_map.masked(attention_map.dense(), shape, real), rows)
     return apply_map(map_, values, shape.heads, shape.matmul).transpose(1, 2)

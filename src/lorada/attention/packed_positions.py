@@ -1,6 +1,7 @@
 """Which queries of packed sequences are computed one by one, and which as a whole sequence.
 
-Shapes: B batch, T queries, K key slots, N map length, C queries that are computed.
+Shapes: B batch, G key/value heads, T queries, K key slots, N map length, C queries that are
+computed.
 """
 
 from dataclasses import dataclass, replace
@@ -21,11 +22,12 @@ class PackedQueries:
     """C of the B·T queries of a call, each with the tokens of its own sequence.
 
     Attributes:
-        chosen: (C,) which they are.
+        chosen: (C,) which they are, in ascending order.
         rows: (C,) the map row of each, clamped to 0 … N-1.
         real: (C, N) booleans: whether a map column of its sequence has a token.
-        slots: (C, M) where the values of the first M columns are, counted over all samples. Behind
-            them no column has a token, if that could be read; otherwise M is N.
+        places: (C, G, M) where the values of the first M columns are, counted over all samples,
+            slots and heads, in this order. Behind them no column has a token, if that could be
+            read; otherwise M is N.
         used: (C, M) booleans: the columns with a token, if the map reaches the query.
         seen: (C, M) booleans: of these, the columns that the query sees.
     """
@@ -33,34 +35,38 @@ class PackedQueries:
     chosen: Tensor
     rows: Tensor
     real: Tensor
-    slots: Tensor
+    places: Tensor
     used: Tensor
     seen: Tensor
 
 
-def all_queries(table: TokenTable, length: int, shape: CallShape, batch: int) -> PackedQueries:
+def all_queries(
+    table: TokenTable, length: int, shape: CallShape, batch: int, groups: int
+) -> PackedQueries:
     """Every query of the call; nothing is read."""
 
     def find() -> PackedQueries:
         chosen = torch.arange(batch * shape.queries, device=table.rows.device)
-        return _queries(table, length, shape, batch, chosen)
+        return _queries(table, length, shape, batch, groups, chosen)
 
-    return table.once(find, "all queries", length, shape.causal, shape.window, batch)
+    return table.once(find, "all queries", length, shape.causal, shape.window, batch, groups)
 
 
 def read_parts(
-    table: TokenTable, length: int, shape: CallShape
+    table: TokenTable, length: int, shape: CallShape, groups: int
 ) -> tuple[PackedQueries, Spans] | None:
     """The queries whose sequence has no other query here, and where the other sequences lie.
 
     The table is read, and has one row. Queries that no map reaches are left out. None if the tokens
     of a sequence with several queries do not lie side by side.
     """
-    key = "parts", length, shape.causal, shape.window
-    return table.once(lambda: _parts(table, length, shape), *key)
+    key = "parts", length, shape.causal, shape.window, groups
+    return table.once(lambda: _parts(table, length, shape, groups), *key)
 
 
-def _parts(table: TokenTable, length: int, shape: CallShape) -> tuple[PackedQueries, Spans] | None:
+def _parts(
+    table: TokenTable, length: int, shape: CallShape, groups: int
+) -> tuple[PackedQueries, Spans] | None:
     assert table.row_owner is not None
     owners, rows = table.row_owner[0], table.rows[0]
     counts = torch.bincount(owners[rows != NO_TOKEN], minlength=table.sequences)
@@ -71,10 +77,10 @@ def _parts(table: TokenTable, length: int, shape: CallShape) -> tuple[PackedQuer
         if found is None:
             return None
         spans.append(found)
-    queries = _queries(table, length, shape, 1, alone.nonzero()[:, 0])
+    queries = _queries(table, length, shape, 1, groups, alone.nonzero()[:, 0])
     used = queries.used.any(0).nonzero()
     width = int(used.max()) + 1 if len(used) else 0
-    cut = {name: getattr(queries, name)[:, :width] for name in ("slots", "used", "seen")}
+    cut = {name: getattr(queries, name)[..., :width] for name in ("places", "used", "seen")}
     return replace(queries, **cut), tuple(spans)
 
 
@@ -104,7 +110,7 @@ def _run(numbers: Tensor, mine: Tensor) -> tuple[int, int, int | None]:
 
 
 def _queries(
-    table: TokenTable, length: int, shape: CallShape, batch: int, chosen: Tensor
+    table: TokenTable, length: int, shape: CallShape, batch: int, groups: int, chosen: Tensor
 ) -> PackedQueries:
     assert table.row_owner is not None
     rows, inside = (part.expand(batch, -1).flatten()[chosen] for part in table.query_rows(length))
@@ -117,4 +123,6 @@ def _queries(
     used = real & inside[:, None]
     visible = visible_pairs(rows, length, shape.causal, shape.window)
     seen = used if visible is None else used & visible
-    return PackedQueries(chosen, rows, real, slots + sample[:, None] * shape.keys, used, seen)
+    slots = slots + sample[:, None] * shape.keys
+    places = slots[:, None] * groups + torch.arange(groups, device=slots.device)[:, None]
+    return PackedQueries(chosen, rows, real, places, used, seen)

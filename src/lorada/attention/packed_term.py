@@ -25,9 +25,9 @@ def packed_term(
 
     None if this would be slower than to compute the whole map of each sequence.
     """
-    batch, length = len(value), attention_map.length
+    (batch, groups), length = value.shape[:2], attention_map.length
     if batch == 1 and table.rows is not table.columns and can_be_read(table.rows):
-        parts = read_parts(table, length, shape)
+        parts = read_parts(table, length, shape, groups)
         if parts is not None:
             alone, spans = parts
             term = _term_of_rows(attention_map, alone, shape, value)
@@ -39,29 +39,30 @@ def packed_term(
             return term
     if shape.queries > table.sequences:
         return None
-    return _term_of_rows(attention_map, all_queries(table, length, shape, batch), shape, value)
+    queries = all_queries(table, length, shape, batch, groups)
+    return _term_of_rows(attention_map, queries, shape, value)
 
 
 def _term_of_rows(
     attention_map: AttentionMap, found: PackedQueries, shape: CallShape, value: Tensor
 ) -> Tensor:
     """The term (B, T, H, D) with zeros for other queries. Each query becomes a sample."""
-    batch, groups, _, width = value.shape
+    batch, _, _, width = value.shape
     # One copy of whole rows: an index for each dimension would take ten times as long.
-    rows = value.transpose(1, 2).reshape(-1, groups * width)
-    rows = rows.index_select(0, found.slots.flatten())
-    values = rows.view(*found.slots.shape, groups, width).transpose(1, 2).float()  # (C, G, M, D)
-    if attention_map.stays_low_rank:
-        left, right = attention_map.scaled_factors()
-        map_ = left[:, found.rows] @ right[..., : values.shape[2]]  # (S, C, M)
-        map_ = (map_.transpose(0, 1) * found.seen[:, None])[:, :, None]
-    else:
+    values = value.transpose(1, 2).reshape(-1, width).index_select(0, found.places.flatten())
+    values = values.view(*found.places.shape, width).float()  # (C, G, M, D)
+    if attention_map.has_softmax:
         map_ = attention_map.masked(attention_map.dense(), shape, found.real)
         map_ = take_rows(map_, found.rows[:, None])[..., : values.shape[2]]
         map_ = map_ * found.used[:, None, None]
+    else:
+        map_ = attention_map.rows(found.rows, values.shape[2]).transpose(0, 1)  # (C, S, M)
+        map_ = (map_ * found.seen[:, None])[:, :, None]
     term = apply_map(map_, values, shape.heads, shape.matmul)[:, :, 0]
-    whole = term.new_zeros(batch * shape.queries, *term.shape[1:])
-    return whole.index_copy(0, found.chosen, term).view(batch, shape.queries, *term.shape[1:])
+    if len(term) < batch * shape.queries:
+        whole = term.new_zeros(batch * shape.queries, *term.shape[1:])
+        term = whole.index_copy(0, found.chosen, term)
+    return term.view(batch, shape.queries, *term.shape[1:])
 
 
 def can_be_read(numbers: Tensor) -> bool:

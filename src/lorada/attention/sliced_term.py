@@ -40,9 +40,9 @@ def sliced_term(
         align: Align = "start" if low == 0 else "end"
         return attention_map.product(value, shape, align).transpose(1, 2)
     # Behind a cache the queries are the last tokens, and only their rows are needed.
-    if attention_map.stays_low_rank:
+    if attention_map.stays_low_rank or (row > begin and not attention_map.has_softmax):
         chosen = torch.arange(row - span.origin, high, device=value.device)
-        map_ = attention_map.low_rank_rows(chosen, shape)[..., low:high]
+        map_ = attention_map.masked_rows(chosen, shape)[..., low:high]
     else:
         # Cut before the softmax, which must run only over the tokens of this sequence.
         part = attention_map.dense()[:, low:high, low:high]

@@ -37,16 +37,21 @@ class TensorMemo:
             others: all else that the result depends on.
             compute: the function.
         """
-        tensors = {name: x for name, x in read.items() if isinstance(x, Tensor)}
-        numbers = {name: x for name, x in read.items() if name not in tensors}
-        plain = all(isinstance(x, int | None) for x in numbers.values())
-        if not tensors or not plain or not _can_be_cached(tensors.values()):
+        tensors, numbers = [], []
+        for name, x in read.items():
+            if isinstance(x, Tensor):
+                tensors.append(x)
+            elif x is None or isinstance(x, int):
+                numbers.append((name, x))
+            else:
+                return compute()
+        if not tensors or not _can_be_cached(tensors):
             return compute()
-        first, *remaining = tensors.values()
+        first, *remaining = tensors
         # The entry of a tensor must not hold that tensor, or neither would ever be freed.
         rest = [None if tensor is first else tensor for tensor in remaining]
-        versions = [tensor._version for tensor in tensors.values()]
-        key = (tuple(tensors), versions, numbers, others)
+        # Which names are not numbers says which are tensors.
+        key = ([tensor._version for tensor in tensors], numbers, others)
         entries = self._results.setdefault(first, [])
         for entry_rest, entry_key, result in entries:
             if entry_key == key and all(map(operator.is_, entry_rest, rest)):

@@ -1,9 +1,20 @@
-"""``wide``: the dtype that small factors are computed in."""
+"""``wide`` and ``no_autocast``: the dtype that small factors are computed in."""
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.amp.autocast_mode import is_autocast_available
 
 
 def wide(x: Tensor) -> Tensor:
     """A tensor in float32, or in its own dtype if that is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """A context without autocast on a device; the meta device never has any."""
+    # Most calls run without autocast, and switching it off takes longer than to ask.
+    if not is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -102,7 +102,7 @@ def apply_map(
     batch, groups, keys, width = value.shape
     maps, queries = map_.shape[1:3]
     # ``repeat`` and not ``repeat_interleave``: neighbouring heads use different maps (Eq. 17).
-    tiled = map_.repeat(1, heads // maps, 1, 1)
+    tiled = map_.repeat(1, heads // maps, 1, 1) if maps < heads else map_.contiguous()
     # The query heads of a group share its values: their maps are stacked as more rows, so the
     # values are never copied for each query head.
     stacked = tiled.view(batch, groups, heads // groups * queries, keys)

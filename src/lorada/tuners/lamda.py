@@ -22,7 +22,7 @@ from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lorada.functional.precision import wide
+from lorada.functional.precision import no_autocast, wide
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
     register,
@@ -37,7 +37,7 @@ from lorada.tuners.base.delta_layer import (
     plain_weight,
     rank_of,
 )
-from lorada.tuners.base.entries import Entries, FrozenEntries, no_autocast
+from lorada.tuners.base.entries import Entries, FrozenEntries
 from lorada.tuners.base.linears import linear_of
 
 # The randomised decomposition computes this many more directions than it returns, and refines them
@@ -148,7 +148,8 @@ class LamdaLayer(DeltaLayer):
         """The term s · (B M − U_r Σ_r) A x."""
         down = self.lora_A(name)
         hidden = F.linear(x.to(down.dtype), down)
-        with no_autocast(x):  # half precision would round away the difference of the two products
+        # Half precision would round away the difference of the two products.
+        with no_autocast(x.device):
             left = self.left_factor(name)
         return F.linear(hidden, left.to(down.dtype)) * self.configs[name].scale
 

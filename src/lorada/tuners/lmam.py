@@ -7,7 +7,7 @@ it in each self-attention module, as the child ``lmam``. ``lorada.attention`` co
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import torch
@@ -141,7 +141,7 @@ class LmamLayer(AttachedLayer):
 
     def __init__(self, host: nn.Module, parent: nn.Module) -> None:
         super().__init__(host, parent)
-        self._baked: dict[str, torch.Tensor] = {}
+        self._baked: dict[str, AttentionMap] = {}
         self._listener: ForwardListener | None = None
         interface.install()
         if hooks := hooks_for(host):
@@ -230,6 +230,10 @@ class LmamLayer(AttachedLayer):
         return [self._map(name, samples) for name, samples in self.samples_by_adapter()]
 
     def _map(self, name: str, samples: list[bool] | None) -> AnyMap:
+        if name in self._baked and not self.training and not self.scaling:
+            baked = self._baked[name]
+            mask = sample_mask(samples, baked.factors[0].device)
+            return baked if mask is None else replace(baked, samples=mask)
         config = self.configs[name]
         inverse_scale = config.inverse_scale / self.scaling.get(name, 1.0)
         factors: tuple[torch.Tensor, ...]
@@ -247,13 +251,8 @@ class LmamLayer(AttachedLayer):
             config.align,
             config.positions,
             config.ablation,
-            None if self.training or self.scaling else self._baked_on(name, factors[0].device),
-            sample_mask(samples, factors[0].device),
+            samples=sample_mask(samples, factors[0].device),
         )
-
-    def _baked_on(self, name: str, device: torch.device) -> torch.Tensor | None:
-        baked = self._baked.get(name)
-        return None if baked is None else baked.to(device)  # the model may have moved since
 
     def bake(self) -> None:
         """Compute each map once, for inference; ``train()`` goes back to the factors.
@@ -263,7 +262,17 @@ class LmamLayer(AttachedLayer):
         self._baked = {}
         with torch.no_grad():
             maps = {name: self._map(name, None) for name in self.configs}
-            self._baked = {n: m.dense() for n, m in maps.items() if isinstance(m, AttentionMap)}
+            self._baked = {
+                name: replace(own, baked=own.dense())
+                for name, own in maps.items()
+                if isinstance(own, AttentionMap)
+            }
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "LmamLayer":
+        super()._apply(*args, **kwargs)
+        if self._baked:  # on another device now, or of another dtype
+            self.bake()
+        return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._baked = {}  # other factors make another map

@@ -28,6 +28,7 @@ from lorada.attention.attend import PREFIX_CHILD
 from lorada.attention.call import Prefix, head_count, head_width, hidden_width
 from lorada.attention.deberta_prefix import ReplacedForward, is_disentangled
 from lorada.attention.modules import CROSS_ATTENTION, attention_classes
+from lorada.functional.precision import no_autocast
 from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import LoradaPeftConfig, register, require_count, require_positive
 from lorada.tuners.base.entries import Entries
@@ -178,8 +179,7 @@ class PrefixLayer(PrefixPart):
         if name in self.lora_key:
             return self.lora_key(name), self.lora_value(name)
         weight, bias = self.lora_out(name), self.lora_out_bias(name)
-        device = "cpu" if weight.is_meta else weight.device.type  # autocast does not know "meta"
-        with torch.autocast(device, enabled=False):
+        with no_autocast(weight.device):
             hidden = self._network[0](name).to(weight.device)
             key, value = F.linear(hidden, weight, bias).chunk(2, -1)
         return key, value

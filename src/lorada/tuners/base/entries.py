@@ -1,14 +1,12 @@
 """Containers for the weights of adapters by name, and helpers for their dtype and device."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.amp.autocast_mode import is_autocast_available
 
 
 class Entries(nn.ParameterDict):
@@ -92,9 +90,3 @@ def refuse_offloaded(model: nn.Module, kind: str) -> None:
                 f"{name} is offloaded, where PEFT leaves {kind} weights without values: "
                 "add or load the adapter first, then offload"
             )
-
-
-def no_autocast(x: Tensor) -> AbstractContextManager[None]:
-    """A context without autocast on a tensor's device; the meta device never has any."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext()

@@ -55,7 +55,7 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         """The active adapters of this call, each with booleans of its samples (None for all)."""
         if self._disable_adapters:
             return []
-        present = self._get_available_adapters()
+        present = self.configs
         if self._adapter_of_sample is None:
             return [(name, None) for name in self.active_adapters if name in present]
         names = [name for name in dict.fromkeys(self._adapter_of_sample) if name in present]

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorada.functional.precision import wide
-from lorada.tuners.base.entries import no_autocast
+from lorada.functional.precision import no_autocast, wide
 
 ROWS = 1024  # how many rows of a weight are converted to float32 at a time
 EPSILON = 1e-20  # added to ⟨u, u⟩. So small since the outputs of experts start near 0.
@@ -49,7 +48,7 @@ def row_norms(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
     Returns:
         The norms (E, out), in float32 or wider.
     """
-    with no_autocast(weight):
+    with no_autocast(weight.device):
         down, up = wide(down), wide(up)
         squares, products = [], []
         for some in weight.split(ROWS):

@@ -22,9 +22,9 @@ from peft.utils import (
 )
 from torch import Tensor, nn
 
+from lorada.functional.precision import no_autocast
 from lorada.tuners.base.config import LoradaPeftConfig, register, require_rate
 from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
-from lorada.tuners.base.entries import no_autocast
 from lorada.tuners.quanta.gates import apply_to_width, as_matrix, default_dims, draw_gates, pairs
 
 
@@ -107,7 +107,7 @@ class Gates(nn.Module):
         gates = self.trained()
         x = x.to(gates[0].dtype)
         # T x and S x are close, and half precision would round away much of their difference.
-        with no_autocast(x):
+        with no_autocast(x.device):
             changed = apply_to_width(x, gates, self.dims, width)
             return changed - apply_to_width(x, self.start(), self.dims, width)
 
