@@ -130,6 +130,9 @@ def test_values_and_gradients_are_those_of_a_sum_over_pairs(
     expected = output + by_hand(held, positions, shape, value)
     found = add_term(output, held, positions, shape, value)
     assert_close(found, expected)
+    with torch.no_grad():
+        finished = replace(held, baked=held.dense())
+        assert_close(add_term(output, finished, positions, shape, value), expected)
     weights = torch.randn(expected.shape)
     for gradient, right in zip(
         torch.autograd.grad((found * weights).sum(), leaves),

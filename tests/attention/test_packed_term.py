@@ -1,5 +1,7 @@
 """The term of packed sequences behind a cache, against a sum over pairs of tokens."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import assert_close
@@ -60,6 +62,8 @@ def compare(table: TokenTable, ablation: str | None, align: str) -> None:
     expected = output + by_hand(held, table, shape, value)
     with torch.no_grad():
         assert_close(add_term(output, held, table, shape, value), expected)
+        finished = replace(held, baked=held.dense())
+        assert_close(add_term(output, finished, table, shape, value), expected)
     found = add_term(output, held, table, shape, value)
     assert_close(found, expected)
     leaves, weights = [output, value, *held.factors], torch.randn(expected.shape)

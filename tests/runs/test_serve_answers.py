@@ -11,10 +11,13 @@ from serving import RUNS, running, trained, until
 
 from lorada.runs.inference.generate import continue_prompts, generate
 from lorada.runs.inference.load import load_run
+from lorada.runs.serving import shared_model
 from lorada.runs.serving.app import Server
 from lorada.runs.serving.limits import Limits
 from lorada.runs.serving.one_by_one import OneByOne
 from lorada.runs.serving.served import open_served
+from lorada.runs.serving.shared_model import SharedModel
+from lorada.tuners.lmam import LmamLayer
 
 TOGETHER = ("mine.v1", "talk", "lora", "bottleneck", "prefix")
 QUESTION = "1 + 1 ="
@@ -219,3 +222,15 @@ def test_an_answer_without_a_length_has_that_of_generate(client, place):
     with running(Server(open_served([trained(place, "lora")]), Limits(tokens=4))) as short:
         client = openai.OpenAI(base_url=f"{short.url}/v1", api_key="none", max_retries=0)
         assert client.completions.create(model=BASE, prompt="9").usage.completion_tokens == 4
+
+
+@pytest.mark.parametrize(("share", "finished"), [(10.0, True), (0.0, False)])
+def test_maps_are_finished_ahead_while_they_take_little_memory(share, finished, place, monkeypatch):
+    monkeypatch.setattr(shared_model, "FINISHED_SHARE", share)
+    run = load_run(trained(place, "mine.v1"))
+    SharedModel(run.model)
+    maps = [
+        m for layer in run.model.modules() if isinstance(layer, LmamLayer) for m in layer.maps()
+    ]
+    assert maps
+    assert all((own.baked is not None) == finished for own in maps)

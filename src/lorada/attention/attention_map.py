@@ -128,8 +128,8 @@ class AttentionMap:
     def rows(self, rows: Tensor, size: int | None = None) -> Tensor:
         """Rows (*B, T) of the map before any mask and softmax, (S, *B, T, N), or their start."""
         if not self.stays_low_rank:
-            chosen = self.dense().index_select(1, rows.flatten())
-            return chosen.unflatten(1, rows.shape)[..., :size]
+            chosen = self.dense().index_select(1, rows.flatten())[..., :size]
+            return chosen.view(len(chosen), *rows.shape, chosen.shape[-1])
         left, right = self.scaled_factors()
         # One dimension of size 1 for each of *B, so that both sides of the product broadcast.
         right = right.view(right.shape[0], *[1] * (rows.dim() - 1), *right.shape[1:])

@@ -339,4 +339,14 @@ def bake(model: nn.Module) -> None:
             module.bake()
 
 
+def finished_bytes(model: nn.Module) -> int:
+    """Bytes of the maps that ``bake`` would keep."""
+    return sum(
+        4 * factor.shape[0] * factor.shape[1] ** 2
+        for layer in model.modules()
+        if isinstance(layer, LmamLayer)
+        for factor in (*layer.lora_w_a.values(), *layer.lora_w.values())
+    )
+
+
 register("LMAM", LmamConfig, LmamModel)

@@ -10,6 +10,10 @@ from peft.tuners.tuners_utils import BaseTuner
 from transformers import PreTrainedModel
 from transformers.generation.continuous_batching.continuous_api import ContinuousMixin
 
+from lorada.tuners.lmam import bake, finished_bytes
+
+FINISHED_SHARE = 0.1  # of the weights' bytes: finished maps that take more are not kept
+
 
 class SharedModel:
     """A model with all its adapters.
@@ -27,6 +31,10 @@ class SharedModel:
         self.base: PreTrainedModel = (
             model.get_base_model() if isinstance(model, PeftModel) else model
         )
+        # A row of a finished map is read, and a row of a low-rank map is a product in every step.
+        weights = sum(parameter.nbytes for parameter in model.parameters())
+        if finished_bytes(model) <= FINISHED_SHARE * weights:
+            bake(model)
         self._changed = threading.Condition()
         self._given = self._done = 0
         self._active: str | None = ""  # no adapter's name: the first turn always switches
