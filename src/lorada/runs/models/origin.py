@@ -49,25 +49,28 @@ def refuse_other_base(config: PeftConfig, folder: Path, model_config: PreTrained
         )
 
 
-def weights_fingerprint(name: str) -> str | None:
+def weights_fingerprint(model: str) -> str | None:
     """A sha256 of a model's weights; None if its files are not on this machine.
 
     It covers the name, shape, dtype and ``SAMPLED`` numbers of each tensor, and not the file that a
     tensor is in. A model of the hub is looked for in the hub's cache.
     """
-    folder = Path(model_folder(name))
+    folder = Path(model_folder(model))
     if not folder.is_dir():
-        cached = try_to_load_from_cache(name, "config.json")
+        cached = try_to_load_from_cache(model, "config.json")
         if not isinstance(cached, str):
             return None
         folder = Path(cached).parent
     lines = []
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
-            for key in file.keys():  # noqa: SIM118 (a file is no dictionary)
-                tensor = file.get_tensor(key)
-                step = max(1, tensor.numel() // SAMPLED)
-                numbers = tensor.flatten()[::step].contiguous().view(torch.uint8)
-                kind = f"{key} {tuple(tensor.shape)} {tensor.dtype}"
-                lines.append(f"{kind} {hashlib.sha256(numbers.numpy().tobytes()).hexdigest()}")
+            names = list(file.keys())
+        for name in names:
+            # Opened for each tensor: what was read counts as this process's memory until it closes.
+            with safe_open(path, "pt") as file:
+                tensor = file.get_tensor(name)
+            step = max(1, tensor.numel() // SAMPLED)
+            numbers = tensor.flatten()[::step].contiguous().view(torch.uint8)
+            kind = f"{name} {tuple(tensor.shape)} {tensor.dtype}"
+            lines.append(f"{kind} {hashlib.sha256(numbers.numpy().tobytes()).hexdigest()}")
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest() if lines else None
