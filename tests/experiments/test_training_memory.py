@@ -65,6 +65,15 @@ def test_recomputing_activations_and_smaller_batches_need_less(tmp_path):
     assert one.weights == plain.weights
 
 
+def test_a_batch_of_tokens_needs_what_as_many_rows_do(tmp_path):
+    folder = llama_folder(tmp_path / "llama")
+    options = {"method": "lora", "model": str(folder), "output": "-"}
+    by_tokens = load_recipe(None, ["max_length=24", "tokens_per_batch=72"], options)
+    assert same(training_memory(by_tokens), training_memory(recipe_for(folder)))
+    one_more = load_recipe(None, ["max_length=24", "tokens_per_batch=73"], options)
+    assert same(training_memory(one_more), training_memory(recipe_for(folder), sequences=4))
+
+
 def test_logits_count_for_a_chunk_of_tokens_unless_the_head_trains(tmp_path, monkeypatch):
     folder = llama_folder(tmp_path / "llama")
     logits = 4 * 3 * 23 * load_config(str(folder)).vocab_size  # bytes, of all tokens

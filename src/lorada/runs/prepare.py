@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from lorada.methods.build import Plan, build_method
 from lorada.runs.data.packing import refuse_packing
 from lorada.runs.data.rows import Rows, training_rows
+from lorada.runs.data.token_batches import refuse_token_batches
 from lorada.runs.models.generation import set_languages
 from lorada.runs.models.loading import kind_of, load_config, load_tokenizer, own_classes
 from lorada.runs.models.pooling import refuse_pooling
@@ -71,6 +72,8 @@ def prepare_training(recipe: Recipe) -> PreparedTraining:
         refuse_pooling(recipe.pooling, base.config, rows.form, rows.path)
     if recipe.packing:
         refuse_packing(rows.form, base.kind, recipe.method)
+    if recipe.tokens_per_batch is not None:
+        refuse_token_batches(recipe, rows.form)
     plan = build_method(recipe.method, base.config, **recipe.parts)
     set_languages(base.tokenizer, recipe.languages, rows.protocol.languages)
     return PreparedTraining(recipe, base.config, base.kind, base.tokenizer, plan, rows, held_out)

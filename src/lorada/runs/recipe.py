@@ -71,6 +71,9 @@ class Recipe(BaseModel):
         None, description="what an encoder's head reads: mean of the tokens, or first token (cls)"
     )
     packing: bool = Field(False, description="put several training rows in a sequence")
+    tokens_per_batch: int | None = Field(
+        None, gt=0, description="most tokens of a batch, pads included, in place of a batch size"
+    )
     loss_on: Literal["response", "all"] | None = Field(
         None, description="tokens that count in the loss; by default the protocol's choice"
     )
