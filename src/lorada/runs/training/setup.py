@@ -78,7 +78,11 @@ def set_up(
     """
     recipe, plan, held_out = prepared.recipe, prepared.plan, prepared.held_out
     args = training_arguments(
-        recipe, plan.arguments, quiet=quiet, writes=writes_texts(prepared.rows, prepared.kind)
+        recipe,
+        plan.arguments,
+        quiet=quiet,
+        writes=writes_texts(prepared.rows, prepared.kind),
+        recomputes=prepared.recomputes,
     )
     measured = held_out_metrics(args, held_out)
     set_seed(args.seed)

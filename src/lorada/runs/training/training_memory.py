@@ -22,7 +22,7 @@ from lorada.methods.build import Plan, build_method
 from lorada.methods.task_head import select_trainable
 from lorada.runs.models.loading import kind_of, load_config
 from lorada.runs.recipe import Recipe
-from lorada.runs.training.arguments import DEFAULTS, training_arguments
+from lorada.runs.training.arguments import CHECKPOINTING, DEFAULTS, training_arguments
 from lorada.runs.training.labelled_loss import CAP, AfterHead, LabelledLoss
 
 AUTO = {
@@ -105,6 +105,8 @@ def _traced(recipe: Recipe, config: Any, sequences: int | None) -> Memory:
         if isinstance(part, ShiraConfig):
             raise NotImplementedError("SHiRA's sparse weights have no form on fake tensors")
     settings = {**DEFAULTS, **plan.arguments, **recipe.training}
+    if recipe.activation_checkpointing == "full":
+        settings |= CHECKPOINTING
     batch = sequences or _sequences(recipe, settings)
     with torch.device("meta"):
         model = _placed(recipe, config, plan)
