@@ -21,8 +21,8 @@ class DivergedError(ValueError):
 class SetEpoch(TrainerCallback):  # type: ignore[misc]
     """Says to the sampler of the training rows which epoch begins.
 
-    The Trainer and accelerate say it too, but their word does not come through all the wrappers
-    that a sampler has in a run of several processes that resumes within an epoch.
+    The Trainer and accelerate say it too, but ``TokenBatches`` do not hear them through the wrappers
+    that they have in a run of several processes that resumes within an epoch.
     """
 
     def on_epoch_begin(

@@ -59,7 +59,7 @@ class Choice:
         if self.off is None or self.full is None:
             return f"{said}: the memory of a step cannot be computed ({self.reason})"
         needs = f"a step needs {_gib(self.off)} without it and {_gib(self.full)} with it"
-        said += f": {needs}, and {_gib(self.free)} are free"
+        said += f": {needs}, and may take {ROOM:.0%} of {_gib(self.free)} that are free"
         if (self.full if self.recomputes else self.off) > ROOM * self.free:
             said += "; that may not be enough: take smaller batches or a smaller max_length"
         return said
