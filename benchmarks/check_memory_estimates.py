@@ -16,11 +16,11 @@ from typing import Any
 
 from library import fresh_process
 
-from lorada.experiments.training_memory import training_memory
 from lorada.runs.folder.result import hardware
 from lorada.runs.prepare import prepare_training
 from lorada.runs.recipe import Recipe, load_recipe
 from lorada.runs.training.setup import set_up
+from lorada.runs.training.training_memory import training_memory
 from lorada.support.files import json_text, write_atomic
 
 RESULTS = Path(__file__).parent / "results" / "memory_estimates.json"

@@ -7,12 +7,12 @@ import pytest
 from folders import bart_folder, bert_folder, llama_folder
 from test_tables import lorada
 
-from lorada.experiments import training_memory as computed
 from lorada.experiments.estimate import GPUS, gpu_named
-from lorada.experiments.training_memory import _traced, training_memory
 from lorada.runs.models.loading import load_config
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training import labelled_loss
+from lorada.runs.training import training_memory as computed
+from lorada.runs.training.training_memory import _traced, training_memory
 
 
 def recipe_for(folder, method="lora", *pairs):
@@ -55,14 +55,36 @@ def test_fake_tensors_need_what_real_ones_do(tmp_path, make, monkeypatch):
         assert same(fake, real)
 
 
+@pytest.mark.parametrize("method", ["lora", "lorada_la"])
+def test_recomputed_layers_need_on_fake_tensors_what_they_do_on_real_ones(
+    tmp_path, method, monkeypatch
+):
+    recipe = recipe_for(llama_folder(tmp_path / "llama"), method, "activation_checkpointing=full")
+    config = load_config(recipe.model)
+    fake = _traced(recipe, config, None)
+    monkeypatch.setattr(computed, "FakeTensorMode", lambda **options: nullcontext())
+    real = _traced(recipe, config, None)
+    assert fake.activations == pytest.approx(real.activations, rel=0.01)
+
+
 def test_recomputing_activations_and_smaller_batches_need_less(tmp_path):
     folder = llama_folder(tmp_path / "llama", num_hidden_layers=4)
     plain = training_memory(recipe_for(folder))
     again = training_memory(recipe_for(folder, "lora", "gradient_checkpointing=true"))
     assert again.activations < plain.activations / 2
+    assert same(training_memory(recipe_for(folder, "lora", "activation_checkpointing=full")), again)
     one = training_memory(recipe_for(folder), sequences=1)
     assert one.activations < plain.activations / 2
     assert one.weights == plain.weights
+
+
+def test_a_batch_of_tokens_needs_what_as_many_rows_do(tmp_path):
+    folder = llama_folder(tmp_path / "llama")
+    options = {"method": "lora", "model": str(folder), "output": "-"}
+    by_tokens = load_recipe(None, ["max_length=24", "tokens_per_batch=72"], options)
+    assert same(training_memory(by_tokens), training_memory(recipe_for(folder)))
+    one_more = load_recipe(None, ["max_length=24", "tokens_per_batch=73"], options)
+    assert same(training_memory(one_more), training_memory(recipe_for(folder), sequences=4))
 
 
 def test_logits_count_for_a_chunk_of_tokens_unless_the_head_trains(tmp_path, monkeypatch):

@@ -70,7 +70,7 @@ def main() -> None:
             raise
         _fail(
             "out of memory: take a smaller training.per_device_train_batch_size, max_length or "
-            f"rank, or training.gradient_checkpointing=true ({' '.join(str(error).split())[:80]})"
+            f"rank, or activation_checkpointing=full ({' '.join(str(error).split())[:80]})"
         )
     except Exception as error:  # click's own errors carry their message and code
         if hasattr(error, "format_message"):

@@ -28,7 +28,7 @@ from lorada.cli.app import (
     waiting,
 )
 from lorada.cli.queue_options import Cluster, Collect, check_queue
-from lorada.support.processes import is_first, process_count
+from lorada.support.processes import is_first, process_count, refuse_several
 
 # A prompt of the bundled task, for the command that the quickstart suggests.
 PROMPT = (
@@ -57,6 +57,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option(help="continue the run in --output")] = False,
     overwrite: Annotated[bool, typer.Option(help="delete the run in --output first")] = False,
+    dry_run: Annotated[bool, typer.Option(help="only say what would be trained")] = False,
     remote: Remote = False,
     as_json: Json = False,
 ) -> None:
@@ -85,6 +86,12 @@ def train(
         from lorada.runs.training.train import train as run_training
 
         loaded = load_recipe(recipe, pairs, options, name_output=True).with_absolute_paths()
+    if dry_run:
+        from lorada.cli.train_plan import show_training
+
+        refuse_several("lorada train --dry-run")
+        show_training(loaded, as_json=as_json)
+        return
     with prints_to_stderr(as_json):
         trained = run_training(loaded, resume=resume, overwrite=overwrite, quiet=as_json)
     _print_result(trained, loaded, as_json=as_json)

@@ -7,9 +7,9 @@ from typing import Any
 
 from lorada.experiments.table_runs import TableJob
 from lorada.experiments.table_spec import Scale, counts_of
-from lorada.experiments.training_memory import Memory, training_memory
 from lorada.runs.models.loading import kind_of, load_config
 from lorada.runs.recipe import Recipe
+from lorada.runs.training.training_memory import Memory, training_memory
 from lorada.support.errors import unknown_name
 from lorada.tasks import TASKS
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from lorada.methods.build import Plan, build_method
 from lorada.runs.data.packing import refuse_packing
 from lorada.runs.data.rows import Rows, training_rows
+from lorada.runs.data.token_batches import refuse_token_batches
 from lorada.runs.models.generation import set_languages
 from lorada.runs.models.loading import kind_of, load_config, load_tokenizer, own_classes
 from lorada.runs.models.pooling import refuse_pooling
@@ -36,11 +37,13 @@ class PreparedTraining(Prepared):
         plan: the recipe's method, with its settings for this base model.
         rows: the rows to learn from.
         held_out: the rows that are measured while training; None for none.
+        recomputes: whether activations are computed again in the backward pass.
     """
 
     plan: Plan
     rows: Rows
     held_out: Rows | None
+    recomputes: bool = False
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -61,16 +64,34 @@ def prepare_training(recipe: Recipe) -> PreparedTraining:
     """Read the base model's config and tokenizer and the rows, and plan the method.
 
     Raises:
-        ValueError: as ``prepare`` does, or for rows, a method and a model that do not go together.
+        ValueError: as ``prepare`` does, or for rows, a method and a model that do not go together,
+            or settings that exclude each other.
         ImportError: as ``prepare`` does.
         OSError: as ``prepare`` does, or for rows that are not there.
     """
+    _refuse_said_twice(recipe)
     base = prepare(recipe)
     rows, held_out = training_rows(recipe, base.kind, own_classes(base.config))
     if recipe.pooling is not None:
         refuse_pooling(recipe.pooling, base.config, rows.form, rows.path)
     if recipe.packing:
         refuse_packing(rows.form, base.kind, recipe.method)
+    if recipe.tokens_per_batch is not None:
+        refuse_token_batches(recipe, rows.form)
     plan = build_method(recipe.method, base.config, **recipe.parts)
     set_languages(base.tokenizer, recipe.languages, rows.protocol.languages)
-    return PreparedTraining(recipe, base.config, base.kind, base.tokenizer, plan, rows, held_out)
+    return PreparedTraining(
+        recipe, base.config, base.kind, base.tokenizer, plan, rows, held_out,
+        recomputes=recipe.activation_checkpointing == "full",  # of auto, training decides
+    )  # fmt: skip
+
+
+def _refuse_said_twice(recipe: Recipe) -> None:
+    """Refuse the Trainer's own settings beside ``activation_checkpointing``."""
+    asked = recipe.activation_checkpointing
+    for name in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+        if asked != "off" and name in recipe.training:
+            raise ValueError(
+                f"activation_checkpointing={asked} and training.{name}={recipe.training[name]} "
+                "exclude each other: leave one out"
+            )

@@ -71,6 +71,12 @@ class Recipe(BaseModel):
         None, description="what an encoder's head reads: mean of the tokens, or first token (cls)"
     )
     packing: bool = Field(False, description="put several training rows in a sequence")
+    tokens_per_batch: int | None = Field(
+        None, gt=0, description="most tokens of a batch, pads included, in place of a batch size"
+    )
+    activation_checkpointing: Literal["off", "full", "auto"] = Field(
+        "off", description="compute activations again to save memory; auto: if a step needs it"
+    )
     loss_on: Literal["response", "all"] | None = Field(
         None, description="tokens that count in the loss; by default the protocol's choice"
     )

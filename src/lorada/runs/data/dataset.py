@@ -157,7 +157,9 @@ def collator(
     elif form == "choice":
         pad = ChoiceCollator(tokenizer)
     else:
-        pad = DataCollatorForSeq2Seq(tokenizer, model, label_pad_token_id=IGNORED)
+        # No other model goes along to the processes that make batches.
+        writer = model if model is not None and model.config.is_encoder_decoder else None
+        pad = DataCollatorForSeq2Seq(tokenizer, writer, label_pad_token_id=IGNORED)
     return pad
 
 

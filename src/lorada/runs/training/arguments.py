@@ -31,6 +31,11 @@ DEFAULTS: dict[str, Any] = {
     "logging_nan_inf_filter": False,
     "dataloader_pin_memory": torch.cuda.is_available(),
 }
+# Activations are computed again; the reentrant kind would need an input that has a gradient.
+CHECKPOINTING: dict[str, Any] = {
+    "gradient_checkpointing": True,
+    "gradient_checkpointing_kwargs": {"use_reentrant": False},
+}
 
 
 class _WithoutToken:
@@ -69,10 +74,12 @@ def training_arguments(
     *,
     quiet: bool = False,
     writes: bool = False,
+    recomputes: bool = False,
 ) -> TrainingArguments:
     """The recipe's settings, over those of its method, over our defaults.
 
-    If an encoder–decoder learns to write (``writes``), they are ``Seq2SeqTrainingArguments``.
+    If an encoder–decoder learns to write (``writes``), they are ``Seq2SeqTrainingArguments``. With
+    ``recomputes``, activations are computed again in the backward pass.
 
     Raises:
         ValueError: for a value that TrainingArguments refuses.
@@ -81,6 +88,8 @@ def training_arguments(
     if not report and "report_to" not in recipe.training:
         logger.warning("no TensorBoard logs: pip install 'lorada[logging]'")
     settings = {**DEFAULTS, "report_to": report, **(method or {}), **recipe.training}
+    if recomputes:
+        settings |= CHECKPOINTING
     if recipe.pooling is not None:  # the layers that it passes over get no gradient
         settings.setdefault("ddp_find_unused_parameters", True)
     settings["use_cpu"] = settings.get("use_cpu") or only_cpu()

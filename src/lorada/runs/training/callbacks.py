@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorada.runs.folder.checkpoints import CHECKSUM_FILE, checkpoints, write_checksums
@@ -15,6 +16,26 @@ from lorada.support.processes import all_or_none, in_any_process
 
 class DivergedError(ValueError):
     """The loss or a weight became NaN or infinite."""
+
+
+class SetEpoch(TrainerCallback):  # type: ignore[misc]
+    """Says to the sampler of the training rows which epoch begins.
+
+    The Trainer and accelerate say it too, but ``TokenBatches`` do not hear them through the wrappers
+    that they have in a run of several processes that resumes within an epoch.
+    """
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say it to the innermost sampler."""
+        found: Any = kwargs["train_dataloader"]
+        while found is not None:
+            tell = getattr(found, "set_epoch", None) if isinstance(found, Sampler) else None
+            if tell is not None:
+                tell(int(state.epoch or 0))
+            wrapped = getattr(found, "batch_sampler", None)
+            found = getattr(found, "sampler", None) if wrapped is None else wrapped
 
 
 class CheckWeights(TrainerCallback):  # type: ignore[misc]

@@ -22,7 +22,7 @@ from lorada.methods.build import Plan, build_method
 from lorada.methods.task_head import select_trainable
 from lorada.runs.models.loading import kind_of, load_config
 from lorada.runs.recipe import Recipe
-from lorada.runs.training.arguments import DEFAULTS, training_arguments
+from lorada.runs.training.arguments import CHECKPOINTING, DEFAULTS, training_arguments
 from lorada.runs.training.labelled_loss import CAP, AfterHead, LabelledLoss
 
 AUTO = {
@@ -105,7 +105,9 @@ def _traced(recipe: Recipe, config: Any, sequences: int | None) -> Memory:
         if isinstance(part, ShiraConfig):
             raise NotImplementedError("SHiRA's sparse weights have no form on fake tensors")
     settings = {**DEFAULTS, **plan.arguments, **recipe.training}
-    batch = sequences or int(settings["per_device_train_batch_size"])
+    if recipe.activation_checkpointing == "full":
+        settings |= CHECKPOINTING
+    batch = sequences or _sequences(recipe, settings)
     with torch.device("meta"):
         model = _placed(recipe, config, plan)
     if settings.get("gradient_checkpointing"):
@@ -128,6 +130,13 @@ def _traced(recipe: Recipe, config: Any, sequences: int | None) -> Memory:
     states = _bytes([value for state in optimizer.state.values() for value in tree_leaves(state)])
     rest = counter.peak - states - gradients
     return Memory(weights, gradients, states, max(0, rest))
+
+
+def _sequences(recipe: Recipe, settings: dict[str, Any]) -> int:
+    """Sequences of ``max_length`` tokens that a batch is no larger than."""
+    if recipe.tokens_per_batch is not None:
+        return -(-recipe.tokens_per_batch // recipe.max_length)
+    return int(settings["per_device_train_batch_size"])
 
 
 def _placed(recipe: Recipe, config: Any, plan: Plan) -> nn.Module:

@@ -1,0 +1,204 @@
+"""``activation_checkpointing``: the same losses and gradients, and when ``auto`` takes it."""
+
+import json
+
+import psutil
+import pytest
+import torch
+from conftest import assert_close
+from folders import ROWS, llama_folder, rows_file
+from test_train import with_callback
+from transformers import TrainerCallback
+
+from lorada.experiments.compare.measure import measure_steps
+from lorada.runs.prepare import prepare_training
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training import checkpointing
+from lorada.runs.training.checkpointing import choose, decided, free_memory
+from lorada.runs.training.train import train
+from lorada.runs.training.training_memory import training_memory
+
+SETTINGS = ["per_device_train_batch_size=4", "max_length=32", "report_to=[]", "logging_steps=1"]
+# Without dropout, whose random numbers are others in fp64.
+PLAIN = ["lora.lora_dropout=0", "bottleneck.dropout=0", "max_steps=3"]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    return str(llama_folder(folder, attention_dropout=0.0, num_hidden_layers=4))
+
+
+@pytest.fixture
+def asked(llama, tmp_path):
+    def make(setting, *overrides, rows=ROWS, method="lorada_la"):
+        data = rows_file(tmp_path / "rows.jsonl", rows)
+        words = [f"activation_checkpointing={setting}", *SETTINGS, *overrides]
+        options = {"method": method, "model": llama, "data": str(data)}
+        return load_recipe(None, words, {**options, "output": str(tmp_path / f"run-{setting}")})
+
+    return make
+
+
+def with_free(monkeypatch, size):
+    monkeypatch.setattr(checkpointing, "free_memory", lambda training: int(size))
+
+
+class KeepGradients(TrainerCallback):
+    """Keeps the gradients of each step, and whether layers computed their activations again."""
+
+    def __init__(self):
+        self.steps, self.recomputes = [], set()
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        self.steps.append(
+            {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        )
+        self.recomputes.add(model.is_gradient_checkpointing)
+        assert not (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+
+
+def trained(recipe):
+    kept = KeepGradients()
+    return train(recipe, quiet=True, callbacks=[kept]).result, kept
+
+
+@pytest.mark.fp64
+def test_full_gives_the_losses_and_gradients_of_off(asked):
+    plain, expected = trained(asked("off", *PLAIN, "dtype=float64"))
+    again, found = trained(asked("full", *PLAIN, "dtype=float64"))
+    assert (expected.recomputes, found.recomputes) == ({False}, {True})
+    losses = [torch.tensor([e["loss"] for e in r["history"]]) for r in (plain, again)]
+    assert_close(losses[1], losses[0])
+    for step, other in zip(found.steps, expected.steps, strict=True):
+        assert step.keys() == other.keys()
+        for name, gradient in other.items():
+            assert_close(step[name], gradient)
+
+
+def test_auto_computes_again_where_a_step_would_not_fit(asked, monkeypatch, caplog):
+    recipe = asked("auto", *PLAIN)
+    off, full = (
+        training_memory(recipe.model_copy(update={"activation_checkpointing": setting})).total
+        for setting in ("off", "full")
+    )
+    assert full < 0.8 * off
+    enough = off / checkpointing.ROOM
+    for free, recomputes in ((enough - 8, True), (enough + 8, False)):
+        with_free(monkeypatch, free)
+        assert decided(prepare_training(recipe)).recomputes is recomputes
+    with_free(monkeypatch, 1.1 * off)
+    caplog.clear()
+    result, kept = trained(recipe)
+    assert kept.recomputes == {True}
+    assert result["recipe"]["activation_checkpointing"] == "auto"  # what was asked
+    (line,) = (m for m in caplog.messages if "activation" in m)
+    numbers = [f"{size / 2**30:.2f} GiB" for size in (off, full, 1.1 * off)]
+    assert line == (
+        f"activation_checkpointing=auto takes full: a step needs {numbers[0]} without it and "
+        f"{numbers[1]} with it, and may take 75% of {numbers[2]} that are free"
+    )
+
+
+def test_auto_computes_nothing_again_where_there_is_room(asked, monkeypatch, caplog):
+    with_free(monkeypatch, 2**40)
+    _, kept = trained(asked("auto", *PLAIN))
+    assert kept.recomputes == {False}
+    assert "activation_checkpointing=auto takes off: a step needs" in caplog.text
+
+
+def test_it_is_said_where_even_full_may_not_fit(asked, monkeypatch):
+    with_free(monkeypatch, 1000)
+    line = choose(prepare_training(asked("auto"))).line
+    assert "auto takes full" in line
+    assert line.endswith("; that may not be enough: take smaller batches or a smaller max_length")
+
+
+def test_memory_that_cannot_be_computed_is_said_and_leaves_it_off(asked, monkeypatch, caplog):
+    with_free(monkeypatch, 0)
+    recipe = asked("auto", "r=1", method="shira")
+    assert decided(prepare_training(recipe)).recomputes is False
+    assert caplog.messages[-1] == (
+        "activation_checkpointing=auto takes off: the memory of a step cannot be computed "
+        "(SHiRA's sparse weights have no form on fake tensors)"
+    )
+
+
+def test_a_batch_of_candidates_has_a_sequence_for_each(asked, monkeypatch):
+    with_free(monkeypatch, 0)
+    rows = [{"prompt": "a", "candidates": [" b", " c", " d"], "answer": 0}] * 4
+    one = choose(prepare_training(asked("auto"))).off
+    three = choose(prepare_training(asked("auto", rows=rows))).off
+    recipe = asked("off")
+    assert three == training_memory(recipe, sequences=12).total > one
+
+
+def test_rows_are_no_longer_than_the_model_can_read(asked, monkeypatch):
+    with_free(monkeypatch, 0)
+    long, fitting = (choose(prepare_training(asked("auto", f"max_length={n}"))) for n in (999, 64))
+    assert long == fitting
+
+
+def test_measured_steps_decide_too(asked, monkeypatch):
+    kept = KeepGradients()
+    with_callback(monkeypatch, kept)
+    with_free(monkeypatch, 0)
+    measure_steps(asked("auto", *PLAIN))
+    assert kept.recomputes == {True}
+
+
+@pytest.mark.parametrize("setting", ["full", "auto"])
+@pytest.mark.parametrize(
+    "other",
+    ["gradient_checkpointing=true", "gradient_checkpointing_kwargs={use_reentrant: true}"],
+)
+def test_two_settings_for_one_thing_are_refused(asked, setting, other):
+    recipe = asked(setting, f"training.{other}")
+    with pytest.raises(ValueError, match="exclude each other: leave one out") as caught:
+        train(recipe, quiet=True)
+    assert str(caught.value).startswith(f"activation_checkpointing={setting} and training.")
+    train(asked("off", f"training.{other}", "max_steps=1"), quiet=True)
+
+
+def test_free_memory_is_the_ram_that_is_available_to_this_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(checkpointing, "CONTAINER", tmp_path)
+    ram = psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: ram)
+    assert free_memory({}) == 1000
+    (tmp_path / "memory.max").write_text("700\n")
+    (tmp_path / "memory.current").write_text("300\n")
+    assert free_memory({}) == 400
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory({}) == 1000
+    for name, value in {"LOCAL_RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert free_memory({}) == 500
+
+
+def test_free_memory_is_that_of_the_gpu_if_it_trains_on_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5, 9))
+    assert free_memory({}) == 5
+    assert free_memory({"use_cpu": True}) > 1000
+
+
+def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(
+    call, llama, tmp_path, monkeypatch
+):
+    with_free(monkeypatch, 2**40)
+    data, run = rows_file(tmp_path / "rows.jsonl"), tmp_path / "run"
+    words = ["train", "--method", "lora", "--model", llama, "--data", data, "--output", run]
+    words += ["--dry-run", "activation_checkpointing=auto", *SETTINGS]
+    code, out, err = call(*words)
+    assert code == 0, err
+    assert "activation_checkpointing=auto takes off: a step needs 0.00 GiB without it" in out
+    code, out, err = call(*words, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["activation_checkpointing"] == "off"
+    assert found["step_bytes"]["full"] < found["step_bytes"]["off"]
+    assert (found["rows"], found["free_bytes"]) == (len(ROWS), 2**40)
+    assert not run.exists()
+    code, _, err = call(*words, "training.gradient_checkpointing=true")
+    assert (code, "exclude each other" in err) == (2, True)
