@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
 from transformers import TrainerControl, TrainerState
 
-from lorada import METHODS
+from lorada import METHODS, LmamConfig
 from lorada.attention import add_term
 from lorada.methods.callbacks import ist, owlore
 from lorada.methods.lookup import method_named
@@ -70,9 +70,9 @@ def in_attention(name: str) -> bool:
     return bool(parts) or name in ("gain_query", "longlora")
 
 
-def batch(model: str, padded: bool) -> dict[str, Tensor]:
+def batch(model: str, padded: bool, tokens: int = TOKENS) -> dict[str, Tensor]:
     """Rows of tokens, with a mask that may hide any of them or without one."""
-    given = {"input_ids": torch.zeros(ROWS, TOKENS, dtype=torch.long, device=GPU)}
+    given = {"input_ids": torch.zeros(ROWS, tokens, dtype=torch.long, device=GPU)}
     if padded:
         given["attention_mask"] = torch.ones_like(given["input_ids"])
     if model in ENCODER_DECODERS:
@@ -222,6 +222,30 @@ def test_a_stack_answers_and_trains(stack):
         assert not gpu.reads
         train(model, "llama", batch("llama", padded=True), own=stack == "adalora")
     assert gpu.reads == reads_of_step(stack, "llama", True)
+
+
+# More tokens than a map of 6, and than a block of the product with a causal map.
+LONG = 80
+MAPS = {
+    "short": {"length": 6},
+    "long": {"length": 64},
+    "at the end": {"length": 6, "align": "end"},
+    "raw": {"length": 6, "positions": "raw"},
+    **{name: {"length": 6, "ablation": name} for name in ("no_negative", "softmax", "full_rank")},
+    **{name: {"form": name} for name in ("distance", "content", "bilinear")},
+}
+
+
+@pytest.mark.parametrize("padded", [True, False], ids=ids)
+@pytest.mark.parametrize("form", MAPS)
+def test_a_map_works_on_long_rows(form, padded):
+    model = get_peft_model(TINY["llama"](), LmamConfig(**MAPS[form])).eval()
+    with fake_gpu(ALLOWED) as gpu:
+        move(model)
+        answer(model, batch("llama", padded, LONG))
+        train(model, "llama", batch("llama", padded, LONG))
+    has_form = "form" in MAPS[form]
+    assert gpu.reads == Counter([LABELS, LOSS, *[RULE] * (2 * has_form * padded)])
 
 
 @pytest.mark.parametrize("name", ["lorada_la", "lmam_distance", "lmam_content", "longlora"])
