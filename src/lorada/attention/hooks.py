@@ -11,11 +11,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lorada.attention.attend import MapSource, add_maps
 from lorada.attention.call import AttentionCall, CallShape, head_count
+from lorada.attention.tensor_memo import TensorMemo
+
+_booleans = TensorMemo()
 
 
 class FollowingHook:
@@ -118,8 +122,11 @@ class DebertaHooks(HookPair):
         self._handles.append(module.register_forward_hook(self._after))
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._mask = kwargs["attention_mask"] if "attention_mask" in kwargs else args[1]
-        self._mask = self._mask.bool()  # the model reads ones and zeros, of any dtype
+        mask = kwargs["attention_mask"] if "attention_mask" in kwargs else args[1]
+        if mask.dtype != torch.bool:  # the model reads ones and zeros, of any dtype
+            # One tensor for all layers, by which they share what is computed from it.
+            mask = _booleans({"mask": mask}, (), mask.bool)
+        self._mask = mask
 
     def _keep(self, module: Any, projection: nn.Module, args: Any, output: Tensor) -> None:
         values = output.view(*output.shape[:-1], head_count(module), -1).transpose(1, 2)

@@ -141,9 +141,13 @@ class LabelledLoss:
             inputs: with ``labels`` (B, T).
         """
         labels = inputs["labels"][:, 1:]
-        counted = labels != IGNORED
+        # Their number is a size, which is read from the device. With a mask it would be read here,
+        # for the states and in the backward pass; with their places it is read once.
+        rows, places = (labels != IGNORED).nonzero(as_tuple=True)
         given = {key: value for key, value in inputs.items() if key != "labels"}
-        return self.of(model, given, lambda h: h[:, :-1][counted.to(h.device)], labels[counted])
+        return self.of(
+            model, given, lambda h: h[rows.to(h.device), places.to(h.device)], labels[rows, places]
+        )
 
     def of(
         self,

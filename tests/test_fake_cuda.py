@@ -1,0 +1,304 @@
+"""Every method on a fake GPU: no tensor of the CPU meets one of the GPU, and the host never waits.
+
+``fake_gpu.py`` makes the GPU; docs/performance.md says what it cannot show.
+"""
+
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from architectures import ENCODER_DECODERS, inputs
+from conftest import TINY
+from fake_gpu import GPU, Allowed, HostRead, fake_gpu, move
+from method_cases import defined, form_of, placed, with_labels
+from peft import get_peft_model
+from peft.tuners.shira import Linear as ShiraLinear
+from stacks import BESIDE, config_of, lmam
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
+from transformers import TrainerControl, TrainerState
+
+from lorada import METHODS, LmamConfig
+from lorada.attention import add_term
+from lorada.methods.callbacks import ist, owlore
+from lorada.methods.lookup import method_named
+from lorada.runs.training.callbacks import refuse_broken_loss
+from lorada.runs.training.labelled_loss import AfterHead, LabelledLoss
+
+LABELS = "lorada/runs/training/labelled_loss.py:__call__"
+LOSS = "lorada/runs/training/callbacks.py:refuse_broken_loss"
+RULE = "lorada/attention/visible.py:_follows_rule"
+RESTARTS = "lorada/attention/locate.py:_restarts"
+PACKED = "lorada/attention/locate.py:_packed_by_restart"
+BUDGET = "peft/tuners/adalora/layer.py:mask_to_budget"
+
+# The reads that may be. Those of lorada are made once for a batch, whatever the number of layers.
+ALLOWED = {
+    LABELS: Allowed("how many tokens have a label is the size of what the head gets"),
+    LOSS: Allowed("a loss of NaN must stop the run before the weights change", True),
+    RULE: Allowed("maps by distance and content cost less where the mask hides nothing else", True),
+    RESTARTS: Allowed("position_ids may separate packed sequences, each of which has a map", False),
+    BUDGET: Allowed("PEFT ranks all ranks of AdaLoRA and saves which are left", 0.0),
+}
+ALLOWED_PACKED = ALLOWED | {
+    RESTARTS: Allowed("as above; here they do", True),
+    PACKED: Allowed("how many sequences a row has is the size of their maps", 1),
+}
+ROWS, TOKENS = 3, 8
+NO_PLAN = SimpleNamespace(callbacks=(), optimizer=None)
+
+
+def cases() -> list[tuple[str, str]]:
+    """Every method, on a decoder if it is defined there; the further routes of attention."""
+    every = [(name, "llama" if defined(name, "llama") else "bert") for name in METHODS]
+    forms = [name for name in METHODS if form_of(method_named(name))]
+    routes = {
+        "bert": ("lorada_la", "prefix", "houlsby"),
+        "deberta_v2": ("lorada_la", "gain_query", *forms),
+        "bart": ("lorada_la", "prefix", "lmam_content"),
+        "t5": ("lorada_la",),
+    }
+    return every + [(name, model) for model, names in routes.items() for name in names]
+
+
+def in_attention(name: str) -> bool:
+    """Whether a method changes attention itself, which depends on the mask."""
+    parts = {"lmam", "prefix"} & {*method_named(name).part_names}
+    return bool(parts) or name in ("gain_query", "longlora")
+
+
+def batch(model: str, padded: bool, tokens: int = TOKENS) -> dict[str, Tensor]:
+    """Rows of tokens, with a mask that may hide any of them or without one."""
+    given = {"input_ids": torch.zeros(ROWS, tokens, dtype=torch.long, device=GPU)}
+    if padded:
+        given["attention_mask"] = torch.ones_like(given["input_ids"])
+    if model in ENCODER_DECODERS:
+        given["decoder_input_ids"] = given["input_ids"][:, :6]
+    return given
+
+
+@torch.no_grad()
+def answer(model: Any, given: dict[str, Tensor]) -> None:
+    """Read a prompt and then, in a decoder, two single tokens behind it."""
+    if model.config.model_type in ("bert", "deberta-v2"):
+        model(**given)
+        return
+    found = model(**given, use_cache=True)
+    for _ in range(2):
+        token = found.logits[:, -1:].argmax(-1)
+        if "decoder_input_ids" in given:
+            kept = {name: given[name] for name in given if name == "attention_mask"}
+            read = {"encoder_outputs": (found.encoder_last_hidden_state,)}
+            given = {**kept, **read, "decoder_input_ids": token}
+        else:
+            given = {**given, "input_ids": token}
+            if "attention_mask" in given:
+                mask = given["attention_mask"]
+                given["attention_mask"] = torch.cat([mask, mask.new_ones(ROWS, 1)], 1)
+        found = model(**given, cache=found.past_key_values, use_cache=True)
+
+
+def loss_of(model: nn.Module, kind: str, given: dict[str, Tensor], own: bool) -> Tensor:
+    """As a run computes it: a decoder's without all logits, unless the model adds to its loss."""
+    labelled = with_labels(kind, given)
+    if kind == "llama" and not own:
+        return LabelledLoss(model, AfterHead())(model, labelled)[0]
+    return model(**labelled).loss
+
+
+def train(
+    model: nn.Module, kind: str, given: dict[str, Tensor], plan: Any = NO_PLAN, own: bool = False
+) -> None:
+    """One step of a run: loss, gradients, update, and what the method's callbacks do in it."""
+    args: Any = SimpleNamespace(
+        device=GPU, seed=0, world_size=1, output_dir="-", fp16=False, deepspeed=None,
+        gradient_checkpointing=False, gradient_checkpointing_kwargs=None, num_train_epochs=1,
+        learning_rate=1e-3, adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8, weight_decay=0.1,
+    )  # fmt: skip
+    state = TrainerState(max_steps=10, global_step=2, num_train_epochs=1)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    make = plan.optimizer or (lambda model, args: torch.optim.AdamW(trained))
+    optimizer = make(model, args)
+
+    given_to = {"model": model, "optimizer": optimizer, "train_dataloader": None}
+
+    def tell(*events: str) -> None:
+        for event in events:
+            for callback in plan.callbacks:
+                happened = getattr(callback, event)
+                happened(args, state, TrainerControl(), **given_to)
+
+    model.train()
+    tell("on_train_begin", "on_step_begin")
+    loss = loss_of(model, kind, given, own)
+    loss.backward()
+    refuse_broken_loss(loss, args, state)
+    tell("on_pre_optimizer_step")
+    optimizer.step()
+    tell("on_optimizer_step", "on_step_end")
+    found = [weight.grad for weight in trained if weight.grad is not None]
+    assert found
+    assert all(gradient.device == GPU for gradient in found)
+
+
+def reads_of_map(name: str, model: str, padded: bool) -> Counter[str]:
+    """A map by distance or content reads each mask of its model once; DeBERTa always makes one."""
+    masks = {"llama": padded, "bert": padded, "deberta_v2": 1, "bart": 1 + padded}
+    has_form = name in METHODS and form_of(method_named(name)) is not None
+    return +Counter({RULE: int(masks[model]) if has_form else 0})
+
+
+def reads_of_step(name: str, model: str, padded: bool) -> Counter[str]:
+    own_loss = model != "llama" or name == "adalora"
+    once = Counter({LOSS: 1, LABELS: int(not own_loss), RESTARTS: int(name == "longlora")})
+    return once + reads_of_map(name, model, padded)
+
+
+def of_lorada(reads: Counter[str]) -> Counter[str]:
+    return Counter({place: reads[place] for place in reads if place.startswith("lorada/")})
+
+
+@pytest.fixture(autouse=True)
+def _layers_without_numbers(monkeypatch):
+    """Fake layers cannot be weighed and drawn, which happens on the CPU or before training."""
+    monkeypatch.setattr(ist, "draw", lambda weights, count, generator: [*range(count)])
+    monkeypatch.setattr(owlore.OwLoreCallback, "_measured", lambda *_: [1.0, 1.0])
+    monkeypatch.setattr(owlore.OwLoreCallback, "_activate", lambda self, *_: self._switch.only([0]))
+
+
+@pytest.fixture(autouse=True)
+def _dense_shira(monkeypatch):
+    """Sparse tensors cannot be fake. PEFT adds SHiRA's to a weight; here as much is added dense."""
+
+    def dense(self, adapter):
+        entries = self.shira_weight[adapter]
+        rest = entries.new_zeros(self.out_features * self.in_features - len(entries))
+        return torch.cat([entries, rest]).view(self.out_features, self.in_features)
+
+    monkeypatch.setattr(ShiraLinear, "get_delta_weight", dense)
+
+
+# A method without a part in attention is the same with a mask and without one.
+CASES = [
+    (*case, padded)
+    for case in cases()
+    for padded in (True, False)
+    if padded or in_attention(case[0])
+]
+
+
+def ids(part: str | bool) -> str:
+    return part if isinstance(part, str) else "padded" if part else "unpadded"
+
+
+@pytest.mark.parametrize(("name", "model", "padded"), CASES, ids=ids)
+def test_a_method_answers(name, model, padded):
+    adapted, _ = placed(name, model, inputs(model))
+    with fake_gpu(ALLOWED) as gpu:
+        move(adapted)
+        answer(adapted, batch(model, padded))
+    assert gpu.reads == reads_of_map(name, model, padded)
+
+
+@pytest.mark.parametrize(("name", "model", "padded"), CASES, ids=ids)
+def test_a_method_trains(name, model, padded):
+    adapted, plan = placed(name, model, inputs(model))
+    with fake_gpu(ALLOWED) as gpu:
+        move(adapted)
+        train(adapted, model, batch(model, padded), plan, own=name == "adalora")
+    assert of_lorada(gpu.reads) == reads_of_step(name, model, padded)
+    assert gpu.reads.keys() - of_lorada(gpu.reads).keys() == (
+        {BUDGET} if name == "adalora" else set()
+    )
+
+
+@pytest.mark.parametrize("stack", [stack for stack in BESIDE if stack not in METHODS])
+def test_a_stack_answers_and_trains(stack):
+    model = get_peft_model(TINY["llama"](), config_of(stack, "llama")).eval()
+    with fake_gpu(ALLOWED) as gpu:
+        move(model)
+        answer(model, batch("llama", padded=True))
+        assert not gpu.reads
+        train(model, "llama", batch("llama", padded=True), own=stack == "adalora")
+    assert gpu.reads == reads_of_step(stack, "llama", True)
+
+
+# More tokens than a map of 6, and than a block of the product with a causal map.
+LONG = 80
+MAPS = {
+    "short": {"length": 6},
+    "long": {"length": 64},
+    "at the end": {"length": 6, "align": "end"},
+    "raw": {"length": 6, "positions": "raw"},
+    **{name: {"length": 6, "ablation": name} for name in ("no_negative", "softmax", "full_rank")},
+    **{name: {"form": name} for name in ("distance", "content", "bilinear")},
+}
+
+
+UNPADDED = ("long", "no_negative", "distance", "content")
+
+
+@pytest.mark.parametrize(
+    ("form", "padded"),
+    [*((form, True) for form in MAPS), *((form, False) for form in UNPADDED)],
+    ids=ids,
+)
+def test_a_map_works_on_long_rows(form, padded):
+    model = get_peft_model(TINY["llama"](), LmamConfig(**MAPS[form])).eval()
+    with fake_gpu(ALLOWED) as gpu:
+        move(model)
+        answer(model, batch("llama", padded, LONG))
+        train(model, "llama", batch("llama", padded, LONG))
+    has_form = "form" in MAPS[form]
+    assert gpu.reads == Counter([LABELS, LOSS, *[RULE] * (2 * has_form * padded)])
+
+
+@pytest.mark.parametrize("name", ["lorada_la", "lmam_distance", "lmam_content", "longlora"])
+def test_packed_rows_train(name):
+    adapted, plan = placed(name, "llama", inputs("llama"))
+    with fake_gpu(ALLOWED_PACKED) as gpu:
+        move(adapted)
+        positions = torch.zeros(ROWS, TOKENS, dtype=torch.long, device=GPU)
+        given = {**batch("llama", padded=False), "position_ids": positions}
+        train(adapted, "llama", {**given, "use_cache": False}, plan)
+    assert gpu.reads == Counter([LABELS, LOSS, RESTARTS, PACKED])
+
+
+FAULTS = {
+    "a CPU tensor": lambda term: term + torch.ones(1),
+    "item": lambda term: term * term.sum().item(),
+    "tolist": lambda term: term * term[0, 0, 0].tolist()[0],
+    "a condition": lambda term: term if term.any() else -term,
+    "nonzero": lambda term: term.nonzero(),
+    "a boolean mask": lambda term: term[term > 0],
+    "a value under a mask": lambda term: term.index_put((term > 0,), term.new_ones(())),
+    "a copy": lambda term: term.cpu(),
+    "repeats": lambda term: term.repeat_interleave(torch.ones_like(term[:, 0, 0, 0]).long(), 0),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_attention_is_found(fault, monkeypatch):
+    plain = add_term.term_of_reached
+    broken = lambda *given: FAULTS[fault](plain(*given))  # noqa: E731
+    monkeypatch.setattr(add_term, "term_of_reached", broken)
+    model = get_peft_model(TINY["llama"](), lmam()).eval()
+    error = FakeTensorDeviceMismatchError if fault == "a CPU tensor" else HostRead
+    with fake_gpu(ALLOWED):
+        move(model)
+        with pytest.raises(error, match=None if fault == "a CPU tensor" else "add_term.py:_term"):
+            answer(model, batch("llama", padded=True))
+
+
+def test_a_tensor_that_stays_behind_when_its_model_moves_is_found():
+    model = get_peft_model(TINY["llama"](), lmam()).eval()
+    maps = next(each for name, each in model.named_modules() if name.endswith("lmam"))
+    plain, own = maps.maps, torch.ones(1)  # neither a parameter nor a buffer
+    maps.maps = lambda: [replace(each, factors=(each.factors[0] * own,)) for each in plain()]
+    with fake_gpu(ALLOWED):
+        move(model)
+        with pytest.raises(AssertionError, match="convert all Tensors to FakeTensors"):
+            answer(model, batch("llama", padded=True))
