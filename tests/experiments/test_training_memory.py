@@ -55,11 +55,13 @@ def test_fake_tensors_need_what_real_ones_do(tmp_path, make, monkeypatch):
         assert same(fake, real)
 
 
+@pytest.mark.parametrize("setting", ["selective", "full"])
 @pytest.mark.parametrize("method", ["lora", "lorada_la"])
 def test_recomputed_layers_need_on_fake_tensors_what_they_do_on_real_ones(
-    tmp_path, method, monkeypatch
+    tmp_path, method, setting, monkeypatch
 ):
-    recipe = recipe_for(llama_folder(tmp_path / "llama"), method, "activation_checkpointing=full")
+    setting = f"activation_checkpointing={setting}"
+    recipe = recipe_for(llama_folder(tmp_path / "llama"), method, setting)
     config = load_config(recipe.model)
     fake = _traced(recipe, config, None)
     monkeypatch.setattr(computed, "FakeTensorMode", lambda **options: nullcontext())

@@ -64,9 +64,10 @@ def trained(recipe):
 
 
 @pytest.mark.fp64
-def test_full_gives_the_losses_and_gradients_of_off(asked):
+@pytest.mark.parametrize("setting", ["selective", "full"])
+def test_losses_and_gradients_are_those_of_off(asked, setting):
     plain, expected = trained(asked("off", *PLAIN, "dtype=float64"))
-    again, found = trained(asked("full", *PLAIN, "dtype=float64"))
+    again, found = trained(asked(setting, *PLAIN, "dtype=float64"))
     assert (expected.recomputes, found.recomputes) == ({False}, {True})
     losses = [torch.tensor([e["loss"] for e in r["history"]]) for r in (plain, again)]
     assert_close(losses[1], losses[0])
@@ -78,25 +79,27 @@ def test_full_gives_the_losses_and_gradients_of_off(asked):
 
 def test_auto_computes_again_where_a_step_would_not_fit(asked, monkeypatch, caplog):
     recipe = asked("auto", *PLAIN)
-    off, full = (
+    off, selective, full = (
         training_memory(recipe.model_copy(update={"activation_checkpointing": setting})).total
-        for setting in ("off", "full")
+        for setting in ("off", "selective", "full")
     )
-    assert full < 0.8 * off
-    enough = off / checkpointing.ROOM
-    for free, recomputes in ((enough - 8, True), (enough + 8, False)):
-        with_free(monkeypatch, free)
-        assert decided(prepare_training(recipe)).recomputes is recomputes
-    with_free(monkeypatch, 1.1 * off)
+    assert full < selective < 0.9 * off
+    for size, larger, smaller in ((off, "off", "selective"), (selective, "selective", "full")):
+        for more, chosen in ((8, larger), (-8, smaller)):
+            with_free(monkeypatch, size / checkpointing.ROOM + more)
+            assert decided(prepare_training(recipe)).checkpointing == chosen
+    free = (selective + full) / 2 / checkpointing.ROOM
+    with_free(monkeypatch, free)
     caplog.clear()
     result, kept = trained(recipe)
     assert kept.recomputes == {True}
     assert result["recipe"]["activation_checkpointing"] == "auto"  # what was asked
     (line,) = (m for m in caplog.messages if "activation" in m)
-    numbers = [f"{size / 2**30:.2f} GiB" for size in (off, full, 1.1 * off)]
+    numbers = [f"{size / 2**30:.2f} GiB" for size in (off, selective, full, free)]
     assert line == (
-        f"activation_checkpointing=auto takes full: a step needs {numbers[0]} without it and "
-        f"{numbers[1]} with it, and may take 75% of {numbers[2]} that are free"
+        f"activation_checkpointing=auto takes full: a step needs {numbers[0]} with off, "
+        f"{numbers[1]} with selective, {numbers[2]} with full, "
+        f"and may take 75% of {numbers[3]} free"
     )
 
 
@@ -117,7 +120,7 @@ def test_it_is_said_where_even_full_may_not_fit(asked, monkeypatch):
 def test_memory_that_cannot_be_computed_is_said_and_leaves_it_off(asked, monkeypatch, caplog):
     with_free(monkeypatch, 0)
     recipe = asked("auto", "r=1", method="shira")
-    assert decided(prepare_training(recipe)).recomputes is False
+    assert decided(prepare_training(recipe)).checkpointing == "off"
     assert caplog.messages[-1] == (
         "activation_checkpointing=auto takes off: the memory of a step cannot be computed "
         "(SHiRA's sparse weights have no form on fake tensors)"
@@ -127,8 +130,8 @@ def test_memory_that_cannot_be_computed_is_said_and_leaves_it_off(asked, monkeyp
 def test_a_batch_of_candidates_has_a_sequence_for_each(asked, monkeypatch):
     with_free(monkeypatch, 0)
     rows = [{"prompt": "a", "candidates": [" b", " c", " d"], "answer": 0}] * 4
-    one = choose(prepare_training(asked("auto"))).off
-    three = choose(prepare_training(asked("auto", rows=rows))).off
+    one = choose(prepare_training(asked("auto"))).sizes["off"]
+    three = choose(prepare_training(asked("auto", rows=rows))).sizes["off"]
     recipe = asked("off")
     assert three == training_memory(recipe, sequences=12).total > one
 
@@ -147,7 +150,7 @@ def test_measured_steps_decide_too(asked, monkeypatch):
     assert kept.recomputes == {True}
 
 
-@pytest.mark.parametrize("setting", ["full", "auto"])
+@pytest.mark.parametrize("setting", ["selective", "full", "auto"])
 @pytest.mark.parametrize(
     "other",
     ["gradient_checkpointing=true", "gradient_checkpointing_kwargs={use_reentrant: true}"],
@@ -192,7 +195,7 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(
     words += ["--dry-run", "activation_checkpointing=auto", *SETTINGS]
     code, out, err = call(*words)
     assert code == 0, err
-    assert "activation_checkpointing=auto takes off: a step needs 0.00 GiB without it" in out
+    assert "activation_checkpointing=auto takes off: a step needs 0.00 GiB with off" in out
     code, out, err = call(*words, "--json")
     assert code == 0, err
     found = json.loads(out)

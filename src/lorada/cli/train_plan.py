@@ -23,8 +23,8 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
         print_json({
             "method": recipe.method, "model": recipe.model, "output": recipe.output,
             "rows": len(prepared.rows.rows), **counts,
-            "activation_checkpointing": "full" if choice.recomputes else "off",
-            "step_bytes": {"off": choice.off, "full": choice.full}, "free_bytes": choice.free,
+            "activation_checkpointing": choice.chosen,
+            "step_bytes": choice.sizes, "free_bytes": choice.free,
         })  # fmt: skip
         return
     table = Table("method", "model", "rows", "trained", "100 p/N", "output")

@@ -15,7 +15,7 @@ from lorada.runs.data.token_batches import refuse_token_batches
 from lorada.runs.models.generation import set_languages
 from lorada.runs.models.loading import kind_of, load_config, load_tokenizer, own_classes
 from lorada.runs.models.pooling import refuse_pooling
-from lorada.runs.recipe import Recipe
+from lorada.runs.recipe import Checkpointing, Recipe
 from lorada.tasks.task import Kind
 
 
@@ -37,13 +37,13 @@ class PreparedTraining(Prepared):
         plan: the recipe's method, with its settings for this base model.
         rows: the rows to learn from.
         held_out: the rows that are measured while training; None for none.
-        recomputes: whether activations are computed again in the backward pass.
+        checkpointing: which activations are computed again in the backward pass.
     """
 
     plan: Plan
     rows: Rows
     held_out: Rows | None
-    recomputes: bool = False
+    checkpointing: Checkpointing = "off"
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -79,10 +79,11 @@ def prepare_training(recipe: Recipe) -> PreparedTraining:
     if recipe.tokens_per_batch is not None:
         refuse_token_batches(recipe, rows.form)
     plan = build_method(recipe.method, base.config, **recipe.parts)
+    asked = recipe.activation_checkpointing
     set_languages(base.tokenizer, recipe.languages, rows.protocol.languages)
     return PreparedTraining(
         recipe, base.config, base.kind, base.tokenizer, plan, rows, held_out,
-        recomputes=recipe.activation_checkpointing == "full",  # of auto, training decides
+        checkpointing="off" if asked == "auto" else asked,  # of auto, training decides
     )  # fmt: skip
 
 

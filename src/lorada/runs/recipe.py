@@ -28,6 +28,7 @@ from lorada.support.models import PACKAGED
 from lorada.tasks import TASKS
 from lorada.tasks.rows import BUILTIN, resolve
 
+Checkpointing = Literal["off", "selective", "full"]  # from most memory to least
 REMOTE = "trust_remote_code"
 SEED = 42  # transformers' default
 RECIPE_FILE = "recipe.yaml"
@@ -74,8 +75,8 @@ class Recipe(BaseModel):
     tokens_per_batch: int | None = Field(
         None, gt=0, description="most tokens of a batch, pads included, in place of a batch size"
     )
-    activation_checkpointing: Literal["off", "full", "auto"] = Field(
-        "off", description="compute activations again to save memory; auto: if a step needs it"
+    activation_checkpointing: Checkpointing | Literal["auto"] = Field(
+        "off", description="compute some activations again, or all (full); auto: if a step needs it"
     )
     loss_on: Literal["response", "all"] | None = Field(
         None, description="tokens that count in the loss; by default the protocol's choice"

@@ -21,8 +21,8 @@ class DivergedError(ValueError):
 class SetEpoch(TrainerCallback):  # type: ignore[misc]
     """Says to the sampler of the training rows which epoch begins.
 
-    The Trainer and accelerate say it too, but ``TokenBatches`` do not hear them through the wrappers
-    that they have in a run of several processes that resumes within an epoch.
+    The Trainer and accelerate say it too, but in a run of several processes that resumes within an
+    epoch ``TokenBatches`` have wrappers through which they do not hear it.
     """
 
     def on_epoch_begin(

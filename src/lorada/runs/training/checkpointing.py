@@ -1,7 +1,8 @@
-"""Decides whether a training computes activations again in its backward pass, to need less memory.
+"""Decides which activations a training computes again in its backward pass, to need less memory.
 
-``activation_checkpointing=full`` does, ``off`` does not, and ``auto`` does where a step would
-otherwise not fit: the memory of a step, as ``training_memory`` computes it, against what is free.
+``activation_checkpointing`` is ``off`` (none), ``selective`` (those that take few operations),
+``full`` (all within a layer), or ``auto``: the first of these with which a step fits, by its memory
+as ``training_memory`` computes it, against what is free.
 """
 
 import logging
@@ -10,13 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import torch
 
 from lorada.runs.data.dataset import context_of
 from lorada.runs.prepare import PreparedTraining
+from lorada.runs.recipe import Checkpointing
 from lorada.runs.training.arguments import DEFAULTS
 from lorada.runs.training.training_memory import training_memory
 from lorada.support.processes import made_by_first, process_count
@@ -31,36 +33,33 @@ CONTAINER = Path("/sys/fs/cgroup")  # limits of this container, if it has any (c
 
 @dataclass(frozen=True)
 class Choice:
-    """Whether activations are computed again, and why.
+    """What was chosen, and why.
 
     Attributes:
-        asked: off, full or auto, as in the recipe.
-        recomputes: what was chosen.
-        off: bytes of a step without it; None if they cannot be computed.
-        full: bytes of a step with it; likewise.
+        asked: as in the recipe.
+        chosen: off, selective or full.
         free: bytes that are free.
+        sizes: bytes of a step with each; None if they cannot be computed.
         reason: why the bytes cannot be computed.
     """
 
     asked: str
-    recomputes: bool
+    chosen: Checkpointing
     free: int
-    off: float | None = None
-    full: float | None = None
+    sizes: dict[Checkpointing, float] | None = None
     reason: str | None = None
 
     @property
     def line(self) -> str:
         """The choice in a line."""
-        chosen = "full" if self.recomputes else "off"
         said = f"activation_checkpointing={self.asked}"
         if self.asked == "auto":
-            said += f" takes {chosen}"
-        if self.off is None or self.full is None:
+            said += f" takes {self.chosen}"
+        if self.sizes is None:
             return f"{said}: the memory of a step cannot be computed ({self.reason})"
-        needs = f"a step needs {_gib(self.off)} without it and {_gib(self.full)} with it"
-        said += f": {needs}, and may take {ROOM:.0%} of {_gib(self.free)} that are free"
-        if (self.full if self.recomputes else self.off) > ROOM * self.free:
+        needs = ", ".join(f"{_gib(size)} with {name}" for name, size in self.sizes.items())
+        said += f": a step needs {needs}, and may take {ROOM:.0%} of {_gib(self.free)} free"
+        if self.sizes[self.chosen] > ROOM * self.free:
             said += "; that may not be enough: take smaller batches or a smaller max_length"
         return said
 
@@ -78,7 +77,7 @@ def decided(prepared: PreparedTraining) -> PreparedTraining:
         return prepared
     choice = made_by_first(lambda: choose(prepared))
     logger.warning("%s", choice.line)
-    return replace(prepared, recomputes=choice.recomputes)
+    return replace(prepared, checkpointing=choice.chosen)
 
 
 def choose(prepared: PreparedTraining) -> Choice:
@@ -87,18 +86,24 @@ def choose(prepared: PreparedTraining) -> Choice:
     asked, free = recipe.activation_checkpointing, free_memory(recipe.training)
     context = context_of(prepared.config)
     length = recipe.max_length if context is None else min(recipe.max_length, context)
-    steps = (
-        recipe.model_copy(update={"activation_checkpointing": setting, "max_length": length})
-        for setting in ("off", "full")
-    )
+    steps = {
+        name: recipe.model_copy(update={"activation_checkpointing": name, "max_length": length})
+        for name in get_args(Checkpointing)
+    }
+    given: Checkpointing = "off" if asked == "auto" else asked
     try:
         with _silence():
-            off, full = (training_memory(step, _sequences(prepared)).total for step in steps)
+            sizes: dict[Checkpointing, float] = {
+                name: training_memory(step, _sequences(prepared)).total
+                for name, step in steps.items()
+            }
     except Exception as error:  # of any class: a model may do what fake tensors cannot
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return Choice(asked, asked == "full", free, reason=reason)
-    recomputes = asked == "full" or (asked == "auto" and off > ROOM * free)
-    return Choice(asked, recomputes, free, off, full)
+        return Choice(asked, given, free, reason=reason)
+    if asked != "auto":
+        return Choice(asked, given, free, sizes)
+    fitting = (name for name, size in sizes.items() if size <= ROOM * free)
+    return Choice(asked, next(fitting, "full"), free, sizes)
 
 
 @contextmanager

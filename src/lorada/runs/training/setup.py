@@ -38,6 +38,7 @@ from lorada.runs.training.callbacks import (
 )
 from lorada.runs.training.choice_trainer import ChoiceTrainer
 from lorada.runs.training.effect_size import EffectSize
+from lorada.runs.training.selective import checkpoint_selectively
 from lorada.runs.training.seq2seq_trainer import WritingTrainer, scorer, writes_texts
 from lorada.runs.training.trainer import RunTrainer
 from lorada.support.processes import process_count
@@ -82,7 +83,7 @@ def set_up(
         plan.arguments,
         quiet=quiet,
         writes=writes_texts(prepared.rows, prepared.kind),
-        recomputes=prepared.recomputes,
+        recomputes=prepared.checkpointing == "full",
     )
     measured = held_out_metrics(args, held_out)
     set_seed(args.seed)
@@ -94,6 +95,8 @@ def set_up(
         with attached(base.model, recipe.pooling):
             plan = replace(plan, config=plan.prepare(base.model.to(args.device), batches))
     model = adapt(base, plan, recipe)
+    if prepared.checkpointing == "selective":
+        checkpoint_selectively(model)
     if recipe.packing:
         refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
     make = trainer_class(prepared, args, context_of(base.model.config))

@@ -24,6 +24,7 @@ from lorada.runs.models.loading import kind_of, load_config
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.arguments import CHECKPOINTING, DEFAULTS, training_arguments
 from lorada.runs.training.labelled_loss import CAP, AfterHead, LabelledLoss
+from lorada.runs.training.selective import checkpoint_selectively
 
 AUTO = {
     "decoder": AutoModelForCausalLM,
@@ -112,6 +113,8 @@ def _traced(recipe: Recipe, config: Any, sequences: int | None) -> Memory:
         model = _placed(recipe, config, plan)
     if settings.get("gradient_checkpointing"):
         model.gradient_checkpointing_enable(settings.get("gradient_checkpointing_kwargs"))  # type: ignore[operator]
+    if recipe.activation_checkpointing == "selective":
+        checkpoint_selectively(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _make_fake(model)
         model.train()
