@@ -21,7 +21,7 @@ class DivergedError(ValueError):
 class SetEpoch(TrainerCallback):  # type: ignore[misc]
     """Says to the sampler of the training rows which epoch begins.
 
-    The Trainer and accelerate say it too, but ``TokenBatches`` do not hear them through the wrappers
+    The Trainer and accelerate say it too, but ``TokenBatches`` do not hear it through the wrappers
     that they have in a run of several processes that resumes within an epoch.
     """
 
