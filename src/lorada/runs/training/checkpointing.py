@@ -21,7 +21,7 @@ from lorada.runs.prepare import PreparedTraining
 from lorada.runs.recipe import Checkpointing
 from lorada.runs.training.arguments import DEFAULTS
 from lorada.runs.training.training_memory import training_memory
-from lorada.support.processes import made_by_first, process_count
+from lorada.support.processes import is_first, made_by_first, process_count
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,8 @@ def decided(prepared: PreparedTraining) -> PreparedTraining:
     if prepared.recipe.activation_checkpointing != "auto":
         return prepared
     choice = made_by_first(lambda: choose(prepared))
-    logger.warning("%s", choice.line)
+    if is_first():
+        logger.warning("%s", choice.line)
     return replace(prepared, checkpointing=choice.chosen)
 
 
