@@ -82,12 +82,13 @@ BENCH ?= --output runs/bench
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/measure_map_costs.py $(BENCH)
 	$(BIN)/python benchmarks/measure_map_growth.py $(BENCH)
+	$(BIN)/python benchmarks/measure_training_growth.py $(BENCH)
 	$(BIN)/python benchmarks/measure_method_costs.py $(BENCH)
 	$(BIN)/python benchmarks/measure_generated_answers.py $(BENCH)
 	$(MAKE) bench-peers
 
-# lorada beside TRL and lm-eval (docs/performance.md), which have an environment of their own: half
-# an hour on two quiet cores. bench-check measures one turn again (CHECK="--rows train" one row) and
+# lorada beside TRL and lm-eval (docs/performance.md), which have an environment of their own: 40
+# minutes on two quiet cores. bench-check measures one turn again (CHECK="--rows train" one row) and
 # fails where a figure is worse than the stored one by more than noise.
 VENV_PEERS ?= .venv-peers
 PEERS := PEERS_PYTHON=$(VENV_PEERS)/bin/python $(BIN)/python

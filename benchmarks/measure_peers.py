@@ -9,9 +9,11 @@ that none imports more optional packages than the other. Whole processes take tu
 empty caches. lorada runs twice a turn, which shows noise. Time and memory are those of the whole
 process; stamps from inside tell the steps, or the scoring, from the rest. Both sides must have
 learned the same tokens with about the same loss, or they are not compared. All rows take about
-half an hour on two quiet cores.
+40 minutes on two quiet cores.
 
     train     LoRA, 8 rows of 48 tokens a step, only the response is learned; beside TRL
+    less      the same with activation_checkpointing=full; beside TRL as before
+    both      the same with activation_checkpointing=full; beside TRL with gradient checkpointing
     mixed     rows of 16 to 512 tokens, packed by both; beside TRL
     bfloat16  half the rows of train with dtype=bfloat16; beside float32
     evaluate  questions of 2 to 5 candidates; beside lm-eval, which must choose the same
@@ -52,6 +54,7 @@ RESULTS = Path(__file__).parent / "results" / "peers.json"
 SHORT, SHORTEST, LONGEST = 48, 16, 512  # tokens of a row
 LOSS_TOLERANCE = 0.05  # the rows come in another order, and bfloat16 rounds
 LORA = ("lora.r=8", "lora.lora_alpha=16", "lora.lora_dropout=0.05")
+RECOMPUTED = "activation_checkpointing=full"
 TRAINING = (
     "num_train_epochs=1", "per_device_train_batch_size=8", "learning_rate=1e-3",
     "save_strategy=no",
@@ -114,6 +117,20 @@ def train(place: Place) -> dict[str, Any]:
     return compare_trainings(
         place, place.train(data, "lorada"), {"trl": place.train_with_trl(data)}
     )
+
+
+def less(place: Place) -> dict[str, Any]:
+    """The same with activations that lorada computes again and TRL keeps."""
+    data = place.training_rows([SHORT] * place.settings.short_rows)
+    ours = place.train(data, "lorada", RECOMPUTED)
+    return compare_trainings(place, ours, {"trl": place.train_with_trl(data)})
+
+
+def both(place: Place) -> dict[str, Any]:
+    """The same with activations that both compute again, as TRL does by default."""
+    data = place.training_rows([SHORT] * place.settings.short_rows)
+    ours = place.train(data, "lorada", RECOMPUTED)
+    return compare_trainings(place, ours, {"trl": place.train_with_trl(data, "--recompute")})
 
 
 def mixed(place: Place) -> dict[str, Any]:
@@ -235,6 +252,8 @@ def start(place: Place) -> dict[str, Any]:
 
 ROWS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "train": train,
+    "less": less,
+    "both": both,
     "mixed": mixed,
     "bfloat16": bfloat16,
     "evaluate": evaluate,

@@ -1,6 +1,6 @@
 """Train LoRA on prompts and responses with TRL's SFTTrainer, and leave stamps.
 
-    python train_with_trl.py --model DIR --data ROWS.jsonl --output DIR [--packing]
+    python train_with_trl.py --model DIR --data ROWS.jsonl --output DIR [--packing] [--recompute]
 
 What is set is what ``lorada train`` has by default and TRL has not; all else is as TRL has it.
 """
@@ -21,6 +21,7 @@ def main() -> None:
     for name in ("model", "data", "output"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--packing", action="store_true")
+    parser.add_argument("--recompute", action="store_true", help="gradient checkpointing")
     given = parser.parse_args()
     lines = Path(given.data).read_text(encoding="utf-8").splitlines()
     rows = [loads(line) for line in lines]
@@ -31,7 +32,7 @@ def main() -> None:
         SFTConfig(
             given.output, num_train_epochs=1, per_device_train_batch_size=8, learning_rate=1e-3,
             lr_scheduler_type="linear", warmup_steps=0.03, max_length=512, packing=given.packing,
-            use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
+            use_cpu=True, bf16=False, gradient_checkpointing=given.recompute, report_to="none",
             save_strategy="no", dataloader_pin_memory=False,
         ),
         train_dataset=Dataset.from_list(pairs),
