@@ -74,15 +74,16 @@ def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         name = "cache" if "cache" in accepted(model, cache=None) else "past_key_values"
         cache = output[name]
         cache.batch_select_indices(row_of)
-        steps = torch.arange(1, mask.shape[1] + 1, device=ids.device)
+        # Nothing is predicted from the last token, so it is not read.
+        steps = torch.arange(1, mask.shape[1], device=ids.device)
         rest = model(
-            input_ids=candidates,
-            attention_mask=torch.cat([prompt_mask[row_of], mask], -1),
+            input_ids=candidates[:, :-1],
+            attention_mask=torch.cat([prompt_mask[row_of], mask[:, :-1]], -1),
             use_cache=True,
             **{name: cache},
             **accepted(model, position_ids=positions[row_of, -1:] + steps),
         )
-        logits = torch.cat([logits, rest.logits[:, :-1]], 1)
+        logits = torch.cat([logits, rest.logits], 1)
     labels = candidates.masked_fill(mask == 0, IGNORED)
     # ``mean_log_likelihoods`` expects logits one position before the token that they predict.
     shifted = torch.cat([torch.full_like(labels[:, :1], IGNORED), labels], -1)
