@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from lorada.attention.call import AttentionCall
 from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
@@ -205,8 +204,6 @@ def _restarts(position_ids: Tensor | None, real: Tensor | None) -> bool:
             "sequences packed by position_ids are not supported in a compiled model with a map: "
             "pass cu_seq_lens_q and cu_seq_lens_k too",
         )
-        return False
-    if isinstance(starts, FakeTensor):  # it has no values; only the memory of a step is asked for
         return False
     return bool(starts.any())
 

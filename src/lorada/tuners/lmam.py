@@ -241,18 +241,11 @@ class LmamLayer(AttachedLayer):
             factors = tuple(getattr(self, each)(name) for each in PARAMETERS[config.form])
             mask = sample_mask(samples, factors[0].device)
             return form_map(config.form, factors, inverse_scale, mask)
-        if name in self.lora_w:
-            factors = (self.lora_w(name),)
-        else:
-            factors = (self.lora_w_a(name), self.lora_w_b(name))
-        return AttentionMap(
-            factors,
-            inverse_scale,
-            config.align,
-            config.positions,
-            config.ablation,
-            samples=sample_mask(samples, factors[0].device),
-        )
+        names = ("lora_w",) if name in self.lora_w else ("lora_w_a", "lora_w_b")
+        factors = tuple(getattr(self, each)(name) for each in names)
+        mask = sample_mask(samples, factors[0].device)
+        settings = config.align, config.positions, config.ablation
+        return AttentionMap(factors, inverse_scale, *settings, samples=mask)
 
     def bake(self) -> None:
         """Compute each map once, for inference; ``train()`` goes back to the factors.
@@ -261,12 +254,10 @@ class LmamLayer(AttachedLayer):
         """
         self._baked = {}
         with torch.no_grad():
-            maps = {name: self._map(name, None) for name in self.configs}
-            self._baked = {
-                name: replace(own, baked=own.dense())
-                for name, own in maps.items()
-                if isinstance(own, AttentionMap)
-            }
+            for name in self.configs:
+                own = self._map(name, None)
+                if isinstance(own, AttentionMap):
+                    self._baked[name] = replace(own, baked=own.dense())
 
     def _apply(self, *args: Any, **kwargs: Any) -> "LmamLayer":
         super()._apply(*args, **kwargs)
@@ -337,16 +328,6 @@ def bake(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, LmamLayer):
             module.bake()
-
-
-def finished_bytes(model: nn.Module) -> int:
-    """Bytes of the maps that ``bake`` would keep."""
-    return sum(
-        4 * factor.shape[0] * factor.shape[1] ** 2
-        for layer in model.modules()
-        if isinstance(layer, LmamLayer)
-        for factor in (*layer.lora_w_a.values(), *layer.lora_w.values())
-    )
 
 
 register("LMAM", LmamConfig, LmamModel)

@@ -7,12 +7,23 @@ from typing import Any
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.generation.continuous_batching.continuous_api import ContinuousMixin
 
-from lorada.tuners.lmam import bake, finished_bytes
+from lorada.tuners.lmam import LmamLayer, bake
 
 FINISHED_SHARE = 0.1  # of the weights' bytes: finished maps that take more are not kept
+
+
+def finished_bytes(model: nn.Module) -> int:
+    """Bytes of the maps that ``bake`` would keep."""
+    return sum(
+        4 * factor.shape[0] * factor.shape[1] ** 2
+        for layer in model.modules()
+        if isinstance(layer, LmamLayer)
+        for factor in (*layer.lora_w_a.values(), *layer.lora_w.values())
+    )
 
 
 class SharedModel:

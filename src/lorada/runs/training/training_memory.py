@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from peft import AdaLoraConfig, ShiraConfig, get_peft_model
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -228,6 +228,9 @@ class _Alive(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and count what it made."""
+        read = args[0] if func is torch.ops.aten._local_scalar_dense.default else None
+        if isinstance(read, FakeTensor) and read.dtype == torch.bool:
+            return False  # no position restarts: of a fake tensor it cannot be read
         output = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor) and tensor.layout is torch.strided:
