@@ -97,7 +97,7 @@ def test_a_conversion_that_fails_leaves_nothing_loadable(tmp_path, monkeypatch):
         model_folder("smollm2-135m")
     # The weights' own writer meets a limit on the size of files, which is a full disk to it.
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
         with pytest.raises(OSError, match=r"could not save .*smollm2-135m: File too large"):
             model_folder("smollm2-135m")
