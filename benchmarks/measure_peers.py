@@ -111,26 +111,11 @@ class Place:
 # The rows.
 
 
-def train(place: Place) -> dict[str, Any]:
-    """LoRA on short rows, beside TRL."""
+def train(place: Place, ours: tuple[str, ...] = (), theirs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """LoRA on short rows, beside TRL, with further options of each."""
     data = place.training_rows([SHORT] * place.settings.short_rows)
-    return compare_trainings(
-        place, place.train(data, "lorada"), {"trl": place.train_with_trl(data)}
-    )
-
-
-def less(place: Place) -> dict[str, Any]:
-    """The same with activations that lorada computes again and TRL keeps."""
-    data = place.training_rows([SHORT] * place.settings.short_rows)
-    ours = place.train(data, "lorada", RECOMPUTED)
-    return compare_trainings(place, ours, {"trl": place.train_with_trl(data)})
-
-
-def both(place: Place) -> dict[str, Any]:
-    """The same with activations that both compute again, as TRL does by default."""
-    data = place.training_rows([SHORT] * place.settings.short_rows)
-    ours = place.train(data, "lorada", RECOMPUTED)
-    return compare_trainings(place, ours, {"trl": place.train_with_trl(data, "--recompute")})
+    trl = place.train_with_trl(data, *theirs)
+    return compare_trainings(place, place.train(data, "lorada", *ours), {"trl": trl})
 
 
 def mixed(place: Place) -> dict[str, Any]:
@@ -252,8 +237,8 @@ def start(place: Place) -> dict[str, Any]:
 
 ROWS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "train": train,
-    "less": less,
-    "both": both,
+    "less": partial(train, ours=(RECOMPUTED,)),
+    "both": partial(train, ours=(RECOMPUTED,), theirs=("--recompute",)),
     "mixed": mixed,
     "bfloat16": bfloat16,
     "evaluate": evaluate,
