@@ -1,7 +1,7 @@
 """Which queries of packed sequences are computed one by one, and which as a whole sequence.
 
-Shapes: B batch, G key/value heads, T queries, K key slots, N map length, C queries that are
-computed.
+Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, K key slots, N map
+length, C queries that are computed, P pairs of a query head and a map column that it sees.
 """
 
 from dataclasses import dataclass, replace
@@ -38,6 +38,60 @@ class PackedQueries:
     places: Tensor
     used: Tensor
     seen: Tensor
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Every pair of a query head and a map column that it sees, by query, head and column.
+
+    Attributes:
+        places: (P,) where the value of the column is, counted as in ``PackedQueries.places``.
+        entries: (P,) where the entry of the map is, in the flat map or in its flat rows.
+        begins: (B·T·H,) the number of the first pair of each head of each query of the call.
+    """
+
+    places: Tensor
+    entries: Tensor
+    begins: Tensor
+
+
+def pairs_of(
+    table: TokenTable,
+    found: PackedQueries,
+    length: int,
+    shape: CallShape,
+    maps: int,
+    finished: bool,
+) -> Pairs:
+    """The pairs of queries from ``read_parts`` of the same table and sizes.
+
+    Args:
+        table: where the tokens lie.
+        found: the queries.
+        length: N.
+        shape: sizes of the call.
+        maps: S.
+        finished: whether the entries are read from the whole map (S, N, N) instead of the first M
+            columns of its rows (S, C, M).
+    """
+    count, groups, columns = found.places.shape
+
+    def find() -> Pairs:
+        seen = found.seen[:, None].expand(-1, shape.heads, -1)
+        query, head, column = seen.nonzero().unbind(1)
+        places = found.places[query, head // (shape.heads // groups), column]
+        # The map of a head, its row, and the column, counted through a flat tensor.
+        first = (
+            head % maps * length + found.rows[query] if finished else head % maps * count + query
+        )
+        entries = first * (length if finished else columns) + column
+        sizes = torch.zeros(shape.queries, shape.heads, dtype=torch.long, device=places.device)
+        sizes[found.chosen] = found.seen.sum(1, keepdim=True)
+        sizes = sizes.flatten()
+        return Pairs(places, entries, sizes.cumsum(0) - sizes)
+
+    key = length, shape.causal, shape.window, groups, shape.heads, maps, finished
+    return table.once(find, "pairs", *key)
 
 
 def all_queries(

@@ -8,11 +8,11 @@ width, C queries that are computed.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorada.attention.attention_map import AttentionMap, take_rows
 from lorada.attention.call import CallShape
-from lorada.attention.packed_positions import PackedQueries, all_queries, read_parts
+from lorada.attention.packed_positions import PackedQueries, all_queries, pairs_of, read_parts
 from lorada.attention.positions import TokenTable
 from lorada.attention.sliced_term import queries_under_map, sliced_term
 from lorada.functional.product import apply_map
@@ -30,7 +30,7 @@ def packed_term(
         parts = read_parts(table, length, shape, groups)
         if parts is not None:
             alone, spans = parts
-            term = _term_of_rows(attention_map, alone, shape, value)
+            term = _term_of_pairs(attention_map, table, alone, shape, value)
             for first, span in spans:
                 reached = queries_under_map(length, span)
                 if reached is not None:
@@ -41,6 +41,31 @@ def packed_term(
         return None
     queries = all_queries(table, length, shape, batch, groups)
     return _term_of_rows(attention_map, queries, shape, value)
+
+
+def _term_of_pairs(
+    attention_map: AttentionMap,
+    table: TokenTable,
+    found: PackedQueries,
+    shape: CallShape,
+    value: Tensor,
+) -> Tensor:
+    """The term of queries from ``read_parts``, (1, T, H, D) with zeros for other queries.
+
+    Each head of a query gets a sum of values, weighted by entries of the map: an ``embedding_bag``,
+    which reads the values where they are. A copy of them would take longer than all else.
+    """
+    if attention_map.has_softmax or value.element_size() < 4:  # which has to be copied as fp32
+        return _term_of_rows(attention_map, found, shape, value)
+    baked = attention_map.baked
+    map_ = attention_map.rows(found.rows, found.places.shape[2]) if baked is None else baked
+    pairs = pairs_of(table, found, attention_map.length, shape, len(map_), baked is not None)
+    values = value.transpose(1, 2).reshape(-1, value.shape[-1]).float()
+    weights = map_.reshape(-1).index_select(0, pairs.entries)
+    term = nn.functional.embedding_bag(
+        pairs.places, values, pairs.begins, mode="sum", per_sample_weights=weights
+    )
+    return term.view(1, shape.queries, shape.heads, -1)
 
 
 def _term_of_rows(
