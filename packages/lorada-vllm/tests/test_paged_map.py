@@ -29,8 +29,11 @@ def attention_map(ablation, maps):
 
 
 def paged(values, blocks):
-    """A cache in which the blocks of all sequences are mixed, and the rest is NaN."""
-    cache = torch.full((100, GROUPS, SIZE, WIDTH), torch.nan)
+    """A cache in which the blocks of all sequences are mixed, and the rest is NaN.
+
+    Before the values of a block stand its keys, as in vLLM's cache on a CPU.
+    """
+    cache = torch.full((100, GROUPS, 2 * SIZE, WIDTH), torch.nan)[:, :, SIZE:]
     for sequence, used in zip(values, blocks, strict=True):
         for position, value in enumerate(sequence):
             cache[used[position // SIZE], :, position % SIZE] = value
@@ -38,8 +41,8 @@ def paged(values, blocks):
 
 
 def as_on_a_gpu(groups):
-    """The groups without the copies of a CPU."""
-    changed = [replace(g, copies=None) if isinstance(g, Together) else g for g in groups]
+    """The groups without what only a CPU does."""
+    changed = [replace(g, on_cpu=False) if isinstance(g, Together) else g for g in groups]
     assert any(isinstance(group, Together) for group in groups)
     return changed
 

@@ -10,7 +10,7 @@ R sequences that are computed together, C blocks of a sequence.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import CallShape
@@ -68,6 +68,10 @@ class PagedMap:
         # The query heads of a group share its values.
         output = output.view(len(output), *self._sizes, -1)
         for group in groups:
+            if isinstance(group, Together) and group.on_cpu and value_cache.element_size() >= 4:
+                term = self._sums(value_cache, group)
+                output.index_add_(0, group.tokens, term.view(-1, *output.shape[1:]))
+                continue
             rows = self.rows(group.rows, group.keys)
             if isinstance(group, Part):
                 # In the wider dtype, and rounded once, after the sum.
@@ -75,6 +79,27 @@ class PagedMap:
             else:
                 term = _term_together(rows, values_together(value_cache, group))
                 output.index_add_(0, group.tokens, term.to(output.dtype))
+
+    def _sums(self, value_cache: Tensor, group: Together) -> Tensor:
+        """The term (R·H, D) as sums of values weighted by entries of the map.
+
+        An ``embedding_bag`` reads the values where they are. A copy would take longer than all
+        else.
+        """
+        map_ = self.rows(group.rows, group.keys) if self._dense is None else self._dense
+        length = None if self._dense is None else self.length
+        groups, share = self._sizes
+        pairs = group.pairs(value_cache.stride(), groups * share, length)
+        weights = map_.reshape(-1).index_select(0, pairs.entries)
+        width = value_cache.shape[-1]
+        # All that the cache holds from its first value on, as vectors of one head. Keys may lie
+        # between the values.
+        steps = zip(value_cache.shape, value_cache.stride(), strict=True)
+        count = 1 + sum((size - 1) * step for size, step in steps)
+        vectors = value_cache.as_strided((count // width, width), (width, 1))
+        return nn.functional.embedding_bag(
+            pairs.places, vectors, pairs.begins, mode="sum", per_sample_weights=weights
+        )
 
 
 def _tiled(factor: Tensor, heads: int) -> Tensor:
@@ -108,7 +133,7 @@ def values_of(value_cache: Tensor, part: Part) -> Tensor:
 
 def values_together(value_cache: Tensor, group: Together) -> Tensor:
     """The values (R, G, keys, D) of several sequences in fp32, zeros where one is shorter."""
-    if group.copies is not None:
+    if group.on_cpu:
         for target, block, count in group.copies.parts:
             target.copy_(value_cache[block, :, :count])
         return group.copies.values

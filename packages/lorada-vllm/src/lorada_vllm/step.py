@@ -8,17 +8,28 @@ Made once per step, from numbers that the host has anyway, and used by every lay
 every sequence is longer than the map has no groups, and costs nothing.
 
 Shapes: Q sequences of a step, R sequences of a group, C blocks of the cache per sequence,
-G key/value heads, D head width.
+H query heads, G key/value heads, N map length, D head width, P pairs of a query head and a map
+column.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 # Rows of one product, so that a long map is never made whole.
 MOST_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The sizes of the cache of values: tokens per block, G and D."""
+
+    block: int
+    heads: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -41,8 +52,24 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """Every pair of a head of a row and a column that it sees, by row, head and column.
+
+    Attributes:
+        places: (P,) where the value of the column is, in vectors of D numbers from the first of the
+            cache.
+        entries: (P,) where the entry of the map is, in the flat map or in its flat rows.
+        begins: (R·H,) the number of the first pair of each head of each row.
+    """
+
+    places: Tensor
+    entries: Tensor
+    begins: Tensor
+
+
+@dataclass(frozen=True)
 class Copies:
-    """How the values of a ``Together`` are copied on a CPU, where this is faster than an index.
+    """How values in half precision are copied on a CPU, where this is faster than an index.
 
     Attributes:
         values: (R, G, keys, D) in fp32, zeros behind the end of each sequence. Every layer copies
@@ -62,29 +89,63 @@ class Together:
         tokens: (R,) their places among the tokens of the step.
         rows: (R,) their map rows.
         blocks: (R, C) as in ``Part``.
-        keys: how many values are read of each sequence.
-        beyond: (R, 1, keys, 1) booleans, values that are not of the sequence.
-        copies: for a CPU; None on a GPU.
+        keys: how many values are read of the longest sequence.
+        cache: its sizes.
+        on_cpu: whether numbers can be read without waiting for a device.
     """
 
     tokens: Tensor
     rows: Tensor
     blocks: Tensor
     keys: int
-    beyond: Tensor
-    copies: Copies | None
+    cache: Cache
+    on_cpu: bool
+
+    @cached_property
+    def beyond(self) -> Tensor:
+        """(R, 1, keys, 1) booleans, values that are not of the sequence."""
+        return ~self._seen[:, None, :, None]
+
+    @cached_property
+    def _seen(self) -> Tensor:
+        return torch.arange(self.keys, device=self.rows.device) <= self.rows[:, None]
+
+    @cached_property
+    def copies(self) -> Copies:
+        """How a CPU copies the values of a cache in half precision."""
+        return _copies(self.blocks.tolist(), self.rows.tolist(), self.keys, self.cache)
+
+    def pairs(self, strides: tuple[int, ...], heads: int, length: int | None) -> Pairs:
+        """The pairs of the rows' heads and columns, made once for all layers.
+
+        Args:
+            strides: of the cache's values (blocks, G, block size, D).
+            heads: H.
+            length: N if the whole map (N, H, N) is given; None for its rows (R, H, keys).
+        """
+        key = strides, heads, length
+        if key not in self._pairs:
+            self._pairs[key] = self._make_pairs(*key)
+        return self._pairs[key]
+
+    @cached_property
+    def _pairs(self) -> dict[tuple[tuple[int, ...], int, int | None], Pairs]:
+        return {}
+
+    def _make_pairs(self, strides: tuple[int, ...], heads: int, length: int | None) -> Pairs:
+        seen = self._seen[:, None].expand(-1, heads, -1)
+        row, head, column = seen.nonzero().unbind(1)
+        size, width = self.cache.block, self.cache.width
+        block = self.blocks[row, column // size]
+        group = head // (heads // self.cache.heads)
+        places = block * strides[0] + group * strides[1] + column % size * strides[2]
+        first = row if length is None else self.rows[row]
+        entries = (first * heads + head) * (length or self.keys) + column
+        sizes = (self.rows + 1).repeat_interleave(heads)
+        return Pairs(places // width, entries, sizes.cumsum(0) - sizes)
 
 
 Group = Part | Together
-
-
-@dataclass(frozen=True)
-class Cache:
-    """The sizes of the cache of values: tokens per block, G and D."""
-
-    block: int
-    heads: int
-    width: int
 
 
 def groups_of_step(
@@ -131,18 +192,14 @@ def _together(alone: list[tuple[int, int, int]], blocks: Tensor, cache: Cache) -
     tokens, rows, chosen = torch.tensor(alone, device=device).unbind(1)
     keys = max(row for _, row, _ in alone) + 1
     used = blocks[chosen, : -(-keys // cache.block)]
-    beyond = (torch.arange(keys, device=device) > rows[:, None])[:, None, :, None]
-    copies = None
-    if device.type == "cpu":
-        copies = _copies(used.tolist(), [row + 1 for _, row, _ in alone], keys, cache)
-    return Together(tokens, rows, used, keys, beyond, copies)
+    return Together(tokens, rows, used, keys, cache, device.type == "cpu")
 
 
-def _copies(blocks: list[list[int]], lengths: list[int], keys: int, cache: Cache) -> Copies:
+def _copies(blocks: list[list[int]], rows: list[int], keys: int, cache: Cache) -> Copies:
     values = torch.zeros(len(blocks), cache.heads, keys, cache.width)
     parts = []
-    for sequence, used, length in zip(values, blocks, lengths, strict=True):
-        for begin, block in zip(range(0, length, cache.block), used, strict=False):
-            end = min(begin + cache.block, length)
+    for sequence, used, row in zip(values, blocks, rows, strict=True):
+        for begin, block in zip(range(0, row + 1, cache.block), used, strict=False):
+            end = min(begin + cache.block, row + 1)
             parts.append((sequence[:, begin:end], block, end - begin))
     return Copies(values, parts)
