@@ -1,5 +1,6 @@
 """What all tests share: no network, seeds, tolerances, and tiny models built from configs."""
 
+import gc
 import os
 import sys
 
@@ -141,6 +142,15 @@ def _threads_as_before() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+def pytest_collection_finish() -> None:
+    """Let no collection of garbage walk through what stays until the end: modules and tests.
+
+    Every training begins with a whole collection, which would take longer than its steps.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

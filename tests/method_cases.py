@@ -28,7 +28,6 @@ BUILDERS = {
 # The models of the paper, on which sizes and training are checked too, and all others.
 MODELS = ("llama", "roberta", "deberta_v2", "bart", "mbart")
 FURTHER = tuple(name for name in BUILDERS if name not in MODELS)
-OFTEN = ("gpt2", "phi3", "t5", "distilbert")  # of those, in every run of the tests
 # What a tiny model needs other than what the paper's has.
 SMALL = {
     "lmam": {"rank": 2, "length": 6, "heads": 2},

@@ -6,12 +6,12 @@ import pytest
 import torch
 from architectures import inputs, logits
 from conftest import assert_close
+from covering import covering
 from folders import bert_folder, llama_folder, rows_file
 from method_cases import (
     BUILDERS,
     CASES,
     FURTHER_CASES,
-    OFTEN,
     UNDEFINED,
     defined,
     placed,
@@ -34,10 +34,8 @@ PLUGGED = ("lora", "dora", "series", "parallel", "quanta", "longlora")
 
 
 def all_cases():
-    """Each method on each model; those of the long tail run with the slow tests."""
-    often = [(name, model) for name, model in FURTHER_CASES if model in OFTEN]
-    rest = [case for case in FURTHER_CASES if case[1] not in OFTEN]
-    return [*CASES, *often, *(pytest.param(*case, marks=pytest.mark.slow) for case in rest)]
+    """Each method on each model, and of those beyond the paper's most only with the slow tests."""
+    return [*CASES, *covering(FURTHER_CASES, 1)]
 
 
 @pytest.mark.parametrize(("name", "model"), all_cases(), ids=lambda part: part)

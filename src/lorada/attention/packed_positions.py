@@ -7,7 +7,7 @@ length, C queries that are computed, P pairs of a query head and a map column th
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorada.attention.call import CallShape
 from lorada.attention.positions import NO_TOKEN, TokenSpan, TokenTable
@@ -47,7 +47,8 @@ class Pairs:
     Attributes:
         places: (P,) where the value of the column is, counted as in ``PackedQueries.places``.
         entries: (P,) where the entry of the map is, in the flat map or in its flat rows.
-        begins: (B·T·H,) the number of the first pair of each head of each query of the call.
+        begins: (T·H + 1,) the number of the first pair of each head of each query of the call, and
+            P at the end.
     """
 
     places: Tensor
@@ -87,8 +88,8 @@ def pairs_of(
         entries = first * (length if finished else columns) + column
         sizes = torch.zeros(shape.queries, shape.heads, dtype=torch.long, device=places.device)
         sizes[found.chosen] = found.seen.sum(1, keepdim=True)
-        sizes = sizes.flatten()
-        return Pairs(places, entries, sizes.cumsum(0) - sizes)
+        begins = nn.functional.pad(sizes.flatten().cumsum(0), (1, 0))
+        return Pairs(places, entries, begins)
 
     key = length, shape.causal, shape.window, groups, shape.heads, maps, finished
     return table.once(find, "pairs", *key)

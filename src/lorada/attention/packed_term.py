@@ -63,8 +63,9 @@ def _term_of_pairs(
     values = value.transpose(1, 2).reshape(-1, value.shape[-1]).float()
     weights = map_.reshape(-1).index_select(0, pairs.entries)
     term = nn.functional.embedding_bag(
-        pairs.places, values, pairs.begins, mode="sum", per_sample_weights=weights
-    )
+        pairs.places, values, pairs.begins, mode="sum", per_sample_weights=weights,
+        include_last_offset=True,
+    )  # fmt: skip
     return term.view(1, shape.queries, shape.heads, -1)
 
 

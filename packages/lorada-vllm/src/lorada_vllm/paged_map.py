@@ -98,8 +98,9 @@ class PagedMap:
         count = 1 + sum((size - 1) * step for size, step in steps)
         vectors = value_cache.as_strided((count // width, width), (width, 1))
         return nn.functional.embedding_bag(
-            pairs.places, vectors, pairs.begins, mode="sum", per_sample_weights=weights
-        )
+            pairs.places, vectors, pairs.begins, mode="sum", per_sample_weights=weights,
+            include_last_offset=True,
+        )  # fmt: skip
 
 
 def _tiled(factor: Tensor, heads: int) -> Tensor:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Rows of one product, so that a long map is never made whole.
 MOST_ROWS = 256
@@ -59,7 +59,7 @@ class Pairs:
         places: (P,) where the value of the column is, in vectors of D numbers from the first of the
             cache.
         entries: (P,) where the entry of the map is, in the flat map or in its flat rows.
-        begins: (R·H,) the number of the first pair of each head of each row.
+        begins: (R·H + 1,) the number of the first pair of each head of each row, and P at the end.
     """
 
     places: Tensor
@@ -141,8 +141,8 @@ class Together:
         places = block * strides[0] + group * strides[1] + column % size * strides[2]
         first = row if length is None else self.rows[row]
         entries = (first * heads + head) * (length or self.keys) + column
-        sizes = (self.rows + 1).repeat_interleave(heads)
-        return Pairs(places // width, entries, sizes.cumsum(0) - sizes)
+        begins = nn.functional.pad((self.rows + 1).repeat_interleave(heads).cumsum(0), (1, 0))
+        return Pairs(places // width, entries, begins)
 
 
 Group = Part | Together

@@ -1,0 +1,37 @@
+"""``covering``: which cases of a matrix run every time, and which only with the slow tests."""
+
+import random
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+
+import pytest
+
+
+def covering(cases: Sequence[tuple], together: int) -> list:
+    """The cases of a matrix, most of them marked slow.
+
+    Args:
+        cases: a value of each axis, and a pair where the last of them are marks already.
+        together: every combination of so many values that is in a case is in one that is not slow.
+            With 1 every value of each axis is tried, with 2 also every two of them.
+
+    Returns:
+        All cases in their order, for ``pytest.mark.parametrize``.
+    """
+    order = list(range(len(cases)))
+    random.Random(0).shuffle(order)  # in their own order the first value would be in most cases
+    kept, seen = set(), set()
+    for i in order:
+        new = set(combined(cases[i], together)) - seen
+        if new:
+            kept.add(i)
+            seen |= new
+    return [
+        case if i in kept else pytest.param(*case, marks=pytest.mark.slow)
+        for i, case in enumerate(cases)
+    ]
+
+
+def combined(case: tuple, together: int) -> Iterable[tuple]:
+    """Every combination of so many values of a case, each with the number of its axis."""
+    return combinations(enumerate(case), together)
