@@ -135,7 +135,10 @@ def start_row(done: list[Finished], again: list[Finished]) -> dict[str, Any]:
     for one in done:
         imports = one.stamps["imports"]
         at = [one.started, imports["began"], imports["torch"], imports["transformers"]]
-        names = ("Python", "import torch", "import transformers, peft", "lorada and the model")
+        names = (
+            "Python, command line", "import torch", "import transformers, peft",
+            "lorada and the model",
+        )  # fmt: skip
         for name, begin, end in zip(names, at, [*at[1:], one.stamps["begin"]], strict=True):
             parts.setdefault(name, []).append(end - begin)
     figure = {

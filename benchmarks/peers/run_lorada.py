@@ -3,8 +3,8 @@
     python run_lorada.py train --method lora --model DIR --data FILE --output RUN
     python run_lorada.py evaluate RUN --data FILE
 
-Besides the stamps of the work there is when this script began, and when torch and transformers were
-imported, which come first here so that they can be told apart from the rest.
+Besides the stamps of the work there is when the command line was there, and when torch and
+transformers were imported, which come first here so that they can be told apart from the rest.
 """
 
 import sys
@@ -12,15 +12,17 @@ from typing import Any
 
 import stamps
 
+import lorada_cli  # before lorada, which imports torch at once without it
+from lorada.cli.app import importing
+
 began = stamps.now()
-import torch  # noqa: F401, E402
+with importing(quiet=True):  # as every command imports them
+    import torch  # noqa: F401
 
-after_torch = stamps.now()
-import peft  # noqa: F401, E402
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer  # noqa: F401, E402
-
+    after_torch = stamps.now()
+    import peft  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer  # noqa: F401
 after_transformers = stamps.now()
-import lorada_cli  # noqa: E402
 
 
 def watch_scoring() -> stamps.Stamps:

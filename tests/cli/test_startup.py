@@ -30,6 +30,24 @@ def test_commands_that_list_need_no_torch(words):
     assert loaded_by(code) == "loaded []"
 
 
+def test_no_garbage_is_looked_for_while_torch_is_imported_nor_among_modules_later():
+    code = """
+import gc
+import lorada_cli
+from lorada.cli.app import importing
+with importing():
+    assert not gc.isenabled()
+    import torch
+assert gc.isenabled()
+kept = gc.get_freeze_count()
+assert kept > 50_000
+with importing():  # a second time there is nothing to import
+    assert gc.isenabled()
+assert gc.get_freeze_count() == kept
+"""
+    assert loaded_by(code) == "loaded ['torch']"
+
+
 def test_import_lorada_makes_the_peft_types_known():
     code = (
         "import lorada\nfrom peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known\n"

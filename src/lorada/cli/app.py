@@ -1,5 +1,6 @@
 """The typer application, and what commands share: options, consoles, suggestions, JSON."""
 
+import gc
 import shlex
 import sys
 from collections.abc import Iterator
@@ -59,13 +60,29 @@ def waiting(what: str, *, quiet: bool = False) -> AbstractContextManager[Any]:
     return nullcontext() if quiet or not errors.is_terminal else errors.status(Text(what))
 
 
-HEAVY = "loading torch and transformers"
+@contextmanager
+def importing(*, quiet: bool = False) -> Iterator[None]:
+    """Show a spinner while the ``with`` block imports torch and transformers.
+
+    Python does not look for garbage meanwhile, and later not among what was there by then: both
+    would take about a second, and modules are none.
+    """
+    first = "torch" not in sys.modules and gc.isenabled()
+    if first:
+        gc.disable()
+    try:
+        with waiting("loading torch and transformers", quiet=quiet):
+            yield
+    finally:
+        if first:
+            gc.freeze()
+            gc.enable()
 
 
 @contextmanager
 def loading_model(model: str, *, quiet: bool = False) -> Iterator[None]:
     """Import torch, and show a spinner while the ``with`` block loads ``model``."""
-    with waiting(HEAVY, quiet=quiet):
+    with importing(quiet=quiet):
         from transformers.utils import logging
 
         import lorada.runs.inference.load  # noqa: F401

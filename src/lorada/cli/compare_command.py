@@ -8,7 +8,6 @@ import typer
 from rich.table import Table
 
 from lorada.cli.app import (
-    HEAVY,
     DataDir,
     Json,
     Remote,
@@ -16,10 +15,10 @@ from lorada.cli.app import (
     as_typed,
     console,
     errors,
+    importing,
     print_json,
     prints_to_stderr,
     suggest,
-    waiting,
 )
 from lorada.cli.queue_options import Cluster, Collect, Shard, Workers, check_queue
 from lorada.cli.table_command import numbers, print_progress
@@ -129,7 +128,7 @@ def _checked(
     from lorada.cli.checks import check_comparison
 
     check_comparison(place, pairs, options, asked, resume=resume, overwrite=overwrite)
-    with waiting(HEAVY):
+    with importing():
         from lorada.experiments.compare.spec import FIXED, comparison_of, resumed_comparison
         from lorada.runs.recipe import load_recipe
 
@@ -148,7 +147,7 @@ def _run(
     chosen: Any, place: Path, engine: Any, part: Any, *, overwrite: bool, as_json: bool
 ) -> None:
     """Run a comparison, and print its report or how it goes on; code 2 if a job has failed."""
-    with waiting(HEAVY):
+    with importing():
         from lorada.experiments.compare.run import compare as run_comparison
 
     try:
@@ -173,7 +172,7 @@ def _run(
 
 def _estimate(chosen: Any, place: Path, engine: Any, *, resume: bool, as_json: bool) -> None:
     """Print what a comparison would run, and what it would take."""
-    with waiting(HEAVY):
+    with importing():
         from lorada.experiments.compare.measure import estimate
         from lorada.experiments.compare.run import planned
 

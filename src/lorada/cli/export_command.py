@@ -6,12 +6,12 @@ from typing import Annotated, Any, cast
 import typer
 
 from lorada.cli.app import (
-    HEAVY,
     Json,
     Remote,
     RunFolder,
     app,
     console,
+    importing,
     next_is,
     print_json,
     suggest,
@@ -58,7 +58,7 @@ def export(
     if form != "transformers":
         export_as_graph(run, target, form, remote=remote, as_json=as_json)
         return
-    with waiting(HEAVY, quiet=as_json):
+    with importing(quiet=as_json):
         from lorada.runs.inference.export import export as export_model
         from lorada.runs.inference.export import export_adapter
 
@@ -92,7 +92,7 @@ def say_written(target: Path, written: dict[str, Any], *, adapter_only: bool) ->
 
 def export_as_graph(run: Path, target: Path, form: str, *, remote: bool, as_json: bool) -> None:
     """Write a finished run as a graph, and print how its numbers compare with torch's."""
-    with waiting(HEAVY, quiet=as_json):
+    with importing(quiet=as_json):
         from transformers.utils import logging
 
         from lorada.runs.inference.graph_export import export_graph

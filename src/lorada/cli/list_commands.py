@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from lorada.cli.app import HEAVY, Json, app, console, print_json, suggest, waiting
+from lorada.cli.app import Json, app, console, importing, print_json, suggest
 
 
 @app.command()
@@ -93,7 +93,7 @@ def params(
 
     pairs = list(overrides or [])
     check_counted(method, model, pairs)
-    with waiting(HEAVY, quiet=as_json):
+    with importing(quiet=as_json):
         from lorada.runs.models.count import count_parameters
 
     counts = count_parameters(method, model, pairs)

@@ -7,13 +7,13 @@ import typer
 from rich.table import Table
 
 from lorada.cli.app import (
-    HEAVY,
     DataDir,
     Json,
     Remote,
     RunFolder,
     app,
     console,
+    importing,
     loaded_run,
     print_json,
     suggest,
@@ -178,7 +178,7 @@ def _plot_sweep(
 
     figure = check_table("figure4", scale, data_dir, resume=resume, overwrite=overwrite)
     chosen = numbers(seeds)
-    with waiting(HEAVY):
+    with importing():
         from lorada.experiments.queue.engine import engine_named
         from lorada.experiments.table_page import run_all
         from lorada.experiments.table_runs import jobs
@@ -231,7 +231,7 @@ def _plot_scatter(table: int, scale: str | None, results: Path, output: Path) ->
     columns = chosen.columns_of(chosen.tasks)
     if not averaged_columns(columns, chosen.mean):
         raise ValueError(f"table {table} has no mean of its columns ({', '.join(columns)}) to draw")
-    with waiting(HEAVY):
+    with importing():
         from lorada.experiments.table_page import page_rows
         from lorada.experiments.table_runs import stored_rows
 

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from lorada.cli.app import (
-    HEAVY,
     DataDir,
     Json,
     Remote,
@@ -21,11 +20,11 @@ from lorada.cli.app import (
     app,
     console,
     errors,
+    importing,
     loaded_run,
     print_json,
     prints_to_stderr,
     suggest,
-    waiting,
 )
 from lorada.cli.queue_options import Cluster, Collect, check_queue
 from lorada.support.processes import is_first, process_count, refuse_several
@@ -82,7 +81,7 @@ def train(
     plain = outline(recipe, pairs, options, name_output=True)
     if is_first():  # other processes may already see what the first has begun to write
         check_training(plain, resume=resume, overwrite=overwrite)
-    with waiting(HEAVY, quiet=as_json):
+    with importing(quiet=as_json):
         from lorada.runs.training.train import train as run_training
 
         loaded = load_recipe(recipe, pairs, options, name_output=True).with_absolute_paths()
@@ -267,7 +266,7 @@ def search(
     }  # fmt: skip
     check_search(pairs, options, resume=resume, overwrite=overwrite)
     check_queue(1, cluster, collect, None)  # each trial depends on those before it
-    with waiting(HEAVY, quiet=as_json):
+    with importing(quiet=as_json):
         from lorada.experiments.queue.engine import engine_named
         from lorada.experiments.search import search as run_search
         from lorada.experiments.search import search_recipe
@@ -301,7 +300,7 @@ def quickstart(
     from lorada.cli.checks import check_quickstart
 
     check_quickstart(output, overwrite=overwrite)
-    with waiting(HEAVY, quiet=as_json):
+    with importing(quiet=as_json):
         from lorada.experiments.quickstart import compare
 
     report: Callable[..., Any] = errors.print if as_json else console.print

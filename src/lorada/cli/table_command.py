@@ -7,16 +7,15 @@ import typer
 from rich.table import Table
 
 from lorada.cli.app import (
-    HEAVY,
     DataDir,
     Json,
     app,
     console,
     errors,
+    importing,
     print_json,
     prints_to_stderr,
     suggest,
-    waiting,
 )
 from lorada.cli.queue_options import (
     Cluster,
@@ -70,7 +69,7 @@ def table(
     of_rows, of_tasks, of_seeds = _names("rows", rows), _names("tasks", tasks), numbers(seeds)
     chosen.rows_named(of_rows)
     chosen.tasks_at("paper", of_tasks)
-    with waiting(HEAVY, quiet=as_json):
+    with importing(quiet=as_json):
         from lorada.experiments.queue.engine import engine_named
         from lorada.experiments.table_page import page_of, part_of, run_all
         from lorada.experiments.table_runs import jobs
