@@ -53,7 +53,11 @@ def test_cell(name, column):
 @pytest.mark.parametrize(
     ("name", "column"),
     [
-        pytest.param(*cell, marks=pytest.mark.fp64(cell[1] != "flex = eager"))
+        pytest.param(
+            *cell,
+            marks=[pytest.mark.fp64(cell[1] != "flex = eager")]
+            + [pytest.mark.slow] * is_slow(*cell),
+        )
         for cell, reason in REASONS.items()
         if reason == BASE
     ],

@@ -77,12 +77,24 @@ def test_losses_and_gradients_are_those_of_off(asked, setting):
             assert_close(step[name], gradient)
 
 
-def test_auto_computes_again_where_a_step_would_not_fit(asked, monkeypatch, caplog):
+@pytest.fixture
+def computed(monkeypatch):
+    """Steps whose memory was computed, by setting, length and sequences; none is computed twice."""
+    found = {}
+
+    def once(recipe, sequences=None):
+        step = recipe.activation_checkpointing, recipe.max_length, sequences
+        found[step] = found.get(step) or training_memory(recipe, sequences)
+        return found[step]
+
+    monkeypatch.setattr(checkpointing, "training_memory", once)
+    return found
+
+
+def test_auto_computes_again_where_a_step_would_not_fit(asked, computed, monkeypatch, caplog):
     recipe = asked("auto", *PLAIN)
-    off, selective, full = (
-        training_memory(recipe.model_copy(update={"activation_checkpointing": setting})).total
-        for setting in ("off", "selective", "full")
-    )
+    off, selective, full = choose(prepare_training(recipe)).sizes.values()
+    assert [setting for setting, *_ in computed] == ["off", "selective", "full"]
     assert full < selective < 0.9 * off
     for size, larger, smaller in ((off, "off", "selective"), (selective, "selective", "full")):
         for more, chosen in ((8, larger), (-8, smaller)):
@@ -127,19 +139,17 @@ def test_memory_that_cannot_be_computed_is_said_and_leaves_it_off(asked, monkeyp
     )
 
 
-def test_a_batch_of_candidates_has_a_sequence_for_each(asked, monkeypatch):
-    with_free(monkeypatch, 0)
+def test_a_batch_of_candidates_has_a_sequence_for_each(asked, computed):
     rows = [{"prompt": "a", "candidates": [" b", " c", " d"], "answer": 0}] * 4
-    one = choose(prepare_training(asked("auto"))).sizes["off"]
     three = choose(prepare_training(asked("auto", rows=rows))).sizes["off"]
-    recipe = asked("off")
-    assert three == training_memory(recipe, sequences=12).total > one
+    one = choose(prepare_training(asked("auto"))).sizes["off"]
+    assert {sequences for _, _, sequences in computed} == {12, None}
+    assert three > one
 
 
-def test_rows_are_no_longer_than_the_model_can_read(asked, monkeypatch):
-    with_free(monkeypatch, 0)
-    long, fitting = (choose(prepare_training(asked("auto", f"max_length={n}"))) for n in (999, 64))
-    assert long == fitting
+def test_rows_are_no_longer_than_the_model_can_read(asked, computed):
+    choose(prepare_training(asked("auto", "max_length=999")))
+    assert {length for _, length, _ in computed} == {64}
 
 
 def test_measured_steps_decide_too(asked, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import assert_close
+from datasets import Dataset
 from folders import byte_tokenizer, llama_folder, rows_file
 from peft import get_peft_model
 from stacks import randomise
@@ -15,7 +16,7 @@ from lorada.attention.layer_maps import ratio_of, squared_norms
 from lorada.attention.observation import observe
 from lorada.methods.callbacks.longlora import ShiftedAttention
 from lorada.runs.data.dataset import ChoiceCollator
-from lorada.runs.inference.evaluate import evaluate
+from lorada.runs.inference.evaluate import alike, evaluate
 from lorada.runs.inference.load import load_run
 from lorada.runs.models.candidate_scores import (
     cached_scores,
@@ -139,6 +140,17 @@ def test_candidates_of_one_token_need_no_second_pass(model):
     ]
     batch = ChoiceCollator(TOKENIZER)(features)
     assert_close(cached_scores(model, batch), sequence_scores(model, batch))
+
+
+def test_rows_are_scored_beside_rows_of_alike_length_and_candidates_of_alike_length():
+    """Lengths of prompts and candidates; the longest rows come first, so that memory ends early."""
+    sizes = [(30, 2), (20, 9), (10, 2), (40, 10), (20, 2), (10, 9)]
+    dataset = Dataset.from_list(
+        [{"candidates": [[7] * n, [8]], "length": prompt + n} for prompt, n in sizes]
+    )
+    assert alike(dataset, 2) == [[1, 3], [0, 4], [2, 5]]
+    assert alike(dataset.remove_columns("candidates"), 2) == [[3, 0], [1, 4], [5, 2]]
+    assert alike(dataset.select([]), 2) == []
 
 
 @pytest.mark.fp64(False)

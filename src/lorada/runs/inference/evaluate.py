@@ -5,10 +5,12 @@ The metrics go into ``result.json``, and the answer to each row into ``predictio
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from math import log2
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 
@@ -185,13 +187,26 @@ def _batches(
     """
     dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=answered)
     pad = collator(rows.form, run.tokenizer)
-    lengths = lengths_of(dataset)
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    size = run.recipe.eval_batch_size
-    chunks = [order[start : start + size] for start in range(0, len(order), size)]
-    for chosen in progress_bar(chunks, title):
+    for chosen in progress_bar(alike(dataset, run.recipe.eval_batch_size), title):
         batch = pad([dataset[i] for i in chosen])
         yield chosen, {key: tensor.to(run.device) for key, tensor in batch.items()}
+
+
+def alike(dataset: Dataset, size: int) -> list[list[int]]:
+    """The indices of rows, ``size`` together that need few pads, the longest first."""
+    lengths = lengths_of(dataset)
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    if "candidates" in dataset.column_names:
+        # Candidates are padded by themselves, behind their prompts (``cached_scores``).
+        widest = [max(map(len, candidates)) for candidates in dataset["candidates"]]
+        widths: dict[int, list[int]] = {}
+        for i in order:
+            widths.setdefault(round(4 * log2(widest[i])), []).append(i)
+        # Down and up again, so that rows of two widths in one batch have prompts of alike length.
+        turns = enumerate(sorted(widths))
+        order = [i for turn, width in turns for i in widths[width][:: (-1) ** turn]]
+    chunks = [order[start : start + size] for start in range(0, len(order), size)]
+    return sorted(chunks, key=lambda chosen: -max(lengths[i] for i in chosen))
 
 
 def _in_order(answers: dict[int, Any]) -> list[Any]:

@@ -11,7 +11,6 @@ import inspect
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -32,9 +31,13 @@ def mean_log_likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
     """
     targets = labels[:, 1:]
     counted = targets != IGNORED
-    log_p = torch.log_softmax(logits[:, :-1].float(), -1)
-    chosen = log_p.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    chosen = _log_likelihoods(logits[:, :-1], targets.clamp(min=0))
     return (chosen * counted).sum(-1) / counted.sum(-1)
+
+
+def _log_likelihoods(logits: Tensor, ids: Tensor) -> Tensor:
+    """The log-probability of each id (*B,) by logits (*B, vocabulary), in fp32."""
+    return logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
 
 
 def sequence_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -69,7 +72,9 @@ def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     positions = positions_of(prompt_mask)
     extra = accepted(model, position_ids=positions, logits_to_keep=1)
     output = model(input_ids=prompts, attention_mask=prompt_mask, use_cache=True, **extra)
-    logits = output.logits[row_of, -1:]  # they predict the first token of each candidate
+    # The last token of a prompt predicts the first of each of its candidates.
+    first_log_p = output.logits[:, -1].float().log_softmax(-1)  # (B, vocabulary)
+    total = first_log_p[row_of, candidates[:, 0]]
     if mask.shape[1] > 1:
         name = "cache" if "cache" in accepted(model, cache=None) else "past_key_values"
         cache = output[name]
@@ -83,11 +88,8 @@ def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
             **{name: cache},
             **accepted(model, position_ids=positions[row_of, -1:] + steps),
         )
-        logits = torch.cat([logits, rest.logits], 1)
-    labels = candidates.masked_fill(mask == 0, IGNORED)
-    # ``mean_log_likelihoods`` expects logits one position before the token that they predict.
-    shifted = torch.cat([torch.full_like(labels[:, :1], IGNORED), labels], -1)
-    return mean_log_likelihoods(F.pad(logits, (0, 0, 0, 1)), shifted)
+        total = total + (_log_likelihoods(rest.logits, candidates[:, 1:]) * mask[:, 1:]).sum(-1)
+    return total / lengths
 
 
 def _cut(ids: Tensor, begins: Tensor, lengths: Tensor, pads: str) -> tuple[Tensor, Tensor]:
