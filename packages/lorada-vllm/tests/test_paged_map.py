@@ -87,6 +87,19 @@ def test_a_step_adds_what_the_paper_adds_to_the_whole_attention_map(
         torch.testing.assert_close(output[starts[i] : starts[i + 1]], expected)
 
 
+def test_values_that_do_not_lie_side_by_side_give_the_same():
+    generator = torch.Generator().manual_seed(3)
+    cache = torch.randn(6, GROUPS, SIZE, WIDTH + 1, generator=generator)[..., :WIDTH]
+    table = torch.tensor([[3, 1], [0, 2], [5, 4]])
+    groups = groups_of_step([0, 1, 2, 3], [6, 3, 7], table, Cache(SIZE, GROUPS, WIDTH), LENGTH)
+    own = PagedMap(attention_map(None, HEADS), HEADS, GROUPS)
+    found, expected = (torch.zeros(3, HEADS, WIDTH) for _ in range(2))
+    own.add(found, cache, groups)
+    own.add(expected, cache.contiguous(), groups)
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(found, expected)
+
+
 def test_half_precision_rounds_only_the_sum():
     generator = torch.Generator().manual_seed(3)
     cache = torch.randn(6, GROUPS, SIZE, WIDTH, generator=generator).bfloat16()

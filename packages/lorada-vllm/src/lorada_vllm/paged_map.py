@@ -67,8 +67,9 @@ class PagedMap:
         """
         # The query heads of a group share its values.
         output = output.view(len(output), *self._sizes, -1)
+        are_vectors = value_cache.element_size() >= 4 and _are_vectors(value_cache)
         for group in groups:
-            if isinstance(group, Together) and group.on_cpu and value_cache.element_size() >= 4:
+            if isinstance(group, Together) and group.on_cpu and are_vectors:
                 term = self._sums(value_cache, group)
                 output.index_add_(0, group.tokens, term.view(-1, *output.shape[1:]))
                 continue
@@ -101,6 +102,12 @@ class PagedMap:
             pairs.places, vectors, pairs.begins, mode="sum", per_sample_weights=weights,
             include_last_offset=True,
         )  # fmt: skip
+
+
+def _are_vectors(value_cache: Tensor) -> bool:
+    """Whether every value of the cache begins at a multiple of its width D."""
+    *steps, last = value_cache.stride()
+    return last == 1 and all(step % value_cache.shape[-1] == 0 for step in steps)
 
 
 def _tiled(factor: Tensor, heads: int) -> Tensor:
