@@ -74,7 +74,7 @@ def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     output = model(input_ids=prompts, attention_mask=prompt_mask, use_cache=True, **extra)
     # The last token of a prompt predicts the first of each of its candidates.
     first_log_p = output.logits[:, -1].float().log_softmax(-1)  # (B, vocabulary)
-    total = first_log_p[row_of, candidates[:, 0]]
+    total: Tensor = first_log_p[row_of, candidates[:, 0]]
     if mask.shape[1] > 1:
         name = "cache" if "cache" in accepted(model, cache=None) else "past_key_values"
         cache = output[name]
