@@ -26,7 +26,7 @@ from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lorada.runs.training.labelled_loss import find_labelled_loss
+from lorada.runs.models.labelled_loss import find_labelled_loss
 from lorada.tasks.tokenize import IGNORED
 
 RESULTS = Path(__file__).parent / "results" / "training_growth.json"

@@ -12,7 +12,7 @@ def covering(cases: Sequence[tuple], together: int) -> list:
 
     Args:
         cases: a value of each axis, and a pair where the last of them are marks already.
-        together: every combination of so many values that is in a case is in one that is not slow.
+        together: every combination of so many values that a case has is in a case that is not slow.
             With 1 every value of each axis is tried, with 2 also every two of them.
 
     Returns:

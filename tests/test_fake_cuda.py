@@ -25,10 +25,10 @@ from lorada import METHODS, LmamConfig
 from lorada.attention import add_term
 from lorada.methods.callbacks import ist, owlore
 from lorada.methods.lookup import method_named
+from lorada.runs.models.labelled_loss import AfterHead, LabelledLoss
 from lorada.runs.training.callbacks import refuse_broken_loss
-from lorada.runs.training.labelled_loss import AfterHead, LabelledLoss
 
-LABELS = "lorada/runs/training/labelled_loss.py:__call__"
+LABELS = "lorada/runs/models/labelled_loss.py:__call__"
 LOSS = "lorada/runs/training/callbacks.py:refuse_broken_loss"
 RULE = "lorada/attention/visible.py:_follows_rule"
 RESTARTS = "lorada/attention/locate.py:_restarts"

@@ -8,9 +8,9 @@ from folders import bart_folder, bert_folder, llama_folder
 from test_tables import lorada
 
 from lorada.experiments.estimate import GPUS, gpu_named
+from lorada.runs.models import labelled_loss
 from lorada.runs.models.loading import load_config
 from lorada.runs.recipe import load_recipe
-from lorada.runs.training import labelled_loss
 from lorada.runs.training import training_memory as computed
 from lorada.runs.training.training_memory import _traced, training_memory
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, ENCODER_DECODERS, inputs, logits
 from conftest import SIZES, VOCAB, assert_close
+from covering import covering
 from method_cases import CASES, labelled, placed, small
 from peft import AdaLoraConfig, LoraConfig, ShiraConfig
 from stacks import randomise
@@ -32,11 +33,12 @@ pytestmark = pytest.mark.fp64
 D, FFN, HEADS = SIZES["hidden_size"], SIZES["intermediate_size"], SIZES["num_attention_heads"]
 LAYERS = SIZES["num_hidden_layers"]  # of each stack
 
+ADAPTERS = [(name, model) for name, model in CASES if METHODS[name].parts]
 every_case = pytest.mark.parametrize(("name", "model"), CASES, ids=lambda part: part)
-every_adapter = pytest.mark.parametrize(
-    ("name", "model"),
-    [(name, model) for name, model in CASES if METHODS[name].parts],
-    ids=lambda part: part,
+# Each method, but on most of its models only with the slow tests.
+most_cases = pytest.mark.parametrize(("name", "model"), covering(CASES, 1), ids=lambda part: part)
+most_adapters = pytest.mark.parametrize(
+    ("name", "model"), covering(ADAPTERS, 1), ids=lambda part: part
 )
 
 
@@ -182,7 +184,7 @@ def test_a_method_trains_as_many_parameters_as_its_formula_says(name, model):
 # What training starts from, and that it leads somewhere.
 
 
-@every_adapter
+@most_adapters
 def test_a_fresh_adapter_changes_nothing_if_its_config_says_so(name, model):
     batch = inputs(model)
     adapted, plan = placed(name, model, batch)
@@ -193,7 +195,7 @@ def test_a_fresh_adapter_changes_nothing_if_its_config_says_so(name, model):
         assert (actual - expected).abs().max() > 1e-4
 
 
-@every_case
+@most_cases
 def test_the_loss_falls(name, model):
     batch = labelled(model)
     adapted, _ = placed(name, model, {key: batch[key] for key in batch if key != "labels"})
@@ -213,7 +215,7 @@ def test_the_loss_falls(name, model):
     assert min(losses[-2:]) < losses[0] - min(0.05 * losses[0], promised)
 
 
-@every_adapter
+@most_adapters
 def test_a_method_merges_to_the_same_model_or_says_in_a_line_that_it_cannot(name, model):
     batch = inputs(model)
     adapted, plan = placed(name, model, batch)

@@ -34,8 +34,8 @@ PLUGGED = ("lora", "dora", "series", "parallel", "quanta", "longlora")
 
 
 def all_cases():
-    """Each method on each model, and of those beyond the paper's most only with the slow tests."""
-    return [*CASES, *covering(FURTHER_CASES, 1)]
+    """Each method on each model, but on most of them only with the slow tests."""
+    return [*covering(CASES, 1), *covering(FURTHER_CASES, 1)]
 
 
 @pytest.mark.parametrize(("name", "model"), all_cases(), ids=lambda part: part)

@@ -5,6 +5,7 @@ import functools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from architectures import ARCHITECTURES, ENCODER_DECODERS
 from conftest import DECODER_SIZES, ENCODERS, VOCAB, _build, assert_close
 from folders import llama_folder, rows_file
@@ -23,9 +24,12 @@ from transformers import (
     MixtralForCausalLM,
 )
 
+from lorada.runs.data.rows import load_rows
+from lorada.runs.inference.evaluate import _losses
+from lorada.runs.inference.load import load_run
+from lorada.runs.models import labelled_loss
+from lorada.runs.models.labelled_loss import AfterHead, find_labelled_loss
 from lorada.runs.recipe import load_recipe
-from lorada.runs.training import labelled_loss
-from lorada.runs.training.labelled_loss import AfterHead, find_labelled_loss
 from lorada.runs.training.train import train
 from lorada.runs.training.trainer import RunTrainer
 from lorada.tasks.tokenize import IGNORED
@@ -103,7 +107,19 @@ def compared(model, inputs, head_trains=False):
     for name, grad in plain.items():
         assert_close(grads[name], grad)
     assert any(grad.abs().max() > 1e-4 for grad in plain.values())
+    compare_each(found, model, inputs)
     return found, outputs.logits.shape[:2].numel()
+
+
+@torch.no_grad()
+def compare_each(found, model, inputs):
+    """The loss of each token, with those from all logits."""
+    labels = inputs["labels"][:, 1:]
+    logits = model(**{key: value for key, value in inputs.items() if key != "labels"}).logits
+    losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), labels, reduction="none")
+    each, rows = found.each(inputs)
+    assert_close(each, losses[labels != IGNORED].to(each.dtype))
+    assert torch.equal(rows, (labels != IGNORED).nonzero()[:, 0])
 
 
 COUNTED = TOKENS - 1 + 2 + TOKENS - 3
@@ -266,7 +282,7 @@ def test_mixed_precision_rounds_no_more_than_the_plain_form(name, dtype):
     "method",
     ["lora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lorada_la", "full"))],
 )
-def test_lorada_train_saves_the_weights_of_the_plain_form(method, tmp_path, monkeypatch):
+def test_lorada_trains_and_scores_what_the_plain_form_does(method, tmp_path, monkeypatch):
     llama_folder(tmp_path / "llama", initializer_range=0.2, attention_dropout=0.0)
     rows_file(tmp_path / "rows.jsonl")
     settings = [
@@ -282,9 +298,18 @@ def test_lorada_train_saves_the_weights_of_the_plain_form(method, tmp_path, monk
         train(load_recipe(None, settings, options), quiet=True)
         return load_file(next((tmp_path / name).glob("*/*model.safetensors")))
 
-    weights = run("sparing")
-    monkeypatch.setattr(f"{RunTrainer.__module__}.find_labelled_loss", lambda *_: None)
+    def losses():
+        run = load_run(tmp_path / "sparing")
+        rows = load_rows(run.recipe.data, run.form, run.labels)
+        with torch.no_grad():
+            return _losses(run, rows)
+
+    weights, sparing = run("sparing"), losses()
+    for module in (RunTrainer.__module__, _losses.__module__):
+        monkeypatch.setattr(f"{module}.find_labelled_loss", lambda *_: None)
     plain = run("plain")
+    for found, expected in zip(sparing, losses(), strict=True):
+        assert_close(found.double(), expected.double())
     assert weights.keys() == plain.keys()
     for key, weight in plain.items():
         assert_close(weights[key], weight)

@@ -27,6 +27,7 @@ from lorada.runs.models.candidate_scores import (
     needs_whole,
     sequence_scores,
 )
+from lorada.runs.models.labelled_loss import LabelledLoss, find_labelled_loss
 from lorada.support.progress import progress_bar
 from lorada.tasks.metrics import Metrics
 from lorada.tasks.row_scores import row_scores
@@ -280,13 +281,24 @@ def _losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:
     """For each encoded row, in order: the sum of its tokens' losses in nats, and how many count."""
     found: dict[int, tuple[float, int]] = {}
     shift = 0 if run.kind == "encoder_decoder" else 1  # a decoder's logits are of the next token
-    for chosen, batch in _batches(run, rows, "Scoring", answered=False):
-        labels = batch["labels"][:, shift:]
-        logits = run.model(**batch).logits[:, : labels.shape[1]].float()
-        each = F.cross_entropy(
-            logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-        )
-        sums, counts = each.sum(-1).tolist(), (labels != IGNORED).sum(-1).tolist()
-        found.update(zip(chosen, zip(sums, counts, strict=True), strict=True))
+    sparing: LabelledLoss | None = None  # makes logits only where labels count
+    for number, (chosen, batch) in enumerate(_batches(run, rows, "Scoring", answered=False)):
+        if number == 0 and shift:
+            sparing = find_labelled_loss(run.model, batch)
+        if sparing is not None:
+            each, row_of = sparing.each(batch)
+            sums = each.new_zeros(len(chosen)).index_add(0, row_of, each)
+        else:
+            sums = _all_losses(run, batch, shift).sum(-1)
+        counts = (batch["labels"][:, shift:] != IGNORED).sum(-1)
+        pairs = zip(sums.tolist(), counts.tolist(), strict=True)
+        found.update(zip(chosen, pairs, strict=True))
     by_row = torch.tensor(_in_order(found))
     return by_row[:, 0], by_row[:, 1]
+
+
+def _all_losses(run: Run, batch: dict[str, Tensor], shift: int) -> Tensor:
+    """The loss of each token of a batch, (B, T - shift); 0 for one without a label."""
+    labels = batch["labels"][:, shift:]
+    logits = run.model(**batch).logits[:, : labels.shape[1]].float()
+    return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")

@@ -20,10 +20,10 @@ from transformers import AutoModelForSequenceClassification as AutoClassifier
 
 from lorada.methods.build import Plan, build_method
 from lorada.methods.task_head import select_trainable
+from lorada.runs.models.labelled_loss import CAP, AfterHead, LabelledLoss
 from lorada.runs.models.loading import kind_of, load_config
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.arguments import CHECKPOINTING, DEFAULTS, training_arguments
-from lorada.runs.training.labelled_loss import CAP, AfterHead, LabelledLoss
 from lorada.runs.training.selective import checkpoint_selectively
 
 AUTO = {

@@ -31,6 +31,7 @@ from lorada.tuners.base.tied_weights import give_own_weights, ties_settled
 from lorada.tuners.base.tuner import AttachedModel, LoradaTuner
 from lorada.tuners.lmam import bake
 from lorada.tuners.stack.config import LoradaConfig
+from lorada.tuners.stack.dropouts import replace_dropouts
 from lorada.tuners.stack.merging import (
     merge_all,
     merge_and_keep_attached,
@@ -162,6 +163,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         with part_named_in_errors(model, part, config.parts):
             refuse_second(tuner_cls, placed)
             tuner = place(model, part, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
+        replace_dropouts(model, adapter_name)
         if hasattr(part, "modules_to_save"):
             part.modules_to_save = own_modules
         for other in placed:

@@ -149,6 +149,38 @@ class LabelledLoss:
             model, given, lambda h: h[rows.to(h.device), places.to(h.device)], labels[rows, places]
         )
 
+    def each(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The loss of each token with a label in a batch, without gradients.
+
+        Args:
+            inputs: with ``labels`` (B, T).
+
+        Returns:
+            (n,) in fp32, row by row, and (n,) the row of each.
+        """
+        labels = inputs["labels"][:, 1:]
+        rows, places = (labels != IGNORED).nonzero(as_tuple=True)
+        targets, losses = labels[rows, places], []
+        head, f = _head(self.bare), self.after_head
+        assert head is not None  # find_labelled_loss has looked
+
+        def take(states: Tensor) -> Tensor:
+            chosen = states[rows, places]
+            chunk = 0 if f is None else _chunk(head, states)
+            if f is None or not chunk:
+                return chosen[None]
+            for piece, aims in zip(chosen.split(chunk), targets.split(chunk), strict=True):
+                logits = f(head.forward(piece)).float()
+                losses.append(F.cross_entropy(logits, aims, reduction="none"))
+            return states[0, :1][None]  # its logits are not used
+
+        with _before(head, take), torch.no_grad():
+            outputs = self.bare(**{k: v for k, v in inputs.items() if k != "labels"})
+        if not losses:
+            logits = outputs["logits"][0].float()
+            losses = [F.cross_entropy(logits, targets, reduction="none")]
+        return torch.cat(losses), rows
+
     def of(
         self,
         model: nn.Module,
