@@ -217,9 +217,8 @@ def page(results: dict) -> str:
         "",
     ]
     for server, turns in results["turns"].items():
-        ratio, noise = (
-            [turn[key] / turn["without"] for turn in turns] for key in ("with", "again")
-        )
+        ratio = [2 * turn["with"] / (turn["without"] + turn["again"]) for turn in turns]
+        noise = [turn["again"] / turn["without"] for turn in turns]
         text.append(
             f"- {server}, tokens/s of {WITH} over {WITHOUT}, which is the same without the map: "
             f"{_spread(ratio)} in {len(turns)} turns; the latter over itself: {_spread(noise)}"
