@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from conftest import TINY
+from covering import covering
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import (
@@ -295,3 +296,4 @@ MATRIX = [
     if (name, cell) not in NOT_EXACT_IN_THE_BASE
     if not (name in DECODERS and cell in MOVED and variant in ABSOLUTE)
 ]
+COVERED = covering(MATRIX, 2)

@@ -10,14 +10,13 @@ import exact_page
 import pytest
 import torch
 from conftest import assert_close
-from covering import covering
 from exact_cells import (
     CACHE_CELLS,
     CELLS,
+    COVERED,
     DECODERS,
     GREEDY,
     LENGTH,
-    MATRIX,
     NEW,
     PROMPTS,
     VARIANTS,
@@ -36,7 +35,7 @@ from lorada.tuners.lmam import LmamLayer
 pytestmark = pytest.mark.fp64
 
 
-@pytest.mark.parametrize(("name", "cell", "variant"), covering(MATRIX, 2), ids=lambda part: part)
+@pytest.mark.parametrize(("name", "cell", "variant"), COVERED, ids=lambda part: part)
 def test_every_form_of_a_batch_gives_the_numbers_of_the_plain_run(name, cell, variant):
     samples, expected = plain_run(name, variant)
     found = CELLS[cell](adapted(name, variant), samples)
