@@ -27,8 +27,8 @@ def table() -> str:
     variants = ", ".join(f"`{name}`" for name in VARIANTS)
     often = sum(case in MATRIX for case in COVERED)  # the others are marked slow
     end = (
-        f"{len(MATRIX)} cells. `make test` runs {often} of them, in which every two of model, form and "
-        f"variant come together; `make test-all` runs all. Variants: {variants}."
+        f"{len(MATRIX)} cells. `make test` runs {often} of them, in which every two of model, form "
+        f"and variant come together; `make test-all` runs all. Variants: {variants}."
     )
     return "\n".join(["", *lines, "", end, ""])
 
