@@ -36,7 +36,7 @@ class _Dropped(torch.autograd.Function):
 
 
 def _noise(kept: Tensor, dtype: torch.dtype, scale: float) -> Tensor:
-    """M / (1 - p). As bytes, booleans become numbers in a quarter of the time."""
+    """The mask m / (1 - p). As bytes, booleans become numbers in a quarter of the time."""
     return kept.view(torch.uint8).to(dtype).mul_(scale)
 
 
