@@ -11,7 +11,7 @@ def covering(cases: Sequence[tuple], together: int) -> list:
     """The cases of a matrix, most of them marked slow.
 
     Args:
-        cases: a value of each axis, and a pair where the last of them are marks already.
+        cases: a value of each axis.
         together: every combination of so many values that a case has is in a case that is not slow.
             With 1 every value of each axis is tried, with 2 also every two of them.
 

@@ -63,20 +63,21 @@ def main() -> None:
         for models in at.values():  # not counted: the first requests make caches and graphs
             for url, model in models.values():
                 measure(url, model, Load(given.connections, given.connections))
-        for number in range(given.rounds):
-            for server, models in at.items():
-                found[server].append({name: measure(*one, load) for name, one in models.items()})
-                print(f"round {number + 1}, {server}: {found[server][-1]}", flush=True)
         turns: dict[str, list[Turn]] = {server: [] for server in at}
-        for number in range(given.turns):
-            for server, models in at.items():
-                turns[server].append(_turn(models, load, number))
-                print(f"turn {number + 1}, {server}: {turns[server][-1]}", flush=True)
         results = {
             "load": asdict(load), "hardware": hardware(), "rounds": found, "turns": turns,
             "vllm": _vllm_version(given.vllm) if given.vllm else None,
         }  # fmt: skip
-        write_atomic(given.results, json_text(results))
+        for number in range(given.rounds):
+            for server, models in at.items():
+                found[server].append({name: measure(*one, load) for name, one in models.items()})
+                print(f"round {number + 1}, {server}: {found[server][-1]}", flush=True)
+            write_atomic(given.results, json_text(results))
+        for number in range(given.turns):
+            for server, models in at.items():
+                turns[server].append(_turn(models, load, number))
+                print(f"turn {number + 1}, {server}: {turns[server][-1]}", flush=True)
+            write_atomic(given.results, json_text(results))
     write_marked(given.page, "serving/run.py", page(json.loads(given.results.read_text())))
 
 

@@ -166,8 +166,7 @@ class LabelledLoss:
 
         def take(states: Tensor) -> Tensor:
             chosen = states[rows, places]
-            chunk = 0 if f is None else _chunk(head, states)
-            if f is None or not chunk:
+            if f is None or not (chunk := _chunk(head, states)):
                 return chosen[None]
             for piece, aims in zip(chosen.split(chunk), targets.split(chunk), strict=True):
                 logits = f(head.forward(piece)).float()

@@ -121,6 +121,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
                 # Attached parts last: they put hooks on modules, which LN tuning would replace.
                 for part in sorted(config.parts, key=lambda part: not wraps(part)):
                     self._inject_part(model, adapter_name, part, low_cpu_mem_usage)
+                replace_dropouts(model, adapter_name)
                 check_order(model, adapter_name, config.parts)
                 refuse_blind(model)
                 refuse_doubled(model, adapter_name)
@@ -163,7 +164,6 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         with part_named_in_errors(model, part, config.parts):
             refuse_second(tuner_cls, placed)
             tuner = place(model, part, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
-        replace_dropouts(model, adapter_name)
         if hasattr(part, "modules_to_save"):
             part.modules_to_save = own_modules
         for other in placed:
