@@ -17,35 +17,49 @@ from torch.autograd.function import once_differentiable
 LEVELS = 2**16
 
 
+def levels_of(p: float) -> int | None:
+    """p as a number of ``LEVELS``; None if it is so close to 0 or 1 that nothing is drawn."""
+    levels = round(p * LEVELS)
+    return levels if 0 < levels < LEVELS else None
+
+
+def draw(shape: torch.Size, levels: int, device: torch.device) -> Tensor:
+    """The mask m, of booleans."""
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1 - levels / LEVELS)
+    count = shape.numel()
+    words = torch.empty(-(-count // 4), dtype=torch.int64, device=device)
+    # Each word is four numbers of 16 bits, from -2¹⁵ on.
+    drawn = words.random_(-(2**63), None).view(torch.int16)[:count]
+    return (drawn >= levels - LEVELS // 2).view(shape)
+
+
+def noise(kept: Tensor, levels: int, dtype: torch.dtype) -> Tensor:
+    """m / (1 - p). As bytes, booleans become numbers in a quarter of the time."""
+    return kept.view(torch.uint8).to(dtype).mul_(LEVELS / (LEVELS - levels))
+
+
 class _Dropped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, levels: int) -> Tensor:
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
-        # Each word is four numbers of 16 bits, from -2¹⁵ on.
-        drawn = words.random_(-(2**63), None).view(torch.int16)[: x.numel()]
-        kept = (drawn >= levels - LEVELS // 2).view(x.shape)
+        kept = draw(x.shape, levels, x.device)
         ctx.save_for_backward(kept)
-        ctx.scale = LEVELS / (LEVELS - levels)
-        return x * _noise(kept, x.dtype, ctx.scale)
+        ctx.levels = levels
+        return x * noise(kept, levels, x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, pull: Tensor) -> tuple[Tensor, None]:
         (kept,) = ctx.saved_tensors
-        return pull * _noise(kept, pull.dtype, ctx.scale), None
-
-
-def _noise(kept: Tensor, dtype: torch.dtype, scale: float) -> Tensor:
-    """The mask m / (1 - p). As bytes, booleans become numbers in a quarter of the time."""
-    return kept.view(torch.uint8).to(dtype).mul_(scale)
+        return pull * noise(kept, ctx.levels, pull.dtype), None
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """``x`` with each number set to 0 with probability p, and the others divided by 1 - p."""
-    levels = round(p * LEVELS)
+    levels = levels_of(p)
     plain = (
         not training
-        or not 0 < levels < LEVELS
+        or levels is None
         or not x.is_cpu
         or torch.compiler.is_compiling()
         or torch._C._is_tracing()

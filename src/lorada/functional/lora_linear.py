@@ -1,0 +1,117 @@
+"""A frozen linear layer with LoRA's update, as one function (Hu et al. 2022, Eq. 3).
+
+    y = W x + c + s · B A dropout(x)
+
+As operations of their own, autograd keeps dropout(x) for every adapted layer, a tensor as large as
+x. Here x is kept, which is one tensor for all layers that read it, and a byte for each number that
+dropout may set to 0. The last product adds the update to W x + c, with no tensors in between.
+Without gradients and dropout, many tokens are multiplied with W + s · B A, which is made anew.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from lorada.functional.dropout import draw, noise
+
+
+def lora_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    levels: int | None = None,
+) -> Tensor:
+    """A linear layer with LoRA's update, which can be differentiated once.
+
+    Args:
+        x: (..., d), in the dtype of ``weight``.
+        weight: W, (e, d); it gets no gradient.
+        bias: c, (e,), or none; it gets no gradient.
+        a: (r, d), in the dtype of x or a more precise one. Then the update is computed and added
+            in that dtype, and the sum is rounded.
+        b: (e, r), in the dtype of ``a``.
+        scale: s.
+        levels: of dropout (``levels_of``); None for none.
+
+    Returns:
+        (..., e), in the dtype of x.
+    """
+    if not torch.is_grad_enabled():
+        if levels is None and x.dtype == a.dtype and _is_long(x, weight):
+            return F.linear(x, torch.addmm(weight, b, a, alpha=scale), bias)
+        return _forward(x, weight, bias, a, b, scale, levels)[0]
+    result: Tensor = _LoraLinear.apply(x, weight, bias, a, b, scale, levels)
+    return result
+
+
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+        _, a, b, ctx.scale, ctx.levels = rest
+        y, inner, kept = _forward(x, weight, *rest)
+        ctx.save_for_backward(x, weight, a, b, inner, kept)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b, inner, kept = ctx.saved_tensors
+        pulls, rows = pull.reshape(-1, pull.shape[-1]), x.reshape(-1, x.shape[-1])
+        precise = pulls.to(a.dtype)
+        by_x, _, _, by_a, by_b, _, _ = ctx.needs_input_grad
+        by_inner = torch.mm(precise, b).mul_(ctx.scale)
+        mask = None if kept is None else noise(kept, ctx.levels, a.dtype).view_as(rows)
+        for_b = torch.mm(precise.t(), inner).mul_(ctx.scale) if by_b else None
+        for_a = torch.mm(by_inner.t(), _dropped(rows, mask, a.dtype)) if by_a else None
+        for_x = None
+        if by_x:
+            for_x = torch.mm(pulls, weight)
+            if mask is None and for_x.dtype == a.dtype:
+                for_x.addmm_(by_inner, a)
+            else:
+                for_x += _dropped(torch.mm(by_inner, a), mask, a.dtype)
+            for_x = for_x.view_as(x)
+        return for_x, None, None, for_a, for_b, None, None
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    levels: int | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The layer's output, A dropout(x) in rows, and dropout's mask."""
+    rows = x.reshape(-1, x.shape[-1])
+    y = F.linear(rows, weight, bias)
+    kept = None if levels is None else draw(rows.shape, levels, x.device)
+    mask = None if kept is None or levels is None else noise(kept, levels, a.dtype)
+    inner = torch.mm(_dropped(rows, mask, a.dtype), a.t())
+    if y.dtype != a.dtype:
+        y = torch.addmm(y.to(a.dtype), inner, b.t(), alpha=scale).to(y.dtype)
+    elif _get_current_dispatch_mode() is None:
+        y.addmm_(inner, b.t(), alpha=scale)
+    else:  # selective checkpointing may keep the first product, which must not change then
+        y = torch.addmm(y, inner, b.t(), alpha=scale)
+    return y.view(*x.shape[:-1], y.shape[-1]), inner, kept
+
+
+def _is_long(x: Tensor, weight: Tensor) -> bool:
+    """Whether B A takes fewer multiplications than A x and B (A x) for all tokens."""
+    outputs, inputs = weight.shape
+    return x.numel() // inputs * (outputs + inputs) > outputs * inputs
+
+
+def _dropped(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """``x`` times dropout's mask, if there is one, in ``dtype``."""
+    x = x.to(dtype)
+    return x if mask is None else x * mask

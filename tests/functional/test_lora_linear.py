@@ -1,0 +1,124 @@
+"""A linear layer with LoRA's update in one function, beside the operations that it stands for."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import assert_close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
+
+from lorada.functional.dropout import draw, levels_of, noise
+from lorada.functional.lora_linear import lora_linear
+
+
+def tensors(shape, outputs, rank, bias=True, dtype=torch.float64):
+    x, w = torch.randn(*shape, dtype=dtype), torch.randn(outputs, shape[-1], dtype=dtype)
+    c = torch.randn(outputs, dtype=dtype) if bias else None
+    a, b = torch.randn(rank, shape[-1]).double(), torch.randn(outputs, rank).double()
+    return x.requires_grad_(), w, c, a.requires_grad_(), b.requires_grad_()
+
+
+def plain(x, w, c, a, b, scale, levels=None):
+    """The same as operations of autograd, which draws the same dropout."""
+    dropped = x.to(a.dtype)
+    if levels is not None:
+        dropped = dropped * noise(draw(x.shape, levels, x.device), levels, a.dtype)
+    return (F.linear(x, w, c) + dropped @ a.T @ b.T * scale).to(x.dtype)
+
+
+def values_and_gradients(form, x, w, c, a, b, *more):
+    torch.manual_seed(3)
+    y = form(x, w, c, a, b, *more)
+    pull = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(4))
+    return [y, *torch.autograd.grad(y, (x, a, b), pull)]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    shape=st.lists(st.integers(0, 5), max_size=3),
+    sizes=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4)),
+    p=st.sampled_from([0.0, 0.05, 0.6]),
+    bias=st.booleans(),
+)
+@pytest.mark.fp64
+def test_values_and_gradients_are_those_of_the_operations(shape, sizes, p, bias):
+    inputs, outputs, rank = sizes
+    torch.manual_seed(0)
+    given = tensors((*shape, inputs), outputs, rank, bias)
+    pairs = (
+        values_and_gradients(form, *given, 0.7, levels_of(p)) for form in (lora_linear, plain)
+    )
+    for found, expected in zip(*pairs, strict=True):
+        assert_close(found, expected)
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 5, 50])  # 5 · 7 = 35: W + s·B·A from there on
+@pytest.mark.fp64
+def test_without_gradients_it_is_the_same(tokens):
+    torch.manual_seed(0)
+    given = tensors((tokens, 12), 6, 3)
+    with torch.no_grad():
+        found, expected = (form(*given, 0.7) for form in (lora_linear, plain))
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("frozen", ["x", "a", "b"])
+@pytest.mark.fp64
+def test_what_is_frozen_gets_no_gradient(frozen):
+    torch.manual_seed(0)
+    x, w, c, a, b = tensors((2, 3, 6), 5, 2)
+    given = {"x": x, "a": a, "b": b}
+    given[frozen].requires_grad_(False)
+    rest = [tensor for name, tensor in given.items() if name != frozen]
+    found, expected = (
+        torch.autograd.grad(form(x, w, c, a, b, 2.0).square().sum(), rest)
+        for form in (lora_linear, plain)
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other)
+
+
+def test_an_update_in_a_more_precise_dtype_is_rounded_once():
+    """As in a model in bfloat16, whose adapters PEFT casts to fp32."""
+    torch.manual_seed(0)
+    x, w, c, a, b = tensors((4, 6), 5, 2, dtype=torch.bfloat16)
+    levels = levels_of(0.3)
+    found, for_x, for_a, for_b = values_and_gradients(lora_linear, x, w, c, a, b, 0.7, levels)
+    expected, by_x, by_a, by_b = values_and_gradients(plain, x, w, c, a, b, 0.7, levels)
+    assert_close(found, expected, terms=1, size=expected.abs())
+    assert_close(for_a, by_a)
+    assert_close(for_b, by_b)
+    # The operations round each of the two gradients before they add them, and their sum.
+    assert_close(for_x, by_x, terms=3, size=2 * by_x.abs().max())
+
+
+@pytest.mark.fp64
+def test_what_is_computed_again_is_dropped_again():
+    torch.manual_seed(0)
+    x, w, c, a, b = tensors((8, 6), 5, 2)
+    more = (0.7, levels_of(0.4))
+    expected = values_and_gradients(lora_linear, x, w, c, a, b, *more)
+
+    def again(*given):
+        return checkpoint(lora_linear, *given, use_reentrant=False)
+
+    for found, one in zip(
+        values_and_gradients(again, x, w, c, a, b, *more), expected, strict=True
+    ):
+        assert_close(found, one)
+
+
+def test_it_keeps_its_input_and_a_byte_for_each_number_that_may_be_dropped():
+    x, w, c, a, b = tensors((50, 40), 30, 2)
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t
+    ):
+        lora_linear(x, w, c, a, b, 0.7, levels_of(0.4))
+    rest = [t for t in kept.values() if t.data_ptr() not in {x.data_ptr(), w.data_ptr()}]
+    shapes = {(t.shape, t.dtype) for t in rest}
+    assert shapes == {
+        ((50, 40), torch.bool), ((50, 2), torch.float64),  # dropout's mask, and A dropout(x)
+        (a.shape, torch.float64), (b.shape, torch.float64),
+    }  # fmt: skip
