@@ -19,10 +19,10 @@ def tensors(shape, outputs, rank, bias=True, dtype=torch.float64):
     return x.requires_grad_(), w, c, a.requires_grad_(), b.requires_grad_()
 
 
-def plain(x, w, c, a, b, scale, levels=None):
+def plain(x, w, c, a, b, scale, p=0.0, training=False):
     """The same as operations of autograd, which draws the same dropout."""
-    dropped = x.to(a.dtype)
-    if levels is not None:
+    dropped, levels = x.to(a.dtype), levels_of(p)
+    if training and levels is not None:
         dropped = dropped * noise(draw(x.shape, levels, x.device), levels, a.dtype)
     return (F.linear(x, w, c) + dropped @ a.T @ b.T * scale).to(x.dtype)
 
@@ -46,20 +46,19 @@ def test_values_and_gradients_are_those_of_the_operations(shape, sizes, p, bias)
     inputs, outputs, rank = sizes
     torch.manual_seed(0)
     given = tensors((*shape, inputs), outputs, rank, bias)
-    pairs = (
-        values_and_gradients(form, *given, 0.7, levels_of(p)) for form in (lora_linear, plain)
-    )
+    pairs = (values_and_gradients(form, *given, 0.7, p, True) for form in (lora_linear, plain))
     for found, expected in zip(*pairs, strict=True):
         assert_close(found, expected)
 
 
-@pytest.mark.parametrize("tokens", [1, 4, 5, 50])  # 5 · 7 = 35: W + s·B·A from there on
+@pytest.mark.parametrize("tokens", [1, 4, 5, 50])  # W + s·B·A from 5 on
 @pytest.mark.fp64
-def test_without_gradients_it_is_the_same(tokens):
+@pytest.mark.parametrize("training", [True, False])
+def test_without_gradients_it_is_the_same(tokens, training):
     torch.manual_seed(0)
     given = tensors((tokens, 12), 6, 3)
     with torch.no_grad():
-        found, expected = (form(*given, 0.7) for form in (lora_linear, plain))
+        found, expected = (form(*given, 0.7, 0.0, training) for form in (lora_linear, plain))
     assert_close(found, expected)
 
 
@@ -83,9 +82,8 @@ def test_an_update_in_a_more_precise_dtype_is_rounded_once():
     """As in a model in bfloat16, whose adapters PEFT casts to fp32."""
     torch.manual_seed(0)
     x, w, c, a, b = tensors((4, 6), 5, 2, dtype=torch.bfloat16)
-    levels = levels_of(0.3)
-    found, for_x, for_a, for_b = values_and_gradients(lora_linear, x, w, c, a, b, 0.7, levels)
-    expected, by_x, by_a, by_b = values_and_gradients(plain, x, w, c, a, b, 0.7, levels)
+    found, for_x, for_a, for_b = values_and_gradients(lora_linear, x, w, c, a, b, 0.7, 0.3, True)
+    expected, by_x, by_a, by_b = values_and_gradients(plain, x, w, c, a, b, 0.7, 0.3, True)
     assert_close(found, expected, terms=1, size=expected.abs())
     assert_close(for_a, by_a)
     assert_close(for_b, by_b)
@@ -97,15 +95,13 @@ def test_an_update_in_a_more_precise_dtype_is_rounded_once():
 def test_what_is_computed_again_is_dropped_again():
     torch.manual_seed(0)
     x, w, c, a, b = tensors((8, 6), 5, 2)
-    more = (0.7, levels_of(0.4))
+    more = (0.7, 0.4, True)
     expected = values_and_gradients(lora_linear, x, w, c, a, b, *more)
 
     def again(*given):
         return checkpoint(lora_linear, *given, use_reentrant=False)
 
-    for found, one in zip(
-        values_and_gradients(again, x, w, c, a, b, *more), expected, strict=True
-    ):
+    for found, one in zip(values_and_gradients(again, x, w, c, a, b, *more), expected, strict=True):
         assert_close(found, one)
 
 
@@ -115,7 +111,7 @@ def test_it_keeps_its_input_and_a_byte_for_each_number_that_may_be_dropped():
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t
     ):
-        lora_linear(x, w, c, a, b, 0.7, levels_of(0.4))
+        lora_linear(x, w, c, a, b, 0.7, 0.4, True)
     rest = [t for t in kept.values() if t.data_ptr() not in {x.data_ptr(), w.data_ptr()}]
     shapes = {(t.shape, t.dtype) for t in rest}
     assert shapes == {

@@ -18,7 +18,7 @@ LEVELS = 2**16
 
 
 def levels_of(p: float) -> int | None:
-    """p as a number of ``LEVELS``; None if it is so close to 0 or 1 that nothing is drawn."""
+    """The p in so many ``LEVELS``; None if it is so close to 0 or 1 that nothing is drawn."""
     levels = round(p * LEVELS)
     return levels if 0 < levels < LEVELS else None
 
@@ -35,7 +35,7 @@ def draw(shape: torch.Size, levels: int, device: torch.device) -> Tensor:
 
 
 def noise(kept: Tensor, levels: int, dtype: torch.dtype) -> Tensor:
-    """m / (1 - p). As bytes, booleans become numbers in a quarter of the time."""
+    """The mask m / (1 - p). As bytes, booleans become numbers in a quarter of the time."""
     return kept.view(torch.uint8).to(dtype).mul_(LEVELS / (LEVELS - levels))
 
 

@@ -5,7 +5,7 @@
 As operations of their own, autograd keeps dropout(x) for every adapted layer, a tensor as large as
 x. Here x is kept, which is one tensor for all layers that read it, and a byte for each number that
 dropout may set to 0. The last product adds the update to W x + c, with no tensors in between.
-Without gradients and dropout, many tokens are multiplied with W + s · B A, which is made anew.
+In inference, many tokens are multiplied with W + s · B A, which is computed for each call.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from lorada.functional.dropout import draw, noise
+from lorada.functional.dropout import draw, levels_of, noise
 
 
 def lora_linear(
@@ -26,7 +26,8 @@ def lora_linear(
     a: Tensor,
     b: Tensor,
     scale: float,
-    levels: int | None = None,
+    p: float = 0.0,
+    training: bool = False,
 ) -> Tensor:
     """A linear layer with LoRA's update, which can be differentiated once.
 
@@ -38,17 +39,20 @@ def lora_linear(
             in that dtype, and the sum is rounded.
         b: (e, r), in the dtype of ``a``.
         scale: s.
-        levels: of dropout (``levels_of``); None for none.
+        p: the probability that dropout sets a number to 0, neither almost 0 nor almost 1.
+        training: whether dropout acts. If not, and there are no gradients, the form with the
+            fewest multiplications is chosen.
 
     Returns:
         (..., e), in the dtype of x.
     """
-    if not torch.is_grad_enabled():
-        if levels is None and x.dtype == a.dtype and _is_long(x, weight):
-            return F.linear(x, torch.addmm(weight, b, a, alpha=scale), bias)
-        return _forward(x, weight, bias, a, b, scale, levels)[0]
-    result: Tensor = _LoraLinear.apply(x, weight, bias, a, b, scale, levels)
-    return result
+    levels = levels_of(p) if training else None
+    if torch.is_grad_enabled():
+        result: Tensor = _LoraLinear.apply(x, weight, bias, a, b, scale, levels)
+        return result
+    if not training and x.dtype == a.dtype and _are_many(x, weight):
+        return F.linear(x, torch.addmm(weight, b, a, alpha=scale), bias)
+    return _forward(x, weight, bias, a, b, scale, levels)[0]
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -105,7 +109,7 @@ def _forward(
     return y.view(*x.shape[:-1], y.shape[-1]), inner, kept
 
 
-def _is_long(x: Tensor, weight: Tensor) -> bool:
+def _are_many(x: Tensor, weight: Tensor) -> bool:
     """Whether B A takes fewer multiplications than A x and B (A x) for all tokens."""
     outputs, inputs = weight.shape
     return x.numel() // inputs * (outputs + inputs) > outputs * inputs

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from lorada.functional.dropout import Dropout, levels_of
 from lorada.functional.lora_linear import lora_linear
 
-FEW = 32  # tokens; without gradients, these take no longer in PEFT's layers
+FEW = 32  # tokens; in inference, these take no longer in PEFT's layers
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def make_faster(model: nn.Module, adapter_name: str) -> None:
-    """Replace torch's dropout and PEFT's ``Linear`` in all layers of an adapter that PEFT placed."""
+    """Replace torch's dropout and PEFT's ``Linear`` in the layers of an adapter."""
     for layer in model.modules():
         if not isinstance(layer, BaseTunerLayer):
             continue
@@ -41,7 +41,6 @@ class LoraLinear(Linear):  # type: ignore[misc]
             peft_s: Tensor = super().forward(x, *args, **kwargs)
             return peft_s
         base, dropout = self.base_layer, self.lora_dropout[name]
-        drawn = isinstance(dropout, Dropout) and dropout.training
         return lora_linear(
             x,
             base.weight,
@@ -49,12 +48,13 @@ class LoraLinear(Linear):  # type: ignore[misc]
             self.lora_A[name].weight,
             self.lora_B[name].weight,
             self.scaling[name],
-            levels_of(dropout.p) if drawn else None,
+            dropout.p if isinstance(dropout, Dropout) else 0.0,
+            dropout.training,
         )
 
     def _acting_alone(self, x: Tensor) -> str | None:
         """The adapter whose update is all that is added to a plain layer; None if it is not so."""
-        if not torch.is_grad_enabled() and x.numel() < FEW * self.in_features:
+        if not self.training and x.numel() < FEW * self.in_features:
             return None
         if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
             return None
