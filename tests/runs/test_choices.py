@@ -22,6 +22,7 @@ from lorada.runs.models.candidate_scores import (
     cached_scores,
     mean_log_likelihoods,
     needs_whole,
+    only_last,
     sequence_scores,
     shares_prompts,
 )
@@ -92,6 +93,27 @@ def test_a_shared_cache_gives_the_scores_and_gradients_of_whole_sequences(model)
     assert any(g.abs().max() > 0 for g in found.values())
     for name, gradient in expected.items():
         assert_close(found[name], gradient)
+
+
+@pytest.mark.parametrize("score", [cached_scores, sequence_scores])
+def test_the_head_reads_tokens_of_all_rows_as_one_product(score, tmp_path):
+    """A view of them would be multiplied with the frozen head sequence by sequence."""
+    base = AutoModelForCausalLM.from_pretrained(llama_folder(tmp_path / "llama"))
+    given = []
+    base.lm_head.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    with torch.no_grad():
+        score(base, ChoiceCollator(TOKENIZER)(FEATURES))
+    # The longest candidate has 11 tokens, and is predicted from those before each of them.
+    assert [len(hidden[0]) for hidden in given] == ([1, 10] if score is cached_scores else [12])
+    assert all(hidden.is_contiguous() for hidden in given)
+
+
+def test_a_model_that_cuts_logits_by_number_alone_gets_a_number():
+    class Model:
+        def forward(self, input_ids, logits_to_keep: int = 0):
+            raise NotImplementedError
+
+    assert only_last(Model(), 2, torch.device("cpu")) == {"logits_to_keep": 2}
 
 
 def test_a_map_that_counts_pads_needs_whole_sequences(tmp_path):

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from lorada.support.allocator import keep_freed_memory
 from lorada.support.files import json_text
 from lorada.support.progress import plain_console
 
@@ -65,7 +66,8 @@ def importing(*, quiet: bool = False) -> Iterator[None]:
     """Show a spinner while the ``with`` block imports torch and transformers.
 
     Python does not look for garbage meanwhile, and later not among what was there by then: both
-    would take about a second, and modules are none.
+    would take about a second, and modules are none. Without a GPU, the process keeps freed memory
+    from then on.
     """
     first = "torch" not in sys.modules and gc.isenabled()
     if first:
@@ -77,6 +79,8 @@ def importing(*, quiet: bool = False) -> Iterator[None]:
         if first:
             gc.freeze()
             gc.enable()
+            if "torch" in sys.modules and not sys.modules["torch"].cuda.is_available():
+                keep_freed_memory()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorada.runs.models.candidate_scores import accepted, positions_of
+from lorada.runs.models.candidate_scores import accepted, only_last, positions_of
 from lorada.runs.models.refilled_cache import RefilledCache
 
 # A batch is refilled when 1/8 of its rows have ended: a prompt that is read alone costs almost as
@@ -179,7 +179,7 @@ def _next_tokens(writer: Writer, rows: _Rows, ids: Tensor, positions: Tensor) ->
     name = "cache" if "cache" in accepted(model, cache=None) else "past_key_values"
     given = {
         "input_ids": ids, "attention_mask": rows.mask, "use_cache": True, name: rows.cache,
-        **accepted(model, position_ids=positions, logits_to_keep=1),
+        **accepted(model, position_ids=positions), **only_last(model, 1, ids.device),
     }  # fmt: skip
     logits: Tensor = model(**given).logits[:, -1]
     return logits.float().argmax(-1)

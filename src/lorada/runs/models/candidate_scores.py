@@ -8,6 +8,7 @@ Shapes: B rows, C candidates of all rows in order, T tokens of a prompt with a c
 """
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -48,7 +49,9 @@ def sequence_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     labels, mask = batch["labels"], batch["attention_mask"]
     # Logits take the most memory, and only those at the ends of sequences are needed.
     counted = int((labels != IGNORED).sum(-1).max()) + 1
-    extra = accepted(model, position_ids=positions_of(mask), logits_to_keep=counted)
+    extra = accepted(model, position_ids=positions_of(mask)) | only_last(
+        model, counted, mask.device
+    )
     output = model(input_ids=batch["input_ids"], attention_mask=mask, **extra)
     return mean_log_likelihoods(output.logits[:, -counted:], labels[:, -counted:])
 
@@ -70,7 +73,7 @@ def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     candidates, mask = _cut(ids, begins, lengths, "right")
 
     positions = positions_of(prompt_mask)
-    extra = accepted(model, position_ids=positions, logits_to_keep=1)
+    extra = accepted(model, position_ids=positions) | only_last(model, 1, ids.device)
     output = model(input_ids=prompts, attention_mask=prompt_mask, use_cache=True, **extra)
     # The last token of a prompt predicts the first of each of its candidates.
     first_log_p = output.logits[:, -1].float().log_softmax(-1)  # (B, vocabulary)
@@ -110,11 +113,29 @@ def positions_of(mask: Tensor) -> Tensor:
 
 def accepted(model: Any, **extra: Any) -> dict[str, Any]:
     """The keywords that the transformers model's ``forward`` names among its parameters."""
+    takes = _parameters(model)
+    return {name: value for name, value in extra.items() if name in takes}
+
+
+def only_last(model: Any, count: int, device: torch.device) -> dict[str, Any]:
+    """The keyword that makes a model compute the logits of the last ``count`` tokens only, if any.
+
+    Given as a number, transformers cuts a view, of which torch on a CPU multiplies each sequence
+    with the head by itself (seven times as long); given as places, it gathers.
+    """
+    takes = _parameters(model).get("logits_to_keep")
+    if takes is None:
+        return {}
+    gathers = "Tensor" in str(takes.annotation)
+    return {"logits_to_keep": torch.arange(-count, 0, device=device) if gathers else count}
+
+
+def _parameters(model: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of the transformers model's ``forward``."""
     while hasattr(model, "module"):  # a wrapper for several processes
         model = model.module
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    takes = inspect.signature(inner.forward).parameters
-    return {name: value for name, value in extra.items() if name in takes}
+    return inspect.signature(inner.forward).parameters
 
 
 def likeliest(scores: Tensor, groups: Tensor) -> list[int]:
