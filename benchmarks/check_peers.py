@@ -37,11 +37,10 @@ def stored_results(file: Path) -> Results:
 
 
 def settings_of(results: Results, turns: int) -> measure_peers.Settings:
-    """The settings of stored results, with other turns and as many questions in each of them."""
+    """The settings of stored results, with other turns."""
     names = [setting.name for setting in fields(measure_peers.Settings)]
     old = measure_peers.Settings(**{name: results["settings"][name] for name in names})
-    share = max(1, old.questions // old.turns)
-    return replace(old, turns=turns, questions=share * turns)
+    return replace(old, turns=turns)
 
 
 def found_worse(file: Path, names: list[str], turns: int) -> list[str]:

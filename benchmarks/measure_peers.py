@@ -9,7 +9,7 @@ that none imports more optional packages than the other. Whole processes take tu
 empty caches. lorada runs twice a turn, which shows noise. Time and memory are those of the whole
 process; stamps from inside tell the steps, or the scoring, from the rest. Both sides must have
 learned the same tokens with about the same loss, or they are not compared. All rows take about
-40 minutes on two quiet cores.
+an hour on two quiet cores.
 
     train     LoRA, 8 rows of 48 tokens a step, only the response is learned; beside TRL
     less      the same with activation_checkpointing=full; beside TRL as before
@@ -70,7 +70,7 @@ class Settings:
     threads: int = 2
     short_rows: int = 160  # 20 steps
     mixed_rows: int = 24
-    questions: int = 1000  # each turn has its own share of them
+    questions: int = 1000  # of a process; each turn has its own
 
 
 @dataclass(frozen=True)
@@ -164,10 +164,10 @@ def check_same_work(ours: dict[str, Any], other: dict[str, Any]) -> None:
 def evaluate(place: Place) -> dict[str, Any]:
     """Questions answered by the likelihood of their candidates, beside lm-eval."""
     settings = place.settings
-    share = max(1, settings.questions // settings.turns)
-    rows = questions(load_tokenizer(place.model), share * settings.turns)
+    count = settings.questions
+    rows = questions(load_tokenizer(place.model), count * settings.turns)
     files = [
-        write_rows(place.folder / f"questions-{turn}.jsonl", rows[turn * share :][:share])
+        write_rows(place.folder / f"questions-{turn}.jsonl", rows[turn * count :][:count])
         for turn in range(settings.turns)
     ]
     # A few steps, so that the adapter is not zero.

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 
 import check_peers
 import measure_peers as benchmark
@@ -157,7 +158,7 @@ def test_the_check_exits_with_one_if_a_figure_is_worse(ratio, code, tmp_path, mo
     assert ended.value.code == code
     assert len(capsys.readouterr().out.splitlines()) == code
     assert asked[0].names == ["train"]
-    assert (asked[0].settings.turns, asked[0].settings.questions) == (1, 10)
+    assert asked[0].settings == replace(settings, turns=1)
     assert json.loads(file.read_text()) == stored
 
 

@@ -96,17 +96,16 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The layer's output, A dropout(x) in rows, and dropout's mask."""
     rows = x.reshape(-1, x.shape[-1])
-    y = F.linear(rows, weight, bias)
+    # Not a view of other rows: layers around this one may change it in place.
+    y = F.linear(rows.view(x.shape), weight, bias)
     kept = None if levels is None else draw(rows.shape, levels, x.device)
     mask = None if kept is None or levels is None else noise(kept, levels, a.dtype)
     inner = torch.mm(_dropped(rows, mask, a.dtype), a.t())
-    if y.dtype != a.dtype:
-        y = torch.addmm(y.to(a.dtype), inner, b.t(), alpha=scale).to(y.dtype)
-    elif _get_current_dispatch_mode() is None:
-        y.addmm_(inner, b.t(), alpha=scale)
-    else:  # selective checkpointing may keep the first product, which must not change then
-        y = torch.addmm(y, inner, b.t(), alpha=scale)
-    return y.view(*x.shape[:-1], y.shape[-1]), inner, kept
+    total = y.to(a.dtype)
+    if total is y and getattr(_get_current_dispatch_mode(), "keeps_products", False):
+        total = y.clone()
+    total.view(-1, y.shape[-1]).addmm_(inner, b.t(), alpha=scale)
+    return total.to(y.dtype), inner, kept
 
 
 def _are_many(x: Tensor, weight: Tensor) -> bool:

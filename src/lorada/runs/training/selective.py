@@ -43,6 +43,8 @@ def is_kept(operation: Any, args: tuple[Any, ...]) -> bool:
 class _Keep(TorchDispatchMode):
     """Keeps outputs in the forward pass of a layer."""
 
+    keeps_products = True  # who would change one in place takes a copy (``lora_linear``)
+
     def __init__(self, kept: Kept) -> None:
         super().__init__()
         self._kept = kept
@@ -75,6 +77,8 @@ class _Keep(TorchDispatchMode):
 
 class _Reuse(TorchDispatchMode):
     """Gives the kept outputs in the place of their operations, when a layer is computed again."""
+
+    keeps_products = True
 
     def __init__(self, kept: Kept) -> None:
         super().__init__()

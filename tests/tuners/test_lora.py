@@ -10,8 +10,8 @@ from peft.tuners.lora import Linear
 from torch import nn
 
 from lorada import LoradaConfig
-from lorada.tuners.stack import faster_layers
-from lorada.tuners.stack.faster_layers import FEW, LoraLinear
+from lorada.tuners import lora
+from lorada.tuners.lora import FEW, LoraLinear
 
 pytestmark = pytest.mark.fp64
 TOKENS = torch.arange(4 * FEW).view(4, FEW) % 90 + 3
@@ -32,14 +32,14 @@ def stack(**options):
 @contextmanager
 def counted(monkeypatch):
     """Counts the calls of the one function."""
-    calls, function = [], faster_layers.lora_linear
+    calls, function = [], lora.lora_linear
 
     def call(*given):
         calls.append(given)
         return function(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(faster_layers, "lora_linear", call)
+        patch.setattr(lora, "lora_linear", call)
         yield calls
 
 
