@@ -96,7 +96,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The layer's output, A dropout(x) in rows, and dropout's mask."""
     rows = x.reshape(-1, x.shape[-1])
-    # Not a view of other rows: layers around this one may change it in place.
+    # In the shape of x at once: layers around this one may change it in place, but not a view.
     y = F.linear(rows.view(x.shape), weight, bias)
     kept = None if levels is None else draw(rows.shape, levels, x.device)
     mask = None if kept is None or levels is None else noise(kept, levels, a.dtype)
