@@ -12,10 +12,11 @@ learned the same tokens with about the same loss, or they are not compared. All 
 an hour on two quiet cores.
 
     train     LoRA, 8 rows of 48 tokens a step, only the response is learned; beside TRL
+    selective the same with activation_checkpointing=selective; beside TRL as before
     less      the same with activation_checkpointing=full; beside TRL as before
     both      the same with activation_checkpointing=full; beside TRL with gradient checkpointing
     mixed     rows of 16 to 512 tokens, packed by both; beside TRL
-    bfloat16  half the rows of train with dtype=bfloat16; beside float32
+    bfloat16  the rows of train with dtype=bfloat16; beside float32
     evaluate  questions of 2 to 5 candidates; beside lm-eval, which must choose the same
     start     from the command to the first step of a training, in seconds
 
@@ -54,7 +55,7 @@ RESULTS = Path(__file__).parent / "results" / "peers.json"
 SHORT, SHORTEST, LONGEST = 48, 16, 512  # tokens of a row
 LOSS_TOLERANCE = 0.05  # the rows come in another order, and bfloat16 rounds
 LORA = ("lora.r=8", "lora.lora_alpha=16", "lora.lora_dropout=0.05")
-RECOMPUTED = "activation_checkpointing=full"
+SELECTIVE, RECOMPUTED = (f"activation_checkpointing={how}" for how in ("selective", "full"))
 TRAINING = (
     "num_train_epochs=1", "per_device_train_batch_size=8", "learning_rate=1e-3",
     "save_strategy=no",
@@ -132,7 +133,7 @@ def mixed(place: Place) -> dict[str, Any]:
 
 def bfloat16(place: Place) -> dict[str, Any]:
     """LoRA on short rows in bfloat16, beside float32."""
-    data = place.training_rows([SHORT] * max(8, place.settings.short_rows // 2))
+    data = place.training_rows([SHORT] * place.settings.short_rows)
     ours = place.train(data, "lorada", "dtype=bfloat16")
     return compare_trainings(place, ours, {"float32": place.train(data, "float32")})
 
@@ -237,6 +238,7 @@ def start(place: Place) -> dict[str, Any]:
 
 ROWS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "train": train,
+    "selective": partial(train, ours=(SELECTIVE,)),
     "less": partial(train, ours=(RECOMPUTED,)),
     "both": partial(train, ours=(RECOMPUTED,), theirs=("--recompute",)),
     "mixed": mixed,

@@ -96,7 +96,7 @@ def test_logits_count_for_a_chunk_of_tokens_unless_the_head_trains(tmp_path, mon
     whole = [training_memory(recipe_for(folder, method)).activations for method in methods]
     monkeypatch.setattr(labelled_loss, "CHUNK_BYTES", 1)  # one token at a time
     found = [training_memory(recipe_for(folder, method)).activations for method in methods]
-    assert found[0] < whole[0] - 2 * logits
+    assert found[0] < whole[0] - logits / 2  # then the peak is elsewhere
     assert found[1] == whole[1]
 
 

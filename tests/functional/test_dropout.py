@@ -29,7 +29,7 @@ def test_so_many_are_dropped_and_the_others_are_scaled(p, dtype):
 
 
 def test_neighbours_are_dropped_independently():
-    """Four numbers come from one word of random bits."""
+    """Eight numbers come from one word of random bits."""
     dropped = (dropout(torch.ones(COUNT), 0.5, True) == 0).double().view(-1, 8)
     correlations = torch.corrcoef(dropped.T) - torch.eye(8)
     assert correlations.abs().max() < 5 / math.sqrt(COUNT / 8)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
-from lorada.functional.dropout import draw, levels_of, noise
+from lorada.functional.dropout import draw, gain_of, levels_of, mask_of
 from lorada.functional.lora_linear import lora_linear
 
 
@@ -23,7 +23,7 @@ def plain(x, w, c, a, b, scale, p=0.0, training=False):
     """The same as operations of autograd, which draws the same dropout."""
     dropped, levels = x.to(a.dtype), levels_of(p)
     if training and levels is not None:
-        dropped = dropped * noise(draw(x.shape, levels, x.device), levels, a.dtype)
+        dropped = dropped * mask_of(draw(x, levels), x, a.dtype) * gain_of(levels)
     return (F.linear(x, w, c) + dropped @ a.T @ b.T * scale).to(x.dtype)
 
 
@@ -105,7 +105,7 @@ def test_what_is_computed_again_is_dropped_again():
         assert_close(found, one)
 
 
-def test_it_keeps_its_input_and_a_byte_for_each_number_that_may_be_dropped():
+def test_it_keeps_its_input_and_a_bit_for_each_number_that_may_be_dropped():
     x, w, c, a, b = tensors((50, 40), 30, 2)
     kept = {}
     with torch.autograd.graph.saved_tensors_hooks(
@@ -115,6 +115,6 @@ def test_it_keeps_its_input_and_a_byte_for_each_number_that_may_be_dropped():
     rest = [t for t in kept.values() if t.data_ptr() not in {x.data_ptr(), w.data_ptr()}]
     shapes = {(t.shape, t.dtype) for t in rest}
     assert shapes == {
-        ((50, 40), torch.bool), ((50, 2), torch.float64),  # dropout's mask, and A dropout(x)
+        ((50 * 40 // 8,), torch.uint8), ((50, 2), torch.float64),  # dropout's mask, and A dropout(x)
         (a.shape, torch.float64), (b.shape, torch.float64),
     }  # fmt: skip

@@ -3,15 +3,18 @@
     dropout(x) = m ⊙ x / (1 - p)        m_i = 0 with probability p, else 1
 
 There torch draws 64 random bits for each number of x, and keeps m / (1 - p) in the dtype of x for
-the backward pass. Here 16 bits are drawn, so p is rounded to a multiple of 2⁻¹⁶, and m is kept, one
-byte for each number. On an accelerator torch's own kernel does as much.
+the backward pass. Here a number takes 8 bits and one in 256 takes 8 more, so p is rounded to a
+multiple of 2⁻¹⁶. A bit of m is kept for each number. On an accelerator torch's own kernel does as
+much.
 """
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 LEVELS = 2**16
@@ -23,35 +26,59 @@ def levels_of(p: float) -> int | None:
     return levels if 0 < levels < LEVELS else None
 
 
-def draw(shape: torch.Size, levels: int, device: torch.device) -> Tensor:
-    """The mask m, of booleans."""
-    if device.type != "cpu":
-        return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1 - levels / LEVELS)
-    count = shape.numel()
-    words = torch.empty(-(-count // 4), dtype=torch.int64, device=device)
-    # Each word is four numbers of 16 bits, from -2¹⁵ on.
-    drawn = words.random_(-(2**63), None).view(torch.int16)[:count]
-    return (drawn >= levels - LEVELS // 2).view(shape)
+def gain_of(levels: int) -> float:
+    """The factor 1 / (1 - p)."""
+    return LEVELS / (LEVELS - levels)
 
 
-def noise(kept: Tensor, levels: int, dtype: torch.dtype) -> Tensor:
-    """The mask m / (1 - p). As bytes, booleans become numbers in a quarter of the time."""
-    return kept.view(torch.uint8).to(dtype).mul_(LEVELS / (LEVELS - levels))
+def draw(x: Tensor, levels: int) -> Tensor:
+    """The mask m for the numbers of ``x``, as it is kept: on a CPU a bit for each, else a byte."""
+    count = x.numel()
+    if not x.is_cpu:
+        return x.new_empty(x.shape, dtype=torch.bool).bernoulli_(1 - levels / LEVELS)
+    if isinstance(x, FakeTensor):
+        return x.new_empty(-(-count // 8), dtype=torch.uint8)
+    # A number is dropped if its 16 bits are less than ``levels``. The first 8 mostly tell.
+    high, low = divmod(levels, 256)
+    bits = torch.empty(-(-count // 8), dtype=torch.uint8)
+    first = _random_bytes(count)
+    kept = first > high
+    (open_,) = np.nonzero(first == high)
+    kept[open_] = _random_bytes(len(open_)) >= low
+    bits.numpy()[:] = np.packbits(kept)
+    return bits
+
+
+def _random_bytes(count: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    words = torch.empty(-(-count // 8), dtype=torch.int64)
+    drawn: np.ndarray[Any, np.dtype[np.uint8]] = words.random_(-(2**63), None).numpy()
+    return drawn.view(np.uint8)[:count]
+
+
+def mask_of(kept: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask m as zeros and ones, from what ``draw`` gave for a tensor with the shape of ``x``."""
+    if not x.is_cpu:
+        # As bytes, booleans become numbers in a quarter of the time.
+        return kept.view(torch.uint8).to(dtype)
+    if isinstance(kept, FakeTensor):
+        return x.new_empty(x.shape, dtype=dtype)
+    bits = np.unpackbits(kept.numpy(), count=x.numel())
+    return torch.from_numpy(bits).view(x.shape).to(dtype)
 
 
 class _Dropped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, levels: int) -> Tensor:
-        kept = draw(x.shape, levels, x.device)
+        kept = draw(x, levels)
         ctx.save_for_backward(kept)
         ctx.levels = levels
-        return x * noise(kept, levels, x.dtype)
+        return mask_of(kept, x, x.dtype).mul_(gain_of(levels)).mul_(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, pull: Tensor) -> tuple[Tensor, None]:
         (kept,) = ctx.saved_tensors
-        return pull * noise(kept, ctx.levels, pull.dtype), None
+        return mask_of(kept, pull, pull.dtype).mul_(gain_of(ctx.levels)).mul_(pull), None
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:

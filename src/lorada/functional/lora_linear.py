@@ -3,7 +3,7 @@
     y = W x + c + s · B A dropout(x)
 
 As operations of their own, autograd keeps dropout(x) for every adapted layer, a tensor as large as
-x. Here x is kept, which is one tensor for all layers that read it, and a byte for each number that
+x. Here x is kept, which is one tensor for all layers that read it, and a bit for each number that
 dropout may set to 0. The last product adds the update to W x + c, with no tensors in between.
 In inference, many tokens are multiplied with W + s · B A, which is computed for each call.
 """
@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from lorada.functional.dropout import draw, levels_of, noise
+from lorada.functional.dropout import draw, gain_of, levels_of, mask_of
 
 
 def lora_linear(
@@ -47,6 +46,8 @@ def lora_linear(
         (..., e), in the dtype of x.
     """
     levels = levels_of(p) if training else None
+    if levels is not None:
+        scale *= gain_of(levels)  # so that dropout's mask has only zeros and ones
     if torch.is_grad_enabled():
         result: Tensor = _LoraLinear.apply(x, weight, bias, a, b, scale, levels)
         return result
@@ -58,7 +59,7 @@ def lora_linear(
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-        _, a, b, ctx.scale, ctx.levels = rest
+        _, a, b, ctx.scale, _ = rest
         y, inner, kept = _forward(x, weight, *rest)
         ctx.save_for_backward(x, weight, a, b, inner, kept)
         return y
@@ -71,7 +72,7 @@ class _LoraLinear(torch.autograd.Function):
         precise = pulls.to(a.dtype)
         by_x, _, _, by_a, by_b, _, _ = ctx.needs_input_grad
         by_inner = torch.mm(precise, b).mul_(ctx.scale)
-        mask = None if kept is None else noise(kept, ctx.levels, a.dtype).view_as(rows)
+        mask = None if kept is None else mask_of(kept, rows, a.dtype)
         for_b = torch.mm(precise.t(), inner).mul_(ctx.scale) if by_b else None
         for_a = torch.mm(by_inner.t(), _dropped(rows, mask, a.dtype)) if by_a else None
         for_x = None
@@ -94,16 +95,14 @@ def _forward(
     scale: float,
     levels: int | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The layer's output, A dropout(x) in rows, and dropout's mask."""
+    """The layer's output, A dropout(x) in rows, and dropout's mask as ``draw`` gives it."""
     rows = x.reshape(-1, x.shape[-1])
+    kept = None if levels is None else draw(rows, levels)
     # In the shape of x at once: layers around this one may change it in place, but not a view.
     y = F.linear(rows.view(x.shape), weight, bias)
-    kept = None if levels is None else draw(rows.shape, levels, x.device)
-    mask = None if kept is None or levels is None else noise(kept, levels, a.dtype)
+    mask = None if kept is None else mask_of(kept, rows, a.dtype)
     inner = torch.mm(_dropped(rows, mask, a.dtype), a.t())
     total = y.to(a.dtype)
-    if total is y and getattr(_get_current_dispatch_mode(), "keeps_products", False):
-        total = y.clone()
     total.view(-1, y.shape[-1]).addmm_(inner, b.t(), alpha=scale)
     return total.to(y.dtype), inner, kept
 

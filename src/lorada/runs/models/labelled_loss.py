@@ -33,7 +33,7 @@ from lorada.tasks.tokenize import IGNORED
 
 logger = logging.getLogger(__name__)
 
-CHUNK_BYTES = 2**25  # of the fp32 logits of a chunk; the gradient takes two more of these
+CHUNK_BYTES = 2**25  # of the fp32 logits of a chunk, whose gradient takes their place
 SAMPLE = 32  # tokens that are compared with the model's own loss
 # By these names configs say what logits are multiplied by, or divided by: the same name means
 # one in Granite and the other in HyperCLOVA.
@@ -80,10 +80,10 @@ class ChunkedLoss(torch.autograd.Function):
             piece = piece.detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
                 logits = f(head.forward(piece)).float()
-                loss = F.cross_entropy(logits, aims.to(logits.device), reduction="sum")
+            losses = _into_gradient(logits.detach(), aims.to(logits.device))
             if wanted:
-                grads += torch.autograd.grad(loss, piece)
-            total += loss.detach().to(total.device)
+                grads += torch.autograd.grad(logits, piece, logits.detach())
+            total += losses.sum().to(total.device)
         ctx.save_for_backward(torch.cat(grads) if wanted else None)
         return total
 
@@ -93,6 +93,16 @@ class ChunkedLoss(torch.autograd.Function):
         """The gradient for ``states``, made in ``forward``, times that of the loss."""
         (grad,) = ctx.saved_tensors
         return grad * pull.to(grad.dtype), None, None, None, None
+
+
+def _into_gradient(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log softmax(z)[y] (n,) for logits z (n, V), which become its gradient, softmax(z) - onehot(y)."""
+    places = targets[:, None]
+    largest = logits.amax(-1, keepdim=True)
+    aimed = logits.gather(-1, places) - largest
+    sums = logits.sub_(largest).exp_().sum(-1, keepdim=True)
+    logits.div_(sums).scatter_add_(-1, places, torch.full_like(aimed, -1))
+    return (sums.log() - aimed)[:, 0]
 
 
 @contextmanager

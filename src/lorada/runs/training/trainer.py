@@ -26,6 +26,7 @@ from lorada.runs.data.token_batches import TokenBatches
 from lorada.runs.models.labelled_loss import LabelledLoss, find_labelled_loss
 from lorada.runs.models.pooling import save_beside
 from lorada.runs.training.callbacks import refuse_broken_loss
+from lorada.runs.training.short_rows import are_short, plain_attention
 from lorada.support.processes import gather_values
 from lorada.tasks.tokenize import IGNORED
 
@@ -108,7 +109,9 @@ class RunTrainer(Trainer):
     ) -> Any:
         """A batch's share of the loss of its step; the mean of the batch if n is not given."""
         counted = self.counted(inputs)
-        loss, outputs = self.batch_loss(model, inputs)
+        dtype = torch.bfloat16 if self.args.bf16 else self.accelerator.unwrap_model(model).dtype
+        with plain_attention(are_short(inputs, dtype)):
+            loss, outputs = self.batch_loss(model, inputs)
         if loss.dim():  # DataParallel: one loss for each device's part of the batch
             parts = torch.stack([part.sum() for part in counted.chunk(len(loss))]).to(loss.device)
             loss = (loss * parts).sum() / parts.sum()
