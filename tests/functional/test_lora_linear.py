@@ -115,6 +115,6 @@ def test_it_keeps_its_input_and_a_bit_for_each_number_that_may_be_dropped():
     rest = [t for t in kept.values() if t.data_ptr() not in {x.data_ptr(), w.data_ptr()}]
     shapes = {(t.shape, t.dtype) for t in rest}
     assert shapes == {
-        ((50 * 40 // 8,), torch.uint8), ((50, 2), torch.float64),  # dropout's mask, and A dropout(x)
+        ((50 * 40 // 8,), torch.uint8), ((50, 2), torch.float64),  # the mask, and A dropout(x)
         (a.shape, torch.float64), (b.shape, torch.float64),
     }  # fmt: skip

@@ -40,13 +40,11 @@ def draw(x: Tensor, levels: int) -> Tensor:
         return x.new_empty(-(-count // 8), dtype=torch.uint8)
     # A number is dropped if its 16 bits are less than ``levels``. The first 8 mostly tell.
     high, low = divmod(levels, 256)
-    bits = torch.empty(-(-count // 8), dtype=torch.uint8)
     first = _random_bytes(count)
     kept = first > high
     (open_,) = np.nonzero(first == high)
     kept[open_] = _random_bytes(len(open_)) >= low
-    bits.numpy()[:] = np.packbits(kept)
-    return bits
+    return torch.from_numpy(np.packbits(kept))
 
 
 def _random_bytes(count: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
@@ -56,7 +54,7 @@ def _random_bytes(count: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
 
 
 def mask_of(kept: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask m as zeros and ones, from what ``draw`` gave for a tensor with the shape of ``x``."""
+    """The mask m as zeros and ones, from what ``draw`` gave for a tensor of the shape of ``x``."""
     if not x.is_cpu:
         # As bytes, booleans become numbers in a quarter of the time.
         return kept.view(torch.uint8).to(dtype)

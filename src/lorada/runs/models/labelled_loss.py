@@ -96,7 +96,7 @@ class ChunkedLoss(torch.autograd.Function):
 
 
 def _into_gradient(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log softmax(z)[y] (n,) for logits z (n, V), which become its gradient, softmax(z) - onehot(y)."""
+    """-log softmax(z)[y] (n,) for logits z (n, V), which become softmax(z) - onehot(y) in place."""
     places = targets[:, None]
     largest = logits.amax(-1, keepdim=True)
     aimed = logits.gather(-1, places) - largest

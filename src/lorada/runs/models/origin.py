@@ -4,16 +4,25 @@ Shapes are not enough: LLaMA, Mistral and Qwen2 models load each other's adapter
 """
 
 import hashlib
+import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from huggingface_hub import try_to_load_from_cache
 from peft import PeftConfig
-from safetensors import safe_open
 from transformers import PreTrainedConfig
 
 from lorada.runs.models.loading import model_folder
 
+# torch's names for those of safetensors.
+DTYPES = {
+    "F64": "torch.float64", "F32": "torch.float32", "F16": "torch.float16",
+    "BF16": "torch.bfloat16", "F8_E4M3": "torch.float8_e4m3fn", "F8_E5M2": "torch.float8_e5m2",
+    "I64": "torch.int64", "I32": "torch.int32", "I16": "torch.int16", "I8": "torch.int8",
+    "U64": "torch.uint64", "U32": "torch.uint32", "U16": "torch.uint16", "U8": "torch.uint8",
+    "BOOL": "torch.bool",
+}  # fmt: skip
 SAMPLED = 64  # how many numbers of each tensor, evenly spread; training changes most of them
 
 
@@ -61,16 +70,27 @@ def weights_fingerprint(model: str) -> str | None:
         if not isinstance(cached, str):
             return None
         folder = Path(cached).parent
-    lines = []
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            names = list(file.keys())
-        for name in names:
-            # Opened for each tensor: what was read counts as this process's memory until it closes.
-            with safe_open(path, "pt") as file:
-                tensor = file.get_tensor(name)
-            step = max(1, tensor.numel() // SAMPLED)
-            numbers = tensor.flatten()[::step].contiguous().view(torch.uint8)
-            kind = f"{name} {tuple(tensor.shape)} {tensor.dtype}"
-            lines.append(f"{kind} {hashlib.sha256(numbers.numpy().tobytes()).hexdigest()}")
+    lines = [line for path in sorted(folder.glob("*.safetensors")) for line in _sampled(path)]
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest() if lines else None
+
+
+def _sampled(path: Path) -> Iterator[str]:
+    """A line for each tensor of a file in the format of safetensors.
+
+    The numbers are read by their places in the file. Mapped into memory, as safetensors reads them,
+    much of the file would count as this process's memory.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        tensors = json.loads(file.read(length))
+        tensors.pop("__metadata__", None)
+        for name, tensor in tensors.items():
+            shape, (begin, end) = tuple(tensor["shape"]), tensor["data_offsets"]
+            count = math.prod(shape)
+            step, width = max(1, count // SAMPLED), (end - begin) // max(1, count)
+            digest = hashlib.sha256()
+            for number in range(0, count, step):
+                file.seek(8 + length + begin + number * width)
+                digest.update(file.read(width))
+            dtype = DTYPES.get(tensor["dtype"], tensor["dtype"])
+            yield f"{name} {shape} {dtype} {digest.hexdigest()}"
