@@ -40,17 +40,18 @@ def draw(x: Tensor, levels: int) -> Tensor:
         return x.new_empty(-(-count // 8), dtype=torch.uint8)
     # A number is dropped if its 16 bits are less than ``levels``. The first 8 mostly tell.
     high, low = divmod(levels, 256)
-    first = _random_bytes(count)
+    # numpy's generator takes half as long as torch's, which gives its seed.
+    drawn = np.random.SFC64(int(torch.empty((), dtype=torch.int64).random_()))
+    first = _bytes(drawn, count)
     kept = first > high
     (open_,) = np.nonzero(first == high)
-    kept[open_] = _random_bytes(len(open_)) >= low
+    kept[open_] = _bytes(drawn, len(open_)) >= low
     return torch.from_numpy(np.packbits(kept))
 
 
-def _random_bytes(count: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    words = torch.empty(-(-count // 8), dtype=torch.int64)
-    drawn: np.ndarray[Any, np.dtype[np.uint8]] = words.random_(-(2**63), None).numpy()
-    return drawn.view(np.uint8)[:count]
+def _bytes(drawn: np.random.SFC64, count: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    words: np.ndarray[Any, np.dtype[np.uint64]] = drawn.random_raw(-(-count // 8))
+    return words.view(np.uint8)[:count]
 
 
 def mask_of(kept: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -3,7 +3,7 @@
 Within a layer of a transformers model autograd keeps neither
 
 - the outputs of norms and of activation functions,
-- the outputs of linear layers that are wider than their input, as the first of a feed-forward block,
+- the outputs of linear layers that are wider than their input (the first of a feed-forward block),
 - nor the product of an activation and its gate.
 
 The backward pass computes them again, from what is kept anyway. A feed-forward block with a gate
