@@ -28,25 +28,28 @@ from lorada.support.files import json_text, write_atomic
 
 RESULTS = Path(__file__).parent / "results" / "memory_estimates.json"
 GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc reads it when a process starts
-# method, rows a step, tokens a row, dtype of the base
-Setting = tuple[str, int, int, str]
+# method, rows a step, tokens a row, dtype of the base, activation_checkpointing
+Setting = tuple[str, int, int, str, str]
 SETTINGS: list[Setting] = [
-    *((name, rows, 128, "float32") for name in ("lora", "lorada_la") for rows in (4, 8)),
-    ("lmam", 8, 128, "float32"),
-    *((name, 4, 128, "float32") for name in ("dora", "prefix", "full")),
-    ("lorada_la", 1, 2048, "bfloat16"),
+    *((name, rows, 128, "float32", "off") for name in ("lora", "lorada_la") for rows in (4, 8)),
+    ("lora", 8, 128, "float32", "selective"),
+    ("lmam", 8, 128, "float32", "off"),
+    *((name, 4, 128, "float32", "off") for name in ("dora", "prefix", "full")),
+    ("lorada_la", 1, 2048, "bfloat16", "off"),
+    ("lorada_la", 1, 2048, "bfloat16", "selective"),
 ]
 
 
 def recipe_of(setting: Setting, folder: str) -> Recipe:
     """A recipe on rows that are longer than ``tokens``, so that each is cut to that length."""
-    method, rows, tokens, dtype = setting
+    method, rows, tokens, dtype, checkpointing = setting
     data = Path(folder) / "rows.jsonl"
     row = {"prompt": "Count.", "response": " one two three" * tokens}
     data.write_text((json.dumps(row) + "\n") * rows)
     pairs = [f"per_device_train_batch_size={rows}", "max_steps=3", "report_to=[]"]
     options = {"method": method, "model": "smollm2-135m", "data": str(data), "output": folder}
-    return load_recipe(None, [*pairs, f"max_length={tokens}", f"dtype={dtype}"], options)
+    pairs += [f"max_length={tokens}", f"dtype={dtype}", f"activation_checkpointing={checkpointing}"]
+    return load_recipe(None, pairs, options)
 
 
 def measured(*setting: Any) -> float:
@@ -76,7 +79,7 @@ def compare(setting: Setting) -> dict[str, Any]:
         "needed_mb": fresh_process.call(measured, *setting, env=os.environ | GIVEN_BACK),
         "computed_mb": computed(setting),
     }
-    names = dict(zip(("method", "rows", "tokens", "dtype"), setting, strict=True))
+    names = dict(zip(("method", "rows", "tokens", "dtype", "checkpointing"), setting, strict=True))
     error = 100 * (found["computed_mb"] / found["needed_mb"] - 1)
     return {**names, **found, "error_percent": error}
 
@@ -88,11 +91,12 @@ def main() -> None:
     for setting in SETTINGS:
         line = compare(setting)
         found.append(line)
-        print(f"| `{line['method']}`, {line['dtype']} | {line['rows']} × {line['tokens']} | "
+        more = "" if line["checkpointing"] == "off" else f", {line['checkpointing']}"
+        print(f"| `{line['method']}`, {line['dtype']}{more} | {line['rows']} × {line['tokens']} | "
               f"{line['measured_mb']:,.0f} MB | {line['needed_mb']:,.0f} MB | "
               f"{line['computed_mb']:,.0f} MB | "
               f"{line['error_percent']:+.1f} % |", flush=True)  # fmt: skip
-    write_atomic(RESULTS, json_text({"hardware": hardware(), "lines": found}) + "\n")
+        write_atomic(RESULTS, json_text({"hardware": hardware(), "lines": found}) + "\n")
 
 
 if __name__ == "__main__":

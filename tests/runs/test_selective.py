@@ -1,5 +1,8 @@
 """``activation_checkpointing=selective``: the same gradients, and what is computed again."""
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from architectures import ARCHITECTURES, inputs
@@ -155,6 +158,32 @@ def test_an_error_in_a_layer_leaves_nothing_behind():
     kept = torch.ones(3, requires_grad=True)
     assert kept.exp().grad_fn._saved_result is not None  # plain autograd again
     assert_same(gradients(model, batch), expected)
+
+
+def test_threads_do_not_meet_in_a_model():
+    """As torch's DataParallel runs its copies of a model."""
+    model, batch = placed("lora", "llama", inputs("llama"))[0].train(), labelled("llama")
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def gradients_of_batch(count):
+        part = {name: tensor[:count] for name, tensor in batch.items()}
+        return [torch.autograd.grad(model(**part).loss, trained) for _ in range(5)]
+
+    counts = [1, 2, 3, 1, 2, 3]
+    expected = [gradients_of_batch(count) for count in counts]
+    checkpoint_selectively(model)
+    with ThreadPoolExecutor(len(counts)) as pool:
+        found = list(pool.map(gradients_of_batch, counts))
+    for several, others in zip(found, expected, strict=True):
+        for one, other in zip(several, others, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_copied_model_has_a_state_of_its_own():
+    model, batch = placed("lora", "llama", inputs("llama"))[0].train(), labelled("llama")
+    expected = gradients(model, batch)
+    checkpoint_selectively(model)
+    assert_same(gradients(copy.deepcopy(model), batch), expected)
 
 
 def test_nothing_is_computed_again_without_gradients():

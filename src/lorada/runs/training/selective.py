@@ -14,6 +14,7 @@ This works in any model. It reads modules, not the operations in them: torch's o
 checkpointing looks at every operation in Python, which takes half as long again as the step.
 """
 
+import threading
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -132,8 +133,11 @@ class _Before:
         self._stack.close()
 
 
-class _Recorder:
-    """Knows, while a layer runs, which tensors can be computed again."""
+class _Recorder(threading.local):
+    """Knows, while a layer runs, which tensors can be computed again.
+
+    Each thread has its own state, as several GPUs without processes of their own run in threads.
+    """
 
     def __init__(self) -> None:
         self._contexts: list[saved_tensors_hooks | None] = []
@@ -143,9 +147,14 @@ class _Recorder:
         self._sources: dict[tuple[Any, int], _Kept | _View] = {}
         self._before: _Before | None = None  # of the linear layer that runs
 
+    def __reduce__(self) -> Any:
+        return _Recorder, ()  # a copied model has its own
+
     def begin(self, layer: nn.Module, _: Any) -> None:
         """Before a layer: let autograd ask here what to keep."""
-        acts = torch.is_grad_enabled() and layer.training and not torch.compiler.is_compiling()
+        if torch.compiler.is_compiling():
+            return
+        acts = torch.is_grad_enabled() and layer.training
         context = saved_tensors_hooks(self._pack, lambda packed: packed.value()) if acts else None
         self._contexts.append(context)
         if context is not None:
@@ -153,7 +162,9 @@ class _Recorder:
 
     def end(self, layer: nn.Module, _: Any, output: Any) -> None:
         """After a layer, or an error in it."""
-        context = self._contexts.pop() if self._contexts else None
+        if torch.compiler.is_compiling() or not self._contexts:
+            return
+        context = self._contexts.pop()
         if context is not None:
             context.__exit__()
         if not self._contexts:
