@@ -162,7 +162,8 @@ def test_an_error_in_a_layer_leaves_nothing_behind():
 
 def test_threads_do_not_meet_in_a_model():
     """As torch's DataParallel runs its copies of a model."""
-    model, batch = placed("lora", "llama", inputs("llama"))[0].train(), labelled("llama")
+    batch = labelled("llama")
+    model = with_dropout(placed("lora", "llama", inputs("llama"))[0].train(), 0.0)
     trained = [p for p in model.parameters() if p.requires_grad]
 
     def gradients_of_batch(count):
