@@ -86,6 +86,22 @@ def test_losses_and_gradients_are_those_of_off(asked, setting):
             assert_close(step[name], gradient)
 
 
+@pytest.mark.fp64
+def test_candidates_behind_a_shared_prompt_are_learned_the_same(asked):
+    rows = [
+        {"prompt": f"a b {letter}", "candidates": [" c", " d e"], "answer": 1} for letter in "abcd"
+    ]
+    off, selective = (
+        trained(asked(setting, *PLAIN, "dtype=float64", rows=rows))[1]
+        for setting in ("off", "selective")
+    )
+    assert selective.recomputes == {"selective"}
+    for step, other in zip(selective.steps, off.steps, strict=True):
+        assert step.keys() == other.keys()
+        for name, gradient in other.items():
+            assert torch.equal(step[name], gradient)
+
+
 @pytest.fixture
 def computed(monkeypatch):
     """Steps whose memory was computed, by setting, length and sequences; none is computed twice."""
