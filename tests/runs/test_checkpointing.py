@@ -136,7 +136,7 @@ def test_auto_computes_again_where_a_step_would_not_fit(asked, computed, monkeyp
     assert line == (
         f"activation_checkpointing=auto takes full: a step needs {numbers[0]} with off, "
         f"{numbers[1]} with selective, {numbers[2]} with full, "
-        f"and may take 70% of {numbers[3]} free"
+        f"and may take 60% of {numbers[3]} free"
     )
 
 

@@ -25,9 +25,9 @@ from lorada.support.processes import is_first, made_by_first, process_count
 
 logger = logging.getLogger(__name__)
 
-# The share of the free memory that a computed step may take. Real steps take up to 35 % more than
-# is computed (docs/guides/tables.md).
-ROOM = 0.7
+# The share of the free memory that a computed step may take. Real steps of a small model take up
+# to a third more than is computed, with ``selective`` 57 % more (docs/guides/tables.md).
+ROOM = 0.6
 CONTAINER = Path("/sys/fs/cgroup")  # limits of this container, if it has any (cgroups, version 2)
 
 
