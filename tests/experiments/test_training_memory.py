@@ -100,6 +100,14 @@ def test_logits_count_for_a_chunk_of_tokens_unless_the_head_trains(tmp_path, mon
     assert found[1] == whole[1]
 
 
+def test_only_a_sequence_that_is_alone_has_no_mask(tmp_path):
+    folder = llama_folder(tmp_path / "llama")
+    config = load_config(str(folder))
+    for batch, packing, masked in ((1, False, False), (1, True, True), (2, False, True)):
+        recipe = recipe_for(folder).model_copy(update={"packing": packing})
+        assert ("attention_mask" in computed._inputs(config, batch, recipe)) == masked
+
+
 def test_half_precision_halves_the_weights(tmp_path):
     folder = llama_folder(tmp_path / "llama")
     whole = training_memory(recipe_for(folder, "full"))

@@ -179,11 +179,17 @@ def _optimizer(
 
 
 def _inputs(config: Any, batch: int, recipe: Recipe) -> dict[str, Tensor]:
-    """A batch of sequences of the greatest length, with labels and one padded token."""
+    """A batch of sequences of the greatest length, with labels.
+
+    Several have one padded token, since models leave out a mask that hides nothing. One sequence
+    has no pads, and no mask, unless rows are packed in it: each layer may keep a mask, of T × T.
+    """
     ids = torch.zeros(batch, recipe.max_length, dtype=torch.long)
-    mask = torch.ones_like(ids)
-    mask[0, 0] = 0  # a mask of ones would be left out
-    inputs = {"input_ids": ids, "attention_mask": mask}
+    inputs = {"input_ids": ids}
+    if batch > 1 or recipe.packing:
+        mask = torch.ones_like(ids)
+        mask[0, 0] = 0
+        inputs["attention_mask"] = mask
     kind = kind_of(config)
     if kind == "encoder":
         return {**inputs, "labels": torch.zeros(batch, dtype=torch.long)}
