@@ -91,12 +91,15 @@ def test_a_batch_of_tokens_needs_what_as_many_rows_do(tmp_path):
 
 def test_logits_count_for_a_chunk_of_tokens_unless_the_head_trains(tmp_path, monkeypatch):
     folder = llama_folder(tmp_path / "llama")
-    logits = 4 * 3 * 23 * load_config(str(folder)).vocab_size  # bytes, of all tokens
+    config = load_config(str(folder))
+    config.vocab_size = 5000  # so that the logits are the peak
+    config.save_pretrained(folder)
+    logits = 4 * 3 * 23 * config.vocab_size  # bytes, of all tokens
     methods = "lora", "full"
     whole = [training_memory(recipe_for(folder, method)).activations for method in methods]
     monkeypatch.setattr(labelled_loss, "CHUNK_BYTES", 1)  # one token at a time
     found = [training_memory(recipe_for(folder, method)).activations for method in methods]
-    assert found[0] < whole[0] - logits / 2  # then the peak is elsewhere
+    assert found[0] < whole[0] - 0.9 * logits
     assert found[1] == whole[1]
 
 

@@ -145,7 +145,7 @@ class _Recorder(threading.local):
         # for the layer that runs.
         self._outputs: dict[int, tuple[weakref.ref[Tensor], int, _Again]] = {}
         self._sources: dict[tuple[Any, int], _Kept | _View] = {}
-        self._before: _Before | None = None  # of the linear layer that runs
+        self._before: _Before | None = None  # of the module that runs
 
     def __reduce__(self) -> Any:
         return _Recorder, ()  # a copied model has its own
@@ -173,33 +173,29 @@ class _Recorder(threading.local):
 
     def before(self, module: nn.Module, args: Any) -> None:
         """Before a norm, an activation function or a linear layer."""
-        if not self._acts or not args or not isinstance(args[0], Tensor):
+        acts = self._contexts and self._contexts[-1] is not None
+        if not acts or not args or not isinstance(args[0], Tensor):
             return
-        x, linear = args[0], _is_linear(module)
+        x = args[0]
+        self._before = _Before(x, draws=isinstance(module, BaseTunerLayer))
         node = x.grad_fn
-        if linear:
-            self._before = _Before(x, draws=isinstance(module, BaseTunerLayer))
         if node is None:
             return
-        factors = [self._sources.get(source) for source in node.next_functions]
-        if linear and node.name() == "MulBackward0" and len(factors) == 2 and None not in factors:
-            self._register(x, _Again(torch.mul, factors))  # type: ignore[arg-type]
+        if node.name() == "MulBackward0" and _is_linear(module):
+            factors = [self._sources.get(source) for source in node.next_functions]
+            if len(factors) == 2 and None not in factors:
+                self._register(x, _Again(torch.mul, factors))  # type: ignore[arg-type]
         self._sources.setdefault((node, x.output_nr), self._packed(x))
 
     def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """After a norm, an activation function or a linear layer."""
         before, self._before = self._before, None
-        if not self._acts or kwargs or len(args) != 1 or not isinstance(output, Tensor):
+        if before is None or kwargs or len(args) != 1 or not isinstance(output, Tensor):
             return
         (x,) = args
         if _is_linear(module) and output.numel() <= x.numel():
             return
-        before = before or _Before(x, draws=False)
         self._register(output, _Again(module.forward, [self._packed(x)], before))
-
-    @property
-    def _acts(self) -> bool:
-        return bool(self._contexts) and self._contexts[-1] is not None
 
     def _register(self, output: Tensor, again: _Again) -> _View | None:
         """Note how ``output`` can be computed again; None if it does not fill its storage."""
