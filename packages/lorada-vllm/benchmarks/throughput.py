@@ -1,16 +1,18 @@
 """Tokens per second of vLLM with and without the map, side by side.
 
-Four models of SmolLM2-135M's shape, with random weights, in one process:
+Models of SmolLM2-135M's shape, with random weights, in one process:
 
     base       the base alone
     lora       LoRA, merged
-    no map     LoRaDA-LA without its map: LoRA, merged, and the bottleneck
+    no map     LoRaDA-LA without its map: LoRA, merged, and the bottleneck; twice
     map        LoRaDA-LA
 
-They answer the same prompts in turn, round after round, so that whatever else the machine does
-meets all of them. A ratio is made within each round; its median is printed with the smallest and
-the largest. Ratios of processor time do not count the time in which other programs ran; they mean
-what they say with one thread (``--threads 1``), as more of them wait for each other.
+They answer the same prompts step by step in turn: one token of each sequence in one model, then in
+the next, round after round. So whatever else the machine does meets all of them. "no map" stands
+there twice; what its second time takes is the noise. A ratio is made within each round; its median
+is printed with the smallest and the largest. Ratios of processor time do not count the time in
+which other programs ran; they mean what they say with one thread (``--threads 1``), as more of them
+wait for each other.
 
     python packages/lorada-vllm/benchmarks/throughput.py --output FILE.json
 """
@@ -51,6 +53,7 @@ STACKS = {
     "base": [],
     "lora": [LORA],
     "no map": [LORA, BOTTLENECK],
+    "no map again": [LORA, BOTTLENECK],
     "map": [MAP, LORA, BOTTLENECK],
 }
 # Prompt and new tokens: every step under the map of 128 tokens, and a prompt longer than it.
@@ -95,21 +98,31 @@ def engine(folder: Path, dtype: str, batch: int, eager: bool) -> Any:
     )
 
 
-def seconds(llm: Any, prompts: list[list[int]], new: int) -> tuple[float, float]:
-    """How long one batch takes, on the clock and of processor time."""
+def seconds(
+    engines: dict[str, Any], prompts: list[list[int]], new: int
+) -> dict[str, tuple[float, float]]:
+    """How long one batch takes each model, on the clock and of processor time."""
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, detokenize=False)
-    asked = [{"prompt_token_ids": prompt} for prompt in prompts]
-    start, start_busy = time.perf_counter(), time.process_time()
-    answers = llm.generate(asked, sampling, use_tqdm=False)
-    took, busy = time.perf_counter() - start, time.process_time() - start_busy
-    assert all(len(answer.outputs[0].token_ids) == new for answer in answers)
-    return took, busy
+    for llm in engines.values():
+        for number, prompt in enumerate(prompts):
+            llm.llm_engine.add_request(str(number), {"prompt_token_ids": prompt}, sampling)
+    took = dict.fromkeys(engines, (0.0, 0.0))
+    names, step = list(engines), 0
+    while any(llm.llm_engine.has_unfinished_requests() for llm in engines.values()):
+        first = step % len(names)
+        for name in names[first:] + names[:first]:
+            start, start_busy = time.perf_counter(), time.process_time()
+            engines[name].llm_engine.step()
+            clock, busy = time.perf_counter() - start, time.process_time() - start_busy
+            took[name] = took[name][0] + clock, took[name][1] + busy
+        step += 1
+    return took
 
 
 def measure(engines: dict[str, Any], batch: int, load: str, rounds: int) -> dict[str, Any]:
-    """Tokens per second of each model by round; the order changes with each round."""
+    """Tokens per second of each model by round."""
     length, new = LOADS[load]
     generator = torch.Generator().manual_seed(batch)
     took: dict[str, list[float]] = {name: [] for name in engines}
@@ -117,18 +130,16 @@ def measure(engines: dict[str, Any], batch: int, load: str, rounds: int) -> dict
     for turn in range(rounds + 1):
         shape = (batch, length)
         prompts = torch.randint(1, SHAPE["vocab_size"], shape, generator=generator).tolist()
-        names = list(engines)
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            spent = seconds(engines[name], prompts, new)
-            if turn:  # the first round warms up
-                took[name].append(spent[0])
-                busy[name].append(spent[1])
+        spent = seconds(engines, prompts, new)
+        for name in engines if turn else ():  # the first round warms up
+            took[name].append(spent[name][0])
+            busy[name].append(spent[name][1])
     rates = {name: [batch * new / t for t in times] for name, times in took.items()}
     ratios = {
-        f"map / {other}, {kind}": [b / a for a, b in zip(times["map"], times[other], strict=True)]
+        f"{name} / {other}, {kind}": [b / a for a, b in zip(times[name], times[other], strict=True)]
         for kind, times in (("clock", took), ("processor", busy))
-        for other in ("no map", "base")
-        if {"map", other} <= engines.keys()
+        for name, other in (("map", "no map"), ("map", "base"), ("no map again", "no map"))
+        if {name, other} <= engines.keys()
     }
     return {"batch": batch, "load": load, "tokens_per_s": rates, "ratios": ratios}
 

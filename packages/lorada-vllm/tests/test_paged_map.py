@@ -5,7 +5,8 @@ from dataclasses import replace
 import lorada_vllm.paged_map
 import pytest
 import torch
-from lorada_vllm.paged_map import PagedMap
+from lorada_vllm.paged_map import PagedMap, stack_maps
+from lorada_vllm.paged_values import PagedValues
 from lorada_vllm.step import Cache, Together, groups_of_step
 
 from lorada.attention.attention_map import AttentionMap
@@ -72,7 +73,7 @@ def test_a_step_adds_what_the_paper_adds_to_the_whole_attention_map(
     groups = groups_of_step(starts, lengths, table, Cache(SIZE, GROUPS, WIDTH), LENGTH)
     if device == "gpu":
         groups = as_on_a_gpu(groups)
-    PagedMap(own, HEADS, GROUPS).add(output, cache, groups)
+    PagedMap(own, HEADS, GROUPS).add(output, PagedValues.of(cache), groups)
 
     for i, (_, added) in enumerate(SEQUENCES):
         n = lengths[i]
@@ -87,6 +88,31 @@ def test_a_step_adds_what_the_paper_adds_to_the_whole_attention_map(
         torch.testing.assert_close(output[starts[i] : starts[i + 1]], expected)
 
 
+def test_layers_whose_maps_are_one_tensor_add_each_its_own():
+    generator = torch.Generator().manual_seed(5)
+    cache = PagedValues.of(torch.randn(6, GROUPS, SIZE, WIDTH, generator=generator))
+    table = torch.tensor([[3, 1], [0, 2], [5, 4]])
+    factors = torch.randn(3, HEADS, LENGTH, LENGTH, generator=generator)
+
+    def layers():
+        maps = [AttentionMap((w,), 2.0, "start", "token", "full_rank") for w in factors]
+        return [PagedMap(map_, HEADS, GROUPS) for map_ in maps]
+
+    def terms(maps):
+        sizes = Cache(SIZE, GROUPS, WIDTH)
+        groups = groups_of_step([0, 1, 4, 5], [6, 3, 7], table, sizes, LENGTH)
+        outputs = torch.zeros(3, 5, HEADS, WIDTH)
+        for own, output in zip(maps, outputs, strict=True):
+            own.add(output, cache, groups)
+        return outputs
+
+    expected, together = terms(layers()), layers()
+    stack_maps(together)
+    assert len({map_.rows(slice(0, 1), 1).untyped_storage().data_ptr() for map_ in together}) == 1
+    torch.testing.assert_close(terms(together), expected)
+    assert not torch.equal(expected[0], expected[1])
+
+
 def test_values_that_do_not_lie_side_by_side_give_the_same():
     generator = torch.Generator().manual_seed(3)
     cache = torch.randn(6, GROUPS, SIZE, WIDTH + 1, generator=generator)[..., :WIDTH]
@@ -94,8 +120,8 @@ def test_values_that_do_not_lie_side_by_side_give_the_same():
     groups = groups_of_step([0, 1, 2, 3], [6, 3, 7], table, Cache(SIZE, GROUPS, WIDTH), LENGTH)
     own = PagedMap(attention_map(None, HEADS), HEADS, GROUPS)
     found, expected = (torch.zeros(3, HEADS, WIDTH) for _ in range(2))
-    own.add(found, cache, groups)
-    own.add(expected, cache.contiguous(), groups)
+    own.add(found, PagedValues.of(cache), groups)
+    own.add(expected, PagedValues.of(cache.contiguous()), groups)
     assert expected.abs().max() > 0.1
     torch.testing.assert_close(found, expected)
 
@@ -109,7 +135,7 @@ def test_half_precision_rounds_only_the_sum():
     groups = groups_of_step([0, 2, 3, 4], [6, 3, 7], table, sizes, LENGTH)
     own = PagedMap(attention_map(None, HEADS), HEADS, GROUPS)
     wide = output.float()
-    own.add(wide, cache.float(), groups)
-    own.add(output, cache, groups)
+    own.add(wide, PagedValues.of(cache.float()), groups)
+    own.add(output, PagedValues.of(cache), groups)
     assert output.dtype == torch.bfloat16
     torch.testing.assert_close(output.float(), wide, rtol=2**-7, atol=2**-7)

@@ -16,7 +16,7 @@ from lorada.tuners.bottleneck.adapter import BottleneckConfig
 from lorada.tuners.lmam import LmamConfig
 from lorada_vllm.attention.mixins import MAP, AddsMap
 from lorada_vllm.folder import MAP_CHILD, PREFIX, adapter_parts, adapter_tensors
-from lorada_vllm.paged_map import PagedMap
+from lorada_vllm.paged_map import PagedMap, stack_maps
 from lorada_vllm.places import Bottleneck, place
 from lorada_vllm.refusal import refuse
 
@@ -48,6 +48,8 @@ class WithParts:
                 _place_map(layer.self_attn.attn, configs[LmamConfig], tensors)
             else:
                 place(layer, child, Bottleneck(configs[BottleneckConfig], tensors))
+        attentions = (layer.self_attn.attn for layer in self.model.layers)
+        stack_maps([attn.__dict__[MAP] for attn in attentions if MAP in attn.__dict__])
 
 
 def _place_map(attention: Any, config: LmamConfig, tensors: dict[str, Tensor]) -> None:

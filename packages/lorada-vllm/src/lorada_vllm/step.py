@@ -8,16 +8,17 @@ Made once per step, from numbers that the host has anyway, and used by every lay
 every sequence is longer than the map has no groups, and costs nothing.
 
 Shapes: Q sequences of a step, R sequences of a group, C blocks of the cache per sequence,
-H query heads, G key/value heads, N map length, D head width, P pairs of a query head and a map
-column.
+H query heads, G key/value heads, N map length, D head width, T tokens of a span, P pairs of a query
+head and a map column.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 # Rows of one product, so that a long map is never made whole.
 MOST_ROWS = 256
@@ -59,7 +60,8 @@ class Pairs:
         places: (P,) where the value of the column is, in vectors of D numbers from the first of the
             cache.
         entries: (P,) where the entry of the map is, in the flat map or in its flat rows.
-        begins: (R·H + 1,) the number of the first pair of each head of each row, and P at the end.
+        begins: (T·H + 1,) the number of the first pair of each head of each token of the span, and
+            P at the end.
     """
 
     places: Tensor
@@ -87,6 +89,7 @@ class Together:
 
     Attributes:
         tokens: (R,) their places among the tokens of the step.
+        span: the places from the first of them to the last.
         rows: (R,) their map rows.
         blocks: (R, C) as in ``Part``.
         keys: how many values are read of the longest sequence.
@@ -95,6 +98,7 @@ class Together:
     """
 
     tokens: Tensor
+    span: slice
     rows: Tensor
     blocks: Tensor
     keys: int
@@ -115,34 +119,53 @@ class Together:
         """How a CPU copies the values of a cache in half precision."""
         return _copies(self.blocks.tolist(), self.rows.tolist(), self.keys, self.cache)
 
-    def pairs(self, strides: tuple[int, ...], heads: int, length: int | None) -> Pairs:
+    def pairs(self, strides: tuple[int, ...], shape: torch.Size, chosen: bool) -> Pairs:
         """The pairs of the rows' heads and columns, made once for all layers.
 
         Args:
             strides: of the cache's values (blocks, G, block size, D).
-            heads: H.
-            length: N if the whole map (N, H, N) is given; None for its rows (R, H, keys).
+            shape: of the whole map (G, N, H/G, N), or of its rows (G, R, H/G, keys).
+            chosen: whether it is that of the rows.
         """
-        key = strides, heads, length
+        key = strides, shape, chosen
         if key not in self._pairs:
             self._pairs[key] = self._make_pairs(*key)
         return self._pairs[key]
 
     @cached_property
-    def _pairs(self) -> dict[tuple[tuple[int, ...], int, int | None], Pairs]:
+    def _pairs(self) -> dict[tuple[tuple[int, ...], torch.Size, bool], Pairs]:
         return {}
 
-    def _make_pairs(self, strides: tuple[int, ...], heads: int, length: int | None) -> Pairs:
-        seen = self._seen[:, None].expand(-1, heads, -1)
-        row, head, column = seen.nonzero().unbind(1)
+    def _make_pairs(self, strides: tuple[int, ...], shape: torch.Size, chosen: bool) -> Pairs:
+        groups, rows, share, columns = shape
         size, width = self.cache.block, self.cache.width
-        block = self.blocks[row, column // size]
-        group = head // (heads // self.cache.heads)
-        places = block * strides[0] + group * strides[1] + column % size * strides[2]
-        first = row if length is None else self.rows[row]
-        entries = (first * heads + head) * (length or self.keys) + column
-        begins = nn.functional.pad((self.rows + 1).repeat_interleave(heads).cumsum(0), (1, 0))
-        return Pairs(places // width, entries, begins)
+        to_block, to_group, to_token = (step // width for step in strides[:3])
+        # numpy, since small operations of torch take several times as long.
+        column, head = np.arange(self.keys), np.arange(groups * share)
+        row = self.rows.numpy()
+        # Every column for every head of every row, (R, H, keys), of which some are seen.
+        seen = np.broadcast_to((column <= row[:, None])[:, None], (len(row), len(head), self.keys))
+        values = self.blocks.long().numpy()[:, column // size] * to_block + column % size * to_token
+        places = values[:, None] + (head // share * to_group)[:, None]
+        at = np.arange(rows) if chosen else row
+        first = ((head // share * rows + at[:, None]) * share + head % share) * columns
+        entries = first[..., None] + column
+        counts = np.zeros(self.span.stop - self.span.start, dtype=np.int64)
+        counts[self.tokens.numpy() - self.span.start] = row + 1
+        begins = np.concatenate([[0], counts.repeat(len(head)).cumsum()])
+        return Pairs(*map(torch.from_numpy, (places[seen], entries[seen], begins)))
+
+    def entries(self, maps: Tensor, pairs: Pairs) -> Tensor:
+        """The entries (L, P) of the maps (L, …) of all layers, read once for all."""
+        key = maps.data_ptr()
+        if key not in self._entries:
+            every = pairs.entries.expand(len(maps), -1)
+            self._entries[key] = maps.flatten(1).gather(1, every)
+        return self._entries[key]
+
+    @cached_property
+    def _entries(self) -> dict[int, Tensor]:
+        return {}
 
 
 Group = Part | Together
@@ -192,7 +215,8 @@ def _together(alone: list[tuple[int, int, int]], blocks: Tensor, cache: Cache) -
     tokens, rows, chosen = torch.tensor(alone, device=device).unbind(1)
     keys = max(row for _, row, _ in alone) + 1
     used = blocks[chosen, : -(-keys // cache.block)]
-    return Together(tokens, rows, used, keys, cache, device.type == "cpu")
+    span = slice(alone[0][0], alone[-1][0] + 1)
+    return Together(tokens, span, rows, used, keys, cache, device.type == "cpu")
 
 
 def _copies(blocks: list[list[int]], rows: list[int], keys: int, cache: Cache) -> Copies:

@@ -16,6 +16,7 @@ from vllm.config import get_layers_from_vllm_config
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backend import AttentionCGSupport
 
+from lorada_vllm.paged_values import PagedValues
 from lorada_vllm.step import Cache, Group, groups_of_step
 
 MAP = "lorada_map"  # the attribute of an attention layer that holds its ``PagedMap``
@@ -91,7 +92,7 @@ class AddsMap:
     """Adds the term of a layer's map to the output of the kernel."""
 
     _seen: Tensor | None = None
-    _values: Tensor
+    _values: PagedValues
 
     @staticmethod
     def value_cache(kv_cache: Tensor, width: int) -> Tensor:
@@ -119,6 +120,7 @@ class AddsMap:
         if groups and own is not None:
             # The cache of a layer is one tensor, so what is read of it is found once.
             if self._seen is not kv_cache:
-                self._seen, self._values = kv_cache, self.value_cache(kv_cache, layer.head_size)
+                self._seen = kv_cache
+                self._values = PagedValues.of(self.value_cache(kv_cache, layer.head_size))
             own.add(output, self._values, groups)
         return result
