@@ -9,11 +9,11 @@ from test_add_term import GROUPS, HEADS, POSITIONS, WIDTH, tensors_in
 from torch import Tensor, nn
 
 from lorada.attention.add_term import add_form_term
-from lorada.attention.attend import map_positions
 from lorada.attention.call import AttentionCall, CallShape
 from lorada.attention.content_map import BilinearMap, ContentMap
 from lorada.attention.distance_map import DistanceMap
 from lorada.attention.form_map import FormMap, FormTerm, form_weights
+from lorada.attention.map_positions import map_positions
 from lorada.attention.visible import VisiblePairs, rule, visible_pairs
 from lorada.functional.content import bilinear_term_reference, content_term_reference
 from lorada.functional.distance import first_distance

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_add_term import GROUPS, HEADS, LENGTH, WIDTH, attention_map, by_hand
 
-from lorada.attention import packed_term
+from lorada.attention import packed_step
 from lorada.attention.add_term import add_term
 from lorada.attention.call import CallShape
 from lorada.attention.packed_positions import read_parts
@@ -110,7 +110,7 @@ def test_what_may_not_be_read_gives_the_same(asked, ablation, monkeypatch):
     output, shape = torch.zeros(1, queries, HEADS, WIDTH), CallShape(queries, 18, HEADS, True)
     with torch.no_grad():
         found = add_term(output, held, table, shape, value)
-        monkeypatch.setattr(packed_term, "can_be_read", lambda _: False)
+        monkeypatch.setattr(packed_step, "can_be_read", lambda _: False)
         expected = add_term(output, held, table, shape, value)
     assert found.abs().max() > 0.1
     assert_close(found, expected)

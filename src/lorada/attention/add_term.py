@@ -175,14 +175,21 @@ def _is_longer(attention_map: AttentionMap, table: TokenTable, shape: CallShape)
     return whole and not fits_in_place(attention_map, table, shape)
 
 
+def plus_term(output: Tensor, term: Tensor) -> Tensor:
+    """``output`` (B, T, H, D) plus a term of every query, rounded once.
+
+    The sum may be written over the term, which saves a third tensor.
+    """
+    if term.dtype == output.dtype and term.is_contiguous():
+        # Detached, since autograd forbids in-place changes of a view made in such a function.
+        return term.add_(output).detach()
+    return (output + term).to(output.dtype)
+
+
 def _add(output: Tensor, term: Tensor, reached: Reached) -> Tensor:
     """``output`` (B, T, H, D) plus a term at its queries; the term may be overwritten."""
-    # If every query is reached, the sum is written over the term, which saves a third tensor.
     if reached == slice(0, output.shape[1]):
-        if term.dtype == output.dtype and term.is_contiguous():
-            # Detached, since autograd forbids in-place changes of a view made in such a function.
-            return term.add_(output).detach()
-        return (output + term).to(output.dtype)
+        return plus_term(output, term)
     result = output.clone()
     if isinstance(reached, slice):
         result[:, reached] += term

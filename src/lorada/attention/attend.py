@@ -22,16 +22,17 @@ import torch
 from torch import Tensor, nn
 
 from lorada.attention import observation
-from lorada.attention.add_term import add_form_term, add_term
+from lorada.attention.add_term import add_form_term, add_term, plus_term
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, is_packed_or_paged
 from lorada.attention.dense_map import mask_with_map
 from lorada.attention.form_map import FormMap, FormTerm
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
-from lorada.attention.locate import token_positions
+from lorada.attention.map_positions import map_positions
 from lorada.attention.map_term import map_term
 from lorada.attention.observation import AnyMap, Observation
-from lorada.attention.positions import TokenPositions, TokenTable
+from lorada.attention.packed_step import known_step
+from lorada.attention.positions import TokenPositions
 from lorada.attention.prefix import with_prefixes
 from lorada.attention.shifted_sparse import ShiftedGroups
 from lorada.attention.visible import visible_pairs
@@ -139,6 +140,10 @@ def add_maps(call: AttentionCall, maps: Sequence[AnyMap], output: Tensor) -> Ten
     """``output`` (B, T, H, D), which is Attn·V, plus tile(Attn_s)·V of each map (Eq. 13)."""
     result = output
     for own in maps:
+        if isinstance(own, AttentionMap) and (step := known_step(call, own)) is not None:
+            if not step.is_empty:
+                result = plus_term(result, step.term(own, call.value))
+            continue
         positions = map_positions(call, own)
         if observation.observers:
             with torch.no_grad():  # observers need no gradients
@@ -160,26 +165,6 @@ def _term_of(own: AnyMap, call: AttentionCall, positions: TokenPositions) -> Ten
         term = FormTerm(own, visible_pairs(call, positions))
         return term(torch.matmul, *own.tensors(call), *own.factors)
     return map_term(own, positions, call.shape, call.value)
-
-
-def map_positions(call: AttentionCall, attention_map: AnyMap) -> TokenPositions:
-    """Where the tokens of a call lie in a map; for other forms, the numbers of the tokens.
-
-    Raises:
-        ValueError: if sequences are packed into a row and attention lets them see each other.
-    """
-    raw, end = False, None
-    if isinstance(attention_map, AttentionMap):
-        raw = attention_map.positions == "raw"
-        end = attention_map.length if attention_map.align == "end" else None
-    positions = token_positions(call, raw=raw, end=end)
-    packed = isinstance(positions, TokenTable) and positions.sequences > 1
-    if packed and call.mask is None and call.kernel != "flash":
-        raise ValueError(
-            "several sequences are packed into one row and attention would let them see each "
-            "other: pass use_cache=False and position_ids that restart with each sequence"
-        )
-    return positions
 
 
 def _report_inside(

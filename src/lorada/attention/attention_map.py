@@ -8,6 +8,8 @@ N map length, R rank, D head width.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
@@ -71,6 +73,12 @@ class AttentionMap:
         """Whether the term can be computed as W_a (W_b V), without the map."""
         # A softmax needs all entries of a row, and a full-rank or a finished map has no factors.
         return self.baked is None and self.ablation in (None, "no_position")
+
+    @cached_property
+    def kind(self) -> tuple[Any, ...]:
+        """What decides which entries of a map meet which values of a call: maps of a kind agree."""
+        settings = self.align, self.positions, self.ablation, self.baked is None
+        return self.length, self.factors[0].shape[0], *settings
 
     def dense(self) -> Tensor:
         """The whole (S, N, N) map before any mask."""

@@ -5,7 +5,7 @@ whether the caller passed the positions. One pair of hooks on the model records 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,10 +20,12 @@ class ForwardInputs:
         tokens_so_far: the real tokens of each sample up to this call: their 2-D mask, or their
             number, (B,) or one for all. Recorded only if a layer has a sliding window.
         may_be_packed: whether ``position_ids`` alone may separate sequences packed into a row.
+        steps: what ``known_step`` has prepared for the layers of this forward; None outside of one.
     """
 
     tokens_so_far: Tensor | int | None = None
     may_be_packed: bool = True
+    steps: dict[Any, Any] | None = field(default=None, compare=False, repr=False)
 
 
 # Used outside of the model's forward, as when gradient checkpointing computes a layer again.
@@ -77,7 +79,7 @@ class ForwardListener:
         given = kwargs.get("position_ids") is not None or len(args) > 1
         packed = given and (cache is None or _is_empty(cache))
         tokens = _tokens_so_far(args, kwargs, cache) if self._any_window else None
-        self.inputs = ForwardInputs(tokens, packed)
+        self.inputs = ForwardInputs(tokens, packed, {})
 
     def _forget(self, *_: Any) -> None:
         self.inputs = NOTHING_KNOWN

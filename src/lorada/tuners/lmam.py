@@ -232,8 +232,9 @@ class LmamLayer(AttachedLayer):
     def _map(self, name: str, samples: list[bool] | None) -> AnyMap:
         if name in self._baked and not self.training and not self.scaling:
             baked = self._baked[name]
-            mask = sample_mask(samples, baked.factors[0].device)
-            return baked if mask is None else replace(baked, samples=mask)
+            if samples is None:
+                return baked
+            return replace(baked, samples=sample_mask(samples, baked.factors[0].device))
         config = self.configs[name]
         inverse_scale = config.inverse_scale / self.scaling.get(name, 1.0)
         factors: tuple[torch.Tensor, ...]
