@@ -79,7 +79,7 @@ def test_what_is_frozen_gets_no_gradient(frozen):
 
 
 def test_an_update_in_a_more_precise_dtype_is_rounded_once():
-    """As in a model in bfloat16, whose adapters PEFT casts to fp32."""
+    """As in a model in bfloat16 with an adapter in fp64."""
     torch.manual_seed(0)
     x, w, c, a, b = tensors((4, 6), 5, 2, dtype=torch.bfloat16)
     found, for_x, for_a, for_b = values_and_gradients(lora_linear, x, w, c, a, b, 0.7, 0.3, True)
@@ -89,6 +89,42 @@ def test_an_update_in_a_more_precise_dtype_is_rounded_once():
     assert_close(for_b, by_b)
     # The operations round each of the two gradients before they add them, and their sum.
     assert_close(for_x, by_x, terms=3, size=2 * by_x.abs().max())
+
+
+def as_autocast(x, w, c, a, b, scale):
+    """The operations of PEFT's layer where a training has bf16=True."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return F.linear(x, w, c) + F.linear(F.linear(x, a), b) * scale
+
+
+@pytest.mark.parametrize("sizes", [(576, 1536, 8), (64, 32, 2)], ids=str)
+def test_training_in_bfloat16_rounds_no_more_than_autocast(sizes):
+    inputs, outputs, rank = sizes
+    torch.manual_seed(0)
+    x, w, c, a, b = tensors((96, inputs), outputs, rank, dtype=torch.bfloat16)
+    exact = [part.detach().double().requires_grad_() for part in (x, w, c, a, b)]
+    held = x, w, c, *(part.detach().float().requires_grad_() for part in (a, b))
+    found = values_and_gradients(lora_linear, *held, 0.7)
+    assert [part.dtype for part in found] == [torch.bfloat16] * 2 + [torch.float32] * 2
+    rounded = values_and_gradients(as_autocast, *held, 0.7)
+    # The gradient that arrives is rounded for all three.
+    pull = torch.randn(
+        found[0].shape, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(4)
+    )
+    y = plain(*exact, 0.7)
+    expected = [y, *torch.autograd.grad(y, (exact[0], *exact[3:]), pull.double())]
+    for one, other, right in zip(found, rounded, expected, strict=True):
+        own, theirs = ((part.double() - right).norm() for part in (one, other))
+        assert 0 < own <= 1.1 * theirs
+        assert own < 0.01 * right.norm()
+
+
+def test_inference_in_bfloat16_adds_an_update_in_fp32():
+    torch.manual_seed(0)
+    x, w, c, a, b = tensors((96, 64), 32, 2, dtype=torch.bfloat16)
+    held = x, w, c, a.detach().float(), b.detach().float()
+    with torch.no_grad():
+        assert torch.equal(lora_linear(*held, 0.7), plain(*held, 0.7))
 
 
 @pytest.mark.fp64

@@ -6,6 +6,10 @@ As operations of their own, autograd keeps dropout(x) for every adapted layer, a
 x. Here x is kept, which is one tensor for all layers that read it, and a bit for each number that
 dropout may set to 0. The last product adds the update to W x + c, with no tensors in between.
 In inference, many tokens are multiplied with W + s · B A, which is computed for each call.
+
+If x has bfloat16 and A and B have fp32, training multiplies in bfloat16, as autocast does, and sums
+in fp32 inside of each product. The weights and their gradients stay in fp32. Casting x and y to
+fp32 and back, at each layer, would take more time than the layer itself.
 """
 
 from typing import Any
@@ -35,7 +39,7 @@ def lora_linear(
         weight: W, (e, d); it gets no gradient.
         bias: c, (e,), or none; it gets no gradient.
         a: (r, d), in the dtype of x or a more precise one. Then the update is computed and added
-            in that dtype, and the sum is rounded.
+            in that dtype, and the sum is rounded; but see above for bfloat16.
         b: (e, r), in the dtype of ``a``.
         scale: s.
         p: the probability that dropout sets a number to 0, neither almost 0 nor almost 1.
@@ -59,15 +63,17 @@ def lora_linear(
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-        _, a, b, ctx.scale, _ = rest
-        y, inner, kept = _forward(x, weight, *rest)
+        bias, a, b, ctx.scale, levels = rest
+        dtype = _dtype_of_products(x, a)
+        y, inner, kept = _forward(x, weight, bias, a.to(dtype), b.to(dtype), ctx.scale, levels)
         ctx.save_for_backward(x, weight, a, b, inner, kept)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, inner, kept = ctx.saved_tensors
+        x, weight, *exact, inner, kept = ctx.saved_tensors
+        a, b = (factor.to(inner.dtype) for factor in exact)
         pulls, rows = pull.reshape(-1, pull.shape[-1]), x.reshape(-1, x.shape[-1])
         precise = pulls.to(a.dtype)
         by_x, _, _, by_a, by_b, _, _ = ctx.needs_input_grad
@@ -83,7 +89,14 @@ class _LoraLinear(torch.autograd.Function):
             else:
                 for_x += _dropped(torch.mm(by_inner, a), mask, a.dtype)
             for_x = for_x.view_as(x)
+        # Autograd casts the gradients of A and B to the dtype of these.
         return for_x, None, None, for_a, for_b, None, None
+
+
+def _dtype_of_products(x: Tensor, a: Tensor) -> torch.dtype:
+    """The dtype that A dropout(x) and its product with B are computed in."""
+    rounded = x.dtype == torch.bfloat16 and a.dtype == torch.float32
+    return x.dtype if rounded else a.dtype
 
 
 def _forward(
