@@ -92,7 +92,7 @@ class PagedMap:
             rows = self.rows(group.rows, group.keys)
             pairs = group.pairs(strides, rows.shape, chosen=True)
             weights = rows.reshape(-1).index_select(0, pairs.entries)
-        # ``nn.functional.embedding_bag`` calls this, after checks that take 7 microseconds.
+        # ``nn.functional.embedding_bag`` calls this, after checks that take a tenth of the time.
         sums: Tensor = torch.embedding_bag(
             vectors, pairs.places, pairs.begins, mode=0, per_sample_weights=weights,
             include_last_offset=True,
