@@ -81,12 +81,12 @@ def known_step(call: AttentionCall, own: AttentionMap) -> PackedStep | None:
     The first layer prepares it. The others would find all its parts again, but slowly: see
     ``PackedStep``.
     """
-    steps, lengths = call.inputs.steps, call.kwargs.get("cu_seq_lens_q")
+    steps, lengths = call.inputs.steps, call.cu_seq_lens
     if steps is None or lengths is None or not can_be_read(call.value):
         return None
     if observation.observers or own.samples is not None or torch.is_autocast_enabled("cpu"):
         return None
-    shape, read = call.shape, (call.mask, lengths, call.kwargs.get("cu_seq_lens_k"))
+    shape, read = call.shape, (call.mask, *lengths)
     sizes = shape.queries, shape.keys, shape.heads, call.value.shape[1], call.value.dtype
     key = (*map(id, read), *sizes, shape.causal, shape.window, own.kind)
     if key not in steps:
