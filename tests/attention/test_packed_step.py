@@ -13,7 +13,7 @@ pytestmark = pytest.mark.fp64
 
 @pytest.fixture
 def made(monkeypatch):
-    """Each step that was asked for, and what of the model's forward it was kept with."""
+    """Each step that was made, and None where there is none to make."""
     found, own = [], packed_step.packed_step
 
     def noted(*args):
@@ -26,7 +26,7 @@ def made(monkeypatch):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What each layer was given."""
+    """What each layer was given, and what of its forward it was kept with."""
     found, own = [], attend.known_step
 
     def noted(call, attention_map):

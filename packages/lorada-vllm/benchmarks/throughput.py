@@ -114,8 +114,9 @@ def seconds(
         first = step % len(names)
         for name in names[first:] + names[:first]:
             start, start_busy = time.perf_counter(), time.process_time()
-            engines[name].llm_engine.step()
+            answers = engines[name].llm_engine.step()
             clock, busy = time.perf_counter() - start, time.process_time() - start_busy
+            assert all(len(one.outputs[0].token_ids) == new for one in answers if one.finished)
             took[name] = took[name][0] + clock, took[name][1] + busy
         step += 1
     return took

@@ -41,11 +41,12 @@ def paged(values, blocks):
     return cache
 
 
-def as_on_a_gpu(groups):
-    """The groups without what only a CPU does."""
+def as_on_a_gpu(values, groups):
+    """The values and the groups without what only a CPU does."""
     changed = [replace(g, on_cpu=False) if isinstance(g, Together) else g for g in groups]
     assert any(isinstance(group, Together) for group in groups)
-    return changed
+    assert values.vectors is not None
+    return replace(values, vectors=None), changed
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
@@ -71,9 +72,10 @@ def test_a_step_adds_what_the_paper_adds_to_the_whole_attention_map(
     output = torch.zeros(starts[-1], HEADS, WIDTH)
 
     groups = groups_of_step(starts, lengths, table, Cache(SIZE, GROUPS, WIDTH), LENGTH)
+    layer = PagedValues.of(cache)
     if device == "gpu":
-        groups = as_on_a_gpu(groups)
-    PagedMap(own, HEADS, GROUPS).add(output, PagedValues.of(cache), groups)
+        layer, groups = as_on_a_gpu(layer, groups)
+    PagedMap(own, HEADS, GROUPS).add(output, layer, groups)
 
     for i, (_, added) in enumerate(SEQUENCES):
         n = lengths[i]

@@ -144,7 +144,7 @@ class Together:
         column, head = np.arange(self.keys), np.arange(groups * share)
         row = self.rows.numpy()
         # Every column for every head of every row, (R, H, keys), of which some are seen.
-        seen = np.broadcast_to((column <= row[:, None])[:, None], (len(row), len(head), self.keys))
+        seen = np.broadcast_to(self._seen.numpy()[:, None], (len(row), len(head), self.keys))
         values = self.blocks.long().numpy()[:, column // size] * to_block + column % size * to_token
         places = values[:, None] + (head // share * to_group)[:, None]
         at = np.arange(rows) if chosen else row
