@@ -1,19 +1,113 @@
-"""All layers of a forward share what is known about its step, and no later forward reads it."""
+"""A step of continuous batching: its term, and that all layers of a forward share it."""
+
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from conftest import assert_close
 from exact_cells import NEW, PROMPTS, adapted, alone, batched_continuously, plain_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_add_term import GROUPS, HEADS, LENGTH, WIDTH, attention_map, by_hand
 
 from lorada.attention import attend, packed_step
+from lorada.attention.call import AttentionCall, CallShape
 from lorada.attention.forward_inputs import NOTHING_KNOWN
+from lorada.attention.map_positions import map_positions
+from lorada.attention.map_term import map_term
+from lorada.attention.packed_positions import Pairs
 
 pytestmark = pytest.mark.fp64
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """Sequences of a row: tokens so far, queries and keys of each, and the window of the layer."""
+
+    seen: list[int]
+    queries: list[int]
+    keys: list[int]
+    window: int | None
+    unused: int  # queries and keys behind the last sequence
+
+    def call(self, dtype: torch.dtype | None = None) -> AttentionCall:
+        """An attention call with random values."""
+        queries, keys = (sum(sizes) + self.unused for sizes in (self.queries, self.keys))
+        by_query, by_key = (torch.tensor([0, *sizes]).cumsum(0).int()
+                            for sizes in (self.queries, self.keys))  # fmt: skip
+        ids = [t for n, q in zip(self.seen, self.queries, strict=True) for t in range(n - q, n)]
+        kwargs = {"cu_seq_lens_q": by_query, "cu_seq_lens_k": by_key,
+                  "position_ids": torch.tensor([ids + [0] * self.unused])}  # fmt: skip
+        torch.manual_seed(0)
+        value = torch.randn(1, GROUPS, keys, WIDTH, dtype=dtype)
+        shape = CallShape(queries, keys, HEADS, True, self.window)
+        mask = torch.ones(1, 1, queries, keys)
+        return AttentionCall(torch.nn.Module(), shape, value, mask, kwargs=kwargs)
+
+
+@st.composite
+def lengths(draw: st.DrawFn) -> Lengths:
+    seen = draw(st.lists(st.integers(1, LENGTH + 4), min_size=1, max_size=5))
+    queries = [draw(st.sampled_from([1, size, draw(st.integers(1, size))])) for size in seen]
+    window = draw(st.none() | st.integers(2, 4))
+    reach = 99 if window is None else window - 1  # a sliding cache keeps no more than this
+    keys = [min(size, q + reach) for size, q in zip(seen, queries, strict=True)]
+    return Lengths(seen, queries, keys, window, draw(st.integers(0, 2)))
+
+
+ALL = [None, "full_rank", "no_position", "softmax", "softmax_with_future"]
+
+
+@settings(deadline=None, max_examples=150)
+@given(lengths(), st.sampled_from(ALL), st.sampled_from(["start", "end"]), st.booleans())
+def test_the_term_is_a_sum_over_pairs(sizes, ablation, align, finished):
+    own, call = attention_map(ablation, align), sizes.call()
+    with torch.no_grad():
+        own = replace(own, baked=own.dense()) if finished else own
+        step, table = packed_step.packed_step(call, own), map_positions(call, own)
+        expected = map_term(own, table, call.shape, call.value)  # which reads no number
+        if not own.has_softmax:
+            assert_close(expected, by_hand(own, table, call.shape, call.value))
+        output = torch.randn_like(expected)
+        assert_close(step.added(output.clone(), own, call.value), output + expected)
+
+
+@settings(deadline=None, max_examples=50)
+@given(lengths(), st.sampled_from([None, "full_rank"]), st.sampled_from(["start", "end"]))
+def test_values_in_half_precision_give_the_term_of_their_numbers(sizes, ablation, align):
+    own, call = attention_map(ablation, align), sizes.call(torch.bfloat16)
+    with torch.no_grad():
+        step, table = packed_step.packed_step(call, own), map_positions(call, own)
+        assert not isinstance(step.alone, Pairs)
+        expected = by_hand(own, table, call.shape, call.value.double())
+        assert_close(step.term(own, call.value).double(), expected)
+
+
+def test_whole_prompts_are_slices_and_single_tokens_are_sums():
+    sizes = Lengths([7, 5, 6, 20], [7, 1, 2, 1], [7, 5, 6, 20], None, 2)
+    with torch.no_grad():
+        step = packed_step.packed_step(sizes.call(), attention_map())
+    assert step.alone.rows.tolist() == [4]  # the last sequence is past the map
+    assert step.alone.columns == 5
+    # Two groups of two heads each; the query is the eighth.
+    assert step.alone.places.tolist() == [*range(14, 24, 2)] * 2 + [*range(15, 25, 2)] * 2
+    assert step.alone.begins.tolist() == [0] * 29 + [5, 10, 15, *[20] * 21]
+    assert [(queries, span.start, span.stop, span.first) for queries, span in step.spans] == [
+        (slice(0, 7), 0, 7, 0), (slice(8, 10), 12, 18, 16),
+    ]  # fmt: skip
+
+
+def test_a_step_past_every_map_changes_nothing():
+    call = Lengths([20, 30], [1, 1], [20, 30], None, 0).call()
+    output = torch.randn(1, 2, HEADS, WIDTH)
+    with torch.no_grad():
+        step = packed_step.packed_step(call, attention_map())
+        assert step.added(output, attention_map(), call.value) is output
+
+
 @pytest.fixture
 def made(monkeypatch):
-    """Each step that was made, and None where there is none to make."""
+    """Each step that was made."""
     found, own = [], packed_step.packed_step
 
     def noted(*args):
@@ -27,14 +121,21 @@ def made(monkeypatch):
 @pytest.fixture
 def asked(monkeypatch):
     """What each layer was given, and what of its forward it was kept with."""
-    found, own = [], attend.known_step
+    found, first, other = [], attend.known_step, attend.step_of_layer_before
 
-    def noted(call, attention_map):
-        step = own(call, attention_map)
+    def noted_first(call, attention_map):
+        step = first(call, attention_map)
         found.append((call.inputs.steps, step))
         return step
 
-    monkeypatch.setattr(attend, "known_step", noted)
+    def noted_other(steps, *args):
+        step = other(steps, *args)
+        if step is not None:
+            found.append((steps, step))
+        return step
+
+    monkeypatch.setattr(attend, "known_step", noted_first)
+    monkeypatch.setattr(attend, "step_of_layer_before", noted_other)
     return found
 
 
@@ -49,11 +150,11 @@ def test_layers_share_a_step_which_ends_with_the_forward(name, made, asked):
     layers = model.config.num_hidden_layers
     assert layers == 2
     assert len(asked) == layers * len(forwards)
-    # A forward with one sequence makes none, which is known for its second layer too.
     assert len(made) == len(forwards) == sum(len(steps) for steps in forwards.values())
-    assert sum(step is not None for step in made) > 3
+    assert None not in made
+    assert len(made) > 3
     for steps, step in asked:
-        assert [kept for _, kept in steps.values()] == [step]
+        assert [kept for kept, _ in steps.values()] == [step]
     layer = model.get_submodule("base_model.model.model.layers.0.self_attn.lmam")
     assert layer.forward_inputs is NOTHING_KNOWN
     assert NOTHING_KNOWN.steps is None

@@ -9,10 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_add_term import GROUPS, HEADS, LENGTH, WIDTH, attention_map, by_hand
 
-from lorada.attention import packed_step
 from lorada.attention.add_term import add_term
 from lorada.attention.call import CallShape
-from lorada.attention.packed_positions import read_parts
 from lorada.attention.positions import NO_TOKEN, TokenTable
 
 pytestmark = pytest.mark.fp64
@@ -85,32 +83,3 @@ def test_the_term_is_a_sum_over_pairs(table, ablation, align):
 @given(tables(), st.integers(0, 99), ALIGNS)
 def test_the_tokens_of_a_sequence_may_lie_anywhere(table, seed, align):
     compare(shuffled(table, seed), None, align)
-
-
-def test_whole_prompts_are_slices_and_single_tokens_are_rows():
-    table = packed([7, 5, 6, 20], [7, 1, 2, 1], [0] * 4, 2)
-    shape = CallShape(11, 38, HEADS, True)
-    alone, spans = read_parts(table, LENGTH, shape, 1)
-    assert alone.chosen.tolist() == [7]  # the last sequence is past the map
-    assert alone.places.tolist() == [[[7, 8, 9, 10, 11]]]  # and no more than it has
-    assert [(first, span.start, span.stop, span.first) for first, span in spans] == [
-        (0, 0, 7, 0), (8, 12, 18, 16),
-    ]  # fmt: skip
-    assert read_parts(shuffled(table, 3), LENGTH, shape, 1) is None
-
-
-@pytest.mark.parametrize("asked", [[7, 1, 2], [1, 1, 1]], ids=["prompts and tokens", "tokens"])
-@pytest.mark.parametrize("ablation", [None, "softmax", "softmax_with_future"])
-def test_what_may_not_be_read_gives_the_same(asked, ablation, monkeypatch):
-    """Where a graph is recorded, and on an accelerator; a softmax sums over one sequence."""
-    table, queries = packed([7, 5, 6], asked, [0] * 3, 0), sum(asked)
-    held = attention_map(ablation)
-    torch.manual_seed(0)
-    value = torch.randn(1, GROUPS, 18, WIDTH)
-    output, shape = torch.zeros(1, queries, HEADS, WIDTH), CallShape(queries, 18, HEADS, True)
-    with torch.no_grad():
-        found = add_term(output, held, table, shape, value)
-        monkeypatch.setattr(packed_step, "can_be_read", lambda _: False)
-        expected = add_term(output, held, table, shape, value)
-    assert found.abs().max() > 0.1
-    assert_close(found, expected)

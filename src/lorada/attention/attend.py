@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lorada.attention import observation
-from lorada.attention.add_term import add_form_term, add_term, plus_term
+from lorada.attention.add_term import add_form_term, add_term
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, is_packed_or_paged
 from lorada.attention.dense_map import mask_with_map
@@ -31,7 +31,7 @@ from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
 from lorada.attention.map_positions import map_positions
 from lorada.attention.map_term import map_term
 from lorada.attention.observation import AnyMap, Observation
-from lorada.attention.packed_step import known_step
+from lorada.attention.packed_step import known_step, step_of_layer_before
 from lorada.attention.positions import TokenPositions
 from lorada.attention.prefix import with_prefixes
 from lorada.attention.shifted_sparse import ShiftedGroups
@@ -87,6 +87,13 @@ def with_parts(attend: Attend) -> Attend:
         if not maps and not prefixes and groups is None:
             return attend(module, query, key, value, attention_mask, **kwargs)
         inputs = NOTHING_KNOWN if source is None else source.forward_inputs
+        alone = len(maps) == 1 and not prefixes and groups is None
+        if inputs.steps and alone and not torch.compiler.is_compiling():
+            known = query, value, attention_mask, kwargs
+            step = step_of_layer_before(inputs.steps, maps[0], module, *known)
+            if step is not None:
+                output, weights = attend(module, query, key, value, attention_mask, **kwargs)
+                return step.added(output, maps[0], value), weights
         call = AttentionCall.read(
             module, query, key, value, attention_mask, kwargs, inputs, prefixes
         )
@@ -141,8 +148,7 @@ def add_maps(call: AttentionCall, maps: Sequence[AnyMap], output: Tensor) -> Ten
     result = output
     for own in maps:
         if isinstance(own, AttentionMap) and (step := known_step(call, own)) is not None:
-            if not step.is_empty:
-                result = plus_term(result, step.term(own, call.value))
+            result = step.added(result, own, call.value)
             continue
         positions = map_positions(call, own)
         if observation.observers:

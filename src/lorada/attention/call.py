@@ -185,6 +185,20 @@ def is_packed_or_paged(kwargs: dict[str, Any]) -> bool:
     return kwargs.get("cu_seq_lens_q") is not None or kwargs.get("block_table") is not None
 
 
+def packed_key(
+    module: nn.Module, query: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any]
+) -> tuple[Any, ...]:
+    """What sets a call with packed sequences apart from others of the same forward.
+
+    A function, since a layer asks this before it makes an ``AttentionCall``.
+    """
+    return (
+        id(kwargs.get("cu_seq_lens_q")), id(kwargs.get("cu_seq_lens_k")),
+        id(kwargs.get("position_ids")), kwargs.get("sliding_window"), kwargs.get("is_causal"),
+        getattr(module, "is_causal", None), mask is None, query.shape, value.shape, value.dtype,
+    )  # fmt: skip
+
+
 def implementation_of(module: nn.Module) -> str:
     """The ``attn_implementation`` of a module."""
     config = getattr(module, "config", None)

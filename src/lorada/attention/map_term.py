@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from lorada.attention.attention_map import AttentionMap, for_samples, take_rows
 from lorada.attention.call import CallShape
-from lorada.attention.packed_step import can_be_read
 from lorada.attention.packed_term import packed_term
-from lorada.attention.positions import TokenPositions, TokenSpan, TokenTable
+from lorada.attention.positions import TokenPositions, TokenSpan, TokenTable, can_be_read
 from lorada.attention.sliced_term import queries_under_map, sliced_term
 from lorada.functional.precision import no_autocast
 from lorada.functional.product import apply_map, factors_product

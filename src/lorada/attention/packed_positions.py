@@ -1,20 +1,46 @@
-"""Which queries of packed sequences are computed one by one, and which as a whole sequence.
+"""Where sequences lie that are packed into a row, and which values their queries need.
+
+The lengths of the sequences say where each lies. Where they may be read, the tokens of a sequence
+are a slice; otherwise a table of all tokens is used (``positions.py``).
 
 Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, K key slots, N map
 length, C queries that are computed, P pairs of a query head and a map column that it sees.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lorada.attention.call import CallShape
-from lorada.attention.positions import NO_TOKEN, TokenSpan, TokenTable
+from lorada.attention.call import AttentionCall, CallShape
+from lorada.attention.positions import TokenSpan, TokenTable
 from lorada.functional.maps import visible_pairs
 
-# The number of a sequence's first query, and where its tokens lie.
-Spans = tuple[tuple[int, TokenSpan], ...]
+
+@dataclass(frozen=True)
+class PackedSequence:
+    """One sequence of a row.
+
+    Attributes:
+        queries: which queries of the call it has. They are its last tokens.
+        span: where its tokens lie.
+    """
+
+    queries: slice
+    span: TokenSpan
+
+    @property
+    def row(self) -> int:
+        """The map row of its first query."""
+        return self.span.first - self.span.origin
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it has one query."""
+        return bool(self.queries.stop - self.queries.start == 1)
 
 
 @dataclass(frozen=True)
@@ -25,11 +51,10 @@ class PackedQueries:
         chosen: (C,) which they are, in ascending order.
         rows: (C,) the map row of each, clamped to 0 … N-1.
         real: (C, N) booleans: whether a map column of its sequence has a token.
-        places: (C, G, M) where the values of the first M columns are, counted over all samples,
-            slots and heads, in this order. Behind them no column has a token, if that could be
-            read; otherwise M is N.
-        used: (C, M) booleans: the columns with a token, if the map reaches the query.
-        seen: (C, M) booleans: of these, the columns that the query sees.
+        places: (C, G, N) where the value of each column is, counted over all samples, slots and
+            heads, in this order.
+        used: (C, N) booleans: the columns with a token, if the map reaches the query.
+        seen: (C, N) booleans: of these, the columns that the query sees.
     """
 
     chosen: Tensor
@@ -45,54 +70,102 @@ class Pairs:
     """Every pair of a query head and a map column that it sees, by query, head and column.
 
     Attributes:
+        columns: how many columns of rows are read.
+        rows: (C,) the map row of each query.
         places: (P,) where the value of the column is, counted as in ``PackedQueries.places``.
         entries: (P,) where the entry of the map is, in the flat map or in its flat rows.
         begins: (T·H + 1,) the number of the first pair of each head of each query of the call, and
             P at the end.
     """
 
+    columns: int
+    rows: Tensor
     places: Tensor
     entries: Tensor
     begins: Tensor
 
 
+def packed_sequences(call: AttentionCall, end: int | None) -> list[PackedSequence]:
+    """The sequences of a call that gives their lengths, which are read.
+
+    Args:
+        call: the call; ``locate`` says the same of it in tensors.
+        end: N if the map lies on the last N tokens of each sequence (Eq. 16); None if it lies on
+            the first.
+    """
+    lengths, position_ids = call.cu_seq_lens, call.position_ids
+    assert lengths is not None
+    by_query, by_key = (each.tolist() for each in lengths)
+    # A sliding cache may have dropped the first keys of a sequence: its last position counts them.
+    positions = None
+    if call.shape.window is not None and position_ids is not None:
+        positions = position_ids[0].tolist()
+    found = []
+    for (first, behind), (start, stop) in zip(pairwise(by_query), pairwise(by_key), strict=True):
+        if first == behind:
+            continue
+        origin = start if positions is None else stop - 1 - positions[behind - 1]
+        origin = origin if end is None else stop - end
+        span = TokenSpan(start, stop, origin, stop - (behind - first))
+        found.append(PackedSequence(slice(first, behind), span))
+    return found
+
+
 def pairs_of(
-    table: TokenTable,
-    found: PackedQueries,
+    alone: Sequence[PackedSequence],
     length: int,
     shape: CallShape,
+    groups: int,
     maps: int,
     finished: bool,
 ) -> Pairs:
-    """The pairs of queries from ``read_parts`` of the same table and sizes.
+    """The pairs of sequences with one query each, which the map reaches.
 
     Args:
-        table: where the tokens lie.
-        found: the queries.
+        alone: the sequences.
         length: N.
         shape: sizes of the call.
+        groups: G.
         maps: S.
-        finished: whether the entries are read from the whole map (S, N, N) instead of the first M
-            columns of its rows (S, C, M).
+        finished: whether the entries are read from the whole map (S, N, N) instead of the first
+            columns of its rows, (S, C, columns).
     """
-    count, groups, columns = found.places.shape
+    # A query is the last token of its sequence, so it sees the columns from ``low`` to its own.
+    window = length if shape.window is None else shape.window
+    lows = [max(0, s.span.start - s.span.origin, s.row + 1 - window) for s in alone]
+    rows = [s.row for s in alone]
+    # numpy, since small operations of torch take several times as long.
+    row, low = np.array(rows)[:, None], np.array(lows)[:, None]
+    slot = np.array([s.span.origin for s in alone])[:, None] + low
+    head, columns = np.arange(shape.heads), max(rows) + 1
+    first_place = slot * groups + head // (shape.heads // groups)  # (C, H)
+    # The map of a head, its row, and the column, counted through a flat tensor.
+    if finished:
+        first_entry = (head % maps * length + row) * length + low
+    else:
+        first_entry = (head % maps * len(alone) + np.arange(len(alone))[:, None]) * columns + low
+    sizes = np.zeros(shape.queries, dtype=np.int64)
+    sizes[[s.queries.start for s in alone]] = row[:, 0] + 1 - low[:, 0]
+    begins = np.concatenate([[0], sizes.repeat(shape.heads).cumsum()])
+    # The pairs of a query head are consecutive: each counts on from the first of them.
+    size = (row + 1 - low).repeat(shape.heads)
+    owner, first = np.arange(len(size)).repeat(size), size.cumsum() - size
+    number = np.arange(len(owner))
+    places = number * groups + (first_place.ravel() - first * groups)[owner]
+    entries = number + (first_entry.ravel() - first)[owner]
+    found = (torch.from_numpy(each) for each in (row[:, 0], places, entries, begins))
+    return Pairs(columns, *found)
 
-    def find() -> Pairs:
-        seen = found.seen[:, None].expand(-1, shape.heads, -1)
-        query, head, column = seen.nonzero().unbind(1)
-        places = found.places[query, head // (shape.heads // groups), column]
-        # The map of a head, its row, and the column, counted through a flat tensor.
-        first = (
-            head % maps * length + found.rows[query] if finished else head % maps * count + query
-        )
-        entries = first * (length if finished else columns) + column
-        sizes = torch.zeros(shape.queries, shape.heads, dtype=torch.long, device=places.device)
-        sizes[found.chosen] = found.seen.sum(1, keepdim=True)
-        begins = nn.functional.pad(sizes.flatten().cumsum(0), (1, 0))
-        return Pairs(places, entries, begins)
 
-    key = length, shape.causal, shape.window, groups, shape.heads, maps, finished
-    return table.once(find, "pairs", *key)
+def queries_alone(
+    alone: Sequence[PackedSequence], length: int, shape: CallShape, groups: int
+) -> PackedQueries:
+    """The queries of sequences with one query each, which the map reaches."""
+    spans = [(s.queries.start, s.row, s.span.start, s.span.stop, s.span.origin) for s in alone]
+    chosen, rows, start, stop, origin = torch.tensor(spans).unbind(1)
+    slots = origin[:, None] + torch.arange(length)
+    real = (slots >= start[:, None]) & (slots < stop[:, None])
+    return _queries(chosen, rows, slots.where(real, 0), real, real, shape, groups)
 
 
 def all_queries(
@@ -101,83 +174,32 @@ def all_queries(
     """Every query of the call; nothing is read."""
 
     def find() -> PackedQueries:
+        assert table.row_owner is not None
         chosen = torch.arange(batch * shape.queries, device=table.rows.device)
-        return _queries(table, length, shape, batch, groups, chosen)
+        rows, inside = (part.expand(batch, -1).flatten() for part in table.query_rows(length))
+        owner = table.row_owner.expand(batch, -1).flatten()
+        sample = chosen // shape.queries
+        slots, real = (
+            part.expand(batch, -1).reshape(batch, -1, length)[sample, owner]
+            for part in table.key_slots(length)
+        )
+        slots, used = slots + sample[:, None] * shape.keys, real & inside[:, None]
+        return _queries(chosen, rows, slots, real, used, shape, groups)
 
     return table.once(find, "all queries", length, shape.causal, shape.window, batch, groups)
 
 
-def read_parts(
-    table: TokenTable, length: int, shape: CallShape, groups: int
-) -> tuple[PackedQueries, Spans] | None:
-    """The queries whose sequence has no other query here, and where the other sequences lie.
-
-    The table is read, and has one row. Queries that no map reaches are left out. None if the tokens
-    of a sequence with several queries do not lie side by side.
-    """
-    key = "parts", length, shape.causal, shape.window, groups
-    return table.once(lambda: _parts(table, length, shape, groups), *key)
-
-
-def _parts(
-    table: TokenTable, length: int, shape: CallShape, groups: int
-) -> tuple[PackedQueries, Spans] | None:
-    assert table.row_owner is not None
-    owners, rows = table.row_owner[0], table.rows[0]
-    counts = torch.bincount(owners[rows != NO_TOKEN], minlength=table.sequences)
-    alone = (counts[owners] == 1) & (rows >= 0) & (rows < length)
-    spans = []
-    for sequence in (counts > 1).nonzero()[:, 0].tolist():
-        found = _span(table, sequence)
-        if found is None:
-            return None
-        spans.append(found)
-    queries = _queries(table, length, shape, 1, groups, alone.nonzero()[:, 0])
-    used = queries.used.any(0).nonzero()
-    width = int(used.max()) + 1 if len(used) else 0
-    cut = {name: getattr(queries, name)[..., :width] for name in ("places", "used", "seen")}
-    return replace(queries, **cut), tuple(spans)
-
-
-def _span(table: TokenTable, sequence: int) -> tuple[int, TokenSpan] | None:
-    """The first query of a sequence and where its tokens lie; None if they are not side by side."""
-    assert table.row_owner is not None
-    assert table.column_owner is not None
-    query, first_row, whole = _run(table.rows[0], table.row_owner[0] == sequence)
-    slot, first_column, dense = _run(table.columns[0], table.column_owner[0] == sequence)
-    if whole is None or dense is None:
-        return None
-    origin = slot - first_column
-    return query, TokenSpan(slot, slot + dense, origin, origin + first_row)
-
-
-def _run(numbers: Tensor, mine: Tensor) -> tuple[int, int, int | None]:
-    """Where a sequence begins among rows or columns, its number there, and how many it has.
-
-    The last is None if they are not side by side and consecutive.
-    """
-    places = (mine & (numbers != NO_TOKEN)).nonzero()[:, 0]
-    count, begin = len(places), int(places[0])
-    first = int(numbers[begin])
-    steps = torch.arange(count, device=numbers.device)
-    consecutive = torch.equal(numbers[begin : begin + count], first + steps)
-    return begin, first, count if consecutive and torch.equal(places, begin + steps) else None
-
-
 def _queries(
-    table: TokenTable, length: int, shape: CallShape, batch: int, groups: int, chosen: Tensor
+    chosen: Tensor,
+    rows: Tensor,
+    slots: Tensor,
+    real: Tensor,
+    used: Tensor,
+    shape: CallShape,
+    groups: int,
 ) -> PackedQueries:
-    assert table.row_owner is not None
-    rows, inside = (part.expand(batch, -1).flatten()[chosen] for part in table.query_rows(length))
-    owner = table.row_owner.expand(batch, -1).flatten()[chosen]
-    sample = chosen // shape.queries
-    slots, real = (
-        part.expand(batch, -1).reshape(batch, -1, length)[sample, owner]
-        for part in table.key_slots(length)
-    )
-    used = real & inside[:, None]
-    visible = visible_pairs(rows, length, shape.causal, shape.window)
+    """The record of queries, from the key slot (C, N) of each column of their maps."""
+    visible = visible_pairs(rows, slots.shape[1], shape.causal, shape.window)
     seen = used if visible is None else used & visible
-    slots = slots + sample[:, None] * shape.keys
     places = slots[:, None] * groups + torch.arange(groups, device=slots.device)[:, None]
     return PackedQueries(chosen, rows, real, places, used, seen)

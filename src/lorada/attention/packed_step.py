@@ -10,18 +10,25 @@ width, C queries that are computed.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorada.attention import observation
-from lorada.attention.attention_map import AttentionMap, take_rows
-from lorada.attention.call import AttentionCall, CallShape
-from lorada.attention.map_positions import map_positions
-from lorada.attention.packed_positions import PackedQueries, Pairs, pairs_of, read_parts
-from lorada.attention.positions import TokenSpan, TokenTable
+from lorada.attention.attention_map import AttentionMap
+from lorada.attention.call import AttentionCall, CallShape, packed_key
+from lorada.attention.observation import AnyMap
+from lorada.attention.packed_positions import (
+    PackedQueries,
+    Pairs,
+    packed_sequences,
+    pairs_of,
+    queries_alone,
+)
+from lorada.attention.packed_term import term_of_rows
+from lorada.attention.positions import TokenSpan, can_be_read
 from lorada.attention.sliced_term import queries_under_map, sliced_term
-from lorada.functional.product import apply_map
 
 
 @dataclass(frozen=True)
@@ -30,27 +37,37 @@ class PackedStep:
 
     Attributes:
         shape: sizes of the call.
-        alone: the queries whose sequence has no other query.
-        pairs: the same as sums of values; None if values are copied instead.
+        alone: the queries whose sequence has no other query: pairs with values where these can be
+            summed, whole rows otherwise; None if there are none.
         spans: queries of one sequence that follow each other, and where its tokens lie.
     """
 
     shape: CallShape
-    alone: PackedQueries
-    pairs: Pairs | None
+    alone: Pairs | PackedQueries | None
     spans: Sequence[tuple[slice, TokenSpan]]
 
     @property
     def is_empty(self) -> bool:
         """Whether the map reaches no query."""
-        return not self.spans and not len(self.alone.chosen)
+        return not self.spans and self.alone is None
+
+    def added(self, output: Tensor, attention_map: AttentionMap, value: Tensor) -> Tensor:
+        """``output`` (1, T, H, D), which is Attn·V, plus the term of a map (Eq. 13)."""
+        if self.is_empty:
+            return output
+        term = self.term(attention_map, value)
+        # The sum is written over the term, which saves a third tensor.
+        return term.add_(output) if term.dtype == output.dtype else (output + term).to(output.dtype)
 
     def term(self, attention_map: AttentionMap, value: Tensor) -> Tensor:
         """tile(Attn_s)·V of every query, (1, T, H, D) in fp32, from values (1, G, K, D)."""
-        if self.pairs is None:
+        if isinstance(self.alone, Pairs):
+            term = self._sums(attention_map, self.alone, value)
+        elif self.alone is not None:
             term = term_of_rows(attention_map, self.alone, self.shape, value)
         else:
-            term = self._sums(attention_map, self.pairs, value)
+            sizes = 1, self.shape.queries, self.shape.heads, value.shape[-1]
+            term = value.new_zeros(sizes, dtype=torch.promote_types(value.dtype, torch.float32))
         for queries, span in self.spans:
             term[:, queries] = sliced_term(attention_map, span, self.shape, value)
         return term
@@ -64,8 +81,8 @@ class PackedStep:
         """
         map_ = attention_map.baked
         if map_ is None:
-            map_ = attention_map.rows(self.alone.rows, self.alone.places.shape[2])
-        weights = map_.reshape(-1).index_select(0, pairs.entries)
+            map_ = attention_map.rows(pairs.rows, pairs.columns)
+        weights = map_.take(pairs.entries)
         values = value.transpose(1, 2).reshape(-1, value.shape[-1]).float()
         # ``nn.functional.embedding_bag`` calls this, after checks that take a tenth of the time.
         sums: Tensor = torch.embedding_bag(
@@ -82,80 +99,60 @@ def known_step(call: AttentionCall, own: AttentionMap) -> PackedStep | None:
     ``PackedStep``.
     """
     steps, lengths = call.inputs.steps, call.cu_seq_lens
-    if steps is None or lengths is None or not can_be_read(call.value):
+    if steps is None or lengths is None or call.query is None or not can_be_read(call.value):
         return None
     if observation.observers or own.samples is not None or torch.is_autocast_enabled("cpu"):
         return None
-    shape, read = call.shape, (call.mask, *lengths)
-    sizes = shape.queries, shape.keys, shape.heads, call.value.shape[1], call.value.dtype
-    key = (*map(id, read), *sizes, shape.causal, shape.window, own.kind)
+    key = packed_key(call.module, call.query, call.value, call.mask, call.kwargs), own.kind
     if key not in steps:
-        step, table = None, map_positions(call, own)
-        if isinstance(table, TokenTable):
-            step = packed_step(own, table, call.shape, call.value)
         # What was read is kept, so that no other tensor gets its identity.
-        steps[key] = read, step
-    found: PackedStep | None = steps[key][1]
+        steps[key] = packed_step(call, own), (*lengths, call.position_ids)
+    found: PackedStep | None = steps[key][0]
     return found
 
 
-def packed_step(
-    attention_map: AttentionMap, table: TokenTable, shape: CallShape, value: Tensor
+def step_of_layer_before(
+    steps: dict[Any, Any],
+    own: AnyMap,
+    module: nn.Module,
+    query: Tensor,
+    value: Tensor,
+    mask: Any,
+    kwargs: dict[str, Any],
 ) -> PackedStep | None:
-    """The step of a call with packed sequences in one row, behind a cache.
+    """What ``known_step`` returned to another layer for the same call; None if it did not.
 
-    None for another call, if the table cannot be read, or if the tokens of a sequence with several
-    queries do not lie side by side.
+    That layer has also asked whether numbers can be read. This is asked once more for each layer,
+    before there is an ``AttentionCall``, since making one takes as long as all of this.
     """
-    packed = len(value) == 1 and table.sequences > 1 and table.rows is not table.columns
-    if not packed or not can_be_read(table.rows):
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or observation.observers:
         return None
-    length, groups = attention_map.length, value.shape[1]
-    parts = read_parts(table, length, shape, groups)
-    if parts is None:
+    if not isinstance(own, AttentionMap) or own.samples is not None:
         return None
-    alone, found = parts
-    pairs = None
+    found = steps.get((packed_key(module, query, value, mask, kwargs), own.kind))
+    return found and found[0]
+
+
+def packed_step(call: AttentionCall, own: AttentionMap) -> PackedStep | None:
+    """The step of a call that gives the lengths of its sequences.
+
+    None if positions count slots, or if nothing keeps the sequences apart.
+    """
+    shape, groups, length = call.shape, call.value.shape[1], own.length
+    if own.positions == "raw" or (call.mask is None and call.kernel != "flash"):
+        return None
+    sequences = packed_sequences(call, length if own.align == "end" else None)
+    reached = [s for s in sequences if s.is_alone and 0 <= s.row < length]
+    alone: Pairs | PackedQueries | None = None
     # Half precision has to be copied as fp32, and a softmax needs whole rows.
-    if not attention_map.has_softmax and value.element_size() >= 4:
-        finished, maps = attention_map.baked is not None, attention_map.factors[0].shape[0]
-        pairs = pairs_of(table, alone, length, shape, maps, finished)
+    if reached and not own.has_softmax and call.value.element_size() >= 4:
+        maps, finished = own.factors[0].shape[0], own.baked is not None
+        alone = pairs_of(reached, length, shape, groups, maps, finished)
+    elif reached:
+        alone = queries_alone(reached, length, shape, groups)
     spans = []
-    for first, span in found:
-        reached = queries_under_map(length, span)
-        if reached is not None:
-            spans.append((slice(first + reached.start, first + reached.stop), span))
-    return PackedStep(shape, alone, pairs, spans)
-
-
-def term_of_rows(
-    attention_map: AttentionMap, found: PackedQueries, shape: CallShape, value: Tensor
-) -> Tensor:
-    """The term (B, T, H, D) with zeros for other queries. Each query becomes a sample."""
-    batch, _, _, width = value.shape
-    # One copy of whole rows: an index for each dimension would take ten times as long.
-    values = value.transpose(1, 2).reshape(-1, width).index_select(0, found.places.flatten())
-    values = values.view(*found.places.shape, width).float()  # (C, G, M, D)
-    if attention_map.has_softmax:
-        map_ = attention_map.masked(attention_map.dense(), shape, found.real)
-        map_ = take_rows(map_, found.rows[:, None])[..., : values.shape[2]]
-        map_ = map_ * found.used[:, None, None]
-    else:
-        map_ = attention_map.rows(found.rows, values.shape[2]).transpose(0, 1)  # (C, S, M)
-        map_ = (map_ * found.seen[:, None])[:, :, None]
-    term = apply_map(map_, values, shape.heads, shape.matmul)[:, :, 0]
-    if len(term) < batch * shape.queries:
-        whole = term.new_zeros(batch * shape.queries, *term.shape[1:])
-        term = whole.index_copy(0, found.chosen, term)
-    return term.view(batch, shape.queries, *term.shape[1:])
-
-
-def can_be_read(numbers: Tensor) -> bool:
-    """Whether numbers are on the CPU, where reading them waits for nothing.
-
-    Not where a graph is recorded, of gradients or for calls with other numbers.
-    """
-    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._is_tracing()
-    if recorded or torch._C._are_functorch_transforms_active():
-        return False
-    return type(numbers) is Tensor and numbers.is_cpu
+    for sequence in sequences:
+        under, first = queries_under_map(length, sequence.span), sequence.queries.start
+        if under is not None and not sequence.is_alone:
+            spans.append((slice(first + under.start, first + under.stop), sequence.span))
+    return PackedStep(shape, alone, spans)

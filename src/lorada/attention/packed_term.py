@@ -1,18 +1,18 @@
-"""The term of a call in which sequences are packed into a row behind a cache.
+"""The term of a call in which sequences are packed into a row, by one row of the map a query.
 
-Continuous batching makes such calls: some sequences bring a whole prompt, the others one token, and
-each has a map of its own.
+No number of the positions is read, so that graphs and accelerators can use it.
 
-Shapes: B batch, H query heads, G key/value heads, T queries, D head width.
+Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, N map length, D head
+width, C queries that are computed.
 """
 
 from torch import Tensor
 
-from lorada.attention.attention_map import AttentionMap
+from lorada.attention.attention_map import AttentionMap, take_rows
 from lorada.attention.call import CallShape
-from lorada.attention.packed_positions import all_queries
-from lorada.attention.packed_step import packed_step, term_of_rows
+from lorada.attention.packed_positions import PackedQueries, all_queries
 from lorada.attention.positions import TokenTable
+from lorada.functional.product import apply_map
 
 
 def packed_term(
@@ -22,11 +22,29 @@ def packed_term(
 
     None if this would be slower than to compute the whole map of each sequence.
     """
-    step = packed_step(attention_map, table, shape, value)
-    if step is not None:
-        return step.term(attention_map, value)
     batch, groups = value.shape[:2]
     if shape.queries > table.sequences:
         return None
     queries = all_queries(table, attention_map.length, shape, batch, groups)
     return term_of_rows(attention_map, queries, shape, value)
+
+
+def term_of_rows(
+    attention_map: AttentionMap, found: PackedQueries, shape: CallShape, value: Tensor
+) -> Tensor:
+    """The term (B, T, H, D) with zeros for other queries. Each query becomes a sample."""
+    batch, _, _, width = value.shape
+    # One copy of whole rows: an index for each dimension would take ten times as long.
+    values = value.transpose(1, 2).reshape(-1, width).index_select(0, found.places.flatten())
+    values = values.view(*found.places.shape, width).float()  # (C, G, N, D)
+    if attention_map.has_softmax:
+        map_ = attention_map.masked(attention_map.dense(), shape, found.real)
+        map_ = take_rows(map_, found.rows[:, None]) * found.used[:, None, None]
+    else:
+        map_ = attention_map.rows(found.rows).transpose(0, 1)  # (C, S, N)
+        map_ = (map_ * found.seen[:, None])[:, :, None]
+    term = apply_map(map_, values, shape.heads, shape.matmul)[:, :, 0]
+    if len(term) < batch * shape.queries:
+        whole = term.new_zeros(batch * shape.queries, *term.shape[1:])
+        term = whole.index_copy(0, found.chosen, term)
+    return term.view(batch, shape.queries, *term.shape[1:])

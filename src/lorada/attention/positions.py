@@ -148,3 +148,14 @@ def _shifted(numbers: Tensor, shift: Tensor) -> Tensor:
 
 
 TokenPositions = TokenSpan | TokenTable
+
+
+def can_be_read(numbers: Tensor) -> bool:
+    """Whether numbers are on the CPU, where reading them waits for nothing.
+
+    Not where a graph is recorded, of gradients or for calls with other numbers.
+    """
+    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._is_tracing()
+    if recorded or torch._C._are_functorch_transforms_active():
+        return False
+    return type(numbers) is Tensor and numbers.is_cpu
