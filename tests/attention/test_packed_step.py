@@ -16,6 +16,7 @@ from lorada.attention.forward_inputs import NOTHING_KNOWN
 from lorada.attention.map_positions import map_positions
 from lorada.attention.map_term import map_term
 from lorada.attention.packed_positions import Pairs
+from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64
 
@@ -59,11 +60,15 @@ ALL = [None, "full_rank", "no_position", "softmax", "softmax_with_future"]
 
 
 @settings(deadline=None, max_examples=150)
-@given(lengths(), st.sampled_from(ALL), st.sampled_from(["start", "end"]), st.booleans())
-def test_the_term_is_a_sum_over_pairs(sizes, ablation, align, finished):
+@given(lengths(), st.sampled_from(ALL), st.sampled_from(["start", "end"]),
+       st.sampled_from(["factors", "finished", "finished with others"]))  # fmt: skip
+def test_the_term_is_a_sum_over_pairs(sizes, ablation, align, kept):
     own, call = attention_map(ablation, align), sizes.call()
     with torch.no_grad():
-        own = replace(own, baked=own.dense()) if finished else own
+        if kept != "factors":
+            own = replace(own, baked=own.dense())
+        if kept == "finished with others":
+            own = replace(own, layers=(torch.stack([-own.dense(), own.dense()]), 1))
         step, table = packed_step.packed_step(call, own), map_positions(call, own)
         expected = map_term(own, table, call.shape, call.value)  # which reads no number
         if not own.has_softmax:
@@ -176,3 +181,25 @@ def test_maps_of_two_lengths_have_a_step_each(asked):
     for logs, expected in zip(found, plain, strict=True):
         # Computed in fp64 and handed out in fp32.
         assert_close(logs, expected, terms=1, size=expected.abs(), dtype=torch.float32)
+
+
+def test_entries_of_finished_maps_are_read_once_for_all_layers(made):
+    model = adapted("llama", "map")
+    samples, logits = plain_run("llama", "map")
+    plain = [each[-NEW - 1 : -1].log_softmax(-1).amax(-1) for each in logits]
+    model.base_model.bake()
+    layers = [m for m in model.modules() if isinstance(m, LmamLayer)]
+    (whole, first), (other, second) = (layer.maps()[0].layers for layer in layers)
+    assert whole is other
+    assert (first, second) == (0, 1)
+    for layer in layers:
+        (own,) = layer.maps()
+        assert own.baked.data_ptr() == whole[own.layers[1]].data_ptr()
+        assert torch.equal(own.baked, replace(own, baked=None).dense())
+    made.clear()
+    found = batched_continuously(model, samples)
+    for logs, expected in zip(found, plain, strict=True):
+        assert_close(logs, expected, terms=1, size=expected.abs(), dtype=torch.float32)
+    with_pairs = [step for step in made if isinstance(step.alone, Pairs)]
+    assert len(with_pairs) > 3
+    assert all(list(step.read) == [id(whole)] for step in with_pairs)

@@ -42,6 +42,7 @@ class AttentionMap:
         positions: whether positions count real tokens (``token``) or slots of the batch (``raw``).
         ablation: the variant of the paper's Table 9; None for the proposed map.
         baked: the finished (S, N, N) map, if it was computed ahead of time.
+        layers: the finished maps (L, S, N, N) of all layers, and which of them is this one.
         samples: (B,) booleans, the samples of a mixed batch that use this map; None for all.
     """
 
@@ -51,6 +52,7 @@ class AttentionMap:
     positions: str
     ablation: Ablation | None
     baked: Tensor | None = None
+    layers: tuple[Tensor, int] | None = None
     samples: Tensor | None = None
 
     @property

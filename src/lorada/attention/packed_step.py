@@ -9,7 +9,7 @@ width, C queries that are computed.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -40,11 +40,13 @@ class PackedStep:
         alone: the queries whose sequence has no other query: pairs with values where these can be
             summed, whole rows otherwise; None if there are none.
         spans: queries of one sequence that follow each other, and where its tokens lie.
+        read: the maps of all layers, by their identity, and their entries at the pairs.
     """
 
     shape: CallShape
     alone: Pairs | PackedQueries | None
     spans: Sequence[tuple[slice, TokenSpan]]
+    read: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
     def is_empty(self) -> bool:
@@ -79,10 +81,7 @@ class PackedStep:
         ``embedding_bag``, which reads the values where they are. A copy of them would take longer
         than all else.
         """
-        map_ = attention_map.baked
-        if map_ is None:
-            map_ = attention_map.rows(pairs.rows, pairs.columns)
-        weights = map_.take(pairs.entries)
+        weights = self._weights(attention_map, pairs)
         values = value.transpose(1, 2).reshape(-1, value.shape[-1]).float()
         # ``nn.functional.embedding_bag`` calls this, after checks that take a tenth of the time.
         sums: Tensor = torch.embedding_bag(
@@ -90,6 +89,19 @@ class PackedStep:
             include_last_offset=True,
         )[0]  # fmt: skip
         return sums.view(1, self.shape.queries, self.shape.heads, -1)
+
+    def _weights(self, attention_map: AttentionMap, pairs: Pairs) -> Tensor:
+        """(P,) the entry of the map of each pair; those of all layers are read by the first."""
+        if attention_map.layers is None:
+            map_ = attention_map.baked
+            if map_ is None:
+                map_ = attention_map.rows(pairs.rows, pairs.columns)
+            return map_.take(pairs.entries)
+        whole, number = attention_map.layers
+        if id(whole) not in self.read:
+            every = whole.flatten(1).gather(1, pairs.entries.expand(len(whole), -1))
+            self.read[id(whole)] = whole, every
+        return self.read[id(whole)][1][number]
 
 
 def known_step(call: AttentionCall, own: AttentionMap) -> PackedStep | None:

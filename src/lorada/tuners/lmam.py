@@ -325,10 +325,22 @@ def self_attentions(model: nn.Module) -> list[str]:
 
 
 def bake(model: nn.Module) -> None:
-    """Compute every map of a model once, for inference."""
-    for module in model.modules():
-        if isinstance(module, LmamLayer):
-            module.bake()
+    """Compute every map of a model once, for inference.
+
+    Maps of one adapter that are alike are parts of one tensor, so that a step can read what it
+    needs of all of them at once.
+    """
+    alike: dict[tuple[Any, ...], list[dict[str, AttentionMap]]] = {}
+    for layer in model.modules():
+        if isinstance(layer, LmamLayer):
+            layer.bake()
+            for name, own in layer._baked.items():
+                assert own.baked is not None
+                alike.setdefault((name, own.baked.shape, own.baked.device), []).append(layer._baked)
+    for (name, *_), owners in alike.items():
+        whole = torch.stack([baked[name].dense() for baked in owners])
+        for number, baked in enumerate(owners):
+            baked[name] = replace(baked[name], baked=whole[number], layers=(whole, number))
 
 
 register("LMAM", LmamConfig, LmamModel)
