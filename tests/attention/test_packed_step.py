@@ -201,5 +201,5 @@ def test_entries_of_finished_maps_are_read_once_for_all_layers(made):
     for logs, expected in zip(found, plain, strict=True):
         assert_close(logs, expected, terms=1, size=expected.abs(), dtype=torch.float32)
     with_pairs = [step for step in made if isinstance(step.alone, Pairs)]
-    assert len(with_pairs) > 3
+    assert len(with_pairs) > 2
     assert all(list(step.read) == [id(whole)] for step in with_pairs)

@@ -88,7 +88,7 @@ def test_a_feed_forward_block_is_computed_again_up_to_its_last_layer():
 def test_a_step_needs_less_than_half_the_memory(tmp_path, dtype):
     """At the width of SmolLM2, of which memory is computed without weights."""
     LlamaConfig(
-        hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+        hidden_size=576, num_hidden_layers=8, num_attention_heads=9, num_key_value_heads=3,
         intermediate_size=1536, vocab_size=1000,
     ).save_pretrained(tmp_path)  # fmt: skip
     options = {"method": "lora", "model": str(tmp_path), "output": "-"}

@@ -87,11 +87,9 @@ def with_parts(attend: Attend) -> Attend:
         if not maps and not prefixes and groups is None:
             return attend(module, query, key, value, attention_mask, **kwargs)
         inputs = NOTHING_KNOWN if source is None else source.forward_inputs
-        alone = len(maps) == 1 and not prefixes and groups is None
-        if inputs.steps and alone and not torch.compiler.is_compiling():
-            known = query, value, attention_mask, kwargs
-            step = step_of_layer_before(inputs.steps, maps[0], module, *known)
-            if step is not None:
+        if inputs.steps and len(maps) == 1 and not prefixes and groups is None:
+            known = inputs.steps, maps[0], module, query, value, attention_mask, kwargs
+            if (step := step_of_layer_before(*known)) is not None:
                 output, weights = attend(module, query, key, value, attention_mask, **kwargs)
                 return step.added(output, maps[0], value), weights
         call = AttentionCall.read(

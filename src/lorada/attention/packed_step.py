@@ -137,9 +137,11 @@ def step_of_layer_before(
     That layer has also asked whether numbers can be read. This is asked once more for each layer,
     before there is an ``AttentionCall``, since making one takes as long as all of this.
     """
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or observation.observers:
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or observation.observers:
         return None
     if not isinstance(own, AttentionMap) or own.samples is not None:
+        return None
+    if torch.is_autocast_enabled("cpu"):
         return None
     found = steps.get((packed_key(module, query, value, mask, kwargs), own.kind))
     return found and found[0]

@@ -325,18 +325,14 @@ def self_attentions(model: nn.Module) -> list[str]:
 
 
 def bake(model: nn.Module) -> None:
-    """Compute every map of a model once, for inference.
-
-    Maps of one adapter that are alike are parts of one tensor, so that a step can read what it
-    needs of all of them at once.
-    """
+    """Compute every map of a model once, for inference. Maps that are alike lie in one tensor."""
     alike: dict[tuple[Any, ...], list[dict[str, AttentionMap]]] = {}
     for layer in model.modules():
         if isinstance(layer, LmamLayer):
             layer.bake()
             for name, own in layer._baked.items():
-                assert own.baked is not None
-                alike.setdefault((name, own.baked.shape, own.baked.device), []).append(layer._baked)
+                key = name, own.dense().shape, own.dense().device
+                alike.setdefault(key, []).append(layer._baked)
     for (name, *_), owners in alike.items():
         whole = torch.stack([baked[name].dense() for baked in owners])
         for number, baked in enumerate(owners):
