@@ -1,19 +1,22 @@
-"""Times steps of `lorada serve`'s batches with and without the map in turns; writes docs/serve.md.
+"""Times each step of `lorada serve`'s batches in two ways, in turns, and writes docs/serve.md.
 
-    python benchmarks/serving/steps.py FOLDER [--batches 1 8 32] [--rounds 9]
+    python benchmarks/serving/steps.py FOLDER [--rounds 3]
 
 FOLDER is that of run.py, and its LoRaDA-LA is what runs: the model, the batching and the settings
-of the server, without HTTP. In a round, a batch of requests is answered. Each step writes one token
-of each request, all under the map. The steps go in threes: without the map, with it, without it. So
-whatever else the machine does meets both. A round's ratio is the mean time of steps without the map
-over that of steps with it; its noise is the time of all first steps over that of all third ones.
+of the server, without HTTP. Every step is computed three times from the same tokens, without
+something, with it, and without it, so that whatever else the machine does meets both. That
+something is the map, or attention in parts. A round's ratio is the time of all steps without it
+(the mean of two) over the time with it; its noise is the time of all first steps over that of all
+third ones.
 """
 
 import argparse
 import json
+import math
 import random
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,7 +27,9 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from library.page import markdown_table, write_marked
+from serving.load import Load
 
+from lorada.attention import apart
 from lorada.runs.folder.result import hardware
 from lorada.runs.inference.load import load_run
 from lorada.runs.serving.batched import PAGE, PASS
@@ -36,46 +41,51 @@ from lorada.tuners.lmam import LmamLayer
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results" / "serving_steps.json"
 DOCS = HERE.parent.parent / "docs" / "serve.md"
-READ, WRITTEN = 32, 49  # tokens of a prompt, and of an answer: a prompt's pass writes the first
-Round = dict[str, float]  # "ratio", "noise", and "seconds" of a step with the map
+SHORT = {"read": (32, 32), "write": (49, 49)}  # every step under the map
+LOADS = {
+    "1 request": Load(1, 1, **SHORT),
+    "8 requests": Load(8, 8, **SHORT),
+    "32 requests": Load(32, 32, **SHORT),
+    "the load of the table above": Load(16, 8),
+}
+Switch = Callable[[bool], None]
+Round = dict[str, float]  # "ratio", "noise", and "tokens_per_second" with it
 
 
 class InTurns(AdapterView):
-    """A model that runs every third pass of single tokens with its maps, and times them."""
+    """A model that computes each pass three times: without something, with it, without it."""
 
-    def __init__(self, shared: SharedModel, key: str, batch: int) -> None:
+    def __init__(self, shared: SharedModel, key: str, switch: Switch) -> None:
         super().__init__(shared, key)
-        self.batch = batch
-        self.seconds: list[float] = []
-        self._maps = [m for m in shared.base.modules() if isinstance(m, LmamLayer)]
+        self.seconds = [0.0, 0.0, 0.0]
+        self._switch = switch
 
     def __call__(self, **inputs: Any) -> Any:
-        """One pass. It counts if it writes one token of every request and reads no prompt."""
-        tokens, sequences = inputs["input_ids"].shape[1], len(inputs["cu_seq_lens_q"]) - 1
-        counts = tokens == sequences == self.batch
-        with_map = not counts or len(self.seconds) % 3 == 1
-        for layer in self._maps:
-            layer.enable_adapters(with_map)
-        start = time.perf_counter()
-        found = super().__call__(**inputs)
-        if counts:
-            self.seconds.append(time.perf_counter() - start)
+        """One pass. Each time writes the same slots of the cache."""
+        for turn in range(3):
+            self._switch(turn == 1)
+            start = time.perf_counter()
+            found = super().__call__(**inputs)
+            self.seconds[turn] += time.perf_counter() - start
         return found
 
 
 def main() -> None:
     given = _arguments()
     keep_freed_memory()  # as the command does
-    run = load_run(given.folder / "lorada_la")
-    shared = SharedModel(run.model)
-    found: dict[str, list[Round]] = {str(batch): [] for batch in given.batches}
+    shared = SharedModel(load_run(given.folder / "lorada_la").model)
+    maps = [module for module in shared.base.modules() if isinstance(module, LmamLayer)]
+    switches = {"the map": _map_switch(maps), "attention in parts": _parts_switch()}
+    found: dict[str, dict[str, list[Round]]] = {s: {n: [] for n in LOADS} for s in switches}
     with torch.no_grad():
-        for number in range(given.rounds + 1):
-            for batch in given.batches:
-                measured = _round(InTurns(shared, "default", batch), number)
-                if number:  # the first makes caches
-                    found[str(batch)].append(measured)
-                    print(f"round {number}, batch {batch}: {measured}", flush=True)
+        _round(InTurns(shared, "default", lambda on: None), LOADS["8 requests"], 0)  # makes caches
+        for number in range(given.rounds):
+            for what, switch in switches.items():
+                for name, load in LOADS.items():
+                    measured = _round(InTurns(shared, "default", switch), load, number)
+                    found[what][name].append(measured)
+                    print(f"round {number + 1}, {what}, {name}: {measured}", flush=True)
+                switch(True)
             results = {"hardware": hardware(), "rounds": found}
             write_atomic(given.results, json_text(results))
     write_marked(given.page, "serving/steps.py", page(json.loads(given.results.read_text())))
@@ -84,52 +94,80 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=DOCS)
     return parser.parse_args()
 
 
-def _round(model: InTurns, seed: int) -> Round:
-    """Answer a batch of requests."""
-    draw = random.Random(seed)
+def _map_switch(maps: list[LmamLayer]) -> Switch:
+    def switch(on: bool) -> None:
+        for layer in maps:
+            layer.enable_adapters(on)
+
+    return switch
+
+
+def _parts_switch() -> Switch:
+    usual = apart.CALL
+
+    def switch(on: bool) -> None:
+        apart.CALL, apart._plans = usual if on else math.inf, ()
+
+    return switch
+
+
+def _round(model: InTurns, load: Load, seed: int) -> Round:
+    """Answer the requests of a load."""
     config = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
+    room = load.connections * (load.read[1] + load.write[1] + PAGE) // PAGE + 1
     batching = ContinuousBatchingConfig(
-        page_size=PAGE, max_batch_tokens=PASS, auto_switch_to_flash=False,
-        num_blocks=model.batch * (READ + WRITTEN + PAGE) // PAGE + 1,
-    )  # fmt: skip
+        page_size=PAGE, max_batch_tokens=PASS, auto_switch_to_flash=False, num_blocks=room
+    )
     manager = model.init_continuous_batching(config, batching)
-    for name in range(model.batch):
-        prompt = [draw.randint(1000, 20000) for _ in range(READ)]
-        manager.add_request(prompt, request_id=str(name), max_new_tokens=WRITTEN)
+    waiting = load.bodies("", seed)
+    random.Random(seed).shuffle(waiting)
+    lengths, written = {}, 0
+
+    def ask() -> None:
+        body = waiting.pop()
+        name = str(len(waiting))
+        lengths[name] = body["max_tokens"]
+        manager.add_request(body["prompt"], request_id=name, max_new_tokens=body["max_tokens"])
+
+    for _ in range(load.connections):
+        ask()
     manager.start()
-    answers = [manager.get_result(timeout=600) for _ in range(model.batch)]
+    for _ in range(load.requests):
+        answer = manager.get_result(timeout=600)
+        if answer is None or len(answer.generated_tokens) != lengths[answer.request_id]:
+            raise RuntimeError("an answer is missing or too short")
+        written += len(answer.generated_tokens)
+        if waiting:
+            ask()
     manager.stop(block=True)
-    if any(answer is None or len(answer.generated_tokens) != WRITTEN for answer in answers):
-        raise RuntimeError("an answer is missing or too short")
-    steps = model.seconds[: len(model.seconds) // 3 * 3]
-    first, own, third = (sum(steps[k::3]) for k in range(3))
-    return {
-        "ratio": (first + third) / 2 / own,
-        "noise": first / third,
-        "seconds": own * 3 / len(steps),
-    }
+    first, own, third = model.seconds
+    ratio, noise = (first + third) / 2 / own, first / third
+    return {"ratio": ratio, "noise": noise, "tokens_per_second": written / own}
 
 
 def page(results: dict) -> str:
-    """The table of all batches."""
-    lines = [
-        [batch, *(_spread([one[name] for one in rounds]) for name in ("ratio", "noise")),
-         f"{1e3 * median(one['seconds'] for one in rounds):.0f} ms"]
-        for batch, rounds in results["rounds"].items()
-    ]  # fmt: skip
-    machine, rounds = results["hardware"], len(next(iter(results["rounds"].values())))
-    header = ["batch", "without the map over with it", "noise", "step with the map"]
+    """A table of the loads for each of the two."""
+    machine, texts = results["hardware"], []
+    for what, loads in results["rounds"].items():
+        header = ["load", f"time without {what} over with it", "noise", "tokens/s with it"]
+        lines = [
+            [name, *(_spread([one[each] for one in rounds]) for each in ("ratio", "noise")),
+             f"{median(one['tokens_per_second'] for one in rounds):.1f}"]
+            for name, rounds in loads.items()
+        ]  # fmt: skip
+        texts.append(markdown_table(header, lines))
+    rounds = len(next(iter(loads.values())))
+    tables = "\n\n".join(texts)
     return (
-        f"\nSmolLM2-135M, fp32, {machine['cpu']}, {machine['cores']} cores, {rounds} rounds of "
-        f"{(WRITTEN - 1) // 3} steps each with the map, prompts of {READ} tokens.\n\n"
-        f"{markdown_table(header, lines)}\n"
+        f"\nSmolLM2-135M with LoRaDA-LA, fp32, {machine['cpu']}, {machine['cores']} cores, "
+        f"{rounds} rounds; 1, 8 and 32 requests have prompts of {SHORT['read'][0]} tokens and "
+        f"answers of {SHORT['write'][0]}, all under the map.\n\n{tables}\n\n"
     )
 
 

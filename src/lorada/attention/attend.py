@@ -15,7 +15,7 @@ Shapes: B batch, H query heads, T queries, D head width.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lorada.attention import observation
 from lorada.attention.add_term import add_form_term, add_term
+from lorada.attention.apart import Attend, apart
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, is_packed_or_paged
 from lorada.attention.dense_map import mask_with_map
@@ -42,8 +43,6 @@ PREFIX_CHILD = "prefix"
 SHIFTED = "shifted"  # a plain attribute, since shifted sparse attention has no parameters
 READER = "read_query"  # likewise: gains have their parameters at the output projection
 
-Attend = Callable[..., tuple[Tensor, Tensor | None]]
-
 
 class MapSource(Protocol):
     """The interface of the child ``lmam`` of an attention module."""
@@ -60,10 +59,11 @@ class MapSource(Protocol):
         """The maps that are active in this call; empty when the adapter is disabled."""
 
 
-def with_parts(attend: Attend) -> Attend:
+def with_parts(kernel: Attend) -> Attend:
     """Wrap an attention function so that it also uses the parts of the calling module."""
+    attend = apart(kernel)
 
-    @functools.wraps(attend)
+    @functools.wraps(kernel)
     def attend_with_parts(
         module: nn.Module,
         query: Tensor,
@@ -81,9 +81,7 @@ def with_parts(attend: Attend) -> Attend:
         maps = [] if beyond else source.maps()
         before: Any = module._modules.get(PREFIX_CHILD)
         prefixes = before.prefixes() if before is not None else []
-        groups: ShiftedGroups | None = module.__dict__.get(SHIFTED)
-        if groups is not None and not module.training:
-            groups = None
+        groups: ShiftedGroups | None = module.__dict__.get(SHIFTED) if module.training else None
         if not maps and not prefixes and groups is None:
             return attend(module, query, key, value, attention_mask, **kwargs)
         inputs = NOTHING_KNOWN if source is None else source.forward_inputs
@@ -95,7 +93,8 @@ def with_parts(attend: Attend) -> Attend:
         call = AttentionCall.read(
             module, query, key, value, attention_mask, kwargs, inputs, prefixes
         )
-        return _attend(attend, call, maps, groups)
+        # The lengths of sequences do not count a prefix.
+        return _attend(kernel if prefixes else attend, call, maps, groups)
 
     attend_with_parts.adds_map = True  # type: ignore[attr-defined]
     return attend_with_parts
@@ -156,8 +155,7 @@ def add_maps(call: AttentionCall, maps: Sequence[AnyMap], output: Tensor) -> Ten
                 term = torch.zeros_like(output, dtype=torch.float32)
             observation.report(Observation(call, own, positions, output.detach(), term))
         if isinstance(own, FormMap):
-            pairs = visible_pairs(call, positions)
-            result = add_form_term(result, own, pairs, own.tensors(call))
+            result = add_form_term(result, own, visible_pairs(call, positions), own.tensors(call))
         else:
             result = add_term(result, own, positions, call.shape, call.value)
     return result

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.generation.continuous_batching.continuous_api import ContinuousMixin
 
+from lorada.attention.interface import install
 from lorada.tuners.lmam import LmamLayer, bake
 
 FINISHED_SHARE = 0.1  # of the weights' bytes: finished maps that take more are not kept
@@ -42,6 +43,7 @@ class SharedModel:
         self.base: PreTrainedModel = (
             model.get_base_model() if isinstance(model, PeftModel) else model
         )
+        install()  # also without maps: packed sequences are then computed in parts
         # A row of a finished map is read, and a row of a low-rank map is a product in every step.
         weights = sum(parameter.nbytes for parameter in model.parameters())
         if finished_bytes(model) <= FINISHED_SHARE * weights:
