@@ -58,8 +58,9 @@ SIZES = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 8)), min_size=1, ma
 
 
 @settings(deadline=None, max_examples=100)
-@given(SIZES, st.integers(0, 2), st.booleans(), st.integers(1, 2000))
-def test_the_parts_give_what_the_whole_row_gives(sizes, unused, boolean, call):
+@given(SIZES, st.integers(0, 2), st.integers(0, 2), st.booleans(), st.integers(1, 2000))
+def test_the_parts_give_what_the_whole_row_gives(sizes, empty, unused, boolean, call):
+    sizes = sizes + [(0, 0)] * empty
     queries, keys = [q for q, _ in sizes], [q + cached for q, cached in sizes]
     tensors, kwargs = packed(queries, keys, unused, boolean)
     kernel, real = Kernel(), sum(queries)
@@ -72,6 +73,7 @@ def test_the_parts_give_what_the_whole_row_gives(sizes, unused, boolean, call):
     assert_close(found[:, :real], expected[:, :real])
     assert sum(q for q, _ in kernel.calls) == real + unused
     assert sum(k for _, k in kernel.calls) == sum(keys) + unused
+    assert all(q for q, _ in kernel.calls)
 
 
 @given(SIZES, st.integers(1, 500))

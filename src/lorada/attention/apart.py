@@ -72,7 +72,7 @@ def _parts_of(
 ) -> Parts | None:
     """The parts of a call, found once for all layers; None to compute it as it is."""
     global _plans
-    if lengths[0].is_inference() or mask.dim() != 4:
+    if lengths[0].is_inference() or mask.dim() != 4 or len(value) > 1:
         return None
     sizes = *query.shape[1:], value.shape[2], *mask.shape[2:]
     for plan in _plans:
@@ -109,7 +109,7 @@ def packed_parts(by_query: list[int], by_key: list[int], call: float) -> Parts |
         least = max(1, round(sqrt(count * keys / call)))
         ends = [run + count * part // least for part in range(least + 1)]
         for begin, end in pairwise(ends):
-            if end > begin:
+            if by_query[end] > by_query[begin]:  # static shapes have sequences without tokens
                 parts.append(_part(by_query, by_key, begin, end))
 
     for sequence, count in enumerate(counts):
