@@ -1,18 +1,17 @@
 """Times each step of `lorada serve`'s batches in two ways, in turns, and writes docs/serve.md.
 
-    python benchmarks/serving/steps.py FOLDER [--rounds 3]
+    python benchmarks/serving/steps.py FOLDER [--rounds 3] [--of "the map"]
 
 FOLDER is that of run.py, and its LoRaDA-LA is what runs: the model, the batching and the settings
 of the server, without HTTP. Every step is computed three times from the same tokens, without
 something, with it, and without it, so that whatever else the machine does meets both. That
 something is the map, or attention in parts. A round's ratio is the time of all steps without it
 (the mean of two) over the time with it; its noise is the time of all first steps over that of all
-third ones.
+third ones. With --of, the figures of the other one stay.
 """
 
 import argparse
 import json
-import math
 import random
 import sys
 import time
@@ -48,6 +47,7 @@ LOADS = {
     "32 requests": Load(32, 32, **SHORT),
     "the load of the table above": Load(16, 8),
 }
+MAP, PARTS = "the map", "attention in parts"
 Switch = Callable[[bool], None]
 Round = dict[str, float]  # "ratio", "noise", and "tokens_per_second" with it
 
@@ -75,12 +75,16 @@ def main() -> None:
     keep_freed_memory()  # as the command does
     shared = SharedModel(load_run(given.folder / "lorada_la").model)
     maps = [module for module in shared.base.modules() if isinstance(module, LmamLayer)]
-    switches = {"the map": _map_switch(maps), "attention in parts": _parts_switch()}
-    found: dict[str, dict[str, list[Round]]] = {s: {n: [] for n in LOADS} for s in switches}
+    switches = {MAP: _map_switch(maps), PARTS: _parts_switch()}
+    found: dict[str, dict[str, list[Round]]] = {}
+    if set(given.of) < set(switches) and given.results.is_file():
+        found = json.loads(given.results.read_text())["rounds"]
+    found |= {what: {name: [] for name in LOADS} for what in given.of}
     with torch.no_grad():
         _round(InTurns(shared, "default", lambda on: None), LOADS["8 requests"], 0)  # makes caches
         for number in range(given.rounds):
-            for what, switch in switches.items():
+            for what in given.of:
+                switch = switches[what]
                 for name, load in LOADS.items():
                     measured = _round(InTurns(shared, "default", switch), load, number)
                     found[what][name].append(measured)
@@ -94,6 +98,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--of", nargs="+", choices=(MAP, PARTS), default=[MAP, PARTS])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=DOCS)
@@ -109,10 +114,10 @@ def _map_switch(maps: list[LmamLayer]) -> Switch:
 
 
 def _parts_switch() -> Switch:
-    usual = apart.CALL
+    usual = apart.packed_parts
 
     def switch(on: bool) -> None:
-        apart.CALL, apart._plans = usual if on else math.inf, ()
+        apart.packed_parts, apart._plans = usual if on else lambda *_: None, ()
 
     return switch
 
