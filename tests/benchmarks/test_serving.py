@@ -1,0 +1,51 @@
+"""``serving/run.py`` and ``serving/steps.py``: the steps that are timed, and the page."""
+
+import json
+
+import pytest
+import torch
+from exact_cells import adapted
+from serving import run, steps
+from serving.load import Load
+
+from lorada.attention import apart
+from lorada.runs.serving.shared_model import SharedModel
+from lorada.tuners.lmam import LmamLayer
+
+
+@pytest.mark.parametrize("script", [run, steps], ids=["run", "steps"])
+def test_the_page_has_the_figures_of_the_results(script):
+    docs = (steps.DOCS).read_text(encoding="utf-8")
+    begin = f"<!-- written by benchmarks/serving/{script.__name__.split('.')[1]}.py -->\n"
+    written = docs.split(begin)[1].split("<!-- until here -->")[0]
+    assert written == script.page(json.loads(script.RESULTS.read_text()))
+
+
+def test_every_pass_is_computed_without_the_map_with_it_and_without_it():
+    shared = SharedModel(adapted("llama", "map"))
+    maps = [module for module in shared.base.modules() if isinstance(module, LmamLayer)]
+    model = steps.InTurns(shared, "default", steps._map_switch(maps))
+    seen = []
+    shared.base.register_forward_hook(
+        lambda *args: seen.append((len(maps[0].maps()), args[2].logits.clone()))
+    )
+    load = Load(3, 2, read=(4, 7), write=(2, 4), tokens=(5, 20))
+    with torch.no_grad():
+        measured = steps._round(model, load, 0)
+    assert measured["tokens_per_second"] > 0
+    assert all(second > 0 for second in model.seconds)
+    numbers, logits = zip(*seen, strict=True)
+    assert numbers == (0, 1, 0) * (len(seen) // 3)
+    for first, own, third in zip(logits[::3], logits[1::3], logits[2::3], strict=True):
+        assert torch.equal(first, third)
+        assert not torch.equal(first, own)
+
+
+def test_the_switch_of_parts_computes_the_row_as_one():
+    usual, switch = apart.packed_parts, steps._parts_switch()
+    lengths = [0, 3, 4], [0, 3, 9], 1e6
+    switch(False)
+    assert apart.packed_parts(*lengths) is None
+    switch(True)
+    assert apart.packed_parts is usual
+    assert len(apart.packed_parts(*lengths)) == 2
