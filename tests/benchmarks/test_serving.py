@@ -36,9 +36,10 @@ def test_every_pass_is_computed_without_the_map_with_it_and_without_it():
     assert all(second > 0 for second in model.seconds)
     numbers, logits = zip(*seen, strict=True)
     assert numbers == (0, 1, 0) * (len(seen) // 3)
-    for first, own, third in zip(logits[::3], logits[1::3], logits[2::3], strict=True):
-        assert torch.equal(first, third)
-        assert not torch.equal(first, own)
+    passes = list(zip(logits[::3], logits[1::3], logits[2::3], strict=True))
+    assert all(torch.equal(first, third) for first, _, third in passes)
+    # The first pass reads prompts, which are under the map; later tokens may be past it.
+    assert not torch.equal(*passes[0][:2])
 
 
 def test_the_switch_of_parts_computes_the_row_as_one():

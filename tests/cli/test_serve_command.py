@@ -6,7 +6,7 @@ import socket
 import sys
 
 import pytest
-from serving import Process, trained
+from servers import Process, trained
 
 from lorada.runs.inference.generate import continue_prompts
 from lorada.runs.inference.load import load_run

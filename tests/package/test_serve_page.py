@@ -8,7 +8,7 @@ import sys
 import pytest
 from folders import llama_folder
 from paths import ROOT
-from serving import Process
+from servers import Process
 
 from lorada import cli
 

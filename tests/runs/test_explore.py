@@ -8,7 +8,7 @@ import httpx2
 import pytest
 import torch
 from folders import bart_folder, bert_folder, llama_folder, rows_file
-from serving import running
+from servers import running
 from trained import train_once
 
 from lorada import explain

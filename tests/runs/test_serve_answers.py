@@ -7,7 +7,7 @@ import httpx2
 import openai
 import pytest
 import torch
-from serving import RUNS, running, trained, until
+from servers import RUNS, running, trained, until
 
 from lorada.runs.inference.generate import continue_prompts, generate
 from lorada.runs.inference.load import load_run

@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import running, trained
+from servers import running, trained
 
 from lorada.runs.serving.app import Server
 from lorada.runs.serving.limits import Limits

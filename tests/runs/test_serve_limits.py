@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
-from serving import running, trained, until
+from servers import running, trained, until
 
 from lorada.runs.serving.app import Server
 from lorada.runs.serving.limits import Limits

@@ -51,10 +51,10 @@ class PackedQueries:
         chosen: (C,) which they are, in ascending order.
         rows: (C,) the map row of each, clamped to 0 … N-1.
         real: (C, N) booleans: whether a map column of its sequence has a token.
-        places: (C, G, N) where the value of each column is, counted over all samples, slots and
-            heads, in this order.
-        used: (C, N) booleans: the columns with a token, if the map reaches the query.
-        seen: (C, N) booleans: of these, the columns that the query sees.
+        places: (C, G, M) where the values of the first M columns are, counted over all samples,
+            slots and heads, in this order. No later column has a token; M is N if nothing is read.
+        used: (C, M) booleans: the columns with a token, if the map reaches the query.
+        seen: (C, M) booleans: of these, the columns that the query sees.
     """
 
     chosen: Tensor
@@ -165,7 +165,10 @@ def queries_alone(
     chosen, rows, start, stop, origin = torch.tensor(spans).unbind(1)
     slots = origin[:, None] + torch.arange(length)
     real = (slots >= start[:, None]) & (slots < stop[:, None])
-    return _queries(chosen, rows, slots.where(real, 0), real, real, shape, groups)
+    # A query is the last token of its sequence.
+    columns = max(s.row for s in alone) + 1
+    used = real[:, :columns]
+    return _queries(chosen, rows, slots[:, :columns].where(used, 0), real, used, shape, groups)
 
 
 def all_queries(
@@ -198,7 +201,7 @@ def _queries(
     shape: CallShape,
     groups: int,
 ) -> PackedQueries:
-    """The record of queries, from the key slot (C, N) of each column of their maps."""
+    """The record of queries, from the key slot (C, M) of each column of their maps."""
     visible = visible_pairs(rows, slots.shape[1], shape.causal, shape.window)
     seen = used if visible is None else used & visible
     places = slots[:, None] * groups + torch.arange(groups, device=slots.device)[:, None]

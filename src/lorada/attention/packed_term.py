@@ -2,7 +2,7 @@
 
 No number of the positions is read, so that graphs and accelerators can use it.
 
-Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, N map length, D head
+Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, M map columns, D head
 width, C queries that are computed.
 """
 
@@ -36,12 +36,13 @@ def term_of_rows(
     batch, _, _, width = value.shape
     # One copy of whole rows: an index for each dimension would take ten times as long.
     values = value.transpose(1, 2).reshape(-1, width).index_select(0, found.places.flatten())
-    values = values.view(*found.places.shape, width).float()  # (C, G, N, D)
+    values = values.view(*found.places.shape, width).float()  # (C, G, M, D)
     if attention_map.has_softmax:
         map_ = attention_map.masked(attention_map.dense(), shape, found.real)
-        map_ = take_rows(map_, found.rows[:, None]) * found.used[:, None, None]
+        map_ = take_rows(map_, found.rows[:, None])[..., : values.shape[2]]
+        map_ = map_ * found.used[:, None, None]
     else:
-        map_ = attention_map.rows(found.rows).transpose(0, 1)  # (C, S, N)
+        map_ = attention_map.rows(found.rows, values.shape[2]).transpose(0, 1)  # (C, S, M)
         map_ = (map_ * found.seen[:, None])[:, :, None]
     term = apply_map(map_, values, shape.heads, shape.matmul)[:, :, 0]
     if len(term) < batch * shape.queries:
