@@ -58,7 +58,7 @@ class PackedStep:
         if self.is_empty:
             return output
         term = self.term(attention_map, value)
-        # The sum is written over the term, which saves a third tensor.
+        # As ``plus_term``, without what only autograd needs.
         return term.add_(output) if term.dtype == output.dtype else (output + term).to(output.dtype)
 
     def term(self, attention_map: AttentionMap, value: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def known_step(call: AttentionCall, own: AttentionMap) -> PackedStep | None:
     steps, lengths = call.inputs.steps, call.cu_seq_lens
     if steps is None or lengths is None or call.query is None or not can_be_read(call.value):
         return None
-    if observation.observers or own.samples is not None or torch.is_autocast_enabled("cpu"):
+    if _needs_a_table(own):
         return None
     key = packed_key(call.module, call.query, call.value, call.mask, call.kwargs), own.kind
     if key not in steps:
@@ -137,14 +137,18 @@ def step_of_layer_before(
     That layer has also asked whether numbers can be read. This is asked once more for each layer,
     before there is an ``AttentionCall``, since making one takes as long as all of this.
     """
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or observation.observers:
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return None
-    if not isinstance(own, AttentionMap) or own.samples is not None:
-        return None
-    if torch.is_autocast_enabled("cpu"):
+    if not isinstance(own, AttentionMap) or _needs_a_table(own):
         return None
     found = steps.get((packed_key(module, query, value, mask, kwargs), own.kind))
     return found and found[0]
+
+
+def _needs_a_table(own: AttentionMap) -> bool:
+    """Whether the tokens of a call must be in a table: to be observed, mixed, or cast."""
+    mixed = own.samples is not None
+    return mixed or bool(observation.observers) or torch.is_autocast_enabled("cpu")
 
 
 def packed_step(call: AttentionCall, own: AttentionMap) -> PackedStep | None:
