@@ -100,6 +100,12 @@ def test_files_and_functions_stay_short():
                 assert node.end_lineno - node.lineno <= 60, f"{path}: {node.name}"
 
 
+def test_no_two_files_of_tests_have_one_name():
+    """Test folders are no packages, so pytest would import the first file for both."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(set(names)) == len(names), sorted({n for n in names if names.count(n) > 1})
+
+
 def test_nothing_unpickles():
     for path in FILES:
         text = path.read_text()

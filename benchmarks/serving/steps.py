@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from library.page import markdown_table, write_marked
 from serving.load import Load
 
-from lorada.attention import apart
+from lorada.attention import packed_attention
 from lorada.runs.folder.result import hardware
 from lorada.runs.inference.load import load_run
 from lorada.runs.serving.batched import PAGE, PASS
@@ -114,10 +114,11 @@ def _map_switch(maps: list[LmamLayer]) -> Switch:
 
 
 def _parts_switch() -> Switch:
-    usual = apart.packed_parts
+    usual = packed_attention.packed_parts
 
     def switch(on: bool) -> None:
-        apart.packed_parts, apart._plans = usual if on else lambda *_: None, ()
+        packed_attention.packed_parts = usual if on else lambda *_: None
+        packed_attention._plans = ()
 
     return switch
 

@@ -8,7 +8,7 @@ from exact_cells import adapted
 from serving import run, steps
 from serving.load import Load
 
-from lorada.attention import apart
+from lorada.attention import packed_attention
 from lorada.runs.serving.shared_model import SharedModel
 from lorada.tuners.lmam import LmamLayer
 
@@ -43,10 +43,10 @@ def test_every_pass_is_computed_without_the_map_with_it_and_without_it():
 
 
 def test_the_switch_of_parts_computes_the_row_as_one():
-    usual, switch = apart.packed_parts, steps._parts_switch()
+    usual, switch = packed_attention.packed_parts, steps._parts_switch()
     lengths = [0, 3, 4], [0, 3, 9], 1e6
     switch(False)
-    assert apart.packed_parts(*lengths) is None
+    assert packed_attention.packed_parts(*lengths) is None
     switch(True)
-    assert apart.packed_parts is usual
-    assert len(apart.packed_parts(*lengths)) == 2
+    assert packed_attention.packed_parts is usual
+    assert len(packed_attention.packed_parts(*lengths)) == 2

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from lorada.attention import observation
 from lorada.attention.add_term import add_form_term, add_term
-from lorada.attention.apart import Attend, apart
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, is_packed_or_paged
 from lorada.attention.dense_map import mask_with_map
@@ -32,6 +31,7 @@ from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
 from lorada.attention.map_positions import map_positions
 from lorada.attention.map_term import map_term
 from lorada.attention.observation import AnyMap, Observation
+from lorada.attention.packed_attention import Attend, in_parts
 from lorada.attention.packed_step import known_step, step_of_layer_before
 from lorada.attention.positions import TokenPositions
 from lorada.attention.prefix import with_prefixes
@@ -61,7 +61,7 @@ class MapSource(Protocol):
 
 def with_parts(kernel: Attend) -> Attend:
     """Wrap an attention function so that it also uses the parts of the calling module."""
-    attend = apart(kernel)
+    attend = in_parts(kernel)
 
     @functools.wraps(kernel)
     def attend_with_parts(

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from lorada.attention import apart as module_of_apart
-from lorada.attention.apart import apart, packed_parts
+from lorada.attention import packed_attention
+from lorada.attention.packed_attention import in_parts, packed_parts
 
 pytestmark = pytest.mark.fp64
 
@@ -65,8 +65,8 @@ def test_the_parts_give_what_the_whole_row_gives(sizes, empty, unused, boolean, 
     tensors, kwargs = packed(queries, keys, unused, boolean)
     kernel, real = Kernel(), sum(queries)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(module_of_apart, "CALL", call)
-        found, weights = apart(kernel)(module(), *tensors, **kwargs)
+        patch.setattr(packed_attention, "CALL", call)
+        found, weights = in_parts(kernel)(module(), *tensors, **kwargs)
         expected, _ = sdpa_attention_forward(module(), *tensors, **kwargs)
     assert weights is None
     assert found.shape == expected.shape
@@ -111,7 +111,7 @@ def test_a_prompt_is_alone_and_single_tokens_are_together_while_that_costs_less(
 )
 def test_any_other_call_is_one_call(why, monkeypatch):
     tensors, kwargs = packed([3, 1, 1], [3, 4, 5])
-    monkeypatch.setattr(module_of_apart, "CALL", 10**9 if why == "one part" else 1)
+    monkeypatch.setattr(packed_attention, "CALL", 10**9 if why == "one part" else 1)
     if why == "one part":
         tensors, kwargs = packed([1, 1, 1], [3, 4, 5])
     if why == "no lengths":
@@ -120,30 +120,30 @@ def test_any_other_call_is_one_call(why, monkeypatch):
         tensors = (*tensors[:3], None)
     kernel = Kernel()
     with torch.set_grad_enabled(why == "gradients"):
-        apart(kernel)(module("flex" if why == "another kernel" else "sdpa"), *tensors, **kwargs)
+        in_parts(kernel)(module("flex" if why == "another kernel" else "sdpa"), *tensors, **kwargs)
     assert kernel.calls == [(tensors[0].shape[2], tensors[1].shape[2])]
 
 
 def test_lengths_that_were_changed_in_place_are_read_again(monkeypatch):
-    monkeypatch.setattr(module_of_apart, "CALL", 1)
+    monkeypatch.setattr(packed_attention, "CALL", 1)
     tensors, kwargs = packed([1, 3], [4, 6])
     kernel = Kernel()
     with torch.no_grad():
         for _ in range(2):
-            apart(kernel)(module(), *tensors, **kwargs)
+            in_parts(kernel)(module(), *tensors, **kwargs)
         kwargs["cu_seq_lens_q"].copy_(torch.tensor([0, 3, 4]))
         kwargs["cu_seq_lens_k"].copy_(torch.tensor([0, 6, 10]))
-        apart(kernel)(module(), *packed([3, 1], [6, 4])[0], **kwargs)
+        in_parts(kernel)(module(), *packed([3, 1], [6, 4])[0], **kwargs)
     assert kernel.calls == [(1, 4), (3, 6), (1, 4), (3, 6), (3, 6), (1, 4)]
 
 
 def test_layers_share_a_plan_also_if_some_have_windows(monkeypatch):
     made = []
-    monkeypatch.setattr(module_of_apart, "packed_parts", lambda *args: made.append(args))
+    monkeypatch.setattr(packed_attention, "packed_parts", lambda *args: made.append(args))
     whole, windowed = packed([3, 1], [6, 4]), packed([3, 1], [4, 2])
     with torch.no_grad():
         for tensors, kwargs in [whole, windowed] * 3:
-            apart(Kernel())(module(), *tensors, **kwargs)
+            in_parts(Kernel())(module(), *tensors, **kwargs)
     assert len(made) == 2
 
 
@@ -152,10 +152,10 @@ def test_layers_share_a_plan_also_if_some_have_windows(monkeypatch):
 def test_continuous_batching_in_parts_writes_what_each_prompt_gets_alone(
     name, variant, monkeypatch
 ):
-    monkeypatch.setattr(module_of_apart, "CALL", 1)
-    made, own = [], module_of_apart.packed_parts
+    monkeypatch.setattr(packed_attention, "CALL", 1)
+    made, own = [], packed_attention.packed_parts
     monkeypatch.setattr(
-        module_of_apart, "packed_parts", lambda *args: made.append(own(*args)) or made[-1]
+        packed_attention, "packed_parts", lambda *args: made.append(own(*args)) or made[-1]
     )
     samples, logits = plain_run(name, variant)
     found = batched_continuously(adapted(name, variant), samples)

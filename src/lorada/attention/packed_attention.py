@@ -1,4 +1,4 @@
-"""``apart``: attention of packed sequences on a CPU, a part of the row at a time.
+"""``in_parts``: attention of packed sequences on a CPU, a part of the row at a time.
 
 Continuous batching lays all sequences into one row, and a mask keeps them apart. The kernel scores
 every query against every key of the row, and hides most of the scores. Here a sequence with several
@@ -46,10 +46,10 @@ class _Plan:
 _plans: tuple[_Plan, ...] = ()
 
 
-def apart(kernel: Attend) -> Attend:
+def in_parts(kernel: Attend) -> Attend:
     """An attention function that computes packed sequences in parts, by calls of ``kernel``."""
 
-    def attend_apart(
+    def attend_in_parts(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         lengths = lengths_of(kwargs)
@@ -64,7 +64,7 @@ def apart(kernel: Attend) -> Attend:
         ]
         return torch.cat([output for output, _ in outputs], 1), None
 
-    return attend_apart
+    return attend_in_parts
 
 
 def _parts_of(
