@@ -15,7 +15,7 @@ from lorada.attention.call import AttentionCall, CallShape
 from lorada.attention.forward_inputs import NOTHING_KNOWN
 from lorada.attention.map_positions import map_positions
 from lorada.attention.map_term import map_term
-from lorada.attention.packed_positions import Pairs
+from lorada.attention.pairs import Pairs
 from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64
@@ -94,8 +94,8 @@ def test_whole_prompts_are_slices_and_single_tokens_are_sums():
         step = packed_step.packed_step(sizes.call(), attention_map())
     assert step.alone.rows.tolist() == [4]  # the last sequence is past the map
     assert step.alone.columns == 5
-    # Two groups of two heads each; the query is the eighth.
-    assert step.alone.places.tolist() == [*range(14, 24, 2)] * 2 + [*range(15, 25, 2)] * 2
+    # Two groups of two heads each, with values of 40 slots; the query is the eighth.
+    assert step.alone.places.tolist() == [*range(7, 12)] * 2 + [*range(47, 52)] * 2
     assert step.alone.begins.tolist() == [0] * 29 + [5, 10, 15, *[20] * 21]
     assert [(queries, span.start, span.stop, span.first) for queries, span in step.spans] == [
         (slice(0, 7), 0, 7, 0), (slice(8, 10), 12, 18, 16),
@@ -202,4 +202,4 @@ def test_entries_of_finished_maps_are_read_once_for_all_layers(made):
         assert_close(logs, expected, terms=1, size=expected.abs(), dtype=torch.float32)
     with_pairs = [step for step in made if isinstance(step.alone, Pairs)]
     assert len(with_pairs) > 2
-    assert all(list(step.read) == [id(whole)] for step in with_pairs)
+    assert all(list(step.alone.read) == [id(whole)] for step in with_pairs)

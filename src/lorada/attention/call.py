@@ -200,7 +200,8 @@ def packed_key(
     return (
         id(kwargs.get("cu_seq_lens_q")), id(kwargs.get("cu_seq_lens_k")),
         id(kwargs.get("position_ids")), kwargs.get("sliding_window"), kwargs.get("is_causal"),
-        getattr(module, "is_causal", None), mask is None, query.shape, value.shape, value.dtype,
+        getattr(module, "is_causal", None), mask is None, query.shape, value.shape, value.stride(),
+        value.dtype,
     )  # fmt: skip
 
 

@@ -1,9 +1,11 @@
-"""``map_term``: the term tile(Attn_s)·V of one attention call, by the cheapest of three routes.
+"""``map_term``: the term tile(Attn_s)·V of one attention call, by the cheapest of four routes.
 
 1. Sliced: without padding the tokens under the map are a slice of the values.
 2. In place: if every token is also a query and few lie beyond the map, each token gets its row of
    W_a and its column of W_b. The values stay where they are.
-3. Gathered: in all other cases (packed rows, padded caches, full-rank maps, long padded batches,
+3. Summed: where each row of a padded batch decodes one token on a CPU, its values are summed where
+   they lie (``pairs.py``).
+4. Gathered: in all other cases (packed rows, padded caches, full-rank maps, long padded batches,
    compiled graphs) the values are gathered into the order of the map, and its rows scattered back.
 
 Shapes: B batch, P sequences packed into a row, H query heads, G key/value heads, S map heads,
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from lorada.attention.attention_map import AttentionMap, for_samples, take_rows
 from lorada.attention.call import CallShape
 from lorada.attention.packed_term import packed_term
+from lorada.attention.pairs import pairs_of_table
 from lorada.attention.positions import TokenPositions, TokenSpan, TokenTable, can_be_read
 from lorada.attention.sliced_term import queries_under_map, sliced_term
 from lorada.functional.precision import no_autocast
@@ -121,6 +124,9 @@ def _gathered_term(
     least = 2 if torch.compiler.is_compiling() else length
     exported = torch.compiler.is_exporting() and table.rows is not table.columns
     if packed == 1 and (exported or shape.queries < least):
+        pairs = pairs_of_table(attention_map, table, shape, value)
+        if pairs is not None:
+            return pairs.term(attention_map, shape, value)
         return _term_of_rows(attention_map, table, rows, shape, value) * inside
     # From the order of the map rows to the order of the queries.
     term = term_in_map_order(attention_map, table, shape, value)

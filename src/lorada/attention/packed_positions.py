@@ -4,7 +4,7 @@ The lengths of the sequences say where each lies. Where they may be read, the to
 are a slice; otherwise a table of all tokens is used (``positions.py``).
 
 Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, K key slots, N map
-length, C queries that are computed, P pairs of a query head and a map column that it sees.
+length, C queries that are computed.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lorada.attention.call import AttentionCall, CallShape
+from lorada.attention.pairs import Pairs, Steps
 from lorada.attention.positions import TokenSpan, TokenTable
 from lorada.functional.maps import visible_pairs
 
@@ -65,26 +66,6 @@ class PackedQueries:
     seen: Tensor
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Every pair of a query head and a map column that it sees, by query, head and column.
-
-    Attributes:
-        columns: how many columns of rows are read.
-        rows: (C,) the map row of each query.
-        places: (P,) where the value of the column is, counted as in ``PackedQueries.places``.
-        entries: (P,) where the entry of the map is, in the flat map or in its flat rows.
-        begins: (T·H + 1,) the number of the first pair of each head of each query of the call, and
-            P at the end.
-    """
-
-    columns: int
-    rows: Tensor
-    places: Tensor
-    entries: Tensor
-    begins: Tensor
-
-
 def packed_sequences(call: AttentionCall, end: int | None) -> list[PackedSequence]:
     """The sequences of a call that gives their lengths, which are read.
 
@@ -118,6 +99,7 @@ def pairs_of(
     groups: int,
     maps: int,
     finished: bool,
+    steps: Steps,
 ) -> Pairs:
     """The pairs of sequences with one query each, which the map reaches.
 
@@ -129,6 +111,7 @@ def pairs_of(
         maps: S.
         finished: whether the entries are read from the whole map (S, N, N) instead of the first
             columns of its rows, (S, C, columns).
+        steps: how the values lie.
     """
     # A query is the last token of its sequence, so it sees the columns from ``low`` to its own.
     window = length if shape.window is None else shape.window
@@ -138,7 +121,8 @@ def pairs_of(
     row, low = np.array(rows)[:, None], np.array(lows)[:, None]
     slot = np.array([s.span.origin for s in alone])[:, None] + low
     head, columns = np.arange(shape.heads), max(rows) + 1
-    first_place = slot * groups + head // (shape.heads // groups)  # (C, H)
+    _, of_head, of_slot = steps
+    first_place = slot * of_slot + head // (shape.heads // groups) * of_head  # (C, H)
     # The map of a head, its row, and the column, counted through a flat tensor.
     if finished:
         first_entry = (head % maps * length + row) * length + low
@@ -151,10 +135,10 @@ def pairs_of(
     size = (row + 1 - low).repeat(shape.heads)
     owner, first = np.arange(len(size)).repeat(size), size.cumsum() - size
     number = np.arange(len(owner))
-    places = number * groups + (first_place.ravel() - first * groups)[owner]
+    places = number * of_slot + (first_place.ravel() - first * of_slot)[owner]
     entries = number + (first_entry.ravel() - first)[owner]
-    found = (torch.from_numpy(each) for each in (row[:, 0], places, entries, begins))
-    return Pairs(columns, *found)
+    tensor = torch.from_numpy
+    return Pairs(columns, tensor(row[:, 0]), tensor(places), tensor(entries), tensor(begins))
 
 
 def queries_alone(

@@ -9,7 +9,7 @@ width, C queries that are computed.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,12 +21,12 @@ from lorada.attention.call import AttentionCall, CallShape, packed_key
 from lorada.attention.observation import AnyMap
 from lorada.attention.packed_positions import (
     PackedQueries,
-    Pairs,
     packed_sequences,
     pairs_of,
     queries_alone,
 )
 from lorada.attention.packed_term import term_of_rows
+from lorada.attention.pairs import Pairs, steps_of_sums
 from lorada.attention.positions import TokenSpan, can_be_read
 from lorada.attention.sliced_term import queries_under_map, sliced_term
 
@@ -40,13 +40,11 @@ class PackedStep:
         alone: the queries whose sequence has no other query: pairs with values where these can be
             summed, whole rows otherwise; None if there are none.
         spans: queries of one sequence that follow each other, and where its tokens lie.
-        read: the maps of all layers, by their identity, and their entries at the pairs.
     """
 
     shape: CallShape
     alone: Pairs | PackedQueries | None
     spans: Sequence[tuple[slice, TokenSpan]]
-    read: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
     def is_empty(self) -> bool:
@@ -64,7 +62,7 @@ class PackedStep:
     def term(self, attention_map: AttentionMap, value: Tensor) -> Tensor:
         """tile(Attn_s)·V of every query, (1, T, H, D) in fp32, from values (1, G, K, D)."""
         if isinstance(self.alone, Pairs):
-            term = self._sums(attention_map, self.alone, value)
+            term = self.alone.term(attention_map, self.shape, value)
         elif self.alone is not None:
             term = term_of_rows(attention_map, self.alone, self.shape, value)
         else:
@@ -73,35 +71,6 @@ class PackedStep:
         for queries, span in self.spans:
             term[:, queries] = sliced_term(attention_map, span, self.shape, value)
         return term
-
-    def _sums(self, attention_map: AttentionMap, pairs: Pairs, value: Tensor) -> Tensor:
-        """The term of the queries that are alone, with zeros for other queries.
-
-        Each head of a query gets a sum of values, weighted by entries of the map: an
-        ``embedding_bag``, which reads the values where they are. A copy of them would take longer
-        than all else.
-        """
-        weights = self._weights(attention_map, pairs)
-        values = value.transpose(1, 2).reshape(-1, value.shape[-1]).float()
-        # ``nn.functional.embedding_bag`` calls this, after checks that take a tenth of the time.
-        sums: Tensor = torch.embedding_bag(
-            values, pairs.places, pairs.begins, mode=0, per_sample_weights=weights,
-            include_last_offset=True,
-        )[0]  # fmt: skip
-        return sums.view(1, self.shape.queries, self.shape.heads, -1)
-
-    def _weights(self, attention_map: AttentionMap, pairs: Pairs) -> Tensor:
-        """(P,) the entry of the map of each pair; those of all layers are read by the first."""
-        if attention_map.layers is None:
-            map_ = attention_map.baked
-            if map_ is None:
-                map_ = attention_map.rows(pairs.rows, pairs.columns)
-            return map_.take(pairs.entries)
-        whole, number = attention_map.layers
-        if id(whole) not in self.read:
-            every = whole.flatten(1).gather(1, pairs.entries.expand(len(whole), -1))
-            self.read[id(whole)] = whole, every
-        return self.read[id(whole)][1][number]
 
 
 def known_step(call: AttentionCall, own: AttentionMap) -> PackedStep | None:
@@ -162,10 +131,10 @@ def packed_step(call: AttentionCall, own: AttentionMap) -> PackedStep | None:
     sequences = packed_sequences(call, length if own.align == "end" else None)
     reached = [s for s in sequences if s.is_alone and 0 <= s.row < length]
     alone: Pairs | PackedQueries | None = None
-    # Half precision has to be copied as fp32, and a softmax needs whole rows.
-    if reached and not own.has_softmax and call.value.element_size() >= 4:
+    steps = steps_of_sums(own, call.value)
+    if reached and steps is not None:
         maps, finished = own.factors[0].shape[0], own.baked is not None
-        alone = pairs_of(reached, length, shape, groups, maps, finished)
+        alone = pairs_of(reached, length, shape, groups, maps, finished, steps)
     elif reached:
         alone = queries_alone(reached, length, shape, groups)
     spans = []
