@@ -28,6 +28,7 @@ from lorada.attention.call import AttentionCall, is_packed_or_paged
 from lorada.attention.dense_map import mask_with_map
 from lorada.attention.form_map import FormMap, FormTerm
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
+from lorada.attention.grouped_heads import with_grouped_heads
 from lorada.attention.map_positions import map_positions
 from lorada.attention.map_term import map_term
 from lorada.attention.observation import AnyMap, Observation
@@ -61,7 +62,8 @@ class MapSource(Protocol):
 
 def with_parts(kernel: Attend) -> Attend:
     """Wrap an attention function so that it also uses the parts of the calling module."""
-    attend = in_parts(kernel)
+    computed = with_grouped_heads(kernel)
+    attend = in_parts(computed)
 
     @functools.wraps(kernel)
     def attend_with_parts(
@@ -94,7 +96,7 @@ def with_parts(kernel: Attend) -> Attend:
             module, query, key, value, attention_mask, kwargs, inputs, prefixes
         )
         # The lengths of sequences do not count a prefix.
-        return _attend(kernel if prefixes else attend, call, maps, groups)
+        return _attend(computed if prefixes else attend, call, maps, groups)
 
     attend_with_parts.adds_map = True  # type: ignore[attr-defined]
     return attend_with_parts

@@ -44,7 +44,7 @@ def _appended(whole: Tensor, filled: Tensor, new: Tensor) -> tuple[Tensor, Tenso
     """The longer tensor and the view of its first slots, with new slots behind ``filled``."""
     before, after = filled.shape[2], filled.shape[2] + new.shape[2]
     if after > whole.shape[2]:
-        longer = whole.new_zeros(*whole.shape[:2], after + ROOM, whole.shape[3])
+        longer = whole.new_empty(*whole.shape[:2], after + ROOM, whole.shape[3])
         longer[:, :, :before] = filled
         whole = longer
     whole[:, :, before:after] = new
@@ -55,10 +55,15 @@ def _joined(old: Tensor, kept: Tensor, slots: int, new: Tensor | None) -> tuple[
     """``_appended`` for rows: the last slots of the rows ``kept``, and below them the new ones."""
     rows = len(kept) + (0 if new is None else len(new))
     end = slots if new is None else max(slots, new.shape[2])
-    # Zeros, since what a mask hides is still multiplied by 0, which not every number survives.
-    whole = old.new_zeros(rows, old.shape[1], end + ROOM, old.shape[3])
-    whole[: len(kept), :, end - slots : end] = old[:, :, old.shape[2] - slots :][kept]
+    whole = old.new_empty(rows, old.shape[1], end + ROOM, old.shape[3])
+    # Pads are zeros, since what a mask hides is still multiplied by 0, which not every number
+    # survives.
+    whole[: len(kept), :, : end - slots] = 0
+    # Into its place: an index makes a copy first, which takes twice as long.
+    place = whole[: len(kept), :, end - slots : end]
+    torch.index_select(old[:, :, old.shape[2] - slots :], 0, kept, out=place)
     if new is not None:
+        whole[len(kept) :, :, : end - new.shape[2]] = 0
         whole[len(kept) :, :, end - new.shape[2] : end] = new
     return whole, whole[:, :, :end]
 
