@@ -148,22 +148,27 @@ def step_beside_paper(settings: Settings) -> dict[str, Any]:
     return time_setups(setups, step_on(batch), settings.repetitions)
 
 
-def decoding(settings: Settings) -> dict[str, Any]:
-    """Decoding 64 tokens after a prompt of 256, twice as long as the map."""
-    batch = make_batch(settings, 1, 256)
-    setups = setups_with_and_without(settings, batch)
-    check_decoding(settings, METHOD, setups["on"])
-    new = max(4, 64 // settings.factor)
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+def decoding(rows: int, length: int, *, padded: bool = False, times: int = 1) -> Measure:
+    """Decoding 64 tokens after ``rows`` prompts of ``length`` tokens, in ``times`` the turns."""
 
-    def action_of(setup: TrainingSetup) -> Action:
-        model: Any = setup.model.eval()
-        model.config.use_cache = True
-        return lambda turn: model.generate(
-            **inputs, min_new_tokens=new, max_new_tokens=new, do_sample=False, use_cache=True
-        )
+    def measure(settings: Settings) -> dict[str, Any]:
+        batch = make_batch(settings, rows, length, padded=padded)
+        setups = setups_with_and_without(settings, batch)
+        check_decoding(settings, METHOD, setups["on"])
+        new = max(4, 64 // settings.factor)
+        mask, order = batch["attention_mask"].sort(-1, stable=True)  # pads come first
+        inputs = {"input_ids": batch["input_ids"].gather(1, order), "attention_mask": mask}
 
-    return time_setups(setups, action_of, MORE_TURNS * settings.repetitions)
+        def action_of(setup: TrainingSetup) -> Action:
+            model: Any = setup.model.eval()
+            model.config.use_cache = True
+            return lambda turn: model.generate(
+                **inputs, min_new_tokens=new, max_new_tokens=new, do_sample=False, use_cache=True
+            )
+
+        return time_setups(setups, action_of, times * settings.repetitions)
+
+    return measure
 
 
 def lorada_la(settings: Settings) -> dict[str, Any]:
@@ -226,7 +231,8 @@ ROWS: dict[str, Measure] = {
     "padded_8x128": training_step(8, 128, padded=True, times=MORE_TURNS),
     "step_1x2048": training_step(1, 2048),
     "paper_1x2048": step_beside_paper,
-    "decode_64": decoding,
+    "decode_64": decoding(1, 256, times=MORE_TURNS),
+    "decode_padded": decoding(16, 128, padded=True),
     "peak_1x2048": peak_memory,
     "saved_bytes": lambda settings: {"mb": {b: round(kept_for_backward(b), 4) for b in (1, 8)}},
     "operations": lambda settings: term_operations(),

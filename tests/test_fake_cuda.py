@@ -193,7 +193,12 @@ def ids(part: str | bool) -> str:
     return part if isinstance(part, str) else "padded" if part else "unpadded"
 
 
-@pytest.mark.parametrize(("name", "model", "padded"), CASES, ids=ids)
+@pytest.mark.parametrize(
+    ("name", "model", "padded"),
+    # A step of training has the forward pass of the others too.
+    [pytest.param(*case, marks=[pytest.mark.slow] * (not in_attention(case[0]))) for case in CASES],
+    ids=ids,
+)
 def test_a_method_answers(name, model, padded):
     adapted, _ = placed(name, model, inputs(model))
     with fake_gpu(ALLOWED) as gpu:

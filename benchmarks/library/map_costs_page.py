@@ -20,6 +20,10 @@ LIMITS: dict[str, tuple[str, float]] = {
     "step_1x2048": ("training step 1×2048, with vs without", 1.04),
     "paper_1x2048": ("training step 1×2048, ours vs the paper's form", 0.35),
     "decode_64": ("decoding 64 tokens after 256 (n = 128), with vs without", 1.02),
+    "decode_padded": (
+        "decoding 64 tokens in 16 rows, after 68 to 128 tokens, padded (n = 128), with vs without",
+        1.04,
+    ),
     "peak_1x2048": (
         "memory that the 1×2048 step adds to what is held before it, ours vs the paper's form",
         0.5,

@@ -5,11 +5,13 @@ continued greedily, so that a cell that decodes has the same tokens to compare.
 """
 
 import inspect
+from itertools import product
 
 import exact_page
 import pytest
 import torch
 from conftest import assert_close
+from covering import covering
 from exact_cells import (
     CACHE_CELLS,
     CELLS,
@@ -74,11 +76,15 @@ def test_tokens_are_counted_behind_a_window_by_either_name_of_the_cache(name):
     assert_close(torch.cat(steps, 1)[0], alone(model, PROMPTS[3]))
 
 
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize(
-    "variant", ["map", "no_negative", "softmax", "full_rank", "behind_a_prefix"]
-)
-@pytest.mark.parametrize("name", DECODERS)
+BEAMS = list(
+    product(
+        DECODERS, ["map", "no_negative", "softmax", "full_rank", "behind_a_prefix"],
+        ["dynamic", "static"],
+    )
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "variant", "cache"), covering(BEAMS, 1))
 def test_beams_of_a_batch_are_those_of_each_sample_alone_without_a_cache(name, variant, cache):
     model = adapted(name, variant)
     ids, mask = pad(PROMPTS, "left")

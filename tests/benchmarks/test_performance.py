@@ -79,6 +79,7 @@ def test_rows_are_measured_kept_and_written(settings, files):
         "padded_8x128",
         "paper_1x2048",
         "decode_64",
+        "decode_padded",
         "lorada_la",
     ]
     performance.run(Request(settings, *files, names))

@@ -56,6 +56,7 @@ def test_import_lorada_makes_the_peft_types_known():
     assert loaded_by(code) == "loaded ['torch', 'peft', 'transformers']"
 
 
+@pytest.mark.slow
 def test_names_are_there_for_a_command_too():
     code = "import lorada_cli, lorada\nassert all(getattr(lorada, name) for name in lorada.__all__)"
     assert "peft" in loaded_by(code)

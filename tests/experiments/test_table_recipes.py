@@ -2,6 +2,7 @@
 
 import re
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -109,8 +110,14 @@ def check_dry_run(name, scale, keys):
         assert done(job) is None
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("name", sorted(tables()))
+LONG = {("table4", "paper"), ("table18", "paper")}  # many recipes, or large models
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case in LONG))
+     for case in product(sorted(tables()), SCALES)],
+)  # fmt: skip
 def test_every_recipe_passes_a_dry_run(name, scale):
     by_method = {row.method: row.key for row in reversed(load_table(name).rows_at(scale, None))}
     check_dry_run(name, scale, list(by_method.values()))

@@ -25,7 +25,7 @@ def same(left, right):
     return all(getattr(left, part) == pytest.approx(getattr(right, part)) for part in vars(left))
 
 
-@pytest.mark.parametrize("method", ["lora", "lorada_la"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("lorada_la", marks=pytest.mark.slow)])
 def test_a_deep_model_is_computed_exactly_from_two_short_ones(tmp_path, method):
     folder = llama_folder(tmp_path / "llama", num_hidden_layers=6)
     recipe = recipe_for(folder, method)

@@ -136,8 +136,15 @@ def test_runs_of_any_length_get_the_phases_and_end_at_the_target(tmp_path, steps
         assert (config.tinit, config.tfinal) == (1, 4)
 
 
-@CONFIGS
-@pytest.mark.parametrize("at", [6, 10], ids=["while-pruning", "in-the-last-phase"])
+@pytest.mark.parametrize(
+    ("config", "at"),
+    [
+        pytest.param(adalora, 6, id="alone, while pruning", marks=pytest.mark.slow),
+        pytest.param(adalora, 10, id="alone, in the last phase"),
+        pytest.param(stack, 6, id="stack, while pruning"),
+        pytest.param(stack, 10, id="stack, in the last phase", marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_run_ends_where_one_that_never_stopped_does(tmp_path, config, at):
     phases = SHARES if at == 6 else {}
     whole = trainer(tmp_path / "whole", config(**phases))

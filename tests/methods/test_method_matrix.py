@@ -82,13 +82,14 @@ def folders(tmp_path_factory):
     }
 
 
-def runnable() -> list[tuple[str, str]]:
+def runnable() -> list:
     """Each method on the kind of model that the paper has it for, a decoder where it has both."""
     names = [*METHODS, *(f"{name}+lmam" for name in PLUGGED)]
     cases = []
     for name in names:
         decodes = defined(name, "llama") and "llama" in (method_named(name).parts or ["llama"])
-        cases.append((name, "llama" if decodes else "bert"))
+        slow = [pytest.mark.slow] * (name not in METHODS and name != "lora+lmam")
+        cases.append(pytest.param(name, "llama" if decodes else "bert", marks=slow))
     return cases
 
 

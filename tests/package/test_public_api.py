@@ -48,18 +48,11 @@ def test_functional_exports_the_map_and_its_twins():
     assert_close((added - attention)[:, :, :5] @ value, term)
 
 
-def test_importing_lorada_makes_the_types_known_to_peft():
+def test_importing_lorada_makes_the_types_known_to_peft_and_changes_no_attention_function():
     code = (
-        "import lorada; from peft import get_peft_config; "
+        "from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as f; a = f['sdpa']; "
+        "import lorada; assert f['sdpa'] is a; from peft import get_peft_config; "
         "print(type(get_peft_config({'peft_type': 'LMAM'})).__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "LmamConfig"
-
-
-def test_importing_lorada_changes_no_attention_function():
-    code = (
-        "from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as f; a = f['sdpa']; "
-        "import lorada; assert f['sdpa'] is a"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

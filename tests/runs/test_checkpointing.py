@@ -140,6 +140,7 @@ def test_auto_computes_again_where_a_step_would_not_fit(asked, computed, monkeyp
     )
 
 
+@pytest.mark.slow
 def test_auto_computes_nothing_again_where_there_is_room(asked, monkeypatch, caplog):
     with_free(monkeypatch, 2**40)
     _, kept = trained(asked("auto", *PLAIN))
@@ -147,6 +148,7 @@ def test_auto_computes_nothing_again_where_there_is_room(asked, monkeypatch, cap
     assert "activation_checkpointing=auto takes off: a step needs" in caplog.text
 
 
+@pytest.mark.slow
 def test_it_is_said_where_even_full_may_not_fit(asked, monkeypatch):
     with_free(monkeypatch, 1000)
     line = choose(prepare_training(asked("auto"))).line
@@ -172,11 +174,13 @@ def test_a_batch_of_candidates_has_a_sequence_for_each(asked, computed):
     assert three > one
 
 
+@pytest.mark.slow
 def test_rows_are_no_longer_than_the_model_can_read(asked, computed):
     choose(prepare_training(asked("auto", "max_length=999")))
     assert {length for _, length, _ in computed} == {64}
 
 
+@pytest.mark.slow
 def test_measured_steps_decide_too(asked, monkeypatch):
     kept = KeepGradients()
     with_callback(monkeypatch, kept)

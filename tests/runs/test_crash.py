@@ -142,6 +142,7 @@ def test_a_run_killed_again_and_again_comes_to_the_same_end(lab, tmp_path):
     check_the_end(lab, run, whole, *longer)
 
 
+@pytest.mark.slow
 def test_log_lines_are_the_same_if_a_run_resumes_between_two(lab, tmp_path):
     uneven = ("logging_steps=3",)
     run, whole = tmp_path / "run", lab.whole(*uneven)

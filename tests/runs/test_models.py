@@ -116,6 +116,7 @@ def test_a_conversion_that_fails_leaves_nothing_loadable(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["tiny"]
 
 
+@pytest.mark.slow
 @needs("smollm2-135m")
 def test_a_file_that_may_not_grow_is_a_full_disk_to_a_conversion(tmp_path):
     """The limit is set in a process of its own: a worker of the tests writes files too."""

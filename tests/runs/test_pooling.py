@@ -150,6 +150,7 @@ def poolings(model):
 # Trained, saved and loaded.
 
 
+@pytest.mark.slow
 def test_every_run_scores_in_a_process_of_its_own_as_it_does_here(runs, elsewhere, place):
     _, (_, _, scores) = elsewhere
     for run, found in zip(runs.values(), scores, strict=True):
@@ -242,6 +243,7 @@ def test_an_adapter_to_start_from_keeps_its_pooling(runs, place, tmp_path):
 # Exported, and loaded by transformers.
 
 
+@pytest.mark.slow
 def test_what_is_exported_scores_the_same_with_lorada_and_is_refused_without(elsewhere):
     wanted, (before, after, _) = elsewhere
     for refused in before:

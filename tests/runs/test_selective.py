@@ -84,7 +84,7 @@ def test_a_feed_forward_block_is_computed_again_up_to_its_last_layer():
     assert block * (config.num_hidden_layers - 1) < added < 1.5 * block * config.num_hidden_layers
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_step_needs_less_than_half_the_memory(tmp_path, dtype):
     """At the width of SmolLM2, of which memory is computed without weights."""
     LlamaConfig(

@@ -100,7 +100,12 @@ def every_size(method, model):
         yield trained_at(method, model, parts)
 
 
-@pytest.mark.parametrize("method", GROWING)
+SLOW = ("lorada_la", "shira", "mam", "omoe", "prefix", "fmam")
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in GROWING]
+)
 def test_the_size_is_that_of_a_search_through_all_sizes(method, tiny):
     recipe = recipe_of(method, tiny["llama"])
     total = counts_of(recipe)["total"]
@@ -231,7 +236,10 @@ def test_affine_sizes_need_few_counts():
         ("quanta", "0.2%", {}, 231_360, False),
         ("gain", "0.2%", {}, 30 * 9, False),
         ("gain_query", "0.01%", {}, 30 * 9 * (1 + 64), True),
-        ("lora+gain", "1%", {"lora": {"r": 6, "lora_alpha": 12}}, 1_244_160 + 30 * 9, False),
+        pytest.param(
+            "lora+gain", "1%", {"lora": {"r": 6, "lora_alpha": 12}}, 1_244_160 + 30 * 9, False,
+            marks=pytest.mark.slow,
+        ),
         ("full", "0.2%", {}, 134_515_008, True),
     ],
 )  # fmt: skip
