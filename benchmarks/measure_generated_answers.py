@@ -12,7 +12,8 @@ where its answer ends, which both ways read in the same manner. Mixes of lengths
     alike   all 64: nothing ends early, so nothing is gained by refilling
 
 The padded batches are sorted by length and measured twice, which shows noise. In them transformers
-is as it comes: lorada switches off that keys are copied for each query head (``loading.py``). All
+is as it comes: lorada switches off that keys are copied for each query head (``loading.py``). The
+ways take turns after every few answers, since a machine's speed may change within a minute. All
 answers of both ways are compared. Writes benchmarks/results/generated_answers.json and
 docs/performance.md.
 """
@@ -20,6 +21,8 @@ docs/performance.md.
 import os
 import random
 import statistics
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +32,7 @@ from unittest import mock
 import torch
 from library.generated_answers_page import PAGE, show, write_page
 from library.measuring import Request, Results, measure_rows, read_request, run_script
-from library.timing import Action, ratio, time_in_turns
+from library.timing import Seconds, ratio
 from library.training_setup import benchmark_plan
 from peft import PeftModel, get_peft_model
 from torch import Tensor
@@ -42,6 +45,7 @@ RESULTS = Path(__file__).parent / "results" / "generated_answers.json"
 PAD, FIRST_WORD = 0, 1000  # tokens below the first word are numbers
 MIXES = ("even", "tail", "alike")
 Answers = dict[int, list[int]]
+Pieces = Iterator[Answers]  # some answers at a time
 
 
 @dataclass(frozen=True)
@@ -103,59 +107,72 @@ class AnswerEnds(StoppingCriteria):  # type: ignore[misc]
         return (begin + prompt + answer <= input_ids.shape[1])[:, 0]
 
 
-def padded(model: PeftModel, prompts: list[list[int]], settings: Settings) -> Answers:
-    """Answers of ``generate`` in padded batches of prompts of similar length."""
-    with mock.patch.dict(os.environ):
-        os.environ.pop("TRANSFORMERS_SDPA_FORCE_GQA", None)
-        return in_padded_batches(model, prompts, settings)
-
-
-def in_padded_batches(model: PeftModel, prompts: list[list[int]], settings: Settings) -> Answers:
-    """The same with transformers as it is set."""
+def padded(model: PeftModel, prompts: list[list[int]], settings: Settings) -> Pieces:
+    """Answers of ``generate`` in padded batches of prompts of similar length, batch by batch."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    found = {}
     for start in range(0, len(order), settings.batch):
         chosen = order[start : start + settings.batch]
         width = len(prompts[chosen[0]])
-        rows = [[PAD] * (width - len(prompts[i])) + prompts[i] for i in chosen]
-        ids = torch.tensor(rows)
-        with torch.no_grad():
+        ids = torch.tensor([[PAD] * (width - len(prompts[i])) + prompts[i] for i in chosen])
+        with mock.patch.dict(os.environ), torch.no_grad():
+            os.environ.pop("TRANSFORMERS_SDPA_FORCE_GQA", None)
             out = model.generate(
                 input_ids=ids, attention_mask=(ids != PAD).long(), do_sample=False,
                 max_new_tokens=settings.limit, pad_token_id=PAD,
                 stopping_criteria=StoppingCriteriaList([AnswerEnds()]),
             )[:, width:]  # fmt: skip
-        for i, row in zip(chosen, out.tolist(), strict=True):
-            found[i] = row[: prompts[i][1]]
-    return found
+        yield {i: row[: prompts[i][1]] for i, row in zip(chosen, out.tolist(), strict=True)}
 
 
-def refilled(model: PeftModel, prompts: list[list[int]], settings: Settings) -> Answers:
-    """Answers of a batch that is refilled."""
+def refilled(model: PeftModel, prompts: list[list[int]], settings: Settings) -> Pieces:
+    """Answers of a batch that is refilled, one by one."""
     base = model.get_base_model()
     writer = Writer(base, AnswerEnds(), settings.limit, PAD, settings.size)
-    return {i: ids.tolist() for i, ids in write_answers(writer, prompts)}
+    for i, ids in write_answers(writer, prompts):
+        yield {i: ids.tolist()}
+
+
+def in_turns(ways: dict[str, Pieces]) -> tuple[Seconds, Seconds, dict[str, Answers]]:
+    """Exhaust all ways; the one with the fewest answers so far goes on with its next piece.
+
+    Returns:
+        Seconds of each way, its processor seconds, and its answers.
+    """
+    seconds: Seconds = {name: [0.0] for name in ways}
+    processor: Seconds = {name: [0.0] for name in ways}
+    answers: dict[str, Answers] = {name: {} for name in ways}
+    going = dict(ways)
+    while going:
+        name = min(going, key=lambda each: len(answers[each]))
+        started = time.perf_counter(), time.process_time()
+        piece = next(going[name], None)
+        seconds[name][0] += time.perf_counter() - started[0]
+        processor[name][0] += time.process_time() - started[1]
+        if piece is None:
+            del going[name]
+        else:
+            answers[name] |= piece
+    return seconds, processor, answers
 
 
 def measure(settings: Settings, mix: str) -> dict[str, Any]:
-    """A row: seconds of both ways in turns, and how many answers are the same."""
+    """A row: seconds of both ways, and how many answers are the same."""
     model, prompts = build_model(settings.layers), draw_prompts(settings, mix)
-    answers: dict[str, Answers] = {}
-
-    def keep(name: str, way: Any) -> Action:
-        def turn(number: int) -> None:
-            # The first turn warms up, and a few rows are enough for that.
-            given = prompts if number else prompts[:4]
-            answers[name] = way(model, given, settings)
-
-        return turn
-
     ways = {"refilled": refilled, "padded": padded, "padded_again": padded}
-    actions = {name: keep(name, way) for name, way in ways.items()}
-    seconds, processor = time_in_turns(actions, settings.repetitions)
+    in_turns({name: way(model, prompts[:4], settings) for name, way in ways.items()})  # warms up
+    seconds: Seconds = {name: [] for name in ways}
+    processor: Seconds = {name: [] for name in ways}
+    for _ in range(settings.repetitions):
+        taken = {name: way(model, prompts, settings) for name, way in ways.items()}
+        *times, answers = in_turns(taken)
+        for total, of_turn in zip((seconds, processor), times, strict=True):
+            for name in ways:
+                total[name] += of_turn[name]
     same = sum(answers["refilled"][i] == answers["padded"][i] for i in range(len(prompts)))
+    few: Answers = {}
     with model.disable_adapter():
-        few = refilled(model, prompts[: settings.batch], settings)
+        for piece in refilled(model, prompts[: settings.batch], settings):
+            few |= piece
     return {
         **ratio(seconds, "refilled", "padded"),
         "noise": ratio(seconds, "padded_again", "padded"),

@@ -24,6 +24,21 @@ def test_prompts_say_where_they_and_their_answers_end():
     assert benchmark.AnswerEnds()(ids).tolist() == [False, True, True]
 
 
+def test_the_way_with_the_fewest_answers_goes_on():
+    began = []
+
+    def way(name, pieces):
+        for piece in pieces:
+            began.append(name)
+            yield {key: [] for key in piece}
+
+    ways = {"single": way("single", [[0], [1], [2]]), "pairs": way("pairs", [[0, 1], [2]])}
+    seconds, processor, answers = benchmark.in_turns(ways)
+    assert began == ["single", "pairs", "single", "single", "pairs"]
+    assert list(answers["single"]) == list(answers["pairs"]) == [0, 1, 2]
+    assert all(len(each) == 1 for each in (*seconds.values(), *processor.values()))
+
+
 @pytest.mark.slow
 def test_a_row_says_how_many_answers_are_the_same(tmp_path):
     file, page = tmp_path / "rows.json", tmp_path / "page.md"
