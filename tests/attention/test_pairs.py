@@ -103,6 +103,18 @@ def test_samples_of_other_adapters_get_nothing():
     assert not torch.equal(found[1], output[1])
 
 
+@pytest.mark.fp64(False)
+def test_values_in_fp64_meet_a_map_in_fp32():
+    own, value = attention_map(), values(TABLE, "with room behind", torch.float64)
+    with torch.no_grad():
+        term = map_term(own, TABLE, SHAPE, value)
+        sums = by_hand(own, TABLE, SHAPE, value)
+        sizes = by_hand(replace(own, baked=own.dense().abs()), TABLE, SHAPE, value.abs())
+        assert pairs.pairs_of_table(own, TABLE, SHAPE, value) is not None
+    assert (value.dtype, own.dense().dtype) == (torch.float64, torch.float32)
+    assert_close(term.float(), sums, terms=LENGTH, size=sizes)
+
+
 class Largest(TorchDispatchMode):
     """The most numbers of a tensor that any operation makes, outside the memory of the values."""
 

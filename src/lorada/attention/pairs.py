@@ -48,10 +48,10 @@ class Pairs:
         Each head of a query gets a sum of values, weighted by entries of the map: an
         ``embedding_bag``.
         """
-        rows = _rows_of_memory(value)
+        rows, weights = _rows_of_memory(value), self._weights(attention_map).to(value.dtype)
         # ``nn.functional.embedding_bag`` calls this, after checks that take a tenth of the time.
         sums: Tensor = torch.embedding_bag(
-            rows, self.places, self.begins, mode=0, per_sample_weights=self._weights(attention_map),
+            rows, self.places, self.begins, mode=0, per_sample_weights=weights,
             include_last_offset=True,
         )[0]  # fmt: skip
         return sums.view(-1, shape.queries, shape.heads, value.shape[-1])
