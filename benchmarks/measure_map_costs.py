@@ -156,7 +156,7 @@ def decoding(rows: int, length: int, *, padded: bool = False, times: int = 1) ->
         setups = setups_with_and_without(settings, batch)
         check_decoding(settings, METHOD, setups["on"])
         new = max(4, 64 // settings.factor)
-        mask, order = batch["attention_mask"].sort(-1, stable=True)  # pads come first
+        mask, order = batch["attention_mask"].sort(dim=-1, stable=True)  # pads come first
         inputs = {"input_ids": batch["input_ids"].gather(1, order), "attention_mask": mask}
 
         def action_of(setup: TrainingSetup) -> Action:
