@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lorada.attention.call import AttentionCall, CallShape
-from lorada.attention.pairs import Pairs, Steps
+from lorada.attention.pairs import Layout, Pairs
 from lorada.attention.positions import TokenSpan, TokenTable
 from lorada.functional.maps import visible_pairs
 
@@ -99,7 +99,7 @@ def pairs_of(
     groups: int,
     maps: int,
     finished: bool,
-    steps: Steps,
+    layout: Layout,
 ) -> Pairs:
     """The pairs of sequences with one query each, which the map reaches.
 
@@ -111,7 +111,7 @@ def pairs_of(
         maps: S.
         finished: whether the entries are read from the whole map (S, N, N) instead of the first
             columns of its rows, (S, C, columns).
-        steps: how the values lie.
+        layout: how the values lie.
     """
     # A query is the last token of its sequence, so it sees the columns from ``low`` to its own.
     window = length if shape.window is None else shape.window
@@ -121,8 +121,7 @@ def pairs_of(
     row, low = np.array(rows)[:, None], np.array(lows)[:, None]
     slot = np.array([s.span.origin for s in alone])[:, None] + low
     head, columns = np.arange(shape.heads), max(rows) + 1
-    _, of_head, of_slot = steps
-    first_place = slot * of_slot + head // (shape.heads // groups) * of_head  # (C, H)
+    first_place = slot * layout.slot + head // (shape.heads // groups) * layout.head  # (C, H)
     # The map of a head, its row, and the column, counted through a flat tensor.
     if finished:
         first_entry = (head % maps * length + row) * length + low
@@ -135,10 +134,12 @@ def pairs_of(
     size = (row + 1 - low).repeat(shape.heads)
     owner, first = np.arange(len(size)).repeat(size), size.cumsum() - size
     number = np.arange(len(owner))
-    places = number * of_slot + (first_place.ravel() - first * of_slot)[owner]
+    places = number * layout.slot + (first_place.ravel() - first * layout.slot)[owner]
     entries = number + (first_entry.ravel() - first)[owner]
     tensor = torch.from_numpy
-    return Pairs(columns, tensor(row[:, 0]), tensor(places), tensor(entries), tensor(begins))
+    return Pairs(
+        layout, columns, tensor(row[:, 0]), tensor(places), tensor(entries), tensor(begins)
+    )
 
 
 def queries_alone(

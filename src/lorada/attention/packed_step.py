@@ -26,7 +26,7 @@ from lorada.attention.packed_positions import (
     queries_alone,
 )
 from lorada.attention.packed_term import term_of_rows
-from lorada.attention.pairs import Pairs, steps_of_sums
+from lorada.attention.pairs import Pairs, layout_of
 from lorada.attention.positions import TokenSpan, can_be_read
 from lorada.attention.sliced_term import queries_under_map, sliced_term
 
@@ -131,10 +131,10 @@ def packed_step(call: AttentionCall, own: AttentionMap) -> PackedStep | None:
     sequences = packed_sequences(call, length if own.align == "end" else None)
     reached = [s for s in sequences if s.is_alone and 0 <= s.row < length]
     alone: Pairs | PackedQueries | None = None
-    steps = steps_of_sums(own, call.value)
-    if reached and steps is not None:
+    layout = layout_of(own, call.value)
+    if reached and layout is not None:
         maps, finished = own.factors[0].shape[0], own.baked is not None
-        alone = pairs_of(reached, length, shape, groups, maps, finished, steps)
+        alone = pairs_of(reached, length, shape, groups, maps, finished, layout)
     elif reached:
         alone = queries_alone(reached, length, shape, groups)
     spans = []

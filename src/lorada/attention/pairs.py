@@ -17,8 +17,22 @@ from lorada.attention.call import CallShape
 from lorada.attention.positions import TokenTable, can_be_read
 from lorada.functional.maps import visible_pairs
 
-# How many rows of D numbers lie in memory between two samples, two heads and two slots of values.
-Steps = tuple[int, int, int]
+
+@dataclass(frozen=True)
+class Layout:
+    """How values (B, G, K, D) lie in memory, in rows of D numbers.
+
+    Attributes:
+        rows: how many rows there are from the first value to the last.
+        sample: rows from a sample to the next.
+        head: the same for heads.
+        slot: the same for key slots.
+    """
+
+    rows: int
+    sample: int
+    head: int
+    slot: int
 
 
 @dataclass(frozen=True)
@@ -26,6 +40,7 @@ class Pairs:
     """Every pair of a query head and a map column that it sees, by query, head and column.
 
     Attributes:
+        values: how the values lie.
         columns: how many columns of rows are read.
         rows: (C,) the map row of each query.
         places: (P,) where the value of the column is, in rows of memory behind the first value.
@@ -35,6 +50,7 @@ class Pairs:
         read: the maps of all layers, by their identity, and their entries at the pairs.
     """
 
+    values: Layout
     columns: int
     rows: Tensor
     places: Tensor
@@ -48,13 +64,17 @@ class Pairs:
         Each head of a query gets a sum of values, weighted by entries of the map: an
         ``embedding_bag``.
         """
-        rows, weights = _rows_of_memory(value), self._weights(attention_map).to(value.dtype)
+        width, weights = value.shape[-1], self._weights(attention_map)
+        if weights.dtype != value.dtype:
+            weights = weights.to(value.dtype)
+        # As few lines as can be: between two layers each takes several times as long as alone.
+        rows = value.as_strided((self.values.rows, width), (width, 1))
         # ``nn.functional.embedding_bag`` calls this, after checks that take a tenth of the time.
         sums: Tensor = torch.embedding_bag(
             rows, self.places, self.begins, mode=0, per_sample_weights=weights,
             include_last_offset=True,
         )[0]  # fmt: skip
-        return sums.view(-1, shape.queries, shape.heads, value.shape[-1])
+        return sums.view(-1, shape.queries, shape.heads, width)
 
     def _weights(self, attention_map: AttentionMap) -> Tensor:
         """(P,) the entry of the map of each pair; those of all layers are read by the first."""
@@ -70,7 +90,7 @@ class Pairs:
         return self.read[id(whole)][1][number]
 
 
-def steps_of_sums(attention_map: AttentionMap, value: Tensor) -> Steps | None:
+def layout_of(attention_map: AttentionMap, value: Tensor) -> Layout | None:
     """How the values lie, if a term can be summed from ``Pairs``; None if it cannot.
 
     Half precision would have to be copied as fp32, and a softmax needs whole rows.
@@ -81,8 +101,9 @@ def steps_of_sums(attention_map: AttentionMap, value: Tensor) -> Steps | None:
         return None
     if any(stride % width for stride in strides[:-1]):
         return None
-    batch, head, slot = (stride // width for stride in strides[:-1])
-    return batch, head, slot
+    last = sum((size - 1) * step for size, step in zip(value.shape, strides, strict=True))
+    sample, head, slot = (stride // width for stride in strides[:-1])
+    return Layout(last // width + 1, sample, head, slot)
 
 
 def pairs_of_table(
@@ -92,15 +113,15 @@ def pairs_of_table(
 
     None if nothing may be read, or if the term cannot be summed from pairs.
     """
-    steps = steps_of_sums(attention_map, value) if shape.queries == 1 else None
-    if steps is None or table.sequences > 1 or not can_be_read(value):
+    layout = layout_of(attention_map, value) if shape.queries == 1 else None
+    if layout is None or table.sequences > 1 or not can_be_read(value):
         return None
     length, maps = attention_map.length, attention_map.factors[0].shape[0]
     finished = attention_map.baked is not None
     sizes = len(value), value.shape[1], maps, finished
     return table.once(
-        lambda: _pairs_of_table(table, length, shape, steps, *sizes),
-        "pairs", length, shape.heads, shape.causal, shape.window, steps, sizes,
+        lambda: _pairs_of_table(table, length, shape, layout, *sizes),
+        "pairs", length, shape.heads, shape.causal, shape.window, layout, sizes,
     )  # fmt: skip
 
 
@@ -108,7 +129,7 @@ def _pairs_of_table(
     table: TokenTable,
     length: int,
     shape: CallShape,
-    steps: Steps,
+    layout: Layout,
     batch: int,
     groups: int,
     maps: int,
@@ -122,20 +143,10 @@ def _pairs_of_table(
     slots, rows = slots.expand(batch, -1), rows.expand(batch, -1)[:, 0]
     # Every head of a query sees the same columns.
     sample, head, column = seen.expand(-1, shape.heads, -1).nonzero().unbind(1)
-    of_sample, of_head, of_slot = steps
     group = head // (shape.heads // groups)
-    places = sample * of_sample + group * of_head + slots[sample, column] * of_slot
+    places = sample * layout.sample + group * layout.head + slots[sample, column] * layout.slot
     row, height = (rows[sample], length) if finished else (sample, batch)
     entries = (head % maps * height + row) * length + column
     counts = seen.sum(-1).expand(-1, shape.heads).flatten()
     begins = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    return Pairs(length, rows, places, entries, begins)
-
-
-def _rows_of_memory(value: Tensor) -> Tensor:
-    """Values as rows (·, D) of memory, from the first value to the last; see ``steps_of_sums``."""
-    width = value.shape[-1]
-    last = sum(
-        (size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True)
-    )
-    return value.as_strided((last // width + 1, width), (width, 1))
+    return Pairs(layout, length, rows, places, entries, begins)
