@@ -64,6 +64,8 @@ def term_of_reached(
             table = positions.table(shape.queries, shape.keys, value.device)
             if not compiling and fits_in_place(attention_map, table, shape):
                 term = _term_in_place(attention_map, table, shape, value)
+            elif (pairs := pairs_of_table(attention_map, table, shape, value)) is not None:
+                term = pairs.term(attention_map, shape, value)
             else:
                 term = _gathered_term(attention_map, table, shape, value)
         return for_samples(term, attention_map.samples, term.shape[0])
@@ -124,9 +126,6 @@ def _gathered_term(
     least = 2 if torch.compiler.is_compiling() else length
     exported = torch.compiler.is_exporting() and table.rows is not table.columns
     if packed == 1 and (exported or shape.queries < least):
-        pairs = pairs_of_table(attention_map, table, shape, value)
-        if pairs is not None:
-            return pairs.term(attention_map, shape, value)
         return _term_of_rows(attention_map, table, rows, shape, value) * inside
     # From the order of the map rows to the order of the queries.
     term = term_in_map_order(attention_map, table, shape, value)
