@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lorada import LoradaConfig
-from lorada.functional.dropout import LEVELS, Dropout, dropout
+from lorada.functional.dropout import Dropout, draw, dropout
 
 COUNT = 400_000
 
@@ -23,16 +23,32 @@ def test_so_many_are_dropped_and_the_others_are_scaled(p, dtype):
     spread = math.sqrt(p * (1 - p) / COUNT)
     assert abs((found == 0).double().mean().item() - p) < 5 * spread
     (scale,) = found[found != 0].unique().tolist()
-    # p is rounded to a level, which counts the more the fewer are kept.
-    rounding = 0.5 / LEVELS / (1 - p)
-    assert scale == pytest.approx(1 / (1 - p), rel=rounding + torch.finfo(dtype).eps)
+    assert scale == pytest.approx(1 / (1 - p), rel=torch.finfo(dtype).eps)
 
 
-def test_neighbours_are_dropped_independently():
-    """Eight numbers come from one word of random bits."""
-    dropped = (dropout(torch.ones(COUNT), 0.5, True) == 0).double().view(-1, 8)
+@pytest.mark.parametrize("p", [0.05, 0.5])
+def test_neighbours_are_dropped_independently(p):
+    """A number is drawn by how many are kept before it."""
+    dropped = (dropout(torch.ones(COUNT), p, True) == 0).double().view(-1, 8)
     correlations = torch.corrcoef(dropped.T) - torch.eye(8)
     assert correlations.abs().max() < 5 / math.sqrt(COUNT / 8)
+
+
+@pytest.mark.parametrize("p", [0.05, 0.3])
+def test_every_place_is_dropped_as_often_as_another(p):
+    """The first and the last ones too, in tensors so short that draws end early or late."""
+    draws = 20_000
+    counts = torch.zeros(9)
+    for _ in range(draws):
+        counts[draw(torch.empty(9), p).long()] += 1
+    spread = math.sqrt(p * (1 - p) / draws)
+    assert (counts / draws - p).abs().max() < 5 * spread
+
+
+@pytest.mark.parametrize("p", [1e-30, 1e-9, 1 - 1e-9])
+def test_an_extreme_probability_drops_almost_none_or_all(p):
+    dropped = (dropout(torch.ones(1000), p, True) == 0).sum()
+    assert dropped == (0 if p < 0.5 else 1000)
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 7), (1,), (), (0, 4)])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
-from lorada.functional.dropout import draw, gain_of, levels_of, mask_of
+from lorada.functional.dropout import draw, drop_
 from lorada.functional.lora_linear import lora_linear
 
 
@@ -21,10 +21,10 @@ def tensors(shape, outputs, rank, bias=True, dtype=torch.float64):
 
 def plain(x, w, c, a, b, scale, p=0.0, training=False):
     """The same as operations of autograd, which draws the same dropout."""
-    dropped, levels = x.to(a.dtype), levels_of(p)
-    if training and levels is not None:
-        dropped = dropped * mask_of(draw(x, levels), x, a.dtype) * gain_of(levels)
-    return (F.linear(x, w, c) + dropped @ a.T @ b.T * scale).to(x.dtype)
+    rest = x.to(a.dtype)
+    if training and p:
+        rest = rest * drop_(torch.ones(x.shape, dtype=a.dtype), draw(x, p)) / (1 - p)
+    return (F.linear(x, w, c) + rest @ a.T @ b.T * scale).to(x.dtype)
 
 
 def values_and_gradients(form, x, w, c, a, b, *more):
@@ -141,7 +141,7 @@ def test_what_is_computed_again_is_dropped_again():
         assert_close(found, one)
 
 
-def test_it_keeps_its_input_and_a_bit_for_each_number_that_may_be_dropped():
+def test_it_keeps_its_input_and_the_places_of_what_is_dropped():
     x, w, c, a, b = tensors((50, 40), 30, 2)
     kept = {}
     with torch.autograd.graph.saved_tensors_hooks(
@@ -149,8 +149,9 @@ def test_it_keeps_its_input_and_a_bit_for_each_number_that_may_be_dropped():
     ):
         lora_linear(x, w, c, a, b, 0.7, 0.4, True)
     rest = [t for t in kept.values() if t.data_ptr() not in {x.data_ptr(), w.data_ptr()}]
-    shapes = {(t.shape, t.dtype) for t in rest}
-    assert shapes == {
-        ((50 * 40 // 8,), torch.uint8), ((50, 2), torch.float64),  # the mask, and A dropout(x)
+    (places,) = (t for t in rest if t.dtype == torch.int32)
+    assert 0.3 < places.numel() / x.numel() < 0.5
+    assert {(t.shape, t.dtype) for t in rest if t is not places} == {
+        ((50, 2), torch.float64),  # A dropout(x)
         (a.shape, torch.float64), (b.shape, torch.float64),
     }  # fmt: skip

@@ -131,7 +131,7 @@ COUNTED = TOKENS - 1 + 2 + TOKENS - 3
 def test_with_a_frozen_head_no_logits_are_kept(name, changes):
     model = with_lora(DECODERS[name](**changes)).double()
     found, made = compared(model, batch())
-    assert made == 1
+    assert made == 0
     scale = {"cohere": 0.3, "granite": 1 / 3, "hyperclovax": 0.3}.get(name, 1.0)
     assert found.after_head == AfterHead(
         scale,
@@ -151,7 +151,7 @@ def test_a_head_that_trains_makes_logits_where_labels_count(name):
 
 def test_rows_in_one_sequence_have_the_loss_of_the_plain_form():
     model = with_lora(DECODERS["llama"]()).double()
-    assert compared(model, batch(packed=True))[1] == 1
+    assert compared(model, batch(packed=True))[1] == 0
 
 
 def test_a_head_with_lora_makes_logits_where_labels_count():
@@ -181,7 +181,7 @@ def test_checkpointed_layers_have_the_same_gradients():
     model = with_lora(DECODERS["llama"]()).double()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
-    assert compared(model, batch())[1] == 1
+    assert compared(model, batch())[1] == 0
 
 
 def mixture_of_experts(**changes):
@@ -217,7 +217,7 @@ def test_virtual_tokens_before_a_text_leave_the_loss_to_the_model():
 def test_prefixes_of_keys_and_values_have_the_loss_of_the_plain_form():
     config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     model = get_peft_model(DECODERS["llama"](), config).eval().double()
-    assert compared(model, batch())[1] == 1
+    assert compared(model, batch())[1] == 0
 
 
 def test_a_batch_without_labels_has_no_loss_as_in_the_plain_form():

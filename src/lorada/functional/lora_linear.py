@@ -3,8 +3,8 @@
     y = W x + c + s · B A dropout(x)
 
 As operations of their own, autograd keeps dropout(x) for every adapted layer, a tensor as large as
-x. Here x is kept, which is one tensor for all layers that read it, and a bit for each number that
-dropout may set to 0. The last product adds the update to W x + c, with no tensors in between.
+x. Here x is kept, which is one tensor for all layers that read it, and the places of what dropout
+set to 0. The last product adds the update to W x + c, with no tensors in between.
 In inference, many tokens are multiplied with W + s · B A, which is computed for each call.
 
 If x has bfloat16 and A and B have fp32, training multiplies in bfloat16, as autocast does, and sums
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorada.functional.dropout import draw, gain_of, levels_of, mask_of
+from lorada.functional.dropout import draw, drop_, drops
 
 
 def lora_linear(
@@ -42,52 +42,52 @@ def lora_linear(
             in that dtype, and the sum is rounded; but see above for bfloat16.
         b: (e, r), in the dtype of ``a``.
         scale: s.
-        p: the probability that dropout sets a number to 0, neither almost 0 nor almost 1.
+        p: the probability that dropout sets a number to 0, less than 1.
         training: whether dropout acts. If not, and there are no gradients, the form with the
             fewest multiplications is chosen.
 
     Returns:
         (..., e), in the dtype of x.
     """
-    levels = levels_of(p) if training else None
-    if levels is not None:
-        scale *= gain_of(levels)  # so that dropout's mask has only zeros and ones
+    p = p if training and drops(p) else 0.0
+    scale /= 1 - p  # so that dropout only sets numbers to 0
     if torch.is_grad_enabled():
-        result: Tensor = _LoraLinear.apply(x, weight, bias, a, b, scale, levels)
+        result: Tensor = _LoraLinear.apply(x, weight, bias, a, b, scale, p)
         return result
     if not training and x.dtype == a.dtype and _are_many(x, weight):
         return F.linear(x, torch.addmm(weight, b, a, alpha=scale), bias)
-    return _forward(x, weight, bias, a, b, scale, levels)[0]
+    return _forward(x, weight, bias, a, b, scale, p)[0]
 
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-        bias, a, b, ctx.scale, levels = rest
+        bias, a, b, ctx.scale, p = rest
         dtype = _dtype_of_products(x, a)
-        y, inner, kept = _forward(x, weight, bias, a.to(dtype), b.to(dtype), ctx.scale, levels)
-        ctx.save_for_backward(x, weight, a, b, inner, kept)
+        a, b = a.to(dtype), b.to(dtype)
+        y, inner, dropped = _forward(x, weight, bias, a, b, ctx.scale, p)
+        ctx.save_for_backward(x, weight, a, b, inner, dropped)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, *exact, inner, kept = ctx.saved_tensors
-        a, b = (factor.to(inner.dtype) for factor in exact)
+        x, weight, a, b, inner, dropped = ctx.saved_tensors
         pulls, rows = pull.reshape(-1, pull.shape[-1]), x.reshape(-1, x.shape[-1])
         precise = pulls.to(a.dtype)
         by_x, _, _, by_a, by_b, _, _ = ctx.needs_input_grad
         by_inner = torch.mm(precise, b).mul_(ctx.scale)
-        mask = None if kept is None else mask_of(kept, rows, a.dtype)
         for_b = torch.mm(precise.t(), inner).mul_(ctx.scale) if by_b else None
-        for_a = torch.mm(by_inner.t(), _dropped(rows, mask, a.dtype)) if by_a else None
+        for_a = torch.mm(by_inner.t(), _without(rows, dropped, a.dtype)) if by_a else None
         for_x = None
         if by_x:
             for_x = torch.mm(pulls, weight)
-            if mask is None and for_x.dtype == a.dtype:
+            if dropped is not None:
+                for_x += drop_(torch.mm(by_inner, a), dropped)
+            elif for_x.dtype == a.dtype:
                 for_x.addmm_(by_inner, a)
             else:
-                for_x += _dropped(torch.mm(by_inner, a), mask, a.dtype)
+                for_x += torch.mm(by_inner, a)
             for_x = for_x.view_as(x)
         # Autograd casts the gradients of A and B to the dtype of these.
         return for_x, None, None, for_a, for_b, None, None
@@ -106,18 +106,17 @@ def _forward(
     a: Tensor,
     b: Tensor,
     scale: float,
-    levels: int | None,
+    p: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The layer's output, A dropout(x) in rows, and dropout's mask as ``draw`` gives it."""
+    """The layer's output, A dropout(x) in rows, and what is dropped of x as ``draw`` gives it."""
     rows = x.reshape(-1, x.shape[-1])
-    kept = None if levels is None else draw(rows, levels)
+    dropped = draw(rows, p) if p else None
     # In the shape of x at once: layers around this one may change it in place, but not a view.
     y = F.linear(rows.view(x.shape), weight, bias)
-    mask = None if kept is None else mask_of(kept, rows, a.dtype)
-    inner = torch.mm(_dropped(rows, mask, a.dtype), a.t())
+    inner = torch.mm(_without(rows, dropped, a.dtype), a.t())
     total = y.to(a.dtype)
     total.view(-1, y.shape[-1]).addmm_(inner, b.t(), alpha=scale)
-    return total.to(y.dtype), inner, kept
+    return total.to(y.dtype), inner, dropped
 
 
 def _are_many(x: Tensor, weight: Tensor) -> bool:
@@ -126,7 +125,8 @@ def _are_many(x: Tensor, weight: Tensor) -> bool:
     return x.numel() // inputs * (outputs + inputs) > outputs * inputs
 
 
-def _dropped(x: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """``x`` times dropout's mask, if there is one, in ``dtype``."""
-    x = x.to(dtype)
-    return x if mask is None else x * mask
+def _without(x: Tensor, dropped: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """``x`` in ``dtype``, with 0 for what is dropped of it, if anything is."""
+    if dropped is None:
+        return x.to(dtype)
+    return drop_(x.to(dtype, copy=True, memory_format=torch.contiguous_format), dropped)

@@ -10,7 +10,7 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from lorada.functional.dropout import Dropout, levels_of
+from lorada.functional.dropout import Dropout, drops
 from lorada.functional.lora_linear import lora_linear
 
 FEW = 32  # tokens; in inference, these take no longer in PEFT's layers
@@ -76,9 +76,9 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def _is_drawn_here(dropout: nn.Module) -> bool:
-    """Whether dropout does nothing, or draws by levels."""
+    """Whether dropout does nothing, or is one that ``lora_linear`` draws."""
     if any(getattr(dropout, hooks) for hooks in HOOKS):
         return False
     if isinstance(dropout, nn.Identity):
         return True
-    return type(dropout) is Dropout and (not dropout.training or levels_of(dropout.p) is not None)
+    return type(dropout) is Dropout and (not dropout.training or drops(dropout.p))

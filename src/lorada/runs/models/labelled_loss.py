@@ -124,10 +124,10 @@ def _head(model: Any) -> nn.Module | None:
 def _chunk(head: nn.Module, states: Tensor) -> int:
     """How many tokens have logits at a time; 0 if anything in the head trains.
 
-    That may be something that it shares with another module, so it is asked for logits.
+    That may be something that it shares with another module, so it is asked for logits, of no token.
     """
     with torch.enable_grad():
-        logits: Tensor = head.forward(states[0, :1].detach())
+        logits: Tensor = head.forward(states[0, :0].detach())
     return 0 if logits.requires_grad else max(1, CHUNK_BYTES // (4 * logits.shape[-1]))
 
 
@@ -181,7 +181,7 @@ class LabelledLoss:
             for piece, aims in zip(chosen.split(chunk), targets.split(chunk), strict=True):
                 logits = f(head.forward(piece)).float()
                 losses.append(F.cross_entropy(logits, aims, reduction="none"))
-            return states[0, :1][None]  # its logits are not used
+            return states[:1, :0]  # all its logits are used already
 
         with _before(head, take), torch.no_grad():
             outputs = self.bare(**{k: v for k, v in inputs.items() if k != "labels"})
@@ -216,7 +216,7 @@ class LabelledLoss:
             if not chunk:
                 return chosen[None]
             total = ChunkedLoss.apply(chosen, targets, head, self.after_head, chunk)
-            return states[0, :1][None]  # its logits are not used
+            return states[:1, :0]  # all its logits are used already
 
         with _before(head, take):
             outputs = model(**given)
