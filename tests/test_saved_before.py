@@ -108,7 +108,7 @@ def test_an_exported_folder_computes_what_it_did():
 def test_a_run_that_was_interrupted_goes_on_from_its_checkpoint(place, call, monkeypatch):
     # Of before are torch's own draws of dropout.
     for user in ("functional.dropout", "tuners.lora"):
-        monkeypatch.setattr(f"lorada.{user}.drops", lambda p: False)
+        monkeypatch.setattr(f"lorada.{user}.is_drawn_here", lambda p: False)
     run, after = place / "runs" / "interrupted", place / "interrupted_after"
     code, out, err = call("train", "--resume", "--output", run, "--json")
     assert code == 0, err

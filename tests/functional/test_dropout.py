@@ -28,7 +28,6 @@ def test_so_many_are_dropped_and_the_others_are_scaled(p, dtype):
 
 @pytest.mark.parametrize("p", [0.05, 0.5])
 def test_neighbours_are_dropped_independently(p):
-    """A number is drawn by how many are kept before it."""
     dropped = (dropout(torch.ones(COUNT), p, True) == 0).double().view(-1, 8)
     correlations = torch.corrcoef(dropped.T) - torch.eye(8)
     assert correlations.abs().max() < 5 / math.sqrt(COUNT / 8)
@@ -36,7 +35,6 @@ def test_neighbours_are_dropped_independently(p):
 
 @pytest.mark.parametrize("p", [0.05, 0.3])
 def test_every_place_is_dropped_as_often_as_another(p):
-    """The first and the last ones too, in tensors so short that draws end early or late."""
     draws = 20_000
     counts = torch.zeros(9)
     for _ in range(draws):
@@ -49,6 +47,17 @@ def test_every_place_is_dropped_as_often_as_another(p):
 def test_an_extreme_probability_drops_almost_none_or_all(p):
     dropped = (dropout(torch.ones(1000), p, True) == 0).sum()
     assert dropped == (0 if p < 0.5 else 1000)
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5])
+def test_a_large_tensor_is_dropped_as_often_at_its_end(p, monkeypatch):
+    monkeypatch.setattr("lorada.functional.dropout.EVEN", 0)
+    places = draw(torch.empty(COUNT), p).unique()
+    spread = math.sqrt(p * (1 - p) / COUNT)
+    assert abs(len(places) / COUNT - p) < 5 * spread
+    assert abs((places < COUNT // 2).double().mean().item() - 0.5) < 5 / math.sqrt(p * COUNT)
+    assert places.min() >= 0
+    assert places.max() < COUNT
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 7), (1,), (), (0, 4)])

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorada.functional.dropout import draw, drop_, drops
+from lorada.functional.dropout import draw, drop_
 
 
 def lora_linear(
@@ -49,7 +49,8 @@ def lora_linear(
     Returns:
         (..., e), in the dtype of x.
     """
-    p = p if training and drops(p) else 0.0
+    if not training:
+        p = 0.0
     scale /= 1 - p  # so that dropout only sets numbers to 0
     if torch.is_grad_enabled():
         result: Tensor = _LoraLinear.apply(x, weight, bias, a, b, scale, p)

@@ -10,7 +10,7 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from lorada.functional.dropout import Dropout, drops
+from lorada.functional.dropout import Dropout, is_drawn_here
 from lorada.functional.lora_linear import lora_linear
 
 FEW = 32  # tokens; in inference, these take no longer in PEFT's layers
@@ -58,7 +58,7 @@ class LoraLinear(Linear):  # type: ignore[misc]
             and x.dtype == base.weight.dtype
             and a.weight.dtype == torch.promote_types(x.dtype, a.weight.dtype)
             and (x.dtype == a.weight.dtype or self.cast_input_dtype_enabled)
-            and _is_drawn_here(self.lora_dropout[name])
+            and _may_be_drawn_here(self.lora_dropout[name])
             and not torch.is_autocast_enabled(x.device.type)
             and not torch._C._are_functorch_transforms_active()
         )
@@ -75,10 +75,10 @@ def _is_plain(layer: nn.Module) -> bool:
     )
 
 
-def _is_drawn_here(dropout: nn.Module) -> bool:
+def _may_be_drawn_here(dropout: nn.Module) -> bool:
     """Whether dropout does nothing, or is one that ``lora_linear`` draws."""
     if any(getattr(dropout, hooks) for hooks in HOOKS):
         return False
     if isinstance(dropout, nn.Identity):
         return True
-    return type(dropout) is Dropout and (not dropout.training or drops(dropout.p))
+    return type(dropout) is Dropout and (not dropout.training or is_drawn_here(dropout.p))

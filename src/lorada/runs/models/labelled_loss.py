@@ -124,7 +124,8 @@ def _head(model: Any) -> nn.Module | None:
 def _chunk(head: nn.Module, states: Tensor) -> int:
     """How many tokens have logits at a time; 0 if anything in the head trains.
 
-    That may be something that it shares with another module, so it is asked for logits, of no token.
+    That may be something that it shares with another module, so it is asked for the logits of no
+    token.
     """
     with torch.enable_grad():
         logits: Tensor = head.forward(states[0, :0].detach())
