@@ -26,7 +26,7 @@ from lorada.runs.data.token_batches import TokenBatches
 from lorada.runs.models.labelled_loss import LabelledLoss, find_labelled_loss
 from lorada.runs.models.pooling import save_beside
 from lorada.runs.training.callbacks import refuse_broken_loss
-from lorada.runs.training.short_rows import are_short, plain_attention
+from lorada.runs.training.short_rows import plain_attention
 from lorada.support.processes import gather_values
 from lorada.tasks.tokenize import IGNORED
 
@@ -86,7 +86,8 @@ class RunTrainer(Trainer):
         Raises:
             DivergedError: if it is NaN or infinite, before the weights are updated.
         """
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        with plain_attention():
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._step_loss = self._step_loss + loss
         if self.accelerator.sync_gradients:
             refuse_broken_loss(self._step_loss, self.args, self.state)
@@ -109,9 +110,7 @@ class RunTrainer(Trainer):
     ) -> Any:
         """A batch's share of the loss of its step; the mean of the batch if n is not given."""
         counted = self.counted(inputs)
-        dtype = torch.bfloat16 if self.args.bf16 else self.accelerator.unwrap_model(model).dtype
-        with plain_attention(are_short(inputs, dtype)):
-            loss, outputs = self.batch_loss(model, inputs)
+        loss, outputs = self.batch_loss(model, inputs)
         if loss.dim():  # DataParallel: one loss for each device's part of the batch
             parts = torch.stack([part.sum() for part in counted.chunk(len(loss))]).to(loss.device)
             loss = (loss * parts).sum() / parts.sum()
