@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, seed_worker
 
+from lorada.attention.plain_attention import plain_attention
 from lorada.runs.data.dataset import lengths_of
 from lorada.runs.data.length_sampler import LengthGroupedSampler
 from lorada.runs.data.token_batches import TokenBatches
 from lorada.runs.models.labelled_loss import LabelledLoss, find_labelled_loss
 from lorada.runs.models.pooling import save_beside
 from lorada.runs.training.callbacks import refuse_broken_loss
-from lorada.runs.training.short_rows import plain_attention
 from lorada.support.processes import gather_values
 from lorada.tasks.tokenize import IGNORED
 

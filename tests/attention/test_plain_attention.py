@@ -1,4 +1,4 @@
-"""Attention over short rows in bfloat16 on a CPU."""
+"""Attention in a training on a CPU by plain products."""
 
 import json
 
@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lorada.attention.plain_attention import LONGEST, plain_attention, plain_products
 from lorada.runs.recipe import load_recipe
-from lorada.runs.training.short_rows import LONGEST, plain_attention, plain_products
 from lorada.runs.training.train import train
 
 FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -56,6 +56,26 @@ def test_only_short_rows_in_bfloat16_are_plain_products(length, dtype, fused):
     x = heads(length, dtype)
     with plain_attention():
         assert is_fused(lambda: F.scaled_dot_product_attention(x, x, x)) == fused
+
+
+def test_dropout_is_drawn_as_everywhere():
+    x = heads(200, torch.float32)
+    with plain_attention():
+        calls = torch.ops.aten.poisson.default, torch.ops.aten.bernoulli_.float
+        for operation, drawn in zip(calls, (True, False), strict=True):
+            call = lambda: F.scaled_dot_product_attention(x, x, x, dropout_p=0.3)  # noqa: E731
+            assert computes(operation, call) == drawn
+
+
+@pytest.mark.fp64
+def test_dropout_drops_weights_of_the_map():
+    """With the unit matrix as values, the output is the map."""
+    x, unit = heads(50, torch.float64), torch.eye(50).double().expand(2, 1, 50, 50)
+    torch.manual_seed(0)
+    found = plain_products(x, x, unit, p=0.3)
+    kept = found != 0
+    assert_close(found, torch.where(kept, plain_products(x, x, unit) / 0.7, 0.0))
+    assert abs(kept.double().mean().item() - 0.7) < 5 * (0.3 * 0.7 / kept.numel()) ** 0.5
 
 
 def test_without_gradients_it_is_fused():
@@ -158,9 +178,10 @@ def test_gradients_are_as_exact_as_those_of_the_fused_kernel(length):
         assert plain < 2 * other < 0.05
 
 
-def trained(folder, *words):
+def trained(folder, *words, attention_dropout=0.0):
     data = rows_file(folder / "rows.jsonl", ROWS)
-    options = {"method": "lora", "model": str(llama_folder(folder / "llama")), "data": str(data)}
+    model = llama_folder(folder / "llama", attention_dropout=attention_dropout)
+    options = {"method": "lora", "model": str(model), "data": str(data)}
     words = ["max_steps=2", "max_length=32", "report_to=[]", *words]
     recipe = load_recipe(None, words, {**options, "output": str(folder / "run")})
     train(recipe, quiet=True)
@@ -171,6 +192,13 @@ def trained(folder, *words):
 def test_a_training_in_bfloat16_computes_it_by_plain_products(tmp_path, dtype, plain):
     softmax = torch.ops.aten._softmax.default
     assert computes(softmax, lambda: trained(tmp_path, f"dtype={dtype}")) == plain
+
+
+def test_a_training_draws_attention_dropout_as_everywhere(tmp_path):
+    def call():
+        trained(tmp_path, "lora.lora_dropout=0", attention_dropout=0.2)
+
+    assert computes(torch.ops.aten.poisson.default, call)
 
 
 @pytest.mark.parametrize("setting", ["full", "selective"])

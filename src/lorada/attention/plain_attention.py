@@ -1,7 +1,8 @@
-"""Attention over short rows in bfloat16 on a CPU: plain products, which are faster there.
+"""Attention in a training on a CPU by plain products, where torch's kernels take longer.
 
 torch's fused kernel takes several times as long for its backward pass in bfloat16 as plain products
 take, until rows are so long that the map of their tokens costs more memory (docs/performance.md).
+With dropout torch uses no fused kernel, and draws as slowly as its dropout does everywhere.
 Query heads that share keys are the queries of one head, so keys and values are not repeated.
 
 Shapes: B batch, H query heads, G key/value heads, T queries, K keys, D and E head widths.
@@ -17,15 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorada.attention.tensor_memo import TensorMemo
+from lorada.functional.dropout import dropout
 
-LONGEST = 128  # tokens
+LONGEST = 128  # tokens of a row in bfloat16
 
 _masks = TensorMemo()
 
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Compute attention over short rows in bfloat16 on a CPU by plain products.
+    """Compute attention on a CPU by plain products, for short rows in bfloat16 or with dropout.
 
     Around forward and backward pass of a training: a checkpointed layer runs again in the latter.
     """
@@ -45,10 +47,12 @@ def _attention(
     *rest: Any,
     **options: Any,
 ) -> Tensor:
-    """Attention with the arguments of ``fused``, which computes it where rows are not short."""
+    """Attention with the arguments of ``fused``, which computes it where it is faster."""
     cast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if cast else query.dtype
-    if rest or options.get("dropout_p") or dtype != torch.bfloat16 or not _fit(query, key):
+    p = options.get("dropout_p", 0.0)
+    short = dtype == torch.bfloat16 and max(query.shape[-2], key.shape[-2]) <= LONGEST
+    if rest or not (p or short) or not _fit(query, key):
         return fused(query, key, value, *rest, **options)
     with torch.autocast("cpu", enabled=False):
         return plain_products(
@@ -58,18 +62,18 @@ def _attention(
             options.get("attn_mask"),
             options.get("is_causal", False),
             options.get("scale"),
+            p,
         )
 
 
 def _fit(query: Tensor, key: Tensor) -> bool:
-    """Whether a call is one of a training on a CPU, with batches of heads over short rows."""
+    """Whether a call is one of a training on a CPU, with batches of heads."""
     return (
         query.is_cpu
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and query.dim() == key.dim() == 4
         and query.shape[0] == key.shape[0]
-        and max(query.shape[2], key.shape[2]) <= LONGEST
     )
 
 
@@ -80,6 +84,7 @@ def plain_products(
     mask: Tensor | None = None,
     is_causal: bool = False,
     scale: float | None = None,
+    p: float = 0.0,
 ) -> Tensor:
     """Attention by plain products, in the dtype of its inputs.
 
@@ -93,6 +98,7 @@ def plain_products(
         mask: broadcasts to (B, H, T, K); True for pairs that are seen, or numbers to add.
         is_causal: whether query t sees the first t + 1 keys alone, without a mask.
         scale: of the products of queries and keys; 1/√D if not given.
+        p: the probability that dropout sets a weight of the attention map to 0.
 
     Returns:
         (B, H, T, E).
@@ -113,8 +119,8 @@ def plain_products(
         else:  # the same for all layers
             added = _masks({"mask": mask}, (shape, query.dtype), lambda: _added(mask, shape, query))
         scores = torch.baddbmm(added, query, key.transpose(1, 2), alpha=scale)
-    output = torch.bmm(torch.softmax(scores, -1), value)
-    return output.view(batch, heads, length, -1)
+    weights = dropout(torch.softmax(scores, -1), p, True)
+    return torch.bmm(weights, value).view(batch, heads, length, -1)
 
 
 @lru_cache(maxsize=8)
