@@ -9,6 +9,7 @@ loss of scores).
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ class RunTrainer(Trainer):
         Raises:
             DivergedError: if it is NaN or infinite, before the weights are updated.
         """
-        with plain_attention():
+        here = self.args.device.type == "cpu" and not self.args.torch_compile
+        with plain_attention() if here else nullcontext():
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._step_loss = self._step_loss + loss
         if self.accelerator.sync_gradients:
