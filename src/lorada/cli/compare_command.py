@@ -48,6 +48,10 @@ Rates = Annotated[
     str | None,
     typer.Option(help="learning rates to try, with commas, the same for all; instead of --trials"),
 ]
+Search = Annotated[
+    str | None,
+    typer.Option(help="once, or each-seed: choose a learning rate anew with every seed"),
+]
 Against = Annotated[
     str | None, typer.Option(help="a method to test the others against, besides the best")
 ]
@@ -73,6 +77,7 @@ def compare(
     seeds: Seeds = None,
     trials: Trials = None,
     rates: Rates = None,
+    search: Search = None,
     against: Against = None,
     output: Output = None,
     resume: Resume = False,
@@ -100,7 +105,7 @@ def compare(
     }  # fmt: skip
     asked = {
         "methods": _names(methods), "budgets": _names(budget), "seeds": numbers(seeds),
-        "trials": trials, "rates": _rates(rates), "against": against, "held_out": held_out,
+        "trials": trials, "rates": _rates(rates), "search": search, "against": against, "held_out": held_out,
         "with_text": with_text or None, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
     if part is not None and overwrite:

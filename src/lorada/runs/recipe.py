@@ -53,6 +53,7 @@ class Recipe(BaseModel):
     eval_data: str | None = Field(None, description="held-out rows, in the same format")
     train_rows: int | None = Field(None, gt=0, description="how many training rows, at random")
     dev_rows: int = Field(0, ge=0, description="training rows held out for the held-out loss")
+    dev_seed: int = Field(0, ge=0, description="another number holds out other rows")
     eval_rows: int | None = Field(None, gt=0, description="how many rows to score, at random")
     eval_lengths: list[Annotated[int, Field(gt=1)]] | None = Field(
         None, min_length=1, description="context lengths for perplexity; by default the protocol's"

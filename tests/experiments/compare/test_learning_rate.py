@@ -11,6 +11,7 @@ from lorada.experiments.compare.learning_rate import (
     RATE_RANGE,
     at_rate,
     chosen_rate,
+    most_trials,
     rates_to_try,
     run_trial,
     trial_done,
@@ -18,6 +19,7 @@ from lorada.experiments.compare.learning_rate import (
 from lorada.runs.recipe import Recipe
 
 STEPS = 8
+WORSE = [9.9, 9.9, 9.9, 9.9]
 RECIPE = Recipe(
     model="-", output="-", dev_rows=8, method="lora",
     training={"learning_rate": 1e-3, "max_steps": STEPS},
@@ -25,7 +27,10 @@ RECIPE = Recipe(
 
 
 class Script:
-    """A training that measures given losses instead of training; ``killed_at`` ends it there."""
+    """A training that measures given losses instead of training; ``killed_at`` ends it there.
+
+    Trials beyond those whose losses are given measure worse ones.
+    """
 
     def __init__(self, losses, killed_at=None):
         self.losses, self.killed_at, self.rates, self.measured = losses, killed_at, [], []
@@ -35,7 +40,8 @@ class Script:
         control = SimpleNamespace(should_training_stop=False)
         rate = recipe.training["learning_rate"]
         self.rates.append(rate)
-        losses = self.losses[len(set(self.rates)) - 1]
+        tried = len(set(self.rates)) - 1
+        losses = self.losses[tried] if tried < len(self.losses) else WORSE
         for number, loss in enumerate(losses, start=1):
             step = number * STEPS // len(losses)
             self.measured.append((rate, step))
@@ -53,16 +59,19 @@ class Script:
 def search(tmp_path, monkeypatch):
     """Runs a search whose trials measure the given losses; returns its ``search.json``."""
 
-    def run(losses, killed_at=None, place=None, given=()):
+    def run(losses, killed_at=None, place=None, given=(), trials=None):
         place = place or tmp_path / "search"
+        trials = trials or len(losses)
         script = Script(losses, killed_at)
         monkeypatch.setattr(learning_rate, "train", script.train)
-        for number in range(len(losses)):
+        for number in range(most_trials(trials)):
+            if trial_done(place, number, trials):
+                continue
             try:
-                run_trial(RECIPE, place, number, len(losses), given, report=print)
+                run_trial(RECIPE, place, number, trials, given, report=print)
             except OSError:
-                run_trial(RECIPE, place, number, len(losses), given, report=print)
-            assert trial_done(place, number, len(losses))
+                run_trial(RECIPE, place, number, trials, given, report=print)
+            assert trial_done(place, number, trials)
         found = json.loads((place / "search.json").read_text())
         for trial in found["trials"]:
             trial.pop("seconds")
@@ -84,9 +93,34 @@ def test_the_default_comes_first_and_more_trials_only_add_rates():
 
 
 def test_rates_that_the_user_gives_are_tried_as_they_are(search):
-    found, script = search([FALLING, [3.0, 2.0, 1.0, 0.5]], given=[2e-3, 7e-4])
-    assert script.rates == [2e-3, 7e-4]
+    rates = [2e-3, 7e-4, 3e-4]
+    found, script = search([FALLING, [3.0, 2.0, 1.0, 0.5], FALLING], given=rates)
+    assert script.rates == rates
     assert found["rate"] == 7e-4
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_beyond_the_best_rate_at_an_end_more_are_tried_until_it_is_inside(search, side):
+    losses = [[3.0], [2.0], [1.0], [0.5], [0.7]]
+    rates = [1e-3 * 3.0 ** (side * i) for i in range(3)]
+    found, script = search(losses, given=rates, trials=3)
+    assert script.rates[3:] == pytest.approx([rates[2] * 10 ** (side * i / 2) for i in (1, 2)])
+    assert found["rate"] == script.rates[3]
+    assert [trial["number"] for trial in found["trials"]] == list(range(5))
+
+
+def test_at_most_three_rates_are_tried_beyond_an_end(search):
+    losses = [[3.0], [2.0], [1.0], [0.5], [0.4], [0.3], [0.2]]
+    found, script = search(losses, given=[1e-3, 1e-2, 1e-1], trials=3)
+    assert len(script.rates) == 6
+    assert found["rate"] == script.rates[-1] == pytest.approx(1e-1 * 10**1.5)
+
+
+def test_a_trial_that_diverged_or_was_stopped_is_an_end_that_is_worse(search):
+    found, script = search([[1.0], [math.nan], [2.0]], given=[1e-3, 1e-2], trials=2)
+    assert found["rate"] == 1e-3
+    assert [trial["rate"] for trial in found["trials"]] == script.rates
+    assert script.rates == pytest.approx([1e-3, 1e-2, 1e-3 / 10**0.5])
 
 
 def test_every_method_tries_the_same_rates_besides_its_default():
@@ -103,7 +137,7 @@ def test_the_rate_with_the_lowest_loss_is_chosen(search, tmp_path):
     found, script = search([FALLING, [3.0, 2.0, 1.0, 0.5], [3.5, 2.5, 1.5, 0.7]])
     assert found["default"] == script.rates[0] == 1e-3
     assert found["rate"] == script.rates[1] == chosen_rate(tmp_path / "search")
-    assert [trial["loss"] for trial in found["trials"]] == [1.0, 0.5, 0.7]
+    assert [trial["loss"] for trial in found["trials"]] == [1.0, 0.5, 0.7, 9.9]
     assert [trial["rate"] for trial in found["trials"]] == script.rates
 
 
@@ -111,8 +145,9 @@ def test_a_trial_behind_the_median_is_stopped_in_the_middle_and_never_chosen(sea
     found, script = search([FALLING, FALLING, [9.0, 0.0, 0.0, 0.0], [9.0, 9.0, 0.1, 0.1]])
     stopped = found["trials"][3]
     assert (stopped["pruned"], stopped["steps"], stopped["loss"]) == (True, STEPS // 2, 9.0)
-    assert [trial["pruned"] for trial in found["trials"]] == [False, False, False, True]
-    assert (script.rates[3], STEPS // 2) == script.measured[-1]
+    assert [trial["pruned"] for trial in found["trials"]] == [False, False, False, True, True]
+    assert (script.rates[3], STEPS // 2) in script.measured
+    assert (script.rates[3], STEPS) not in script.measured
     assert found["rate"] == script.rates[2]
 
 

@@ -5,6 +5,7 @@ Each may be called again after an interrupt or a kill: it does what is not done 
 
 import gc
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from lorada.experiments.compare.learning_rate import (
     SEARCH_FILE,
     at_rate,
     chosen_rate,
+    most_trials,
     run_trial,
     trial_done,
 )
 from lorada.experiments.compare.plan import Candidate, Plan
-from lorada.experiments.compare.spec import Comparison
+from lorada.experiments.compare.spec import ONCE, Comparison
 from lorada.experiments.queue.job import Job, Report
 from lorada.runs.data.rows import Rows
 from lorada.runs.folder.folder import holds_run
@@ -47,26 +49,48 @@ def comparison_jobs(comparison: Comparison, plan: Plan, folder: Path) -> list[Jo
     """The trials and the final runs of all candidates, candidate by candidate."""
     found: list[Job] = []
     for candidate in plan.runnable:
-        trials = _trial_jobs(comparison, plan, candidate, folder)
-        found += [*trials, *_final_jobs(comparison, plan, candidate, folder, trials)]
+        place = folder / TRIALS / candidate.path
+        if not comparison.trials:
+            found += _final_jobs(comparison, plan, candidate, folder, comparison.seeds, None, [])
+        elif comparison.search == ONCE:
+            first = comparison.seeds[0]
+            trials = _trial_jobs(comparison, plan, candidate, place, first, candidate.name)
+            seeds = comparison.seeds
+            found += [
+                *trials, *_final_jobs(comparison, plan, candidate, folder, seeds, place, trials)
+            ]  # fmt: skip
+        else:
+            for seed in comparison.seeds:
+                mine, name = place / f"seed{seed}", f"{candidate.name} seed {seed}"
+                trials = _trial_jobs(comparison, plan, candidate, mine, seed, name)
+                found += [
+                    *trials, *_final_jobs(comparison, plan, candidate, folder, [seed], mine, trials)
+                ]  # fmt: skip
     return found
 
 
 def _trial_jobs(
-    comparison: Comparison, plan: Plan, candidate: Candidate, folder: Path
+    comparison: Comparison, plan: Plan, candidate: Candidate, place: Path, seed: int, name: str
 ) -> list[Job]:
-    """The trials of one candidate, each after the one before, because that one may stop it."""
-    place, count = folder / TRIALS / candidate.path, comparison.trials
-    recipe = _recipe(comparison, plan, candidate, place, comparison.seeds[0], {
+    """The trials of one search, each after the one before, because that one may stop it.
+
+    A search of one seed sets rows of its own aside, so that the luck of these rows is among what
+    differs between the seeds.
+    """
+    recipe = _recipe(comparison, plan, candidate, place, seed, {
         "eval_strategy": "steps", "eval_steps": -(-plan.steps // MEASURED),
-    }).model_copy(update={"eval_data": None, "dev_rows": plan.dev_rows})  # fmt: skip
+    })  # fmt: skip
+    drawn = 0 if comparison.search == ONCE else seed
+    recipe = recipe.model_copy(
+        update={"eval_data": None, "dev_rows": plan.dev_rows, "dev_seed": drawn}
+    )
     found: list[Job] = []
-    for number in range(count):
+    for number in range(most_trials(comparison.trials)):
         found.append(Job(
-            name=f"{candidate.name} trial {number}",
-            work=partial(run_trial, recipe, place, number, count, comparison.rates),
+            name=f"{name} trial {number}",
+            work=partial(run_trial, recipe, place, number, comparison.trials, comparison.rates),
             folder=place,
-            done=partial(trial_done, place, number, count),
+            done=partial(trial_done, place, number, comparison.trials),
             after=tuple(job.name for job in found[-1:]),
             reads=_reads(comparison),
         ))  # fmt: skip
@@ -74,12 +98,12 @@ def _trial_jobs(
 
 
 def _final_jobs(
-    comparison: Comparison, plan: Plan, candidate: Candidate, folder: Path, trials: list[Job]
-) -> list[Job]:
-    """The runs of one candidate with every seed, after its search if there is one."""
-    search = folder / TRIALS / candidate.path if trials else None
+    comparison: Comparison, plan: Plan, candidate: Candidate, folder: Path,
+    seeds: Sequence[int], search: Path | None, trials: list[Job],
+) -> list[Job]:  # fmt: skip
+    """The runs of one candidate with these seeds, after their search if there is one."""
     found = []
-    for seed in comparison.seeds:
+    for seed in seeds:
         run = folder / RUNS / candidate.path / f"seed{seed}"
         recipe = _recipe(comparison, plan, candidate, run, seed)
         found.append(Job(

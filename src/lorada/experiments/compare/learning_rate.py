@@ -1,10 +1,14 @@
 """The search for a learning rate: several rates, each tried in a training of its own.
 
 Every method and size gets the same number of trials over the same range: first its default rate,
-then points of one low-discrepancy sequence; or all try the same rates, if the user gives them. A
-trial trains as long as a final run, on the training rows without those that are set aside. Its loss
-on the latter is measured four times, and it is stopped if it is worse than the median of the trials
-before. The final runs take the rate with the lowest loss.
+then points of one low-discrepancy sequence; or all try the same rates, if the user gives them. If
+the best of them is the lowest or the highest, further rates are tried on that side, until the best
+has a worse one on each side or three more are tried. So no method is held back by where its range
+happens to end.
+
+A trial trains as long as a final run, on the training rows without those that are set aside. Its
+loss on the latter is measured in the middle and at the end, and it is stopped in the middle if it
+is worse than the median of the trials before. The final runs take the rate with the lowest loss.
 
 Optuna keeps the trials in ``study.log``. A search that was killed goes on with the same trial, and
 the trials of one candidate run one after another, so its result does not depend on timing.
@@ -15,7 +19,7 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +36,9 @@ from lorada.support.errors import needs_extra
 from lorada.support.files import json_text, write_atomic
 from lorada.support.progress import only_reports
 
-MEASURED = 4  # how often a trial measures its loss on the rows that are set aside
+MEASURED = 2  # how often a trial measures its loss on the rows that are set aside
+FURTHER = 3  # trials at most beyond an end of the tried rates
+FACTOR = 10**0.5  # between an end of the tried rates and the next rate beyond it
 SEED = 3  # of the sequence; its first rates are 1.5e-3, 1.5e-5 and 1.5e-2
 STUDY_FILE, SEARCH_FILE, TRIAL_FILE = "study.log", "search.json", "trial.json"
 MAP, MAP_RATE = "lmam", "map_learning_rate"  # maps may have a learning rate of their own
@@ -49,7 +55,7 @@ def rates_to_try(default: float, trials: int) -> list[float]:
     rates = []
     for _ in range(trials):
         trial = study.ask()
-        rates.append(_rate_of(trial))
+        rates.append(float(trial.suggest_float("rate", *RATE_RANGE, log=True)))
         study.tell(trial, 0.0)
     return rates
 
@@ -67,10 +73,41 @@ def at_rate(recipe: Recipe, rate: float) -> Recipe:
     return recipe.model_copy(update={"parts": parts, "training": training})
 
 
+def most_trials(trials: int) -> int:
+    """How many trials a search may take, with those beyond an end; one rate is no range."""
+    return trials + FURTHER if trials > 1 else trials
+
+
+def further_rate(tried: Sequence[Mapping[str, Any]]) -> float | None:
+    """The next rate to try beyond an end of the tried ones; None if the best is between others.
+
+    A trial that was stopped or diverged is worse than the best, so a best rate beside it is inside.
+
+    Args:
+        tried: the trials so far, as ``search.json`` keeps them.
+    """
+    best = best_trial(tried)
+    if best is None:
+        return None
+    rates = [one["rate"] for one in tried]
+    if best["rate"] == max(rates):
+        return float(best["rate"] * FACTOR)
+    return float(best["rate"] / FACTOR) if best["rate"] == min(rates) else None
+
+
+def best_trial(tried: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The trial with the lowest loss, of equal ones the first; None if none has ended."""
+    ended = [one for one in tried if not one["pruned"] and not one["diverged"]]
+    return min(ended, key=lambda one: (one["loss"], one["number"]), default=None)
+
+
 def trial_done(folder: Path, number: int, trials: int) -> bool:
-    """Whether a trial is done; after the last one, the search must have its result too."""
-    last = number == trials - 1
-    return (folder / SEARCH_FILE if last else _run_of(folder, number) / TRIAL_FILE).is_file()
+    """Whether a trial is done or not needed; the last that is needed writes the search's result."""
+    if (folder / SEARCH_FILE).is_file():
+        return True
+    if not (_run_of(folder, number) / TRIAL_FILE).is_file():
+        return False
+    return number < trials - 1 or _next_rate(folder, number, trials) is not None
 
 
 def chosen_rate(folder: Path) -> float:
@@ -92,12 +129,15 @@ def run_trial(
 ) -> None:  # fmt: skip
     """Do one trial of a search, as far as it is not done; after the last, write ``search.json``.
 
+    From number ``trials`` on a trial lies beyond an end of the rates tried before. The last that is
+    needed, by ``further_rate``, writes ``search.json``; those after it are done then.
+
     Args:
         recipe: of the candidate, with the rows to set aside, the number of steps, and the method's
             own learning rate.
         folder: of the candidate's search.
-        number: of this trial, from 0; those before it are done.
-        trials: how many there are.
+        number: of this trial, from 0 to ``most_trials`` - 1; those before it are done.
+        trials: how many there are without further ones.
         given: the rates to try, if the user gave them.
         report: called with a line about the trial.
 
@@ -107,14 +147,31 @@ def run_trial(
     run, default = _run_of(folder, number), float(recipe.training["learning_rate"])
     if not (run / TRIAL_FILE).is_file():
         rates = given or rates_to_try(default, trials)
-        found = _try(recipe, folder, number, rates[number])
+        rate = rates[number] if number < trials else further_rate(_tried(folder, number))
+        if rate is None:
+            raise ValueError(f"{folder} has no {SEARCH_FILE}, though its search has ended")
+        found = _try(recipe, folder, number, rate)
         for pattern in WEIGHTS:
             for path in run.glob(pattern):
                 shutil.rmtree(path)
         write_atomic(run / TRIAL_FILE, json_text(found) + "\n")
         report(f"learning rate {found['rate']:.2g}: {_outcome(found)}")
-    if number == trials - 1:
-        _finish(folder, trials, default)
+    if number >= trials - 1 and _next_rate(folder, number, trials) is None:
+        _finish(folder, _tried(folder, number + 1), default)
+
+
+def _next_rate(folder: Path, number: int, trials: int) -> float | None:
+    """The rate to try after a trial that is done; None if the search ends with it."""
+    last = number == most_trials(trials) - 1
+    return None if last else further_rate(_tried(folder, number + 1))
+
+
+def _tried(folder: Path, count: int) -> list[dict[str, Any]]:
+    """What is kept of the first trials."""
+    return [
+        json.loads((_run_of(folder, number) / TRIAL_FILE).read_text(encoding="utf-8"))
+        for number in range(count)
+    ]
 
 
 def _outcome(found: dict[str, Any]) -> str:
@@ -124,14 +181,9 @@ def _outcome(found: dict[str, Any]) -> str:
     return f"loss {found['loss']:.4f}{at}"
 
 
-def _finish(folder: Path, trials: int, default: float) -> None:
+def _finish(folder: Path, tried: list[dict[str, Any]], default: float) -> None:
     """Write ``search.json``, with the rate of the lowest loss among the trials that ended."""
-    tried = [
-        json.loads((_run_of(folder, number) / TRIAL_FILE).read_text(encoding="utf-8"))
-        for number in range(trials)
-    ]
-    ended = [one for one in tried if not one["pruned"] and not one["diverged"]]
-    best = min(ended, key=lambda one: (one["loss"], one["number"]), default=None)
+    best = best_trial(tried)
     search = {
         "default": default,
         "range": list(RATE_RANGE),
@@ -233,7 +285,10 @@ def _trial(study: Any, number: int, rate: float) -> Any:
 
 
 def _rate_of(trial: Any) -> float:
-    return float(trial.suggest_float("rate", *RATE_RANGE, log=True))
+    """The rate of a trial, from a range wide enough for rates beyond each end."""
+    low, high = RATE_RANGE
+    wider = 10 * FACTOR**FURTHER
+    return float(trial.suggest_float("rate", low / wider, high * wider, log=True))
 
 
 def _run_of(folder: Path, number: int) -> Path:

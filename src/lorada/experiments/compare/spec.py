@@ -11,11 +11,13 @@ from lorada.runs.data.rows import JSONL
 from lorada.runs.folder.folder import differences
 from lorada.runs.plain_yaml import read_yaml, write_yaml
 from lorada.runs.recipe import Recipe, load_recipe
+from lorada.support.errors import unknown_name
 from lorada.support.files import write_atomic
 
 SPEC_FILE = "comparison.yaml"
 # Settings that all runs share are read as a recipe of this method, because it has no parts.
 NO_PARTS = "full"
+ONCE, EACH_SEED = SEARCHES = "once", "each-seed"  # how often a learning rate is chosen
 FIXED: dict[str, Any] = {"method": NO_PARTS, "output": "-"}
 # Settings that a comparison chooses by itself → what to give instead of them.
 CHOSEN = {
@@ -46,9 +48,11 @@ class Comparison(BaseModel):
         methods: names of ``method_named``, each with settings if need be: ``Variant.parse``.
         budgets: how much each method may train, as ``Budget.parse`` reads it; if there are none,
             each method has its default size.
-        seeds: of the final runs; the search for learning rates takes the first.
+        seeds: of the final runs; a search for learning rates takes the first, or each.
         trials: how many learning rates are tried for each method and size; 0 for its default rate.
         rates: the learning rates to try, the same for all; empty for those of ``rates_to_try``.
+        search: ``once`` chooses a rate for each method and size with the first seed; ``each-seed``
+            chooses one with every seed, so that scores also differ by the luck of that choice.
         against: the method that others are tested against, besides the best; None for none.
         with_text: whether predictions and report have the text of the held-out rows.
         allow_overlap: whether held-out rows may be training rows too.
@@ -65,6 +69,7 @@ class Comparison(BaseModel):
     seeds: list[int] = [1, 2, 3]
     trials: int = 4
     rates: list[float] = []
+    search: str = ONCE
     against: str | None = None
     with_text: bool = False
     allow_overlap: bool = False
@@ -91,6 +96,10 @@ class Comparison(BaseModel):
             raise ValueError(f"--seeds {least} must be 0 or more")
         if self.trials < 0:
             raise ValueError(f"--trials {self.trials} must be 0 or more")
+        if self.search not in SEARCHES:
+            raise unknown_name("--search", self.search, SEARCHES)
+        if self.search == EACH_SEED and not self.trials:
+            raise ValueError("--search each-seed and --trials 0 exclude each other: leave one out")
         low, high = RATE_RANGE
         for rate in self.rates:
             if not low <= rate <= high:

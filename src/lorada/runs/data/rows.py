@@ -102,7 +102,7 @@ def training_rows(
             raise ValueError(
                 f"dev_rows={recipe.dev_rows} and eval_data exclude each other: leave one out"
             )
-        rows, held_out = _split(rows, recipe.dev_rows)
+        rows, held_out = _split(rows, recipe.dev_rows, recipe.dev_seed)
     return sampled(rows, recipe.train_rows), held_out
 
 
@@ -224,14 +224,14 @@ def _sorted_classes(labels: set[str]) -> tuple[str, ...]:
     return tuple(sorted(labels, key=(lambda label: (int(label), label)) if numbers else None))
 
 
-def _split(rows: Rows, held_out: int) -> tuple[Rows, Rows]:
-    """Hold out a random part of the rows, the same for every seed."""
+def _split(rows: Rows, held_out: int, seed: int) -> tuple[Rows, Rows]:
+    """Hold out a random part of the rows, the same for every seed of the training."""
     if held_out >= len(rows.rows):
         raise ValueError(
             f"dev_rows={held_out} leaves none of {len(rows.rows)} rows to learn from: lower it"
         )
     everything = range(len(rows.rows))
-    chosen = set(random.Random(0).sample(everything, held_out))
+    chosen = set(random.Random(seed).sample(everything, held_out))
     return rows.part(i for i in everything if i not in chosen), rows.part(sorted(chosen))
 
 
