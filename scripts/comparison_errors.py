@@ -1,16 +1,26 @@
 """Measures how often the tests of `lorada compare` are wrong, on made-up scores.
 
-`python scripts/comparison_errors.py` prints a table as Markdown. For each number of seeds and rows
-it has, in points of the score or percent of the made-up pairs:
+`python scripts/comparison_errors.py` prints two tables as Markdown: of the tests, and of the choice
+of learning rates. All numbers are points of the score or percent of the made-up pairs. For each
+number of seeds and rows the first table has:
 
 - spread: the standard deviation between the runs of a method, in points;
 - rows swapped: how often two copies of one method are called different by a test over rows alone;
 - `paired_p`: how often they are called different by our test; 5 is right;
-- unlike spread: the same if the runs of one of them vary three times as much (in log-odds);
+- unlike spread: the same if the runs of one of them vary five times as much (in log-odds);
+- failing seeds: the same if one run in five answers the same class for all rows;
+- one class: the same if every run does;
 - other rows: the same for two methods with one expected score, each good at rows of its own;
 - detectable: the median of the smallest detectable difference, as six methods show it, in points;
 - found: how often a true difference of that size is found; 80 is right;
 - in interval: how often the true score is in the 95 % interval; 95 is right.
+
+The second has two copies of one method, whose learning rate is chosen from five, half a decade
+apart, by a loss that is measured with an error:
+
+- missed: how often the chosen rate is not the best one;
+- once, each seed: how often the copies are called different if one rate is chosen for all seeds,
+  and if a rate is chosen with every seed.
 """
 
 import sys
@@ -28,6 +38,7 @@ from lorada.report.comparison.statistics import (
 
 RIGHT = 0.8  # log-odds of a right answer on a row of middling difficulty: 69 %
 EASE = 1.2  # standard deviation of the rows' ease, in log-odds
+HALF_DECADE = 0.25  # log-odds that a rate half a decade beside the best costs: about 5 points
 
 
 def made_up_scores(
@@ -63,6 +74,47 @@ def made_up_scores(
     return found
 
 
+def one_class_scores(
+    random: np.random.Generator, seeds: int, rows: int, failing: float
+) -> list[np.ndarray]:
+    """Two copies of one method, a part of whose runs answer one of two classes for all rows."""
+    first_class = random.random(rows) < 0.5
+    found = []
+    for scores in made_up_scores(random, seeds, rows):
+        answers = np.where(random.random((seeds, 1)) < 0.5, first_class, ~first_class)
+        found.append(np.where(random.random((seeds, 1)) < failing, 100.0 * answers, scores))
+    return found
+
+
+def chosen_rate_scores(
+    random: np.random.Generator, seeds: int, rows: int, error: float, *, each_seed: bool
+) -> tuple[list[np.ndarray], float]:
+    """Two copies of one method at learning rates that are chosen by an inexact loss.
+
+    Args:
+        random: source of random numbers.
+        seeds: runs of each.
+        rows: held-out rows.
+        error: standard deviation of the measured loss, in the loss that half a decade beside the
+            best rate costs.
+        each_seed: whether each run has a choice of its own.
+
+    Returns:
+        The scores of each, and how often the chosen rate is not the best, in percent.
+    """
+    ease = random.normal(RIGHT, EASE, rows)
+    best = random.uniform(-2.0, 2.0)  # of both copies, in steps from the middle of five rates
+    cost = (np.arange(-2, 3) - best) ** 2
+    found, missed = [], []
+    for _ in range(2):
+        choices = seeds if each_seed else 1
+        chosen = np.argmin(cost + random.normal(0, error, (choices, 5)), axis=1)
+        missed.append(chosen != np.argmin(cost))
+        odds = ease + random.normal(0, 0.1, (seeds, 1)) - HALF_DECADE * cost[chosen][:, None]
+        found.append(100.0 * (random.random((seeds, rows)) < 1 / (1 + np.exp(-odds))))
+    return found, 100 * float(np.mean(missed))
+
+
 def swapped_rows_p(a: np.ndarray, b: np.ndarray) -> float:
     """The p-value of a permutation test that swaps the methods' scores of whole rows.
 
@@ -80,22 +132,39 @@ def measure(seeds: int, rows: int, run: float, repeats: int) -> list[float]:
     random = np.random.default_rng([seeds, rows, round(100 * run)])
     copies = [made_up_scores(random, seeds, rows, run=run) for _ in range(repeats)]
     other = [made_up_scores(random, seeds, rows, run=run, taste=0.5) for _ in range(repeats)]
-    unlike = [made_up_scores(random, seeds, rows, run=run, ratio=3.0) for _ in range(repeats)]
+    unlike = [made_up_scores(random, seeds, rows, run=run, ratio=5.0) for _ in range(repeats)]
+    some, every = (
+        [one_class_scores(random, seeds, rows, failing) for _ in range(repeats)]
+        for failing in (0.2, 1.0)
+    )
     few = repeats // 5  # for what takes longer
-    truth = np.mean([made_up_scores(random, 1, 20_000, run=run) for _ in range(100)])
-    six = {"run": run, "taste": 0.5, "methods": 6}
+    six = {"methods": 6, "run": run, "taste": 0.5}
     step = np.median([detectable(made_up_scores(random, seeds, rows, **six)) for _ in range(few)])
-    ends = [interval(a) for a, _ in copies[:few]]
+    true = np.mean([made_up_scores(random, 1, 20_000, run=run) for _ in range(100)])
+    intervals = [interval(a) for a, _ in copies[:few]]
     return [
         float(np.mean([a.mean(axis=1).std(ddof=1) for a, _ in copies])),
         percent(swapped_rows_p(a, b) < ALPHA for a, b in copies[: repeats // 20]),
-        percent(paired_p(a, b) < ALPHA for a, b in copies),
-        percent(paired_p(a, b) < ALPHA for a, b in unlike),
-        percent(paired_p(a, b) < ALPHA for a, b in other),
+        *(percent(paired_p(a, b) < ALPHA for a, b in pairs)
+          for pairs in (copies, unlike, some, every, other)),
         float(step),
         percent(paired_p(a, b + step) < ALPHA for a, b in other),
-        percent(low <= truth <= high for low, high in ends),
-    ]
+        percent(low <= true <= high for low, high in intervals),
+    ]  # fmt: skip
+
+
+def measure_choice(seeds: int, rows: int, error: float, repeats: int) -> list[float]:
+    """How often a rate is not the best, and how often copies are called different, in percent."""
+    random = np.random.default_rng([seeds, rows, round(100 * error)])
+    missed, wrong = 0.0, []
+    for each_seed in (False, True):
+        made = [
+            chosen_rate_scores(random, seeds, rows, error, each_seed=each_seed)
+            for _ in range(repeats)
+        ]
+        missed = float(np.mean([share for _, share in made]))
+        wrong.append(percent(paired_p(a, b) < ALPHA for (a, b), _ in made))
+    return [missed, *wrong]
 
 
 def percent(found: Iterable[bool]) -> float:
@@ -103,16 +172,28 @@ def percent(found: Iterable[bool]) -> float:
     return 100 * float(np.mean(list(found)))
 
 
-def main(repeats: int = 2000) -> None:
-    """Print the table."""
-    names = ["seeds", "rows", "spread", "rows swapped", "`paired_p`", "unlike spread", "other rows",
-             "detectable", "found", "in interval"]  # fmt: skip
+def table(names: list[str]) -> None:
+    """Print the head of a table."""
     print(f"| {' | '.join(names)} |\n|{'--:|' * len(names)}", flush=True)
+
+
+def main(repeats: int = 2000) -> None:
+    """Print the tables."""
+    table(["seeds", "rows", "spread", "rows swapped", "`paired_p`", "unlike spread",
+           "failing seeds", "one class", "other rows", "detectable", "found",
+           "in interval"])  # fmt: skip
     for run in (0.0, 0.3):
         for seeds in (2, 3, 5):
-            for rows in (50, 200, 1000):
+            for rows in (50, 200, 2000):
                 numbers = [f"{value:.1f}" for value in measure(seeds, rows, run, repeats)]
                 print(f"| {seeds} | {rows} | {' | '.join(numbers)} |", flush=True)
+    print()
+    table(["error of the loss", "seeds", "rows", "missed", "once", "each seed"])
+    for error in (0.25, 0.5, 1.0):
+        for seeds in (2, 3, 5):
+            for rows in (200, 2000):
+                numbers = [f"{value:.1f}" for value in measure_choice(seeds, rows, error, repeats)]
+                print(f"| {error} | {seeds} | {rows} | {' | '.join(numbers)} |", flush=True)
 
 
 if __name__ == "__main__":

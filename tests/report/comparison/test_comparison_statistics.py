@@ -2,7 +2,12 @@
 
 import numpy as np
 import pytest
-from comparison_errors import made_up_scores, swapped_rows_p
+from comparison_errors import (
+    chosen_rate_scores,
+    made_up_scores,
+    one_class_scores,
+    swapped_rows_p,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -50,16 +55,70 @@ def test_an_interval_is_the_same_each_time_and_wider_for_a_higher_level():
 def test_without_differences_between_rows_the_test_is_a_t_test_of_the_runs():
     runs = [np.array([60.0, 64.0, 61.0]), np.array([66.0, 70.0, 69.0, 64.0])]
     a, b = (np.repeat(each[:, None], 40, axis=1) for each in runs)
-    expected = stats.ttest_ind(*runs).pvalue
+    expected = stats.ttest_ind(*runs, equal_var=False).pvalue
     assert paired_p(a, b) == pytest.approx(expected, rel=SAME)
 
 
-def test_without_differences_between_runs_the_test_is_a_paired_t_test_of_the_rows():
+def test_without_spread_between_runs_the_test_is_the_exact_sign_test_of_the_rows():
     random = np.random.default_rng(3)
     rows = [random.normal(60, 9, 40), random.normal(64, 9, 40)]
     a, b = (np.repeat(each[None], 3, axis=0) for each in rows)
-    assert paired_p(a, b) == pytest.approx(stats.ttest_rel(*rows).pvalue, rel=SAME)
-    assert fixed_p(a, rows[1]) == pytest.approx(stats.ttest_rel(*rows).pvalue, rel=SAME)
+    expected = stats.binomtest(int((rows[0] < rows[1]).sum()), 40).pvalue
+    assert paired_p(a, b) == pytest.approx(expected, rel=SAME)
+    assert fixed_p(a, rows[1]) == pytest.approx(expected, rel=SAME)
+
+
+def test_runs_that_differ_little_are_tested_as_rows_are():
+    random = np.random.default_rng(3)
+    rows = [random.normal(60, 9, 40), random.normal(64, 9, 40)]
+    a, b = (each + random.normal(0, 1e-4, (3, 40)) for each in rows)
+    assert paired_p(a, b) == pytest.approx(stats.ttest_rel(*rows).pvalue, rel=1e-3)
+
+
+@given(st.integers(6, 60), st.integers(2, 4), st.integers(2, 4))
+def test_all_right_against_all_wrong_is_certain_from_six_rows_on(rows, seeds, others):
+    right, wrong = np.full((seeds, rows), 100.0), np.zeros((others, rows))
+    assert paired_p(right, wrong) == pytest.approx(2 / 2**rows, rel=SAME)
+    assert fixed_p(right, wrong[0]) == pytest.approx(2 / 2**rows, rel=SAME)
+    assert paired_p(right[:, :5], wrong[:, :5]) > ALPHA
+
+
+@pytest.mark.parametrize("answers", [(1, 0), (0, 1, 1), (1, 1, 1)])
+def test_a_good_method_is_told_from_runs_that_answer_one_class_each(answers):
+    right = np.arange(40) % 2 == 0
+    one_class = 100.0 * np.stack([right if answer else ~right for answer in answers])
+    good = np.repeat(np.where(np.arange(40) % 8 == 0, 0.0, 100.0)[None], 3, axis=0)
+    assert good.mean() == 87.5
+    assert paired_p(good, one_class) < 0.01
+    assert paired_p(good, np.where(np.arange(40) == 3, 0.0, good)) > ALPHA
+
+
+SCORES = st.integers(0, 10_000).map(lambda seed: made_up_scores(
+    np.random.default_rng(seed), 3, 30, run=(seed % 5) / 10, taste=(seed % 3) / 2
+))  # fmt: skip
+
+
+@given(SCORES)
+def test_swapping_two_methods_changes_nothing(pair):
+    assert paired_p(*pair) == pytest.approx(paired_p(*pair[::-1]), rel=SAME)
+
+
+@given(SCORES, st.floats(0, 50), st.floats(0.01, 50))
+def test_p_falls_as_a_difference_grows(pair, shift, more):
+    a, b = pair
+    shift += max(0.0, b.mean() - a.mean())  # so that a is not worse
+    assert paired_p(a + shift + more, b) <= paired_p(a + shift, b)
+
+
+@given(SCORES, st.data())
+def test_p_falls_with_each_row_that_one_method_alone_gets_right_in_all_runs(pair, data):
+    a, b = (np.repeat(each[:1], 2, axis=0) for each in pair)
+    a, b = (a, b) if a.mean() >= b.mean() else (b, a)
+    wrong = np.flatnonzero((a == 0).all(axis=0))
+    if len(wrong):
+        better = a.copy()
+        better[:, data.draw(st.sampled_from(list(wrong)))] = 100.0
+        assert paired_p(better, b) <= paired_p(a, b) + SAME
 
 
 def test_scores_without_training_are_tested_against_the_runs():
@@ -68,11 +127,39 @@ def test_scores_without_training_are_tested_against_the_runs():
     assert found == pytest.approx(stats.ttest_1samp(runs, 55.0).pvalue, rel=SAME)
 
 
+@pytest.mark.parametrize("ratio", [1.0, 5.0])
 @pytest.mark.parametrize(("seeds", "rows", "run"), [(2, 1000, 0.3), (3, 200, 0.1), (5, 50, 0.0)])
-def test_two_copies_of_one_method_are_rarely_called_different(seeds, rows, run):
+def test_two_copies_of_one_method_are_rarely_called_different(seeds, rows, run, ratio):
     random = np.random.default_rng([seeds, rows])
-    found = [paired_p(*made_up_scores(random, seeds, rows, run=run)) for _ in range(COPIES)]
-    assert np.mean(np.array(found) < ALPHA) <= MOST_WRONG
+    pairs = [made_up_scores(random, seeds, rows, run=run, ratio=ratio) for _ in range(COPIES)]
+    assert np.mean([paired_p(*pair) < ALPHA for pair in pairs]) <= MOST_WRONG
+
+
+def test_a_spread_of_one_and_a_half_against_seven_points_is_no_difference():
+    random = np.random.default_rng(10)
+    pairs = [made_up_scores(random, 3, 2000, run=0.07, ratio=5.0) for _ in range(COPIES)]
+    spreads = np.mean([[each.mean(axis=1).std(ddof=1) for each in pair] for pair in pairs], axis=0)
+    assert spreads == pytest.approx([6.0, 1.5], abs=0.7)
+    assert np.mean([paired_p(*pair) < ALPHA for pair in pairs]) <= MOST_WRONG
+
+
+@pytest.mark.parametrize("failing", [0.2, 1.0])
+def test_runs_that_answer_one_class_rarely_make_a_difference(failing):
+    random = np.random.default_rng(11)
+    pairs = [one_class_scores(random, 3, 200, failing) for _ in range(COPIES)]
+    assert np.mean([paired_p(*pair) < ALPHA for pair in pairs]) <= MOST_WRONG
+
+
+def test_one_choice_of_a_rate_for_all_seeds_makes_differences_and_one_with_every_seed_does_not():
+    random = np.random.default_rng(12)
+
+    def wrong(each_seed):
+        pairs = [
+            chosen_rate_scores(random, 3, 500, 1.0, each_seed=each_seed)[0] for _ in range(COPIES)
+        ]
+        return np.mean([paired_p(*pair) < ALPHA for pair in pairs])
+
+    assert wrong(each_seed=True) <= MOST_WRONG < wrong(each_seed=False)
 
 
 def test_swapping_rows_alone_would_call_the_luck_of_a_run_a_difference():

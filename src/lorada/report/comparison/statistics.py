@@ -10,19 +10,24 @@ could have turned it round. Both are covered:
 
 - ``interval`` draws rows and runs anew (a bootstrap of both).
 - ``paired_p`` is a t-test of the difference in means, paired by row. Its standard error adds the
-  variance between runs to the variance that the choice of rows causes; its degrees of freedom are
-  Satterthwaite's. This is how readers and cases are treated where several doctors judge the same
-  images (Hillis, 2007, "A comparison of denominator degrees of freedom methods for multiple
-  observer ROC analysis"; here runs are the readers).
+  variance between the runs of each method to the variance that the choice of rows causes; its
+  degrees of freedom are Welch's and Satterthwaite's, because the runs of one method may vary more
+  than those of the other. This is how readers and cases are treated where several doctors judge the
+  same images (Hillis, 2007, "A comparison of denominator degrees of freedom methods for multiple
+  observer ROC analysis"; here runs are the readers), with a variance of its own for each method.
+
+Where no run differs from another of its method in any row, runs tell nothing, and the test is the
+exact sign test over rows.
 
 Why it is no permutation test: swapping the two methods' scores of whole rows takes the runs as they
 are, and so calls the luck of a run a difference. Swapping whole runs is right, but three runs of
 each of two methods can be split in only 20 ways, so p could not fall below 0.1. The t-test assumes
-instead that the mean scores of runs are normally distributed, with one variance for both methods.
-Runs of two methods with the same seed are not treated as pairs.
+instead that the mean scores of runs are normally distributed. Runs of two methods with the same
+seed are not treated as pairs.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -97,8 +102,7 @@ def paired_p(a: Scores, b: Scores) -> float:
         raise ValueError("a test needs two rows, and two seeds of each method")
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"{a.shape[1]} and {b.shape[1]} rows cannot be compared")
-    error = _standard_error((len(a), len(b)), _between_runs(a, b), *_over_rows(a, b), a.shape[1])
-    return _p_value(a.mean(axis=0) - b.mean(axis=0), *error)
+    return _p_value(a.mean(axis=0) - b.mean(axis=0), [_Runs.of(a), _Runs.of(b)])
 
 
 def fixed_p(scores: Scores, fixed: Scores) -> float:
@@ -113,69 +117,86 @@ def fixed_p(scores: Scores, fixed: Scores) -> float:
     """
     if min(scores.shape) < 2 or fixed.shape != scores.shape[1:]:
         raise ValueError("a test needs two seeds of the method, and two rows, the same for both")
-    differences = scores.mean(axis=0) - fixed
-    over_rows, noise = float(differences.var(ddof=1)), _noise(scores) / len(scores)
-    runs = _between_runs(scores)
-    error = _standard_error((len(scores),), runs, over_rows, noise, scores.shape[1])
-    return _p_value(differences, *error)
+    return _p_value(scores.mean(axis=0) - fixed, [_Runs.of(scores)])
 
 
-def _p_value(differences: Scores, error: float, freedom: float) -> float:
-    """The two-sided p-value of the mean of differences by row, with its standard error."""
+def has_no_spread(scores: Scores) -> bool:
+    """Whether all runs of a method give each row the same score."""
+    return bool(np.ptp(scores, axis=0).max() < TINY)
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """How the runs of one method differ, as variances in squared points.
+
+    Attributes:
+        count: how many there are.
+        between: variance of the mean score of one run.
+        noise: variance of single scores that neither their row nor their run explains.
+    """
+
+    count: int
+    between: float
+    noise: float
+
+    @classmethod
+    def of(cls, scores: Scores) -> "_Runs":
+        count, rows = scores.shape
+        means = scores.mean(axis=1, keepdims=True)
+        rest = scores - means - scores.mean(axis=0) + scores.mean()
+        noise = float((rest**2).sum() / ((count - 1) * (rows - 1)))
+        return cls(count, float(means.var(ddof=1)), noise)
+
+
+def _p_value(differences: Scores, runs: Sequence[_Runs]) -> float:
+    """The two-sided p-value of the mean of differences by row, averaged over runs."""
     with needs_extra("compare"):
         from scipy.stats import t
 
-    if error < TINY:
-        return 1.0
+    if all(max(each.between, each.noise) < TINY for each in runs):
+        return _sign_p(differences)
+    error, freedom = _standard_error(runs, float(differences.var(ddof=1)), len(differences))
     p = 2 * float(t.sf(abs(differences.mean()) / error, freedom))
     return min(1.0, max(p, 2.0 ** (1 - np.count_nonzero(np.abs(differences) > TINY))))
 
 
-def _standard_error(
-    seeds: Sequence[int], between_runs: float, over_rows: float, noise: float, rows: int
-) -> tuple[float, float]:
-    """The standard error of a difference in means, and its degrees of freedom (Satterthwaite).
+def _sign_p(differences: Scores) -> float:
+    """The exact sign test: how often coins would put as many rows on the side of the mean."""
+    with needs_extra("compare"):
+        from scipy.stats import binom
+
+    side = np.sign(differences.mean()) * differences
+    count, on_side = np.count_nonzero(np.abs(side) > TINY), np.count_nonzero(side > TINY)
+    return min(1.0, 2 * float(binom.sf(on_side - 1, count, 0.5)))
+
+
+def _standard_error(runs: Sequence[_Runs], over_rows: float, rows: int) -> tuple[float, float]:
+    """The standard error of a difference in means, and its degrees of freedom.
 
     Args:
-        seeds: the number of runs of each method.
-        between_runs: variance of the mean score of one run.
+        runs: of each method that has any.
         over_rows: variance over rows of the difference, with the noise of single runs in it.
-        noise: that noise.
         rows: their number.
     """
-    runs = between_runs * sum(1 / count for count in seeds)
-    # The variance between runs has the noise in it, too, which must count once.
-    variance = runs + max(over_rows - noise, 0.0) / rows
-    free = sum(seeds) - len(seeds)
-    spread = runs**2 / free + (over_rows**2 + noise**2 / free) / rows**2 / (rows - 1)
+    between = sum(each.between / each.count for each in runs)
+    noise = sum(each.noise / each.count for each in runs)
+    # Both variances have the noise in them, which must count once. Runs that answer one class each
+    # have much noise and may still have equal means, or equal sums in each row: then the other two
+    # hold none of it, and the error is not below what each of the three alone would cause.
+    whole = between + (over_rows - noise) / rows
+    variance = max(whole, between, over_rows / rows, noise / rows)
+    least = min(each.count for each in runs) - 1
+    squares = sum((each.between / each.count) ** 2 / (each.count - 1) for each in runs)
+    noises = sum((each.noise / each.count) ** 2 / (each.count - 1) for each in runs)
+    squares += (over_rows**2 + noises) / rows**2 / (rows - 1)
     # Where rows add nothing this is a t-test of the runs, so there are never fewer degrees.
-    freedom = variance**2 / spread if spread > 0 else 0.0
-    return float(np.sqrt(variance)), max(freedom, free)
-
-
-def _between_runs(*methods: Scores) -> float:
-    """The variance of a run's mean score over runs of one method; pooled over methods."""
-    squares = sum(float(s.mean(axis=1).var() * len(s)) for s in methods)
-    return squares / sum(len(s) - 1 for s in methods)
-
-
-def _over_rows(a: Scores, b: Scores) -> tuple[float, float]:
-    """The variance over rows of the difference, and the noise of single runs in it."""
-    differences = a.mean(axis=0) - b.mean(axis=0)
-    return float(differences.var(ddof=1)), _noise(a) / len(a) + _noise(b) / len(b)
-
-
-def _noise(scores: Scores) -> float:
-    """The variance of single scores that neither their row nor their run explains."""
-    seeds, rows = scores.shape
-    rest = scores - scores.mean(axis=1, keepdims=True) - scores.mean(axis=0) + scores.mean()
-    return float((rest**2).sum() / ((seeds - 1) * (rows - 1)))
+    return float(np.sqrt(variance)), max(variance**2 / squares, least)
 
 
 def detectable(methods: Sequence[Scores], tests: int = 1, seeds: int | None = None) -> float:
     """The smallest difference in percent that a test of two such methods finds with 80 % power.
 
-    It uses the variances between runs and rows that were measured, as means over all methods.
+    It uses the variances between runs and rows that were measured, as means over all pairs.
 
     Args:
         methods: seeds × rows of each; those with one seed are left out.
@@ -192,16 +213,25 @@ def detectable(methods: Sequence[Scores], tests: int = 1, seeds: int | None = No
     several = [scores for scores in methods if min(scores.shape) > 1]
     if len(several) < 2:
         raise ValueError("fewer than two methods have two seeds and two rows")
-    measured, rows = int(np.median([len(s) for s in several])), several[0].shape[1]
-    seeds = measured if seeds is None else seeds
-    over_rows, noise = np.mean([_over_rows(a, b) for a, b in combinations(several, 2)], axis=0)
-    # More seeds average the noise of single runs; the rows themselves differ as before.
-    over_rows, noise = over_rows - noise + noise * measured / seeds, noise * measured / seeds
-    between_runs = _between_runs(*several)
-    error, freedom = _standard_error((seeds, seeds), between_runs, over_rows, noise, rows)
+    count = round(np.median([len(s) for s in several])) if seeds is None else seeds
+    pairs = [_foretold(a, b, count) for a, b in combinations(several, 2)]
+    error = float(np.sqrt(np.mean([error**2 for error, _ in pairs])))
+    freedom = float(np.median([freedom for _, freedom in pairs]))
     limit = float(t.isf(ALPHA / tests / 2, freedom))
     errors = brentq(lambda x: nct.sf(limit, freedom, x) - POWER, 0.0, 4 * limit + 4)
     return float(errors) * error
+
+
+def _foretold(a: Scores, b: Scores, seeds: int) -> tuple[float, float]:
+    """The standard error and degrees of freedom of two methods, had each so many seeds."""
+    measured = [_Runs.of(a), _Runs.of(b)]
+    over_rows = float((a.mean(axis=0) - b.mean(axis=0)).var(ddof=1))
+    noise = sum(each.noise / each.count for each in measured)
+    # More seeds average the noise of single runs; the rows themselves differ as before.
+    rows_alone = max(over_rows - noise, 0.0)
+    runs = [replace(each, count=seeds) for each in measured]
+    over_rows = rows_alone + sum(each.noise / seeds for each in runs)
+    return _standard_error(runs, over_rows, a.shape[1])
 
 
 def holm(ps: Sequence[float]) -> list[float]:
