@@ -107,7 +107,7 @@ def write_made_up(folder: Path, *, rows: int = 200, seeds: tuple[int, ...] = (1,
         place = f"{one['method']}/{one['trainable']}"
         search(folder / "trials" / place, random)
         for turn in (1, 2):
-            seconds = {"seconds_per_step": float(random.uniform(0.6, 0.9))}
+            seconds = {"seconds_per_step": 0.7 + one["trainable"] / 1e6 + turn / 10}
             write(folder / "times" / place / f"turn{turn}.json", seconds)
         right = method.right[method.trainable.index(one["trainable"])]
         taste = random.normal(0, 0.8, rows)  # rows that suit this method

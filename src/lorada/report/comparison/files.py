@@ -74,8 +74,8 @@ def markdown(summary: Summary) -> str:
         f"Score: {unit}, with its 95 % interval. {ABOVE}: above its budget. Candidates that share "
         "a letter (group) cannot be told apart. p: chance of such a difference between equal "
         "methods, corrected for the number of tests (Holm). Forgetting: growth of the model's loss "
-        "on a neutral text, in nats per token. s/step: measured at the end for all in turns, because "
-        "the times of the runs depend on what ran beside them.",
+        "on a neutral text, in nats per token. s/step: measured at the end for all in turns, "
+        "because the times of the runs depend on what ran beside them.",
         "",
     ]  # fmt: skip
     lines += [
