@@ -59,6 +59,11 @@ MISTAKES = {
     "a budget that is no number": ({"budget": "much"}, "budget 'much' is neither a share"),
     "a budget of nothing": ({"budget": "0"}, "budget '0' is neither a share"),
     "a budget below all": ({"budget": "100%,3"}, "--budget 3 is below the smallest size of every"),
+    "another search": ({"search": "twice"}, "unknown --search 'twice'; known: each-seed, once"),
+    "a search without trials": (
+        {"search": "each-seed", "trials": 0},
+        "--search each-seed and --trials 0 exclude each other",
+    ),
     "another reference": ({"against": "dora"}, "--against dora is not compared: add it to"),
     "no held-out rows": ({"held_out": None}, "scores on held-out rows: pass --held-out FILE"),
     "an empty file": ({"held_out": "empty.jsonl"}, "empty.jsonl has no rows"),
