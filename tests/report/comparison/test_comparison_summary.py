@@ -114,11 +114,15 @@ def test_the_cheapest_is_not_taken_where_it_does_not_beat_the_model_as_it_is():
     lora = 100.0 * (random.random((3, ROWS)) < 0.62)
     ia3 = 100.0 * (random.random((3, ROWS)) < 0.56)
     base = {"as_it_is": {"row_scores": (100.0 * (random.random(ROWS) < 0.5)).tolist()}}
-    summary = summarize(results_of({"lora": lora, "ia3": ia3}, baselines=base))
-    p_best, p_untrained = summary.lines[1].p_best, summary.lines[1].p_untrained
+    summary = summarize(results_of({"lora": lora, "dora": lora[::-1], "ia3": ia3}, baselines=base))
+    p_best, p_untrained = summary.lines[2].p_best, summary.lines[2].p_untrained
     assert p_best > 0.05 < p_untrained
-    assert summary.best == "lora"
-    assert summary.verdict.endswith("1 other candidate cannot be told apart from it.")
+    assert summary.best == "dora"  # it trains fewer than lora, and ia3 the fewest
+    assert summary.verdict.startswith("Take dora, with 63.3%: lora has the highest score, 63.3%, ")
+    assert (
+        "of those that also beat the model as it is by more than chance dora trains the fewest"
+        in summary.verdict
+    )
 
 
 def test_two_copies_of_one_method_share_a_letter():

@@ -29,6 +29,7 @@ class Choice:
             than chance, the cheapest; if none of them does, the highest line that does. None if no
             line does. Without a test, ``top`` if it is above those scores.
         cost: what ``best`` has the least of, in words; empty if nothing else was to choose from.
+        unlearned: those of ``tied`` that do not beat the scores without training.
         baseline: the baseline with the highest score; None without one.
         losses: the training loss of ``best``, or else of ``top``, in the first and in the last
             quarter of its steps, in nats per token; None if it was not logged.
@@ -39,6 +40,7 @@ class Choice:
     tied: Sequence[Line]
     best: Line | None
     cost: str
+    unlearned: Sequence[Line]
     baseline: Baseline | None
     losses: tuple[float, float] | None
 
@@ -71,7 +73,9 @@ def choose(
     best, cost = _cheapest(eligible)
     shown = best or top
     history = histories.get(shown.label, []) if shown else []
-    return Choice(scored, top, tied, best, cost, baseline, _losses([loss for _, loss in history]))
+    losses = _losses([loss for _, loss in history])
+    unlearned = [line for line in tied if line not in better]
+    return Choice(scored, top, tied, best, cost, unlearned, baseline, losses)
 
 
 def _beats(line: Line, baseline: Baseline | None) -> bool:
@@ -173,14 +177,17 @@ def _winner(choice: Choice, top: Line) -> str:
         )
     tied = counted(len(choice.tied) - 1, "other candidate")
     highest = f"the highest score{'' if top is choice.scored[0] else ' of those tested'}"
+    these = "of these"
+    if choice.unlearned and choice.baseline is not None:
+        these = f"of those that also beat {choice.baseline.name} by more than chance"
     if best is top:
         found = f"Take {top.label}: it has {highest}, {score}. {tied} cannot be told apart from it"
-        return f"{found}, and of these it {choice.cost}." if choice.cost else f"{found}."
+        return f"{found}, and {these} it {choice.cost}." if choice.cost else f"{found}."
     gap = (top.score or 0.0) - (best.score or 0.0)
     lower = f"{gap:.3f}" if top.metric == LOSSES else f"{gap:.1f} points"
     return (
         f"Take {best.label}, with {_shown(best.score, top)}: {top.label} has {highest}, {score}, "
-        f"but {tied} cannot be told apart from it, and of these {best.label} {choice.cost}. "
+        f"but {tied} cannot be told apart from it, and {these} {best.label} {choice.cost}. "
         f"More seeds may show whether the {lower} between the two are real."
     )
 
