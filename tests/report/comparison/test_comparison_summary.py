@@ -109,6 +109,23 @@ def test_candidates_of_one_size_are_told_apart_by_the_time_of_a_step():
     assert "takes the least time for a step (2 s)" in summary.verdict
 
 
+def test_of_two_that_train_the_fewest_the_faster_is_taken():
+    scores = alike(2)
+    results = results_of({"big": scores["lora"], "lora": scores["lora"], "dora": scores["lora"]})
+    for candidate in results.candidates[1:]:
+        candidate.plan["trainable"] = 8000
+    results = dataclasses.replace(results, candidates=[
+        dataclasses.replace(candidate, seconds=seconds)
+        for candidate, seconds in zip(results.candidates, (1.0, 3.0, 2.0), strict=True)
+    ])  # fmt: skip
+    summary = summarize(results)
+    assert summary.best == "dora"
+    assert (
+        "dora trains the fewest parameters (8,000) and takes the least time for a step (2 s)"
+        in summary.verdict
+    )
+
+
 def test_the_cheapest_is_not_taken_where_it_does_not_beat_the_model_as_it_is():
     random = np.random.default_rng(10)
     lora = 100.0 * (random.random((3, ROWS)) < 0.62)

@@ -88,15 +88,14 @@ def _beats(line: Line, baseline: Baseline | None) -> bool:
 
 
 def _cheapest(lines: Sequence[Line]) -> tuple[Line | None, str]:
-    """The cheapest line, by the first cost in which they differ, and that cost in words."""
-    if len(lines) < 2:
-        return next(iter(lines), None), ""
+    """The cheapest line and its costs in words: the first in which they differ, then the next."""
+    left, said = list(lines), []
     for field, words in COSTS.items():
-        values = [getattr(line, field) for line in lines]
+        values = [getattr(line, field) for line in left]
         if None not in values and len(set(values)) > 1:
-            least = lines[values.index(min(values))]
-            return least, words.format(min(values))
-    return lines[0], ""
+            left = [line for line, value in zip(left, values, strict=True) if value == min(values)]
+            said.append(words.format(min(values)))
+    return next(iter(left), None), " and ".join(said)
 
 
 def _losses(history: Sequence[float]) -> tuple[float, float] | None:
