@@ -22,6 +22,8 @@ from lorada.tuners.lmam import LmamLayer
 TOGETHER = ("mine.v1", "talk", "lora", "bottleneck", "prefix")
 QUESTION = "1 + 1 ="
 BASE = "llama"
+# The smallest number, one that is 0 in fp32, and one whose quotients are infinite there.
+COLD = (5e-324, 1e-300, 1e-40)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,8 @@ def test_what_cannot_be_batched_is_answered_one_after_the_other(name, place):
             with pytest.raises(openai.BadRequestError, match="is not batched and has no log-prob"):
                 complete(client, name, logprobs=0)
             assert complete(client, name, temperature=1.0, max_tokens=20) != whole
+        for cold in COLD:
+            assert complete(client, name, temperature=cold) == whole
 
 
 def test_requests_that_wait_for_another_are_answered_or_dropped(place):
@@ -178,7 +182,23 @@ def test_sampling_draws_and_a_tiny_share_draws_the_likeliest(client):
     drawn = {complete(client, "lora", temperature=1.5, max_tokens=20) for _ in range(4)}
     assert len(drawn) > 1
     greedy = complete(client, "lora", max_tokens=20)
-    assert complete(client, "lora", temperature=1.5, top_p=1e-6, max_tokens=20) == greedy
+    for share in (1e-6, 1e-40, 5e-324):
+        assert complete(client, "lora", temperature=1.5, top_p=share, max_tokens=20) == greedy
+
+
+@pytest.mark.parametrize("cold", COLD)
+def test_a_temperature_near_zero_draws_the_likeliest_and_harms_no_other_request(cold, client):
+    options = {"temperature": cold, "max_tokens": 20}
+    other = client.completions.create(
+        model="talk", prompt=QUESTION, stream=True, temperature=1.5, max_tokens=100
+    )
+    begun = next(iter(other))
+    assert complete(client, "talk", **options) == complete(client, "talk", max_tokens=20)
+    found = chat(client, "talk", logprobs=True, **options)
+    assert found.message.content == chat(client, "talk", max_tokens=20).message.content
+    assert all(token.logprob <= 0 for token in found.logprobs.content)
+    *_, last = [begun, *other]
+    assert last.choices[0].finish_reason in ("stop", "length")
 
 
 def test_answers_asked_for_together_are_those_asked_for_alone(place):

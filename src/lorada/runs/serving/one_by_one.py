@@ -65,7 +65,7 @@ class OneByOne:
     def _generate(self, ask: Ask, stopped: threading.Event, sender: "_Sender") -> list[int]:
         """The token ids of an answer."""
         settings = {**self._settings, "do_sample": False, "max_new_tokens": ask.most}
-        if ask.temperature > 0:
+        if ask.sampled:
             settings |= {"do_sample": True, "temperature": ask.temperature, "top_p": ask.top_p}
             settings["num_beams"] = 1
         if settings["num_beams"] == 1:
