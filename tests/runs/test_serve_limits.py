@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import logging
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
@@ -31,6 +32,12 @@ def usual(served):
 
 def ask(found, body, path=COMPLETE, **options):
     return httpx2.post(found.url + path, json=body, timeout=60, **options)
+
+
+def connected(found):
+    """A connection to a server, for what no client sends."""
+    host, port = found.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=10)
 
 
 def said(response, status):
@@ -122,9 +129,18 @@ def test_unknown_models_addresses_and_methods_are_refused(usual):
 
 def test_a_key_is_asked_for_where_there_is_one(served):
     with running(Server(served, key="s3cret")) as found:
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "s3cret"}):
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "s3cret"},
+            {"Authorization": "Bearer S3CRET"},
+            {"Authorization": "Basic s3cret"},
+        ):
             assert "no valid API key" in said(ask(found, LONG, headers=headers), 401)
             assert said(httpx2.get(found.url + "/v1/models", headers=headers), 401)
+        for scheme in ("bearer", "BEARER", "Bearer "):
+            found_so = {"Authorization": f"{scheme} s3cret"}
+            assert httpx2.get(found.url + "/v1/models", headers=found_so).status_code == 200
         right = {"Authorization": "Bearer s3cret"}
         assert ask(found, {**LONG, "max_tokens": 2}, headers=right).status_code == 200
         assert httpx2.get(found.url + "/v1/models", headers=right).status_code == 200
@@ -137,6 +153,27 @@ def test_a_request_that_is_too_long_is_not_read(served):
             "the request is longer than 100 bytes"
         )
         assert ask(found, {"model": BASE, "prompt": "a", "max_tokens": 2}).status_code == 200
+
+
+def test_a_request_that_says_it_is_too_long_is_refused_before_it_is_sent(served):
+    with running(Server(served, Limits(body=100))) as found:
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+        with connected(found) as client:
+            client.sendall(head % 101)
+            assert client.recv(1000).startswith(b"HTTP/1.1 413")
+            client.sendall(b"a" * 101)  # it may send it all the same, and go on
+            client.sendall(head % 2 + b"{}")
+            received = b""
+            while b"HTTP/1.1 400" not in received:  # the socket has a limited time
+                received += client.recv(1000)
+
+
+def test_a_request_that_does_not_say_its_length_is_counted_while_it_comes(served):
+    with running(Server(served, Limits(body=100))) as found:
+        body = iter([b"a" * 60, b"a" * 60])
+        assert said(httpx2.post(found.url + COMPLETE, content=body), 413)
+        body = iter([b'{"model": "llama", ', b'"prompt": "a", "max_tokens": 2}'])
+        assert httpx2.post(found.url + COMPLETE, content=body).status_code == 200
 
 
 def test_a_longer_answer_than_the_server_writes_is_refused(served):
@@ -166,8 +203,7 @@ def test_a_request_has_a_limited_time(served):
 
 def test_a_request_that_is_never_sent_whole_has_a_limited_time(served):
     with running(Server(served, Limits(seconds=0.3))) as found:
-        host, port = found.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=10) as slow:
+        with connected(found) as slow:
             slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{")
             assert slow.recv(1000).startswith(b"HTTP/1.1 504")
 
@@ -187,6 +223,25 @@ def test_a_request_that_is_cut_off_frees_its_place(stream, served):
         until(lambda: not at_work(served))
         until(lambda: ask(found, {**LONG, "max_tokens": 1}).status_code == 200)
         until(lambda: 'status="499"} 1.0' in httpx2.get(found.url + "/metrics").text)
+
+
+def test_a_client_that_leaves_before_it_has_sent_its_request_leaves_one_line(served, caplog):
+    caplog.set_level("INFO")
+    with running(Server(served)) as found:
+        logging.getLogger("uvicorn.error").addHandler(caplog.handler)  # its own do not propagate
+        try:
+            with connected(found) as client:
+                client.sendall(
+                    b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{"
+                )
+            until(lambda: caplog.records)
+            assert httpx2.get(found.url + "/v1/models").status_code == 200
+        finally:
+            logging.getLogger("uvicorn.error").removeHandler(caplog.handler)
+    names = ("lorada.", "uvicorn.")
+    lines = [one.getMessage() for one in caplog.records if one.name.startswith(names)]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("499 /v1/completions model=-")
 
 
 def at_work(served) -> int:

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
-from lorada.runs.serving.refusals import Refused
+from lorada.runs.serving.refusals import CLOSED, Refused
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ def check_key(request: Request, key: str | None) -> None:
     """
     if key is None:
         return
-    given = request.headers.get("authorization", "")
-    if not hmac.compare_digest(given.encode("utf-8", "replace"), f"Bearer {key}".encode()):
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    same = hmac.compare_digest(given.strip(" ").encode("utf-8", "replace"), key.encode())
+    if scheme.lower() != "bearer" or not same:
         raise Refused(
             401, "no valid API key: send Authorization: Bearer KEY", code="invalid_api_key"
         )
@@ -73,12 +74,19 @@ async def body_of(request: Request, most: int) -> bytes:
     """The body of a request.
 
     Raises:
-        Refused: for a longer one than ``most`` bytes.
+        Refused: for a longer one than ``most`` bytes, or a client that leaves before its end.
     """
+    too_long = Refused(413, f"the request is longer than {most} bytes")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > most:
+        raise too_long
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            raise Refused(413, f"the request is longer than {most} bytes")
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > most:  # of a body in chunks the client says no length
+                raise too_long
+            parts.append(part)
+    except ClientDisconnect:
+        raise Refused(CLOSED, "the client went away") from None
     return b"".join(parts)
