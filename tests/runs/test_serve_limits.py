@@ -202,10 +202,9 @@ def test_a_request_has_a_limited_time(served):
 
 
 def test_a_request_that_is_never_sent_whole_has_a_limited_time(served):
-    with running(Server(served, Limits(seconds=0.3))) as found:
-        with connected(found) as slow:
-            slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{")
-            assert slow.recv(1000).startswith(b"HTTP/1.1 504")
+    with running(Server(served, Limits(seconds=0.3))) as found, connected(found) as slow:
+        slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{")
+        assert slow.recv(1000).startswith(b"HTTP/1.1 504")
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -1,6 +1,7 @@
 """What the server takes at most, and who may ask."""
 
 import hmac
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,15 @@ class Limits:
     tokens: int | None = None
     requests: int = 256
     seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        """Check the time.
+
+        Raises:
+            ValueError: for a time without end.
+        """
+        if not math.isfinite(self.seconds):
+            raise ValueError(f"--timeout {self.seconds} has no end: pass seconds, such as 600")
 
 
 class Places:
@@ -52,6 +62,19 @@ class Places:
             yield
         finally:
             self.taken -= count
+
+
+def refuse_key(key: str) -> None:
+    """Refuse a key that no client can send, or an empty one, which an unset variable gives.
+
+    Raises:
+        ValueError: without the key, which is a secret.
+    """
+    if not key or not all("!" <= sign <= "~" for sign in key):
+        raise ValueError(
+            "--api-key is empty, or has a blank or a sign that is not ASCII: pass another, or leave "
+            "it out to ask for no key"
+        )
 
 
 def check_key(request: Request, key: str | None) -> None:
