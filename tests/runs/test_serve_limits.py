@@ -51,11 +51,11 @@ def said(response, status):
 
 
 REFUSED = {
-    "no json": (b"{", "Invalid JSON"),
-    "no object": (b"[]", "object"),
-    "no text": (b"\xff\xfe", "Invalid JSON"),
-    "no model": (b'{"prompt": "a"}', "model: field required"),
-    "no prompt": ({"model": BASE}, "prompt: must be a text"),
+    "no json": (b"{", "the request is not JSON: EOF"),
+    "no object": (b"[]", "the request must be one JSON object; it is []"),
+    "no text": (b"\xff\xfe", "the request is not JSON"),
+    "no model": (b'{"prompt": "a"}', "model: is missing; it must be a name"),
+    "no prompt": ({"model": BASE}, "prompt: is missing; it must be a text"),
     "an empty prompt": ({"prompt": ""}, "a prompt is empty"),
     "no prompts": ({"prompt": []}, "there is no prompt"),
     "half a character": (
@@ -65,22 +65,25 @@ REFUSED = {
     "an unknown token": ({"prompt": [[5], [10**6]]}, "1000000 is no token of this model"),
     "a negative token": (
         {"prompt": [-1]},
-        "prompt: must be a text, a list of token ids, or a list of either",
+        "prompt: must be a text, a list of token ids, or a list of at most 256 of either; it is [",
     ),
-    "no tokens": ({"max_tokens": 0}, "max_tokens: input should be greater than or equal to 1"),
+    "no tokens": ({"max_tokens": 0}, "max_tokens: must be a whole number from 1"),
     "a text as a number": (
         {"max_tokens": "5"},
-        "max_tokens: input should be a valid integer, not '5'",
+        "max_tokens: must be a whole number from 1, or left out; it is '5'",
     ),
     "too many tokens": ({"max_tokens": 512}, "a prompt of 1 tokens and an answer of 512 does not"),
     "a long prompt": ({"prompt": "a" * 512}, "a prompt of 512 tokens does not fit: there is room"),
-    "heat": ({"temperature": 3}, "temperature: input should be less than or equal to 2"),
+    "heat": ({"temperature": 3}, "temperature: must be a number from 0 to 2"),
     "not a number": (b'{"model": "llama", "prompt": "a", "temperature": NaN}', "temperature"),
-    "two answers": ({"n": 2}, "n: input should be less than or equal to 1"),
+    "two answers": ({"n": 2}, "n: must be 1 or left out, as each prompt has one answer"),
     "a seed": ({"seed": 1}, "seed: must be left out"),
     "a penalty": ({"presence_penalty": 0.5}, "presence_penalty"),
-    "alternatives": ({"logprobs": 5}, "logprobs: input should be less than or equal to 0"),
-    "an unknown field": ({"speed": 9}, "speed: extra inputs are not permitted, not 9"),
+    "alternatives": ({"logprobs": 5}, "logprobs: must be 0 for completions"),
+    "an unknown field": (
+        {"speed": 9},
+        "speed: must be left out, as there is no such field; it is 9",
+    ),
 }
 
 
@@ -95,7 +98,7 @@ def test_what_cannot_be_answered_is_refused_in_one_line(case, usual):
 
 
 REFUSED_CHATS = {
-    "no turns": ({"messages": []}, "messages: list should have at least 1 item"),
+    "no turns": ({"messages": []}, "messages: must be a list of 1 to 10000 turns"),
     "an unknown role": ({"messages": [{"role": "god", "content": "a"}]}, "messages.0.role"),
     "a picture": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},

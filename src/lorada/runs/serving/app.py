@@ -18,10 +18,11 @@ from lorada.runs.serving.answers import Answer
 from lorada.runs.serving.engine import Ask
 from lorada.runs.serving.limits import Limits, Places, body_of, check_key
 from lorada.runs.serving.metrics import Metrics
+from lorada.runs.serving.mistakes import what_is_wrong
 from lorada.runs.serving.prompts import asks_of
 from lorada.runs.serving.record import Record
 from lorada.runs.serving.refusals import HANDLERS, Refused, refusal_of
-from lorada.runs.serving.requests import ChatRequest, CompletionRequest, what_is_wrong
+from lorada.runs.serving.requests import ChatRequest, CompletionRequest
 from lorada.runs.serving.served import Served
 from lorada.support.files import json_lines
 

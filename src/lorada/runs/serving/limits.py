@@ -72,8 +72,8 @@ def refuse_key(key: str) -> None:
     """
     if not key or not all("!" <= sign <= "~" for sign in key):
         raise ValueError(
-            "--api-key is empty, or has a blank or a sign that is not ASCII: pass another, or leave "
-            "it out to ask for no key"
+            "--api-key is empty, or has a blank or a sign that is not ASCII: pass another, or none "
+            "to ask for no key"
         )
 
 
