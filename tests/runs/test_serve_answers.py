@@ -1,5 +1,6 @@
 """The server answers as ``lorada generate`` does, whole and streamed, for each run and the base."""
 
+import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ from lorada.runs.inference.generate import continue_prompts, generate
 from lorada.runs.inference.load import load_run
 from lorada.runs.serving import shared_model
 from lorada.runs.serving.app import Server
+from lorada.runs.serving.engine import Ask
 from lorada.runs.serving.limits import Limits
 from lorada.runs.serving.one_by_one import OneByOne
 from lorada.runs.serving.served import open_served
@@ -92,6 +94,32 @@ def test_what_cannot_be_batched_is_answered_one_after_the_other(name, place):
             assert complete(client, name, temperature=1.0, max_tokens=20) != whole
         for cold in COLD:
             assert complete(client, name, temperature=cold) == whole
+        if name == "seq2seq":  # its prompt and its answer have 64 positions each
+            assert client.completions.create(model=name, prompt=[5] * 64, max_tokens=64)
+            with pytest.raises(openai.BadRequestError, match="a prompt of 65 tokens does not fit"):
+                complete(client, name, [5] * 65)
+            with pytest.raises(openai.BadRequestError, match="an answer of 65 does not fit"):
+                complete(client, name, max_tokens=65)
+
+
+def test_drawing_draws_from_all_tokens_also_one_after_the_other(place, monkeypatch):
+    engine = open_served([trained(place, "beams")])["beams"].engine
+    base = engine._shared.base
+    kept = base.forward
+
+    def nearly_even(*args, **kwargs):
+        found = kept(*args, **kwargs)
+        found.logits = torch.arange(found.logits.shape[-1]).expand_as(found.logits) * -1e-4
+        return found
+
+    async def drawn():
+        async for progress in engine.write(Ask([5], 40, temperature=1.0)):
+            ids = progress.ids
+        return ids
+
+    monkeypatch.setattr(base, "forward", nearly_even)
+    assert max(asyncio.run(drawn())) > 100  # transformers' own limit is the likeliest 50
+    engine.stop()
 
 
 def test_requests_that_wait_for_another_are_answered_or_dropped(place):

@@ -4,14 +4,18 @@ import http.client
 import json
 import logging
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
 from servers import running, trained, until
 
+from lorada.runs.serving import app
 from lorada.runs.serving.app import Server
+from lorada.runs.serving.engine import EngineFailed
 from lorada.runs.serving.limits import Limits
+from lorada.runs.serving.prompts import asks_of
 from lorada.runs.serving.served import open_served
 
 BASE = "llama"
@@ -114,6 +118,31 @@ def test_a_chat_that_cannot_be_answered_is_refused_in_one_line(case, usual):
     body, text = REFUSED_CHATS[case]
     turns = [{"role": "user", "content": "a"}]
     assert text in said(ask(usual, {"model": BASE, "messages": turns, **body}, CHAT), 400)
+
+
+def test_a_prompt_that_takes_long_to_read_keeps_no_other_request_waiting(usual, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*words):
+        begun.set()
+        go_on.wait(timeout=60)
+        return asks_of(*words)
+
+    monkeypatch.setattr(app, "asks_of", slow)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(ask, usual, {**LONG, "max_tokens": 2})
+        try:
+            assert begun.wait(timeout=20)
+            assert httpx2.get(usual.url + "/v1/models", timeout=10).status_code == 200
+        finally:
+            go_on.set()
+        assert answer.result().status_code == 200
+
+
+def test_a_long_token_is_repeated_in_part(usual):
+    message = said(ask(usual, {"model": BASE, "prompt": [10**4000]}), 400)
+    assert message.startswith("1000")
+    assert len(message) < 1000
 
 
 def test_a_tokenizer_without_a_chat_template_is_said(usual, served, monkeypatch):
@@ -285,6 +314,20 @@ def test_a_batch_that_died_is_made_anew(served, monkeypatch):
         monkeypatch.setattr(base, "forward", kept)
         assert ask(found, {**LONG, "max_tokens": 2}).status_code == 200
         assert httpx2.get(found.url + "/health").status_code == 200
+
+
+def test_an_answer_that_failed_has_two_lines_in_the_log(served, monkeypatch, caplog):
+    async def broken(ask):
+        raise EngineFailed("a card fell off the bus")
+        yield
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(served[BASE].engine, "write", broken)
+    with running(Server(served)) as found:
+        assert "the model failed at this answer" in said(ask(found, LONG), 503)
+    lines = [one.getMessage() for one in caplog.records if one.name.startswith("lorada.")]
+    assert sorted(lines)[1:] == ["a request failed: a card fell off the bus"]
+    assert sorted(lines)[0].startswith("503 /v1/completions model=llama")
 
 
 def test_the_log_has_a_line_a_request_without_its_text(usual, caplog):

@@ -67,7 +67,7 @@ class OneByOne:
         settings = {**self._settings, "do_sample": False, "max_new_tokens": ask.most}
         if ask.sampled:
             settings |= {"do_sample": True, "temperature": ask.temperature, "top_p": ask.top_p}
-            settings["num_beams"] = 1
+            settings |= {"num_beams": 1, "top_k": 0}
         if settings["num_beams"] == 1:
             settings["streamer"] = sender
         if "stop_strings" in settings:
