@@ -3,8 +3,6 @@
 Each number is a mean over seeds with its spread, from ``result.json`` files.
 """
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,22 +12,12 @@ from typing import Any
 
 import yaml
 
+from lorada.report.tables import NOTHING, csv_table, latex_table, markdown_table
+
 NOT_FROM_THE_PAPER = "not from the paper"  # how a result's ``settings_from`` begins if they are not
-NOTHING = "–"  # text of a cell without a number
+TEXTS = 3  # columns before the numbers
 MEAN = "mean"
 AVERAGE = "avg"  # the name of the paper's own column of means
-# Characters that LaTeX reads as commands or that its text fonts lack.
-LATEX = str.maketrans({
-    **{sign: f"\\{sign}" for sign in "&#{}_%$"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "\\": r"\textbackslash{}",
-    NOTHING: "--",
-    "¬": r"$\neg$",
-    "<": "$<$",
-    "±": r"$\pm$",
-})  # fmt: skip
-
 
 Columns = dict[str, tuple[str, str | None]]  # name → (task, metric), None for the first metric
 
@@ -182,22 +170,13 @@ def header_of(page: Page) -> list[str]:
 def markdown(page: Page) -> str:
     """The page as a Markdown section."""
     lines = [f"## {page.title}", "", *(f"- {note}" for note in page.notes), ""]
-    header = header_of(page)
-    lines += [bar(header), "|" + "---|" * 3 + "--:|" * (len(header) - 3)]
-    lines += [bar(cells(page, line)) for line in page.lines]
+    lines += markdown_table(header_of(page), [cells(page, line) for line in page.lines], TEXTS)
     return "\n".join([*lines, ""])
-
-
-def bar(cells: Sequence[str]) -> str:
-    """A line of a Markdown table."""
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def comma_separated(page: Page) -> str:
     """The page as CSV: one line for each number, with every seed's value."""
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(["method", "from", "trained", "column", "mean", "std", "values"])
+    rows: list[list[object]] = []
     for line in page.lines:
         for name in page.columns:
             values = line.scores.get(name)
@@ -206,28 +185,11 @@ def comma_separated(page: Page) -> str:
             std = statistics.stdev(values) if len(values) > 1 else line.spread.get(name, "")
             every = " ".join(f"{v:.4f}" for v in values) if line.source == "ours" else ""
             mean = statistics.fmean(values)
-            writer.writerow([line.label, line.source, line.percent, name, mean, std, every])
-    return out.getvalue()
+            rows.append([line.label, line.source, line.percent, name, mean, std, every])
+    return csv_table(["method", "from", "trained", "column", "mean", "std", "values"], rows)
 
 
 def latex(page: Page) -> str:
-    """The page as a LaTeX ``tabular`` for booktabs, with the notes as comments above it."""
-    header = header_of(page)
-    lines = [f"% {' '.join(note.split())}" for note in page.notes]
-    lines += [rf"\begin{{tabular}}{{lll{'r' * (len(header) - 3)}}}", r"\toprule"]
-    lines += [_ampersands(header), r"\midrule"]
-    lines += [_ampersands(cells(page, line)) for line in page.lines]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def _ampersands(cells: list[str]) -> str:
-    return f"{' & '.join(latex_cells(cells))} \\\\"
-
-
-def latex_cells(cells: Sequence[str]) -> list[str]:
-    """The cells of a line for LaTeX.
-
-    LaTeX would read a leading [ or * as an argument of the line break before it.
-    """
-    first, *rest = (cell.translate(LATEX) for cell in cells)
-    return [f"{{}}{first}" if first.startswith(("[", "*")) else first, *rest]
+    """The page as a LaTeX ``tabular``, with the notes as comments above it."""
+    rows = [cells(page, line) for line in page.lines]
+    return latex_table(header_of(page), rows, TEXTS, page.notes)

@@ -8,7 +8,8 @@ import numpy as np
 from lorada.report.comparison.read import Candidate, Run
 from lorada.report.comparison.statistics import interval
 from lorada.report.comparison.summary import Search, Trial
-from lorada.report.render import NOTHING, main_metric
+from lorada.report.render import main_metric
+from lorada.report.tables import NOTHING
 
 
 def facts_of(candidate: Candidate) -> dict[str, Any]:

@@ -9,19 +9,14 @@ from urllib.parse import quote
 from lorada.report.comparison.facts import rates_text
 from lorada.report.comparison.summary import Baseline, Line, Summary
 from lorada.report.comparison.verdict import LOSSES
-from lorada.report.render import NOTHING, bar, latex_cells
-from lorada.support.errors import needs_extra
+from lorada.report.tables import NOTHING, csv_table, latex_table, markdown_table
 from lorada.support.files import json_text, write_atomic
 
 ABOVE = "*"  # behind the parameters of a candidate that is above a budget
 
 
 def write_files(summary: Summary, folder: Path) -> list[Path]:
-    """Write ``report.md``, ``report.csv``, ``report.tex`` and ``report.json`` into a folder.
-
-    Raises:
-        ImportError: if pandas is missing, naming the extra.
-    """
+    """Write ``report.md``, ``report.csv``, ``report.tex`` and ``report.json`` into a folder."""
     texts = {
         "md": markdown(summary),
         "csv": comma_separated(summary),
@@ -105,37 +100,20 @@ def markdown(summary: Summary) -> str:
 
 
 def comma_separated(summary: Summary) -> str:
-    """The lines as CSV, with all fields of ``Line``."""
-    with needs_extra("compare"):
-        import pandas
-
+    """The lines as CSV, with all fields of ``Line``; of seeds and rates, blanks between."""
     rows = [
-        {**asdict(line), **{k: " ".join(map(str, getattr(line, k))) for k in ("seeds", "rates")}}
+        [" ".join(map(str, v)) if isinstance(v, tuple) else v for v in asdict(line).values()]
         for line in summary.lines
     ]
-    frame = pandas.DataFrame(rows, columns=list(Line.__dataclass_fields__))
-    frame["trainable"] = frame["trainable"].astype("Int64")  # whole numbers, though some lack one
-    text: str = frame.to_csv(index=False)
-    return text
+    return csv_table(list(Line.__dataclass_fields__), rows)
 
 
 def latex(summary: Summary) -> str:
-    """The table as a LaTeX ``tabular`` for booktabs, with the verdict as a comment above it."""
-    with needs_extra("compare"):
-        import pandas
-
+    """The table as a LaTeX ``tabular``, with the verdict as a comment above it."""
     found = columns(summary)
-    cells = [
-        latex_cells([_one_line(show(line)) for show in found.values()])
-        for line in summary.lines
-        if line.score is not None
-    ]
-    frame = pandas.DataFrame(cells, columns=latex_cells(list(found)))
-    table: str = frame.to_latex(
-        index=False, escape=False, column_format="l" + "r" * (len(found) - 1)
-    )
-    said = [summary.verdict, *summary.sentences]
-    return "".join(f"% {_one_line(sentence)}\n" for sentence in said) + table
+    scored = [line for line in summary.lines if line.score is not None]
+    rows = [[show(line) for show in found.values()] for line in scored]
+    return latex_table(list(found), rows, 1, [summary.verdict, *summary.sentences])
 
 
 def digits_of(summary: Summary) -> int:
@@ -144,8 +122,8 @@ def digits_of(summary: Summary) -> int:
 
 
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    rule = "|---|" + "--:|" * (len(header) - 1)
-    return [bar(header), rule, *(bar([_plain(cell) for cell in row]) for row in rows), ""]
+    plain = [[_plain(cell) for cell in row] for row in rows]
+    return [*markdown_table(header, plain, 1), ""]
 
 
 def _bullets(sentences: Any) -> list[str]:
@@ -186,10 +164,6 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
 def _plain(text: str) -> str:
     """The text in one line, with no tag for Markdown to read."""
-    return _one_line(text).replace("&", "&amp;").replace("<", "&lt;")
+    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
