@@ -18,13 +18,17 @@ INSTALL_TORCH = $(PIP) install -q --retries 0 --timeout 15 --index-url $(CPU_IND
 	|| $(PIP) install torch
 endif
 
-.PHONY: quickstart test test-all test-vllm bench-vllm kernels check docs format pages bench bench-peers bench-check bench-scale clean
+.PHONY: quickstart test test-more test-all test-vllm bench-vllm kernels check docs format pages bench bench-peers bench-check bench-scale clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/lorada quickstart --overwrite --output runs/quickstart
 
+# Every contract once, in five minutes on two cores; test-more has what that leaves out.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not more"
+
+test-more: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "more and not slow and not gpu"
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 -m "not gpu" --durations=20
@@ -58,7 +62,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2
+	$(MAKE) test
 
 # The documentation site, into site/. Fails on a warning and on a broken link.
 docs: $(VENV)/.installed-docs

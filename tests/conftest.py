@@ -17,6 +17,7 @@ import pytest
 import torch
 from double import in_double
 from jaxtyping import install_import_hook
+from tiers import mark_second_tier
 from torch import Tensor
 from transformers import (
     BertConfig,
@@ -154,7 +155,8 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest test, so that no worker waits for it at the end."""
+    """Choose the tier of each; begin with the longest test, so that no worker waits at the end."""
+    mark_second_tier(items)
     items.sort(key=lambda item: "test_peft_suite" not in item.nodeid)
 
 
