@@ -13,13 +13,13 @@ import queue_jobs as work
 from paths import ROOT
 from queue_jobs import job
 
+from lorada.experiments.queue.engine import Workers
 from lorada.experiments.queue.job import JOB_FILE, HeldError, run_job
-from lorada.experiments.queue.local import OneAtATime, Workers
 from lorada.experiments.queue.queue import run_queue
 from lorada.runs.folder.lock import LOCK_FILE, locked
 
 pytestmark = pytest.mark.apart
-ENGINES = {"one at a time": OneAtATime, "two workers": partial(Workers, 2)}
+ENGINES = {"one at a time": Workers, "two workers": partial(Workers, 2)}
 
 
 @pytest.fixture(autouse=True)
@@ -76,19 +76,19 @@ def test_a_job_that_another_process_holds_is_held_until_that_process_ends(tmp_pa
     found = {}
 
     def other_queue():
-        found.update(run_queue(mine[:1], OneAtATime(), report=print))
+        found.update(run_queue(mine[:1], Workers(), report=print))
 
     other = threading.Thread(target=other_queue)
     other.start()
     work.started(tmp_path, "a")
-    outcomes = run_queue(mine, OneAtATime(), report=print)
+    outcomes = run_queue(mine, Workers(), report=print)
     assert statuses(outcomes) == ["held", "done"]
     owner = (tmp_path / "a" / JOB_FILE).read_text()
     assert outcomes["a"].error.startswith(f"{tmp_path / 'a'} is being trained by process {owner}:")
     free.touch()
     other.join()
     assert statuses(found) == ["done"]
-    assert statuses(run_queue(mine, OneAtATime(), report=print)) == ["kept", "kept"]
+    assert statuses(run_queue(mine, Workers(), report=print)) == ["kept", "kept"]
     assert (tmp_path / "a" / "written").read_text().count("a") == 1
 
 
@@ -132,7 +132,7 @@ COMMAND = """
 import lorada_cli, sys
 from pathlib import Path
 from queue_jobs import job, save_on_interrupt
-from lorada.experiments.queue.local import Workers
+from lorada.experiments.queue.engine import Workers
 from lorada.experiments.queue.queue import run_queue
 try:
     jobs = [job(Path(sys.argv[1]), name, save_on_interrupt) for name in "abc"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from lorada.report.comparison.read import Candidate, Results
 from lorada.report.comparison.statistics import ALPHA, detectable
 from lorada.report.comparison.summary import Baseline, Line, Search
+from lorada.support.duration import duration
 
 LOSSES = "perplexity"  # the metric of rows whose score is minus their loss in nats, not percent
 NAMED = 6  # labels that a sentence names at most
@@ -140,7 +141,7 @@ def limits(
         ended = [(search.pruned, "stopped early"), (search.diverged, "diverged")]
         rest = "".join(f", {count} of them {how}" for count, how in ended if count)
         trials = _counted(search.trials, "trial")
-        yield f"The search for learning rates took {_duration(search.seconds)}: {trials}{rest}."
+        yield f"The search for learning rates took {duration(search.seconds)}: {trials}{rest}."
 
 
 def _incomplete(results: Results) -> Iterator[str]:
@@ -208,9 +209,3 @@ def _counted(count: int, what: str) -> str:
 def _listed(labels: Sequence[str]) -> str:
     more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
     return ", ".join(labels[:NAMED]) + more
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
