@@ -167,11 +167,10 @@ def warm_up():
     import matplotlib
     import safetensors.torch  # noqa: F401
     import torch
+    from here import Here
 
     import lorada.report.figures
     import lorada.runs.training.train  # noqa: F401
-    from here import Here
-
     from lorada.experiments import own_process
 
     # The trials of a search in this process, whose write points are watched.
