@@ -119,12 +119,11 @@ class Processes:
         Raises:
             KeyboardInterrupt: if this process was interrupted.
         """
-        ended = None
-        while ended is None and not self._interrupted:
+        while not self._interrupted:
             ended = self._next_end()
-        if ended is None:
-            raise KeyboardInterrupt
-        return ended
+            if ended is not None and not self._interrupted:
+                return ended
+        raise KeyboardInterrupt
 
     def close(self) -> None:
         """Interrupt the functions that still run, and wait until they have saved."""
