@@ -106,6 +106,9 @@ def write_made_up(folder: Path, *, rows: int = 200, seeds: tuple[int, ...] = (1,
         method = METHODS[one["method"]]
         place = f"{one['method']}/{one['trainable']}"
         search(folder / "trials" / place, random)
+        for turn in (1, 2):
+            seconds = {"seconds_per_step": 0.7 + one["trainable"] / 1e6 + turn / 10}
+            write(folder / "times" / place / f"turn{turn}.json", seconds)
         right = method.right[method.trainable.index(one["trainable"])]
         taste = random.normal(0, 0.8, rows)  # rows that suit this method
         for seed in seeds:
@@ -130,14 +133,14 @@ def write_made_up(folder: Path, *, rows: int = 200, seeds: tuple[int, ...] = (1,
 
 
 def search(folder: Path, random: np.random.Generator) -> None:
-    """Write the search for a learning rate: four trials, one of them pruned."""
+    """Write the search for a learning rate: four trials, one of them stopped."""
     trials = [
         {
             "number": number, "rate": float(rate), "loss": 0.6 + number / 9,
             "steps": 15 if number == 2 else 45, "pruned": number == 2, "diverged": False,
             "seconds": float(random.uniform(20, 40)),
         }
-        for number, rate in enumerate((2e-4, 6e-4, 2e-2, 1e-3))
+        for number, rate in enumerate((2e-4, 6e-4, 2e-2, 1e-4))
     ]  # fmt: skip
     found = {"default": 2e-4, "range": [1e-5, 1e-1], "rate": 2e-4, "trials": trials}
     write(folder / "search.json", found)

@@ -9,6 +9,7 @@ from lorada.report.comparison.summary import (
     Line,
     Search,
     Summary,
+    Trial,
 )
 
 METHODS = ("lora", "dora", "ia3", "vera", "lmam", "lorada_la", "lora+lmam")
@@ -64,6 +65,7 @@ def made_up_summary(
             "export": "lorada export best",
         },
         search=Search(seconds=1626, trials=28, pruned=7, diverged=1),
+        tried={label: tried(number) for number, label in enumerate(labels)},
         hardware=("AMD EPYC, 2 cores",),
         versions={"lorada": "0.1.0", "torch": "2.13.0"},
         notes=("runs/dora/9/seed3: the loss became NaN at step 40",),
@@ -83,8 +85,22 @@ def made_up_line(label, method, budget, number, size, seeds, random_of):
         p_best=random_of.random(), metric="exact_match", value=score,
         adapter_mb=4 * trainable / 1e6, peak_memory_gib=random_of.uniform(1.4, 2.0),
         seconds_per_step=random_of.uniform(0.2, 0.5), mergeable=number % 3 != 0,
-        forgetting=random_of.gauss(0.05, 0.04), rate=2e-4 * (number + 1),
+        forgetting=random_of.gauss(0.05, 0.04), rates=(2e-4 * (number + 1),),
     )  # fmt: skip
+
+
+def tried(number):
+    """A search of five rates; the best may be at an end, others may be stopped or diverge."""
+    best = number % 5
+    return [
+        Trial(
+            10.0 ** (-4 + place / 2),
+            None if (place, best) == (4, 1) else 0.5 + (place - best) ** 2,
+            stopped=abs(place - best) > 2, chosen=place == best,
+            at_edge=place == best and best in (0, 4), search=0,
+        )
+        for place in range(5)
+    ]  # fmt: skip
 
 
 def loss_curve(number, steps, random_of):

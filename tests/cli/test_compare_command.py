@@ -59,6 +59,11 @@ MISTAKES = {
     "a budget that is no number": ({"budget": "much"}, "budget 'much' is neither a share"),
     "a budget of nothing": ({"budget": "0"}, "budget '0' is neither a share"),
     "a budget below all": ({"budget": "100%,3"}, "--budget 3 is below the smallest size of every"),
+    "another search": ({"search": "twice"}, "unknown --search 'twice'; known: each-seed, once"),
+    "a search without trials": (
+        {"search": "each-seed", "trials": 0},
+        "--search each-seed and --trials 0 exclude each other",
+    ),
     "another reference": ({"against": "dora"}, "--against dora is not compared: add it to"),
     "no held-out rows": ({"held_out": None}, "scores on held-out rows: pass --held-out FILE"),
     "an empty file": ({"held_out": "empty.jsonl"}, "empty.jsonl has no rows"),
@@ -299,11 +304,11 @@ def test_the_dry_run_measures_every_candidate_and_writes_nothing(call, place, tm
     runnable = [row for row in found["candidates"] if row["reason"] is None]
     assert {row["method"] for row in runnable} == {"lora", "lmam"}
     for row in runnable:
-        assert row["runs"] == 2 + 2
+        assert row["runs"] == 2 + 3 + 2  # with three trials beyond an end, if it comes to that
         assert row["seconds_per_step"] > 0
         assert row["peak_memory_bytes"] > 0
-        assert row["seconds"] == pytest.approx(4 * 2 * row["seconds_per_step"])
-    assert found["jobs"] == 4 * len(runnable)
+        assert row["seconds"] == pytest.approx(7 * 2 * row["seconds_per_step"])
+    assert found["jobs"] == 7 * len(runnable)
     assert found["seconds"] == pytest.approx(sum(row["seconds"] for row in runnable))
     assert any(row["method"] == "bitfit" and row["reason"] for row in found["candidates"])
 

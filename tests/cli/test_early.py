@@ -59,6 +59,12 @@ MISTAKES = {
     "chat with a class": (["chat", "labelled"], "labelled is a classifier of y and writes no text"),
     "serve no run": (["serve", "none"], "none is not a run"),
     "serve a class": (["serve", "labelled"], "labelled is a classifier of y and writes no text"),
+    "serve with an empty key": (["serve", "run", "--api-key", ""], "--api-key is empty, or has a"),
+    "serve with a key no client can send": (
+        ["serve", "run", "--api-key", "schlüssel"],
+        "--api-key is empty, or has a",
+    ),
+    "serve for ever": (["serve", "run", "--timeout", "inf"], "--timeout inf has no end"),
     "chat with one twice": (["chat", "run", "run"], "run is given twice"),
     "chat on two bases": (["chat", "run", "other"], "was trained on llama and other on wide"),
     "no rows to score": (["evaluate", "run"], "no data: pass --data FILE"),

@@ -98,7 +98,7 @@ def test_a_finished_job_is_never_started_again():
     assert engine.started == ["b", "x", "e"]
     assert [name for name, o in outcomes.items() if o.status == "kept"] == ["a", "c", "d"]
     assert said[0] == "2 of 6 jobs were done before"
-    assert "[5/6] d: done by another process" in said
+    assert "[5/6] d: nothing left to do" in said
 
 
 def test_a_held_job_is_tried_again_after_all_others_and_then_left():

@@ -34,8 +34,6 @@ def commands(block):
         words = shlex.split(line, comments=True)
         if words[:1] != ["lorada"] or words[1] == "run" or "--serve" in words:  # these are servers
             continue
-        if "executorch" in words:  # an extra that is not in `dev`
-            continue
         # A table that is trained takes minutes: here it is only planned.
         trained = words[1] == "table" and words[2] not in ("2", "3")
         yield [*words, "--dry-run"] if trained and "--dry-run" not in words else words

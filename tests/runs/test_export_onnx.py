@@ -23,7 +23,7 @@ from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 
-for package in checks.GRAPHS["onnx"]:
+for package in checks.ONNX_PACKAGES:
     pytest.importorskip(package, reason=f"{package} is missing: pip install 'lorada[onnx]'")
 
 # A rate at which a few steps change every logit.
@@ -95,7 +95,7 @@ def test_the_graph_of_a_classifier_answers_as_the_run_does(place, tmp_path, call
     target = tmp_path / "graph"
     code, out, err = call("export", run, target, "--format", "onnx")
     assert code == 0, err
-    assert re.search(r"onnx opset \d+; merged LORA; in the graph LMAM", out)
+    assert re.search(r"ONNX opset \d+; merged LORA; in the graph LMAM", out)
     assert re.search(r"differ from torch's by at most .*; the adapter changes them by up to", out)
     assert f"next: cat {target}/README.md" in out
     names = {}
@@ -189,7 +189,7 @@ def test_a_model_that_cannot_be_traced_is_refused_in_one_line(
     monkeypatch.setattr(graph_trace, "free_sizes", lambda *_: {"no such input": {}})
     code, _, err = call("export", finished, tmp_path / "graph", "--format", "onnx")
     assert code == 2
-    assert re.match(r"error: transformers \S+ cannot export this llama model to onnx \(", err)
+    assert re.match(r"error: transformers \S+ cannot export this llama model to ONNX \(", err)
     assert err.count("\n") == 1
     assert folder_of(tmp_path) == []
 
@@ -320,6 +320,6 @@ def test_the_example_of_a_card_needs_neither_torch_nor_lorada(finished, tmp_path
 
 def test_the_guide_has_the_example_of_the_card():
     page = (ROOT / "docs/guides/graphs.md").read_text()
-    written = {"format": "onnx", "labels": [], "inputs": {"input.cache": ()}}
+    written = {"labels": [], "inputs": {"input.cache": ()}}
     code = example("my-graph", written, ["tokenizer.eos_token_id"]).replace("'", "")
     assert code in page.replace("'", "")

@@ -1,5 +1,6 @@
 """The server answers as ``lorada generate`` does, whole and streamed, for each run and the base."""
 
+import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ from lorada.runs.inference.generate import continue_prompts, generate
 from lorada.runs.inference.load import load_run
 from lorada.runs.serving import shared_model
 from lorada.runs.serving.app import Server
+from lorada.runs.serving.engine import Ask
 from lorada.runs.serving.limits import Limits
 from lorada.runs.serving.one_by_one import OneByOne
 from lorada.runs.serving.served import open_served
@@ -22,6 +24,8 @@ from lorada.tuners.lmam import LmamLayer
 TOGETHER = ("mine.v1", "talk", "lora", "bottleneck", "prefix")
 QUESTION = "1 + 1 ="
 BASE = "llama"
+# The smallest number, one that is 0 in fp32, and one whose quotients are infinite there.
+COLD = (5e-324, 1e-300, 1e-40)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +92,34 @@ def test_what_cannot_be_batched_is_answered_one_after_the_other(name, place):
             with pytest.raises(openai.BadRequestError, match="is not batched and has no log-prob"):
                 complete(client, name, logprobs=0)
             assert complete(client, name, temperature=1.0, max_tokens=20) != whole
+        for cold in COLD:
+            assert complete(client, name, temperature=cold) == whole
+        if name == "seq2seq":  # its prompt and its answer have 64 positions each
+            assert client.completions.create(model=name, prompt=[5] * 64, max_tokens=64)
+            with pytest.raises(openai.BadRequestError, match="a prompt of 65 tokens does not fit"):
+                complete(client, name, [5] * 65)
+            with pytest.raises(openai.BadRequestError, match="an answer of 65 does not fit"):
+                complete(client, name, max_tokens=65)
+
+
+def test_drawing_draws_from_all_tokens_also_one_after_the_other(place, monkeypatch):
+    engine = open_served([trained(place, "beams")])["beams"].engine
+    base = engine._shared.base
+    kept = base.forward
+
+    def nearly_even(*args, **kwargs):
+        found = kept(*args, **kwargs)
+        found.logits = torch.arange(found.logits.shape[-1]).expand_as(found.logits) * -1e-4
+        return found
+
+    async def drawn():
+        async for progress in engine.write(Ask([5], 40, temperature=1.0)):
+            ids = progress.ids
+        return ids
+
+    monkeypatch.setattr(base, "forward", nearly_even)
+    assert max(asyncio.run(drawn())) > 100  # transformers' own limit is the likeliest 50
+    engine.stop()
 
 
 def test_requests_that_wait_for_another_are_answered_or_dropped(place):
@@ -178,7 +210,23 @@ def test_sampling_draws_and_a_tiny_share_draws_the_likeliest(client):
     drawn = {complete(client, "lora", temperature=1.5, max_tokens=20) for _ in range(4)}
     assert len(drawn) > 1
     greedy = complete(client, "lora", max_tokens=20)
-    assert complete(client, "lora", temperature=1.5, top_p=1e-6, max_tokens=20) == greedy
+    for share in (1e-6, 1e-40, 5e-324):
+        assert complete(client, "lora", temperature=1.5, top_p=share, max_tokens=20) == greedy
+
+
+@pytest.mark.parametrize("cold", COLD)
+def test_a_temperature_near_zero_draws_the_likeliest_and_harms_no_other_request(cold, client):
+    options = {"temperature": cold, "max_tokens": 20}
+    other = client.completions.create(
+        model="talk", prompt=QUESTION, stream=True, temperature=1.5, max_tokens=100
+    )
+    begun = next(iter(other))
+    assert complete(client, "talk", **options) == complete(client, "talk", max_tokens=20)
+    found = chat(client, "talk", logprobs=True, **options)
+    assert found.message.content == chat(client, "talk", max_tokens=20).message.content
+    assert all(token.logprob <= 0 for token in found.logprobs.content)
+    *_, last = [begun, *other]
+    assert last.choices[0].finish_reason in ("stop", "length")
 
 
 def test_answers_asked_for_together_are_those_asked_for_alone(place):

@@ -2,15 +2,20 @@
 
 import http.client
 import json
+import logging
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
 from servers import running, trained, until
 
+from lorada.runs.serving import app
 from lorada.runs.serving.app import Server
+from lorada.runs.serving.engine import EngineFailed
 from lorada.runs.serving.limits import Limits
+from lorada.runs.serving.prompts import asks_of
 from lorada.runs.serving.served import open_served
 
 BASE = "llama"
@@ -33,6 +38,12 @@ def ask(found, body, path=COMPLETE, **options):
     return httpx2.post(found.url + path, json=body, timeout=60, **options)
 
 
+def connected(found):
+    """A connection to a server, for what no client sends."""
+    host, port = found.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
 def said(response, status):
     """The one line of a refusal."""
     assert response.status_code == status
@@ -44,11 +55,11 @@ def said(response, status):
 
 
 REFUSED = {
-    "no json": (b"{", "Invalid JSON"),
-    "no object": (b"[]", "object"),
-    "no text": (b"\xff\xfe", "Invalid JSON"),
-    "no model": (b'{"prompt": "a"}', "model: field required"),
-    "no prompt": ({"model": BASE}, "prompt: must be a text"),
+    "no json": (b"{", "the request is not JSON: EOF"),
+    "no object": (b"[]", "the request must be one JSON object; it is []"),
+    "no text": (b"\xff\xfe", "the request is not JSON"),
+    "no model": (b'{"prompt": "a"}', "model: is missing; it must be a name"),
+    "no prompt": ({"model": BASE}, "prompt: is missing; it must be a text"),
     "an empty prompt": ({"prompt": ""}, "a prompt is empty"),
     "no prompts": ({"prompt": []}, "there is no prompt"),
     "half a character": (
@@ -58,22 +69,25 @@ REFUSED = {
     "an unknown token": ({"prompt": [[5], [10**6]]}, "1000000 is no token of this model"),
     "a negative token": (
         {"prompt": [-1]},
-        "prompt: must be a text, a list of token ids, or a list of either",
+        "prompt: must be a text, a list of token ids, or a list of at most 256 of either; it is [",
     ),
-    "no tokens": ({"max_tokens": 0}, "max_tokens: input should be greater than or equal to 1"),
+    "no tokens": ({"max_tokens": 0}, "max_tokens: must be a whole number from 1"),
     "a text as a number": (
         {"max_tokens": "5"},
-        "max_tokens: input should be a valid integer, not '5'",
+        "max_tokens: must be a whole number from 1, or left out; it is '5'",
     ),
     "too many tokens": ({"max_tokens": 512}, "a prompt of 1 tokens and an answer of 512 does not"),
     "a long prompt": ({"prompt": "a" * 512}, "a prompt of 512 tokens does not fit: there is room"),
-    "heat": ({"temperature": 3}, "temperature: input should be less than or equal to 2"),
+    "heat": ({"temperature": 3}, "temperature: must be a number from 0 to 2"),
     "not a number": (b'{"model": "llama", "prompt": "a", "temperature": NaN}', "temperature"),
-    "two answers": ({"n": 2}, "n: input should be less than or equal to 1"),
+    "two answers": ({"n": 2}, "n: must be 1 or left out, as each prompt has one answer"),
     "a seed": ({"seed": 1}, "seed: must be left out"),
     "a penalty": ({"presence_penalty": 0.5}, "presence_penalty"),
-    "alternatives": ({"logprobs": 5}, "logprobs: input should be less than or equal to 0"),
-    "an unknown field": ({"speed": 9}, "speed: extra inputs are not permitted, not 9"),
+    "alternatives": ({"logprobs": 5}, "logprobs: must be 0 for completions"),
+    "an unknown field": (
+        {"speed": 9},
+        "speed: must be left out, as there is no such field; it is 9",
+    ),
 }
 
 
@@ -88,7 +102,7 @@ def test_what_cannot_be_answered_is_refused_in_one_line(case, usual):
 
 
 REFUSED_CHATS = {
-    "no turns": ({"messages": []}, "messages: list should have at least 1 item"),
+    "no turns": ({"messages": []}, "messages: must be a list of 1 to 10000 turns"),
     "an unknown role": ({"messages": [{"role": "god", "content": "a"}]}, "messages.0.role"),
     "a picture": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
@@ -104,6 +118,31 @@ def test_a_chat_that_cannot_be_answered_is_refused_in_one_line(case, usual):
     body, text = REFUSED_CHATS[case]
     turns = [{"role": "user", "content": "a"}]
     assert text in said(ask(usual, {"model": BASE, "messages": turns, **body}, CHAT), 400)
+
+
+def test_a_prompt_that_takes_long_to_read_keeps_no_other_request_waiting(usual, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*words):
+        begun.set()
+        go_on.wait(timeout=60)
+        return asks_of(*words)
+
+    monkeypatch.setattr(app, "asks_of", slow)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(ask, usual, {**LONG, "max_tokens": 2})
+        try:
+            assert begun.wait(timeout=20)
+            assert httpx2.get(usual.url + "/v1/models", timeout=10).status_code == 200
+        finally:
+            go_on.set()
+        assert answer.result().status_code == 200
+
+
+def test_a_long_token_is_repeated_in_part(usual):
+    message = said(ask(usual, {"model": BASE, "prompt": [10**4000]}), 400)
+    assert message.startswith("1000")
+    assert len(message) < 1000
 
 
 def test_a_tokenizer_without_a_chat_template_is_said(usual, served, monkeypatch):
@@ -122,9 +161,18 @@ def test_unknown_models_addresses_and_methods_are_refused(usual):
 
 def test_a_key_is_asked_for_where_there_is_one(served):
     with running(Server(served, key="s3cret")) as found:
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "s3cret"}):
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "s3cret"},
+            {"Authorization": "Bearer S3CRET"},
+            {"Authorization": "Basic s3cret"},
+        ):
             assert "no valid API key" in said(ask(found, LONG, headers=headers), 401)
             assert said(httpx2.get(found.url + "/v1/models", headers=headers), 401)
+        for scheme in ("bearer", "BEARER", "Bearer "):
+            found_so = {"Authorization": f"{scheme} s3cret"}
+            assert httpx2.get(found.url + "/v1/models", headers=found_so).status_code == 200
         right = {"Authorization": "Bearer s3cret"}
         assert ask(found, {**LONG, "max_tokens": 2}, headers=right).status_code == 200
         assert httpx2.get(found.url + "/v1/models", headers=right).status_code == 200
@@ -137,6 +185,27 @@ def test_a_request_that_is_too_long_is_not_read(served):
             "the request is longer than 100 bytes"
         )
         assert ask(found, {"model": BASE, "prompt": "a", "max_tokens": 2}).status_code == 200
+
+
+def test_a_request_that_says_it_is_too_long_is_refused_before_it_is_sent(served):
+    with running(Server(served, Limits(body=100))) as found:
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+        with connected(found) as client:
+            client.sendall(head % 101)
+            assert client.recv(1000).startswith(b"HTTP/1.1 413")
+            client.sendall(b"a" * 101)  # it may send it all the same, and go on
+            client.sendall(head % 2 + b"{}")
+            received = b""
+            while b"HTTP/1.1 400" not in received:  # the socket has a limited time
+                received += client.recv(1000)
+
+
+def test_a_request_that_does_not_say_its_length_is_counted_while_it_comes(served):
+    with running(Server(served, Limits(body=100))) as found:
+        body = iter([b"a" * 60, b"a" * 60])
+        assert said(httpx2.post(found.url + COMPLETE, content=body), 413)
+        body = iter([b'{"model": "llama", ', b'"prompt": "a", "max_tokens": 2}'])
+        assert httpx2.post(found.url + COMPLETE, content=body).status_code == 200
 
 
 def test_a_longer_answer_than_the_server_writes_is_refused(served):
@@ -165,11 +234,9 @@ def test_a_request_has_a_limited_time(served):
 
 
 def test_a_request_that_is_never_sent_whole_has_a_limited_time(served):
-    with running(Server(served, Limits(seconds=0.3))) as found:
-        host, port = found.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=10) as slow:
-            slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{")
-            assert slow.recv(1000).startswith(b"HTTP/1.1 504")
+    with running(Server(served, Limits(seconds=0.3))) as found, connected(found) as slow:
+        slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{")
+        assert slow.recv(1000).startswith(b"HTTP/1.1 504")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -187,6 +254,25 @@ def test_a_request_that_is_cut_off_frees_its_place(stream, served):
         until(lambda: not at_work(served))
         until(lambda: ask(found, {**LONG, "max_tokens": 1}).status_code == 200)
         until(lambda: 'status="499"} 1.0' in httpx2.get(found.url + "/metrics").text)
+
+
+def test_a_client_that_leaves_before_it_has_sent_its_request_leaves_one_line(served, caplog):
+    caplog.set_level("INFO")
+    with running(Server(served)) as found:
+        logging.getLogger("uvicorn.error").addHandler(caplog.handler)  # its own do not propagate
+        try:
+            with connected(found) as client:
+                client.sendall(
+                    b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{"
+                )
+            until(lambda: caplog.records)
+            assert httpx2.get(found.url + "/v1/models").status_code == 200
+        finally:
+            logging.getLogger("uvicorn.error").removeHandler(caplog.handler)
+    names = ("lorada.", "uvicorn.")
+    lines = [one.getMessage() for one in caplog.records if one.name.startswith(names)]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("499 /v1/completions model=-")
 
 
 def at_work(served) -> int:
@@ -228,6 +314,20 @@ def test_a_batch_that_died_is_made_anew(served, monkeypatch):
         monkeypatch.setattr(base, "forward", kept)
         assert ask(found, {**LONG, "max_tokens": 2}).status_code == 200
         assert httpx2.get(found.url + "/health").status_code == 200
+
+
+def test_an_answer_that_failed_has_two_lines_in_the_log(served, monkeypatch, caplog):
+    async def broken(ask):
+        raise EngineFailed("a card fell off the bus")
+        yield
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(served[BASE].engine, "write", broken)
+    with running(Server(served)) as found:
+        assert "the model failed at this answer" in said(ask(found, LONG), 503)
+    lines = [one.getMessage() for one in caplog.records if one.name.startswith("lorada.")]
+    assert sorted(lines)[1:] == ["a request failed: a card fell off the bus"]
+    assert sorted(lines)[0].startswith("503 /v1/completions model=llama")
 
 
 def test_the_log_has_a_line_a_request_without_its_text(usual, caplog):

@@ -30,8 +30,8 @@ from lorada.tasks.rows import HEADED, Form, resolve
 from lorada.tasks.sources import data_folder
 
 DTYPES = ("float32", "bfloat16", "float16")  # that an export may be written in
-# Formats of an export that are graphs, which are extras, and the packages that they need.
-GRAPHS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "executorch": ("executorch",)}
+FORMATS = "transformers", "onnx"  # of an export
+ONNX_PACKAGES = "onnx", "onnxscript", "onnxruntime"  # of the extra
 SHARD_SIZE = re.compile(r"[1-9]\d*(\.\d+)?(KB|MB|GB|TB)")
 SMALL = 20 * 2**20  # bytes; larger files of rows are not checked early, as they would be read twice
 
@@ -99,10 +99,9 @@ def check_export(
     """
     check_run(folder)
     refuse_target(folder, target)
-    if form not in GRAPHS:
-        if form != "transformers":
-            raise unknown_name("format", form, ["transformers", *GRAPHS])
-    else:
+    if form not in FORMATS:
+        raise unknown_name("format", form, FORMATS)
+    if form == "onnx":
         options = {"--adapter-only": adapter_only, "--dtype": dtype, "--shard-size": shard_size}
         for option, given in options.items():
             if given:
@@ -110,9 +109,9 @@ def check_export(
                     f"{option} is not for --format {form}, which writes the whole model in "
                     "float32: leave one out"
                 )
-        for package in GRAPHS[form]:
+        for package in ONNX_PACKAGES:
             if find_spec(package) is None:
-                raise ImportError(f"{package} is missing: pip install 'lorada[{form}]'")
+                raise ImportError(f"{package} is missing: pip install 'lorada[onnx]'")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
     if shard_size is not None and not SHARD_SIZE.fullmatch(shard_size):

@@ -236,13 +236,15 @@ def _show_report(place: Path, reports: list[Path], *, as_json: bool) -> None:
     for sentence in summary["sentences"]:
         console.print(f"• {sentence}", highlight=False)
     console.print(", ".join(map(str, reports)), highlight=False, soft_wrap=True)
-    train = summary["commands"].get("train")
     see = as_typed("python", "-m", "webbrowser", reports[0])
-    console.print(f"next: {train or see}", highlight=False, soft_wrap=True)
+    following = next(iter(summary["commands"].values()), see)
+    console.print(f"next: {following}", highlight=False, soft_wrap=True)
 
 
 def _table(summary: dict[str, Any]) -> Table:
     """The candidates, the best first."""
+    from lorada.report.comparison.facts import rates_text
+
     shown = Table("method", "score", "group", "p", "parameters", "learning rate")
     for line in summary["lines"]:
         if line["score"] is None:
@@ -256,7 +258,7 @@ def _table(summary: dict[str, Any]) -> Table:
             line["label"], score, line["letter"],
             "" if line["p_against"] is None else f"{line['p_against']:.2g}",
             f"{line['trainable']:,} ({line['percent']:.3f}%){above}",
-            "" if line["rate"] is None else f"{line['rate']:.2g}",
+            rates_text(line["rates"]),
         )  # fmt: skip
     return shown
 

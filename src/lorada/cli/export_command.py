@@ -1,7 +1,7 @@
 """The command ``lorada export``."""
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -35,7 +35,7 @@ def export(
         str | None, typer.Option(help="most bytes of a file of weights, such as 2GB")
     ] = None,
     form: Annotated[
-        str, typer.Option("--format", help="transformers; onnx or executorch: a graph (extras)")
+        str, typer.Option("--format", help="transformers, or onnx: a graph (an extra)")
     ] = "transformers",
     merge: Annotated[Path | None, typer.Option(hidden=True, help="DIR, as it was given")] = None,
     remote: Remote = False,
@@ -56,7 +56,7 @@ def export(
         run, target, adapter_only=adapter_only, dtype=dtype, shard_size=shard_size, form=form
     )
     if form != "transformers":
-        export_as_graph(run, target, form, remote=remote, as_json=as_json)
+        export_as_graph(run, target, remote=remote, as_json=as_json)
         return
     with importing(quiet=as_json):
         from lorada.runs.inference.export import export as export_model
@@ -90,22 +90,20 @@ def say_written(target: Path, written: dict[str, Any], *, adapter_only: bool) ->
     suggest("run", "lm_eval", "--model", "hf", "--model_args", model, "--tasks", "TASKS")
 
 
-def export_as_graph(run: Path, target: Path, form: str, *, remote: bool, as_json: bool) -> None:
+def export_as_graph(run: Path, target: Path, *, remote: bool, as_json: bool) -> None:
     """Write a finished run as a graph, and print how its numbers compare with torch's."""
     with importing(quiet=as_json):
         from transformers.utils import logging
 
         from lorada.runs.inference.graph_export import export_graph
-        from lorada.runs.inference.graph_trace import GraphFormat
     logging.disable_progress_bar()  # the spinner replaces it
     with waiting("tracing the model and comparing the graph with torch", quiet=as_json):
-        written = export_graph(run, target, cast(GraphFormat, form), trust_remote_code=remote)
+        written = export_graph(run, target, trust_remote_code=remote)
     if as_json:
         print_json(written)
         return
     merged, inside = (", ".join(written[key]) or "nothing" for key in ("merged", "adapter"))
-    kind = f"{form} opset {written['opset']}" if written["opset"] else form
-    text = f"{target}: {kind}; merged {merged}; in the graph {inside}"
+    text = f"{target}: ONNX opset {written['opset']}; merged {merged}; in the graph {inside}"
     console.print(text, highlight=False, soft_wrap=True)
     effect = written["effect"]
     changes = "" if effect is None else f"; the adapter changes them by up to {effect:.3g}"

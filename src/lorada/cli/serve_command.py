@@ -41,16 +41,19 @@ def serve(
         import prometheus_client  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
+    from lorada.runs.serving.limits import Limits, refuse_key
+
     recipe = check_writers(runs)
+    limits = Limits(max_body, max_tokens, max_prompts, timeout)
+    if api_key is not None:
+        refuse_key(api_key)
     socket = listen(host, port)
     with loading_model(recipe.model):
         from lorada.runs.serving.app import Server
-        from lorada.runs.serving.limits import Limits
         from lorada.runs.serving.served import open_served
         from lorada.runs.serving.server import serve_until_stopped
 
         served = open_served(runs, cache_tokens=cache_tokens, trust_remote_code=remote)
-    limits = Limits(max_body, max_tokens, max_prompts, timeout)
     if host not in LOOPBACK and not api_key:
         _note(f"anybody who reaches {host} may ask: --api-key KEY asks them for a key")
     address = address_of(socket)
@@ -59,7 +62,7 @@ def serve(
         _note(f"{name}: {one.described.get('method', 'the base alone')}, {how}")
     _note(f"listening at {address}; Ctrl-C or SIGTERM ends it when running requests have ended")
     next_is("curl", f"{address}/v1/models", on=errors)
-    app = Server(served, limits, api_key or None).app()
+    app = Server(served, limits, api_key).app()
     serve_until_stopped(app, socket, limits.seconds)
 
 

@@ -107,7 +107,9 @@ def test_the_search_tries_the_default_first_and_never_reads_a_held_out_row(whole
     for candidate in plan["candidates"]:
         place = folder / "trials" / candidate["method"] / str(candidate["trainable"])
         search = read(place / "search.json")
-        assert [t["rate"] for t in search["trials"]] == rates_to_try(candidate["default_rate"], 2)
+        rates = [trial["rate"] for trial in search["trials"]]
+        assert rates[:2] == rates_to_try(candidate["default_rate"], 2)
+        assert len(rates) == 5 or min(rates) < search["rate"] < max(rates)
         assert search["rate"] == min(search["trials"], key=lambda t: t["loss"])["rate"]
         for trial in (0, 1):
             result = read_result(place / f"trial-{trial}")
@@ -152,6 +154,15 @@ def test_the_verdict_the_reports_and_the_next_command_are_printed(whole):
         assert f"{folder}/report.{kind}" in said
     see = f"python -m webbrowser {folder}/report.html"
     assert f"next: {summary['commands'].get('train', see)}" in said
+
+
+def test_the_time_of_a_step_is_measured_for_all_in_turns_at_the_end(whole):
+    folder, _ = whole
+    for line in read(folder / "report.json")["lines"]:
+        place = folder / "times" / line["method"] / str(line["trainable"])
+        turns = [read(path)["seconds_per_step"] for path in sorted(place.glob("turn*.json"))]
+        assert len(turns) == 2
+        assert line["seconds_per_step"] == min(turns) > 0
 
 
 KILLED_AT = {
@@ -253,6 +264,7 @@ def test_labels_are_compared_too(call, place, tmp_path):
     assert json.loads(out) == read(folder / "report.json")
     found = read(folder / "baselines.json")
     assert "drawn anew" in found["as_it_is"]["reason"]
+    assert "--" not in found["as_it_is"]["reason"]  # nobody has passed an option for it
     assert found["commonest"]["answer"] == "n"
     right = [100.0 * (row["label"] == "n") for row in LABELS[24:]]
     assert found["commonest"]["row_scores"] == right

@@ -5,10 +5,15 @@ from compared import comparison, model_and_rows
 from folders import rows_file
 
 from lorada.experiments.compare.data import read_data
-from lorada.experiments.compare.jobs import commonest_answer
+from lorada.experiments.compare.jobs import (
+    commonest_answer,
+    comparison_jobs,
+    train_and_score,
+)
+from lorada.experiments.compare.learning_rate import run_trial
 from lorada.experiments.compare.plan import make_plan, saved_plan, steps_of
 from lorada.experiments.compare.run import read
-from lorada.runs.data.rows import load_rows
+from lorada.runs.data.rows import load_rows, training_rows
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.train import train
 
@@ -61,13 +66,44 @@ def test_the_steps_are_those_that_the_trainer_counts(place, tmp_path, training):
     assert train(recipe, quiet=True).result["steps"] == steps
 
 
-@pytest.mark.parametrize(("rows", "aside"), [(27, 8), (300, 30), (9000, 100)])
+@pytest.mark.parametrize(("rows", "aside"), [(27, 8), (300, 30), (3000, 300), (9000, 300)])
 def test_a_tenth_of_the_rows_is_set_aside_within_limits(place, rows, aside):
     made = [{"prompt": f"{i}?", "response": str(i)} for i in range(rows)]
     rows_file(place / f"{rows}.jsonl", made)
     asked = comparison(place, f"{rows}.jsonl", methods=["lora"])
     assert read_data(asked, "decoder").dev_rows == aside
     assert read_data(asked.model_copy(update={"trials": 0}), "decoder").dev_rows == 0
+
+
+@pytest.mark.parametrize("search", ["once", "each-seed"])
+def test_a_rate_is_chosen_once_or_with_every_seed_on_rows_of_its_own(place, search):
+    asked = comparison(place, methods=["lora"], seeds=[4, 7], trials=2, search=search)
+    plan = planned(asked)
+    jobs = comparison_jobs(asked, plan, place)
+    trials = [job for job in jobs if job.work.func is run_trial]
+    seeds = [4] if search == "once" else [4, 7]
+    assert len(trials) == 5 * len(seeds)  # two rates, and up to three beyond an end
+    found = {(job.folder.name, job.work.args[0].training["seed"]): job.work.args[0].dev_seed
+             for job in trials}  # fmt: skip
+    count = str(plan.candidates[0].trainable)
+    once = {(count, 4): 0}
+    assert found == (once if search == "once" else {("seed4", 4): 4, ("seed7", 7): 7})
+    for job in jobs:
+        if job.work.func is train_and_score:
+            assert job.work.args[1] == place / "trials" / "lora" / count / (
+                "" if search == "once" else job.folder.name
+            )
+            assert job.after == (trials[4 if job.folder.name == "seed4" else -1].name,)
+
+
+def test_another_dev_seed_sets_other_rows_aside(place):
+    recipe = Recipe(method="lora", model=str(place / "llama"), data=str(place / "train.jsonl"),
+                    output="-", dev_rows=8)  # fmt: skip
+    asides = [
+        training_rows(recipe.model_copy(update={"dev_seed": seed}), "decoder")[1].rows
+        for seed in (0, 0, 1)
+    ]
+    assert asides[0] == asides[1] != asides[2]
 
 
 COMMONEST = {

@@ -29,7 +29,7 @@ def test_scores_and_losses_are_seeds_by_rows_in_the_order_of_the_rows(folder):
     assert lora.scores[0].tolist() == [line["score"] for line in lines]
     assert lora.losses[0].tolist() == [line["loss"] for line in lines]
     assert lora.sizes == "lora.r=2 lora.lora_alpha=4"
-    assert lora.search["rate"] == 2e-4
+    assert [search["rate"] for search in lora.searches] == [2e-4]
 
 
 def test_two_budgets_that_give_one_size_share_a_candidate(folder):

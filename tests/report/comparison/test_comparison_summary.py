@@ -13,7 +13,7 @@ import typer
 from comparison_errors import made_up_scores
 from made_up_comparison import HELD_OUT, write_made_up
 
-from lorada.report.comparison.commands import BESIDE
+from lorada.report.comparison.commands import BESIDE, LONGER
 from lorada.report.comparison.read import Candidate, Results, Run, read_comparison
 from lorada.report.comparison.statistics import interval
 from lorada.report.comparison.summarize import summarize
@@ -35,7 +35,7 @@ def results_of(scores: dict[str, np.ndarray], *, metric="exact_match", baselines
             for seed, line in enumerate(found, 1)
         ]  # fmt: skip
         plan = {"method": name, "budgets": {}, "trainable": 9000 - 1000 * index}
-        candidates.append(Candidate(name, plan, runs, found, found * np.nan, {}, ""))
+        candidates.append(Candidate(name, plan, runs, found, found * np.nan, [], None, ""))
     asked = {"seeds": list(range(1, 1 + max(map(len, scores.values()))))}
     return Results(Path("c"), asked, {}, candidates, rows, baselines or {}, [])
 
@@ -64,43 +64,82 @@ def test_one_method_better_than_all_others_is_taken():
     assert letters == {"dora": "a", "lora": "b", "ia3": "b"}
 
 
-def test_of_methods_that_cannot_be_told_apart_the_highest_is_taken_and_the_smallest_is_named():
+def test_of_methods_that_cannot_be_told_apart_the_cheapest_is_taken_and_the_highest_is_named():
     scores = alike()
     scores["lora"] = np.maximum(scores["lora"], scores["ia3"])  # highest, but not by much
     scores["dora"] = raised(scores["dora"], 0.0) * 0.3
     summary = summarize(results_of({k: scores[k] for k in ("lora", "dora")} | {
         "ia3": np.where(np.arange(ROWS) < 3, 0.0, scores["lora"]),
     }))  # fmt: skip
-    assert summary.best == "lora"
-    assert summary.verdict.startswith("Take lora: it has the highest score, ")
-    assert "1 other candidate cannot be told apart from it; the smallest of these is ia3" in (
-        summary.verdict
+    assert summary.best == "ia3"
+    assert summary.verdict.startswith("Take ia3, with ")
+    assert "lora has the highest score, " in summary.verdict
+    assert (
+        "1 other candidate cannot be told apart from it, and of these ia3 trains the fewest "
+        in (summary.verdict)
     )
-    assert "with 7,000 parameters instead of" in summary.verdict
+    assert "parameters (7,000)." in summary.verdict
     assert "More seeds may show whether the" in summary.verdict
 
 
-def test_the_highest_score_is_taken_where_it_is_also_the_smallest():
+def test_the_highest_score_is_taken_where_it_is_also_the_cheapest():
     scores = alike(2)
     scores["dora"] = scores["lora"].copy()
     scores["dora"][:, :2] = 100.0
     scores["lora"][:, :2] = 0.0
     verdict = summarize(results_of(scores)).verdict
     assert verdict.startswith("Take dora: it has the highest score, ")
-    assert "1 other candidate cannot be told apart from it, and it trains the fewest" in verdict
+    assert verdict.endswith(
+        "1 other candidate cannot be told apart from it, and of these it trains the fewest "
+        "parameters (8,000)."
+    )
 
 
-def test_the_smallest_is_not_named_where_it_scores_below_the_model_as_it_is():
-    scores = alike(2, rows=40)
-    scores["lora"] = np.where(np.arange(40) < 30, 100.0, scores["lora"] * 0)
-    scores["dora"] = np.where(np.arange(40) < 29, 100.0, scores["lora"])
-    scores["ia3"] = np.where(np.arange(40) < 27, 100.0, scores["lora"] * 0)
-    base = {"as_it_is": {"row_scores": [100.0] * 28 + [0.0] * 12}}
-    scores = {name: np.repeat(each[:1], 3, axis=0) for name, each in scores.items()}
-    scores["dora"][:, 29] = 0.0
-    summary = summarize(results_of(scores, baselines=base))
-    assert summary.best == "lora"
-    assert "the smallest of these is dora" in summary.verdict
+def test_candidates_of_one_size_are_told_apart_by_the_time_of_a_step():
+    scores = alike(2)
+    results = results_of({"lora": scores["lora"], "dora": scores["lora"][::-1]})
+    for candidate in results.candidates:
+        candidate.plan["trainable"] = 8000
+    results = dataclasses.replace(results, candidates=[
+        dataclasses.replace(candidate, seconds=seconds)
+        for candidate, seconds in zip(results.candidates, (3.0, 2.0), strict=True)
+    ])  # fmt: skip
+    summary = summarize(results)
+    assert summary.best == "dora"
+    assert "takes the least time for a step (2 s)" in summary.verdict
+
+
+def test_of_two_that_train_the_fewest_the_faster_is_taken():
+    scores = alike(2)
+    results = results_of({"big": scores["lora"], "lora": scores["lora"], "dora": scores["lora"]})
+    for candidate in results.candidates[1:]:
+        candidate.plan["trainable"] = 8000
+    results = dataclasses.replace(results, candidates=[
+        dataclasses.replace(candidate, seconds=seconds)
+        for candidate, seconds in zip(results.candidates, (1.0, 3.0, 2.0), strict=True)
+    ])  # fmt: skip
+    summary = summarize(results)
+    assert summary.best == "dora"
+    assert (
+        "dora trains the fewest parameters (8,000) and takes the least time for a step (2 s)"
+        in summary.verdict
+    )
+
+
+def test_the_cheapest_is_not_taken_where_it_does_not_beat_the_model_as_it_is():
+    random = np.random.default_rng(10)
+    lora = 100.0 * (random.random((3, ROWS)) < 0.62)
+    ia3 = 100.0 * (random.random((3, ROWS)) < 0.56)
+    base = {"as_it_is": {"row_scores": (100.0 * (random.random(ROWS) < 0.5)).tolist()}}
+    summary = summarize(results_of({"lora": lora, "dora": lora[::-1], "ia3": ia3}, baselines=base))
+    p_best, p_untrained = summary.lines[2].p_best, summary.lines[2].p_untrained
+    assert p_best > 0.05 < p_untrained
+    assert summary.best == "dora"  # it trains fewer than lora, and ia3 the fewest
+    assert summary.verdict.startswith("Take dora, with 63.3%: lora has the highest score, 63.3%, ")
+    assert (
+        "of those that also beat the model as it is by more than chance dora trains the fewest"
+        in summary.verdict
+    )
 
 
 def test_two_copies_of_one_method_share_a_letter():
@@ -137,19 +176,103 @@ def test_nothing_beats_the_model_as_it_is():
         "Nothing beats the model as it is, which scores 100.0%: the highest score of a method is "
     )
     assert summary.best == ""
-    assert summary.commands == {}
+    assert list(summary.commands) == [LONGER]
     assert summary.baselines[1].reason == "no answers"
 
 
-def test_a_lead_over_the_commonest_answer_may_be_chance():
-    scores = alike()
-    best = max(scores.values(), key=np.mean)
-    common = np.where(np.arange(ROWS) < 2, 0.0, best.mean(axis=0))
-    baselines = {"commonest": {"answer": "Yes", "row_scores": common.tolist()}}
-    summary = summarize(results_of(scores, baselines=baselines))
-    assert "is better than the commonest answer" in summary.verdict
-    assert "can be chance (p = " in summary.verdict
+def with_losses(results, *losses):
+    """The comparison with these logged training losses in every run."""
+    for candidate in results.candidates:
+        for run in candidate.runs:
+            run.result["history"] = [
+                {"step": step, "loss": loss} for step, loss in enumerate(losses, 1)
+            ]
+    return results
+
+
+def test_no_winner_is_crowned_where_nothing_was_learned():
+    random = np.random.default_rng(15)
+    names = ("lora", "dora", "ia3", "vera", "lmam", "lorada_la", "full")
+    scores = {name: 100.0 * (random.random((3, 150)) < 0.51) for name in names}
+    common = 100.0 * (random.random(150) < 0.5)
+    results = results_of(scores, baselines={
+        "commonest": {"answer": "Yes", "row_scores": common.tolist()},
+    })  # fmt: skip
+    results.plan["steps"] = 24
+    summary = summarize(with_losses(results, 0.69, 0.69, 0.68, 0.68))
+    assert summary.lines[0].score > common.mean()
+    assert summary.best == ""
+    assert summary.verdict.startswith("No method has learned more than chance would show: ")
+    assert "cannot be told from 4" in summary.verdict
+    assert "Its training loss hardly fell: from 0.69 to 0.68. Try more steps" in summary.verdict
+    assert "training.max_steps=96" in summary.commands[LONGER]
+    assert summary.commands[LONGER] in summary.verdict
     assert summary.baselines[1].answer == "Yes"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_method_that_learned_is_taken_and_one_whose_loss_stood_still_has_a_warning(seed):
+    random = np.random.default_rng(seed)
+    scores = {
+        name: 100.0 * (random.random((3, 150)) < right)
+        for name, right in (("lora", 0.8), ("dora", 0.5))
+    }
+    common = 100.0 * (random.random(150) < 0.5)
+    base = {"commonest": {"answer": "Yes", "row_scores": common.tolist()}}
+    for losses, warned in (((0.69, 0.6, 0.4, 0.3), False), ((0.69, 0.69, 0.68, 0.68), True)):
+        summary = summarize(with_losses(results_of(scores, baselines=base), *losses))
+        assert summary.best == "lora"
+        hardly = "The training loss of lora hardly fell, from 0.69 to 0.68: more steps"
+        assert any(each.startswith(hardly) for each in summary.sentences) == warned
+
+
+def test_of_seven_methods_that_learned_nothing_one_is_rarely_taken():
+    random = np.random.default_rng(16)
+    taken = 0
+    for _ in range(100):
+        common = 100.0 * (random.random(100) < 0.5)
+        scores = {f"m{i}": 100.0 * (random.random((3, 100)) < 0.5) for i in range(7)}
+        base = {"commonest": {"answer": "Yes", "row_scores": common.tolist()}}
+        taken += bool(summarize(results_of(scores, baselines=base)).best)
+    assert taken <= 11  # 5 are meant; 12 would be chance once in 250 times
+
+
+def test_all_right_against_all_wrong_with_two_seeds_is_a_difference():
+    scores = {"lora": np.full((2, 12), 100.0), "ia3": np.zeros((2, 12))}
+    summary = summarize(results_of(scores))
+    assert summary.best == "lora"
+    assert [line.letter for line in summary.lines] == ["a", "b"]
+    assert any("exact sign test over rows compares them" in each for each in summary.sentences)
+    assert not any("All runs have the same scores" in each for each in summary.sentences)
+
+
+def searched(results, *, each_seed=False, best=1e-3):
+    """The comparison with a search of three rates for each candidate, or for each of its runs."""
+    for candidate in results.candidates:
+        trials = [
+            {"number": i, "rate": rate, "loss": 1.0 + (rate != best), "seconds": 60.0,
+             "pruned": False, "diverged": False}
+            for i, rate in enumerate((1e-4, 1e-3, 1e-2))
+        ]  # fmt: skip
+        count = len(candidate.runs) if each_seed else 1
+        candidate.searches.extend([{"rate": best, "trials": trials}] * count)
+    results.asked["search"] = "each-seed" if each_seed else "once"
+    return results
+
+
+def test_the_report_says_how_learning_rates_were_chosen_and_which_are_at_an_end():
+    inside = summarize(searched(results_of(alike())))
+    said = " ".join(inside.sentences)
+    assert "Differences are those at the chosen learning rates." in said
+    assert "still the lowest or the highest" not in said
+    assert [trial.chosen for trial in inside.tried["lora"]] == [False, True, False]
+    edge = summarize(searched(results_of(alike()), best=1e-2))
+    assert any("still the lowest or the highest of those tried" in each for each in edge.sentences)
+    assert [trial.at_edge for trial in edge.tried["lora"]] == [False, False, True]
+    anew = summarize(searched(results_of(alike()), each_seed=True))
+    assert any(each.startswith("A learning rate was chosen with every seed") for each in
+               anew.sentences)  # fmt: skip
+    assert {trial.search for trial in anew.tried["lora"]} == {0, 1, 2}
 
 
 def test_baselines_on_other_rows_are_left_out():
@@ -219,13 +342,12 @@ def test_lines_are_sorted_and_have_each_number(folder, summary):
     assert (line.low, line.high) == interval(mine.scores)
     assert line.score == pytest.approx(mine.scores.mean(), rel=TINY)
     assert line.value == pytest.approx(line.score, rel=TINY)
-    # The run of seed 2 was resumed, so that its time says nothing.
-    fresh = [results[i]["wall_time_s"] / results[i]["steps"] for i in (0, 2)]
-    assert line.seconds_per_step == pytest.approx(np.mean(fresh), rel=TINY)
+    turns = [json.loads(path.read_text()) for path in (folder / "times/lora/115200").iterdir()]
+    assert line.seconds_per_step == min(turn["seconds_per_step"] for turn in turns)
     assert line.adapter_mb == pytest.approx(results[0]["adapter_bytes"] / 1e6, rel=TINY)
     assert line.peak_memory_gib == results[0]["peak_memory_bytes"] / 2**30
     assert line.forgetting == pytest.approx(115_200 / 3e6, rel=TINY)
-    assert (line.rate, line.seeds, line.budget, line.above) == (2e-4, (1, 2, 3), "0.1%", False)
+    assert (line.rates, line.seeds, line.budget, line.above) == ((2e-4,), (1, 2, 3), "0.1%", False)
     assert len(summary.histories["lora (0.1%)"]) == 10
 
 
@@ -244,7 +366,7 @@ def test_sentences_say_what_limits_the_verdict(summary):
     said = " ".join(summary.sentences)
     assert "28 of 30 runs are scored" in said
     assert "With 60 rows and 2 to 3 seeds a difference under " in said
-    assert "among all 45 pairs" in said
+    assert "The letters compare all 45 pairs of candidates at once" in said
     assert "Above a budget, because no smaller size of the method exists: vblora." in said
     assert "40 trials, 10 of them stopped early." in said
 

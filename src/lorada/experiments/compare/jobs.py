@@ -92,7 +92,7 @@ def _trial_jobs(
             folder=place,
             done=partial(trial_done, place, number, comparison.trials),
             after=tuple(job.name for job in found[-1:]),
-            reads=_reads(comparison),
+            reads=reads(comparison),
         ))  # fmt: skip
     return found
 
@@ -112,7 +112,7 @@ def _final_jobs(
             folder=run,
             done=partial(is_scored, run),
             after=tuple(job.name for job in trials[-1:]),
-            reads=_reads(comparison, *([search / SEARCH_FILE] if search else [])),
+            reads=reads(comparison, *([search / SEARCH_FILE] if search else [])),
         ))  # fmt: skip
     return found
 
@@ -202,7 +202,7 @@ def base_job(comparison: Comparison, plan: Plan, folder: Path) -> Job | None:
                     work=partial(score_base, run, comparison.trust_remote_code),
                     folder=run,
                     done=(run / BASE_FILE).is_file,
-                    reads=_reads(comparison),
+                    reads=reads(comparison),
                 )
     return None
 
@@ -212,11 +212,14 @@ def score_base(run: Path, trust_remote_code: bool, *, report: Report) -> None:
     report("scoring")
     with only_reports():
         loaded = load_run(run, trust_remote_code=trust_remote_code)
-        try:
-            metrics = _score(loaded, base=True)
-        except ValueError as error:  # its head is drawn at random
-            write_atomic(run / BASE_FILE, json_text({"reason": str(error)}) + "\n")
+        if loaded.drawn:
+            reason = (
+                f"{loaded.recipe.model} has no {min(loaded.drawn)}, which is drawn anew at each "
+                "load, so scores without training would be random"
+            )
+            write_atomic(run / BASE_FILE, json_text({"reason": reason}) + "\n")
             return
+        metrics = _score(loaded, base=True)
     names = [f"{name} (base)" for name in metrics]
     scores = [line["score"] for line in read_predictions(run) if line["rows"] in names]
     found = {"row_scores": scores, "metrics": read_result(run)["metrics"][names[0]]}
@@ -251,6 +254,6 @@ def commonest_answer(rows: Rows) -> Any:
     return Counter(answers).most_common(1)[0][0]
 
 
-def _reads(comparison: Comparison, *more: Path) -> tuple[Path, ...]:
+def reads(comparison: Comparison, *more: Path) -> tuple[Path, ...]:
     """The files and folders that a job reads, besides its own."""
     return (*shared_recipe(comparison).local_paths().values(), *more)

@@ -1,8 +1,11 @@
-"""Measures a few training steps of each candidate, and says what a comparison would take.
+"""Measures a few training steps of each candidate, before a comparison and at its end.
 
-``lorada compare --dry-run`` prints it. The steps are real: in a process of its own, with the model
-and the longest rows. So times and memory of training are upper bounds, but for the scoring, which
-is not measured.
+The steps are real: in a process of its own, with the model. ``lorada compare --dry-run`` measures
+the longest rows and says what a comparison would take. So times and memory of training are upper
+bounds, but for the scoring, which is not measured.
+
+At the end of a comparison all candidates are measured in turns, on the first rows, with nothing
+else of the comparison beside them. The trainings' own times would depend on what ran beside each.
 """
 
 import json
@@ -10,16 +13,17 @@ import tempfile
 import time
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorada.experiments import own_process
-from lorada.experiments.compare.jobs import comparison_jobs
+from lorada.experiments.compare.jobs import comparison_jobs, reads
 from lorada.experiments.compare.plan import Candidate, Plan
 from lorada.experiments.compare.spec import Comparison
-from lorada.experiments.queue.job import Report
+from lorada.experiments.queue.job import Job, Report
 from lorada.experiments.queue.queue import last_line
 from lorada.experiments.queue.simulate import makespan
 from lorada.runs.data.rows import Rows
@@ -28,9 +32,12 @@ from lorada.runs.prepare import prepare_training
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.checkpointing import decided
 from lorada.runs.training.setup import set_up
+from lorada.support.files import json_text, write_atomic
 from lorada.support.progress import only_reports
 
 STEPS = 3  # the first does not count, as it is slower than those after it
+TURNS = 2  # at the end; the fastest counts, since other work can only slow a step down
+TIMES = "times"  # the folder of a comparison that has them
 
 
 def estimate(comparison: Comparison, plan: Plan, slots: int, report: Report) -> dict[str, Any]:
@@ -56,7 +63,7 @@ def estimate(comparison: Comparison, plan: Plan, slots: int, report: Report) -> 
         reason = candidate.reason
         if reason is None:
             report(f"measuring {STEPS} steps of {candidate.name}")
-            work = partial(measure_steps, _recipe(comparison, plan, candidate))
+            work = partial(measure_steps, _recipe(comparison, plan, candidate), longest=True)
             try:
                 found = own_process.call(work)
             except Exception as error:  # of any class, as in a run
@@ -90,23 +97,54 @@ def _recipe(comparison: Comparison, plan: Plan, candidate: Candidate) -> Recipe:
     ).model_copy(update={"eval_data": None})
 
 
-def measure_steps(recipe: Recipe) -> dict[str, Any]:
-    """Train a few steps on the longest rows, in this process; nothing is kept.
+def time_jobs(comparison: Comparison, plan: Plan, folder: Path) -> list[Job]:
+    """The jobs that measure the time of a step, in turns and one after another."""
+    found: list[Job] = []
+    for turn in range(1, TURNS + 1):
+        for candidate in plan.runnable:
+            path = folder / TIMES / candidate.path / f"turn{turn}.json"
+            found.append(Job(
+                name=f"{candidate.name} time of a step, turn {turn}",
+                work=partial(keep_time, _recipe(comparison, plan, candidate), path),
+                folder=path.parent,
+                done=path.is_file,
+                after=tuple(job.name for job in found[-1:]),
+                reads=reads(comparison),
+            ))  # fmt: skip
+    return found
+
+
+def keep_time(recipe: Recipe, path: Path, *, report: Report) -> None:
+    """Measure the time of a step, and write it as JSON: null where it cannot be measured."""
+    try:
+        seconds = measure_steps(recipe, longest=False)["seconds_per_step"]
+    except Exception as error:  # of any class: the method itself may not train
+        report(last_line(error))
+        seconds = None
+    write_atomic(path, json_text({"seconds_per_step": seconds}) + "\n")
+
+
+def measure_steps(recipe: Recipe, *, longest: bool) -> dict[str, Any]:
+    """Train a few steps, in this process; nothing is kept.
+
+    Args:
+        recipe: of the training.
+        longest: whether on the longest rows; else on the first.
 
     Returns:
-        ``seconds_per_step``, and ``peak_memory_bytes`` of the process (or of the accelerator).
+        ``seconds_per_step`` of the fastest, and ``peak_memory_bytes`` of the process (or of the
+        accelerator).
     """
     clock = _Clock()
     with only_reports(), tempfile.TemporaryDirectory() as scratch:
         prepared = decided(prepare_training(recipe.model_copy(update={"output": scratch})))
-        if not recipe.packing:  # packed rows are all as long as they may be
+        if longest and not recipe.packing:  # packed rows are all as long as they may be
             args = recipe.training
             size = args["per_device_train_batch_size"] * args.get("gradient_accumulation_steps", 1)
             prepared = replace(prepared, rows=_longest(prepared.rows, STEPS * size))
         set_up(prepared, [clock], quiet=True).trainer.train()
-    steps = len(clock.ends) - 1
     return {
-        "seconds_per_step": (clock.ends[-1] - clock.ends[0]) / steps,
+        "seconds_per_step": min(end - began for began, end in pairwise(clock.ends)),
         "peak_memory_bytes": peak_memory(),
     }
 

@@ -15,6 +15,7 @@ from lorada.experiments.compare.jobs import (
     comparison_jobs,
     score_commonest,
 )
+from lorada.experiments.compare.measure import TIMES, time_jobs
 from lorada.experiments.compare.plan import PLAN_FILE, Plan, about, make_plan, saved_plan
 from lorada.experiments.compare.spec import SPEC_FILE, Comparison
 from lorada.experiments.queue.job import Job, JobEngine, Outcome, Report
@@ -26,7 +27,7 @@ from lorada.support.files import json_text, one_at_a_time, scratch_folder, write
 
 BASELINES_FILE, FAILURES_FILE = "baselines.json", "failures.json"
 REPORTS = tuple(f"report.{kind}" for kind in ("html", "md", "csv", "tex", "json"))
-OWN = (SPEC_FILE, PLAN_FILE, TRIALS, RUNS, BASELINES_FILE, FAILURES_FILE, *REPORTS)
+OWN = (SPEC_FILE, PLAN_FILE, TRIALS, RUNS, TIMES, BASELINES_FILE, FAILURES_FILE, *REPORTS)
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def compare(
     job = base_job(comparison, plan, folder)
     baselines = {"as_it_is": _as_it_is(job, engine, report), "commonest": score_commonest(data)}
     write_atomic(folder / BASELINES_FILE, json_text(baselines) + "\n")
+    run_queue(time_jobs(comparison, plan, folder), engine(), report=report)
     reports = write_report(folder, against=comparison.against, with_text=comparison.with_text)
     return Compared(reports, failed, 0)
 

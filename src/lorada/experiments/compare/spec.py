@@ -24,7 +24,7 @@ CHOSEN = {
     "method": "pass --methods",
     "output": "pass --output",
     "eval_data": "pass --held-out FILE",
-    "dev_rows": "the comparison sets rows aside by itself",
+    **dict.fromkeys(("dev_rows", "dev_seed"), "the comparison sets rows aside by itself"),
     "from_adapter": "every run starts without an adapter",
     "tokens_per_batch": "its steps are counted by rows: give per_device_train_batch_size",
 }

@@ -105,7 +105,7 @@ class _Queue:
             if job.done():
                 self._outcomes[name] = Outcome("kept")
                 self._order.done(name)
-                self._report(f"{label}done by another process")
+                self._report(f"{label}nothing left to do")
                 return
             self._report(f"{label}started")
             handle = self._engine.start(job, lambda line: self._report(label + line))

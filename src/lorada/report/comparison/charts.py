@@ -232,6 +232,53 @@ def _loss(
     return _finished(chart, height=340)
 
 
+def rate_chart(summary: Summary) -> Spec | None:
+    """Chart of the loss over the learning rates that were tried; None without a search.
+
+    The chosen rate of each search is filled, and has a ring if it is the lowest or the highest of
+    those tried. A trial that was stopped is drawn with its loss in the middle; one whose loss
+    became NaN is left out.
+    """
+    lines = [line for line in summary.lines if summary.tried.get(line.label)]
+    rows = [
+        {
+            "label": line.label, "method": line.method, "search": trial.search,
+            "rate": trial.rate, "loss": trial.loss, "chosen": trial.chosen,
+            "edge": trial.at_edge, "stopped": trial.stopped,
+        }
+        for line in lines
+        for trial in summary.tried[line.label]
+        if trial.loss is not None
+    ]  # fmt: skip
+    if not rows:
+        return None
+    styles = _styles(summary, lines)
+    colour = styles(COLOURS)
+    base = alt.Chart(alt.InlineData(rows)).encode(
+        x=alt.X("rate:Q", title="learning rate (logarithmic)", axis=alt.Axis(format="~e"),
+                scale=alt.Scale(type="log", nice=False, padding=20)),
+        y=alt.Y("loss:Q", title="loss on the rows set aside", scale=alt.Scale(zero=False)),
+        stroke=alt.Stroke("method:N", **colour),
+        tooltip=[
+            alt.Tooltip("label:N", title="candidate"),
+            alt.Tooltip("rate:Q", format=".2g"), alt.Tooltip("loss:Q", format=".4f"),
+        ],
+    )  # fmt: skip
+    ended, chosen = ~alt.datum.stopped, alt.datum.chosen
+    layers = [
+        base.transform_filter(ended).mark_line(size=1.5, fill=None).encode(
+            detail=["label:N", "search:N"], strokeDash=alt.StrokeDash("method:N", **styles(DASHES))
+        ),
+        base.transform_filter(ended & ~chosen).mark_point(size=50, fill=None),
+        base.transform_filter(alt.datum.stopped).mark_point(size=40, shape="cross", fill=None),
+        base.transform_filter(chosen).mark_point(size=80, opacity=1).encode(
+            fill=alt.Fill("method:N", **colour)
+        ),
+        base.transform_filter(alt.datum.edge).mark_point(size=260, fill=None, strokeWidth=2),
+    ]  # fmt: skip
+    return _finished(alt.layer(*layers), height=300)
+
+
 def thin_out(curve: Curve, points: int) -> Curve:
     """At most so many points of a curve, evenly spread, the first and the last among them."""
     if len(curve) <= points:

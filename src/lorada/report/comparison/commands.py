@@ -1,16 +1,22 @@
 """The shell commands that a comparison's report gives for the candidate to take."""
 
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorada.report.comparison.read import Candidate, Run
+from lorada.report.comparison.read import Candidate, Results, Run
 from lorada.support.files import file_name
 
 CLASSIFIED = ("label", "score")  # forms of rows whose answer is a class or a number
 BESIDE = "explore beside the next best"
+LONGER = "compare again with more steps"
+TIMES = 4  # how many times as many steps
+# Settings of a comparison that are options of the command.
+OPTIONS = ("held_out", "methods", "budgets", "seeds", "trials", "rates", "search", "against")
+SHARED = ("model", "data", "task", "data_dir")  # the same, of the recipe that all runs share
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,35 @@ def commands_of(folder: Path, best: Candidate, pair: Pair | None) -> dict[str, s
             "explore", *pair.runs, "--text", "TEXT", "--output", pair.page, "--overwrite", *allowed
         ]  # fmt: skip
     return {name: shlex.join(["lorada", *map(_word, words)]) for name, words in found.items()}
+
+
+def longer(results: Results) -> dict[str, str]:
+    """The command that compares the same with more steps, into a folder beside this one's."""
+    asked, shared = results.asked, results.asked.get("recipe")
+    shared = shared if isinstance(shared, dict) else {}
+    given = {**{name: shared.get(name) for name in SHARED}, **{n: asked.get(n) for n in OPTIONS}}
+    if given["rates"]:  # they are as many as the trials
+        del given["trials"]
+    words = ["lorada", "compare"]
+    for name, value in given.items():
+        if value is not None and value != []:
+            option = "budget" if name == "budgets" else name.replace("_", "-")
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += [f"--{option}", text]
+    words += [f"--{name.replace('_', '-')}" for name in ("with_text", "allow_overlap")
+              if asked.get(name)]  # fmt: skip
+    training = dict(shared.get("training") or {})
+    steps = TIMES * int(results.plan.get("steps") or training.get("max_steps") or 0)
+    training |= {"max_steps": steps} if steps else {}
+    words += ["--output", str(results.folder.with_name(f"{results.folder.name}-longer"))]
+    rest = {key: value for key, value in shared.items() if key not in (*SHARED, "training")}
+    settings = {**rest, **{f"training.{key}": value for key, value in training.items()}}
+    words += [
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in settings.items()
+        if value is not None
+    ]
+    return {LONGER: shlex.join(words)}
 
 
 def _has_adapter(run: Path) -> bool:

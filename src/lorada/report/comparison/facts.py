@@ -1,12 +1,14 @@
 """What a comparison's results say of one candidate, and of the machines that ran it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from lorada.report.comparison.read import Candidate, Run
 from lorada.report.comparison.statistics import interval
-from lorada.report.render import main_metric
+from lorada.report.comparison.summary import Search, Trial
+from lorada.report.render import NOTHING, main_metric
 
 
 def facts_of(candidate: Candidate) -> dict[str, Any]:
@@ -26,22 +28,13 @@ def facts_of(candidate: Candidate) -> dict[str, Any]:
     adapter, peak = (_numbers(runs, key) for key in ("adapter_bytes", "peak_memory_bytes"))
     adapted, base = (_numbers(runs, "forgetting", key) for key in ("adapted", "base"))
     rates = _numbers(runs, "recipe", "training", "learning_rate")
-    steps = [
-        seconds / count
-        for run in runs
-        if not run.result.get("resumed_from")  # the time of a resumed run lacks its first part
-        for seconds, count in zip(
-            _numbers([run], "wall_time_s"), _numbers([run], "steps"), strict=False
-        )
-        if count
-    ]
     return facts | {
         "score": float(candidate.scores.mean()), "low": low, "high": high,
         "metric": metric, "value": value,
         "adapter_mb": _mean(adapter, 1e6), "peak_memory_gib": max(peak) / 2**30 if peak else None,
-        "seconds_per_step": _mean(steps),
+        "seconds_per_step": candidate.seconds,
         "forgetting": float(np.mean(adapted) - np.mean(base)) if adapted and base else None,
-        "rate": rates[0] if rates else None,
+        "rates": tuple(sorted(set(rates))),
     }  # fmt: skip
 
 
@@ -116,3 +109,48 @@ def version_notes(runs: list[Run]) -> list[str]:
         for package, versions in found.items()
         if len(versions) > 1
     ]
+
+
+def rates_text(rates: Sequence[float]) -> str:
+    """Learning rates from the lowest on as a text: one, or the lowest and the highest."""
+    ends = dict.fromkeys(f"{rate:.2g}" for rate in (*rates[:1], *rates[-1:]))
+    return " to ".join(ends) or NOTHING
+
+
+def tried_rates(candidate: Candidate) -> list[Trial]:
+    """The learning rates that a candidate's searches tried: of each, from the lowest on."""
+    found = []
+    for number, search in enumerate(candidate.searches):
+        trials = sorted(_trials(search), key=lambda trial: float(trial["rate"]))
+        for place, trial in enumerate(trials):
+            chosen = trial["rate"] == search.get("rate")
+            found.append(Trial(
+                rate=float(trial["rate"]), loss=trial.get("loss"),
+                stopped=bool(trial.get("pruned")), chosen=chosen,
+                at_edge=chosen and len(trials) > 1 and place in (0, len(trials) - 1),
+                search=number,
+            ))  # fmt: skip
+    return found
+
+
+def search_of(candidates: list[Candidate], each_seed: bool) -> Search:
+    """What the search for learning rates cost."""
+    trials = [
+        trial for candidate in candidates for search in candidate.searches
+        for trial in _trials(search)
+    ]  # fmt: skip
+    return Search(
+        each_seed=each_seed,
+        seconds=sum(float(trial.get("seconds") or 0.0) for trial in trials),
+        trials=len(trials),
+        pruned=sum(bool(trial.get("pruned")) for trial in trials),
+        diverged=sum(bool(trial.get("diverged")) for trial in trials),
+    )
+
+
+def _trials(search: dict[str, Any]) -> list[dict[str, Any]]:
+    """The trials of a search that are whole."""
+    return [
+        trial for trial in search["trials"]
+        if isinstance(trial, dict) and isinstance(trial.get("rate"), int | float)
+    ]  # fmt: skip

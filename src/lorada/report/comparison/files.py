@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from lorada.report.comparison.facts import rates_text
 from lorada.report.comparison.summary import Baseline, Line, Summary
 from lorada.report.comparison.verdict import LOSSES
 from lorada.report.render import NOTHING, bar, latex_cells
@@ -57,7 +58,7 @@ def columns(summary: Summary) -> dict[str, Callable[[Line], str]]:
         "s/step": lambda line: _number(line.seconds_per_step, ".3g"),
         "merges": lambda line: NOTHING if line.mergeable is None else _yes(line.mergeable),
         "forgetting": lambda line: _number(line.forgetting, "+.3f"),
-        "rate": lambda line: _number(line.rate, ".2g"),
+        "rate": lambda line: rates_text(line.rates),
     }
 
 
@@ -73,7 +74,8 @@ def markdown(summary: Summary) -> str:
         f"Score: {unit}, with its 95 % interval. {ABOVE}: above its budget. Candidates that share "
         "a letter (group) cannot be told apart. p: chance of such a difference between equal "
         "methods, corrected for the number of tests (Holm). Forgetting: growth of the model's loss "
-        "on a neutral text, in nats per token.",
+        "on a neutral text, in nats per token. s/step: measured at the end for all in turns, "
+        "because the times of the runs depend on what ran beside them.",
         "",
     ]  # fmt: skip
     lines += [
@@ -107,7 +109,10 @@ def comma_separated(summary: Summary) -> str:
     with needs_extra("compare"):
         import pandas
 
-    rows = [{**asdict(line), "seeds": " ".join(map(str, line.seeds))} for line in summary.lines]
+    rows = [
+        {**asdict(line), **{k: " ".join(map(str, getattr(line, k))) for k in ("seeds", "rates")}}
+        for line in summary.lines
+    ]
     frame = pandas.DataFrame(rows, columns=list(Line.__dataclass_fields__))
     frame["trainable"] = frame["trainable"].astype("Int64")  # whole numbers, though some lack one
     text: str = frame.to_csv(index=False)

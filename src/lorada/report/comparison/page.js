@@ -53,6 +53,12 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
+// A table that is wider than its place says so.
+for (const box of document.querySelectorAll(".scroll")) {
+  const look = () => box.classList.toggle("wide", box.scrollWidth > box.clientWidth);
+  new ResizeObserver(look).observe(box);
+}
+
 for (const button of document.querySelectorAll("button.copy")) {
   button.addEventListener("click", async () => {
     const code = document.getElementById(button.dataset.of);

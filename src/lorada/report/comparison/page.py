@@ -15,6 +15,7 @@ from lorada.report.comparison.charts import (
     interval_chart,
     loss_charts,
     pareto_charts,
+    rate_chart,
     score_unit,
     scored,
 )
@@ -40,8 +41,9 @@ def comparison_page(summary: Summary, curves: Mapping[str, Sequence[Curve]]) -> 
     costs, losses = pareto_charts(summary), loss_charts(summary, curves)
     specs = {f"cost-{name}": spec for name, spec in costs.items()}
     specs |= {f"loss-{number}": spec for number, spec in enumerate(losses.values())}
-    if intervals := interval_chart(summary):
-        specs["intervals"] = intervals
+    for name, chart in (("intervals", interval_chart), ("rates", rate_chart)):
+        if spec := chart(summary):
+            specs[name] = spec
     scripts = [
         _vega(),
         (HERE / "page.js").read_text(encoding="utf-8"),
@@ -86,5 +88,6 @@ def _vega() -> str:
 def _search(search: Search) -> str:
     if not search.trials:
         return "the methods' defaults, without a search"
+    how = "chosen with every seed" if search.each_seed else "chosen once for all seeds"
     ended = f"{search.pruned} stopped early, {search.diverged} diverged"
-    return f"{search.trials} trials ({ended}) in {search.seconds / 60:.1f} min"
+    return f"{how}: {search.trials} trials ({ended}) in {search.seconds / 60:.1f} min"

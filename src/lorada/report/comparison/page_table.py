@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lorada.report.comparison.facts import rates_text
 from lorada.report.comparison.summary import Baseline, Line, Summary
 from lorada.report.comparison.verdict import LOSSES
 
@@ -69,7 +70,7 @@ def table_columns(summary: Summary) -> list[Column]:
         Column("trained parameters", "of the model"),
         Column("adapter", "MB"),
         Column("peak memory", "GiB"),
-        Column("time", "s/step"),
+        Column("time", "s/step, in turns"),
         Column("merges"),
         Column("forgetting", "nats/token"),
         Column("learning rate"),
@@ -106,7 +107,7 @@ def _candidate(summary: Summary, line: Line) -> Row:
         line.reason or "",
     ]
     share = "" if line.percent is None else f"{line.percent:.3f} %"
-    rate = Cell() if line.rate is None else Cell(f"{line.rate:.1e}".replace("e-0", "e-"), line.rate)
+    rate = Cell(rates_text(line.rates), line.rates[0]) if line.rates else Cell()
     reference = line.against if len(_references(summary)) > 1 else ""
     merges = {None: Cell(), True: Cell("yes", 1), False: Cell("no", 0)}
     cells = [

@@ -50,7 +50,8 @@ class Candidate:
         runs: those that are scored, by seed.
         scores: seeds × rows, in percent.
         losses: seeds × rows, in nats; NaN where none was measured.
-        search: its ``search.json``; empty if there is none.
+        searches: each ``search.json``: one, or one of each seed; empty without a search.
+        seconds: of a step, the fastest of the turns measured at the end; None if there are none.
         missing: why it has no run, or not one of every seed; empty if nothing is missing.
     """
 
@@ -59,7 +60,8 @@ class Candidate:
     runs: list[Run]
     scores: Scores
     losses: Scores
-    search: dict[str, Any]
+    searches: list[dict[str, Any]]
+    seconds: float | None
     missing: str
 
     @property
@@ -131,14 +133,32 @@ def read_comparison(folder: Path) -> Results:
         missing += [f"{r.folder}: it was scored on other rows" for r in runs if r not in same]
         notes += missing
         notes += [f"{label}: {entry['reason']}"] if entry.get("reason") else []
-        place = f"trials/{_place(entry)}/search.json"
         candidates.append(Candidate(
             label=label, plan=entry, runs=same, missing="; ".join(missing),
             scores=_table(same, rows, "scores"), losses=_table(same, rows, "losses"),
-            search=_mapping(folder, place, json.loads, notes, needed=False),
+            searches=_searches(folder, entry, seeds, notes), seconds=_seconds(folder, entry, notes),
         ))  # fmt: skip
     notes += [f"{key}: {text}" for key, text in failures.items() if key.startswith("trials/")]
     return Results(folder, asked, plan, candidates, rows, baselines, notes)
+
+
+def _searches(
+    folder: Path, entry: dict[str, Any], seeds: list[int], notes: list[str]
+) -> list[dict[str, Any]]:
+    """What the searches of a candidate's learning rate have found: one, or one of each seed."""
+    place = f"trials/{_place(entry)}"
+    names = [f"{place}/search.json", *(f"{place}/seed{seed}/search.json" for seed in seeds)]
+    found = [_mapping(folder, name, json.loads, notes, needed=False) for name in names]
+    return [search for search in found if isinstance(search.get("trials"), list)]
+
+
+def _seconds(folder: Path, entry: dict[str, Any], notes: list[str]) -> float | None:
+    """The time of a step that was measured at the end: of the fastest turn, in seconds."""
+    turns = [
+        _mapping(folder, str(path.relative_to(folder)), json.loads, notes).get("seconds_per_step")
+        for path in sorted((folder / "times" / _place(entry)).glob("turn*.json"))
+    ]
+    return min((float(turn) for turn in turns if isinstance(turn, int | float)), default=None)
 
 
 def _mapping(

@@ -156,6 +156,8 @@ def _p_value(differences: Scores, runs: Sequence[_Runs]) -> float:
     if all(max(each.between, each.noise) < TINY for each in runs):
         return _sign_p(differences)
     error, freedom = _standard_error(runs, float(differences.var(ddof=1)), len(differences))
+    if error < TINY:
+        return _sign_p(differences)
     p = 2 * float(t.sf(abs(differences.mean()) / error, freedom))
     return min(1.0, max(p, 2.0 ** (1 - np.count_nonzero(np.abs(differences) > TINY))))
 
@@ -190,7 +192,8 @@ def _standard_error(runs: Sequence[_Runs], over_rows: float, rows: int) -> tuple
     noises = sum((each.noise / each.count) ** 2 / (each.count - 1) for each in runs)
     squares += (over_rows**2 + noises) / rows**2 / (rows - 1)
     # Where rows add nothing this is a t-test of the runs, so there are never fewer degrees.
-    return float(np.sqrt(variance)), max(variance**2 / squares, least)
+    freedom = variance**2 / squares if squares > 0 else 0.0
+    return float(np.sqrt(variance)), max(freedom, least)
 
 
 def detectable(methods: Sequence[Scores], tests: int = 1, seeds: int | None = None) -> float:

@@ -6,14 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from lorada.report.comparison.commands import BESIDE, commands_of, pair_of
+from lorada.report.comparison.commands import BESIDE, LONGER, commands_of, longer, pair_of
 from lorada.report.comparison.facts import (
     facts_of,
     history_of,
     machines_of,
+    search_of,
     seeds_of,
+    tried_rates,
     version_notes,
 )
+from lorada.report.comparison.limits import limits
 from lorada.report.comparison.read import Candidate, Results
 from lorada.report.comparison.statistics import (
     ALPHA,
@@ -23,8 +26,8 @@ from lorada.report.comparison.statistics import (
     letters,
     paired_p,
 )
-from lorada.report.comparison.summary import Baseline, Disagreement, Line, Search, Summary
-from lorada.report.comparison.verdict import choose, limits, verdict
+from lorada.report.comparison.summary import Baseline, Disagreement, Line, Summary
+from lorada.report.comparison.verdict import choose, verdict
 from lorada.support.errors import unknown_name
 
 MOST_ROWS = 50  # disagreements that a report shows
@@ -56,11 +59,11 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
     tested = [candidate for candidate in scored if min(candidate.scores.shape) > 1]
     pairs = _pairs(tested)
     lines = _lines(results, scored, pairs, str(chosen))
-    search, baselines = _search(results.candidates), _baselines(results)
-    choice = choose(lines, baselines, {
-        name: fixed_p(tested[0].scores, np.array(found["row_scores"], dtype=float))
-        for name, found in _scored_baselines(results).items() if tested
-    })  # fmt: skip
+    search = search_of(results.candidates, results.asked.get("search") == "each-seed")
+    baselines = _baselines(results)
+    histories = {c.label: history_of(c) for c in scored}
+    again = longer(results)
+    choice = choose(lines, baselines, histories)
     best = next((c for c in scored if choice.best and c.label == choice.best.label), None)
     pair = pair_of(results.folder, best, scored) if best else None
     runs = [run for candidate in scored for run in candidate.runs]
@@ -68,7 +71,7 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
     shared = results.asked.get("recipe")
     shared = shared if isinstance(shared, dict) else {}
     return Summary(
-        verdict=verdict(choice),
+        verdict=verdict(choice, again[LONGER]),
         sentences=tuple(limits(results, choice, tested, str(chosen), search)),
         model=str(shared.get("model", "")),
         task=", ".join(dict.fromkeys(Path(name).name for name, _ in results.rows)),
@@ -78,11 +81,12 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
         best=best.label if best else "",
         lines=tuple(lines),
         baselines=tuple(baselines),
-        histories={c.label: history_of(c) for c in scored},
+        histories=histories,
         disagreements=tuple(_disagreements(results, scored, with_text)),
-        commands=commands_of(results.folder, best, pair) if best else {},
+        commands=commands_of(results.folder, best, pair) if best else again,
         pages={BESIDE: pair.page.name} if pair and pair.is_shown() else {},
         search=search,
+        tried={c.label: tried_rates(c) for c in results.candidates if c.searches},
         hardware=machines_of(results.plan, runs),
         versions={str(k): str(v) for k, v in (results.plan.get("versions") or {}).items()},
         notes=(*results.notes, *version_notes(runs)),
@@ -112,6 +116,7 @@ def _lines(
         for label, reference in references.items()
     ])  # fmt: skip
     p_against = dict(zip(references, corrected, strict=True))
+    p_untrained = _against_untrained(results, tested)
     rest = [c for c in results.candidates if c not in scored]
     return [
         Line(
@@ -119,10 +124,29 @@ def _lines(
             letter=groups.get(candidate.label, ""),
             against=references[candidate.label].label if candidate.label in references else "",
             p_against=p_against.get(candidate.label),
+            p_untrained=p_untrained.get(candidate.label),
             p_best=pairs.get(frozenset((candidate.label, tested[0].label))) if tested else None,
         )
         for candidate in [*scored, *rest]
     ]
+
+
+def _against_untrained(results: Results, tested: list[Candidate]) -> dict[str, float]:
+    """The corrected p-value of each candidate against the scores without training, by its label.
+
+    A candidate has to beat all such scores, so the largest of its p-values counts; one that is not
+    above a score has 1.
+    """
+    fixed = [
+        np.array(found["row_scores"], dtype=float) for found in _scored_baselines(results).values()
+    ]
+    if not fixed:
+        return {}
+    largest = [
+        max(fixed_p(one.scores, each) if one.scores.mean() > each.mean() else 1.0 for each in fixed)
+        for one in tested
+    ]
+    return dict(zip((one.label for one in tested), holm(largest), strict=True))
 
 
 def _reference(candidate: Candidate, tested: list[Candidate], against: str) -> Candidate | None:
@@ -135,22 +159,6 @@ def _reference(candidate: Candidate, tested: list[Candidate], against: str) -> C
         return None
     same = (c for c in found if c.budgets.keys() & candidate.budgets.keys())
     return next(same, found[0])
-
-
-def _search(candidates: list[Candidate]) -> Search:
-    """What the search for learning rates cost."""
-    trials = [
-        trial
-        for candidate in candidates
-        for trial in candidate.search.get("trials") or []
-        if isinstance(trial, dict)
-    ]
-    return Search(
-        seconds=sum(float(trial.get("seconds") or 0.0) for trial in trials),
-        trials=len(trials),
-        pruned=sum(bool(trial.get("pruned")) for trial in trials),
-        diverged=sum(bool(trial.get("diverged")) for trial in trials),
-    )
 
 
 def _scored_baselines(results: Results) -> dict[str, dict[str, Any]]:

@@ -23,14 +23,16 @@ class Line:
         against: label of the candidate that ``p_against`` compares it with; empty if there is none.
         p_against: probability of such a difference from that candidate by chance (Holm).
         p_best: the same, from the candidate with the highest score (Holm).
+        p_untrained: the same, from the scores without training; of several the largest (Holm).
         metric: name of the main metric, such as ``exact_match``.
         value: mean over seeds of that metric.
         adapter_mb: size of the saved adapter in MB (10^6 bytes).
         peak_memory_gib: largest peak memory of its runs in GiB.
-        seconds_per_step: of training, mean over runs that were not resumed.
+        seconds_per_step: of training, the fastest of two turns that all candidates took at the
+            end; None if they were not measured, since the times of runs depend on what ran beside.
         mergeable: whether all of it can be merged into the base.
         forgetting: how much the model's loss on a neutral text has grown, in nats per token.
-        rate: learning rate of its final runs.
+        rates: learning rates of its final runs, from the lowest on: one, or one of each search.
         reason: why it has no score, or why a seed is missing; None if all is there.
     """
 
@@ -49,6 +51,7 @@ class Line:
     against: str = ""
     p_against: float | None = None
     p_best: float | None = None
+    p_untrained: float | None = None
     metric: str = ""
     value: float | None = None
     adapter_mb: float | None = None
@@ -56,7 +59,7 @@ class Line:
     seconds_per_step: float | None = None
     mergeable: bool | None = None
     forgetting: float | None = None
-    rate: float | None = None
+    rates: tuple[float, ...] = ()
     reason: str | None = None
 
 
@@ -101,16 +104,39 @@ class Disagreement:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A learning rate that was tried.
+
+    Attributes:
+        rate: the learning rate.
+        loss: on the rows set aside, in nats per token; None if it became NaN.
+        stopped: whether it was stopped in the middle, because it was behind.
+        chosen: whether the final runs take it.
+        at_edge: whether it is the best, and the lowest or the highest of those tried.
+        search: number of the search that tried it, from 0; each seed may have its own.
+    """
+
+    rate: float
+    loss: float | None
+    stopped: bool
+    chosen: bool
+    at_edge: bool
+    search: int
+
+
+@dataclass(frozen=True)
 class Search:
     """What the search for learning rates cost, over all candidates.
 
     Attributes:
+        each_seed: whether a rate was chosen with every seed, or one for all.
         seconds: of all trials together.
         trials: their number.
         pruned: how many were stopped early because they were behind.
         diverged: how many had a loss that became NaN.
     """
 
+    each_seed: bool = False
     seconds: float = 0.0
     trials: int = 0
     pruned: int = 0
@@ -135,9 +161,10 @@ class Summary:
         histories: label → training loss over steps, the mean over seeds: (step, nats per token).
         disagreements: the most divided rows first, at most 50.
         commands: ``train``, ``export``, ``serve``, ``explore`` and ``commands.BESIDE`` → the shell
-            command for the candidate to take.
+            command for the candidate to take; ``commands.LONGER`` alone if there is none.
         pages: the same names → the page in the comparison's folder that the command has written.
         search: what the search for learning rates cost.
+        tried: label → the learning rates that were tried, from the lowest on, search by search.
         hardware: one text for each kind of machine that ran a part.
         versions: package → version.
         notes: one line for each run or file that is missing, damaged or failed.
@@ -158,6 +185,7 @@ class Summary:
     commands: dict[str, str] = field(default_factory=dict)
     pages: dict[str, str] = field(default_factory=dict)
     search: Search = Search()
+    tried: dict[str, list[Trial]] = field(default_factory=dict)
     hardware: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -1,15 +1,20 @@
-"""Says in plain English which candidate to take, and what limits that choice."""
+"""Says in plain English which candidate to take."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
-from lorada.report.comparison.read import Candidate, Results
-from lorada.report.comparison.statistics import ALPHA, detectable
-from lorada.report.comparison.summary import Baseline, Line, Search
-from lorada.support.duration import duration
+from lorada.report.comparison.statistics import ALPHA
+from lorada.report.comparison.summary import Baseline, Line
 
 LOSSES = "perplexity"  # the metric of rows whose score is minus their loss in nats, not percent
-NAMED = 6  # labels that a sentence names at most
+HARDLY = 0.05  # a training loss that falls by a smaller share hardly fell
+# What the cheapest of candidates that cannot be told apart has least of: field of a line → words.
+COSTS = {
+    "trainable": "trains the fewest parameters ({:,})",
+    "seconds_per_step": "takes the least time for a step ({:.2g} s)",
+    "peak_memory_gib": "needs the least memory ({:.2g} GiB)",
+}
 
 
 @dataclass(frozen=True)
@@ -20,30 +25,42 @@ class Choice:
         scored: the lines with a score, the highest first.
         top: the highest of the tested lines; if none is tested, of all; None without scores.
         tied: the tested lines that cannot be told apart from ``top``, and ``top`` itself.
-        best: the line to take, which is ``top``; None if a baseline has a score as high.
-        smallest: of ``tied`` and better than the baseline, the one with the fewest parameters.
+        best: the line to take: of those in ``tied`` that beat every score without training by more
+            than chance, the cheapest; if none of them does, the highest line that does. None if no
+            line does. Without a test, ``top`` if it is above those scores.
+        cost: what ``best`` has the least of, in words; empty if nothing else was to choose from.
+        unlearned: those of ``tied`` that do not beat the scores without training.
         baseline: the baseline with the highest score; None without one.
-        p_baseline: p-value of ``top`` against that baseline; None without a test.
+        losses: the training loss of ``best``, or else of ``top``, in the first and in the last
+            quarter of its steps, in nats per token; None if it was not logged.
     """
 
     scored: Sequence[Line]
     top: Line | None
     tied: Sequence[Line]
     best: Line | None
-    smallest: Line | None
+    cost: str
+    unlearned: Sequence[Line]
     baseline: Baseline | None
-    p_baseline: float | None
+    losses: tuple[float, float] | None
+
+    @property
+    def hardly_fell(self) -> bool:
+        """Whether the training loss fell by less than a twentieth."""
+        return self.losses is not None and self.losses[1] > (1 - HARDLY) * self.losses[0]
 
 
 def choose(
-    lines: Sequence[Line], baselines: Sequence[Baseline], p_baselines: dict[str, float]
+    lines: Sequence[Line],
+    baselines: Sequence[Baseline],
+    histories: Mapping[str, Sequence[tuple[int, float]]],
 ) -> Choice:
     """Choose a candidate.
 
     Args:
         lines: of all candidates, the highest score first.
         baselines: scores without training.
-        p_baselines: name of a baseline → p-value of the highest tested score against it.
+        histories: label → training loss over steps: (step, nats per token).
     """
     scored = [line for line in lines if line.score is not None]
     top = next((line for line in scored if line.letter), next(iter(scored), None))
@@ -51,34 +68,90 @@ def choose(
     baseline = max(
         (b for b in baselines if b.score is not None), key=lambda b: b.score or 0.0, default=None
     )
-    least = -float("inf") if baseline is None or baseline.score is None else baseline.score
-    better = [line for line in tied if line.score is not None and line.score > least]
-    best = top if top in better else None
-    smallest = min(better, key=lambda line: line.trainable or 0, default=None)
-    p_baseline = None if baseline is None else p_baselines.get(baseline.name)
-    return Choice(scored, top, tied, best, smallest, baseline, p_baseline)
+    better = [line for line in scored if _beats(line, baseline)]
+    eligible = [line for line in tied if line in better] or better[:1]
+    best, cost = _cheapest(eligible)
+    shown = best or top
+    history = histories.get(shown.label, []) if shown else []
+    losses = _losses([loss for _, loss in history])
+    unlearned = [line for line in tied if line not in better]
+    return Choice(scored, top, tied, best, cost, unlearned, baseline, losses)
 
 
-def verdict(choice: Choice) -> str:
-    """The result in one sentence, and a second one if its lead over a baseline can be chance."""
-    top, best, baseline = choice.top, choice.best, choice.baseline
+def _beats(line: Line, baseline: Baseline | None) -> bool:
+    """Whether a line is above all scores without training, by more than chance if it is tested."""
+    if baseline is None or baseline.score is None or line.score is None:
+        return baseline is None
+    if line.p_untrained is None:
+        return line.score > baseline.score
+    return line.p_untrained < ALPHA
+
+
+def _cheapest(lines: Sequence[Line]) -> tuple[Line | None, str]:
+    """The cheapest line and its costs in words: the first in which they differ, then the next."""
+    left, said = list(lines), []
+    for field, words in COSTS.items():
+        values = [getattr(line, field) for line in left]
+        if None not in values and len(set(values)) > 1:
+            left = [line for line, value in zip(left, values, strict=True) if value == min(values)]
+            said.append(words.format(min(values)))
+    return next(iter(left), None), " and ".join(said)
+
+
+def _losses(history: Sequence[float]) -> tuple[float, float] | None:
+    """The mean loss of the first and of the last quarter of what was logged."""
+    if len(history) < 2:
+        return None
+    part = max(1, len(history) // 4)
+    return fmean(history[:part]), fmean(history[-part:])
+
+
+def verdict(choice: Choice, again: str) -> str:
+    """The result in one sentence or two; where nothing was learned, with what to do.
+
+    Args:
+        choice: which candidate to take.
+        again: the command that compares again with more steps.
+    """
+    top, baseline = choice.top, choice.baseline
     if top is None:
         return "No run is scored yet, so there is no result."
-    if best is None and baseline is not None:
+    if choice.best is None and baseline is not None:
+        return f"{_nothing_learned(choice, top, baseline)} {_advice(choice)}: {again}"
+    return _winner(choice, top)
+
+
+def _nothing_learned(choice: Choice, top: Line, baseline: Baseline) -> str:
+    """That no method beats the scores without training by more than chance."""
+    score, least = _shown(top.score, top), _shown(baseline.score, top)
+    if (top.score or 0.0) <= (baseline.score or 0.0):
         return (
-            f"Nothing beats {baseline.name}, which scores {_shown(baseline.score, top)}: the "
-            f"highest score of a method is {_shown(top.score, top)}, of {top.label}."
+            f"Nothing beats {baseline.name}, which scores {least}: the highest score of a method "
+            f"is {score}, of {top.label}.{_loss_went(choice)}"
         )
-    found = _winner(choice, top)
-    if baseline is not None and choice.p_baseline is not None and choice.p_baseline >= ALPHA:
-        lead = f"that {top.label} is better than {baseline.name} ({_shown(baseline.score, top)})"
-        found += f" But {lead} can be chance (p = {choice.p_baseline:.2g})."
-    return found
+    chance = "" if top.p_untrained is None else f" (p = {top.p_untrained:.2g})"
+    return (
+        f"No method has learned more than chance would show: the highest score, {score} of "
+        f"{top.label}, cannot be told from {least} of {baseline.name}{chance}.{_loss_went(choice)}"
+    )
+
+
+def _loss_went(choice: Choice) -> str:
+    if choice.losses is None:
+        return ""
+    how = "hardly fell" if choice.hardly_fell else "fell"
+    return f" Its training loss {how}: from {choice.losses[0]:.2f} to {choice.losses[1]:.2f}."
+
+
+def _advice(choice: Choice) -> str:
+    if choice.hardly_fell:
+        return "Try more steps, other learning rates (--rates) or more rows, for example"
+    return "Try more steps or more rows, or seeds and held-out rows to show less, for example"
 
 
 def _winner(choice: Choice, top: Line) -> str:
-    """Which candidate to take, where it beats the baselines."""
-    score = _shown(top.score, top)
+    """Which candidate to take, where one beats the scores without training."""
+    best, score = choice.best or top, _shown(top.score, top)
     others = [line for line in choice.scored if line is not top]
     tested = [line for line in others if line.p_best is not None]
     if not others:
@@ -88,111 +161,34 @@ def _winner(choice: Choice, top: Line) -> str:
             f"{top.label} has the highest score, {score}, but that may be chance: a test needs two "
             "candidates with two seeds each."
         )
-    if len(choice.tied) == 1:
+    if len(choice.tied) == 1 and best is top:
         worst = max(line.p_best or 0.0 for line in tested)
         return (
             f"Take {top.label}: it scores {score} ({_shown(top.low, top)} to "
-            f"{_shown(top.high, top)}), and {_counted(len(tested), 'other candidate')} "
+            f"{_shown(top.high, top)}), and {counted(len(tested), 'other candidate')} "
             f"{'scores' if len(tested) == 1 else 'score'} less by more than chance "
             f"(p ≤ {worst:.2g})."
         )
+    if best not in choice.tied:
+        return (
+            f"Take {best.label}, with {_shown(best.score, top)}: {top.label} has {score}, but only "
+            f"{best.label} is above the scores without training by more than chance."
+        )
+    tied = counted(len(choice.tied) - 1, "other candidate")
     highest = f"the highest score{'' if top is choice.scored[0] else ' of those tested'}"
-    tied = _counted(len(choice.tied) - 1, "other candidate")
-    found = f"Take {top.label}: it has {highest}, {score}. {tied} cannot be told apart from it"
-    small = choice.smallest or top
-    if small is top:
-        return f"{found}, and it trains the fewest parameters of these ({top.trainable:,})."
-    gap = (top.score or 0.0) - (small.score or 0.0)
+    these = "of these"
+    if choice.unlearned and choice.baseline is not None:
+        these = f"of those that also beat {choice.baseline.name} by more than chance"
+    if best is top:
+        found = f"Take {top.label}: it has {highest}, {score}. {tied} cannot be told apart from it"
+        return f"{found}, and {these} it {choice.cost}." if choice.cost else f"{found}."
+    gap = (top.score or 0.0) - (best.score or 0.0)
     lower = f"{gap:.3f}" if top.metric == LOSSES else f"{gap:.1f} points"
     return (
-        f"{found}; the smallest of these is {small.label}, with {small.trainable:,} parameters "
-        f"instead of {top.trainable:,} and {_shown(small.score, top)}. More seeds may show whether "
-        f"the {lower} between the two are real."
+        f"Take {best.label}, with {_shown(best.score, top)}: {top.label} has {highest}, {score}, "
+        f"but {tied} cannot be told apart from it, and {these} {best.label} {choice.cost}. "
+        f"More seeds may show whether the {lower} between the two are real."
     )
-
-
-def limits(
-    results: Results, choice: Choice, tested: Sequence[Candidate], against: str, search: Search
-) -> Iterator[str]:
-    """What limits the verdict, a sentence each.
-
-    Args:
-        results: of the comparison.
-        choice: the lines, and which of them to take.
-        tested: the candidates with at least two seeds and two rows.
-        against: the method that others are tested against.
-        search: what the search for learning rates cost.
-    """
-    yield from _incomplete(results)
-    yield from _detectable(choice, tested)
-    yield from _compared_with(choice.scored, against)
-    untested = [line.label for line in choice.scored if len(line.seeds) < 2]
-    if untested:
-        yield f"Not tested, because only one seed is scored: {_listed(untested)}."
-    metric = next((line.metric for line in choice.scored), "")
-    if any(abs((line.value or 0) - (line.score or 0)) > 0.05 for line in choice.scored):
-        yield f"Methods are compared by their mean score over rows, which is not {metric}."
-    above = [c.label for c in results.candidates if any(c.budgets.values())]
-    if above:
-        yield f"Above a budget, because no smaller size of the method exists: {_listed(above)}."
-    if not search.trials:
-        yield "No learning rate was searched: each method has its own default."
-    else:
-        ended = [(search.pruned, "stopped early"), (search.diverged, "diverged")]
-        rest = "".join(f", {count} of them {how}" for count, how in ended if count)
-        trials = _counted(search.trials, "trial")
-        yield f"The search for learning rates took {duration(search.seconds)}: {trials}{rest}."
-
-
-def _incomplete(results: Results) -> Iterator[str]:
-    """A sentence if runs are missing that could have been run."""
-    seeds = results.asked.get("seeds")
-    runnable = [c for c in results.candidates if not c.plan.get("reason")]
-    count = len(seeds) if isinstance(seeds, list) else 0
-    scored, planned = sum(len(c.runs) for c in runnable), count * len(runnable)
-    if scored < planned:
-        yield (
-            f"The comparison is not complete: {scored} of {planned} runs are scored. "
-            "The notes say what is missing."
-        )
-
-
-def _detectable(choice: Choice, tested: Sequence[Candidate]) -> Iterator[str]:
-    """The smallest difference that so many rows and seeds could have shown."""
-    if len(tested) < 2:
-        return
-    seeds = [len(c.runs) for c in tested]
-    runs = f"{min(seeds)} to {max(seeds)}" if min(seeds) < max(seeds) else f"{seeds[0]}"
-    scores = [c.scores for c in tested]
-    pairs = len(tested) * (len(tested) - 1) // 2
-    one, every = detectable(scores), detectable(scores, pairs)
-    if every == 0:
-        yield "All runs have the same scores."
-        return
-    losses = choice.scored[0].metric == LOSSES
-    unit = "nats per token" if losses else "points"
-    digits = 3 if losses else 1
-    text = (
-        f"With {_counted(scores[0].shape[1], 'row')} and {runs} seeds a difference under "
-        f"{one:.{digits}f} {unit} between two candidates cannot be told from chance"
-    )
-    more = f"; among all {pairs} pairs, which share the errors, one under {every:.{digits}f} {unit}"
-    yield f"{text}{more if pairs > 1 else ''}."
-
-
-def _compared_with(scored: Sequence[Line], against: str) -> Iterator[str]:
-    """Which candidates are better and worse than the method that they are tested against."""
-    tested = [line for line in scored if line.p_against is not None]
-    if not tested:
-        return
-    references = {line.label: line.score or 0.0 for line in scored}
-    found = [line for line in tested if (line.p_against or 0.0) < ALPHA]
-    sides = {
-        "better": [one.label for one in found if (one.score or 0.0) > references[one.against]],
-        "worse": [one.label for one in found if (one.score or 0.0) <= references[one.against]],
-    }
-    said = [f"{how} by more than chance: {_listed(names)}" for how, names in sides.items() if names]
-    yield f"Against {against}, {'; '.join(said) or 'no difference is larger than chance'}."
 
 
 def _shown(score: float | None, line: Line) -> str:
@@ -202,10 +198,6 @@ def _shown(score: float | None, line: Line) -> str:
     return f"{score:.3f} (minus the loss)" if line.metric == LOSSES else f"{score:.1f}%"
 
 
-def _counted(count: int, what: str) -> str:
+def counted(count: int, what: str) -> str:
+    """A number of things, such as ``1 row`` or ``3 rows``."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
-
-
-def _listed(labels: Sequence[str]) -> str:
-    more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
-    return ", ".join(labels[:NAMED]) + more

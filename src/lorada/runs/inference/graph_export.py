@@ -12,7 +12,6 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from lorada.runs.data.dataset import context_of
 from lorada.runs.folder.card_metadata import licence_of
 from lorada.runs.folder.folder import refuse_target
 from lorada.runs.folder.graph_card import write_graph_card
@@ -25,10 +24,9 @@ from lorada.runs.inference.export import (
     name_labels,
     refuse_quantised,
 )
-from lorada.runs.inference.graph_check import TOLERANCE, Check, Expected, compare, expected_of
-from lorada.runs.inference.graph_inputs import Bounds, example_inputs
+from lorada.runs.inference.graph_check import TOLERANCE, Check, compare, expected_of
+from lorada.runs.inference.graph_inputs import example_inputs
 from lorada.runs.inference.graph_trace import (
-    GraphFormat,
     interface,
     loaded,
     need_packages,
@@ -46,20 +44,14 @@ from lorada.tasks.rows import HEADED
 # Parts that stay beside the merged weights and were checked in graphs (tests/runs/
 # test_export_onnx.py), of a decoder with its cache and of an encoder with a head.
 CHECKED = ("LMAM", "BOTTLENECK", "PREFIX", "GAIN", "OMOE", "POOLING", "LORA")
-# Texts and tokens that an executorch graph takes at most in one call, and tokens of the past where
-# the model does not say how many it can read. Each takes memory that is reserved.
-MOST = Bounds(batch=4, tokens=512, past=2048)
 
 
-def export_graph(
-    folder: Path, target: Path, form: GraphFormat, *, trust_remote_code: bool = False
-) -> dict[str, Any]:
-    """Write the finished run in ``folder`` as a graph in fp32, and compare it with torch.
+def export_graph(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Write the finished run in ``folder`` as an ONNX graph in fp32, and compare it with torch.
 
     Args:
         folder: the folder of the run.
         target: the folder to write: new or empty, and not inside the run.
-        form: the format of the graph.
         trust_remote_code: whether code from the base's repository may run.
 
     Returns:
@@ -72,7 +64,7 @@ def export_graph(
         OSError: if the disk is full; in all cases the target is then not there.
     """
     refuse_target(folder, target)
-    need_packages(form)
+    need_packages()
     recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
     _refuse_kind(prepare(recipe))
     run = load_run(folder, trust_remote_code=trust_remote_code)
@@ -85,14 +77,12 @@ def export_graph(
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     name_labels(base, run.labels)
     example = example_inputs(base, int(expected.texts[0]["input_ids"].amax()), cached=cached)
-    bounds = _bounds(base, expected)
-    with refused_if_impossible(base, form):
-        graph = traced(base, example, form, bounds)
+    with refused_if_impossible(base):
+        graph = traced(base, example)
     about = {
         "folder": str(target),
-        "format": form,
-        **interface(graph, base, example),
-        "bounds": bounds._asdict() if form == "executorch" else None,
+        "format": "onnx",
+        **interface(graph),
         "merged": merged,
         "adapter": left,
         "labels": list(run.labels),
@@ -100,8 +90,8 @@ def export_graph(
     }
     with full_disk_in_one_line(target, AGAIN), atomic_path(target) as fresh:
         _save(graph, base, run, fresh)
-        with refused_if_impossible(base, form):
-            again = loaded(fresh, form, trust_remote_code=trust_remote_code)
+        with refused_if_impossible(base):
+            again = loaded(fresh, trust_remote_code=trust_remote_code)
             check = compare(again, expected, example.get("cache"))
         refuse_different(check)
         copy_licence(recipe.model, fresh)
@@ -174,14 +164,6 @@ def _in_fp32(run: Run) -> Run:
     run.model.float().cpu()
     recipe = run.recipe.model_copy(update={"dtype": "float32"})
     return replace(run, recipe=recipe)
-
-
-def _bounds(model: PreTrainedModel, expected: Expected) -> Bounds:
-    """The sizes that an executorch graph takes at most; those of the comparison fit."""
-    context = context_of(model.config)
-    longest = max(inputs["input_ids"].shape[1] for inputs in expected.texts)
-    tokens = max(longest, min(MOST.tokens, context or MOST.tokens))
-    return Bounds(MOST.batch, tokens, context or MOST.past)
 
 
 def _ends(model: PreTrainedModel) -> list[int]:

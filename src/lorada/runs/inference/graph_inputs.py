@@ -12,21 +12,13 @@ Without a cache, ``past`` is 0 and there are no ``position_ids``.
 """
 
 import inspect
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 Inputs = dict[str, Any]
-
-
-class Bounds(NamedTuple):
-    """The most texts, new tokens and tokens of the past that one call of a graph may have."""
-
-    batch: int
-    tokens: int
-    past: int
 
 
 # Sizes of the example, all different: a trace takes equal sizes for one. The past is shorter than
@@ -82,20 +74,10 @@ def empty(cache: Cache, batch: int) -> DynamicCache:
     return copy
 
 
-def free_sizes(inputs: Inputs, most: Bounds | None = None) -> dict[str, Any]:
-    """The axes of each input whose size may differ from the example's, for ``torch.export``.
-
-    ``most`` bounds them; None for any size.
-    """
-
-    def free(most: int | None) -> Any:
-        # DYNAMIC and not AUTO: an error if the model would serve one size only.
-        return torch.export.Dim.DYNAMIC(max=most)
-
-    batch, tokens, past = (None, None, None) if most is None else most
-    total = None if tokens is None or past is None else tokens + past
-    sizes: dict[str, Any] = {name: {0: free(batch), 1: free(tokens)} for name in inputs}
+def free_sizes(inputs: Inputs) -> dict[str, Any]:
+    """The axes of each input whose size may differ from the example's, for ``torch.export``."""
+    free = torch.export.Dim.DYNAMIC  # not AUTO: an error if the model would serve one size only
+    sizes: dict[str, Any] = {name: {0: free, 1: free} for name in inputs}
     if "cache" in inputs:
-        sizes["attention_mask"] = {0: free(batch), 1: free(total)}
-        sizes["cache"] = [{0: free(batch), 2: free(past)}] * (2 * len(inputs["cache"].layers))
+        sizes["cache"] = [{0: free, 2: free}] * (2 * len(inputs["cache"].layers))
     return sizes

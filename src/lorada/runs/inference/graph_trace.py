@@ -1,7 +1,6 @@
-"""Makes a graph of a model with ``transformers.exporters``, and describes what it takes.
+"""Makes an ONNX graph of a model with ``transformers.exporters``, and describes what it takes.
 
-onnx        ``model.onnx`` and ``model.onnx.data``; any number of texts and tokens
-executorch  ``model.pte``, computed by XNNPACK; it reserves memory, so every size has a bound
+It is written as ``model.onnx`` and ``model.onnx.data``, and takes any number of texts and tokens.
 """
 
 import io
@@ -11,19 +10,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 import transformers
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from lorada.runs.inference.graph_inputs import Bounds, Inputs, free_sizes
+from lorada.runs.inference.graph_inputs import Inputs, free_sizes
 from lorada.support.errors import needs_extra, out_of_memory
 
-GraphFormat = Literal["onnx", "executorch"]
-# Name of a tensor → its type and shape; a free axis has a name.
-Interface = dict[str, tuple[str, list[int | str]]]
 # The free axes of the inputs, by the beginnings of their names.
 AXES = {
     "input_ids": ("batch", "tokens"),
@@ -33,24 +27,20 @@ AXES = {
 }
 
 
-def need_packages(form: GraphFormat) -> None:
-    """Import what a format needs.
+def need_packages() -> None:
+    """Import what ONNX needs.
 
     Raises:
         ImportError: naming the extra, if a package is missing.
     """
-    with needs_extra(form):
+    with needs_extra("onnx"):
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
         from transformers import exporters  # noqa: F401
-
-        if form == "onnx":
-            import onnxruntime  # noqa: F401
-            import onnxscript  # noqa: F401
-        else:
-            import executorch.runtime  # noqa: F401
 
 
 @contextmanager
-def refused_if_impossible(model: PreTrainedModel, form: GraphFormat) -> Iterator[None]:
+def refused_if_impossible(model: PreTrainedModel) -> Iterator[None]:
     """Turn an error of an exporter or of a runtime into one line.
 
     Raises:
@@ -66,72 +56,43 @@ def refused_if_impossible(model: PreTrainedModel, form: GraphFormat) -> Iterator
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"transformers {transformers.__version__} cannot export this {model.config.model_type} "
-            f"model to {form} ({type(error).__name__}: {reason}): export it without --format"
+            f"model to ONNX ({type(error).__name__}: {reason}): export it without --format"
         ) from error
 
 
-def traced(model: PreTrainedModel, example: Inputs, form: GraphFormat, bounds: Bounds) -> Any:
+def traced(model: PreTrainedModel, example: Inputs) -> Any:
     """The model as transformers' ``ExportedModel``, traced with an example of its inputs."""
     from transformers import exporters
 
     with _quiet():
-        if form == "onnx":
-            # onnxruntime optimises a graph when it loads it; onnxscript's optimiser had not ended
-            # after six minutes (processor time) for 30 layers.
-            config = exporters.OnnxConfig(dynamic_shapes=free_sizes(example), optimize=False)
-            exporter = exporters.OnnxExporter()
-        else:
-            config = exporters.ExecutorchConfig(dynamic_shapes=free_sizes(example, bounds))
-            exporter = exporters.ExecutorchExporter()
-        graph = exporter.export(model, dict(example), config)
-    if form == "onnx":
-        _tidy(graph.program)
+        # onnxruntime optimises a graph when it loads it; onnxscript's optimiser had not ended after
+        # six minutes (processor time) for 30 layers.
+        config = exporters.OnnxConfig(dynamic_shapes=free_sizes(example), optimize=False)
+        graph = exporters.OnnxExporter().export(model, dict(example), config)
+    _tidy(graph.program)
     return graph
 
 
-def loaded(folder: Path, form: GraphFormat, *, trust_remote_code: bool) -> Any:
-    """The graph in a folder, in the runtime of its format."""
+def loaded(folder: Path, *, trust_remote_code: bool) -> Any:
+    """The graph in a folder, in onnxruntime."""
+    import onnxruntime
     from transformers.exporters import ExportedModel
 
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     with _quiet():
-        if form == "onnx":
-            import onnxruntime
-
-            options["session_options"] = onnxruntime.SessionOptions()
-            options["session_options"].log_severity_level = 3  # errors; it warns of what it keeps
+        options["session_options"] = onnxruntime.SessionOptions()
+        options["session_options"].log_severity_level = 3  # errors; it warns of what it keeps
         return ExportedModel.from_pretrained(str(folder), **options)
 
 
-def interface(graph: Any, model: PreTrainedModel, example: Inputs) -> dict[str, Any]:
-    """``opset`` (None for executorch), ``inputs`` and ``outputs`` of a graph."""
-    if graph.export_format == "onnx":
-        program = graph.program
-        inputs, outputs = (
-            {v.name: (v.dtype.name.lower(), [_size(n) for n in v.shape]) for v in values}
-            for values in (program.graph.inputs, program.graph.outputs)
-        )
-        return {"opset": program.opset_imports[""], "inputs": inputs, "outputs": outputs}
-    with torch.no_grad():
-        logits = model(**example).logits
-    given = {name: _described(name, x) for name, x in example.items() if name != "cache"}
-    before, after = {}, {}
-    layers = example["cache"].layers if "cache" in example else []
-    for number, layer in enumerate(layers):
-        for name in ("keys", "values"):
-            dtype, shape = _described("input.cache", getattr(layer, name))
-            before[f"input.cache.layers.{number}.{name}"] = (dtype, shape)
-            longer = [*shape[:2], "past + tokens", *shape[3:]]
-            after[f"output.cache.layers.{number}.{name}"] = (dtype, longer)
-    free = ["batch", "tokens"][: logits.dim() - 1]
-    found: Interface = {"logits": ("float", [*free, logits.shape[-1]])}
-    return {"opset": None, "inputs": {**given, **before}, "outputs": {**found, **after}}
-
-
-def _described(name: str, tensor: Tensor) -> tuple[str, list[int | str]]:
-    axes = next(axes for start, axes in AXES.items() if name.startswith(start))
-    sizes = [axis or size for axis, size in zip(axes, tensor.shape, strict=True)]
-    return ("float" if tensor.is_floating_point() else "int64"), sizes
+def interface(graph: Any) -> dict[str, Any]:
+    """``opset``, ``inputs`` and ``outputs`` of a graph: name → type and shape."""
+    program = graph.program
+    inputs, outputs = (
+        {v.name: (v.dtype.name.lower(), [_size(n) for n in v.shape]) for v in values}
+        for values in (program.graph.inputs, program.graph.outputs)
+    )
+    return {"opset": program.opset_imports[""], "inputs": inputs, "outputs": outputs}
 
 
 def _tidy(program: Any) -> None:

@@ -18,10 +18,11 @@ from lorada.runs.serving.answers import Answer
 from lorada.runs.serving.engine import Ask
 from lorada.runs.serving.limits import Limits, Places, body_of, check_key
 from lorada.runs.serving.metrics import Metrics
+from lorada.runs.serving.mistakes import what_is_wrong
 from lorada.runs.serving.prompts import asks_of
 from lorada.runs.serving.record import Record
-from lorada.runs.serving.refusals import HANDLERS, Refused, refusal_of
-from lorada.runs.serving.requests import ChatRequest, CompletionRequest, what_is_wrong
+from lorada.runs.serving.refusals import HANDLERS, Refused, log_fault, refusal_of
+from lorada.runs.serving.requests import ChatRequest, CompletionRequest
 from lorada.runs.serving.served import Served
 from lorada.support.files import json_lines
 
@@ -113,7 +114,9 @@ class Server:
                 body = await self._body(request, kind, record)
                 served = self._named(body.model)
                 record.model = served.name
-                asks = asks_of(served, body, self.limits)
+                async with in_time(self.limits.seconds - record.seconds):
+                    # In a thread: others are answered while a long prompt is made tokens.
+                    asks = await asyncio.to_thread(asks_of, served, body, self.limits)
                 at_the_end.enter_context(self._places.take(len(asks)))
                 record.read = sum(len(ask.ids) for ask in asks)
                 answer = Answer(
@@ -163,6 +166,7 @@ class Server:
             record.status = refusal.status
             if not isinstance(error, Exception):  # the client went away
                 raise
+            log_fault(error)
             yield _event(refusal.body())
 
 

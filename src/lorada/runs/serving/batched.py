@@ -53,7 +53,7 @@ class Batched:
         """See ``Engine``."""
         worker = await asyncio.to_thread(self._worker, ask)
         options: dict[str, Any] = {}
-        if ask.temperature > 0:
+        if ask.sampled:
             options = {"temperature": ask.temperature, "top_p": ask.top_p}
         name, outputs = worker.add(ask, options)
         done = False
@@ -80,8 +80,7 @@ class Batched:
             worker.manager.stop(block=True, timeout=10, hard_stop=True)
 
     def _worker(self, ask: Ask) -> "_Worker":
-        sampled = ask.temperature > 0
-        kind = (sampled, ask.logprobs)
+        kind = (ask.sampled, ask.logprobs)
         with self._making:
             worker = self._workers.get(kind)
             if worker is None or not worker.manager.is_running():

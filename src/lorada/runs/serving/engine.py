@@ -4,6 +4,10 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
+# Colder requests take the likeliest token: scores over a smaller number may be infinite in fp32,
+# and what is not a number ends a batch for all its requests.
+COLDEST = 1e-6
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -12,7 +16,7 @@ class Ask:
     Attributes:
         ids: the prompt's tokens.
         most: how many tokens may be written.
-        temperature: 0 for the likeliest token each time.
+        temperature: below ``COLDEST`` for the likeliest token each time.
         top_p: when sampling, the share of probability that tokens are drawn from.
         logprobs: whether the log-probability of each token is wanted.
     """
@@ -22,6 +26,11 @@ class Ask:
     temperature: float = 0.0
     top_p: float = 1.0
     logprobs: bool = False
+
+    @property
+    def sampled(self) -> bool:
+        """Whether tokens are drawn, else the likeliest is taken."""
+        return self.temperature >= COLDEST
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """What the server takes at most, and who may ask."""
 
 import hmac
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
-from lorada.runs.serving.refusals import Refused
+from lorada.runs.serving.refusals import CLOSED, Refused
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,15 @@ class Limits:
     tokens: int | None = None
     requests: int = 256
     seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        """Check the time.
+
+        Raises:
+            ValueError: for a time without end.
+        """
+        if not math.isfinite(self.seconds):
+            raise ValueError(f"--timeout {self.seconds} has no end: pass seconds, such as 600")
 
 
 class Places:
@@ -54,6 +64,19 @@ class Places:
             self.taken -= count
 
 
+def refuse_key(key: str) -> None:
+    """Refuse a key that no client can send, or an empty one, which an unset variable gives.
+
+    Raises:
+        ValueError: without the key, which is a secret.
+    """
+    if not key or not all("!" <= sign <= "~" for sign in key):
+        raise ValueError(
+            "--api-key is empty, or has a blank or a sign that is not ASCII: pass another, or none "
+            "to ask for no key"
+        )
+
+
 def check_key(request: Request, key: str | None) -> None:
     """Refuse a request without the key of the server.
 
@@ -62,8 +85,9 @@ def check_key(request: Request, key: str | None) -> None:
     """
     if key is None:
         return
-    given = request.headers.get("authorization", "")
-    if not hmac.compare_digest(given.encode("utf-8", "replace"), f"Bearer {key}".encode()):
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    same = hmac.compare_digest(given.strip(" ").encode("utf-8", "replace"), key.encode())
+    if scheme.lower() != "bearer" or not same:
         raise Refused(
             401, "no valid API key: send Authorization: Bearer KEY", code="invalid_api_key"
         )
@@ -73,12 +97,19 @@ async def body_of(request: Request, most: int) -> bytes:
     """The body of a request.
 
     Raises:
-        Refused: for a longer one than ``most`` bytes.
+        Refused: for a longer one than ``most`` bytes, or a client that leaves before its end.
     """
+    too_long = Refused(413, f"the request is longer than {most} bytes")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > most:
+        raise too_long
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            raise Refused(413, f"the request is longer than {most} bytes")
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > most:  # of a body in chunks the client says no length
+                raise too_long
+            parts.append(part)
+    except ClientDisconnect:
+        raise Refused(CLOSED, "the client went away") from None
     return b"".join(parts)

@@ -65,9 +65,9 @@ class OneByOne:
     def _generate(self, ask: Ask, stopped: threading.Event, sender: "_Sender") -> list[int]:
         """The token ids of an answer."""
         settings = {**self._settings, "do_sample": False, "max_new_tokens": ask.most}
-        if ask.temperature > 0:
+        if ask.sampled:
             settings |= {"do_sample": True, "temperature": ask.temperature, "top_p": ask.top_p}
-            settings["num_beams"] = 1
+            settings |= {"num_beams": 1, "top_k": 0}
         if settings["num_beams"] == 1:
             settings["streamer"] = sender
         if "stop_strings" in settings:

@@ -8,6 +8,8 @@ from lorada.runs.serving.requests import ChatRequest, CompletionRequest
 from lorada.runs.serving.served import Served
 from lorada.tasks.tokenize import prompt_of
 
+LONGEST = 500  # characters of a line that may repeat a prompt
+
 
 def asks_of(served: Served, request: ChatRequest | CompletionRequest, limits: Limits) -> list[Ask]:
     """What the engine is asked, for each prompt of a request.
@@ -26,7 +28,8 @@ def asks_of(served: Served, request: ChatRequest | CompletionRequest, limits: Li
     try:
         prompts = _prompts(served, request)
     except ValueError as error:  # an empty prompt, or turns that the chat template refuses
-        raise Refused(400, " ".join(str(error).split()), param=param) from error
+        said = " ".join(str(error).split())[:LONGEST]
+        raise Refused(400, said, param=param) from error
     return [
         Ask(
             ids=ids,
@@ -81,16 +84,19 @@ def _most(served: Served, read: int, wanted: int | None, limits: Limits) -> int:
 
     Where the request does not say, it is what fits, at most what ``lorada generate`` writes.
     """
-    room = None if served.room is None else served.room - read
-    if room is not None and room < (wanted or 1):
-        asked = f" and an answer of {wanted}" if wanted else ""
-        raise Refused(
-            400, f"a prompt of {read} tokens{asked} does not fit: there is room for {served.room}",
-            code="context_length_exceeded",
-        )  # fmt: skip
+    room = left = served.room
+    if room is not None:
+        apart = served.run.kind == "encoder_decoder"
+        left = room if apart else room - read
+        if read > room or left < (wanted or 1):
+            asked = f" and an answer of {wanted}" if wanted else ""
+            raise Refused(
+                400, f"a prompt of {read} tokens{asked} does not fit: there is room for {room}"
+                + " each" * apart, code="context_length_exceeded",
+            )  # fmt: skip
     if wanted is not None:
         if limits.tokens is not None and wanted > limits.tokens:
             raise Refused(400, f"{wanted} tokens are more than this server writes, {limits.tokens}")
         return wanted
-    found = [most for most in (served.most, room, limits.tokens) if most is not None]
+    found = [most for most in (served.most, left, limits.tokens) if most is not None]
     return min(found)

@@ -1,7 +1,6 @@
 """Requests that get no answer: an HTTP status and one line, as OpenAI's API spells them."""
 
 import logging
-from asyncio import CancelledError
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -38,18 +37,24 @@ def refusal_of(error: BaseException) -> Refused:
     """The refusal that an error becomes; of a fault of our own only the log says more."""
     if isinstance(error, Refused):
         return error
-    if isinstance(error, CancelledError):
+    if not isinstance(error, Exception):  # the answer was cut off
         return Refused(CLOSED, "the client went away")
     if isinstance(error, HTTPException):
         return Refused(error.status_code, f"there is nothing here for this request: {error.detail}")
-    logger.error("a request failed: %s", " ".join(str(error).split())[:500])
     if isinstance(error, EngineFailed):
         return Refused(503, "the model failed at this answer: try again", code="engine_failed")
     return Refused(500, "the server failed at this answer")
 
 
+def log_fault(error: Exception) -> None:
+    """Write a line on an error that is no refusal."""
+    if not isinstance(error, Refused | HTTPException):
+        logger.error("a request failed: %s", " ".join(str(error).split())[:500])
+
+
 async def refuse(_: Request, error: Exception) -> Response:
     """The response to a request that ended in an error."""
+    log_fault(error)
     refusal = refusal_of(error)
     headers = dict(getattr(error, "headers", None) or HEADERS.get(refusal.status, {}))
     return JSONResponse(refusal.body(), refusal.status, headers)

@@ -6,15 +6,16 @@ have the value that changes nothing. Fields that do not touch the answer are rea
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-Text = Annotated[str, Field(max_length=1_000_000)]
+MOST_PROMPTS, MOST_STOPS, MOST_TURNS = 256, 4, 10_000
 Zero = Annotated[float, Field(ge=0, le=0)]
 One = Annotated[int, Field(ge=1, le=1)]
-Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+# The first fault of a long list is enough: to describe each takes many times the body's memory.
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+Texts = Annotated[list[str], Field(max_length=MOST_PROMPTS, fail_fast=True)]
+Prompts = Annotated[list[Ids], Field(max_length=MOST_PROMPTS, fail_fast=True)]
 Nothing = Annotated[list[Any], Field(max_length=0)]
-MOST_PROMPTS = 256
-LONGEST = 40  # characters of a wrong value that are repeated
 
 
 class Asked(BaseModel):
@@ -22,13 +23,13 @@ class Asked(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    model: Text
+    model: str
     stream: bool | None = None
     stream_options: "StreamOptions | None" = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=4)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
     # Of these only the values that change nothing.
     n: One | None = None
     presence_penalty: Zero | None = None
@@ -62,7 +63,7 @@ class TextPart(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Literal["text"]
-    text: Text
+    text: str
 
 
 class Message(BaseModel):
@@ -71,7 +72,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
 
     def turn(self) -> dict[str, str]:
@@ -84,7 +85,7 @@ class Message(BaseModel):
 class ChatRequest(Asked):
     """The body of ``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=10_000)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_TURNS, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
@@ -110,7 +111,7 @@ class TextFormat(BaseModel):
 class CompletionRequest(Asked):
     """The body of ``POST /v1/completions``: texts to continue, or their tokens."""
 
-    prompt: Text | Ids | Annotated[list[Text] | list[Ids], Field(max_length=MOST_PROMPTS)]
+    prompt: str | Ids | Texts | Prompts
     logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     echo: Literal[False] | None = None
     best_of: One | None = None
@@ -129,35 +130,3 @@ class CompletionRequest(Asked):
         if self.prompt and isinstance(self.prompt[0], int):
             return [self.prompt]  # type: ignore[list-item]
         return self.prompt  # type: ignore[return-value]
-
-
-# What fields may be that several types fit, or none but nothing.
-MEANT = {
-    "prompt": "a text, a list of token ids, or a list of either",
-    "stop": "a text, or a list of at most 4",
-    "content": "a text, or a list of parts of type text",
-    "seed": "left out: requests are sampled together",
-    "suffix": "left out: models here only continue texts",
-}
-
-
-def what_is_wrong(error: ValidationError) -> tuple[str, str | None]:
-    """One line on the first fault of a body, and the field that has it."""
-    first = error.errors(include_url=False)[0]
-    places = list(first["loc"])
-    if not places:
-        return first["msg"], None
-    named = next((place for place in places if place in MEANT), None)
-    if named is not None:
-        places = places[: places.index(named) + 1]
-        said = f"must be {MEANT[str(named)]}"
-    else:
-        said = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
-        if first["type"] != "missing":
-            said += f", not {_short(first['input'])}"
-    return f"{'.'.join(map(str, places))}: {said}", str(places[0])
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

@@ -45,9 +45,10 @@ class Served:
 
     @property
     def room(self) -> int | None:
-        """Most tokens of a prompt and its answer together; None for any number."""
-        if self.run.kind == "encoder_decoder":
-            return None
+        """Most tokens of a prompt and its answer together; None for any number.
+
+        Of an encoder–decoder, it is for each of the two.
+        """
         limits = [self.engine.room, context_of(self.run.model.config)]
         return min((limit for limit in limits if limit is not None), default=None)
 

@@ -1,0 +1,140 @@
+"""Says in plain English what limits a comparison's verdict, a sentence each."""
+
+from collections.abc import Iterator, Sequence
+
+from lorada.report.comparison.facts import tried_rates
+from lorada.report.comparison.read import Candidate, Results
+from lorada.report.comparison.statistics import ALPHA, detectable, has_no_spread
+from lorada.report.comparison.summary import Line, Search
+from lorada.report.comparison.verdict import LOSSES, Choice, counted
+from lorada.support.duration import duration
+
+NAMED = 6  # labels that a sentence names at most
+
+
+def limits(
+    results: Results, choice: Choice, tested: Sequence[Candidate], against: str, search: Search
+) -> Iterator[str]:
+    """What limits the verdict, a sentence each.
+
+    Args:
+        results: of the comparison.
+        choice: the lines, and which of them to take.
+        tested: the candidates with at least two seeds and two rows.
+        against: the method that others are tested against.
+        search: what the search for learning rates cost.
+    """
+    yield from _incomplete(results)
+    if choice.best is not None and choice.hardly_fell and choice.losses is not None:
+        first, last = choice.losses
+        yield (
+            f"The training loss of {choice.best.label} hardly fell, from {first:.2f} to "
+            f"{last:.2f}: more steps or other learning rates may change the order."
+        )
+    yield from _without_spread(tested)
+    yield from _detectable(choice, tested)
+    yield from _compared_with(choice.scored, against)
+    untested = [line.label for line in choice.scored if len(line.seeds) < 2]
+    if untested:
+        yield f"Not tested, because only one seed is scored: {_listed(untested)}."
+    metric = next((line.metric for line in choice.scored), "")
+    if any(abs((line.value or 0) - (line.score or 0)) > 0.05 for line in choice.scored):
+        yield f"Methods are compared by their mean score over rows, which is not {metric}."
+    above = [c.label for c in results.candidates if any(c.budgets.values())]
+    if above:
+        yield f"Above a budget, because no smaller size of the method exists: {_listed(above)}."
+    yield from _learning_rates(results.candidates, search)
+
+
+def _learning_rates(candidates: Sequence[Candidate], search: Search) -> Iterator[str]:
+    """How learning rates were chosen, and which of them are at an end of the tried ones."""
+    if not search.trials:
+        yield "No learning rate was searched: each method has its own default."
+        return
+    if search.each_seed:
+        yield "A learning rate was chosen with every seed: the spread over seeds holds the choice."
+    else:
+        yield (
+            "Differences are those at the chosen learning rates. The spread over seeds does not "
+            "hold the luck of that choice; with --search each-seed it does."
+        )
+    edge = [c.label for c in candidates if any(one.at_edge for one in tried_rates(c))]
+    if edge:
+        yield (
+            "The best learning rate is still the lowest or the highest of those tried, so another "
+            f"may be better: {_listed(edge)}."
+        )
+    ended = [(search.pruned, "stopped early"), (search.diverged, "diverged")]
+    rest = "".join(f", {count} of them {how}" for count, how in ended if count)
+    trials = counted(search.trials, "trial")
+    yield f"The search for learning rates took {duration(search.seconds)}: {trials}{rest}."
+
+
+def _without_spread(tested: Sequence[Candidate]) -> Iterator[str]:
+    """Which candidates are compared by a test over rows alone."""
+    alike = [c.label for c in tested if has_no_spread(c.scores)]
+    if len(alike) > 1:
+        yield (
+            "All runs of a candidate give the same answers, so that seeds tell nothing and the "
+            f"exact sign test over rows compares them with each other: {_listed(alike)}."
+        )
+
+
+def _incomplete(results: Results) -> Iterator[str]:
+    """A sentence if runs are missing that could have been run."""
+    seeds = results.asked.get("seeds")
+    runnable = [c for c in results.candidates if not c.plan.get("reason")]
+    count = len(seeds) if isinstance(seeds, list) else 0
+    scored, planned = sum(len(c.runs) for c in runnable), count * len(runnable)
+    if scored < planned:
+        yield (
+            f"The comparison is not complete: {scored} of {planned} runs are scored. "
+            "The notes say what is missing."
+        )
+
+
+def _detectable(choice: Choice, tested: Sequence[Candidate]) -> Iterator[str]:
+    """The smallest difference that so many rows and seeds could have shown."""
+    if len(tested) < 2:
+        return
+    seeds = [len(c.runs) for c in tested]
+    runs = f"{min(seeds)} to {max(seeds)}" if min(seeds) < max(seeds) else f"{seeds[0]}"
+    scores = [c.scores for c in tested]
+    pairs = len(tested) * (len(tested) - 1) // 2
+    one, every = detectable(scores), detectable(scores, pairs)
+    if every == 0:
+        return
+    losses = choice.scored[0].metric == LOSSES
+    unit = "nats per token" if losses else "points"
+    digits = 3 if losses else 1
+    yield (
+        f"With {counted(scores[0].shape[1], 'row')} and {runs} seeds a difference under "
+        f"{one:.{digits}f} {unit} between two candidates cannot be told from chance."
+    )
+    top = choice.top.score if choice.top and choice.top.score is not None else 0.0
+    if pairs > 1 and (losses or top >= every):
+        yield (
+            f"The letters compare all {pairs} pairs of candidates at once, which takes larger "
+            f"differences, as one of so many pairs is lucky: scores of {top:.{digits}f} and "
+            f"{top - every:.{digits}f} would still share a letter."
+        )
+
+
+def _compared_with(scored: Sequence[Line], against: str) -> Iterator[str]:
+    """Which candidates are better and worse than the method that they are tested against."""
+    tested = [line for line in scored if line.p_against is not None]
+    if not tested:
+        return
+    references = {line.label: line.score or 0.0 for line in scored}
+    found = [line for line in tested if (line.p_against or 0.0) < ALPHA]
+    sides = {
+        "better": [one.label for one in found if (one.score or 0.0) > references[one.against]],
+        "worse": [one.label for one in found if (one.score or 0.0) <= references[one.against]],
+    }
+    said = [f"{how} by more than chance: {_listed(names)}" for how, names in sides.items() if names]
+    yield f"Against {against}, {'; '.join(said) or 'no difference is larger than chance'}."
+
+
+def _listed(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
+    return ", ".join(labels[:NAMED]) + more
