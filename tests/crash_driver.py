@@ -167,15 +167,14 @@ def warm_up():
     import matplotlib
     import safetensors.torch  # noqa: F401
     import torch
+    from here import Here
 
     import lorada.report.figures
     import lorada.runs.training.train  # noqa: F401
     from lorada.experiments import own_process
 
     # The trials of a search in this process, whose write points are watched.
-    own_process.call = lambda function, *arguments, report=None: function(
-        *arguments, **({} if report is None else {"report": report})
-    )
+    own_process.Processes = Here
 
     torch.set_num_threads(1)
     matplotlib.use("Agg")

@@ -40,6 +40,25 @@ def save_on_interrupt(folder, text, *, report):
         raise
 
 
+def save_for_long(folder, text, *, report):
+    """Work that saves for long after Ctrl-C, which only another one ends."""
+    try:
+        (folder / "begun").touch()
+        time.sleep(100)
+    except KeyboardInterrupt:
+        (folder / "saving").touch()
+        time.sleep(100)
+
+
+def finish_on_interrupt(folder, text, *, report):
+    """Work that Ctrl-C reaches in its last moment, so that it ends as if nothing had been."""
+    try:
+        (folder / "begun").touch()
+        time.sleep(100)
+    except KeyboardInterrupt:
+        write(folder, text, report=report)
+
+
 def wait_for(path, folder, text, *, report):
     """Work that is done when another job or the test has made a file."""
     (folder / "begun").touch()
@@ -55,10 +74,10 @@ def job(place, name, work=write, after=()):
     return Job(name, partial(work, folder, name), folder, (folder / "written").exists, after)
 
 
-def started(place, *names):
+def started(place, *names, file="begun"):
     """Wait until the work of jobs has begun."""
     deadline = time.monotonic() + 60
-    while not all((place / name / "begun").exists() for name in names):
+    while not all((place / name / file).exists() for name in names):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

@@ -107,11 +107,6 @@ def write_gpus(folder: Path, *, report):
     (folder / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "not set"))
 
 
-def copy(rows: Path, folder: Path, *, report):
-    """Write into the job's folder what there is to read."""
-    (folder / "copied").write_text(f"{rows.read_text()}, {(folder / 'before').read_text()}")
-
-
 def lose_head(address, folder):
     """A command whose cluster loses its head while a job runs; prints the error it ends with."""
     from lorada.experiments.queue.job import Job

@@ -1,13 +1,20 @@
-"""The layout: which file may import which, and how long files and functions are."""
+"""The layout: which file may import which, and how long files and functions are.
+
+An import counts wherever it stands, in a function too, as does the name of a thing that is loaded
+when it is needed (``"lorada.methods.snip:snip"``).
+"""
 
 import ast
 import re
+from graphlib import CycleError, TopologicalSorter
 
 import pytest
 from paths import ROOT
 
 SOURCE = ROOT / "src" / "lorada"
 FILES = sorted(SOURCE.rglob("*.py"))
+ALL = [*FILES, ROOT / "src" / "lorada_cli.py"]
+LOADED = re.compile(r"(lorada(?:\.\w+)+):\w+")
 
 # Each folder of the package, from the lowest to the highest, and the folders it may import.
 MAY_IMPORT = {
@@ -29,35 +36,72 @@ MAY_IMPORT = {
         "support",
     },
     "report": {"support"},
-    "cli": {"experiments", "report", "runs", "methods", "tasks", "support"},
+    # The names of the package itself.
+    "lorada": {"runs", "methods", "tuners", "functional", "tasks", "support"},
+    "cli": {"lorada", "experiments", "report", "runs", "methods", "tasks", "support"},
+    "lorada_cli": {"cli"},
 }
 
 
-def room_of(path):
-    """The folder of the package that a file lies in."""
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+def name_of(path):
+    """The name of a file as a module."""
+    name = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
+    return name.removesuffix(".__init__")
 
 
-def imported_modules(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+MODULES = {name_of(path): path for path in ALL}
+
+
+def room_of(module):
+    """The folder of the package that a module lies in."""
+    return (module.removeprefix("lorada.")).split(".")[0]
+
+
+def imported_modules(path, *, for_types=True):
+    """What a file imports; with ``for_types`` also what only a type checker sees."""
+    waiting = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            yield node.module
-            if node.module == "lorada":
-                yield from (f"lorada.{alias.name}" for alias in node.names)
+            inner = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
+            yield from inner
+            if len(inner) < len(node.names):
+                yield node.module
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from (found[1] for found in [LOADED.fullmatch(node.value)] if found)
+        typing = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if for_types or not typing:
+            waiting.extend(ast.iter_child_nodes(node))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
-def test_imports_follow_the_layout(path):
-    room = room_of(path)
-    if room == "__init__":
-        return
-    for module in imported_modules(path):
-        if module.startswith("lorada."):
-            other = module.split(".")[1]
-            assert other == room or other in MAY_IMPORT[room], f"{room} imports {module}"
+def own_imports(path, **options):
+    """The modules of ours that a file imports."""
+    return {module for module in imported_modules(path, **options) if module in MODULES}
+
+
+def test_imports_follow_the_layout():
+    for name, path in MODULES.items():
+        room = room_of(name)
+        for module in own_imports(path):
+            other = room_of(module)
+            assert other == room or other in MAY_IMPORT[room], f"{name} imports {module}"
+
+
+def refuse_circle(imports):
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        pytest.fail(" → ".join(reversed(error.args[1])))
+
+
+def test_no_folders_and_no_files_import_each_other_in_a_circle():
+    refuse_circle(MAY_IMPORT)
+    refuse_circle(
+        {name: own_imports(path, for_types=False) - {name} for name, path in MODULES.items()}
+    )
 
 
 # Within a folder: some of its files, and what they must not import.

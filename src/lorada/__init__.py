@@ -1,22 +1,19 @@
 """LoRaDA: a low-rank, signed attention map as a PEFT adapter, stacked with any other."""
 
 import os
-import sys
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from lorada import tuners
 from lorada.support.quiet import VARIABLE, silence
+from lorada.support.start import without_torch
 from lorada.support.version import __version__
 
 if VARIABLE in os.environ:  # started by a lorada command, so as silent as that
     silence()
-# While Python still looks for the module of `python -m`, sys.argv begins with -m.
-_AS_MODULE = sys.argv[:1] == ["-m"] and ("-m", "lorada.cli") in pairwise(sys.orig_argv)
 
 # `import lorada` makes the adapter types known to PEFT, which takes torch. The command line starts
 # without them, and each command imports what it needs.
-if TYPE_CHECKING or not (_AS_MODULE or "lorada_cli" in sys.modules):
+if TYPE_CHECKING or not without_torch():
     from lorada import functional
     from lorada.tuners import *  # noqa: F403
     from lorada.tuners.explanation import explain

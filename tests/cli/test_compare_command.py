@@ -45,7 +45,7 @@ def mistake(call, *asked):
 
 MISTAKES = {
     "no methods": ({"methods": None}, "nothing to compare: pass --methods NAME,NAME"),
-    "no name in the methods": ({"methods": ","}, "nothing to compare: pass --methods NAME,NAME"),
+    "no name in the methods": ({"methods": ","}, "--methods ',' has no name in it"),
     "a method twice": ({"methods": "lora,lmam,lora"}, "--methods names lora twice"),
     "an unknown method": ({"methods": "lora,lmom"}, "unknown method 'lmom'; did you mean lmam"),
     "an unknown setting": ({"methods": "lora:rank=1"}, "lora:rank=1: unknown override 'rank'"),

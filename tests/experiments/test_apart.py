@@ -20,6 +20,7 @@ from lorada.experiments.table_spec import TableRow
 from lorada.runs.folder.result import read_result
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.callbacks import DivergedError
+from lorada.support.start import WITHOUT_TORCH
 
 LORADA = str(Path(sys.executable).with_name("lorada"))
 ROWS = [{"sentence": "ab" * (i % 4 + 1), "label": i % 2} for i in range(12)]
@@ -40,6 +41,12 @@ def test_what_a_function_gives_says_and_logs_elsewhere_comes_here(caplog, capfd,
         own_process.call(logging.getLogger("far").info, "too quiet")
     assert [(record.name, record.getMessage()) for record in caplog.records] == [("far", "1 of 2")]
     assert capfd.readouterr().err == "said\n"  # beside what a program reads from this process
+
+
+@pytest.mark.apart
+def test_torch_is_imported_there_by_who_needs_it_and_by_programs_that_are_started_from_there():
+    found = "'torch' in __import__('sys').modules, __import__('os').environ.get(name)"
+    assert own_process.call(eval, found, {"name": WITHOUT_TORCH}) == (False, None)
 
 
 ENDS = {

@@ -13,13 +13,13 @@ import queue_jobs as work
 from paths import ROOT
 from queue_jobs import job
 
+from lorada.experiments.queue.engine import Workers
 from lorada.experiments.queue.job import JOB_FILE, HeldError, run_job
-from lorada.experiments.queue.local import OneAtATime, Workers
 from lorada.experiments.queue.queue import run_queue
 from lorada.runs.folder.lock import LOCK_FILE, locked
 
 pytestmark = pytest.mark.apart
-ENGINES = {"one at a time": OneAtATime, "two workers": partial(Workers, 2)}
+ENGINES = {"one at a time": Workers, "two workers": partial(Workers, 2)}
 
 
 @pytest.fixture(autouse=True)
@@ -76,19 +76,19 @@ def test_a_job_that_another_process_holds_is_held_until_that_process_ends(tmp_pa
     found = {}
 
     def other_queue():
-        found.update(run_queue(mine[:1], OneAtATime(), report=print))
+        found.update(run_queue(mine[:1], Workers(), report=print))
 
     other = threading.Thread(target=other_queue)
     other.start()
     work.started(tmp_path, "a")
-    outcomes = run_queue(mine, OneAtATime(), report=print)
+    outcomes = run_queue(mine, Workers(), report=print)
     assert statuses(outcomes) == ["held", "done"]
     owner = (tmp_path / "a" / JOB_FILE).read_text()
     assert outcomes["a"].error.startswith(f"{tmp_path / 'a'} is being trained by process {owner}:")
     free.touch()
     other.join()
     assert statuses(found) == ["done"]
-    assert statuses(run_queue(mine, OneAtATime(), report=print)) == ["kept", "kept"]
+    assert statuses(run_queue(mine, Workers(), report=print)) == ["kept", "kept"]
     assert (tmp_path / "a" / "written").read_text().count("a") == 1
 
 
@@ -127,25 +127,30 @@ for name in ({LOCK_FILE!r}, {JOB_FILE!r}):
     assert issubclass(HeldError, ValueError)
 
 
-# A command with two workers, as the command line has them.
+# A command with some workers, as the command line has them.
 COMMAND = """
-import lorada_cli, sys
+import lorada_cli, queue_jobs, sys
 from pathlib import Path
-from queue_jobs import job, save_on_interrupt
-from lorada.experiments.queue.local import Workers
+from lorada.experiments.queue.engine import Workers
 from lorada.experiments.queue.queue import run_queue
 try:
-    jobs = [job(Path(sys.argv[1]), name, save_on_interrupt) for name in "abc"]
-    run_queue(jobs, Workers(2), report=print)
+    work = getattr(queue_jobs, sys.argv[2])
+    jobs = [queue_jobs.job(Path(sys.argv[1]), name, work) for name in "abc"]
+    run_queue(jobs, Workers(int(sys.argv[3])), report=print)
 except KeyboardInterrupt:
     sys.exit(130)
 """
 
 
-def test_ctrl_c_lets_all_workers_save_and_ends_the_command(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, str(tmp_path)], stderr=subprocess.PIPE, text=True
+def command(place, kind="save_on_interrupt", workers=2):
+    words = [str(place), kind, str(workers)]
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *words], stderr=subprocess.PIPE, text=True
     )
+
+
+def test_ctrl_c_lets_all_workers_save_and_ends_the_command(tmp_path):
+    process = command(tmp_path)
     work.started(tmp_path, "a", "b")
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
@@ -154,10 +159,30 @@ def test_ctrl_c_lets_all_workers_save_and_ends_the_command(tmp_path):
     assert not list(tmp_path.rglob(JOB_FILE))
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_second_ctrl_c_ends_what_still_saves(workers, tmp_path):
+    process = command(tmp_path, "save_for_long", workers)
+    names = "ab"[:workers]
+    work.started(tmp_path, *names)
+    process.send_signal(signal.SIGINT)
+    work.started(tmp_path, *names, file="saving")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert not list(tmp_path.rglob(JOB_FILE))
+
+
+def test_ctrl_c_in_the_last_moment_of_a_job_ends_the_command_too(tmp_path):
+    process = command(tmp_path, "finish_on_interrupt", workers=1)
+    work.started(tmp_path, "a")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert [(tmp_path / name).exists() for name in "ab"] == [True, False]
+
+
 def test_an_interrupt_of_one_worker_alone_ends_all(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, str(tmp_path)], stderr=subprocess.PIPE, text=True
-    )
+    process = command(tmp_path)
     work.started(tmp_path, "a", "b")
     os.kill(int((tmp_path / "b" / JOB_FILE).read_text()), signal.SIGINT)
     _, said = process.communicate(timeout=60)
@@ -165,12 +190,13 @@ def test_an_interrupt_of_one_worker_alone_ends_all(tmp_path):
     assert [(tmp_path / name / "saved").exists() for name in "abc"] == [True, True, False]
 
 
-def test_workers_of_a_command_that_is_killed_end_with_it(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", COMMAND, str(tmp_path)])
+@pytest.mark.parametrize("ends_by", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_of_a_command_that_is_killed_end_with_it(ends_by, tmp_path):
+    process = command(tmp_path)
     work.started(tmp_path, "a", "b")
     numbers = [int((tmp_path / name / JOB_FILE).read_text()) for name in "ab"]
-    process.kill()
-    process.wait()
+    process.send_signal(ends_by)
+    process.communicate(timeout=60)
     assert all(work.is_gone(number) for number in numbers)
     with locked(Path(tmp_path / "a"), JOB_FILE):
         pass

@@ -486,7 +486,6 @@ def test_two_workers_store_what_one_stores(place, monkeypatch, capsys):
 BAD = {
     "a part that is not there": (["5", "--shard", "3/2"], "--shard 3/2 must be i/n"),
     "no workers": (["5", "--workers", "0"], "--workers 0 must be at least 1"),
-    "collected from here": (["5", "--collect"], "--collect is for --cluster"),
     "no such table": (["1"], "no table1 of results in the paper: there are tables 2, 3, 5"),
     "no such row": (["5", "--rows", "lroa"], "unknown row of table5 'lroa'; did you mean lora?"),
     "a task of another table": (["5", "--tasks", "piqa"], "unknown task of table5 'piqa'"),

@@ -19,7 +19,7 @@ from transformers import (
 
 import lorada
 from lorada import BottleneckConfig, LmamConfig, LoradaConfig, PrefixConfig, explain
-from lorada.tuners.explanation import AXES, KEPT
+from lorada.tuners.explanation import AXES
 
 pytestmark = pytest.mark.fp64
 
@@ -172,7 +172,7 @@ def test_each_part_alone_is_a_model_with_that_part_alone():
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_what_is_attended_to_is_counted(name):
     found = explain(stack(name), {"input_ids": IDS})[0]
-    shares = dict(zip(KEPT, found.attends, strict=True))
+    shares = found.shares
     assert_close(sum(shares.values()), torch.ones(4))
     assert_close(shares["itself"], found.softmax[0].diagonal(dim1=1, dim2=2).mean(-1))
     previous = found.softmax[0].diagonal(-1, dim1=1, dim2=2).sum(-1) / 10

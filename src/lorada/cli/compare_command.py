@@ -20,8 +20,9 @@ from lorada.cli.app import (
     prints_to_stderr,
     suggest,
 )
-from lorada.cli.queue_options import Cluster, Collect, Shard, Workers, check_queue
-from lorada.cli.table_command import numbers, print_progress
+from lorada.cli.queue_options import Cluster, Shard, Workers, check_queue
+from lorada.cli.table_command import names, numbers, print_progress
+from lorada.support.duration import duration
 
 Folder = Annotated[str | None, typer.Argument(help="folder of a comparison, for --resume")]
 Overrides = Annotated[
@@ -87,7 +88,6 @@ def compare(
     with_text: Text = False,
     workers: Workers = 1,
     cluster: Cluster = None,
-    collect: Collect = False,
     shard: Shard = None,
     remote: Remote = False,
     as_json: Json = False,
@@ -97,16 +97,16 @@ def compare(
     # In `lorada compare max_steps=100 …` the first word is an override, not a folder.
     if folder is not None and "=" in folder and not Path(folder).is_dir():
         pairs, folder = [folder, *pairs], None
-    part = check_queue(workers, cluster, collect, shard)
+    part = check_queue(workers, cluster, shard)
     place = _place(folder, output, resume=resume)
     options = {
         "model": model, "data": data, "task": task, "data_dir": data_dir,
         "trust_remote_code": remote or None,
     }  # fmt: skip
     asked = {
-        "methods": _names(methods), "budgets": _names(budget), "seeds": numbers(seeds),
-        "trials": trials, "rates": _rates(rates), "search": search, "against": against,
-        "held_out": held_out,
+        "methods": names("methods", methods), "budgets": names("budget", budget),
+        "seeds": numbers(seeds), "trials": trials, "rates": _rates(rates),
+        "search": search, "against": against, "held_out": held_out,
         "with_text": with_text or None, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
     if part is not None and overwrite:
@@ -114,7 +114,7 @@ def compare(
     # Parts of one comparison may be started together: the later ones join the first.
     resume = resume or (part is not None and _is_there(place))
     chosen = _checked(place, pairs, options, asked, resume=resume, overwrite=overwrite)
-    engine = partial(_engine, workers, cluster, collect)
+    engine = partial(_engine, workers, cluster)
     if dry_run:
         _estimate(chosen, place, engine, resume=resume, as_json=as_json)
     else:
@@ -143,10 +143,10 @@ def _checked(
         return comparison_of(load_recipe(None, pairs, {**options, **FIXED}), asked)
 
 
-def _engine(workers: int, cluster: str | None, collect: bool) -> Any:
+def _engine(workers: int, cluster: str | None) -> Any:
     from lorada.experiments.queue.engine import engine_named
 
-    return engine_named(workers, cluster, collect)
+    return engine_named(workers, cluster)
 
 
 def _run(
@@ -184,7 +184,7 @@ def _estimate(chosen: Any, place: Path, engine: Any, *, resume: bool, as_json: b
 
     made = engine()
     slots = made.slots
-    made.close(interrupt=False)
+    made.close()
     with prints_to_stderr(as_json):
         plan = planned(chosen, place, resume=resume, report=print_progress)
         found = estimate(chosen, plan, slots, print_progress)
@@ -216,16 +216,11 @@ def _rates(text: str | None) -> list[float] | None:
     Raises:
         ValueError: for anything else.
     """
-    names = _names(text)
+    found = names("rates", text)
     try:
-        return None if names is None else [float(name) for name in names]
+        return None if found is None else [float(name) for name in found]
     except ValueError as error:
         raise ValueError(f"--rates {text} must be learning rates, such as 1e-3,1e-2") from error
-
-
-def _names(text: str | None) -> list[str] | None:
-    """Split names at commas."""
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _show_report(place: Path, reports: list[Path], *, as_json: bool) -> None:
@@ -270,8 +265,6 @@ def _table(summary: dict[str, Any]) -> Table:
 
 def _show_plan(found: dict[str, Any], *, as_json: bool) -> None:
     """Print an estimate as a table or as JSON."""
-    from lorada.experiments.queue.queue import duration
-
     if as_json:
         print_json(found)
         return

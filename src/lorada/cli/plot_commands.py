@@ -19,14 +19,7 @@ from lorada.cli.app import (
     suggest,
     waiting,
 )
-from lorada.cli.queue_options import (
-    Cluster,
-    Collect,
-    Shard,
-    Workers,
-    check_outcomes,
-    check_queue,
-)
+from lorada.cli.queue_options import Cluster, Shard, Workers, check_outcomes, check_queue
 
 SUFFIXES = (".png", ".svg")
 PICTURES = ("1", "3", "4", "loss", "scatter")
@@ -98,7 +91,6 @@ def plot(
     ] = None,
     workers: Workers = 1,
     cluster: Cluster = None,
-    collect: Collect = False,
     shard: Shard = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -116,10 +108,10 @@ def plot(
         else:
             _plot_layers(runs[0], rows, output, data, data_dir)
     elif what == "4":
-        part = check_queue(workers, cluster, collect, shard)
+        part = check_queue(workers, cluster, shard)
         _plot_sweep(
             scale, seeds, results, output, data_dir, resume=resume, overwrite=overwrite,
-            place=(workers, cluster, collect), part=part,
+            place=(workers, cluster), part=part,
         )  # fmt: skip
     elif what == "scatter":
         _plot_scatter(table, scale, results, output)
@@ -171,7 +163,7 @@ def _plot_layers(
 
 def _plot_sweep(
     scale: str | None, seeds: str | None, results: Path, output: Path, data_dir: str | None,
-    *, resume: bool, overwrite: bool, place: tuple[int, str | None, bool],
+    *, resume: bool, overwrite: bool, place: tuple[int, str | None],
     part: tuple[int, int] | None,
 ) -> None:  # fmt: skip
     from lorada.cli.table_command import check_table, numbers, print_progress, scale_named

@@ -7,17 +7,12 @@ import typer
 
 Workers = Annotated[int, typer.Option(help="how many runs at once, each in its own process")]
 Cluster = Annotated[str | None, typer.Option(help="run on a Ray cluster: auto, or ray://HOST:PORT")]
-Collect = Annotated[
-    bool, typer.Option(help="copy the runs from the cluster, if its machines share no folder")
-]
 Shard = Annotated[
     str | None, typer.Option(help="i/n: only the i-th of n parts of the runs, for job arrays")
 ]
 
 
-def check_queue(
-    workers: int, cluster: str | None, collect: bool, shard: str | None
-) -> tuple[int, int] | None:
+def check_queue(workers: int, cluster: str | None, shard: str | None) -> tuple[int, int] | None:
     """Check the options; return the part that ``--shard i/n`` asks for as (i, n).
 
     Raises:
@@ -27,8 +22,6 @@ def check_queue(
         raise ValueError(f"--workers {workers} must be at least 1")
     if cluster is not None and workers > 1:
         raise ValueError("--workers and --cluster exclude each other")
-    if collect and cluster is None:
-        raise ValueError("--collect is for --cluster: other runs are on this machine already")
     if shard is None:
         return None
     i, _, n = shard.partition("/")

@@ -26,7 +26,7 @@ from lorada.cli.app import (
     prints_to_stderr,
     suggest,
 )
-from lorada.cli.queue_options import Cluster, Collect, check_queue
+from lorada.cli.queue_options import Cluster, check_queue
 from lorada.support.processes import is_first, process_count, refuse_several
 
 # A prompt of the bundled task, for the command that the quickstart suggests.
@@ -251,7 +251,6 @@ def search(
     resume: Annotated[bool, typer.Option(help="continue the search in --output")] = False,
     overwrite: Annotated[bool, typer.Option(help="delete the search in --output first")] = False,
     cluster: Cluster = None,
-    collect: Collect = False,
     remote: Remote = False,
     as_json: Json = False,
 ) -> None:
@@ -265,7 +264,7 @@ def search(
         "output": output, "trust_remote_code": remote or None,
     }  # fmt: skip
     check_search(pairs, options, resume=resume, overwrite=overwrite)
-    check_queue(1, cluster, collect, None)  # each trial depends on those before it
+    check_queue(1, cluster, None)  # each trial depends on those before it
     with importing(quiet=as_json):
         from lorada.experiments.queue.engine import engine_named
         from lorada.experiments.search import search as run_search
@@ -276,7 +275,7 @@ def search(
         report = partial(errors.print, highlight=False, soft_wrap=True)
         found = run_search(
             recipe, trials, sampler, resume=resume, overwrite=overwrite, report=report,
-            engine=engine_named(1, cluster, collect),
+            engine=engine_named(1, cluster),
         )  # fmt: skip
     if as_json:
         print_json(found)

@@ -17,14 +17,7 @@ from lorada.cli.app import (
     prints_to_stderr,
     suggest,
 )
-from lorada.cli.queue_options import (
-    Cluster,
-    Collect,
-    Shard,
-    Workers,
-    check_outcomes,
-    check_queue,
-)
+from lorada.cli.queue_options import Cluster, Shard, Workers, check_outcomes, check_queue
 from lorada.cli.table_plan import show_plan
 from lorada.cli.terminal import page_table
 from lorada.support.files import write_atomic
@@ -53,7 +46,6 @@ def table(
     output: Annotated[Path, typer.Option(help="where the runs are")] = Path("runs"),
     workers: Workers = 1,
     cluster: Cluster = None,
-    collect: Collect = False,
     shard: Shard = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -62,11 +54,11 @@ def table(
     if number in (2, 3):
         _show_operations(number, as_json=as_json)
         return
-    part = check_queue(workers, cluster, collect, shard)
+    part = check_queue(workers, cluster, shard)
     if gpu is not None and not dry_run:
         raise ValueError(f"--gpu {gpu} is for --dry-run, which computes what the runs need on it")
     chosen = check_table(f"table{number}", scale, data_dir, resume=resume, overwrite=overwrite)
-    of_rows, of_tasks, of_seeds = _names("rows", rows), _names("tasks", tasks), numbers(seeds)
+    of_rows, of_tasks, of_seeds = names("rows", rows), names("tasks", tasks), numbers(seeds)
     chosen.rows_named(of_rows)
     chosen.tasks_at("paper", of_tasks)
     with importing(quiet=as_json):
@@ -89,7 +81,7 @@ def table(
     with prints_to_stderr(as_json):
         complete, outcomes = run_all(
             found, at, report=print_progress, resume=resume, overwrite=overwrite,
-            engine=engine_named(workers, cluster, collect), part=part,
+            engine=engine_named(workers, cluster), part=part,
         )  # fmt: skip
     if any(complete):
         kept = [(job.row, [result]) for job, result in zip(found, complete, strict=True) if result]
@@ -192,14 +184,18 @@ def scale_named(name: str | None) -> Any:
     return name or ("paper" if torch.cuda.is_available() else "local")
 
 
-def _names(option: str, text: str | None) -> list[str] | None:
-    """Split names at commas."""
+def names(option: str, text: str | None) -> list[str] | None:
+    """Split names at commas.
+
+    Raises:
+        ValueError: if there are none.
+    """
     if text is None:
         return None
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise ValueError(f"--{option} {text!r} has no name in it: leave it out for all")
-    return names
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise ValueError(f"--{option} {text!r} has no name in it: leave it out, or name some")
+    return found
 
 
 def numbers(text: str | None) -> list[int] | None:

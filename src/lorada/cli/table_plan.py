@@ -5,6 +5,7 @@ from typing import Any
 from rich.table import Table
 
 from lorada.cli.app import console, print_json
+from lorada.support.duration import duration
 from lorada.support.progress import progress_bar
 
 PARTS = ("weights", "gradients", "optimizer", "activations")
@@ -113,5 +114,4 @@ def _duration(entry: dict[str, Any]) -> str:
         return "done"
     if entry["seconds"] is None:
         return "by rows"
-    minutes = entry["seconds"] / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+    return duration(entry["seconds"])

@@ -1,12 +1,15 @@
-"""Calls a function in a new process, so that its peak memory is measured alone.
+"""Runs functions in new processes, so that the peak memory of each is measured alone.
 
-Tables, searches and the quickstart train one run after another. A process never gives back all the
-memory that it allocated, and its peak memory never falls, so each run gets its own process::
+Tables, searches and the quickstart train many runs. A process never gives back all the memory that
+it allocated, and its peak memory never falls, so each run gets its own process::
 
     result = own_process.call(train_and_score, job, report=print)
 
-Arguments and results are pickled. Errors and log records of the new process are raised and logged
-in this one. Ctrl-C reaches the new process, and it ends when this process ends.
+Arguments and results are pickled. Errors and log records of a new process are raised and logged in
+this one. Ctrl-C reaches the new processes, and they end when this process ends.
+
+``concurrent.futures.ProcessPoolExecutor`` does not do this: if one of its processes is killed, it
+ends the others too, and Ctrl-C in a terminal reaches its processes before they can save.
 """
 
 import logging
@@ -16,31 +19,29 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, TypeVar
 
-Value = TypeVar("Value")
+from lorada.support.start import WITHOUT_TORCH
 
-# With lorada_cli loaded, `import lorada` does not import torch (see lorada/__init__.py).
+Value = TypeVar("Value")
+Report = Callable[[str], None]
+
 CHILD = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); sys.path.append(sys.argv[2])"
-    "; import lorada_cli; from lorada.experiments.own_process import serve; serve(int(sys.argv[1]))"
+    "; from lorada.experiments.own_process import serve; serve(int(sys.argv[1]))"
 )
 # An error that cannot be pickled is raised as the first of these kinds that it belongs to.
 KINDS: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, MemoryError, RuntimeError)
 
 
-def call(
-    function: Callable[..., Value],
-    *arguments: Any,
-    report: Callable[[str], None] | None = None,
-) -> Value:
+def call(function: Callable[..., Value], *arguments: Any, report: Report | None = None) -> Value:
     """Call a function in a new process.
 
     Args:
@@ -54,13 +55,12 @@ def call(
         MemoryError: if its process was killed.
         OSError: if its process ended in another way before it answered.
     """
-    process = Process(function, *arguments, report=report)
+    processes = Processes()
     try:
-        with signals_for([process]):
-            while (answer := process.receive()) is None:
-                pass
+        processes.start(function, *arguments, report=report)
+        _, answer = processes.wait()
     finally:
-        process.end()
+        processes.close()
     if answer.error is not None:
         raise answer.error
     value: Value = answer.value
@@ -75,11 +75,93 @@ class Answer:
     error: BaseException | None = None
 
 
-class Process:
-    """A function at work in a new process; the arguments are those of ``call``.
+class Processes:
+    """Functions at work at once, each in a new process; this process passes Ctrl-C and Ctrl-Z on.
 
-    Args:
-        threads: how many threads torch uses there, unless OMP_NUM_THREADS is set; None for all.
+    Only the main thread of a process gets these signals, so another one passes nothing on.
+    """
+
+    def __init__(self) -> None:
+        self._running: list[_Process] = []
+        self._interrupted = False
+        self._before: dict[int, Any] = {}  # the handlers of signals that were taken over
+
+    def start(
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        report: Report | None = None,
+        threads: int | None = None,
+    ) -> Hashable:
+        """Start a function; return its handle.
+
+        Args:
+            function: as those that follow, an argument of ``call``.
+            arguments: of the function.
+            report: called here with its lines.
+            threads: how many threads torch uses there, unless OMP_NUM_THREADS is set; None for all.
+
+        Raises:
+            KeyboardInterrupt: if this process was interrupted.
+        """
+        if not self._before and threading.current_thread() is threading.main_thread():
+            for number, handler in ((signal.SIGINT, self._interrupt), (signal.SIGTSTP, self._stop)):
+                self._before[number] = signal.signal(number, handler)
+        if self._interrupted:
+            raise KeyboardInterrupt
+        process = _Process(function, arguments, report, threads)
+        self._running.append(process)
+        return process
+
+    def wait(self) -> tuple[Hashable, Answer]:
+        """Wait until any function ends; return its handle and what came of it.
+
+        Raises:
+            KeyboardInterrupt: if this process was interrupted.
+        """
+        while not self._interrupted:
+            ended = self._next_end()
+            if ended is not None and not self._interrupted:
+                return ended
+        raise KeyboardInterrupt
+
+    def close(self) -> None:
+        """Interrupt the functions that still run, and wait until they have saved."""
+        for process in self._running:
+            process.report = None  # what it reports may be what failed
+            if not process.interrupted:
+                process.interrupt()
+        while self._running:
+            self._next_end()
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def _next_end(self) -> tuple[Hashable, Answer] | None:
+        """Handle a message of a process; return its answer if it has ended."""
+        ready = wait([process.link for process in self._running])
+        process = next(process for process in self._running if process.link in ready)
+        answer = process.receive()
+        if answer is None:
+            return None
+        self._running.remove(process)
+        process.end()
+        return process, answer
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        self._interrupted = True
+        for process in list(self._running):
+            process.interrupt()
+
+    def _stop(self, number: int, frame: Any) -> None:
+        for process in list(self._running):
+            process.popen.send_signal(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        for process in list(self._running):
+            process.popen.send_signal(signal.SIGCONT)
+
+
+class _Process:
+    """A function at work in a new process.
 
     Attributes:
         link: the pipe to it; ``receive`` does not block once this can be read.
@@ -89,9 +171,9 @@ class Process:
     def __init__(
         self,
         function: Callable[..., Any],
-        *arguments: Any,
-        report: Callable[[str], None] | None = None,
-        threads: int | None = None,
+        arguments: tuple[Any, ...],
+        report: Report | None,
+        threads: int | None,
     ) -> None:
         self.report, self.interrupted = report, False
         level = logging.getLogger().level
@@ -101,14 +183,14 @@ class Process:
         sys.stdout.flush()
         python = [sys.executable, "-P", "-W", "ignore::FutureWarning", "-c", CHILD]
         with there:
-            self._process = subprocess.Popen(
+            self.popen = subprocess.Popen(
                 [*python, str(there.fileno()), str(Path(__file__).parents[2])],
                 stdin=subprocess.DEVNULL,
                 # If stdout is redirected here, the child writes to stderr, not between its lines.
                 stdout=None if sys.stdout is sys.__stdout__ else 2,
                 pass_fds=[there.fileno()],
-                process_group=0,  # a terminal sends Ctrl-C to this process alone, see signals_for
-                env={**own, **os.environ},
+                process_group=0,  # a terminal sends Ctrl-C to this process, which passes it on
+                env={**own, **os.environ, WITHOUT_TORCH: "1"},
             )
         with suppress(ConnectionError):  # it has ended already, and `receive` tells how
             self.link.send_bytes(message)
@@ -118,30 +200,22 @@ class Process:
         try:
             kind, content = self.link.recv()
         except (EOFError, ConnectionError):
-            return Answer(error=_ended_early(self._process.wait()))
-        if kind == "value":
-            return Answer(content)
-        if kind == "error":
-            return Answer(error=content)
+            return Answer(error=_ended_early(self.popen.wait()))
         if kind == "line" and self.report is not None:
             self.report(content)
         elif kind == "record":
             logging.getLogger(content.name).handle(content)
-        return None
+        return content if kind == "answer" else None
 
     def interrupt(self) -> None:
         """Interrupt it, as Ctrl-C does."""
         self.interrupted = True
-        self.send_signal(signal.SIGINT)
-
-    def send_signal(self, number: int) -> None:
-        """Send it a signal, if it still runs."""
-        self._process.send_signal(number)
+        self.popen.send_signal(signal.SIGINT)
 
     def end(self) -> None:
         """End it, which kills it if it has not answered, and wait until it is gone."""
         self.link.close()  # the child ends when the pipe closes
-        self._process.wait()
+        self.popen.wait()
 
 
 def _ended_early(code: int) -> BaseException:
@@ -155,57 +229,23 @@ def _ended_early(code: int) -> BaseException:
     return OSError(f"the process of this run ended by itself, with code {code}")
 
 
-@contextmanager
-def signals_for(
-    processes: Collection[Process], on_interrupt: Callable[[], None] = lambda: None
-) -> Iterator[None]:
-    """Pass Ctrl-C and Ctrl-Z on to those of the processes that run when they come.
+class LogSender(logging.Handler):
+    """Hands log records on, with their text in place of arguments, which may not pickle."""
 
-    ``on_interrupt`` is called at each Ctrl-C.
-    """
-
-    def interrupt(number: int, frame: Any) -> None:
-        on_interrupt()
-        for process in list(processes):
-            process.interrupt()
-
-    def stop(number: int, frame: Any) -> None:
-        for process in list(processes):
-            process.send_signal(signal.SIGSTOP)
-        os.kill(os.getpid(), signal.SIGSTOP)
-        for process in list(processes):
-            process.send_signal(signal.SIGCONT)
-
-    if threading.current_thread() is not threading.main_thread():  # only that thread gets signals
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTSTP)}
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTSTP, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class _Sender(logging.Handler):
-    """Sends log records to the other process as text, as their arguments may not pickle."""
-
-    def __init__(self, send: Callable[[str, Any], None]) -> None:
-        super().__init__()
+    def __init__(self, send: Callable[[logging.LogRecord], None], level: int = 0) -> None:
+        super().__init__(level)
         self._send = send
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Format a record and send it."""
+        """Format a record and hand it on."""
         text = self.format(record)
         record = logging.makeLogRecord({**vars(record), "msg": text, "args": None})
         record.exc_info, record.exc_text, record.stack_info = None, None, None
-        self._send("record", record)
+        self._send(record)
 
 
 def serve(descriptor: int) -> None:
-    """The child's side of ``call``: run the function from the pipe, and send back the result."""
+    """The child's side: run the function from the pipe, and send back the result."""
     link, sending = Connection(descriptor), threading.Lock()
     os.set_inheritable(descriptor, False)
 
@@ -215,16 +255,17 @@ def serve(descriptor: int) -> None:
             link.send((kind, content))
 
     try:
-        logging.getLogger().addHandler(_Sender(send))
+        logging.getLogger().addHandler(LogSender(lambda record: send("record", record)))
         function, arguments, reports, level = link.recv()
         logging.getLogger().setLevel(level)
         threading.Thread(target=_end_with, args=(link,), daemon=True).start()
         # Before this line, while modules are imported, Ctrl-C ends the process silently.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         options = {"report": lambda line: send("line", line)} if reports else {}
-        send("value", function(*arguments, **options))
+        answer = Answer(function(*arguments, **options))
+        send("answer", answer)
     except (Exception, KeyboardInterrupt) as error:
-        send("error", _sendable(error))
+        send("answer", Answer(error=_sendable(error)))
 
 
 def _end_with(link: Connection) -> None:

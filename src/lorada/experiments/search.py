@@ -13,8 +13,8 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from lorada.experiments.queue.job import Engine, Job
-from lorada.experiments.queue.local import OneAtATime
+from lorada.experiments.queue.engine import Workers
+from lorada.experiments.queue.job import Job, JobEngine
 from lorada.experiments.queue.queue import run_queue
 from lorada.methods.autopeft import search as autopeft_search
 from lorada.methods.autopeft.search_space import Space, Trial, pareto
@@ -75,7 +75,7 @@ def search(
     resume: bool = False,
     overwrite: bool = False,
     report: Callable[[str], None] = print,
-    engine: Engine | None = None,
+    engine: JobEngine | None = None,
 ) -> dict[str, Any]:
     """Search the configurations of AutoPEFT for a model and its rows.
 
@@ -105,7 +105,7 @@ def search(
         _begin(recipe, trials, space, resume=resume, overwrite=overwrite)
         try:
             outcomes = run_queue(
-                _jobs(recipe, trials, space, sampler), engine or OneAtATime(), report=report
+                _jobs(recipe, trials, space, sampler), engine or Workers(), report=report
             )
         except KeyboardInterrupt:
             more = f"--trials {trials} --sampler {sampler} --output {quote(str(folder))}"

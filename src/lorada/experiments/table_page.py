@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lorada.experiments.estimate import estimate
-from lorada.experiments.queue.job import Engine, Outcome
-from lorada.experiments.queue.local import OneAtATime
+from lorada.experiments.queue.engine import Workers
+from lorada.experiments.queue.job import JobEngine, Outcome
 from lorada.experiments.queue.queue import run_queue, shard
 from lorada.experiments.table_runs import TableJob, delete_runs, done, is_done, store_if_complete
 from lorada.experiments.table_spec import PaperTable, Scale, TableRow
@@ -21,7 +21,7 @@ def run_all(
     report: Callable[[str], None],
     resume: bool,
     overwrite: bool,
-    engine: Engine | None = None,
+    engine: JobEngine | None = None,
     part: tuple[int, int] | None = None,
 ) -> tuple[list[dict[str, Any] | None], dict[str, Outcome]]:
     """Run the jobs that have no result yet.
@@ -46,7 +46,7 @@ def run_all(
     if overwrite:
         delete_runs(todo)
     queue = [job.in_queue() for job in mine]
-    outcomes = run_queue(queue, engine or OneAtATime(), report=report)
+    outcomes = run_queue(queue, engine or Workers(), report=report)
     return [_result(job, report) for job in found], outcomes
 
 

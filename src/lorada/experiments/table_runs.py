@@ -197,7 +197,7 @@ def carry_out(job: TableJob, *, report: Callable[[str], None]) -> dict[str, Any]
 
 
 def store_if_complete(job: TableJob) -> None:
-    """Store the result of a run that is complete in its folder, as one collected from a cluster.
+    """Store the result of a run that is complete, as one of a node that has other ``RESULTS``.
 
     Raises:
         ValueError: if its folder holds a finished run of another recipe.

@@ -1,17 +1,19 @@
 """Turns an explanation into what the explorer's page shows of one sample."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from lorada.report.explorer.data import pack
-from lorada.tuners.explanation import KEPT, ExplainedLayer, Explanation
+
+if TYPE_CHECKING:
+    from lorada.tuners.explanation import ExplainedLayer, Explanation
 
 LIKELIEST = 10  # next tokens that are shown
 
 
-def page_of(found: Explanation) -> str:
+def page_of(found: "Explanation") -> str:
     """The explorer's page of an explanation.
 
     Raises:
@@ -34,7 +36,7 @@ def page_of(found: Explanation) -> str:
     return explorer_page({"title": "adapter", "sentences": [{"tokens": tokens}], "runs": [run]})
 
 
-def shown(found: Explanation, sample: int, word_of: Callable[[int], str]) -> dict[str, Any]:
+def shown(found: "Explanation", sample: int, word_of: Callable[[int], str]) -> dict[str, Any]:
     """The fields of the page's ``Shown`` for one sample.
 
     Layers that do not attend from the sample's tokens to themselves, such as those of a decoder
@@ -62,7 +64,7 @@ def shown(found: Explanation, sample: int, word_of: Callable[[int], str]) -> dic
     }
 
 
-def _layer(layer: ExplainedLayer, sample: int, real: Tensor) -> dict[str, Any]:
+def _layer(layer: "ExplainedLayer", sample: int, real: Tensor) -> dict[str, Any]:
     def matrices(whole: Tensor | None) -> dict[str, Any] | None:
         if whole is None:
             return None
@@ -77,9 +79,7 @@ def _layer(layer: ExplainedLayer, sample: int, real: Tensor) -> dict[str, Any]:
         "negative": by_head(layer.negative),
         "map_negative": by_head(layer.map_negative),
         "moved": by_head(layer.moved),
-        "attends": {
-            kind: by_head(numbers) for kind, numbers in zip(KEPT, layer.attends, strict=True)
-        },
+        "attends": {kind: by_head(numbers) for kind, numbers in layer.shares.items()},
         "softmax": matrices(layer.softmax),
         "map": matrices(layer.map),
         "without": matrices(layer.without),

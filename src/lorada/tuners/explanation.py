@@ -71,6 +71,11 @@ class ExplainedLayer:
     moved: Tensor
     attends: Tensor
 
+    @property
+    def shares(self) -> dict[str, Tensor]:
+        """``attends`` by the names in ``KEPT``."""
+        return dict(zip(KEPT, self.attends, strict=True))
+
 
 @dataclass(frozen=True)
 class Explanation(Sequence[ExplainedLayer]):

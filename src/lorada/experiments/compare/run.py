@@ -18,7 +18,7 @@ from lorada.experiments.compare.jobs import (
 from lorada.experiments.compare.measure import TIMES, time_jobs
 from lorada.experiments.compare.plan import PLAN_FILE, Plan, about, make_plan, saved_plan
 from lorada.experiments.compare.spec import SPEC_FILE, Comparison
-from lorada.experiments.queue.job import Engine, Job, Outcome, Report
+from lorada.experiments.queue.job import Job, JobEngine, Outcome, Report
 from lorada.experiments.queue.queue import run_queue, shard
 from lorada.report.comparison.write import write_report
 from lorada.runs.models.loading import own_classes
@@ -48,7 +48,7 @@ class Compared:
 def compare(
     comparison: Comparison,
     folder: Path,
-    engine: Callable[[], Engine],
+    engine: Callable[[], JobEngine],
     *,
     overwrite: bool = False,
     part: tuple[int, int] | None = None,
@@ -87,7 +87,7 @@ def compare(
     return Compared(reports, failed, 0)
 
 
-def _as_it_is(job: Job | None, engine: Callable[[], Engine], report: Report) -> dict[str, Any]:
+def _as_it_is(job: Job | None, engine: Callable[[], JobEngine], report: Report) -> dict[str, Any]:
     """The scores of the model without any training, or the reason why there are none."""
     if job is None:
         return {"reason": "no finished run has an adapter that could be switched off"}

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from lorada.experiments.own_process import Report
 from lorada.runs.folder.lock import HeldError, locked
 
-__all__ = ["JOB_FILE", "Engine", "HeldError", "Job", "Outcome", "Report", "run_job"]
+__all__ = ["JOB_FILE", "HeldError", "Job", "JobEngine", "Outcome", "Report", "run_job"]
 
 JOB_FILE = ".lorada.job"  # not the lock of a run, which training takes in the same folder
 
-Report = Callable[[str], None]
 Status = Literal["done", "kept", "failed", "held", "waiting"]
 
 
@@ -27,10 +27,7 @@ class Job:
         folder: where it writes; one process at a time works there.
         done: whether the work is done. It is called often and must pickle, too.
         after: names of the jobs that must be done before this one starts.
-        cpus: processor cores that it needs on a cluster.
-        gpus: accelerators that it needs on a cluster; a part of one is allowed.
-        reads: files and folders that it reads; a cluster whose nodes share no path gets a copy of
-            the files.
+        reads: files and folders that it reads, which every node of a cluster must have.
     """
 
     name: str
@@ -38,8 +35,6 @@ class Job:
     folder: Path
     done: Callable[[], bool]
     after: tuple[str, ...] = ()
-    cpus: int = 1
-    gpus: float = 0.0
     reads: tuple[Path, ...] = ()
 
 
@@ -57,7 +52,7 @@ class Outcome:
     error: str = ""
 
 
-class Engine(Protocol):
+class JobEngine(Protocol):
     """Runs jobs, several at once if it can.
 
     Attributes:
@@ -70,6 +65,9 @@ class Engine(Protocol):
         """Start a job by ``run_job``, with fewer than ``slots`` running; return its handle.
 
         ``report`` is called in this process with each line that the job reports.
+
+        Raises:
+            KeyboardInterrupt: if the user interrupted the command.
         """
         ...
 
@@ -81,11 +79,8 @@ class Engine(Protocol):
         """
         ...
 
-    def close(self, interrupt: bool) -> None:
-        """End the engine.
-
-        With ``interrupt``, running jobs are interrupted, and this waits until they have saved.
-        """
+    def close(self) -> None:
+        """Interrupt the jobs that still run, wait until they have saved, and end the engine."""
         ...
 
 

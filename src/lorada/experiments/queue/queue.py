@@ -5,13 +5,15 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from graphlib import CycleError, TopologicalSorter
 
 from lorada.experiments.own_process import KINDS
-from lorada.experiments.queue.job import Engine, HeldError, Job, Outcome, Report
-from lorada.experiments.queue.order import Order
+from lorada.experiments.queue.job import HeldError, Job, JobEngine, Outcome, Report
+from lorada.support.duration import duration
+from lorada.support.errors import unknown_name
 
 
-def run_queue(jobs: Sequence[Job], engine: Engine, *, report: Report) -> dict[str, Outcome]:
+def run_queue(jobs: Sequence[Job], engine: JobEngine, *, report: Report) -> dict[str, Outcome]:
     """Run jobs in their order, each after the jobs that it waits for; then close the engine.
 
     A job that fails does not end the others. A job that another process holds is tried again after
@@ -26,12 +28,9 @@ def run_queue(jobs: Sequence[Job], engine: Engine, *, report: Report) -> dict[st
         KeyboardInterrupt: if the user interrupted; running jobs have saved then.
     """
     try:
-        outcomes = _Queue(jobs, engine, report).run()
-    except BaseException:
-        engine.close(interrupt=True)
-        raise
-    engine.close(interrupt=False)
-    return outcomes
+        return _Queue(jobs, engine, report).run()
+    finally:
+        engine.close()
 
 
 def shard(jobs: Sequence[Job], i: int, n: int) -> list[Job]:
@@ -55,40 +54,42 @@ def shard(jobs: Sequence[Job], i: int, n: int) -> list[Job]:
 class _Queue:
     """The state of a queue while it runs."""
 
-    def __init__(self, jobs: Sequence[Job], engine: Engine, report: Report) -> None:
-        twice = [name for name, count in Counter(job.name for job in jobs).items() if count > 1]
-        if twice:
-            raise ValueError(f"two jobs have the name {twice[0]!r}")
+    def __init__(self, jobs: Sequence[Job], engine: JobEngine, report: Report) -> None:
+        _refuse_disorder(jobs)
         self._jobs = {job.name: job for job in jobs}
         self._engine, self._report = engine, report
-        self._order = Order({job.name: job.after for job in jobs})
-        self._outcomes: dict[str, Outcome] = {}
+        self._outcomes = {job.name: Outcome("kept") for job in jobs if job.done()}
+        self._kept = len(self._outcomes)
+        self._order = TopologicalSorter(
+            {
+                name: [before for before in job.after if before not in self._outcomes]
+                for name, job in self._jobs.items()
+                if name not in self._outcomes
+            }
+        )
+        self._order.prepare()
+        self._ready: set[str] = set()  # jobs that wait for no other
         self._labels: dict[str, str] = {}  # how lines about a job begin, from its first start on
         self._running: dict[Hashable, tuple[str, float]] = {}  # the name, and when it started
         self._seconds: list[float] = []  # of each job that was done
 
     def run(self) -> dict[str, Outcome]:
         """Run all jobs; return what became of each."""
-        for name, job in self._jobs.items():
-            if job.done():
-                self._outcomes[name] = Outcome("kept")
-                self._order.done(name)
-        self._kept = len(self._outcomes)
         if self._kept:
             self._report(f"{self._kept} of {len(self._jobs)} jobs were done before")
         self._run_ready()
-        for name, outcome in list(self._outcomes.items()):
-            if outcome.status == "held":
-                self._order.again(name)
+        self._ready = {name for name, end in self._outcomes.items() if end.status == "held"}
         self._run_ready()
         return {name: self._outcomes.get(name, Outcome("waiting")) for name in self._jobs}
 
     def _run_ready(self) -> None:
         """Run jobs until none runs and all that are left wait for others."""
+        place = {name: number for number, name in enumerate(self._jobs)}
         while True:
-            free = len(self._running) < self._engine.slots
-            name = self._order.next() if free else None
-            if name is not None:
+            self._ready.update(self._order.get_ready())
+            if self._ready and len(self._running) < self._engine.slots:
+                name = min(self._ready, key=place.__getitem__)
+                self._ready.remove(name)
                 self._start(name)
             elif self._running:
                 handle, error = self._engine.wait()
@@ -97,8 +98,6 @@ class _Queue:
                 return
 
     def _start(self, name: str) -> None:
-        if self._outcomes.get(name) == Outcome("kept"):
-            return
         number = self._kept + len(self._labels) + 1
         label = self._labels.setdefault(name, f"[{number}/{len(self._jobs)}] {name}: ")
         job, now = self._jobs[name], time.monotonic()
@@ -143,12 +142,25 @@ class _Queue:
         return f", about {duration(left / self._engine.slots)} left" if left >= 1 else ""
 
 
-def duration(seconds: float) -> str:
-    """A time to read, such as ``31 s``, ``12 min`` or ``2.5 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+def _refuse_disorder(jobs: Sequence[Job]) -> None:
+    """Refuse jobs that have no order.
+
+    Raises:
+        ValueError: for two jobs of one name, a job to wait for that is not there, or jobs that
+            wait for each other.
+    """
+    names = Counter(job.name for job in jobs)
+    for job in jobs:
+        if names[job.name] > 1:
+            raise ValueError(f"two jobs have the name {job.name!r}")
+        for before in job.after:
+            if before not in names:
+                raise unknown_name(f"job before {job.name}", before, names)
+    try:
+        TopologicalSorter({job.name: job.after for job in jobs}).prepare()
+    except CycleError as error:
+        circle = sorted(set(error.args[1]))
+        raise ValueError(f"these jobs wait for each other: {', '.join(circle)}") from None
 
 
 def last_line(error: BaseException) -> str:

@@ -1,107 +1,71 @@
 """The engine that runs jobs on a Ray cluster: one task for each job, each in a new process.
 
-Ray starts a task again when its process or node dies, and the job goes on from its last checkpoint.
-An error of the cluster itself ends the queue: ``wait`` raises it.
+Jobs write into a folder that all nodes share. Ray starts a task again when its process or node
+dies, and the job goes on from its last checkpoint. An error of the cluster itself ends the queue:
+``wait`` raises it.
 """
 
-import itertools
-import logging
 import os
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    GetTimeoutError,
-    LocalRayletDiedError,
-    OutOfMemoryError,
-    RayError,
-    RayTaskError,
-    TaskCancelledError,
-)
+from ray import exceptions
 
 from lorada.experiments.queue import ray_node
-from lorada.experiments.queue.collect import CALLER, files_in, token_of, write_files
 from lorada.experiments.queue.job import Job, Report
-from lorada.experiments.queue.ray_connection import (
-    Connection,
-    fitting,
-    on_nodes,
-    refuse_unfit,
-)
-from lorada.experiments.queue.ray_task import Order, unshared
+from lorada.experiments.queue.ray_connection import Connection, nodes, on_nodes
 
-logger = logging.getLogger(__name__)
-
-RETRIES = 3  # how often a job starts again after its process died
 SAVE_WITHIN = 600.0  # seconds for interrupted jobs to save
+PROBE = ".lorada-probe-"  # begins the name of the file that every node must see
 
 
 class RayEngine:
-    """Runs jobs on a Ray cluster; a job that names no GPU gets one where the cluster has any.
+    """Runs jobs on a Ray cluster, each on one CPU, and on one GPU where the cluster has any.
 
     Args:
         address: ``auto`` for the cluster that this machine belongs to, ``HOST:PORT`` for one of
             several, or ``ray://HOST:PORT`` from a machine outside of the cluster.
-        collect: let jobs write to the disks of their nodes, and copy their files back.
 
     Attributes:
-        slots: how many jobs like the last one run at once.
+        slots: how many jobs it runs at once.
 
     Raises:
         ConnectionError: if the cluster cannot be reached.
-        ValueError: if a node has other versions of Python or packages than this process.
+        ValueError: if it has no CPU for jobs.
     """
 
-    def __init__(self, address: str, *, collect: bool = False) -> None:
-        self._collect = collect
-        self._tasks: dict[Any, Job] = {}
+    def __init__(self, address: str) -> None:
+        self._started: list[Job] = []
+        self._names: dict[Any, str] = {}  # of the jobs that Ray has, by their tasks
         self._reports: dict[str, Report] = {}
-        self._contents: dict[tuple[Path, int], Any] = {}  # of files that jobs read, sent once
-        self._numbers = itertools.count()
         self._taking: Any = None  # lines that the actor was asked for
-        self._error: Exception | None = None
-        self._probed = collect
+        self._probe: Any = None
+        self._lost = False
         self._connection = Connection(address)
         try:
             ray.cloudpickle.register_pickle_by_value(ray_node)
-            self._versions = ray_node.versions()
             with self._watched():
-                for name, found in on_nodes(ray_node.versions).items():
-                    if wrong := ray_node.other_version(self._versions, found, name):
-                        raise ValueError(wrong)
                 self._lines = ray.remote(num_cpus=0, max_restarts=-1)(ray_node.Lines).remote()
-                self._has_gpus = fitting(1, 1) > 0
-                self.slots = max(1, fitting(1, int(self._has_gpus)))
-            self._task = ray.remote(max_retries=RETRIES, max_calls=1)(ray_node.carry_out)
+                on_gpus = sum(int(min(cpus, gpus)) for _, cpus, gpus in nodes())
+                self.slots = on_gpus or sum(int(cpus) for _, cpus, _ in nodes())
+            if not self.slots:
+                raise ValueError(f"the Ray cluster at {address} has no CPU: add a node with one")
+            # A job without a GPU of its own would see none.
+            needs = {"num_cpus": 1, "num_gpus": int(on_gpus > 0)}
+            again = {"max_retries": ray_node.RETRIES, "max_calls": 1}
+            self._task = ray.remote(**needs, **again)(ray_node.carry_out)
         except BaseException:
             ray.shutdown()
             raise
 
     def start(self, job: Job, report: Report) -> Hashable:
-        """Start a job as a task.
-
-        Raises:
-            OSError: if its folder or a file that it reads cannot be read.
-        """
-        if not job.gpus and self._has_gpus:
-            job = replace(job, gpus=1.0)  # without one, Ray would hide them from the job
-        if self._error is None:
-            order = self._order(job)
-            self._reports[job.name] = report
-            try:
-                with self._watched():
-                    self._connection.refuse_lost(wait=True)
-                    refuse_unfit(job.name, job.cpus, job.gpus)
-                    self._probe(order)
-                    self._tasks[self._submit(order)] = job
-                    self.slots = fitting(job.cpus, job.gpus)
-            except (ConnectionError, ValueError) as error:  # no other job could run either
-                self._error = error
-                self._forget_token(job)
+        """Note a job. ``wait`` hands it to Ray, so that an error of the cluster ends the queue."""
+        self._reports[job.name] = report
+        self._started.append(job)
         return job.name
 
     def wait(self) -> tuple[Hashable, BaseException | None]:
@@ -109,32 +73,30 @@ class RayEngine:
 
         Raises:
             ConnectionError: if the cluster is lost.
-            ValueError: if it cannot run these jobs.
+            ValueError: if a node cannot run jobs.
         """
-        if self._error is not None:
-            raise self._error
         with self._watched():
+            while self._started:
+                self._connection.refuse_lost(wait=True)
+                self._submit(self._started.pop(0))
             while True:
-                ended, _ = ray.wait(list(self._tasks), timeout=1.0)
+                ended, _ = ray.wait(list(self._names), timeout=1.0)
                 self._pass_on_lines()
                 if ended:
-                    job = self._tasks.pop(ended[0])
-                    return job.name, self._outcome(job, ended[0])
+                    return self._names.pop(ended[0]), _error_of(ended[0])
                 self._connection.refuse_lost()
 
-    def close(self, interrupt: bool) -> None:
-        """Leave the cluster.
-
-        With ``interrupt``, running jobs are interrupted, and this waits until they have saved.
-        """
-        if interrupt and self._tasks and not isinstance(self._error, ConnectionError):
-            with suppress(RayError, ConnectionError):
-                for task in self._tasks:
+    def close(self) -> None:
+        """Interrupt the jobs that still run, wait until they have saved, and leave the cluster."""
+        if self._names and not self._lost:
+            with suppress(exceptions.RayError, ConnectionError):
+                for task in self._names:
                     ray.cancel(task)
-                ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=SAVE_WITHIN)
-        for job in self._tasks.values():
-            self._forget_token(job)
-        self._tasks.clear()
+                ray.wait(list(self._names), num_returns=len(self._names), timeout=SAVE_WITHIN)
+        self._names.clear()
+        if self._probe is not None:
+            with suppress(OSError):  # its folder was removed
+                self._probe.close()
         ray.shutdown()
 
     @contextmanager
@@ -146,99 +108,64 @@ class RayEngine:
         """
         try:
             yield
-        except (RayError, ConnectionError) as error:
+        except (exceptions.RayError, ConnectionError) as error:
+            self._lost = True
             why = str(error).partition("\n")[0]
-            self._error = ConnectionError(
+            raise ConnectionError(
                 f"the Ray cluster at {self._connection.address} is lost ({why}): what is stored "
                 "stays; start the cluster, then run the command again with --resume"
-            )
-            raise self._error from error
+            ) from error
 
-    def _order(self, job: Job) -> Order:
-        """All that a node must know to do a job."""
-        folder = Path(os.path.abspath(job.folder))
+    def _check_nodes(self, folder: Path) -> None:
+        """Write a file with a random name into a job's folder, which every node must see.
+
+        Raises:
+            ValueError: if one does not, or has other versions than this process.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        return Order(
-            job=job,
-            directory=os.getcwd(),
-            folder=folder,
-            token=token_of(folder),
-            collect=self._collect,
-            files=files_in(folder) if self._collect else [],
-            reads=tuple(Path(os.path.abspath(path)) for path in job.reads),
-            number=next(self._numbers),
-            most=RETRIES + 1,
-        )
+        self._versions = ray_node.versions()
+        self._probe = NamedTemporaryFile(prefix=PROBE, dir=folder.absolute())  # noqa: SIM115
+        for wrong in filter(None, on_nodes(ray_node.refusal, self._versions, self._probe.name)):
+            raise ValueError(wrong)
 
-    def _submit(self, order: Order) -> Any:
-        """Hand a job to Ray; return Ray's reference to its task."""
-        job = order.job
-        task = self._task.options(name=job.name, num_cpus=job.cpus, num_gpus=job.gpus)
-        contents = [self._content(path) for path in order.reads]
-        pickled = ray.cloudpickle.dumps(order)
-        return task.remote(self._versions, pickled, self._lines, *contents)
-
-    def _content(self, path: Path) -> Any:
-        """A file's content in Ray's object store if nodes may need a copy of it, else None."""
-        if not self._collect or not path.is_file():
-            return None
-        key = path, path.stat().st_mtime_ns
-        if key not in self._contents:
-            self._contents[key] = ray.put(path.read_bytes())
-        return self._contents[key]
-
-    def _probe(self, order: Order) -> None:
-        """Refuse nodes that do not share the folder of the first job."""
-        if not self._probed:
-            found = on_nodes(ray_node.sees, str(order.folder / CALLER), order.token)
-            if blind := [name for name, seen in found.items() if not seen]:
-                raise ValueError(unshared(order.folder, blind))
-            self._probed = True
+    def _submit(self, job: Job) -> None:
+        """Hand a job to Ray, the first one after a check of all nodes."""
+        if self._probe is None:
+            self._check_nodes(job.folder)
+        known = self._versions, self._probe.name, os.getcwd()
+        task = self._task.options(name=job.name)
+        pickled = ray.cloudpickle.dumps(job)
+        self._names[task.remote(*known, pickled, self._lines)] = job.name
 
     def _pass_on_lines(self) -> None:
-        """Report the lines of jobs that have arrived, and log their warnings."""
+        """Report the lines of jobs that have arrived."""
         if self._taking is None:
             self._taking = self._lines.take.remote()
         try:
             lines = ray.get(self._taking, timeout=1.0)
-        except GetTimeoutError:  # asked for later, so that no line is lost
+        except exceptions.GetTimeoutError:  # asked for later, so that no line is lost
             return
-        except RayError:  # its node died, and a new actor starts elsewhere
+        except exceptions.RayError:  # its node died, and a new actor starts elsewhere
             lines = []
         self._taking = None
-        for name, level, text in lines:
-            if level:
-                logger.log(level, "%s: %s", name, text)
-            else:
-                self._reports[name](text)
+        for name, text in lines:
+            self._reports[name](text)
 
-    def _outcome(self, job: Job, task: Any) -> BaseException | None:
-        """Keep the files of a job that has ended, or return its error."""
-        try:
-            files = ray.get(task)
-            if files is not None:
-                write_files(Path(job.folder), files)
-        except LocalRayletDiedError:  # an error of the cluster
-            raise
-        except TaskCancelledError:
-            return KeyboardInterrupt()
-        except RayTaskError as error:
-            self._forget_token(job)
-            cause = error.cause if isinstance(error.cause, Exception) else RuntimeError()
-            cause.add_note(str(error))
-            return cause
-        except OutOfMemoryError:
-            return MemoryError("its node ran out of memory")
-        except RayError as error:
-            return OSError(f"its process died {RETRIES + 1} times ({type(error).__name__})")
-        except (OSError, ValueError) as error:  # the files cannot be kept
-            return error
-        with suppress(OSError):
-            (Path(job.folder) / CALLER).unlink()
-        return None
 
-    def _forget_token(self, job: Job) -> None:
-        """Remove the token from a job's folder, unless a copy is to be continued by it."""
-        if not self._collect:
-            with suppress(OSError):
-                (Path(job.folder) / CALLER).unlink()
+def _error_of(task: Any) -> BaseException | None:
+    """The error of a task that has ended; None if it did its job."""
+    try:
+        ray.get(task)
+    except exceptions.LocalRayletDiedError:  # an error of the cluster
+        raise
+    except exceptions.TaskCancelledError:
+        return KeyboardInterrupt()
+    except exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, Exception) else RuntimeError()
+        cause.add_note(str(error))
+        return cause
+    except exceptions.OutOfMemoryError:
+        return MemoryError("its node ran out of memory")
+    except exceptions.RayError as error:
+        return OSError(f"its process died {ray_node.RETRIES + 1} times ({type(error).__name__})")
+    return None

@@ -40,19 +40,21 @@ class Connection:
     """
 
     def __init__(self, address: str) -> None:
-        if address != "auto":
-            _refuse_closed_port(address)
-        _try(address)
+        reason = _unreachable(address)
         # Ray's own messages are about its processes, not about jobs. It prints some whatever the
         # level of its logger is.
         logging.getLogger("ray").setLevel(logging.CRITICAL)
         ray._private.worker._worker_logs_enabled = False
         quiet = {"log_to_driver": False, "configure_logging": False}
         try:
-            ray.init(address, **quiet, logging_level=logging.CRITICAL)
+            if reason is None:
+                ray.init(address, **quiet, logging_level=logging.CRITICAL)
         except (ConnectionError, RuntimeError) as error:  # Ray's texts have many lines
-            raise _unreachable(address, str(error).strip().partition("\n")[0]) from error
+            reason = str(error).strip().partition("\n")[0]
+        if reason is not None:
+            raise ConnectionError(f"no Ray cluster at {address} ({reason}): {START}")
         self.address = address
+        # Ray itself tells a client that the head is gone.
         self._head = "" if address.startswith(CLIENT) else ray.get_runtime_context().gcs_address
         self._asked = self._answered = time.monotonic()
 
@@ -65,87 +67,41 @@ class Connection:
         Raises:
             ConnectionError: if it has not answered for some time.
         """
-        if not self._head:  # Ray tells a client
-            return
-        if not wait and time.monotonic() - self._asked < ASK_EVERY:
-            return
-        while not self._answers():
-            if self._asked - self._answered > LOST_AFTER:
-                raise ConnectionError("its head does not answer")
-            if not wait:
+        while self._head and (wait or time.monotonic() - self._asked > ASK_EVERY):
+            self._asked = time.monotonic()
+            try:
+                _open(self._head)
+            except OSError as error:
+                if self._asked - self._answered > LOST_AFTER:
+                    raise ConnectionError("its head does not answer") from error
+                time.sleep(1.0)
+            else:
+                self._answered = self._asked
                 return
-            time.sleep(1.0)
-
-    def _answers(self) -> bool:
-        """Whether the head answers now."""
-        self._asked = time.monotonic()
-        try:
-            _open(self._head)
-        except OSError:
-            return False
-        self._answered = self._asked
-        return True
 
 
-def nodes() -> list[tuple[str, str, dict[str, float]]]:
-    """The nodes that can run jobs: name with address, id, and resources such as CPU and GPU."""
-    return [
-        (f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})", node["NodeID"], resources)
-        for node in ray.nodes()
-        if node["Alive"] and (resources := node["Resources"]).get("CPU")
-    ]
-
-
-def on_nodes(function: Any, *arguments: Any) -> dict[str, Any]:
-    """Call a function on every node that can run jobs; return the results by the node's name."""
-    answers: dict[str, Any] = {}
-    for name, node, _ in nodes():
-        where = NodeAffinitySchedulingStrategy(node, soft=False)
-        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=where)(function)
-        answers[f"{name} {node[:6]}" if name in answers else name] = task.remote(*arguments)
-    values = ray.get([*answers.values()], timeout=ANSWER_WITHIN)
-    return dict(zip(answers, values, strict=True))
-
-
-def fitting(cpus: int, gpus: float) -> int:
-    """How many jobs of this size all nodes together run at once."""
-    count = 0.0
-    for _, _, resources in nodes():
-        by_cpu = resources["CPU"] // cpus
-        count += min(by_cpu, resources.get("GPU", 0.0) // gpus) if gpus else by_cpu
-    return int(count)
-
-
-def refuse_unfit(name: str, cpus: int, gpus: float) -> None:
-    """Refuse a job that would wait for ever.
+def _unreachable(address: str) -> str | None:
+    """Why no cluster can be reached at an address; None if one can.
 
     Raises:
-        ValueError: if no node is large enough for it.
+        ValueError: for another kind of address.
     """
-    if not fitting(cpus, gpus):
-        has = "; ".join(
-            f"{node} has {resources['CPU']:g} and {resources.get('GPU', 0):g}"
-            for node, _, resources in nodes()
-        )
-        raise ValueError(
-            f"no node of the cluster can run {name}, which needs {cpus} CPU and {gpus:g} GPU "
-            f"({has}): add a node that has them"
-        )
-
-
-def _refuse_closed_port(address: str) -> None:
-    """Refuse an address of a wrong form, or at which nothing listens."""
-    port = address.rpartition(":")[2]
-    if address.startswith("ray:") != address.startswith(CLIENT) or not port.isdigit():
-        raise ValueError(f"--cluster {address!r} is not auto, HOST:PORT or ray://HOST:PORT")
+    if address != "auto":
+        port = address.rpartition(":")[2]
+        if address.startswith("ray:") != address.startswith(CLIENT) or not port.isdigit():
+            raise ValueError(f"--cluster {address!r} is not auto, HOST:PORT or ray://HOST:PORT")
+        try:
+            _open(address.removeprefix(CLIENT))
+        except OSError as error:
+            return str(error)
+    command = [sys.executable, "-c", TRY, address]
     try:
-        _open(address.removeprefix(CLIENT))
-    except OSError as error:
-        raise _unreachable(address, str(error)) from error
-
-
-def _unreachable(address: str, reason: str) -> ConnectionError:
-    return ConnectionError(f"no Ray cluster at {address} ({reason}): {START}")
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=CONNECT_WITHIN, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {CONNECT_WITHIN:.0f} s"
+    return " ".join(done.stderr.strip().splitlines()[-1:]) if done.returncode else None
 
 
 def _open(address: str) -> None:
@@ -154,17 +110,21 @@ def _open(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
 
 
-def _try(address: str) -> None:
-    """Connect in another process, with a time limit."""
-    command = [sys.executable, "-c", TRY, address]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=CONNECT_WITHIN, check=False
-        )
-    except subprocess.TimeoutExpired:
-        reason = f"no answer within {CONNECT_WITHIN:.0f} s"
-    else:
-        if done.returncode == 0:
-            return
-        reason = " ".join(done.stderr.strip().splitlines()[-1:])
-    raise _unreachable(address, reason)
+def nodes() -> list[tuple[str, float, float]]:
+    """The nodes that can run jobs: id, CPUs and GPUs."""
+    return [
+        (node["NodeID"], cpus, node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"] and (cpus := node["Resources"].get("CPU"))
+    ]
+
+
+def on_nodes(function: Any, *arguments: Any) -> list[Any]:
+    """Call a function on every node that can run jobs; return what it returns there."""
+    tasks = []
+    for node, _, _ in nodes():
+        where = NodeAffinitySchedulingStrategy(node, soft=False)
+        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=where)(function)
+        tasks.append(task.remote(*arguments))
+    found: list[Any] = ray.get(tasks, timeout=ANSWER_WITHIN)
+    return found

@@ -1,105 +1,148 @@
-"""What runs on the nodes of a Ray cluster before it is known that they have this package.
+"""What runs on the nodes of a Ray cluster, which need not have this package.
 
-Ray sends these functions by value, so nothing here may use ``lorada``.
+Ray sends these functions by value, so they import ``lorada`` only once its version is known.
 """
 
 import hashlib
 import importlib.metadata
 import importlib.util
+import logging
+import os
 import platform
 import time
-from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "peft")
+from lorada.support.start import WITHOUT_TORCH
+
+PACKAGES = ("lorada", "torch", "transformers", "peft")
+RETRIES = 3  # how often a job starts again after its process died
 FOUND_WITHIN = 10.0  # seconds; a network file system may show a new file late
+ARRIVE_WITHIN = 10.0  # seconds for the last line of a job
 
 
 class Lines:
     """An actor of the cluster that holds the lines of jobs until the command fetches them."""
 
     def __init__(self) -> None:
-        self._lines: list[tuple[str, int, str]] = []
-        self._begun: dict[int, int] = {}
+        self._lines: list[tuple[str, str]] = []
+        self._begun: dict[str, int] = {}
 
-    def begin(self, number: int) -> int:
-        """Count how often the task of this number has begun."""
-        self._begun[number] = self._begun.get(number, 0) + 1
-        return self._begun[number]
+    def begin(self, task: str) -> int:
+        """Count how often a task has begun; Ray keeps its id when it starts it again."""
+        self._begun[task] = self._begun.get(task, 0) + 1
+        return self._begun[task]
 
-    def add(self, job: str, level: int, text: str) -> None:
-        """Add a line of a job; ``level`` is that of a log record, 0 for a line of progress."""
-        self._lines.append((job, level, text))
+    def add(self, job: str, text: str) -> None:
+        """Add a line of a job."""
+        self._lines.append((job, text))
 
-    def take(self) -> list[tuple[str, int, str]]:
+    def take(self) -> list[tuple[str, str]]:
         """The lines since the last call."""
         taken, self._lines = self._lines, []
         return taken
 
 
-def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+def versions() -> dict[str, str]:
     """The versions of Python, of packages and of ``lorada`` with a checksum of its source.
 
     Builds for different accelerators (``2.9.0+cpu``) count as one version.
     """
-    found = {"python": platform.python_version()}
-    for package in ("lorada", *packages):
-        try:
+    found = {"python": platform.python_version(), **dict.fromkeys(PACKAGES, "none")}
+    for package in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package).partition("+")[0]
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "none"
-    spec = importlib.util.find_spec("lorada")
-    if spec is None or spec.origin is None:
-        return {**found, "lorada": "none"}
-    root, digest = Path(spec.origin).parent, hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
-    return {**found, "lorada": f"{found['lorada']} (source {digest.hexdigest()[:8]})"}
+    spec, digest = importlib.util.find_spec("lorada"), hashlib.sha256()
+    if spec is not None and spec.origin is not None:
+        root = Path(spec.origin).parent
+        for path in sorted(root.rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+        found["lorada"] += f" (source {digest.hexdigest()[:8]})"
+    return found
 
 
-def other_version(here: dict[str, str], there: dict[str, str], node: str) -> str | None:
-    """The error for a node that has other versions than the command; None if it has the same."""
+def sees(path: str) -> bool:
+    """Whether this node finds a file, after some seconds at most."""
+    end = time.monotonic() + FOUND_WITHIN
+    while not Path(path).exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.5)
+    return True
+
+
+def refusal(here: dict[str, str], probe: str) -> str | None:
+    """Why this node can run no job of a command, in one line; None if it can.
+
+    Args:
+        here: the versions of the command.
+        probe: a file that the command has written into its output folder.
+    """
+    there, node = versions(), platform.node()
     for package, version in here.items():
         if there[package] != version:
             return (
                 f"node {node} has {package} {there[package]}, and this command {version}: "
                 "install the same versions on all nodes"
             )
+    if not sees(probe):
+        return (
+            f"node {node} does not see {Path(probe).parent} of this command: choose an --output "
+            "on a path that all nodes share, such as NFS"
+        )
     return None
 
 
-def sees(path: str, text: str) -> bool:
-    """Whether this node finds the file ``path`` with this text, after some seconds at most."""
-    end = time.monotonic() + FOUND_WITHIN
-    while True:
-        try:
-            if Path(path).read_text() == text:
-                return True
-        except OSError:
-            pass
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.5)
-
-
-def carry_out(here: dict[str, str], order: bytes, lines: Any, *contents: bytes | None) -> Any:
-    """Do a job on this node; see ``ray_task.carry_out``.
+def carry_out(here: dict[str, str], probe: str, directory: str, pickled: bytes, lines: Any) -> None:
+    """Do a job on this node, in a process that ends with it.
 
     Args:
         here: the versions of the command.
-        order: the pickled ``Order``.
-        lines: the actor for its lines.
-        contents: of the files that are sent.
+        probe: a file that the command has written into its output folder.
+        directory: the command's working directory, where relative paths start.
+        pickled: the job.
+        lines: the actor that takes its lines.
 
     Raises:
-        ValueError: if this node, which may have joined the cluster late, has other versions.
+        ValueError: if this node, which may have joined late, cannot run jobs or lacks a path.
+        MemoryError: if the process of the job was ended too often.
     """
-    if wrong := other_version(here, versions(), platform.node()):
+    if wrong := refusal(here, probe):
         raise ValueError(wrong)
-    from ray import cloudpickle
+    os.environ[WITHOUT_TORCH] = "1"
+    import ray
 
-    import lorada_cli  # noqa: F401  with it loaded, importing lorada does not import torch
-    from lorada.experiments.queue import ray_task
+    from lorada.experiments.own_process import LogSender
+    from lorada.experiments.queue.job import run_job
 
-    return ray_task.carry_out(cloudpickle.loads(order), lines, *contents)
+    job, node = ray.cloudpickle.loads(pickled), platform.node()
+    try:
+        os.chdir(directory)
+    except OSError as error:
+        if not job.folder.is_absolute():
+            raise ValueError(f"node {node} has no {directory}: give absolute paths") from error
+    for path in job.reads:
+        if not path.exists():
+            raise ValueError(f"node {node} has no {path}: put it on a path that all nodes share")
+    sent: list[Any] = []
+
+    def report(text: str) -> None:
+        sent[:] = [lines.add.remote(job.name, text)]
+
+    def report_record(record: logging.LogRecord) -> None:
+        report(f"{record.levelname.lower()}: {record.getMessage()}")
+
+    logging.getLogger().addHandler(LogSender(report_record, logging.WARNING))
+    try:
+        begun, task = 1, ray.get_runtime_context().get_task_id()
+        with suppress(ray.exceptions.RayError):
+            begun = ray.get(lines.begin.remote(task), timeout=ARRIVE_WITHIN)
+        if begun > RETRIES + 1:  # Ray has no limit where it ends a task for memory
+            raise MemoryError(f"its process was ended {RETRIES + 1} times, at last on node {node}")
+        if begun > 1:
+            report(f"its process ended; started again on node {node}")
+        run_job(job, report=report)
+    finally:
+        with suppress(Exception):  # lines may be lost, jobs not
+            ray.get(sent, timeout=ARRIVE_WITHIN)

@@ -2,8 +2,30 @@
 
 import heapq
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from lorada.experiments.queue.order import Order
+from lorada.experiments.queue.job import Job, Report
+from lorada.experiments.queue.queue import run_queue
+
+
+class _Clock:
+    """An engine whose jobs only take time, which is read off its own clock."""
+
+    def __init__(self, seconds: Mapping[str, float], slots: int) -> None:
+        self.slots, self.now = slots, 0.0
+        self._seconds = seconds
+        self._running: list[tuple[float, str]] = []  # when each ends
+
+    def start(self, job: Job, report: Report) -> str:
+        heapq.heappush(self._running, (self.now + self._seconds[job.name], job.name))
+        return job.name
+
+    def wait(self) -> tuple[str, None]:
+        self.now, name = heapq.heappop(self._running)
+        return name, None
+
+    def close(self) -> None:
+        pass
 
 
 def makespan(seconds: Mapping[str, float], after: Mapping[str, Sequence[str]], slots: int) -> float:
@@ -17,13 +39,7 @@ def makespan(seconds: Mapping[str, float], after: Mapping[str, Sequence[str]], s
     Raises:
         ValueError: for a job to wait for that is not there, or jobs that wait for each other.
     """
-    order = Order({name: after.get(name, ()) for name in seconds})
-    running: list[tuple[float, str]] = []  # when each ends
-    now = 0.0
-    while True:
-        while len(running) < slots and (name := order.next()) is not None:
-            heapq.heappush(running, (now + seconds[name], name))
-        if not running:
-            return now
-        now, name = heapq.heappop(running)
-        order.done(name)
+    clock = _Clock(seconds, slots)
+    jobs = [Job(name, print, Path(), bool, tuple(after.get(name, ()))) for name in seconds]
+    run_queue(jobs, clock, report=lambda line: None)
+    return clock.now

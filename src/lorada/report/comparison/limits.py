@@ -7,6 +7,7 @@ from lorada.report.comparison.read import Candidate, Results
 from lorada.report.comparison.statistics import ALPHA, detectable, has_no_spread
 from lorada.report.comparison.summary import Line, Search
 from lorada.report.comparison.verdict import LOSSES, Choice, counted
+from lorada.support.duration import duration
 
 NAMED = 6  # labels that a sentence names at most
 
@@ -66,7 +67,7 @@ def _learning_rates(candidates: Sequence[Candidate], search: Search) -> Iterator
     ended = [(search.pruned, "stopped early"), (search.diverged, "diverged")]
     rest = "".join(f", {count} of them {how}" for count, how in ended if count)
     trials = counted(search.trials, "trial")
-    yield f"The search for learning rates took {_duration(search.seconds)}: {trials}{rest}."
+    yield f"The search for learning rates took {duration(search.seconds)}: {trials}{rest}."
 
 
 def _without_spread(tested: Sequence[Candidate]) -> Iterator[str]:
@@ -137,9 +138,3 @@ def _compared_with(scored: Sequence[Line], against: str) -> Iterator[str]:
 def _listed(labels: Sequence[str]) -> str:
     more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
     return ", ".join(labels[:NAMED]) + more
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

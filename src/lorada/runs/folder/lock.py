@@ -1,9 +1,9 @@
 """Lets one process at a time train in a run folder.
 
-The lock ends with its process, even if that is killed. filelock would not do: it locks by
-``flock``, which the workers of a data loader inherit, so the folder of a killed process would stay
-locked until they end too. Its older versions also empty a lock file that another process holds, so
-an error could not name that process.
+The lock ends with its process, even if that is killed. filelock, which other files here use, would
+not do: in its older versions the workers of a data loader inherit the lock, so the folder of a
+killed process stays locked until they end too, and a lock file that another process holds is
+emptied, so that an error could not name that process.
 """
 
 import fcntl
