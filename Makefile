@@ -23,8 +23,10 @@ endif
 quickstart: $(VENV)/.installed
 	$(BIN)/lorada quickstart --overwrite --output runs/quickstart
 
+# Some of them: make test TESTS="tests/cli tests/test_architecture.py"
+TESTS ?=
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 $(TESTS)
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 -m "not gpu" --durations=20
