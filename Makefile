@@ -23,12 +23,15 @@ endif
 quickstart: $(VENV)/.installed
 	$(BIN)/lorada quickstart --overwrite --output runs/quickstart
 
-# Every contract once, in five minutes on two cores; test-more has what that leaves out.
+# Every contract once, in five minutes on two cores; test-more has what that leaves out. Some of
+# them: make test TESTS="tests/cli tests/test_architecture.py"
+TESTS ?=
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not more"
+	$(PYTEST) -m "not slow and not gpu and not more" $(TESTS)
 
 test-more: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "more and not slow and not gpu"
+	$(PYTEST) -m "more and not slow and not gpu" $(TESTS)
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 -m "not gpu" --durations=20

@@ -12,19 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+import lorada
 
 aten = torch.ops.aten
 GPU = torch.device("cuda:0")
 # Autograd in C++ asks the device of each tensor for a stream, and torch without CUDA has none for
 # it. So C++ is told another device that is neither CPU nor meta and needs no streams.
 TOLD_TO_AUTOGRAD = torch.device("lazy:0")
-PACKAGES = ("lorada", "transformers", "peft")
+# The folders that these are imported from. The name of a folder says nothing: a clone of this
+# repository is called lorada too, and has tests and an environment with every other package in it.
+PACKAGES = [Path(package.__file__).parent for package in (lorada, transformers, peft)]
 
 # Operations whose result, or the size of it, the host needs.
 READING = {
@@ -106,11 +112,10 @@ def reader() -> str:
     """The innermost running function of lorada, transformers or PEFT, with its file."""
     frame = sys._getframe(1)
     while frame is not None:
-        parts = Path(frame.f_code.co_filename).parts
-        package = next((name for name in PACKAGES if name in parts[:-1]), None)
-        if package is not None:
-            first = len(parts) - 1 - parts[::-1].index(package)
-            return f"{'/'.join(parts[first:])}:{frame.f_code.co_name}"
+        file = Path(frame.f_code.co_filename)
+        for package in PACKAGES:
+            if file.is_relative_to(package):
+                return f"{file.relative_to(package.parent).as_posix()}:{frame.f_code.co_name}"
         frame = frame.f_back
     return "no package"
 

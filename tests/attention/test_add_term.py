@@ -18,6 +18,7 @@ from lorada.attention.map_term import map_term
 from lorada.attention.positions import NO_TOKEN, TokenSpan, TokenTable
 from lorada.experiments.table3_memory import kept_bytes
 from lorada.functional import causal as causal_product
+from lorada.functional.maps import SOFTMAXES, add_map_reference
 
 pytestmark = pytest.mark.fp64
 
@@ -179,7 +180,7 @@ def test_samples_that_others_serve_get_nothing(name):
     assert torch.equal(found[1], output[1])
 
 
-@pytest.mark.parametrize("ablation", ["softmax", "softmax_with_future"])
+@pytest.mark.parametrize("ablation", SOFTMAXES)
 @pytest.mark.parametrize("name", ["padded", "padded, long", "padded, a token", "packed"])
 def test_the_softmax_of_a_map_is_added_where_its_tokens_are(name, ablation):
     positions, shape, value, output = call(name)
@@ -188,6 +189,33 @@ def test_the_softmax_of_a_map_is_added_where_its_tokens_are(name, ablation):
     wide = value.repeat_interleave(HEADS // GROUPS, 1)
     expected = output + (full @ wide).transpose(1, 2)
     assert_close(add_term(output, held, positions, shape, value), expected)
+
+
+@pytest.mark.parametrize("ablation", SOFTMAXES)
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("name", [
+    "whole", "shorter than the map", "on the end", "shorter than the map, on the end",
+    "a chunk behind a cache", "one token",
+])  # fmt: skip
+def test_the_softmax_of_a_map_has_the_values_and_gradients_of_the_papers_form(
+    name, causal, ablation
+):
+    positions, shape, value, output = call(name, causal=causal)
+    align = "end" if "end" in name else "start"
+    held = attention_map(ablation, align)
+    zeros = torch.zeros(1, HEADS, shape.queries, shape.keys)
+    full = add_map_reference(zeros, held.dense(), align=align, causal=causal, ablation=ablation)
+    wide = value.repeat_interleave(HEADS // GROUPS, 1)
+    expected = output + (full @ wide).transpose(1, 2)
+    found = add_term(output, held, positions, shape, value)
+    assert_close(found, expected)
+    leaves, weights = [output, value, *held.factors], torch.randn(expected.shape)
+    for gradient, right in zip(
+        torch.autograd.grad((found * weights).sum(), leaves),
+        torch.autograd.grad((expected * weights).sum(), leaves),
+        strict=True,
+    ):
+        assert_close(gradient, right)
 
 
 @pytest.mark.parametrize("name", ["padded", "padded, long", "packed"])

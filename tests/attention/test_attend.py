@@ -17,13 +17,14 @@ from lorada import LmamConfig
 from lorada.attention import interface
 from lorada.attention.grouped_heads import FORCED
 from lorada.attention.observation import observe
-from lorada.functional.maps import add_map_reference, full_rank_map, low_rank_map
+from lorada.functional.maps import SOFTMAXES, add_map_reference, full_rank_map, low_rank_map
 
 pytestmark = pytest.mark.fp64
 
 LENGTH = 6  # n; longer than the window, shorter than the long samples
 ABLATIONS = (
-    None, "no_negative", "softmax", "softmax_with_future", "full_rank", "no_position",
+    None, "no_negative", "softmax", "softmax_with_future", "softmax_then_cut", "full_rank",
+    "no_position",
 )  # fmt: skip
 HOSTS = {
     "llama": "model.layers.0.self_attn",
@@ -32,8 +33,8 @@ HOSTS = {
 }
 # Every model under every ablation, but ¬S behind a window, which the reference does not state.
 CASES = [(name, ablation) for name in HOSTS for ablation in ABLATIONS]
-CASES.remove(("mistral", "softmax"))
-CASES.remove(("mistral", "softmax_with_future"))
+for softmax in SOFTMAXES:
+    CASES.remove(("mistral", softmax))
 
 
 def kinds(*names: str) -> pytest.MarkDecorator:

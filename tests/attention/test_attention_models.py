@@ -27,7 +27,7 @@ pytestmark = pytest.mark.fp64
 LENGTH = 6  # n; longer than Mistral's window of 4, shorter than the long samples
 PAD = 1  # RoBERTa counts its positions around this id
 SAMPLES = [torch.arange(10, 10 + size) * 7 % 83 + 5 for size in (3, 9, 6, 12)]
-ABLATIONS = (None, "no_negative", "softmax", "softmax_with_future", "full_rank")
+ABLATIONS = (None, "no_negative", "softmax", "softmax_with_future", "softmax_then_cut", "full_rank")
 MODELS = pytest.mark.parametrize("name", [*DECODERS, *ENCODERS])
 
 

@@ -125,6 +125,7 @@ def test_packed_rows_compile_by_their_lengths_and_are_refused_by_positions_alone
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
+@pytest.mark.skipif(" " in torch.__file__, reason="inductor cannot link a torch behind a blank")
 @pytest.mark.parametrize("padding", [None, "left"])
 def test_inductor_compiles_a_training_step(padding):
     model = stack().train()

@@ -146,11 +146,12 @@ def test_map_lies_where_the_equations_index_the_attention_map(name, where, imple
         assert_close(one.term.transpose(1, 2), full @ value)
 
 
+@pytest.mark.parametrize("ablation", ["softmax_with_future", "softmax_then_cut"])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
-def test_a_softmax_with_future_has_the_future_that_is_there_when_it_runs(name, cache):
+def test_a_softmax_with_future_has_the_future_that_is_there_when_it_runs(name, cache, ablation):
     """A prefill gives weight to later tokens of the prompt; a step has none, and none is made."""
-    model = adapted(name, "softmax_with_future")
+    model = adapted(name, ablation)
     prompt, later = PROMPTS[0], PROMPTS[1][:2]  # three tokens and two more, of a map of six
     store = DynamicCache(config=model.config)
     if cache == "static":
@@ -166,7 +167,9 @@ def test_a_softmax_with_future_has_the_future_that_is_there_when_it_runs(name, c
             forward(model, input_ids=token[None, None], past_key_values=store, use_cache=True)
         size = store.get_seq_length()
         for one, layer in zip(seen, layers, strict=True):
-            weights = adapted_map(layer)[:, size - 1, :size].softmax(-1)
+            row = adapted_map(layer).tril()[:, size - 1]
+            cut = ablation == "softmax_then_cut"
+            weights = row.softmax(-1)[:, :size] if cut else row[:, :size].softmax(-1)
             value = one.call.value[:, :, :size].repeat_interleave(4 // one.call.value.shape[1], 1)
             expected = torch.einsum("hk,bhkd->bhd", weights, value)
             assert_close(one.term[:, 0], expected)

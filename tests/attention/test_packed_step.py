@@ -16,6 +16,7 @@ from lorada.attention.forward_inputs import NOTHING_KNOWN
 from lorada.attention.map_positions import map_positions
 from lorada.attention.map_term import map_term
 from lorada.attention.pairs import Pairs
+from lorada.functional.maps import SOFTMAXES
 from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64
@@ -56,7 +57,7 @@ def lengths(draw: st.DrawFn) -> Lengths:
     return Lengths(seen, queries, keys, window, draw(st.integers(0, 2)))
 
 
-ALL = [None, "full_rank", "no_position", "softmax", "softmax_with_future"]
+ALL = [None, "full_rank", "no_position", *SOFTMAXES]
 
 
 @settings(deadline=None, max_examples=150)

@@ -13,6 +13,7 @@ from jaxtyping import TypeCheckError
 from lorada.functional import causal
 from lorada.functional.causal import BLOCK, product_form
 from lorada.functional.maps import (
+    SOFTMAXES,
     add_map_reference,
     full_rank_map,
     low_rank_map,
@@ -159,7 +160,7 @@ def results(form, case, attention, *inputs, sign=True):
     return output, *torch.autograd.grad((output * weights).sum(), leaves)
 
 
-@pytest.mark.parametrize("ablation", ["softmax", "softmax_with_future", "full_rank"])
+@pytest.mark.parametrize("ablation", [*SOFTMAXES, "full_rank"])
 @EXAMPLES
 @given(case=cases())
 def test_ablations_through_apply_map_equal_the_papers_form(ablation, case):
@@ -175,11 +176,12 @@ def test_ablations_through_apply_map_equal_the_papers_form(ablation, case):
     )  # fmt: skip
     size = min(case.length, case.tokens)
     part = slice(0, size) if case.align == "start" else slice(-size, None)
-    piece = map_[:, part, part]
     if ablation == "full_rank":
-        piece = mask_map(piece, case.causal, None)
+        piece = mask_map(map_[:, part, part], case.causal, None)
+    elif ablation == "softmax_then_cut":
+        piece = softmax_map(map_, case.causal, ablation=ablation)[:, part, part]
     else:
-        piece = softmax_map(piece, case.causal, future=ablation == "softmax_with_future")
+        piece = softmax_map(map_[:, part, part], case.causal, ablation=ablation)
     output = attention @ expanded(value, case.heads)
     output[:, :, part] += apply_map(piece, value[:, :, part], case.heads)
     assert_close(output, fused @ expanded(value, case.heads))
@@ -386,7 +388,7 @@ def test_softmax_with_future_is_the_printed_formula_with_its_gradients():
 def test_the_first_row_of_the_printed_softmax_gives_99_percent_to_later_tokens():
     w_a, w_b = torch.randn(1, 128, 2), torch.randn(1, 2, 128)
     map_ = low_rank_map(w_a, w_b, 4096.0 * 600)
-    weights = softmax_map(map_, causal=True, future=True)[0]
+    weights = softmax_map(map_, causal=True, ablation="softmax_with_future")[0]
     assert weights[0, 1:].sum().item() == pytest.approx(127 / 128, abs=1e-4)
     later = weights.triu(1).sum(-1)
     # The map is nearly nothing, but not nothing: e^x is 1 to within 1e-4.
@@ -400,17 +402,58 @@ def test_without_a_causal_mask_both_softmaxes_are_one():
     keys = torch.tensor([[True, True, False, True]])
     for visible in (None, keys):
         same = softmax_map(map_, False, keys=visible)
-        assert torch.equal(softmax_map(map_, False, keys=visible, future=True), same)
+        future = softmax_map(map_, False, keys=visible, ablation="softmax_with_future")
+        assert torch.equal(future, same)
+
+
+@pytest.mark.parametrize("tokens", [3, 5, 7])
+@pytest.mark.parametrize("align", ["start", "end"])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_softmax_then_cut_is_its_formula_with_its_gradients(causal, align, tokens):
+    length, size = 5, min(5, tokens)
+    part = slice(size) if align == "start" else slice(length - size, None)
+    there = slice(size) if align == "start" else slice(tokens - size, None)
+    attention = torch.rand(2, 4, tokens, tokens, dtype=torch.float64)
+    grad = torch.randn_like(attention)
+    found = []
+    for plain in (False, True):
+        torch.manual_seed(0)
+        w_a = torch.randn(2, length, 3, dtype=torch.float64, requires_grad=True)
+        w_b = torch.randn(2, 3, length, dtype=torch.float64, requires_grad=True)
+        map_ = low_rank_map(w_a, w_b, 2.0)
+        if plain:  # Eq. 11, softmax(Attn_s) over all n columns, then Eqs. 14-16, then Eq. 17
+            weights = torch.softmax(torch.tril(map_) if causal else map_, -1)
+            fused = attention.clone()
+            fused[:, :, there, there] += weights[:, part, part].repeat(2, 1, 1)
+        else:
+            fused = add_map_reference(
+                attention, map_, align=align, causal=causal, ablation="softmax_then_cut"
+            )
+        found.append((fused, *torch.autograd.grad(fused, (w_a, w_b), grad)))
+    for ours, formula in zip(*found, strict=True):
+        assert_close(ours, formula)
+
+
+def test_softmax_then_cut_loses_the_weight_of_columns_without_a_token():
+    map_ = torch.zeros(1, 4, 4, dtype=torch.float64)
+    attention = torch.zeros(1, 1, 3, 3, dtype=torch.float64)
+    cut = add_map_reference(attention, map_, causal=True, ablation="softmax_then_cut")
+    assert cut.unique().tolist() == [0.25]  # of four columns three have a token
+    keys = torch.tensor([[True, True, False, False]])
+    weights = softmax_map(map_, True, keys=keys, ablation="softmax_then_cut")[0, 0]
+    assert weights[0].tolist() == [0.25, 0.25, 0, 0]
+    near = softmax_map(map_, True, 2, ablation="softmax_then_cut")[0]
+    assert near[3].tolist() == [0, 0, 0.25, 0.25]
 
 
 def test_softmax_with_future_gives_padded_keys_nothing_and_keeps_a_window():
     map_ = torch.randn(1, 4, 4, dtype=torch.float64)
     keys = torch.tensor([[True, True, False, True]])
-    weights = softmax_map(map_, True, keys=keys, future=True)[0, 0]
+    weights = softmax_map(map_, True, keys=keys, ablation="softmax_with_future")[0, 0]
     assert not weights[:, 2].any()
     left = torch.tril(map_[0])[:2][:, [0, 1, 3]].softmax(-1)
     assert_close(weights[:2][:, [0, 1, 3]], left)
-    near = softmax_map(map_, True, 2, future=True)[0]
+    near = softmax_map(map_, True, 2, ablation="softmax_with_future")[0]
     assert_close(near[1, :3], torch.tril(map_[0])[1, :3].softmax(-1))
     assert near[1, 3] == 0
 

@@ -1,6 +1,7 @@
 """A disk that fills up: one line, exit code 2, nothing lost, the same end after all."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -79,8 +80,9 @@ cp -r {disk}/run {out}
 @pytest.mark.slow
 def test_the_console_command_on_a_real_disk_that_is_full(lab, tmp_path):
     disk, out = tmp_path / "disk", tmp_path / "out"
-    train = " ".join([str(LORADA), *lab.words(disk / "run")])
-    script = ON_A_SMALL_DISK.format(disk=disk, out=out, train=train, small="220k")
+    train = shlex.join(map(str, [LORADA, *lab.words(disk / "run")]))
+    places = {"disk": shlex.quote(str(disk)), "out": shlex.quote(str(out))}
+    script = ON_A_SMALL_DISK.format(train=train, small="220k", **places)
     if shutil.which("unshare") is None:
         pytest.skip("a disk of its own needs unshare")
     done = subprocess.run(

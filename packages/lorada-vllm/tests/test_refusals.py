@@ -42,6 +42,7 @@ def exported(tmp_path_factory):
         (LmamConfig(length=8, align="end"), "align='end'"),
         (LmamConfig(length=8, ablation="no_negative"), "ablation='no_negative'"),
         (LmamConfig(length=8, ablation="softmax_with_future"), "ablation='softmax_with_future'"),
+        (LmamConfig(length=8, ablation="softmax_then_cut"), "ablation='softmax_then_cut'"),
         (LmamConfig(form="distance"), "form='distance'"),
         (LmamConfig(form="content"), "form='content'"),
         (LmamConfig(form="bilinear"), "form='bilinear'"),

@@ -44,7 +44,10 @@ def sliced_term(
         chosen = torch.arange(row - span.origin, high, device=value.device)
         map_ = attention_map.masked_rows(chosen, shape)[..., low:high]
     else:
-        # Cut before the softmax, which must run only over the tokens of this sequence.
-        part = attention_map.dense()[:, low:high, low:high]
-        map_ = attention_map.masked(part, shape, None)[:, row - begin :]
+        map_ = attention_map.dense()
+        if attention_map.ablation == "softmax_then_cut":
+            map_ = attention_map.masked(map_, shape, None)[:, low:high, low:high]
+        else:  # cut before the softmax, which must run only over the tokens of this sequence
+            map_ = attention_map.masked(map_[:, low:high, low:high], shape, None)
+        map_ = map_[:, row - begin :]
     return apply_map(map_, value, shape.heads, shape.matmul).transpose(1, 2)

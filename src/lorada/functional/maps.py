@@ -12,15 +12,17 @@ Shapes: B batch, H query heads, S map heads, T queries, K keys, N map length, R 
 what the paper leaves open: docs/paper.md.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 Align = Literal["start", "end"]
-Ablation = Literal["no_negative", "softmax", "softmax_with_future", "full_rank", "no_position"]
-SOFTMAXES = ("softmax", "softmax_with_future")
+# The three readings of ¬S: over which keys the softmax of a row of the map runs.
+Softmax = Literal["softmax", "softmax_with_future", "softmax_then_cut"]
+Ablation = Literal["no_negative", Softmax, "full_rank", "no_position"]
+SOFTMAXES: tuple[Softmax, ...] = get_args(Softmax)
 
 
 def position_embedding(length: int, like: Tensor) -> Float[Tensor, " N"]:
@@ -100,22 +102,25 @@ def softmax_map(
     window: int | None = None,
     keys: Tensor | None = None,
     *,
-    future: bool = False,
+    ablation: Softmax = "softmax",
 ) -> Tensor:
-    """The map of the ¬S ablation: a softmax over the keys that a row sees, zero at all others.
+    """The map of the ¬S ablation, in one of its three readings (docs/paper.md, reading 17).
 
     Args:
-        map_: the map before any mask.
+        map_: the map before any mask. For ``softmax_then_cut`` the whole map, as its length counts;
+            for the others the part that the tokens of a sequence use.
         causal: see ``visible_pairs``.
         window: see ``visible_pairs``.
         keys: (B, N) booleans, the map columns that hold a token; None for all of them.
-        future: whether later keys of a causal row stay in the softmax as the zeros of Eq. 11, and
-            so get weight.
+        ablation: ``softmax`` runs over the keys that a row sees. In ``softmax_with_future`` later
+            keys of a causal row stay in it as the zeros of Eq. 11, and so get weight.
+            ``softmax_then_cut`` has these zeros too, and runs over all columns of the map: the
+            weight of columns without a token is lost.
 
     Returns:
         (S, N, N), or (B, S, N, N) where ``keys`` is given.
     """
-    if future:
+    if ablation != "softmax":
         # Eq. 11 sets later keys to zero instead of -∞, and a softmax gives weight to a zero.
         map_, causal = mask_map(map_, causal, None), False
     keep = _all_pairs(map_, causal, window)
@@ -124,6 +129,8 @@ def softmax_map(
         keep = keys[:, None, None, :] if keep is None else keep & keys[:, None, None, :]
     if keep is None:
         return map_.softmax(-1)
+    if ablation == "softmax_then_cut":
+        return map_.softmax(-1) * keep
     # A row that sees no key is padding, and its softmax over -∞ would be NaN. With the least finite
     # number it is uniform instead, and the product makes it zero.
     return torch.where(keep, map_, torch.finfo(map_.dtype).min).softmax(-1) * keep
@@ -147,8 +154,8 @@ def add_map_reference(
         map_: Attn_s without any mask.
         align: whether the map lies on the first (Eqs. 14-15) or the last (Eq. 16) tokens.
         causal: whether the model is causal (Eq. 11).
-        ablation: ``softmax`` (¬S) normalises the map before adding it; ``softmax_with_future`` does
-            so with the zeros of Eq. 11 in the softmax; ``no_negative`` (¬N) adds the map to the
+        ablation: ``softmax``, ``softmax_with_future`` and ``softmax_then_cut`` (¬S) normalise the
+            map before adding it, see ``softmax_map``; ``no_negative`` (¬N) adds the map to the
             scores before the softmax. On probabilities p = softmax(x) that is
             softmax(x + a) = p·exp(a) / Σ p·exp(a).
 
@@ -159,10 +166,13 @@ def add_map_reference(
     length = map_.shape[-1]
     # A sequence shorter than the map uses its first, or its last, rows and columns.
     size = min(length, keys)
+    if ablation == "softmax_then_cut":
+        map_, ablation = softmax_map(map_, causal, ablation=ablation), None
+        causal = False  # the zeros of Eq. 11 were in the softmax
     piece = map_[:, :size, :size] if align == "start" else map_[:, length - size :, length - size :]
     # The map is cut before a softmax, so each row's weights sum to 1 over tokens that are there.
     if ablation in SOFTMAXES:
-        piece = softmax_map(piece, causal, future=ablation == "softmax_with_future")
+        piece = softmax_map(piece, causal, ablation=ablation)
     else:
         piece = mask_map(piece, causal, None)
     # A longer sequence gets zeros beyond the map (Eqs. 14, 16).

@@ -17,7 +17,10 @@ LLM_ADAPTERS = "https://arxiv.org/abs/2304.01933"
 MAP = {"rank": 2, "length": 128}
 LLM_LORA = {"target_modules": ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]}
 ENCODER_LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.1}
-FFN_LORA = {"r": 102, "lora_alpha": 102, "target_modules": ["fc1", "fc2"]}
+# s = α/r = 4 as printed by He et al. (their Table 5), with the dropout of their scripts.
+FFN_LORA = {
+    "r": 102, "lora_alpha": 408, "lora_dropout": 0.1, "target_modules": ["fc1", "fc2"],
+}  # fmt: skip
 QUERY_VALUE = {
     "llama": ["q_proj", "v_proj"],
     "roberta": ["query", "value"],
@@ -180,7 +183,7 @@ METHODS: dict[str, Method] = {
         },
         formula="Attn(Q, [P_k; K], [P_v; V]); Wx + (α/r)·BAx for the FFN's W",
         paper=UNIFIED,
-        source="Table 10",
+        source="Table 10; α beside the prefix is our choice, that of LoRA(ffn)",
     ),
     "autopeft": Method(
         "AutoPEFT: serial and parallel adapters and a prefix; `lorada search` chooses the layers",
