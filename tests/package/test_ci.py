@@ -58,11 +58,11 @@ def test_ci_checks_a_clone_named_lorada_and_tests_one_behind_a_blank(checkout):
     asked = [line for line in lines if ": " in line and "PATHS" not in line]
     places = [line.partition(": ")[0] for line in asked]
     assert [line.partition(": ")[2].split()[0] for line in asked] == [
-        "check", "docs", "python", "test",
+        "check", "test-more", "docs", "python", "test",
     ]  # fmt: skip
-    assert [place.rpartition("/")[2] for place in places] == ["lorada"] * 2 + ["my clone"] * 2
-    assert " " in os.path.dirname(places[2])
-    chosen = asked[3].partition(": test ")[2].split()
+    assert [place.rpartition("/")[2] for place in places] == ["lorada"] * 3 + ["my clone"] * 2
+    assert " " in os.path.dirname(places[3])
+    chosen = asked[4].partition(": test ")[2].split()
     assert chosen
     assert all((ROOT / name).exists() for name in chosen)
 
