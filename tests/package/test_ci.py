@@ -14,6 +14,8 @@ check:
 \t@chmod +x .venv/bin/python && touch .venv/here
 \t@echo "$(CURDIR): check"; ls ../shared; echo "9 passed, 1 skipped in 700.12s (0:11:40)"
 \t@exit $(CHECK)
+test-more:
+\t@echo "$(CURDIR): test-more"
 docs:
 \t@echo "$(CURDIR): docs"
 test:
