@@ -291,7 +291,8 @@ def _show_plan(found: dict[str, Any], *, as_json: bool) -> None:
     console.print(shown)
     console.print(
         f"{found['jobs']} trainings of {found['steps']} steps, {found['slots']} at once: at most "
-        f"{duration(found['seconds'])}, and scoring. Time and memory are those of a few steps with "
-        "the longest rows.",
+        f"{duration(found['seconds'])}, and scoring. Time and memory are those of the fastest of a "
+        "few steps with the longest rows. Methods are measured one after another: what else runs "
+        "here meanwhile makes one look slower than it is.",
         highlight=False,
     )
