@@ -19,8 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 Align = Literal["start", "end"]
-# The three readings of ¬S: over which keys the softmax of a row of the map runs.
-Softmax = Literal["softmax", "softmax_with_future", "softmax_then_cut"]
+Softmax = Literal["softmax", "softmax_with_future", "softmax_then_cut"]  # readings of ¬S
 Ablation = Literal["no_negative", Softmax, "full_rank", "no_position"]
 SOFTMAXES: tuple[Softmax, ...] = get_args(Softmax)
 
@@ -107,15 +106,13 @@ def softmax_map(
     """The map of the ¬S ablation, in one of its three readings (docs/paper.md, reading 17).
 
     Args:
-        map_: the map before any mask. For ``softmax_then_cut`` the whole map, as its length counts;
-            for the others the part that the tokens of a sequence use.
+        map_: the map before any mask: whole for ``softmax_then_cut``, else cut to a sequence.
         causal: see ``visible_pairs``.
         window: see ``visible_pairs``.
         keys: (B, N) booleans, the map columns that hold a token; None for all of them.
-        ablation: ``softmax`` runs over the keys that a row sees. In ``softmax_with_future`` later
-            keys of a causal row stay in it as the zeros of Eq. 11, and so get weight.
-            ``softmax_then_cut`` has these zeros too, and runs over all columns of the map: the
-            weight of columns without a token is lost.
+        ablation: ``softmax`` runs over the keys that a row sees. In the others later keys of a
+            causal row stay as the zeros of Eq. 11, and so get weight. ``softmax_then_cut`` runs
+            over all columns of the map, and the weight of those without a token is lost.
 
     Returns:
         (S, N, N), or (B, S, N, N) where ``keys`` is given.
@@ -127,13 +124,12 @@ def softmax_map(
     # Which columns hold a token differs by sample, so from here on each sample has its own map.
     if keys is not None:
         keep = keys[:, None, None, :] if keep is None else keep & keys[:, None, None, :]
-    if keep is None:
-        return map_.softmax(-1)
-    if ablation == "softmax_then_cut":
-        return map_.softmax(-1) * keep
     # A row that sees no key is padding, and its softmax over -∞ would be NaN. With the least finite
     # number it is uniform instead, and the product makes it zero.
-    return torch.where(keep, map_, torch.finfo(map_.dtype).min).softmax(-1) * keep
+    if keep is not None and ablation != "softmax_then_cut":
+        map_ = torch.where(keep, map_, torch.finfo(map_.dtype).min)
+    weights = map_.softmax(-1)
+    return weights if keep is None else weights * keep
 
 
 def add_map_reference(
@@ -154,9 +150,8 @@ def add_map_reference(
         map_: Attn_s without any mask.
         align: whether the map lies on the first (Eqs. 14-15) or the last (Eq. 16) tokens.
         causal: whether the model is causal (Eq. 11).
-        ablation: ``softmax``, ``softmax_with_future`` and ``softmax_then_cut`` (¬S) normalise the
-            map before adding it, see ``softmax_map``; ``no_negative`` (¬N) adds the map to the
-            scores before the softmax. On probabilities p = softmax(x) that is
+        ablation: those of ``softmax_map`` (¬S) normalise the map before adding it; ``no_negative``
+            (¬N) adds it to the scores before the softmax. On probabilities p = softmax(x) that is
             softmax(x + a) = p·exp(a) / Σ p·exp(a).
 
     Returns:
@@ -166,9 +161,8 @@ def add_map_reference(
     length = map_.shape[-1]
     # A sequence shorter than the map uses its first, or its last, rows and columns.
     size = min(length, keys)
-    if ablation == "softmax_then_cut":
-        map_, ablation = softmax_map(map_, causal, ablation=ablation), None
-        causal = False  # the zeros of Eq. 11 were in the softmax
+    if ablation == "softmax_then_cut":  # with the zeros of Eq. 11, so that no mask is left to do
+        map_, causal, ablation = softmax_map(map_, causal, ablation=ablation), False, None
     piece = map_[:, :size, :size] if align == "start" else map_[:, length - size :, length - size :]
     # The map is cut before a softmax, so each row's weights sum to 1 over tokens that are there.
     if ablation in SOFTMAXES:
@@ -176,11 +170,9 @@ def add_map_reference(
     else:
         piece = mask_map(piece, causal, None)
     # A longer sequence gets zeros beyond the map (Eqs. 14, 16).
-    offset = 0 if align == "start" else keys - size
+    covered = slice(size) if align == "start" else slice(keys - size, None)
     full = attention.new_zeros(heads, keys, keys)
-    full[:, offset : offset + size, offset : offset + size] = piece.repeat(
-        heads // map_.shape[0], 1, 1
-    )
+    full[:, covered, covered] = piece.repeat(heads // map_.shape[0], 1, 1)
     # With a cache only the last tokens are queries.
     full = full[:, keys - queries :]
     if ablation == "no_negative":

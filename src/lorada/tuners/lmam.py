@@ -57,12 +57,10 @@ class LmamConfig(LoradaPeftConfig):
             ``end`` on the last (Eq. 16).
         positions: ``token`` counts real tokens; ``raw`` counts positions of the padded batch, so
             that padding counts too, as in the paper's code.
-        ablation: ``no_negative``, ``softmax``, ``full_rank`` or ``no_position`` (Table 9); or one
-            of two other readings of the softmax (docs/paper.md, reading 17), in which a causal
-            row gives weight to later tokens: ``softmax_with_future`` over the tokens of the text,
-            ``softmax_then_cut`` over all ``length`` columns of the map. Decoding step by step has
-            no later tokens, so with these two it gives other outputs than a forward of the whole
-            text.
+        ablation: ``no_negative``, ``softmax``, ``full_rank`` or ``no_position`` (Table 9); or
+            ``softmax_with_future`` or ``softmax_then_cut``, other readings of that softmax
+            (``softmax_map``). They give weight to later tokens, which decoding step by step does
+            not have, so it gives other outputs than a forward of the whole text.
         init: ``zero`` starts W_b at -PE, so that the map is zero at step 0 and W_a is normal;
             ``normal`` draws both factors from N(0, 0.02²), which leaves PE alone in the map.
         form: ``position`` is the paper's map; ``distance``, ``content`` (of the key) and
