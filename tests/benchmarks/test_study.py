@@ -66,7 +66,7 @@ def test_a_moved_row_ends_as_it_was(study):
 def candidate(method, level, seed):
     random = np.random.default_rng(seed)
     scores = 100.0 * (random.random((5, 400)) < level)
-    return Candidate(method, {"method": method}, [], scores, -scores / 100, {}, "")
+    return Candidate(method, {"method": method}, [], scores, -scores / 100, [], None, "")
 
 
 def test_the_tables_name_what_is_better_and_what_is_worse(study):
