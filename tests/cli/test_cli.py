@@ -193,6 +193,16 @@ BAD_TRAINING = {
     "unknown task": (["task=jsnl"], "unknown task 'jsnl'; did you mean jsonl"),
     "unknown model": (["model=smollm"], "unknown model 'smollm'; did you mean smollm2-135m"),
     "wrong dtype": (["dtype=float3"], "dtype='float3'"),
+    "no such checkpointing": (
+        ["activation_checkpointing=bogus"],
+        "error: activation_checkpointing='bogus': input should be 'off', 'selective', 'full' or",
+    ),
+    "seed below 0": (["seed=-1"], "training.seed=-1 must be a whole number from 0 to 4294967295"),
+    "large seed": (
+        ["data_seed=4294967296"],
+        "training.data_seed=4294967296 must be a whole number",
+    ),
+    "seed of yes": (["training.seed=true"], "training.seed=True must be a whole number from 0"),
     "not an adapter": (["from_adapter=missing"], "no adapter folder at missing"),
     "infinite scale": (
         ["lmam.inverse_scale=.inf"],

@@ -35,6 +35,37 @@ MISTAKES = {
     "no such method": ([*TRAIN, "--method", "lroa"], "unknown method 'lroa'; did you mean lora"),
     "no such task": ([*TRAIN, "--task", "jsnl"], "unknown task 'jsnl'; did you mean jsonl"),
     "no such model": (["train", "--model", "smollm", *ROWS, "--output", "new"], "did you mean smo"),
+    **{
+        f"no model folder for {method}": (
+            [*TRAIN, "--method", method, "--model", "./none"],
+            "no model folder at ./none: give a folder that holds a model, its id on the hub, or ",
+        )
+        for method in ("lora", "ia3")
+    },
+    "no folder in a folder": (
+        [*TRAIN, "--model", "models/llama/none"],
+        "no model folder at models/",
+    ),
+    "compare on no folder": (
+        ["compare", *COMPARED, "--methods", "ia3,lora", "--model", "./none"],
+        "no model folder at ./none",
+    ),
+    "search on no folder": (
+        ["search", *TRAIN[1:], "--method", "ia3", "--model", "/none"],
+        "no model folder at /none",
+    ),
+    "a seed too large": (
+        [*TRAIN, "seed=99999999999999999999"],
+        "training.seed=99999999999999999999",
+    ),
+    "compare no such seed": (
+        ["compare", *COMPARED, "--methods", "lora", "--seeds", "4294967296"],
+        "--seeds 4294967296 must be a whole number from 0 to 4294967295",
+    ),
+    "table of no such seed": (
+        ["table", "5", "--seeds", "1,-2"],
+        "--seeds -2 must be a whole number",
+    ),
     "no model": (["train", *ROWS, "--output", "new"], "the recipe has no model"),
     "wrong type": ([*TRAIN, "max_length=long"], "max_length='long'"),
     "no data": (["train", *MODEL, "--output", "new"], "no data: pass --data FILE"),

@@ -80,7 +80,8 @@ def test_a_sum_trains_with_the_callbacks_and_arguments_of_each():
         ("longlora+shira", "shira trains with learning_rate=0.0005, another with "
                            "learning_rate=2e-05: leave one of them out"),
         ("lora+iaa3", "unknown method 'iaa3'; did you mean ia3"),
-        ("lora+", "unknown method ''"),
+        *((name, f"method '{name}' has a + without a method beside it: leave it out")
+          for name in ("lora+", "+lora", "ia3+ +lora", "lora++lmam", "+lmam", "lora+lmam+")),
         ("lora+poly", "PEFT's poly cannot be used as a method"),
     ],
 )  # fmt: skip

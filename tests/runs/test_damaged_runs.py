@@ -118,6 +118,27 @@ def test_tensors_that_have_no_place_are_refused(place, runs, tmp_path):
         load_run(run)
 
 
+HUGE = [1e9, 2.0, 10**9, {"q_proj": 10**9}]
+
+
+@pytest.mark.parametrize("value", HUGE, ids=str)
+def test_a_rank_that_no_saved_tensor_has_is_refused_before_one_is_made(
+    place, runs, tmp_path, value
+):
+    name = "rank_pattern" if isinstance(value, dict) else "r"
+    said = r"adapter_config\.json has r\S* of LORA, which is not the size of a tensor"
+    folder = saved_lora(place, tmp_path / "plain", **{name: value})
+    with pytest.raises(ValueError, match=said):
+        train(recipe(place, tmp_path / "new", "lmam", from_adapter=folder), quiet=True)
+    run = shutil.copytree(runs["lorada_la"], tmp_path / "run")
+    path = run / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["parts"][1][name] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=said):
+        load_run(run)
+
+
 WRONG_SETTINGS = {
     "r": ["x", None, 1.5, [], -1], "target_modules": [{"a": 1}, 3, None], "lora_alpha": ["x", None],
     "rank_pattern": [3, "x"], "peft_type": [[], {}, None, 3], "base_model_name_or_path": [[]],

@@ -13,7 +13,7 @@ from architectures import ARCHITECTURES
 from conftest import assert_close
 from folders import ROWS, bart_folder, bert_folder, byte_tokenizer, llama_folder, rows_file
 from paths import TESTS
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from stacks import lora
 from transformers import (
@@ -87,9 +87,16 @@ DECODERS = {
     "dora+lmam": (LORA_Q, ["LORA"], ["LMAM"]),
     "lmam": ([], [], ["LMAM"]),
     "adapter_ffn": ([], [], ["BOTTLENECK"]),
+    # Parts around modules that no weight can hold: then nothing is merged.
+    "lily": ([], [], ["LILY"]),
+    "beft": ([], [], ["BEFT"]),
+    "omoe": ([], [], ["OMOE"]),
+    "lora+lily+lmam": (LORA_Q, [], ["LORA", "LILY", "LMAM"]),
     "full": ([], [], []),
 }
 CLASSIFIERS = {
+    "lily": ([], [], ["LILY"]),
+    "beft": ([], ["BEFT"], []),  # BERT's values have a bias
     "lora": ([], ["LORA"], []),
     "lora+lmam": ([], ["LORA"], ["LMAM"]),
     # Norms that train are the base's in the end, as weights are.
@@ -129,6 +136,38 @@ def test_an_exported_model_computes_what_the_run_did(place, tmp_path, call, case
     before = AutoTokenizer.from_pretrained(place / model)
     assert tokenizer("2 + 2 =")["input_ids"] == before("2 + 2 =")["input_ids"]
     assert tokenizer.pad_token == "<p>"
+
+
+def test_that_nothing_is_merged_is_said_with_the_reason(place, tmp_path, call, caplog):
+    run = train_run(place, tmp_path / "run", "lora", "lora.lora_bias=true", *LORA_Q)
+    code, out, _ = call("export", run, tmp_path / "out")
+    assert code == 0
+    assert "merged nothing; adapter of LORA" in out
+    (said,) = [r.getMessage() for r in caplog.records if "merged" in r.getMessage()]
+    assert said.startswith("nothing is merged: lora_bias=True cannot be merged into model.layers.0")
+    batch = inputs()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert_close(logits(model, batch), logits(load_run(run).model, batch))
+
+
+def test_parts_around_one_module_load_with_peft_too(place, tmp_path, call):
+    run = train_run(place, tmp_path / "run", "ia3+lily", "lily.target_modules=[v_proj]")
+    code, _, err = call("export", run, tmp_path / "out")
+    assert code == 0, err
+    batch = inputs()
+    expected = logits(load_run(run).model, batch)
+    assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out"), batch), expected)
+    base = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", adapter_kwargs={"subfolder": "none"}
+    )
+    assert not torch.allclose(logits(base, batch), expected, atol=1e-2)
+    assert_close(logits(PeftModel.from_pretrained(base, tmp_path / "out"), batch), expected)
+
+
+def test_a_part_that_only_peft_can_load_is_refused_beside_a_base(place, tmp_path, call):
+    run = train_run(place, tmp_path / "run", "vera+lily", "vera.target_modules=[q_proj]")
+    refused(call("export", run, tmp_path / "out"), "VeraConfig keeps weights outside", "only PEFT")
+    assert not (tmp_path / "out").exists()
 
 
 def test_merged_weights_are_named_as_those_of_the_base(place, finished, tmp_path, call):

@@ -1,8 +1,10 @@
 """Task heads: what a checkpoint lacks trains, is saved, and is the same at every load."""
 
+import contextlib
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -258,6 +260,30 @@ def test_a_checkpoint_that_its_config_does_not_fit_is_refused(
     rows = labels if form == "label" else rows_file(tmp_path / "rows.jsonl")
     with pytest.raises(ValueError, match=message):
         trained(llama, rows, tmp_path / "run", method="lmam")
+
+
+@pytest.mark.parametrize("outputs", [2, 3], ids=["missing", "of another size"])
+def test_a_head_that_is_drawn_on_purpose_is_not_reported(outputs, tmp_path, caplog, capfd):
+    set_seed(0)
+    if outputs == 3:
+        classifier(tmp_path / "bert")
+    else:  # it has a head for another task
+        model = AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert", **SIZES))
+        model.save_pretrained(tmp_path / "bert")
+    _, drawn = load_model(str(tmp_path / "bert"), outputs)
+    assert "classifier.weight" in drawn
+    assert "REPORT" not in caplog.text + "".join(capfd.readouterr())
+
+
+def test_weights_of_the_base_that_have_no_place_or_are_missing_are_reported(llama, caplog):
+    config = json.loads((llama / "config.json").read_text())
+    for layers, status in ((1, "UNEXPECTED"), (3, "MISSING")):
+        caplog.clear()
+        (llama / "config.json").write_text(json.dumps({**config, "num_hidden_layers": layers}))
+        with contextlib.suppress(ValueError):  # of missing weights
+            load_model(str(llama))
+        assert "LOAD REPORT" in caplog.text
+        assert re.search(rf"self_attn\.q_proj\.weight .*{status}", caplog.text)
 
 
 # The head that a checkpoint has already: its classes, and what it was for.

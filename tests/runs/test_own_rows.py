@@ -5,14 +5,15 @@ import json
 import logging
 
 import pytest
-from folders import ROWS, byte_tokenizer, llama_folder, rows_file
+from folders import ROWS, TURNS, byte_tokenizer, llama_folder, rows_file
 
-from lorada.runs.data.dataset import encode_rows
-from lorada.runs.data.rows import load_rows
+from lorada.runs.data.dataset import encode_rows, refuse_target_length
+from lorada.runs.data.rows import Rows, load_rows
 from lorada.runs.inference.evaluate import evaluate
 from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
+from lorada.tasks import TASKS
 from lorada.tasks.rows import form_of, read_rows
 from lorada.tasks.tokenize import EncodeOptions, encode, prompt_of
 
@@ -40,6 +41,59 @@ def refused(message, act):
     with pytest.raises(ValueError, match=message) as error:
         act()
     assert "\n" not in str(error.value)
+
+
+# Lengths.
+
+UNCUT = {
+    "a chat": ([chat("user", "assistant")], "decoder", "has messages rows"),
+    "a class": ([{"text": "t", "label": "a"}, {"text": "t", "label": "b"}], "encoder", "has label"),
+    "a choice": ([{"prompt": "p", "candidates": ["a", "b"], "answer": 1}], "decoder", "has choice"),
+    "a text": ([{"text": "t"}], "encoder_decoder", "has text rows"),
+}
+
+
+@pytest.mark.parametrize("case", UNCUT)
+def test_a_length_of_responses_is_refused_where_it_would_cut_none(case, tmp_path):
+    rows, kind, said = UNCUT[case]
+    recipe = load_recipe(None, ["max_target_length=8"], {"model": "-", "output": "-"})
+    found = loaded(tmp_path, rows)
+    refused(f"max_target_length=8 cuts .* {said}.*: give max_length, the most tokens of a whole",
+            lambda: refuse_target_length(recipe, found, kind))  # fmt: skip
+
+
+def test_a_training_and_a_comparison_refuse_it(tmp_path, call):
+    model, rows = llama_folder(tmp_path / "llama"), rows_file(tmp_path / "rows.jsonl", TURNS * 5)
+    held = rows_file(tmp_path / "held.jsonl", [chat("user", "assistant")])
+    words = ["--model", model, "--data", rows, "--output", tmp_path / "out", "max_target_length=8"]
+    for command in (
+        ["train", "--method", "lora", *words, "--dry-run"],
+        ["compare", "--methods", "lora", "--held-out", held, *words, "--dry-run"],
+    ):
+        code, _, err = call(*command)
+        assert code == 2
+        assert "max_target_length=8 cuts responses by themselves" in err.splitlines()[-1]
+
+
+def test_a_length_of_responses_is_refused_where_they_are_one_text_with_their_prompts():
+    task = TASKS["piqa"]
+    name = next(name for name, protocol in task.protocols.items() if protocol.joint)
+    rows = Rows(
+        [{"prompt": "p", "response": "r"}], "prompt", (), "piqa/train", task.protocols[name]
+    )
+    recipe = load_recipe(None, ["max_target_length=8"], {"model": "-", "output": "-"})
+    refused("a decoder reads prompt and response of piqa/train as one text: give max_length",
+            lambda: refuse_target_length(recipe, rows, "decoder"))  # fmt: skip
+
+
+def test_a_response_that_is_cut_by_itself_is_said_to_be(tmp_path, caplog):
+    recipe = load_recipe(None, ["max_target_length=1"], {"model": "-", "output": "-"})
+    rows = loaded(tmp_path, ROWS[:3])
+    refuse_target_length(recipe, rows, "decoder")
+    encode_rows(rows, recipe, TOKENIZER, "decoder")
+    assert (
+        "3 of 3 rows were cut to max_length=512, the response to max_target_length=1" in caplog.text
+    )
 
 
 # CSV.

@@ -1,5 +1,6 @@
 """``predictions.jsonl``: the answer, score and loss of each row that a run was scored on."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -16,7 +17,7 @@ from paths import TESTS
 
 from lorada.runs.folder.folder import run_files
 from lorada.runs.folder.predictions import PREDICTIONS_FILE, read_predictions, write_predictions
-from lorada.runs.folder.result import read_result
+from lorada.runs.folder.result import keep_scores, read_result
 from lorada.runs.inference.evaluate import evaluate, evaluate_tasks
 from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
@@ -199,6 +200,35 @@ def test_the_base_and_each_set_of_rows_keep_lines_of_their_own(copied, tmp_path)
     names = [line["rows"] for line in lines]
     assert names == [one] * 4 + [two] * 5 + [f"{one} (base)"] * 4
     assert set(names) == set(read_result(copied.folder)["metrics"])
+
+
+def test_a_file_has_one_name_however_it_is_typed(copied, tmp_path, monkeypatch):
+    rows_file(tmp_path / "one.jsonl", ROWS[:2])
+    rows_file(tmp_path / "mine.jsonl", ROWS[2:4])
+    (tmp_path / "in").mkdir()
+    (tmp_path / "link.jsonl").symlink_to("one.jsonl")
+    mine = copied.recipe.model_copy(update={"eval_data": str(tmp_path / "mine.jsonl")})
+    run = dataclasses.replace(copied, recipe=mine)
+    before = set(read_result(run.folder)["metrics"])
+    monkeypatch.chdir(tmp_path)
+    for file in ("one.jsonl", "in/../one.jsonl", "link.jsonl", str(tmp_path / "one.jsonl"),
+                 "mine.jsonl", None):  # fmt: skip
+        assert evaluate(run, file)["n"] == 2
+    evaluate(run, "link.jsonl", base=True)
+    one, own = str(tmp_path / "one.jsonl"), mine.eval_data
+    names = {one, own, f"{one} (base)"}
+    assert set(read_result(run.folder)["metrics"]) - before == names
+    assert {line["rows"] for line in read_predictions(run.folder)} - before == names
+
+
+def test_an_earlier_result_keeps_the_name_that_it_has(copied, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows_file(tmp_path / "one.jsonl", ROWS[:2])
+    keep_scores(copied.folder, {"one.jsonl": {"loss": 1.0}})  # as it was named before
+    evaluate(copied, str(tmp_path / "one.jsonl"))
+    found = {n: m for n, m in read_result(copied.folder)["metrics"].items() if "one" in n}
+    assert found.keys() == {"one.jsonl"}
+    assert found["one.jsonl"]["n"] == 2
 
 
 def test_lines_have_the_rows_own_numbers_where_only_some_rows_are_scored(place, copied, tmp_path):

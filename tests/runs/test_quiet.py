@@ -84,6 +84,22 @@ def test_a_child_of_a_command_is_as_silent_as_the_command(monkeypatch):
     assert said_by("-c", started) == ["heard"]
 
 
+BAR = (
+    "import time; from {} import tqdm\nfor _ in tqdm([0, 1], 'short', mininterval=0): pass\n"
+    "for _ in tqdm(range(3), 'long', mininterval=0): time.sleep(0.6)\n"
+)
+
+
+@pytest.mark.parametrize("library", ["transformers.utils.logging", "datasets.utils"])
+def test_a_bar_of_another_library_appears_only_after_a_second(library, monkeypatch):
+    monkeypatch.delenv("TQDM_DELAY", raising=False)
+    code = f"from lorada.support.quiet import silence; silence()\n{BAR.format(library)}"
+    said = " ".join(said_by("-c", code))
+    assert "short" not in said
+    assert "long" in said
+    assert "short" in " ".join(said_by("-c", BAR.format(library)))
+
+
 def test_a_program_that_lorada_runs_is_as_silent(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     program = f"import torch\n{SPEAK}"

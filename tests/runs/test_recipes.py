@@ -127,6 +127,15 @@ def test_every_field_of_a_recipe_is_described():
         assert field.description, name
 
 
+@pytest.mark.parametrize(
+    "name", sorted(Recipe.model_fields.keys() - {"method", "parts", "training"})
+)
+def test_an_error_about_a_field_begins_with_its_name_as_it_is_typed(name):
+    with pytest.raises(ValueError, match=rf"^{name}(\.\d+)?=") as caught:
+        load(f"{name}=[{{}}]")
+    assert "\n" not in str(caught.value)
+
+
 def test_remote_code_is_off_unless_the_user_writes_it():
     assert load().trust_remote_code is False
     assert load("trust_remote_code=true").trust_remote_code is True

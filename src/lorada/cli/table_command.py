@@ -199,11 +199,16 @@ def names(option: str, text: str | None) -> list[str] | None:
 
 
 def numbers(text: str | None) -> list[int] | None:
-    """Split whole numbers at commas."""
+    """Split seeds at commas."""
+    from lorada.runs.recipe import refuse_seed
+
     try:
-        return None if text is None else [int(name) for name in text.split(",")]
+        found = None if text is None else [int(name) for name in text.split(",")]
     except ValueError as error:
         raise ValueError(f"--seeds {text} must be whole numbers with commas") from error
+    for seed in found or []:
+        refuse_seed("--seeds ", seed)
+    return found
 
 
 def print_progress(line: str) -> None:

@@ -25,9 +25,11 @@ def method_named(name: str) -> Method:
             or any of these followed by ``+lmam``, for the same with a map on top.
 
     Raises:
-        ValueError: for an unknown name (with the nearest ones), a method that cannot take a map,
-            or methods that cannot be one adapter.
+        ValueError: for an unknown name (with the nearest ones), a ``+`` without a method beside
+            it, a method that cannot take a map, or methods that cannot be one adapter.
     """
+    if SUM in name and not all(part.strip() for part in name.split(SUM)):
+        raise ValueError(f"method {name!r} has a {SUM} without a method beside it: leave it out")
     plain = name.removesuffix(WITH_MAP)
     if SUM in plain:
         return _sum(name, [_single(each) for each in plain.split(SUM)], with_map=plain != name)

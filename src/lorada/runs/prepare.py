@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from lorada.methods.build import Plan, build_method
+from lorada.runs.data.dataset import refuse_target_length
 from lorada.runs.data.packing import refuse_packing
 from lorada.runs.data.rows import Rows, training_rows
 from lorada.runs.data.token_batches import refuse_token_batches
@@ -74,6 +75,7 @@ def prepare_training(recipe: Recipe) -> PreparedTraining:
     rows, held_out = training_rows(recipe, base.kind, own_classes(base.config))
     if recipe.pooling is not None:
         refuse_pooling(recipe.pooling, base.config, rows.form, rows.path)
+    refuse_target_length(recipe, rows, base.kind)
     if recipe.packing:
         refuse_packing(rows.form, base.kind, recipe.method)
     if recipe.tokens_per_batch is not None:

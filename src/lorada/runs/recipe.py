@@ -21,6 +21,7 @@ from pydantic import (
 
 from lorada.methods.lookup import method_named
 from lorada.methods.overrides import TRAINING, checked, owner_of
+from lorada.runs.models.names import check_name
 from lorada.runs.plain_yaml import read_yaml, refuse_unstorable, write_yaml
 from lorada.support.errors import unknown_name
 from lorada.support.files import write_atomic
@@ -31,6 +32,8 @@ from lorada.tasks.rows import BUILTIN, resolve
 Checkpointing = Literal["off", "selective", "full"]  # from most memory to least
 REMOTE = "trust_remote_code"
 SEED = 42  # transformers' default
+MOST_SEED = 2**32 - 1  # the largest that NumPy takes
+SEEDS = ("seed", "data_seed")  # of TrainingArguments
 RECIPE_FILE = "recipe.yaml"
 # Fields that may hold the path of a local file or folder.
 PATHS = ("model", "data", "eval_data", "data_dir", "from_adapter")
@@ -76,7 +79,7 @@ class Recipe(BaseModel):
     tokens_per_batch: int | None = Field(
         None, gt=0, description="most tokens of a batch, pads included, in place of a batch size"
     )
-    activation_checkpointing: Checkpointing | Literal["auto"] = Field(
+    activation_checkpointing: Literal[Checkpointing, "auto"] = Field(
         "off", description="compute some activations again, or all (full); auto: if a step needs it"
     )
     loss_on: Literal["response", "all"] | None = Field(
@@ -184,8 +187,21 @@ def load_recipe(
     values: dict[str, Any] = {"parts": {}, TRAINING: {}}
     for key, value in pairs:
         _assign(values, parts, key, value)
+    for name in SEEDS:
+        refuse_seed(f"training.{name}=", values[TRAINING].get(name))
     seed = values[TRAINING].get("seed", SEED)
     return _validated(values, seed if name_output else None)
+
+
+def refuse_seed(name: str, seed: Any) -> None:
+    """Refuse a seed that the libraries' random numbers cannot start from; None is not given.
+
+    Raises:
+        ValueError: with ``name``, as it is typed before the value.
+    """
+    whole = isinstance(seed, int) and not isinstance(seed, bool)
+    if seed is not None and not (whole and 0 <= seed <= MOST_SEED):
+        raise ValueError(f"{name}{seed!r} must be a whole number from 0 to {MOST_SEED}")
 
 
 def outline(
@@ -196,13 +212,19 @@ def outline(
     The arguments are those of ``load_recipe``.
 
     Raises:
-        ValueError: as ``load_recipe`` does, but not for those settings.
+        ValueError: as ``load_recipe`` does, but not for those settings; for a model that cannot
+            be there, as ``check_name``.
+        ImportError: as ``check_name``.
     """
     given = dict(_given_settings(source, overrides, options))
+    if isinstance(given.get("model"), str):  # first, since some methods' names need PEFT
+        check_name(given["model"], weights=False)
     _part_names(given)  # refuses an unknown method
     training = given.get(TRAINING)
     seed = training.get("seed", SEED) if isinstance(training, dict) else SEED
     seed = given.get("training.seed", given.get("seed", seed))
+    if isinstance(seed, int):  # a seed of another type is refused with the reason later
+        refuse_seed("training.seed=", seed)
     values = {key: value for key, value in given.items() if key in PLAIN}
     return _validated(values, seed if name_output else None)
 

@@ -1,4 +1,4 @@
-"""Silences log messages of other libraries that users of the command line do not need.
+"""Silences what other libraries say and users of the command line do not need.
 
 This file imports only the standard library: `lorada run` loads it by its path into processes of
 other programs, before anything else.
@@ -9,6 +9,7 @@ import os
 
 # Set in the environment of a command, so that its child processes are silent too.
 VARIABLE = "LORADA_COMMAND"
+BAR_DELAY = "1"  # seconds after which a bar of transformers, datasets or the hub appears
 # Logger → parts of its messages: about missing kernels of torchao and bitsandbytes, torchao's types
 # in torch, each retry of a download. Filters are on loggers, as some have their own handlers.
 SILENCED = {
@@ -25,7 +26,8 @@ def concerns_user(record: logging.LogRecord) -> bool:
 
 
 def silence() -> None:
-    """Silence those messages in this process and its children."""
+    """Silence those messages, and short progress bars, in this process and its children."""
     os.environ[VARIABLE] = "1"
+    os.environ.setdefault("TQDM_DELAY", BAR_DELAY)  # tqdm reads it when it is imported
     for name in SILENCED:
         logging.getLogger(name).addFilter(concerns_user)

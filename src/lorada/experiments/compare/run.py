@@ -21,6 +21,7 @@ from lorada.experiments.compare.spec import SPEC_FILE, Comparison
 from lorada.experiments.queue.job import Job, JobEngine, Outcome, Report
 from lorada.experiments.queue.queue import run_queue, shard
 from lorada.report.comparison.write import write_report
+from lorada.runs.data.dataset import refuse_target_length
 from lorada.runs.models.loading import own_classes
 from lorada.runs.prepare import Prepared, prepare
 from lorada.support.files import json_text, one_at_a_time, scratch_folder, write_atomic
@@ -141,7 +142,9 @@ def read(comparison: Comparison) -> tuple[Prepared, Data]:
         ValueError: as ``prepare`` and ``read_data`` do.
     """
     base = prepare(shared_recipe(comparison))
-    return base, read_data(comparison, base.kind, own_classes(base.config))
+    data = read_data(comparison, base.kind, own_classes(base.config))
+    refuse_target_length(base.recipe, data.train, base.kind)
+    return base, data
 
 
 def clear(folder: Path) -> None:

@@ -10,7 +10,7 @@ from lorada.methods.sizes import RATE_RANGE
 from lorada.runs.data.rows import JSONL
 from lorada.runs.folder.folder import differences
 from lorada.runs.plain_yaml import read_yaml, write_yaml
-from lorada.runs.recipe import Recipe, load_recipe
+from lorada.runs.recipe import Recipe, load_recipe, refuse_seed
 from lorada.support.errors import unknown_name
 from lorada.support.files import write_atomic
 
@@ -60,7 +60,7 @@ class Comparison(BaseModel):
             each command has to allow it.
     """
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid")
 
     recipe: dict[str, Any]
     held_out: str | None = None
@@ -92,8 +92,8 @@ class Comparison(BaseModel):
             Variant.parse(name)
         if not self.seeds:
             raise ValueError("no seed to train with: pass --seeds NUMBER,NUMBER")
-        if (least := min(self.seeds)) < 0:
-            raise ValueError(f"--seeds {least} must be 0 or more")
+        for seed in self.seeds:
+            refuse_seed("--seeds ", seed)
         if self.trials < 0:
             raise ValueError(f"--trials {self.trials} must be 0 or more")
         if self.search not in SEARCHES:

@@ -49,6 +49,24 @@ def encode_options(rows: Rows, recipe: Recipe, kind: Kind) -> EncodeOptions:
     )
 
 
+def refuse_target_length(recipe: Recipe, rows: Rows, kind: Kind) -> None:
+    """Refuse a ``max_target_length`` for rows of which it would cut nothing.
+
+    Raises:
+        ValueError: with the reason and what to give instead.
+    """
+    joint = rows.protocol.joint and kind == "decoder"
+    if recipe.max_target_length is None or (rows.form == "prompt" and not joint):
+        return
+    why = f"{rows.path} has {rows.form} rows"
+    if joint:
+        why = f"a {kind} reads prompt and response of {rows.path} as one text"
+    raise ValueError(
+        f"max_target_length={recipe.max_target_length} cuts responses by themselves, and {why}: "
+        "give max_length, the most tokens of a whole row, instead"
+    )
+
+
 def encode_rows(
     rows: Rows,
     recipe: Recipe,
@@ -78,8 +96,10 @@ def encode_rows(
                        len(rows.rows), NOTHING)  # fmt: skip
     if counts["cut"] or counts["dropped"]:
         more = f", {counts['dropped']} more were left out because nothing of the response was left"
-        logger.warning("%s: %d of %d rows were cut to max_length=%d%s", rows.path, counts["cut"],
+        target = options.target_length
+        logger.warning("%s: %d of %d rows were cut to max_length=%d%s%s", rows.path, counts["cut"],
                        len(rows.rows), recipe.max_length,
+                       f", the response to max_target_length={target}" if target else "",
                        more if counts["dropped"] else "")  # fmt: skip
     if dataset is None and not counts["dropped"] and recipe.max_length > 1:
         raise ValueError(f"{rows.path} has no row to learn from: they all {NOTHING}")

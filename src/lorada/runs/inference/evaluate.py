@@ -3,6 +3,7 @@
 The metrics go into ``result.json``, and the answer to each row into ``predictions.jsonl``.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from math import log2
@@ -17,7 +18,7 @@ from torch import Tensor
 from lorada.runs.data.dataset import collator, encode_options, encode_rows, kept_rows, lengths_of
 from lorada.runs.data.rows import JSONL, Rows, load_rows, sampled, scored_rows
 from lorada.runs.folder.predictions import read_predictions, write_predictions
-from lorada.runs.folder.result import keep_scores
+from lorada.runs.folder.result import keep_scores, read_result
 from lorada.runs.inference.generate import generate
 from lorada.runs.inference.load import Run
 from lorada.runs.inference.perplexity import slide
@@ -31,9 +32,10 @@ from lorada.runs.models.labelled_loss import LabelledLoss, find_labelled_loss
 from lorada.support.progress import progress_bar
 from lorada.tasks.metrics import Metrics
 from lorada.tasks.row_scores import row_scores
-from lorada.tasks.rows import Form, Row, answer_of
+from lorada.tasks.rows import BUILTIN, Form, Row, answer_of, resolve
 from lorada.tasks.tokenize import IGNORED, prompt_of
 
+BASE = " (base)"  # after the name of rows, for scores with the adapter switched off
 # The model's answer to each row, each row's loss (None for a row without one), and the loss of all
 # if it is among the metrics.
 Answers = tuple[list[Any], Sequence[float | None], Metrics]
@@ -61,7 +63,19 @@ def evaluate(
     """
     rows = load_rows(data or run.recipe.eval_data, run.form, run.labels)
     rows = sampled(rows, run.recipe.eval_rows)
-    return _score_all(run, {rows.path: rows}, base=base, with_text=with_text)[rows.path]
+    name = _name_of(run, rows.path)
+    return _score_all(run, {name: rows}, base=base, with_text=with_text)[name]
+
+
+def _name_of(run: Run, path: str) -> str:
+    """The name of a file's metrics: the one that the run knows the file by, else its whole path."""
+    if path.startswith(BUILTIN) or path == run.recipe.eval_data:
+        return path
+    scored = (name.removesuffix(BASE) for name in read_result(run.folder)["metrics"])
+    for name in map(str, (run.recipe.eval_data, *scored)):
+        if resolve(name).is_file() and resolve(name).samefile(path):
+            return name
+    return os.path.abspath(path)
 
 
 def evaluate_tasks(
@@ -100,7 +114,7 @@ def _score_all(
         found[name] = {"n": len(rows.rows), **scores, "sha256": rows.fingerprint}
         asked = "unparsable" in scores and not base
         unparsable = {name: scores["unparsable"]} if asked else None
-        key = f"{name} (base)" if base else name
+        key = f"{name}{BASE}" if base else name
         # First the answers: where there are metrics, there are answers too.
         write_predictions(run.folder, key, lines)
         keep_scores(run.folder, {key: found[name]}, unparsable)

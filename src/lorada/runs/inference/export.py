@@ -1,6 +1,6 @@
 """``lorada export RUN DIR``: writes a run as one model folder, with its parts merged.
 
-Maps, bottlenecks and a pooling cannot be merged into the base's weights; every other part can. DIR
+Maps, bottlenecks and a pooling cannot be merged into the base's weights; most other parts can. DIR
 gets the base with those merged, and an adapter of the rest beside it, if there is any.
 transformers loads both from DIR once lorada has been imported, and ends in an error otherwise.
 Without such an adapter DIR is a plain model, which does not need lorada.
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -41,6 +42,9 @@ from lorada.support.files import atomic_path, json_text
 from lorada.tasks.rows import HEADED
 from lorada.tuners.exported_config import mark
 from lorada.tuners.pooling import PoolingConfig
+from lorada.tuners.stack.merging import UnmergeableError
+from lorada.tuners.stack.nesting import named_for_transformers
+from lorada.tuners.stack.shared_state import refuse_without_peft_model
 
 logger = logging.getLogger(__name__)
 
@@ -180,10 +184,19 @@ def refuse_quantised(run: Run) -> None:
 
 
 def merge(run: Run) -> tuple[PeftModel | PreTrainedModel, list[str], list[str]]:
-    """The model with every part merged that can be, and the kinds of merged and of other parts."""
+    """The model with every part merged that can be, and the kinds of merged and of other parts.
+
+    If a part that wraps modules cannot be merged, none is: with the others merged, it would wrap
+    other weights than those it was trained on.
+    """
     refuse_quantised(run)
     parts = kinds(run.model)
-    model = run.model.merge_weights() if isinstance(run.model, PeftModel) else run.model
+    try:
+        model = run.model.merge_weights() if isinstance(run.model, PeftModel) else run.model
+    except UnmergeableError as error:
+        refuse_without_peft_model(run.model.peft_config["default"].parts)
+        logger.warning("nothing is merged: %s", str(error).partition(": ")[0])
+        model = run.model
     left = kinds(model)
     merged = [kind for kind in parts if kind not in left]
     if merged and run.recipe.dtype in ("bfloat16", "float16"):
@@ -212,6 +225,7 @@ def _write(
         model.peft_config["default"].base_model_name_or_path = BESIDE
         # The exported base has the embeddings, so PEFT need not compare them with another base's.
         model.save_pretrained(fresh, save_embedding_layers=False)
+        _name_for_transformers(fresh / ADAPTER_WEIGHTS, model.peft_config["default"].parts)
         base = model.unload()
     if dtype is not None:
         _cast(base, getattr(torch, dtype))
@@ -219,6 +233,16 @@ def _write(
     save_beside(base, fresh)
     run.tokenizer.save_pretrained(fresh)
     return base
+
+
+def _name_for_transformers(path: Path, parts: list[Any]) -> None:
+    """Rename the tensors of a saved adapter that transformers would not find under their names."""
+    weights = load_file(path)
+    named = named_for_transformers(parts, weights)
+    if named.keys() != weights.keys():
+        renamed = path.with_name("renamed")  # the tensors may still be read from the file
+        save_file(named, renamed, {"format": "pt"})
+        renamed.replace(path)
 
 
 def name_labels(model: PreTrainedModel, labels: Sequence[str]) -> None:

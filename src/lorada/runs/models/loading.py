@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -43,6 +44,7 @@ if not torch.cuda.is_available():
 
 # How transformers begins its ValueError for a tokenizer whose files are missing.
 NO_TOKENIZER = "Couldn't instantiate the backend tokenizer"
+IN_LAYER = re.compile(r"\.\d+\.")  # in the name of a weight in a layer
 DAMAGED = "its files are damaged, or of another version of transformers"
 
 
@@ -216,7 +218,7 @@ def load_model(
         settings = {**settings, "num_labels": outputs, "problem_type": problem}
     elif kind_of(config) == "encoder_decoder":
         auto = AutoModelForSeq2SeqLM
-    with reading("the weights", name):
+    with reading("the weights", name), _report_kept_back() as report:
         for key, value in settings.items():
             setattr(config, key, value)
         model, found = auto.from_pretrained(
@@ -229,7 +231,41 @@ def load_model(
             adapter_kwargs={"subfolder": "none"} if without_adapter else None,
             output_loading_info=True,
         )
+    _log_if_of_base(report, model, found)
     return model, _drawn(name, model, found, outputs)
+
+
+@contextmanager
+def _report_kept_back() -> Iterator[list[logging.LogRecord]]:
+    """Keep back transformers' table of the weights that a checkpoint lacks, or has too many."""
+    kept: list[logging.LogRecord] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        is_report = "LOAD REPORT" in record.getMessage()
+        if is_report:
+            kept.append(record)
+        return not is_report
+
+    source = logging.getLogger("transformers.modeling_utils")
+    source.addFilter(keep)
+    try:
+        yield kept
+    finally:
+        source.removeFilter(keep)
+
+
+def _log_if_of_base(
+    report: list[logging.LogRecord], model: PreTrainedModel, found: dict[str, Any]
+) -> None:
+    """Log the report if a checkpoint lacks weights of the base itself, or has too many.
+
+    A head that is drawn on purpose, and one that the checkpoint has for another task, are none.
+    """
+    prefix = model.base_model_prefix
+    keys = found["missing_keys"] | found["unexpected_keys"]
+    if any(not may_be_drawn(key, prefix) or IN_LAYER.search(key) for key in keys):
+        for record in report:
+            logging.getLogger(record.name).handle(record)
 
 
 def _refuse_adapter(name: str) -> None:

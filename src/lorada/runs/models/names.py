@@ -34,7 +34,12 @@ def check_name(name: str, *, weights: bool = True) -> None:
                 "or a folder that has them"
             )
         return
-    if name.startswith((".", "/", "~")) or "/" not in name:
+    if name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1:
+        raise ValueError(
+            f"no model folder at {name}: give a folder that holds a model, its id on the hub, or "
+            f"{' or '.join(PACKAGED)}, which come from PyPI"
+        )
+    if "/" not in name:
         raise unknown_name("model", name, MODELS)
 
 

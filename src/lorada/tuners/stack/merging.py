@@ -16,7 +16,12 @@ from torch import nn
 
 from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.linears import wrappers
+from lorada.tuners.stack.config import UNMERGEABLE
 from lorada.tuners.stack.nesting import wraps
+
+
+class UnmergeableError(ValueError):
+    """A part that cannot be merged into the weights, but can be an adapter beside them."""
 
 
 def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> None:
@@ -25,38 +30,43 @@ def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> 
     ``tuners`` are the tuners of its parts; those of attached parts are ignored.
 
     Raises:
-        ValueError: naming the part.
+        UnmergeableError: naming the part, which can be kept as an adapter.
+        ValueError: naming the part, if it cannot be kept beside a saved base either.
     """
     for tuner in tuners:
         part: PeftConfig = tuner.peft_config[name]
         if not wraps(part):
             continue
-        if reason := _unmergeable(part, tuner):
-            raise ValueError(f"{reason}: keep it as an adapter")
+        if tokens := getattr(part, "alora_invocation_tokens", None):
+            raise ValueError(
+                f"alora_invocation_tokens={tokens} changes only what follows these tokens, "
+                "which a merged weight cannot do: keep it as an adapter"
+            )
+        if getattr(part, "layer_replication", None):
+            raise ValueError(
+                "layer_replication makes layers that share their weights, so none can be changed: "
+                "keep it as an adapter"
+            )
+        if getattr(tuner, "not_mergeable", "") or part.peft_type in UNMERGEABLE:
+            raise UnmergeableError(
+                f"a stack with {type(part).__name__} cannot be merged into the weights: "
+                "keep it as an adapter"
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about tied weights, which we untie
             tuner._check_merge_allowed()
     for place, chain in wrappers(model).items():
+        if getattr(chain[-1].get_base_layer(), "bias", None) is not None:
+            continue
         for layer in chain:
-            biased = getattr(layer, "lora_bias", {}).get(name, False)
-            if biased and getattr(layer.get_base_layer(), "bias", None) is None:
-                raise ValueError(
-                    f"lora_bias=True cannot be merged into {place}, which has no bias: "
-                    "keep it as an adapter"
-                )
-
-
-def _unmergeable(part: Any, tuner: BaseTuner) -> str | None:
-    if tokens := getattr(part, "alora_invocation_tokens", None):
-        return (
-            f"alora_invocation_tokens={tokens} changes only what follows these tokens, "
-            "which a merged weight cannot do"
-        )
-    if getattr(part, "layer_replication", None):
-        return "layer_replication makes layers that share their weights, so none can be changed"
-    if getattr(tuner, "not_mergeable", ""):
-        return f"a stack with {type(part).__name__} cannot be merged into the weights"
-    return None
+            biases = {"lora_bias=True": getattr(layer, "lora_bias", {}).get(name, False)}
+            biases["the bias of BEFT"] = name in getattr(layer, "beft_bias", {})
+            for bias, there in biases.items():
+                if there:
+                    raise UnmergeableError(
+                        f"{bias} cannot be merged into {place}, which has no bias: "
+                        "keep it as an adapter"
+                    )
 
 
 @contextmanager

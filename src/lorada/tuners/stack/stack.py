@@ -42,6 +42,7 @@ from lorada.tuners.stack.merging import (
 from lorada.tuners.stack.nesting import (
     check_order,
     keys_of_others,
+    named_for_transformers,
     names_alone,
     part_kind,
     part_named_in_errors,
@@ -285,6 +286,7 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         adapter_name: str,
         state_dict: dict[str, Tensor],
     ) -> dict[str, Tensor]:
+        state_dict = named_for_transformers(config.parts, state_dict, undo=True)
         here = {alone: name for name, alone in names_alone(model, adapter_name).items()}
         state_dict = rename(state_dict, here)
         shared: dict[str, Tensor] = {}
