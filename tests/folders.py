@@ -16,6 +16,8 @@ from transformers import (
     MBartConfig,
     MBartForConditionalGeneration,
     MBartTokenizer,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
     set_seed,
 )
@@ -60,6 +62,14 @@ def llama_folder(path: Path, **changes) -> Path:
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
+    return path
+
+
+def mistral_folder(path: Path, **changes) -> Path:
+    """The same as a Mistral, which sees 4 tokens."""
+    config = LlamaConfig.from_pretrained(llama_folder(path, **changes)).to_dict()
+    set_seed(0)
+    MistralForCausalLM(MistralConfig(**{**config, "sliding_window": 4})).save_pretrained(path)
     return path
 
 

@@ -106,11 +106,20 @@ class Inputs:
 
     def sample(self, index: int) -> "Inputs":
         """One sample without its pads."""
-        keep = ~self.pads[index]
+        return self.tokens_of(index, ~self.pads[index])
+
+    def tokens_of(self, index: int, keep: Tensor) -> "Inputs":
+        """Some tokens of one sample, as a sample of their own."""
         alone = Inputs(self.module, int(keep.sum()))
         for part in ("query", "key", "value"):
             setattr(alone, part, getattr(self, part)[index : index + 1, :, keep])
         return alone
+
+    def double(self) -> "Inputs":
+        """The same in fp64."""
+        for part in ("query", "key", "value"):
+            setattr(self, part, getattr(self, part).double())
+        return self
 
     def probabilities(self) -> Tensor:
         key = self.key.repeat_interleave(4 // self.groups, 1)
@@ -121,7 +130,8 @@ class Inputs:
         """Attn^ V in the paper's form."""
         (held,) = self.module.lmam.maps()
         make = full_rank_map if held.ablation == "full_rank" else low_rank_map
-        map_ = make(*held.factors, 2.0, position=held.ablation != "no_position")
+        factors = (factor.to(self.value.dtype) for factor in held.factors)
+        map_ = make(*factors, 2.0, position=held.ablation != "no_position")
         if self.window is not None:
             map_ = map_ * torch.ones_like(map_).triu(1 - self.window)
         inner = None if held.ablation in ("full_rank", "no_position") else held.ablation
@@ -295,6 +305,74 @@ def test_autocast_leaves_the_map_in_full_precision(implementation, ablation):
     plain, autocast = terms
     assert autocast.dtype == torch.float32
     assert torch.equal(plain, autocast)
+
+
+@pytest.mark.fp64(False)
+@kinds("llama", "mistral", "bert")
+def test_values_of_fp64_get_the_papers_form_in_fp64_with_factors_of_fp32(name, ablation):
+    module = fresh_host(name, ablation=ablation)
+    assert {weight.dtype for weight in module.lmam.parameters()} == {torch.float32}
+    causal = name != "bert"
+    cached = [(size, queries) for size in (3, 5, 8) for queries in (1, 2) if causal]
+    for tokens, queries in [(3, None), (9, None), *cached]:
+        inputs = Inputs(module, tokens, 2, queries).double()
+        assert_close(inputs.call("sdpa"), inputs.reference())
+    padded = Inputs(module, 9, batch=3).double()
+    padded.pads[1, :4] = padded.pads[2, 7:] = True
+    output = padded.call("sdpa")
+    for index in range(3):
+        found = output[index : index + 1, :, ~padded.pads[index]]
+        assert_close(found, padded.sample(index).reference())
+
+
+@pytest.mark.fp64(False)
+@kinds("llama", "bert")
+def test_packed_values_of_fp64_get_the_papers_form_in_fp64(name, ablation):
+    packed = Inputs(fresh_host(name, ablation=ablation), 9).double()
+    owner = torch.tensor([0] * 4 + [1] * 5)
+    apart = packed.visible & (owner[:, None] == owner)
+    positions = torch.cat([torch.arange(4), torch.arange(5)])[None]
+    output = packed.call("sdpa", apart, position_ids=positions)
+    for number in (0, 1):
+        mine = owner == number
+        assert_close(output[:, :, mine], packed.tokens_of(0, mine).reference())
+
+
+@pytest.mark.fp64(False)
+@kinds("llama", "bert")
+def test_a_finished_map_of_fp32_is_not_used_for_values_of_fp64(name, ablation):
+    module = fresh_host(name, ablation=ablation)
+    module.lmam.eval().bake()
+    inputs = Inputs(module, 9, batch=2).double()
+    found = inputs.call("sdpa")
+    module.lmam.train()
+    assert_close(found, inputs.reference())
+
+
+@pytest.mark.fp64(False)
+@pytest.mark.parametrize("ablation", [None, "softmax", "full_rank"])
+def test_gradients_by_values_of_fp64_are_those_of_the_papers_form(ablation):
+    module = fresh_host("llama", ablation=ablation)
+    inputs = Inputs(module, 9, batch=2).double()
+    inputs.value.requires_grad_()
+    factors = list(module.lmam.parameters())
+    pull = torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    found, expected = (
+        torch.autograd.grad((output * pull).sum(), [inputs.value, *factors])
+        for output in (inputs.call("sdpa"), inputs.reference())
+    )
+    assert_close(found[0], expected[0])
+    for one, other in zip(found[1:], expected[1:], strict=True):
+        assert_close(one, other, terms=1, size=other.abs())  # stored in fp32
+
+
+@pytest.mark.fp64(False)
+def test_values_of_fp32_are_multiplied_in_fp32_by_factors_of_fp64():
+    module = fresh_host("llama")
+    inputs = Inputs(module, 9)
+    expected = inputs.call("sdpa")
+    module.lmam.double()
+    assert torch.equal(inputs.call("sdpa"), expected)
 
 
 @pytest.fixture

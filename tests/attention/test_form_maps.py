@@ -1,6 +1,7 @@
 """The maps by distance and content in one attention call, by every route, against sums by hand."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from test_add_term import GROUPS, HEADS, POSITIONS, WIDTH, tensors_in
 from torch import Tensor, nn
 
 from lorada.attention.add_term import add_form_term
+from lorada.attention.attend import maps_for
 from lorada.attention.call import AttentionCall, CallShape
 from lorada.attention.content_map import BilinearMap, ContentMap
 from lorada.attention.distance_map import DistanceMap
@@ -73,7 +75,7 @@ def by_hand(own: FormMap, pairs: VisiblePairs, *tensors: Tensor) -> Tensor:
         (taps,), table = own.factors, pairs.table(value.device)
         rows, columns = (x.expand(batch, -1).tolist() for x in (table.rows, table.columns))
         first = first_distance(taps.shape[1], pairs.shape.causal)
-        term = torch.zeros(batch, HEADS, pairs.shape.queries, WIDTH)
+        term = value.new_zeros(batch, HEADS, pairs.shape.queries, WIDTH)
         for n, i, j in visible.nonzero().tolist():
             tap = columns[n][j] - rows[n][i] - first
             if 0 <= tap < taps.shape[1]:
@@ -109,6 +111,18 @@ def test_every_route_is_the_sum_by_hand_in_values_and_gradients(form, name, caus
     weights = own.weights(pairs, *read).expand(batch, -1, -1, -1)
     dense = weights @ read[0].repeat_interleave(HEADS // GROUPS, 1)
     assert_close(output + dense.transpose(1, 2), expected)
+
+
+@pytest.mark.fp64(False)
+@every_form
+@pytest.mark.parametrize("name", ["whole", "padded", "packed", "a chunk behind a cache"])
+def test_values_of_fp64_get_the_term_in_fp64_with_factors_of_fp32(form, name):
+    own, pairs = form_map(form), pairs_of(name, True, None, False)
+    *read, output = (x.detach().double() for x in tensors_of(own, pairs, POSITIONS[name][3]))
+    (fitted,) = maps_for(SimpleNamespace(maps=lambda: [own]), read[0])
+    found = add_form_term(output, fitted, pairs, tuple(read))
+    exact = replace(own, factors=tuple(factor.double() for factor in own.factors))
+    assert_close(found, output + by_hand(exact, pairs, *read))
 
 
 @every_form

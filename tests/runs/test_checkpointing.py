@@ -6,7 +6,8 @@ import psutil
 import pytest
 import torch
 from conftest import assert_close
-from folders import ROWS, llama_folder, rows_file
+from folders import ROWS, llama_folder, mistral_folder, rows_file
+from safetensors.torch import load_file
 from test_train import with_callback
 from transformers import TrainerCallback
 
@@ -100,6 +101,30 @@ def test_candidates_behind_a_shared_prompt_are_learned_the_same(asked):
         assert step.keys() == other.keys()
         for name, gradient in other.items():
             assert torch.equal(step[name], gradient)
+
+
+@pytest.mark.fp64
+@pytest.mark.parametrize("folder", [llama_folder, mistral_folder])
+def test_candidates_are_learned_the_same_with_dropout_where_layers_run_again(
+    folder, asked, tmp_path
+):
+    """The first run of a layer reads a cache that is full when the layer runs again."""
+    candidates = [[" c", " d e f"], [" a", " bcdef gh"]]
+    rows = [
+        {"prompt": f"a b {letter} " * (1 + n % 2), "candidates": candidates[n % 2], "answer": n % 2}
+        for n, letter in enumerate("abcd")
+    ]
+    drawn = ["lora.lora_dropout=0.2", "lmam.init_weights=false", "lmam.length=12", "max_steps=3"]
+    adapters = {}
+    for setting in ("off", "full"):
+        recipe = asked(setting, *drawn, "dtype=float64", rows=rows)
+        recipe = recipe.model_copy(update={"model": str(folder(tmp_path / "model"))})
+        _, kept = trained(recipe)
+        assert kept.recomputes == {setting}
+        adapters[setting] = load_file(tmp_path / f"run-{setting}/adapter/adapter_model.safetensors")
+    assert adapters["off"].keys() == adapters["full"].keys()
+    for name, weights in adapters["off"].items():
+        assert_close(adapters["full"][name], weights)
 
 
 @pytest.fixture

@@ -125,14 +125,18 @@ def test_a_map_that_counts_pads_needs_whole_sequences(tmp_path):
 def test_a_map_on_the_end_needs_whole_sequences(tmp_path):
     base = AutoModelForCausalLM.from_pretrained(llama_folder(tmp_path / "llama"))
     assert shares_prompts(base)
-    base.gradient_checkpointing_enable()
-    assert not shares_prompts(base)
-    base.gradient_checkpointing_disable()
     parts = [LmamConfig(rank=2, length=40, align="end")]
     adapted = get_peft_model(base, LoradaConfig(parts=parts))
     assert needs_whole(adapted)
     assert not shares_prompts(adapted)
     assert not shares_prompts(torch.nn.DataParallel(base))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_layers_that_run_again_share_prompts_unless_they_are_reentrant(reentrant, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(llama_folder(tmp_path / "llama"))
+    base.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert shares_prompts(base) != reentrant
 
 
 def test_longlora_trains_on_whole_sequences(tmp_path):

@@ -16,6 +16,7 @@ Shapes: B batch, H query heads, T queries, D head width.
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -38,6 +39,7 @@ from lorada.attention.positions import TokenPositions
 from lorada.attention.prefix import with_prefixes
 from lorada.attention.shifted_sparse import ShiftedGroups
 from lorada.attention.visible import visible_pairs
+from lorada.functional.precision import wide
 
 CHILD = "lmam"
 PREFIX_CHILD = "prefix"
@@ -80,7 +82,7 @@ def with_parts(kernel: Attend) -> Attend:
             read_query(query)
         source: Any = module._modules.get(CHILD)
         beyond = source is None or _lies_beyond(source, query, key, attention_mask, kwargs)
-        maps = [] if beyond else source.maps()
+        maps: list[Any] = [] if beyond else maps_for(source, value)
         before: Any = module._modules.get(PREFIX_CHILD)
         prefixes = before.prefixes() if before is not None else []
         groups: ShiftedGroups | None = module.__dict__.get(SHIFTED) if module.training else None
@@ -100,6 +102,21 @@ def with_parts(kernel: Attend) -> Attend:
 
     attend_with_parts.adds_map = True  # type: ignore[attr-defined]
     return attend_with_parts
+
+
+def maps_for(source: MapSource, value: Tensor) -> list[AnyMap]:
+    """The maps that are active in a call with these values."""
+    return [_fitted(own, value.dtype) for own in source.maps()]
+
+
+def _fitted(own: AnyMap, dtype: torch.dtype) -> AnyMap:
+    """A map that computes in fp64 if the values of the call are of fp64, and in fp32 otherwise."""
+    if (own.factors[0].dtype == torch.float64) == (dtype == torch.float64):
+        return own
+    dtype = torch.promote_types(dtype, torch.float32)
+    own = replace(own, factors=tuple(factor.to(dtype) for factor in own.factors))
+    # A finished map has the precision of the factors that it was made of.
+    return replace(own, baked=None, layers=None) if isinstance(own, AttentionMap) else own
 
 
 def _lies_beyond(
@@ -154,7 +171,7 @@ def add_maps(call: AttentionCall, maps: Sequence[AnyMap], output: Tensor) -> Ten
             with torch.no_grad():  # observers need no gradients
                 term = _term_of(own, call, positions)
             if term is None:
-                term = torch.zeros_like(output, dtype=torch.float32)
+                term = wide(torch.zeros_like(output))
             observation.report(Observation(call, own, positions, output.detach(), term))
         if isinstance(own, FormMap):
             result = add_form_term(result, own, visible_pairs(call, positions), own.tensors(call))
@@ -179,7 +196,7 @@ def _report_inside(
     kwargs = {**call.kwargs, "is_causal": causal}
     with torch.no_grad():
         plain = run(call.module, call.query, call.key, call.value, call.mask, **kwargs)[0]
-        change = (output - plain).float()
+        change = wide(output - plain)
     for attention_map in inside:
         positions = map_positions(call, attention_map)
         observation.report(Observation(call, attention_map, positions, plain, change))

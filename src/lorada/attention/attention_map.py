@@ -25,6 +25,7 @@ from lorada.functional.maps import (
     softmax_map,
     visible_pairs,
 )
+from lorada.functional.precision import wide
 from lorada.functional.product import map_value_product
 
 
@@ -32,7 +33,7 @@ from lorada.functional.product import map_value_product
 class AttentionMap:
     """The factors of one map and its settings.
 
-    Everything is computed in fp32, whatever the dtype of the model.
+    Everything is computed in fp32, or in fp64 where the factors are.
 
     Attributes:
         factors: (W_a, W_b) of shapes (S, N, R) and (S, R, N), or (W,) of shape (H, N, N) for the
@@ -87,7 +88,7 @@ class AttentionMap:
         if self.baked is not None:
             return self.baked
         # Factors may be stored in half precision, in which a map of the paper's scale vanishes.
-        factors = [factor.float() for factor in self.factors]
+        factors = [wide(factor) for factor in self.factors]
         if len(factors) == 1:
             return full_rank_map(factors[0], self.inverse_scale, position=self.has_position)
         w_a, w_b = factors
@@ -106,7 +107,7 @@ class AttentionMap:
 
     def scaled_factors(self) -> tuple[Tensor, Tensor]:
         """The factors (S, N, R) and (S, R, N) with PE and scale; their product is the map."""
-        w_a, w_b = (factor.float() for factor in self.factors)
+        w_a, w_b = (wide(factor) for factor in self.factors)
         if self.has_position:
             w_a, w_b = position_factors(w_a, w_b)
         return w_a / self.inverse_scale, w_b
@@ -114,7 +115,7 @@ class AttentionMap:
     def product(self, value: Tensor, shape: CallShape, align: Align) -> Tensor:
         """tile(Attn_s)·V (B, H, M, D) of a low-rank map, from its tokens' values (B, G, M, D)."""
         # Unscaled factors, since ``map_value_product`` cuts them before it adds PE and the scale.
-        w_a, w_b = (factor.float() for factor in self.factors)
+        w_a, w_b = (wide(factor) for factor in self.factors)
         return map_value_product(
             w_a,
             w_b,

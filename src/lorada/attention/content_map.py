@@ -25,6 +25,7 @@ from lorada.functional.content import (
     visible_mean_map,
     visible_mean_product,
 )
+from lorada.functional.precision import wide
 from lorada.functional.product import apply_map, factors_product
 
 
@@ -41,7 +42,7 @@ class ContentMap(FormMap):
 
     def product(self, pairs: VisiblePairs, matmul: Matmul, *tensors: Tensor) -> Tensor:
         """tile(map)·V of all queries, (B, H, T, D)."""
-        value, key, shape = tensors[0].float(), tensors[1], pairs.shape
+        value, key, shape = wide(tensors[0]), tensors[1], pairs.shape
         if not pairs.ordered and shape.queries < value.shape[-1]:
             # For few queries, as in decoding, their map is smaller than the weighted values.
             return apply_map(self.weights(pairs, *tensors), value, shape.heads, matmul)
@@ -53,7 +54,7 @@ class ContentMap(FormMap):
 
     def _right(self, key: Tensor, heads: int) -> Tensor:
         b, c = self.factors
-        return content_key_factor(b, c, key.float(), heads) / self.inverse_scale
+        return content_key_factor(b, c, wide(key), heads) / self.inverse_scale
 
 
 class BilinearMap(FormMap):
@@ -68,15 +69,15 @@ class BilinearMap(FormMap):
 
     def product(self, pairs: VisiblePairs, matmul: Matmul, *tensors: Tensor) -> Tensor:
         """tile(map)·V of all queries, (B, H, T, D)."""
-        value = tensors[0].float()
+        value = wide(tensors[0])
         if pairs.sees_all_before:
             return whole_mean_product(pairs, *self._both(*tensors[1:]), value, matmul)
         return apply_map(self.weights(pairs, *tensors), value, pairs.shape.heads, matmul)
 
     def _both(self, key: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         a, b = self.factors
-        left = bilinear_query_factor(a, query.float()) / self.inverse_scale
-        return left, bilinear_key_factor(b, key.float(), query.shape[1])
+        left = bilinear_query_factor(a, wide(query)) / self.inverse_scale
+        return left, bilinear_key_factor(b, wide(key), query.shape[1])
 
 
 def whole_mean_product(
@@ -96,6 +97,6 @@ def whole_mean_product(
         real = positions.real_queries()
         seen = positions.rows + 1 if shape.causal else real.sum(-1, keepdim=True)
         # Padding is before, between or behind the tokens, adds nothing to a sum and gets nothing.
-        left = left * (real / seen.clamp(min=1))[:, None, :, None]
+        left = left * (real.to(left.dtype) / seen.clamp(min=1))[:, None, :, None]
         right = right * real[:, None, None, :]
     return factors_product(left, right, value, shape.heads, causal=shape.causal, matmul=matmul)

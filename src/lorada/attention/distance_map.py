@@ -19,6 +19,7 @@ from lorada.attention.positions import TokenSpan, TokenTable
 from lorada.attention.visible import VisiblePairs
 from lorada.functional.causal import Matmul
 from lorada.functional.distance import distance_product, distance_weights, first_distance
+from lorada.functional.precision import wide
 from lorada.functional.product import apply_map
 
 
@@ -42,7 +43,7 @@ class DistanceMap(FormMap):
         map_ = self._map(pairs, value.device)
         # A map that all samples share has no dimension for them.
         map_ = map_[0] if map_.shape[0] == 1 else map_
-        return apply_map(map_, value.float(), shape.heads, matmul)
+        return apply_map(map_, wide(value), shape.heads, matmul)
 
     @property
     def _taps(self) -> Tensor:
@@ -55,7 +56,7 @@ class DistanceMap(FormMap):
         return map_ * pairs.pairs(device)[:, None]
 
     def _of_whole(self, pairs: VisiblePairs, value: Tensor, matmul: Matmul) -> Tensor:
-        shape, value = pairs.shape, value.float()
+        shape, value = pairs.shape, wide(value)
         return distance_product(
             self._taps, value, shape.heads, causal=shape.causal, window=shape.window, matmul=matmul
         )
@@ -86,4 +87,4 @@ class DistanceMap(FormMap):
         map_ = distance_weights(self._taps, rows, columns, shape.causal)
         if shape.window is not None:
             map_ = map_ * ((columns - rows[:, None]).abs() < shape.window)
-        return apply_map(map_, value[:, :, low:high].float(), shape.heads, matmul)
+        return apply_map(map_, wide(value[:, :, low:high]), shape.heads, matmul)

@@ -17,17 +17,17 @@ from lorada.attention.attention_map import for_samples
 from lorada.attention.call import AttentionCall
 from lorada.attention.visible import VisiblePairs
 from lorada.functional.causal import Matmul
-from lorada.functional.precision import no_autocast
+from lorada.functional.precision import no_autocast, wide
 
 
 @dataclass(frozen=True)
 class FormMap:
     """The parameters of one map, and its sums over the keys of a call.
 
-    Everything is computed in fp32, whatever the dtype of the model.
+    Everything is computed in fp32, or in fp64 where the factors are.
 
     Attributes:
-        factors: the parameters; each subclass says which. The methods need them in fp32.
+        factors: the parameters; each subclass says which. The methods need them in fp32 or fp64.
         inverse_scale: the map is divided by it.
         samples: (B,) booleans, the samples of a mixed batch that use this map; None for all.
         reads: the tensors of a call that the map is computed from. All methods get them in this
@@ -72,7 +72,7 @@ class FormTerm:
         """The term (B, T, H, D) in fp32, from the tensors that the map reads and its factors."""
         count, device = len(self.bare.reads), tensors[0].device
         with no_autocast(device):
-            own = replace(self.bare, factors=tuple(factor.float() for factor in tensors[count:]))
+            own = replace(self.bare, factors=tuple(map(wide, tensors[count:])))
             term = own.product(self.pairs, matmul, *tensors[:count]).transpose(1, 2)
             return for_samples(term, self.bare.samples, term.shape[0])
 
@@ -80,6 +80,6 @@ class FormTerm:
 def form_weights(form_map: FormMap, pairs: VisiblePairs, call: AttentionCall) -> Tensor:
     """tile(map) in the shape of the attention map, (B or 1, H, T, K), for ``explain``."""
     with no_autocast(call.value.device):
-        own = replace(form_map, factors=tuple(factor.float() for factor in form_map.factors))
+        own = replace(form_map, factors=tuple(map(wide, form_map.factors)))
         found = own.weights(pairs, *own.tensors(call))
         return for_samples(found, form_map.samples, len(call.value))

@@ -4,7 +4,7 @@ Attention needs two of them: the number of tokens before a sliding cache dropped
 whether the caller passed the positions. One pair of hooks on the model records both for all layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,9 +87,17 @@ class ForwardListener:
 
 def forward_listener(model: nn.Module) -> ForwardListener:
     """The listener of a model, made by the first call."""
-    owners = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
-    known = next((owner for owner in owners if isinstance(owner, ForwardListener)), None)
-    return known or ForwardListener(model)
+    return next(_on(model), None) or ForwardListener(model)
+
+
+def listeners_of(model: nn.Module) -> list[ForwardListener]:
+    """The listeners of a model and of the models in it."""
+    return [listener for module in model.modules() for listener in _on(module)]
+
+
+def _on(module: nn.Module) -> Iterator[ForwardListener]:
+    owners = (getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values())
+    return (owner for owner in owners if isinstance(owner, ForwardListener))
 
 
 def _tokens_so_far(args: Any, kwargs: Any, cache: Any) -> Tensor | int | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lorada.attention.attend import MapSource, add_maps
+from lorada.attention.attend import MapSource, add_maps, maps_for
 from lorada.attention.call import AttentionCall, CallShape, head_count
 from lorada.attention.tensor_memo import TensorMemo
 
@@ -92,7 +92,7 @@ class HookPair:
         # Released here, so that no tensor of a batch lives longer than its forward.
         self._value = self._key = self._query = self._mask = None
         self._kwargs = {}
-        maps = self._source.maps()
+        maps = [] if value is None else maps_for(self._source, value)
         if not maps or value is None:
             return attended
         batch, queries, _ = attended.shape

@@ -22,6 +22,7 @@ from lorada.attention.interface import dispatches
 from lorada.attention.observation import Observation, observe
 from lorada.attention.prefix import prefix_scores
 from lorada.attention.visible import visible_pairs
+from lorada.functional.precision import wide
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _softmax(call: AttentionCall) -> tuple[Tensor, Tensor, Callable[[Tensor], Te
             "shown: use a model that calls transformers' attention interface"
         )
     keys = key.repeat_interleave(call.shape.heads // key.shape[1], dim=1)
-    scores = (query.float() @ keys.float().transpose(-1, -2)) * call.scaling
+    scores = (wide(query) @ wide(keys).transpose(-1, -2)) * call.scaling
     cap = call.kwargs.get("softcap")
     if cap is not None:
         scores = cap * torch.tanh(scores / cap)
@@ -131,7 +132,7 @@ def _softmax(call: AttentionCall) -> tuple[Tensor, Tensor, Callable[[Tensor], Te
     sinks = call.kwargs.get("s_aux")  # a score of each head for no token at all
     if sinks is not None:
         shape = (*query.shape[:3], 1)
-        before = torch.cat([sinks.float()[:, None, None].expand(shape), before], -1)
+        before = torch.cat([wide(sinks)[:, None, None].expand(shape), before], -1)
 
     def attend(scores: Tensor) -> Tensor:
         """The softmax over prefixes and tokens, without the columns of the prefixes."""
@@ -147,7 +148,7 @@ def _bias(call: AttentionCall) -> Tensor | float:
     by_position: Tensor | float = 0.0 if bias is None else bias
     mask = call.mask
     if isinstance(mask, Tensor) and mask.dim() == 4 and mask.is_floating_point():
-        return by_position + mask[..., : call.shape.keys].float()
+        return by_position + wide(mask[..., : call.shape.keys])
     return by_position
 
 
@@ -172,7 +173,7 @@ def squared_norms(seen: Observation) -> tuple[Tensor, Tensor]:
     shape = seen.call.shape
     table = seen.positions.table(shape.queries, shape.keys, seen.output.device)
     real = table.real_queries()[..., None, None]
-    return (seen.term * real).square().sum(), (seen.output.float() * real).square().sum()
+    return (seen.term * real).square().sum(), (wide(seen.output) * real).square().sum()
 
 
 def ratio_of(squares: list[tuple[Tensor, Tensor]]) -> float:

@@ -8,6 +8,8 @@
 4. Gathered: in all other cases (packed rows, padded caches, full-rank maps, long padded batches,
    compiled graphs) the values are gathered into the order of the map, and its rows scattered back.
 
+Where a docstring says fp32, values of fp64 have a term of fp64.
+
 Shapes: B batch, P sequences packed into a row, H query heads, G key/value heads, S map heads,
 T queries, K key slots, N map length, R rank, D head width.
 """
@@ -21,7 +23,7 @@ from lorada.attention.packed_term import packed_term
 from lorada.attention.pairs import pairs_of_table
 from lorada.attention.positions import TokenPositions, TokenSpan, TokenTable, can_be_read
 from lorada.attention.sliced_term import queries_under_map, sliced_term
-from lorada.functional.precision import no_autocast
+from lorada.functional.precision import no_autocast, wide
 from lorada.functional.product import apply_map, factors_product
 
 
@@ -89,7 +91,7 @@ def _term_in_place(
     w_a, w_b = attention_map.scaled_factors()
     left = _factor_of_tokens(w_a, table.rows).expand(len(value), -1, -1, -1)
     right = _factor_of_tokens(w_b.mT, table.columns).expand(len(value), -1, -1, -1).mT
-    value, heads = value.float(), shape.heads
+    value, heads = wide(value), shape.heads
     term = factors_product(left, right, value, heads, causal=shape.causal, matmul=shape.matmul)
     return term.transpose(1, 2)
 
@@ -154,7 +156,7 @@ def _values_in_map_order(table: TokenTable, value: Tensor, length: int) -> tuple
     slots, real = (part.expand(batch, -1) for part in table.key_slots(length))
     # A column without a token reads slot 0, and is then multiplied by zero.
     index = slots[:, None, :, None].expand(-1, groups, -1, width)
-    values = value.gather(2, index).float() * real[:, None, :, None]
+    values = wide(value.gather(2, index)) * real[:, None, :, None]
     if table.sequences > 1:
         # Each packed sequence becomes one sample.
         values = values.view(batch, groups, table.sequences, length, width).transpose(1, 2)

@@ -12,6 +12,7 @@ from lorada.attention.attention_map import AttentionMap, take_rows
 from lorada.attention.call import CallShape
 from lorada.attention.packed_positions import PackedQueries, all_queries
 from lorada.attention.positions import TokenTable
+from lorada.functional.precision import wide
 from lorada.functional.product import apply_map
 
 
@@ -36,7 +37,7 @@ def term_of_rows(
     batch, _, _, width = value.shape
     # One copy of whole rows: an index for each dimension would take ten times as long.
     values = value.transpose(1, 2).reshape(-1, width).index_select(0, found.places.flatten())
-    values = values.view(*found.places.shape, width).float()  # (C, G, M, D)
+    values = wide(values.view(*found.places.shape, width))  # (C, G, M, D)
     if attention_map.has_softmax:
         map_ = attention_map.masked(attention_map.dense(), shape, found.real)
         map_ = take_rows(map_, found.rows[:, None])[..., : values.shape[2]]

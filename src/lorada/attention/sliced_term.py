@@ -11,6 +11,7 @@ from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import CallShape
 from lorada.attention.positions import TokenSpan
 from lorada.functional.maps import Align
+from lorada.functional.precision import wide
 from lorada.functional.product import apply_map
 
 
@@ -33,7 +34,7 @@ def sliced_term(
 ) -> Tensor:
     """tile(Attn_s)·V of ``queries_under_map``, (B, ·, H, D) in fp32, from values (B, G, K, D)."""
     begin, row, end = _slots_under_map(attention_map.length, span)
-    value = value[:, :, begin:end].float()
+    value = wide(value[:, :, begin:end])
     low, high = begin - span.origin, end - span.origin  # map columns
     # Without a cache every token under the map is a query, so all rows are needed.
     if attention_map.stays_low_rank and row == begin and (low == 0 or high == attention_map.length):

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from lorada.runs.inference.answer_text import AnswerText
 from lorada.runs.inference.generate import (
     check_prompts,
     continue_batch,
@@ -25,7 +25,6 @@ from lorada.runs.inference.load import Run
 logger = logging.getLogger(__name__)
 
 Show = Callable[[str], object]  # is called with each piece of an answer's text
-UNFINISHED = "\ufffd"  # the first bytes of a character decode to this until the others are there
 
 
 @dataclass(frozen=True)
@@ -76,25 +75,26 @@ def stream(
     if cut:
         end = "beginning" if run.kind == "decoder" else "end"
         logger.warning("the question lost its %s to fit the model", end)
-    pieces = _Pieces(run.tokenizer, show)
+    answer = AnswerText(run.tokenizer)
+    pieces = _Pieces(answer, show)
     settings["stopping_criteria"] = StoppingCriteriaList([Stop(stopped)])
     if (settings.get("num_beams") or run.model.generation_config.num_beams or 1) == 1:
         settings["streamer"] = pieces
     ids = continue_batch(run, batch, settings)[0]
-    text = run.tokenizer.decode(ids, skip_special_tokens=True)
+    text = answer.whole(ids.tolist())
     pieces.finish(text)
     return Written(text, ids, dict(batch))
 
 
 class _Pieces(BaseStreamer):  # type: ignore[misc]
-    """Shows the new part of the decoded text after each token.
+    """Shows the new part of the text that is settled after each token.
 
     All ids are decoded each time, unlike in transformers' ``TextStreamer``, which starts anew after
     each line and then loses the blank before a SentencePiece tokenizer's next word.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, show: Show) -> None:
-        self._tokenizer, self._show = tokenizer, show
+    def __init__(self, answer: AnswerText, show: Show) -> None:
+        self._answer, self._show = answer, show
         self._ids: list[int] = []
         self._shown = ""
         self._begun = False
@@ -105,9 +105,7 @@ class _Pieces(BaseStreamer):  # type: ignore[misc]
             self._begun = True
             return
         self._ids += value.flatten().tolist()
-        text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        if not text.endswith(UNFINISHED):
-            self._add(text)
+        self._add(self._answer.settled(self._ids))
 
     def end(self) -> None:
         """Nothing: ``finish`` is called with the whole text."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from lorada.attention.attend import SHIFTED
+from lorada.runs.models.recomputed_cache import can_have_cache, forward_with_cache
 from lorada.tasks.tokenize import IGNORED
 from lorada.tuners.lmam import map_configs
 
@@ -74,17 +75,21 @@ def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
     positions = positions_of(prompt_mask)
     extra = accepted(model, position_ids=positions) | only_last(model, 1, ids.device)
-    output = model(input_ids=prompts, attention_mask=prompt_mask, use_cache=True, **extra)
+    longer = mask.shape[1] > 1
+    output = forward_with_cache(
+        model, input_ids=prompts, attention_mask=prompt_mask, use_cache=longer, **extra
+    )
     # The last token of a prompt predicts the first of each of its candidates.
     first_log_p = output.logits[:, -1].float().log_softmax(-1)  # (B, vocabulary)
     total: Tensor = first_log_p[row_of, candidates[:, 0]]
-    if mask.shape[1] > 1:
+    if longer:
         name = "cache" if "cache" in accepted(model, cache=None) else "past_key_values"
         cache = output[name]
         cache.batch_select_indices(row_of)
         # Nothing is predicted from the last token, so it is not read.
         steps = torch.arange(1, mask.shape[1], device=ids.device)
-        rest = model(
+        rest = forward_with_cache(
+            model,
             input_ids=candidates[:, :-1],
             attention_mask=torch.cat([prompt_mask[row_of], mask[:, :-1]], -1),
             use_cache=True,
@@ -151,10 +156,9 @@ def needs_whole(model: nn.Module) -> bool:
 def shares_prompts(model: nn.Module) -> bool:
     """Whether a model may be trained with ``cached_scores``, which reads fewer tokens.
 
-    Not with gradient checkpointing, which has no cache; not with LongLoRA, which groups the tokens
-    of whole sequences; not in several processes, where each backward expects one forward.
+    Not with LongLoRA, which groups the tokens of whole sequences; not in several processes, where
+    each backward expects one forward; not where layers are computed again without a cache.
     """
     whole = hasattr(model, "module") or isinstance(model, FSDPModule) or needs_whole(model)
-    return not whole and not any(
-        getattr(m, "gradient_checkpointing", False) or SHIFTED in vars(m) for m in model.modules()
-    )
+    grouped = any(SHIFTED in vars(m) for m in model.modules())
+    return not (whole or grouped) and can_have_cache(model)

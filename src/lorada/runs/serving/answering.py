@@ -46,7 +46,7 @@ async def answer_all(
                 left -= 1
                 continue
             record.first_token()
-            record.written += len(item[1].ids)
+            record.written += item[1].written
             yield item
     finally:
         for task in tasks:
@@ -62,8 +62,7 @@ async def whole_answers(
     async with aclosing(answer_all(served, asks, stops, record, at_once=True)) as found:
         async for index, piece in found:
             answers[index].text += piece.text
-            answers[index].ids += piece.ids
-            answers[index].logprobs += piece.logprobs
+            answers[index].tokens += piece.tokens
             answers[index].finish = piece.finish
     return answers
 

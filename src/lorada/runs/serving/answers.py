@@ -85,20 +85,19 @@ class Answer:
         }
 
     def _logprobs(self, piece: Piece) -> dict[str, Any]:
-        tokens = [self.tokenizer.decode([token]) for token in piece.ids]
-        numbers = [max(number, LOWEST) for number in piece.logprobs]
+        texts = [self.tokenizer.decode([token.id]) for token in piece.tokens]
+        numbers = [max(token.logprob, LOWEST) for token in piece.tokens]
         if not self.chat:
-            return {"tokens": tokens, "token_logprobs": numbers}
-        pairs = zip(tokens, numbers, strict=True)
+            return {"tokens": texts, "token_logprobs": numbers}
         return {
             "content": [
                 {
-                    "token": token,
+                    "token": text,
                     "logprob": number,
-                    "bytes": list(token.encode()),
+                    "bytes": list(token.bytes),
                     "top_logprobs": [],
                 }
-                for token, number in pairs
+                for text, number, token in zip(texts, numbers, piece.tokens, strict=True)
             ]
         }
 

@@ -4,9 +4,10 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from lorada.runs.inference.stream import UNFINISHED
+from lorada.runs.inference.answer_text import UNFINISHED, AnswerText
 from lorada.runs.serving.engine import Ask, Progress
 from lorada.runs.serving.served import Served
+from lorada.runs.serving.tokens import Token, Tokens
 
 
 @dataclass
@@ -15,14 +16,14 @@ class Piece:
 
     Attributes:
         text: the text, which may be empty.
-        ids: the tokens that have come since the last piece.
-        logprobs: their log-probabilities, if those were asked for.
+        written: how many tokens have come since the last piece.
+        tokens: those that wrote the text, if log-probabilities were asked for.
         finish: why the answer ended: ``stop`` or ``length``; None if it goes on.
     """
 
     text: str
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+    written: int = 0
+    tokens: list[Token] = field(default_factory=list)
     finish: str | None = None
 
 
@@ -41,7 +42,9 @@ async def pieces(
         at_once: whether the whole answer may come as one piece, at its end.
     """
     waits = at_once and not stops and not served.stops
-    shown, sent, begun = "", 0, False
+    shown, counted, begun = "", 0, False
+    answer = AnswerText(served.run.tokenizer)
+    tokens = Tokens(answer) if ask.logprobs else None
     async with aclosing(served.engine.write(ask)) as progress:
         async for now in progress:
             if not begun:
@@ -49,42 +52,44 @@ async def pieces(
                 yield Piece("")
             if waits and not now.done:
                 continue
-            text, finish = _text_of(served, ask, now, stops)
+            text, finish = _text_of(served, ask, answer, now, stops)
             new = text[len(shown) :] if text.startswith(shown) else ""
             if finish or new:
-                yield Piece(new, now.ids[sent:], now.logprobs[sent:], finish)
-                shown, sent = shown + new, len(now.ids)
+                shown += new
+                own = tokens.take(now, shown, finish) if tokens else []
+                yield Piece(new, len(now.ids) - counted, own, finish)
+                counted = len(now.ids)
             if finish:
                 return
 
 
 def _text_of(
-    served: Served, ask: Ask, now: Progress, stops: tuple[str, ...]
+    served: Served, ask: Ask, answer: AnswerText, now: Progress, stops: tuple[str, ...]
 ) -> tuple[str, str | None]:
-    """The text of the tokens so far that stays, and why the answer ended, if it did."""
-    text = served.run.tokenizer.decode(now.ids, skip_special_tokens=True)
-    whole = _end(text, stops, served.stops)
+    """The text of the tokens so far that stays, and why the answer ended, if it did.
+
+    The engine may skip some progress, so the end must be the same at whichever it is found.
+    """
+    text = answer.whole(now.ids) if now.done else answer.settled(now.ids)
+    whole = _end(text.rstrip(UNFINISHED), stops, served.stops)
     if whole is not None:
         return whole, "stop"
     if not now.done:
-        return _settled(text, stops), None
+        return _before_stop(text, stops), None
     ended = bool(now.ids) and now.ids[-1] in served.ends
     return text, "stop" if ended or len(now.ids) < ask.most else "length"
 
 
 def _end(text: str, stops: Iterable[str], kept: Iterable[str]) -> str | None:
-    """The text until the first stop text in it; None if there is none."""
-    ends = [text.index(stop) for stop in stops if stop in text]
-    ends += [text.index(stop) + len(stop) for stop in kept if stop in text]
-    return text[: min(ends)] if ends else None
+    """The text until the stop text that is complete first; None if there is none."""
+    # Where each is complete, and where the answer then ends.
+    found = [(text.index(s) + len(s), text.index(s)) for s in stops if s in text]
+    found += [(text.index(s) + len(s), text.index(s) + len(s)) for s in kept if s in text]
+    return text[: min(found)[1]] if found else None
 
 
-def _settled(text: str, stops: Iterable[str]) -> str:
-    """The part of a text that stays, whatever comes next.
-
-    The first bytes of a character, and what may be the beginning of a stop text, are left out.
-    """
-    text = text.rstrip(UNFINISHED)
+def _before_stop(text: str, stops: Iterable[str]) -> str:
+    """The text without what may be the beginning of a stop text."""
     held = 0
     for stop in stops:
         sizes = range(min(len(stop) - 1, len(text)), 0, -1)
