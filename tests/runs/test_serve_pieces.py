@@ -29,7 +29,7 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 
 def letters_of(some: bytes) -> str:
-    """Bytes as a byte-level vocabulary writes them: those that Latin-1 has no letter for, from 256."""
+    """Bytes as byte-level vocabularies write them: those without a letter of Latin-1 from 256."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     moved = [b for b in range(256) if b not in shown]
     return "".join(chr(b) if b in shown else chr(256 + moved.index(b)) for b in some)
