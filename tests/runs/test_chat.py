@@ -11,6 +11,7 @@ from trained import train_once
 
 from lorada.attention.layer_maps import layer_maps, ratio_of, squared_norms
 from lorada.attention.observation import observe
+from lorada.runs.inference.answer_text import AnswerText
 from lorada.runs.inference.chat import open_chat
 from lorada.runs.inference.generate import continue_prompts
 from lorada.runs.inference.load import load_run
@@ -247,13 +248,19 @@ class Words:
 
     words = (" a", "\n", " b", " n", "'t")
 
+    def __call__(self, text, **_):
+        return {"input_ids": []}
+
+    def convert_ids_to_tokens(self, token):
+        return self.words[token]
+
     def decode(self, ids, **_):
         return "".join(self.words[i] for i in ids).removeprefix(" ").replace(" n't", "n't")
 
 
 def pieces(tokenizer, ids):
     shown = []
-    streamed = _Pieces(tokenizer, shown.append)
+    streamed = _Pieces(AnswerText(tokenizer), shown.append)
     streamed.put(torch.tensor([[9, 9]]))  # the prompt
     for i in ids:
         streamed.put(torch.tensor([i]))

@@ -17,7 +17,7 @@ from lorada.runs.serving.pieces import pieces
 UNFINISHED = "\ufffd"
 LETTERS = "ab é€👍\n.'" + UNFINISHED
 END = "</s>"
-EXAMPLES = 60
+EXAMPLES = 40
 
 
 def byte_level() -> PreTrainedTokenizerFast:
@@ -29,7 +29,7 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 
 def letters_of(some: bytes) -> str:
-    """Bytes as byte-level vocabularies write them: those without a letter of Latin-1 from 256."""
+    """Bytes as a byte-level vocabulary writes them: those without a letter in Latin-1 from 256."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     moved = [b for b in range(256) if b not in shown]
     return "".join(chr(b) if b in shown else chr(256 + moved.index(b)) for b in some)

@@ -74,7 +74,8 @@ class Tokens:
 
     def _cut(self, end: int, answer: str) -> list[bytes]:
         """What the tokens from number ``end`` on wrote of an answer that a stop text cut."""
-        left, found = answer[self._ends[end - 1] if end else 0 :].encode(), []
+        rest = answer[self._ends[end - 1] if end else 0 :]
+        left, found = rest.replace(UNFINISHED, "?").encode(), []  # one byte for what is no text
         for own in self._bytes[end:]:
             if not left:
                 break
