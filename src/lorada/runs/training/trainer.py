@@ -9,7 +9,6 @@ loss of scores).
 """
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, seed_worker
 
-from lorada.attention.plain_attention import plain_attention
 from lorada.runs.data.dataset import lengths_of
 from lorada.runs.data.length_sampler import LengthGroupedSampler
 from lorada.runs.data.token_batches import TokenBatches
@@ -87,9 +85,7 @@ class RunTrainer(Trainer):
         Raises:
             DivergedError: if it is NaN or infinite, before the weights are updated.
         """
-        here = self.args.device.type == "cpu" and not self.args.torch_compile
-        with plain_attention() if here else nullcontext():
-            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._step_loss = self._step_loss + loss
         if self.accelerator.sync_gradients:
             refuse_broken_loss(self._step_loss, self.args, self.state)
