@@ -24,7 +24,6 @@ CHOSEN = {
     "eval_data": "pass --held-out FILE",
     "dev_rows": "the comparison sets rows aside by itself",
     "from_adapter": "every run starts without an adapter",
-    "tokens_per_batch": "its steps are counted by rows: give per_device_train_batch_size",
 }
 CHOSEN_TRAINING = {
     "seed": "pass --seeds",
