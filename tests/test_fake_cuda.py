@@ -25,10 +25,10 @@ from lorada import METHODS, LmamConfig
 from lorada.attention import add_term
 from lorada.methods.callbacks import ist, owlore
 from lorada.methods.lookup import method_named
-from lorada.runs.models.labelled_loss import AfterHead, LabelledLoss
+from lorada.runs.models.labelled_loss import LabelledLoss
 from lorada.runs.training.callbacks import refuse_broken_loss
 
-LABELS = "lorada/runs/models/labelled_loss.py:__call__"
+LABELS = "lorada/runs/models/labelled_loss.py:each"
 LOSS = "lorada/runs/training/callbacks.py:refuse_broken_loss"
 RULE = "lorada/attention/visible.py:_follows_rule"
 RESTARTS = "lorada/attention/locate.py:_restarts"
@@ -105,7 +105,7 @@ def loss_of(model: nn.Module, kind: str, given: dict[str, Tensor], own: bool) ->
     """As a run computes it: a decoder's without all logits, unless the model adds to its loss."""
     labelled = with_labels(kind, given)
     if kind == "llama" and not own:
-        return LabelledLoss(model, AfterHead())(model, labelled)[0]
+        return LabelledLoss(model, plain=True)(model, labelled)[0]
     return model(**labelled).loss
 
 

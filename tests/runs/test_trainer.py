@@ -1,4 +1,4 @@
-"""Batches of rows of like length: every row once, little padding, no order of lengths."""
+"""``group_by_length``: every row once, little padding, no order of lengths."""
 
 from itertools import pairwise
 
@@ -9,28 +9,30 @@ from folders import byte_tokenizer, llama_folder, rows_file
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorada.runs.data.length_sampler import LengthGroupedSampler
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.arguments import training_arguments
 from lorada.runs.training.setup import make_trainer
-from lorada.runs.training.trainer import RunTrainer
+from lorada.runs.training.trainer import RunTrainer, _GroupedByLength
 from lorada.tasks.tokenize import EncodeOptions, encode
 
 
-@given(lengths=st.lists(st.integers(1, 50), max_size=60), size=st.integers(1, 7))
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60), size=st.integers(1, 7))
 def test_every_row_comes_once_and_an_epoch_has_its_own_order(lengths, size):
-    sampler = LengthGroupedSampler(lengths, size, seed=3)
+    sampler = _GroupedByLength(size, lengths, seed=3)
     first, again = [*sampler], [*sampler]
     assert sorted(first) == list(range(len(lengths)))
     assert first == again
     sampler.set_epoch(1)
     assert sorted(sampler) == sorted(first)
     assert len(lengths) < 30 or [*sampler] != first
+    again = _GroupedByLength(size, lengths, seed=3)
+    again.set_epoch(1)  # without the one before, as in a run that resumes
+    assert [*again] == [*sampler]
 
 
 def test_rows_of_a_batch_are_of_like_length_and_batches_in_no_order():
     lengths = torch.randint(1, 100, (800,), generator=torch.Generator().manual_seed(0)).tolist()
-    rows = [*LengthGroupedSampler(lengths, 8, seed=0)]
+    rows = [*_GroupedByLength(8, lengths, seed=0)]
     batches = [[lengths[row] for row in rows[at : at + 8]] for at in range(0, 800, 8)]
     padded = sum(8 * max(batch) for batch in batches)
     assert padded < 1.05 * sum(lengths)
@@ -52,5 +54,5 @@ def test_held_out_rows_keep_their_order(tmp_path):
     args = training_arguments(asked, quiet=True)
     made = make_trainer(TINY["llama"](), args, (held, held), lambda x: x, [], RunTrainer)
     assert [*made._get_eval_sampler(held)] == [*range(6)]
-    assert isinstance(made._get_train_sampler(), LengthGroupedSampler)
+    assert isinstance(made._get_train_sampler(), _GroupedByLength)
     assert [*made._get_train_sampler()] != [*range(6)]
