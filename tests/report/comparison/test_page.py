@@ -103,10 +103,21 @@ def test_run_folders_are_linked_by_quoted_relative_paths():
 @needs_chromium
 def test_the_page_draws_all_charts_without_a_request_or_an_error(opened):
     page = opened(*made_up_summary())
-    assert page.locator(".chart svg.marks").count() == 3
+    assert page.locator(".chart svg.marks").count() == 4
     for chart in page.locator(".chart").all():
         assert chart.get_attribute("role") == "img"
         assert len(chart.get_attribute("aria-label")) > 20
+
+
+@needs_chromium
+def test_a_table_that_is_wider_than_the_page_says_so(opened):
+    page = opened(*made_up_summary())
+    page.set_viewport_size({"width": 1320, "height": 800})
+    page.wait_for_function("!document.querySelector('#candidates ~ .scroll').matches('.wide')")
+    assert not page.locator(".hint").is_visible()
+    page.set_viewport_size({"width": 900, "height": 800})
+    page.wait_for_function("document.querySelector('#candidates ~ .scroll').matches('.wide')")
+    assert page.locator(".hint").is_visible()
 
 
 @needs_chromium
