@@ -17,12 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorada.attention.tensor_memo import TensorMemo
 from lorada.functional.dropout import dropout
 
 LONGEST = 128  # tokens of a row in bfloat16
-
-_masks = TensorMemo()
 
 
 @contextmanager
@@ -114,10 +111,7 @@ def plain_products(
         scores = torch.bmm(query * scale, key.transpose(1, 2))
     else:
         shape = batch, groups, heads // groups, length, key.shape[1]
-        if mask.requires_grad:
-            added = _added(mask, shape, query)
-        else:  # the same for all layers
-            added = _masks({"mask": mask}, (shape, query.dtype), lambda: _added(mask, shape, query))
+        added = _added(mask, shape, query)
         scores = torch.baddbmm(added, query, key.transpose(1, 2), alpha=scale)
     weights = dropout(torch.softmax(scores, -1), p, True)
     return torch.bmm(weights, value).view(batch, heads, length, -1)
