@@ -117,7 +117,7 @@ def test_the_search_tries_the_default_first_and_never_reads_a_held_out_row(whole
             assert result["recipe"]["eval_data"] is None
             assert result["recipe"]["dev_rows"] == plan["dev_rows"] == 8
             measured = [entry["step"] for entry in result["history"] if "eval_loss" in entry]
-            assert measured == [1, 2, 3, 4]
+            assert measured == [2, 4]
             assert not list(place.glob("trial-*/adapter"))
             assert not list(place.glob("trial-*/checkpoint-*"))
 
@@ -148,7 +148,9 @@ def test_the_verdict_the_reports_and_the_next_command_are_printed(whole):
     summary = read(folder / "report.json")
     assert summary["verdict"] in said
     assert all(sentence in said for sentence in summary["sentences"])
-    assert "[8/8] lmam" in said
+    assert re.search(
+        r"\[\d+/14\] lmam \d+ seed 2: done", said
+    )  # two rates and three more, if need be
     for kind in ("html", "md", "csv", "tex", "json"):
         assert (folder / f"report.{kind}").is_file()
         assert f"{folder}/report.{kind}" in said

@@ -161,7 +161,7 @@ def test_names_are_sorted_as_text(opened):
 @needs_chromium
 def test_the_menus_change_what_the_charts_show(opened):
     page = opened(*made_up_summary(budgets=("0.1%", "0.2%")))
-    cost, loss = page.locator("figure").nth(0), page.locator("figure").nth(2)
+    cost, loss = page.locator("figure").nth(0), page.locator("figure").nth(3)
     axis = cost.locator("svg text", has_text="trained parameters")
     assert axis.count() == 1
     cost.locator("select").select_option(label="peak memory (GiB)")
