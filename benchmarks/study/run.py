@@ -65,6 +65,8 @@ COMPARISONS = {
     "syllogism_forms": Asked("syllogism", FORMS),
     "syllogism_printed": Asked("syllogism", (*PLUGINS, *ABLATIONS)),
     "sst2_forms": Asked("sst2", FORMS),
+    "sst2_at_7e-4": Asked("sst2", MOVED, "7e-4"),
+    "sst2_at_3e-3": Asked("sst2", MOVED, "3e-3"),
     "syllogism_controls": Asked("syllogism", CONTROLS),
     "syllogism_full": Asked("syllogism", ("full",), FULL_RATES),
     "sst2_full": Asked("sst2", ("full",), FULL_RATES),

@@ -3,6 +3,7 @@
 import importlib
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -67,6 +68,35 @@ def candidate(method, level, seed):
     random = np.random.default_rng(seed)
     scores = 100.0 * (random.random((5, 400)) < level)
     return Candidate(method, {"method": method}, [], scores, -scores / 100, [], None, "")
+
+
+def test_the_page_has_the_map_beside_the_head_at_each_rate_it_was_run_at(study, tmp_path):
+    run, page = study("run"), study("page")
+    kept = [
+        {"rows": rows, "method": method, "learning_rate": rate, "score": score, "loss": 0.5,
+         "runs": {"1": {"score": score - 1}, "2": {"score": score + 1}}}
+        for rows, rate, head, map_ in (("sst2", 0.012, 80, 76), ("sst2_at_3e-3", 0.003, 78, 79))
+        for method, score in ((run.HEAD, head), (run.PRINTED, map_), (run.LORA, 90))
+    ]  # fmt: skip
+    assert list(page.by_rate(kept))[-3:-1] == [
+        "| 0.003 | 78.0 ± 1.4 | 0.500 | 79.0 ± 1.4 | 0.500 | +1.0 |",
+        "| 0.012 | 80.0 ± 1.4 | 0.500 | 76.0 ± 1.4 | 0.500 | -4.0 |",
+    ]
+
+
+def test_a_comparison_at_one_rate_does_not_stand_for_the_one_that_chose(study, tmp_path):
+    run, page = study("run"), study("page")
+    for name in ("sst2_forms", "sst2_at_3e-3"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "plan.json").touch()
+    found = {"sst2_forms": "chosen", "sst2_at_3e-3": "alone"}
+    page.read_comparison = lambda folder: SimpleNamespace(
+        candidates=[SimpleNamespace(method=run.HEAD, runs=[found[folder.name]], missing=[])]
+    )
+    kept = page.read(tmp_path)
+    assert {rows: each[run.HEAD].runs for rows, each in kept.items()} == {
+        "sst2": ["chosen"], "sst2_at_3e-3": ["alone"],
+    }  # fmt: skip
 
 
 def test_the_tables_name_what_is_better_and_what_is_worse(study):
