@@ -77,9 +77,9 @@ class AttentionMap:
         # Factors may be stored in half precision, in which a map of the paper's scale vanishes.
         dtype = wide_dtype(value)
         factors = tuple(factor.to(dtype) for factor in self.factors)
-        return replace(
-            self, factors=factors, baked=None if self.baked is None else self.baked.to(dtype)
-        )
+        # A finished map has the precision of the factors that it was made of.
+        narrow = self.baked is not None and self.baked.dtype != dtype
+        return replace(self, factors=factors, baked=None if narrow else self.baked)
 
     def dense(self) -> Tensor:
         """The whole (S, N, N) map before any mask."""

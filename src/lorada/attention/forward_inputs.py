@@ -41,8 +41,7 @@ class ForwardInputs:
             tensors: the tensors that the result depends on, and None in the place of missing ones.
             others: all else that it depends on.
         """
-        # Dynamo cannot trace this, and the compiler finds by itself what is computed twice.
-        if self.results is None or torch.compiler.is_dynamo_compiling():
+        if self.results is None:
             return compute()
         key = (*map(_identity, tensors), *others)
         if key not in self.results:

@@ -1,6 +1,5 @@
 """The shell commands that a comparison's report gives for the candidate to take."""
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorada.report.comparison.read import Candidate, Results, Run
-from lorada.support.files import file_name
+from lorada.support.files import file_name, json_text
 
 CLASSIFIED = ("label", "score")  # forms of rows whose answer is a class or a number
 BESIDE = "explore beside the next best"
@@ -113,7 +112,7 @@ def longer(results: Results) -> dict[str, str]:
     rest = {key: value for key, value in shared.items() if key not in (*SHARED, "training")}
     settings = {**rest, **{f"training.{key}": value for key, value in training.items()}}
     words += [
-        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        f"{key}={value if isinstance(value, str) else ' '.join(json_text(value).split())}"
         for key, value in settings.items()
         if value is not None
     ]
