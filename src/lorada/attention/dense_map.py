@@ -66,7 +66,7 @@ def mask_with_map(
     """
     # The kernel adds a mask to the scores, so a map inside the mask is a map before the softmax.
     dtype, keys = call.value.dtype, call.shape.keys
-    full = expand_map(attention_map, positions, call.shape)
+    full = expand_map(attention_map.for_values(call.value), positions, call.shape)
     full = for_samples(full, attention_map.samples, call.value.shape[0]).to(dtype)
     hidden = torch.finfo(dtype).min
     if mask is None:
