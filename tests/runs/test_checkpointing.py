@@ -122,9 +122,8 @@ def on(monkeypatch):
 
     def set_device(kind):
         device = None if kind is None else SimpleNamespace(type=kind)
-        monkeypatch.setattr(
-            torch.accelerator, "current_accelerator", lambda check_available=False: device
-        )
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: device is not None)
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: device)
 
     return set_device
 

@@ -30,8 +30,10 @@ def recomputes(recipe: Recipe, config: Any) -> bool:
     asked = recipe.activation_checkpointing
     if asked != "auto":
         return asked == "full"
-    device = torch.accelerator.current_accelerator(check_available=True)
-    if recipe.training.get("use_cpu") or device is None or device.type == "mps":
+    if recipe.training.get("use_cpu") or not torch.accelerator.is_available():
+        return False
+    device = torch.accelerator.current_accelerator()
+    if device is None or device.type == "mps":
         return False
     reason = why_full(recipe, config)
     if reason is not None and is_first():
