@@ -125,11 +125,10 @@ def page(folder: Path, clock: int) -> str:
         for state in (NOISE, *about.switches.split(), ALL):
             times, ratios = [], []
             for each in rounds:
-                for at, turn in enumerate(each):
+                for before, turn, after in zip(each, each[1:], each[2:], strict=False):
                     if turn[0] == state:
                         times.append(turn[clock])
-                        around = each[at - 1][clock] + each[at + 1][clock]
-                        ratios.append(2 * turn[clock] / around)
+                        ratios.append(2 * turn[clock] / (before[clock] + after[clock]))
             known = MECHANISMS[state]
             cells = ["not reached", "–", "–", "–"]
             if times:
@@ -142,7 +141,9 @@ def page(folder: Path, clock: int) -> str:
 
 
 def spread(numbers: list[float]) -> str:
-    return f"{median(numbers):.2f} ({min(numbers):.2f}–{max(numbers):.2f})"
+    if len(numbers) == 1:
+        return f"{numbers[0]:.2f} once"
+    return f"{median(numbers):.2f} ({min(numbers):.2f}–{max(numbers):.2f}) in {len(numbers)}"
 
 
 def main() -> None:
