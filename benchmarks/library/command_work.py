@@ -97,7 +97,7 @@ class Evaluate:
 
     def __init__(self, folder: Path, kind: str, count: int) -> None:
         run = load_run(folder / "run")
-        self.run = replace(run, recipe=run.recipe.model_copy(update={"eval_batch_size": 16}))
+        self.run = replace(run, recipe=run.recipe.model_copy(update={"eval_batch_size": 8}))
         self.model = self.run.model
         self.rows = load_rows(rows_file(folder, kind)).part(range(count))
         disturb(self.model)
@@ -215,7 +215,7 @@ COMMANDS = {
     ),
     "answers": Command(
         "`evaluate`, answers", lambda f, n: Evaluate(f, "answers", 12 * n),
-        "keys grouped pairs refilled labelled lora",
+        "keys refilled pairs grouped labelled lora",
     ),
     "candidates": Command(
         "`evaluate`, candidates", lambda f, n: Evaluate(f, "candidates", 8 * n),
