@@ -87,7 +87,7 @@ def commands_of(folder: Path, best: Candidate, pair: Pair | None) -> dict[str, s
 
 def _has_adapter(run: Path) -> bool:
     """Whether a run has an adapter; a model that was trained itself has none."""
-    return not (run / "model").is_dir()
+    return not any((run / name).exists() for name in ("model", "trained.safetensors"))
 
 
 def _remote(run: Run) -> bool:
