@@ -16,7 +16,6 @@ Shapes: B batch, H query heads, T queries, D head width.
 
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from lorada.attention import observation
 from lorada.attention.add_term import add_form_term, add_term
-from lorada.attention.attention_map import AttentionMap
+from lorada.attention.attention_map import AttentionMap, fitted
 from lorada.attention.call import AttentionCall, is_packed_or_paged
 from lorada.attention.dense_map import mask_with_map
 from lorada.attention.form_map import FormMap, FormTerm
@@ -64,8 +63,7 @@ class MapSource(Protocol):
 
 def with_parts(kernel: Attend) -> Attend:
     """Wrap an attention function so that it also uses the parts of the calling module."""
-    computed = with_grouped_heads(kernel)
-    attend = in_parts(computed)
+    attend = in_parts(computed := with_grouped_heads(kernel))
 
     @functools.wraps(kernel)
     def attend_with_parts(
@@ -82,7 +80,7 @@ def with_parts(kernel: Attend) -> Attend:
             read_query(query)
         source: Any = module._modules.get(CHILD)
         beyond = source is None or _lies_beyond(source, query, key, attention_mask, kwargs)
-        maps: list[Any] = [] if beyond else maps_for(source, value)
+        maps: list[Any] = [] if beyond else [fitted(own, value) for own in source.maps()]
         before: Any = module._modules.get(PREFIX_CHILD)
         prefixes = before.prefixes() if before is not None else []
         groups: ShiftedGroups | None = module.__dict__.get(SHIFTED) if module.training else None
@@ -102,21 +100,6 @@ def with_parts(kernel: Attend) -> Attend:
 
     attend_with_parts.adds_map = True  # type: ignore[attr-defined]
     return attend_with_parts
-
-
-def maps_for(source: MapSource, value: Tensor) -> list[AnyMap]:
-    """The maps that are active in a call with these values."""
-    return [_fitted(own, value.dtype) for own in source.maps()]
-
-
-def _fitted(own: AnyMap, dtype: torch.dtype) -> AnyMap:
-    """A map that computes in fp64 if the values of the call are of fp64, and in fp32 otherwise."""
-    if (own.factors[0].dtype == torch.float64) == (dtype == torch.float64):
-        return own
-    dtype = torch.promote_types(dtype, torch.float32)
-    own = replace(own, factors=tuple(factor.to(dtype) for factor in own.factors))
-    # A finished map has the precision of the factors that it was made of.
-    return replace(own, baked=None, layers=None) if isinstance(own, AttentionMap) else own
 
 
 def _lies_beyond(

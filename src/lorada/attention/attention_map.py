@@ -7,10 +7,11 @@ Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, M tok
 N map length, R rank, D head width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lorada.attention.call import CallShape
@@ -145,6 +146,16 @@ class AttentionMap:
         right = right.view(right.shape[0], *[1] * (rows.dim() - 1), *right.shape[1:])
         # Row t of the map needs row t of W_a and all of W_b: decoding computes 1 row instead of N.
         return left[:, rows] @ right[..., :size]
+
+
+def fitted(own: Any, value: Tensor) -> Any:
+    """A map that computes in fp64 if the values of the call are of fp64, and in fp32 otherwise."""
+    if (own.factors[0].dtype == torch.float64) == (value.dtype == torch.float64):
+        return own
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    own = replace(own, factors=tuple(factor.to(dtype) for factor in own.factors))
+    # A finished map has the precision of the factors that it was made of.
+    return replace(own, baked=None, layers=None) if isinstance(own, AttentionMap) else own
 
 
 def take_rows(map_: Tensor, rows: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lorada.attention.attend import MapSource, add_maps, maps_for
+from lorada.attention.attend import MapSource, add_maps
+from lorada.attention.attention_map import fitted
 from lorada.attention.call import AttentionCall, CallShape, head_count
 from lorada.attention.tensor_memo import TensorMemo
 
@@ -92,7 +93,7 @@ class HookPair:
         # Released here, so that no tensor of a batch lives longer than its forward.
         self._value = self._key = self._query = self._mask = None
         self._kwargs = {}
-        maps = [] if value is None else maps_for(self._source, value)
+        maps = [] if value is None else [fitted(own, value) for own in self._source.maps()]
         if not maps or value is None:
             return attended
         batch, queries, _ = attended.shape
