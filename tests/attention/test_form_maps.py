@@ -1,7 +1,6 @@
 """The maps by distance and content in one attention call, by every route, against sums by hand."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from test_add_term import GROUPS, HEADS, POSITIONS, WIDTH, tensors_in
 from torch import Tensor, nn
 
 from lorada.attention.add_term import add_form_term
-from lorada.attention.attend import maps_for
+from lorada.attention.attention_map import fitted
 from lorada.attention.call import AttentionCall, CallShape
 from lorada.attention.content_map import BilinearMap, ContentMap
 from lorada.attention.distance_map import DistanceMap
@@ -119,8 +118,7 @@ def test_every_route_is_the_sum_by_hand_in_values_and_gradients(form, name, caus
 def test_values_of_fp64_get_the_term_in_fp64_with_factors_of_fp32(form, name):
     own, pairs = form_map(form), pairs_of(name, True, None, False)
     *read, output = (x.detach().double() for x in tensors_of(own, pairs, POSITIONS[name][3]))
-    (fitted,) = maps_for(SimpleNamespace(maps=lambda: [own]), read[0])
-    found = add_form_term(output, fitted, pairs, tuple(read))
+    found = add_form_term(output, fitted(own, read[0]), pairs, tuple(read))
     exact = replace(own, factors=tuple(factor.double() for factor in own.factors))
     assert_close(found, output + by_hand(exact, pairs, *read))
 

@@ -113,10 +113,10 @@ def test_the_page_draws_all_charts_without_a_request_or_an_error(opened):
 def test_a_table_that_is_wider_than_the_page_says_so(opened):
     page = opened(*made_up_summary())
     page.set_viewport_size({"width": 1320, "height": 800})
-    page.wait_for_function("!document.querySelector('#candidates ~ .scroll').matches('.wide')")
+    appears(page, "#candidates ~ .scroll.wide", 0)
     assert not page.locator(".hint").is_visible()
     page.set_viewport_size({"width": 900, "height": 800})
-    page.wait_for_function("document.querySelector('#candidates ~ .scroll').matches('.wide')")
+    appears(page, "#candidates ~ .scroll.wide")
     assert page.locator(".hint").is_visible()
 
 
@@ -171,7 +171,7 @@ def test_the_menus_change_what_the_charts_show(opened):
     faint = "path[stroke-opacity='0.12'], path[opacity='0.12']"
     assert loss.locator(faint).count() == 0
     loss.locator("select.method").select_option("lora")
-    page.wait_for_function(f'document.querySelectorAll("{faint}").length === {len(METHODS) - 1}')
+    appears(page, faint, len(METHODS) - 1)
     loss.locator("select.which").select_option(label="0.1%")
     appears(page, "[data-drawn=loss-0]")
     assert loss.locator(faint).count() == len(METHODS) - 1
