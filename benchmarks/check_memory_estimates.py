@@ -32,11 +32,11 @@ GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc reads it when a proces
 Setting = tuple[str, int, int, str, str]
 SETTINGS: list[Setting] = [
     *((name, rows, 128, "float32", "off") for name in ("lora", "lorada_la") for rows in (4, 8)),
-    ("lora", 8, 128, "float32", "selective"),
+    ("lora", 8, 128, "float32", "full"),
     ("lmam", 8, 128, "float32", "off"),
     *((name, 4, 128, "float32", "off") for name in ("dora", "prefix", "full")),
     ("lorada_la", 1, 2048, "bfloat16", "off"),
-    ("lorada_la", 1, 2048, "bfloat16", "selective"),
+    ("lorada_la", 1, 2048, "bfloat16", "full"),
 ]
 
 

@@ -18,7 +18,6 @@ answers of both ways are compared. Writes benchmarks/results/generated_answers.j
 docs/performance.md.
 """
 
-import os
 import random
 import statistics
 import time
@@ -27,7 +26,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from library.generated_answers_page import PAGE, show, write_page
@@ -114,8 +112,7 @@ def padded(model: PeftModel, prompts: list[list[int]], settings: Settings) -> Pi
         chosen = order[start : start + settings.batch]
         width = len(prompts[chosen[0]])
         ids = torch.tensor([[PAD] * (width - len(prompts[i])) + prompts[i] for i in chosen])
-        with mock.patch.dict(os.environ), torch.no_grad():
-            os.environ.pop("TRANSFORMERS_SDPA_FORCE_GQA", None)
+        with torch.no_grad():
             out = model.generate(
                 input_ids=ids, attention_mask=(ids != PAD).long(), do_sample=False,
                 max_new_tokens=settings.limit, pad_token_id=PAD,

@@ -12,7 +12,6 @@ learned the same tokens with about the same loss, or they are not compared. All 
 an hour and a half on two quiet cores.
 
     train     LoRA, 8 rows of 48 tokens a step, only the response is learned; beside TRL
-    selective the same with activation_checkpointing=selective; beside TRL as before
     less      the same with activation_checkpointing=full; beside TRL as before
     both      the same with activation_checkpointing=full; beside TRL with gradient checkpointing
     mixed     rows of 16 to 512 tokens, packed by both; beside TRL
@@ -55,7 +54,6 @@ RESULTS = Path(__file__).parent / "results" / "peers.json"
 SHORT, SHORTEST, LONGEST = 48, 16, 512  # tokens of a row
 LOSS_TOLERANCE = 0.05  # the rows come in another order, and bfloat16 rounds
 LORA = ("lora.r=8", "lora.lora_alpha=16", "lora.lora_dropout=0.05")
-SELECTIVE = "activation_checkpointing=selective"
 RECOMPUTED = "activation_checkpointing=full"
 TRAINING = (
     "num_train_epochs=1", "per_device_train_batch_size=8", "learning_rate=1e-3",
@@ -239,7 +237,6 @@ def start(place: Place) -> dict[str, Any]:
 
 ROWS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "train": train,
-    "selective": partial(train, ours=(SELECTIVE,)),
     "less": partial(train, ours=(RECOMPUTED,)),
     "both": partial(train, ours=(RECOMPUTED,), theirs=("--recompute",)),
     "mixed": mixed,

@@ -39,7 +39,6 @@ from transformers import (
 # The shapes in the signatures of the maths are enforced while tests run, not only narrated.
 SHAPED = [
     "lorada.functional.causal",
-    "lorada.functional.content",
     "lorada.functional.distance",
     "lorada.functional.maps",
     "lorada.functional.differential",

@@ -38,9 +38,7 @@ VARIANTS = {
     "behind_a_prefix": {"prefix": 3},
     "no_negative_behind_a_prefix": {"ablation": "no_negative", "prefix": 3},
     "distance": {"form": "distance", "taps": 5},
-    "content": {"form": "content", "heads": 2},
-    "bilinear": {"form": "bilinear", "rank": 2},
-    "content_behind_a_prefix": {"form": "content", "prefix": 3},
+    "distance_behind_a_prefix": {"form": "distance", "prefix": 3},
 }
 GREEDY = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": PAD}
 GREEDY |= {"eos_token_id": None, "bos_token_id": None}
@@ -50,10 +48,8 @@ def adapted(name: str, variant: str, **options) -> PeftModel:
     """A tiny model with a random map; the same weights and map for the same arguments."""
     defaults = {"rank": 2, "length": LENGTH, "inverse_scale": 2.0, "init_weights": False}
     options = {**defaults, **VARIANTS[variant], **options}
-    if "form" in options:  # the paper's map alone has a length, and of the others one has a rank
-        del options["length"]
-        if options["form"] != "bilinear":
-            del options["rank"]
+    if "form" in options:  # the paper's map alone has a length and a rank
+        del options["length"], options["rank"]
     prefix = options.pop("prefix", None)
     config = LmamConfig(**options)
     if prefix is not None:
@@ -282,11 +278,8 @@ CACHE_CELLS = {
 CELLS = {**ENCODER_CELLS, **CACHE_CELLS}
 # The window of the base counts slots, pads included, so there is no exact run to equal.
 NOT_EXACT_IN_THE_BASE = {("mistral", "decoded behind pads on the right")}
-# A prefix is not rotated, so how far a token is from it depends on the position it is given. A map
-# by content reads rotated keys, which depend on it too.
-ABSOLUTE = [
-    v for v, o in VARIANTS.items() if "prefix" in o or o.get("form") in ("content", "bilinear")
-]
+# A prefix is not rotated, so how far a token is from it depends on the position it is given.
+ABSOLUTE = [variant for variant, options in VARIANTS.items() if "prefix" in options]
 MOVED = ["padded on the left", *(cell for cell in CELLS if cell.startswith("positions "))]
 MATRIX = [
     (name, cell, variant)

@@ -46,8 +46,6 @@ SMALL = {
 # The same of a map in a form other than the paper's, which has other settings.
 SMALL_FORMS = {
     "distance": {"taps": 5, "heads": 2},
-    "content": {"heads": 2},
-    "bilinear": {"rank": 2, "heads": 2},
 }
 
 # Models without a single bias, and models that compute attention themselves, without transformers'.
@@ -86,8 +84,6 @@ def refusal(name: str, model: str) -> str | None:
         return r"form='query' reads the queries, and \w+ computes attention itself"
     if "shira" in method.part_names and model == "gpt2":
         return r"PEFT's SHiRA takes nn.Linear only, and .*c_attn of \w+ is a Conv1D"
-    if form_of(method) == "bilinear" and model in ("falcon", "falcon_alibi", "bloom"):
-        return r"form='bilinear' needs the queries, and \w+ computes attention itself"
     known, kind = {*method.parts, *method.unpublished.parts}, family(model)
     if known.isdisjoint((kind, "roberta") if kind == "deberta" else (kind,)) and method.parts:
         return f"{name} has no settings for .* models, only for"

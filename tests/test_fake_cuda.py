@@ -22,15 +22,15 @@ from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
 from transformers import TrainerControl, TrainerState
 
 from lorada import METHODS, LmamConfig
-from lorada.attention import add_term
+from lorada.attention import attend
 from lorada.methods.callbacks import ist, owlore
 from lorada.methods.lookup import method_named
-from lorada.runs.models.labelled_loss import AfterHead, LabelledLoss
+from lorada.runs.models.labelled_loss import LabelledLoss
 from lorada.runs.training.callbacks import refuse_broken_loss
 
-LABELS = "lorada/runs/models/labelled_loss.py:__call__"
+LABELS = "lorada/runs/models/labelled_loss.py:each"
 LOSS = "lorada/runs/training/callbacks.py:refuse_broken_loss"
-RULE = "lorada/attention/visible.py:_follows_rule"
+RULE = "lorada/attention/distance_map.py:_follows_rule"
 RESTARTS = "lorada/attention/locate.py:_restarts"
 PACKED = "lorada/attention/locate.py:_packed_by_restart"
 BUDGET = "peft/tuners/adalora/layer.py:mask_to_budget"
@@ -39,7 +39,7 @@ BUDGET = "peft/tuners/adalora/layer.py:mask_to_budget"
 ALLOWED = {
     LABELS: Allowed("how many tokens have a label is the size of what the head gets"),
     LOSS: Allowed("a loss of NaN must stop the run before the weights change", True),
-    RULE: Allowed("maps by distance and content cost less where the mask hides nothing else", True),
+    RULE: Allowed("maps by distance cost less where the mask hides nothing else", True),
     RESTARTS: Allowed("position_ids may separate packed sequences, each of which has a map", False),
     BUDGET: Allowed("PEFT ranks all ranks of AdaLoRA and saves which are left", 0.0),
 }
@@ -58,7 +58,7 @@ def cases() -> list[tuple[str, str]]:
     routes = {
         "bert": ("lorada_la", "prefix", "houlsby"),
         "deberta_v2": ("lorada_la", "gain_query", *forms),
-        "bart": ("lorada_la", "prefix", "lmam_content"),
+        "bart": ("lorada_la", "prefix", "lmam_distance"),
         "t5": ("lorada_la",),
     }
     return every + [(name, model) for model, names in routes.items() for name in names]
@@ -105,7 +105,7 @@ def loss_of(model: nn.Module, kind: str, given: dict[str, Tensor], own: bool) ->
     """As a run computes it: a decoder's without all logits, unless the model adds to its loss."""
     labelled = with_labels(kind, given)
     if kind == "llama" and not own:
-        return LabelledLoss(model, AfterHead())(model, labelled)[0]
+        return LabelledLoss(model, plain=True)(model, labelled)[0]
     return model(**labelled).loss
 
 
@@ -145,7 +145,7 @@ def train(
 
 
 def reads_of_map(name: str, model: str, padded: bool) -> Counter[str]:
-    """A map by distance or content reads each mask of its model once; BART has two."""
+    """A map by distance reads each mask of its model once; BART has two."""
     has_form = name in METHODS and form_of(method_named(name)) is not None
     return +Counter({RULE: int(has_form and padded) * (2 if model == "bart" else 1)})
 
@@ -238,11 +238,11 @@ MAPS = {
     "at the end": {"length": 6, "align": "end"},
     "raw": {"length": 6, "positions": "raw"},
     **{name: {"length": 6, "ablation": name} for name in ("no_negative", "softmax", "full_rank")},
-    **{name: {"form": name} for name in ("distance", "content", "bilinear")},
+    "distance": {"form": "distance"},
 }
 
 
-UNPADDED = ("long", "no_negative", "distance", "content")
+UNPADDED = ("long", "no_negative", "distance")
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_a_map_works_on_long_rows(form, padded):
     assert gpu.reads == Counter([LABELS, LOSS, *[RULE] * (2 * has_form * padded)])
 
 
-@pytest.mark.parametrize("name", ["lorada_la", "lmam_distance", "lmam_content", "longlora"])
+@pytest.mark.parametrize("name", ["lorada_la", "lmam_distance", "longlora"])
 def test_packed_rows_train(name):
     adapted, plan = placed(name, "llama", inputs("llama"))
     with fake_gpu(ALLOWED_PACKED) as gpu:
@@ -286,14 +286,16 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_attention_is_found(fault, monkeypatch):
-    plain = add_term.term_of_reached
+    plain = attend.map_term
     broken = lambda *given: FAULTS[fault](plain(*given))  # noqa: E731
-    monkeypatch.setattr(add_term, "term_of_reached", broken)
+    monkeypatch.setattr(attend, "map_term", broken)
     model = get_peft_model(TINY["llama"](), lmam()).eval()
     error = FakeTensorDeviceMismatchError if fault == "a CPU tensor" else HostRead
     with fake_gpu(ALLOWED):
         move(model)
-        with pytest.raises(error, match=None if fault == "a CPU tensor" else "add_term.py:_term"):
+        with pytest.raises(
+            error, match=None if fault == "a CPU tensor" else "add_term.py:add_term"
+        ):
             answer(model, batch("llama", padded=True))
 
 

@@ -13,11 +13,6 @@ SIDES = {"trl": "TRL", "lm_eval": "lm-eval", "float32": "float32"}
 # By row: what it is, the side that lorada is measured beside, and the most that a figure may be.
 LIMITS: dict[str, tuple[str, str, dict[str, float]]] = {
     "train": ("LoRA, 8 rows of 48 tokens a step", "trl", {"time": 0.75, "memory": 0.60}),
-    "selective": (
-        "the same, `activation_checkpointing=selective`",
-        "trl",
-        {"time": 0.75, "memory": 0.60},
-    ),
     "less": ("the same, `activation_checkpointing=full`", "trl", {"time": 0.75, "memory": 0.60}),
     "both": ("the same, and TRL with gradient checkpointing", "trl", {}),
     "mixed": ("LoRA, packed rows of 16 to 512 tokens", "trl", {"time": 0.80, "memory": 0.70}),

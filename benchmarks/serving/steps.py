@@ -1,13 +1,12 @@
-"""Times each step of `lorada serve`'s batches in two ways, in turns, and writes docs/serve.md.
+"""Times each step of `lorada serve`'s batches with and without the map, and writes docs/serve.md.
 
-    python benchmarks/serving/steps.py FOLDER [--rounds 3] [--of "the map"]
+    python benchmarks/serving/steps.py FOLDER [--rounds 3]
 
 FOLDER is that of run.py, and its LoRaDA-LA is what runs: the model, the batching and the settings
-of the server, without HTTP. Every step is computed three times from the same tokens, without
-something, with it, and without it, so that whatever else the machine does meets both. That
-something is the map, or attention in parts. A round's ratio is the time of all steps without it
-(the mean of two) over the time with it; its noise is the time of all first steps over that of all
-third ones. With --of, the figures of the other one stay.
+of the server, without HTTP. Every step is computed three times from the same tokens, without the
+map, with it, and without it, so that whatever else the machine does meets both. A round's ratio is
+the time of all steps without it (the mean of two) over the time with it; its noise is the time of
+all first steps over that of all third ones.
 """
 
 import argparse
@@ -28,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from library.page import markdown_table, write_marked
 from serving.load import Load
 
-from lorada.attention import packed_attention
 from lorada.runs.folder.result import hardware
 from lorada.runs.inference.load import load_run
 from lorada.runs.serving.batched import PAGE, PASS
@@ -47,13 +45,13 @@ LOADS = {
     "32 requests": Load(32, 32, **SHORT),
     "the load of the table above": Load(16, 8),
 }
-MAP, PARTS = "the map", "attention in parts"
+MAP = "the map"
 Switch = Callable[[bool], None]
 Round = dict[str, float]  # "ratio", "noise", and "tokens_per_second" with it
 
 
 class InTurns(AdapterView):
-    """A model that computes each pass three times: without something, with it, without it."""
+    """A model that computes each pass three times: without the map, with it, without it."""
 
     def __init__(self, shared: SharedModel, key: str, switch: Switch) -> None:
         super().__init__(shared, key)
@@ -75,22 +73,17 @@ def main() -> None:
     keep_freed_memory()  # as the command does
     shared = SharedModel(load_run(given.folder / "lorada_la").model)
     maps = [module for module in shared.base.modules() if isinstance(module, LmamLayer)]
-    switches = {MAP: _map_switch(maps), PARTS: _parts_switch()}
-    found: dict[str, dict[str, list[Round]]] = {}
-    if set(given.of) < set(switches) and given.results.is_file():
-        found = json.loads(given.results.read_text())["rounds"]
-    found |= {what: {name: [] for name in LOADS} for what in given.of}
+    switch = _map_switch(maps)
+    found: dict[str, list[Round]] = {name: [] for name in LOADS}
     with torch.no_grad():
         _round(InTurns(shared, "default", lambda on: None), LOADS["8 requests"], 0)  # makes caches
         for number in range(given.rounds):
-            for what in given.of:
-                switch = switches[what]
-                for name, load in LOADS.items():
-                    measured = _round(InTurns(shared, "default", switch), load, number)
-                    found[what][name].append(measured)
-                    print(f"round {number + 1}, {what}, {name}: {measured}", flush=True)
-                switch(True)
-            results = {"hardware": hardware(), "rounds": found}
+            for name, load in LOADS.items():
+                measured = _round(InTurns(shared, "default", switch), load, number)
+                found[name].append(measured)
+                print(f"round {number + 1}, {name}: {measured}", flush=True)
+            switch(True)
+            results = {"hardware": hardware(), "rounds": {MAP: found}}
             write_atomic(given.results, json_text(results))
     write_marked(given.page, "serving/steps.py", page(json.loads(given.results.read_text())))
 
@@ -98,7 +91,6 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--of", nargs="+", choices=(MAP, PARTS), default=[MAP, PARTS])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=DOCS)
@@ -109,16 +101,6 @@ def _map_switch(maps: list[LmamLayer]) -> Switch:
     def switch(on: bool) -> None:
         for layer in maps:
             layer.enable_adapters(on)
-
-    return switch
-
-
-def _parts_switch() -> Switch:
-    usual = packed_attention.packed_parts
-
-    def switch(on: bool) -> None:
-        packed_attention.packed_parts = usual if on else lambda *_: None
-        packed_attention._plans = ()
 
     return switch
 
@@ -158,22 +140,20 @@ def _round(model: InTurns, load: Load, seed: int) -> Round:
 
 
 def page(results: dict) -> str:
-    """A table of the loads for each of the two."""
-    machine, texts = results["hardware"], []
-    for what, loads in results["rounds"].items():
-        header = ["load", f"time without {what} over with it", "noise", "tokens/s with it"]
-        lines = [
-            [name, *(_spread([one[each] for one in rounds]) for each in ("ratio", "noise")),
-             f"{median(one['tokens_per_second'] for one in rounds):.1f}"]
-            for name, rounds in loads.items()
-        ]  # fmt: skip
-        texts.append(markdown_table(header, lines))
+    """A table of the loads."""
+    machine, loads = results["hardware"], results["rounds"][MAP]
+    header = ["load", f"time without {MAP} over with it", "noise", "tokens/s with it"]
+    lines = [
+        [name, *(_spread([one[each] for one in rounds]) for each in ("ratio", "noise")),
+         f"{median(one['tokens_per_second'] for one in rounds):.1f}"]
+        for name, rounds in loads.items()
+    ]  # fmt: skip
     rounds = len(next(iter(loads.values())))
-    tables = "\n\n".join(texts)
     return (
         f"\nSmolLM2-135M with LoRaDA-LA, fp32, {machine['cpu']}, {machine['cores']} cores, "
         f"{rounds} rounds; 1, 8 and 32 requests have prompts of {SHORT['read'][0]} tokens and "
-        f"answers of {SHORT['write'][0]}, all under the map.\n\n{tables}\n\n"
+        f"answers of {SHORT['write'][0]}, all under the map.\n\n"
+        f"{markdown_table(header, lines)}\n\n"
     )
 
 

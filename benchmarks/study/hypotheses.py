@@ -11,7 +11,7 @@ from lorada.report.comparison.statistics import ALPHA, holm, paired_p
 Found = dict[str, dict[str, Candidate]]
 Pair = tuple[str, str, str]  # rows, the method that should be better, the other
 
-ALONE = ("lmam_distance", "lmam_content", "lmam_bilinear", "gain", "gain_query")
+ALONE = ("lmam_distance", "gain", "gain_query")
 MOVES = ("syllogism", "syllogism8", "syllogism32")
 
 

@@ -11,8 +11,7 @@ from lorada.report.comparison.read import Candidate
 
 BINS = ((5, 8), (9, 12), (13, 18), (19, 99))  # words
 SHOWN = (
-    HEAD, PRINTED, SMALL, "lmam_distance", "lmam_content", LORA,
-    PRINTED_ON_LORA,
+    HEAD, PRINTED, SMALL, "lmam_distance", LORA, PRINTED_ON_LORA,
 )  # fmt: skip
 
 

@@ -25,11 +25,9 @@ PRINTED_ON_LORA = f"lora+lmam:{LORA_1}:{MAP}"
 
 FORMS = (
     HEAD, LORA, LORA_4, SMALL, PRINTED,
-    "lmam_distance", "lmam_content", "lmam_bilinear", "gain", "gain_query",
+    "lmam_distance", "gain", "gain_query",
     PRINTED_ON_LORA,
-    f"lora+lmam_distance:{LORA_1}", f"lora+lmam_content:{LORA_1}",
-    "lora+lmam_bilinear:lora.r=1:lora_alpha=2", f"lora+gain:{LORA_1}",
-    f"lora+gain_query:{LORA_1}",
+    f"lora+lmam_distance:{LORA_1}", f"lora+gain:{LORA_1}", f"lora+gain_query:{LORA_1}",
 )  # fmt: skip
 ABLATIONS = tuple(
     f"{PRINTED}:ablation={name}" for name in ("full_rank", "no_negative", "softmax", "no_position")

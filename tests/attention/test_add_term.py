@@ -1,6 +1,7 @@
 """``add_term`` against a sum over pairs of tokens, and what it keeps for the backward pass."""
 
 from dataclasses import is_dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lorada.attention.add_term import add_term
+from lorada.attention import add_term as adding
+from lorada.attention.add_term import Term
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import CallShape
 from lorada.attention.dense_map import expand_map
 from lorada.attention.map_term import map_term
-from lorada.attention.positions import NO_TOKEN, TokenSpan, TokenTable
+from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
+from lorada.attention.under_map import find_under_map
 from lorada.experiments.table3_memory import kept_bytes
 from lorada.functional import causal as causal_product
 from lorada.functional.maps import SOFTMAXES, add_map_reference
@@ -46,13 +49,13 @@ PACKED = TokenTable(torch.tensor([[*range(5), *range(7)]]), torch.tensor([[*rang
                     2, OWNER, OWNER)  # fmt: skip
 # By name: where the tokens are, how many queries, keys and samples there are.
 POSITIONS = {
-    "whole": (TokenSpan(0, 12, 0, 0), 12, 12, 2),
-    "shorter than the map": (TokenSpan(0, 6, 0, 0), 6, 6, 2),
-    "on the end": (TokenSpan(0, 12, 12 - LENGTH, 0), 12, 12, 2),
-    "shorter than the map, on the end": (TokenSpan(0, 6, 6 - LENGTH, 0), 6, 6, 2),
-    "a chunk behind a cache": (TokenSpan(0, 7, 0, 4), 3, 7, 2),
-    "a static cache": (TokenSpan(0, 7, 0, 0), 7, 12, 2),
-    "one token": (TokenSpan(0, 5, 0, 4), 1, 5, 2),
+    "whole": (TokenSpan(12, 0, 0), 12, 12, 2),
+    "shorter than the map": (TokenSpan(6, 0, 0), 6, 6, 2),
+    "on the end": (TokenSpan(12, 12 - LENGTH, 0), 12, 12, 2),
+    "shorter than the map, on the end": (TokenSpan(6, 6 - LENGTH, 0), 6, 6, 2),
+    "a chunk behind a cache": (TokenSpan(7, 0, 4), 3, 7, 2),
+    "a static cache": (TokenSpan(7, 0, 0), 7, 12, 2),
+    "one token": (TokenSpan(5, 0, 4), 1, 5, 2),
     "padded": (PADDED, 12, 12, 2),
     "padded, long": (table([None, *range(19)], [*range(17), *[None] * 3]), 20, 20, 2),
     "padded, long, nothing but pads": (table([*range(20)], [None] * 20), 20, 20, 2),
@@ -80,6 +83,20 @@ POSITIONS = {
     "padded, past the map": (table([None, *range(10)], [*range(11)], queries=1), 1, 11, 2),
     "packed": (PACKED, 12, 12, 1),
 }
+
+
+def term_of(
+    own: AttentionMap, positions: TokenPositions, shape: CallShape, value: Tensor
+) -> Term | None:
+    """The term of a map whose tokens are at these positions."""
+    under = find_under_map(positions, own.length, own.align, shape, value)
+    return under and Term(partial(map_term, own, under, shape), under.queries)
+
+
+def add_term(output: Tensor, *given) -> Tensor:
+    """``output`` plus ``term_of`` what is given."""
+    term = term_of(*given)
+    return output if term is None else adding.add_term(output, term, given[-1])
 
 
 def call(name: str, *, causal: bool = True, window: int | None = None, dtype=torch.float32):
@@ -143,14 +160,6 @@ def test_values_and_gradients_are_those_of_a_sum_over_pairs(
         assert_close(gradient, right)
 
 
-@pytest.mark.parametrize("name", POSITIONS)
-def test_the_term_alone_is_what_is_added(name):
-    positions, shape, value, output = call(name)
-    held = attention_map()
-    term = map_term(held, positions, shape, value)
-    assert_close(add_term(output, held, positions, shape, value), output + term)
-
-
 @pytest.mark.fp64(False)
 @pytest.mark.parametrize("name", ["whole", "padded", "padded, long", "shorter than the map"])
 def test_the_sum_is_rounded_once(name):
@@ -169,6 +178,18 @@ def test_the_sum_is_rounded_once(name):
         assert ((found - exact).abs() <= allowed).all()
     found.sum().backward()
     assert value.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.fp64(False)
+@pytest.mark.parametrize("ablation", [None, "full_rank"])
+@pytest.mark.parametrize("name", ["whole", "padded", "padded, a token"])
+def test_the_term_of_a_model_in_fp64_is_computed_in_fp64(name, ablation):
+    positions, shape, value, output = call(name, dtype=torch.float64)
+    held = attention_map(ablation)  # in fp32, as adapters are
+    found = add_term(output, held, positions, shape, value)
+    with torch.no_grad(), in_double():
+        exact = replace(held, factors=tuple(factor.double() for factor in held.factors))
+        assert_close(found, output + by_hand(exact, positions, shape, value))
 
 
 @pytest.mark.parametrize("name", ["whole", "padded", "padded, long"])
@@ -240,6 +261,8 @@ def tensors_in(thing) -> list[Tensor]:
     """All tensors that an object, its fields and their items lead to."""
     if isinstance(thing, Tensor):
         return [thing]
+    if isinstance(thing, partial):
+        thing = [*thing.args, thing.keywords]
     if is_dataclass(thing):
         thing = vars(thing)
     if isinstance(thing, dict):
@@ -249,18 +272,22 @@ def tensors_in(thing) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", POSITIONS)
 def test_what_autograd_does_not_see_is_kept_of_nothing_but_where_the_tokens_are(name):
-    positions, shape, value, output = call(name)
-    found = add_term(output, attention_map(), positions, shape, value)
-    kept = tensors_in(found.grad_fn.rest)
-    known = {id(x) for x in tensors_in(positions)}
-    assert {id(x) for x in kept} <= known
-    assert not any(x.is_floating_point() for x in kept)
+    positions, shape, value, _ = call(name)
+    held = attention_map()
+    kept = tensors_in(vars(term_of(held, positions, shape, value)))
+    floating = [x for x in kept if x.is_floating_point()]
+    assert {id(x) for x in floating} == {id(x) for x in held.factors}
+    # Of each key and query a number, and booleans between the queries and the map.
+    most = len(value) * max(shape.keys, 2 * LENGTH)
+    assert all(
+        x.numel() <= most or x.dtype == torch.bool for x in kept if not x.is_floating_point()
+    )
 
 
 def test_past_the_map_the_output_itself_comes_back():
     shape = CallShape(1, LENGTH + 1, HEADS, True, None)
     _, _, value, output = call("one token")
-    positions = TokenSpan(0, LENGTH + 1, 0, LENGTH)
+    positions = TokenSpan(LENGTH + 1, 0, LENGTH)
     assert add_term(output, attention_map(), positions, shape, value) is output
 
 
@@ -298,14 +325,14 @@ def test_nothing_is_allocated_beyond_the_map_but_the_sum():
     whole = {output.numel(), value.numel()}
     # The copy, and the same memory again as what the scattering into it returns.
     assert [size for size in sizes if size >= min(whole)] == [output.numel()] * 2
-    assert_close(result, output + map_term(own, positions, shape, value))
+    assert_close(result, output + by_hand(own, positions, shape, value))
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_last_product_is_not_taken_again_for_its_gradients(causal):
     factors = torch.randn(4, 128, 2, requires_grad=True), torch.randn(4, 2, 128, requires_grad=True)
     held = AttentionMap(factors, 1.0, "start", "token", None)
-    shape, positions = CallShape(128, 128, 4, causal, None), TokenSpan(0, 128, 0, 0)
+    shape, positions = CallShape(128, 128, 4, causal, None), TokenSpan(128, 0, 0)
     value = torch.randn(2, 2, 128, 16, requires_grad=True)
     with FlopCounterMode(display=False) as forward:
         result = add_term(torch.randn(2, 128, 4, 16), held, positions, shape, value)
@@ -321,8 +348,9 @@ def test_a_token_behind_pads_costs_one_row_of_the_map():
     held = attention_map()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         add_term(output, held, positions, shape, value)
-    # A row for each map head and sample; sums of values are not counted.
-    assert counter.get_total_flops() == 2 * 2 * LENGTH * 2 * 2
+    # For each sample a row of each map, of rank 2, and its product with the values for each head.
+    row, product = 2 * 2 * LENGTH * 2, HEADS * 2 * LENGTH * WIDTH
+    assert counter.get_total_flops() == 2 * (row + product)
 
 
 def test_transforms_of_functions_pass():
@@ -355,7 +383,7 @@ def test_nothing_that_grows_with_the_batch_or_the_sequence_is_kept(batch, tokens
     held = AttentionMap(factors, 2.0, "start", "token", None)
     value = torch.randn(batch, 8, tokens, 16, requires_grad=True)
     output = torch.randn(batch, tokens, 32, 16, requires_grad=True)
-    positions = TokenSpan(0, tokens, 0, 0)
+    positions = TokenSpan(tokens, 0, 0)
     if padded:
         columns = torch.arange(tokens).expand(batch, -1) - torch.arange(batch)[:, None]
         columns = torch.where(columns < 0, NO_TOKEN, columns)
@@ -366,7 +394,7 @@ def test_nothing_that_grows_with_the_batch_or_the_sequence_is_kept(batch, tokens
         return add_term(output, held, positions, shape, value)
 
     def plain():
-        return output + map_term(held, positions, shape, value)
+        return term_of(held, positions, shape, value).compute(value)
 
     assert kept_bytes(fast, [*factors, value]) == 0
     assert kept_bytes(plain, [*factors, value]) > 4 * sum(x.nbytes for x in factors)

@@ -114,8 +114,8 @@ def locate(
         ForwardInputs(tokens_so_far=seen),
         {"position_ids": position_ids, "cu_seq_lens_q": by_query, "cu_seq_lens_k": by_key},
     )
-    end = length if align == "end" else None
-    return locating.locate(call, raw=positions == "raw", end=end)
+    found = locating.locate(call, raw=positions == "raw")
+    return found.at_end(length) if align == "end" else found
 
 
 def padded(left: int, tokens: int, right: int) -> list[Token]:
@@ -198,8 +198,9 @@ def check(
     )  # fmt: skip
     batch = len(scene.rows)
     table = span.table(scene.queries, scene.key_len, CPU)
+    slots = table.key_slots(length)
     for (index, inside), twin in (
-        (table.key_slots(length), scene.keys_of_map),
+        ((slots.index, slots.real), scene.keys_of_map),
         (table.query_rows(length), scene.rows_of_map),
     ):
         found = torch.where(inside, index, -1).expand(batch, -1).tolist()
@@ -280,9 +281,9 @@ def test_raw_positions_count_slots_and_take_pads_for_tokens(mask):
     position_ids = None if mask is None else torch.tensor([[1, 1, 0, 1, 2]])  # 1 for pads
     span = locate(5, 5, mask, position_ids, length=3, positions="raw")
     table = span.table(5, 5, CPU)
-    slots, inside = table.key_slots(3)
-    assert slots.tolist() == [[0, 1, 2]]
-    assert inside.all()
+    slots = table.key_slots(3)
+    assert slots.index.tolist() == [[0, 1, 2]]
+    assert slots.real.all()
     assert table.real_queries().all()
 
 
@@ -337,8 +338,8 @@ def check_packed(table, keys: list[tuple], queries: list[tuple], length: int, al
     def place(at):
         return at[1] - (counts[at[0]] - length if align == "end" else 0)
 
-    slots, inside = table.key_slots(length)
-    found = torch.where(inside, slots, -1)[0].tolist()
+    slots = table.key_slots(length)
+    found = torch.where(slots.real, slots.index, -1)[0].tolist()
     expected = [-1] * (table.sequences * length)
     for slot, at in enumerate(keys):
         if at is not None and 0 <= place(at) < length:

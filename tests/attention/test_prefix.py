@@ -12,8 +12,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
 from lorada.attention.interface import dispatches
-from lorada.attention.layer_maps import layer_maps
 from lorada.attention.observation import observe
+from lorada.tuners.layer_maps import layer_maps
 from lorada.tuners.prefix import PrefixLayer
 
 pytestmark = pytest.mark.fp64

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import measure_data_preparation as prepare
 import pytest
 
-from lorada.runs.data.token_cache import LEAST
+from lorada.runs.data.dataset import LEAST
 from lorada.tasks.commonsense import MIX
 
 QUESTION = "Please answer the following question with true or false, question: is {} an odd number?"
@@ -47,5 +47,5 @@ def test_the_second_preparation_is_as_cold_as_the_first(tmp_path, monkeypatch):
                 }  # fmt: skip
                 file.write(json.dumps(row) + "\n")
         assert prepare.prepare_in_process(str(tmp_path / name), PROTOCOL)["rows"] == count
-        assert len(list((tmp_path / name / "cache" / "lorada").iterdir())) == 1
+        assert len(list((tmp_path / name / "cache" / "lorada").glob("*.arrow"))) == 1
     assert not users.exists()

@@ -101,8 +101,8 @@ def test_a_comparison_at_one_rate_does_not_stand_for_the_one_that_chose(study, t
 
 def test_the_tables_name_what_is_better_and_what_is_worse(study):
     run, page = study("run"), study("page")
-    levels = {run.PRINTED: 0.7, "lmam_distance": 0.9, "lmam_content": 0.4, "gain": 0.7}
+    levels = {run.PRINTED: 0.7, "lmam_distance": 0.9, "gain_query": 0.4, "gain": 0.7}
     methods = {m: candidate(m, level, i) for i, (m, level) in enumerate(levels.items())}
     lines = list(study("hypotheses").tables({"syllogism": methods}, page.title))
     found = {line.split(" | ")[1]: line.rsplit("|", 2)[1].strip() for line in lines if "`" in line}
-    assert found == {"map by distance": "**better**", "map by content": "**worse**", "gains": ""}
+    assert found == {"map by distance": "**better**", "gains by query": "**worse**", "gains": ""}

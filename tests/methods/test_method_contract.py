@@ -80,10 +80,8 @@ def lora(part, model: str) -> int:
 
 def lmam(part, model: str) -> int:
     stacks = len(part.stacks or "ed") if model in ENCODER_DECODERS else 1
-    if part.form != "position":
-        heads, d = part.heads, D // HEADS
-        numbers = {"distance": part.taps, "content": d + 1, "bilinear": 2 * d * part.rank}
-        return stacks * LAYERS * heads * numbers[part.form]
+    if part.form == "distance":
+        return stacks * LAYERS * part.heads * part.taps
     n = part.length
     one = HEADS * n * n if part.ablation == "full_rank" else 2 * part.heads * n * part.rank
     return stacks * LAYERS * one

@@ -60,7 +60,7 @@ def test_a_sum_has_the_smallest_rate_of_its_methods():
 def test_a_map_on_top_leaves_the_rate_of_the_method_as_it_is():
     assert default_rate("lmam") == 5e-3
     assert default_rate("prefix+lmam") == default_rate("prefix") == 3e-2
-    assert default_rate("prefix+lmam_content") == 3e-2
+    assert default_rate("prefix+lmam_distance") == 3e-2
 
 
 def test_a_method_without_an_entry_has_the_default_of_lorada_train():

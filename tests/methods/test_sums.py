@@ -26,13 +26,19 @@ def test_a_sum_trains_and_loads_as_it_was_saved(name, model, tmp_path):
 
 
 def test_a_map_in_another_form_may_be_in_a_sum_once():
-    parts = build_method("lora+lmam_content", LLAMA).config.parts
+    parts = build_method("lora+lmam_distance", LLAMA).config.parts
     assert [part.peft_type for part in parts] == ["LORA", "LMAM"]
-    assert parts[1].form == "content"
-    with pytest.raises(ValueError, match="lmam_distance and lmam_content each bring a lmam part"):
-        method_named("lmam_distance+lmam_content")
-    with pytest.raises(ValueError, match="lmam_content cannot take a map on top"):
-        method_named("lmam_content+lmam")
+    assert parts[1].form == "distance"
+    with pytest.raises(ValueError, match="fmam and lmam_distance each bring a lmam part"):
+        method_named("fmam+lmam_distance")
+    with pytest.raises(ValueError, match="lmam_distance cannot take a map on top"):
+        method_named("lmam_distance+lmam")
+
+
+@pytest.mark.parametrize("name", ["lmam_content", "lora+lmam_bilinear", "lmam_content+lmam"])
+def test_a_method_of_earlier_versions_is_refused_with_what_took_its_place(name):
+    with pytest.raises(ValueError, match=r"method lmam_.* is gone: .* gain_query .* 356e9c1"):
+        method_named(name)
 
 
 def test_the_parts_are_stacked_in_order_with_the_map_first():

@@ -24,7 +24,7 @@ WRITES = {
     "compare": "comparison/report.html",
     "cluster": None,
     "explore": "explanation.html",
-    "forms": "my-map/bilinear/adapter_model.safetensors",
+    "forms": "my-map/adapter_model.safetensors",
 }
 
 

@@ -9,7 +9,6 @@ from folders import TURNS, bart_folder, bert_folder, byte_tokenizer, llama_folde
 from peft import PeftModel
 from trained import train_once
 
-from lorada.attention.layer_maps import layer_maps, ratio_of, squared_norms
 from lorada.attention.observation import observe
 from lorada.runs.inference.answer_text import AnswerText
 from lorada.runs.inference.chat import open_chat
@@ -17,6 +16,7 @@ from lorada.runs.inference.generate import continue_prompts
 from lorada.runs.inference.load import load_run
 from lorada.runs.inference.stream import _Pieces, stream
 from lorada.tasks.tokenize import prompt_of
+from lorada.tuners.layer_maps import layer_maps, ratio_of, squared_norms
 
 LABELS = [{"text": "ab" * (i % 3 + 1), "label": "yn"[i % 2]} for i in range(8)]
 SETTINGS = ["max_steps=2", "learning_rate=0.1", "report_to=[]", "max_length=32", "max_new_tokens=8"]

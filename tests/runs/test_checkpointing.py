@@ -1,23 +1,22 @@
-"""``activation_checkpointing``: the same losses and gradients, and when ``auto`` takes it."""
+"""``activation_checkpointing``: the same losses and gradients, and when ``auto`` takes ``full``."""
 
 import json
+from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
 from conftest import assert_close
 from folders import ROWS, llama_folder, mistral_folder, rows_file
 from safetensors.torch import load_file
 from test_train import with_callback
-from transformers import TrainerCallback
+from transformers import GPT2Config, LlamaConfig, TrainerCallback
 
 from lorada.experiments.compare.measure import measure_steps
-from lorada.runs.prepare import prepare_training
+from lorada.methods import meta_model
 from lorada.runs.recipe import load_recipe
-from lorada.runs.training import checkpointing
-from lorada.runs.training.checkpointing import choose, decided, free_memory
+from lorada.runs.training import setup
+from lorada.runs.training.checkpointing import recomputes
 from lorada.runs.training.train import train
-from lorada.runs.training.training_memory import training_memory
 
 SETTINGS = ["per_device_train_batch_size=4", "max_length=32", "report_to=[]", "logging_steps=1"]
 # Without dropout, whose random numbers are others in fp64.
@@ -32,30 +31,17 @@ def llama(tmp_path_factory):
 
 @pytest.fixture
 def asked(llama, tmp_path):
-    def make(setting, *overrides, rows=ROWS, method="lorada_la"):
+    def make(setting, *overrides, rows=ROWS, method="lorada_la", model=llama):
         data = rows_file(tmp_path / "rows.jsonl", rows)
         words = [f"activation_checkpointing={setting}", *SETTINGS, *overrides]
-        options = {"method": method, "model": llama, "data": str(data)}
+        options = {"method": method, "model": model, "data": str(data)}
         return load_recipe(None, words, {**options, "output": str(tmp_path / f"run-{setting}")})
 
     return make
 
 
-def with_free(monkeypatch, size):
-    monkeypatch.setattr(checkpointing, "free_memory", lambda training: int(size))
-
-
-def setting_of(model):
-    """The ``activation_checkpointing`` with which a model is set up."""
-    if model.is_gradient_checkpointing:
-        return "full"
-    hooks = [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
-    owners = {type(getattr(hook, "__self__", None)).__module__ for hook in hooks}
-    return "selective" if "lorada.runs.training.selective" in owners else "off"
-
-
 class KeepGradients(TrainerCallback):
-    """Keeps the gradients of each step, and which activations the model computed again."""
+    """Keeps the gradients of each step, and whether the model computed activations again."""
 
     def __init__(self):
         self.steps, self.recomputes = [], set()
@@ -64,7 +50,7 @@ class KeepGradients(TrainerCallback):
         self.steps.append(
             {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         )
-        self.recomputes.add(setting_of(model))
+        self.recomputes.add(model.is_gradient_checkpointing)
         assert not (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
 
 
@@ -73,34 +59,37 @@ def trained(recipe):
     return train(recipe, quiet=True, callbacks=[kept]).result, kept
 
 
-@pytest.mark.fp64
-@pytest.mark.parametrize("setting", ["selective", "full"])
-def test_losses_and_gradients_are_those_of_off(asked, setting):
-    plain, expected = trained(asked("off", *PLAIN, "dtype=float64"))
-    again, found = trained(asked(setting, *PLAIN, "dtype=float64"))
-    assert (expected.recomputes, found.recomputes) == ({"off"}, {setting})
+def check_same(asked, *settings, rows=ROWS, same=assert_close):
+    plain, expected = trained(asked("off", *PLAIN, *settings, rows=rows))
+    again, found = trained(asked("full", *PLAIN, *settings, rows=rows))
+    assert (expected.recomputes, found.recomputes) == ({False}, {True})
     losses = [torch.tensor([e["loss"] for e in r["history"]]) for r in (plain, again)]
-    assert_close(losses[1], losses[0])
+    same(losses[1], losses[0])
     for step, other in zip(found.steps, expected.steps, strict=True):
         assert step.keys() == other.keys()
         for name, gradient in other.items():
-            assert_close(step[name], gradient)
+            same(step[name], gradient)
+
+
+def assert_equal(found, expected):
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.fp64
-def test_candidates_behind_a_shared_prompt_are_learned_the_same(asked):
+def test_losses_and_gradients_are_those_of_off(asked):
+    check_same(asked, "dtype=float64")
+
+
+@pytest.mark.fp64
+def test_candidates_are_learned_the_same(asked):
     rows = [
         {"prompt": f"a b {letter}", "candidates": [" c", " d e"], "answer": 1} for letter in "abcd"
     ]
-    off, selective = (
-        trained(asked(setting, *PLAIN, "dtype=float64", rows=rows))[1]
-        for setting in ("off", "selective")
-    )
-    assert selective.recomputes == {"selective"}
-    for step, other in zip(selective.steps, off.steps, strict=True):
-        assert step.keys() == other.keys()
-        for name, gradient in other.items():
-            assert torch.equal(step[name], gradient)
+    check_same(asked, "dtype=float64", rows=rows)
+
+
+def test_in_bfloat16_layers_that_run_again_compute_what_they_did(asked):
+    check_same(asked, "dtype=bfloat16", same=assert_equal)
 
 
 @pytest.mark.fp64
@@ -128,144 +117,117 @@ def test_candidates_are_learned_the_same_with_dropout_where_layers_run_again(
 
 
 @pytest.fixture
-def computed(monkeypatch):
-    """Steps whose memory was computed, by setting, length and sequences; none is computed twice."""
-    found = {}
+def on(monkeypatch):
+    """Makes this a machine with an accelerator, or without one."""
 
-    def once(recipe, sequences=None):
-        step = recipe.activation_checkpointing, recipe.max_length, sequences
-        found[step] = found.get(step) or training_memory(recipe, sequences)
-        return found[step]
+    def set_device(kind):
+        device = None if kind is None else SimpleNamespace(type=kind)
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: device is not None)
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: device)
 
-    monkeypatch.setattr(checkpointing, "training_memory", once)
-    return found
+    return set_device
 
 
-def test_auto_computes_again_where_a_step_would_not_fit(asked, computed, monkeypatch, caplog):
-    recipe = asked("auto", *PLAIN)
-    off, selective, full = choose(prepare_training(recipe)).sizes.values()
-    assert [setting for setting, *_ in computed] == ["off", "selective", "full"]
-    assert full < selective < 0.9 * off
-    for size, larger, smaller in ((off, "off", "selective"), (selective, "selective", "full")):
-        for more, chosen in ((8, larger), (-8, smaller)):
-            with_free(monkeypatch, size / checkpointing.ROOM + more)
-            assert decided(prepare_training(recipe)).checkpointing == chosen
-    free = (selective + full) / 2 / checkpointing.ROOM
-    with_free(monkeypatch, free)
-    caplog.clear()
-    result, kept = trained(recipe)
-    assert kept.recomputes == {"full"}
-    assert result["recipe"]["activation_checkpointing"] == "auto"  # what was asked
-    (line,) = (m for m in caplog.messages if "activation" in m)
-    numbers = [f"{size / 2**30:.2f} GiB" for size in (off, selective, full, free)]
-    assert line == (
-        f"activation_checkpointing=auto takes full: a step needs {numbers[0]} with off, "
-        f"{numbers[1]} with selective, {numbers[2]} with full, "
-        f"and may take 60% of {numbers[3]} free"
-    )
+SMALL = LlamaConfig(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    max_position_embeddings=4096, vocab_size=96,
+)  # fmt: skip
+LARGE = LlamaConfig(hidden_size=2048, intermediate_size=8192, num_hidden_layers=24)
 
 
-@pytest.mark.slow
-def test_auto_computes_nothing_again_where_there_is_room(asked, monkeypatch, caplog):
-    with_free(monkeypatch, 2**40)
-    _, kept = trained(asked("auto", *PLAIN))
-    assert kept.recomputes == {"off"}
-    assert "activation_checkpointing=auto takes off: a step needs" in caplog.text
+@pytest.mark.parametrize(
+    ("device", "config", "length", "full"),
+    [
+        (None, LARGE, 4096, False),
+        ("mps", LARGE, 4096, False),
+        ("cuda", LARGE, 64, True),
+        ("xpu", LARGE, 64, True),
+        ("cuda", SMALL, 1024, False),
+        ("cuda", SMALL, 1025, True),
+        ("cuda", GPT2Config(n_positions=512, n_layer=1, n_embd=32, n_head=2), 1025, False),
+    ],
+)
+def test_auto_takes_full_on_an_accelerator_for_large_models_and_long_rows(
+    asked, on, device, config, length, full
+):
+    on(device)
+    assert recomputes(asked("auto", f"max_length={length}"), config) == full
+    assert recomputes(asked("full"), config)
+    assert not recomputes(asked("off", f"max_length={length}"), config)
 
 
-@pytest.mark.slow
-def test_it_is_said_where_even_full_may_not_fit(asked, monkeypatch):
-    with_free(monkeypatch, 1000)
-    line = choose(prepare_training(asked("auto"))).line
-    assert "auto takes full" in line
-    assert line.endswith("; that may not be enough: take smaller batches or a smaller max_length")
+def test_auto_is_the_default_and_leaves_out_what_cannot_be(asked, on, llama, monkeypatch):
+    assert load_recipe(None, [], {"model": llama, "output": "-"}).activation_checkpointing == "auto"
+    on("cuda")
+    assert not recomputes(asked("auto", "use_cpu=true"), LARGE)
+    for name in ("gradient_checkpointing", "activation_checkpointing"):
+        assert not recomputes(asked("auto", f"training.{name}=false"), LARGE)
+    assert recomputes(asked("auto"), LARGE)
+    kind = type(meta_model.meta_model(LARGE))
+    monkeypatch.setattr(kind, "supports_gradient_checkpointing", False)
+    assert not recomputes(asked("auto"), LARGE)
 
 
-def test_memory_that_cannot_be_computed_is_said_and_leaves_it_off(asked, monkeypatch, caplog):
-    with_free(monkeypatch, 0)
-    recipe = asked("auto", "r=1", method="shira")
-    assert decided(prepare_training(recipe)).checkpointing == "off"
-    assert caplog.messages[-1] == (
-        "activation_checkpointing=auto takes off: the memory of a step cannot be computed "
-        "(SHiRA's sparse weights have no form on fake tensors)"
-    )
+def test_a_line_says_that_auto_takes_full_and_why(asked, on, caplog):
+    on("cuda")
+    recomputes(asked("auto"), SMALL)
+    assert not caplog.messages
+    recomputes(asked("auto", "max_length=2000"), SMALL)
+    recomputes(asked("auto"), LARGE)
+    assert caplog.messages == [
+        "activation_checkpointing=auto takes full: rows may have 2,000 tokens",
+        "activation_checkpointing=auto takes full: the model has 1,741,785,088 parameters",
+    ]
 
 
-def test_a_batch_of_candidates_has_a_sequence_for_each(asked, computed):
-    rows = [{"prompt": "a", "candidates": [" b", " c", " d"], "answer": 0}] * 4
-    three = choose(prepare_training(asked("auto", rows=rows))).sizes["off"]
-    one = choose(prepare_training(asked("auto"))).sizes["off"]
-    assert {sequences for _, _, sequences in computed} == {12, None}
-    assert three > one
-
-
-@pytest.mark.slow
-def test_rows_are_no_longer_than_the_model_can_read(asked, computed):
-    choose(prepare_training(asked("auto", "max_length=999")))
-    assert {length for _, length, _ in computed} == {64}
+def test_a_training_does_what_auto_takes(asked, monkeypatch):
+    for full in (False, True):
+        monkeypatch.setattr(setup, "recomputes", lambda *args, full=full: full)
+        kept = KeepGradients()
+        train(asked("auto", "max_steps=1"), quiet=True, callbacks=[kept], overwrite=full)
+        assert kept.recomputes == {full}
 
 
 @pytest.mark.slow
 def test_measured_steps_decide_too(asked, monkeypatch):
     kept = KeepGradients()
     with_callback(monkeypatch, kept)
-    with_free(monkeypatch, 0)
+    monkeypatch.setattr(setup, "recomputes", lambda *args: True)
     measure_steps(asked("auto", *PLAIN))
-    assert kept.recomputes == {"full"}
+    assert kept.recomputes == {True}
 
 
-@pytest.mark.parametrize("setting", ["selective", "full", "auto"])
 @pytest.mark.parametrize(
     "other",
-    ["gradient_checkpointing=true", "gradient_checkpointing_kwargs={use_reentrant: true}"],
-)
-def test_two_settings_for_one_thing_are_refused(asked, setting, other):
-    recipe = asked(setting, f"training.{other}")
+    ["gradient_checkpointing=true", "gradient_checkpointing_kwargs={use_reentrant: true}",
+     "activation_checkpointing=true"],
+)  # fmt: skip
+def test_two_settings_for_one_thing_are_refused(asked, other):
     with pytest.raises(ValueError, match="exclude each other: leave one out") as caught:
-        train(recipe, quiet=True)
-    assert str(caught.value).startswith(f"activation_checkpointing={setting} and training.")
-    train(asked("off", f"training.{other}", "max_steps=1"), quiet=True)
+        train(asked("full", f"training.{other}"), quiet=True)
+    assert str(caught.value).startswith("activation_checkpointing=full and training.")
+    train(asked("auto", f"training.{other}", "max_steps=1"), quiet=True)
 
 
-def test_free_memory_is_the_ram_that_is_available_to_this_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(checkpointing, "CONTAINER", tmp_path)
-    ram = psutil.virtual_memory()._replace(available=1000)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: ram)
-    assert free_memory({}) == 1000
-    (tmp_path / "memory.max").write_text("700\n")
-    (tmp_path / "memory.current").write_text("300\n")
-    assert free_memory({}) == 400
-    (tmp_path / "memory.max").write_text("max\n")
-    assert free_memory({}) == 1000
-    for name, value in {"LOCAL_RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    assert free_memory({}) == 500
-
-
-def test_free_memory_is_that_of_the_gpu_if_it_trains_on_one(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5, 9))
-    assert free_memory({}) == 5
-    assert free_memory({"use_cpu": True}) > 1000
-
-
-def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(
-    call, llama, tmp_path, monkeypatch
-):
-    with_free(monkeypatch, 2**40)
+@pytest.mark.parametrize("method", ["lora", "shira"])
+def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(call, llama, tmp_path, method):
     data, run = rows_file(tmp_path / "rows.jsonl"), tmp_path / "run"
-    words = ["train", "--method", "lora", "--model", llama, "--data", data, "--output", run]
-    words += ["--dry-run", "activation_checkpointing=auto", *SETTINGS]
+    words = ["train", "--method", method, "--model", llama, "--data", data, "--output", run]
+    words += ["--dry-run", *SETTINGS, *(["r=1"] if method == "shira" else [])]
     code, out, err = call(*words)
     assert code == 0, err
-    assert "activation_checkpointing=auto takes off: a step needs 0.00 GiB with off" in out
+    said = {
+        "lora": "auto takes off: a step needs 0.00 GiB with off, 0.00 GiB with full",
+        "shira": "auto takes off: the memory of a step cannot be computed (SHiRA's sparse weights",
+    }[method]
+    assert f"activation_checkpointing={said}" in out
     code, out, err = call(*words, "--json")
     assert code == 0, err
     found = json.loads(out)
     assert found["activation_checkpointing"] == "off"
-    assert found["step_bytes"]["full"] < found["step_bytes"]["off"]
-    assert (found["rows"], found["free_bytes"]) == (len(ROWS), 2**40)
+    assert found["rows"] == len(ROWS)
+    if method == "lora":
+        assert found["step_bytes"]["full"] < found["step_bytes"]["off"]
+    else:
+        assert found["step_bytes"] is None
     assert not run.exists()
-    code, _, err = call(*words, "training.gradient_checkpointing=true")
-    assert (code, "exclude each other" in err) == (2, True)

@@ -12,7 +12,6 @@ from stacks import randomise
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
-from lorada.attention.layer_maps import ratio_of, squared_norms
 from lorada.attention.observation import observe
 from lorada.methods.callbacks.longlora import ShiftedAttention
 from lorada.runs.data.dataset import ChoiceCollator
@@ -30,6 +29,7 @@ from lorada.runs.recipe import load_recipe
 from lorada.runs.training.choice_trainer import choice_loss
 from lorada.runs.training.train import train
 from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode
+from lorada.tuners.layer_maps import ratio_of, squared_norms
 
 pytestmark = pytest.mark.fp64
 

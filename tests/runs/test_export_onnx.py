@@ -227,8 +227,6 @@ METHODS = {
     "prefix": (["prefix.length=3"], ["PREFIX"]),
     "gain_query": ([], ["GAIN"]),
     "lmam_distance": ([], ["LMAM"]),
-    "lmam_content": ([], ["LMAM"]),
-    "lmam_bilinear": ([], ["LMAM"]),
 }
 ALIGNED = [*SHORT_MAP, "lmam.align=end"]
 FURTHER = {
@@ -244,7 +242,7 @@ CASES = [
     *((model, method, *METHODS[method]) for model in ("gpt2", "mistral", "qwen3", "gemma2")
       for method in ("lorada_la", "prefix")),
     *((model, method, *METHODS[method]) for model in ("roberta", "deberta_v2")
-      for method in ("lmam", "series", "prefix", "lmam_bilinear")),
+      for method in ("lmam", "series", "prefix", "lmam_distance")),
     ("deberta", "lmam", *METHODS["lmam"]),
     ("roberta", "lora", ["pooling=mean"], ["POOLING"]),
     ("deberta_v2", "lora", ["pooling=cls"], ["POOLING"]),

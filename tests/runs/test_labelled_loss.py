@@ -28,7 +28,7 @@ from lorada.runs.data.rows import load_rows
 from lorada.runs.inference.evaluate import _losses
 from lorada.runs.inference.load import load_run
 from lorada.runs.models import labelled_loss
-from lorada.runs.models.labelled_loss import AfterHead, find_labelled_loss
+from lorada.runs.models.labelled_loss import find_labelled_loss
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.runs.training.trainer import RunTrainer
@@ -117,7 +117,7 @@ def compare_each(found, model, inputs):
     labels = inputs["labels"][:, 1:]
     logits = model(**{key: value for key, value in inputs.items() if key != "labels"}).logits
     losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), labels, reduction="none")
-    each, rows = found.each(inputs)
+    each, rows, _ = found.each(model, inputs)
     assert_close(each, losses[labels != IGNORED].to(each.dtype))
     assert torch.equal(rows, (labels != IGNORED).nonzero()[:, 0])
 
@@ -128,17 +128,12 @@ COUNTED = TOKENS - 1 + 2 + TOKENS - 3
 @pytest.mark.parametrize(
     ("name", "changes"), [pytest.param(*case, id=f"{case[0]} {case[1]}") for case in CASES]
 )
-def test_with_a_frozen_head_no_logits_are_kept(name, changes):
+def test_with_a_frozen_head_no_logits_are_kept_unless_the_model_changes_them(name, changes):
     model = with_lora(DECODERS[name](**changes)).double()
+    capped = getattr(model.config, "final_logit_softcapping", None) is not None
     found, made = compared(model, batch())
-    assert made == 0
-    scale = {"cohere": 0.3, "granite": 1 / 3, "hyperclovax": 0.3}.get(name, 1.0)
-    assert found.after_head == AfterHead(
-        scale,
-        changes.get(
-            "final_logit_softcapping", getattr(model.config, "final_logit_softcapping", None)
-        ),
-    )
+    assert found.plain == (name not in SCALED and not capped)
+    assert made == (0 if found.plain else COUNTED)
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -170,13 +165,6 @@ def test_a_tied_head_of_which_single_tokens_train_makes_logits_where_labels_coun
     assert compared(model, batch())[1] == COUNTED
 
 
-def test_scaling_that_no_config_tells_is_left_to_the_model(monkeypatch):
-    monkeypatch.setattr(labelled_loss, "SCALES", ())
-    model = with_lora(DECODERS["granite"]()).double()
-    found, made = compared(model, batch())
-    assert (found.after_head, made) == (None, COUNTED)
-
-
 def test_checkpointed_layers_have_the_same_gradients():
     model = with_lora(DECODERS["llama"]()).double()
     model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -191,7 +179,7 @@ def mixture_of_experts(**changes):
 
 def test_a_model_that_adds_a_loss_of_its_own_computes_it_itself():
     assert find_labelled_loss(mixture_of_experts(output_router_logits=True), batch()) is None
-    assert find_labelled_loss(mixture_of_experts(), batch()).after_head == AfterHead()
+    assert find_labelled_loss(mixture_of_experts(), batch()).plain
 
 
 def test_adalora_keeps_what_it_adds_to_the_loss():
@@ -264,7 +252,6 @@ def test_mixed_precision_rounds_no_more_than_the_plain_form(name, dtype):
     exact = copy.deepcopy(model).double()
     exact(**inputs).loss.backward()
     found = find_labelled_loss(model, inputs)
-    assert found.after_head is not None
     errors = []
     for form in (lambda: model(**inputs).loss, lambda: found(model, inputs)[0]):
         model.zero_grad()

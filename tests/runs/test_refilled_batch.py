@@ -25,7 +25,7 @@ DECODERS = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gpt2", "gptj", "gpt_neox",
     "opt", "phi", "falcon", "falcon_alibi",
 )  # fmt: skip
-COMMON = ("lora", "lmam", "lorada_la", "adapter_ffn", "prefix", "gain_query", "lmam_content")
+COMMON = ("lora", "lmam", "lorada_la", "adapter_ffn", "prefix", "gain_query", "lmam_distance")
 
 
 def is_end(ids: Tensor) -> Tensor:

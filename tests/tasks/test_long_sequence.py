@@ -25,7 +25,7 @@ from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks.long_sequence import perplexities, window_starts
 from lorada.tasks.sources import read_source
-from lorada.tasks.tokenize import EncodeOptions, document_ids, windows
+from lorada.tasks.tokenize import EncodeOptions, Windows, document_ids
 
 TOKENIZER = byte_tokenizer()
 TEXTS = ["Let x be a number.", "Then x + 1 is another number.", "Hence there is no last one."]
@@ -66,7 +66,7 @@ def test_documents_are_joined_with_the_end_token_and_cut_into_full_windows():
     rows = [{"text": text} for text in TEXTS]
     stream = [i for row in rows for i in document_ids(row, TOKENIZER)]
     assert TOKENIZER.decode(stream) == "".join(f"{text}<e>" for text in TEXTS)
-    packed = list(windows(rows, TOKENIZER, EncodeOptions(16)))
+    packed = list(Windows(TOKENIZER, EncodeOptions(16)).read(rows, last=True))
     ids = [one.features["input_ids"] for one in packed]
     assert ids == [stream[start : start + 16] for start in range(0, len(stream) - 15, 16)]
     assert all(one.features["labels"] == one.features["input_ids"] for one in packed)

@@ -10,7 +10,7 @@ from lorada.runs.data.rows import scored_rows, training_rows
 from lorada.runs.recipe import load_recipe
 from lorada.tasks import TASKS
 from lorada.tasks.rows import answer_of, form_of
-from lorada.tasks.tokenize import IGNORED, EncodeOptions, encode, windows
+from lorada.tasks.tokenize import IGNORED, EncodeOptions, Windows, encode
 
 NAMES = [name for name in TASKS if name != "jsonl"]  # whose rows are the user's
 CASES = [(name, protocol) for name in NAMES for protocol in TASKS[name].protocols]
@@ -52,7 +52,7 @@ def test_rows_have_the_form_of_their_protocol_and_something_to_learn(name, proto
             1024, found.loss_on, found.labels, found.joint, kind, found.target_length
         )
         if found.form == "text":
-            encoded = list(windows(rows, byte_tokenizer(), options))
+            encoded = list(Windows(byte_tokenizer(), options).read(rows, last=True))
         else:
             encoded = list(encode(rows, found.form, byte_tokenizer(), options))
             assert len(encoded) == len(rows)

@@ -60,6 +60,23 @@ def test_only_the_adapter_trains_and_its_count_is_the_closed_form(stack, name):
     assert moved == set(trainable)
 
 
+def test_lora_in_a_stack_is_pefts_own_layer_and_trains_as_it_does_alone():
+    part = lora("llama", lora_dropout=0.3)
+    found = []
+    for config in (part, LoradaConfig(parts=[copy.deepcopy(part)])):
+        torch.manual_seed(0)
+        model = get_peft_model(TINY["llama"](), config)
+        torch.manual_seed(1)
+        inputs = batch("llama")
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        found.append((gradients, [type(module) for module in model.base_model.model.modules()]))
+    (alone, kinds), (stacked, kinds_stacked) = found
+    assert kinds_stacked == kinds
+    assert stacked.keys() == alone.keys()
+    assert all(torch.equal(stacked[name], gradient) for name, gradient in alone.items())
+
+
 @every_case
 def test_fresh_adapter_changes_nothing_and_a_trained_one_every_logit(stack, name):
     inputs, base = batch(name), TINY[name]()

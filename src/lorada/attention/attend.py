@@ -15,30 +15,27 @@ Shapes: B batch, H query heads, T queries, D head width.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lorada.attention import observation
-from lorada.attention.add_term import add_form_term, add_term
-from lorada.attention.attention_map import AttentionMap, fitted
+from lorada.attention.add_term import Term, add_term
+from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, is_packed_or_paged
 from lorada.attention.dense_map import mask_with_map
-from lorada.attention.form_map import FormMap, FormTerm
+from lorada.attention.distance_map import DistanceMap, VisiblePairs
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
-from lorada.attention.grouped_heads import with_grouped_heads
-from lorada.attention.map_positions import map_positions
 from lorada.attention.map_term import map_term
 from lorada.attention.observation import AnyMap, Observation
-from lorada.attention.packed_attention import Attend, in_parts
-from lorada.attention.packed_step import known_step, step_of_layer_before
-from lorada.attention.positions import TokenPositions
 from lorada.attention.prefix import with_prefixes
 from lorada.attention.shifted_sparse import ShiftedGroups
-from lorada.attention.visible import visible_pairs
-from lorada.functional.precision import wide
+from lorada.attention.under_map import map_positions, under_map
+from lorada.functional.precision import wide_dtype
+
+Attend = Callable[..., tuple[Tensor, Tensor | None]]
 
 CHILD = "lmam"
 PREFIX_CHILD = "prefix"
@@ -63,7 +60,6 @@ class MapSource(Protocol):
 
 def with_parts(kernel: Attend) -> Attend:
     """Wrap an attention function so that it also uses the parts of the calling module."""
-    attend = in_parts(computed := with_grouped_heads(kernel))
 
     @functools.wraps(kernel)
     def attend_with_parts(
@@ -80,23 +76,17 @@ def with_parts(kernel: Attend) -> Attend:
             read_query(query)
         source: Any = module._modules.get(CHILD)
         beyond = source is None or _lies_beyond(source, query, key, attention_mask, kwargs)
-        maps: list[Any] = [] if beyond else [fitted(own, value) for own in source.maps()]
+        maps = [] if beyond else source.maps()
         before: Any = module._modules.get(PREFIX_CHILD)
         prefixes = before.prefixes() if before is not None else []
         groups: ShiftedGroups | None = module.__dict__.get(SHIFTED) if module.training else None
         if not maps and not prefixes and groups is None:
-            return attend(module, query, key, value, attention_mask, **kwargs)
+            return kernel(module, query, key, value, attention_mask, **kwargs)
         inputs = NOTHING_KNOWN if source is None else source.forward_inputs
-        if inputs.steps and len(maps) == 1 and not prefixes and groups is None:
-            known = inputs.steps, maps[0], module, query, value, attention_mask, kwargs
-            if (step := step_of_layer_before(*known)) is not None:
-                output, weights = attend(module, query, key, value, attention_mask, **kwargs)
-                return step.added(output, maps[0], value), weights
         call = AttentionCall.read(
             module, query, key, value, attention_mask, kwargs, inputs, prefixes
         )
-        # The lengths of sequences do not count a prefix.
-        return _attend(computed if prefixes else attend, call, maps, groups)
+        return _attend(kernel, call, maps, groups)
 
     attend_with_parts.adds_map = True  # type: ignore[attr-defined]
     return attend_with_parts
@@ -116,13 +106,13 @@ def _lies_beyond(
 
 
 def _attend(
-    attend: Attend, call: AttentionCall, maps: Sequence[AnyMap], groups: ShiftedGroups | None
+    kernel: Attend, call: AttentionCall, maps: Sequence[AnyMap], groups: ShiftedGroups | None
 ) -> tuple[Tensor, Tensor | None]:
     """Run one call with its parts."""
     # Only the kernel gets the mask of the groups; the map covers the same tokens as without them.
     mask = call.mask if groups is None else groups.mask(call)
     kwargs = call.kwargs
-    run = with_prefixes(attend, call) if call.prefixes else attend
+    run = with_prefixes(kernel, call) if call.prefixes else kernel
     if not maps:
         return run(call.module, call.query, call.key, call.value, mask, **kwargs)
     if call.is_paged:
@@ -146,29 +136,28 @@ def add_maps(call: AttentionCall, maps: Sequence[AnyMap], output: Tensor) -> Ten
     """``output`` (B, T, H, D), which is Attn·V, plus tile(Attn_s)·V of each map (Eq. 13)."""
     result = output
     for own in maps:
-        if isinstance(own, AttentionMap) and (step := known_step(call, own)) is not None:
-            result = step.added(result, own, call.value)
-            continue
-        positions = map_positions(call, own)
+        term = _term_of(own, call)
         if observation.observers:
             with torch.no_grad():  # observers need no gradients
-                term = _term_of(own, call, positions)
-            if term is None:
-                term = wide(torch.zeros_like(output))
-            observation.report(Observation(call, own, positions, output.detach(), term))
-        if isinstance(own, FormMap):
-            result = add_form_term(result, own, visible_pairs(call, positions), own.tensors(call))
-        else:
-            result = add_term(result, own, positions, call.shape, call.value)
+                alone = torch.zeros_like(output, dtype=wide_dtype(output))
+                alone = alone if term is None else add_term(alone, term, call.value)
+            positions = map_positions(call, own)
+            observation.report(Observation(call, own, positions, output.detach(), alone))
+        if term is not None:
+            result = add_term(result, term, call.value)
     return result
 
 
-def _term_of(own: AnyMap, call: AttentionCall, positions: TokenPositions) -> Tensor | None:
-    """tile(map)·V of every query, (B, T, H, D) in fp32; None if the map reaches none."""
-    if isinstance(own, FormMap):
-        term = FormTerm(own, visible_pairs(call, positions))
-        return term(torch.matmul, *own.tensors(call), *own.factors)
-    return map_term(own, positions, call.shape, call.value)
+def _term_of(own: AnyMap, call: AttentionCall) -> Term | None:
+    """tile(map)·V of a call, still to be computed; None if the map reaches no query."""
+    if isinstance(own, DistanceMap):
+        pairs = VisiblePairs.read(call)
+        queries = None if pairs.in_order is None else pairs.in_order.queries
+        return Term(functools.partial(own.term, pairs), queries)
+    under = under_map(call, own)
+    if under is None:
+        return None
+    return Term(functools.partial(map_term, own, under, call.shape), under.queries)
 
 
 def _report_inside(
@@ -179,7 +168,7 @@ def _report_inside(
     kwargs = {**call.kwargs, "is_causal": causal}
     with torch.no_grad():
         plain = run(call.module, call.query, call.key, call.value, call.mask, **kwargs)[0]
-        change = wide(output - plain)
+        change = (output - plain).float()
     for attention_map in inside:
         positions = map_positions(call, attention_map)
         observation.report(Observation(call, attention_map, positions, plain, change))

@@ -8,10 +8,7 @@ N map length, R rank, D head width.
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from lorada.attention.call import CallShape
@@ -24,9 +21,8 @@ from lorada.functional.maps import (
     mask_map,
     position_factors,
     softmax_map,
-    visible_pairs,
 )
-from lorada.functional.precision import wide
+from lorada.functional.precision import wide, wide_dtype
 from lorada.functional.product import map_value_product
 
 
@@ -34,7 +30,7 @@ from lorada.functional.product import map_value_product
 class AttentionMap:
     """The factors of one map and its settings.
 
-    Everything is computed in fp32, or in fp64 where the factors are.
+    Everything is computed in fp32 or wider, whatever the dtype of the model.
 
     Attributes:
         factors: (W_a, W_b) of shapes (S, N, R) and (S, R, N), or (W,) of shape (H, N, N) for the
@@ -44,7 +40,6 @@ class AttentionMap:
         positions: whether positions count real tokens (``token``) or slots of the batch (``raw``).
         ablation: the variant of the paper's Table 9; None for the proposed map.
         baked: the finished (S, N, N) map, if it was computed ahead of time.
-        layers: the finished maps (L, S, N, N) of all layers, and which of them is this one.
         samples: (B,) booleans, the samples of a mixed batch that use this map; None for all.
     """
 
@@ -54,7 +49,6 @@ class AttentionMap:
     positions: str
     ablation: Ablation | None
     baked: Tensor | None = None
-    layers: tuple[Tensor, int] | None = None
     samples: Tensor | None = None
 
     @property
@@ -78,17 +72,19 @@ class AttentionMap:
         # A softmax needs all entries of a row, and a full-rank or a finished map has no factors.
         return self.baked is None and self.ablation in (None, "no_position")
 
-    @cached_property
-    def kind(self) -> tuple[Any, ...]:
-        """What decides which entries of a map meet which values of a call: maps of a kind agree."""
-        settings = self.align, self.positions, self.ablation, self.baked is None
-        return self.length, self.factors[0].shape[0], *settings
+    def for_values(self, value: Tensor) -> "AttentionMap":
+        """The same map in the dtype in which its term with these values is computed."""
+        # Factors may be stored in half precision, in which a map of the paper's scale vanishes.
+        dtype = wide_dtype(value)
+        factors = tuple(factor.to(dtype) for factor in self.factors)
+        # A finished map has the precision of the factors that it was made of.
+        narrow = self.baked is not None and self.baked.dtype != dtype
+        return replace(self, factors=factors, baked=None if narrow else self.baked)
 
     def dense(self) -> Tensor:
         """The whole (S, N, N) map before any mask."""
         if self.baked is not None:
             return self.baked
-        # Factors may be stored in half precision, in which a map of the paper's scale vanishes.
         factors = [wide(factor) for factor in self.factors]
         if len(factors) == 1:
             return full_rank_map(factors[0], self.inverse_scale, position=self.has_position)
@@ -98,7 +94,7 @@ class AttentionMap:
     def masked(self, map_: Tensor, shape: CallShape, keys: Tensor | None) -> Tensor:
         """A dense map, or a square part of one, with its mask, and for ¬S with its softmax.
 
-        ``keys`` (B, N) are booleans, the columns that hold a token; None for all. Only the softmax
+        ``keys`` (B, M) are booleans, the columns that hold a token; None for all. Only the softmax
         needs them: without it a column without a token meets values of zero.
         """
         # The softmax masks before it sums, so that hidden keys do not count in the sum.
@@ -113,56 +109,32 @@ class AttentionMap:
             w_a, w_b = position_factors(w_a, w_b)
         return w_a / self.inverse_scale, w_b
 
-    def product(self, value: Tensor, shape: CallShape, align: Align) -> Tensor:
+    def product(self, value: Tensor, shape: CallShape) -> Tensor:
         """tile(Attn_s)·V (B, H, M, D) of a low-rank map, from its tokens' values (B, G, M, D)."""
-        # Unscaled factors, since ``map_value_product`` cuts them before it adds PE and the scale.
-        w_a, w_b = (wide(factor) for factor in self.factors)
+        w_a, w_b = self.factors  # ``map_value_product`` cuts them before it adds PE and the scale
         return map_value_product(
             w_a,
             w_b,
             value,
             self.inverse_scale,
             heads=shape.heads,
-            align=align,
+            align=self.align,
             causal=shape.causal,
             window=shape.window,
             position=self.has_position,
-            matmul=shape.matmul,
         )
 
-    def masked_rows(self, rows: Tensor, shape: CallShape) -> Tensor:
-        """Rows (*B, T) of a map without softmax, with its mask, (S, *B, T, N)."""
-        map_ = self.rows(rows)
-        keep = visible_pairs(rows, self.length, shape.causal, shape.window)
-        return map_ if keep is None else map_ * keep
-
-    def rows(self, rows: Tensor, size: int | None = None) -> Tensor:
-        """Rows (*B, T) of the map before any mask and softmax, (S, *B, T, N), or their start."""
-        if not self.stays_low_rank:
-            chosen = self.dense().index_select(1, rows.flatten())[..., :size]
-            return chosen.view(len(chosen), *rows.shape, chosen.shape[-1])
-        left, right = self.scaled_factors()
-        # One dimension of size 1 for each of *B, so that both sides of the product broadcast.
-        right = right.view(right.shape[0], *[1] * (rows.dim() - 1), *right.shape[1:])
-        # Row t of the map needs row t of W_a and all of W_b: decoding computes 1 row instead of N.
-        return left[:, rows] @ right[..., :size]
-
-
-def fitted(own: Any, value: Tensor) -> Any:
-    """A map that computes in fp64 if the values of the call are of fp64, and in fp32 otherwise."""
-    if (own.factors[0].dtype == torch.float64) == (value.dtype == torch.float64):
-        return own
-    dtype = torch.promote_types(value.dtype, torch.float32)
-    own = replace(own, factors=tuple(factor.to(dtype) for factor in own.factors))
-    # A finished map has the precision of the factors that it was made of.
-    return replace(own, baked=None, layers=None) if isinstance(own, AttentionMap) else own
+    def part(self, size: int) -> slice:
+        """The rows and columns of M tokens: the first or the last ones of the map."""
+        return slice(0, size) if self.align == "start" else slice(self.length - size, self.length)
 
 
 def take_rows(map_: Tensor, rows: Tensor) -> Tensor:
-    """Rows (B, T) of a dense (S, N, N) or (B, S, N, N) map, as (B, S, T, N)."""
+    """Rows (T,) or (B, T) of a dense map (S, N, N) or of one for each sample, (B, S, N, N)."""
+    if rows.dim() == 1:
+        return map_[..., rows, :]
     if map_.dim() == 3:
         return map_[:, rows].transpose(0, 1)
-    # After a softmax over the keys of each sample, each sample has another map.
     index = rows[:, None, :, None].expand(-1, map_.shape[1], -1, map_.shape[-1])
     return map_.expand(rows.shape[0], -1, -1, -1).gather(2, index)
 

@@ -6,15 +6,14 @@ arguments that depend on the model and on the caller. Only this file interprets 
 Shapes: B batch, H query heads, G key/value heads, T queries, K key slots, D head width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
-from lorada.functional.causal import Matmul
+from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs, Result
 
 # An additive mask hides a key with a number below this; the masks in use have -10⁴ or less there.
 HIDDEN_BELOW = -9e3
@@ -35,8 +34,6 @@ class CallShape:
         heads: H.
         causal: whether a query sees only its own and earlier keys.
         window: width of the layer's sliding window, in tokens; None without one.
-        matmul: computes the last product of a term. The backward pass puts a function here that
-            has gradients but no value.
     """
 
     queries: int
@@ -44,7 +41,6 @@ class CallShape:
     heads: int
     causal: bool
     window: int | None = None
-    matmul: Matmul = torch.matmul
 
 
 @dataclass(frozen=True)
@@ -144,9 +140,40 @@ class AttentionCall:
         return lengths_of(self.kwargs)
 
     @property
+    def longest(self) -> int | None:
+        """An upper bound of the keys of each packed sequence; None if the caller does not say."""
+        longest = self.kwargs.get("max_length_k")
+        return longest if isinstance(longest, int) else None
+
+    @property
     def scaling(self) -> float:
         """The factor on the scores before the softmax."""
         return float(self.kwargs.get("scaling") or self.value.shape[-1] ** -0.5)
+
+    def once(self, compute: Callable[[], Result], *others: Hashable) -> Result:
+        """The result of ``compute``, which one layer computes for all layers of a forward.
+
+        Args:
+            compute: a function of the masks, positions and sizes of the call, and of nothing else
+                in it.
+            others: what else it depends on.
+        """
+        inputs = self.inputs
+        if torch.compiler.is_dynamo_compiling():  # the compiler finds what is computed twice
+            return compute()
+        # ``position_ids`` matter only for packed sequences and for keys that a window has dropped.
+        needed = inputs.may_be_packed or self.shape.window is not None
+        tensors = (
+            self.mask,
+            self.position_ids if needed else None,
+            inputs.tokens_so_far,
+            *(self.cu_seq_lens or ()),
+        )
+        sizes: Hashable = self.shape, len(self.value), self.longest
+        if torch.compiler.is_compiling():  # sizes may be symbols, which are no keys
+            sizes = repr(sizes)
+        facts = sizes, self.kernel == "flash", inputs.may_be_packed, self.value.device
+        return inputs.once(compute, tensors, facts, *others)
 
     def visible_keys(self) -> Tensor:
         """(B, T or 1, K) booleans: which keys the mask lets a query see. It must not be None.
@@ -188,21 +215,6 @@ def is_packed_or_paged(kwargs: dict[str, Any]) -> bool:
     A function, since decoding asks this before it makes an ``AttentionCall``.
     """
     return kwargs.get("cu_seq_lens_q") is not None or kwargs.get("block_table") is not None
-
-
-def packed_key(
-    module: nn.Module, query: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any]
-) -> tuple[Any, ...]:
-    """What sets a call with packed sequences apart from others of the same forward.
-
-    A function, since a layer asks this before it makes an ``AttentionCall``.
-    """
-    return (
-        id(kwargs.get("cu_seq_lens_q")), id(kwargs.get("cu_seq_lens_k")),
-        id(kwargs.get("position_ids")), kwargs.get("sliding_window"), kwargs.get("is_causal"),
-        getattr(module, "is_causal", None), mask is None, query.shape, value.shape, value.stride(),
-        value.dtype,
-    )  # fmt: skip
 
 
 def implementation_of(module: nn.Module) -> str:

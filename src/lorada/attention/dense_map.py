@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lorada.attention.attention_map import AttentionMap, for_samples, take_rows
 from lorada.attention.call import AttentionCall, CallShape
-from lorada.attention.map_term import rows_of_all_maps
 from lorada.attention.positions import TokenPositions, TokenTable
 from lorada.functional.precision import no_autocast
 
@@ -27,15 +26,15 @@ def expand_map(attention_map: AttentionMap, positions: TokenPositions, shape: Ca
 
 def _expand(attention_map: AttentionMap, table: TokenTable, shape: CallShape) -> Tensor:
     length = attention_map.length
-    _, real = table.key_slots(length)
-    map_ = attention_map.masked(attention_map.dense(), shape, real.reshape(-1, length))
+    real = table.key_slots(length).real.reshape(-1, length)
+    map_ = attention_map.masked(attention_map.dense(), shape, real)
     rows, _ = table.query_rows(length)
     batch = max(rows.shape[0], table.columns.shape[0])
     rows = rows.expand(batch, -1)
-    if map_.dim() == 4 and table.sequences > 1:
+    if map_.dim() == 4 and table.row_owner is not None:
         # (B·P, S, N, N) → (B, S, P·N, N): the maps of a row's sequences are stacked.
         map_ = map_.view(-1, table.sequences, *map_.shape[1:]).transpose(1, 2).flatten(2, 3)
-        rows = rows_of_all_maps(table, rows, length)
+        rows = rows + table.row_owner * length
     # First the map row of every query, then from it the map column of every key.
     picked = take_rows(map_, rows)
     columns = table.columns.expand(batch, -1)
@@ -67,7 +66,7 @@ def mask_with_map(
     """
     # The kernel adds a mask to the scores, so a map inside the mask is a map before the softmax.
     dtype, keys = call.value.dtype, call.shape.keys
-    full = expand_map(attention_map, positions, call.shape)
+    full = expand_map(attention_map.for_values(call.value), positions, call.shape)
     full = for_samples(full, attention_map.samples, call.value.shape[0]).to(dtype)
     hidden = torch.finfo(dtype).min
     if mask is None:

@@ -1,9 +1,11 @@
 """``DistanceMap``: the map by distance of one layer and call (``functional/distance.py``).
 
-Three routes to its product with the values:
+It reaches every visible pair of query and key, however long the sequence is. Two things say which
+these are: the mask that the model made, and the rule (tokens of the same sequence, the causal order
+and the sliding window). In almost every call they agree. Three routes to the product:
 
-1. Whole sequences, in blocks, at a cost linear in the tokens; where there is padding, the values
-   are first gathered into the order of the tokens.
+1. Whole sequences under the rule, in blocks, at a cost linear in the tokens; where there is
+   padding, the values are first gathered into the order of the tokens.
 2. A slice: behind a cache without padding, only the keys within the window are multiplied.
 3. In all other cases the map is made, (S, T, K) for each sample.
 
@@ -11,80 +13,172 @@ Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, K key
 D head width.
 """
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from lorada.attention.form_map import FormMap
-from lorada.attention.positions import TokenSpan, TokenTable
-from lorada.attention.visible import VisiblePairs
-from lorada.functional.causal import Matmul
+from lorada.attention.attention_map import for_samples
+from lorada.attention.call import AttentionCall, CallShape
+from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
+from lorada.attention.under_map import UnderMap, map_positions
 from lorada.functional.distance import distance_product, distance_weights, first_distance
-from lorada.functional.precision import wide
+from lorada.functional.precision import no_autocast, wide, wide_dtype
 from lorada.functional.product import apply_map
 
 
-class DistanceMap(FormMap):
-    """A map with the taps (S, W) as its only factor."""
+@dataclass(frozen=True)
+class VisiblePairs:
+    """The visible pairs of one call.
 
-    def weights(self, pairs: VisiblePairs, *tensors: Tensor) -> Tensor:
-        """The whole map, (B or 1, H, T, K)."""
-        map_, heads = self._map(pairs, tensors[0].device), pairs.shape.heads
-        return map_.repeat(1, heads // map_.shape[1], 1, 1)
+    Attributes:
+        positions: the number of each query and key in its sequence.
+        shape: the sizes of the call.
+        mask: (B, T, K) booleans of the model's mask; None if the rule alone decides.
+        in_order: all keys in the order of their sequences, if the rule alone decides, each row is
+            one sequence, and every key slot is also a query; None otherwise.
+    """
 
-    def product(self, pairs: VisiblePairs, matmul: Matmul, *tensors: Tensor) -> Tensor:
-        """tile(map)·V of all queries, (B, H, T, D)."""
-        (value,), positions, shape = tensors, pairs.positions, pairs.shape
-        if pairs.ordered:
-            if isinstance(positions, TokenTable):
-                return self._in_token_order(pairs, positions, value, matmul)
-            return self._of_whole(pairs, value, matmul)
-        if isinstance(positions, TokenSpan) and pairs.mask is None:
-            return self._of_slice(pairs, positions, value, matmul)
-        map_ = self._map(pairs, value.device)
-        # A map that all samples share has no dimension for them.
-        map_ = map_[0] if map_.shape[0] == 1 else map_
-        return apply_map(map_, wide(value), shape.heads, matmul)
+    positions: TokenPositions
+    shape: CallShape
+    mask: Tensor | None
+    in_order: UnderMap | None = None
 
-    @property
-    def _taps(self) -> Tensor:
-        return self.factors[0] / self.inverse_scale
+    @classmethod
+    def read(cls, call: AttentionCall) -> "VisiblePairs":
+        """The visible pairs of a call, found once for all layers."""
+        return call.once(lambda: _read(call), "visible pairs")
 
-    def _map(self, pairs: VisiblePairs, device: torch.device) -> Tensor:
-        """The map (B or 1, S, T, K) of all visible pairs."""
-        table = pairs.table(device)
-        map_ = distance_weights(self._taps, table.rows, table.columns, pairs.shape.causal)
-        return map_ * pairs.pairs(device)[:, None]
+    def table(self, device: torch.device) -> TokenTable:
+        """The positions as a table."""
+        return self.positions.table(self.shape.queries, self.shape.keys, device)
 
-    def _of_whole(self, pairs: VisiblePairs, value: Tensor, matmul: Matmul) -> Tensor:
-        shape, value = pairs.shape, wide(value)
-        return distance_product(
-            self._taps, value, shape.heads, causal=shape.causal, window=shape.window, matmul=matmul
-        )
+    def pairs(self, device: torch.device) -> Tensor:
+        """(B or 1, T, K) booleans; padding sees nothing, whatever a mask shows it."""
+        table = self.table(device)
+        if self.mask is None:
+            return rule(table, self.shape)
+        return self.mask & table.real_queries()[..., None]
 
-    def _in_token_order(
-        self, pairs: VisiblePairs, table: TokenTable, value: Tensor, matmul: Matmul
-    ) -> Tensor:
-        """The product where pads may stand between tokens, as behind a prompt padded right."""
-        batch, groups, keys, width = value.shape
-        slots, real = (part.expand(batch, -1) for part in table.key_slots(keys))
-        index = slots[:, None, :, None].expand(-1, groups, -1, width)
-        value = value.gather(2, index) * real[:, None, :, None]
-        term = self._of_whole(pairs, value, matmul)
-        rows, inside = (part.expand(batch, -1) for part in table.query_rows(keys))
-        index = rows[:, None, :, None].expand(-1, term.shape[1], -1, width)
-        return term.gather(2, index) * inside[:, None, :, None]
 
-    def _of_slice(
-        self, pairs: VisiblePairs, span: TokenSpan, value: Tensor, matmul: Matmul
-    ) -> Tensor:
-        """The product where the queries are tokens ``first`` and on of ``stop`` tokens."""
-        shape, first = pairs.shape, first_distance(self._taps.shape[1], pairs.shape.causal)
-        last = first + self._taps.shape[1] - 1
-        low = max(span.start, span.first + first)
-        high = min(span.stop, span.first + shape.queries + last)
-        rows = torch.arange(shape.queries, device=value.device) + span.first
-        columns = torch.arange(low, high, device=value.device)
-        map_ = distance_weights(self._taps, rows, columns, shape.causal)
-        if shape.window is not None:
-            map_ = map_ * ((columns - rows[:, None]).abs() < shape.window)
-        return apply_map(map_, wide(value[:, :, low:high]), shape.heads, matmul)
+def _read(call: AttentionCall) -> VisiblePairs:
+    positions, shape, mask = map_positions(call, None), call.shape, call.mask
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        mask = None  # it says which slots hold tokens, as the positions do; the kernel has the rule
+    seen = None if mask is None else call.visible_keys()
+    if seen is not None and seen.shape[1] != shape.queries:  # likewise for a mask (B, 1, 1, K)
+        seen = None
+    in_order = whole_sequences(positions, shape)
+    if seen is None or in_order is None:
+        return VisiblePairs(positions, shape, seen, in_order)
+    if _follows_rule(seen, positions, shape):
+        return VisiblePairs(positions, shape, None, in_order)
+    return VisiblePairs(positions, shape, seen, None)
+
+
+def whole_sequences(positions: TokenPositions, shape: CallShape) -> UnderMap | None:
+    """All keys in the order of their sequences, if each row is one sequence of T = K tokens."""
+    if shape.queries != shape.keys:
+        return None
+    if isinstance(positions, TokenSpan):
+        return UnderMap(slice(0, shape.keys), shape.keys) if positions.first == 0 else None
+    if not positions.is_whole or positions.sequences > 1:
+        return None
+    slots = positions.key_slots(shape.keys)
+    return UnderMap(slots, shape.keys, queries=slots)
+
+
+def rule(table: TokenTable, shape: CallShape) -> Tensor:
+    """(B or 1, T, K) booleans: tokens of the same sequence, in causal order, within the window."""
+    rows, columns = table.rows[:, :, None], table.columns[:, None, :]
+    seen = (columns != NO_TOKEN) & (rows != NO_TOKEN)
+    if table.row_owner is not None and table.column_owner is not None:
+        seen = seen & (table.row_owner[:, :, None] == table.column_owner[:, None, :])
+    if shape.causal:
+        seen = seen & (columns <= rows)
+    if shape.window is not None:
+        seen = seen & ((columns - rows).abs() < shape.window)
+    return seen
+
+
+def _follows_rule(seen: Tensor, positions: TokenPositions, shape: CallShape) -> bool:
+    """Whether a mask (B, T, K) shows every token the keys that the rule shows it."""
+    # The answer is on the device. A compiled graph and a captured one cannot branch on it.
+    if torch.compiler.is_compiling():
+        return False
+    if seen.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    table = positions.table(shape.queries, shape.keys, seen.device)
+    padding = ~table.real_queries()[..., None]
+    return bool(((rule(table, shape) == seen) | padding).all())
+
+
+@dataclass(frozen=True)
+class DistanceMap:
+    """The taps of one map and its settings. Everything is computed in fp32 or wider.
+
+    Attributes:
+        factors: the taps (S, W) alone.
+        inverse_scale: the map is divided by it.
+        samples: (B,) booleans, the samples of a mixed batch that use this map; None for all.
+        ablation: None; the ablations of Table 9 are about the paper's map.
+    """
+
+    factors: tuple[Tensor]
+    inverse_scale: float
+    samples: Tensor | None = None
+
+    ablation: ClassVar[None] = None
+
+    def term(self, pairs: VisiblePairs, value: Tensor) -> Tensor:
+        """tile(map)·V (B, T, H, D), from values (B, G, K, D).
+
+        Of whole sequences, it is that of all tokens, in order: see ``pairs.in_order``.
+        """
+        with no_autocast(value.device):
+            shape, positions = pairs.shape, pairs.positions
+            taps = self._taps(value)
+            if pairs.in_order is not None:
+                value = pairs.in_order.values(value)
+                causal, window = shape.causal, shape.window
+                term = distance_product(taps, value, shape.heads, causal=causal, window=window)
+            elif isinstance(positions, TokenSpan) and pairs.mask is None:
+                term = _term_of_slice(taps, pairs, positions, wide(value))
+            else:
+                map_ = _map(taps, pairs)
+                # A map that all samples share has no dimension for them.
+                map_ = map_[0] if map_.shape[0] == 1 else map_
+                term = apply_map(map_, wide(value), shape.heads)
+            return for_samples(term.transpose(1, 2), self.samples, len(value))
+
+    def weights(self, pairs: VisiblePairs, value: Tensor) -> Tensor:
+        """The map in the shape of the attention map, (B or 1, H, T, K), zero where not visible."""
+        with no_autocast(value.device):
+            map_ = _map(self._taps(value), pairs)
+            map_ = map_.repeat(1, pairs.shape.heads // map_.shape[1], 1, 1)
+            return for_samples(map_, self.samples, len(value))
+
+    def _taps(self, value: Tensor) -> Tensor:
+        return self.factors[0].to(wide_dtype(value)) / self.inverse_scale
+
+
+def _map(taps: Tensor, pairs: VisiblePairs) -> Tensor:
+    """The map (B or 1, S, T, K) of all visible pairs."""
+    table = pairs.table(taps.device)
+    map_ = distance_weights(taps, table.rows, table.columns, pairs.shape.causal)
+    return map_ * pairs.pairs(taps.device)[:, None]
+
+
+def _term_of_slice(taps: Tensor, pairs: VisiblePairs, span: TokenSpan, value: Tensor) -> Tensor:
+    """The product (B, H, T, D) if the queries are tokens ``first`` and on of ``stop`` tokens."""
+    shape, first = pairs.shape, first_distance(taps.shape[1], pairs.shape.causal)
+    last = first + taps.shape[1] - 1
+    low = max(0, span.first + first)
+    high = min(span.stop, span.first + shape.queries + last)
+    rows = torch.arange(shape.queries, device=value.device) + span.first
+    columns = torch.arange(low, high, device=value.device)
+    map_ = distance_weights(taps, rows, columns, shape.causal)
+    if shape.window is not None:
+        map_ = map_ * ((columns - rows[:, None]).abs() < shape.window)
+    return apply_map(map_, value[:, :, low:high], shape.heads)

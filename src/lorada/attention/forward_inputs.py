@@ -1,15 +1,19 @@
-"""Inputs of a model's forward that are not passed on to its attention.
+"""What all layers of a model's forward share: some of its inputs, and results computed from them.
 
-Attention needs two of them: the number of tokens before a sliding cache dropped the first keys, and
-whether the caller passed the positions. One pair of hooks on the model records both for all layers.
+Two inputs are not passed on to attention: the number of tokens before a sliding cache dropped the
+first keys, and whether the caller passed the positions. A pair of hooks on the model records both.
+Where tokens lie follows from inputs that all layers get, so one layer computes it for all.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -20,15 +24,40 @@ class ForwardInputs:
         tokens_so_far: the real tokens of each sample up to this call: their 2-D mask, or their
             number, (B,) or one for all. Recorded only if a layer has a sliding window.
         may_be_packed: whether ``position_ids`` alone may separate sequences packed into a row.
-        steps: what ``known_step`` has prepared for the layers of this forward; None outside of one.
+        results: what ``once`` has computed; None if nothing is kept.
     """
 
     tokens_so_far: Tensor | int | None = None
     may_be_packed: bool = True
-    steps: dict[Any, Any] | None = field(default=None, compare=False, repr=False)
+    results: dict[Hashable, Any] | None = field(default=None, compare=False, repr=False)
+
+    def once(
+        self, compute: Callable[[], Result], tensors: Sequence[Any], *others: Hashable
+    ) -> Result:
+        """The result of ``compute``, which the first layer computes for all layers.
+
+        Args:
+            compute: the function.
+            tensors: the tensors that the result depends on, and None in the place of missing ones.
+            others: all else that it depends on.
+        """
+        if self.results is None:
+            return compute()
+        key = (*map(_identity, tensors), *others)
+        if key not in self.results:
+            # The tensors are kept, so that no other tensor gets the identity of one of them.
+            self.results[key] = compute(), tensors
+        found: Result = self.results[key][0]
+        return found
 
 
-# Used outside of the model's forward, as when gradient checkpointing computes a layer again.
+def _identity(tensor: Any) -> tuple[int, int]:
+    """Which tensor it is, and how often it was changed in place, where torch counts that."""
+    counted = isinstance(tensor, Tensor) and not tensor.is_inference()
+    return id(tensor), tensor._version if counted else 0
+
+
+# Used outside of the model's forward.
 NOTHING_KNOWN = ForwardInputs()
 
 
@@ -82,7 +111,13 @@ class ForwardListener:
         self.inputs = ForwardInputs(tokens, packed, {})
 
     def _forget(self, *_: Any) -> None:
-        self.inputs = NOTHING_KNOWN
+        # In the backward pass gradient checkpointing computes layers again, from the same tensors.
+        kept = self.inputs.results if torch.is_grad_enabled() else None
+        self.inputs = ForwardInputs(results=kept)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the tensors of a batch, for copies and pickles of a model."""
+        return {**self.__dict__, "inputs": NOTHING_KNOWN}
 
 
 def forward_listener(model: nn.Module) -> ForwardListener:

@@ -16,11 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lorada.attention.attend import MapSource, add_maps
-from lorada.attention.attention_map import fitted
 from lorada.attention.call import AttentionCall, CallShape, head_count
-from lorada.attention.tensor_memo import TensorMemo
-
-_booleans = TensorMemo()
 
 
 class FollowingHook:
@@ -65,13 +61,10 @@ class HookPair:
     """The hooks on one attention module; a subclass knows where the values and the output are."""
 
     causal: bool
-    has_query = True  # whether the queries can be reached too, as a map by query and key needs
 
     def __init__(self, module: nn.Module, source: MapSource) -> None:
         self._source = source
         self._value: Tensor | None = None
-        self._key: Tensor | None = None
-        self._query: Tensor | None = None
         self._kwargs: dict[str, Any] = {}
         self._mask: Any = None
         self._handles: list[RemovableHandle | FollowingHook] = [
@@ -88,19 +81,18 @@ class HookPair:
 
     def _with_maps(self, module: nn.Module, attended: Tensor) -> Tensor:
         """Attn·V plus the terms of all active maps, both (B, T, H·D)."""
-        value, key, query = self._value, self._key, self._query
-        mask, kwargs = self._mask, self._kwargs
+        value, mask, kwargs = self._value, self._mask, self._kwargs
         # Released here, so that no tensor of a batch lives longer than its forward.
-        self._value = self._key = self._query = self._mask = None
+        self._value = self._mask = None
         self._kwargs = {}
-        maps = [] if value is None else [fitted(own, value) for own in self._source.maps()]
+        maps = self._source.maps()
         if not maps or value is None:
             return attended
         batch, queries, _ = attended.shape
         heads = head_count(module)
         shape = CallShape(queries, value.shape[2], heads, self.causal)
         inputs = self._source.forward_inputs
-        call = AttentionCall(module, shape, value, mask, inputs, kwargs, query, key)
+        call = AttentionCall(module, shape, value, mask, inputs, kwargs)
         output = attended.view(batch, queries, heads, -1)
         return add_maps(call, maps, output).reshape(attended.shape)
 
@@ -115,36 +107,22 @@ class DebertaHooks(HookPair):
         projection = "in_proj" if hasattr(module, "in_proj") else "value_proj"
         keep = partial(nn.Module.register_forward_hook, hook=partial(self._keep, module))
         self._handles.append(FollowingHook(module, projection, keep))
-        if projection == "value_proj":
-            for name in ("query", "key"):
-                hook = partial(self._keep_other, module, f"_{name}")
-                keep = partial(nn.Module.register_forward_hook, hook=hook)
-                self._handles.append(FollowingHook(module, f"{name}_proj", keep))
         self._handles.append(module.register_forward_hook(self._after))
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         mask = kwargs["attention_mask"] if "attention_mask" in kwargs else args[1]
         if mask.dtype != torch.bool:  # the model reads ones and zeros, of any dtype
             # One tensor for all layers, by which they share what is computed from it.
-            mask = _booleans({"mask": mask}, (), mask.bool)
+            mask = self._source.forward_inputs.once(mask.bool, [mask], "booleans")
         self._mask = mask
 
     def _keep(self, module: Any, projection: nn.Module, args: Any, output: Tensor) -> None:
         values = output.view(*output.shape[:-1], head_count(module), -1).transpose(1, 2)
         if hasattr(module, "in_proj"):
             # DeBERTa's first version: query, key and value side by side in each head.
-            query, self._key, values = values.chunk(3, dim=-1)
-            self._query = query + module.q_bias.view(1, query.shape[1], 1, -1)
+            values = values.chunk(3, dim=-1)[2]
             values = values + module.v_bias.view(1, values.shape[1], 1, -1)
         self._value = values
-
-    def _keep_other(
-        self, module: Any, name: str, projection: nn.Module, args: Any, output: Tensor
-    ) -> None:
-        # The model also projects its embeddings of distances, after the tokens.
-        if getattr(self, name) is None:
-            heads = output.view(*output.shape[:-1], head_count(module), -1).transpose(1, 2)
-            setattr(self, name, heads)
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
         return (self._with_maps(module, output[0]), *output[1:])
@@ -154,7 +132,6 @@ class FalconHooks(HookPair):
     """Falcon and Bloom: the cache returns the values, and Attn·V is the input of ``dense``."""
 
     causal = True
-    has_query = False  # they are rotated and used within one function
 
     def __init__(self, module: nn.Module, source: MapSource) -> None:
         super().__init__(module, source)
@@ -169,9 +146,9 @@ class FalconHooks(HookPair):
     def _add(self, module: nn.Module, projection: nn.Module, args: Any) -> tuple[Tensor]:
         return (self._with_maps(module, args[0]),)
 
-    def keep(self, key: Tensor, value: Tensor) -> None:
-        """Keep the keys and values (B, G, K, D) of this call."""
-        self._key, self._value = key, value
+    def keep(self, value: Tensor) -> None:
+        """Keep the values (B, G, K, D) of this call."""
+        self._value = value
 
 
 class _ValueRecorder:
@@ -187,7 +164,7 @@ class _ValueRecorder:
     def update(self, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self._cache is not None:
             key, value = self._cache.update(key, value, *args, **kwargs)
-        self._pair.keep(key, value)
+        self._pair.keep(value)
         return key, value
 
     def __getattr__(self, name: str) -> Any:

@@ -4,6 +4,7 @@
 implementation names, masks and saved configs do not change.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lorada.attention.attend import with_parts
-from lorada.attention.call import implementation_of
+from lorada.attention.attend import PREFIX_CHILD, with_parts
+from lorada.attention.call import AttentionCall, implementation_of
 
 
 def install() -> None:
@@ -28,28 +29,36 @@ def install() -> None:
         AttentionInterface.register("eager", with_parts(_eager))
 
 
-def uninstall() -> None:
-    """Put the original functions back."""
-    for name in list(ALL_ATTENTION_FUNCTIONS.valid_keys()):
-        function = AttentionInterface._global_mapping[name]
-        if name == "eager":
-            del AttentionInterface._global_mapping[name]
-        elif hasattr(function, "adds_map"):
-            AttentionInterface.register(name, function.__wrapped__)
-
-
 @contextmanager
-def wrapped_by(wrap: Callable[[Any], Any]) -> Iterator[None]:
-    """Wrap every attention function once more in a ``with`` block."""
+def watch(watcher: Callable[[AttentionCall, Tensor], None]) -> Iterator[None]:
+    """Call ``watcher`` after every attention call in a ``with`` block, with a part or without.
+
+    It gets the call and its output (B, T, H, D), in which the parts are.
+    """
     install()
     before = {name: ALL_ATTENTION_FUNCTIONS[name] for name in ALL_ATTENTION_FUNCTIONS.valid_keys()}
     for name, function in before.items():
-        AttentionInterface.register(name, wrap(function))
+        AttentionInterface.register(name, _watched(function, watcher))
     try:
         yield
     finally:
         for name, function in before.items():
             AttentionInterface.register(name, function)
+
+
+def _watched(function: Any, watcher: Callable[[AttentionCall, Tensor], None]) -> Any:
+    @functools.wraps(function)
+    def watched(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
+    ) -> Any:
+        found = function(module, query, key, value, mask, **kwargs)
+        before: Any = module._modules.get(PREFIX_CHILD)
+        prefixes = before.prefixes() if before is not None else []
+        call = AttentionCall.read(module, query, key, value, mask, kwargs, prefixes=prefixes)
+        watcher(call, found[0])
+        return found
+
+    return watched
 
 
 def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:

@@ -7,67 +7,24 @@ its sequence. Depending on the call, this follows from the lengths of packed seq
 Shapes: B batch, T queries, K key slots, N map length, P sequences packed into a row.
 """
 
-from collections.abc import Callable, Hashable
-from typing import TypeVar
-
 import torch
 from torch import Tensor, nn
 
 from lorada.attention.call import AttentionCall
 from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
-from lorada.attention.tensor_memo import TensorMemo
-
-Result = TypeVar("Result")
-
-_memo = TensorMemo()
 
 
-def token_positions(
-    call: AttentionCall, *, raw: bool = False, end: int | None = None
-) -> TokenPositions:
-    """``locate``, computed once for all layers that pass the same tensors."""
-    return remembered_for(call, _memo, lambda: locate(call, raw=raw, end=end), raw, end)
+def token_positions(call: AttentionCall, *, raw: bool = False) -> TokenPositions:
+    """``locate``, computed once for all layers that get the same tensors."""
+    return call.once(lambda: locate(call, raw=raw), "positions", raw)
 
 
-def remembered_for(
-    call: AttentionCall, memo: TensorMemo, compute: Callable[[], Result], *others: Hashable
-) -> Result:
-    """The result of ``compute``, or that of another layer's call on tokens at the same places.
-
-    Args:
-        call: the call.
-        memo: the cache of this function of calls.
-        compute: the function; it reads masks, positions and sizes, and nothing else of the call.
-        others: its further arguments.
-    """
-    shape, inputs = call.shape, call.inputs
-    # ``position_ids`` matter only for packed sequences and for keys that a window has dropped.
-    needed = inputs.may_be_packed or shape.window is not None
-    lengths = call.cu_seq_lens
-    tensors = {
-        # Flex attention's mask is not a tensor, but holds this one.
-        "mask": getattr(call.mask, "kv_num_blocks", call.mask),
-        "position_ids": call.position_ids if needed else None,
-        "tokens_so_far": inputs.tokens_so_far,
-        "query_lengths": None if lengths is None else lengths[0],
-        "key_lengths": None if lengths is None else lengths[1],
-    }
-    pattern = getattr(call.mask, "mask_mod", None)
-    key = (
-        shape.queries, shape.keys, shape.causal, shape.window, call.kernel == "flash",
-        inputs.may_be_packed, call.value.device, pattern, *others,
-    )  # fmt: skip
-    return memo(tensors, key, compute)
-
-
-def locate(call: AttentionCall, *, raw: bool = False, end: int | None = None) -> TokenPositions:
-    """The map column of every key slot and the map row of every query of a call.
+def locate(call: AttentionCall, *, raw: bool = False) -> TokenPositions:
+    """The map column of every key slot and the map row of every query, counted from the first.
 
     Args:
         call: the call.
         raw: whether padding counts as tokens, as in the paper's code.
-        end: N if the map lies on the last N tokens of each sequence (Eq. 16); None if it lies on
-            the first (Eqs. 14-15).
 
     Raises:
         ValueError: for a mask of an unknown form, or if a sliding cache has dropped an unknown
@@ -77,20 +34,18 @@ def locate(call: AttentionCall, *, raw: bool = False, end: int | None = None) ->
     lengths = None if raw else call.cu_seq_lens
     last = None if lengths is not None else _last_token(call)
     restarting = call.position_ids if call.inputs.may_be_packed else None
-    # Whether the last key that row t of the mask shows is that of query t itself.
-    ordered = call.shape.causal and not (isinstance(mask, Tensor) and mask.dim() == 2)
-    tokens: TokenPositions
+    # In a causal mask (T, K) the last key that a query sees is the query itself. A mask (B, K) does
+    # not show that, nor does one of an encoder.
+    shows_queries = call.shape.causal and not (isinstance(mask, Tensor) and mask.dim() == 2)
     if lengths is not None:
-        tokens = _packed_by_lengths(call, *lengths)
-    elif mask is not None and not raw:
-        tokens = _by_mask(call.visible_keys(), queries, restarting, last, ordered)
-    elif mask is not None and ordered and queries < keys and last is None:
-        tokens = _raw_behind_cache(call.visible_keys())
-    elif not raw and queries == keys and _restarts(restarting, None):
-        tokens = _packed_by_restart(restarting, None)
-    else:
-        tokens = _without_padding(call, last)
-    return tokens if end is None else tokens.at_end(end)
+        return _packed_by_lengths(call, *lengths)
+    if mask is not None and not raw:
+        return _by_mask(call.visible_keys(), queries, restarting, last, shows_queries)
+    if mask is not None and shows_queries and queries < keys and last is None:
+        return _raw_behind_cache(call.visible_keys())
+    if not raw and queries == keys and _restarts(restarting, None):
+        return _packed_by_restart(restarting, None)
+    return _without_padding(call, last)
 
 
 def _without_padding(call: AttentionCall, last: Tensor | None) -> TokenPositions:
@@ -103,7 +58,7 @@ def _without_padding(call: AttentionCall, last: Tensor | None) -> TokenPositions
     # chunk of a prompt, and the queries are the last slots. Elsewhere it is the prefill of a static
     # cache, and the last slots are empty.
     first = keys - queries if queries == 1 or call.kernel == "flash" else 0
-    return TokenSpan(0, first + queries, 0, first)
+    return TokenSpan(first + queries, 0, first)
 
 
 def _raw_behind_cache(visible: Tensor) -> TokenTable:
@@ -117,7 +72,8 @@ def _raw_behind_cache(visible: Tensor) -> TokenTable:
     new = last > nn.functional.pad(last, (1, 0), value=-1)[:, :-1]
     first = torch.where(new, last - queries, room).min().clamp(min=0)
     rows = first + queries
-    return TokenTable(torch.where(slots <= rows[-1], slots, NO_TOKEN)[None], rows[None])
+    columns = torch.where(slots <= rows[-1], slots, NO_TOKEN)
+    return TokenTable(columns[None], rows[None], longest=visible.shape[2])
 
 
 def _by_mask(
@@ -125,12 +81,13 @@ def _by_mask(
     queries: int,
     position_ids: Tensor | None,
     last: Tensor | None,
-    ordered: bool,
+    shows_queries: bool,
 ) -> TokenTable:
     """Positions by a mask ``visible`` (B, T or 1, K): the keys that some query sees are tokens.
 
     ``position_ids`` are given if they may separate packed sequences, ``last`` (B, 1), the index of
-    the last token, if the cache has dropped keys. ``ordered`` is explained in ``locate``.
+    the last token, if the cache has dropped keys. ``shows_queries`` says whether the last key that
+    a query sees is the query itself.
     """
     keys = visible.shape[-1]
     # The last query alone does not see every token under a window or in a packed row.
@@ -141,16 +98,17 @@ def _by_mask(
     if last is not None:
         counted = counted - counted[:, -1:] + last + 1
     columns = torch.where(real, counted - 1, NO_TOKEN)
+    longest = keys if last is None else None
     if queries == keys:
-        return TokenTable(columns, columns)
-    if not ordered:  # the mask does not show which keys are the queries; they are the last ones
-        return TokenTable(columns, columns[:, keys - queries :])
+        return TokenTable(columns, columns, longest=longest)
+    if not shows_queries:  # they are the last keys
+        return TokenTable(columns, columns[:, keys - queries :], longest=longest)
     own = keys - 1 - visible.flip(-1).to(torch.uint8).argmax(-1)
     # Padding before the tokens sees no key, padding behind them no more than the row before.
     is_token = visible.any(-1)
     is_token[:, 1:] = is_token[:, 1:] & ~(is_token[:, :-1] & (own[:, 1:] == own[:, :-1]))
     rows = columns.expand(own.shape[0], -1).gather(1, own)
-    return TokenTable(columns, torch.where(is_token, rows, NO_TOKEN))
+    return TokenTable(columns, torch.where(is_token, rows, NO_TOKEN), longest=longest)
 
 
 def _last_token(call: AttentionCall) -> Tensor | None:
@@ -218,7 +176,10 @@ def _packed_by_restart(position_ids: Tensor | None, real: Tensor | None) -> Toke
     # Each sequence counts from 0: the count of the tokens before it is subtracted.
     before = torch.where(starts, counted, 0).cummax(-1)[0]
     columns = torch.where(real, counted - before, NO_TOKEN)
-    return TokenTable(columns, columns, int(owner.max()) + 1, owner, owner)
+    # Two numbers in one, since the host waits for the device each time that it reads one.
+    keys = columns.shape[-1]
+    last, longest = divmod(int(owner.max() * keys + columns.max()), keys)
+    return TokenTable(columns, columns, last + 1, owner, owner, longest + 1)
 
 
 def _packed_by_lengths(call: AttentionCall, by_query: Tensor, by_key: Tensor) -> TokenTable:
@@ -230,13 +191,16 @@ def _packed_by_lengths(call: AttentionCall, by_query: Tensor, by_key: Tensor) ->
     row_owner = (torch.searchsorted(by_query, queries, right=True) - 1).clamp(0, sequences - 1)
     column_owner = (torch.searchsorted(by_key, keys, right=True) - 1).clamp(0, sequences - 1)
     columns = keys - by_key[column_owner]
+    longest: int | None = shape.keys if call.longest is None else call.longest
     if shape.window is not None and position_ids is not None:
         # A sliding cache may have dropped the first keys of a sequence. Its last position is then
         # not its number of keys, so columns are counted back from that.
         last = position_ids[0, by_query[1:] - 1].long()
         columns = last[column_owner] + 1 + keys - by_key[1:][column_owner]
+        longest = None
     own = queries + by_key[1:][row_owner] - by_query[1:][row_owner]  # the queries come last
     rows = columns[own.clamp(0, shape.keys - 1)]
     columns = torch.where(keys < by_key[-1], columns, NO_TOKEN)
     rows = torch.where(queries < by_query[-1], rows, NO_TOKEN)
-    return TokenTable(columns[None], rows[None], sequences, column_owner[None], row_owner[None])
+    owners = column_owner[None], row_owner[None]
+    return TokenTable(columns[None], rows[None], sequences, *owners, longest)

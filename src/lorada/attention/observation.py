@@ -14,10 +14,10 @@ from torch import Tensor
 
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall
-from lorada.attention.form_map import FormMap
+from lorada.attention.distance_map import DistanceMap
 from lorada.attention.positions import TokenPositions
 
-AnyMap = AttentionMap | FormMap
+AnyMap = AttentionMap | DistanceMap
 
 
 @dataclass(frozen=True)

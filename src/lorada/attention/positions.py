@@ -8,14 +8,11 @@ and the map row of every query. ``locate.py`` makes them for a call.
 Shapes: B batch, T queries, K key slots, N map length, P sequences packed into a row.
 """
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
-
-Result = TypeVar("Result")
 
 # The column or row of a slot without a token: outside of every map, however it is shifted.
 NO_TOKEN = -(2**40)
@@ -25,16 +22,14 @@ NO_TOKEN = -(2**40)
 class TokenSpan:
     """Positions that are alike for all samples: one sequence in each row, without padding.
 
-    They are four Python numbers, so the tokens under a map are a slice of the values.
+    They are Python numbers, so the tokens under a map are a slice of the values.
 
     Attributes:
-        start: the first key slot that holds a token.
-        stop: one past the last key slot that holds a token.
+        stop: how many key slots hold a token; they are the first ones.
         origin: the key slot of row and column 0 of the map.
         first: the key slot of query row 0.
     """
 
-    start: int
     stop: int
     origin: int
     first: int
@@ -42,14 +37,36 @@ class TokenSpan:
     def table(self, queries: int, keys: int, device: torch.device) -> "TokenTable":
         """The same positions as a table with one row for all samples."""
         slots = torch.arange(keys, device=device)
-        inside = (slots >= self.start) & (slots < self.stop)
-        columns = torch.where(inside, slots - self.origin, NO_TOKEN)
+        columns = torch.where(slots < self.stop, slots - self.origin, NO_TOKEN)
         rows = torch.arange(queries, device=device) + self.first - self.origin
-        return TokenTable(columns[None], rows[None])
+        return TokenTable(columns[None], rows[None], longest=keys)
 
     def at_end(self, length: int) -> "TokenSpan":
         """These positions with the last token on row and column N-1 of the map (Eq. 16)."""
         return replace(self, origin=self.stop - length)
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Where the tokens of a map's rows, or of its columns, are in a batch.
+
+    Attributes:
+        index: (B, P·N) the slot of each row or column of each sequence's map; 0 without a token.
+        real: (B, P·N) booleans: which of them have a token.
+    """
+
+    index: Tensor
+    real: Tensor
+
+    @cached_property
+    def filled(self) -> tuple[Tensor, Tensor]:
+        """Rows (B, P·N) that all have a token, and the slot of each.
+
+        A row without a token is replaced by one that has one.
+        """
+        rows = torch.arange(self.real.shape[1], device=self.real.device)
+        filled = torch.where(self.real, rows, self.real.to(torch.uint8).argmax(1, keepdim=True))
+        return filled, self.index.gather(1, filled)
 
 
 @dataclass(frozen=True)
@@ -66,6 +83,7 @@ class TokenTable:
         sequences: P, how many sequences are packed into a row of the batch; each has its own map.
         column_owner: (B, K) number of the sequence that a key slot belongs to; None if P is 1.
         row_owner: (B, T) the same for queries.
+        longest: no sequence has more tokens than this; None if that is not known.
     """
 
     columns: Tensor
@@ -73,53 +91,42 @@ class TokenTable:
     sequences: int = 1
     column_owner: Tensor | None = None
     row_owner: Tensor | None = None
-    _found: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
+    longest: int | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every key slot is also a query."""
+        return self.rows is self.columns
 
     def table(self, queries: int, keys: int, device: torch.device) -> "TokenTable":
         """Itself."""
         return self
 
-    def key_slots(self, length: int) -> tuple[Tensor, Tensor]:
-        """The inverse of ``columns``: the key slot of each map column.
+    def key_slots(self, length: int) -> Slots:
+        """The inverse of ``columns``: the key slot of each map column."""
+        return self._slots(self.columns, self.column_owner, length)
 
-        Returns:
-            (B, P·N) key slot of each column of each sequence's map, and (B, P·N) booleans: whether
-            the column has a token. Without one the slot is 0.
-        """
-        return self.once(lambda: self._key_slots(length), "slots", length)
+    def query_slots(self, length: int) -> Slots:
+        """The inverse of ``rows``: the query of each map row."""
+        return self._slots(self.rows, self.row_owner, length)
 
-    def _key_slots(self, length: int) -> tuple[Tensor, Tensor]:
-        inside = (self.columns >= 0) & (self.columns < length)
-        columns = self.columns
-        if self.column_owner is not None:
-            columns = columns + self.column_owner * length
+    def _slots(self, numbers: Tensor, owner: Tensor | None, length: int) -> Slots:
+        inside = (numbers >= 0) & (numbers < length)
+        if owner is not None:
+            numbers = numbers + owner * length
         # A scatter needs an index for every slot. Slots outside the map write to one extra column
         # at the end, which is then cut off.
         total = self.sequences * length
-        columns = torch.where(inside, columns, total)
-        slots = torch.arange(columns.shape[-1], device=columns.device).expand_as(columns)
-        found = columns.new_zeros(columns.shape[0], total + 1).scatter(1, columns, slots)
-        filled = inside.new_zeros(columns.shape[0], total + 1).scatter(1, columns, inside)
-        return found[:, :-1], filled[:, :-1]
+        numbers = torch.where(inside, numbers, total)
+        slots = torch.arange(numbers.shape[-1], device=numbers.device).expand_as(numbers)
+        index = numbers.new_zeros(numbers.shape[0], total + 1).scatter(1, numbers, slots)
+        real = inside.new_zeros(numbers.shape[0], total + 1).scatter(1, numbers, inside)
+        return Slots(index[:, :-1], real[:, :-1])
 
     def query_rows(self, length: int) -> tuple[Tensor, Tensor]:
         """(B, T) map row of each query, clamped to 0 … N-1, and booleans: whether it was inside."""
         inside = (self.rows >= 0) & (self.rows < length)
         return self.rows.clamp(0, length - 1), inside
-
-    def reaches(self, length: int) -> bool:
-        """Whether any query is on a map row below ``length``; reads the table."""
-        return self.once(lambda: bool(self.query_rows(length)[1].any()), "reaches", length)
-
-    def once(self, compute: Callable[[], Result], *key: Hashable) -> Result:
-        """The result of ``compute``, a function of this table and of ``key``, computed once.
-
-        All layers share a table, and most maps have the same length.
-        """
-        if key not in self._found:
-            self._found[key] = compute()
-        found: Result = self._found[key]
-        return found
 
     def real_queries(self) -> Tensor:
         """(B, T) booleans: which queries are tokens and not padding."""
@@ -137,9 +144,8 @@ class TokenTable:
             column_shift = shift.gather(1, self.column_owner)
             row_shift = shift.gather(1, self.row_owner)
         columns = _shifted(self.columns, column_shift)
-        # ``fits_in_place`` tests whether both are one tensor.
-        rows = columns if self.rows is self.columns else _shifted(self.rows, row_shift)
-        return TokenTable(columns, rows, self.sequences, self.column_owner, self.row_owner)
+        rows = columns if self.is_whole else _shifted(self.rows, row_shift)
+        return replace(self, columns=columns, rows=rows)
 
 
 def _shifted(numbers: Tensor, shift: Tensor) -> Tensor:
@@ -148,14 +154,3 @@ def _shifted(numbers: Tensor, shift: Tensor) -> Tensor:
 
 
 TokenPositions = TokenSpan | TokenTable
-
-
-def can_be_read(numbers: Tensor) -> bool:
-    """Whether numbers are on the CPU, where reading them waits for nothing.
-
-    Not where a graph is recorded, of gradients or for calls with other numbers.
-    """
-    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._is_tracing()
-    if recorded or torch._C._are_functorch_transforms_active():
-        return False
-    return type(numbers) is Tensor and numbers.is_cpu

@@ -9,6 +9,7 @@ from lorada.experiments.table_runs import TableJob
 from lorada.experiments.table_spec import Scale, counts_of
 from lorada.runs.models.loading import kind_of, load_config
 from lorada.runs.recipe import Recipe
+from lorada.runs.training.checkpointing import why_full
 from lorada.runs.training.training_memory import Memory, training_memory
 from lorada.support.errors import unknown_name
 from lorada.tasks import TASKS
@@ -119,10 +120,13 @@ def estimate(job: TableJob, scale: Scale, gpu: Gpu | None = None) -> Estimate:
 def _memory(job: TableJob) -> Memory | None:
     """The memory of a step by part, cached over the tasks and seeds of a row."""
     training = {key: job.recipe.training[key] for key in STEP if key in job.recipe.training}
+    config = load_config(job.recipe.model)
     same = {"task": "-", "output": "-", "data_dir": None, "training": training}
+    if job.recipe.activation_checkpointing == "auto":
+        same["activation_checkpointing"] = "full" if why_full(job.recipe, config) else "off"
     batch = int(training.get("per_device_train_batch_size", 8))
     task = TASKS[job.tasks[0]]
-    kind = kind_of(load_config(job.recipe.model))
+    kind = kind_of(config)
     form = task.protocols[task.protocol(job.recipe.protocol, kind)].form
     each = max(CANDIDATES.get(name, 1) for name in job.tasks) if form == "choice" else 1
     return _cached_memory(job.recipe.model_copy(update=same).model_dump_json(), batch * each)

@@ -7,15 +7,12 @@ all earlier blocks it uses a running sum of W_b V.
 Shapes: B batch, H query heads, G key/value heads, S map heads, M tokens, R rank, D head width.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-
-Matmul = Callable[[Tensor, Tensor], Tensor]
 
 # Tokens in a block. On CPUs 32 is as fast as 16, with half as many blocks, and faster than 64 and
 # 128 (docs/performance.md).
@@ -55,7 +52,6 @@ def causal_blocks(
     right: Float[Tensor, "*B S R M"],
     value: Float[Tensor, "B G M D"],
     heads: int,
-    matmul: Matmul = torch.matmul,
 ) -> Float[Tensor, "B H M D"]:
     """tile(tril(left right)) · V, with one pair of factors for all samples or one for each.
 
@@ -94,7 +90,7 @@ def causal_blocks(
     identity = torch.eye(share, dtype=left.dtype, device=left.device)[:, None, :, None]
     own_rows = (tiled(rows).unsqueeze(5) * identity).flatten(5)
     beside = torch.cat((tiled((rows @ columns).tril()), own_rows), -1).flatten(3, 4)
-    output = matmul(beside, torch.cat((values, sums), 3))
+    output = beside @ torch.cat((values, sums), 3)
     # Copied once, into the order that attention's output has: (batch, tokens, heads, D).
     output = output.view(left.shape[0], groups, blocks, share, BLOCK, samples, width)
     output = output.permute(0, 5, 2, 4, 1, 3, 6).reshape(batch, blocks * BLOCK, heads, width)

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from lorada.functional.causal import Matmul
 from lorada.functional.product import apply_map
 
 # Tokens in a block. A block of C tokens multiplies C + W - 1 keys, so small blocks waste much of
@@ -54,7 +53,6 @@ def distance_product(
     *,
     causal: bool,
     window: int | None = None,
-    matmul: Matmul = torch.matmul,
 ) -> Float[Tensor, "B H M D"]:
     """tile(map)·V of whole, unpadded sequences, at a cost linear in their tokens.
 
@@ -67,7 +65,6 @@ def distance_product(
         heads: H, a multiple of S and of G.
         causal: which window it is.
         window: width of a sliding attention window, in tokens; None without one.
-        matmul: computes the last product, whose result is the term.
     """
     batch, _, tokens, _ = value.shape
     size, first = taps.shape[1], first_distance(taps.shape[1], causal)
@@ -82,7 +79,7 @@ def distance_product(
     rows = torch.arange(BLOCK, device=taps.device)
     columns = torch.arange(width, device=taps.device) + first
     band = distance_weights(taps, rows, columns, causal)
-    product = apply_map(band, pieces, heads, matmul)  # (B · blocks, H, C, D)
+    product = apply_map(band, pieces, heads)  # (B · blocks, H, C, D)
     term: Tensor = product.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)
     return term[:, :, :tokens]
 

@@ -1,4 +1,4 @@
-"""``wide`` and ``no_autocast``: the dtype that small factors are computed in."""
+"""``wide``, ``wide_dtype`` and ``no_autocast``: the dtype that small factors are computed in."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -7,9 +7,14 @@ from torch import Tensor
 from torch.amp.autocast_mode import is_autocast_available
 
 
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """float32, or the dtype of a tensor if that is wider."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def wide(x: Tensor) -> Tensor:
     """A tensor in float32, or in its own dtype if that is wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(wide_dtype(x))
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[None]:

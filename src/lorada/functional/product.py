@@ -10,11 +10,10 @@ Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, K key
 M = min(N, K), R rank, D head width.
 """
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorada.functional.causal import Matmul, causal_blocks, product_form, side_by_side
+from lorada.functional.causal import causal_blocks, product_form, side_by_side
 from lorada.functional.maps import Align, mask_map, position_factors
 
 
@@ -29,7 +28,6 @@ def map_value_product(
     causal: bool = False,
     window: int | None = None,
     position: bool = True,
-    matmul: Matmul = torch.matmul,
 ) -> Float[Tensor, "B H M D"]:
     """The second term of Eq. 13, tile(Attn_s)·V, on the M = min(N, K) tokens that the map covers.
 
@@ -43,7 +41,6 @@ def map_value_product(
         causal: lower triangle only (Eq. 11).
         window: width of a sliding attention window, in tokens; None without one.
         position: False for the ¬P ablation.
-        matmul: computes the last product, whose result is the term.
     """
     size = min(w_a.shape[1], value.shape[2])
     if position:
@@ -57,7 +54,7 @@ def map_value_product(
         value = value[:, :, value.shape[2] - size :]
     # The scale may go on any factor of the product; W_a has the fewest numbers.
     w_a = w_a / inverse_scale
-    return factors_product(w_a, w_b, value, heads, causal=causal, window=window, matmul=matmul)
+    return factors_product(w_a, w_b, value, heads, causal=causal, window=window)
 
 
 def factors_product(
@@ -68,7 +65,6 @@ def factors_product(
     *,
     causal: bool,
     window: int | None = None,
-    matmul: Matmul = torch.matmul,
 ) -> Float[Tensor, "B H M D"]:
     """tile(mask(left right)) · V, in the form that takes the fewest multiplications.
 
@@ -80,23 +76,22 @@ def factors_product(
     # A mask on W_a W_b stands between the factors, so W_b V cannot be computed first, except block
     # by block for a causal mask.
     if form == "dense":
-        return apply_map(mask_map(left @ right, causal, window), value, heads, matmul)
+        return apply_map(mask_map(left @ right, causal, window), value, heads)
     if form == "blocks":
-        return causal_blocks(left, right, value, heads, matmul)
+        return causal_blocks(left, right, value, heads)
     # Each factor is itself a map: right (R rows, M keys) first, then left (M rows, R keys).
-    return apply_map(left, apply_map(right, value, heads), heads, matmul)
+    return apply_map(left, apply_map(right, value, heads), heads)
 
 
 def apply_map(
     map_: Float[Tensor, "*B S T M"],
     value: Float[Tensor, "B G M D"],
     heads: int,
-    matmul: Matmul = torch.matmul,
 ) -> Float[Tensor, "B H T D"]:
     """Tile(map) · V, for one map of all samples or one map of each sample."""
     if map_.dim() == 3:
         # Samples that share a map are columns of one large product, which is faster than B small.
-        product = apply_map(map_[None], side_by_side(value), heads, matmul)[0]
+        product = apply_map(map_[None], side_by_side(value), heads)[0]
         by_sample: Tensor = product.unflatten(2, (value.shape[0], value.shape[-1]))
         return by_sample.permute(2, 0, 1, 3)
     batch, groups, keys, width = value.shape
@@ -106,4 +101,4 @@ def apply_map(
     # The query heads of a group share its values: their maps are stacked as more rows, so the
     # values are never copied for each query head.
     stacked = tiled.view(batch, groups, heads // groups * queries, keys)
-    return matmul(stacked, value).view(batch, heads, queries, width)
+    return (stacked @ value).view(batch, heads, queries, width)

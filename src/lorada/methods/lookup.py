@@ -10,9 +10,10 @@ from lorada.methods.method import Method, PartsByModel, Unpublished
 from lorada.methods.peft_methods import peft_method, peft_types
 from lorada.methods.table import MAP, METHODS
 from lorada.methods.unpublished_settings import UNPUBLISHED
-from lorada.support.errors import unknown_name
+from lorada.support.errors import removed_form, unknown_name
 
 WITH_MAP = "+lmam"  # suffix of a method's name: the same method with a map on top
+REMOVED = ("lmam_content", "lmam_bilinear")  # methods of earlier versions
 SUM = "+"  # between the names of several methods whose parts make one adapter
 
 
@@ -56,6 +57,8 @@ def _single(plain: str, asked: str = "") -> Method:
         return replace(method, name=plain, unpublished=unpublished)
     if plain in peft_types():
         return peft_method(plain)  # imports PEFT, which other names do not need
+    if plain in REMOVED:
+        raise removed_form(f"the method {plain}")
     near = get_close_matches(plain, METHODS, cutoff=0.6)
     raise unknown_name("method", asked or plain, near or {*METHODS, *peft_types()})
 

@@ -54,7 +54,6 @@ FEWER_WHEN_LARGER = ("c3a", "randlora")
 # "context": at most the model's tokens, less one;
 # "length": at most the setting ``length`` of the part, and those tokens;
 # "divides_heads": a divisor of the number of attention heads, for maps without a rank;
-# "head_width": at most the width of an attention head, for a map by query and key;
 # "divides_inputs": a divisor above 1 of the input widths of all its matrices;
 # "divides": a divisor of all their widths.
 Bound = Literal[
@@ -65,7 +64,6 @@ Bound = Literal[
     "context",
     "length",
     "divides_heads",
-    "head_width",
     "divides_inputs",
     "divides",
 ]
@@ -104,7 +102,7 @@ BOUNDS: dict[str, Bound] = {
 # The learning rate of a method without an entry below: what `lorada train` takes by default.
 DEFAULT_RATE = 1e-3
 # Methods of a map alone, which trains at its own ``map_learning_rate`` beside another method.
-MAPS = ("lmam", "lmam_distance", "lmam_content", "lmam_bilinear")
+MAPS = ("lmam", "lmam_distance")
 # Where a search for a learning rate looks, the same for all methods.
 RATE_RANGE = (1e-5, 1e-1)
 
@@ -120,8 +118,6 @@ RATES: dict[str, tuple[float, str]] = {
     "lmam": (5e-3, "the default of map_learning_rate (docs/scale.md)"),
     "fmam": (5e-3, "the default of map_learning_rate (docs/scale.md)"),
     "lmam_distance": (5e-3, "the default of map_learning_rate (docs/scale.md)"),
-    "lmam_content": (5e-3, "the default of map_learning_rate (docs/scale.md)"),
-    "lmam_bilinear": (5e-3, "the default of map_learning_rate (docs/scale.md)"),
     "lora": (3e-4, _LLM_ADAPTERS),
     "dora": (2e-4, "DoRA's scripts (Table 4)"),
     "adapter_ffn": (1e-4, _HE),

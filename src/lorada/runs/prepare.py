@@ -12,12 +12,16 @@ from lorada.methods.build import Plan, build_method
 from lorada.runs.data.dataset import refuse_target_length
 from lorada.runs.data.packing import refuse_packing
 from lorada.runs.data.rows import Rows, training_rows
-from lorada.runs.data.token_batches import refuse_token_batches
 from lorada.runs.models.generation import set_languages
 from lorada.runs.models.loading import kind_of, load_config, load_tokenizer, own_classes
 from lorada.runs.models.pooling import refuse_pooling
-from lorada.runs.recipe import Checkpointing, Recipe
+from lorada.runs.recipe import Recipe
 from lorada.tasks.task import Kind
+
+# TrainingArguments that say what ``activation_checkpointing`` says. Beside ``auto`` they decide.
+TRAINERS_OWN = tuple(
+    f"{kind}_checkpointing{more}" for kind in ("gradient", "activation") for more in ("", "_kwargs")
+)
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,11 @@ class PreparedTraining(Prepared):
         plan: the recipe's method, with its settings for this base model.
         rows: the rows to learn from.
         held_out: the rows that are measured while training; None for none.
-        checkpointing: which activations are computed again in the backward pass.
     """
 
     plan: Plan
     rows: Rows
     held_out: Rows | None
-    checkpointing: Checkpointing = "off"
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -78,23 +80,16 @@ def prepare_training(recipe: Recipe) -> PreparedTraining:
     refuse_target_length(recipe, rows, base.kind)
     if recipe.packing:
         refuse_packing(rows.form, base.kind, recipe.method)
-    if recipe.tokens_per_batch is not None:
-        refuse_token_batches(recipe, rows.form)
     plan = build_method(recipe.method, base.config, **recipe.parts)
-    asked = recipe.activation_checkpointing
     set_languages(base.tokenizer, recipe.languages, rows.protocol.languages)
-    return PreparedTraining(
-        recipe, base.config, base.kind, base.tokenizer, plan, rows, held_out,
-        checkpointing="off" if asked == "auto" else asked,  # of auto, training decides
-    )  # fmt: skip
+    return PreparedTraining(recipe, base.config, base.kind, base.tokenizer, plan, rows, held_out)
 
 
 def _refuse_said_twice(recipe: Recipe) -> None:
     """Refuse the Trainer's own settings beside ``activation_checkpointing``."""
-    asked = recipe.activation_checkpointing
-    for name in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
-        if asked != "off" and name in recipe.training:
+    for name in TRAINERS_OWN:
+        if recipe.activation_checkpointing == "full" and name in recipe.training:
             raise ValueError(
-                f"activation_checkpointing={asked} and training.{name}={recipe.training[name]} "
+                f"activation_checkpointing=full and training.{name}={recipe.training[name]} "
                 "exclude each other: leave one out"
             )

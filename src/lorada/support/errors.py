@@ -18,6 +18,14 @@ def unknown_name(kind: str, value: str, known: Iterable[str]) -> ValueError:
     return ValueError(f"unknown {kind} {value!r}; {hint}")
 
 
+def removed_form(what: str) -> ValueError:
+    """A ``ValueError`` for a map by content or a bilinear one, as earlier versions had them."""
+    return ValueError(
+        f"{what} is gone: the method gain_query has as few numbers and scored better "
+        "(docs/study.md). To load what was trained with it, install lorada at commit 356e9c1"
+    )
+
+
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
     """Turn a failed import of an optional package into an error that names the extra to install.

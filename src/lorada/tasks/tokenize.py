@@ -73,12 +73,14 @@ class TurnsRefused(ValueError):
 def encode(
     rows: list[Row], form: Form, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded | None]:
-    """Tokenise rows of any form except ``text``, which ``windows`` tokenises.
+    """Tokenise rows of any form except ``text``, which ``Windows`` tokenises.
 
     Yields:
         The features of each row: ``EMPTY`` if it has no token to learn, and None if cutting it to
         length left none.
     """
+    if not rows:
+        return
     encode_chunk = {
         "messages": _conversations,
         "choice": _choices,
@@ -291,24 +293,29 @@ def _last_line(row: Row) -> str:
     return str(row["prompt"]).rsplit("\n", 1)[-1]
 
 
-def windows(
-    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
-) -> Iterator[Encoded]:
-    """Join documents, each with an end token, and cut them into windows of ``max_length`` tokens.
+class Windows:
+    """Joins documents, each with an end token, and cuts them into windows of ``max_length`` tokens.
 
     The last tokens, which fill no window, are left out, unless there are no others.
     """
-    length, filled = options.max_length, False
-    buffer: list[int] = []
-    for row in rows:
-        buffer += document_ids(row, tokenizer)
-        whole = len(buffer) - len(buffer) % length
-        for start in range(0, whole if length > 1 else 0, length):  # one token predicts nothing
-            filled = True
-            yield _window(buffer[start : start + length])
-        del buffer[:whole]
-    if not filled and len(buffer) > 1:
-        yield _window(buffer)
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions) -> None:
+        self._tokenizer, self._length = tokenizer, options.max_length
+        self._left: list[int] = []  # tokens that fill no window yet
+        self._filled = False
+
+    def read(self, rows: Iterable[Row], *, last: bool) -> Iterator[Encoded]:
+        """The windows that are full after these documents; ``last``: no others will be read."""
+        length, left = self._length, self._left
+        for row in rows:
+            left += document_ids(row, self._tokenizer)
+            whole = len(left) - len(left) % length
+            for start in range(0, whole if length > 1 else 0, length):  # one token predicts nothing
+                self._filled = True
+                yield _window(left[start : start + length])
+            del left[:whole]
+        if last and not self._filled and len(left) > 1:
+            yield _window(left)
 
 
 def document_ids(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from lorada.attention.call import AttentionCall
-from lorada.attention.layer_maps import LayerMaps, maps_of_call, softmax_map
+from lorada.attention.interface import watch
 from lorada.attention.modules import CROSS_ATTENTION
 from lorada.attention.observation import Observation, observe
-from lorada.attention.watch import watch
 from lorada.support.files import write_atomic
+from lorada.tuners.layer_maps import LayerMaps, maps_of_call, softmax_of_call
 from lorada.tuners.switching import active_parts, without_adapter, without_parts
 
 KEPT = ("first", "previous", "itself", "other")  # what a query attends to
@@ -238,7 +238,7 @@ def _layer(
     name: str, with_all: _Reading, without: _Reading, module: nn.Module, real: Tensor
 ) -> ExplainedLayer:
     (call, output), (call_off, output_off) = with_all.calls[module], without.calls[module]
-    softmax, seen = softmax_map(call), with_all.maps.get(module)
+    softmax, seen = softmax_of_call(call), with_all.maps.get(module)
     maps: LayerMaps | None = None if seen is None else maps_of_call(name, seen)
     real = real if real.shape[1] == output.shape[1] else real.new_ones(output.shape[:2])
     effect = None
@@ -248,7 +248,7 @@ def _layer(
     return ExplainedLayer(
         layer=name,
         softmax=softmax.cpu(),
-        without=softmax_map(call_off).cpu(),
+        without=softmax_of_call(call_off).cpu(),
         map=None if maps is None else maps.map.cpu(),
         fused=(softmax if maps is None else maps.fused).cpu(),
         inside=seen is not None and seen.attention_map.ablation == "no_negative",

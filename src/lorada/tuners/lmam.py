@@ -7,8 +7,8 @@ it in each self-attention module, as the child ``lmam``. ``lorada.attention`` co
 """
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from lorada.attention import interface
 from lorada.attention.attend import CHILD
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import head_count, is_windowed
+from lorada.attention.distance_map import DistanceMap
 from lorada.attention.forward_inputs import (
     NOTHING_KNOWN,
     ForwardInputs,
@@ -27,6 +28,7 @@ from lorada.attention.hooks import HOOKS, hooks_for
 from lorada.attention.modules import CROSS_ATTENTION, attention_classes
 from lorada.attention.observation import AnyMap
 from lorada.functional.maps import Ablation, Align, position_embedding
+from lorada.support.errors import removed_form
 from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
@@ -39,7 +41,11 @@ from lorada.tuners.base.entries import Entries
 from lorada.tuners.base.layer import sample_mask
 from lorada.tuners.base.linears import within_layer
 from lorada.tuners.base.tuner import AttachedModel
-from lorada.tuners.map_forms import PARAMETERS, Form, check_form, form_map, new_parameters
+
+Form = Literal["position", "distance"]
+REMOVED_FORMS = ("content", "bilinear")
+# Settings of the form ``position`` alone; ``taps`` is that of ``distance``.
+OF_POSITIONS = ("rank", "length", "align", "positions", "ablation", "init")
 
 
 @dataclass
@@ -63,8 +69,7 @@ class LmamConfig(LoradaPeftConfig):
             not have, so it gives other outputs than a forward of the whole text.
         init: ``zero`` starts W_b at -PE, so that the map is zero at step 0 and W_a is normal;
             ``normal`` draws both factors from N(0, 0.02²), which leaves PE alone in the map.
-        form: ``position`` is the paper's map; ``distance``, ``content`` (of the key) and
-            ``bilinear`` (query and key) are this project's own (docs/forms.md).
+        form: ``position`` is the paper's map; ``distance`` is this project's own (docs/forms.md).
         taps: how many distances the form ``distance`` has a weight for; an odd number.
         map_learning_rate: learning rate of the map's factors in `lorada train`; None for that of
             all other parameters.
@@ -104,7 +109,24 @@ class LmamConfig(LoradaPeftConfig):
         require_choice(self, "positions", ("token", "raw"))
         require_choice(self, "ablation", (None, *get_args(Ablation)))
         require_choice(self, "init", ("zero", "normal"))
-        check_form(self)
+        self._check_form()
+
+    def _check_form(self) -> None:
+        """Refuse a form of earlier versions, and a setting that the form does not have."""
+        if self.form in REMOVED_FORMS:
+            raise removed_form(f"form={self.form!r}")
+        require_choice(self, "form", get_args(Form))
+        require_count(self, "taps")
+        if self.taps % 2 == 0:
+            raise ValueError(f"taps={self.taps} must be odd: use {self.taps + 1}")
+        defaults = {each.name: each.default for each in fields(self)}
+        for name in ("taps",) if self.form == "position" else OF_POSITIONS:
+            if (value := getattr(self, name)) != defaults[name]:
+                other = "distance" if name == "taps" else "position"
+                raise ValueError(
+                    f"{name}={value!r} has no meaning for form={self.form!r}: leave it out, or use "
+                    f"form={other!r}"
+                )
 
     @property
     def starts_as_base(self) -> bool:
@@ -124,19 +146,14 @@ class LmamLayer(AttachedLayer):
     """The maps of one self-attention module, by adapter name.
 
     Each has the factors ``lora_w_a`` (h_s, n, r) and ``lora_w_b`` (h_s, r, n), or for the ablation
-    ``full_rank`` one matrix ``lora_w`` (h, n, n). A map in another form has the parameters that
-    ``map_forms.py`` lists.
+    ``full_rank`` one matrix ``lora_w`` (h, n, n). A map by distance has ``lora_taps`` (h_s, taps).
     """
 
-    adapter_layer_names = (
-        "lora_w_a",
-        "lora_w_b",
-        "lora_w",
-        *(name for names in PARAMETERS.values() for name in names),
-    )
+    adapter_layer_names = ("lora_w_a", "lora_w_b", "lora_w", "lora_taps")
     lora_w_a: Entries
     lora_w_b: Entries
     lora_w: Entries
+    lora_taps: Entries
     configs: dict[str, LmamConfig]
 
     def __init__(self, host: nn.Module, parent: nn.Module) -> None:
@@ -180,12 +197,11 @@ class LmamLayer(AttachedLayer):
             self._handles.append(self._listener)
         self.configs[adapter_name] = config
         self._baked.pop(adapter_name, None)
-        if config.form != "position":
-            for name, weight in new_parameters(config, heads, self.host, device).items():
-                getattr(self, name)[adapter_name] = weight
-            return
         n, r = config.length, config.rank
-        if config.ablation == "full_rank":
+        if config.form == "distance":
+            taps = torch.zeros(heads, config.taps, device=device)
+            self.lora_taps[adapter_name] = nn.Parameter(taps)
+        elif config.ablation == "full_rank":
             self.lora_w[adapter_name] = nn.Parameter(torch.zeros(heads, n, n, device=device))
         else:
             self.lora_w_a[adapter_name] = nn.Parameter(torch.empty(heads, n, r, device=device))
@@ -194,10 +210,11 @@ class LmamLayer(AttachedLayer):
 
     def _initialise(self, adapter_name: str, config: LmamConfig) -> None:
         with torch.no_grad():
-            if adapter_name in self.lora_w:
-                if not config.init_weights:
-                    self.lora_w[adapter_name].normal_()
-                return
+            for own in (self.lora_w, self.lora_taps):  # zero at the start
+                if adapter_name in own:
+                    if not config.init_weights:
+                        own[adapter_name].normal_()
+                    return
             w_a, w_b = self.lora_w_a[adapter_name], self.lora_w_b[adapter_name]
             if not config.init_weights:
                 w_a.normal_()
@@ -237,11 +254,9 @@ class LmamLayer(AttachedLayer):
             return replace(baked, samples=sample_mask(samples, baked.factors[0].device))
         config = self.configs[name]
         inverse_scale = config.inverse_scale / self.scaling.get(name, 1.0)
-        factors: tuple[torch.Tensor, ...]
-        if config.form != "position":
-            factors = tuple(getattr(self, each)(name) for each in PARAMETERS[config.form])
-            mask = sample_mask(samples, factors[0].device)
-            return form_map(config.form, factors, inverse_scale, mask)
+        if config.form == "distance":
+            taps = self.lora_taps(name)
+            return DistanceMap((taps,), inverse_scale, sample_mask(samples, taps.device))
         names = ("lora_w",) if name in self.lora_w else ("lora_w_a", "lora_w_b")
         factors = tuple(getattr(self, each)(name) for each in names)
         mask = sample_mask(samples, factors[0].device)
@@ -251,7 +266,7 @@ class LmamLayer(AttachedLayer):
     def bake(self) -> None:
         """Compute each map once, for inference; ``train()`` goes back to the factors.
 
-        Maps in other forms depend on the batch, and stay as they are.
+        A map by distance depends on the batch, and stays as it is.
         """
         self._baked = {}
         with torch.no_grad():
@@ -325,18 +340,10 @@ def self_attentions(model: nn.Module) -> list[str]:
 
 
 def bake(model: nn.Module) -> None:
-    """Compute every map of a model once, for inference. Maps that are alike lie in one tensor."""
-    alike: dict[tuple[Any, ...], list[dict[str, AttentionMap]]] = {}
+    """Compute every map of a model once, for inference."""
     for layer in model.modules():
         if isinstance(layer, LmamLayer):
             layer.bake()
-            for name, own in layer._baked.items():
-                key = name, own.dense().shape, own.dense().device
-                alike.setdefault(key, []).append(layer._baked)
-    for (name, *_), owners in alike.items():
-        whole = torch.stack([baked[name].dense() for baked in owners])
-        for number, baked in enumerate(owners):
-            baked[name] = replace(baked[name], baked=whole[number], layers=(whole, number))
 
 
 register("LMAM", LmamConfig, LmamModel)

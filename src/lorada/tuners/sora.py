@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorada.functional.dropout import dropout
 from lorada.functional.precision import wide
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
@@ -95,7 +94,7 @@ class SoraLayer(DeltaLayer):
     def term(self, name: str, x: Tensor, output: Tensor) -> Tensor:
         """(α/r) · B( g ⊙ A dropout(x) )."""
         config, down = self.configs[name], self.lora_A(name)
-        x = dropout(x.to(down.dtype), config.dropout, self.training)
+        x = F.dropout(x.to(down.dtype), config.dropout, self.training)
         gated = F.linear(x, down) * self.lora_gate(name)
         return F.linear(gated, self.lora_B(name)) * (config.alpha / config.rank)
 

@@ -76,7 +76,6 @@ GROWING = {
     "dora": {"lora": ("r", 16, 8)},
     "lmam": {"lmam": ("rank", 2, 39)},
     "fmam": {"lmam": ("length", 128, 39)},
-    "lmam_bilinear": {"lmam": ("rank", 2, 4)},  # at most the width of a head
     "lora+lmam": {"lmam": ("rank", 2, 39), "lora": ("r", 32, 8)},
     "lorada_la": {"lmam": ("rank", 2, 39), "lora": ("r", 1, 16), "bottleneck": ("rank", 18, 999)},
     "lamda": {"lamda": ("rank", 32, 8)},
@@ -120,9 +119,8 @@ def test_the_size_is_that_of_a_search_through_all_sizes(method, tiny):
             assert found.above == (limit < sizes[0])
 
 
-@pytest.mark.parametrize(("method", "numbers"), [("lmam_distance", 17), ("lmam_content", 4 + 1)])
-def test_the_size_of_a_map_without_a_rank_is_its_number_of_maps(method, numbers, tiny):
-    recipe = recipe_of(method, tiny["llama"])
+def test_the_size_of_a_map_without_a_rank_is_its_number_of_maps(tiny):
+    recipe, numbers = recipe_of("lmam_distance", tiny["llama"]), 17
     for limit, heads in ((numbers, 1), (2 * numbers, 2), (4 * numbers - 1, 2), (9 * numbers, 4)):
         sized = size_for(recipe, Budget.parse(str(limit)))
         assert sized.parts["lmam"]["heads"] == heads

@@ -30,7 +30,6 @@ from lorada.runs.data.rows import Rows
 from lorada.runs.folder.result import peak_memory
 from lorada.runs.prepare import prepare_training
 from lorada.runs.recipe import Recipe
-from lorada.runs.training.checkpointing import decided
 from lorada.runs.training.setup import set_up
 from lorada.support.files import json_text, write_atomic
 from lorada.support.progress import only_reports
@@ -137,7 +136,7 @@ def measure_steps(recipe: Recipe, *, longest: bool) -> dict[str, Any]:
     """
     clock = _Clock()
     with only_reports(), tempfile.TemporaryDirectory() as scratch:
-        prepared = decided(prepare_training(recipe.model_copy(update={"output": scratch})))
+        prepared = prepare_training(recipe.model_copy(update={"output": scratch}))
         if longest and not recipe.packing:  # packed rows are all as long as they may be
             args = recipe.training
             size = args["per_device_train_batch_size"] * args.get("gradient_accumulation_steps", 1)

@@ -8,7 +8,7 @@ from itertools import chain
 
 from peft.tuners.tuners_utils import check_target_module_exists
 
-from lorada.attention.call import head_count, head_width
+from lorada.attention.call import head_count
 from lorada.methods.lookup import method_named
 from lorada.methods.meta_model import meta_model
 from lorada.methods.method import Settings, part_class
@@ -83,17 +83,15 @@ def growing_parts(recipe: Recipe) -> list[GrowingPart]:
         keys, bound = SIZES.get(name, ()), BOUNDS.get(name)
         if values.get("ablation") == "full_rank":  # a map without a rank
             keys, bound = ("length",), "context"
-        if values.get("form") in ("distance", "content"):  # likewise, and without a length
+        if values.get("form") == "distance":  # likewise, and without a length
             keys, bound = ("heads",), "divides_heads"
-        elif values.get("form") == "bilinear":
-            bound = "head_width"
         if not keys or keys[0] in recipe.parts.get(name, {}):
             continue
         defaults = part_class(name).__dataclass_fields__
         needed = {*keys, "r", "length"} & defaults.keys()
         settings = {**{key: defaults[key].default for key in needed}, **values}
         if bound == "divides_heads" and settings["heads"] is None:  # a map for each head
-            settings["heads"] = _map_hosts(recipe.model)[0]
+            settings["heads"] = _map_heads(recipe.model)
         if settings[keys[0]]:
             sizes = _sizes(name, settings, bound, recipe.model)
             found.append(GrowingPart(name, settings, keys, sizes))
@@ -107,10 +105,8 @@ def _sizes(part: str, settings: Settings, bound: Bound | None, model: str) -> Se
         room = tokens - 1 if isinstance(tokens, int) and tokens > 1 else _parameters(model)
         return range(1, (min(room, settings["length"]) if bound == "length" else room) + 1)
     if bound == "divides_heads":
-        heads, _ = _map_hosts(model)
+        heads = _map_heads(model)
         return [count for count in range(1, heads + 1) if heads % count == 0]
-    if bound == "head_width":
-        return range(1, _map_hosts(model)[1] + 1)
     shapes = _shapes(part, settings, model) if bound is not None else []
     if not shapes:
         return range(1, _parameters(model) + 1)
@@ -147,12 +143,11 @@ def _linears(model: str) -> dict[str, tuple[int, ...]]:
 
 
 @cache
-def _map_hosts(model: str) -> tuple[int, int]:
-    """Of all self-attention modules: the divisor of their heads, and the least width of a head."""
+def _map_heads(model: str) -> int:
+    """The greatest divisor of the heads of all self-attention modules."""
     module = meta_model(load_config(model))
     hosts = [] if module is None else [module.get_submodule(n) for n in self_attentions(module)]
-    heads = math.gcd(*(head_count(host) for host in hosts)) or 1
-    return heads, min((head_width(host) for host in hosts), default=1)
+    return math.gcd(*(head_count(host) for host in hosts)) or 1
 
 
 @cache

@@ -26,7 +26,6 @@ CHOSEN = {
     "eval_data": "pass --held-out FILE",
     **dict.fromkeys(("dev_rows", "dev_seed"), "the comparison sets rows aside by itself"),
     "from_adapter": "every run starts without an adapter",
-    "tokens_per_batch": "its steps are counted by rows: give per_device_train_batch_size",
 }
 CHOSEN_TRAINING = {
     "seed": "pass --seeds",

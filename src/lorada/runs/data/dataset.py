@@ -1,12 +1,22 @@
-"""Makes a dataset of token ids from rows, pads batches, and fits lengths to the model's context."""
+"""Makes a dataset of token ids from rows, pads batches, and fits lengths to the model's context.
+
+The ids of large sets of rows are kept in the cache of ``datasets`` for the next run.
+"""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from contextlib import suppress
+from itertools import islice, repeat
+from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow as pa
+import tokenizers
 import torch
+import transformers
 from datasets import Dataset, concatenate_datasets
+from datasets.fingerprint import Hasher
 from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorWithPadding,
@@ -14,9 +24,11 @@ from transformers import (
 )
 
 from lorada.runs.data.rows import Rows
-from lorada.runs.data.token_cache import Encoding, cached
 from lorada.runs.recipe import Recipe
-from lorada.support.progress import progress_bar
+from lorada.support.files import one_at_a_time
+from lorada.support.progress import without_bars
+from lorada.support.version import __version__
+from lorada.tasks import tokenize
 from lorada.tasks.rows import HEADED, Form
 from lorada.tasks.task import Kind
 from lorada.tasks.tokenize import (
@@ -26,12 +38,15 @@ from lorada.tasks.tokenize import (
     Encoded,
     EncodeOptions,
     TurnsRefused,
+    Windows,
     encode,
-    windows,
 )
 
 logger = logging.getLogger(__name__)
 
+LEAST = 1_000_000  # characters of rows worth keeping; fewer are tokenised in about a second
+# Read at import, as the file may change while a process runs.
+CODE = Path(tokenize.__file__).read_bytes()
 NOTHING = "give this tokenizer no token to read, or none to learn"
 
 
@@ -83,70 +98,119 @@ def encode_rows(
         ValueError: if no row is left to learn from, or one is left out that has to be answered.
     """
     options = encode_options(rows, recipe, kind)
-    dataset, counts = cached(rows, tokenizer, options, lambda: _encoded(rows, tokenizer, options))
+    dataset = _tokenised(rows, tokenizer, options)
+    every, length = len(rows.rows), recipe.max_length
+    left_out: list[int] = []
+    if rows.form != "text":
+        left_out = sorted(set(range(every)).difference(dataset["row"]))
     # An encoder–decoder may have to answer held-out rows while it trains.
-    if (answered or kind == "encoder_decoder") and counts["left_out"]:
+    if (answered or kind == "encoder_decoder") and left_out:
         raise ValueError(
-            f"{rows.path} row {rows.number(counts['left_out'] - 1)} cannot be answered: a text of "
-            f"it gives this tokenizer no token, or is longer than max_length={recipe.max_length}: "
+            f"{rows.path} row {rows.number(left_out[0])} cannot be answered: a text of "
+            f"it gives this tokenizer no token, or is longer than max_length={length}: "
             "correct it, or raise max_length"
         )
-    if counts["empty"]:
-        logger.warning("%s: %d of %d rows were left out: they %s", rows.path, counts["empty"],
-                       len(rows.rows), NOTHING)  # fmt: skip
-    if counts["cut"] or counts["dropped"]:
-        more = f", {counts['dropped']} more were left out because nothing of the response was left"
+    # Encoded again, to know of how many cutting left nothing.
+    again = [rows.rows[i] for i in left_out]
+    dropped = sum(one is None for one in encode(again, rows.form, tokenizer, options))
+    if empty := len(left_out) - dropped:
+        logger.warning("%s: %d of %d rows were left out: they %s", rows.path, empty, every, NOTHING)
+    cut = sum(dataset["cut"]) if len(dataset) else 0
+    if cut or dropped:
+        more = f", {dropped} more were left out because nothing of the response was left"
         target = options.target_length
-        logger.warning("%s: %d of %d rows were cut to max_length=%d%s%s", rows.path, counts["cut"],
-                       len(rows.rows), recipe.max_length,
-                       f", the response to max_target_length={target}" if target else "",
-                       more if counts["dropped"] else "")  # fmt: skip
-    if dataset is None and not counts["dropped"] and recipe.max_length > 1:
+        logger.warning("%s: %d of %d rows were cut to max_length=%d%s%s", rows.path, cut, every,
+                       length, f", the response to max_target_length={target}" if target else "",
+                       more if dropped else "")  # fmt: skip
+    if len(dataset):
+        return dataset.remove_columns(["row", "cut"])
+    if not dropped and length > 1:
         raise ValueError(f"{rows.path} has no row to learn from: they all {NOTHING}")
-    if dataset is None:
-        raise ValueError(
-            f"no row of {rows.path} fits: every response lies beyond max_length="
-            f"{recipe.max_length}; raise it"
-        )
-    return dataset
+    raise ValueError(
+        f"no row of {rows.path} fits: every response lies beyond max_length={length}; raise it"
+    )
 
 
 def kept_rows(
     rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, kind: Kind
 ) -> list[int]:
     """The indices of the rows that ``encode_rows`` keeps; for every form but ``text``."""
-    found = encode(rows.rows, rows.form, tokenizer, encode_options(rows, recipe, kind))
-    return [index for index, one in enumerate(found) if one is not None and one is not EMPTY]
+    return list(_tokenised(rows, tokenizer, encode_options(rows, recipe, kind))["row"])
 
 
-def _encoded(rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions) -> Encoding:
-    # How many rows were cut, dropped because cutting left nothing, or had no token to learn; and
-    # the number of the first row that was left out.
-    counts = {"cut": 0, "dropped": 0, "empty": 0, "left_out": 0}
-    done = 0
+def _tokenised(rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions) -> Dataset:
+    """The rows that are kept, with their indices (``row``) and whether each was ``cut``."""
+    large = sum(len(str(value)) for row in rows.rows for value in row.values()) >= LEAST
+    key = _fingerprint(rows, tokenizer, options) if large else None
 
-    def whole(encoded: Iterable[Encoded | None]) -> Iterator[dict[str, Any]]:
-        nonlocal done
-        for done, one in enumerate(encoded, start=1):
-            if one is None or one is EMPTY:
-                counts["dropped" if one is None else "empty"] += 1
-                counts["left_out"] = counts["left_out"] or done
-                continue
-            counts["cut"] += one.truncated
-            yield one.features
+    def mapped(**where: Any) -> Dataset:
+        indices = Dataset.from_dict({"row": range(len(rows.rows))})
+        name, title = key or "not-kept", f"Encoding {rows.path}"
+        chunks = {"batched": True, "batch_size": CHUNK, "new_fingerprint": name, "desc": title}
+        with without_bars(not large):
+            return indices.map(_encoder(rows, tokenizer, options), **chunks, **where)
 
-    title = f"Encoding {rows.path}"
-    found: Iterable[Encoded | None]
-    if rows.form == "text":
-        found = windows(progress_bar(rows.rows, title), tokenizer, options)
-    else:
-        found = progress_bar(
-            encode(rows.rows, rows.form, tokenizer, options), title, total=len(rows.rows)
-        )
+    if key is None:
+        return mapped(keep_in_memory=True)
+    path = Path(datasets.config.HF_DATASETS_CACHE) / "lorada" / f"{key}.arrow"
     try:
-        return dataset_of(whole(found)), counts
-    except TurnsRefused as error:  # in the row after the last one that was done
-        raise ValueError(f"{rows.path} row {rows.number(done)}: {error}") from error
+        with one_at_a_time(path):  # processes of one launch read what the first has written
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return mapped(cache_file_name=str(path))
+    except (OSError, pa.ArrowInvalid) as error:  # no room or no right to write, or half a file
+        logger.warning("the tokens of %s are not kept in %s: %s", rows.path, path, error)
+        with suppress(OSError):
+            path.unlink()
+        return mapped(keep_in_memory=True)
+
+
+def _fingerprint(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
+) -> str | None:
+    """A hash of everything the ids depend on, the same in every process; None if it is unknown."""
+    if rows.form == "messages" and "strftime_now" in repr(tokenizer.chat_template):
+        return None  # the chat template writes today's date
+    if type(tokenizer).__module__.split(".")[0] != "transformers":
+        return None  # code from a model's repository can do anything
+    versions = __version__, transformers.__version__, tokenizers.__version__, CODE
+    try:
+        found: str = Hasher.hash([*versions, rows.fingerprint, rows.form, options, tokenizer])
+    except Exception:  # of any class: a part of a tokenizer that is written in Python
+        return None
+    return found
+
+
+def _encoder(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
+) -> Callable[[dict[str, list[int]]], dict[str, list[Any]]]:
+    """Encodes rows for ``Dataset.map``, which passes the indices of a chunk, in order."""
+    windows = Windows(tokenizer, options)
+
+    def chunk(given: dict[str, list[int]]) -> dict[str, list[Any]]:
+        indices = given["row"]
+        texts = [rows.rows[index] for index in indices]
+        kept: list[tuple[int, Encoded]] = []
+        if rows.form == "text":
+            last = indices[-1] == len(rows.rows) - 1
+            kept.extend(zip(repeat(last), windows.read(texts, last=last)))
+        else:
+            done = 0
+            try:
+                for one in encode(texts, rows.form, tokenizer, options):
+                    if one is not None and one is not EMPTY:
+                        kept.append((indices[done], one))
+                    done += 1
+            except TurnsRefused as error:  # in the row after the last one that was done
+                number = rows.number(indices[done])
+                raise ValueError(f"{rows.path} row {number}: {error}") from error
+        names = kept[0][1].features if kept else ()
+        return {
+            "row": [index for index, _ in kept],
+            "cut": [one.truncated for _, one in kept],
+            **{name: [one.features[name] for _, one in kept] for name in names},
+        }
+
+    return chunk
 
 
 def dataset_of(features: Iterator[dict[str, Any]]) -> Dataset | None:
@@ -157,7 +221,7 @@ def dataset_of(features: Iterator[dict[str, Any]]) -> Dataset | None:
     return concatenate_datasets(parts) if parts else None
 
 
-def lengths_of(dataset: Dataset) -> list[int]:
+def token_counts(dataset: Dataset) -> list[int]:
     """Tokens of each encoded row; of the longest candidate where there are several."""
     if "length" in dataset.column_names:
         return list(dataset["length"])

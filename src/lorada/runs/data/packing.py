@@ -13,7 +13,7 @@ from torch import nn
 
 from lorada.methods.lookup import method_named
 from lorada.methods.method import SHIFTED_ATTENTION
-from lorada.runs.data.dataset import dataset_of, lengths_of
+from lorada.runs.data.dataset import dataset_of, token_counts
 from lorada.tasks.rows import Form
 from lorada.tasks.task import Kind
 from lorada.tasks.tokenize import IGNORED
@@ -69,7 +69,7 @@ def pack(dataset: Dataset, room: int) -> Dataset:
     """Sequences of at most ``room`` tokens from rows with ``input_ids`` and ``labels``."""
 
     def sequences() -> Iterator[dict[str, list[int]]]:
-        for indices in best_fit(lengths_of(dataset), room):
+        for indices in best_fit(token_counts(dataset), room):
             rows = dataset[indices]
             yield {
                 "input_ids": [token for ids in rows["input_ids"] for token in ids],

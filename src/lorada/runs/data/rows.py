@@ -5,6 +5,7 @@ import random
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from lorada.runs.recipe import Recipe
@@ -47,7 +48,7 @@ class Rows:
         in_file = [self.number(index) - 1 for index in chosen]
         return replace(self, rows=[self.rows[index] for index in chosen], indices=in_file)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """The sha256 of the rows' content."""
         return fingerprint(self.rows)

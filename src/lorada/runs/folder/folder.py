@@ -25,6 +25,9 @@ ROWS_FILE = "rows.sha256"  # a resumed run must have the same training rows
 RUN_FILES = (
     RECIPE_FILE, RESULT_FILE, ROWS_FILE, PREDICTIONS_FILE, "loss.png", "adapter", "model", "runs",
 )  # fmt: skip
+# Remote code is allowed command by command, the rows have their own fingerprint, and activations
+# that are computed again change no number.
+MAY_DIFFER = ("output", "trust_remote_code", "data_dir", "activation_checkpointing")
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
@@ -183,13 +186,10 @@ def same_recipe(before: Recipe, now: Recipe) -> None:
 
 
 def differences(before: Recipe, now: Recipe) -> Iterator[tuple[str, Any, Any]]:
-    """The settings in which two recipes differ, with both values; ``output`` may differ."""
+    """The settings in which two recipes differ, with both values; ``MAY_DIFFER`` are left out."""
     old = before.model_dump()
     for key, value in now.model_dump().items():
-        # Remote code is allowed command by command; the rows have their own fingerprint.
-        if key not in ("output", "trust_remote_code", "data_dir") and not _same(
-            key, old[key], value
-        ):
+        if key not in MAY_DIFFER and not _same(key, old[key], value):
             yield key, old[key], value
 
 

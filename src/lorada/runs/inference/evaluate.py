@@ -15,7 +15,7 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 
-from lorada.runs.data.dataset import collator, encode_options, encode_rows, kept_rows, lengths_of
+from lorada.runs.data.dataset import collator, encode_options, encode_rows, kept_rows, token_counts
 from lorada.runs.data.rows import JSONL, Rows, load_rows, sampled, scored_rows
 from lorada.runs.folder.predictions import read_predictions, write_predictions
 from lorada.runs.folder.result import keep_scores, read_result
@@ -209,7 +209,7 @@ def _batches(
 
 def alike(dataset: Dataset, size: int) -> list[list[int]]:
     """The indices of rows, ``size`` together that need few pads, the longest first."""
-    lengths = lengths_of(dataset)
+    lengths = token_counts(dataset)
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     if "candidates" in dataset.column_names:
         # Candidates are padded by themselves, behind their prompts (``cached_scores``).
@@ -300,7 +300,8 @@ def _losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:
         if number == 0 and shift:
             sparing = find_labelled_loss(run.model, batch)
         if sparing is not None:
-            each, row_of = sparing.each(batch)
+            with torch.no_grad():
+                each, row_of, _ = sparing.each(run.model, batch)
             sums = each.new_zeros(len(chosen)).index_add(0, row_of, each)
         else:
             sums = _all_losses(run, batch, shift).sum(-1)

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from lorada.attention.layer_maps import LayerMaps, layer_maps
 from lorada.methods.task_head import PEFT_NAMES
 from lorada.runs.data.rows import JSONL, Rows, load_rows, scored_rows
 from lorada.runs.inference.load import Run
 from lorada.support.progress import progress_bar
 from lorada.tasks.rows import Form, Row
 from lorada.tasks.tokenize import prompt_of
+from lorada.tuners.layer_maps import LayerMaps, layer_maps
 
 Maps = dict[str, tuple[list[list[float]], float | None]]  # title → values, negative ratio
 

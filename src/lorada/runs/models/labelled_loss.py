@@ -3,15 +3,13 @@
     loss = 1/n Σ_t -log softmax(f(W h_t))[y_(t+1)]        over the n tokens t with a label y_(t+1)
 
 h_t is what the model's body gives for token t, W its head, and f what the model does to logits
-after it: some scale them, some cap them. Logits are the largest tensors of a training step, and
-where only responses are learned, most of them are not needed.
+after it: most do nothing, some scale or cap them. Logits are the largest tensors of a training
+step, and where only responses are learned, most of them are not needed.
 
-The model's own forward is called without labels. A hook on the head takes the h_t that count out of
-it. If nothing in the head trains, ``ChunkedLoss`` makes the loss and its gradient for h_t from a
-chunk of them at a time. Else the head, and all that the model does after it, gets only these h_t.
-
-``find_labelled_loss`` compares all this with the model's own loss on a few tokens, and leaves the
-loss to the model where they differ: where it adds a loss of its own, such as that of a router.
+The model's own forward is called without labels, and a hook lets the head read only the h_t that
+count. If f is nothing and nothing in the head trains, ``ChunkedLoss`` reads a chunk of them at a
+time, and keeps no logits. ``find_labelled_loss`` compares all this with the model's own loss on a
+few tokens, and leaves the loss to the model where they differ: where it adds a loss of its own.
 
 Shapes: B rows, T tokens, n tokens that count, D width of the body, V vocabulary.
 """
@@ -27,7 +25,6 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import PretrainedConfig
 
 from lorada.tasks.tokenize import IGNORED
 
@@ -35,64 +32,41 @@ logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 2**25  # of the fp32 logits of a chunk, whose gradient takes their place
 SAMPLE = 32  # tokens that are compared with the model's own loss
-# By these names configs say what logits are multiplied by, or divided by: the same name means
-# one in Granite and the other in HyperCLOVA.
-SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
-CAP = "final_logit_softcapping"
-ROUNDING = 32  # times eps: two forms of one product by the head, or of one mean
+ROUNDING = 32  # times eps: two forms of one mean
 NEAR = 0.05  # two losses from products of other shapes, in bf16 too; a wrong form is off by more
 
 
-@dataclass(frozen=True)
-class AfterHead:
-    """f: logits are multiplied by ``scale``, then kept between ``-cap`` and ``cap`` by a tanh."""
-
-    scale: float = 1.0
-    cap: float | None = None
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        """f(logits), in their dtype."""
-        if self.scale != 1:
-            logits = logits * self.scale
-        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
-
-
 class ChunkedLoss(torch.autograd.Function):
-    """The sum of the losses of n tokens; no logits are kept for its gradient."""
+    """The losses of n tokens; no logits are kept for their gradients."""
 
     @staticmethod
-    def forward(
-        ctx: Any, states: Tensor, targets: Tensor, head: nn.Module, f: AfterHead, chunk: int
-    ) -> Tensor:
-        """Σ_t -log softmax(f(W h_t))[y_t], in fp32.
+    def forward(ctx: Any, states: Tensor, targets: Tensor, head: nn.Module, chunk: int) -> Tensor:
+        """-log softmax(W h_t)[y_t] (n,), in fp32.
 
         Args:
             ctx: of autograd.
             states: (n, D), h_t.
             targets: (n,), y_t.
             head: W, in which nothing trains.
-            f: what is done to logits.
             chunk: how many tokens have logits at a time.
         """
-        wanted = ctx.needs_input_grad[0]
-        grads, total = [], torch.zeros((), device=states.device)
+        wanted, grads, losses = ctx.needs_input_grad[0], [], []
         for piece, aims in zip(states.split(chunk), targets.split(chunk), strict=True):
             piece = piece.detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
-                logits = f(head.forward(piece)).float()
-            losses = _into_gradient(logits.detach(), aims.to(logits.device))
+                logits = head.forward(piece).float()
+            losses.append(_into_gradient(logits.detach(), aims.to(logits.device)))
             if wanted:
                 grads += torch.autograd.grad(logits, piece, logits.detach())
-            total += losses.sum().to(total.device)
         ctx.save_for_backward(torch.cat(grads) if wanted else None)
-        return total
+        return torch.cat(losses).to(states.device)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient for ``states``, made in ``forward``, times that of the loss."""
+        """The gradient for ``states``, made in ``forward``, times those of the losses."""
         (grad,) = ctx.saved_tensors
-        return grad * pull.to(grad.dtype), None, None, None, None
+        return grad * pull[:, None].to(grad.dtype), None, None, None
 
 
 def _into_gradient(logits: Tensor, targets: Tensor) -> Tensor:
@@ -121,28 +95,17 @@ def _head(model: Any) -> nn.Module | None:
     return head
 
 
-def _chunk(head: nn.Module, states: Tensor) -> int:
-    """How many tokens have logits at a time; 0 if anything in the head trains.
-
-    That may be something that it shares with another module, so it is asked for the logits of no
-    token.
-    """
-    with torch.enable_grad():
-        logits: Tensor = head.forward(states[0, :0].detach())
-    return 0 if logits.requires_grad else max(1, CHUNK_BYTES // (4 * logits.shape[-1]))
-
-
 @dataclass(frozen=True)
 class LabelledLoss:
     """The loss of batches of one model.
 
     Attributes:
         bare: the model without a wrapper for several processes.
-        after_head: f; None if it is not known, so that the model has to make all logits itself.
+        plain: whether f is nothing, so that a chunk of logits can be made without the model.
     """
 
     bare: nn.Module
-    after_head: AfterHead | None
+    plain: bool
 
     def __call__(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         """The mean loss of a batch, and the model's outputs, without the logits of most tokens.
@@ -151,45 +114,23 @@ class LabelledLoss:
             model: ``bare``, or its wrapper.
             inputs: with ``labels`` (B, T).
         """
+        losses, _, outputs = self.each(model, inputs)
+        return losses.mean(), outputs
+
+    def each(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Any]:
+        """The loss of each token with a label, (n,) row by row, the row of each, and the outputs.
+
+        The arguments are those of a call.
+        """
         labels = inputs["labels"][:, 1:]
         # Their number is a size, which is read from the device. With a mask it would be read here,
         # for the states and in the backward pass; with their places it is read once.
         rows, places = (labels != IGNORED).nonzero(as_tuple=True)
         given = {key: value for key, value in inputs.items() if key != "labels"}
-        return self.of(
+        losses, outputs = self.of(
             model, given, lambda h: h[rows.to(h.device), places.to(h.device)], labels[rows, places]
         )
-
-    def each(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The loss of each token with a label in a batch, without gradients.
-
-        Args:
-            inputs: with ``labels`` (B, T).
-
-        Returns:
-            (n,) in fp32, row by row, and (n,) the row of each.
-        """
-        labels = inputs["labels"][:, 1:]
-        rows, places = (labels != IGNORED).nonzero(as_tuple=True)
-        targets, losses = labels[rows, places], []
-        head, f = _head(self.bare), self.after_head
-        assert head is not None  # find_labelled_loss has looked
-
-        def take(states: Tensor) -> Tensor:
-            chosen = states[rows, places]
-            if f is None or not (chunk := _chunk(head, states)):
-                return chosen[None]
-            for piece, aims in zip(chosen.split(chunk), targets.split(chunk), strict=True):
-                logits = f(head.forward(piece)).float()
-                losses.append(F.cross_entropy(logits, aims, reduction="none"))
-            return states[:1, :0]  # all its logits are used already
-
-        with _before(head, take), torch.no_grad():
-            outputs = self.bare(**{k: v for k, v in inputs.items() if k != "labels"})
-        if not losses:
-            logits = outputs["logits"][0].float()
-            losses = [F.cross_entropy(logits, targets, reduction="none")]
-        return torch.cat(losses), rows
+        return losses, rows, outputs
 
     def of(
         self,
@@ -198,7 +139,7 @@ class LabelledLoss:
         choose: Callable[[Tensor], Tensor],
         targets: Tensor,
     ) -> tuple[Tensor, Any]:
-        """The mean loss of tokens, and the model's outputs.
+        """The losses of tokens (n,), and the model's outputs.
 
         Args:
             model: ``bare``, or its wrapper.
@@ -208,23 +149,25 @@ class LabelledLoss:
         """
         head = _head(self.bare)
         assert head is not None  # find_labelled_loss has looked
-        total: Tensor | None = None
+        losses: Tensor | None = None
 
         def take(states: Tensor) -> Tensor:
-            nonlocal total
+            nonlocal losses
             chosen = choose(states)
-            chunk = 0 if self.after_head is None else _chunk(head, states)
-            if not chunk:
+            with torch.enable_grad():  # what trains may be shared with another module: ask for none
+                nothing = head.forward(states[0, :0].detach())
+            if nothing.requires_grad or not self.plain:
                 return chosen[None]
-            total = ChunkedLoss.apply(chosen, targets, head, self.after_head, chunk)
+            chunk = max(1, CHUNK_BYTES // (4 * nothing.shape[-1]))
+            losses = ChunkedLoss.apply(chosen, targets, head, chunk)
             return states[:1, :0]  # all its logits are used already
 
         with _before(head, take):
             outputs = model(**given)
-        if total is None:
+        if losses is None:
             logits = outputs["logits"][0].float()
-            return F.cross_entropy(logits, targets.to(logits.device)), outputs
-        return total / len(targets), outputs
+            losses = F.cross_entropy(logits, targets.to(logits.device), reduction="none")
+        return losses, outputs
 
 
 def find_labelled_loss(model: nn.Module, inputs: dict[str, Any]) -> LabelledLoss | None:
@@ -259,47 +202,29 @@ def _sample(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compared(model: nn.Module, inputs: dict[str, Any]) -> LabelledLoss | None:
-    """The form of the loss that agrees with the model's own, if one does."""
-    head = _head(model)
+    """The loss for a model, if it agrees with the model's own."""
+    head, labels = _head(model), inputs["labels"]
     if head is None:
         return None
     raw: list[Tensor] = []  # logits as the head gives them
-
-    def look(states: Tensor) -> Tensor:
-        raw.append(head.forward(states))
-        return states
-
-    with _before(head, look):
+    handle = head.register_forward_hook(lambda *given: raw.append(given[-1].clone()))
+    try:
         own = model(**inputs)
-    labels = inputs["labels"]
+    finally:
+        handle.remove()
     if len(raw) != 1 or not isinstance(own, dict) or own.get("loss") is None:
         return None
-    if own["logits"].shape[:2] != labels.shape:  # virtual tokens, for one
-        return None
     logits, expected = own["logits"].float(), own["loss"]
+    if logits.shape[:2] != labels.shape:  # virtual tokens, for one
+        return None
     loss = F.cross_entropy(logits[0, :-1], labels[0, 1:].to(logits.device), ignore_index=IGNORED)
     size = max(1.0, loss.item())
     if abs(loss.item() - expected.item()) > ROUNDING * torch.finfo(expected.dtype).eps * size:
         return None
-    found = LabelledLoss(model, _after_head(raw[0], logits, model.config))
+    found = LabelledLoss(model, plain=torch.equal(raw[0].float(), logits))
     try:
         loss, _ = found(model, inputs)
     except (RuntimeError, ValueError, IndexError) as error:  # its forward wants all tokens
         logger.debug("with the states of some tokens only: %s", error)
         return None
     return found if abs(loss.item() - expected.item()) <= NEAR * size else None
-
-
-def _after_head(raw: Tensor, logits: Tensor, config: PretrainedConfig) -> AfterHead | None:
-    """f, from what the config says, if it makes ``logits`` from ``raw``."""
-    if raw.shape != logits.shape:
-        return None
-    config = config.get_text_config()
-    cap = getattr(config, CAP, None)
-    scales = [float(scale) for name in SCALES if (scale := getattr(config, name, None))]
-    allowed = ROUNDING * torch.finfo(raw.dtype).eps * float(logits.abs().max())
-    for scale in (1.0, *scales, *(1 / scale for scale in scales)):
-        f = AfterHead(scale, cap)
-        if float((f(raw).float() - logits).abs().max()) <= allowed:
-            return f
-    return None

@@ -37,11 +37,6 @@ logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
-# With grouped queries and a mask, transformers copies keys and values for each query head, for the
-# sake of GPUs. On a CPU the copies take many times as long as attention itself.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
-
 # How transformers begins its ValueError for a tokenizer whose files are missing.
 NO_TOKENIZER = "Couldn't instantiate the backend tokenizer"
 IN_LAYER = re.compile(r"\.\d+\.")  # in the name of a weight in a layer

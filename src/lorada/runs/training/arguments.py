@@ -74,12 +74,12 @@ def training_arguments(
     *,
     quiet: bool = False,
     writes: bool = False,
-    recomputes: bool = False,
+    again: bool = False,
 ) -> TrainingArguments:
     """The recipe's settings, over those of its method, over our defaults.
 
     If an encoder–decoder learns to write (``writes``), they are ``Seq2SeqTrainingArguments``. With
-    ``recomputes``, activations are computed again in the backward pass.
+    ``again``, activations are computed again in the backward pass.
 
     Raises:
         ValueError: for a value that TrainingArguments refuses.
@@ -88,7 +88,7 @@ def training_arguments(
     if not report and "report_to" not in recipe.training:
         logger.warning("no TensorBoard logs: pip install 'lorada[logging]'")
     settings = {**DEFAULTS, "report_to": report, **(method or {}), **recipe.training}
-    if recomputes:
+    if again:
         settings |= CHECKPOINTING
     if recipe.pooling is not None:  # the layers that it passes over get no gradient
         settings.setdefault("ddp_find_unused_parameters", True)

@@ -22,7 +22,7 @@ class SetEpoch(TrainerCallback):  # type: ignore[misc]
     """Says to the sampler of the training rows which epoch begins.
 
     The Trainer and accelerate say it too, but in a run of several processes that resumes within an
-    epoch ``TokenBatches`` have wrappers through which they do not hear it.
+    epoch a sampler has wrappers through which it does not hear it.
     """
 
     def on_epoch_begin(

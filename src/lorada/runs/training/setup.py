@@ -23,7 +23,6 @@ from transformers import (
 from lorada.runs.data.dataset import collator, context_of, encode_rows, fit_context
 from lorada.runs.data.packing import PackedCollator, pack, refuse_mixing
 from lorada.runs.data.rows import head_size, protocol_settings
-from lorada.runs.data.token_batches import TokenBatches, row_lengths
 from lorada.runs.models.adapters import Base, adapt, load_base
 from lorada.runs.models.generation import language_settings, refuse_long
 from lorada.runs.prepare import PreparedTraining
@@ -36,9 +35,9 @@ from lorada.runs.training.callbacks import (
     SealCheckpoints,
     SetEpoch,
 )
+from lorada.runs.training.checkpointing import recomputes
 from lorada.runs.training.choice_trainer import ChoiceTrainer
 from lorada.runs.training.effect_size import EffectSize
-from lorada.runs.training.selective import checkpoint_selectively
 from lorada.runs.training.seq2seq_trainer import WritingTrainer, scorer, writes_texts
 from lorada.runs.training.trainer import RunTrainer
 from lorada.support.processes import process_count
@@ -83,24 +82,20 @@ def set_up(
         plan.arguments,
         quiet=quiet,
         writes=writes_texts(prepared.rows, prepared.kind),
-        recomputes=prepared.checkpointing == "full",
+        again=recomputes(recipe, prepared.config),
     )
     measured = held_out_metrics(args, held_out)
     set_seed(args.seed)
     base = load_base(prepared, head_size(prepared.rows))
     train_rows, eval_rows, pad = _encode(prepared, base)
-    token_batches = _token_batches(train_rows, prepared, args)
     if plan.prepare is not None:
-        batches = _batches(train_rows, pad, args, token_batches)
+        batches = _batches(train_rows, pad, args)
         with attached(base.model, recipe.pooling):
             plan = replace(plan, config=plan.prepare(base.model.to(args.device), batches))
     model = adapt(base, plan, recipe)
-    if prepared.checkpointing == "selective":
-        checkpoint_selectively(model)
     if recipe.packing:
         refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
     make = trainer_class(prepared, args, context_of(base.model.config))
-    make = partial(make, token_batches=token_batches)
     callbacks = [*watchers, SetEpoch(), CheckWeights(), LogWithSave(), *plan.callbacks]
     callbacks += [*_measuring(args, recipe), SealCheckpoints()]
     with argument_errors():
@@ -126,28 +121,19 @@ def _encode(prepared: PreparedTraining, base: Base) -> tuple[Dataset, Dataset | 
     return pack(dataset, fitted.max_length), packed, PackedCollator(tokenizer.pad_token_id)
 
 
-def _token_batches(
-    dataset: Dataset, prepared: PreparedTraining, args: TrainingArguments
-) -> TokenBatches | None:
-    """The batches of the training if they are made by tokens."""
-    tokens = prepared.recipe.tokens_per_batch
-    if tokens is None:
-        return None
-    lengths = row_lengths(dataset, writes=writes_texts(prepared.rows, prepared.kind))
-    seed = args.seed if args.data_seed is None else args.data_seed
-    return TokenBatches(lengths, tokens, seed, args.world_size)
-
-
 def _batches(
-    dataset: Dataset, pad: Collator, args: TrainingArguments, token_batches: TokenBatches | None
+    dataset: Dataset, pad: Collator, args: TrainingArguments
 ) -> DataLoader[dict[str, Any]]:
     """Shuffled batches for a method's preparation; the training's random numbers do not change."""
     generator = torch.Generator().manual_seed(args.seed)
-    size: dict[str, Any] = {"batch_size": args.per_device_train_batch_size, "shuffle": True}
-    if token_batches is not None:
-        size = {"batch_sampler": token_batches}
-    plain = getattr(pad, "plain", pad)
-    return DataLoader(dataset, **size, generator=generator, collate_fn=plain)  # type: ignore[arg-type]
+    plain, size = getattr(pad, "plain", pad), args.per_device_train_batch_size
+    return DataLoader(
+        dataset,
+        size,
+        shuffle=True,
+        generator=generator,
+        collate_fn=plain,  # type: ignore[arg-type]
+    )
 
 
 def _measuring(args: TrainingArguments, recipe: Recipe) -> list[MeasureHeldOut]:

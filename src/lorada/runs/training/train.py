@@ -24,7 +24,6 @@ from lorada.runs.prepare import prepare_training
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.arguments import argument_errors
 from lorada.runs.training.callbacks import SaveOnInterrupt, refuse_broken
-from lorada.runs.training.checkpointing import decided
 from lorada.runs.training.effect_size import EffectSize
 from lorada.runs.training.finish import all_weights, save_model, training_result
 from lorada.runs.training.setup import set_up
@@ -104,7 +103,6 @@ def _train(
     effect, interrupt = EffectSize(), SaveOnInterrupt()
     with all_or_none():
         prepared = prepare_training(recipe)
-    prepared = decided(prepared)
     with all_or_none():
         setup = set_up(prepared, [effect, interrupt, *callbacks], quiet=quiet)
     trainer = setup.trainer

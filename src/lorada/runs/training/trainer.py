@@ -9,22 +9,18 @@ loss of scores).
 """
 
 from collections.abc import Iterator
-from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler, SequentialSampler
-from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, seed_worker
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import EvalLoopOutput
 
-from lorada.attention.plain_attention import plain_attention
-from lorada.runs.data.dataset import lengths_of
-from lorada.runs.data.length_sampler import LengthGroupedSampler
-from lorada.runs.data.token_batches import TokenBatches
+from lorada.runs.data.dataset import token_counts
 from lorada.runs.models.labelled_loss import LabelledLoss, find_labelled_loss
 from lorada.runs.models.pooling import save_beside
 from lorada.runs.training.callbacks import refuse_broken_loss
@@ -32,19 +28,37 @@ from lorada.support.processes import gather_values
 from lorada.tasks.tokenize import IGNORED
 
 
-class RunTrainer(Trainer):
-    """A Trainer for which k batches of b rows are one batch of k·b rows.
+class _GroupedByLength(LengthGroupedSampler):  # type: ignore[misc]
+    """transformers' sampler, with its batches in an order that seed and epoch alone decide.
 
-    ``token_batches`` are the batches of the training rows; None for batches of equally many rows.
+    It sorts fifty batches at a time, the longest first: where length depends on the task or the
+    label, one kind of rows would come after another. So the batches come in random order.
     """
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths)
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the number of the next epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        rows = torch.tensor([*super().__iter__()])
+        whole, size = len(rows) // self.batch_size, self.batch_size  # a part of one stays the last
+        order = torch.randperm(whole, generator=self.generator)
+        rows[: whole * size] = rows[: whole * size].view(whole, size)[order].flatten()
+        return iter(rows.tolist())
+
+
+class RunTrainer(Trainer):
+    """A Trainer for which k batches of b rows are one batch of k·b rows."""
 
     loss_is_scaled_for_ga = True  # the Trainer must not scale: compute_loss does
 
-    def __init__(
-        self, *args: Any, token_batches: TokenBatches | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._token_batches = token_batches
         self.model_accepts_loss_kwargs = False  # every model returns the mean of its batch
         self._step_loss: Tensor | float = 0.0  # sum over the step's batches so far
         # For each held-out batch so far: [sum of the losses, how many rows or tokens count] by row.
@@ -87,9 +101,7 @@ class RunTrainer(Trainer):
         Raises:
             DivergedError: if it is NaN or infinite, before the weights are updated.
         """
-        here = self.args.device.type == "cpu" and not self.args.torch_compile
-        with plain_attention() if here else nullcontext():
-            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._step_loss = self._step_loss + loss
         if self.accelerator.sync_gradients:
             refuse_broken_loss(self._step_loss, self.args, self.state)
@@ -194,50 +206,16 @@ class RunTrainer(Trainer):
         output.metrics[f"{metric_key_prefix}_loss"] = total / counted
         return output
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """The training rows in batches."""
-        if self._token_batches is None:
-            rows_each: DataLoader[Any] = super().get_train_dataloader()
-            return rows_each
-        args = self.args
-        workers = args.dataloader_num_workers
-        loader = DataLoader(
-            self._remove_unused_columns(self.train_dataset, description="training"),
-            batch_sampler=self._token_batches,
-            collate_fn=self.data_collator,
-            num_workers=workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            worker_init_fn=partial(seed_worker, num_workers=workers, rank=args.process_index),
-        )
-        # Every process has equally many batches already. To even them out, accelerate (1.10) asks
-        # for batches of one size.
-        even, self.accelerator.even_batches = self.accelerator.even_batches, False
-        try:
-            shared: DataLoader[Any] = self.accelerator.prepare(loader)
-        finally:
-            self.accelerator.even_batches = even
-        return shared
-
-    def get_total_train_batch_size(self, args: TrainingArguments) -> int:
-        """Rows of a step; their mean, where batches are made by tokens. Only for logs of speed."""
-        if self._token_batches is None:
-            return int(super().get_total_train_batch_size(args))
-        batches: int = args.gradient_accumulation_steps * args.world_size
-        return max(1, batches * len(self.train_dataset) // len(self._token_batches))
-
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
-        """Our own sampler for ``group_by_length``: its batches come in random order."""
+        """The Trainer's own sampler, with an order for ``group_by_length`` that can be resumed."""
         args = self.args
         if args.train_sampling_strategy != "group_by_length":
             sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
             return sampler
         rows = self.train_dataset if train_dataset is None else train_dataset
         size = args.train_batch_size * args.gradient_accumulation_steps
-        return LengthGroupedSampler(
-            lengths_of(rows), size, args.seed if args.data_seed is None else args.data_seed
-        )
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return _GroupedByLength(size, token_counts(rows), seed)
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
         """Held-out rows in order, because answers are compared with them in order."""

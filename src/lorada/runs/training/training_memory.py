@@ -20,11 +20,12 @@ from transformers import AutoModelForSequenceClassification as AutoClassifier
 
 from lorada.methods.build import Plan, build_method
 from lorada.methods.task_head import select_trainable
-from lorada.runs.models.labelled_loss import CAP, AfterHead, LabelledLoss
+from lorada.runs.models.labelled_loss import LabelledLoss
 from lorada.runs.models.loading import kind_of, load_config
+from lorada.runs.prepare import PreparedTraining
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.arguments import CHECKPOINTING, DEFAULTS, training_arguments
-from lorada.runs.training.selective import checkpoint_selectively
+from lorada.runs.training.checkpointing import longest
 
 AUTO = {
     "decoder": AutoModelForCausalLM,
@@ -59,6 +60,20 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
+def memory_of(prepared: PreparedTraining, activation_checkpointing: str) -> Memory:
+    """The memory of a step of a training, in one process; raises as ``training_memory``."""
+    recipe, sequences = prepared.recipe, None
+    if prepared.rows.form == "choice":  # each candidate is a sequence
+        settings = {**DEFAULTS, **prepared.plan.arguments, **recipe.training}
+        most = max(len(row["candidates"]) for row in prepared.rows.rows)
+        sequences = int(settings["per_device_train_batch_size"]) * most
+    changes = {
+        "activation_checkpointing": activation_checkpointing,
+        "max_length": longest(recipe, prepared.config),
+    }
+    return training_memory(recipe.model_copy(update=changes), sequences)
+
+
 def training_memory(recipe: Recipe, sequences: int | None = None) -> Memory:
     """The memory of one training step of a recipe, with every sequence ``max_length`` long.
 
@@ -67,7 +82,7 @@ def training_memory(recipe: Recipe, sequences: int | None = None) -> Memory:
     of the weights train: then the peak is at the loss in short models and elsewhere in deep ones.
 
     Args:
-        recipe: what to train.
+        recipe: what to train; ``auto`` computes no activations again.
         sequences: how many sequences a step reads at once; None for the recipe's batch size.
 
     Raises:
@@ -108,13 +123,11 @@ def _traced(recipe: Recipe, config: Any, sequences: int | None) -> Memory:
     settings = {**DEFAULTS, **plan.arguments, **recipe.training}
     if recipe.activation_checkpointing == "full":
         settings |= CHECKPOINTING
-    batch = sequences or _sequences(recipe, settings)
+    batch = sequences or int(settings["per_device_train_batch_size"])
     with torch.device("meta"):
         model = _placed(recipe, config, plan)
     if settings.get("gradient_checkpointing"):
         model.gradient_checkpointing_enable(settings.get("gradient_checkpointing_kwargs"))  # type: ignore[operator]
-    if recipe.activation_checkpointing == "selective":
-        checkpoint_selectively(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _make_fake(model)
         model.train()
@@ -133,13 +146,6 @@ def _traced(recipe: Recipe, config: Any, sequences: int | None) -> Memory:
     states = _bytes([value for state in optimizer.state.values() for value in tree_leaves(state)])
     rest = counter.peak - states - gradients
     return Memory(weights, gradients, states, max(0, rest))
-
-
-def _sequences(recipe: Recipe, settings: dict[str, Any]) -> int:
-    """Sequences of ``max_length`` tokens that a batch is no larger than."""
-    if recipe.tokens_per_batch is not None:
-        return -(-recipe.tokens_per_batch // recipe.max_length)
-    return int(settings["per_device_train_batch_size"])
 
 
 def _placed(recipe: Recipe, config: Any, plan: Plan) -> nn.Module:
@@ -206,10 +212,10 @@ def _loss(model: nn.Module, inputs: dict[str, Tensor], config: Any, plan: Plan) 
         loss: Tensor = model(**inputs).loss
         return loss
     given = {key: value for key, value in inputs.items() if key != "labels"}
-    labelled = LabelledLoss(model, AfterHead(cap=getattr(config, CAP, None)))
+    labelled = LabelledLoss(model, plain=getattr(config, "final_logit_softcapping", None) is None)
     # All tokens have labels. Which ones have is not known without values.
     targets = inputs["labels"][:, 1:].flatten()
-    return labelled.of(model, given, lambda h: h[:, :-1].flatten(0, 1), targets)[0]
+    return labelled.of(model, given, lambda h: h[:, :-1].flatten(0, 1), targets)[0].mean()
 
 
 def _bytes(tensors: list[Any]) -> int:

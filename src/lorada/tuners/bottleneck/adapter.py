@@ -23,7 +23,6 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from lorada.attention.attention_map import for_samples
-from lorada.functional.dropout import dropout
 from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
@@ -214,7 +213,7 @@ class BottleneckLayer(AttachedLayer):
         down_bias = self.lora_down_bias(name) if config.use_bias else None
         up_bias = self.lora_up_bias(name) if config.use_bias else None
         hidden = ACTIVATIONS[config.activation](F.linear(hidden, down, down_bias))
-        hidden = dropout(hidden, self.dropouts[name], self.training)
+        hidden = F.dropout(hidden, self.dropouts[name], self.training)
         return config.scale * F.linear(hidden, up, up_bias)
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig, model: Any) -> None:

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorada.functional.dropout import dropout
 from lorada.functional.precision import wide
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
@@ -124,7 +123,7 @@ class OmoeLayer(DeltaLayer):
         """Σ_i g_i u_i of one adapter (…, out)."""
         config, down, up = self.configs[name], self.lora_down(name), self.lora_up(name)
         scale, x = config.alpha / config.rank, x.to(down.dtype)
-        dropped = dropout(x, config.dropout, self.training)
+        dropped = F.dropout(x, config.dropout, self.training)
         hidden = torch.einsum("...i,eri->...er", dropped, down)
         experts = wide(scale * torch.einsum("...er,eor->...eo", hidden, up))
         if config.use_dora:  # m (W + s B A) x / ‖W + s B A‖ − W x, with m the magnitude

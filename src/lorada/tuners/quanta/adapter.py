@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
@@ -21,7 +22,6 @@ from peft.utils import (
 )
 from torch import Tensor, nn
 
-from lorada.functional.dropout import dropout
 from lorada.functional.precision import no_autocast
 from lorada.tuners.base.config import LoradaPeftConfig, register, require_rate
 from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
@@ -168,7 +168,7 @@ class QuantaLayer(DeltaLayer):
 
     def term(self, name: str, x: Tensor, output: Tensor) -> Tensor:
         """(T - S) dropout(x)."""
-        seen = dropout(x, self.configs[name].dropout, self.training)
+        seen = F.dropout(x, self.configs[name].dropout, self.training)
         term: Tensor = self.lora_gates[name](seen, self.out_features)
         return term
 

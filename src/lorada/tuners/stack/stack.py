@@ -31,7 +31,6 @@ from lorada.tuners.base.tied_weights import give_own_weights, ties_settled
 from lorada.tuners.base.tuner import AttachedModel, LoradaTuner
 from lorada.tuners.lmam import bake
 from lorada.tuners.stack.config import LoradaConfig
-from lorada.tuners.stack.faster_layers import make_faster
 from lorada.tuners.stack.merging import (
     merge_all,
     merge_and_keep_attached,
@@ -122,7 +121,6 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
                 # Attached parts last: they put hooks on modules, which LN tuning would replace.
                 for part in sorted(config.parts, key=lambda part: not wraps(part)):
                     self._inject_part(model, adapter_name, part, low_cpu_mem_usage)
-                make_faster(model, adapter_name)
                 check_order(model, adapter_name, config.parts)
                 refuse_blind(model)
                 refuse_doubled(model, adapter_name)

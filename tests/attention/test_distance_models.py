@@ -1,4 +1,4 @@
-"""The maps by distance and content inside whole models: kernels, hooks, precision, training."""
+"""The map by distance inside whole models: kernels, hooks, precision, training."""
 
 import copy
 import pickle
@@ -11,49 +11,39 @@ from peft import PeftModel, get_peft_model
 from stacks import batch, logits, randomise
 from test_attention_models import SAMPLES, alone, in_batch, map_gradients
 from test_prefix_kernels import flash_kernels  # noqa: F401  # a fixture
-from torch import Tensor
 from transformers import DynamicCache
 
 from lorada import LmamConfig
-from lorada.attention.content_map import BilinearMap
 from lorada.attention.hooks import HookPair
-from lorada.attention.layer_maps import layer_maps
 from lorada.attention.observation import observe
-from lorada.functional.content import bilinear_term_reference
+from lorada.tuners.layer_maps import layer_maps
 from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64
 
-FORMS = {
-    "distance": {"form": "distance", "taps": 5},
-    "content": {"form": "content", "heads": 2},
-    "bilinear": {"form": "bilinear", "rank": 2},
-}
-every_form = pytest.mark.parametrize("form", FORMS)
+OPTIONS = {"form": "distance", "taps": 5}
 
 
-def adapted(name: str, form: str, implementation: str = "sdpa", **options) -> PeftModel:
+def adapted(name: str, implementation: str = "sdpa", **options) -> PeftModel:
     """A tiny model with a random map; the same weights and map for the same arguments."""
     base = TINY[name](attn_implementation=implementation)
-    options = {"inverse_scale": 2.0, "init_weights": False, **FORMS[form], **options}
+    options = {"inverse_scale": 2.0, "init_weights": False, **OPTIONS, **options}
     return get_peft_model(base, LmamConfig(**options)).eval()
 
 
-@every_form
 @pytest.mark.parametrize("name", [*DECODERS, *ENCODERS])
-def test_a_map_changes_the_logits_of_every_token_however_long_the_sequence_is(name, form):
-    model, sample = adapted(name, form), torch.arange(50) * 7 % 83 + 5
+def test_a_map_changes_the_logits_of_every_token_however_long_the_sequence_is(name):
+    model, sample = adapted(name), torch.arange(50) * 7 % 83 + 5
     with_map = alone(model, sample)
     with model.disable_adapter():
         without = alone(model, sample)
     assert ((with_map - without).abs().amax(-1) > 0.02).all()
 
 
-@every_form
 @pytest.mark.parametrize("name", ["llama", "mistral", "bert", "roberta"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_sdpa_equals_eager(name, form, side):
-    outputs = [in_batch(adapted(name, form, kernel), side) for kernel in ("sdpa", "eager")]
+def test_sdpa_equals_eager(name, side):
+    outputs = [in_batch(adapted(name, kernel), side) for kernel in ("sdpa", "eager")]
     for sdpa, eager in zip(*outputs, strict=True):
         assert_close(sdpa, eager)
 
@@ -67,11 +57,10 @@ def under_flash(model: PeftModel) -> PeftModel:
     return other
 
 
-@every_form
 @pytest.mark.parametrize("padding", [None, "left", "right"])
 @pytest.mark.parametrize("name", ["llama", "bert"])
-def test_flash_kernels_give_what_sdpa_gives(name, padding, form, flash_kernels):  # noqa: F811
-    sdpa = adapted(name, form)
+def test_flash_kernels_give_what_sdpa_gives(name, padding, flash_kernels):  # noqa: F811
+    sdpa = adapted(name)
     given = batch(name)
     if padding is None:
         del given["attention_mask"]
@@ -82,9 +71,8 @@ def test_flash_kernels_give_what_sdpa_gives(name, padding, form, flash_kernels):
     assert_close(logits(under_flash(sdpa), given)[real], expected[real])
 
 
-@every_form
-def test_flash_kernels_give_what_sdpa_gives_in_chunks_and_steps(form, flash_kernels):  # noqa: F811
-    sdpa = adapted("llama", form)
+def test_flash_kernels_give_what_sdpa_gives_in_chunks_and_steps(flash_kernels):  # noqa: F811
+    sdpa = adapted("llama")
     tokens = torch.randint(5, 90, (2, 9))
     other, expected = under_flash(sdpa), logits(sdpa, {"input_ids": tokens})
     cache, found = DynamicCache(config=other.config), []
@@ -93,10 +81,9 @@ def test_flash_kernels_give_what_sdpa_gives_in_chunks_and_steps(form, flash_kern
     assert_close(torch.cat(found, 1), expected)
 
 
-@every_form
 @pytest.mark.parametrize("name", ["llama", "mistral", "bert"])
-def test_gradient_checkpointing_gives_the_same_gradients(name, form):
-    model = adapted(name, form).train()
+def test_gradient_checkpointing_gives_the_same_gradients(name):
+    model = adapted(name).train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -112,10 +99,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(name, form):
 
 
 @pytest.mark.fp64(False)
-@every_form
 @pytest.mark.parametrize("name", ["llama", "mistral", "bert"])
-def test_a_map_stays_in_fp32_on_a_half_precision_base(name, form):
-    options = {"inverse_scale": 2.0, "init_weights": False, **FORMS[form]}
+def test_a_map_stays_in_fp32_on_a_half_precision_base(name):
+    options = {"inverse_scale": 2.0, "init_weights": False, **OPTIONS}
     model = get_peft_model(TINY[name]().to(torch.bfloat16), LmamConfig(**options))
     terms = []
     with observe(lambda one: terms.append(one.term)):
@@ -133,29 +119,23 @@ def test_a_map_stays_in_fp32_on_a_half_precision_base(name, form):
             assert parameter.grad.any()
 
 
-@every_form
-def test_a_new_map_is_zero_and_learns(form):
-    model = get_peft_model(TINY["llama"](), LmamConfig(**FORMS[form])).eval()
+def test_a_new_map_is_zero_and_learns():
+    model = get_peft_model(TINY["llama"](), LmamConfig(**OPTIONS)).eval()
     with_map = alone(model, SAMPLES[1])
     with model.disable_adapter():
         assert_close(with_map, alone(model, SAMPLES[1]))
-    gradients = map_gradients(model, "left")
-    # The factor of the queries has none as long as that of the keys is zero.
-    moved = [key for key, gradient in gradients.items() if gradient.any()]
-    assert len(moved) == len([key for key in gradients if "lora_query_factor" not in key])
+    assert all(gradient.any() for gradient in map_gradients(model, "left").values())
 
 
-@every_form
-def test_baking_leaves_a_map_that_depends_on_the_batch_as_it_is(form):
-    model = adapted("llama", form)
+def test_baking_leaves_a_map_that_depends_on_the_batch_as_it_is():
+    model = adapted("llama")
     expected = alone(model, SAMPLES[1])
     model.base_model.bake()
     assert_close(alone(model, SAMPLES[1]), expected)
 
 
-@every_form
-def test_explain_shows_the_map_that_is_multiplied_with_the_values(form):
-    model, seen = adapted("llama", form), []
+def test_explain_shows_the_map_that_is_multiplied_with_the_values():
+    model, seen = adapted("llama"), []
     given = batch("llama")
     with observe(seen.append):
         layers = layer_maps(model, given)
@@ -171,46 +151,9 @@ def test_explain_shows_the_map_that_is_multiplied_with_the_values(form):
 # Models that compute attention themselves.
 
 
-@pytest.mark.parametrize("name", ["deberta", "deberta_v2"])
-def test_the_queries_and_keys_of_deberta_are_those_of_its_projections(name):
-    model = get_peft_model(ARCHITECTURES[name](), LmamConfig(form="bilinear", init_weights=False))
-    seen, hidden = [], []
-    layer = next(m for m in model.modules() if isinstance(m, LmamLayer))
-    host = layer.host
-    host.register_forward_pre_hook(lambda module, args: hidden.append(args[0]))
-    with observe(seen.append), torch.no_grad():
-        model.eval()(**inputs(name))
-    call, own = seen[0].call, seen[0].attention_map
-    assert isinstance(own, BilinearMap)
-
-    def heads(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (4, -1)).transpose(1, 2)
-
-    with torch.no_grad():
-        if name == "deberta":
-            query, key, value = heads(host.in_proj(hidden[0])).chunk(3, -1)
-            query = query + heads(host.q_bias[None, None])
-            value = value + heads(host.v_bias[None, None])
-        else:
-            projections = host.query_proj, host.key_proj, host.value_proj
-            query, key, value = (heads(projection(hidden[0])) for projection in projections)
-        visible = call.visible_keys().expand(-1, query.shape[2], -1)
-        expected = bilinear_term_reference(*own.factors, query, key, value, visible)
-    real = inputs(name)["attention_mask"].bool()
-    found = seen[0].term[real]
-    assert_close(found, expected.transpose(1, 2)[real])
-
-
-@pytest.mark.parametrize("name", ["falcon", "falcon_alibi", "bloom"])
-def test_a_model_that_does_not_hand_out_its_queries_is_refused_by_name(name):
-    with pytest.raises(ValueError, match=r"^form='bilinear' needs the queries, and \w+Attention "):
-        get_peft_model(ARCHITECTURES[name](), LmamConfig(form="bilinear"))
-
-
-@pytest.mark.parametrize("form", ["distance", "content"])
 @pytest.mark.parametrize("name", ["falcon", "bloom"])
-def test_decoding_behind_hooks_equals_the_full_forward(name, form):
-    options = {"inverse_scale": 2.0, "init_weights": False, **FORMS[form]}
+def test_decoding_behind_hooks_equals_the_full_forward(name):
+    options = {"inverse_scale": 2.0, "init_weights": False, **OPTIONS}
     model = get_peft_model(ARCHITECTURES[name](), LmamConfig(**options)).eval()
     tokens = torch.randint(5, 90, (2, 9))
     expected = logits(model, {"input_ids": tokens, "use_cache": False})
@@ -220,12 +163,9 @@ def test_decoding_behind_hooks_equals_the_full_forward(name, form):
     assert_close(torch.cat(found, 1), expected)
 
 
-@every_form
 @pytest.mark.parametrize("name", ["deberta", "deberta_v2", "bloom"])
-def test_copies_and_pickles_of_a_model_with_hooks_have_a_map_of_their_own(name, form):
-    if (name, form) == ("bloom", "bilinear"):
-        pytest.skip("refused")
-    model = get_peft_model(ARCHITECTURES[name](), LmamConfig(**FORMS[form])).eval()
+def test_copies_and_pickles_of_a_model_with_hooks_have_a_map_of_their_own(name):
+    model = get_peft_model(ARCHITECTURES[name](), LmamConfig(**OPTIONS)).eval()
     randomise(model)
     given = inputs(name)
     expected = logits(model, given)
@@ -238,15 +178,14 @@ def test_copies_and_pickles_of_a_model_with_hooks_have_a_map_of_their_own(name, 
              if isinstance(h, HookPair)]  # fmt: skip
     assert len(pairs) == 2
     for pair in pairs:
-        assert (pair._value, pair._key, pair._query, pair._mask) == (None,) * 4
+        assert (pair._value, pair._mask) == (None, None)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("shapes_unchecked")
-@every_form
-def test_a_forward_compiles_to_one_graph(form):
+def test_a_forward_compiles_to_one_graph():
     torch._dynamo.reset()
-    model = adapted("llama", form)
+    model = adapted("llama")
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch.no_grad():
         for given in (batch("llama"), {"input_ids": torch.randint(5, 90, (2, 11))}):

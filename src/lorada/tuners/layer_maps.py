@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from lorada.attention.call import AttentionCall
 from lorada.attention.dense_map import covered_pairs, expand_map
-from lorada.attention.form_map import FormMap, form_weights
+from lorada.attention.distance_map import DistanceMap, VisiblePairs
 from lorada.attention.interface import dispatches
 from lorada.attention.observation import Observation, observe
 from lorada.attention.prefix import prefix_scores
-from lorada.attention.visible import visible_pairs
 from lorada.functional.precision import wide
 
 
@@ -81,8 +80,8 @@ def maps_of_call(name: str, seen: Observation) -> LayerMaps:
     softmax, scores, attend = _softmax(call)
     visible = _visible(call)
     table = seen.positions.table(call.shape.queries, call.shape.keys, scores.device)
-    if isinstance(attention_map, FormMap):
-        map_ = form_weights(attention_map, visible_pairs(call, seen.positions), call)
+    if isinstance(attention_map, DistanceMap):
+        map_ = attention_map.weights(VisiblePairs.read(call), call.value)
         pairs = visible & table.real_queries()[:, None, :, None]
     else:
         map_ = expand_map(attention_map, seen.positions, call.shape)
@@ -102,7 +101,7 @@ def maps_of_call(name: str, seen: Observation) -> LayerMaps:
     )
 
 
-def softmax_map(call: AttentionCall) -> Tensor:
+def softmax_of_call(call: AttentionCall) -> Tensor:
     """Attn of one call, (B, H, T, K), without any map; with a prefix a row sums to less than 1.
 
     Raises:

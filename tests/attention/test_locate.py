@@ -1,8 +1,7 @@
 """The tokens of a batch are located once per forward, and no forward waits for the device."""
 
 import copy
-import gc
-import weakref
+import pickle
 
 import pytest
 import torch
@@ -14,8 +13,8 @@ from transformers import DynamicCache
 
 from lorada import LmamConfig
 from lorada.attention import locate as locating
-from lorada.attention import pairs
-from lorada.attention.tensor_memo import CAPACITY, TensorMemo
+from lorada.attention import under_map
+from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs, forward_listener
 
 pytestmark = pytest.mark.fp64
 
@@ -52,50 +51,34 @@ def located(monkeypatch):
     return calls
 
 
-def test_an_answer_serves_as_long_as_its_tensors_stay_what_they_are():
-    memo, asked = TensorMemo(), []
+def test_a_result_is_computed_once_for_the_same_tensors_unchanged():
+    inputs, asked = ForwardInputs(results={}), []
     one, other = torch.zeros(2), torch.zeros(2)
 
-    def ask(tensor, others=(), extra=None):
-        read = {"one": tensor, "extra": extra}
-        return memo(read, others, lambda: asked.append(0) or len(asked))
+    def ask(inputs, *tensors, others=()):
+        return inputs.once(lambda: asked.append(0) or len(asked), tensors, *others)
 
-    assert ask(one) == ask(one) == 1
-    assert ask(other) == 2
-    assert ask(one, ("else",)) == 3
-    assert ask(one, extra=other) == 4
-    assert ask(one, extra=7) == 5
-    assert ask(one) == 1
+    assert ask(inputs, one) == ask(inputs, one) == 1
+    assert ask(inputs, other) == 2
+    assert ask(inputs, one, others=("else",)) == 3
+    assert ask(inputs, one, other) == 4
+    assert ask(inputs, one, None) == 5
+    assert ask(inputs, one) == 1
     one.add_(1)
-    assert ask(one) == 6
-    for number in range(CAPACITY + 1):
-        ask(one, (number,))
-    assert ask(one) == len(asked)  # the oldest answers go
+    assert ask(inputs, one) == 6
+    assert [ask(NOTHING_KNOWN, one) for _ in range(2)] == [7, 8]  # outside of a forward
 
 
-@pytest.mark.parametrize("odd", [object(), "inference"])
-def test_what_cannot_be_told_apart_is_not_remembered(odd):
-    memo, asked = TensorMemo(), []
-    with torch.inference_mode():
-        read = {"one": torch.zeros(2), "odd": None}
-    if odd != "inference":
-        read = {"one": torch.zeros(2), "odd": odd}
-    for _ in range(2):
-        memo(read, (), lambda: asked.append(0))
-    assert len(asked) == 2
-
-
-@pytest.mark.parametrize("roles", [["one"], ["one", "two"]])
-def test_an_answer_goes_with_its_tensor(roles):
-    memo, answer = TensorMemo(), torch.ones(1)
-    tensor, gone = torch.zeros(2), weakref.ref(answer)
-    memo(dict.fromkeys(roles, tensor), (), lambda answer=answer: answer)
-    del answer
-    gc.collect()
-    assert gone() is not None
-    del tensor
-    gc.collect()
-    assert gone() is None
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_forward_keeps_results_for_its_backward_pass_only(grad):
+    model = adapted("llama")
+    listener = forward_listener(model.get_base_model())
+    with torch.set_grad_enabled(grad):
+        model(**batch(9, 4))
+    assert bool(listener.inputs.results) == grad
+    assert listener.inputs == NOTHING_KNOWN  # but for the results
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert forward_listener(other.get_base_model()).inputs.results is None
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "bert"])
@@ -204,7 +187,7 @@ def test_forward_and_backward_need_no_number_of_any_tensor(options, masked):
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_no_decoding_step_waits_either(name, masked, monkeypatch):
-    monkeypatch.setattr(pairs, "can_be_read", lambda numbers: False)  # as on a device
+    monkeypatch.setattr(under_map, "can_be_read", lambda numbers: False)  # as on a device
     model = adapted(name).eval()
     counts = []
     for disabled in (True, False):

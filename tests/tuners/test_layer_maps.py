@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from lorada import EffectSize, LmamConfig, LoradaConfig
 from lorada.attention import observation
-from lorada.attention.layer_maps import layer_maps
+from lorada.tuners.layer_maps import layer_maps
 
 pytestmark = pytest.mark.fp64
 

@@ -1,0 +1,186 @@
+"""``UnderMap``: which values a map reads, and which queries get the rows of its product.
+
+The product of a map needs the values in the order of the map's columns, and gives its rows in their
+order. If the tokens lie in this order already, both are slices. If there is padding, or a row
+of the batch has several sequences, the values are gathered, and the rows scattered back.
+
+Shapes: B batch, P sequences packed into a row, G key/value heads, T queries, K key slots, N map
+length, M map columns that may have a token, C maps of a row of the batch, D head width.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lorada.attention.attention_map import AttentionMap
+from lorada.attention.call import AttentionCall, CallShape
+from lorada.attention.locate import token_positions
+from lorada.attention.positions import Slots, TokenPositions, TokenSpan, TokenTable
+from lorada.functional.maps import Align, visible_pairs
+from lorada.functional.precision import wide
+
+
+@dataclass(frozen=True)
+class UnderMap:
+    """The tokens of a call that lie under the first, or the last, M rows and columns of a map.
+
+    Attributes:
+        keys: the key slots of the M columns. A table of slots (B, C·M) has those of C maps.
+        size: M.
+        rows: the map rows that are computed, (T,) or (B·C, T/C), one for each query; None if these
+            are the M rows themselves.
+        seen: which of the M columns those rows read, (T, M) or (B·C, T/C, M) booleans: none if the
+            map does not reach the query.
+        queries: the queries that get the rows; None if these are all queries, in order.
+    """
+
+    keys: slice | Slots
+    size: int
+    rows: Tensor | None = None
+    seen: Tensor | None = None
+    queries: slice | Slots | None = None
+
+    @property
+    def maps(self) -> int:
+        """C."""
+        return 1 if isinstance(self.keys, slice) else self.keys.index.shape[1] // self.size
+
+    def values(self, value: Tensor) -> Tensor:
+        """The values (B·C, G, M, D) in map order, in fp32 or wider."""
+        if isinstance(self.keys, slice):
+            return wide(value[:, :, self.keys])
+        batch, groups, _, width = value.shape
+        index = self.keys.index.expand(batch, -1)[:, None, :, None].expand(-1, groups, -1, width)
+        values = wide(value.gather(2, index))
+        if self.seen is None:  # a column without a token has read slot 0
+            values = values * self.keys.real[:, None, :, None]
+        by_map: Tensor = values.unflatten(2, (self.maps, self.size))
+        return by_map.transpose(1, 2).flatten(0, 1)
+
+    def real(self, batch: int) -> Tensor | None:
+        """Which columns have a token, (B·C, M) booleans; None if all have one."""
+        if isinstance(self.keys, slice):
+            return None
+        return self.keys.real.expand(batch, -1).reshape(batch * self.maps, self.size)
+
+
+def map_positions(call: AttentionCall, attention_map: object) -> TokenPositions:
+    """Where the tokens of a call lie in a map; for a map without a length, their numbers.
+
+    Raises:
+        ValueError: if sequences are packed into a row and attention lets them see each other.
+    """
+    if not isinstance(attention_map, AttentionMap):
+        return _positions(call, raw=False)
+    positions = _positions(call, raw=attention_map.positions == "raw")
+    return positions if attention_map.align == "start" else positions.at_end(attention_map.length)
+
+
+def under_map(call: AttentionCall, attention_map: AttentionMap) -> UnderMap | None:
+    """The tokens of a call under a map, found once for all layers; None if no query is.
+
+    Raises:
+        ValueError: if sequences are packed into a row and attention lets them see each other.
+    """
+    length, align, raw = attention_map.length, attention_map.align, attention_map.positions == "raw"
+
+    def find() -> UnderMap | None:
+        return find_under_map(_positions(call, raw=raw), length, align, call.shape, call.value)
+
+    return call.once(find, "under map", length, align, raw)
+
+
+def _positions(call: AttentionCall, *, raw: bool) -> TokenPositions:
+    positions = token_positions(call, raw=raw)
+    packed = isinstance(positions, TokenTable) and positions.sequences > 1
+    if packed and call.mask is None and call.kernel != "flash":
+        raise ValueError(
+            "several sequences are packed into one row and attention would let them see each "
+            "other: pass use_cache=False and position_ids that restart with each sequence"
+        )
+    return positions
+
+
+def find_under_map(
+    positions: TokenPositions, length: int, align: Align, shape: CallShape, value: Tensor
+) -> UnderMap | None:
+    """The tokens under a map of ``length``; None if shapes, or numbers on the CPU, show no query.
+
+    Args:
+        positions: where the tokens of the call are.
+        length: N.
+        align: whether the map lies on the first or on the last tokens.
+        shape: sizes of the call.
+        value: its values, for their device.
+    """
+    if torch.compiler.is_compiling():
+        # The length of a slice depends on the batch, and a compiled graph must serve every batch.
+        table = replace(positions.table(shape.queries, shape.keys, value.device), longest=length)
+    elif isinstance(positions, TokenSpan):
+        return _under_span(positions, length, align, shape, value.device)
+    else:
+        table = positions
+    size = length if table.longest is None else min(length, table.longest)
+    table = table.at_end(size) if align == "end" else table
+    rows, inside = table.query_rows(size)
+    if can_be_read(inside) and not inside.any():
+        return None
+    keys = table.key_slots(size)
+    owner = table.row_owner
+    # Behind a cache most sequences have one query, and only the rows of the queries are computed.
+    all_rows = table.is_whole if owner is None else shape.queries > table.sequences
+    if all_rows:
+        return UnderMap(keys, size, queries=keys if table.is_whole else table.query_slots(size))
+    batch = len(value)
+    if owner is not None:  # each query gets a map of its own
+        owner = owner[:, :, None].expand(-1, -1, size)
+        index, real = (
+            part.unflatten(1, (-1, size)).gather(1, owner).expand(batch, -1, -1)
+            for part in (keys.index, keys.real)
+        )
+        keys = Slots(index.flatten(1), real.flatten(1))
+        rows, inside = (part.expand(batch, -1).reshape(-1, 1) for part in (rows, inside))
+        real = real.reshape(-1, 1, size)
+    elif isinstance(positions, TokenSpan):  # which has the same rows for all samples
+        rows, inside, real = rows[0], inside[0], keys.real
+    else:
+        rows, inside, real = rows.expand(batch, -1), inside, keys.real[:, None]
+    seen = real & inside[..., None]
+    visible = visible_pairs(rows, size, shape.causal, shape.window)
+    seen = seen if visible is None else seen & visible
+    return UnderMap(keys, size, rows + _first(length, size, align), seen)
+
+
+def _under_span(
+    span: TokenSpan, length: int, align: Align, shape: CallShape, device: torch.device
+) -> UnderMap | None:
+    size = min(length, span.stop)
+    begin = span.stop - size if align == "end" else 0  # the key slot of the first column
+    first = max(begin, span.first)  # the key slot of the first query under the map
+    if first >= begin + size:
+        return None
+    keys, queries = slice(begin, begin + size), slice(first - span.first, begin + size - span.first)
+    at = None if queries == slice(0, shape.queries) else queries
+    if first == begin:  # without a cache every token under the map is a query
+        return UnderMap(keys, size, queries=at)
+    rows = torch.arange(first - begin, size, device=device)
+    seen = visible_pairs(rows, size, shape.causal, shape.window)
+    seen = rows.new_ones(len(rows), size, dtype=torch.bool) if seen is None else seen
+    return UnderMap(keys, size, rows + _first(length, size, align), seen, at)
+
+
+def _first(length: int, size: int, align: Align) -> int:
+    """The first of the M rows and columns."""
+    return length - size if align == "end" else 0
+
+
+def can_be_read(numbers: Tensor) -> bool:
+    """Whether numbers are on the CPU, where reading them waits for nothing.
+
+    Not where a graph is recorded, of gradients or for calls with other numbers.
+    """
+    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._is_tracing()
+    if recorded or torch._C._are_functorch_transforms_active():
+        return False
+    return type(numbers) is Tensor and numbers.is_cpu

@@ -1,0 +1,221 @@
+"""The tokens under a map, however they lie in a call: the term against a sum over pairs."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import pytest
+import torch
+from conftest import assert_close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_add_term import GROUPS, HEADS, LENGTH, WIDTH, add_term, attention_map, by_hand
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lorada.attention import add_term as adding
+from lorada.attention.add_term import Term
+from lorada.attention.attention_map import AttentionMap
+from lorada.attention.call import AttentionCall, CallShape
+from lorada.attention.map_term import map_term
+from lorada.attention.positions import NO_TOKEN, TokenTable
+from lorada.attention.under_map import find_under_map, map_positions, under_map
+
+pytestmark = pytest.mark.fp64
+
+ALIGNS = st.sampled_from(["start", "end"])
+ALL = [None, "full_rank", "no_position", "softmax", "softmax_with_future"]
+LINEAR = st.sampled_from([None, "full_rank", "no_position"])
+
+
+def compare(
+    table: TokenTable, ablation: str | None, align: str, shape: CallShape, value: Tensor
+) -> None:
+    """Values without a graph, and values and gradients with one, against the sum over pairs."""
+    table, held = table.at_end(LENGTH) if align == "end" else table, attention_map(ablation, align)
+    torch.manual_seed(0)
+    value = value.detach().requires_grad_()
+    output = torch.randn(len(value), shape.queries, HEADS, WIDTH, requires_grad=True)
+    expected = output + by_hand(held, table, shape, value)
+    with torch.no_grad():
+        assert_close(add_term(output, held, table, shape, value), expected)
+        finished = replace(held, baked=held.dense())
+        assert_close(add_term(output, finished, table, shape, value), expected)
+    found = add_term(output, held, table, shape, value)
+    assert_close(found, expected)
+    leaves, weights = [output, value, *held.factors], torch.randn(expected.shape)
+    for gradient, right in zip(
+        torch.autograd.grad((found * weights).sum(), leaves),
+        torch.autograd.grad((expected * weights).sum(), leaves),
+        strict=True,
+    ):
+        assert_close(gradient, right)
+
+
+def packed(seen: list[int], asked: list[int], lost: list[int], unused: int) -> TokenTable:
+    """Sequences one after the other: tokens seen, how many of them ask, how many keys are lost."""
+    columns, rows, column_owner, row_owner = [], [], [], []
+    for number, (size, queries, gone) in enumerate(zip(seen, asked, lost, strict=True)):
+        columns += range(min(gone, size - queries), size)
+        rows += range(size - queries, size)
+        column_owner += [number] * (len(columns) - len(column_owner))
+        row_owner += [number] * queries
+    last = len(seen) - 1  # slots that nothing uses count as the last sequence's
+    columns, rows = columns + [NO_TOKEN] * unused, rows + [NO_TOKEN] * unused
+    column_owner, row_owner = column_owner + [last] * unused, row_owner + [last] * unused
+    found = (torch.tensor([numbers]) for numbers in (columns, rows, column_owner, row_owner))
+    first, second, *owners = found
+    return TokenTable(first, second, len(seen), *owners, max(seen))
+
+
+@st.composite
+def packed_tables(draw: st.DrawFn) -> TokenTable:
+    seen = draw(st.lists(st.integers(1, LENGTH + 4), min_size=2, max_size=5))
+    asked = [draw(st.sampled_from([1, size, draw(st.integers(1, size))])) for size in seen]
+    lost = [draw(st.integers(0, 2)) for _ in seen]
+    return packed(seen, asked, lost, draw(st.integers(0, 2)))
+
+
+def compare_packed(table: TokenTable, ablation: str | None, align: str) -> None:
+    queries, keys = table.rows.shape[1], table.columns.shape[1]
+    value = torch.randn(1, GROUPS, keys, WIDTH)
+    compare(table, ablation, align, CallShape(queries, keys, HEADS, True), value)
+
+
+@settings(deadline=None, max_examples=60)
+@given(packed_tables(), LINEAR, ALIGNS)
+def test_sequences_of_a_row_have_a_map_each(table, ablation, align):
+    compare_packed(table, ablation, align)
+
+
+@settings(deadline=None, max_examples=40)
+@given(packed_tables(), st.integers(0, 99), ALIGNS)
+def test_the_tokens_of_a_sequence_may_lie_anywhere(table, seed, align):
+    """As pages of a cache may hold them."""
+    order = torch.randperm(table.columns.shape[1], generator=torch.Generator().manual_seed(seed))
+    columns, owners = table.columns[:, order], table.column_owner[:, order]
+    compare_packed(replace(table, columns=columns, column_owner=owners), None, align)
+
+
+@st.composite
+def padded_tables(draw: st.DrawFn) -> TokenTable:
+    """Rows with pads on both sides and between tokens; their last queries may be pads too."""
+    keys = draw(st.integers(1, LENGTH + 6))
+    columns, queries = [], draw(st.sampled_from([1, draw(st.integers(1, keys))]))
+    for _ in range(draw(st.integers(1, 4))):
+        real = draw(st.lists(st.booleans(), min_size=keys, max_size=keys))
+        lost = draw(st.integers(0, 3))  # keys that a sliding window has dropped
+        columns.append([lost + sum(real[:k]) if real[k] else NO_TOKEN for k in range(keys)])
+    numbers = torch.tensor(columns)
+    return TokenTable(numbers, numbers[:, keys - queries :])
+
+
+def laid_out(table: TokenTable, how: str) -> Tensor:
+    """Values (B, G, K, D) as a cache may hold them."""
+    torch.manual_seed(0)
+    batch, keys = table.columns.shape
+    if how == "with room behind":
+        return torch.randn(batch, GROUPS, keys + 5, WIDTH)[:, :, :keys]
+    if how == "head by head":
+        return torch.randn(batch, keys, GROUPS, WIDTH).transpose(1, 2)
+    return torch.randn(1, GROUPS, keys, WIDTH).expand(batch, -1, -1, -1)
+
+
+@settings(deadline=None, max_examples=100)
+@given(padded_tables(), st.sampled_from(["with room behind", "head by head", "one for all"]),
+       LINEAR, ALIGNS, st.booleans(), st.none() | st.integers(1, 4))  # fmt: skip
+def test_pads_may_lie_anywhere(table, layout, ablation, align, causal, window):
+    queries, keys = table.rows.shape[1], table.columns.shape[1]
+    shape = CallShape(queries, keys, HEADS, causal, window)
+    compare(table, ablation, align, shape, laid_out(table, layout))
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Sequences of a row: tokens so far, queries and keys of each, and the window of the layer."""
+
+    seen: list[int]
+    queries: list[int]
+    keys: list[int]
+    window: int | None
+    unused: int  # queries and keys behind the last sequence
+
+    def call(self, **kwargs) -> AttentionCall:
+        """An attention call with random values."""
+        queries, keys = (sum(sizes) + self.unused for sizes in (self.queries, self.keys))
+        by_query, by_key = (torch.tensor([0, *sizes]).cumsum(0).int()
+                            for sizes in (self.queries, self.keys))  # fmt: skip
+        ids = [t for n, q in zip(self.seen, self.queries, strict=True) for t in range(n - q, n)]
+        kwargs |= {"cu_seq_lens_q": by_query, "cu_seq_lens_k": by_key,
+                   "position_ids": torch.tensor([ids + [0] * self.unused])}  # fmt: skip
+        torch.manual_seed(0)
+        value = torch.randn(1, GROUPS, keys, WIDTH)
+        shape = CallShape(queries, keys, HEADS, True, self.window)
+        mask = torch.ones(1, 1, queries, keys)
+        return AttentionCall(torch.nn.Module(), shape, value, mask, kwargs=kwargs)
+
+
+@st.composite
+def lengths(draw: st.DrawFn) -> Lengths:
+    seen = draw(st.lists(st.integers(1, LENGTH + 4), min_size=1, max_size=5))
+    queries = [draw(st.sampled_from([1, size, draw(st.integers(1, size))])) for size in seen]
+    window = draw(st.none() | st.integers(2, 4))
+    reach = 99 if window is None else window - 1  # a sliding cache keeps no more than this
+    keys = [min(size, q + reach) for size, q in zip(seen, queries, strict=True)]
+    return Lengths(seen, queries, keys, window, draw(st.integers(0, 2)))
+
+
+@settings(deadline=None, max_examples=100)
+@given(lengths(), LINEAR, ALIGNS, st.booleans())
+def test_a_step_of_continuous_batching_is_a_sum_over_pairs(sizes, ablation, align, told):
+    """Whether the caller tells how long the longest sequence is, or not."""
+    own = attention_map(ablation, align)
+    call = sizes.call(max_length_k=max(sizes.keys)) if told else sizes.call()
+    with torch.no_grad():
+        expected = by_hand(own, map_positions(call, own), call.shape, call.value)
+        under, found = under_map(call, own), torch.zeros_like(expected)
+        if under is not None:
+            term = Term(partial(map_term, own, under, call.shape), under.queries)
+            found = adding.add_term(found, term, call.value)
+    assert_close(found, expected)
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers of a floating tensor that any operation makes."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.is_floating_point():
+            self.size = max(self.size, made.numel())
+        return made
+
+
+@pytest.mark.parametrize("told", ["by the caller", "by position_ids"])
+def test_short_sequences_of_a_row_take_no_room_for_a_long_map(told):
+    rows, tokens, length = 16, 4, 64
+    factors = torch.randn(HEADS, length, 2), torch.randn(HEADS, 2, length)
+    own = AttentionMap(factors, 2.0, "start", "token", None)
+    call = Lengths([tokens] * rows, [tokens] * rows, [tokens] * rows, None, 0).call()
+    kwargs = {"position_ids": call.position_ids}
+    if told == "by the caller":
+        kwargs = {**call.kwargs, "max_length_k": tokens}
+    call = replace(call, kwargs=kwargs)
+    with torch.no_grad():
+        under = under_map(call, own)
+        assert under.size == tokens
+        with Largest() as made:
+            map_term(own, under, call.shape, call.value)
+    # The values of all tokens once for each head at the most.
+    assert made.size <= rows * tokens * HEADS * WIDTH
+
+
+def test_only_rows_of_queries_are_computed_behind_a_cache():
+    table = packed([5, 7, 6], [1, 1, 1], [0, 0, 0], 0)
+    shape = CallShape(3, table.columns.shape[1], HEADS, True)
+    value = torch.randn(1, GROUPS, shape.keys, WIDTH)
+    under = find_under_map(table, LENGTH, "start", shape, value)
+    assert under.rows.tolist() == [[4], [6], [5]]
+    padded = TokenTable(torch.arange(8)[None], torch.tensor([[6, 7]]))
+    under = find_under_map(padded, LENGTH, "start", replace(shape, queries=2, keys=8), value)
+    assert under.rows.tolist() == [[6, 7]]

@@ -1,0 +1,143 @@
+"""``group_by_length``: every row once, little padding, no order of lengths.
+
+    torchrun --nproc-per-node 2 test_trainer.py MODEL FOLDER [STOP]
+
+trains in two processes, each of which writes down the batches that it makes.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from datasets import Dataset
+from double import in_double
+from folders import byte_tokenizer, llama_folder, rows_file
+from hypothesis import given
+from hypothesis import strategies as st
+from test_train import PressCtrlC
+
+from lorada.runs.data.dataset import collator
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training import setup
+from lorada.runs.training.arguments import training_arguments
+from lorada.runs.training.setup import make_trainer
+from lorada.runs.training.train import train
+from lorada.runs.training.trainer import RunTrainer, _GroupedByLength
+from lorada.tasks.tokenize import EncodeOptions, encode
+
+
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60), size=st.integers(1, 7))
+def test_every_row_comes_once_and_an_epoch_has_its_own_order(lengths, size):
+    sampler = _GroupedByLength(size, lengths, seed=3)
+    first, again = [*sampler], [*sampler]
+    assert sorted(first) == list(range(len(lengths)))
+    assert first == again
+    sampler.set_epoch(1)
+    assert sorted(sampler) == sorted(first)
+    assert len(lengths) < 30 or [*sampler] != first
+    again = _GroupedByLength(size, lengths, seed=3)
+    again.set_epoch(1)  # without the one before, as in a run that resumes
+    assert [*again] == [*sampler]
+
+
+def test_rows_of_a_batch_are_of_like_length_and_batches_in_no_order():
+    lengths = torch.randint(1, 100, (800,), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = [*_GroupedByLength(8, lengths, seed=0)]
+    batches = [[lengths[row] for row in rows[at : at + 8]] for at in range(0, 800, 8)]
+    padded = sum(8 * max(batch) for batch in batches)
+    assert padded < 1.05 * sum(lengths)
+    longest = [max(batch) for batch in batches]
+    rises = sum(b > a for a, b in pairwise(longest))
+    assert 35 < rises < 65  # half of the steps, as in a random order
+
+
+def test_held_out_rows_keep_their_order(tmp_path):
+    rows = [{"prompt": "a" * size, "response": " b"} for size in (9, 2, 7, 3, 8, 1)]
+    asked = load_recipe(
+        None, ["training.train_sampling_strategy=group_by_length", "report_to=[]"],
+        {"method": "lora", "model": str(llama_folder(tmp_path / "llama")), "output": "run",
+         "data": str(rows_file(tmp_path / "rows.jsonl", rows))},
+    )  # fmt: skip
+    held = Dataset.from_list(
+        [e.features for e in encode(rows, "prompt", byte_tokenizer(), EncodeOptions(20))]
+    )
+    args = training_arguments(asked, quiet=True)
+    made = make_trainer(TINY["llama"](), args, (held, held), lambda x: x, [], RunTrainer)
+    assert [*made._get_eval_sampler(held)] == [*range(6)]
+    assert isinstance(made._get_train_sampler(), _GroupedByLength)
+    assert [*made._get_train_sampler()] != [*range(6)]
+
+
+ROWS = [{"prompt": "a" * (1 + 7 * n % 23), "response": " b"} for n in range(36)]
+STEPS = 6  # of an epoch: two processes, three rows each
+
+
+@pytest.mark.slow
+@pytest.mark.fp64
+def test_two_processes_share_the_rows_and_go_on_with_those_that_they_had_left(tmp_path):
+    llama = str(llama_folder(tmp_path / "llama", attention_dropout=0.0))
+    whole = in_two_processes(llama, tmp_path / "whole")
+    for epoch in (slice(STEPS), slice(STEPS, 2 * STEPS)):
+        rows = [row for seen, _ in whole for batch in seen[epoch] for row in batch]
+        assert sorted(rows) == sorted(len(row["prompt"]) for row in ROWS)
+    assert whole[0][0][:STEPS] != whole[0][0][STEPS:]
+    at = STEPS + 2  # in the second epoch
+    in_two_processes(llama, tmp_path / "part", str(at - 1))
+    resumed = in_two_processes(llama, tmp_path / "part")
+    for (seen, history), (expected, other) in zip(resumed, whole, strict=True):
+        assert seen == expected[at:]
+        assert [e["loss"] for e in history] == pytest.approx([e["loss"] for e in other], rel=1e-12)
+
+
+def in_two_processes(llama, run, *stop):
+    """What each process of a run saw, and its history; they stop or resume if that is asked."""
+    run.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, "--standalone", __file__, llama, str(run), *stop],
+        capture_output=True, text=True, timeout=600, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((run / f"seen{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@in_double()
+def main(llama, folder, stop=None):
+    """Train two epochs, or go on with a training, into ``FOLDER/run``; up to step ``stop``."""
+    seen, folder = [], Path(folder)
+
+    def noting(*args):
+        pad = collator(*args)
+
+        def note(features):
+            hidden = (row["labels"] for row in features)
+            seen.append([sum(label == -100 for label in labels) for labels in hidden])
+            return pad(features)
+
+        return note
+
+    setup.collator = noting
+    asked = load_recipe(
+        None,
+        ["num_train_epochs=2", "dtype=float64", "lora_dropout=0", "per_device_train_batch_size=3",
+         "training.train_sampling_strategy=group_by_length", "max_length=32", "logging_steps=1",
+         "report_to=[]"],
+        {"method": "lora", "model": llama, "data": str(rows_file(folder / "rows.jsonl", ROWS)),
+         "output": str(folder / "run")},
+    )  # fmt: skip
+    callbacks = [] if stop is None else [PressCtrlC(int(stop))]
+    resume = (folder / "run" / "recipe.yaml").is_file()
+    result = train(asked, resume=resume, quiet=True, callbacks=callbacks).result
+    rank = os.environ["RANK"]
+    (folder / f"seen{rank}.json").write_text(json.dumps([seen, result.get("history")]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
