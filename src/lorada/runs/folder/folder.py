@@ -21,9 +21,11 @@ from lorada.support.processes import process_count
 
 logger = logging.getLogger(__name__)
 
+TRAINED_FILE = "trained.safetensors"  # the weights of a method that trains part of the base
 ROWS_FILE = "rows.sha256"  # a resumed run must have the same training rows
 RUN_FILES = (
-    RECIPE_FILE, RESULT_FILE, ROWS_FILE, PREDICTIONS_FILE, "loss.png", "adapter", "model", "runs",
+    RECIPE_FILE, RESULT_FILE, ROWS_FILE, PREDICTIONS_FILE, "loss.png", "adapter", "model",
+    TRAINED_FILE, "runs",
 )  # fmt: skip
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
@@ -118,6 +120,11 @@ def refuse_no_adapter(folder: Path, remedy: str = "leave out --adapter-only") ->
         raise ValueError(
             f"{folder} has no adapter, as its method trained the model itself: {remedy}"
         )
+
+
+def trains_base(run: Path) -> bool:
+    """Whether a finished run has trained the base itself, wholly or in part."""
+    return any((run / name).exists() for name in ("model", TRAINED_FILE))
 
 
 def holds_run(run: Path) -> bool:

@@ -26,6 +26,7 @@ from lorada.runs.data.rows import head_size, protocol_settings
 from lorada.runs.data.token_batches import TokenBatches, row_lengths
 from lorada.runs.models.adapters import Base, adapt, load_base
 from lorada.runs.models.generation import language_settings, refuse_long
+from lorada.runs.models.trained_part import saved_names
 from lorada.runs.prepare import PreparedTraining
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.arguments import argument_errors, held_out_metrics, training_arguments
@@ -59,12 +60,14 @@ class Setup:
         model: the model that trains.
         trainer: its Trainer.
         measured: the names of the metrics on held-out rows, besides the loss.
+        saved: the names of the parameters that are saved, as ``saved_names`` says.
     """
 
     base: Base
     model: PeftModel | PreTrainedModel
     trainer: Trainer
     measured: list[str]
+    saved: frozenset[str] | None
 
 
 def set_up(
@@ -95,12 +98,13 @@ def set_up(
         with attached(base.model, recipe.pooling):
             plan = replace(plan, config=plan.prepare(base.model.to(args.device), batches))
     model = adapt(base, plan, recipe)
+    saved = saved_names(model, base, plan)
     if prepared.checkpointing == "selective":
         checkpoint_selectively(model)
     if recipe.packing:
         refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
     make = trainer_class(prepared, args, context_of(base.model.config))
-    make = partial(make, token_batches=token_batches)
+    make = partial(make, token_batches=token_batches, saved=saved)
     callbacks = [*watchers, SetEpoch(), CheckWeights(), LogWithSave(), *plan.callbacks]
     callbacks += [*_measuring(args, recipe), SealCheckpoints()]
     with argument_errors():
@@ -109,7 +113,7 @@ def set_up(
             trainer.optimizer = plan.optimizer(model, args)
         _give_maps_their_rate(trainer, model)
     _refuse_unshared(trainer)
-    return Setup(base, model, trainer, measured)
+    return Setup(base, model, trainer, measured, saved)
 
 
 def _encode(prepared: PreparedTraining, base: Base) -> tuple[Dataset, Dataset | None, Collator]:
