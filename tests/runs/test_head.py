@@ -193,11 +193,11 @@ def test_bitfit_trains_the_poolers_bias_with_the_head_and_does_not_count_it(labe
     whole.save_pretrained(tmp_path / "bert")
     byte_tokenizer().save_pretrained(tmp_path / "bert")
     run = trained(tmp_path / "bert", labels, tmp_path / "run", method="bitfit")
-    after = load_file(run / "model" / "model.safetensors")
-    changed = {
-        key for key, value in whole.state_dict().items() if not torch.equal(after[key], value)
-    }
-    biases = {key for key in after if key.endswith("bias")}
+    after = load_file(run / "trained.safetensors")
+    before = whole.state_dict()
+    changed = {key for key, value in after.items() if not torch.equal(before[key], value)}
+    biases = {key for key in before if key.endswith("bias")}
+    assert after.keys() == biases | {"classifier.weight"}
     assert changed - biases == {"classifier.weight"}
     assert {"bert.pooler.dense.bias", "classifier.bias"} <= changed
     result = json.loads((run / "result.json").read_text())

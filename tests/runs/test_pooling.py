@@ -14,6 +14,7 @@ from conftest import assert_close
 from folders import ROWS, bart_folder, byte_tokenizer, llama_folder, rows_file, split_file
 from paths import TESTS
 from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 
@@ -45,7 +46,6 @@ RUNS = {
     "roberta-bitfit": ("roberta", "bitfit", "mean"),
     "roberta-shira": ("roberta", "shira", "mean"),
 }
-WHOLE = [name for name, (_, method, _) in RUNS.items() if method in ("full", "bitfit")]
 # In a process of its own: what transformers loads from folders before and after lorada is imported,
 # and how lorada scores runs.
 ELSEWHERE = """
@@ -169,7 +169,11 @@ def test_a_score_is_learned_and_scored_with_a_pooling_too(place, tmp_path):
 def test_a_loaded_run_has_the_pooling_of_its_recipe(name, runs):
     run = load_run(runs[name])
     assert poolings(run.model) == [run.recipe.pooling] == [RUNS[name][2]]
-    kept = "model" if name in WHOLE else "adapter"
+    if RUNS[name][1] == "bitfit":
+        with safe_open(runs[name] / "trained.safetensors", "pt") as file:
+            assert file.metadata()["pooling"] == RUNS[name][2]
+        return
+    kept = "model" if RUNS[name][1] == "full" else "adapter"
     config = json.loads((runs[name] / kept / "adapter_config.json").read_text())
     assert config["parts"][-1]["pooling"] == RUNS[name][2]
     card = (runs[name] / kept / "README.md").read_text()
@@ -209,20 +213,21 @@ def test_without_the_option_nothing_of_it_is_saved(place, tmp_path):
     assert not list((whole / "model").glob("adapter_*"))
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", "full", "bitfit"])
 def test_a_resumed_run_comes_to_the_same_end(method, place, tmp_path):
     pairs = ("pooling=mean", "max_steps=4", "save_strategy=steps", "save_steps=2")
     whole = train(recipe(place, tmp_path / "whole", *pairs, method=method), quiet=True)
     cut = shutil.copytree(whole.run, tmp_path / "cut")
-    for name in ("result.json", "adapter", "model", "checkpoint-4"):
+    for name in ("result.json", "adapter", "model", "trained.safetensors", "checkpoint-4"):
         path = cut / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     again = train(recipe(place, cut, *pairs, method=method), resume=True, quiet=True)
     assert again.result["resumed_from"] == "checkpoint-2"
     assert again.result["train_loss"] == whole.result["train_loss"]
     assert torch.equal(logits(load_run(cut).model), logits(load_run(whole.run).model))
-    saved = json.loads((cut / "checkpoint-4" / "adapter_config.json").read_text())
-    assert saved["parts"][-1]["pooling"] == "mean"
+    if method != "bitfit":
+        saved = json.loads((cut / "checkpoint-4" / "adapter_config.json").read_text())
+        assert saved["parts"][-1]["pooling"] == "mean"
 
     other = recipe(place, cut, *pairs, "pooling=cls", method=method)
     (cut / "result.json").unlink()
@@ -262,7 +267,7 @@ def changed(run: Path, target: Path, **settings) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("name", ["bert-lora", "bert-full"])
+@pytest.mark.parametrize("name", ["bert-lora", "bert-full", "roberta-bitfit"])
 def test_a_recipe_with_another_pooling_than_the_weights_is_refused(name, runs, tmp_path):
     for i, pooling in enumerate((None, "cls")):
         copy = changed(runs[name], tmp_path / f"{i}", pooling=pooling)

@@ -19,6 +19,7 @@ Settings = dict[str, Any]
 PartsByModel = dict[str, dict[str, Settings]]  # kind of model → part → settings
 
 EVERY_FAMILY: tuple[str, ...] = get_args(Family)
+EVERYTHING = r"."  # the ``trainable`` of a method that trains every parameter
 # The callback of methods that train with shifted sparse attention.
 SHIFTED_ATTENTION = "lorada.methods.callbacks.longlora:ShiftedAttention"
 

@@ -7,7 +7,7 @@ LoRaDA-LA, MAM, ``NAME+lmam``) is a longer list. ``method.Method`` documents the
 
 from lorada.methods.autopeft.settings import SIZES, parts_of_size
 from lorada.methods.extensions import EXTENSIONS
-from lorada.methods.method import EVERY_FAMILY, SHIFTED_ATTENTION, Method, Settings
+from lorada.methods.method import EVERY_FAMILY, EVERYTHING, SHIFTED_ATTENTION, Method, Settings
 
 # Papers that several methods link to.
 LORADA = "https://aclanthology.org/2025.findings-emnlp.676/"
@@ -225,7 +225,7 @@ METHODS: dict[str, Method] = {
     ),
     "owlore": Method(
         "OwLore: trains a few whole layers at a time, with GaLore's low-rank gradients",
-        trainable=r".",
+        trainable=EVERYTHING,
         callbacks=("lorada.methods.callbacks.owlore:OwLoreCallback",),
         optimizer="lorada.methods.galore:galore",
         arguments={"learning_rate": 3e-4, "ddp_find_unused_parameters": True},
@@ -235,7 +235,7 @@ METHODS: dict[str, Method] = {
     ),
     "owlore_full": Method(
         "OwLore-Full: trains a few whole layers at a time, with AdamW",
-        trainable=r".",
+        trainable=EVERYTHING,
         callbacks=("lorada.methods.callbacks.owlore:OwLoreCallback",),
         arguments={"learning_rate": 3e-4, "ddp_find_unused_parameters": True},
         formula="W ← W − η·Adam(G); layers drawn by outliers of |W|·‖x‖",
@@ -373,7 +373,7 @@ METHODS: dict[str, Method] = {
     ),
     "full": Method(
         "full fine-tuning: every parameter of the base",
-        trainable=r".",
+        trainable=EVERYTHING,
         formula="W ← W − η·Adam(G)",
         paper=LORADA,
         source="Table 5",

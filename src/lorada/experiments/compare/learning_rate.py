@@ -27,7 +27,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lorada.experiments.queue.job import Report
 from lorada.methods.sizes import RATE_RANGE
-from lorada.runs.folder.folder import holds_run
+from lorada.runs.folder.folder import TRAINED_FILE, holds_run
 from lorada.runs.folder.result import RESULT_FILE
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.callbacks import DivergedError
@@ -43,7 +43,7 @@ SEED = 3  # of the sequence; its first rates are 1.5e-3, 1.5e-5 and 1.5e-2
 STUDY_FILE, SEARCH_FILE, TRIAL_FILE = "study.log", "search.json", "trial.json"
 MAP, MAP_RATE = "lmam", "map_learning_rate"  # maps may have a learning rate of their own
 # What a trial's run keeps only until its loss is known.
-WEIGHTS = ("adapter", "model", "checkpoint-*")
+WEIGHTS = ("adapter", "model", TRAINED_FILE, "checkpoint-*")
 
 
 def rates_to_try(default: float, trials: int) -> list[float]:

@@ -121,7 +121,7 @@ def longer(results: Results) -> dict[str, str]:
 
 def _has_adapter(run: Path) -> bool:
     """Whether a run has an adapter; a model that was trained itself has none."""
-    return not (run / "model").is_dir()
+    return not any((run / name).exists() for name in ("model", "trained.safetensors"))
 
 
 def _remote(run: Run) -> bool:

@@ -21,9 +21,11 @@ from lorada.support.processes import process_count
 
 logger = logging.getLogger(__name__)
 
+TRAINED_FILE = "trained.safetensors"  # the weights of a method that trains part of the base
 ROWS_FILE = "rows.sha256"  # a resumed run must have the same training rows
 RUN_FILES = (
-    RECIPE_FILE, RESULT_FILE, ROWS_FILE, PREDICTIONS_FILE, "loss.png", "adapter", "model", "runs",
+    RECIPE_FILE, RESULT_FILE, ROWS_FILE, PREDICTIONS_FILE, "loss.png", "adapter", "model",
+    TRAINED_FILE, "runs",
 )  # fmt: skip
 # Remote code is allowed command by command, the rows have their own fingerprint, and activations
 # that are computed again change no number.
@@ -121,6 +123,11 @@ def refuse_no_adapter(folder: Path, remedy: str = "leave out --adapter-only") ->
         raise ValueError(
             f"{folder} has no adapter, as its method trained the model itself: {remedy}"
         )
+
+
+def trains_base(run: Path) -> bool:
+    """Whether a finished run has trained the base itself, wholly or in part."""
+    return any((run / name).exists() for name in ("model", TRAINED_FILE))
 
 
 def holds_run(run: Path) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from lorada.runs.folder.folder import trains_base
 from lorada.runs.folder.result import read_result
 from lorada.runs.recipe import RECIPE_FILE, REMOTE, Recipe, outline
 
@@ -20,7 +21,7 @@ def refuse_different_bases(folders: Sequence[Path]) -> None:
     if not others:
         return
     for folder in folders:
-        if (folder / "model").is_dir():
+        if trains_base(folder):
             raise ValueError(
                 f"{folder} trained the base model itself, so it shares no base with another run: "
                 "take it alone"

@@ -10,12 +10,14 @@ from transformers import PreTrainedModel
 
 from lorada.runs.data.dataset import fit_context
 from lorada.runs.data.rows import JSONL
+from lorada.runs.folder.folder import TRAINED_FILE
 from lorada.runs.folder.result import read_result
 from lorada.runs.models.adapters import adapter_config, load_adapted, load_base, load_beside
 from lorada.runs.models.generation import set_languages
 from lorada.runs.models.loading import load_config
 from lorada.runs.models.origin import weights_fingerprint
 from lorada.runs.models.pooling import pooling_part, refuse_other
+from lorada.runs.models.trained_part import load_part
 from lorada.runs.prepare import Prepared, prepare
 from lorada.runs.recipe import RECIPE_FILE, Recipe, saved_recipe
 from lorada.tasks import TASKS
@@ -30,7 +32,7 @@ class Run(Prepared):
 
     Attributes:
         folder: the run's folder.
-        model: the base model with the adapter, or the fully trained model.
+        model: the base model with the adapter, or the model that was trained itself.
         form: the form of its training rows.
         labels: the classes that it has learned, by index.
         drawn: names of the base's parameters that were drawn at random.
@@ -84,6 +86,9 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
         if recipe.pooling is not None:
             refuse_other(pooling_part(adapter_config(whole)), recipe.pooling, whole)
             attach(base.model, recipe.pooling)
+    elif (folder / TRAINED_FILE).is_file():
+        model = load_part(base, folder / TRAINED_FILE, recipe.pooling)
+        refuse_changed(recipe, result, folder)
     else:
         adapted = load_adapted(base.model, folder / "adapter", base.drawn)
         refuse_other(pooling_part(adapted.peft_config["default"]), recipe.pooling, folder)

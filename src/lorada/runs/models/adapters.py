@@ -296,13 +296,22 @@ def _complete_weights(
     config, weights = adapter_config(folder), adapter_weights(folder)
     refuse_other_base(config, folder, base.config)
     _refuse_sizes(config, weights, folder)
-    lost = [name for name in drawn if PEFT_NAMES + name not in weights]
+    refuse_lost(drawn, {name.removeprefix(PEFT_NAMES) for name in weights}, folder)
+    return weights
+
+
+def refuse_lost(drawn: Collection[str], saved: Collection[str], place: Path) -> None:
+    """Refuse saved weights in ``place`` that lack what the base has drawn at random.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    lost = [name for name in drawn if name not in saved]
     if lost:
         raise ValueError(
-            f"{folder} has no {min(lost)}, nor has its model's checkpoint, so each load would draw "
+            f"{place} has no {min(lost)}, nor has its model's checkpoint, so each load would draw "
             "another at random: train again"
         )
-    return weights
 
 
 def fold_prefixes(model: PeftModel) -> None:

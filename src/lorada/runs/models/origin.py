@@ -50,10 +50,19 @@ def refuse_other_base(config: PeftConfig, folder: Path, model_config: PreTrained
     Raises:
         ValueError: naming both architectures.
     """
-    before, now = base_type_of(config), model_config.model_type
+    refuse_other_type(base_type_of(config), folder, model_config)
+
+
+def refuse_other_type(before: str | None, place: Path, model_config: PreTrainedConfig) -> None:
+    """Refuse weights in ``place`` that were trained on a model of another type; None is unknown.
+
+    Raises:
+        ValueError: naming both types.
+    """
+    now = model_config.model_type
     if before not in (None, now):
         raise ValueError(
-            f"{folder} was trained on a {before} model and does not belong on a {now} model: give "
+            f"{place} was trained on a {before} model and does not belong on a {now} model: give "
             "it one of the same architecture"
         )
 

@@ -9,11 +9,13 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_WRAPPED_MODULE
 from transformers import Trainer
 
+from lorada.runs.folder.folder import TRAINED_FILE
 from lorada.runs.folder.model_card import write_card, write_model_card
 from lorada.runs.folder.result import hardware, versions
 from lorada.runs.models.adapters import fold_prefixes, parameter_counts
 from lorada.runs.models.origin import weights_fingerprint
 from lorada.runs.models.pooling import save_beside
+from lorada.runs.models.trained_part import about_part, save_part
 from lorada.runs.prepare import PreparedTraining
 from lorada.runs.training.setup import Setup
 from lorada.support.files import atomic_path
@@ -34,7 +36,7 @@ def all_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
 def save_model(
     setup: Setup, weights: dict[str, torch.Tensor] | None, prepared: PreparedTraining
 ) -> None:
-    """Write the adapter, or the fully trained model, into the run's folder.
+    """Write the adapter, the trained part or the fully trained model into the run's folder.
 
     It is written into a scratch folder and then moved, so it is never there half written.
     ``weights`` is what ``all_weights`` returned.
@@ -42,6 +44,10 @@ def save_model(
     model, recipe = setup.model, prepared.recipe
     if weights is not None:
         _unshard(model, weights)
+    if setup.saved is not None:
+        with atomic_path(Path(recipe.output) / TRAINED_FILE) as fresh:
+            save_part(fresh, model.state_dict(), setup.saved, about_part(model, recipe.model))
+        return
     adapted = isinstance(model, PeftModel)
     if adapted:
         fold_prefixes(model)
@@ -109,6 +115,7 @@ def training_result(prepared: PreparedTraining, setup: Setup, peak: int) -> dict
 
 
 def _saved_bytes(run: Path) -> int:
-    """The size of everything in the folder of a run's adapter, or of its fully trained model."""
-    files = (path for name in ("adapter", "model") for path in (run / name).rglob("*"))
-    return sum(path.stat().st_size for path in files if path.is_file())
+    """The size of a run's adapter, of its trained part, or of its fully trained model."""
+    files = [path for name in ("adapter", "model") for path in (run / name).rglob("*")]
+    found = (path for path in (*files, run / TRAINED_FILE) if path.is_file())
+    return sum(path.stat().st_size for path in found)

@@ -25,6 +25,7 @@ from lorada.runs.data.packing import PackedCollator, pack, refuse_mixing
 from lorada.runs.data.rows import head_size, protocol_settings
 from lorada.runs.models.adapters import Base, adapt, load_base
 from lorada.runs.models.generation import language_settings, refuse_long
+from lorada.runs.models.trained_part import saved_names
 from lorada.runs.prepare import PreparedTraining
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.arguments import argument_errors, held_out_metrics, training_arguments
@@ -58,12 +59,14 @@ class Setup:
         model: the model that trains.
         trainer: its Trainer.
         measured: the names of the metrics on held-out rows, besides the loss.
+        saved: the names of the parameters that are saved, as ``saved_names`` says.
     """
 
     base: Base
     model: PeftModel | PreTrainedModel
     trainer: Trainer
     measured: list[str]
+    saved: frozenset[str] | None
 
 
 def set_up(
@@ -93,9 +96,11 @@ def set_up(
         with attached(base.model, recipe.pooling):
             plan = replace(plan, config=plan.prepare(base.model.to(args.device), batches))
     model = adapt(base, plan, recipe)
+    saved = saved_names(model, base, plan)
     if recipe.packing:
         refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
     make = trainer_class(prepared, args, context_of(base.model.config))
+    make = partial(make, saved=saved)
     callbacks = [*watchers, SetEpoch(), CheckWeights(), LogWithSave(), *plan.callbacks]
     callbacks += [*_measuring(args, recipe), SealCheckpoints()]
     with argument_errors():
@@ -104,7 +109,7 @@ def set_up(
             trainer.optimizer = plan.optimizer(model, args)
         _give_maps_their_rate(trainer, model)
     _refuse_unshared(trainer)
-    return Setup(base, model, trainer, measured)
+    return Setup(base, model, trainer, measured, saved)
 
 
 def _encode(prepared: PreparedTraining, base: Base) -> tuple[Dataset, Dataset | None, Collator]:

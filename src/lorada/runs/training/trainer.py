@@ -17,12 +17,15 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from lorada.runs.data.dataset import token_counts
 from lorada.runs.models.labelled_loss import LabelledLoss, find_labelled_loss
 from lorada.runs.models.pooling import save_beside
+from lorada.runs.models.trained_part import save_part
 from lorada.runs.training.callbacks import refuse_broken_loss
 from lorada.support.processes import gather_values
 from lorada.tasks.tokenize import IGNORED
@@ -53,12 +56,17 @@ class _GroupedByLength(LengthGroupedSampler):  # type: ignore[misc]
 
 
 class RunTrainer(Trainer):
-    """A Trainer for which k batches of b rows are one batch of k·b rows."""
+    """A Trainer for which k batches of b rows are one batch of k·b rows.
+
+    ``saved`` are the names of the parameters that a checkpoint keeps of a model that trains in
+    part, unless it goes to the hub; None for an adapter, or a model that it keeps whole.
+    """
 
     loss_is_scaled_for_ga = True  # the Trainer must not scale: compute_loss does
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, saved: frozenset[str] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._saved = saved
         self.model_accepts_loss_kwargs = False  # every model returns the mean of its batch
         self._step_loss: Tensor | float = 0.0  # sum over the step's batches so far
         # For each held-out batch so far: [sum of the losses, how many rows or tokens count] by row.
@@ -110,10 +118,22 @@ class RunTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save the model, and the pooling of a fully trained one beside its weights."""
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
+        folder = Path(output_dir or self.args.output_dir)
+        if self._saved is None or self.args.push_to_hub:
+            super()._save(output_dir, state_dict)
+            if self.args.should_save:
+                save_beside(self.accelerator.unwrap_model(self.model), folder)
+        elif self.args.should_save:
             model = self.accelerator.unwrap_model(self.model)
-            save_beside(model, Path(output_dir or self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            weights = model.state_dict() if state_dict is None else state_dict
+            save_part(folder / SAFE_WEIGHTS_NAME, weights, self._saved, {})
+            torch.save(self.args, folder / TRAINING_ARGS_NAME)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Warn of what a checkpoint lacks, unless it keeps a part and only lacks the rest."""
+        if self._saved is None or self._saved & set(load_result.missing_keys):
+            super()._issue_warnings_after_load(load_result)
 
     def compute_loss(
         self,

@@ -1,0 +1,87 @@
+"""The weights of a method that trains part of a base, such as BitFit's biases, saved alone.
+
+They are one file, which names the base that they belong to, as an adapter's config does.
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lorada.methods.build import Plan
+from lorada.methods.method import EVERYTHING
+from lorada.methods.task_head import in_head
+from lorada.runs.models.adapters import UNFIT, Base, refuse_lost
+from lorada.runs.models.loading import reading
+from lorada.runs.models.origin import refuse_other_type
+from lorada.runs.models.pooling import pooling_of, refuse_other
+from lorada.support.version import __version__
+from lorada.tuners.pooling import attach
+
+
+def saved_names(model: nn.Module, base: Base, plan: Plan) -> frozenset[str] | None:
+    """The names of the parameters that are saved of a model that trains itself.
+
+    They are those that train, the head, and what the base's checkpoint lacks. None for a model with
+    an adapter, or one that is saved whole because everything trains.
+    """
+    if plan.trainable in (None, EVERYTHING):
+        return None
+    return frozenset(
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or name in base.drawn or in_head(name, base.head)
+    )
+
+
+def save_part(
+    path: Path, weights: Mapping[str, Tensor], names: Collection[str], about: Mapping[str, str]
+) -> None:
+    """Write some of a model's weights into a file, which says ``about`` itself what is given."""
+    chosen = {name: weights[name].detach().cpu().contiguous() for name in sorted(names)}
+    save_file(chosen, path, metadata={"format": "pt", "tensors": str(len(chosen)), **about})
+
+
+def about_part(model: PreTrainedModel, name: str) -> dict[str, str]:
+    """What the file of a trained part says: the base's name and type, the pooling, the version."""
+    return {
+        "base_model_name_or_path": name,
+        "base_model_type": str(model.config.model_type),
+        "pooling": pooling_of(model) or "",
+        "lorada_version": __version__,
+    }
+
+
+def load_part(base: Base, path: Path, pooling: str | None) -> PreTrainedModel:
+    """Put a saved part and the recipe's ``pooling`` on the base that it belongs to, for inference.
+
+    Raises:
+        ValueError: for a file that is damaged or incomplete, or belongs to another base or pooling.
+    """
+    with reading("the tensors", str(path)):
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+        weights = load_file(path)
+    model = base.model
+    refuse_other_type(about.get("base_model_type"), path, model.config)
+    refuse_other(about.get("pooling") or None, pooling, path)
+    if about.get("tensors") != str(len(weights)):
+        raise ValueError(
+            f"{path} has {len(weights)} of {about.get('tensors')} tensors: it is incomplete"
+        )
+    refuse_lost(base.drawn, weights, path)
+    parameters = dict(model.named_parameters())
+    for name, weight in weights.items():
+        if name not in parameters or parameters[name].shape != weight.shape:
+            raise ValueError(
+                f"{path} has {name} as {list(weight.shape)}, for which this model has no place: "
+                f"{UNFIT}"
+            )
+    for name, weight in weights.items():
+        parameters[name].data.copy_(weight)
+    if pooling is not None:
+        attach(model, pooling)
+    return model.eval()
