@@ -109,7 +109,7 @@ def test_candidates_are_learned_the_same_with_dropout_where_layers_run_again(
         recipe = asked(setting, *drawn, "dtype=float64", rows=rows)
         recipe = recipe.model_copy(update={"model": str(folder(tmp_path / "model"))})
         _, kept = trained(recipe)
-        assert kept.recomputes == {setting}
+        assert kept.recomputes == {setting == "full"}
         adapters[setting] = load_file(tmp_path / f"run-{setting}/adapter/adapter_model.safetensors")
     assert adapters["off"].keys() == adapters["full"].keys()
     for name, weights in adapters["off"].items():

@@ -60,7 +60,7 @@ class _AddAt(torch.autograd.Function):
             return result
         # ``scatter_`` needs a query for every map row. Rows that are there twice write the same
         # numbers to the same query.
-        rows, index = (_expanded(part, output) for part in queries.filled)
+        rows, index = (_expanded(part, output) for part in queries.filled())
         total = output.gather(1, index) + term.gather(1, rows)
         return result.scatter_(1, index, total.to(output.dtype))
 
@@ -82,4 +82,4 @@ class _AddAt(torch.autograd.Function):
 
 def _expanded(index: Tensor, like: Tensor) -> Tensor:
     """An index (B or 1, M) of rows of (B, T, H, D), for ``gather`` and ``scatter_``."""
-    return index[..., None, None].expand(len(like), -1, *like.shape[2:])
+    return index[..., None, None].expand(like.shape[0], -1, *like.shape[2:])

@@ -82,7 +82,8 @@ def with_parts(kernel: Attend) -> Attend:
         groups: ShiftedGroups | None = module.__dict__.get(SHIFTED) if module.training else None
         if not maps and not prefixes and groups is None:
             return kernel(module, query, key, value, attention_mask, **kwargs)
-        inputs = NOTHING_KNOWN if source is None else source.forward_inputs
+        told = groups if source is None else source
+        inputs = NOTHING_KNOWN if told is None else told.forward_inputs
         call = AttentionCall.read(
             module, query, key, value, attention_mask, kwargs, inputs, prefixes
         )

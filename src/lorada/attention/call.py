@@ -169,7 +169,7 @@ class AttentionCall:
             inputs.tokens_so_far,
             *(self.cu_seq_lens or ()),
         )
-        sizes: Hashable = self.shape, len(self.value), self.longest
+        sizes: Hashable = self.shape, self.value.shape[0], self.longest
         if torch.compiler.is_compiling():  # sizes may be symbols, which are no keys
             sizes = repr(sizes)
         facts = sizes, self.kernel == "flash", inputs.may_be_packed, self.value.device

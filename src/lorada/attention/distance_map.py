@@ -150,14 +150,14 @@ class DistanceMap:
                 # A map that all samples share has no dimension for them.
                 map_ = map_[0] if map_.shape[0] == 1 else map_
                 term = apply_map(map_, wide(value), shape.heads)
-            return for_samples(term.transpose(1, 2), self.samples, len(value))
+            return for_samples(term.transpose(1, 2), self.samples, value.shape[0])
 
     def weights(self, pairs: VisiblePairs, value: Tensor) -> Tensor:
         """The map in the shape of the attention map, (B or 1, H, T, K), zero where not visible."""
         with no_autocast(value.device):
             map_ = _map(self._taps(value), pairs)
             map_ = map_.repeat(1, pairs.shape.heads // map_.shape[1], 1, 1)
-            return for_samples(map_, self.samples, len(value))
+            return for_samples(map_, self.samples, value.shape[0])
 
     def _taps(self, value: Tensor) -> Tensor:
         return self.factors[0].to(wide_dtype(value)) / self.inverse_scale

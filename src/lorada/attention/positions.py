@@ -9,7 +9,6 @@ Shapes: B batch, T queries, K key slots, N map length, P sequences packed into a
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -58,7 +57,6 @@ class Slots:
     index: Tensor
     real: Tensor
 
-    @cached_property
     def filled(self) -> tuple[Tensor, Tensor]:
         """Rows (B, P·N) that all have a token, and the slot of each.
 

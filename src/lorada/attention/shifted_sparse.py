@@ -8,12 +8,13 @@ a later one. In an encoder, which the publication does not treat, a token sees i
 Shapes: B batch, H query heads, T queries, K key slots.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lorada.attention.call import AttentionCall
+from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs, ForwardListener
 from lorada.attention.locate import token_positions
 
 
@@ -23,9 +24,16 @@ class ShiftedGroups:
 
     Attributes:
         size: G, in tokens; None for a quarter of the padded length of each batch, rounded up.
+        listener: knows the inputs of the model's forward; None if nothing records them.
     """
 
     size: int | None = None
+    listener: ForwardListener | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def forward_inputs(self) -> ForwardInputs:
+        """The inputs of the running forward of the model."""
+        return NOTHING_KNOWN if self.listener is None else self.listener.inputs
 
     def mask(self, call: AttentionCall) -> Tensor:
         """The mask (B, H, T, K) of a call: its own mask, cut to the groups of each head.

@@ -132,7 +132,7 @@ def find_under_map(
     all_rows = table.is_whole if owner is None else shape.queries > table.sequences
     if all_rows:
         return UnderMap(keys, size, queries=keys if table.is_whole else table.query_slots(size))
-    batch = len(value)
+    batch = value.shape[0]
     if owner is not None:  # each query gets a map of its own
         owner = owner[:, :, None].expand(-1, -1, size)
         index, real = (
@@ -166,7 +166,7 @@ def _under_span(
         return UnderMap(keys, size, queries=at)
     rows = torch.arange(first - begin, size, device=device)
     seen = visible_pairs(rows, size, shape.causal, shape.window)
-    seen = rows.new_ones(len(rows), size, dtype=torch.bool) if seen is None else seen
+    seen = rows.new_ones(rows.shape[0], size, dtype=torch.bool) if seen is None else seen
     return UnderMap(keys, size, rows + _first(length, size, align), seen, at)
 
 

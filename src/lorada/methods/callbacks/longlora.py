@@ -4,12 +4,15 @@ Chen et al., "LongLoRA: Efficient Fine-tuning of Long-Context Large Language Mod
 LoRA part is PEFT's. Evaluation uses full attention, also in the middle of a training.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback
 
 from lorada.attention.attend import SHIFTED
+from lorada.attention.call import is_windowed
+from lorada.attention.forward_inputs import forward_listener
 from lorada.attention.interface import dispatches, install
 from lorada.attention.shifted_sparse import ShiftedGroups
 from lorada.tuners.lmam import self_attentions
@@ -48,7 +51,10 @@ class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
                 f"this {type(getattr(model, 'base_model', model)).__name__} has none"
             )
         install()
+        listener = forward_listener(getattr(model, "get_base_model", lambda: model)())
+        self.groups = replace(self.groups, listener=listener)
         for module in found:
+            listener.add_layer(windowed=is_windowed(module))
             setattr(module, SHIFTED, self.groups)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -56,3 +62,5 @@ class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
         for module in kwargs["model"].modules():
             if SHIFTED in vars(module):
                 delattr(module, SHIFTED)
+                if self.groups.listener is not None:
+                    self.groups.listener.remove()
