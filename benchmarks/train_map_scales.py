@@ -18,9 +18,9 @@ from typing import Any
 
 from library.training_runs import SST2, finished_run, write_first_rows
 
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
 from lorada.runs.folder.result import hardware
-from lorada.runs.inference.evaluate import evaluate
-from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.support.files import write_atomic
 

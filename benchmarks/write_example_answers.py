@@ -12,9 +12,9 @@ from pathlib import Path
 
 from library.page import write_marked
 
+from lorada.inference.generate import generate
+from lorada.inference.load import Run, load_run
 from lorada.runs.folder.result import RESULT_FILE
-from lorada.runs.inference.generate import generate
-from lorada.runs.inference.load import Run, load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks.llm_adapters_prompt import answered, evaluation_prompt

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from lorada.runs.inference.evaluate import evaluate
-from lorada.runs.inference.load import load_run
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ from folders import TURNS, bart_folder, llama_folder, rows_file
 from trained import train_once
 from transformers import GenerationConfig
 
-from lorada.runs.serving.app import Server
-from lorada.runs.serving.listen import listen
+from lorada.inference.serving.app import Server
+from lorada.inference.serving.listen import listen
 
 SETTINGS = ["max_steps=2", "learning_rate=0.1", "report_to=[]", "max_length=48", "max_new_tokens=9"]
 RANDOM = "lmam.init_weights=false"

@@ -25,7 +25,9 @@ MAY_IMPORT = {
     "methods": {"tuners", "attention", "support"},
     "tasks": {"support"},
     "runs": {"methods", "tuners", "attention", "tasks", "support", "report"},
+    "inference": {"runs", "methods", "tuners", "attention", "tasks", "support", "report"},
     "experiments": {
+        "inference",
         "report",
         "runs",
         "methods",
@@ -37,8 +39,8 @@ MAY_IMPORT = {
     },
     "report": {"support"},
     # The names of the package itself.
-    "lorada": {"runs", "methods", "tuners", "functional", "tasks", "support"},
-    "cli": {"lorada", "experiments", "report", "runs", "methods", "tasks", "support"},
+    "lorada": {"inference", "runs", "methods", "tuners", "functional", "tasks", "support"},
+    "cli": {"lorada", "experiments", "inference", "report", "runs", "methods", "tasks", "support"},
     "lorada_cli": {"cli"},
 }
 
@@ -107,9 +109,9 @@ def test_no_folders_and_no_files_import_each_other_in_a_circle():
 # Within a folder: some of its files, and what they must not import.
 INNER = {
     "tuners/base/*.py": r"lorada\.tuners(?!\.base)",
-    "runs/models/*.py": r"lorada\.runs\.(training|inference|folder)",
-    "runs/data/*.py": r"lorada\.runs\.(training|inference|folder)",
-    "runs/inference/*.py": r"lorada\.runs\.training",
+    "runs/models/*.py": r"lorada\.runs\.(training|folder)",
+    "runs/data/*.py": r"lorada\.runs\.(training|folder)",
+    "inference/*.py": r"lorada\.runs\.training",
     "experiments/queue/*.py": r"lorada\.(methods|experiments\.(?!queue|own_process))",
 }
 

@@ -7,9 +7,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
 from lorada.runs.folder.result import RESULT_FILE, read_result
-from lorada.runs.inference.evaluate import evaluate
-from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.train import train
 from lorada.support.files import write_atomic

@@ -27,7 +27,7 @@ after_transformers = stamps.now()
 
 def watch_scoring() -> stamps.Stamps:
     """Time how long rows are scored: from texts to answers, without loading the model."""
-    from lorada.runs.inference import evaluate
+    from lorada.inference import evaluate
 
     found: stamps.Stamps = {}
     score = evaluate.score

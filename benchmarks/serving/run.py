@@ -125,7 +125,7 @@ def _exported(folder: Path, name: str, runs: dict[str, Path]) -> Path:
     if name != BASE:
         _lorada("export", runs[name], target)
         return target
-    from lorada.runs.inference.load import load_run
+    from lorada.inference.load import load_run
 
     run = load_run(runs["LoRA"])
     run.model.unload().save_pretrained(target)

@@ -27,10 +27,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from library.page import markdown_table, write_marked
 from serving.load import Load
 
+from lorada.inference.load import load_run
+from lorada.inference.serving.batched import PAGE, PASS
+from lorada.inference.serving.shared_model import AdapterView, SharedModel
 from lorada.runs.folder.result import hardware
-from lorada.runs.inference.load import load_run
-from lorada.runs.serving.batched import PAGE, PASS
-from lorada.runs.serving.shared_model import AdapterView, SharedModel
 from lorada.support.allocator import keep_freed_memory
 from lorada.support.files import json_text, write_atomic
 from lorada.tuners.lmam import LmamLayer

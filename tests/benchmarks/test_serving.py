@@ -8,8 +8,7 @@ from exact_cells import adapted
 from serving import run, steps
 from serving.load import Load
 
-from lorada.attention import packed_attention
-from lorada.runs.serving.shared_model import SharedModel
+from lorada.inference.serving.shared_model import SharedModel
 from lorada.tuners.lmam import LmamLayer
 
 
@@ -40,13 +39,3 @@ def test_every_pass_is_computed_without_the_map_with_it_and_without_it():
     assert all(torch.equal(first, third) for first, _, third in passes)
     # The first pass reads prompts, which are under the map; later tokens may be past it.
     assert not torch.equal(*passes[0][:2])
-
-
-def test_the_switch_of_parts_computes_the_row_as_one():
-    usual, switch = packed_attention.packed_parts, steps._parts_switch()
-    lengths = [0, 3, 4], [0, 3, 9], 1e6
-    switch(False)
-    assert packed_attention.packed_parts(*lengths) is None
-    switch(True)
-    assert packed_attention.packed_parts is usual
-    assert len(packed_attention.packed_parts(*lengths)) == 2

@@ -8,8 +8,8 @@ import sys
 import pytest
 from servers import Process, trained
 
-from lorada.runs.inference.generate import continue_prompts
-from lorada.runs.inference.load import load_run
+from lorada.inference.generate import continue_prompts
+from lorada.inference.load import load_run
 
 QUESTION = "1 + 1 ="
 

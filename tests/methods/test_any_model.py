@@ -28,12 +28,12 @@ from transformers import (
 )
 
 from lorada import METHODS, LmamConfig, build_method
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
 from lorada.methods.matrix_names import SCHEMES, fits, renamed
 from lorada.methods.meta_model import meta_model
 from lorada.methods.model_settings import scheme_of
 from lorada.methods.unpublished_settings import UNPUBLISHED
-from lorada.runs.inference.evaluate import evaluate
-from lorada.runs.inference.load import load_run
 from lorada.runs.models.count import count_parameters
 from lorada.runs.models.loading import kind_of
 from lorada.runs.recipe import load_recipe

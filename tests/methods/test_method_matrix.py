@@ -22,9 +22,9 @@ from peft import PeftModel
 from stacks import randomise
 
 from lorada import METHODS
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
 from lorada.methods.lookup import method_named
-from lorada.runs.inference.evaluate import evaluate
-from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 

@@ -13,8 +13,8 @@ from paths import ROOT
 from transformers import Trainer, TrainingArguments
 
 from lorada import METHODS, EffectSize, cli
+from lorada.inference.serving import server
 from lorada.runs.models import loading, names
-from lorada.runs.serving import server
 
 README = (ROOT / "README.md").read_text()
 

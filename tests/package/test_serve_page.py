@@ -52,7 +52,7 @@ def test_the_page_runs(server, capsys):
 
 def test_every_option_and_field_of_the_page_is_one():
     from lorada.cli.serve_command import serve
-    from lorada.runs.serving.requests import ChatRequest, CompletionRequest
+    from lorada.inference.serving.requests import ChatRequest, CompletionRequest
 
     parameters = set(serve.__annotations__)
     options = set(re.findall(r"`--([a-z-]+)`", PAGE))

@@ -13,11 +13,11 @@ from lorada.experiments import table_page
 from lorada.experiments.queue.job import Outcome
 from lorada.experiments.table_runs import jobs
 from lorada.experiments.table_spec import load_table
+from lorada.inference.load import load_run
+from lorada.inference.map_statistics import ratios_by_layer, sentence_maps
 from lorada.report import figures as plots
 from lorada.report.figures import scatter_figure, sweep_figure
 from lorada.report.page import Row, scatter_points
-from lorada.runs.inference.load import load_run
-from lorada.runs.inference.map_statistics import ratios_by_layer, sentence_maps
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
 from lorada.attention.observation import observe
+from lorada.inference.evaluate import alike, evaluate
+from lorada.inference.load import load_run
 from lorada.methods.callbacks.longlora import ShiftedAttention
 from lorada.runs.data.dataset import ChoiceCollator
-from lorada.runs.inference.evaluate import alike, evaluate
-from lorada.runs.inference.load import load_run
 from lorada.runs.models.candidate_scores import (
     cached_scores,
     mean_log_likelihoods,
@@ -250,7 +250,7 @@ def test_rows_are_scored_in_batches_of_like_length_that_share_their_prompts(tmp_
         batches.append(batch["attention_mask"].sum(-1).tolist())
         return cached_scores(model, batch)
 
-    monkeypatch.setattr("lorada.runs.inference.evaluate.cached_scores", shared)
+    monkeypatch.setattr("lorada.inference.evaluate.cached_scores", shared)
     evaluate(load_run(tmp_path / "run"), data)
     assert [len(lengths) for lengths in batches] == [6, 6, 2]  # two candidates a row
     every = [length for lengths in batches for length in lengths]

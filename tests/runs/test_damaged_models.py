@@ -6,8 +6,8 @@ import pytest
 from folders import bert_folder, llama_folder, rows_file
 from transformers import AutoTokenizer
 
-from lorada.runs.inference.generate import generate
-from lorada.runs.inference.load import load_run
+from lorada.inference.generate import generate
+from lorada.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 

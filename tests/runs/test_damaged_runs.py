@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
-from lorada.runs.inference.evaluate import evaluate
-from lorada.runs.inference.load import load_run
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.support.errors import out_of_memory

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig
+from lorada.inference import generate as generating
+from lorada.inference.evaluate import evaluate
+from lorada.inference.generate import continue_prompts
+from lorada.inference.load import load_run
 from lorada.runs.folder.checkpoints import CHECKSUM_FILE, last_whole_checkpoint
 from lorada.runs.folder.result import read_result
-from lorada.runs.inference import generate as generating
-from lorada.runs.inference.evaluate import evaluate
-from lorada.runs.inference.generate import continue_prompts
-from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training import train as train_module
 from lorada.runs.training.train import train

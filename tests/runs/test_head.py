@@ -29,10 +29,10 @@ from transformers import (
 )
 
 from lorada import LmamConfig, LoradaConfig
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
 from lorada.methods.task_head import head_modules, in_head
 from lorada.runs.data.rows import class_order
-from lorada.runs.inference.evaluate import evaluate
-from lorada.runs.inference.load import load_run
 from lorada.runs.models.adapters import load_adapted
 from lorada.runs.models.loading import load_model
 from lorada.runs.recipe import load_recipe

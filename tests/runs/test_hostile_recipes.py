@@ -9,9 +9,9 @@ import torch
 import yaml
 from folders import llama_folder, rows_file
 
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
 from lorada.runs.folder.folder import same_recipe
-from lorada.runs.inference.evaluate import evaluate
-from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe, saved_recipe
 from lorada.runs.training.arguments import training_arguments
 from lorada.runs.training.train import train

@@ -24,9 +24,9 @@ from transformers import (
     MixtralForCausalLM,
 )
 
+from lorada.inference.evaluate import _losses
+from lorada.inference.load import load_run
 from lorada.runs.data.rows import load_rows
-from lorada.runs.inference.evaluate import _losses
-from lorada.runs.inference.load import load_run
 from lorada.runs.models import labelled_loss
 from lorada.runs.models.labelled_loss import find_labelled_loss
 from lorada.runs.recipe import load_recipe

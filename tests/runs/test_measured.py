@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 import lorada
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
 from lorada.runs.folder.result import read_result, write_result
-from lorada.runs.inference.evaluate import evaluate
-from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training import setup
 from lorada.runs.training.callbacks import DivergedError

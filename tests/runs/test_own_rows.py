@@ -7,10 +7,10 @@ import logging
 import pytest
 from folders import ROWS, TURNS, byte_tokenizer, llama_folder, rows_file
 
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
 from lorada.runs.data.dataset import encode_rows, refuse_target_length
 from lorada.runs.data.rows import Rows, load_rows
-from lorada.runs.inference.evaluate import evaluate
-from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks import TASKS

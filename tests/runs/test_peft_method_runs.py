@@ -5,8 +5,8 @@ import torch
 from folders import bert_folder, llama_folder, rows_file
 from safetensors.torch import load_file
 
+from lorada.inference.load import load_run
 from lorada.runs.folder.result import read_result
-from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 

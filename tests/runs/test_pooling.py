@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 
 from lorada.experiments.compare.spec import comparison_of
-from lorada.runs.inference.evaluate import evaluate
-from lorada.runs.inference.export import export
-from lorada.runs.inference.load import load_run
+from lorada.inference.evaluate import evaluate
+from lorada.inference.export import export
+from lorada.inference.load import load_run
 from lorada.runs.prepare import prepare_training
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
@@ -70,8 +70,8 @@ def load(folder):
 folders, runs = json.loads(given)
 before = [load(folder) for folder in folders]
 assert "lorada" not in sys.modules
-from lorada.runs.inference.evaluate import evaluate
-from lorada.runs.inference.load import load_run
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
 after = [load(folder) for folder in folders]
 with in_double():
     scores = [evaluate(load_run(Path(run)), rows) for run in runs]

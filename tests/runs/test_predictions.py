@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from folders import ROWS, bart_folder, bert_folder, llama_folder, rows_file, split_file
 from paths import TESTS
 
+from lorada.inference.evaluate import evaluate, evaluate_tasks
+from lorada.inference.load import load_run
 from lorada.runs.folder.folder import run_files
 from lorada.runs.folder.predictions import PREDICTIONS_FILE, read_predictions, write_predictions
 from lorada.runs.folder.result import keep_scores, read_result
-from lorada.runs.inference.evaluate import evaluate, evaluate_tasks
-from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 

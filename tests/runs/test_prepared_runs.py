@@ -6,10 +6,10 @@ import pytest
 from folders import bert_folder, llama_folder, rows_file
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
+from lorada.inference.evaluate import evaluate
+from lorada.inference.export import export
+from lorada.inference.load import load_run
 from lorada.runs import prepare
-from lorada.runs.inference.evaluate import evaluate
-from lorada.runs.inference.export import export
-from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 

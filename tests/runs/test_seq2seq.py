@@ -28,11 +28,11 @@ from transformers import (
 )
 
 from lorada import METHODS
+from lorada.inference.evaluate import evaluate, evaluate_tasks
+from lorada.inference.export import export
+from lorada.inference.generate import continue_prompts, generate
+from lorada.inference.load import load_run
 from lorada.runs.data.dataset import collator
-from lorada.runs.inference.evaluate import evaluate, evaluate_tasks
-from lorada.runs.inference.export import export
-from lorada.runs.inference.generate import continue_prompts, generate
-from lorada.runs.inference.load import load_run
 from lorada.runs.models.generation import language_settings, set_languages
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training import train as train_module

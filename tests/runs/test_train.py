@@ -18,11 +18,11 @@ from transformers import (
 )
 
 from lorada.attention import observation
+from lorada.inference.evaluate import evaluate
+from lorada.inference.generate import generate
+from lorada.inference.load import load_run
 from lorada.methods.task_head import in_head
 from lorada.runs.folder.result import read_result
-from lorada.runs.inference.evaluate import evaluate
-from lorada.runs.inference.generate import generate
-from lorada.runs.inference.load import load_run
 from lorada.runs.models.adapters import load_base
 from lorada.runs.prepare import prepare
 from lorada.runs.recipe import load_recipe

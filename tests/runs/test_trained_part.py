@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
 from lorada.runs.folder.result import read_result
-from lorada.runs.inference.evaluate import evaluate
-from lorada.runs.inference.load import load_run
 from lorada.runs.models import trained_part
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training import setup
@@ -113,8 +113,8 @@ import json, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from lorada.runs.inference.evaluate import evaluate
-from lorada.runs.inference.load import load_run
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
 print(json.dumps(evaluate(load_run(Path(sys.argv[1])), sys.argv[2])))
 """
 

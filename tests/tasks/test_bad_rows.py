@@ -6,10 +6,10 @@ import pytest
 from folders import llama_folder
 from reasoning import problem, question, source_file
 
+from lorada.inference import generate
+from lorada.inference.evaluate import evaluate_tasks
+from lorada.inference.load import load_run
 from lorada.runs.data.rows import scored_rows, training_rows
-from lorada.runs.inference import generate
-from lorada.runs.inference.evaluate import evaluate_tasks
-from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks import TASKS

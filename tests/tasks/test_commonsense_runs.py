@@ -8,9 +8,9 @@ from folders import byte_tokenizer, llama_folder
 from paths import DATA
 from reasoning import ROW, WORDS, question, source_file
 
+from lorada.inference.evaluate import evaluate_tasks
+from lorada.inference.load import load_run
 from lorada.runs.data.rows import training_rows
-from lorada.runs.inference.evaluate import evaluate_tasks
-from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks import TASKS

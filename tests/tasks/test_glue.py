@@ -11,9 +11,9 @@ from folders import bert_folder, split_file
 from paths import DATA
 from sample_rows import samples
 
+from lorada.inference.evaluate import evaluate_tasks
+from lorada.inference.load import load_run
 from lorada.runs.data.rows import training_rows
-from lorada.runs.inference.evaluate import evaluate_tasks
-from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks import TASKS

@@ -17,9 +17,9 @@ from stacks import randomise
 from transformers import AutoModelForCausalLM
 
 from lorada import TASKS, LmamConfig, LoradaConfig
-from lorada.runs.inference.evaluate import evaluate_tasks
-from lorada.runs.inference.load import load_run
-from lorada.runs.inference.perplexity import window_losses
+from lorada.inference.evaluate import evaluate_tasks
+from lorada.inference.load import load_run
+from lorada.inference.perplexity import window_losses
 from lorada.runs.models.loading import load_config, load_model, stretched
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
@@ -88,7 +88,7 @@ def losses_by_hand(model, ids):
 @torch.no_grad()
 @pytest.mark.parametrize("slice_", [1, 5, 512])
 def test_losses_in_slices_are_those_of_one_prefix_after_another(slice_, monkeypatch):
-    monkeypatch.setattr("lorada.runs.inference.perplexity.SLICE", slice_)
+    monkeypatch.setattr("lorada.inference.perplexity.SLICE", slice_)
     model = TINY["llama"]()
     ids = torch.randint(3, 96, (2, 12))
     assert_close(window_losses(model(input_ids=ids).logits, ids), losses_by_hand(model, ids))

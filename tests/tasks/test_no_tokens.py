@@ -7,9 +7,9 @@ from folders import CHAT, ROWS, bart_folder, byte_tokenizer, llama_folder, rows_
 from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
-from lorada.runs.inference.evaluate import evaluate
-from lorada.runs.inference.generate import continue_prompts, generate
-from lorada.runs.inference.load import load_run
+from lorada.inference.evaluate import evaluate
+from lorada.inference.generate import continue_prompts, generate
+from lorada.inference.load import load_run
 from lorada.runs.models.loading import load_tokenizer
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train

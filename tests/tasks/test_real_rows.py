@@ -8,8 +8,8 @@ import pytest
 from folders import rows_file
 from paths import DATA
 
-from lorada.runs.inference.evaluate import evaluate
-from lorada.runs.inference.load import load_run
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 

@@ -17,8 +17,8 @@ from folders import (
 )
 from paths import DATA
 
-from lorada.runs.inference.evaluate import evaluate_tasks
-from lorada.runs.inference.load import load_run
+from lorada.inference.evaluate import evaluate_tasks
+from lorada.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 from lorada.tasks import TASKS

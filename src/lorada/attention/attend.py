@@ -82,8 +82,7 @@ def with_parts(kernel: Attend) -> Attend:
         groups: ShiftedGroups | None = module.__dict__.get(SHIFTED) if module.training else None
         if not maps and not prefixes and groups is None:
             return kernel(module, query, key, value, attention_mask, **kwargs)
-        told = groups if source is None else source
-        inputs = NOTHING_KNOWN if told is None else told.forward_inputs
+        inputs = getattr(groups if source is None else source, "forward_inputs", NOTHING_KNOWN)
         call = AttentionCall.read(
             module, query, key, value, attention_mask, kwargs, inputs, prefixes
         )

@@ -89,7 +89,7 @@ def loading_model(model: str, *, quiet: bool = False) -> Iterator[None]:
     with importing(quiet=quiet):
         from transformers.utils import logging
 
-        import lorada.runs.inference.load  # noqa: F401
+        import lorada.inference.load  # noqa: F401
 
     logging.disable_progress_bar()  # the spinner replaces it
     try:
@@ -105,7 +105,7 @@ def loaded_run(run: Path, model: str, *, remote: bool, quiet: bool) -> Any:
     ``remote`` allows code of the model's repository to run.
     """
     with loading_model(model, quiet=quiet):
-        from lorada.runs.inference.load import load_run
+        from lorada.inference.load import load_run
 
         return load_run(run, trust_remote_code=remote)
 

@@ -44,7 +44,7 @@ def chat(
 
     recipe = check_writers(runs)
     with loading_model(recipe.model):
-        from lorada.runs.inference.chat import open_chat
+        from lorada.inference.chat import open_chat
 
         opened = open_chat(runs, max_new_tokens, trust_remote_code=remote)
     _list_adapters(opened)

@@ -33,7 +33,7 @@ def explore(
         import jinja2  # noqa: F401
     socket = _listen(port) if serve else None
     with loading_model(recipe.model):
-        from lorada.runs.inference.explore import explored, load_runs
+        from lorada.inference.explore import explored, load_runs
 
         loaded = load_runs(runs, trust_remote_code=remote)
     if socket is not None:
@@ -54,15 +54,15 @@ def _listen(port: int) -> Any:
     with needs_extra("serve"):
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
-    from lorada.runs.serving.listen import listen
+    from lorada.inference.serving.listen import listen
 
     return listen("127.0.0.1", port)
 
 
 def _serve(runs: Any, texts: list[str], socket: Any, *, steps: bool) -> None:
-    from lorada.runs.serving.explorer import Explorer
-    from lorada.runs.serving.listen import address_of
-    from lorada.runs.serving.server import serve_until_stopped
+    from lorada.inference.serving.explorer import Explorer
+    from lorada.inference.serving.listen import address_of
+    from lorada.inference.serving.server import serve_until_stopped
 
     errors.print(f"open {address_of(socket)} in a browser; Ctrl-C ends it", highlight=False)
     serve_until_stopped(Explorer(runs, texts, steps=steps).app(), socket, PATIENCE)

@@ -59,8 +59,8 @@ def export(
         export_as_graph(run, target, remote=remote, as_json=as_json)
         return
     with importing(quiet=as_json):
-        from lorada.runs.inference.export import export as export_model
-        from lorada.runs.inference.export import export_adapter
+        from lorada.inference.export import export as export_model
+        from lorada.inference.export import export_adapter
 
     if adapter_only:
         written = export_adapter(run, target, trust_remote_code=remote)
@@ -95,7 +95,7 @@ def export_as_graph(run: Path, target: Path, *, remote: bool, as_json: bool) -> 
     with importing(quiet=as_json):
         from transformers.utils import logging
 
-        from lorada.runs.inference.graph_export import export_graph
+        from lorada.inference.graph_export import export_graph
     logging.disable_progress_bar()  # the spinner replaces it
     with waiting("tracing the model and comparing the graph with torch", quiet=as_json):
         written = export_graph(run, target, trust_remote_code=remote)

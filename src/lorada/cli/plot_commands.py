@@ -42,7 +42,7 @@ def explain(
     recipe = check_run(run)
     _refuse_empty(text)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
-    from lorada.runs.inference.map_statistics import sentence_maps
+    from lorada.inference.map_statistics import sentence_maps
 
     found = sentence_maps(loaded, text, layer, head)
     if as_json:
@@ -136,7 +136,7 @@ def _plot_maps(run: Path, text: str, output: Path) -> None:
     recipe = check_run(run)
     _refuse_empty(text)
     loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
-    from lorada.runs.inference.map_statistics import sentence_maps
+    from lorada.inference.map_statistics import sentence_maps
 
     found = sentence_maps(loaded, text)
     _draw("figure1", output, lambda *paths: _figure_1(found, *paths))
@@ -151,7 +151,7 @@ def _plot_layers(
 
     recipe = check_scored(run, data, data_dir)
     loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
-    from lorada.runs.inference.map_statistics import ratios_by_layer
+    from lorada.inference.map_statistics import ratios_by_layer
 
     layers = ratios_by_layer(loaded, rows, data, data_dir)
     _draw("figure3", output, lambda *paths: layers_figure(layers, *paths))

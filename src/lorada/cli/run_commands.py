@@ -127,8 +127,8 @@ def _score_held_out(run: Path, recipe: Any, *, as_json: bool) -> None:
     """
     gc.collect()  # the Trainer refers to itself, so its model would stay beside the loaded one
     loaded = loaded_run(run, recipe.model, remote=recipe.trust_remote_code, quiet=as_json)
+    from lorada.inference.evaluate import evaluate as evaluate_file
     from lorada.runs.folder.result import read_result
-    from lorada.runs.inference.evaluate import evaluate as evaluate_file
 
     metrics = evaluate_file(loaded)
     if as_json:
@@ -173,11 +173,11 @@ def evaluate(
 
     recipe = check_scored(run, data, data_dir) if lm_eval is None else check_run(run)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
-    from lorada.runs.inference.evaluate import evaluate as evaluate_file
-    from lorada.runs.inference.evaluate import evaluate_tasks, has_tasks
+    from lorada.inference.evaluate import evaluate as evaluate_file
+    from lorada.inference.evaluate import evaluate_tasks, has_tasks
 
     if lm_eval is not None:
-        from lorada.runs.inference.lm_eval import evaluate_lm_eval
+        from lorada.inference.lm_eval import evaluate_lm_eval
 
         names = [name.strip() for name in lm_eval.split(",")]
         with redirect_stdout(sys.stderr):  # lm-eval and its tasks print
@@ -227,7 +227,7 @@ def generate(
 
     recipe = check_run(run)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
-    from lorada.runs.inference.generate import continue_prompts
+    from lorada.inference.generate import continue_prompts
 
     outputs = continue_prompts(loaded, prompt, max_new_tokens)
     if as_json:

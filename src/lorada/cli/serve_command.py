@@ -35,13 +35,13 @@ def serve(
 ) -> None:
     """Serve finished runs and their base to OpenAI's clients, which name one as the model."""
     from lorada.cli.checks import check_writers
-    from lorada.runs.serving.listen import address_of, listen
+    from lorada.inference.serving.listen import address_of, listen
 
     with needs_extra("serve"):
         import prometheus_client  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
-    from lorada.runs.serving.limits import Limits, refuse_key
+    from lorada.inference.serving.limits import Limits, refuse_key
 
     recipe = check_writers(runs)
     limits = Limits(max_body, max_tokens, max_prompts, timeout)
@@ -49,9 +49,9 @@ def serve(
         refuse_key(api_key)
     socket = listen(host, port)
     with loading_model(recipe.model):
-        from lorada.runs.serving.app import Server
-        from lorada.runs.serving.served import open_served
-        from lorada.runs.serving.server import serve_until_stopped
+        from lorada.inference.serving.app import Server
+        from lorada.inference.serving.served import open_served
+        from lorada.inference.serving.server import serve_until_stopped
 
         served = open_served(runs, cache_tokens=cache_tokens, trust_remote_code=remote)
     if host not in LOOPBACK and not api_key:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from lorada.experiments import own_process
-from lorada.runs.inference.evaluate import evaluate
-from lorada.runs.inference.load import load_run
-from lorada.runs.inference.map_statistics import sentence_maps
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
+from lorada.inference.map_statistics import sentence_maps
 from lorada.runs.models.count import count_parameters
 from lorada.runs.recipe import Recipe, load_recipe
 from lorada.runs.training.train import train

@@ -16,6 +16,8 @@ from typing import Any
 from lorada.experiments.queue.engine import Workers
 from lorada.experiments.queue.job import Job, JobEngine
 from lorada.experiments.queue.queue import run_queue
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
 from lorada.methods.autopeft import search as autopeft_search
 from lorada.methods.autopeft.search_space import Space, Trial, pareto
 from lorada.methods.autopeft.settings import LAYERS, SIZES, Configuration
@@ -24,8 +26,6 @@ from lorada.methods.model_settings import choose_settings
 from lorada.runs.folder.folder import clear, holds_run, same_recipe
 from lorada.runs.folder.lock import locked
 from lorada.runs.folder.result import RESULT_FILE, read_result
-from lorada.runs.inference.evaluate import evaluate
-from lorada.runs.inference.load import load_run
 from lorada.runs.models.count import count_parameters
 from lorada.runs.models.loading import load_config
 from lorada.runs.plain_yaml import write_yaml

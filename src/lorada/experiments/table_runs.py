@@ -15,11 +15,11 @@ from typing import Any
 
 from lorada.experiments.queue.job import JOB_FILE, Job
 from lorada.experiments.table_spec import PaperTable, Scale, TableRow, row_recipe
+from lorada.inference.evaluate import evaluate_tasks
+from lorada.inference.load import load_run
 from lorada.runs.folder.folder import clear, differences, holds_run
 from lorada.runs.folder.lock import locked
 from lorada.runs.folder.result import RESULT_FILE, read_result, result_in
-from lorada.runs.inference.evaluate import evaluate_tasks
-from lorada.runs.inference.load import load_run
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.train import train
 from lorada.support.files import json_text, write_atomic

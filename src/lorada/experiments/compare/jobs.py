@@ -25,13 +25,13 @@ from lorada.experiments.compare.learning_rate import (
 from lorada.experiments.compare.plan import Candidate, Plan
 from lorada.experiments.compare.spec import ONCE, Comparison
 from lorada.experiments.queue.job import Job, Report
+from lorada.inference.evaluate import evaluate, evaluate_tasks, has_tasks
+from lorada.inference.forgetting import forgetting
+from lorada.inference.load import Run, load_run
 from lorada.runs.data.rows import Rows
 from lorada.runs.folder.folder import holds_run
 from lorada.runs.folder.predictions import PREDICTIONS_FILE, read_predictions
 from lorada.runs.folder.result import RESULT_FILE, read_result
-from lorada.runs.inference.evaluate import evaluate, evaluate_tasks, has_tasks
-from lorada.runs.inference.forgetting import forgetting
-from lorada.runs.inference.load import Run, load_run
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.train import train
 from lorada.support.files import json_text, write_atomic

@@ -1,0 +1,188 @@
+"""``lorada chat``: a conversation with one or several finished runs on one base model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lorada.inference.answer_effect import LayerEffect, answer_effect
+from lorada.inference.evaluate import scoring
+from lorada.inference.generate import generation_settings, room_for_prompts
+from lorada.inference.load import Run
+from lorada.inference.side_by_side import Adapter, load_side_by_side
+from lorada.inference.stream import Show, Written, stream
+from lorada.support.errors import unknown_name
+from lorada.tasks.rows import Row
+from lorada.tasks.tokenize import prompt_of
+
+Stopped = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer of one adapter.
+
+    Attributes:
+        name: the adapter's name in the chat.
+        prompt: the text that the model continued.
+        written: what it wrote.
+        dropped: how many turns at the beginning of the conversation had no room in the prompt.
+    """
+
+    name: str
+    prompt: str
+    written: Written
+    dropped: int
+
+
+@dataclass
+class Chat:
+    """A conversation, and who answers.
+
+    Attributes:
+        adapters: those that can answer, by name; all share one model.
+        active: the name of the one that answers.
+        max_new_tokens: most tokens of an answer; None for the number of the run's recipe.
+        turns: the conversation so far, for runs that learned conversations.
+        last: the last answer of an adapter.
+    """
+
+    adapters: dict[str, Adapter]
+    active: str
+    max_new_tokens: int | None = None
+    turns: list[Row] = field(default_factory=list)
+    last: Answer | None = None
+
+    @property
+    def run(self) -> Run:
+        """The run that answers."""
+        return self.adapters[self.active].run
+
+    @property
+    def keeps_turns(self) -> bool:
+        """Whether the run that answers reads the conversation so far, by a chat template."""
+        return self.run.form == "messages"
+
+    def ask(self, question: str, show: Show, stopped: Stopped = lambda: False) -> Answer:
+        """Let the active adapter answer, and remember question and answer.
+
+        Args:
+            question: the text as it was typed.
+            show: is called with each piece of the answer, as in ``stream``.
+            stopped: is asked after each token whether the answer is to end there.
+
+        Raises:
+            ValueError: as ``stream`` does, or if the chat template refuses the conversation.
+        """
+        prompt, turns = self._prompt(question)
+        dropped = len(self.turns) + 1 - len(turns) if self.keeps_turns else 0
+        written = self._write(self.active, prompt, show, stopped)
+        if self.keeps_turns:
+            self.turns = [*turns, {"role": "assistant", "content": written.text}]
+        self.last = Answer(self.active, prompt, written, dropped)
+        return self.last
+
+    def ask_base(
+        self, question: str | None, show: Show, stopped: Stopped = lambda: False
+    ) -> Written:
+        """Let the base answer alone, with the adapter switched off; nothing is remembered of it.
+
+        Without a ``question`` the base reads the prompt of the last answer.
+
+        Raises:
+            ValueError: as ``ask`` does, without an answer to repeat, or for a run without an
+                adapter to switch off.
+        """
+        self.refuse_base(question)
+        if question is not None:
+            prompt, _ = self._prompt(question)
+            return self._write(self.active, prompt, show, stopped, base=True)
+        last = self._last()
+        return self._write(last.name, last.prompt, show, stopped, base=True)
+
+    def refuse_base(self, question: str | None) -> None:
+        """Refuse what ``ask_base`` cannot answer, before anything is shown.
+
+        Raises:
+            ValueError: without an answer to repeat, or a base to switch to.
+        """
+        name = self.active if question is not None else self._last().name
+        with scoring(self.adapters[name].run, base=True):
+            pass
+
+    def switch(self, name: str) -> None:
+        """Let another adapter answer from now on.
+
+        Raises:
+            ValueError: for an unknown name, with the nearest ones.
+        """
+        if name not in self.adapters:
+            raise unknown_name("adapter", name, self.adapters)
+        self.active = name
+
+    def effect(self) -> list[LayerEffect]:
+        """What the maps of each layer did to the last answer; empty if its adapter has no map.
+
+        Raises:
+            ValueError: if there is no answer yet.
+        """
+        last = self._last()
+        return answer_effect(self._activated(last.name), last.written)
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self.turns, self.last = [], None
+
+    def _last(self) -> Answer:
+        if self.last is None:
+            raise ValueError("there is no answer yet: ask something first")
+        return self.last
+
+    def _prompt(self, question: str) -> tuple[str, list[Row]]:
+        """The prompt for a question, and the turns in it; the oldest are left out to make room."""
+        if not self.keeps_turns:
+            return question, []
+        run = self.run
+        room = _room(run, self.max_new_tokens)
+        turns = [*self.turns, {"role": "user", "content": question}]
+        while True:
+            row = {"messages": [*turns, {"role": "assistant", "content": ""}]}
+            prompt = prompt_of(row, "messages", run.tokenizer)
+            ids = run.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+            if room is None or len(ids) <= room or len(turns) == 1:
+                return prompt, turns
+            del turns[:2]
+
+    def _write(
+        self, name: str, prompt: str, show: Show, stopped: Stopped, *, base: bool = False
+    ) -> Written:
+        run = self._activated(name)
+        with scoring(run, base=base):
+            return stream(
+                run, prompt, show=show, stopped=stopped, templated=run.form == "messages",
+                max_new_tokens=self.max_new_tokens,
+            )  # fmt: skip
+
+    def _activated(self, name: str) -> Run:
+        """Make one adapter the active one of the model."""
+        self.adapters[name].activate()
+        return self.adapters[name].run
+
+
+def open_chat(
+    folders: Sequence[Path], max_new_tokens: int | None = None, *, trust_remote_code: bool = False
+) -> Chat:
+    """Load finished runs on one base; the first is active.
+
+    Raises:
+        ValueError: for a run that is not finished or writes no text, runs on different bases, or a
+            run that is given twice.
+    """
+    adapters = load_side_by_side(folders, trust_remote_code=trust_remote_code)
+    for adapter in adapters.values():
+        _room(adapter.run, max_new_tokens)
+    return Chat(adapters, next(iter(adapters)), max_new_tokens)
+
+
+def _room(run: Run, max_new_tokens: int | None) -> int | None:
+    """How many tokens a prompt may have; None for any number."""
+    return room_for_prompts(run, generation_settings(run, max_new_tokens)["max_new_tokens"])

@@ -1,0 +1,319 @@
+"""``lorada evaluate``: scores a finished run on held-out rows, or on the test rows of its tasks.
+
+The metrics go into ``result.json``, and the answer to each row into ``predictions.jsonl``.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from math import log2
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor
+
+from lorada.inference.generate import generate
+from lorada.inference.load import Run
+from lorada.inference.perplexity import slide
+from lorada.runs.data.dataset import collator, encode_options, encode_rows, kept_rows, token_counts
+from lorada.runs.data.rows import JSONL, Rows, load_rows, sampled, scored_rows
+from lorada.runs.folder.predictions import read_predictions, write_predictions
+from lorada.runs.folder.result import keep_scores, read_result
+from lorada.runs.models.candidate_scores import (
+    cached_scores,
+    likeliest,
+    needs_whole,
+    sequence_scores,
+)
+from lorada.runs.models.labelled_loss import LabelledLoss, find_labelled_loss
+from lorada.support.progress import progress_bar
+from lorada.tasks.metrics import Metrics
+from lorada.tasks.row_scores import row_scores
+from lorada.tasks.rows import BUILTIN, Form, Row, answer_of, resolve
+from lorada.tasks.tokenize import IGNORED, prompt_of
+
+BASE = " (base)"  # after the name of rows, for scores with the adapter switched off
+# The model's answer to each row, each row's loss (None for a row without one), and the loss of all
+# if it is among the metrics.
+Answers = tuple[list[Any], Sequence[float | None], Metrics]
+
+
+def evaluate(
+    run: Run, data: str | None = None, *, base: bool = False, with_text: bool = False
+) -> dict[str, Any]:
+    """Score a run on a file of held-out rows and keep the numbers and the answers in its folder.
+
+    If the recipe has ``eval_rows``, so many of the rows are scored, at random.
+
+    Args:
+        run: the run.
+        data: the file; None for the recipe's ``eval_data``.
+        base: score the model with the adapter switched off.
+        with_text: also keep what was asked and the right answer beside each answer.
+
+    Returns:
+        The metrics, such as ``loss`` and ``exact_match`` or ``accuracy`` in percent, with ``n``.
+
+    Raises:
+        ValueError: if there are no rows or they have another form than the run's, or for ``base``
+            with a run without an adapter; if the ``predictions.jsonl`` that is there is damaged.
+    """
+    rows = load_rows(data or run.recipe.eval_data, run.form, run.labels)
+    rows = sampled(rows, run.recipe.eval_rows)
+    name = _name_of(run, rows.path)
+    return _score_all(run, {name: rows}, base=base, with_text=with_text)[name]
+
+
+def _name_of(run: Run, path: str) -> str:
+    """The name of a file's metrics: the one that the run knows the file by, else its whole path."""
+    if path.startswith(BUILTIN) or path == run.recipe.eval_data:
+        return path
+    scored = (name.removesuffix(BASE) for name in read_result(run.folder)["metrics"])
+    for name in map(str, (run.recipe.eval_data, *scored)):
+        if resolve(name).is_file() and resolve(name).samefile(path):
+            return name
+    return os.path.abspath(path)
+
+
+def evaluate_tasks(
+    run: Run, data_dir: str | None = None, *, base: bool = False, with_text: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Score a run on the test rows of its tasks and keep the numbers and answers in its folder.
+
+    ``data_dir`` replaces the recipe's; ``base`` and ``with_text`` are as in ``evaluate``.
+
+    Returns:
+        The metrics by task, and by split if a task has two; a task's main metric comes first.
+
+    Raises:
+        ValueError: as ``evaluate`` does.
+        FileNotFoundError: if the rows are not there.
+    """
+    recipe = run.recipe.model_copy(update={"data_dir": data_dir or run.recipe.data_dir})
+    sets = scored_rows(recipe, run.form, run.labels, run.kind)
+    return _score_all(run, sets, base=base, with_text=with_text)
+
+
+def has_tasks(run: Run) -> bool:
+    """Whether a run learned benchmark tasks, which have test rows."""
+    return run.recipe.task != JSONL
+
+
+def _score_all(
+    run: Run, sets: dict[str, Rows], *, base: bool, with_text: bool
+) -> dict[str, dict[str, Any]]:
+    """Score a run on sets of rows by name, and write metrics and answers into its folder."""
+    read_predictions(run.folder)  # a damaged file is refused before the work, not after it
+    found = {}
+    for name, rows in sets.items():
+        with scoring(run, base=base):
+            scores, lines = score(run, rows, with_text=with_text)
+        found[name] = {"n": len(rows.rows), **scores, "sha256": rows.fingerprint}
+        asked = "unparsable" in scores and not base
+        unparsable = {name: scores["unparsable"]} if asked else None
+        key = f"{name}{BASE}" if base else name
+        # First the answers: where there are metrics, there are answers too.
+        write_predictions(run.folder, key, lines)
+        keep_scores(run.folder, {key: found[name]}, unparsable)
+    return found
+
+
+@contextmanager
+def scoring(run: Run, *, base: bool) -> Iterator[None]:
+    """Switch gradients off in a ``with`` block, and the adapter too if the base is to be scored.
+
+    Raises:
+        ValueError: if there is no adapter to switch off, or the base's head was drawn at random.
+    """
+    if base and not isinstance(run.model, PeftModel):
+        raise ValueError(
+            "this run trained the base model itself: there is no adapter to switch off"
+        )
+    if base and run.drawn:
+        raise ValueError(
+            f"--base: {run.recipe.model} has no {min(run.drawn)}, which is drawn anew at each load,"
+            " so scores of the base would be random: leave out --base"
+        )
+    with run.model.disable_adapter() if base else nullcontext(), torch.no_grad():
+        yield
+
+
+def score(run: Run, rows: Rows, *, with_text: bool = False) -> tuple[Metrics, list[dict[str, Any]]]:
+    """The metrics of a run's answers to some rows, by the rows' protocol, and its loss on them.
+
+    Returns:
+        The metrics, and the lines of ``predictions.jsonl``, by the rows' numbers.
+    """
+    by_form: dict[Form, Callable[[Run, Rows], Answers]] = {
+        "label": _classify,
+        "score": _classify,
+        "choice": _choose,
+        "prompt": _write,
+        "messages": _write,
+        "text": _read,
+    }
+    answer = slide if rows.protocol.lengths else by_form[rows.form]
+    answers, losses, loss = answer(run, rows)
+    metrics = {**rows.protocol.score(answers, rows.rows), **loss}
+    scores = row_scores(rows.protocol, answers, rows.rows)
+    if rows.form == "text":  # cut into windows, which are not rows of the file
+        windows = enumerate(zip(scores, losses, strict=True), start=1)
+        return metrics, [_line(number, None, *both) for number, both in windows]
+    lines = [
+        _line(rows.number(index), *line)
+        for index, line in enumerate(zip(answers, scores, losses, strict=True))
+    ]
+    if with_text:
+        for line, row in zip(lines, rows.rows, strict=True):
+            line.update(_text_of(row, rows.form, run))
+    return metrics, sorted(lines, key=lambda line: int(line["row"]))
+
+
+def _line(number: int, answer: Any, score: float, loss: float | None) -> dict[str, Any]:
+    return {"row": number, "answer": answer, "score": score, "loss": loss}
+
+
+def _text_of(row: Row, form: Form, run: Run) -> dict[str, Any]:
+    """What a row asks, as one text, and the right answer."""
+    if form == "label":
+        return {"text": _joined(row), "right": str(row["label"])}
+    if form == "score":
+        return {"text": _joined(row), "right": float(row["score"])}
+    text = prompt_of(row, form, run.tokenizer)
+    if form == "choice":
+        options = (f"{index}: {one}" for index, one in enumerate(row["candidates"]))
+        return {"text": "\n".join([text, *options]), "right": row["answer"]}
+    return {"text": text, "right": answer_of(row)}
+
+
+def _joined(row: Row) -> str:
+    return "\n".join(filter(None, (row["text"], row.get("text_pair"))))
+
+
+def _batches(
+    run: Run, rows: Rows, title: str, *, answered: bool
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Batches of rows of similar length, the longest first: the rows' indices, and their tensors.
+
+    If every row has to be ``answered``, none may be left out.
+    """
+    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=answered)
+    pad = collator(rows.form, run.tokenizer)
+    for chosen in progress_bar(alike(dataset, run.recipe.eval_batch_size), title):
+        batch = pad([dataset[i] for i in chosen])
+        yield chosen, {key: tensor.to(run.device) for key, tensor in batch.items()}
+
+
+def alike(dataset: Dataset, size: int) -> list[list[int]]:
+    """The indices of rows, ``size`` together that need few pads, the longest first."""
+    lengths = token_counts(dataset)
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    if "candidates" in dataset.column_names:
+        # Candidates are padded by themselves, behind their prompts (``cached_scores``).
+        widest = [max(map(len, candidates)) for candidates in dataset["candidates"]]
+        widths: dict[int, list[int]] = {}
+        for i in order:
+            widths.setdefault(round(4 * log2(widest[i])), []).append(i)
+        # Down and up again, so that rows of two widths in one batch have prompts of alike length.
+        turns = enumerate(sorted(widths))
+        order = [i for turn, width in turns for i in widths[width][:: (-1) ** turn]]
+    chunks = [order[start : start + size] for start in range(0, len(order), size)]
+    return sorted(chunks, key=lambda chosen: -max(lengths[i] for i in chosen))
+
+
+def _in_order(answers: dict[int, Any]) -> list[Any]:
+    """Answers by the index of their row, as a list."""
+    return [answers[i] for i in range(len(answers))]
+
+
+def _classify(run: Run, rows: Rows) -> Answers:
+    """The likeliest class of each row with its cross-entropy, or its score with the squared error.
+
+    These are the losses of which transformers' models return the mean of a batch.
+    """
+    found: dict[int, tuple[Any, float]] = {}
+    for chosen, batch in _batches(run, rows, "Scoring", answered=True):
+        right = batch.pop("labels")
+        logits = run.model(**batch).logits
+        if rows.form == "label":
+            answers = [rows.labels[i] for i in logits.argmax(-1).tolist()]
+            losses = F.cross_entropy(logits.float(), right, reduction="none")
+        else:
+            answers = logits.flatten().tolist()
+            losses = (logits.flatten().float() - right).square()
+        found.update(zip(chosen, zip(answers, losses.tolist(), strict=True), strict=True))
+    answers, each = map(list, zip(*_in_order(found), strict=True))
+    return answers, each, {"loss": sum(each) / len(each)}
+
+
+def _choose(run: Run, rows: Rows) -> Answers:
+    """The index of each row's likeliest candidate, and the loss that training has for the row.
+
+    It is −log softmax(s) of the right candidate, s being the candidates' scores. It is not among
+    the metrics.
+    """
+    scores_of = sequence_scores if needs_whole(run.model) else cached_scores
+    found: dict[int, tuple[int, float]] = {}
+    for chosen, batch in _batches(run, rows, "Choosing", answered=True):
+        scores, groups = scores_of(run.model, batch), batch["groups"]
+        right = zip(scores.split(groups.tolist()), batch["answers"].tolist(), strict=True)
+        losses = [-float(s.log_softmax(-1)[answer]) for s, answer in right]
+        pairs = zip(likeliest(scores, groups), losses, strict=True)
+        found.update(zip(chosen, pairs, strict=True))
+    answers, each = map(list, zip(*_in_order(found), strict=True))
+    return answers, each, {}
+
+
+def _write(run: Run, rows: Rows) -> Answers:
+    """The text that the model writes for each row, and its loss per token of the right answers."""
+    sums, counts = _losses(run, rows)
+    room = encode_options(rows, run.recipe, run.kind).prompt_room
+    prompts = [prompt_of(row, rows.form, run.tokenizer, room) for row in rows.rows]
+    # Rows of a user's own file have no generation settings; generate takes those of the run's task.
+    protocol = rows.protocol if rows.protocol.generation else None
+    answers = generate(run, prompts, templated=rows.form == "messages", protocol=protocol)
+    # A row whose right answer lies beyond max_length is answered, but has no loss.
+    kept: Iterable[int] = range(len(rows.rows))
+    if len(sums) < len(rows.rows):
+        kept = kept_rows(rows, run.recipe, run.tokenizer, run.kind)
+    by_row = dict(zip(kept, (sums / counts).tolist(), strict=True))
+    losses = [by_row.get(index) for index in range(len(rows.rows))]
+    return answers, losses, {"loss": float(sums.sum() / counts.sum())}
+
+
+def _read(run: Run, rows: Rows) -> Answers:
+    """The mean loss of each window of text, and the mean loss of all tokens."""
+    sums, counts = _losses(run, rows)
+    losses = (sums / counts).tolist()
+    return losses, losses, {"loss": float(sums.sum() / counts.sum())}
+
+
+def _losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:
+    """For each encoded row, in order: the sum of its tokens' losses in nats, and how many count."""
+    found: dict[int, tuple[float, int]] = {}
+    shift = 0 if run.kind == "encoder_decoder" else 1  # a decoder's logits are of the next token
+    sparing: LabelledLoss | None = None  # makes logits only where labels count
+    for number, (chosen, batch) in enumerate(_batches(run, rows, "Scoring", answered=False)):
+        if number == 0 and shift:
+            sparing = find_labelled_loss(run.model, batch)
+        if sparing is not None:
+            with torch.no_grad():
+                each, row_of, _ = sparing.each(run.model, batch)
+            sums = each.new_zeros(len(chosen)).index_add(0, row_of, each)
+        else:
+            sums = _all_losses(run, batch, shift).sum(-1)
+        counts = (batch["labels"][:, shift:] != IGNORED).sum(-1)
+        pairs = zip(sums.tolist(), counts.tolist(), strict=True)
+        found.update(zip(chosen, pairs, strict=True))
+    by_row = torch.tensor(_in_order(found))
+    return by_row[:, 0], by_row[:, 1]
+
+
+def _all_losses(run: Run, batch: dict[str, Tensor], shift: int) -> Tensor:
+    """The loss of each token of a batch, (B, T - shift); 0 for one without a label."""
+    labels = batch["labels"][:, shift:]
+    logits = run.model(**batch).logits[:, : labels.shape[1]].float()
+    return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")

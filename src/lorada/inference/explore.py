@@ -1,0 +1,142 @@
+"""``lorada explore``: what the adapters of finished runs do to some sentences, as page data."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from lorada.inference.load import Run, load_run
+from lorada.runs.folder.checkpoints import checkpoints, damaged_file
+from lorada.runs.models.adapters import load_beside
+from lorada.support.progress import progress_bar
+from lorada.tuners.explained_page import shown
+from lorada.tuners.explanation import Explanation, explain
+
+# Steps of a training that are shown besides its end, evenly among those that have a checkpoint.
+MOST_STEPS = 8
+
+
+@dataclass(frozen=True)
+class State:
+    """A run at one step of its training: the step, None for its end, and PEFT's name for it."""
+
+    step: int | None
+    key: str
+
+
+def explored(runs: Sequence[Run], texts: Sequence[str], *, steps: bool = True) -> dict[str, Any]:
+    """The data of the page.
+
+    Args:
+        runs: one or two runs, whose tokenizers cut the texts into the same tokens.
+        texts: the sentences.
+        steps: whether checkpoints of the trainings are shown too.
+
+    Raises:
+        ValueError: for an empty text, a run without an adapter, or tokens that differ.
+    """
+    if not texts or not all(text.strip() for text in texts):
+        raise ValueError("the text is empty: there is nothing to show")
+    read = [[_tokens(run, text) for text in texts] for run in runs]
+    if any(other != read[0] for other in read[1:]):
+        raise ValueError(
+            f"{runs[0].folder} and {runs[1].folder} read other tokens: explore each alone"
+        )
+    names = _names([run.folder.resolve() for run in runs])
+    return {
+        "title": ", ".join(names),
+        "sentences": [{"tokens": tokens} for tokens in read[0]],
+        "runs": [
+            _explored_run(run, name, texts, steps=steps)
+            for run, name in zip(runs, names, strict=True)
+        ],
+    }
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The names of folders; where they are the same, the paths from what the folders share."""
+    names = [folder.name for folder in folders]
+    if len({*names}) == len(names) or len({*folders}) < len(folders):
+        return names
+    shared = os.path.commonpath(folders)
+    return [folder.relative_to(shared).as_posix() for folder in folders]
+
+
+def explain_text(run: Run, text: str) -> Explanation:
+    """What the active adapter of a run's model does to a text.
+
+    Raises:
+        ValueError: as ``explain`` does.
+    """
+    batch = run.tokenizer(
+        text, return_tensors="pt", truncation=True, max_length=run.recipe.max_length
+    ).to(run.device)
+    batch.pop("token_type_ids", None)
+    if run.kind == "encoder_decoder":  # only the encoder reads the text
+        start = run.model.config.decoder_start_token_id
+        batch["decoder_input_ids"] = batch["input_ids"].new_full((1, 1), start)
+    return explain(run.model, batch)
+
+
+def _explored_run(run: Run, name: str, texts: Sequence[str], *, steps: bool) -> dict[str, Any]:
+    model = run.model
+    if not isinstance(model, PeftModel):
+        raise ValueError(f"{run.folder} trained the base model itself: it has no adapter to show")
+    states = [*(_checkpoints(run) if steps else ()), State(None, "default")]
+    pictures, parts = [], []
+    for state, text in progress_bar(
+        [(state, text) for state in states for text in texts], f"Exploring {run.folder.name}"
+    ):
+        model.set_adapter(state.key, inference_mode=True)
+        found = explain_text(run, text)
+        parts = found.parts
+        pictures.append(shown(found, 0, partial(_word, run)))
+    each = len(texts)
+    return {
+        "name": name,
+        "method": run.recipe.method,
+        "parts": parts,
+        "steps": [state.step for state in states],
+        "shown": [pictures[start : start + each] for start in range(0, len(pictures), each)],
+    }
+
+
+def _checkpoints(run: Run) -> list[State]:
+    """Some checkpoints of a run, loaded beside its adapter; the last step is the run itself."""
+    assert isinstance(run.model, PeftModel)
+    whole = [
+        (step, path) for step, path in reversed(checkpoints(run.folder)) if not damaged_file(path)
+    ][:-1]
+    states = []
+    for step, path in _evenly(whole, MOST_STEPS):
+        key = f"step{step}"
+        if key not in run.model.peft_config:
+            load_beside(run.model, path, key, run.drawn)
+        states.append(State(step, key))
+    return states
+
+
+def _evenly(items: Sequence[Any], most: int) -> Iterator[Any]:
+    """At most so many of some items, evenly spread, the first and the last among them."""
+    count = min(len(items), most)
+    for number in range(count):
+        yield items[number * (len(items) - 1) // max(count - 1, 1)]
+
+
+def _tokens(run: Run, text: str) -> list[str]:
+    ids = run.tokenizer(text, truncation=True, max_length=run.recipe.max_length)["input_ids"]
+    return [run.tokenizer.decode([token]) for token in ids]
+
+
+def _word(run: Run, number: int) -> str:
+    """The name of a class, or the text of a token."""
+    return run.labels[number] if run.labels else str(run.tokenizer.decode([number]))
+
+
+def load_runs(folders: Sequence[Path], *, trust_remote_code: bool = False) -> list[Run]:
+    """Load runs, each with a base of its own."""
+    return [load_run(folder, trust_remote_code=trust_remote_code) for folder in folders]

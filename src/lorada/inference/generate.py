@@ -1,0 +1,247 @@
+"""Generates text with a finished run: it continues prompts."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers.generation import StopStringCriteria
+
+from lorada.inference.can_refill import can_refill, end_tokens
+from lorada.inference.load import Run
+from lorada.inference.refilled_batch import Writer, write_answers
+from lorada.runs.data.dataset import context_of
+from lorada.runs.data.rows import protocol_settings
+from lorada.runs.models.generation import language_settings, refuse_long
+from lorada.runs.plain_yaml import refuse_unstorable
+from lorada.support.errors import out_of_memory
+from lorada.support.progress import progress_bar
+from lorada.tasks.rows import HEADED, Row
+from lorada.tasks.task import Protocol
+from lorada.tasks.tokenize import prompt_of
+
+logger = logging.getLogger(__name__)
+
+
+def continue_prompts(run: Run, prompts: list[str], max_new_tokens: int | None = None) -> list[str]:
+    """Continue a user's prompts, as turns of a chat if the run was trained on chats."""
+    if run.form != "messages":
+        return generate(run, prompts, max_new_tokens=max_new_tokens)
+    turns: list[Row] = [
+        {"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": ""}]}
+        for p in prompts
+    ]
+    prompts = [prompt_of(row, "messages", run.tokenizer) for row in turns]
+    return generate(run, prompts, templated=True, max_new_tokens=max_new_tokens)
+
+
+def generate(
+    run: Run,
+    prompts: list[str],
+    *,
+    templated: bool = False,
+    max_new_tokens: int | None = None,
+    protocol: Protocol | None = None,
+) -> list[str]:
+    """Continue prompts, with the generation settings of a protocol.
+
+    Args:
+        run: the run.
+        prompts: texts to continue; too long ones lose their beginning (an encoder–decoder's, their
+            end), with a warning.
+        templated: whether the prompts already have special tokens, from a chat template.
+        max_new_tokens: most tokens to generate; None for the recipe's number.
+        protocol: has the generation settings; None for the protocol of the run's first task.
+
+    Returns:
+        The continuations, without the prompts.
+
+    Raises:
+        ValueError: for a model that cannot generate, a prompt that is empty or not valid text, or
+            more tokens than the model has room for.
+    """
+    settings = generation_settings(run, max_new_tokens, protocol)
+    check_prompts(run, prompts, templated=templated)
+    room = room_for_prompts(run, settings["max_new_tokens"])
+    with prompts_end_alike(run):
+        tokens, cut = tokens_of(run, prompts, room, templated=templated)
+        way = _refilled if can_refill(run, settings) else _padded
+        answers = way(run, tokens, settings)
+        outputs = dict(progress_bar(answers, "Generating", total=len(prompts)))
+    if cut:
+        end = "beginning" if run.kind == "decoder" else "end"
+        logger.warning("%d of %d prompts lost their %s to fit the model", cut, len(prompts), end)
+    return [outputs[i] for i in range(len(prompts))]
+
+
+def _refilled(
+    run: Run, prompts: list[list[int]], settings: dict[str, Any]
+) -> Iterator[tuple[int, str]]:
+    """Answer prompts in a batch that is refilled, as they end: their indices and answers."""
+    model = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
+    writer = Writer(
+        model, _ends(run, settings), settings["max_new_tokens"], run.tokenizer.pad_token_id,
+        run.recipe.eval_batch_size,
+    )  # fmt: skip
+    with _damaged_settings_in_one_line(run):
+        for index, ids in write_answers(writer, prompts):
+            yield index, run.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _ends(run: Run, settings: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    """What says which rows of ids (B, T) end with their last token."""
+    tokens = torch.tensor(end_tokens(run), dtype=torch.long, device=run.device)
+    strings = settings.get("stop_strings") or run.model.generation_config.stop_strings
+    found = StopStringCriteria(run.tokenizer, strings) if strings else None
+
+    def ended(ids: Tensor) -> Tensor:
+        last = torch.isin(ids[:, -1], tokens)
+        return last if found is None else last | found(ids, None)
+
+    return ended
+
+
+def _padded(
+    run: Run, prompts: list[list[int]], settings: dict[str, Any]
+) -> Iterator[tuple[int, str]]:
+    """Answer prompts in padded batches with transformers' ``generate``; as ``_refilled`` does."""
+    # Prompts of similar length share a batch. The longest come first, to run out of memory early.
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    size = run.recipe.eval_batch_size
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        batch = padded(run, [prompts[i] for i in chosen])
+        new = continue_batch(run, batch, settings)
+        texts = run.tokenizer.batch_decode(new, skip_special_tokens=True)
+        yield from zip(chosen, texts, strict=True)
+
+
+def generation_settings(
+    run: Run, max_new_tokens: int | None = None, protocol: Protocol | None = None
+) -> dict[str, Any]:
+    """Settings of transformers' ``generate``; the arguments are those of ``generate`` here.
+
+    Raises:
+        ValueError: for a model that writes no text.
+    """
+    if run.form in HEADED:
+        what = f"a classifier of {', '.join(run.labels)}" if run.labels else "a scorer"
+        raise ValueError(f"{run.folder} is {what}: it has no text")
+    settings = protocol_settings(run.recipe, protocol or run.protocol)
+    settings |= language_settings(run.tokenizer)
+    if max_new_tokens is not None:
+        settings["max_new_tokens"] = max_new_tokens
+    return settings
+
+
+@contextmanager
+def prompts_end_alike(run: Run) -> Iterator[None]:
+    """Pad and cut a decoder's prompts at their beginning in a ``with`` block."""
+    tokenizer = run.tokenizer
+    sides = tokenizer.padding_side, tokenizer.truncation_side
+    if run.kind == "decoder":
+        tokenizer.padding_side = tokenizer.truncation_side = "left"
+    try:
+        yield
+    finally:
+        tokenizer.padding_side, tokenizer.truncation_side = sides
+
+
+def check_prompts(run: Run, prompts: list[str], *, templated: bool) -> None:
+    """Refuse prompts that leave the model nothing to continue; see ``generate``.
+
+    Raises:
+        ValueError: for a prompt that is empty, has no known token, or is not valid text.
+    """
+    # An encoder–decoder can read an empty text if its tokenizer adds special tokens; XSum has some.
+    marked = run.kind == "encoder_decoder" and run.tokenizer("")["input_ids"]
+    if not all(prompts) and not marked:
+        raise ValueError("a prompt is empty: there is nothing to continue")
+    refuse_unstorable("prompt", prompts)
+    # A tokenizer may drop unknown characters or white space, which can leave no token.
+    special = {"add_special_tokens": not templated, "verbose": False}
+    found = run.tokenizer(prompts, **special)["input_ids"] if prompts else []
+    for prompt, ids in zip(prompts, found, strict=True):
+        if not ids:
+            raise ValueError(
+                f"the prompt {prompt!r} has no token that this model knows: there is nothing to "
+                "continue"
+            )
+
+
+def room_for_prompts(run: Run, limit: int) -> int | None:
+    """How many tokens a prompt may have if ``limit`` are to be written; None for any number.
+
+    Raises:
+        ValueError: if the model has no room for so many.
+    """
+    context = context_of(run.model.config)
+    if run.kind == "encoder_decoder":
+        refuse_long(limit, context)
+        return run.recipe.max_length
+    if context is None:
+        return None
+    if limit >= context:
+        raise ValueError(
+            f"max_new_tokens={limit} leaves no room for a prompt: the model's context is "
+            f"{context} tokens"
+        )
+    return context - limit
+
+
+def tokens_of(
+    run: Run, prompts: list[str], room: int | None, *, templated: bool
+) -> tuple[list[list[int]], int]:
+    """The token ids of each prompt, and how many prompts were cut."""
+    if not prompts:
+        return [], 0
+    special = not templated
+    most: dict[str, Any] = {} if room is None else {"truncation": True, "max_length": room}
+    found = run.tokenizer(prompts, add_special_tokens=special, verbose=False, **most)["input_ids"]
+    if room is None or max(map(len, found), default=0) < room:
+        return found, 0
+    whole = run.tokenizer(prompts, add_special_tokens=special, verbose=False)["input_ids"]
+    return found, sum(len(ids) > room for ids in whole)
+
+
+def padded(run: Run, prompts: list[list[int]]) -> Any:
+    """A batch of prompts; padded at their beginning if ``prompts_end_alike``."""
+    return run.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(run.device)
+
+
+def continue_batch(run: Run, batch: Any, settings: dict[str, Any]) -> Tensor:
+    """The token ids that the model writes for each prompt of a batch, (B, N).
+
+    Raises:
+        ValueError: if its generation settings are damaged.
+    """
+    if "stop_strings" in settings:
+        settings = {**settings, "tokenizer": run.tokenizer}
+    with _damaged_settings_in_one_line(run), torch.no_grad():
+        ids = run.model.generate(
+            **batch, do_sample=False, pad_token_id=run.tokenizer.pad_token_id, **settings
+        )
+    # A decoder repeats the prompt in its output; an encoder–decoder does not.
+    new: Tensor = ids if run.kind == "encoder_decoder" else ids[:, batch["input_ids"].shape[1] :]
+    return new
+
+
+@contextmanager
+def _damaged_settings_in_one_line(run: Run) -> Iterator[None]:
+    """Turn what unchecked generation settings fail with into one line.
+
+    Raises:
+        ValueError: naming the file of the settings.
+    """
+    try:
+        yield
+    except (TypeError, AttributeError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        raise ValueError(
+            f"{run.folder} cannot generate ({error}): a setting in its model's "
+            "generation_config.json may be damaged"
+        ) from error

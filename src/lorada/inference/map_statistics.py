@@ -1,0 +1,131 @@
+"""Statistics of a finished run's maps for the paper's figures: for a sentence, and by layer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lorada.inference.load import Run
+from lorada.methods.task_head import PEFT_NAMES
+from lorada.runs.data.rows import JSONL, Rows, load_rows, scored_rows
+from lorada.support.progress import progress_bar
+from lorada.tasks.rows import Form, Row
+from lorada.tasks.tokenize import prompt_of
+from lorada.tuners.layer_maps import LayerMaps, layer_maps
+
+Maps = dict[str, tuple[list[list[float]], float | None]]  # title → values, negative ratio
+
+
+def sentence_maps(
+    run: Run, text: str, layer: int | None = None, head: int | None = None
+) -> dict[str, Any]:
+    """The attention maps of one sentence, as in Figure 1, and the statistics of every layer.
+
+    Args:
+        run: a run with a map.
+        text: the sentence.
+        layer: index among the layers with a map; None for the last.
+        head: index of the head; None for the head with the largest norm of its map.
+
+    Returns:
+        ``tokens``, ``layer`` (its name), ``head``, ``maps`` (title → values, negative ratio) and
+        ``layers`` (``effect_size``, ``negative_ratio`` and ``map_negative_ratio`` of each).
+
+    Raises:
+        ValueError: for an empty text, a run without a map, or an index out of range.
+    """
+    if not text.strip():
+        raise ValueError("the text is empty: there is nothing to show")
+    found, ids = _explained(run, [text])
+    shown = found[_index(layer, len(found), "layer")]
+    if head is None:
+        head = int(shown.map[0].norm(dim=(-1, -2)).argmax())
+    head = _index(head, shown.map.shape[1], "head")
+    return {
+        "text": text,
+        "layer": shown.layer.removeprefix(PEFT_NAMES),
+        "head": head,
+        "tokens": [run.tokenizer.decode([i]).strip() or "␣" for i in ids],
+        "maps": _maps(shown, head),
+        "layers": [_numbers(one) for one in found],
+    }
+
+
+def _maps(layer: LayerMaps, head: int) -> Maps:
+    return {
+        "softmax (Attn)": (layer.softmax[0, head].tolist(), None),
+        "LMAM (Attn_s)": (layer.map[0, head].tolist(), float(layer.map_negative_ratio[head])),
+        "fused": (layer.fused[0, head].tolist(), float(layer.negative_ratio[head])),
+    }
+
+
+def _numbers(layer: LayerMaps) -> dict[str, Any]:
+    return {
+        "layer": layer.layer.removeprefix(PEFT_NAMES),
+        "effect_size": layer.effect_size,
+        "negative_ratio": float(layer.negative_ratio.mean()),
+        "map_negative_ratio": float(layer.map_negative_ratio.mean()),
+    }
+
+
+def _index(wanted: int | None, count: int, what: str) -> int:
+    index = -1 if wanted is None else wanted
+    if not -count <= index < count:
+        raise ValueError(f"--{what} {index} is not in 0–{count - 1}")
+    return index % count
+
+
+def _explained(run: Run, texts: Sequence[str]) -> tuple[list[LayerMaps], list[int]]:
+    batch = run.tokenizer(*texts, return_tensors="pt", truncation=True,
+                          max_length=run.recipe.max_length)  # fmt: skip
+    return layer_maps(run.model, batch.to(run.device)), batch["input_ids"][0].tolist()
+
+
+def ratios_by_layer(
+    run: Run, count: int, data: str | None = None, data_dir: str | None = None
+) -> dict[str, Any]:
+    """Negative ratio and effect size of every layer, as means over some test rows.
+
+    Args:
+        run: a run with a map.
+        count: how many rows, from the first on.
+        data: a file of rows; None for the test rows of the run's task, or its ``eval_data``.
+        data_dir: local folder of the benchmarks' rows.
+
+    Returns:
+        ``rows`` (how many), ``task`` (the run's first), and ``layers``: the statistics of
+        ``sentence_maps`` for each layer, as means over rows, and the ``map`` of the first row and
+        head with its negative ratio ``shown_ratio``.
+    """
+    scored = _rows(run, data, data_dir)
+    rows = scored.rows[:count]
+    layers: list[dict[str, Any]] = []
+    for row in progress_bar(rows, "Explaining"):
+        found, _ = _explained(run, _texts(run, row, scored.form))
+        if not layers:
+            layers = [
+                {"layer": one.layer.removeprefix(PEFT_NAMES),
+                 "map": one.map[0, 0].tolist(),
+                 "shown_ratio": float(one.map_negative_ratio[0]), "each": []}
+                for one in found
+            ]  # fmt: skip
+        for layer, one in zip(layers, found, strict=True):
+            layer["each"].append(_numbers(one))
+    for layer in layers:
+        each = layer.pop("each")
+        for name in ("effect_size", "negative_ratio", "map_negative_ratio"):
+            layer[name] = float(torch.tensor([one[name] for one in each]).mean())
+    return {"rows": len(rows), "task": run.recipe.tasks[0], "layers": layers}
+
+
+def _rows(run: Run, data: str | None, data_dir: str | None) -> Rows:
+    if data is not None or run.recipe.task == JSONL:
+        return load_rows(data or run.recipe.eval_data, run.form, run.labels)
+    recipe = run.recipe.model_copy(update={"data_dir": data_dir or run.recipe.data_dir})
+    return next(iter(scored_rows(recipe, run.form, run.labels, run.kind).values()))
+
+
+def _texts(run: Run, row: Row, form: Form) -> list[str]:
+    if "text" in row:
+        return [row[name] for name in ("text", "text_pair") if row.get(name) is not None]
+    return [prompt_of(row, form, run.tokenizer)]

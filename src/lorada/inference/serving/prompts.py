@@ -1,0 +1,102 @@
+"""Turns a request into what an engine is asked: a prompt's tokens, and how many may follow."""
+
+from lorada.inference.generate import check_prompts
+from lorada.inference.serving.engine import Ask
+from lorada.inference.serving.limits import Limits
+from lorada.inference.serving.refusals import Refused
+from lorada.inference.serving.requests import ChatRequest, CompletionRequest
+from lorada.inference.serving.served import Served
+from lorada.tasks.tokenize import prompt_of
+
+LONGEST = 500  # characters of a line that may repeat a prompt
+
+
+def asks_of(served: Served, request: ChatRequest | CompletionRequest, limits: Limits) -> list[Ask]:
+    """What the engine is asked, for each prompt of a request.
+
+    Raises:
+        Refused: for a prompt that the model cannot continue, more tokens than there is room for, or
+            log-probabilities where the engine has none.
+    """
+    if isinstance(request, ChatRequest):
+        wanted, param = bool(request.logprobs), "messages"
+    else:
+        wanted, param = request.logprobs is not None, "prompt"
+    if wanted and not served.engine.has_logprobs:
+        said = f"{served.name} is not batched and has no log-probabilities"
+        raise Refused(400, said, param="logprobs")
+    try:
+        prompts = _prompts(served, request)
+    except ValueError as error:  # an empty prompt, or turns that the chat template refuses
+        said = " ".join(str(error).split())[:LONGEST]
+        raise Refused(400, said, param=param) from error
+    return [
+        Ask(
+            ids=ids,
+            most=_most(served, len(ids), request.most, limits),
+            temperature=request.temperature or 0.0,
+            top_p=1.0 if request.top_p is None else request.top_p,
+            logprobs=wanted,
+        )
+        for ids in prompts
+    ]
+
+
+def _prompts(served: Served, request: ChatRequest | CompletionRequest) -> list[list[int]]:
+    if isinstance(request, ChatRequest):
+        return [_chat_ids(served, request)]
+    return _ids(served, request.prompts)
+
+
+def _chat_ids(served: Served, request: ChatRequest) -> list[int]:
+    """The conversation so far in the tokenizer's chat template, which has its special tokens."""
+    if not served.run.tokenizer.chat_template:
+        raise ValueError(f"{served.name} has no chat template: ask /v1/completions")
+    turns = [message.turn() for message in request.messages]
+    row = {"messages": [*turns, {"role": "assistant", "content": ""}]}
+    prompt = prompt_of(row, "messages", served.run.tokenizer)
+    check_prompts(served.run, [prompt], templated=True)
+    ids: list[int] = served.run.tokenizer(prompt, add_special_tokens=False, verbose=False)[
+        "input_ids"
+    ]
+    return ids
+
+
+def _ids(served: Served, prompts: list[str] | list[list[int]]) -> list[list[int]]:
+    """The tokens of prompts; token ids stay as they are."""
+    if not prompts:
+        raise ValueError("there is no prompt")
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if texts:
+        check_prompts(served.run, texts, templated=False)
+        found: list[list[int]] = served.run.tokenizer(texts, verbose=False)["input_ids"]
+        return found
+    ids = [prompt for prompt in prompts if isinstance(prompt, list)]
+    known = served.run.model.config.get_text_config().vocab_size
+    for token in (token for prompt in ids for token in prompt):
+        if token >= known:
+            raise ValueError(f"{token} is no token of this model, which has {known}")
+    return ids
+
+
+def _most(served: Served, read: int, wanted: int | None, limits: Limits) -> int:
+    """How many tokens an answer may have behind a prompt of ``read`` tokens.
+
+    Where the request does not say, it is what fits, at most what ``lorada generate`` writes.
+    """
+    room = left = served.room
+    if room is not None:
+        apart = served.run.kind == "encoder_decoder"
+        left = room if apart else room - read
+        if read > room or left < (wanted or 1):
+            asked = f" and an answer of {wanted}" if wanted else ""
+            raise Refused(
+                400, f"a prompt of {read} tokens{asked} does not fit: there is room for {room}"
+                + " each" * apart, code="context_length_exceeded",
+            )  # fmt: skip
+    if wanted is not None:
+        if limits.tokens is not None and wanted > limits.tokens:
+            raise Refused(400, f"{wanted} tokens are more than this server writes, {limits.tokens}")
+        return wanted
+    found = [most for most in (served.most, left, limits.tokens) if most is not None]
+    return min(found)

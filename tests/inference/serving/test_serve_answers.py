@@ -1,0 +1,284 @@
+"""The server answers as ``lorada generate`` does, whole and streamed, for each run and the base."""
+
+import asyncio
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import openai
+import pytest
+import torch
+from servers import RUNS, running, trained, until
+
+from lorada.inference.generate import continue_prompts, generate
+from lorada.inference.load import load_run
+from lorada.inference.serving import shared_model
+from lorada.inference.serving.app import Server
+from lorada.inference.serving.engine import Ask
+from lorada.inference.serving.limits import Limits
+from lorada.inference.serving.one_by_one import OneByOne
+from lorada.inference.serving.served import open_served
+from lorada.inference.serving.shared_model import SharedModel
+from lorada.tuners.lmam import LmamLayer
+
+TOGETHER = ("mine.v1", "talk", "lora", "bottleneck", "prefix")
+QUESTION = "1 + 1 ="
+BASE = "llama"
+# The smallest number, one that is 0 in fp32, and one whose quotients are infinite there.
+COLD = (5e-324, 1e-300, 1e-40)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("serve")
+
+
+@pytest.fixture(scope="module")
+def url(place):
+    """A server of several runs on one base."""
+    served = open_served([trained(place, name) for name in TOGETHER])
+    with running(Server(served)) as found:
+        yield found.url
+
+
+@pytest.fixture
+def client(url):
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def alone(place, name, prompt=QUESTION, **options):
+    """What ``lorada generate`` writes."""
+    return continue_prompts(load_run(trained(place, name)), [prompt], **options)[0]
+
+
+def complete(client, name, prompt=QUESTION, **options):
+    return client.completions.create(model=name, prompt=prompt, **options).choices[0].text
+
+
+def chat(client, name, text=QUESTION, **options):
+    turns = [{"role": "user", "content": text}]
+    return client.chat.completions.create(model=name, messages=turns, **options).choices[0]
+
+
+@pytest.mark.parametrize("name", [name for name in TOGETHER if name != "talk"])
+def test_a_completion_is_what_generate_writes(name, client, place):
+    own = complete(client, name)
+    assert own == alone(place, name)
+    assert own != complete(client, BASE)
+
+
+def test_a_chat_is_what_generate_writes(client, place):
+    assert chat(client, "talk").message.content == alone(place, "talk")
+
+
+def test_the_base_answers_under_its_own_name(client, place):
+    run = load_run(trained(place, "lora"))
+    with run.model.disable_adapter():
+        assert complete(client, BASE) == generate(run, [QUESTION])[0]
+
+
+@pytest.mark.parametrize("name", ["beams", "whole", "seq2seq"])
+def test_what_cannot_be_batched_is_answered_one_after_the_other(name, place):
+    served = open_served([trained(place, name)])
+    assert isinstance(served[name].engine, OneByOne) == (name != "whole")
+    assert list(served) == [name, *([] if name == "whole" else [RUNS[name][0]])]
+    with running(Server(served)) as found:
+        client = openai.OpenAI(base_url=f"{found.url}/v1", api_key="none", max_retries=0)
+        whole = complete(client, name)
+        assert whole == alone(place, name)
+        parts = client.completions.create(model=name, prompt=QUESTION, stream=True)
+        assert "".join(part.choices[0].text for part in parts) == whole
+        if name == "beams":
+            with pytest.raises(openai.BadRequestError, match="is not batched and has no log-prob"):
+                complete(client, name, logprobs=0)
+            assert complete(client, name, temperature=1.0, max_tokens=20) != whole
+        for cold in COLD:
+            assert complete(client, name, temperature=cold) == whole
+        if name == "seq2seq":  # its prompt and its answer have 64 positions each
+            assert client.completions.create(model=name, prompt=[5] * 64, max_tokens=64)
+            with pytest.raises(openai.BadRequestError, match="a prompt of 65 tokens does not fit"):
+                complete(client, name, [5] * 65)
+            with pytest.raises(openai.BadRequestError, match="an answer of 65 does not fit"):
+                complete(client, name, max_tokens=65)
+
+
+def test_drawing_draws_from_all_tokens_also_one_after_the_other(place, monkeypatch):
+    engine = open_served([trained(place, "beams")])["beams"].engine
+    base = engine._shared.base
+    kept = base.forward
+
+    def nearly_even(*args, **kwargs):
+        found = kept(*args, **kwargs)
+        found.logits = torch.arange(found.logits.shape[-1]).expand_as(found.logits) * -1e-4
+        return found
+
+    async def drawn():
+        async for progress in engine.write(Ask([5], 40, temperature=1.0)):
+            ids = progress.ids
+        return ids
+
+    monkeypatch.setattr(base, "forward", nearly_even)
+    assert max(asyncio.run(drawn())) > 100  # transformers' own limit is the likeliest 50
+    engine.stop()
+
+
+def test_requests_that_wait_for_another_are_answered_or_dropped(place):
+    """One after the other: many wait, and those that are given up are not computed."""
+    served = open_served([trained(place, "beams")])
+    with running(Server(served)) as found, ThreadPoolExecutor(8) as pool:
+        client = openai.OpenAI(base_url=f"{found.url}/v1", api_key="none", max_retries=0)
+        kept = [pool.submit(complete, client, "beams", f"{i} + 1 =") for i in range(8)]
+        short = client.with_options(timeout=0.05)
+        for _ in range(4):
+            with pytest.raises(openai.APITimeoutError):
+                complete(short, "beams", "1", max_tokens=40)
+        texts = [one.result() for one in kept]
+        assert texts == [alone(place, "beams", f"{i} + 1 =") for i in range(8)]
+        until(lambda: found.server._places.taken == 0)
+
+
+def test_the_pieces_of_a_stream_are_the_answer(client):
+    parts = list(
+        client.completions.create(
+            model=BASE, prompt=QUESTION, stream=True, max_tokens=60,
+            stream_options={"include_usage": True},
+        )
+    )  # fmt: skip
+    *parts, last = parts
+    assert last.choices == []
+    assert last.usage.prompt_tokens == len(QUESTION)
+    assert len(parts) > 1
+    assert [part.choices[0].finish_reason for part in parts[:-1]] == [None] * (len(parts) - 1)
+    assert parts[-1].choices[0].finish_reason in ("stop", "length")
+    text = "".join(part.choices[0].text for part in parts)
+    assert text == complete(client, BASE, max_tokens=60)
+
+
+def test_the_pieces_of_a_chat_are_the_answer(client):
+    turns = [{"role": "user", "content": "hi"}]
+    parts = client.chat.completions.create(model="talk", messages=turns, stream=True)
+    first, *rest = (part.choices[0].delta for part in parts)
+    assert first.role == "assistant"
+    text = "".join(delta.content or "" for delta in rest)
+    assert text == chat(client, "talk", "hi").message.content
+
+
+def test_an_answer_ends_where_it_is_told_to(client):
+    whole = complete(client, BASE, max_tokens=60)
+    assert len(complete(client, BASE, max_tokens=2)) < len(whole)
+    known = next(c for c in whole[3:] if c.isascii() and c.isprintable())
+    for stream in (False, True):
+        found = client.completions.create(
+            model=BASE, prompt=QUESTION, max_tokens=60, stop=[known, "never so"], stream=stream
+        )
+        parts = list(found) if stream else [found]
+        assert "".join(part.choices[0].text for part in parts) == whole[: whole.index(known)]
+        assert parts[-1].choices[0].finish_reason == "stop"
+
+
+def test_prompts_of_one_request_are_answered_each(client, place):
+    prompts = [QUESTION, "2", "33 + 4 ="]
+    found = client.completions.create(model="mine.v1", prompt=prompts)
+    texts = [choice.text for choice in sorted(found.choices, key=lambda choice: choice.index)]
+    assert texts == [alone(place, "mine.v1", prompt) for prompt in prompts]
+    run = load_run(trained(place, "mine.v1"))
+    ids = run.tokenizer(prompts)["input_ids"]
+    by_ids = client.completions.create(model="mine.v1", prompt=ids)
+    assert [choice.text for choice in by_ids.choices] == texts
+
+
+def test_log_probabilities_are_those_of_a_forward_pass(client, place):
+    found = client.completions.create(model="mine.v1", prompt=QUESTION, logprobs=0).choices[0]
+    run = load_run(trained(place, "mine.v1"))
+    prompt = run.tokenizer(QUESTION, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        whole = run.model.generate(
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
+            max_new_tokens=9, pad_token_id=0,
+        )  # fmt: skip
+        logits = run.model(input_ids=whole).logits[0, prompt.shape[1] - 1 : -1]
+    new = whole[0, prompt.shape[1] :]
+    right = logits.log_softmax(-1).gather(1, new[:, None])[:, 0].tolist()
+    assert found.logprobs.token_logprobs == pytest.approx(right, abs=1e-4)
+    assert found.logprobs.tokens == [run.tokenizer.decode([token]) for token in new]
+    content = chat(client, "talk", logprobs=True).logprobs.content
+    assert content
+    assert all(token.logprob <= 0 for token in content)
+
+
+def test_sampling_draws_and_a_tiny_share_draws_the_likeliest(client):
+    drawn = {complete(client, "lora", temperature=1.5, max_tokens=20) for _ in range(4)}
+    assert len(drawn) > 1
+    greedy = complete(client, "lora", max_tokens=20)
+    for share in (1e-6, 1e-40, 5e-324):
+        assert complete(client, "lora", temperature=1.5, top_p=share, max_tokens=20) == greedy
+
+
+@pytest.mark.parametrize("cold", COLD)
+def test_a_temperature_near_zero_draws_the_likeliest_and_harms_no_other_request(cold, client):
+    options = {"temperature": cold, "max_tokens": 20}
+    other = client.completions.create(
+        model="talk", prompt=QUESTION, stream=True, temperature=1.5, max_tokens=100
+    )
+    begun = next(iter(other))
+    assert complete(client, "talk", **options) == complete(client, "talk", max_tokens=20)
+    found = chat(client, "talk", logprobs=True, **options)
+    assert found.message.content == chat(client, "talk", max_tokens=20).message.content
+    assert all(token.logprob <= 0 for token in found.logprobs.content)
+    *_, last = [begun, *other]
+    assert last.choices[0].finish_reason in ("stop", "length")
+
+
+def test_answers_asked_for_together_are_those_asked_for_alone(place):
+    """200 requests of mixed lengths and models, 16 at a time, in a cache that holds few of them."""
+    folders = [trained(place, name) for name in TOGETHER]
+    with running(Server(open_served(folders, cache_tokens=512))) as found:
+        client = openai.OpenAI(base_url=f"{found.url}/v1", api_key="none", max_retries=0)
+        names = [*TOGETHER, BASE]
+        asked = [
+            (names[i % len(names)], f"{i % 17} + {i} = " + "ab " * (i % 23), 3 + i * 7 % 40)
+            for i in range(200)
+        ]
+
+        def ask(request):
+            name, prompt, most = request
+            return complete(client, name, prompt, max_tokens=most)
+
+        one_by_one = {request: ask(request) for request in asked[::3]}
+        with ThreadPoolExecutor(16) as pool:
+            together = dict(zip(asked, pool.map(ask, asked), strict=True))
+        for request, text in one_by_one.items():
+            assert together[request] == text
+        runs = {name: load_run(trained(place, name)) for name in TOGETHER}
+        for (name, prompt, most), text in list(together.items())[::10]:
+            if name != BASE:
+                assert text == generate(runs[name], [prompt], max_new_tokens=most)[0]
+
+
+def test_models_are_listed(client, url):
+    assert [model.id for model in client.models.list()] == [*TOGETHER, BASE]
+    assert client.models.retrieve("mine.v1").id == "mine.v1"
+    listed = httpx2.get(f"{url}/v1/models").json()["data"]
+    assert listed[0]["method"] == "lorada_la"
+    assert {model["base"] for model in listed} == {BASE}
+    assert "/" not in json.dumps(listed)  # no folder of the server
+
+
+def test_an_answer_without_a_length_has_that_of_generate(client, place):
+    found = client.completions.create(model=BASE, prompt="9")
+    assert found.usage.completion_tokens == 9  # SETTINGS' max_new_tokens
+    with running(Server(open_served([trained(place, "lora")]), Limits(tokens=4))) as short:
+        client = openai.OpenAI(base_url=f"{short.url}/v1", api_key="none", max_retries=0)
+        assert client.completions.create(model=BASE, prompt="9").usage.completion_tokens == 4
+
+
+@pytest.mark.parametrize(("share", "finished"), [(10.0, True), (0.0, False)])
+def test_maps_are_finished_ahead_while_they_take_little_memory(share, finished, place, monkeypatch):
+    monkeypatch.setattr(shared_model, "FINISHED_SHARE", share)
+    run = load_run(trained(place, "mine.v1"))
+    SharedModel(run.model)
+    maps = [
+        m for layer in run.model.modules() if isinstance(layer, LmamLayer) for m in layer.maps()
+    ]
+    assert maps
+    assert all((own.baked is not None) == finished for own in maps)

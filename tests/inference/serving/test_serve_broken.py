@@ -1,0 +1,122 @@
+"""Whatever comes, the server lives on, answers with a status, and forgets it afterwards."""
+
+import itertools
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import hypothesis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from servers import Process, running, trained
+
+from lorada.inference.serving.app import Server
+from lorada.inference.serving.limits import Limits
+from lorada.inference.serving.requests import ChatRequest, CompletionRequest
+from lorada.inference.serving.served import open_served
+
+BASE = "llama"
+STATUSES = {200, 400, 404, 405, 413, 429, 504}
+RIGHT = {
+    "/v1/completions": {"model": BASE, "prompt": "a", "max_tokens": 2},
+    "/v1/chat/completions": {
+        "model": BASE, "messages": [{"role": "user", "content": "a"}], "max_tokens": 2
+    },
+}  # fmt: skip
+FIELDS = {
+    "/v1/completions": sorted(CompletionRequest.model_fields),
+    "/v1/chat/completions": sorted(ChatRequest.model_fields),
+}
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30)
+    | st.sampled_from([BASE, "lora", "user", "text", -1, 0, 1, 2**63, 1e308]),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(
+        st.sampled_from(["role", "content", "type", "text", "include_usage"]) | st.text(max_size=8),
+        inner, max_size=4,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@st.composite
+def requests(draw):
+    """An address and a body: a right one with some fields changed, taken out or added; or bytes."""
+    path = draw(st.sampled_from(list(RIGHT)))
+    if draw(st.integers(0, 9)) == 0:
+        return path, draw(st.binary(max_size=200))
+    body = dict(RIGHT[path])
+    for field in draw(st.lists(st.sampled_from(FIELDS[path]), min_size=1, max_size=3)):
+        body[field] = draw(anything)
+    for field in draw(st.lists(st.sampled_from(sorted(body)), max_size=1)):
+        del body[field]
+    text = json.dumps(body).encode()
+    return path, text[: draw(st.sampled_from([len(text), len(text), len(text), 20]))]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    served = open_served([trained(tmp_path_factory.mktemp("broken"), "lora")], cache_tokens=1024)
+    with running(Server(served, Limits(tokens=8, requests=40))) as found:
+        yield found
+
+
+@pytest.mark.parametrize("examples", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_broken_requests_do_not_end_the_server(examples, found):
+    counts = {}
+
+    @given(requests())
+    @hypothesis.settings(max_examples=examples, deadline=None, database=None)
+    def send(request):
+        path, body = request
+        answer = client.post(found.url + path, content=body)
+        counts[answer.status_code] = counts.get(answer.status_code, 0) + 1
+        assert answer.status_code in STATUSES, answer.text
+        if answer.status_code != 200:
+            assert answer.json()["error"]["message"]
+
+    with httpx2.Client(timeout=60) as client:
+        send()
+        assert counts[400] > examples / 3
+        assert counts[200] > examples / 50  # some changes break nothing
+        assert client.get(found.url + "/health").json() == {"status": "ok"}
+        answer = client.post(found.url + "/v1/completions", json=RIGHT["/v1/completions"])
+        assert answer.status_code == 200
+    assert found.server._places.taken == 0
+
+
+def work(url: str, count: int, numbers) -> None:
+    """Requests of mixed lengths and kinds, 16 at a time; every fifth stream is cut off."""
+
+    def ask(number):
+        body = {
+            "model": (BASE, "lora")[number % 2], "prompt": "ab " * (number % 60 + 1),
+            "max_tokens": number % 8 + 1, "stream": number % 3 == 0,
+        }  # fmt: skip
+        with client.stream("POST", url + "/v1/completions", json=body) as answer:
+            if number % 5:
+                answer.read()
+        assert answer.status_code == 200
+
+    with httpx2.Client(timeout=60) as client, ThreadPoolExecutor(16) as pool:
+        list(pool.map(ask, itertools.islice(numbers, count)))
+
+
+@pytest.mark.parametrize(
+    "requests", [600, pytest.param(3600, marks=pytest.mark.slow)], ids=["minutes", "an_hour"]
+)
+def test_memory_does_not_grow(requests, tmp_path):
+    """The limit leaves room for what allocators keep: more in the first hundreds than later."""
+    numbers = itertools.count()
+    server = Process(trained(tmp_path, "lora"))
+    try:
+        work(server.address, 100, numbers)
+        before = server.resident
+        work(server.address, requests, numbers)
+        grown = server.resident - before
+    finally:
+        server.process.terminate()
+    print(f"{requests} requests: {grown / 2**20:+.2f} MiB")
+    assert grown < 2**20 * 2

@@ -1,0 +1,340 @@
+"""The server's limits, each with its HTTP status, and what becomes of requests that are cut off."""
+
+import http.client
+import json
+import logging
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import pytest
+from servers import running, trained, until
+
+from lorada.inference.serving import app
+from lorada.inference.serving.app import Server
+from lorada.inference.serving.engine import EngineFailed
+from lorada.inference.serving.limits import Limits
+from lorada.inference.serving.prompts import asks_of
+from lorada.inference.serving.served import open_served
+
+BASE = "llama"
+LONG = {"model": BASE, "prompt": "9", "max_tokens": 500}
+COMPLETE, CHAT = "/v1/completions", "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    return open_served([trained(tmp_path_factory.mktemp("limits"), "lora")])
+
+
+@pytest.fixture(scope="module")
+def usual(served):
+    with running(Server(served)) as found:
+        yield found
+
+
+def ask(found, body, path=COMPLETE, **options):
+    return httpx2.post(found.url + path, json=body, timeout=60, **options)
+
+
+def connected(found):
+    """A connection to a server, for what no client sends."""
+    host, port = found.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def said(response, status):
+    """The one line of a refusal."""
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+    assert "\n" not in error["message"]
+    return error["message"]
+
+
+REFUSED = {
+    "no json": (b"{", "the request is not JSON: EOF"),
+    "no object": (b"[]", "the request must be one JSON object; it is []"),
+    "no text": (b"\xff\xfe", "the request is not JSON"),
+    "no model": (b'{"prompt": "a"}', "model: is missing; it must be a name"),
+    "no prompt": ({"model": BASE}, "prompt: is missing; it must be a text"),
+    "an empty prompt": ({"prompt": ""}, "a prompt is empty"),
+    "no prompts": ({"prompt": []}, "there is no prompt"),
+    "half a character": (
+        b'{"model": "llama", "prompt": "\\ud800"}',
+        "unexpected end of hex escape",
+    ),
+    "an unknown token": ({"prompt": [[5], [10**6]]}, "1000000 is no token of this model"),
+    "a negative token": (
+        {"prompt": [-1]},
+        "prompt: must be a text, a list of token ids, or a list of at most 256 of either; it is [",
+    ),
+    "no tokens": ({"max_tokens": 0}, "max_tokens: must be a whole number from 1"),
+    "a text as a number": (
+        {"max_tokens": "5"},
+        "max_tokens: must be a whole number from 1, or left out; it is '5'",
+    ),
+    "too many tokens": ({"max_tokens": 512}, "a prompt of 1 tokens and an answer of 512 does not"),
+    "a long prompt": ({"prompt": "a" * 512}, "a prompt of 512 tokens does not fit: there is room"),
+    "heat": ({"temperature": 3}, "temperature: must be a number from 0 to 2"),
+    "not a number": (b'{"model": "llama", "prompt": "a", "temperature": NaN}', "temperature"),
+    "two answers": ({"n": 2}, "n: must be 1 or left out, as each prompt has one answer"),
+    "a seed": ({"seed": 1}, "seed: must be left out"),
+    "a penalty": ({"presence_penalty": 0.5}, "presence_penalty"),
+    "alternatives": ({"logprobs": 5}, "logprobs: must be 0 for completions"),
+    "an unknown field": (
+        {"speed": 9},
+        "speed: must be left out, as there is no such field; it is 9",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_answered_is_refused_in_one_line(case, usual):
+    body, text = REFUSED[case]
+    if isinstance(body, dict):
+        body = json.dumps(
+            {"model": BASE, "prompt": "a", **body} if body != {"model": BASE} else body
+        )
+    assert text in said(httpx2.post(usual.url + COMPLETE, content=body, timeout=60), 400)
+
+
+REFUSED_CHATS = {
+    "no turns": ({"messages": []}, "messages: must be a list of 1 to 10000 turns"),
+    "an unknown role": ({"messages": [{"role": "god", "content": "a"}]}, "messages.0.role"),
+    "a picture": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+        "messages.0.content",
+    ),
+    "tools": ({"tools": [{"type": "function"}]}, "tools"),
+    "JSON": ({"response_format": {"type": "json_object"}}, "response_format.type"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_CHATS)
+def test_a_chat_that_cannot_be_answered_is_refused_in_one_line(case, usual):
+    body, text = REFUSED_CHATS[case]
+    turns = [{"role": "user", "content": "a"}]
+    assert text in said(ask(usual, {"model": BASE, "messages": turns, **body}, CHAT), 400)
+
+
+def test_a_prompt_that_takes_long_to_read_keeps_no_other_request_waiting(usual, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*words):
+        begun.set()
+        go_on.wait(timeout=60)
+        return asks_of(*words)
+
+    monkeypatch.setattr(app, "asks_of", slow)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(ask, usual, {**LONG, "max_tokens": 2})
+        try:
+            assert begun.wait(timeout=20)
+            assert httpx2.get(usual.url + "/v1/models", timeout=10).status_code == 200
+        finally:
+            go_on.set()
+        assert answer.result().status_code == 200
+
+
+def test_a_long_token_is_repeated_in_part(usual):
+    message = said(ask(usual, {"model": BASE, "prompt": [10**4000]}), 400)
+    assert message.startswith("1000")
+    assert len(message) < 1000
+
+
+def test_a_tokenizer_without_a_chat_template_is_said(usual, served, monkeypatch):
+    monkeypatch.setattr(served["lora"].run.tokenizer, "chat_template", None)
+    body = {"model": "lora", "messages": [{"role": "user", "content": "a"}]}
+    assert said(ask(usual, body, CHAT), 400) == ("lora has no chat template: ask /v1/completions")
+
+
+def test_unknown_models_addresses_and_methods_are_refused(usual):
+    assert said(ask(usual, {**LONG, "model": "gpt"}), 404) == (
+        "no model 'gpt' here; there are lora, llama"
+    )
+    assert "Not Found" in said(httpx2.get(usual.url + "/v1/nothing"), 404)
+    assert "Method Not Allowed" in said(httpx2.get(usual.url + COMPLETE), 405)
+
+
+def test_a_key_is_asked_for_where_there_is_one(served):
+    with running(Server(served, key="s3cret")) as found:
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "s3cret"},
+            {"Authorization": "Bearer S3CRET"},
+            {"Authorization": "Basic s3cret"},
+        ):
+            assert "no valid API key" in said(ask(found, LONG, headers=headers), 401)
+            assert said(httpx2.get(found.url + "/v1/models", headers=headers), 401)
+        for scheme in ("bearer", "BEARER", "Bearer "):
+            found_so = {"Authorization": f"{scheme} s3cret"}
+            assert httpx2.get(found.url + "/v1/models", headers=found_so).status_code == 200
+        right = {"Authorization": "Bearer s3cret"}
+        assert ask(found, {**LONG, "max_tokens": 2}, headers=right).status_code == 200
+        assert httpx2.get(found.url + "/v1/models", headers=right).status_code == 200
+        assert httpx2.get(found.url + "/health").json() == {"status": "ok"}
+
+
+def test_a_request_that_is_too_long_is_not_read(served):
+    with running(Server(served, Limits(body=100))) as found:
+        assert said(ask(found, {**LONG, "prompt": "a" * 100}), 413) == (
+            "the request is longer than 100 bytes"
+        )
+        assert ask(found, {"model": BASE, "prompt": "a", "max_tokens": 2}).status_code == 200
+
+
+def test_a_request_that_says_it_is_too_long_is_refused_before_it_is_sent(served):
+    with running(Server(served, Limits(body=100))) as found:
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+        with connected(found) as client:
+            client.sendall(head % 101)
+            assert client.recv(1000).startswith(b"HTTP/1.1 413")
+            client.sendall(b"a" * 101)  # it may send it all the same, and go on
+            client.sendall(head % 2 + b"{}")
+            received = b""
+            while b"HTTP/1.1 400" not in received:  # the socket has a limited time
+                received += client.recv(1000)
+
+
+def test_a_request_that_does_not_say_its_length_is_counted_while_it_comes(served):
+    with running(Server(served, Limits(body=100))) as found:
+        body = iter([b"a" * 60, b"a" * 60])
+        assert said(httpx2.post(found.url + COMPLETE, content=body), 413)
+        body = iter([b'{"model": "llama", ', b'"prompt": "a", "max_tokens": 2}'])
+        assert httpx2.post(found.url + COMPLETE, content=body).status_code == 200
+
+
+def test_a_longer_answer_than_the_server_writes_is_refused(served):
+    with running(Server(served, Limits(tokens=20))) as found:
+        assert "more than this server writes, 20" in said(ask(found, LONG), 400)
+        assert ask(found, {**LONG, "max_tokens": 20}).status_code == 200
+
+
+def test_more_prompts_than_there_are_places_for_are_refused(served):
+    with running(Server(served, Limits(requests=2))) as found, ThreadPoolExecutor(6) as pool:
+        assert "3 prompts are more than" in said(ask(found, {**LONG, "prompt": ["a"] * 3}), 400)
+        answers = list(pool.map(lambda _: ask(found, LONG), range(6)))
+        assert {answer.status_code for answer in answers} == {200, 429}
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert "try again later" in said(refused, 429)
+        assert refused.headers["retry-after"] == "1"
+        assert ask(found, {**LONG, "max_tokens": 2}).status_code == 200  # places are free again
+
+
+def test_a_request_has_a_limited_time(served):
+    with running(Server(served, Limits(seconds=0.3))) as found:
+        assert "is over" in said(ask(found, LONG), 504)
+        events = ask(found, {**LONG, "stream": True}).text.strip().split("\n\n")
+        assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "timeout"
+        until(lambda: not at_work(served))
+
+
+def test_a_request_that_is_never_sent_whole_has_a_limited_time(served):
+    with running(Server(served, Limits(seconds=0.3))) as found, connected(found) as slow:
+        slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{")
+        assert slow.recv(1000).startswith(b"HTTP/1.1 504")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_is_cut_off_frees_its_place(stream, served):
+    with running(Server(served, Limits(requests=1))) as found:
+        host = found.url.removeprefix("http://")
+        connection = http.client.HTTPConnection(host, timeout=10)
+        connection.request("POST", COMPLETE, json.dumps({**LONG, "stream": stream}))
+        if stream:
+            connection.getresponse().read(1)
+        until(lambda: at_work(served))
+        connection.close()
+        if stream:
+            connection.sock = None
+        until(lambda: not at_work(served))
+        until(lambda: ask(found, {**LONG, "max_tokens": 1}).status_code == 200)
+        until(lambda: 'status="499"} 1.0' in httpx2.get(found.url + "/metrics").text)
+
+
+def test_a_client_that_leaves_before_it_has_sent_its_request_leaves_one_line(served, caplog):
+    caplog.set_level("INFO")
+    with running(Server(served)) as found:
+        logging.getLogger("uvicorn.error").addHandler(caplog.handler)  # its own do not propagate
+        try:
+            with connected(found) as client:
+                client.sendall(
+                    b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{"
+                )
+            until(lambda: caplog.records)
+            assert httpx2.get(found.url + "/v1/models").status_code == 200
+        finally:
+            logging.getLogger("uvicorn.error").removeHandler(caplog.handler)
+    names = ("lorada.", "uvicorn.")
+    lines = [one.getMessage() for one in caplog.records if one.name.startswith(names)]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("499 /v1/completions model=-")
+
+
+def at_work(served) -> int:
+    """How many requests are in the batches of the base."""
+    workers = served[BASE].engine._workers.values()
+    processors = [worker.manager.batch_processor for worker in workers]
+    return sum(len(one.scheduler.active_requests) for one in processors if one)
+
+
+def test_health_and_numbers(usual):
+    before = httpx2.get(usual.url + "/metrics").text
+    assert ask(usual, {**LONG, "max_tokens": 3}).status_code == 200
+    after = httpx2.get(usual.url + "/metrics").text
+    name = f'lorada_generated_tokens_total{{model="{BASE}"}}'
+    assert number(after, name) == number(before, name) + 3
+    assert number(after, "lorada_prompts_running") == 0
+    name = f'lorada_first_token_seconds_count{{model="{BASE}"}}'
+    assert number(after, name) == number(before, name) + 1
+    assert httpx2.get(usual.url + "/health").json() == {"status": "ok"}
+
+
+def number(text: str, name: str) -> float:
+    found = [line.rpartition(" ")[2] for line in text.splitlines() if line.startswith(name)]
+    return float(found[0]) if found else 0.0
+
+
+def test_a_batch_that_died_is_made_anew(served, monkeypatch):
+    with running(Server(served)) as found:
+        assert ask(found, {**LONG, "max_tokens": 2}).status_code == 200
+        base = served[BASE].engine._view._shared.base
+        kept = base.forward
+
+        def broken(*args, **kwargs):
+            raise RuntimeError("a card fell off the bus")
+
+        monkeypatch.setattr(base, "forward", broken)
+        assert "the model failed at this answer" in said(ask(found, LONG), 503)
+        until(lambda: httpx2.get(found.url + "/health").status_code == 503)
+        monkeypatch.setattr(base, "forward", kept)
+        assert ask(found, {**LONG, "max_tokens": 2}).status_code == 200
+        assert httpx2.get(found.url + "/health").status_code == 200
+
+
+def test_an_answer_that_failed_has_two_lines_in_the_log(served, monkeypatch, caplog):
+    async def broken(ask):
+        raise EngineFailed("a card fell off the bus")
+        yield
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(served[BASE].engine, "write", broken)
+    with running(Server(served)) as found:
+        assert "the model failed at this answer" in said(ask(found, LONG), 503)
+    lines = [one.getMessage() for one in caplog.records if one.name.startswith("lorada.")]
+    assert sorted(lines)[1:] == ["a request failed: a card fell off the bus"]
+    assert sorted(lines)[0].startswith("503 /v1/completions model=llama")
+
+
+def test_the_log_has_a_line_a_request_without_its_text(usual, caplog):
+    with caplog.at_level("INFO", logger="lorada.inference.serving"):
+        ask(usual, {"model": BASE, "prompt": "s3cret words", "max_tokens": 3})
+        until(lambda: caplog.records)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 1
+    assert lines[0].startswith("200 /v1/completions model=llama read=12 written=3 first=")
+    assert "s3cret" not in caplog.text

@@ -1,0 +1,201 @@
+"""Pieces of an answer: the same text however it is cut, whole characters, and the tokens' bytes."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from lorada.inference.serving.answering import whole_answers
+from lorada.inference.serving.answers import Answer
+from lorada.inference.serving.engine import Ask, Progress
+from lorada.inference.serving.pieces import pieces
+
+UNFINISHED = "\ufffd"
+LETTERS = "ab é€👍\n.'" + UNFINISHED
+END = "</s>"
+EXAMPLES = 40
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    """Bytes, and tokens that begin or end within a character."""
+    halves = (b" \xe2", b"\x82\xac", b"\xe2\x82", b"a\xf0\x9f", b"\x91\x8da", b"ab", b"\xa9\n")
+    vocab = [END, *map(letters_of, [bytes([b]) for b in range(256)]), *map(letters_of, halves)]
+    before = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return made(bpe(vocab), before, decoders.ByteLevel())
+
+
+def letters_of(some: bytes) -> str:
+    """Bytes as a byte-level vocabulary writes them: those without a letter in Latin-1 from 256."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    moved = [b for b in range(256) if b not in shown]
+    return "".join(chr(b) if b in shown else chr(256 + moved.index(b)) for b in some)
+
+
+def byte_fallback() -> PreTrainedTokenizerFast:
+    """SentencePiece: words with their blank, and bytes for characters that it does not know."""
+    words = ["▁", "▁a", "a", "b", "é", ".", "'", "ab", "▁ab", "\n", UNFINISHED]
+    vocab = [END, *words, *(f"<0x{byte:02X}>" for byte in range(256))]
+    steps = [
+        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]  # fmt: skip
+    return made(bpe(vocab, byte_fallback=True), BLANKS, decoders.Sequence(steps))
+
+
+def cleaning() -> PreTrainedTokenizerFast:
+    """One that takes back the blank before a full stop."""
+    vocab = [END, "▁", "a", "b", ".", "'", "s", "▁b", "▁n't", "▁.", "é"]
+    model = models.Unigram([(token, -1.0) for token in vocab], unk_id=0)
+    steps = [decoders.Replace("▁", " "), decoders.Fuse()]
+    return made(model, BLANKS, decoders.Sequence(steps), clean_up_tokenization_spaces=True)
+
+
+BLANKS = pre_tokenizers.Metaspace(prepend_scheme="never")
+
+
+def bpe(vocab: list[str], **options) -> models.BPE:
+    return models.BPE({token: n for n, token in enumerate(vocab)}, [], **options)
+
+
+def made(model, before, after, **options) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer, tokenizer.decoder = before, after
+    tokenizer.add_special_tokens([AddedToken(END, special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, **options)
+
+
+TOKENIZERS = {
+    "byte-level": byte_level(), "byte fallback": byte_fallback(), "cleaning": cleaning()
+}  # fmt: skip
+EVERY = pytest.mark.parametrize("name", TOKENIZERS)
+
+
+class Engine:
+    """Writes given tokens, so many at a time."""
+
+    has_logprobs, room = True, None
+
+    def __init__(self, ids, sizes):
+        self.ids, self.sizes = ids, sizes
+
+    async def write(self, ask):
+        at = 0
+        for size in [*self.sizes, *[1] * len(self.ids)]:
+            at = min(at + size, len(self.ids))
+            done = at == len(self.ids)
+            yield Progress(self.ids[:at], [-float(n) for n in range(at)], done)
+            if done:
+                return
+
+
+def served(name, ids, sizes, kept=()):
+    run = SimpleNamespace(tokenizer=TOKENIZERS[name])
+    return SimpleNamespace(run=run, engine=Engine(ids, sizes), stops=kept, ends=frozenset())
+
+
+def streamed(name, ids, sizes, stops=(), kept=()):
+    async def collect():
+        ask = Ask([0], len(ids), logprobs=True)
+        answer = pieces(served(name, ids, sizes, kept), ask, stops, at_once=False)
+        return [piece async for piece in answer]
+
+    return asyncio.run(collect())
+
+
+def whole(name, ids, sizes, stops=(), kept=()):
+    record = SimpleNamespace(first_token=lambda: None, written=0)
+    asks = [Ask([0], len(ids), logprobs=True)]
+    (answer,) = asyncio.run(whole_answers(served(name, ids, sizes, kept), asks, stops, record))
+    return answer
+
+
+def expected(text, stops, kept):
+    """The text until the first character with which a stop text is complete."""
+    for end in range(1, len(text.rstrip(UNFINISHED)) + 1):
+        for stop in sorted(stops, key=len, reverse=True):
+            if text[:end].endswith(stop):
+                return text[: end - len(stop)]
+        if text[:end].endswith(kept):
+            return text[:end]
+    return text
+
+
+@st.composite
+def answers(draw, name):
+    """Tokens, of which most are characters, and how many of them come at a time."""
+    tokenizer = TOKENIZERS[name]
+    any_token = st.integers(0, len(tokenizer) - 1)
+    of_text = st.text(LETTERS, max_size=4).map(
+        lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+    )
+    one = any_token.map(lambda token: [token])
+    parts = draw(st.lists(st.one_of(of_text, of_text, one), min_size=1, max_size=8))
+    ids = [token for part in parts for token in part] or [0]
+    sizes = [draw(st.lists(st.integers(1, 4), max_size=len(ids))) for _ in range(2)]
+    return ids, *sizes
+
+
+some_stops = st.lists(st.text(LETTERS, min_size=1, max_size=3), max_size=3).map(tuple)
+
+
+@EVERY
+@given(data=st.data(), stops=some_stops, kept=some_stops)
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_streamed_and_whole_answers_are_one_text_that_ends_at_the_first_stop(
+    name, data, stops, kept
+):
+    ids, sizes, others = data.draw(answers(name))
+    text = expected(TOKENIZERS[name].decode(ids, skip_special_tokens=True), stops, kept)
+    assert "".join(piece.text for piece in streamed(name, ids, sizes, stops, kept)) == text
+    assert whole(name, ids, others, stops, kept).text == text
+
+
+@EVERY
+@given(data=st.data(), stops=some_stops)
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_the_bytes_of_all_tokens_are_the_answer(name, data, stops):
+    ids, sizes, others = data.draw(answers(name))
+    found = streamed(name, ids, sizes, stops)
+    answer = whole(name, ids, others, stops)
+    assert [token for piece in found for token in piece.tokens] == answer.tokens
+    written = b""
+    for piece, end in zip(found, range(1, len(found) + 1), strict=True):
+        written += b"".join(token.bytes for token in piece.tokens)
+        shown = "".join(piece.text for piece in found[:end]).encode()
+        if UNFINISHED not in answer.text:
+            assert shown.startswith(written)
+    if UNFINISHED not in answer.text:
+        assert written == answer.text.encode()
+    elif name == "byte-level" and not stops:
+        assert written.decode(errors="replace") == answer.text
+    assert [token.id for token in answer.tokens] == ids[: len(answer.tokens)]
+    numbers = [-token.logprob for token in answer.tokens]
+    assert numbers == list(range(len(answer.tokens)))
+    if not stops:
+        assert len(answer.tokens) == len(ids)
+        assert sum(piece.written for piece in found) == len(ids)
+
+
+@pytest.mark.parametrize("name", ["byte-level", "byte fallback"])
+def test_each_token_of_a_character_has_its_own_byte(name):
+    tokenizer = TOKENIZERS[name]
+    ids = tokenizer("€", add_special_tokens=False)["input_ids"]
+    assert len(ids) == 3
+    record = SimpleNamespace(read=0, written=0)
+    body = Answer("m", True, tokenizer, True, record).whole([whole(name, ids, [])])
+    content = body["choices"][0]["logprobs"]["content"]
+    assert [part["bytes"] for part in content] == [[0xE2], [0x82], [0xAC]]
+    assert {part["token"] for part in content} == {UNFINISHED}
+
+
+def test_a_stop_text_within_a_token_cuts_its_bytes_and_a_special_token_has_none():
+    ids = TOKENIZERS["byte-level"].convert_tokens_to_ids(["b", "ab", END])
+    assert [token.bytes for token in whole("byte-level", ids, []).tokens] == [b"b", b"ab", b""]
+    cut = whole("byte-level", ids, [], stops=("b" + END, "ab"))
+    assert (cut.text, [token.bytes for token in cut.tokens]) == ("b", [b"b"])
+    cut = whole("byte-level", ids[1:], [], stops=("b",))
+    assert (cut.text, [token.bytes for token in cut.tokens]) == ("a", [b"a"])

@@ -1,0 +1,165 @@
+"""Which runs answer from a refilled batch, and that a run's answers are the same either way."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from folders import bart_folder, llama_folder, rows_file
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from transformers import LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
+
+from lorada.inference import generate as generating
+from lorada.inference.can_refill import can_refill
+from lorada.inference.evaluate import evaluate
+from lorada.inference.generate import continue_prompts, generate
+from lorada.inference.load import load_run
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
+
+PLAIN = {"max_new_tokens": 12}
+SIZES = {"initializer_range": 0.3}  # so that answers differ from prompt to prompt
+PROMPTS = ["a" * n + " + b =" for n in (3, 9, 1, 14, 6)]
+
+
+def trained(place, *settings, method="lmam", model=None):
+    data = rows_file(place / "rows.jsonl")
+    options = {"method": method, "model": str(model or llama_folder(place / "llama", **SIZES))}
+    changes = ["max_steps=2", "training.report_to=[]", "save_strategy=no", *settings]
+    options |= {"data": str(data), "output": str(place / "run")}
+    train(load_recipe(None, changes, options), quiet=True)
+    return load_run(place / "run")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run whose map changes what it answers."""
+    settings = ("lmam.length=6", "lmam.map_learning_rate=0.5", "eval_batch_size=2")
+    return trained(tmp_path_factory.mktemp("refill"), *settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 4},
+        {"repetition_penalty": 1.2},
+        {"no_repeat_ngram_size": 3},
+        {"min_new_tokens": 2},
+        {"forced_bos_token_id": 5},
+        {"suppress_tokens": [5]},
+        {"bad_words_ids": [[5]]},
+        {"prompt_lookup_num_tokens": 3},
+        {"max_new_tokens": 0},
+    ],
+    ids=str,
+)
+def test_settings_that_are_not_followed_are_left_to_generate(run, settings):
+    assert can_refill(run, PLAIN)
+    assert not can_refill(run, PLAIN | settings)
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        ({"do_sample": True, "temperature": 0.6, "top_p": 0.9}, True),
+        ({"eos_token_id": [2, 7], "max_length": 4096}, True),
+        ({"eos_token_id": "2"}, False),
+        ({"repetition_penalty": 1.1}, False),
+        ({"use_cache": False}, False),
+        ({"cache_implementation": "static"}, False),
+    ],
+    ids=str,
+)
+def test_settings_that_are_saved_with_the_model_count_too(run, saved, expected, monkeypatch):
+    config = type(run.model.generation_config).from_dict(saved)
+    monkeypatch.setattr(run.model.get_base_model(), "generation_config", config)
+    assert can_refill(run, PLAIN) is expected
+
+
+def test_models_and_adapters_with_steps_of_their_own_are_left_to_generate(run):
+    def on(config):
+        base = LlamaForCausalLM(run.config)
+        return replace(run, model=get_peft_model(base, config))
+
+    targets = {"target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    assert can_refill(on(LoraConfig(**targets)), PLAIN)
+    assert not can_refill(on(LoraConfig(**targets, alora_invocation_tokens=[5])), PLAIN)
+    assert not can_refill(
+        on(PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)), PLAIN
+    )
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "vocab_size": 259}
+    phi = Phi3ForCausalLM(Phi3Config(**sizes, num_attention_heads=4, pad_token_id=0))
+    assert can_refill(replace(run, model=LlamaForCausalLM(run.config)), PLAIN)
+    assert not can_refill(replace(run, model=phi), PLAIN)
+
+
+def test_maps_that_count_pads_are_left_to_generate(tmp_path):
+    assert not can_refill(trained(tmp_path, "lmam.positions=raw"), PLAIN)
+
+
+def test_encoder_decoders_are_left_to_generate(tmp_path):
+    run = trained(tmp_path, model=bart_folder(tmp_path / "bart"))
+    assert not can_refill(run, PLAIN)
+    assert len(generate(run, ["ab", "abc"])) == 2
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_run_answers_the_same_either_way(run, stops, monkeypatch):
+    generation = {}
+    if stops:  # a letter from the middle of an answer
+        answers = continue_prompts(run, PROMPTS, 12)
+        stop = next(
+            c for answer in answers for c in answer[1:-1] if c.isascii() and c.isprintable()
+        )
+        generation = {"stop_strings": [stop]}
+
+    def ask(*, refill):
+        monkeypatch.setattr(generating, "can_refill", lambda *_: refill)
+        protocol = replace(run.protocol, generation=generation)
+        return generate(run, PROMPTS, protocol=protocol, max_new_tokens=12)
+
+    found = ask(refill=True)
+    assert found == ask(refill=False)
+    assert len(set(found)) > 1
+    assert not stops or (found != answers and any(a.endswith(stop) for a in found))
+    with run.model.disable_adapter():
+        assert ask(refill=True) != found
+
+
+def test_prompts_that_lose_their_beginning_are_cut_as_generate_gets_them(run, monkeypatch, caplog):
+    prompts, answers = ["x" * 80 + "1", "2"], []
+    for refill in (True, False):
+        monkeypatch.setattr(generating, "can_refill", lambda *_, refill=refill: refill)
+        answers.append(continue_prompts(run, prompts, 20))
+    assert answers[0] == answers[1]
+    assert caplog.text.count("1 of 2 prompts lost their beginning") == 2
+
+
+def test_memory_that_runs_out_is_not_taken_for_damaged_settings(run, monkeypatch):
+    def fails(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(run.model.get_base_model(), "forward", fails)
+    monkeypatch.setattr(generating, "can_refill", lambda *_: True)
+    with pytest.raises(torch.OutOfMemoryError):
+        generate(run, PROMPTS)
+
+
+def test_an_evaluation_that_is_interrupted_leaves_nothing_behind(run, tmp_path, monkeypatch):
+    data = rows_file(tmp_path / "held_out.jsonl", [{"prompt": p, "response": "x"} for p in PROMPTS])
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    write = generating.write_answers
+
+    def one_answer(*arguments):
+        yield next(write(*arguments))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(generating, "write_answers", one_answer)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(run, str(data))
+    assert {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()} == before
+    assert run.tokenizer.padding_side == "right"
+    assert evaluate(run, str(data))["n"] == len(PROMPTS)
+    lines = (run.folder / "predictions.jsonl").read_text().splitlines()
+    assert len([json.loads(line) for line in lines]) >= len(PROMPTS)

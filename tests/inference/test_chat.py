@@ -1,0 +1,285 @@
+"""Chats with finished runs: each answers as ``generate`` does, and so does their base."""
+
+import logging
+
+import pytest
+import torch
+from conftest import assert_close
+from folders import TURNS, bart_folder, bert_folder, byte_tokenizer, llama_folder, rows_file
+from peft import PeftModel
+from trained import train_once
+
+from lorada.attention.observation import observe
+from lorada.inference.answer_text import AnswerText
+from lorada.inference.chat import open_chat
+from lorada.inference.generate import continue_prompts
+from lorada.inference.load import load_run
+from lorada.inference.stream import _Pieces, stream
+from lorada.tasks.tokenize import prompt_of
+from lorada.tuners.layer_maps import layer_maps, ratio_of, squared_norms
+
+LABELS = [{"text": "ab" * (i % 3 + 1), "label": "yn"[i % 2]} for i in range(8)]
+SETTINGS = ["max_steps=2", "learning_rate=0.1", "report_to=[]", "max_length=32", "max_new_tokens=8"]
+# Run → model, method, rows, and settings of its own.
+RUNS = {
+    "mine.v1": ("llama", "lorada_la", "rows", ["lmam.init_weights=false"]),
+    "talk": ("llama", "lorada_la", "turns", ["lmam.init_weights=false"]),
+    "lora": ("llama", "lora", "rows", []),
+    "seq2seq": ("bart", "lmam+lora", "rows", ["lmam.init_weights=false"]),
+    "whole": ("llama", "full", "rows", []),
+    "wide": ("other", "lora", "rows", []),
+    "half": ("llama", "lora", "rows", ["dtype=bfloat16"]),
+    "labels": ("bert", "lora", "labels", []),
+}
+QUESTION = "1 + 1 ="
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("chat")
+    llama_folder(place / "llama")
+    llama_folder(place / "other", intermediate_size=40)
+    bart_folder(place / "bart")
+    bert_folder(place / "bert")
+    for name, rows in {"rows": None, "turns": TURNS, "labels": LABELS}.items():
+        rows_file(place / f"{name}.jsonl", rows)
+    return place
+
+
+@pytest.fixture(scope="module")
+def folder(place):
+    """The folder of a run, which is trained at its first use."""
+    return lambda name: train_once(place, name, RUNS, SETTINGS)
+
+
+@pytest.fixture
+def chat_of(folder):
+    return lambda *names, **options: open_chat([folder(name) for name in names], **options)
+
+
+def answer(chat, question=QUESTION, **options):
+    """An answer, which is what was shown of it."""
+    shown = []
+    found = chat.ask(question, shown.append, **options)
+    assert "".join(shown) == found.written.text
+    return found.written.text
+
+
+def of_base(chat, question=None):
+    shown = []
+    written = chat.ask_base(question, shown.append)
+    assert "".join(shown) == written.text
+    return written.text
+
+
+def base_alone(run, question=QUESTION):
+    with run.model.disable_adapter():
+        return continue_prompts(run, [question])[0]
+
+
+@pytest.mark.parametrize("name", ["mine.v1", "talk", "seq2seq", "whole"])
+def test_an_answer_is_what_generate_writes(name, chat_of, folder):
+    assert answer(chat_of(name)) == continue_prompts(load_run(folder(name)), [QUESTION])[0]
+
+
+@pytest.mark.parametrize("name", ["mine.v1", "talk", "seq2seq"])
+def test_the_base_answers_as_without_an_adapter(name, chat_of, folder):
+    chat, run = chat_of(name), load_run(folder(name))
+    own = answer(chat)
+    assert of_base(chat) == base_alone(run) != own
+    assert of_base(chat, "up") == base_alone(run, "up")
+    chat.reset()
+    assert answer(chat) == own  # the adapter is on again
+
+
+def test_each_adapter_answers_as_alone_and_shares_the_base(chat_of, folder):
+    names = ("mine.v1", "talk", "lora")
+    chat = chat_of(*names)
+    assert len({id(adapter.run.model) for adapter in chat.adapters.values()}) == 1
+    for name in (*names, "mine.v1"):
+        chat.switch(name)
+        chat.reset()
+        run = load_run(folder(name))
+        assert answer(chat) == continue_prompts(run, [QUESTION])[0]
+        assert of_base(chat) == base_alone(run)
+    assert len({answer(chat) for name in names if not chat.switch(name)}) == 3
+    with pytest.raises(ValueError, match="unknown adapter 'lore'; did you mean lora"):
+        chat.switch("lore")
+
+
+def test_the_base_and_the_effect_are_those_of_the_last_answer(chat_of, folder):
+    chat = chat_of("mine.v1", "lora")
+    answer(chat)
+    expected = chat.effect()
+    chat.switch("lora")
+    assert chat.effect() == expected
+    answer(chat)
+    assert chat.effect() == []
+
+
+def test_a_conversation_goes_on_where_rows_were_conversations(chat_of):
+    chat = chat_of("talk", "mine.v1")
+    first = answer(chat, "a")
+    of_base(chat, "apart")
+    chat.ask("b", str)
+    turns = [("user", "a"), ("assistant", first), ("user", "b"), ("assistant", "")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    assert chat.last.prompt == prompt_of(row, "messages", chat.run.tokenizer)
+    chat.switch("mine.v1")
+    assert chat.ask(QUESTION, str).prompt == QUESTION
+    chat.reset()
+    chat.switch("talk")
+    assert "<|assistant|>" not in chat.ask("c", str).prompt.removesuffix("<|assistant|>")
+
+
+def test_the_oldest_turns_make_room(chat_of, caplog):
+    chat = chat_of("talk")
+    asked = [chat.ask("0123", str) for _ in range(4)]
+    assert asked[0].dropped == 0
+    assert asked[-1].dropped == 2
+    prompt = asked[-1].prompt
+    assert prompt.startswith("<|user|>0123")
+    assert len(chat.run.tokenizer(prompt)["input_ids"]) + 8 <= 64
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        chat.ask("0123" * 20, str)
+    assert [record.message for record in caplog.records] == [
+        "the question lost its beginning to fit the model"
+    ]
+
+
+def test_a_stopped_answer_is_a_beginning_of_the_whole_one(chat_of):
+    chat = chat_of("lora")
+    whole = chat.ask(QUESTION, str).written
+    calls = iter([False, False, True])
+    stopped = chat.ask(QUESTION, str, lambda: next(calls)).written
+    assert stopped.ids.tolist() == whole.ids[:3].tolist()
+    assert len(whole.ids) > 3
+    assert answer(chat) == whole.text
+
+
+def test_beam_search_shows_its_answer_at_once(chat_of, folder):
+    chat = chat_of("lora")
+    chat.run.model.generation_config.num_beams = 2
+    shown = []
+    text = chat.ask(QUESTION, shown.append).written.text
+    assert shown == [text]
+    assert [text] == continue_prompts(chat.run, [QUESTION])
+
+
+@pytest.mark.fp64
+@pytest.mark.parametrize("name", ["mine.v1", "seq2seq"])
+def test_the_effect_is_what_the_maps_are_explained_to_do(name, chat_of):
+    chat = chat_of(name)
+    written = chat.ask(QUESTION, str).written
+    if name == "seq2seq":
+        batch = {**written.read, "decoder_input_ids": written.ids[None, :-1]}
+    else:
+        batch = {"input_ids": torch.cat([written.read["input_ids"], written.ids[None]], 1)}
+    layers = layer_maps(chat.run.model, batch)
+    found = chat.effect()
+    assert len(found) == len(layers) == (4 if name == "seq2seq" else 2)
+    for one, layer in zip(found, layers, strict=True):
+        assert layer.layer.endswith(one.layer)
+        assert layer.effect_size > 0
+        assert_close(torch.tensor(one.text), torch.tensor(layer.effect_size))
+
+
+@pytest.mark.fp64
+@pytest.mark.parametrize("name", ["mine.v1", "seq2seq"])
+def test_the_effect_on_the_answer_is_that_of_the_steps_that_wrote_it(name, chat_of):
+    """With a cache each step has one query; the first token's is the last of the question."""
+    chat, seen = chat_of(name), {}
+
+    def keep(one):
+        norms = (one.term[:, -1:].square().sum(), one.output[:, -1:].square().sum())
+        encodes = getattr(one.call.module, "is_decoder", True) is False
+        seen.setdefault(one.call.module, []).append(squared_norms(one) if encodes else norms)
+
+    with observe(keep):
+        chat.ask(QUESTION, str)
+    expected = [ratio_of(norms) for norms in seen.values()]
+    assert_close(torch.tensor([one.answer for one in chat.effect()]), torch.tensor(expected))
+
+
+REFUSED = {
+    "classifier": (["labels"], r"labels is a classifier of n, y: it has no text"),
+    "other base": (["lora", "wide"], r"lora was trained on \S+llama and \S+wide on \S+other"),
+    "other dtype": (["lora", "half"], "with dtype=float32 and .*half with dtype=bfloat16"),
+    "whole": (["lora", "whole"], "whole trained the base model itself.* alone"),
+    "twice": (["lora", "lora"], "lora is given twice"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_runs_that_cannot_chat_together_are_refused(case, chat_of):
+    names, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message) as error:
+        chat_of(*names)
+    assert "\n" not in str(error.value)
+
+
+def test_what_has_no_answer_is_refused(chat_of):
+    chat = chat_of("whole")
+    for act in (chat.effect, lambda: chat.ask_base(None, str)):
+        with pytest.raises(ValueError, match="no answer yet: ask something first"):
+            act()
+    chat.ask(QUESTION, str)
+    assert not isinstance(chat.run.model, PeftModel)
+    with pytest.raises(ValueError, match="no adapter to switch off"):
+        chat.ask_base(None, str)
+    with pytest.raises(ValueError, match="a prompt is empty"):
+        chat.ask("", str)
+    with pytest.raises(ValueError, match="max_new_tokens=64 leaves no room"):
+        chat_of("lora", max_new_tokens=64)
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(folder, place):
+    (place / "again").mkdir()
+    (place / "again" / "lora").symlink_to(folder("mine.v1"))
+    assert list(open_chat([folder("lora"), place / "again" / "lora"]).adapters) == [
+        "lora",
+        "mine.v1",
+    ]
+
+
+class Words:
+    """A tokenizer that joins the words it knows by number; it drops a blank at the beginning."""
+
+    words = (" a", "\n", " b", " n", "'t")
+
+    def __call__(self, text, **_):
+        return {"input_ids": []}
+
+    def convert_ids_to_tokens(self, token):
+        return self.words[token]
+
+    def decode(self, ids, **_):
+        return "".join(self.words[i] for i in ids).removeprefix(" ").replace(" n't", "n't")
+
+
+def pieces(tokenizer, ids):
+    shown = []
+    streamed = _Pieces(AnswerText(tokenizer), shown.append)
+    streamed.put(torch.tensor([[9, 9]]))  # the prompt
+    for i in ids:
+        streamed.put(torch.tensor([i]))
+    streamed.finish(tokenizer.decode(ids, skip_special_tokens=True))
+    return shown
+
+
+def test_pieces_are_new_text_only():
+    assert pieces(Words(), [0, 1, 2]) == ["a", "\n", " b"]
+    # A text that is taken back is shown again as a whole.
+    assert pieces(Words(), [0, 3, 4]) == ["a", " n", "\nan't"]
+    tokenizer = byte_tokenizer()
+    ids = tokenizer("né☃", add_special_tokens=False)["input_ids"]
+    assert pieces(tokenizer, [*ids, tokenizer.eos_token_id]) == ["n", "é", "☃"]
+    assert pieces(tokenizer, ids[:-1]) == ["n", "é", "\ufffd"]
+
+
+def test_a_stream_is_one_of_a_run_alone(folder):
+    run, shown = load_run(folder("mine.v1")), []
+    written = stream(run, QUESTION, show=shown.append, max_new_tokens=3)
+    assert [written.text] == continue_prompts(run, [QUESTION], 3)
+    assert len(written.ids) == 3

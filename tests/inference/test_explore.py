@@ -1,0 +1,166 @@
+"""``lorada explore``: the page has the numbers of ``explain``, for runs and their checkpoints."""
+
+import json
+import re
+import shutil
+
+import httpx2
+import pytest
+import torch
+from folders import bart_folder, bert_folder, llama_folder, rows_file
+from servers import running
+from trained import train_once
+
+from lorada import explain
+from lorada.inference.explore import explain_text, explored, load_runs
+from lorada.inference.serving.explorer import Explorer
+from lorada.report.explorer.data import Page
+from lorada.report.explorer.page import explorer_page
+
+SETTINGS = ["max_steps=3", "learning_rate=0.1", "report_to=[]", "max_length=32"]
+STEPS = ["training.save_strategy=steps", "training.save_steps=1", "training.save_total_limit=5"]
+LABELS = [{"text": "ab" * (i % 3 + 1), "label": "yn"[i % 2]} for i in range(8)]
+RUNS = {
+    "map": ("llama", "lorada_la", "rows", ["lmam.init_weights=false", *STEPS]),
+    "lora": ("llama", "lora", "rows", []),
+    "short": ("llama", "lora", "rows", ["max_length=24"]),
+    "classes": ("bert", "lmam+lora", "labels", ["lmam.init_weights=false"]),
+    "seq2seq": ("bart", "lmam+lora", "rows", ["lmam.init_weights=false"]),
+    "whole": ("llama", "full", "rows", []),
+}
+TEXT = "1 + 1 ="
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("explore")
+    llama_folder(place / "llama")
+    bert_folder(place / "bert")
+    bart_folder(place / "bart")
+    rows_file(place / "rows.jsonl")
+    rows_file(place / "labels.jsonl", LABELS)
+    return place
+
+
+@pytest.fixture(scope="module")
+def folder(place):
+    """The folder of a run, which is trained at its first use."""
+    return lambda name: train_once(place, name, RUNS, SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["map", "lora", "classes", "seq2seq"])
+def test_the_page_has_the_numbers_of_explain(name, folder):
+    (run,) = load_runs([folder(name)])
+    found = explain_text(run, TEXT)
+    page = Page.model_validate(explored([run], [TEXT, "2 + 33"], steps=False))
+    shown = page.runs[0].shown[0][0]
+    layers = [one for one in found if one.softmax.shape[-1] == len(page.sentences[0].tokens)]
+    assert len(shown.layers) == len(layers) == 2
+    for layer, one in zip(shown.layers, layers, strict=True):
+        assert layer.moved == pytest.approx(one.moved.tolist())
+        assert layer.attends["first"] == pytest.approx(one.attends[0].tolist())
+        assert (layer.effect is None) == (one.effect is None)
+        if one.effect is not None:
+            assert layer.effect == pytest.approx(one.effect.tolist())
+            assert layer.negative == pytest.approx(one.negative.tolist())
+    assert set(shown.next) == {"with", "without", *found.parts}
+    token, share = shown.next["with"][0]
+    best = found.probabilities["with"][0].max(-1)
+    assert share == pytest.approx(float(best.values))
+    words = run.labels or [run.tokenizer.decode([token]) for token in range(259)]
+    assert token == words[int(best.indices)]
+    if name == "map":
+        assert shown.change["map"] == pytest.approx(found.change["map"].tolist())
+
+
+def test_the_checkpoints_of_a_training_are_shown(folder):
+    (run,) = load_runs([folder("map")])
+    data = explored([run], [TEXT])
+    assert data["runs"][0]["steps"] == [1, 2, None]
+    first, second, end = (step[0]["layers"][0]["effect"] for step in data["runs"][0]["shown"])
+    assert first != second != end
+    assert end == pytest.approx(explain_text(run, TEXT)[0].effect.tolist())
+    (alone,) = load_runs([folder("map")])
+    alone.model.load_adapter(str(folder("map") / "checkpoint-1"), "early")
+    alone.model.set_adapter("early")
+    assert first == pytest.approx(explain_text(alone, TEXT)[0].effect.tolist())
+
+
+def test_what_cannot_be_explored_is_refused_in_one_line(folder, call, place):
+    with pytest.raises(ValueError, match="trained the base model itself"):
+        explored(load_runs([folder("whole")]), [TEXT])
+    with pytest.raises(ValueError, match="the text is empty"):
+        explored(load_runs([folder("lora")]), [" "])
+    with pytest.raises(ValueError, match="read other tokens: explore each alone"):
+        explored(load_runs([folder("lora"), folder("short")]), ["ab" * 14])
+    for words, said in {
+        ("whole",): "has no adapter, as its method trained the model itself: explore another run",
+        ("lora", "map", "classes"): "3 runs do not fit side by side: give one or two",
+    }.items():
+        code, _, err = call("explore", *map(folder, words), "--text", TEXT)
+        assert code == 2
+        assert said in err
+
+
+def test_the_command_writes_a_page(folder, call, tmp_path):
+    page = tmp_path / "page.html"
+    words = ("explore", folder("map"), folder("lora"), "--text", TEXT, "--output", page)
+    code, out, err = call(*words)
+    assert code == 0, err
+    assert "page.html (" in out
+    assert "next: lorada chat" in out
+    text = page.read_text()
+    assert "lorada_la" in text
+    assert not re.findall(r"(?:src|href)=[\"']?https?:", text)
+    code, _, err = call(*words)
+    assert code == 2
+    assert "is there already: choose another --output, or pass --overwrite" in err
+    assert call(*words, "--overwrite")[0] == 0
+
+
+def test_runs_in_folders_of_one_name_are_told_apart_by_what_comes_before(folder, tmp_path):
+    places = [tmp_path / "lora" / "seed1", tmp_path / "other" / "seed1"]
+    for place in places:
+        shutil.copytree(folder("lora"), place)
+    data = explored(load_runs(places), [TEXT], steps=False)
+    assert [run["name"] for run in data["runs"]] == ["lora/seed1", "other/seed1"]
+    assert data["title"] == "lora/seed1, other/seed1"
+
+
+def test_python_makes_the_same_page(folder, tmp_path):
+    (run,) = load_runs([folder("lora")])
+    batch = run.tokenizer(TEXT, return_tensors="pt")
+    found = explain(run.model, {"input_ids": batch["input_ids"]}, run.tokenizer)
+    found.to_html(tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert json.dumps("=") in text
+    assert "sandbox=" in found._repr_html_()
+    two = explain(run.model, {"input_ids": torch.cat([batch["input_ids"]] * 2)})
+    assert two._repr_html_() is None
+    with pytest.raises(ValueError, match="a page shows one sample, not 2"):
+        two.to_html(tmp_path / "two.html")
+
+
+def test_a_sentence_of_the_readers_own_is_shown(folder):
+    runs = load_runs([folder("lora")])
+    with running(Explorer(runs, [TEXT], steps=False)) as found:
+        first = httpx2.get(found.url + "/")
+        assert first.status_code == 200
+        assert f'name="text" value="{TEXT}"' in first.text
+        assert "form-action &#39;self&#39;" in first.text
+        own = httpx2.get(found.url + "/", params={"text": "<b>77</b>"}).text
+        assert 'value="&lt;b&gt;77&lt;/b&gt;"' in own
+        assert "<b>77" not in own
+        assert json.dumps("7") in own
+        refused = httpx2.get(found.url + "/", params={"text": " "})
+        assert (refused.status_code, refused.text) == (
+            400, "the text is empty: there is nothing to show"
+        )  # fmt: skip
+        assert httpx2.get(found.url + "/", params={"text": "a" * 10_001}).status_code == 413
+
+
+def test_a_page_without_a_server_has_no_box(folder):
+    data = explored(load_runs([folder("lora")]), [TEXT], steps=False)
+    page = explorer_page(data)
+    assert "<form" not in page
+    assert "form-action &#39;none&#39;" in page

@@ -1,0 +1,375 @@
+"""``lorada export``: what comes out computes what the run did, loaded as any user would."""
+
+import errno
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from architectures import ARCHITECTURES
+from conftest import assert_close
+from folders import ROWS, bart_folder, bert_folder, byte_tokenizer, llama_folder, rows_file
+from paths import TESTS
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
+from stacks import lora
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+from lorada import LoradaConfig
+from lorada.inference.load import load_run
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
+
+pytestmark = pytest.mark.fp64
+
+# A rate at which a few steps change every logit.
+TINY = [
+    "training.per_device_train_batch_size=8", "training.report_to=[]", "max_steps=4",
+    "max_length=32", "learning_rate=0.1", "max_grad_norm=0", "dtype=float64",
+]  # fmt: skip
+CLASSES = [{"text": row["prompt"], "label": "even" if i % 2 else "odd"} for i, row in
+           enumerate(ROWS)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("export")
+    llama_folder(place / "llama", initializer_range=0.2)
+    bert_folder(place / "bert")
+    bart_folder(place / "bart", ends=True)
+    for name in ("roberta", "deberta_v2"):
+        model = ARCHITECTURES[name](vocab_size=len(byte_tokenizer()), max_position_embeddings=64)
+        AutoModelForSequenceClassification.from_config(model.config).save_pretrained(place / name)
+        byte_tokenizer().save_pretrained(place / name)
+    rows_file(place / "rows.jsonl")
+    rows_file(place / "classes.jsonl", CLASSES)
+    return place
+
+
+def train_run(place, output, method, *more, model="llama", rows="rows.jsonl", **options):
+    fixed = {"method": method, "model": str(place / model), "data": str(place / rows)}
+    recipe = load_recipe(None, [*TINY, *more], {**fixed, "output": str(output), **options})
+    return train(recipe, quiet=True).run
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    """A run with a map, a LoRA and a bottleneck; copy it before changing it."""
+    return train_run(place, place / "run", "lorada_la")
+
+
+def inputs():
+    mask = torch.ones(3, 12, dtype=torch.long)
+    mask[1, 7:] = 0
+    tokens = torch.randint(5, 90, (3, 12))
+    tokens[:, -1] = 2  # where BART's head looks
+    return {"input_ids": tokens, "attention_mask": mask}
+
+
+def logits(model, batch):
+    with torch.no_grad():
+        return model.eval()(**batch).logits
+
+
+LORA_Q = ["lora.target_modules=[q_proj,down_proj]"]
+# method -> (settings, what is merged, what stays an adapter)
+DECODERS = {
+    "lora": (LORA_Q, ["LORA"], []),
+    "dora": (LORA_Q, ["LORA"], []),
+    "lorada_la": ([], ["LORA"], ["LMAM", "BOTTLENECK"]),
+    "dora+lmam": (LORA_Q, ["LORA"], ["LMAM"]),
+    "lmam": ([], [], ["LMAM"]),
+    "adapter_ffn": ([], [], ["BOTTLENECK"]),
+    # Parts around modules that no weight can hold: then nothing is merged.
+    "lily": ([], [], ["LILY"]),
+    "beft": ([], [], ["BEFT"]),
+    "omoe": ([], [], ["OMOE"]),
+    "lora+lily+lmam": (LORA_Q, [], ["LORA", "LILY", "LMAM"]),
+    "full": ([], [], []),
+}
+CLASSIFIERS = {
+    "lily": ([], [], ["LILY"]),
+    "beft": ([], ["BEFT"], []),  # BERT's values have a bias
+    "lora": ([], ["LORA"], []),
+    "lora+lmam": ([], ["LORA"], ["LMAM"]),
+    # Norms that train are the base's in the end, as weights are.
+    "sora+lmam": (["sora.modules_to_save=[output.LayerNorm]"], ["SORA"], ["LMAM"]),
+    "bitfit": ([], [], []),
+}
+# Heads of several modules, and a method whose ranks are pruned.
+OTHERS = {"roberta": "lora", "bart": "lora", "deberta_v2": "adalora"}
+CASES = [
+    *(("llama", "rows.jsonl", AutoModelForCausalLM, m, *case) for m, case in DECODERS.items()),
+    *(("bert", "classes.jsonl", AutoModelForSequenceClassification, m, *case)
+      for m, case in CLASSIFIERS.items()),
+    *((model, "classes.jsonl", AutoModelForSequenceClassification, m, [], [m.upper()], [])
+      for model, m in OTHERS.items()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[3]}-{case[0]}")
+def test_an_exported_model_computes_what_the_run_did(place, tmp_path, call, case):
+    model, rows, auto, method, settings, merged, left = case
+    run = train_run(place, tmp_path / "run", method, *settings, model=model, rows=rows)
+    batch, target = inputs(), tmp_path / "exported"
+    expected = logits(load_run(run).model, batch)
+    code, out, err = call("export", run, target, "--json")
+    assert code == 0, err
+    written = json.loads(out)
+    assert written["merged"] == merged
+    assert sorted(written["adapter"]) == sorted(left)
+    assert (target / "adapter_config.json").exists() == bool(left)
+
+    exported = auto.from_pretrained(target)
+    assert_close(logits(exported, batch), expected)
+    # The method did something, so equal is not for nothing.
+    start = auto.from_pretrained(place / model, num_labels=2)
+    assert not torch.allclose(logits(start, batch), expected, atol=1e-2)
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    before = AutoTokenizer.from_pretrained(place / model)
+    assert tokenizer("2 + 2 =")["input_ids"] == before("2 + 2 =")["input_ids"]
+    assert tokenizer.pad_token == "<p>"
+
+
+def test_that_nothing_is_merged_is_said_with_the_reason(place, tmp_path, call, caplog):
+    run = train_run(place, tmp_path / "run", "lora", "lora.lora_bias=true", *LORA_Q)
+    code, out, _ = call("export", run, tmp_path / "out")
+    assert code == 0
+    assert "merged nothing; adapter of LORA" in out
+    (said,) = [r.getMessage() for r in caplog.records if "merged" in r.getMessage()]
+    assert said.startswith("nothing is merged: lora_bias=True cannot be merged into model.layers.0")
+    batch = inputs()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert_close(logits(model, batch), logits(load_run(run).model, batch))
+
+
+def test_parts_around_one_module_load_with_peft_too(place, tmp_path, call):
+    run = train_run(place, tmp_path / "run", "ia3+lily", "lily.target_modules=[v_proj]")
+    code, _, err = call("export", run, tmp_path / "out")
+    assert code == 0, err
+    batch = inputs()
+    expected = logits(load_run(run).model, batch)
+    assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out"), batch), expected)
+    base = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", adapter_kwargs={"subfolder": "none"}
+    )
+    assert not torch.allclose(logits(base, batch), expected, atol=1e-2)
+    assert_close(logits(PeftModel.from_pretrained(base, tmp_path / "out"), batch), expected)
+
+
+def test_a_part_that_only_peft_can_load_is_refused_beside_a_base(place, tmp_path, call):
+    run = train_run(place, tmp_path / "run", "vera+lily", "vera.target_modules=[q_proj]")
+    refused(call("export", run, tmp_path / "out"), "VeraConfig keeps weights outside", "only PEFT")
+    assert not (tmp_path / "out").exists()
+
+
+def test_merged_weights_are_named_as_those_of_the_base(place, finished, tmp_path, call):
+    call("export", finished, tmp_path / "out")
+    before = load_file(place / "llama" / "model.safetensors")
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert after.keys() == before.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.rpartition(".layers.")[2][2:] for name in changed} == {
+        "self_attn.o_proj.weight", "mlp.down_proj.weight",
+    }  # fmt: skip
+    rest = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert all(".lmam." in name or ".bneck." in name for name in rest)
+
+
+ALONE = """
+import json, sys
+sys.modules["lorada"] = sys.modules["peft"] = None  # any import of them is an ImportError
+import torch
+from transformers import AutoModelForCausalLM
+
+sys.path.insert(0, sys.argv[2])
+from double import in_double
+
+with torch.no_grad(), in_double():
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+    print(json.dumps(model(torch.arange(5, 25)[None]).logits.tolist()))
+"""
+
+
+@pytest.mark.slow
+def test_without_map_and_bottleneck_it_loads_where_there_is_no_lorada(place, tmp_path, call):
+    run = train_run(place, tmp_path / "run", "lora")
+    call("export", run, tmp_path / "out")
+    expected = logits(load_run(run).model, {"input_ids": torch.arange(5, 25)[None]})
+    words = [sys.executable, "-c", ALONE, tmp_path / "out", TESTS]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_close(torch.tensor(json.loads(done.stdout)), expected)
+
+
+def test_a_classifier_has_its_head_and_the_names_of_its_classes(place, tmp_path, call):
+    run = train_run(place, tmp_path / "run", "lora", model="bert", rows="classes.jsonl")
+    code, out, _ = call("export", run, tmp_path / "out")
+    assert code == 0
+    assert f"next: cat {tmp_path / 'out'}/README.md" in out.replace("\n", "")
+    trained = load_run(run).model
+    head = trained.base_model.model.classifier.modules_to_save["default"].weight
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert torch.equal(model.classifier.weight, head)
+    assert model.config.id2label == {0: "even", 1: "odd"}
+    assert model.config.label2id == {"even": 0, "odd": 1}
+
+
+def test_a_module_that_was_saved_whole_is_in_the_exported_base(place, tmp_path, call):
+    base = AutoModelForCausalLM.from_pretrained(place / "llama")
+    stack = LoradaConfig(parts=[lora("llama")], modules_to_save=["lm_head"])
+    get_peft_model(base, stack).save_pretrained(tmp_path / "start")
+    run = train_run(place, tmp_path / "run", "lmam", from_adapter=str(tmp_path / "start"))
+    batch = inputs()
+    call("export", run, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert_close(logits(model, batch), logits(load_run(run).model, batch))
+    assert not torch.equal(model.lm_head.weight, base.lm_head.original_module.weight)
+
+
+def test_the_python_of_the_card_loads_the_trained_model(finished, tmp_path, call):
+    call("export", finished, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    code = "".join(re.findall(r"```python\n(.*?)```", card, flags=re.S))
+    names = {}
+    exec(code.replace("path/to/this/folder", str(tmp_path / "out")), names)
+    batch = inputs()
+    assert_close(logits(names["model"], batch), logits(load_run(finished).model, batch))
+    assert logits(names["base"], batch).shape == (3, 12, 259)
+    assert not hasattr(names["base"], "peft_config")
+
+
+def test_a_plain_export_says_nothing_of_an_adapter(place, tmp_path, call):
+    run = train_run(place, tmp_path / "run", "lora")
+    code, out, _ = call("export", run, tmp_path / "out")
+    assert code == 0
+    assert f"--model_args pretrained={tmp_path / 'out'} --tasks" in out.replace("\n", "")
+    assert "import lorada" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_next_command_names_the_one_folder(finished, tmp_path, call):
+    _, out, _ = call("export", finished, tmp_path / "out")
+    target = tmp_path / "out"
+    assert f"pretrained={target} --tasks" in out.replace("\n", "")
+
+
+def test_exporting_leaves_the_run_as_it_was(finished, tmp_path, call):
+    def content():
+        return {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+
+    before = content()
+    assert call("export", finished, tmp_path / "out")[0] == 0
+    assert content() == before
+
+
+def test_an_empty_folder_may_be_filled(finished, tmp_path, call):
+    (tmp_path / "out").mkdir()
+    assert call("export", finished, tmp_path / "out")[0] == 0
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def refused(result, *parts):
+    code, out, err = result
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert code == 2, err
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    assert out == ""
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_a_folder_to_write_to_is_needed(finished, call, tmp_path):
+    refused(call("export", finished), "no folder to write to", f"lorada export {finished} DIR")
+    two = ["--merge", tmp_path / "other"]
+    refused(call("export", finished, tmp_path / "out", *two), "leave out --merge")
+
+
+def test_the_old_spelling_does_the_same(finished, tmp_path, call):
+    assert call("export", finished, tmp_path / "new")[0] == 0
+    assert call("export", finished, "--merge", tmp_path / "old")[0] == 0
+    for path in (tmp_path / "new").iterdir():
+        assert path.read_bytes() == (tmp_path / "old" / path.name).read_bytes()
+
+
+def test_a_folder_that_is_taken_is_refused_and_left_alone(finished, tmp_path, call):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    refused(call("export", finished, tmp_path / "out"), "out is not empty")
+    refused(call("export", finished, tmp_path / "out" / "mine.txt"), "is a file")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_what_appears_in_the_folder_meanwhile_is_left_alone(finished, tmp_path, call, monkeypatch):
+    def busy(*args, **kwargs):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine.txt").write_text("mine")
+
+    monkeypatch.setattr("lorada.inference.export.write_model_card", busy)
+    refused(call("export", finished, tmp_path / "out"), "out is not empty")
+    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.fp64(False)
+@pytest.mark.parametrize("method", ["lorada_la", "lmam"])
+def test_a_half_precision_base_keeps_its_dtype_and_rounding_is_said(
+    place, tmp_path, call, caplog, method
+):
+    run = train_run(place, tmp_path / "run", method, "dtype=bfloat16")
+    assert call("export", run, tmp_path / "out")[0] == 0
+    assert ("rounded" in caplog.text) == (method == "lorada_la")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.dtype == torch.bfloat16
+    if method == "lmam":  # nothing is merged, so nothing is rounded
+        batch, exported = inputs(), model
+        assert torch.equal(logits(exported, batch), logits(load_run(run).model, batch))
+
+
+@pytest.mark.parametrize("inside", [".", "model", "a/b"])
+def test_a_folder_inside_the_run_is_refused(finished, call, inside):
+    refused(call("export", finished, finished / inside), "lies in the run itself")
+
+
+def test_an_unfinished_run_is_refused(finished, tmp_path, call):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "result.json").unlink()
+    refused(call("export", run, tmp_path / "out"), "has no result.json", "--resume")
+    refused(call("export", tmp_path / "no", tmp_path / "out"), "is not a run")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_nothing_behind(finished, tmp_path, call, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lorada.inference.export.write_model_card", full)
+    refused(call("export", finished, tmp_path / "to" / "out"), "No space left")
+    assert list((tmp_path / "to").iterdir()) == []
+
+
+@pytest.mark.fp64(False)
+def test_a_quantised_base_is_refused(place, finished, tmp_path, call):
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    quantised = AutoModelForCausalLM.from_pretrained(
+        place / "llama", quantization_config=BitsAndBytesConfig(load_in_4bit=True),
+        dtype=torch.float32,
+    )  # fmt: skip
+    quantised.save_pretrained(tmp_path / "nf4")
+    byte_tokenizer().save_pretrained(tmp_path / "nf4")
+    run = shutil.copytree(finished, tmp_path / "run")
+    recipe, result = run / "recipe.yaml", run / "result.json"
+    recipe.write_text(recipe.read_text().replace(str(place / "llama"), str(tmp_path / "nf4")))
+    said = json.loads(result.read_text())
+    said.pop("base_sha256", None)  # of a run whose base was not looked at
+    result.write_text(json.dumps(said))
+    refused(call("export", run, tmp_path / "out"), "nf4 is quantised")
+    assert not (tmp_path / "out").exists()

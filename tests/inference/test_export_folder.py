@@ -1,0 +1,262 @@
+"""One folder with base, tokenizer and adapter: whoever loads it gets all of it, or an error.
+
+The folders are moved before anything is loaded from them.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+from conftest import assert_close
+from folders import ROWS, bart_folder, bert_folder, llama_folder, rows_file
+from paths import TESTS
+from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    LlamaForCausalLM,
+)
+
+from lorada.inference.export import export
+from lorada.inference.load import load_run
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
+from lorada.tuners.exported_config import READERS
+
+TINY = [
+    "training.per_device_train_batch_size=8", "training.report_to=[]", "max_steps=4",
+    "max_length=32", "learning_rate=0.1", "max_grad_norm=0",
+]  # fmt: skip
+pytestmark = pytest.mark.fp64
+# Kind -> its rows, its method with settings, the class that loads it, and a pipeline.
+KINDS = {
+    "llama": ("rows", "lorada_la", [], "AutoModelForCausalLM", "text-generation"),
+    "bert": ("classes", "lora+lmam", [], "AutoModelForSequenceClassification",
+             "text-classification"),
+    "bart": ("rows", "lorada_a", ["lmam.heads=2"], "AutoModelForSeq2SeqLM", None),
+}  # fmt: skip
+CLASSES = [{"text": row["prompt"], "label": "even" if i % 2 else "odd"} for i, row in
+           enumerate(ROWS)]  # fmt: skip
+
+LOADS = """
+import json, sys
+if "without peft" in sys.argv:
+    sys.modules["peft"] = None  # any import of it is an ImportError
+from pathlib import Path
+import transformers
+from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, sys.argv[3])
+from double import in_double
+
+place, kinds, found = Path(sys.argv[1]), json.loads(sys.argv[2]), {}
+for kind, (auto, task) in kinds.items():
+    folder = place / kind
+    batch = load_file(place / f"{kind}-batch.safetensors")
+    loads = {"auto": getattr(transformers, auto).from_pretrained}
+    if task is not None:
+        loads["pipeline"] = lambda folder: transformers.pipeline(task, model=str(folder)).model
+    alone = {"adapter_kwargs": {"subfolder": "none"}}
+    loads["base"] = lambda folder: getattr(transformers, auto).from_pretrained(folder, **alone)
+    for name, load in loads.items():
+        try:
+            with in_double():
+                logits = load(folder).eval()(**batch).logits.detach()
+            save_file({"logits": logits}, place / f"{kind}-{name}.safetensors")
+        except Exception as error:
+            found[f"{kind}-{name}"] = f"{type(error).__name__}: {error}"
+assert ("lorada" in sys.modules) == ("known" in sys.argv)
+print(json.dumps(found))
+"""
+
+
+def logits(model, batch):
+    with torch.no_grad():
+        return model.eval()(**batch).logits
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Where the moved folders are, and what each run computes on a batch beside its folder."""
+    place, moved = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("moved")
+    llama_folder(place / "llama", initializer_range=0.2)
+    bert_folder(place / "bert", initializer_range=0.2)
+    bart_folder(place / "bart", init_std=0.2)
+    rows_file(place / "rows.jsonl")
+    rows_file(place / "classes.jsonl", CLASSES)
+    expected = {}
+    for kind, (rows, method, settings, _, _) in KINDS.items():
+        fixed = {"method": method, "model": str(place / kind), "data": str(place / f"{rows}.jsonl")}
+        recipe = load_recipe(None, [*TINY, *settings], {**fixed, "output": str(place / f"{kind}0")})
+        run = train(recipe, quiet=True).run
+        # Several files of weights, among which vLLM does not see the adapter, and one.
+        export(run, place / "out", shard_size="20KB" if kind == "bart" else None)
+        (place / "out").rename(moved / kind)
+        batch = {"input_ids": torch.randint(5, 90, (3, 12))}
+        batch["attention_mask"] = torch.ones(3, 12, dtype=torch.long)
+        batch["attention_mask"][1, 7:] = 0
+        if kind == "bart":
+            batch["decoder_input_ids"] = torch.randint(5, 90, (3, 6))
+        save_file(batch, moved / f"{kind}-batch.safetensors")
+        expected[kind] = logits(load_run(run).model, batch)
+    shutil.rmtree(place / "out", ignore_errors=True)
+    return moved, expected
+
+
+def fresh(place, *how):
+    """Load every folder in a process of its own; how each attempt ended that did not end well."""
+    kinds = {kind: KINDS[kind][3:] for kind in KINDS}
+    python = [sys.executable, "-c", LOADS, place, json.dumps(kinds), TESTS, *how]
+    if "known" in how:
+        python = [sys.executable, "-m", "lorada.cli", "run", *python]
+    done = subprocess.run(python, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def batch_of(place, kind):
+    return load_file(place / f"{kind}-batch.safetensors")
+
+
+def test_started_by_lorada_run_every_way_to_load_gives_what_the_run_computed(exported):
+    place, expected = exported
+    assert fresh(place, "known") == {}
+    for kind, (*_, task) in KINDS.items():
+        for way in ("auto", "pipeline") if task else ("auto",):
+            saved = load_file(place / f"{kind}-{way}.safetensors")["logits"]
+            assert_close(saved, expected[kind])
+        alone = load_file(place / f"{kind}-base.safetensors")["logits"]
+        assert not torch.allclose(alone, expected[kind], atol=1e-3), kind
+
+
+@pytest.mark.parametrize("how", ["with peft", "without peft"])
+def test_without_lorada_every_way_to_load_it_ends_in_an_error_that_names_it(exported, how):
+    place, _ = exported
+    found = fresh(place, how)
+    for way, error in found.items():
+        assert error.startswith("ValueError: "), way
+        assert "model type `lorada`" in error, way
+    ways = {f"{kind}-{way}" for kind in KINDS for way in ("auto", "pipeline", "base")}
+    assert found.keys() == ways - {"bart-pipeline"}
+
+
+def test_the_class_of_the_base_reads_it_too(exported):
+    place, expected = exported
+    model = LlamaForCausalLM.from_pretrained(place / "llama")
+    assert_close(logits(model, batch_of(place, "llama")), expected["llama"])
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_an_engine_that_would_read_the_base_alone_is_refused(exported, engine, monkeypatch):
+    place, _ = exported
+    monkeypatch.setitem(sys.modules, engine, types.ModuleType(engine))
+    with pytest.raises(ValueError, match=f"{engine} would serve .* without its lorada adapter"):
+        AutoConfig.from_pretrained(place / "llama")
+
+
+def test_an_engine_whose_plugin_reads_the_adapter_gets_what_the_plugin_makes(exported, monkeypatch):
+    place, _ = exported
+    monkeypatch.setitem(sys.modules, "vllm", types.ModuleType("vllm"))
+
+    def read(config, folder):
+        assert config["model_type"] == "lorada"
+        return {**config, "base_architectures": ["Own"], "read_from": folder}
+
+    monkeypatch.setitem(READERS, "vllm", read)
+    config = AutoConfig.from_pretrained(place / "llama")
+    assert (config.model_type, config.architectures) == ("llama", ["Own"])
+    assert config.read_from == str(place / "llama")
+
+
+def test_the_config_that_is_read_is_that_of_the_base(exported):
+    place, _ = exported
+    for kind, name in (("llama", "LlamaForCausalLM"), ("bart", "BartForConditionalGeneration")):
+        config = AutoConfig.from_pretrained(place / kind)
+        assert (config.model_type, config.architectures) == (kind, [name])
+        assert not {"lorada", "base_model_type", "base_architectures"} & vars(config).keys()
+
+
+def test_the_base_alone_takes_the_adapter_later(exported):
+    place, expected = exported
+    base = AutoModelForSeq2SeqLM.from_pretrained(
+        place / "bart", adapter_kwargs={"subfolder": "none"}
+    )
+    model = PeftModel.from_pretrained(base, place / "bart")
+    assert_close(logits(model, batch_of(place, "bart")), expected["bart"])
+
+
+def test_an_adapter_that_is_there_already_is_not_placed_again(exported):
+    place, expected = exported
+    model = AutoModelForCausalLM.from_pretrained(place / "llama")
+    with pytest.raises(
+        ValueError, match=r"adapter 'default' already.*'subfolder': 'none'"
+    ) as error:
+        PeftModel.from_pretrained(model, place / "llama")
+    assert "\n" not in str(error.value)
+    assert_close(logits(model, batch_of(place, "llama")), expected["llama"])
+
+
+def test_another_name_is_a_second_adapter(exported):
+    place, expected = exported
+    model = AutoModelForCausalLM.from_pretrained(place / "llama")
+    model.load_adapter(str(place / "llama"), adapter_name="second")
+    assert model.peft_config.keys() == {"default", "second"}
+    assert_close(logits(model, batch_of(place, "llama")), expected["llama"])
+
+
+def test_where_transformers_looks_for_the_base_elsewhere_the_error_says_where_it_is(
+    exported, tmp_path
+):
+    place, _ = exported
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(place / "llama" / name, tmp_path)
+    for auto in (AutoModelForCausalLM, AutoPeftModelForCausalLM):
+        with pytest.raises(OSError, match="the base is beside this adapter"):
+            auto.from_pretrained(tmp_path)
+
+
+def test_nothing_in_the_folder_names_where_it_was_written(exported):
+    place, _ = exported
+    for path in place.glob("*/*.json"):
+        assert "made0" not in path.read_text(), path
+    assert sorted(path.name for path in (place / "llama").iterdir()) == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja",
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json",
+    ]  # fmt: skip
+
+
+def test_such_a_folder_is_refused_as_the_base_of_a_run(exported, tmp_path, call):
+    place, _ = exported
+    rows_file(tmp_path / "rows.jsonl")
+    for method in ("lora", "full"):
+        code, out, err = call(
+            "train", "--method", method, "--model", place / "llama", "--data",
+            tmp_path / "rows.jsonl", "--output", tmp_path / "run",
+        )  # fmt: skip
+        assert (code, out) == (2, "")
+        assert "holds an adapter beside its base" in err
+        assert "Traceback" not in err
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_the_adapter_in_a_folder_of_its_own_loads_as_it_did(exported, tmp_path):
+    place, expected = exported
+    old, batch = shutil.copytree(place / "llama", tmp_path / "old"), batch_of(place, "llama")
+    (old / "adapter").mkdir()
+    for path in old.glob("adapter_*"):
+        path.rename(old / "adapter" / path.name)
+    config = old / "adapter" / "adapter_config.json"
+    said = {**json.loads(config.read_text()), "base_model_name_or_path": str(old)}
+    config.write_text(json.dumps(said))
+
+    base = AutoModelForCausalLM.from_pretrained(old)
+    assert_close(logits(PeftModel.from_pretrained(base, old / "adapter"), batch), expected["llama"])
+    for auto in (AutoPeftModelForCausalLM, AutoModelForCausalLM):
+        assert_close(logits(auto.from_pretrained(old / "adapter"), batch), expected["llama"])

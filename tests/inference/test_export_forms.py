@@ -1,0 +1,225 @@
+"""``lorada export`` with --adapter-only, --dtype and --shard-size, and its model cards."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from conftest import assert_close
+from folders import ROWS, llama_folder, rows_file
+from huggingface_hub import ModelCard
+from peft import AutoPeftModelForSequenceClassification, PeftModel
+from safetensors.torch import load_file
+from test_export import inputs, logits, place, refused, train_run  # noqa: F401 (a fixture)
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+from lorada.inference.evaluate import evaluate
+from lorada.inference.load import load_run
+from lorada.runs.folder.card_metadata import front_matter
+from lorada.runs.recipe import load_recipe
+
+pytestmark = pytest.mark.fp64
+THREE = [{"text": row["prompt"], "label": "abc"[i % 3]} for i, row in enumerate(ROWS)]
+
+
+@pytest.fixture(scope="module")
+def licensed(tmp_path_factory):
+    """A finished run on a base with a licence."""
+    home = tmp_path_factory.mktemp("licensed")
+    llama_folder(home / "llama", initializer_range=0.2)
+    (home / "llama" / "README.md").write_text("---\nlicense: apache-2.0\n---\nA base.\n")
+    (home / "llama" / "LICENSE").write_text("Apache License")
+    rows_file(home / "rows.jsonl")
+    return train_run(home, home / "run", "lorada_la")
+
+
+def weights(folder):
+    files = (load_file(path) for path in sorted(folder.glob("model*.safetensors")))
+    return {key: tensor for file in files for key, tensor in file.items()}
+
+
+def test_the_adapter_alone_loads_on_the_base_that_it_names(licensed, tmp_path, call):
+    code, out, err = call("export", licensed, tmp_path / "out", "--adapter-only", "--json")
+    assert code == 0, err
+    base = licensed.parent / "llama"
+    assert json.loads(out)["base"] == str(base)
+    assert json.loads(out)["adapter"] == ["LMAM", "LORA", "BOTTLENECK"]
+    said = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert said["base_model_name_or_path"] == str(base)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "LICENSE", "README.md", "adapter_config.json", "adapter_model.safetensors",
+        "chat_template.jinja", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    batch, expected = inputs(), load_run(licensed).model
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "out")
+    assert_close(logits(model, batch), logits(expected, batch))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer("2 + 2 =") == AutoTokenizer.from_pretrained(base)("2 + 2 =")
+
+
+def test_the_card_of_an_adapter_alone_loads_a_head_of_three_classes(
+    place,  # noqa: F811
+    tmp_path,
+    call,
+):
+    rows_file(place / "three.jsonl", THREE)
+    run = train_run(place, tmp_path / "run", "lora+lmam", model="bert", rows="three.jsonl")
+    code, out, _ = call("export", run, tmp_path / "out", "--adapter-only")
+    assert code == 0
+    assert f"next: cat {tmp_path / 'out'}/README.md" in out.replace("\n", "")
+    card = (tmp_path / "out" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.S)
+    names = {}
+    exec(code.replace("path/to/this/folder", str(tmp_path / "out")), names)
+    assert isinstance(names["model"], PeftModel)
+    assert names[AutoPeftModelForSequenceClassification.__name__]
+    batch = inputs()
+    assert_close(logits(names["model"], batch), logits(load_run(run).model, batch))
+
+
+def test_a_fully_trained_run_has_no_adapter_to_write_alone(place, tmp_path, call):  # noqa: F811
+    run = train_run(place, tmp_path / "run", "full")
+    refused(call("export", run, tmp_path / "out", "--adapter-only"), "run has no adapter")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_whose_base_has_changed_is_not_written(licensed, tmp_path, call):
+    home = shutil.copytree(licensed.parent, tmp_path / "home")
+    run, base = home / "run", home / "llama"
+    for name in ("recipe.yaml", "result.json"):
+        text = (run / name).read_text()
+        (run / name).write_text(text.replace(str(licensed.parent), str(home)))
+    assert call("export", run, tmp_path / "before", "--adapter-only")[0] == 0
+    llama_folder(base, initializer_range=0.1)
+    refused(call("export", run, tmp_path / "out", "--adapter-only"), "are not those that")
+
+
+@pytest.mark.fp64(False)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_weights_are_merged_before_they_are_rounded(licensed, tmp_path, call, caplog, dtype):
+    whole, cast = tmp_path / "whole", tmp_path / "cast"
+    assert call("export", licensed, whole)[0] == 0
+    assert "rounded" not in caplog.text
+    assert call("export", licensed, cast, "--dtype", dtype)[0] == 0
+    assert f"weights are rounded to {dtype}" in caplog.text
+    merged, rounded = weights(whole), weights(cast)
+    assert merged.keys() == rounded.keys()
+    for key, tensor in merged.items():
+        assert torch.equal(rounded[key], tensor.to(getattr(torch, dtype))), key
+    adapters = [load_file(folder / "adapter_model.safetensors") for folder in (whole, cast)]
+    assert all(torch.equal(tensor, adapters[1][key]) for key, tensor in adapters[0].items())
+    assert json.loads((cast / "config.json").read_text())["dtype"] == dtype
+
+
+@pytest.mark.fp64(False)
+def test_a_wider_dtype_rounds_nothing(place, tmp_path, call, caplog):  # noqa: F811
+    run = train_run(place, tmp_path / "run", "lmam", "dtype=bfloat16")
+    assert call("export", run, tmp_path / "out", "--dtype", "float32")[0] == 0
+    assert "rounded" not in caplog.text
+    base = load_run(run).model.get_base_model().state_dict()
+    for key, tensor in weights(tmp_path / "out").items():
+        assert torch.equal(tensor, base[key].float()), key
+
+
+def test_weights_that_float16_cannot_hold_are_refused(place, tmp_path, call):  # noqa: F811
+    model = AutoModelForCausalLM.from_pretrained(place / "llama")
+    model.lm_head.weight.data[3, 5] = 1e5
+    model.save_pretrained(tmp_path / "llama")
+    AutoTokenizer.from_pretrained(place / "llama").save_pretrained(tmp_path / "llama")
+    run = train_run(place, tmp_path / "run", "lmam", model=tmp_path / "llama")
+    found = call("export", run, tmp_path / "out", "--dtype", "float16")
+    refused(found, "float16 cannot hold the weights of lm_head.weight")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_are_written_in_files_of_a_size(licensed, tmp_path, call):
+    assert call("export", licensed, tmp_path / "out", "--shard-size", "40KB")[0] == 0
+    files = list((tmp_path / "out").glob("model-*.safetensors"))
+    assert len(files) > 1
+    batch = inputs()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert_close(logits(model, batch), logits(load_run(licensed).model, batch))
+
+
+def test_a_fully_trained_model_with_a_pooling_is_marked_and_loads(
+    place,  # noqa: F811
+    tmp_path,
+    call,
+):
+    rows_file(place / "three.jsonl", THREE)
+    settings = ["pooling=mean"]
+    run = train_run(place, tmp_path / "run", "full", *settings, model="bert", rows="three.jsonl")
+    code, out, err = call("export", run, tmp_path / "out", "--json")
+    assert code == 0, err
+    assert json.loads(out)["adapter"] == ["POOLING"]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "lorada"
+    batch, auto = inputs(), AutoModelForSequenceClassification
+    model = auto.from_pretrained(tmp_path / "out")
+    assert_close(logits(model, batch), logits(load_run(run).model, batch))
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.base_model == str(place / "bert")
+
+
+# Model cards.
+
+
+def test_the_card_has_the_scores_and_the_licence_of_the_base(licensed, tmp_path, call):
+    held_out = rows_file(tmp_path / "held_out.jsonl")
+    scores = evaluate(load_run(licensed), str(held_out))
+    for options in ([], ["--adapter-only"]):
+        target = tmp_path / f"out{len(options)}"
+        code, out, _ = call("export", licensed, target, *options)
+        assert code == 0
+        assert "licence" not in out
+        card = ModelCard.load(target / "README.md")
+        assert card.data.license == "apache-2.0"
+        assert card.data.base_model == str(licensed.parent / "llama")
+        assert card.data.library_name == ("peft" if options else "transformers")
+        assert card.data.tags == ["lorada", "lorada_la"]
+        found = {result.metric_type: result for result in card.data.eval_results}
+        assert found.keys() == {"exact_match", "loss"}
+        assert found["loss"].metric_value == scores["loss"]
+        assert found["loss"].metric_args == {"n": 36, "seed": 42}
+        assert found["loss"].dataset_name == "held_out.jsonl"
+        assert found["loss"].task_name == "jsonl"
+        assert "carried over: apache-2.0" in card.text
+        assert (target / "LICENSE").read_text() == "Apache License"
+
+
+def test_a_licence_that_is_not_known_is_said_to_be(place, tmp_path, call):  # noqa: F811
+    run = train_run(place, tmp_path / "run", "lora")
+    for options in ([], ["--adapter-only"]):
+        target = tmp_path / f"out{len(options)}"
+        _, out, _ = call("export", run, target, *options)
+        assert "the licence of the base was not found" in out
+        card = ModelCard.load(target / "README.md")
+        assert "license" not in card.data.to_dict()
+        assert "was not found on this machine" in card.text
+        assert card.data.eval_results is None
+
+
+@pytest.mark.parametrize("text", ["---\nlicense: [\n---\n", "---\n- a\n---\n", "no head", ""])
+def test_a_damaged_card_of_the_base_says_nothing(tmp_path, text):
+    (tmp_path / "README.md").write_text(text)
+    recipe = load_recipe(None, ["output=x"], {"method": "lora", "model": str(tmp_path)})
+    assert "license" not in front_matter(recipe, "peft", "CAUSAL_LM", "title", None)
+
+
+def test_scores_on_tasks_name_the_data_set_of_the_hub():
+    recipe = load_recipe(None, ["output=x"], {"method": "lora", "model": "a/b", "task": "mnli"})
+    metrics = {
+        "boolq": {"n": 5, "accuracy": 60.0, "sha256": "0"},
+        "boolq (base)": {"n": 5, "accuracy": 1.0},
+        "lm_eval/arc_easy": {"acc": 0.5, "perplexity": None},
+    }
+    result = {"metrics": metrics, "seed": 3, "task": "boolq", "labels": [], "form": "prompt"}
+    text = front_matter(recipe, "transformers", "CAUSAL_LM", "mine", result)
+    first, second = ModelCard(f"---\n{text}\n---\n").data.eval_results
+    assert (first.dataset_type, first.dataset_name) == ("google/boolq", "boolq")
+    assert (first.metric_value, first.metric_args) == (60.0, {"n": 5, "seed": 3})
+    assert (second.dataset_name, second.metric_value) == ("lm_eval/arc_easy", 0.5)

@@ -1,0 +1,323 @@
+"""``lorada export --format onnx``: the graph computes what the run does, and says what it takes."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from architectures import ARCHITECTURES
+from folders import ROWS, bart_folder, bert_folder, byte_tokenizer, llama_folder, rows_file
+from paths import ROOT
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from lorada.cli import checks
+from lorada.inference import graph_export, graph_trace
+from lorada.inference.generate import continue_prompts
+from lorada.inference.graph_card import example
+from lorada.inference.graph_check import Check
+from lorada.inference.load import load_run
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training.train import train
+
+for package in checks.ONNX_PACKAGES:
+    pytest.importorskip(package, reason=f"{package} is missing: pip install 'lorada[onnx]'")
+
+# A rate at which a few steps change every logit.
+TINY = [
+    "training.per_device_train_batch_size=8", "training.report_to=[]", "max_steps=4",
+    "max_length=32", "learning_rate=0.1", "max_grad_norm=0",
+]  # fmt: skip
+CLASSES = [{"text": row["prompt"], "label": "even" if i % 2 else "odd"} for i, row in
+           enumerate(ROWS)]  # fmt: skip
+SHORT_MAP = ["lmam.length=8"]  # prompts are shorter, as long and longer
+PROMPTS = ["2 + 2 =", "3", "4 + 1 = 5, 2 + 1 = 3, 0 + 3 =", "1 + 1 ="]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("graphs")
+    llama_folder(place / "llama", initializer_range=0.2, num_hidden_layers=1)
+    bert_folder(place / "bert", initializer_range=0.2, num_hidden_layers=1)
+    bart_folder(place / "bart")
+    rows_file(place / "rows.jsonl")
+    rows_file(place / "classes.jsonl", CLASSES)
+    return place
+
+
+def train_run(place, output, method, *more, model="llama", rows="rows.jsonl"):
+    fixed = {"method": method, "model": str(place / model), "data": str(place / rows)}
+    recipe = load_recipe(None, [*TINY, *more], {**fixed, "output": str(output)})
+    return train(recipe, quiet=True).run
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    """A run with a map, a LoRA and a bottleneck, which has not learned to end texts at once."""
+    return train_run(place, place / "run", "lorada_la", *SHORT_MAP, "learning_rate=0.01")
+
+
+def example_in(target):
+    """The Python in the card of an exported graph."""
+    code = re.search(r"```python\n(.*?)```", (target / "README.md").read_text(), flags=re.S)[1]
+    return code.replace("path/to/this/folder", str(target))
+
+
+def test_the_graph_of_a_decoder_writes_what_generate_does(finished, tmp_path, call):
+    target = tmp_path / "graph"
+    code, out, err = call("export", finished, target, "--format", "onnx", "--json")
+    assert code == 0, err
+    written = json.loads(out)
+    assert (written["merged"], sorted(written["adapter"])) == (["LORA"], ["BOTTLENECK", "LMAM"])
+    assert written["inputs"]["input_ids"] == ["int64", ["batch", "tokens"]]
+    assert written["outputs"]["output.cache.layers.0.keys"][1][2] == "past + tokens"
+    # The adapter does something, so the small difference is not for nothing.
+    assert written["difference"] < 1e-4 * written["effect"]
+    names = {}
+    exec(example_in(target), names)
+    expected = continue_prompts(load_run(finished), PROMPTS, 12)
+    assert names["generate"](PROMPTS, 12) == expected
+    assert len(set(expected)) > 1
+    card = (target / "README.md").read_text()
+    assert f"ONNX opset {written['opset']}" in card
+    assert "| `position_ids` | int64 | (batch, tokens) |" in card
+    assert str(tmp_path).encode() not in (target / "model.onnx").read_bytes()
+    assert b"stack_trace" not in (target / "model.onnx").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_graph_of_a_classifier_answers_as_the_run_does(place, tmp_path, call, capsys):
+    run = train_run(place, tmp_path / "run", "lora+lmam", *SHORT_MAP, model="bert",
+                    rows="classes.jsonl")  # fmt: skip
+    target = tmp_path / "graph"
+    code, out, err = call("export", run, target, "--format", "onnx")
+    assert code == 0, err
+    assert re.search(r"ONNX opset \d+; merged LORA; in the graph LMAM", out)
+    assert re.search(r"differ from torch's by at most .*; the adapter changes them by up to", out)
+    assert f"next: cat {target}/README.md" in out
+    names = {}
+    exec(example_in(target), names)
+    texts = ["3 + 1 =", "A longer text than the map is."]
+    batch = names["tokenizer"](texts, return_tensors="np", padding=True)
+    feed = {name: batch[name] for name in names["names"]}
+    (logits,) = names["session"].run(["logits"], feed)
+    with torch.no_grad():
+        expected = load_run(run).model(**{n: torch.from_numpy(x) for n, x in feed.items()}).logits
+    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4 * np.abs(logits).max())
+
+
+def folder_of(path):
+    return sorted(p.name for p in path.iterdir()) if path.exists() else []
+
+
+REFUSED = [
+    (["--format", "onxx"], "unknown format 'onxx'; did you mean onnx?"),
+    (["--format", "onnx", "--dtype", "float16"], "--dtype is not for --format onnx"),
+    (["--format", "onnx", "--adapter-only"], "--adapter-only is not for --format onnx"),
+    (["--format", "onnx", "--shard-size", "2GB"], "--shard-size is not for --format onnx"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED, ids=lambda x: x[-1] if x else "")
+def test_options_that_a_graph_has_not_are_refused(finished, tmp_path, call, words, message):
+    code, _, err = call("export", finished, tmp_path / "graph", *words)
+    assert code == 2
+    assert err.startswith(f"error: {message}")
+    assert folder_of(tmp_path) == []
+
+
+def test_a_missing_package_is_named_before_anything_is_loaded(
+    finished, tmp_path, call, monkeypatch
+):
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    code, _, err = call("export", finished, tmp_path / "graph", "--format", "onnx")
+    assert (code, err) == (2, "error: onnx is missing: pip install 'lorada[onnx]'\n")
+    assert folder_of(tmp_path) == []
+
+
+def test_a_folder_that_is_not_empty_is_kept(finished, tmp_path, call):
+    (tmp_path / "mine.txt").write_text("mine")
+    code, _, err = call("export", finished, tmp_path, "--format", "onnx")
+    assert code == 2
+    assert "is not empty: choose a new folder" in err
+    assert folder_of(tmp_path) == ["mine.txt"]
+
+
+def test_an_encoder_decoder_is_refused_by_name(place, tmp_path, call):
+    run = train_run(place, tmp_path / "run", "lora", model="bart")
+    code, _, err = call("export", run, tmp_path / "graph", "--format", "onnx")
+    assert code == 2
+    assert "is an encoder–decoder (bart), which cannot be exported as one graph" in err
+    assert folder_of(tmp_path) == ["run"]
+
+
+def test_a_part_that_nobody_has_checked_is_refused_by_name(finished, tmp_path, call, monkeypatch):
+    monkeypatch.setattr(graph_export, "CHECKED", ("LMAM",))
+    code, _, err = call("export", finished, tmp_path / "graph", "--format", "onnx")
+    assert code == 2
+    assert err.startswith("error: BOTTLENECK parts cannot be exported as a graph")
+    assert folder_of(tmp_path) == []
+
+
+class Nothing:
+    """Stands in for a graph that takes no time to make."""
+
+    program = None
+
+    def save_pretrained(self, folder):
+        folder.mkdir()
+        (folder / "model.onnx").write_text("")
+
+
+def test_a_graph_that_computes_something_else_leaves_nothing(finished, tmp_path, call, monkeypatch):
+    monkeypatch.setattr(graph_export, "traced", lambda *_: Nothing())
+    monkeypatch.setattr(graph_export, "interface", lambda *_: {})
+    monkeypatch.setattr(graph_export, "loaded", lambda *_, **options: None)
+    monkeypatch.setattr(graph_export, "compare", lambda *_: Check(0.5, 2.0, 10.0))
+    code, _, err = call("export", finished, tmp_path / "graph", "--format", "onnx")
+    assert code == 2
+    assert "computes something else than torch, so it was not written: logits differ by" in err
+    assert folder_of(tmp_path) == []
+
+
+def test_a_model_that_cannot_be_traced_is_refused_in_one_line(
+    finished, tmp_path, call, monkeypatch
+):
+    monkeypatch.setattr(graph_trace, "free_sizes", lambda *_: {"no such input": {}})
+    code, _, err = call("export", finished, tmp_path / "graph", "--format", "onnx")
+    assert code == 2
+    assert re.match(r"error: transformers \S+ cannot export this llama model to ONNX \(", err)
+    assert err.count("\n") == 1
+    assert folder_of(tmp_path) == []
+
+
+def test_a_graph_that_its_runtime_cannot_compute_is_refused_in_one_line(
+    finished, tmp_path, call, monkeypatch
+):
+    def fails(*_, **options):
+        raise RuntimeError("NOT_IMPLEMENTED: no kernel\nfor Mul(14)")
+
+    monkeypatch.setattr(graph_export, "traced", lambda *_: Nothing())
+    monkeypatch.setattr(graph_export, "interface", lambda *_: {})
+    monkeypatch.setattr(graph_export, "loaded", fails)
+    code, _, err = call("export", finished, tmp_path / "graph", "--format", "onnx")
+    assert code == 2
+    assert "NOT_IMPLEMENTED: no kernel for Mul(14)" in err
+    assert err.count("\n") == 1
+    assert folder_of(tmp_path) == []
+
+
+@pytest.mark.parametrize("difference", [float("nan"), float("inf"), 2e-4])
+def test_a_check_passes_only_below_rounding(difference):
+    assert Check(9e-5, 1.0, 1.0).passed
+    assert not Check(difference, 1.0, 1.0).passed
+
+
+# method -> (settings, what stays beside the merged weights)
+METHODS = {
+    "lorada_la": (SHORT_MAP, ["BOTTLENECK", "LMAM"]),
+    "lmam": (SHORT_MAP, ["LMAM"]),
+    "fmam": (SHORT_MAP, ["LMAM"]),
+    "lora": ([], []),
+    "full": ([], []),
+    "series": ([], ["BOTTLENECK"]),
+    "prefix": (["prefix.length=3"], ["PREFIX"]),
+    "gain_query": ([], ["GAIN"]),
+    "lmam_distance": ([], ["LMAM"]),
+}
+ALIGNED = [*SHORT_MAP, "lmam.align=end"]
+FURTHER = {
+    "lmam-end": ("lmam", ALIGNED, ["LMAM"]),
+    "lmam-raw": ("lmam", [*SHORT_MAP, "lmam.positions=raw"], ["LMAM"]),
+    "lmam-no_negative": ("lmam", [*SHORT_MAP, "lmam.ablation=no_negative"], ["LMAM"]),
+    "lmam-softmax": ("lmam", [*SHORT_MAP, "lmam.ablation=softmax"], ["LMAM"]),
+    "omoe": ("omoe", [], ["OMOE"]),
+}
+CASES = [
+    *((model, method, *case) for model in ("llama", "bert") for method, case in METHODS.items()),
+    *(("llama", *case) for case in FURTHER.values()),
+    *((model, method, *METHODS[method]) for model in ("gpt2", "mistral", "qwen3", "gemma2")
+      for method in ("lorada_la", "prefix")),
+    *((model, method, *METHODS[method]) for model in ("roberta", "deberta_v2")
+      for method in ("lmam", "series", "prefix", "lmam_distance")),
+    ("deberta", "lmam", *METHODS["lmam"]),
+    ("roberta", "lora", ["pooling=mean"], ["POOLING"]),
+    ("deberta_v2", "lora", ["pooling=cls"], ["POOLING"]),
+]  # fmt: skip
+ENCODERS = ("bert", "roberta", "deberta", "deberta_v2")
+
+
+def folder_with(place, name):
+    """The folder of a tiny model of an architecture."""
+    if not (place / name).exists():
+        sizes = {"vocab_size": len(byte_tokenizer())}
+        config = ARCHITECTURES[name](**sizes).config
+        auto = AutoModelForSequenceClassification if name in ENCODERS else AutoModelForCausalLM
+        auto.from_config(config).save_pretrained(place / name)
+        byte_tokenizer().save_pretrained(place / name)
+    return name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join([*case[:2], *case[2][-1:]]))
+def test_every_kind_of_part_is_in_the_graph(place, tmp_path, call, case):
+    model, method, settings, left = case
+    rows = "classes.jsonl" if model in ENCODERS else "rows.jsonl"
+    model = folder_with(place, model)
+    run = train_run(place, tmp_path / "run", method, *settings, model=model, rows=rows)
+    code, out, err = call("export", run, tmp_path / "graph", "--format", "onnx", "--json")
+    assert code == 0, err
+    written = json.loads(out)
+    assert sorted(written["adapter"]) == left
+    if method == "full":
+        assert written["effect"] is None
+    else:
+        assert written["difference"] < 1e-3 * written["effect"]
+
+
+@pytest.mark.slow
+def test_a_graph_without_its_map_is_not_kept(place, tmp_path, call, monkeypatch):
+    run = train_run(place, tmp_path / "run", "lmam", *SHORT_MAP)
+    example_inputs = graph_export.example_inputs
+
+    def without_map(model, *args, **options):
+        for module in model.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.enable_adapters(False)
+        return example_inputs(model, *args, **options)
+
+    monkeypatch.setattr(graph_export, "example_inputs", without_map)
+    code, _, err = call("export", run, tmp_path / "graph", "--format", "onnx")
+    assert code == 2
+    assert "computes something else than torch" in err
+    assert folder_of(tmp_path) == ["run"]
+
+
+@pytest.mark.slow
+def test_the_example_of_a_card_needs_neither_torch_nor_lorada(finished, tmp_path, call):
+    target = tmp_path / "graph"
+    assert call("export", finished, target, "--format", "onnx")[0] == 0
+    # Neither can be imported in this process.
+    code = (
+        "import importlib.util, sys\n"
+        "find = importlib.util.find_spec\n"
+        "def gone(name): return name.split('.')[0] in ('torch', 'lorada')\n"
+        "importlib.util.find_spec = lambda name, *a: None if gone(name) else find(name, *a)\n"
+        "class No:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if gone(name): raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, No())\n" + example_in(target)
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[")
+
+
+def test_the_guide_has_the_example_of_the_card():
+    page = (ROOT / "docs/guides/graphs.md").read_text()
+    written = {"labels": [], "inputs": {"input.cache": ()}}
+    code = example("my-graph", written, ["tokenizer.eos_token_id"]).replace("'", "")
+    assert code in page.replace("'", "")
