@@ -8,8 +8,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lorada.methods.callbacks.layers import layers_of
-from lorada.methods.callbacks.outlier_ratio import outlier_ratios
-from lorada.methods.callbacks.owlore import OwLoreCallback
+from lorada.methods.callbacks.owlore import OwLoreCallback, outlier_ratios
 from lorada.methods.galore import galore
 
 pytestmark = pytest.mark.fp64

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lorada import LoradaConfig, OmoeConfig
-from lorada.tuners.omoe.experts import orthogonalise, row_norms
+from lorada.tuners.omoe import orthogonalise, row_norms
 
 pytestmark = pytest.mark.fp64
 
@@ -120,7 +120,7 @@ def test_experts_that_say_nothing_give_zeros_and_finite_gradients():
 
 
 def test_row_norms_are_those_of_the_dense_weights(monkeypatch):
-    monkeypatch.setattr("lorada.tuners.omoe.experts.ROWS", 4)  # several pieces
+    monkeypatch.setattr("lorada.tuners.omoe.ROWS", 4)  # several pieces
     weight, down = torch.randn(10, 6).double(), torch.randn(3, RANK, 6).double()
     up = torch.randn(3, 10, RANK).double()
 

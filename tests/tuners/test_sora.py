@@ -1,4 +1,4 @@
-"""SoraConfig and its callback: gates, thresholds, the sweep, dropped ranks."""
+"""SoraConfig and its callback: gates, thresholds, dropped ranks."""
 
 import math
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from torch import nn
 from transformers import DebertaV2Config, DebertaV2Model, GPT2Config, GPT2LMHeadModel
 
 from lorada import LoradaConfig, SoraConfig
-from lorada.methods.callbacks.sora import SoraCallback, sweep_values
+from lorada.methods.callbacks.sora import SoraCallback
 from lorada.tuners.sora import (
     SoraLayer,
     prune,
@@ -326,42 +326,16 @@ def test_a_penalty_is_scaled_as_the_loss_is_in_half_precision(tmp_path):
 
 def test_run_that_resumes_is_the_run_that_did_not(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 7, "weight_decay": 0.1}
-    callback = {"xi": 1e-3, "sweep": [0.05, 0.1], "sweep_epochs": 1.0}
     norms = {"modules_to_save": ["input_layernorm"]}
     config = SoraConfig(rank=4, dropout=0.1, penalty=0.1, **norms)
-    whole = trainer(config, tmp_path / "whole", SoraCallback(**callback), **options)
+    whole = trainer(config, tmp_path / "whole", SoraCallback(xi=0.05), **options)
     whole.train()
-    again = trainer(config, tmp_path / "again", SoraCallback(**callback), **options)
+    again = trainer(config, tmp_path / "again", SoraCallback(xi=0.05), **options)
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-7"))
     assert_same_weights(again.model, whole.model)
     assert sora_count(whole.model).zero_gates > 0
     for left, right in zip(again.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(left, right)
-
-
-def test_sweep_raises_the_threshold_and_keeps_a_model_of_each(tmp_path):
-    # 3 epochs of 4 steps: one before the sweep, one for each of its thresholds.
-    callback = SoraCallback(xi=0.0, sweep=[0.05, 0.1], sweep_epochs=1)
-    run = trainer(SoraConfig(rank=4), tmp_path, callback, max_steps=-1, num_train_epochs=3)
-    run.train()
-    zeros = []
-    for value in ("0", "0.05", "0.1"):
-        model = PeftModel.from_pretrained(TINY["llama"](), tmp_path / f"xi-{value}")
-        zeros.append(sora_count(model).zero_gates)
-    assert zeros == sorted(zeros)
-    assert zeros[0] == 0
-    assert zeros[1] < zeros[2] == sora_count(run.model).zero_gates
-    reports = [entry for entry in run.state.log_history if "sora_xi" in entry]
-    assert [entry["step"] for entry in reports] == [4, 8, 12]
-    assert [entry["sora_zero_gates"] for entry in reports] == zeros
-
-
-def test_sweeps_are_evenly_spaced_in_their_own_way():
-    assert sweep_values() == pytest.approx([7e-4 * i / 6 for i in range(1, 7)])
-    powers = [math.exp(v) for v in sweep_values(0.6, 4, spacing="log_linear")]
-    assert powers == pytest.approx([1 + (math.exp(0.6) - 1) * i / 3 for i in (1, 2, 3)])
-    values = sweep_values(1e-3, 4, first=1e-6, spacing="exp_linear")
-    assert values == pytest.approx([1e-5, 1e-4, 1e-3])
 
 
 def test_gradient_checkpointing_gives_the_same_gradients():
@@ -394,9 +368,6 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         (lambda: SoraConfig(rank_pattern={"q_proj": -1}), "gives q_proj the rank -1"),
         (lambda: SoraCallback(xi=-0.1), "xi=-0.1 must be a number from 0 on"),
         (lambda: SoraCallback(threshold="hard"), "threshold='hard' is not one of 'soft', 'rel"),
-        (lambda: SoraCallback(sweep_epochs=0), "sweep_epochs=0 must be a number above 0"),
-        (lambda: sweep_values(spacing="exp_linear"), "needs first above 0"),
-        (lambda: sweep_values(largest=0.0), "is no rising sweep"),
         (
             lambda: get_peft_model(TINY["llama"](), SoraConfig(target_modules=["w_proj"])),
             r"target_modules=\['w_proj'\] matched no module; this model has self_attn.q_proj",
@@ -413,11 +384,9 @@ def test_bad_value_is_an_error_in_one_line(make, message):
     assert "\n" not in str(error.value)
 
 
-def test_training_without_gates_or_time_or_with_another_decay_is_an_error(tmp_path):
+def test_training_without_gates_or_with_another_decay_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no SoRA gates train here"):
         trainer(lmam(), tmp_path, SoraCallback()).train()
-    with pytest.raises(ValueError, match="2 thresholds of 15 epochs each leave none"):
-        trainer(SoraConfig(), tmp_path, SoraCallback(sweep=[1e-4, 2e-4])).train()
     with pytest.raises(ValueError, match="would decay SoRA's gates: use optim="):
         trainer(SoraConfig(), tmp_path, SoraCallback(), weight_decay=0.1, optim="sgd").train()
     run = trainer(SoraConfig(penalty=1.0), tmp_path, SoraCallback())

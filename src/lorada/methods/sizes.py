@@ -7,97 +7,53 @@ from typing import Literal
 # QuanTA's gates follow from the width of the matrices, and TinyLoRA's u from r² on adds no further
 # changes.
 SIZES: dict[str, tuple[str, ...]] = {
-    "lmam": ("rank",),
-    "bottleneck": ("rank",),
-    "pa_attn": ("rank",),
-    "parallel_ffn": ("rank",),
+    **dict.fromkeys(("lmam", "bottleneck", "pa_attn", "parallel_ffn", "lamda"), ("rank",)),
+    **dict.fromkeys(("sora", "omoe"), ("rank", "alpha")),
+    **dict.fromkeys(
+        ("shira", "delora", "glora", "hira", "hra", "lily", "miss", "peanut", "pvera", "vblora",
+         "vera"), ("r",),
+    ),
+    **dict.fromkeys(("deft", "gralora", "loha", "lokr"), ("r", "alpha")),
+    **dict.fromkeys(("fourierft", "waveft"), ("n_frequency",)),
     "prefix": ("length",),
-    "sora": ("rank", "alpha"),
-    "lamda": ("rank",),
-    "omoe": ("rank", "alpha"),
     "lora": ("r", "lora_alpha"),
     "adalora": ("init_r", "target_r", "lora_alpha"),
-    "shira": ("r",),
     "adamss": ("num_subspaces",),
     "boft": ("boft_block_size",),
     "c3a": ("block_size",),
-    "deft": ("r", "alpha"),
-    "delora": ("r",),
-    "fourierft": ("n_frequency",),
-    "glora": ("r",),
-    "gralora": ("r", "alpha"),
-    "hira": ("r",),
-    "hra": ("r",),
-    "lily": ("r",),
-    "loha": ("r", "alpha"),
-    "lokr": ("r", "alpha"),
-    "miss": ("r",),
     "oft": ("oft_block_size",),
-    "peanut": ("r",),
     "psoft": ("r", "psoft_alpha"),
-    "pvera": ("r",),
     "randlora": ("r", "randlora_alpha"),
     "unilora": ("theta_d_length",),
-    "vblora": ("r",),
-    "vera": ("r",),
-    "waveft": ("n_frequency",),
-}
+}  # fmt: skip
 
 # Parts of which a LARGER setting trains FEWER parameters.
 FEWER_WHEN_LARGER = ("c3a", "randlora")
 
-# Part → what its size may be; a part without an entry takes any number:
-# "side": at most the smaller side of each matrix of the part, as that is the highest rank it has;
-# "largest_side": the same of its largest matrix, for factors that all matrices share;
-# "entries": at most the entries of each matrix;
-# "low_rank": at most the entries of factors of rank r, which the part chooses from its numbers;
-# "context": at most the model's tokens, less one;
-# "length": at most the setting ``length`` of the part, and those tokens;
-# "divides_heads": a divisor of the number of attention heads, for maps without a rank;
-# "divides_inputs": a divisor above 1 of the input widths of all its matrices;
-# "divides": a divisor of all their widths.
+# Part → what its size may be; a part without an entry takes any number. ``divides_heads`` is for
+# maps without a rank: a divisor of the number of attention heads.
 Bound = Literal[
-    "side",
-    "largest_side",
-    "entries",
-    "low_rank",
-    "context",
-    "length",
-    "divides_heads",
-    "divides_inputs",
-    "divides",
-]
+    "side", "largest_side", "entries", "low_rank", "context", "length", "divides_heads",
+    "divides_inputs", "divides",
+]  # fmt: skip
 BOUNDS: dict[str, Bound] = {
-    "lmam": "length",
-    "prefix": "context",
-    "sora": "side",
-    "lamda": "side",
-    "omoe": "side",
-    "lora": "side",
-    "adalora": "side",
-    "shira": "side",
-    "adamss": "side",
-    "boft": "divides_inputs",
-    "c3a": "divides",
-    "deft": "side",
-    "delora": "side",
-    "fourierft": "entries",
-    "glora": "side",
-    "gralora": "side",
-    "hira": "side",
-    "hra": "side",
-    "lily": "side",
-    "loha": "side",
-    "lokr": "side",
-    "miss": "side",
-    "oft": "divides_inputs",
-    "psoft": "side",
-    "pvera": "largest_side",
-    "randlora": "divides",
+    # At most the smaller side of each matrix of the part, as that is the highest rank it has.
+    **dict.fromkeys(
+        ("sora", "lamda", "omoe", "lora", "adalora", "shira", "adamss", "deft", "delora", "glora",
+         "gralora", "hira", "hra", "lily", "loha", "lokr", "miss", "psoft"), "side",
+    ),
+    # The same of its largest matrix, for factors that all matrices share.
+    **dict.fromkeys(("pvera", "vera"), "largest_side"),
+    # At most the entries of each matrix.
+    **dict.fromkeys(("fourierft", "waveft"), "entries"),
+    # A divisor above 1 of the input widths of all its matrices; a divisor of all their widths.
+    **dict.fromkeys(("boft", "oft"), "divides_inputs"),
+    **dict.fromkeys(("c3a", "randlora"), "divides"),
+    # At most the entries of factors of rank r, which the part chooses from its numbers.
     "unilora": "low_rank",
-    "vera": "largest_side",
-    "waveft": "entries",
-}
+    "prefix": "context",  # at most the model's tokens, less one
+    "lmam": "length",  # at most the setting ``length`` of the part, and those tokens
+}  # fmt: skip
 
 # The learning rate of a method without an entry below: what `lorada train` takes by default.
 DEFAULT_RATE = 1e-3

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lorada.tuners.gain import GainConfig
     from lorada.tuners.lamda import LamdaConfig
     from lorada.tuners.lmam import LmamConfig
-    from lorada.tuners.omoe.adapter import OmoeConfig
+    from lorada.tuners.omoe import OmoeConfig
     from lorada.tuners.pooling import PoolingConfig as PoolingConfig  # no part of a method
     from lorada.tuners.prefix import PrefixConfig
     from lorada.tuners.quanta.adapter import QuantaConfig
@@ -37,7 +37,7 @@ TUNERS = {
     "gain": ("GainConfig", "gain"),
     "lamda": ("LamdaConfig", "lamda"),
     "lmam": ("LmamConfig", "lmam"),
-    "omoe": ("OmoeConfig", "omoe.adapter"),
+    "omoe": ("OmoeConfig", "omoe"),
     "prefix": ("PrefixConfig", "prefix"),
     "quanta": ("QuantaConfig", "quanta.adapter"),
     "sora": ("SoraConfig", "sora"),
