@@ -188,28 +188,6 @@ def map_gradients(model: PeftModel, side: str) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "non-reentrant"])
-@pytest.mark.parametrize("name", ["llama", "mistral", "bert"])
-@pytest.mark.parametrize("ablation", [None, "no_negative"])
-def test_gradient_checkpointing_gives_the_same_gradients(name, use_reentrant, ablation):
-    model = adapted(name, ablation=ablation).train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        module.dropout_prob = 0.0  # of BERT's attention
-    expected = map_gradients(model, "left")
-    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-    model.enable_input_require_grads()
-    calls = []
-    with observe(calls.append):
-        found = map_gradients(model, "left")
-    assert len(calls) == 4  # two layers, computed twice
-    assert expected
-    for name_, gradient in expected.items():
-        assert gradient.any()
-        assert_close(found[name_], gradient)
-
-
 @pytest.mark.parametrize("name", [*DECODERS, "roberta"])  # BERT itself depends on the side
 def test_gradients_do_not_depend_on_the_padding_side(name):
     model = adapted(name)
@@ -232,25 +210,6 @@ def test_baked_maps_give_the_same_logits_until_training_resumes(name, ablation):
     assert_close(alone(model, SAMPLES[1]), expected)  # what was baked
     model.train()
     assert not torch.allclose(alone(model.eval(), SAMPLES[1]), expected, atol=0.05)
-
-
-def test_default_start_changes_nothing_and_lets_the_map_learn():
-    model = get_peft_model(TINY["llama"](), LmamConfig(length=LENGTH))
-    with_map = alone(model, SAMPLES[1])
-    with model.disable_adapter():
-        assert_close(with_map, alone(model, SAMPLES[1]))
-    gradients = map_gradients(model, "left")
-    assert all(g.any() for key, g in gradients.items() if "lora_w_b" in key)
-
-
-def test_heads_that_do_not_divide_the_attention_heads_are_an_error():
-    with pytest.raises(ValueError, match="heads=3 does not divide the 4 attention heads"):
-        adapted("llama", heads=3)
-
-
-def test_target_that_cannot_hold_a_map_is_an_error():
-    with pytest.raises(ValueError, match="q_proj, which is not a self-attention module"):
-        adapted("llama", target_modules=["q_proj"])
 
 
 def test_baking_a_model_that_still_trains_leaves_the_factors_at_work():

@@ -1,11 +1,13 @@
-"""What every tuner in ``TUNERS`` promises, alone and as a part of a stack, on a tiny LLaMA."""
+"""What every tuner in ``TUNERS`` promises, alone and in a stack, on a decoder and an encoder."""
 
 import copy
 import json
+import pickle
 from dataclasses import fields
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from conftest import TINY, assert_close
 from method_cases import SMALL, SMALL_FORMS
 from peft import PeftModel, get_peft_model
@@ -17,24 +19,35 @@ from lorada.tuners import TUNERS
 
 pytestmark = pytest.mark.fp64
 
-# The part of a map is tried in each of its forms.
-FORMS = {f"lmam_{form}": settings | {"form": form} for form, settings in SMALL_FORMS.items()}
+# A part with several forms is tried in each of them.
+FORMS = {
+    **{f"lmam_{form}": settings | {"form": form} for form, settings in SMALL_FORMS.items()},
+    "gain_query": {"form": "query"},
+}
+# The tuners that wrap linear layers.
+WRAPPING = ("lamda", "omoe", "quanta", "sora")
 every_tuner = pytest.mark.parametrize("part", [*TUNERS, *FORMS])
 alone_and_stacked = pytest.mark.parametrize("stacked", [False, True], ids=["alone", "in a stack"])
 
 
-def config_of(part, stacked=False):
+every_model = pytest.mark.parametrize("name", ["llama", "roberta"])
+
+
+def config_of(part, stacked=False, name="llama", **options):
     """A small config of a tuner, beside LoRA on matrices that it may be on and beside a map."""
-    tuner = "lmam" if part in FORMS else part
-    config = getattr(lorada, TUNERS[tuner][0])(**FORMS.get(part, SMALL.get(part, {})))
+    tuner = part.partition("_")[0]
+    if tuner == "omoe" and name == "roberta":  # for which it has no default
+        options["target_modules"] = ["intermediate.dense", "query"]
+    settings = {**FORMS.get(part, SMALL.get(part, {})), **options}
+    config = getattr(lorada, TUNERS[tuner][0])(**settings)
     if not stacked:
         return config
-    beside = [lora("llama"), *([] if tuner == "lmam" else [lmam()])]
+    beside = [lora(name), *([] if tuner == "lmam" else [lmam()])]
     return LoradaConfig(parts=[*beside[:1], config, *beside[1:]])
 
 
-def adapted(part, stacked=False, moved=True):
-    model = get_peft_model(TINY["llama"](), config_of(part, stacked)).eval()
+def adapted(part, stacked=False, moved=True, name="llama"):
+    model = get_peft_model(TINY[name](), config_of(part, stacked, name)).eval()
     if moved:
         randomise(model)
     return model
@@ -53,17 +66,33 @@ def test_a_new_adapter_leaves_the_outputs_alone_if_its_config_says_so(part, stac
 
 @every_tuner
 @alone_and_stacked
-def test_a_saved_adapter_comes_back_under_its_name(part, stacked, tmp_path):
-    model, inputs = adapted(part, stacked), batch("llama")
-    plain, changed = logits(TINY["llama"](), inputs), logits(model, inputs)
+@every_model
+def test_a_saved_adapter_comes_back_under_its_name(part, stacked, name, tmp_path):
+    model, inputs = adapted(part, stacked, name=name), batch(name)
+    plain, changed = logits(TINY[name](), inputs), logits(model, inputs)
     assert (changed - plain).abs().max() > 1e-3
     model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     assert saved["peft_type"] == ("LORADA" if stacked else config_of(part).peft_type)
     assert saved.keys() == {field.name for field in fields(model.peft_config["default"])}
-    loaded = PeftModel.from_pretrained(TINY["llama"](), str(tmp_path)).eval()
-    assert_close(logits(loaded, inputs), changed)
-    assert_close(logits(copy.deepcopy(loaded), inputs), changed)
+    for options in ({}, {"low_cpu_mem_usage": True}, {"is_trainable": True}):
+        loaded = PeftModel.from_pretrained(TINY[name](), str(tmp_path), **options).eval()
+        assert_close(logits(loaded, inputs), changed)
+    for copied in (copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))):
+        randomise(loaded)  # a copy reads its own weights
+        assert_close(logits(copied, inputs), changed)
+
+
+@every_tuner
+def test_an_adapter_of_another_size_is_refused_and_leaves_the_base_as_it_was(part, tmp_path):
+    adapted(part).save_pretrained(tmp_path)
+    # The size of a map is that of no matrix.
+    size = {"num_hidden_layers": 1} if part.startswith("lmam") else {"hidden_size": 64}
+    base = TINY["llama"](**size, num_key_value_heads=4, num_attention_heads=8)
+    names = [name for name, _ in base.named_modules()]
+    with pytest.raises(ValueError, match=r"^the adapter was saved for another [^\n]*$"):
+        PeftModel.from_pretrained(base, str(tmp_path))
+    assert [name for name, _ in base.named_modules()] == names
 
 
 @every_tuner
@@ -95,24 +124,115 @@ def test_each_sample_of_a_mixed_batch_has_its_own_adapter(part, stacked):
     mixed = logits(model, inputs, adapter_names=names)
     assert_close(mixed, torch.stack([rows[name][i] for i, name in enumerate(names)]))
     assert (rows["default"] - rows["other"]).abs().max() > 1e-3
+    first = {key: value[:1] for key, value in inputs.items()}
+    beams = {"num_beams": 2, "max_new_tokens": 3, "do_sample": False}
+    model.set_adapter("other")
+    expected = model.generate(**first, **beams)
+    model.set_adapter("default")
+    assert torch.equal(model.generate(**first, **beams, adapter_names=["other"]), expected)
 
 
 @every_tuner
-def test_several_adapters_merge_to_their_sum_and_back_or_it_is_refused(part):
+def test_adapters_are_switched_and_deleted(part):
     model, inputs = adapted(part), batch("llama")
+    first = logits(model, inputs)
+    model.add_adapter("other", config_of(part, layers_to_transform=[1]))
+    randomise(model.eval(), "other")
+    assert torch.equal(logits(model, inputs), first)
+    model.set_adapter("other")
+    second = logits(model, inputs)
+    assert (second - first).abs().max() > 1e-3
+    trained = [key for key, p in model.named_parameters() if p.requires_grad]
+    assert trained
+    assert all(".layers.1." in key and ".other" in key for key in trained)
+    model.delete_adapter("default")
+    assert torch.equal(logits(model, inputs), second)
+    assert not any(".default" in key for key in model.state_dict())
+
+
+@every_tuner
+@every_model
+def test_several_adapters_merge_to_their_sum_and_back_or_it_is_refused(part, name):
+    model, inputs = adapted(part, name=name), batch(name)
+    plain = logits(TINY[name](), inputs)
     if not model.peft_config["default"].mergeable:
-        with pytest.raises(ValueError, match=r"^\w+ parts cannot be merged into the weights: .*$"):
+        with pytest.raises(
+            ValueError, match=r"^\w+ parts cannot be merged into the weights[:,] .*$"
+        ):
             model.merge_adapter()
         return
-    model.add_adapter("other", config_of(part))
+    model.add_adapter("other", config_of(part, name=name))
     randomise(model.eval(), "other")
     model.base_model.set_adapter(["default", "other"])
     expected = logits(model, inputs)
-    model.merge_adapter()
+    model.merge_adapter(safe_merge=True)
     assert_close(logits(model, inputs), expected)
-    model.unmerge_adapter()
+    with model.disable_adapter():  # unmerges
+        assert_close(logits(model, inputs), plain)
     assert_close(logits(model, inputs), expected)
-    assert_close(logits(model.unload(), inputs), logits(TINY["llama"](), inputs))
+    assert_close(logits(copy.deepcopy(model).unload(), inputs), plain)
+    merged = copy.deepcopy(model).merge_and_unload()
+    assert_close(logits(merged, inputs), expected)
+    assert merged.state_dict().keys() == TINY[name]().state_dict().keys()
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad).fill_(torch.nan)
+    with pytest.raises(ValueError, match="NaNs detected in the merged weights"):
+        model.merge_adapter(safe_merge=True)
+
+
+@every_tuner
+@pytest.mark.parametrize("inside", [False, True], ids=["around LoRA", "inside LoRA"])
+def test_with_lora_on_the_same_matrices_a_stack_merges_and_keeps_its_map(part, inside):
+    inputs, parts = batch("llama"), [config_of(part), lora("llama", 0, 1, 2, 3)]
+    parts = parts if inside else parts[::-1]
+    if not part.startswith("lmam"):
+        parts.append(lmam(init_weights=False))
+    model = get_peft_model(TINY["llama"](), LoradaConfig(parts=parts)).eval()
+    randomise(model)
+    expected = logits(model, inputs)
+    if part in ("omoe", "gain_query"):
+        for merge in (model.merge_and_unload, model.merge_adapter, model.merge_weights):
+            with pytest.raises(ValueError, match="cannot be merged into the weights"):
+                merge()
+        assert_close(logits(model, inputs), expected)
+        return
+    rest = model.merge_weights()
+    assert_close(logits(rest, inputs), expected)
+    kept = [own.peft_type for own in rest.peft_config["default"].parts]
+    wraps = part in WRAPPING or part.startswith("gain")
+    assert kept == [own.peft_type for own in parts if own.peft_type != "LORA"][wraps:]
+
+
+@pytest.mark.parametrize("part", WRAPPING)
+def test_the_transposed_matrices_of_gpt2_are_adapted_and_merged(part):
+    options = {"omoe": {"target_modules": ["c_fc"]}, "lamda": {"ranks": "energy"}}.get(part, {})
+    base, inputs = ARCHITECTURES["gpt2"](), batch("llama")
+    model = get_peft_model(base, config_of(part, **options)).eval()
+    plain = logits(ARCHITECTURES["gpt2"](), inputs)
+    assert_close(logits(model, inputs), plain)
+    randomise(model)
+    expected = logits(model, inputs)
+    assert (expected - plain).abs().max() > 0.1
+    if model.peft_config["default"].mergeable:
+        merged = model.merge_and_unload()
+        assert_close(logits(merged, inputs), expected)
+        assert all(parameter.is_contiguous() for parameter in merged.parameters())
+
+
+@every_tuner
+@pytest.mark.parametrize("reentrant", [False, True], ids=["plain", "reentrant"])
+def test_gradient_checkpointing_changes_no_gradient(part, reentrant):
+    model, inputs, found = adapted(part), batch("llama"), []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model.train().zero_grad()
+        torch.manual_seed(1)
+        model(**inputs, labels=inputs["input_ids"], use_cache=False).loss.backward()
+        found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+    for key, gradient in found[0].items():
+        assert_close(found[1][key], gradient)
 
 
 @pytest.mark.fp64(False)
@@ -123,7 +243,12 @@ def test_weights_are_in_float32_or_where_that_is_asked_in_the_dtype_of_the_base(
     model = get_peft_model(base, config_of(part), autocast_adapter_dtype=autocast)
     dtypes = {weight.dtype for name, weight in model.state_dict().items() if ".lora_" in name}
     assert dtypes == {torch.float32 if autocast else torch.bfloat16}
-    assert torch.isfinite(logits(model, batch("llama"))).all()
+    inputs = batch("llama")
+    found = logits(model.eval(), inputs)
+    assert torch.isfinite(found).all()
+    if autocast and model.peft_config["default"].starts_as_base:
+        with model.disable_adapter():
+            assert torch.equal(logits(model, inputs), found)
 
 
 @every_tuner

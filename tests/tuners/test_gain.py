@@ -1,9 +1,5 @@
 """Gains of attention heads as an adapter, against heads that are scaled by hand."""
 
-import copy
-import io
-import pickle
-
 import exact_cells
 import pytest
 import torch
@@ -197,44 +193,6 @@ def test_gains_of_rotated_queries_depend_on_the_position_that_a_token_is_given()
         assert (change.abs().max() > 1e-3) == (form == "query")
 
 
-@every_form
-def test_a_mixed_batch_has_the_form_and_gains_of_each_sample(form):
-    model, given = trained(TINY["llama"](), form), batch("llama")
-    model.add_adapter("other", GainConfig(form="query"))
-    randomise(model, "other")
-    rows = {}
-    for name in ("default", "other"):
-        model.set_adapter(name)
-        rows[name] = output(model, given)
-    with model.disable_adapter():
-        rows["__base__"] = output(model, given)
-    names = ["other", "__base__", "default"]
-    mixed = output(model, given, adapter_names=names)
-    assert_close(mixed, torch.stack([rows[name][i] for i, name in enumerate(names)]))
-    model.base_model.set_adapter(["default", "other"])
-    assert (output(model, given) - rows["other"]).abs().max() > 1e-3
-    first, beams = {"input_ids": given["input_ids"][:1]}, {"max_new_tokens": 4, "num_beams": 2}
-    model.set_adapter("other")
-    expected = model.generate(**first, **beams, do_sample=False)
-    named = model.generate(**first, **beams, do_sample=False, adapter_names=["other"])
-    assert torch.equal(named, expected)
-
-
-def test_gradient_checkpointing_changes_no_gradient():
-    given, found = batch("llama"), []
-    model = trained(TINY["llama"](), "query")
-    for checkpointing in (False, True):
-        if checkpointing:
-            model.enable_input_require_grads()
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()
-        model.zero_grad()
-        model(**given, labels=given["input_ids"]).loss.backward()
-        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-    for left, right in zip(*found, strict=True):
-        assert_close(left, right)
-
-
 def test_no_query_is_kept_after_a_forward():
     model = trained(TINY["llama"](), "query")
     output(model, batch("llama"))
@@ -253,42 +211,6 @@ def test_a_compiler_makes_one_graph_with_the_same_outputs():
 # Copies, files, merging.
 
 
-@every_form
-def test_copies_and_files_have_the_same_gains_bit_for_bit(form, tmp_path):
-    model, given = trained(TINY["roberta"](), form), batch("roberta")
-    expected, state = output(model, given), get_peft_model_state_dict(model)
-    model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(TINY["roberta"](), tmp_path).eval()
-    again = get_peft_model_state_dict(loaded)
-    assert loaded.peft_config["default"].form == form
-    assert again.keys() == state.keys()
-    assert all(torch.equal(again[key], state[key]) for key in state)
-    pickled = pickle.load(io.BytesIO(pickle.dumps(model)))
-    for copied in (loaded, copy.deepcopy(model), pickled):
-        assert_close(output(copied, given), expected)
-    torch.nn.init.zeros_(gain_layers(model)[0].lora_gain["default"])
-    assert_close(output(pickled, given), expected)  # it reads its own gains and its own queries
-
-
-@pytest.mark.parametrize(
-    ("before", "behind"),
-    [([LORA], []), ([], [LORA]), ([], [])],
-    ids=["lora, then the gain", "the gain, then lora", "alone"],
-)
-def test_merged_gains_compute_the_same_and_come_off_again(before, behind):
-    parts = [LoraConfig(**options) for options in before]
-    after = [LoraConfig(**options) for options in behind]
-    model, given = trained(TINY["llama"](), "constant", *parts, behind=after), batch("llama")
-    expected = output(model, given)
-    model.merge_adapter()
-    assert_close(output(model, given), expected)
-    model.unmerge_adapter()
-    assert_close(output(model, given), expected)
-    merged = model.merge_and_unload()
-    assert type(merged) is type(TINY["llama"]())
-    assert_close(output(merged, given), expected)
-
-
 def test_gains_merged_one_after_the_other_are_those_merged_at_once():
     model, given = trained(TINY["llama"]()), batch("llama")
     model.add_adapter("other", GainConfig())
@@ -298,15 +220,6 @@ def test_gains_merged_one_after_the_other_are_those_merged_at_once():
     model.merge_adapter(["default"])
     model.merge_adapter(["other"])
     assert_close(output(model, given), expected)
-
-
-def test_in_a_stack_with_a_map_the_gain_is_merged_and_the_map_stays():
-    model, given = trained(TINY["llama"](), "constant", lmam(init_weights=False)), batch("llama")
-    expected = output(model, given)
-    rest = model.base_model.merge_weights()
-    assert [part.peft_type for part in rest.peft_config["default"].parts] == ["LMAM"]
-    assert not gain_layers(rest)
-    assert_close(output(rest, given), expected)
 
 
 @pytest.mark.parametrize("stacked", [False, True], ids=["alone", "in a stack"])

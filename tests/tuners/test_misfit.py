@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import TINY, VOCAB
-from peft import LNTuningConfig, LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from stacks import bottleneck, lmam, logits, lora, randomise, training_stack
 
 from lorada import LoradaConfig
@@ -83,37 +83,3 @@ def test_an_adapter_that_trains_survives_weights_that_do_not_fit_it(tmp_path):
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())
-
-
-PARTS = {
-    "wrapping": LoraConfig(target_modules=["nowhere"]),
-    "replacing": LNTuningConfig(target_modules=["nowhere"]),
-    "map": lmam(target_modules=["nowhere"]),
-    "heads": lmam(heads=3),
-}
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_a_stack_with_one_part_that_fits_nowhere_places_none(part):
-    base = TINY["llama"]()
-    names, before = [name for name, _ in base.named_modules()], logits(base, BATCH)
-    parts = [lmam(init_weights=False), bottleneck(), lora("llama"), PARTS[part]]
-    with pytest.raises(ValueError, match=r"nowhere|heads=3"):
-        get_peft_model(base, LoradaConfig(parts=parts if part != "map" else parts[1:]))
-    assert [name for name, _ in base.named_modules()] == names
-    assert torch.equal(logits(base, BATCH), before)
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_a_second_stack_that_fits_nowhere_leaves_the_first_as_it_was(part):
-    model = get_peft_model(TINY["llama"](), training_stack()).eval()
-    randomise(model)
-    names, before = [name for name, _ in model.named_parameters()], logits(model, BATCH)
-    parts = [bottleneck(), lora("llama"), PARTS[part]]
-    with pytest.raises(ValueError, match=r"nowhere|heads=3"):
-        model.add_adapter("other", LoradaConfig(parts=parts))
-    assert list(model.peft_config) == ["default"]
-    assert model.active_adapters == ["default"]
-    assert [name for name, _ in model.named_parameters()] == names
-    assert torch.equal(logits(model, BATCH), before)
-    model.add_adapter("other", LoradaConfig(parts=parts[:2]))  # the name is free again

@@ -453,14 +453,3 @@ def test_placement_or_target_that_a_model_lacks_is_an_error_in_one_line(case):
 def test_bad_values_are_errors_that_show_them(options, message):
     with pytest.raises(ValueError, match=message):
         BottleneckConfig(**options)
-
-
-def test_two_parts_of_one_placement_on_one_module_are_refused():
-    parts = [bottleneck(placement="series"), bottleneck(placement="series", rank=5)]
-    with pytest.raises(ValueError, match=r"two parts of type .*BOTTLENECK both target .*down_proj"):
-        get_peft_model(ARCHITECTURES["llama"](), LoradaConfig(parts=parts))
-
-
-def test_adapters_cannot_be_merged():
-    with pytest.raises(ValueError, match="Bottleneck parts cannot be merged"):
-        adapted("llama", "series").merge_and_unload()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES
 from conftest import TINY
-from peft import LoraConfig, get_peft_model
+from peft import LNTuningConfig, LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from stacks import QUERY, VALUE, batch, bottleneck, ia3, lmam, logits, lora, randomise
 from torch import nn
@@ -45,6 +45,11 @@ MISFITS = {
         "llama",
         lambda: [lora("llama"), bottleneck(), nowhere()],
         rf"LoraConfig, part 3 of 3 .*{LLAMA_HAS}",
+    ),
+    "norms after a map": (
+        "llama",
+        lambda: [lmam(), LNTuningConfig(target_modules=["nope"])],
+        rf"LNTuningConfig, part 2 of 2 .*{LLAMA_HAS}",
     ),
     "layer out of range": (
         "llama",

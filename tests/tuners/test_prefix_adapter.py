@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 from conftest import TINY, assert_close
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from prefixes import (
     LENGTH,
     WIDTH,
@@ -180,17 +180,6 @@ def test_each_sample_of_a_mixed_batch_sees_its_own_prefix(prefix, name, padded, 
     assert_close(mixed[real], torch.cat(expected)[real])
 
 
-def test_a_mixed_batch_generates_with_beams():
-    model = two_adapters("flat")
-    tokens = batch("llama")["input_ids"]
-    options = {"max_new_tokens": 4, "min_new_tokens": 4, "num_beams": 3, "do_sample": False}
-    names = ["default", "__base__", "second"]
-    together = model.generate(input_ids=tokens, adapter_names=names, **options)
-    for i, name in enumerate(names):
-        alone = model.generate(input_ids=tokens[i : i + 1], adapter_names=[name], **options)
-        assert together[i].tolist() == alone[0].tolist()
-
-
 def test_prefixes_of_several_active_adapters_stand_one_behind_the_other():
     model, inputs = two_adapters("flat"), batch("llama")
     model.base_model.set_adapter(["default", "second"])
@@ -262,18 +251,3 @@ def test_two_parts_share_a_network_if_they_are_of_one_size():
     get_peft_model(TINY["llama"](), parts_by_layer(length=2, projection=None))
     with pytest.raises(ValueError, match=r"length=2, projection=5 of .* differ from length=3"):
         get_peft_model(TINY["llama"](), parts_by_layer(length=2))
-
-
-def test_an_adapter_of_another_size_is_refused(tmp_path):
-    trained("flat").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="another model size or head count"):
-        PeftModel.from_pretrained(TINY["llama"](num_key_value_heads=4), tmp_path)
-
-
-def test_it_goes_with_lora_on_the_projections_of_its_attention():
-    parts = [PrefixConfig(length=LENGTH), LoraConfig(target_modules=["k_proj", "v_proj"])]
-    model = get_peft_model(TINY["llama"](), LoradaConfig(parts=parts))
-    randomise(model)
-    inputs = batch("llama")
-    expected = logits(model.eval(), inputs)
-    assert_close(logits(model.merge_weights(), inputs), expected)

@@ -10,7 +10,6 @@ from prefixes import (
     WIDTH,
     config_of,
     count,
-    every_part,
     every_prefix,
     layers,
     networks,
@@ -154,26 +153,6 @@ def test_a_network_is_the_one_of_the_formula_with_its_gradients():
 # Training.
 
 
-@every_part
-@every_prefix
-def test_only_the_adapter_trains_and_the_loss_falls(prefix, part):
-    model = get_peft_model(TINY["llama"](), config_of(prefix, part, "llama")).train()
-    assert all(".lora_" in name for name in trainable(model))
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    inputs = batch("llama")
-    optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.1)
-    losses = []
-    for _ in range(8):
-        loss = model(**inputs, labels=inputs["input_ids"]).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    assert losses[-1] < 0.9 * losses[0]
-    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
-    assert moved == set(trainable(model))
-
-
 @pytest.mark.parametrize("reentrant", [True, False])
 @every_prefix
 def test_gradient_checkpointing_changes_no_gradient(prefix, reentrant):
@@ -193,25 +172,6 @@ def test_gradient_checkpointing_changes_no_gradient(prefix, reentrant):
     for name, expected in gradients[0].items():
         assert_close(gradients[1][name], expected)
         assert expected.abs().max() > 0
-
-
-@pytest.mark.fp64(False)
-@every_prefix
-def test_a_half_precision_base_keeps_the_prefix_in_fp32(prefix):
-    model = get_peft_model(
-        TINY["llama"](dtype=torch.bfloat16).bfloat16(), config_of(prefix, "alone", "llama")
-    )
-    assert {p.dtype for p in trainable(model).values()} == {torch.float32}
-    found = logits(model.eval(), batch("llama"))
-    assert found.dtype == torch.bfloat16
-    assert found.isfinite().all()
-    low = get_peft_model(
-        TINY["llama"]().bfloat16(),
-        config_of(prefix, "alone", "llama"),
-        autocast_adapter_dtype=False,
-    )
-    assert {p.dtype for p in trainable(low).values()} == {torch.bfloat16}
-    assert logits(low.eval(), batch("llama")).isfinite().all()
 
 
 def test_a_resumed_training_is_the_uninterrupted_one(tmp_path):

@@ -1,6 +1,5 @@
 """SoraConfig and its callback: gates, thresholds, dropped ranks."""
 
-import math
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +9,7 @@ from conftest import TINY, assert_close
 from peft import LoraConfig, PeftModel, get_peft_model
 from stacks import batch, lmam, logits, randomise
 from torch import nn
-from transformers import DebertaV2Config, DebertaV2Model, GPT2Config, GPT2LMHeadModel
+from transformers import DebertaV2Config, DebertaV2Model
 
 from lorada import LoradaConfig, SoraConfig
 from lorada.methods.callbacks.sora import SoraCallback
@@ -93,13 +92,6 @@ def test_soft_threshold_leaves_005_of_015_where_the_released_one_leaves_nothing(
     assert torch.equal(released_threshold(GATES, 0.0), GATES)
 
 
-def test_soft_threshold_is_the_proximal_map_of_the_absolute_value():
-    grid = torch.linspace(-1, 1, 20001, dtype=torch.float64)
-    for gate in GATES:
-        objective = 0.5 * (grid - gate) ** 2 + 0.1 * grid.abs()
-        assert abs(grid[objective.argmin()] - soft_threshold(gate, 0.1)) < 1e-4
-
-
 # Parameters.
 
 
@@ -114,19 +106,6 @@ def test_deberta_v3_base_has_the_count_of_the_paper():
     count = sora_count(model)
     assert (count.matrices, count.gates) == (1_327_104, 576)
     assert model.get_nb_trainable_parameters()[0] == count.remaining == 1_327_680
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_only_the_matrices_and_gates_train(name):
-    model = get_peft_model(TINY[name](), SoraConfig(rank=3))
-    trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert trained
-    assert all(n.split(".")[-2] in ("lora_A", "lora_B", "lora_gate") for n in trained)
-    wide = 48 + 32
-    sizes = {"llama": 2 * 64 + 2 * (32 + 16) + 3 * wide, "roberta": 4 * 64 + 2 * wide}
-    matrices = {"llama": 7, "roberta": 6}
-    expected = 2 * 3 * (sizes[name] + matrices[name])
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
 
 
 def test_each_zero_gate_frees_the_ranks_of_its_own_matrix():
@@ -145,12 +124,11 @@ def test_each_zero_gate_frees_the_ranks_of_its_own_matrix():
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("pruned", [False, True], ids=["whole", "pruned"])
-def test_saved_adapter_loads_with_the_same_logits(name, pruned, tmp_path):
+def test_a_pruned_adapter_computes_the_same_and_loads_again(name, tmp_path):
     model, inputs = adapted(name), batch(name)
     close_gates(model)
     expected = logits(model, inputs)
-    count = prune(model) if pruned else sora_count(model)
+    count = prune(model)
     assert_close(logits(model, inputs), expected)
     model.save_pretrained(tmp_path)
 
@@ -160,8 +138,7 @@ def test_saved_adapter_loads_with_the_same_logits(name, pruned, tmp_path):
         ).eval()
         assert_close(logits(loaded, inputs), logits(model, inputs))
     total = sum(p.numel() for n, p in loaded.named_parameters() if "lora_" in n)
-    assert total == (count.remaining if pruned else count.matrices + count.gates)
-    assert count.zero_gates > 0
+    assert total == count.remaining < count.matrices + count.gates
 
 
 def test_ranks_dropped_in_a_stack_load_again(tmp_path):
@@ -179,75 +156,6 @@ def test_ranks_dropped_in_a_stack_load_again(tmp_path):
         assert_close(logits(loaded, inputs), logits(model, inputs))
         assert sora_count(loaded).remaining == count.remaining < count.matrices + count.gates
         assert sora_count(loaded).zero_gates == 0
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_merging_changes_nothing_and_unmerging_restores(name):
-    model, inputs = adapted(name).double(), batch(name)
-    close_gates(model)
-    expected, base = logits(model, inputs), logits(TINY[name]().double(), inputs)
-    assert (expected - base).abs().max() > 0.1
-
-    model.merge_adapter(safe_merge=True)
-    assert_close(logits(model, inputs), expected)
-    model.unmerge_adapter()
-    with model.disable_adapter():
-        assert_close(logits(model, inputs), base)
-    assert_close(logits(model.merge_and_unload(), inputs), expected)
-
-
-def test_gpt2s_transposed_maps_are_adapted_and_merged():
-    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4)).eval()
-    inputs = batch("llama")
-    base = logits(gpt2, inputs)
-    model = get_peft_model(gpt2, SoraConfig(rank=3)).eval()
-    assert len(layers(model)) == 2 * 4
-    assert torch.equal(logits(model, inputs), base)
-    randomise(model)
-    expected = logits(model, inputs)
-    assert (expected - base).abs().max() > 0.1
-    merged = model.merge_and_unload()
-    assert_close(logits(merged, inputs), expected)
-    assert all(parameter.is_contiguous() for parameter in merged.parameters())
-
-
-def test_adapters_are_added_switched_disabled_and_deleted():
-    model, inputs = adapted("llama"), batch("llama")
-    first, base = logits(model, inputs), logits(TINY["llama"](), inputs)
-    model.add_adapter("other", SoraConfig(rank=2, target_modules=["q_proj"]))
-    randomise(model, "other")
-    assert torch.equal(logits(model, inputs), first)
-    model.set_adapter("other")
-    second = logits(model, inputs)
-    assert (second - first).abs().max() > 0.1
-    with model.disable_adapter():
-        assert torch.equal(logits(model, inputs), base)
-    model.delete_adapter("default")
-    assert torch.equal(logits(model, inputs), second)
-    assert torch.equal(logits(model.unload(), inputs), base)
-
-
-@pytest.mark.fp64(False)
-def test_half_precision_base_keeps_its_adapter_in_full_precision():
-    model = get_peft_model(TINY["llama"]().to(torch.bfloat16), SoraConfig(rank=3)).eval()
-    assert {p.dtype for n, p in model.named_parameters() if "lora_" in n} == {torch.float32}
-    randomise(model)
-    assert logits(model, batch("llama")).dtype == torch.bfloat16
-
-    half = TINY["llama"]().to(torch.bfloat16)
-    for config in (SoraConfig(rank=3), LoradaConfig(parts=[SoraConfig(rank=3)])):
-        model = get_peft_model(half, config, autocast_adapter_dtype=False)
-        assert {p.dtype for n, p in model.named_parameters() if "lora_" in n} == {torch.bfloat16}
-        half = model.unload()
-
-
-def test_a_stack_with_lora_on_the_same_maps_merges_into_one():
-    parts = [LoraConfig(r=2, target_modules=["q_proj"]), SoraConfig(rank=3), lmam()]
-    model = get_peft_model(TINY["llama"](), LoradaConfig(parts=parts)).eval().double()
-    randomise(model)
-    inputs = batch("llama")
-    expected = logits(model, inputs)
-    assert_close(logits(model.merge_weights(), inputs), expected)
 
 
 # Training.
@@ -338,22 +246,6 @@ def test_run_that_resumes_is_the_run_that_did_not(tmp_path):
         assert torch.equal(left, right)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients():
-    gradients = []
-    for checkpointing in (False, True):
-        torch.manual_seed(0)
-        model = adapted("llama").train()
-        if checkpointing:
-            model.gradient_checkpointing_enable()
-            model.enable_input_require_grads()
-        ids = torch.arange(5, 21).view(2, 8)
-        model(input_ids=ids, labels=ids).loss.backward()
-        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for key, value in gradients[0].items():
-        assert_close(gradients[1][key], value)
-
-
 # Bad values.
 
 
@@ -393,44 +285,3 @@ def test_training_without_gates_or_with_another_decay_is_an_error(tmp_path):
     run.args.deepspeed = "zero2.json"
     with pytest.raises(ValueError, match="DeepSpeed gives no access to them: use penalty=0"):
         run.callback_handler.on_train_begin(run.args, run.state, run.control)
-
-
-@pytest.mark.parametrize("stacked", [False, True], ids=["alone", "stack"])
-def test_each_sample_of_a_batch_can_have_its_own_adapter(stacked):
-    def config(rank: int):
-        part = SoraConfig(rank=rank)
-        return (
-            LoradaConfig(parts=[part, LoraConfig(target_modules=["q_proj"])]) if stacked else part
-        )
-
-    model, inputs = get_peft_model(TINY["llama"](), config(3)).eval(), batch("llama")
-    model.add_adapter("other", config(2))
-    randomise(model)
-    randomise(model, "other")
-    names = ["other", "__base__", "default"]
-    mixed = logits(model, inputs, adapter_names=names)
-    with model.disable_adapter():
-        alone = {"__base__": logits(model, inputs)}
-    for name in ("default", "other"):
-        model.set_adapter(name)
-        alone[name] = logits(model, inputs)
-    for i, name in enumerate(names):
-        assert_close(mixed[i], alone[name][i])
-    beams = {"max_new_tokens": 4, "num_beams": 2, "do_sample": False}
-    first = {key: value[:1] for key, value in inputs.items()}
-    generated = model.generate(**first, adapter_names=["other"], **beams)
-    assert torch.equal(generated, model.generate(**first, **beams))
-
-
-def test_safe_merge_refuses_weights_that_are_no_numbers():
-    model = adapted("llama")
-    with torch.no_grad():
-        layers(model)[0].lora_A["default"][0, 0] = math.nan
-    with pytest.raises(ValueError, match="NaNs detected in the merged weights"):
-        model.merge_and_unload(safe_merge=True)
-
-
-def test_weights_of_another_size_are_refused(tmp_path):
-    adapted("llama").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="saved for another model size"):
-        PeftModel.from_pretrained(TINY["llama"](intermediate_size=64), tmp_path)
