@@ -195,7 +195,7 @@ def test_the_kind_of_a_model_is_read_from_its_config():
         ("shira", LlamaConfig(**DECODER_SIZES | {"hidden_size": 64}), {},
          "shira.r=38 is more than a weight of 32 × 64 has room for: taking 21", 0, "r", 21),
         ("lamda", LlamaConfig(**DECODER_SIZES), {},
-         "lamda.rank=32 is more than a weight of 16 × 32 has: taking 16", 0, "rank", 16),
+         "lamda.rank=32 is more than a weight of 16 × 32 has room for: taking 16", 0, "rank", 16),
         ("quanta", GPT2Config(n_embd=32, n_layer=2, n_head=4), {},
          "quanta.target_modules=['attn.c_attn'] is query, key and value in one",
          0, "target_modules", ["attn.c_proj"]),

@@ -5,9 +5,8 @@ from transformers import BartConfig, LlamaConfig
 
 from lorada import METHODS, GainConfig, build_method
 from lorada.cli.terminal import OURS, method_page, methods_table
-from lorada.methods.describe import describe
 from lorada.methods.extensions import EXTENSIONS
-from lorada.methods.lookup import method_named
+from lorada.methods.lookup import describe, method_named
 from lorada.methods.sizes import default_rate
 
 

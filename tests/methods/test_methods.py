@@ -10,7 +10,7 @@ from peft import LoraConfig
 from transformers import BartConfig, BertConfig, DebertaV2Config, LlamaConfig
 
 from lorada import METHODS, BottleneckConfig, LmamConfig, build_method
-from lorada.methods.describe import describe
+from lorada.methods.lookup import describe
 from lorada.methods.method import Method, Unpublished
 from lorada.methods.task_head import select_trainable
 from lorada.runs.recipe import load_recipe

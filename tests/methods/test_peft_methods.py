@@ -10,8 +10,7 @@ from peft import PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from lorada import METHODS, build_method
-from lorada.methods.describe import describe
-from lorada.methods.lookup import method_named
+from lorada.methods.lookup import describe, method_named
 from lorada.methods.method import peft_configs
 from lorada.methods.peft_methods import peft_names, peft_types
 from lorada.runs.models.count import count_parameters

@@ -9,8 +9,7 @@ from peft import PeftModel
 from test_peft_methods import IDS, TUNERS, logits, placed, trained
 
 from lorada import METHODS, build_method
-from lorada.methods.describe import describe
-from lorada.methods.lookup import method_named
+from lorada.methods.lookup import describe, method_named
 from lorada.methods.method import SHIFTED_ATTENTION, Method
 
 LLAMA = TINY["llama"]().config

@@ -13,9 +13,9 @@ from transformers import AttentionInterface, DeepseekV3Config, DeepseekV3ForCaus
 
 from lorada import GainConfig, LoradaConfig, PrefixConfig
 from lorada.attention.attend import READER
+from lorada.attention.modules import self_attentions
 from lorada.functional.gains import query_gains_reference, scale_heads_reference
 from lorada.tuners.gain import GainLayer
-from lorada.tuners.lmam import self_attentions
 
 pytestmark = pytest.mark.fp64
 
@@ -282,7 +282,7 @@ def test_queries_may_be_wider_than_what_a_head_gives():
         ),
         (
             lambda: get_peft_model(torch.nn.Sequential(torch.nn.Linear(2, 2)), GainConfig()),
-            "no self-attention module of Sequential can have gains",
+            "no self-attention module of Sequential dispatches through",
         ),
     ],
 )

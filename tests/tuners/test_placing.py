@@ -79,7 +79,7 @@ MISFITS = {
     "map without attention": (
         "odd",
         lambda: [LoraConfig(r=2, target_modules=["first"]), lmam()],
-        "LmamConfig, part 2 of 2 .*no self-attention module of this model",
+        "LmamConfig, part 2 of 2 .*no self-attention module of Odd dispatches",
     ),
     "lora without a default": (
         "odd",

@@ -16,7 +16,7 @@ def methods(
 ) -> None:
     """List the methods: what each is, its formula, its paper, and how it runs."""
     from lorada.cli.terminal import method_page, methods_table
-    from lorada.methods.describe import describe
+    from lorada.methods.lookup import describe
     from lorada.methods.table import METHODS
 
     names = [name] if name else list(METHODS)

@@ -19,7 +19,7 @@ BAR = 10  # characters of the longest bar; a layer's name fits beside it
 
 
 def methods_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The table of methods; ``rows`` is name → description by ``methods.describe.describe``."""
+    """The table of methods; ``rows`` is name → description by ``methods.lookup.describe``."""
     table = Table("method", "what, formula", "runs", "models", "settings from, paper")
     table.show_lines = True
     for name, row in rows.items():

@@ -15,11 +15,11 @@ from torch import nn
 
 from lorada.attention.call import head_count
 from lorada.attention.interface import dispatches
+from lorada.attention.modules import self_attentions
 from lorada.methods.matrix_names import SCHEMES
 from lorada.methods.meta_model import meta_model
 from lorada.methods.method import SHIFTED_ATTENTION, Method, Settings, part_class
 from lorada.tuners.base.linears import linears, widths
-from lorada.tuners.lmam import self_attentions
 
 
 def refuse_undefined(method: Method, model_config: Any) -> None:
@@ -122,24 +122,6 @@ def _fit_tokens(left: int) -> Fit:
     return fit
 
 
-def _fit_shira(r: int, values: Settings, model: _Model, part: str) -> tuple[int, str]:
-    """At most the r for which every weight (in · out entries) has r·(in + out) entries."""
-    shapes = _matrices(part, values, model)
-    if not shapes:
-        return r, ""
-    room, (rows, columns) = min(((i * o) // (i + o), (o, i)) for i, o in shapes)
-    return max(1, min(r, room)), f"is more than a weight of {rows} × {columns} has room for"
-
-
-def _fit_lamda(rank: int, values: Settings, model: _Model, part: str) -> tuple[int, str]:
-    """At most the rank of every weight."""
-    shapes = _matrices(part, values, model)
-    if not shapes:
-        return rank, ""
-    columns, rows = min(shapes, key=min)
-    return min(rank, columns, rows), f"is more than a weight of {rows} × {columns} has"
-
-
 def _fit_fused(targets: Any, values: Settings, model: _Model, part: str) -> tuple[Any, str]:
     """The output projection, if query, key and value are one matrix in the model."""
     scheme = SCHEMES.get(model.config.model_type)
@@ -166,8 +148,11 @@ def _fit_below(most: Callable[[int, int], int]) -> Fit:
 
     def fit(size: int, values: Settings, model: _Model, part: str) -> tuple[int, str]:
         shapes = _matrices(part, values, model)
-        room = min((most(*shape) for shape in shapes), default=size)
-        return min(size, room), f"is more than the {room} that a weight has room for"
+        if not shapes:
+            return size, ""
+        columns, rows = min(shapes, key=lambda shape: most(*shape))
+        why = f"is more than a weight of {rows} × {columns} has room for"
+        return max(1, min(size, most(columns, rows))), why
 
     return fit
 
@@ -176,8 +161,9 @@ _FITS: dict[str, dict[str, Fit]] = {
     "quanta": {"target_modules": _fit_fused},
     "lmam": {"heads": _fit_heads, "length": _fit_tokens(left=0)},
     "prefix": {"length": _fit_tokens(left=1)},
-    "shira": {"r": _fit_shira},
-    "lamda": {"rank": _fit_lamda},
+    # It trains r·(in + out) of a weight's in · out entries.
+    "shira": {"r": _fit_below(lambda rows, columns: rows * columns // (rows + columns))},
+    "lamda": {"rank": _fit_below(min)},
     "boft": {"boft_block_size": _fit_divisor(0)},
     "c3a": {"block_size": _fit_divisor(0, 1)},
     "fourierft": {"n_frequency": _fit_below(lambda rows, columns: rows * columns)},

@@ -96,7 +96,8 @@ class GaLoreAdamW(torch.optim.Optimizer):
         if group["rank"] is not None:
             if done % group["refresh"] == 0:
                 state["projector"] = projector(gradient, group["rank"], tall)
-            gradient = project(gradient, state["projector"], tall)
+            vectors = state["projector"]
+            gradient = gradient @ vectors.T if tall else vectors.T @ gradient
         if done == 0:
             state["first"] = torch.zeros_like(gradient)
             state["second"] = torch.zeros_like(gradient)
@@ -107,7 +108,8 @@ class GaLoreAdamW(torch.optim.Optimizer):
         root = second.sqrt().div_((1 - beta2 ** state["step"]) ** 0.5).add_(group["eps"])
         change = (first / root).div_(1 - beta1 ** state["step"])
         if group["rank"] is not None:
-            change = project_back(change, state["projector"], tall).mul_(group["scale"])
+            vectors = state["projector"]
+            change = (change @ vectors if tall else vectors @ change).mul_(group["scale"])
         parameter.add_(change, alpha=-group["lr"])
         if group["weight_decay"]:
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
@@ -119,16 +121,6 @@ def projector(gradient: Tensor, rank: int, tall: bool) -> Tensor:
     left, _, right = torch.linalg.svd(wide, full_matrices=False)
     vectors: Tensor = right[:rank] if tall else left[:, :rank]
     return vectors.contiguous().to(gradient.dtype)
-
-
-def project(gradient: Tensor, vectors: Tensor, tall: bool) -> Tensor:
-    """The projected gradient: G Qᵀ if ``tall``, else Pᵀ G."""
-    return gradient @ vectors.T if tall else vectors.T @ gradient
-
-
-def project_back(change: Tensor, vectors: Tensor, tall: bool) -> Tensor:
-    """Map a change of the projected gradient back to a change of the weight."""
-    return change @ vectors if tall else vectors @ change
 
 
 def galore(

@@ -7,7 +7,7 @@ batches. From "Sparse High Rank Adapters" (2024), which does not say how many ba
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -30,8 +30,8 @@ def snip(
 ) -> PeftConfig:
     """Choose the entries that the SHiRA parts of a config train, by backward passes of the base.
 
-    The model is left as it was. With one batch, the gradient of only one weight is in memory at a
-    time; with several, the sum of the gradients of every weight is, in fp32.
+    The model is left as it was. Beside the sum of the gradients of every weight, in fp32, the
+    gradient of only one weight is in memory at a time.
 
     Args:
         model: the base model, without adapters.
@@ -96,50 +96,33 @@ def _best_entries(
     model: nn.Module, batches: list[Any], counts: dict[nn.Linear, int]
 ) -> dict[nn.Linear, Tensor]:
     """The flat indices of the entries with the largest |W · ḡ| of each module's weight."""
-    sums: dict[nn.Linear, Tensor] = {}
-    best: dict[nn.Linear, Tensor] = {}
+    sums: dict[Tensor, Tensor] = {}
 
-    def choose(module: nn.Linear, gradient: Tensor) -> None:
-        score = (module.weight.detach().float() * gradient).abs().flatten()
-        if not score.isfinite().all():
-            raise ValueError(f"SNIP: the gradient of {_name(model, module)} is not finite")
-        # topk takes an exact number; a threshold would take more where scores are equal.
-        best[module] = score.topk(counts[module], sorted=False).indices
+    def add(weight: Tensor) -> None:
+        assert weight.grad is not None
+        gradient, weight.grad = weight.grad.float(), None
+        sums[weight] = sums[weight].add_(gradient) if weight in sums else gradient
 
-    def fold(module: nn.Linear, last: bool) -> None:
-        assert module.weight.grad is not None
-        gradient, module.weight.grad = module.weight.grad.float(), None
-        if module in sums:
-            gradient += sums.pop(module)
-        if last:
-            choose(module, gradient)
-        else:
-            sums[module] = gradient
-
-    with _only_gradients_of(model, counts):
-        for number, batch in enumerate(progress_bar(batches, "Calibrating"), 1):
-            last = number == len(batches)
-            hooks = [
-                module.weight.register_post_accumulate_grad_hook(
-                    lambda _, module=module, last=last: fold(module, last)
-                )
-                for module in counts
-            ]
-            try:
-                loss = _loss(model, batch)
-                if loss.requires_grad:
-                    loss.backward()
-            finally:
-                for hook in hooks:
-                    hook.remove()
-    for module in list(sums):  # weights that the last batch did not use
-        choose(module, sums.pop(module))
-    for module in counts:
-        if module not in best:
+    with _only_gradients_of(model, counts), ExitStack() as stack:
+        for module in counts:
+            hook = module.weight.register_post_accumulate_grad_hook(add)
+            stack.callback(hook.remove)
+        for batch in progress_bar(batches, "Calibrating"):
+            loss = _loss(model, batch)
+            if loss.requires_grad:
+                loss.backward()
+    best = {}
+    for module, count in counts.items():
+        if module.weight not in sums:
             raise ValueError(
                 f"SNIP: no gradient of the loss reaches {_name(model, module)}: "
                 "leave it out of target_modules"
             )
+        score = (module.weight.detach().float() * sums.pop(module.weight)).abs().flatten()
+        if not score.isfinite().all():
+            raise ValueError(f"SNIP: the gradient of {_name(model, module)} is not finite")
+        # topk takes an exact number; a threshold would take more where scores are equal.
+        best[module] = score.topk(count, sorted=False).indices
     return best
 
 

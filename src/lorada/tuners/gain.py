@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from lorada.attention.attention_map import for_samples
 from lorada.attention.call import head_count, head_width
-from lorada.attention.modules import attention_classes
 from lorada.attention.queries import QueryListener
 from lorada.functional.gains import gain_delta, query_gains, scale_heads
 from lorada.functional.precision import wide
@@ -26,10 +25,9 @@ from lorada.tuners.base.config import LoradaPeftConfig, register, require_choice
 from lorada.tuners.base.delta_layer import DeltaLayer
 from lorada.tuners.base.entries import Entries, refuse_offloaded
 from lorada.tuners.base.layer import sample_mask
-from lorada.tuners.base.linears import linear_of, within_layer
-from lorada.tuners.base.tuner import HostModel
+from lorada.tuners.base.linears import linear_of
+from lorada.tuners.base.tuner import SelfAttentionModel
 from lorada.tuners.bottleneck.layouts import ATTENTIONS
-from lorada.tuners.lmam import can_hold_map, self_attentions
 
 FORMS = ("constant", "query")
 
@@ -143,38 +141,16 @@ class GainLayer(DeltaLayer):
         return for_samples(self.scaled(name, gain), sample_mask(samples, x.device), x.shape[0])
 
     def delta(self, name: str) -> Tensor:
-        """W_o diag(g), where W_o is without gains that are merged already.
-
-        Raises:
-            ValueError: for gains that depend on the query.
-        """
-        refuse_query(self.configs[name])
+        """W_o diag(g), where W_o is without gains that are merged already."""
         weight = wide(self.matrix()) - sum(self._merged_deltas.values())
         return gain_delta(weight, self.lora_gain[name])
 
 
-class GainModel(HostModel):
+class GainModel(SelfAttentionModel):
     """Places gains behind every self-attention module that a ``GainConfig`` names."""
 
     host_kind = "a self-attention module whose heads can have gains"
     tuner_layer_cls = GainLayer
-
-    def can_host(self, module: nn.Module) -> bool:
-        """Whether a module is attention of a kind that is known."""
-        return can_hold_map(module)
-
-    def candidates(self, config: Any) -> list[str]:
-        """Names, within a layer, of the self-attention modules of this model."""
-        return sorted({within_layer(name) for name in self_attentions(self.model)})
-
-    def _prepare_adapter_config(self, peft_config: GainConfig, model_config: Any) -> GainConfig:
-        if not self.candidates(peft_config):
-            raise ValueError(
-                f"no self-attention module of {type(self.model).__name__} can have gains; it has "
-                f"{attention_classes(self.model) or 'no attention'}"
-            )
-        super()._prepare_adapter_config(peft_config, model_config)
-        return peft_config
 
     def _prepare_model(self, peft_config: GainConfig, model: nn.Module) -> None:
         refuse_offloaded(model, "Gain")
@@ -194,8 +170,12 @@ class GainModel(HostModel):
 
     def _check_merge_allowed(self) -> None:
         for name in self.active_adapters:
-            if name in self.peft_config:
-                refuse_query(self.peft_config[name])
+            config = self.peft_config.get(name)
+            if config is not None and not config.mergeable:
+                raise ValueError(
+                    "Gain parts cannot be merged into the weights, as with "
+                    f"form={config.form!r} they differ from token to token: keep it as an adapter"
+                )
         super()._check_merge_allowed()
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
@@ -223,19 +203,6 @@ def output_projection(model: nn.Module, attention: str) -> str:
         f"({type(model.get_submodule(attention)).__name__}) is not known: "
         "leave the module out with exclude_modules"
     )
-
-
-def refuse_query(config: GainConfig) -> None:
-    """Refuse to merge gains that depend on the query.
-
-    Raises:
-        ValueError: if the form is ``query``.
-    """
-    if not config.mergeable:
-        raise ValueError(
-            f"Gain parts cannot be merged into the weights, as with form={config.form!r} they "
-            "differ from token to token: keep it as an adapter"
-        )
 
 
 register("GAIN", GainConfig, GainModel)

@@ -24,8 +24,7 @@ from lorada.attention.forward_inputs import (
     ForwardListener,
     forward_listener,
 )
-from lorada.attention.hooks import HOOKS, hooks_for
-from lorada.attention.modules import CROSS_ATTENTION, attention_classes
+from lorada.attention.hooks import hooks_for
 from lorada.attention.observation import AnyMap
 from lorada.functional.maps import Ablation, Align, position_embedding
 from lorada.support.errors import removed_form
@@ -39,8 +38,7 @@ from lorada.tuners.base.config import (
 )
 from lorada.tuners.base.entries import Entries
 from lorada.tuners.base.layer import sample_mask
-from lorada.tuners.base.linears import within_layer
-from lorada.tuners.base.tuner import AttachedModel
+from lorada.tuners.base.tuner import AttachedModel, SelfAttentionModel
 
 Form = Literal["position", "distance"]
 REMOVED_FORMS = ("content", "bilinear")
@@ -293,50 +291,16 @@ class LmamLayer(AttachedLayer):
         return self
 
 
-class LmamModel(AttachedModel):
+class LmamModel(SelfAttentionModel, AttachedModel):
     """Places a map on every self-attention module that an ``LmamConfig`` names."""
 
     child = CHILD
     host_kind = "a self-attention module that can hold a map"
     tuner_layer_cls = LmamLayer
 
-    def _prepare_adapter_config(self, peft_config: LmamConfig, model_config: Any) -> LmamConfig:
-        if not self_attentions(self.model):
-            known = sorted(name.partition(".")[2] for name in HOOKS)
-            raise ValueError(
-                "no self-attention module of this model dispatches through transformers' attention "
-                f"interface or is one of {', '.join(known)}, so a map would have no effect; "
-                f"found {attention_classes(self.model) or 'none'}"
-            )
-        super()._prepare_adapter_config(peft_config, model_config)
-        return peft_config
-
-    def can_host(self, module: nn.Module) -> bool:
-        """Whether a map reaches the attention of this module."""
-        return can_hold_map(module)
-
-    def candidates(self, config: Any) -> list[str]:
-        """Names, within a layer, of the self-attention modules of this model."""
-        return sorted({within_layer(name) for name in self_attentions(self.model)})
-
     def bake(self) -> None:
         """Compute every map once, for inference (the paper's offline Attn_s)."""
         bake(self.model)
-
-
-def can_hold_map(module: nn.Module) -> bool:
-    """Whether a map reaches the attention of this module."""
-    return interface.dispatches(module) or hooks_for(module) is not None
-
-
-def self_attentions(model: nn.Module) -> list[str]:
-    """Names of all self-attention modules of a model that can hold a map."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if can_hold_map(module)
-        and not any(f".{cross}." in f".{name}." for cross in CROSS_ATTENTION)
-    ]
 
 
 def bake(model: nn.Module) -> None:

@@ -203,20 +203,22 @@ class PrefixModel(AttachedModel):
     host_kind = "an attention module that can have a prefix"
     tuner_layer_cls = PrefixPart
 
+    def no_host(self, config: Any) -> str:
+        """Which attention a prefix needs, and which the model has."""
+        return (
+            "a prefix needs attention that dispatches through transformers' interface, or that of "
+            f"DeBERTa-v2; {type(self.model).__name__} computes it itself, in "
+            f"{attention_classes(self.model) or 'none we know'}"
+        )
+
     def _prepare_adapter_config(self, peft_config: PrefixConfig, model_config: Any) -> PrefixConfig:
-        if not self.candidates(peft_config):
-            raise ValueError(
-                "a prefix needs attention that dispatches through transformers' interface, or that "
-                f"of DeBERTa-v2; {type(self.model).__name__} computes it itself, in "
-                f"{attention_classes(self.model) or 'none we know'}"
-            )
+        super()._prepare_adapter_config(peft_config, model_config)
         context = getattr(getattr(self.model, "config", None), "max_position_embeddings", None)
         if isinstance(context, int) and peft_config.length >= context:
             raise ValueError(
                 f"length={peft_config.length} of a prefix must be below the {context} tokens of "
                 "the model's context: lower it"
             )
-        super()._prepare_adapter_config(peft_config, model_config)
         return peft_config
 
     def can_host(self, module: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from itertools import chain
 from peft.tuners.tuners_utils import check_target_module_exists
 
 from lorada.attention.call import head_count
+from lorada.attention.modules import self_attentions
 from lorada.methods.lookup import method_named
 from lorada.methods.meta_model import meta_model
 from lorada.methods.method import Settings, part_class
@@ -17,7 +18,6 @@ from lorada.methods.sizes import BOUNDS, FEWER_WHEN_LARGER, SIZES, Bound
 from lorada.runs.models.loading import load_config
 from lorada.runs.recipe import Recipe
 from lorada.tuners.base.linears import linears, widths, within_layer
-from lorada.tuners.lmam import self_attentions
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,9 @@ class ISTCallback(LayerCallback):
         ValueError: for a value out of range.
     """
 
+    settings = ("update_frac", "suppress_frac", "factor", "every", "samples", "lr", "examples")
+    kept = "scores"
+
     def __init__(
         self,
         update_frac: float = 0.25,
@@ -77,12 +80,6 @@ class ISTCallback(LayerCallback):
         self.scores: list[float] = []
         self._adapters: list[list[BaseTunerLayer]] = []
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the settings and the scores."""
-        names = ("update_frac", "suppress_frac", "factor", "every", "samples", "lr", "examples")
-        settings = {name: getattr(self, name) for name in names}
-        return {"args": settings, "attributes": {"scores": list(self.scores)}}
-
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Find the adapters of each layer, and the scores of a run that is resumed.
 
@@ -99,7 +96,7 @@ class ISTCallback(LayerCallback):
                 f"IST needs an adapter in at least two layers, and {type(model).__name__} has "
                 f"{count}: choose a method such as lora"
             )
-        self.scores = list(self.resumed(state, "scores") or [0.0] * count)
+        self.scores = list(self.resumed(state) or [0.0] * count)
         if len(self.scores) != count:
             raise ValueError(
                 f"the checkpoint has scores of {len(self.scores)} layers, and adapters are in "

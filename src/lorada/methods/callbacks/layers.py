@@ -1,7 +1,7 @@
 """The layers of a model, and callbacks that train some of them at a time."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
@@ -52,8 +52,15 @@ class LayerSwitch:
 
 
 class LayerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
-    """Base of the callbacks that train some layers of a model at a time."""
+    """Base of the callbacks that train some layers of a model at a time.
 
+    Attributes:
+        settings: names of the arguments that the callback was made with.
+        kept: the attribute whose value a run that is resumed takes from its checkpoint.
+    """
+
+    settings: ClassVar[tuple[str, ...]]
+    kept: ClassVar[str]
     _switch: LayerSwitch | None = None
 
     def switch_on(self, model: nn.Module, args: TrainingArguments) -> LayerSwitch:
@@ -67,12 +74,17 @@ class LayerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self._switch = LayerSwitch(model)
         return self._switch
 
-    def resumed(self, state: TrainerState, attribute: str) -> Any:
-        """An attribute from the checkpoint that a run resumes from; None for a new run."""
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        settings = {name: getattr(self, name) for name in self.settings}
+        return {"args": settings, "attributes": {self.kept: getattr(self, self.kept)}}
+
+    def resumed(self, state: TrainerState) -> Any:
+        """What the checkpoint that a run resumes from has kept; None for a new run."""
         saved = (state.stateful_callbacks or {}).get(type(self).__name__)
         if state.global_step == 0 or not isinstance(saved, dict):
             return None
-        return saved["attributes"][attribute]
+        return saved["attributes"][self.kept]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make every layer trainable again."""

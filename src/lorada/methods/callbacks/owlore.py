@@ -53,6 +53,9 @@ class OwLoreCallback(LayerCallback):
         ValueError: for a value out of range.
     """
 
+    settings = ("layers", "every", "sequences", "threshold")
+    kept = "weights"  # those of the model before training
+
     def __init__(
         self,
         layers: int | None = None,
@@ -71,12 +74,6 @@ class OwLoreCallback(LayerCallback):
         self.layers, self.every, self.sequences = layers, every, sequences
         self.threshold = threshold
         self.weights = None if weights is None else list(weights)
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the settings, and the weights of the model before training."""
-        names = ("layers", "every", "sequences", "threshold")
-        settings = {name: getattr(self, name) for name in names}
-        return {"args": settings, "attributes": {"weights": self.weights}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Weigh the layers, and draw the first ones; in a resumed run those that were training.
@@ -99,7 +96,7 @@ class OwLoreCallback(LayerCallback):
                 f"layers={self.layers} of OwLore is more than the {count} layers of "
                 f"{type(model).__name__} that train"
             )
-        self.weights = self.resumed(state, "weights") or self.weights
+        self.weights = self.resumed(state) or self.weights
         if self.weights is None:
             self.weights = self._measured(model, switch, args, kwargs["train_dataloader"])
         if len(self.weights) != count:

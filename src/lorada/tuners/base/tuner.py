@@ -13,6 +13,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
+from lorada.attention.hooks import HOOKS
+from lorada.attention.modules import attention_classes, can_hold_map, self_attentions
 from lorada.support.errors import MOST
 from lorada.tuners.base.attached_layer import AttachedLayer, detach_all
 from lorada.tuners.base.config import PREFIX, STACK, LoradaPeftConfig
@@ -148,6 +150,10 @@ class HostModel(LoradaTuner):
         """Whether a module can hold the part."""
         raise NotImplementedError
 
+    def no_host(self, config: Any) -> str:
+        """What is said of a model in which no module can hold the part."""
+        return f"{type(self.model).__name__} has no module that is {self.host_kind}"
+
     def candidates(self, config: Any) -> list[str]:
         """Names, within a layer, of the modules that get the part by default."""
         modules = self.model.named_modules()
@@ -157,8 +163,11 @@ class HostModel(LoradaTuner):
         self, peft_config: LoradaPeftConfig, model_config: Any
     ) -> LoradaPeftConfig:
         config: Any = peft_config
+        found = self.candidates(config)
+        if not found:
+            raise ValueError(self.no_host(config))
         if config.target_modules is None:
-            config.target_modules = self.candidates(config)
+            config.target_modules = found
         return peft_config
 
     def _check_target_module_exists(self, peft_config: Any, key: str) -> Any:  # type: ignore[override]
@@ -171,6 +180,27 @@ class HostModel(LoradaTuner):
                 f"this model has {self.listed_candidates(peft_config)}"
             )
         return not peft_config.stacks or any(s in key.split(".") for s in peft_config.stacks)
+
+
+class SelfAttentionModel(HostModel):
+    """A tuner whose targets are self-attention modules of a kind that is known."""
+
+    def can_host(self, module: nn.Module) -> bool:
+        """Whether a map would reach the attention of this module."""
+        return can_hold_map(module)
+
+    def candidates(self, config: Any) -> list[str]:
+        """Names, within a layer, of the self-attention modules of this model."""
+        return sorted({within_layer(name) for name in self_attentions(self.model)})
+
+    def no_host(self, config: Any) -> str:
+        """Which modules would do, and which attention the model has."""
+        known = sorted(name.partition(".")[2] for name in HOOKS)
+        return (
+            f"no self-attention module of {type(self.model).__name__} dispatches through "
+            f"transformers' attention interface or is one of {', '.join(known)}; "
+            f"found {attention_classes(self.model) or 'none'}"
+        )
 
 
 class AttachedModel(HostModel):

@@ -259,18 +259,35 @@ class BottleneckModel(AttachedModel):
     def _prepare_adapter_config(
         self, peft_config: BottleneckConfig, model_config: Any
     ) -> BottleneckConfig:
-        found, placement = self.candidates(peft_config), peft_config.placement
-        if not found:
-            raise ValueError(_no_candidates(placement, type(self.model).__name__))
-        if peft_config.target_modules is None:
-            linears = PLACEMENTS[placement].linears
-            if not {name.rpartition(".")[2] for name in found}.issuperset(linears):
+        linears = PLACEMENTS[peft_config.placement].linears
+        if peft_config.target_modules is None and linears:
+            found = {name.rpartition(".")[2] for name in self.candidates(peft_config)}
+            if found and not found.issuperset(linears):
                 raise ValueError(
-                    f"placement={placement!r} is for {' and '.join(linears)}: give target_modules; "
-                    f"this model has {self.listed_candidates(peft_config)}"
+                    f"placement={peft_config.placement!r} is for {' and '.join(linears)}: give "
+                    "target_modules; this model has " + self.listed_candidates(peft_config)
                 )
-            peft_config.target_modules = list(linears) or found
+            peft_config.target_modules = list(linears)
+        super()._prepare_adapter_config(peft_config, model_config)
         return peft_config
+
+    def no_host(self, config: BottleneckConfig) -> str:
+        """What the placement does not know, and where to add it."""
+        placement, model = config.placement, type(self.model).__name__
+        if PLACEMENTS[placement].linears:
+            return (
+                f"placement={placement!r} needs linear layers in the layers of {model}: it has none"
+            )
+        home = "in lorada/tuners/bottleneck/layouts.py"
+        if placement in ("ffn", "pfeiffer"):
+            return (
+                f"placement={placement!r} does not know the FFN of {model}: "
+                f"describe its layer in FFN_LAYOUTS {home}"
+            )
+        return (
+            f"placement={placement!r} does not know the attention of {model}: "
+            f"use placement 'ffn', or add the attention to ATTENTIONS {home}"
+        )
 
     def _check_target_module_exists(self, peft_config: BottleneckConfig, key: str) -> Any:  # type: ignore[override]
         matched = BaseTuner._check_target_module_exists(peft_config, key)
@@ -300,22 +317,6 @@ class BottleneckModel(AttachedModel):
             holder.add_module(insertion.child, layer)
         layer.update_layer(adapter_name, config, self.model)
         layer.train(holder.training)
-
-
-def _no_candidates(placement: str, model: str) -> str:
-    """The error for a model that a placement can put no adapter in."""
-    if PLACEMENTS[placement].linears:
-        return f"placement={placement!r} needs linear layers in the layers of {model}: it has none"
-    home = "in lorada/tuners/bottleneck/layouts.py"
-    if placement in ("ffn", "pfeiffer"):
-        return (
-            f"placement={placement!r} does not know the FFN of {model}: "
-            f"describe its layer in FFN_LAYOUTS {home}"
-        )
-    return (
-        f"placement={placement!r} does not know the attention of {model}: "
-        f"use placement 'ffn', or add the attention to ATTENTIONS {home}"
-    )
 
 
 def model_dropout(model: Any) -> float:

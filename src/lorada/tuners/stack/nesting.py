@@ -46,24 +46,41 @@ def layer_kind(layer: nn.Module) -> type:
 
 
 @contextmanager
-def own_layers_outermost(model: nn.Module, tuner_cls: type[BaseTuner]) -> Iterator[None]:
-    """Let a tuner find its own nested layers, so that it adds to them instead of wrapping again.
+def layers_shown(
+    model: nn.Module, own: type | None = None, *, innermost: bool = False
+) -> Iterator[None]:
+    """Show a tuner its own layer, wherever layers of other tuners are around it.
 
-    Within this context each such layer takes the place of the outermost layer around it.
+    So it adds to that layer instead of wrapping again. With ``innermost`` it is shown the innermost
+    module where it has no layer yet: some tuners measure or count the linear layers that they are
+    placed on, and do not see one inside another tuner's layer. What is placed in this context is
+    put around the layers of others at its end.
+
+    Args:
+        model: the model.
+        own: the class of the tuner's layers; None for a tuner that has placed none.
+        innermost: see above.
     """
-    outermost = []
+    hidden = []
     for name, chain in wrappers(model).items():
-        for layer in chain[1:]:
-            if layer_kind(layer) is tuner_cls.tuner_layer_cls:
-                holder, _, child = name.rpartition(".")
-                parent = model.get_submodule(holder)
-                outermost.append((parent, child, chain[0]))
-                setattr(parent, child, layer)
+        shown = next((layer for layer in chain if layer_kind(layer) is own), None)
+        if shown is None and innermost:
+            shown = chain[-1].base_layer
+        if shown is None or shown is chain[0]:
+            continue
+        holder, _, child = name.rpartition(".")
+        parent = model.get_submodule(holder)
+        hidden.append((parent, child, chain[0], shown))
+        setattr(parent, child, shown)
     try:
         yield
     finally:
-        for parent, child, layer in outermost:
-            setattr(parent, child, layer)
+        for parent, child, outermost, shown in hidden:
+            placed: Any = getattr(parent, child)
+            if placed is shown:
+                setattr(parent, child, outermost)
+            else:
+                placed.base_layer = outermost
 
 
 def check_order(model: nn.Module, adapter_name: str, parts: list[PeftConfig]) -> None:

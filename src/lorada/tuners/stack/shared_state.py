@@ -4,16 +4,14 @@ PEFT keeps such weights on the tuner, in one container for all layers and all ad
 are the adapters' names. In a stack they are on the stack itself, under the names that PEFT saves.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
-from lorada.tuners.base.linears import wrappers
-from lorada.tuners.stack.nesting import layer_kind, own_layers_outermost, owner_of, tuner_of
+from lorada.tuners.stack.nesting import layer_kind, layers_shown, owner_of, tuner_of
 
 # What PeftModel calls the tuner, in names of weights.
 TUNER = "base_model"
@@ -25,47 +23,19 @@ def shares_state(tuner_cls: type[BaseTuner]) -> bool:
     return bool(tuner_cls.uses_shared_state) or makes_before
 
 
-@contextmanager
-def _linears_shown(model: nn.Module, own: type | None = None) -> Iterator[None]:
-    """Show a tuner the innermost module wherever other tuners have wrapped it.
-
-    Some tuners measure or count the linear layers that they are placed on, and do not see one
-    inside another tuner's layer. What is placed in this context is put around those layers at its
-    end. Layers of the class ``own`` are shown themselves.
-    """
-    hidden = []
-    for name, chain in wrappers(model).items():
-        shown = next((c for c in chain if layer_kind(c) is own), chain[-1].base_layer)
-        if shown is chain[0]:
-            continue
-        holder, _, child = name.rpartition(".")
-        parent = model.get_submodule(holder)
-        hidden.append((parent, child, chain[0], shown))
-        setattr(parent, child, shown)
-    try:
-        yield
-    finally:
-        for parent, child, outermost, shown in hidden:
-            placed: Any = getattr(parent, child)
-            if placed is shown:
-                setattr(parent, child, outermost)
-            else:
-                placed.base_layer = outermost
-
-
 def place(model: nn.Module, part: PeftConfig, adapter_name: str, **options: Any) -> BaseTuner:
     """Place a part by a new tuner, which has the shared weights of this adapter only."""
     tuner_cls = tuner_of(part)
     if not shares_state(tuner_cls):
-        with own_layers_outermost(model, tuner_cls):
+        with layers_shown(model, tuner_cls.tuner_layer_cls):
             return tuner_cls(model, {adapter_name: part}, adapter_name, **options)
 
     class Placing(tuner_cls):  # type: ignore[misc, valid-type]
         def _pre_injection_hook(self, model: nn.Module, *arguments: Any) -> None:
-            with _linears_shown(model):
+            with layers_shown(model, innermost=True):
                 super()._pre_injection_hook(model, *arguments)
 
-    with _linears_shown(model, own=tuner_cls.tuner_layer_cls):
+    with layers_shown(model, tuner_cls.tuner_layer_cls, innermost=True):
         tuner: BaseTuner = Placing(model, {adapter_name: part}, adapter_name, **options)
     tuner.__class__ = tuner_cls
     return tuner
