@@ -235,9 +235,10 @@ def test_weights_loaded_after_baking_are_the_ones_used():
     assert_close(model(SAMPLES[1][None]).logits, other(SAMPLES[1][None]).logits)
 
 
+@pytest.mark.parametrize("form", [{"rank": 2, "length": 6}, {"form": "distance"}], ids=str)
 @pytest.mark.parametrize("name", ["falcon", "bloom", "deberta", "deberta_v2"])
-def test_copies_and_pickles_of_a_model_with_hooks_have_a_map_of_their_own(name):
-    config = LmamConfig(rank=2, length=6, inverse_scale=1.0, init_weights=False)
+def test_copies_and_pickles_of_a_model_with_hooks_have_a_map_of_their_own(name, form):
+    config = LmamConfig(**form, inverse_scale=1.0, init_weights=False)
     model = get_peft_model(ARCHITECTURES[name](), config).eval()
     inputs = {"input_ids": torch.randint(5, 90, (2, 7)), "attention_mask": torch.ones(2, 7).long()}
     with torch.no_grad():
@@ -246,7 +247,7 @@ def test_copies_and_pickles_of_a_model_with_hooks_have_a_map_of_their_own(name):
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             torch.testing.assert_close(other(**inputs).logits, expected, atol=0, rtol=0)
             for key, parameter in other.named_parameters():
-                if "lora_w_b" in key:
+                if "lora_w_b" in key or "lora_taps" in key:
                     parameter.add_(1)
             assert not torch.allclose(other(**inputs).logits, expected, atol=1e-3)
             torch.testing.assert_close(model(**inputs).logits, expected, atol=0, rtol=0)

@@ -162,10 +162,3 @@ def test_a_map_beside_the_prefix_adds_the_same_term_as_alone():
     term = first_output(alone) - plain
     assert term.abs().max() > 1e-2
     assert_close(first_output(both) - first_output(prefix), term)
-
-
-def test_a_network_gives_the_prefix_and_folds_into_it():
-    model, batch = adapted(projection=5), inputs("deberta_v2")
-    before = logits(model, **batch)
-    model.base_model.fold()
-    assert_close(logits(model, **batch), before)

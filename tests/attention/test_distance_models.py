@@ -1,23 +1,20 @@
 """The map by distance inside whole models: kernels, hooks, precision, training."""
 
 import copy
-import pickle
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, inputs
+from architectures import ARCHITECTURES
 from conftest import DECODERS, ENCODERS, TINY, assert_close
 from peft import PeftModel, get_peft_model
-from stacks import batch, logits, randomise
-from test_attention_models import SAMPLES, alone, in_batch, map_gradients
+from stacks import batch, logits
+from test_attention_models import SAMPLES, alone, in_batch
 from test_prefix_kernels import flash_kernels  # noqa: F401  # a fixture
 from transformers import DynamicCache
 
 from lorada import LmamConfig
-from lorada.attention.hooks import HookPair
 from lorada.attention.observation import observe
 from lorada.tuners.layer_maps import layer_maps
-from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64
 
@@ -81,23 +78,6 @@ def test_flash_kernels_give_what_sdpa_gives_in_chunks_and_steps(flash_kernels): 
     assert_close(torch.cat(found, 1), expected)
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "bert"])
-def test_gradient_checkpointing_gives_the_same_gradients(name):
-    model = adapted(name).train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        module.dropout_prob = 0.0  # of BERT's attention
-    expected = map_gradients(model, "left")
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.enable_input_require_grads()
-    found = map_gradients(model, "left")
-    assert expected
-    for key, gradient in expected.items():
-        assert gradient.any()
-        assert_close(found[key], gradient)
-
-
 @pytest.mark.fp64(False)
 @pytest.mark.parametrize("name", ["llama", "mistral", "bert"])
 def test_a_map_stays_in_fp32_on_a_half_precision_base(name):
@@ -117,14 +97,6 @@ def test_a_map_stays_in_fp32_on_a_half_precision_base(name):
             assert parameter.dtype == torch.float32
             assert parameter.grad.isfinite().all()
             assert parameter.grad.any()
-
-
-def test_a_new_map_is_zero_and_learns():
-    model = get_peft_model(TINY["llama"](), LmamConfig(**OPTIONS)).eval()
-    with_map = alone(model, SAMPLES[1])
-    with model.disable_adapter():
-        assert_close(with_map, alone(model, SAMPLES[1]))
-    assert all(gradient.any() for gradient in map_gradients(model, "left").values())
 
 
 def test_baking_leaves_a_map_that_depends_on_the_batch_as_it_is():
@@ -161,24 +133,6 @@ def test_decoding_behind_hooks_equals_the_full_forward(name):
     for chunk in tokens.split([4, 1, 1, 1, 1, 1], 1):
         found.append(logits(model, {"input_ids": chunk}, past_key_values=cache, use_cache=True))
     assert_close(torch.cat(found, 1), expected)
-
-
-@pytest.mark.parametrize("name", ["deberta", "deberta_v2", "bloom"])
-def test_copies_and_pickles_of_a_model_with_hooks_have_a_map_of_their_own(name):
-    model = get_peft_model(ARCHITECTURES[name](), LmamConfig(**OPTIONS)).eval()
-    randomise(model)
-    given = inputs(name)
-    expected = logits(model, given)
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(logits(other, given), expected)
-        randomise(other)
-        assert not torch.allclose(logits(other, given), expected, atol=1e-3)
-        assert torch.equal(logits(model, given), expected)
-    pairs = [h for m in model.modules() if isinstance(m, LmamLayer) for h in m._handles
-             if isinstance(h, HookPair)]  # fmt: skip
-    assert len(pairs) == 2
-    for pair in pairs:
-        assert (pair._value, pair._mask) == (None, None)
 
 
 @pytest.mark.slow

@@ -140,18 +140,6 @@ def test_groups_begin_anew_with_each_sequence_of_a_packed_row():
     assert_close(logits(model, packed), expected)
 
 
-def test_checkpointing_gives_the_same_gradients():
-    inputs, gradients = tokens(), []
-    for checkpointing in (False, True):
-        model = shifted(4)
-        if checkpointing:
-            model.gradient_checkpointing_enable()
-        model(**inputs, labels=inputs["input_ids"]).loss.backward()
-        gradients.append([p.grad for p in model.parameters()])
-    for plain, checkpointed in zip(*gradients, strict=True):
-        assert_close(checkpointed, plain)
-
-
 def test_without_a_size_a_group_is_a_quarter_of_the_length():
     inputs = tokens(16)
     assert torch.equal(logits(shifted(), inputs), logits(shifted(4), inputs))

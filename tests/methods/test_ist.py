@@ -323,9 +323,9 @@ def test_the_loss_falls(tmp_path):
         ({"update_frac": 0}, r"update_frac=0 must lie in \(0, 1\]"),
         ({"suppress_frac": 1.5}, "suppress_frac=1.5 must lie in"),
         ({"factor": 1.0}, "factor=1.0 must lie in"),
-        ({"every": 0}, "every=0 must be at least 1"),
-        ({"samples": 0}, "samples=0 must be at least 1"),
-        ({"examples": -1}, "examples=-1 must be at least 1"),
+        ({"every": 0}, "every=0 must be a whole number above 0"),
+        ({"samples": 0}, "samples=0 must be a whole number above 0"),
+        ({"examples": -1}, "examples=-1 must be a whole number above 0"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

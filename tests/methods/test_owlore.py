@@ -202,10 +202,10 @@ def test_the_outlier_ratio_reads_transposed_weights():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layers": 0}, "layers=0 must be at least 1"),
-        ({"every": 0}, "every=0 must be at least 1"),
-        ({"sequences": 0}, "sequences=0 must be at least 1"),
-        ({"threshold": -1}, "threshold=-1 must be positive"),
+        ({"layers": 0}, "layers=0 must be a whole number above 0"),
+        ({"every": 0}, "every=0 must be a whole number above 0"),
+        ({"sequences": 0}, "sequences=0 must be a whole number above 0"),
+        ({"threshold": -1}, "threshold=-1 must be a number above 0"),
         ({"weights": [1, -2]}, r"weights=\[1, -2\] must not be negative"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

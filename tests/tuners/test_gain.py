@@ -14,7 +14,6 @@ from transformers import AttentionInterface, DeepseekV3Config, DeepseekV3ForCaus
 from lorada import GainConfig, LoradaConfig, PrefixConfig
 from lorada.attention.attend import READER
 from lorada.attention.modules import self_attentions
-from lorada.functional.gains import query_gains_reference, scale_heads_reference
 from lorada.tuners.gain import GainLayer
 
 pytestmark = pytest.mark.fp64
@@ -62,7 +61,7 @@ def test_constant_gains_scale_the_columns_of_the_output_projection(name):
 
 
 class ByHand:
-    """The attention of a plain model with each head's output scaled by the reference."""
+    """The attention of a plain model with each head's output scaled by the formula."""
 
     def __init__(self, model: PeftModel, plain) -> None:
         self.weights = {
@@ -75,8 +74,9 @@ class ByHand:
         self.plain = AttentionInterface._global_mapping["sdpa"]
 
     def scaled(self, module, query, attended):
-        gains = query_gains_reference(query, *self.weights[module])
-        return scale_heads_reference(attended.flatten(2), gains).view(attended.shape)
+        weight, gain = self.weights[module]
+        gains = gain + torch.einsum("bhtd,hd->bth", query, weight) / query.shape[-1] ** 0.5
+        return attended * (1 + gains[..., None])
 
     def __call__(self, module, query, key, value, mask, **kwargs):
         attended, weights = self.plain(module, query, key, value, mask, **kwargs)

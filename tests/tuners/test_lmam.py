@@ -4,9 +4,9 @@ import pytest
 import torch
 from conftest import TINY, assert_close
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
-from stacks import batch, logits, lora, randomise
+from stacks import batch, logits, randomise
 
-from lorada import LmamConfig, LoradaConfig
+from lorada import LmamConfig
 from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64
@@ -65,22 +65,6 @@ def test_a_saved_map_of_a_form_of_earlier_versions_is_refused_with_what_to_do(fo
     with pytest.raises(ValueError, match=f"^form='{form}' is gone: .* commit 356e9c1$") as error:
         PeftModel.from_pretrained(TINY["llama"](), tmp_path)
     assert "\n" not in str(error.value)
-
-
-def test_heads_that_do_not_divide_the_attention_heads_are_an_error():
-    with pytest.raises(ValueError, match="heads=3 does not divide the 4 attention heads"):
-        get_peft_model(TINY["llama"](), LmamConfig(form="distance", heads=3))
-
-
-def test_the_other_parts_of_a_stack_merge_and_the_map_stays():
-    config = LoradaConfig(parts=[lora("llama"), LmamConfig(form="distance")])
-    model, given = get_peft_model(TINY["llama"](), config).eval(), batch("llama")
-    randomise(model)
-    expected = logits(model, given)
-    with pytest.raises(ValueError, match="cannot be merged into the weights"):
-        model.merge_and_unload()
-    model.base_model.merge_weights()
-    assert_close(logits(model, given), expected)
 
 
 def test_a_factor_on_the_term_scales_it():

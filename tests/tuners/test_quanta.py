@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorada import LmamConfig, LoradaConfig, QuantaConfig
 from lorada.tuners.quanta.adapter import QuantaLayer
-from lorada.tuners.quanta.gates import as_matrix_reference, parameter_count
+from lorada.tuners.quanta.gates import as_matrix_reference
 
 pytestmark = pytest.mark.fp64
 
@@ -160,11 +160,7 @@ def test_only_the_gates_train_and_the_start_is_the_base_exactly(name):
 
     assert torch.equal(logits(model, **batch_), expected)
     assert all(".lora_gates." in n for n in trained)
-    assert (
-        sum(trained.values())
-        == MATRICES[name] * WIDTH_32
-        == MATRICES[name] * parameter_count((4, 2, 2, 2))
-    )
+    assert sum(trained.values()) == MATRICES[name] * WIDTH_32
     randomise(model)
     assert (logits(model, **batch_) - expected).abs().max() > 1e-2
 

@@ -4,14 +4,13 @@
     query       o_hi ← (1 + g_h + w_h·q_hi / √d) o_hi,   q_hi the query of head h for token i
 
 o_h is what head h gives to the output projection W_o. A constant gain is a factor on columns of
-W_o, so it can be merged: W_o diag(1 + g). Each function has an obvious slow twin, ``…_reference``.
+W_o, so it can be merged: W_o diag(1 + g).
 
 Shapes: B batch, H query heads, T queries, D width of a query.
 """
 
 import math
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -28,21 +27,6 @@ def query_gains(
     return scores.transpose(1, 2) + gain
 
 
-def query_gains_reference(
-    query: Float[Tensor, "B H T D"], weight: Float[Tensor, "H D"], gain: Float[Tensor, " H"]
-) -> Float[Tensor, "B T H"]:
-    """``query_gains``, head by head and token by token."""
-    batch, heads, tokens, width = query.shape
-    rows = [
-        [
-            [gain[h] + weight[h] @ query[b, h, i] / width**0.5 for h in range(heads)]
-            for i in range(tokens)
-        ]
-        for b in range(batch)
-    ]
-    return torch.stack([torch.stack([torch.stack(row) for row in sample]) for sample in rows])
-
-
 def scale_heads(heads: Float[Tensor, "*B HD"], gains: Float[Tensor, "*#B H"]) -> Tensor:
     """(1 + gain) times each head's output, in the dtype of ``heads``; rounded once, at the end.
 
@@ -55,22 +39,7 @@ def scale_heads(heads: Float[Tensor, "*B HD"], gains: Float[Tensor, "*#B H"]) ->
     return scaled.to(heads.dtype)
 
 
-def scale_heads_reference(heads: Float[Tensor, "*B HD"], gains: Float[Tensor, "*#B H"]) -> Tensor:
-    """``scale_heads``, head by head."""
-    parts = heads.chunk(gains.shape[-1], -1)
-    return torch.cat([(1 + gains[..., [h]]) * part for h, part in enumerate(parts)], -1)
-
-
 def gain_delta(weight: Float[Tensor, "O HD"], gain: Float[Tensor, " H"]) -> Float[Tensor, "O HD"]:
     """W_o diag(g): what is added to W_o for constant gains, in float32 or wider."""
     weight, gain = wide(weight), wide(gain)
     return weight * gain.repeat_interleave(weight.shape[1] // gain.shape[0])
-
-
-def gain_delta_reference(
-    weight: Float[Tensor, "O HD"], gain: Float[Tensor, " H"]
-) -> Float[Tensor, "O HD"]:
-    """``gain_delta`` as the difference of the scaled weight and the weight, column by column."""
-    width = weight.shape[1] // gain.shape[0]
-    columns = [(1 + gain[i // width]) * weight[:, i] for i in range(weight.shape[1])]
-    return torch.stack(columns, 1) - weight

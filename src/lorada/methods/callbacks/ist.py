@@ -30,6 +30,7 @@ from lorada.methods.callbacks.sampling import (
     same_everywhere,
     training_rows,
 )
+from lorada.tuners.base.config import require_count
 
 
 class ISTCallback(LayerCallback):
@@ -72,11 +73,9 @@ class ISTCallback(LayerCallback):
                 raise ValueError(f"{name}={share} must lie in (0, 1]")
         if not 0 < factor < 1:
             raise ValueError(f"factor={factor} must lie in (0, 1): it scales adapters down")
-        for name, value in (("every", every), ("samples", samples), ("examples", examples)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
         self.update_frac, self.suppress_frac, self.factor = update_frac, suppress_frac, factor
         self.every, self.samples, self.lr, self.examples = every, samples, lr, examples
+        require_count(self, "every", "samples", "examples")
         self.scores: list[float] = []
         self._adapters: list[list[BaseTunerLayer]] = []
 

@@ -29,6 +29,7 @@ from lorada.methods.callbacks.sampling import (
     training_rows,
 )
 from lorada.support.progress import progress_bar
+from lorada.tuners.base.config import require_count, require_positive
 
 logger = logging.getLogger(__name__)
 
@@ -64,16 +65,15 @@ class OwLoreCallback(LayerCallback):
         sequences: int = 128,
         threshold: float = 13.0,
     ) -> None:
-        for name, value in (("layers", layers), ("every", every), ("sequences", sequences)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
-        if threshold <= 0:
-            raise ValueError(f"threshold={threshold} must be positive")
         if weights is not None and not all(weight >= 0 for weight in weights):
             raise ValueError(f"weights={list(weights)} must not be negative")
         self.layers, self.every, self.sequences = layers, every, sequences
         self.threshold = threshold
         self.weights = None if weights is None else list(weights)
+        if layers is not None:
+            require_count(self, "layers")
+        require_count(self, "every", "sequences")
+        require_positive(self, "threshold")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Weigh the layers, and draw the first ones; in a resumed run those that were training.

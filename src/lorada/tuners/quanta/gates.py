@@ -36,11 +36,6 @@ def gate_sizes(dims: Sequence[int]) -> list[int]:
     return [dims[a - 1] * dims[b - 1] for a, b in pairs(len(dims))]
 
 
-def parameter_count(dims: Sequence[int]) -> int:
-    """Σ (d_a d_b)² over all pairs of axes."""
-    return sum(size * size for size in gate_sizes(dims))
-
-
 def default_dims(width: int) -> tuple[int, ...]:
     """The default factors of a width: the paper's, or else four factors as equal as possible.
 
