@@ -180,18 +180,6 @@ def test_the_sum_is_rounded_once(name):
     assert value.grad.dtype == torch.bfloat16
 
 
-@pytest.mark.fp64(False)
-@pytest.mark.parametrize("ablation", [None, "full_rank"])
-@pytest.mark.parametrize("name", ["whole", "padded", "padded, a token"])
-def test_the_term_of_a_model_in_fp64_is_computed_in_fp64(name, ablation):
-    positions, shape, value, output = call(name, dtype=torch.float64)
-    held = attention_map(ablation)  # in fp32, as adapters are
-    found = add_term(output, held, positions, shape, value)
-    with torch.no_grad(), in_double():
-        exact = replace(held, factors=tuple(factor.double() for factor in held.factors))
-        assert_close(found, output + by_hand(exact, positions, shape, value))
-
-
 @pytest.mark.parametrize("name", ["whole", "padded", "padded, long"])
 def test_samples_that_others_serve_get_nothing(name):
     positions, shape, value, output = call(name)

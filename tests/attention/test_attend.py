@@ -325,19 +325,6 @@ def test_values_of_fp64_get_the_papers_form_in_fp64_with_factors_of_fp32(name, a
 
 @pytest.mark.fp64(False)
 @kinds("llama", "bert")
-def test_packed_values_of_fp64_get_the_papers_form_in_fp64(name, ablation):
-    packed = Inputs(fresh_host(name, ablation=ablation), 9).double()
-    owner = torch.tensor([0] * 4 + [1] * 5)
-    apart = packed.visible & (owner[:, None] == owner)
-    positions = torch.cat([torch.arange(4), torch.arange(5)])[None]
-    output = packed.call("sdpa", apart, position_ids=positions)
-    for number in (0, 1):
-        mine = owner == number
-        assert_close(output[:, :, mine], packed.tokens_of(0, mine).reference())
-
-
-@pytest.mark.fp64(False)
-@kinds("llama", "bert")
 def test_a_finished_map_of_fp32_is_not_used_for_values_of_fp64(name, ablation):
     module = fresh_host(name, ablation=ablation)
     module.lmam.eval().bake()

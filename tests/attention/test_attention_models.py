@@ -20,7 +20,6 @@ from lorada import LmamConfig
 from lorada.attention.dense_map import expand_map
 from lorada.attention.hooks import HookPair
 from lorada.attention.observation import Observation, observe
-from lorada.functional.maps import low_rank_map
 from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64
@@ -285,30 +284,3 @@ def test_hooks_keep_nothing_of_a_batch(name):
     assert len(pairs) == 2
     for pair in pairs:
         assert (pair._value, pair._mask, pair._kwargs) == (None, None, {})
-
-
-@pytest.mark.fp64(False)
-@pytest.mark.parametrize("name", ["llama", "bert", "falcon", "bloom", "deberta_v2"])
-def test_a_map_of_fp32_factors_is_computed_in_fp64_in_a_model_of_fp64(name):
-    build = ARCHITECTURES.get(name) or TINY[name]
-    config = LmamConfig(rank=2, length=LENGTH, inverse_scale=2.0, init_weights=False)
-    model = get_peft_model(build().double(), config).eval()
-    layers = [m for m in model.modules() if isinstance(m, LmamLayer)]
-    assert {w.dtype for layer in layers for w in layer.parameters()} == {torch.float32}
-    ids = SAMPLES[1][None].expand(2, -1)
-    seen: list[Observation] = []
-    with observe(seen.append), torch.no_grad():
-        model(input_ids=ids)
-        if name not in ("bert", "deberta_v2"):
-            cache = model(input_ids=ids[:, :4]).past_key_values
-            model(input_ids=ids[:, 4:5], past_key_values=cache)
-    for one, layer in zip(seen, layers * (len(seen) // 2), strict=True):
-        w_a, w_b = (factor.double() for factor in layer.maps()[0].factors)
-        map_ = low_rank_map(w_a, w_b, 2.0)
-        map_ = map_.tril() if one.call.shape.causal else map_
-        value = one.call.value.repeat_interleave(4 // one.call.value.shape[1], 1)
-        expected = torch.zeros_like(value)
-        size = min(LENGTH, value.shape[2])
-        expected[:, :, :size] = map_[:, :size, :size] @ value[:, :, :size]
-        queries = one.call.shape.queries
-        assert_close(one.term.transpose(1, 2), expected[:, :, -queries:])

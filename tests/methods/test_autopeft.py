@@ -1,7 +1,6 @@
 """AutoPEFT's block against its equations, and what its configurations count."""
 
 import pytest
-import torch
 from architectures import ARCHITECTURES, inputs, logits
 from conftest import assert_close
 from peft import PeftModel, get_peft_model
@@ -105,27 +104,6 @@ def test_the_block_is_its_equations_with_their_gradients(name, present):
                 assert_close(getattr(part, key)["default"].grad, weight.grad)
 
 
-def gradients(model: nn.Module, batch: dict) -> dict:
-    torch.manual_seed(1)
-    model.zero_grad()
-    model(**batch).logits.square().mean().backward()
-    return {key: p.grad.clone() for key, p in model.named_parameters() if p.requires_grad}
-
-
-@pytest.mark.parametrize("name", ["roberta", "bart"])
-def test_the_block_has_the_same_gradients_under_checkpointing(name):
-    # A smooth φ, of which a gradient that is recomputed in another order differs little.
-    parts = [BottleneckConfig(**kind, activation="gelu") for kind in (SERIAL, PARALLEL)]
-    model, batch = adapted(name, parts).train(), inputs(name)
-    expected = gradients(model, batch)
-    model.enable_input_require_grads()
-    for reentrant in (False, True):
-        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-        for key, gradient in gradients(model, batch).items():
-            assert gradient.abs().max() > 0
-            assert_close(gradient, expected[key])
-
-
 @pytest.mark.parametrize("name", ["roberta", "bart"])
 def test_a_prefix_joins_the_block_as_it_would_stand_before_attention_without_it(name):
     prefix = PrefixConfig(length=3)
@@ -191,15 +169,6 @@ def test_a_block_of_size_0_is_left_out_and_comes_back_so_from_the_file(chosen, k
     loaded = PeftModel.from_pretrained(base(), str(tmp_path)).eval()
 
     assert_close(logits(loaded, **batch), changed)
-
-
-def test_a_parallel_block_is_the_identity_at_the_start_and_a_serial_one_is_not():
-    batch = inputs("roberta")
-    base = logits(ARCHITECTURES["roberta"](), **batch)
-    for chosen, same in (((0, 8, 0), True), ((8, 0, 0), False)):
-        config = method("roberta", *chosen, [0, 1])
-        model = get_peft_model(ARCHITECTURES["roberta"](), config).eval()
-        assert torch.allclose(logits(model, **batch), base, atol=1e-6) == same
 
 
 def closed_form(serial, parallel, prefix, layers, width, biases):

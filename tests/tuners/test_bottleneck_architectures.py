@@ -246,20 +246,6 @@ def test_adapter_is_added_behind_the_dropout_of_the_ffn(name):
 
 
 @every_architecture
-def test_fresh_adapter_is_the_identity_and_a_disabled_one_is_not_there(name):
-    batch = inputs(name)
-    base = logits(ARCHITECTURES[name](), **batch)
-    fresh = get_peft_model(ARCHITECTURES[name](), bottleneck()).eval()
-    drawn = get_peft_model(ARCHITECTURES[name](), bottleneck(init_weights=False)).eval()
-
-    torch.testing.assert_close(logits(fresh, **batch), base, atol=0, rtol=0)
-    assert (logits(drawn, **batch) - base).abs().max() > 0.1
-    with drawn.disable_adapter():
-        torch.testing.assert_close(logits(drawn, **batch), base, atol=0, rtol=0)
-    torch.testing.assert_close(logits(drawn.unload(), **batch), base, atol=0, rtol=0)
-
-
-@every_architecture
 def test_every_layer_holds_an_adapter_and_a_file_brings_them_back(name, tmp_path):
     model, batch = adapted(name), inputs(name)
     stacks = 2 if len(FFN[name].layers) == 2 else 1
@@ -301,61 +287,12 @@ def gradients(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
 
 
-@every_architecture
-def test_gradients_reach_the_adapter_alone_and_survive_checkpointing(name):
-    model, batch = adapted(name, activation="gelu").train(), inputs(name)
-    expected = gradients(model, batch)
-    adapter_keys = {key for key, _ in model.named_parameters() if ".bneck.lora_" in key}
-
-    assert set(expected) == adapter_keys
-    assert all(gradient.abs().max() > 0 for gradient in expected.values())
-    model.enable_input_require_grads()
-    for reentrant in (False, True):
-        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-        assert model.is_gradient_checkpointing
-        actual = gradients(model, batch)
-        assert set(actual) == adapter_keys
-        for key in adapter_keys:
-            assert_close(actual[key], expected[key])
-
-
-@every_architecture
-def test_each_sample_of_a_mixed_batch_gets_its_own_adapter(name):
-    model, batch = adapted(name), inputs(name)
-    model.add_adapter("other", bottleneck())
-    randomise(model, "other")
-    with model.disable_adapter():
-        base = logits(model, **batch)
-    alone = {"__base__": base}
-    for adapter_name in ("default", "other"):
-        model.set_adapter(adapter_name)
-        alone[adapter_name] = logits(model, **batch)
-    names = ["other", "default", "__base__"]
-    with torch.no_grad():
-        mixed = model(**batch, adapter_names=names).logits
-
-    for row, adapter_name in enumerate(names):
-        assert_close(mixed[row], alone[adapter_name][row])
-    assert (alone["other"] - alone["default"]).abs().max() > 0.1
-
-
-@pytest.mark.parametrize("name", ["falcon", "mbart", "bert"])
-def test_deep_copy_calls_its_own_adapters(name):
-    model, batch = adapted(name), inputs(name)
-    expected = logits(model, **batch)
-    twin = copy.deepcopy(model)
-    randomise(model)
-
-    assert_close(logits(twin, **batch), expected)
-    assert (logits(model, **batch) - expected).abs().max() > 0.1
-
-
 @pytest.mark.parametrize("name", ["falcon", "mbart", "llama"])
 def test_nothing_is_left_of_an_adapter_that_is_unloaded(name):
     model, batch = adapted(name).train(), inputs(name)
     model.enable_input_require_grads()
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    gradients(model, batch)
+    model(**batch).logits.sum().backward()
     adapters = [module for module in model.modules() if isinstance(module, BottleneckLayer)]
     assert adapters
     assert not any(adapter._saved for adapter in adapters), "an adapter keeps what it has read"

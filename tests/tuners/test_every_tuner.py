@@ -64,9 +64,11 @@ def test_a_new_adapter_leaves_the_outputs_alone_if_its_config_says_so(part, stac
         assert change.abs().max() > 1e-4
 
 
+@pytest.mark.first
 @every_tuner
-@alone_and_stacked
-@every_model
+@pytest.mark.parametrize(
+    ("name", "stacked"), [("llama", False), ("roberta", True)], ids=["alone", "in a stack"]
+)
 def test_a_saved_adapter_comes_back_under_its_name(part, stacked, name, tmp_path):
     model, inputs = adapted(part, stacked, name=name), batch(name)
     plain, changed = logits(TINY[name](), inputs), logits(model, inputs)
@@ -95,6 +97,7 @@ def test_an_adapter_of_another_size_is_refused_and_leaves_the_base_as_it_was(par
     assert [name for name, _ in base.named_modules()] == names
 
 
+@pytest.mark.first
 @every_tuner
 @alone_and_stacked
 def test_the_base_is_what_it_was_with_the_adapter_off_or_gone(part, stacked):
@@ -108,6 +111,7 @@ def test_the_base_is_what_it_was_with_the_adapter_off_or_gone(part, stacked):
     assert [name for name, _ in base.named_modules()] == names
 
 
+@pytest.mark.first
 @every_tuner
 @alone_and_stacked
 def test_each_sample_of_a_mixed_batch_has_its_own_adapter(part, stacked):
@@ -150,6 +154,7 @@ def test_adapters_are_switched_and_deleted(part):
     assert not any(".default" in key for key in model.state_dict())
 
 
+@pytest.mark.first
 @every_tuner
 @every_model
 def test_several_adapters_merge_to_their_sum_and_back_or_it_is_refused(part, name):
@@ -220,11 +225,10 @@ def test_the_transposed_matrices_of_gpt2_are_adapted_and_merged(part):
 
 
 @every_tuner
-@pytest.mark.parametrize("reentrant", [False, True], ids=["plain", "reentrant"])
-def test_gradient_checkpointing_changes_no_gradient(part, reentrant):
+def test_gradient_checkpointing_changes_no_gradient(part):
     model, inputs, found = adapted(part), batch("llama"), []
-    for checkpointing in (False, True):
-        if checkpointing:
+    for reentrant in (None, False, True):
+        if reentrant is not None:
             model.enable_input_require_grads()
             model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         model.train().zero_grad()
@@ -232,7 +236,8 @@ def test_gradient_checkpointing_changes_no_gradient(part, reentrant):
         model(**inputs, labels=inputs["input_ids"], use_cache=False).loss.backward()
         found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
     for key, gradient in found[0].items():
-        assert_close(found[1][key], gradient)
+        for checkpointed in found[1:]:
+            assert_close(checkpointed[key], gradient)
 
 
 @pytest.mark.fp64(False)

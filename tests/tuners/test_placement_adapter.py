@@ -16,19 +16,24 @@ from lorada import LoradaConfig
 
 pytestmark = pytest.mark.fp64
 
+# Those of ``placements``, and the default on every architecture.
+every_case = pytest.mark.parametrize(
+    ("name", "placement"), [*CASES, *((name, "ffn") for name in ARCHITECTURES)]
+)
+
 # The life of an adapter.
 
 
-@cases
+@every_case
 def test_fresh_adapter_is_near_the_base_and_a_disabled_one_is_not_there(name, placement):
     batch = inputs(name)
     base = logits(ARCHITECTURES[name](), **batch)
-    config = bottleneck(placement=placement)
+    config = bottleneck(placement=placement, init="bert")
     model = get_peft_model(ARCHITECTURES[name](), config).eval()
     still = bottleneck(placement=placement, init="lora")
     still = get_peft_model(ARCHITECTURES[name](), still).eval()
 
-    assert 0 < (logits(model, **batch) - base).abs().max() < 0.5  # init="bert"
+    assert 0 < (logits(model, **batch) - base).abs().max() < 0.5
     if placement == "pfeiffer":  # the norm runs twice, on the same sum
         assert_close(logits(still, **batch), base)
     else:
@@ -42,7 +47,7 @@ def test_fresh_adapter_is_near_the_base_and_a_disabled_one_is_not_there(name, pl
                    for m in unloaded.modules())  # fmt: skip
 
 
-@cases
+@every_case
 def test_each_sample_of_a_mixed_batch_gets_its_own_adapter(name, placement):
     model, batch = adapted(name, placement), inputs(name)
     model.add_adapter("other", bottleneck(placement=placement))
@@ -80,7 +85,7 @@ def gradients(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
 
 
-@cases
+@every_case
 def test_gradients_reach_the_adapters_alone_and_survive_checkpointing(name, placement):
     # A smooth φ, of which a gradient that is recomputed in another order differs little.
     model, batch = adapted(name, placement, activation="gelu").train(), inputs(name)
@@ -98,7 +103,7 @@ def test_gradients_reach_the_adapters_alone_and_survive_checkpointing(name, plac
         assert not part._saved, "an adapter keeps what it has read"
 
 
-@cases
+@every_case
 def test_deep_copy_calls_its_own_adapters(name, placement):
     model, batch = adapted(name, placement), inputs(name)
     expected = logits(model, **batch)

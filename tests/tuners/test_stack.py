@@ -2,7 +2,6 @@
 
 import copy
 import json
-import pickle
 import subprocess
 import sys
 
@@ -230,39 +229,6 @@ def test_disabled_or_unloaded_adapter_leaves_the_base_as_it_was(stack, name):
 
 def hook_count(model) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-@every_stack
-def test_gradient_checkpointing_gives_the_same_gradients(stack, reentrant):
-    def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
-        torch.manual_seed(1)
-        model = trained(stack, "llama").train()
-        if checkpointing:
-            kind = {"use_reentrant": reentrant}
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kind)
-            model.enable_input_require_grads()
-        torch.manual_seed(2)
-        inputs = batch("llama")
-        model(**inputs, labels=inputs["input_ids"]).loss.backward()
-        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-
-    plain, checkpointed = gradients(False), gradients(True)
-    assert plain.keys() == checkpointed.keys()
-    for name, gradient in plain.items():
-        assert_close(checkpointed[name], gradient)
-
-
-@every_stack
-def test_copies_and_pickles_compute_the_same(stack):
-    inputs, model = batch("llama"), trained(stack, "llama")
-    expected = logits(model, inputs)
-
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        torch.testing.assert_close(logits(other, inputs), expected, atol=0, rtol=0)
-        randomise(other)
-        assert not torch.allclose(logits(other, inputs), expected, atol=1e-3)
-        torch.testing.assert_close(logits(model, inputs), expected, atol=0, rtol=0)
 
 
 def test_pickled_map_still_works_in_a_process_that_never_placed_one(tmp_path):
