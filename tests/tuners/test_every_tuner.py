@@ -23,6 +23,8 @@ pytestmark = pytest.mark.fp64
 FORMS = {
     **{f"lmam_{form}": settings | {"form": form} for form, settings in SMALL_FORMS.items()},
     "gain_query": {"form": "query"},
+    "prefix_network": {"length": 3, "projection": 5},
+    "quanta_seed": {"seed": 7},
 }
 # The tuners that wrap linear layers.
 WRAPPING = ("lamda", "omoe", "quanta", "sora")
@@ -148,7 +150,8 @@ def test_adapters_are_switched_and_deleted(part):
     assert (second - first).abs().max() > 1e-3
     trained = [key for key, p in model.named_parameters() if p.requires_grad]
     assert trained
-    assert all(".layers.1." in key and ".other" in key for key in trained)
+    places = (".layers.1.", "prefix_self")  # a network stands outside the layers
+    assert all(".other" in key and any(place in key for place in places) for key in trained)
     model.delete_adapter("default")
     assert torch.equal(logits(model, inputs), second)
     assert not any(".default" in key for key in model.state_dict())
@@ -204,11 +207,11 @@ def test_with_lora_on_the_same_matrices_a_stack_merges_and_keeps_its_map(part, i
     rest = model.merge_weights()
     assert_close(logits(rest, inputs), expected)
     kept = [own.peft_type for own in rest.peft_config["default"].parts]
-    wraps = part in WRAPPING or part.startswith("gain")
+    wraps = part.startswith((*WRAPPING, "gain"))
     assert kept == [own.peft_type for own in parts if own.peft_type != "LORA"][wraps:]
 
 
-@pytest.mark.parametrize("part", WRAPPING)
+@pytest.mark.parametrize("part", [*WRAPPING, "quanta_seed"])
 def test_the_transposed_matrices_of_gpt2_are_adapted_and_merged(part):
     options = {"omoe": {"target_modules": ["c_fc"]}, "lamda": {"ranks": "energy"}}.get(part, {})
     base, inputs = ARCHITECTURES["gpt2"](), batch("llama")

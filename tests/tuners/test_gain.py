@@ -6,20 +6,20 @@ import torch
 from architectures import ARCHITECTURES, inputs, logits
 from conftest import TINY, assert_close
 from exact_cells import CELLS, DECODERS, NEW, PROMPTS, alone
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from stacks import batch, lmam, randomise
 from stacks import logits as output
 from transformers import AttentionInterface, DeepseekV3Config, DeepseekV3ForCausalLM
 
 from lorada import GainConfig, LoradaConfig, PrefixConfig
-from lorada.attention.attend import READER
 from lorada.attention.modules import self_attentions
 from lorada.tuners.gain import GainLayer
 
 pytestmark = pytest.mark.fp64
 
 HEADS = 4
-LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "o_proj"]}
+
+
 FORMS = ("constant", "query")
 every_form = pytest.mark.parametrize("form", FORMS)
 
@@ -222,23 +222,6 @@ def test_gains_merged_one_after_the_other_are_those_merged_at_once():
     assert_close(output(model, given), expected)
 
 
-@pytest.mark.parametrize("stacked", [False, True], ids=["alone", "in a stack"])
-def test_gains_of_queries_are_no_weights_and_say_so(stacked):
-    model = trained(TINY["llama"](), "query", *([LoraConfig(**LORA)] if stacked else []))
-    given = batch("llama")
-    expected = output(model, given)
-    merges = [model.merge_adapter, model.merge_and_unload]
-    if stacked:
-        merges.append(model.base_model.merge_weights)
-    for merge in merges:
-        with pytest.raises(ValueError, match=r"^Gain parts cannot be merged into the weights"):
-            merge()
-        assert_close(output(model, given), expected)
-    plain = model.unload()
-    assert not any(READER in vars(module) for module in plain.modules())
-    assert torch.equal(output(plain, given), output(TINY["llama"](), given))
-
-
 # Where they are.
 
 
@@ -290,10 +273,3 @@ def test_what_cannot_be_is_an_error_in_one_line(make, message):
     with pytest.raises(ValueError, match=message) as error:
         make()
     assert "\n" not in str(error.value)
-
-
-def test_a_refused_adapter_leaves_the_model_as_it_was():
-    plain = ARCHITECTURES["falcon"]()
-    with pytest.raises(ValueError, match="reads the queries"):
-        get_peft_model(plain, GainConfig(form="query"))
-    assert not gain_layers(plain)

@@ -216,16 +216,6 @@ def test_every_way_to_name_targets_can_have_ranks_by_energy(targets):
 # Saving, loading, merging.
 
 
-@pytest.mark.parametrize("init", STARTS)
-def test_saved_adapter_gives_the_same_logits_on_a_bfloat16_base(init, tmp_path):
-    base, inputs = TINY["llama"]().bfloat16(), batch("llama")
-    model = get_peft_model(base, LamdaConfig(rank=3, init=init)).eval()
-    randomise(model)
-    model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(TINY["llama"]().bfloat16(), tmp_path).eval()
-    assert torch.equal(logits(loaded, inputs), logits(model, inputs))
-
-
 def test_nothing_is_decomposed_when_an_adapter_is_loaded_to_be_used(tmp_path, monkeypatch):
     adapted("llama").save_pretrained(tmp_path)
     monkeypatch.delattr("lorada.tuners.lamda.leading")
@@ -341,10 +331,6 @@ def test_run_that_resumes_is_the_run_that_did_not(tmp_path, init):
         (
             lambda: get_peft_model(TINY["llama"](), LamdaConfig(rank=20)),
             "rank=20 is more than a weight of 16 × 32 has: choose 16 or less",
-        ),
-        (
-            lambda: get_peft_model(TINY["llama"](), LamdaConfig(target_modules=["w_proj"])),
-            r"target_modules=\['w_proj'\] matched no module; this model has self_attn.q_proj",
         ),
     ],
 )

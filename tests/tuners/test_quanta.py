@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.pytorch_utils import Conv1D
 
-from lorada import LmamConfig, LoradaConfig, QuantaConfig
+from lorada import LoradaConfig, QuantaConfig
 from lorada.tuners.quanta.adapter import QuantaLayer
 from lorada.tuners.quanta.gates import as_matrix_reference
 
@@ -132,22 +132,6 @@ def test_counts_of_the_paper(sizes, options, count, percent):
     assert total == LLAMA_7B or sizes
     assert trained == count
     assert round(100 * trained / total, 5) == percent
-
-
-@pytest.mark.parametrize(
-    ("sizes", "dims", "count"),
-    [
-        pytest.param({}, None, 3_014_656, id="7b"),
-        pytest.param(LLAMA_13B, None, 4_126_720, id="13b"),
-        pytest.param({}, "16-16-16", 12_845_056, id="7b-16-16-16"),
-    ],
-)
-def test_counts_with_a_map_beside_the_gates(sizes, dims, count):
-    parts = [LmamConfig(rank=1, length=128), quanta(dims=dims)]
-    with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(LlamaConfig(**sizes))
-        model = get_peft_model(base, LoradaConfig(parts=parts))
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
 
 
 @pytest.mark.parametrize("name", MATRICES)

@@ -5,20 +5,17 @@ import json
 import pytest
 import torch
 from accelerate import cpu_offload
-from architectures import ARCHITECTURES, inputs
+from architectures import ARCHITECTURES
 from conftest import TINY, assert_close
 from peft import (
-    LoraConfig,
     PeftModel,
     get_peft_model,
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
 from safetensors.torch import load_file, save_file
-from stacks import batch, bottleneck, lmam, logits, lora, randomise
+from stacks import batch, logits, randomise
 from test_quanta import both, layers, quanta
-
-from lorada import LoradaConfig
 
 pytestmark = pytest.mark.fp64
 
@@ -38,19 +35,6 @@ def gates_file(folder) -> dict:
 
 
 # Saving and loading.
-
-
-@SEEDS
-@pytest.mark.parametrize("name", ["llama", "roberta", "bart", "mbart", "deberta_v2", "gpt2"])
-def test_saved_adapter_gives_the_same_logits(name, seed, tmp_path):
-    model, batch_ = moved(name, seed=seed), inputs(name)
-    expected = logits(model, batch_)
-    model.save_pretrained(tmp_path)
-    torch.manual_seed(1)  # another state of torch's generator than when the gates were drawn
-    for low in (False, True):
-        fresh = ARCHITECTURES[name]()
-        loaded = PeftModel.from_pretrained(fresh, tmp_path, low_cpu_mem_usage=low)
-        assert_close(logits(loaded, batch_), expected)
 
 
 def test_a_seed_halves_the_file_and_gives_each_module_gates_of_its_own(tmp_path):
@@ -122,56 +106,6 @@ def test_mixed_batch_needs_unmerged_adapters():
     model.merge_adapter(["default"])
     with pytest.raises(ValueError, match=r"unmerge_adapter\(\)"):
         logits(model, {"input_ids": torch.ones(1, 4, dtype=int)}, adapter_names=["second"])
-
-
-# In a stack.
-
-STACKS = {
-    "around DoRA": lambda: [lmam(), lora("llama", 0, 1, use_dora=True), quanta(), bottleneck()],
-    "inside LoRA": lambda: [quanta(), lora("llama", 0, 1), lmam()],
-}
-
-
-@SEEDS
-@pytest.mark.parametrize("stack", STACKS)
-def test_stack_with_map_and_lora_saves_loads_and_merges(stack, seed, tmp_path):
-    parts = STACKS[stack]()
-    next(part for part in parts if part.peft_type == "QUANTA").seed = seed
-    batch_, base = batch("llama"), TINY["llama"]()
-    plain = logits(base, batch_)
-    model = get_peft_model(base, LoradaConfig(parts=parts)).eval()
-    assert (logits(model, batch_) - plain).abs().max() < 1e-5
-    randomise(model)
-    expected = logits(model, batch_)
-    model.save_pretrained(tmp_path)
-    torch.manual_seed(1)
-    loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path)
-    assert_close(logits(loaded, batch_), expected)
-
-    rest = model.base_model.merge_weights()
-    assert not layers(rest)
-    assert_close(logits(rest, batch_), expected)
-
-
-def test_second_stack_finds_the_gates_of_the_first(tmp_path):
-    batch_ = batch("llama")
-    model = get_peft_model(TINY["llama"](), LoradaConfig(parts=[quanta(), lora("llama", 0)]))
-    model.add_adapter("second", LoradaConfig(parts=[quanta(seed=3), lmam()]))
-    randomise(model, "second")
-    model.set_adapter("second")
-    expected = logits(model.eval(), batch_)
-    assert len(layers(model)) == 4
-    model.save_pretrained(tmp_path, selected_adapters=["second"])
-    loaded = PeftModel.from_pretrained(TINY["llama"](), tmp_path / "second")
-    assert_close(logits(loaded, batch_), expected)
-
-
-def test_plain_lora_goes_around_gates():
-    model = moved()
-    inner = model.base_model.model
-    outer = get_peft_model(inner, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
-    assert len(layers(outer)) == 4
-    assert torch.isfinite(logits(outer, batch("llama"))).all()
 
 
 # Quantised bases.
