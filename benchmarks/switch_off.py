@@ -97,18 +97,32 @@ def measure(folder: Path, command: str, rounds: int, minutes: float, size: int) 
     reached = [
         s for s in states if s == ALL or found["checks"][s]["on"] != found["checks"][s]["off"]
     ]
-    turns = [turn for state in (NOISE, *reached) for turn in ("on", state)] + ["on"]
-    found["rounds"] = [each for each in found["rounds"] if len(each) == len(turns)]
     end = time.monotonic() + 60 * minutes
-    if rounds > len(found["rounds"]):
-        timed(work)  # makes caches; not counted
-    while len(found["rounds"]) < rounds and time.monotonic() < end:
-        found["rounds"].append([])
-        for state in turns:
+    timed(work)  # makes caches; not counted
+    while time.monotonic() < end:
+        counts = {state: len(times_of(found["rounds"], state)) for state in (NOISE, *reached)}
+        fewest = min(counts.values())
+        if fewest >= rounds:
+            break
+        turns = []
+        found["rounds"].append(turns)
+        # A round that was cut short is finished first.
+        for state in ("on", *(each for s in counts if counts[s] == fewest for each in (s, "on"))):
             with off(NOISE if state == "on" else state, reached, work):
-                found["rounds"][-1].append([state, *timed(work)])
+                turns.append([state, *timed(work)])
             write_atomic(file, json_text(found))
-        print(command, "round", len(found["rounds"]), flush=True)
+            print(command, *turns[-1], flush=True)
+
+
+def times_of(rounds: list[Any], state: str, clock: int = 1) -> list[tuple[float, float]]:
+    """Each time without a mechanism, and its ratio to the mean of those around it."""
+    found = []
+    for turns in rounds:
+        for before, turn, after in zip(turns, turns[1:], turns[2:], strict=False):
+            if turn[0] == state:
+                ratio = 2 * turn[clock] / (before[clock] + after[clock])
+                found.append((turn[clock], ratio))
+    return found
 
 
 def page(folder: Path, clock: int) -> str:
@@ -123,17 +137,13 @@ def page(folder: Path, clock: int) -> str:
         rounds, checks = found["rounds"], found["checks"]
         usual = [turn[clock] for each in rounds for turn in each if turn[0] == "on"]
         for state in (NOISE, *about.switches.split(), ALL):
-            times, ratios = [], []
-            for each in rounds:
-                for before, turn, after in zip(each, each[1:], each[2:], strict=False):
-                    if turn[0] == state:
-                        times.append(turn[clock])
-                        ratios.append(2 * turn[clock] / (before[clock] + after[clock]))
+            times = times_of(rounds, state, clock)
             known = MECHANISMS[state]
             cells = ["not reached", "–", "–", "–"]
             if times:
+                seconds, ratios = map(list, zip(*times, strict=True))
                 memory = f"{checks[NOISE]['mb']:,}, {checks[state]['mb']:,}"
-                cells = [f"{median(usual):.2f}", spread(times), spread(ratios), memory]
+                cells = [f"{median(usual):.2f}", spread(seconds), spread(ratios), memory]
             lines.append(
                 [known.name, about.title, *cells, str(lines_of(state) or "–"), known.alike]
             )

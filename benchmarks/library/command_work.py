@@ -226,6 +226,6 @@ COMMANDS = {
         "packed_attention packed_step packed_term pairs finished sliced keys lora",
     ),
     "encode": Command(
-        "`train`, before its first step", lambda f, n: Encode(f, 1000 * n), "cache"
+        "`train`, before its first step", lambda f, n: Encode(f, 1250 * n), "cache"
     ),
 }  # fmt: skip
