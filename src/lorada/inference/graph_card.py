@@ -1,18 +1,14 @@
-"""Writes the model card (README.md) of an exported graph: what goes in, what comes out, an example.
+"""The texts of an exported graph's card: what goes in, what comes out, an example.
 
 The examples run without lorada and without torch.
 """
 
-from pathlib import Path
 from typing import Any
 
-from lorada.runs.folder.card_metadata import front_matter
-from lorada.runs.folder.model_card import write_text
-from lorada.runs.recipe import Recipe
 from lorada.support.version import __version__
 
-# Continues prompts with the likeliest tokens; ends a text as ``lorada generate`` does.
-WRITES = '''\
+# Each example begins so.
+OPEN = """\
 import numpy as np
 import onnxruntime
 from transformers import AutoTokenizer
@@ -21,7 +17,9 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}", padding_side="left")
 onnxruntime.set_default_logger_severity(3)  # it warns of operations that it keeps as they are
 session = onnxruntime.InferenceSession("{folder}/model.onnx")
 names = [value.name for value in session.get_inputs()]
-
+"""
+# Continues prompts with the likeliest tokens; ends a text as ``lorada generate`` does.
+WRITES = '''
 
 def generate(prompts, max_new_tokens):
     """Continue prompts with the likeliest tokens."""
@@ -47,14 +45,7 @@ def generate(prompts, max_new_tokens):
 print(generate(["2 + 2 =", "A longer prompt, which is not padded:"], 8))'''
 
 READS = """\
-import onnxruntime
-from transformers import AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-onnxruntime.set_default_logger_severity(3)  # it warns of operations that it keeps as they are
-session = onnxruntime.InferenceSession("{folder}/model.onnx")
 batch = tokenizer(["A text.", "Another, longer text."], return_tensors="np", padding=True)
-names = [value.name for value in session.get_inputs()]
 (logits,) = session.run(["logits"], {{name: batch[name] for name in names}})
 print({answer})"""
 
@@ -82,62 +73,43 @@ LEFT = "Prompts are padded on the left.\n`position_ids` count the tokens of a te
 EITHER = "Texts may be padded on either side."
 
 
-def example(folder: str, written: dict[str, Any], ends: list[int]) -> str:
-    """Python that runs the graph in a folder; the other arguments are ``write_graph_card``'s."""
+def card_texts(written: dict[str, Any], ends: Any) -> dict[str, str]:
+    """The texts of a card, for ``write_text``; without its title.
+
+    Args:
+        written: what ``export_graph`` returns.
+        ends: the token that ends a text, a list of such tokens, or None.
+    """
+    inside = [*written["merged"], *written["adapter"]]
+    effect = written["effect"]
+    cached = _is_cached(written)
+    texts = {
+        **{name: _table(written[name]) for name in ("inputs", "outputs")},
+        "cache": CACHE if cached else "",
+        "padding": LEFT if cached else EITHER,
+        "effect": "" if effect is None else f"; the adapter changes them by up to {effect:.3g}",
+    }
+    return {
+        "made": f"Written by `lorada export --format onnx` {__version__}: the whole\nmodel"
+        f"{' with ' if inside else ''}{' and '.join(inside)}, in `model.onnx` and "
+        "`model.onnx.data`.",
+        "code": example("path/to/this/folder", written, ends),
+        "notes": NOTES.format_map(written | texts),
+    }
+
+
+def example(folder: str, written: dict[str, Any], ends: Any) -> str:
+    """Python that runs the graph in a folder; the other arguments are those of ``card_texts``."""
     if _is_cached(written):
-        return WRITES.format(folder=folder, ends=ends)
+        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        return (OPEN + WRITES).format(folder=folder, ends=ends)
     labels = written["labels"]
     answer = f"[{labels}[i] for i in logits.argmax(-1)]" if labels else "logits[:, 0]"
-    return READS.format(folder=folder, answer=answer)
+    return (OPEN + READS).format(folder=folder, answer=answer)
 
 
 def _is_cached(written: dict[str, Any]) -> bool:
     return any("cache" in name for name in written["inputs"])
-
-
-def write_graph_card(
-    folder: Path,
-    recipe: Recipe,
-    task_type: str,
-    result: dict[str, Any],
-    written: dict[str, Any],
-    ends: list[int],
-) -> None:
-    """Write the card of a graph.
-
-    Args:
-        folder: the folder of the graph.
-        recipe: the recipe of its run.
-        task_type: PEFT's name for the model's task, such as ``CAUSAL_LM``.
-        result: the ``result.json`` of its run.
-        written: what ``export_graph`` returns.
-        ends: the tokens that end a text.
-    """
-    inside = [*written["merged"], *written["adapter"]]
-    title = f"{recipe.model} after {recipe.method}, as a graph"
-    cached = _is_cached(written)
-    effect = written["effect"]
-    write_text(
-        folder,
-        recipe,
-        front_matter(recipe, "onnx", task_type, title, result),
-        title=title,
-        made=f"Written by `lorada export --format onnx` {__version__}: the whole\n"
-        f"model{' with ' if inside else ''}{' and '.join(inside)}, in `model.onnx` and "
-        "`model.onnx.data`.",
-        code=example("path/to/this/folder", written, ends),
-        notes=NOTES.format(
-            opset=written["opset"],
-            dtype=written["dtype"],
-            cache=CACHE if cached else "",
-            inputs=_table(written["inputs"]),
-            outputs=_table(written["outputs"]),
-            padding=LEFT if cached else EITHER,
-            largest=written["largest"],
-            difference=written["difference"],
-            effect="" if effect is None else f"; the adapter changes them by up to {effect:.3g}",
-        ),
-    )
 
 
 def _table(values: dict[str, tuple[str, list[int | str]]]) -> str:
