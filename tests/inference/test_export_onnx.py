@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from lorada.cli import checks
 from lorada.inference import graph_check, graph_export
 from lorada.inference.generate import continue_prompts
-from lorada.inference.graph_card import example
+from lorada.inference.graph_card import OPEN, WRITES
 from lorada.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
@@ -297,6 +297,5 @@ def test_the_example_of_a_card_needs_neither_torch_nor_lorada(finished, tmp_path
 
 def test_the_guide_has_the_example_of_the_card():
     page = (ROOT / "docs/guides/graphs.md").read_text()
-    written = {"labels": [], "inputs": {"input.cache": ()}}
-    code = example("my-graph", written, ["tokenizer.eos_token_id"]).replace("'", "")
-    assert code in page.replace("'", "")
+    code = ("import numpy as np\n" + OPEN + WRITES).replace("path/to/this/folder", "my-graph")
+    assert code.replace("ENDS", "[tokenizer.eos_token_id]") in page

@@ -9,13 +9,12 @@ from lorada.support.version import __version__
 
 # Each example begins so.
 OPEN = """\
-import numpy as np
 import onnxruntime
 from transformers import AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{folder}", padding_side="left")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder", padding_side="left")
 onnxruntime.set_default_logger_severity(3)  # it warns of operations that it keeps as they are
-session = onnxruntime.InferenceSession("{folder}/model.onnx")
+session = onnxruntime.InferenceSession("path/to/this/folder/model.onnx")
 names = [value.name for value in session.get_inputs()]
 """
 # Continues prompts with the likeliest tokens; ends a text as ``lorada generate`` does.
@@ -25,16 +24,16 @@ def generate(prompts, max_new_tokens):
     """Continue prompts with the likeliest tokens."""
     batch = tokenizer(prompts, return_tensors="np", padding=True)
     tokens, mask = batch["input_ids"], batch["attention_mask"]
-    empty = {{value.name: np.zeros([len(tokens), value.shape[1], 0, value.shape[3]], np.float32)
-             for value in session.get_inputs() if value.name.startswith("input.cache")}}
+    empty = {value.name: np.zeros([len(tokens), value.shape[1], 0, value.shape[3]], np.float32)
+             for value in session.get_inputs() if value.name.startswith("input.cache")}
     cache, written, ended = empty, [], np.zeros([len(tokens), 1], bool)
     for _ in range(max_new_tokens):
         positions = (mask.cumsum(1) - 1).clip(0)[:, -tokens.shape[1]:]
-        inputs = {{"input_ids": tokens, "attention_mask": mask, "position_ids": positions, **cache}}
-        logits, *after = session.run(None, {{name: inputs[name] for name in names}})
+        inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions, **cache}
+        logits, *after = session.run(None, {name: inputs[name] for name in names})
         cache = dict(zip(empty, after))
         tokens = np.where(ended, tokenizer.pad_token_id, logits[:, -1:].argmax(-1))
-        ended |= np.isin(tokens, {ends})
+        ended |= np.isin(tokens, ENDS)
         written.append(tokens)
         mask = np.concatenate([mask, np.ones_like(tokens)], 1)
         if ended.all():
@@ -46,8 +45,8 @@ print(generate(["2 + 2 =", "A longer prompt, which is not padded:"], 8))'''
 
 READS = """\
 batch = tokenizer(["A text.", "Another, longer text."], return_tensors="np", padding=True)
-(logits,) = session.run(["logits"], {{name: batch[name] for name in names}})
-print({answer})"""
+(logits,) = session.run(["logits"], {name: batch[name] for name in names})
+print(ANSWER)"""
 
 NOTES = """
 The graph has ONNX opset {opset}. It computes in {dtype}. {cache}
@@ -70,7 +69,6 @@ It reads new tokens behind a cache, and returns the cache behind them. With a
 prompt goes an empty cache; then each output `output.cache…` is the input `input.cache…` of the next
 call. `attention_mask` covers the tokens of the cache too."""
 LEFT = "Prompts are padded on the left.\n`position_ids` count the tokens of a text from 0."
-EITHER = "Texts may be padded on either side."
 
 
 def card_texts(written: dict[str, Any], ends: Any) -> dict[str, str]:
@@ -80,36 +78,28 @@ def card_texts(written: dict[str, Any], ends: Any) -> dict[str, str]:
         written: what ``export_graph`` returns.
         ends: the token that ends a text, a list of such tokens, or None.
     """
+    effect, labels = written["effect"], written["labels"]
     inside = [*written["merged"], *written["adapter"]]
-    effect = written["effect"]
-    cached = _is_cached(written)
+    cached = any("cache" in name for name in written["inputs"])
+    if cached:
+        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        code = "import numpy as np\n" + OPEN + WRITES.replace("ENDS", str(ends))
+    else:
+        answer = f"[{labels}[i] for i in logits.argmax(-1)]" if labels else "logits[:, 0]"
+        code = OPEN + READS.replace("ANSWER", answer)
     texts = {
         **{name: _table(written[name]) for name in ("inputs", "outputs")},
         "cache": CACHE if cached else "",
-        "padding": LEFT if cached else EITHER,
+        "padding": LEFT if cached else "Texts may be padded on either side.",
         "effect": "" if effect is None else f"; the adapter changes them by up to {effect:.3g}",
     }
     return {
         "made": f"Written by `lorada export --format onnx` {__version__}: the whole\nmodel"
         f"{' with ' if inside else ''}{' and '.join(inside)}, in `model.onnx` and "
         "`model.onnx.data`.",
-        "code": example("path/to/this/folder", written, ends),
+        "code": code,
         "notes": NOTES.format_map(written | texts),
     }
-
-
-def example(folder: str, written: dict[str, Any], ends: Any) -> str:
-    """Python that runs the graph in a folder; the other arguments are those of ``card_texts``."""
-    if _is_cached(written):
-        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-        return (OPEN + WRITES).format(folder=folder, ends=ends)
-    labels = written["labels"]
-    answer = f"[{labels}[i] for i in logits.argmax(-1)]" if labels else "logits[:, 0]"
-    return (OPEN + READS).format(folder=folder, answer=answer)
-
-
-def _is_cached(written: dict[str, Any]) -> bool:
-    return any("cache" in name for name in written["inputs"])
 
 
 def _table(values: dict[str, tuple[str, list[int | str]]]) -> str:

@@ -14,7 +14,6 @@ its last tokens one by one. Numbers are compared where there are tokens, not at 
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -38,28 +37,13 @@ SHORT = 12  # tokens of texts that are short
 BEYOND = 8  # tokens of the longest text beyond the longest map
 
 
-@dataclass(frozen=True)
-class Expected:
-    """What a model computes in torch.
-
-    Attributes:
-        texts: the inputs of each batch.
-        logits: those of each batch where there are tokens.
-        effect: the largest change of a logit by the adapter; None for a model without one.
-    """
-
-    texts: list[Inputs]
-    logits: list[Tensor]
-    effect: float | None
-
-    @property
-    def largest(self) -> float:
-        """The largest logit."""
-        return max(float(x.abs().max()) for x in self.logits)
+# The inputs of each batch, its logits where there are tokens, and the largest change of a logit by
+# the adapter, None for a model without one.
+Expected = tuple[list[Inputs], list[Tensor], float | None]
 
 
 def expected_of(run: Run, *, cached: bool) -> Expected:
-    """The logits of a run's model on texts of random tokens."""
+    """What a run's model computes in torch from texts of random tokens."""
     model: Any = run.model
     base = model if isinstance(model, PreTrainedModel) else model.get_base_model()
     numbered = cached and "position_ids" in inspect.signature(base.forward).parameters
@@ -76,9 +60,9 @@ def expected_of(run: Run, *, cached: bool) -> Expected:
     found = logits()
     layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
     if not layers:
-        return Expected(texts, found, None)
+        return texts, found, None
     with switched_off(layers):
-        return Expected(texts, found, _difference(found, logits()))
+        return texts, found, _difference(found, logits())
 
 
 def example_inputs(model: PreTrainedModel, text: Inputs, *, cached: bool) -> Inputs:
@@ -95,12 +79,15 @@ def example_inputs(model: PreTrainedModel, text: Inputs, *, cached: bool) -> Inp
     return {**_part(text, PAST, SHORT), "cache": plain}
 
 
-def difference_of(folder: Path, expected: Expected, cache: Cache | None, **options: Any) -> float:
+def difference_of(
+    folder: Path, texts: list[Inputs], expected: list[Tensor], cache: Any, **options: Any
+) -> float:
     """The largest difference of two logits, one of a graph in onnxruntime and one of torch.
 
     Args:
         folder: where the graph is.
-        expected: what it has to compute.
+        texts: the inputs of each batch.
+        expected: their logits in torch.
         cache: the cache of the example that it was traced with; None for a graph without one.
         options: of transformers' ``from_pretrained``.
     """
@@ -111,10 +98,10 @@ def difference_of(folder: Path, expected: Expected, cache: Cache | None, **optio
     session.log_severity_level = 3  # errors; it warns of what it keeps
     graph = ExportedModel.from_pretrained(str(folder), session_options=session, **options)
     found = []
-    for inputs in expected.texts:
+    for inputs in texts:
         empty = None if cache is None else _empty(cache, len(inputs["input_ids"]))
         found.append(_logits(graph, inputs, empty, cached=cache is not None))
-    return _difference(found, expected.logits)
+    return _difference(found, expected)
 
 
 def _part(inputs: Inputs, start: int, stop: int) -> Inputs:

@@ -12,7 +12,6 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from lorada.runs.folder.folder import refuse_target
 from lorada.runs.folder.model_card import write_text
 from lorada.runs.folder.result import read_result
 from lorada.runs.models.adapters import task_type
-from lorada.runs.prepare import prepare
 from lorada.runs.recipe import RECIPE_FILE, saved_recipe
 from lorada.support.errors import full_disk_in_one_line, out_of_memory
 from lorada.support.files import atomic_path
@@ -67,19 +65,18 @@ def export_graph(folder: Path, target: Path, *, trust_remote_code: bool = False)
     """
     refuse_target(folder, target)
     recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
-    prepared = prepare(recipe)
-    if prepared.kind == "encoder_decoder":
-        raise ValueError(
-            f"{recipe.model} is an encoder–decoder ({prepared.config.model_type}), which cannot be "
-            "exported as one graph: export the model without --format"
-        )
     run = load_run(folder, trust_remote_code=trust_remote_code)
     refuse_quantised(run)
+    if run.kind == "encoder_decoder":
+        raise ValueError(
+            f"{recipe.model} is an encoder–decoder ({run.config.model_type}), which cannot be "
+            "exported as one graph: export the model without --format"
+        )
     run.model.float().cpu()
-    run = replace(run, recipe=run.recipe.model_copy(update={"dtype": "float32"}))
     cached = run.form not in HEADED
     with refused_if_impossible(run.model):
-        expected = expected_of(run, cached=cached)
+        texts, logits, effect = expected_of(run, cached=cached)
+        largest = max(float(x.abs().max()) for x in logits)
     try:
         model, merged, left = merge(run)
     except ValueError:  # gains by the query, OMoE: then the others stay beside them too
@@ -88,12 +85,12 @@ def export_graph(folder: Path, target: Path, *, trust_remote_code: bool = False)
     name_labels(base, run.labels)
     with full_disk_in_one_line(target, AGAIN), atomic_path(target) as fresh:
         with refused_if_impossible(base):
-            example = example_inputs(base, expected.texts[0], cached=cached)
+            example = example_inputs(base, texts[0], cached=cached)
             program = save_graph(base, example, fresh)
             difference = difference_of(
-                fresh, expected, example.get("cache"), trust_remote_code=trust_remote_code
+                fresh, texts, logits, example.get("cache"), trust_remote_code=trust_remote_code
             )
-        refuse_different(difference, expected.largest)
+        refuse_different(difference, largest)
         if base.can_generate():
             base.generation_config.save_pretrained(fresh)
         run.tokenizer.save_pretrained(fresh)
@@ -101,7 +98,7 @@ def export_graph(folder: Path, target: Path, *, trust_remote_code: bool = False)
         written = {
             "folder": str(target), "format": "onnx", **program,
             "merged": merged, "adapter": left, "labels": list(run.labels), "dtype": "float32",
-            "difference": difference, "effect": expected.effect, "largest": expected.largest,
+            "difference": difference, "effect": effect, "largest": largest,
             "license": licence_of(recipe.model).get("license"),
         }  # fmt: skip
         title = f"{recipe.model} after {recipe.method}, as a graph"
@@ -185,9 +182,9 @@ def _tidy(program: Any) -> None:
     names: dict[str, str] = {}
     for value in program.graph.inputs:
         axes = next(axes for start, axes in AXES.items() if value.name.startswith(start))
-        for size, axis in zip(value.shape, axes, strict=True):
-            if axis and isinstance(size, SymbolicDim):
-                names[str(size.value)] = axis
+        names |= {
+            str(size.value): axis for size, axis in zip(value.shape, axes, strict=True) if axis
+        }
     known = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names))
 
     def renamed(size: Any) -> Any:
