@@ -211,11 +211,11 @@ def _loss(model: nn.Module, inputs: dict[str, Tensor], config: Any, plan: Plan) 
     if kind_of(config) != "decoder" or adds or getattr(config, "output_router_logits", False):
         loss: Tensor = model(**inputs).loss
         return loss
-    given = {key: value for key, value in inputs.items() if key != "labels"}
     labelled = LabelledLoss(model, plain=getattr(config, "final_logit_softcapping", None) is None)
     # All tokens have labels. Which ones have is not known without values.
-    targets = inputs["labels"][:, 1:].flatten()
-    return labelled.of(model, given, lambda h: h[:, :-1].flatten(0, 1), targets)[0].mean()
+    rows, places = inputs["labels"].shape[0], inputs["labels"].shape[1] - 1
+    where = torch.arange(rows).repeat_interleave(places), torch.arange(places).repeat(rows)
+    return labelled.each(model, inputs, where)[0].mean()
 
 
 def _bytes(tensors: list[Any]) -> int:
