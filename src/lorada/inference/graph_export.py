@@ -64,8 +64,9 @@ def export_graph(folder: Path, target: Path, *, trust_remote_code: bool = False)
         OSError: if the disk is full; in all cases the target is then not there.
     """
     refuse_target(folder, target)
-    recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
-    run = load_run(folder, trust_remote_code=trust_remote_code)
+    trust = {"trust_remote_code": trust_remote_code}
+    recipe = saved_recipe(folder / RECIPE_FILE, **trust)
+    run = load_run(folder, **trust)
     refuse_quantised(run)
     if run.kind == "encoder_decoder":
         raise ValueError(
@@ -87,9 +88,7 @@ def export_graph(folder: Path, target: Path, *, trust_remote_code: bool = False)
         with refused_if_impossible(base):
             example = example_inputs(base, texts[0], cached=cached)
             program = save_graph(base, example, fresh)
-            difference = difference_of(
-                fresh, texts, logits, example.get("cache"), trust_remote_code=trust_remote_code
-            )
+            difference = difference_of(fresh, texts, logits, example.get("cache"), **trust)
         refuse_different(difference, largest)
         if base.can_generate():
             base.generation_config.save_pretrained(fresh)
