@@ -69,8 +69,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
     """
     recipe, result = _saved(folder, trust_remote_code=trust_remote_code)
     prepared = prepare(recipe)
-    labels = tuple(result["labels"])
-    outputs = 1 if result["form"] == "score" else len(labels) or None
+    outputs = 1 if result["form"] == "score" else len(result["labels"]) or None
     whole = folder / "model"
     if whole.is_dir():
         # A fully trained model has its own config, in which positions are stretched already.
@@ -96,19 +95,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
         refuse_changed(recipe, result, folder)
     if torch.cuda.is_available():
         model = model.cuda()
-    run = Run(
-        recipe=fit_context(recipe, model.config),
-        config=prepared.config,
-        kind=prepared.kind,
-        tokenizer=prepared.tokenizer,
-        folder=folder,
-        model=model,
-        form=result["form"],
-        labels=labels,
-        drawn=base.drawn,
-    )
-    set_languages(run.tokenizer, recipe.languages, run.protocol.languages)
-    return run
+    return _run(recipe, prepared, result, folder, model, base.drawn)
 
 
 def load_run_beside(run: Run, folder: Path, name: str, *, trust_remote_code: bool = False) -> Run:
@@ -125,18 +112,24 @@ def load_run_beside(run: Run, folder: Path, name: str, *, trust_remote_code: boo
     prepared = prepare(recipe)
     load_beside(run.model, folder / "adapter", name, run.drawn)
     refuse_changed(recipe, result, folder)
-    beside = replace(
-        run,
-        recipe=fit_context(recipe, run.model.config),
-        config=prepared.config,
-        kind=prepared.kind,
-        tokenizer=prepared.tokenizer,
-        folder=folder,
-        form=result["form"],
-        labels=tuple(result["labels"]),
-    )
-    set_languages(beside.tokenizer, recipe.languages, beside.protocol.languages)
-    return beside
+    return _run(recipe, prepared, result, folder, run.model, run.drawn)
+
+
+def _run(
+    recipe: Recipe,
+    prepared: Prepared,
+    result: dict[str, Any],
+    folder: Path,
+    model: PeftModel | PreTrainedModel,
+    drawn: frozenset[str],
+) -> Run:
+    """A run of these, with lengths and languages that fit its model."""
+    run = Run(
+        fit_context(recipe, model.config), prepared.config, prepared.kind, prepared.tokenizer,
+        folder, model, result["form"], tuple(result["labels"]), drawn,
+    )  # fmt: skip
+    set_languages(run.tokenizer, recipe.languages, run.protocol.languages)
+    return run
 
 
 def _saved(folder: Path, *, trust_remote_code: bool) -> tuple[Recipe, dict[str, Any]]:
