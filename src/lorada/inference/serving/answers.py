@@ -1,106 +1,121 @@
-"""The answers' JSON, as OpenAI's API spells it: whole, and in chunks of a stream."""
+"""Answers the prompts of a request together, and puts the answers into OpenAI's JSON."""
 
+import asyncio
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from lorada.inference.serving.pieces import Piece
-from lorada.inference.serving.record import Record
+from lorada.inference.serving.engine import Ask, EngineFailed, Progress
+from lorada.inference.serving.pieces import Piece, Pieces
+from lorada.inference.serving.records import Record
+from lorada.inference.serving.served import Served
 
 LOWEST = -9999.0  # JSON has no infinity; OpenAI's API says this for the smallest
 
 
-@dataclass
-class Answer:
-    """One request's answers, whole or in chunks.
+async def answer_all(
+    served: Served, asks: Sequence[Ask], stops: tuple[str, ...], record: Record
+) -> AsyncGenerator[tuple[int, Piece]]:
+    """The pieces of all answers as they come, each with the number of its prompt.
 
-    Attributes:
-        model: the name that answers.
-        chat: whether it is a turn of a chat, else a completion.
-        tokenizer: that of the model.
-        logprobs: whether log-probabilities are wanted.
-        record: counts the tokens.
+    Closing it ends all answers.
     """
+    arrived = asyncio.Queue[tuple[int, Progress | EngineFailed]]()
+    answers = [Pieces(served, ask, stops) for ask in asks]
+    written = {}  # what ends each answer
+    try:
+        for index, ask in enumerate(asks):
+            tell = partial(lambda index, found: arrived.put_nowait((index, found)), index)
+            written[index] = served.engine.begin(ask, tell)
+        while written:
+            index, found = await arrived.get()
+            if index not in written:  # it has ended at a stop text
+                continue
+            if isinstance(found, EngineFailed):
+                raise found
+            record.first_token()
+            piece = answers[index].take(found)
+            record.written += piece.written
+            yield index, piece
+            if piece.finish:
+                written.pop(index)()
+    finally:
+        for end in written.values():
+            end()
 
-    model: str
-    chat: bool
-    tokenizer: PreTrainedTokenizerBase
-    logprobs: bool
-    record: Record
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    created: int = field(default_factory=lambda: int(time.time()))
+
+class Answer:
+    """One request's answers in JSON, whole or in chunks of a stream."""
+
+    def __init__(self, served: Served, record: Record, *, chat: bool, logprobs: bool) -> None:
+        """Begin with nothing.
+
+        Args:
+            served: who answers.
+            record: counts the tokens.
+            chat: whether it is a turn of a chat, else a completion.
+            logprobs: whether log-probabilities are wanted.
+        """
+        self._tokenizer, self._record = served.run.tokenizer, record
+        self._chat, self._wants_logprobs = chat, logprobs
+        kind, prefix = ("chat.completion", "chatcmpl") if chat else ("text_completion", "cmpl")
+        self._head = {
+            "id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()),
+            "model": served.name,
+        }  # fmt: skip
 
     def whole(self, answers: Sequence[Piece]) -> dict[str, Any]:
         """The body of an answer that is not streamed; one piece is one prompt's whole answer."""
-        choices = []
-        for index, piece in enumerate(answers):
-            text = {"message": _message(piece.text)} if self.chat else {"text": piece.text}
-            choices.append({"index": index, **text, **self._common(piece)})
-        kind = "chat.completion" if self.chat else "text_completion"
-        return {**self._head(kind), "choices": choices, "usage": self.usage()}
+        choices = [
+            self._choice(index, piece, {"message": _turn(piece.text)})
+            for index, piece in enumerate(answers)
+        ]
+        return {**self._head, "choices": choices, "usage": self._usage()}
 
     def begin(self) -> dict[str, Any]:
         """The first chunk of a streamed turn of a chat, which says whose turn it is."""
-        return self._chunk({"delta": _message("")}, Piece(""), 0)
+        return self._chunk([self._choice(0, Piece(), {"delta": _turn("")})])
 
-    def chunk(self, piece: Piece, index: int) -> dict[str, Any]:
+    def chunk(self, index: int, piece: Piece) -> dict[str, Any]:
         """A chunk with a new piece of the answer to prompt number ``index``."""
-        text: dict[str, Any] = {"text": piece.text}
-        if self.chat:
-            text = {"delta": {"content": piece.text} if piece.text else {}}
-        return self._chunk(text, piece, index)
+        delta = {"content": piece.text} if piece.text else {}
+        return self._chunk([self._choice(index, piece, {"delta": delta})])
 
     def last(self) -> dict[str, Any]:
         """The chunk with the numbers of tokens, for those who ask for it."""
-        kind = "chat.completion.chunk" if self.chat else "text_completion"
-        return {**self._head(kind), "choices": [], "usage": self.usage()}
+        return {**self._chunk([]), "usage": self._usage()}
 
-    def usage(self) -> dict[str, int]:
-        """The numbers of tokens."""
-        read, written = self.record.read, self.record.written
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        kind = {"object": "chat.completion.chunk"} if self._chat else {}
+        return {**self._head, **kind, "choices": choices}
+
+    def _choice(self, index: int, piece: Piece, turn: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "index": index,
+            **(turn if self._chat else {"text": piece.text}),
+            "logprobs": self._logprobs(piece) if self._wants_logprobs else None,
+            "finish_reason": piece.finish,
+        }
+
+    def _usage(self) -> dict[str, int]:
+        read, written = self._record.read, self._record.written
         return {
             "prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written
         }  # fmt: skip
 
-    def _chunk(self, text: dict[str, Any], piece: Piece, index: int) -> dict[str, Any]:
-        kind = "chat.completion.chunk" if self.chat else "text_completion"
-        choice = {"index": index, **text, **self._common(piece)}
-        return {**self._head(kind), "choices": [choice]}
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        prefix = "chatcmpl" if self.chat else "cmpl"
-        return {
-            "id": f"{prefix}-{self.id}", "object": kind, "created": self.created,
-            "model": self.model,
-        }  # fmt: skip
-
-    def _common(self, piece: Piece) -> dict[str, Any]:
-        return {
-            "logprobs": self._logprobs(piece) if self.logprobs else None,
-            "finish_reason": piece.finish,
-        }
-
     def _logprobs(self, piece: Piece) -> dict[str, Any]:
-        texts = [self.tokenizer.decode([token.id]) for token in piece.tokens]
+        texts = [self._tokenizer.decode([token.id]) for token in piece.tokens]
         numbers = [max(token.logprob, LOWEST) for token in piece.tokens]
-        if not self.chat:
+        if not self._chat:
             return {"tokens": texts, "token_logprobs": numbers}
-        return {
-            "content": [
-                {
-                    "token": text,
-                    "logprob": number,
-                    "bytes": list(token.bytes),
-                    "top_logprobs": [],
-                }
-                for text, number, token in zip(texts, numbers, piece.tokens, strict=True)
-            ]
-        }
+        content = [
+            {"token": text, "logprob": number, "bytes": list(token.bytes), "top_logprobs": []}
+            for text, number, token in zip(texts, numbers, piece.tokens, strict=True)
+        ]
+        return {"content": content}
 
 
-def _message(text: str) -> dict[str, str]:
+def _turn(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}

@@ -1,19 +1,14 @@
 """Answers many requests at once, with transformers' continuous batching."""
 
-import asyncio
 import itertools
-import logging
-import threading
-from collections.abc import AsyncGenerator
+from collections.abc import Callable
 from math import ceil
 from typing import Any
 
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from lorada.inference.serving.engine import Ask, EngineFailed, Progress
+from lorada.inference.serving.engine import Ask, EngineFailed, Progress, Tell
 from lorada.inference.serving.shared_model import AdapterView
-
-logger = logging.getLogger(__name__)
 
 # On a processor: tokens in a page of the cache, and tokens that one forward pass reads at most.
 PAGE, PASS = 32, 512
@@ -26,9 +21,8 @@ SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0}
 class Batched:
     """The requests to one name of the server.
 
-    Greedy answers, greedy ones with log-probabilities, and sampled ones are three batches, because
-    transformers chooses tokens by one rule in a batch. A batch is made when it is first asked for;
-    each has a cache of ``cache_tokens`` keys and values.
+    Greedy answers and drawn ones are two batches, because transformers chooses tokens by one rule
+    in a batch. A batch is made when it is first asked for; each has a cache of its own.
     """
 
     has_logprobs = True
@@ -41,111 +35,69 @@ class Batched:
         Args:
             view: the model.
             config: its generation settings.
-            cache_tokens: size of a cache; None for what fits in ``share``.
+            cache_tokens: keys and values that a cache holds; None for what fits in ``share``.
             share: the part of an accelerator's free memory that one cache may take.
         """
         self.room = cache_tokens
         self._view, self._config, self._share = view, config, share
-        self._workers: dict[tuple[bool, bool], _Worker] = {}
-        self._making = threading.Lock()
+        self._batches: dict[bool, Any] = {}  # transformers' managers, by whether they draw
+        self._numbers = itertools.count()
 
-    async def write(self, ask: Ask) -> AsyncGenerator[Progress]:
-        """See ``Engine``."""
-        worker = await asyncio.to_thread(self._worker, ask)
-        options: dict[str, Any] = {}
-        if ask.sampled:
-            options = {"temperature": ask.temperature, "top_p": ask.top_p}
-        name, outputs = worker.add(ask, options)
-        done = False
-        try:
-            while not done:
-                output = await outputs.get()
-                while not outputs.empty():  # only the latest counts: it holds all tokens
-                    output = outputs.get_nowait()
-                if output is None or output.error is not None:
-                    done = True
-                    raise EngineFailed(output.error if output else "the batch ended")
-                done = output.is_finished()
-                yield Progress(output.generated_tokens, output.logprobs, done)
-        finally:
-            worker.remove(name, cancel=not done)
+    def begin(self, ask: Ask, tell: Tell) -> Callable[[], None]:
+        """Begin an answer, and return what ends it, which must be called in any case."""
+        batch, name, done = self._batch(drawn=ask.sampled), str(next(self._numbers)), False
+
+        def take(output: Any) -> None:
+            nonlocal done
+            done = output.is_finished()
+            if output.error is not None:
+                tell(EngineFailed(output.error))
+            else:
+                tell(Progress(output.generated_tokens, output.logprobs, done))
+
+        def end() -> None:
+            if not done:
+                batch.cancel_request(name)
+            batch.output_router.result_handlers.pop(name, None)
+            while batch.get_result(timeout=0):  # what came of answers that had been ended
+                pass
+
+        batch.register_result_handler(name, take)
+        rule = {"temperature": ask.temperature, "top_p": ask.top_p} if ask.sampled else {}
+        added = batch.add_request(
+            ask.ids, request_id=name, max_new_tokens=ask.most, streaming=True, **rule
+        )
+        if added is None:
+            tell(EngineFailed("the batch ended"))
+        return end
 
     def running(self) -> bool:
-        """See ``Engine``: a batch that died is made anew by the next request."""
-        return all(worker.manager.is_running() for worker in self._workers.values())
+        """Whether it can answer now: a batch that died is made anew by the next request."""
+        return all(batch.is_running() for batch in self._batches.values())
 
     def stop(self) -> None:
-        """See ``Engine``."""
-        for worker in self._workers.values():
-            worker.manager.stop(block=True, timeout=10, hard_stop=True)
+        """End it; answers that are being written fail."""
+        for batch in self._batches.values():
+            batch.stop(block=True, timeout=10, hard_stop=True)
 
-    def _worker(self, ask: Ask) -> "_Worker":
-        kind = (ask.sampled, ask.logprobs)
-        with self._making:
-            worker = self._workers.get(kind)
-            if worker is None or not worker.manager.is_running():
-                worker = self._workers[kind] = _Worker(self._view, *self._settings(*kind))
-            return worker
+    def _batch(self, *, drawn: bool) -> Any:
+        if drawn not in self._batches or not self._batches[drawn].is_running():
+            config = GenerationConfig.from_dict(self._config.to_dict())
+            config.update(**(SAMPLING if drawn else {"do_sample": False}))
+            batching = ContinuousBatchingConfig(
+                return_logprobs=True, per_request_processors=drawn, auto_switch_to_flash=False,
+                **self._size(),
+            )  # fmt: skip
+            self._batches[drawn] = self._view.init_continuous_batching(config, batching)
+            self._batches[drawn].start()
+        return self._batches[drawn]
 
-    def _settings(
-        self, sampled: bool, logprobs: bool
-    ) -> tuple[GenerationConfig, ContinuousBatchingConfig]:
-        config = GenerationConfig.from_dict(self._config.to_dict())
-        config.update(**(SAMPLING if sampled else {"do_sample": False}))
+    def _size(self) -> dict[str, Any]:
+        """The settings for the size of a cache."""
         size: dict[str, Any] = {"max_memory_percent": self._share}
         if self._view.device.type == "cpu":
             size = {"page_size": PAGE, "max_batch_tokens": PASS}
         if self.room is not None:
             page = size.get("page_size", ContinuousBatchingConfig.page_size)
             size["num_blocks"] = ceil(self.room / page) + 1
-        return config, ContinuousBatchingConfig(
-            **size,
-            return_logprobs=logprobs,
-            per_request_processors=sampled,
-            auto_switch_to_flash=False,
-        )
-
-
-class _Worker:
-    """One batch, and a thread that hands its results to whoever waits for them."""
-
-    def __init__(
-        self, view: AdapterView, config: GenerationConfig, batching: ContinuousBatchingConfig
-    ) -> None:
-        self.manager = view.init_continuous_batching(config, batching)
-        self.manager.start()
-        self._numbers = itertools.count()
-        self._waiting: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Queue[Any]]] = {}
-        threading.Thread(target=self._deliver, daemon=True).start()
-
-    def add(self, ask: Ask, options: dict[str, Any]) -> tuple[str, "asyncio.Queue[Any]"]:
-        """Put a request into the batch; its name there, and the queue that its results come to."""
-        name, outputs = str(next(self._numbers)), asyncio.Queue[Any]()
-        self._waiting[name] = (asyncio.get_running_loop(), outputs)
-        taken = self.manager.add_request(
-            ask.ids, request_id=name, max_new_tokens=ask.most, streaming=True, **options
-        )
-        if taken is None:
-            outputs.put_nowait(None)
-        return name, outputs
-
-    def remove(self, name: str, *, cancel: bool) -> None:
-        """Forget a request, and take it out of the batch if it has not ended."""
-        self._waiting.pop(name, None)
-        if cancel:
-            self.manager.cancel_request(name)
-
-    def _deliver(self) -> None:
-        while self.manager.is_running():
-            output = self.manager.get_result(timeout=0.2)
-            if output is not None:
-                self._hand(output.request_id, output)
-        while (output := self.manager.get_result(timeout=0)) is not None:
-            self._hand(output.request_id, output)
-        for name in list(self._waiting):
-            self._hand(name, None)
-
-    def _hand(self, name: str, output: Any) -> None:
-        loop, outputs = self._waiting.get(name, (None, None))
-        if loop is not None and outputs is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(outputs.put_nowait, output)
+        return size

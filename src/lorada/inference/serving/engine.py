@@ -1,8 +1,7 @@
-"""What every engine of the server does: it writes tokens for one request, as they come."""
+"""What is asked of the server's engines, which write the tokens of answers, and what they tell."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 # Colder requests take the likeliest token: scores over a smaller number may be infinite in fp32,
 # and what is not a number ends a batch for all its requests.
@@ -35,7 +34,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Progress:
-    """The tokens written so far, with their log-probabilities if those were asked for."""
+    """The tokens written so far, with their log-probabilities if the engine has them."""
 
     ids: list[int]
     logprobs: list[float]
@@ -43,25 +42,8 @@ class Progress:
 
 
 class EngineFailed(RuntimeError):
-    """An engine could not finish a request; the next one may succeed."""
+    """An engine could not finish an answer; the next one may succeed."""
 
 
-class Engine(Protocol):
-    """Writes tokens for the requests to one name of the server."""
-
-    has_logprobs: bool
-    room: int | None
-    """Most tokens of a prompt and its answer together; None for any number."""
-
-    def write(self, ask: Ask) -> AsyncGenerator[Progress]:
-        """The progress of one answer after each token or more; closing it ends the answer.
-
-        Raises:
-            EngineFailed: if the answer could not be finished.
-        """
-
-    def running(self) -> bool:
-        """Whether it could take a request now."""
-
-    def stop(self) -> None:
-        """End it; answers that are being written fail."""
+# An engine calls it in the event loop, after each token or more of an answer.
+Tell = Callable[[Progress | EngineFailed], object]

@@ -12,10 +12,9 @@ from lorada.inference.can_refill import end_tokens, is_plain_greedy, needs_peft_
 from lorada.inference.generate import generation_settings, room_for_prompts
 from lorada.inference.load import Run
 from lorada.inference.serving.batched import MEMORY, Batched
-from lorada.inference.serving.engine import Engine
 from lorada.inference.serving.one_by_one import OneByOne
 from lorada.inference.serving.shared_model import AdapterView, SharedModel
-from lorada.inference.side_by_side import Adapter, load_side_by_side
+from lorada.inference.side_by_side import load_side_by_side
 from lorada.runs.data.dataset import context_of
 
 CACHE_TOKENS = 8192  # of each batch's cache on a processor, unless the user says otherwise
@@ -37,7 +36,7 @@ class Served:
 
     name: str
     run: Run
-    engine: Engine
+    engine: Batched | OneByOne
     most: int
     ends: frozenset[int]
     stops: tuple[str, ...]
@@ -71,46 +70,31 @@ def open_served(
     first = next(iter(adapters.values())).run
     if cache_tokens is None and first.device.type == "cpu":
         cache_tokens = CACHE_TOKENS
-    shared = SharedModel(first.model)
-    places: dict[str, Adapter | None] = dict(adapters)
     base = base_name(first.recipe.model, adapters)
+    names: dict[str, tuple[Run, str | None]] = {n: (a.run, a.key) for n, a in adapters.items()}
     if isinstance(first.model, PeftModel):
-        places[base] = None
-    share = MEMORY / len(places)
-    return {
-        name: _served(name, base, adapter, first, shared, cache_tokens, share)
-        for name, adapter in places.items()
-    }
+        names[base] = first, None
+    shared, found = SharedModel(first.model), {}
+    for name, (run, key) in names.items():
+        settings = generation_settings(run)
+        room_for_prompts(run, settings["max_new_tokens"])  # refuses what no prompt could go with
+        engine: Batched | OneByOne = OneByOne(run, shared, key, settings)
+        if can_batch(run, key, settings):
+            config = GenerationConfig.from_dict(shared.base.generation_config.to_dict())
+            config.update(**settings)
+            engine = Batched(AdapterView(shared, key), config, cache_tokens, MEMORY / len(names))
+        found[name] = Served(
+            name, run, engine, settings["max_new_tokens"], frozenset(end_tokens(run)),
+            stops=tuple(settings.get("stop_strings") or ()),
+            described={"base": base} | ({"method": run.recipe.method} if name in adapters else {}),
+        )  # fmt: skip
+    return found
 
 
 def base_name(model: str, taken: Container[str]) -> str:
     """The name of a base: its hub id or its folder's name, with ``base:`` before if it is taken."""
     name = Path(model).resolve().name if Path(model).is_dir() else model
     return name if name not in taken else f"base:{name}"
-
-
-def _served(
-    name: str, base: str, adapter: Adapter | None, first: Run, shared: SharedModel,
-    cache_tokens: int | None, share: float,
-) -> Served:  # fmt: skip
-    run, key = (adapter.run, adapter.key) if adapter else (first, None)
-    settings = generation_settings(run)
-    room_for_prompts(run, settings["max_new_tokens"])  # refuses what no prompt could go with
-    config = GenerationConfig.from_dict(shared.base.generation_config.to_dict())
-    config.update(**settings)
-    engine: Engine
-    if can_batch(run, key, settings):
-        engine = Batched(AdapterView(shared, key), config, cache_tokens, share)
-    else:
-        engine = OneByOne(run, shared, key, settings)
-    described = {"base": base}
-    if adapter:
-        described["method"] = run.recipe.method
-    return Served(
-        name=name, run=run, engine=engine, most=settings["max_new_tokens"],
-        ends=frozenset(end_tokens(run)),
-        stops=tuple(settings.get("stop_strings") or ()), described=described,
-    )  # fmt: skip
 
 
 def can_batch(run: Run, key: str | None, settings: dict[str, Any]) -> bool:

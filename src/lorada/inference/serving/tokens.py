@@ -4,14 +4,13 @@ The bytes of all tokens together are the answer in UTF-8, also where a character
 """
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from lorada.inference.answer_text import UNFINISHED, AnswerText
 from lorada.inference.serving.engine import Progress
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """A token of an answer.
 
     Attributes:
