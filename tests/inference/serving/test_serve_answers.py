@@ -14,8 +14,7 @@ from lorada.inference.generate import continue_prompts, generate
 from lorada.inference.load import load_run
 from lorada.inference.serving import shared_model
 from lorada.inference.serving.app import Server
-from lorada.inference.serving.engine import Ask
-from lorada.inference.serving.one_by_one import OneByOne
+from lorada.inference.serving.engines import Ask, OneByOne
 from lorada.inference.serving.requests import Limits
 from lorada.inference.serving.served import open_served
 from lorada.inference.serving.shared_model import SharedModel

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from servers import Process, running, trained
 
 from lorada.inference.serving.app import Server
-from lorada.inference.serving.requests import ChatRequest, CompletionRequest, Limits
+from lorada.inference.serving.requests import UNCHANGED, ChatRequest, CompletionRequest, Limits
 from lorada.inference.serving.served import open_served
 
 BASE = "llama"
@@ -24,8 +24,8 @@ RIGHT = {
     },
 }  # fmt: skip
 FIELDS = {
-    "/v1/completions": sorted(CompletionRequest.model_fields),
-    "/v1/chat/completions": sorted(ChatRequest.model_fields),
+    "/v1/completions": sorted([*CompletionRequest.model_fields, *UNCHANGED]),
+    "/v1/chat/completions": sorted([*ChatRequest.model_fields, *UNCHANGED]),
 }
 
 anything = st.recursive(

@@ -57,8 +57,8 @@ REFUSED = {
     "no json": (b"{", "the request is not JSON: EOF"),
     "no object": (b"[]", "the request must be one JSON object; it is []"),
     "no text": (b"\xff\xfe", "the request is not JSON"),
-    "no model": (b'{"prompt": "a"}', "model: is missing; it must be a name"),
-    "no prompt": ({"model": BASE}, "prompt: is missing; it must be a text"),
+    "no model": (b'{"prompt": "a"}', "model: must be a name that /v1/models lists; it is missing"),
+    "no prompt": ({"model": BASE}, "prompt: must be a text"),
     "an empty prompt": ({"prompt": ""}, "a prompt is empty"),
     "no prompts": ({"prompt": []}, "there is no prompt"),
     "half a character": (
@@ -79,10 +79,10 @@ REFUSED = {
     "a long prompt": ({"prompt": "a" * 512}, "a prompt of 512 tokens does not fit: there is room"),
     "heat": ({"temperature": 3}, "temperature: must be a number from 0 to 2"),
     "not a number": (b'{"model": "llama", "prompt": "a", "temperature": NaN}', "temperature"),
-    "two answers": ({"n": 2}, "n: must be 1 or left out, as each prompt has one answer"),
-    "a seed": ({"seed": 1}, "seed: must be left out"),
+    "two answers": ({"n": 2}, "n: must be 1 or left out, as no model here follows it; it is 2"),
+    "a seed": ({"seed": 1}, "seed: must be null or left out"),
     "a penalty": ({"presence_penalty": 0.5}, "presence_penalty"),
-    "alternatives": ({"logprobs": 5}, "logprobs: must be 0 for completions"),
+    "alternatives": ({"logprobs": 5}, "logprobs: must be 0, for the answer's tokens alone"),
     "an unknown field": (
         {"speed": 9},
         "speed: must be left out, as there is no such field; it is 9",
@@ -102,13 +102,16 @@ def test_what_cannot_be_answered_is_refused_in_one_line(case, usual):
 
 REFUSED_CHATS = {
     "no turns": ({"messages": []}, "messages: must be a list of 1 to 10000 turns"),
-    "an unknown role": ({"messages": [{"role": "god", "content": "a"}]}, "messages.0.role"),
+    "an unknown role": ({"messages": [{"role": "god", "content": "a"}]}, "messages.0.role is"),
     "a picture": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
         "messages.0.content",
     ),
     "tools": ({"tools": [{"type": "function"}]}, "tools"),
-    "JSON": ({"response_format": {"type": "json_object"}}, "response_format.type"),
+    "JSON": (
+        {"response_format": {"type": "json_object"}},
+        'response_format: must be {"type": "text"} or left out',
+    ),
 }
 
 

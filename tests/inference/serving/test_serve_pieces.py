@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lorada.inference.serving.answers import Answer
-from lorada.inference.serving.engine import Ask, Progress
+from lorada.inference.serving.engines import Ask, Progress
 from lorada.inference.serving.pieces import Piece, Pieces
 
 UNFINISHED = "\ufffd"

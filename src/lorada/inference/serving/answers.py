@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import Any
 
-from lorada.inference.serving.engine import Ask, EngineFailed, Progress
+from lorada.inference.serving.engines import Ask, EngineFailed, Progress
 from lorada.inference.serving.pieces import Piece, Pieces
 from lorada.inference.serving.records import Record
 from lorada.inference.serving.served import Served

@@ -20,7 +20,7 @@ from lorada.inference.serving.pieces import Piece
 from lorada.inference.serving.prompts import asks_of
 from lorada.inference.serving.records import Metrics, Record
 from lorada.inference.serving.refusals import Refused, refusal_of, refuse
-from lorada.inference.serving.requests import ChatRequest, CompletionRequest, Limits
+from lorada.inference.serving.requests import ChatRequest, CompletionRequest, Limits, request_of
 from lorada.inference.serving.served import Served
 from lorada.support.files import json_lines
 
@@ -151,7 +151,7 @@ class Answering:
         self, request: Request, record: Record, at_the_end: AsyncExitStack
     ) -> Response:
         self._server.check_key(request)
-        body = self._kind.model_validate_json(await _body_of(request, self._limits.body))
+        body = request_of(self._kind, await _body_of(request, self._limits.body))
         served = self._server.named(body.model)
         record.model = served.name
         # In a thread: others are answered while a long prompt is made tokens.

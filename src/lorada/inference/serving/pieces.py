@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from lorada.inference.answer_text import UNFINISHED, AnswerText
-from lorada.inference.serving.engine import Ask, Progress
+from lorada.inference.serving.engines import Ask, Progress
 from lorada.inference.serving.served import Served
 from lorada.inference.serving.tokens import Token, Tokens
 

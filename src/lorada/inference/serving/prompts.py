@@ -1,7 +1,7 @@
 """Turns a request into what an engine is asked: a prompt's tokens, and how many may follow."""
 
 from lorada.inference.generate import check_prompts
-from lorada.inference.serving.engine import Ask
+from lorada.inference.serving.engines import Ask
 from lorada.inference.serving.refusals import Refused
 from lorada.inference.serving.requests import ChatRequest, CompletionRequest, Limits, Message
 from lorada.inference.serving.served import Served

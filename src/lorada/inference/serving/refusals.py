@@ -4,14 +4,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from lorada.inference.serving.engine import EngineFailed
+from lorada.inference.serving.engines import EngineFailed
 from lorada.inference.serving.records import CLOSED
-from lorada.inference.serving.requests import what_is_wrong
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +43,6 @@ def refusal_of(error: Exception) -> Refused:
     if isinstance(error, HTTPException):  # Starlette's, for addresses and methods
         said = f"there is nothing here for this request: {error.detail}"
         return Refused(error.status_code, said, headers=error.headers)
-    if isinstance(error, ValidationError):
-        said, field = what_is_wrong(error)
-        return Refused(400, said, param=field)
     if isinstance(error, ClientDisconnect):
         return Refused(CLOSED, "the client went away")
     if isinstance(error, TimeoutError):

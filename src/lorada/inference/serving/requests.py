@@ -1,25 +1,27 @@
-"""What a request may say, as OpenAI's API spells it, and one line on what is wrong with another.
+"""What a request may say, as OpenAI's API spells it."""
 
-Fields that would change the answer, and that no engine here can follow, are refused unless they
-have the value that changes nothing. Fields that do not touch the answer are read over. The
-description of a field says what it must be.
-"""
-
+import json
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+
+from lorada.inference.serving.refusals import Refused
 
 MOST_PROMPTS, MOST_STOPS, MOST_TURNS = 256, 4, 10_000
 LONGEST = 40  # characters of a wrong value, or of a field's name, that are repeated
+# Fields that would change the answer and that no engine here can follow, each with the value that
+# changes nothing; and fields that do not touch the answer.
+UNCHANGED = {
+    "n": 1, "best_of": 1, "presence_penalty": 0, "frequency_penalty": 0, "top_logprobs": 0,
+    "logit_bias": {}, "echo": False, "tools": [], "tool_choice": "none", "seed": None,
+    "suffix": None, "response_format": {"type": "text"},
+}  # fmt: skip
+READ_OVER = ("user", "metadata", "store", "service_tier", "parallel_tool_calls")
 COUNT = "a whole number from 1, or left out"
-ONE = "1 or left out, as each prompt has one answer"
-PENALTY = "0 or left out, as no model here follows it"
 SWITCH = "true or false, or left out"
-LOGPROBS = "0 for completions, true or false for chats, or left out"
-TOOLS = "left out, as no model here calls tools"
-TURN = "a turn: an object with a role and a content"
 # The first fault of a long list is enough: to describe each takes many times the body's memory.
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 Texts = Annotated[list[str], Field(max_length=MOST_PROMPTS, fail_fast=True)]
@@ -60,13 +62,8 @@ class Limits:
             )
 
 
-def must_be(what: str, **limits: Any) -> Any:
-    """A field that may be left out."""
-    return Field(None, description=what, **limits)
-
-
 class Strict(BaseModel):
-    """An object of a request: no other fields, and no values of another type."""
+    """An object in a request: without other fields, and without values of another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -74,31 +71,22 @@ class Strict(BaseModel):
 class StreamOptions(Strict):
     """``stream_options``."""
 
-    include_usage: bool | None = must_be(SWITCH)
+    include_usage: bool | None = None
 
 
-class TextFormat(Strict):
-    """``response_format``; there is no other."""
-
-    type: Literal["text"] = Field(description="text, as models here write nothing else")
-
-
-class TextPart(TextFormat):
+class TextPart(Strict):
     """A part of a message; there are no pictures."""
 
+    type: Literal["text"]
     text: str
 
 
 class Message(Strict):
     """A turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
-        description="system, developer, user, assistant or tool"
-    )
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)] = Field(
-        description="a text, or a list of parts of type text"
-    )
-    name: str | None = must_be("a text or left out")
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
+    name: str | None = None
 
     def turn(self) -> dict[str, str]:
         """The turn as a chat template takes it."""
@@ -107,31 +95,25 @@ class Message(Strict):
         return {"role": self.role, "content": text}
 
 
-class Asked(Strict):
-    """Fields of both kinds of request."""
+def optional(must_be: str, **limits: Any) -> Any:
+    """A field that may be left out, and what it must be otherwise."""
+    return Field(None, description=must_be, **limits)
+
+
+class Request(Strict):
+    """Fields of both kinds of request; the description of each says what it must be."""
 
     model: str = Field(description="a name that /v1/models lists")
-    stream: bool | None = must_be(SWITCH)
-    stream_options: StreamOptions | None = must_be("an object with include_usage, or left out")
-    max_tokens: int | None = must_be(COUNT, ge=1)
-    temperature: float | None = must_be("a number from 0 to 2, or left out", ge=0, le=2)
-    top_p: float | None = must_be("a number above 0 and up to 1, or left out", gt=0, le=1)
-    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = must_be(
+    stream: bool | None = optional(SWITCH)
+    stream_options: StreamOptions | None = optional(
+        "an object with include_usage, which is true or false, or left out"
+    )
+    max_tokens: int | None = optional(COUNT, ge=1)
+    temperature: float | None = optional("a number from 0 to 2, or left out", ge=0, le=2)
+    top_p: float | None = optional("a number above 0 and up to 1, or left out", gt=0, le=1)
+    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = optional(
         f"a text, or a list of at most {MOST_STOPS}, or left out"
     )
-    # Of these only the values that change nothing.
-    n: int | None = must_be(ONE, ge=1, le=1)
-    presence_penalty: float | None = must_be(PENALTY, ge=0, le=0)
-    frequency_penalty: float | None = must_be(PENALTY, ge=0, le=0)
-    logit_bias: dict[str, Any] | None = must_be(
-        "empty or left out, as no model here follows it", max_length=0
-    )
-    seed: None = must_be("left out, as requests are sampled together")
-    # They do not touch the answer.
-    user: Any = None
-    metadata: Any = None
-    store: Any = None
-    service_tier: Any = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -140,34 +122,25 @@ class Asked(Strict):
         return tuple(filter(None, found))
 
 
-class ChatRequest(Asked):
+class ChatRequest(Request):
     """The body of ``POST /v1/chat/completions``."""
 
     messages: list[Message] = Field(
-        description=f"a list of 1 to {MOST_TURNS} turns, each with a role and a content",
+        description=f"a list of 1 to {MOST_TURNS} turns, each with a role (system, developer, user,"
+        " assistant or tool) and a content (a text, or a list of parts of type text)",
         min_length=1, max_length=MOST_TURNS, fail_fast=True,
     )  # fmt: skip
-    max_completion_tokens: int | None = must_be(COUNT, ge=1)
-    logprobs: bool | None = must_be(LOGPROBS)
-    top_logprobs: int | None = must_be(
-        "0 or left out, as only the tokens of the answer have log-probabilities", ge=0, le=0
-    )
-    response_format: TextFormat | None = must_be("an object of type text, or left out")
-    tools: list[Any] | None = must_be(TOOLS, max_length=0)
-    tool_choice: Literal["none"] | None = must_be(TOOLS)
-    parallel_tool_calls: Any = None
+    max_completion_tokens: int | None = optional(COUNT, ge=1)
+    logprobs: bool | None = optional(SWITCH)
 
 
-class CompletionRequest(Asked):
+class CompletionRequest(Request):
     """The body of ``POST /v1/completions``: texts to continue, or their tokens."""
 
     prompt: str | Ids | Texts | Prompts = Field(
         description=f"a text, a list of token ids, or a list of at most {MOST_PROMPTS} of either"
     )
-    logprobs: int | None = must_be(LOGPROBS, ge=0, le=0)
-    echo: Literal[False] | None = must_be("false or left out, as answers never repeat the prompt")
-    best_of: int | None = must_be(ONE, ge=1, le=1)
-    suffix: None = must_be("left out, as models here only continue texts")
+    logprobs: int | None = optional("0, for the answer's tokens alone, or left out", ge=0, le=0)
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
@@ -176,39 +149,46 @@ class CompletionRequest(Asked):
         return [self.prompt] if alone else self.prompt  # type: ignore[list-item, return-value]
 
 
-CHOICES = ("prompt", "stop", "content")  # what of them is wrong depends on which type is meant
-MUST_BE = {
-    name: found.description
-    for kind in (ChatRequest, CompletionRequest, Message, StreamOptions, TextFormat)
-    for name, found in kind.model_fields.items()
-}
+Kind = TypeVar("Kind", bound=ChatRequest | CompletionRequest)
 
 
-def what_is_wrong(error: ValidationError) -> tuple[str, str | None]:
-    """One line on the first fault of a request, and the field that has it."""
-    first = error.errors(include_url=False)[0]
-    kind, value, places = first["type"], _short(first["input"]), first["loc"]
-    if kind == "json_invalid":
-        return f"the request is not JSON: {first['ctx']['error']}; send one object", None
-    if not places:
-        return f"the request must be one JSON object; it is {value}", None
-    places = places[: next((n for n, at in enumerate(places, start=1) if at in CHOICES), None)]
-    shown, last = [_named(place) for place in places], places[-1]
-    if kind == "extra_forbidden":
-        said = f"must be left out, as there is no such field; it is {value}"
-    elif kind == "missing":
-        said = f"is missing; it must be {MUST_BE[str(last)]}"
-    else:
-        said = f"must be {TURN if isinstance(last, int) else MUST_BE[last]}; it is {value}"
-    return f"{'.'.join(shown)}: {said}", shown[0]
+def request_of(kind: type[Kind], body: bytes) -> Kind:
+    """The request in a body.
+
+    Raises:
+        Refused: for another, with the first field that is wrong, what it must be, and what it is.
+    """
+    try:
+        fields = from_json(body)
+    except ValueError as error:
+        raise Refused(400, f"the request is not JSON: {error}; send one object") from error
+    if not isinstance(fields, dict):
+        raise Refused(400, f"the request must be one JSON object; it is {_short(repr(fields))}")
+    for name, same in UNCHANGED.items():
+        value = fields.pop(name, None)
+        if value not in (None, same):
+            said = f"{name}: must be {json.dumps(same)} or left out, as no model here follows it"
+            raise Refused(400, f"{said}; it is {_short(repr(value))}", param=name)
+    try:
+        return kind.model_validate({k: v for k, v in fields.items() if k not in READ_OVER})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    place, value = first["loc"], _short(repr(first["input"]))
+    top = _named(place[0])
+    if first["type"] == "extra_forbidden":
+        said = f"{'.'.join(map(_named, place))}: must be left out, as there is no such field"
+        raise Refused(400, f"{said}; it is {value}", param=top)
+    # Of turns it is said which is wrong; in other fields that depends on which type is meant.
+    shown = ".".join(map(_named, place[:3])) if top == "messages" and place[1:] else "it"
+    wrong = "is missing" if first["type"] == "missing" else f"is {value}"
+    said = f"{top}: must be {kind.model_fields[top].description}; {shown} {wrong}"
+    raise Refused(400, said, param=top)
 
 
 def _named(place: int | str) -> str:
     """A field's name, which may be anything, or a number in a list."""
-    usual = isinstance(place, int) or (place.isidentifier() and len(place) <= LONGEST)
-    return str(place) if usual else _short(place)
+    return _short(place if isinstance(place, str) and place.isidentifier() else repr(place))
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
+def _short(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 from lorada.inference.answer_text import UNFINISHED, AnswerText
-from lorada.inference.serving.engine import Progress
+from lorada.inference.serving.engines import Progress
 
 
 class Token(NamedTuple):
