@@ -1,7 +1,8 @@
 """The command ``serve``: finished runs on one base behind an OpenAI-compatible HTTP server."""
 
+from math import isfinite
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,6 +46,7 @@ def serve(
 
     recipe = check_writers(runs)
     limits = Limits(max_body, max_tokens, max_prompts, timeout, api_key)
+    _refuse_limits(limits)
     socket = listen(host, port)
     with loading_model(recipe.model):
         from lorada.inference.serving.app import Server
@@ -60,6 +62,22 @@ def serve(
     _note(f"listening at {address}; Ctrl-C or SIGTERM ends it when running requests have ended")
     next_is("curl", f"{address}/v1/models", on=errors)
     serve_until_stopped(Server(served, limits).app(), socket, limits.seconds)
+
+
+def _refuse_limits(limits: Any) -> None:
+    """Refuse a time without end, and a key that is empty or that no client can send.
+
+    Raises:
+        ValueError: without the key, which is a secret.
+    """
+    if not isfinite(limits.seconds):
+        raise ValueError(f"--timeout {limits.seconds} has no end: pass seconds, such as 600")
+    key = limits.key
+    if key is not None and not (key and all("!" <= sign <= "~" for sign in key)):
+        raise ValueError(
+            "--api-key is empty, or has a blank or a sign that is not ASCII: pass another, or none "
+            "to ask for no key"
+        )
 
 
 def _note(text: str) -> None:

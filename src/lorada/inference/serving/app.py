@@ -3,8 +3,8 @@
 import asyncio
 import hmac
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 
 from prometheus_client import generate_latest
@@ -20,7 +20,13 @@ from lorada.inference.serving.pieces import Piece
 from lorada.inference.serving.prompts import asks_of
 from lorada.inference.serving.records import Metrics, Record
 from lorada.inference.serving.refusals import Refused, refusal_of, refuse
-from lorada.inference.serving.requests import ChatRequest, CompletionRequest, Limits, request_of
+from lorada.inference.serving.requests import (
+    ChatRequest,
+    CompletionRequest,
+    Kind,
+    Limits,
+    request_of,
+)
 from lorada.inference.serving.served import Served
 from lorada.support.files import json_lines
 
@@ -32,6 +38,7 @@ class Server:
         """Load nothing: the names are there already; no limits are the usual ones."""
         self.served, self.limits, self.metrics = served, limits or Limits(), Metrics()
         self._running = 0  # prompts
+        self.metrics.running.set_function(lambda: self._running)
         self._created = int(time.time())
 
     def app(self) -> Starlette:
@@ -104,9 +111,8 @@ class Server:
                 headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
 
-    @contextmanager
-    def places(self, count: int) -> Iterator[None]:
-        """Take places for some prompts in a ``with`` block.
+    def take_places(self, count: int, at_the_end: AsyncExitStack) -> None:
+        """Take places for some prompts, which are free again at the end.
 
         Raises:
             Refused: if there are not so many.
@@ -120,18 +126,16 @@ class Server:
                 code="rate_limit_exceeded", headers={"Retry-After": "1"},
             )  # fmt: skip
         self._running += count
-        self.metrics.running.inc(count)
-        try:
-            yield
-        finally:
-            self._running -= count
-            self.metrics.running.dec(count)
+        at_the_end.callback(self._free_places, count)
+
+    def _free_places(self, count: int) -> None:
+        self._running -= count
 
 
 class Answering:
     """Answers the requests to an address, whole or as a stream, as an ASGI application."""
 
-    def __init__(self, server: Server, kind: type[ChatRequest] | type[CompletionRequest]) -> None:
+    def __init__(self, server: Server, kind: Kind) -> None:
         self._server, self._kind, self._limits = server, kind, server.limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,14 +160,14 @@ class Answering:
         record.model = served.name
         # In a thread: others are answered while a long prompt is made tokens.
         asks = await asyncio.to_thread(asks_of, served, body, self._limits)
-        at_the_end.enter_context(self._server.places(len(asks)))
+        self._server.take_places(len(asks), at_the_end)
         record.read = sum(len(ask.ids) for ask in asks)
-        chat, logprobs = isinstance(body, ChatRequest), asks[0].logprobs
-        answer = Answer(served, record, chat=chat, logprobs=logprobs)
+        chat = isinstance(body, ChatRequest)
+        answer = Answer(served, record, chat=chat, logprobs=asks[0].logprobs)
         pieces = answer_all(served, asks, body.stops, record)
         if body.stream:
             usage = bool(body.stream_options and body.stream_options.include_usage)
-            events = self._events(answer, pieces, record, begin=chat, usage=usage)
+            events = self._events(answer, pieces, usage=usage)
             at_the_end.push_async_callback(events.aclose)
             return StreamingResponse(events, media_type="text/event-stream")
         whole = [Piece() for _ in asks]
@@ -174,13 +178,13 @@ class Answering:
         return JSONResponse(answer.whole(whole))
 
     async def _events(
-        self, answer: Answer, pieces: AsyncGenerator[tuple[int, Piece]], record: Record,
-        *, begin: bool, usage: bool,
-    ) -> AsyncGenerator[str]:  # fmt: skip
+        self, answer: Answer, pieces: AsyncGenerator[tuple[int, Piece]], *, usage: bool
+    ) -> AsyncGenerator[str]:
         """The events of a streamed answer; an error is an event too."""
+        record = answer.record
         try:
             async with asyncio.timeout(self._limits.seconds - record.seconds):
-                if begin:
+                if answer.chat:
                     yield _event(answer.begin())
                 async with aclosing(pieces) as found:
                     async for index, piece in found:

@@ -55,19 +55,19 @@ class Ask:
 
 
 class Progress(NamedTuple):
-    """The tokens written so far, with their log-probabilities if the engine has them."""
+    """The tokens written so far, with their log-probabilities if the engine has them.
+
+    ``failed`` says why an answer cannot be finished.
+    """
 
     ids: list[int]
     logprobs: list[float]
-    done: bool
-
-
-class EngineFailed(RuntimeError):
-    """An engine could not finish an answer; the next one may succeed."""
+    done: bool = False
+    failed: str | None = None
 
 
 # An engine calls it in the event loop, after each token or more of an answer.
-Tell = Callable[[Progress | EngineFailed], object]
+Tell = Callable[[Progress], object]
 
 
 class Batched:
@@ -102,20 +102,15 @@ class Batched:
 
     def begin(self, ask: Ask, tell: Tell) -> Callable[[], None]:
         """Begin an answer, and return what ends it, which must be called in any case."""
-        batch, name, done = self._batch(drawn=bool(ask.rule)), str(next(self._numbers)), False
+        batch, name = self._batch(drawn=bool(ask.rule)), str(next(self._numbers))
 
-        def take(output: Any) -> None:
-            nonlocal done
-            done = output.is_finished()
-            if output.error is not None:
-                tell(EngineFailed(output.error))
-            else:
-                tell(Progress(output.generated_tokens, output.logprobs, done))
+        def take(new: Any) -> None:
+            tell(Progress(new.generated_tokens, new.logprobs, new.is_finished(), new.error))
 
         def end() -> None:
-            if not done:
+            # transformers has forgotten what handles the results of an answer that has ended.
+            if batch.output_router.result_handlers.pop(name, None):
                 batch.cancel_request(name)
-            batch.output_router.result_handlers.pop(name, None)
             while batch.get_result(timeout=0):  # what came of answers that had been ended
                 pass
 
@@ -124,7 +119,7 @@ class Batched:
             ask.ids, request_id=name, max_new_tokens=ask.most, streaming=True, **ask.rule
         )
         if added is None:
-            tell(EngineFailed("the batch ended"))
+            tell(Progress([], [], failed="the batch ended"))
         return end
 
     def running(self) -> bool:
@@ -169,16 +164,16 @@ class OneByOne:
         """Begin an answer, and return what ends it, which must be called in any case."""
         loop, ended = asyncio.get_running_loop(), threading.Event()
 
-        def say(found: Progress | EngineFailed) -> None:
-            loop.call_soon_threadsafe(tell, found)
+        def say(*progress: Any) -> None:
+            loop.call_soon_threadsafe(tell, Progress(*progress))
 
         def write() -> None:
             try:
-                streamer = TokenStreamer(lambda ids: say(Progress(ids, [], done=False)))
+                streamer = TokenStreamer(lambda ids: say(ids, []))
                 stop = Stop(lambda: ended.is_set() or self._stopped)
-                say(Progress(self._write(ask, streamer, stop), [], done=True))
+                say(self._write(ask, streamer, stop), [], True)
             except Exception as error:
-                say(EngineFailed(str(error)))
+                say([], [], True, str(error))
 
         written = self._worker.submit(write)
 

@@ -1,11 +1,29 @@
-"""Makes text of an engine's tokens, piece by piece, and ends it where a stop text begins."""
+"""Makes text of an engine's tokens, piece by piece, and ends it where a stop text begins.
+
+OpenAI's API has each token's bytes beside its log-probability. The bytes of all tokens together are
+the answer in UTF-8, also where a character has several tokens.
+"""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from lorada.inference.answer_text import UNFINISHED, AnswerText
 from lorada.inference.serving.engines import Ask, Progress
 from lorada.inference.serving.served import Served
-from lorada.inference.serving.tokens import Token, Tokens
+
+
+class Token(NamedTuple):
+    """A token of an answer.
+
+    Attributes:
+        id: its number.
+        bytes: what it wrote of the answer; nothing for a special token.
+        logprob: its log-probability.
+    """
+
+    id: int
+    bytes: bytes
+    logprob: float
 
 
 @dataclass
@@ -44,19 +62,23 @@ class Pieces:
         """
         self._served, self._ask, self._stops = served, ask, stops
         self._answer = AnswerText(served.run.tokenizer)
-        self._tokens = Tokens(self._answer) if ask.logprobs else None
         self._shown, self._counted = "", 0
+        self._read = 0  # tokens for which it is known whether they end within a character
+        # The bytes of each token that is spelled, and the characters of the text until its end.
+        self._spelled: list[tuple[bytes, int]] = []
+        self._given = 0  # tokens
 
     def take(self, now: Progress) -> Piece:
         """What is new. The engine may skip some progress: the answer is the same."""
         text, finish = self._text_of(now)
-        piece = Piece("", len(now.ids) - self._counted, finish=finish)
+        piece = Piece(written=len(now.ids) - self._counted, finish=finish)
         self._counted = len(now.ids)
         if text.startswith(self._shown):
             piece.text = text[len(self._shown) :]
             self._shown = text
-        if self._tokens and (piece.text or finish):
-            piece.tokens = self._tokens.take(now, self._shown, finish)
+        if self._ask.logprobs and (piece.text or finish):
+            self._spell(now.ids, last=finish is not None)
+            piece.tokens = self._new_tokens(now, last=finish is not None)
         return piece
 
     def _text_of(self, now: Progress) -> tuple[str, str | None]:
@@ -85,3 +107,34 @@ class Pieces:
             sizes = range(min(len(stop) - 1, len(text)), 0, -1)
             held = max(held, next((size for size in sizes if text.endswith(stop[:size])), 0))
         return text[: len(text) - held]
+
+    def _spell(self, ids: list[int], *, last: bool) -> None:
+        """Find the bytes of tokens; those that end within a character wait for its end."""
+        answer = self._answer
+        for count in range(max(self._read, 1), len(ids) + 1):  # the latest may be the last now
+            text, start = answer.whole(ids[:count]), len(self._spelled)
+            if text == answer.settled(ids[:count]) or (last and count == len(ids)):
+                new = text[self._spelled[-1][1] if start else 0 :]
+                own = [answer.own_bytes(token) for token in ids[start:count]]
+                # The text has others in place of bytes that are no text. Else it is right: a
+                # tokenizer may leave out a blank, as before the first word.
+                if UNFINISHED not in new and b"".join(own) != new.encode():
+                    own = [*[b""] * (len(own) - 1), new.encode()]
+                self._spelled += [(each, len(text)) for each in own]
+        self._read = len(ids)
+
+    def _new_tokens(self, now: Progress, *, last: bool) -> list[Token]:
+        """The tokens of the text that is shown now; of the last one a stop text may cut bytes."""
+        given, shown = self._given, self._shown
+        found = [own for own, end in self._spelled[given:] if end <= len(shown)]
+        if last:
+            behind = given + len(found)
+            left = shown[self._spelled[behind - 1][1] if behind else 0 :]
+            size = len(left.replace(UNFINISHED, "?").encode())  # one byte for what is no text
+            for own, _ in self._spelled[behind:]:
+                if size > 0:
+                    found.append(own[:size])
+                size -= len(own)
+        self._given += len(found)
+        tokens = zip(now.ids[given:], found, now.logprobs[given:], strict=False)
+        return [Token(*token) for token in tokens]

@@ -1,5 +1,7 @@
 """Turns a request into what an engine is asked: a prompt's tokens, and how many may follow."""
 
+from typing import Any
+
 from lorada.inference.generate import check_prompts
 from lorada.inference.serving.engines import Ask
 from lorada.inference.serving.refusals import Refused
@@ -27,7 +29,7 @@ def asks_of(served: Served, request: ChatRequest | CompletionRequest, limits: Li
             prompts = [_chat_ids(served, request.messages)]
         else:
             most, param = request.max_tokens, "prompt"
-            prompts = _ids(served, request)
+            prompts = _ids(served, request.prompt)
     except ValueError as error:  # an empty prompt, or turns that the chat template refuses
         said = " ".join(str(error).split())[:LONGEST]
         raise Refused(400, said, param=param) from error
@@ -55,21 +57,18 @@ def _chat_ids(served: Served, messages: list[Message]) -> list[int]:
     return list(ids)
 
 
-def _ids(served: Served, request: CompletionRequest) -> list[list[int]]:
-    """The tokens of prompts; token ids stay as they are."""
-    prompts, run = request.prompts, served.run
-    if not prompts:
+def _ids(served: Served, prompt: Any) -> list[list[int]]:
+    """The tokens of a prompt, or of each in a list; token ids stay as they are."""
+    if prompt == []:
         raise ValueError("there is no prompt")
-    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    if texts:
-        check_prompts(run, texts, templated=False)
-        return list(run.tokenizer(texts, verbose=False)["input_ids"])
-    ids = [prompt for prompt in prompts if isinstance(prompt, list)]
-    known = run.model.config.get_text_config().vocab_size
-    highest = max(max(prompt) for prompt in ids)
+    prompts = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+    if isinstance(prompts[0], str):
+        check_prompts(served.run, prompts, templated=False)
+        return list(served.run.tokenizer(prompts, verbose=False)["input_ids"])
+    highest, known = max(map(max, prompts)), served.run.model.config.get_text_config().vocab_size
     if highest >= known:
         raise ValueError(f"{highest} is no token of this model, which has {known}")
-    return ids
+    return list(prompts)
 
 
 def _most(served: Served, read: int, wanted: int | None, limit: int | None) -> int:

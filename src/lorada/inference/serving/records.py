@@ -2,6 +2,7 @@
 
 import logging
 import time
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -25,14 +26,11 @@ class Metrics:
         self.running = Gauge(
             "lorada_prompts_running", "Prompts that are answered or wait.", registry=own
         )
+        times: dict[str, Any] = {"labelnames": name, "buckets": SECONDS, "registry": own}
         self.first_token = Histogram(
-            "lorada_first_token_seconds", "From a request to its first token.", name,
-            buckets=SECONDS, registry=own,
-        )  # fmt: skip
-        self.seconds = Histogram(
-            "lorada_request_seconds", "From a request to its end.", name, buckets=SECONDS,
-            registry=own,
-        )  # fmt: skip
+            "lorada_first_token_seconds", "From a request to its first token.", **times
+        )
+        self.seconds = Histogram("lorada_request_seconds", "From a request to its end.", **times)
 
 
 class Record:

@@ -8,7 +8,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from lorada.inference.serving.engines import EngineFailed
 from lorada.inference.serving.records import CLOSED
 
 logger = logging.getLogger(__name__)
@@ -34,6 +33,10 @@ class Refused(HTTPException):
     def response(self) -> Response:
         """The whole answer to the request."""
         return JSONResponse(self.body(), self.status_code, self.headers)
+
+
+class EngineFailed(RuntimeError):
+    """An engine could not finish an answer; the next one may succeed."""
 
 
 def refusal_of(error: Exception) -> Refused:

@@ -1,9 +1,8 @@
 """What a request may say, as OpenAI's API spells it."""
 
 import json
-import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
@@ -45,21 +44,6 @@ class Limits:
     requests: int = 256
     seconds: float = 600.0
     key: str | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        """Check the time and the key.
-
-        Raises:
-            ValueError: for a time without end, or a key that is empty, as an unset variable gives,
-                or that no client can send; without the key, which is a secret.
-        """
-        if not math.isfinite(self.seconds):
-            raise ValueError(f"--timeout {self.seconds} has no end: pass seconds, such as 600")
-        if self.key is not None and not (self.key and all("!" <= s <= "~" for s in self.key)):
-            raise ValueError(
-                "--api-key is empty, or has a blank or a sign that is not ASCII: pass another, or "
-                "none to ask for no key"
-            )
 
 
 class Strict(BaseModel):
@@ -142,17 +126,11 @@ class CompletionRequest(Request):
     )
     logprobs: int | None = optional("0, for the answer's tokens alone, or left out", ge=0, le=0)
 
-    @property
-    def prompts(self) -> list[str] | list[list[int]]:
-        """The prompts, as a list also where there is one."""
-        alone = isinstance(self.prompt, str) or isinstance((self.prompt or [""])[0], int)
-        return [self.prompt] if alone else self.prompt  # type: ignore[list-item, return-value]
+
+Kind = type[ChatRequest] | type[CompletionRequest]
 
 
-Kind = TypeVar("Kind", bound=ChatRequest | CompletionRequest)
-
-
-def request_of(kind: type[Kind], body: bytes) -> Kind:
+def request_of(kind: Kind, body: bytes) -> ChatRequest | CompletionRequest:
     """The request in a body.
 
     Raises:
