@@ -1,5 +1,6 @@
 """Pieces of an answer: the same text however it is cut, whole characters, and the tokens' bytes."""
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
@@ -165,9 +166,12 @@ def test_each_token_of_a_character_has_its_own_byte(name):
     tokenizer = TOKENIZERS[name]
     ids = tokenizer("€", add_special_tokens=False)["input_ids"]
     assert len(ids) == 3
-    served = SimpleNamespace(name="m", run=SimpleNamespace(tokenizer=tokenizer))
-    record = SimpleNamespace(read=0, written=0)
-    body = Answer(served, record, chat=True, logprobs=True).whole([whole(name, ids, [])])
+    engine = SimpleNamespace(begin=lambda ask, tell: tell(Progress(ids, [0.0] * 3, True)) or str)
+    run = SimpleNamespace(tokenizer=tokenizer)
+    served = SimpleNamespace(name="m", run=run, engine=engine, stops=(), ends=())
+    record = SimpleNamespace(read=0, written=0, first_token=str)
+    answer = Answer(served, [Ask([0], 3, logprobs=True)], (), record, chat=True)
+    body = asyncio.run(answer.whole())
     content = body["choices"][0]["logprobs"]["content"]
     assert [part["bytes"] for part in content] == [[0xE2], [0x82], [0xAC]]
     assert {part["token"] for part in content} == {UNFINISHED}

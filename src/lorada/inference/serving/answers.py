@@ -3,7 +3,8 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -16,100 +17,95 @@ from lorada.inference.serving.served import Served
 LOWEST = -9999.0  # JSON has no infinity; OpenAI's API says this for the smallest
 
 
-async def answer_all(
-    served: Served, asks: Sequence[Ask], stops: tuple[str, ...], record: Record
-) -> AsyncGenerator[tuple[int, Piece]]:
-    """The pieces of all answers as they come, each with the number of its prompt.
-
-    Closing it ends all answers.
-    """
-    arrived = asyncio.Queue[tuple[int, Progress]]()
-    answers = [Pieces(served, ask, stops) for ask in asks]
-    written = {}  # what ends each answer
-    try:
-        for index, ask in enumerate(asks):
-            tell = partial(lambda index, found: arrived.put_nowait((index, found)), index)
-            written[index] = served.engine.begin(ask, tell)
-        while written:
-            index, found = await arrived.get()
-            if index not in written:  # it has ended at a stop text
-                continue
-            if found.failed is not None:
-                raise EngineFailed(found.failed)
-            record.first_token()
-            piece = answers[index].take(found)
-            record.written += piece.written
-            yield index, piece
-            if piece.finish:
-                written.pop(index)()
-    finally:
-        for end in written.values():
-            end()
-
-
 class Answer:
-    """One request's answers in JSON, whole or in chunks of a stream."""
+    """The answers to the prompts of one request, whole or in chunks of a stream."""
 
-    def __init__(self, served: Served, record: Record, *, chat: bool, logprobs: bool) -> None:
+    def __init__(
+        self, served: Served, asks: list[Ask], stops: tuple[str, ...], record: Record, *, chat: bool
+    ) -> None:
         """Begin with nothing.
 
         Args:
             served: who answers.
+            asks: what is asked, for each prompt.
+            stops: texts that end an answer and are not part of it.
             record: counts the tokens.
-            chat: whether it is a turn of a chat, else a completion.
-            logprobs: whether log-probabilities are wanted.
+            chat: whether it is a turn of a chat, else completions.
         """
-        self.record, self.chat = record, chat
-        self._tokenizer, self._wants_logprobs = served.run.tokenizer, logprobs
+        self._served, self._asks, self._stops = served, asks, stops
+        self._record, self._chat = record, chat
         kind, prefix = ("chat.completion", "chatcmpl") if chat else ("text_completion", "cmpl")
         self._head = {
             "id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()),
             "model": served.name,
         }  # fmt: skip
 
-    def whole(self, answers: Sequence[Piece]) -> dict[str, Any]:
-        """The body of an answer that is not streamed; one piece is one prompt's whole answer."""
-        choices = [
-            self._choice(index, piece, {"message": {"role": "assistant", "content": piece.text}})
-            for index, piece in enumerate(answers)
-        ]
+    async def whole(self) -> dict[str, Any]:
+        """The answers in one object."""
+        whole = [Piece() for _ in self._asks]
+        async with aclosing(self._pieces()) as pieces:
+            async for index, piece in pieces:
+                whole[index].add(piece)
+        turns = [{"message": {"role": "assistant", "content": piece.text}} for piece in whole]
+        choices = list(map(self._choice, range(len(whole)), whole, turns))
         return {**self._head, "choices": choices, "usage": self._usage()}
 
-    def begin(self) -> dict[str, Any]:
-        """The first chunk of a streamed turn of a chat, which says whose turn it is."""
-        turn = {"delta": {"role": "assistant", "content": ""}}
-        return self._chunk([self._choice(0, Piece(), turn)])
+    async def chunks(self, *, usage: bool) -> AsyncGenerator[dict[str, Any]]:
+        """An object for each piece of an answer, and one with the numbers of tokens if wanted."""
+        head = self._head | ({"object": "chat.completion.chunk"} if self._chat else {})
+        if self._chat:
+            turn = {"delta": {"role": "assistant", "content": ""}}
+            yield {**head, "choices": [self._choice(0, Piece(), turn)]}
+        async with aclosing(self._pieces()) as pieces:
+            async for index, piece in pieces:
+                if piece.text or piece.finish:
+                    turn = {"delta": {"content": piece.text} if piece.text else {}}
+                    yield {**head, "choices": [self._choice(index, piece, turn)]}
+        if usage:
+            yield {**head, "choices": [], "usage": self._usage()}
 
-    def chunk(self, index: int, piece: Piece) -> dict[str, Any]:
-        """A chunk with a new piece of the answer to prompt number ``index``."""
-        turn = {"delta": {"content": piece.text} if piece.text else {}}
-        return self._chunk([self._choice(index, piece, turn)])
-
-    def last(self) -> dict[str, Any]:
-        """The chunk with the numbers of tokens, for those who ask for it."""
-        return {**self._chunk([]), "usage": self._usage()}
-
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        kind = {"object": "chat.completion.chunk"} if self.chat else {}
-        return {**self._head, **kind, "choices": choices}
+    async def _pieces(self) -> AsyncGenerator[tuple[int, Piece]]:
+        """The pieces of all answers as they come, each with the number of its prompt."""
+        arrived = asyncio.Queue[tuple[int, Progress]]()
+        answers = [Pieces(self._served, ask, self._stops) for ask in self._asks]
+        written = {}  # what ends each answer
+        try:
+            for index, ask in enumerate(self._asks):
+                tell = partial(lambda index, now: arrived.put_nowait((index, now)), index)
+                written[index] = self._served.engine.begin(ask, tell)
+            while written:
+                index, now = await arrived.get()
+                if index not in written:  # it has ended at a stop text
+                    continue
+                if now.failed is not None:
+                    raise EngineFailed(now.failed)
+                self._record.first_token()
+                piece = answers[index].take(now)
+                self._record.written += piece.written
+                yield index, piece
+                if piece.finish:
+                    written.pop(index)()
+        finally:
+            for end in written.values():
+                end()
 
     def _choice(self, index: int, piece: Piece, turn: dict[str, Any]) -> dict[str, Any]:
-        text = turn if self.chat else {"text": piece.text}
-        logprobs = self._logprobs(piece) if self._wants_logprobs else None
+        text = turn if self._chat else {"text": piece.text}
+        logprobs = self._logprobs(piece) if self._asks[0].logprobs else None
         return {"index": index, **text, "logprobs": logprobs, "finish_reason": piece.finish}
 
-    def _usage(self) -> dict[str, int]:
-        read, written = self.record.read, self.record.written
-        both = {"prompt_tokens": read, "completion_tokens": written}
-        return {**both, "total_tokens": read + written}
-
     def _logprobs(self, piece: Piece) -> dict[str, Any]:
-        texts = [self._tokenizer.decode([token.id]) for token in piece.tokens]
+        texts = [self._served.run.tokenizer.decode([token.id]) for token in piece.tokens]
         numbers = [max(token.logprob, LOWEST) for token in piece.tokens]
-        if not self.chat:
+        if not self._chat:
             return {"tokens": texts, "token_logprobs": numbers}
         content = [
             {"token": text, "logprob": number, "bytes": list(token.bytes), "top_logprobs": []}
             for text, number, token in zip(texts, numbers, piece.tokens, strict=True)
         ]
         return {"content": content}
+
+    def _usage(self) -> dict[str, int]:
+        read, written = self._record.read, self._record.written
+        both = {"prompt_tokens": read, "completion_tokens": written}
+        return {**both, "total_tokens": read + written}

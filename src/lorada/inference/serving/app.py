@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from prometheus_client import generate_latest
@@ -15,8 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from lorada.inference.serving.answers import Answer, answer_all
-from lorada.inference.serving.pieces import Piece
+from lorada.inference.serving.answers import Answer
 from lorada.inference.serving.prompts import asks_of
 from lorada.inference.serving.records import Metrics, Record
 from lorada.inference.serving.refusals import Refused, refusal_of, refuse
@@ -37,8 +36,8 @@ class Server:
     def __init__(self, served: Mapping[str, Served], limits: Limits | None = None) -> None:
         """Load nothing: the names are there already; no limits are the usual ones."""
         self.served, self.limits, self.metrics = served, limits or Limits(), Metrics()
-        self._running = 0  # prompts
-        self.metrics.running.set_function(lambda: self._running)
+        self.running = 0  # prompts that are answered or wait
+        self.metrics.running.set_function(lambda: self.running)
         self._created = int(time.time())
 
     def app(self) -> Starlette:
@@ -111,8 +110,8 @@ class Server:
                 headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
 
-    def take_places(self, count: int, at_the_end: AsyncExitStack) -> None:
-        """Take places for some prompts, which are free again at the end.
+    def take_places(self, record: Record, count: int) -> None:
+        """Take places for the prompts of a request, which has them until its end.
 
         Raises:
             Refused: if there are not so many.
@@ -120,16 +119,13 @@ class Server:
         most = self.limits.requests
         if count > most:
             raise Refused(400, f"{count} prompts are more than this server takes, {most}")
-        if self._running + count > most:
+        if self.running + count > most:
             raise Refused(
-                429, f"{self._running} prompts wait or are answered, of {most}: try again later",
+                429, f"{self.running} prompts wait or are answered, of {most}: try again later",
                 code="rate_limit_exceeded", headers={"Retry-After": "1"},
             )  # fmt: skip
-        self._running += count
-        at_the_end.callback(self._free_places, count)
-
-    def _free_places(self, count: int) -> None:
-        self._running -= count
+        self.running += count
+        record.prompts = count
 
 
 class Answering:
@@ -141,57 +137,46 @@ class Answering:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; whatever becomes of it, it is counted and its places are free."""
         request, record = Request(scope, receive), Record(self._server.metrics, scope["path"])
-        async with AsyncExitStack() as at_the_end:
-            at_the_end.callback(record.end)
+        try:
             try:
                 async with asyncio.timeout(self._limits.seconds):
-                    response = await self._response(request, record, at_the_end)
+                    response = await self._response(request, record)
             except Exception as error:
                 refusal = refusal_of(error)
                 record.status, response = refusal.status_code, refusal.response()
             await response(scope, receive, send)
+        finally:
+            self._server.running -= record.prompts
+            record.end()
 
-    async def _response(
-        self, request: Request, record: Record, at_the_end: AsyncExitStack
-    ) -> Response:
+    async def _response(self, request: Request, record: Record) -> Response:
         self._server.check_key(request)
         body = request_of(self._kind, await _body_of(request, self._limits.body))
         served = self._server.named(body.model)
         record.model = served.name
         # In a thread: others are answered while a long prompt is made tokens.
-        asks = await asyncio.to_thread(asks_of, served, body, self._limits)
-        self._server.take_places(len(asks), at_the_end)
+        asks = await asyncio.to_thread(asks_of, served, body, self._limits.tokens)
+        self._server.take_places(record, len(asks))
         record.read = sum(len(ask.ids) for ask in asks)
-        chat = isinstance(body, ChatRequest)
-        answer = Answer(served, record, chat=chat, logprobs=asks[0].logprobs)
-        pieces = answer_all(served, asks, body.stops, record)
+        answer = Answer(served, asks, body.stops, record, chat=isinstance(body, ChatRequest))
         if body.stream:
             usage = bool(body.stream_options and body.stream_options.include_usage)
-            events = self._events(answer, pieces, usage=usage)
-            at_the_end.push_async_callback(events.aclose)
+            events = self._events(answer.chunks(usage=usage), record)
             return StreamingResponse(events, media_type="text/event-stream")
-        whole = [Piece() for _ in asks]
-        async with _unless_closed(request), aclosing(pieces) as found:
-            async for index, piece in found:
-                whole[index].add(piece)
+        async with _unless_closed(request):
+            whole = await answer.whole()
         record.status = 200
-        return JSONResponse(answer.whole(whole))
+        return JSONResponse(whole)
 
     async def _events(
-        self, answer: Answer, pieces: AsyncGenerator[tuple[int, Piece]], *, usage: bool
+        self, chunks: AsyncGenerator[dict[str, Any]], record: Record
     ) -> AsyncGenerator[str]:
         """The events of a streamed answer; an error is an event too."""
-        record = answer.record
         try:
             async with asyncio.timeout(self._limits.seconds - record.seconds):
-                if answer.chat:
-                    yield _event(answer.begin())
-                async with aclosing(pieces) as found:
-                    async for index, piece in found:
-                        if piece.text or piece.finish:
-                            yield _event(answer.chunk(index, piece))
-                if usage:
-                    yield _event(answer.last())
+                async with aclosing(chunks):
+                    async for chunk in chunks:
+                        yield _event(chunk)
                 record.status = 200
                 yield "data: [DONE]\n\n"
         except Exception as error:

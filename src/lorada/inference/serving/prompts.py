@@ -5,15 +5,17 @@ from typing import Any
 from lorada.inference.generate import check_prompts
 from lorada.inference.serving.engines import Ask
 from lorada.inference.serving.refusals import Refused
-from lorada.inference.serving.requests import ChatRequest, CompletionRequest, Limits, Message
+from lorada.inference.serving.requests import ChatRequest, CompletionRequest, Message
 from lorada.inference.serving.served import Served
 from lorada.tasks.tokenize import prompt_of
 
 LONGEST = 500  # characters of a line that may repeat a prompt
 
 
-def asks_of(served: Served, request: ChatRequest | CompletionRequest, limits: Limits) -> list[Ask]:
-    """What the engine is asked, for each prompt of a request.
+def asks_of(
+    served: Served, request: ChatRequest | CompletionRequest, limit: int | None
+) -> list[Ask]:
+    """What the engine is asked, for each prompt of a request; ``limit`` is of an answer's tokens.
 
     Raises:
         Refused: for a prompt that the model cannot continue, more tokens than there is room for, or
@@ -36,7 +38,7 @@ def asks_of(served: Served, request: ChatRequest | CompletionRequest, limits: Li
     return [
         Ask(
             ids=ids,
-            most=_most(served, len(ids), most, limits.tokens),
+            most=_most(served, len(ids), most, limit),
             temperature=request.temperature or 0.0,
             top_p=1.0 if request.top_p is None else request.top_p,
             logprobs=wanted,

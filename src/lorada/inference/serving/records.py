@@ -39,13 +39,15 @@ class Record:
     Attributes:
         model: the name that answers; empty as long as it is not known.
         status: the HTTP status; until there is one, that of a client that went away.
+        prompts: how many it has that are answered or wait.
         read: tokens of its prompts.
         written: tokens of its answers so far.
     """
 
     def __init__(self, metrics: Metrics, endpoint: str) -> None:
         self._metrics, self._endpoint, self._start = metrics, endpoint, time.perf_counter()
-        self.model, self.status, self.read, self.written = "", CLOSED, 0, 0
+        self.model, self.status = "", CLOSED
+        self.prompts = self.read = self.written = 0
         self._first: float | None = None
 
     @property
