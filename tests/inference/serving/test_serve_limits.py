@@ -325,6 +325,19 @@ def test_an_answer_that_failed_has_two_lines_in_the_log(served, monkeypatch, cap
     assert sorted(lines)[0].startswith("503 /v1/completions model=llama")
 
 
+def test_a_fault_of_the_server_is_in_its_log_only(usual, monkeypatch, caplog):
+    def broken(*args):
+        raise KeyError("s3cret path")
+
+    monkeypatch.setattr(app, "asks_of", broken)
+    assert said(ask(usual, LONG), 500) == "the server failed at this answer"
+    (fault,) = [one for one in caplog.records if one.levelname == "ERROR"]
+    assert fault.getMessage() == "a request failed: 's3cret path'"
+    assert fault.exc_info
+    monkeypatch.undo()
+    assert ask(usual, {**LONG, "max_tokens": 2}).status_code == 200
+
+
 def test_the_log_has_a_line_a_request_without_its_text(usual, caplog):
     with caplog.at_level("INFO", logger="lorada.inference.serving"):
         ask(usual, {"model": BASE, "prompt": "s3cret words", "max_tokens": 3})

@@ -134,7 +134,7 @@ class Batched:
     def _batch(self, *, drawn: bool) -> Any:
         if drawn not in self._batches or not self._batches[drawn].is_running():
             config = GenerationConfig.from_dict(self._view.generation_config.to_dict())
-            config.update(**self._settings, **(SAMPLING if drawn else {"do_sample": False}))
+            config.update(**self._settings | (SAMPLING if drawn else {"do_sample": False}))
             batching = ContinuousBatchingConfig(
                 return_logprobs=True, per_request_processors=drawn, auto_switch_to_flash=False,
                 **self._size,

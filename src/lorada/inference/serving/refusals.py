@@ -50,8 +50,10 @@ def refusal_of(error: Exception) -> Refused:
         return Refused(CLOSED, "the client went away")
     if isinstance(error, TimeoutError):
         return Refused(504, "the time that this server gives a request is over", code="timeout")
-    logger.error("a request failed: %s", " ".join(str(error).split())[:500])
-    if isinstance(error, EngineFailed):
+    failed = isinstance(error, EngineFailed)
+    said = " ".join(str(error).split())[:500]
+    logger.error("a request failed: %s", said, exc_info=None if failed else error)
+    if failed:
         return Refused(503, "the model failed at this answer: try again", code="engine_failed")
     return Refused(500, "the server failed at this answer")
 
