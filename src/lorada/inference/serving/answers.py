@@ -43,7 +43,8 @@ class Answer:
     async def whole(self) -> dict[str, Any]:
         """The answers in one object."""
         whole = [Piece() for _ in self._asks]
-        async with aclosing(self._pieces()) as pieces:
+        at_once = not (self._stops or self._served.stops)
+        async with aclosing(self._pieces(at_once=at_once)) as pieces:
             async for index, piece in pieces:
                 whole[index].add(piece)
         turns = [{"message": {"role": "assistant", "content": piece.text}} for piece in whole]
@@ -56,7 +57,7 @@ class Answer:
         if self._chat:
             turn = {"delta": {"role": "assistant", "content": ""}}
             yield {**head, "choices": [self._choice(0, Piece(), turn)]}
-        async with aclosing(self._pieces()) as pieces:
+        async with aclosing(self._pieces(at_once=False)) as pieces:
             async for index, piece in pieces:
                 if piece.text or piece.finish:
                     turn = {"delta": {"content": piece.text} if piece.text else {}}
@@ -64,27 +65,38 @@ class Answer:
         if usage:
             yield {**head, "choices": [], "usage": self._usage()}
 
-    async def _pieces(self) -> AsyncGenerator[tuple[int, Piece]]:
-        """The pieces of all answers as they come, each with the number of its prompt."""
-        arrived = asyncio.Queue[tuple[int, Progress]]()
+    async def _pieces(self, *, at_once: bool) -> AsyncGenerator[tuple[int, Piece]]:
+        """The pieces of all answers as they come, each with the number of its prompt.
+
+        ``at_once`` is whether each answer may be one piece, at its end: less text is decoded.
+        """
+        newest: dict[int, Progress] = {}
+        arrived = asyncio.Event()
         answers = [Pieces(self._served, ask, self._stops) for ask in self._asks]
         written = {}  # what ends each answer
+
+        def tell(index: int, now: Progress) -> None:
+            newest[index] = now  # only the latest counts: it has all tokens
+            arrived.set()
+
         try:
             for index, ask in enumerate(self._asks):
-                tell = partial(lambda index, now: arrived.put_nowait((index, now)), index)
-                written[index] = self._served.engine.begin(ask, tell)
+                written[index] = self._served.engine.begin(ask, partial(tell, index))
             while written:
-                index, now = await arrived.get()
-                if index not in written:  # it has ended at a stop text
-                    continue
-                if now.failed is not None:
-                    raise EngineFailed(now.failed)
-                self._record.first_token()
-                piece = answers[index].take(now)
-                self._record.written += piece.written
-                yield index, piece
-                if piece.finish:
-                    written.pop(index)()
+                await arrived.wait()
+                arrived.clear()
+                while newest:
+                    index, now = newest.popitem()
+                    if now.failed is not None:
+                        raise EngineFailed(now.failed)
+                    self._record.first_token()
+                    if index not in written or (at_once and not now.done):
+                        continue  # it has ended at a stop text, or its text can wait
+                    piece = answers[index].take(now)
+                    self._record.written += piece.written
+                    yield index, piece
+                    if piece.finish:
+                        written.pop(index)()
         finally:
             for end in written.values():
                 end()
