@@ -13,13 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
 import uvicorn
 from folders import TURNS, bart_folder, llama_folder, rows_file
+from starlette.applications import Starlette
 from trained import train_once
 from transformers import GenerationConfig
 
 from lorada.inference.serving.app import Server
-from lorada.inference.serving.listen import listen
+from lorada.inference.serving.server import listen
 
 SETTINGS = ["max_steps=2", "learning_rate=0.1", "report_to=[]", "max_length=48", "max_new_tokens=9"]
 RANDOM = "lmam.init_weights=false"
@@ -52,22 +54,28 @@ def trained(place: Path, name: str) -> Path:
 class Running:
     """A server that runs."""
 
-    server: Server
     url: str
+
+    def number(self, name: str) -> float:
+        """A number of its page of metrics; 0 if it has none."""
+        lines = httpx2.get(f"{self.url}/metrics").text.splitlines()
+        found = [line.rpartition(" ")[2] for line in lines if line.startswith(name)]
+        return float(found[0]) if found else 0.0
 
 
 @contextmanager
-def running(server: Server) -> Iterator[Running]:
+def running(server: Server | Starlette) -> Iterator[Running]:
     """Run a server in a thread of its own in a ``with`` block."""
+    app = server.app() if isinstance(server, Server) else server
     socket = listen("127.0.0.1", 0)
-    config = uvicorn.Config(server.app(), log_level="warning", access_log=False)
+    config = uvicorn.Config(app, log_level="warning", access_log=False)
     runner = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(runner.serve(sockets=[socket])))
     thread.start()
     while not runner.started and thread.is_alive():
         time.sleep(0.01)
     try:
-        yield Running(server, f"http://127.0.0.1:{socket.getsockname()[1]}")
+        yield Running(f"http://127.0.0.1:{socket.getsockname()[1]}")
     finally:
         runner.should_exit = True
         thread.join(timeout=60)

@@ -14,7 +14,7 @@ from lorada.inference.answer_text import AnswerText
 from lorada.inference.chat import open_chat
 from lorada.inference.generate import continue_prompts
 from lorada.inference.load import load_run
-from lorada.inference.stream import _Pieces, stream
+from lorada.inference.stream import TokenStreamer, _Pieces, stream
 from lorada.tasks.tokenize import prompt_of
 from lorada.tuners.layer_maps import layer_maps, ratio_of, squared_norms
 
@@ -260,10 +260,11 @@ class Words:
 
 def pieces(tokenizer, ids):
     shown = []
-    streamed = _Pieces(AnswerText(tokenizer), shown.append)
-    streamed.put(torch.tensor([[9, 9]]))  # the prompt
+    streamed, answer = _Pieces(shown.append), AnswerText(tokenizer)
+    streamer = TokenStreamer(lambda found: streamed.add(answer.settled(found)))
+    streamer.put(torch.tensor([[9, 9]]))  # the prompt
     for i in ids:
-        streamed.put(torch.tensor([i]))
+        streamer.put(torch.tensor([i]))
     streamed.finish(tokenizer.decode(ids, skip_special_tokens=True))
     return shown
 

@@ -13,7 +13,7 @@ from trained import train_once
 
 from lorada import explain
 from lorada.inference.explore import explain_text, explored, load_runs
-from lorada.inference.serving.explorer import Explorer
+from lorada.inference.serving.explorer import explorer_app
 from lorada.report.explorer.data import Page
 from lorada.report.explorer.page import explorer_page
 
@@ -143,7 +143,7 @@ def test_python_makes_the_same_page(folder, tmp_path):
 
 def test_a_sentence_of_the_readers_own_is_shown(folder):
     runs = load_runs([folder("lora")])
-    with running(Explorer(runs, [TEXT], steps=False)) as found:
+    with running(explorer_app(runs, [TEXT], steps=False)) as found:
         first = httpx2.get(found.url + "/")
         assert first.status_code == 200
         assert f'name="text" value="{TEXT}"' in first.text

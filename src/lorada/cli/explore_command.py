@@ -54,15 +54,14 @@ def _listen(port: int) -> Any:
     with needs_extra("serve"):
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
-    from lorada.inference.serving.listen import listen
+    from lorada.inference.serving.server import listen
 
     return listen("127.0.0.1", port)
 
 
 def _serve(runs: Any, texts: list[str], socket: Any, *, steps: bool) -> None:
-    from lorada.inference.serving.explorer import Explorer
-    from lorada.inference.serving.listen import address_of
-    from lorada.inference.serving.server import serve_until_stopped
+    from lorada.inference.serving.explorer import explorer_app
+    from lorada.inference.serving.server import address_of, serve_until_stopped
 
     errors.print(f"open {address_of(socket)} in a browser; Ctrl-C ends it", highlight=False)
-    serve_until_stopped(Explorer(runs, texts, steps=steps).app(), socket, PATIENCE)
+    serve_until_stopped(explorer_app(runs, texts, steps=steps), socket, PATIENCE)

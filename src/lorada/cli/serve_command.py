@@ -1,7 +1,8 @@
 """The command ``serve``: finished runs on one base behind an OpenAI-compatible HTTP server."""
 
+from math import isfinite
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,23 +36,21 @@ def serve(
 ) -> None:
     """Serve finished runs and their base to OpenAI's clients, which name one as the model."""
     from lorada.cli.checks import check_writers
-    from lorada.inference.serving.listen import address_of, listen
 
     with needs_extra("serve"):
         import prometheus_client  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
-    from lorada.inference.serving.limits import Limits, refuse_key
+    from lorada.inference.serving.requests import Limits
+    from lorada.inference.serving.server import address_of, listen, serve_until_stopped
 
     recipe = check_writers(runs)
-    limits = Limits(max_body, max_tokens, max_prompts, timeout)
-    if api_key is not None:
-        refuse_key(api_key)
+    limits = Limits(max_body, max_tokens, max_prompts, timeout, api_key)
+    _refuse_limits(limits)
     socket = listen(host, port)
     with loading_model(recipe.model):
         from lorada.inference.serving.app import Server
         from lorada.inference.serving.served import open_served
-        from lorada.inference.serving.server import serve_until_stopped
 
         served = open_served(runs, cache_tokens=cache_tokens, trust_remote_code=remote)
     if host not in LOOPBACK and not api_key:
@@ -62,8 +61,23 @@ def serve(
         _note(f"{name}: {one.described.get('method', 'the base alone')}, {how}")
     _note(f"listening at {address}; Ctrl-C or SIGTERM ends it when running requests have ended")
     next_is("curl", f"{address}/v1/models", on=errors)
-    app = Server(served, limits, api_key).app()
-    serve_until_stopped(app, socket, limits.seconds)
+    serve_until_stopped(Server(served, limits).app(), socket, limits.seconds)
+
+
+def _refuse_limits(limits: Any) -> None:
+    """Refuse a time without end, and a key that is empty or that no client can send.
+
+    Raises:
+        ValueError: without the key, which is a secret.
+    """
+    if not isfinite(limits.seconds):
+        raise ValueError(f"--timeout {limits.seconds} has no end: pass seconds, such as 600")
+    key = limits.key
+    if key is not None and not (key and all("!" <= sign <= "~" for sign in key)):
+        raise ValueError(
+            "--api-key is empty, or has a blank or a sign that is not ASCII: pass another, or none "
+            "to ask for no key"
+        )
 
 
 def _note(text: str) -> None:

@@ -213,7 +213,7 @@ def padded(run: Run, prompts: list[list[int]]) -> Any:
 
 
 def continue_batch(run: Run, batch: Any, settings: dict[str, Any]) -> Tensor:
-    """The token ids that the model writes for each prompt of a batch, (B, N).
+    """The token ids that the model writes for each prompt of a batch, (B, N); greedily by default.
 
     Raises:
         ValueError: if its generation settings are damaged.
@@ -221,9 +221,8 @@ def continue_batch(run: Run, batch: Any, settings: dict[str, Any]) -> Tensor:
     if "stop_strings" in settings:
         settings = {**settings, "tokenizer": run.tokenizer}
     with _damaged_settings_in_one_line(run), torch.no_grad():
-        ids = run.model.generate(
-            **batch, do_sample=False, pad_token_id=run.tokenizer.pad_token_id, **settings
-        )
+        settings = {"do_sample": False, "pad_token_id": run.tokenizer.pad_token_id, **settings}
+        ids = run.model.generate(**batch, **settings)
     # A decoder repeats the prompt in its output; an encoder–decoder does not.
     new: Tensor = ids if run.kind == "encoder_decoder" else ids[:, batch["input_ids"].shape[1] :]
     return new

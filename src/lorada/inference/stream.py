@@ -76,51 +76,58 @@ def stream(
         end = "beginning" if run.kind == "decoder" else "end"
         logger.warning("the question lost its %s to fit the model", end)
     answer = AnswerText(run.tokenizer)
-    pieces = _Pieces(answer, show)
+    pieces = _Pieces(show)
     settings["stopping_criteria"] = StoppingCriteriaList([Stop(stopped)])
     if (settings.get("num_beams") or run.model.generation_config.num_beams or 1) == 1:
-        settings["streamer"] = pieces
+        settings["streamer"] = TokenStreamer(lambda ids: pieces.add(answer.settled(ids)))
     ids = continue_batch(run, batch, settings)[0]
     text = answer.whole(ids.tolist())
     pieces.finish(text)
     return Written(text, ids, dict(batch))
 
 
-class _Pieces(BaseStreamer):  # type: ignore[misc]
-    """Shows the new part of the text that is settled after each token.
+class _Pieces:
+    """Shows the new part of an answer's text as it becomes longer."""
+
+    def __init__(self, show: Show) -> None:
+        self._show = show
+        self._shown = ""
+
+    def add(self, text: str) -> None:
+        """Show what is new in the text so far."""
+        new = text.removeprefix(self._shown)
+        if new and text.startswith(self._shown):
+            self._shown = text
+            self._show(new)
+
+    def finish(self, text: str) -> None:
+        """Show what is still missing of the whole text."""
+        self.add(text)
+        if text != self._shown:  # the tokenizer took back what it had given before
+            self._show(f"\n{text}")
+
+
+class TokenStreamer(BaseStreamer):  # type: ignore[misc]
+    """Calls ``tell`` with all tokens of an answer so far, after each new one.
 
     All ids are decoded each time, unlike in transformers' ``TextStreamer``, which starts anew after
     each line and then loses the blank before a SentencePiece tokenizer's next word.
     """
 
-    def __init__(self, answer: AnswerText, show: Show) -> None:
-        self._answer, self._show = answer, show
-        self._ids: list[int] = []
-        self._shown = ""
-        self._begun = False
+    def __init__(self, tell: Callable[[list[int]], object]) -> None:
+        self._tell = tell
+        self._ids: list[int] | None = None
 
     def put(self, value: Tensor) -> None:
         """Take a token; the first call brings the prompt, or what a decoder starts from."""
-        if not self._begun:
-            self._begun = True
+        if self._ids is None:
+            self._ids = []
             return
         self._ids += value.flatten().tolist()
-        self._add(self._answer.settled(self._ids))
+        self._tell([*self._ids])
 
     def end(self) -> None:
-        """Nothing: ``finish`` is called with the whole text."""
-
-    def finish(self, text: str) -> None:
-        """Show what is still missing of the whole text."""
-        self._add(text)
-        if text != self._shown:  # the tokenizer took back what it had given before
-            self._show(f"\n{text}")
-
-    def _add(self, text: str) -> None:
-        new = text.removeprefix(self._shown)
-        if new and text.startswith(self._shown):
-            self._shown = text
-            self._show(new)
+        """Nothing: who asked for the answer knows its end."""
 
 
 class Stop(StoppingCriteria):  # type: ignore[misc]

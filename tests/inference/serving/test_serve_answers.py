@@ -14,9 +14,8 @@ from lorada.inference.generate import continue_prompts, generate
 from lorada.inference.load import load_run
 from lorada.inference.serving import shared_model
 from lorada.inference.serving.app import Server
-from lorada.inference.serving.engine import Ask
-from lorada.inference.serving.limits import Limits
-from lorada.inference.serving.one_by_one import OneByOne
+from lorada.inference.serving.engines import Ask, OneByOne
+from lorada.inference.serving.requests import Limits
 from lorada.inference.serving.served import open_served
 from lorada.inference.serving.shared_model import SharedModel
 from lorada.tuners.lmam import LmamLayer
@@ -113,9 +112,11 @@ def test_drawing_draws_from_all_tokens_also_one_after_the_other(place, monkeypat
         return found
 
     async def drawn():
-        async for progress in engine.write(Ask([5], 40, temperature=1.0)):
-            ids = progress.ids
-        return ids
+        told = asyncio.Queue()
+        engine.begin(Ask([5], 40, temperature=1.0), told.put_nowait)
+        while not (progress := await told.get()).done:
+            pass
+        return progress.ids
 
     monkeypatch.setattr(base, "forward", nearly_even)
     assert max(asyncio.run(drawn())) > 100  # transformers' own limit is the likeliest 50
@@ -134,7 +135,7 @@ def test_requests_that_wait_for_another_are_answered_or_dropped(place):
                 complete(short, "beams", "1", max_tokens=40)
         texts = [one.result() for one in kept]
         assert texts == [alone(place, "beams", f"{i} + 1 =") for i in range(8)]
-        until(lambda: found.server._places.taken == 0)
+        until(lambda: found.number("lorada_prompts_running") == 0)
 
 
 def test_the_pieces_of_a_stream_are_the_answer(client):

@@ -13,9 +13,8 @@ from servers import running, trained, until
 
 from lorada.inference.serving import app
 from lorada.inference.serving.app import Server
-from lorada.inference.serving.engine import EngineFailed
-from lorada.inference.serving.limits import Limits
 from lorada.inference.serving.prompts import asks_of
+from lorada.inference.serving.requests import Limits
 from lorada.inference.serving.served import open_served
 
 BASE = "llama"
@@ -58,8 +57,8 @@ REFUSED = {
     "no json": (b"{", "the request is not JSON: EOF"),
     "no object": (b"[]", "the request must be one JSON object; it is []"),
     "no text": (b"\xff\xfe", "the request is not JSON"),
-    "no model": (b'{"prompt": "a"}', "model: is missing; it must be a name"),
-    "no prompt": ({"model": BASE}, "prompt: is missing; it must be a text"),
+    "no model": (b'{"prompt": "a"}', "model: must be a name that /v1/models lists; it is missing"),
+    "no prompt": ({"model": BASE}, "prompt: must be a text"),
     "an empty prompt": ({"prompt": ""}, "a prompt is empty"),
     "no prompts": ({"prompt": []}, "there is no prompt"),
     "half a character": (
@@ -80,10 +79,10 @@ REFUSED = {
     "a long prompt": ({"prompt": "a" * 512}, "a prompt of 512 tokens does not fit: there is room"),
     "heat": ({"temperature": 3}, "temperature: must be a number from 0 to 2"),
     "not a number": (b'{"model": "llama", "prompt": "a", "temperature": NaN}', "temperature"),
-    "two answers": ({"n": 2}, "n: must be 1 or left out, as each prompt has one answer"),
-    "a seed": ({"seed": 1}, "seed: must be left out"),
+    "two answers": ({"n": 2}, "n: must be 1 or left out, as no model here follows it; it is 2"),
+    "a seed": ({"seed": 1}, "seed: must be null or left out"),
     "a penalty": ({"presence_penalty": 0.5}, "presence_penalty"),
-    "alternatives": ({"logprobs": 5}, "logprobs: must be 0 for completions"),
+    "alternatives": ({"logprobs": 5}, "logprobs: must be 0, for the answer's tokens alone"),
     "an unknown field": (
         {"speed": 9},
         "speed: must be left out, as there is no such field; it is 9",
@@ -103,13 +102,16 @@ def test_what_cannot_be_answered_is_refused_in_one_line(case, usual):
 
 REFUSED_CHATS = {
     "no turns": ({"messages": []}, "messages: must be a list of 1 to 10000 turns"),
-    "an unknown role": ({"messages": [{"role": "god", "content": "a"}]}, "messages.0.role"),
+    "an unknown role": ({"messages": [{"role": "god", "content": "a"}]}, "messages.0.role is"),
     "a picture": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
         "messages.0.content",
     ),
     "tools": ({"tools": [{"type": "function"}]}, "tools"),
-    "JSON": ({"response_format": {"type": "json_object"}}, "response_format.type"),
+    "JSON": (
+        {"response_format": {"type": "json_object"}},
+        'response_format: must be {"type": "text"} or left out',
+    ),
 }
 
 
@@ -160,7 +162,7 @@ def test_unknown_models_addresses_and_methods_are_refused(usual):
 
 
 def test_a_key_is_asked_for_where_there_is_one(served):
-    with running(Server(served, key="s3cret")) as found:
+    with running(Server(served, Limits(key="s3cret"))) as found:
         for headers in (
             {},
             {"Authorization": "Bearer wrong"},
@@ -277,26 +279,20 @@ def test_a_client_that_leaves_before_it_has_sent_its_request_leaves_one_line(ser
 
 def at_work(served) -> int:
     """How many requests are in the batches of the base."""
-    workers = served[BASE].engine._workers.values()
-    processors = [worker.manager.batch_processor for worker in workers]
+    processors = [batch.batch_processor for batch in served[BASE].engine._batches.values()]
     return sum(len(one.scheduler.active_requests) for one in processors if one)
 
 
 def test_health_and_numbers(usual):
-    before = httpx2.get(usual.url + "/metrics").text
+    names = [
+        f'lorada_{name}{{model="{BASE}"}}'
+        for name in ("generated_tokens_total", "first_token_seconds_count")
+    ]
+    before = [usual.number(name) for name in names]
     assert ask(usual, {**LONG, "max_tokens": 3}).status_code == 200
-    after = httpx2.get(usual.url + "/metrics").text
-    name = f'lorada_generated_tokens_total{{model="{BASE}"}}'
-    assert number(after, name) == number(before, name) + 3
-    assert number(after, "lorada_prompts_running") == 0
-    name = f'lorada_first_token_seconds_count{{model="{BASE}"}}'
-    assert number(after, name) == number(before, name) + 1
+    assert [usual.number(name) for name in names] == [before[0] + 3, before[1] + 1]
+    assert usual.number("lorada_prompts_running") == 0
     assert httpx2.get(usual.url + "/health").json() == {"status": "ok"}
-
-
-def number(text: str, name: str) -> float:
-    found = [line.rpartition(" ")[2] for line in text.splitlines() if line.startswith(name)]
-    return float(found[0]) if found else 0.0
 
 
 def test_a_batch_that_died_is_made_anew(served, monkeypatch):
@@ -317,17 +313,29 @@ def test_a_batch_that_died_is_made_anew(served, monkeypatch):
 
 
 def test_an_answer_that_failed_has_two_lines_in_the_log(served, monkeypatch, caplog):
-    async def broken(ask):
-        raise EngineFailed("a card fell off the bus")
-        yield
+    def broken(*args, **kwargs):
+        raise RuntimeError("a card fell off the bus")
 
     caplog.set_level("INFO")
-    monkeypatch.setattr(served[BASE].engine, "write", broken)
+    monkeypatch.setattr(served[BASE].engine._view._shared.base, "forward", broken)
     with running(Server(served)) as found:
         assert "the model failed at this answer" in said(ask(found, LONG), 503)
     lines = [one.getMessage() for one in caplog.records if one.name.startswith("lorada.")]
     assert sorted(lines)[1:] == ["a request failed: a card fell off the bus"]
     assert sorted(lines)[0].startswith("503 /v1/completions model=llama")
+
+
+def test_a_fault_of_the_server_is_in_its_log_only(usual, monkeypatch, caplog):
+    def broken(*args):
+        raise KeyError("s3cret path")
+
+    monkeypatch.setattr(app, "asks_of", broken)
+    assert said(ask(usual, LONG), 500) == "the server failed at this answer"
+    (fault,) = [one for one in caplog.records if one.levelname == "ERROR"]
+    assert fault.getMessage() == "a request failed: 's3cret path'"
+    assert fault.exc_info
+    monkeypatch.undo()
+    assert ask(usual, {**LONG, "max_tokens": 2}).status_code == 200
 
 
 def test_the_log_has_a_line_a_request_without_its_text(usual, caplog):

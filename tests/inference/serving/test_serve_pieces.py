@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lorada.inference.serving.answering import whole_answers
 from lorada.inference.serving.answers import Answer
-from lorada.inference.serving.engine import Ask, Progress
-from lorada.inference.serving.pieces import pieces
+from lorada.inference.serving.engines import Ask, Progress
+from lorada.inference.serving.pieces import Piece, Pieces
 
 UNFINISHED = "\ufffd"
 LETTERS = "ab é€👍\n.'" + UNFINISHED
@@ -74,42 +73,24 @@ TOKENIZERS = {
 EVERY = pytest.mark.parametrize("name", TOKENIZERS)
 
 
-class Engine:
-    """Writes given tokens, so many at a time."""
-
-    has_logprobs, room = True, None
-
-    def __init__(self, ids, sizes):
-        self.ids, self.sizes = ids, sizes
-
-    async def write(self, ask):
-        at = 0
-        for size in [*self.sizes, *[1] * len(self.ids)]:
-            at = min(at + size, len(self.ids))
-            done = at == len(self.ids)
-            yield Progress(self.ids[:at], [-float(n) for n in range(at)], done)
-            if done:
-                return
-
-
-def served(name, ids, sizes, kept=()):
-    run = SimpleNamespace(tokenizer=TOKENIZERS[name])
-    return SimpleNamespace(run=run, engine=Engine(ids, sizes), stops=kept, ends=frozenset())
-
-
 def streamed(name, ids, sizes, stops=(), kept=()):
-    async def collect():
-        ask = Ask([0], len(ids), logprobs=True)
-        answer = pieces(served(name, ids, sizes, kept), ask, stops, at_once=False)
-        return [piece async for piece in answer]
-
-    return asyncio.run(collect())
+    """The pieces of an answer whose tokens come so many at a time."""
+    run = SimpleNamespace(tokenizer=TOKENIZERS[name])
+    served = SimpleNamespace(run=run, stops=kept, ends=frozenset())
+    pieces, found, at = Pieces(served, Ask([0], len(ids), logprobs=True), stops), [], 0
+    for size in [*sizes, *[1] * len(ids)]:
+        at = min(at + size, len(ids))
+        now = Progress(ids[:at], [-float(n) for n in range(at)], at == len(ids))
+        found.append(pieces.take(now))
+        if found[-1].finish:
+            break
+    return found
 
 
 def whole(name, ids, sizes, stops=(), kept=()):
-    record = SimpleNamespace(first_token=lambda: None, written=0)
-    asks = [Ask([0], len(ids), logprobs=True)]
-    (answer,) = asyncio.run(whole_answers(served(name, ids, sizes, kept), asks, stops, record))
+    answer = Piece()
+    for piece in streamed(name, ids, sizes, stops, kept):
+        answer.add(piece)
     return answer
 
 
@@ -185,8 +166,12 @@ def test_each_token_of_a_character_has_its_own_byte(name):
     tokenizer = TOKENIZERS[name]
     ids = tokenizer("€", add_special_tokens=False)["input_ids"]
     assert len(ids) == 3
-    record = SimpleNamespace(read=0, written=0)
-    body = Answer("m", True, tokenizer, True, record).whole([whole(name, ids, [])])
+    engine = SimpleNamespace(begin=lambda ask, tell: tell(Progress(ids, [0.0] * 3, True)) or str)
+    run = SimpleNamespace(tokenizer=tokenizer)
+    served = SimpleNamespace(name="m", run=run, engine=engine, stops=(), ends=())
+    record = SimpleNamespace(read=0, written=0, first_token=str)
+    answer = Answer(served, [Ask([0], 3, logprobs=True)], (), record, chat=True)
+    body = asyncio.run(answer.whole())
     content = body["choices"][0]["logprobs"]["content"]
     assert [part["bytes"] for part in content] == [[0xE2], [0x82], [0xAC]]
     assert {part["token"] for part in content} == {UNFINISHED}

@@ -1,106 +1,123 @@
-"""The answers' JSON, as OpenAI's API spells it: whole, and in chunks of a stream."""
+"""Answers the prompts of a request together, and puts the answers into OpenAI's JSON."""
 
+import asyncio
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from lorada.inference.serving.pieces import Piece
-from lorada.inference.serving.record import Record
+from lorada.inference.serving.engines import Ask, Progress
+from lorada.inference.serving.pieces import Piece, Pieces
+from lorada.inference.serving.records import Record
+from lorada.inference.serving.refusals import EngineFailed
+from lorada.inference.serving.served import Served
 
 LOWEST = -9999.0  # JSON has no infinity; OpenAI's API says this for the smallest
 
 
-@dataclass
 class Answer:
-    """One request's answers, whole or in chunks.
+    """The answers to the prompts of one request, whole or in chunks of a stream."""
 
-    Attributes:
-        model: the name that answers.
-        chat: whether it is a turn of a chat, else a completion.
-        tokenizer: that of the model.
-        logprobs: whether log-probabilities are wanted.
-        record: counts the tokens.
-    """
+    def __init__(
+        self, served: Served, asks: list[Ask], stops: tuple[str, ...], record: Record, *, chat: bool
+    ) -> None:
+        """Begin with nothing.
 
-    model: str
-    chat: bool
-    tokenizer: PreTrainedTokenizerBase
-    logprobs: bool
-    record: Record
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def whole(self, answers: Sequence[Piece]) -> dict[str, Any]:
-        """The body of an answer that is not streamed; one piece is one prompt's whole answer."""
-        choices = []
-        for index, piece in enumerate(answers):
-            text = {"message": _message(piece.text)} if self.chat else {"text": piece.text}
-            choices.append({"index": index, **text, **self._common(piece)})
-        kind = "chat.completion" if self.chat else "text_completion"
-        return {**self._head(kind), "choices": choices, "usage": self.usage()}
-
-    def begin(self) -> dict[str, Any]:
-        """The first chunk of a streamed turn of a chat, which says whose turn it is."""
-        return self._chunk({"delta": _message("")}, Piece(""), 0)
-
-    def chunk(self, piece: Piece, index: int) -> dict[str, Any]:
-        """A chunk with a new piece of the answer to prompt number ``index``."""
-        text: dict[str, Any] = {"text": piece.text}
-        if self.chat:
-            text = {"delta": {"content": piece.text} if piece.text else {}}
-        return self._chunk(text, piece, index)
-
-    def last(self) -> dict[str, Any]:
-        """The chunk with the numbers of tokens, for those who ask for it."""
-        kind = "chat.completion.chunk" if self.chat else "text_completion"
-        return {**self._head(kind), "choices": [], "usage": self.usage()}
-
-    def usage(self) -> dict[str, int]:
-        """The numbers of tokens."""
-        read, written = self.record.read, self.record.written
-        return {
-            "prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written
+        Args:
+            served: who answers.
+            asks: what is asked, for each prompt.
+            stops: texts that end an answer and are not part of it.
+            record: counts the tokens.
+            chat: whether it is a turn of a chat, else completions.
+        """
+        self._served, self._asks, self._stops = served, asks, stops
+        self._record, self._chat = record, chat
+        kind, prefix = ("chat.completion", "chatcmpl") if chat else ("text_completion", "cmpl")
+        self._head = {
+            "id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()),
+            "model": served.name,
         }  # fmt: skip
 
-    def _chunk(self, text: dict[str, Any], piece: Piece, index: int) -> dict[str, Any]:
-        kind = "chat.completion.chunk" if self.chat else "text_completion"
-        choice = {"index": index, **text, **self._common(piece)}
-        return {**self._head(kind), "choices": [choice]}
+    async def whole(self) -> dict[str, Any]:
+        """The answers in one object."""
+        whole = [Piece() for _ in self._asks]
+        at_once = not (self._stops or self._served.stops)
+        async with aclosing(self._pieces(at_once=at_once)) as pieces:
+            async for index, piece in pieces:
+                whole[index].add(piece)
+        turns = [{"message": {"role": "assistant", "content": piece.text}} for piece in whole]
+        choices = list(map(self._choice, range(len(whole)), whole, turns))
+        return {**self._head, "choices": choices, "usage": self._usage()}
 
-    def _head(self, kind: str) -> dict[str, Any]:
-        prefix = "chatcmpl" if self.chat else "cmpl"
-        return {
-            "id": f"{prefix}-{self.id}", "object": kind, "created": self.created,
-            "model": self.model,
-        }  # fmt: skip
+    async def chunks(self, *, usage: bool) -> AsyncGenerator[dict[str, Any]]:
+        """An object for each piece of an answer, and one with the numbers of tokens if wanted."""
+        head = self._head | ({"object": "chat.completion.chunk"} if self._chat else {})
+        if self._chat:
+            turn = {"delta": {"role": "assistant", "content": ""}}
+            yield {**head, "choices": [self._choice(0, Piece(), turn)]}
+        async with aclosing(self._pieces(at_once=False)) as pieces:
+            async for index, piece in pieces:
+                if piece.text or piece.finish:
+                    turn = {"delta": {"content": piece.text} if piece.text else {}}
+                    yield {**head, "choices": [self._choice(index, piece, turn)]}
+        if usage:
+            yield {**head, "choices": [], "usage": self._usage()}
 
-    def _common(self, piece: Piece) -> dict[str, Any]:
-        return {
-            "logprobs": self._logprobs(piece) if self.logprobs else None,
-            "finish_reason": piece.finish,
-        }
+    async def _pieces(self, *, at_once: bool) -> AsyncGenerator[tuple[int, Piece]]:
+        """The pieces of all answers as they come, each with the number of its prompt.
+
+        ``at_once`` is whether each answer may be one piece, at its end: less text is decoded.
+        """
+        newest: dict[int, Progress] = {}
+        arrived = asyncio.Event()
+        answers = [Pieces(self._served, ask, self._stops) for ask in self._asks]
+        written = {}  # what ends each answer
+
+        def tell(index: int, now: Progress) -> None:
+            newest[index] = now  # only the latest counts: it has all tokens
+            arrived.set()
+
+        try:
+            for index, ask in enumerate(self._asks):
+                written[index] = self._served.engine.begin(ask, partial(tell, index))
+            while written:
+                await arrived.wait()
+                arrived.clear()
+                while newest:
+                    index, now = newest.popitem()
+                    if now.failed is not None:
+                        raise EngineFailed(now.failed)
+                    self._record.first_token()
+                    if index not in written or (at_once and not now.done):
+                        continue  # it has ended at a stop text, or its text can wait
+                    piece = answers[index].take(now)
+                    self._record.written += piece.written
+                    yield index, piece
+                    if piece.finish:
+                        written.pop(index)()
+        finally:
+            for end in written.values():
+                end()
+
+    def _choice(self, index: int, piece: Piece, turn: dict[str, Any]) -> dict[str, Any]:
+        text = turn if self._chat else {"text": piece.text}
+        logprobs = self._logprobs(piece) if self._asks[0].logprobs else None
+        return {"index": index, **text, "logprobs": logprobs, "finish_reason": piece.finish}
 
     def _logprobs(self, piece: Piece) -> dict[str, Any]:
-        texts = [self.tokenizer.decode([token.id]) for token in piece.tokens]
+        texts = [self._served.run.tokenizer.decode([token.id]) for token in piece.tokens]
         numbers = [max(token.logprob, LOWEST) for token in piece.tokens]
-        if not self.chat:
+        if not self._chat:
             return {"tokens": texts, "token_logprobs": numbers}
-        return {
-            "content": [
-                {
-                    "token": text,
-                    "logprob": number,
-                    "bytes": list(token.bytes),
-                    "top_logprobs": [],
-                }
-                for text, number, token in zip(texts, numbers, piece.tokens, strict=True)
-            ]
-        }
+        content = [
+            {"token": text, "logprob": number, "bytes": list(token.bytes), "top_logprobs": []}
+            for text, number, token in zip(texts, numbers, piece.tokens, strict=True)
+        ]
+        return {"content": content}
 
-
-def _message(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
+    def _usage(self) -> dict[str, int]:
+        read, written = self._record.read, self._record.written
+        both = {"prompt_tokens": read, "completion_tokens": written}
+        return {**both, "total_tokens": read + written}

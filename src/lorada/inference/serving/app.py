@@ -1,65 +1,57 @@
 """The HTTP application: its addresses, and what each does."""
 
 import asyncio
+import hmac
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import ExitStack, aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-from pydantic import ValidationError
+from prometheus_client import generate_latest
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from lorada.inference.serving.answering import answer_all, in_time, unless_closed, whole_answers
 from lorada.inference.serving.answers import Answer
-from lorada.inference.serving.engine import Ask
-from lorada.inference.serving.limits import Limits, Places, body_of, check_key
-from lorada.inference.serving.metrics import Metrics
-from lorada.inference.serving.mistakes import what_is_wrong
 from lorada.inference.serving.prompts import asks_of
-from lorada.inference.serving.record import Record
-from lorada.inference.serving.refusals import HANDLERS, Refused, log_fault, refusal_of
-from lorada.inference.serving.requests import ChatRequest, CompletionRequest
+from lorada.inference.serving.records import Metrics, Record
+from lorada.inference.serving.refusals import Refused, refusal_of, refuse
+from lorada.inference.serving.requests import (
+    ChatRequest,
+    CompletionRequest,
+    Kind,
+    Limits,
+    request_of,
+)
 from lorada.inference.serving.served import Served
 from lorada.support.files import json_lines
-
-Kind = type[ChatRequest] | type[CompletionRequest]
-Body = ChatRequest | CompletionRequest
 
 
 class Server:
     """Answers requests to the names in ``served``."""
 
-    def __init__(
-        self, served: Mapping[str, Served], limits: Limits | None = None, key: str | None = None
-    ) -> None:
-        """Load nothing: the names are there already.
-
-        Args:
-            served: what answers, by name.
-            limits: what a request may ask for; None for the usual limits.
-            key: what every request under ``/v1`` must bring; None for nothing.
-        """
-        self.served, self.limits, self._key = served, limits or Limits(), key
-        self.metrics, self._places = Metrics(), Places(self.limits.requests)
-        self.metrics.watch(lambda: self._places.taken)
+    def __init__(self, served: Mapping[str, Served], limits: Limits | None = None) -> None:
+        """Load nothing: the names are there already; no limits are the usual ones."""
+        self.served, self.limits, self.metrics = served, limits or Limits(), Metrics()
+        self.running = 0  # prompts that are answered or wait
+        self.metrics.running.set_function(lambda: self.running)
         self._created = int(time.time())
 
     def app(self) -> Starlette:
         """The application, for an ASGI server to run."""
         return Starlette(
             routes=[
-                Route("/v1/chat/completions", self._chat, methods=["POST"]),
-                Route("/v1/completions", self._complete, methods=["POST"]),
+                Route("/v1/chat/completions", Answering(self, ChatRequest), methods=["POST"]),
+                Route("/v1/completions", Answering(self, CompletionRequest), methods=["POST"]),
                 Route("/v1/models", self._models),
                 Route("/v1/models/{name:path}", self._model),
                 Route("/health", self._health),
                 Route("/metrics", self._numbers),
             ],
-            exception_handlers=HANDLERS,
+            exception_handlers={HTTPException: refuse, Exception: refuse},
             lifespan=self._stop_at_the_end,
         )
 
@@ -70,25 +62,16 @@ class Server:
             await asyncio.to_thread(served.engine.stop)
 
     async def _models(self, request: Request) -> Response:
-        check_key(request, self._key)
+        self.check_key(request)
         return JSONResponse({"object": "list", "data": [self._about(n) for n in self.served]})
 
     async def _model(self, request: Request) -> Response:
-        check_key(request, self._key)
-        return JSONResponse(self._about(self._named(request.path_params["name"]).name))
+        self.check_key(request)
+        return JSONResponse(self._about(self.named(request.path_params["name"]).name))
 
     def _about(self, name: str) -> dict[str, Any]:
         head = {"id": name, "object": "model", "created": self._created, "owned_by": "lorada"}
         return head | self.served[name].described
-
-    def _named(self, name: str) -> Served:
-        if name not in self.served:
-            known = ", ".join(self.served)
-            raise Refused(
-                404, f"no model {name[:100]!r} here; there are {known}", code="model_not_found",
-                param="model",
-            )  # fmt: skip
-        return self.served[name]
 
     async def _health(self, _: Request) -> Response:
         down = [name for name, one in self.served.items() if not one.engine.running()]
@@ -97,89 +80,150 @@ class Server:
         return JSONResponse({"status": "ok"})
 
     async def _numbers(self, _: Request) -> Response:
-        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+        text = generate_latest(self.metrics.registry)
+        return Response(text, media_type="text/plain; version=0.0.4")
 
-    async def _chat(self, request: Request) -> Response:
-        return await self._answer(request, ChatRequest)
+    def named(self, name: str) -> Served:
+        """What answers to a name.
 
-    async def _complete(self, request: Request) -> Response:
-        return await self._answer(request, CompletionRequest)
+        Raises:
+            Refused: if nothing does.
+        """
+        if name not in self.served:
+            known = ", ".join(self.served)
+            said = f"no model {name[:100]!r} here; there are {known}"
+            raise Refused(404, said, code="model_not_found", param="model")
+        return self.served[name]
 
-    async def _answer(self, request: Request, kind: Kind) -> Response:
-        """Answer one request, whole or as a stream, within the limits."""
-        record = Record(self.metrics, request.url.path)
-        with ExitStack() as at_the_end:
-            at_the_end.callback(record.end)
-            try:
-                body = await self._body(request, kind, record)
-                served = self._named(body.model)
-                record.model = served.name
-                async with in_time(self.limits.seconds - record.seconds):
-                    # In a thread: others are answered while a long prompt is made tokens.
-                    asks = await asyncio.to_thread(asks_of, served, body, self.limits)
-                at_the_end.enter_context(self._places.take(len(asks)))
-                record.read = sum(len(ask.ids) for ask in asks)
-                answer = Answer(
-                    served.name, kind is ChatRequest, served.run.tokenizer, asks[0].logprobs,
-                    record,
-                )  # fmt: skip
-                if body.stream:
-                    events = self._events(served, asks, body, answer)
-                    return _Stream(events, at_the_end.pop_all())
-                async with in_time(self.limits.seconds - record.seconds):
-                    work = whole_answers(served, asks, body.stops, record)
-                    return JSONResponse(answer.whole(await unless_closed(request, work)))
-            except BaseException as error:
-                record.status = refusal_of(error).status
-                raise
+    def check_key(self, request: Request) -> None:
+        """Refuse a request without the key of the server.
 
-    async def _body(self, request: Request, kind: Kind, record: Record) -> Body:
-        """What a request says, if it may be answered."""
-        check_key(request, self._key)
-        async with in_time(self.limits.seconds - record.seconds):
-            text = await body_of(request, self.limits.body)
+        Raises:
+            Refused: for no key, or another one.
+        """
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        key = (self.limits.key or "").encode()
+        same = hmac.compare_digest(given.strip(" ").encode("utf-8", "replace"), key)
+        if key and (scheme.lower() != "bearer" or not same):
+            raise Refused(
+                401, "no valid API key: send Authorization: Bearer KEY", code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )  # fmt: skip
+
+    def take_places(self, record: Record, count: int) -> None:
+        """Take places for the prompts of a request, which has them until its end.
+
+        Raises:
+            Refused: if there are not so many.
+        """
+        most = self.limits.requests
+        if count > most:
+            raise Refused(400, f"{count} prompts are more than this server takes, {most}")
+        if self.running + count > most:
+            raise Refused(
+                429, f"{self.running} prompts wait or are answered, of {most}: try again later",
+                code="rate_limit_exceeded", headers={"Retry-After": "1"},
+            )  # fmt: skip
+        self.running += count
+        record.prompts = count
+
+
+class Answering:
+    """Answers the requests to an address, whole or as a stream, as an ASGI application."""
+
+    def __init__(self, server: Server, kind: Kind) -> None:
+        self._server, self._kind, self._limits = server, kind, server.limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; whatever becomes of it, it is counted and its places are free."""
+        request, record = Request(scope, receive), Record(self._server.metrics, scope["path"])
         try:
-            return kind.model_validate_json(text)
-        except ValidationError as error:
-            said, field = what_is_wrong(error)
-            raise Refused(400, said, param=field) from None
+            try:
+                async with asyncio.timeout(self._limits.seconds):
+                    response = await self._response(request, record)
+            except Exception as error:
+                refusal = refusal_of(error)
+                record.status, response = refusal.status_code, refusal.response()
+            await response(scope, receive, send)
+        finally:
+            self._server.running -= record.prompts
+            record.end()
+
+    async def _response(self, request: Request, record: Record) -> Response:
+        self._server.check_key(request)
+        body = request_of(self._kind, await _body_of(request, self._limits.body))
+        served = self._server.named(body.model)
+        record.model = served.name
+        # In a thread: others are answered while a long prompt is made tokens.
+        asks = await asyncio.to_thread(asks_of, served, body, self._limits.tokens)
+        self._server.take_places(record, len(asks))
+        record.read = sum(len(ask.ids) for ask in asks)
+        answer = Answer(served, asks, body.stops, record, chat=isinstance(body, ChatRequest))
+        if body.stream:
+            usage = bool(body.stream_options and body.stream_options.include_usage)
+            events = self._events(answer.chunks(usage=usage), record)
+            return StreamingResponse(events, media_type="text/event-stream")
+        async with _unless_closed(request):
+            whole = await answer.whole()
+        record.status = 200
+        return JSONResponse(whole)
 
     async def _events(
-        self, served: Served, asks: list[Ask], body: Body, answer: Answer
+        self, chunks: AsyncGenerator[dict[str, Any]], record: Record
     ) -> AsyncGenerator[str]:
         """The events of a streamed answer; an error is an event too."""
-        record = answer.record
         try:
-            async with in_time(self.limits.seconds - record.seconds):
-                if answer.chat:
-                    yield _event(answer.begin())
-                work = answer_all(served, asks, body.stops, record, at_once=False)
-                async with aclosing(work) as found:
-                    async for index, piece in found:
-                        if piece.text or piece.finish:
-                            yield _event(answer.chunk(piece, index))
-                if body.stream_options and body.stream_options.include_usage:
-                    yield _event(answer.last())
+            async with asyncio.timeout(self._limits.seconds - record.seconds):
+                async with aclosing(chunks):
+                    async for chunk in chunks:
+                        yield _event(chunk)
+                record.status = 200
                 yield "data: [DONE]\n\n"
-        except BaseException as error:
+        except Exception as error:
             refusal = refusal_of(error)
-            record.status = refusal.status
-            if not isinstance(error, Exception):  # the client went away
-                raise
-            log_fault(error)
+            record.status = refusal.status_code
             yield _event(refusal.body())
 
 
-class _Stream(StreamingResponse):
-    """Events, and what is to be done when they are over, also if none could be sent."""
+async def _body_of(request: Request, most: int) -> bytes:
+    """The body of a request.
 
-    def __init__(self, events: AsyncGenerator[str], at_the_end: ExitStack) -> None:
-        super().__init__(events, media_type="text/event-stream")
-        self._at_the_end = at_the_end
+    Raises:
+        Refused: for a longer one than ``most`` bytes.
+    """
+    too_long = Refused(413, f"the request is longer than {most} bytes")
+    if int(request.headers.get("content-length", 0)) > most:
+        raise too_long
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > most:  # of a body in chunks the client says no length
+            raise too_long
+    return bytes(body)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._at_the_end:
-            await super().__call__(scope, receive, send)
+
+@asynccontextmanager
+async def _unless_closed(request: Request) -> AsyncIterator[None]:
+    """Give up a ``with`` block when the client goes away; the body has been read.
+
+    Raises:
+        ClientDisconnect: if it does.
+    """
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        limit.reschedule(0)
+
+    try:
+        async with asyncio.timeout(None) as limit:
+            watching = asyncio.create_task(watch())
+            try:
+                yield
+            finally:
+                watching.cancel()
+    except TimeoutError as error:
+        raise ClientDisconnect from error
 
 
 def _event(data: dict[str, Any]) -> str:

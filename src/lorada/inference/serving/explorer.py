@@ -4,7 +4,6 @@ import threading
 from collections.abc import Sequence
 
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -16,30 +15,20 @@ from lorada.report.explorer.page import explorer_page
 LONGEST = 10_000  # characters of a sentence
 
 
-class Explorer:
-    """Explores the sentences that it is asked for, one after the other."""
+def explorer_app(runs: Sequence[Run], texts: Sequence[str], *, steps: bool) -> Starlette:
+    """The application: the page of the sentence ``text`` of the address, or of the usual ones."""
+    one_at_a_time = threading.Lock()  # all share the models
 
-    def __init__(self, runs: Sequence[Run], texts: Sequence[str], *, steps: bool) -> None:
-        self._runs, self._texts, self._steps = runs, texts, steps
-        self._one_at_a_time = threading.Lock()  # all share the models
-
-    def app(self) -> Starlette:
-        """The application, for an ASGI server to run."""
-        return Starlette(routes=[Route("/", self._show)])
-
-    async def _show(self, request: Request) -> Response:
-        """The page of the sentence ``text``, or of the usual ones."""
+    def show(request: Request) -> Response:
         text = request.query_params.get("text")
         if text is not None and len(text) > LONGEST:
             return PlainTextResponse(f"a sentence has at most {LONGEST} characters", 413)
-        texts = self._texts if text is None else [text]
+        asked = texts if text is None else [text]
         try:
-            page = await run_in_threadpool(self._page, texts)
+            with one_at_a_time:
+                data = explored(runs, asked, steps=steps)
         except ValueError as error:
             return PlainTextResponse(" ".join(str(error).split()), 400)
-        return HTMLResponse(page)
+        return HTMLResponse(explorer_page(data, asked=asked[0]))
 
-    def _page(self, texts: Sequence[str]) -> str:
-        with self._one_at_a_time:
-            data = explored(self._runs, texts, steps=self._steps)
-        return explorer_page(data, asked=texts[0])
+    return Starlette(routes=[Route("/", show)])

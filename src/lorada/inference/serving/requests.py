@@ -1,75 +1,72 @@
-"""What a request may say, as OpenAI's API spells it.
+"""What a request may say, as OpenAI's API spells it."""
 
-Fields that would change the answer, and that no engine here can follow, are refused unless they
-have the value that changes nothing. Fields that do not touch the answer are read over.
-"""
-
+import json
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+
+from lorada.inference.serving.refusals import Refused
 
 MOST_PROMPTS, MOST_STOPS, MOST_TURNS = 256, 4, 10_000
-Zero = Annotated[float, Field(ge=0, le=0)]
-One = Annotated[int, Field(ge=1, le=1)]
+LONGEST = 40  # characters of a wrong value, or of a field's name, that are repeated
+# Fields that would change the answer and that no engine here can follow, each with the value that
+# changes nothing; and fields that do not touch the answer.
+UNCHANGED = {
+    "n": 1, "best_of": 1, "presence_penalty": 0, "frequency_penalty": 0, "top_logprobs": 0,
+    "logit_bias": {}, "echo": False, "tools": [], "tool_choice": "none", "seed": None,
+    "suffix": None, "response_format": {"type": "text"},
+}  # fmt: skip
+READ_OVER = ("user", "metadata", "store", "service_tier", "parallel_tool_calls")
+COUNT = "a whole number from 1, or left out"
+SWITCH = "true or false, or left out"
 # The first fault of a long list is enough: to describe each takes many times the body's memory.
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 Texts = Annotated[list[str], Field(max_length=MOST_PROMPTS, fail_fast=True)]
 Prompts = Annotated[list[Ids], Field(max_length=MOST_PROMPTS, fail_fast=True)]
-Nothing = Annotated[list[Any], Field(max_length=0)]
 
 
-class Asked(BaseModel):
-    """Fields of both kinds of request."""
+@dataclass(frozen=True)
+class Limits:
+    """The limits of a server.
+
+    Attributes:
+        body: bytes of a request.
+        tokens: of an answer; None for what the model has room for.
+        requests: prompts that are answered or wait at one time.
+        seconds: from a request until its end.
+        key: what every request under ``/v1`` must bring; None for nothing.
+    """
+
+    body: int = 2**20
+    tokens: int | None = None
+    requests: int = 256
+    seconds: float = 600.0
+    key: str | None = field(default=None, repr=False)
+
+
+class Strict(BaseModel):
+    """An object in a request: without other fields, and without values of another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    model: str
-    stream: bool | None = None
-    stream_options: "StreamOptions | None" = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
-    # Of these only the values that change nothing.
-    n: One | None = None
-    presence_penalty: Zero | None = None
-    frequency_penalty: Zero | None = None
-    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
-    seed: None = None
-    # They do not touch the answer.
-    user: Any = None
-    metadata: Any = None
-    store: Any = None
-    service_tier: Any = None
 
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """The texts that end an answer and are not part of it."""
-        found = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return tuple(filter(None, found))
-
-
-class StreamOptions(BaseModel):
+class StreamOptions(Strict):
     """``stream_options``."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool | None = None
 
 
-class TextPart(BaseModel):
+class TextPart(Strict):
     """A part of a message; there are no pictures."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Literal["text"]
     text: str
 
 
-class Message(BaseModel):
+class Message(Strict):
     """A turn of a conversation."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], Field(fail_fast=True)]
@@ -82,51 +79,94 @@ class Message(BaseModel):
         return {"role": self.role, "content": text}
 
 
-class ChatRequest(Asked):
+def optional(must_be: str, **limits: Any) -> Any:
+    """A field that may be left out, and what it must be otherwise."""
+    return Field(None, description=must_be, **limits)
+
+
+class Request(Strict):
+    """Fields of both kinds of request; the description of each says what it must be."""
+
+    model: str = Field(description="a name that /v1/models lists")
+    stream: bool | None = optional(SWITCH)
+    stream_options: StreamOptions | None = optional(
+        "an object with include_usage, which is true or false, or left out"
+    )
+    max_tokens: int | None = optional(COUNT, ge=1)
+    temperature: float | None = optional("a number from 0 to 2, or left out", ge=0, le=2)
+    top_p: float | None = optional("a number above 0 and up to 1, or left out", gt=0, le=1)
+    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = optional(
+        f"a text, or a list of at most {MOST_STOPS}, or left out"
+    )
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts that end an answer and are not part of it."""
+        found = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(filter(None, found))
+
+
+class ChatRequest(Request):
     """The body of ``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_TURNS, fail_fast=True)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
-    response_format: "TextFormat | None" = None
-    tools: Nothing | None = None
-    tool_choice: Literal["none"] | None = None
-    parallel_tool_calls: Any = None
-
-    @property
-    def most(self) -> int | None:
-        """Tokens of the answer at most."""
-        return self.max_completion_tokens or self.max_tokens
+    messages: list[Message] = Field(
+        description=f"a list of 1 to {MOST_TURNS} turns, each with a role (system, developer, user,"
+        " assistant or tool) and a content (a text, or a list of parts of type text)",
+        min_length=1, max_length=MOST_TURNS, fail_fast=True,
+    )  # fmt: skip
+    max_completion_tokens: int | None = optional(COUNT, ge=1)
+    logprobs: bool | None = optional(SWITCH)
 
 
-class TextFormat(BaseModel):
-    """``response_format``; there is no other."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    type: Literal["text"]
-
-
-class CompletionRequest(Asked):
+class CompletionRequest(Request):
     """The body of ``POST /v1/completions``: texts to continue, or their tokens."""
 
-    prompt: str | Ids | Texts | Prompts
-    logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
-    echo: Literal[False] | None = None
-    best_of: One | None = None
-    suffix: None = None
+    prompt: str | Ids | Texts | Prompts = Field(
+        description=f"a text, a list of token ids, or a list of at most {MOST_PROMPTS} of either"
+    )
+    logprobs: int | None = optional("0, for the answer's tokens alone, or left out", ge=0, le=0)
 
-    @property
-    def most(self) -> int | None:
-        """Tokens of the answer at most."""
-        return self.max_tokens
 
-    @property
-    def prompts(self) -> list[str] | list[list[int]]:
-        """The prompts, as a list also where there is one."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if self.prompt and isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        return self.prompt  # type: ignore[return-value]
+Kind = type[ChatRequest] | type[CompletionRequest]
+
+
+def request_of(kind: Kind, body: bytes) -> ChatRequest | CompletionRequest:
+    """The request in a body.
+
+    Raises:
+        Refused: for another, with the first field that is wrong, what it must be, and what it is.
+    """
+    try:
+        fields = from_json(body)
+    except ValueError as error:
+        raise Refused(400, f"the request is not JSON: {error}; send one object") from error
+    if not isinstance(fields, dict):
+        raise Refused(400, f"the request must be one JSON object; it is {_short(repr(fields))}")
+    for name, same in UNCHANGED.items():
+        value = fields.pop(name, None)
+        if value not in (None, same):
+            said = f"{name}: must be {json.dumps(same)} or left out, as no model here follows it"
+            raise Refused(400, f"{said}; it is {_short(repr(value))}", param=name)
+    try:
+        return kind.model_validate({k: v for k, v in fields.items() if k not in READ_OVER})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    place, value = first["loc"], _short(repr(first["input"]))
+    top = _named(place[0])
+    if first["type"] == "extra_forbidden":
+        said = f"{'.'.join(map(_named, place))}: must be left out, as there is no such field"
+        raise Refused(400, f"{said}; it is {value}", param=top)
+    # Of turns it is said which is wrong; in other fields that depends on which type is meant.
+    shown = ".".join(map(_named, place[:3])) if top == "messages" and place[1:] else "it"
+    wrong = "is missing" if first["type"] == "missing" else f"is {value}"
+    said = f"{top}: must be {kind.model_fields[top].description}; {shown} {wrong}"
+    raise Refused(400, said, param=top)
+
+
+def _named(place: int | str) -> str:
+    """A field's name, which may be anything, or a number in a list."""
+    return _short(place if isinstance(place, str) and place.isidentifier() else repr(place))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

@@ -1,21 +1,18 @@
 """The names that the server answers to: each run, and the base alone."""
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import GenerationConfig
 
 from lorada.inference.can_refill import end_tokens, is_plain_greedy, needs_peft_generate
 from lorada.inference.generate import generation_settings, room_for_prompts
 from lorada.inference.load import Run
-from lorada.inference.serving.batched import MEMORY, Batched
-from lorada.inference.serving.engine import Engine
-from lorada.inference.serving.one_by_one import OneByOne
+from lorada.inference.serving.engines import MEMORY, Batched, OneByOne
 from lorada.inference.serving.shared_model import AdapterView, SharedModel
-from lorada.inference.side_by_side import Adapter, load_side_by_side
+from lorada.inference.side_by_side import load_side_by_side
 from lorada.runs.data.dataset import context_of
 
 CACHE_TOKENS = 8192  # of each batch's cache on a processor, unless the user says otherwise
@@ -27,8 +24,10 @@ class Served:
 
     Attributes:
         name: the name, which requests give as ``model``.
-        run: the run; for the base alone, a run that has it.
+        run: the run; for the base alone, one with the base as its model.
         engine: writes the answers.
+        room: most tokens of a prompt and its answer together, of an encoder–decoder of each of the
+            two; None for any number.
         most: tokens of an answer, unless a request says otherwise: those of ``lorada generate``.
         ends: the tokens that end an answer.
         stops: the texts that end an answer and stay in it, from the run's protocol.
@@ -37,20 +36,12 @@ class Served:
 
     name: str
     run: Run
-    engine: Engine
+    engine: Batched | OneByOne
+    room: int | None
     most: int
     ends: frozenset[int]
     stops: tuple[str, ...]
     described: dict[str, str]
-
-    @property
-    def room(self) -> int | None:
-        """Most tokens of a prompt and its answer together; None for any number.
-
-        Of an encoder–decoder, it is for each of the two.
-        """
-        limits = [self.engine.room, context_of(self.run.model.config)]
-        return min((limit for limit in limits if limit is not None), default=None)
 
 
 def open_served(
@@ -71,16 +62,27 @@ def open_served(
     first = next(iter(adapters.values())).run
     if cache_tokens is None and first.device.type == "cpu":
         cache_tokens = CACHE_TOKENS
-    shared = SharedModel(first.model)
-    places: dict[str, Adapter | None] = dict(adapters)
-    base = base_name(first.recipe.model, adapters)
+    base, shared = base_name(first.recipe.model, adapters), SharedModel(first.model)
+    names: dict[str, tuple[Run, str | None]] = {n: (a.run, a.key) for n, a in adapters.items()}
     if isinstance(first.model, PeftModel):
-        places[base] = None
-    share = MEMORY / len(places)
-    return {
-        name: _served(name, base, adapter, first, shared, cache_tokens, share)
-        for name, adapter in places.items()
-    }
+        names[base] = replace(first, model=shared.base), None
+    found = {}
+    for name, (run, key) in names.items():
+        settings = generation_settings(run)
+        room_for_prompts(run, settings["max_new_tokens"])  # refuses what no prompt could go with
+        rooms = [context_of(run.model.config)]
+        engine: Batched | OneByOne = OneByOne(run, shared, key, settings)
+        if can_batch(run, key, settings):
+            share = MEMORY / len(names)
+            engine = Batched(AdapterView(shared, key), settings, cache_tokens, share)
+            rooms.append(cache_tokens)
+        found[name] = Served(
+            name, run, engine, room=min((room for room in rooms if room is not None), default=None),
+            most=settings["max_new_tokens"], ends=frozenset(end_tokens(run)),
+            stops=tuple(settings.get("stop_strings") or ()),
+            described={"base": base} | ({"method": run.recipe.method} if name in adapters else {}),
+        )  # fmt: skip
+    return found
 
 
 def base_name(model: str, taken: Container[str]) -> str:
@@ -89,40 +91,16 @@ def base_name(model: str, taken: Container[str]) -> str:
     return name if name not in taken else f"base:{name}"
 
 
-def _served(
-    name: str, base: str, adapter: Adapter | None, first: Run, shared: SharedModel,
-    cache_tokens: int | None, share: float,
-) -> Served:  # fmt: skip
-    run, key = (adapter.run, adapter.key) if adapter else (first, None)
-    settings = generation_settings(run)
-    room_for_prompts(run, settings["max_new_tokens"])  # refuses what no prompt could go with
-    config = GenerationConfig.from_dict(shared.base.generation_config.to_dict())
-    config.update(**settings)
-    engine: Engine
-    if can_batch(run, key, settings):
-        engine = Batched(AdapterView(shared, key), config, cache_tokens, share)
-    else:
-        engine = OneByOne(run, shared, key, settings)
-    described = {"base": base}
-    if adapter:
-        described["method"] = run.recipe.method
-    return Served(
-        name=name, run=run, engine=engine, most=settings["max_new_tokens"],
-        ends=frozenset(end_tokens(run)),
-        stops=tuple(settings.get("stop_strings") or ()), described=described,
-    )  # fmt: skip
-
-
 def can_batch(run: Run, key: str | None, settings: dict[str, Any]) -> bool:
     """Whether transformers' continuous batching gives the tokens of ``generate``.
 
     It is for decoders whose attention goes through transformers' interface; ``key`` is the
-    adapter's, None for the base alone.
+    adapter's, if there is one.
     """
-    model = run.model
-    if isinstance(model, PeftModel):
-        if key is not None and needs_peft_generate(model.peft_config[key]):
+    base = run.model
+    if isinstance(base, PeftModel):
+        if needs_peft_generate(base.peft_config[key]):
             return False
-        model = model.get_base_model()
-    decoder = run.kind == "decoder" and model._supports_attention_backend
-    return bool(decoder and is_plain_greedy(run, settings))
+        base = base.get_base_model()
+    interface = run.kind == "decoder" and base._supports_attention_backend
+    return bool(interface and is_plain_greedy(run, settings))

@@ -1,6 +1,7 @@
-"""Runs an application until it is told to stop; requests that are running then end first."""
+"""Takes the address that a server listens at, and runs an application until it is told to stop."""
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -9,13 +10,41 @@ import uvicorn
 from starlette.applications import Starlette
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address; port 0 is any free one.
+
+    Raises:
+        ValueError: if the address is taken, or not one of this machine.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        number = getattr(error, "errno", None) or 0
+        reason = os.strerror(number) if number > 0 else error  # names that are none have others
+        raise ValueError(
+            f"cannot listen at {host} port {port}: {reason}; choose another"
+        ) from error
+
+
+def address_of(at: socket.socket) -> str:
+    """The address of a socket for a browser."""
+    host, port = at.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def serve_until_stopped(app: Starlette, at: socket.socket, patience: float) -> None:
-    """Answer requests until SIGTERM or SIGINT.
+    """Answer requests until SIGTERM or SIGINT, with a line on the error stream for each.
 
     After either, no new requests are taken, and those that are running have ``patience`` seconds to
     end.
     """
-    _log()
+    logger = logging.getLogger("lorada.inference.serving")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=int(patience),
@@ -24,13 +53,3 @@ def serve_until_stopped(app: Starlette, at: socket.socket, patience: float) -> N
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run(sockets=[at])
-
-
-def _log() -> None:
-    """A line on the error stream for each request."""
-    logger = logging.getLogger("lorada.inference.serving")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False

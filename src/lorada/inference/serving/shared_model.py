@@ -7,7 +7,6 @@ from typing import Any
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.generation.continuous_batching.continuous_api import ContinuousMixin
 
@@ -15,16 +14,6 @@ from lorada.attention.interface import install
 from lorada.tuners.lmam import LmamLayer, bake
 
 FINISHED_SHARE = 0.1  # of the weights' bytes: finished maps that take more are not kept
-
-
-def finished_bytes(model: nn.Module) -> int:
-    """Bytes of the maps that ``bake`` would keep."""
-    return sum(
-        4 * factor.shape[0] * factor.shape[1] ** 2
-        for layer in model.modules()
-        if isinstance(layer, LmamLayer)
-        for factor in (*layer.lora_w_a.values(), *layer.lora_w.values())
-    )
 
 
 class SharedModel:
@@ -45,8 +34,10 @@ class SharedModel:
         )
         install()  # also without maps: packed sequences are then computed in parts
         # A row of a finished map is read, and a row of a low-rank map is a product in every step.
-        weights = sum(parameter.nbytes for parameter in model.parameters())
-        if finished_bytes(model) <= FINISHED_SHARE * weights:
+        layers = [layer for layer in model.modules() if isinstance(layer, LmamLayer)]
+        factors = [one for x in layers for one in (*x.lora_w_a.values(), *x.lora_w.values())]
+        finished = sum(4 * factor.shape[0] * factor.shape[1] ** 2 for factor in factors)  # bytes
+        if finished <= FINISHED_SHARE * sum(parameter.nbytes for parameter in model.parameters()):
             bake(model)
         self._changed = threading.Condition()
         self._given = self._done = 0
