@@ -1,5 +1,6 @@
 """The command ``compare``: which method is best for some rows, and which differences are real."""
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,9 @@ from lorada.cli.app import (
 from lorada.cli.queue_options import Cluster, Shard, Workers, check_queue
 from lorada.cli.table_command import names, numbers, print_progress
 from lorada.support.duration import duration
+
+# How the headings of the report's table begin that a terminal has room for.
+IN_TERMINAL = ("candidate", "score", "group", "p (", "trained", "learning rate")
 
 Folder = Annotated[str | None, typer.Argument(help="folder of a comparison, for --resume")]
 Overrides = Annotated[
@@ -171,7 +175,7 @@ def _run(
         errors.print(f"{compared.left} jobs are left to other commands")
         suggest("compare", place, "--resume", on=errors)
     else:
-        _show_report(place, compared.reports, as_json=as_json)
+        _show_report(compared.summary, compared.reports, as_json=as_json)
     if compared.failures:
         raise typer.Exit(2)
 
@@ -223,44 +227,26 @@ def _rates(text: str | None) -> list[float] | None:
         raise ValueError(f"--rates {text} must be learning rates, such as 1e-3,1e-2") from error
 
 
-def _show_report(place: Path, reports: list[Path], *, as_json: bool) -> None:
+def _show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
     """Print the verdict, the table, the files of the report and the next command."""
-    import json
+    from lorada.report.comparison.table import table_texts
 
-    summary = json.loads((place / "report.json").read_text(encoding="utf-8"))
     if as_json:
-        print_json(summary)
+        print_json(asdict(summary))
         return
-    console.print(summary["verdict"], highlight=False)
-    console.print(_table(summary))
-    for sentence in summary["sentences"]:
+    console.print(summary.verdict, highlight=False)
+    header, rows = table_texts(summary)
+    kept = [number for number, title in enumerate(header) if title.startswith(IN_TERMINAL)]
+    shown = Table(*(header[number] for number in kept))
+    for row in rows:
+        shown.add_row(*(row[number] for number in kept))
+    console.print(shown)
+    for sentence in summary.sentences:
         console.print(f"• {sentence}", highlight=False)
     console.print(", ".join(map(str, reports)), highlight=False, soft_wrap=True)
     see = as_typed("python", "-m", "webbrowser", reports[0])
-    following = next(iter(summary["commands"].values()), see)
+    following = next(iter(summary.commands.values()), see)
     console.print(f"next: {following}", highlight=False, soft_wrap=True)
-
-
-def _table(summary: dict[str, Any]) -> Table:
-    """The candidates, the best first."""
-    from lorada.report.comparison.facts import rates_text
-
-    shown = Table("method", "score", "group", "p", "parameters", "learning rate")
-    for line in summary["lines"]:
-        if line["score"] is None:
-            shown.add_row(line["label"], line["reason"] or "not run", "", "", "", "")
-            continue
-        score = f"{line['score']:.1f}"
-        if line["low"] is not None:
-            score += f" ({line['low']:.1f} to {line['high']:.1f})"
-        above = " above the budget" if line["above"] else ""
-        shown.add_row(
-            line["label"], score, line["letter"],
-            "" if line["p_against"] is None else f"{line['p_against']:.2g}",
-            f"{line['trainable']:,} ({line['percent']:.3f}%){above}",
-            rates_text(line["rates"]),
-        )  # fmt: skip
-    return shown
 
 
 def _show_plan(found: dict[str, Any], *, as_json: bool) -> None:

@@ -1,6 +1,5 @@
 """What a comparison's results say of one candidate, and of the machines that ran it."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,6 @@ from lorada.report.comparison.read import Candidate, Run
 from lorada.report.comparison.statistics import interval
 from lorada.report.comparison.summary import Search, Trial
 from lorada.report.render import main_metric
-from lorada.report.tables import NOTHING
 
 
 def facts_of(candidate: Candidate) -> dict[str, Any]:
@@ -110,12 +108,6 @@ def version_notes(runs: list[Run]) -> list[str]:
         for package, versions in found.items()
         if len(versions) > 1
     ]
-
-
-def rates_text(rates: Sequence[float]) -> str:
-    """Learning rates from the lowest on as a text: one, or the lowest and the highest."""
-    ends = dict.fromkeys(f"{rate:.2g}" for rate in (*rates[:1], *rates[-1:]))
-    return " to ".join(ends) or NOTHING
 
 
 def tried_rates(candidate: Candidate) -> list[Trial]:

@@ -19,8 +19,8 @@ from lorada.report.comparison.charts import (
     score_unit,
     scored,
 )
-from lorada.report.comparison.page_table import table_columns, table_rows
 from lorada.report.comparison.summary import Search, Summary
+from lorada.report.comparison.table import table_columns, table_rows
 from lorada.report.html import render_page
 from lorada.support.errors import needs_extra
 from lorada.support.files import file_name

@@ -1,10 +1,10 @@
-"""The table of a comparison's page: its columns, and what a cell shows and is sorted by."""
+"""The table of a comparison: its columns, and what a cell shows and is sorted by."""
 
 import dataclasses
 
 from made_up_summary import made_up_summary
 
-from lorada.report.comparison.page_table import Cell, table_columns, table_rows
+from lorada.report.comparison.table import Cell, table_columns, table_rows
 
 
 def with_lines(summary, **changes):
