@@ -44,13 +44,10 @@ def comparison_page(summary: Summary, curves: Mapping[str, Sequence[Curve]]) -> 
     for name, chart in (("intervals", interval_chart), ("rates", rate_chart)):
         if spec := chart(summary):
             specs[name] = spec
-    scripts = [
-        _vega(),
-        (HERE / "page.js").read_text(encoding="utf-8"),
-    ]
     return render_page(
         HERE,
-        scripts,
+        f"Comparison: {summary.model} on {summary.task}",
+        [_vega(), (HERE / "page.js").read_text(encoding="utf-8")],
         summary=summary,
         columns=table_columns(summary),
         rows=table_rows(summary),

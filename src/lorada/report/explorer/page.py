@@ -44,10 +44,10 @@ def explorer_page(data: Mapping[str, Any] | Page, *, asked: str | None = None) -
         runs.append(run.model_dump(exclude={"shown"}) | {"shown": shown})
     return render_page(
         HERE,
+        page.title,
         [(HERE / name).read_text(encoding="utf-8") for name in SCRIPTS],
         asks=asked is not None,
         asked=asked,
-        title=page.title,
         runs=page.runs,
         data={"sentences": [one.tokens for one in page.sentences], "runs": runs},
         packed=list(packed),
