@@ -5,11 +5,11 @@ import random
 
 from lorada.report.comparison.summary import (
     Baseline,
+    CandidateLine,
     Disagreement,
-    Line,
     Search,
     Summary,
-    Trial,
+    TriedRate,
 )
 
 METHODS = ("lora", "dora", "ia3", "vera", "lmam", "lorada_la", "lora+lmam")
@@ -42,7 +42,7 @@ def made_up_summary(
             ]
     lines.sort(key=lambda line: -line.score)
     labels = [line.label for line in lines]
-    lines.append(Line("boft", "boft", budgets[0], reason=CANNOT_RUN))
+    lines.append(CandidateLine("boft", "boft", budgets[0], reason=CANNOT_RUN))
     summary = Summary(
         verdict=f"Take {labels[0]}: no other candidate scores higher (p = 0.004).",
         sentences=(f"With {rows} rows a difference under 4.2 points cannot be told from chance.",),
@@ -77,7 +77,7 @@ def made_up_line(label, method, budget, number, size, seeds, random_of):
     """One candidate with every number that the table shows."""
     score = random_of.gauss(72, 6) + 2 * size
     trainable = int(random_of.uniform(40e3, 130e3)) * (1 + size)
-    return Line(
+    return CandidateLine(
         label, method, budget, sizes=f"{method}.r={number + 1}", above=number == 2,
         trainable=trainable, percent=trainable / 1.345e6, seeds=tuple(seeds), score=score,
         low=score - 4, high=score + 4, letter="ab"[number % 2], against="lora",
@@ -93,7 +93,7 @@ def tried(number):
     """A search of five rates; the best may be at an end, others may be stopped or diverge."""
     best = number % 5
     return [
-        Trial(
+        TriedRate(
             10.0 ** (-4 + place / 2),
             None if (place, best) == (4, 1) else 0.5 + (place - best) ** 2,
             stopped=abs(place - best) > 2, chosen=place == best,

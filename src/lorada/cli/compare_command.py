@@ -120,7 +120,7 @@ def compare(
     chosen = _checked(place, pairs, options, asked, resume=resume, overwrite=overwrite)
     engine = partial(_engine, workers, cluster)
     if dry_run:
-        _estimate(chosen, place, engine, resume=resume, as_json=as_json)
+        _forecast(chosen, place, engine, resume=resume, as_json=as_json)
     else:
         _run(chosen, place, engine, part, overwrite=overwrite, as_json=as_json)
 
@@ -180,10 +180,10 @@ def _run(
         raise typer.Exit(2)
 
 
-def _estimate(chosen: Any, place: Path, engine: Any, *, resume: bool, as_json: bool) -> None:
+def _forecast(chosen: Any, place: Path, engine: Any, *, resume: bool, as_json: bool) -> None:
     """Print what a comparison would run, and what it would take."""
     with importing():
-        from lorada.experiments.compare.measure import estimate
+        from lorada.experiments.compare.measure import forecast
         from lorada.experiments.compare.run import planned
 
     made = engine()
@@ -191,7 +191,7 @@ def _estimate(chosen: Any, place: Path, engine: Any, *, resume: bool, as_json: b
     made.close()
     with prints_to_stderr(as_json):
         plan = planned(chosen, place, resume=resume, report=print_progress)
-        found = estimate(chosen, plan, slots, print_progress)
+        found = forecast(chosen, plan, slots, print_progress)
     _show_plan(found, as_json=as_json)
 
 

@@ -300,11 +300,11 @@ def quickstart(
 
     check_quickstart(output, overwrite=overwrite)
     with importing(quiet=as_json):
-        from lorada.experiments.quickstart import compare
+        from lorada.experiments.quickstart import run_quickstart
 
     report: Callable[..., Any] = errors.print if as_json else console.print
     with prints_to_stderr(as_json):
-        comparison = compare(output, overwrite=overwrite, report=report)
+        comparison = run_quickstart(output, overwrite=overwrite, report=report)
     from lorada.cli.terminal import comparison_table, draw
 
     drawn = draw(comparison, output)

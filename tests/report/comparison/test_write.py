@@ -16,7 +16,7 @@ pytest.importorskip("altair", reason="needs the extra compare")
 
 from lorada.report.comparison.read import read_comparison
 from lorada.report.comparison.summarize import summarize
-from lorada.report.comparison.summary import Baseline, Line, Summary
+from lorada.report.comparison.summary import Baseline, CandidateLine, Summary
 from lorada.report.comparison.write import (
     comma_separated,
     latex,
@@ -30,7 +30,7 @@ HOSTILE = r"[x] a&b #{c}_d 5% ~y ^z \w <i> |"
 ESCAPED = (
     r"{}[x] a\&b \#\{c\}\_d 5\% \textasciitilde{}y \textasciicircum{}z \textbackslash{}w $<$i> |"
 )
-LINE = Line("lora", "lora", trainable=9000, percent=0.5, score=71.24, low=60.0, high=80.0)
+LINE = CandidateLine("lora", "lora", trainable=9000, percent=0.5, score=71.24, low=60.0, high=80.0)
 NAMES = ["report.html", "report.md", "report.csv", "report.tex", "report.json"]
 
 
@@ -102,7 +102,7 @@ def test_markdown_begins_with_the_verdict_and_shows_every_part(summary):
 
 def test_csv_has_each_field_of_each_line(summary):
     rows = list(csv.DictReader(io.StringIO(comma_separated(summary))))
-    assert list(rows[0]) == [field.name for field in dataclasses.fields(Line)]
+    assert list(rows[0]) == [field.name for field in dataclasses.fields(CandidateLine)]
     assert [row["label"] for row in rows] == [line.label for line in summary.lines]
     first = summary.lines[0]
     assert float(rows[0]["score"]) == first.score
@@ -146,7 +146,7 @@ def test_a_small_p_and_a_metric_of_its_own_are_shown():
 
 
 def test_a_comparison_without_scores_has_every_table():
-    lines = (Line("boft", "boft", reason="it does not fit"),)
+    lines = (CandidateLine("boft", "boft", reason="it does not fit"),)
     summary = Summary("No run.", lines=lines, baselines=(Baseline("b", reason="r"),), notes=("n",))
     assert "| b (r) | – |" in markdown(summary)
     assert comma_separated(summary).endswith(",it does not fit\r\n")

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 pytest.importorskip("jinja2", reason="needs the extra explore")
 
-from lorada.report.explorer.data import Page, pack
+from lorada.report.explorer.data import ExplorerPage, pack
 from lorada.report.explorer.page import explorer_page
 
 HOSTILE = (
@@ -99,7 +99,9 @@ def test_what_is_no_matrix_is_refused(matrices, words):
 
 
 def test_the_same_data_give_the_same_page():
-    assert explorer_page(made_up_page()) == explorer_page(Page.model_validate(made_up_page()))
+    assert explorer_page(made_up_page()) == explorer_page(
+        ExplorerPage.model_validate(made_up_page())
+    )
 
 
 def test_a_page_for_thirty_layers_and_three_sentences_is_below_two_megabytes():

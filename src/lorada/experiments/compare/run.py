@@ -16,7 +16,7 @@ from lorada.experiments.compare.jobs import (
     score_commonest,
 )
 from lorada.experiments.compare.measure import TIMES, time_jobs
-from lorada.experiments.compare.plan import PLAN_FILE, Plan, about, make_plan, saved_plan
+from lorada.experiments.compare.plan import PLAN_FILE, ComparisonPlan, about, make_plan, saved_plan
 from lorada.experiments.compare.spec import SPEC_FILE, Comparison
 from lorada.experiments.queue.job import Job, JobEngine, Outcome, Report
 from lorada.experiments.queue.queue import run_queue, shard
@@ -106,7 +106,7 @@ def _as_it_is(job: Job | None, engine: Callable[[], JobEngine], report: Report) 
 def _begin(
     comparison: Comparison, folder: Path, base: Prepared, data: Data, *, overwrite: bool,
     report: Report,
-) -> Plan:  # fmt: skip
+) -> ComparisonPlan:  # fmt: skip
     """The plan of a comparison, made now or before; the folder is written only if all is well."""
     plan = None if overwrite else saved_plan(folder)
     if plan is None:
@@ -127,7 +127,9 @@ def _begin(
     return plan
 
 
-def planned(comparison: Comparison, folder: Path, *, resume: bool, report: Report) -> Plan:
+def planned(
+    comparison: Comparison, folder: Path, *, resume: bool, report: Report
+) -> ComparisonPlan:
     """The plan of a comparison; nothing is written.
 
     Raises:

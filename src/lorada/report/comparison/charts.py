@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorada.report.comparison.summary import Line, Summary
+from lorada.report.comparison.summary import CandidateLine, Summary
 from lorada.report.comparison.verdict import LOSSES
 from lorada.support.errors import needs_extra
 
@@ -64,7 +64,9 @@ def pareto_charts(summary: Summary) -> dict[str, Spec]:
     return charts
 
 
-def _pareto(summary: Summary, lines: list[Line], costs: list[float], title: str, form: str) -> Spec:
+def _pareto(
+    summary: Summary, lines: list[CandidateLine], costs: list[float], title: str, form: str
+) -> Spec:
     front = pareto_front(costs, [line.score or 0.0 for line in lines])
     rows = [
         {**_row(line), "cost": cost, "front": index in front}
@@ -189,7 +191,7 @@ def loss_charts(summary: Summary, curves: Mapping[str, Sequence[Curve]]) -> dict
 
 
 def _loss(
-    summary: Summary, lines: list[Line], curves: Mapping[str, Sequence[Curve]], points: int
+    summary: Summary, lines: list[CandidateLine], curves: Mapping[str, Sequence[Curve]], points: int
 ) -> Spec:
     rows = []
     for line in lines:
@@ -291,16 +293,16 @@ def score_unit(summary: Summary) -> str:
     return "minus nats per token" if summary.metric == LOSSES else "percent"
 
 
-def scored(summary: Summary) -> list[Line]:
+def scored(summary: Summary) -> list[CandidateLine]:
     """The candidates that have a score, the highest first."""
     return [line for line in summary.lines if line.score is not None]
 
 
-def _budgets(line: Line) -> list[str]:
+def _budgets(line: CandidateLine) -> list[str]:
     return [name.strip() for name in line.budget.split(",")]
 
 
-def _row(line: Line) -> dict[str, Any]:
+def _row(line: CandidateLine) -> dict[str, Any]:
     """What each chart of scores needs of a candidate."""
     return {
         "label": line.label, "method": line.method, "score": line.score,
@@ -315,7 +317,7 @@ def _tooltip(summary: Summary) -> list[alt.Tooltip]:
     return [alt.Tooltip("label:N", title="candidate"), *numbers]
 
 
-def _styles(summary: Summary, lines: list[Line]) -> Any:
+def _styles(summary: Summary, lines: list[CandidateLine]) -> Any:
     """A function from values, such as colours, to the scale and legend of the lines' methods.
 
     A method's place among all methods chooses its value, so that it is the same in all charts.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorada.report.comparison.read import Candidate, Results, Run
+from lorada.report.comparison.read import Results, ScoredCandidate, ScoredRun
 from lorada.support.files import file_name, json_text
 
 CLASSIFIED = ("label", "score")  # forms of rows whose answer is a class or a number
@@ -38,7 +38,7 @@ class Pair:
         return all((run / "result.json").stat().st_mtime_ns <= written for run in self.runs)
 
 
-def pair_of(folder: Path, best: Candidate, scored: Sequence[Candidate]) -> Pair | None:
+def pair_of(folder: Path, best: ScoredCandidate, scored: Sequence[ScoredCandidate]) -> Pair | None:
     """The winner and the next best candidate of another method, at the first seed that both have.
 
     Args:
@@ -63,7 +63,7 @@ def pair_of(folder: Path, best: Candidate, scored: Sequence[Candidate]) -> Pair 
     return Pair((first, second), folder / f"explore-{'-'.join(names)}-seed{seed}.html")
 
 
-def commands_of(folder: Path, best: Candidate, pair: Pair | None) -> dict[str, str]:
+def commands_of(folder: Path, best: ScoredCandidate, pair: Pair | None) -> dict[str, str]:
     """The commands to train the winner again, and to use the run of its first seed.
 
     Args:
@@ -124,7 +124,7 @@ def _has_adapter(run: Path) -> bool:
     return not any((run / name).exists() for name in ("model", "trained.safetensors"))
 
 
-def _remote(run: Run) -> bool:
+def _remote(run: ScoredRun) -> bool:
     recipe = run.result.get("recipe")
     return isinstance(recipe, dict) and bool(recipe.get("trust_remote_code"))
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorada.report.comparison.summary import Baseline, Line, Summary
+from lorada.report.comparison.summary import Baseline, CandidateLine, Summary
 from lorada.report.comparison.verdict import LOSSES
 from lorada.report.tables import NOTHING
 
@@ -117,7 +117,7 @@ def _has_metric(summary: Summary) -> bool:
     return any(s is not None and v is not None and abs(s - v) > SAME for s, v in pairs)
 
 
-def _candidate(summary: Summary, line: Line) -> Row:
+def _candidate(summary: Summary, line: CandidateLine) -> Row:
     take = bool(summary.best) and line.label == summary.best
     notes = [
         "the one to take" if take else "",
@@ -147,7 +147,7 @@ def _candidate(summary: Summary, line: Line) -> Row:
     return Row(line.label, kind, [note for note in notes if note], cells)
 
 
-def _score(summary: Summary, one: Line | Baseline) -> Cell:
+def _score(summary: Summary, one: CandidateLine | Baseline) -> Cell:
     form = ".3f" if summary.metric == LOSSES else ".1f"
     if one.low is None or one.high is None:
         return _number(one.score, form)

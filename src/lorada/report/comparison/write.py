@@ -9,7 +9,7 @@ from lorada.report.comparison.charts import Curve
 from lorada.report.comparison.page import comparison_page
 from lorada.report.comparison.read import Results, read_comparison
 from lorada.report.comparison.summarize import summarize
-from lorada.report.comparison.summary import Line, Summary
+from lorada.report.comparison.summary import CandidateLine, Summary
 from lorada.report.comparison.table import table_texts
 from lorada.report.comparison.verdict import LOSSES
 from lorada.report.tables import csv_table, latex_table, markdown_table
@@ -106,12 +106,12 @@ def markdown(summary: Summary) -> str:
 
 
 def comma_separated(summary: Summary) -> str:
-    """The lines as CSV, with all fields of ``Line``; of seeds and rates, blanks between."""
+    """The lines as CSV, with all fields of each; of seeds and rates, blanks between."""
     rows = [
         [" ".join(map(str, v)) if isinstance(v, tuple) else v for v in asdict(line).values()]
         for line in summary.lines
     ]
-    return csv_table(list(Line.__dataclass_fields__), rows)
+    return csv_table(list(CandidateLine.__dataclass_fields__), rows)
 
 
 def latex(summary: Summary) -> str:

@@ -149,7 +149,7 @@ class Sentence(Part):
     tokens: Annotated[list[Text], Field(min_length=1)]
 
 
-class Page(Part):
+class ExplorerPage(Part):
     """All that the page shows: one run, or two side by side."""
 
     title: Text

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorada.report.explorer.data import Layer, Matrices, Page
+from lorada.report.explorer.data import ExplorerPage, Layer, Matrices
 from lorada.report.html import render_page
 
 HERE = Path(__file__).parent
@@ -15,18 +15,18 @@ SCRIPTS = ("basics.js", "matrices.js", "detail.js", "heads.js", "charts.js", "pa
 KINDS = ("softmax", "map", "without", "fused")
 
 
-def explorer_page(data: Mapping[str, Any] | Page, *, asked: str | None = None) -> str:
+def explorer_page(data: Mapping[str, Any] | ExplorerPage, *, asked: str | None = None) -> str:
     """The page as HTML; the same data always give the same page.
 
     Args:
-        data: the fields of ``Page``, of plain Python, or a ``Page``.
+        data: the fields of ``ExplorerPage``, of plain Python, or a ``ExplorerPage``.
         asked: what stands in a box for the reader's own sentence, which the page sends to the
             server that it comes from; None for a page without a server.
 
     Raises:
         ValueError: if the data do not fit together.
     """
-    page = Page.model_validate(data)
+    page = ExplorerPage.model_validate(data)
     packed: dict[str, int] = {}  # base64 → its number on the page
     runs = []
     for run in page.runs:
