@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lorada.experiments.compare.variant import Variant
+from lorada.experiments.compare.spec import Variant
 from lorada.report.comparison.read import Candidate
 
 STUDY = Path(__file__).parents[2] / "benchmarks" / "study"

@@ -21,9 +21,9 @@ from lorada.cli.app import (
     prints_to_stderr,
     suggest,
 )
-from lorada.cli.queue_options import Cluster, Shard, Workers, check_queue
-from lorada.cli.table_command import names, numbers, print_progress
-from lorada.support.duration import duration
+from lorada.cli.dry_run import show_comparison
+from lorada.cli.queue_options import Cluster, Shard, Workers, check_queue, split_names, split_seeds
+from lorada.cli.table_command import print_progress
 
 # How the headings of the report's table begin that a terminal has room for.
 IN_TERMINAL = ("candidate", "score", "group", "p (", "trained", "learning rate")
@@ -108,8 +108,8 @@ def compare(
         "trust_remote_code": remote or None,
     }  # fmt: skip
     asked = {
-        "methods": names("methods", methods), "budgets": names("budget", budget),
-        "seeds": numbers(seeds), "trials": trials, "rates": _rates(rates),
+        "methods": split_names("methods", methods), "budgets": split_names("budget", budget),
+        "seeds": split_seeds(seeds), "trials": trials, "rates": _rates(rates),
         "search": search, "against": against, "held_out": held_out,
         "with_text": with_text or None, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
@@ -192,7 +192,7 @@ def _forecast(chosen: Any, place: Path, engine: Any, *, resume: bool, as_json: b
     with prints_to_stderr(as_json):
         plan = planned(chosen, place, resume=resume, report=print_progress)
         found = forecast(chosen, plan, slots, print_progress)
-    _show_plan(found, as_json=as_json)
+    show_comparison(found, as_json=as_json)
 
 
 def _place(folder: str | None, output: str | None, *, resume: bool) -> Path:
@@ -220,7 +220,7 @@ def _rates(text: str | None) -> list[float] | None:
     Raises:
         ValueError: for anything else.
     """
-    found = names("rates", text)
+    found = split_names("rates", text)
     try:
         return None if found is None else [float(name) for name in found]
     except ValueError as error:
@@ -247,38 +247,3 @@ def _show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
     see = as_typed("python", "-m", "webbrowser", reports[0])
     following = next(iter(summary.commands.values()), see)
     console.print(f"next: {following}", highlight=False, soft_wrap=True)
-
-
-def _show_plan(found: dict[str, Any], *, as_json: bool) -> None:
-    """Print an estimate as a table or as JSON."""
-    if as_json:
-        print_json(found)
-        return
-    shown = Table()
-    for name in ("method", "budget", "sizes", "parameters", "runs", "training", "memory"):
-        shown.add_column(name, overflow="fold")
-    for row in found["candidates"]:
-        budgets = ", ".join(
-            f"{budget} (above)" if above else budget for budget, above in row["budgets"].items()
-        )
-        if row["reason"] is not None:
-            shown.add_row(row["method"], budgets, row["reason"], "", "", "", "")
-            continue
-        sizes = [
-            f"{part}.{name}={value}"
-            for part, settings in row["parts"].items()
-            for name, value in settings.items()
-        ]
-        shown.add_row(
-            row["method"], budgets, " ".join(sizes),
-            f"{row['trainable']:,} ({row['percent']:.3f}%)", str(row["runs"]),
-            duration(row["seconds"]), f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
-        )  # fmt: skip
-    console.print(shown)
-    console.print(
-        f"{found['jobs']} trainings of {found['steps']} steps, {found['slots']} at once: at most "
-        f"{duration(found['seconds'])}, and scoring. Time and memory are those of the fastest of a "
-        "few steps with the longest rows. Methods are measured one after another: what else runs "
-        "here meanwhile makes one look slower than it is.",
-        highlight=False,
-    )
