@@ -20,7 +20,6 @@ from lorada.report.comparison.summary import Baseline, CandidateLine, Summary
 from lorada.report.comparison.write import (
     comma_separated,
     latex,
-    loss_curves,
     markdown,
     write_report,
 )
@@ -62,15 +61,6 @@ def test_every_link_of_the_page_leads_to_a_run_folder(folder, written):
     links = re.findall(r'<a href="([^"]+)"', written[0].read_text())
     runs = {path for path in folder.glob("runs/*/*/seed*") if path.is_dir()}
     assert {folder / unquote(link).rstrip("/") for link in links} == runs
-
-
-def test_every_seed_that_ran_has_its_loss_curve(folder):
-    results = read_comparison(folder)
-    curves = loss_curves(results)
-    for candidate in results.candidates:
-        assert len(curves[candidate.label]) == len(candidate.runs)
-        for run, curve in zip(candidate.runs, curves[candidate.label], strict=True):
-            assert curve == [(one["step"], one["loss"]) for one in run.result["history"]]
 
 
 def test_a_comparison_of_which_nothing_has_run_has_a_report(tmp_path, folder):

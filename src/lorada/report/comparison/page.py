@@ -3,15 +3,12 @@
 Its scripts are inlined, Vega's among them. vl-convert comes with the extra ``compare``.
 """
 
-from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
 from lorada.report.comparison.charts import (
     COSTS,
-    MOST_SEEDS,
-    Curve,
     interval_chart,
     loss_charts,
     pareto_charts,
@@ -31,14 +28,9 @@ with needs_extra("compare"):
 HERE = Path(__file__).parent
 
 
-def comparison_page(summary: Summary, curves: Mapping[str, Sequence[Curve]]) -> str:
-    """The page as HTML; the same summary always gives the same page.
-
-    Args:
-        summary: what the page shows.
-        curves: label → the training loss of each seed: (step, nats per token).
-    """
-    costs, losses = pareto_charts(summary), loss_charts(summary, curves)
+def comparison_page(summary: Summary) -> str:
+    """The page as HTML; the same summary always gives the same page."""
+    costs, losses = pareto_charts(summary), loss_charts(summary)
     specs = {f"cost-{name}": spec for name, spec in costs.items()}
     specs |= {f"loss-{number}": spec for number, spec in enumerate(losses.values())}
     for name, chart in (("intervals", interval_chart), ("rates", rate_chart)):
@@ -56,8 +48,6 @@ def comparison_page(summary: Summary, curves: Mapping[str, Sequence[Curve]]) -> 
         specs=specs,
         costs={f"cost-{name}": COSTS[name][1] for name in costs},
         budgets={f"loss-{number}": budget for number, budget in enumerate(losses)},
-        methods=list(dict.fromkeys(line.method for line in scored(summary))),
-        few_methods=MOST_SEEDS,
         texts=any(one.text for one in summary.disagreements),
         search=_search(summary.search),
         folders=run_folders(summary),

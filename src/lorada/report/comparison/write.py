@@ -5,9 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import quote
 
-from lorada.report.comparison.charts import Curve
 from lorada.report.comparison.page import comparison_page
-from lorada.report.comparison.read import Results, read_comparison
+from lorada.report.comparison.read import read_comparison
 from lorada.report.comparison.summarize import summarize
 from lorada.report.comparison.summary import CandidateLine, Summary
 from lorada.report.comparison.table import table_texts
@@ -37,10 +36,9 @@ def write_report(
         ValueError: if the folder has no readable plan, or ``against`` is no method of it.
         ImportError: if a package of the extra ``compare`` is missing.
     """
-    results = read_comparison(folder)
-    summary = summarize(results, against, with_text)
+    summary = summarize(read_comparison(folder), against, with_text)
     texts = {
-        "html": comparison_page(summary, loss_curves(results)),
+        "html": comparison_page(summary),
         "md": markdown(summary),
         "csv": comma_separated(summary),
         "tex": latex(summary),
@@ -50,25 +48,6 @@ def write_report(
     for path, text in paths.items():
         write_atomic(path, text)
     return summary, list(paths)
-
-
-def loss_curves(results: Results) -> dict[str, list[Curve]]:
-    """The training loss of each run: label → a curve for each seed, (step, nats per token)."""
-    return {
-        candidate.label: [_curve(run.result.get("history")) for run in candidate.runs]
-        for candidate in results.candidates
-    }
-
-
-def _curve(history: object) -> Curve:
-    entries = history if isinstance(history, list) else []
-    return [
-        (entry["step"], float(entry["loss"]))
-        for entry in entries
-        if isinstance(entry, dict)
-        and isinstance(entry.get("step"), int)
-        and isinstance(entry.get("loss"), int | float)
-    ]
 
 
 def markdown(summary: Summary) -> str:
