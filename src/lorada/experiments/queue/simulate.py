@@ -35,9 +35,6 @@ def makespan(seconds: Mapping[str, float], after: Mapping[str, Sequence[str]], s
         seconds: how long each job takes, in the queue's order.
         after: the jobs that a job waits for; a job that waits for none may be left out.
         slots: how many jobs run at once.
-
-    Raises:
-        ValueError: for a job to wait for that is not there, or jobs that wait for each other.
     """
     clock = _SimulatedEngine(seconds, slots)
     jobs = [Job(name, print, Path(), bool, tuple(after.get(name, ()))) for name in seconds]

@@ -16,7 +16,7 @@ from lorada.report.comparison.charts import (
     score_unit,
     scored,
 )
-from lorada.report.comparison.summary import Search, Summary
+from lorada.report.comparison.summary import Summary
 from lorada.report.comparison.table import table_columns, table_rows
 from lorada.report.html import render_page
 from lorada.support.errors import needs_extra
@@ -49,7 +49,6 @@ def comparison_page(summary: Summary) -> str:
         costs={f"cost-{name}": COSTS[name][1] for name in costs},
         budgets={f"loss-{number}": budget for number, budget in enumerate(losses)},
         texts=any(one.text for one in summary.disagreements),
-        search=_search(summary.search),
         folders=run_folders(summary),
     )
 
@@ -70,11 +69,3 @@ def run_folders(summary: Summary) -> dict[str, dict[int, str]]:
 def _vega() -> str:
     """The script that draws charts: Vega, Vega-Lite and Vega-Embed."""
     return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
-
-
-def _search(search: Search) -> str:
-    if not search.trials:
-        return "the methods' defaults, without a search"
-    how = "chosen with every seed" if search.each_seed else "chosen once for all seeds"
-    ended = f"{search.pruned} stopped early, {search.diverged} diverged"
-    return f"{how}: {search.trials} trials ({ended}) in {search.seconds / 60:.1f} min"

@@ -6,16 +6,14 @@ Shapes: H heads, T tokens that look (queries), K tokens that are looked at (keys
 import base64
 import math
 import zlib
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MOST = 32767  # the largest int16
 BASE64 = r"^[A-Za-z0-9+/]*={0,2}$"
-ALONE = ("with", "without")  # keys of ``Next`` that are no part
-WHOLE = "all"  # the key of ``change`` that is no part
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 PerHead = list[Number]
@@ -80,20 +78,6 @@ class Layer(Part):
     inside: bool = False
     fused: Matrices | None = None
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        heads = len(self.moved)
-        lists = [self.effect, self.negative, self.map_negative, *self.attends.values()]
-        if len(self.attends) != 4 or any(len(one) != heads for one in lists if one is not None):
-            raise ValueError(f"layer {self.name!r}: a number is missing for some of {heads} heads")
-        kinds = [one for one in (self.softmax, self.map, self.without, self.fused) if one]
-        if any(one.shape[1:] != self.softmax.shape[1:] or heads % one.shape[0] for one in kinds):
-            shapes = [one.shape for one in kinds]
-            raise ValueError(f"layer {self.name!r}: shapes {shapes} do not fit {heads} heads")
-        if self.inside != (self.fused is not None):
-            raise ValueError(f"layer {self.name!r}: 'fused' belongs to a map that is 'inside'")
-        return self
-
 
 class Shown(Part):
     """A run on one sentence.
@@ -128,20 +112,6 @@ class RunShown(Part):
     steps: Annotated[list[int | None], Field(min_length=1)]
     shown: list[list[Shown]]
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if len(self.shown) != len(self.steps):
-            raise ValueError(f"run {self.name!r}: {len(self.steps)} steps, {len(self.shown)} shown")
-        known = {*self.parts}
-        if len(known) < len(self.parts) or known & {*ALONE, WHOLE}:
-            raise ValueError(f"run {self.name!r}: parts {self.parts} need names of their own")
-        for one in (one for step in self.shown for one in step):
-            if not {*one.next} <= {*ALONE, *known} or not {*one.change} <= {WHOLE, *known}:
-                raise ValueError(f"run {self.name!r}: numbers of a part that it has not")
-            if any(len(line) > len(one.layers) for line in one.change.values()):
-                raise ValueError(f"run {self.name!r}: change has more numbers than layers")
-        return self
-
 
 class Sentence(Part):
     """A sentence as the model reads it."""
@@ -155,14 +125,6 @@ class ExplorerPage(Part):
     title: Text
     sentences: Annotated[list[Sentence], Field(min_length=1)]
     runs: Annotated[list[RunShown], Field(min_length=1, max_length=2)]
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        count = len(self.sentences)
-        for run in self.runs:
-            if any(len(step) != count for step in run.shown):
-                raise ValueError(f"run {run.name!r} needs numbers for each of {count} sentences")
-        return self
 
 
 def pack(matrices: ArrayLike) -> dict[str, Any]:
