@@ -33,7 +33,7 @@ def render_page(
         asks: whether the page has a form for the server that it comes from.
         values: what the template shows.
     """
-    return (
+    text = (
         _environment(folder)
         .get_template("page.html.j2")
         .render(
@@ -44,6 +44,7 @@ def render_page(
             **values,
         )
     )
+    return text.encode("utf-8", "replace").decode("utf-8")  # no file holds a half character
 
 
 def _text(path: Path) -> str:
