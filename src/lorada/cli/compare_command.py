@@ -13,7 +13,6 @@ from lorada.cli.app import (
     Json,
     Remote,
     app,
-    as_typed,
     console,
     errors,
     importing,
@@ -24,6 +23,7 @@ from lorada.cli.app import (
 from lorada.cli.dry_run import show_comparison
 from lorada.cli.queue_options import Cluster, Shard, Workers, check_queue, split_names, split_seeds
 from lorada.cli.table_command import print_progress
+from lorada.support.files import as_typed
 
 # How the headings of the report's table begin that a terminal has room for.
 IN_TERMINAL = ("candidate", "score", "group", "p (", "trained", "learning rate")
@@ -118,7 +118,10 @@ def compare(
     # Parts of one comparison may be started together: the later ones join the first.
     resume = resume or (part is not None and _is_there(place))
     chosen = _checked(place, pairs, options, asked, resume=resume, overwrite=overwrite)
-    engine = partial(_engine, workers, cluster)
+    with importing():
+        from lorada.experiments.queue.engine import engine_named
+
+    engine = partial(engine_named, workers, cluster)
     if dry_run:
         _forecast(chosen, place, engine, resume=resume, as_json=as_json)
     else:
@@ -145,12 +148,6 @@ def _checked(
         if resume:
             return resumed_comparison(place, pairs, options, asked)
         return comparison_of(load_recipe(None, pairs, {**options, **FIXED}), asked)
-
-
-def _engine(workers: int, cluster: str | None) -> Any:
-    from lorada.experiments.queue.engine import engine_named
-
-    return engine_named(workers, cluster)
 
 
 def _run(
