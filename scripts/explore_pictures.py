@@ -112,7 +112,7 @@ def take_all(page_file: Path, layer: int, head: int, folder: Path) -> None:
                 view.mark(Math.floor(most / keys), most % keys);
             }""")
             if width == WIDE:
-                take(page, "main > header", "#detail", folder / "explore-heads.png")
+                take(page, "main > h1", "#detail", folder / "explore-heads.png")
                 take(page, "#detail", "#detail + h2", folder / "explore-head.png")
                 take(page, "#detail + h2", None, folder / "explore-next.png")
             else:

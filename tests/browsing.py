@@ -43,8 +43,8 @@ def watched(browser, path):
     for context in contexts:
         context.close()
     assert errors == []
-    # The empty icon is a data: address, which the browser counts as a request; blob: is a download.
-    outside = {url for url in requests if not url.startswith(("data:", "blob:"))}
+    # The empty icon is a data: address, which the browser counts as a request.
+    outside = {url for url in requests if not url.startswith("data:")}
     assert outside == {path.as_uri()}
 
 

@@ -1,6 +1,6 @@
 """Stands in for the processes of runs: each function is called in the process of the test."""
 
-from lorada.experiments.own_process import Answer
+from lorada.experiments.own_process import Ended
 
 
 class Here:
@@ -12,9 +12,9 @@ class Here:
     def start(self, function, *arguments, report=None, threads=None):
         try:
             value = function(*arguments, **({} if report is None else {"report": report}))
-            answer = Answer(value)
+            answer = Ended(value)
         except Exception as error:
-            answer = Answer(error=error)
+            answer = Ended(error=error)
         self._ended.append((object(), answer))
         return self._ended[-1][0]
 

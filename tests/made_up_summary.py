@@ -5,11 +5,11 @@ import random
 
 from lorada.report.comparison.summary import (
     Baseline,
+    CandidateLine,
     Disagreement,
-    Line,
     Search,
     Summary,
-    Trial,
+    TriedRate,
 )
 
 METHODS = ("lora", "dora", "ia3", "vera", "lmam", "lorada_la", "lora+lmam")
@@ -19,7 +19,7 @@ CANNOT_RUN = "boft does not fit: 576 is no multiple of 5"
 def made_up_summary(
     methods=METHODS, budgets=("0.2%",), seeds=(1, 2, 3), steps=40, rows=200, text=None
 ):
-    """A summary and the loss curves of its seeds; the last candidate cannot be run.
+    """A summary; the last candidate cannot be run.
 
     Args:
         methods: their names.
@@ -30,20 +30,16 @@ def made_up_summary(
         text: of every row where candidates disagree.
     """
     random_of = random.Random(3)
-    lines, histories, curves = [], {}, {}
+    lines, histories = [], {}
     for number, method in enumerate(methods):
         for size, budget in enumerate(budgets):
             label = method if len(budgets) == 1 else f"{method} ({budget})"
             lines.append(made_up_line(label, method, budget, number, size, seeds, random_of))
-            curves[label] = [loss_curve(number, steps, random_of) for _ in seeds]
-            histories[label] = [
-                (points[0][0], sum(loss for _, loss in points) / len(seeds))
-                for points in zip(*curves[label], strict=True)
-            ]
+            histories[label] = loss_curve(number, steps, random_of)
     lines.sort(key=lambda line: -line.score)
     labels = [line.label for line in lines]
-    lines.append(Line("boft", "boft", budgets[0], reason=CANNOT_RUN))
-    summary = Summary(
+    lines.append(CandidateLine("boft", "boft", budgets[0], reason=CANNOT_RUN))
+    return Summary(
         verdict=f"Take {labels[0]}: no other candidate scores higher (p = 0.004).",
         sentences=(f"With {rows} rows a difference under 4.2 points cannot be told from chance.",),
         model="smollm2-135m",
@@ -70,14 +66,13 @@ def made_up_summary(
         versions={"lorada": "0.1.0", "torch": "2.13.0"},
         notes=("runs/dora/9/seed3: the loss became NaN at step 40",),
     )
-    return summary, curves
 
 
 def made_up_line(label, method, budget, number, size, seeds, random_of):
     """One candidate with every number that the table shows."""
     score = random_of.gauss(72, 6) + 2 * size
     trainable = int(random_of.uniform(40e3, 130e3)) * (1 + size)
-    return Line(
+    return CandidateLine(
         label, method, budget, sizes=f"{method}.r={number + 1}", above=number == 2,
         trainable=trainable, percent=trainable / 1.345e6, seeds=tuple(seeds), score=score,
         low=score - 4, high=score + 4, letter="ab"[number % 2], against="lora",
@@ -93,7 +88,7 @@ def tried(number):
     """A search of five rates; the best may be at an end, others may be stopped or diverge."""
     best = number % 5
     return [
-        Trial(
+        TriedRate(
             10.0 ** (-4 + place / 2),
             None if (place, best) == (4, 1) else 0.5 + (place - best) ** 2,
             stopped=abs(place - best) > 2, chosen=place == best,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from run import HEAD, LORA, PRINTED, PRINTED_ON_LORA, SMALL
 
-from lorada.report.comparison.read import Candidate
+from lorada.report.comparison.read import ScoredCandidate
 
 BINS = ((5, 8), (9, 12), (13, 18), (19, 99))  # words
 SHOWN = (
@@ -15,7 +15,9 @@ SHOWN = (
 )  # fmt: skip
 
 
-def table(methods: dict[str, Candidate], rows: Path, title: Callable[[str], str]) -> Iterator[str]:
+def table(
+    methods: dict[str, ScoredCandidate], rows: Path, title: Callable[[str], str]
+) -> Iterator[str]:
     """Accuracy in each range of lengths, as Markdown.
 
     Args:

@@ -31,7 +31,7 @@ from run import (
     SMALL,
 )
 
-from lorada.report.comparison.read import Candidate, read_comparison
+from lorada.report.comparison.read import ScoredCandidate, read_comparison
 from lorada.report.comparison.statistics import detectable, interval, paired_p
 from lorada.support.files import json_text, write_atomic
 
@@ -206,7 +206,7 @@ def draw(found: Found) -> None:
     figure.savefig(DOCS / "study.png", dpi=110)
 
 
-def _draw_panel(axis: Any, methods: dict[str, Candidate]) -> None:
+def _draw_panel(axis: Any, methods: dict[str, ScoredCandidate]) -> None:
     """The methods of one task; the list beside them has their names, the best first."""
     if HEAD in methods:
         head = methods[HEAD].scores.mean()

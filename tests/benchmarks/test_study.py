@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lorada.experiments.compare.variant import Variant
-from lorada.report.comparison.read import Candidate
+from lorada.experiments.compare.spec import Variant
+from lorada.report.comparison.read import ScoredCandidate
 
 STUDY = Path(__file__).parents[2] / "benchmarks" / "study"
 
@@ -67,7 +67,7 @@ def test_a_moved_row_ends_as_it_was(study):
 def candidate(method, level, seed):
     random = np.random.default_rng(seed)
     scores = 100.0 * (random.random((5, 400)) < level)
-    return Candidate(method, {"method": method}, [], scores, -scores / 100, [], None, "")
+    return ScoredCandidate(method, {"method": method}, [], scores, -scores / 100, [], None, "")
 
 
 def test_the_page_has_the_map_beside_the_head_at_each_rate_it_was_run_at(study, tmp_path):

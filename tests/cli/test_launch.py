@@ -21,7 +21,7 @@ from stacks import config_of, logits, randomise, trained
 from transformers import AutoModelForCausalLM
 
 from lorada import cli
-from lorada.cli import launch
+from lorada.cli import run_commands
 
 PYTHON, BIN = sys.executable, Path(sys.executable).parent
 IDS = torch.arange(5, 25)[None]
@@ -195,7 +195,7 @@ PROGRAMS = {
         ["set()"],
     ),
     "looks at its path": (
-        f"import sys; print([p for p in sys.path if p == {str(launch.SITE)!r}])",
+        f"import sys; print([p for p in sys.path if p == {str(run_commands.SITE)!r}])",
         ["[]"],
     ),
     "starts by spawning": (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from folders import bert_folder, llama_folder, rows_file, split_file
 
-from lorada.cli import launch
+from lorada.cli import run_commands
 from lorada.experiments import quickstart
 from lorada.methods.table import METHODS
 from lorada.runs.models import loading, names
@@ -123,7 +123,7 @@ def test_an_export_is_handed_to_lm_eval_as_it_is_named(call, at_home, run, monke
     command = next_of(call, "export", run, target)
     handed = []
     monkeypatch.setattr(os, "execve", lambda program, words, environment: handed.append(words))
-    monkeypatch.setattr(launch.shutil, "which", lambda name, path=None: f"/bin/{name}")
+    monkeypatch.setattr(run_commands.shutil, "which", lambda name, path=None: f"/bin/{name}")
     call(*command[1:])
     ((program, *words),) = handed
     assert Path(program).name == "lm_eval"

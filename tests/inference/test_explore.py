@@ -14,7 +14,6 @@ from trained import train_once
 from lorada import explain
 from lorada.inference.explore import explain_text, explored, load_runs
 from lorada.inference.serving.explorer import explorer_app
-from lorada.report.explorer.data import Page
 from lorada.report.explorer.page import explorer_page
 
 SETTINGS = ["max_steps=3", "learning_rate=0.1", "report_to=[]", "max_length=32"]
@@ -52,25 +51,26 @@ def folder(place):
 def test_the_page_has_the_numbers_of_explain(name, folder):
     (run,) = load_runs([folder(name)])
     found = explain_text(run, TEXT)
-    page = Page.model_validate(explored([run], [TEXT, "2 + 33"], steps=False))
-    shown = page.runs[0].shown[0][0]
-    layers = [one for one in found if one.softmax.shape[-1] == len(page.sentences[0].tokens)]
-    assert len(shown.layers) == len(layers) == 2
-    for layer, one in zip(shown.layers, layers, strict=True):
-        assert layer.moved == pytest.approx(one.moved.tolist())
-        assert layer.attends["first"] == pytest.approx(one.attends[0].tolist())
-        assert (layer.effect is None) == (one.effect is None)
+    data = explored([run], [TEXT, "2 + 33"], steps=False)
+    shown = data["runs"][0]["shown"][0][0]
+    tokens = len(data["sentences"][0]["tokens"])
+    layers = [one for one in found if one.softmax.shape[-1] == tokens]
+    assert len(shown["layers"]) == len(layers) == 2
+    for layer, one in zip(shown["layers"], layers, strict=True):
+        assert layer["moved"] == pytest.approx(one.moved.tolist())
+        assert layer["attends"]["first"] == pytest.approx(one.attends[0].tolist())
+        assert (layer["effect"] is None) == (one.effect is None)
         if one.effect is not None:
-            assert layer.effect == pytest.approx(one.effect.tolist())
-            assert layer.negative == pytest.approx(one.negative.tolist())
-    assert set(shown.next) == {"with", "without", *found.parts}
-    token, share = shown.next["with"][0]
+            assert layer["effect"] == pytest.approx(one.effect.tolist())
+            assert layer["negative"] == pytest.approx(one.negative.tolist())
+    assert set(shown["next"]) == {"with", "without", *found.parts}
+    token, share = shown["next"]["with"][0]
     best = found.probabilities["with"][0].max(-1)
     assert share == pytest.approx(float(best.values))
     words = run.labels or [run.tokenizer.decode([token]) for token in range(259)]
     assert token == words[int(best.indices)]
     if name == "map":
-        assert shown.change["map"] == pytest.approx(found.change["map"].tolist())
+        assert shown["change"]["map"] == pytest.approx(found.change["map"].tolist())
 
 
 def test_the_checkpoints_of_a_training_are_shown(folder):

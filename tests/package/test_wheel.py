@@ -37,6 +37,8 @@ def test_a_wheel_holds_the_package_its_recipes_and_its_data(tmp_path):
         "recipes/quickstart/",
         "cli/site/",
         "report/published.yaml",
+        "report/report.css",
+        "report/report.html.j2",
         "report/comparison/page.html.j2",
         "report/comparison/page.css",
         "report/comparison/page.js",

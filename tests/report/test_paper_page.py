@@ -5,8 +5,8 @@ from table_rows import SMALL
 
 from lorada.report import page as pages
 from lorada.report import render
-from lorada.report.page import Row, paper_page
-from lorada.report.render import Line, Page, published_line
+from lorada.report.page import RowResults, paper_page
+from lorada.report.render import Page, TableLine, published_line
 
 
 def result(seed: int, *, task: str = "rte", recipe: dict | None = None, **metrics) -> dict:
@@ -19,13 +19,13 @@ def result(seed: int, *, task: str = "rte", recipe: dict | None = None, **metric
     }  # fmt: skip
 
 
-def page_of(*rows: Row, columns=("rte",), **options) -> Page:
+def page_of(*rows: RowResults, columns=("rte",), **options) -> Page:
     where = {name: (name.partition("_")[0], None) for name in columns}
     settings = {"mean": None, "digits": 1, **options}
     return paper_page(5, "T", rows, where, **settings)
 
 
-def said(*rows: Row, **options) -> str:
+def said(*rows: RowResults, **options) -> str:
     return " ".join(page_of(*rows, **options).notes)
 
 
@@ -37,7 +37,7 @@ def test_a_page_has_means_spreads_and_every_seed(monkeypatch):
         for task, values in {"rte": (70.0, 80.0), "sst2": (60.0, 90.0)}.items()
         for seed, value in enumerate(values)
     ]
-    page = page_of(Row("lora", "LoRA_1", both), columns=("rte", "sst2"))
+    page = page_of(RowResults("lora", "LoRA_1", both), columns=("rte", "sst2"))
     text = render.markdown(page)
     # The spread of the mean is that of the seeds' means, 65 and 85.
     assert "| LoRA_1 | ours | 0.500% | 75.0 ± 7.1 | 75.0 ± 21.2 | 75.0 ± 14.1 | 4.0 |" in text
@@ -56,8 +56,8 @@ def printed(monkeypatch):
 
 
 def test_latex_prints_every_sign_of_a_cell_as_it_is():
-    line = Line(r"a&b #{c}_d 5% $x ~y ^z \w ¬N", "ours", "–", {"m_1": [1.0, 3.0]})
-    page = Page("T", ["m_1"], [line, Line("[0]", "ours", "*", {})], ["one\ntwo % three"])
+    line = TableLine(r"a&b #{c}_d 5% $x ~y ^z \w ¬N", "ours", "–", {"m_1": [1.0, 3.0]})
+    page = Page("T", ["m_1"], [line, TableLine("[0]", "ours", "*", {})], ["one\ntwo % three"])
     text = render.latex(page).splitlines()
     assert text[0] == "% one two % three"
     assert text[3] == r"method & from & trained & m\_1 & minutes \\"
@@ -69,18 +69,20 @@ def test_latex_prints_every_sign_of_a_cell_as_it_is():
 
 
 def test_markdown_keeps_a_bar_within_its_cell():
-    text = render.markdown(Page("T", ["a|b"], [Line("x|y", "ours", "–", {})], []))
+    text = render.markdown(Page("T", ["a|b"], [TableLine("x|y", "ours", "–", {})], []))
     assert r"| x\|y | ours | – | – | – |" in text
     assert r"| a\|b |" in text
 
 
 def test_a_mean_is_left_out_where_a_column_is_missing(printed):
-    page = page_of(Row("lora", "LoRA (0.5%)", [result(1, accuracy=1.0)]), columns=("rte", "sst2"))
+    page = page_of(
+        RowResults("lora", "LoRA (0.5%)", [result(1, accuracy=1.0)]), columns=("rte", "sst2")
+    )
     assert "| LoRA (0.5%) | ours | 0.500% | 1.0 | – | – | 1.0 |" in render.markdown(page)
 
 
 def test_a_page_says_what_its_mean_is_of(printed):
-    row = Row("lora", "LoRA (0.5%)", [result(1, accuracy=1.0)])
+    row = RowResults("lora", "LoRA (0.5%)", [result(1, accuracy=1.0)])
     assert "mean: of rte, of seeds that have them all; of a row for which" in said(row)
     assert "mean: of sst2, of" in said(row, columns=("rte", "sst2"), mean=["sst2", "mrpc"])
     assert "mean" not in said(row, mean=[])
@@ -89,16 +91,18 @@ def test_a_page_says_what_its_mean_is_of(printed):
 
 
 def test_a_page_names_rows_with_fewer_seeds(printed):
-    rows = [Row("lora", "LoRA (0.5%)", [result(1, accuracy=1.0), result(2, accuracy=1.0)]),
-            Row("full", "Full", [result(1, accuracy=1.0)])]  # fmt: skip
+    rows = [RowResults("lora", "LoRA (0.5%)", [result(1, accuracy=1.0), result(2, accuracy=1.0)]),
+            RowResults("full", "Full", [result(1, accuracy=1.0)])]  # fmt: skip
     assert "fewer seeds than 2 so far, at least in one column: Full." in said(*rows)
     assert "fewer seeds" not in said(rows[0])
 
 
 def test_protocols_have_columns_of_their_own(printed):
     rows = [
-        Row("lora", "LoRA (0.5%)", [result(1, accuracy=1.0, recipe={"protocol": "generate"})]),
-        Row("full", "Full", [result(1, accuracy=2.0, recipe={"protocol": "likelihood"})]),
+        RowResults(
+            "lora", "LoRA (0.5%)", [result(1, accuracy=1.0, recipe={"protocol": "generate"})]
+        ),
+        RowResults("full", "Full", [result(1, accuracy=2.0, recipe={"protocol": "likelihood"})]),
     ]
     page = page_of(*rows)
     assert page.columns == [
@@ -114,14 +118,14 @@ def test_rows_scored_on_different_data_do_not_share_a_page(printed):
     other = result(2, accuracy=1.0)
     other["metrics"]["rte"]["sha256"] = "b"
     with pytest.raises(ValueError, match="rte was scored on other rows in lora, seed 2 than in"):
-        page_of(Row("lora", "LoRA (0.5%)", [result(1, accuracy=1.0), other]))
+        page_of(RowResults("lora", "LoRA (0.5%)", [result(1, accuracy=1.0), other]))
 
 
 def test_a_page_names_every_machine_and_what_could_not_be_read(printed):
     first, second = result(1, accuracy=1.0), result(2, accuracy=1.0)
     second["hardware"] = {"accelerator": "H100"}
     second["unparsable"] = {"rte": 12.5}
-    notes = " ".join(page_of(Row("lora", "LoRA (0.5%)", [first, second])).notes)
+    notes = " ".join(page_of(RowResults("lora", "LoRA (0.5%)", [first, second])).notes)
     assert "C, 4 cores, threads: 2; torch 2" in notes
     assert "H100; torch 2" in notes
     assert "lora 12.5 %" in notes
@@ -131,13 +135,13 @@ def test_only_rows_of_several_models_are_named_by_them():
     assert published_line(9, "lorada_la").label == "LoRaDA-LA"
     assert published_line(4, "llama-7b/lorada_la").label == "LLaMA-7B, LoRaDA-LA"
     assert published_line(4, "chatgpt").label == "ChatGPT"
-    row = Row("llama-7b/lorada_la", "LoRaDA-LA", [result(1, task="boolq", accuracy=1.0)])
+    row = RowResults("llama-7b/lorada_la", "LoRaDA-LA", [result(1, task="boolq", accuracy=1.0)])
     page = paper_page(4, "T", [row], {"boolq": ("boolq", None)}, mean=[], digits=1)
     assert [line.label for line in page.lines] == ["LLaMA-7B, LoRaDA-LA", "llama-7b/lorada_la"]
 
 
 def test_rows_that_only_the_paper_has_come_first(printed):
-    page = page_of(Row("lora", "LoRA (0.5%)", [result(1, accuracy=1.0)]), unrun=["full"])
+    page = page_of(RowResults("lora", "LoRA (0.5%)", [result(1, accuracy=1.0)]), unrun=["full"])
     assert [(line.label, line.source) for line in page.lines] == [
         ("Full", "paper"), ("LoRA (0.5%)", "paper"), ("LoRA (0.5%)", "ours")
     ]  # fmt: skip

@@ -17,7 +17,7 @@ from lorada.inference.load import load_run
 from lorada.inference.map_statistics import ratios_by_layer, sentence_maps
 from lorada.report import figures as plots
 from lorada.report.figures import scatter_figure, sweep_figure
-from lorada.report.page import Row, scatter_points
+from lorada.report.page import RowResults, scatter_points
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
 
@@ -182,7 +182,7 @@ def points_of(number, *rows):
 
 def test_the_scatter_has_a_point_for_every_row_that_has_all_columns():
     both = [scored(s, rte=accuracy(70.0 + s), sst2=accuracy(80.0 + s)) for s in (1, 2)]
-    rows = [Row("lora", "", both), Row("half", "", [scored(rte=accuracy(1.0))])]
+    rows = [RowResults("lora", "", both), RowResults("half", "", [scored(rte=accuracy(1.0))])]
     (point,) = points_of(5, *rows)
     assert (point["label"], point["scores"]) == ("lora", [76.0, 77.0])
     with pytest.raises(ValueError, match="there are no results of"):
@@ -201,12 +201,12 @@ MEANS = {
 @pytest.mark.parametrize("number", MEANS)
 def test_the_score_of_the_scatter_is_the_mean_of_the_tables_own_columns(number):
     metrics, mean, columns = MEANS[number]
-    (point,) = points_of(number, Row("lora", "", [scored(**metrics)]))
+    (point,) = points_of(number, RowResults("lora", "", [scored(**metrics)]))
     assert (point["scores"], point["columns"]) == ([mean], columns)
 
 
 def test_points_of_two_protocols_say_which():
-    rows = [Row(key, "", [scored(protocol=key, piqa=accuracy(50.0))]) for key in ("a", "b")]
+    rows = [RowResults(key, "", [scored(protocol=key, piqa=accuracy(50.0))]) for key in ("a", "b")]
     assert [point["label"] for point in points_of(9, *rows)] == ["a (a)", "b (b)"]
 
 

@@ -1,7 +1,6 @@
 """The typer application, and what commands share: options, consoles, suggestions, JSON."""
 
 import gc
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lorada.support.allocator import keep_freed_memory
-from lorada.support.files import json_text
+from lorada.support.files import as_typed, json_text
 from lorada.support.progress import plain_console
 
 app = typer.Typer(
@@ -48,12 +47,6 @@ def next_is(*words: object, also: str = "", on: Console = console) -> None:
     """
     command = " ".join(filter(None, (as_typed(*words), also)))
     on.print(Text.assemble("next: ", (command, "bold")), highlight=False, soft_wrap=True)
-
-
-def as_typed(*words: object) -> str:
-    """Quote words for a shell; a path that begins with a dash gets ./, so that it is no option."""
-    safe = (f"./{w}" if isinstance(w, Path) and str(w).startswith("-") else str(w) for w in words)
-    return shlex.join(safe)
 
 
 def waiting(what: str, *, quiet: bool = False) -> AbstractContextManager[Any]:

@@ -220,31 +220,9 @@ def check_comparison(
         data_folder(chosen.recipe.get("data_dir"))
 
 
-def check_quickstart(output: Path, *, overwrite: bool) -> None:
-    """Check that the quickstart's model is installed and that its folders may be written.
-
-    Raises:
-        ValueError: if its folders are taken.
-        ImportError: if the package of its model is missing.
-    """
-    for name in ("lora", "lorada_la"):
-        recipe = outline("quickstart", [], {"output": str(output / name)})
-        check_training(recipe, resume=False, overwrite=overwrite)
-
-
 def can_be_scored(recipe: Recipe) -> bool:
     """Whether a recipe names rows to score the run on."""
     return recipe.task != JSONL or recipe.eval_data is not None
-
-
-def check_counted(method: str, model: str, overrides: list[str]) -> None:
-    """Check the method, the model and the overrides of ``lorada params``.
-
-    Raises:
-        ValueError: for an unknown name, or an override that is not key=value.
-    """
-    check_name(model, weights=False)
-    outline(None, overrides, {"method": method, "model": model, "output": "-"})
 
 
 def _small(
@@ -271,8 +249,18 @@ def check_explored(
     recipes = [check_run(folder) for folder in folders]
     for folder in folders:
         refuse_no_adapter(folder, "explore another run")
-    if not all(text.strip() for text in texts):
-        raise ValueError("the text is empty: there is nothing to show")
+    for text in texts:
+        refuse_empty(text)
     if output.is_dir() or (output.exists() and not overwrite):
         raise ValueError(f"{output} is there already: choose another --output, or pass --overwrite")
     return recipes[0]
+
+
+def refuse_empty(text: str) -> None:
+    """Refuse a text that has nothing to show.
+
+    Raises:
+        ValueError: for such a text.
+    """
+    if not text.strip():
+        raise ValueError("the text is empty: there is nothing to show")

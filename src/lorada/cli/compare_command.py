@@ -1,5 +1,6 @@
 """The command ``compare``: which method is best for some rows, and which differences are real."""
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,6 @@ from lorada.cli.app import (
     Json,
     Remote,
     app,
-    as_typed,
     console,
     errors,
     importing,
@@ -20,9 +20,13 @@ from lorada.cli.app import (
     prints_to_stderr,
     suggest,
 )
-from lorada.cli.queue_options import Cluster, Shard, Workers, check_queue
-from lorada.cli.table_command import names, numbers, print_progress
-from lorada.support.duration import duration
+from lorada.cli.dry_run import show_comparison
+from lorada.cli.queue_options import Cluster, Shard, Workers, check_queue, split_names, split_seeds
+from lorada.cli.table_command import print_progress
+from lorada.support.files import as_typed
+
+# How the headings of the report's table begin that a terminal has room for.
+IN_TERMINAL = ("candidate", "score", "group", "p (", "trained", "learning rate")
 
 Folder = Annotated[str | None, typer.Argument(help="folder of a comparison, for --resume")]
 Overrides = Annotated[
@@ -104,8 +108,8 @@ def compare(
         "trust_remote_code": remote or None,
     }  # fmt: skip
     asked = {
-        "methods": names("methods", methods), "budgets": names("budget", budget),
-        "seeds": numbers(seeds), "trials": trials, "rates": _rates(rates),
+        "methods": split_names("methods", methods), "budgets": split_names("budget", budget),
+        "seeds": split_seeds(seeds), "trials": trials, "rates": _rates(rates),
         "search": search, "against": against, "held_out": held_out,
         "with_text": with_text or None, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
@@ -114,9 +118,12 @@ def compare(
     # Parts of one comparison may be started together: the later ones join the first.
     resume = resume or (part is not None and _is_there(place))
     chosen = _checked(place, pairs, options, asked, resume=resume, overwrite=overwrite)
-    engine = partial(_engine, workers, cluster)
+    with importing():
+        from lorada.experiments.queue.engine import engine_named
+
+    engine = partial(engine_named, workers, cluster)
     if dry_run:
-        _estimate(chosen, place, engine, resume=resume, as_json=as_json)
+        _forecast(chosen, place, engine, resume=resume, as_json=as_json)
     else:
         _run(chosen, place, engine, part, overwrite=overwrite, as_json=as_json)
 
@@ -143,12 +150,6 @@ def _checked(
         return comparison_of(load_recipe(None, pairs, {**options, **FIXED}), asked)
 
 
-def _engine(workers: int, cluster: str | None) -> Any:
-    from lorada.experiments.queue.engine import engine_named
-
-    return engine_named(workers, cluster)
-
-
 def _run(
     chosen: Any, place: Path, engine: Any, part: Any, *, overwrite: bool, as_json: bool
 ) -> None:
@@ -171,15 +172,15 @@ def _run(
         errors.print(f"{compared.left} jobs are left to other commands")
         suggest("compare", place, "--resume", on=errors)
     else:
-        _show_report(place, compared.reports, as_json=as_json)
+        _show_report(compared.summary, compared.reports, as_json=as_json)
     if compared.failures:
         raise typer.Exit(2)
 
 
-def _estimate(chosen: Any, place: Path, engine: Any, *, resume: bool, as_json: bool) -> None:
+def _forecast(chosen: Any, place: Path, engine: Any, *, resume: bool, as_json: bool) -> None:
     """Print what a comparison would run, and what it would take."""
     with importing():
-        from lorada.experiments.compare.measure import estimate
+        from lorada.experiments.compare.measure import forecast
         from lorada.experiments.compare.run import planned
 
     made = engine()
@@ -187,8 +188,8 @@ def _estimate(chosen: Any, place: Path, engine: Any, *, resume: bool, as_json: b
     made.close()
     with prints_to_stderr(as_json):
         plan = planned(chosen, place, resume=resume, report=print_progress)
-        found = estimate(chosen, plan, slots, print_progress)
-    _show_plan(found, as_json=as_json)
+        found = forecast(chosen, plan, slots, print_progress)
+    show_comparison(found, as_json=as_json)
 
 
 def _place(folder: str | None, output: str | None, *, resume: bool) -> Path:
@@ -216,83 +217,30 @@ def _rates(text: str | None) -> list[float] | None:
     Raises:
         ValueError: for anything else.
     """
-    found = names("rates", text)
+    found = split_names("rates", text)
     try:
         return None if found is None else [float(name) for name in found]
     except ValueError as error:
         raise ValueError(f"--rates {text} must be learning rates, such as 1e-3,1e-2") from error
 
 
-def _show_report(place: Path, reports: list[Path], *, as_json: bool) -> None:
+def _show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
     """Print the verdict, the table, the files of the report and the next command."""
-    import json
+    from lorada.report.comparison.table import table_texts
 
-    summary = json.loads((place / "report.json").read_text(encoding="utf-8"))
     if as_json:
-        print_json(summary)
+        print_json(asdict(summary))
         return
-    console.print(summary["verdict"], highlight=False)
-    console.print(_table(summary))
-    for sentence in summary["sentences"]:
+    console.print(summary.verdict, highlight=False)
+    header, rows = table_texts(summary)
+    kept = [number for number, title in enumerate(header) if title.startswith(IN_TERMINAL)]
+    shown = Table(*(header[number] for number in kept))
+    for row in rows:
+        shown.add_row(*(row[number] for number in kept))
+    console.print(shown)
+    for sentence in summary.sentences:
         console.print(f"• {sentence}", highlight=False)
     console.print(", ".join(map(str, reports)), highlight=False, soft_wrap=True)
     see = as_typed("python", "-m", "webbrowser", reports[0])
-    following = next(iter(summary["commands"].values()), see)
+    following = next(iter(summary.commands.values()), see)
     console.print(f"next: {following}", highlight=False, soft_wrap=True)
-
-
-def _table(summary: dict[str, Any]) -> Table:
-    """The candidates, the best first."""
-    from lorada.report.comparison.facts import rates_text
-
-    shown = Table("method", "score", "group", "p", "parameters", "learning rate")
-    for line in summary["lines"]:
-        if line["score"] is None:
-            shown.add_row(line["label"], line["reason"] or "not run", "", "", "", "")
-            continue
-        score = f"{line['score']:.1f}"
-        if line["low"] is not None:
-            score += f" ({line['low']:.1f} to {line['high']:.1f})"
-        above = " above the budget" if line["above"] else ""
-        shown.add_row(
-            line["label"], score, line["letter"],
-            "" if line["p_against"] is None else f"{line['p_against']:.2g}",
-            f"{line['trainable']:,} ({line['percent']:.3f}%){above}",
-            rates_text(line["rates"]),
-        )  # fmt: skip
-    return shown
-
-
-def _show_plan(found: dict[str, Any], *, as_json: bool) -> None:
-    """Print an estimate as a table or as JSON."""
-    if as_json:
-        print_json(found)
-        return
-    shown = Table()
-    for name in ("method", "budget", "sizes", "parameters", "runs", "training", "memory"):
-        shown.add_column(name, overflow="fold")
-    for row in found["candidates"]:
-        budgets = ", ".join(
-            f"{budget} (above)" if above else budget for budget, above in row["budgets"].items()
-        )
-        if row["reason"] is not None:
-            shown.add_row(row["method"], budgets, row["reason"], "", "", "", "")
-            continue
-        sizes = [
-            f"{part}.{name}={value}"
-            for part, settings in row["parts"].items()
-            for name, value in settings.items()
-        ]
-        shown.add_row(
-            row["method"], budgets, " ".join(sizes),
-            f"{row['trainable']:,} ({row['percent']:.3f}%)", str(row["runs"]),
-            duration(row["seconds"]), f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
-        )  # fmt: skip
-    console.print(shown)
-    console.print(
-        f"{found['jobs']} trainings of {found['steps']} steps, {found['slots']} at once: at most "
-        f"{duration(found['seconds'])}, and scoring. Time and memory are those of the fastest of a "
-        "few steps with the longest rows. Methods are measured one after another: what else runs "
-        "here meanwhile makes one look slower than it is.",
-        highlight=False,
-    )

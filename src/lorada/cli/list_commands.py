@@ -88,11 +88,11 @@ def params(
     as_json: Json = False,
 ) -> None:
     """Count a method's parameters on a model, without loading weights."""
-    from lorada.cli.checks import check_counted
     from lorada.runs.models.names import has_weights
+    from lorada.runs.recipe import outline
 
     pairs = list(overrides or [])
-    check_counted(method, model, pairs)
+    outline(None, pairs, {"method": method, "model": model, "output": "-"})
     with importing(quiet=as_json):
         from lorada.runs.models.count import count_parameters
 

@@ -19,7 +19,14 @@ from lorada.cli.app import (
     suggest,
     waiting,
 )
-from lorada.cli.queue_options import Cluster, Shard, Workers, check_outcomes, check_queue
+from lorada.cli.queue_options import (
+    Cluster,
+    Shard,
+    Workers,
+    check_outcomes,
+    check_queue,
+    split_seeds,
+)
 
 SUFFIXES = (".png", ".svg")
 PICTURES = ("1", "3", "4", "loss", "scatter")
@@ -37,10 +44,10 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Show what a run's maps do to a sentence: Figure 1, and the effect size of every layer."""
-    from lorada.cli.checks import can_be_scored, check_run
+    from lorada.cli.checks import can_be_scored, check_run, refuse_empty
 
     recipe = check_run(run)
-    _refuse_empty(text)
+    refuse_empty(text)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.inference.map_statistics import sentence_maps
 
@@ -57,11 +64,6 @@ def explain(
     console.print(shown)
     _draw("explain", run, lambda *paths: _figure_1(found, *paths))
     suggest("plot", "3", run, *([] if can_be_scored(recipe) else ["--data", "FILE"]))
-
-
-def _refuse_empty(text: str) -> None:
-    if not text.strip():
-        raise ValueError("the text is empty: there is nothing to show")
 
 
 def _figure_1(found: dict[str, Any], *paths: Path) -> None:
@@ -131,10 +133,10 @@ def _plot_losses(runs: list[Path], output: Path) -> None:
 
 
 def _plot_maps(run: Path, text: str, output: Path) -> None:
-    from lorada.cli.checks import check_run
+    from lorada.cli.checks import check_run, refuse_empty
 
     recipe = check_run(run)
-    _refuse_empty(text)
+    refuse_empty(text)
     loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
     from lorada.inference.map_statistics import sentence_maps
 
@@ -166,10 +168,10 @@ def _plot_sweep(
     *, resume: bool, overwrite: bool, place: tuple[int, str | None],
     part: tuple[int, int] | None,
 ) -> None:  # fmt: skip
-    from lorada.cli.table_command import check_table, numbers, print_progress, scale_named
+    from lorada.cli.table_command import check_table, print_progress, scale_named
 
     figure = check_table("figure4", scale, data_dir, resume=resume, overwrite=overwrite)
-    chosen = numbers(seeds)
+    chosen = split_seeds(seeds)
     with importing():
         from lorada.experiments.queue.engine import engine_named
         from lorada.experiments.table_page import run_all

@@ -1,4 +1,4 @@
-"""The options of commands that run a queue of jobs: where the jobs run, and which part of them."""
+"""Options that several commands share: where jobs run, which part of them, names with commas."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -46,3 +46,30 @@ def check_outcomes(outcomes: Mapping[str, Any], report: Callable[[str], None]) -
         raise ValueError(
             f"{len(failed)} of {len(outcomes)} jobs failed; --resume runs them again, and only them"
         )
+
+
+def split_names(option: str, text: str | None) -> list[str] | None:
+    """Split names at commas.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if text is None:
+        return None
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise ValueError(f"--{option} {text!r} has no name in it: leave it out, or name some")
+    return found
+
+
+def split_seeds(text: str | None) -> list[int] | None:
+    """Split seeds at commas."""
+    from lorada.runs.recipe import refuse_seed
+
+    try:
+        found = None if text is None else [int(name) for name in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--seeds {text} must be whole numbers with commas") from error
+    for seed in found or []:
+        refuse_seed("--seeds ", seed)
+    return found

@@ -1,12 +1,15 @@
 """The commands that make or use runs: train, evaluate, generate, search, export, run …"""
 
 import gc
+import os
+import shutil
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -26,9 +29,10 @@ from lorada.cli.app import (
     prints_to_stderr,
     suggest,
 )
-from lorada.cli.queue_options import Cluster, check_queue
+from lorada.cli.queue_options import Cluster, check_queue, split_names
 from lorada.support.processes import is_first, process_count, refuse_several
 
+SITE = Path(__file__).parent / "site"  # its sitecustomize.py is imported when Python starts
 # A prompt of the bundled task, for the command that the quickstart suggests.
 PROMPT = (
     r"1. No cats are birds\n2. All birds are singers\n"
@@ -86,7 +90,7 @@ def train(
 
         loaded = load_recipe(recipe, pairs, options, name_output=True).with_absolute_paths()
     if dry_run:
-        from lorada.cli.train_plan import show_training
+        from lorada.cli.dry_run import show_training
 
         refuse_several("lorada train --dry-run")
         show_training(loaded, as_json=as_json)
@@ -179,9 +183,9 @@ def evaluate(
     if lm_eval is not None:
         from lorada.inference.lm_eval import evaluate_lm_eval
 
-        names = [name.strip() for name in lm_eval.split(",")]
+        tasks = split_names("lm-eval", lm_eval) or []
         with redirect_stdout(sys.stderr):  # lm-eval and its tasks print
-            metrics = evaluate_lm_eval(loaded, names, limit=limit, base=base)
+            metrics = evaluate_lm_eval(loaded, tasks, limit=limit, base=base)
         rows = [(task, *item) for task, scores in metrics.items() for item in scores.items()]
     elif data is None and has_tasks(loaded):
         metrics = evaluate_tasks(loaded, data_dir, base=base, with_text=with_text)
@@ -296,15 +300,18 @@ def quickstart(
     as_json: Json = False,
 ) -> None:
     """Train LoRaDA-LA and a LoRA of no more parameters on SmolLM2-135M, and compare them."""
-    from lorada.cli.checks import check_quickstart
+    from lorada.cli.checks import check_training
+    from lorada.runs.recipe import outline
 
-    check_quickstart(output, overwrite=overwrite)
+    for name in ("lora", "lorada_la"):
+        plain = outline("quickstart", [], {"output": str(output / name)})
+        check_training(plain, resume=False, overwrite=overwrite)
     with importing(quiet=as_json):
-        from lorada.experiments.quickstart import compare
+        from lorada.experiments.quickstart import run_quickstart
 
     report: Callable[..., Any] = errors.print if as_json else console.print
     with prints_to_stderr(as_json):
-        comparison = compare(output, overwrite=overwrite, report=report)
+        comparison = run_quickstart(output, overwrite=overwrite, report=report)
     from lorada.cli.terminal import comparison_table, draw
 
     drawn = draw(comparison, output)
@@ -325,6 +332,32 @@ def run(
     command: Annotated[list[str], typer.Argument(metavar="CMD", help="program and its arguments")],
 ) -> None:
     """Run another program (lm_eval, trl, accelerate …) that loads adapters of lorada."""
-    from lorada.cli.launch import run_command
+    start_program(command)
 
-    run_command(command)
+
+def start_program(command: list[str]) -> NoReturn:
+    """Replace this process by a command, so that exit code and signals are the command's.
+
+    Args:
+        command: the program and its arguments. The program is looked for in the folder of this
+            Python first, where it has the same packages, then on PATH.
+
+    Raises:
+        ValueError: if there is no such program.
+        OSError: if it cannot be executed.
+    """
+    own_folder = str(Path(sys.executable).parent)
+    program = shutil.which(command[0], path=own_folder) or shutil.which(command[0])
+    if program is None:
+        script = Path(command[0]).is_file()
+        remedy = f"write lorada run python {command[0]}" if script else "is it installed?"
+        raise ValueError(f"no command {command[0]!r} on PATH: {remedy}")
+    before = os.environ.get("PYTHONPATH")
+    path = f"{SITE}{os.pathsep}{before}" if before else str(SITE)
+    for name in ("SIGPIPE", "SIGXFSZ"):  # Python ignores them, and the command would inherit that
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The full path, because a Python finds its environment by this name.
+    os.execve(program, [program, *command[1:]], {**os.environ, "PYTHONPATH": path})

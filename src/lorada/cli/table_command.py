@@ -17,8 +17,16 @@ from lorada.cli.app import (
     prints_to_stderr,
     suggest,
 )
-from lorada.cli.queue_options import Cluster, Shard, Workers, check_outcomes, check_queue
-from lorada.cli.table_plan import show_plan
+from lorada.cli.dry_run import show_table
+from lorada.cli.queue_options import (
+    Cluster,
+    Shard,
+    Workers,
+    check_outcomes,
+    check_queue,
+    split_names,
+    split_seeds,
+)
 from lorada.cli.terminal import page_table
 from lorada.support.files import write_atomic
 
@@ -58,7 +66,8 @@ def table(
     if gpu is not None and not dry_run:
         raise ValueError(f"--gpu {gpu} is for --dry-run, which computes what the runs need on it")
     chosen = check_table(f"table{number}", scale, data_dir, resume=resume, overwrite=overwrite)
-    of_rows, of_tasks, of_seeds = names("rows", rows), names("tasks", tasks), numbers(seeds)
+    of_rows, of_tasks = split_names("rows", rows), split_names("tasks", tasks)
+    of_seeds = split_seeds(seeds)
     chosen.rows_named(of_rows)
     chosen.tasks_at("paper", of_tasks)
     with importing(quiet=as_json):
@@ -74,7 +83,7 @@ def table(
     again = _words(number, scale=at, rows=rows, tasks=tasks, seeds=seeds, results=results,
                    output=output, data_dir=data_dir)  # fmt: skip
     if dry_run:
-        show_plan(part_of(found, part), at, gpu, gpus, as_json=as_json)
+        show_table(part_of(found, part), at, gpu, gpus, as_json=as_json)
         if not as_json:
             suggest(*again, "--resume")
         return
@@ -182,33 +191,6 @@ def scale_named(name: str | None) -> Any:
     import torch
 
     return name or ("paper" if torch.cuda.is_available() else "local")
-
-
-def names(option: str, text: str | None) -> list[str] | None:
-    """Split names at commas.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    if text is None:
-        return None
-    found = [name.strip() for name in text.split(",") if name.strip()]
-    if not found:
-        raise ValueError(f"--{option} {text!r} has no name in it: leave it out, or name some")
-    return found
-
-
-def numbers(text: str | None) -> list[int] | None:
-    """Split seeds at commas."""
-    from lorada.runs.recipe import refuse_seed
-
-    try:
-        found = None if text is None else [int(name) for name in text.split(",")]
-    except ValueError as error:
-        raise ValueError(f"--seeds {text} must be whole numbers with commas") from error
-    for seed in found or []:
-        refuse_seed("--seeds ", seed)
-    return found
 
 
 def print_progress(line: str) -> None:

@@ -12,6 +12,7 @@ from rich.text import Text
 from lorada.methods.extensions import OURS
 from lorada.report.figures import attention_maps, loss_png
 from lorada.report.render import NOT_FROM_THE_PAPER, Page, cells, header_of
+from lorada.report.tables import markdown_table
 from lorada.support.errors import full_disk_in_one_line
 from lorada.support.files import write_atomic
 
@@ -120,8 +121,8 @@ def comparison_markdown(comparison: dict[str, Any]) -> str:
     """The quickstart's table as Markdown, with the machine."""
     table = comparison_table(comparison)
     columns = [[str(column.header), *map(str, column.cells)] for column in table.columns]
-    lines = [f"| {' | '.join(cells)} |" for cells in zip(*columns, strict=True)]
-    lines.insert(1, "|---" * len(columns) + "|")
+    header, *rows = zip(*columns, strict=True)
+    lines = markdown_table(header, rows, 1)
     return "\n".join([*lines, "", f"{table.title}; {table.caption}.", ""])
 
 

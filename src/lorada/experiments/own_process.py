@@ -68,7 +68,7 @@ def call(function: Callable[..., Value], *arguments: Any, report: Report | None 
 
 
 @dataclass(frozen=True)
-class Answer:
+class Ended:
     """What a function returned in its process, or the error that it raised."""
 
     value: Any = None
@@ -113,7 +113,7 @@ class Processes:
         self._running.append(process)
         return process
 
-    def wait(self) -> tuple[Hashable, Answer]:
+    def wait(self) -> tuple[Hashable, Ended]:
         """Wait until any function ends; return its handle and what came of it.
 
         Raises:
@@ -136,7 +136,7 @@ class Processes:
         while self._before:
             signal.signal(*self._before.popitem())
 
-    def _next_end(self) -> tuple[Hashable, Answer] | None:
+    def _next_end(self) -> tuple[Hashable, Ended] | None:
         """Handle a message of a process; return its answer if it has ended."""
         ready = wait([process.link for process in self._running])
         process = next(process for process in self._running if process.link in ready)
@@ -195,12 +195,12 @@ class _Process:
         with suppress(ConnectionError):  # it has ended already, and `receive` tells how
             self.link.send_bytes(message)
 
-    def receive(self) -> Answer | None:
+    def receive(self) -> Ended | None:
         """Wait for a message and handle it; return the answer once it is there, else None."""
         try:
             kind, content = self.link.recv()
         except (EOFError, ConnectionError):
-            return Answer(error=_ended_early(self.popen.wait()))
+            return Ended(error=_ended_early(self.popen.wait()))
         if kind == "line" and self.report is not None:
             self.report(content)
         elif kind == "record":
@@ -262,10 +262,10 @@ def serve(descriptor: int) -> None:
         # Before this line, while modules are imported, Ctrl-C ends the process silently.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         options = {"report": lambda line: send("line", line)} if reports else {}
-        answer = Answer(function(*arguments, **options))
+        answer = Ended(function(*arguments, **options))
         send("answer", answer)
     except (Exception, KeyboardInterrupt) as error:
-        send("answer", Answer(error=_sendable(error)))
+        send("answer", Ended(error=_sendable(error)))
 
 
 def _end_with(link: Connection) -> None:

@@ -28,7 +28,9 @@ def largest_lora(model: str, budget: int) -> list[str]:
     return [f"lora.r={rank}", f"lora.lora_alpha={2 * rank}"]
 
 
-def compare(output: Path, *, overwrite: bool, report: Callable[[str], None]) -> dict[str, Any]:
+def run_quickstart(
+    output: Path, *, overwrite: bool, report: Callable[[str], None]
+) -> dict[str, Any]:
     """Train and score both methods on the bundled task, with runs in the folder ``output``.
 
     ``report`` is called with a line before each step.

@@ -54,8 +54,6 @@ def search_recipe(pairs: list[str], options: dict[str, Any], *, resume: bool) ->
     options = {**options, "method": options["method"] or (None if resume else METHOD)}
     recipe = load_recipe(known, pairs, options)
     _refuse_other(recipe.method)
-    if recipe.eval_data is None:
-        raise ValueError("a search scores on held-out rows: pass --eval-data FILE")
     for part, name in SIZES.items():
         for chosen in recipe.parts.get(part, {}).keys() & {name, LAYERS}:
             raise ValueError(f"{part}.{chosen} is what the search chooses: leave it out")
@@ -191,8 +189,6 @@ def configuration_text(chosen: Configuration) -> str:
 def _begin(recipe: Recipe, trials: int, space: Space, *, resume: bool, overwrite: bool) -> None:
     """Prepare the folder of a search, or refuse it before anything is written."""
     folder = Path(recipe.output)
-    if resume and overwrite:
-        raise ValueError("--resume and --overwrite exclude each other")
     if not 1 <= trials <= space.size():
         raise ValueError(f"trials={trials} must lie between 1 and {space.size()}, all there are")
     if holds_run(folder):

@@ -60,6 +60,7 @@ def _table_2() -> dict[str, Any]:
         ["LMAM, as run here (own term on V): extra multiplications", "min(n,N)²·d", "—",
          min(LENGTH, TOKENS) ** 2 * width, own // 2],
     ]  # fmt: skip
+    whole = 2 * _layer(measured_parts(config, TOKENS))
     shares = share_candidates()
     for what, formula, computed, measured in shares:
         rows.append([f"share of {what}", formula, "1.97e-5", f"{computed:.3g}", f"{measured:.3g}"])
@@ -78,56 +79,47 @@ def _table_2() -> dict[str, Any]:
             f"N = {TOKENS}, where that share is {shares[-2][2]:.3g}.",
             "Added to the attention map, LMAM needs no multiplications. Here its product with V is "
             "a separate term, so that fused kernels, which never form the attention map, can be "
-            f"used; it costs {own / _layer_total(shares):.2%} of the layer's multiplications.",
+            f"used; it costs {own / whole:.2%} of the layer's multiplications.",
         ],
     }
+
+
+def _attention(parts: Parts) -> int:
+    return parts["qkv"] + parts["o"] + 2 * parts["pairs"]
+
+
+def _layer(parts: Parts) -> int:
+    return _attention(parts) + parts["ffn"]
 
 
 def share_candidates() -> list[tuple[str, str, float, float]]:
     """The share of h·min(n,N)² in several totals: (what, formula, computed, measured)."""
     config = named_config("llama-7b")
-    heads: int = config.num_attention_heads
     layers: int = config.num_hidden_layers
     parts = {n: (computed_parts(config, n), measured_parts(config, n)) for n in (TOKENS, LENGTH)}
 
-    def share(tokens: int, count: Callable[[Parts], int], times: int = 1) -> tuple[float, float]:
-        extra = times * heads * min(LENGTH, tokens) ** 2
-        computed, measured = parts[tokens]
-        return extra / count(computed), extra / count(measured)
+    def model(parts: Parts) -> float:
+        return _layer(parts) + parts["head"] / layers  # of one layer, as is what a map adds
 
-    def attention(parts: Parts) -> int:
-        return parts["qkv"] + parts["o"] + 2 * parts["pairs"]
-
-    def layer(parts: Parts) -> int:
-        return attention(parts) + parts["ffn"]
-
-    def model(parts: Parts) -> int:
-        return layers * layer(parts) + parts["head"]
-
-    at = f"N = {TOKENS}"
-    return [
-        (f"Q, K, V projections, {at}", "3Nd²", *share(TOKENS, lambda p: p["qkv"])),
-        (f"Q, K, V projections and QKᵀ, {at}", "3Nd²+N²d",
-         *share(TOKENS, lambda p: p["qkv"] + p["pairs"])),
-        (f"attention without W_O, {at}", "3Nd²+2N²d",
-         *share(TOKENS, lambda p: p["qkv"] + 2 * p["pairs"])),
-        (f"attention, {at}", "4Nd²+2N²d", *share(TOKENS, attention)),
-        (f"attention, multiplications and additions, {at}", "8Nd²+4N²d",
-         *share(TOKENS, lambda p: 2 * attention(p))),
-        (f"the layer, {at}", "4Nd²+2N²d+3Ndf", *share(TOKENS, layer)),
-        (f"the layer, multiplications and additions, {at}", "8Nd²+4N²d+6Ndf",
-         *share(TOKENS, lambda p: 2 * layer(p))),
-        (f"the model with its head, {at}", "L(4Nd²+2N²d+3Ndf)+NdV", *share(TOKENS, model, layers)),
-        (f"the model with its head, N = n = {LENGTH}", "L(4Nd²+2N²d+3Ndf)+NdV",
-         *share(LENGTH, model, layers)),
+    at, both = f"N = {TOKENS}", "multiplications and additions"
+    totals: list[tuple[str, str, int, Callable[[Parts], float]]] = [
+        (f"Q, K, V projections, {at}", "3Nd²", TOKENS, lambda p: p["qkv"]),
+        (f"Q, K, V projections and QKᵀ, {at}", "3Nd²+N²d", TOKENS,
+         lambda p: p["qkv"] + p["pairs"]),
+        (f"attention without W_O, {at}", "3Nd²+2N²d", TOKENS, lambda p: _attention(p) - p["o"]),
+        (f"attention, {at}", "4Nd²+2N²d", TOKENS, _attention),
+        (f"attention, {both}, {at}", "8Nd²+4N²d", TOKENS, lambda p: 2 * _attention(p)),
+        (f"the layer, {at}", "4Nd²+2N²d+3Ndf", TOKENS, _layer),
+        (f"the layer, {both}, {at}", "8Nd²+4N²d+6Ndf", TOKENS, lambda p: 2 * _layer(p)),
+        (f"the model with its head, {at}", "L(4Nd²+2N²d+3Ndf)+NdV", TOKENS, model),
+        (f"the model with its head, N = n = {LENGTH}", "L(4Nd²+2N²d+3Ndf)+NdV", LENGTH, model),
     ]  # fmt: skip
-
-
-def _layer_total(shares: list[tuple[str, str, float, float]]) -> float:
-    """FLOPs of the layer, from the share of its multiplications."""
-    (share,) = [row[3] for row in shares if row[0] == f"the layer, N = {TOKENS}"]
-    heads: int = named_config("llama-7b").num_attention_heads
-    return 2 * heads * LENGTH**2 / share
+    found = []
+    for what, formula, tokens, count in totals:
+        extra = config.num_attention_heads * min(LENGTH, tokens) ** 2
+        computed, measured = (extra / count(each) for each in parts[tokens])
+        found.append((what, formula, computed, measured))
+    return found
 
 
 def computed_parts(config: Any, tokens: int) -> Parts:

@@ -9,7 +9,7 @@ from lorada.experiments.queue.job import JobEngine, Outcome
 from lorada.experiments.queue.queue import run_queue, shard
 from lorada.experiments.table_runs import TableJob, delete_runs, done, is_done, store_if_complete
 from lorada.experiments.table_spec import PaperTable, Scale, TableRow
-from lorada.report.page import Results, Row, paper_page
+from lorada.report.page import Results, RowResults, paper_page
 from lorada.report.render import Page, published
 from lorada.support.progress import progress_bar
 
@@ -94,10 +94,10 @@ def page_of(
     )
 
 
-def page_rows(kept: Iterable[tuple[TableRow, Results]]) -> list[Row]:
+def page_rows(kept: Iterable[tuple[TableRow, Results]]) -> list[RowResults]:
     """The rows of a page; pairs with the same row become one row with the results of all."""
-    rows: dict[str, Row] = {}
+    rows: dict[str, RowResults] = {}
     for row, results in kept:
         before = rows[row.key].results if row.key in rows else []
-        rows[row.key] = Row(row.key, row.label, [*before, *results])
+        rows[row.key] = RowResults(row.key, row.label, [*before, *results])
     return list(rows.values())

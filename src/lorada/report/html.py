@@ -1,7 +1,8 @@
 """Makes one HTML file of a template, a style and scripts; it works offline and asks for nothing.
 
-The folder holds ``page.html.j2`` and ``page.css``. The page's security policy allows only the given
-scripts, by their hashes, and no connection. All names and texts are escaped by Jinja.
+A folder holds ``page.html.j2`` and ``page.css``, which add to ``report.html.j2`` and
+``report.css``. The page's security policy allows only the given scripts, by their hashes, and no
+connection. All names and texts are escaped by Jinja.
 """
 
 import base64
@@ -17,30 +18,42 @@ with needs_extra("explore"):
     from markupsafe import Markup
 
 
-def render_page(folder: Path, scripts: Sequence[str], *, asks: bool = False, **values: Any) -> str:
+HERE = Path(__file__).parent
+
+
+def render_page(
+    folder: Path, title: str, scripts: Sequence[str], *, asks: bool = False, **values: Any
+) -> str:
     """The page as HTML; the same values always give the same page.
 
     Args:
         folder: of the template and the style.
+        title: of the page.
         scripts: JavaScript, in the order in which it runs. The template puts each between tags.
         asks: whether the page has a form for the server that it comes from.
         values: what the template shows.
     """
-    return (
+    text = (
         _environment(folder)
         .get_template("page.html.j2")
         .render(
             policy=_policy(scripts, "'self'" if asks else "'none'"),
+            title=title,
             scripts=[Markup(script) for script in scripts],
-            style=Markup((folder / "page.css").read_text(encoding="utf-8")),
+            style=Markup(_text(HERE / "report.css") + _text(folder / "page.css")),
             **values,
         )
     )
+    return text.encode("utf-8", "replace").decode("utf-8")  # no file holds a half character
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def _environment(folder: Path) -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
+        loader=jinja2.FileSystemLoader([folder, HERE]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

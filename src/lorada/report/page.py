@@ -8,8 +8,8 @@ from lorada.report.render import (
     AVERAGE,
     MEAN,
     Columns,
-    Line,
     Page,
+    TableLine,
     has_models,
     main_metric,
     measured_line,
@@ -21,7 +21,7 @@ Results = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Row:
+class RowResults:
     """A row of a table by its key in ``published.yaml``, and the results of its runs so far."""
 
     key: str
@@ -37,7 +37,7 @@ class Row:
 def paper_page(
     number: int,
     title: str,
-    rows: Sequence[Row],
+    rows: Sequence[RowResults],
     columns: Columns,
     *,
     mean: list[str] | None,
@@ -65,7 +65,7 @@ def paper_page(
     plain = [*columns, *([MEAN] if averaged else [])]
     apart = len({row.protocol for row in rows}) > 1
 
-    def names(row: Row) -> dict[str, str]:
+    def names(row: RowResults) -> dict[str, str]:
         return {name: f"{name} ({row.protocol})" if apart else name for name in plain}
 
     lines = []
@@ -97,7 +97,7 @@ def averaged_columns(columns: Columns, mean: list[str] | None) -> list[str]:
 
 
 def scatter_points(
-    rows: Sequence[Row], columns: Columns, mean: list[str] | None
+    rows: Sequence[RowResults], columns: Columns, mean: list[str] | None
 ) -> list[dict[str, Any]]:
     """The points of ``scatter_figure``, one per row.
 
@@ -127,13 +127,13 @@ def scatter_points(
     return points
 
 
-def _renamed(line: Line, names: dict[str, str]) -> Line:
+def _renamed(line: TableLine, names: dict[str, str]) -> TableLine:
     scores = {names.get(name, name): values for name, values in line.scores.items()}
     spread = {names.get(name, name): value for name, value in line.spread.items()}
     return replace(line, scores=scores, spread=spread)
 
 
-def _check_rows(rows: Sequence[Row]) -> None:
+def _check_rows(rows: Sequence[RowResults]) -> None:
     """Refuse results that were scored on different rows of one task."""
     first: dict[tuple[str | None, str], tuple[str, str]] = {}
     for row in rows:
@@ -196,7 +196,7 @@ def _of_means(number: int, averaged: Sequence[str]) -> list[str]:
     return [f"{MEAN}: of {', '.join(averaged)}, of seeds that have them all{printed}."]
 
 
-def _unfinished(lines: Sequence[Line]) -> list[str]:
+def _unfinished(lines: Sequence[TableLine]) -> list[str]:
     """A note on rows with fewer seeds than others."""
     ours = [line for line in lines if line.source == "ours"]
     counts = {line.label: [len(v) for v in line.scores.values()] for line in ours}
@@ -218,7 +218,7 @@ def _machines(results: Results) -> list[str]:
     return [f"{_listed(found, '; or ')}. Minutes are of training, all seeds and tasks together."]
 
 
-def _unparsable(rows: Sequence[Row]) -> list[str]:
+def _unparsable(rows: Sequence[RowResults]) -> list[str]:
     """A note on the share of answers that name no option."""
     worst = {
         row.key: max(

@@ -23,7 +23,7 @@ Columns = dict[str, tuple[str, str | None]]  # name → (task, metric), None for
 
 
 @dataclass(frozen=True)
-class Line:
+class TableLine:
     """One line of a page: a row as published, or as measured.
 
     Attributes:
@@ -55,7 +55,7 @@ class Page:
 
     title: str
     columns: list[str]
-    lines: list[Line]
+    lines: list[TableLine]
     notes: list[str]
     digits: int = 1
 
@@ -73,7 +73,7 @@ def has_models(number: int) -> bool:
     return len({row.get("model") for row in published(number)["rows"]}) > 1
 
 
-def published_line(number: int, key: str, averaged: Sequence[str] = ()) -> Line | None:
+def published_line(number: int, key: str, averaged: Sequence[str] = ()) -> TableLine | None:
     """A published row by its key; None if the paper has no such row.
 
     Its mean is over the columns ``averaged``, or the printed one if the paper prints only a mean.
@@ -93,7 +93,7 @@ def published_line(number: int, key: str, averaged: Sequence[str] = ()) -> Line 
     label = row["label"]
     if has_models(number) and row["model"] != label:
         label = f"{row['model']}, {label}"
-    return Line(label, "paper", _percent(row["params"]), scores, spread)
+    return TableLine(label, "paper", _percent(row["params"]), scores, spread)
 
 
 def _percent(printed: Any) -> str:
@@ -106,7 +106,7 @@ def measured_line(
     results: Sequence[dict[str, Any]],
     columns: Columns,
     averaged: Sequence[str] = (),
-) -> Line:
+) -> TableLine:
     """The measured line of a row, from the results of all its seeds and tasks.
 
     Its mean is over the columns ``averaged``, seed by seed.
@@ -129,7 +129,7 @@ def measured_line(
     percent = " / ".join(sorted(shares)) or NOTHING
     if any(r.get("settings_from", "").startswith(NOT_FROM_THE_PAPER) for r in results):
         label = f"{label} (settings {NOT_FROM_THE_PAPER})"
-    return Line(label, "ours", percent, scores, minutes=minutes)
+    return TableLine(label, "ours", percent, scores, minutes=minutes)
 
 
 def _score(metrics: dict[str, Any], name: str | None) -> float:
@@ -144,7 +144,7 @@ def main_metric(metrics: dict[str, Any]) -> str:
     return found
 
 
-def _cell(page: Page, line: Line, name: str) -> str:
+def _cell(page: Page, line: TableLine, name: str) -> str:
     values = line.scores.get(name)
     if not values:
         return NOTHING
@@ -155,7 +155,7 @@ def _cell(page: Page, line: Line, name: str) -> str:
     return text if spread is None else f"{text} ± {spread:.{page.digits}f}"
 
 
-def cells(page: Page, line: Line) -> list[str]:
+def cells(page: Page, line: TableLine) -> list[str]:
     """The cells of a line."""
     cells = [line.label, line.source, line.percent]
     cells += [_cell(page, line, name) for name in page.columns]

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -42,6 +43,12 @@ def write_atomic(path: Path, text: str) -> None:
 def file_name(text: str) -> str:
     """A text as the name of a file; slashes, for one, are written as %2F."""
     return quote(text, safe=" +,:=[]")
+
+
+def as_typed(*words: object) -> str:
+    """Quote words for a shell; a path that begins with a dash gets ./, so that it is no option."""
+    safe = (f"./{w}" if isinstance(w, Path) and str(w).startswith("-") else str(w) for w in words)
+    return shlex.join(safe)
 
 
 def json_text(data: Any) -> str:

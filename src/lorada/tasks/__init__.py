@@ -1,11 +1,20 @@
-"""``TASKS``: every task, by name. A task makes inputs from rows, and metrics from outputs."""
+"""``TASKS``: every task, by name. A task makes inputs from rows, and metrics from outputs.
+
+The task ``jsonl`` is a file of your own. The fields of its rows decide the form:
+
+- ``prompt``, ``response``;
+- ``messages``: a chat, put through the tokenizer's chat template; the last turn is the response;
+- ``text``, ``label`` or ``text``, ``score``, also with a second text in ``text_pair``;
+- ``prompt``, ``candidates``, ``answer``: the likeliest candidate is chosen;
+- ``text`` alone.
+"""
 
 from lorada.tasks.arithmetic import ARITHMETIC
 from lorada.tasks.commonsense import COMMONSENSE
 from lorada.tasks.glue import GLUE
-from lorada.tasks.jsonl import TASK as JSONL
 from lorada.tasks.long_sequence import LONG_SEQUENCE
-from lorada.tasks.task import Task
+from lorada.tasks.metrics import accuracy, correlations, exact_match, perplexity
+from lorada.tasks.task import ANY_KIND, Protocol, Task, unchanged
 from lorada.tasks.writing import WRITING
 
 TASKS: dict[str, Task] = {
@@ -14,7 +23,18 @@ TASKS: dict[str, Task] = {
     **COMMONSENSE,
     **ARITHMETIC,
     **LONG_SEQUENCE,
-    "jsonl": JSONL,
+    "jsonl": Task(
+        summary="your own file of prompts, chats, labelled texts, choices or plain text",
+        benchmark="your own",
+        protocols={
+            "messages": Protocol("messages", ("decoder",), unchanged, exact_match),
+            "choice": Protocol("choice", ("decoder",), unchanged, accuracy),
+            "prompt": Protocol("prompt", ("decoder", "encoder_decoder"), unchanged, exact_match),
+            "label": Protocol("label", ANY_KIND, unchanged, accuracy),
+            "score": Protocol("score", ANY_KIND, unchanged, correlations),
+            "text": Protocol("text", ("decoder",), unchanged, perplexity),
+        },
+    ),
 }
 
 __all__ = ["TASKS", "Task"]

@@ -186,7 +186,7 @@ def test_a_trial_keeps_its_result_and_none_of_its_weights(tmp_path, monkeypatch)
     monkeypatch.setattr(learning_rate, "train", train)
     run_trial(RECIPE, tmp_path / "search", 0, 1, report=print)
     kept = {path.name for path in (tmp_path / "search" / "trial-0").iterdir()}
-    assert kept == {"result.json", "runs", "trial.json"}
+    assert kept == {"losses.json", "result.json", "runs", "trial.json"}
 
 
 def test_an_error_of_another_kind_ends_the_trial(tmp_path, monkeypatch):

@@ -6,8 +6,7 @@ from compared import comparison, model_and_rows
 from lorada.experiments.compare.jobs import comparison_jobs
 from lorada.experiments.compare.plan import make_plan
 from lorada.experiments.compare.run import read
-from lorada.experiments.compare.spec import comparison_of
-from lorada.experiments.compare.variant import Variant
+from lorada.experiments.compare.spec import Variant, comparison_of
 from lorada.runs.recipe import Recipe
 
 

@@ -14,7 +14,7 @@ from comparison_errors import made_up_scores
 from made_up_comparison import HELD_OUT, write_made_up
 
 from lorada.report.comparison.commands import BESIDE, LONGER
-from lorada.report.comparison.read import Candidate, Results, Run, read_comparison
+from lorada.report.comparison.read import Results, ScoredCandidate, ScoredRun, read_comparison
 from lorada.report.comparison.statistics import interval
 from lorada.report.comparison.summarize import summarize
 from lorada.report.comparison.summary import Summary
@@ -29,13 +29,13 @@ def results_of(scores: dict[str, np.ndarray], *, metric="exact_match", baselines
     for index, (name, found) in enumerate(scores.items()):
         rows = [(HELD_OUT, number + 1) for number in range(found.shape[1])]
         runs = [
-            Run(f"runs/{name}/9/seed{seed}", seed, {
+            ScoredRun(f"runs/{name}/9/seed{seed}", seed, {
                 "metrics": {HELD_OUT: {"n": len(rows), metric: float(line.mean())}},
             }, dict(zip(rows, line.tolist(), strict=True)), {})
             for seed, line in enumerate(found, 1)
         ]  # fmt: skip
         plan = {"method": name, "budgets": {}, "trainable": 9000 - 1000 * index}
-        candidates.append(Candidate(name, plan, runs, found, found * np.nan, [], None, ""))
+        candidates.append(ScoredCandidate(name, plan, runs, found, found * np.nan, [], None, ""))
     asked = {"seeds": list(range(1, 1 + max(map(len, scores.values()))))}
     return Results(Path("c"), asked, {}, candidates, rows, baselines or {}, [])
 

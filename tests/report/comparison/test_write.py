@@ -1,7 +1,11 @@
 """The whole report of a made-up comparison on disk."""
 
+import csv
+import dataclasses
+import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -11,8 +15,21 @@ from made_up_comparison import write_made_up
 pytest.importorskip("altair", reason="needs the extra compare")
 
 from lorada.report.comparison.read import read_comparison
-from lorada.report.comparison.write import loss_curves, write_report
+from lorada.report.comparison.summarize import summarize
+from lorada.report.comparison.summary import Baseline, CandidateLine, Summary
+from lorada.report.comparison.write import (
+    comma_separated,
+    latex,
+    markdown,
+    write_report,
+)
 
+HOSTILE = r"[x] a&b #{c}_d 5% ~y ^z \w <i> |"
+# The same for LaTeX, as the first cell of a line.
+ESCAPED = (
+    r"{}[x] a\&b \#\{c\}\_d 5\% \textasciitilde{}y \textasciicircum{}z \textbackslash{}w $<$i> |"
+)
+LINE = CandidateLine("lora", "lora", trainable=9000, percent=0.5, score=71.24, low=60.0, high=80.0)
 NAMES = ["report.html", "report.md", "report.csv", "report.tex", "report.json"]
 
 
@@ -23,12 +40,19 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(folder):
-    return write_report(folder)
+    return write_report(folder)[1]
 
 
-def test_the_report_is_written_in_five_forms_with_one_verdict(folder, written):
+@pytest.fixture(scope="module")
+def summary(folder, written):
+    return summarize(read_comparison(folder))
+
+
+def test_the_report_is_written_in_five_forms_with_one_verdict(folder, written, summary):
     assert sorted(written) == sorted(folder / name for name in NAMES)
-    verdict = json.loads((folder / "report.json").read_text())["verdict"]
+    stored = json.loads((folder / "report.json").read_text())
+    assert stored == json.loads(json.dumps(dataclasses.asdict(summary)))
+    verdict = stored["verdict"]
     assert f'<p class="verdict">{verdict}</p>' in (folder / "report.html").read_text()
     assert verdict in (folder / "report.md").read_text()
 
@@ -39,18 +63,9 @@ def test_every_link_of_the_page_leads_to_a_run_folder(folder, written):
     assert {folder / unquote(link).rstrip("/") for link in links} == runs
 
 
-def test_every_seed_that_ran_has_its_loss_curve(folder):
-    results = read_comparison(folder)
-    curves = loss_curves(results)
-    for candidate in results.candidates:
-        assert len(curves[candidate.label]) == len(candidate.runs)
-        for run, curve in zip(candidate.runs, curves[candidate.label], strict=True):
-            assert curve == [(one["step"], one["loss"]) for one in run.result["history"]]
-
-
 def test_a_comparison_of_which_nothing_has_run_has_a_report(tmp_path, folder):
     (tmp_path / "plan.json").write_text((folder / "plan.json").read_text())
-    written = write_report(tmp_path)
+    _, written = write_report(tmp_path)
     assert [path.name for path in written] == NAMES
     assert 'class="chart"' not in written[0].read_text()
 
@@ -59,3 +74,70 @@ def test_a_folder_without_a_plan_is_refused_and_left_alone(tmp_path):
     with pytest.raises(ValueError, match="holds no comparison"):
         write_report(tmp_path)
     assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_markdown_begins_with_the_verdict_and_shows_every_part(summary):
+    text = markdown(summary)
+    title, _, verdict = text.splitlines()[:3]
+    assert title == "# Comparison of methods: smollm2-135m, test.jsonl"
+    assert verdict == f"**{summary.verdict}**"
+    for part in (*summary.sentences, *summary.notes, *summary.commands.values()):
+        assert part in text
+    top = summary.lines[0]
+    assert f"| {top.label} | {top.score:.1f} (" in text
+    assert f"| {top.trainable:,} ({top.percent:.3f} %) |" in text
+    assert "345,600 (0.257 %, above the budget) |" in text
+    assert "| the commonest answer (answer: Yes) | " in text
+
+
+def test_csv_has_each_field_of_each_line(summary):
+    rows = list(csv.DictReader(io.StringIO(comma_separated(summary))))
+    assert list(rows[0]) == [field.name for field in dataclasses.fields(CandidateLine)]
+    assert [row["label"] for row in rows] == [line.label for line in summary.lines]
+    first = summary.lines[0]
+    assert float(rows[0]["score"]) == first.score
+    assert rows[0]["seeds"] == "1 2 3"
+    assert rows[-1]["score"] == ""
+    assert comma_separated(summary).splitlines()[1].split(",")[5] == str(first.trainable)
+
+
+def test_latex_has_a_row_for_each_candidate_and_each_score_without_training(summary):
+    text = latex(summary)
+    assert text.count(r" \\") == 1 + len(summary.lines) + len(summary.baselines)
+    assert text.startswith(f"% {summary.verdict}\n")
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
+        assert rule in text
+
+
+def test_signs_that_latex_and_markdown_read_are_printed_as_they_are():
+    summary = Summary("one\ntwo <b>", lines=(replace(LINE, label=HOSTILE), LINE))
+    text = latex(summary)
+    assert text.startswith("% one two <b>\n")
+    assert f"{ESCAPED} & 71.2 (60.0 to 80.0) & -- &" in text
+    page = markdown(summary)
+    assert "**one two &lt;b>**" in page
+    assert r"^z \w &lt;i> \| | 71.2 (60.0 to 80.0) | – |" in page
+
+
+def test_scores_that_are_losses_have_three_digits():
+    line = replace(LINE, score=-3.2144, low=-3.3, high=-3.1)
+    base = Baseline("the model as it is", -3.5, -3.6, -3.4)
+    text = markdown(Summary("v", metric="perplexity", lines=(line,), baselines=(base,)))
+    assert "| -3.214 (-3.300 to -3.100) |" in text
+    assert "| the model as it is | -3.500 (-3.600 to -3.400) |" in text
+    assert "Score: minus the loss in nats, with" in text
+
+
+def test_a_small_p_and_a_metric_of_its_own_are_shown():
+    line = replace(LINE, against="dora", p_against=1e-9, p_best=0.25, value=30.0, letter="ab")
+    text = markdown(Summary("v", metric="matthews", lines=(line,)))
+    assert "| matthews | group | p (against the reference) | p (against the highest) |" in text
+    assert "| 30.00 | ab | &lt; 0.001 | 0.250 |" in text
+
+
+def test_a_comparison_without_scores_has_every_table():
+    lines = (CandidateLine("boft", "boft", reason="it does not fit"),)
+    summary = Summary("No run.", lines=lines, baselines=(Baseline("b", reason="r"),), notes=("n",))
+    assert "| b (r) | – |" in markdown(summary)
+    assert comma_separated(summary).endswith(",it does not fit\r\n")
+    assert r"boft (it does not fit) & -- &" in latex(summary)

@@ -9,12 +9,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from made_up_explorer import SENTENCE, made_up_page, softmax_maps
-from pydantic import ValidationError
+from made_up_explorer import SENTENCE, made_up_page
 
 pytest.importorskip("jinja2", reason="needs the extra explore")
 
-from lorada.report.explorer.data import Page, pack
+from lorada.report.explorer.data import pack
 from lorada.report.explorer.page import explorer_page
 
 HOSTILE = (
@@ -99,7 +98,7 @@ def test_what_is_no_matrix_is_refused(matrices, words):
 
 
 def test_the_same_data_give_the_same_page():
-    assert explorer_page(made_up_page()) == explorer_page(Page.model_validate(made_up_page()))
+    assert explorer_page(made_up_page()) == explorer_page(made_up_page())
 
 
 def test_a_page_for_thirty_layers_and_three_sentences_is_below_two_megabytes():
@@ -154,62 +153,12 @@ def test_hostile_texts_stay_text():
         tag for tag in plain.tags if tag not in ("bdi", "b")
     ]
     found = outline.data()
-    assert found["sentences"][0] == [text.replace("\ud800", "?") for text in HOSTILE]
+    assert found["sentences"][0] == list(HOSTILE)
     assert [run["name"] for run in found["runs"]] == list(HOSTILE[:2])
 
 
-def broken(change):
-    """Data of a page after a change to its run and its first layer."""
+def test_a_number_that_is_not_finite_is_refused():
     data = made_up_page([SENTENCE], layers=2)
-    run = data["runs"][0]
-    change(data, run, run["shown"][0][0])
-    return data
-
-
-REFUSED = {
-    "no run": (lambda data, run, shown: data.update(runs=[]), "runs"),
-    "three runs": (lambda data, run, shown: data.update(runs=[run] * 3), "runs"),
-    "no sentence": (lambda data, run, shown: data.update(sentences=[]), "sentences"),
-    "a sentence too many": (
-        lambda data, run, shown: data["sentences"].append({"tokens": ["a"]}),
-        "numbers for each of 2 sentences",
-    ),
-    "a step too many": (lambda data, run, shown: run["steps"].append(7), "2 steps, 1 shown"),
-    "parts of one name": (lambda data, run, shown: run.update(parts=["a", "a"]), "names of their"),
-    "a part named all": (lambda data, run, shown: run.update(parts=["all"]), "names of their own"),
-    "an unknown part": (lambda data, run, shown: shown["next"].update(x=[]), "a part that it has"),
-    "too many changes": (lambda data, run, shown: shown["change"]["all"].extend([1, 2]), "change"),
-    "a head too few": (
-        lambda data, run, shown: shown["layers"][0]["effect"].pop(),
-        "missing for some of 4 heads",
-    ),
-    "another shape": (
-        lambda data, run, shown: shown["layers"][0].update(map=pack(softmax_maps(R, 4, 3))),
-        "do not fit 4 heads",
-    ),
-    "another count of heads": (
-        lambda data, run, shown: shown["layers"][0].update(map=pack(softmax_maps(R, 3, 9))),
-        "do not fit 4 heads",
-    ),
-    "inside without it": (
-        lambda data, run, shown: shown["layers"][0].update(inside=True),
-        "belongs to a map that is 'inside'",
-    ),
-    "a tag as data": (
-        lambda data, run, shown: shown["layers"][0]["map"].update(data="</script>"),
-        "pattern",
-    ),
-    "no number": (
-        lambda data, run, shown: shown["layers"][0]["moved"].__setitem__(0, float("nan")),
-        "finite",
-    ),
-    "an unknown field": (lambda data, run, shown: shown.update(more=1), "more"),
-}
-R = np.random.default_rng(0)
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_data_that_do_not_fit_together_are_refused(name):
-    change, words = REFUSED[name]
-    with pytest.raises(ValidationError, match=words):
-        explorer_page(broken(change))
+    data["runs"][0]["shown"][0][0]["layers"][0]["moved"][0] = float("nan")
+    with pytest.raises(ValueError, match="Out of range"):
+        explorer_page(data)

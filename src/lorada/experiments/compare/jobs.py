@@ -22,7 +22,7 @@ from lorada.experiments.compare.learning_rate import (
     run_trial,
     trial_done,
 )
-from lorada.experiments.compare.plan import Candidate, Plan
+from lorada.experiments.compare.plan import Candidate, ComparisonPlan
 from lorada.experiments.compare.spec import ONCE, Comparison
 from lorada.experiments.queue.job import Job, Report
 from lorada.inference.evaluate import evaluate, evaluate_tasks, has_tasks
@@ -45,7 +45,7 @@ SAVES = 10  # how often a training saves a checkpoint, unless that is after fewe
 LEAST_STEPS = 10
 
 
-def comparison_jobs(comparison: Comparison, plan: Plan, folder: Path) -> list[Job]:
+def comparison_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> list[Job]:
     """The trials and the final runs of all candidates, candidate by candidate."""
     found: list[Job] = []
     for candidate in plan.runnable:
@@ -70,7 +70,12 @@ def comparison_jobs(comparison: Comparison, plan: Plan, folder: Path) -> list[Jo
 
 
 def _trial_jobs(
-    comparison: Comparison, plan: Plan, candidate: Candidate, place: Path, seed: int, name: str
+    comparison: Comparison,
+    plan: ComparisonPlan,
+    candidate: Candidate,
+    place: Path,
+    seed: int,
+    name: str,
 ) -> list[Job]:
     """The trials of one search, each after the one before, because that one may stop it.
 
@@ -98,7 +103,7 @@ def _trial_jobs(
 
 
 def _final_jobs(
-    comparison: Comparison, plan: Plan, candidate: Candidate, folder: Path,
+    comparison: Comparison, plan: ComparisonPlan, candidate: Candidate, folder: Path,
     seeds: Sequence[int], search: Path | None, trials: list[Job],
 ) -> list[Job]:  # fmt: skip
     """The runs of one candidate with these seeds, after their search if there is one."""
@@ -118,7 +123,7 @@ def _final_jobs(
 
 
 def _recipe(
-    comparison: Comparison, plan: Plan, candidate: Candidate, run: Path, seed: int,
+    comparison: Comparison, plan: ComparisonPlan, candidate: Candidate, run: Path, seed: int,
     training: dict[str, Any] | None = None,
 ) -> Recipe:  # fmt: skip
     """The recipe of a run; all runs have the same number of steps and rows in a step."""
@@ -188,7 +193,7 @@ def _score(run: Run, *, base: bool = False, with_text: bool = False) -> dict[str
     return {str(run.recipe.eval_data): evaluate(run, base=base, with_text=with_text)}
 
 
-def base_job(comparison: Comparison, plan: Plan, folder: Path) -> Job | None:
+def base_job(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> Job | None:
     """The job that scores the model as it is: a finished run with its adapter switched off.
 
     None if no such run is finished.

@@ -10,17 +10,17 @@ A trial trains as long as a final run, on the training rows without those that a
 loss on the latter is measured in the middle and at the end, and it is stopped in the middle if it
 is worse than the median of the trials before. The final runs take the rate with the lowest loss.
 
-Optuna keeps the trials in ``study.log``. A search that was killed goes on with the same trial, and
-the trials of one candidate run one after another, so its result does not depend on timing.
+A search that was killed goes on with the same trial, and the trials of one candidate run one after
+another, so its result does not depend on timing.
 """
 
 import json
 import math
 import shutil
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -40,7 +40,8 @@ MEASURED = 2  # how often a trial measures its loss on the rows that are set asi
 FURTHER = 3  # trials at most beyond an end of the tried rates
 FACTOR = 10**0.5  # between an end of the tried rates and the next rate beyond it
 SEED = 3  # of the sequence; its first rates are 1.5e-3, 1.5e-5 and 1.5e-2
-STUDY_FILE, SEARCH_FILE, TRIAL_FILE = "study.log", "search.json", "trial.json"
+SEARCH_FILE, TRIAL_FILE = "search.json", "trial.json"
+LOSSES_FILE = "losses.json"  # in the run of a trial: its losses so far, and whether it has ended
 MAP, MAP_RATE = "lmam", "map_learning_rate"  # maps may have a learning rate of their own
 # What a trial's run keeps only until its loss is known.
 WEIGHTS = ("adapter", "model", TRAINED_FILE, "checkpoint-*")
@@ -48,16 +49,12 @@ WEIGHTS = ("adapter", "model", TRAINED_FILE, "checkpoint-*")
 
 def rates_to_try(default: float, trials: int) -> list[float]:
     """The default rate, then rates spread over ``RATE_RANGE``; more trials only add to the end."""
-    optuna = _optuna()
-    sampler = optuna.samplers.QMCSampler(qmc_type="halton", scramble=True, seed=SEED)
-    study = optuna.create_study(sampler=sampler)
-    study.enqueue_trial({"rate": default})
-    rates = []
-    for _ in range(trials):
-        trial = study.ask()
-        rates.append(float(trial.suggest_float("rate", *RATE_RANGE, log=True)))
-        study.tell(trial, 0.0)
-    return rates
+    with needs_extra("compare"):
+        from scipy.stats.qmc import Halton
+
+    low, high = RATE_RANGE
+    points = Halton(1, scramble=True, seed=SEED).random(trials - 1)[:, 0] if trials > 1 else []
+    return [default, *(low * (high / low) ** float(point) for point in points)][:trials]
 
 
 def at_rate(recipe: Recipe, rate: float) -> Recipe:
@@ -153,7 +150,7 @@ def run_trial(
         found = _try(recipe, folder, number, rate)
         for pattern in WEIGHTS:
             for path in run.glob(pattern):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                path.unlink() if path.is_file() else shutil.rmtree(path)
         write_atomic(run / TRIAL_FILE, json_text(found) + "\n")
         report(f"learning rate {found['rate']:.2g}: {_outcome(found)}")
     if number >= trials - 1 and _next_rate(folder, number, trials) is None:
@@ -195,56 +192,60 @@ def _finish(folder: Path, tried: list[dict[str, Any]], default: float) -> None:
 
 def _try(recipe: Recipe, folder: Path, number: int, rate: float) -> dict[str, Any]:
     """Train one trial, or go on with it; return what ``search.json`` keeps of it."""
-    study = _study(folder, recipe.training["max_steps"])
-    trial = _trial(study, number, rate)
-    run = _run_of(folder, number)
-    before = study.trials[number].user_attrs
-    began = time.monotonic()
+    run, began = _run_of(folder, number), time.monotonic()
+    watch = MeasureTrial(run, [_run_of(folder, before) for before in range(number)])
     # If it was killed after it was stopped or diverged, it must not train on from a checkpoint.
-    if not {"pruned", "diverged"} & before.keys() and not (run / RESULT_FILE).is_file():
+    if not (watch.pruned or watch.diverged or (run / RESULT_FILE).is_file()):
         mine = at_rate(recipe.model_copy(update={"output": str(run)}), rate)
         try:
-            watch = MeasureTrial(study, trial, number)
             with only_reports():
                 trained = train(mine, resume=holds_run(run), quiet=True, callbacks=[watch])
             if trained.interrupted:
                 raise KeyboardInterrupt
         except DivergedError:
-            trial.set_user_attr("diverged", True)
-    if "seconds" not in before:
-        trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
-    return _tell(study, number)
-
-
-def _tell(study: Any, number: int) -> dict[str, Any]:
-    """Tell Optuna how a trial ended; return what ``search.json`` keeps of it."""
-    known = study.trials[number]
-    losses, kept = known.intermediate_values, known.user_attrs
-    steps = max(losses, default=0)
-    pruned, diverged = "pruned" in kept, "diverged" in kept
-    loss = None if diverged else losses[steps]
-    if not known.state.is_finished():
-        states = _optuna().trial.TrialState
-        if pruned or diverged:
-            study.tell(number, state=states.PRUNED)
-        else:
-            study.tell(number, loss)
+            watch.diverged = True
+            watch.save()
+    steps = max(watch.losses, default=0)
     return {
-        "number": number, "rate": known.params["rate"], "loss": loss, "steps": steps,
-        "pruned": pruned, "diverged": diverged, "seconds": kept["seconds"],
+        "number": number, "rate": rate, "loss": None if watch.diverged else watch.losses[steps],
+        "steps": steps, "pruned": watch.pruned, "diverged": watch.diverged,
+        "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
 
 
 class MeasureTrial(TrainerCallback):  # type: ignore[misc]
-    """Reports the loss on the rows set aside to Optuna, and stops a trial that is behind."""
+    """Keeps the losses on the rows set aside, and stops a trial that is behind.
 
-    def __init__(self, study: Any, trial: Any, number: int) -> None:
-        self._study, self._trial, self._number = study, trial, number
+    It is behind if from half of the steps on its lowest loss is above the median, at the same step,
+    of the trials before that were not stopped; of two at least.
+
+    Args:
+        run: the folder of the trial, which may have begun before.
+        before: those of the trials before it.
+
+    Attributes:
+        losses: step → loss on the rows set aside, in nats per token.
+        pruned: whether it was stopped in the middle.
+        diverged: whether its loss became NaN.
+    """
+
+    def __init__(self, run: Path, before: Sequence[Path] = ()) -> None:
+        self._file = run / LOSSES_FILE
+        known = json.loads(self._file.read_text(encoding="utf-8")) if self._file.is_file() else {}
+        self.losses = {int(step): float(loss) for step, loss in known.get("losses", {}).items()}
+        self.pruned, self.diverged = (bool(known.get(name)) for name in ("pruned", "diverged"))
+        others = [MeasureTrial(other) for other in before]
+        self._others = [one.losses for one in others if not one.pruned and not one.diverged]
+
+    def save(self) -> None:
+        """Write what is known of the trial."""
+        known = {"losses": self.losses, "pruned": self.pruned, "diverged": self.diverged}
+        write_atomic(self._file, json_text(known) + "\n")
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Report a loss.
+        """Keep a loss.
 
         Raises:
             DivergedError: if it is NaN or infinite.
@@ -252,53 +253,13 @@ class MeasureTrial(TrainerCallback):  # type: ignore[misc]
         loss, step = kwargs["metrics"]["eval_loss"], state.global_step
         if not math.isfinite(loss):
             raise DivergedError(f"the loss on the rows set aside became {loss} at step {step}")
-        if step not in self._study.trials[self._number].intermediate_values:
-            self._trial.report(loss, step)
-        if step < state.max_steps and self._trial.should_prune():
-            self._trial.set_user_attr("pruned", step)
-            control.should_training_stop = True
-
-
-def _study(folder: Path, steps: int) -> Any:
-    optuna = _optuna()
-    folder.mkdir(parents=True, exist_ok=True)
-    backend = optuna.storages.journal.JournalFileBackend(str(folder / STUDY_FILE))
-    return optuna.create_study(
-        storage=optuna.storages.JournalStorage(backend),
-        study_name="learning rate",
-        load_if_exists=True,
-        sampler=optuna.samplers.RandomSampler(),  # never asked, as every rate is given
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=steps // 2),
-    )
-
-
-def _trial(study: Any, number: int, rate: float) -> Any:
-    """The trial of this number, which may have begun before."""
-    if number == len(study.trials):
-        study.enqueue_trial({"rate": rate})
-    known = study.trials[number]
-    waiting = known.state == _optuna().trial.TrialState.WAITING
-    trial = study.ask() if waiting else _optuna().trial.Trial(study, known._trial_id)
-    if not known.state.is_finished():
-        _rate_of(trial)
-    return trial
-
-
-def _rate_of(trial: Any) -> float:
-    """The rate of a trial, from a range wide enough for rates beyond each end."""
-    low, high = RATE_RANGE
-    wider = 10 * FACTOR**FURTHER
-    return float(trial.suggest_float("rate", low / wider, high * wider, log=True))
+        self.losses[step] = loss
+        there = [losses[step] for losses in self._others if step in losses]
+        if state.max_steps // 2 <= step < state.max_steps and len(self._others) > 1 and there:
+            self.pruned = min(self.losses.values()) > median(there)
+            control.should_training_stop = self.pruned or control.should_training_stop
+        self.save()
 
 
 def _run_of(folder: Path, number: int) -> Path:
     return folder / f"trial-{number}"
-
-
-def _optuna() -> Any:
-    with needs_extra("compare"):
-        import optuna
-        import optuna.storages.journal
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    return optuna

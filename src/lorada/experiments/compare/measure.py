@@ -21,7 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lorada.experiments import own_process
 from lorada.experiments.compare.jobs import comparison_jobs, reads
-from lorada.experiments.compare.plan import Candidate, Plan
+from lorada.experiments.compare.plan import Candidate, ComparisonPlan
 from lorada.experiments.compare.spec import Comparison
 from lorada.experiments.queue.job import Job, Report
 from lorada.experiments.queue.queue import last_line
@@ -39,7 +39,9 @@ TURNS = 2  # at the end; the fastest counts, since other work can only slow a st
 TIMES = "times"  # the folder of a comparison that has them
 
 
-def estimate(comparison: Comparison, plan: Plan, slots: int, report: Report) -> dict[str, Any]:
+def forecast(
+    comparison: Comparison, plan: ComparisonPlan, slots: int, report: Report
+) -> dict[str, Any]:
     """What a comparison would take.
 
     Args:
@@ -84,7 +86,7 @@ def estimate(comparison: Comparison, plan: Plan, slots: int, report: Report) -> 
     }
 
 
-def _recipe(comparison: Comparison, plan: Plan, candidate: Candidate) -> Recipe:
+def _recipe(comparison: Comparison, plan: ComparisonPlan, candidate: Candidate) -> Recipe:
     settings = {
         "seed": comparison.seeds[0],
         "max_steps": STEPS,
@@ -96,7 +98,7 @@ def _recipe(comparison: Comparison, plan: Plan, candidate: Candidate) -> Recipe:
     ).model_copy(update={"eval_data": None})
 
 
-def time_jobs(comparison: Comparison, plan: Plan, folder: Path) -> list[Job]:
+def time_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> list[Job]:
     """The jobs that measure the time of a step, in turns and one after another."""
     found: list[Job] = []
     for turn in range(1, TURNS + 1):

@@ -7,6 +7,7 @@ from functools import cache
 from itertools import chain
 
 from peft.tuners.tuners_utils import check_target_module_exists
+from torch import nn
 
 from lorada.attention.call import head_count
 from lorada.attention.modules import self_attentions
@@ -138,20 +139,24 @@ def _shapes(part: str, settings: Settings, model: str) -> list[tuple[int, ...]]:
 @cache
 def _linears(model: str) -> dict[str, tuple[int, ...]]:
     """Widths (in, out) of a model's linear layers, by name."""
-    module = meta_model(load_config(model))
-    return {} if module is None else {key: widths(each) for key, each in linears(module).items()}
+    return {key: widths(each) for key, each in linears(_module(model)).items()}
 
 
 @cache
 def _map_heads(model: str) -> int:
     """The greatest divisor of the heads of all self-attention modules."""
-    module = meta_model(load_config(model))
-    hosts = [] if module is None else [module.get_submodule(n) for n in self_attentions(module)]
+    module = _module(model)
+    hosts = [module.get_submodule(name) for name in self_attentions(module)]
     return math.gcd(*(head_count(host) for host in hosts)) or 1
 
 
 @cache
 def _parameters(model: str) -> int:
     """How many parameters a model has, which is above any size within a budget."""
-    module = meta_model(load_config(model))
-    return 10**12 if module is None else module.num_parameters()
+    return sum(each.numel() for each in _module(model).parameters()) or 10**12
+
+
+def _module(model: str) -> nn.Module:
+    """A model without weights; an empty module for code of its repository."""
+    found = meta_model(load_config(model))
+    return nn.Module() if found is None else found

@@ -73,7 +73,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComparisonPlan:
     """What a comparison runs.
 
     Attributes:
@@ -108,7 +108,7 @@ class Plan:
         write_atomic(folder / PLAN_FILE, json_text(asdict(self)) + "\n")
 
 
-def saved_plan(folder: Path) -> Plan | None:
+def saved_plan(folder: Path) -> ComparisonPlan | None:
     """The plan in a folder; None if there is none.
 
     Raises:
@@ -119,12 +119,14 @@ def saved_plan(folder: Path) -> Plan | None:
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return Plan(**{**data, "candidates": [Candidate(**each) for each in data["candidates"]]})
+        return ComparisonPlan(
+            **{**data, "candidates": [Candidate(**each) for each in data["candidates"]]}
+        )
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({error}): put it back, or --overwrite") from error
 
 
-def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report) -> Plan:
+def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report) -> ComparisonPlan:
     """Choose the size of each method for each budget, and count the steps of a training.
 
     Raises:
@@ -137,7 +139,7 @@ def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report
     for method in comparison.methods:
         report(f"choosing the size of {method}")
         candidates += candidates_of(comparison, method, data, base)
-    plan = Plan(
+    plan = ComparisonPlan(
         candidates=candidates,
         steps=steps_of(comparison, base, data),
         batch=args.per_device_train_batch_size,

@@ -16,10 +16,11 @@ from lorada.experiments.compare.jobs import (
     score_commonest,
 )
 from lorada.experiments.compare.measure import TIMES, time_jobs
-from lorada.experiments.compare.plan import PLAN_FILE, Plan, about, make_plan, saved_plan
+from lorada.experiments.compare.plan import PLAN_FILE, ComparisonPlan, about, make_plan, saved_plan
 from lorada.experiments.compare.spec import SPEC_FILE, Comparison
 from lorada.experiments.queue.job import Job, JobEngine, Outcome, Report
 from lorada.experiments.queue.queue import run_queue, shard
+from lorada.report.comparison.summary import Summary
 from lorada.report.comparison.write import write_report
 from lorada.runs.data.dataset import refuse_target_length
 from lorada.runs.models.loading import own_classes
@@ -36,11 +37,13 @@ class Compared:
     """The outcome of a command on a comparison.
 
     Attributes:
-        reports: the files of the report; empty if runs are left to other commands.
+        summary: what the report shows; None if runs are left to other commands.
+        reports: its files, the page first.
         failures: folder of a job → the last line of its error.
         left: how many jobs are left to other commands, such as other shards.
     """
 
+    summary: Summary | None
     reports: list[Path]
     failures: dict[str, str]
     left: int
@@ -79,13 +82,13 @@ def compare(
     undone = [job for job in jobs if not job.done()]
     left = [job for job in undone if str(job.folder.relative_to(folder)) not in failed]
     if left:
-        return Compared([], failed, len(left))
+        return Compared(None, [], failed, len(left))
     job = base_job(comparison, plan, folder)
     baselines = {"as_it_is": _as_it_is(job, engine, report), "commonest": score_commonest(data)}
     write_atomic(folder / BASELINES_FILE, json_text(baselines) + "\n")
     run_queue(time_jobs(comparison, plan, folder), engine(), report=report)
-    reports = write_report(folder, against=comparison.against, with_text=comparison.with_text)
-    return Compared(reports, failed, 0)
+    written = write_report(folder, against=comparison.against, with_text=comparison.with_text)
+    return Compared(*written, failed, 0)
 
 
 def _as_it_is(job: Job | None, engine: Callable[[], JobEngine], report: Report) -> dict[str, Any]:
@@ -103,7 +106,7 @@ def _as_it_is(job: Job | None, engine: Callable[[], JobEngine], report: Report) 
 def _begin(
     comparison: Comparison, folder: Path, base: Prepared, data: Data, *, overwrite: bool,
     report: Report,
-) -> Plan:  # fmt: skip
+) -> ComparisonPlan:  # fmt: skip
     """The plan of a comparison, made now or before; the folder is written only if all is well."""
     plan = None if overwrite else saved_plan(folder)
     if plan is None:
@@ -124,7 +127,9 @@ def _begin(
     return plan
 
 
-def planned(comparison: Comparison, folder: Path, *, resume: bool, report: Report) -> Plan:
+def planned(
+    comparison: Comparison, folder: Path, *, resume: bool, report: Report
+) -> ComparisonPlan:
     """The plan of a comparison; nothing is written.
 
     Raises:

@@ -3,14 +3,12 @@
 import os
 import time
 import traceback
-from collections import Counter
 from collections.abc import Hashable, Sequence
-from graphlib import CycleError, TopologicalSorter
+from graphlib import TopologicalSorter
 
 from lorada.experiments.own_process import KINDS
 from lorada.experiments.queue.job import HeldError, Job, JobEngine, Outcome, Report
 from lorada.support.duration import duration
-from lorada.support.errors import unknown_name
 
 
 def run_queue(jobs: Sequence[Job], engine: JobEngine, *, report: Report) -> dict[str, Outcome]:
@@ -23,8 +21,6 @@ def run_queue(jobs: Sequence[Job], engine: JobEngine, *, report: Report) -> dict
         What became of each job, by its name.
 
     Raises:
-        ValueError: for two jobs of one name, a job to wait for that is not there, or jobs that
-            wait for each other.
         KeyboardInterrupt: if the user interrupted; running jobs have saved then.
     """
     try:
@@ -55,7 +51,6 @@ class _Queue:
     """The state of a queue while it runs."""
 
     def __init__(self, jobs: Sequence[Job], engine: JobEngine, report: Report) -> None:
-        _refuse_disorder(jobs)
         self._jobs = {job.name: job for job in jobs}
         self._engine, self._report = engine, report
         self._outcomes = {job.name: Outcome("kept") for job in jobs if job.done()}
@@ -140,27 +135,6 @@ class _Queue:
         mean, now = sum(self._seconds) / max(1, len(self._seconds)), time.monotonic()
         left = more * mean + sum(max(0.0, mean - (now - began)) for began in started)
         return f", about {duration(left / self._engine.slots)} left" if left >= 1 else ""
-
-
-def _refuse_disorder(jobs: Sequence[Job]) -> None:
-    """Refuse jobs that have no order.
-
-    Raises:
-        ValueError: for two jobs of one name, a job to wait for that is not there, or jobs that
-            wait for each other.
-    """
-    names = Counter(job.name for job in jobs)
-    for job in jobs:
-        if names[job.name] > 1:
-            raise ValueError(f"two jobs have the name {job.name!r}")
-        for before in job.after:
-            if before not in names:
-                raise unknown_name(f"job before {job.name}", before, names)
-    try:
-        TopologicalSorter({job.name: job.after for job in jobs}).prepare()
-    except CycleError as error:
-        circle = sorted(set(error.args[1]))
-        raise ValueError(f"these jobs wait for each other: {', '.join(circle)}") from None
 
 
 def last_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from lorada.experiments.queue.job import Job, Report
 from lorada.experiments.queue.queue import run_queue
 
 
-class _Clock:
+class _SimulatedEngine:
     """An engine whose jobs only take time, which is read off its own clock."""
 
     def __init__(self, seconds: Mapping[str, float], slots: int) -> None:
@@ -35,11 +35,8 @@ def makespan(seconds: Mapping[str, float], after: Mapping[str, Sequence[str]], s
         seconds: how long each job takes, in the queue's order.
         after: the jobs that a job waits for; a job that waits for none may be left out.
         slots: how many jobs run at once.
-
-    Raises:
-        ValueError: for a job to wait for that is not there, or jobs that wait for each other.
     """
-    clock = _Clock(seconds, slots)
+    clock = _SimulatedEngine(seconds, slots)
     jobs = [Job(name, print, Path(), bool, tuple(after.get(name, ()))) for name in seconds]
     run_queue(jobs, clock, report=lambda line: None)
     return clock.now

@@ -6,10 +6,10 @@ print. Altair comes with the extra ``compare``.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from lorada.report.comparison.summary import Line, Summary
+from lorada.report.comparison.summary import CandidateLine, Summary
 from lorada.report.comparison.verdict import LOSSES
 from lorada.support.errors import needs_extra
 
@@ -36,7 +36,6 @@ COSTS = {
 }
 LOG_FROM = 8  # an axis is logarithmic if its largest value is so many times its smallest
 MOST_POINTS = 100  # of one loss curve
-ALL_POINTS = 50_000  # of all loss curves, because a point takes about 14 bytes of the page
 TEXT = {"labelColor": "currentColor", "titleColor": "currentColor", "labelFontSize": 12}
 CONFIG = {
     "background": "transparent",
@@ -50,7 +49,6 @@ CONFIG = {
     },
     "legend": {**TEXT, "symbolStrokeWidth": 2, "symbolOpacity": 1},
 }  # fmt: skip
-MOST_SEEDS = 8  # methods; with more of them, seeds are drawn for the chosen method only
 
 
 def pareto_charts(summary: Summary) -> dict[str, Spec]:
@@ -64,7 +62,9 @@ def pareto_charts(summary: Summary) -> dict[str, Spec]:
     return charts
 
 
-def _pareto(summary: Summary, lines: list[Line], costs: list[float], title: str, form: str) -> Spec:
+def _pareto(
+    summary: Summary, lines: list[CandidateLine], costs: list[float], title: str, form: str
+) -> Spec:
     front = pareto_front(costs, [line.score or 0.0 for line in lines])
     rows = [
         {**_row(line), "cost": cost, "front": index in front}
@@ -168,67 +168,42 @@ def interval_chart(summary: Summary) -> Spec | None:
     return _finished(alt.layer(*layers), height=28 * len(rows) + 10)
 
 
-def loss_charts(summary: Summary, curves: Mapping[str, Sequence[Curve]]) -> dict[str, Spec]:
-    """Charts of the training loss over steps: budget → specification.
+def loss_charts(summary: Summary) -> dict[str, Spec]:
+    """Charts of the mean training loss over steps, a line for each method: budget → specification.
 
-    The parameter ``chosen`` of a chart is the method whose curve stands out, or null for none.
-
-    Args:
-        summary: of the comparison; its histories are the thick lines.
-        curves: label → a curve for each seed, drawn as thin lines.
+    A click on a method in the legend makes its line stand out.
     """
     lines = [line for line in summary.lines if summary.histories.get(line.label)]
     by_size = sorted(lines, key=lambda line: line.trainable or 0)
     budgets = list(dict.fromkeys(name for line in by_size for name in _budgets(line)))
-    seeds = sum(1 + len(curves.get(line.label, ())) for line in lines)
-    points = max(2, min(MOST_POINTS, ALL_POINTS // max(seeds, 1)))
     return {
-        budget: _loss(summary, [line for line in lines if budget in _budgets(line)], curves, points)
+        budget: _loss(summary, [line for line in lines if budget in _budgets(line)])
         for budget in budgets
     }
 
 
-def _loss(
-    summary: Summary, lines: list[Line], curves: Mapping[str, Sequence[Curve]], points: int
-) -> Spec:
-    rows = []
-    for line in lines:
-        seeds = curves.get(line.label, ())
-        means = {"mean": summary.histories[line.label]}
-        thin = {str(number): curve for number, curve in enumerate(seeds)} if seeds[1:] else {}
-        for name, curve in {**thin, **means}.items():
-            kept = thin_out(curve, points)
-            rows.append({
-                "method": line.method, "curve": name, "step": [step for step, _ in kept],
-                # JSON has no NaN; a null leaves a gap in the line.
-                "loss": [float(f"{y:.4g}") if math.isfinite(y) else None for _, y in kept],
-            })  # fmt: skip
+def _loss(summary: Summary, lines: list[CandidateLine]) -> Spec:
+    curves = {line.method: thin_out(summary.histories[line.label], MOST_POINTS) for line in lines}
+    rows = [
+        # JSON has no NaN; a null leaves a gap in the line.
+        {"method": method, "step": step, "loss": loss if math.isfinite(loss) else None}
+        for method, curve in curves.items()
+        for step, loss in curve
+    ]
     styles = _styles(summary, lines)
-    base = (
+    chosen = alt.selection_point(fields=["method"], bind="legend")
+    chart = (
         alt.Chart(alt.InlineData(rows))
-        .transform_flatten(["step", "loss"])
+        .mark_line(size=2.25)
         .encode(
             x=alt.X("step:Q", title="optimizer steps", axis=alt.Axis(tickCount=6)),
             y=alt.Y("loss:Q", title="training loss (nats per token)", scale=alt.Scale(zero=False)),
             color=alt.Color("method:N", **styles(COLOURS)),
             strokeDash=alt.StrokeDash("method:N", **styles(DASHES)),
-            detail="curve:N",
+            opacity=alt.when(chosen).then(alt.value(1)).otherwise(alt.value(0.12)),
         )
+        .add_params(chosen)
     )
-    chosen, none = "datum.method === chosen", "chosen === null"
-    unchosen = 0.4 if len(lines) <= MOST_SEEDS else 0.0
-    mean = alt.datum.curve == "mean"
-    seeds_opacity = alt.when(chosen).then(alt.value(0.6)).when(none).then(alt.value(unchosen))
-    mean_opacity = alt.when(f"{none} || {chosen}").then(alt.value(1))
-    layers = [
-        base.transform_filter(~mean)
-        .mark_line(size=1)
-        .encode(opacity=seeds_opacity.otherwise(alt.value(0))),
-        base.transform_filter(mean)
-        .mark_line(size=2.25)
-        .encode(opacity=mean_opacity.otherwise(alt.value(0.12))),
-    ]
-    chart = alt.layer(*layers).add_params(alt.param(name="chosen", value=None))
     return _finished(chart, height=340)
 
 
@@ -291,16 +266,16 @@ def score_unit(summary: Summary) -> str:
     return "minus nats per token" if summary.metric == LOSSES else "percent"
 
 
-def scored(summary: Summary) -> list[Line]:
+def scored(summary: Summary) -> list[CandidateLine]:
     """The candidates that have a score, the highest first."""
     return [line for line in summary.lines if line.score is not None]
 
 
-def _budgets(line: Line) -> list[str]:
+def _budgets(line: CandidateLine) -> list[str]:
     return [name.strip() for name in line.budget.split(",")]
 
 
-def _row(line: Line) -> dict[str, Any]:
+def _row(line: CandidateLine) -> dict[str, Any]:
     """What each chart of scores needs of a candidate."""
     return {
         "label": line.label, "method": line.method, "score": line.score,
@@ -315,7 +290,7 @@ def _tooltip(summary: Summary) -> list[alt.Tooltip]:
     return [alt.Tooltip("label:N", title="candidate"), *numbers]
 
 
-def _styles(summary: Summary, lines: list[Line]) -> Any:
+def _styles(summary: Summary, lines: list[CandidateLine]) -> Any:
     """A function from values, such as colours, to the scale and legend of the lines' methods.
 
     A method's place among all methods chooses its value, so that it is the same in all charts.

@@ -1,13 +1,12 @@
 """The shell commands that a comparison's report gives for the candidate to take."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorada.report.comparison.read import Candidate, Results, Run
-from lorada.support.files import file_name, json_text
+from lorada.report.comparison.read import Results, ScoredCandidate, ScoredRun
+from lorada.support.files import as_typed, file_name, json_text
 
 CLASSIFIED = ("label", "score")  # forms of rows whose answer is a class or a number
 BESIDE = "explore beside the next best"
@@ -38,7 +37,7 @@ class Pair:
         return all((run / "result.json").stat().st_mtime_ns <= written for run in self.runs)
 
 
-def pair_of(folder: Path, best: Candidate, scored: Sequence[Candidate]) -> Pair | None:
+def pair_of(folder: Path, best: ScoredCandidate, scored: Sequence[ScoredCandidate]) -> Pair | None:
     """The winner and the next best candidate of another method, at the first seed that both have.
 
     Args:
@@ -63,7 +62,7 @@ def pair_of(folder: Path, best: Candidate, scored: Sequence[Candidate]) -> Pair 
     return Pair((first, second), folder / f"explore-{'-'.join(names)}-seed{seed}.html")
 
 
-def commands_of(folder: Path, best: Candidate, pair: Pair | None) -> dict[str, str]:
+def commands_of(folder: Path, best: ScoredCandidate, pair: Pair | None) -> dict[str, str]:
     """The commands to train the winner again, and to use the run of its first seed.
 
     Args:
@@ -87,7 +86,7 @@ def commands_of(folder: Path, best: Candidate, pair: Pair | None) -> dict[str, s
         found[BESIDE] = [
             "explore", *pair.runs, "--text", "TEXT", "--output", pair.page, "--overwrite", *allowed
         ]  # fmt: skip
-    return {name: shlex.join(["lorada", *map(_word, words)]) for name, words in found.items()}
+    return {name: as_typed("lorada", *words) for name, words in found.items()}
 
 
 def longer(results: Results) -> dict[str, str]:
@@ -116,7 +115,7 @@ def longer(results: Results) -> dict[str, str]:
         for key, value in settings.items()
         if value is not None
     ]
-    return {LONGER: shlex.join(words)}
+    return {LONGER: as_typed(*words)}
 
 
 def _has_adapter(run: Path) -> bool:
@@ -124,11 +123,6 @@ def _has_adapter(run: Path) -> bool:
     return not any((run / name).exists() for name in ("model", "trained.safetensors"))
 
 
-def _remote(run: Run) -> bool:
+def _remote(run: ScoredRun) -> bool:
     recipe = run.result.get("recipe")
     return isinstance(recipe, dict) and bool(recipe.get("trust_remote_code"))
-
-
-def _word(word: Any) -> str:
-    """A word of a command; a path that begins with a dash gets ./, so that it is no option."""
-    return f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)

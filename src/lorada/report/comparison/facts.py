@@ -1,18 +1,16 @@
 """What a comparison's results say of one candidate, and of the machines that ran it."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from lorada.report.comparison.read import Candidate, Run
+from lorada.report.comparison.read import ScoredCandidate, ScoredRun
 from lorada.report.comparison.statistics import interval
-from lorada.report.comparison.summary import Search, Trial
+from lorada.report.comparison.summary import Search, TriedRate
 from lorada.report.render import main_metric
-from lorada.report.tables import NOTHING
 
 
-def facts_of(candidate: Candidate) -> dict[str, Any]:
+def facts_of(candidate: ScoredCandidate) -> dict[str, Any]:
     """The fields of a line that need no other candidate."""
     runs, plan = candidate.runs, candidate.plan
     facts: dict[str, Any] = {
@@ -39,7 +37,7 @@ def facts_of(candidate: Candidate) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _numbers(runs: list[Run], *keys: str) -> list[float]:
+def _numbers(runs: list[ScoredRun], *keys: str) -> list[float]:
     """The numbers under these keys of the runs' results; runs without one are left out."""
     found = []
     for run in runs:
@@ -55,12 +53,12 @@ def _mean(values: list[float], unit: float = 1.0) -> float | None:
     return float(np.mean(values)) / unit if values else None
 
 
-def seeds_of(runs: list[Run]) -> tuple[int, ...]:
+def seeds_of(runs: list[ScoredRun]) -> tuple[int, ...]:
     """The seeds of runs, each once."""
     return tuple(sorted({run.seed for run in runs}))
 
 
-def _metric(runs: list[Run]) -> tuple[str, float | None]:
+def _metric(runs: list[ScoredRun]) -> tuple[str, float | None]:
     """The main metric's name, and its mean over runs and over the names of the rows."""
     names = dict.fromkeys(name for run in runs for name, _ in run.scores)
     found: dict[str, None] = {}
@@ -73,7 +71,7 @@ def _metric(runs: list[Run]) -> tuple[str, float | None]:
     return "/".join(found), _mean(values)
 
 
-def history_of(candidate: Candidate) -> list[tuple[int, float]]:
+def history_of(candidate: ScoredCandidate) -> list[tuple[int, float]]:
     """The training loss over steps: the mean over runs, at steps that all of them logged."""
     by_step: dict[int, list[float]] = {}
     for run in candidate.runs:
@@ -84,7 +82,7 @@ def history_of(candidate: Candidate) -> list[tuple[int, float]]:
     return [(step, float(np.mean(v))) for step, v in sorted(by_step.items()) if len(v) == most]
 
 
-def machines_of(plan: dict[str, Any], runs: list[Run]) -> tuple[str, ...]:
+def machines_of(plan: dict[str, Any], runs: list[ScoredRun]) -> tuple[str, ...]:
     """One text for each kind of machine that ran a part."""
     machines = [run.result.get("hardware") for run in runs] or [plan.get("hardware")]
     texts = []
@@ -98,7 +96,7 @@ def machines_of(plan: dict[str, Any], runs: list[Run]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(texts))
 
 
-def version_notes(runs: list[Run]) -> list[str]:
+def version_notes(runs: list[ScoredRun]) -> list[str]:
     """A note for each package whose version differs between runs."""
     found: dict[str, dict[str, None]] = {}
     for run in runs:
@@ -112,20 +110,14 @@ def version_notes(runs: list[Run]) -> list[str]:
     ]
 
 
-def rates_text(rates: Sequence[float]) -> str:
-    """Learning rates from the lowest on as a text: one, or the lowest and the highest."""
-    ends = dict.fromkeys(f"{rate:.2g}" for rate in (*rates[:1], *rates[-1:]))
-    return " to ".join(ends) or NOTHING
-
-
-def tried_rates(candidate: Candidate) -> list[Trial]:
+def tried_rates(candidate: ScoredCandidate) -> list[TriedRate]:
     """The learning rates that a candidate's searches tried: of each, from the lowest on."""
     found = []
     for number, search in enumerate(candidate.searches):
         trials = sorted(_trials(search), key=lambda trial: float(trial["rate"]))
         for place, trial in enumerate(trials):
             chosen = trial["rate"] == search.get("rate")
-            found.append(Trial(
+            found.append(TriedRate(
                 rate=float(trial["rate"]), loss=trial.get("loss"),
                 stopped=bool(trial.get("pruned")), chosen=chosen,
                 at_edge=chosen and len(trials) > 1 and place in (0, len(trials) - 1),
@@ -134,7 +126,7 @@ def tried_rates(candidate: Candidate) -> list[Trial]:
     return found
 
 
-def search_of(candidates: list[Candidate], each_seed: bool) -> Search:
+def search_of(candidates: list[ScoredCandidate], each_seed: bool) -> Search:
     """What the search for learning rates cost."""
     trials = [
         trial for candidate in candidates for search in candidate.searches

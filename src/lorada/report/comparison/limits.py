@@ -3,17 +3,21 @@
 from collections.abc import Iterator, Sequence
 
 from lorada.report.comparison.facts import tried_rates
-from lorada.report.comparison.read import Candidate, Results
+from lorada.report.comparison.read import Results, ScoredCandidate
 from lorada.report.comparison.statistics import ALPHA, detectable, has_no_spread
-from lorada.report.comparison.summary import Line, Search
-from lorada.report.comparison.verdict import LOSSES, Choice, counted
+from lorada.report.comparison.summary import CandidateLine, Search
+from lorada.report.comparison.verdict import LOSSES, Recommendation, counted
 from lorada.support.duration import duration
 
 NAMED = 6  # labels that a sentence names at most
 
 
 def limits(
-    results: Results, choice: Choice, tested: Sequence[Candidate], against: str, search: Search
+    results: Results,
+    choice: Recommendation,
+    tested: Sequence[ScoredCandidate],
+    against: str,
+    search: Search,
 ) -> Iterator[str]:
     """What limits the verdict, a sentence each.
 
@@ -46,7 +50,7 @@ def limits(
     yield from _learning_rates(results.candidates, search)
 
 
-def _learning_rates(candidates: Sequence[Candidate], search: Search) -> Iterator[str]:
+def _learning_rates(candidates: Sequence[ScoredCandidate], search: Search) -> Iterator[str]:
     """How learning rates were chosen, and which of them are at an end of the tried ones."""
     if not search.trials:
         yield "No learning rate was searched: each method has its own default."
@@ -70,7 +74,7 @@ def _learning_rates(candidates: Sequence[Candidate], search: Search) -> Iterator
     yield f"The search for learning rates took {duration(search.seconds)}: {trials}{rest}."
 
 
-def _without_spread(tested: Sequence[Candidate]) -> Iterator[str]:
+def _without_spread(tested: Sequence[ScoredCandidate]) -> Iterator[str]:
     """Which candidates are compared by a test over rows alone."""
     alike = [c.label for c in tested if has_no_spread(c.scores)]
     if len(alike) > 1:
@@ -93,7 +97,7 @@ def _incomplete(results: Results) -> Iterator[str]:
         )
 
 
-def _detectable(choice: Choice, tested: Sequence[Candidate]) -> Iterator[str]:
+def _detectable(choice: Recommendation, tested: Sequence[ScoredCandidate]) -> Iterator[str]:
     """The smallest difference that so many rows and seeds could have shown."""
     if len(tested) < 2:
         return
@@ -120,7 +124,7 @@ def _detectable(choice: Choice, tested: Sequence[Candidate]) -> Iterator[str]:
         )
 
 
-def _compared_with(scored: Sequence[Line], against: str) -> Iterator[str]:
+def _compared_with(scored: Sequence[CandidateLine], against: str) -> Iterator[str]:
     """Which candidates are better and worse than the method that they are tested against."""
     tested = [line for line in scored if line.p_against is not None]
     if not tested:

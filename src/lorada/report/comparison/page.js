@@ -11,21 +11,17 @@ const options = {
 for (const figure of document.querySelectorAll("figure[data-charts]")) {
   const box = figure.querySelector(".chart");
   const which = figure.querySelector("select.which");
-  const method = figure.querySelector("select.method");
   let chart = null;
-  const highlight = () => chart.view.signal("chosen", method.value || null).runAsync();
   const draw = async () => {
     if (chart) chart.finalize();
     if (which) box.dataset.chart = which.value;
     const name = box.dataset.chart;
     chart = await vegaEmbed(box, specs[name], { ...options, downloadFileName: name });
-    if (method) await highlight();
     box.dataset.drawn = name;
   };
   // One after the other: a menu may change while a chart is being drawn.
   let last = draw();
   which?.addEventListener("change", () => { last = last.then(draw); });
-  method?.addEventListener("change", () => { last = last.then(highlight); });
 }
 
 /** Compare two cells: numbers by size, others as text; a cell without a value comes last. */

@@ -3,15 +3,12 @@
 Its scripts are inlined, Vega's among them. vl-convert comes with the extra ``compare``.
 """
 
-from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
 from lorada.report.comparison.charts import (
     COSTS,
-    MOST_SEEDS,
-    Curve,
     interval_chart,
     loss_charts,
     pareto_charts,
@@ -19,8 +16,8 @@ from lorada.report.comparison.charts import (
     score_unit,
     scored,
 )
-from lorada.report.comparison.page_table import table_columns, table_rows
-from lorada.report.comparison.summary import Search, Summary
+from lorada.report.comparison.summary import Summary
+from lorada.report.comparison.table import table_columns, table_rows
 from lorada.report.html import render_page
 from lorada.support.errors import needs_extra
 from lorada.support.files import file_name
@@ -31,26 +28,18 @@ with needs_extra("compare"):
 HERE = Path(__file__).parent
 
 
-def comparison_page(summary: Summary, curves: Mapping[str, Sequence[Curve]]) -> str:
-    """The page as HTML; the same summary always gives the same page.
-
-    Args:
-        summary: what the page shows.
-        curves: label → the training loss of each seed: (step, nats per token).
-    """
-    costs, losses = pareto_charts(summary), loss_charts(summary, curves)
+def comparison_page(summary: Summary) -> str:
+    """The page as HTML; the same summary always gives the same page."""
+    costs, losses = pareto_charts(summary), loss_charts(summary)
     specs = {f"cost-{name}": spec for name, spec in costs.items()}
     specs |= {f"loss-{number}": spec for number, spec in enumerate(losses.values())}
     for name, chart in (("intervals", interval_chart), ("rates", rate_chart)):
         if spec := chart(summary):
             specs[name] = spec
-    scripts = [
-        _vega(),
-        (HERE / "page.js").read_text(encoding="utf-8"),
-    ]
     return render_page(
         HERE,
-        scripts,
+        f"Comparison: {summary.model} on {summary.task}",
+        [_vega(), (HERE / "page.js").read_text(encoding="utf-8")],
         summary=summary,
         columns=table_columns(summary),
         rows=table_rows(summary),
@@ -59,10 +48,7 @@ def comparison_page(summary: Summary, curves: Mapping[str, Sequence[Curve]]) -> 
         specs=specs,
         costs={f"cost-{name}": COSTS[name][1] for name in costs},
         budgets={f"loss-{number}": budget for number, budget in enumerate(losses)},
-        methods=list(dict.fromkeys(line.method for line in scored(summary))),
-        few_methods=MOST_SEEDS,
         texts=any(one.text for one in summary.disagreements),
-        search=_search(summary.search),
         folders=run_folders(summary),
     )
 
@@ -83,11 +69,3 @@ def run_folders(summary: Summary) -> dict[str, dict[int, str]]:
 def _vega() -> str:
     """The script that draws charts: Vega, Vega-Lite and Vega-Embed."""
     return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
-
-
-def _search(search: Search) -> str:
-    if not search.trials:
-        return "the methods' defaults, without a search"
-    how = "chosen with every seed" if search.each_seed else "chosen once for all seeds"
-    ended = f"{search.pruned} stopped early, {search.diverged} diverged"
-    return f"{how}: {search.trials} trials ({ended}) in {search.seconds / 60:.1f} min"

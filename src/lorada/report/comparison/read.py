@@ -15,12 +15,12 @@ from lorada.report.comparison.statistics import Scores
 from lorada.report.render import main_metric
 from lorada.support.files import file_name
 
-Row = tuple[str, int]  # the name of the rows and the row's number in their file, from 1
+RowKey = tuple[str, int]  # the name of the rows and the row's number in their file, from 1
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 
 
 @dataclass(frozen=True)
-class Run:
+class ScoredRun:
     """A finished run that is scored on the held-out rows.
 
     Attributes:
@@ -35,13 +35,13 @@ class Run:
     folder: str
     seed: int
     result: dict[str, Any]
-    scores: dict[Row, float]
-    losses: dict[Row, float]
-    texts: dict[Row, tuple[str, str]] = field(default_factory=dict)
+    scores: dict[RowKey, float]
+    losses: dict[RowKey, float]
+    texts: dict[RowKey, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ScoredCandidate:
     """A method at one size, with its runs.
 
     Attributes:
@@ -57,7 +57,7 @@ class Candidate:
 
     label: str
     plan: dict[str, Any]
-    runs: list[Run]
+    runs: list[ScoredRun]
     scores: Scores
     losses: Scores
     searches: list[dict[str, Any]]
@@ -101,8 +101,8 @@ class Results:
     folder: Path
     asked: dict[str, Any]
     plan: dict[str, Any]
-    candidates: list[Candidate]
-    rows: list[Row]
+    candidates: list[ScoredCandidate]
+    rows: list[RowKey]
     baselines: dict[str, Any]
     notes: list[str]
 
@@ -133,7 +133,7 @@ def read_comparison(folder: Path) -> Results:
         missing += [f"{r.folder}: it was scored on other rows" for r in runs if r not in same]
         notes += missing
         notes += [f"{label}: {entry['reason']}"] if entry.get("reason") else []
-        candidates.append(Candidate(
+        candidates.append(ScoredCandidate(
             label=label, plan=entry, runs=same, missing="; ".join(missing),
             scores=_table(same, rows, "scores"), losses=_table(same, rows, "losses"),
             searches=_searches(folder, entry, seeds, notes), seconds=_seconds(folder, entry, notes),
@@ -211,7 +211,7 @@ def _read_runs(
     seeds: list[int],
     failures: dict[str, Any],
     held_out: Collection[str],
-) -> tuple[list[Run], list[str]]:
+) -> tuple[list[ScoredRun], list[str]]:
     """The scored runs of a candidate, and a line for each seed that is missing."""
     runs, missing = [], []
     for seed in seeds if not entry.get("reason") else []:
@@ -229,14 +229,14 @@ def _read_runs(
     return runs, missing
 
 
-def _read_run(folder: Path, name: str, seed: int, held_out: Collection[str]) -> Run:
+def _read_run(folder: Path, name: str, seed: int, held_out: Collection[str]) -> ScoredRun:
     """A run with its scores on the held-out rows; it may have been scored on others since."""
     result = json.loads((folder / name / "result.json").read_text(encoding="utf-8"))
     for metrics in result["metrics"].values():
         main_metric(metrics)
     if not all(isinstance(entry, dict) for entry in result.get("history") or []):
         raise ValueError("its history is no list of losses")
-    run = Run(name, seed, result, {}, {})
+    run = ScoredRun(name, seed, result, {}, {})
     # Not splitlines(), which would also split at U+2028, and a JSON string may hold that.
     text = (folder / name / "predictions.jsonl").read_text(encoding="utf-8")
     for line in filter(None, text.split("\n")):
@@ -255,13 +255,13 @@ def _read_run(folder: Path, name: str, seed: int, held_out: Collection[str]) -> 
     return run
 
 
-def _common_rows(runs: list[Run], names: list[str]) -> list[Row]:
+def _common_rows(runs: list[ScoredRun], names: list[str]) -> list[RowKey]:
     """The rows that most runs were scored on, in the order of their names and numbers."""
     counted = Counter(frozenset(run.scores) for run in runs)
     rows = max(counted, key=lambda found: (counted[found], len(found)), default=frozenset())
     return sorted(rows, key=lambda row: (names.index(row[0]), row[1]))
 
 
-def _table(runs: list[Run], rows: list[Row], kind: str) -> Scores:
+def _table(runs: list[ScoredRun], rows: list[RowKey], kind: str) -> Scores:
     found = [[getattr(run, kind)[row] for row in rows] for run in runs]
     return np.array(found, dtype=float).reshape(len(runs), len(rows))

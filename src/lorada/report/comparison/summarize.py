@@ -17,7 +17,7 @@ from lorada.report.comparison.facts import (
     version_notes,
 )
 from lorada.report.comparison.limits import limits
-from lorada.report.comparison.read import Candidate, Results
+from lorada.report.comparison.read import Results, ScoredCandidate
 from lorada.report.comparison.statistics import (
     ALPHA,
     fixed_p,
@@ -26,7 +26,7 @@ from lorada.report.comparison.statistics import (
     letters,
     paired_p,
 )
-from lorada.report.comparison.summary import Baseline, Disagreement, Line, Summary
+from lorada.report.comparison.summary import Baseline, CandidateLine, Disagreement, Summary
 from lorada.report.comparison.verdict import choose, verdict
 from lorada.support.errors import unknown_name
 
@@ -93,7 +93,7 @@ def summarize(results: Results, against: str | None = None, with_text: bool = Fa
     )
 
 
-def _pairs(tested: list[Candidate]) -> dict[frozenset[str], float]:
+def _pairs(tested: list[ScoredCandidate]) -> dict[frozenset[str], float]:
     """The corrected p-value of each pair of candidates, by their labels."""
     pairs = list(combinations(tested, 2))
     corrected = holm([paired_p(a.scores, b.scores) for a, b in pairs])
@@ -101,8 +101,11 @@ def _pairs(tested: list[Candidate]) -> dict[frozenset[str], float]:
 
 
 def _lines(
-    results: Results, scored: list[Candidate], pairs: dict[frozenset[str], float], against: str
-) -> list[Line]:
+    results: Results,
+    scored: list[ScoredCandidate],
+    pairs: dict[frozenset[str], float],
+    against: str,
+) -> list[CandidateLine]:
     """A line for each candidate, those with the highest score first."""
     tested = [c for c in scored if min(c.scores.shape) > 1]
     different = {pair for pair, p in pairs.items() if p < ALPHA}
@@ -119,7 +122,7 @@ def _lines(
     p_untrained = _against_untrained(results, tested)
     rest = [c for c in results.candidates if c not in scored]
     return [
-        Line(
+        CandidateLine(
             **facts_of(candidate),
             letter=groups.get(candidate.label, ""),
             against=references[candidate.label].label if candidate.label in references else "",
@@ -131,7 +134,7 @@ def _lines(
     ]
 
 
-def _against_untrained(results: Results, tested: list[Candidate]) -> dict[str, float]:
+def _against_untrained(results: Results, tested: list[ScoredCandidate]) -> dict[str, float]:
     """The corrected p-value of each candidate against the scores without training, by its label.
 
     A candidate has to beat all such scores, so the largest of its p-values counts; one that is not
@@ -149,7 +152,9 @@ def _against_untrained(results: Results, tested: list[Candidate]) -> dict[str, f
     return dict(zip((one.label for one in tested), holm(largest), strict=True))
 
 
-def _reference(candidate: Candidate, tested: list[Candidate], against: str) -> Candidate | None:
+def _reference(
+    candidate: ScoredCandidate, tested: list[ScoredCandidate], against: str
+) -> ScoredCandidate | None:
     """What a candidate is tested against: the method ``against``, if possible at the same budget.
 
     None for that method itself.
@@ -190,7 +195,7 @@ def _baselines(results: Results) -> list[Baseline]:
 
 
 def _disagreements(
-    results: Results, scored: list[Candidate], with_text: bool
+    results: Results, scored: list[ScoredCandidate], with_text: bool
 ) -> list[Disagreement]:
     """The rows that divide the candidates most; none where rows are not right or wrong."""
     if not scored or not all(np.isin(c.scores, (RIGHT, WRONG)).all() for c in scored):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Line:
+class CandidateLine:
     """What the report shows of one candidate, which is a method at one size.
 
     Attributes:
@@ -104,7 +104,7 @@ class Disagreement:
 
 
 @dataclass(frozen=True)
-class Trial:
+class TriedRate:
     """A learning rate that was tried.
 
     Attributes:
@@ -178,14 +178,14 @@ class Summary:
     seeds: tuple[int, ...] = ()
     metric: str = ""
     best: str = ""
-    lines: tuple[Line, ...] = ()
+    lines: tuple[CandidateLine, ...] = ()
     baselines: tuple[Baseline, ...] = ()
     histories: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     disagreements: tuple[Disagreement, ...] = ()
     commands: dict[str, str] = field(default_factory=dict)
     pages: dict[str, str] = field(default_factory=dict)
     search: Search = Search()
-    tried: dict[str, list[Trial]] = field(default_factory=dict)
+    tried: dict[str, list[TriedRate]] = field(default_factory=dict)
     hardware: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from lorada.report.comparison.statistics import ALPHA
-from lorada.report.comparison.summary import Baseline, Line
+from lorada.report.comparison.summary import Baseline, CandidateLine
 
 LOSSES = "perplexity"  # the metric of rows whose score is minus their loss in nats, not percent
 HARDLY = 0.05  # a training loss that falls by a smaller share hardly fell
@@ -18,7 +18,7 @@ COSTS = {
 
 
 @dataclass(frozen=True)
-class Choice:
+class Recommendation:
     """Which candidate to take, and why.
 
     Attributes:
@@ -35,12 +35,12 @@ class Choice:
             quarter of its steps, in nats per token; None if it was not logged.
     """
 
-    scored: Sequence[Line]
-    top: Line | None
-    tied: Sequence[Line]
-    best: Line | None
+    scored: Sequence[CandidateLine]
+    top: CandidateLine | None
+    tied: Sequence[CandidateLine]
+    best: CandidateLine | None
     cost: str
-    unlearned: Sequence[Line]
+    unlearned: Sequence[CandidateLine]
     baseline: Baseline | None
     losses: tuple[float, float] | None
 
@@ -51,10 +51,10 @@ class Choice:
 
 
 def choose(
-    lines: Sequence[Line],
+    lines: Sequence[CandidateLine],
     baselines: Sequence[Baseline],
     histories: Mapping[str, Sequence[tuple[int, float]]],
-) -> Choice:
+) -> Recommendation:
     """Choose a candidate.
 
     Args:
@@ -75,10 +75,10 @@ def choose(
     history = histories.get(shown.label, []) if shown else []
     losses = _losses([loss for _, loss in history])
     unlearned = [line for line in tied if line not in better]
-    return Choice(scored, top, tied, best, cost, unlearned, baseline, losses)
+    return Recommendation(scored, top, tied, best, cost, unlearned, baseline, losses)
 
 
-def _beats(line: Line, baseline: Baseline | None) -> bool:
+def _beats(line: CandidateLine, baseline: Baseline | None) -> bool:
     """Whether a line is above all scores without training, by more than chance if it is tested."""
     if baseline is None or baseline.score is None or line.score is None:
         return baseline is None
@@ -87,7 +87,7 @@ def _beats(line: Line, baseline: Baseline | None) -> bool:
     return line.p_untrained < ALPHA
 
 
-def _cheapest(lines: Sequence[Line]) -> tuple[Line | None, str]:
+def _cheapest(lines: Sequence[CandidateLine]) -> tuple[CandidateLine | None, str]:
     """The cheapest line and its costs in words: the first in which they differ, then the next."""
     left, said = list(lines), []
     for field, words in COSTS.items():
@@ -106,7 +106,7 @@ def _losses(history: Sequence[float]) -> tuple[float, float] | None:
     return fmean(history[:part]), fmean(history[-part:])
 
 
-def verdict(choice: Choice, again: str) -> str:
+def verdict(choice: Recommendation, again: str) -> str:
     """The result in one sentence or two; where nothing was learned, with what to do.
 
     Args:
@@ -121,7 +121,7 @@ def verdict(choice: Choice, again: str) -> str:
     return _winner(choice, top)
 
 
-def _nothing_learned(choice: Choice, top: Line, baseline: Baseline) -> str:
+def _nothing_learned(choice: Recommendation, top: CandidateLine, baseline: Baseline) -> str:
     """That no method beats the scores without training by more than chance."""
     score, least = _shown(top.score, top), _shown(baseline.score, top)
     if (top.score or 0.0) <= (baseline.score or 0.0):
@@ -136,20 +136,20 @@ def _nothing_learned(choice: Choice, top: Line, baseline: Baseline) -> str:
     )
 
 
-def _loss_went(choice: Choice) -> str:
+def _loss_went(choice: Recommendation) -> str:
     if choice.losses is None:
         return ""
     how = "hardly fell" if choice.hardly_fell else "fell"
     return f" Its training loss {how}: from {choice.losses[0]:.2f} to {choice.losses[1]:.2f}."
 
 
-def _advice(choice: Choice) -> str:
+def _advice(choice: Recommendation) -> str:
     if choice.hardly_fell:
         return "Try more steps, other learning rates (--rates) or more rows, for example"
     return "Try more steps or more rows, or seeds and held-out rows to show less, for example"
 
 
-def _winner(choice: Choice, top: Line) -> str:
+def _winner(choice: Recommendation, top: CandidateLine) -> str:
     """Which candidate to take, where one beats the scores without training."""
     best, score = choice.best or top, _shown(top.score, top)
     others = [line for line in choice.scored if line is not top]
@@ -191,7 +191,7 @@ def _winner(choice: Choice, top: Line) -> str:
     )
 
 
-def _shown(score: float | None, line: Line) -> str:
+def _shown(score: float | None, line: CandidateLine) -> str:
     """A score with its unit: percent, or minus the loss in nats per token."""
     if score is None:
         return "none"

@@ -1,16 +1,23 @@
 """Writes the report of a comparison: a page, and the same as Markdown, CSV, LaTeX and JSON."""
 
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
+from urllib.parse import quote
 
-from lorada.report.comparison.charts import Curve
-from lorada.report.comparison.files import write_files
 from lorada.report.comparison.page import comparison_page
-from lorada.report.comparison.read import Results, read_comparison
+from lorada.report.comparison.read import read_comparison
 from lorada.report.comparison.summarize import summarize
-from lorada.support.files import write_atomic
+from lorada.report.comparison.summary import CandidateLine, Summary
+from lorada.report.comparison.table import table_texts
+from lorada.report.comparison.verdict import LOSSES
+from lorada.report.tables import csv_table, latex_table, markdown_table
+from lorada.support.files import json_text, write_atomic
 
 
-def write_report(folder: Path, against: str | None = None, with_text: bool = False) -> list[Path]:
+def write_report(
+    folder: Path, against: str | None = None, with_text: bool = False
+) -> tuple[Summary, list[Path]]:
     """Write ``report.html``, ``.md``, ``.csv``, ``.tex`` and ``.json`` into a comparison's folder.
 
     The comparison need not be finished: the report then says what is missing. Each file is
@@ -23,33 +30,83 @@ def write_report(folder: Path, against: str | None = None, with_text: bool = Fal
         with_text: whether rows on which candidates disagree come with their text, if it is stored.
 
     Returns:
-        The written files, the page first.
+        What the report shows, and the written files, the page first.
 
     Raises:
         ValueError: if the folder has no readable plan, or ``against`` is no method of it.
         ImportError: if a package of the extra ``compare`` is missing.
     """
-    results = read_comparison(folder)
-    summary = summarize(results, against, with_text)
-    page = folder / "report.html"
-    write_atomic(page, comparison_page(summary, loss_curves(results)))
-    return [page, *write_files(summary, folder)]
-
-
-def loss_curves(results: Results) -> dict[str, list[Curve]]:
-    """The training loss of each run: label → a curve for each seed, (step, nats per token)."""
-    return {
-        candidate.label: [_curve(run.result.get("history")) for run in candidate.runs]
-        for candidate in results.candidates
+    summary = summarize(read_comparison(folder), against, with_text)
+    texts = {
+        "html": comparison_page(summary),
+        "md": markdown(summary),
+        "csv": comma_separated(summary),
+        "tex": latex(summary),
+        "json": json_text(asdict(summary)) + "\n",
     }
+    paths = {folder / f"report.{kind}": text for kind, text in texts.items()}
+    for path, text in paths.items():
+        write_atomic(path, text)
+    return summary, list(paths)
 
 
-def _curve(history: object) -> Curve:
-    entries = history if isinstance(history, list) else []
-    return [
-        (entry["step"], float(entry["loss"]))
-        for entry in entries
-        if isinstance(entry, dict)
-        and isinstance(entry.get("step"), int)
-        and isinstance(entry.get("loss"), int | float)
+def markdown(summary: Summary) -> str:
+    """The whole summary as a Markdown page."""
+    lines = [f"# Comparison of methods: {_plain(summary.model)}, {_plain(summary.task)}", ""]
+    lines += [f"**{_plain(summary.verdict)}**", "", *_bullets(summary.sentences), ""]
+    lines += _table(*table_texts(summary))
+    unit = "minus the loss in nats" if summary.metric == LOSSES else "percent"
+    lines += [
+        f"Score: {unit}, with its 95 % interval. Candidates that share a letter (group) cannot be "
+        "told apart. p: chance of such a difference between equal methods, corrected for the "
+        "number of tests (Holm). Forgetting: growth of the model's loss on a neutral text. Time: "
+        "measured at the end for all in turns, because the times of the runs depend on what ran "
+        "beside them.",
+        "",
     ]
+    commands = [f"{command}  # {what}" for what, command in summary.commands.items()]
+    if commands:
+        lines += ["## Commands", "", "```bash", *commands, "```", ""]
+    lines += [f"[{what}]({quote(page)})" for what, page in summary.pages.items()]
+    if summary.disagreements:
+        rows = [
+            [one.rows, str(one.row), ", ".join(one.right), ", ".join(one.wrong)]
+            for one in summary.disagreements
+        ]
+        lines += ["## Rows on which candidates disagree", ""]
+        lines += _table(["rows", "row", "right in most seeds", "wrong"], rows)
+    facts = [
+        f"seeds: {', '.join(map(str, summary.seeds))}",
+        *(f"machine: {machine}" for machine in summary.hardware),
+        ", ".join(f"{package} {version}" for package, version in summary.versions.items()),
+    ]
+    lines += ["## Runs", "", *_bullets(filter(None, facts)), *_bullets(summary.notes), ""]
+    return "\n".join(lines)
+
+
+def comma_separated(summary: Summary) -> str:
+    """The lines as CSV, with all fields of each; of seeds and rates, blanks between."""
+    rows = [
+        [" ".join(map(str, v)) if isinstance(v, tuple) else v for v in asdict(line).values()]
+        for line in summary.lines
+    ]
+    return csv_table(list(CandidateLine.__dataclass_fields__), rows)
+
+
+def latex(summary: Summary) -> str:
+    """The table as a LaTeX ``tabular``, with the verdict as a comment above it."""
+    return latex_table(*table_texts(summary), 1, [summary.verdict, *summary.sentences])
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    plain = [[_plain(cell) for cell in row] for row in rows]
+    return [*markdown_table(header, plain, 1), ""]
+
+
+def _bullets(sentences: Iterable[str]) -> list[str]:
+    return [f"- {_plain(sentence)}" for sentence in sentences]
+
+
+def _plain(text: str) -> str:
+    """The text in one line, with no tag for Markdown to read."""
+    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")

@@ -1,5 +1,5 @@
 "use strict";
-/* Elements, numbers, texts of tokens, colours and downloads. */
+/* Elements, numbers, texts of tokens and colours. */
 
 /** An element; children that are text stay text. */
 function element(tag, attributes = {}, ...children) {
@@ -62,21 +62,14 @@ function quoted(token) {
   return element("bdi", { class: "token" }, short(token, 30));
 }
 
-/** A token in a table: its exact text as JSON, which no spreadsheet takes for a formula. */
-function exact(token, place = null) {
-  return place === null ? JSON.stringify(token) : `${place} ${JSON.stringify(token)}`;
-}
-
 /* Colours. Blue and orange differ for every kind of colour vision; lightness alone tells sizes. */
 
 const STOPS = {
   light: {
-    share: [[250, 250, 250], [190, 214, 234], [94, 158, 204], [24, 100, 170], [6, 40, 92]],
     above: [[250, 250, 250], [180, 209, 235], [94, 158, 204], [24, 100, 170], [6, 40, 92]],
     below: [[250, 250, 250], [253, 208, 150], [236, 140, 40], [178, 84, 8], [92, 40, 4]],
   },
   dark: {
-    share: [[30, 33, 38], [22, 66, 112], [40, 116, 182], [112, 178, 228], [226, 241, 252]],
     above: [[30, 33, 38], [24, 72, 120], [40, 116, 182], [112, 178, 228], [226, 241, 252]],
     below: [[30, 33, 38], [104, 56, 14], [190, 98, 16], [246, 160, 72], [255, 232, 200]],
   },
@@ -87,8 +80,6 @@ const SERIES = {
 };
 
 function theme() {
-  const chosen = document.documentElement.dataset.theme;
-  if (chosen) return chosen;
   return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
 }
 
@@ -101,7 +92,7 @@ function colourAt(stops, place) {
 
 /** The colour of a share, or of a size between two ends. */
 function shareColour(value, low, high) {
-  return `rgb(${colourAt(STOPS[theme()].share, high > low ? (value - low) / (high - low) : 0)})`;
+  return `rgb(${colourAt(STOPS[theme()].above, high > low ? (value - low) / (high - low) : 0)})`;
 }
 
 const LEAST = 0.15; // how far from the colour of 0 the smallest values are
@@ -133,46 +124,8 @@ function entryLegend(most, signed) {
   return legend(colours, labels.map(number));
 }
 
-/* Downloads. */
-
-const NOT_XML = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]/g;
-
-function save(name, type, text) {
-  const address = URL.createObjectURL(new Blob([text], { type }));
-  element("a", { href: address, download: name.replace(/[^A-Za-z0-9._-]+/g, "-") }).click();
-  setTimeout(() => URL.revokeObjectURL(address), 10_000);
-}
-
-function csv(rows) {
-  const cell = (value) => {
-    const text = String(value ?? "");
-    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-  };
-  return rows.map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
-}
-
-/** Buttons that save a picture as SVG and its numbers as CSV. */
-function downloads(what, name, picture) {
-  const button = (kind, act) => {
-    const made = element("button", { type: "button", class: "save", "data-kind": kind }, kind,
-      element("span", { class: "hidden" }, ` of ${what}`));
-    made.addEventListener("click", act);
-    return made;
-  };
-  return element("div", { class: "downloads" }, "Download: ",
-    button("SVG", () => {
-      const text = new XMLSerializer().serializeToString(picture.svg());
-      save(`${name}.svg`, "image/svg+xml", text.replace(NOT_XML, "\ufffd"));
-    }),
-    button("CSV", () => save(`${name}.csv`, "text/csv", csv(picture.rows()))));
-}
-
-/** An empty SVG picture with the page's background. */
-function canvasOfSvg(width, height, title) {
-  const style = getComputedStyle(document.body);
-  return drawn("svg", {
-    viewBox: `0 0 ${width} ${height}`, width, height, "font-size": 12, fill: style.color,
-    "font-family": "system-ui, Liberation Sans, Arial, sans-serif",
-  }, drawn("title", {}, title),
-  drawn("rect", { width, height, fill: style.backgroundColor }));
+/** An empty SVG picture. */
+function emptyPicture(width, height, title) {
+  return drawn("svg", { viewBox: `0 0 ${width} ${height}`, width, height, "font-size": 12, fill: "currentColor" },
+    drawn("title", {}, title));
 }

@@ -20,82 +20,44 @@ function alone(run) {
   return run.parts.length > 1 ? run.parts : [];
 }
 
-/** Lists of the likeliest next tokens with bars, one list for each setting. */
-class NextTokens {
-  constructor(run, next, width) {
-    Object.assign(this, { run, next, width });
-    const order = ["with", "without", ...alone(run)].filter((key) => next[key]);
-    this.settings = order.map((key) => ({ key, name: settingName(key), tokens: next[key] }));
-  }
-
-  svg() {
-    const { settings } = this;
-    const columns = Math.max(1, Math.min(settings.length, Math.floor(this.width / 210)));
-    const [wide, line] = [this.width / columns, 22];
-    const rows = Math.max(...settings.map((one) => one.tokens.length));
-    const tall = rows * line + 40;
-    const made = canvasOfSvg(this.width, tall * Math.ceil(settings.length / columns), "Likeliest next tokens");
-    const before = new Map(this.next.without ?? []);
-    const colours = SERIES[theme()];
-    settings.forEach((setting, i) => {
-      const [left, top] = [(i % columns) * wide, Math.floor(i / columns) * tall];
-      const group = drawn("g", { transform: `translate(${left} ${top})`, "data-setting": setting.key });
-      group.append(drawn("text", { x: 0, y: 16, "font-weight": 600 }, setting.name));
-      const [start, room] = [88, wide - 88 - 76];
-      setting.tokens.forEach(([token, share], row) => {
-        const y = 26 + row * line;
-        const middle = { y: y + 9, "dominant-baseline": "middle" };
-        group.append(
-          drawn("text", { x: start - 6, ...middle, "text-anchor": "end" }, short(token, 11)),
-          drawn("rect", { x: start, y, width: Math.max(share * room, 1), height: 17, fill: colours[1] },
-            drawn("title", {}, `${seen(token)}: ${percent(share)}`)),
-          drawn("text", { x: start + room + 54, ...middle, "text-anchor": "end" }, percent(share)));
-        if (setting.key === "without" || !before.has(token)) return;
-        const x = start + before.get(token) * room;
-        group.append(drawn("path", { d: `M${x} ${y - 2}v21`, stroke: colours[2], "stroke-width": 2.5 }));
-      });
-      made.append(group);
-    });
-    return made;
-  }
-
-  rows() {
-    const lines = this.settings.flatMap((one) => one.tokens.map(([token, share]) => [one.name, exact(token), share]));
-    return [["setting", "token", "probability"], ...lines];
-  }
+/** Tables of the likeliest next tokens with bars, one for each setting that has any. */
+function nextTokens(run, next) {
+  const before = new Map(next.without ?? []);
+  const settings = ["with", "without", ...alone(run)].filter((key) => next[key]?.length);
+  return settings.map((key) => element("table", { class: "next", "data-setting": key },
+    element("caption", {}, settingName(key)),
+    ...next[key].map(([token, share]) => {
+      const bar = element("td", { class: "bar" }, element("div", { style: `width: ${100 * share}%` }));
+      if (key !== "without" && before.has(token)) bar.append(element("i", { style: `left: ${100 * before.get(token)}%` }));
+      const name = element("th", { scope: "row" }, element("bdi", {}, short(token, 11)));
+      return element("tr", {}, name, bar, element("td", {}, percent(share)));
+    })));
 }
 
 /** Lines of the change through the layers: of all parts together, and of each alone. */
 class ChangeLines {
   constructor(run, change, width, most) {
     this.marks = marks(most);
-    Object.assign(this, { run, width, most: this.marks.at(-1) });
+    Object.assign(this, { width, most: this.marks.at(-1) });
     const order = ["all", ...alone(run)].filter((key) => change[key]);
     this.lines = order.map((key) => ({ key, name: key === "all" ? "all together" : settingName(key), values: change[key] }));
     this.layers = Math.min(...this.lines.map((line) => line.values.length));
-    this.line = element("p", { class: "readout", "aria-live": "polite" });
-    this.at = this.layers - 1;
-    this.element = element("div", {
-      class: "chart", tabindex: "0", role: "slider", "aria-label": "Layer whose numbers are shown",
-      "aria-valuemin": 0, "aria-valuemax": this.layers - 1, "aria-valuenow": this.at,
+    this.readout = element("p", { class: "readout", "aria-live": "polite" });
+    this.slider = element("input", {
+      type: "range", min: 0, max: this.layers - 1, value: this.layers - 1, "aria-label": "Layer whose numbers are shown",
     });
-    this.element.addEventListener("keydown", (event) => this.press(event));
-    this.element.addEventListener("pointermove", (event) => this.point(event));
-    this.element.addEventListener("pointerdown", (event) => this.point(event));
-    this.tell(this.at);
+    this.slider.addEventListener("input", () => this.tell());
+    this.element = element("div", { class: "chart" }, this.picture(), this.slider, this.readout);
+    this.tell();
   }
 
-  place() {
-    const [left, right, top, bottom] = [56, 12, 12, 44];
+  picture() {
+    const [left, right, top, tall, bottom] = [56, 12, 12, 220, 44];
     const wide = this.width - left - right;
     const x = (i) => left + (this.layers > 1 ? i / (this.layers - 1) : 0.5) * wide;
-    return { left, top, wide, tall: 220, bottom, x, y: (value) => top + 220 * (1 - value / this.most) };
-  }
-
-  svg() {
-    const { left, top, wide, tall, bottom, x, y } = this.place();
-    const key = this.lines.length * 18;
-    const made = canvasOfSvg(this.width, top + tall + bottom + key, "Change of the hidden state through the layers");
+    const y = (value) => top + tall * (1 - value / this.most);
+    const made = emptyPicture(this.width, top + tall + bottom + this.lines.length * 18,
+      "Change of the hidden state through the layers");
     const faint = { stroke: "currentColor", "stroke-opacity": 0.2 };
     const small = { "font-size": 11 };
     for (const value of this.marks) {
@@ -121,45 +83,18 @@ class ChangeLines {
           drawn("title", {}, `${line.name}, layer ${at}: ${number(value)}`)));
       }
     });
+    this.mark = drawn("path", { stroke: "currentColor", "stroke-opacity": 0.6, "stroke-dasharray": "3 3" });
+    this.markAt = (i) => this.mark.setAttribute("d", `M${x(i)} ${top}v${tall}`);
+    made.append(this.mark);
     return made;
   }
 
-  draw() {
-    const { top, tall, x } = this.place();
-    this.mark = drawn("path", { stroke: "currentColor", "stroke-opacity": 0.6, "stroke-dasharray": "3 3" });
-    this.markAt = (i) => this.mark.setAttribute("d", `M${x(i)} ${top}v${tall}`);
-    this.markAt(this.at);
-    const picture = this.svg();
-    picture.append(this.mark);
-    picture.setAttribute("aria-hidden", "true");
-    this.element.replaceChildren(picture);
-  }
-
-  point(event) {
-    const { left, wide } = this.place();
-    const x = event.clientX - this.element.getBoundingClientRect().left;
-    this.tell(Math.round((x - left) / wide * (this.layers - 1)));
-  }
-
-  press(event) {
-    const step = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, Home: -this.layers, End: this.layers }[event.key];
-    if (!step || event.ctrlKey || event.altKey || event.metaKey) return;
-    event.preventDefault();
-    this.tell(this.at + step);
-  }
-
-  tell(at) {
-    this.at = Math.min(Math.max(at, 0), this.layers - 1);
-    const words = this.lines.map((line) => `${line.name} ${number(line.values[this.at])}`);
-    const text = `after layer ${this.at}: ${words.join(" · ")}`;
-    this.element.setAttribute("aria-valuenow", this.at);
-    this.element.setAttribute("aria-valuetext", text);
-    this.line.textContent = text;
-    this.markAt?.(this.at);
-  }
-
-  rows() {
-    const line = (_, i) => [i, ...this.lines.map((one) => one.values[i])];
-    return [["layer", ...this.lines.map((one) => one.name)], ...Array.from({ length: this.layers }, line)];
+  /** Show the numbers of the layer that the slider is at. */
+  tell() {
+    const at = Number(this.slider.value);
+    const words = this.lines.map((line) => `${line.name} ${number(line.values[at])}`);
+    this.readout.textContent = `after layer ${at}: ${words.join(" · ")}`;
+    this.slider.setAttribute("aria-valuetext", this.readout.textContent);
+    this.markAt(at);
   }
 }

@@ -1,174 +1,62 @@
 """What the explorer's page shows: sentences, runs, and the numbers of each layer and head.
 
-Shapes: H heads, T tokens that look (queries), K tokens that are looked at (keys).
+Plain Python data, which ``explained_page`` and ``inference.explore`` make. Shapes: H heads, T
+tokens that look (queries), K tokens that are looked at (keys).
+
+Of the page:
+    title: its heading.
+    sentences: of each its ``tokens``, as the model reads them.
+    runs: one, or two side by side.
+
+Of a run:
+    name, method: of the run, and what it trained.
+    parts: display names of the adapter's parts; none is ``with``, ``without`` or ``all``.
+    steps: of the checkpoints, ascending; None for the finished run.
+    shown: by step, then by sentence.
+
+Of a run on one sentence:
+    layers: in the model's order.
+    next: the likeliest next tokens, or classes, ``with`` the adapter, ``without`` it and with
+        each part alone: up to ten of (token, probability), the likeliest first.
+    change: ‖h_with − h_without‖ / ‖h_without‖ of the hidden state h after each layer, of
+        ``all`` parts and of each alone. Shorter than ``layers`` if the last have no state.
+
+Of an attention layer on one sentence, each list by head:
+    name: of the attention module.
+    effect: ‖map·V‖ / ‖softmax·V‖; None without a map.
+    negative: share of the visible entries of the sum below 0.
+    map_negative: the same of the map.
+    moved: ‖O_with − O_without‖ / ‖O_without‖ of the head's output O, before the output projection.
+    attends: shares of the softmax that go to the ``first`` token, the one before (``previous``),
+        the token ``itself`` and ``other``; they sum to 1.
+    softmax: with the adapter on; matrices as ``pack`` makes them, as are the next three.
+    map: as it is added; None where the layer has none.
+    without: the softmax with the adapter off.
+    inside: whether the map enters the softmax, so that the sum is ``fused``.
+    fused: the softmax with the map inside.
 """
 
 import base64
 import math
 import zlib
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 MOST = 32767  # the largest int16
-BASE64 = r"^[A-Za-z0-9+/]*={0,2}$"
-ALONE = ("with", "without")  # keys of ``Next`` that are no part
-WHOLE = "all"  # the key of ``change`` that is no part
-
-Number = Annotated[float, Field(allow_inf_nan=False)]
-PerHead = list[Number]
-
-
-def _written(text: str) -> str:
-    """The text without half characters, which no file could hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-Text = Annotated[str, AfterValidator(_written)]
-
-
-class Part(BaseModel):
-    """Anything below: without unknown fields, and unchanged once made."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Matrices(Part):
-    """A matrix for each head, as ``pack`` makes it: value = int16 / 32767 · scale.
-
-    Attributes:
-        shape: heads, T, K. Fewer heads than the layer has are repeated: head i has i mod heads.
-        scale: the largest absolute value.
-        data: base64 of raw deflate of little-endian int16.
-    """
-
-    shape: tuple[int, int, int]
-    scale: Annotated[Number, Field(ge=0)]
-    data: Annotated[str, Field(pattern=BASE64)]
-
-
-class Layer(Part):
-    """One attention layer on one sentence.
-
-    Attributes:
-        name: of the attention module.
-        effect: ‖map·V‖ / ‖softmax·V‖ of each head; None without a map.
-        negative: share of the visible entries of the sum below 0, by head.
-        map_negative: the same of the map.
-        moved: ‖O_with − O_without‖ / ‖O_without‖ of each head's output O, before the output
-            projection.
-        attends: shares of the softmax that go to the first token, the one before, the token itself
-            and others; they sum to 1.
-        softmax: with the adapter on.
-        map: as it is added; None where the layer has none.
-        without: the softmax with the adapter off.
-        inside: whether the map enters the softmax, so that the sum is ``fused``.
-        fused: the softmax with the map inside.
-    """
-
-    name: Text
-    effect: PerHead | None = None
-    negative: PerHead | None = None
-    map_negative: PerHead | None = None
-    moved: PerHead
-    attends: dict[Literal["first", "previous", "itself", "other"], PerHead]
-    softmax: Matrices
-    map: Matrices | None = None
-    without: Matrices
-    inside: bool = False
-    fused: Matrices | None = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        heads = len(self.moved)
-        lists = [self.effect, self.negative, self.map_negative, *self.attends.values()]
-        if len(self.attends) != 4 or any(len(one) != heads for one in lists if one is not None):
-            raise ValueError(f"layer {self.name!r}: a number is missing for some of {heads} heads")
-        kinds = [one for one in (self.softmax, self.map, self.without, self.fused) if one]
-        if any(one.shape[1:] != self.softmax.shape[1:] or heads % one.shape[0] for one in kinds):
-            shapes = [one.shape for one in kinds]
-            raise ValueError(f"layer {self.name!r}: shapes {shapes} do not fit {heads} heads")
-        if self.inside != (self.fused is not None):
-            raise ValueError(f"layer {self.name!r}: 'fused' belongs to a map that is 'inside'")
-        return self
-
-
-class Shown(Part):
-    """A run on one sentence.
-
-    Attributes:
-        layers: in the model's order.
-        next: the likeliest next tokens, or classes, ``with`` the adapter, ``without`` it and with
-            each part alone: up to ten of (token, probability), the likeliest first.
-        change: ‖h_with − h_without‖ / ‖h_without‖ of the hidden state h after each layer, of
-            ``all`` parts and of each alone. Shorter than ``layers`` if the last have no state.
-    """
-
-    layers: Annotated[list[Layer], Field(min_length=1)]
-    next: dict[Text, list[tuple[Text, Annotated[Number, Field(ge=0, le=1)]]]]
-    change: dict[Text, list[Number]]
-
-
-class RunShown(Part):
-    """A run, at one or more steps of its training.
-
-    Attributes:
-        name: of the run.
-        method: what it trained.
-        parts: display names of the adapter's parts.
-        steps: of the checkpoints, ascending; None for the finished run.
-        shown: by step, then by sentence.
-    """
-
-    name: Text
-    method: Text
-    parts: list[Text]
-    steps: Annotated[list[int | None], Field(min_length=1)]
-    shown: list[list[Shown]]
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if len(self.shown) != len(self.steps):
-            raise ValueError(f"run {self.name!r}: {len(self.steps)} steps, {len(self.shown)} shown")
-        known = {*self.parts}
-        if len(known) < len(self.parts) or known & {*ALONE, WHOLE}:
-            raise ValueError(f"run {self.name!r}: parts {self.parts} need names of their own")
-        for one in (one for step in self.shown for one in step):
-            if not {*one.next} <= {*ALONE, *known} or not {*one.change} <= {WHOLE, *known}:
-                raise ValueError(f"run {self.name!r}: numbers of a part that it has not")
-            if any(len(line) > len(one.layers) for line in one.change.values()):
-                raise ValueError(f"run {self.name!r}: change has more numbers than layers")
-        return self
-
-
-class Sentence(Part):
-    """A sentence as the model reads it."""
-
-    tokens: Annotated[list[Text], Field(min_length=1)]
-
-
-class Page(Part):
-    """All that the page shows: one run, or two side by side."""
-
-    title: Text
-    sentences: Annotated[list[Sentence], Field(min_length=1)]
-    runs: Annotated[list[RunShown], Field(min_length=1, max_length=2)]
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        count = len(self.sentences)
-        for run in self.runs:
-            if any(len(step) != count for step in run.shown):
-                raise ValueError(f"run {run.name!r} needs numbers for each of {count} sentences")
-        return self
 
 
 def pack(matrices: ArrayLike) -> dict[str, Any]:
-    """The fields of ``Matrices`` for an array (heads, T, K); its error is at most scale / 65534.
+    """A matrix for each head, for an array (heads, T, K): value = int16 / 32767 · scale.
 
-    Heads that repeat, as those of a map with fewer heads than the model, are kept once.
+    Heads that repeat, as those of a map with fewer heads than the model, are kept once. The error
+    is at most scale / 65534.
+
+    Returns:
+        ``shape``: heads, T, K; fewer heads than the layer has are repeated: head i has i mod heads.
+        ``scale``: the largest absolute value. ``data``: base64 of raw deflate of little-endian
+        int16.
 
     Raises:
         ValueError: if the array has another number of dimensions or a number that is not finite.

@@ -59,13 +59,12 @@ function pairLine(pictures, at) {
 
 /** The pictures of one run and the line below them. */
 class RunDetail {
-  constructor(name, heading, pictures, tokens, view, place) {
+  constructor(heading, pictures, tokens, view) {
     this.line = element("p", { class: "readout", "aria-live": "polite" });
     this.pictures = pictures.map((one) => new MatrixPicture({ ...one, tokens, view }));
     const figures = this.pictures.map((picture, i) => element("figure", { class: "matrix" },
       element("h4", {}, picture.title), picture.canvas, entryLegend(picture.most, picture.signed),
-      element("figcaption", {}, pictures[i].text),
-      downloads(`${picture.title}, ${place}`, `${name}-${place}-${picture.title}`, picture)));
+      element("figcaption", {}, pictures[i].text)));
     this.element = element("div", { class: "run" },
       heading, this.line, element("div", { class: "matrices" }, ...figures));
   }

@@ -166,37 +166,4 @@ class HeadsGrid {
     const colours = Array.from({ length: 11 }, (_, i) => shareColour(i, 0, 10));
     return legend(colours, [low, (low + high) / 2, high].map(this.measure.show));
   }
-
-  rows() {
-    const names = Object.keys(MEASURES);
-    const heads = (layer, number) => layer.moved.map((_, head) => [
-      number, layer.name, head, ...names.map((name) => MEASURES[name].read(layer)?.[head]),
-    ]);
-    return [["layer", "name", "head", ...names], ...this.layers.flatMap(heads)];
-  }
-
-  svg() {
-    const cell = 18;
-    const [edge, top] = [60, 64];
-    const width = Math.max(edge + this.layers.length * cell + 10, 480);
-    const made = canvasOfSvg(width, top + this.heads * cell + 24, `${this.name}: ${this.measure.title}`);
-    const add = (x, y, text, more = {}) => made.append(drawn("text", { x, y, ...more }, text));
-    add(8, 18, `${this.name}: ${this.measure.title}`);
-    add(8, 36, `Colours from ${this.range.map(this.measure.show).join(" to ")}; across: layers, down: heads`, { "font-size": 10 });
-    this.layers.forEach((layer, i) => {
-      const x = edge + i * cell;
-      add(x + cell / 2, top - 6, String(i), { "font-size": 9, "text-anchor": "middle" });
-      layer.moved.forEach((_, head) => {
-        const value = this.measure.read(layer)?.[head];
-        const place = { x, y: top + head * cell, width: cell - 1, height: cell - 1 };
-        const fill = value === undefined ? "none" : shareColour(value, ...this.range);
-        made.append(drawn("rect", { ...place, fill, stroke: "#888", "stroke-width": 0.5 },
-          drawn("title", {}, `layer ${i}, head ${head}: ${value === undefined ? "no map" : this.measure.show(value)}`)));
-      });
-    });
-    for (let head = 0; head < this.heads; head++) {
-      add(edge - 8, top + (head + 0.7) * cell, String(head), { "font-size": 9, "text-anchor": "end" });
-    }
-    return made;
-  }
 }

@@ -212,18 +212,10 @@ class MatrixPicture {
 
   write(context, token, x, y, angle, bold) {
     context.font = `${bold ? "bold " : ""}${FONT}`;
-    const room = this.place.edge - 6;
-    const letters = [...short(token)];
-    const fits = (text) => context.measureText(text).width <= room;
-    let text = letters.join("");
-    while (!fits(text) && letters.length > 1) {
-      letters.pop();
-      text = `${letters.join("")}…`;
-    }
     context.save();
     context.translate(x, y);
     context.rotate(angle);
-    context.fillText(text, 0, 0);
+    context.fillText(short(token), 0, 0, this.place.edge - 6);
     context.restore();
   }
 
@@ -311,51 +303,5 @@ class MatrixPicture {
       view.mark(query, column - offset);
     } else return false;
     return true;
-  }
-
-  /** The whole matrix as a table: a row for each token that looks. */
-  rows() {
-    const { values, queries, keys } = this.matrix;
-    const columns = Array.from({ length: keys }, (_, i) => exact(this.key(i), i - this.offset));
-    const line = (i) => [...values.subarray(i * keys, (i + 1) * keys)];
-    return [
-      ["looks \\ is looked at", ...columns],
-      ...Array.from({ length: queries }, (_, i) => [exact(this.tokens[i], i), ...line(i)]),
-    ];
-  }
-
-  /** The whole matrix as a picture: small ones as squares, large ones as an image in it. */
-  svg() {
-    const { values, queries, keys } = this.matrix;
-    const cell = Math.max(4, Math.min(14, 900 / keys));
-    const edge = 100;
-    const made = canvasOfSvg(edge + keys * cell + 8, edge + queries * cell + 44, this.title);
-    const small = queries * keys <= 4096;
-    if (!small) {
-      made.append(drawn("image", {
-        x: edge, y: edge, width: keys * cell, height: queries * cell, preserveAspectRatio: "none",
-        href: this.image().toDataURL(), style: "image-rendering: pixelated",
-      }));
-    }
-    for (let i = 0; small && i < values.length; i++) {
-      made.append(drawn("rect", {
-        x: edge + (i % keys) * cell, y: edge + Math.floor(i / keys) * cell, width: cell, height: cell,
-        fill: `rgb(${entryColour(values[i], this.most)})`,
-      }));
-    }
-    const every = Math.ceil(10 / cell);
-    const size = { "font-size": 10, "dominant-baseline": "middle" };
-    for (let i = 0; i < queries; i += every) {
-      const y = edge + (i + 0.5) * cell;
-      made.append(drawn("text", { ...size, x: edge - 4, y, "text-anchor": "end" }, short(this.tokens[i])));
-    }
-    for (let i = 0; i < keys; i += every) {
-      const x = edge + (i + 0.5) * cell;
-      made.append(drawn("text", { ...size, transform: `translate(${x} ${edge - 4}) rotate(-90)` }, short(this.key(i))));
-    }
-    const scale = `Colours from ${number(this.signed ? -this.most : 0)} to ${number(this.most)}, by the square root`;
-    made.append(drawn("text", { x: 4, y: edge + queries * cell + 18 }, this.title),
-      drawn("text", { x: 4, y: edge + queries * cell + 36, "font-size": 10 }, scale));
-    return made;
   }
 }

@@ -17,7 +17,6 @@ let details = [];
 const shownBy = (run, i) => run.shown[chosen.steps[i]][chosen.sentence];
 const everyShown = () => runs.flatMap((run) => run.shown.map((step) => step[chosen.sentence]));
 const stepName = (step) => step === null ? "finished" : `step ${step}`;
-const titled = (run, i) => run.steps.length > 1 ? `${run.name}-${stepName(run.steps[chosen.steps[i]])}` : run.name;
 
 function heading(run, i) {
   const step = run.steps.length > 1 ? `, ${stepName(run.steps[chosen.steps[i]])}` : "";
@@ -43,8 +42,7 @@ function drawHeads() {
       at: chosen.at, open: chosen.open, onOpen: open, onPoint,
     });
     grids.push(grid);
-    return element("figure", {}, heading(run, i), grid.element, grid.legend(), grid.readout,
-      downloads(`the heads of ${run.name}`, `${titled(run, i)}-heads`, grid));
+    return element("figure", {}, heading(run, i), grid.element, grid.legend(), grid.readout);
   }));
   part("measure-text").textContent = measure.text;
 }
@@ -92,7 +90,7 @@ async function drawDetail() {
   details = [];
   const shown = runs.map((run, i) => {
     if (!loaded[i]) return element("p", {}, element("bdi", {}, run.name), ` has no layer ${layer} with a head ${head}.`);
-    const detail = new RunDetail(titled(run, i), heading(run, i), loaded[i], tokens, view, `layer ${layer} head ${head}`);
+    const detail = new RunDetail(heading(run, i), loaded[i], tokens, view);
     details.push(detail);
     return detail.element;
   });
@@ -119,18 +117,11 @@ function fillLayers() {
 }
 
 function drawNext() {
-  const width = widthOfRun(part("next"));
+  widthOfRun(part("next"));
   part("next").replaceChildren(...runs.map((run, i) => {
-    const next = new NextTokens(run, shownBy(run, i).next, width);
-    if (!next.settings.some((one) => one.tokens.length)) {
-      return element("p", {}, element("bdi", {}, run.name), " predicts neither a next token nor a class.");
-    }
-    const picture = next.svg();
-    picture.setAttribute("role", "img");
-    picture.setAttribute("aria-label", next.settings.map((one) => `${one.name}: ${one.tokens.map(
-      ([token, share]) => `${seen(token)} ${percent(share)}`).join(", ")}`).join("; "));
-    return element("figure", {}, heading(run, i), picture,
-      downloads(`the next tokens of ${run.name}`, `${titled(run, i)}-next-tokens`, next));
+    const tables = nextTokens(run, shownBy(run, i).next);
+    if (!tables.length) return element("p", {}, element("bdi", {}, run.name), " predicts neither a next token nor a class.");
+    return element("figure", {}, heading(run, i), element("div", { class: "tables" }, ...tables));
   }));
 }
 
@@ -138,11 +129,9 @@ function drawChange() {
   const width = widthOfRun(part("change"));
   const most = Math.max(0, ...everyShown().flatMap((shown) => Object.values(shown.change).flat()));
   part("change").replaceChildren(...runs.map((run, i) => {
-    if (!shownBy(run, i).change.all?.length) return element("p", {}, element("bdi", {}, run.name), ": no hidden states to compare.");
-    const lines = new ChangeLines(run, shownBy(run, i).change, width, most);
-    lines.draw();
-    return element("figure", {}, heading(run, i), lines.element, lines.line,
-      downloads(`the change through the layers of ${run.name}`, `${titled(run, i)}-change`, lines));
+    const { change } = shownBy(run, i);
+    if (!change.all?.length) return element("p", {}, element("bdi", {}, run.name), ": no hidden states to compare.");
+    return element("figure", {}, heading(run, i), new ChangeLines(run, change, width, most).element);
   }));
 }
 
@@ -192,11 +181,6 @@ function listen() {
   onChange("pictures", (value) => { chosen.pictures = value; drawDetail(); });
   onChange("layer", (value) => open(Number(value), chosen.open.head));
   onChange("head", (value) => open(chosen.open.layer, Number(value)));
-  onChange("theme", (value) => {
-    if (value) document.documentElement.dataset.theme = value;
-    else delete document.documentElement.dataset.theme;
-    drawAll();
-  });
   part("close").addEventListener("click", close);
   part("larger").addEventListener("click", () => view.zoomBy(2));
   part("smaller").addEventListener("click", () => view.zoomBy(0.5));

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorada.report.explorer.data import Layer, Matrices, Page
 from lorada.report.html import render_page
 
 HERE = Path(__file__).parent
@@ -15,53 +14,44 @@ SCRIPTS = ("basics.js", "matrices.js", "detail.js", "heads.js", "charts.js", "pa
 KINDS = ("softmax", "map", "without", "fused")
 
 
-def explorer_page(data: Mapping[str, Any] | Page, *, asked: str | None = None) -> str:
+def explorer_page(data: Mapping[str, Any], *, asked: str | None = None) -> str:
     """The page as HTML; the same data always give the same page.
 
     Args:
-        data: the fields of ``Page``, of plain Python, or a ``Page``.
+        data: of the page, as ``data.py`` says.
         asked: what stands in a box for the reader's own sentence, which the page sends to the
             server that it comes from; None for a page without a server.
 
     Raises:
-        ValueError: if the data do not fit together.
+        ValueError: for a number that is not finite.
     """
-    page = Page.model_validate(data)
     packed: dict[str, int] = {}  # base64 → its number on the page
-    runs = []
-    for run in page.runs:
-        shown = [
-            [
-                {
-                    "layers": [_layer(layer, packed) for layer in one.layers],
-                    "next": one.next,
-                    "change": one.change,
-                }
-                for one in step
-            ]
-            for step in run.shown
-        ]
-        runs.append(run.model_dump(exclude={"shown"}) | {"shown": shown})
+    runs = [
+        {**run, "shown": [[_shown(one, packed) for one in step] for step in run["shown"]]}
+        for run in data["runs"]
+    ]
     return render_page(
         HERE,
+        data["title"],
         [(HERE / name).read_text(encoding="utf-8") for name in SCRIPTS],
         asks=asked is not None,
         asked=asked,
-        title=page.title,
-        runs=page.runs,
-        data={"sentences": [one.tokens for one in page.sentences], "runs": runs},
+        runs=data["runs"],
+        data={"sentences": [one["tokens"] for one in data["sentences"]], "runs": runs},
         packed=list(packed),
     )
 
 
-def _layer(layer: Layer, packed: dict[str, int]) -> dict[str, Any]:
-    """A layer whose matrices name their data by its number; equal ones have the same."""
+def _shown(one: Mapping[str, Any], packed: dict[str, int]) -> dict[str, Any]:
+    """A run on a sentence whose matrices name their data by its number; equal ones share it."""
 
-    def number(matrices: Matrices | None) -> dict[str, Any] | None:
+    def numbered(matrices: Mapping[str, Any] | None) -> dict[str, Any] | None:
         if matrices is None:
             return None
-        index = packed.setdefault(matrices.data, len(packed))
-        return {"shape": matrices.shape, "scale": matrices.scale, "at": index}
+        index = packed.setdefault(matrices["data"], len(packed))
+        return {"shape": matrices["shape"], "scale": matrices["scale"], "at": index}
 
-    numbers = layer.model_dump(exclude=set(KINDS))
-    return numbers | {kind: number(getattr(layer, kind)) for kind in KINDS}
+    layers = [
+        {**layer, **{kind: numbered(layer.get(kind)) for kind in KINDS}} for layer in one["layers"]
+    ]
+    return {**one, "layers": layers}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
 import tokenizers
 import torch
 import transformers
@@ -157,7 +156,10 @@ def _tokenised(rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOp
         with one_at_a_time(path):  # processes of one launch read what the first has written
             path.parent.mkdir(parents=True, exist_ok=True)
             return mapped(cache_file_name=str(path))
-    except (OSError, pa.ArrowInvalid) as error:  # no room or no right to write, or half a file
+    except (
+        OSError,
+        datasets.table.pa.ArrowInvalid,
+    ) as error:  # no room or no right to write, or half a file
         logger.warning("the tokens of %s are not kept in %s: %s", rows.path, path, error)
         with suppress(OSError):
             path.unlink()

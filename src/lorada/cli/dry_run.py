@@ -1,5 +1,6 @@
-"""What ``lorada table N --dry-run`` prints: what each run of a table needs, before any is run."""
+"""What ``--dry-run`` of ``train``, ``table`` and ``compare`` prints: what would be run."""
 
+import logging
 from typing import Any
 
 from rich.table import Table
@@ -11,7 +12,57 @@ from lorada.support.progress import progress_bar
 PARTS = ("weights", "gradients", "optimizer", "activations")
 
 
-def show_plan(found: list[Any], scale: Any, gpu: str | None, gpus: int, *, as_json: bool) -> None:
+def show_training(recipe: Any, *, as_json: bool) -> None:
+    """Print rows, parameters and memory of a training; no weights are loaded.
+
+    Raises:
+        ValueError: as ``prepare_training``.
+    """
+    from lorada.runs.models.count import parameters_of
+    from lorada.runs.prepare import prepare_training
+    from lorada.runs.training.checkpointing import recomputes
+
+    prepared = prepare_training(recipe)
+    counts = parameters_of(recipe)
+    chosen = "full" if recomputes(recipe, prepared.config) else "off"
+    sizes, reason = _step_bytes(prepared)
+    if as_json:
+        print_json({
+            "method": recipe.method, "model": recipe.model, "output": recipe.output,
+            "rows": len(prepared.rows.rows), **counts,
+            "activation_checkpointing": chosen, "step_bytes": sizes,
+        })  # fmt: skip
+        return
+    table = Table("method", "model", "rows", "trained", "100 p/N", "output")
+    table.add_row(
+        recipe.method, recipe.model, f"{len(prepared.rows.rows):,}", f"{counts['trainable']:,}",
+        f"{counts['percent']:.4f}%", recipe.output,
+    )  # fmt: skip
+    console.print(table)
+    need = f"the memory of a step cannot be computed ({reason})"
+    if sizes is not None:
+        each = (f"{size / 2**30:,.2f} GiB with {name}" for name, size in sizes.items())
+        need = f"a step needs {', '.join(each)}"
+    asked = recipe.activation_checkpointing
+    takes = f"{asked} takes {chosen}" if asked == "auto" else asked
+    console.print(f"activation_checkpointing={takes}: {need}", highlight=False, soft_wrap=True)
+
+
+def _step_bytes(prepared: Any) -> tuple[dict[str, float] | None, str]:
+    """Bytes of a step by ``activation_checkpointing``; None, and why, if they are not known."""
+    from lorada.runs.training.training_memory import memory_of
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the method is placed again, and gives its warnings again
+    try:
+        return {name: memory_of(prepared, name).total for name in ("off", "full")}, ""
+    except Exception as error:  # of any class: a model may do what fake tensors cannot
+        return None, (str(error).strip() or type(error).__name__).splitlines()[0]
+    finally:
+        logging.disable(before)
+
+
+def show_table(found: list[Any], scale: Any, gpu: str | None, gpus: int, *, as_json: bool) -> None:
     """Print the runs of a table with parameters, steps, time and memory.
 
     With the name of a GPU: memory by part, whether it fits, and how long ``gpus`` of them take.
@@ -115,3 +166,38 @@ def _duration(entry: dict[str, Any]) -> str:
     if entry["seconds"] is None:
         return "by rows"
     return duration(entry["seconds"])
+
+
+def show_comparison(found: dict[str, Any], *, as_json: bool) -> None:
+    """Print an estimate as a table or as JSON."""
+    if as_json:
+        print_json(found)
+        return
+    shown = Table()
+    for name in ("method", "budget", "sizes", "parameters", "runs", "training", "memory"):
+        shown.add_column(name, overflow="fold")
+    for row in found["candidates"]:
+        budgets = ", ".join(
+            f"{budget} (above)" if above else budget for budget, above in row["budgets"].items()
+        )
+        if row["reason"] is not None:
+            shown.add_row(row["method"], budgets, row["reason"], "", "", "", "")
+            continue
+        sizes = [
+            f"{part}.{name}={value}"
+            for part, settings in row["parts"].items()
+            for name, value in settings.items()
+        ]
+        shown.add_row(
+            row["method"], budgets, " ".join(sizes),
+            f"{row['trainable']:,} ({row['percent']:.3f}%)", str(row["runs"]),
+            duration(row["seconds"]), f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
+        )  # fmt: skip
+    console.print(shown)
+    console.print(
+        f"{found['jobs']} trainings of {found['steps']} steps, {found['slots']} at once: at most "
+        f"{duration(found['seconds'])}, and scoring. Time and memory are those of the fastest of a "
+        "few steps with the longest rows. Methods are measured one after another: what else runs "
+        "here meanwhile makes one look slower than it is.",
+        highlight=False,
+    )

@@ -1,11 +1,13 @@
-"""The table of a comparison's page as texts and the values that they are sorted by."""
+"""The table of a comparison, as the page, the files and the terminal show it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorada.report.comparison.facts import rates_text
-from lorada.report.comparison.summary import Baseline, Line, Summary
+from lorada.report.comparison.summary import Baseline, CandidateLine, Summary
 from lorada.report.comparison.verdict import LOSSES
+from lorada.report.tables import NOTHING
 
+SCORED = ("best", "scored")  # kinds of rows of candidates with a score
 SAME = 0.05  # points by which a metric may differ from the score and be shown as one number
 
 
@@ -30,11 +32,11 @@ class Cell:
 
     Attributes:
         text: what is shown.
-        value: what its column is sorted by; a cell with an empty value comes last.
-        note: smaller text below.
+        value: what its column is sorted by on the page; a cell with an empty value comes last.
+        note: on the page smaller text below, elsewhere in brackets.
     """
 
-    text: str = "–"
+    text: str = NOTHING
     value: float | str = ""
     note: str = ""
 
@@ -88,6 +90,23 @@ def table_rows(summary: Summary) -> list[Row]:
     return rows
 
 
+def table_texts(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """The headings and the rows as texts; a name has why it has no score, or what it answers."""
+    header = [_joined(column.title, column.unit) for column in table_columns(summary)]
+    rows = [
+        [
+            row.name if row.kind in SCORED else _joined(row.name, "; ".join(row.notes)),
+            *(_joined(cell.text, cell.note) for cell in row.cells),
+        ]
+        for row in table_rows(summary)
+    ]
+    return header, rows
+
+
+def _joined(text: str, note: str) -> str:
+    return f"{text} ({note})" if note else text
+
+
 def _references(summary: Summary) -> set[str]:
     """The labels that candidates are tested against: one for each budget, if there are several."""
     return {line.against for line in summary.lines if line.against}
@@ -98,16 +117,16 @@ def _has_metric(summary: Summary) -> bool:
     return any(s is not None and v is not None and abs(s - v) > SAME for s, v in pairs)
 
 
-def _candidate(summary: Summary, line: Line) -> Row:
+def _candidate(summary: Summary, line: CandidateLine) -> Row:
     take = bool(summary.best) and line.label == summary.best
     notes = [
         "the one to take" if take else "",
         line.sizes,
-        "above its budget: it has no smaller size" if line.above else "",
         line.reason or "",
     ]
-    share = "" if line.percent is None else f"{line.percent:.3f} %"
-    rate = Cell(rates_text(line.rates), line.rates[0]) if line.rates else Cell()
+    share = [] if line.percent is None else [f"{line.percent:.3f} %"]
+    share += ["above the budget"] if line.above else []
+    rate = Cell(_rates(line.rates), line.rates[0]) if line.rates else Cell()
     reference = line.against if len(_references(summary)) > 1 else ""
     merges = {None: Cell(), True: Cell("yes", 1), False: Cell("no", 0)}
     cells = [
@@ -116,7 +135,7 @@ def _candidate(summary: Summary, line: Line) -> Row:
         Cell(line.letter, line.letter) if line.letter else Cell(),
         _probability(line.p_against, reference),
         _probability(line.p_best),
-        _number(line.trainable, ",d", share),
+        _number(line.trainable, ",d", ", ".join(share)),
         _number(line.adapter_mb, ".2f"),
         _number(line.peak_memory_gib, ".2f"),
         _number(line.seconds_per_step, ".3f"),
@@ -128,7 +147,7 @@ def _candidate(summary: Summary, line: Line) -> Row:
     return Row(line.label, kind, [note for note in notes if note], cells)
 
 
-def _score(summary: Summary, one: Line | Baseline) -> Cell:
+def _score(summary: Summary, one: CandidateLine | Baseline) -> Cell:
     form = ".3f" if summary.metric == LOSSES else ".1f"
     if one.low is None or one.high is None:
         return _number(one.score, form)
@@ -143,3 +162,8 @@ def _probability(value: float | None, note: str = "") -> Cell:
     if value is not None and value < 0.001:
         return Cell("< 0.001", value, note)
     return _number(value, ".3f", note)
+
+
+def _rates(rates: Sequence[float]) -> str:
+    """Learning rates from the lowest on: one, or the lowest and the highest."""
+    return " to ".join(dict.fromkeys(f"{rate:.2g}" for rate in (rates[0], rates[-1])))

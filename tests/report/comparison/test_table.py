@@ -1,10 +1,10 @@
-"""The table of a comparison's page: its columns, and what a cell shows and is sorted by."""
+"""The table of a comparison: its columns, and what a cell shows and is sorted by."""
 
 import dataclasses
 
 from made_up_summary import made_up_summary
 
-from lorada.report.comparison.page_table import Cell, table_columns, table_rows
+from lorada.report.comparison.table import Cell, table_columns, table_rows
 
 
 def with_lines(summary, **changes):
@@ -28,13 +28,13 @@ def cells_of(summary, title, unit=None):
 
 
 def test_every_row_has_a_cell_in_every_column():
-    for summary in (made_up_summary()[0], with_lines(made_up_summary()[0], value=0.5)):
+    for summary in (made_up_summary(), with_lines(made_up_summary(), value=0.5)):
         widths = {len(row.cells) + 1 for row in table_rows(summary)}
         assert widths == {len(table_columns(summary))}
 
 
 def test_the_metric_has_a_column_only_if_the_score_is_another_number():
-    summary, _ = made_up_summary()
+    summary = made_up_summary()
     titles = [column.title for column in table_columns(summary)]
     assert "exact_match" not in titles
     other = with_lines(summary, value=55.123)
@@ -42,7 +42,7 @@ def test_the_metric_has_a_column_only_if_the_score_is_another_number():
 
 
 def test_candidates_tested_against_sizes_of_one_method_name_the_size():
-    summary, _ = made_up_summary(budgets=("0.1%", "0.2%"))
+    summary = made_up_summary(budgets=("0.1%", "0.2%"))
     lines = tuple(
         dataclasses.replace(line, against=f"lora ({line.budget})", p_against=0.2)
         for line in summary.lines
@@ -52,18 +52,18 @@ def test_candidates_tested_against_sizes_of_one_method_name_the_size():
 
 
 def test_a_score_that_is_a_loss_has_three_decimals():
-    losses = dataclasses.replace(made_up_summary()[0], metric="perplexity")
+    losses = dataclasses.replace(made_up_summary(), metric="perplexity")
     cell = cells_of(with_lines(losses, score=-3.2104, low=-3.4, high=-3.1), "score")[0]
     assert (cell.text, cell.note) == ("-3.210", "-3.400 to -3.100")
 
 
 def test_a_small_probability_is_shown_as_a_bound_and_sorted_by_its_value():
-    summary = with_lines(made_up_summary()[0], p_best=0.0002)
+    summary = with_lines(made_up_summary(), p_best=0.0002)
     assert cells_of(summary, "p", "against the highest")[0] == Cell("< 0.001", 0.0002)
 
 
 def test_a_reason_is_shown_below_the_name_and_its_cells_are_empty():
-    row = next(row for row in table_rows(made_up_summary()[0]) if row.name == "boft")
+    row = next(row for row in table_rows(made_up_summary()) if row.name == "boft")
     assert row.kind == "failed"
     assert row.notes == ["boft does not fit: 576 is no multiple of 5"]
     assert set(row.cells) == {Cell()}
