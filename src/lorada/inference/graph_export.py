@@ -67,7 +67,7 @@ def export_graph(folder: Path, target: Path, *, trust_remote_code: bool = False)
     need_packages()
     recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)
     _refuse_kind(prepare(recipe))
-    run = load_run(folder, trust_remote_code=trust_remote_code)
+    run = load_run(folder, trust_remote_code=trust_remote_code, unquantised=True)
     refuse_quantised(run)
     run = _in_fp32(run)
     cached = run.form not in HEADED

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from lorada.methods.build import Plan
 from lorada.methods.method import part_class
 from lorada.methods.task_head import PEFT_NAMES, head_modules, in_head, select_trainable
+from lorada.runs.models.base_settings import loading_settings
 from lorada.runs.models.loading import load_model, reading, stretched
 from lorada.runs.models.origin import refuse_other_base
 from lorada.runs.models.pooling import pooling_part, refuse_other
@@ -62,12 +63,17 @@ class Base:
 
 
 def load_base(
-    prepared: Prepared, outputs: int | None = None, *, without_adapter: bool = False
+    prepared: Prepared,
+    outputs: int | None = None,
+    device: torch.device | None = None,
+    *,
+    without_adapter: bool = False,
 ) -> Base:
     """Load the weights of a recipe's base model.
 
     ``outputs`` is the size of a task head: the number of classes, or 1 for a score; None for a
-    model that generates text. ``without_adapter`` is as in ``load_model``.
+    model that generates text. ``device`` is where they are loaded, None for the CPU;
+    ``without_adapter`` is as in ``load_model``.
 
     Raises:
         ValueError: if a model that cannot generate text should.
@@ -85,6 +91,7 @@ def load_base(
         dtype=recipe.dtype,
         trust_remote_code=recipe.trust_remote_code,
         without_adapter=without_adapter,
+        loading=loading_settings(recipe, device, headed=outputs is not None),
         **({} if recipe.rope_factor is None else stretched(config, recipe.rope_factor)),
     )
     head = () if outputs is None else head_modules(model, drawn)
