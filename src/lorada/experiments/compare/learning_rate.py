@@ -153,7 +153,7 @@ def run_trial(
         found = _try(recipe, folder, number, rate)
         for pattern in WEIGHTS:
             for path in run.glob(pattern):
-                shutil.rmtree(path)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         write_atomic(run / TRIAL_FILE, json_text(found) + "\n")
         report(f"learning rate {found['rate']:.2g}: {_outcome(found)}")
     if number >= trials - 1 and _next_rate(folder, number, trials) is None:
