@@ -155,9 +155,11 @@ def test_a_training_with_two_visible_devices_never_copies_the_model(recipe, monk
         seen.append(args.n_gpu)
 
     monkeypatch.setattr(arguments, "take_one_device", two)
-    monkeypatch.setattr(
-        torch.nn, "DataParallel", lambda *args: pytest.fail("the model is copied")
-    )  # fmt: skip
+
+    def refuse(self, *args, **kwargs):
+        pytest.fail("the model is copied")
+
+    monkeypatch.setattr(torch.nn.DataParallel, "__init__", refuse)
     train(recipe("use_cpu=true"), quiet=True)
     assert seen == [1]
 

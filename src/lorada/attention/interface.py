@@ -29,11 +29,6 @@ def install() -> None:
         AttentionInterface.register("eager", with_parts(_eager))
 
 
-def implementations() -> list[str]:
-    """Every ``attn_implementation`` that transformers has."""
-    return sorted({"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()})
-
-
 @contextmanager
 def watch(watcher: Callable[[AttentionCall, Tensor], None]) -> Iterator[None]:
     """Call ``watcher`` after every attention call in a ``with`` block, with a part or without.

@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from transformers import BitsAndBytesConfig, TorchAoConfig
+from transformers import AttentionMaskInterface, BitsAndBytesConfig, TorchAoConfig
 
-from lorada.attention.interface import implementations
 from lorada.methods.build import Plan
 from lorada.methods.method import SHIFTED_ATTENTION, Method
 from lorada.methods.task_head import HEADS, POOLER
@@ -78,7 +77,7 @@ def refuse_base_settings(recipe: Recipe, method: Method, plan: Plan) -> None:
     asked = recipe.attn_implementation
     if asked is None or "/" in asked:  # a kernel of the hub, which transformers fetches
         return
-    known = [name for name in implementations() if not name.startswith("paged|")]
+    known = sorted(AttentionMaskInterface().valid_keys())  # each has a mask of its own form
     if asked not in known:
         raise unknown_name("attn_implementation", asked, known)
     if asked not in MASKED and (reason := _needs_masks(recipe, method, plan.config)):
