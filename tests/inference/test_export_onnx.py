@@ -15,10 +15,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lorada.cli import checks
-from lorada.inference import graph_export, graph_trace
+from lorada.inference import graph_check, graph_export
 from lorada.inference.generate import continue_prompts
-from lorada.inference.graph_card import example
-from lorada.inference.graph_check import Check
+from lorada.inference.graph_card import OPEN, WRITES
 from lorada.inference.load import load_run
 from lorada.runs.recipe import load_recipe
 from lorada.runs.training.train import train
@@ -154,66 +153,46 @@ def test_an_encoder_decoder_is_refused_by_name(place, tmp_path, call):
     assert folder_of(tmp_path) == ["run"]
 
 
-def test_a_part_that_nobody_has_checked_is_refused_by_name(finished, tmp_path, call, monkeypatch):
-    monkeypatch.setattr(graph_export, "CHECKED", ("LMAM",))
-    code, _, err = call("export", finished, tmp_path / "graph", "--format", "onnx")
-    assert code == 2
-    assert err.startswith("error: BOTTLENECK parts cannot be exported as a graph")
-    assert folder_of(tmp_path) == []
+def fails(*_, **options):
+    raise RuntimeError("NOT_IMPLEMENTED: no kernel\nfor Mul(14)")
 
 
-class Nothing:
-    """Stands in for a graph that takes no time to make."""
-
-    program = None
-
-    def save_pretrained(self, folder):
-        folder.mkdir()
-        (folder / "model.onnx").write_text("")
+IMPOSSIBLE = r"error: transformers \S+ cannot export this llama model to ONNX \("
 
 
-def test_a_graph_that_computes_something_else_leaves_nothing(finished, tmp_path, call, monkeypatch):
-    monkeypatch.setattr(graph_export, "traced", lambda *_: Nothing())
-    monkeypatch.setattr(graph_export, "interface", lambda *_: {})
-    monkeypatch.setattr(graph_export, "loaded", lambda *_, **options: None)
-    monkeypatch.setattr(graph_export, "compare", lambda *_: Check(0.5, 2.0, 10.0))
-    code, _, err = call("export", finished, tmp_path / "graph", "--format", "onnx")
-    assert code == 2
-    assert "computes something else than torch, so it was not written: logits differ by" in err
-    assert folder_of(tmp_path) == []
-
-
-def test_a_model_that_cannot_be_traced_is_refused_in_one_line(
-    finished, tmp_path, call, monkeypatch
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"example_inputs": lambda *_, **o: {"none such": torch.ones(2, 3)}}, IMPOSSIBLE),
+        ({"save_graph": lambda *_: {}, "difference_of": fails},
+         IMPOSSIBLE + r"RuntimeError: NOT_IMPLEMENTED: no kernel for Mul\(14\)\)"),
+        ({"save_graph": lambda *_: {}, "difference_of": lambda *_, **o: 1e9},
+         "error: the graph computes something else than torch, so it was not written: logits"),
+    ],
+    ids=["not traced", "no kernel", "differs"],
+)  # fmt: skip
+def test_a_graph_that_is_not_the_model_leaves_nothing(
+    finished, tmp_path, call, monkeypatch, change, message
 ):
-    monkeypatch.setattr(graph_trace, "free_sizes", lambda *_: {"no such input": {}})
+    for name, stand_in in change.items():
+        monkeypatch.setattr(graph_export, name, stand_in)
     code, _, err = call("export", finished, tmp_path / "graph", "--format", "onnx")
     assert code == 2
-    assert re.match(r"error: transformers \S+ cannot export this llama model to ONNX \(", err)
-    assert err.count("\n") == 1
-    assert folder_of(tmp_path) == []
-
-
-def test_a_graph_that_its_runtime_cannot_compute_is_refused_in_one_line(
-    finished, tmp_path, call, monkeypatch
-):
-    def fails(*_, **options):
-        raise RuntimeError("NOT_IMPLEMENTED: no kernel\nfor Mul(14)")
-
-    monkeypatch.setattr(graph_export, "traced", lambda *_: Nothing())
-    monkeypatch.setattr(graph_export, "interface", lambda *_: {})
-    monkeypatch.setattr(graph_export, "loaded", fails)
-    code, _, err = call("export", finished, tmp_path / "graph", "--format", "onnx")
-    assert code == 2
-    assert "NOT_IMPLEMENTED: no kernel for Mul(14)" in err
+    assert re.match(message, err)
     assert err.count("\n") == 1
     assert folder_of(tmp_path) == []
 
 
 @pytest.mark.parametrize("difference", [float("nan"), float("inf"), 2e-4])
 def test_a_check_passes_only_below_rounding(difference):
-    assert Check(9e-5, 1.0, 1.0).passed
-    assert not Check(difference, 1.0, 1.0).passed
+    graph_export.refuse_different(9e-5, 1.0)
+    with pytest.raises(ValueError, match="something else than torch"):
+        graph_export.refuse_different(difference, 1.0)
+
+
+def test_one_batch_that_is_no_number_is_a_difference():
+    found = [torch.zeros(2), torch.tensor([0.0, torch.nan]), torch.ones(2)]
+    assert np.isnan(graph_check._difference(found, [torch.zeros(2)] * 3))
 
 
 # method -> (settings, what stays beside the merged weights)
@@ -318,6 +297,5 @@ def test_the_example_of_a_card_needs_neither_torch_nor_lorada(finished, tmp_path
 
 def test_the_guide_has_the_example_of_the_card():
     page = (ROOT / "docs/guides/graphs.md").read_text()
-    written = {"labels": [], "inputs": {"input.cache": ()}}
-    code = example("my-graph", written, ["tokenizer.eos_token_id"]).replace("'", "")
-    assert code in page.replace("'", "")
+    code = ("import numpy as np\n" + OPEN + WRITES).replace("path/to/this/folder", "my-graph")
+    assert code.replace("ENDS", "[tokenizer.eos_token_id]") in page

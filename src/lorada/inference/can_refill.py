@@ -53,7 +53,15 @@ def is_plain_greedy(run: Run, settings: dict[str, Any]) -> bool:
 
     Then a token depends on those before through the model alone.
     """
-    return _follows(_saved_settings(run) | settings)
+    settings = run.model.generation_config.to_diff_dict() | settings
+    for name, value in settings.items():
+        known = name in FOLLOWED | WITHOUT_EFFECT or NEUTRAL.get(name, object()) == value
+        if value is not None and not known:
+            return False
+    limit, ends = settings["max_new_tokens"], settings.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [0 if ends is None else ends]
+    # A number of another kind may be damaged, and ``generate`` says so.
+    return type(limit) is int and limit > 0 and all(type(end) is int for end in ends)
 
 
 def needs_peft_generate(config: PeftConfig) -> bool:
@@ -71,20 +79,3 @@ def end_tokens(run: Run) -> list[int]:
     """The tokens that end an answer."""
     ends = run.model.generation_config.eos_token_id
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-
-
-def _saved_settings(run: Run) -> dict[str, Any]:
-    """What the model's ``generation_config.json`` sets."""
-    found: dict[str, Any] = run.model.generation_config.to_diff_dict()
-    return found
-
-
-def _follows(settings: dict[str, Any]) -> bool:
-    known = FOLLOWED | WITHOUT_EFFECT
-    odd = {k: v for k, v in settings.items() if v is not None and k not in known}
-    if any(name not in NEUTRAL or value != NEUTRAL[name] for name, value in odd.items()):
-        return False
-    limit, ends = settings["max_new_tokens"], settings.get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [0 if ends is None else ends]
-    # A number of another kind may be damaged, and ``generate`` says so.
-    return type(limit) is int and limit > 0 and all(type(end) is int for end in ends)

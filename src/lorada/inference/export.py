@@ -199,11 +199,11 @@ def merge(run: Run) -> tuple[PeftModel | PreTrainedModel, list[str], list[str]]:
         model = run.model
     left = kinds(model)
     merged = [kind for kind in parts if kind not in left]
-    if merged and run.recipe.dtype in ("bfloat16", "float16"):
+    if merged and run.model.dtype in (torch.bfloat16, torch.float16):
         logger.warning(
             "the base is %s, so merged weights are rounded to that, and the exported model is not "
             "exactly the trained one: score both",
-            run.recipe.dtype,
+            str(run.model.dtype).removeprefix("torch."),
         )
     return model, merged, left
 

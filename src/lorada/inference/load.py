@@ -80,8 +80,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, unquantised: bool
         )  # fmt: skip
         recipe = recipe.model_copy(update={"quantization": None})
     prepared = prepare(recipe)
-    labels = tuple(result["labels"])
-    outputs = 1 if result["form"] == "score" else len(labels) or None
+    outputs = 1 if result["form"] == "score" else len(result["labels"]) or None
     whole = folder / "model"
     if whole.is_dir():
         # A fully trained model has its own config, in which positions are stretched already.
@@ -106,19 +105,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, unquantised: bool
         model = adapted
         refuse_changed(recipe, result, folder)
     model = model.to(base.model.device)
-    run = Run(
-        recipe=fit_context(recipe, model.config),
-        config=prepared.config,
-        kind=prepared.kind,
-        tokenizer=prepared.tokenizer,
-        folder=folder,
-        model=model,
-        form=result["form"],
-        labels=labels,
-        drawn=base.drawn,
-    )
-    set_languages(run.tokenizer, recipe.languages, run.protocol.languages)
-    return run
+    return _run(recipe, prepared, result, folder, model, base.drawn)
 
 
 def load_run_beside(run: Run, folder: Path, name: str, *, trust_remote_code: bool = False) -> Run:
@@ -135,18 +122,24 @@ def load_run_beside(run: Run, folder: Path, name: str, *, trust_remote_code: boo
     prepared = prepare(recipe)
     load_beside(run.model, folder / "adapter", name, run.drawn)
     refuse_changed(recipe, result, folder)
-    beside = replace(
-        run,
-        recipe=fit_context(recipe, run.model.config),
-        config=prepared.config,
-        kind=prepared.kind,
-        tokenizer=prepared.tokenizer,
-        folder=folder,
-        form=result["form"],
-        labels=tuple(result["labels"]),
-    )
-    set_languages(beside.tokenizer, recipe.languages, beside.protocol.languages)
-    return beside
+    return _run(recipe, prepared, result, folder, run.model, run.drawn)
+
+
+def _run(
+    recipe: Recipe,
+    prepared: Prepared,
+    result: dict[str, Any],
+    folder: Path,
+    model: PeftModel | PreTrainedModel,
+    drawn: frozenset[str],
+) -> Run:
+    """A run of these, with lengths and languages that fit its model."""
+    run = Run(
+        fit_context(recipe, model.config), prepared.config, prepared.kind, prepared.tokenizer,
+        folder, model, result["form"], tuple(result["labels"]), drawn,
+    )  # fmt: skip
+    set_languages(run.tokenizer, recipe.languages, run.protocol.languages)
+    return run
 
 
 def _saved(folder: Path, *, trust_remote_code: bool) -> tuple[Recipe, dict[str, Any]]:

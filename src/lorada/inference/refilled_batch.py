@@ -126,24 +126,17 @@ def _refilled(
 ) -> _Rows | None:
     """The rows that have not ended and, behind them, those that join; None if there are none."""
     new = _read(writer, joining, prompts) if joining else None
-    if rows is None:
-        return new
-    kept = rows.kept()
-    if not kept:
+    kept = [] if rows is None else rows.kept()
+    if rows is None or not kept:
         return new
     slots = int(rows.mask[kept].sum(-1).max())  # what the longest of them needs
     rows.cache.refill(kept, slots - 1, None if new is None else new.cache)
+    numbers, written = [rows.numbers[k] for k in kept], [rows.written[k] for k in kept]
     ids, mask = rows.ids[kept, -slots:], rows.mask[kept, -slots:]
-    rows = _Rows(
-        [rows.numbers[k] for k in kept], [rows.written[k] for k in kept], [False] * len(kept),
-        ids, mask, rows.cache,
-    )  # fmt: skip
-    if new is None:
-        return rows
-    return _Rows(
-        rows.numbers + new.numbers, rows.written + new.written, rows.done + new.done,
-        _stacked(ids, new.ids, writer.pad), _stacked(mask, new.mask, 0), rows.cache,
-    )  # fmt: skip
+    if new is not None:
+        numbers, written = numbers + new.numbers, written + new.written
+        ids, mask = _stacked(ids, new.ids, writer.pad), _stacked(mask, new.mask, 0)
+    return _Rows(numbers, written, [False] * len(numbers), ids, mask, rows.cache)
 
 
 def _read(writer: Writer, numbers: list[int], prompts: Sequence[Sequence[int]]) -> _Rows:

@@ -19,7 +19,7 @@ from peft import (
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors.torch import load_file
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorada.methods.build import Plan
 from lorada.methods.method import part_class
@@ -28,7 +28,6 @@ from lorada.runs.models.base_settings import loading_settings
 from lorada.runs.models.loading import load_model, reading, stretched
 from lorada.runs.models.origin import refuse_other_base
 from lorada.runs.models.pooling import pooling_part, refuse_other
-from lorada.runs.models.vocabulary import refuse_unknown_tokens
 from lorada.runs.prepare import Prepared
 from lorada.runs.recipe import Recipe
 from lorada.tuners import LoradaConfig, PrefixConfig
@@ -97,8 +96,35 @@ def load_base(
     head = () if outputs is None else head_modules(model, drawn)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = prepared.tokenizer.pad_token_id
-    refuse_unknown_tokens(model, prepared.tokenizer)
+    _refuse_unknown_tokens(model, prepared.tokenizer)
     return Base(model, base_parameters(model, head), drawn, head)
+
+
+def _refuse_unknown_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a model raise an error when it meets a token that it has no embedding for.
+
+    A tokenizer with more tokens is no error by itself: many have one that is never used, such as
+    Gemma 3's token for images.
+
+    Raises:
+        ValueError: in the model's forward, naming the token.
+    """
+    embeddings = model.get_input_embeddings()
+    known = embeddings.weight.shape[0]
+    if len(tokenizer) <= known:
+        return
+
+    def check(module: nn.Module, args: tuple[Any, ...]) -> None:
+        ids = args[0]
+        largest = int(ids.max()) if isinstance(ids, torch.Tensor) and ids.numel() else 0
+        if largest >= known:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.convert_ids_to_tokens(largest)!r} as token "
+                f"{largest}, but the model has embeddings for {known} tokens only: take the "
+                "tokenizer that belongs to the model, or resize the model's embeddings"
+            )
+
+    embeddings.register_forward_pre_hook(check)
 
 
 def adapt(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel:

@@ -8,7 +8,7 @@ from peft import PeftModel, ShiraConfig, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
-from lorada.methods.build import build_method
+from lorada.methods.build import Plan, build_method
 from lorada.methods.task_head import select_trainable
 from lorada.runs.models.adapters import base_parameters, fold_prefixes, parameter_counts
 from lorada.runs.models.loading import kind_of, load_config
@@ -43,22 +43,20 @@ def parameters_of(recipe: Recipe) -> dict[str, Any]:
     plan = build_method(recipe.method, config, **recipe.parts)
     base = _meta_model(config)
     total = base_parameters(base)
-    if plan.config is None:
-        assert plan.trainable is not None
-        select_trainable(base, plan.trainable, with_head=plan.with_head)
-        counts = parameter_counts(base, total, with_head=plan.with_head)
-        return {**counts, "settings_from": plan.settings_from}
     try:
         with torch.device("meta"):
-            placed = _place(base, plan.config)
+            placed = placed_on(base, plan)
     except (ValueError, RuntimeError) as error:
-        if "meta tensor" not in str(error).lower():
+        if plan.config is None or "meta tensor" not in str(error).lower():
             raise
         # Some of PEFT's tuners compute with the weights that they are placed on, such as FRoD.
         base = _meta_model(config)
         _give_weights(base, plan.config)
-        placed = _place(base, plan.config)
-    return {**parameter_counts(placed, total), "settings_from": plan.settings_from}
+        placed = placed_on(base, plan)
+    if isinstance(placed, PeftModel):
+        fold_prefixes(placed)
+    counts = parameter_counts(placed, total, with_head=plan.with_head)
+    return {**counts, "settings_from": plan.settings_from}
 
 
 def _meta_model(config: Any) -> PreTrainedModel:
@@ -69,16 +67,18 @@ def _meta_model(config: Any) -> PreTrainedModel:
     return model
 
 
-def _place(base: PreTrainedModel, config: LoradaConfig) -> PeftModel:
-    """Place an adapter on a model without weights."""
-    config = copy.deepcopy(config)
+def placed_on(base: PreTrainedModel, plan: Plan) -> PreTrainedModel | PeftModel:
+    """Place a method on a model without weights."""
+    if plan.config is None:
+        assert plan.trainable is not None
+        select_trainable(base, plan.trainable, with_head=plan.with_head)
+        return base
+    config = copy.deepcopy(plan.config)
     config.task_type = None
     for part in config.parts:
         if isinstance(part, ShiraConfig):
             part.mask_fn = None  # it would choose entries by weights, and there are none
-    placed: PeftModel = get_peft_model(base, config)
-    fold_prefixes(placed)
-    return placed
+    return get_peft_model(base, config)
 
 
 def _give_weights(base: PreTrainedModel, config: LoradaConfig) -> None:

@@ -15,8 +15,6 @@ Shapes: B rows, T tokens, n tokens that count, D width of the body, V vocabulary
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +28,7 @@ from lorada.tasks.tokenize import IGNORED
 
 logger = logging.getLogger(__name__)
 
-CHUNK_BYTES = 2**25  # of the fp32 logits of a chunk, whose gradient takes their place
+CHUNK_BYTES = 2**25  # of the fp32 logits of a chunk
 SAMPLE = 32  # tokens that are compared with the model's own loss
 ROUNDING = 32  # times eps: two forms of one mean
 NEAR = 0.05  # two losses from products of other shapes, in bf16 too; a wrong form is off by more
@@ -41,23 +39,18 @@ class ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, targets: Tensor, head: nn.Module, chunk: int) -> Tensor:
-        """-log softmax(W h_t)[y_t] (n,), in fp32.
+        """-log softmax(W h_t)[y_t] (n,), in fp32, ``chunk`` tokens at a time.
 
-        Args:
-            ctx: of autograd.
-            states: (n, D), h_t.
-            targets: (n,), y_t.
-            head: W, in which nothing trains.
-            chunk: how many tokens have logits at a time.
+        The gradients for ``states``, h_t (n, D), are made here too; nothing in ``head``, W, trains.
         """
-        wanted, grads, losses = ctx.needs_input_grad[0], [], []
+        wanted, losses, grads = ctx.needs_input_grad[0], [], []
         for piece, aims in zip(states.split(chunk), targets.split(chunk), strict=True):
-            piece = piece.detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
-                logits = head.forward(piece).float()
-            losses.append(_into_gradient(logits.detach(), aims.to(logits.device)))
+                piece = piece.detach().requires_grad_(wanted)
+                loss = _cross_entropy(head.forward(piece), aims)
+            losses.append(loss.detach())
             if wanted:
-                grads += torch.autograd.grad(logits, piece, logits.detach())
+                grads += torch.autograd.grad(loss, piece, torch.ones_like(loss))
         ctx.save_for_backward(torch.cat(grads) if wanted else None)
         return torch.cat(losses).to(states.device)
 
@@ -69,24 +62,9 @@ class ChunkedLoss(torch.autograd.Function):
         return grad * pull[:, None].to(grad.dtype), None, None, None
 
 
-def _into_gradient(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log softmax(z)[y] (n,) for logits z (n, V), which become softmax(z) - onehot(y) in place."""
-    places = targets[:, None]
-    largest = logits.amax(-1, keepdim=True)
-    aimed = logits.gather(-1, places) - largest
-    sums = logits.sub_(largest).exp_().sum(-1, keepdim=True)
-    logits.div_(sums).scatter_add_(-1, places, torch.full_like(aimed, -1))
-    return (sums.log() - aimed)[:, 0]
-
-
-@contextmanager
-def _before(head: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """The head gets ``change`` of what the model gives it."""
-    handle = head.register_forward_pre_hook(lambda _, given: (change(given[0]), *given[1:]))
-    try:
-        yield
-    finally:
-        handle.remove()
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss of each token, (n,), in fp32; the targets may be on another device."""
+    return F.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
 
 
 def _head(model: Any) -> nn.Module | None:
@@ -117,57 +95,46 @@ class LabelledLoss:
         losses, _, outputs = self.each(model, inputs)
         return losses.mean(), outputs
 
-    def each(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Any]:
+    def each(
+        self, model: nn.Module, inputs: dict[str, Any], where: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Any]:
         """The loss of each token with a label, (n,) row by row, the row of each, and the outputs.
-
-        The arguments are those of a call.
-        """
-        labels = inputs["labels"][:, 1:]
-        # Their number is a size, which is read from the device. With a mask it would be read here,
-        # for the states and in the backward pass; with their places it is read once.
-        rows, places = (labels != IGNORED).nonzero(as_tuple=True)
-        given = {key: value for key, value in inputs.items() if key != "labels"}
-        losses, outputs = self.of(
-            model, given, lambda h: h[rows.to(h.device), places.to(h.device)], labels[rows, places]
-        )
-        return losses, rows, outputs
-
-    def of(
-        self,
-        model: nn.Module,
-        given: dict[str, Any],
-        choose: Callable[[Tensor], Tensor],
-        targets: Tensor,
-    ) -> tuple[Tensor, Any]:
-        """The losses of tokens (n,), and the model's outputs.
 
         Args:
             model: ``bare``, or its wrapper.
-            given: to the model, without labels.
-            choose: takes h_t, (n, D), out of what the head would get, (B, T, D).
-            targets: y_(t+1), (n,).
+            inputs: with ``labels`` (B, T).
+            where: rows and places, (n,) each, of the tokens h_t; None to read them from the labels.
         """
         head = _head(self.bare)
         assert head is not None  # find_labelled_loss has looked
+        labels = inputs["labels"][:, 1:]
+        # Their number is a size, which is read from the device. With a mask it would be read here,
+        # for the states and in the backward pass; with their places it is read once.
+        rows, places = where or (labels != IGNORED).nonzero(as_tuple=True)
+        targets = labels[rows, places]
         losses: Tensor | None = None
 
-        def take(states: Tensor) -> Tensor:
+        def take(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            """The states that the head reads in place of all."""
             nonlocal losses
-            chosen = choose(states)
+            states = given[0]
+            chosen = states[rows.to(states.device), places.to(states.device)]
             with torch.enable_grad():  # what trains may be shared with another module: ask for none
                 nothing = head.forward(states[0, :0].detach())
             if nothing.requires_grad or not self.plain:
-                return chosen[None]
+                return chosen[None], *given[1:]
             chunk = max(1, CHUNK_BYTES // (4 * nothing.shape[-1]))
             losses = ChunkedLoss.apply(chosen, targets, head, chunk)
-            return states[:1, :0]  # all its logits are used already
+            return states[:1, :0], *given[1:]  # all its logits are used already
 
-        with _before(head, take):
-            outputs = model(**given)
+        handle = head.register_forward_pre_hook(take)
+        try:
+            outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
+        finally:
+            handle.remove()
         if losses is None:
-            logits = outputs["logits"][0].float()
-            losses = F.cross_entropy(logits, targets.to(logits.device), reduction="none")
-        return losses, outputs
+            losses = _cross_entropy(outputs["logits"][0], targets)
+        return losses, rows, outputs
 
 
 def find_labelled_loss(model: nn.Module, inputs: dict[str, Any]) -> LabelledLoss | None:
@@ -194,11 +161,8 @@ def _sample(inputs: dict[str, Any]) -> dict[str, Any]:
     counted = inputs["labels"][:, 1:] != IGNORED
     row = int(counted.sum(-1).argmax())
     stop = int(counted[row].nonzero().max()) + 2
-    start = max(0, stop - SAMPLE)
-    return {
-        key: value[row : row + 1, start:stop] if isinstance(value, Tensor) else value
-        for key, value in inputs.items()
-    }
+    part = slice(row, row + 1), slice(max(0, stop - SAMPLE), stop)
+    return {key: x[part] if isinstance(x, Tensor) else x for key, x in inputs.items()}
 
 
 def _compared(model: nn.Module, inputs: dict[str, Any]) -> LabelledLoss | None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from peft import AdaLoraConfig, ShiraConfig, get_peft_model
+from peft import AdaLoraConfig, ShiraConfig
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers import AutoModelForSequenceClassification as AutoClassifier
 
 from lorada.methods.build import Plan, build_method
-from lorada.methods.task_head import select_trainable
+from lorada.runs.models.count import placed_on
 from lorada.runs.models.labelled_loss import LabelledLoss
 from lorada.runs.models.loading import kind_of, load_config
 from lorada.runs.prepare import PreparedTraining
@@ -125,7 +125,8 @@ def _traced(recipe: Recipe, config: Any, sequences: int | None) -> Memory:
         settings |= CHECKPOINTING
     batch = sequences or int(settings["per_device_train_batch_size"])
     with torch.device("meta"):
-        model = _placed(recipe, config, plan)
+        base = AUTO[kind_of(config)].from_config(config, dtype=getattr(torch, recipe.dtype))
+        model = placed_on(base, plan)
     if settings.get("gradient_checkpointing"):
         model.gradient_checkpointing_enable(settings.get("gradient_checkpointing_kwargs"))  # type: ignore[operator]
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -146,19 +147,6 @@ def _traced(recipe: Recipe, config: Any, sequences: int | None) -> Memory:
     states = _bytes([value for state in optimizer.state.values() for value in tree_leaves(state)])
     rest = counter.peak - states - gradients
     return Memory(weights, gradients, states, max(0, rest))
-
-
-def _placed(recipe: Recipe, config: Any, plan: Plan) -> nn.Module:
-    """The recipe's model with its method; on the meta device, so without weights."""
-    auto = AUTO[kind_of(config)]
-    model: nn.Module = auto.from_config(config, dtype=getattr(torch, recipe.dtype))
-    if plan.config is None:
-        assert plan.trainable is not None
-        select_trainable(model, plan.trainable, with_head=plan.with_head)
-        return model
-    plan.config.task_type = None
-    placed: nn.Module = get_peft_model(model, plan.config)
-    return placed
 
 
 def _make_fake(model: nn.Module) -> None:
@@ -211,11 +199,11 @@ def _loss(model: nn.Module, inputs: dict[str, Tensor], config: Any, plan: Plan) 
     if kind_of(config) != "decoder" or adds or getattr(config, "output_router_logits", False):
         loss: Tensor = model(**inputs).loss
         return loss
-    given = {key: value for key, value in inputs.items() if key != "labels"}
     labelled = LabelledLoss(model, plain=getattr(config, "final_logit_softcapping", None) is None)
     # All tokens have labels. Which ones have is not known without values.
-    targets = inputs["labels"][:, 1:].flatten()
-    return labelled.of(model, given, lambda h: h[:, :-1].flatten(0, 1), targets)[0].mean()
+    rows, places = inputs["labels"].shape[0], inputs["labels"].shape[1] - 1
+    where = torch.arange(rows).repeat_interleave(places), torch.arange(places).repeat(rows)
+    return labelled.each(model, inputs, where)[0].mean()
 
 
 def _bytes(tensors: list[Any]) -> int:
