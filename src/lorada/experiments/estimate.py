@@ -7,6 +7,7 @@ from typing import Any
 
 from lorada.experiments.table_runs import TableJob
 from lorada.experiments.table_spec import Scale, counts_of
+from lorada.runs.by_device import dtype_on
 from lorada.runs.models.loading import kind_of, load_config
 from lorada.runs.recipe import Recipe
 from lorada.runs.training.checkpointing import why_full
@@ -111,8 +112,9 @@ def estimate(job: TableJob, scale: Scale, gpu: Gpu | None = None) -> Estimate:
     each = 4 * (counts["total"] - looked_up) + 2 * counts["trainable"]
     speed = SPEED[scale] if gpu is None else USED * gpu.peak
     seconds = None if tokens is None else tokens * each / speed
+    each_weight = BYTES[dtype_on(job.recipe, config, narrow=gpu is not None)]
     # A trained weight has a gradient and Adam's two moments, all fp32.
-    memory = counts["total"] * BYTES[job.recipe.dtype] + 12 * counts["trainable"]
+    memory = counts["total"] * each_weight + 12 * counts["trainable"]
     parts = None if gpu is None else _memory(job)
     return Estimate(counts, steps, tokens, seconds, memory, parts)
 
@@ -121,7 +123,8 @@ def _memory(job: TableJob) -> Memory | None:
     """The memory of a step by part, cached over the tasks and seeds of a row."""
     training = {key: job.recipe.training[key] for key in STEP if key in job.recipe.training}
     config = load_config(job.recipe.model)
-    same = {"task": "-", "output": "-", "data_dir": None, "training": training}
+    dtype = dtype_on(job.recipe, config, narrow=True)
+    same = {"task": "-", "output": "-", "data_dir": None, "training": training, "dtype": dtype}
     if job.recipe.activation_checkpointing == "auto":
         same["activation_checkpointing"] = "full" if why_full(job.recipe, config) else "off"
     batch = int(training.get("per_device_train_batch_size", 8))

@@ -82,7 +82,7 @@ def export(
         OSError: if the disk is full; then the target is not there.
     """
     refuse_target(folder, target)
-    run = load_run(folder, trust_remote_code=trust_remote_code)
+    run = load_run(folder, trust_remote_code=trust_remote_code, unquantised=True)
     model, merged, left = merge(run)
     # The recipe of a fully trained model that was loaded names the run's own folder.
     recipe = saved_recipe(folder / RECIPE_FILE, trust_remote_code=trust_remote_code)

@@ -66,7 +66,7 @@ def export_graph(folder: Path, target: Path, *, trust_remote_code: bool = False)
     refuse_target(folder, target)
     trust = {"trust_remote_code": trust_remote_code}
     recipe = saved_recipe(folder / RECIPE_FILE, **trust)
-    run = load_run(folder, **trust)
+    run = load_run(folder, **trust, unquantised=True)
     refuse_quantised(run)
     if run.kind == "encoder_decoder":
         raise ValueError(

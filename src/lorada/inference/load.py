@@ -1,5 +1,6 @@
 """Loads a finished run for inference."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from lorada.runs.by_device import accelerator
 from lorada.runs.data.dataset import fit_context
 from lorada.runs.data.rows import JSONL
 from lorada.runs.folder.folder import TRAINED_FILE
@@ -24,6 +26,8 @@ from lorada.tasks import TASKS
 from lorada.tasks.rows import Form
 from lorada.tasks.task import Protocol
 from lorada.tuners.pooling import attach
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,15 +63,22 @@ class Run(Prepared):
         return task.protocols[task.protocol(self.recipe.protocol, self.kind)]
 
 
-def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
+def load_run(folder: Path, *, trust_remote_code: bool = False, unquantised: bool = False) -> Run:
     """Load a finished run.
 
     Its recipe does not decide about remote code, because the folder may come from somebody else.
+    ``unquantised`` loads the base's own weights, whatever the run was trained on, to merge into.
 
     Raises:
         ValueError: if the folder holds no finished run, or its adapter does not fit.
     """
     recipe, result = _saved(folder, trust_remote_code=trust_remote_code)
+    if unquantised and recipe.quantization is not None:
+        logger.warning(
+            "%s was trained on %s weights and is merged into unquantised ones, so answers differ "
+            "by what the quantisation rounds", folder, recipe.quantization,
+        )  # fmt: skip
+        recipe = recipe.model_copy(update={"quantization": None})
     prepared = prepare(recipe)
     outputs = 1 if result["form"] == "score" else len(result["labels"]) or None
     whole = folder / "model"
@@ -77,7 +88,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
         config = load_config(trained.model, trust_remote_code=trust_remote_code)
         prepared = replace(prepared, recipe=trained, config=config)
     pooled = whole.is_dir() and recipe.pooling is not None
-    base = load_base(prepared, outputs, without_adapter=pooled)
+    base = load_base(prepared, outputs, accelerator({}), without_adapter=pooled)
     if whole.is_dir():
         model: PeftModel | PreTrainedModel = base.model.eval()
         if base.drawn:
@@ -93,8 +104,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False) -> Run:
         refuse_other(pooling_part(adapted.peft_config["default"]), recipe.pooling, folder)
         model = adapted
         refuse_changed(recipe, result, folder)
-    if torch.cuda.is_available():
-        model = model.cuda()
+    model = model.to(base.model.device)
     return _run(recipe, prepared, result, folder, model, base.drawn)
 
 

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from lorada.methods.build import Plan, build_method
+from lorada.methods.lookup import method_named
+from lorada.runs.by_device import with_dtype
 from lorada.runs.data.dataset import refuse_target_length
 from lorada.runs.data.packing import refuse_packing
 from lorada.runs.data.rows import Rows, training_rows
+from lorada.runs.models.base_settings import refuse_base_settings
 from lorada.runs.models.generation import set_languages
 from lorada.runs.models.loading import kind_of, load_config, load_tokenizer, own_classes
 from lorada.runs.models.pooling import refuse_pooling
@@ -26,7 +29,7 @@ TRAINERS_OWN = tuple(
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe, and the config, kind and tokenizer of its base model."""
+    """A recipe, with the dtype that its base gets here, and its config, kind and tokenizer."""
 
     recipe: Recipe
     config: PreTrainedConfig
@@ -60,7 +63,7 @@ def prepare(recipe: Recipe) -> Prepared:
     trust = recipe.trust_remote_code
     config = load_config(recipe.model, trust_remote_code=trust)
     tokenizer = load_tokenizer(recipe.model, config, trust_remote_code=trust)
-    return Prepared(recipe, config, kind_of(config), tokenizer)
+    return Prepared(with_dtype(recipe, config), config, kind_of(config), tokenizer)
 
 
 def prepare_training(recipe: Recipe) -> PreparedTraining:
@@ -81,8 +84,9 @@ def prepare_training(recipe: Recipe) -> PreparedTraining:
     if recipe.packing:
         refuse_packing(rows.form, base.kind, recipe.method)
     plan = build_method(recipe.method, base.config, **recipe.parts)
+    refuse_base_settings(recipe, method_named(recipe.method), plan)
     set_languages(base.tokenizer, recipe.languages, rows.protocol.languages)
-    return PreparedTraining(recipe, base.config, base.kind, base.tokenizer, plan, rows, held_out)
+    return PreparedTraining(**vars(base), plan=plan, rows=rows, held_out=held_out)
 
 
 def _refuse_said_twice(recipe: Recipe) -> None:

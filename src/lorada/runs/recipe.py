@@ -34,6 +34,7 @@ from lorada.tasks.rows import BUILTIN, resolve
 logger = logging.getLogger(__name__)
 
 REMOTE = "trust_remote_code"
+AUTO = "auto"  # the value of a field that the device decides
 SEED = 42  # transformers' default
 MOST_SEED = 2**32 - 1  # the largest that NumPy takes
 SEEDS = ("seed", "data_seed")  # of TrainingArguments
@@ -95,7 +96,19 @@ class Recipe(BaseModel):
         None, gt=0, description="most tokens of an answer; by default the protocol's number, or 32"
     )
     eval_batch_size: int = Field(32, gt=0, description="rows scored at once")
-    dtype: str = Field("float32", description="base in float32, bfloat16, float16 or float64")
+    dtype: str = Field(
+        AUTO, description="base in float32, bfloat16, float16 or float64; auto: float32 on a CPU, "
+        "on a GPU as its checkpoint, with bfloat16 for float16",
+    )  # fmt: skip
+    quantization: Literal["nf4", "int8"] | None = Field(
+        None, description="keep the base's weights in 4 or 8 bits; an adapter trains on it"
+    )
+    attn_implementation: str | None = Field(
+        None, description="attention: sdpa, eager, flash_attention_2 or flex_attention"
+    )
+    device_map: Literal["auto", "balanced", "sequential"] | None = Field(
+        None, description="spread the base's layers over several accelerators, and run them in turn"
+    )
     rope_factor: float | None = Field(
         None, gt=1, description="stretch the context by this factor, by scaling rotary positions"
     )

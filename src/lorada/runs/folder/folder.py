@@ -15,7 +15,7 @@ from typing import Any
 from lorada.runs.folder.checkpoints import CHECKPOINT, last_whole_checkpoint, processes_of
 from lorada.runs.folder.predictions import PREDICTIONS_FILE
 from lorada.runs.folder.result import RESULT_FILE
-from lorada.runs.recipe import PATHS, RECIPE_FILE, Recipe, saved_recipe
+from lorada.runs.recipe import AUTO, PATHS, RECIPE_FILE, Recipe, saved_recipe
 from lorada.support.files import scratch_folder, write_atomic
 from lorada.support.processes import process_count
 
@@ -40,10 +40,12 @@ class Start:
     Attributes:
         clear: whether to remove an earlier run first.
         checkpoint: where to continue; None to start from the beginning.
+        dtype: that of the base of the run to resume; None without one.
     """
 
     clear: bool = False
     checkpoint: Path | None = None
+    dtype: str | None = None
 
 
 def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
@@ -60,16 +62,17 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
         return Start()
     if overwrite:
         return Start(clear=True)
-    same_recipe(saved_recipe(run / RECIPE_FILE), recipe)
+    before = saved_recipe(run / RECIPE_FILE)
+    same_recipe(before, recipe)
     checkpoint = last_whole_checkpoint(run)
     if checkpoint is None:
         logger.warning("%s has no whole checkpoint yet: starting from the beginning", run)
-    elif (before := processes_of(checkpoint)) != process_count():
+    elif (processes := processes_of(checkpoint)) != process_count():
         raise ValueError(
-            f"{checkpoint} was saved by {before}, not {process_count()} process(es): start as "
+            f"{checkpoint} was saved by {processes}, not {process_count()} process(es): start as "
             "many, or start again with --overwrite"
         )
-    return Start(checkpoint=checkpoint)
+    return Start(checkpoint=checkpoint, dtype=before.dtype)
 
 
 def refuse_taken(run: Path, start_from: str | None, *, resume: bool, overwrite: bool) -> None:
@@ -204,4 +207,4 @@ def _same(key: str, old: Any, value: Any) -> bool:
     """Whether two values of a setting mean the same, such as two spellings of one path."""
     if key in PATHS and isinstance(old, str) and isinstance(value, str):
         return os.path.realpath(old) == os.path.realpath(value)
-    return bool(old == value)
+    return bool(old == value) or (key == "dtype" and AUTO in (old, value))

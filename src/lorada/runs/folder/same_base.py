@@ -8,7 +8,7 @@ from lorada.runs.folder.result import read_result
 from lorada.runs.recipe import RECIPE_FILE, REMOTE, Recipe, outline
 
 # Settings of a recipe that change the base itself.
-OF_BASE = ("dtype", "rope_factor")
+OF_BASE = ("dtype", "quantization", "attn_implementation", "rope_factor")
 
 
 def refuse_different_bases(folders: Sequence[Path]) -> None:

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lorada.methods.build import Plan
 from lorada.methods.method import part_class
 from lorada.methods.task_head import PEFT_NAMES, head_modules, in_head, select_trainable
+from lorada.runs.models.base_settings import loading_settings
 from lorada.runs.models.loading import load_model, reading, stretched
 from lorada.runs.models.origin import refuse_other_base
 from lorada.runs.models.pooling import pooling_part, refuse_other
@@ -61,12 +62,17 @@ class Base:
 
 
 def load_base(
-    prepared: Prepared, outputs: int | None = None, *, without_adapter: bool = False
+    prepared: Prepared,
+    outputs: int | None = None,
+    device: torch.device | None = None,
+    *,
+    without_adapter: bool = False,
 ) -> Base:
     """Load the weights of a recipe's base model.
 
     ``outputs`` is the size of a task head: the number of classes, or 1 for a score; None for a
-    model that generates text. ``without_adapter`` is as in ``load_model``.
+    model that generates text. ``device`` is where they are loaded, None for the CPU;
+    ``without_adapter`` is as in ``load_model``.
 
     Raises:
         ValueError: if a model that cannot generate text should.
@@ -84,6 +90,7 @@ def load_base(
         dtype=recipe.dtype,
         trust_remote_code=recipe.trust_remote_code,
         without_adapter=without_adapter,
+        loading=loading_settings(recipe, device, headed=outputs is not None),
         **({} if recipe.rope_factor is None else stretched(config, recipe.rope_factor)),
     )
     head = () if outputs is None else head_modules(model, drawn)
@@ -349,7 +356,13 @@ def fold_prefixes(model: PeftModel) -> None:
 
 def base_parameters(base: nn.Module, head: Collection[str] = ()) -> int:
     """N: the parameters of a model before a method is placed on it, without its task head."""
-    return sum(p.numel() for name, p in base.named_parameters() if not in_head(name, head))
+    return sum(_numbers(p) for name, p in base.named_parameters() if not in_head(name, head))
+
+
+def _numbers(parameter: nn.Parameter) -> int:
+    """How many numbers a parameter has; one in 4 bits has two of them in a byte."""
+    count = parameter.numel()
+    return 2 * count * parameter.element_size() if hasattr(parameter, "quant_state") else count
 
 
 def parameter_counts(

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
@@ -176,6 +176,7 @@ def load_model(
     dtype: str = "float32",
     trust_remote_code: bool = False,
     without_adapter: bool = False,
+    loading: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """A model that generates text, or one with a task head.
@@ -187,6 +188,7 @@ def load_model(
         dtype: a name in ``DTYPES``.
         trust_remote_code: whether code from the model's repository may run.
         without_adapter: whether a folder may hold an adapter too, which is then not placed.
+        loading: what else ``from_pretrained`` is told.
         **settings: values that replace those of the config.
 
     Returns:
@@ -200,19 +202,15 @@ def load_model(
         OSError: for a model that cannot be fetched.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+        raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}, auto")
     if not without_adapter:
         _refuse_adapter(name)
     if config is None:
         config = load_config(name, trust_remote_code=trust_remote_code)
-    config = deepcopy(config)
-    auto: Any = AutoModelForCausalLM
+    config, auto = deepcopy(config), _class_for(config, outputs)
     if outputs is not None:
-        auto = AutoModelForSequenceClassification
         problem = "regression" if outputs == 1 else "single_label_classification"
         settings = {**settings, "num_labels": outputs, "problem_type": problem}
-    elif kind_of(config) == "encoder_decoder":
-        auto = AutoModelForSeq2SeqLM
     with reading("the weights", name), _report_kept_back() as report:
         for key, value in settings.items():
             setattr(config, key, value)
@@ -225,9 +223,18 @@ def load_model(
             ignore_mismatched_sizes=True,  # refused below, with their names
             adapter_kwargs={"subfolder": "none"} if without_adapter else None,
             output_loading_info=True,
+            **(loading or {}),
         )
     _log_if_of_base(report, model, found)
     return model, _drawn(name, model, found, outputs)
+
+
+def _class_for(config: PreTrainedConfig, outputs: int | None) -> Any:
+    """Transformers' class for a model; ``outputs`` is as in ``load_model``."""
+    if outputs is not None:
+        return AutoModelForSequenceClassification
+    writes = kind_of(config) == "encoder_decoder"
+    return AutoModelForSeq2SeqLM if writes else AutoModelForCausalLM
 
 
 @contextmanager

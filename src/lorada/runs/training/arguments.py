@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import Seq2SeqTrainingArguments, TrainingArguments, get_scheduler
 
+from lorada.runs.by_device import device_settings, take_one_device
 from lorada.runs.data.rows import Rows
 from lorada.runs.recipe import Recipe
 from lorada.support.processes import only_cpu
@@ -29,7 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "save_total_limit": 2,
     "remove_unused_columns": False,
     "logging_nan_inf_filter": False,
-    "dataloader_pin_memory": torch.cuda.is_available(),
+    "dataloader_pin_memory": False,
 }
 # Activations are computed again; the reentrant kind would need an input that has a gradient.
 CHECKPOINTING: dict[str, Any] = {
@@ -76,7 +77,7 @@ def training_arguments(
     writes: bool = False,
     again: bool = False,
 ) -> TrainingArguments:
-    """The recipe's settings, over those of its method, over our defaults.
+    """The recipe's settings, over those of its method, over our defaults for the device.
 
     If an encoder–decoder learns to write (``writes``), they are ``Seq2SeqTrainingArguments``. With
     ``again``, activations are computed again in the backward pass.
@@ -87,7 +88,8 @@ def training_arguments(
     report = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
     if not report and "report_to" not in recipe.training:
         logger.warning("no TensorBoard logs: pip install 'lorada[logging]'")
-    settings = {**DEFAULTS, "report_to": report, **(method or {}), **recipe.training}
+    ours = {**DEFAULTS, **device_settings(recipe), "report_to": report}
+    settings = {**ours, **(method or {}), **recipe.training}
     if again:
         settings |= CHECKPOINTING
     if recipe.pooling is not None:  # the layers that it passes over get no gradient
@@ -102,6 +104,7 @@ def training_arguments(
             output_dir=recipe.output, **deepcopy({"disable_tqdm": quiet, **settings})
         )
         _check_scheduler(args)
+        take_one_device(args, recipe.output)
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:  # the Trainer would divide by it
             raise ValueError(f"training.{name}={getattr(args, name)} must be at least 1")

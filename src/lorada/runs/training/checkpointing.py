@@ -8,9 +8,8 @@ than 1,024 tokens, else ``off``.
 import logging
 from typing import Any
 
-import torch
-
 from lorada.methods.meta_model import meta_model
+from lorada.runs.by_device import accelerator
 from lorada.runs.data.dataset import context_of
 from lorada.runs.prepare import TRAINERS_OWN
 from lorada.runs.recipe import Recipe
@@ -30,15 +29,22 @@ def recomputes(recipe: Recipe, config: Any) -> bool:
     asked = recipe.activation_checkpointing
     if asked != "auto":
         return asked == "full"
-    if recipe.training.get("use_cpu") or not torch.accelerator.is_available():
-        return False
-    device = torch.accelerator.current_accelerator()
-    if device is None or device.type == "mps":
+    if accelerator(recipe.training) is None:
         return False
     reason = why_full(recipe, config)
     if reason is not None and is_first():
         logger.warning("activation_checkpointing=auto takes full: %s", reason)
     return reason is not None
+
+
+def as_it_trains(recipe: Recipe, *, again: bool) -> Recipe:
+    """The recipe with ``off`` or ``full`` in place of ``auto``, to be repeated as it was.
+
+    ``again`` says whether activations are computed again.
+    """
+    if recipe.activation_checkpointing != "auto" or recipe.training.keys() & set(TRAINERS_OWN):
+        return recipe
+    return recipe.model_copy(update={"activation_checkpointing": "full" if again else "off"})
 
 
 def why_full(recipe: Recipe, config: Any) -> str | None:

@@ -20,6 +20,7 @@ from transformers import (
     set_seed,
 )
 
+from lorada.runs.by_device import loading_device
 from lorada.runs.data.dataset import collator, context_of, encode_rows, fit_context
 from lorada.runs.data.packing import PackedCollator, pack, refuse_mixing
 from lorada.runs.data.rows import head_size, protocol_settings
@@ -89,7 +90,7 @@ def set_up(
     )
     measured = held_out_metrics(args, held_out)
     set_seed(args.seed)
-    base = load_base(prepared, head_size(prepared.rows))
+    base = load_base(prepared, head_size(prepared.rows), loading_device(args))
     train_rows, eval_rows, pad = _encode(prepared, base)
     if plan.prepare is not None:
         batches = _batches(train_rows, pad, args)

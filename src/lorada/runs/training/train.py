@@ -22,9 +22,10 @@ from lorada.runs.folder.folder import Start, begin, check_folder
 from lorada.runs.folder.lock import locked
 from lorada.runs.folder.result import RESULT_FILE, peak_memory, write_result
 from lorada.runs.prepare import prepare_training
-from lorada.runs.recipe import Recipe
+from lorada.runs.recipe import AUTO, Recipe
 from lorada.runs.training.arguments import argument_errors
 from lorada.runs.training.callbacks import SaveOnInterrupt, refuse_broken
+from lorada.runs.training.checkpointing import as_it_trains
 from lorada.runs.training.effect_size import EffectSize
 from lorada.runs.training.finish import all_weights, save_model, training_result
 from lorada.runs.training.setup import set_up
@@ -93,6 +94,8 @@ def train(
             return check_folder(recipe, resume=resume, overwrite=overwrite)
 
         start = made_by_first(lock_and_check)
+        if recipe.dtype == AUTO and start.dtype is not None:  # as where it began
+            recipe = recipe.model_copy(update={"dtype": start.dtype})
         return _train(recipe, start, callbacks, quiet=quiet)
 
 
@@ -107,7 +110,8 @@ def _train(
     with all_or_none():
         setup = set_up(prepared, [effect, interrupt, *callbacks], quiet=quiet)
     trainer = setup.trainer
-    made_by_first(lambda: begin(recipe, start, prepared.rows.fingerprint))
+    resolved = as_it_trains(prepared.recipe, again=trainer.args.gradient_checkpointing)
+    made_by_first(lambda: begin(resolved, start, prepared.rows.fingerprint))
     started = time.monotonic()
     try:
         _fit(trainer, start.checkpoint, again)

@@ -1,0 +1,99 @@
+"""What a recipe leaves to the device: ``dtype=auto``, and the Trainer's settings of devices.
+
+On a CPU and on MPS the base is in fp32. On an accelerator that computes in bf16 it has the dtype of
+its checkpoint, with bf16 in place of fp16, whose numbers overflow in training. What trains is in
+fp32 everywhere; where the base is in bf16, the forward pass runs under autocast.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from lorada.runs.recipe import AUTO, Recipe
+from lorada.support.processes import is_first, process_count
+
+logger = logging.getLogger(__name__)
+
+AMPERE = (8, 0)  # the first generation of NVIDIA's cards with TF32
+WORKERS = 2  # processes that make batches while the accelerator computes
+
+
+def accelerator(settings: Mapping[str, Any]) -> torch.device | None:
+    """The kind of accelerator that a training with these TrainingArguments runs on.
+
+    None for a CPU and for MPS.
+    """
+    if settings.get("use_cpu") or not torch.accelerator.is_available():
+        return None
+    device = torch.accelerator.current_accelerator()
+    return None if device is None or device.type == "mps" else device
+
+
+def dtype_on(recipe: Recipe, config: Any, *, narrow: bool) -> str:
+    """The dtype of a recipe's base, on a device that computes in bf16 (``narrow``) or another."""
+    if recipe.dtype != AUTO:
+        return recipe.dtype
+    saved = str(getattr(config, "dtype", None)).removeprefix("torch.")
+    if not narrow or saved in ("None", "float32", "float64"):
+        return "float32"
+    return "bfloat16"
+
+
+def with_dtype(recipe: Recipe, config: Any) -> Recipe:
+    """The recipe with the dtype that its base gets here, if it leaves that to the device.
+
+    ``config`` is that of the base. A line says so where it is not fp32.
+    """
+    if recipe.dtype != AUTO:
+        return recipe
+    device = accelerator(recipe.training)
+    chosen = dtype_on(recipe, config, narrow=device is not None and _computes_in_bf16(device))
+    if chosen != "float32" and is_first():
+        logger.warning("dtype=auto takes %s on this device: dtype=float32 is wider", chosen)
+    return recipe.model_copy(update={"dtype": chosen})
+
+
+def _computes_in_bf16(device: torch.device) -> bool:
+    supported = getattr(getattr(torch, device.type, None), "is_bf16_supported", None)
+    return supported is not None and bool(supported(including_emulation=False))
+
+
+def device_settings(recipe: Recipe) -> dict[str, Any]:
+    """TrainingArguments for an accelerator; none for a CPU and for MPS."""
+    device = accelerator(recipe.training)
+    if device is None:
+        return {}
+    settings: dict[str, Any] = {"dataloader_num_workers": WORKERS, "dataloader_pin_memory": True}
+    if recipe.dtype == "bfloat16" and not recipe.training.get("fp16"):
+        settings["bf16"] = True
+    if device.type == "cuda" and torch.cuda.get_device_capability() >= AMPERE:
+        settings["tf32"] = True
+    return settings
+
+
+def take_one_device(args: Any, output: str) -> None:
+    """Let one process use one accelerator, of several that are visible.
+
+    The Trainer would copy the model to all of them (``DataParallel``), and in a copy the hooks of
+    adapters use the weights of the first device.
+    """
+    visible = args.n_gpu
+    if visible > 1:
+        args._n_gpu = 1
+        logger.warning(
+            "%d devices are visible and one process uses the first. To use all: torchrun "
+            "--nproc_per_node %d -m lorada.cli train …, with --output %s as here",
+            visible, visible, output,
+        )  # fmt: skip
+
+
+def loading_device(args: Any) -> torch.device | None:
+    """The device on which weights are loaded for a training; None if something else places them.
+
+    FSDP and DeepSpeed share the weights out themselves.
+    """
+    shared_out = bool(args.fsdp) or bool(args.deepspeed) or (process_count() > 1 and args.use_cpu)
+    device: torch.device = args.device
+    return None if shared_out or device.type in ("cpu", "mps") else device

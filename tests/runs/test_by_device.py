@@ -1,0 +1,218 @@
+"""``dtype=auto``, and what the Trainer is told of the devices that it runs on."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from folders import bert_folder, llama_folder, rows_file
+from transformers import LlamaConfig, TrainingArguments
+
+from lorada.inference.load import load_run
+from lorada.runs import by_device
+from lorada.runs.by_device import (
+    accelerator,
+    device_settings,
+    dtype_on,
+    loading_device,
+    take_one_device,
+    with_dtype,
+)
+from lorada.runs.models import loading
+from lorada.runs.prepare import prepare
+from lorada.runs.recipe import load_recipe
+from lorada.runs.training import arguments, setup
+from lorada.runs.training.train import train
+
+QUICK = ["max_steps=1", "report_to=[]", "max_length=32", "save_strategy=no"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("devices")
+    llama_folder(place / "llama")
+    rows_file(place / "rows.jsonl")
+    return place
+
+
+@pytest.fixture
+def recipe(place, tmp_path):
+    def make(*pairs, method="lora"):
+        given = {"method": method, "model": str(place / "llama"), "data": str(place / "rows.jsonl")}
+        return load_recipe(None, [*QUICK, *pairs], {**given, "output": str(tmp_path / "run")})
+
+    return make
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """Makes this a machine with an accelerator, of a kind and with what it can do."""
+
+    def set_device(kind, *, bf16=True, capability=(8, 0)):
+        device = torch.device(kind) if kind else None
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: device is not None)
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: device)
+        for name in ("cuda", "xpu"):
+            module = getattr(torch, name)
+            monkeypatch.setattr(module, "is_bf16_supported", lambda **given: bf16)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+
+    return set_device
+
+
+SAVED = {
+    "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "none": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("device", "saved", "dtype"),
+    [
+        (None, "bfloat16", "float32"),
+        ("mps", "bfloat16", "float32"),
+        ("cuda", "bfloat16", "bfloat16"),
+        ("cuda", "float16", "bfloat16"),
+        ("cuda", "float32", "float32"),
+        ("cuda", "none", "float32"),
+        ("xpu", "bfloat16", "bfloat16"),
+    ],
+)
+def test_auto_is_the_dtype_of_the_checkpoint_on_an_accelerator(on, recipe, device, saved, dtype):
+    on(device)
+    config = LlamaConfig(dtype=SAVED[saved])
+    assert recipe().dtype == "auto"
+    assert with_dtype(recipe(), config).dtype == dtype
+    assert with_dtype(recipe("dtype=float64"), config).dtype == "float64"
+    assert with_dtype(recipe("use_cpu=true"), config).dtype == "float32"
+
+
+def test_auto_is_fp32_where_bf16_is_only_emulated(on, recipe):
+    on("cuda", bf16=False, capability=(7, 5))
+    assert with_dtype(recipe(), LlamaConfig(dtype=torch.bfloat16)).dtype == "float32"
+    assert device_settings(recipe("dtype=float32")) == {
+        "dataloader_num_workers": 2, "dataloader_pin_memory": True,
+    }  # fmt: skip
+
+
+def test_a_line_says_what_was_chosen_and_how_to_change_it(on, recipe, caplog):
+    on("cuda")
+    with_dtype(recipe(), LlamaConfig(dtype=torch.float32))
+    assert not caplog.messages
+    with_dtype(recipe(), LlamaConfig(dtype=torch.float16))
+    assert caplog.messages == ["dtype=auto takes bfloat16 on this device: dtype=float32 is wider"]
+
+
+def test_an_estimate_for_another_machine_takes_its_dtype(recipe):
+    config = LlamaConfig(dtype=torch.float16)
+    assert dtype_on(recipe(), config, narrow=True) == "bfloat16"
+    assert dtype_on(recipe(), config, narrow=False) == "float32"
+    assert dtype_on(recipe("dtype=float16"), config, narrow=False) == "float16"
+
+
+def test_the_trainer_gets_autocast_tf32_and_workers_on_an_accelerator_only(on, recipe):
+    narrow = recipe("dtype=bfloat16")
+    assert device_settings(narrow) == {}
+    loader = {"dataloader_num_workers": 2, "dataloader_pin_memory": True}
+    on("cuda")
+    assert device_settings(narrow) == {**loader, "bf16": True, "tf32": True}
+    assert device_settings(recipe("dtype=float32")) == {**loader, "tf32": True}
+    assert device_settings(recipe("dtype=bfloat16", "fp16=true")) == {**loader, "tf32": True}
+    assert device_settings(recipe("dtype=bfloat16", "use_cpu=true")) == {}
+    on("xpu")
+    assert device_settings(narrow) == {**loader, "bf16": True}
+
+
+def test_a_setting_of_the_recipe_goes_before_that_of_the_device(recipe, monkeypatch):
+    ours = {"dataloader_num_workers": 2, "dataloader_pin_memory": True}
+    monkeypatch.setattr(arguments, "device_settings", lambda given: ours)
+    args = arguments.training_arguments(recipe("dataloader_num_workers=0"))
+    assert args.dataloader_num_workers == 0
+    assert args.dataloader_pin_memory
+    assert arguments.training_arguments(recipe()).dataloader_num_workers == 2
+
+
+def test_of_several_devices_the_first_is_taken_and_a_line_says_how_to_use_all(tmp_path, caplog):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    args._n_gpu = 2
+    assert args.train_batch_size == 16
+    take_one_device(args, "runs/a")
+    assert (args.n_gpu, args.train_batch_size) == (1, 8)
+    assert caplog.messages == [
+        "2 devices are visible and one process uses the first. To use all: torchrun "
+        "--nproc_per_node 2 -m lorada.cli train …, with --output runs/a as here"
+    ]
+    take_one_device(args, "runs/a")
+    assert len(caplog.messages) == 1
+
+
+def test_a_training_with_two_visible_devices_never_copies_the_model(recipe, monkeypatch):
+    """The Trainer wraps a model in ``DataParallel`` if ``n_gpu`` is above 1."""
+    seen = []
+
+    def two(args, output):
+        args._n_gpu = 2
+        take_one_device(args, output)
+        seen.append(args.n_gpu)
+
+    monkeypatch.setattr(arguments, "take_one_device", two)
+
+    def refuse(self, *args, **kwargs):
+        pytest.fail("the model is copied")
+
+    monkeypatch.setattr(torch.nn.DataParallel, "__init__", refuse)
+    train(recipe("use_cpu=true"), quiet=True)
+    assert seen == [1]
+
+
+def test_the_stored_recipe_holds_what_was_taken(recipe, monkeypatch):
+    run = train(recipe(), quiet=True).run
+    stored = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert (stored["dtype"], stored["activation_checkpointing"]) == ("float32", "off")
+    monkeypatch.setattr(setup, "recomputes", lambda *args: True)
+    train(recipe("dtype=bfloat16"), quiet=True, overwrite=True)
+    stored = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert (stored["dtype"], stored["activation_checkpointing"]) == ("bfloat16", "full")
+    assert next(load_run(run).model.parameters()).dtype == torch.bfloat16
+
+
+def test_a_run_is_resumed_with_the_dtype_that_it_began_with(recipe, tmp_path, monkeypatch):
+    asked = ("max_steps=2", "save_strategy=steps", "save_steps=1")
+    run = train(recipe(*asked, "dtype=bfloat16"), quiet=True).run
+    (run / "result.json").unlink()
+    again = train(recipe(*asked), quiet=True, resume=True)
+    assert again.result["resumed_from"] == "checkpoint-2"
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["dtype"] == "bfloat16"
+    (run / "result.json").unlink()
+    with pytest.raises(ValueError, match="had dtype='bfloat16', not 'float32'"):
+        train(recipe(*asked, "dtype=float32"), quiet=True, resume=True)
+
+
+def test_weights_are_loaded_where_they_go(recipe, monkeypatch, tmp_path):
+    args = SimpleNamespace(fsdp=[], deepspeed=None, use_cpu=False, device=torch.device("cuda", 0))
+    assert loading_device(args) == torch.device("cuda", 0)
+    for changed in ({"fsdp": ["full_shard"]}, {"deepspeed": {}, "fsdp": ["full_shard"]},
+                    {"device": torch.device("cpu")}, {"device": torch.device("mps")}):  # fmt: skip
+        assert loading_device(SimpleNamespace(**{**vars(args), **changed})) is None
+
+    seen, plain = [], loading.AutoModelForCausalLM.from_pretrained
+
+    def from_pretrained(*given, device_map=None, **more):
+        seen.append(device_map)
+        return plain(*given, **more)
+
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(setup, "loading_device", lambda args: torch.device("cuda", 1))
+    run = train(recipe(), quiet=True).run
+    monkeypatch.setattr("lorada.inference.load.accelerator", lambda given: torch.device("cuda"))
+    load_run(run)
+    assert seen == [{"": torch.device("cuda", 1)}, {"": torch.device("cuda")}]
+
+
+def test_a_base_of_a_classifier_has_the_dtype_too(on, tmp_path):
+    bert_folder(tmp_path / "bert")
+    rows = rows_file(tmp_path / "rows.jsonl", [{"text": "a", "label": "x"}] * 4)
+    given = {"method": "lora", "model": str(tmp_path / "bert"), "data": str(rows), "output": "-"}
+    made = load_recipe(None, ["dtype=auto"], given)
+    on("cuda")
+    assert prepare(made).recipe.dtype == by_device.dtype_on(made, prepare(made).config, narrow=True)
+    assert accelerator({}) == torch.device("cuda")
