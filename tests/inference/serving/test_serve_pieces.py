@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lorada.inference.serving.answers import Answer
+from lorada.inference.serving.answers import Answers
 from lorada.inference.serving.engines import Ask, Progress
 from lorada.inference.serving.pieces import Piece, Pieces
 
@@ -170,7 +170,7 @@ def test_each_token_of_a_character_has_its_own_byte(name):
     run = SimpleNamespace(tokenizer=tokenizer)
     served = SimpleNamespace(name="m", run=run, engine=engine, stops=(), ends=())
     record = SimpleNamespace(read=0, written=0, first_token=str)
-    answer = Answer(served, [Ask([0], 3, logprobs=True)], (), record, chat=True)
+    answer = Answers(served, [Ask([0], 3, logprobs=True)], (), record, chat=True)
     body = asyncio.run(answer.whole())
     content = body["choices"][0]["logprobs"]["content"]
     assert [part["bytes"] for part in content] == [[0xE2], [0x82], [0xAC]]

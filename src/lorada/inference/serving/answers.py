@@ -17,7 +17,7 @@ from lorada.inference.serving.served import Served
 LOWEST = -9999.0  # JSON has no infinity; OpenAI's API says this for the smallest
 
 
-class Answer:
+class Answers:
     """The answers to the prompts of one request, whole or in chunks of a stream."""
 
     def __init__(

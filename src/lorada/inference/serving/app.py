@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from lorada.inference.serving.answers import Answer
+from lorada.inference.serving.answers import Answers
 from lorada.inference.serving.prompts import asks_of
 from lorada.inference.serving.records import Metrics, Record
 from lorada.inference.serving.refusals import Refused, refusal_of, refuse
@@ -158,7 +158,7 @@ class Answering:
         asks = await asyncio.to_thread(asks_of, served, body, self._limits.tokens)
         self._server.take_places(record, len(asks))
         record.read = sum(len(ask.ids) for ask in asks)
-        answer = Answer(served, asks, body.stops, record, chat=isinstance(body, ChatRequest))
+        answer = Answers(served, asks, body.stops, record, chat=isinstance(body, ChatRequest))
         if body.stream:
             usage = bool(body.stream_options and body.stream_options.include_usage)
             events = self._events(answer.chunks(usage=usage), record)
