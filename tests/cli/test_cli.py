@@ -195,7 +195,7 @@ BAD_TRAINING = {
     "wrong dtype": (["dtype=float3"], "dtype='float3'"),
     "no such checkpointing": (
         ["activation_checkpointing=bogus"],
-        "error: activation_checkpointing='bogus': input should be 'off', 'selective', 'full' or",
+        "error: activation_checkpointing='bogus': input should be 'off', 'full' or 'auto'",
     ),
     "seed below 0": (["seed=-1"], "training.seed=-1 must be a whole number from 0 to 4294967295"),
     "large seed": (

@@ -1,11 +1,9 @@
 """What a request may say, as OpenAI's API spells it."""
 
-import json
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from lorada.inference.serving.refusals import Refused
 
@@ -128,6 +126,7 @@ class CompletionRequest(Request):
 
 
 Kind = type[ChatRequest] | type[CompletionRequest]
+JSON: TypeAdapter[Any] = TypeAdapter(Any)
 
 
 def request_of(kind: Kind, body: bytes) -> ChatRequest | CompletionRequest:
@@ -137,15 +136,17 @@ def request_of(kind: Kind, body: bytes) -> ChatRequest | CompletionRequest:
         Refused: for another, with the first field that is wrong, what it must be, and what it is.
     """
     try:
-        fields = from_json(body)
-    except ValueError as error:
-        raise Refused(400, f"the request is not JSON: {error}; send one object") from error
+        fields = JSON.validate_json(body)
+    except ValidationError as error:
+        why = error.errors()[0]["ctx"]["error"]
+        raise Refused(400, f"the request is not JSON: {why}; send one object") from error
     if not isinstance(fields, dict):
         raise Refused(400, f"the request must be one JSON object; it is {_short(repr(fields))}")
     for name, same in UNCHANGED.items():
         value = fields.pop(name, None)
         if value not in (None, same):
-            said = f"{name}: must be {json.dumps(same)} or left out, as no model here follows it"
+            kept = JSON.dump_json(same).decode()
+            said = f"{name}: must be {kept} or left out, as no model here follows it"
             raise Refused(400, f"{said}; it is {_short(repr(value))}", param=name)
     try:
         return kind.model_validate({k: v for k, v in fields.items() if k not in READ_OVER})

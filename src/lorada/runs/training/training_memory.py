@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers import AutoModelForSequenceClassification as AutoClassifier
 
 from lorada.methods.build import Plan, build_method
+from lorada.runs.by_device import with_dtype
 from lorada.runs.models.count import placed_on
 from lorada.runs.models.labelled_loss import LabelledLoss
 from lorada.runs.models.loading import kind_of, load_config
@@ -116,6 +117,7 @@ def _shortened(config: Any, depths: dict[str, int], layers: int) -> Any:
 
 def _traced(recipe: Recipe, config: Any, sequences: int | None) -> Memory:
     """Run two training steps on fake tensors; the second is counted, as it has optimizer states."""
+    recipe = with_dtype(recipe, config)
     plan = build_method(recipe.method, config, **recipe.parts)
     for part in getattr(plan.config, "parts", []):
         if isinstance(part, ShiraConfig):
