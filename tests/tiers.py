@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 DURATIONS = Path(__file__).with_name("durations.txt")
-LONGEST = 2.0  # seconds
-MOST_CASES = 8
+LONGEST = 1.5  # seconds
+MOST_CASES = 5
 LINE = re.compile(r"^([0-9.]+)s (?:call|setup|teardown) +(tests/\S+::.+)$")
 
 
