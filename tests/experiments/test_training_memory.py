@@ -122,6 +122,42 @@ def test_half_precision_halves_the_weights(tmp_path):
     assert half.weights == pytest.approx(whole.weights / 2, rel=0.01)
 
 
+def test_bits_of_a_quantised_base_are_counted_and_its_head_is_not_quantised(tmp_path):
+    folder = llama_folder(tmp_path / "llama")
+    recipe = recipe_for(folder, "lora", "dtype=bfloat16")
+    whole = training_memory(recipe)
+    config = load_config(str(folder))
+    width, inner, groups = config.hidden_size, config.intermediate_size, config.num_key_value_heads
+    keys = groups * width // config.num_attention_heads
+    layer = width * (2 * width + 2 * keys + 3 * inner)
+    for bits, each in (("int8", 8), ("nf4", 4 + 8 / 64 + 32 / (64 * 256))):
+        found = training_memory(recipe.model_copy(update={"quantization": bits}))
+        saved = config.num_hidden_layers * layer * (2 - each / 8)
+        assert whole.weights - found.weights == pytest.approx(saved)
+        assert found.activations == whole.activations
+
+
+CARD = 24 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits", "recomputed", "fits"),
+    [
+        ("bfloat16", "nf4", "full", True),
+        ("bfloat16", None, "full", True),
+        ("bfloat16", "nf4", "off", False),
+        ("float32", None, "full", False),
+    ],
+)
+def test_what_of_an_8b_model_fits_on_a_card_of_24_gib(dtype, bits, recomputed, fits):
+    """The example of docs/guides/train.md, computed, not measured."""
+    options = {"method": "lora+lmam", "model": "llama3-8b", "output": "-"}
+    settings = {"dtype": dtype, "activation_checkpointing": recomputed, "quantization": bits}
+    recipe = load_recipe(None, [], options).model_copy(update=settings)
+    assert recipe.max_length == 512
+    assert (training_memory(recipe).total < CARD) == fits
+
+
 def test_shira_is_refused_because_its_weights_are_sparse(tmp_path):
     with pytest.raises(NotImplementedError, match="SHiRA"):
         training_memory(recipe_for(llama_folder(tmp_path / "llama"), "shira", "r=1"))

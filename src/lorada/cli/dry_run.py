@@ -10,6 +10,7 @@ from lorada.support.duration import duration
 from lorada.support.progress import progress_bar
 
 PARTS = ("weights", "gradients", "optimizer", "activations")
+LOADING = ("dtype", "quantization", "attn_implementation", "device_map")  # fields of a recipe
 
 
 def show_training(recipe: Any, *, as_json: bool) -> None:
@@ -25,12 +26,13 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     prepared = prepare_training(recipe)
     counts = parameters_of(recipe)
     chosen = "full" if recomputes(recipe, prepared.config) else "off"
+    loading = {name: getattr(prepared.recipe, name) for name in LOADING}
     sizes, reason = _step_bytes(prepared)
     if as_json:
         print_json({
             "method": recipe.method, "model": recipe.model, "output": recipe.output,
             "rows": len(prepared.rows.rows), **counts,
-            "activation_checkpointing": chosen, "step_bytes": sizes,
+            **loading, "activation_checkpointing": chosen, "step_bytes": sizes,
         })  # fmt: skip
         return
     table = Table("method", "model", "rows", "trained", "100 p/N", "output")
@@ -46,6 +48,8 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     asked = recipe.activation_checkpointing
     takes = f"{asked} takes {chosen}" if asked == "auto" else asked
     console.print(f"activation_checkpointing={takes}: {need}", highlight=False, soft_wrap=True)
+    said = " ".join(f"{name}={value}" for name, value in loading.items() if value is not None)
+    console.print(f"the base is loaded with {said}", highlight=False, soft_wrap=True)
 
 
 def _step_bytes(prepared: Any) -> tuple[dict[str, float] | None, str]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lorada.runs.recipe import AUTO, Recipe
-from lorada.support.processes import is_first, process_count
+from lorada.support.processes import is_first
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +94,5 @@ def loading_device(args: Any) -> torch.device | None:
 
     FSDP and DeepSpeed share the weights out themselves.
     """
-    shared_out = bool(args.fsdp) or bool(args.deepspeed) or (process_count() > 1 and args.use_cpu)
     device: torch.device = args.device
-    return None if shared_out or device.type in ("cpu", "mps") else device
+    return None if args.fsdp or args.deepspeed or device.type in ("cpu", "mps") else device

@@ -35,6 +35,9 @@ AUTO = {
 }
 DEPTHS = ("num_hidden_layers", "encoder_layers", "decoder_layers")
 SHORT = (2, 4)  # layers of the models that are traced in place of a deep one
+# Bits of a quantised weight. nf4 has a scale of 8 bits for 64 weights, which has one of 32 for 256;
+# int8 has one of 32 for each row, which is not counted.
+BITS = {"nf4": 4 + 8 / 64 + 32 / (64 * 256), "int8": 8.0}
 MANY = 0.05  # share of the weights' bytes above which gradients decide where the peak is
 
 
@@ -144,11 +147,22 @@ def _traced(recipe: Recipe, config: Any, sequences: int | None) -> Memory:
                 _loss(model, inputs, config, plan).backward()
                 optimizer.step()
                 optimizer.zero_grad()
-    weights = _bytes([*model.parameters(), *model.buffers()])
+    weights = _bytes([*model.parameters(), *model.buffers()]) - _saved_by_quantising(recipe, model)
     gradients = _bytes(trained)
     states = _bytes([value for state in optimizer.state.values() for value in tree_leaves(state)])
     rest = counter.peak - states - gradients
     return Memory(weights, gradients, states, max(0, rest))
+
+
+def _saved_by_quantising(recipe: Recipe, model: Any) -> float:
+    """Bytes that the frozen linear layers do not need in 4 or 8 bits."""
+    if recipe.quantization is None:
+        return 0.0
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    output, bits = base.get_output_embeddings(), BITS[recipe.quantization]
+    linear = (m for m in model.modules() if isinstance(m, nn.Linear) and m is not output)
+    frozen = (m.weight for m in linear if not m.weight.requires_grad)
+    return sum(weight.numel() * (weight.element_size() - bits / 8) for weight in frozen)
 
 
 def _make_fake(model: nn.Module) -> None:
