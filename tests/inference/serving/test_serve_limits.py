@@ -110,7 +110,7 @@ REFUSED_CHATS = {
     "tools": ({"tools": [{"type": "function"}]}, "tools"),
     "JSON": (
         {"response_format": {"type": "json_object"}},
-        'response_format: must be {"type": "text"} or left out',
+        'response_format: must be {"type":"text"} or left out',
     ),
 }
 
