@@ -151,13 +151,7 @@ def test_values_and_gradients_are_those_of_a_sum_over_pairs(
     with torch.no_grad():
         finished = replace(held, baked=held.dense())
         assert_close(add_term(output, finished, positions, shape, value), expected)
-    weights = torch.randn(expected.shape)
-    for gradient, right in zip(
-        torch.autograd.grad((found * weights).sum(), leaves),
-        torch.autograd.grad((expected * weights).sum(), leaves),
-        strict=True,
-    ):
-        assert_close(gradient, right)
+    assert_same_gradients(found, expected, leaves)
 
 
 @pytest.mark.fp64(False)
@@ -218,13 +212,7 @@ def test_the_softmax_of_a_map_has_the_values_and_gradients_of_the_papers_form(
     expected = output + (full @ wide).transpose(1, 2)
     found = add_term(output, held, positions, shape, value)
     assert_close(found, expected)
-    leaves, weights = [output, value, *held.factors], torch.randn(expected.shape)
-    for gradient, right in zip(
-        torch.autograd.grad((found * weights).sum(), leaves),
-        torch.autograd.grad((expected * weights).sum(), leaves),
-        strict=True,
-    ):
-        assert_close(gradient, right)
+    assert_same_gradients(found, expected, [output, value, *held.factors])
 
 
 @pytest.mark.parametrize("name", ["padded", "padded, long", "packed"])
@@ -243,6 +231,17 @@ def test_the_sum_may_be_changed_in_place(name, block, monkeypatch):
     positions, shape, value, output = call(name)
     add_term(output, attention_map(), positions, shape, value).mul_(2).sum().backward()
     assert torch.equal(output.grad, torch.full_like(output, 2))
+
+
+def assert_same_gradients(found: Tensor, expected: Tensor, leaves: list[Tensor]) -> None:
+    """The gradients of both, pulled in one random direction, at all leaves."""
+    weights = torch.randn(expected.shape)
+    for gradient, right in zip(
+        torch.autograd.grad((found * weights).sum(), leaves),
+        torch.autograd.grad((expected * weights).sum(), leaves),
+        strict=True,
+    ):
+        assert_close(gradient, right)
 
 
 def tensors_in(thing) -> list[Tensor]:

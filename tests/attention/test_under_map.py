@@ -8,7 +8,16 @@ import torch
 from conftest import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_add_term import GROUPS, HEADS, LENGTH, WIDTH, add_term, attention_map, by_hand
+from test_add_term import (
+    GROUPS,
+    HEADS,
+    LENGTH,
+    WIDTH,
+    add_term,
+    assert_same_gradients,
+    attention_map,
+    by_hand,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -42,13 +51,7 @@ def compare(
         assert_close(add_term(output, finished, table, shape, value), expected)
     found = add_term(output, held, table, shape, value)
     assert_close(found, expected)
-    leaves, weights = [output, value, *held.factors], torch.randn(expected.shape)
-    for gradient, right in zip(
-        torch.autograd.grad((found * weights).sum(), leaves),
-        torch.autograd.grad((expected * weights).sum(), leaves),
-        strict=True,
-    ):
-        assert_close(gradient, right)
+    assert_same_gradients(found, expected, [output, value, *held.factors])
 
 
 def packed(seen: list[int], asked: list[int], lost: list[int], unused: int) -> TokenTable:

@@ -3,12 +3,12 @@
 They are one file, which names the base that they belong to, as an adapter's config does.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from lorada.methods.build import Plan
@@ -37,22 +37,19 @@ def saved_names(model: nn.Module, base: Base, plan: Plan) -> frozenset[str] | No
     )
 
 
-def save_part(
-    path: Path, weights: Mapping[str, Tensor], names: Collection[str], about: Mapping[str, str]
-) -> None:
-    """Write some of a model's weights into a file, which says ``about`` itself what is given."""
+def save_part(path: Path, model: PreTrainedModel, names: Collection[str], base: str) -> None:
+    """Write some of a model's weights into a file, which also names the base and the pooling."""
+    weights = model.state_dict()
     chosen = {name: weights[name].detach().cpu().contiguous() for name in sorted(names)}
-    save_file(chosen, path, metadata={"format": "pt", "tensors": str(len(chosen)), **about})
-
-
-def about_part(model: PreTrainedModel, name: str) -> dict[str, str]:
-    """What the file of a trained part says: the base's name and type, the pooling, the version."""
-    return {
-        "base_model_name_or_path": name,
+    about = {
+        "format": "pt",
+        "tensors": str(len(chosen)),
+        "base_model_name_or_path": base,
         "base_model_type": str(model.config.model_type),
         "pooling": pooling_of(model) or "",
         "lorada_version": __version__,
     }
+    save_file(chosen, path, metadata=about)
 
 
 def load_part(base: Base, path: Path, pooling: str | None) -> PreTrainedModel:

@@ -15,7 +15,7 @@ from lorada.runs.folder.result import hardware, versions
 from lorada.runs.models.adapters import fold_prefixes, parameter_counts
 from lorada.runs.models.origin import weights_fingerprint
 from lorada.runs.models.pooling import save_beside
-from lorada.runs.models.trained_part import about_part, save_part
+from lorada.runs.models.trained_part import save_part
 from lorada.runs.prepare import PreparedTraining
 from lorada.runs.training.setup import Setup
 from lorada.support.files import atomic_path
@@ -46,7 +46,7 @@ def save_model(
         _unshard(model, weights)
     if setup.saved is not None:
         with atomic_path(Path(recipe.output) / TRAINED_FILE) as fresh:
-            save_part(fresh, model.state_dict(), setup.saved, about_part(model, recipe.model))
+            save_part(fresh, model, setup.saved, recipe.model)
         return
     adapted = isinstance(model, PeftModel)
     if adapted:

@@ -17,15 +17,12 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from lorada.runs.data.dataset import token_counts
 from lorada.runs.models.labelled_loss import LabelledLoss, find_labelled_loss
 from lorada.runs.models.pooling import save_beside
-from lorada.runs.models.trained_part import save_part
 from lorada.runs.training.callbacks import refuse_broken_loss
 from lorada.support.processes import gather_values
 from lorada.tasks.tokenize import IGNORED
@@ -118,17 +115,13 @@ class RunTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save the model, and the pooling of a fully trained one beside its weights."""
-        folder = Path(output_dir or self.args.output_dir)
-        if self._saved is None or self.args.push_to_hub:
-            super()._save(output_dir, state_dict)
-            if self.args.should_save:
-                save_beside(self.accelerator.unwrap_model(self.model), folder)
-        elif self.args.should_save:
-            model = self.accelerator.unwrap_model(self.model)
-            folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model)
+        if self._saved is not None and not self.args.push_to_hub:
             weights = model.state_dict() if state_dict is None else state_dict
-            save_part(folder / SAFE_WEIGHTS_NAME, weights, self._saved, {})
-            torch.save(self.args, folder / TRAINING_ARGS_NAME)
+            state_dict = {name: weights[name] for name in sorted(self._saved)}
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            save_beside(model, Path(output_dir or self.args.output_dir))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Warn of what a checkpoint lacks, unless it keeps a part and only lacks the rest."""
