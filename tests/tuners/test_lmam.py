@@ -7,6 +7,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from stacks import batch, logits, randomise
 
 from lorada import LmamConfig
+from lorada.functional.maps import position_embedding
 from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64
@@ -92,3 +93,98 @@ def test_maps_of_two_forms_serve_the_samples_of_one_batch():
     names = ["default", "distance", "default"]
     mixed = logits(model, given, adapter_names=names)
     assert_close(mixed, torch.stack([rows[name][i] for i, name in enumerate(names)]))
+
+
+# The start, and positions that few rows had.
+
+
+@pytest.mark.parametrize("ablation", [None, "no_position"])
+@pytest.mark.parametrize("init", ["zero", "zero_left"])
+def test_a_zero_start_is_the_base_and_has_a_gradient_on_one_side(init, ablation):
+    base, given = TINY["llama"]().eval(), batch("llama")
+    before = base(**given).logits
+    model = get_peft_model(base, LmamConfig(length=6, init=init, ablation=ablation))
+    after = model(**given).logits
+    assert torch.equal(after, before)
+    after.square().sum().backward()
+    learns, rests = ("lora_w_a", "lora_w_b") if init == "zero_left" else ("lora_w_b", "lora_w_a")
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert all(g.any() for n, g in gradients.items() if learns in n)
+    assert not any(g.any() for n, g in gradients.items() if rests in n)
+    assert len(gradients) == 4  # two factors in each of two layers
+
+
+def one_layer() -> PeftModel:
+    base = TINY["llama"](num_hidden_layers=1)
+    return get_peft_model(base, LmamConfig(length=12, heads=1, init="zero_left")).eval()
+
+
+def train_on(model: PeftModel, size: int) -> None:
+    ids = torch.randint(5, 90, (4, size))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+
+
+def test_a_map_that_started_left_adds_nothing_beyond_the_rows_it_learned_from():
+    # One layer, because those above a changed layer read other inputs at every position.
+    model, ids = one_layer(), torch.randint(5, 90, (2, 12))
+    with torch.no_grad(), model.disable_adapter():
+        base = model(ids).logits
+    train_on(model, 8)
+    with torch.no_grad():
+        learned = model(ids).logits
+        assert torch.equal(learned[:, 8:], base[:, 8:])
+        assert not torch.equal(learned[:, :8], base[:, :8])
+    train_on(model, 10)
+    with torch.no_grad():
+        learned = model(ids).logits
+    assert torch.equal(learned[:, 10:], base[:, 10:])
+    assert not torch.equal(learned[:, 8:10], base[:, 8:10])
+
+
+@pytest.mark.parametrize("align", ["start", "end"])
+def test_a_position_that_too_few_rows_had_is_as_if_the_map_ended_there(align):
+    given = batch("llama")
+    counts = [5, 5, 5, 5, 1, 0] if align == "start" else [0, 1, 5, 5, 5, 5]
+    config = LmamConfig(length=6, align=align, min_rows=2, rows_by_position=counts)
+    model = get_peft_model(TINY["llama"](), config).eval()
+    randomise(model)
+    cut = logits(model, given)
+    with torch.no_grad():
+        for layer in [m for m in model.modules() if isinstance(m, LmamLayer)]:
+            pe = position_embedding(6, torch.zeros(()))
+            gone = torch.tensor(counts) < 2
+            layer.lora_w_a["default"][:, gone] = -pe[gone, None]
+            layer.lora_w_b["default"][..., gone] = -pe[gone]
+    config.min_rows = 0
+    assert torch.equal(logits(model, given), cut)
+
+
+def test_positions_without_enough_rows_do_not_train():
+    config = LmamConfig(length=6, min_rows=2, rows_by_position=[3, 3, 3, 1, 0, 0])
+    model = get_peft_model(TINY["llama"](), config)
+    randomise(model)
+    model(**batch("llama")).logits.sum().backward()
+    layer = next(m for m in model.modules() if isinstance(m, LmamLayer))
+    a, b = layer.lora_w_a["default"].grad, layer.lora_w_b["default"].grad
+    assert a[:, :3].any()
+    assert b[..., :3].any()
+    assert not a[:, 3:].any()
+    assert not b[..., 3:].any()
+
+
+def test_min_rows_without_counted_rows_says_who_counts_them():
+    model = get_peft_model(TINY["llama"](), LmamConfig(length=6, min_rows=2))
+    with pytest.raises(ValueError, match=r"^min_rows=2 needs the rows that `lorada train` counts"):
+        model(**batch("llama"))
+    for options, message in (
+        ({"min_rows": -1}, "min_rows=-1 must be a whole number above 0"),
+        ({"min_rows": 2, "ablation": "softmax"}, "min_rows=2 has no meaning for ablation='softma"),
+        ({"min_rows": 2, "form": "distance"}, "min_rows=2 has no meaning for form='distance'"),
+        ({"rows_by_position": [1, 2]}, "rows_by_position has 2 positions and the map 128"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            LmamConfig(**options)

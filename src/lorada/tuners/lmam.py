@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorada.attention import interface
 from lorada.attention.attend import CHILD
@@ -43,7 +43,8 @@ from lorada.tuners.base.tuner import AttachedModel, SelfAttentionModel
 Form = Literal["position", "distance"]
 REMOVED_FORMS = ("content", "bilinear")
 # Settings of the form ``position`` alone; ``taps`` is that of ``distance``.
-OF_POSITIONS = ("rank", "length", "align", "positions", "ablation", "init")
+OF_POSITIONS = ("rank", "length", "align", "positions", "ablation", "init", "min_rows")
+LOW_RANK = (None, "no_position")  # the ablations whose map is a product of two factors, no more
 
 
 @dataclass
@@ -66,7 +67,13 @@ class LmamConfig(LoradaPeftConfig):
             (``softmax_map``). They give weight to later tokens, which decoding step by step does
             not have, so it gives other outputs than a forward of the whole text.
         init: ``zero`` starts W_b at -PE, so that the map is zero at step 0 and W_a is normal;
+            ``zero_left`` starts W_a at -PE and W_b normal, so that a position which no training
+            row had as a query adds exactly nothing (without weight decay);
             ``normal`` draws both factors from N(0, 0.02²), which leaves PE alone in the map.
+        min_rows: the map leaves out each position that fewer training rows had; 0 for none.
+            `lorada train` counts them.
+        rows_by_position: how many training rows had each position of the map, written by
+            `lorada train`; None where nothing was counted.
         form: ``position`` is the paper's map; ``distance`` is this project's own (docs/forms.md).
         taps: how many distances the form ``distance`` has a weight for; an odd number.
         map_learning_rate: learning rate of the map's factors in `lorada train`; None for that of
@@ -87,6 +94,8 @@ class LmamConfig(LoradaPeftConfig):
     positions: str = field(default="token")
     ablation: Ablation | None = field(default=None)
     init: str = field(default="zero")
+    min_rows: int = field(default=0)
+    rows_by_position: list[int] | None = field(default=None)
     form: Form = field(default="position")
     taps: int = field(default=17)
     map_learning_rate: float | None = field(default=5e-3)
@@ -106,8 +115,9 @@ class LmamConfig(LoradaPeftConfig):
         require_choice(self, "align", get_args(Align))
         require_choice(self, "positions", ("token", "raw"))
         require_choice(self, "ablation", (None, *get_args(Ablation)))
-        require_choice(self, "init", ("zero", "normal"))
+        require_choice(self, "init", ("zero", "zero_left", "normal"))
         self._check_form()
+        self._check_rows()
 
     def _check_form(self) -> None:
         """Refuse a form of earlier versions, and a setting that the form does not have."""
@@ -126,10 +136,26 @@ class LmamConfig(LoradaPeftConfig):
                     f"form={other!r}"
                 )
 
+    def _check_rows(self) -> None:
+        """Refuse to leave out positions of a map in which a zero is not nothing."""
+        if self.min_rows:
+            require_count(self, "min_rows")
+        if self.min_rows and self.ablation not in LOW_RANK:
+            raise ValueError(
+                f"min_rows={self.min_rows} has no meaning for ablation={self.ablation!r}: leave it "
+                "out"
+            )
+        counts = self.rows_by_position
+        if counts is not None and len(counts) != self.length:
+            raise ValueError(
+                f"rows_by_position has {len(counts)} positions and the map {self.length}: train "
+                "again, or give length"
+            )
+
     @property
     def starts_as_base(self) -> bool:
         """Whether the map is zero at step 0. A softmax is not, and a full-rank map starts at PE."""
-        zero = self.init == "zero" and self.ablation in (None, "no_position")
+        zero = self.init in ("zero", "zero_left") and self.ablation in LOW_RANK
         return self.init_weights and zero
 
 
@@ -221,10 +247,11 @@ class LmamLayer(AttachedLayer):
                 w_a.normal_(std=0.02)
                 w_b.normal_(std=0.02)
             else:
-                w_a.normal_(std=1 / math.sqrt(config.rank))
-                w_b.zero_()
+                drawn, zero = (w_b, w_a.mT) if config.init == "zero_left" else (w_a, w_b)
+                drawn.normal_(std=1 / math.sqrt(config.rank))
+                zero.zero_()
                 if config.ablation != "no_position":
-                    w_b.sub_(position_embedding(config.length, w_b))
+                    zero.sub_(position_embedding(config.length, zero))
 
     @property
     def forward_inputs(self) -> ForwardInputs:
@@ -257,6 +284,8 @@ class LmamLayer(AttachedLayer):
             return DistanceMap((taps,), inverse_scale, sample_mask(samples, taps.device))
         names = ("lora_w",) if name in self.lora_w else ("lora_w_a", "lora_w_b")
         factors = tuple(getattr(self, each)(name) for each in names)
+        if config.min_rows:
+            factors = _well_trained(config, *factors)
         mask = sample_mask(samples, factors[0].device)
         settings = config.align, config.positions, config.ablation
         return AttentionMap(factors, inverse_scale, *settings, samples=mask)
@@ -289,6 +318,24 @@ class LmamLayer(AttachedLayer):
             self._baked = {}
         super().train(mode)
         return self
+
+
+def _well_trained(config: LmamConfig, w_a: Tensor, w_b: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors (S, N, R) and (S, R, N) of a map that is zero where too few rows were.
+
+    Raises:
+        ValueError: if no rows were counted.
+    """
+    if config.rows_by_position is None:
+        raise ValueError(
+            f"min_rows={config.min_rows} needs the rows that `lorada train` counts "
+            "(rows_by_position): leave it out, or give both"
+        )
+    keep = torch.tensor(config.rows_by_position, device=w_a.device) >= config.min_rows
+    nothing = w_a.new_zeros(config.length)
+    if config.ablation != "no_position":  # what the map adds to them later
+        nothing = -position_embedding(config.length, w_a)
+    return torch.where(keep[:, None], w_a, nothing[:, None]), torch.where(keep, w_b, nothing)
 
 
 class LmamModel(SelfAttentionModel, AttachedModel):

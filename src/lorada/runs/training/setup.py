@@ -21,7 +21,13 @@ from transformers import (
 )
 
 from lorada.runs.by_device import loading_device
-from lorada.runs.data.dataset import collator, context_of, encode_rows, fit_context
+from lorada.runs.data.dataset import (
+    collator,
+    context_of,
+    encode_rows,
+    fit_context,
+    token_counts,
+)
 from lorada.runs.data.packing import PackedCollator, pack, refuse_mixing
 from lorada.runs.data.rows import head_size, protocol_settings
 from lorada.runs.models.adapters import Base, adapt, load_base
@@ -40,10 +46,12 @@ from lorada.runs.training.callbacks import (
 from lorada.runs.training.checkpointing import recomputes
 from lorada.runs.training.choice_trainer import ChoiceTrainer
 from lorada.runs.training.effect_size import EffectSize
+from lorada.runs.training.position_rows import count_rows
 from lorada.runs.training.seq2seq_trainer import WritingTrainer, scorer, writes_texts
 from lorada.runs.training.trainer import RunTrainer
 from lorada.support.processes import process_count
 from lorada.tuners import LmamConfig, LoradaConfig
+from lorada.tuners.lmam import map_configs
 from lorada.tuners.pooling import attached
 
 logger = logging.getLogger(__name__)
@@ -91,12 +99,13 @@ def set_up(
     measured = held_out_metrics(args, held_out)
     set_seed(args.seed)
     base = load_base(prepared, head_size(prepared.rows), loading_device(args))
-    train_rows, eval_rows, pad = _encode(prepared, base)
+    train_rows, eval_rows, pad, lengths = _encode(prepared, base)
     if plan.prepare is not None:
         batches = _batches(train_rows, pad, args)
         with attached(base.model, recipe.pooling):
             plan = replace(plan, config=plan.prepare(base.model.to(args.device), batches))
     model = adapt(base, plan, recipe)
+    count_rows(map_configs(model), lengths, two_stacks=prepared.kind == "encoder_decoder")
     saved = saved_names(model, base, plan)
     if recipe.packing:
         refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
@@ -113,18 +122,22 @@ def set_up(
     return Setup(base, model, trainer, measured, saved)
 
 
-def _encode(prepared: PreparedTraining, base: Base) -> tuple[Dataset, Dataset | None, Collator]:
-    """Token ids of the training rows and of the held-out rows, and the collator of both."""
+def _encode(
+    prepared: PreparedTraining, base: Base
+) -> tuple[Dataset, Dataset | None, Collator, list[int]]:
+    """Token ids of training and held-out rows, their collator, and the training rows' lengths."""
     tokenizer, kind = prepared.tokenizer, prepared.kind
     fitted = fit_context(prepared.recipe, base.model.config)
     dataset = encode_rows(prepared.rows, fitted, tokenizer, kind)
     held_out = None
     if prepared.held_out is not None:
         held_out = encode_rows(prepared.held_out, fitted, tokenizer, kind)
+    lengths = token_counts(dataset)
     if not fitted.packing:
-        return dataset, held_out, collator(prepared.rows.form, tokenizer, base.model)
+        return dataset, held_out, collator(prepared.rows.form, tokenizer, base.model), lengths
     packed = None if held_out is None else pack(held_out, fitted.max_length)
-    return pack(dataset, fitted.max_length), packed, PackedCollator(tokenizer.pad_token_id)
+    pad = PackedCollator(tokenizer.pad_token_id)
+    return pack(dataset, fitted.max_length), packed, pad, lengths
 
 
 def _batches(
