@@ -39,6 +39,7 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     for task in GLUE:
         write(given.folder, task, *glue(given.data_dir, task))
+    write(given.folder, "sst2_even", *even_sst2(given.data_dir))
     for task in SEEDS:
         train, held_out = generated(task)
         write(given.folder, task, train, held_out)
@@ -77,6 +78,28 @@ def glue(data_dir: Path, task: str) -> tuple[list[Row], list[Row]]:
             held_out.append(row)
             seen.add(key)
         if len(held_out) == HELD_OUT:
+            break
+    return train, held_out
+
+
+def even_sst2(data_dir: Path) -> tuple[list[Row], list[Row]]:
+    """Rows of SST-2 with more than four words, held out and to learn from by one draw.
+
+    So both have the same lengths, which those of ``glue`` have not. No held-out text is part of a
+    training text, or has one as a part.
+    """
+    fields, labels = GLUE["sst2"]
+    pool = [converted(row, fields, labels) for row in read(data_dir, "sst2", "train")]
+    pool = list({row["text"]: row for row in pool if len(row["text"].split()) > 4}.values())
+    random.Random("sst2_even").shuffle(pool)
+    held_out, rest = pool[:HELD_OUT], pool[HELD_OUT:]
+    whole, phrases = "\n".join(row["text"] for row in held_out), [row["text"] for row in held_out]
+    train: list[Row] = []
+    for row in rest:
+        text = row["text"]
+        if text not in whole and not any(phrase in text for phrase in phrases):
+            train.append(row)
+        if len(train) == TRAIN:
             break
     return train, held_out
 

@@ -41,12 +41,28 @@ PLUGINS = (
 DORA_4, ADAPTER_7 = CONTROLS = ("dora:r=4:lora_alpha=8", "adapter_ffn:rank=7")
 MOVED, MOVED_ON_LORA = (HEAD, PRINTED), (LORA, PRINTED_ON_LORA)
 
+# The second study: a map that starts from the left, beside today's start and beside equal sizes.
+LEFT, LEFT_ON_LORA = f"{PRINTED}:init=zero_left", f"{PRINTED_ON_LORA}:init=zero_left"
+DORA, LEFT_ON_DORA = f"dora:{LORA_1}", f"dora+lmam:{LORA_1}:{MAP}:init=zero_left"
+STARTS = (LORA, LORA_4, PRINTED_ON_LORA, LEFT_ON_LORA)  # H5, and H6 on LoRA
+ON_DORA, ALONE = (DORA, DORA_4, LEFT_ON_DORA), (HEAD, PRINTED, LEFT)  # H6 on DoRA, H7
+WRITERS = ("lora", "dora", "ia3", "lmam", "lora+lmam", "lora+lmam:init=zero_left", "lorada_la")
+READINGS = (
+    "no_negative", "softmax", "softmax_with_future", "softmax_then_cut", "no_position", "full_rank",
+)  # fmt: skip
+WRITTEN_ABLATIONS = ("lmam", *(f"lmam:ablation={name}" for name in READINGS))
+ATLAS = (
+    "lora", "dora", "adalora", "ia3", "adapter_ffn", "pfeiffer", "bitfit", "lmam", "lora+lmam",
+    "lorada_a",
+)  # fmt: skip
+
 # Those of Table 4 that have a form on this model, at one budget.
 TABLE_4 = (
     "prefix", "series", "parallel", "lora", "dora", "quanta", "lorada_a", "lorada_la", "lorada_q",
 )  # fmt: skip
 
-RATES, FULL_RATES = "7e-4,3e-3,1.2e-2", "5e-5,2e-4,8e-4"
+RATES, FULL_RATES, LLM_RATES = "7e-4,3e-3,1.2e-2", "5e-5,2e-4,8e-4", "3e-4,1.5e-3,7e-3"
+ATLAS_TASKS = ("sst2_even", "qnli", "stsb", "mrpc")
 
 
 class Asked(NamedTuple):
@@ -58,6 +74,7 @@ class Asked(NamedTuple):
     budget: str | None = None
     model: str = "minilm-l6"
     seeds: str = "1,2,3,4,5"
+    search: str = "once"
 
 
 # The most important ones first.
@@ -77,7 +94,7 @@ COMPARISONS = {
     "syllogism_llm": Asked(
         "syllogisms",
         ("lora", "lmam", "lmam_distance", "lorada_la"),
-        "3e-4,1.5e-3,7e-3",
+        LLM_RATES,
         "0.2%",
         "smollm2-135m",
         "1,2,3",
@@ -86,6 +103,27 @@ COMPARISONS = {
     "sst2_printed": Asked("sst2", PLUGINS),
     "stsb_forms": Asked("stsb", FORMS),
     "family_forms": Asked("family", FORMS),
+}
+TEN = "1,2,3,4,5,6,7,8,9,10"
+# Of the second study; every seed searches its own learning rate.
+COMPARISONS |= {
+    name: asked._replace(search="each-seed")
+    for name, asked in {
+        "syllogism_starts": Asked("syllogism", STARTS, seeds=TEN),
+        "sst2_even_starts": Asked("sst2_even", STARTS),
+        "syllogism_alone": Asked("syllogism", ALONE),
+        "sst2_even_alone": Asked("sst2_even", ALONE),
+        "syllogism_dora": Asked("syllogism", ON_DORA, seeds=TEN),
+        "syllogism8_starts": Asked("syllogism8", STARTS, seeds=TEN),
+        "sst2_even_dora": Asked("sst2_even", ON_DORA),
+        "qnli_starts": Asked("qnli", STARTS),
+        "writers": Asked("syllogisms", WRITERS, LLM_RATES, "0.2%", "smollm2-135m"),
+        "written_ablations": Asked(
+            "syllogisms", WRITTEN_ABLATIONS, LLM_RATES, None, "smollm2-135m", "1,2,3"
+        ),
+        **{f"atlas_{task}": Asked(task, ATLAS, budget="0.2%") for task in ATLAS_TASKS},
+        **{f"atlas_{task}_full": Asked(task, ("full",), FULL_RATES) for task in ATLAS_TASKS},
+    }.items()
 }
 COMMON = (
     "per_device_train_batch_size=16", "logging_steps=10",
@@ -125,7 +163,7 @@ def command(name: str, rows: Path, folder: Path, workers: str) -> list[str]:
         "lorada", "compare", "--model", asked.model, "--data", train, "--held-out", held_out,
         "--methods", ",".join(asked.methods), *(["--budget", asked.budget] if asked.budget else []),
         "--seeds", asked.seeds, "--rates", asked.rates, "--output", str(folder),
-        "--workers", workers, *SETTINGS[asked.model], *COMMON,
+        "--search", asked.search, "--workers", workers, *SETTINGS[asked.model], *COMMON,
     ]  # fmt: skip
 
 
