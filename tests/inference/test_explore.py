@@ -69,6 +69,11 @@ def test_the_page_has_the_numbers_of_explain(name, folder):
     assert share == pytest.approx(float(best.values))
     words = run.labels or [run.tokenizer.decode([token]) for token in range(259)]
     assert token == words[int(best.indices)]
+    reach = data["runs"][0]["reach"]
+    if name in ("lora", "seq2seq"):
+        assert reach == ""
+    else:
+        assert re.match(r"The map lies on the first \d+ tokens\. Of \d+ training rows half", reach)
     if name == "map":
         assert shown["change"]["map"] == pytest.approx(found.change["map"].tolist())
 

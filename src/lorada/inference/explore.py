@@ -15,6 +15,8 @@ from lorada.runs.models.adapters import load_beside
 from lorada.support.progress import progress_bar
 from lorada.tuners.explained_page import shown
 from lorada.tuners.explanation import Explanation, explain
+from lorada.tuners.lmam import map_configs
+from lorada.tuners.position_rows import reach
 
 # Steps of a training that are shown besides its end, evenly among those that have a checkpoint.
 MOST_STEPS = 8
@@ -100,6 +102,7 @@ def _explored_run(run: Run, name: str, texts: Sequence[str], *, steps: bool) -> 
         "name": name,
         "method": run.recipe.method,
         "parts": parts,
+        "reach": " ".join(filter(None, map(reach, map_configs(model, "default")))),
         "steps": [state.step for state in states],
         "shown": [pictures[start : start + each] for start in range(0, len(pictures), each)],
     }

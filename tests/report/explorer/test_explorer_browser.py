@@ -604,7 +604,7 @@ def test_hostile_texts_stay_text(opened):
     data = made_up_page([HOSTILE], parts=HOSTILE[:2], runs=(HOSTILE[0], HOSTILE[4]), steps=(1, 2))
     data["title"] = HOSTILE[1]
     for run in data["runs"]:
-        run["method"] = HOSTILE[2]
+        run["method"], run["reach"] = HOSTILE[2], HOSTILE[1]
         for step in run["shown"]:
             step[0]["next"]["with"] = [(token, 0.1) for token in HOSTILE]
             for layer in step[0]["layers"]:

@@ -42,7 +42,8 @@ function drawHeads() {
       at: chosen.at, open: chosen.open, onOpen: open, onPoint,
     });
     grids.push(grid);
-    return element("figure", {}, heading(run, i), grid.element, grid.legend(), grid.readout);
+    const reach = run.reach ? [element("p", { class: "muted" }, run.reach)] : [];
+    return element("figure", {}, heading(run, i), grid.element, grid.legend(), grid.readout, ...reach);
   }));
   part("measure-text").textContent = measure.text;
 }

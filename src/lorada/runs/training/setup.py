@@ -46,13 +46,13 @@ from lorada.runs.training.callbacks import (
 from lorada.runs.training.checkpointing import recomputes
 from lorada.runs.training.choice_trainer import ChoiceTrainer
 from lorada.runs.training.effect_size import EffectSize
-from lorada.runs.training.position_rows import count_rows
 from lorada.runs.training.seq2seq_trainer import WritingTrainer, scorer, writes_texts
 from lorada.runs.training.trainer import RunTrainer
 from lorada.support.processes import process_count
 from lorada.tuners import LmamConfig, LoradaConfig
 from lorada.tuners.lmam import map_configs
 from lorada.tuners.pooling import attached
+from lorada.tuners.position_rows import count_rows
 
 logger = logging.getLogger(__name__)
 
