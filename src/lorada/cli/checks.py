@@ -26,6 +26,7 @@ from lorada.runs.folder.same_base import adapter_names, refuse_different_bases
 from lorada.runs.models.names import check_name
 from lorada.runs.recipe import RECIPE_FILE, REMOTE, Recipe, outline
 from lorada.support.errors import unknown_name
+from lorada.tasks.row_files import hub_source
 from lorada.tasks.rows import HEADED, Form, resolve
 from lorada.tasks.sources import data_folder
 
@@ -213,8 +214,8 @@ def check_comparison(
         chosen = comparison_of(outline(None, overrides, {**options, **FIXED}), asked)
     check_name(chosen.recipe["model"])
     if has_own_rows(chosen):
-        files = [resolve(str(path)) for path in (chosen.recipe.get("data"), chosen.held_out)]
-        if all(not file.is_file() or file.stat().st_size <= SMALL for file in files):
+        files = [str(path) for path in (chosen.recipe.get("data"), chosen.held_out)]
+        if all(map(_is_small, files)):
             read_data(chosen, "decoder")
     else:
         data_folder(chosen.recipe.get("data_dir"))
@@ -228,11 +229,16 @@ def can_be_scored(recipe: Recipe) -> bool:
 def _small(
     path: str | None, trained: Form | None = None, labels: tuple[str, ...] = ()
 ) -> Rows | None:
-    """The checked rows of a file; None for a large file."""
-    file = None if path is None else resolve(path)
-    if file is not None and file.is_file() and file.stat().st_size > SMALL:
+    """The checked rows of a file; None for a large file, or one of the hub."""
+    if path is not None and not _is_small(path):
         return None
     return load_rows(path, trained, labels)
+
+
+def _is_small(path: str) -> bool:
+    """Whether rows can be read at once: a file that is small, or is not there and is refused."""
+    file = resolve(path)
+    return hub_source(path) is None and not (file.is_file() and file.stat().st_size > SMALL)
 
 
 def check_explored(

@@ -31,6 +31,7 @@ from lorada.runs.models.candidate_scores import (
 from lorada.runs.models.labelled_loss import LabelledLoss, find_labelled_loss
 from lorada.support.progress import progress_bar
 from lorada.tasks.metrics import Metrics
+from lorada.tasks.row_files import hub_source
 from lorada.tasks.row_scores import row_scores
 from lorada.tasks.rows import BUILTIN, Form, Row, answer_of, resolve
 from lorada.tasks.tokenize import IGNORED, prompt_of
@@ -69,7 +70,7 @@ def evaluate(
 
 def _name_of(run: Run, path: str) -> str:
     """The name of a file's metrics: the one that the run knows the file by, else its whole path."""
-    if path.startswith(BUILTIN) or path == run.recipe.eval_data:
+    if path.startswith(BUILTIN) or path == run.recipe.eval_data or hub_source(path) is not None:
         return path
     scored = (name.removesuffix(BASE) for name in read_result(run.folder)["metrics"])
     for name in map(str, (run.recipe.eval_data, *scored)):
