@@ -213,7 +213,7 @@ def _suggest_use(run: Path, form: str) -> None:
     from lorada.tasks.rows import HEADED
 
     if form in HEADED:
-        suggest("export", run, "DIR")
+        suggest("predict", run, "--text", "TEXT")
     else:
         suggest("generate", run, "--prompt", "TEXT")
 
