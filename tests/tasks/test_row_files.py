@@ -135,7 +135,7 @@ def test_a_local_folder_is_a_data_set(tmp_path, monkeypatch):
 
 
 def test_a_file_that_is_not_there_says_what_could_be(tmp_path):
-    said = r"no data file at .*rows.jsonl: pass a file \(.jsonl, .jsonl.gz, .json, .csv, .parquet\)"
+    said = r"no data file at .*rows.jsonl: pass --data FILE \(.jsonl, .jsonl.gz, .json, .csv, .par"
     refused(said, lambda: read_rows(tmp_path / "rows.jsonl"), FileNotFoundError)
 
 

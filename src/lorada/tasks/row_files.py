@@ -81,8 +81,8 @@ def _hub_rows(name: str, config: str | None, split: str | None) -> list[Row]:
 def _file_rows(path: Path) -> list[Row]:
     if not path.is_file():
         raise FileNotFoundError(
-            f"no data file at {path}: pass a file ({', '.join(ENDINGS)}) or a data set of the hub "
-            f"({HUB})"
+            f"no data file at {path}: pass --data FILE ({', '.join(ENDINGS)}) or a data set of the "
+            f"hub ({HUB})"
         )
     if path.suffix.lower() == ".parquet":
         return _parquet_rows(path)
