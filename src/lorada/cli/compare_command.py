@@ -37,8 +37,8 @@ Methods = Annotated[
     typer.Option(help="with commas; `lorada methods` lists them; lora:r=1 is one with a setting"),
 ]
 Model = Annotated[str | None, typer.Option(help="hub id, folder, or a packaged name")]
-Rows = Annotated[str | None, typer.Option(help="training rows, .jsonl or .csv")]
-HeldOut = Annotated[str | None, typer.Option(help="rows to score, .jsonl or .csv")]
+Rows = Annotated[str | None, typer.Option(help="training rows: a file or a hub id")]
+HeldOut = Annotated[str | None, typer.Option(help="rows to score: a file or a hub id")]
 Task = Annotated[
     str | None, typer.Option(help="instead of --data and --held-out; see `lorada tasks`")
 ]
