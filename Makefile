@@ -82,7 +82,7 @@ pages: $(VENV)/.installed-dev
 	PYTHONPATH=tests $(BIN)/python scripts/architectures_page.py
 	PYTHONPATH=tests $(BIN)/python scripts/exact_page.py
 
-# What the map costs (docs/performance.md) and what a step of each method costs (docs/costs.md), into
+# What the map costs (docs/performance.md) and what a step of each method costs (docs/methods.md), into
 # a folder of this machine's own, where what is measured already is kept. For the pages under docs:
 #   make bench BENCH=
 BENCH ?= --output runs/bench
@@ -106,7 +106,7 @@ CHECK ?=
 bench-check: $(VENV)/.installed-dev $(VENV_PEERS)/.installed
 	$(PEERS) benchmarks/check_peers.py $(CHECK)
 
-# Which scale lets the map learn (docs/scale.md): many trainings, and LORADA_DATA must be set.
+# Which scale lets the map learn (docs/paper.md): many trainings, and LORADA_DATA must be set.
 bench-scale: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/train_map_scales.py
 

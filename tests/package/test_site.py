@@ -1,5 +1,6 @@
-"""The check of the built documentation site: it names what is broken, and passes what is not."""
+"""The documentation: its pages, and the check of the built site, which names what is broken."""
 
+import re
 import subprocess
 import sys
 
@@ -41,3 +42,37 @@ def test_what_is_broken_is_named(tmp_path, html, message):
     done = checked(tmp_path / "site", html)
     assert done.returncode == 1
     assert done.stdout == f"index.html {message}\n"
+
+
+# Files that name pages of the documentation, in links, messages and comments.
+FOLDERS = ("src", "docs", "tests", "benchmarks", "scripts", "packages", ".ci")
+FILES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.toml")
+TEXT = {".py", ".md", ".yaml", ".toml", ".j2", ".js"}
+
+
+def texts():
+    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
+    for path in [*(ROOT / name for name in FILES), *found]:
+        if path.name in FILES or (path.suffix in TEXT and "saved_before" not in path.parts):
+            yield path, path.read_text(encoding="utf-8")
+
+
+def test_every_page_that_a_file_names_is_there():
+    named = {
+        (page, path.relative_to(ROOT))
+        for path, text in texts()
+        for page in re.findall(r"\bdocs/(?:[a-z]+/)?[a-z0-9-]+\.md", text)
+    }
+    assert len(named) > 40
+    assert [(page, str(path)) for page, path in named if not (ROOT / page).is_file()] == []
+
+
+def test_the_pages_beside_guides_and_reference_are_at_most_fifteen():
+    pages = list((ROOT / "docs").glob("*.md"))
+    assert len(pages) <= 15
+    navigation = (ROOT / "zensical.toml").read_text(encoding="utf-8")
+    assert [page.name for page in pages if f'"{page.name}"' not in navigation] == []
+
+
+def test_the_page_on_performance_is_short():
+    assert len((ROOT / "docs/performance.md").read_text().splitlines()) <= 120
