@@ -79,6 +79,7 @@ format: $(VENV)/.installed-dev
 # The pages of docs that are made of code. A test fails where one is not what it would be.
 pages: $(VENV)/.installed-dev
 	$(BIN)/python scripts/tasks_page.py
+	$(BIN)/python scripts/configs_page.py
 	PYTHONPATH=tests $(BIN)/python scripts/architectures_page.py
 	PYTHONPATH=tests $(BIN)/python scripts/exact_page.py
 
@@ -143,6 +144,10 @@ $(VENV_PEERS)/.installed: benchmarks/peers/requirements.txt
 		|| $$pip install -q $$version) && $$pip install -q -r $< -e .
 	touch $@
 
-$(VENV)/.installed-docs: $(VENV)/.installed
-	$(PIP) install -q -e ".[docs]"
+# The site is made from the source, which is read and not imported: it needs neither torch nor lorada.
+DOCS_EXTRA := import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*project["optional-dependencies"]["docs"], sep="\n")
+$(VENV)/.installed-docs: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c '$(DOCS_EXTRA)' | $(PIP) install -q -r /dev/stdin
 	touch $@
