@@ -18,7 +18,7 @@ INSTALL_TORCH = $(PIP) install -q --retries 0 --timeout 15 --index-url $(CPU_IND
 	|| $(PIP) install torch
 endif
 
-.PHONY: quickstart test test-more test-all test-vllm bench-vllm kernels check docs format pages bench bench-peers bench-check bench-scale clean
+.PHONY: quickstart test test-more test-all test-vllm bench-vllm kernels check docs dist format pages bench bench-peers bench-check bench-scale clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/lorada quickstart --overwrite --output runs/quickstart
@@ -71,6 +71,10 @@ check: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-docs
 	$(BIN)/zensical build --strict --clean
 	$(BIN)/python .ci/check_site.py site
+
+# Wheels of both packages into dist/, installed into a new environment, with one training there.
+dist: $(VENV)/.installed-dev
+	.ci/dist $(BIN)/python
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
