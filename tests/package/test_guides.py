@@ -37,7 +37,8 @@ def commands(block):
     """The ``lorada`` commands of a block, as words; a backslash continues a line."""
     for line in block.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
-        if words[:1] != ["lorada"] or words[1] == "run" or "--serve" in words:  # these are servers
+        servers = ("run", "serve")
+        if words[:1] != ["lorada"] or words[1] in servers or "--serve" in words:
             continue
         # A table that is trained takes minutes: here it is only planned.
         trained = words[1] == "table" and words[2] not in ("2", "3")
