@@ -79,7 +79,8 @@ def test_every_page_that_a_file_names_is_there():
 def test_the_pages_beside_guides_and_reference_are_at_most_fifteen():
     pages = list((ROOT / "docs").glob("*.md"))
     assert len(pages) <= 15
-    navigation = (ROOT / "zensical.toml").read_text(encoding="utf-8")
+    lines = (ROOT / "zensical.toml").read_text(encoding="utf-8").splitlines()
+    navigation = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
     assert [page.name for page in pages if f'"{page.name}"' not in navigation] == []
 
 
