@@ -15,7 +15,7 @@ The padded batches are sorted by length and measured twice, which shows noise. I
 is as it comes: lorada switches off that keys are copied for each query head (``loading.py``). The
 ways take turns after every few answers, since a machine's speed may change within a minute. All
 answers of both ways are compared. Writes benchmarks/results/generated_answers.json and
-docs/performance.md.
+benchmarks/NOTES.md.
 """
 
 import random

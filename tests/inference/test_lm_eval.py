@@ -148,7 +148,7 @@ def test_a_missing_lm_eval_names_the_extra(place, lorada, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     code, _, err = lorada("evaluate", place / "start", "--lm-eval", "piqa")
     assert code == 2
-    assert "pip install 'lorada[eval]'" in err
+    assert "install the extra `eval`" in err
 
 
 def test_a_classifier_is_refused(tmp_path, lorada):

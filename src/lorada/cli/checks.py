@@ -25,7 +25,7 @@ from lorada.runs.folder.result import read_result
 from lorada.runs.folder.same_base import adapter_names, refuse_different_bases
 from lorada.runs.models.names import check_name
 from lorada.runs.recipe import RECIPE_FILE, REMOTE, Recipe, outline
-from lorada.support.errors import unknown_name
+from lorada.support.errors import missing_package, unknown_name
 from lorada.tasks.row_files import hub_source, read_rows
 from lorada.tasks.rows import HEADED, Form, resolve
 from lorada.tasks.sources import data_folder
@@ -112,7 +112,7 @@ def check_export(
                 )
         for package in ONNX_PACKAGES:
             if find_spec(package) is None:
-                raise ImportError(f"{package} is missing: pip install 'lorada[onnx]'")
+                raise missing_package(package, "onnx")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
     if shard_size is not None and not SHARD_SIZE.fullmatch(shard_size):

@@ -57,7 +57,7 @@ class LmamConfig(LoradaPeftConfig):
         heads: h_s, the number of maps of a layer, which its attention heads use in turn; None for
             one map per head.
         inverse_scale: 1/s of Eq. 10: the map is divided by it. The paper uses 255, 4096*600 and
-            others; with the default the map learns at common learning rates (docs/scale.md).
+            others; with the default the map learns at common learning rates (docs/paper.md).
         align: ``start`` lays the map on the first ``length`` tokens of a sample (Eqs. 14-15),
             ``end`` on the last (Eq. 16).
         positions: ``token`` counts real tokens; ``raw`` counts positions of the padded batch, so
