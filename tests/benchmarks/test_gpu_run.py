@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fake_gpu import GPU, fake_gpu, move
 from gpu import gpu_tests, map_costs, methods, page, run, trainings, vllm_engines, waits
 from gpu.machine import CannotRunError, Machine, ratios, spread
 
@@ -122,6 +123,19 @@ def test_a_map_that_differs_from_the_paper_s_form_is_not_timed(machine, monkeypa
 def _other_weights(module):
     if isinstance(module, torch.nn.Linear):
         module.weight.data.mul_(1.5)
+
+
+def test_what_is_timed_runs_on_a_fake_gpu_and_never_waits_for_it(machine):
+    models = map_costs._models(machine, paper=True)
+    step, token = map_costs.cases(machine)
+    on_gpu = Machine(str(GPU), True, machine.folder)
+    with fake_gpu({}) as gpu:
+        for name, model in models.items():
+            move(model)
+            map_costs._step(on_gpu, model, step)(0)
+            if name != "paper":
+                map_costs._tokens(on_gpu, model, token)(0)
+    assert not gpu.reads
 
 
 def test_a_timed_action_waits_for_the_device(monkeypatch):
