@@ -46,14 +46,20 @@ def device_name():
 
 
 @pytest.fixture
-def device(monkeypatch):
-    """The device, on which everything is made that names no other."""
+def device():
+    """The kind of the device."""
     name = device_name()
     if name is None:
         pytest.skip("torch finds no accelerator")
-    torch.set_default_device(name)
-    monkeypatch.setattr(exact_cells, "PROMPTS", [ids.to(name) for ids in exact_cells.PROMPTS])
-    yield name
+    return name
+
+
+@pytest.fixture
+def made_there(device, monkeypatch):
+    """Makes every tensor on the device that names no other; a data loader cannot work so."""
+    torch.set_default_device(device)
+    monkeypatch.setattr(exact_cells, "PROMPTS", [ids.to(device) for ids in exact_cells.PROMPTS])
+    yield device
     torch.set_default_device(None)
 
 
@@ -95,12 +101,12 @@ def plain_run(name, variant, dtype):
 @pytest.mark.fp64
 @pytest.mark.parametrize(("name", "cell", "variant"), FEWER, ids=lambda part: part)
 def test_every_form_of_a_batch_gives_the_numbers_of_the_plain_run_on_sdpa(
-    device, name, cell, variant
+    made_there, name, cell, variant
 ):
     samples, expected = plain_run(name, variant, "float64")
     found = CELLS[cell](adapted(name, variant), samples)
     for sample, each, plain in zip(samples, found, expected, strict=True):
-        assert plain.device.type == device
+        assert plain.device.type == made_there
         if each.dim() == 1:  # log-probabilities of the generated tokens, handed out in fp32
             new = plain[-NEW - 1 : -1].log_softmax(-1).gather(1, sample[-NEW:, None])[:, 0]
             assert_close(each, new, terms=1, size=new.abs(), dtype=torch.float32)
@@ -113,7 +119,8 @@ def test_every_form_of_a_batch_gives_the_numbers_of_the_plain_run_on_sdpa(
 @pytest.mark.parametrize("variant", ["map", "end", "softmax", "distance"])
 @pytest.mark.parametrize("cell", FLASH_CELLS)
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
-def test_flash_attention_rounds_and_no_more(device, name, cell, variant):
+def test_flash_attention_rounds_and_no_more(made_there, name, cell, variant):
+    device = made_there
     if variant == "end" and cell in exact_cells.CACHE_CELLS:
         pytest.skip("a map at the end moves with each step")
     if device == "cuda" and not is_flash_attn_2_available():
@@ -134,6 +141,7 @@ def test_flash_attention_rounds_and_no_more(device, name, cell, variant):
     assert own < 0.1 * max(float(plain.abs().max()) for plain in expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*deterministic")  # a kernel that has no such form
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_resumed_run_comes_to_the_same_end_bit_for_bit(
     device, place, tmp_path, dtype, same_kernels

@@ -72,10 +72,9 @@ def measure(machine: Machine, case: str) -> dict[str, Any]:
 def continuous(model: Any, prompts: list[list[int]], settings: Settings) -> Pieces:
     """Answers of transformers' continuous batching, all at once."""
     longest = max(map(len, prompts)) + settings.limit
-    paged = ContinuousBatchingConfig(
-        max_batch_tokens=4 * longest, num_blocks=2 * settings.size * -(-longest // 32),
-        block_size=32,
-    )  # fmt: skip
+    small = {"max_batch_tokens": 4 * longest, "num_blocks": 2 * longest, "block_size": 32}
+    # On a GPU transformers chooses these by the memory that is free.
+    paged = ContinuousBatchingConfig(**small if model.device.type == "cpu" else {})
     choice = GenerationConfig(
         max_new_tokens=settings.limit, do_sample=False, eos_token_id=-1, pad_token_id=PAD
     )
