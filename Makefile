@@ -18,7 +18,7 @@ INSTALL_TORCH = $(PIP) install -q --retries 0 --timeout 15 --index-url $(CPU_IND
 	|| $(PIP) install torch
 endif
 
-.PHONY: quickstart test test-more test-all test-vllm bench-vllm kernels check docs dist format pages bench bench-peers bench-check bench-scale clean
+.PHONY: quickstart test test-more test-all test-vllm bench-vllm kernels check docs dist format pages bench bench-peers bench-check bench-scale gpu clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/lorada quickstart --overwrite --output runs/quickstart
@@ -114,6 +114,13 @@ bench-check: $(VENV)/.installed-dev $(VENV_PEERS)/.installed
 # Which scale lets the map learn (docs/paper.md): many trainings, and LORADA_DATA must be set.
 bench-scale: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/train_map_scales.py
+
+# Everything that only a GPU can show (docs/gpu.md), in at most an hour on the first accelerator; a run
+# that was cut off goes on. vLLM is measured in the environment that VLLM_PYTHON names, if there is one.
+# Some of it: make gpu GPU="--parts map,waits". To try the script: GPU="--tiny --device cpu --output DIR"
+GPU ?=
+gpu: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/gpu/run.py $(GPU)
 
 clean:
 	rm -rf $(VENV) $(VENV_VLLM) $(VENV_PEERS) build dist site

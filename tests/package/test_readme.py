@@ -13,7 +13,6 @@ from folders import bert_folder, llama_folder, rows_file
 from paths import ROOT
 
 from lorada import METHODS, cli
-from lorada.cli.app import app
 from lorada.inference.serving import server
 from lorada.runs.models import loading, names
 

@@ -20,6 +20,7 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     Raises:
         ValueError: as ``prepare_training``.
     """
+    from lorada.runs.by_device import device_bytes
     from lorada.runs.data.dataset import fit_context
     from lorada.runs.data.first_row import first_row
     from lorada.runs.models.count import parameters_of
@@ -31,13 +32,15 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     chosen = "full" if recomputes(recipe, prepared.config) else "off"
     loading = {name: getattr(prepared.recipe, name) for name in LOADING}
     sizes, reason = _step_bytes(prepared)
+    device = device_bytes(prepared.recipe)
     fitted = fit_context(prepared.recipe, prepared.config)
     row = first_row(prepared.rows, fitted, prepared.tokenizer, prepared.kind)
     if as_json:
         print_json({
             "method": recipe.method, "model": recipe.model, "output": recipe.output,
             "rows": len(prepared.rows.rows), **counts,
-            **loading, "activation_checkpointing": chosen, "step_bytes": sizes, "first_row": row,
+            **loading, "activation_checkpointing": chosen, "step_bytes": sizes,
+            "device_bytes": device, "first_row": row,
         })  # fmt: skip
         return
     table = Table("method", "model", "rows", "trained", "100 p/N", "output")
@@ -50,6 +53,9 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     if sizes is not None:
         each = (f"{size / 2**30:,.2f} GiB with {name}" for name, size in sizes.items())
         need = f"a step needs {', '.join(each)}"
+        if device is not None:
+            fits = "fits" if sizes[chosen] < device else "does not fit"
+            need += f"; {chosen} {fits} in the {device / 2**30:.1f} GiB of this device"
     asked = recipe.activation_checkpointing
     takes = f"{asked} takes {chosen}" if asked == "auto" else asked
     console.print(f"activation_checkpointing={takes}: {need}", highlight=False, soft_wrap=True)
