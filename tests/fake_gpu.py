@@ -40,6 +40,24 @@ READING = {
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
 
+# Operations that start nothing on a GPU, beside all that only look at a tensor in another way.
+FREE = {
+    "empty", "empty_like", "empty_strided", "new_empty", "detach", "alias", "lift_fresh",
+    "_unsafe_view", "_reshape_alias", "device", "promote_types", "result_type",
+}  # fmt: skip
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that a GPU would compute."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation."""
+        self.count += not (func.is_view or func.overloadpacket.__name__ in FREE)
+        return func(*args, **(kwargs or {}))
+
+
 class HostRead(AssertionError):
     """The host waits for the GPU where no table says that it may."""
 

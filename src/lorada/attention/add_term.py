@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from lorada.attention.positions import Slots
+from lorada.attention.positions import Targets
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Term:
     """
 
     compute: Callable[[Tensor], Tensor]
-    queries: slice | Slots | None
+    queries: slice | Targets | None
 
 
 def add_term(output: Tensor, term: Term, value: Tensor) -> Tensor:
@@ -43,8 +43,6 @@ def add_term(output: Tensor, term: Term, value: Tensor) -> Tensor:
         computed = term.compute(value)
     else:
         computed = checkpoint(term.compute, value, use_reentrant=False, preserve_rng_state=False)
-    if term.queries is None:
-        return (output + computed).to(output.dtype)
     result: Tensor = _AddAt.apply(output, computed, term.queries)
     return result
 
@@ -53,16 +51,18 @@ class _AddAt(torch.autograd.Function):
     """Adds a term to some queries. The gradient of ``output`` passes through without a copy."""
 
     @staticmethod
-    def forward(output: Tensor, term: Tensor, queries: slice | Slots) -> Tensor:
+    def forward(output: Tensor, term: Tensor, queries: slice | Targets | None) -> Tensor:
+        if queries is None:
+            return torch.add(output, term, out=torch.empty_like(output))
         result = output.clone()
         if isinstance(queries, slice):
-            result[:, queries] += term
+            result[:, queries].add_(term)
             return result
         # ``scatter_`` needs a query for every map row. Rows that are there twice write the same
         # numbers to the same query.
-        rows, index = (_expanded(part, output) for part in queries.filled())
-        total = output.gather(1, index) + term.gather(1, rows)
-        return result.scatter_(1, index, total.to(output.dtype))
+        rows, index = (_expanded(part, output) for part in (queries.filled, queries.slots))
+        total = output.gather(1, index)
+        return result.scatter_(1, index, total.add_(term.gather(1, rows)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -72,7 +72,9 @@ class _AddAt(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if isinstance(ctx.queries, slice):
+        if ctx.queries is None:
+            own = grad
+        elif isinstance(ctx.queries, slice):
             own = grad[:, ctx.queries]
         else:
             own = grad.gather(1, _expanded(ctx.queries.index, grad))
