@@ -10,23 +10,26 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from architectures import ENCODER_DECODERS, inputs
 from conftest import TINY
-from fake_gpu import GPU, Allowed, HostRead, Launches, fake_gpu, move, reader
+from fake_gpu import GPU, Allowed, Fp64, HostRead, Launches, fake_gpu, move, reader
 from method_cases import defined, form_of, placed, with_labels
 from peft import get_peft_model
 from peft.tuners.shira import Linear as ShiraLinear
 from stacks import BESIDE, config_of, lmam
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
-from transformers import DynamicCache, TrainerControl, TrainerState
+from transformers import DynamicCache, StaticCache, TrainerControl, TrainerState
 
 from lorada import METHODS, LmamConfig
 from lorada.attention import attend
+from lorada.inference.perplexity import window_losses
 from lorada.methods.callbacks import ist, owlore
 from lorada.methods.lookup import method_named
 from lorada.runs.models.labelled_loss import LabelledLoss
 from lorada.runs.training.callbacks import refuse_broken_loss
+from lorada.tuners.lmam import bake
 
 LABELS = "lorada/runs/models/labelled_loss.py:each"
 LOSS = "lorada/runs/training/callbacks.py:refuse_broken_loss"
@@ -301,13 +304,16 @@ def launches_of_step(model: nn.Module, size: int, tokens: int, padded: bool) -> 
         return [forward.count, backward.count]
 
 
-def launches_of_token(model: nn.Module, size: int, tokens: int, padded: bool) -> list[int]:
-    """The launches of a token behind a prompt and another token."""
+def launches_of_token(
+    model: nn.Module, size: int, tokens: int, padded: bool, baked: bool = True, shortest: int = -1
+) -> list[int]:
+    """The launches of a token behind a prompt, whose shortest row is known, and another token."""
     cache = DynamicCache(config=model.config)
-    with fake_gpu({}), torch.no_grad():
+    with fake_gpu({}) as gpu, torch.no_grad():
+        gpu.sent = shortest
         move(model.eval())
-        if hasattr(model, "base_model") and hasattr(model.base_model, "bake"):
-            model.base_model.bake()
+        if baked:
+            bake(model)
         for seen, new in ((tokens, tokens), (tokens + 1, 1), (tokens + 2, 1)):
             ids = torch.zeros(size, new, dtype=torch.long, device=GPU)
             with Launches() as token:
@@ -341,6 +347,49 @@ def test_a_map_takes_few_launches_of_a_training_step(tokens, padded, most, optio
 def test_a_map_takes_few_launches_of_a_token_under_it(padded):
     (launches,) = added_by_a_layer(launches_of_token, 32, 64, padded)
     assert launches <= 7
+
+
+@pytest.mark.parametrize("baked", [True, False], ids=["baked", "factors"])
+@pytest.mark.parametrize("padded", [True, False], ids=ids)
+def test_a_map_takes_no_launch_of_a_token_that_every_row_has_past_it(padded, baked):
+    assert added_by_a_layer(launches_of_token, 32, 200, padded, baked, 127) == [0]
+    (under,) = added_by_a_layer(launches_of_token, 32, 200, True, baked, 126)
+    assert under > 0  # the second token is the last under the map
+
+
+WINDOWS = "lorada/inference/perplexity.py:window_losses"
+
+
+def test_losses_of_windows_need_no_fp64_of_the_device(monkeypatch):
+    # torch asks the device itself for the loss of three dimensions.
+    monkeypatch.setattr(F, "cross_entropy", lambda logits, targets, reduction: logits[:, 0])
+    with fake_gpu({WINDOWS: Allowed("losses are summed in fp64 on the CPU")}) as gpu:
+        logits = torch.zeros(2, 600, 9, dtype=torch.bfloat16, device=GPU)
+        ids = torch.zeros(2, 600, dtype=torch.long, device=GPU)
+        losses = window_losses(logits, ids)
+    assert (losses.dtype, losses.device.type) == (torch.float64, "cpu")
+    assert gpu.reads == {WINDOWS: 2}
+
+
+def test_fp64_on_a_device_that_may_lack_it_is_found():
+    with fake_gpu({}), pytest.raises(Fp64):
+        torch.zeros(2, device=GPU).double()
+
+
+@pytest.mark.parametrize("form", ["long", "raw", "distance"])
+def test_a_graph_that_is_captured_reads_no_number(form, monkeypatch):
+    """Neither a prompt with positions of its own nor a token behind a static cache."""
+    model = get_peft_model(TINY["llama"](), LmamConfig(**MAPS[form])).eval()
+    with fake_gpu({}), torch.no_grad():
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        move(model)
+        cache = StaticCache(config=model.config, max_cache_len=32)
+        mask = torch.ones(ROWS, TOKENS, dtype=torch.long, device=GPU)
+        ids, positions = torch.zeros_like(mask), torch.zeros_like(mask)
+        given = {"attention_mask": mask, "use_cache": True, "cache": cache}
+        model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
+        model(input_ids=ids, position_ids=positions, **given)
+        model(input_ids=ids[:, :1], position_ids=positions[:, :1], **given)
 
 
 FAULTS = {
