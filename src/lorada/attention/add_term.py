@@ -35,7 +35,7 @@ class Term:
     queries: slice | Targets | None
 
 
-def add_term(output: Tensor, term: Term, value: Tensor) -> Tensor:
+def add_term(output: Tensor, term: Term, value: Tensor, *, in_place: bool = False) -> Tensor:
     """Attn·V (``output``, (B, T, H, D)) plus a term, rounded once, after the sum."""
     # The compiler decides itself what to keep, and transforms of functions allow no checkpoint.
     transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
@@ -43,8 +43,26 @@ def add_term(output: Tensor, term: Term, value: Tensor) -> Tensor:
         computed = term.compute(value)
     else:
         computed = checkpoint(term.compute, value, use_reentrant=False, preserve_rng_state=False)
+    if in_place:
+        return _write_sum(output, output, computed, term.queries)
     result: Tensor = _AddAt.apply(output, computed, term.queries)
     return result
+
+
+def _write_sum(
+    result: Tensor, output: Tensor, term: Tensor, queries: slice | Targets | None
+) -> Tensor:
+    """Write the sum at the queries into ``result``, a copy of ``output`` or ``output`` itself."""
+    if queries is None:
+        return torch.add(output, term, out=result)
+    if isinstance(queries, slice):
+        result[:, queries].add_(term)
+        return result
+    # ``scatter_`` needs a query for every map row. Rows that are there twice write the same
+    # numbers to the same query.
+    rows, index = (_expanded(part, output) for part in (queries.filled, queries.slots))
+    total = output.gather(1, index)
+    return result.scatter_(1, index, total.add_(term.gather(1, rows)))
 
 
 class _AddAt(torch.autograd.Function):
@@ -52,17 +70,8 @@ class _AddAt(torch.autograd.Function):
 
     @staticmethod
     def forward(output: Tensor, term: Tensor, queries: slice | Targets | None) -> Tensor:
-        if queries is None:
-            return torch.add(output, term, out=torch.empty_like(output))
-        result = output.clone()
-        if isinstance(queries, slice):
-            result[:, queries].add_(term)
-            return result
-        # ``scatter_`` needs a query for every map row. Rows that are there twice write the same
-        # numbers to the same query.
-        rows, index = (_expanded(part, output) for part in (queries.filled, queries.slots))
-        total = output.gather(1, index)
-        return result.scatter_(1, index, total.add_(term.gather(1, rows)))
+        result = torch.empty_like(output) if queries is None else output.clone()
+        return _write_sum(result, output, term, queries)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -179,12 +179,12 @@ def _first(length: int, size: int, align: Align) -> int:
     return length - size if align == "end" else 0
 
 
-def can_be_read(numbers: Tensor) -> bool:
-    """Whether numbers are on the CPU, where reading them waits for nothing.
-
-    Not where a graph is recorded, of gradients or for calls with other numbers.
-    """
+def nothing_is_recorded() -> bool:
+    """Whether no graph is recorded, of gradients or for calls with other numbers."""
     recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._is_tracing()
-    if recorded or torch._C._are_functorch_transforms_active():
-        return False
-    return type(numbers) is Tensor and numbers.is_cpu
+    return not (recorded or torch._C._are_functorch_transforms_active())
+
+
+def can_be_read(numbers: Tensor) -> bool:
+    """Whether numbers are on the CPU, where reading them waits for nothing."""
+    return nothing_is_recorded() and type(numbers) is Tensor and numbers.is_cpu
