@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 from lorada.attention.positions import Targets
+from lorada.functional.precision import recomputed
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,7 @@ class Term:
 
 def add_term(output: Tensor, term: Term, value: Tensor, *, in_place: bool = False) -> Tensor:
     """Attn·V (``output``, (B, T, H, D)) plus a term, rounded once, after the sum."""
-    # The compiler decides itself what to keep, and transforms of functions allow no checkpoint.
-    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if transformed or not torch.is_grad_enabled():
-        computed = term.compute(value)
-    else:
-        computed = checkpoint(term.compute, value, use_reentrant=False, preserve_rng_state=False)
+    computed = recomputed(term.compute, value)
     if in_place:
         return _write_sum(output, output, computed, term.queries)
     result: Tensor = _AddAt.apply(output, computed, term.queries)

@@ -78,7 +78,7 @@ class _ShortestRow:
         cache: the cache of the batch.
         shape: rows and slots of the mask at the last call.
         count: the tokens at the first call, on the CPU; below 0 until the device has sent them.
-        added: the calls since, each of which added a token to every row.
+        added: the calls since. Behind its first token a row has no pads, so each added a token.
     """
 
     cache: "weakref.ref[Any]"
@@ -89,13 +89,13 @@ class _ShortestRow:
     def next(self, mask: Any, cache: Any) -> "_ShortestRow | None":
         """The same at the next call; None if that is of another batch or has several tokens."""
         rows, slots = self.shape
-        if self.cache() is not cache or mask.shape != (rows, slots + 1):
+        if self.cache() is not cache or mask.shape != (rows, slots + 1) or int(self.count) == 0:
             return None
         return replace(self, shape=mask.shape, added=self.added + 1)
 
     def tokens(self) -> int:
         count = int(self.count)
-        return 0 if count < 0 else count + self.added
+        return 0 if count <= 0 else count + self.added
 
 
 def sent_later(number: Tensor) -> Tensor:
