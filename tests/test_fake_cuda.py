@@ -450,7 +450,7 @@ def test_a_fault_in_attention_is_found(fault, monkeypatch):
     with fake_gpu(ALLOWED):
         move(model)
         with pytest.raises(
-            error, match=None if fault == "a CPU tensor" else "add_term.py:add_term"
+            error, match=None if fault == "a CPU tensor" else "precision.py:recomputed"
         ):
             answer(model, batch("llama", padded=True))
 

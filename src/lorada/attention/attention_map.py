@@ -90,8 +90,10 @@ class AttentionMap:
         if self.baked is not None:
             return self.baked
         factors = [wide(factor) for factor in self.factors]
-        make = full_rank_map if len(factors) == 1 else low_rank_map
-        return make(*factors, self.inverse_scale, position=self.has_position, pe=self.pe)
+        scale, position = self.inverse_scale, self.has_position
+        if len(factors) == 1:
+            return full_rank_map(factors[0], scale, position=position, pe=self.pe)
+        return low_rank_map(factors[0], factors[1], scale, position=position, pe=self.pe)
 
     def masked(self, map_: Tensor, shape: CallShape, keys: Tensor | None) -> Tensor:
         """A dense map, or a square part of one, with its mask, and for ¬S with its softmax.
