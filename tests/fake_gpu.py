@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import lorada
+from lorada.attention import forward_inputs
 
 aten = torch.ops.aten
 GPU = torch.device("cuda:0")
@@ -40,8 +41,30 @@ READING = {
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
 
+# Operations that start nothing on a GPU, beside all that only look at a tensor in another way.
+FREE = {
+    "empty", "empty_like", "empty_strided", "new_empty", "detach", "alias", "lift_fresh",
+    "_unsafe_view", "_reshape_alias", "device", "promote_types", "result_type",
+}  # fmt: skip
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that a GPU would compute."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation."""
+        self.count += not (func.is_view or func.overloadpacket.__name__ in FREE)
+        return func(*args, **(kwargs or {}))
+
+
 class HostRead(AssertionError):
     """The host waits for the GPU where no table says that it may."""
+
+
+class Fp64(AssertionError):
+    """A tensor in fp64 on the device, which Apple's and some of Intel's do not have."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +82,14 @@ class Allowed:
 
 
 class FakeGpu(TorchDispatchMode):
-    """Sees every operation; raises ``HostRead`` where the host waits.
+    """Sees every operation; raises ``HostRead`` where the host waits, and ``Fp64``.
 
     Attributes:
         reads: how often each read that may be was made, by ``package/file.py:function``.
+        sent: the number that the GPU sends without being waited for; -1: it has not arrived.
     """
+
+    sent = -1
 
     def __init__(self, allowed: Mapping[str, Allowed]) -> None:
         super().__init__()
@@ -78,7 +104,11 @@ class FakeGpu(TorchDispatchMode):
         if kwargs.get("device") == TOLD_TO_AUTOGRAD:
             kwargs["device"] = GPU
         if not waits(func, args, kwargs):
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            for made in tree_leaves(result):
+                if on_gpu(made) and made.dtype == torch.float64:
+                    raise Fp64(f"{func} in {reader()} makes fp64 on a device that may lack it")
+            return result
         place = reader()
         if place not in self._allowed:
             raise HostRead(f"{func} in {place} makes the host wait for the GPU")
@@ -129,6 +159,7 @@ def fake_gpu(allowed: Mapping[str, Allowed]) -> Iterator[FakeGpu]:
         # torch without CUDA raises here. Nothing is captured.
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
         with FakeTensorMode(), FakeGpu(allowed) as gpu:
+            patch.setattr(forward_inputs, "sent_later", lambda number: gpu.sent)
             yield gpu
 
 

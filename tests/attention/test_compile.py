@@ -8,6 +8,7 @@ import torch
 from conftest import TINY, assert_close
 from peft import get_peft_model
 from stacks import randomise, training_stack
+from transformers import StaticCache
 from transformers.exporters.utils import apply_patches
 
 # One bucket: batches of any number of rows, padded to multiples of 8 tokens; shorter than the map
@@ -126,6 +127,30 @@ def test_packed_rows_compile_by_their_lengths_and_are_refused_by_positions_alone
         del inputs["cu_seq_lens_q"], inputs["cu_seq_lens_k"]
         with pytest.raises(RuntimeError, match="pass cu_seq_lens_q and cu_seq_lens_k too"):
             compiled(**inputs)
+
+
+@pytest.mark.parametrize("padding", [None, "left"])
+def test_tokens_behind_a_static_cache_are_one_graph(padding):
+    """As with mode="reduce-overhead", which captures what is one graph."""
+    model = stack().eval()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    inputs = batch(2, 14, padding)
+    found = []
+    with torch.no_grad():
+        for forward in (model, compiled):
+            cache = StaticCache(config=model.config, max_cache_len=24)
+            given, logits = {**inputs, "past_key_values": cache}, []
+            logits.append(model(**given).logits[:, -1])
+            for at in range(14, 19):  # beyond the map of 16 tokens
+                given["input_ids"] = torch.full((2, 1), 30 + at)
+                given["position_ids"] = torch.tensor([[at]])
+                if padding is not None:
+                    given["attention_mask"] = torch.nn.functional.pad(
+                        given["attention_mask"], (0, 1), value=1
+                    )
+                logits.append(forward(**given).logits[:, -1])
+            found.append(torch.stack(logits))
+    assert_close(*found)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from conftest import TINY, assert_close
 from peft import get_peft_model
 from transformers import DynamicCache
@@ -113,3 +114,79 @@ def test_the_longest_map_decides(asked):
     model.set_adapter("longer")
     decode(model, LENGTH, 4)
     assert len(asked) == (1 + 2) * 3
+
+
+def padded_on_the_left(*lengths: int) -> dict[str, torch.Tensor]:
+    mask = torch.tensor([[0] * (max(lengths) - n) + [1] * n for n in lengths])
+    return {"input_ids": torch.arange(10, 10 + mask.numel()).view_as(mask), "attention_mask": mask}
+
+
+def begin(model, *lengths: int) -> dict:
+    """A cache with a padded prompt, and its mask."""
+    cache, given = DynamicCache(config=model.config), padded_on_the_left(*lengths)
+    with torch.no_grad():
+        model(**given, past_key_values=cache, use_cache=True)
+    return {"past_key_values": cache, "attention_mask": given["attention_mask"]}
+
+
+def step(model, state: dict, token: int) -> torch.Tensor:
+    """The logits of one more token of every row."""
+    mask = state["attention_mask"]
+    state["attention_mask"] = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+    with torch.no_grad():
+        return model(input_ids=torch.full_like(mask[:, :1], token), use_cache=True, **state).logits
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_a_padded_batch_asks_for_nothing_once_its_shortest_row_is_past_the_map(name, asked):
+    model = adapted(name)
+
+    def written() -> torch.Tensor:
+        state = begin(model, 3, 9, 5)
+        return torch.cat([step(model, state, token) for token in range(20, 28)], 1)
+
+    with observation.observe(lambda seen: None):
+        expected = written()
+    asked.clear()
+    assert_close(written(), expected)
+    assert len(asked) == (1 + LENGTH - 3) * 3  # the prompt, and tokens until the shortest row
+
+
+def test_batches_in_turns_are_each_counted_by_themselves(asked):
+    model = adapted("llama")
+
+    def written() -> torch.Tensor:
+        long, short = begin(model, 8, 8), begin(model, 8, 2)  # masks of the same shape
+        return torch.cat([step(model, each, 20) for each in (long, short, long, short)])
+
+    with observation.observe(lambda seen: None):
+        expected = written()
+    asked.clear()
+    assert_close(written(), expected)
+    assert len(asked) == (2 + 2) * 3  # two prompts, and the tokens of the batch with a short row
+
+
+def test_the_rows_are_counted_again_behind_a_cache_that_was_cropped(asked):
+    model = adapted("llama")
+    state = begin(model, LENGTH + 2, LENGTH + 1)
+    step(model, state, 20)
+    state["past_key_values"].crop(-5)
+    state["attention_mask"] = state["attention_mask"][:, : LENGTH - 2]
+    asked.clear()
+    step(model, state, 20)
+    assert len(asked) == 3
+
+
+def test_the_mask_of_an_encoder_says_nothing_about_its_decoder(asked):
+    base = ARCHITECTURES["bart"]()
+    base.set_attn_implementation("eager")  # which makes a mask for a single token too
+    model = get_peft_model(base, LmamConfig(length=LENGTH, init_weights=False)).eval()
+    given = {"attention_mask": torch.ones(1, 30).long(), "input_ids": torch.arange(30)[None] + 5}
+    with torch.no_grad():
+        found = model(**given, decoder_input_ids=torch.tensor([[2, 7]]), use_cache=True)
+        asked.clear()
+        read = {"encoder_outputs": (found.encoder_last_hidden_state,)}
+        read["attention_mask"] = given["attention_mask"]
+        cache, token = found.past_key_values, torch.tensor([[8]])
+        model(**read, decoder_input_ids=token, past_key_values=cache, use_cache=True)
+    assert len(asked) > 0

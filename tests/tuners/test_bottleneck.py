@@ -9,6 +9,8 @@ from stacks import BOTTLENECK_COUNT, HIDDEN, LAYERS, WIDTH, batch, bottleneck, l
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, Olmo2Config, Olmo2ForCausalLM
 
+from lorada.experiments.table3_memory import kept_bytes
+
 pytestmark = pytest.mark.fp64
 
 PHI = {"relu": lambda x: x.clamp(min=0), "tanh": torch.tanh, "gelu": F.gelu}
@@ -84,6 +86,27 @@ def test_bert_layer_adds_the_adapter_after_its_dropout_before_residual_and_norm(
         term = by_hand(layer.intermediate, x, 4.0)
         expected = layer.output.LayerNorm(dropped + term + x)
     assert_close(actual, expected)
+
+
+@pytest.mark.fp64(False)
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_of_a_narrower_input_no_wide_copy_is_kept_and_nothing_else_changes(layer_norm):
+    host = adapted("llama", layer_norm=layer_norm).base_model.model.model.layers[0].mlp
+    part, x = host.bneck, torch.randn(3, 64, HIDDEN, dtype=torch.bfloat16, requires_grad=True)
+    weights = [weight for weight in part.parameters() if weight.requires_grad]
+    wide = x.detach().float().requires_grad_()  # as it is computed, beside a copy in fp32
+    both = part.adapt("default", x), part.adapt("default", wide)
+    assert torch.equal(*both)
+    pull = torch.randn_like(both[0])
+    (dx, *found), (dwide, *expected) = (
+        torch.autograd.grad((term * pull).sum(), [given, *weights])
+        for term, given in zip(both, (x, wide), strict=True)
+    )
+    assert torch.equal(dx, dwide.to(torch.bfloat16))
+    for gradient, right in zip(found, expected, strict=True):
+        assert torch.equal(gradient, right)
+    kept = kept_bytes(lambda: part.adapt("default", x), [*weights, x])
+    assert kept < x.nbytes  # what is as wide as the bottleneck
 
 
 def test_start_draws_the_matrices_as_the_paper_of_each_start_does():

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
-from lorada.attention.positions import Slots
+from lorada.attention.positions import Targets
+from lorada.functional.precision import recomputed
 
 
 @dataclass(frozen=True)
@@ -32,37 +32,41 @@ class Term:
     """
 
     compute: Callable[[Tensor], Tensor]
-    queries: slice | Slots | None
+    queries: slice | Targets | None
 
 
-def add_term(output: Tensor, term: Term, value: Tensor) -> Tensor:
+def add_term(output: Tensor, term: Term, value: Tensor, *, in_place: bool = False) -> Tensor:
     """Attn·V (``output``, (B, T, H, D)) plus a term, rounded once, after the sum."""
-    # The compiler decides itself what to keep, and transforms of functions allow no checkpoint.
-    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if transformed or not torch.is_grad_enabled():
-        computed = term.compute(value)
-    else:
-        computed = checkpoint(term.compute, value, use_reentrant=False, preserve_rng_state=False)
-    if term.queries is None:
-        return (output + computed).to(output.dtype)
+    computed = recomputed(term.compute, value)
+    if in_place:
+        return _write_sum(output, output, computed, term.queries)
     result: Tensor = _AddAt.apply(output, computed, term.queries)
     return result
+
+
+def _write_sum(
+    result: Tensor, output: Tensor, term: Tensor, queries: slice | Targets | None
+) -> Tensor:
+    """Write the sum at the queries into ``result``, a copy of ``output`` or ``output`` itself."""
+    if queries is None:
+        return torch.add(output, term, out=result)
+    if isinstance(queries, slice):
+        result[:, queries].add_(term)
+        return result
+    # ``scatter_`` needs a query for every map row. Rows that are there twice write the same
+    # numbers to the same query.
+    rows, index = (_expanded(part, output) for part in (queries.filled, queries.slots))
+    total = output.gather(1, index)
+    return result.scatter_(1, index, total.add_(term.gather(1, rows)))
 
 
 class _AddAt(torch.autograd.Function):
     """Adds a term to some queries. The gradient of ``output`` passes through without a copy."""
 
     @staticmethod
-    def forward(output: Tensor, term: Tensor, queries: slice | Slots) -> Tensor:
-        result = output.clone()
-        if isinstance(queries, slice):
-            result[:, queries] += term
-            return result
-        # ``scatter_`` needs a query for every map row. Rows that are there twice write the same
-        # numbers to the same query.
-        rows, index = (_expanded(part, output) for part in queries.filled())
-        total = output.gather(1, index) + term.gather(1, rows)
-        return result.scatter_(1, index, total.to(output.dtype))
+    def forward(output: Tensor, term: Tensor, queries: slice | Targets | None) -> Tensor:
+        result = torch.empty_like(output) if queries is None else output.clone()
+        return _write_sum(result, output, term, queries)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -72,7 +76,9 @@ class _AddAt(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if isinstance(ctx.queries, slice):
+        if ctx.queries is None:
+            own = grad
+        elif isinstance(ctx.queries, slice):
             own = grad[:, ctx.queries]
         else:
             own = grad.gather(1, _expanded(ctx.queries.index, grad))

@@ -32,7 +32,7 @@ from lorada.attention.map_term import map_term
 from lorada.attention.observation import AnyMap, Observation
 from lorada.attention.prefix import with_prefixes
 from lorada.attention.shifted_sparse import ShiftedGroups
-from lorada.attention.under_map import map_positions, under_map
+from lorada.attention.under_map import map_positions, nothing_is_recorded, under_map
 from lorada.functional.precision import wide_dtype
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
@@ -95,14 +95,13 @@ def with_parts(kernel: Attend) -> Attend:
 def _lies_beyond(
     source: MapSource, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]
 ) -> bool:
-    """Whether this call decodes one token that by its shapes lies beyond every map."""
-    if mask is not None or query.shape[2] != 1 or torch.compiler.is_compiling():
-        return False
-    if observation.observers:
+    """Whether this call decodes one token of each row, all of which lie beyond every map."""
+    if query.shape[2] != 1 or torch.compiler.is_compiling() or observation.observers:
         return False
     # A sliding window may have dropped keys, but then the token is even later than the number of
     # keys says. Packed sequences count from 0 again, and a paged cache must reach its error.
-    return key.shape[2] > source.reach and not is_packed_or_paged(kwargs)
+    tokens = key.shape[2] if mask is None else source.forward_inputs.fewest_tokens
+    return tokens > source.reach and not is_packed_or_paged(kwargs)
 
 
 def _attend(
@@ -129,10 +128,14 @@ def _attend(
     if inside and observation.observers:
         _report_inside(run, call, inside, output)
     beside = [m for m in maps if m.ablation != "no_negative"]
-    return add_maps(call, beside, output), weights
+    # The kernel has just made its output, so nobody else can hold it, but for observers.
+    in_place = nothing_is_recorded() and not observation.observers
+    return add_maps(call, beside, output, in_place=in_place), weights
 
 
-def add_maps(call: AttentionCall, maps: Sequence[AnyMap], output: Tensor) -> Tensor:
+def add_maps(
+    call: AttentionCall, maps: Sequence[AnyMap], output: Tensor, *, in_place: bool = False
+) -> Tensor:
     """``output`` (B, T, H, D), which is Attn·V, plus tile(Attn_s)·V of each map (Eq. 13)."""
     result = output
     for own in maps:
@@ -144,7 +147,7 @@ def add_maps(call: AttentionCall, maps: Sequence[AnyMap], output: Tensor) -> Ten
             positions = map_positions(call, own)
             observation.report(Observation(call, own, positions, output.detach(), alone))
         if term is not None:
-            result = add_term(result, term, call.value)
+            result = add_term(result, term, call.value, in_place=in_place)
     return result
 
 

@@ -41,6 +41,7 @@ class AttentionMap:
         ablation: the variant of the paper's Table 9; None for the proposed map.
         baked: the finished (S, N, N) map, if it was computed ahead of time.
         samples: (B,) booleans, the samples of a mixed batch that use this map; None for all.
+        pe: PE (N,), if it was computed ahead of time.
     """
 
     factors: tuple[Tensor, ...]
@@ -50,6 +51,7 @@ class AttentionMap:
     ablation: Ablation | None
     baked: Tensor | None = None
     samples: Tensor | None = None
+    pe: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -78,18 +80,20 @@ class AttentionMap:
         dtype = wide_dtype(value)
         factors = tuple(factor.to(dtype) for factor in self.factors)
         # A finished map has the precision of the factors that it was made of.
-        narrow = self.baked is not None and self.baked.dtype != dtype
-        return replace(self, factors=factors, baked=None if narrow else self.baked)
+        baked, pe = (
+            None if made is None or made.dtype != dtype else made for made in (self.baked, self.pe)
+        )
+        return replace(self, factors=factors, baked=baked, pe=pe)
 
     def dense(self) -> Tensor:
         """The whole (S, N, N) map before any mask."""
         if self.baked is not None:
             return self.baked
         factors = [wide(factor) for factor in self.factors]
+        scale, position = self.inverse_scale, self.has_position
         if len(factors) == 1:
-            return full_rank_map(factors[0], self.inverse_scale, position=self.has_position)
-        w_a, w_b = factors
-        return low_rank_map(w_a, w_b, self.inverse_scale, position=self.has_position)
+            return full_rank_map(factors[0], scale, position=position, pe=self.pe)
+        return low_rank_map(factors[0], factors[1], scale, position=position, pe=self.pe)
 
     def masked(self, map_: Tensor, shape: CallShape, keys: Tensor | None) -> Tensor:
         """A dense map, or a square part of one, with its mask, and for ¬S with its softmax.
@@ -106,7 +110,7 @@ class AttentionMap:
         """The factors (S, N, R) and (S, R, N) with PE and scale; their product is the map."""
         w_a, w_b = (wide(factor) for factor in self.factors)
         if self.has_position:
-            w_a, w_b = position_factors(w_a, w_b)
+            w_a, w_b = position_factors(w_a, w_b, self.pe)
         return w_a / self.inverse_scale, w_b
 
     def product(self, value: Tensor, shape: CallShape) -> Tensor:
@@ -122,6 +126,7 @@ class AttentionMap:
             causal=shape.causal,
             window=shape.window,
             position=self.has_position,
+            pe=self.pe,
         )
 
     def part(self, size: int) -> slice:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lorada.attention.attention_map import for_samples
 from lorada.attention.call import AttentionCall, CallShape
+from lorada.attention.forward_inputs import is_recorded
 from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
 from lorada.attention.under_map import UnderMap, map_positions
 from lorada.functional.distance import distance_product, distance_weights, first_distance
@@ -86,7 +87,7 @@ def whole_sequences(positions: TokenPositions, shape: CallShape) -> UnderMap | N
     if not positions.is_whole or positions.sequences > 1:
         return None
     slots = positions.key_slots(shape.keys)
-    return UnderMap(slots, shape.keys, queries=slots)
+    return UnderMap(slots, shape.keys, queries=slots.targets())
 
 
 def rule(table: TokenTable, shape: CallShape) -> Tensor:
@@ -104,10 +105,7 @@ def rule(table: TokenTable, shape: CallShape) -> Tensor:
 
 def _follows_rule(seen: Tensor, positions: TokenPositions, shape: CallShape) -> bool:
     """Whether a mask (B, T, K) shows every token the keys that the rule shows it."""
-    # The answer is on the device. A compiled graph and a captured one cannot branch on it.
-    if torch.compiler.is_compiling():
-        return False
-    if seen.is_cuda and torch.cuda.is_current_stream_capturing():
+    if is_recorded(seen):  # the answer is on the device
         return False
     table = positions.table(shape.queries, shape.keys, seen.device)
     padding = ~table.real_queries()[..., None]

@@ -5,8 +5,9 @@ first keys, and whether the caller passed the positions. A pair of hooks on the 
 Where tokens lie follows from inputs that all layers get, so one layer computes it for all.
 """
 
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -24,11 +25,13 @@ class ForwardInputs:
         tokens_so_far: the real tokens of each sample up to this call: their 2-D mask, or their
             number, (B,) or one for all. Recorded only if a layer has a sliding window.
         may_be_packed: whether ``position_ids`` alone may separate sequences packed into a row.
+        fewest_tokens: each row has at least so many tokens with this call; 0 if nothing is known.
         results: what ``once`` has computed; None if nothing is kept.
     """
 
     tokens_so_far: Tensor | int | None = None
     may_be_packed: bool = True
+    fewest_tokens: int = 0
     results: dict[Hashable, Any] | None = field(default=None, compare=False, repr=False)
 
     def once(
@@ -61,6 +64,49 @@ def _identity(tensor: Any) -> tuple[int, int]:
 NOTHING_KNOWN = ForwardInputs()
 
 
+def is_recorded(tensor: Tensor) -> bool:
+    """Whether a graph is compiled or captured, which cannot branch on a number of a tensor."""
+    capturing = tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+    return torch.compiler.is_compiling() or capturing
+
+
+@dataclass(frozen=True)
+class _ShortestRow:
+    """How many tokens the shortest row of a batch has, while tokens are written behind its rows.
+
+    Attributes:
+        cache: the cache of the batch.
+        shape: rows and slots of the mask at the last call.
+        count: the tokens at the first call, on the CPU; below 0 until the device has sent them.
+        added: the calls since. Behind its first token a row has no pads, so each added a token.
+    """
+
+    cache: "weakref.ref[Any]"
+    shape: tuple[int, ...]
+    count: Tensor
+    added: int = 0
+
+    def next(self, mask: Any, cache: Any) -> "_ShortestRow | None":
+        """The same at the next call; None if that is of another batch or has several tokens."""
+        rows, slots = self.shape
+        if self.cache() is not cache or mask.shape != (rows, slots + 1) or int(self.count) == 0:
+            return None
+        return replace(self, shape=mask.shape, added=self.added + 1)
+
+    def tokens(self) -> int:
+        count = int(self.count)
+        return 0 if count <= 0 else count + self.added
+
+
+def sent_later(number: Tensor) -> Tensor:
+    """A number on the CPU, -1 until the device has computed it: the host does not wait."""
+    if number.device.type == "cpu":
+        return number
+    pinned = number.device.type in ("cuda", "xpu")
+    host = torch.full((), -1, dtype=number.dtype, device="cpu", pin_memory=pinned)
+    return host.copy_(number, non_blocking=True) if pinned else host
+
+
 class ForwardListener:
     """The hooks that record the inputs of a model; all its layers share one listener.
 
@@ -71,6 +117,7 @@ class ForwardListener:
     def __init__(self, model: nn.Module) -> None:
         self.inputs = NOTHING_KNOWN
         self._any_window = False
+        self._shortest: _ShortestRow | None = None
         self._layers = 0
         self._checked: list[tuple[Any, Any]] = []
         self._handles: list[RemovableHandle] = [
@@ -108,7 +155,20 @@ class ForwardListener:
         given = kwargs.get("position_ids") is not None or len(args) > 1
         packed = given and (cache is None or _is_empty(cache))
         tokens = _tokens_so_far(args, kwargs, cache) if self._any_window else None
-        self.inputs = ForwardInputs(tokens, packed, {})
+        self._shortest = self._count(model, kwargs.get("attention_mask"), cache)
+        fewest = 0 if self._shortest is None else self._shortest.tokens()
+        self.inputs = ForwardInputs(tokens, packed, fewest, {})
+
+    def _count(self, model: Any, mask: Any, cache: Any) -> _ShortestRow | None:
+        """The shortest row of a decoder's batch, where its mask shows the tokens of the cache."""
+        if cache is None or not isinstance(mask, Tensor) or mask.dim() != 2 or is_recorded(mask):
+            return None
+        if torch.is_grad_enabled() or getattr(model.config, "is_encoder_decoder", False):
+            return None
+        known = None if self._shortest is None else self._shortest.next(mask, cache)
+        if known is None:
+            known = _ShortestRow(weakref.ref(cache), mask.shape, sent_later(mask.sum(-1).min()))
+        return known
 
     def _forget(self, *_: Any) -> None:
         # In the backward pass gradient checkpointing computes layers again, from the same tensors.
@@ -117,7 +177,7 @@ class ForwardListener:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the tensors of a batch, for copies and pickles of a model."""
-        return {**self.__dict__, "inputs": NOTHING_KNOWN}
+        return {**self.__dict__, "inputs": NOTHING_KNOWN, "_shortest": None}
 
 
 def forward_listener(model: nn.Module) -> ForwardListener:

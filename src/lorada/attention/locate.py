@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lorada.attention.call import AttentionCall
+from lorada.attention.forward_inputs import is_recorded
 from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
 
 
@@ -155,8 +156,7 @@ def _restarts(position_ids: Tensor | None, real: Tensor | None) -> bool:
         return False
     else:
         starts = _starts(position_ids, real)
-    if torch.compiler.is_compiling():
-        # A compiled graph cannot branch on the answer, so it raises when it runs.
+    if is_recorded(starts):  # such a graph raises when it runs
         torch._assert_async(
             ~starts.any(),
             "sequences packed by position_ids are not supported in a compiled model with a map: "

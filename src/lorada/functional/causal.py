@@ -17,12 +17,21 @@ from torch import Tensor
 # Tokens in a block. On CPUs 32 is as fast as 16, with half as many blocks, and faster than 64 and
 # 128 (benchmarks/NOTES.md).
 BLOCK = 32
+# Up to so many tokens an accelerator makes the map: its multiplications take less time there than
+# the 20 launches by which the blocks are more.
+DENSE = 512
 
 
 def product_form(
-    size: int, rank: int, share: int, *, causal: bool, window: int | None = None
+    size: int,
+    rank: int,
+    share: int,
+    *,
+    causal: bool,
+    window: int | None = None,
+    device: str = "cpu",
 ) -> Literal["dense", "low_rank", "blocks"]:
-    """The form of the product of a map with the values that takes the fewest multiplications.
+    """The form of the product of a map with the values that costs least.
 
     ``dense`` makes the map, ``low_rank`` is W_a (W_b V), ``blocks`` is ``causal_blocks``.
 
@@ -32,10 +41,13 @@ def product_form(
         share: query heads of a key/value head, H / G.
         causal: whether a row sees only its own and earlier keys.
         window: how many keys back a row sees; None for all.
+        device: the type of the device.
     """
     # Costs are counted in multiplications for each number of the result.
     if window is not None and window < size:
         return "dense"  # W_b V and the running sum include keys that the window hides
+    if causal and device != "cpu" and size <= DENSE:
+        return "dense"
     if causal:
         sums = rank if _outgrow(share, rank) else share * rank
         return "blocks" if BLOCK + rank + sums < size else "dense"

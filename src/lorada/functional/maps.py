@@ -26,17 +26,20 @@ SOFTMAXES: tuple[Softmax, ...] = get_args(Softmax)
 
 def position_embedding(length: int, like: Tensor) -> Float[Tensor, " N"]:
     """PE(pos) = 10000^(-2 pos / length) for pos = 0 … length-1 (Eq. 7), like ``like``."""
-    # In fp64: lower precision would round the exponents of a long map.
-    position = torch.arange(length, device=like.device, dtype=torch.float64)
-    return torch.pow(10000.0, -2.0 * position / length).to(like.dtype)
+    # In fp64: lower precision would round the exponents of a long map. Not every device has fp64.
+    position = torch.arange(length, device="cpu", dtype=torch.float64)
+    return torch.pow(10000.0, -2.0 * position / length).to(like.dtype).to(like.device)
 
 
 def position_factors(
-    w_a: Float[Tensor, "S N R"], w_b: Float[Tensor, "S R N"]
+    w_a: Float[Tensor, "S N R"], w_b: Float[Tensor, "S R N"], pe: Float[Tensor, " N"] | None = None
 ) -> tuple[Float[Tensor, "S N R"], Float[Tensor, "S R N"]]:
-    """Both factors with PE added along their token dimension (Eqs. 8-9), out of place."""
+    """Both factors with PE added along their token dimension (Eqs. 8-9), out of place.
+
+    ``pe`` is PE, if it was computed before.
+    """
     # The paper's printed code adds PE in place, so a second call would add it twice.
-    pe = position_embedding(w_a.shape[1], w_a)
+    pe = position_embedding(w_a.shape[1], w_a) if pe is None else pe
     return w_a + pe[:, None], w_b + pe
 
 
@@ -46,21 +49,26 @@ def low_rank_map(
     inverse_scale: float,
     *,
     position: bool = True,
+    pe: Float[Tensor, " N"] | None = None,
 ) -> Float[Tensor, "S N N"]:
     """Attn_s = (W_a + PE)(W_b + PE) / inverse_scale (Eqs. 7-10), before any causal mask."""
     if position:
-        w_a, w_b = position_factors(w_a, w_b)
+        w_a, w_b = position_factors(w_a, w_b, pe)
     # The entries may be negative; those of a softmax map cannot.
     return w_a @ w_b / inverse_scale
 
 
 def full_rank_map(
-    w: Float[Tensor, "H N N"], inverse_scale: float, *, position: bool = True
+    w: Float[Tensor, "H N N"],
+    inverse_scale: float,
+    *,
+    position: bool = True,
+    pe: Float[Tensor, " N"] | None = None,
 ) -> Float[Tensor, "H N N"]:
     """The map of the ¬L ablation (FMAM): (W + PE(i) PE(j)) / inverse_scale."""
     # With W = 0 this equals the low-rank map of rank 1 with factors of zero: both are PE alone.
     if position:
-        pe = position_embedding(w.shape[-1], w)
+        pe = position_embedding(w.shape[-1], w) if pe is None else pe
         w = w + pe[:, None] * pe
     return w / inverse_scale
 
@@ -91,6 +99,8 @@ def _all_pairs(map_: Tensor, causal: bool, window: int | None) -> Tensor | None:
 
 def mask_map(map_: Float[Tensor, "*S N N"], causal: bool, window: int | None) -> Tensor:
     """Attn_s ⊙ M (Eq. 11), and zero outside of the sliding window, if any."""
+    if causal and window is None:
+        return map_.tril()
     keep = _all_pairs(map_, causal, window)
     return map_ if keep is None else map_ * keep
 

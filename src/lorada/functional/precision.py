@@ -1,10 +1,12 @@
-"""``wide``, ``wide_dtype`` and ``no_autocast``: the dtype that small factors are computed in."""
+"""The dtype that small factors are computed in, without keeping wide copies for backward passes."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 from torch.amp.autocast_mode import is_autocast_available
+from torch.utils.checkpoint import checkpoint
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
@@ -23,3 +25,13 @@ def no_autocast(device: torch.device) -> AbstractContextManager[None]:
     if not is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def recomputed(compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``compute(x)``, of which only ``x`` is kept: the backward pass computes the rest again."""
+    # The compiler decides itself what to keep, and transforms of functions allow no checkpoint.
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if transformed or not torch.is_grad_enabled():
+        return compute(x)
+    result: Tensor = checkpoint(compute, x, use_reentrant=False, preserve_rng_state=False)
+    return result

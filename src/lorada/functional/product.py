@@ -28,6 +28,7 @@ def map_value_product(
     causal: bool = False,
     window: int | None = None,
     position: bool = True,
+    pe: Float[Tensor, " N"] | None = None,
 ) -> Float[Tensor, "B H M D"]:
     """The second term of Eq. 13, tile(Attn_s)·V, on the M = min(N, K) tokens that the map covers.
 
@@ -41,10 +42,11 @@ def map_value_product(
         causal: lower triangle only (Eq. 11).
         window: width of a sliding attention window, in tokens; None without one.
         position: False for the ¬P ablation.
+        pe: PE, if it was computed before.
     """
     size = min(w_a.shape[1], value.shape[2])
     if position:
-        w_a, w_b = position_factors(w_a, w_b)
+        w_a, w_b = position_factors(w_a, w_b, pe)
     # Row t of W_a makes row t of the map, and column t of W_b its column t. So what a shorter
     # sequence does not need is cut from the factors and never computed.
     if align == "start":
@@ -53,7 +55,7 @@ def map_value_product(
         w_a, w_b = w_a[:, w_a.shape[1] - size :], w_b[:, :, w_b.shape[2] - size :]
         value = value[:, :, value.shape[2] - size :]
     # The scale may go on any factor of the product; W_a has the fewest numbers.
-    w_a = w_a / inverse_scale
+    w_a = w_a if inverse_scale == 1 else w_a / inverse_scale
     return factors_product(w_a, w_b, value, heads, causal=causal, window=window)
 
 
@@ -66,13 +68,13 @@ def factors_product(
     causal: bool,
     window: int | None = None,
 ) -> Float[Tensor, "B H M D"]:
-    """tile(mask(left right)) · V, in the form that takes the fewest multiplications.
+    """tile(mask(left right)) · V, in the form that costs least on the device.
 
     ``left`` is W_a with PE and scale and ``right`` W_b with PE, one for all samples or one for
     each. The other arguments are those of ``map_value_product``.
     """
     size, rank, share = *left.shape[-2:], heads // value.shape[1]
-    form = product_form(size, rank, share, causal=causal, window=window)
+    form = product_form(size, rank, share, causal=causal, window=window, device=value.device.type)
     # A mask on W_a W_b stands between the factors, so W_b V cannot be computed first, except block
     # by block for a causal mask.
     if form == "dense":
@@ -91,7 +93,7 @@ def apply_map(
     """Tile(map) · V, for one map of all samples or one map of each sample."""
     if map_.dim() == 3:
         # Samples that share a map are columns of one large product, which is faster than B small.
-        product = apply_map(map_[None], side_by_side(value), heads)[0]
+        product = apply_map(map_[None], side_by_side(value), heads).squeeze(0)
         by_sample: Tensor = product.unflatten(2, (value.shape[0], value.shape[-1]))
         return by_sample.permute(2, 0, 1, 3)
     batch, groups, keys, width = value.shape

@@ -9,7 +9,7 @@ Shapes: B rows, T slots of a row: pads, its prompt, and what was written behind 
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,10 @@ from lorada.runs.models.refilled_cache import RefilledCache
 # A batch is refilled when 1/8 of its rows have ended: a prompt that is read alone costs almost as
 # much time as a step of the whole batch.
 SHARE = 8
+# How many tokens are written before the host reads which answers have ended. Elsewhere than on a
+# CPU it waits for the device each time.
+TOKENS = {"cpu": 1}
+ELSEWHERE = 8
 
 Ended = Callable[[Tensor], Tensor]
 
@@ -56,6 +60,8 @@ class _Rows:
         ids: (B, T); the cache has all but the last slot.
         mask: (B, T): 1 for tokens, 0 for pads.
         cache: keys and values of the first T-1 slots.
+        ends: of each token since the host read them, whether it ends the answer of a row, (B,).
+        over: (B,) which rows have ended, on the device; None before the first token.
     """
 
     numbers: list[int]
@@ -64,6 +70,8 @@ class _Rows:
     ids: Tensor
     mask: Tensor
     cache: RefilledCache
+    ends: list[Tensor] = field(default_factory=list)
+    over: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -91,7 +99,10 @@ def write_answers(writer: Writer, prompts: Sequence[Sequence[int]]) -> Iterator[
             rows = _refilled(writer, rows, joining, prompts)
         else:
             assert rows is not None
-            _step(writer, rows)
+            # No answer that goes on may become longer than the limit.
+            left = writer.limit - max(rows.written[k] for k in rows.kept())
+            for _ in range(min(left, TOKENS.get(rows.ids.device.type, ELSEWHERE))):
+                _step(writer, rows)
         if rows is not None:
             yield from _ended(writer, rows)
 
@@ -129,14 +140,17 @@ def _refilled(
     kept = [] if rows is None else rows.kept()
     if rows is None or not kept:
         return new
-    slots = int(rows.mask[kept].sum(-1).max())  # what the longest of them needs
+    # What the longest of them needs.
+    slots = max(len(prompts[rows.numbers[k]]) + rows.written[k] for k in kept)
     rows.cache.refill(kept, slots - 1, None if new is None else new.cache)
     numbers, written = [rows.numbers[k] for k in kept], [rows.written[k] for k in kept]
     ids, mask = rows.ids[kept, -slots:], rows.mask[kept, -slots:]
     if new is not None:
         numbers, written = numbers + new.numbers, written + new.written
         ids, mask = _stacked(ids, new.ids, writer.pad), _stacked(mask, new.mask, 0)
-    return _Rows(numbers, written, [False] * len(numbers), ids, mask, rows.cache)
+    joined = _Rows(numbers, written, [False] * len(numbers), ids, mask, rows.cache)
+    joined.ends.append(writer.ended(ids))
+    return joined
 
 
 def _read(writer: Writer, numbers: list[int], prompts: Sequence[Sequence[int]]) -> _Rows:
@@ -152,7 +166,7 @@ def _read(writer: Writer, numbers: list[int], prompts: Sequence[Sequence[int]]) 
     cache = RefilledCache()
     one = [1] * len(numbers)
     rows = _Rows(numbers, one, [False] * len(numbers), ids, mask, cache)
-    _append(rows, _next_tokens(writer, rows, ids, positions_of(mask)))
+    _append(writer, rows, _next_tokens(writer, rows, ids, positions_of(mask)))
     return rows
 
 
@@ -160,9 +174,9 @@ def _step(writer: Writer, rows: _Rows) -> None:
     """Write one more token behind every row; those that have ended get one to no use."""
     positions = rows.mask.sum(-1, keepdim=True) - 1
     # An ended row must not run out of the positions that the model has.
-    ended = torch.tensor(rows.done, device=positions.device)[:, None]
-    positions = positions.masked_fill(ended, 0)
-    _append(rows, _next_tokens(writer, rows, rows.ids[:, -1:], positions))
+    assert rows.over is not None
+    positions = positions.masked_fill(rows.over[:, None], 0)
+    _append(writer, rows, _next_tokens(writer, rows, rows.ids[:, -1:], positions))
     rows.written = [written + 1 for written in rows.written]
 
 
@@ -178,18 +192,25 @@ def _next_tokens(writer: Writer, rows: _Rows, ids: Tensor, positions: Tensor) ->
     return logits.float().argmax(-1)
 
 
-def _append(rows: _Rows, tokens: Tensor) -> None:
+def _append(writer: Writer, rows: _Rows, tokens: Tensor) -> None:
     rows.ids = torch.cat([rows.ids, tokens[:, None]], -1)
     rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(rows), 1)], -1)
+    ends = writer.ended(rows.ids)
+    rows.ends.append(ends)
+    rows.over = ends if rows.over is None else rows.over | ends
 
 
 def _ended(writer: Writer, rows: _Rows) -> Iterator[tuple[int, Tensor]]:
-    """Mark the rows whose answers end with their last token, and yield these answers."""
-    last = writer.ended(rows.ids).tolist()
-    for row, number in enumerate(rows.numbers):
-        if not rows.done[row] and (last[row] or rows.written[row] == writer.limit):
-            rows.done[row] = True
-            yield number, rows.ids[row, rows.ids.shape[1] - rows.written[row] :]
+    """Read which answers have ended since the last time, mark their rows, and yield them."""
+    ends: list[list[bool]] = torch.stack(rows.ends).tolist()
+    for behind, last in zip(reversed(range(len(ends))), ends, strict=True):
+        end = rows.ids.shape[1] - behind  # what was written behind it was to no use
+        for row, number in enumerate(rows.numbers):
+            length = rows.written[row] - behind
+            if not rows.done[row] and (last[row] or length == writer.limit):
+                rows.done[row] = True
+                yield number, rows.ids[row, end - length : end]
+    rows.ends, rows.over = [], torch.tensor(rows.done, device=rows.ids.device)
 
 
 def _stacked(above: Tensor, below: Tensor, fill: int) -> Tensor:

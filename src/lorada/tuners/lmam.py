@@ -27,6 +27,7 @@ from lorada.attention.forward_inputs import (
 from lorada.attention.hooks import hooks_for
 from lorada.attention.observation import AnyMap
 from lorada.functional.maps import Ablation, Align, position_embedding
+from lorada.functional.precision import wide
 from lorada.support.errors import removed_form
 from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import (
@@ -36,7 +37,7 @@ from lorada.tuners.base.config import (
     require_count,
     require_positive,
 )
-from lorada.tuners.base.entries import Entries
+from lorada.tuners.base.entries import Entries, FrozenEntries
 from lorada.tuners.base.layer import sample_mask
 from lorada.tuners.base.tuner import AttachedModel, SelfAttentionModel
 
@@ -184,6 +185,7 @@ class LmamLayer(AttachedLayer):
     def __init__(self, host: nn.Module, parent: nn.Module) -> None:
         super().__init__(host, parent)
         self._baked: dict[str, AttentionMap] = {}
+        self._pe = FrozenEntries(persistent=False)
         self._listener: ForwardListener | None = None
         interface.install()
         if hooks := hooks_for(host):
@@ -231,7 +233,15 @@ class LmamLayer(AttachedLayer):
         else:
             self.lora_w_a[adapter_name] = nn.Parameter(torch.empty(heads, n, r, device=device))
             self.lora_w_b[adapter_name] = nn.Parameter(torch.empty(heads, r, n, device=device))
+        self._place_pe()
         self._initialise(adapter_name, config)
+
+    def _place_pe(self) -> None:
+        """Compute PE of each map again, in fp32 or wider, on the device of its factors."""
+        for name, config in self.configs.items():
+            if config.form == "position" and config.ablation != "no_position":
+                factor = (self.lora_w if name in self.lora_w else self.lora_w_a)[name]
+                self._pe[name] = position_embedding(config.length, wide(factor.detach()))
 
     def _initialise(self, adapter_name: str, config: LmamConfig) -> None:
         with torch.no_grad():
@@ -289,7 +299,10 @@ class LmamLayer(AttachedLayer):
             factors = _well_trained(config, *factors)
         mask = sample_mask(samples, factors[0].device)
         settings = config.align, config.positions, config.ablation
-        return AttentionMap(factors, inverse_scale, *settings, samples=mask)
+        # Offloaded factors may be on another device.
+        known = name in self._pe and self._pe[name].device == factors[0].device
+        pe = self._pe[name] if known else None
+        return AttentionMap(factors, inverse_scale, *settings, samples=mask, pe=pe)
 
     def bake(self) -> None:
         """Compute each map once, for inference; ``train()`` goes back to the factors.
@@ -305,6 +318,7 @@ class LmamLayer(AttachedLayer):
 
     def _apply(self, *args: Any, **kwargs: Any) -> "LmamLayer":
         super()._apply(*args, **kwargs)
+        self._place_pe()  # another dtype would round it
         if self._baked:  # on another device now, or of another dtype
             self.bake()
         return self

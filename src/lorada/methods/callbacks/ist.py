@@ -127,7 +127,7 @@ class ISTCallback(LayerCallback):
             losses = torch.stack([self._loss(model, batch, chosen) for chosen in sets])
         finally:
             model.train(was_training)
-        losses = same_everywhere(losses).double().cpu()
+        losses = same_everywhere(losses).cpu().double()
         if not losses.isnan().any():  # if any is, the training's own loss will report it
             self.scores = updated(scores, sets, losses, self.lr).tolist()
 

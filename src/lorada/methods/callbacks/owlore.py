@@ -207,7 +207,8 @@ def outlier_ratio(layer: nn.Module, squares: Mapping[nn.Module, Tensor], thresho
     # A is computed twice, to have it in memory for only one linear map at a time.
     maps = [partial(weighted_sizes, module, norms) for module, norms in used]
     entries = sum(int(module.get_parameter("weight").numel()) for module, _ in used)
-    mean = sum(float(sizes().double().sum()) for sizes in maps) / entries
+    # Rows on the device, which may lack fp64, and their sums in fp64.
+    mean = sum(float(sizes().sum(-1).cpu().double().sum()) for sizes in maps) / entries
     return 100 * sum(int((sizes() > threshold * mean).sum()) for sizes in maps) / entries
 
 

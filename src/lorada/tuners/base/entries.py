@@ -31,7 +31,8 @@ class Entries(nn.ParameterDict):
 class FrozenEntries(BufferDict):  # type: ignore[misc]
     """Tensors of one kind by adapter name that are saved with the adapter and never train.
 
-    They are buffers, so that code which unfreezes or counts parameters ignores them.
+    They are buffers, so that code which unfreezes or counts parameters ignores them. Those that
+    are not ``persistent`` follow the model from device to device, but are not saved.
     """
 
     if TYPE_CHECKING:
@@ -40,8 +41,8 @@ class FrozenEntries(BufferDict):  # type: ignore[misc]
     else:
         __call__ = nn.Module.__call__
 
-    def __init__(self) -> None:
-        super().__init__(persistent=True)
+    def __init__(self, persistent: bool = True) -> None:
+        super().__init__(persistent=persistent)
 
     def forward(self, name: str) -> Tensor:
         """The tensor of one adapter."""

@@ -23,6 +23,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from lorada.attention.attention_map import for_samples
+from lorada.functional.precision import recomputed
 from lorada.tuners.base.attached_layer import AttachedLayer
 from lorada.tuners.base.config import (
     LoradaPeftConfig,
@@ -206,13 +207,19 @@ class BottleneckLayer(AttachedLayer):
         """A(x) of one adapter, (…, d) → (…, d), in the dtype of its weights."""
         config = self.configs[name]
         down, up = self.lora_down(name), self.lora_up(name)
-        hidden = x.to(down.dtype)
-        if name in self.lora_norm_weight:
-            weight, bias = self.lora_norm_weight(name), self.lora_norm_bias(name)
-            hidden = F.layer_norm(hidden, weight.shape, weight, bias)
         down_bias = self.lora_down_bias(name) if config.use_bias else None
         up_bias = self.lora_up_bias(name) if config.use_bias else None
-        hidden = ACTIVATIONS[config.activation](F.linear(hidden, down, down_bias))
+        has_norm = name in self.lora_norm_weight
+        norm = (self.lora_norm_weight(name), self.lora_norm_bias(name)) if has_norm else None
+
+        def narrowed(x: Tensor) -> Tensor:
+            hidden = x.to(down.dtype)
+            hidden = hidden if norm is None else F.layer_norm(hidden, norm[0].shape, *norm)
+            return F.linear(hidden, down, down_bias)
+
+        # Of a narrower input no wide copy is kept, which has as many numbers as the input.
+        hidden = narrowed(x) if x.dtype == down.dtype else recomputed(narrowed, x)
+        hidden = ACTIVATIONS[config.activation](hidden)
         hidden = F.dropout(hidden, self.dropouts[name], self.training)
         return config.scale * F.linear(hidden, up, up_bias)
 
