@@ -177,6 +177,34 @@ def test_the_rows_are_counted_again_behind_a_cache_that_was_cropped(asked):
     assert len(asked) == 3
 
 
+@pytest.mark.parametrize("hidden", [slice(9, None), slice(2, 6), slice(None)])
+def test_a_row_whose_tokens_are_hidden_later_keeps_its_map(hidden):
+    model = adapted("llama")
+
+    def written() -> torch.Tensor:
+        state, found = begin(model, LENGTH, LENGTH), []
+        for token in range(20, 24):
+            found.append(step(model, state, token)[:, -1])
+            if token == 21:
+                state["attention_mask"][1, hidden] = 0
+        return torch.stack(found)
+
+    with observation.observe(lambda seen: None):
+        expected = written()
+    assert_close(written(), expected)
+
+
+def test_a_mask_with_slots_for_tokens_to_come_is_not_counted(asked):
+    model = adapted("llama")
+    cache = DynamicCache(config=model.config)
+    mask = torch.ones(1, LENGTH + 8).long()
+    with torch.no_grad():
+        model(torch.tensor([[5, 6]]), past_key_values=cache, attention_mask=mask[:, :2])
+        asked.clear()
+        model(torch.tensor([[7]]), past_key_values=cache, attention_mask=mask)
+    assert len(asked) == 3
+
+
 def test_the_mask_of_an_encoder_says_nothing_about_its_decoder(asked):
     base = ARCHITECTURES["bart"]()
     base.set_attn_implementation("eager")  # which makes a mask for a single token too

@@ -7,8 +7,8 @@ Where tokens lie follows from inputs that all layers get, so one layer computes 
 
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -70,32 +70,24 @@ def is_recorded(tensor: Tensor) -> bool:
     return torch.compiler.is_compiling() or capturing
 
 
-@dataclass(frozen=True)
-class _ShortestRow:
-    """How many tokens the shortest row of a batch has, while tokens are written behind its rows.
+class _ShortestRow(NamedTuple):
+    """How many tokens the shortest row of a batch has, which the host learns without waiting.
 
     Attributes:
         cache: the cache of the batch.
-        shape: rows and slots of the mask at the last call.
-        count: the tokens at the first call, on the CPU; below 0 until the device has sent them.
-        added: the calls since. Behind its first token a row has no pads, so each added a token.
+        shape: rows and slots of the mask at this call.
+        count: the tokens with this call, on the CPU; below 0 until the device has sent them.
+        before: the tokens that were known at the calls before.
     """
 
     cache: "weakref.ref[Any]"
     shape: tuple[int, ...]
     count: Tensor
-    added: int = 0
-
-    def next(self, mask: Any, cache: Any) -> "_ShortestRow | None":
-        """The same at the next call; None if that is of another batch or has several tokens."""
-        rows, slots = self.shape
-        if self.cache() is not cache or mask.shape != (rows, slots + 1) or int(self.count) == 0:
-            return None
-        return replace(self, shape=mask.shape, added=self.added + 1)
+    before: int
 
     def tokens(self) -> int:
         count = int(self.count)
-        return 0 if count <= 0 else count + self.added
+        return self.before if count < 0 else count
 
 
 def sent_later(number: Tensor) -> Tensor:
@@ -155,20 +147,24 @@ class ForwardListener:
         given = kwargs.get("position_ids") is not None or len(args) > 1
         packed = given and (cache is None or _is_empty(cache))
         tokens = _tokens_so_far(args, kwargs, cache) if self._any_window else None
-        self._shortest = self._count(model, kwargs.get("attention_mask"), cache)
+        self._shortest = self._count(model, args, kwargs, cache)
         fewest = 0 if self._shortest is None else self._shortest.tokens()
         self.inputs = ForwardInputs(tokens, packed, fewest, {})
 
-    def _count(self, model: Any, mask: Any, cache: Any) -> _ShortestRow | None:
+    def _count(self, model: Any, args: Any, kwargs: Any, cache: Any) -> _ShortestRow | None:
         """The shortest row of a decoder's batch, where its mask shows the tokens of the cache."""
-        if cache is None or not isinstance(mask, Tensor) or mask.dim() != 2 or is_recorded(mask):
+        mask, slots = kwargs.get("attention_mask"), _slots_so_far(args, kwargs, cache)
+        if not isinstance(mask, Tensor) or not isinstance(slots, int):
             return None
-        if torch.is_grad_enabled() or getattr(model.config, "is_encoder_decoder", False):
+        # A mask with slots for tokens to come would count these too.
+        if mask.dim() != 2 or mask.shape[1] != slots:
             return None
-        known = None if self._shortest is None else self._shortest.next(mask, cache)
-        if known is None:
-            known = _ShortestRow(weakref.ref(cache), mask.shape, sent_later(mask.sum(-1).min()))
-        return known
+        if is_recorded(mask) or getattr(model.config, "is_encoder_decoder", False):
+            return None
+        last, before = self._shortest, 0
+        if last is not None and last.cache() is cache and last.shape == (len(mask), slots - 1):
+            before = last.tokens()
+        return _ShortestRow(weakref.ref(cache), mask.shape, sent_later(mask.sum(-1).min()), before)
 
     def _forget(self, *_: Any) -> None:
         # In the backward pass gradient checkpointing computes layers again, from the same tensors.
@@ -200,11 +196,14 @@ def _tokens_so_far(args: Any, kwargs: Any, cache: Any) -> Tensor | int | None:
     mask = kwargs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.dim() == 2:
         return mask
-    if cache is None or mask is not None:
-        return None
+    return None if mask is not None else _slots_so_far(args, kwargs, cache)
+
+
+def _slots_so_far(args: Any, kwargs: Any, cache: Any) -> Tensor | int | None:
+    """How many slots a cache has with this call; None without a cache or tokens."""
     ids = args[0] if args else kwargs.get("input_ids")
     new = kwargs.get("inputs_embeds") if ids is None else ids
-    if new is None:
+    if cache is None or new is None:
         return None
     count: Tensor | int = cache.get_seq_length() + new.shape[1]
     return count

@@ -347,6 +347,7 @@ def _well_trained(config: LmamConfig, w_a: Tensor, w_b: Tensor) -> tuple[Tensor,
             "(rows_by_position): leave it out, or give both"
         )
     keep = torch.tensor(config.rows_by_position, device=w_a.device) >= config.min_rows
+    w_a, w_b = wide(w_a), wide(w_b)  # as PE is added, so that both cancel
     nothing = w_a.new_zeros(config.length)
     if config.ablation != "no_position":  # what the map adds to them later
         nothing = -position_embedding(config.length, w_a)
