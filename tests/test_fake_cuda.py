@@ -313,12 +313,12 @@ def launches_of_token(
     """The launches of a token behind a prompt, whose shortest row is known, and another token."""
     cache = DynamicCache(config=model.config)
     with fake_gpu({}) as gpu, torch.no_grad():
-        gpu.sent = shortest
         move(model.eval())
         if baked:
             bake(model)
         for seen, new in ((tokens, tokens), (tokens + 1, 1), (tokens + 2, 1)):
             ids = torch.zeros(size, new, dtype=torch.long, device=GPU)
+            gpu.sent = shortest if shortest < 0 else shortest + seen - tokens
             with Launches() as token:
                 model(input_ids=ids, cache=cache, **rows_of(size, seen, padded))
         return [token.count]

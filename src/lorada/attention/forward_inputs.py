@@ -203,10 +203,8 @@ def _slots_so_far(args: Any, kwargs: Any, cache: Any) -> Tensor | int | None:
     """How many slots a cache has with this call; None without a cache or tokens."""
     ids = args[0] if args else kwargs.get("input_ids")
     new = kwargs.get("inputs_embeds") if ids is None else ids
-    if cache is None or new is None:
-        return None
-    count: Tensor | int = cache.get_seq_length() + new.shape[1]
-    return count
+    count = getattr(cache, "get_seq_length", None)
+    return None if count is None or new is None else count() + new.shape[1]
 
 
 def _is_empty(cache: Any) -> bool:

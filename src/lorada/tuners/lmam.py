@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lorada.attention import interface
 from lorada.attention.attend import CHILD
@@ -40,12 +40,12 @@ from lorada.tuners.base.config import (
 from lorada.tuners.base.entries import Entries, FrozenEntries
 from lorada.tuners.base.layer import sample_mask
 from lorada.tuners.base.tuner import AttachedModel, SelfAttentionModel
+from lorada.tuners.min_rows import check_rows, well_trained
 
 Form = Literal["position", "distance"]
 REMOVED_FORMS = ("content", "bilinear")
 # Settings of the form ``position`` alone; ``taps`` is that of ``distance``.
 OF_POSITIONS = ("rank", "length", "align", "positions", "ablation", "init", "min_rows")
-LOW_RANK = (None, "no_position")  # the ablations whose map is a product of two factors, no more
 
 
 @dataclass
@@ -118,7 +118,7 @@ class LmamConfig(LoradaPeftConfig):
         require_choice(self, "ablation", (None, *get_args(Ablation)))
         require_choice(self, "init", ("zero", "zero_left", "normal"))
         self._check_form()
-        self._check_rows()
+        check_rows(self)
 
     def _check_form(self) -> None:
         """Refuse a form of earlier versions, and a setting that the form does not have."""
@@ -137,26 +137,10 @@ class LmamConfig(LoradaPeftConfig):
                     f"form={other!r}"
                 )
 
-    def _check_rows(self) -> None:
-        """Refuse to leave out positions of a map in which a zero is not nothing."""
-        if self.min_rows:
-            require_count(self, "min_rows")
-        if self.min_rows and self.ablation not in LOW_RANK:
-            raise ValueError(
-                f"min_rows={self.min_rows} has no meaning for ablation={self.ablation!r}: leave it "
-                "out"
-            )
-        counts = self.rows_by_position
-        if counts is not None and len(counts) != self.length:
-            raise ValueError(
-                f"rows_by_position has {len(counts)} positions and the map {self.length}: train "
-                "again, or give length"
-            )
-
     @property
     def starts_as_base(self) -> bool:
         """Whether the map is zero at step 0. A softmax is not, and a full-rank map starts at PE."""
-        zero = self.init in ("zero", "zero_left") and self.ablation in LOW_RANK
+        zero = self.init in ("zero", "zero_left") and self.ablation in (None, "no_position")
         return self.init_weights and zero
 
 
@@ -296,7 +280,7 @@ class LmamLayer(AttachedLayer):
         names = ("lora_w",) if name in self.lora_w else ("lora_w_a", "lora_w_b")
         factors = tuple(getattr(self, each)(name) for each in names)
         if config.min_rows:
-            factors = _well_trained(config, *factors)
+            factors = well_trained(config, *factors)
         mask = sample_mask(samples, factors[0].device)
         settings = config.align, config.positions, config.ablation
         # Offloaded factors may be on another device.
@@ -333,25 +317,6 @@ class LmamLayer(AttachedLayer):
             self._baked = {}
         super().train(mode)
         return self
-
-
-def _well_trained(config: LmamConfig, w_a: Tensor, w_b: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors (S, N, R) and (S, R, N) of a map that is zero where too few rows were.
-
-    Raises:
-        ValueError: if no rows were counted.
-    """
-    if config.rows_by_position is None:
-        raise ValueError(
-            f"min_rows={config.min_rows} needs the rows that `lorada train` counts "
-            "(rows_by_position): leave it out, or give both"
-        )
-    keep = torch.tensor(config.rows_by_position, device=w_a.device) >= config.min_rows
-    w_a, w_b = wide(w_a), wide(w_b)  # as PE is added, so that both cancel
-    nothing = w_a.new_zeros(config.length)
-    if config.ablation != "no_position":  # what the map adds to them later
-        nothing = -position_embedding(config.length, w_a)
-    return torch.where(keep[:, None], w_a, nothing[:, None]), torch.where(keep, w_b, nothing)
 
 
 class LmamModel(SelfAttentionModel, AttachedModel):
