@@ -16,6 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lorada.cli.app import (
+    COMPLETE_TASK,
+    METHOD,
+    MODEL,
     DataDir,
     Json,
     Remote,
@@ -46,9 +49,12 @@ def train(
         str | None, typer.Argument(help="a YAML file or the name of a built-in recipe")
     ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
-    method: Annotated[str | None, typer.Option(help="see `lorada methods`")] = None,
-    model: Annotated[str | None, typer.Option(help="hub id, folder, or a packaged name")] = None,
-    task: Annotated[str | None, typer.Option(help="see `lorada tasks`; commas for more")] = None,
+    method: Annotated[str | None, METHOD] = None,
+    model: Annotated[str | None, MODEL] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="see `lorada tasks`; commas for more", autocompletion=COMPLETE_TASK),
+    ] = None,
     data_dir: DataDir = None,
     data: Annotated[str | None, typer.Option(help="training rows, .jsonl or .csv")] = None,
     output: Annotated[
@@ -247,7 +253,7 @@ def search(
     output: Annotated[str, typer.Option(help="folder of the search and its runs")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value …")] = None,
     method: Annotated[str | None, typer.Option(help="autopeft")] = None,
-    model: Annotated[str | None, typer.Option(help="hub id, folder, or a packaged name")] = None,
+    model: Annotated[str | None, MODEL] = None,
     data: Annotated[str | None, typer.Option(help="training rows, .jsonl or .csv")] = None,
     eval_data: Annotated[str | None, typer.Option(help="held-out rows to score on")] = None,
     trials: Annotated[int, typer.Option(help="configurations to try; 200 as published")] = 200,
