@@ -21,7 +21,8 @@ FIXED_ARGUMENTS = {
 }  # fmt: skip
 # Fields of part configs that no override may set, in addition to those of every PEFT config.
 FIXED_FIELDS = {
-    "usage", "lorada_version", "runtime_config", "trainable_token_indices", "base_model_type",
+    "library", "usage", "lorada_version", "runtime_config", "trainable_token_indices",
+    "base_model_type",
 }  # fmt: skip
 
 
