@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lorada.tasks import TASKS
     from lorada.tuners.lmam import bake
     from lorada.tuners.stack.beside import as_stack
-    from lorada.tuners.stack.stack import merge_weights
+    from lorada.tuners.stack.merging import merge_weights
 
 __all__ = [
     "METHODS",
@@ -51,7 +51,7 @@ _LAZY = {
     "METHODS": "lorada.methods.table",
     "as_stack": "lorada.tuners.stack.beside",
     "bake": "lorada.tuners.lmam",
-    "merge_weights": "lorada.tuners.stack.stack",
+    "merge_weights": "lorada.tuners.stack.merging",
     "build_method": "lorada.methods.build",
     "TASKS": "lorada.tasks",
 }

@@ -89,6 +89,10 @@ MISTAKES = {
     "chat with no run": (["chat", "run", "none"], "none is not a run"),
     "chat with a class": (["chat", "labelled"], "labelled is a classifier of y and writes no text"),
     "serve no run": (["serve", "none"], "none is not a run"),
+    "generate with a class": (
+        ["generate", "labelled", "--prompt", "a"],
+        "labelled is a classifier of y and writes no text: score it with lorada evaluate labelled",
+    ),
     "serve a class": (["serve", "labelled"], "labelled is a classifier of y and writes no text"),
     "serve with an empty key": (["serve", "run", "--api-key", ""], "--api-key is empty, or has a"),
     "serve with a key no client can send": (

@@ -18,7 +18,7 @@ from lorada.cli.app import (
     suggest,
     waiting,
 )
-from lorada.support.errors import needs_extra
+from lorada.support.errors import needs_extra, refuse_empty
 from lorada.support.files import as_typed, write_atomic
 
 PATIENCE = 5.0  # seconds that a page which is being made has when the server ends
@@ -85,7 +85,7 @@ def _show_maps(
     *, remote: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Print the effect size of every layer's map on a sentence, and draw one head as Figure 1."""
-    from lorada.cli.checks import can_be_scored, check_run, refuse_empty
+    from lorada.cli.checks import can_be_scored, check_run
     from lorada.cli.plot_commands import draw, figure_1
 
     if len(runs) > 1 or len(text) > 1:

@@ -98,7 +98,8 @@ def _plot_losses(runs: list[Path], output: Path) -> None:
 
 
 def _plot_maps(run: Path, text: str, output: Path) -> None:
-    from lorada.cli.checks import check_run, refuse_empty
+    from lorada.cli.checks import check_run
+    from lorada.support.errors import refuse_empty
 
     recipe = check_run(run)
     refuse_empty(text)

@@ -179,9 +179,9 @@ def evaluate(
         raise ValueError(f"--lm-eval {lm_eval} brings its own rows: leave out {data or data_dir}")
     if lm_eval is not None and with_text:
         raise ValueError(f"--lm-eval {lm_eval} keeps no answers: leave out --with-text")
-    from lorada.cli.checks import check_run, check_scored
+    from lorada.cli.checks import check_scored, check_writers
 
-    recipe = check_scored(run, data, data_dir) if lm_eval is None else check_run(run)
+    recipe = check_scored(run, data, data_dir) if lm_eval is None else check_writers([run])
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.inference.evaluate import evaluate as evaluate_file
     from lorada.inference.evaluate import evaluate_tasks, has_tasks
@@ -233,9 +233,9 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Continue prompts with a finished run."""
-    from lorada.cli.checks import check_run
+    from lorada.cli.checks import check_writers
 
-    recipe = check_run(run)
+    recipe = check_writers([run])
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.inference.generate import continue_prompts
 

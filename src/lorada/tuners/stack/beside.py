@@ -34,7 +34,7 @@ def as_stack(adapter: str | Path | PeftConfig) -> LoradaConfig:
         config = PeftConfig.from_pretrained(str(adapter))
     if isinstance(config, LoradaConfig):
         return config
-    fields = {name: getattr(config, name, None) for name in KEPT}
+    fields: dict[str, Any] = {name: getattr(config, name, None) for name in KEPT}
     stack = LoradaConfig(parts=[config], **fields)
     if hasattr(stack.parts[0], "modules_to_save"):
         stack.parts[0].modules_to_save = None  # they are the stack's now

@@ -387,22 +387,6 @@ class LoradaModel(BaseTuner):  # type: ignore[misc]
         bake(self.model)
 
 
-def merge_weights(model: PeftModel) -> nn.Module:
-    """``model.merge_weights()`` of a model with a stack, as a function with types.
-
-    Raises:
-        ValueError: as that does, or for a model without a stack.
-    """
-    stack = model.base_model
-    if not isinstance(stack, LoradaModel):
-        kind = next(iter(model.peft_config.values())).peft_type.value
-        raise ValueError(
-            f"merge_weights is for a stack, and this adapter has the type {kind}: "
-            "model.merge_and_unload() merges a plain one"
-        )
-    return stack.merge_weights()
-
-
 register(STACK, LoradaConfig, LoradaModel)
 beside.register()
 exported_config.register()
